@@ -1,0 +1,1 @@
+"""What statements may see: tables, files, and what of a command line."""

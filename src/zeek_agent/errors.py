@@ -1,0 +1,21 @@
+"""The errors that people and Zeek get to see. Each message says what was tried, on what, and what to do."""
+
+
+class ZeekAgentError(Exception):
+    """Something failed; the message is complete and fit for an operator. Ends the program with exit code 1."""
+
+
+class UsageError(ZeekAgentError):
+    """The user asked for something that cannot be: a flag, a configuration value, a file. Exit code 2."""
+
+
+class SqlError(ZeekAgentError):
+    """A statement could not be compiled or run."""
+
+
+class AccessDeniedError(SqlError):
+    """A statement touches a table, file, function or pragma that it may not use."""
+
+
+class LimitError(SqlError):
+    """A statement ran into a limit on time, rows or size."""

@@ -1,0 +1,51 @@
+"""What a table may ask of its surroundings, besides the system: the clock, access rules, the agent's own state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from zeek_agent.access import AccessPolicy
+
+if TYPE_CHECKING:
+    from zeek_agent.schema import Row, Table
+
+
+class AgentView(Protocol):
+    """The running agent as its own tables show it. Each method yields rows of the table that it is named after."""
+
+    id: str
+    instance: str
+    hostname: str
+
+    def uptime(self) -> float:
+        """Seconds since the agent started."""
+        ...
+
+    def tables(self) -> Iterable[Table]:
+        """The tables that can be asked now."""
+        ...
+
+    def connections(self) -> Iterable[Row]: ...
+
+    def queries(self) -> Iterable[Row]: ...
+
+    def sources(self) -> Iterable[Row]: ...
+
+    def gaps(self) -> Iterable[Row]: ...
+
+    def log(self) -> Iterable[Row]: ...
+
+    def config(self) -> Iterable[Row]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Handed to every table with the constraints of the statement."""
+
+    agent: AgentView
+    access: AccessPolicy = field(default_factory=AccessPolicy)
+    clock: Callable[[], float] = time.time
+    proc: str = "/proc"

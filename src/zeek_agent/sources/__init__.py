@@ -1,0 +1,52 @@
+"""Where facts come from: the kernel, /proc, netlink, files. Nothing here knows SQL or Zeek."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from zeek_agent.schema import Row
+
+Sink: TypeAlias = "Callable[[str, Sequence[Row]], None]"
+"""Takes rows of the named event table; never blocks, may be called from any thread."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a source has seen and lost since it started. `lost` is by cause: `overrun`, `decode`, `store`."""
+
+    received: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+    last_error: str | None = None
+
+
+class Source(ABC):
+    """A recorder of events: probe it, start it with a sink, stop it.
+
+    `kind` is the concern (`processes`, `sockets`), `backend` how it is done (`ebpf`, `audit`, …).
+    """
+
+    kind: str
+    backend: str
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+
+    @abstractmethod
+    def probe(self) -> str | None:
+        """None when the source can work here; else why not, in one line that says what to do about it."""
+
+    @abstractmethod
+    def start(self, sink: Sink) -> None:
+        """Begin to record. Raises OSError when the system refuses after all."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End recording and hand what is left to the sink. May be called twice."""
+
+    def drain(self) -> None:  # noqa: B027
+        """Hand over now what the kernel holds, so that a query that follows sees it."""

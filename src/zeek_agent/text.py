@@ -1,0 +1,64 @@
+"""Text from the host, which is bytes: process names, paths, file lines.
+
+Inside the agent such text is a `str` that SQLite can store and that maps back to the same bytes: each byte that is not
+part of valid UTF-8 becomes one character of U+EF80…U+EFFF (the private range that MirBSD's OPTU-8 uses for this); a
+genuine character of that range is kept byte by byte the same way, so nothing is ambiguous. Ordinary text, which is
+nearly all of it, is unchanged, and SQL compares it as one would expect.
+
+Towards Zeek and a terminal `escaped` writes what Zeek's own logs write: `\\xNN` for such bytes and for control
+characters, a backslash doubled.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+_RAW = 0xEF00
+_GENUINE = re.compile("[\uef80-\uefff]")
+_SURROGATE = re.compile("[\udc80-\udcff]")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNSAFE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\\\\uef80-\uefff\ud800-\udfff]")
+
+
+def from_bytes(raw: bytes) -> str:
+    """Host bytes as text that SQLite can store; `to_bytes` gives the same bytes back."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        text = raw.decode(errors="surrogateescape")
+    if text.isascii():
+        return text
+    if _GENUINE.search(text):
+        text = _GENUINE.sub(lambda match: "".join(chr(_RAW + byte) for byte in match[0].encode()), text)
+    return _SURROGATE.sub(lambda match: chr(_RAW + ord(match[0]) - 0xDC00), text)
+
+
+def from_os(text: str) -> str:
+    """The same for a `str` that Python decoded from the system (`os.listdir`, `pwd`), surrogates and all."""
+    return text if text.isascii() else from_bytes(os.fsencode(text))
+
+
+def to_bytes(text: str) -> bytes:
+    """The host's bytes again. Lone surrogates, which no host text has here, become `?`."""
+    if text.isascii():
+        return text.encode()
+    text = _LONE_SURROGATE.sub("?", text)
+    return _GENUINE.sub(lambda match: chr(0xDC00 + ord(match[0]) - _RAW), text).encode(errors="surrogateescape")
+
+
+def escaped(text: str) -> str:
+    """Printable form: control characters and raw bytes as `\\xNN`, a backslash doubled; valid UTF-8 stays."""
+    if _UNSAFE.search(text) is None:
+        return text
+    return _UNSAFE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
+    if character == "\\":
+        return "\\\\"
+    code = ord(character)
+    if 0xEF80 <= code <= 0xEFFF:
+        return f"\\x{code - _RAW:02x}"
+    return "".join(f"\\x{byte:02x}" for byte in character.encode(errors="surrogatepass"))
