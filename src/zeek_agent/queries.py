@@ -1,15 +1,38 @@
-"""Installed queries: what Zeek asked for, when it runs, what is sent."""
+"""Installed queries: what Zeek asked for, when it runs, what is sent, and what counts as delivered.
+
+Each query is a task: run, compare, deliver, remember, wait for its next turn. A query never runs again before its last
+rows were delivered, so that a slow Zeek bounds the agent's memory instead of filling it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import hashlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from zeek_agent.differences import Snapshot
+from zeek_agent.errors import SqlError
+
 if TYPE_CHECKING:
-    from zeek_agent.database import Profile, ResultColumn
+    from zeek_agent.database import Database, Profile, Result, ResultColumn
+    from zeek_agent.events import EventStore
     from zeek_agent.schema import Row
+
+log = logging.getLogger(__name__)
+
+EVENT_SLICE = 10_000
+"""Most events that one run of a query looks at; a backlog is worked off slice by slice."""
+SNAPSHOT_BYTES_MAX = 64 * 1024 * 1024
+"""Largest packed snapshot that is kept on disk."""
+ERROR_INTERVAL = 60.0
+"""Seconds after which a query's unchanged run-time error is reported again."""
 
 
 class Subscription(StrEnum):
@@ -40,6 +63,10 @@ class Query:
     requires_tables: frozenset[str] = frozenset()
     if_missing_tables: frozenset[str] = frozenset()
 
+    @property
+    def once(self) -> bool:
+        return not self.schedule or self.subscription is None
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -54,12 +81,323 @@ class Report:
 class Recipient(Protocol):
     """Who installed a query: a Zeek instance behind a connection, or a shell."""
 
-    identity: str
-    """Stable across restarts of either side: the destination. Key of what was delivered."""
-    profile: Profile
+    @property
+    def identity(self) -> str:
+        """Stable across restarts of either side: the destination. Key of what was delivered."""
+        ...
+
+    @property
+    def profile(self) -> Profile: ...
 
     async def deliver(self, report: Report) -> None:
         """Send the rows and return once the recipient has them. Raises ConnectionError when it is gone."""
 
     async def fail(self, query_id: str, query: Query, message: str) -> None:
         """Report that a query could not be compiled or run."""
+
+
+class State(StrEnum):
+    """Where an installed query stands."""
+
+    RUNNING = "running"
+    WAITING = "waiting"
+    """Its `requires_tables` are not all there, or one of its `if_missing_tables` is."""
+    FAILING = "failing"
+    """Its last run ended with an error."""
+
+
+@dataclass(slots=True)
+class Installed:
+    """A query with its recipient, progress and counters."""
+
+    query_id: str
+    query: Query
+    recipient: Recipient
+    key: str
+    durable: bool
+    """Whether its progress is kept on disk; not so for a second, identical query at the same time."""
+    state: State = State.RUNNING
+    event_tables: frozenset[str] = frozenset()
+    seen: dict[str, int] = field(default_factory=dict)
+    """By event table: the last sequence number that was delivered."""
+    snapshot: Snapshot | None = None
+    reported: bool = False
+    """Whether a first result was reported in this life of the query."""
+    runs: int = 0
+    rows: int = 0
+    lost: int = 0
+    """Events that retention removed before they could be delivered."""
+    errors: int = 0
+    last_run: float | None = None
+    last_duration: float | None = None
+    last_error: str | None = None
+    last_error_reported: float = float("-inf")
+
+
+class QueryRunner:
+    """Runs installed queries on a database and hands their rows to whoever installed them.
+
+    `drain` brings the event store up to date with the kernel; it is awaited before an event query looks.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: EventStore | None = None,
+        *,
+        drain: Callable[[], Awaitable[None]] | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._drain = drain
+        self._clock = clock
+        self._monotonic = monotonic
+        self._installed: dict[str, Installed] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tables_changed = asyncio.Event()
+        database.on_change(self._notice_tables)
+
+    @property
+    def installed(self) -> Sequence[Installed]:
+        """The queries that are installed now."""
+        return tuple(self._installed.values())
+
+    async def install(self, recipient: Recipient, query_id: str, query: Query) -> None:
+        """Start a query; an id that is known already is ignored.
+
+        A statement that does not compile is reported to the recipient and not installed.
+        """
+        if query_id in self._installed:
+            log.debug("query %s is installed already", query_id)
+            return
+        key = _key(recipient.identity, query)
+        durable = not any(other.key == key and other.durable for other in self._installed.values())
+        installed = Installed(query_id, query, recipient, key, durable)
+        self._installed[query_id] = installed
+        task = asyncio.create_task(self._live(installed), name=f"query {query_id}")
+        self._tasks[query_id] = task
+        task.add_done_callback(lambda done: self._forget(query_id, done))
+
+    def cancel(self, query_id: str) -> None:
+        """End a query; an unknown id is ignored."""
+        if task := self._tasks.get(query_id):
+            self._installed.pop(query_id, None)
+            task.cancel()
+
+    def drop(self, recipient: Recipient) -> None:
+        """End all queries of a recipient that is gone."""
+        for installed in self.installed:
+            if installed.recipient is recipient:
+                self.cancel(installed.query_id)
+
+    async def close(self) -> None:
+        """End all queries."""
+        tasks = list(self._tasks.values())
+        for query_id in list(self._tasks):
+            self.cancel(query_id)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _forget(self, query_id: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(query_id) is task:
+            del self._tasks[query_id]
+            self._installed.pop(query_id, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("query %s ended: %s", query_id, error, exc_info=error)
+
+    def _notice_tables(self) -> None:
+        """Called when tables come or go, in the event loop's thread."""
+        self._tables_changed.set()
+        self._tables_changed = asyncio.Event()
+
+    # A query's life
+
+    async def _live(self, installed: Installed) -> None:
+        """Run a query at its schedule until it is cancelled or its recipient is gone."""
+        with suppress(ConnectionError):
+            await self._wait_for_tables(installed)
+            if not await self._prepare(installed):
+                return
+            start = self._monotonic()
+            while True:
+                await self._turn(installed)
+                if installed.query.once:
+                    return
+                await self._sleep(start, installed.query.schedule or 0.0)
+                await self._wait_for_tables(installed)
+
+    async def _wait_for_tables(self, installed: Installed) -> None:
+        query = installed.query
+        while not (
+            query.requires_tables <= self._database.tables.keys()
+            and query.if_missing_tables.isdisjoint(self._database.tables.keys())
+        ):
+            if installed.state is not State.WAITING:
+                log.info("query %s waits for its tables: %s", installed.query_id, query.sql)
+            installed.state = State.WAITING
+            await self._tables_changed.wait()
+        if installed.state is State.WAITING:
+            installed.state = State.RUNNING
+
+    async def _sleep(self, start: float, schedule: float) -> None:
+        """Wait for the next multiple of the schedule, so that queries installed together also run together."""
+        now = self._monotonic()
+        turns = int((now - start) / schedule) + 1
+        await asyncio.sleep(start + turns * schedule - now)
+
+    async def _prepare(self, installed: Installed) -> bool:
+        query = installed.query
+        try:
+            statement = await self._database.prepare(query.sql, profile=installed.recipient.profile)
+        except SqlError as error:
+            message = f"could not compile query (failed to compile SQL statement: {query.sql} ({error}))"
+            log.warning("query %s of %s: %s", installed.query_id, installed.recipient.identity, message)
+            await installed.recipient.fail(installed.query_id, query, message)
+            return False
+        if query.subscription is Subscription.EVENTS and self._store is not None:
+            tables = self._database.tables
+            installed.event_tables = frozenset(
+                name for name in statement.tables if name in tables and tables[name].kind == "events"
+            )
+        self._restore(installed)
+        return True
+
+    def _restore(self, installed: Installed) -> None:
+        """Take up what was delivered to this recipient in an earlier life; a new query starts with now."""
+        store = self._store
+        if store is None:
+            return
+        delivered = store.delivered(installed.key) if installed.durable else None
+        for table in installed.event_tables:
+            installed.seen[table] = delivered.seqs.get(table, store.last(table)) if delivered else store.last(table)
+        if installed.event_tables and delivered is None:
+            self._remember(installed)
+        if delivered and delivered.snapshot is not None and not installed.event_tables:
+            try:
+                installed.snapshot = Snapshot.unpack(delivered.snapshot)
+            except ValueError as error:
+                log.warning("query %s starts anew: %s", installed.query_id, error)
+
+    async def _turn(self, installed: Installed) -> None:
+        """One run. An error of the statement is reported, and the query goes on at its next turn."""
+        installed.last_run = self._clock()
+        started = self._monotonic()
+        try:
+            await (self._run_events(installed) if installed.event_tables else self._run_snapshot(installed))
+        except SqlError as error:
+            await self._report_error(installed, str(error))
+        else:
+            installed.state = State.RUNNING
+        installed.runs += 1
+        installed.last_duration = self._monotonic() - started
+
+    async def _report_error(self, installed: Installed, message: str) -> None:
+        installed.errors += 1
+        installed.state = State.FAILING
+        now = self._monotonic()
+        if message == installed.last_error and now - installed.last_error_reported < ERROR_INTERVAL:
+            return
+        installed.last_error, installed.last_error_reported = message, now
+        log.warning("query %s of %s failed: %s", installed.query_id, installed.recipient.identity, message)
+        text = f"could not run query (statement: {installed.query.sql} ({message}))"
+        await installed.recipient.fail(installed.query_id, installed.query, text)
+
+    async def _query(self, installed: Installed, window: Mapping[str, tuple[int, int]] | None = None) -> Result:
+        from zeek_agent.database import Lane
+
+        result = await self._database.query(
+            installed.query.sql,
+            profile=installed.recipient.profile,
+            lane=Lane.EVENTS if window else Lane.SNAPSHOTS,
+            window=window,
+            origin=installed.recipient.identity,
+        )
+        if result.errors:
+            await self._report_error(installed, f"rows left out: {'; '.join(result.errors)}")
+        return result
+
+    async def _deliver(self, installed: Installed, result: Result, rows: Sequence[tuple[Change | None, Row]]) -> None:
+        if rows:
+            await installed.recipient.deliver(Report(installed.query_id, installed.query, result.columns, rows))
+            installed.rows += len(rows)
+
+    # Event queries
+
+    async def _run_events(self, installed: Installed) -> None:
+        """Deliver what was recorded since the last delivery, a slice at a time."""
+        assert self._store is not None
+        if self._drain is not None:
+            await self._drain()
+        while window := self._window(installed, self._store):
+            result = await self._query(installed, window)
+            await self._deliver(installed, result, [(Change.ADD, row) for row in result.rows])
+            installed.seen.update({table: high for table, (_, high) in window.items()})
+            self._remember(installed)
+
+    def _window(self, installed: Installed, store: EventStore) -> dict[str, tuple[int, int]] | None:
+        """The sequence numbers to look at, by table: after the first and up to the second; None for nothing new."""
+        window: dict[str, tuple[int, int]] = {}
+        for table, seen in installed.seen.items():
+            first, last = store.first(table), store.last(table)
+            if first > seen + 1:
+                installed.lost += first - seen - 1
+                log.warning("query %s: %d rows of %s expired unseen", installed.query_id, first - seen - 1, table)
+                seen = first - 1
+            window[table] = (seen, last)
+        if len(window) == 1:
+            window = {table: (low, min(high, low + EVENT_SLICE)) for table, (low, high) in window.items()}
+        return window if any(high > low for low, high in window.values()) else None
+
+    # Snapshot queries
+
+    async def _run_snapshot(self, installed: Installed) -> None:
+        """Deliver a result, or how it differs from the last one that was delivered."""
+        result = await self._query(installed)
+        if installed.query.once or installed.query.subscription is Subscription.SNAPSHOTS:
+            await self._deliver(installed, result, [(None, row) for row in result.rows])
+            return
+        columns = tuple((column.name, str(column.type)) for column in result.columns)
+        snapshot = Snapshot(columns, result.rows)
+        before = installed.snapshot if installed.snapshot and installed.snapshot.columns == columns else None
+        if before == snapshot and installed.reported:
+            return
+        await self._deliver(installed, result, _changes(installed, before, snapshot))
+        installed.snapshot, installed.reported = snapshot, True
+        if before != snapshot:
+            self._remember(installed)
+
+    def _remember(self, installed: Installed) -> None:
+        """Keep on disk what the recipient has, so that changes while it is away are reported later."""
+        if self._store is None or not installed.durable or installed.query.once:
+            return
+        packed = installed.snapshot.pack() if installed.snapshot is not None else None
+        if packed is not None and len(packed) > SNAPSHOT_BYTES_MAX:
+            log.warning("query %s: its snapshot of %d bytes is too large to keep", installed.query_id, len(packed))
+            packed = None
+        self._store.acknowledge(installed.key, installed.seen, packed)
+
+
+def _changes(
+    installed: Installed, before: Snapshot | None, now: Snapshot
+) -> list[tuple[Change | None, tuple[object, ...]]]:
+    subscription = installed.query.subscription
+    if subscription is Subscription.SNAPSHOT_PLUS_DIFFERENCES and not installed.reported:
+        return [(None, row) for row in now.rows.elements()]
+    if before is None:
+        return []
+    new: list[tuple[Change | None, tuple[object, ...]]] = [(Change.ADD, row) for row in before.new(now)]
+    if subscription is Subscription.EVENTS:
+        return new
+    return [*((Change.DELETE, row) for row in before.gone(now)), *new]
+
+
+def _key(identity: str, query: Query) -> str:
+    """What a query is, whatever its id: who asked, what, and how it is to be reported."""
+    parts = (identity, query.sql, query.event, query.cookie or "", query.subscription or "")
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()
+
+
+def counts(installed: Sequence[Installed]) -> Counter[State]:
+    """How many queries are in which state."""
+    return Counter(one.state for one in installed)

@@ -1,0 +1,36 @@
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+
+.PHONY: help setup run test lint docs docs-check bench lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Set up the virtual environment, system packages (as root) and BPF objects
+	@./packaging/setup.sh
+
+run: setup ## Run the agent with its embedded collector: Zeek logs grow in ./logs (more flags: ARGS="…")
+	@$(BIN)/zeek-agent run $(ARGS)
+
+test: setup ## Run all tests (a selection: ARGS="-k sockets")
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## Check style, types and generated documentation
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m zeek_agent.reference --check
+
+docs: setup ## Generate docs/tables.md, docs/cli.md and docs/configuration.md
+	@$(BIN)/python -m zeek_agent.reference
+
+bench: setup ## Run the benchmarks, each prints a table
+	@for benchmark in benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
+
+lock: setup ## Resolve the locked dependencies anew
+	@$(BIN)/pip install --quiet uv
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --all-extras --group dev --output-file requirements.lock pyproject.toml
+
+clean: ## Remove what setup and builds made
+	rm -rf .venv dist build .mypy_cache .pytest_cache .ruff_cache
+	find src -name '*.bpf.o' -delete
