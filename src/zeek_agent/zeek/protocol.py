@@ -1,0 +1,443 @@
+"""The Zeek Agent's API, version 1, as messages on Zeek's WebSocket: topics, events and records, both ways.
+
+The agent writes hellos, rows, errors and a farewell and reads what Zeek wants; a server (the collector) does the
+reverse. Writing gives the JSON text of one frame. Reading takes a frame's bytes: `read_message` tells what kind it is,
+`zeek_event` and `agent_event` what it says. Records travel as vectors by position; trailing fields that a newer peer
+adds are ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+
+from msgspec import Struct, field
+
+from zeek_agent.queries import Change, Query, Subscription
+from zeek_agent.zeek import data
+from zeek_agent.zeek.data import Data, ProtocolError
+
+if TYPE_CHECKING:
+    from zeek_agent.schema import Value
+
+T = TypeVar("T", bound=Data)
+
+PATH: Final = "/v1/messages/json"
+DEFAULT_PORT: Final = 27759
+OLDEST_PACKAGE: Final = 200_020_008
+"""The first version of Zeek's package (2.0.2-8) that speaks this API."""
+
+AGENT_HELLO: Final = "ZeekAgentAPI::agent_hello_v1"
+AGENT_SHUTDOWN: Final = "ZeekAgentAPI::agent_shutdown_v1"
+AGENT_ERROR: Final = "ZeekAgentAPI::agent_error_v1"
+ZEEK_HELLO: Final = "ZeekAgentAPI::zeek_hello_v1"
+ZEEK_SHUTDOWN: Final = "ZeekAgentAPI::zeek_shutdown_v1"
+INSTALL_QUERY: Final = "ZeekAgentAPI::install_query_v1"
+CANCEL_QUERY: Final = "ZeekAgentAPI::cancel_query_v1"
+
+HELLO_FIELDS: Final = (
+    "agent_id",
+    "instance_id",
+    "hostname",
+    "addresses",
+    "platform",
+    "os_name",
+    "kernel_name",
+    "kernel_version",
+    "kernel_arch",
+    "agent_version",
+    "uptime",
+    "tables",
+)
+"""Fields of `AgentHelloV1`, as package 2.4 has them."""
+BROKER_INDEX: Final = HELLO_FIELDS.index("uptime")
+HELLO_FIELDS_BROKER: Final = (*HELLO_FIELDS[:BROKER_INDEX], "broker", *HELLO_FIELDS[BROKER_INDEX:])
+"""The same for packages up to 2.3, which come with Zeek before 8.1."""
+
+_ENUM: Final = "ZeekAgent::"
+_QUERY_FIELDS: Final = 7
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_VERSION = re.compile(r"v?([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})(?:-([0-9]{1,6}))?\b")
+
+
+def host_topic(agent_id: str) -> str:
+    """Zeek to one agent."""
+    return f"/zeek-agent/query/host/{agent_id}"
+
+
+def group_topic(group: str, agent_id: str | None = None) -> str:
+    """Zeek to the agents of a group, or to one agent as a member of it."""
+    return f"/zeek-agent/query/group/{group}" if agent_id is None else f"/zeek-agent/query/group/{agent_id}/{group}"
+
+
+def response_topic(agent_id: str, instance: str = "all") -> str:
+    """An agent to one Zeek instance, or to all."""
+    return f"/zeek-agent/response/{instance}/{agent_id}"
+
+
+def subscriptions(agent_id: str, groups: Iterable[str], platform: str) -> list[str]:
+    """The topics that an agent listens to. Zeek lower-cases group names, so each is also subscribed in lower case."""
+    topics = [host_topic(agent_id)]
+    for name in ("all", platform, *groups):
+        for group in (name, name.lower()):
+            topics += [group_topic(group), group_topic(group, agent_id)]
+    return list(dict.fromkeys(topics))
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The server's answer to the subscription."""
+
+    endpoint: str
+    version: str
+
+    @property
+    def is_broker(self) -> bool:
+        """Whether it is Broker's own WebSocket server, of Zeek before 8.1; its package knows 13 hello fields."""
+        return _UUID.fullmatch(self.endpoint) is not None
+
+    @property
+    def lacks_backend(self) -> bool:
+        """Whether Zeek runs without a cluster backend: it then takes events and loses them all."""
+        return self.endpoint.startswith("-")
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """The server could not do something with a message that it does not name."""
+
+    code: str
+    context: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """An event as it came, with the topic it was published to."""
+
+    topic: str
+    event: str
+    arguments: Sequence[Data]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Who reports, when (seconds since the epoch), and what the report belongs to."""
+
+    agent_id: str
+    host_time: float
+    query_id: str | None = None
+    change: Change | None = None
+    cookie: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ZeekHello:
+    """A Zeek instance is there. `package_version` may be empty."""
+
+    instance: str
+    version: str = ""
+    version_number: int = 0
+    package_version: str = ""
+
+    @property
+    def package_number(self) -> int | None:
+        """The package's version as `major·10⁸ + minor·10⁶ + patch·10⁴ + commit`; None when it is none."""
+        match = _VERSION.match(self.package_version)
+        if match is None:
+            return None
+        major, minor, patch, commit = (int(part or 0) for part in match.groups())
+        return major * 10**8 + minor * 10**6 + patch * 10**4 + commit
+
+
+@dataclass(frozen=True, slots=True)
+class ZeekShutdown:
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstallQuery:
+    instance: str
+    query_id: str
+    query: Query
+
+
+@dataclass(frozen=True, slots=True)
+class CancelQuery:
+    instance: str
+    query_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentHello:
+    """`columns` is the agent's row of `zeek_agent`: 12 fields, or 13 of an agent that talks to an old package."""
+
+    context: Context
+    columns: data.Vector
+
+    def named(self) -> dict[str, Value]:
+        """The fields as cells by name; only as many as the agent sent."""
+        has_broker = len(self.columns.data) == len(HELLO_FIELDS) + 1
+        return dict(zip(HELLO_FIELDS_BROKER if has_broker else HELLO_FIELDS, data.cells(self.columns), strict=False))
+
+
+@dataclass(frozen=True, slots=True)
+class AgentShutdown:
+    context: Context
+
+
+@dataclass(frozen=True, slots=True)
+class AgentError:
+    context: Context
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """A row for a query; `event` is the event that the query named."""
+
+    event: str
+    context: Context
+    columns: data.Vector
+
+
+ZeekEvent: TypeAlias = ZeekHello | ZeekShutdown | InstallQuery | CancelQuery
+AgentEvent: TypeAlias = AgentHello | AgentShutdown | AgentError | ResultRow
+
+
+class _Envelope(Struct):
+    """Any object on the wire; which fields it has tells what it is."""
+
+    type: str = ""
+    endpoint: str = ""
+    version: str = ""
+    code: str = ""
+    context: str = ""
+    topic: str | None = None
+    data_type: str = field(default="", name="@data-type")
+    data: list[Data] | None = None
+
+
+_ENVELOPE: Final = data.Reader(_Envelope)
+_TOPICS: Final = data.Reader(list[str])
+
+
+def read_message(raw: bytes | str) -> Ack | Error | Message:
+    """What a frame is. Raises ProtocolError for anything else."""
+    envelope: _Envelope = _ENVELOPE.read(raw)
+    if envelope.type == "ack":
+        return Ack(envelope.endpoint, envelope.version)
+    if envelope.type == "error":
+        return Error(envelope.code, envelope.context)
+    if envelope.topic is None:
+        raise ProtocolError("message has no topic")
+    match envelope.data:
+        case [data.Count(data=1), data.Count(data=1), data.Vector(data=[data.String(data=event), arguments, *_])] if (
+            isinstance(arguments, data.Vector)
+        ):
+            return Message(envelope.topic, event, arguments.data)
+    raise ProtocolError("message is not an event of format version 1")
+
+
+def read_subscription(raw: bytes | str) -> list[str]:
+    """The topics of a client's first message. Raises ProtocolError when it is not an array of strings."""
+    topics: list[str] = _TOPICS.read(raw)
+    return topics
+
+
+def zeek_event(message: Message) -> ZeekEvent | None:
+    """What a Zeek instance wants; None for an event that is not of this API. Raises ProtocolError for a wrong shape."""
+    arguments = message.arguments
+    if message.event == ZEEK_HELLO:
+        return _zeek_hello(_text(arguments, 0, "zeek_instance"), _field(arguments, 1, data.Vector, "info").data)
+    if message.event == ZEEK_SHUTDOWN:
+        return ZeekShutdown(_text(arguments, 0, "zeek_instance"))
+    if message.event == INSTALL_QUERY:
+        record = _field(arguments, 2, data.Vector, "query").data
+        return InstallQuery(_text(arguments, 0, "zeek_instance"), _text(arguments, 1, "query_id"), _query(record))
+    if message.event == CANCEL_QUERY:
+        return CancelQuery(_text(arguments, 0, "zeek_instance"), _text(arguments, 1, "query_id"))
+    return None
+
+
+def agent_event(message: Message) -> AgentEvent:
+    """What an agent says; an event that is not of this API is a result row. Raises ProtocolError for a wrong shape."""
+    arguments = message.arguments
+    context = _context(_field(arguments, 0, data.Vector, "ctx").data)
+    if message.event == AGENT_HELLO:
+        return AgentHello(context, _field(arguments, 1, data.Vector, "columns"))
+    if message.event == AGENT_SHUTDOWN:
+        return AgentShutdown(context)
+    if message.event == AGENT_ERROR:
+        return AgentError(context, _text(arguments, 1, "msg"))
+    return ResultRow(message.event, context, _field(arguments, 1, data.Vector, "columns"))
+
+
+def _zeek_hello(instance: str, info: Sequence[Data]) -> ZeekHello:
+    number = _field(info, 1, data.Count, "version_number").data
+    return ZeekHello(
+        instance, _text(info, 0, "version_string"), number, _optional_text(info, 2, "package_version") or ""
+    )
+
+
+def _query(record: Sequence[Data]) -> Query:
+    """A `ZeekAgent::Query`. Fields beyond the seven of version 1 are a newer Zeek's and are ignored."""
+    if len(record) < _QUERY_FIELDS:
+        raise ProtocolError(f"query has {len(record)} fields instead of {_QUERY_FIELDS}")
+    schedule = _optional(record, 1, data.Timespan, "schedule_")
+    subscription = _optional(record, 2, data.EnumValue, "subscription")
+    return Query(
+        sql=_text(record, 0, "sql_stmt"),
+        schedule=None if schedule is None else data.timespan_seconds(schedule.data),
+        subscription=_enumerator(Subscription, subscription),
+        event=_text(_field(record, 3, data.Vector, "event_").data, 0, "event_"),
+        cookie=_optional_text(record, 4, "cookie"),
+        requires_tables=_names(record, 5, "requires_tables"),
+        if_missing_tables=_names(record, 6, "if_missing_tables"),
+    )
+
+
+def _context(record: Sequence[Data]) -> Context:
+    return Context(
+        agent_id=_text(record, 0, "agent_id"),
+        host_time=data.timestamp_seconds(_field(record, 1, data.Timestamp, "host_time").data),
+        query_id=_optional_text(record, 2, "query_id"),
+        change=_enumerator(Change, _optional(record, 3, data.EnumValue, "change")),
+        cookie=_optional_text(record, 4, "cookie"),
+    )
+
+
+E = TypeVar("E", Subscription, Change)
+
+
+def _enumerator(kind: type[E], value: data.EnumValue | None) -> E | None:
+    """The member of that name; None for an unknown one, which a newer peer may have."""
+    try:
+        return None if value is None else kind(value.data.removeprefix(_ENUM))
+    except ValueError:
+        return None
+
+
+def _field(values: Sequence[Data], index: int, kind: type[T], name: str) -> T:
+    value = values[index] if index < len(values) else None
+    if isinstance(value, kind):
+        return value
+    found = "missing" if value is None else f"a {type(value).__name__.lower()}"
+    raise ProtocolError(f"{name} is {found} instead of a {kind.__name__.lower()}")
+
+
+def _optional(values: Sequence[Data], index: int, kind: type[T], name: str) -> T | None:
+    if index >= len(values) or isinstance(values[index], data.Nothing):
+        return None
+    return _field(values, index, kind, name)
+
+
+def _text(values: Sequence[Data], index: int, name: str) -> str:
+    return _field(values, index, data.String, name).data
+
+
+def _optional_text(values: Sequence[Data], index: int, name: str) -> str | None:
+    value = _optional(values, index, data.String, name)
+    return None if value is None else value.data
+
+
+def _names(values: Sequence[Data], index: int, name: str) -> frozenset[str]:
+    members = _optional(values, index, data.Set, name)
+    if members is None:
+        return frozenset()
+    return frozenset(_text(members.data, position, name) for position in range(len(members.data)))
+
+
+def subscription_message(topics: Sequence[str]) -> str:
+    """A client's first message."""
+    return f"[{','.join(data.quoted(topic) for topic in topics)}]"
+
+
+def event_frame(topic: str, event: str) -> tuple[str, str]:
+    """What stands before and after the encoded arguments, joined by commas, of an event's frame."""
+    head = (
+        f'{{"type":"data-message","topic":{data.quoted(topic)},"@data-type":"vector","data":['
+        f"{data.count(1)},{data.count(1)},"
+        f'{{"@data-type":"vector","data":[{data.string(event)},{{"@data-type":"vector","data":['
+    )
+    return head, "]}]}]}"
+
+
+def event_message(topic: str, event: str, *arguments: str) -> str:
+    """An event with encoded arguments."""
+    head, tail = event_frame(topic, event)
+    return f"{head}{','.join(arguments)}{tail}"
+
+
+def context_record(context: Context) -> str:
+    """An encoded `ZeekAgent::Context`."""
+    return data.vector(
+        (
+            data.string(context.agent_id),
+            data.timestamp(context.host_time),
+            _or_none(context.query_id),
+            data.NONE if context.change is None else data.enum(_ENUM + context.change),
+            _or_none(context.cookie),
+        )
+    )
+
+
+def agent_hello(context: Context, columns: str) -> str:
+    """`columns` is the encoded row of `zeek_agent`."""
+    return event_message(response_topic(context.agent_id), AGENT_HELLO, context_record(context), columns)
+
+
+def agent_shutdown(context: Context) -> str:
+    return event_message(response_topic(context.agent_id), AGENT_SHUTDOWN, context_record(context))
+
+
+def agent_error(instance: str, context: Context, message: str) -> str:
+    topic = response_topic(context.agent_id, instance)
+    return event_message(topic, AGENT_ERROR, context_record(context), data.host_text(message))
+
+
+def ack(endpoint: str, version: str) -> str:
+    return f'{{"type":"ack","endpoint":{data.quoted(endpoint)},"version":{data.quoted(version)}}}'
+
+
+def error(code: str, context: str) -> str:
+    return f'{{"type":"error","code":{data.quoted(code)},"context":{data.quoted(context)}}}'
+
+
+def zeek_hello(topic: str, hello: ZeekHello) -> str:
+    info = data.vector(
+        (data.string(hello.version), data.count(hello.version_number), data.string(hello.package_version))
+    )
+    return event_message(topic, ZEEK_HELLO, data.string(hello.instance), info)
+
+
+def zeek_shutdown(topic: str, instance: str) -> str:
+    return event_message(topic, ZEEK_SHUTDOWN, data.string(instance))
+
+
+def install_query(topic: str, instance: str, query_id: str, query: Query) -> str:
+    return event_message(topic, INSTALL_QUERY, data.string(instance), data.string(query_id), query_record(query))
+
+
+def cancel_query(topic: str, instance: str, query_id: str) -> str:
+    return event_message(topic, CANCEL_QUERY, data.string(instance), data.string(query_id))
+
+
+def query_record(query: Query) -> str:
+    """An encoded `ZeekAgent::Query`."""
+    return data.vector(
+        (
+            data.string(query.sql),
+            data.NONE if query.schedule is None else data.timespan(query.schedule),
+            data.NONE if query.subscription is None else data.enum(_ENUM + query.subscription),
+            data.vector([data.string(query.event)]),
+            _or_none(query.cookie),
+            data.set_of(data.string(name) for name in sorted(query.requires_tables)),
+            data.set_of(data.string(name) for name in sorted(query.if_missing_tables)),
+        )
+    )
+
+
+def _or_none(text: str | None) -> str:
+    return data.NONE if text is None else data.string(text)
