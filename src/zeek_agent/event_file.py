@@ -1,0 +1,401 @@
+"""The event store's SQLite file: its tables, what is written to it in one transaction, what is removed again.
+
+Used by one thread at a time. `events.EventStore` owns it and decides what happens when the disk refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import apsw
+
+from zeek_agent import text
+from zeek_agent.schema import Row, Table, Value
+
+MISFITS: Final = (
+    apsw.BindingsError,
+    apsw.ConstraintError,
+    apsw.MismatchError,
+    apsw.TooBigError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a row raises that does not fit its table; UnicodeEncodeError is a ValueError."""
+
+_BUSY_MILLISECONDS: Final = 2_000
+_PAGE_BYTES: Final = 4_096
+_DELETE_ROWS: Final = 5_000
+_GAPS_KEPT: Final = 1_000
+_DELIVERED_KEPT: Final = 30 * 86_400.0
+_BOOKKEEPING: Final = """
+CREATE TABLE IF NOT EXISTS _store (id TEXT NOT NULL, alive REAL NOT NULL, clean INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS _delivered (
+    key TEXT PRIMARY KEY, seqs TEXT NOT NULL, snapshot BLOB, time REAL NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _gaps (source TEXT, "from" REAL, until REAL, cause TEXT) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What a query's recipient has acknowledged: the last `seq` by table, and for differences the last snapshot."""
+
+    seqs: Mapping[str, int]
+    snapshot: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A time without recording, in seconds since the epoch."""
+
+    source: str
+    begin: float
+    end: float
+    cause: str
+
+    def row(self) -> Row:
+        return (self.source, self.begin, self.end, self.cause)
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one transaction writes."""
+
+    rows: list[tuple[str, Sequence[Row]]] = field(default_factory=list)
+    delivered: dict[str, Delivered] = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
+
+
+class EventFile:
+    """An open event store, on disk (`path`) or in this process's memory (None).
+
+    `first` and `last` are the committed bounds of `seq` by table; `last` never goes back, also when retention has
+    emptied the table. Rows take at most about `bytes_max` on disk, the write-ahead log included, unless a reader holds
+    a transaction open. Opening raises apsw.Error or OSError when the file cannot be used.
+    """
+
+    def __init__(self, path: Path | None, tables: Iterable[Table], bytes_max: int, now: float) -> None:
+        self.path = path
+        self._wal_pages = max(16, min(1_000, bytes_max // 8 // _PAGE_BYTES))
+        self._rows_bytes_max = bytes_max - 2 * self._wal_pages * _PAGE_BYTES
+        self._wal_bytes_max = max(bytes_max // 4, 4 * self._wal_pages * _PAGE_BYTES)
+        self._tables = {table.name: table for table in tables}
+        self._inserts: dict[str, str] = {}
+        self._converters: dict[str, Callable[[Row], Row] | None] = {}
+        self.first: dict[str, int] = {}
+        self.last: dict[str, int] = {}
+        name = f"file:/zeek-agent-{secrets.token_hex(8)}?vfs=memdb" if path is None else _prepare(path)
+        self.uri: Final = name if path is None else f"{name}?mode=ro"
+        self._connection = apsw.Connection(
+            name, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+        )
+        try:
+            self._open(now)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _open(self, now: float) -> None:
+        connection = self._connection
+        connection.set_busy_timeout(_BUSY_MILLISECONDS)
+        connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(f"PRAGMA wal_autocheckpoint={self._wal_pages}")
+        connection.execute(f"PRAGMA journal_size_limit={self._wal_pages * _PAGE_BYTES}")
+        with connection:
+            connection.execute(_BOOKKEEPING)
+            self.cleared = [table.name for table in self._tables.values() if not self._declare(table)]
+            self.id, self.interrupted = self._begin(now)
+            self.gaps = [Gap(*row) for row in self._rows('SELECT * FROM _gaps ORDER BY "from"')]
+        names = self._rows(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT GLOB '_*' AND name NOT GLOB 'sqlite_*'"
+        )
+        self._stored = {name: "time" in self._columns(name) for (name,) in names}
+        for name in self._stored:
+            self._read_bounds(name)
+
+    def _columns(self, table: str) -> dict[str, str]:
+        """The columns that the file's table has now, with their types."""
+        return {name: kind for _, name, kind, *_ in self._rows(f"PRAGMA table_info({_quoted(table)})")}
+
+    def _declare(self, table: Table) -> bool:
+        """Make the table, or change it to its present columns. False when its rows had to be given up for that."""
+        wanted = {column.name: column.zeek_type.sqlite for column in table.columns}
+        columns = ", ".join(f"{_quoted(name)} {kind}" for name, kind in wanted.items())
+        create = f"CREATE TABLE {_quoted(table.name)} (seq INTEGER PRIMARY KEY AUTOINCREMENT, {columns}) STRICT"
+        self._inserts[table.name] = (
+            f"INSERT INTO {_quoted(table.name)} ({', '.join(map(_quoted, wanted))}) "
+            f"VALUES ({', '.join('?' * len(wanted))})"
+        )
+        self._converters[table.name] = _converter(table)
+        execute = self._connection.execute
+        present = self._columns(table.name)
+        if not present:
+            execute(create)
+            return True
+        kept = {name: kind for name, kind in present.items() if name in wanted}
+        if "seq" not in present or any(wanted[name] != kind for name, kind in kept.items()):
+            last = self._sequence(table.name)
+            execute(f"DROP TABLE {_quoted(table.name)}")
+            execute(create)
+            self._set_sequence(table.name, last)
+            return False
+        for name in present.keys() - wanted.keys() - {"seq"}:
+            execute(f"ALTER TABLE {_quoted(table.name)} DROP COLUMN {_quoted(name)}")
+        for name in wanted.keys() - present.keys():
+            execute(f"ALTER TABLE {_quoted(table.name)} ADD COLUMN {_quoted(name)} {wanted[name]}")
+        return True
+
+    def _begin(self, now: float) -> tuple[str, bool]:
+        """Note the time since the last run as a gap. Returns the store's id and whether that run ended uncleanly."""
+        execute = self._connection.execute
+        for store_id, alive, clean in self._rows("SELECT id, alive, clean FROM _store"):
+            if alive < now:
+                cause = "stopped" if clean else "crashed"
+                execute("INSERT INTO _gaps VALUES ('agent', ?, ?, ?)", (alive, now, cause))
+            execute("UPDATE _store SET alive = ?, clean = 0", (now,))
+            return str(store_id), not clean
+        store_id = secrets.token_hex(8)
+        execute("INSERT INTO _store VALUES (?, ?, 0)", (store_id, now))
+        return store_id, False
+
+    def _sequence(self, table: str) -> int:
+        return int(self._value("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)) or 0)
+
+    def _set_sequence(self, table: str, seq: int) -> None:
+        self._connection.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+        self._connection.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, seq))
+
+    def _rows(self, sql: str, bindings: tuple[int | float | str, ...] = ()) -> list[tuple[Any, ...]]:
+        return self._connection.execute(sql, bindings).fetchall()
+
+    def _value(self, sql: str, bindings: tuple[int | float | str, ...] = ()) -> Any:
+        """The first row's first column; None when there is no row."""
+        return next((row[0] for row in self._rows(sql, bindings)), None)
+
+    def _read_bounds(self, table: str) -> None:
+        self.first[table] = self._value(f"SELECT min(seq) FROM {_quoted(table)}") or 0
+        self.last[table] = self._sequence(table)
+
+    def continue_from(self, last: Mapping[str, int]) -> None:
+        """Number new rows after these, so that cursors of a store that this one replaces stay valid."""
+        with self._connection:
+            for table in self._tables.keys() & last.keys():
+                self._set_sequence(table, max(last[table], self.last[table]))
+        for table in self._stored:
+            self._read_bounds(table)
+
+    def write(self, batch: Batch, now: float) -> Counter[str]:
+        """Commit the batch and the sign of life. Returns the rows that did not fit, by table; raises apsw.Error."""
+        misfits: Counter[str] = Counter()
+        execute = self._connection.execute
+        with self._connection:
+            for table, rows in batch.rows:
+                misfits[table] += self._insert(table, rows)
+            for key, delivered in batch.delivered.items():
+                seqs = json.dumps(dict(delivered.seqs))
+                execute("INSERT OR REPLACE INTO _delivered VALUES (?, ?, ?, ?)", (key, seqs, delivered.snapshot, now))
+            for gap in batch.gaps:
+                execute("INSERT INTO _gaps VALUES (?, ?, ?, ?)", gap.row())
+            execute("UPDATE _store SET alive = ?", (now,))
+        for table in {table for table, _ in batch.rows}:
+            self.last[table] = self._sequence(table)
+            if self.first[table] == 0:
+                self._read_bounds(table)
+        self.gaps += batch.gaps
+        return misfits
+
+    def _insert(self, table: str, rows: Sequence[Row]) -> int:
+        """Insert the rows that fit; returns how many did not."""
+        sql, convert = self._inserts[table], self._converters[table]
+        try:
+            with self._connection:
+                self._connection.executemany(sql, rows if convert is None else map(convert, rows))
+        except MISFITS:
+            return sum(not self._insert_one(sql, convert, row) for row in rows)
+        return 0
+
+    def _insert_one(self, sql: str, convert: Callable[[Row], Row] | None, row: Row) -> bool:
+        try:
+            self._connection.execute(sql, _without_surrogates(row if convert is None else convert(row)))
+        except MISFITS:
+            return False
+        return True
+
+    def delivered(self) -> dict[str, Delivered]:
+        """All that recipients have acknowledged, by the query's key."""
+        rows = self._rows("SELECT key, seqs, snapshot FROM _delivered")
+        return {key: Delivered(json.loads(seqs), snapshot) for key, seqs, snapshot in rows}
+
+    def may_write(self) -> bool:
+        """False while readers keep the write-ahead log from being reused and it has become too large."""
+        if self.path is None or _size(f"{self.path}-wal") <= self._wal_bytes_max:
+            return True
+        try:
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except (apsw.BusyError, apsw.LockedError):
+            return False
+        return True
+
+    def expire(self, now: float, age: float) -> Counter[str]:
+        """Remove what is older than `age` seconds, oldest first. Returns the number of rows, by table."""
+        removed: Counter[str] = Counter()
+        for table, timed in self._stored.items():
+            if timed and self.first[table]:
+                young = self._value(
+                    f"SELECT seq FROM {_quoted(table)} WHERE time >= ? ORDER BY seq LIMIT 1",
+                    (now - age,),
+                )
+                removed[table] += self._delete(table, self.last[table] if young is None else int(young) - 1)
+        with self._connection:
+            self._connection.execute(
+                "DELETE FROM _gaps WHERE until < ? OR rowid <= (SELECT max(rowid) FROM _gaps) - ?",
+                (now - age, _GAPS_KEPT),
+            )
+            self._connection.execute("DELETE FROM _delivered WHERE time < ?", (now - _DELIVERED_KEPT,))
+        self.gaps = [gap for gap in self.gaps[-_GAPS_KEPT:] if gap.end >= now - age]
+        return removed
+
+    def evict(self) -> Counter[str]:
+        """Remove the oldest rows when all take too much room. Returns the number of rows, by table."""
+        removed: Counter[str] = Counter()
+        if self._used_bytes() <= self._rows_bytes_max:
+            return removed
+        while self._used_bytes() > self._rows_bytes_max * 0.95 and (table := self._oldest()) is not None:
+            share = (self.last[table] - self.first[table]) // 20
+            removed[table] += self._delete(table, self.first[table] + min(max(share, 100), _DELETE_ROWS))
+        if self._value("PRAGMA page_count") * _PAGE_BYTES > self._rows_bytes_max:
+            self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+        return removed
+
+    def _used_bytes(self) -> int:
+        pages = self._value("PRAGMA page_count") - self._value("PRAGMA freelist_count")
+        return int(pages) * _PAGE_BYTES
+
+    def _oldest(self) -> str | None:
+        """The table that holds the oldest row."""
+        oldest: tuple[float, str] | None = None
+        for table, timed in self._stored.items():
+            if first := self.first[table]:
+                column = "time" if timed else "0"
+                time = self._value(f"SELECT {column} FROM {_quoted(table)} WHERE seq = ?", (first,)) or 0
+                oldest = min(oldest or (time, table), (time, table))
+        return oldest and oldest[1]
+
+    def _delete(self, table: str, upto: int) -> int:
+        """Delete the rows up to and including that `seq`, in steps that keep the log short. Returns how many."""
+        removed = 0
+        while self.first[table] and self.first[table] <= upto:
+            step = min(upto, self.first[table] + _DELETE_ROWS)
+            with self._connection:
+                self._connection.execute(f"DELETE FROM {_quoted(table)} WHERE seq <= ?", (step,))
+                removed += self._connection.changes()
+            self._read_bounds(table)
+        return removed
+
+    def close(self, now: float, *, clean: bool) -> None:
+        """Close the file; `clean` marks an orderly stop and empties the write-ahead log."""
+        try:
+            if clean:
+                self._connection.execute("UPDATE _store SET alive = ?, clean = 1", (now,))
+        finally:
+            self._connection.close()
+
+
+def read_delivered(uri: str, key: str) -> Delivered | None:
+    """What has been committed under that key, read by a connection of its own."""
+    connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+    try:
+        connection.set_busy_timeout(_BUSY_MILLISECONDS)
+        found: list[tuple[Any, ...]] = connection.execute(
+            "SELECT seqs, snapshot FROM _delivered WHERE key = ?", (key,)
+        ).fetchall()
+        return next((Delivered(json.loads(seqs), snapshot) for seqs, snapshot in found), None)
+    finally:
+        connection.close()
+
+
+def _prepare(path: Path) -> str:
+    """Make the directory and an empty file that only its owner can read (command lines are in it). Returns its URI."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    return f"file:{quote(str(path.absolute()))}"
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116
+    except FileNotFoundError:
+        return 0
+
+
+def _quoted(name: str) -> str:
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
+
+
+def _converter(table: Table) -> Callable[[Row], Row] | None:
+    """What turns a row into SQLite's values; None when they are that already."""
+    steps: list[tuple[int, Callable[[Value], Value]]] = []
+    for index, column in enumerate(table.columns):
+        if column.zeek_type.name in {"set", "vector", "record", "port"}:
+            steps.append((index, _json))
+        elif column.zeek_type.name == "blob":
+            steps.append((index, _bytes))
+    if not steps:
+        return None
+
+    def convert(row: Row) -> Row:
+        values = list(row)
+        for index, step in steps:
+            values[index] = step(values[index])
+        return values
+
+    return convert
+
+
+def _json(value: Value) -> Value:
+    """Compact JSON; a `str` is JSON already."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+
+
+def _plain(value: object) -> object:
+    """What stands in JSON for a value that JSON does not have."""
+    if isinstance(value, bytes):
+        return text.from_bytes(value)
+    if isinstance(value, Set):
+        return sorted(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is no value of a row")
+
+
+def _bytes(value: Value) -> Value:
+    return text.to_bytes(value) if isinstance(value, str) else value
+
+
+def _without_surrogates(row: Row) -> Row:
+    return [_storable(value) if isinstance(value, str) and not value.isascii() else value for value in row]
+
+
+def _storable(value: str) -> str:
+    """The text with its lone surrogates, which SQLite cannot hold, as raw bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return text.from_bytes(value.encode(errors="surrogatepass"))
+    return value

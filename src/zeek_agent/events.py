@@ -1,0 +1,307 @@
+"""The event store: what sources record, kept on disk until retention removes it; and how far it has been delivered.
+
+Any thread appends; one writer thread commits. Whatever is given up on the way is counted by table and cause.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import apsw
+
+from zeek_agent.config import EventSettings
+from zeek_agent.event_file import Batch, Delivered, EventFile, Gap, read_delivered
+from zeek_agent.schema import Row, Table
+
+__all__ = ["Delivered", "EventStore", "Gap", "TableCounters"]
+
+logger = logging.getLogger(__name__)
+
+_BATCH_ROWS: Final = 1_000
+_COMMIT_ROWS_MAX: Final = 5_000
+_SIGN_OF_LIFE: Final = 5.0
+_RETRY: Final = 0.1
+_MEMORY_BYTES: Final = 67_108_864
+_DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
+_PASSING: Final = (apsw.BusyError, apsw.LockedError)
+
+
+@dataclass(slots=True)
+class TableCounters:
+    """Rows of one table since the start. `lost` by cause: `store` (queue full or closed), `decode` (did not fit);
+    `expired` were removed by age, `evicted` for room."""
+
+    received: int = 0
+    stored: int = 0
+    expired: int = 0
+    evicted: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+
+
+class _Rows(NamedTuple):
+    table: str
+    rows: Sequence[Row]
+
+
+class EventStore:
+    """Event tables in an SQLite file at `path`; in memory when `path` is None or the file cannot be used.
+
+    In the latter case, or when a damaged file was moved aside, `notice` says so in one line and it is logged. `id` and
+    `uri` then change, at start or in the middle of a run: a reader compares `uri` with what it has attached. `seq`
+    goes on counting, so that a cursor stays valid.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        tables: Sequence[Table],
+        settings: EventSettings | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings or EventSettings()
+        self._tables = [table for table in tables if table.kind == "events"]
+        self._clock = clock
+        self.counters = {table.name: TableCounters() for table in self._tables}
+        self.notice: str | None = None
+        self._changed = threading.Condition()
+        self._queue: deque[_Rows | Gap | str] = deque()
+        self._queued_rows = 0
+        self._unsaved: dict[str, Delivered] = {}
+        self._writing = Batch()
+        self._submitted = 0
+        self._committed = 0
+        self._hurry = False
+        self._closed = False
+        self._housekeeping_due = 0.0
+        self._file = self._open(path)
+        self._writer = threading.Thread(target=self._run, name="event-store", daemon=True)
+        self._writer.start()
+
+    @property
+    def id(self) -> str:
+        """Name of this series of sequence numbers, made once a file."""
+        return self._file.id
+
+    @property
+    def uri(self) -> str:
+        """What a reader of this process attaches, read-only."""
+        return self._file.uri
+
+    def first(self, table: str) -> int:
+        """Lowest retained `seq`; 0 when no row is there."""
+        return self._file.first.get(table, 0)
+
+    def last(self, table: str) -> int:
+        """Highest committed `seq`, whether or not the row is still there; 0 when there was none yet."""
+        return self._file.last.get(table, 0)
+
+    def gaps(self) -> list[Row]:
+        """Times without recording: source, from, until, cause."""
+        return [gap.row() for gap in self._file.gaps]
+
+    def append(self, table: str, rows: Sequence[Row]) -> None:
+        """Queue rows, one value a column; never blocks. KeyError for a table that is not the store's."""
+        counters = self.counters[table]
+        if not rows:
+            return
+        with self._changed:
+            counters.received += len(rows)
+            room = 0 if self._closed else self._settings.queue_rows - self._queued_rows
+            if room < len(rows):
+                counters.lost["store"] += len(rows) - room
+                rows = rows[:room]
+                if not rows:
+                    return
+            self._queue.append(_Rows(table, rows))
+            self._submitted += 1
+            was_empty = self._queued_rows == 0
+            self._queued_rows += len(rows)
+            if was_empty or self._queued_rows >= _BATCH_ROWS:
+                self._changed.notify_all()
+
+    def record_gap(self, source: str, begin: float, end: float, cause: str) -> None:
+        """Note that `source` recorded nothing, or not all, from `begin` until `end` (seconds since the epoch)."""
+        with self._changed:
+            self._queue.append(Gap(source, begin, end, cause))
+            self._submitted += 1
+            self._changed.notify_all()
+
+    def acknowledge(self, key: str, seqs: Mapping[str, int], snapshot: bytes | None) -> None:
+        """Remember what the query `key` has delivered, in place of what was there; on disk with the next commit."""
+        with self._changed:
+            if key not in self._unsaved:
+                self._queue.append(key)
+                self._submitted += 1
+                self._changed.notify_all()
+            self._unsaved[key] = Delivered(dict(seqs), snapshot)
+
+    def delivered(self, key: str) -> Delivered | None:
+        """What the query `key` has delivered, also before the last start."""
+        with self._changed:
+            for unsaved in (self._unsaved, self._writing.delivered):
+                if key in unsaved:
+                    return unsaved[key]
+        try:
+            return read_delivered(self.uri, key)
+        except apsw.Error as error:
+            logger.error("event store: cannot read what was delivered (%s): it is sent again", error)
+            return None
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Wait until what was appended before is committed. False when it took longer than `timeout` seconds."""
+        with self._changed:
+            target = self._submitted
+            self._hurry = True
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._committed >= target, timeout)
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Commit what is queued and close the file in good order. Rows that come later are counted as lost."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._writer.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            batch, operations, last = self._next_batch()
+            self._commit(batch)
+            with self._changed:
+                self._writing = Batch()
+                self._committed += operations
+                self._hurry = self._hurry and self._committed < self._submitted
+                self._changed.notify_all()
+            if last:
+                break
+            self._housekeep()
+        self._file.close(self._clock(), clean=True)
+
+    def _next_batch(self) -> tuple[Batch, int, bool]:
+        """What to commit now, the number of queue entries in it, and whether it is the last before the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closed, _SIGN_OF_LIFE)
+            if self._queue:
+                self._changed.wait_for(self._is_due, self._settings.commit_interval)
+            batch, operations, rows = Batch(), 0, 0
+            while self._queue and rows < _COMMIT_ROWS_MAX:
+                match self._queue.popleft():
+                    case _Rows() as entry:
+                        batch.rows.append(entry)
+                        rows += len(entry.rows)
+                    case Gap() as gap:
+                        batch.gaps.append(gap)
+                    case key:
+                        batch.delivered[key] = self._unsaved.pop(key)
+                operations += 1
+            self._queued_rows -= rows
+            self._writing = batch
+            return batch, operations, self._closed and not self._queue
+
+    def _is_due(self) -> bool:
+        return self._hurry or self._closed or self._queued_rows >= _BATCH_ROWS
+
+    def _commit(self, batch: Batch) -> None:
+        """Write the batch, in the end to memory; only what nothing can hold is counted as lost."""
+        while True:
+            try:
+                if self._file.may_write():
+                    self._count(batch, self._file.write(batch, self._clock()))
+                    return
+            except _PASSING as error:
+                logger.debug("event store: %s", error)
+            except (apsw.Error, OSError) as error:
+                if self._file.path is None:
+                    self._give_up(batch, error)
+                    return
+                self._replace(error)
+                continue
+            if self._closed:
+                self._give_up(batch, TimeoutError("readers hold the event store"))
+                return
+            time.sleep(_RETRY)
+
+    def _count(self, batch: Batch, misfits: Counter[str]) -> None:
+        for table, rows in batch.rows:
+            self.counters[table].stored += len(rows)
+        for table, number in misfits.items():
+            self.counters[table].stored -= number
+            self.counters[table].lost["decode"] += number
+
+    def _give_up(self, batch: Batch, error: Exception) -> None:
+        logger.error("event store: rows are lost: %s", error)
+        for table, rows in batch.rows:
+            self.counters[table].lost["store"] += len(rows)
+
+    def _housekeep(self) -> None:
+        """Keep to the limits of age and room."""
+        try:
+            for table, number in self._file.evict().items():
+                self.counters[table].evicted += number
+            if (now := time.monotonic()) >= self._housekeeping_due:
+                self._housekeeping_due = now + _SIGN_OF_LIFE
+                for table, number in self._file.expire(self._clock(), self._settings.retention_age).items():
+                    self.counters[table].expired += number
+        except _PASSING as error:
+            logger.debug("event store: %s", error)
+        except (apsw.Error, OSError) as error:
+            if self._file.path is not None:
+                self._replace(error)
+
+    def _open(self, path: Path | None) -> EventFile:
+        """The store at `path`, else a fresh one in place of a damaged file, else one in memory."""
+        limit, now = self._settings.retention_bytes, self._clock()
+        if path is not None:
+            try:
+                try:
+                    opened = EventFile(path, self._tables, limit, now)
+                except _DAMAGED as error:
+                    self._move_aside(path, error)
+                    opened = EventFile(path, self._tables, limit, now)
+            except (apsw.Error, OSError) as error:
+                self._tell(f"event store: cannot use {path} ({error}): events are kept in memory only")
+            else:
+                for table in opened.cleared:
+                    logger.warning("event store: the columns of %s have changed, its stored rows were removed", table)
+                return opened
+        return EventFile(None, self._tables, min(limit, _MEMORY_BYTES), now)
+
+    def _replace(self, error: Exception) -> None:
+        """Go on with another file, or in memory, since `error` shows that this one is of no use."""
+        old, path = self._file, self._file.path
+        carried = Batch(gaps=list(old.gaps))
+        try:
+            carried.delivered = old.delivered()
+        except apsw.Error as unreadable:
+            logger.error("event store: what was delivered cannot be read and is sent again: %s", unreadable)
+        try:
+            old.close(self._clock(), clean=False)
+        except apsw.Error as unclosed:
+            logger.debug("event store: %s", unclosed)
+        if path is not None and isinstance(error, _DAMAGED):
+            self._move_aside(path, error)
+            new = self._open(path)
+        else:
+            self._tell(f"event store: cannot write {path} ({error}): events are kept in memory only")
+            new = self._open(None)
+        new.continue_from(old.last)
+        new.write(carried, self._clock())
+        self._file = new
+
+    def _move_aside(self, path: Path, error: Exception) -> None:
+        aside = path.with_name(f"{path.name}.damaged")
+        for suffix in ("", "-wal", "-shm"):
+            damaged = Path(f"{path}{suffix}")
+            if damaged.exists():
+                damaged.replace(f"{aside}{suffix}")
+        self._tell(f"event store: {path} is damaged ({error}): moved to {aside}, a new one was begun")
+
+    def _tell(self, notice: str) -> None:
+        self.notice = notice
+        logger.error(notice)
