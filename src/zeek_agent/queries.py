@@ -89,6 +89,11 @@ class Recipient(Protocol):
     @property
     def profile(self) -> Profile: ...
 
+    @property
+    def durable(self) -> bool:
+        """Whether what it was sent is remembered on disk for its next life."""
+        ...
+
     async def deliver(self, report: Report) -> None:
         """Send the rows and return once the recipient has them. Raises ConnectionError when it is gone."""
 
@@ -115,7 +120,7 @@ class Installed:
     recipient: Recipient
     key: str
     durable: bool
-    """Whether its progress is kept on disk; not so for a second, identical query at the same time."""
+    """Whether its progress is kept on disk; never for a second, identical query at the same time."""
     state: State = State.RUNNING
     event_tables: frozenset[str] = frozenset()
     seen: dict[str, int] = field(default_factory=dict)
@@ -173,7 +178,8 @@ class QueryRunner:
             log.debug("query %s is installed already", query_id)
             return
         key = _key(recipient.identity, query)
-        durable = not any(other.key == key and other.durable for other in self._installed.values())
+        taken = any(other.key == key and other.durable for other in self._installed.values())
+        durable = recipient.durable and not taken
         installed = Installed(query_id, query, recipient, key, durable)
         self._installed[query_id] = installed
         task = asyncio.create_task(self._live(installed), name=f"query {query_id}")

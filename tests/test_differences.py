@@ -1,0 +1,60 @@
+"""Differences are those of multisets of whole rows, and a snapshot survives the disk unchanged."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zeek_agent.differences import Snapshot
+
+COLUMNS = (("name", "text"), ("pid", "count"))
+
+cells = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+    | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=3).map(tuple),
+    max_leaves=4,
+)
+rows = st.lists(st.tuples(cells, cells), max_size=12)
+
+
+def test_a_row_that_is_there_twice_and_then_once_is_gone_once() -> None:
+    before = Snapshot(COLUMNS, [("a", 1), ("a", 1), ("b", 2)])
+    now = Snapshot(COLUMNS, [("a", 1), ("c", 3)])
+    assert sorted(before.gone(now)) == [("a", 1), ("b", 2)]
+    assert before.new(now) == [("c", 3)]
+
+
+@given(rows, rows)
+def test_old_rows_less_those_gone_plus_those_new_are_the_new_rows(old: list[tuple], new: list[tuple]) -> None:
+    before, now = Snapshot(COLUMNS, old), Snapshot(COLUMNS, new)
+    gone, added = before.gone(now), before.new(now)
+    assert Counter(old) - Counter(gone) + Counter(added) == Counter(new)
+    assert not set(gone) & set(added)
+
+
+@given(rows, st.randoms())
+def test_the_order_of_rows_is_no_difference(some: list[tuple], shuffler: random.Random) -> None:
+    shuffled = list(some)
+    shuffler.shuffle(shuffled)
+    assert Snapshot(COLUMNS, some) == Snapshot(COLUMNS, shuffled)
+
+
+@given(rows)
+def test_a_snapshot_comes_back_from_disk_as_it_was(some: list[tuple]) -> None:
+    snapshot = Snapshot(COLUMNS, some)
+    assert Snapshot.unpack(snapshot.pack()) == snapshot
+
+
+@given(st.binary(max_size=64))
+def test_other_bytes_are_refused_with_one_kind_of_error(noise: bytes) -> None:
+    with pytest.raises(ValueError, match="snapshot"):
+        Snapshot.unpack(noise)

@@ -1,0 +1,352 @@
+"""Installed queries: what is sent when, by subscription, and what is remembered for the next life."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from zeek_agent.access import AccessPolicy
+from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.database import Database, Profile
+from zeek_agent.events import EventStore
+from zeek_agent.host import Host
+from zeek_agent.queries import Change, Query, QueryRunner, Report, State, Subscription
+from zeek_agent.schema import Column, Constraints, Row, Table
+
+ADD, DELETE = Change.ADD, Change.DELETE
+SCHEDULE = 0.02
+
+
+class NobodysAgent:
+    """Tables of these tests ask nothing of the agent."""
+
+    id, instance, hostname = "H1", "I1", "here"
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(f"the agent's {name} is asked for")
+
+
+@dataclass
+class Recorder:
+    """A recipient that keeps its reports; `gate` closed means that it takes none."""
+
+    identity: str = "ws://zeek:1"
+    profile: Profile = Profile.FULL
+    durable: bool = True
+    reports: asyncio.Queue[Report] = field(default_factory=asyncio.Queue)
+    failures: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    async def deliver(self, report: Report) -> None:
+        await self.gate.wait()
+        self.reports.put_nowait(report)
+
+    async def fail(self, query_id: str, query: Query, message: str) -> None:
+        self.failures.put_nowait(message)
+
+    async def next(self) -> list[tuple[Change | None, Row]]:
+        report = await asyncio.wait_for(self.reports.get(), 5)
+        return list(report.rows)
+
+
+@dataclass
+class World:
+    """A database with one snapshot table and one event table, and a runner on it."""
+
+    database: Database
+    store: EventStore
+    runner: QueryRunner
+    things: list[tuple[str, int]]
+
+    def happen(self, *rows: tuple[float, str]) -> None:
+        self.store.append("happenings", rows)
+        assert self.store.flush()
+
+
+@asynccontextmanager
+async def world(path: Path) -> AsyncIterator[World]:
+    rows: list[tuple[str, int]] = [("a", 1), ("b", 2)]
+    things = Table(
+        "things",
+        "things",
+        description="Things of a test.",
+        columns=[Column("name", "text", "name"), Column("size", "count", "size")],
+    )
+
+    @things.snapshot
+    def current(wanted: Constraints) -> Iterator[Row]:
+        yield from rows
+
+    happenings = Table(
+        "happenings",
+        "happenings",
+        description="Happenings of a test.",
+        columns=[Column("time", "time", "when"), Column("what", "text", "what")],
+        kind="events",
+    )
+    tables = [things, happenings]
+    store = EventStore(path / "events.db", tables, EventSettings())
+    database = Database(tables, Host(NobodysAgent(), AccessPolicy()), LimitSettings(), store)
+    database.share_seconds = 0.0
+    runner = QueryRunner(database, store)
+    try:
+        yield World(database, store, runner, rows)
+    finally:
+        await runner.close()
+        database.close()
+        store.close()
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path) as one:
+        yield one
+
+
+def query(sql: str = "SELECT * FROM things", subscription: Subscription | None = None, **more: object) -> Query:
+    return Query(sql, "Test::row", None if subscription is None else SCHEDULE, subscription, **more)  # type: ignore[arg-type]
+
+
+async def settle(world: World, runs: int = 2) -> None:
+    """Wait until each query ran that many times more."""
+    goals = {one.query_id: one.runs + runs for one in world.runner.installed}
+    async with asyncio.timeout(5):
+        while any(one.runs < goals.get(one.query_id, 0) for one in world.runner.installed):
+            await asyncio.sleep(0.005)
+
+
+async def test_a_query_without_schedule_runs_once(here: World) -> None:
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query())
+    assert await zeek.next() == [(None, ("a", 1)), (None, ("b", 2))]
+    async with asyncio.timeout(5):
+        while here.runner.installed:
+            await asyncio.sleep(0.01)
+    assert zeek.reports.empty()
+
+
+async def test_snapshots_send_all_rows_each_time(here: World) -> None:
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query(subscription=Subscription.SNAPSHOTS))
+    for _ in range(3):
+        assert await zeek.next() == [(None, ("a", 1)), (None, ("b", 2))]
+
+
+async def test_differences_send_nothing_first_then_what_went_and_what_came(here: World) -> None:
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query(subscription=Subscription.DIFFERENCES))
+    await settle(here)
+    assert zeek.reports.empty()
+    here.things[0] = ("c", 3)
+    assert await zeek.next() == [(DELETE, ("a", 1)), (ADD, ("c", 3))]
+    await settle(here)
+    assert zeek.reports.empty()
+
+
+async def test_snapshot_plus_differences_send_all_rows_first(here: World) -> None:
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query(subscription=Subscription.SNAPSHOT_PLUS_DIFFERENCES))
+    assert await zeek.next() == [(None, ("a", 1)), (None, ("b", 2))]
+    here.things.append(("b", 2))
+    assert await zeek.next() == [(ADD, ("b", 2))]
+
+
+async def test_events_on_a_snapshot_table_send_what_came(here: World) -> None:
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query(subscription=Subscription.EVENTS))
+    await settle(here)
+    here.things[0] = ("c", 3)
+    assert await zeek.next() == [(ADD, ("c", 3))]
+
+
+async def test_events_that_happen_between_install_and_first_run_are_sent_and_earlier_ones_are_not(here: World) -> None:
+    here.happen((1.0, "before"))
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query("SELECT what FROM happenings", Subscription.EVENTS))
+    await settle(here, 1)
+    here.happen((2.0, "same"), (2.0, "same"))
+    assert await zeek.next() == [(ADD, ("same",)), (ADD, ("same",))]
+    here.happen((2.0, "same"))
+    assert await zeek.next() == [(ADD, ("same",))]
+
+
+async def test_a_query_once_on_an_event_table_sees_all_that_is_retained(here: World) -> None:
+    here.happen((1.0, "first"), (2.0, "second"))
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query("SELECT what FROM happenings ORDER BY time"))
+    assert await zeek.next() == [(None, ("first",)), (None, ("second",))]
+
+
+async def test_new_events_are_joined_with_the_history(here: World) -> None:
+    here.happen((1.0, "start"))
+    zeek = Recorder()
+    sql = "SELECT new.what, old.what FROM happenings AS new JOIN happenings_history AS old ON old.time < new.time"
+    await here.runner.install(zeek, "q", query(sql, Subscription.EVENTS))
+    await settle(here, 1)
+    here.happen((2.0, "stop"))
+    assert await zeek.next() == [(ADD, ("stop", "start"))]
+
+
+async def test_events_during_an_outage_come_when_zeek_is_back_under_a_new_query_id(tmp_path: Path) -> None:
+    events = query("SELECT what FROM happenings", Subscription.EVENTS)
+    differences = query(subscription=Subscription.DIFFERENCES)
+    async with world(tmp_path) as before:
+        zeek = Recorder()
+        await before.runner.install(zeek, "q1", events)
+        await before.runner.install(zeek, "q2", differences)
+        await settle(before)
+        before.happen((1.0, "seen"))
+        assert await zeek.next() == [(ADD, ("seen",))]
+        before.runner.drop(zeek)
+        before.happen((2.0, "missed"))
+        assert before.store.flush()
+    async with world(tmp_path) as after:
+        after.things.append(("new", 9))
+        zeek = Recorder()
+        await after.runner.install(zeek, "q3", events)
+        assert await zeek.next() == [(ADD, ("missed",))]
+        await after.runner.install(zeek, "q4", differences)
+        assert await zeek.next() == [(ADD, ("new", 9))]
+
+
+async def test_rows_that_were_not_taken_are_sent_again_to_the_next(here: World) -> None:
+    zeek = Recorder()
+    events = query("SELECT what FROM happenings", Subscription.EVENTS)
+    await here.runner.install(zeek, "q", events)
+    await settle(here, 1)
+    zeek.gate.clear()
+    here.happen((1.0, "under way"))
+    await asyncio.sleep(0.1)
+    here.runner.drop(zeek)
+    again = Recorder()
+    await here.runner.install(again, "q", events)
+    assert await again.next() == [(ADD, ("under way",))]
+
+
+async def test_a_slow_recipient_gets_differences_of_what_it_has(here: World) -> None:
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query(subscription=Subscription.DIFFERENCES))
+    await settle(here)
+    zeek.gate.clear()
+    here.things.append(("c", 3))
+    await asyncio.sleep(0.1)
+    here.things.append(("d", 4))
+    zeek.gate.set()
+    assert await zeek.next() == [(ADD, ("c", 3))]
+    assert await zeek.next() == [(ADD, ("d", 4))]
+
+
+async def test_a_large_backlog_is_worked_off_slice_by_slice_in_order(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zeek_agent.queries.EVENT_SLICE", 10)
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query("SELECT what FROM happenings", Subscription.EVENTS))
+    await settle(here, 1)
+    here.happen(*((float(n), str(n)) for n in range(35)))
+    got: list[str] = []
+    sizes: list[int] = []
+    while len(got) < 35:
+        rows = await zeek.next()
+        sizes.append(len(rows))
+        got += [row[0] for _, row in rows]  # type: ignore[misc]
+    assert got == [str(n) for n in range(35)]
+    assert max(sizes) <= 10
+
+
+async def test_an_error_at_run_time_is_reported_once_and_the_query_goes_on(here: World) -> None:
+    zeek = Recorder()
+    sql = "SELECT name FROM things WHERE json_extract(name, '$') IS NULL"
+    here.things[:] = [("not json", 1)]
+    await here.runner.install(zeek, "q", query(sql, Subscription.SNAPSHOTS))
+    message = await asyncio.wait_for(zeek.failures.get(), 5)
+    assert sql in message
+    await settle(here, 3)
+    assert zeek.failures.empty()
+    assert here.runner.installed[0].state is State.FAILING
+    here.things[:] = [("null", 1)]
+    assert await zeek.next() == [(None, ("null",))]
+
+
+async def test_a_statement_that_does_not_compile_is_reported_as_version_2_does(here: World) -> None:
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query("SELECT nothing FROM nowhere", Subscription.DIFFERENCES))
+    message = await asyncio.wait_for(zeek.failures.get(), 5)
+    assert message.startswith(
+        "could not compile query (failed to compile SQL statement: SELECT nothing FROM nowhere (no such table"
+    )
+
+
+async def test_a_query_waits_for_the_tables_it_requires(here: World) -> None:
+    zeek = Recorder()
+    late = Table("late", "late", description="Comes late.", columns=[Column("n", "count", "number")])
+    late.snapshot(lambda wanted: [(1,)])
+    wants = query("SELECT n FROM late", Subscription.SNAPSHOTS, requires_tables=frozenset({"late"}))
+    await here.runner.install(zeek, "q", wants)
+    await asyncio.sleep(0.1)
+    assert here.runner.installed[0].state is State.WAITING
+    here.database.add(late)
+    assert await zeek.next() == [(None, (1,))]
+    here.database.remove("late")
+    async with asyncio.timeout(5):
+        while here.runner.installed[0].state is not State.WAITING:
+            await asyncio.sleep(0.01)
+    assert zeek.failures.empty()
+
+
+async def test_a_query_for_those_that_lack_a_table_does_not_run_where_it_is(here: World) -> None:
+    zeek = Recorder()
+    wants = query(subscription=Subscription.SNAPSHOTS, if_missing_tables=frozenset({"happenings"}))
+    await here.runner.install(zeek, "q", wants)
+    await asyncio.sleep(0.1)
+    assert here.runner.installed[0].state is State.WAITING
+    assert zeek.reports.empty()
+
+
+async def test_an_id_that_is_known_already_is_ignored(here: World) -> None:
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query(subscription=Subscription.SNAPSHOTS))
+    await here.runner.install(zeek, "q", query("SELECT 1", Subscription.SNAPSHOTS))
+    assert await zeek.next() == [(None, ("a", 1)), (None, ("b", 2))]
+    assert len(here.runner.installed) == 1
+
+
+async def test_a_cancelled_query_sends_no_more_and_its_id_can_be_used_again(here: World) -> None:
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query(subscription=Subscription.SNAPSHOTS))
+    await zeek.next()
+    here.runner.cancel("q")
+    here.runner.cancel("unknown")
+    await asyncio.sleep(0.05)
+    while not zeek.reports.empty():
+        zeek.reports.get_nowait()
+    await asyncio.sleep(0.1)
+    assert zeek.reports.empty()
+    await here.runner.install(zeek, "q", query("SELECT 7"))
+    assert await zeek.next() == [(None, (7,))]
+
+
+async def test_two_recipients_with_the_same_query_each_get_every_event(here: World) -> None:
+    first, second = Recorder(), Recorder()
+    events = query("SELECT what FROM happenings", Subscription.EVENTS)
+    await here.runner.install(first, "q1", events)
+    await here.runner.install(second, "q2", events)
+    await settle(here, 1)
+    here.happen((1.0, "once"))
+    assert await first.next() == [(ADD, ("once",))]
+    assert await second.next() == [(ADD, ("once",))]
+
+
+async def test_a_row_that_does_not_fit_its_type_is_reported_and_the_others_are_sent(here: World) -> None:
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query("SELECT size FROM things UNION ALL SELECT 'x'"))
+    assert await zeek.next() == [(None, (1,)), (None, (2,))]
+    assert "size" in await asyncio.wait_for(zeek.failures.get(), 5)
