@@ -1,1 +1,131 @@
 """What statements may see: tables, files, and what of a command line."""
+
+from __future__ import annotations
+
+import fnmatch
+import posixpath
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import re2
+
+from zeek_agent.config import AccessSettings
+from zeek_agent.errors import UsageError
+
+REDACTED = "***"
+
+
+class AccessPolicy:
+    """The configured rules, compiled. Frozen after construction; any thread may ask.
+
+    Patterns of files: `*` and `?` stay inside one directory, `**` crosses directories, `/**/` also matches `/`, `[…]`
+    is a class. A pattern that starts with `!` takes back what earlier patterns of its list matched.
+    Raises UsageError for a redaction pattern that is no regular expression.
+    """
+
+    def __init__(self, settings: AccessSettings | None = None) -> None:
+        settings = settings or AccessSettings()
+        self._tables_allow = settings.tables_allow
+        self._tables_deny = settings.tables_deny
+        self._paths_allow = _PathRules(settings.paths_allow)
+        self._paths_deny = _PathRules(settings.paths_deny)
+        self._redact = _compile_redaction(settings.redact)
+
+    def may_query(self, table: str, *aliases: str) -> bool:
+        """Whether statements may read the table. A rule for any of its names holds for the table."""
+        names = (table, *aliases)
+        if any(fnmatch.fnmatchcase(name, glob) for name in names for glob in self._tables_deny):
+            return False
+        return not self._tables_allow or any(
+            fnmatch.fnmatchcase(name, glob) for name in names for glob in self._tables_allow
+        )
+
+    def may_read(self, path: str) -> bool:
+        """Whether tables may open the file at this absolute path.
+
+        Symbolic links are not followed here: ask for the path as written and for the resolved one.
+        """
+        path = "/" + posixpath.normpath(path).lstrip("/")
+        if self._paths_deny.match(path):
+            return False
+        return not self._paths_allow or self._paths_allow.match(path)
+
+    def redact(self, cmdline: str) -> str:
+        """The command line with secrets replaced by `***`."""
+        if self._redact is None or self._redact.search(cmdline) is None:
+            return cmdline
+        redacted: str = self._redact.sub(REDACTED, cmdline)
+        return redacted
+
+
+class _PathRules:
+    """A list of path globs; the last one that matches decides, `!` turns its meaning round."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._rules: list[tuple[bool, Any]] = []
+        for negated, group in groupby(patterns, key=lambda pattern: pattern.startswith("!")):
+            regex = "|".join(glob_regex(pattern.removeprefix("!")) for pattern in group)
+            self._rules.insert(0, (not negated, re2.compile(f"(?s){regex}")))
+
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
+    def match(self, path: str) -> bool:
+        for verdict, regex in self._rules:
+            if regex.fullmatch(path):
+                return verdict
+        return False
+
+
+def glob_regex(pattern: str) -> str:
+    """A path glob as a regular expression for the whole path."""
+    parts: list[str] = []
+    position = 0
+    while position < len(pattern):
+        rest = pattern[position:]
+        if rest.startswith("/**/"):
+            parts.append("/(?:.*/)?")
+            position += 4
+        elif rest.startswith("**"):
+            parts.append(".*")
+            position += 2
+        elif rest[0] in "*?":
+            parts.append("[^/]*" if rest[0] == "*" else "[^/]")
+            position += 1
+        elif rest[0] == "[" and (end := rest.find("]", 2)) > 0:
+            parts.append(_class_regex(rest[1:end]))
+            position += end + 1
+        else:
+            parts.append(re2.escape(rest[0]))
+            position += 1
+    return f"(?:{''.join(parts)})"
+
+
+def _class_regex(members: str) -> str:
+    negated = members[0] in "!^"
+    members = members[1:] if negated else members
+    escaped = "".join(f"\\{character}" if character in r"\[]^&~|" else character for character in members)
+    return f"[^/{escaped}]" if negated else f"[{escaped}]"
+
+
+def _compile_redaction(patterns: Sequence[str]) -> Any | None:
+    """One regular expression for all patterns, None when there are none."""
+    for pattern in patterns:
+        try:
+            compile_regex(pattern)
+        except ValueError as error:
+            raise UsageError(f"access.redact: {pattern!r} is not a regular expression (RE2): {error}") from error
+    return compile_regex("|".join(f"(?:{pattern})" for pattern in patterns)) if patterns else None
+
+
+def compile_regex(pattern: str, max_memory: int = 8 << 20) -> Any:
+    """Compile with RE2, whose matching time is linear in the text. Raises ValueError for what it does not take."""
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = max_memory
+    try:
+        return re2.compile(pattern, options)
+    except re2.error as error:
+        reason = error.args[0] if error.args else "unknown"
+        raise ValueError(reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)) from error
