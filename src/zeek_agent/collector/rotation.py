@@ -1,0 +1,302 @@
+"""The directory of logs: buffered files that hold whole lines only, rotated by time and size as Zeek names them.
+
+`write` may be called from the event loop: it only puts a line into memory. `flush` does what touches the disk and may
+run in another thread. A disk that fails is an error that is counted and tried again at the next flush; lines wait
+meanwhile, up to a bound, beyond which they are counted as dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from zeek_agent.collector.logs import DATE_FORMAT, Field, Format, FormatName, local_time, make_format
+from zeek_agent.errors import UsageError
+
+PENDING_BYTES: Final = 8 * 1024 * 1024
+"""Most bytes of one log that wait in memory for the disk."""
+
+_HEADER_BYTES: Final = 4096
+_OPENED = re.compile(rb"^#open\t(\d{4}(?:-\d{2}){5})$", re.MULTILINE)
+
+
+class LogFile:
+    """One log: `<path>.log`, opened when its first line is written."""
+
+    def __init__(
+        self,
+        directory: Path,
+        path: str,
+        layout: Format,
+        *,
+        rotate_interval: float = 0.0,
+        rotate_bytes: int = 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.path = path
+        self.rows = 0
+        self.dropped = 0
+        self._directory = directory
+        self._file = directory / f"{path}.log"
+        self._layout = layout
+        self._rotate_interval = rotate_interval
+        self._rotate_bytes = rotate_bytes
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._fd: int | None = None
+        self._size = 0
+        self._opened = 0.0
+        self._rotate_at = float("inf")
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that wait for a flush."""
+        return self._pending_bytes
+
+    def write(self, values: Sequence[Any]) -> None:
+        """Add a line. Raises ValueError when a value does not fit its field; nothing is written then."""
+        line = self._layout.line(values)
+        with self._lock:
+            if self._pending_bytes + len(line) > PENDING_BYTES:
+                self.dropped += 1
+                return
+            self._pending.append(line)
+            self._pending_bytes += len(line)
+        self.rows += 1
+
+    def flush(self) -> None:
+        """Write what waits, then rotate if it is time. Raises OSError; the lines are kept for the next flush."""
+        with self._lock:
+            lines, self._pending = self._pending, []
+            taken, self._pending_bytes = self._pending_bytes, 0
+        try:
+            if lines:
+                self._open()
+                self._append(b"".join(lines))
+        except OSError:
+            with self._lock:
+                self._pending[:0] = lines
+                self._pending_bytes += taken
+            raise
+        if self._fd is not None and (self._clock() >= self._rotate_at or 0 < self._rotate_bytes <= self._size):
+            self.rotate()
+
+    def rotate(self) -> None:
+        """End the file and give it its final name. Raises OSError."""
+        if self._fd is None:
+            return
+        opened = self._opened
+        self.close()
+        if self._file.exists():
+            self._file.rename(_free_name(self._directory, self.path, opened))
+
+    def close(self) -> None:
+        """End the file with its last line. Raises OSError."""
+        if self._fd is None:
+            return
+        try:
+            self._append(self._layout.footer(self._clock()))
+        finally:
+            fd, self._fd = self._fd, None
+            os.close(fd)
+
+    def give_up(self) -> None:
+        """Count the lines that still wait as dropped."""
+        with self._lock:
+            self.dropped += len(self._pending)
+            self.rows -= len(self._pending)
+            self._pending, self._pending_bytes = [], 0
+
+    def move_leftover(self) -> None:
+        """Give a file of that name, which an earlier run left, its final name. Raises OSError."""
+        if self._fd is None and os.path.lexists(self._file):
+            self._file.rename(_free_name(self._directory, self.path, _opened(self._file)))
+
+    def _open(self) -> None:
+        if self._fd is not None and self._in_place():
+            return
+        if self._fd is not None:  # someone took the file away
+            fd, self._fd = self._fd, None
+            os.close(fd)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self.move_leftover()
+        self._opened = self._clock()
+        self._fd = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._size = 0
+        if self._rotate_interval > 0:
+            self._rotate_at = (self._opened // self._rotate_interval + 1) * self._rotate_interval
+        try:
+            self._append(self._layout.header(self._opened))
+        except OSError:
+            fd, self._fd = self._fd, None
+            os.close(fd)
+            self._file.unlink(missing_ok=True)
+            raise
+
+    def _in_place(self) -> bool:
+        assert self._fd is not None
+        try:
+            return os.path.samestat(os.fstat(self._fd), self._file.lstat())
+        except FileNotFoundError:
+            return False
+
+    def _append(self, content: bytes) -> None:
+        """All of it or nothing: after an error the file ends where it ended before."""
+        assert self._fd is not None
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        except OSError:
+            with suppress(OSError):  # the write's own error says what is wrong
+                os.ftruncate(self._fd, self._size)
+            raise
+        self._size += len(content)
+
+
+class LogDirectory:
+    """All logs of a collector, in one directory that no other collector writes to."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        kind: FormatName = "tsv",
+        rotate_interval: float = 0.0,
+        rotate_bytes: int = 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.directory = directory
+        self.files: dict[str, LogFile] = {}
+        self.errors = 0
+        self.last_error: str | None = None
+        self.failing = False
+        self._kind = kind
+        self._rotate_interval = rotate_interval
+        self._rotate_bytes = rotate_bytes
+        self._clock = clock
+        self._lock_fd: int | None = None
+        self._ready = False
+
+    def add(self, path: str, fields: Sequence[Field]) -> LogFile:
+        """Declare a log; `path` is its name without `.log`."""
+        file = self.files[path] = LogFile(
+            self.directory,
+            path,
+            make_format(self._kind, path, fields),
+            rotate_interval=self._rotate_interval,
+            rotate_bytes=self._rotate_bytes,
+            clock=self._clock,
+        )
+        return file
+
+    def start(self) -> None:
+        """Take the directory and put an earlier run's logs aside.
+
+        Raises UsageError when another collector has it. A directory that cannot be made or written is an error that
+        is counted, and tried again with each flush.
+        """
+        try:
+            self._prepare()
+        except OSError as error:
+            self._failed(error)
+
+    def flush(self) -> None:
+        """Write what waits, in all logs. Errors are counted, and kept in `last_error`."""
+        errors = self.errors
+        try:
+            self._prepare()
+            for file in list(self.files.values()):
+                self._flush(file)
+        except (OSError, UsageError) as error:
+            self._failed(error)
+        self.failing = self.errors > errors
+
+    def close(self) -> None:
+        """Write what can be written and end all files."""
+        self.flush()
+        for file in self.files.values():
+            file.give_up()
+            try:
+                file.close()
+            except OSError as error:
+                self._failed(error)
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+        self._ready = False
+
+    @property
+    def pending_bytes(self) -> int:
+        return sum(file.pending_bytes for file in self.files.values())
+
+    def _flush(self, file: LogFile) -> None:
+        try:
+            file.flush()
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError | UsageError) -> None:
+        self.failing = True
+        self.errors += 1
+        if isinstance(error, OSError):
+            self.last_error = f"cannot write {error.filename or self.directory}: {error.strerror or error}"
+        else:
+            self.last_error = str(error)
+
+    def _prepare(self) -> None:
+        if self._ready:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._take()
+        for file in self.files.values():
+            file.move_leftover()
+        self._ready = True
+
+    def _take(self) -> None:
+        if self._lock_fd is not None:
+            return
+        try:
+            import fcntl
+        except ImportError:  # not a Unix
+            return
+        fd = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise UsageError(
+                f"another collector writes its logs to {self.directory}: stop it, or choose another directory"
+            ) from None
+        except OSError:
+            os.close(fd)
+            raise
+        self._lock_fd = fd
+
+
+def _free_name(directory: Path, path: str, opened: float) -> Path:
+    """`<path>.<time of opening>.log`; the next second that is free when that name is taken."""
+    while os.path.lexists(target := directory / f"{path}.{local_time(opened)}.log"):
+        opened += 1
+    return target
+
+
+def _opened(file: Path) -> float:
+    """When a log was opened: as its header says, or when it was last written."""
+    status = file.lstat()
+    if stat.S_ISREG(status.st_mode):
+        with file.open("rb") as content:
+            match = _OPENED.search(content.read(_HEADER_BYTES))
+        if match:
+            with suppress(ValueError, OverflowError):
+                return time.mktime(time.strptime(match[1].decode(), DATE_FORMAT))
+    return status.st_mtime
