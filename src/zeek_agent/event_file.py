@@ -71,7 +71,7 @@ class Gap:
 class Batch:
     """What one transaction writes."""
 
-    rows: list[tuple[str, Sequence[Row]]] = field(default_factory=list)
+    rows: dict[str, list[Row]] = field(default_factory=dict)
     delivered: dict[str, Delivered] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
 
@@ -81,12 +81,15 @@ class EventFile:
 
     `first` and `last` are the committed bounds of `seq` by table; `last` never goes back, also when retention has
     emptied the table. Rows take at most about `bytes_max` on disk, the write-ahead log included, unless a reader holds
-    a transaction open. Opening raises apsw.Error or OSError when the file cannot be used.
+    a transaction open. The time since the last run is noted as a gap unless the file is `resumed` within one run.
+    Opening raises apsw.Error or OSError when the file cannot be used.
     """
 
-    def __init__(self, path: Path | None, tables: Iterable[Table], bytes_max: int, now: float) -> None:
+    def __init__(
+        self, path: Path | None, tables: Iterable[Table], bytes_max: int, now: float, *, resumed: bool = False
+    ) -> None:
         self.path = path
-        self._wal_pages = max(16, min(1_000, bytes_max // 8 // _PAGE_BYTES))
+        self._wal_pages = max(16, min(2_000, bytes_max // 8 // _PAGE_BYTES))
         self._rows_bytes_max = bytes_max - 2 * self._wal_pages * _PAGE_BYTES
         self._wal_bytes_max = max(bytes_max // 4, 4 * self._wal_pages * _PAGE_BYTES)
         self._tables = {table.name: table for table in tables}
@@ -95,17 +98,17 @@ class EventFile:
         self.first: dict[str, int] = {}
         self.last: dict[str, int] = {}
         name = f"file:/zeek-agent-{secrets.token_hex(8)}?vfs=memdb" if path is None else _prepare(path)
-        self.uri: Final = name if path is None else f"{name}?mode=ro"
         self._connection = apsw.Connection(
             name, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
         )
         try:
-            self._open(now)
+            self._open(now, resumed)
         except BaseException:
             self._connection.close()
             raise
+        self.uri: Final = name if path is None else f"{disk_uri(path)}&store={self.id}"
 
-    def _open(self, now: float) -> None:
+    def _open(self, now: float, resumed: bool) -> None:
         connection = self._connection
         connection.set_busy_timeout(_BUSY_MILLISECONDS)
         connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
@@ -117,7 +120,7 @@ class EventFile:
         with connection:
             connection.execute(_BOOKKEEPING)
             self.cleared = [table.name for table in self._tables.values() if not self._declare(table)]
-            self.id, self.interrupted = self._begin(now)
+            self.id = self._begin(now, resumed)
             self.gaps = [Gap(*row) for row in self._rows('SELECT * FROM _gaps ORDER BY "from"')]
         names = self._rows(
             "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT GLOB '_*' AND name NOT GLOB 'sqlite_*'"
@@ -158,18 +161,18 @@ class EventFile:
             execute(f"ALTER TABLE {_quoted(table.name)} ADD COLUMN {_quoted(name)} {wanted[name]}")
         return True
 
-    def _begin(self, now: float) -> tuple[str, bool]:
-        """Note the time since the last run as a gap. Returns the store's id and whether that run ended uncleanly."""
+    def _begin(self, now: float, resumed: bool) -> str:
+        """Mark the store as in use, note the time since its last use as a gap. Returns its id."""
         execute = self._connection.execute
         for store_id, alive, clean in self._rows("SELECT id, alive, clean FROM _store"):
-            if alive < now:
+            if alive < now and not resumed:
                 cause = "stopped" if clean else "crashed"
                 execute("INSERT INTO _gaps VALUES ('agent', ?, ?, ?)", (alive, now, cause))
             execute("UPDATE _store SET alive = ?, clean = 0", (now,))
-            return str(store_id), not clean
+            return str(store_id)
         store_id = secrets.token_hex(8)
         execute("INSERT INTO _store VALUES (?, ?, 0)", (store_id, now))
-        return store_id, False
+        return store_id
 
     def _sequence(self, table: str) -> int:
         return int(self._value("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)) or 0)
@@ -194,23 +197,48 @@ class EventFile:
         with self._connection:
             for table in self._tables.keys() & last.keys():
                 self._set_sequence(table, max(last[table], self.last[table]))
-        for table in self._stored:
-            self._read_bounds(table)
+                self._read_bounds(table)
+
+    def adopt(self, uri: str, last: Mapping[str, int], rows_max: int) -> None:
+        """Take over from the store at `uri`, which this one replaces: delivery state, gaps, the newest rows by `last`.
+
+        All or nothing: raises apsw.Error when something cannot be read.
+        """
+        self._connection.execute("ATTACH ? AS other", (uri,))
+        try:
+            with self._connection:
+                for name, table in self._tables.items():
+                    columns = ", ".join(_quoted(column) for column in ("seq", *(c.name for c in table.columns)))
+                    after = max(self.last[name], last.get(name, 0) - rows_max)
+                    self._connection.execute(
+                        f"INSERT INTO main.{_quoted(name)} ({columns}) "
+                        f"SELECT {columns} FROM other.{_quoted(name)} WHERE seq > ?",
+                        (after,),
+                    )
+                self._connection.execute("INSERT OR REPLACE INTO main._delivered SELECT * FROM other._delivered")
+                self._connection.execute(
+                    "INSERT INTO main._gaps SELECT * FROM other._gaps EXCEPT SELECT * FROM main._gaps"
+                )
+        finally:
+            self._connection.execute("DETACH other")
+        self.gaps = [Gap(*row) for row in self._rows('SELECT * FROM _gaps ORDER BY "from"')]
+        for name in self._tables:
+            self._read_bounds(name)
 
     def write(self, batch: Batch, now: float) -> Counter[str]:
         """Commit the batch and the sign of life. Returns the rows that did not fit, by table; raises apsw.Error."""
         misfits: Counter[str] = Counter()
         execute = self._connection.execute
         with self._connection:
-            for table, rows in batch.rows:
-                misfits[table] += self._insert(table, rows)
+            for table, rows in batch.rows.items():
+                misfits[table] = self._insert(table, rows)
             for key, delivered in batch.delivered.items():
                 seqs = json.dumps(dict(delivered.seqs))
                 execute("INSERT OR REPLACE INTO _delivered VALUES (?, ?, ?, ?)", (key, seqs, delivered.snapshot, now))
             for gap in batch.gaps:
                 execute("INSERT INTO _gaps VALUES (?, ?, ?, ?)", gap.row())
             execute("UPDATE _store SET alive = ?", (now,))
-        for table in {table for table, _ in batch.rows}:
+        for table in batch.rows:
             self.last[table] = self._sequence(table)
             if self.first[table] == 0:
                 self._read_bounds(table)
@@ -233,11 +261,6 @@ class EventFile:
         except MISFITS:
             return False
         return True
-
-    def delivered(self) -> dict[str, Delivered]:
-        """All that recipients have acknowledged, by the query's key."""
-        rows = self._rows("SELECT key, seqs, snapshot FROM _delivered")
-        return {key: Delivered(json.loads(seqs), snapshot) for key, seqs, snapshot in rows}
 
     def may_write(self) -> bool:
         """False while readers keep the write-ahead log from being reused and it has become too large."""
@@ -306,7 +329,7 @@ class EventFile:
         return removed
 
     def close(self, now: float, *, clean: bool) -> None:
-        """Close the file; `clean` marks an orderly stop and empties the write-ahead log."""
+        """Close the file; `clean` marks an orderly end of the run."""
         try:
             if clean:
                 self._connection.execute("UPDATE _store SET alive = ?, clean = 1", (now,))
@@ -327,11 +350,16 @@ def read_delivered(uri: str, key: str) -> Delivered | None:
         connection.close()
 
 
+def disk_uri(path: Path) -> str:
+    """What a reader attaches for the store at `path`, whatever kind of database it attaches it to."""
+    return f"file:{quote(str(path.absolute()))}?mode=ro&vfs={apsw.vfs_names()[0]}"
+
+
 def _prepare(path: Path) -> str:
-    """Make the directory and an empty file that only its owner can read (command lines are in it). Returns its URI."""
+    """Make the directory and an empty file that only its owner can read (command lines are in it). Returns its name."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    return f"file:{quote(str(path.absolute()))}"
+    return str(path.absolute())
 
 
 def _size(path: str) -> int:

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import apsw
 
 from zeek_agent.config import EventSettings
-from zeek_agent.event_file import Batch, Delivered, EventFile, Gap, read_delivered
+from zeek_agent.event_file import Batch, Delivered, EventFile, Gap, disk_uri, read_delivered
 from zeek_agent.schema import Row, Table
 
 __all__ = ["Delivered", "EventStore", "Gap", "TableCounters"]
@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 _BATCH_ROWS: Final = 1_000
 _COMMIT_ROWS_MAX: Final = 5_000
 _SIGN_OF_LIFE: Final = 5.0
-_RETRY: Final = 0.1
+_BUSY_WAIT: Final = 0.1
 _MEMORY_BYTES: Final = 67_108_864
+_MEMORY_ROWS: Final = 20_000
 _DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
 _PASSING: Final = (apsw.BusyError, apsw.LockedError)
 
@@ -53,9 +54,10 @@ class _Rows(NamedTuple):
 class EventStore:
     """Event tables in an SQLite file at `path`; in memory when `path` is None or the file cannot be used.
 
-    In the latter case, or when a damaged file was moved aside, `notice` says so in one line and it is logged. `id` and
-    `uri` then change, at start or in the middle of a run: a reader compares `uri` with what it has attached. `seq`
-    goes on counting, so that a cursor stays valid.
+    In the latter case, or when a damaged file was moved aside, `notice` says so in one line and it is logged. A disk
+    that refuses in the middle of a run (full, say) is tried again every `retry` seconds. `id` and `uri` change with
+    each change of the file: a reader compares `uri` with what it has attached. `seq` goes on counting, so that a
+    cursor stays valid.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class EventStore:
         tables: Sequence[Table],
         settings: EventSettings | None = None,
         clock: Callable[[], float] = time.time,
+        retry: float = 60.0,
     ) -> None:
         self._settings = settings or EventSettings()
         self._tables = [table for table in tables if table.kind == "events"]
@@ -80,6 +83,10 @@ class EventStore:
         self._hurry = False
         self._closed = False
         self._housekeeping_due = 0.0
+        self._retry = retry
+        self._retry_due = 0.0
+        self._left: Path | None = None
+        self._was_damaged = False
         self._file = self._open(path)
         self._writer = threading.Thread(target=self._run, name="event-store", daemon=True)
         self._writer.start()
@@ -170,7 +177,9 @@ class EventStore:
         self._writer.join(timeout)
 
     def _run(self) -> None:
-        while True:
+        last = False
+        while not last:
+            self._housekeep()
             batch, operations, last = self._next_batch()
             self._commit(batch)
             with self._changed:
@@ -178,23 +187,20 @@ class EventStore:
                 self._committed += operations
                 self._hurry = self._hurry and self._committed < self._submitted
                 self._changed.notify_all()
-            if last:
-                break
-            self._housekeep()
         self._file.close(self._clock(), clean=True)
 
     def _next_batch(self) -> tuple[Batch, int, bool]:
         """What to commit now, the number of queue entries in it, and whether it is the last before the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed, _SIGN_OF_LIFE)
+            self._changed.wait_for(lambda: self._queue or self._closed, min(_SIGN_OF_LIFE, self._retry))
             if self._queue:
                 self._changed.wait_for(self._is_due, self._settings.commit_interval)
             batch, operations, rows = Batch(), 0, 0
             while self._queue and rows < _COMMIT_ROWS_MAX:
                 match self._queue.popleft():
-                    case _Rows() as entry:
-                        batch.rows.append(entry)
-                        rows += len(entry.rows)
+                    case _Rows(table, added):
+                        batch.rows.setdefault(table, []).extend(added)
+                        rows += len(added)
                     case Gap() as gap:
                         batch.gaps.append(gap)
                     case key:
@@ -225,22 +231,23 @@ class EventStore:
             if self._closed:
                 self._give_up(batch, TimeoutError("readers hold the event store"))
                 return
-            time.sleep(_RETRY)
+            time.sleep(_BUSY_WAIT)
 
     def _count(self, batch: Batch, misfits: Counter[str]) -> None:
-        for table, rows in batch.rows:
+        for table, rows in batch.rows.items():
             self.counters[table].stored += len(rows)
-        for table, number in misfits.items():
+        for table, number in (+misfits).items():
             self.counters[table].stored -= number
             self.counters[table].lost["decode"] += number
 
     def _give_up(self, batch: Batch, error: Exception) -> None:
         logger.error("event store: rows are lost: %s", error)
-        for table, rows in batch.rows:
+        for table, rows in batch.rows.items():
             self.counters[table].lost["store"] += len(rows)
 
     def _housekeep(self) -> None:
         """Keep to the limits of age and room."""
+        self._return_to_disk()
         try:
             for table, number in self._file.evict().items():
                 self.counters[table].evicted += number
@@ -275,32 +282,55 @@ class EventStore:
     def _replace(self, error: Exception) -> None:
         """Go on with another file, or in memory, since `error` shows that this one is of no use."""
         old, path = self._file, self._file.path
-        carried = Batch(gaps=list(old.gaps))
+        if path is not None and isinstance(error, _DAMAGED) and not self._was_damaged:
+            self._was_damaged = True
+            self._close(old)
+            aside = self._move_aside(path, error)
+            self._take_over(old, self._open(path), disk_uri(aside))
+            return
+        self._tell(f"event store: cannot write {path} ({error}): events are kept in memory only")
+        self._left, self._retry_due = path, time.monotonic() + self._retry
+        self._take_over(old, self._open(None), old.uri)
+        self._close(old)
+
+    def _return_to_disk(self) -> None:
+        """Leave memory when the disk, which refused in the middle of this run, takes rows again."""
+        if self._left is None or time.monotonic() < self._retry_due:
+            return
+        self._retry_due = time.monotonic() + self._retry
         try:
-            carried.delivered = old.delivered()
-        except apsw.Error as unreadable:
-            logger.error("event store: what was delivered cannot be read and is sent again: %s", unreadable)
+            new = EventFile(self._left, self._tables, self._settings.retention_bytes, self._clock(), resumed=True)
+        except (apsw.Error, OSError) as error:
+            logger.debug("event store: still cannot use %s: %s", self._left, error)
+            return
+        self.notice, self._left = None, None
+        logger.warning("event store: events are kept in %s again", new.path)
+        old = self._file
+        self._take_over(old, new, old.uri)
+        self._close(old)
+
+    def _take_over(self, old: EventFile, new: EventFile, uri: str) -> None:
         try:
-            old.close(self._clock(), clean=False)
-        except apsw.Error as unclosed:
-            logger.debug("event store: %s", unclosed)
-        if path is not None and isinstance(error, _DAMAGED):
-            self._move_aside(path, error)
-            new = self._open(path)
-        else:
-            self._tell(f"event store: cannot write {path} ({error}): events are kept in memory only")
-            new = self._open(None)
+            new.adopt(uri, old.last, _MEMORY_ROWS)
+        except apsw.Error as error:
+            logger.error("event store: rows that were not delivered are lost, others are sent again: %s", error)
         new.continue_from(old.last)
-        new.write(carried, self._clock())
         self._file = new
 
-    def _move_aside(self, path: Path, error: Exception) -> None:
+    def _close(self, file: EventFile) -> None:
+        try:
+            file.close(self._clock(), clean=False)
+        except apsw.Error as error:
+            logger.debug("event store: %s", error)
+
+    def _move_aside(self, path: Path, error: Exception) -> Path:
         aside = path.with_name(f"{path.name}.damaged")
         for suffix in ("", "-wal", "-shm"):
             damaged = Path(f"{path}{suffix}")
             if damaged.exists():
                 damaged.replace(f"{aside}{suffix}")
         self._tell(f"event store: {path} is damaged ({error}): moved to {aside}, a new one was begun")
+        return aside
 
     def _tell(self, notice: str) -> None:
         self.notice = notice

@@ -1,0 +1,492 @@
+"""The event store, on real files: what is committed stays, what is given up is counted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from zeek_agent.config import EventSettings
+from zeek_agent.events import EventStore
+from zeek_agent.schema import Column, Row, Table
+
+
+def declared(*columns: tuple[str, str], name: str = "things_events") -> Table:
+    return Table(
+        name,
+        "things that happen",
+        description="For tests.",
+        columns=[Column(column, kind, "a value") for column, kind in columns],
+        kind="events",
+    )
+
+
+THINGS = declared(("time", "time"), ("number", "count"), ("text", "text"))
+
+
+def thing(number: int, text: str = "", time_: float | None = None) -> Row:
+    return (time.time() if time_ is None else time_, number, text)
+
+
+class Reader:
+    """Another connection, as the database has it."""
+
+    def __init__(self, uri: str) -> None:
+        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+        self.connection = apsw.Connection(":memory:", flags=flags)
+        self.connection.set_busy_timeout(2_000)
+        self.connection.execute("ATTACH ? AS store", (uri,))
+
+    def __call__(self, sql: str) -> list[tuple[object, ...]]:
+        return self.connection.execute(sql).fetchall()
+
+
+@pytest.fixture
+def read() -> Iterator[Callable[[EventStore, str], list[tuple[object, ...]]]]:
+    readers: dict[str, Reader] = {}
+
+    def run(store: EventStore, sql: str) -> list[tuple[object, ...]]:
+        if store.uri not in readers:
+            readers[store.uri] = Reader(store.uri)
+        return readers[store.uri](sql)
+
+    yield run
+    for reader in readers.values():
+        reader.connection.close()
+
+
+Read = Callable[[EventStore, str], list[tuple[object, ...]]]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "events.db"
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not come true in time"
+        time.sleep(0.01)
+
+
+def test_rows_are_numbered_and_can_be_read_by_another_connection(path: Path, read: Read) -> None:
+    store = EventStore(path, [THINGS])
+    store.append("things_events", [thing(7, "seven"), thing(8, "eight")])
+    assert store.flush()
+    assert read(store, "SELECT seq, number, text FROM store.things_events") == [(1, 7, "seven"), (2, 8, "eight")]
+    assert (store.first("things_events"), store.last("things_events")) == (1, 2)
+    store.close()
+
+
+def test_rows_are_committed_without_being_asked(path: Path) -> None:
+    store = EventStore(path, [THINGS], EventSettings(commit_interval=0.05))
+    store.append("things_events", [thing(1)])
+    until(lambda: store.last("things_events") == 1, 2.0)
+    store.close()
+
+
+def test_a_reader_cannot_write(path: Path, read: Read) -> None:
+    store = EventStore(path, [THINGS])
+    with pytest.raises(apsw.ReadOnlyError):
+        read(store, "DELETE FROM store.things_events")
+    store.close()
+
+
+def test_only_the_owner_can_read_the_file(path: Path) -> None:
+    store = EventStore(path, [THINGS])
+    assert path.stat().st_mode & 0o077 == 0
+    assert Path(f"{path}-wal").stat().st_mode & 0o077 == 0
+    store.close()
+
+
+def test_the_store_can_be_read_while_no_agent_runs(path: Path, read: Read) -> None:
+    store = EventStore(path, [THINGS])
+    store.append("things_events", [thing(1)])
+    store.close()
+    assert not Path(f"{path}-wal").exists()
+    assert read(store, "SELECT number FROM store.things_events") == [(1,)]
+
+
+def test_the_id_and_the_numbers_outlive_a_restart(path: Path) -> None:
+    store = EventStore(path, [THINGS])
+    store.append("things_events", [thing(1)])
+    store.close()
+    again = EventStore(path, [THINGS])
+    assert (again.id, again.last("things_events")) == (store.id, 1)
+    again.append("things_events", [thing(2)])
+    again.flush()
+    assert again.last("things_events") == 2
+    again.close()
+
+
+def test_a_number_is_never_used_again(path: Path) -> None:
+    settings = EventSettings(retention_age=3600)
+    store = EventStore(path, [THINGS], settings)
+    store.append("things_events", [thing(n, time_=1.0) for n in range(10)])
+    store.close()
+    again = EventStore(path, [THINGS], settings)
+    until(lambda: again.first("things_events") == 0)
+    assert again.counters["things_events"].expired == 10
+    again.close()
+    third = EventStore(path, [THINGS], settings)
+    assert (third.first("things_events"), third.last("things_events")) == (0, 10)
+    third.append("things_events", [thing(11)])
+    third.flush()
+    assert (third.first("things_events"), third.last("things_events")) == (11, 11)
+    third.close()
+
+
+def test_every_type_is_stored_as_sql_expects_it(path: Path, read: Read) -> None:
+    table = declared(
+        ("time", "time"),
+        ("yes", "bool"),
+        ("port", "port"),
+        ("set", "set[text]"),
+        ("vector", "vector[count]"),
+        ("record", "record"),
+        ("blob", "blob"),
+        ("nothing", "count"),
+    )
+    store = EventStore(path, [table])
+    store.append("things_events", [(1, True, (80, "tcp"), ["a", "b"], (1, 2), {"k": (1, None)}, b"\x00\xff", None)])
+    store.flush()
+    (row,) = read(store, "SELECT * FROM store.things_events")
+    assert row == (1, 1.0, 1, '[80,"tcp"]', '["a","b"]', "[1,2]", '{"k":[1,null]}', b"\x00\xff", None)
+    assert read(store, "SELECT value FROM store.things_events, json_each(vector)") == [(1,), (2,)]
+    store.close()
+
+
+def test_a_lone_surrogate_does_not_cost_the_row(path: Path, read: Read) -> None:
+    store = EventStore(path, [THINGS])
+    store.append("things_events", [thing(1, "a\udcffb"), thing(2, "\ud800"), thing(3, "c")])
+    store.flush()
+    rows = read(store, "SELECT number, text FROM store.things_events")
+    assert rows == [(1, "a\uefed\uefb3\uefbfb"), (2, "\uefed\uefa0\uef80"), (3, "c")]
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "misfit",
+    [(1.0, 2), (1.0, "text", ""), (1.0, 2**64, ""), (1.0, 2, object()), None, (1.0, 2, "", "too many")],
+    ids=["short", "text for a number", "too large", "an object", "none", "long"],
+)
+def test_a_row_that_does_not_fit_is_counted_and_the_others_are_stored(path: Path, read: Read, misfit: object) -> None:
+    store = EventStore(path, [THINGS])
+    store.append("things_events", [thing(1), misfit, thing(3)])  # type: ignore[list-item]
+    store.flush()
+    assert read(store, "SELECT number FROM store.things_events") == [(1,), (3,)]
+    assert store.counters["things_events"].lost == {"decode": 1}
+    assert store.counters["things_events"].stored == 2
+    store.close()
+
+
+def test_what_the_queue_cannot_hold_is_counted_and_append_does_not_wait(path: Path) -> None:
+    store = EventStore(path, [THINGS], EventSettings(queue_rows=100, commit_interval=30.0))
+    begun = time.monotonic()
+    for number in range(25):
+        store.append("things_events", [thing(number)] * 10)
+    assert time.monotonic() - begun < 0.5
+    store.flush()
+    counters = store.counters["things_events"]
+    assert counters.received == 250
+    assert counters.lost["store"] > 0
+    assert counters.stored + counters.lost["store"] == 250
+    store.close()
+
+
+def test_rows_after_the_end_are_counted_as_lost(path: Path) -> None:
+    store = EventStore(path, [THINGS])
+    store.close()
+    store.append("things_events", [thing(1)])
+    assert store.counters["things_events"].lost == {"store": 1}
+
+
+def test_many_threads_lose_nothing(path: Path, read: Read) -> None:
+    store = EventStore(path, [THINGS])
+    threads = [
+        threading.Thread(target=lambda: [store.append("things_events", [thing(n)]) for n in range(1000)])  # type: ignore[func-returns-value]
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store.flush()
+    assert read(store, "SELECT count(*), max(seq) FROM store.things_events") == [(4000, 4000)]
+    store.close()
+
+
+def test_an_unknown_table_is_a_mistake_of_the_caller() -> None:
+    store = EventStore(None, [THINGS])
+    with pytest.raises(KeyError):
+        store.append("nothing_events", [thing(1)])
+    store.close()
+
+
+def test_old_rows_expire(path: Path) -> None:
+    store = EventStore(path, [THINGS], EventSettings(retention_age=60))
+    now = time.time()
+    store.append("things_events", [thing(1, time_=now - 100), thing(2, time_=now - 61), thing(3, time_=now)])
+    store.close()
+    store = EventStore(path, [THINGS], EventSettings(retention_age=60))
+    until(lambda: store.first("things_events") == 3)
+    assert store.counters["things_events"].expired == 2
+    store.close()
+
+
+def test_the_files_stay_within_their_bytes_and_the_oldest_rows_go_first(path: Path, read: Read) -> None:
+    limit = 4_000_000
+    store = EventStore(path, [THINGS], EventSettings(retention_bytes=limit))
+    for batch in range(60):
+        store.append("things_events", [thing(batch * 1000 + n, "x" * 200) for n in range(1000)])
+        store.flush()
+        assert sum(Path(f"{path}{suffix}").stat().st_size for suffix in ("", "-wal")) <= limit
+    store.close()
+    counters = store.counters["things_events"]
+    (row,) = read(store, "SELECT count(*), min(seq), max(seq), max(number) FROM store.things_events")
+    count, low, high, newest = row
+    assert (high, newest) == (60_000, 59_999)
+    assert low == store.first("things_events")
+    assert counters.evicted == 60_000 - count  # type: ignore[operator]
+    assert count > 5_000  # type: ignore[operator]
+
+
+def test_room_is_taken_from_the_table_with_the_oldest_rows(path: Path) -> None:
+    old, new = declared(("time", "time"), ("text", "text"), name="old_events"), THINGS
+    store = EventStore(path, [old, new], EventSettings(retention_bytes=2_000_000))
+    store.append("old_events", [(1_000_000_000.0 + n, "x" * 100) for n in range(100)])
+    store.flush()
+    store.append("things_events", [thing(n, "x" * 500) for n in range(3_000)])
+    until(lambda: store.counters["things_events"].stored == 3_000)
+    store.append("things_events", [thing(n, "x" * 500) for n in range(1_000)])
+    store.flush()
+    assert store.first("old_events") == 0
+    store.close()
+
+
+def test_a_reader_that_stays_does_not_let_the_log_grow_without_end(path: Path) -> None:
+    limit = 1_000_000
+    store = EventStore(path, [THINGS], EventSettings(retention_bytes=limit, queue_rows=3_000))
+    store.append("things_events", [thing(0)])
+    store.flush()
+    reader = Reader(store.uri)
+    cursor = reader.connection.execute("BEGIN; SELECT * FROM store.things_events")
+    next(cursor)
+    for _ in range(20):
+        store.append("things_events", [thing(n, "x" * 200) for n in range(1_000)])
+        time.sleep(0.01)
+    assert Path(f"{path}-wal").stat().st_size < 4 * limit
+    assert store.counters["things_events"].lost["store"] > 0
+    cursor.close()
+    reader.connection.close()
+    assert store.flush()
+    counters = store.counters["things_events"]
+    assert counters.received == counters.stored + counters.lost["store"]
+    store.close()
+
+
+def test_what_was_delivered_is_known_at_once_and_after_a_restart(path: Path) -> None:
+    store = EventStore(path, [THINGS])
+    assert store.delivered("query") is None
+    store.acknowledge("query", {"things_events": 3}, None)
+    store.acknowledge("query", {"things_events": 5}, b"snapshot")
+    known = store.delivered("query")
+    assert known is not None
+    assert (known.seqs, known.snapshot) == ({"things_events": 5}, b"snapshot")
+    store.close()
+    again = EventStore(path, [THINGS])
+    assert again.delivered("query") == known
+    again.close()
+
+
+def test_the_time_between_two_runs_is_a_gap(path: Path) -> None:
+    now = 1_000.0
+    EventStore(path, [THINGS], clock=lambda: now).close()
+    again = EventStore(path, [THINGS], clock=lambda: now + 500.0)
+    assert again.gaps() == [("agent", 1_000.0, 1_500.0, "stopped")]
+    again.record_gap("processes", 1_490.0, 1_491.0, "overrun")
+    again.close()
+    third = EventStore(path, [THINGS], clock=lambda: now + 700.0)
+    assert [gap[3] for gap in third.gaps()] == ["stopped", "overrun", "stopped"]
+    third.close()
+
+
+def test_a_column_that_was_added_or_taken_away_keeps_the_rows(path: Path, read: Read) -> None:
+    store = EventStore(path, [declared(("time", "time"), ("number", "count"), ("gone", "text"))])
+    store.append("things_events", [(time.time(), 1, "old")])
+    store.close()
+    store = EventStore(path, [THINGS])
+    store.append("things_events", [thing(2, "new")])
+    store.flush()
+    assert read(store, "SELECT seq, number, text FROM store.things_events") == [(1, 1, None), (2, 2, "new")]
+    store.close()
+
+
+def test_a_column_of_another_type_begins_the_table_anew_but_not_its_numbers(
+    path: Path, read: Read, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = EventStore(path, [declared(("time", "time"), ("number", "text"), ("text", "text"))])
+    store.append("things_events", [(time.time(), "one", "")])
+    store.close()
+    store = EventStore(path, [THINGS])
+    assert "the columns of things_events have changed" in caplog.text
+    store.append("things_events", [thing(2)])
+    store.flush()
+    assert read(store, "SELECT seq, number FROM store.things_events") == [(2, 2)]
+    store.close()
+
+
+@pytest.mark.parametrize("content", [b"this is no database" * 1000, b"SQLite format 3\x00" + b"\xff" * 8176])
+def test_a_damaged_file_is_moved_aside(path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    store = EventStore(path, [THINGS])
+    assert store.notice is not None
+    assert "is damaged" in store.notice
+    assert store.notice in caplog.text
+    assert path.with_name("events.db.damaged").read_bytes() == content
+    store.append("things_events", [thing(1)])
+    assert store.flush()
+    assert store.last("things_events") == 1
+    store.close()
+
+
+def test_damage_in_the_middle_of_a_run_loses_no_row_that_is_still_queued(path: Path) -> None:
+    store = EventStore(path, [THINGS], EventSettings(retention_bytes=10_000_000))
+    for _ in range(15):
+        store.append("things_events", [thing(n, "x" * 500) for n in range(1_000)])
+        store.flush()
+    first_id, last = store.id, store.last("things_events")
+    with path.open("r+b") as file:
+        file.seek(16_384)
+        file.write(os.urandom(path.stat().st_size - 16_384))
+    for number in range(10):
+        store.append("things_events", [thing(number, "x" * 500)] * 1_000)
+        store.flush()
+    assert store.id != first_id
+    assert store.notice is not None
+    assert "is damaged" in store.notice
+    assert store.counters["things_events"].lost == {}
+    assert store.last("things_events") == last + 10_000
+    store.close()
+
+
+def test_without_a_usable_directory_events_are_kept_in_memory(read: Read, caplog: pytest.LogCaptureFixture) -> None:
+    store = EventStore(Path("/proc/nowhere/events.db"), [THINGS])
+    assert store.notice is not None
+    assert "in memory only" in store.notice
+    assert store.notice in caplog.text
+    store.append("things_events", [thing(1)])
+    assert store.flush()
+    assert read(store, "SELECT number FROM store.things_events") == [(1,)]
+    store.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", mounted], check=True)
+    yield mounted
+    subprocess.run(["umount", "-l", mounted], check=True)
+
+
+@pytest.mark.root
+def test_a_full_disk_is_left_for_memory_and_returned_to(
+    small_disk: Path, read: Read, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = EventStore(small_disk / "events.db", [THINGS], retry=0.2)
+    store.append("things_events", [thing(n) for n in range(100)])
+    store.acknowledge("query", {"things_events": 40}, None)
+    store.flush()
+    ballast = small_disk / "ballast"
+    ballast.touch()
+    while (free := os.statvfs(small_disk).f_bavail) > 0:
+        with ballast.open("ab") as file:
+            file.write(b"\0" * 4096 * free)
+    for number in range(10):
+        store.append("things_events", [thing(100 + number, "x" * 1_000)] * 100)
+        store.flush()
+    assert store.notice is not None
+    assert "in memory only" in store.notice
+    assert "memdb" in store.uri
+    assert read(store, "SELECT count(*), min(seq), max(seq) FROM store.things_events") == [(1_100, 1, 1_100)]
+    assert store.delivered("query") is not None
+
+    ballast.unlink()
+    until(lambda: store.notice is None)
+    store.append("things_events", [thing(9_999)])
+    store.flush()
+    assert read(store, "SELECT count(*), max(seq) FROM store.things_events") == [(1_101, 1_101)]
+    assert "memdb" not in store.uri
+    assert store.counters["things_events"].lost == {}
+    store.close()
+    again = EventStore(small_disk / "events.db", [THINGS])
+    assert again.last("things_events") == 1_101
+    assert [gap[3] for gap in again.gaps()] == ["stopped"]
+    again.close()
+
+
+@pytest.mark.root
+def test_a_read_only_file_system_is_noticed(small_disk: Path) -> None:
+    EventStore(small_disk / "events.db", [THINGS]).close()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    store = EventStore(small_disk / "events.db", [THINGS])
+    assert store.notice is not None
+    store.append("things_events", [thing(1)])
+    assert store.flush()
+    store.close()
+
+
+LOAD = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_events import THINGS, thing
+from zeek_agent.events import EventStore
+store = EventStore(Path(sys.argv[1]), [THINGS])
+number = 0
+while True:
+    store.append("things_events", [thing(number + n, "x" * 100) for n in range(100)])
+    number += 100
+    store.flush()
+    print(store.last("things_events"), flush=True)
+"""
+
+
+def test_kill_9_under_load_leaves_all_that_was_committed(path: Path, read: Read) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOAD, path, Path(__file__).parent], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    committed = 0
+    while committed < 5_000:
+        committed = int(process.stdout.readline())
+    process.send_signal(signal.SIGKILL)
+    committed = int((process.stdout.read().rstrip().splitlines() or [str(committed)])[-1])
+    process.wait()
+    process.stdout.close()
+
+    killed = time.time()
+    store = EventStore(path, [THINGS])
+    assert store.notice is None
+    assert read(store, "PRAGMA store.integrity_check") == [("ok",)]
+    assert store.last("things_events") >= committed
+    assert read(store, f"SELECT count(*) FROM store.things_events WHERE seq = number + 1 AND seq <= {committed}") == [
+        (committed,)
+    ]
+    ((source, begin, end, cause),) = store.gaps()
+    assert (source, cause) == ("agent", "crashed")
+    assert isinstance(begin, float)
+    assert isinstance(end, float)
+    assert killed - 2.0 < begin < end
+    store.close()
