@@ -1,0 +1,179 @@
+"""Query packs: the default one, what a pack may say, and what is wrong with a wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zeek_agent.collector import pack
+from zeek_agent.collector.logs import TsvFormat
+from zeek_agent.errors import UsageError
+from zeek_agent.queries import Query, Subscription
+
+CAPTURED = Path(__file__).parent / "data" / "zeek-logs"
+
+SMALL = """
+[logs.things]
+fields = [{ name = "name", type = "string", optional = false }, { name = "size", type = "count" }]
+
+[[queries]]
+log = "things"
+sql = "SELECT name, size FROM things"
+"""
+
+
+def parse(text: str) -> pack.Pack:
+    return pack.parse(text, "p.toml")
+
+
+def query_of(log: str, given: pack.Pack) -> list[pack.PackQuery]:
+    events = {event for event, entry in given.logs.items() if entry.path == log}
+    return [query for query in given.queries if query.query.event in events]
+
+
+def test_the_default_pack_has_the_logs_of_the_zeek_package() -> None:
+    default = pack.load()
+    assert {log.path for log in default.logs.values()} == {
+        "zeek-agent-files",
+        "zeek-agent-listening-ports",
+        "zeek-agent-process-events",
+        "zeek-agent-processes",
+        "zeek-agent-socket-events",
+        "zeek-agent-sockets",
+        "zeek-agent-ssh-authorized-keys",
+        "zeek-agent-ssh-configs",
+        "zeek-agent-system-logs",
+        "zeek-agent-users",
+    }
+    assert all(query_of(log.path, default) for log in default.logs.values())
+
+
+@pytest.mark.parametrize("name", ["zeek-agent-files", "zeek-agent-processes", "zeek-agent-sockets"])
+def test_headers_are_those_that_zeek_wrote(name: str) -> None:
+    log = next(log for log in pack.load().logs.values() if log.path == name)
+
+    def without_times(content: bytes) -> list[bytes]:
+        return [line for line in content.split(b"\n") if line.startswith(b"#") and line[1:5] not in (b"open", b"clos")]
+
+    written = (CAPTURED / f"{name}.log").read_bytes()
+    assert without_times(TsvFormat(log.path, log.fields).header(0.0)) == without_times(written)
+
+
+def test_snapshot_queries_report_differences_each_30_seconds() -> None:
+    for log in ("zeek-agent-processes", "zeek-agent-sockets", "zeek-agent-users", "zeek-agent-files"):
+        for entry in query_of(log, pack.load()):
+            assert entry.query.schedule == 30.0
+            assert entry.query.subscription is Subscription.DIFFERENCES
+            assert entry.groups == ("all",)
+
+
+def test_event_queries_run_often_and_only_where_there_are_events() -> None:
+    for log, table in (("process", "processes_events"), ("socket", "sockets_events")):
+        [entry] = query_of(f"zeek-agent-{log}-events", pack.load())
+        assert entry.query.schedule == 0.5
+        assert entry.query.subscription is Subscription.EVENTS
+        assert entry.query.requires_tables == {table}
+
+
+def test_a_schedule_replaces_that_of_snapshots_but_not_of_events() -> None:
+    quick = pack.load(schedule=2.0)
+    assert query_of("zeek-agent-users", quick)[0].query.schedule == 2.0
+    assert query_of("zeek-agent-process-events", quick)[0].query.schedule == 0.5
+
+
+def test_every_query_selects_as_many_columns_as_its_log_has() -> None:
+    default = pack.load()
+    for entry in default.queries:
+        selected = entry.query.sql.removeprefix("SELECT ").partition("FROM")[0].split(",")
+        log = default.logs[entry.query.event]
+        wire_columns = {column.name.partition(".")[0] for column in log.columns}
+        assert len(selected) == len(wire_columns), entry.query.sql
+
+
+def test_a_pack_of_ones_own() -> None:
+    given = parse(
+        """
+        schedule = 5
+        subscription = "Snapshots"
+        """
+        + SMALL
+        + """
+        schedule = 0
+        groups = ["web", "linux"]
+        requires_tables = ["things"]
+        if_missing_tables = ["others"]
+
+        [[queries]]
+        log = "things"
+        sql = "SELECT 1"
+        hosts = ["HAbc"]
+
+        [[queries]]
+        log = "things"
+        sql = "SELECT 2"
+        enabled = false
+        """
+    )
+    first, second = given.queries
+    assert first == pack.PackQuery(
+        Query(
+            sql="SELECT name, size FROM things",
+            event="Collector::things",
+            schedule=0,
+            subscription=Subscription.SNAPSHOTS,
+            requires_tables=frozenset({"things"}),
+            if_missing_tables=frozenset({"others"}),
+        ),
+        ("web", "linux"),
+        (),
+    )
+    assert (second.query.schedule, second.groups, second.hosts) == (5.0, (), ("HAbc",))
+    log = given.logs["Collector::things"]
+    assert [(field.name, field.type) for field in log.fields[-3:]] == [
+        ("change", "string"),
+        ("name", "string"),
+        ("size", "count"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("shedule = 3\n" + SMALL, "p.toml: unknown key shedule; did you mean schedule?"),
+        (SMALL + "subscribtion = 'Events'", "unknown key queries[0].subscribtion; did you mean subscription?"),
+        (SMALL.replace("type", "typ"), "unknown key logs[...].fields[0].typ; did you mean type?"),
+        (SMALL.replace("fields =", "field ="), "unknown key logs[...].field; did you mean fields?"),
+        (SMALL + "schedule = -1", "Expected `float` >= 0.0 (at queries[0].schedule)"),
+        (SMALL + "subscription = 'Diffs'", "Invalid enum value 'Diffs' (at queries[0].subscription)"),
+        (SMALL.replace("count", "counts"), "logs.things: field size: unknown type 'counts'"),
+        (SMALL.replace('log = "things"', 'log = "thing"'), "there is no log thing; did you mean things?"),
+        (SMALL.replace("things]", '"../etc"]'), "logs.../etc: not a name for a log"),
+        (SMALL.replace("things", "reporter"), "logs.reporter: not a name for a log"),
+        (SMALL.replace('"size"', '"name"'), "field name: not a name, or given twice"),
+        (SMALL.replace('"size"', '"hid"'), "field hid: every log has one of that name already"),
+        (SMALL.replace('"size"', '"si\\tze"'), "not a name, or given twice"),
+        (SMALL + "groups = ['a/b']", "not a group: 'a/b'"),
+        ("queries = []", "Object missing required field `logs`"),
+        ("[logs.things]\nevent = 'nonsense'\nfields = []\n[[queries]]\nsql=''\nlog='things'", "expected Module::name"),
+        ("[logs.a]\nevent='A::b'\nfields=[]\n[logs.b]\nevent='A::b'\nfields=[]\n", "missing required field `queries`"),
+        ("queries=[]\n[logs.a]\nevent='A::b'\nfields=[]\n[logs.b]\nevent='A::b'\nfields=[]\n", "the same event A::b"),
+        ("][", "not valid TOML"),
+    ],
+)
+def test_a_wrong_pack_is_one_clear_error(text: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse(text)
+    assert message in str(error.value)
+    assert str(error.value).startswith("p.toml: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_pack_is_read_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(SMALL)
+    assert list(pack.load(tmp_path / "mine.toml").logs) == ["Collector::things"]
+    with pytest.raises(UsageError, match="cannot read the query pack"):
+        pack.load(tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="not valid TOML"):
+        pack.load(tmp_path / "binary.toml")
