@@ -138,6 +138,13 @@ class Constraints:
         """The values that `column` may have, or None when any value will do."""
         return self.equalities.get(column)
 
+    def integers(self, column: str) -> list[int] | None:
+        """`equal` for a column of whole numbers, in ascending order; None also when one of the values is no integer."""
+        values = self.equalities.get(column)
+        if values is None or not all(isinstance(value, int) for value in values):
+            return None
+        return sorted(value for value in values if isinstance(value, int))
+
     def parameter(self, name: str) -> Value:
         return self.parameters[name]
 

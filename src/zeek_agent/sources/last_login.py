@@ -1,0 +1,45 @@
+"""When an account last logged in: lastlog(8), or the database of its successor lastlog2(8)."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Final
+
+import apsw
+
+LASTLOG: Final = Path("/var/log/lastlog")
+LASTLOG2: Final = Path("/var/lib/lastlog/lastlog2.db")
+
+_RECORD: Final = struct.Struct("=I32s256s")
+"""One a uid: seconds since the epoch, terminal, host."""
+
+
+def by_uid(uid: int, file: Path = LASTLOG) -> float | None:
+    """The time of the last login, in seconds since the epoch; None when there was none or there is no such record."""
+    try:
+        with file.open("rb") as records:
+            records.seek(uid * _RECORD.size)
+            record = records.read(_RECORD.size)
+    except OSError:
+        return None
+    seconds = _RECORD.unpack(record)[0] if len(record) == _RECORD.size else 0
+    return float(seconds) if seconds else None
+
+
+def by_name(file: Path = LASTLOG2) -> dict[str, float]:
+    """The last logins that lastlog2 knows, in seconds since the epoch. Empty when it is not in use or not readable."""
+    if not file.exists():
+        return {}
+    try:
+        database = apsw.Connection(str(file), flags=apsw.SQLITE_OPEN_READONLY)
+    except apsw.Error:
+        return {}
+    try:
+        return {
+            name: float(seconds) for name, seconds in database.execute("SELECT Name, Time FROM Lastlog2") if seconds
+        }
+    except apsw.Error:
+        return {}
+    finally:
+        database.close()

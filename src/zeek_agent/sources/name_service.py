@@ -1,0 +1,100 @@
+"""Accounts and groups, from the name service switch (nsswitch.conf(5)): local files and directory services alike."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zeek_agent.text import from_os, to_bytes
+
+if TYPE_CHECKING:
+    from pwd import struct_passwd
+
+ADMIN_GROUPS: Final = frozenset({"sudo", "wheel", "admin"})
+"""Groups whose members sudo lets become root, as the distributions set it up."""
+
+_UID_MIN: Final = 1000
+_DYNAMIC_UIDS: Final = range(61_184, 65_520)
+_NOBODY: Final = frozenset({65_534, 65_535})
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An entry of passwd(5)."""
+
+    name: str
+    uid: int
+    gid: int
+    gecos: str
+    home: str
+    shell: str
+
+    @property
+    def full_name(self) -> str:
+        """The first field of GECOS."""
+        return self.gecos.partition(",")[0]
+
+
+def accounts() -> Iterator[Account]:
+    """All accounts that the name service enumerates; directory services may leave out theirs."""
+    import pwd
+
+    return map(_account, pwd.getpwall())
+
+
+def accounts_named(names: Iterable[str]) -> Iterator[Account]:
+    """The accounts of these names that exist, also those that are not enumerated."""
+    import pwd
+
+    for name in names:
+        with suppress(KeyError, ValueError):
+            yield _account(pwd.getpwnam(os.fsdecode(to_bytes(name))))
+
+
+def groups_of(account: Account) -> list[str]:
+    """Names of all groups that a login of this account is in; a group without a name is its number."""
+    return [_group_name(gid) for gid in os.getgrouplist(os.fsdecode(to_bytes(account.name)), account.gid)]
+
+
+def is_admin(uid: int, groups: Iterable[str]) -> bool:
+    """Whether an account may act as root: it is uid 0, or in a group that sudo trusts."""
+    return uid == 0 or not ADMIN_GROUPS.isdisjoint(groups)
+
+
+def first_human_uid(login_defs: Path = Path("/etc/login.defs")) -> int:
+    """UID_MIN of login.defs(5); lower uids are the system's."""
+    try:
+        setting = re.search(rb"^\s*UID_MIN\s+(\d+)", login_defs.read_bytes(), re.MULTILINE)
+    except OSError:
+        setting = None
+    return int(setting[1]) if setting else _UID_MIN
+
+
+def is_system(uid: int, first_human: int) -> bool:
+    """Whether an account is no person's: below `first_human`, nobody's, or made for a service while it runs."""
+    return uid < first_human or uid in _DYNAMIC_UIDS or uid in _NOBODY
+
+
+def _account(entry: struct_passwd) -> Account:
+    return Account(
+        from_os(entry.pw_name),
+        entry.pw_uid,
+        entry.pw_gid,
+        from_os(entry.pw_gecos),
+        from_os(entry.pw_dir),
+        from_os(entry.pw_shell),
+    )
+
+
+def _group_name(gid: int) -> str:
+    import grp
+
+    try:
+        return from_os(grp.getgrgid(gid).gr_name)
+    except KeyError:
+        return str(gid)

@@ -1,0 +1,75 @@
+"""Dumps over netlink(7), and the attributes in their messages."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+NETLINK_ROUTE: Final = 0
+NETLINK_SOCK_DIAG: Final = 4
+
+_NLMSG_ERROR: Final = 2
+_NLMSG_DONE: Final = 3
+_NLM_F_REQUEST: Final = 0x1
+_NLM_F_DUMP: Final = 0x300
+_NLM_F_DUMP_INTR: Final = 0x10
+_HEADER: Final = struct.Struct("=IHHII")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_ERROR: Final = struct.Struct("=i")
+_BUFFER: Final = 1 << 20
+_ATTEMPTS: Final = 5
+_TYPE_MASK: Final = 0x3FFF
+
+
+def dump(family: int, kind: int, request: bytes) -> list[bytes]:
+    """Ask one question of the kernel, get the bodies of all messages of the answer.
+
+    A dump that the kernel marks as interrupted by changes is asked for again, a few times, and then taken as it is.
+    Raises OSError with the kernel's reason, such as ENOENT for a family that it does not have.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family) as channel:
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        for sequence in range(1, _ATTEMPTS + 1):
+            header = _HEADER.pack(_HEADER.size + len(request), kind, _NLM_F_REQUEST | _NLM_F_DUMP, sequence, 0)
+            channel.send(header + request)
+            bodies, consistent = _answer(channel, sequence)
+            if consistent:
+                break
+    return bodies
+
+
+def _answer(channel: socket.socket, sequence: int) -> tuple[list[bytes], bool]:
+    bodies: list[bytes] = []
+    consistent = True
+    unpack, size = _HEADER.unpack_from, _HEADER.size
+    while True:
+        part = channel.recv(_BUFFER)
+        offset, end = 0, len(part)
+        while offset + size <= end:
+            length, kind, flags, answered, _ = unpack(part, offset)
+            if length < size or offset + length > end:
+                raise OSError(errno.EBADMSG, "netlink message is cut")
+            if answered == sequence:
+                if flags & _NLM_F_DUMP_INTR:
+                    consistent = False
+                if kind in {_NLMSG_DONE, _NLMSG_ERROR}:
+                    code = _ERROR.unpack_from(part, offset + size)[0] if length >= size + 4 else 0
+                    if code < 0:
+                        raise OSError(-code, os.strerror(-code))
+                    return bodies, consistent
+                bodies.append(part[offset + size : offset + length])
+            offset += (length + 3) & ~3
+
+
+def attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """The attributes of a message from `offset` on, as type and value; also those nested in another's value."""
+    while offset + _ATTRIBUTE.size <= len(body):
+        length, kind = _ATTRIBUTE.unpack_from(body, offset)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind & _TYPE_MASK, body[offset + _ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3

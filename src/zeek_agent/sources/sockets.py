@@ -1,0 +1,78 @@
+"""Internet sockets: one record for all ways to list them (sock_diag(7), /proc/net)."""
+
+from __future__ import annotations
+
+import socket
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+TCP: Final = 6
+UDP: Final = 17
+UDPLITE: Final = 136
+ICMP: Final = 1
+ICMP6: Final = 58
+RAW: Final = 255
+PROTOCOLS: Final = (ICMP, TCP, UDP, ICMP6, UDPLITE, RAW)
+
+STATES: Final = {
+    1: "ESTABLISHED",
+    2: "SYN_SENT",
+    3: "SYN_RECEIVED",
+    4: "FIN_WAIT_1",
+    5: "FIN_WAIT_2",
+    6: "TIME_WAIT",
+    7: "CLOSED",
+    8: "CLOSE_WAIT",
+    9: "LAST_ACK",
+    10: "LISTEN",
+    11: "CLOSING",
+    12: "SYN_RECEIVED",
+}
+"""TCP's states by the kernel's number (`include/net/tcp_states.h`); 12 is a request that waits at a listener."""
+
+ALL_STATES: Final = sum(1 << number for number in STATES)
+"""A mask of states has the bit of each one's number; sockets that are merely bound (13) are in none."""
+
+_V4_MAPPED: Final = bytes(10) + b"\xff\xff"
+_NONE_V6: Final = bytes(16)
+_NONE_V4: Final = bytes(4)
+
+
+class InternetSocket(NamedTuple):
+    """A socket of one network namespace. Addresses are in network form, both of 4 or both of 16 bytes.
+
+    A socket of IPv6 that talks IPv4 has IPv4 addresses, as its packets do. `inode` is 0 for what no process can hold
+    any more or yet: connections in TIME_WAIT, and those that a listener has not accepted. `cookie` names the socket for
+    as long as the system runs.
+    """
+
+    protocol: int
+    state: int
+    local: bytes
+    local_port: int
+    remote: bytes
+    remote_port: int
+    inode: int
+    uid: int | None
+    cookie: int | None
+
+    @property
+    def connected(self) -> bool:
+        """Whether it has a peer."""
+        return self.remote_port != 0 and any(self.remote)
+
+
+def on_the_wire(local: bytes, remote: bytes) -> tuple[bytes, bytes]:
+    """Addresses of an IPv6 socket in the family that its packets have: IPv4 if one is an IPv4-mapped address."""
+    if local.startswith(_V4_MAPPED) or remote.startswith(_V4_MAPPED):
+        return (
+            _NONE_V4 if local == _NONE_V6 else local[12:],
+            _NONE_V4 if remote == _NONE_V6 else remote[12:],
+        )
+    return local, remote
+
+
+@lru_cache(maxsize=4096)
+def address_text(address: bytes) -> str:
+    """An address in network form as text."""
+    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)

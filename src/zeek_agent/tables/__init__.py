@@ -1,0 +1,43 @@
+"""The tables: one module a family, the only place that knows columns."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Final
+
+from zeek_agent.schema import Table
+
+log = logging.getLogger(__name__)
+
+FAMILIES: Final = ("processes", "sockets", "users", "files", "network", "agent", "events")
+PLUGINS: Final = "zeek_agent.tables"
+"""The entry-point group of packages that add tables; each names a `Table` or several in a sequence."""
+
+
+def builtin_tables(platform: str = sys.platform) -> list[Table]:
+    """The agent's own tables on that platform (as `sys.platform` calls it)."""
+    modules = (import_module(f"{__name__}.{family}") for family in FAMILIES)
+    return [table for module in modules for table in module.TABLES if platform in table.platforms]
+
+
+def plugin_tables(platform: str = sys.platform) -> list[Table]:
+    """The tables that other installed packages add. What cannot be loaded is logged and left out."""
+    return [table for table in _plugged_in() if platform in table.platforms]
+
+
+def _plugged_in() -> Iterator[Table]:
+    for entry_point in entry_points(group=PLUGINS):
+        try:
+            found = entry_point.load()
+        except Exception:
+            log.exception("cannot load the tables of plug-in %s (%s)", entry_point.name, entry_point.value)
+            continue
+        for table in found if isinstance(found, Iterable) else [found]:
+            if isinstance(table, Table):
+                yield table
+            else:
+                log.error("plug-in %s (%s) offers what is no table: %r", entry_point.name, entry_point.value, table)

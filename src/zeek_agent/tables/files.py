@@ -1,0 +1,233 @@
+"""Files: their attributes, their lines, and the columns of their lines."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, Final
+
+from zeek_agent.errors import SqlError
+from zeek_agent.schema import Column, Constraints, Parameter, Row, Table, Value
+from zeek_agent.sources.globbing import matching
+from zeek_agent.sources.lines import lines
+from zeek_agent.text import from_bytes, from_os, to_bytes
+
+_EVERYWHERE = ("linux", "darwin", "win32")
+_PATTERN = Parameter(
+    "pattern", "text", "path with wildcards as in glob(3): `*`, `?` and `[…]` stay inside one part of the path"
+)
+
+files_list = Table(
+    "files_list",
+    "files that match a pattern, with their attributes",
+    description=(
+        "A row for each path that matches; links are followed, and one that leads nowhere has attributes of its own. "
+        "Hidden files match only a pattern that names the dot."
+    ),
+    columns=[
+        Column("path", "text", "full path"),
+        Column("type", "text", "`file`, `dir`, `block`, `char`, `fifo`, `socket` or `other`"),
+        Column("uid", "count", "owner's user id"),
+        Column("gid", "count", "owner's group id"),
+        Column("mode", "text", "permissions in octal digits, such as `644`"),
+        Column("mtime", "time", "last change of the content"),
+        Column("size", "count", "size in bytes"),
+    ],
+    parameters=[_PATTERN],
+    examples=["SELECT path, mode, size, mtime FROM files_list('/etc/*')"],
+    platforms=_EVERYWHERE,
+)
+
+files_lines = Table(
+    "files_lines",
+    "lines of files that match a pattern",
+    description=(
+        "A row for each line of each regular file that matches. Files that cannot or may not be read are left out, "
+        "which the agent logs."
+    ),
+    columns=[
+        Column("path", "text", "full path of the file"),
+        Column("number", "count", "line number, from 1"),
+        Column("content", "blob", "the line without white space at its begin and end"),
+    ],
+    parameters=[_PATTERN],
+    examples=["SELECT path, number, content FROM files_lines('/etc/hosts')"],
+    platforms=_EVERYWHERE,
+)
+
+files_columns = Table(
+    "files_columns",
+    "columns of the lines of files that match a pattern",
+    description=(
+        "A row for each line of each regular file that matches, split into columns; lines that match `_ignore` are "
+        "left out. Files that cannot or may not be read are left out, which the agent logs."
+    ),
+    columns=[
+        Column("path", "text", "full path of the file"),
+        Column("number", "count", "number of the line among those that are not ignored, from 1"),
+        Column("columns", "record", "the columns that were asked for, `$1` under the name `c1`; null where missing"),
+    ],
+    parameters=[
+        _PATTERN,
+        Parameter(
+            "columns",
+            "text",
+            "columns to extract, as `$N:type` with commas; `$0` is the whole line; types: blob, count, int, real, text",
+        ),
+        Parameter("separator", "text", "text between columns; empty: any white space", default="", required=False),
+        Parameter(
+            "ignore",
+            "text",
+            "extended regular expression of lines to leave out",
+            default=r"^[ \t]*([#;]|$)",
+            required=False,
+        ),
+    ],
+    examples=[
+        "SELECT path, number, columns FROM files_columns('/etc/passwd', '$1:text,$3:count', ':')",
+        "SELECT columns ->> 'c1' AS address FROM files_columns('/etc/hosts', '$1:text,$2:text')",
+    ],
+    platforms=_EVERYWHERE,
+)
+
+_TYPES: Final = (
+    (stat.S_ISREG, "file"),
+    (stat.S_ISDIR, "dir"),
+    (stat.S_ISBLK, "block"),
+    (stat.S_ISCHR, "char"),
+    (stat.S_ISFIFO, "fifo"),
+    (stat.S_ISSOCK, "socket"),
+)
+_OWNED: Final = hasattr(os, "getuid")
+
+
+@files_list.snapshot
+def listed(wanted: Constraints) -> Iterator[Row]:
+    for path in _paths(wanted):
+        attributes = _attributes(path)
+        if attributes is not None:
+            yield (
+                from_os(path),
+                next((name for is_type, name in _TYPES if is_type(attributes.st_mode)), "other"),
+                attributes.st_uid if _OWNED else None,
+                attributes.st_gid if _OWNED else None,
+                f"{stat.S_IMODE(attributes.st_mode):o}",
+                attributes.st_mtime,
+                attributes.st_size,
+            )
+
+
+@files_lines.snapshot
+def numbered(wanted: Constraints) -> Iterator[Row]:
+    for path in _paths(wanted):
+        name = from_os(path)
+        for number, line in enumerate(lines(path, wanted.host.access, wanted.check), 1):
+            yield name, number, line.strip()
+
+
+@files_columns.snapshot
+def split(wanted: Constraints) -> Iterator[Row]:
+    extract = _extractor(str(wanted.parameter("columns")), str(wanted.parameter("separator")))
+    ignored = _ignorer(str(wanted.parameter("ignore")))
+    for path in _paths(wanted):
+        name = from_os(path)
+        number = 0
+        for line in lines(path, wanted.host.access, wanted.check):
+            if not ignored(line):
+                number += 1
+                yield name, number, extract(line)
+
+
+def _paths(wanted: Constraints) -> Iterator[str]:
+    """The paths that match the pattern. What a pattern may not hold is the statement's error, not an empty answer."""
+    pattern = str(wanted.parameter("pattern"))
+    if "\0" in pattern:
+        raise SqlError("files: the pattern has a NUL, which no path can have")
+    for path in matching(os.fsdecode(to_bytes(pattern)), wanted.check):
+        wanted.check()
+        yield path
+
+
+def _attributes(path: str) -> os.stat_result | None:
+    for look in (os.stat, os.lstat):
+        try:
+            return look(path)
+        except OSError:
+            continue
+    return None
+
+
+def _whole(text: bytes) -> int | None:
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if -(2**63) <= number < 2**63 else None
+
+
+def _natural(text: bytes) -> int | None:
+    number = _whole(text)
+    return number if number is not None and number >= 0 else None
+
+
+def _real(text: bytes) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+_CONVERSIONS: Final[dict[str, Callable[[bytes], Value]]] = {
+    "blob": from_bytes,  # a record travels as JSON text, which holds bytes in this form
+    "count": _natural,
+    "int": _whole,
+    "real": _real,
+    "text": from_bytes,
+}
+
+
+@lru_cache(maxsize=64)
+def _extractor(columns: str, separator: str) -> Callable[[bytes], dict[str, Value]]:
+    """What makes a record of a line. Raises SqlError when `columns` is not as `$1:text,$2:count`."""
+    wanted: list[tuple[str, int, Callable[[bytes], Value]]] = []
+    for part in columns.split(","):
+        found = re.fullmatch(r"\s*\$(\d{1,6})\s*:\s*(\w+)\s*", part)
+        if found is None or found[2] not in _CONVERSIONS:
+            raise SqlError(
+                f"files_columns: {part.strip()!r} is no column; write $NUMBER:TYPE with one of the types "
+                f"{', '.join(_CONVERSIONS)}"
+            )
+        name = f"c{int(found[1])}"
+        while any(name == taken for taken, _, _ in wanted):
+            name += "_"
+        wanted.append((name, int(found[1]), _CONVERSIONS[found[2]]))
+    split_at = to_bytes(separator) or None
+
+    def extract(line: bytes) -> dict[str, Value]:
+        line = line.strip()
+        cells = [line, *line.split(split_at)]
+        return {name: convert(cells[at]) if at < len(cells) else None for name, at, convert in wanted}
+
+    return extract
+
+
+@lru_cache(maxsize=64)
+def _ignorer(pattern: str) -> Callable[[bytes], bool]:
+    """Whether a line is to be left out. Raises SqlError when the pattern is no regular expression."""
+    import re2
+
+    options = re2.Options()
+    options.posix_syntax = options.perl_classes = options.word_boundary = True
+    options.encoding = re2.Options.Encoding.LATIN1
+    options.log_errors = False
+    try:
+        regex: Any = re2.compile(to_bytes(pattern), options)
+    except re2.error as error:
+        raise SqlError(f"files_columns: {pattern!r} is no regular expression: {error}") from error
+    return lambda line: regex.search(line) is not None
+
+
+TABLES = (files_list, files_lines, files_columns)

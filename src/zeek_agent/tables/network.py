@@ -1,0 +1,68 @@
+"""The host's network set-up, from rtnetlink(7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from operator import attrgetter
+
+from zeek_agent.schema import Column, Constraints, Row, Table
+
+network_interfaces = Table(
+    "network_interfaces",
+    "network interfaces, their addresses and counters",
+    description="All interfaces of the agent's network namespace. Counters run since the interface exists.",
+    columns=[
+        Column("name", "text", "interface's name"),
+        Column("index", "count", "the kernel's number of the interface"),
+        Column("kind", "text", "`ethernet`, `loopback`, `wireless`, or what is virtual: `bridge`, `veth`, `vlan`, …"),
+        Column("mac", "text", "hardware address, hexadecimal with colons; null when it has none"),
+        Column("addresses", "set[address]", "its IPv4 and IPv6 addresses"),
+        Column("mtu", "count", "largest packet in bytes"),
+        Column("up", "bool", "switched on by the administrator"),
+        Column("state", "text", "`up`, `down`, `dormant`, `testing`, `lowerlayerdown`, `notpresent` or `unknown`"),
+        Column("promiscuous", "bool", "takes in all packets, as for a sniffer"),
+        Column("master", "text", "name of the bridge or bond that it belongs to"),
+        Column("rx_bytes", "count", "bytes received"),
+        Column("tx_bytes", "count", "bytes sent"),
+        Column("rx_packets", "count", "packets received"),
+        Column("tx_packets", "count", "packets sent"),
+        Column("rx_errors", "count", "packets received in error"),
+        Column("tx_errors", "count", "packets that could not be sent"),
+        Column("rx_dropped", "count", "packets received and dropped"),
+        Column("tx_dropped", "count", "packets dropped on their way out"),
+    ],
+    examples=[
+        "SELECT name, mac, addresses, state FROM network_interfaces WHERE up",
+        "SELECT name, address.value FROM network_interfaces, json_each(addresses) AS address",
+        "SELECT name FROM network_interfaces WHERE promiscuous",
+    ],
+)
+
+_COUNTERS = [column.name for column in network_interfaces.columns if column.name.startswith(("rx_", "tx_"))]
+_counters = attrgetter(*_COUNTERS)
+
+
+@network_interfaces.snapshot
+def interfaces(_: Constraints) -> Iterator[Row]:
+    from zeek_agent.sources import interfaces as rtnetlink
+
+    found = rtnetlink.interfaces()
+    names = {interface.index: interface.name for interface in found}
+    for interface in found:
+        counters = (None,) * len(_COUNTERS) if interface.statistics is None else _counters(interface.statistics)
+        yield (
+            interface.name,
+            interface.index,
+            interface.kind,
+            interface.mac,
+            interface.addresses,
+            interface.mtu,
+            interface.up,
+            interface.state,
+            interface.promiscuous,
+            names.get(interface.master) if interface.master else None,
+            *counters,
+        )
+
+
+TABLES = (network_interfaces,)

@@ -1,0 +1,86 @@
+"""Processes, from proc(5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+
+from zeek_agent.schema import Column, Constraints, Row, Table, Value
+from zeek_agent.sources.procfs import Process, Procfs
+
+processes = Table(
+    "processes",
+    "processes that run now",
+    description=(
+        "All processes at query time, kernel threads included; a process that ends during the query is left out. "
+        "What the agent may not see of other users' processes is null. `WHERE pid = …` reads only that process."
+    ),
+    columns=[
+        Column("name", "text", "short name of the process, at most 15 bytes for user processes (comm in proc(5))"),
+        Column("pid", "count", "process id"),
+        Column("ppid", "count", "parent's process id; 0 for those that the kernel started"),
+        Column("uid", "count", "effective user id"),
+        Column("gid", "count", "effective group id"),
+        Column("ruid", "count", "real user id"),
+        Column("rgid", "count", "real group id"),
+        Column("priority", "text", "the kernel's scheduling priority: 20 is normal, lower is more urgent"),
+        Column("startup", "interval", "always null on Linux; see `start_time`"),
+        Column("vsize", "count", "bytes of virtual memory"),
+        Column("rsize", "count", "bytes of physical memory"),
+        Column("utime", "interval", "processor time spent in user mode"),
+        Column("stime", "interval", "processor time spent in the kernel"),
+        Column("exe", "text", "executable's path, as /proc/PID/exe shows it; null for kernel threads", added=True),
+        Column("cmdline", "text", "arguments joined by spaces, what `access.redact` matches masked", added=True),
+        Column("cwd", "text", "working directory", added=True),
+        Column(
+            "state",
+            "text",
+            "`running`, `sleeping`, `uninterruptible`, `stopped`, `traced`, `zombie`, `dead`, `idle` or `parked`",
+            added=True,
+        ),
+        Column("threads", "count", "number of threads", added=True),
+        Column("start_time", "time", "when the process started", added=True),
+        Column("loginuid", "count", "user who logged in, whatever the process became since (audit)", added=True),
+        Column("session", "count", "number of that login session (audit)", added=True),
+        Column("tty", "text", "controlling terminal, such as `pts/0`", added=True),
+        Column("cgroup", "text", "control group's path in the unified hierarchy, else the longest one", added=True),
+        Column("container_id", "text", "container's id, taken from the control group; null outside", added=True),
+        Column("netns", "count", "network namespace, its inode number", added=True),
+        Column("entity_id", "text", "name of the process that is never used again, also after a reboot", added=True),
+        Column("parent_entity_id", "text", "the parent's `entity_id`", added=True),
+    ],
+    examples=[
+        "SELECT name, pid, uid, exe FROM processes WHERE pid = 1",
+        'SELECT exe, count(*) AS "processes:count", sum(rsize) AS "bytes:count" FROM processes GROUP BY exe',
+        "SELECT child.name, parent.name FROM processes AS child JOIN processes AS parent ON child.ppid = parent.pid",
+    ],
+)
+
+
+@processes.snapshot
+def running(wanted: Constraints) -> Iterator[Row]:
+    read = [_reader(column.name, wanted) for column in processes.columns]
+    for process in Procfs(wanted.host.proc).processes(wanted.integers("pid")):
+        wanted.check()
+        try:
+            row = [value(process) for value in read]
+        except ProcessLookupError:
+            continue
+        yield row
+
+
+def _reader(column: str, wanted: Constraints) -> Callable[[Process], Value]:
+    """How to get that column's value; nothing is read for a column that the statement does not use."""
+    if column not in wanted.columns or column == "startup":
+        return _unread
+    if column == "cmdline":
+        redact = wanted.host.access.redact
+        return lambda process: None if process.cmdline is None else redact(process.cmdline)
+    return attrgetter(column)
+
+
+def _unread(_: Process) -> None:
+    return None
+
+
+TABLES = (processes,)

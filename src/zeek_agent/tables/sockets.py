@@ -1,0 +1,202 @@
+"""Internet sockets and who holds them, from sock_diag(7) and proc(5)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
+from zeek_agent.schema import Column, Constraints, Row, Table
+from zeek_agent.sources.host_sockets import sockets_by_namespace
+from zeek_agent.sources.procfs import Process, Procfs, socket_holders
+from zeek_agent.sources.sockets import ALL_STATES, PROTOCOLS, STATES, TCP, UDP, UDPLITE, InternetSocket, address_text
+
+sockets = Table(
+    "sockets",
+    "internet sockets that are open now, and the processes that hold them",
+    description=(
+        "TCP, UDP, UDP-Lite, ICMP and raw sockets of IPv4 and IPv6, in all network namespaces that the agent can look "
+        "into. A socket that several processes hold has a row for each of them; one that no visible process holds, "
+        "such as a connection in TIME_WAIT, has one row with `pid` null. An IPv6 socket that talks IPv4 is shown as "
+        "its packets are: `IPv4`, with IPv4 addresses."
+    ),
+    columns=[
+        Column("pid", "count", "process that holds the socket; null when there is none that the agent sees"),
+        Column("process", "text", "short name of that process"),
+        Column("family", "text", "`IPv4` or `IPv6`"),
+        Column("protocol", "count", "IP protocol: 1 ICMP, 6 TCP, 17 UDP, 58 ICMPv6, 136 UDP-Lite; 255 for raw sockets"),
+        Column("local_addr", "address", "local address; all zero when any will do"),
+        Column("local_port", "count", "local port; for ICMP the identifier, for raw sockets the IP protocol"),
+        Column("remote_addr", "address", "peer's address; all zero when there is no peer"),
+        Column("remote_port", "count", "peer's port; 0 when there is no peer"),
+        Column(
+            "state",
+            "text",
+            "TCP only: `CLOSED`, `LISTEN`, `SYN_SENT`, `SYN_RECEIVED`, `ESTABLISHED`, `CLOSE_WAIT`, `FIN_WAIT_1`, "
+            "`FIN_WAIT_2`, `CLOSING`, `LAST_ACK` or `TIME_WAIT`",
+        ),
+        Column("uid", "count", "user who made the socket; null once it is no process's any more", added=True),
+        Column("exe", "text", "executable's path of the process", added=True),
+        Column("cmdline", "text", "command line of the process, what `access.redact` matches masked", added=True),
+        Column("fd", "count", "the process's lowest file descriptor for the socket", added=True),
+        Column("cookie", "count", "the kernel's name of the socket, unique until reboot (SO_COOKIE)", added=True),
+        Column("netns", "count", "network namespace, its inode number", added=True),
+        Column("container_id", "text", "container's id that the process is in; null outside", added=True),
+        Column("entity_id", "text", "the process's name that is never used again (as in `processes`)", added=True),
+        Column("community_id", "text", "Community ID (version 1) of TCP and UDP flows, as Zeek logs it", added=True),
+    ],
+    examples=[
+        "SELECT pid, process, local_addr, local_port FROM sockets WHERE state = 'LISTEN'",
+        "SELECT process, remote_addr, remote_port, community_id FROM sockets WHERE state = 'ESTABLISHED'",
+        "SELECT * FROM sockets WHERE pid = 1",
+    ],
+)
+
+listening_ports = Table(
+    "listening_ports",
+    "ports at which processes wait for connections and datagrams",
+    description="TCP sockets that listen, and UDP sockets that are bound to a port without a peer; a row a process.",
+    columns=[
+        Column("pid", "count", "process that holds the socket; null when there is none that the agent sees"),
+        Column("process", "text", "short name of that process"),
+        Column("family", "text", "`IPv4` or `IPv6`; an IPv6 wildcard usually serves both"),
+        Column("protocol", "count", "IP protocol: 6 TCP, 17 UDP, 136 UDP-Lite"),
+        Column("address", "address", "address that is served; all zero for all of the host"),
+        Column("port", "count", "port number"),
+        Column("uid", "count", "user who made the socket"),
+        Column("exe", "text", "executable's path of the process"),
+        Column("cmdline", "text", "command line of the process, what `access.redact` matches masked"),
+        Column("netns", "count", "network namespace, its inode number"),
+        Column("container_id", "text", "container's id that the process is in; null outside"),
+        Column("entity_id", "text", "the process's name that is never used again (as in `processes`)"),
+    ],
+    examples=["SELECT protocol, port, address, process, exe FROM listening_ports ORDER BY protocol, port"],
+)
+
+_NUMBER_OF_STATE = {name: [number for number, text in STATES.items() if text == name] for name in STATES.values()}
+_LISTEN = 1 << 10
+_UNCONNECTED = 1 << 7
+
+
+class Owner(NamedTuple):
+    """What a row tells of the process that holds a socket."""
+
+    process: str | None = None
+    exe: str | None = None
+    cmdline: str | None = None
+    container_id: str | None = None
+    entity_id: str | None = None
+
+
+class Held(NamedTuple):
+    """A socket and one of its holders."""
+
+    socket: InternetSocket
+    netns: int | None
+    pid: int | None
+    fd: int | None
+    owner: Owner
+
+
+@sockets.snapshot
+def open_sockets(wanted: Constraints) -> Iterator[Row]:
+    with_community_id = wanted.needs("community_id")
+    for found, netns, pid, fd, owner in _held(wanted, PROTOCOLS, _states(wanted)):
+        yield (
+            pid,
+            owner.process,
+            "IPv4" if len(found.local) == 4 else "IPv6",
+            found.protocol,
+            address_text(found.local),
+            found.local_port,
+            address_text(found.remote),
+            found.remote_port,
+            STATES.get(found.state) if found.protocol == TCP else None,
+            found.uid,
+            owner.exe,
+            owner.cmdline,
+            fd,
+            found.cookie,
+            netns,
+            owner.container_id,
+            owner.entity_id,
+            _community_id(found) if with_community_id else None,
+        )
+
+
+@listening_ports.snapshot
+def listeners(wanted: Constraints) -> Iterator[Row]:
+    for found, netns, pid, _, owner in _held(wanted, (TCP, UDP, UDPLITE), _LISTEN | _UNCONNECTED):
+        if found.local_port and (found.state == 10 or found.protocol != TCP):
+            yield (
+                pid,
+                owner.process,
+                "IPv4" if len(found.local) == 4 else "IPv6",
+                found.protocol,
+                address_text(found.local),
+                found.local_port,
+                found.uid,
+                owner.exe,
+                owner.cmdline,
+                netns,
+                owner.container_id,
+                owner.entity_id,
+            )
+
+
+def _held(wanted: Constraints, protocols: Collection[int], states: int) -> Iterator[Held]:
+    """The sockets that may be wanted, once for each process that holds them."""
+    only_protocols = wanted.integers("protocol")
+    if only_protocols is not None:
+        protocols = [protocol for protocol in protocols if protocol in only_protocols]
+    procfs = Procfs(wanted.host.proc)
+    only_pids = wanted.integers("pid")
+    pids = procfs.pids() if only_pids is None else only_pids
+    listed = list(sockets_by_namespace(procfs.root, pids, protocols, states, wanted.check))
+    if not any(found for _, found in listed):
+        return
+    holders = socket_holders(procfs.root, pids, wanted.check)
+    nobody: list[tuple[int | None, int | None]] = [(None, None)] if only_pids is None else []
+    owners: dict[int | None, Owner] = {None: Owner()}
+    for netns, found in listed:
+        for socket in found:
+            wanted.check()
+            for pid, fd in holders.get(socket.inode, nobody):
+                owner = owners.get(pid)
+                if owner is None:
+                    owner = owners[pid] = _owner(procfs, pid, wanted)
+                yield Held(socket, netns, pid, fd, owner)
+
+
+def _owner(procfs: Procfs, pid: int | None, wanted: Constraints) -> Owner:
+    if pid is None:
+        return Owner()
+    try:
+        with Process(procfs, pid) as process:
+            cmdline = process.cmdline if wanted.needs("cmdline") else None
+            return Owner(
+                process.name,
+                process.exe if wanted.needs("exe") else None,
+                None if cmdline is None else wanted.host.access.redact(cmdline),
+                process.container_id if wanted.needs("container_id") else None,
+                process.entity_id if wanted.needs("entity_id") else None,
+            )
+    except ProcessLookupError:
+        return Owner()
+
+
+def _states(wanted: Constraints) -> int:
+    """The states that a statement asks for, as a mask. Only TCP has a state to ask for."""
+    names = wanted.equal("state")
+    if names is None:
+        return ALL_STATES
+    return sum(1 << number for name in names for number in _NUMBER_OF_STATE.get(str(name), ()))
+
+
+def _community_id(found: InternetSocket) -> str | None:
+    if found.protocol not in PORT_PROTOCOLS or not found.connected:
+        return None
+    return packed_community_id(found.protocol, found.local, found.local_port, found.remote, found.remote_port)
+
+
+TABLES = (sockets, listening_ports)
