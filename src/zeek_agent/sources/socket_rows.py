@@ -1,0 +1,76 @@
+"""Rows of the table `sockets_events`, from whichever source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
+from zeek_agent.sources.sockets import address_text
+
+if TYPE_CHECKING:
+    from zeek_agent.schema import Row
+    from zeek_agent.sources.process_cache import Process
+
+SOCKETS_EVENTS: Final = "sockets_events"
+
+State = Literal["established", "closed", "failed", "listen", "expired"]
+Direction = Literal["outbound", "inbound"]
+
+
+class Flow(NamedTuple):
+    """A socket's ends, with addresses in network form (4 or 16 bytes). None: not known; no peer is all zeros."""
+
+    protocol: int | None
+    local: bytes | None
+    local_port: int | None
+    remote: bytes | None
+    remote_port: int | None
+    cookie: int | None = None
+    netns: int | None = None
+
+
+def socket_row(
+    flow: Flow,
+    state: State | None,
+    direction: Direction | None,
+    process: Process | None,
+    *,
+    time: float,
+    uid: int | None = None,
+) -> Row:
+    """What happened to a flow at `time` (seconds since the epoch), by `process`; `uid` counts if that is not known."""
+    protocol, local, local_port, remote, remote_port, cookie, netns = flow
+    some = local or remote
+    has_peer = remote is not None and (any(remote) or remote_port)
+    return (
+        time,
+        process.pid if process else None,
+        process.name if process else None,
+        process.uid if process else uid,
+        process.gid if process else None,
+        None if some is None else "IPv4" if len(some) == 4 else "IPv6",
+        protocol,
+        None if local is None else address_text(local),
+        local_port,
+        address_text(remote) if remote is not None and has_peer else None,
+        remote_port if has_peer else None,
+        state,
+        direction,
+        process.exe if process else None,
+        process.cmdline if process else None,
+        process.loginuid if process else None,
+        cookie,
+        netns,
+        process.container_id if process else None,
+        process.entity_id if process else None,
+        process.parent_entity_id if process else None,
+        flow_id(flow) if has_peer else None,
+    )
+
+
+def flow_id(flow: Flow) -> str | None:
+    """The Community ID, where one is defined and both ends are known."""
+    protocol, local, local_port, remote, remote_port = flow[:5]
+    if protocol not in PORT_PROTOCOLS or not local or not remote or not local_port or not remote_port:
+        return None
+    return packed_community_id(protocol, local, local_port, remote, remote_port)
