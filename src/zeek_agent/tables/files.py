@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -68,7 +69,11 @@ files_columns = Table(
     columns=[
         Column("path", "text", "full path of the file"),
         Column("number", "count", "number of the line among those that are not ignored, from 1"),
-        Column("columns", "record", "the columns that were asked for, `$1` under the name `c1`; null where missing"),
+        Column(
+            "columns",
+            "record",
+            "what was asked for: `$1` under the name `c1` (`c1:int` for type int); null where missing",
+        ),
     ],
     parameters=[
         _PATTERN,
@@ -161,10 +166,10 @@ def _attributes(path: str) -> os.stat_result | None:
 
 
 def _whole(text: bytes) -> int | None:
-    try:
-        number = int(text)
-    except ValueError:
+    """A number that fits 64 bits."""
+    if re.fullmatch(rb"[+-]?[0-9]{1,20}", text) is None:
         return None
+    number = int(text)
     return number if -(2**63) <= number < 2**63 else None
 
 
@@ -174,10 +179,12 @@ def _natural(text: bytes) -> int | None:
 
 
 def _real(text: bytes) -> float | None:
+    """A finite number; Python's own readings (`1_000`, `nan`) are none."""
     try:
-        return float(text)
+        number = float(text) if b"_" not in text else math.nan
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 _CONVERSIONS: Final[dict[str, Callable[[bytes], Value]]] = {
@@ -200,7 +207,8 @@ def _extractor(columns: str, separator: str) -> Callable[[bytes], dict[str, Valu
                 f"files_columns: {part.strip()!r} is no column; write $NUMBER:TYPE with one of the types "
                 f"{', '.join(_CONVERSIONS)}"
             )
-        name = f"c{int(found[1])}"
+        # Where a value alone does not tell its Zeek type, the field's name does, as with the alias of an expression.
+        name = f"c{int(found[1])}" + (":int" if found[2] == "int" else "")
         while any(name == taken for taken, _, _ in wanted):
             name += "_"
         wanted.append((name, int(found[1]), _CONVERSIONS[found[2]]))
@@ -208,7 +216,7 @@ def _extractor(columns: str, separator: str) -> Callable[[bytes], dict[str, Valu
 
     def extract(line: bytes) -> dict[str, Value]:
         line = line.strip()
-        cells = [line, *line.split(split_at)]
+        cells = [line, *(cell.strip() for cell in line.split(split_at))]
         return {name: convert(cells[at]) if at < len(cells) else None for name, at, convert in wanted}
 
     return extract

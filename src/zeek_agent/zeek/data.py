@@ -358,12 +358,16 @@ def set_of(members: Iterable[str]) -> str:
 
 
 def record(value: object) -> str:
-    """A record whose fields have no declared types, as `files_columns` makes them: each by its value's own type."""
+    """A record as `files_columns` makes them: a field by the type behind its name (`c1:int`), else by its value's."""
     if isinstance(value, Mapping):
-        return vector(_by_value(member) for member in value.values())
+        return vector(_field(name, member) for name, member in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return vector(_by_value(pair[1]) for pair in value if isinstance(pair, Sequence) and len(pair) == 2)
+        return vector(_field(*pair) for pair in value if isinstance(pair, Sequence) and len(pair) == 2)
     return NONE
+
+
+def _field(name: object, value: object) -> str:
+    return integer(value) if isinstance(name, str) and name.endswith(":int") else _by_value(value)
 
 
 def _by_value(value: object) -> str:
