@@ -1,0 +1,167 @@
+"""Who this agent is: an id that stays, an id of this start, and the lock that makes it the only one here.
+
+The agent id is kept in the state directory together with a keyed hash of the machine id (machine-id(5)), so that a
+cloned image gets an id of its own. Without a machine id (some containers) the agent id is bound to the directory only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from zeek_agent.errors import ZeekAgentError
+
+log = logging.getLogger(__name__)
+
+MACHINE_ID_FILES: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+
+_DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the agent is called towards Zeek."""
+
+    agent: str
+    """`H` and base62 of 16 bytes; the same over restarts."""
+    instance: str
+    """`I` and base62 of 16 bytes; new at each start."""
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    id: str
+    machine: str | None = None
+    """Keyed hash of the machine id that the agent id was made on; None when there was none."""
+
+
+def establish(
+    file: Path, configured: str | None = None, machine_id_files: Sequence[Path] = MACHINE_ID_FILES
+) -> Identity:
+    """The identity of an agent that starts: read from `file`, or made and kept there.
+
+    A `configured` agent id is taken as it is. Where the file cannot be written the id holds for this start only, which
+    is logged.
+    """
+    instance = new_id("I")
+    if configured is not None:
+        return Identity(configured, instance)
+    stored = read(file)
+    machine = machine_hash(machine_id_files)
+    if stored is not None and stored.machine is not None and machine is not None and stored.machine != machine:
+        log.warning("%s was made on another machine; this one gets an agent id of its own", file)
+        stored = None
+    keep = stored or _Stored(new_id("H"), machine)
+    if keep.machine is None and machine is not None:
+        keep = _Stored(keep.id, machine)
+    if keep != stored:
+        _write(file, keep)
+    return Identity(keep.id, instance)
+
+
+def read(file: Path) -> _Stored | None:
+    """What is kept in `file`, or None; a file that cannot be read or makes no sense is logged."""
+    try:
+        stored = msgspec.json.decode(file.read_bytes(), type=_Stored)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("cannot read the agent id in %s: %s", file, error.strerror)
+        return None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        log.warning("%s is damaged (%s); the agent id is made anew", file, error)
+        return None
+    if not re.fullmatch(r"H[0-9A-Za-z]{1,22}", stored.id):
+        log.warning("%s holds no agent id; it is made anew", file)
+        return None
+    return stored
+
+
+def new_id(prefix: str) -> str:
+    """`prefix` and a random 16 byte number in base62."""
+    number = int.from_bytes(secrets.token_bytes(16), "big")
+    digits = ""
+    while number:
+        number, digit = divmod(number, 62)
+        digits = _DIGITS[digit] + digits
+    return prefix + (digits or "0")
+
+
+def machine_hash(files: Sequence[Path] = MACHINE_ID_FILES) -> str | None:
+    """A hash of the machine id that does not tell it, as machine-id(5) asks for; None when there is none."""
+    for file in files:
+        try:
+            text = file.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if re.fullmatch("[0-9a-f]{32}", text):
+            return hmac.new(text.encode(), b"zeek-agent identity", hashlib.sha256).hexdigest()[:32]
+    return None
+
+
+def _write(file: Path, stored: _Stored) -> None:
+    """Replace the file in one step, so that a crash leaves the old one or the new one."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".identity-")
+        try:
+            with os.fdopen(descriptor, "wb") as out:
+                out.write(msgspec.json.encode(stored) + b"\n")
+                out.flush()
+                os.fsync(out.fileno())
+            Path(name).replace(file)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        log.warning("cannot keep the agent id in %s (%s): it holds for this start only", file, error.strerror)
+
+
+@contextmanager
+def only_one(file: Path) -> Iterator[None]:
+    """Hold the lock of a state directory. Raises ZeekAgentError that names the holder when another agent has it.
+
+    The kernel lets go of the lock with the process, however it ends. A directory that cannot be written goes without
+    a lock, which is logged.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        log.warning("cannot lock the state directory %s (%s): going on without", file.parent, error.strerror)
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ZeekAgentError(
+                f"another agent{_holder(descriptor)} uses {file.parent}; stop it or name another --state-dir"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d %d\n" % (os.getpid(), int(time.time())), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """` (pid 123, since 2026-01-01 12:00:00 UTC)`, or nothing while the holder has yet to write it."""
+    with suppress(ValueError, OSError):
+        pid, since = os.pread(descriptor, 64, 0).split()
+        at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(int(since)))
+        return f" (pid {int(pid)}, since {at})"
+    return ""

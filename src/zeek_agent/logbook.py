@@ -1,0 +1,92 @@
+"""The agent's own log: standard error or a file, and the last entries for the table zeek_agent_log.
+
+One line a record: control characters and raw bytes, which names from the host may hold, are escaped.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from logging.handlers import WatchedFileHandler
+from typing import TYPE_CHECKING
+
+from zeek_agent.errors import UsageError
+from zeek_agent.text import escaped
+
+if TYPE_CHECKING:
+    from zeek_agent.config import LogSettings
+
+
+_TRACEBACK = logging.Formatter()
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class LineFormatter(logging.Formatter):
+    """`2026-01-01T12:00:00.123Z warning zeek_agent.identity: message`; a traceback is part of the line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        return escaped(f"{at}.{int(record.msecs):03d}Z {record.levelname.lower()} {record.name}: {_message(record)}")
+
+
+class Ring(logging.Handler):
+    """Keeps the last entries in memory."""
+
+    def __init__(self, entries: int) -> None:
+        super().__init__()
+        self._entries: deque[tuple[float, str, str, str]] = deque(maxlen=entries)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._entries.append((record.created, record.levelname.lower(), record.name, _message(record)))
+
+    def rows(self) -> Iterator[tuple[float, str, str, str]]:
+        """Time (epoch seconds), level, logger and message, oldest first."""
+        self.acquire()
+        try:
+            return iter(list(self._entries))
+        finally:
+            self.release()
+
+
+def _message(record: logging.LogRecord) -> str:
+    """The message with a traceback behind it, as text that SQLite can store."""
+    try:
+        message = record.getMessage()
+    except (TypeError, ValueError) as error:
+        message = f"{record.msg!r} with {record.args!r}: {error}"
+    if record.exc_info:
+        message += " | " + " | ".join(_TRACEBACK.formatException(record.exc_info).splitlines())
+    return _SURROGATE.sub(_raw_byte, message)
+
+
+def _raw_byte(match: re.Match[str]) -> str:
+    """A byte of a file name that Python could not decode, in the form of `zeek_agent.text`."""
+    code = ord(match[0])
+    return chr(code - 0xDC00 + 0xEF00) if 0xDC80 <= code <= 0xDCFF else "?"
+
+
+def set_up(settings: LogSettings) -> Ring:
+    """Send the log where the settings say. Raises UsageError when the file cannot be written."""
+    handler: logging.Handler
+    if settings.file is None:
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        try:
+            handler = WatchedFileHandler(settings.file, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"log.file: cannot write {settings.file}: {error.strerror}") from None
+    handler.setFormatter(LineFormatter())
+    ring = Ring(settings.entries)
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.addHandler(ring)
+    root.setLevel(settings.level.upper())
+    logging.getLogger("websockets").setLevel(max(root.level, logging.WARNING))
+    logging.captureWarnings(True)
+    return ring
