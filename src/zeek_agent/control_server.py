@@ -1,0 +1,199 @@
+"""The agent's side of the control socket; `control` has the messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import grp
+import logging
+import os
+import socket
+import struct
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from zeek_agent import control
+from zeek_agent.control import Done, Failed, Frame, Request
+from zeek_agent.errors import UsageError, ZeekAgentError
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX: Final = 64
+SEND_TIMEOUT: Final = 60.0
+"""Seconds that a client may leave its answer unread."""
+PATH_BYTES_MAX: Final = 107
+
+Answer: TypeAlias = Callable[[Request, str], AsyncGenerator[Frame, None]]
+"""Yields the frames that answer a request of the named client, without the last one; closed when the client goes."""
+
+
+class ControlServer:
+    """Listens on a Unix socket and answers requests. The socket is for its owner and, when given, a group."""
+
+    def __init__(self, path: Path, group: str | None, answer: Answer, *, send_timeout: float = SEND_TIMEOUT) -> None:
+        self.path = path
+        self._group = group
+        self._answer = answer
+        self._send_timeout = send_timeout
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to listen. Raises UsageError for a path or group that cannot be, ZeekAgentError when it is in use."""
+        listener = _listener(self.path, self._group)
+        self._server = await asyncio.start_unix_server(
+            self._connected, sock=listener, limit=control.REQUEST_BYTES_MAX, backlog=CONNECTIONS_MAX
+        )
+
+    async def stop(self) -> None:
+        """End all connections and remove the socket."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            if len(self._connections) > CONNECTIONS_MAX:
+                await self._send(writer, Failed("ZeekAgentError", "too many connections to the control socket"))
+            else:
+                await self._serve(reader, writer)
+        except (ConnectionError, TimeoutError) as error:
+            log.info("control connection ended: %s", error or "the client does not read its answer")
+        except asyncio.CancelledError:
+            log.debug("control connection closed, the agent stops")
+        finally:
+            self._connections.discard(task)
+            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request after the other. A client that closes while it is answered ends the answer."""
+        origin = _peer(writer)
+        line = await _read_line(reader)
+        while line:
+            answering = asyncio.create_task(self._reply(writer, line, origin))
+            following = asyncio.create_task(_read_line(reader))
+            try:
+                await asyncio.wait((answering, following), return_when=asyncio.FIRST_COMPLETED)
+                if following.done() and not following.result():
+                    return
+                await answering
+                line = await following
+            finally:
+                for task in (answering, following):
+                    task.cancel()
+                await asyncio.gather(answering, following, return_exceptions=True)
+
+    async def _reply(self, writer: asyncio.StreamWriter, line: bytes, origin: str) -> None:
+        try:
+            if len(line) > control.REQUEST_BYTES_MAX:
+                raise UsageError(f"not a request: longer than {control.REQUEST_BYTES_MAX} bytes")
+            frames = self._answer(control.decode_request(line), origin)
+            async with contextlib.aclosing(frames):
+                async for frame in frames:
+                    await self._send(writer, frame)
+            await self._send(writer, Done())
+        except ZeekAgentError as error:
+            await self._send(writer, Failed(type(error).__name__, str(error)))
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception as error:
+            log.exception("control request of %s failed", origin)
+            await self._send(writer, Failed("ZeekAgentError", f"internal error, see the agent's log: {error!r}"))
+
+    async def _send(self, writer: asyncio.StreamWriter, frame: Frame) -> None:
+        for line in control.encode_frame(frame):
+            writer.write(line)
+            async with asyncio.timeout(self._send_timeout):
+                await writer.drain()
+            await asyncio.sleep(0)
+
+
+async def _read_line(reader: asyncio.StreamReader) -> bytes:
+    """The next line, empty at the end. Of one that is too long, the end is thrown away and the start returned."""
+    start = b""
+    while True:
+        try:
+            line = await reader.readuntil()
+        except asyncio.IncompleteReadError as incomplete:
+            return start or incomplete.partial
+        except asyncio.LimitOverrunError as overrun:
+            part = await reader.readexactly(max(overrun.consumed, 1))
+            start = start or part + b"\n"
+            continue
+        except ConnectionError:
+            return b""
+        return start or line
+
+
+def _listener(path: Path, group: str | None) -> socket.socket:
+    """A bound socket with its owner, group and mode set before anybody can connect."""
+    if len(os.fsencode(path)) > PATH_BYTES_MAX:
+        raise UsageError(
+            f"the control socket's path is longer than {PATH_BYTES_MAX} bytes, which the system does not allow: "
+            f"{path}; name a shorter one with control.socket"
+        )
+    gid = _gid(group)
+    try:
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True)
+        _remove_stale(path)
+        listener = socket.socket(socket.AF_UNIX)
+    except OSError as error:
+        raise ZeekAgentError(f"cannot make the control socket {path}: {error.strerror}") from None
+    mask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+        if gid is not None:
+            os.chown(path, -1, gid)
+            path.chmod(0o660)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ZeekAgentError(f"cannot make the control socket {path}: {error.strerror}") from None
+    finally:
+        os.umask(mask)
+    return listener
+
+
+def _gid(group: str | None) -> int | None:
+    if group is None:
+        return None
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise UsageError(f"control.group: there is no group {group!r}") from None
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket of an agent that ended without doing so. Raises ZeekAgentError when something else is there."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_socket():
+        raise ZeekAgentError(f"cannot make the control socket: {path} is there and is no socket; remove it")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(control.CONNECT_TIMEOUT)
+        refused = probe.connect_ex(str(path))
+    if refused not in (errno.ECONNREFUSED, errno.ENOENT):
+        raise ZeekAgentError(f"another agent listens on {path}; stop it or name another control.socket")
+    path.unlink(missing_ok=True)
+
+
+def _peer(writer: asyncio.StreamWriter) -> str:
+    """Who is at the other end, for the log: `control uid=1000 pid=4711`."""
+    connection = writer.get_extra_info("socket")
+    if not hasattr(socket, "SO_PEERCRED"):
+        return "control"
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", raw)
+    return f"control uid={uid} pid={pid}"

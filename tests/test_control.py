@@ -1,0 +1,351 @@
+"""The control socket: real Unix sockets, the blocking client, and clients that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+import socket
+import stat
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zeek_agent import control
+from zeek_agent.control import Columns, ControlClient, Facts, Frame, NoAgentError, Note, Query, Request, Rows, Status
+from zeek_agent.control_server import CONNECTIONS_MAX, Answer, ControlServer
+from zeek_agent.errors import AccessDeniedError, SqlError, UsageError, ZeekAgentError
+from zeek_agent.schema import Column, Parameter, Table
+
+COLUMNS = Columns([("a", "int"), ("b", "text")])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "control.sock"
+
+
+class Agent:
+    """A server on a socket, with an answer that the test gives."""
+
+    def __init__(self, path: Path, answer: Answer, **options: Any) -> None:
+        self.server = ControlServer(path, None, answer, **options)
+
+    async def __aenter__(self) -> ControlServer:
+        await self.server.start()
+        return self.server
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.server.stop()
+
+
+async def answer_with_rows(request: Request, origin: str) -> AsyncGenerator[Frame, None]:
+    match request:
+        case Query(sql="broken"):
+            raise SqlError("near broken: syntax error")
+        case Query(sql="denied"):
+            raise AccessDeniedError("no")
+        case Query(sql="fault"):
+            raise RuntimeError("a fault")
+        case Query():
+            yield COLUMNS
+            yield Rows([(1, "x"), (2, None)])
+        case _:
+            yield Facts({"origin": origin})
+
+
+async def ask(path: Path, *requests: Request) -> list[list[Frame]]:
+    def work() -> list[list[Frame]]:
+        client = ControlClient(path)
+        try:
+            return [list(client.ask(request)) for request in requests]
+        finally:
+            client.close()
+
+    return await asyncio.to_thread(work)
+
+
+async def send_raw(path: Path, *lines: bytes) -> list[dict[str, Any]]:
+    """Send lines as they are and read an answer's last frame for each."""
+    reader, writer = await asyncio.open_unix_connection(str(path), limit=2**26)
+    answers = []
+    for line in lines:
+        writer.write(line + b"\n")
+        while (frame := msgspec.json.decode(await reader.readline()))["frame"] not in ("done", "failed"):
+            pass
+        answers.append(frame)
+    writer.close()
+    await writer.wait_closed()
+    return answers
+
+
+async def test_a_client_asks_several_times_on_one_connection(path: Path) -> None:
+    async with Agent(path, answer_with_rows):
+        first, second = await ask(path, Query("SELECT 1"), Status())
+    assert first == [COLUMNS, Rows([(1, "x"), (2, None)])]
+    assert isinstance(second[0], Facts)
+    assert second[0].facts["origin"] == f"control uid={os.getuid()} pid={os.getpid()}"
+
+
+@pytest.mark.parametrize(("sql", "error"), [("broken", SqlError), ("denied", AccessDeniedError)])
+async def test_errors_keep_their_class_and_text(path: Path, sql: str, error: type[ZeekAgentError]) -> None:
+    async with Agent(path, answer_with_rows):
+        with pytest.raises(error):
+            await ask(path, Query(sql))
+
+
+async def test_a_fault_in_an_answer_does_not_end_the_connection(path: Path) -> None:
+    async with Agent(path, answer_with_rows):
+        fault, fine = await send_raw(path, b'{"request":"query","sql":"fault"}', b'{"request":"status"}')
+    assert "a fault" in fault["message"]
+    assert fine["frame"] == "done"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"hello",
+        b"{}",
+        b"[]",
+        b'{"request":"nonsense"}',
+        b'{"request":"query"}',
+        b'{"request":"query","sql":5}',
+        b'{"request":"query","sql":"\xff"}',
+        b'{"request":"query","sql":"SELECT 1","more":1}',
+        b'{"request":"subscribe","sql":"SELECT 1","subscription":"Events","schedule":0}',
+        b"[" * 100_000,
+        b"x" * (control.REQUEST_BYTES_MAX * 3),
+    ],
+    ids=lambda line: line[:30].decode(errors="replace"),
+)
+async def test_malformed_input_is_answered_and_the_connection_kept(path: Path, line: bytes) -> None:
+    async with Agent(path, answer_with_rows):
+        wrong, right = await send_raw(path, line, b'{"request":"status"}')
+    assert wrong["frame"] == "failed"
+    assert wrong["message"].startswith("not a request")
+    assert right["frame"] == "done"
+
+
+async def test_requests_may_be_sent_ahead(path: Path) -> None:
+    async with Agent(path, answer_with_rows):
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b'{"request":"status"}\n' * 3)
+        writer.write_eof()
+        frames = [msgspec.json.decode(line) for line in (await reader.read()).splitlines()]
+        writer.close()
+    assert [frame["frame"] for frame in frames].count("facts") >= 1
+
+
+async def test_a_client_that_goes_ends_its_answer(path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def endless(request: Request, origin: str) -> AsyncGenerator[Frame, None]:
+        try:
+            yield COLUMNS
+            await asyncio.sleep(3600)
+        finally:
+            ended.set()
+
+    async with Agent(path, endless):
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b'{"request":"status"}\n')
+        await reader.readline()
+        writer.close()
+        await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_a_client_that_does_not_read_is_let_go_and_bounded(path: Path) -> None:
+    sent = 0
+    ended = asyncio.Event()
+
+    async def flood(request: Request, origin: str) -> AsyncGenerator[Frame, None]:
+        nonlocal sent
+        try:
+            yield COLUMNS
+            while True:
+                yield Rows([(1, "x" * 1000)] * 100)
+                sent += 100_000
+        finally:
+            ended.set()
+
+    async with Agent(path, flood, send_timeout=0.3):
+        _, writer = await asyncio.open_unix_connection(str(path), limit=1024)
+        writer.write(b'{"request":"status"}\n')
+        await asyncio.wait_for(ended.wait(), 10)
+        assert sent < 4_000_000
+        other = await ask_of_another(path)
+        writer.close()
+    assert other
+
+
+async def ask_of_another(path: Path) -> bool:
+    """Whether a further client still gets its first frame."""
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(b'{"request":"status"}\n')
+    line = await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+    return line.startswith(b'{"frame":"columns"')
+
+
+async def test_connections_are_bounded(path: Path) -> None:
+    async with Agent(path, answer_with_rows):
+        pairs = [await asyncio.open_unix_connection(str(path)) for _ in range(CONNECTIONS_MAX + 1)]
+        line = await asyncio.wait_for(pairs[-1][0].readline(), 5)
+        assert b"too many connections" in line
+        for _, writer in pairs:
+            writer.close()
+        await asyncio.sleep(0.05)
+        assert await ask(path, Status())
+
+
+async def test_stop_ends_clients_and_removes_the_socket(path: Path) -> None:
+    async def endless(request: Request, origin: str) -> AsyncGenerator[Frame, None]:
+        yield COLUMNS
+        await asyncio.sleep(3600)
+
+    server = ControlServer(path, None, endless)
+    await server.start()
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(b'{"request":"status"}\n')
+    await reader.readline()
+    await server.stop()
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert not path.exists()
+    writer.close()
+
+
+async def test_the_socket_is_its_owners_unless_a_group_is_given(path: Path) -> None:
+    async with Agent(path, answer_with_rows):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    group = grp.getgrgid(os.getgid()).gr_name
+    server = ControlServer(path, group, answer_with_rows)
+    await server.start()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert path.stat().st_gid == os.getgid()
+    await server.stop()
+
+
+async def test_a_stale_socket_is_replaced(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    with pytest.raises(NoAgentError):
+        ControlClient(path)
+    async with Agent(path, answer_with_rows):
+        assert await ask(path, Status())
+
+
+async def test_what_is_in_the_way_is_named(path: Path, tmp_path: Path) -> None:
+    async with Agent(path, answer_with_rows):
+        with pytest.raises(ZeekAgentError, match="another agent listens on"):
+            await ControlServer(path, None, answer_with_rows).start()
+    path.write_text("precious")
+    with pytest.raises(ZeekAgentError, match="is no socket"):
+        await ControlServer(path, None, answer_with_rows).start()
+    assert path.read_text() == "precious"
+    with pytest.raises(UsageError, match="no-such-group"):
+        await ControlServer(tmp_path / "a", "no-such-group", answer_with_rows).start()
+    with pytest.raises(UsageError, match=r"control\.socket"):
+        await ControlServer(tmp_path / ("a" * 120), None, answer_with_rows).start()
+    with pytest.raises(ZeekAgentError, match="cannot make the control socket .*File exists"):
+        await ControlServer(path / "below", None, answer_with_rows).start()
+
+
+def test_nobody_there_is_an_error_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(NoAgentError, match="no agent is running"):
+        ControlClient(tmp_path / "absent")
+
+
+@pytest.mark.root
+async def test_who_may_not_connect_is_told_what_to_do(path: Path, tmp_path: Path) -> None:
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_uid == os.getuid() and directory != Path("/"):
+            directory.chmod(directory.stat().st_mode | 0o011)
+    async with Agent(path, answer_with_rows):
+        outcome = await asyncio.to_thread(in_child_as_nobody, lambda: str(refusal(path)))
+    assert "control.group" in outcome
+
+
+def refusal(path: Path) -> ZeekAgentError | None:
+    try:
+        ControlClient(path).close()
+    except ZeekAgentError as error:
+        return error
+    return None
+
+
+def in_child_as_nobody(work: Callable[[], str]) -> str:
+    """Run something as an unprivileged user in a child process; its text."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        os.write(writing, work().encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as output:
+        text = output.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def test_an_agent_of_another_version_is_told_apart(path: Path) -> None:
+    with pytest.raises(ZeekAgentError, match="of another version"):
+        control.decode_frame(b'{"frame":"hologram"}\n')
+    with pytest.raises(ZeekAgentError, match="of another version"):
+        control.decode_frame(b"\x00")
+
+
+cells = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs"]))
+    | st.binary(),
+    lambda inner: st.lists(inner, max_size=3).map(tuple),
+    max_leaves=5,
+)
+
+
+@given(st.lists(st.tuples(cells, cells), max_size=5))
+def test_any_row_survives_the_wire(rows: list[tuple[Any, Any]]) -> None:
+    lines = list(control.encode_frame(Rows(rows)))
+    decoded = [row for line in lines for row in control.decode_frame(line).rows]  # type: ignore[union-attr]
+    assert decoded == rows
+    assert [[type(cell) for cell in row] for row in decoded] == [[type(cell) for cell in row] for row in rows]
+
+
+def test_many_rows_become_several_frames_with_their_changes() -> None:
+    rows = [(number, "x" * 1000) for number in range(1000)]
+    changes: list[control.Change | None] = ["Add" if number % 2 else "Delete" for number in range(1000)]
+    lines = list(control.encode_frame(Rows(rows, changes)))
+    assert 3 <= len(lines) <= 5
+    assert max(map(len, lines)) < 2 * control.ROWS_BYTES
+    frames = [control.decode_frame(line) for line in lines]
+    assert [row for frame in frames for row in frame.rows] == rows  # type: ignore[union-attr]
+    assert [change for frame in frames for change in frame.changes] == changes  # type: ignore[union-attr]
+
+
+def test_notes_and_declarations_survive_the_wire() -> None:
+    assert control.decode_frame(next(control.encode_frame(Note("a\nb")))) == Note("a\nb")
+    table = Table(
+        "files",
+        "some files",
+        description="Files.",
+        columns=[Column("path", "text", "where", added=True), Column("tags", "set[text]", "what")],
+        parameters=[Parameter("pattern", "text", "which", default="/*", required=False)],
+        examples=["SELECT 1"],
+        kind="events",
+    )
+    frame = control.decode_frame(next(control.encode_frame(control.Declarations(control.declare([table])))))
+    assert isinstance(frame, control.Declarations)
+    (copy,) = control.declared(frame.tables)
+    assert vars(copy) == vars(table)
