@@ -100,7 +100,7 @@ def test_a_pack_of_ones_own() -> None:
         + SMALL
         + """
         schedule = 0
-        groups = ["web", "linux"]
+        groups = ["web", "Linux"]
         requires_tables = ["things"]
         if_missing_tables = ["others"]
 

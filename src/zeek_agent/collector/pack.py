@@ -97,7 +97,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class PackQuery:
-    """A query and whom it goes to: groups of agents, or single hosts."""
+    """A query and whom it goes to: groups of agents, in lower case as Zeek sends them, or single hosts."""
 
     query: Query
     groups: tuple[str, ...]
@@ -192,7 +192,8 @@ def _query(file: PackFile, entry: QueryEntry, logs: Mapping[str, Log], schedule:
         requires_tables=frozenset(entry.requires_tables),
         if_missing_tables=frozenset(entry.if_missing_tables),
     )
-    return PackQuery(query, () if entry.hosts else entry.groups, entry.hosts)
+    groups = () if entry.hosts else tuple(group.lower() for group in entry.groups)
+    return PackQuery(query, groups, entry.hosts)
 
 
 def _explained(message: str) -> str:

@@ -1,0 +1,151 @@
+"""The agents that a collector knows: who they are, when they were last heard, and what became of them.
+
+The rules are those of the Zeek Agent package: an agent joins with its first hello, reconnects when its hello query has
+a new id, and is offline after a time of silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeVar
+
+from zeek_agent.collector.logs import Field
+from zeek_agent.zeek.data import ProtocolError
+from zeek_agent.zeek.protocol import AgentHello
+
+T = TypeVar("T")
+
+State = Literal["join", "update", "reconnect", "shutdown", "offline"]
+
+LOG: Final = "zeek-agent"
+LOG_FIELDS: Final = (
+    Field("ts", "time"),
+    Field("type_", "string"),
+    Field("hid", "string"),
+    Field("hostname", "string"),
+    Field("addresses", "set[addr]"),
+    Field("version", "int"),
+    Field("uptime", "interval"),
+    Field("platform", "string"),
+    Field("os_name", "string"),
+)
+
+_AGENT_ID = re.compile(r"[\w.:@+-]{1,128}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """An agent by its last hello. `state` is the last line of its life cycle; times are seconds since the epoch."""
+
+    id: str
+    hello_id: str
+    hostname: str | None = None
+    addresses: tuple[str, ...] | None = None
+    version: int | None = None
+    uptime: float | None = None
+    platform: str | None = None
+    os_name: str | None = None
+    state: State = "join"
+    last_seen: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The host's name, or an address when it has none."""
+        return self.hostname or next(iter(self.addresses or ()), "<unknown>")
+
+    def log_values(self, now: float) -> tuple[Any, ...]:
+        """The life-cycle line, in the order of `LOG_FIELDS`."""
+        return (
+            now,
+            self.state,
+            self.id,
+            self.hostname,
+            self.addresses,
+            self.version,
+            self.uptime,
+            self.platform,
+            self.os_name,
+        )
+
+
+class Agents:
+    """Agents by id; at most `limit` of them."""
+
+    def __init__(self, *, timeout: float, limit: int) -> None:
+        self._timeout = timeout
+        self._limit = limit
+        self._agents: dict[str, Agent] = {}
+
+    def __iter__(self) -> Iterator[Agent]:
+        return iter(self._agents.values())
+
+    def __len__(self) -> int:
+        return len(self._agents)
+
+    def get(self, agent_id: str) -> Agent | None:
+        return self._agents.get(agent_id)
+
+    def hello(self, event: AgentHello, now: float) -> Agent:
+        """Take in a hello; the state tells what it meant. Raises ProtocolError for one that cannot be used."""
+        agent = replace(_agent(event), last_seen=now)
+        known = self._agents.get(agent.id)
+        if known is None and len(self._agents) >= self._limit:
+            raise ProtocolError(f"there are {self._limit} agents already, which is the limit")
+        if known is not None:
+            agent = replace(agent, state="update" if known.hello_id == agent.hello_id else "reconnect")
+        self._agents[agent.id] = agent
+        return agent
+
+    def heard(self, agent_id: str, now: float) -> Agent | None:
+        """The agent, if known, which has just said something."""
+        agent = self._agents.get(agent_id)
+        if agent is not None:
+            agent = self._agents[agent_id] = replace(agent, last_seen=now)
+        return agent
+
+    def shutdown(self, agent_id: str, now: float) -> Agent | None:
+        """The agent, if known, which says goodbye. It stays known until it is silent for long enough."""
+        agent = self._agents.get(agent_id)
+        if agent is not None:
+            agent = self._agents[agent_id] = replace(agent, state="shutdown", last_seen=now)
+        return agent
+
+    def expired(self, now: float) -> list[Agent]:
+        """Those that were silent for too long; they are forgotten."""
+        silent = [agent for agent in self._agents.values() if now - agent.last_seen >= self._timeout]
+        for agent in silent:
+            del self._agents[agent.id]
+        return [replace(agent, state="offline") for agent in silent]
+
+
+def _agent(event: AgentHello) -> Agent:
+    hello = event.named()
+    if not _AGENT_ID.fullmatch(event.context.agent_id):
+        raise ProtocolError(f"not an agent id: {event.context.agent_id[:80]!r}")
+    if event.context.query_id is None:
+        raise ProtocolError("hello has no query id")
+    addresses = _checked(hello, "addresses", tuple)
+    if addresses is not None and not all(isinstance(address, str) for address in addresses):
+        raise ProtocolError("addresses of hello are not addresses")
+    uptime = hello.get("uptime")
+    if uptime is not None and not isinstance(uptime, int | float):
+        raise ProtocolError("uptime of hello is not an interval")
+    return Agent(
+        id=event.context.agent_id,
+        hello_id=event.context.query_id,
+        hostname=_checked(hello, "hostname", str),
+        addresses=addresses,
+        version=_checked(hello, "agent_version", int),
+        uptime=uptime,
+        platform=_checked(hello, "platform", str),
+        os_name=_checked(hello, "os_name", str),
+    )
+
+
+def _checked(hello: dict[str, Any], name: str, kind: type[T]) -> T | None:
+    value = hello.get(name)
+    if value is None or (isinstance(value, kind) and not isinstance(value, bool)):
+        return value
+    raise ProtocolError(f"{name} of hello is not a {kind.__name__}")

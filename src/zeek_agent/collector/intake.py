@@ -1,0 +1,144 @@
+"""What agents report, turned into log lines: rows of queries, the agents' life cycle, errors.
+
+Knows nothing of sockets: messages in, log lines out. Errors go to `reporter.log`, as Zeek's do.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from zeek_agent.collector import agents
+from zeek_agent.collector.agents import Agent, Agents
+from zeek_agent.collector.logs import Field
+from zeek_agent.collector.pack import Log, Pack
+from zeek_agent.collector.records import RowReader, row_reader
+from zeek_agent.collector.rotation import LogDirectory, LogFile
+from zeek_agent.queries import Change
+from zeek_agent.zeek.data import ProtocolError
+from zeek_agent.zeek.protocol import AgentError, AgentEvent, AgentHello, AgentShutdown, Context, ResultRow
+
+Level = Literal["INFO", "WARNING", "ERROR"]
+
+REPORTER: Final = "reporter"
+REPORTER_FIELDS: Final = (
+    Field("ts", "time"),
+    Field("level", "enum"),
+    Field("message", "string"),
+    Field("location", "string"),
+)
+REPORTS_PER_SECOND: Final = 20
+"""Most lines a second in `reporter.log`; what is beyond is counted and told in one line."""
+
+_CHANGES: Final = {Change.ADD: "new", Change.DELETE: "gone", None: None}
+_MESSAGE_LENGTH: Final = 1000
+
+logger = logging.getLogger("zeek_agent.collector")
+
+
+@dataclass(slots=True)
+class Counters:
+    """What was taken in since the start."""
+
+    messages: int = 0
+    rows: int = 0
+    ignored: int = 0
+    refused: int = 0
+    agent_errors: int = 0
+    recent: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=20))
+    """The last errors: when, and what."""
+
+
+class Intake:
+    """Takes agents' messages, one at a time."""
+
+    def __init__(self, pack: Pack, directory: LogDirectory, known: Agents, clock: Callable[[], float]) -> None:
+        self.counters = Counters()
+        self.agents = known
+        self._clock = clock
+        self._results: dict[str, tuple[Log, RowReader, LogFile]] = {
+            event: (log, row_reader(log.columns), directory.add(log.path, log.fields))
+            for event, log in pack.logs.items()
+        }
+        self._life_cycle = directory.add(agents.LOG, agents.LOG_FIELDS)
+        self._reporter = directory.add(REPORTER, REPORTER_FIELDS)
+        self._reports: deque[float] = deque(maxlen=REPORTS_PER_SECOND)
+        self._unreported = 0
+
+    def take(self, event: AgentEvent) -> Agent | None:
+        """Log what an agent says; the agent, if it has said hello.
+
+        Raises ProtocolError for what cannot be logged.
+        """
+        self.counters.messages += 1
+        now = self._clock()
+        match event:
+            case ResultRow():
+                self._row(event, now)
+            case AgentHello():
+                agent = self.agents.hello(event, now)
+                self._life_cycle_line(agent, now)
+                return agent
+            case AgentShutdown(context):
+                if leaving := self.agents.shutdown(context.agent_id, now):
+                    self._life_cycle_line(leaving, now)
+            case AgentError(context, text):
+                self.counters.agent_errors += 1
+                self.agents.heard(context.agent_id, now)
+                self.report("ERROR", f"error from Zeek Agent: {text} [{context.agent_id}]", now)
+        return None
+
+    def refuse(self, why: str) -> None:
+        """Count and report a message that could not be used."""
+        self.counters.refused += 1
+        self.report("ERROR", why)
+
+    def expire(self) -> None:
+        """Write the last line of agents that have gone silent."""
+        now = self._clock()
+        for agent in self.agents.expired(now):
+            self._life_cycle_line(agent, now)
+
+    def report(self, level: Level, text: str, now: float | None = None) -> None:
+        """Write a line to `reporter.log`, unless there were very many in the last second."""
+        now = self._clock() if now is None else now
+        text = text[:_MESSAGE_LENGTH]
+        self.counters.recent.append((now, text))
+        if len(self._reports) == REPORTS_PER_SECOND and 0 <= now - self._reports[0] < 1:
+            self._unreported += 1
+            return
+        self._reports.append(now)
+        if self._unreported:
+            text, self._unreported = f"{text} (and {self._unreported} more messages before this one)", 0
+        self._reporter.write((now, f"Reporter::{level}", text, None))
+        logger.warning("%s", text)
+
+    def _row(self, event: ResultRow, now: float) -> None:
+        result = self._results.get(event.event)
+        if result is None:
+            raise ProtocolError(f"no query of this collector has the event {event.event[:200]}")
+        log, read, file = result
+        context = event.context
+        try:
+            values = read(event.columns)
+            file.write((*self._leading(log, context, now), *values))
+        except (ValueError, ProtocolError) as error:
+            raise ProtocolError(f"row for {log.path} from {context.agent_id[:200]}: {error}") from None
+        self.counters.rows += 1
+
+    def _leading(self, log: Log, context: Context, now: float) -> tuple[float | str | None, ...]:
+        agent = self.agents.heard(context.agent_id, now)
+        host = agent.name if agent else "<unknown>"
+        if log.change:
+            return now, context.agent_id, host, _CHANGES[context.change]
+        return now, context.agent_id, host
+
+    def _life_cycle_line(self, agent: Agent, now: float) -> None:
+        logger.info("agent %s (%s): %s", agent.id, agent.name, agent.state)
+        try:
+            self._life_cycle.write(agent.log_values(now))
+        except ValueError as error:
+            raise ProtocolError(f"hello from {agent.id}: {error}") from None

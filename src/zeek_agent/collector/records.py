@@ -1,0 +1,92 @@
+"""Rows from the wire as the values of a log's fields.
+
+As strict as Zeek when it converts a received vector to a record: each value must be of the field's own type (a count
+is no integer), too few values are an error, surplus ones are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, Final, TypeAlias
+
+from zeek_agent.collector.logs import Field
+from zeek_agent.collector.pack import FieldEntry
+from zeek_agent.zeek import data
+from zeek_agent.zeek.data import Data, ProtocolError
+
+RowReader: TypeAlias = Callable[[data.Vector], list[Any]]
+_Column: TypeAlias = Callable[[Data], Sequence[Any]]
+
+_KINDS: Final[dict[str, type[Any]]] = {
+    "time": data.Timestamp,
+    "string": data.String,
+    "count": data.Count,
+    "int": data.Integer,
+    "interval": data.Timespan,
+    "double": data.Real,
+    "bool": data.Boolean,
+    "addr": data.Address,
+    "port": data.Port,
+    "subnet": data.Subnet,
+    "enum": data.EnumValue,
+}
+
+
+def row_reader(columns: Sequence[FieldEntry]) -> RowReader:
+    """The function that reads rows of these columns. It raises ProtocolError that names the column."""
+    readers = tuple(_columns(columns))
+
+    def read_row(row: data.Vector) -> list[Any]:
+        return _read(readers, row, "row")
+
+    return read_row
+
+
+def _columns(columns: Sequence[FieldEntry]) -> Iterator[_Column]:
+    for record, members in groupby(columns, key=lambda column: column.name.rpartition(".")[0]):
+        if record:
+            yield _record(record, tuple(members))
+        else:
+            yield from map(_single, members)
+
+
+def _read(readers: Sequence[_Column], row: data.Vector, name: str) -> list[Any]:
+    if len(row.data) < len(readers):
+        raise ProtocolError(f"{name} has {len(row.data)} values instead of {len(readers)}")
+    values: list[Any] = []
+    for reader, value in zip(readers, row.data, strict=False):
+        values += reader(value)
+    return values
+
+
+def _single(column: FieldEntry) -> _Column:
+    field = Field(column.name, column.type)
+    container = data.Set if field.type.startswith("set") else data.Vector
+    kind = container if field.container else _KINDS[field.scalar]
+    element = _KINDS[field.scalar] if field.container else None
+    unset = (None,)
+
+    def read(value: Data) -> Sequence[Any]:
+        if type(value) is kind and (element is None or all(type(member) is element for member in value.data)):
+            return (data.plain(value),)
+        if type(value) is data.Nothing and column.optional:
+            return unset
+        raise ProtocolError(f"{column.name} is a {type(value).__name__.lower()}, not a {column.type}")
+
+    return read
+
+
+def _record(name: str, columns: Sequence[FieldEntry]) -> _Column:
+    readers = tuple(map(_single, columns))
+    optional = all(column.optional for column in columns)
+    unset = (None,) * len(columns)
+
+    def read(value: Data) -> Sequence[Any]:
+        if type(value) is data.Vector:
+            return _read(readers, value, name)
+        if type(value) is data.Nothing and optional:
+            return unset
+        raise ProtocolError(f"{name} is a {type(value).__name__.lower()}, not a record")
+
+    return read

@@ -1,0 +1,384 @@
+"""The collector: a stand-in for Zeek that agents connect to.
+
+It speaks the server side of the agents' protocol on a WebSocket as Zeek does, acts as one Zeek instance that wants the
+queries of a pack, and writes what comes as Zeek logs. There is no authentication, as there is none in Zeek's server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+import secrets
+import string
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from zeek_agent.collector.agents import Agent, Agents
+from zeek_agent.collector.intake import Intake
+from zeek_agent.collector.pack import Pack, PackQuery
+from zeek_agent.collector.rotation import PENDING_BYTES, LogDirectory
+from zeek_agent.config import CollectorSettings
+from zeek_agent.errors import UsageError
+from zeek_agent.zeek import protocol
+from zeek_agent.zeek.data import ProtocolError
+from zeek_agent.zeek.protocol import Message, ZeekHello
+
+ZEEK_VERSION: Final = "9.0.0"
+ZEEK_VERSION_NUMBER: Final = 90_000
+"""The Zeek that is stood in for; agents send it the hello of package 2.4 and later."""
+
+HELLO_INTERVAL: Final = 60.0
+FLUSH_INTERVAL: Final = 1.0
+PING_INTERVAL: Final = 5.0
+PONG_TIMEOUT: Final = 60.0
+BACKLOG_BYTES: Final = PENDING_BYTES // 2
+"""Bytes that wait for the disk, beyond which agents are not read until some are written."""
+SEND_BYTES: Final = 1024 * 1024
+"""Bytes that wait for a client that does not read, beyond which it misses broadcasts."""
+
+_APPLICATION_NAME = re.compile(r"[A-Za-z0-9/_.:=*@-]+")
+_ALPHABET: Final = string.digits + string.ascii_letters
+
+logger = logging.getLogger("zeek_agent.collector")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What clients together, and each of them, may take."""
+
+    connections: int = 1000
+    agents: int = 10_000
+    message_bytes: int = 16 * 1024 * 1024
+    subscriptions: int = 1000
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """A connection, what it listens to, and the agents that have said hello on it."""
+
+    connection: ServerConnection
+    topics: tuple[str, ...] = ()
+    agent_ids: set[str] = field(default_factory=set)
+
+    @property
+    def peer(self) -> str:
+        """Address and port, for messages."""
+        address = self.connection.remote_address
+        return f"{address[0]}:{address[1]}" if address else "unknown"
+
+    def wants(self, topic: str) -> bool:
+        """Whether one of its subscriptions is a prefix of the topic."""
+        return topic.startswith(self.topics)
+
+
+@dataclass(frozen=True, slots=True)
+class LogStats:
+    """Rows of one log since the start, and those that were lost to a disk that failed."""
+
+    path: str
+    rows: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The collector at one moment."""
+
+    started: float
+    connections: int
+    agents: tuple[Agent, ...]
+    connected: frozenset[str]
+    logs: tuple[LogStats, ...]
+    messages: int
+    rows: int
+    refused: int
+    ignored: int
+    agent_errors: int
+    disk_errors: int
+    disk_error: str | None
+    recent_errors: tuple[tuple[float, str], ...]
+
+
+class Collector:
+    """Listens for agents from `start` to `stop`."""
+
+    def __init__(
+        self,
+        settings: CollectorSettings,
+        pack: Pack,
+        *,
+        clock: Callable[[], float] = time.time,
+        limits: Limits | None = None,
+    ) -> None:
+        self.instance = f"zeek_{_unique()}"
+        self.warning: str | None = None
+        self._topics = (protocol.response_topic("", "all").rstrip("/"), protocol.response_topic("", self.instance))
+        self._settings = settings
+        self._clock = clock
+        self._limits = limits or Limits()
+        self._logs = LogDirectory(
+            Path(settings.logs),
+            kind=settings.format,
+            rotate_interval=settings.rotate_interval,
+            rotate_bytes=settings.rotate_bytes,
+            clock=clock,
+        )
+        known = Agents(timeout=settings.agent_timeout, limit=self._limits.agents)
+        self._intake = Intake(pack, self._logs, known, clock)
+        self._queries = {f"za_{_unique()}": query for query in pack.queries}
+        self._clients: set[Client] = set()
+        self._connections = 0
+        self._numbers = count()
+        self._server: Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._flush_wanted = asyncio.Event()
+        self._flushed = asyncio.Condition()
+        self._started = 0.0
+
+    async def start(self) -> tuple[str, int]:
+        """Listen; the address and port that are listened on. Raises UsageError when that cannot be."""
+        host, port = _host_and_port(self._settings.listen)
+        self._logs.start()
+        try:
+            self._server = await serve(
+                self._handle,
+                host,
+                port,
+                process_request=self._admit,
+                compression=None,
+                max_size=self._limits.message_bytes,
+                ping_interval=PING_INTERVAL,
+                ping_timeout=PONG_TIMEOUT,
+                close_timeout=2,
+                server_header=None,
+            )
+        except OSError as error:
+            self._logs.close()
+            reason = error.strerror or error
+            raise UsageError(
+                f"cannot listen on {self._settings.listen}: {reason}; choose another address with collector.listen"
+            ) from None
+        self._started = self._clock()
+        self._warn_if_reachable(self.address[0])
+        self._tasks = [asyncio.create_task(self._flush_logs()), asyncio.create_task(self._greet_agents())]
+        logger.info("listening on %s port %d, logs in %s", *self.address, self._logs.directory)
+        return self.address
+
+    async def stop(self) -> None:
+        """Say goodbye to the agents and end the logs."""
+        if self._server is None:
+            return
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._broadcast_farewell()
+        self._server.close(reason="Terminating")
+        await self._server.wait_closed()
+        self._server = None
+        await asyncio.to_thread(self._logs.close)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Address and port that are listened on. Raises LookupError before `start` and after `stop`."""
+        if self._server is None:
+            raise LookupError("the collector does not listen")
+        host, port, *_ = next(iter(self._server.sockets)).getsockname()
+        return host, port
+
+    @property
+    def stats(self) -> Stats:
+        """The state of things now."""
+        counters = self._intake.counters
+        return Stats(
+            started=self._started,
+            connections=self._connections,
+            agents=tuple(self._intake.agents),
+            connected=frozenset().union(*(client.agent_ids for client in self._clients)),
+            logs=tuple(LogStats(file.path, file.rows, file.dropped) for file in self._logs.files.values()),
+            messages=counters.messages,
+            rows=counters.rows,
+            refused=counters.refused,
+            ignored=counters.ignored,
+            agent_errors=counters.agent_errors,
+            disk_errors=self._logs.errors,
+            disk_error=self._logs.last_error if self._logs.failing else None,
+            recent_errors=tuple(counters.recent),
+        )
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        if self._connections < self._limits.connections:
+            return None
+        return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections\n")
+
+    async def _handle(self, connection: ServerConnection) -> None:
+        client = Client(connection)
+        self._connections += 1
+        try:
+            if await self._greeted(client):
+                self._clients.add(client)
+                while True:
+                    await self._take(client, await connection.recv(decode=False))
+                    await self._wait_for_disk()
+        except ConnectionClosed as error:
+            if error.sent and error.sent.code not in (1000, 1001):
+                self._intake.refuse(f"closed the connection to {client.peer}: {error.sent.code} {error.sent.reason}")
+        finally:
+            self._connections -= 1
+            self._clients.discard(client)
+
+    async def _greeted(self, client: Client) -> bool:
+        """The opening: path, name, subscription, ack. False when the client cannot be served."""
+        connection = client.connection
+        assert connection.request is not None
+        if connection.request.path != protocol.PATH:
+            await connection.send(protocol.error("invalid_uri", f"Invalid URI - use {protocol.PATH}"))
+            await connection.close(1008, "Invalid URI")
+            return False
+        names = connection.request.headers.get_all("X-Application-Name")
+        if not all(_APPLICATION_NAME.fullmatch(name) for name in names):
+            await connection.send(
+                protocol.error("invalid_application_name", "Invalid application name in X-Application-Name")
+            )
+            await connection.close(1008, "Invalid application name")
+            return False
+        raw = await connection.recv(decode=False)
+        try:
+            topics = protocol.read_subscription(raw)
+            if len(topics) > self._limits.subscriptions:
+                raise ProtocolError(f"more than {self._limits.subscriptions} subscriptions")
+        except ProtocolError as error:
+            self._intake.refuse(f"subscription from {client.peer}: {error}")
+            await connection.send(protocol.error("deserialization_failed", "subscriptions not an array of strings"))
+            await connection.close(1008, "No subscription")
+            return False
+        client.topics = tuple(topics)
+        await connection.send(protocol.ack(f"collector-websocket-{next(self._numbers)}", ZEEK_VERSION))
+        return True
+
+    async def _take(self, client: Client, raw: bytes) -> None:
+        try:
+            message = protocol.read_message(raw)
+            if not isinstance(message, Message):
+                raise ProtocolError("message is not an event")
+            if not message.topic.startswith(self._topics):
+                self._intake.counters.ignored += 1
+                return
+            agent = self._intake.take(protocol.agent_event(message))
+        except ProtocolError as error:
+            self._intake.refuse(f"message from {client.peer}: {error}")
+            await client.connection.send(protocol.error("deserialization_failed", "failed to create Zeek event"))
+            return
+        if agent is not None:
+            if len(client.agent_ids) < self._limits.subscriptions:
+                client.agent_ids.add(agent.id)
+            if agent.state != "update":
+                await self._publish(client, self._welcome(agent.id))
+
+    def _welcome(self, agent_id: str) -> Iterable[tuple[str, str]]:
+        """Topic and frame of a hello and all queries for an agent that has joined or is back."""
+        topic = protocol.host_topic(agent_id)
+        yield topic, protocol.zeek_hello(topic, self._hello)
+        for query_id, query in self._queries.items():
+            for topic in _topics(query, agent_id):
+                yield topic, protocol.install_query(topic, self.instance, query_id, query.query)
+
+    @property
+    def _hello(self) -> ZeekHello:
+        return ZeekHello(self.instance, ZEEK_VERSION, ZEEK_VERSION_NUMBER)
+
+    async def _publish(self, sender: Client, frames: Iterable[tuple[str, str]]) -> None:
+        """Send to whoever listens. Only the sender, for whom it is, is waited for."""
+        for topic, frame in frames:
+            self._broadcast(topic, frame, but=sender)
+            if sender.wants(topic):
+                await sender.connection.send(frame)
+
+    def _broadcast(self, topic: str, frame: str, but: Client | None = None) -> None:
+        for client in self._clients:
+            if client is not but and client.wants(topic):
+                _send_soon(client, frame)
+
+    def _broadcast_farewell(self) -> None:
+        for query_id, query in self._queries.items():
+            for group in query.groups:
+                topic = protocol.group_topic(group)
+                self._broadcast(topic, protocol.cancel_query(topic, self.instance, query_id))
+        topic = protocol.group_topic("all")
+        self._broadcast(topic, protocol.zeek_shutdown(topic, self.instance))
+
+    async def _greet_agents(self) -> None:
+        topic = protocol.group_topic("all")
+        while True:
+            await asyncio.sleep(HELLO_INTERVAL)
+            self._broadcast(topic, protocol.zeek_hello(topic, self._hello))
+
+    async def _flush_logs(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_INTERVAL):
+                    await self._flush_wanted.wait()
+            self._flush_wanted.clear()
+            self._intake.expire()
+            failing = self._logs.failing
+            await asyncio.to_thread(self._logs.flush)
+            if self._logs.failing != failing:
+                self._tell_disk_state()
+            async with self._flushed:
+                self._flushed.notify_all()
+
+    async def _wait_for_disk(self) -> None:
+        """Hold an agent back while much waits for a slow disk; a disk that fails holds nobody back."""
+        if self._logs.pending_bytes < BACKLOG_BYTES or self._logs.failing:
+            return
+        self._flush_wanted.set()
+        async with self._flushed:
+            await self._flushed.wait()
+
+    def _tell_disk_state(self) -> None:
+        if self._logs.failing:
+            logger.error("%s; lines are kept in memory and tried again", self._logs.last_error)
+        else:
+            logger.info("logs are written again")
+
+    def _warn_if_reachable(self, address: str) -> None:
+        if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            self.warning = (
+                f"listening on {address}, which is not loopback: anyone who can reach the port can feed these logs"
+            )
+            logger.warning("%s", self.warning)
+
+
+def _topics(query: PackQuery, agent_id: str) -> Iterable[str]:
+    if agent_id in query.hosts:
+        yield protocol.host_topic(agent_id)
+    for group in query.groups:
+        yield protocol.group_topic(group, agent_id)
+
+
+def _send_soon(client: Client, frame: str) -> None:
+    if client.connection.transport.get_write_buffer_size() < SEND_BYTES:
+        broadcast([client.connection], frame)
+
+
+def _host_and_port(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"collector.listen: expected HOST:PORT, got {listen!r}")
+    return host.strip("[]"), int(port)
+
+
+def _unique() -> str:
+    """A name that no other start has, in the look of Zeek's `unique_id`."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(17))

@@ -1,0 +1,163 @@
+"""What a collector is doing, for people: a live view on a terminal, a line now and then elsewhere.
+
+Names come from hosts that may be hostile: all text is made printable before it is shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TextIO
+
+from zeek_agent.text import escaped
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from zeek_agent.collector.agents import Agent
+    from zeek_agent.collector.server import Collector, Stats
+
+LIVE_INTERVAL: Final = 1.0
+LINE_INTERVAL: Final = 10.0
+AGENTS_SHOWN: Final = 20
+ERRORS_SHOWN: Final = 5
+_TEXT_LENGTH: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A collector's state, and how many rows a second each log got since the view before."""
+
+    stats: Stats
+    now: float
+    rates: Mapping[str, float]
+
+    @classmethod
+    def after(cls, before: View | None, stats: Stats, now: float) -> View:
+        earlier = {log.path: log.rows for log in before.stats.logs} if before else {}
+        seconds = max(now - before.now, 0.001) if before else float("inf")
+        return cls(stats, now, {log.path: (log.rows - earlier.get(log.path, 0)) / seconds for log in stats.logs})
+
+
+async def show(collector: Collector, stream: TextIO | None = None) -> None:
+    """Show the collector's state on `stream` (standard output) until cancelled."""
+    stream = stream or sys.stdout
+    await (_show_live if stream.isatty() else _show_lines)(collector, stream)
+
+
+async def _show_lines(collector: Collector, stream: TextIO) -> None:
+    view = View.after(None, collector.stats, time.time())
+    while True:
+        await asyncio.sleep(LINE_INTERVAL)
+        view = View.after(view, collector.stats, time.time())
+        stream.write(f"{line(view)}\n")
+        stream.flush()
+
+
+async def _show_live(collector: Collector, stream: TextIO) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    view = View.after(None, collector.stats, time.time())
+    with Live(screen(collector, view), console=Console(file=stream), auto_refresh=False) as live:
+        while True:
+            await asyncio.sleep(LIVE_INTERVAL)
+            view = View.after(view, collector.stats, time.time())
+            live.update(screen(collector, view), refresh=True)
+
+
+def line(view: View) -> str:
+    """One line: agents, rows, the busiest logs, errors."""
+    stats = view.stats
+    rates = sorted(((rate, path) for path, rate in view.rates.items() if rate > 0), reverse=True)
+    busiest = ", ".join(f"{path} {_rate(rate)}" for rate, path in rates[:5])
+    errors = stats.refused + stats.agent_errors + stats.disk_errors
+    parts = [
+        f"agents {len(stats.connected)} connected, {len(stats.agents)} known",
+        f"rows {stats.rows:,}" + (f" ({busiest})" if busiest else ""),
+        f"errors {errors:,}",
+    ]
+    if stats.disk_error:
+        parts.append(printable(stats.disk_error))
+    elif errors and stats.recent_errors:
+        parts.append(f"last: {printable(stats.recent_errors[-1][1])}")
+    return "; ".join(parts)
+
+
+def screen(collector: Collector, view: View) -> RenderableType:
+    """The live view: agents, logs, errors."""
+    from rich.console import Group
+    from rich.text import Text
+
+    stats = view.stats
+    host, port = collector.address
+    head = (
+        f"collector on {host} port {port} for {_duration(view.now - stats.started)}: "
+        f"{stats.connections} connections, {stats.messages:,} messages"
+    )
+    warnings = [Text(printable(text), style="bold red") for text in (collector.warning, stats.disk_error) if text]
+    errors = [
+        Text(f"{time.strftime('%H:%M:%S', time.localtime(moment))} {printable(text)}", style="red")
+        for moment, text in stats.recent_errors[-ERRORS_SHOWN:]
+    ]
+    return Group(Text(head, style="bold"), *warnings, _agents(view), _logs(view), *errors)
+
+
+def _agents(view: View) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("agent", "host", "system", "state", "last seen", box=None, header_style="dim", pad_edge=False)
+    latest = sorted(view.stats.agents, key=lambda agent: agent.last_seen, reverse=True)
+    for agent in latest[:AGENTS_SHOWN]:
+        cells = (agent.id, agent.name, agent.os_name or agent.platform or "", _state(view.stats, agent))
+        seen = f"{_duration(view.now - agent.last_seen)} ago"
+        table.add_row(*(Text(printable(cell)) for cell in cells), Text(seen))
+    if not latest:
+        table.add_row(Text("none yet", style="dim"))
+    elif len(latest) > AGENTS_SHOWN:
+        table.add_row(Text(f"and {len(latest) - AGENTS_SHOWN} more", style="dim"))
+    return table
+
+
+def _logs(view: View) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("log", box=None, header_style="dim", pad_edge=False)
+    for name in ("rows", "rows/s", "lost"):
+        table.add_column(name, justify="right")
+    for log in view.stats.logs:
+        if log.rows or log.dropped:
+            lost = Text(f"{log.dropped:,}", style="red" if log.dropped else "dim")
+            table.add_row(Text(log.path), f"{log.rows:,}", f"{view.rates[log.path]:.1f}", lost)
+    return table
+
+
+def _state(stats: Stats, agent: Agent) -> str:
+    if agent.id in stats.connected:
+        return "connected"
+    return "shut down" if agent.state == "shutdown" else "away"
+
+
+def printable(text: str) -> str:
+    """Text in one line that a terminal shows as it is: no control, no change of direction, nothing invisible."""
+    text = escaped(text[:_TEXT_LENGTH])
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _duration(seconds: float) -> str:
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.1f}/s" if rate < 100 else f"{rate:,.0f}/s"
