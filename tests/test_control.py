@@ -252,7 +252,7 @@ async def test_what_is_in_the_way_is_named(path: Path, tmp_path: Path) -> None:
         await ControlServer(tmp_path / "a", "no-such-group", answer_with_rows).start()
     with pytest.raises(UsageError, match=r"control\.socket"):
         await ControlServer(tmp_path / ("a" * 120), None, answer_with_rows).start()
-    with pytest.raises(ZeekAgentError, match="cannot make the control socket .*File exists"):
+    with pytest.raises(ZeekAgentError, match=r"cannot make the control socket .*File exists"):
         await ControlServer(path / "below", None, answer_with_rows).start()
 
 

@@ -6,9 +6,24 @@ from these declarations. `load` lives in the same module so that a setting's nam
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from textwrap import shorten
+from typing import Annotated, Any, Final, Literal, cast, get_type_hints
 
+import msgspec
+import msgspec.inspect
 from msgspec import Meta, Struct
+
+from zeek_agent import paths
+from zeek_agent.errors import UsageError
 
 Positive = Annotated[float, Meta(gt=0)]
 PositiveInt = Annotated[int, Meta(gt=0)]
@@ -19,7 +34,7 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A table of the TOML file."""
 
 
-class AgentSettings(Section):
+class AgentSettings(Section, frozen=True):
     """Who this agent is."""
 
     id: Annotated[str | None, Meta(description="agent id; made once and kept in the state directory when not set")] = (
@@ -28,7 +43,7 @@ class AgentSettings(Section):
     hostname: Annotated[str | None, Meta(description="host name to report instead of the system's")] = None
 
 
-class TlsSettings(Section):
+class TlsSettings(Section, frozen=True):
     """TLS towards Zeek, for `wss://` destinations."""
 
     ca_file: Annotated[str | None, Meta(description="PEM file of trusted authorities instead of the system's")] = None
@@ -40,7 +55,7 @@ class TlsSettings(Section):
     insecure: Annotated[bool, Meta(description="accept any certificate (a man in the middle is not noticed)")] = False
 
 
-class ZeekSettings(Section):
+class ZeekSettings(Section, frozen=True):
     """The connections to Zeek."""
 
     destinations: Annotated[tuple[str, ...], Meta(description="URLs (`ws://host:port`, `wss://…`, `host[:port]`)")] = ()
@@ -74,7 +89,7 @@ class ZeekSettings(Section):
     tls: TlsSettings = TlsSettings()
 
 
-class LimitSettings(Section):
+class LimitSettings(Section, frozen=True):
     """Limits of a statement, Zeek's as well as a user's."""
 
     time: Annotated[Positive, Meta(description="seconds that a statement may run")] = 10.0
@@ -85,7 +100,7 @@ class LimitSettings(Section):
     workers: Annotated[PositiveInt, Meta(description="snapshot queries that run at the same time")] = 2
 
 
-class AccessSettings(Section):
+class AccessSettings(Section, frozen=True):
     """What statements may see."""
 
     tables_allow: Annotated[tuple[str, ...], Meta(description="if not empty: only these tables (globs)")] = ()
@@ -120,7 +135,7 @@ class AccessSettings(Section):
     ] = (r"(?i)(?:password|passwd|token|secret|api[-_]?key)[=: ]\S+",)
 
 
-class EventSettings(Section):
+class EventSettings(Section, frozen=True):
     """The event store."""
 
     retention_age: Annotated[Positive, Meta(description="seconds that events are kept")] = 86_400.0
@@ -129,7 +144,7 @@ class EventSettings(Section):
     commit_interval: Annotated[Positive, Meta(description="seconds after which waiting rows are committed")] = 0.1
 
 
-class SourceSettings(Section):
+class SourceSettings(Section, frozen=True):
     """Where events come from."""
 
     processes: Annotated[
@@ -155,7 +170,7 @@ class SourceSettings(Section):
     process_grace: Annotated[Positive, Meta(description="seconds that exited processes are remembered")] = 60.0
 
 
-class CollectorSettings(Section):
+class CollectorSettings(Section, frozen=True):
     """The embedded collector, or `zeek-agent collector`."""
 
     listen: Annotated[str, Meta(description="address and port to listen on; port 0: any free one")] = "127.0.0.1:27759"
@@ -170,13 +185,13 @@ class CollectorSettings(Section):
     agent_timeout: Annotated[Positive, Meta(description="seconds of silence after which an agent is offline")] = 600.0
 
 
-class OsquerySettings(Section):
+class OsquerySettings(Section, frozen=True):
     """The bridge to osquery."""
 
     socket: Annotated[str | None, Meta(description="osquery's extensions socket; not set: no bridge")] = None
 
 
-class LogSettings(Section):
+class LogSettings(Section, frozen=True):
     """The agent's own log."""
 
     level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least level that is logged")] = (
@@ -186,7 +201,7 @@ class LogSettings(Section):
     entries: Annotated[PositiveInt, Meta(description="entries that the table zeek_agent_log keeps")] = 1_000
 
 
-class ControlSettings(Section):
+class ControlSettings(Section, frozen=True):
     """The control socket, through which `query`, `shell` and `status` reach a running agent."""
 
     socket: Annotated[
@@ -195,7 +210,7 @@ class ControlSettings(Section):
     group: Annotated[str | None, Meta(description="group that may use the socket, besides its owner")] = None
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """Everything that can be set."""
 
     state_dir: Annotated[str | None, Meta(description="directory of identity, event store and delivery state")] = None
@@ -209,3 +224,262 @@ class Config(Section):
     osquery: OsquerySettings = OsquerySettings()
     log: LogSettings = LogSettings()
     control: ControlSettings = ControlSettings()
+
+
+ENVIRONMENT_PREFIX: Final = "ZEEK_AGENT_"
+ENVIRONMENT_SHORT: Final = {"ZEEK_AGENT_ZEEK": "zeek.destinations"}
+"""Variables with a name of their own, besides the general `ZEEK_AGENT_SECTION__KEY`."""
+
+_TRUTH: Final = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting as it is declared: dotted name, type, meaning, default."""
+
+    name: str
+    type: Any
+    summary: str
+    default: object
+
+    @property
+    def expected(self) -> str:
+        """What values it takes, in words."""
+        return _expected(_plain_type(msgspec.inspect.type_info(self.type)))
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return ENVIRONMENT_PREFIX + self.name.upper().replace(".", "__")
+
+    def convert(self, value: object, origin: str) -> object:
+        """Check a value and give it its type. Raises UsageError that names the key, the place and what is expected."""
+        try:
+            return msgspec.convert(value, self.type)
+        except msgspec.ValidationError:
+            shown = "a section" if isinstance(value, Mapping) else shorten(_literal(value), 80)
+            raise UsageError(f"{origin}: {self.name}: expected {self.expected}, got {shown}") from None
+
+    def parse(self, text: str, origin: str) -> object:
+        """Read a value from text, as the environment and `--set` give it."""
+        return self.convert(_from_text(_plain_type(msgspec.inspect.type_info(self.type)), text), origin)
+
+
+@cache
+def settings() -> Mapping[str, Setting]:
+    """Every setting by its dotted name, in the order of the declarations."""
+    return {setting.name: setting for setting in _declared(Config, "")}
+
+
+def _declared(section: type[Section], prefix: str) -> Iterator[Setting]:
+    hints = get_type_hints(section, include_extras=True)
+    for field in msgspec.structs.fields(section):
+        hint = hints[field.name]
+        if isinstance(hint, type) and issubclass(hint, Section):
+            yield from _declared(hint, f"{prefix}{field.name}.")
+        else:
+            summary = next(meta.description for meta in reversed(hint.__metadata__) if meta.description)
+            yield Setting(f"{prefix}{field.name}", hint, summary, field.default)
+
+
+def load(
+    path: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> tuple[Config, dict[str, str]]:
+    """The configuration, and where each setting comes from (by dotted name).
+
+    Flags go before the environment, that before the file, that before the defaults. `path` must exist; without one,
+    `ZEEK_AGENT_CONFIG` and then the default place are looked at. `flags` are by dotted name; a `str` for a setting
+    of another type is read as the environment would be. Raises UsageError that names place, key and remedy.
+    """
+    environment = os.environ if environment is None else environment
+    values = {name: setting.default for name, setting in settings().items()}
+    origins = dict.fromkeys(values, "default")
+    file = config_file(path, environment)
+    layers = [(str(file), _file_values(file))] if file else []
+    for origin, layer in (*layers, *_environment_values(environment), ("command line", _flag_values(flags or {}))):
+        values.update(layer)
+        origins.update(dict.fromkeys(layer, origin))
+    _check(values, origins)
+    return cast("Config", _build(Config, "", values)), origins
+
+
+def config_file(path: Path | None, environment: Mapping[str, str]) -> Path | None:
+    """The file to read: the one that is named, else the default one when it exists."""
+    if path is None and (named := environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")):
+        path = Path(named)
+    if path is not None:
+        return path
+    default = paths.default_config(environment)
+    return default if default.is_file() else None
+
+
+def rows(config: Config, origins: Mapping[str, str]) -> Iterator[tuple[str, str | None, str, str | None]]:
+    """Every setting as name, value, origin, default; no setting holds a secret, files are named."""
+    for name, setting in settings().items():
+        yield name, _shown(get(config, name)), origins.get(name, "default"), _shown(setting.default)
+
+
+def get(config: Config, name: str) -> object:
+    """The value of the setting of that dotted name."""
+    value: object = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def literal(value: object) -> str:
+    """A value as TOML writes it; unset is empty."""
+    return "" if value is None else _literal(value)
+
+
+def _literal(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=0).decode()
+
+
+def _shown(value: object) -> str | None:
+    return value if value is None or isinstance(value, str) else _literal(value)
+
+
+def _build(section: type[Section], prefix: str, values: Mapping[str, object]) -> Section:
+    parts = {}
+    for field in msgspec.structs.fields(section):
+        name = f"{prefix}{field.name}"
+        parts[field.name] = values[name] if name in values else _build(type(field.default), f"{name}.", values)
+    return section(**parts)
+
+
+def _file_values(file: Path) -> dict[str, object]:
+    try:
+        document = tomllib.loads(file.read_bytes().decode())
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: not valid TOML: {error}") from None
+    return dict(_flatten(document, "", str(file)))
+
+
+def _flatten(document: Mapping[str, object], prefix: str, origin: str) -> Iterator[tuple[str, object]]:
+    for key, value in document.items():
+        name = f"{prefix}{key}"
+        if setting := settings().get(name):
+            yield name, setting.convert(value, origin)
+        elif not any(known.startswith(f"{name}.") for known in settings()):
+            raise _unknown(name, origin)
+        elif isinstance(value, Mapping):
+            yield from _flatten(value, f"{name}.", origin)
+        else:
+            raise UsageError(f"{origin}: {name}: expected a section ([{name}]), got {shorten(_literal(value), 80)}")
+
+
+def _environment_values(environment: Mapping[str, str]) -> Iterator[tuple[str, dict[str, object]]]:
+    """A layer a variable. Empty variables count as not set; names without `__` that mean nothing are left alone."""
+    known = {setting.variable: setting.name for setting in settings().values()}
+    for variable in sorted(environment, key=lambda name: (name not in ENVIRONMENT_SHORT, name)):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or not environment[variable]:
+            continue
+        name = ENVIRONMENT_SHORT.get(variable) or known.get(variable)
+        origin = f"environment {variable}"
+        if name:
+            yield origin, {name: settings()[name].parse(environment[variable], origin)}
+        elif "__" in variable:
+            raise _unknown(variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."), origin)
+
+
+def _flag_values(flags: Mapping[str, object]) -> dict[str, object]:
+    layer = {}
+    for name, value in flags.items():
+        setting = settings().get(name)
+        if setting is None:
+            raise _unknown(name, "command line")
+        if isinstance(value, str):
+            layer[name] = setting.parse(value, "command line")
+        else:
+            layer[name] = setting.convert(value, "command line")
+    return layer
+
+
+def _unknown(name: str, origin: str) -> UsageError:
+    last = name.rpartition(".")[2]
+    sections = {known.rpartition(".")[0] for known in settings()} - {""}
+    near = [known for known in settings() if known.rpartition(".")[2] == last]
+    near = near or difflib.get_close_matches(name, [*settings(), *sections], n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return UsageError(f"{origin}: unknown key {name}{hint}")
+
+
+def _check(values: dict[str, object], origins: Mapping[str, str]) -> None:
+    """What a type cannot say: destinations are URLs, an upper bound is not below its lower one."""
+    if values["zeek.destinations"]:
+        from zeek_agent.zeek import destination
+
+        try:
+            urls = [str(destination.parse(text)) for text in cast("Sequence[str]", values["zeek.destinations"])]
+        except UsageError as error:
+            raise UsageError(f"{origins['zeek.destinations']}: zeek.destinations: {error}") from None
+        values["zeek.destinations"] = tuple(dict.fromkeys(urls))
+    listen = cast("str", values["collector.listen"])
+    if not re.fullmatch(r"(\[[0-9a-fA-F:.%\w]+\]|[^:\s]+):\d{1,5}", listen) or int(listen.rpartition(":")[2]) > 65535:
+        raise UsageError(f"{origins['collector.listen']}: collector.listen: expected HOST:PORT, got {listen!r}")
+    for low, high in (("zeek.reconnect_min", "zeek.reconnect_max"), ("zeek.window_bytes", "zeek.window_bytes_max")):
+        if cast("float", values[low]) > cast("float", values[high]):
+            origin = origins[high] if origins[high] != "default" else origins[low]
+            raise UsageError(f"{origin}: {high} ({values[high]}) is less than {low} ({values[low]})")
+
+
+def _plain_type(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
+    """A type without its description and without `or None`."""
+    if isinstance(kind, msgspec.inspect.Metadata):
+        return _plain_type(kind.type)
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return _plain_type(next(one for one in kind.types if not isinstance(one, msgspec.inspect.NoneType)))
+    return kind
+
+
+def _expected(kind: msgspec.inspect.Type) -> str:
+    match kind:
+        case msgspec.inspect.BoolType():
+            return "true or false"
+        case msgspec.inspect.IntType():
+            return "a whole number" + _bounds(kind)
+        case msgspec.inspect.FloatType():
+            return "a number" + _bounds(kind)
+        case msgspec.inspect.LiteralType(values=choices):
+            return "one of " + ", ".join(str(choice) for choice in choices)
+        case msgspec.inspect.VarTupleType(item_type=item):
+            return "a list of: " + _expected(_plain_type(item))
+    return "a text"
+
+
+def _bounds(kind: msgspec.inspect.IntType | msgspec.inspect.FloatType) -> str:
+    bounds = ((">", kind.gt), (">=", kind.ge), ("<", kind.lt), ("<=", kind.le))
+    return "".join(f" {sign} {bound}" for sign, bound in bounds if bound is not None)
+
+
+def _from_text(kind: msgspec.inspect.Type, text: str) -> object:
+    """The value that a text means for a type; the text itself where it means nothing, for the check to name."""
+    match kind:
+        case msgspec.inspect.BoolType():
+            return _TRUTH.get(text.strip().lower(), text)
+        case msgspec.inspect.IntType():
+            with suppress(ValueError):
+                return int(text)
+        case msgspec.inspect.FloatType():
+            with suppress(ValueError):
+                return float(text)
+        case msgspec.inspect.VarTupleType(item_type=item):
+            if text.lstrip().startswith("["):
+                with suppress(msgspec.DecodeError):
+                    return msgspec.json.decode(text)
+            return [_from_text(_plain_type(item), part) for part in re.split(r"[,\s]+", text.strip()) if part]
+    return text

@@ -1,0 +1,34 @@
+"""Whether what a configuration names is there: files, groups, patterns. `run` finds the same out, but later."""
+
+from __future__ import annotations
+
+import grp
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zeek_agent.access import AccessPolicy
+from zeek_agent.errors import UsageError
+
+if TYPE_CHECKING:
+    from zeek_agent.config import Config
+
+
+def check_surroundings(config: Config) -> None:
+    """Raises UsageError that names the setting, what is wrong and what to do."""
+    AccessPolicy(config.access)
+    tls = config.zeek.tls
+    for name, file in (("ca_file", tls.ca_file), ("certificate", tls.certificate), ("key", tls.key)):
+        if file is not None and not os.access(file, os.R_OK):
+            raise UsageError(f"zeek.tls.{name}: cannot read {file}")
+    if config.control.group is not None:
+        try:
+            grp.getgrnam(config.control.group)
+        except KeyError:
+            raise UsageError(f"control.group: there is no group {config.control.group!r}") from None
+    if config.log.file is not None and not Path(config.log.file).absolute().parent.is_dir():
+        raise UsageError(f"log.file: there is no directory {Path(config.log.file).absolute().parent}")
+    if not config.zeek.destinations or config.collector.pack is not None:
+        from zeek_agent.collector import pack
+
+        pack.load(Path(config.collector.pack) if config.collector.pack else None, schedule=config.collector.schedule)

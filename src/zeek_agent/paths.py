@@ -1,0 +1,90 @@
+"""Where things are: configuration, state directory, control socket, history.
+
+Root uses the system's directories; everybody else the XDG base directories. With an own state directory, the control
+socket lies in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from zeek_agent.config import Config
+
+NAME: Final = "zeek-agent"
+SOCKET: Final = "zeek-agent.sock"
+SYSTEM_CONFIG: Final = Path("/etc/zeek-agent/zeek-agent.toml")
+SYSTEM_STATE: Final = Path("/var/lib/zeek-agent")
+SYSTEM_SOCKET: Final = Path("/run/zeek-agent") / SOCKET
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The places of one agent. Nothing of it need exist yet."""
+
+    state: Path
+    socket: Path
+    """Where the agent of this state directory listens."""
+    sockets: tuple[Path, ...]
+    """Where `query`, `shell` and `status` look for a running agent, best first."""
+    history: Path
+    """The shell's history; each user's own."""
+
+    @property
+    def identity(self) -> Path:
+        return self.state / "identity.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.state / "lock"
+
+    @property
+    def store(self) -> Path:
+        """The event store's database."""
+        return self.state / "events.db"
+
+
+def default_config(environment: Mapping[str, str] = os.environ) -> Path:
+    """The configuration that is read when none is named."""
+    if _is_root():
+        return SYSTEM_CONFIG
+    return _xdg(environment, "XDG_CONFIG_HOME", ".config") / "zeek-agent.toml"
+
+
+def locate(config: Config, environment: Mapping[str, str] = os.environ) -> Paths:
+    """The places that a configuration means for the current user."""
+    own_state = _xdg(environment, "XDG_STATE_HOME", ".local/state")
+    if config.state_dir is not None:
+        state = Path(config.state_dir).expanduser().absolute()
+    else:
+        state = SYSTEM_STATE if _is_root() else own_state
+    if config.control.socket is not None:
+        socket = Path(config.control.socket).expanduser().absolute()
+        sockets: tuple[Path, ...] = (socket,)
+    elif config.state_dir is not None:
+        socket = state / SOCKET
+        sockets = (socket,)
+    elif _is_root():
+        socket = SYSTEM_SOCKET
+        sockets = (socket,)
+    else:
+        runtime = environment.get("XDG_RUNTIME_DIR")
+        socket = (Path(runtime) / NAME if runtime else state) / SOCKET
+        sockets = (socket, SYSTEM_SOCKET)
+    return Paths(state, socket, sockets, own_state / "history")
+
+
+def _xdg(environment: Mapping[str, str], variable: str, fallback: str) -> Path:
+    """The directory of ours under an XDG base directory; a relative one is ignored, as the specification wants."""
+    base = Path(environment.get(variable) or "")
+    if not base.is_absolute():
+        base = Path(environment.get("HOME") or "~").expanduser() / fallback
+    return base / NAME
+
+
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0

@@ -1,0 +1,164 @@
+"""Configuration: where a value comes from, and what is said about one that cannot be."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zeek_agent import config, config_check
+from zeek_agent.errors import UsageError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "zeek-agent.toml"
+
+
+def complaint(file: Path | None = None, environment: dict[str, str] | None = None, **flags: object) -> str:
+    with pytest.raises(UsageError) as caught:
+        config.load(file, environment or {}, {name.replace("__", "."): value for name, value in flags.items()})
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_flags_go_before_environment_before_file_before_defaults(file: Path) -> None:
+    file.write_text('[limits]\ntime = 1\nrows = 1\nworkers = 1\n[log]\nlevel = "debug"\n')
+    environment = {"ZEEK_AGENT_LIMITS__TIME": "2", "ZEEK_AGENT_LIMITS__ROWS": "2"}
+    loaded, origins = config.load(file, environment, {"limits.time": 3})
+    assert (loaded.limits.time, loaded.limits.rows, loaded.limits.workers) == (3.0, 2, 1)
+    assert loaded.limits.value_bytes == config.LimitSettings().value_bytes
+    assert origins["limits.time"] == "command line"
+    assert origins["limits.rows"] == "environment ZEEK_AGENT_LIMITS__ROWS"
+    assert origins["limits.workers"] == origins["log.level"] == str(file)
+    assert origins["limits.value_bytes"] == "default"
+
+
+def test_a_whole_number_is_fine_where_a_number_is_expected(file: Path) -> None:
+    file.write_text("zeek.hello_interval = 5\n")
+    loaded, _ = config.load(file, {})
+    assert loaded.zeek.hello_interval == 5.0
+
+
+def test_destinations_from_the_environment_are_separated_by_spaces_or_commas() -> None:
+    loaded, _ = config.load(None, {"ZEEK_AGENT_ZEEK": "zeek1, wss://zeek2:443 [::1]:99", "HOME": "/nonexistent"})
+    assert [url.partition("/v1/")[0] for url in loaded.zeek.destinations] == [
+        "ws://zeek1:27759",
+        "wss://zeek2:443",
+        "ws://[::1]:99",
+    ]
+
+
+def test_lists_with_spaces_in_them_can_be_given_as_json() -> None:
+    variable = config.settings()["access.redact"].variable
+    loaded, _ = config.load(None, {variable: r'["a, b", "\\d+"]', "HOME": "/nonexistent"})
+    assert loaded.access.redact == ("a, b", r"\d+")
+
+
+def test_variables_of_others_and_empty_ones_are_left_alone() -> None:
+    environment = {"ZEEK_AGENT_PORT": "tcp://10.0.0.1:80", "ZEEK_AGENT_STATE_DIR": "", "HOME": "/nonexistent"}
+    loaded, origins = config.load(None, environment)
+    assert loaded == config.Config()
+    assert set(origins.values()) == {"default"}
+
+
+def test_the_file_can_be_named_by_the_environment(file: Path) -> None:
+    file.write_text('state_dir = "/somewhere"\n')
+    loaded, _ = config.load(None, {"ZEEK_AGENT_CONFIG": str(file)})
+    assert loaded.state_dir == "/somewhere"
+
+
+def test_an_unknown_key_is_an_error_that_names_the_nearest_one(file: Path) -> None:
+    file.write_text("[zeek]\nhello_intervall = 5\n")
+    assert complaint(file) == f"{file}: unknown key zeek.hello_intervall; did you mean zeek.hello_interval?"
+    file.write_text("[zeke]\nhello_interval = 5\n")
+    assert complaint(file) == f"{file}: unknown key zeke; did you mean zeek?"
+    file.write_text("hello_interval = 5\n")
+    assert complaint(file).endswith("did you mean zeek.hello_interval?")
+    assert "limits.time" in complaint(None, {"ZEEK_AGENT_LIMITS__TIMES": "5"})
+    assert "limits.time" in complaint(limits__tim=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("limits.rows = 'many'", 'limits.rows: expected a whole number > 0, got "many"'),
+        ("limits.rows = 0", "limits.rows: expected a whole number > 0, got 0"),
+        ("limits.time = true", "limits.time: expected a number > 0, got true"),
+        ("sources.processes = 'magic'", "sources.processes: expected one of "),
+        ("zeek.groups = 'servers'", 'zeek.groups: expected a list of: a text, got "servers"'),
+        ("zeek.groups = [1]", "zeek.groups: expected a list of: a text, got [1]"),
+        ("zeek = 5", "zeek: expected a section ([zeek]), got 5"),
+        ("limits.rows.most = 5", "limits.rows: expected a whole number > 0, got a section"),
+        ("zeek.tls.insecure = 1", "zeek.tls.insecure: expected true or false, got 1"),
+        ("collector.schedule = -1", "collector.schedule: expected a number > 0, got -1"),
+    ],
+)
+def test_a_wrong_type_names_key_and_expectation(file: Path, text: str, expected: str) -> None:
+    file.write_text(text)
+    assert complaint(file).startswith(f"{file}: {expected}")
+
+
+def test_values_that_make_no_sense_together_are_refused(file: Path) -> None:
+    file.write_text("[zeek]\nreconnect_min = 100\n")
+    assert "zeek.reconnect_max (60.0) is less than zeek.reconnect_min (100.0)" in complaint(file)
+    assert "expected HOST:PORT" in complaint(collector__listen="27759")
+    assert "zeek.destinations" in complaint(zeek__destinations=["http://zeek"])
+
+
+def test_a_file_that_is_missing_or_no_toml_is_named(file: Path, tmp_path: Path) -> None:
+    assert complaint(file) == f"cannot read the configuration {file}: No such file or directory"
+    assert str(tmp_path) in complaint(tmp_path)
+    file.write_text("[zeek\n")
+    assert complaint(file).startswith(f"{file}: not valid TOML: ")
+    file.write_bytes(b"\xff")
+    assert complaint(file).startswith(f"{file}: not valid TOML: ")
+
+
+def test_rows_tell_value_origin_and_default_of_every_setting() -> None:
+    loaded, origins = config.load(None, {"HOME": "/nonexistent"}, {"zeek.groups": ["a", "b"], "log.level": "debug"})
+    rows = {name: rest for name, *rest in config.rows(loaded, origins)}
+    assert rows.keys() == config.settings().keys()
+    assert rows["zeek.groups"] == ['["a", "b"]', "command line", "[]"]
+    assert rows["log.level"] == ["debug", "command line", "info"]
+    assert rows["agent.id"] == [None, "default", None]
+
+
+def test_surroundings_that_are_missing_are_named(tmp_path: Path) -> None:
+    for name, value in {
+        "zeek.tls.ca_file": str(tmp_path / "absent.pem"),
+        "control.group": "no-such-group",
+        "log.file": str(tmp_path / "absent" / "log"),
+        "access.redact": ["("],
+        "collector.pack": str(tmp_path / "absent.toml"),
+    }.items():
+        loaded, _ = config.load(None, {"HOME": "/nonexistent"}, {name: value})
+        with pytest.raises(UsageError) as caught:
+            config_check.check_surroundings(loaded)
+        assert name in str(caught.value) or str(value) in str(caught.value)
+
+
+@given(st.text(max_size=30))
+def test_any_text_for_any_setting_is_taken_or_refused_in_words(text: str) -> None:
+    for setting in config.settings().values():
+        message = None
+        try:
+            value = setting.parse(text, "here")
+        except UsageError as error:
+            message = str(error)
+        if message is None:
+            assert setting.convert(value, "here") == value
+        else:
+            assert message.startswith(f"here: {setting.name}: expected ")
+
+
+def test_every_default_is_a_valid_value_and_survives_toml() -> None:
+    for setting in config.settings().values():
+        assert setting.summary
+        if setting.default is not None:
+            read = tomllib.loads(f"x = {config.literal(setting.default)}")["x"]
+            assert setting.convert(read, "here") == setting.default
