@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,14 +20,11 @@ from sys import intern
 from typing import Final
 
 from zeek_agent import text
-from zeek_agent.sources.containers import container_id
+from zeek_agent.sources import procfs
 from zeek_agent.sources.entity_id import entity_id
 
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 """USER_HZ: the unit of start times in /proc."""
-
-UNSET: Final = 0xFFFF_FFFF
-"""What the kernel shows for a login uid or an audit session that was never set."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +56,7 @@ class Process:
     cgroup: str | None
     container_id: str | None
     netns: int | None
-    priority: int | None = None
+    priority: str | None = None
     vsize: int | None = None
     rsize: int | None = None
     until: int | None = None
@@ -69,10 +66,18 @@ class Process:
 class ProcessCache:
     """Facts by pid and time. One thread feeds it; any thread may ask."""
 
-    def __init__(self, exited_limit: int = 20_000, grace: float = 60.0, proc: str = "/proc") -> None:
+    def __init__(
+        self,
+        exited_limit: int = 20_000,
+        grace: float = 60.0,
+        proc: str = "/proc",
+        redact: Callable[[str], str] = lambda command_line: command_line,
+    ) -> None:
+        """`redact` masks what a command line may not show; the cache never holds anything else."""
         self._limit = exited_limit
         self._grace = int(grace * 1e9)
         self._proc = proc
+        self._redact = redact
         self._versions: dict[int, list[Process]] = {}
         self._ended: deque[Process] = deque()
 
@@ -86,40 +91,15 @@ class ProcessCache:
 
     def seed(self) -> None:
         """Add what /proc shows now; what the cache has already stays."""
-        for pid in pids(self._proc):
+        for pid in _procfs(self._proc).pids():
             if self._living(pid) is None and (process := self.read(pid)) is not None:
                 self._add(process)
 
-    def fork(self, pid: int, started: int, parent: Process, since: int | None = None) -> Process:
-        """A process began as a copy of `parent`; gives its facts: the parent's, until it executes a program."""
-        ticks = start_ticks(started)
-        child = Process(
-            pid=pid,
-            start_ticks=ticks,
-            since=started if since is None else since,
-            started=started,
-            entity_id=entity_id(boot_id(), pid, ticks),
-            name=parent.name,
-            ppid=parent.pid,
-            parent_entity_id=parent.entity_id,
-            parent_name=parent.name,
-            parent_exe=parent.exe,
-            uid=parent.uid,
-            gid=parent.gid,
-            ruid=parent.ruid,
-            rgid=parent.rgid,
-            exe=parent.exe,
-            cmdline=parent.cmdline,
-            cwd=parent.cwd,
-            loginuid=parent.loginuid,
-            session=parent.session,
-            cgroup=parent.cgroup,
-            container_id=parent.container_id,
-            netns=parent.netns,
-            priority=parent.priority,
-        )
-        self._add(child)
-        return child
+    def begin(self, process: Process) -> None:
+        """A process was forked: `process` holds its facts, unless the cache has it already (seen in /proc)."""
+        living = self._living(process.pid)
+        if living is None or living.start_ticks != process.start_ticks:
+            self._add(process)
 
     def exec(self, process: Process) -> None:
         """A program was executed: `process` holds the facts from `process.since` on."""
@@ -159,17 +139,24 @@ class ProcessCache:
     def read(self, pid: int) -> Process | None:
         """The facts as /proc shows them now, not added to the cache. None when there is no such process."""
         process = read_process(pid, self._proc)
+        if process is not None and process.cmdline is not None:
+            process.cmdline = self._redact(process.cmdline)
         if process is not None and (parent := self.lookup(process.ppid)) is not None:
             process.parent_entity_id = parent.entity_id
             process.parent_name = parent.name
             process.parent_exe = parent.exe
         return process
 
+    def command_line(self, arguments: bytes, cut: bool = False) -> str | None:
+        """Arguments, each with its NUL, as one redacted line, with an ellipsis where the rest is cut off."""
+        line = self._redact(text.from_bytes(arguments.rstrip(b"\0").replace(b"\0", b" ")))
+        return f"{line} …" if cut else line or None
+
     def reconcile(self, now: int | None = None) -> None:
         """End what /proc no longer shows: for use after exits may have been missed."""
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME) if now is None else now
         known = list(self._versions)
-        alive = set(pids(self._proc))
+        alive = set(_procfs(self._proc).pids())
         for pid in known:
             if pid not in alive:
                 self.exit(pid, now)
@@ -218,101 +205,54 @@ def start_ticks(nanoseconds: int) -> int:
     return nanoseconds * TICKS // 1_000_000_000
 
 
-def pids(proc: str = "/proc") -> list[int]:
-    """The processes that /proc shows, parents mostly before their children."""
-    return sorted(int(name) for name in os.listdir(proc) if name.isdecimal())  # noqa: PTH208  bare names
-
-
-def command_line(raw: bytes) -> str | None:
-    """Arguments that end with NUL each, as one line; None when there are none."""
-    return text.from_bytes(raw.rstrip(b"\0").replace(b"\0", b" ")) or None
-
-
 def set_or_none(number: int) -> int | None:
     """A login uid or session, None when it was never set."""
-    return None if number == UNSET else number
+    return None if number == procfs.UNSET_ID else number
 
 
 def read_process(pid: int, proc: str = "/proc") -> Process | None:
-    """A process as /proc shows it: without its parent's facts; exe and cwd are None when we may not see them."""
-    directory = f"{proc}/{pid}"
+    """A process as /proc shows it now, without its parent's facts; None when there is no such process."""
     try:
-        stat = _read(f"{directory}/stat")
-        status = _read(f"{directory}/status")
-        arguments = _read(f"{directory}/cmdline")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    name, _, rest = stat[stat.index(b"(") + 1 :].rpartition(b")")
-    fields = rest.split()
-    ticks = int(fields[19])
-    started = ticks * 1_000_000_000 // TICKS
-    ids = {line[:3]: line.split() for line in status.splitlines() if line[:4] in {b"Uid:", b"Gid:"}}
-    cgroup = _cgroup(directory)
-    return Process(
-        pid=pid,
-        start_ticks=ticks,
-        since=started,
-        started=started,
-        entity_id=entity_id(boot_id(), pid, ticks),
-        name=intern(text.from_bytes(name)),
-        ppid=int(fields[1]),
-        parent_entity_id=None,
-        parent_name=None,
-        parent_exe=None,
-        uid=int(ids[b"Uid"][2]),
-        gid=int(ids[b"Gid"][2]),
-        ruid=int(ids[b"Uid"][1]),
-        rgid=int(ids[b"Gid"][1]),
-        exe=_link(f"{directory}/exe"),
-        cmdline=command_line(arguments),
-        cwd=_link(f"{directory}/cwd"),
-        loginuid=_number(f"{directory}/loginuid"),
-        session=_number(f"{directory}/sessionid"),
-        cgroup=cgroup,
-        container_id=container_id(cgroup) if cgroup else None,
-        netns=_namespace(f"{directory}/ns/net"),
-        priority=int(fields[15]),
-        vsize=int(fields[20]),
-        rsize=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
-    )
-
-
-def cgroup_path(lines: bytes) -> str | None:
-    """The control group that tells most in a /proc/PID/cgroup: version 2's, or where that is the root, version 1's."""
-    best = None
-    for line in lines.splitlines():
-        hierarchy, _, path = line.split(b":", 2)
-        if best is None or (path != b"/" and (best == b"/" or hierarchy == b"0")):
-            best = path
-    return None if best is None else intern(text.from_bytes(best))
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123  a tenth of the cost of Path.read_bytes
-        return file.read()
-
-
-def _link(path: str) -> str | None:
-    try:
-        return intern(text.from_os(os.readlink(path)))  # noqa: PTH115  a third of the cost of Path.readlink
-    except OSError:  # gone, a kernel thread, or not ours to see
+        with procfs.Process(_procfs(proc), pid) as shown:
+            if not shown.is_leader:
+                return None
+            ticks = shown.start_ticks
+            started = ticks * 1_000_000_000 // TICKS
+            return Process(
+                pid=pid,
+                start_ticks=ticks,
+                since=started,
+                started=started,
+                entity_id=entity_id(boot_id(), pid, ticks),
+                name=intern(shown.name),
+                ppid=shown.ppid,
+                parent_entity_id=None,
+                parent_name=None,
+                parent_exe=None,
+                uid=shown.uid,
+                gid=shown.gid,
+                ruid=shown.ruid,
+                rgid=shown.rgid,
+                exe=_shared(shown.exe),
+                cmdline=shown.cmdline,
+                cwd=_shared(shown.cwd),
+                loginuid=shown.loginuid,
+                session=shown.session,
+                cgroup=_shared(shown.cgroup),
+                container_id=shown.container_id,
+                netns=shown.netns,
+                priority=shown.priority,
+                vsize=shown.vsize,
+                rsize=shown.rsize,
+            )
+    except ProcessLookupError:
         return None
 
 
-def _namespace(path: str) -> int | None:
-    link = _link(path)
-    return int(link[5:-1]) if link else None
+@cache
+def _procfs(root: str) -> procfs.Procfs:
+    return procfs.Procfs(root)
 
 
-def _number(path: str) -> int | None:
-    try:
-        return set_or_none(int(_read(path)))
-    except OSError:  # gone, or a kernel without audit
-        return None
-
-
-def _cgroup(directory: str) -> str | None:
-    try:
-        return cgroup_path(_read(f"{directory}/cgroup"))
-    except OSError:  # gone, or a kernel without control groups
-        return None
+def _shared(path: str | None) -> str | None:
+    return None if path is None else intern(path)

@@ -1,0 +1,117 @@
+/* What travels from the kernel to the agent. records.py reads the same layouts; a test compares both with the BTF. */
+#pragma once
+
+#include <linux/types.h>
+
+#define COMM 16
+#define PATHS 1024     /* all path components of an exec together */
+#define COMPONENT 256  /* one component, with its NUL */
+#define ARGUMENTS 4096 /* of a command line */
+
+#define KINDS 16
+
+enum record_kind {
+	RECORD_EXEC = 1,
+	RECORD_FORK = 2,
+	RECORD_EXIT = 3,
+	RECORD_CONNECTED = 4,
+	RECORD_FAILED = 5,
+	RECORD_PASSIVE = 6,  /* a connection came in; who accepts it is not known yet */
+	RECORD_ACCEPTED = 7, /* by this process */
+	RECORD_LISTEN = 8,
+	RECORD_CLOSED = 9,
+	RECORD_BOUND = 10,
+	RECORD_SENT = 11,     /* first datagram of a flow, by us */
+	RECORD_RECEIVED = 12, /* first datagram of a flow, by the other side */
+	RECORD_UNLISTEN = 13,
+};
+
+enum exec_flags {
+	EXEC_EXE_CUT = 1 << 0,
+	EXEC_EXE_DELETED = 1 << 1,
+	EXEC_EXE_DETACHED = 1 << 2, /* not in any mounted file system: memfd */
+	EXEC_CWD_CUT = 1 << 3,
+	EXEC_CWD_DELETED = 1 << 4,
+	EXEC_CWD_DETACHED = 1 << 5,
+	EXEC_CGROUP_CUT = 1 << 6,
+	EXEC_ARGUMENTS_UNREADABLE = 1 << 7,
+};
+
+#define CWD_FLAGS_SHIFT 3
+
+/* Times are CLOCK_BOOTTIME in ns; ids are those of the initial namespaces. */
+struct process_event {
+	__u16 kind;
+	__u16 flags;
+	__u32 pid;
+	__u64 time;
+	__u64 started;
+	__u64 parent_started;
+	__u32 parent;
+	__u32 uid;
+	__u32 gid;
+	__u32 ruid;
+	__u32 rgid;
+	__u32 loginuid;
+	__u32 session;
+	__u32 netns;
+	__s32 priority;
+	char name[COMM];
+	__u32 reserved;
+};
+
+struct fork_event {
+	struct process_event process;
+	__u64 origin_started; /* who called fork: not the parent with CLONE_PARENT */
+	__u32 origin;
+	__u32 reserved;
+};
+
+struct exit_event {
+	struct process_event process;
+	__u64 utime; /* ns */
+	__u64 stime;
+	__u64 runtime;
+	__u64 vsize; /* bytes */
+	__u64 rsize;
+	__u32 status; /* as wait(2) has it */
+	__u32 reserved;
+};
+
+/* Path components stand from the leaf to the root, each with its NUL. The arguments follow behind the struct. */
+struct exec_event {
+	struct process_event process;
+	__u64 vsize; /* bytes */
+	__u64 inode;
+	__u32 device;
+	__u32 arguments_total; /* bytes the process has; the record may hold fewer */
+	__u16 arguments;       /* bytes behind the struct */
+	__u16 exe_end;         /* offsets into paths */
+	__u16 cwd_end;
+	__u16 cgroup_end;
+	__u16 filename_end;
+	__u16 reserved[3];
+	char paths[PATHS + COMPONENT];
+};
+
+/* `started` is the owner's; `acted` is when it became the owner (connected, accepted, bound). Ports in host order. */
+struct socket_event {
+	__u16 kind;
+	__u8 protocol;
+	__u8 family; /* 4 or 6 */
+	__u32 pid;
+	__u64 time;
+	__u64 started;
+	__u64 acted;
+	__u64 cookie;
+	__u32 uid;
+	__u32 gid;
+	__u32 netns;
+	__s32 error;
+	__u8 local[16]; /* IPv4 in the first four */
+	__u8 remote[16];
+	__u16 local_port;
+	__u16 remote_port;
+	__u32 outbound;
+	char name[COMM];
+};

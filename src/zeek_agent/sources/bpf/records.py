@@ -1,0 +1,89 @@
+"""The records of `records.h` in Python: layouts, and what their bytes mean."""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from functools import lru_cache
+from struct import Struct
+from sys import intern
+from typing import Final
+
+from zeek_agent import text
+
+KINDS: Final = 16
+"""Loss counters of an object: one a kind of record."""
+
+PROCESS: Final = Struct("<HHIQQQIIIIIIIIi16s4x")
+FORK: Final = Struct("<QI4x")
+EXIT: Final = Struct("<QQQQQI4x")
+EXEC: Final = Struct("<QQIIHHHHH6x")
+SOCKET: Final = Struct("<HBBIQQQQIIIi16s16sHHI16s")
+
+EXEC_PATHS: Final = PROCESS.size + EXEC.size
+EXEC_ARGUMENTS: Final = EXEC_PATHS + 1024 + 256
+"""Where in an exec's record the paths and the arguments begin."""
+
+
+class Kind(IntEnum):
+    """`enum record_kind`."""
+
+    EXEC = 1
+    FORK = 2
+    EXIT = 3
+    CONNECTED = 4
+    FAILED = 5
+    PASSIVE = 6
+    ACCEPTED = 7
+    LISTEN = 8
+    CLOSED = 9
+    BOUND = 10
+    SENT = 11
+    RECEIVED = 12
+    UNLISTEN = 13
+
+
+class Flags(IntFlag):
+    """`enum exec_flags`."""
+
+    EXE_CUT = 1
+    EXE_DELETED = 2
+    EXE_DETACHED = 4
+    CWD_CUT = 8
+    CWD_DELETED = 16
+    CWD_DETACHED = 32
+    CGROUP_CUT = 64
+    ARGUMENTS_UNREADABLE = 128
+
+
+def comm(raw: bytes) -> str:
+    """A task's name."""
+    return _text(raw.partition(b"\0")[0])
+
+
+@lru_cache(maxsize=8192)
+def path(parts: bytes, flags: int) -> str | None:
+    """Path components from the leaf to the root, each with its NUL, as the kernel shows such a path.
+
+    `flags` are those of an executable (shift those of a working directory). None when it could not be walked to its
+    end. A name of more than 255 bytes would be two components: no file system has them.
+    """
+    if flags & Flags.EXE_CUT:
+        return None
+    names = parts.split(b"\0")[-2::-1]
+    whole = text.from_bytes(b"/" + b"/".join(names))
+    return intern(f"{whole} (deleted)" if flags & (Flags.EXE_DELETED | Flags.EXE_DETACHED) else whole)
+
+
+def processor_time(utime: int, stime: int, runtime: int) -> tuple[float, float]:
+    """User and system time in seconds, from the ticks' (ns) and the exact sum, scaled as the kernel does."""
+    if stime == 0:
+        return runtime / 1e9, 0.0
+    if utime == 0:
+        return 0.0, runtime / 1e9
+    system = stime * runtime // (stime + utime)
+    return (runtime - system) / 1e9, system / 1e9
+
+
+@lru_cache(maxsize=8192)
+def _text(raw: bytes) -> str:
+    return intern(text.from_bytes(raw))
