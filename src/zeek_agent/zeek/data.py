@@ -318,7 +318,8 @@ def timespan(seconds: object) -> str:
     number = _float(seconds)
     if number is None or abs(number) * 10**9 >= _NANOSECONDS_MAX:
         return NONE
-    nanoseconds = round(number * 10**9)
+    whole_seconds = math.floor(number)
+    nanoseconds = whole_seconds * 10**9 + round((number - whole_seconds) * 10**9)
     for unit in ("s", "ms", "us"):
         whole, rest = divmod(nanoseconds, _UNITS[unit])
         if rest == 0:

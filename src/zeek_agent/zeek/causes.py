@@ -1,0 +1,80 @@
+"""Why a connection to Zeek did not come about or ended, in words for an operator: what happened and what to look at."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
+
+from zeek_agent.zeek.destination import Destination
+
+
+class UnusableError(ConnectionError):
+    """Zeek answered, but in a way that no agent can work with; the message completes "Zeek at X …"."""
+
+
+NO_ACK: Final = (
+    "did not acknowledge the subscription within {seconds:g} s: it may have no cluster backend (load "
+    "frameworks/cluster/backend/zeromq), its ZeroMQ proxy may be out of reach, or the node that listens also takes "
+    "in logs (let a proxy listen, or a manager that is no logger)"
+)
+NO_BACKEND: Final = "runs without a cluster backend and would lose every event (load frameworks/cluster/backend/zeromq)"
+_NO_ANSWER: Final = (
+    "closed the connection without an answer: its limit of 100 clients a listener may be reached, or the port expects "
+)
+_CLOSE_CODES: Final = {
+    1001: "is ending",
+    1007: "got text that is not UTF-8",
+    1008: "refused the connection",
+    1009: "would not take so large a message",
+    1011: "gave up on the connection",
+}
+
+
+def explain(error: BaseException, destination: Destination) -> str:
+    """One line that names the destination, what went wrong and the likely cause."""
+    if isinstance(error.__cause__, ConnectionClosed):
+        error = error.__cause__
+    for kind, words in _CAUSES:
+        if isinstance(error, kind):
+            return f"Zeek at {destination} {words(error, destination)}"
+    return f"Zeek at {destination} cannot be used: {type(error).__name__}: {error}"
+
+
+def _no_answer(_: BaseException, destination: Destination) -> str:
+    return _NO_ANSWER + ("no TLS (ws://)" if destination.is_tls else "TLS (wss://)")
+
+
+def _closed(error: ConnectionClosed, _: Destination) -> str:
+    if error.rcvd is not None:
+        reason = f" ({error.rcvd.code} {error.rcvd.reason})" if error.rcvd.reason else f" ({error.rcvd.code})"
+        return f"{_CLOSE_CODES.get(error.rcvd.code, 'closed the connection')}{reason}"
+    if error.sent is not None:
+        return f"was disconnected by us ({error.sent.code} {error.sent.reason})"
+    return "went away without a word"
+
+
+def _status(error: InvalidStatus, _: Destination) -> str:
+    return f"answered HTTP status {error.response.status_code}: not Zeek's WebSocket API, or a wrong path"
+
+
+def _certificate(error: ssl.SSLCertVerificationError, _: Destination) -> str:
+    return f"has a certificate that is not trusted: {error.verify_message} (zeek.tls.ca_file names authorities)"
+
+
+_CAUSES: Final[Sequence[tuple[type[BaseException], Callable[[Any, Destination], str]]]] = (
+    (UnusableError, lambda error, _: str(error)),
+    (ConnectionClosed, _closed),
+    (InvalidMessage, _no_answer),
+    (InvalidStatus, _status),
+    (ssl.SSLCertVerificationError, _certificate),
+    (ssl.SSLError, lambda error, _: f"failed in the TLS handshake: {error.reason or error} (does it expect TLS?)"),
+    (ConnectionRefusedError, lambda error, _: "refused the connection: nothing listens there"),
+    (ConnectionResetError, _no_answer),
+    (socket.gaierror, lambda error, _: f"cannot be found: {error.strerror}"),
+    (TimeoutError, lambda error, _: "did not answer in time"),
+    (OSError, lambda error, _: f"cannot be reached: {error.strerror or error}"),
+)

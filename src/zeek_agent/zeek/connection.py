@@ -1,0 +1,266 @@
+"""The connection to one Zeek: it is kept up for as long as the agent runs.
+
+Each attempt connects, subscribes, waits for the acknowledgement and then works as a `Session` until that ends. Between
+attempts lies a random time up to a bound that doubles with each failure, since Zeek accepts few clients at once and a
+restarted Zeek is found by all its agents in the same second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
+
+from zeek_agent import __version__
+from zeek_agent.errors import UsageError
+from zeek_agent.zeek import causes, data, destination, protocol, tls
+from zeek_agent.zeek.instance import Traffic
+from zeek_agent.zeek.session import Session
+
+if TYPE_CHECKING:
+    from zeek_agent.config import ZeekSettings
+    from zeek_agent.database import Database
+    from zeek_agent.identity import Identity
+    from zeek_agent.queries import QueryRunner
+
+log = logging.getLogger(__name__)
+
+APPLICATION: Final = f"zeek-agent/{__version__}"
+"""One name for all agents: Zeek keeps metrics by name."""
+SEND_BUFFER: Final = 128 * 1024
+"""Bytes that the kernel may hold: the answer to Zeek's ping waits behind them."""
+WRITE_LIMIT: Final = 32 * 1024
+CLOSE_TIMEOUT: Final = 2.0
+SHUTDOWN_TIMEOUT: Final = 3.0
+
+
+class State(StrEnum):
+    """What a connection is doing."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    WAITING = "waiting"
+    """For the next attempt, after a failure."""
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A connection as the table `zeek_agent_connections` shows it: its columns, in this order."""
+
+    destination: str
+    state: str
+    since: float
+    endpoint: str | None
+    zeek_version: str | None
+    instances: int
+    queries: int
+    queued_rows: int
+    unacknowledged_bytes: int
+    window_bytes: int
+    sent_rows: int
+    sent_bytes: int
+    dropped_rows: int
+    reconnects: int
+    last_error: str | None
+
+
+class ZeekConnection:
+    """Keeps the agent connected to one destination. Raises UsageError for a destination that cannot be one."""
+
+    def __init__(
+        self,
+        url: str,
+        settings: ZeekSettings,
+        identity: Identity,
+        database: Database,
+        runner: QueryRunner,
+        *,
+        platform: str = sys.platform,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.destination = destination.parse(url)
+        self.traffic = Traffic()
+        self._url = str(self.destination)
+        self._settings = settings
+        self._identity = identity
+        self._database = database
+        self._runner = runner
+        self._clock = clock
+        self._monotonic = monotonic
+        self._topics = protocol.subscriptions(identity.agent, settings.groups, _platform_group(platform))
+        self._session: Session | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._state = State.STOPPED
+        self._since = clock()
+        self._sent_bytes = 0
+        self._reconnects = 0
+        self._last_error: str | None = None
+        self._logged_error: str | None = None
+
+    @property
+    def session(self) -> Session | None:
+        """The session with Zeek, while there is one."""
+        return self._session
+
+    async def run(self) -> None:
+        """Stay connected until cancelled or shut down."""
+        self._work = asyncio.create_task(self._keep_connected(), name=f"connection to {self._url}")
+        try:
+            await asyncio.wait([self._work])
+            if not self._work.cancelled():
+                self._work.result()
+        finally:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+            self._enter(State.STOPPED)
+
+    async def shutdown(self) -> None:
+        """Tell Zeek that the agent stops, close, and end `run`, within a few seconds."""
+        if self._session is not None:
+            await self._session.farewell(SHUTDOWN_TIMEOUT)
+        if self._work is not None:
+            self._work.cancel()
+
+    def status(self) -> Status:
+        """How the connection stands."""
+        session = self._session
+        return Status(
+            destination=self._url,
+            state=self._state,
+            since=self._since,
+            endpoint=session.ack.endpoint if session else None,
+            zeek_version=session.ack.version if session else None,
+            instances=len(session.instances) if session else 0,
+            queries=sum(len(session.queries(one)) for one in session.instances.values()) if session else 0,
+            queued_rows=self.traffic.queued_rows,
+            unacknowledged_bytes=session.sender.window.under_way if session else 0,
+            window_bytes=session.sender.window.limit if session else self._settings.window_bytes,
+            sent_rows=self.traffic.sent_rows,
+            sent_bytes=self._sent_bytes + (session.sender.sent_bytes if session else 0),
+            dropped_rows=self.traffic.dropped_rows.total(),
+            reconnects=self._reconnects,
+            last_error=self._last_error,
+        )
+
+    def row(self) -> tuple[str | int | float | None, ...]:
+        """The status as a row of `zeek_agent_connections`."""
+        return astuple(self.status())
+
+    async def _keep_connected(self) -> None:
+        failures = 0
+        while True:
+            began = self._monotonic()
+            try:
+                await self._connect_and_work()
+            except (OSError, WebSocketException, UsageError, data.ProtocolError) as error:
+                self._note_failure(error)
+            lasted = self._monotonic() - began
+            failures = 0 if lasted > self._settings.reconnect_max else failures + 1
+            self._enter(State.WAITING)
+            await asyncio.sleep(self._pause(failures))
+            self._reconnects += 1
+
+    def _pause(self, failures: int) -> float:
+        """Seconds until the next attempt: anything up to a bound that doubles."""
+        bound = self._settings.reconnect_min * 2.0 ** min(max(failures - 1, 0), 30)
+        return random.uniform(0, min(bound, self._settings.reconnect_max))
+
+    async def _connect_and_work(self) -> None:
+        self._enter(State.CONNECTING)
+        websocket = await self._open()
+        try:
+            ack = await self._subscribe(websocket)
+            session = self._session = Session(
+                websocket,
+                ack,
+                frozenset(self._topics),
+                url=self._url,
+                identity=self._identity,
+                settings=self._settings,
+                database=self._database,
+                runner=self._runner,
+                traffic=self.traffic,
+                clock=self._clock,
+                monotonic=self._monotonic,
+            )
+            self._enter(State.CONNECTED)
+            self._logged_error = None
+            log.info("connected to Zeek %s at %s", ack.version, self._url)
+            await session.run()
+        finally:
+            if self._session is not None:
+                self._sent_bytes += self._session.sender.sent_bytes
+                self._session = None
+            await _close(websocket)
+
+    async def _open(self) -> ClientConnection:
+        settings = self._settings
+        secure = self.destination.is_tls
+        websocket = await connect(
+            self._url,
+            ssl=tls.client_context(settings.tls) if secure else None,
+            server_hostname=settings.tls.server_name if secure else None,
+            additional_headers={"X-Application-Name": APPLICATION},
+            compression=None,
+            max_size=settings.message_bytes_max,
+            ping_interval=None,
+            open_timeout=settings.connect_timeout,
+            close_timeout=CLOSE_TIMEOUT,
+            write_limit=WRITE_LIMIT,
+            proxy=None,
+        )
+        raw_socket: socket.socket = websocket.transport.get_extra_info("socket")
+        raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        return websocket
+
+    async def _subscribe(self, websocket: ClientConnection) -> protocol.Ack:
+        """Name the topics and wait for the acknowledgement. Raises UnusableError when none comes or it is no good."""
+        await websocket.send(protocol.subscription_message(self._topics))
+        seconds = self._settings.ack_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                while not isinstance(answer := protocol.read_message(await websocket.recv(decode=False)), protocol.Ack):
+                    if isinstance(answer, protocol.Error):
+                        raise causes.UnusableError(f"refused the agent: {answer.code}: {answer.context}")
+        except TimeoutError:
+            raise causes.UnusableError(causes.NO_ACK.format(seconds=seconds)) from None
+        if answer.lacks_backend:
+            raise causes.UnusableError(causes.NO_BACKEND)
+        return answer
+
+    def _note_failure(self, error: Exception) -> None:
+        """Log why a connection failed or ended: once, until there is another cause or it has worked again."""
+        text = causes.explain(error, self.destination)
+        level = logging.DEBUG if text == self._logged_error else logging.WARNING
+        log.log(level, "%s; trying again", text)
+        self._last_error = self._logged_error = text
+
+    def _enter(self, state: State) -> None:
+        if state is not self._state:
+            self._state, self._since = state, self._clock()
+
+
+def _platform_group(platform: str) -> str:
+    """The group of all agents on a system, as the agent's second version named them."""
+    return {"win32": "windows"}.get(platform, platform)
+
+
+async def _close(websocket: ClientConnection) -> None:
+    """Close whatever the state: politely, but not waiting for a peer that does not read."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await websocket.close()
+    except TimeoutError:
+        websocket.transport.abort()

@@ -1,0 +1,72 @@
+"""Where Zeek listens: what a user writes, as one URL."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from zeek_agent.errors import UsageError
+from zeek_agent.zeek.protocol import DEFAULT_PORT, PATH
+
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A WebSocket server; its text is the canonical URL, under which it is known everywhere."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str = PATH
+
+    @property
+    def is_tls(self) -> bool:
+        return self.scheme == "wss"
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{self.path}"
+
+
+def parse(text: str) -> Destination:
+    """Read `ws://host[:port][/path]`, `wss://…` or `host[:port]`, which is `ws`; an IPv6 address may stand in brackets.
+
+    The port is 27759, Zeek's default, unless given. Raises UsageError for anything else.
+    """
+    text = text.strip()
+    try:
+        return _from_bare(text) if "://" not in text else _from_url(text)
+    except ValueError as error:
+        raise UsageError(f"not a destination: {text!r} ({error}); write ws://host:port or wss://host:port") from None
+
+
+def _from_bare(text: str) -> Destination:
+    try:
+        return Destination("ws", str(ipaddress.IPv6Address(text)), DEFAULT_PORT)
+    except ValueError:
+        return _from_url(f"ws://{text}")
+
+
+def _from_url(text: str) -> Destination:
+    parts = urlsplit(text)
+    if parts.scheme not in {"ws", "wss"}:
+        raise ValueError(f"no such scheme: {parts.scheme}")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("only scheme, host, port and path may be given")
+    port = DEFAULT_PORT if parts.port is None else parts.port
+    if port == 0:
+        raise ValueError("no such port: 0")
+    path = PATH if parts.path in {"", "/"} else parts.path
+    return Destination(parts.scheme, _host(parts.hostname or ""), port, path)
+
+
+def _host(text: str) -> str:
+    if ":" in text:
+        address, percent, zone = text.partition("%")
+        return f"{ipaddress.IPv6Address(address)}{percent}{zone}"
+    if _HOST.fullmatch(text) is None:
+        raise ValueError("no host" if not text else "not a host name")
+    return text

@@ -1,0 +1,140 @@
+"""How much may be under way to Zeek: batches of frames, each followed by a ping, and a window of bytes without a pong.
+
+Zeek answers a ping once it has taken what was sent before, and drops a client whose own pong is late. Under a saturated
+listener a client stays connected only with one batch under way, while a fast Zeek wants more. So the window starts
+small, grows with each quick pong, holds when pongs take longer, and shuts to one batch at a time when one is late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
+
+    from zeek_agent.config import ZeekSettings
+
+QUICK_SHARE: Final = 0.25
+"""The share of `slow_pong` up to which a pong is quick: the window grows."""
+CAUTION: Final = 20
+"""Quick pongs in a row after which a shut window opens again."""
+
+
+class Window:
+    """The bytes that may be under way, from the time that pongs take."""
+
+    def __init__(self, settings: ZeekSettings) -> None:
+        self._settings = settings
+        self._quick_pongs = 0
+        self.limit = min(settings.window_bytes, settings.window_bytes_max)
+        """Bytes; 0 is one batch at a time, whatever its size."""
+        self.under_way = 0
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes may be sent now. One batch always may, when nothing else is under way."""
+        return self.under_way == 0 or self.under_way + size <= self.limit
+
+    def sent(self, size: int) -> None:
+        self.under_way += size
+
+    def forget(self, size: int) -> None:
+        """A batch will not be acknowledged."""
+        self.under_way -= size
+
+    def acknowledged(self, size: int, seconds: float) -> None:
+        """A batch's pong came, so long after its first byte was sent."""
+        self.under_way -= size
+        settings = self._settings
+        if seconds > settings.slow_pong:
+            self.limit = self._quick_pongs = 0
+        elif seconds <= settings.slow_pong * QUICK_SHARE:
+            self._quick_pongs += 1
+            if self.limit:
+                self.limit = min(self.limit + size, settings.window_bytes_max)
+            elif self._quick_pongs >= CAUTION:
+                self.limit = min(settings.window_bytes, settings.window_bytes_max)
+
+
+@dataclass(eq=False, slots=True)
+class _Batch:
+    size: int
+    sent_at: float
+
+
+class Sender:
+    """Sends batches on one WebSocket, in turn among those who have some, within the window.
+
+    Every method raises ConnectionError once the connection is gone.
+    """
+
+    def __init__(
+        self, websocket: ClientConnection, settings: ZeekSettings, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._websocket = websocket
+        self._monotonic = monotonic
+        self._turn = asyncio.Lock()  # first come, first served: nobody sends two batches while another waits
+        self._freed = asyncio.Event()
+        self._under_way: deque[_Batch] = deque()
+        self.window = Window(settings)
+        self.sent_bytes = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self._websocket.state is State.OPEN
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When the oldest batch without a pong was sent; None when there is none."""
+        return self._under_way[0].sent_at if self._under_way else None
+
+    async def send(self, frames: Sequence[bytes]) -> asyncio.Future[float]:
+        """Send text frames and a ping. The future ends with the ping's pong, or with ConnectionClosed.
+
+        It may be shared: await it through `asyncio.shield`.
+        """
+        size = sum(map(len, frames))
+        async with self._turn:
+            while self.is_open and not self.window.has_room(size):
+                self._freed.clear()
+                await self._freed.wait()
+            return await self._send(frames, size)
+
+    async def _send(self, frames: Sequence[bytes], size: int) -> asyncio.Future[float]:
+        batch = _Batch(size, self._monotonic())
+        self._under_way.append(batch)
+        self.window.sent(size)
+        try:
+            for frame in frames:
+                await self._websocket.send(frame, text=True)
+                self.sent_bytes += len(frame)
+            pong = asyncio.ensure_future(await self._websocket.ping())
+        except ConnectionClosed as error:
+            self._forget(batch)
+            raise ConnectionError(f"connection to Zeek lost: {error}") from error
+        except BaseException:
+            self._forget(batch)
+            raise
+        pong.add_done_callback(partial(self._settle, batch))
+        return pong
+
+    def _settle(self, batch: _Batch, pong: asyncio.Future[float]) -> None:
+        if pong.cancelled() or pong.exception() is not None:
+            self._forget(batch)
+            return
+        self._under_way.remove(batch)
+        self.window.acknowledged(batch.size, self._monotonic() - batch.sent_at)
+        self._freed.set()
+
+    def _forget(self, batch: _Batch) -> None:
+        self._under_way.remove(batch)
+        self.window.forget(batch.size)
+        self._freed.set()

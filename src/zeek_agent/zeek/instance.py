@@ -1,0 +1,146 @@
+"""A Zeek instance behind a connection: it installs queries and gets their rows, one event a row."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from websockets.exceptions import ConnectionClosed
+
+from zeek_agent.database import Profile
+from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek.protocol import Context, ZeekHello
+
+if TYPE_CHECKING:
+    from zeek_agent.config import ZeekSettings
+    from zeek_agent.queries import Change, Query, Report
+    from zeek_agent.zeek.flow import Sender
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What went over one destination's connections since the agent started."""
+
+    queued_rows: int = 0
+    """Rows that were handed over for delivery and are not sent yet."""
+    sent_rows: int = 0
+    dropped_rows: Counter[str] = field(default_factory=Counter)
+    """Rows that were not acknowledged when their delivery ended, by cause: `disconnected` or `cancelled`.
+
+    What becomes of them is the query's business: events are delivered again.
+    """
+
+
+def chosen_profile(hello: ZeekHello | None) -> Profile:
+    """The tables' shape for an instance. Every package known so far is a stock one, with columns by position."""
+    del hello
+    return Profile.STOCK
+
+
+@dataclass(eq=False, slots=True)
+class Instance:
+    """A recipient of reports. `identity` is the destination, since Zeek's own ids change at each start."""
+
+    id: str
+    agent_id: str
+    identity: str
+    sender: Sender
+    settings: ZeekSettings
+    traffic: Traffic
+    last_seen: float
+    clock: Callable[[], float] = time.time
+    hello: ZeekHello | None = None
+    is_disabled: bool = False
+    """Whether its package is too old to talk to."""
+
+    @property
+    def profile(self) -> Profile:
+        return chosen_profile(self.hello)
+
+    @property
+    def durable(self) -> bool:
+        """What Zeek was sent is remembered: a change while it is away is reported when it is back."""
+        return True
+
+    async def deliver(self, report: Report) -> None:
+        """Send the rows and return when Zeek has taken them. Raises ConnectionError when the connection is lost."""
+        delivery = _Delivery(self.traffic, len(report.rows))
+        try:
+            for batch in self._batches(report):
+                delivery.sent(len(batch), await self.sender.send(batch))
+                await asyncio.sleep(0)
+            await delivery.acknowledged()
+        except ConnectionClosed as error:
+            raise ConnectionError(f"connection to Zeek lost: {error}") from error
+        finally:
+            delivery.end("cancelled" if self.sender.is_open else "disconnected")
+
+    async def fail(self, query_id: str, query: Query, message: str) -> None:
+        """Tell Zeek that a query could not be compiled or run. Raises ConnectionError when the connection is lost."""
+        await self.sender.send([self.error_frame(message, query_id, query.cookie)])
+
+    def error_frame(self, message: str, query_id: str | None = None, cookie: str | None = None) -> bytes:
+        """An error as it is sent to this instance."""
+        context = Context(self.agent_id, self.clock(), query_id, cookie=cookie)
+        return protocol.agent_error(self.id, context, message).encode()
+
+    def _batches(self, report: Report) -> Iterator[list[bytes]]:
+        """The rows as frames, in batches of at most `batch_rows` and, but for a single larger row, `batch_bytes`."""
+        encode = data.row_encoder(report.columns)
+        head, tail = protocol.event_frame(protocol.response_topic(self.agent_id, self.id), report.query.event)
+        now = self.clock()
+        heads: dict[Change | None, str] = {}
+        batch: list[bytes] = []
+        size = 0
+        for change, row in report.rows:
+            start = heads.get(change)
+            if start is None:
+                context = Context(self.agent_id, now, report.query_id, change, report.query.cookie)
+                start = heads[change] = f"{head}{protocol.context_record(context)},"
+            frame = f"{start}{encode(row)}{tail}".encode()
+            if batch and (len(batch) >= self.settings.batch_rows or size + len(frame) > self.settings.batch_bytes):
+                yield batch
+                batch, size = [], 0
+            batch.append(frame)
+            size += len(frame)
+        if batch:
+            yield batch
+
+
+class _Delivery:
+    """Keeps the count of one report's rows: to be sent, under way, acknowledged."""
+
+    def __init__(self, traffic: Traffic, rows: int) -> None:
+        self._traffic = traffic
+        self._queued = self._unacknowledged = rows
+        self._pongs: deque[tuple[int, asyncio.Future[float]]] = deque()
+        traffic.queued_rows += rows
+
+    def sent(self, rows: int, pong: asyncio.Future[float]) -> None:
+        self._queued -= rows
+        self._traffic.queued_rows -= rows
+        self._traffic.sent_rows += rows
+        self._pongs.append((rows, pong))
+        self._settle()
+
+    async def acknowledged(self) -> None:
+        """Returns with the last batch's pong. Raises ConnectionClosed."""
+        if self._pongs:
+            await asyncio.shield(self._pongs[-1][1])
+
+    def end(self, cause: str) -> None:
+        """Count what was not acknowledged as dropped."""
+        self._settle()
+        self._traffic.queued_rows -= self._queued
+        if self._unacknowledged:
+            self._traffic.dropped_rows[cause] += self._unacknowledged
+
+    def _settle(self) -> None:
+        while self._pongs and self._pongs[0][1].done():
+            rows, pong = self._pongs.popleft()
+            if not pong.cancelled() and pong.exception() is None:
+                self._unacknowledged -= rows

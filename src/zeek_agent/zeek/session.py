@@ -1,0 +1,267 @@
+"""One WebSocket to Zeek from its acknowledgement to its end: hellos, instances and what they want."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from zeek_agent.database import Lane, Profile, ResultColumn
+from zeek_agent.errors import SqlError
+from zeek_agent.schema import ZeekType
+from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek.causes import UnusableError
+from zeek_agent.zeek.flow import Sender
+from zeek_agent.zeek.instance import Instance, Traffic
+from zeek_agent.zeek.protocol import Context, InstallQuery, ZeekEvent, ZeekHello, ZeekShutdown
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
+
+    from zeek_agent.config import ZeekSettings
+    from zeek_agent.database import Database
+    from zeek_agent.identity import Identity
+    from zeek_agent.queries import Installed, QueryRunner
+
+log = logging.getLogger(__name__)
+
+HELLO_RETRY: Final = 5.0
+"""Most seconds until a hello that could not be made is tried again."""
+ERRORS_MAX: Final = 100
+"""Error reports that may wait for a slow Zeek."""
+HELLO_SQL: Final = "SELECT * FROM zeek_agent"
+_BROKER: Final = ResultColumn("broker", ZeekType("text"))
+
+
+class Session:
+    """The agent's side of an acknowledged connection. `run` returns only by raising what ended it."""
+
+    def __init__(
+        self,
+        websocket: ClientConnection,
+        ack: protocol.Ack,
+        topics: frozenset[str],
+        *,
+        url: str,
+        identity: Identity,
+        settings: ZeekSettings,
+        database: Database,
+        runner: QueryRunner,
+        traffic: Traffic,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.ack = ack
+        self.sender = Sender(websocket, settings, monotonic)
+        self.instances: dict[str, Instance] = {}
+        self._websocket = websocket
+        self._topics = topics
+        self._url = url
+        self._identity = identity
+        self._settings = settings
+        self._database = database
+        self._runner = runner
+        self._traffic = traffic
+        self._clock = clock
+        self._monotonic = monotonic
+        self._errors: asyncio.Queue[bytes] = asyncio.Queue(ERRORS_MAX)
+        self._complaints: Counter[str] = Counter()
+
+    def queries(self, instance: Instance) -> list[Installed]:
+        """The queries that an instance has installed now."""
+        return [one for one in self._runner.installed if one.recipient is instance]
+
+    async def run(self) -> None:
+        """Work until the connection ends. Raises ConnectionClosed or ConnectionError, which tell why."""
+        try:
+            await _first_to_end(self._read(), self._say_hello(), self._send_errors(), self._watch())
+        finally:
+            for instance_id in list(self.instances):
+                self._drop(instance_id)
+
+    async def farewell(self, seconds: float) -> None:
+        """End all queries, tell Zeek that the agent stops, and close; all that within the given time."""
+        for instance_id in list(self.instances):
+            self._drop(instance_id)
+        message = protocol.agent_shutdown(Context(self._identity.agent, self._clock()))
+        try:
+            async with asyncio.timeout(seconds):
+                await self.sender.send([message.encode()])
+                await self._websocket.close()
+        except (TimeoutError, ConnectionError) as error:
+            log.info("could not say farewell to Zeek at %s: %s", self._url, error or "it does not read")
+            self._websocket.transport.abort()
+
+    async def _say_hello(self) -> None:
+        """Send the agent's row of `zeek_agent` at once and then at each interval, with one query id a connection."""
+        query_id = f"agent_hello_{secrets.token_hex(11)}"
+        while True:
+            pause = self._settings.hello_interval
+            try:
+                columns = await self._hello_record()
+            except SqlError as error:
+                self._complain("hello", f"cannot say hello to Zeek at {self._url}: {error}")
+                pause = min(pause, HELLO_RETRY)
+            else:
+                context = Context(self._identity.agent, self._clock(), query_id)
+                await self.sender.send([protocol.agent_hello(context, columns).encode()])
+            await asyncio.sleep(pause)
+
+    async def _hello_record(self) -> str:
+        result = await self._database.query(HELLO_SQL, profile=Profile.STOCK, lane=Lane.EVENTS, origin="agent")
+        if len(result.rows) != 1 or len(result.columns) != len(protocol.HELLO_FIELDS):
+            raise SqlError(f"{HELLO_SQL} gave {len(result.rows)} rows of {len(result.columns)} columns")
+        columns, row = tuple(result.columns), tuple(result.rows[0])
+        if self.ack.is_broker:
+            index = protocol.BROKER_INDEX
+            columns = (*columns[:index], _BROKER, *columns[index:])
+            row = (*row[:index], "n/a", *row[index:])
+        return data.row_encoder(columns)(row)
+
+    async def _watch(self) -> None:
+        """Ping an idle connection, end a dead one, forget instances that fell silent."""
+        settings = self._settings
+        tick = min(settings.ping_interval, settings.pong_timeout / 4, settings.instance_timeout / 4)
+        while True:
+            await asyncio.sleep(tick)
+            now = self._monotonic()
+            since = self.sender.waiting_since
+            if since is not None and now - since > settings.pong_timeout:
+                raise UnusableError(f"sent no pong for {now - since:.0f} s")
+            if since is None:
+                await self._ping()
+            for instance in list(self.instances.values()):
+                if now - instance.last_seen > settings.instance_timeout:
+                    log.info("Zeek instance %s at %s fell silent: forgotten", instance.id, self._url)
+                    self._drop(instance.id)
+
+    async def _ping(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.pong_timeout):
+                await self.sender.send([])
+        except TimeoutError:
+            raise UnusableError(f"did not read for {self._settings.pong_timeout:g} s") from None
+
+    async def _read(self) -> None:
+        """Take what Zeek sends. A message that makes no sense is skipped and counted, whatever it is."""
+        while True:
+            raw = await self._websocket.recv(decode=False)
+            try:
+                message = protocol.read_message(raw)
+                if isinstance(message, protocol.Error):
+                    self._complain("error", f"Zeek at {self._url} reports {message.code}: {message.context}")
+                elif isinstance(message, protocol.Message) and message.topic.rstrip("/") in self._topics:
+                    event = protocol.zeek_event(message)
+                    if event is not None:
+                        await self._handle(event)
+            except data.ProtocolError as error:
+                self._complain("message", f"skipped a message of Zeek at {self._url}: {error}")
+
+    async def _handle(self, event: ZeekEvent) -> None:
+        if isinstance(event, ZeekShutdown):
+            if event.instance in self.instances:
+                log.info("Zeek instance %s at %s ends", event.instance, self._url)
+                self._drop(event.instance)
+            return
+        instance = self._seen(event.instance)
+        if instance is None:
+            return
+        if isinstance(event, ZeekHello):
+            self._take_hello(instance, event)
+        elif instance.is_disabled:
+            log.debug("ignored %s of disabled Zeek instance %s", type(event).__name__, instance.id)
+        elif isinstance(event, InstallQuery):
+            await self._install(instance, event)
+        else:
+            self._cancel(instance, event.query_id)
+
+    def _seen(self, instance_id: str) -> Instance | None:
+        """The instance of that id, which is made when it is new; None when there are too many."""
+        instance = self.instances.get(instance_id)
+        if instance is None:
+            if len(self.instances) >= self._settings.instances_max:
+                self._complain("instances", f"too many Zeek instances at {self._url}: {instance_id} is ignored")
+                return None
+            log.info("new Zeek instance %s at %s", instance_id, self._url)
+            instance = self.instances[instance_id] = Instance(
+                id=instance_id,
+                agent_id=self._identity.agent,
+                identity=self._url,
+                sender=self.sender,
+                settings=self._settings,
+                traffic=self._traffic,
+                last_seen=self._monotonic(),
+                clock=self._clock,
+            )
+        instance.last_seen = self._monotonic()
+        return instance
+
+    def _take_hello(self, instance: Instance, hello: ZeekHello) -> None:
+        instance.hello = hello
+        was_disabled = instance.is_disabled
+        number = hello.package_number
+        instance.is_disabled = number is not None and number < protocol.OLDEST_PACKAGE
+        if instance.is_disabled and not was_disabled:
+            message = f"Zeek package version {hello.package_version} is too old; version 2.0.2-8 or newer is needed"
+            log.warning("Zeek instance %s at %s is ignored: %s", instance.id, self._url, message)
+            self._runner.drop(instance)
+            self._post_error(instance, message)
+
+    async def _install(self, instance: Instance, event: InstallQuery) -> None:
+        if len(self.queries(instance)) >= self._settings.queries_max:
+            message = f"could not install query (limit of {self._settings.queries_max} queries): {event.query.sql}"
+            self._complain("queries", f"Zeek instance {instance.id} at {self._url}: {message}")
+            self._post_error(instance, message, event.query_id, event.query.cookie)
+            return
+        await self._runner.install(instance, event.query_id, event.query)
+
+    def _cancel(self, instance: Instance, query_id: str) -> None:
+        """End a query of this instance; nobody ends another's."""
+        if any(one.query_id == query_id for one in self.queries(instance)):
+            self._runner.cancel(query_id)
+        else:
+            log.debug("Zeek instance %s has no query %s to cancel", instance.id, query_id)
+
+    def _drop(self, instance_id: str) -> None:
+        instance = self.instances.pop(instance_id, None)
+        if instance is not None:
+            self._runner.drop(instance)
+
+    def _post_error(
+        self, instance: Instance, message: str, query_id: str | None = None, cookie: str | None = None
+    ) -> None:
+        """Have an error sent without waiting for it, since reading must go on; too many at once are only logged."""
+        frame = instance.error_frame(message, query_id, cookie)
+        try:
+            self._errors.put_nowait(frame)
+        except asyncio.QueueFull:
+            self._complain("errors", f"Zeek at {self._url} takes no more errors: {message}")
+
+    async def _send_errors(self) -> None:
+        while True:
+            await self.sender.send([await self._errors.get()])
+
+    def _complain(self, kind: str, text: str) -> None:
+        """Log what the peer did wrong: the first, tenth, hundredth… time of its kind on this connection."""
+        self._complaints[kind] += 1
+        times = self._complaints[kind]
+        is_power_of_ten = str(times).rstrip("0") == "1"
+        log.log(logging.WARNING if is_power_of_ten else logging.DEBUG, "%s%s", text, f" ({times} times)" * (times > 1))
+
+
+async def _first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
+    """Run all until one ends, which is expected to raise; cancel the others."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

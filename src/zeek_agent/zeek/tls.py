@@ -1,0 +1,44 @@
+"""TLS towards Zeek: whom to trust, and who we are."""
+
+from __future__ import annotations
+
+import ssl
+
+from zeek_agent.config import TlsSettings
+from zeek_agent.errors import UsageError
+
+
+def client_context(settings: TlsSettings) -> ssl.SSLContext:
+    """A context that checks Zeek's certificate and host name, unless told to be `insecure`.
+
+    An insecure one also takes a server without any certificate, which is what Zeek before 8.1 is by default: encrypted,
+    nobody authenticated. Raises UsageError, which names the file, for a file that cannot be read.
+    """
+    context = _trust(settings)
+    if settings.certificate is not None:
+        try:
+            context.load_cert_chain(settings.certificate, settings.key, password=_refuse_passphrase)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"cannot use the client certificate {settings.certificate}"
+                f"{f' with the key {settings.key}' if settings.key else ''}: {error}"
+            ) from None
+    elif settings.key is not None:
+        raise UsageError(f"zeek.tls.key {settings.key} needs a zeek.tls.certificate")
+    if settings.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers("ALL:+aNULL:@SECLEVEL=0")
+    return context
+
+
+def _trust(settings: TlsSettings) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=settings.ca_file)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot use the authorities in {settings.ca_file}: {error}") from None
+
+
+def _refuse_passphrase() -> str:
+    raise ValueError("the key is protected by a passphrase; give one without")

@@ -1,0 +1,157 @@
+"""The window of bytes under way: it grows while pongs are quick, holds, and shuts when one is late."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+
+import pytest
+from websockets.exceptions import ConnectionClosedError
+from websockets.protocol import State
+
+from zeek_agent.config import ZeekSettings
+from zeek_agent.zeek.flow import CAUTION, Sender, Window
+
+SETTINGS = ZeekSettings(window_bytes=1000, window_bytes_max=3000, slow_pong=0.2)
+QUICK, MIDDLING, LATE = 0.01, 0.1, 0.3
+
+
+def run(window: Window, seconds: float, times: int = 1, size: int = 100) -> None:
+    for _ in range(times):
+        window.sent(size)
+        window.acknowledged(size, seconds)
+
+
+def test_grows_with_quick_pongs_up_to_its_bound() -> None:
+    window = Window(SETTINGS)
+    run(window, QUICK, 5)
+    assert window.limit == 1500
+    run(window, QUICK, 100)
+    assert window.limit == 3000
+
+
+def test_holds_while_pongs_take_longer() -> None:
+    window = Window(SETTINGS)
+    run(window, MIDDLING, 50)
+    assert window.limit == 1000
+
+
+def test_shuts_to_one_batch_at_a_time_when_a_pong_is_late() -> None:
+    window = Window(SETTINGS)
+    run(window, LATE)
+    assert window.has_room(5000)
+    window.sent(5000)
+    assert not window.has_room(1)
+
+
+def test_opens_again_after_many_quick_pongs_in_a_row() -> None:
+    window = Window(SETTINGS)
+    run(window, LATE)
+    run(window, QUICK, CAUTION - 1)
+    assert window.limit == 0
+    run(window, LATE)
+    run(window, QUICK, CAUTION - 1)
+    assert window.limit == 0
+    run(window, QUICK)
+    assert window.limit == 1000
+
+
+def test_a_batch_larger_than_the_window_goes_alone() -> None:
+    window = Window(SETTINGS)
+    assert window.has_room(10_000)
+    window.sent(10)
+    assert not window.has_room(10_000)
+
+
+class Wire:
+    """A WebSocket whose pongs a test gives."""
+
+    def __init__(self) -> None:
+        self.state = State.OPEN
+        self.sent: list[bytes] = []
+        self.pongs: list[asyncio.Future[float]] = []
+
+    async def send(self, frame: bytes, text: bool) -> None:
+        assert text
+        if self.state is not State.OPEN:
+            raise ConnectionClosedError(None, None)
+        self.sent.append(frame)
+
+    async def ping(self) -> Awaitable[float]:
+        self.pongs.append(asyncio.get_running_loop().create_future())
+        return self.pongs[-1]
+
+    def close(self) -> None:
+        self.state = State.CLOSED
+        for pong in self.pongs:
+            if not pong.done():
+                pong.set_exception(ConnectionClosedError(None, None))
+                pong.cancel()
+
+
+def sender(wire: Wire) -> Sender:
+    return Sender(wire, ZeekSettings(window_bytes=1000, window_bytes_max=1000))  # type: ignore[arg-type]
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_waits_for_room_and_goes_on_with_a_pong() -> None:
+    wire = Wire()
+    one = sender(wire)
+    tasks = [asyncio.create_task(one.send([bytes([48 + number]) * 600])) for number in range(3)]
+    await settle()
+    assert len(wire.sent) == 1
+    assert one.window.under_way == 600
+    wire.pongs[0].set_result(0.0)
+    await settle()
+    assert len(wire.sent) == 2
+    wire.pongs[1].set_result(0.0)
+    await asyncio.gather(*tasks)
+    assert [frame[:1] for frame in wire.sent] == [b"0", b"1", b"2"]
+
+
+async def test_senders_take_turns() -> None:
+    wire = Wire()
+    one = sender(wire)
+
+    async def deliver(name: bytes) -> None:
+        for _ in range(3):
+            await one.send([name * 900])
+            await asyncio.sleep(0)
+
+    tasks = [asyncio.create_task(deliver(name)) for name in (b"a", b"b")]
+    for number in range(6):
+        await settle()
+        wire.pongs[number].set_result(0.0)
+    await asyncio.gather(*tasks)
+    assert [frame[:1] for frame in wire.sent] == [b"a", b"b", b"a", b"b", b"a", b"b"]
+
+
+async def test_a_lost_connection_frees_whoever_waits() -> None:
+    wire = Wire()
+    one = sender(wire)
+    await one.send([b"x" * 900])
+    waiting: Sequence[asyncio.Task[object]] = [asyncio.create_task(one.send([b"y" * 900])) for _ in range(3)]
+    await settle()
+    wire.close()
+    for result in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(result, ConnectionError)
+    assert one.window.under_way == 0
+    assert one.waiting_since is None
+
+
+async def test_a_cancelled_sender_leaves_its_turn_to_the_next() -> None:
+    wire = Wire()
+    one = sender(wire)
+    await one.send([b"x" * 900])
+    first, second = (asyncio.create_task(one.send([name * 900])) for name in (b"1", b"2"))
+    await settle()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    wire.pongs[0].set_result(0.0)
+    await second
+    assert wire.sent[-1][:1] == b"2"

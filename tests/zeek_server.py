@@ -1,0 +1,163 @@
+"""Zeek's side of a WebSocket for tests: a real server on loopback, which a test scripts.
+
+    async with zeek_server() as zeek:
+        client = await zeek.client()             # an agent that connected, subscribed and was acknowledged
+        await client.hello()
+        await client.install("q1", query)
+        row = await client.expect(ResultRow, lambda row: row.context.query_id == "q1")
+
+It can also be slow (`client.pause`), never acknowledge (`ack=None`), or break connections (`client.abort`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+from zeek_agent.queries import Query
+from zeek_agent.zeek import protocol
+from zeek_agent.zeek.protocol import AgentEvent, ZeekHello
+
+E = TypeVar("E")
+
+CLUSTER_ACK = protocol.Ack("zeromq__host_1234_x-websocket-0", "9.1.0-dev")
+BROKER_ACK = protocol.Ack("d8a7d6a2-0f0e-4a2e-9a4e-0f6f5ad1c001", "2.8.0")
+WAIT = 10.0
+
+
+@dataclass(eq=False)
+class Client:
+    """One agent's connection, seen from Zeek."""
+
+    websocket: ServerConnection
+    topics: list[str]
+    instance: str = "zeek_1"
+    events: list[AgentEvent] = field(default_factory=list)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @property
+    def agent_id(self) -> str:
+        return self.topics[0].rpartition("/")[2]
+
+    @property
+    def topic(self) -> str:
+        return protocol.host_topic(self.agent_id)
+
+    async def send(self, frame: str | bytes) -> None:
+        """Any frame; bytes go as a text frame, valid or not."""
+        await self.websocket.send(frame, text=True)
+
+    async def hello(self, package_version: str = "", instance: str | None = None) -> None:
+        hello = ZeekHello(instance or self.instance, "9.1.0-dev", 90100, package_version)
+        await self.send(protocol.zeek_hello(self.topic, hello))
+
+    async def install(self, query_id: str, query: Query, instance: str | None = None) -> None:
+        await self.send(protocol.install_query(self.topic, instance or self.instance, query_id, query))
+
+    async def cancel(self, query_id: str, instance: str | None = None) -> None:
+        await self.send(protocol.cancel_query(self.topic, instance or self.instance, query_id))
+
+    async def shut_down(self, instance: str | None = None) -> None:
+        await self.send(protocol.zeek_shutdown(protocol.group_topic("all"), instance or self.instance))
+
+    def pause(self) -> None:
+        """Stop reading: data stays in the kernel's buffers and then with the agent."""
+        self.websocket.transport.pause_reading()
+
+    def resume(self) -> None:
+        self.websocket.transport.resume_reading()
+
+    def abort(self) -> None:
+        """Break the connection without a word."""
+        self.websocket.transport.abort()
+
+    def of(self, kind: type[E], where: Callable[[E], bool] = lambda _: True) -> list[E]:
+        """The events of a kind that came so far."""
+        return [event for event in self.events if isinstance(event, kind) and where(event)]
+
+    async def expect(
+        self, kind: type[E], where: Callable[[E], bool] = lambda _: True, *, number: int = 1, seconds: float = WAIT
+    ) -> E:
+        """Wait until so many matching events came, in any order among others; the last of them."""
+        async with asyncio.timeout(seconds), self._changed:
+            await self._changed.wait_for(lambda: len(self.of(kind, where)) >= number)
+            return self.of(kind, where)[number - 1]
+
+    async def serve(self) -> None:
+        with suppress(ConnectionClosed):
+            while True:
+                message = protocol.read_message(await self.websocket.recv(decode=False))
+                assert isinstance(message, protocol.Message)
+                async with self._changed:
+                    self.events.append(protocol.agent_event(message))
+                    self._changed.notify_all()
+        self.closed.set()
+
+
+class ZeekServer:
+    """Accepts agents; each, once acknowledged, is handed out by `client`."""
+
+    def __init__(self, ack: protocol.Ack | None) -> None:
+        self.ack = ack
+        self.port = 0
+        self.connections = 0
+        self.requests: list[str] = []
+        self.applications: list[str | None] = []
+        self._server: Server | None = None
+        self._clients: asyncio.Queue[Client] = asyncio.Queue()
+
+    def url(self, scheme: str = "ws", host: str = "127.0.0.1") -> str:
+        return f"{scheme}://{host}:{self.port}"
+
+    async def client(self, seconds: float = WAIT) -> Client:
+        """The next agent that connected."""
+        async with asyncio.timeout(seconds):
+            return await self._clients.get()
+
+    async def start(self, port: int, tls: ssl.SSLContext | None) -> None:
+        self._server = await serve(
+            self.handle, "127.0.0.1", port, ssl=tls, compression=None, ping_interval=None, max_queue=16, close_timeout=1
+        )
+        self.port = next(iter(self._server.sockets)).getsockname()[1]
+
+    async def stop(self) -> None:
+        """As when Zeek ends: all connections are closed with code 1001."""
+        assert self._server is not None
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def handle(self, websocket: ServerConnection) -> None:
+        self.connections += 1
+        assert websocket.request is not None
+        self.requests.append(websocket.request.path)
+        self.applications.append(websocket.request.headers.get("X-Application-Name"))
+        with suppress(ConnectionClosed):
+            topics = protocol.read_subscription(await websocket.recv(decode=False))
+            if self.ack is None:
+                await websocket.wait_closed()
+                return
+            await websocket.send(protocol.ack(self.ack.endpoint, self.ack.version))
+            client = Client(websocket, topics)
+            self._clients.put_nowait(client)
+            await client.serve()
+
+
+@asynccontextmanager
+async def zeek_server(
+    ack: protocol.Ack | None = CLUSTER_ACK, *, port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[ZeekServer]:
+    """A server on a port of loopback, any free one by default."""
+    zeek = ZeekServer(ack)
+    await zeek.start(port, tls)
+    try:
+        yield zeek
+    finally:
+        await zeek.stop()
