@@ -1,0 +1,65 @@
+"""Ask a table without a database: as SQL would, but with the constraints in hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from zeek_agent.access import AccessPolicy
+from zeek_agent.host import Host
+from zeek_agent.schema import Constraints, Row, Table
+from zeek_agent.tables import builtin_tables
+
+
+class Agent:
+    """An agent that has just started, for the tables that show it."""
+
+    id = "H6sCElvPqe0P8W73ADijZGY"
+    instance = "I5sCElvPqe0P8W73ADijZGY"
+    hostname = "host.example"
+
+    def uptime(self) -> float:
+        return 1.5
+
+    def tables(self) -> Iterable[Table]:
+        return builtin_tables()
+
+    def connections(self) -> Iterable[Row]:
+        return ()
+
+    def queries(self) -> Iterable[Row]:
+        return ()
+
+    def sources(self) -> Iterable[Row]:
+        return ()
+
+    def gaps(self) -> Iterable[Row]:
+        return ()
+
+    def log(self) -> Iterable[Row]:
+        return ()
+
+    def config(self) -> Iterable[Row]:
+        return ()
+
+
+def ask(
+    table: Table,
+    *parameters: Any,
+    columns: Iterable[str] | None = None,
+    access: AccessPolicy | None = None,
+    check: Callable[[], None] = lambda: None,
+    **equal: Any,
+) -> list[dict[str, Any]]:
+    """The table's rows as dictionaries; `equal` holds what `WHERE column = value` or `column IN (…)` would."""
+    given = {parameter.name: parameter.default for parameter in table.parameters}
+    given.update(zip(given, parameters, strict=False))
+    names = [column.name for column in table.columns]
+    wanted = Constraints(
+        Host(Agent(), access or AccessPolicy()),
+        given,
+        {name: frozenset(values if isinstance(values, list) else [values]) for name, values in equal.items()},
+        frozenset(names if columns is None else columns),
+        check,
+    )
+    return [dict(zip(names, row, strict=True)) for row in table.rows(wanted)]
