@@ -368,6 +368,22 @@ async def test_a_host_is_unknown_until_its_hello_and_goes_by_its_address_without
     assert [line["host"] for line in read(tmp_path, "things")] == ["<unknown>", "192.0.2.2"]
 
 
+async def test_a_hello_that_cannot_be_logged_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "FLUSH_INTERVAL", 0.02)
+    clock = Clock()
+    async with collecting(tmp_path, clock=clock) as collector, agent_of(collector) as agent:
+        await agent.join()
+        [before] = collector.stats.agents
+        await agent.hello(addresses=data.set_of(['{"@data-type":"address","data":"nowhere"}']))
+        assert (await agent.error()).code == "deserialization_failed"
+        await agent.hello(hostname="x" * 100_000)
+        assert (await agent.error()).code == "deserialization_failed"
+        assert collector.stats.agents == (before,)
+        clock.now += SETTINGS.agent_timeout
+        await until(lambda: collector.stats.agents == ())
+    assert [line["type_"] for line in read(tmp_path, "zeek-agent")] == ["join", "offline"]
+
+
 async def test_hellos_are_broadcast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "HELLO_INTERVAL", 0.05)
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
@@ -623,6 +639,32 @@ async def test_a_slow_disk_holds_agents_back_and_loses_nothing(tmp_path: Path, m
             await agent.result(*THING)
         await until(lambda: collector.stats.rows == 100)
     assert len(read(tmp_path, "things")) == 100
+
+
+async def test_stopping_does_not_wait_for_agents_that_are_held_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "BACKLOG_BYTES", 0)
+    async with collecting(tmp_path) as collector, agent_of(collector) as agent:
+        await agent.join()
+        for _ in range(50):
+            await agent.result(*THING)
+        await until(lambda: collector.stats.rows > 0)
+        async with asyncio.timeout(5):
+            await collector.stop()
+    assert len(read(tmp_path, "things")) == collector.stats.rows
+
+
+async def test_a_client_that_speaks_no_websocket_is_no_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with collecting(tmp_path) as collector:
+        reader, writer = await asyncio.open_connection(*collector.address)
+        writer.write(b"\x16\x03\x01 hello\r\n\r\n")
+        assert await reader.read() != b"x"
+        writer.close()
+        await writer.wait_closed()
+    assert "Traceback" not in caplog.text
 
 
 async def test_the_messages_of_a_real_agent_give_the_logs_that_zeek_wrote(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
-from zeek_agent.collector.logs import Field
+from zeek_agent.collector.logs import Field, TsvFormat
 from zeek_agent.zeek.data import ProtocolError
 from zeek_agent.zeek.protocol import AgentHello
 
@@ -31,7 +31,10 @@ LOG_FIELDS: Final = (
     Field("platform", "string"),
     Field("os_name", "string"),
 )
+HELLO_BYTES: Final = 16_384
+"""Most bytes that are kept of a hello."""
 
+_LINE: Final = TsvFormat(LOG, LOG_FIELDS)
 _AGENT_ID = re.compile(r"[\w.:@+-]{1,128}", re.ASCII)
 
 
@@ -90,6 +93,12 @@ class Agents:
     def hello(self, event: AgentHello, now: float) -> Agent:
         """Take in a hello; the state tells what it meant. Raises ProtocolError for one that cannot be used."""
         agent = replace(_agent(event), last_seen=now)
+        try:
+            line = _LINE.line(agent.log_values(now))
+        except ValueError as error:
+            raise ProtocolError(f"hello from {agent.id}: {error}") from None
+        if len(line) + len(agent.hello_id) > HELLO_BYTES:
+            raise ProtocolError(f"hello from {agent.id}: more than {HELLO_BYTES} bytes")
         known = self._agents.get(agent.id)
         if known is None and len(self._agents) >= self._limit:
             raise ProtocolError(f"there are {self._limit} agents already, which is the limit")
@@ -126,19 +135,13 @@ def _agent(event: AgentHello) -> Agent:
         raise ProtocolError(f"not an agent id: {event.context.agent_id[:80]!r}")
     if event.context.query_id is None:
         raise ProtocolError("hello has no query id")
-    addresses = _checked(hello, "addresses", tuple)
-    if addresses is not None and not all(isinstance(address, str) for address in addresses):
-        raise ProtocolError("addresses of hello are not addresses")
-    uptime = hello.get("uptime")
-    if uptime is not None and not isinstance(uptime, int | float):
-        raise ProtocolError("uptime of hello is not an interval")
     return Agent(
         id=event.context.agent_id,
         hello_id=event.context.query_id,
         hostname=_checked(hello, "hostname", str),
-        addresses=addresses,
+        addresses=_checked(hello, "addresses", tuple),
         version=_checked(hello, "agent_version", int),
-        uptime=uptime,
+        uptime=_checked(hello, "uptime", float),
         platform=_checked(hello, "platform", str),
         os_name=_checked(hello, "os_name", str),
     )

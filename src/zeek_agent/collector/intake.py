@@ -138,7 +138,4 @@ class Intake:
 
     def _life_cycle_line(self, agent: Agent, now: float) -> None:
         logger.info("agent %s (%s): %s", agent.id, agent.name, agent.state)
-        try:
-            self._life_cycle.write(agent.log_values(now))
-        except ValueError as error:
-            raise ProtocolError(f"hello from {agent.id}: {error}") from None
+        self._life_cycle.write(agent.log_values(now))

@@ -61,7 +61,8 @@ class Limits:
     connections: int = 1000
     agents: int = 10_000
     message_bytes: int = 16 * 1024 * 1024
-    subscriptions: int = 1000
+    per_connection: int = 1000
+    """Subscriptions of one connection, and agents that it speaks for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -142,7 +143,9 @@ class Collector:
         self._connections = 0
         self._numbers = count()
         self._server: Server | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._flush_task: asyncio.Task[None]
+        self._hello_task: asyncio.Task[None]
+        self._stopping = False
         self._flush_wanted = asyncio.Event()
         self._flushed = asyncio.Condition()
         self._started = 0.0
@@ -163,6 +166,7 @@ class Collector:
                 ping_timeout=PONG_TIMEOUT,
                 close_timeout=2,
                 server_header=None,
+                logger=_websocket_logger(),
             )
         except OSError as error:
             self._logs.close()
@@ -171,8 +175,9 @@ class Collector:
                 f"cannot listen on {self._settings.listen}: {reason}; choose another address with collector.listen"
             ) from None
         self._started = self._clock()
-        self._warn_if_reachable(self.address[0])
-        self._tasks = [asyncio.create_task(self._flush_logs()), asyncio.create_task(self._greet_agents())]
+        self._warn_if_reachable({socket.getsockname()[0] for socket in self._server.sockets})
+        self._flush_task = asyncio.create_task(self._flush_logs())
+        self._hello_task = asyncio.create_task(self._greet_agents())
         logger.info("listening on %s port %d, logs in %s", *self.address, self._logs.directory)
         return self.address
 
@@ -180,9 +185,10 @@ class Collector:
         """Say goodbye to the agents and end the logs."""
         if self._server is None:
             return
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._stopping = True
+        self._flush_wanted.set()
+        self._hello_task.cancel()
+        await asyncio.wait([self._hello_task, self._flush_task])
         self._broadcast_farewell()
         self._server.close(reason="Terminating")
         await self._server.wait_closed()
@@ -256,8 +262,8 @@ class Collector:
         raw = await connection.recv(decode=False)
         try:
             topics = protocol.read_subscription(raw)
-            if len(topics) > self._limits.subscriptions:
-                raise ProtocolError(f"more than {self._limits.subscriptions} subscriptions")
+            if len(topics) > self._limits.per_connection:
+                raise ProtocolError(f"more than {self._limits.per_connection} subscriptions")
         except ProtocolError as error:
             self._intake.refuse(f"subscription from {client.peer}: {error}")
             await connection.send(protocol.error("deserialization_failed", "subscriptions not an array of strings"))
@@ -281,7 +287,7 @@ class Collector:
             await client.connection.send(protocol.error("deserialization_failed", "failed to create Zeek event"))
             return
         if agent is not None:
-            if len(client.agent_ids) < self._limits.subscriptions:
+            if len(client.agent_ids) < self._limits.per_connection:
                 client.agent_ids.add(agent.id)
             if agent.state != "update":
                 await self._publish(client, self._welcome(agent.id))
@@ -325,7 +331,7 @@ class Collector:
             self._broadcast(topic, protocol.zeek_hello(topic, self._hello))
 
     async def _flush_logs(self) -> None:
-        while True:
+        while not self._stopping:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_INTERVAL):
                     await self._flush_wanted.wait()
@@ -340,7 +346,7 @@ class Collector:
 
     async def _wait_for_disk(self) -> None:
         """Hold an agent back while much waits for a slow disk; a disk that fails holds nobody back."""
-        if self._logs.pending_bytes < BACKLOG_BYTES or self._logs.failing:
+        if self._logs.pending_bytes < BACKLOG_BYTES or self._logs.failing or self._stopping:
             return
         self._flush_wanted.set()
         async with self._flushed:
@@ -352,10 +358,12 @@ class Collector:
         else:
             logger.info("logs are written again")
 
-    def _warn_if_reachable(self, address: str) -> None:
-        if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+    def _warn_if_reachable(self, addresses: Iterable[str]) -> None:
+        reachable = [text for text in addresses if not ipaddress.ip_address(text.partition("%")[0]).is_loopback]
+        if reachable:
             self.warning = (
-                f"listening on {address}, which is not loopback: anyone who can reach the port can feed these logs"
+                f"listening on {', '.join(reachable)}, which is not loopback: "
+                "anyone who can reach the port can feed these logs"
             )
             logger.warning("%s", self.warning)
 
@@ -370,6 +378,18 @@ def _topics(query: PackQuery, agent_id: str) -> Iterable[str]:
 def _send_soon(client: Client, frame: str) -> None:
     if client.connection.transport.get_write_buffer_size() < SEND_BYTES:
         broadcast([client.connection], frame)
+
+
+def _websocket_logger() -> logging.Logger:
+    """The library's log, without a traceback for each client that does not speak WebSocket."""
+    quiet = logging.getLogger("zeek_agent.collector.websocket")
+    quiet.setLevel(logging.WARNING)
+    quiet.addFilter(_not_a_failed_handshake)
+    return quiet
+
+
+def _not_a_failed_handshake(record: logging.LogRecord) -> bool:
+    return record.msg != "opening handshake failed"
 
 
 def _host_and_port(listen: str) -> tuple[str, int]:
