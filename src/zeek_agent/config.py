@@ -97,6 +97,9 @@ class LimitSettings(Section, frozen=True):
     result_bytes: Annotated[PositiveInt, Meta(description="bytes that a statement's result may take")] = 268_435_456
     statement_bytes: Annotated[PositiveInt, Meta(description="length of a statement's text")] = 100_000
     value_bytes: Annotated[PositiveInt, Meta(description="length of one text or blob value")] = 4_194_304
+    memory_bytes: Annotated[
+        PositiveInt, Meta(description="memory that SQLite may take for sorting, grouping and intermediate rows")
+    ] = 134_217_728
     workers: Annotated[PositiveInt, Meta(description="snapshot queries that run at the same time")] = 2
 
 
@@ -457,7 +460,7 @@ def _expected(kind: msgspec.inspect.Type) -> str:
         case msgspec.inspect.LiteralType(values=choices):
             return "one of " + ", ".join(str(choice) for choice in choices)
         case msgspec.inspect.VarTupleType(item_type=item):
-            return "a list of: " + _expected(_plain_type(item))
+            return "a list, each " + _expected(_plain_type(item))
     return "a text"
 
 

@@ -90,3 +90,15 @@ def set_up(settings: LogSettings) -> Ring:
     logging.getLogger("websockets").setLevel(max(root.level, logging.WARNING))
     logging.captureWarnings(True)
     return ring
+
+
+def to_terminal() -> None:
+    """For commands: warnings and worse go to standard error, the message alone."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_MessageFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+class _MessageFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(f"zeek-agent: {_message(record)}")

@@ -1,0 +1,94 @@
+"""What the agent answers on its control socket, and what `query` and `shell` do without one: the same."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from zeek_agent import control
+from zeek_agent.control import Columns, Declarations, Facts, Frame, Note, Pause, Request, Rows
+from zeek_agent.database import Database, Lane, Profile
+from zeek_agent.queries import Change, Query, QueryRunner, Report, Subscription
+
+if TYPE_CHECKING:
+    from zeek_agent.control_server import Answer
+    from zeek_agent.database import ResultColumn
+
+
+def answering(database: Database, runner: Callable[[], QueryRunner], status: Callable[[], Mapping[str, Any]]) -> Answer:
+    """The function that answers requests from a database, a runner of repeated queries and facts about the agent."""
+
+    async def answer(request: Request, origin: str) -> AsyncGenerator[Frame, None]:
+        match request:
+            case control.Query():
+                result = await database.query(
+                    request.sql, profile=Profile(request.profile), lane=Lane.LOCAL, origin=origin
+                )
+                yield _columns(result.columns)
+                yield Rows(result.rows)
+                for error in result.errors:
+                    yield Note(error)
+            case control.Subscribe():
+                async with aclosing(_subscribe(database, runner(), request, origin)) as frames:
+                    async for frame in frames:
+                        yield frame
+            case control.Status():
+                yield Facts(dict(status()))
+            case control.Tables():
+                yield Declarations(control.declare(database.tables.values()))
+
+    return answer
+
+
+_CHANGES: dict[Change | None, control.Change | None] = {Change.ADD: "Add", Change.DELETE: "Delete", None: None}
+
+
+class _Subscriber:
+    """Recipient of a repeated query's reports; takes the next when the last was passed on."""
+
+    profile = Profile.FULL
+    durable = False
+
+    def __init__(self, origin: str) -> None:
+        self.identity = f"{origin} {secrets.token_hex(8)}"
+        self.reports: asyncio.Queue[Report | str] = asyncio.Queue(1)
+
+    async def deliver(self, report: Report) -> None:
+        await self.reports.put(report)
+        await self.reports.join()
+
+    async def fail(self, query_id: str, query: Query, message: str) -> None:
+        await self.reports.put(message)
+
+
+async def _subscribe(
+    database: Database, runner: QueryRunner, request: control.Subscribe, origin: str
+) -> AsyncGenerator[Frame, None]:
+    """The reports of a repeated query, each ended by `Pause`, until the generator is closed."""
+    await database.prepare(request.sql, profile=Profile.FULL)
+    subscriber = _Subscriber(origin)
+    query_id = subscriber.identity
+    query = Query(request.sql, "control", request.schedule, Subscription(request.subscription))
+    await runner.install(subscriber, query_id, query)
+    known: tuple[ResultColumn, ...] = ()
+    try:
+        while True:
+            report = await subscriber.reports.get()
+            if isinstance(report, str):
+                yield Note(report)
+            else:
+                if report.columns != known:
+                    known = report.columns
+                    yield _columns(known)
+                yield Rows([row for _, row in report.rows], [_CHANGES[change] for change, _ in report.rows])
+                yield Pause()
+            subscriber.reports.task_done()
+    finally:
+        runner.cancel(query_id)
+
+
+def _columns(columns: tuple[ResultColumn, ...]) -> Columns:
+    return Columns([(column.name, str(column.type)) for column in columns])

@@ -1,0 +1,330 @@
+"""The command line: parse, call, print. Exit codes: 0 done, 1 failed, 2 wrong use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from zeek_agent import __version__
+from zeek_agent.errors import UsageError, ZeekAgentError
+from zeek_agent.text import escaped
+
+if TYPE_CHECKING:
+    from zeek_agent.config import CollectorSettings, Config
+    from zeek_agent.console import Printer
+
+NAME: Final = "zeek-agent"
+MODES: Final = ("table", "json", "csv", "line")
+
+
+def main() -> None:
+    """The program `zeek-agent`."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code; errors are one line on standard error."""
+    try:
+        code = commands.main(list(arguments), prog_name=NAME, standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (click.ClickException, click.Abort, ZeekAgentError, KeyboardInterrupt) as error:
+        return _explain(error)
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: BaseException) -> int:
+    """Say in a line what went wrong, and give the exit code for it."""
+    match error:
+        case click.exceptions.NoArgsIsHelpError():
+            click.echo(error.format_message(), err=True)
+            return 2
+        case click.UsageError(ctx=context):
+            path = context.command_path if context else NAME
+            return _fail(f"{error.format_message()} (see {path} --help)", 2)
+        case UsageError():
+            return _fail(str(error), 2)
+        case click.ClickException() | ZeekAgentError():
+            return _fail(str(error), 1)
+    return _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"{NAME}: {escaped(message)}\n")
+    return code
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What every command takes: where settings come from."""
+
+    config_file: Path | None
+    state_dir: str | None
+    assignments: Sequence[str]
+
+    def load(self, flags: Mapping[str, object] | None = None) -> tuple[Config, dict[str, str]]:
+        """The configuration and its origins; `flags` by dotted name, None for those that were not given."""
+        from zeek_agent import config
+
+        values: dict[str, object] = {}
+        for assignment in self.assignments:
+            key, equals, value = assignment.partition("=")
+            if not equals:
+                raise UsageError(f"--set {assignment}: expected KEY=VALUE")
+            values[key.strip()] = value
+        flags = {"state_dir": self.state_dir, **(flags or {})}
+        values |= {name: value for name, value in flags.items() if value is not None}
+        return config.load(self.config_file, flags=values)
+
+
+def _settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that every command takes, handed to it as its first argument."""
+
+    @click.option(
+        "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Configuration file."
+    )
+    @click.option("--state-dir", metavar="DIR", help="State directory; the control socket then lies in it.")
+    @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, by its dotted name.")
+    @wraps(command)
+    def with_settings(
+        config_file: Path | None, state_dir: str | None, assignments: Sequence[str], **options: Any
+    ) -> Any:
+        return command(Given(config_file, state_dir, assignments), **options)
+
+    return with_settings
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name=NAME)
+def commands() -> None:
+    """Show a host to Zeek: its processes, sockets, users and files as an SQL database."""
+
+
+@commands.command()
+@click.option("--zeek", "-z", multiple=True, metavar="URL", help="Zeek to connect to: ws://…, wss://… or HOST[:PORT].")
+@click.option("--insecure", is_flag=True, help="Accept any certificate of a wss:// Zeek.")
+@click.option("--ca-file", metavar="FILE", help="Authorities to trust for wss://, instead of the system's.")
+@click.option("--group", multiple=True, metavar="NAME", help="Group that this agent is in; Zeek can ask groups.")
+@click.option("--logs", metavar="DIR", help="Logs of the embedded collector, which runs without --zeek (./logs).")
+@click.option("--log-format", type=click.Choice(["tsv", "json"]), help="Format of the embedded collector's logs.")
+@click.option("--pack", metavar="FILE", help="Query pack of the embedded collector.")
+@click.option("--osquery-socket", metavar="PATH", help="Extensions socket of an osquery to bridge to.")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level of the agent's own log."
+)
+@_settings
+def run(
+    given: Given,
+    *,
+    zeek: Sequence[str],
+    insecure: bool,
+    ca_file: str | None,
+    group: Sequence[str],
+    logs: str | None,
+    log_format: str | None,
+    pack: str | None,
+    osquery_socket: str | None,
+    log_level: str | None,
+) -> int:
+    """Run the agent until SIGTERM or SIGINT."""
+    flags = {
+        "zeek.destinations": list(zeek) or None,
+        "zeek.groups": list(group) or None,
+        "zeek.tls.insecure": insecure or None,
+        "zeek.tls.ca_file": ca_file,
+        "collector.logs": logs,
+        "collector.format": log_format,
+        "collector.pack": pack,
+        "osquery.socket": osquery_socket,
+        "log.level": log_level,
+    }
+    config, origins = given.load(flags)
+    import asyncio
+
+    from zeek_agent.agent import run_agent
+
+    return asyncio.run(run_agent(config, origins))
+
+
+@commands.command()
+@click.argument("sql")
+@click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="How rows are written.")
+@_settings
+def query(given: Given, *, sql: str, mode: str) -> int:
+    """Run one SQL statement and print its rows; SQL `-` is read from standard input.
+
+    A running agent answers, or else this process.
+    """
+    from zeek_agent import session
+
+    config, origins = given.load()
+    asked = session.open_session(config, origins)
+    try:
+        columns, rows, notes = session.query(asked, sys.stdin.read() if sql == "-" else sql)
+    finally:
+        asked.close()
+    _printer(mode).write(columns, rows)
+    for note in notes:
+        _fail(note, 1)
+    return 1 if notes else 0
+
+
+@commands.command()
+@click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="How rows are written.")
+@_settings
+def shell(given: Given, *, mode: str) -> int:
+    """Ask interactively: SQL, `.help` for commands. Statements are also read from a pipe."""
+    from zeek_agent import paths, session
+    from zeek_agent.shell import Shell
+
+    config, origins = given.load()
+    asked = session.open_session(config, origins)
+    try:
+        shell = Shell(asked, _printer(mode), sys.stderr)
+        if sys.stdin.isatty():
+            shell.run_interactive(paths.locate(config).history)
+            return 0
+        shell.run_script(sys.stdin)
+        return 1 if shell.failed else 0
+    finally:
+        asked.close()
+
+
+@commands.command()
+@click.argument("name", required=False)
+@click.option("--zeek", is_flag=True, help="Print record types for Zeek scripts.")
+@_settings
+def tables(given: Given, *, name: str | None, zeek: bool) -> None:
+    """List the tables, or describe one."""
+    from zeek_agent import session, table_text
+    from zeek_agent.shell import find_table
+
+    config, origins = given.load()
+    asked = session.open_session(config, origins)
+    try:
+        declared = session.tables(asked)
+    finally:
+        asked.close()
+    if name is not None:
+        table = find_table(declared, name)
+        click.echo(table_text.zeek_record(table) if zeek else table_text.describe_table(table), nl=False)
+    elif zeek:
+        click.echo("\n".join(map(table_text.zeek_record, declared)), nl=False)
+    else:
+        click.echo(table_text.list_tables(declared), nl=False)
+
+
+@commands.command()
+@click.option("--format", "-f", "form", type=click.Choice(["text", "json"]), default="text", help="How it is written.")
+@_settings
+def status(given: Given, *, form: str) -> None:
+    """Show the running agent: identity, connections, sources, queries, event store. Exit code 1 when none runs."""
+    from zeek_agent import session, status_report
+
+    config, _ = given.load()
+    asked = session.connect(config)
+    try:
+        report = status_report.gather(asked)
+    finally:
+        asked.close()
+    click.echo(status_report.as_json(report) if form == "json" else status_report.as_text(report), nl=False)
+
+
+@commands.command()
+@click.option("--format", "-f", "form", type=click.Choice(["text", "json"]), default="text", help="How it is written.")
+@click.option(
+    "--zeek", "-z", multiple=True, metavar="URL", help="Zeek to try to reach, instead of the configured ones."
+)
+@_settings
+def doctor(given: Given, *, form: str, zeek: Sequence[str]) -> int:
+    """Check what the agent needs and can do here, and say what to do about it. Exit code 1 when `run` would fail."""
+    from zeek_agent import doctor
+
+    config, origins = given.load({"zeek.destinations": list(zeek) or None})
+    checks = doctor.examine(config, origins)
+    click.echo(doctor.as_json(checks) if form == "json" else doctor.as_text(checks, sys.stdout.isatty()), nl=False)
+    return 1 if any(check.verdict == "fail" for check in checks) else 0
+
+
+@commands.group("config")
+def config_group() -> None:
+    """Look after the configuration."""
+
+
+@config_group.command("check")
+@_settings
+def config_check(given: Given) -> None:
+    """Check the configuration as `run` would use it, and print what differs from the defaults and why."""
+    from zeek_agent import config, config_check
+
+    loaded, origins = given.load()
+    config_check.check_surroundings(loaded)
+    file = config.config_file(given.config_file, os.environ)
+    click.echo(f"the configuration is good ({file or 'no file'})")
+    for name, value, origin, default in config.rows(loaded, origins):
+        if origin != "default":
+            click.echo(escaped(f"{name} = {value}    from {origin}, default {'unset' if default is None else default}"))
+
+
+@commands.command()
+@click.option("--listen", metavar="HOST:PORT", help="Address to listen on (127.0.0.1:27759).")
+@click.option("--logs", metavar="DIR", help="Directory of the logs (./logs).")
+@click.option("--pack", metavar="FILE", help="Query pack instead of the default one.")
+@click.option("--log-format", type=click.Choice(["tsv", "json"]), help="Format of the logs (tsv).")
+@_settings
+def collector(
+    given: Given,
+    *,
+    listen: str | None,
+    logs: str | None,
+    pack: str | None,
+    log_format: str | None,
+) -> None:
+    """Stand in for Zeek: ask agents a pack of queries and write Zeek logs, until SIGTERM or SIGINT."""
+    flags = {
+        "collector.listen": listen,
+        "collector.logs": logs,
+        "collector.pack": pack,
+        "collector.format": log_format,
+    }
+    config, _ = given.load(flags)
+    import asyncio
+
+    from zeek_agent import logbook
+
+    logbook.set_up(config.log)
+    asyncio.run(_collect(config.collector))
+
+
+async def _collect(settings: CollectorSettings) -> None:
+    import asyncio
+
+    from zeek_agent.collector import pack, summary
+    from zeek_agent.collector.server import Collector
+    from zeek_agent.signals import wait_for_stop
+
+    queries = pack.load(Path(settings.pack) if settings.pack else None, schedule=settings.schedule)
+    collector = Collector(settings, queries)
+    await collector.start()
+    shown = asyncio.create_task(summary.show(collector))
+    try:
+        await wait_for_stop()
+    finally:
+        shown.cancel()
+        await asyncio.wait([shown])
+        await collector.stop()
+
+
+def _printer(mode: str) -> Printer:
+    from zeek_agent.console import Mode, Printer
+
+    return Printer.for_stream(sys.stdout, Mode(mode), os.environ)

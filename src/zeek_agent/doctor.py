@@ -1,0 +1,268 @@
+"""`zeek-agent doctor`: what the agent needs and can do on this host, and what to do about what is missing.
+
+Each check is a function that yields verdicts: `fail` for what `run` cannot do without, `warn` for what it does worse
+without, `ok` for what is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+from zeek_agent import config_check, console, control, paths, session
+from zeek_agent.control import NoAgentError
+from zeek_agent.errors import UsageError, ZeekAgentError
+from zeek_agent.text import escaped
+
+if TYPE_CHECKING:
+    from zeek_agent.config import Config, SourceSettings, ZeekSettings
+
+Verdict = Literal["ok", "warn", "fail"]
+
+KERNEL_MIN: Final = (5, 15)
+CAPABILITIES: Final = {
+    "DAC_READ_SEARCH": (2, "files that other users keep to themselves cannot be read"),
+    "NET_ADMIN": (12, "process events cannot come from the process connector"),
+    "SYS_PTRACE": (19, "executables and open sockets of other users' processes stay unknown"),
+    "AUDIT_READ": (37, "events cannot come from the audit system"),
+    "PERFMON": (38, "eBPF cannot trace processes and sockets"),
+    "BPF": (39, "eBPF cannot be loaded"),
+}
+"""Linux capabilities that the agent uses: number (linux/capability.h), and what goes without."""
+NETLINK_AUDIT: Final = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One verdict: what was looked at, what was found, and for what is not ok what to do."""
+
+    name: str
+    verdict: Verdict
+    found: str
+    advice: str | None = None
+
+
+def examine(config: Config, origins: Mapping[str, str]) -> list[Check]:
+    """All checks, in the order in which one would mend things."""
+    places = paths.locate(config)
+    checks = [*_python(), *_configuration(config), *_state(places.state, config.events.retention_bytes)]
+    checks += _agent(config)
+    if sys.platform == "linux":
+        checks += [*_privileges(), *_kernel(), *_bpf(), *_cgroup(), *_audit()]
+    checks += _osquery(config.osquery.socket)
+    for url in config.zeek.destinations:
+        checks += _zeek(url, config.zeek)
+    return checks
+
+
+def as_text(checks: list[Check], color: bool) -> str:
+    """One line a check, advice below it."""
+    width = max(len(check.name) for check in checks)
+    colors = {"ok": console.GREEN, "warn": console.YELLOW, "fail": console.RED}
+    lines = []
+    for check in checks:
+        verdict = f"{check.verdict:4}"
+        verdict = f"{colors[check.verdict]}{verdict}{console.PLAIN}" if color else verdict
+        lines.append(f"{verdict}  {check.name:{width}}  {escaped(check.found)}")
+        if check.advice:
+            lines.append(f"      {'':{width}}  → {escaped(check.advice)}")
+    return "\n".join(lines) + "\n"
+
+
+def as_json(checks: list[Check]) -> str:
+    """A list of objects."""
+    return msgspec.json.format(msgspec.json.encode(checks)).decode() + "\n"
+
+
+def _python() -> Iterator[Check]:
+    import apsw
+
+    yield Check("python", "ok", f"{platform.python_version()}, SQLite {apsw.sqlite_lib_version()}")
+
+
+def _configuration(config: Config) -> Iterator[Check]:
+    try:
+        config_check.check_surroundings(config)
+    except UsageError as error:
+        yield Check("configuration", "fail", str(error), "mend that setting; `zeek-agent config check` shows all")
+    else:
+        yield Check("configuration", "ok", "every setting makes sense")
+
+
+def _state(state: Path, wanted: int) -> Iterator[Check]:
+    """The state directory, or where it would be made: writable, and with room for the event store."""
+    place = next(path for path in (state, *state.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        advice = "the agent's id and events will not outlive it; run as root or name another --state-dir"
+        yield Check("state directory", "warn", f"{state} cannot be written", advice)
+        return
+    free = shutil.disk_usage(place).free
+    room = f"{state}, {free // 2**20} MiB free"
+    if free < wanted:
+        advice = f"events may take {wanted // 2**20} MiB: make room, or lower events.retention_bytes"
+        yield Check("state directory", "warn", room, advice)
+    else:
+        yield Check("state directory", "ok", room)
+
+
+def _agent(config: Config) -> Iterator[Check]:
+    """Whether an agent runs, and the event sources: what the running one says of them, else what a try here finds."""
+    try:
+        running = session.connect(config)
+    except NoAgentError as error:
+        yield Check("agent", "ok", str(error))
+        yield from _sources(config.sources)
+        return
+    except ZeekAgentError as error:
+        yield Check("agent", "warn", str(error), "`query` and `shell` ask this process instead")
+        return
+    try:
+        facts = session.status(running)
+        yield Check("agent", "ok", f"running, pid {facts.get('pid')}, version {facts.get('version')}")
+        columns, rows, _ = session.query(running, "SELECT source, backend, active, reason FROM zeek_agent_sources")
+        names = [name for name, _ in columns]
+        for row in rows:
+            yield _source(dict(zip(names, row, strict=True)))
+    finally:
+        running.close()
+
+
+def _source(row: Mapping[str, object]) -> Check:
+    found = f"{row['source']} by {row['backend']}"
+    if row["active"]:
+        return Check("events", "ok", f"{found}, at work")
+    return Check("events", "ok" if row["reason"] is None else "warn", f"{found}: {row['reason'] or 'not needed'}")
+
+
+def _sources(settings: SourceSettings) -> Iterator[Check]:
+    from zeek_agent.sources.registry import candidates
+
+    for kind, sources in candidates(settings).items():
+        reasons = {source.backend: source.probe() for source in sources}
+        for backend, reason in reasons.items():
+            found = f"{kind} by {backend}"
+            yield Check("events", "warn" if reason else "ok", f"{found}: {reason or 'works here'}")
+        if all(reasons.values()):
+            yield Check("events", "warn", f"no source of {kind} works here", f"the table {kind}_events stays empty")
+
+
+def _privileges() -> Iterator[Check]:
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    missing = {name: lost for name, (bit, lost) in CAPABILITIES.items() if not effective >> bit & 1}
+    who = f"uid {os.geteuid()}"
+    if not missing:
+        yield Check("privileges", "ok", f"{who}, all capabilities that the agent uses")
+    else:
+        found = f"{who}, without CAP_{', CAP_'.join(missing)}"
+        yield Check("privileges", "warn", found, f"run as root, or grant them; now {'; '.join(missing.values())}")
+
+
+def _kernel() -> Iterator[Check]:
+    release = platform.release()
+    version = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
+    if version >= KERNEL_MIN:
+        yield Check("kernel", "ok", release)
+    else:
+        yield Check("kernel", "warn", release, f"eBPF sources need {'.'.join(map(str, KERNEL_MIN))} or later")
+
+
+def _bpf() -> Iterator[Check]:
+    btf = Path("/sys/kernel/btf/vmlinux")
+    if os.access(btf, os.R_OK):
+        yield Check("kernel types", "ok", f"{btf}, {btf.stat().st_size // 1024} KiB")
+    else:
+        advice = "eBPF sources need a kernel with CONFIG_DEBUG_INFO_BTF"
+        yield Check("kernel types", "warn", f"{btf} cannot be read", advice)
+    try:
+        ctypes.CDLL("libbpf.so.1")
+        yield Check("libbpf", "ok", "libbpf.so.1")
+    except OSError:
+        yield Check("libbpf", "warn", "libbpf.so.1 is not there", "install libbpf1 (Debian) or libbpf (Fedora)")
+    objects = sorted(Path(__file__).parent.joinpath("sources", "bpf").glob("*.bpf.o"))
+    if objects:
+        yield Check("BPF objects", "ok", ", ".join(path.name for path in objects))
+    else:
+        yield Check("BPF objects", "warn", "none are built", "`make setup` builds them; it needs clang and libbpf-dev")
+
+
+def _cgroup() -> Iterator[Check]:
+    with Path("/proc/self/mountinfo").open() as lines:
+        mounts = [line.split() for line in lines]
+    found = [fields[4] for fields in mounts if fields[fields.index("-") + 1] == "cgroup2"]
+    if found:
+        yield Check("cgroup v2", "ok", found[0])
+    else:
+        advice = "UDP sockets are seen less well without: mount -t cgroup2 none /sys/fs/cgroup/unified"
+        yield Check("cgroup v2", "warn", "not mounted", advice)
+
+
+def _audit() -> Iterator[Check]:
+    try:
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_AUDIT).close()
+        yield Check("audit", "ok", "the kernel has it")
+    except OSError as error:
+        yield Check("audit", "warn", f"not there: {error.strerror}", "only matters where neither eBPF works")
+
+
+def _osquery(path: str | None) -> Iterator[Check]:
+    if path is None:
+        return
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(control.CONNECT_TIMEOUT)
+            probe.connect(path)
+        yield Check("osquery", "ok", f"listens on {path}")
+    except OSError as error:
+        advice = "start osqueryd with --extensions_socket, or mend osquery.socket"
+        yield Check("osquery", "warn", f"{path}: {error.strerror or error}", advice)
+
+
+def _zeek(url: str, settings: ZeekSettings) -> Iterator[Check]:
+    """Connect as the agent would, subscribe to nothing, and wait for the acknowledgement."""
+    from websockets.exceptions import WebSocketException
+    from websockets.sync.client import connect
+
+    from zeek_agent.zeek import causes, destination, protocol, tls
+
+    zeek = destination.parse(url)
+    try:
+        with connect(
+            url,
+            ssl=tls.client_context(settings.tls) if zeek.is_tls else None,
+            server_hostname=settings.tls.server_name if zeek.is_tls else None,
+            additional_headers={"X-Application-Name": f"{paths.NAME}-doctor"},
+            open_timeout=settings.connect_timeout,
+            close_timeout=1.0,
+            compression=None,
+            proxy=None,
+        ) as websocket:
+            websocket.send(protocol.subscription_message([]))
+            answer = protocol.read_message(websocket.recv(timeout=settings.ack_timeout, decode=False))
+    except TimeoutError as error:
+        found = f"{url} {causes.NO_ACK.format(seconds=settings.ack_timeout)}" if not str(error) else str(error)
+        yield Check("zeek", "fail", found)
+    except (OSError, WebSocketException, ZeekAgentError) as error:
+        yield Check("zeek", "fail", causes.explain(error, zeek), "`zeek-agent run` goes on trying")
+    else:
+        yield _acknowledged(url, answer)
+
+
+def _acknowledged(url: str, answer: object) -> Check:
+    from zeek_agent.zeek import causes, protocol
+
+    if not isinstance(answer, protocol.Ack):
+        return Check("zeek", "fail", f"{url} answered {answer!r} instead of an acknowledgement")
+    if answer.lacks_backend:
+        return Check("zeek", "fail", f"{url} {causes.NO_BACKEND}")
+    return Check("zeek", "ok", f"{url} answers, version {answer.version}")

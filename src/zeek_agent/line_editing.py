@@ -1,0 +1,65 @@
+"""Readline: history that is kept, completion. Where Python has no readline, lines are read plainly."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+HISTORY_ENTRIES: Final = 5_000
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def line_editing(history: Path, completions: Callable[[str, str], list[str]]) -> Iterator[None]:
+    """While this is open, `input` edits. `completions(before, word)` says what the word at the cursor may become."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    found: list[str] = []
+
+    def complete(word: str, state: int) -> str | None:
+        if state == 0:
+            try:
+                found[:] = completions(readline.get_line_buffer()[: readline.get_begidx()], word)
+            except Exception as error:  # noqa: BLE001  readline would hide it, and the line must stay editable
+                log.debug("completion failed: %s", error)
+                found.clear()
+        return found[state] if state < len(found) else None
+
+    _load(readline.read_history_file, history)
+    readline.set_history_length(HISTORY_ENTRIES)
+    readline.set_completer(complete)
+    readline.set_completer_delims(" \t\n,()=<>'\"+*/;|")
+    libedit = "libedit" in (readline.__doc__ or "")
+    readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
+    try:
+        yield
+    finally:
+        readline.set_completer(None)
+        _save(readline.write_history_file, history)
+
+
+def _load(read: Callable[[str], None], history: Path) -> None:
+    try:
+        read(str(history))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning("cannot read the history %s: %s", history, error.strerror)
+
+
+def _save(write: Callable[[str], None], history: Path) -> None:
+    """Statements may hold secrets: the history is its owner's only."""
+    try:
+        history.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(history, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        write(str(history))
+    except OSError as error:
+        log.warning("cannot keep the history in %s: %s", history, error.strerror)

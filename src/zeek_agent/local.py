@@ -1,0 +1,162 @@
+"""The host asked in this process, without a running agent: the same tables, the events that an agent has kept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import apsw
+
+from zeek_agent import __version__, identity, logbook, paths
+from zeek_agent import config as configuration
+from zeek_agent.access import AccessPolicy
+from zeek_agent.control import Frame, Request
+from zeek_agent.database import Database
+from zeek_agent.host import Host
+from zeek_agent.tables import builtin_tables, plugin_tables
+
+if TYPE_CHECKING:
+    from zeek_agent.config import Config
+    from zeek_agent.paths import Paths
+    from zeek_agent.queries import QueryRunner
+    from zeek_agent.schema import Row, Table
+
+log = logging.getLogger(__name__)
+
+
+class StoredEvents:
+    """The event store of a state directory, only read: no events come, what an agent has kept is there."""
+
+    def __init__(self, path: Path) -> None:
+        self.uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+        self._connection = apsw.Connection(self.uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        self._connection.set_busy_timeout(2_000)
+        self.id = str(self._connection.execute("SELECT id FROM _store").get)
+
+    @classmethod
+    def at(cls, path: Path) -> StoredEvents | None:
+        """The store in that file; None when there is none, and with a notice when it cannot be read."""
+        try:
+            return cls(path) if path.exists() else None
+        except (apsw.Error, OSError) as error:
+            log.warning("cannot read the events in %s (%s): event tables are empty", path, error)
+            return None
+
+    def first(self, table: str) -> int:
+        """Lowest retained `seq`; 0 when no row is there."""
+        return int(self._connection.execute(f'SELECT min(seq) FROM "{table}"').get or 0)
+
+    def last(self, table: str) -> int:
+        """Highest `seq` that was given out; 0 when none was."""
+        return int(self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).get or 0)
+
+    def gaps(self) -> Sequence[Row]:
+        """Times without recording: source, from, until, cause."""
+        return self._connection.execute('SELECT * FROM _gaps ORDER BY "from"').fetchall()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class LocalAgent:
+    """The agent that this process stands in for: it has an identity and a configuration, and does nothing."""
+
+    def __init__(self, config: Config, origins: Mapping[str, str], places: Paths, store: StoredEvents | None) -> None:
+        stored = identity.read(places.identity)
+        self.id = config.agent.id or (stored.id if stored else "")
+        self.instance = identity.new_id("I")
+        self.hostname = config.agent.hostname or socket.gethostname()
+        self.declared: Iterable[Table] = ()
+        self._config = config
+        self._origins = origins
+        self._store = store
+        self._started = time.monotonic()
+
+    def uptime(self) -> float:
+        return time.monotonic() - self._started
+
+    def tables(self) -> Iterable[Table]:
+        return self.declared
+
+    def connections(self) -> Iterable[Row]:
+        return ()
+
+    def queries(self) -> Iterable[Row]:
+        return ()
+
+    def sources(self) -> Iterable[Row]:
+        return ()
+
+    def gaps(self) -> Iterable[Row]:
+        return self._store.gaps() if self._store else ()
+
+    def log(self) -> Iterable[Row]:
+        return ()
+
+    def config(self) -> Iterable[Row]:
+        return configuration.rows(self._config, self._origins)
+
+
+def open_database(config: Config, origins: Mapping[str, str]) -> Database:
+    """A database of this host's tables and, read-only, of the events in the state directory, if any."""
+    places = paths.locate(config)
+    store = StoredEvents.at(places.store)
+    agent = LocalAgent(config, origins, places, store)
+    tables = [*builtin_tables(), *plugin_tables()]
+    database = Database(tables, Host(agent, AccessPolicy(config.access)), config.limits, store)
+    agent.declared = database.tables.values()
+    return database
+
+
+class LocalSession:
+    """A session that this process answers itself, in an event loop that runs while it is asked."""
+
+    remote = False
+
+    def __init__(self, config: Config, origins: Mapping[str, str]) -> None:
+        self._config = config
+        self._origins = origins
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._database: Database | None = None
+        self._runner: QueryRunner | None = None
+        logbook.to_terminal()
+
+    def ask(self, request: Request) -> Iterator[Frame]:
+        from zeek_agent.answers import answering
+
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        if self._database is None:
+            self._database = open_database(self._config, self._origins)
+        answer = answering(self._database, self._repeater, self._status)
+        frames = answer(request, f"local uid={os.getuid()} pid={os.getpid()}")
+        try:
+            while True:
+                yield self._loop.run_until_complete(anext(frames))
+        except StopAsyncIteration:
+            return
+        finally:
+            self._loop.run_until_complete(frames.aclose())
+
+    def close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+        if self._loop is not None:
+            self._loop.close()
+
+    def _repeater(self) -> QueryRunner:
+        from zeek_agent.queries import QueryRunner
+
+        assert self._database is not None
+        self._runner = self._runner or QueryRunner(self._database)
+        return self._runner
+
+    def _status(self) -> dict[str, Any]:
+        return {"running": False, "version": __version__, "state_dir": str(paths.locate(self._config).state)}

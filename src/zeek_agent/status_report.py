@@ -1,0 +1,81 @@
+"""What `zeek-agent status` shows: facts about the running agent and its own tables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from zeek_agent import session
+from zeek_agent.console import Printer, plain
+from zeek_agent.text import escaped
+
+if TYPE_CHECKING:
+    from zeek_agent.schema import Row, ZeekType
+    from zeek_agent.session import Session
+
+PARTS: Final = {
+    "connections": "SELECT * FROM zeek_agent_connections",
+    "sources": "SELECT * FROM zeek_agent_sources",
+    "queries": "SELECT * FROM zeek_agent_queries",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Facts by name, and the rows of each part."""
+
+    facts: dict[str, Any]
+    parts: Mapping[str, tuple[Sequence[tuple[str, ZeekType]], list[Row]]]
+
+
+def gather(asked: Session) -> Report:
+    """Ask the agent for everything that the report holds."""
+    parts = {}
+    for name, sql in PARTS.items():
+        columns, rows, _ = session.query(asked, sql)
+        parts[name] = (columns, rows)
+    return Report(session.status(asked), parts)
+
+
+def as_text(report: Report) -> str:
+    """For reading: the facts, then a block a row of each part."""
+    out = io.StringIO()
+    width = max(map(len, report.facts), default=0)
+    for name, value in report.facts.items():
+        out.write(f"{name:{width}}  {_fact(value)}\n")
+    printer = Printer(out)
+    for name, (columns, rows) in report.parts.items():
+        out.write(f"\n{name}: {len(rows) or 'none'}\n")
+        if rows:
+            printer.write(*_without_empty(columns, rows))
+    return out.getvalue()
+
+
+def as_json(report: Report) -> str:
+    """One object: the facts, and a list a part."""
+    document = dict(report.facts)
+    for part, (columns, rows) in report.parts.items():
+        document[part] = [
+            {name: plain(kind, value) for (name, kind), value in zip(columns, row, strict=True)} for row in rows
+        ]
+    return msgspec.json.format(msgspec.json.encode(document)).decode() + "\n"
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_fact(part)}" for name, part in value.items()) or "-"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return "-" if value is None else escaped(str(value))
+
+
+def _without_empty(
+    columns: Sequence[tuple[str, ZeekType]], rows: list[Row]
+) -> tuple[list[tuple[str, ZeekType]], list[Row]]:
+    """Leave out columns that are unset in every row."""
+    kept = [index for index in range(len(columns)) if any(row[index] is not None for row in rows)]
+    return [columns[index] for index in kept], [tuple(row[index] for index in kept) for row in rows]

@@ -1,0 +1,73 @@
+"""Tables described for reading, and as record types of Zeek's script language."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from zeek_agent.schema import Parameter, Table
+
+WIDTH: Final = 100
+
+ZEEK_KEYWORDS: Final = frozenset(
+    """add addr any assert bool break case const copy count default delete do double else enum event export fallthrough
+    file for function global hook if in interval is local module next of opaque option pattern port print record redef
+    return schedule set string subnet switch table time timeout type vector when while""".split()  # noqa: SIM905
+)
+"""Words that cannot be a record's field."""
+
+
+def list_tables(tables: Iterable[Table]) -> str:
+    """One line a table: its name, kind where it is not a snapshot, summary."""
+    rows = [(table.name, table.summary, "events: " if table.kind == "events" else "") for table in tables]
+    width = max((len(name) for name, _, _ in rows), default=0)
+    return "".join(f"{name:{width}}  {kind}{summary}\n" for name, summary, kind in rows)
+
+
+def describe_table(table: Table) -> str:
+    """Everything that a table's declaration says."""
+    parts = [f"{table.name}: {table.summary}", *textwrap.wrap(table.description, WIDTH), ""]
+    rows = [(column.name, str(column.zeek_type), column.summary) for column in table.columns]
+    rows += [(one.column, str(one.zeek_type), parameter_summary(one)) for one in table.parameters]
+    parts += _aligned(rows)
+    if table.examples:
+        parts += ["", "Examples:", *(f"  {example}" for example in table.examples)]
+    parts += ["", f"Platforms: {', '.join(table.platforms)}"]
+    return "\n".join(parts) + "\n"
+
+
+def parameter_summary(parameter: Parameter) -> str:
+    """What a parameter means, and what it is when not given."""
+    if parameter.default is not None:
+        return f"{parameter.summary} (parameter, default {parameter.default!r})"
+    return f"{parameter.summary} (parameter{', must be given' if parameter.required else ''})"
+
+
+def zeek_record(table: Table) -> str:
+    """The table's columns as a record type of a Zeek script. Fields are optional: any cell may be unset."""
+    name = "".join(part.capitalize() for part in table.name.split("_"))
+    lines = [f"## {table.summary[:1].upper()}{table.summary[1:]}.", f"type {name}: record {{"]
+    for column in table.columns:
+        lines += textwrap.wrap(
+            column.summary, WIDTH, initial_indent="\t## ", subsequent_indent="\t## ", break_long_words=False
+        )
+        lines.append(f"\t{zeek_field(column.name)}: {column.zeek_type.script} &optional;")
+    return "\n".join([*lines, "};"]) + "\n"
+
+
+def zeek_field(column: str) -> str:
+    """A column's name as a record field: one that is a keyword of Zeek's gets a `_` behind it."""
+    return f"{column}_" if column in ZEEK_KEYWORDS else column
+
+
+def _aligned(rows: Sequence[tuple[str, str, str]]) -> list[str]:
+    name_width = max(len(name) for name, _, _ in rows)
+    type_width = max(len(kind) for _, kind, _ in rows)
+    lines = []
+    for name, kind, summary in rows:
+        lead = f"  {name:{name_width}}  {kind:{type_width}}  "
+        wrapped = textwrap.wrap(summary, max(WIDTH - len(lead), 30)) or [""]
+        lines += [lead + wrapped[0], *(" " * len(lead) + more for more in wrapped[1:])]
+    return [line.rstrip() for line in lines]

@@ -1,0 +1,158 @@
+"""How results look: on a terminal, in a pipe, with text that would like to act on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zeek_agent.console import Mode, Printer, display_width, fit, iso_time
+from zeek_agent.schema import ZeekType
+
+COLUMNS = [
+    ("pid", ZeekType("count")),
+    ("name", ZeekType("text")),
+    ("started", ZeekType("time")),
+    ("tags", ZeekType.parse("set[text]")),
+]
+ROWS: list[tuple[Any, ...]] = [
+    (1, "init", 0.25, ("a", "b")),
+    (22, None, None, ()),
+    (333, "", 1.0, None),
+    (4, "-", None, ("x,y",)),
+    (5, 'a"b\n\x1b[2J\uefff\\', None, None),
+]
+
+
+def printed(mode: Mode, rows: list[Any] = ROWS, columns: Any = COLUMNS, changes: Any = None, **options: Any) -> str:
+    out = io.StringIO()
+    Printer(out, mode, **options).write(columns, rows, changes)
+    return out.getvalue()
+
+
+def test_a_table_aligns_and_tells_unset_empty_and_dash_apart() -> None:
+    assert printed(Mode.TABLE).splitlines() == [
+        "pid  name                  started                      tags",
+        "---  --------------------  ---------------------------  ------",
+        "  1  init                  1970-01-01T00:00:00.250000Z  {a, b}",
+        " 22  -                     -                            {}",
+        "333                        1970-01-01T00:00:01.000000Z  -",
+        r"  4  \x2d                  -                            {x,y}",
+        r'  5  a"b\x0a\x1b[2J\xff\\  -                            -',
+    ]
+
+
+def test_lines_are_one_value_each() -> None:
+    assert printed(Mode.LINE, ROWS[:2]).splitlines() == [
+        "    pid = 1",
+        "   name = init",
+        "started = 1970-01-01T00:00:00.250000Z",
+        "   tags = {a, b}",
+        "",
+        "    pid = 22",
+        "   name = -",
+        "started = -",
+        "   tags = {}",
+    ]
+
+
+def test_json_is_one_array_with_an_object_a_line() -> None:
+    text = printed(Mode.JSON)
+    rows = json.loads(text)
+    assert len(text.splitlines()) == len(ROWS)
+    assert rows[0] == {"pid": 1, "name": "init", "started": "1970-01-01T00:00:00.250000Z", "tags": ["a", "b"]}
+    assert rows[1] == {"pid": 22, "name": None, "started": None, "tags": []}
+    assert rows[4]["name"] == 'a"b\\x0a\\x1b[2J\\xff\\\\'
+    assert json.loads(printed(Mode.JSON, [])) == []
+
+
+def test_json_keeps_columns_of_the_same_name_and_odd_numbers() -> None:
+    columns = [("x", ZeekType("real")), ("x", ZeekType("int"))]
+    assert json.loads(printed(Mode.JSON, [(math.inf, 2)], columns)) == [{"x": "inf", "x:2": 2}]
+
+
+def test_csv_reads_back_and_tells_null_from_empty() -> None:
+    text = printed(Mode.CSV)
+    rows = list(csv.reader(io.StringIO(text)))
+    assert rows[0] == ["pid", "name", "started", "tags"]
+    assert rows[1] == ["1", "init", "1970-01-01T00:00:00.250000Z", '["a","b"]']
+    assert text.splitlines()[2] == "22,,,[]"
+    assert text.splitlines()[3] == '333,"",1970-01-01T00:00:01.000000Z,'
+    assert rows[5][1] == 'a"b\\x0a\\x1b[2J\\xff\\\\'
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "shown", "plain"),
+    [
+        ("bool", True, "true", True),
+        ("interval", 0.5, "0.5", 0.5),
+        ("interval", 3.0, "3", 3.0),
+        ("port", (80, "tcp"), "80/tcp", "80/tcp"),
+        ("vector[count]", (1, 2), "[1, 2]", [1, 2]),
+        ("set[port]", ((80, "tcp"),), "{80/tcp}", ["80/tcp"]),
+        ("vector[text]", (None, "-"), "[-, \\x2d]", [None, "-"]),
+        ("record", (("a", 1), ("b", None)), "{a: 1, b: -}", {"a": 1, "b": None}),
+        ("blob", b"\x00\xff", "\\x00\\xff", "\\x00\\xff"),
+        ("time", 1e20, "1e+20", "1e+20"),
+        ("address", "::1", "::1", "::1"),
+    ],
+)
+def test_each_type_has_a_form_for_reading_and_one_for_programs(kind: str, value: Any, shown: str, plain: Any) -> None:
+    columns = [("x", ZeekType.parse(kind))]
+    assert printed(Mode.LINE, [(value,)], columns) == f"x = {shown}\n"
+    assert json.loads(printed(Mode.JSON, [(value,)], columns)) == [{"x": plain}]
+
+
+def test_changes_are_signed_and_coloured() -> None:
+    changes = ["Add", "Delete", None, None, None]
+    lines = printed(Mode.TABLE, changes=changes, color=True).splitlines()
+    assert lines[2].startswith("\x1b[32m+   1  init")
+    assert lines[3].startswith("\x1b[31m-  22  -")
+    assert lines[4].startswith("  333")
+    assert json.loads(printed(Mode.JSON, changes=changes).splitlines()[1])["change"] == "Delete"
+    assert printed(Mode.CSV, changes=changes).splitlines()[:2] == [
+        "change,pid,name,started,tags",
+        'Add,1,init,1970-01-01T00:00:00.250000Z,"[""a"",""b""]"',
+    ]
+
+
+def test_a_table_is_cut_to_the_terminal_and_one_that_cannot_be_goes_line_by_line() -> None:
+    rows = [(1, "x" * 500)]
+    columns = [("n", ZeekType("count")), ("long", ZeekType("text"))]
+    lines = printed(Mode.TABLE, rows, columns, width=40).splitlines()
+    assert max(map(len, lines)) == 40
+    assert lines[-1].endswith("x…")
+    assert printed(Mode.TABLE, rows, columns, width=10).startswith("   n = 1\n")
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=8), st.integers(1, 300))
+def test_fitted_columns_fit_and_lose_no_more_than_needed(widths: list[int], room: int) -> None:
+    fitted = fit(widths, room)
+    margin = 2 * (len(widths) - 1)
+    if fitted is None:
+        assert sum(min(width, 12) for width in widths) + margin > room
+        return
+    assert sum(fitted) + margin <= max(room, 0)
+    assert all(new == old or new >= 12 for new, old in zip(fitted, widths, strict=True))
+
+
+def test_wide_and_combining_characters_are_counted_as_terminals_do() -> None:
+    assert display_width("日本") == 4
+    assert display_width("e\u0301") == 1
+
+
+@given(st.floats())
+def test_any_number_can_be_a_time(number: float) -> None:
+    assert iso_time(number)
+
+
+@given(st.text(), st.sampled_from(list(Mode)))
+def test_no_text_gets_control_characters_through(text: str, mode: Mode) -> None:
+    out = printed(mode, [(text,)], [(text, ZeekType("text"))])
+    assert not any((ord(character) < 32 and character != "\n") or 127 <= ord(character) < 160 for character in out)

@@ -1,0 +1,163 @@
+"""The shell's parts that need no terminal: where statements end, what completes, what commands say."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zeek_agent import control
+from zeek_agent.console import Mode, Printer
+from zeek_agent.control import Columns, Declarations, Frame, Pause, Request, Rows
+from zeek_agent.errors import SqlError, UsageError
+from zeek_agent.schema import Column, Table
+from zeek_agent.shell import Shell, find_table, is_complete, split_schedule, split_statements
+
+TABLES = [
+    Table(
+        "users",
+        "accounts",
+        description="Accounts.",
+        columns=[Column("name", "text", "login"), Column("uid", "count", "number")],
+    ),
+    Table("processes", "what runs", description="Processes.", columns=[Column("pid", "count", "number")]),
+]
+
+
+class Answers:
+    """A session that says what it was asked."""
+
+    remote = False
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+
+    def ask(self, request: Request) -> Iterator[Frame]:
+        self.asked.append(request)
+        match request:
+            case control.Tables():
+                yield Declarations(control.declare(TABLES))
+            case control.Query(sql="bad"):
+                raise SqlError("no such thing\x1b[2J")
+            case control.Query(sql=sql):
+                yield Columns([("sql", "text")])
+                yield Rows([(sql,)])
+            case control.Subscribe(sql=sql):
+                yield Columns([("sql", "text")])
+                yield Rows([(sql,)], [None])
+                yield Pause()
+                yield Rows([(sql,), (sql,)], ["Delete", "Add"])
+                yield Pause()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def answers() -> Answers:
+    return Answers()
+
+
+def run(answers: Answers, *lines: str, mode: Mode = Mode.CSV) -> tuple[str, str]:
+    out, errors = io.StringIO(), io.StringIO()
+    shell = Shell(answers, Printer(out, mode), errors)
+    shell.run_script(lines)
+    return out.getvalue(), errors.getvalue()
+
+
+def test_a_script_runs_statements_over_several_lines_and_the_last_without_semicolon(answers: Answers) -> None:
+    run(answers, "SELECT 1,", "  2;", "", "SELECT ';' ; SELECT 3", "FROM x")
+    assert [request.sql for request in answers.asked if isinstance(request, control.Query)] == [
+        "SELECT 1,\n  2",
+        "SELECT ';'",
+        "SELECT 3\nFROM x",
+    ]
+
+
+def test_errors_are_told_in_a_line_and_the_rest_runs(answers: Answers) -> None:
+    out, errors = run(answers, "bad;", ".nonsense", "SELECT 1;")
+    assert errors == "error: no such thing\\x1b[2J\nerror: no command .nonsense; .help lists them\n"
+    assert "SELECT 1" in out
+
+
+def test_quit_ends(answers: Answers) -> None:
+    run(answers, ".quit", "SELECT 1;")
+    assert answers.asked == []
+
+
+def test_commands_describe_tables_and_set_the_mode(answers: Answers) -> None:
+    out, errors = run(answers, ".tables", ".schema users", ".mode", ".mode json", ".mode", ".mode x", ".help")
+    assert "users      accounts" in out
+    assert "  uid   count  number" in out
+    assert "\ncsv\njson\n" in out
+    assert ".diffs [SECS] SQL" in out
+    assert errors == "error: no mode 'x'; there are table, line, json, csv\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "subscription"),
+    [
+        (".snapshots", "Snapshots"),
+        (".diffs", "Differences"),
+        (".snapshot-plus-diffs", "SnapshotPlusDifferences"),
+        (".events", "Events"),
+    ],
+)
+def test_repeated_queries_subscribe(answers: Answers, command: str, subscription: str) -> None:
+    out, _ = run(answers, f"{command} 0.5 SELECT 1;", mode=Mode.TABLE)
+    assert answers.asked == [control.Subscribe("SELECT 1", subscription, 0.5)]  # type: ignore[arg-type]
+    assert ("- SELECT 1\n+ SELECT 1\n" in out) == (subscription != "Snapshots")
+
+
+def test_a_schedule_is_two_seconds_unless_given() -> None:
+    assert split_schedule("SELECT 1") == (2.0, "SELECT 1")
+    assert split_schedule("5 SELECT 1") == (5.0, "SELECT 1")
+    assert split_schedule("0.25s SELECT 1") == (0.25, "SELECT 1")
+    for wrong in ("", "0 SELECT 1"):
+        with pytest.raises(UsageError):
+            split_schedule(wrong)
+
+
+@pytest.mark.parametrize("text", ["SELECT 1", "SELECT 'a;b'", "SELECT 1;", "SELECT count(*) FROM users", "-- x;\nx"])
+def test_typed_lines_that_may_end_a_statement_do(text: str) -> None:
+    assert is_complete(text, waiting=False)
+    assert is_complete(text, waiting=True) == text.endswith(";")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["SELECT", "SELECT a,", "SELECT (1", "SELECT 'a", "SELECT a FROM", "WHERE x =", "/* a", "SELECT 'a;", "x IN"],
+)
+def test_typed_lines_that_leave_something_open_go_on(text: str) -> None:
+    assert not is_complete(text, waiting=False)
+
+
+@given(st.text("a;'\" -\n/*(),"))
+def test_statements_keep_their_text(text: str) -> None:
+    for statement in split_statements(text):
+        assert statement in text
+        assert statement == statement.strip()
+
+
+def test_completion_knows_where_it_is(answers: Answers) -> None:
+    shell = Shell(answers, Printer(io.StringIO()), io.StringIO())
+    assert shell.completions("SELECT * FROM ", "u") == ["users"]
+    assert shell.completions("SELECT * FROM users, ", "p") == ["processes"]
+    assert shell.completions(".schema ", "") == ["processes", "users"]
+    assert shell.completions("", ".sn") == [".snapshots", ".snapshot-plus-diffs"]
+    assert shell.completions(".mode ", "j") == ["json"]
+    assert shell.completions("SELECT * FROM users WHERE ", "") == ["name", "uid", "processes", "users"]
+    assert shell.completions("SELECT u.name FROM users u WHERE ", "u.u") == ["u.uid"]
+    assert shell.completions("SELECT pi", "") != []
+    assert shell.completions("", "sel") == ["SELECT"]
+    assert len([one for one in answers.asked if isinstance(one, control.Tables)]) == 1
+
+
+def test_an_unknown_table_is_named_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean users"):
+        find_table(TABLES, "user")
+    with pytest.raises(UsageError, match="name a table"):
+        find_table(TABLES, "")
