@@ -367,7 +367,7 @@ async def test_finds_a_zeek_that_is_restarted(caplog: pytest.LogCaptureFixture) 
     assert "nothing listens there" in warnings[1]
 
 
-async def test_says_farewell_when_it_stops() -> None:
+async def test_says_farewell_when_it_stops(caplog: pytest.LogCaptureFixture) -> None:
     async with connected() as (one, client):
         await client.install("q1", query(schedule=60.0, subscription=Subscription.SNAPSHOTS))
         await client.expect(ResultRow)
@@ -379,6 +379,7 @@ async def test_says_farewell_when_it_stops() -> None:
         assert one.state == State.STOPPED
         assert not one.runner.installed
         assert client.websocket.close_code == 1000
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_stops_in_time_though_zeek_does_not_read() -> None:
@@ -439,11 +440,14 @@ async def test_a_zeek_that_does_not_read_bounds_what_is_under_way_and_gets_all_a
         await until(lambda: one.connection.status().unacknowledged_bytes > 200_000)
         await asyncio.sleep(1.0)
         paused = one.connection.status()
+        assert one.connection.session is not None
+        buffered = one.connection.session._websocket.transport.get_write_buffer_size()
         client.resume()
         await client.expect(ResultRow, number=20_000, seconds=60)
         await until(lambda: one.connection.status().queued_rows == 0)
         done = one.connection.status()
     assert paused.unacknowledged_bytes <= 262_144
+    assert buffered <= 65_536
     assert paused.queued_rows > 19_000
     assert (paused.state, done.reconnects, done.dropped_rows) == ("connected", 0, 0)
 

@@ -102,6 +102,7 @@ class ZeekConnection:
         self._topics = protocol.subscriptions(identity.agent, settings.groups, _platform_group(platform))
         self._session: Session | None = None
         self._work: asyncio.Task[None] | None = None
+        self._stopping = False
         self._state = State.STOPPED
         self._since = clock()
         self._sent_bytes = 0
@@ -128,6 +129,7 @@ class ZeekConnection:
 
     async def shutdown(self) -> None:
         """Tell Zeek that the agent stops, close, and end `run`, within a few seconds."""
+        self._stopping = True
         if self._session is not None:
             await self._session.farewell(SHUTDOWN_TIMEOUT)
         if self._work is not None:
@@ -165,6 +167,8 @@ class ZeekConnection:
             try:
                 await self._connect_and_work()
             except (OSError, WebSocketException, UsageError, data.ProtocolError) as error:
+                if self._stopping:
+                    return
                 self._note_failure(error)
             lasted = self._monotonic() - began
             failures = 0 if lasted > self._settings.reconnect_max else failures + 1

@@ -70,7 +70,7 @@ class Instance:
         """Send the rows and return when Zeek has taken them. Raises ConnectionError when the connection is lost."""
         delivery = _Delivery(self.traffic, len(report.rows))
         try:
-            for batch in self._batches(report):
+            for batch in self.batches(report):
                 delivery.sent(len(batch), await self.sender.send(batch))
                 await asyncio.sleep(0)
             await delivery.acknowledged()
@@ -88,7 +88,7 @@ class Instance:
         context = Context(self.agent_id, self.clock(), query_id, cookie=cookie)
         return protocol.agent_error(self.id, context, message).encode()
 
-    def _batches(self, report: Report) -> Iterator[list[bytes]]:
+    def batches(self, report: Report) -> Iterator[list[bytes]]:
         """The rows as frames, in batches of at most `batch_rows` and, but for a single larger row, `batch_bytes`."""
         encode = data.row_encoder(report.columns)
         head, tail = protocol.event_frame(protocol.response_topic(self.agent_id, self.id), report.query.event)
