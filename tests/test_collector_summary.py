@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_collector import Agent, agent_of, collecting, data, protocol, until
+from scripted_agent import Agent, agent_of, collecting, until
 
 from zeek_agent.collector import summary
 from zeek_agent.collector.server import Collector
 from zeek_agent.collector.summary import View, printable
+from zeek_agent.zeek import data, protocol
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\nhost\u202e\u200b[red]x[/red]"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import resource
 import stat
 import time
@@ -17,54 +16,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from zeek_log import CAPTURED, Clock, parse_header, parse_log
 
 from zeek_agent.collector import rotation
 from zeek_agent.collector.logs import Field, JsonFormat, TsvFormat, local_time
 from zeek_agent.collector.rotation import LogDirectory
 from zeek_agent.errors import UsageError
 from zeek_agent.text import from_bytes, to_bytes
-
-CAPTURED = Path(__file__).parent / "data" / "zeek-logs"
-
-
-def parse_header(content: bytes) -> dict[str, list[str]]:
-    """The `#` lines of a log by their keys, as zeek-cut reads them."""
-    lines = [line.decode() for line in content.split(b"\n") if line.startswith(b"#")]
-    assert lines[0] == "#separator \\x09"
-    return {line.split("\t")[0]: line.split("\t")[1:] for line in lines[1:]}
-
-
-def unescape(text: bytes) -> bytes:
-    """Zeek's escapes back to bytes: `\\\\` and `\\xNN`."""
-    return re.sub(
-        rb"\\(\\|x[0-9a-f]{2})",
-        lambda match: b"\\" if match[1] == b"\\" else bytes.fromhex(match[1][1:].decode()),
-        text,
-    )
-
-
-def cell(raw: bytes, type_: str) -> Any:
-    """One value of a log line by its type, as a script that reads Zeek logs would take it."""
-    if raw == b"-":
-        return None
-    if container := re.fullmatch(r"(?:set|vector)\[(\w+)\]", type_):
-        return () if raw == b"(empty)" else tuple(cell(member, container[1]) for member in raw.split(b","))
-    if type_ in ("string", "enum"):
-        return from_bytes(b"" if raw == b"(empty)" else unescape(raw))
-    if type_ in ("count", "int", "port"):
-        return int(raw)
-    if type_ in ("time", "interval", "double"):
-        return float(raw)
-    if type_ == "bool":
-        return {b"T": True, b"F": False}[raw]
-    return raw.decode()
-
-
-def parse_log(content: bytes) -> list[tuple[Any, ...]]:
-    """The records of a TSV log."""
-    types = parse_header(content)["#types"]
-    lines = [line for line in content.split(b"\n") if line and not line.startswith(b"#")]
-    return [tuple(map(cell, line.split(b"\t"), types)) for line in lines]
 
 
 def tsv(type_: str, value: Any) -> str:
@@ -73,14 +31,6 @@ def tsv(type_: str, value: Any) -> str:
 
 def in_json(type_: str, value: Any) -> str:
     return JsonFormat([Field("f", type_)]).line([value]).decode().removesuffix("\n")
-
-
-class Clock:
-    def __init__(self, now: float = 1_800_000_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.mark.parametrize("captured", sorted(CAPTURED.glob("*.log")), ids=lambda path: path.stem)

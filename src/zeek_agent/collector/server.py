@@ -23,6 +23,7 @@ from typing import Final
 
 from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from zeek_agent.collector.agents import Agent, Agents
@@ -238,7 +239,7 @@ class Collector:
                     await self._take(client, await connection.recv(decode=False))
                     await self._wait_for_disk()
         except ConnectionClosed as error:
-            if error.sent and error.sent.code not in (1000, 1001):
+            if error.sent and not error.rcvd_then_sent and error.sent.code != CloseCode.GOING_AWAY:
                 self._intake.refuse(f"closed the connection to {client.peer}: {error.sent.code} {error.sent.reason}")
         finally:
             self._connections -= 1
@@ -250,14 +251,14 @@ class Collector:
         assert connection.request is not None
         if connection.request.path != protocol.PATH:
             await connection.send(protocol.error("invalid_uri", f"Invalid URI - use {protocol.PATH}"))
-            await connection.close(1008, "Invalid URI")
+            await connection.close(CloseCode.POLICY_VIOLATION, "Invalid URI")
             return False
         names = connection.request.headers.get_all("X-Application-Name")
         if not all(_APPLICATION_NAME.fullmatch(name) for name in names):
             await connection.send(
                 protocol.error("invalid_application_name", "Invalid application name in X-Application-Name")
             )
-            await connection.close(1008, "Invalid application name")
+            await connection.close(CloseCode.POLICY_VIOLATION, "Invalid application name")
             return False
         raw = await connection.recv(decode=False)
         try:
@@ -267,7 +268,7 @@ class Collector:
         except ProtocolError as error:
             self._intake.refuse(f"subscription from {client.peer}: {error}")
             await connection.send(protocol.error("deserialization_failed", "subscriptions not an array of strings"))
-            await connection.close(1008, "No subscription")
+            await connection.close(CloseCode.POLICY_VIOLATION, "No subscription")
             return False
         client.topics = tuple(topics)
         await connection.send(protocol.ack(f"collector-websocket-{next(self._numbers)}", ZEEK_VERSION))

@@ -1,0 +1,163 @@
+"""An agent that says what a test wants, on a real WebSocket to a collector that the test starts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+from websockets.asyncio.client import ClientConnection, connect
+from zeek_log import parse_header, parse_log
+
+from zeek_agent.collector import pack
+from zeek_agent.collector.pack import Pack
+from zeek_agent.collector.server import Collector
+from zeek_agent.config import CollectorSettings
+from zeek_agent.queries import Change
+from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek.protocol import Context, Message
+
+SETTINGS = CollectorSettings(listen="127.0.0.1:0")
+
+PACK = pack.parse(
+    """
+    [logs.things]
+    fields = [
+      { name = "name", type = "string", optional = false },
+      { name = "size", type = "count" },
+      { name = "at", type = "time" },
+      { name = "tags", type = "set[string]" },
+      { name = "part.key", type = "string" },
+      { name = "part.value", type = "double" },
+    ]
+
+    [logs.things-events]
+    change = false
+    fields = [{ name = "name", type = "string" }]
+
+    [[queries]]
+    log = "things"
+    sql = "SELECT * FROM things"
+
+    [[queries]]
+    log = "things-events"
+    sql = "SELECT name FROM things_events"
+    subscription = "Events"
+    schedule = 0.5
+    requires_tables = ["things_events"]
+    groups = ["Linux"]
+    """,
+    "test",
+)
+
+
+class Agent:
+    """The agent's side, message by message."""
+
+    def __init__(self, connection: ClientConnection, collector: Collector, agent_id: str) -> None:
+        self.connection = connection
+        self.collector = collector
+        self.id = agent_id
+        self.hello_id = f"agent_hello_{agent_id}"
+
+    async def subscribe(self) -> protocol.Ack:
+        await self.send(protocol.subscription_message(protocol.subscriptions(self.id, (), "linux")))
+        acknowledgement = protocol.read_message(await self.receive())
+        assert isinstance(acknowledgement, protocol.Ack)
+        return acknowledgement
+
+    async def send(self, frame: str | bytes) -> None:
+        await self.connection.send(frame)
+
+    async def receive(self) -> bytes:
+        async with asyncio.timeout(5):
+            return await self.connection.recv(decode=False)
+
+    async def event(self) -> protocol.ZeekEvent | None:
+        message = protocol.read_message(await self.receive())
+        assert isinstance(message, Message), message
+        return protocol.zeek_event(message)
+
+    async def error(self) -> protocol.Error:
+        answer = protocol.read_message(await self.receive())
+        assert isinstance(answer, protocol.Error)
+        return answer
+
+    async def hello(self, **fields: Any) -> None:
+        await self.send(protocol.agent_hello(Context(self.id, time.time(), self.hello_id), hello_record(**fields)))
+
+    async def join(self) -> list[protocol.ZeekEvent | None]:
+        """Say hello and take what an agent that joins is sent."""
+        await self.subscribe()
+        await self.hello()
+        return [await self.event() for _ in range(1 + len(PACK.queries))]
+
+    async def result(self, *columns: str, event: str = "Collector::things", change: Change | None = Change.ADD) -> None:
+        context = Context(self.id, time.time(), "za_x", change)
+        topic = protocol.response_topic(self.id, self.collector.instance)
+        await self.send(protocol.event_message(topic, event, protocol.context_record(context), data.vector(columns)))
+
+
+def hello_record(hostname: str = "vm", broker: bool = False, **changed: str) -> str:
+    """The encoded columns of a hello."""
+    fields = {
+        "agent_id": data.string("ignored"),
+        "instance_id": data.string("I1"),
+        "hostname": data.string(hostname),
+        "addresses": data.set_of([data.address("192.0.2.2"), data.address("fd00::2")]),
+        "platform": data.string("Linux"),
+        "os_name": data.string("Debian GNU/Linux 12 (bookworm)"),
+        "kernel_name": data.string("Linux"),
+        "kernel_version": data.string("6.1"),
+        "kernel_arch": data.string("x86_64"),
+        "agent_version": data.count(300_000_000),
+        "broker": data.string("n/a"),
+        "uptime": data.timespan(1.5),
+        "tables": data.set_of([data.string("things")]),
+    }
+    if not broker:
+        del fields["broker"]
+    return data.vector((fields | changed).values())
+
+
+THING = (
+    data.string("a thing"),
+    data.count(7),
+    data.timestamp(1_795_489_125.25),
+    data.set_of([data.string("x,y"), data.string("")]),
+    data.vector([data.string("key"), data.real(0.5)]),
+)
+
+
+@asynccontextmanager
+async def collecting(
+    logs: Path, *, settings: CollectorSettings = SETTINGS, given: Pack = PACK, **options: Any
+) -> AsyncIterator[Collector]:
+    collector = Collector(replace(settings, logs=str(logs)), given, **options)
+    await collector.start()
+    try:
+        yield collector
+    finally:
+        await collector.stop()
+
+
+@asynccontextmanager
+async def agent_of(collector: Collector, agent_id: str = "HAbc", path: str = protocol.PATH, **headers: str) -> Any:
+    host, port = collector.address
+    async with connect(f"ws://{host}:{port}{path}", additional_headers=headers, compression=None) as connection:
+        yield Agent(connection, collector, agent_id)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def read(logs: Path, name: str) -> list[dict[str, Any]]:
+    content = (logs / f"{name}.log").read_bytes()
+    return [dict(zip(parse_header(content)["#fields"], record, strict=True)) for record in parse_log(content)]

@@ -1,0 +1,247 @@
+"""Clients that send what no agent should: each is an error of its own message, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted_agent import PACK, SETTINGS, THING, agent_of, collecting, hello_record, read, until
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from zeek_log import Clock, parse_log
+
+from zeek_agent.collector import intake, server
+from zeek_agent.collector.agents import Agents
+from zeek_agent.collector.intake import Intake
+from zeek_agent.collector.rotation import LogDirectory
+from zeek_agent.collector.server import Collector, Limits
+from zeek_agent.queries import Change
+from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek.data import ProtocolError
+from zeek_agent.zeek.protocol import Context
+
+
+def message(event: str, *arguments: str) -> Callable[[Collector], str]:
+    return lambda collector: protocol.event_message(
+        protocol.response_topic("HAbc", collector.instance), event, *arguments
+    )
+
+
+CONTEXT = protocol.context_record(Context("HAbc", 0.0, "q", Change.ADD))
+HOSTILE: dict[str, Callable[[Collector], str | bytes]] = {
+    "no JSON": lambda _: "nonsense",
+    "empty": lambda _: b"",
+    "bytes": lambda _: b"\xff\xfe\x00",
+    "an array": lambda _: "[]",
+    "an ack": lambda _: protocol.ack("x", "y"),
+    "an error": lambda _: protocol.error("x", "y"),
+    "no topic": lambda _: '{"@data-type":"vector","data":[]}',
+    "not an event": lambda _: '{"topic":"/zeek-agent/response/all/x","@data-type":"vector","data":[]}',
+    "deep nesting": lambda _: (
+        '{"topic":"/x","@data-type":"vector","data":' + '[{"@data-type":"vector","data":' * 20_000
+    ),
+    "deep and closed": lambda _: '{"topic":"/x","data":' + "[" * 50_000 + "]" * 50_000 + "}",
+    "unknown event": message("Evil::event", CONTEXT, data.vector(THING)),
+    "unknown event of the API": message("ZeekAgentAPI::agent_hello_v2", CONTEXT, data.vector([])),
+    "no arguments": message("Collector::things"),
+    "no columns": message("Collector::things", CONTEXT),
+    "context of the wrong shape": message("Collector::things", data.vector([data.count(1)]), data.vector(THING)),
+    "context that is no record": message("Collector::things", data.count(1), data.vector(THING)),
+    "too few values": message("Collector::things", CONTEXT, data.vector(THING[:4])),
+    "a number for a string": message("Collector::things", CONTEXT, data.vector([data.count(1), *THING[1:]])),
+    "an integer for a count": message(
+        "Collector::things", CONTEXT, data.vector([THING[0], data.integer(1), *THING[2:]])
+    ),
+    "a required value that is unset": message("Collector::things", CONTEXT, data.vector([data.NONE, *THING[1:]])),
+    "a time that is none": message(
+        "Collector::things",
+        CONTEXT,
+        data.vector([*THING[:2], '{"@data-type":"timestamp","data":"yesterday"}', *THING[3:]]),
+    ),
+    "a set of the wrong type": message(
+        "Collector::things", CONTEXT, data.vector([*THING[:3], data.set_of([data.count(1)]), *THING[4:]])
+    ),
+    "a set with a hole": message(
+        "Collector::things", CONTEXT, data.vector([*THING[:3], data.set_of([data.NONE]), *THING[4:]])
+    ),
+    "a record that is too short": message(
+        "Collector::things", CONTEXT, data.vector([*THING[:4], data.vector([data.string("key")])])
+    ),
+    "hello of the wrong types": message("ZeekAgentAPI::agent_hello_v1", CONTEXT, data.vector([data.count(1)] * 12)),
+    "hello with a bad address": message(
+        "ZeekAgentAPI::agent_hello_v1",
+        CONTEXT,
+        hello_record(addresses=data.set_of(['{"@data-type":"address","data":"a\\tb"}'])),
+    ),
+    "hello with a bad agent id": message(
+        "ZeekAgentAPI::agent_hello_v1", protocol.context_record(Context("../x\n", 0.0, "q")), hello_record()
+    ),
+    "hello without a query id": message(
+        "ZeekAgentAPI::agent_hello_v1", protocol.context_record(Context("HAbc", 0.0)), hello_record()
+    ),
+    "error that is no text": message("ZeekAgentAPI::agent_error_v1", CONTEXT, data.count(1)),
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
+async def test_a_hostile_message_is_an_error_and_nothing_else(
+    tmp_path: Path, hostile: Callable[[Collector], str | bytes]
+) -> None:
+    async with collecting(tmp_path) as collector, agent_of(collector) as agent:
+        await agent.join()
+        await agent.result(*THING)
+        await agent.send(hostile(collector))
+        assert (await agent.error()).code == "deserialization_failed"
+        await agent.result(*THING)
+        await until(lambda: collector.stats.rows == 2)
+        assert collector.stats.refused == 1
+        assert [held.id for held in collector.stats.agents] == ["HAbc"]
+    assert len(read(tmp_path, "things")) == 2
+    [line] = read(tmp_path, "reporter")
+    assert "\n" not in line["message"]
+    assert [line["type_"] for line in read(tmp_path, "zeek-agent")] == ["join"]
+
+
+@pytest.mark.parametrize("first", ['{"a": 1}', "[1]", "nonsense", "[" * 5000, '["x"'])
+async def test_a_first_message_that_is_no_subscription_is_refused(tmp_path: Path, first: str) -> None:
+    async with collecting(tmp_path) as collector, agent_of(collector) as agent:
+        await agent.send(first)
+        assert (await agent.error()).code == "deserialization_failed"
+        with pytest.raises(ConnectionClosed):
+            await agent.receive()
+        assert collector.stats.refused == 1
+
+
+async def test_a_message_that_is_too_large_ends_the_connection_of_its_sender_only(tmp_path: Path) -> None:
+    limits = Limits(message_bytes=10_000)
+    async with collecting(tmp_path, limits=limits) as collector, agent_of(collector) as agent:
+        await agent.join()
+        async with agent_of(collector, "HBig") as other:
+            await other.subscribe()
+            await other.send("x" * 20_000)
+            with pytest.raises(ConnectionClosed) as closed:
+                await other.receive()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1009
+        await until(lambda: collector.stats.refused == 1)
+        await agent.result(*THING)
+        await until(lambda: collector.stats.rows == 1)
+
+
+async def test_a_flood_of_errors_does_not_fill_the_disk(tmp_path: Path) -> None:
+    async with collecting(tmp_path, clock=(clock := Clock())) as collector, agent_of(collector) as agent:
+        await agent.subscribe()
+        for _ in range(200):
+            await agent.send("nonsense")
+        for _ in range(200):
+            assert (await agent.error()).code == "deserialization_failed"
+        clock.now += 1
+        await agent.send("nonsense")
+        await until(lambda: collector.stats.refused == 201)
+    lines = read(tmp_path, "reporter")
+    assert len(lines) == intake.REPORTS_PER_SECOND + 1
+    assert lines[-1]["message"].endswith("(and 180 more messages before this one)")
+
+
+async def test_control_characters_in_messages_stay_in_one_line(tmp_path: Path) -> None:
+    async with collecting(tmp_path) as collector, agent_of(collector) as agent:
+        await agent.join()
+        raw = protocol.event_message(
+            protocol.response_topic("HAbc", collector.instance), "Collector::things", CONTEXT, data.vector(THING)
+        ).encode()
+        await agent.send(raw.replace(b"a thing", b"a\nthing\t\x00\xff"))
+        await until(lambda: collector.stats.rows == 1)
+    assert rb"a\x0athing\x09\x00\xff" in (tmp_path / "things.log").read_bytes()
+
+
+async def test_connections_and_agents_are_limited(tmp_path: Path) -> None:
+    limits = Limits(connections=2, agents=1)
+    async with collecting(tmp_path, limits=limits) as collector, agent_of(collector, "HOne") as one:
+        await one.join()
+        async with agent_of(collector, "HTwo") as two:
+            await two.subscribe()
+            await two.hello()
+            assert (await two.error()).code == "deserialization_failed"
+            with pytest.raises(InvalidStatus):
+                async with agent_of(collector, "HThree"):
+                    pass
+        await until(lambda: collector.stats.connections == 1)
+        async with agent_of(collector, "HTwo") as again:
+            await again.subscribe()
+            assert [held.id for held in collector.stats.agents] == ["HOne"]
+
+
+async def test_a_hello_that_cannot_be_logged_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "FLUSH_INTERVAL", 0.02)
+    clock = Clock()
+    async with collecting(tmp_path, clock=clock) as collector, agent_of(collector) as agent:
+        await agent.join()
+        [before] = collector.stats.agents
+        await agent.hello(addresses=data.set_of(['{"@data-type":"address","data":"nowhere"}']))
+        assert (await agent.error()).code == "deserialization_failed"
+        await agent.hello(hostname="x" * 100_000)
+        assert (await agent.error()).code == "deserialization_failed"
+        assert collector.stats.agents == (before,)
+        clock.now += SETTINGS.agent_timeout
+        await until(lambda: collector.stats.agents == ())
+    assert [line["type_"] for line in read(tmp_path, "zeek-agent")] == ["join", "offline"]
+
+
+scalars = st.one_of(
+    st.text(max_size=20).map(data.string),
+    st.integers(-(2**70), 2**70).map(lambda number: f'{{"@data-type":"count","data":{number}}}'),
+    st.integers(-(2**70), 2**70).map(lambda number: f'{{"@data-type":"integer","data":{number}}}'),
+    st.floats().map(lambda number: f'{{"@data-type":"real","data":{number}}}'),
+    st.sampled_from(["address", "subnet", "port", "timestamp", "timespan", "enum-value", "boolean", "none", "what"])
+    .flatmap(lambda kind: st.tuples(st.just(kind), st.text(max_size=20)))
+    .map(lambda pair: f'{{"@data-type":"{pair[0]}","data":{data.quoted(pair[1])}}}'),
+    st.just(CONTEXT),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=13).flatmap(
+        lambda members: st.sampled_from([data.vector(members), data.set_of(members)])
+    ),
+    max_leaves=20,
+)
+any_text = st.text(max_size=20).map(data.string)
+things = st.tuples(
+    any_text,
+    st.integers(0, 2**64).map(lambda number: f'{{"@data-type":"count","data":{number}}}'),
+    st.floats(-1e11, 1e11).map(data.timestamp),
+    st.lists(any_text, max_size=3).map(data.set_of),
+    st.tuples(any_text, st.floats().map(data.real)).map(data.vector),
+).map(lambda columns: [data.vector(columns)])
+events = st.sampled_from(
+    [
+        "Collector::things",
+        "Collector::things_events",
+        protocol.AGENT_HELLO,
+        protocol.AGENT_SHUTDOWN,
+        protocol.AGENT_ERROR,
+    ]
+)
+
+
+@given(events, st.one_of(things, st.lists(values, max_size=3)), st.booleans())
+def test_whatever_an_agent_says_is_logged_whole_or_refused(event: str, arguments: list[str], honest: bool) -> None:
+    """No exception but ProtocolError, and lines that a reader of logs can take apart."""
+    with TemporaryDirectory() as place:
+        say_and_read(Path(place), event, [CONTEXT, *arguments] if honest else arguments)
+
+
+def say_and_read(place: Path, event: str, arguments: list[str]) -> None:
+    directory = LogDirectory(place)
+    taker = Intake(PACK, directory, Agents(timeout=1, limit=10), time.time)
+    frame = protocol.event_message("/x", event, *arguments)
+    with suppress(ProtocolError):
+        taker.take(protocol.agent_event(protocol.read_message(frame)))
+    directory.close()
+    for file in directory.files.values():
+        written = place / f"{file.path}.log"
+        assert len(parse_log(written.read_bytes()) if file.rows else []) == file.rows
