@@ -175,7 +175,7 @@ def test_any_name_is_kept_byte_for_byte(name: bytes) -> None:
 
 def test_an_executable_may_have_any_path_and_arguments(tmp_path: Path) -> None:
     program = os.fsencode(tmp_path) + b"/odd\n\xff name"
-    shutil.copy(shutil.which("sleep") or "", program)
+    shutil.copy(os.fsencode(shutil.which("sleep") or ""), program)
     with sleeper(program, b"60", b"1") as pid:
         (row,) = ask(processes, pid=pid)
         assert to_bytes(row["exe"]) == program
