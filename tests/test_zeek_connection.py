@@ -452,6 +452,19 @@ async def test_a_zeek_that_does_not_read_bounds_what_is_under_way_and_gets_all_a
     assert (paused.state, done.reconnects, done.dropped_rows) == ("connected", 0, 0)
 
 
+async def test_a_late_pong_leaves_one_batch_under_way_at_a_time() -> None:
+    async with connected(many(400), slow_pong=0.1) as (one, client):
+        await client.expect(AgentHello)
+        client.pause()
+        await client.install("q1", query("SELECT many"))
+        await until(lambda: one.connection.status().sent_rows > 0)
+        await asyncio.sleep(0.2)
+        client.resume()
+        await client.expect(ResultRow, number=400)
+        await until(lambda: one.connection.status().unacknowledged_bytes == 0)
+        assert one.connection.status().window_bytes == 0
+
+
 async def test_a_zeek_that_is_dead_is_left_and_the_rows_are_counted() -> None:
     async with zeek_server() as zeek, agent(zeek.url(), many(5_000), pong_timeout=0.5) as one:
         client = await zeek.client()
@@ -520,6 +533,21 @@ async def test_hostile_frames_neither_stop_nor_disturb_the_connection() -> None:
             await client.send(frame)
         await client.install("q1", query())
         await client.expect(ResultRow)
+        assert one.connection.status().reconnects == 0
+
+
+async def test_mutilated_frames_neither_stop_nor_disturb_the_connection() -> None:
+    chance = random.Random(11)
+    whole = protocol.install_query(protocol.group_topic("all"), "zeek_1", "q", query("SELECT nowhere")).encode()
+    async with connected() as (one, client):
+        for _ in range(500):
+            frame = bytearray(whole)
+            for _ in range(chance.randint(1, 5)):
+                start = chance.randrange(len(frame))
+                frame[start : start + chance.choice([0, 1, 40])] = chance.randbytes(chance.choice([0, 1, 3]))
+            await client.send(bytes(frame))
+        await client.install("last", query(), instance="zeek_last")
+        await client.expect(ResultRow, lambda row: row.context.query_id == "last")
         assert one.connection.status().reconnects == 0
 
 

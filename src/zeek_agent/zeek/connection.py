@@ -109,6 +109,8 @@ class ZeekConnection:
         self._reconnects = 0
         self._last_error: str | None = None
         self._logged_error: str | None = None
+        if self.destination.is_tls and settings.tls.insecure:
+            log.warning("%s: zeek.tls.insecure is set, whoever answers is taken for Zeek", self._url)
 
     @property
     def session(self) -> Session | None:
