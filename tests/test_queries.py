@@ -38,6 +38,8 @@ class Recorder:
     identity: str = "ws://zeek:1"
     profile: Profile = Profile.FULL
     durable: bool = True
+    tells_replays: bool = True
+    life: str = "zeek_1"
     reports: asyncio.Queue[Report] = field(default_factory=asyncio.Queue)
     failures: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -229,6 +231,39 @@ async def test_rows_that_were_not_taken_are_sent_again_to_the_next(here: World) 
     again = Recorder()
     await here.runner.install(again, "q", events)
     assert await again.next() == [(ADD, ("under way",))]
+
+
+async def test_the_last_acknowledged_events_come_again_to_a_zeek_that_takes_the_place_of_a_killed_one(
+    here: World,
+) -> None:
+    events = query("SELECT what FROM happenings", Subscription.EVENTS)
+    killed = Recorder(life="zeek_1")
+    await here.runner.install(killed, "q1", events)
+    await settle(here, 1)
+    here.happen((1.0, "a"))
+    assert await killed.next() == [(ADD, ("a",))]
+    here.happen((2.0, "b"))
+    assert await killed.next() == [(ADD, ("b",))]
+    await settle(here, 1)
+    here.runner.drop(killed)
+    successor = Recorder(life="zeek_2")
+    await here.runner.install(successor, "q2", events)
+    assert [row for _, row in await successor.next()] == [("a",), ("b",)]
+
+
+async def test_a_zeek_that_ended_in_order_has_all_it_acknowledged(here: World) -> None:
+    events = query("SELECT what FROM happenings", Subscription.EVENTS)
+    ended = Recorder(life="zeek_1")
+    await here.runner.install(ended, "q1", events)
+    await settle(here, 1)
+    here.happen((1.0, "a"))
+    assert await ended.next() == [(ADD, ("a",))]
+    await settle(here, 1)
+    here.runner.drop(ended, in_order=True)
+    successor = Recorder(life="zeek_2")
+    await here.runner.install(successor, "q2", events)
+    await settle(here)
+    assert successor.reports.empty()
 
 
 async def test_a_slow_recipient_gets_differences_of_what_it_has(here: World) -> None:

@@ -41,17 +41,22 @@ _DELIVERED_KEPT: Final = 30 * 86_400.0
 _BOOKKEEPING: Final = """
 CREATE TABLE IF NOT EXISTS _store (id TEXT NOT NULL, alive REAL NOT NULL, clean INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS _delivered (
-    key TEXT PRIMARY KEY, seqs TEXT NOT NULL, snapshot BLOB, time REAL NOT NULL) STRICT, WITHOUT ROWID;
+    key TEXT PRIMARY KEY, seqs TEXT NOT NULL, snapshot BLOB, under_way TEXT NOT NULL, time REAL NOT NULL
+) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS _gaps (source TEXT, "from" REAL, until REAL, cause TEXT) STRICT;
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """What a query's recipient has acknowledged: the last `seq` by table, and for differences the last snapshot."""
+    """What a query's recipient has acknowledged: the last `seq` by table, and for differences the last snapshot.
+
+    `under_way` is how far a report went that was sent and not yet acknowledged, so that it can be sent again as it was.
+    """
 
     seqs: Mapping[str, int]
     snapshot: bytes | None = None
+    under_way: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +238,9 @@ class EventFile:
             for table, rows in batch.rows.items():
                 misfits[table] = self._insert(table, rows)
             for key, delivered in batch.delivered.items():
-                seqs = json.dumps(dict(delivered.seqs))
-                execute("INSERT OR REPLACE INTO _delivered VALUES (?, ?, ?, ?)", (key, seqs, delivered.snapshot, now))
+                seqs, under_way = json.dumps(dict(delivered.seqs)), json.dumps(dict(delivered.under_way))
+                row = (key, seqs, delivered.snapshot, under_way, now)
+                execute("INSERT OR REPLACE INTO _delivered VALUES (?, ?, ?, ?, ?)", row)
             for gap in batch.gaps:
                 execute("INSERT INTO _gaps VALUES (?, ?, ?, ?)", gap.row())
             execute("UPDATE _store SET alive = ?", (now,))
@@ -343,9 +349,11 @@ def read_delivered(uri: str, key: str) -> Delivered | None:
     try:
         connection.set_busy_timeout(_BUSY_MILLISECONDS)
         found: list[tuple[Any, ...]] = connection.execute(
-            "SELECT seqs, snapshot FROM _delivered WHERE key = ?", (key,)
+            "SELECT seqs, snapshot, under_way FROM _delivered WHERE key = ?", (key,)
         ).fetchall()
-        return next((Delivered(json.loads(seqs), snapshot) for seqs, snapshot in found), None)
+        for seqs, snapshot, under_way in found:
+            return Delivered(json.loads(seqs), snapshot, json.loads(under_way))
+        return None
     finally:
         connection.close()
 

@@ -140,14 +140,16 @@ class EventStore:
             self._submitted += 1
             self._changed.notify_all()
 
-    def acknowledge(self, key: str, seqs: Mapping[str, int], snapshot: bytes | None) -> None:
+    def acknowledge(
+        self, key: str, seqs: Mapping[str, int], snapshot: bytes | None, under_way: Mapping[str, int] | None = None
+    ) -> None:
         """Remember what the query `key` has delivered, in place of what was there; on disk with the next commit."""
         with self._changed:
             if key not in self._unsaved:
                 self._queue.append(key)
                 self._submitted += 1
                 self._changed.notify_all()
-            self._unsaved[key] = Delivered(dict(seqs), snapshot)
+            self._unsaved[key] = Delivered(dict(seqs), snapshot, dict(under_way or {}))
 
     def delivered(self, key: str) -> Delivered | None:
         """What the query `key` has delivered, also before the last start."""

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,6 +33,8 @@ SNAPSHOT_BYTES_MAX = 64 * 1024 * 1024
 """Largest packed snapshot that is kept on disk."""
 ERROR_INTERVAL = 60.0
 """Seconds after which a query's unchanged run-time error is reported again."""
+REPLAY = 10.0
+"""What a Zeek acknowledged in its last seconds is sent again to its successor, as it may not have been logged."""
 
 
 class Subscription(StrEnum):
@@ -70,12 +72,20 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Rows for one query's recipient, in order. `change` is None for snapshot rows."""
+    """Rows for one query's recipient, in order. `change` is None for snapshot rows.
+
+    An event query's report is known by its store and window: the same rows are sent again under the same window.
+    """
 
     query_id: str
     query: Query
     columns: tuple[ResultColumn, ...]
     rows: Sequence[tuple[Change | None, Row]] = field(repr=False)
+    stream: str = ""
+    """What the query is, whatever its id; the same over restarts of both sides."""
+    store: str = ""
+    window: tuple[int, int] = (0, 0)
+    """Sequence numbers after the first and up to the second; of the first table when there are several."""
 
 
 class Recipient(Protocol):
@@ -92,6 +102,16 @@ class Recipient(Protocol):
     @property
     def durable(self) -> bool:
         """Whether what it was sent is remembered on disk for its next life."""
+        ...
+
+    @property
+    def life(self) -> str:
+        """Another one when it may have lost what it had acknowledged: a Zeek instance's id."""
+        ...
+
+    @property
+    def tells_replays(self) -> bool:
+        """Whether it tells a report that is sent again from a new one, if it is the same report."""
         ...
 
     async def deliver(self, report: Report) -> None:
@@ -125,6 +145,8 @@ class Installed:
     event_tables: frozenset[str] = frozenset()
     seen: dict[str, int] = field(default_factory=dict)
     """By event table: the last sequence number that was delivered."""
+    under_way: dict[str, int] = field(default_factory=dict)
+    """How far a report went that was sent in an earlier life and is not known to have arrived."""
     snapshot: Snapshot | None = None
     reported: bool = False
     """Whether a first result was reported in this life of the query."""
@@ -137,6 +159,20 @@ class Installed:
     last_duration: float | None = None
     last_error: str | None = None
     last_error_reported: float = float("-inf")
+
+
+@dataclass(slots=True)
+class Progress:
+    """How an event query went on in the last seconds of one life of its recipient."""
+
+    life: str
+    steps: deque[tuple[float, dict[str, int]]] = field(default_factory=deque)
+
+    def note(self, now: float, seen: Mapping[str, int]) -> None:
+        """Remember a step; of those older than `REPLAY` seconds only the last is kept."""
+        self.steps.append((now, dict(seen)))
+        while len(self.steps) > 1 and self.steps[1][0] <= now - REPLAY:
+            self.steps.popleft()
 
 
 class QueryRunner:
@@ -161,6 +197,7 @@ class QueryRunner:
         self._monotonic = monotonic
         self._installed: dict[str, Installed] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._progress: dict[str, Progress] = {}
         self._tables_changed = asyncio.Event()
         database.on_change(self._notice_tables)
 
@@ -192,11 +229,13 @@ class QueryRunner:
             self._installed.pop(query_id, None)
             task.cancel()
 
-    def drop(self, recipient: Recipient) -> None:
-        """End all queries of a recipient that is gone."""
+    def drop(self, recipient: Recipient, *, in_order: bool = False) -> None:
+        """End all queries of a recipient that is gone; `in_order` when it has ended well and nothing is in doubt."""
         for installed in self.installed:
             if installed.recipient is recipient:
                 self.cancel(installed.query_id)
+                if in_order:
+                    self._progress.pop(installed.key, None)
 
     async def close(self) -> None:
         """End all queries."""
@@ -279,6 +318,13 @@ class QueryRunner:
             installed.seen[table] = delivered.seqs.get(table, store.last(table)) if delivered else store.last(table)
         if installed.event_tables and delivered is None:
             self._remember(installed)
+        progress = self._progress.get(installed.key)
+        if progress and progress.life != installed.recipient.life and installed.durable:
+            installed.seen.update(progress.steps[0][1])
+        elif delivered and delivered.under_way.keys() == installed.event_tables:
+            installed.under_way = dict(delivered.under_way)
+        if installed.event_tables:
+            self._note_progress(installed)
         if delivered and delivered.snapshot is not None and not installed.event_tables:
             try:
                 installed.snapshot = Snapshot.unpack(delivered.snapshot)
@@ -336,21 +382,35 @@ class QueryRunner:
         if self._drain is not None:
             await self._drain()
         while window := self._window(installed, self._store):
+            installed.under_way = {table: high for table, (_, high) in window.items()}
             result = await self._query(installed, window)
-            await self._deliver(installed, result, [(Change.ADD, row) for row in result.rows])
-            installed.seen.update({table: high for table, (_, high) in window.items()})
+            if result.rows and installed.recipient.tells_replays:
+                self._remember(installed)
+                await asyncio.to_thread(self._store.flush)
+            await self._deliver(installed, result, [(Change.ADD, row) for row in result.rows], window[min(window)])
+            installed.seen.update(installed.under_way)
+            installed.under_way = {}
             self._remember(installed)
+            self._note_progress(installed)
+
+    def _note_progress(self, installed: Installed) -> None:
+        if not installed.durable:
+            return
+        progress = self._progress.get(installed.key)
+        if progress is None or progress.life != installed.recipient.life:
+            progress = self._progress[installed.key] = Progress(installed.recipient.life)
+        progress.note(self._monotonic(), installed.seen)
 
     def _window(self, installed: Installed, store: EventStore) -> dict[str, tuple[int, int]] | None:
         """The sequence numbers to look at, by table: after the first and up to the second; None for nothing new."""
         window: dict[str, tuple[int, int]] = {}
         for table, seen in installed.seen.items():
-            first, last = store.first(table), store.last(table)
+            first, last = store.first(table), installed.under_way.get(table, store.last(table))
             if first > seen + 1:
                 installed.lost += first - seen - 1
                 log.warning("query %s: %d rows of %s expired unseen", installed.query_id, first - seen - 1, table)
-                seen = first - 1
-            window[table] = (seen, last)
+                seen = installed.seen[table] = first - 1
+            window[table] = (seen, max(seen, last))
         if len(window) == 1:
             window = {table: (low, min(high, low + EVENT_SLICE)) for table, (low, high) in window.items()}
         return window if any(high > low for low, high in window.values()) else None
@@ -381,7 +441,7 @@ class QueryRunner:
         if packed is not None and len(packed) > SNAPSHOT_BYTES_MAX:
             log.warning("query %s: its snapshot of %d bytes is too large to keep", installed.query_id, len(packed))
             packed = None
-        self._store.acknowledge(installed.key, installed.seen, packed)
+        self._store.acknowledge(installed.key, installed.seen, packed, installed.under_way)
 
 
 def _changes(
