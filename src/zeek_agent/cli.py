@@ -164,12 +164,12 @@ def query(given: Given, *, sql: str, mode: str) -> int:
 
     A running agent answers, or else this process.
     """
-    from zeek_agent import session
+    from zeek_agent import client
 
     config, origins = given.load()
-    asked = session.open_session(config, origins)
+    asked = client.open_session(config, origins)
     try:
-        columns, rows, notes = session.query(asked, sys.stdin.read() if sql == "-" else sql)
+        columns, rows, notes = client.query(asked, sys.stdin.read() if sql == "-" else sql)
     finally:
         asked.close()
     _printer(mode).write(columns, rows)
@@ -183,11 +183,11 @@ def query(given: Given, *, sql: str, mode: str) -> int:
 @_settings
 def shell(given: Given, *, mode: str) -> int:
     """Ask interactively: SQL, `.help` for commands. Statements are also read from a pipe."""
-    from zeek_agent import paths, session
+    from zeek_agent import client, paths
     from zeek_agent.shell import Shell
 
     config, origins = given.load()
-    asked = session.open_session(config, origins)
+    asked = client.open_session(config, origins)
     try:
         shell = Shell(asked, _printer(mode), sys.stderr)
         if sys.stdin.isatty():
@@ -205,13 +205,13 @@ def shell(given: Given, *, mode: str) -> int:
 @_settings
 def tables(given: Given, *, name: str | None, zeek: bool) -> None:
     """List the tables, or describe one."""
-    from zeek_agent import session, table_text
+    from zeek_agent import client, table_text
     from zeek_agent.shell import find_table
 
     config, origins = given.load()
-    asked = session.open_session(config, origins)
+    asked = client.open_session(config, origins)
     try:
-        declared = session.tables(asked)
+        declared = client.tables(asked)
     finally:
         asked.close()
     if name is not None:
@@ -228,10 +228,10 @@ def tables(given: Given, *, name: str | None, zeek: bool) -> None:
 @_settings
 def status(given: Given, *, form: str) -> None:
     """Show the running agent: identity, connections, sources, queries, event store. Exit code 1 when none runs."""
-    from zeek_agent import session, status_report
+    from zeek_agent import client, status_report
 
     config, _ = given.load()
-    asked = session.connect(config)
+    asked = client.connect(config)
     try:
         report = status_report.gather(asked)
     finally:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from zeek_agent import config_check, console, control, paths, session
+from zeek_agent import client, config_check, console, control, paths
 from zeek_agent.control import NoAgentError
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import escaped
@@ -118,7 +118,7 @@ def _state(state: Path, wanted: int) -> Iterator[Check]:
 def _agent(config: Config) -> Iterator[Check]:
     """Whether an agent runs, and the event sources: what the running one says of them, else what a try here finds."""
     try:
-        running = session.connect(config)
+        running = client.connect(config)
     except NoAgentError as error:
         yield Check("agent", "ok", str(error))
         yield from _sources(config.sources)
@@ -127,9 +127,9 @@ def _agent(config: Config) -> Iterator[Check]:
         yield Check("agent", "warn", str(error), "`query` and `shell` ask this process instead")
         return
     try:
-        facts = session.status(running)
+        facts = client.status(running)
         yield Check("agent", "ok", f"running, pid {facts.get('pid')}, version {facts.get('version')}")
-        columns, rows, _ = session.query(running, "SELECT source, backend, active, reason FROM zeek_agent_sources")
+        columns, rows, _ = client.query(running, "SELECT source, backend, active, reason FROM zeek_agent_sources")
         names = [name for name, _ in columns]
         for row in rows:
             yield _source(dict(zip(names, row, strict=True)))

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
-from zeek_agent import control, session
+from zeek_agent import client, control
 from zeek_agent.console import Mode, Printer
 from zeek_agent.control import Columns, Note, Pause, Rows, SubscriptionName
 from zeek_agent.errors import UsageError, ZeekAgentError
@@ -17,8 +17,8 @@ from zeek_agent.table_text import describe_table, list_tables
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
+    from zeek_agent.client import Session
     from zeek_agent.schema import Table, ZeekType
-    from zeek_agent.session import Session
 
 DEFAULT_SCHEDULE: Final = 2.0
 KEYWORDS: Final = tuple(
@@ -53,7 +53,7 @@ class Shell:
     def tables(self) -> list[Table]:
         """The tables' declarations, asked for once."""
         if self._tables is None:
-            self._tables = session.tables(self._session)
+            self._tables = client.tables(self._session)
         return self._tables
 
     def run_interactive(self, history: Path) -> None:
@@ -120,7 +120,7 @@ class Shell:
         self._errors.flush()
 
     def _query(self, sql: str) -> None:
-        columns, rows, notes = session.query(self._session, sql)
+        columns, rows, notes = client.query(self._session, sql)
         self._printer.write(columns, rows)
         for note in notes:
             self._complain(note)
@@ -156,7 +156,7 @@ class Shell:
         self._printer.mode = Mode(argument)
 
     def status(self, _: str) -> None:
-        for key, value in session.status(self._session).items():
+        for key, value in client.status(self._session).items():
             self._printer.out.write(f"{key:10}  {escaped(str(value))}\n")
 
     def quit(self, _: str) -> None:
@@ -169,7 +169,7 @@ class Shell:
         for frame in self._session.ask(control.Subscribe(sql, subscription, schedule)):
             match frame:
                 case Columns():
-                    columns = session.typed(frame)
+                    columns = client.typed(frame)
                 case Rows(rows=rows, changes=changes):
                     whole = subscription == "Snapshots"
                     self._printer.write(columns, rows, None if whole else changes)

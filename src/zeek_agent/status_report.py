@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zeek_agent import session
+from zeek_agent import client
 from zeek_agent.console import Printer, plain
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
+    from zeek_agent.client import Session
     from zeek_agent.schema import Row, ZeekType
-    from zeek_agent.session import Session
 
 PARTS: Final = {
     "connections": "SELECT * FROM zeek_agent_connections",
@@ -36,9 +36,9 @@ def gather(asked: Session) -> Report:
     """Ask the agent for everything that the report holds."""
     parts = {}
     for name, sql in PARTS.items():
-        columns, rows, _ = session.query(asked, sql)
+        columns, rows, _ = client.query(asked, sql)
         parts[name] = (columns, rows)
-    return Report(session.status(asked), parts)
+    return Report(client.status(asked), parts)
 
 
 def as_text(report: Report) -> str:

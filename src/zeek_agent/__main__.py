@@ -1,0 +1,5 @@
+"""`python -m zeek_agent` is the program `zeek-agent`."""
+
+from zeek_agent.cli import main
+
+main()

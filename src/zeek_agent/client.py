@@ -1,0 +1,132 @@
+"""Asking the host: through a running agent's control socket when there is one, else in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from zeek_agent import control, paths
+from zeek_agent.control import Columns, ControlClient, Declarations, Facts, Frame, NoAgentError, Note, Request, Rows
+from zeek_agent.errors import ZeekAgentError
+from zeek_agent.schema import Row, Table, ZeekType
+
+if TYPE_CHECKING:
+    from zeek_agent.config import Config
+
+_F = TypeVar("_F", bound=Frame)
+
+
+class Session(Protocol):
+    """Something that answers requests. Closing the iterator of an answer ends the answer."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether a running agent answers."""
+        ...
+
+    def ask(self, request: Request) -> Iterator[Frame]:
+        """The frames of the answer. Raises ZeekAgentError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class RemoteSession:
+    """A session with a running agent; every request has its connection, so that one can be broken off."""
+
+    remote = True
+
+    def __init__(self, client: ControlClient) -> None:
+        self._path = client.path
+        self._client: ControlClient | None = client
+
+    def ask(self, request: Request) -> Iterator[Frame]:
+        client, self._client = self._client or ControlClient(self._path), None
+        complete = False
+        try:
+            yield from client.ask(request)
+            complete = True
+        finally:
+            if complete and self._client is None:
+                self._client = client
+            else:
+                client.close()
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+def connect(config: Config) -> RemoteSession:
+    """A session with the running agent. Raises NoAgentError when none runs, ZeekAgentError when it is out of reach."""
+    refusal: ZeekAgentError | None = None
+    sockets = paths.locate(config).sockets
+    for path in sockets:
+        try:
+            return RemoteSession(ControlClient(path))
+        except NoAgentError:
+            continue
+        except ZeekAgentError as error:
+            refusal = error
+    raise refusal or NoAgentError(f"no agent is running (nobody listens on {' or '.join(map(str, sockets))})")
+
+
+def open_session(config: Config, origins: Mapping[str, str]) -> Session:
+    """A session with the running agent, else in this process; a running agent that is out of reach is mentioned."""
+    try:
+        return connect(config)
+    except NoAgentError:
+        pass
+    except ZeekAgentError as error:
+        sys.stderr.write(f"zeek-agent: {error}; going on without it\n")
+    from zeek_agent.local import LocalSession
+
+    return LocalSession(config, origins)
+
+
+def query(session: Session, sql: str) -> tuple[list[tuple[str, ZeekType]], list[Row], list[str]]:
+    """Columns, rows and what was left out. Raises SqlError."""
+    columns: list[tuple[str, ZeekType]] = []
+    rows: list[Row] = []
+    notes: list[str] = []
+    for frame in session.ask(control.Query(sql)):
+        match frame:
+            case Columns():
+                columns = typed(frame)
+            case Rows():
+                rows.extend(frame.rows)
+            case Note():
+                notes.append(frame.message)
+    return columns, rows, notes
+
+
+def typed(frame: Columns) -> list[tuple[str, ZeekType]]:
+    """Names and types of result columns."""
+    return [(name, ZeekType.parse(kind)) for name, kind in frame.columns]
+
+
+def tables(session: Session) -> list[Table]:
+    """The declarations of all tables, by name."""
+    frame = _only(session.ask(control.Tables()), Declarations)
+    return sorted(control.declared(frame.tables), key=lambda table: table.name)
+
+
+def status(session: Session) -> dict[str, Any]:
+    """Facts about the agent."""
+    return _only(session.ask(control.Status()), Facts).facts
+
+
+def _only(frames: Iterator[Frame], kind: type[_F]) -> _F:
+    for frame in frames:
+        if isinstance(frame, kind):
+            return _drained(frame, frames)
+    raise ZeekAgentError(f"the agent's answer holds no {kind.__name__.lower()}; is it of another version?")
+
+
+def _drained(frame: _F, frames: Iterator[Frame]) -> _F:
+    """The frame, once the answer has been read to its end, so that the connection can be used again."""
+    for _ in frames:
+        pass
+    return frame

@@ -1,0 +1,317 @@
+"""The program as it is started: what it prints, where, and its exit codes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+PROGRAM = [sys.executable, "-m", "zeek_agent"]
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The process's own, without settings of the agent, and with a home of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ZEEK_AGENT_")}
+    return {**kept, **more}
+
+
+def run(
+    *arguments: str, stdin: str | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *arguments],
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=env or environment(),
+        check=False,
+    )
+
+
+def complaint(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line on standard error of a command that ended with that code."""
+    assert done.returncode == code, done
+    assert done.stdout == ""
+    assert done.stderr.startswith("zeek-agent: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["query"], "Missing argument 'SQL'"),
+        (["query", "--nonsense", "SELECT 1"], "--nonsense"),
+        (["query", "--format", "xml", "SELECT 1"], "'xml'"),
+        (["qurey", "SELECT 1"], "qurey"),
+        (["query", "--set", "limits.tme=5", "SELECT 1"], "did you mean limits.time?"),
+        (["query", "--set", "limits.time=soon", "SELECT 1"], "limits.time: expected a number > 0"),
+        (["query", "--set", "limits.time", "SELECT 1"], "expected KEY=VALUE"),
+        (["query", "--config", "/nonexistent.toml", "SELECT 1"], "/nonexistent.toml: No such file"),
+        (["run", "--zeek", "http://zeek"], "http"),
+        (["run", "--zeek", "zeek:99999"], "zeek:99999"),
+        (["collector", "--listen", "nowhere"], "expected HOST:PORT"),
+        (["collector", "--pack", "/nonexistent.toml"], "/nonexistent.toml"),
+        (["tables", "procesess"], "did you mean processes?"),
+        (["config", "check", "--set", "zeek.tls.ca_file=/nonexistent.pem"], "zeek.tls.ca_file"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(arguments: Sequence[str], named: str) -> None:
+    assert named in complaint(run(*arguments), 2)
+
+
+def test_help_and_version_are_for_all_commands() -> None:
+    assert "query" in run("--help").stdout
+    assert run("run", "-h").returncode == 0
+    assert run("--version").stdout.startswith("zeek-agent, version ")
+    nothing = run()
+    assert nothing.returncode == 2
+    assert "Usage" in nothing.stderr
+
+
+def test_a_query_without_an_agent_is_answered_here(state: Path) -> None:
+    done = run("query", f"SELECT pid FROM processes WHERE pid = {os.getpid()}", "--state-dir", str(state))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].strip() == str(os.getpid())
+    assert not state.exists()
+
+
+def test_the_state_directory_can_come_from_the_environment(state: Path) -> None:
+    done = run("status", env=environment(ZEEK_AGENT_STATE_DIR=str(state)))
+    assert str(state) in complaint(done, 1)
+
+
+def test_results_come_in_four_forms(state: Path) -> None:
+    sql = "SELECT 1 AS a, NULL AS b, 'x' AS c"
+    texts = {
+        mode: run("query", sql, "-f", mode, "--state-dir", str(state)).stdout
+        for mode in ("table", "json", "csv", "line")
+    }
+    assert texts["table"].splitlines()[-1].split() == ["1", "-", "x"]
+    assert json.loads(texts["json"]) == [{"a": 1, "b": None, "c": "x"}]
+    assert list(csv.reader(io.StringIO(texts["csv"]))) == [["a", "b", "c"], ["1", "", "x"]]
+    assert texts["line"] == "a = 1\nb = -\nc = x\n"
+
+
+def test_sql_may_come_from_standard_input(state: Path) -> None:
+    assert run("query", "-", "--format", "csv", "--state-dir", str(state), stdin="SELECT 7 AS n\n").stdout == "n\n7\n"
+
+
+def test_an_sql_error_is_one_line_and_exit_code_1(state: Path) -> None:
+    assert "no such table" in complaint(run("query", "SELECT * FROM nonsense", "--state-dir", str(state)), 1)
+    assert "syntax error" in complaint(run("query", "SELEC 1", "--state-dir", str(state)), 1)
+
+
+def test_limits_and_access_rules_hold_for_local_queries_too(state: Path) -> None:
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+    assert complaint(run("query", endless, "--set", "limits.time=0.2", "--state-dir", str(state)), 1)
+    denied = run("query", "SELECT * FROM users", "--set", "access.tables_deny=users", "--state-dir", str(state))
+    assert "users" in complaint(denied, 1)
+
+
+def test_a_reader_that_goes_away_is_no_error_to_speak_of(state: Path) -> None:
+    sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 100000) SELECT i FROM n"
+    with subprocess.Popen(
+        [*PROGRAM, "query", sql, "--state-dir", str(state)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_the_shell_takes_a_script_from_a_pipe(state: Path) -> None:
+    script = ".mode csv\nSELECT 1 AS a,\n 2 AS b;\nSELECT nonsense;\nSELECT 3 AS c"
+    done = run("shell", "--state-dir", str(state), stdin=script)
+    assert done.stdout == "a,b\n1,2\nc\n3\n"
+    assert done.stderr.count("\n") == 1
+    assert "nonsense" in done.stderr
+    assert done.returncode == 1
+
+
+def test_repeated_queries_work_without_an_agent(state: Path) -> None:
+    with subprocess.Popen(
+        [*PROGRAM, "shell", "--state-dir", str(state), "--format", "csv"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(".snapshots 0.1 SELECT 5 AS n\n")
+        process.stdin.close()
+        assert [process.stdout.readline() for _ in range(4)] == ["n\n", "5\n"] * 2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+
+
+def test_tables_lists_describes_and_writes_zeek_records(state: Path) -> None:
+    place = ("--state-dir", str(state))
+    assert "processes_events  events: " in run("tables", *place).stdout
+    described = run("tables", "users", *place).stdout
+    assert described.startswith("users: ")
+    assert "SELECT" in described
+    assert run("tables", "users", "--zeek", *place).stdout.startswith("## ")
+    records = run("tables", "--zeek", *place).stdout
+    assert "type ProcessesEvents: record {\n" in records
+
+
+def test_status_says_that_no_agent_runs(state: Path) -> None:
+    assert "no agent is running" in complaint(run("status", "--state-dir", str(state)), 1)
+
+
+def test_doctor_tells_what_is_there_and_what_to_do(state: Path) -> None:
+    done = run("doctor", "--format", "json", "--state-dir", str(state))
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert checks.keys() >= {"python", "configuration", "state directory", "agent", "privileges", "kernel", "cgroup v2"}
+    assert checks["agent"]["found"].startswith("no agent is running")
+    assert all(check["verdict"] in ("ok", "warn", "fail") for check in checks.values())
+    assert done.returncode == 0
+    assert run("doctor", "--state-dir", str(state)).stdout.count("\n") >= len(checks)
+
+
+def test_doctor_fails_when_zeek_is_out_of_reach(state: Path) -> None:
+    done = run("doctor", "--zeek", "127.0.0.1:1", "--format", "json", "--state-dir", str(state))
+    (zeek,) = [check for check in json.loads(done.stdout) if check["name"] == "zeek"]
+    assert zeek["verdict"] == "fail"
+    assert "127.0.0.1:1" in zeek["found"]
+    assert done.returncode == 1
+
+
+def test_config_check_prints_what_differs_and_where_from(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text("[limits]\ntime = 3\n")
+    done = run("config", "check", "--config", str(file), env=environment(ZEEK_AGENT_ZEEK="zeek"))
+    assert done.returncode == 0
+    assert f"the configuration is good ({file})" in done.stdout
+    assert f"limits.time = 3.0    from {file}, default 10.0" in done.stdout
+    assert "from environment ZEEK_AGENT_ZEEK, default []" in done.stdout
+    file.write_text("[limits]\ntme = 3\n")
+    assert f"{file}: unknown key limits.tme; did you mean limits.time?" in complaint(
+        run("config", "check", "--config", str(file)), 2
+    )
+
+
+def ending(process: subprocess.Popen[str], number: signal.Signals) -> int:
+    process.send_signal(number)
+    return process.wait(20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_collector_runs_until_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    logs = tmp_path / "logs"
+    with subprocess.Popen(
+        [*PROGRAM, "collector", "--listen", "127.0.0.1:0", "--logs", str(logs)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as process:
+        assert process.stderr is not None
+        assert "listening on 127.0.0.1:" in process.stderr.readline()
+        assert ending(process, number) == 0
+        assert "Traceback" not in process.stderr.read()
+
+
+@pytest.fixture
+def agent(tmp_path: Path, state: Path) -> Iterator[subprocess.Popen[str]]:
+    """A running agent with its embedded collector."""
+    log = tmp_path / "agent.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [
+                *PROGRAM,
+                "run",
+                *("--state-dir", str(state), "--logs", str(tmp_path / "logs"), "--set", "collector.listen=127.0.0.1:0"),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=out,
+            text=True,
+            env=environment(),
+        )
+    try:
+        deadline = time.monotonic() + 30
+        while not (state / "zeek-agent.sock").exists():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def test_commands_reach_a_running_agent(agent: subprocess.Popen[str], state: Path) -> None:
+    place = ("--state-dir", str(state))
+    status = json.loads(run("status", "--format", "json", *place).stdout)
+    assert status["pid"] == agent.pid
+    sql = "SELECT id, instance FROM zeek_agent"
+    (row,) = json.loads(run("query", sql, "--format", "json", *place).stdout)
+    assert row == {"id": status["id"], "instance": status["instance"]}
+    assert f"pid {agent.pid}" in run("doctor", *place).stdout
+    assert "connections" in run("status", *place).stdout
+    assert "processes" in run("tables", *place).stdout
+    assert "no such table" in complaint(run("query", "SELECT * FROM nonsense", *place), 1)
+
+
+def test_the_shell_shows_differences_from_a_running_agent(agent: subprocess.Popen[str], state: Path) -> None:
+    watched = state.parent / "watched"
+    watched.mkdir()
+    with subprocess.Popen(
+        [*PROGRAM, "shell", "--state-dir", str(state)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f".diffs 0.1 SELECT path FROM files_list('{watched}/*')\n")
+        process.stdin.close()
+        lines: list[str] = []
+        for name in range(100):
+            (watched / f"{name}").touch()
+            if name == 3:
+                break
+            time.sleep(0.3)
+        while f"+ {watched}/3\n" not in lines:
+            lines.append(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    assert agent.poll() is None
+
+
+def test_a_second_agent_is_refused_with_the_holders_name(agent: subprocess.Popen[str], state: Path) -> None:
+    refused = run("run", "--state-dir", str(state), "--set", "collector.listen=127.0.0.1:0")
+    assert f"another agent (pid {agent.pid}, since " in complaint(refused, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_agent_in_order(agent: subprocess.Popen[str], state: Path, number: signal.Signals) -> None:
+    assert ending(agent, number) == 0
+    assert not (state / "zeek-agent.sock").exists()
+    assert "Traceback" not in (state.parent / "agent.log").read_text()
+    kept = run("query", "SELECT count(*) AS n FROM processes_events", "--format", "csv", "--state-dir", str(state))
+    assert kept.stdout.startswith("n\n"), kept

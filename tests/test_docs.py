@@ -1,0 +1,93 @@
+"""The reference pages say what the code does, and leave nothing out."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from zeek_agent import config, reference
+from zeek_agent.cli import commands
+from zeek_agent.shell import COMMANDS
+from zeek_agent.table_text import zeek_field, zeek_record
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("path", reference.pages())
+def test_the_page_is_up_to_date(path: str) -> None:
+    assert (ROOT / path).read_text() == reference.pages()[path], "run `make docs`"
+
+
+def test_the_check_names_stale_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reference.main(["--check", str(tmp_path)]) == 1
+    assert "docs/tables.md is stale: run `make docs`" in capsys.readouterr().err
+    assert reference.main([str(tmp_path)]) == 0
+    assert reference.main(["--check", str(tmp_path)]) == 0
+
+
+def test_every_table_and_column_is_described() -> None:
+    page = (ROOT / "docs/tables.md").read_text()
+    for table in reference.all_tables():
+        assert f"\n## {table.name}\n" in page
+        assert table.summary
+        assert table.description
+        assert table.examples, f"{table.name} has no example"
+        for column in table.columns:
+            assert f"| `{column.name}`" in page
+            assert column.summary
+
+
+def test_every_command_and_option_is_described() -> None:
+    page = (ROOT / "docs/cli.md").read_text()
+
+    def check(command: click.Command, path: str) -> None:
+        assert command.help, f"{path} has no help"
+        if isinstance(command, click.Group):
+            for name, member in command.commands.items():
+                check(member, f"{path} {name}")
+            return
+        assert f"\n## {path}\n" in page
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help, f"{path} {option.name} has no help"
+                assert option.opts[0] in page
+
+    check(commands, "zeek-agent")
+    for name in COMMANDS:
+        assert f"`{name}" in page
+
+
+def test_every_setting_is_described() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    for setting in config.settings().values():
+        section, _, key = setting.name.rpartition(".")
+        part = page.partition(f"## [{section}]\n" if section else "## Top level\n")[2].partition("\n## ")[0]
+        assert f"| `{key}` |" in part, setting.name
+
+
+def test_the_example_configuration_holds_the_defaults(tmp_path: Path) -> None:
+    example = (ROOT / "packaging/zeek-agent.toml").read_text()
+    assert config.load(None, {"ZEEK_AGENT_CONFIG": str(ROOT / "packaging/zeek-agent.toml")})[0] == config.Config()
+    lines = [
+        line.removeprefix("#") if line.startswith("#") and line[1:2] != " " else line for line in example.splitlines()
+    ]
+    settable = "\n".join(line for line in lines if '"…"' not in line)
+    file = tmp_path / "all.toml"
+    file.write_text(settable)
+    loaded, origins = config.load(file, {})
+    assert loaded == config.Config()
+    unset = {name for name, setting in config.settings().items() if setting.default is None}
+    assert {name for name, origin in origins.items() if origin == "default"} == unset
+    tomllib.loads("\n".join(lines))
+
+
+def test_zeek_records_avoid_the_languages_own_words() -> None:
+    for table in reference.all_tables():
+        record = zeek_record(table)
+        for column in table.columns:
+            assert f"\t{zeek_field(column.name)}: {column.zeek_type.script} &optional;\n" in record
+    assert zeek_field("time") == "time_"
+    assert zeek_field("pid") == "pid"
