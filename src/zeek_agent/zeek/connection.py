@@ -142,7 +142,7 @@ class ZeekConnection:
         session = self._session
         return Status(
             destination=self._url,
-            state=self._state,
+            state=self._state.value,
             since=self._since,
             endpoint=session.ack.endpoint if session else None,
             zeek_version=session.ack.version if session else None,
