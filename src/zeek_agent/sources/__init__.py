@@ -35,6 +35,8 @@ class Source(ABC):
 
     def __init__(self) -> None:
         self.counters = Counters()
+        self.failure: str | None = None
+        """Why the source has ended by itself; None while it works."""
 
     @abstractmethod
     def probe(self) -> str | None:
