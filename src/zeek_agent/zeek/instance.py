@@ -66,6 +66,16 @@ class Instance:
         """What Zeek was sent is remembered: a change while it is away is reported when it is back."""
         return True
 
+    @property
+    def life(self) -> str:
+        """A Zeek that starts again has another id, and may have lost what it had taken before."""
+        return self.id
+
+    @property
+    def tells_replays(self) -> bool:
+        """A stock package logs each row it gets, also one that it got before."""
+        return self.profile is not Profile.STOCK
+
     async def deliver(self, report: Report) -> None:
         """Send the rows and return when Zeek has taken them. Raises ConnectionError when the connection is lost."""
         delivery = _Delivery(self.traffic, len(report.rows))
