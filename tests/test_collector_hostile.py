@@ -209,6 +209,26 @@ values = st.recursive(
     ),
     max_leaves=20,
 )
+
+
+async def test_the_longest_values_are_taken(tmp_path: Path) -> None:
+    async with collecting(tmp_path) as collector, agent_of(collector) as agent:
+        await agent.join()
+        await agent.result(data.host_text(b"\x01\xff" * 2**20), event="Collector::things_events")
+        await until(lambda: collector.stats.rows == 1)
+    [line] = read(tmp_path, "things-events")
+    assert line["name"] == "\\x01\\xff" * 2**20
+
+
+async def test_a_client_that_never_subscribes_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "OPENING_TIMEOUT", 0.05)
+    async with collecting(tmp_path) as collector, agent_of(collector) as agent:
+        assert (await agent.error()).context == "no subscription in time"
+        with pytest.raises(ConnectionClosed):
+            await agent.receive()
+        await until(lambda: collector.stats.connections == 0)
+
+
 any_text = st.text(max_size=20).map(data.string)
 things = st.tuples(
     any_text,

@@ -21,7 +21,7 @@ from zeek_agent.collector.logs import DATE_FORMAT, Field, Format, FormatName, lo
 from zeek_agent.errors import UsageError
 
 PENDING_BYTES: Final = 8 * 1024 * 1024
-"""Most bytes of one log that wait in memory for the disk."""
+"""Most bytes of one log that wait in memory for the disk, unless a single line is longer."""
 
 _HEADER_BYTES: Final = 4096
 _OPENED = re.compile(rb"^#open\t(\d{4}(?:-\d{2}){5})$", re.MULTILINE)
@@ -66,7 +66,7 @@ class LogFile:
         """Add a line. Raises ValueError when a value does not fit its field; nothing is written then."""
         line = self._layout.line(values)
         with self._lock:
-            if self._pending_bytes + len(line) > PENDING_BYTES:
+            if self._pending and self._pending_bytes + len(line) > PENDING_BYTES:
                 self.dropped += 1
                 return
             self._pending.append(line)

@@ -42,6 +42,9 @@ ZEEK_VERSION_NUMBER: Final = 90_000
 
 HELLO_INTERVAL: Final = 60.0
 FLUSH_INTERVAL: Final = 1.0
+MESSAGES_WAITING: Final = 4
+OPENING_TIMEOUT: Final = 10.0
+"""Seconds that a client may take until it subscribes."""
 PING_INTERVAL: Final = 5.0
 PONG_TIMEOUT: Final = 60.0
 BACKLOG_BYTES: Final = PENDING_BYTES // 2
@@ -61,7 +64,8 @@ class Limits:
 
     connections: int = 1000
     agents: int = 10_000
-    message_bytes: int = 16 * 1024 * 1024
+    message_bytes: int = 32 * 1024 * 1024
+    """Room for the longest value that an agent sends (4 MiB) when each byte of it is escaped."""
     per_connection: int = 1000
     """Subscriptions of one connection, and agents that it speaks for."""
 
@@ -163,6 +167,7 @@ class Collector:
                 process_request=self._admit,
                 compression=None,
                 max_size=self._limits.message_bytes,
+                max_queue=MESSAGES_WAITING,
                 ping_interval=PING_INTERVAL,
                 ping_timeout=PONG_TIMEOUT,
                 close_timeout=2,
@@ -179,6 +184,8 @@ class Collector:
         self._warn_if_reachable({socket.getsockname()[0] for socket in self._server.sockets})
         self._flush_task = asyncio.create_task(self._flush_logs())
         self._hello_task = asyncio.create_task(self._greet_agents())
+        for task in (self._flush_task, self._hello_task):
+            task.add_done_callback(_report_failure)
         logger.info("listening on %s port %d, logs in %s", *self.address, self._logs.directory)
         return self.address
 
@@ -247,32 +254,28 @@ class Collector:
 
     async def _greeted(self, client: Client) -> bool:
         """The opening: path, name, subscription, ack. False when the client cannot be served."""
-        connection = client.connection
-        assert connection.request is not None
-        if connection.request.path != protocol.PATH:
-            await connection.send(protocol.error("invalid_uri", f"Invalid URI - use {protocol.PATH}"))
-            await connection.close(CloseCode.POLICY_VIOLATION, "Invalid URI")
-            return False
-        names = connection.request.headers.get_all("X-Application-Name")
-        if not all(_APPLICATION_NAME.fullmatch(name) for name in names):
-            await connection.send(
-                protocol.error("invalid_application_name", "Invalid application name in X-Application-Name")
-            )
-            await connection.close(CloseCode.POLICY_VIOLATION, "Invalid application name")
-            return False
-        raw = await connection.recv(decode=False)
+        request = client.connection.request
+        assert request is not None
+        if request.path != protocol.PATH:
+            return await _refuse(client, "invalid_uri", f"Invalid URI - use {protocol.PATH}")
+        if not all(map(_APPLICATION_NAME.fullmatch, request.headers.get_all("X-Application-Name"))):
+            return await _refuse(client, "invalid_application_name", "Invalid X-Application-Name")
         try:
-            topics = protocol.read_subscription(raw)
-            if len(topics) > self._limits.per_connection:
-                raise ProtocolError(f"more than {self._limits.per_connection} subscriptions")
+            async with asyncio.timeout(OPENING_TIMEOUT):
+                client.topics = self._subscription(await client.connection.recv(decode=False))
+        except TimeoutError:
+            return await _refuse(client, "deserialization_failed", "no subscription in time")
         except ProtocolError as error:
             self._intake.refuse(f"subscription from {client.peer}: {error}")
-            await connection.send(protocol.error("deserialization_failed", "subscriptions not an array of strings"))
-            await connection.close(CloseCode.POLICY_VIOLATION, "No subscription")
-            return False
-        client.topics = tuple(topics)
-        await connection.send(protocol.ack(f"collector-websocket-{next(self._numbers)}", ZEEK_VERSION))
+            return await _refuse(client, "deserialization_failed", "subscriptions not an array of strings")
+        await client.connection.send(protocol.ack(f"collector-websocket-{next(self._numbers)}", ZEEK_VERSION))
         return True
+
+    def _subscription(self, raw: bytes) -> tuple[str, ...]:
+        topics = protocol.read_subscription(raw)
+        if len(topics) > self._limits.per_connection:
+            raise ProtocolError(f"more than {self._limits.per_connection} subscriptions")
+        return tuple(topics)
 
     async def _take(self, client: Client, raw: bytes) -> None:
         try:
@@ -367,6 +370,18 @@ class Collector:
                 "anyone who can reach the port can feed these logs"
             )
             logger.warning("%s", self.warning)
+
+
+async def _refuse(client: Client, code: str, context: str) -> bool:
+    """Tell the client why, and close. Always False."""
+    await client.connection.send(protocol.error(code, context))
+    await client.connection.close(CloseCode.POLICY_VIOLATION, context)
+    return False
+
+
+def _report_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("the collector has lost a part of itself: %s", error, exc_info=error)
 
 
 def _topics(query: PackQuery, agent_id: str) -> Iterable[str]:
