@@ -119,7 +119,7 @@ def _compile_redaction(patterns: Sequence[str]) -> Any | None:
     return compile_regex("|".join(f"(?:{pattern})" for pattern in patterns)) if patterns else None
 
 
-def compile_regex(pattern: str, max_memory: int = 8 << 20) -> Any:
+def compile_regex(pattern: str | bytes, max_memory: int = 8 << 20) -> Any:
     """Compile with RE2, whose matching time is linear in the text. Raises ValueError for what it does not take."""
     options = re2.Options()
     options.log_errors = False

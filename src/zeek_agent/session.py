@@ -1,132 +1,284 @@
-"""Asking the host: through a running agent's control socket when there is one, else in this process."""
+"""One SQLite connection with all tables, used by one thread for one kind of asker."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, Protocol
 
-from zeek_agent import control, paths
-from zeek_agent.control import Columns, ControlClient, Declarations, Facts, Frame, NoAgentError, Note, Request, Rows
-from zeek_agent.errors import ZeekAgentError
-from zeek_agent.schema import Row, Table, ZeekType
+import apsw
+import msgspec
 
-if TYPE_CHECKING:
-    from zeek_agent.config import Config
+from zeek_agent.config import LimitSettings
+from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
+from zeek_agent.host import Host
+from zeek_agent.results import Errors, Heading, Result, Statement, headings, typed
+from zeek_agent.sandbox import STEPS_BETWEEN_CHECKS, Authorizer, Run, confine, value_limit
+from zeek_agent.scans import HeldScan, SharedScans
+from zeek_agent.schema import Constraints, Row, Table, Value
+from zeek_agent.virtual_tables import Layout, NumbersNeeded, TableModule, quoted
 
-_F = TypeVar("_F", bound=Frame)
+ALIASES: Final = {"process_events": "processes_events", "socket_events": "sockets_events"}
+"""Names of the first generation of the agent."""
+
+BUSY_MILLISECONDS: Final = 2_000
+PUSHED_DOWN_VALUES: Final = 40
+
+_STORE: Final = "store"
+_ALL: Final = (0, 2**63 - 1)
+_SCHEMAS: Final = frozenset({"main", "temp", _STORE, None})
 
 
-class Session(Protocol):
-    """Something that answers requests. Closing the iterator of an answer ends the answer."""
+class Profile(StrEnum):
+    """Who asks: towards a stock Zeek package the columns that version 2 did not have are hidden from `*`."""
+
+    FULL = "full"
+    STOCK = "stock"
+
+
+class Store(Protocol):
+    """The event store, as its readers see it: what they attach."""
 
     @property
-    def remote(self) -> bool:
-        """Whether a running agent answers."""
-        ...
-
-    def ask(self, request: Request) -> Iterator[Frame]:
-        """The frames of the answer. Raises ZeekAgentError."""
-        ...
-
-    def close(self) -> None: ...
+    def uri(self) -> str: ...
 
 
-class RemoteSession:
-    """A session with a running agent; every request has its connection, so that one can be broken off."""
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The tables at one moment. `generation` changes with each table that comes or goes."""
 
-    remote = True
+    generation: int
+    tables: Mapping[str, Table]
+    layouts: Mapping[Profile, Mapping[str, Layout]]
 
-    def __init__(self, client: ControlClient) -> None:
-        self._path = client.path
-        self._client: ControlClient | None = client
+    @classmethod
+    def of(cls, generation: int, tables: Iterable[Table]) -> Catalog:
+        by_name = {table.name: table for table in tables}
+        layouts = {
+            profile: {name: Layout(table, hide_added=profile is Profile.STOCK) for name, table in by_name.items()}
+            for profile in Profile
+        }
+        return cls(generation, by_name, layouts)
 
-    def ask(self, request: Request) -> Iterator[Frame]:
-        client, self._client = self._client or ControlClient(self._path), None
-        complete = False
+    def readable(self) -> dict[str, str]:
+        """Every name that can be read, with the table it stands for."""
+        names = {name: name for name in self.tables}
+        for name, table in self.tables.items():
+            if table.kind == "events":
+                names[f"{name}_history"] = name
+        names.update({alias: name for alias, name in ALIASES.items() if name in self.tables})
+        return names
+
+
+class Session:
+    """A connection. Not for two threads at once, but each may be another."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        profile: Profile,
+        *,
+        host: Host,
+        limits: LimitSettings,
+        scans: SharedScans,
+        store: Store | None = None,
+    ) -> None:
+        self.catalog = catalog
+        self.host = host
+        self.scans = scans
+        self.run = Run(limits)
+        self.held: dict[tuple[Layout, tuple[Value, ...]], HeldScan] = {}
+        self.missing: str | None = None
+        self._limits = limits
+        self._window: dict[str, tuple[int, int]] = {}
+        self._views = profile is Profile.FULL and store is not None
+        self._headings: list[Heading] = []
+        self._encode = msgspec.msgpack.Encoder().encode
+        readable = catalog.readable()
+        self._names = {name: catalog.tables[table] for name, table in readable.items()}
+        self._authorizer = Authorizer(host.access, readable, _SCHEMAS)
+        self._connection = apsw.Connection(
+            ":memory:", apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+        )
         try:
-            yield from client.ask(request)
-            complete = True
+            self._prepare(profile, store)
+        except BaseException:
+            self.close()
+            raise
+
+    def query(self, sql: str, run: Run, window: Mapping[str, tuple[int, int]] | None = None) -> Result:
+        """Run one statement. Raises SqlError and its kinds."""
+        self.run = run
+        self._set_window(window or {})
+        try:
+            return self._query(sql)
+        except NumbersNeeded:
+            run.numbered, run.errors = True, Errors()
+            return self._query(sql)
         finally:
-            if complete and self._client is None:
-                self._client = client
-            else:
-                client.close()
+            self.held.clear()
+
+    def compile(self, sql: str, run: Run) -> Statement:
+        """Compile one statement without running it. Raises SqlError and its kinds."""
+        self.run = run
+        self._authorizer.tables.clear()
+        with suppress(apsw.ExecTraceAbort), self._statement(sql, compile_only=True):
+            pass
+        return Statement(tuple(head.column() for head in self._headings), frozenset(self._authorizer.tables))
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        self._connection.close(force=True)
 
+    def _query(self, sql: str) -> Result:
+        limits = self._limits
+        rows: list[tuple[Any, ...]] = []
+        left = limits.result_bytes
+        with self._statement(sql) as cursor:
+            for row in cursor:
+                left -= len(self._encode(row))
+                if left < 0:
+                    raise LimitError(f"the result is larger than {limits.result_bytes} bytes")
+                if len(rows) >= limits.rows:
+                    raise LimitError(f"the result has more than {limits.rows} rows")
+                rows.append(row)
+        columns = typed(self._headings, rows, self.run.errors)
+        return Result(columns, rows, self.run.errors.texts())
 
-def connect(config: Config) -> RemoteSession:
-    """A session with the running agent. Raises NoAgentError when none runs, ZeekAgentError when it is out of reach."""
-    refusal: ZeekAgentError | None = None
-    sockets = paths.locate(config).sockets
-    for path in sockets:
+    @contextmanager
+    def _statement(self, sql: str, *, compile_only: bool = False) -> Iterator[apsw.Cursor]:
+        """A cursor over the statement's rows; `_headings` is set. What goes wrong, also in the body, is an SqlError."""
+        self._headings.clear()
+        self.missing = None
+        cursor = self._connection.cursor()
+        cursor.exec_trace = self._abort_compiled if compile_only else self._compiled
         try:
-            return RemoteSession(ControlClient(path))
-        except NoAgentError:
-            continue
-        except ZeekAgentError as error:
-            refusal = error
-    raise refusal or NoAgentError(f"no agent is running (nobody listens on {' or '.join(map(str, sockets))})")
+            if len(sql.encode()) > self._limits.statement_bytes:
+                raise LimitError(f"the statement is longer than {self._limits.statement_bytes} bytes")
+            cursor.execute(sql, can_cache=not compile_only)
+            if not self._headings:
+                raise SqlError("there is no statement")
+            yield cursor
+        except (apsw.Error, ValueError, OverflowError, MemoryError, RecursionError) as error:
+            if isinstance(error, apsw.ExecTraceAbort):
+                raise
+            raise self._told(error) from error
+        finally:
+            cursor.close(force=True)
+            self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, self._limits.value_bytes)
+
+    def _compiled(self, cursor: apsw.Cursor, sql: str, bindings: apsw.Bindings | None) -> bool:
+        """apsw calls this with each statement of the text, before it runs."""
+        if not cursor.has_vdbe:
+            return True
+        if self._headings:
+            raise SqlError("only one statement at a time")
+        if not cursor.is_readonly or not cursor.description_full:
+            raise AccessDeniedError("statements may only read")
+        self._headings += headings(cursor.description_full, self._names)
+        self.run.value_bytes = value_limit(self._limits, len(self._headings))
+        self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, self.run.value_bytes)
+        return True
+
+    def _abort_compiled(self, cursor: apsw.Cursor, sql: str, bindings: apsw.Bindings | None) -> bool:
+        return self._compiled(cursor, sql, bindings) and not cursor.has_vdbe
+
+    def _told(self, error: BaseException) -> SqlError:
+        """What SQLite says, as the asker should read it."""
+        if isinstance(error, apsw.TooBigError):
+            return LimitError(f"a value is longer than {self.run.value_bytes} bytes")
+        if isinstance(error, apsw.NoMemError | MemoryError):
+            return LimitError("the statement needs more memory than there is")
+        if isinstance(error, apsw.SQLError) and self.missing and "no query solution" in str(error):
+            return SqlError(self.missing)
+        return SqlError(str(error) or type(error).__name__)
+
+    def _prepare(self, profile: Profile, store: Store | None) -> None:
+        """Everything that the connection needs before it takes statements."""
+        connection = self._connection
+        connection.execute("PRAGMA temp_store=MEMORY")
+        connection.set_busy_timeout(BUSY_MILLISECONDS)
+        layouts = self.catalog.layouts[profile]
+        for layout in layouts.values():
+            if layout.table.kind == "snapshot":
+                self._add_table(layout.table.name, TableModule(self, layout))
+        events = [layout for layout in layouts.values() if layout.table.kind == "events"]
+        if store is not None and events:
+            connection.execute(f"ATTACH ? AS {_STORE}", (store.uri,))
+        if store is None or profile is Profile.STOCK:
+            self._add_event_tables(events, stored=store is not None)
+        else:
+            self._add_event_views([layout.table for layout in events])
+        confine(connection, self._limits)
+        connection.authorizer = self._authorizer
+        connection.set_progress_handler(self._progress, STEPS_BETWEEN_CHECKS)
+        self._authorizer.trusted = False
+
+    def _progress(self) -> bool:
+        return self.run.progress()
+
+    def _add_table(self, name: str, module: TableModule) -> None:
+        self._connection.create_module(name, module, use_bestindex_object=True, read_only=True)  # type: ignore[arg-type]
+        self._connection.execute(f"CREATE VIRTUAL TABLE main.{quoted(name)} USING {quoted(name)}")
+
+    def _add_event_views(self, tables: Iterable[Table]) -> None:
+        """Event tables as views of the store, bounded by what `event_window` says."""
+        connection = self._connection
+        connection.execute("CREATE TEMP TABLE event_window(name TEXT PRIMARY KEY, low INTEGER, high INTEGER)")
+        for table in tables:
+            connection.execute("INSERT INTO temp.event_window VALUES (?, ?, ?)", (table.name, *_ALL))
+            columns = ", ".join(quoted(column.name) for column in table.columns)
+            select = f"SELECT {columns} FROM {_STORE}.{quoted(table.name)}"
+            bound = f"(SELECT {{}} FROM temp.event_window WHERE name = '{table.name}')"
+            windowed = f"{select} WHERE seq > {bound.format('low')} AND seq <= {bound.format('high')}"
+            connection.execute(f"CREATE TEMP VIEW {quoted(table.name)} AS {windowed}")
+            connection.execute(f"CREATE TEMP VIEW {quoted(table.name + '_history')} AS {select}")
+            for alias in _aliases(table):
+                connection.execute(f"CREATE TEMP VIEW {quoted(alias)} AS {windowed}")
+
+    def _add_event_tables(self, layouts: Iterable[Layout], *, stored: bool) -> None:
+        """Event tables as virtual tables, for hidden columns, which views cannot have."""
+        for layout in layouts:
+            name = layout.table.name
+            for alias in (name, f"{name}_history", *_aliases(layout.table)):
+                rows = self._stored_rows(layout, windowed=not alias.endswith("_history")) if stored else _no_rows
+                self._add_table(alias, TableModule(self, layout, rows, stored=True))
+
+    def _stored_rows(self, layout: Layout, *, windowed: bool) -> Callable[[Constraints], Iterable[Row]]:
+        columns = ", ".join(quoted(field.name) for field in layout.fields)
+        name = layout.table.name
+        select = f"SELECT {columns} FROM {_STORE}.{quoted(name)} WHERE seq > ? AND seq <= ?"
+
+        def rows(wanted: Constraints) -> Iterable[Row]:
+            sql = select
+            bindings: list[Any] = list(self._window.get(name, _ALL) if windowed else _ALL)
+            for column, values in wanted.equalities.items():
+                if len(values) <= PUSHED_DOWN_VALUES:
+                    sql += f" AND {quoted(column)} IN ({', '.join('?' * len(values))})"
+                    bindings += values
+            return self._connection.execute(sql, bindings)
+
+        return rows
+
+    def _set_window(self, window: Mapping[str, tuple[int, int]]) -> None:
+        """Bound the event tables: only rows with low < seq <= high."""
+        unknown = window.keys() - self.catalog.tables.keys()
+        if unknown:
+            raise SqlError(f"there is no event table {', '.join(sorted(unknown))}")
+        if self._views and window != self._window:
+            bounds = [(*window.get(name, _ALL), name) for name in window.keys() | self._window.keys()]
+            self._authorizer.trusted = True
+            try:
+                self._connection.executemany("UPDATE temp.event_window SET low = ?, high = ? WHERE name = ?", bounds)
+            finally:
+                self._authorizer.trusted = False
+        self._window = dict(window)
 
 
-def open_session(config: Config, origins: Mapping[str, str]) -> Session:
-    """A session with the running agent, else in this process; a running agent that is out of reach is mentioned."""
-    try:
-        return connect(config)
-    except NoAgentError:
-        pass
-    except ZeekAgentError as error:
-        sys.stderr.write(f"zeek-agent: {error}; going on without it\n")
-    from zeek_agent.local import LocalSession
-
-    return LocalSession(config, origins)
+def _aliases(table: Table) -> list[str]:
+    return [alias for alias, name in ALIASES.items() if name == table.name]
 
 
-def query(session: Session, sql: str) -> tuple[list[tuple[str, ZeekType]], list[Row], list[str]]:
-    """Columns, rows and what was left out. Raises SqlError."""
-    columns: list[tuple[str, ZeekType]] = []
-    rows: list[Row] = []
-    notes: list[str] = []
-    for frame in session.ask(control.Query(sql)):
-        match frame:
-            case Columns():
-                columns = typed(frame)
-            case Rows():
-                rows.extend(frame.rows)
-            case Note():
-                notes.append(frame.message)
-    return columns, rows, notes
-
-
-def typed(frame: Columns) -> list[tuple[str, ZeekType]]:
-    """Names and types of result columns."""
-    return [(name, ZeekType.parse(kind)) for name, kind in frame.columns]
-
-
-def tables(session: Session) -> list[Table]:
-    """The declarations of all tables, by name."""
-    frame = _only(session.ask(control.Tables()), Declarations)
-    return sorted(control.declared(frame.tables), key=lambda table: table.name)
-
-
-def status(session: Session) -> dict[str, Any]:
-    """Facts about the agent."""
-    return _only(session.ask(control.Status()), Facts).facts
-
-
-def _only(frames: Iterator[Frame], kind: type[_F]) -> _F:
-    for frame in frames:
-        if isinstance(frame, kind):
-            return _drained(frame, frames)
-    raise ZeekAgentError(f"the agent's answer holds no {kind.__name__.lower()}; is it of another version?")
-
-
-def _drained(frame: _F, frames: Iterator[Frame]) -> _F:
-    """The frame, once the answer has been read to its end, so that the connection can be used again."""
-    for _ in frames:
-        pass
-    return frame
+def _no_rows(wanted: Constraints) -> Iterable[Row]:
+    return ()

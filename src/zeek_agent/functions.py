@@ -1,0 +1,251 @@
+"""SQL functions: those of the agent, and which of SQLite's may be used. The documentation is made from `FUNCTIONS`.
+
+Some of SQLite's own are replaced here since one call of them can take hours on long texts: `instr`, `replace` and
+`trim` compare byte by byte.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from zeek_agent.access import compile_regex
+from zeek_agent.errors import LimitError, SqlError
+
+REGEX_MAX_PATTERN: Final = 2_000
+REGEX_MAX_MEMORY: Final = 1 << 20
+REGEX_MAX_STEPS: Final = 100_000_000
+"""Bound of program size times text length: RE2's worst case takes about 20 ns a step."""
+REPLACE_MAX: Final = 1 << 26
+"""Characters; the limit on values is usually lower, but is checked only once the value exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """An SQL function; `arguments` are the numbers of arguments that it takes."""
+
+    name: str
+    signature: str
+    summary: str
+    call: Callable[..., Any]
+    arguments: tuple[int, ...]
+    replaces: bool = False
+    """Takes the place of SQLite's function of that name, with the same meaning."""
+
+
+def regexp(pattern: Any, value: Any) -> int | None:
+    """`value REGEXP pattern`: whether the pattern (RE2) matches anywhere in the value."""
+    if pattern is None or value is None:
+        return None
+    return int(_search(pattern, value) is not None)
+
+
+def regex_match(value: Any, pattern: Any, group: Any) -> str | None:
+    """The text of the group (0: the whole match) of the first match, NULL when there is none."""
+    if pattern is None or value is None or group is None:
+        return None
+    match = _search(pattern, value)
+    if match is None:
+        return None
+    try:
+        matched: bytes | None = match.group(_number(group))
+    except IndexError:
+        raise SqlError(f"regex_match: the pattern has no group {group}") from None
+    return None if matched is None else matched.decode(errors="replace")
+
+
+def _search(pattern: Any, value: Any) -> Any:
+    regex = _regex(_text(pattern))
+    raw = _text(value).encode()
+    if regex.programsize * len(raw) > REGEX_MAX_STEPS:
+        raise LimitError(f"a regular expression of this size takes too long on a text of {len(raw)} bytes")
+    return regex.search(raw)
+
+
+@lru_cache(maxsize=128)
+def _regex(pattern: str) -> Any:
+    if len(pattern) > REGEX_MAX_PATTERN:
+        raise LimitError(f"a regular expression is longer than {REGEX_MAX_PATTERN} characters")
+    try:
+        return compile_regex(pattern.encode(), REGEX_MAX_MEMORY)
+    except ValueError as error:
+        raise SqlError(f"not a regular expression (RE2): {error}") from error
+
+
+def split(value: Any, separators: Any, index: Any) -> str | None:
+    """The part number `index` (from 0) of the value cut at any of the separator characters, empty parts left out."""
+    if value is None or separators is None or index is None:
+        return None
+    content, cuts = _text(value), set(_text(separators))
+    if len(cuts) > 64:
+        raise LimitError("split: more than 64 separator characters")
+    first, *others = cuts or {""}
+    for other in others:
+        content = content.replace(other, first)
+    parts = [part for part in (content.split(first) if first else [content]) if part]
+    position = _number(index)
+    return parts[position] if 0 <= position < len(parts) else None
+
+
+def in_cidr_block(block: Any, address: Any) -> int | None:
+    """Whether the address lies in the block (`10.0.0.0/8`, `fe80::/10`); NULL for what is no address."""
+    if block is None or address is None:
+        return None
+    try:
+        network = _network(_text(block))
+    except ValueError as error:
+        raise SqlError(f"in_cidr_block: {error}") from error
+    try:
+        return int(ipaddress.ip_address(_text(address)) in network)
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=256)
+def _network(block: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(block, strict=False)
+
+
+def community_id_v1(  # noqa: PLR0917 - called by position, from SQL
+    source: Any,
+    destination: Any,
+    source_port: Any,
+    destination_port: Any,
+    protocol: Any,
+    seed: Any = 0,
+) -> str | None:
+    """The connection's Community ID, as Zeek writes it to conn.log; `protocol` is IP's number. NULL if it has none."""
+    if None in (source, destination, source_port, destination_port, protocol, seed):
+        return None
+    try:
+        ends = sorted(
+            (
+                (_packed(_text(source)), _number(source_port).to_bytes(2)),
+                (_packed(_text(destination)), _number(destination_port).to_bytes(2)),
+            )
+        )
+        (low, low_port), (high, high_port) = ends
+        head, number = struct.pack("!H", _number(seed)), struct.pack("!BB", _number(protocol), 0)
+    except (OSError, ValueError, OverflowError, struct.error):
+        return None
+    digest = hashlib.sha1(head + low + high + number + low_port + high_port, usedforsecurity=False).digest()
+    return "1:" + base64.b64encode(digest).decode()
+
+
+def _packed(address: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+
+
+def instr(value: Any, wanted: Any) -> int | None:
+    """Position (from 1) of the first occurrence, 0 when there is none."""
+    if value is None or wanted is None:
+        return None
+    if isinstance(value, bytes) and isinstance(wanted, bytes):
+        return value.find(wanted) + 1
+    return _text(value).find(_text(wanted)) + 1
+
+
+def replace(value: Any, old: Any, new: Any) -> Any:
+    """The value with each occurrence of `old` turned into `new`."""
+    if value is None or old is None or new is None:
+        return None
+    content, old, new = _text(value), _text(old), _text(new)
+    if not old:
+        return content
+    if len(content) + content.count(old) * (len(new) - len(old)) > REPLACE_MAX:
+        raise LimitError(f"replace: the result is longer than {REPLACE_MAX} characters")
+    return content.replace(old, new)
+
+
+def trim(value: Any, characters: Any = " ") -> str | None:
+    """The value without those characters at both ends."""
+    return _strip(value, characters, left=True, right=True)
+
+
+def ltrim(value: Any, characters: Any = " ") -> str | None:
+    """The value without those characters at its start."""
+    return _strip(value, characters, left=True, right=False)
+
+
+def rtrim(value: Any, characters: Any = " ") -> str | None:
+    """The value without those characters at its end."""
+    return _strip(value, characters, left=False, right=True)
+
+
+def _strip(value: Any, characters: Any, *, left: bool, right: bool) -> str | None:
+    if value is None or characters is None:
+        return None
+    content, cut = _text(value), set(_text(characters))
+    start, end = 0, len(content)
+    while left and start < end and content[start] in cut:
+        start += 1
+    while right and end > start and content[end - 1] in cut:
+        end -= 1
+    return content[start:end]
+
+
+def _text(value: Any) -> str:
+    """The value as SQLite casts it to text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, float):
+        shown = f"{value:.15g}"
+        return shown if any(character in shown for character in ".einf") else shown + ".0"
+    return str(value)
+
+
+def _number(value: Any) -> int:
+    try:
+        return int(value)
+    except (ValueError, OverflowError) as error:
+        raise SqlError(f"{value!r} is not a number") from error
+
+
+def _function(
+    call: Callable[..., Any], signature: str, arguments: tuple[int, ...], *, replaces: bool = False
+) -> Function:
+    return Function(call.__name__, signature, call.__doc__ or "", call, arguments, replaces)
+
+
+FUNCTIONS: Final = (
+    _function(regexp, "value REGEXP pattern", (2,)),
+    _function(regex_match, "regex_match(value, pattern, group)", (3,)),
+    _function(split, "split(value, separators, index)", (3,)),
+    _function(in_cidr_block, "in_cidr_block(block, address)", (2,)),
+    _function(
+        community_id_v1,
+        "community_id_v1(source, destination, source_port, destination_port, protocol [, seed])",
+        (5, 6),
+    ),
+    _function(instr, "instr(value, wanted)", (2,), replaces=True),
+    _function(replace, "replace(value, old, new)", (3,), replaces=True),
+    _function(trim, "trim(value [, characters])", (1, 2), replaces=True),
+    _function(ltrim, "ltrim(value [, characters])", (1, 2), replaces=True),
+    _function(rtrim, "rtrim(value [, characters])", (1, 2), replaces=True),
+)
+
+BUILT_IN: Final = frozenset(
+    """
+    abs char coalesce concat concat_ws format glob hex if ifnull iif instr length like likely unlikely likelihood lower
+    ltrim max min nullif octet_length printf quote random randomblob replace round rtrim sign substr substring trim
+    typeof unhex unicode unistr upper sqlite_version
+    acos acosh asin asinh atan atan2 atanh ceil ceiling cos cosh degrees exp floor ln log log10 log2 mod pi pow power
+    radians sin sinh sqrt tan tanh trunc
+    current_date current_time current_timestamp date datetime julianday strftime time timediff unixepoch
+    avg count group_concat median percentile percentile_cont percentile_disc string_agg sum total
+    cume_dist dense_rank first_value lag last_value lead nth_value ntile percent_rank rank row_number
+    json json_array json_array_length json_each json_error_position json_extract json_group_array json_group_object
+    json_insert json_object json_pretty json_quote json_remove json_replace json_set json_tree json_type json_valid
+    subtype -> ->>
+    """.split()  # noqa: SIM905
+)
+"""Those of SQLite's functions that statements may call: they read nothing but their arguments and end soon."""

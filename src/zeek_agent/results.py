@@ -1,0 +1,180 @@
+"""What a statement gives: typed columns, rows whose cells fit them, and what had to be left out.
+
+A result column that comes from a table's column has that column's type. An expression is typed by its alias
+(`max(pid) AS "pid:count"`, the suffix is cut off), else by what SQLite made of it: `int`, `real`, `text`, `blob`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+from zeek_agent.cells import Decoder
+from zeek_agent.schema import Table, Value, ZeekType
+
+BATCH_ROWS: Final = 1000
+ERRORS_SHOWN: Final = 10
+
+Origin: TypeAlias = "tuple[str, str | None, str | None, str | None, str | None]"
+"""apsw's `description_full` of a column: name, declared type, database, table, column."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultColumn:
+    """A column of a result."""
+
+    name: str
+    type: ZeekType
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The rows of a statement.
+
+    Cells by their column's type: bool `True`/`False`; count and int `int`; real, time and interval `float`; text, enum
+    and address `str`; blob `bytes` (or `str`); port `(number, protocol)`; set and vector a tuple of cells; record a
+    tuple of `(name, value)` pairs; None for NULL. All cells are hashable.
+
+    `errors` tells of rows that were left out since a value does not fit its column: the first ten, then how many more.
+    """
+
+    columns: tuple[ResultColumn, ...]
+    rows: list[tuple[Value, ...]] = field(repr=False)
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A compiled statement: its columns, and the names of the tables that it reads, also through views.
+
+    The type of an expression without a type in its alias is known only with its values: `text` stands in.
+    """
+
+    columns: tuple[ResultColumn, ...]
+    tables: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A result column before its values are known: `type` is None for an expression without a type."""
+
+    name: str
+    type: ZeekType | None
+
+    def column(self, cells: Iterable[Any] = ()) -> ResultColumn:
+        """The column, typed by its cells where nothing else tells."""
+        return ResultColumn(self.name, self.type or _storage_type(cells))
+
+
+class Errors:
+    """Rows left out of one statement: the first few texts, and how many."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, None] = {}
+        self._count = 0
+
+    def add(self, message: str) -> None:
+        self._count += 1
+        if len(self._texts) < ERRORS_SHOWN:
+            self._texts[message] = None
+
+    def texts(self) -> tuple[str, ...]:
+        more = self._count - len(self._texts)
+        return (*self._texts, f"and {more} more") if more > 0 else tuple(self._texts)
+
+
+def headings(description: Sequence[Origin], tables: Mapping[str, Table]) -> tuple[Heading, ...]:
+    """The columns of a compiled statement. `tables` is by every name under which a table can be read."""
+    return tuple(_heading(origin, tables) for origin in description)
+
+
+def _heading(origin: Origin, tables: Mapping[str, Table]) -> Heading:
+    name, _, _, table_name, column_name = origin
+    plain, colon, suffix = name.rpartition(":")
+    if colon:
+        try:
+            return Heading(plain, ZeekType.parse(suffix))
+        except ValueError:
+            pass  # a colon that is part of the name
+    table = tables.get(table_name or "")
+    return Heading(name, _column_type(table, column_name) if table and column_name else None)
+
+
+def _column_type(table: Table, name: str) -> ZeekType | None:
+    for parameter in table.parameters:
+        if parameter.column == name:
+            return parameter.zeek_type
+    for column in table.columns:
+        if column.name == name:
+            return column.zeek_type
+    return None
+
+
+def typed(heads: Sequence[Heading], rows: list[tuple[Any, ...]], errors: Errors) -> tuple[ResultColumn, ...]:
+    """Bring rows as SQLite gave them into result form, in place; those that do not fit are left out and counted."""
+    columns = _settle(heads, rows)
+    decoders = [Decoder(column.type) for column in columns]
+    kept: list[tuple[Any, ...]] | None = None
+    for start in range(0, len(rows), BATCH_ROWS):
+        batch = rows[start : start + BATCH_ROWS]
+        try:
+            fitting = _decode_batch(batch, decoders)
+        except ValueError:
+            fitting = _decode_each(batch, columns, decoders, errors)
+        if len(fitting) < len(batch) and kept is None:
+            kept = rows[:start]
+        if kept is not None:
+            kept += fitting
+        elif fitting is not batch:
+            rows[start : start + BATCH_ROWS] = fitting
+    if kept is not None:
+        rows[:] = kept
+    return columns
+
+
+def _settle(heads: Sequence[Heading], rows: list[tuple[Any, ...]]) -> tuple[ResultColumn, ...]:
+    return tuple(
+        head.column() if head.type else head.column(row[index] for row in rows) for index, head in enumerate(heads)
+    )
+
+
+def _storage_type(cells: Iterable[Any]) -> ZeekType:
+    """What version 2 sends for an expression. Integers among reals are reals; other mixtures go by the first here."""
+    kinds = set(map(type, cells))
+    for kind, name in ((str, "text"), (bytes, "blob"), (float, "real"), (int, "int")):
+        if kind in kinds:
+            return ZeekType(name)
+    return ZeekType("text")
+
+
+def _decode_batch(batch: list[tuple[Any, ...]], decoders: list[Decoder]) -> list[tuple[Any, ...]]:
+    columns = list(zip(*batch, strict=True))
+    changed = False
+    for index, decoder in enumerate(decoders):
+        decoded = decoder.column(columns[index])
+        changed = changed or decoded is not columns[index]
+        columns[index] = decoded
+    return list(zip(*columns, strict=True)) if changed else batch
+
+
+def _decode_each(
+    batch: list[tuple[Any, ...]], columns: Sequence[ResultColumn], decoders: list[Decoder], errors: Errors
+) -> list[tuple[Any, ...]]:
+    fitting = []
+    for row in batch:
+        try:
+            fitting.append(_decode_row(row, columns, decoders))
+        except ValueError as error:
+            errors.add(f"row left out: {error}")
+    return fitting
+
+
+def _decode_row(row: tuple[Any, ...], columns: Sequence[ResultColumn], decoders: list[Decoder]) -> tuple[Any, ...]:
+    cells = []
+    for cell, column, decoder in zip(row, columns, decoders, strict=True):
+        try:
+            cells.append(decoder.column((cell,))[0])
+        except ValueError as error:
+            raise ValueError(f"column {column.name} ({column.type}): {error}") from error
+    return tuple(cells)

@@ -1,0 +1,110 @@
+"""Scans of snapshot tables: one scan for several statements of the same moment, one scan for all loops of a join."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, Final
+
+from zeek_agent.schema import Row, Table
+
+SHARED_ROWS: Final = 50_000
+HELD_ROWS: Final = 100_000
+
+
+class SharedScans:
+    """Full scans of tables, kept for a moment so that the statements of one tick share them. Thread-safe.
+
+    A statement takes part in a scan that began at most `seconds` before it was asked for. What one scan may hold is
+    bounded by SHARED_ROWS; a longer one is not shared.
+    """
+
+    def __init__(self, seconds: float = 0.1, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._scans: dict[str, _Scan] = {}
+
+    def rows(
+        self,
+        table: Table,
+        columns: frozenset[str],
+        since: float,
+        scan: Callable[[], Iterator[Row]],
+        check: Callable[[], None],
+    ) -> Iterator[Row]:
+        """All rows of the table with at least these columns, of a scan that began at `since` or later."""
+        with self._lock:
+            entry = self._scans.get(table.name)
+            leads = entry is None or entry.table is not table or entry.began < since or not columns <= entry.columns
+            if entry is None or leads:
+                entry = self._scans[table.name] = _Scan(table, columns, self._clock())
+        if leads:
+            return self._lead(entry, scan)
+        while not entry.done.wait(0.05):
+            check()
+        return scan() if entry.rows is None else iter(entry.rows)
+
+    def expire(self) -> bool:
+        """Forget scans that ended a while ago. Tells whether any is left."""
+        with self._lock:
+            limit = self._clock() - self.seconds
+            self._scans = {
+                name: entry for name, entry in self._scans.items() if not entry.done.is_set() or entry.ended > limit
+            }
+            return bool(self._scans)
+
+    def _lead(self, entry: _Scan, scan: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+        try:
+            rows = scan()
+            first = list(islice(rows, SHARED_ROWS))
+            if len(first) < SHARED_ROWS:
+                entry.rows = first
+                return iter(first)
+            return chain(first, rows)
+        finally:
+            entry.ended = self._clock()
+            entry.done.set()
+            if entry.rows is None:
+                self._forget(entry)
+
+    def _forget(self, entry: _Scan) -> None:
+        with self._lock:
+            if self._scans.get(entry.table.name) is entry:
+                del self._scans[entry.table.name]
+
+
+class _Scan:
+    """`rows` stays None when the scan failed or was too long; followers then scan themselves."""
+
+    __slots__ = ("began", "columns", "done", "ended", "rows", "table")
+
+    def __init__(self, table: Table, columns: frozenset[str], began: float) -> None:
+        self.table = table
+        self.columns = columns
+        self.began = began
+        self.ended = began
+        self.done = threading.Event()
+        self.rows: list[Row] | None = None
+
+
+class HeldScan:
+    """All rows of one scan, found again by the value of any column: what an index is to an ordinary table."""
+
+    def __init__(self, rows: list[Sequence[Any]]) -> None:
+        self._rows = rows
+        self._indexes: dict[int, dict[Any, list[Sequence[Any]]]] = {}
+
+    def select(self, equalities: Mapping[int, frozenset[Any]]) -> Iterator[Sequence[Any]]:
+        """At least the rows whose cells are among the wanted ones; keys are positions in the row."""
+        if not equalities:
+            return iter(self._rows)
+        position, wanted = min(equalities.items(), key=lambda item: len(item[1]))
+        index = self._indexes.get(position)
+        if index is None:
+            index = self._indexes[position] = {}
+            for row in self._rows:
+                index.setdefault(row[position], []).append(row)
+        return chain.from_iterable(index.get(value, ()) for value in wanted)

@@ -1,0 +1,436 @@
+"""Tables as SQLite sees them: a virtual-table module driven by the declarations of `schema`.
+
+Equality on a column, and a whole IN list, reach the table as `Constraints.equalities`; SQLite checks each row again, so
+a table may ignore them. Parameters are hidden columns `_name`: arguments of the table as a function, or equalities.
+Each use of a table in a statement has its own cursor, and with it its own parameters.
+
+A join that asks a table again and again, once per row of another, pays for the first few look-ups; then the table is
+scanned once and indexed in memory (`scans.HeldScan`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice
+from typing import Any, Final, NamedTuple, Protocol
+
+import apsw
+
+from zeek_agent.cells import INT64_MAX, INT64_MIN, Encoder, encode
+from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
+from zeek_agent.host import Host
+from zeek_agent.sandbox import Run
+from zeek_agent.scans import HELD_ROWS, HeldScan, SharedScans
+from zeek_agent.schema import Constraints, Row, Table, Value, ZeekType
+
+CHUNK_ROWS: Final = 64
+LOOKUPS_BEFORE_HOLDING: Final = 8
+FULL_SCAN_ROWS: Final = 1_000
+
+_PUSHED_DOWN: Final = frozenset({"address", "blob", "bool", "count", "enum", "int", "interval", "real", "text", "time"})
+
+
+class NumbersNeeded(Exception):  # noqa: N818 - a request to the session, not a failure
+    """SQLite asked for a row's number, to know it again in another scan of the table (OR over two columns, RIGHT
+    JOIN). The statement has to run again with `Run.numbered`: each table is then scanned once and its rows numbered.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A column of the virtual table: a column of the table, or a parameter (`position` is then past the columns)."""
+
+    name: str
+    type: ZeekType
+    position: int
+    parameter: bool = False
+    hidden: bool = False
+
+    @property
+    def declaration(self) -> str:
+        hidden = " HIDDEN" if self.hidden or self.parameter else ""
+        return f"{quoted(self.name)} {self.type.sqlite}{hidden}"
+
+
+class Layout:
+    """A table's columns in the order that SQLite sees: shown ones, parameters (so that they come first among the
+    hidden ones, which a function's arguments fill), and hidden ones.
+    """
+
+    def __init__(self, table: Table, *, hide_added: bool) -> None:
+        self.table = table
+        columns = [
+            Field(column.name, column.zeek_type, position, hidden=hide_added and column.added)
+            for position, column in enumerate(table.columns)
+        ]
+        parameters = [
+            Field(parameter.column, parameter.zeek_type, len(columns) + number, parameter=True)
+            for number, parameter in enumerate(table.parameters)
+        ]
+        self.fields = (
+            *(column for column in columns if not column.hidden),
+            *parameters,
+            *(column for column in columns if column.hidden),
+        )
+        self.rearranged = [field.position for field in self.fields] != list(range(len(columns)))
+        self.encoders = [Encoder(field.type) for field in self.fields]
+
+    @property
+    def sql(self) -> str:
+        return f"CREATE TABLE t({', '.join(field.declaration for field in self.fields)})"
+
+
+class Plan(NamedTuple):
+    """What BestIndex decided, as Filter reads it: fields whose values are arguments, and fields that are read."""
+
+    arguments: tuple[int, ...]
+    used: tuple[int, ...]
+
+    def text(self) -> str:
+        return f"{' '.join(map(str, self.arguments))};{' '.join(map(str, self.used))}"
+
+
+@lru_cache(maxsize=1024)
+def _parse_plan(plan: str) -> Plan:
+    arguments, used = ([int(number) for number in part.split()] for part in plan.split(";"))
+    return Plan(tuple(arguments), tuple(used))
+
+
+class Surroundings(Protocol):
+    """What a virtual table needs of the session whose connection it belongs to."""
+
+    host: Host
+    scans: SharedScans
+    run: Run
+    held: dict[tuple[Layout, tuple[Value, ...]], HeldScan]
+    missing: str | None
+
+
+class TableModule:
+    """Makes one table's virtual table in one connection. `rows` reads other than the table's own function does;
+    `stored` says that its cells are already as SQLite holds them.
+    """
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        layout: Layout,
+        rows: Callable[[Constraints], Iterable[Row]] | None = None,
+        *,
+        stored: bool = False,
+    ) -> None:
+        self.surroundings = surroundings
+        self.layout = layout
+        self.scan = rows or layout.table.rows
+        self.shared = rows is None
+        self.stored = stored
+
+    def Create(  # noqa: N802 - apsw's name
+        self, connection: apsw.Connection, module: str, database: str, name: str, *arguments: Any
+    ) -> tuple[str, VirtualTable]:
+        return self.layout.sql, VirtualTable(self)
+
+    Connect = Create
+
+
+class VirtualTable:
+    """One virtual table of a connection."""
+
+    def __init__(self, module: TableModule) -> None:
+        self.module = module
+        self._parameters = {number: field for number, field in enumerate(module.layout.fields) if field.parameter}
+        self._required = {
+            number
+            for number, field in self._parameters.items()
+            for parameter in module.layout.table.parameters
+            if parameter.column == field.name and parameter.required and parameter.default is None
+        }
+
+    def BestIndexObject(self, info: apsw.IndexInfo) -> bool:  # noqa: N802
+        """Take all equalities that can be used; refuse plans without a parameter's value."""
+        arguments: list[int] = []
+        for which in range(info.nConstraint):
+            number = info.get_aConstraint_iColumn(which)
+            if info.get_aConstraint_op(which) != apsw.SQLITE_INDEX_CONSTRAINT_EQ or number < 0:
+                continue
+            parameter = number in self._parameters
+            if not info.get_aConstraint_usable(which):
+                if parameter:
+                    return False
+                continue
+            if not parameter and not self._pushes_down(number, info.get_aConstraint_collation(which)):
+                continue
+            arguments.append(number)
+            info.set_aConstraintUsage_argvIndex(which, len(arguments))
+            if parameter:
+                info.set_aConstraintUsage_omit(which, True)
+            elif info.get_aConstraintUsage_in(which):
+                info.set_aConstraintUsage_in(which, True)
+        for number in self._required.difference(arguments):
+            name, table = self.module.layout.fields[number].name, self.module.layout.table.name
+            self.module.surroundings.missing = f"table {table}: parameter {name} is required"
+            return False
+        narrowed = any(number not in self._parameters for number in arguments)
+        info.estimatedCost = 1 if narrowed else FULL_SCAN_ROWS
+        info.estimatedRows = 1 if narrowed else FULL_SCAN_ROWS
+        info.idxStr = Plan(tuple(arguments), self._used(info.colUsed)).text()
+        return True
+
+    def _used(self, columns: set[int]) -> tuple[int, ...]:
+        """Columns that the statement reads; SQLite's number 63 stands for all from there on."""
+        past = range(63, len(self.module.layout.fields)) if 63 in columns else ()
+        return tuple(sorted(columns.union(past)))
+
+    def _pushes_down(self, number: int, collation: str) -> bool:
+        return collation == "BINARY" and self.module.layout.fields[number].type.name in _PUSHED_DOWN
+
+    def Open(self) -> TableCursor:  # noqa: N802
+        return TableCursor(self.module)
+
+    def Disconnect(self) -> None:  # noqa: N802
+        """Nothing is held beyond the connection."""
+
+    Destroy = Disconnect
+
+
+class TableCursor:
+    """One use of a table in a running statement. SQLite calls Filter once, or once per row of an outer loop."""
+
+    __slots__ = ("_held", "_lookups", "_module", "_parameters", "_row", "_rows", "_too_long")
+
+    def __init__(self, module: TableModule) -> None:
+        self._module = module
+        self._lookups = 0
+        self._parameters: tuple[Value, ...] | None = None
+        self._held: HeldScan | None = None
+        self._too_long = False
+        self._rows: Iterator[Sequence[Any]] = iter(())
+        self._row: Sequence[Any] | None = None
+
+    def Filter(self, number: int, plan: str, values: tuple[Any, ...] | None) -> None:  # noqa: N802
+        self._rows = self._select(_parse_plan(plan), values or ())
+        self._row = next(self._rows, None)
+
+    def Eof(self) -> bool:  # noqa: N802
+        return self._row is None
+
+    def Next(self) -> None:  # noqa: N802
+        self._row = next(self._rows, None)
+
+    def Column(self, number: int) -> Any:  # noqa: N802
+        return self._row[number]  # type: ignore[index]  # SQLite asks only while Eof is false
+
+    def Rowid(self) -> int:  # noqa: N802
+        if not self._module.surroundings.run.numbered:
+            raise NumbersNeeded
+        return int(self._row[-1])  # type: ignore[index]
+
+    def Close(self) -> None:  # noqa: N802
+        self._rows, self._held = iter(()), None
+
+    def _select(self, plan: Plan, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        layout = self._module.layout
+        given: dict[int, Any] = {}
+        equal: dict[int, frozenset[Any]] = {}
+        for number, value in zip(plan.arguments, values, strict=True):
+            field = layout.fields[number]
+            if field.parameter:
+                given[field.position] = value
+                continue
+            wanted = _comparable(field.type, value)
+            if wanted is not None:
+                equal[number] = equal[number] & wanted if number in equal else wanted
+        parameters = _parameters(layout.table, given)
+        if parameters is None or not all(equal.values()):
+            return iter(())
+        return self._find(plan, parameters, equal)
+
+    def _find(
+        self, plan: Plan, parameters: tuple[Value, ...], equal: Mapping[int, frozenset[Any]]
+    ) -> Iterator[Sequence[Any]]:
+        reader = Reader(self._module, parameters)
+        if self._module.surroundings.run.numbered:
+            return reader.numbered().select(equal)
+        if parameters != self._parameters:
+            self._parameters, self._lookups, self._held, self._too_long = parameters, 0, None, False
+        self._lookups += 1
+        if self._held is None and not self._too_long and self._lookups > (LOOKUPS_BEFORE_HOLDING if equal else 1):
+            self._held = reader.hold(plan.used)
+            self._too_long = self._held is None
+        return reader.rows(plan.used, equal) if self._held is None else self._held.select(equal)
+
+
+class Reader:
+    """Reads one table with given parameters for one statement."""
+
+    def __init__(self, module: TableModule, parameters: tuple[Value, ...]) -> None:
+        self._module = module
+        self._layout = module.layout
+        self._parameters = parameters
+        self._run = module.surroundings.run
+
+    def rows(self, used: Iterable[int], equal: Mapping[int, frozenset[Any]]) -> Iterator[Sequence[Any]]:
+        """Rows as SQLite holds them, converted in chunks. Cells that are not used are not looked at."""
+        chunks = self._chunks(self._open(used, equal), tuple(used))
+        return chain.from_iterable(chunks)
+
+    def hold(self, used: Iterable[int]) -> HeldScan | None:
+        """All rows, or None when they are too many to hold."""
+        rows = list(islice(self.rows(used, {}), HELD_ROWS + 1))
+        return HeldScan(rows) if len(rows) <= HELD_ROWS else None
+
+    def numbered(self) -> HeldScan:
+        """All rows, each with its number as a last cell: one scan for the whole statement."""
+        held = self._module.surroundings.held
+        key = (self._layout, self._parameters)
+        if key not in held:
+            rows = list(islice(self.rows(range(len(self._layout.fields)), {}), HELD_ROWS + 1))
+            if len(rows) > HELD_ROWS:
+                raise LimitError(f"table {self._layout.table.name}: more than {HELD_ROWS} rows for this kind of join")
+            held[key] = HeldScan([(*row, number) for number, row in enumerate(rows)])
+        return held[key]
+
+    def _open(self, used: Iterable[int], equal: Mapping[int, frozenset[Any]]) -> Iterator[Row]:
+        table, fields, surroundings = self._layout.table, self._layout.fields, self._module.surroundings
+        wanted = Constraints(
+            host=surroundings.host,
+            parameters={
+                parameter.name: value for parameter, value in zip(table.parameters, self._parameters, strict=True)
+            },
+            equalities={fields[number].name: values for number, values in equal.items()},
+            columns=frozenset(fields[number].name for number in used),
+            check=self._run.check,
+        )
+
+        def scan() -> Iterator[Row]:
+            return iter(self._module.scan(wanted))
+
+        if equal or table.parameters or not self._module.shared:
+            return self._guarded(scan)
+        share, run = surroundings.scans, self._run
+        return self._guarded(lambda: share.rows(table, wanted.columns, run.asked - share.seconds, scan, run.check))
+
+    def _guarded(self, scan: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+        """The scan, its failures told as the table's."""
+        try:
+            yield from scan()
+        except (ZeekAgentError, apsw.Error):
+            raise
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            raise SqlError(f"table {self._layout.table.name}: {reason}") from error
+
+    def _chunks(self, rows: Iterator[Row], used: tuple[int, ...]) -> Iterator[list[Sequence[Any]]]:
+        convert = self._plain if self._module.stored else self._convert
+        while chunk := list(islice(rows, CHUNK_ROWS)):
+            self._run.check()
+            try:
+                yield convert(chunk, used)
+            except ValueError:
+                yield self._convert_each(chunk, used)
+
+    def _plain(self, chunk: list[Row], used: tuple[int, ...]) -> list[Sequence[Any]]:
+        return chunk
+
+    def _convert(self, chunk: list[Row], used: tuple[int, ...]) -> list[Sequence[Any]]:
+        layout = self._layout
+        width = len(layout.table.columns)
+        if set(map(len, chunk)) != {width}:
+            raise ValueError(f"a row has {len(chunk[0])} cells instead of {width}")
+        if not used:
+            return chunk
+        columns: list[Sequence[Any]] = list(zip(*chunk, strict=True))
+        changed = layout.rearranged
+        if changed:
+            columns += [[value] * len(chunk) for value in self._parameters]
+            columns = [columns[field.position] for field in layout.fields]
+        for number in used:
+            if layout.fields[number].parameter:
+                continue
+            encoded = self._encode(number, columns[number])
+            changed = changed or encoded is not columns[number]
+            columns[number] = encoded
+        return list(zip(*columns, strict=True)) if changed else chunk
+
+    def _encode(self, number: int, cells: Sequence[Any]) -> Sequence[Any]:
+        try:
+            return self._layout.encoders[number].column(cells, self._run.value_bytes)  # type: ignore[arg-type]
+        except ValueError as error:
+            field = self._layout.fields[number]
+            raise ValueError(f"column {field.name} ({field.type}): {error}") from error
+
+    def _convert_each(self, chunk: list[Row], used: tuple[int, ...]) -> list[Sequence[Any]]:
+        converted: list[Sequence[Any]] = []
+        for row in chunk:
+            try:
+                converted += self._convert([row], used)
+            except ValueError as error:
+                self._run.errors.add(f"table {self._layout.table.name}: row left out: {error}")
+        return converted
+
+
+def _parameters(table: Table, given: Mapping[int, Any]) -> tuple[Value, ...] | None:
+    """The parameters' values in order, defaults where none is given; None when one is NULL, which equals nothing.
+
+    Raises SqlError when a value is not of the parameter's type.
+    """
+    values: list[Value] = []
+    for position, parameter in enumerate(table.parameters, len(table.columns)):
+        value = given.get(position, parameter.default)
+        if position in given and value is None:
+            return None
+        zeek_type = parameter.zeek_type
+        if zeek_type.sqlite == "TEXT" and isinstance(value, int | float):
+            value = str(value)
+        elif zeek_type.sqlite != "TEXT" and isinstance(value, str):
+            value = _number(value, value)
+        try:
+            values.append(encode(zeek_type, value))
+        except ValueError as error:
+            raise SqlError(f"table {table.name}: parameter {parameter.column}: {error}") from error
+    return tuple(values)
+
+
+def _comparable(zeek_type: ZeekType, value: Any) -> frozenset[Any] | None:
+    """The cells of a column that SQLite holds equal to the value (or to one of a set of values).
+
+    None when they cannot be named: then the column is not constrained. SQLite compares numbers with text by the
+    column's affinity, which this follows.
+    """
+    cells: set[Any] = set()
+    for one in value if isinstance(value, set | frozenset) else (value,):
+        if one is None:
+            continue
+        if zeek_type.sqlite == "BLOB":
+            cells.add(one)
+        elif zeek_type.sqlite == "TEXT":
+            if isinstance(one, int | float):
+                return None
+            cells.add(one)
+        else:
+            number = _number(one, None) if isinstance(one, str) else one
+            if isinstance(number, float) and number.is_integer() and zeek_type.sqlite == "INTEGER":
+                number = int(number)
+            if not isinstance(number, int | float):
+                continue
+            if not INT64_MIN <= number <= INT64_MAX:
+                return None
+            cells.add(number)
+    return frozenset(cells)
+
+
+def _number(content: str, otherwise: Any) -> Any:
+    """Text that is a number as that number. More lenient than SQLite, never stricter."""
+    for read in (int, float):
+        try:
+            return read(content)
+        except ValueError:
+            continue
+    return otherwise
+
+
+def quoted(name: str) -> str:
+    """The name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
