@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -18,7 +19,7 @@ _SO_RCVBUFFORCE: Final = 33
 
 
 class Listener:
-    """Calls `receive` with each datagram, in order, and `settle` after each run of them and every `tick` seconds.
+    """Calls `receive` with each datagram, in order; `settle` within `batch` seconds of it, and every `tick` seconds.
 
     Both are called by one thread at a time. `overrun` is told that the kernel had to drop datagrams, `failed` why the
     listener has ended by itself. An `urgent` one gets a processor before others: it looks at what is gone soon.
@@ -32,6 +33,7 @@ class Listener:
         settle: Callable[[], None],
         overrun: Callable[[], None],
         failed: Callable[[str], None],
+        batch: float = 0.02,
         tick: float = 0.5,
         urgent: bool = False,
     ) -> None:
@@ -41,6 +43,7 @@ class Listener:
         self._settle = settle
         self._overrun = overrun
         self._failed = failed
+        self._batch = batch
         self._tick = tick
         self._urgent = urgent
         self._lock = threading.Lock()
@@ -73,13 +76,18 @@ class Listener:
         poll.register(self._channel, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         try:
+            due = 0.0
             while True:
-                ready = poll.poll(self._tick * 1_000)
+                ready = poll.poll(max(due - time.monotonic(), 0.0) * 1_000)
                 if any(descriptor == self._wake for descriptor, _ in ready):
                     return
                 with self._lock:
-                    self._take()
-                    self._settle()
+                    if ready:
+                        self._take()
+                        due = min(due, time.monotonic() + self._batch)
+                    if time.monotonic() >= due:
+                        self._settle()
+                        due = time.monotonic() + self._tick
         except Exception as error:  # noqa: BLE001 - whatever it is, the source has ended and must be replaced
             self._failed(f"{type(error).__name__}: {error}")
 

@@ -17,12 +17,12 @@ from zeek_agent.sources import Sink, Source
 from zeek_agent.sources.boot_clock import boot_time
 from zeek_agent.sources.exclusions import Exclusions
 from zeek_agent.sources.listener import Listener, enlarge
-from zeek_agent.sources.process_life import Image, ProcessLife
+from zeek_agent.sources.process_life import ProcessLife
 from zeek_agent.sources.process_rows import PROCESSES_EVENTS
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
-    from zeek_agent.sources.process_cache import ProcessCache
+    from zeek_agent.sources.process_cache import Process, ProcessCache
 
 _NETLINK_CONNECTOR: Final = 11
 _NLMSG_DONE: Final = 3
@@ -57,7 +57,7 @@ class _Event(NamedTuple):
     what: int
     stamp: int
     ids: tuple[int, int, int, int]
-    image: Image | None
+    shown: Process | None
 
 
 class ProcConnector(Source):
@@ -126,8 +126,8 @@ class ProcConnector(Source):
         self.counters.received += 1
         self._count(_CONNECTOR.unpack_from(datagram, _HEAD)[2], cpu)
         ids = _IDS.unpack_from(datagram, _DATA)
-        image = self._life.look(ids[1]) if what == _What.EXEC else None
-        self._events.append(_Event(what, stamp, ids, image))
+        shown = self._life.look(ids[1]) if what == _What.EXEC else None
+        self._events.append(_Event(what, stamp, ids, shown))
 
     def _handle(self, event: _Event, at: int) -> None:
         thread, process, third, fourth = event.ids
@@ -137,7 +137,7 @@ class ProcConnector(Source):
             case _What.EXEC:
                 self._threads.pop(process, None)
                 self._leaders.pop(process, None)
-                self._life.exec(process, at, event.image)
+                self._life.exec(process, at, event.shown)
             case _What.UID:
                 self._life.set_user(process, third, fourth)
             case _What.GID:

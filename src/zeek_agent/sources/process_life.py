@@ -7,7 +7,7 @@ process that is forked and executes a program within a second has started once, 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from zeek_agent.sources import procfs
 from zeek_agent.sources.entity_id import entity_id
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 
 FORK_PATIENCE: Final = 1_000_000_000
 """Nanoseconds that a forked process may take to execute a program before it counts as started as what it is."""
-
-
-class Image(NamedTuple):
-    """What a process executes: the program's path and the command line."""
-
-    exe: str | None
-    cmdline: str | None
 
 
 class ProcessLife:
@@ -72,24 +65,25 @@ class ProcessLife:
         self.cache.begin(child)
         self._forked[pid] = child
 
-    def look(self, pid: int) -> Image | None:
-        """What `pid` executes just now. To be asked for as soon as it is known to have executed something."""
+    def look(self, pid: int) -> Process | None:
+        """The process as /proc shows it, for `exec`: as soon as possible, what an end takes away first read first."""
         try:
             with procfs.Process(self._procfs, pid) as shown:
-                return Image(shown.exe, self.cache.command_line(to_bytes(shown.cmdline or "")))
+                exe, cmdline = shown.exe, self.cache.command_line(to_bytes(shown.cmdline or ""))
         except ProcessLookupError:
             return None
+        process = self.cache.read(pid)
+        return None if process is None else replace(process, exe=exe, cmdline=cmdline)
 
-    def exec(self, pid: int, at: int, image: Image | None = None) -> Process:
-        """`pid` executed a program, `image`. Gives what is known of it; what is not can be filled in until `take`."""
+    def exec(self, pid: int, at: int, shown: Process | None) -> Process:
+        """`pid` executed a program; `look` had `shown`. What it could not know can be filled in until `take`."""
         self._forked.pop(pid, None)
         known = self.cache.lookup(pid)
         if known is not None and known.exited:
             known = None
-        shown = self.cache.read(pid)
         if shown is not None and known is not None and not _same(shown, known):
             shown = None
-        process = _after_exec(known, shown, image or Image(None, None)) or _unknown(pid, at, None)
+        process = _after_exec(known, shown) or _unknown(pid, at, None)
         process.since = at
         self.cache.exec(process)
         self._changes.append((process, at, None))
@@ -157,19 +151,14 @@ class ProcessLife:
         return Exit(status)
 
 
-def _after_exec(known: Process | None, shown: Process | None, image: Image) -> Process | None:
+def _after_exec(known: Process | None, shown: Process | None) -> Process | None:
     """What an exec made of the process that is `known`: all of it if it was still alive to be `shown`."""
+    if known is None:
+        return shown
     if shown is not None and shown.exe is not None:
-        return replace(
-            shown,
-            exe=image.exe or shown.exe,
-            cmdline=image.cmdline or shown.cmdline,
-            parent_entity_id=shown.parent_entity_id or (known.parent_entity_id if known else None),
-        )
-    if known is not None:
-        name = shown.name if shown is not None else ""
-        return replace(known, name=name, exe=image.exe, cmdline=image.cmdline, vsize=None, rsize=None, until=None)
-    return shown
+        return replace(shown, parent_entity_id=shown.parent_entity_id or known.parent_entity_id)
+    name = shown.name if shown is not None else ""
+    return replace(known, name=name, exe=None, cmdline=None, vsize=None, rsize=None, until=None)
 
 
 def _same(shown: Process, known: Process) -> bool:
