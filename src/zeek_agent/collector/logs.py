@@ -265,7 +265,7 @@ _CUTS: Final = {"\\": "\\\\", "\t": "\\x09", ",": "\\x2c"}
 _RESERVED: Final = {"": "(empty)", "-": "\\x2d", "(empty)": "\\x28empty)"}
 
 _NOT_SHOWN: Final = "\x7f-\x9f\ue000-\uf8ff\ufff0-\uffff\ud800-\udfff"
-_BAD: Final = re.compile(f"[\x00-\x1f{_NOT_SHOWN}]")
+_BAD: Final = re.compile(f"[\x00-\x08\x0a-\x1f{_NOT_SHOWN}]")
 _BAD_IN_JSON: Final = re.compile(f"[\x00-\x07\x0b\x0e-\x1f{_NOT_SHOWN}]")
 _HEX: Final = {byte: f"\\x{byte:02x}" for byte in range(256) if not 32 <= byte < 127}
 _HEX_IN_JSON: Final = {byte: text for byte, text in _HEX.items() if byte not in b"\b\f\n\r\t"}
@@ -299,6 +299,8 @@ def _tsv_member(value: Any) -> str:
 
 def _tsv_escaped(text: str, cut: re.Pattern[str]) -> str:
     """Cut at separators and backslashes; a piece with one bad character has all its non-ASCII bytes in hex."""
+    if _BAD.search(text) is None:
+        return cut.sub(lambda match: _CUTS[match[0]], text)
     return "".join(
         _CUTS.get(piece) or (_hex(piece, _HEX) if _BAD.search(piece) else piece) for piece in cut.split(text)
     )

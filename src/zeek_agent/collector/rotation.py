@@ -52,6 +52,7 @@ class LogFile:
         self._lock = threading.Lock()
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self._waiting_since = 0.0
         self._fd: int | None = None
         self._size = 0
         self._opened = 0.0
@@ -69,6 +70,8 @@ class LogFile:
             if self._pending and self._pending_bytes + len(line) > PENDING_BYTES:
                 self.dropped += 1
                 return
+            if not self._pending:
+                self._waiting_since = self._clock()
             self._pending.append(line)
             self._pending_bytes += len(line)
         self.rows += 1
@@ -78,13 +81,14 @@ class LogFile:
         with self._lock:
             lines, self._pending = self._pending, []
             taken, self._pending_bytes = self._pending_bytes, 0
+            since = self._waiting_since
         try:
             if lines:
-                self._open()
+                self._open(since)
                 self._append(b"".join(lines))
         except OSError:
             with self._lock:
-                self._pending[:0] = lines
+                self._pending[:0], self._waiting_since = lines, since
                 self._pending_bytes += taken
             raise
         if self._fd is not None and (self._clock() >= self._rotate_at or 0 < self._rotate_bytes <= self._size):
@@ -121,7 +125,8 @@ class LogFile:
         if self._fd is None and os.path.lexists(self._file):
             self._file.rename(_free_name(self._directory, self.path, _opened(self._file)))
 
-    def _open(self) -> None:
+    def _open(self, since: float) -> None:
+        """Have the file open; a new one counts as opened when its first line came."""
         if self._fd is not None and self._in_place():
             return
         if self._fd is not None:  # someone took the file away
@@ -129,7 +134,7 @@ class LogFile:
             os.close(fd)
         self._directory.mkdir(parents=True, exist_ok=True)
         self.move_leftover()
-        self._opened = self._clock()
+        self._opened = since
         self._fd = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
         self._size = 0
         if self._rotate_interval > 0:
