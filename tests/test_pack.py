@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from zeek_log import CAPTURED
 
@@ -13,6 +15,8 @@ from zeek_agent.collector.logs import TsvFormat
 from zeek_agent.errors import UsageError
 from zeek_agent.queries import Query, Subscription
 from zeek_agent.tables import builtin_tables
+
+DOCS = Path(__file__).parent.parent / "docs"
 
 SMALL = """
 [logs.things]
@@ -189,3 +193,22 @@ def test_a_pack_is_read_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="not valid TOML"):
         pack.load(tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize("section", [pack.PackFile, pack.LogEntry, pack.FieldEntry, pack.QueryEntry])
+def test_every_key_of_a_pack_is_documented(section: type[Any]) -> None:
+    documented = (DOCS / "collector.md").read_text()
+    for field in msgspec.structs.fields(section):
+        assert re.search(rf"^\| [^|]*`{field.name}`", documented, re.MULTILINE), field.name
+
+
+def test_the_pack_in_the_documentation_is_a_pack() -> None:
+    [example] = re.findall(r"```toml\n(.*?)```", (DOCS / "collector.md").read_text(), re.DOTALL)
+    [query] = parse(example).queries
+    assert query.groups == ("linux",)
+
+
+def test_every_log_of_the_default_pack_is_documented() -> None:
+    documented = (DOCS / "collector.md").read_text()
+    for log in pack.load().logs.values():
+        assert log.path.removeprefix("zeek-agent") in documented
