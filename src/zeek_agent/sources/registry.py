@@ -30,9 +30,10 @@ def candidates(
 def _ebpf(settings: SourceSettings, cache: ProcessCache) -> tuple[list[Source], list[Source]]:
     from zeek_agent.sources.bpf.monitor import Monitor
     from zeek_agent.sources.ebpf_processes import EbpfProcesses
+    from zeek_agent.sources.ebpf_sockets import EbpfSockets
 
     monitor = Monitor(cache, settings.ring_bytes)
-    return [EbpfProcesses(monitor, settings)], []
+    return [EbpfProcesses(monitor, settings)], [EbpfSockets(monitor, settings)]
 
 
 def _chosen(sources: list[Source], backend: str) -> list[Source]:

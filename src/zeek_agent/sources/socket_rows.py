@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from zeek_agent.sources.process_cache import Process
 
 SOCKETS_EVENTS: Final = "sockets_events"
+ECHOES: Final = {1: (8, 0), 58: (128, 129)}
+"""The "ports" of an echo request by protocol, as in Zeek's conn.log: its type, and the reply's."""
 
 State = Literal["established", "closed", "failed", "listen", "expired"]
 Direction = Literal["outbound", "inbound"]
@@ -71,6 +73,8 @@ def socket_row(
 def flow_id(flow: Flow) -> str | None:
     """The Community ID, where one is defined and both ends are known."""
     protocol, local, local_port, remote, remote_port = flow[:5]
+    if protocol in ECHOES and local and remote and (local_port, remote_port) == ECHOES[protocol]:
+        return packed_community_id(protocol, local, local_port, remote, remote_port)
     if protocol not in PORT_PROTOCOLS or not local or not remote or not local_port or not remote_port:
         return None
     return packed_community_id(protocol, local, local_port, remote, remote_port)

@@ -19,6 +19,8 @@ from functools import cache
 from importlib import resources
 from typing import Any, Final
 
+from zeek_agent.sources.bpf.tracepoints import open_tracepoint
+
 logger = logging.getLogger(__name__)
 
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
@@ -42,6 +44,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "bpf_program__fd": (c_int, [c_void_p]),
     "bpf_program__attach": (c_void_p, [c_void_p]),
     "bpf_program__attach_cgroup": (c_void_p, [c_void_p, c_int]),
+    "bpf_program__attach_perf_event": (c_void_p, [c_void_p, c_int]),
     "bpf_link__fd": (c_int, [c_void_p]),
     "bpf_link__destroy": (c_int, [c_void_p]),
     "bpf_iter_create": (c_int, [c_int]),
@@ -127,11 +130,14 @@ class BpfObject:
     def attach(self, program: str, cgroup: int | None = None) -> None:
         """Attach a program where its section says; one for control groups at the group that is open as `cgroup`."""
         with self._explained(f"attach {program}"):
-            handle = self.programs[program]
-            if cgroup is None:
-                link = self._library.bpf_program__attach(handle)
-            else:
+            handle, section = self.programs[program], self.section(program)
+            if cgroup is not None:
                 link = self._library.bpf_program__attach_cgroup(handle, cgroup)
+            elif section.startswith("tracepoint/"):
+                _, category, name = section.split("/")
+                link = self._library.bpf_program__attach_perf_event(handle, open_tracepoint(category, name))
+            else:
+                link = self._library.bpf_program__attach(handle)
             if not link:
                 raise _error(program)
             self._links[program] = link
@@ -199,7 +205,7 @@ class BpfObject:
                 yield
             except OSError as error:
                 code = error.errno or errno.EINVAL
-                reasons = "; ".join(_log) or os.strerror(code)
+                reasons = "; ".join(_log) or error.strerror
                 raise OSError(code, f"cannot {action} BPF object {self.name}: {reasons}") from None
 
 

@@ -6,7 +6,7 @@ from enum import IntEnum, IntFlag
 from functools import lru_cache
 from struct import Struct
 from sys import intern
-from typing import Final
+from typing import Final, NamedTuple
 
 from zeek_agent import text
 
@@ -53,6 +53,29 @@ class Flags(IntFlag):
     CWD_DETACHED = 32
     CGROUP_CUT = 64
     ARGUMENTS_UNREADABLE = 128
+
+
+class SocketRecord(NamedTuple):
+    """`struct socket_event`."""
+
+    kind: int
+    protocol: int
+    family: int
+    pid: int
+    time: int
+    started: int
+    acted: int
+    cookie: int
+    uid: int
+    gid: int
+    netns: int
+    error: int
+    local: bytes
+    remote: bytes
+    local_port: int
+    remote_port: int
+    outbound: int
+    name: bytes
 
 
 def comm(raw: bytes) -> str:

@@ -1,0 +1,66 @@
+"""Perf events of kernel tracepoints, also where tracefs is not mounted."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+from pathlib import Path
+from typing import Final
+
+_MOUNTED: Final = ("/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events")
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # the same on every machine
+_FSCONFIG_CMD_CREATE: Final = 6
+_CLOEXEC: Final = 1
+_PERF_EVENT_OPEN: Final = {"x86_64": 298, "aarch64": 241, "riscv64": 241, "ppc64le": 319, "s390x": 331}
+_PERF_TYPE_TRACEPOINT: Final = 2
+_PERF_ATTR_SIZE: Final = 64
+_PERF_FLAG_FD_CLOEXEC: Final = 8
+
+
+def open_tracepoint(category: str, name: str) -> int:
+    """A perf event of the tracepoint, for a BPF program to be attached to. Raises OSError."""
+    attributes = struct.pack("=IIQ", _PERF_TYPE_TRACEPOINT, _PERF_ATTR_SIZE, _tracepoint_id(category, name))
+    buffer = ctypes.create_string_buffer(attributes, _PERF_ATTR_SIZE)
+    number = _PERF_EVENT_OPEN.get(platform.machine())
+    if number is None:
+        raise OSError(f"system call numbers of {platform.machine()} are not known")
+    return _syscall("perf_event_open", number, buffer, -1, 0, -1, ctypes.c_ulong(_PERF_FLAG_FD_CLOEXEC))
+
+
+def _tracepoint_id(category: str, name: str) -> int:
+    for directory in _MOUNTED:
+        try:
+            return int(Path(directory, category, name, "id").read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    tracefs = _detached_tracefs()
+    try:
+        file = os.open(f"events/{category}/{name}/id", os.O_RDONLY | os.O_CLOEXEC, dir_fd=tracefs)
+        try:
+            return int(os.read(file, 32))
+        finally:
+            os.close(file)
+    finally:
+        os.close(tracefs)
+
+
+def _detached_tracefs() -> int:
+    """tracefs as an open directory that nobody else sees: it is mounted nowhere (fsopen(2))."""
+    context = _syscall("fsopen", _FSOPEN, b"tracefs", _CLOEXEC)
+    try:
+        _syscall("fsconfig", _FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        return _syscall("fsmount", _FSMOUNT, context, _CLOEXEC, 0)
+    finally:
+        os.close(context)
+
+
+def _syscall(name: str, number: int, *arguments: object) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    result: int = libc.syscall(ctypes.c_long(number), *arguments)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+    return result

@@ -1,0 +1,163 @@
+"""Socket events by eBPF."""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from zeek_agent.sources import Sink, Source
+from zeek_agent.sources.boot_clock import boot_time
+from zeek_agent.sources.bpf.connections import ConnectionTracker
+from zeek_agent.sources.bpf.libbpf import BpfObject
+from zeek_agent.sources.bpf.monitor import Monitor, Stream, ring_size
+from zeek_agent.sources.bpf.probe import cgroup2, why_no_cgroup2, why_not
+from zeek_agent.sources.bpf.ring import Ring
+from zeek_agent.sources.socket_rows import SOCKETS_EVENTS
+
+if TYPE_CHECKING:
+    from zeek_agent.config import SourceSettings
+    from zeek_agent.schema import Row
+
+logger = logging.getLogger(__name__)
+
+_RING_PER_CPU: Final = 512 << 10
+_PID, _UID, _EXE = 1, 3, 13  # columns of sockets_events
+
+
+class EbpfSockets(Source):
+    """TCP connections and listeners, and the first datagram of each flow, with the process that acts."""
+
+    kind = "sockets"
+    backend = "ebpf"
+
+    def __init__(self, monitor: Monitor, settings: SourceSettings) -> None:
+        super().__init__()
+        self._monitor = monitor
+        self._settings = settings
+        self._own_pid = os.getpid() if settings.ignore_self else 0
+        self._tracker = ConnectionTracker(monitor.cache)
+        self._streams: list[Stream] = []
+        self._sink: Sink | None = None
+        monitor.on_tick.append(self._tick)
+        monitor.on_failure.append(self._failed)
+
+    def probe(self) -> str | None:
+        return why_not(("processes", "tcp"))
+
+    def start(self, sink: Sink) -> None:
+        """TCP must work; without datagrams it goes on, which `counters.last_error` tells."""
+        self._monitor.open()
+        self._sink = sink
+        try:
+            self._join("tcp", _attach_all)
+        except OSError:
+            self.stop()
+            raise
+        obstacle = why_not(("udp",)) or why_no_cgroup2()
+        try:
+            if obstacle is None:
+                self._join("udp", _attach_to_cgroups)
+        except OSError as error:
+            obstacle = str(error)
+        if obstacle is not None:
+            self.counters.last_error = f"datagrams are not recorded: {obstacle}"
+            logger.warning("socket events: %s", self.counters.last_error)
+
+    def stop(self) -> None:
+        if self._sink is None:
+            return
+        self.drain()
+        for stream in self._streams:
+            self._monitor.remove(stream)
+        self._streams.clear()
+        self._sink = None
+        self._monitor.close()
+
+    def drain(self) -> None:
+        self._monitor.drain()
+        self._count()
+
+    def _join(self, name: str, attach: Callable[[BpfObject], None]) -> None:
+        loaded = BpfObject(name)
+        try:
+            size = ring_size(self._settings.ring_bytes, _RING_PER_CPU)
+            loaded.resize("records", size)
+            uids, executables = self._settings.ignore_uids, _identities(self._settings.ignore_executables)
+            loaded.configure(
+                struct.pack("=4I", self._own_pid, self._settings.ignore_loopback, len(uids), len(executables))
+            )
+            loaded.load()
+            for uid in uids:
+                loaded.put("ignored_uids", struct.pack("=I", uid), bytes(4))
+            for identity in executables:
+                loaded.put("ignored_executables", identity, bytes(4))
+            stream = Stream(loaded, Ring(loaded.map_fd("records"), size), self._record)
+            attach(loaded)
+        except OSError:
+            loaded.close()
+            raise
+        self._streams.append(stream)
+        self._monitor.add(stream)
+
+    def _record(self, batch: list[bytes]) -> None:
+        self._emit(self._tracker.rows(batch, boot_time()))
+
+    def _emit(self, rows: list[Row]) -> None:
+        settings = self._settings
+        if settings.ignore_executables or settings.ignore_uids or self._own_pid:
+            rows = [
+                row
+                for row in rows
+                if row[_PID] != self._own_pid
+                and row[_UID] not in settings.ignore_uids
+                and row[_EXE] not in settings.ignore_executables
+            ]
+        if rows and self._sink is not None:
+            self._sink(SOCKETS_EVENTS, rows)
+
+    def _tick(self) -> None:
+        if self._sink is None:
+            return
+        self._emit(self._tracker.overdue(time.clock_gettime_ns(time.CLOCK_BOOTTIME), boot_time()))
+        self._count()
+
+    def _count(self) -> None:
+        self.counters.received = sum(stream.received for stream in self._streams)
+        self.counters.lost["overrun"] = sum(sum(stream.lost()) for stream in self._streams)
+
+    def _failed(self, reason: str) -> None:
+        self.failure = reason
+
+
+def _attach_all(loaded: BpfObject) -> None:
+    for program in loaded.programs:
+        loaded.attach(program)
+
+
+def _attach_to_cgroups(loaded: BpfObject) -> None:
+    """Attach at the root of the control groups, where every process is."""
+    mounted = cgroup2()
+    assert mounted is not None
+    directory = os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for program in loaded.programs:
+            loaded.attach(program, directory)
+    finally:
+        os.close(directory)
+
+
+def _identities(executables: tuple[str, ...]) -> list[bytes]:
+    """Those that exist, as the kernel tells files apart: inode and device (`struct executable`)."""
+    found = []
+    for path in executables:
+        try:
+            status = os.stat(path)  # noqa: PTH116
+        except OSError:
+            continue
+        device = os.major(status.st_dev) << 20 | os.minor(status.st_dev)
+        found.append(struct.pack("=QII", status.st_ino, device, 0))
+    return found
