@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 
 from zeek_agent.sources import netlink, proc_net
@@ -37,9 +37,16 @@ def sockets(
             else:
                 for bodies in answers:
                     check()
-                    yield from _parse(protocol, bodies)
+                    yield from parse(protocol, bodies)
         else:
             yield from _from_proc(protocol, states, check)
+
+
+def ask(channel: socket.socket, protocol: int, states: int) -> Iterator[InternetSocket]:
+    """The same for one protocol, over a netlink socket that is open, of the namespace that this was opened in."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        request = _REQUEST.pack(family, protocol, 0, 0, states)
+        yield from parse(protocol, netlink.ask(channel, _SOCK_DIAG_BY_FAMILY, request))
 
 
 def _ask(family: int, protocol: int, states: int) -> list[bytes]:
@@ -51,7 +58,8 @@ def _from_proc(protocol: int, states: int, check: Callable[[], None]) -> Iterato
     return (found for found in proc_net.sockets(protocol, check=check) if states >> found.state & 1)
 
 
-def _parse(protocol: int, bodies: list[bytes]) -> Iterator[InternetSocket]:
+def parse(protocol: int, bodies: Iterable[bytes]) -> Iterator[InternetSocket]:
+    """The sockets in messages that hold a `struct inet_diag_msg` each."""
     numbers, endpoints = _NUMBERS.unpack_from, _ENDPOINTS.unpack_from
     for body in bodies:
         family, state, _, _, cookie_low, cookie_high, uid, inode = numbers(body)

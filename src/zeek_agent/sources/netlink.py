@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from itertools import count
 from typing import Final
 
 NETLINK_ROUTE: Final = 0
@@ -24,6 +25,8 @@ _BUFFER: Final = 1 << 20
 _ATTEMPTS: Final = 5
 _TYPE_MASK: Final = 0x3FFF
 
+_sequences = count(1)
+
 
 def dump(family: int, kind: int, request: bytes) -> list[bytes]:
     """Ask one question of the kernel, get the bodies of all messages of the answer.
@@ -31,23 +34,35 @@ def dump(family: int, kind: int, request: bytes) -> list[bytes]:
     A dump that the kernel marks as interrupted by changes is asked for again, a few times, and then taken as it is.
     Raises OSError with the kernel's reason, such as ENOENT for a family that it does not have.
     """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family) as channel:
-        channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-        for sequence in range(1, _ATTEMPTS + 1):
-            header = _HEADER.pack(_HEADER.size + len(request), kind, _NLM_F_REQUEST | _NLM_F_DUMP, sequence, 0)
-            channel.send(header + request)
-            bodies, consistent = _answer(channel, sequence)
-            if consistent:
-                break
+    with channel(family) as opened:
+        return ask(opened, kind, request)
+
+
+def channel(family: int) -> socket.socket:
+    """A socket for several questions. It stays in the network namespace that it was opened in."""
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+    return opened
+
+
+def ask(opened: socket.socket, kind: int, request: bytes) -> list[bytes]:
+    """What `dump` does, on a socket that is open."""
+    first = next(_sequences) * _ATTEMPTS & 0x0FFF_FFFF
+    for sequence in range(first, first + _ATTEMPTS):
+        header = _HEADER.pack(_HEADER.size + len(request), kind, _NLM_F_REQUEST | _NLM_F_DUMP, sequence, 0)
+        opened.send(header + request)
+        bodies, consistent = _answer(opened, sequence)
+        if consistent:
+            break
     return bodies
 
 
-def _answer(channel: socket.socket, sequence: int) -> tuple[list[bytes], bool]:
+def _answer(opened: socket.socket, sequence: int) -> tuple[list[bytes], bool]:
     bodies: list[bytes] = []
     consistent = True
     unpack, size = _HEADER.unpack_from, _HEADER.size
     while True:
-        part = channel.recv(_BUFFER)
+        part = opened.recv(_BUFFER)
         offset, end = 0, len(part)
         while offset + size <= end:
             length, kind, flags, answered, _ = unpack(part, offset)
