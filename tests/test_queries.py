@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from zeek_agent.schema import Column, Constraints, Row, Table
 
 ADD, DELETE = Change.ADD, Change.DELETE
 SCHEDULE = 0.02
+NOW = time.time()
 
 
 class NobodysAgent:
@@ -69,7 +71,7 @@ class World:
     things: list[tuple[str, int]]
 
     def happen(self, *rows: tuple[float, str]) -> None:
-        self.store.append("happenings", rows)
+        self.store.append("happenings", [(NOW + seconds, what) for seconds, what in rows])
         assert self.store.flush()
 
 
@@ -97,7 +99,7 @@ async def world(path: Path) -> AsyncIterator[World]:
     tables = [things, happenings]
     store = EventStore(path / "events.db", tables, EventSettings())
     database = Database(tables, Host(NobodysAgent(), AccessPolicy()), LimitSettings(), store)
-    database.share_seconds = 0.0
+    database.scans.seconds = 0.0
     runner = QueryRunner(database, store)
     try:
         yield World(database, store, runner, rows)
@@ -313,10 +315,10 @@ async def test_an_error_at_run_time_is_reported_once_and_the_query_goes_on(here:
 
 async def test_a_statement_that_does_not_compile_is_reported_as_version_2_does(here: World) -> None:
     zeek = Recorder()
-    await here.runner.install(zeek, "q", query("SELECT nothing FROM nowhere", Subscription.DIFFERENCES))
+    await here.runner.install(zeek, "q", query("SELECT x FROM nowhere", Subscription.DIFFERENCES))
     message = await asyncio.wait_for(zeek.failures.get(), 5)
     assert message.startswith(
-        "could not compile query (failed to compile SQL statement: SELECT nothing FROM nowhere (no such table"
+        "could not compile query (failed to compile SQL statement: SELECT x FROM nowhere (no such table"
     )
 
 

@@ -369,10 +369,26 @@ class QueryRunner:
             await self._report_error(installed, f"rows left out: {'; '.join(result.errors)}")
         return result
 
-    async def _deliver(self, installed: Installed, result: Result, rows: Sequence[tuple[Change | None, Row]]) -> None:
-        if rows:
-            await installed.recipient.deliver(Report(installed.query_id, installed.query, result.columns, rows))
-            installed.rows += len(rows)
+    async def _deliver(
+        self,
+        installed: Installed,
+        result: Result,
+        rows: Sequence[tuple[Change | None, Row]],
+        window: tuple[int, int] = (0, 0),
+    ) -> None:
+        if not rows:
+            return
+        report = Report(
+            installed.query_id,
+            installed.query,
+            result.columns,
+            rows,
+            stream=installed.key,
+            store=self._store.id if self._store else "",
+            window=window,
+        )
+        await installed.recipient.deliver(report)
+        installed.rows += len(rows)
 
     # Event queries
 
