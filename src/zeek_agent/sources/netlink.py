@@ -21,7 +21,7 @@ _NLM_F_DUMP_INTR: Final = 0x10
 _HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _ERROR: Final = struct.Struct("=i")
-_BUFFER: Final = 1 << 20
+_BUFFER: Final = 1 << 16
 _ATTEMPTS: Final = 5
 _TYPE_MASK: Final = 0x3FFF
 
@@ -41,7 +41,6 @@ def dump(family: int, kind: int, request: bytes) -> list[bytes]:
 def channel(family: int) -> socket.socket:
     """A socket for several questions. It stays in the network namespace that it was opened in."""
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
     return opened
 
 

@@ -31,8 +31,8 @@ def sockets(
             content = Path(directory, name).read_bytes()
         except FileNotFoundError:
             continue
+        check()
         for line in content.splitlines()[1:]:
-            check()
             yield _parse(protocol, line.split())
 
 

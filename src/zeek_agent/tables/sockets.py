@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
 from zeek_agent.schema import Column, Constraints, Row, Table
@@ -88,14 +88,8 @@ class Owner(NamedTuple):
     entity_id: str | None = None
 
 
-class Held(NamedTuple):
-    """A socket and one of its holders."""
-
-    socket: InternetSocket
-    netns: int | None
-    pid: int | None
-    fd: int | None
-    owner: Owner
+Held: TypeAlias = tuple[InternetSocket, int | None, int | None, int | None, Owner]
+"""A socket, its network namespace, and one of its holders: pid, descriptor, what a row tells of it."""
 
 
 @sockets.snapshot
@@ -159,13 +153,13 @@ def _held(wanted: Constraints, protocols: Collection[int], states: int) -> Itera
     nobody: list[tuple[int | None, int | None]] = [(None, None)] if only_pids is None else []
     owners: dict[int | None, Owner] = {None: Owner()}
     for netns, found in listed:
+        wanted.check()
         for socket in found:
-            wanted.check()
             for pid, fd in holders.get(socket.inode, nobody):
                 owner = owners.get(pid)
                 if owner is None:
                     owner = owners[pid] = _owner(procfs, pid, wanted)
-                yield Held(socket, netns, pid, fd, owner)
+                yield socket, netns, pid, fd, owner
 
 
 def _owner(procfs: Procfs, pid: int | None, wanted: Constraints) -> Owner:

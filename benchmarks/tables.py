@@ -1,0 +1,134 @@
+"""`processes` and `sockets`: how long a scan takes, alone and through the database, beside psutil.
+
+Starts processes that hold sockets (by default 400 with 25 each, half of them TCP listeners and half UDP), and asks for
+all columns that version 2 had, and for all columns. Prints one table: best and median of some rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psutil
+
+from zeek_agent.config import LimitSettings
+from zeek_agent.database import Database, Profile
+from zeek_agent.host import Host
+from zeek_agent.schema import Constraints, Row, Table
+from zeek_agent.tables.processes import processes
+from zeek_agent.tables.sockets import listening_ports, sockets
+
+PAUSE = 0.2
+"""Seconds between rounds: more than the moment in which statements share a scan."""
+
+
+class NoAgent:
+    """These tables ask nothing of the agent."""
+
+    id = instance = hostname = ""
+
+    def uptime(self) -> float:
+        return 0.0
+
+    def tables(self) -> tuple[Table, ...]:
+        return (processes, sockets, listening_ports)
+
+    def nothing(self) -> tuple[Row, ...]:
+        return ()
+
+    connections = queries = sources = gaps = log = config = nothing
+
+
+@contextmanager
+def crowd(number: int, sockets_each: int) -> Iterator[None]:
+    """Processes that sleep, each with some sockets of its own."""
+    ready, told = os.pipe()
+    pids = []
+    for _ in range(number):
+        pid = os.fork()
+        if pid == 0:
+            held = [socket.socket(type=socket.SOCK_STREAM if n % 2 else socket.SOCK_DGRAM) for n in range(sockets_each)]
+            for n, one in enumerate(held):
+                one.bind(("127.0.0.1", 0))
+                if n % 2:
+                    one.listen(1)
+            os.write(told, b".")
+            signal.pause()
+        pids.append(pid)
+    waiting = number
+    while waiting:
+        waiting -= len(os.read(ready, waiting))
+    os.close(ready)
+    os.close(told)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def timed(work: Callable[[], int], rounds: int) -> tuple[float, float, int]:
+    """Best and median milliseconds, and the number of rows."""
+    took = []
+    rows = 0
+    for _ in range(rounds):
+        time.sleep(PAUSE)
+        begun = time.perf_counter()
+        rows = work()
+        took.append((time.perf_counter() - begun) * 1000)
+    return min(took), statistics.median(took), rows
+
+
+def scan(table: Table, columns: frozenset[str]) -> int:
+    return sum(1 for _ in table.rows(Constraints(Host(NoAgent()), columns=columns)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--processes", type=int, default=400)
+    parser.add_argument("--sockets", type=int, default=25, help="sockets of each process")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    loop = asyncio.new_event_loop()
+    print(f"{'what':<46} {'rows':>7} {'best ms':>8} {'median ms':>10}")
+
+    def report(what: str, work: Callable[[], int]) -> None:
+        best, median, rows = timed(work, arguments.rounds)
+        print(f"{what:<46} {rows:>7} {best:>8.1f} {median:>10.1f}")
+
+    with crowd(arguments.processes, arguments.sockets):
+        database = Database(NoAgent().tables(), Host(NoAgent()), LimitSettings())
+
+        def query(sql: str, profile: Profile) -> int:
+            return len(loop.run_until_complete(database.query(sql, profile=profile)).rows)
+
+        for table in (processes, sockets):
+            v2 = frozenset(column.name for column in table.columns if not column.added)
+            every = frozenset(column.name for column in table.columns)
+            report(f"{table.name}, scan, columns of v2", lambda table=table, v2=v2: scan(table, v2))
+            report(f"{table.name}, scan, all columns", lambda table=table, every=every: scan(table, every))
+            statement = f"SELECT * FROM {table.name}"
+            report(f"{statement}, columns of v2", lambda sql=statement: query(sql, Profile.STOCK))
+            report(f"{statement}, all columns", lambda sql=statement: query(sql, Profile.FULL))
+        report("listening_ports, scan", lambda: scan(listening_ports, frozenset({"pid", "port", "process"})))
+        report("psutil, processes, 7 attributes", psutil_processes)
+        report("psutil, net_connections", lambda: len(psutil.net_connections("inet")))
+        loop.run_until_complete(database.aclose())
+    loop.close()
+
+
+def psutil_processes() -> int:
+    attributes = ["pid", "ppid", "name", "uids", "gids", "memory_info", "cpu_times"]
+    return len([process.info for process in psutil.process_iter(attributes)])
+
+
+if __name__ == "__main__":
+    main()

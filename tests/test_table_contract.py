@@ -1,0 +1,145 @@
+"""What every table keeps: its examples run, and every row that it yields now obeys its declaration."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import pytest
+from asking import Agent, ask
+
+from zeek_agent.config import LimitSettings
+from zeek_agent.database import Database, Lane, Profile
+from zeek_agent.host import Host
+from zeek_agent.schema import Table, ZeekType
+from zeek_agent.tables import builtin_tables
+
+TABLES = builtin_tables()
+SNAPSHOTS = [table for table in TABLES if table.kind == "snapshot"]
+ARGUMENTS: dict[str, Sequence[str]] = {
+    "files_list": ["/etc/*"],
+    "files_lines": ["/etc/*"],
+    "files_columns": ["/etc/*", "$1:text,$2:int,$3:blob"],
+}
+NEVER_NULL = {
+    "processes": {"name", "pid", "ppid", "uid", "gid", "ruid", "rgid", "priority", "vsize", "rsize", "utime", "stime"}
+    | {"state", "threads", "start_time", "cgroup", "entity_id"},
+    "sockets": {"family", "protocol", "local_addr", "local_port", "remote_addr", "remote_port"},
+    "users": {"name", "full_name", "is_admin", "is_system", "uid", "gid", "home", "shell", "groups"},
+    "files_list": {"path", "type", "mode", "mtime", "size"},
+    "files_lines": {"path", "number", "content"},
+    "files_columns": {"path", "number", "columns"},
+}
+V2_COLUMNS = {
+    "processes": "name pid ppid uid gid ruid rgid priority startup vsize rsize utime stime",
+    "processes_events": "time name pid ppid uid gid ruid rgid priority duration vsize rsize utime stime state",
+    "sockets": "pid process family protocol local_addr local_port remote_addr remote_port state",
+    "sockets_events": "time pid process uid gid family protocol local_addr local_port remote_addr remote_port state",
+    "users": "name full_name is_admin is_system uid gid home shell email",
+    "zeek_agent": "id instance hostname addresses platform os_name kernel_name kernel_version kernel_arch "
+    "agent_version uptime tables",
+    "files_list": "path type uid gid mode mtime size",
+    "files_lines": "path number content",
+    "files_columns": "path number columns",
+}
+
+
+@pytest.fixture
+async def database() -> AsyncIterator[Database]:
+    opened = Database(builtin_tables(), Host(Agent()), LimitSettings())
+    yield opened
+    await opened.aclose()
+
+
+def is_text(cell: Any) -> bool:
+    """Text that SQLite and Zeek can hold: no lone surrogates."""
+    return isinstance(cell, str) and cell.encode().decode() == cell
+
+
+def is_time(cell: Any) -> bool:
+    return isinstance(cell, float) and 0 <= cell < time.time() + 400 * 86_400
+
+
+FITS: dict[str, Callable[[Any], bool]] = {
+    "address": lambda cell: str(ipaddress.ip_address(cell)) == cell,
+    "blob": lambda cell: isinstance(cell, bytes),
+    "bool": lambda cell: isinstance(cell, bool),
+    "count": lambda cell: type(cell) is int and 0 <= cell < 2**63,
+    "enum": is_text,
+    "int": lambda cell: type(cell) is int and -(2**63) <= cell < 2**63,
+    "interval": lambda cell: isinstance(cell, float) and math.isfinite(cell) and cell >= 0,
+    "real": lambda cell: isinstance(cell, float) and math.isfinite(cell),
+    "record": lambda cell: isinstance(cell, dict) and all(map(is_text, cell)),
+    "text": is_text,
+    "time": is_time,
+}
+
+
+def fits(zeek_type: ZeekType, cell: Any) -> bool:
+    """Whether a cell is one of its column's type, as a table yields it."""
+    if zeek_type.element is None:
+        return FITS[zeek_type.name](cell)
+    element = zeek_type.element
+    unique = zeek_type.name == "vector" or len(set(cell)) == len(cell)
+    return unique and all(fits(element, member) for member in cell)
+
+
+@pytest.mark.parametrize("table", SNAPSHOTS, ids=lambda table: table.name)
+def test_every_row_obeys_its_columns(table: Table) -> None:
+    rows = ask(table, *ARGUMENTS.get(table.name, ()))
+    for row in rows:
+        for column in table.columns:
+            cell = row[column.name]
+            if cell is None:
+                assert column.name not in NEVER_NULL.get(table.name, ()), row
+            else:
+                assert fits(column.zeek_type, cell), (column, cell)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+async def test_every_example_runs(table: Table, database: Database) -> None:
+    assert table.examples
+    for example in table.examples:
+        result = await database.query(example, lane=Lane.LOCAL)
+        assert result.errors == ()
+        assert re.search(rf"\b{table.name}\b", example)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+async def test_sql_shows_what_the_table_declares(table: Table, database: Database) -> None:
+    arguments = ", ".join(f"'{argument}'" for argument in ARGUMENTS.get(table.name, ()))
+    for profile in Profile:
+        result = await database.query(f"SELECT * FROM {table.name}{arguments and f'({arguments})'}", profile=profile)
+        shown = [column for column in table.columns if profile is Profile.FULL or not column.added]
+        assert [(column.name, column.type) for column in result.columns] == [
+            (column.name, column.zeek_type) for column in shown
+        ]
+        assert result.errors == ()
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_every_table_is_documented(table: Table) -> None:
+    assert table.summary
+    assert table.summary[0].islower()
+    assert table.description.endswith(".")
+    for column in table.columns:
+        assert column.summary, column.name
+        assert not column.summary.endswith("."), column.name
+    for parameter in table.parameters:
+        assert parameter.summary, parameter.name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="not all tables are elsewhere")
+@pytest.mark.parametrize("name", V2_COLUMNS)
+def test_columns_of_version_2_come_first_and_in_order(name: str) -> None:
+    table = next(table for table in TABLES if table.name == name)
+    known = V2_COLUMNS[name].split()
+    assert [column.name for column in table.columns][: len(known)] == known
+    assert [column.added for column in table.columns] == [False] * len(known) + [True] * (
+        len(table.columns) - len(known)
+    )
