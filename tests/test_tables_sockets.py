@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import ask
+from asking import Agent, ask
 from hypothesis import given
 from hypothesis import strategies as st
 from test_tables_processes import child
 
 from zeek_agent.community_id import community_id
+from zeek_agent.host import Host
+from zeek_agent.schema import Constraints
 from zeek_agent.sources import inet_diag, proc_net
 from zeek_agent.sources.sockets import TCP, UDP, on_the_wire
+from zeek_agent.tables.processes import processes
 from zeek_agent.tables.sockets import listening_ports, sockets
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's sockets")
@@ -239,6 +242,46 @@ def test_sockets_of_other_network_namespaces_are_seen() -> None:
             assert set(found) >= {(UDP, 4242), (TCP, 4243), (255, 99)}
             assert {row["netns"] for row in found.values() if row["local_port"] in {4242, 4243}} == {namespace}
         assert Path("/proc/thread-self/ns/net").stat().st_ino != namespace
+
+
+@pytest.mark.root
+def test_without_privileges_other_users_sockets_have_no_process() -> None:
+    """Run in a forked process, which fails if an assertion does."""
+
+    def look_around() -> None:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        with socket.create_server(("127.0.0.1", 0)) as mine:
+            rows = {row["local_port"]: row for row in ask(sockets, protocol=TCP)}
+            own, other = rows[mine.getsockname()[1]], rows[port]
+            assert (own["pid"], own["uid"]) == (os.getpid(), 65534)
+            assert (other["pid"], other["uid"], other["state"]) == (None, 0, "LISTEN")
+
+    with socket.create_server(("127.0.0.1", 0)) as theirs:
+        port = theirs.getsockname()[1]
+
+        def alone() -> None:
+            theirs.close()
+            look_around()
+
+        with child(alone):
+            pass
+
+
+def open_now() -> tuple[int, int]:
+    """Descriptors and threads of this process."""
+    return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_looking_leaves_nothing_open() -> None:
+    ask(sockets)
+    before = open_now()
+    for _ in range(5):
+        ask(sockets)
+        ask(processes)
+        next(iter(processes.rows(Constraints(Host(Agent())))))
+    assert open_now() == before
 
 
 def test_the_kernels_two_ways_to_list_sockets_agree() -> None:

@@ -40,8 +40,7 @@ def dump(family: int, kind: int, request: bytes) -> list[bytes]:
 
 def channel(family: int) -> socket.socket:
     """A socket for several questions. It stays in the network namespace that it was opened in."""
-    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
-    return opened
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
 
 
 def ask(opened: socket.socket, kind: int, request: bytes) -> list[bytes]:
