@@ -51,9 +51,10 @@ class _Subscriber:
 
     profile = Profile.FULL
     durable = False
+    tells_replays = False
 
     def __init__(self, origin: str) -> None:
-        self.identity = f"{origin} {secrets.token_hex(8)}"
+        self.identity = self.life = f"{origin} {secrets.token_hex(8)}"
         self.reports: asyncio.Queue[Report | str] = asyncio.Queue(1)
 
     async def deliver(self, report: Report) -> None:

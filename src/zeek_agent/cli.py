@@ -310,15 +310,14 @@ async def _collect(settings: CollectorSettings) -> None:
 
     from zeek_agent.collector import pack, summary
     from zeek_agent.collector.server import Collector
-    from zeek_agent.signals import wait_for_stop
+    from zeek_agent.signals import stop_signals
 
     queries = pack.load(Path(settings.pack) if settings.pack else None, schedule=settings.schedule)
     collector = Collector(settings, queries)
-    await collector.start()
-    shown = asyncio.create_task(summary.show(collector))
-    try:
-        await wait_for_stop()
-    finally:
+    with stop_signals() as stopped:
+        await collector.start()
+        shown = asyncio.create_task(summary.show(collector))
+        await stopped
         shown.cancel()
         await asyncio.wait([shown])
         await collector.stop()

