@@ -6,27 +6,43 @@ measured again at each use, and kept unless it really moved, so that a process h
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Callable
+from typing import Final
 
-_MOVED = 0.005
+_MOVED: Final = 0.005
+_TRIES: Final = 9
 
-_lock = threading.Lock()
-_offset: float | None = None
+
+class BootClock:
+    """The offset between the two clocks, which are passed in. Any thread may ask."""
+
+    def __init__(self, boot: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
+        self._boot = boot
+        self._wall = wall
+        self._offset: float | None = None
+
+    def boot_time(self) -> float:
+        """The time of the boot in seconds since the epoch: add a stamp since the boot to get its time of day."""
+        offset = self._offset
+        if offset is None or abs(self._measure()[1] - offset) > _MOVED:
+            # A measurement that was interrupted looks like a moved clock: the tightest of some decides.
+            _, measured = min(self._measure() for _ in range(_TRIES))
+            if offset is None or abs(measured - offset) > _MOVED:
+                self._offset = offset = measured
+        return offset
+
+    def _measure(self) -> tuple[float, float]:
+        """How long it took, and the offset."""
+        before = self._boot()
+        now = self._wall()
+        after = self._boot()
+        return after - before, now - (before + after) / 2
+
+
+_clock = BootClock(lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
 def boot_time() -> float:
-    """The time of the boot in seconds since the epoch: add a stamp of CLOCK_BOOTTIME to get its time of day."""
-    global _offset  # noqa: PLW0603
-    measured = _measure()
-    with _lock:
-        if _offset is None or abs(measured - _offset) > _MOVED:
-            _offset = min((_measure() for _ in range(5)), key=lambda offset: abs(offset - measured))
-        return _offset
-
-
-def _measure() -> float:
-    before = time.clock_gettime(time.CLOCK_BOOTTIME)
-    now = time.time()
-    after = time.clock_gettime(time.CLOCK_BOOTTIME)
-    return now - (before + after) / 2
+    """The time of the boot by this system's clocks."""
+    return _clock.boot_time()
