@@ -97,6 +97,13 @@ class ProcessLife:
             self._changes.append((process, process.since, None))
         self._changes.append((process, at, self._end(process, status)))
 
+    def appear(self, pid: int) -> None:
+        """`pid` is there, and nothing is known of how it came."""
+        process = self.cache.read(pid)
+        if process is not None:
+            self.cache.begin(process)
+            self._changes.append((process, process.started, None))
+
     def set_user(self, pid: int, real: int, effective: int) -> None:
         process = self.cache.lookup(pid)
         if process is not None:
@@ -114,9 +121,7 @@ class ProcessLife:
         for pid in known.keys() - alive:
             self.exit(pid, now, None)
         for pid in alive - known.keys():
-            process = self.cache.find(pid)
-            if process is not None:
-                self._changes.append((process, process.started, None))
+            self.appear(pid)
 
     def take(self, now: int, boot_time: float) -> list[Row]:
         """The rows since the last call; forgets what ended long ago."""

@@ -1,0 +1,48 @@
+"""Does something again and again in a thread of its own, or at once when somebody asks for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+
+class Periodic:
+    """Calls `work` every `interval` seconds, less often if it takes long: it rests `share` times as long, at least.
+
+    `work` is called by one thread at a time. `failed` is told why the thread has ended by itself.
+    """
+
+    def __init__(
+        self, work: Callable[[], None], interval: float, failed: Callable[[str], None], share: float = 3.0
+    ) -> None:
+        self._work = work
+        self._interval = interval
+        self._failed = failed
+        self._share = share
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="periodic-source", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def now(self) -> None:
+        """Do it now, in the caller's thread."""
+        with self._lock:
+            self._work()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        rest = self._interval
+        try:
+            while not self._ended.wait(rest):
+                begun = time.monotonic()
+                self.now()
+                rest = max(self._interval, self._share * (time.monotonic() - begun))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the source has ended and must be replaced
+            self._failed(f"{type(error).__name__}: {error}")

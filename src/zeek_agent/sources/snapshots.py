@@ -1,0 +1,156 @@
+"""Process and socket events from differences of what is there, without any privilege.
+
+What lives shorter than an interval is not seen, and when something ended is known to an interval. Of other users'
+processes an unprivileged agent sees less: those fields are null.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from zeek_agent.sources import Sink, Source, inet_diag, procfs
+from zeek_agent.sources.boot_clock import boot_time
+from zeek_agent.sources.exclusions import Exclusions
+from zeek_agent.sources.host_sockets import sockets_by_namespace
+from zeek_agent.sources.periodic import Periodic
+from zeek_agent.sources.process_life import ProcessLife
+from zeek_agent.sources.process_rows import PROCESSES_EVENTS
+from zeek_agent.sources.socket_changes import WANTED_STATES, SocketChanges
+from zeek_agent.sources.socket_owners import SocketOwners, living_owners
+from zeek_agent.sources.socket_rows import SOCKETS_EVENTS
+from zeek_agent.sources.sockets import TCP, UDP
+
+if TYPE_CHECKING:
+    from zeek_agent.config import SourceSettings
+    from zeek_agent.sources.process_cache import ProcessCache
+
+_PROC: Final = "/proc"
+_PROTOCOLS: Final = (TCP, UDP)
+
+
+class ProcessSnapshots(Source):
+    """Processes that appeared, disappeared, or have another executable than before."""
+
+    kind = "processes"
+    backend = "snapshots"
+
+    def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
+        super().__init__()
+        self._cache = cache
+        self._interval = settings.snapshot_interval
+        self._exclusions = Exclusions(settings)
+        self._periodic: Periodic | None = None
+
+    def probe(self) -> str | None:
+        try:
+            procfs.Procfs(_PROC).pids()
+        except OSError as error:
+            return f"cannot list processes: {error}"
+        return None
+
+    def start(self, sink: Sink) -> None:
+        self._sink = sink
+        self._procfs = procfs.Procfs(_PROC)
+        self._life = ProcessLife(self._cache, self._exclusions, _PROC)
+        self._cache.seed()
+        self._known = self._present()
+        self._periodic = Periodic(self._compare, self._interval, self._failed)
+        self._periodic.start()
+
+    def stop(self) -> None:
+        if self._periodic is not None:
+            periodic, self._periodic = self._periodic, None
+            periodic.stop()
+            periodic.now()
+
+    def drain(self) -> None:
+        """Compare now, whenever the next turn would be."""
+        if self._periodic is not None:
+            self._periodic.now()
+
+    def _failed(self, reason: str) -> None:
+        self.failure = reason
+
+    def _present(self) -> dict[int, tuple[int, str | None]]:
+        """Start (in ticks) and executable of each process."""
+        return {process.pid: (process.start_ticks, process.exe) for process in self._procfs.processes()}
+
+    def _compare(self) -> None:
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        before, self._known = self._known, self._present()
+        for pid, (started, _) in before.items():
+            if pid not in self._known or self._known[pid][0] != started:
+                self._life.exit(pid, now, None)
+        for pid, present in self._known.items():
+            known = before.get(pid)
+            if known is None or known[0] != present[0]:
+                self._life.appear(pid)
+            elif known[1] != present[1]:
+                self._life.exec(pid, now, self._life.look(pid))
+        rows = self._life.take(now, boot_time())
+        self.counters.received += len(rows)
+        if rows:
+            self._sink(PROCESSES_EVENTS, rows)
+
+
+class SocketSnapshots(Source):
+    """TCP connections and listeners, connected and bound UDP sockets that appeared or disappeared."""
+
+    kind = "sockets"
+    backend = "snapshots"
+
+    def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
+        super().__init__()
+        self._cache = cache
+        self._interval = settings.snapshot_interval
+        self._exclusions = Exclusions(settings)
+        self._fed = settings.processes != "off"
+        self._periodic: Periodic | None = None
+
+    def probe(self) -> str | None:
+        try:
+            next(inet_diag.sockets(_PROTOCOLS), None)
+        except OSError as error:
+            return f"cannot list sockets: {error}"
+        return None
+
+    def start(self, sink: Sink) -> None:
+        self._sink = sink
+        self._procfs = procfs.Procfs(_PROC)
+        owners = SocketOwners(_PROC)
+        self._changes = SocketChanges(
+            lambda inodes: living_owners(owners, self._cache, inodes, self._fed), self._exclusions, patience=0.0
+        )
+        self._namespaces: set[int | None] = set()
+        for netns, found in sockets_by_namespace(_PROC, self._procfs.pids(), _PROTOCOLS, WANTED_STATES):
+            self._changes.seed(netns, found, time.time())
+            self._namespaces.add(netns)
+        self._periodic = Periodic(self._compare, self._interval, self._failed)
+        self._periodic.start()
+
+    def stop(self) -> None:
+        if self._periodic is not None:
+            periodic, self._periodic = self._periodic, None
+            periodic.stop()
+            periodic.now()
+
+    def drain(self) -> None:
+        """Compare now, whenever the next turn would be."""
+        if self._periodic is not None:
+            self._periodic.now()
+
+    def _failed(self, reason: str) -> None:
+        self.failure = reason
+
+    def _compare(self) -> None:
+        before, self._namespaces = self._namespaces, set()
+        for netns, found in sockets_by_namespace(_PROC, self._procfs.pids(), _PROTOCOLS, WANTED_STATES):
+            self._changes.update(netns, found, time.time())
+            self._namespaces.add(netns)
+        for netns in before - self._namespaces:
+            self._changes.forget(netns, time.time())
+        rows = self._changes.take(time.time())
+        self.counters.received += len(rows)
+        if rows:
+            self._sink(SOCKETS_EVENTS, rows)
