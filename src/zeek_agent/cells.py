@@ -321,9 +321,11 @@ def _decode_blob(stored: Any) -> bytes | str:
 
 
 def _decode_port(value: Any) -> tuple[int, str]:
-    """From the JSON form, or from `80/tcp`."""
+    """From the JSON form, from `[80, "tcp"]`, which the event store writes, or from `80/tcp`."""
     if isinstance(value, dict):
         return _port((value.get("port"), value.get("proto")))
+    if isinstance(value, list):
+        return _port(value)
     if isinstance(value, str) and len(value) <= 40:
         number, _, protocol = value.partition("/")
         if number.isdecimal() and protocol:

@@ -204,18 +204,18 @@ class Database:
                 self._runs.discard(run)
 
     def _session(self, profile: Profile) -> Session:
-        """This thread's connection for the profile, made anew after tables came or went."""
+        """This thread's connection for the profile, made anew after tables came or went or the store changed."""
         sessions: dict[Profile, Session] = self._local.__dict__.setdefault("sessions", {})
         session = sessions.get(profile)
-        catalog = self._catalog
-        if session is not None and session.catalog is catalog:
+        catalog, store = self._catalog, self._store
+        if session is not None and session.is_current(catalog, store):
             return session
         if session is not None:
             session.close()
             self._sessions.discard(session)
         try:
             sessions[profile] = Session(
-                catalog, profile, host=self.host, limits=self.limits, scans=self.scans, store=self._store
+                catalog, profile, host=self.host, limits=self.limits, scans=self.scans, store=store
             )
         except apsw.Error as error:
             raise SqlError(f"cannot open the database: {error}") from error

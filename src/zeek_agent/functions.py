@@ -6,17 +6,14 @@ Some of SQLite's own are replaced here since one call of them can take hours on 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import ipaddress
-import socket
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
 from zeek_agent.access import compile_regex
+from zeek_agent.community_id import community_id
 from zeek_agent.errors import LimitError, SqlError
 
 REGEX_MAX_PATTERN: Final = 2_000
@@ -125,22 +122,16 @@ def community_id_v1(  # noqa: PLR0917 - called by position, from SQL
     if None in (source, destination, source_port, destination_port, protocol, seed):
         return None
     try:
-        ends = sorted(
-            (
-                (_packed(_text(source)), _number(source_port).to_bytes(2)),
-                (_packed(_text(destination)), _number(destination_port).to_bytes(2)),
-            )
+        return community_id(
+            _number(protocol),
+            _text(source),
+            _number(source_port),
+            _text(destination),
+            _number(destination_port),
+            seed=_number(seed),
         )
-        (low, low_port), (high, high_port) = ends
-        head, number = struct.pack("!H", _number(seed)), struct.pack("!BB", _number(protocol), 0)
-    except (OSError, ValueError, OverflowError, struct.error):
+    except (ValueError, OverflowError):
         return None
-    digest = hashlib.sha1(head + low + high + number + low_port + high_port, usedforsecurity=False).digest()
-    return "1:" + base64.b64encode(digest).decode()
-
-
-def _packed(address: str) -> bytes:
-    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def instr(value: Any, wanted: Any) -> int | None:

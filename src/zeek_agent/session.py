@@ -42,7 +42,9 @@ class Store(Protocol):
     """The event store, as its readers see it: what they attach."""
 
     @property
-    def uri(self) -> str: ...
+    def uri(self) -> str:
+        """Another one after the store had to change its file."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class Session:
         self.missing: str | None = None
         self._limits = limits
         self._window: dict[str, tuple[int, int]] = {}
+        self._store_uri = store.uri if store else None
         self._views = profile is Profile.FULL and store is not None
         self._headings: list[Heading] = []
         self._encode = msgspec.msgpack.Encoder().encode
@@ -127,6 +130,10 @@ class Session:
         with suppress(apsw.ExecTraceAbort), self._statement(sql, compile_only=True):
             pass
         return Statement(tuple(head.column() for head in self._headings), frozenset(self._authorizer.tables))
+
+    def is_current(self, catalog: Catalog, store: Store | None) -> bool:
+        """Whether the connection still shows these tables of this store."""
+        return self.catalog is catalog and self._store_uri == (store.uri if store else None)
 
     def close(self) -> None:
         self._connection.close(force=True)
@@ -205,7 +212,7 @@ class Session:
                 self._add_table(layout.table.name, TableModule(self, layout))
         events = [layout for layout in layouts.values() if layout.table.kind == "events"]
         if store is not None and events:
-            connection.execute(f"ATTACH ? AS {_STORE}", (store.uri,))
+            connection.execute(f"ATTACH ? AS {_STORE}", (self._store_uri,))
         if store is None or profile is Profile.STOCK:
             self._add_event_tables(events, stored=store is not None)
         else:
