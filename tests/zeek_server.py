@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed
 
 from zeek_agent.queries import Query
 from zeek_agent.zeek import protocol
-from zeek_agent.zeek.protocol import AgentEvent, ZeekHello
+from zeek_agent.zeek.protocol import AgentEvent, ResultBatch, RowsAck, ZeekHello
 
 E = TypeVar("E")
 
@@ -55,12 +55,26 @@ class Client:
         """Any frame; bytes go as a text frame, valid or not."""
         await self.websocket.send(frame, text=True)
 
-    async def hello(self, package_version: str = "", instance: str | None = None) -> None:
-        hello = ZeekHello(instance or self.instance, "9.1.0-dev", 90100, package_version)
+    async def hello(
+        self, package_version: str = "", instance: str | None = None, features: frozenset[str] = frozenset()
+    ) -> None:
+        hello = ZeekHello(instance or self.instance, "9.1.0-dev", 90100, package_version, features)
         await self.send(protocol.zeek_hello(self.topic, hello))
 
     async def install(self, query_id: str, query: Query, instance: str | None = None) -> None:
         await self.send(protocol.install_query(self.topic, instance or self.instance, query_id, query))
+
+    async def acknowledge(self, event: ResultBatch, index: int | None = None) -> None:
+        """Say that handlers have seen this batch and those before it."""
+        batch = event.batch
+        ack = RowsAck(
+            self.instance,
+            event.context.query_id or "",
+            batch.stream,
+            batch.high,
+            batch.index if index is None else index,
+        )
+        await self.send(protocol.rows_ack(self.topic, ack))
 
     async def cancel(self, query_id: str, instance: str | None = None) -> None:
         await self.send(protocol.cancel_query(self.topic, instance or self.instance, query_id))

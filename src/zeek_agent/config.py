@@ -68,6 +68,10 @@ class ZeekSettings(Section, frozen=True):
     ack_timeout: Annotated[
         Positive, Meta(description="seconds to wait for Zeek's acknowledgement of the subscription")
     ] = 10.0
+    script_timeout: Annotated[
+        Positive,
+        Meta(description="seconds without an acknowledgement of Zeek's script after which rows are sent again"),
+    ] = 10.0
     ping_interval: Annotated[Positive, Meta(description="seconds between pings on an idle connection")] = 10.0
     pong_timeout: Annotated[Positive, Meta(description="seconds without a pong after which a connection is dead")] = (
         120.0
@@ -109,28 +113,41 @@ class AccessSettings(Section, frozen=True):
     tables_allow: Annotated[tuple[str, ...], Meta(description="if not empty: only these tables (globs)")] = ()
     tables_deny: Annotated[tuple[str, ...], Meta(description="never these tables (globs)")] = ()
     paths_allow: Annotated[tuple[str, ...], Meta(description="if not empty: only these files are read (globs)")] = ()
-    paths_deny: Annotated[tuple[str, ...], Meta(description="never these files (globs; `**` crosses directories)")] = (
-        "/etc/shadow*",
-        "/etc/gshadow*",
-        "/etc/security/opasswd",
-        "/etc/sudoers",
-        "/etc/sudoers.d/*",
-        "/etc/ssl/private/**",
-        "/etc/pki/**/private/**",
-        "/etc/ssh/ssh_host_*_key",
-        "/**/.ssh/id_*[!.pub]",
+    paths_deny: Annotated[
+        tuple[str, ...],
+        Meta(description="never these files (globs; `**` crosses directories, a leading `!` takes back)"),
+    ] = (
+        "/**/etc/shadow*",
+        "/**/etc/gshadow*",
+        "/**/etc/master.passwd",
+        "/**/etc/security/opasswd",
+        "/**/etc/sudoers",
+        "/**/etc/sudoers.d/**",
+        "/**/etc/ssl/private/**",
+        "/**/etc/pki/**/private/**",
+        "/**/etc/letsencrypt/**/privkey*.pem",
+        "/**/ssh_host_*_key",
+        "/**/.ssh/id_*",
+        "!/**/.ssh/id_*.pub",
         "/**/.gnupg/private-keys-v1.d/**",
         "/**/*.key",
+        "/**/*.p12",
+        "/**/*.pfx",
+        "/**/*[-_]key.pem",
+        "/**/key.pem",
         "/**/.aws/credentials",
         "/**/.netrc",
         "/**/.pgpass",
+        "/**/.my.cnf",
+        "/**/.git-credentials",
         "/**/.docker/config.json",
         "/**/.kube/config",
-        "/proc/*/environ",
-        "/proc/*/mem",
-        "/proc/*/task/*/environ",
-        "/proc/*/task/*/mem",
+        "/proc/**/environ",
+        "/proc/**/mem",
+        "/proc/**/fd/*",
+        "/proc/**/map_files/*",
         "/proc/kcore",
+        "/proc/kmsg",
         "/dev/**",
     )
     redact: Annotated[
@@ -324,7 +341,7 @@ def config_file(path: Path | None, environment: Mapping[str, str]) -> Path | Non
     if path is not None:
         return path
     default = paths.default_config(environment)
-    return default if default.is_file() else None
+    return default if os.access(default, os.F_OK) else None
 
 
 def rows(config: Config, origins: Mapping[str, str]) -> Iterator[tuple[str, str | None, str, str | None]]:

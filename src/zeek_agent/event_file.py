@@ -140,7 +140,7 @@ class EventFile:
 
     def _declare(self, table: Table) -> bool:
         """Make the table, or change it to its present columns. False when its rows had to be given up for that."""
-        wanted = {column.name: column.zeek_type.sqlite for column in table.columns}
+        wanted = {column.name: column.zeek_type.sqlite for column in table.recorded}
         columns = ", ".join(f"{_quoted(name)} {kind}" for name, kind in wanted.items())
         create = f"CREATE TABLE {_quoted(table.name)} (seq INTEGER PRIMARY KEY AUTOINCREMENT, {columns}) STRICT"
         self._inserts[table.name] = (
@@ -213,7 +213,7 @@ class EventFile:
         try:
             with self._connection:
                 for name, table in self._tables.items():
-                    columns = ", ".join(_quoted(column) for column in ("seq", *(c.name for c in table.columns)))
+                    columns = ", ".join(_quoted(column) for column in ("seq", *(c.name for c in table.recorded)))
                     after = max(self.last[name], last.get(name, 0) - rows_max)
                     self._connection.execute(
                         f"INSERT INTO main.{_quoted(name)} ({columns}) "
@@ -385,7 +385,7 @@ def _quoted(name: str) -> str:
 def _converter(table: Table) -> Callable[[Row], Row] | None:
     """What turns a row into SQLite's values; None when they are that already."""
     steps: list[tuple[int, Callable[[Value], Value]]] = []
-    for index, column in enumerate(table.columns):
+    for index, column in enumerate(table.recorded):
         if column.zeek_type.name in {"set", "vector", "record", "port"}:
             steps.append((index, _json))
         elif column.zeek_type.name == "blob":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -74,7 +75,7 @@ class Query:
 class Report:
     """Rows for one query's recipient, in order. `change` is None for snapshot rows.
 
-    An event query's report is known by its store and window: the same rows are sent again under the same window.
+    A report is known by its stream, store and window; an event query's is sent again under the same ones.
     """
 
     query_id: str
@@ -85,7 +86,8 @@ class Report:
     """What the query is, whatever its id; the same over restarts of both sides."""
     store: str = ""
     window: tuple[int, int] = (0, 0)
-    """Sequence numbers after the first and up to the second; of the first table when there are several."""
+    """Of an event query: sequence numbers after the first and up to the second, of the first table when there are
+    several. Of another query the numbers of the last report and this one, and `store` is another one in each run."""
 
 
 class Recipient(Protocol):
@@ -198,6 +200,8 @@ class QueryRunner:
         self._installed: dict[str, Installed] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._progress: dict[str, Progress] = {}
+        self._run = secrets.token_hex(4)
+        self._reports = 0
         self._tables_changed = asyncio.Event()
         database.on_change(self._notice_tables)
 
@@ -374,17 +378,21 @@ class QueryRunner:
         installed: Installed,
         result: Result,
         rows: Sequence[tuple[Change | None, Row]],
-        window: tuple[int, int] = (0, 0),
+        window: tuple[int, int] | None = None,
     ) -> None:
         if not rows:
             return
+        store = self._store.id if self._store else ""
+        if window is None:
+            self._reports += 1
+            store, window = f"{store}/{self._run}", (self._reports - 1, self._reports)
         report = Report(
             installed.query_id,
             installed.query,
             result.columns,
             rows,
             stream=installed.key,
-            store=self._store.id if self._store else "",
+            store=store,
             window=window,
         )
         await installed.recipient.deliver(report)
@@ -460,15 +468,13 @@ class QueryRunner:
         self._store.acknowledge(installed.key, installed.seen, packed, installed.under_way)
 
 
-def _changes(
-    installed: Installed, before: Snapshot | None, now: Snapshot
-) -> list[tuple[Change | None, tuple[object, ...]]]:
+def _changes(installed: Installed, before: Snapshot | None, now: Snapshot) -> list[tuple[Change | None, Row]]:
     subscription = installed.query.subscription
     if subscription is Subscription.SNAPSHOT_PLUS_DIFFERENCES and not installed.reported:
         return [(None, row) for row in now.rows.elements()]
     if before is None:
         return []
-    new: list[tuple[Change | None, tuple[object, ...]]] = [(Change.ADD, row) for row in before.new(now)]
+    new: list[tuple[Change | None, Row]] = [(Change.ADD, row) for row in before.new(now)]
     if subscription is Subscription.EVENTS:
         return new
     return [*((Change.DELETE, row) for row in before.gone(now)), *new]

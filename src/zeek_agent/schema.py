@@ -98,6 +98,10 @@ class Column:
         return ZeekType.parse(self.type)
 
 
+SEQUENCE: Final = Column("seq", "count", "number of the row in the event store, never used again", added=True)
+"""The last column of every event table; the store gives it out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """An argument of a table: the hidden column `_name`, also usable as `table(value)`.
@@ -160,7 +164,7 @@ class Table:
     """A table's declaration and, for a snapshot table, the function that yields its rows.
 
     Rows have one value a column, in the order of `columns`. Event tables have no function: sources append their rows
-    to the event store.
+    to the event store, in the order of `recorded`.
     """
 
     def __init__(
@@ -178,7 +182,10 @@ class Table:
         self.name = name
         self.summary = summary
         self.description = description
-        self.columns = tuple(columns)
+        recorded = tuple(column for column in columns if kind != "events" or column != SEQUENCE)
+        self.columns = recorded if kind != "events" else (*recorded, SEQUENCE)
+        self.recorded = recorded
+        """The columns that a row has as a source appends it: all but `seq`."""
         self.parameters = tuple(parameters)
         self.examples = tuple(examples)
         self.platforms = tuple(platforms)

@@ -19,7 +19,15 @@ from zeek_agent.collector.records import RowReader, row_reader
 from zeek_agent.collector.rotation import LogDirectory, LogFile
 from zeek_agent.queries import Change
 from zeek_agent.zeek.data import ProtocolError
-from zeek_agent.zeek.protocol import AgentError, AgentEvent, AgentHello, AgentShutdown, Context, ResultRow
+from zeek_agent.zeek.protocol import (
+    AgentError,
+    AgentEvent,
+    AgentHello,
+    AgentShutdown,
+    Context,
+    ResultBatch,
+    ResultRow,
+)
 
 Level = Literal["INFO", "WARNING", "ERROR"]
 
@@ -89,6 +97,8 @@ class Intake:
                 self.counters.agent_errors += 1
                 self.agents.heard(context.agent_id, now)
                 self.report("ERROR", f"error from Zeek Agent: {text} [{context.agent_id}]", now)
+            case ResultBatch():
+                raise ProtocolError("rows in batches, which this collector does not offer to take")
         return None
 
     def refuse(self, why: str) -> None:

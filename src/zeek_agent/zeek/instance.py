@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -13,12 +14,15 @@ from websockets.exceptions import ConnectionClosed
 
 from zeek_agent.database import Profile
 from zeek_agent.zeek import data, protocol
-from zeek_agent.zeek.protocol import Context, ZeekHello
+from zeek_agent.zeek.batches import Acknowledgements, split
+from zeek_agent.zeek.protocol import Context, RowsAck, ZeekHello
 
 if TYPE_CHECKING:
     from zeek_agent.config import ZeekSettings
     from zeek_agent.queries import Change, Query, Report
     from zeek_agent.zeek.flow import Sender
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -36,9 +40,9 @@ class Traffic:
 
 
 def chosen_profile(hello: ZeekHello | None) -> Profile:
-    """The tables' shape for an instance. Every package known so far is a stock one, with columns by position."""
-    del hello
-    return Profile.STOCK
+    """The shape of tables for an instance: one that takes batches knows columns by name, a stock one by position."""
+    takes_batches = hello is not None and protocol.BATCHES in hello.features
+    return Profile.FULL if takes_batches else Profile.STOCK
 
 
 @dataclass(eq=False, slots=True)
@@ -56,6 +60,7 @@ class Instance:
     hello: ZeekHello | None = None
     is_disabled: bool = False
     """Whether its package is too old to talk to."""
+    acknowledgements: Acknowledgements = field(default_factory=Acknowledgements)
 
     @property
     def profile(self) -> Profile:
@@ -80,14 +85,50 @@ class Instance:
         """Send the rows and return when Zeek has taken them. Raises ConnectionError when the connection is lost."""
         delivery = _Delivery(self.traffic, len(report.rows))
         try:
-            for batch in self.batches(report):
-                delivery.sent(len(batch), await self.sender.send(batch))
-                await asyncio.sleep(0)
+            if report.query.event == protocol.ROWS:
+                await self._deliver_batches(report, delivery)
+            else:
+                for batch in self.batches(report):
+                    delivery.sent(len(batch), await self.sender.send(batch))
+                    await asyncio.sleep(0)
             await delivery.acknowledged()
         except ConnectionClosed as error:
             raise ConnectionError(f"connection to Zeek lost: {error}") from error
         finally:
             delivery.end("cancelled" if self.sender.is_open else "disconnected")
+
+    async def _deliver_batches(self, report: Report, delivery: _Delivery) -> None:
+        """Send batches until the script has acknowledged all; what it does not acknowledge in time is sent again."""
+        topic = protocol.response_topic(self.agent_id, self.id)
+        context = Context(self.agent_id, self.clock(), report.query_id, cookie=report.query.cookie)
+        self.acknowledgements.expect(report)
+        highest = -1
+        try:
+            while True:
+                last = -1
+                acknowledged = self.acknowledgements.index(report)
+                for batch in split(report, topic, context, self.settings.batch_rows, self.settings.batch_bytes):
+                    last = batch.index
+                    if last > acknowledged:
+                        pong = await self.sender.send([batch.frame])
+                        delivery.sent(batch.rows if last > highest else 0, pong)
+                        highest = max(highest, last)
+                        await asyncio.sleep(0)
+                try:
+                    await self.acknowledgements.wait(report, last, self.settings.script_timeout)
+                except TimeoutError:
+                    log.warning(
+                        "Zeek at %s did not acknowledge rows of %s: sent again", self.identity, report.query.sql
+                    )
+                else:
+                    return
+        finally:
+            self.acknowledgements.forget(report)
+
+    def acknowledge(self, ack: RowsAck) -> None:
+        """Zeek's script has seen a batch."""
+        if not self.acknowledgements.take(ack):
+            log.debug("acknowledgement for nothing under way: %s", ack)
 
     async def fail(self, query_id: str, query: Query, message: str) -> None:
         """Tell Zeek that a query could not be compiled or run. Raises ConnectionError when the connection is lost."""

@@ -36,6 +36,11 @@ ZEEK_HELLO: Final = "ZeekAgentAPI::zeek_hello_v1"
 ZEEK_SHUTDOWN: Final = "ZeekAgentAPI::zeek_shutdown_v1"
 INSTALL_QUERY: Final = "ZeekAgentAPI::install_query_v1"
 CANCEL_QUERY: Final = "ZeekAgentAPI::cancel_query_v1"
+ROWS: Final = "ZeekAgentAPI::rows_v1"
+"""A query with this event wants its rows in batches."""
+ROWS_ACK: Final = "ZeekAgentAPI::rows_ack_v1"
+BATCHES: Final = "batches"
+"""The feature, named in both hellos, of sending and taking rows in batches."""
 
 HELLO_FIELDS: Final = (
     "agent_id",
@@ -140,6 +145,8 @@ class ZeekHello:
     version: str = ""
     version_number: int = 0
     package_version: str = ""
+    features: frozenset[str] = frozenset()
+    """What a package can do beyond version 1 of the API; a stock package names nothing."""
 
     @property
     def package_number(self) -> int | None:
@@ -170,15 +177,51 @@ class CancelQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsAck:
+    """The handlers have seen the batches of a window up to `index`."""
+
+    instance: str
+    query_id: str
+    stream: str
+    high: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Where a batch belongs: the query's stream, the event store's window (after `low`, up to `high`; both 0 when the
+    rows are not those of an event query), the number within the report, and whether it is the report's last."""
+
+    store: str
+    stream: str
+    low: int
+    high: int
+    index: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
 class AgentHello:
-    """`columns` is the agent's row of `zeek_agent`: 12 fields, or 13 of an agent that talks to an old package."""
+    """`columns` is the agent's row of `zeek_agent`: 12 fields, or 13 of an agent that talks to an old package.
+
+    An agent with features sends their set as one field more, which a package that does not know them ignores.
+    """
 
     context: Context
     columns: data.Vector
 
+    @property
+    def features(self) -> frozenset[str]:
+        """What the agent can do beyond version 1 of the API."""
+        match self.columns.data[len(HELLO_FIELDS) :]:
+            case [data.Set(data=members), *_]:
+                return frozenset(member.data for member in members if isinstance(member, data.String))
+        return frozenset()
+
     def named(self) -> dict[str, Value]:
         """The fields as cells by name; only as many as the agent sent."""
-        has_broker = len(self.columns.data) == len(HELLO_FIELDS) + 1
+        fields = self.columns.data
+        has_broker = len(fields) > BROKER_INDEX and isinstance(fields[BROKER_INDEX], data.String)
         return dict(zip(HELLO_FIELDS_BROKER if has_broker else HELLO_FIELDS, data.cells(self.columns), strict=False))
 
 
@@ -202,8 +245,17 @@ class ResultRow:
     columns: data.Vector
 
 
-ZeekEvent: TypeAlias = ZeekHello | ZeekShutdown | InstallQuery | CancelQuery
-AgentEvent: TypeAlias = AgentHello | AgentShutdown | AgentError | ResultRow
+@dataclass(frozen=True, slots=True)
+class ResultBatch:
+    """Rows for a query, as a JSON array of objects."""
+
+    context: Context
+    batch: Batch
+    rows: str
+
+
+ZeekEvent: TypeAlias = ZeekHello | ZeekShutdown | InstallQuery | CancelQuery | RowsAck
+AgentEvent: TypeAlias = AgentHello | AgentShutdown | AgentError | ResultRow | ResultBatch
 
 
 class _Envelope(Struct):
@@ -258,6 +310,10 @@ def zeek_event(message: Message) -> ZeekEvent | None:
         return InstallQuery(_text(arguments, 0, "zeek_instance"), _text(arguments, 1, "query_id"), _query(record))
     if message.event == CANCEL_QUERY:
         return CancelQuery(_text(arguments, 0, "zeek_instance"), _text(arguments, 1, "query_id"))
+    if message.event == ROWS_ACK:
+        names = ("zeek_instance", "query_id", "stream")
+        instance, query_id, stream = (_text(arguments, position, name) for position, name in enumerate(names))
+        return RowsAck(instance, query_id, stream, _count(arguments, 3, "high"), _count(arguments, 4, "index"))
     return None
 
 
@@ -271,13 +327,31 @@ def agent_event(message: Message) -> AgentEvent:
         return AgentShutdown(context)
     if message.event == AGENT_ERROR:
         return AgentError(context, _text(arguments, 1, "msg"))
+    if message.event == ROWS:
+        return ResultBatch(
+            context, _batch(_field(arguments, 1, data.Vector, "batch").data), _text(arguments, 2, "rows")
+        )
     return ResultRow(message.event, context, _field(arguments, 1, data.Vector, "columns"))
 
 
 def _zeek_hello(instance: str, info: Sequence[Data]) -> ZeekHello:
-    number = _field(info, 1, data.Count, "version_number").data
     return ZeekHello(
-        instance, _text(info, 0, "version_string"), number, _optional_text(info, 2, "package_version") or ""
+        instance,
+        _text(info, 0, "version_string"),
+        _count(info, 1, "version_number"),
+        _optional_text(info, 2, "package_version") or "",
+        _names(info, 3, "features"),
+    )
+
+
+def _batch(record: Sequence[Data]) -> Batch:
+    return Batch(
+        store=_text(record, 0, "store"),
+        stream=_text(record, 1, "stream"),
+        low=_count(record, 2, "low"),
+        high=_count(record, 3, "high"),
+        index=_count(record, 4, "index"),
+        last=_field(record, 5, data.Boolean, "last").data,
     )
 
 
@@ -335,6 +409,10 @@ def _optional(values: Sequence[Data], index: int, kind: type[T], name: str) -> T
 
 def _text(values: Sequence[Data], index: int, name: str) -> str:
     return _field(values, index, data.String, name).data
+
+
+def _count(values: Sequence[Data], index: int, name: str) -> int:
+    return _field(values, index, data.Count, name).data
 
 
 def _optional_text(values: Sequence[Data], index: int, name: str) -> str | None:
@@ -397,6 +475,26 @@ def agent_error(instance: str, context: Context, message: str) -> str:
     return event_message(topic, AGENT_ERROR, context_record(context), data.host_text(message))
 
 
+def rows(topic: str, context: Context, batch: Batch, objects: str) -> str:
+    """Rows in a batch; `objects` is their JSON text."""
+    record = data.vector(
+        (
+            data.string(batch.store),
+            data.string(batch.stream),
+            data.count(batch.low),
+            data.count(batch.high),
+            data.count(batch.index),
+            data.boolean(batch.last),
+        )
+    )
+    return event_message(topic, ROWS, context_record(context), record, data.string(objects))
+
+
+def rows_ack(topic: str, ack: RowsAck) -> str:
+    texts = (data.string(text) for text in (ack.instance, ack.query_id, ack.stream))
+    return event_message(topic, ROWS_ACK, *texts, data.count(ack.high), data.count(ack.index))
+
+
 def ack(endpoint: str, version: str) -> str:
     return f'{{"type":"ack","endpoint":{data.quoted(endpoint)},"version":{data.quoted(version)}}}'
 
@@ -406,10 +504,10 @@ def error(code: str, context: str) -> str:
 
 
 def zeek_hello(topic: str, hello: ZeekHello) -> str:
-    info = data.vector(
-        (data.string(hello.version), data.count(hello.version_number), data.string(hello.package_version))
-    )
-    return event_message(topic, ZEEK_HELLO, data.string(hello.instance), info)
+    info = [data.string(hello.version), data.count(hello.version_number), data.string(hello.package_version)]
+    if hello.features:
+        info.append(data.set_of(data.string(name) for name in sorted(hello.features)))
+    return event_message(topic, ZEEK_HELLO, data.string(hello.instance), data.vector(info))
 
 
 def zeek_shutdown(topic: str, instance: str) -> str:

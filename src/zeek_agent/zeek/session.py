@@ -17,7 +17,7 @@ from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.causes import UnusableError
 from zeek_agent.zeek.flow import Sender
 from zeek_agent.zeek.instance import Instance, Traffic
-from zeek_agent.zeek.protocol import Context, InstallQuery, ZeekEvent, ZeekHello, ZeekShutdown
+from zeek_agent.zeek.protocol import Context, InstallQuery, RowsAck, ZeekEvent, ZeekHello, ZeekShutdown
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -35,6 +35,7 @@ ERRORS_MAX: Final = 100
 """Error reports that may wait for a slow Zeek."""
 HELLO_SQL: Final = "SELECT * FROM zeek_agent"
 _BROKER: Final = ResultColumn("broker", ZeekType("text"))
+_FEATURES: Final = ResultColumn("features", ZeekType.parse("set[text]"))
 
 
 class Session:
@@ -120,6 +121,8 @@ class Session:
             index = protocol.BROKER_INDEX
             columns = (*columns[:index], _BROKER, *columns[index:])
             row = (*row[:index], "n/a", *row[index:])
+        else:
+            columns, row = (*columns, _FEATURES), (*row, (protocol.BATCHES,))
         return data.row_encoder(columns)(row)
 
     async def _watch(self) -> None:
@@ -165,7 +168,7 @@ class Session:
         if isinstance(event, ZeekShutdown):
             if event.instance in self.instances:
                 log.info("Zeek instance %s at %s ends", event.instance, self._url)
-                self._drop(event.instance)
+                self._drop(event.instance, in_order=True)
             return
         instance = self._seen(event.instance)
         if instance is None:
@@ -176,6 +179,8 @@ class Session:
             log.debug("ignored %s of disabled Zeek instance %s", type(event).__name__, instance.id)
         elif isinstance(event, InstallQuery):
             await self._install(instance, event)
+        elif isinstance(event, RowsAck):
+            instance.acknowledge(event)
         else:
             self._cancel(instance, event.query_id)
 
@@ -226,10 +231,10 @@ class Session:
         else:
             log.debug("Zeek instance %s has no query %s to cancel", instance.id, query_id)
 
-    def _drop(self, instance_id: str) -> None:
+    def _drop(self, instance_id: str, *, in_order: bool = False) -> None:
         instance = self.instances.pop(instance_id, None)
         if instance is not None:
-            self._runner.drop(instance)
+            self._runner.drop(instance, in_order=in_order)
 
     def _post_error(
         self, instance: Instance, message: str, query_id: str | None = None, cookie: str | None = None

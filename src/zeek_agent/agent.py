@@ -1,0 +1,241 @@
+"""The running agent: builds the parts from the configuration, runs them until told to stop, ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zeek_agent import __version__, identity, logbook, paths
+from zeek_agent import config as configuration
+from zeek_agent.access import AccessPolicy
+from zeek_agent.answers import answering
+from zeek_agent.control_server import ControlServer
+from zeek_agent.database import Database
+from zeek_agent.events import EventStore
+from zeek_agent.host import Host
+from zeek_agent.queries import Installed, QueryRunner
+from zeek_agent.signals import stop_signals
+from zeek_agent.sources.registry import candidates
+from zeek_agent.sources.supervisor import Supervisor
+from zeek_agent.tables import builtin_tables, plugin_tables
+from zeek_agent.zeek.connection import ZeekConnection
+
+if TYPE_CHECKING:
+    from zeek_agent.collector.server import Collector
+    from zeek_agent.config import Config
+    from zeek_agent.identity import Identity
+    from zeek_agent.logbook import Ring
+    from zeek_agent.paths import Paths
+    from zeek_agent.schema import Row, Table
+
+log = logging.getLogger(__name__)
+
+
+async def run_agent(config: Config, origins: Mapping[str, str]) -> int:
+    """Run until SIGTERM or SIGINT. Raises ZeekAgentError when the agent cannot start."""
+    ring = logbook.set_up(config.log)
+    places = paths.locate(config)
+    with identity.only_one(places.lock):
+        who = identity.establish(places.identity, config.agent.id)
+        agent = Agent(config, origins, places, who, ring)
+        with stop_signals() as stopped:
+            async with agent:
+                log.info("%s: stopping", await stopped)
+    return 0
+
+
+class Agent:
+    """The parts and their life: entered to start them, left to end them. Also what the agent's own tables show."""
+
+    def __init__(self, config: Config, origins: Mapping[str, str], places: Paths, who: Identity, ring: Ring) -> None:
+        self.id = who.agent
+        self.instance = who.instance
+        self.hostname = config.agent.hostname or socket.gethostname()
+        self._config = config
+        self._origins = origins
+        self._places = places
+        self._identity = who
+        self._ring = ring
+        self._started = time.monotonic()
+        self._connections: list[ZeekConnection] = []
+        self._collector: Collector | None = None
+        access = AccessPolicy(config.access)
+        tables = [*builtin_tables(), *plugin_tables()]
+        self.store = EventStore(places.store, tables, config.events)
+        self.database = Database(tables, Host(self, access), config.limits, self.store)
+        self.supervisor = Supervisor(
+            config.sources, self.store, lambda settings: candidates(settings, redact=access.redact)
+        )
+        self.runner = QueryRunner(self.database, self.store, drain=Coalesced(self._drain))
+        self._parts = AsyncExitStack()
+
+    async def __aenter__(self) -> Agent:
+        try:
+            await self._start()
+        except BaseException:
+            await self._parts.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._parts.aclose()
+        log.info("stopped")
+
+    async def _start(self) -> None:
+        """Start the parts, each after those that it needs; they end in the reverse order."""
+        log.info("zeek-agent %s, agent %s, state in %s", __version__, self.id, self._places.state)
+        parts = self._parts
+        parts.push_async_callback(asyncio.to_thread, self.store.close)
+        parts.push_async_callback(asyncio.to_thread, self.database.close)
+        parts.push_async_callback(asyncio.to_thread, self.supervisor.stop)
+        await asyncio.to_thread(self.supervisor.start)
+        parts.push_async_callback(self.runner.close)
+        destinations = list(self._config.zeek.destinations)
+        if not destinations:
+            destinations.append(await self._start_collector())
+        control = ControlServer(
+            self._places.socket,
+            self._config.control.group,
+            answering(self.database, lambda: self.runner, self.status),
+        )
+        parts.push_async_callback(control.stop)
+        await control.start()
+        for destination in destinations:
+            self._connect(destination)
+
+    async def _start_collector(self) -> str:
+        """Start the embedded collector and return its URL."""
+        from zeek_agent.collector import pack
+        from zeek_agent.collector.server import Collector
+        from zeek_agent.collector.summary import show
+
+        settings = self._config.collector
+        queries = pack.load(Path(settings.pack) if settings.pack else None, schedule=settings.schedule)
+        self._collector = Collector(settings, queries)
+        host, port = await self._collector.start()
+        self._parts.push_async_callback(self._collector.stop)
+        self._background(show(self._collector), "summary")
+        return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
+
+    def _connect(self, destination: str) -> None:
+        connection = ZeekConnection(destination, self._config.zeek, self._identity, self.database, self.runner)
+        self._connections.append(connection)
+        self._background(connection.run(), f"zeek {destination}")
+        self._parts.push_async_callback(connection.shutdown)
+
+    def _background(self, work: Any, name: str) -> None:
+        """Run a part's coroutine until the end of the agent; should it fail before, that is logged."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(_report_failure)
+        self._parts.push_async_callback(_cancelled, task)
+
+    async def _drain(self) -> None:
+        """Bring the event store up to date with what the kernel has."""
+        await asyncio.to_thread(self._drain_blocking)
+
+    def _drain_blocking(self) -> None:
+        self.supervisor.drain()
+        self.store.flush()
+
+    # What the agent's own tables show
+
+    def uptime(self) -> float:
+        return time.monotonic() - self._started
+
+    def tables(self) -> Iterable[Table]:
+        return self.database.tables.values()
+
+    def connections(self) -> Iterable[Row]:
+        return [connection.row() for connection in self._connections]
+
+    def queries(self) -> Iterable[Row]:
+        return [_query_row(installed) for installed in self.runner.installed]
+
+    def sources(self) -> Iterable[Row]:
+        return self.supervisor.rows()
+
+    def gaps(self) -> Iterable[Row]:
+        return self.store.gaps()
+
+    def log(self) -> Iterable[Row]:
+        return self._ring.rows()
+
+    def config(self) -> Iterable[Row]:
+        return configuration.rows(self._config, self._origins)
+
+    def status(self) -> Mapping[str, Any]:
+        """Facts for `zeek-agent status`."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "running": True,
+            "version": __version__,
+            "id": self.id,
+            "instance": self.instance,
+            "pid": os.getpid(),
+            "hostname": self.hostname,
+            "uptime": self.uptime(),
+            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "state_dir": str(self._places.state),
+            "store": {name: counters.stored for name, counters in self.store.counters.items()},
+            "store_notice": self.store.notice,
+            "collector": None if self._collector is None else str(Path(self._config.collector.logs).absolute()),
+        }
+
+
+class Coalesced:
+    """Runs a function for all who ask at about the same time. Who asks while it runs waits for one more run."""
+
+    def __init__(self, function: Callable[[], Awaitable[None]]) -> None:
+        self._function = function
+        self._running: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+
+    async def __call__(self) -> None:
+        if self._next is None:
+            self._next = asyncio.create_task(self._run_after(self._running))
+        await asyncio.shield(self._next)
+
+    async def _run_after(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._running, self._next = self._next, None
+        await self._function()
+
+
+def _query_row(installed: Installed) -> Sequence[Any]:
+    query = installed.query
+    return (
+        installed.query_id,
+        installed.recipient.identity,
+        query.sql,
+        query.event,
+        None if query.subscription is None else query.subscription.value,
+        query.schedule,
+        query.cookie,
+        installed.state.value,
+        installed.runs,
+        installed.rows,
+        installed.lost,
+        installed.errors,
+        installed.last_run,
+        installed.last_duration,
+        installed.last_error,
+    )
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _report_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s ended: %s", task.get_name(), error, exc_info=error)

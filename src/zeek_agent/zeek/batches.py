@@ -1,0 +1,164 @@
+"""Rows in batches, acknowledged by script: what our own Zeek package understands besides version 1 of the API.
+
+A batch is one event with the rows as one JSON text, which Zeek's `from_json` turns into a script's records: twice as
+fast as typed values, and by name, so that records may grow. The script answers each batch with the number of the last
+one that its handlers have seen, and tells a batch that comes again by stream, store and window.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from zeek_agent.text import escaped, from_bytes
+from zeek_agent.zeek import protocol
+from zeek_agent.zeek.protocol import Batch, Context
+
+if TYPE_CHECKING:
+    from zeek_agent.database import ResultColumn
+    from zeek_agent.queries import Change, Report
+    from zeek_agent.schema import Row, Value, ZeekType
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A batch ready to be sent."""
+
+    index: int
+    rows: int
+    frame: bytes
+
+
+def split(report: Report, topic: str, context: Context, rows_max: int, bytes_max: int) -> Iterator[Outgoing]:
+    """The report's rows as batches of one change each; the same report is split the same way each time.
+
+    A batch has at most `rows_max` rows and, but for a single larger one, about `bytes_max` bytes.
+    """
+    encode = object_encoder(report.columns)
+    pending: tuple[Change | None, list[bytes]] | None = None
+    index, size = 0, 0
+
+    def outgoing(change: Change | None, rows: list[bytes], *, last: bool) -> Outgoing:
+        batch = Batch(report.store, report.stream, *report.window, index=index, last=last)
+        about = Context(context.agent_id, context.host_time, context.query_id, change, context.cookie)
+        text = b"[" + b",".join(rows) + b"]"
+        return Outgoing(index, len(rows), protocol.rows(topic, about, batch, text.decode()).encode())
+
+    for change, row in report.rows:
+        encoded = encode(row)
+        if pending is not None:
+            is_full = len(pending[1]) >= rows_max or size + len(encoded) > bytes_max
+            if is_full or pending[0] is not change:
+                yield outgoing(*pending, last=False)
+                index, pending = index + 1, None
+        if pending is None:
+            pending, size = (change, []), 0
+        pending[1].append(encoded)
+        size += len(encoded)
+    if pending is not None:
+        yield outgoing(*pending, last=True)
+
+
+def object_encoder(columns: Sequence[ResultColumn]) -> Callable[[Row], bytes]:
+    """The function that writes rows of these columns as JSON objects, without the fields that are unset."""
+    fields = [(column.name, _converter(column.type)) for column in columns]
+
+    def encode_row(row: Row) -> bytes:
+        return _encode(
+            {
+                name: cell if convert is None else convert(cell)
+                for (name, convert), cell in zip(fields, row, strict=True)
+                if cell is not None
+            }
+        )
+
+    return encode_row
+
+
+def _converter(kind: ZeekType) -> Callable[[Any], Value] | None:
+    """How a cell of the type becomes what `from_json` takes for it; None for as it is."""
+    if kind.element is not None:
+        member = _converter(kind.element)
+        return list if member is None else lambda cells: [member(cell) for cell in cells if cell is not None]
+    return _CONVERTERS.get(kind.name)
+
+
+def _text(value: str | bytes) -> str:
+    return escaped(from_bytes(value) if isinstance(value, bytes) else value)
+
+
+def _seconds(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def _record(pairs: Mapping[str, Value] | Sequence[tuple[str, Value]]) -> dict[str, Value]:
+    """A record by its fields' names, without the type that a name may end with."""
+    fields = pairs.items() if isinstance(pairs, Mapping) else pairs
+    return {
+        name.partition(":")[0]: _text(cell) if isinstance(cell, str | bytes) else cell
+        for name, cell in fields
+        if cell is not None
+    }
+
+
+_CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "blob": _text,
+    "enum": _text,
+    "interval": _seconds,
+    "port": lambda cell: f"{cell[0]}/{cell[1]}",
+    "real": lambda cell: cell if math.isfinite(cell) else None,
+    "record": _record,
+    "text": _text,
+    "time": _seconds,
+}
+
+
+class Acknowledgements:
+    """What a script has acknowledged of the reports that are under way, by query."""
+
+    def __init__(self) -> None:
+        self._reports: dict[str, _Awaited] = {}
+
+    def expect(self, report: Report) -> None:
+        """Take acknowledgements for this report until `forget`."""
+        self._reports[report.query_id] = _Awaited(report)
+
+    def forget(self, report: Report) -> None:
+        """The report's delivery has ended, one way or the other."""
+        self._reports.pop(report.query_id, None)
+
+    def take(self, ack: protocol.RowsAck) -> bool:
+        """Note an acknowledgement. False when nothing waits for it, as after a cancelled query."""
+        awaited = self._reports.get(ack.query_id)
+        if awaited is None or (awaited.report.stream, awaited.report.window[1]) != (ack.stream, ack.high):
+            return False
+        if ack.index > awaited.index:
+            awaited.index = ack.index
+            awaited.progress.set()
+        return True
+
+    def index(self, report: Report) -> int:
+        """The number of the last batch that was acknowledged; -1 for none."""
+        return self._reports[report.query_id].index
+
+    async def wait(self, report: Report, index: int, seconds: float) -> None:
+        """Return when the batch `index` is acknowledged. Raises TimeoutError after `seconds` without any progress."""
+        awaited = self._reports[report.query_id]
+        while awaited.index < index:
+            awaited.progress.clear()
+            async with asyncio.timeout(seconds):
+                await awaited.progress.wait()
+
+
+@dataclass(slots=True)
+class _Awaited:
+    report: Report
+    index: int = -1
+    progress: asyncio.Event = field(default_factory=asyncio.Event)
