@@ -20,6 +20,7 @@
 #define SOCK_DGRAM 2
 #define SOCK_RAW 3
 #define FLOWS 32768
+#define FLOW_IDLE 60000000000ULL /* ns after which a flow is a new one, as for Zeek */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -36,11 +37,11 @@ struct flow {
 	__u32 protocol;
 };
 
-/* Flows that were reported, until others take their places. */
+/* When each flow was last seen; the oldest give way to new ones. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct flow);
-	__type(value, __u8);
+	__type(value, __u64);
 	__uint(max_entries, FLOWS);
 } flows SEC(".maps");
 
@@ -210,11 +211,24 @@ static __always_inline void report_packet(struct bpf_sock *sk, struct owner *own
 	bpf_ringbuf_submit(event, wakeup());
 }
 
+static __always_inline bool is_new(const struct flow *flow)
+{
+	__u64 now = bpf_ktime_get_boot_ns();
+	__u64 *seen = bpf_map_lookup_elem(&flows, flow);
+
+	if (!seen) {
+		bpf_map_update_elem(&flows, flow, &now, BPF_ANY);
+		return true;
+	}
+	bool idle = now - *seen > FLOW_IDLE;
+	*seen = now;
+	return idle;
+}
+
 static __always_inline int datagram(struct __sk_buff *skb, bool outbound)
 {
 	struct packet packet = {};
 	struct flow flow = {};
-	__u8 reported = 1;
 	struct bpf_sock *sk = skb->sk;
 
 	if (!sk)
@@ -232,9 +246,8 @@ static __always_inline int datagram(struct __sk_buff *skb, bool outbound)
 	flow.remote_port = packet.remote_port;
 	flow.local_port = packet.local_port;
 	flow.protocol = packet.protocol;
-	if (bpf_map_lookup_elem(&flows, &flow))
+	if (!is_new(&flow))
 		return 1;
-	bpf_map_update_elem(&flows, &flow, &reported, BPF_ANY);
 	struct owner *owner = owner_of(sk, outbound);
 	if (!owner || owner->ignored)
 		return 1;

@@ -1,0 +1,130 @@
+/* Makes real events and tells exactly what it made: one line each on standard output, written at once.
+ *
+ *   load exec COUNT PER_SECOND PROGRAM ARGUMENT...   runs a program COUNT times (0 per second: as fast as it goes)
+ *                                                    and prints the pid of each
+ *   load tcp ADDRESS PORT                            connects; prints pid, local port
+ *   load udp ADDRESS PORT                            sends one datagram, not connected; prints pid, local port
+ *   load udp-connected ADDRESS PORT                  the same, connected
+ *   load fork-tcp ADDRESS PORT COUNT                 children connect without executing anything; prints as `tcp`
+ *   load tcp-exec ADDRESS PORT PROGRAM ARGUMENT...   connects, prints as `tcp`, then becomes another program
+ *   load nothing                                     ends at once
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netdb.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+extern char **environ;
+
+static void fail(const char *what)
+{
+	fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static void say(const char *line, int size)
+{
+	if (write(1, line, size) != size)
+		fail("write");
+}
+
+static int open_socket(const char *address, const char *port, int type, int connected)
+{
+	struct addrinfo wanted = {.ai_socktype = type, .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV}, *found;
+	struct sockaddr_storage local;
+	socklen_t size = sizeof(local);
+	char line[64];
+	int fd;
+
+	if (getaddrinfo(address, port, &wanted, &found))
+		fail(address);
+	fd = socket(found->ai_family, type, 0);
+	if (fd < 0)
+		fail("socket");
+	if (connected && connect(fd, found->ai_addr, found->ai_addrlen))
+		fail("connect");
+	if (type == SOCK_DGRAM && sendto(fd, "x", 1, 0, connected ? NULL : found->ai_addr, connected ? 0 : found->ai_addrlen) != 1)
+		fail("sendto");
+	if (getsockname(fd, (struct sockaddr *)&local, &size))
+		fail("getsockname");
+	freeaddrinfo(found);
+	/* sin_port and sin6_port are in the same place */
+	say(line, snprintf(line, sizeof(line), "%d %d\n", getpid(), ntohs(((struct sockaddr_in *)&local)->sin_port)));
+	return fd;
+}
+
+static void run(long count, double per_second, char **command)
+{
+	struct timespec next;
+	char line[32];
+
+	clock_gettime(CLOCK_MONOTONIC, &next);
+	for (long i = 0; i < count; i++) {
+		pid_t pid;
+		if (per_second > 0) {
+			next.tv_nsec += 1e9 / per_second;
+			while (next.tv_nsec >= 1000000000) {
+				next.tv_nsec -= 1000000000;
+				next.tv_sec++;
+			}
+			clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &next, NULL);
+		}
+		errno = posix_spawn(&pid, command[0], NULL, NULL, command, environ);
+		if (errno)
+			fail(command[0]);
+		if (strcmp(command[1] ? command[1] : "", "tcp") && strncmp(command[1] ? command[1] : "", "udp", 3))
+			say(line, snprintf(line, sizeof(line), "%d\n", pid));
+		if (waitpid(pid, NULL, 0) != pid)
+			fail("waitpid");
+	}
+}
+
+static void fork_and_connect(const char *address, const char *port, long count)
+{
+	for (long i = 0; i < count; i++) {
+		pid_t pid = fork();
+		if (pid < 0)
+			fail("fork");
+		if (pid == 0) {
+			open_socket(address, port, SOCK_STREAM, 1);
+			_exit(0);
+		}
+		if (waitpid(pid, NULL, 0) != pid)
+			fail("waitpid");
+	}
+}
+
+int main(int argc, char **argv)
+{
+	const char *mode = argc > 1 ? argv[1] : "";
+
+	if (!strcmp(mode, "nothing"))
+		return 0;
+	if (!strcmp(mode, "exec") && argc > 4)
+		run(atol(argv[2]), atof(argv[3]), argv + 4);
+	else if (!strcmp(mode, "tcp") && argc == 4)
+		open_socket(argv[2], argv[3], SOCK_STREAM, 1);
+	else if (!strcmp(mode, "udp") && argc == 4)
+		open_socket(argv[2], argv[3], SOCK_DGRAM, 0);
+	else if (!strcmp(mode, "udp-connected") && argc == 4)
+		open_socket(argv[2], argv[3], SOCK_DGRAM, 1);
+	else if (!strcmp(mode, "fork-tcp") && argc == 5)
+		fork_and_connect(argv[2], argv[3], atol(argv[4]));
+	else if (!strcmp(mode, "tcp-exec") && argc > 4) {
+		open_socket(argv[2], argv[3], SOCK_STREAM, 1);
+		execv(argv[4], argv + 4);
+		fail(argv[4]);
+	} else {
+		fprintf(stderr, "load: see the comment at the top of load.c\n");
+		return 2;
+	}
+	return 0;
+}

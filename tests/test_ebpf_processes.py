@@ -1,0 +1,238 @@
+"""Process events by eBPF, from processes that really ran."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from recording import Recording, generate, load_generator
+
+from zeek_agent.config import SourceSettings
+from zeek_agent.sources.bpf.monitor import Monitor
+from zeek_agent.sources.ebpf_processes import EbpfProcesses
+from zeek_agent.sources.process_cache import ProcessCache
+from zeek_agent.sources.procfs import Process, Procfs
+
+pytestmark = pytest.mark.root
+TABLE = "processes_events"
+SHOWN = (
+    "pid",
+    "ppid",
+    "uid",
+    "gid",
+    "ruid",
+    "rgid",
+    "exe",
+    "cwd",
+    "loginuid",
+    "session",
+    "cgroup",
+    "netns",
+    "entity_id",
+)
+
+
+def source(**settings: object) -> EbpfProcesses:
+    wanted = SourceSettings(**settings)  # type: ignore[arg-type]
+    return EbpfProcesses(Monitor(ProcessCache(), wanted.ring_bytes), wanted)
+
+
+@pytest.fixture(scope="module")
+def recording() -> Iterator[Recording]:
+    with Recording([source()]) as recording:
+        yield recording
+
+
+def run(*command: str, **options: object) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(command, **options)  # type: ignore[call-overload]
+    process.wait()
+    return process
+
+
+def test_a_program_starts_and_stops_with_all_that_is_known_of_it(recording: Recording) -> None:
+    with subprocess.Popen(["/bin/sleep", "0.05"], cwd="/usr") as sleeping, Process(Procfs(), sleeping.pid) as shown:
+        facts = {name: getattr(shown, name) for name in SHOWN}
+        parent = shown.parent_entity_id
+    (started,) = recording.expect(TABLE, pid=sleeping.pid, state="started")
+    (stopped,) = recording.expect(TABLE, pid=sleeping.pid, state="stopped")
+    for event in (started, stopped):
+        assert {name: event[name] for name in facts} == facts
+        assert event["cmdline"] == "/bin/sleep 0.05"
+        assert event["name"] == "sleep"
+        assert event["parent_entity_id"] == parent
+        assert event["parent_exe"] == str(Path(sys.executable).resolve())
+    assert started["duration"] is None
+    assert started["exit_code"] is None
+    assert stopped["exit_code"] == 0
+    assert 0.05 <= stopped["duration"] < 1.0
+    assert stopped["time"] - started["time"] == pytest.approx(stopped["duration"], abs=0.05)
+    assert stopped["vsize"] > 1_000_000
+    assert 0 <= stopped["utime"] + stopped["stime"] < 0.05
+
+
+@pytest.mark.parametrize(("command", "code"), [("exit 7", 7), ("kill -9 $$", -signal.SIGKILL)])
+def test_the_exit_code_or_signal_is_told(recording: Recording, command: str, code: int) -> None:
+    shell = run("/bin/sh", "-c", command)
+    (stopped,) = recording.expect(TABLE, pid=shell.pid, state="stopped")
+    assert stopped["exit_code"] == code == shell.returncode
+
+
+def test_a_script_shows_its_interpreter_and_its_own_path(recording: Recording, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\ntrue\n")
+    script.chmod(0o755)
+    process = run(str(script), "argument")
+    (started,) = recording.expect(TABLE, pid=process.pid, state="started")
+    assert started["exe"] == str(Path("/bin/sh").resolve())
+    assert started["cmdline"] == f"/bin/sh {script} argument"
+    assert started["name"] == "script"
+
+
+def test_a_failed_exec_is_no_start(recording: Recording, tmp_path: Path) -> None:
+    code = f"import os\ntry: os.execv({str(tmp_path / 'missing')!r}, ['missing'])\nexcept OSError: os._exit(3)"
+    process = run(sys.executable, "-c", code)
+    recording.expect(TABLE, pid=process.pid, state="stopped", exit_code=3)
+    assert len(recording.events(TABLE, pid=process.pid, state="started")) == 1
+
+
+def test_a_process_executes_twice_and_stays_the_same_process(recording: Recording) -> None:
+    process = run("/bin/sh", "-c", "exec /bin/true again")
+    shell, true = recording.expect(TABLE, count=2, pid=process.pid, state="started")
+    assert shell["entity_id"] == true["entity_id"]
+    assert (shell["name"], true["cmdline"]) == ("sh", "/bin/true again")
+
+
+def test_a_deleted_executable_and_one_in_memory_are_named_as_proc_names_them(
+    recording: Recording, tmp_path: Path
+) -> None:
+    program = Path("/bin/true").read_bytes()
+    in_memory = os.memfd_create("payload")
+    os.write(in_memory, program)
+    process = run(f"/proc/self/fd/{in_memory}", pass_fds=[in_memory])
+    os.close(in_memory)
+    (started,) = recording.expect(TABLE, pid=process.pid, state="started")
+    assert started["exe"] == "/memfd:payload (deleted)"
+
+    gone = tmp_path / "gone"
+    gone.write_bytes(program)
+    gone.chmod(0o755)
+    descriptor = os.open(gone, os.O_RDONLY)
+    gone.unlink()
+    process = run(f"/proc/self/fd/{descriptor}", pass_fds=[descriptor])
+    os.close(descriptor)
+    (started,) = recording.expect(TABLE, pid=process.pid, state="started")
+    assert started["exe"] == f"{gone} (deleted)"
+
+
+def test_long_arguments_are_cut_with_a_mark(recording: Recording) -> None:
+    exact = run("/bin/true", "x" * 3000)
+    cut = run("/bin/true", "y" * 10_000)
+    (started,) = recording.expect(TABLE, pid=exact.pid, state="started")
+    assert started["cmdline"] == "/bin/true " + "x" * 3000
+    (started,) = recording.expect(TABLE, pid=cut.pid, state="started")
+    assert started["cmdline"] == "/bin/true " + "y" * (4096 - 10) + " …"
+
+
+def test_deep_directories_and_foreign_bytes_are_kept(recording: Recording, tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*[f"d{number}" for number in range(20)], "ünïcode")
+    deep.mkdir(parents=True)
+    process = run("/bin/true", b"\xff\xfe", cwd=deep)  # type: ignore[arg-type]
+    (started,) = recording.expect(TABLE, pid=process.pid, state="started")
+    assert started["cwd"] == str(deep)
+    assert started["cmdline"] == "/bin/true \uefff\ueffe"
+
+
+def test_a_path_that_does_not_fit_is_left_open_or_found_elsewhere(recording: Recording, tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["d" * 100] * 15)
+    deep.mkdir(parents=True)
+    with subprocess.Popen(["/bin/sleep", "0.3"], cwd=deep) as process:
+        (started,) = recording.expect(TABLE, pid=process.pid, state="started")
+    assert started["cwd"] == str(deep)
+    assert started["exe"] == str(Path("/bin/sleep").resolve())
+
+
+def test_a_process_that_only_forks_is_started_too(recording: Recording) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(5)
+    os.waitpid(child, 0)
+    (started,) = recording.expect(TABLE, pid=child, state="started")
+    (stopped,) = recording.expect(TABLE, pid=child, state="stopped")
+    assert started["exe"] == str(Path(sys.executable).resolve())
+    assert started["parent_entity_id"] != started["entity_id"]
+    assert stopped["exit_code"] == 5
+    assert started["time"] < stopped["time"]
+
+
+def test_threads_are_no_processes(recording: Recording) -> None:
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    number = thread.native_id
+    thread.join()
+    process = run("/bin/true")
+    recording.expect(TABLE, pid=process.pid, state="stopped")
+    assert not recording.events(TABLE, pid=number)
+
+
+def test_the_last_thread_ends_the_process_also_when_the_first_went_before(recording: Recording) -> None:
+    code = (
+        "import ctypes, threading, time, os\n"
+        "threading.Thread(target=lambda: (time.sleep(0.1), os._exit(9))).start()\n"
+        "ctypes.CDLL(None).syscall(60 if os.uname().machine == 'x86_64' else 93, 0)\n"
+    )
+    process = run(sys.executable, "-c", code)
+    (stopped,) = recording.expect(TABLE, pid=process.pid, state="stopped")
+    assert stopped["exit_code"] == 9
+    assert stopped["duration"] > 0.1
+
+
+def test_what_the_configuration_leaves_out_is_not_recorded() -> None:
+    true = str(Path("/bin/true").resolve())
+    with Recording([source(ignore_executables=(true,), ignore_uids=(65534,))]) as recording:
+        left_out = run("/bin/true")
+        nobody = run("/bin/sleep", "0", user=65534)
+        wanted = run("/bin/sleep", "0")
+        recording.expect(TABLE, pid=wanted.pid, state="stopped")
+        assert not recording.events(TABLE, pid=left_out.pid, exe=true)
+        assert not recording.events(TABLE, pid=nobody.pid, name="sleep")
+
+
+def test_every_exec_at_full_speed_is_there() -> None:
+    with Recording([processes := source()]) as recording:
+        pids = [pid for (pid,) in generate("exec", 4000, 0, load_generator(), "nothing")]
+        exe = load_generator()
+        started = recording.expect(TABLE, count=len(pids), exe=exe, state="started", cmdline=f"{exe} nothing")
+        stopped = recording.expect(TABLE, count=len(pids), exe=exe, state="stopped", cmdline=f"{exe} nothing")
+        assert [event["pid"] for event in started] == pids
+        assert [event["pid"] for event in stopped] == pids
+        assert processes.counters.lost["overrun"] == 0
+
+
+def test_records_that_the_ring_has_no_room_for_are_counted_exactly() -> None:
+    tiny, ample = source(ring_bytes=4096), source()
+    with Recording([tiny, ample]):
+
+        def generated(processes: EbpfProcesses) -> int:
+            processes.drain()
+            return processes.counters.received + processes.counters.lost["overrun"]
+
+        def both() -> tuple[int, int]:
+            """Seen by each at the same moment: at one when the other's did not change around it."""
+            while True:
+                first, other, second = generated(tiny), generated(ample), generated(tiny)
+                if first == second:
+                    return first, other
+
+        tiny_before, ample_before = both()
+        with tiny._monitor._lock:
+            assert len(generate("exec", 200, 0, load_generator(), "nothing")) == 200
+        tiny_after, ample_after = both()
+        assert tiny.counters.lost["overrun"] > 500
+        assert ample.counters.lost["overrun"] == 0
+        assert tiny_after - tiny_before == ample_after - ample_before >= 3 * 201

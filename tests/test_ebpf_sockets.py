@@ -1,0 +1,375 @@
+"""Socket events by eBPF, from connections that really were made."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import communityid
+import pytest
+from recording import Event, Recording, generate, load_generator
+
+from zeek_agent.config import SourceSettings
+from zeek_agent.sources.bpf.monitor import Monitor
+from zeek_agent.sources.ebpf_processes import EbpfProcesses
+from zeek_agent.sources.ebpf_sockets import EbpfSockets
+from zeek_agent.sources.process_cache import ProcessCache
+
+pytestmark = pytest.mark.root
+TABLE = "sockets_events"
+LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+SO_COOKIE = 57
+COMMUNITY_ID = communityid.CommunityID()
+
+
+def sources(**settings: object) -> list[EbpfProcesses | EbpfSockets]:
+    wanted = SourceSettings(**{"ignore_self": False, **settings})  # type: ignore[arg-type]
+    monitor = Monitor(ProcessCache(), wanted.ring_bytes)
+    return [EbpfProcesses(monitor, wanted), EbpfSockets(monitor, wanted)]
+
+
+@pytest.fixture(scope="module")
+def recording() -> Iterator[Recording]:
+    with Recording(sources()) as recording:
+        yield recording
+
+
+@contextmanager
+def listener(family: int = socket.AF_INET, address: str | None = None) -> Iterator[tuple[int, list[int]]]:
+    """A server on loopback that accepts and closes: its port, and the peers' ports so far."""
+    peers: list[int] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, peer = server.accept()
+            except OSError:
+                return
+            peers.append(peer[1])
+            connection.close()
+
+    with socket.socket(family) as server:
+        server.bind((address or LOOPBACK[family], 0))
+        server.listen(1024)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield server.getsockname()[1], peers
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@contextmanager
+def datagrams(family: int = socket.AF_INET) -> Iterator[tuple[int, socket.socket]]:
+    with socket.socket(family, socket.SOCK_DGRAM) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        server.bind((LOOPBACK[family], 0))
+        yield server.getsockname()[1], server
+
+
+def check_flow(event: Event) -> None:
+    make = {6: communityid.FlowTuple.make_tcp, 17: communityid.FlowTuple.make_udp}[event["protocol"]]
+    ends = (event["local_addr"], event["remote_addr"], event["local_port"], event["remote_port"])
+    assert event["community_id"] == COMMUNITY_ID.calc(make(*ends))
+
+
+def check_client(event: Event, pid: int, port: int) -> None:
+    exe = load_generator()
+    assert (event["pid"], event["exe"], event["process"], event["uid"], event["gid"]) == (pid, exe, "load", 0, 0)
+    assert event["remote_port"] == port
+    assert event["cmdline"].startswith(exe)
+    assert event["entity_id"].split("-")[1] == str(pid)
+    check_flow(event)
+
+
+def check_server(event: Event, port: int) -> None:
+    assert (event["pid"], event["uid"]) == (os.getpid(), 0)
+    assert event["exe"] == str(Path(sys.executable).resolve())
+    assert event["local_port"] == port
+    check_flow(event)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+def test_a_thousand_short_lived_processes_each_with_a_connection(recording: Recording, family: int) -> None:
+    with listener(family) as (port, _):
+        made = generate("exec", 1000, 0, load_generator(), "tcp", LOOPBACK[family], port)
+        wanted = {"state": "established", "protocol": 6}
+        outbound = recording.expect(TABLE, 1000, direction="outbound", remote_port=port, **wanted)
+        inbound = recording.expect(TABLE, 1000, direction="inbound", local_port=port, **wanted)
+        closed = recording.expect(TABLE, 2000, seconds=10, state="closed", protocol=6)
+    assert [(event["pid"], event["local_port"]) for event in outbound] == made
+    assert sorted(event["remote_port"] for event in inbound) == sorted(local for _, local in made)
+    for event, (pid, _) in zip(outbound, made, strict=True):
+        check_client(event, pid, port)
+    for event in inbound:
+        check_server(event, port)
+    client_ends = {event["cookie"]: event["pid"] for event in closed if event["remote_port"] == port}
+    assert {event["cookie"]: event["pid"] for event in outbound} == client_ends
+    assert recording.sources[1].counters.lost["overrun"] == 0
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("mode", ["udp", "udp-connected"])
+def test_a_thousand_short_lived_processes_each_with_a_datagram(recording: Recording, mode: str, family: int) -> None:
+    with datagrams(family) as (port, _):
+        made = generate("exec", 1000, 0, load_generator(), mode, LOOPBACK[family], port)
+        wanted = {"state": "established", "protocol": 17}
+        outbound = recording.expect(TABLE, 1000, direction="outbound", remote_port=port, **wanted)
+        # a port that two clients had one after the other is one peer for the server's socket
+        peers = {local for _, local in made}
+        inbound = recording.expect(TABLE, len(peers), direction="inbound", local_port=port, **wanted)
+    assert [(event["pid"], event["local_port"]) for event in outbound] == made
+    assert sorted(event["remote_port"] for event in inbound) == sorted(peers)
+    for event, (pid, _) in zip(outbound, made, strict=True):
+        check_client(event, pid, port)
+    for event in inbound:
+        check_server(event, port)
+
+
+def test_children_that_connect_without_executing_anything(recording: Recording) -> None:
+    with listener() as (port, _):
+        made = generate("fork-tcp", "127.0.0.1", port, 200)
+        outbound = recording.expect(TABLE, 200, direction="outbound", remote_port=port, state="established")
+    assert [(event["pid"], event["local_port"]) for event in outbound] == made
+    for event, (pid, _) in zip(outbound, made, strict=True):
+        check_client(event, pid, port)
+        assert f"fork-tcp 127.0.0.1 {port}" in event["cmdline"]
+    assert len({event["parent_entity_id"] for event in outbound}) == 1
+
+
+def test_a_connection_belongs_to_the_program_that_made_it_not_to_what_it_became(recording: Recording) -> None:
+    with listener() as (port, _):
+        ((pid, _),) = generate("tcp-exec", "127.0.0.1", port, "/bin/sleep", "0.1")
+        (outbound,) = recording.expect(TABLE, direction="outbound", remote_port=port, state="established")
+        (closed,) = recording.expect(TABLE, direction="outbound", remote_port=port, state="closed")
+    for event in (outbound, closed):
+        check_client(event, pid, port)
+
+
+def test_a_connection_that_is_refused_has_failed(recording: Recording) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        process = subprocess.run([load_generator(), "tcp", "127.0.0.1", str(port)], capture_output=True, check=False)
+    assert process.returncode == 1
+    (failed,) = recording.expect(TABLE, remote_port=port, state="failed")
+    assert (failed["exe"], failed["direction"]) == (load_generator(), "outbound")
+    assert failed["local_port"] > 0
+    check_flow(failed)
+    assert not recording.events(TABLE, local_port=port, state="established")
+
+
+def test_a_listener_comes_and_goes(recording: Recording) -> None:
+    with listener() as (port, _):
+        (listening,) = recording.expect(TABLE, local_port=port, state="listen")
+    (closed,) = recording.expect(TABLE, cookie=listening["cookie"], state="closed")
+    for event in (listening, closed):
+        assert (event["pid"], event["local_addr"], event["remote_addr"]) == (os.getpid(), "127.0.0.1", None)
+        assert event["direction"] is None
+
+
+def test_a_reset_connection_is_closed_at_both_ends(recording: Recording) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        accepted, (_, port) = server.accept()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        (outbound,) = recording.expect(
+            TABLE, state="established", local_port=port, remote_port=server.getsockname()[1], direction="outbound"
+        )
+        client.close()
+        ends = recording.expect(TABLE, 2, state="closed", community_id=outbound["community_id"])
+        accepted.close()
+    assert sorted(event["direction"] for event in ends) == ["inbound", "outbound"]
+
+
+def test_the_accepting_process_counts_not_the_one_that_listens(recording: Recording) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        child = os.fork()
+        if child == 0:
+            server.accept()
+            os._exit(0)
+        socket.create_connection(("127.0.0.1", port)).close()
+        os.waitpid(child, 0)
+        (inbound,) = recording.expect(TABLE, local_port=port, state="established", direction="inbound")
+        assert inbound["pid"] == child
+
+
+def test_a_connection_that_nobody_accepts_belongs_to_the_listener(recording: Recording) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        client = socket.create_connection(("127.0.0.1", port))
+        (inbound,) = recording.expect(TABLE, local_port=port, state="established", direction="inbound")
+        client.close()
+    check_server(inbound, port)
+
+
+def test_ipv4_over_an_ipv6_socket_is_shown_as_ipv4(recording: Recording) -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        port = server.getsockname()[1]
+        client = socket.socket(socket.AF_INET6)
+        client.connect(("::ffff:127.0.0.1", port))
+        accepted, _ = server.accept()
+        events = [
+            *recording.expect(TABLE, direction="outbound", remote_port=port, state="established"),
+            *recording.expect(TABLE, direction="inbound", local_port=port, state="established"),
+        ]
+        client.close()
+        accepted.close()
+    for event in events:
+        assert (event["family"], event["local_addr"], event["remote_addr"]) == ("IPv4", "127.0.0.1", "127.0.0.1")
+        check_flow(event)
+
+
+def test_one_socket_and_two_peers_are_two_flows_however_many_datagrams(recording: Recording) -> None:
+    with datagrams() as (first, _), datagrams() as (second, _):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            for _ in range(10):
+                client.sendto(b"x", ("127.0.0.1", first))
+                client.sendto(b"x", ("127.0.0.1", second))
+            cookie = int.from_bytes(client.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
+        recording.expect(TABLE, state="closed", cookie=cookie)
+    flows = recording.events(TABLE, state="established", cookie=cookie)
+    assert [event["remote_port"] for event in flows] == [first, second]
+
+
+def test_an_answer_is_part_of_the_flow_that_it_answers(recording: Recording) -> None:
+    with datagrams() as (port, server), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"question", ("127.0.0.1", port))
+        _, peer = server.recvfrom(100)
+        server.sendto(b"answer", peer)
+        client.recv(100)
+        recording.expect(TABLE, state="established", local_port=port, direction="inbound")
+        (asked,) = recording.expect(TABLE, state="established", remote_port=port)
+    assert asked["direction"] == "outbound"
+
+
+def test_a_bound_datagram_socket_listens(recording: Recording) -> None:
+    with datagrams() as (port, _):
+        (bound,) = recording.expect(TABLE, local_port=port, state="listen", protocol=17)
+    assert bound["pid"] == os.getpid()
+    recording.expect(TABLE, local_port=port, state="closed", protocol=17)
+
+
+@pytest.mark.parametrize(("kind", "protocol"), [(socket.SOCK_RAW, 1), (socket.SOCK_RAW, 58)], ids=["v4", "v6"])
+def test_an_echo_request_has_the_ports_that_zeek_gives_it(recording: Recording, kind: int, protocol: int) -> None:
+    family, request = (socket.AF_INET, 8) if protocol == 1 else (socket.AF_INET6, 128)
+    with socket.socket(family, kind, protocol) as ping:
+        ping.sendto(
+            bytes([request, 0, 0xF7 if protocol == 1 else 0, 0xFF if protocol == 1 else 0, 0, 0, 0, 0]),
+            (LOOPBACK[family], 0),
+        )
+        (event,) = recording.expect(TABLE, protocol=protocol, state="established", pid=os.getpid())
+    assert (event["local_port"], event["remote_port"]) == ((8, 0) if protocol == 1 else (128, 129))
+    make = communityid.FlowTuple.make_icmp if protocol == 1 else communityid.FlowTuple.make_icmp6
+    flow = make(event["local_addr"], event["remote_addr"], request, 0)
+    assert event["community_id"] == COMMUNITY_ID.calc(flow)
+
+
+def test_a_user_who_is_not_root_is_told(recording: Recording) -> None:
+    with listener() as (port, _):
+        command = [load_generator(), "tcp", "127.0.0.1", str(port)]
+        subprocess.run(command, user=65534, group=65534, capture_output=True, check=True)
+        (outbound,) = recording.expect(TABLE, direction="outbound", remote_port=port, state="established")
+    assert (outbound["uid"], outbound["gid"]) == (65534, 65534)
+
+
+@contextmanager
+def other_namespace() -> Iterator[str]:
+    """A network namespace with 198.51.100.2, reachable from here, which is 198.51.100.1 at the other end of a cable."""
+    name = f"zeek-agent-{os.getpid()}"
+    here, there = f"za{os.getpid() % 100_000}a", f"za{os.getpid() % 100_000}b"
+    commands = [
+        f"ip link add {here} type veth peer name {there} netns {name}",
+        f"ip address add 198.51.100.1/24 dev {here}",
+        f"ip link set {here} up",
+        f"ip -n {name} address add 198.51.100.2/24 dev {there}",
+        f"ip -n {name} link set {there} up",
+    ]
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        for command in commands:
+            subprocess.run(command.split(), check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+        subprocess.run(["ip", "link", "delete", here], check=False, capture_output=True)
+
+
+def test_both_ends_of_a_connection_between_network_namespaces(recording: Recording) -> None:
+    own = Path("/proc/self/ns/net").stat().st_ino
+    with (
+        other_namespace() as name,
+        listener(address="198.51.100.1") as (port, _),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+    ):
+        server.bind(("198.51.100.1", port))
+        inside = Path(f"/run/netns/{name}").stat().st_ino
+        for mode, protocol in (("tcp", 6), ("udp", 17)):
+            made = generate(
+                "exec", 20, 0, load_generator(), mode, "198.51.100.1", port, prefix=["ip", "netns", "exec", name]
+            )
+            wanted = {"state": "established", "protocol": protocol}
+            outbound = recording.expect(TABLE, 20, direction="outbound", remote_port=port, **wanted)
+            inbound = recording.expect(TABLE, 20, direction="inbound", local_port=port, **wanted)
+            for event, (pid, _) in zip(outbound, made, strict=True):
+                check_client(event, pid, port)
+                assert (event["netns"], event["local_addr"], event["remote_addr"]) == (
+                    inside,
+                    "198.51.100.2",
+                    "198.51.100.1",
+                )
+            for event in inbound:
+                check_server(event, port)
+                assert (event["netns"], event["remote_addr"]) == (own, "198.51.100.2")
+            assert {event["community_id"] for event in outbound} == {event["community_id"] for event in inbound}
+
+
+def test_loopback_can_be_left_out_by_the_kernel() -> None:
+    with Recording(recorded := sources(ignore_loopback=True)) as recording, listener() as (port, _):
+        generate("tcp", "127.0.0.1", port)
+        generate("udp", "127.0.0.1", port)
+        recording.expect(TABLE, state="listen", local_port=port)
+        assert not recording.events(TABLE, state="established")
+        assert recorded[1].counters.received < 10
+
+
+def test_executables_and_users_can_be_left_out_by_the_kernel() -> None:
+    exe = load_generator()
+    with listener() as (port, _):
+        with Recording(sources(ignore_executables=(exe,))) as recording:
+            generate("tcp", "127.0.0.1", port)
+            recording.expect(TABLE, local_port=port, direction="inbound", state="established")
+            assert not recording.events(TABLE, exe=exe)
+        with Recording(sources(ignore_uids=(65534,))) as recording:
+            subprocess.run([exe, "tcp", "127.0.0.1", str(port)], user=65534, capture_output=True, check=True)
+            recording.expect(TABLE, local_port=port, direction="inbound", state="established")
+            assert not recording.events(TABLE, uid=65534)
+
+
+def test_the_agents_own_connections_can_be_left_out() -> None:
+    with Recording(sources(ignore_self=True)) as recording, listener() as (port, _):
+        generate("tcp", "127.0.0.1", port)
+        recording.expect(TABLE, remote_port=port, direction="outbound", state="established")
+        assert not recording.events(TABLE, pid=os.getpid())
+
+
+def test_records_that_the_ring_has_no_room_for_are_counted() -> None:
+    with Recording(recorded := sources(ring_bytes=4096)), datagrams() as (port, _):
+        monitor = recorded[1]._monitor
+        recorded[1].drain()
+        before = recorded[1].counters.received + recorded[1].counters.lost["overrun"]
+        with monitor._lock:
+            made = generate("exec", 100, 0, load_generator(), "udp", "127.0.0.1", port)
+        recorded[1].drain()
+        counters = recorded[1].counters
+        # of each datagram: sent, received, closed
+        assert counters.received + counters.lost["overrun"] - before >= 3 * len(made)
+        assert counters.lost["overrun"] > 200
