@@ -1,0 +1,3 @@
+@load ./framework
+@load ./table
+@load ./attribution

@@ -1,0 +1,9 @@
+@load ./types
+@load ./api
+@load ./listen
+@load ./agents
+@load ./groups
+@load ./queries
+@load ./batches
+@load ./ask
+@load ./logs

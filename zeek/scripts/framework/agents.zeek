@@ -1,0 +1,430 @@
+##! Which agents are there: their hellos, ``zeek-agent.log``, and look-ups.
+##!
+##! In a cluster the manager talks to agents and tells the workers of them, so that look-ups work there, too.
+
+@load base/misc/version
+
+@load ./types
+@load ./api
+@load ./listen
+
+module ZeekAgent;
+
+export {
+	redef enum Log::ID += { LOG };
+
+	## The columns of ``zeek-agent.log``.
+	type Info: record {
+		## When Zeek heard of it.
+		ts: time &log;
+		## ``join``, ``update``, ``reconnect``, ``shutdown`` or ``offline``.
+		type_: string &log;
+		## Id of the agent, which stays the same when it restarts.
+		hid: string &log;
+		## The host's name.
+		hostname: string &log &optional;
+		## The host's addresses.
+		addresses: set[addr] &log &optional;
+		## The agent's version as a number.
+		version: int &log &optional;
+		## How long the agent has been running.
+		uptime: interval &log &optional;
+		## The host's platform, such as ``Linux``.
+		platform: string &log &optional;
+		## Name of the operating system.
+		os_name: string &log &optional;
+		## Id of this run of the agent.
+		instance: string &log &optional;
+		## What the agent can do beyond version 1 of the API.
+		features: set[string] &log &optional;
+	};
+
+	## Decides what is logged to ``zeek-agent.log``.
+	global log_policy: Log::PolicyHook;
+
+	## What is known of an agent.
+	type Agent: record {
+		## When its last hello came.
+		last_seen: time;
+		## That hello.
+		hello: ZeekAgentAPI::AgentHelloV1;
+		## Id of its connection.
+		hello_id: string;
+		## What is to be added to the agent's clock to get Zeek's.
+		clock_offset: interval &default=0sec;
+	};
+
+	## How long an agent may be silent before it counts as offline. Longer than the agents' hello interval.
+	option agent_timeout = 10min;
+
+	## How often Zeek says hello to agents.
+	option hello_interval = 60sec;
+
+	## Clocks that differ by less are taken for equal.
+	option clock_tolerance = 0.5sec;
+
+	## Raised when an agent appears: a new one, or one that was offline or shut down.
+	global agent_joined: event(agent_id: string,
+	    hello: ZeekAgentAPI::AgentHelloV1);
+
+	## Raised when an agent has gone, with the reason ``shutdown`` or ``offline``.
+	global agent_left: event(agent_id: string, reason: string);
+
+	## The id of the agent that a result came from.
+	global host_id: function(ctx: Context): string;
+
+	## The name of the host that a result came from, else one of its addresses, else ``<unknown>``.
+	global hostname: function(ctx: Context): string;
+
+	## The same for the id of an agent.
+	global hostname_of: function(agent_id: string): string;
+
+	## What happened to a row: ``new``, ``gone``, or an empty string for a row of a snapshot.
+	global change_type: function(ctx: Context): string;
+
+	## The tables that an agent has; empty for an agent that is not there.
+	global supported_tables: function(hid: string): set[string];
+
+	## The ids of all agents that are there.
+	global connected_agents: function(): set[string];
+
+	## The ids of the agents whose host has an address; several for addresses that are used in several places.
+	global agents_by_address: function(a: addr): set[string];
+
+	## Whether an agent can do something beyond version 1 of the API.
+	global has_feature: function(agent_id: string, feature: string): bool;
+
+	## Tells workers of an agent's hello.
+	global agent_update: event(agent_id: string, agent: Agent);
+
+	## Tells workers that an agent has gone.
+	global agent_gone: event(agent_id: string);
+
+	## Id of this run of Zeek towards agents.
+	global zeek_instance: string = "";
+}
+
+# Raised after a hello of an agent that has no queries of ours.
+global agent_connected: event(agent_id: string);
+
+global agent_expired: function(t: table[string] of Agent, agent_id: string)
+    : interval;
+global agents: table[string] of Agent &write_expire=agent_timeout
+    &expire_func=agent_expired;
+global ids_by_address: table[addr] of set[string];
+
+# Written when the package is installed.
+const version_file = @DIR + "/../version.dat";
+global package_version = "";
+
+function log_agent(agent_id: string, type_: string)
+	{
+	local hello = agents[agent_id]$hello;
+	local info = Info($ts=network_time(), $type_=type_, $hid=agent_id,
+	    $instance=hello$instance_id);
+
+	if ( hello?$hostname )
+		info$hostname = hello$hostname;
+
+	if ( hello?$addresses )
+		info$addresses = hello$addresses;
+
+	if ( hello?$agent_version )
+		info$version = hello$agent_version;
+
+	if ( hello?$uptime )
+		info$uptime = hello$uptime;
+
+	if ( hello?$platform )
+		info$platform = hello$platform;
+
+	if ( hello?$os_name )
+		info$os_name = hello$os_name;
+
+	if ( hello?$features )
+		info$features = hello$features;
+
+	Log::write(LOG, info);
+	}
+
+function unindex_addresses(agent_id: string, agent: Agent)
+	{
+	if ( ! agent$hello?$addresses )
+		return;
+
+	for ( a in agent$hello$addresses )
+		{
+		if ( a !in ids_by_address )
+			next;
+
+		delete ids_by_address[a][agent_id];
+
+		if ( |ids_by_address[a]| == 0 )
+			delete ids_by_address[a];
+		}
+	}
+
+function keep_agent(agent_id: string, agent: Agent)
+	{
+	if ( agent_id in agents )
+		unindex_addresses(agent_id, agents[agent_id]);
+
+	agents[agent_id] = agent;
+
+	if ( ! agent$hello?$addresses )
+		return;
+
+	for ( a in agent$hello$addresses )
+		{
+		if ( a !in ids_by_address )
+			ids_by_address[a] = set();
+
+		add ids_by_address[a][agent_id];
+		}
+	}
+
+# Takes back what an agent that has gone left behind.
+function forget_agent(agent_id: string, agent: Agent, reason: string)
+	{
+	unindex_addresses(agent_id, agent);
+
+	if ( ! is_owner() )
+		return;
+
+	log_agent(agent_id, reason);
+
+	if ( Cluster::is_enabled() )
+		Cluster::publish(Cluster::worker_topic, agent_gone, agent_id);
+
+	event agent_left(agent_id, reason);
+	}
+
+function agent_expired(t: table[string] of Agent, agent_id: string): interval
+	{
+	forget_agent(agent_id, t[agent_id], "offline");
+	return 0sec;
+	}
+
+function host_id(ctx: Context): string
+	{
+	return ctx$agent_id;
+	}
+
+function hostname_of(agent_id: string): string
+	{
+	if ( agent_id !in agents )
+		return "<unknown>";
+
+	local hello = agents[agent_id]$hello;
+
+	if ( hello?$hostname && hello$hostname != "" )
+		return hello$hostname;
+
+	if ( hello?$addresses )
+		for ( a in hello$addresses )
+			return cat(a);
+
+	return "<unknown>";
+	}
+
+function hostname(ctx: Context): string
+	{
+	return hostname_of(ctx$agent_id);
+	}
+
+function change_type(ctx: Context): string
+	{
+	if ( ! ctx?$change )
+		return "";
+
+	return ctx$change == Add ? "new" : "gone";
+	}
+
+function supported_tables(hid: string): set[string]
+	{
+	if ( hid in agents && agents[hid]$hello?$tables )
+		return agents[hid]$hello$tables;
+
+	return set();
+	}
+
+function connected_agents(): set[string]
+	{
+	local ids: set[string] = set();
+
+	for ( id in agents )
+		add ids[id];
+
+	return ids;
+	}
+
+function agents_by_address(a: addr): set[string]
+	{
+	return a in ids_by_address ? copy(ids_by_address[a]) : set();
+	}
+
+function has_feature(agent_id: string, feature: string): bool
+	{
+	if ( agent_id !in agents || ! agents[agent_id]$hello?$features )
+		return F;
+
+	return feature in agents[agent_id]$hello$features;
+	}
+
+function zeek_hello(): ZeekAgentAPI::ZeekHelloV1
+	{
+	return ZeekAgentAPI::ZeekHelloV1($version_string=zeek_version(),
+	    $version_number=Version::number, $package_version=package_version);
+	}
+
+function say_hello(topic: string)
+	{
+	Cluster::publish(topic, ZeekAgentAPI::zeek_hello_v1, zeek_instance,
+	    zeek_hello());
+	}
+
+# Makes one record of a hello, whatever the agent's version; false when it is none of them. What a newer agent sends
+# would pass as an older record, too, since surplus elements are ignored.
+function read_hello(columns: any, agent: Agent): bool
+	{
+	if ( columns is ZeekAgentAPI::AgentHelloV1 )
+		agent$hello = columns as ZeekAgentAPI::AgentHelloV1;
+	else if ( columns is ZeekAgentAPI::AgentHelloFeatures )
+		agent$hello = columns as ZeekAgentAPI::AgentHelloFeatures;
+	else if ( columns is ZeekAgentAPI::AgentHelloBroker )
+		agent$hello = columns as ZeekAgentAPI::AgentHelloBroker;
+	else if ( columns is ZeekAgentAPI::AgentHelloPlain )
+		agent$hello = columns as ZeekAgentAPI::AgentHelloPlain;
+	else
+		return F;
+
+	return T;
+	}
+
+event ZeekAgentAPI::agent_hello_v1(ctx: Context, columns: any)
+	{
+	local agent = Agent($last_seen=network_time(),
+	    $hello=ZeekAgentAPI::AgentHelloV1($agent_id="", $instance_id=""),
+	    $hello_id=ctx?$query_id ? ctx$query_id : "");
+
+	if ( ! read_hello(columns, agent) )
+		{
+		Reporter::warning(fmt(
+		    "Zeek Agent: hello of agent %s is of an unknown version",
+		    ctx$agent_id));
+		return;
+		}
+
+	local offset = current_time() - ctx$host_time;
+
+	if ( offset > clock_tolerance || offset < -clock_tolerance )
+		agent$clock_offset = offset;
+
+	local is_known = ctx$agent_id in agents;
+	local is_same_connection = is_known
+	    && agents[ctx$agent_id]$hello_id == agent$hello_id;
+	keep_agent(ctx$agent_id, agent);
+
+	if ( Cluster::is_enabled() )
+		Cluster::publish(Cluster::worker_topic, agent_update, ctx$agent_id, agent);
+
+	log_agent(ctx$agent_id, is_same_connection ? "update" : is_known ? "reconnect" :
+	    "join");
+
+	if ( ! is_same_connection )
+		{
+		say_hello(fmt("/zeek-agent/query/host/%s", ctx$agent_id));
+		event agent_connected(ctx$agent_id);
+		}
+
+	if ( ! is_known )
+		event agent_joined(ctx$agent_id, agent$hello);
+	}
+
+event ZeekAgentAPI::agent_shutdown_v1(ctx: Context)
+	{
+	if ( ctx$agent_id !in agents )
+		return;
+
+	forget_agent(ctx$agent_id, agents[ctx$agent_id], "shutdown");
+	delete agents[ctx$agent_id];
+	}
+
+event ZeekAgentAPI::agent_error_v1(ctx: Context, msg: string)
+	{
+	Reporter::error(fmt("Zeek Agent: agent %s (%s) reports: %s", ctx$agent_id,
+	    hostname(ctx), msg));
+	}
+
+event agent_update(agent_id: string, agent: Agent)
+	{
+	keep_agent(agent_id, agent);
+	}
+
+event agent_gone(agent_id: string)
+	{
+	if ( agent_id !in agents )
+		return;
+
+	unindex_addresses(agent_id, agents[agent_id]);
+	delete agents[agent_id];
+	}
+
+event say_hello_to_all()
+	{
+	say_hello("/zeek-agent/query/group/all");
+	schedule hello_interval { say_hello_to_all() };
+	}
+
+event Cluster::node_up(name: string, id: string)
+	{
+	if ( ! is_owner()
+	    || name !in Cluster::nodes
+	    || Cluster::nodes[name]$node_type != Cluster::WORKER )
+		return;
+
+	for ( agent_id, agent in agents )
+		Cluster::publish(Cluster::node_topic(name), agent_update, agent_id, agent);
+	}
+
+type VersionLine: record {
+	line: string;
+};
+
+event version_read(description: Input::EventDescription, type_: Input::Event,
+    line: string)
+	{
+	if ( line != "" )
+		package_version = line;
+	}
+
+event zeek_init() &priority=100
+	{
+	zeek_instance = unique_id("zeek_");
+	Log::create_stream(LOG, Log::Stream($columns=Info, $path="zeek-agent",
+	    $policy=log_policy));
+
+	if ( is_owner() && file_size(version_file) > 0 )
+		Input::add_event(Input::EventDescription($source=version_file,
+		    $reader=Input::READER_RAW, $mode=Input::MANUAL,
+		    $name="zeek-agent-version", $fields=VersionLine,
+		    $ev=version_read, $want_record=F));
+	}
+
+event zeek_init() &priority=-10
+	{
+	if ( ! is_owner() )
+		return;
+
+	Cluster::subscribe("/zeek-agent/response/all");
+	Cluster::subscribe(fmt("/zeek-agent/response/%s/", zeek_instance));
+	schedule hello_interval { say_hello_to_all() };
+	}
+
+event zeek_done()
+	{
+	# Agents forget a Zeek that falls silent, should this get lost.
+	if ( is_owner() )
+		Cluster::publish("/zeek-agent/query/group/all",
+		    ZeekAgentAPI::zeek_shutdown_v1, zeek_instance);
+	}

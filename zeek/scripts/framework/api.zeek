@@ -1,0 +1,128 @@
+##! The wire between Zeek and agents: events and the records they carry, by position.
+
+@load ./types
+
+module ZeekAgentAPI;
+
+export {
+	## What an agent says of itself, its table ``zeek_agent``, of whatever version it is.
+	type AgentHelloV1: record {
+		agent_id: string;
+		instance_id: string;
+		hostname: string &optional;
+		addresses: set[addr] &optional;
+		platform: string &optional;
+		os_name: string &optional;
+		kernel_name: string &optional;
+		kernel_version: string &optional;
+		kernel_arch: string &optional;
+		agent_version: count &optional;
+		uptime: interval &optional;
+		tables: set[string] &optional;
+		## What the agent can do beyond version 1 of the API.
+		features: set[string] &optional;
+		## The version of Broker in agents before 2.4.
+		broker: string &optional;
+	};
+
+	## The hello on the wire of agents that know nothing but version 1.
+	type AgentHelloPlain: record {
+		agent_id: string;
+		instance_id: string;
+		hostname: string &optional;
+		addresses: set[addr] &optional;
+		platform: string &optional;
+		os_name: string &optional;
+		kernel_name: string &optional;
+		kernel_version: string &optional;
+		kernel_arch: string &optional;
+		agent_version: count &optional;
+		uptime: interval &optional;
+		tables: set[string] &optional;
+	};
+
+	## The same of agents before 2.4.
+	type AgentHelloBroker: record {
+		agent_id: string;
+		instance_id: string;
+		hostname: string &optional;
+		addresses: set[addr] &optional;
+		platform: string &optional;
+		os_name: string &optional;
+		kernel_name: string &optional;
+		kernel_version: string &optional;
+		kernel_arch: string &optional;
+		agent_version: count &optional;
+		broker: string &optional;
+		uptime: interval &optional;
+		tables: set[string] &optional;
+	};
+
+	## The same of agents that know more.
+	type AgentHelloFeatures: record {
+		agent_id: string;
+		instance_id: string;
+		hostname: string &optional;
+		addresses: set[addr] &optional;
+		platform: string &optional;
+		os_name: string &optional;
+		kernel_name: string &optional;
+		kernel_version: string &optional;
+		kernel_arch: string &optional;
+		agent_version: count &optional;
+		uptime: interval &optional;
+		tables: set[string] &optional;
+		features: set[string] &optional;
+	};
+
+	## What Zeek says of itself.
+	type ZeekHelloV1: record {
+		version_string: string;
+		version_number: count;
+		## Version of this package, empty when not known.
+		package_version: string;
+		## What this package can do beyond version 1 of the API.
+		features: set[string] &default=set("batches");
+	};
+
+	## A query as agents read it: exactly these fields.
+	type QueryV1: record {
+		sql_stmt: string;
+		schedule_: interval &optional;
+		subscription: ZeekAgent::SubscriptionType;
+		event_: any;
+		cookie: string &optional;
+		requires_tables: set[string];
+		if_missing_tables: set[string];
+	};
+
+	## An agent is there. ``columns`` is one of the hello records above, by the agent's version: whoever
+	## handles this declares it as ``any``. See :zeek:see:`ZeekAgent::agent_joined` for something simpler.
+	global agent_hello_v1: event(ctx: ZeekAgent::Context, columns: any);
+
+	## An agent stops.
+	global agent_shutdown_v1: event(ctx: ZeekAgent::Context);
+
+	## An agent could not do something.
+	global agent_error_v1: event(ctx: ZeekAgent::Context, msg: string);
+
+	## Rows of one change for a query, as a JSON array of objects; keys are column names, nulls are left out.
+	global rows_v1: event(ctx: ZeekAgent::Context, batch: Batch, rows: string);
+
+	## The rows of a batch, and all of the result before it, were handled.
+	global rows_ack_v1: event(zeek_instance: string, query_id: string,
+	    stream: string, high: count, index: count);
+
+	## This Zeek is there.
+	global zeek_hello_v1: event(zeek_instance: string, info: ZeekHelloV1);
+
+	## This Zeek stops.
+	global zeek_shutdown_v1: event(zeek_instance: string);
+
+	## Have an agent run a query.
+	global install_query_v1: event(zeek_instance: string, query_id: string,
+	    query: QueryV1);
+
+	## Have an agent end a query.
+	global cancel_query_v1: event(zeek_instance: string, query_id: string);
+}

@@ -1,0 +1,97 @@
+##! A question to one agent, whose answer can be waited for.
+
+@load ./queries
+@load ./batches
+
+module ZeekAgent;
+
+export {
+	## The answer to a question.
+	type Answer: record {
+		## The rows, of the type asked for, when there is an answer.
+		rows: any &optional;
+		## Why there is none.
+		error: string &optional;
+	};
+
+	## Asks an agent once. To be used with ``when``:
+	##
+	## .. code:: zeek
+	##
+	##    when [id] ( local answer = ZeekAgent::ask(id, "SELECT name FROM users", Users) )
+	##        {
+	##        if ( answer?$rows )
+	##            print answer$rows as Users;
+	##        }
+	##
+	## agent_id: the agent, which must know batches.
+	##
+	## sql: the statement.
+	##
+	## row_type: a type ``vector of R``, where the record ``R`` has an optional field for each column, by name.
+	##
+	## time_limit: how long to wait.
+	global ask: function(agent_id: string, sql: string, row_type: any,
+	    time_limit: interval &default=30sec): Answer;
+}
+
+# What came so far for each question, and whether that is all.
+type Reply: record {
+	rows: string &default="";
+	is_complete: bool &default=F;
+};
+
+global replies: table[string] of Reply;
+
+function take_reply(ctx: Context, batch: ZeekAgentAPI::Batch, rows: any)
+	{
+	if ( ctx$query_id !in replies )
+		return;
+
+	local reply = replies[ctx$query_id];
+	local members = strip(( rows as string )[1 : -1]);
+
+	if ( reply$rows != "" && members != "" )
+		reply$rows += ",";
+
+	reply$rows += members;
+	reply$is_complete = batch$last;
+	}
+
+function finish(query_id: string): string
+	{
+	local rows = fmt("[%s]", replies[query_id]$rows);
+	delete replies[query_id];
+	return rows;
+	}
+
+function ask(agent_id: string, sql: string, row_type: any, time_limit: interval)
+    : Answer
+	{
+	if ( ! has_feature(agent_id, "batches") )
+		return when ( T )
+			{
+			return Answer($error="the agent is not connected, or does not know batches");
+			}
+
+	local query_id = query(Query($sql_stmt=sql, $on_rows=take_reply), Host,
+	    agent_id);
+	replies[query_id] = Reply();
+
+	return when [query_id, row_type] ( query_id in replies
+	    && replies[query_id]$is_complete )
+		{
+		local parsed = from_json(finish(query_id), row_type);
+
+		if ( ! parsed$valid )
+			return Answer($error="the rows do not fit the type");
+
+		return Answer($rows=parsed$v);
+		}
+	timeout time_limit
+		{
+		delete replies[query_id];
+		cancel(query_id);
+		return Answer($error="no answer in time");
+		}
+	}

@@ -1,0 +1,68 @@
+##! Groups of agents by the subnets that their addresses are in, beside those that agents are configured with.
+
+@load ./agents
+
+module ZeekAgent;
+
+export {
+	## The groups of agents with an address in a subnet.
+	option subnet_groups: table[subnet] of set[string] = {};
+
+	## Makes all agents with an address in a subnet members of a group; agents there get its queries at once.
+	global join_group: function(net: subnet, group: string);
+
+	## Takes a membership back that :zeek:see:`ZeekAgent::join_group` or :zeek:see:`ZeekAgent::subnet_groups` gave;
+	## the group's queries end at agents that were members by it alone.
+	global leave_group: function(net: subnet, group: string);
+
+	## Whether an agent is a member of a group by one of its addresses.
+	global has_subnet_group: function(agent_id: string, group: string): bool;
+}
+
+# Raised when an agent may have become, or ceased to be, a member of a group.
+global group_changed: event(agent_id: string, group: string);
+
+global runtime_groups: table[subnet, string] of bool = {};
+
+function has_subnet_group(agent_id: string, group: string): bool
+	{
+	if ( agent_id !in agents || ! agents[agent_id]$hello?$addresses )
+		return F;
+
+	for ( a in agents[agent_id]$hello$addresses )
+		{
+		for ( net, groups in subnet_groups )
+			if ( a in net && group in groups && [net, group] !in runtime_groups )
+				return T;
+
+		for ( [net, name], is_member in runtime_groups )
+			if ( is_member && name == group && a in net )
+				return T;
+		}
+
+	return F;
+	}
+
+function announce_group(net: subnet, group: string)
+	{
+	for ( agent_id, agent in agents )
+		if ( agent$hello?$addresses )
+			for ( a in agent$hello$addresses )
+				if ( a in net )
+					{
+					event group_changed(agent_id, group);
+					break;
+					}
+	}
+
+function join_group(net: subnet, group: string)
+	{
+	runtime_groups[net, group] = T;
+	announce_group(net, group);
+	}
+
+function leave_group(net: subnet, group: string)
+	{
+	runtime_groups[net, group] = F;
+	announce_group(net, group);
+	}

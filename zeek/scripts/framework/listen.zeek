@@ -1,0 +1,99 @@
+##! Opens the port that agents connect to.
+##!
+##! Only one node listens: the manager of a cluster, or a Zeek that runs alone. Address and port are those of Zeek's own
+##! WebSocket server by default, and so are the other settings. Where ZeekControl or the script
+##! ``frameworks/cluster/websocket/server`` opens that port in the same process, both ask for the same and it is shared.
+
+@load base/frameworks/cluster
+@load base/utils/numbers
+
+# A Zeek that runs alone has no cluster backend since 8.1, and takes events to nowhere without one.
+@if ( ! Cluster::is_enabled() && Cluster::backend == Cluster::CLUSTER_BACKEND_NONE )
+@load frameworks/cluster/backend/zeromq
+redef Cluster::Backend::ZeroMQ::run_proxy_thread = T;
+@endif
+
+# Bursts of many agents would have clients dropped that wait for their turn.
+redef Cluster::default_websocket_max_event_queue_size = 512;
+redef Cluster::default_websocket_ping_interval = 15sec;
+
+module ZeekAgent;
+
+export {
+	## Whether to open a port for agents. Switch off where another port of this Zeek serves them.
+	const listen = T &redef;
+
+	## Address to listen on, unless the environment variable ``ZEEK_WEBSOCKET_LISTEN_ADDRESS`` says otherwise.
+	const listen_address = 127.0.0.1 &redef;
+
+	## Port to listen on, unless the environment variable ``ZEEK_WEBSOCKET_LISTEN_PORT`` says otherwise.
+	const listen_port = 27759/tcp &redef;
+
+	## Certificate and key for ``wss``, and whether agents must show a certificate. Plain by default.
+	const listen_tls: Cluster::WebSocketTLSOptions = Cluster::WebSocketTLSOptions()
+	    &redef;
+
+	## Whether this node is the one that owns agents and queries.
+	global is_owner: function(): bool;
+}
+
+function is_owner(): bool
+	{
+	return ! Cluster::is_enabled()
+	    || Cluster::local_node_type() == Cluster::MANAGER;
+	}
+
+# Why no agent could be served here; empty when it can.
+function why_not_listen(): string
+	{
+	if ( Cluster::backend == Cluster::CLUSTER_BACKEND_NONE )
+		return "there is no cluster backend, Zeek would lose all events: load frameworks/cluster/backend/zeromq";
+
+@ifdef ( Cluster::CLUSTER_BACKEND_ZEROMQ )
+	if ( Cluster::is_enabled()
+	    && Cluster::manager_is_logger
+	    && Cluster::backend == Cluster::CLUSTER_BACKEND_ZEROMQ )
+		return "with ZeroMQ a manager that is also the logger never answers clients: add a logger node to the cluster";
+@endif
+
+	return "";
+	}
+
+event zeek_init() &priority=-90
+	{
+	if ( ! listen || ! is_owner() )
+		return;
+
+	# ZeekControl checks and prints configurations with these.
+	if ( getenv("ZEEKCTL_DISABLE_LISTEN") != ""
+	    || getenv("ZEEKCTL_CHECK_CONFIG") != "" )
+		return;
+
+	local obstacle = why_not_listen();
+	if ( obstacle != "" )
+		{
+		Reporter::error(fmt("Zeek Agent: not listening for agents: %s", obstacle));
+		return;
+		}
+
+	local address = listen_address;
+	local address_text = getenv("ZEEK_WEBSOCKET_LISTEN_ADDRESS");
+	if ( address_text != "" )
+		address = to_addr(gsub(address_text, /[\[\]]/, ""));
+
+	local listen_at = listen_port;
+	local port_text = getenv("ZEEK_WEBSOCKET_LISTEN_PORT");
+	if ( port_text != "" )
+		listen_at = count_to_port(extract_count(port_text), tcp);
+
+	local options = Cluster::WebSocketServerOptions($listen_addr=address,
+	    $listen_port=listen_at, $tls_options=listen_tls);
+	local url = fmt("%s://%s:%d", listen_tls?$cert_file ? "wss" : "ws",
+	    addr_to_uri(address), listen_at);
+
+	if ( Cluster::listen_websocket(options) )
+		Reporter::info(fmt("Zeek Agent: listening for agents at %s", url));
+	else
+		Reporter::error(fmt("Zeek Agent: cannot listen for agents at %s: is another process there?",
+		    url));
+	}

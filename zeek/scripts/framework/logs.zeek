@@ -1,0 +1,56 @@
+##! What scripts that log the rows of tables share.
+
+@load ./types
+
+module ZeekAgent;
+
+export {
+	## Maps the fields of a record that is nested in a log's record to names without a prefix.
+	##
+	## rec: the nested record's type.
+	##
+	## strip_prefix: what its fields' names begin with in the log, such as ``columns.``.
+	global log_column_map: function(rec: any, strip_prefix: string): table[string] of
+	    string;
+
+	## Creates a log whose nested record ``columns`` shows without that name.
+	##
+	## id: the log.
+	##
+	## info: the type of its record.
+	##
+	## columns: the type of that record's field ``columns``.
+	##
+	## path: the log's name.
+	##
+	## policy: its policy hook.
+	##
+	## names: what columns are called in the log that cannot be called so in a record.
+	global create_log: function(id: Log::ID, info: any, columns: any, path: string,
+	    policy: Log::PolicyHook, names: table[string] of string
+	    &default=table());
+}
+
+function log_column_map(rec: any, strip_prefix: string): table[string] of string
+	{
+	local names: table[string] of string = {};
+
+	for ( field in record_fields(rec) )
+		names[strip_prefix + field] = field;
+
+	return names;
+	}
+
+function create_log(id: Log::ID, info: any, columns: any, path: string,
+    policy: Log::PolicyHook, names: table[string] of string)
+	{
+	local field_names = log_column_map(columns, "columns.");
+
+	for ( field, name in names )
+		field_names["columns." + field] = name;
+
+	Log::create_stream(id, Log::Stream($columns=info, $path=path, $policy=policy));
+	Log::remove_default_filter(id);
+	Log::add_filter(id, Log::Filter($name="default", $path=path,
+	    $field_name_map=field_names));
+	}

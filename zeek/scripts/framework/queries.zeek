@@ -1,0 +1,251 @@
+##! Queries: which there are, and who gets them.
+
+@load ./agents
+@load ./groups
+
+module ZeekAgent;
+
+export {
+	## Has agents run a query, those that are there and those that come.
+	##
+	## In a cluster all nodes run the same scripts: what is asked for while they start is asked once, by the manager.
+	## A query of another node at run time goes through the manager, which raises the query's event; such a query
+	## cannot have a function to call.
+	##
+	## q: the query.
+	##
+	## scope: whether ``target`` is a group or a single agent.
+	##
+	## target: name of the group, where ``all`` is every agent and ``linux``, ``darwin`` and ``windows`` are those of a
+	## platform; or the agent's id.
+	##
+	## Returns: the query's id.
+	global query: function(q: Query, scope: Scope &default=Group, target: string
+	    &default="all"): string;
+
+	## Ends a query with all agents, for good. An unknown id is ignored.
+	global cancel: function(query_id: string);
+
+	## A text as SQL writes it, in quotes.
+	global sql_text: function(value: string): string;
+
+	## The tables that agents may be asked for, all when empty. A statement that names another table of an agent is not
+	## sent to that agent.
+	option allowed_tables: set[string] = {};
+
+	## Decides whether an agent is asked; breaking says no.
+	global may_query: hook(agent_id: string, q: Query);
+
+	## Carries a query of another node to the manager.
+	global remote_query: event(query_id: string, q: ZeekAgentAPI::QueryV1,
+	    scope: Scope, target: string);
+
+	## Carries the end of a query to the manager.
+	global remote_cancel: event(query_id: string);
+}
+
+type QueryState: record {
+	query_id: string;
+	query: Query;
+	scope: Scope;
+	target: string;
+	## Agents that got a query to be run once, which they do not get again.
+	asked: set[string] &default=set();
+};
+
+global queries: table[string] of QueryState;
+global is_starting = T;
+
+# Called when a query ends, for what others keep of it.
+global query_ended: hook(query_id: string);
+
+function sql_text(value: string): string
+	{
+	return fmt("'%s'", gsub(value, /'/, "''"));
+	}
+
+function runs_once(q: Query): bool
+	{
+	return ! q?$schedule_ || q$schedule_ == 0sec;
+	}
+
+function uses_batches(agent_id: string, q: Query): bool
+	{
+	return q?$on_rows && has_feature(agent_id, "batches");
+	}
+
+function on_wire(q: Query, with_batches: bool): ZeekAgentAPI::QueryV1
+	{
+	local wire = ZeekAgentAPI::QueryV1($sql_stmt=q$sql_stmt,
+	    $subscription=q$subscription, $event_=ZeekAgentAPI::rows_v1,
+	    $requires_tables=q$requires_tables,
+	    $if_missing_tables=q$if_missing_tables);
+
+	if ( ! with_batches )
+		wire$event_ = q$event_;
+	else if ( q?$batch_stmt )
+		wire$sql_stmt = q$batch_stmt;
+
+	if ( q?$schedule_ )
+		wire$schedule_ = q$schedule_;
+
+	if ( q?$cookie )
+		wire$cookie = q$cookie;
+
+	return wire;
+	}
+
+function is_allowed(agent_id: string, q: Query): bool
+	{
+	if ( |allowed_tables| > 0 )
+		{
+		local has_tables = supported_tables(agent_id);
+
+		local sql = q$sql_stmt + ( q?$batch_stmt ? " " + q$batch_stmt : "" );
+
+		for ( word in find_all(to_lower(sql), /[a-z_0-9]+/) )
+			if ( word in has_tables && word !in allowed_tables )
+				return F;
+		}
+
+	return hook may_query(agent_id, q);
+	}
+
+# The topics that bring a query to an agent if it is one of those meant. An agent knows its own groups; it takes a query
+# that comes twice once.
+function topics_for(state: QueryState, agent_id: string): vector of string
+	{
+	local host_topic = fmt("/zeek-agent/query/host/%s", agent_id);
+
+	if ( state$scope == Host )
+		return state$target == agent_id ? vector(host_topic) : vector();
+
+	if ( has_subnet_group(agent_id, state$target) )
+		return vector(host_topic);
+
+	local topics = vector(fmt("/zeek-agent/query/group/%s/%s", agent_id,
+	    state$target));
+	local lower = to_lower(state$target);
+
+	if ( lower != state$target )
+		topics += fmt("/zeek-agent/query/group/%s/%s", agent_id, lower);
+
+	return topics;
+	}
+
+function send_query(state: QueryState, agent_id: string)
+	{
+	local with_batches = uses_batches(agent_id, state$query);
+
+	if ( ! with_batches && ! state$query?$event_ )
+		return;
+
+	if ( runs_once(state$query) && agent_id in state$asked )
+		return;
+
+	local topics = topics_for(state, agent_id);
+
+	if ( |topics| == 0 || ! is_allowed(agent_id, state$query) )
+		return;
+
+	add state$asked[agent_id];
+
+	for ( _, topic in topics )
+		Cluster::publish(topic, ZeekAgentAPI::install_query_v1, zeek_instance,
+		    state$query_id, on_wire(state$query, with_batches));
+	}
+
+function send_cancel(query_id: string, agent_id: string)
+	{
+	Cluster::publish(fmt("/zeek-agent/query/host/%s", agent_id),
+	    ZeekAgentAPI::cancel_query_v1, zeek_instance, query_id);
+	}
+
+function add_query(query_id: string, q: Query, scope: Scope, target: string)
+	{
+	local state = QueryState($query_id=query_id, $query=q, $scope=scope,
+	    $target=target);
+	queries[query_id] = state;
+
+	for ( agent_id in agents )
+		send_query(state, agent_id);
+	}
+
+function query(q: Query, scope: Scope, target: string): string
+	{
+	local query_id = unique_id("za_");
+
+	if ( ! q?$event_ && ! q?$on_rows )
+		Reporter::error(fmt("Zeek Agent: query has neither event_ nor on_rows: %s",
+		    q$sql_stmt));
+	else if ( is_owner() )
+		add_query(query_id, q, scope, target);
+	else if ( ! is_starting && q?$event_ )
+		Cluster::publish(Cluster::manager_topic, remote_query, query_id, on_wire(q, F),
+		    scope, target);
+	else if ( ! is_starting )
+		Reporter::error(fmt(
+		    "Zeek Agent: only the manager can be called with rows: %s",
+		    q$sql_stmt));
+
+	return query_id;
+	}
+
+function cancel(query_id: string)
+	{
+	if ( ! is_owner() )
+		{
+		Cluster::publish(Cluster::manager_topic, remote_cancel, query_id);
+		return;
+		}
+
+	if ( query_id !in queries )
+		return;
+
+	delete queries[query_id];
+	hook query_ended(query_id);
+
+	for ( agent_id in agents )
+		send_cancel(query_id, agent_id);
+	}
+
+event remote_query(query_id: string, q: ZeekAgentAPI::QueryV1, scope: Scope,
+    target: string)
+	{
+	if ( is_owner() && query_id !in queries )
+		add_query(query_id, q, scope, target);
+	}
+
+event remote_cancel(query_id: string)
+	{
+	if ( is_owner() )
+		cancel(query_id);
+	}
+
+event agent_connected(agent_id: string)
+	{
+	if ( agent_id !in agents )
+		return;
+
+	for ( _, state in queries )
+		send_query(state, agent_id);
+	}
+
+event group_changed(agent_id: string, group: string)
+	{
+	for ( query_id, state in queries )
+		{
+		if ( state$scope != Group || state$target != group )
+			next;
+
+		if ( ! has_subnet_group(agent_id, group) )
+			send_cancel(query_id, agent_id);
+
+		send_query(state, agent_id);
+		}
+	}
+
+event zeek_init() &priority=-1000
+	{
+	is_starting = F;
+	}

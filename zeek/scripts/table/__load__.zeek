@@ -1,0 +1,9 @@
+@load ./files
+@load ./listening-ports
+@load ./process-events
+@load ./processes
+@load ./socket-events
+@load ./sockets
+@load ./ssh
+@load ./system-logs
+@load ./users

@@ -1,0 +1,99 @@
+##! Files that match patterns, in ``zeek-agent-files.log``.
+
+@load ../framework
+
+module ZeekAgent_Files;
+
+export {
+	## Whether to ask agents.
+	const enabled = T &redef;
+
+	## Patterns of the paths to list, as in a shell.
+	const paths_to_watch = set("/etc/*", "/etc/*/*") &redef;
+
+	## How often to ask.
+	option query_interval = 30sec;
+
+	## How results are reported.
+	option subscription = ZeekAgent::Differences;
+
+	redef enum Log::ID += { LOG };
+
+	## A row.
+	type Columns: record {
+		## The path.
+		path: string &log &optional;
+		## What it is, such as ``file``, ``dir``, ``socket``.
+		type_: string &log &optional;
+		## Id of the owning user.
+		uid: count &log &optional;
+		## Id of the owning group.
+		gid: count &log &optional;
+		## Permissions, in octal.
+		mode: string &log &optional;
+		## When the content was changed.
+		mtime: time &log &optional;
+		## Size in bytes.
+		size: count &log &optional;
+	};
+
+	## The columns of ``zeek-agent-files.log``.
+	type Info: record {
+		## When Zeek got it.
+		t: time &log;
+		## Id of the agent.
+		hid: string &log;
+		## Name of the host.
+		host: string &log;
+		## ``new`` or ``gone``; unset in a snapshot.
+		change: string &log &optional;
+		## The row.
+		columns: Columns &log;
+	};
+
+	## Decides what is logged to ``zeek-agent-files.log``.
+	global log_policy: Log::PolicyHook;
+}
+
+type Rows: vector of Columns;
+
+function log_row(ctx: ZeekAgent::Context, columns: Columns)
+	{
+	local info = Info($t=network_time(), $hid=ctx$agent_id,
+	    $host=ZeekAgent::hostname(ctx), $columns=columns);
+
+	if ( ctx?$change )
+		info$change = ZeekAgent::change_type(ctx);
+
+	Log::write(LOG, info);
+	}
+
+function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+    rows: any)
+	{
+	for ( _, columns in rows as Rows )
+		log_row(ctx, columns);
+	}
+
+event ZeekAgent_Files::query_result(ctx: ZeekAgent::Context, columns: Columns)
+	{
+	log_row(ctx, columns);
+	}
+
+event zeek_init()
+	{
+	ZeekAgent::create_log(LOG, Info, Columns, "zeek-agent-files", log_policy);
+
+	if ( ! enabled )
+		return;
+
+	for ( path in paths_to_watch )
+		{
+		local sql = fmt("SELECT path, type AS type_, uid, gid, mode, mtime, size FROM files_list(%s)",
+		    ZeekAgent::sql_text(path));
+
+		ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $event_=query_result,
+		    $row_type=Rows, $on_rows=log_rows,
+		    $schedule_=query_interval, $subscription=subscription));
+		}
+	}

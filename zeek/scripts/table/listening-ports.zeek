@@ -1,0 +1,95 @@
+##! Ports that processes listen at, in ``zeek-agent-listening-ports.log``.
+
+@load ../framework
+
+module ZeekAgent_ListeningPorts;
+
+export {
+	## Whether to ask agents.
+	const enabled = T &redef;
+
+	## How often to ask.
+	option query_interval = 10sec;
+
+	## How results are reported.
+	option subscription = ZeekAgent::Differences;
+
+	redef enum Log::ID += { LOG };
+
+	## A row.
+	type Columns: record {
+		## Process that listens.
+		pid: count &log &optional;
+		## Its name.
+		process: string &log &optional;
+		## ``IPv4`` or ``IPv6``.
+		family: string &log &optional;
+		## Transport protocol's number.
+		protocol: count &log &optional;
+		## Address that is served; all zero for all of the host.
+		address: addr &log &optional;
+		## Port number.
+		port_: count &log &optional;
+		## User who made the socket.
+		uid: count &log &optional;
+		## Path of the process's executable.
+		exe: string &log &optional;
+		## Id of the container that the process is in.
+		container_id: string &log &optional;
+		## Name of the process that is never used again.
+		entity_id: string &log &optional;
+	};
+
+	## The columns of ``zeek-agent-listening-ports.log``.
+	type Info: record {
+		## When Zeek got it.
+		t: time &log;
+		## Id of the agent.
+		hid: string &log;
+		## Name of the host.
+		host: string &log;
+		## ``new`` or ``gone``; unset in a snapshot.
+		change: string &log &optional;
+		## The row.
+		columns: Columns &log;
+	};
+
+	## Decides what is logged to ``zeek-agent-listening-ports.log``.
+	global log_policy: Log::PolicyHook;
+}
+
+type Rows: vector of Columns;
+
+function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+    rows: any)
+	{
+	local t = network_time();
+	local host = ZeekAgent::hostname(ctx);
+
+	for ( _, columns in rows as Rows )
+		{
+		local info = Info($t=t, $hid=ctx$agent_id, $host=host, $columns=columns);
+
+		if ( ctx?$change )
+			info$change = ZeekAgent::change_type(ctx);
+
+		Log::write(LOG, info);
+		}
+	}
+
+event zeek_init()
+	{
+	ZeekAgent::create_log(LOG, Info, Columns, "zeek-agent-listening-ports",
+	    log_policy, table(["port_"] = "port"));
+
+	if ( ! enabled )
+		return;
+
+	local sql = "SELECT pid, process, family, protocol, address, port AS port_, uid, exe, "
+	    + "container_id, entity_id FROM listening_ports";
+
+	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $row_type=Rows,
+	    $on_rows=log_rows, $schedule_=query_interval,
+	    $subscription=subscription, $requires_tables=set(
+	    "listening_ports")));
+	}

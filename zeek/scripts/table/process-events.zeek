@@ -1,0 +1,155 @@
+##! Processes that start and stop, in ``zeek-agent-process-events.log``.
+
+@load ../framework
+
+module ZeekAgent_ProcessEvents;
+
+export {
+	## Whether to ask agents.
+	const enabled = T &redef;
+
+	## How often to ask.
+	option query_interval = 0.5sec;
+
+	## How results are reported.
+	option subscription = ZeekAgent::Events;
+
+	redef enum Log::ID += { LOG };
+
+	## The columns that any agent has.
+	type Basic: record {
+		## When it happened, by the host's clock.
+		time_: time &log &optional;
+		## Name of the process.
+		name: string &log &optional;
+		## Process id.
+		pid: count &log &optional;
+		## Process id of the parent.
+		ppid: count &log &optional;
+		## Effective user id.
+		uid: count &log &optional;
+		## Effective group id.
+		gid: count &log &optional;
+		## Real user id.
+		ruid: count &log &optional;
+		## Real group id.
+		rgid: count &log &optional;
+		## How long a process that stopped had run.
+		duration: interval &log &optional;
+		## ``started`` or ``stopped``.
+		state: string &log &optional;
+	};
+
+	## A row; the columns after the basic ones are those of agents that know batches.
+	type Columns: record {
+		## When it happened, by the host's clock.
+		time_: time &log &optional;
+		## Name of the process.
+		name: string &log &optional;
+		## Process id.
+		pid: count &log &optional;
+		## Process id of the parent.
+		ppid: count &log &optional;
+		## Effective user id.
+		uid: count &log &optional;
+		## Effective group id.
+		gid: count &log &optional;
+		## Real user id.
+		ruid: count &log &optional;
+		## Real group id.
+		rgid: count &log &optional;
+		## How long a process that stopped had run.
+		duration: interval &log &optional;
+		## ``started`` or ``stopped``.
+		state: string &log &optional;
+		## Path of the executable.
+		exe: string &log &optional;
+		## Command line.
+		cmdline: string &log &optional;
+		## Working directory.
+		cwd: string &log &optional;
+		## Exit status; minus the number of the signal that ended it.
+		exit_code: int &log &optional;
+		## User who logged in, whatever the process became since.
+		loginuid: count &log &optional;
+		## Id of the container it is in.
+		container_id: string &log &optional;
+		## Name of the process that is never used again.
+		entity_id: string &log &optional;
+		## The parent's ``entity_id``.
+		parent_entity_id: string &log &optional;
+		## The parent's name.
+		parent_name: string &log &optional;
+		## Path of the parent's executable.
+		parent_exe: string &log &optional;
+		## Number of the event in the agent's store.
+		seq: count &log &optional;
+	};
+
+	## The columns of ``zeek-agent-process-events.log``.
+	type Info: record {
+		## When Zeek got it.
+		t: time &log;
+		## Id of the agent.
+		hid: string &log;
+		## Name of the host.
+		host: string &log;
+		## The row.
+		columns: Columns &log;
+		## Id of the agent's event store; with ``seq`` it names the event for good.
+		store: string &log &optional;
+	};
+
+	## Decides what is logged to ``zeek-agent-process-events.log``.
+	global log_policy: Log::PolicyHook;
+}
+
+type Rows: vector of Columns;
+
+function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+    rows: any)
+	{
+	local t = network_time();
+	local host = ZeekAgent::hostname(ctx);
+
+	for ( _, columns in rows as Rows )
+		Log::write(LOG, Info($t=t, $hid=ctx$agent_id, $host=host, $columns=columns,
+		    $store=batch$store));
+	}
+
+function log_row(ctx: ZeekAgent::Context, columns: Columns)
+	{
+	local info = Info($t=network_time(), $hid=ctx$agent_id,
+	    $host=ZeekAgent::hostname(ctx), $columns=columns);
+
+	Log::write(LOG, info);
+	}
+
+event ZeekAgent_ProcessEvents::query_result(ctx: ZeekAgent::Context,
+    columns: any)
+	{
+	if ( columns is Columns )
+		log_row(ctx, columns as Columns);
+	else
+		log_row(ctx, columns as Basic);
+	}
+
+event zeek_init()
+	{
+	ZeekAgent::create_log(LOG, Info, Columns, "zeek-agent-process-events",
+	    log_policy);
+
+	if ( ! enabled )
+		return;
+
+	local sql = "SELECT time AS time_, name, pid, ppid, uid, gid, ruid, rgid, duration, state FROM "
+	    + "processes_events";
+	local batch_sql = "SELECT time AS time_, name, pid, ppid, uid, gid, ruid, rgid, duration, state, exe, "
+	    + "cmdline, cwd, exit_code, loginuid, container_id, entity_id, parent_entity_id, "
+	    + "parent_name, parent_exe, seq FROM processes_events";
+
+	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
+	    $event_=query_result, $row_type=Rows, $on_rows=log_rows,
+	    $schedule_=query_interval, $subscription=subscription,
+	    $requires_tables=set("processes_events")));
+	}

@@ -1,0 +1,157 @@
+##! Connections that open and close, in ``zeek-agent-socket-events.log``.
+
+@load ../framework
+
+module ZeekAgent_SocketEvents;
+
+export {
+	## Whether to ask agents.
+	const enabled = T &redef;
+
+	## How often to ask.
+	option query_interval = 0.5sec;
+
+	## How results are reported.
+	option subscription = ZeekAgent::Events;
+
+	redef enum Log::ID += { LOG };
+
+	## The columns that any agent has.
+	type Basic: record {
+		## When it happened, by the host's clock.
+		time_: time &log &optional;
+		## Process that opened or accepted the connection.
+		pid: count &log &optional;
+		## Its name.
+		process: string &log &optional;
+		## Its effective user id.
+		uid: count &log &optional;
+		## Its effective group id.
+		gid: count &log &optional;
+		## ``IPv4`` or ``IPv6``.
+		family: string &log &optional;
+		## Transport protocol's number.
+		protocol: count &log &optional;
+		## Local address.
+		local_addr: addr &log &optional;
+		## Local port.
+		local_port: count &log &optional;
+		## Peer's address.
+		remote_addr: addr &log &optional;
+		## Peer's port.
+		remote_port: count &log &optional;
+		## ``established``, ``closed``, ``failed``, ``listen`` or ``expired``.
+		state: string &log &optional;
+	};
+
+	## A row; the columns after the basic ones are those of agents that know batches.
+	type Columns: record {
+		## When it happened, by the host's clock.
+		time_: time &log &optional;
+		## Process that opened or accepted the connection.
+		pid: count &log &optional;
+		## Its name.
+		process: string &log &optional;
+		## Its effective user id.
+		uid: count &log &optional;
+		## Its effective group id.
+		gid: count &log &optional;
+		## ``IPv4`` or ``IPv6``.
+		family: string &log &optional;
+		## Transport protocol's number.
+		protocol: count &log &optional;
+		## Local address.
+		local_addr: addr &log &optional;
+		## Local port.
+		local_port: count &log &optional;
+		## Peer's address.
+		remote_addr: addr &log &optional;
+		## Peer's port.
+		remote_port: count &log &optional;
+		## ``established``, ``closed``, ``failed``, ``listen`` or ``expired``.
+		state: string &log &optional;
+		## ``outbound`` or ``inbound``: who opened the connection.
+		direction: string &log &optional;
+		## Path of the process's executable.
+		exe: string &log &optional;
+		## Its command line.
+		cmdline: string &log &optional;
+		## User who logged in, whatever the process became since.
+		loginuid: count &log &optional;
+		## Id of the container that the process is in.
+		container_id: string &log &optional;
+		## Name of the process that is never used again.
+		entity_id: string &log &optional;
+		## Community ID of the flow.
+		community_id: string &log &optional;
+		## Number of the event in the agent's store.
+		seq: count &log &optional;
+	};
+
+	## The columns of ``zeek-agent-socket-events.log``.
+	type Info: record {
+		## When Zeek got it.
+		t: time &log;
+		## Id of the agent.
+		hid: string &log;
+		## Name of the host.
+		host: string &log;
+		## The row.
+		columns: Columns &log;
+		## Id of the agent's event store; with ``seq`` it names the event for good.
+		store: string &log &optional;
+	};
+
+	## Decides what is logged to ``zeek-agent-socket-events.log``.
+	global log_policy: Log::PolicyHook;
+}
+
+type Rows: vector of Columns;
+
+function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+    rows: any)
+	{
+	local t = network_time();
+	local host = ZeekAgent::hostname(ctx);
+
+	for ( _, columns in rows as Rows )
+		Log::write(LOG, Info($t=t, $hid=ctx$agent_id, $host=host, $columns=columns,
+		    $store=batch$store));
+	}
+
+function log_row(ctx: ZeekAgent::Context, columns: Columns)
+	{
+	local info = Info($t=network_time(), $hid=ctx$agent_id,
+	    $host=ZeekAgent::hostname(ctx), $columns=columns);
+
+	Log::write(LOG, info);
+	}
+
+event ZeekAgent_SocketEvents::query_result(ctx: ZeekAgent::Context,
+    columns: any)
+	{
+	if ( columns is Columns )
+		log_row(ctx, columns as Columns);
+	else
+		log_row(ctx, columns as Basic);
+	}
+
+event zeek_init()
+	{
+	ZeekAgent::create_log(LOG, Info, Columns, "zeek-agent-socket-events",
+	    log_policy);
+
+	if ( ! enabled )
+		return;
+
+	local sql = "SELECT time AS time_, pid, process, uid, gid, family, protocol, local_addr, "
+	    + "local_port, remote_addr, remote_port, state FROM sockets_events";
+	local batch_sql = "SELECT time AS time_, pid, process, uid, gid, family, protocol, local_addr, "
+	    + "local_port, remote_addr, remote_port, state, direction, exe, cmdline, loginuid, "
+	    + "container_id, entity_id, community_id, seq FROM sockets_events";
+
+	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
+	    $event_=query_result, $row_type=Rows, $on_rows=log_rows,
+	    $schedule_=query_interval, $subscription=subscription,
+	    $requires_tables=set("sockets_events")));
+	}

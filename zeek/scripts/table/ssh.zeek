@@ -1,0 +1,213 @@
+##! Settings of SSH servers, in ``zeek-agent-ssh-configs.log``, and the keys that may log in, in
+##! ``zeek-agent-ssh-authorized-keys.log``.
+
+@load ../framework
+
+module ZeekAgent_SSH;
+
+export {
+	## Whether to ask agents.
+	const enabled = T &redef;
+
+	## Patterns of the servers' configuration files.
+	option config_paths_to_watch = set("/etc/ssh/sshd_config",
+	    "/etc/ssh/sshd_config.d/*");
+
+	## Patterns of the files with keys, by platform.
+	option key_paths_to_watch: table[string] of set[string] = {
+		["linux"] = set("/home/*/.ssh/authorized_keys", "/root/.ssh/authorized_keys"),
+		["darwin"] = set("/Users/*/.ssh/authorized_keys"),
+	};
+
+	## How often to ask.
+	option query_interval = 30sec;
+
+	## How results are reported.
+	option subscription = ZeekAgent::Differences;
+
+	redef enum Log::ID += {
+		LOG_CONFIGS,
+		LOG_KEYS
+	};
+
+	## A setting.
+	type ConfigOption: record {
+		## Its name.
+		key: string &log &optional;
+		## Its value, the first word.
+		value: string &log &optional;
+	};
+
+	## A setting and where it is.
+	type ColumnsConfigs: record {
+		## Path of the file.
+		path: string &log &optional;
+		## Number of the line.
+		number: count &log &optional;
+		## The setting.
+		option_: ConfigOption &log &optional;
+	};
+
+	## A key and where it is.
+	type ColumnsKeys: record {
+		## Path of the file.
+		path: string &log &optional;
+		## Number of the line.
+		number: count &log &optional;
+		## The line.
+		content: string &log &optional;
+	};
+
+	## The columns of ``zeek-agent-ssh-configs.log``.
+	type InfoConfigs: record {
+		## When Zeek got it.
+		t: time &log;
+		## Id of the agent.
+		hid: string &log;
+		## Name of the host.
+		host: string &log;
+		## ``new`` or ``gone``; unset in a snapshot.
+		change: string &log &optional;
+		## The row.
+		columns: ColumnsConfigs &log;
+	};
+
+	## The columns of ``zeek-agent-ssh-authorized-keys.log``.
+	type InfoKeys: record {
+		## When Zeek got it.
+		t: time &log;
+		## Id of the agent.
+		hid: string &log;
+		## Name of the host.
+		host: string &log;
+		## ``new`` or ``gone``; unset in a snapshot.
+		change: string &log &optional;
+		## The row.
+		columns: ColumnsKeys &log;
+	};
+
+	## Decides what is logged to ``zeek-agent-ssh-configs.log``.
+	global log_policy_configs: Log::PolicyHook;
+
+	## Decides what is logged to ``zeek-agent-ssh-authorized-keys.log``.
+	global log_policy_keys: Log::PolicyHook;
+}
+
+# A setting as batches carry it.
+type ConfigRow: record {
+	path: string &optional;
+	number: count &optional;
+	key: string &optional;
+	value: string &optional;
+};
+
+type ConfigRows: vector of ConfigRow;
+type KeyRows: vector of ColumnsKeys;
+
+function log_config(ctx: ZeekAgent::Context, columns: ColumnsConfigs)
+	{
+	local info = InfoConfigs($t=network_time(), $hid=ctx$agent_id,
+	    $host=ZeekAgent::hostname(ctx), $columns=columns);
+
+	if ( ctx?$change )
+		info$change = ZeekAgent::change_type(ctx);
+
+	Log::write(LOG_CONFIGS, info);
+	}
+
+function log_key(ctx: ZeekAgent::Context, columns: ColumnsKeys)
+	{
+	local info = InfoKeys($t=network_time(), $hid=ctx$agent_id,
+	    $host=ZeekAgent::hostname(ctx), $columns=columns);
+
+	if ( ctx?$change )
+		info$change = ZeekAgent::change_type(ctx);
+
+	Log::write(LOG_KEYS, info);
+	}
+
+function log_config_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+    rows: any)
+	{
+	for ( _, row in rows as ConfigRows )
+		{
+		local setting = ConfigOption();
+
+		if ( row?$key )
+			setting$key = row$key;
+
+		if ( row?$value )
+			setting$value = row$value;
+
+		local columns = ColumnsConfigs($option_=setting);
+
+		if ( row?$path )
+			columns$path = row$path;
+
+		if ( row?$number )
+			columns$number = row$number;
+
+		log_config(ctx, columns);
+		}
+	}
+
+function log_key_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+    rows: any)
+	{
+	for ( _, columns in rows as KeyRows )
+		log_key(ctx, columns);
+	}
+
+event ZeekAgent_SSH::query_result_configs(ctx: ZeekAgent::Context,
+    columns: ColumnsConfigs)
+	{
+	log_config(ctx, columns);
+	}
+
+event ZeekAgent_SSH::query_result_keys(ctx: ZeekAgent::Context,
+    columns: ColumnsKeys)
+	{
+	log_key(ctx, columns);
+	}
+
+function ask_configs(path: string)
+	{
+	local from_files = fmt("FROM files_columns(%s, '$1:text,$2:text')",
+	    ZeekAgent::sql_text(path));
+	local sql = "SELECT path, number, columns " + from_files;
+	local batch_sql = "SELECT path, number, columns ->> 'c1' AS \"key:text\", columns ->> 'c2' AS \"value:text\" "
+	    + from_files;
+
+	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
+	    $event_=query_result_configs, $row_type=ConfigRows,
+	    $on_rows=log_config_rows, $schedule_=query_interval,
+	    $subscription=subscription));
+	}
+
+function ask_keys(path: string, platform: string)
+	{
+	local sql = fmt("SELECT path, number, content FROM files_lines(%s)",
+	    ZeekAgent::sql_text(path));
+
+	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $event_=query_result_keys,
+	    $row_type=KeyRows, $on_rows=log_key_rows, $schedule_=query_interval,
+	    $subscription=subscription), ZeekAgent::Group, platform);
+	}
+
+event zeek_init()
+	{
+	ZeekAgent::create_log(LOG_CONFIGS, InfoConfigs, ColumnsConfigs,
+	    "zeek-agent-ssh-configs", log_policy_configs);
+	ZeekAgent::create_log(LOG_KEYS, InfoKeys, ColumnsKeys,
+	    "zeek-agent-ssh-authorized-keys", log_policy_keys);
+
+	if ( ! enabled )
+		return;
+
+	for ( path in config_paths_to_watch )
+		ask_configs(path);
+
+	for ( platform, paths in key_paths_to_watch )
+		for ( key_path in paths )
+			ask_keys(key_path, platform);
+	}

@@ -1,0 +1,107 @@
+##! Messages of the systems' logs, in ``zeek-agent-system-logs.log``.
+
+@load ../framework
+
+module ZeekAgent_SystemLogs;
+
+export {
+	## Whether to ask agents.
+	const enabled = T &redef;
+
+	## How often to ask.
+	option query_interval = 30sec;
+
+	## How results are reported.
+	option subscription = ZeekAgent::Events;
+
+	redef enum Log::ID += { LOG };
+
+	## The columns that any agent has.
+	type Basic: record {
+		## When the message was logged.
+		time_: time &log &optional;
+		## Process that logged it.
+		process: string &log &optional;
+		## Severity.
+		level: string &log &optional;
+		## The message.
+		message: string &log &optional;
+	};
+
+	## A row; the columns after the basic ones are those of agents that know batches.
+	type Columns: record {
+		## When the message was logged.
+		time_: time &log &optional;
+		## Process that logged it.
+		process: string &log &optional;
+		## Severity.
+		level: string &log &optional;
+		## The message.
+		message: string &log &optional;
+		## Number of the event in the agent's store.
+		seq: count &log &optional;
+	};
+
+	## The columns of ``zeek-agent-system-logs.log``.
+	type Info: record {
+		## When Zeek got it.
+		t: time &log;
+		## Id of the agent.
+		hid: string &log;
+		## Name of the host.
+		host: string &log;
+		## The row.
+		columns: Columns &log;
+		## Id of the agent's event store; with ``seq`` it names the event for good.
+		store: string &log &optional;
+	};
+
+	## Decides what is logged to ``zeek-agent-system-logs.log``.
+	global log_policy: Log::PolicyHook;
+}
+
+type Rows: vector of Columns;
+
+function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+    rows: any)
+	{
+	local t = network_time();
+	local host = ZeekAgent::hostname(ctx);
+
+	for ( _, columns in rows as Rows )
+		Log::write(LOG, Info($t=t, $hid=ctx$agent_id, $host=host, $columns=columns,
+		    $store=batch$store));
+	}
+
+function log_row(ctx: ZeekAgent::Context, columns: Columns)
+	{
+	local info = Info($t=network_time(), $hid=ctx$agent_id,
+	    $host=ZeekAgent::hostname(ctx), $columns=columns);
+
+	Log::write(LOG, info);
+	}
+
+event ZeekAgent_SystemLogs::query_result(ctx: ZeekAgent::Context, columns: any)
+	{
+	if ( columns is Columns )
+		log_row(ctx, columns as Columns);
+	else
+		log_row(ctx, columns as Basic);
+	}
+
+event zeek_init()
+	{
+	ZeekAgent::create_log(LOG, Info, Columns, "zeek-agent-system-logs",
+	    log_policy);
+
+	if ( ! enabled )
+		return;
+
+	local sql = "SELECT time AS time_, process, level, message FROM system_logs_events";
+	local batch_sql = "SELECT time AS time_, process, level, message, seq FROM system_logs_events";
+
+	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
+	    $event_=query_result, $row_type=Rows, $on_rows=log_rows,
+	    $schedule_=query_interval, $subscription=subscription,
+	    $requires_tables=set("system_logs_events")));
+	}

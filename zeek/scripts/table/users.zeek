@@ -1,0 +1,135 @@
+##! User accounts, in ``zeek-agent-users.log``.
+
+@load ../framework
+
+module ZeekAgent_Users;
+
+export {
+	## Whether to ask agents.
+	const enabled = T &redef;
+
+	## How often to ask.
+	option query_interval = 30sec;
+
+	## How results are reported.
+	option subscription = ZeekAgent::Differences;
+
+	redef enum Log::ID += { LOG };
+
+	## The columns that any agent has.
+	type Basic: record {
+		## Login name.
+		name: string &log &optional;
+		## Full name.
+		full_name: string &log &optional;
+		## Whether it has administrator's rights.
+		is_admin: bool &log &optional;
+		## Whether it is an account of the system.
+		is_system: bool &log &optional;
+		## User id.
+		uid: string &log &optional;
+		## Id of the primary group.
+		gid: count &log &optional;
+		## Home directory.
+		home: string &log &optional;
+		## Login shell.
+		shell: string &log &optional;
+		## Mail address.
+		email: string &log &optional;
+	};
+
+	## A row; the columns after the basic ones are those of agents that know batches.
+	type Columns: record {
+		## Login name.
+		name: string &log &optional;
+		## Full name.
+		full_name: string &log &optional;
+		## Whether it has administrator's rights.
+		is_admin: bool &log &optional;
+		## Whether it is an account of the system.
+		is_system: bool &log &optional;
+		## User id.
+		uid: string &log &optional;
+		## Id of the primary group.
+		gid: count &log &optional;
+		## Home directory.
+		home: string &log &optional;
+		## Login shell.
+		shell: string &log &optional;
+		## Mail address.
+		email: string &log &optional;
+		## Groups it belongs to.
+		groups: set[string] &log &optional;
+	};
+
+	## The columns of ``zeek-agent-users.log``.
+	type Info: record {
+		## When Zeek got it.
+		t: time &log;
+		## Id of the agent.
+		hid: string &log;
+		## Name of the host.
+		host: string &log;
+		## ``new`` or ``gone``; unset in a snapshot.
+		change: string &log &optional;
+		## The row.
+		columns: Columns &log;
+	};
+
+	## Decides what is logged to ``zeek-agent-users.log``.
+	global log_policy: Log::PolicyHook;
+}
+
+type Rows: vector of Columns;
+
+function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+    rows: any)
+	{
+	local t = network_time();
+	local host = ZeekAgent::hostname(ctx);
+
+	for ( _, columns in rows as Rows )
+		{
+		local info = Info($t=t, $hid=ctx$agent_id, $host=host, $columns=columns);
+
+		if ( ctx?$change )
+			info$change = ZeekAgent::change_type(ctx);
+
+		Log::write(LOG, info);
+		}
+	}
+
+function log_row(ctx: ZeekAgent::Context, columns: Columns)
+	{
+	local info = Info($t=network_time(), $hid=ctx$agent_id,
+	    $host=ZeekAgent::hostname(ctx), $columns=columns);
+
+	if ( ctx?$change )
+		info$change = ZeekAgent::change_type(ctx);
+
+	Log::write(LOG, info);
+	}
+
+event ZeekAgent_Users::query_result(ctx: ZeekAgent::Context, columns: any)
+	{
+	if ( columns is Columns )
+		log_row(ctx, columns as Columns);
+	else
+		log_row(ctx, columns as Basic);
+	}
+
+event zeek_init()
+	{
+	ZeekAgent::create_log(LOG, Info, Columns, "zeek-agent-users", log_policy);
+
+	if ( ! enabled )
+		return;
+
+	local sql = "SELECT name, full_name, is_admin, is_system, uid, gid, home, shell, email FROM users";
+	local batch_sql = "SELECT name, full_name, is_admin, is_system, uid, gid, home, shell, email, groups "
+	    + "FROM users";
+
+	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
+	    $event_=query_result, $row_type=Rows, $on_rows=log_rows,
+	    $schedule_=query_interval, $subscription=subscription));
+	}
