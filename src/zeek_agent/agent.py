@@ -23,7 +23,6 @@ from zeek_agent.events import EventStore
 from zeek_agent.host import Host
 from zeek_agent.queries import Installed, QueryRunner
 from zeek_agent.signals import stop_signals
-from zeek_agent.sources.registry import candidates
 from zeek_agent.sources.supervisor import Supervisor
 from zeek_agent.tables import builtin_tables, plugin_tables
 from zeek_agent.zeek.connection import ZeekConnection
@@ -71,9 +70,7 @@ class Agent:
         tables = [*builtin_tables(), *plugin_tables()]
         self.store = EventStore(places.store, tables, config.events)
         self.database = Database(tables, Host(self, access), config.limits, self.store)
-        self.supervisor = Supervisor(
-            config.sources, self.store, lambda settings: candidates(settings, redact=access.redact)
-        )
+        self.supervisor = Supervisor(config.sources, self.store, redact=access.redact)
         self.runner = QueryRunner(self.database, self.store, drain=Coalesced(self._drain))
         self._parts = AsyncExitStack()
 
