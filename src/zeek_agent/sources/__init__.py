@@ -50,5 +50,8 @@ class Source(ABC):
     def stop(self) -> None:
         """End recording and hand what is left to the sink. May be called twice."""
 
+    def clean_up(self) -> None:  # noqa: B027
+        """Remove what an earlier run that crashed has left in the system, also if this source is not going to start."""
+
     def drain(self) -> None:  # noqa: B027
         """Hand over now what the kernel holds, so that a query that follows sees it."""

@@ -43,7 +43,7 @@ class ProcessLife:
             ticks = start_ticks(at)
         parent = self.cache.find(parent_pid, at)
         if parent is None:
-            child = _unknown(pid, at, ticks)
+            child = unknown(pid, at, ticks)
             child.ppid = parent_pid
         else:
             child = replace(
@@ -83,7 +83,7 @@ class ProcessLife:
             known = None
         if shown is not None and known is not None and not _same(shown, known):
             shown = None
-        process = _after_exec(known, shown) or _unknown(pid, at, None)
+        process = _after_exec(known, shown) or unknown(pid, at, None)
         process.since = at
         self.cache.exec(process)
         self._changes.append((process, at, None))
@@ -92,15 +92,17 @@ class ProcessLife:
     def exit(self, pid: int, at: int, status: int | None) -> None:
         """`pid` ended with that wait status (None: not known)."""
         forked = self._forked.pop(pid, None)
-        process = self.cache.exit(pid, at) or _unknown(pid, at, None)
+        process = self.cache.exit(pid, at) or self.cache.lookup(pid)
+        if process is None or process.until is None or process.until < at - FORK_PATIENCE:
+            process = unknown(pid, at, None)
         if forked is not None:
             self._changes.append((process, process.since, None))
         self._changes.append((process, at, self._end(process, status)))
 
-    def appear(self, pid: int) -> None:
-        """`pid` is there, and nothing is known of how it came."""
+    def appear(self, pid: int, before: int) -> None:
+        """`pid` is there, and nothing is known of how it came; let it be when it did not start `before` (boot time)."""
         process = self.cache.read(pid)
-        if process is not None:
+        if process is not None and process.started < before:
             self.cache.begin(process)
             self._changes.append((process, process.started, None))
 
@@ -121,7 +123,7 @@ class ProcessLife:
         for pid in known.keys() - alive:
             self.exit(pid, now, None)
         for pid in alive - known.keys():
-            self.appear(pid)
+            self.appear(pid, now - FORK_PATIENCE)
 
     def take(self, now: int, boot_time: float) -> list[Row]:
         """The rows since the last call; forgets what ended long ago."""
@@ -171,7 +173,7 @@ def _same(shown: Process, known: Process) -> bool:
     return abs(shown.start_ticks - known.start_ticks) <= 1
 
 
-def _unknown(pid: int, at: int, ticks: int | None) -> Process:
+def unknown(pid: int, at: int, ticks: int | None) -> Process:
     """A process of which no more is known than its pid, and its start in ticks if that."""
     return Process(
         pid=pid,

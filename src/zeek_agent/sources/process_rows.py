@@ -28,7 +28,7 @@ def process_row(process: Process, at: int, boot_time: float, ended: Exit | None)
     """A process that started (`ended` is None) or stopped at `at`, ns since the boot at `boot_time`."""
     return (
         boot_time + at / 1e9,
-        process.name,
+        process.name or None,
         process.pid,
         process.ppid,
         process.uid,
@@ -51,7 +51,7 @@ def process_row(process: Process, at: int, boot_time: float, ended: Exit | None)
         process.cgroup,
         process.container_id,
         process.netns,
-        process.entity_id,
+        process.entity_id or None,
         process.parent_entity_id,
         process.parent_name,
         process.parent_exe,

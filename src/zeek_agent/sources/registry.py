@@ -24,6 +24,10 @@ def candidates(
         return {"processes": [], "sockets": []}
     cache = ProcessCache(settings.process_cache, settings.process_grace, redact=redact)
     processes, sockets = _ebpf(settings, cache)
+    for fallback in (_kernel_notices, _audit, _snapshots):
+        of_processes, of_sockets = fallback(settings, cache)
+        processes.append(of_processes)
+        sockets.append(of_sockets)
     return {"processes": _chosen(processes, settings.processes), "sockets": _chosen(sockets, settings.sockets)}
 
 
@@ -34,6 +38,25 @@ def _ebpf(settings: SourceSettings, cache: ProcessCache) -> tuple[list[Source], 
 
     monitor = Monitor(cache, settings.ring_bytes)
     return [EbpfProcesses(monitor, settings)], [EbpfSockets(monitor, settings)]
+
+
+def _kernel_notices(settings: SourceSettings, cache: ProcessCache) -> tuple[Source, Source]:
+    from zeek_agent.sources.proc_connector import ProcConnector
+    from zeek_agent.sources.socket_polling import SocketPolling
+
+    return ProcConnector(cache, settings), SocketPolling(cache, settings)
+
+
+def _audit(settings: SourceSettings, cache: ProcessCache) -> tuple[Source, Source]:
+    from zeek_agent.sources.audit import AuditProcesses, AuditSockets
+
+    return AuditProcesses(cache, settings), AuditSockets(cache, settings)
+
+
+def _snapshots(settings: SourceSettings, cache: ProcessCache) -> tuple[Source, Source]:
+    from zeek_agent.sources.snapshots import ProcessSnapshots, SocketSnapshots
+
+    return ProcessSnapshots(cache, settings), SocketSnapshots(cache, settings)
 
 
 def _chosen(sources: list[Source], backend: str) -> list[Source]:

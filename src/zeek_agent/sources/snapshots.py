@@ -85,7 +85,7 @@ class ProcessSnapshots(Source):
         for pid, present in self._known.items():
             known = before.get(pid)
             if known is None or known[0] != present[0]:
-                self._life.appear(pid)
+                self._life.appear(pid, now)
             elif known[1] != present[1]:
                 self._life.exec(pid, now, self._life.look(pid))
         rows = self._life.take(now, boot_time())

@@ -47,7 +47,7 @@ def socket_row(
     return (
         time,
         process.pid if process else None,
-        process.name if process else None,
+        process.name or None if process else None,
         process.uid if process else uid,
         process.gid if process else None,
         None if some is None else "IPv4" if len(some) == 4 else "IPv6",
@@ -64,7 +64,7 @@ def socket_row(
         cookie,
         netns,
         process.container_id if process else None,
-        process.entity_id if process else None,
+        process.entity_id or None if process else None,
         process.parent_entity_id if process else None,
         flow_id(flow) if has_peer else None,
     )
@@ -73,8 +73,8 @@ def socket_row(
 def flow_id(flow: Flow) -> str | None:
     """The Community ID, where one is defined and both ends are known."""
     protocol, local, local_port, remote, remote_port = flow[:5]
-    if protocol in ECHOES and local and remote and (local_port, remote_port) == ECHOES[protocol]:
-        return packed_community_id(protocol, local, local_port, remote, remote_port)
-    if protocol not in PORT_PROTOCOLS or not local or not remote or not local_port or not remote_port:
+    if protocol is None or not local or not remote or local_port is None or remote_port is None:
         return None
-    return packed_community_id(protocol, local, local_port, remote, remote_port)
+    if ECHOES.get(protocol) == (local_port, remote_port) or (protocol in PORT_PROTOCOLS and local_port and remote_port):
+        return packed_community_id(protocol, local, local_port, remote, remote_port)
+    return None

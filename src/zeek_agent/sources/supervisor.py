@@ -46,14 +46,16 @@ class Supervisor:
         self,
         settings: SourceSettings,
         store: EventStore,
-        choose: Callable[[SourceSettings], Mapping[str, Sequence[Source]]] = candidates,
+        *,
+        choose: Callable[[SourceSettings, Callable[[str], str]], Mapping[str, Sequence[Source]]] = candidates,
+        redact: Callable[[str], str] = lambda command_line: command_line,
         clock: Callable[[], float] = time.time,
         interval: float = _WATCH,
     ) -> None:
         self._store = store
         self._clock = clock
         self._interval = interval
-        self._posts = [_Post(kind, sources) for kind, sources in choose(settings).items()]
+        self._posts = [_Post(kind, sources) for kind, sources in choose(settings, redact).items()]
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="sources", daemon=True)
@@ -62,6 +64,8 @@ class Supervisor:
         """Start the sources. Never raises: what cannot be started is in `rows` with its reason."""
         with self._lock:
             for post in self._posts:
+                for source in post.sources:
+                    source.clean_up()
                 self._fill(post, post.sources)
         self._watcher.start()
 
