@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import grp
 import io
 import json
 import os
@@ -18,6 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from acting import NOBODY, acting_as
+
+from zeek_agent import client
+from zeek_agent.config import load
+from zeek_agent.errors import ZeekAgentError
 
 PROGRAM = [sys.executable, "-m", "zeek_agent"]
 
@@ -238,17 +244,23 @@ def test_the_collector_runs_until_a_signal(tmp_path: Path, number: signal.Signal
         assert "Traceback" not in process.stderr.read()
 
 
-@pytest.fixture
-def agent(tmp_path: Path, state: Path) -> Iterator[subprocess.Popen[str]]:
-    """A running agent with its embedded collector."""
-    log = tmp_path / "agent.log"
-    place = ("--state-dir", str(state), "--logs", str(tmp_path / "logs"), "--set", "collector.listen=127.0.0.1:0")
-    with log.open("w") as out, started("run", *place, stdout=subprocess.DEVNULL, stderr=out) as process:
+@contextmanager
+def running(*arguments: str, log: Path, state: Path) -> Iterator[subprocess.Popen[str]]:
+    """An agent, from when its control socket is there."""
+    with log.open("w") as out, started(*arguments, stdout=subprocess.DEVNULL, stderr=out) as process:
         deadline = time.monotonic() + 30
         while not (state / "zeek-agent.sock").exists():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
+        yield process
+
+
+@pytest.fixture
+def agent(tmp_path: Path, state: Path) -> Iterator[subprocess.Popen[str]]:
+    """A running agent with its embedded collector."""
+    place = ("--state-dir", str(state), "--logs", str(tmp_path / "logs"), "--set", "collector.listen=127.0.0.1:0")
+    with running("run", *place, log=tmp_path / "agent.log", state=state) as process:
         yield process
 
 
@@ -286,6 +298,31 @@ def test_the_shell_shows_differences_from_a_running_agent(agent: subprocess.Pope
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
     assert agent.poll() is None
+
+
+@pytest.mark.root
+def test_the_configured_group_may_ask_the_agent(tmp_path: Path, state: Path) -> None:
+    for directory in (tmp_path, *tmp_path.parents[:-1]):
+        directory.chmod(directory.stat().st_mode | 0o011)
+    group = grp.getgrgid(NOBODY).gr_name
+    place = ("--state-dir", str(state), "--logs", str(tmp_path / "logs"), "--set", "collector.listen=127.0.0.1:0")
+    with running("run", *place, "--set", f"control.group={group}", log=tmp_path / "agent.log", state=state):
+        with acting_as(NOBODY, NOBODY):
+            assert ask_agent(state) == "0"
+        with acting_as(NOBODY, NOBODY - 1):
+            assert "not allowed to use" in ask_agent(state)
+
+
+def ask_agent(state: Path) -> str:
+    """The user id that the agent gives its first process, or why it does not say."""
+    config, _ = load(None, {}, {"state_dir": str(state)})
+    try:
+        asked = client.connect(config)
+        _, rows, _ = client.query(asked, "SELECT uid FROM processes WHERE pid = 1")
+        asked.close()
+        return str(rows[0][0])
+    except ZeekAgentError as error:
+        return str(error)
 
 
 def test_a_second_agent_is_refused_with_the_holders_name(agent: subprocess.Popen[str], state: Path) -> None:

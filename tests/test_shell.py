@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 from hypothesis import given
@@ -35,7 +35,7 @@ class Answers:
     def __init__(self) -> None:
         self.asked: list[Request] = []
 
-    def ask(self, request: Request) -> Iterator[Frame]:
+    def ask(self, request: Request) -> Generator[Frame, None, None]:
         self.asked.append(request)
         match request:
             case control.Tables():

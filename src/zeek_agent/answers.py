@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from zeek_agent import control
 from zeek_agent.control import Columns, Declarations, Facts, Frame, Note, Pause, Request, Rows
 from zeek_agent.database import Database, Lane, Profile
-from zeek_agent.queries import Change, Query, QueryRunner, Report, Subscription
 
 if TYPE_CHECKING:
     from zeek_agent.control_server import Answer
     from zeek_agent.database import ResultColumn
+    from zeek_agent.queries import Query, QueryRunner, Report
 
 
 def answering(database: Database, runner: Callable[[], QueryRunner], status: Callable[[], Mapping[str, Any]]) -> Answer:
@@ -43,7 +43,7 @@ def answering(database: Database, runner: Callable[[], QueryRunner], status: Cal
     return answer
 
 
-_CHANGES: dict[Change | None, control.Change | None] = {Change.ADD: "Add", Change.DELETE: "Delete", None: None}
+_CHANGES: Mapping[str | None, control.Change | None] = {"Add": "Add", "Delete": "Delete", None: None}
 
 
 class _Subscriber:
@@ -69,6 +69,8 @@ async def _subscribe(
     database: Database, runner: QueryRunner, request: control.Subscribe, origin: str
 ) -> AsyncGenerator[Frame, None]:
     """The reports of a repeated query, each ended by `Pause`, until the generator is closed."""
+    from zeek_agent.queries import Query, Subscription
+
     await database.prepare(request.sql, profile=Profile.FULL)
     subscriber = _Subscriber(origin)
     query_id = subscriber.identity

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from zeek_agent import control, paths
@@ -25,7 +25,7 @@ class Session(Protocol):
         """Whether a running agent answers."""
         ...
 
-    def ask(self, request: Request) -> Iterator[Frame]:
+    def ask(self, request: Request) -> Generator[Frame, None, None]:
         """The frames of the answer. Raises ZeekAgentError."""
         ...
 
@@ -41,7 +41,7 @@ class RemoteSession:
         self._path = client.path
         self._client: ControlClient | None = client
 
-    def ask(self, request: Request) -> Iterator[Frame]:
+    def ask(self, request: Request) -> Generator[Frame, None, None]:
         client, self._client = self._client or ControlClient(self._path), None
         complete = False
         try:

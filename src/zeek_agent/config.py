@@ -152,7 +152,7 @@ class AccessSettings(Section, frozen=True):
     )
     redact: Annotated[
         tuple[str, ...], Meta(description="regular expressions (RE2); what they match in command lines reads `***`")
-    ] = (r"(?i)(?:password|passwd|token|secret|api[-_]?key)[=: ]\S+",)
+    ] = (r"(?i)(?:password|passwd|token|secret|api[-_]?key)[=:\s]+\S+",)
 
 
 class EventSettings(Section, frozen=True):

@@ -101,7 +101,7 @@ def _configuration(config: Config) -> Iterator[Check]:
 
 def _state(state: Path, wanted: int) -> Iterator[Check]:
     """The state directory, or where it would be made: writable, and with room for the event store."""
-    place = next(path for path in (state, *state.parents) if path.exists())
+    place = next(path for path in (state, *state.parents) if os.access(path, os.F_OK))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         advice = "the agent's id and events will not outlive it; run as root or name another --state-dir"
         yield Check("state directory", "warn", f"{state} cannot be written", advice)

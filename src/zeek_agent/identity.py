@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 MACHINE_ID_FILES: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 
+STATE_MODE: Final = 0o711
+"""Of a state directory: the control socket in it can be reached, the files are protected each by itself."""
+
 _DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -115,7 +118,7 @@ def machine_hash(files: Sequence[Path] = MACHINE_ID_FILES) -> str | None:
 def _write(file: Path, stored: _Stored) -> None:
     """Replace the file in one step, so that a crash leaves the old one or the new one."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file.parent.mkdir(parents=True, exist_ok=True, mode=STATE_MODE)
         descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".identity-")
         try:
             with os.fdopen(descriptor, "wb") as out:
@@ -138,7 +141,7 @@ def only_one(file: Path) -> Iterator[None]:
     a lock, which is logged.
     """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file.parent.mkdir(parents=True, exist_ok=True, mode=STATE_MODE)
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         log.warning("cannot lock the state directory %s (%s): going on without", file.parent, error.strerror)

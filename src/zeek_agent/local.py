@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -125,44 +125,30 @@ class LocalSession:
     def __init__(self, config: Config, origins: Mapping[str, str]) -> None:
         self._config = config
         self._origins = origins
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = asyncio.Runner()
         self._database: Database | None = None
         self._runner: QueryRunner | None = None
         logbook.to_terminal()
 
-    def ask(self, request: Request) -> Iterator[Frame]:
+    def ask(self, request: Request) -> Generator[Frame, None, None]:
         from zeek_agent.answers import answering
 
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
         if self._database is None:
             self._database = open_database(self._config, self._origins)
         answer = answering(self._database, self._repeater, self._status)
         frames = answer(request, f"local uid={os.getuid()} pid={os.getpid()}")
         try:
-            while (frame := self._wait(anext(frames, None))) is not None:
+            while (frame := self._loop.run(_result(anext(frames, None)))) is not None:
                 yield frame
         finally:
-            self._wait(frames.aclose())
+            self._loop.run(_result(frames.aclose()))
 
     def close(self) -> None:
         if self._runner is not None:
-            self._wait(self._runner.close())
+            self._loop.run(self._runner.close())
         if self._database is not None:
-            self._wait(self._database.aclose())
-        if self._loop is not None:
-            self._loop.close()
-
-    def _wait(self, work: Awaitable[_T]) -> _T:
-        """Run the loop until the work is done; an interrupt cancels it and is passed on."""
-        assert self._loop is not None
-        task = self._loop.create_task(_result(work))
-        try:
-            return self._loop.run_until_complete(task)
-        except KeyboardInterrupt:
-            task.cancel()
-            self._loop.run_until_complete(asyncio.wait([task]))
-            raise
+            self._loop.run(self._database.aclose())
+        self._loop.close()
 
     def _repeater(self) -> QueryRunner:
         from zeek_agent.queries import QueryRunner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
@@ -63,22 +64,13 @@ class Shell:
             self._printer.out.write(f"Zeek Agent shell, asking {where}. .help lists commands, Ctrl-D ends.\n")
             while not self._done:
                 try:
-                    line = input("   ...> " if self._buffer else "zeek-agent> ")
+                    self.feed(input("   ...> " if self._buffer else "zeek-agent> "), waiting=False)
                 except EOFError:
                     self._printer.out.write("\n")
                     return
                 except KeyboardInterrupt:
                     self._buffer.clear()
                     self._printer.out.write("\n")
-                    continue
-                self._interruptible(line)
-
-    def _interruptible(self, line: str) -> None:
-        try:
-            self.feed(line, waiting=False)
-        except KeyboardInterrupt:
-            self._buffer.clear()
-            self._printer.out.write("\n")
 
     def run_script(self, lines: Iterable[str]) -> None:
         """Run lines that were not typed: a statement ends with `;` or with the input."""
@@ -166,18 +158,18 @@ class Shell:
         """Run a query again and again and show its reports until Ctrl-C."""
         schedule, sql = split_schedule(argument)
         columns: list[tuple[str, ZeekType]] = []
-        for frame in self._session.ask(control.Subscribe(sql, subscription, schedule)):
-            match frame:
-                case Columns():
-                    columns = client.typed(frame)
-                case Rows(rows=rows, changes=changes):
-                    whole = subscription == "Snapshots"
-                    self._printer.write(columns, rows, None if whole else changes)
-                case Note(message=message):
-                    self._complain(message)
-                case Pause():
-                    self._printer.out.write("\n" if self._printer.mode in (Mode.TABLE, Mode.LINE) else "")
-                    self._printer.out.flush()
+        with closing(self._session.ask(control.Subscribe(sql, subscription, schedule))) as frames:
+            for frame in frames:
+                match frame:
+                    case Columns():
+                        columns = client.typed(frame)
+                    case Rows(rows=rows, changes=changes):
+                        self._printer.write(columns, rows, None if subscription == "Snapshots" else changes)
+                    case Note(message=message):
+                        self._complain(message)
+                    case Pause():
+                        self._printer.out.write("\n" if self._printer.mode in (Mode.TABLE, Mode.LINE) else "")
+                        self._printer.out.flush()
 
     # Completion
 

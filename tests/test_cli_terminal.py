@@ -1,0 +1,122 @@
+"""The shell as a person meets it: on a terminal, with keys for completion, history and interrupting."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+class Terminal:
+    """A shell on a pseudo-terminal, in a child process."""
+
+    def __init__(self, home: Path) -> None:
+        self.pid, self.descriptor = pty.fork()
+        if self.pid == 0:
+            kept = {name: value for name, value in os.environ.items() if not name.startswith(("ZEEK_AGENT_", "XDG_"))}
+            environment = {**kept, "HOME": str(home), "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+            arguments = [sys.executable, "-m", "zeek_agent", "shell", "--state-dir", str(home / "state")]
+            os.execve(sys.executable, arguments, environment)
+        self.seen = ""
+
+    def type(self, keys: str) -> None:
+        os.write(self.descriptor, keys.encode())
+
+    def expect(self, pattern: str, seconds: float = 20) -> str:
+        """Wait until the output after what was expected before matches; that part."""
+        deadline = time.monotonic() + seconds
+        while not (match := re.search(pattern, self.seen, re.DOTALL)):
+            assert time.monotonic() < deadline, f"no {pattern!r} in {self.seen!r}"
+            if select.select([self.descriptor], [], [], 0.2)[0]:
+                self.seen += self._read()
+        self.seen = self.seen[match.end() :]
+        return match[0]
+
+    def _read(self) -> str:
+        try:
+            return os.read(self.descriptor, 65536).decode()
+        except OSError as error:  # what Linux says once the other side has ended
+            raise AssertionError(f"the shell ended: {self.seen}") from error
+
+    def end(self) -> int:
+        self.type("\x04")
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    started = Terminal(tmp_path)
+    try:
+        started.expect("zeek-agent> ")
+        yield started
+    finally:
+        os.close(started.descriptor)
+
+
+def test_statements_run_when_they_are_complete(terminal: Terminal) -> None:
+    terminal.type("SELECT 40 + 2 AS answer\n")
+    terminal.expect(r"answer.*42.*zeek-agent> ")
+    terminal.type("SELECT (1 +\n")
+    terminal.expect(r"\.\.\.> ")
+    terminal.type("6) AS seven;\n")
+    terminal.expect(r"seven.*7.*zeek-agent> ")
+    assert terminal.end() == 0
+
+
+def test_tables_and_columns_complete(terminal: Terminal) -> None:
+    terminal.type("SELECT nam\t\n")
+    terminal.expect("SELECT name")
+    terminal.expect("zeek-agent> ")
+    terminal.type("SELECT count(*) FROM network_i\t\n")
+    terminal.expect("FROM network_interfaces")
+    terminal.expect("zeek-agent> ")
+    assert terminal.end() == 0
+
+
+def test_ctrl_c_ends_a_repeated_query_and_a_line_but_not_the_shell(terminal: Terminal) -> None:
+    terminal.type(".snapshots 0.1 SELECT 5 AS five\n")
+    terminal.expect("five.*five")
+    terminal.type("\x03")
+    terminal.expect("zeek-agent> ")
+    terminal.type("SELECT (never\n")
+    terminal.expect(r"\.\.\.> ")
+    time.sleep(0.2)  # Python overlooks a signal between the prompt and its wait for a key
+    terminal.type("\x03")
+    terminal.expect("zeek-agent> ")
+    terminal.type("SELECT 6 AS six\n")
+    terminal.expect("six.*6.*zeek-agent> ")
+    assert terminal.end() == 0
+
+
+def test_a_slow_statement_can_be_interrupted(terminal: Terminal) -> None:
+    terminal.type("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n\n")
+    terminal.expect("FROM n\r\n")
+    time.sleep(0.3)
+    before = time.monotonic()
+    terminal.type("\x03")
+    terminal.expect("zeek-agent> ")
+    assert time.monotonic() - before < 5
+    assert terminal.end() == 0
+
+
+def test_history_is_kept_for_the_next_time_and_private(tmp_path: Path, terminal: Terminal) -> None:
+    terminal.type("SELECT 'remembered'\n")
+    terminal.expect("zeek-agent> ")
+    assert terminal.end() == 0
+    history = tmp_path / ".local/state/zeek-agent/history"
+    assert "SELECT 'remembered'" in history.read_text()
+    assert history.stat().st_mode & 0o077 == 0
+    again = Terminal(tmp_path)
+    again.expect("zeek-agent> ")
+    again.type("\x1b[A\n")
+    again.expect(r"SELECT 'remembered'\r\n.*remembered.*zeek-agent> ")
+    assert again.end() == 0
+    os.close(again.descriptor)
