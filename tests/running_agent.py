@@ -215,6 +215,8 @@ async def running(
     with started(directory, *arguments, settings=settings, prefix=prefix) as agent:
         await agent.ready()
         yield agent
+        if agent.process.poll() is None:
+            await asyncio.to_thread(agent.stop)
 
 
 def _skip_unless_possible(scratch: Path) -> None:
