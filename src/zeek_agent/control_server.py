@@ -137,32 +137,37 @@ async def _read_line(reader: asyncio.StreamReader) -> bytes:
 
 
 def _listener(path: Path, group: str | None) -> socket.socket:
-    """A bound socket with its owner, group and mode set before anybody can connect."""
-    if len(os.fsencode(path)) > PATH_BYTES_MAX:
+    """A listening socket. It appears at `path` in one step, with its owner, group and mode set."""
+    fresh = path.with_name(f"{path.name}.new")
+    if len(os.fsencode(fresh)) > PATH_BYTES_MAX:
         raise UsageError(
-            f"the control socket's path is longer than {PATH_BYTES_MAX} bytes, which the system does not allow: "
-            f"{path}; name a shorter one with control.socket"
+            f"the control socket's path is longer than the {PATH_BYTES_MAX - 4} bytes that the system allows: {path}; "
+            "name a shorter one with control.socket"
         )
     gid = _gid(group)
+    listener = socket.socket(socket.AF_UNIX)
     try:
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True)
         _remove_stale(path)
-        listener = socket.socket(socket.AF_UNIX)
-    except OSError as error:
-        raise ZeekAgentError(f"cannot make the control socket {path}: {error.strerror}") from None
-    mask = os.umask(0o177)
-    try:
-        listener.bind(str(path))
+        fresh.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(fresh))
+        finally:
+            os.umask(mask)
         if gid is not None:
-            os.chown(path, -1, gid)
-            path.chmod(0o660)
+            os.chown(fresh, -1, gid)
+            fresh.chmod(0o660)
+        listener.listen(CONNECTIONS_MAX)
         listener.setblocking(False)
+        fresh.replace(path)
     except OSError as error:
         listener.close()
         raise ZeekAgentError(f"cannot make the control socket {path}: {error.strerror}") from None
-    finally:
-        os.umask(mask)
+    except ZeekAgentError:
+        listener.close()
+        raise
     return listener
 
 
