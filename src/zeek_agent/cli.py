@@ -236,7 +236,8 @@ def status(given: Given, *, form: str) -> None:
         report = status_report.gather(asked)
     finally:
         asked.close()
-    click.echo(status_report.as_json(report) if form == "json" else status_report.as_text(report), nl=False)
+    width = _printer("table").width
+    click.echo(status_report.as_json(report) if form == "json" else status_report.as_text(report, width), nl=False)
 
 
 @commands.command()

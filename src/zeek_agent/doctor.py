@@ -12,7 +12,7 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -129,19 +129,21 @@ def _agent(config: Config) -> Iterator[Check]:
     try:
         facts = client.status(running)
         yield Check("agent", "ok", f"running, pid {facts.get('pid')}, version {facts.get('version')}")
-        columns, rows, _ = client.query(running, "SELECT source, backend, active, reason FROM zeek_agent_sources")
-        names = [name for name, _ in columns]
-        for row in rows:
-            yield _source(dict(zip(names, row, strict=True)))
+        _, rows, _ = client.query(running, "SELECT source, backend, active, reason FROM zeek_agent_sources")
+        yield from _sources_at_work(rows)
     finally:
         running.close()
 
 
-def _source(row: Mapping[str, object]) -> Check:
-    found = f"{row['source']} by {row['backend']}"
-    if row["active"]:
-        return Check("events", "ok", f"{found}, at work")
-    return Check("events", "ok" if row["reason"] is None else "warn", f"{found}: {row['reason'] or 'not needed'}")
+def _sources_at_work(rows: Sequence[Sequence[object]]) -> Iterator[Check]:
+    """The source of each kind of event that is at work; where none is, why not."""
+    for kind in dict.fromkeys(source for source, *_ in rows):
+        active = [backend for source, backend, active, _ in rows if source == kind and active]
+        if active:
+            yield Check("events", "ok", f"{kind} by {active[0]}, at work")
+        else:
+            reasons = [f"{backend}: {reason}" for source, backend, _, reason in rows if source == kind]
+            yield Check("events", "warn", f"no source of {kind} is at work ({'; '.join(reasons)})")
 
 
 def _sources(settings: SourceSettings) -> Iterator[Check]:
@@ -150,8 +152,7 @@ def _sources(settings: SourceSettings) -> Iterator[Check]:
     for kind, sources in candidates(settings).items():
         reasons = {source.backend: source.probe() for source in sources}
         for backend, reason in reasons.items():
-            found = f"{kind} by {backend}"
-            yield Check("events", "warn" if reason else "ok", f"{found}: {reason or 'works here'}")
+            yield Check("events", "warn" if reason else "ok", f"{kind} by {backend}: {reason or 'works here'}")
         if all(reasons.values()):
             yield Check("events", "warn", f"no source of {kind} works here", f"the table {kind}_events stays empty")
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import apsw
 
-from zeek_agent import __version__, identity, logbook, paths
+from zeek_agent import __version__, event_file, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.control import Frame, Request
@@ -87,6 +87,11 @@ class LocalAgent:
     def tables(self) -> Iterable[Table]:
         return self.declared
 
+    def recorded(
+        self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
+    ) -> Sequence[Row]:
+        return event_file.read(self._store.uri, sql, bindings, check) if self._store else ()
+
     def connections(self) -> Iterable[Row]:
         return ()
 
@@ -138,17 +143,24 @@ class LocalSession:
         answer = answering(self._database, self._repeater, self._status)
         frames = answer(request, f"local uid={os.getuid()} pid={os.getpid()}")
         try:
-            while (frame := self._loop.run(_result(anext(frames, None)))) is not None:
+            while (frame := self._wait(anext(frames, None))) is not None:
                 yield frame
         finally:
-            self._loop.run(_result(frames.aclose()))
+            self._wait(frames.aclose())
 
     def close(self) -> None:
         if self._runner is not None:
-            self._loop.run(self._runner.close())
+            self._wait(self._runner.close())
         if self._database is not None:
-            self._loop.run(self._database.aclose())
+            self._wait(self._database.aclose())
         self._loop.close()
+
+    def _wait(self, work: Awaitable[_T]) -> _T:
+        """Run the loop until the work is done. An interrupt ends the work and is raised here."""
+        try:
+            return self._loop.run(_result(work))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
 
     def _repeater(self) -> QueryRunner:
         from zeek_agent.queries import QueryRunner

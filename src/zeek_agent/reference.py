@@ -159,8 +159,9 @@ def configuration_page() -> str:
         "# Configuration",
         "A setting is taken from the first of these that has it:",
         "1. a flag of the command, or `--set KEY=VALUE` for those without one of their own;\n"
-        "2. the environment: `ZEEK_AGENT_SECTION__KEY`, so `ZEEK_AGENT_LIMITS__TIME=5` sets `limits.time`, and "
-        "`ZEEK_AGENT_ZEEK__TLS__CA_FILE` sets `zeek.tls.ca_file`; `ZEEK_AGENT_ZEEK` is short for the destinations; "
+        "2. the environment: `ZEEK_AGENT_SECTION__KEY`, so `ZEEK_AGENT_LIMITS__TIME=5` sets `limits.time`, "
+        "`ZEEK_AGENT_ZEEK__TLS__CA_FILE` sets `zeek.tls.ca_file` and `ZEEK_AGENT_STATE_DIR` sets `state_dir`; "
+        "`ZEEK_AGENT_ZEEK` is short for the destinations; "
         "lists are separated by spaces or commas, or given as JSON; an empty variable counts as not set;\n"
         "3. the TOML file that `--config` or `ZEEK_AGENT_CONFIG` names, else "
         f"`{paths.SYSTEM_CONFIG}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for others, where there "

@@ -41,17 +41,21 @@ def gather(asked: Session) -> Report:
     return Report(client.status(asked), parts)
 
 
-def as_text(report: Report) -> str:
-    """For reading: the facts, then a block a row of each part."""
+UNTOLD: Final = frozenset({"id", "sql", "cookie", "endpoint", "window_bytes"})
+"""Columns that the text leaves out; JSON has them."""
+
+
+def as_text(report: Report, width: int | None = None) -> str:
+    """For reading: the facts, then a table a part; `width` is the terminal's."""
     out = io.StringIO()
-    width = max(map(len, report.facts), default=0)
+    indent = max(map(len, report.facts), default=0)
     for name, value in report.facts.items():
-        out.write(f"{name:{width}}  {_fact(value)}\n")
-    printer = Printer(out)
+        out.write(f"{name:{indent}}  {_fact(value)}\n")
+    printer = Printer(out, width=width)
     for name, (columns, rows) in report.parts.items():
         out.write(f"\n{name}: {len(rows) or 'none'}\n")
         if rows:
-            printer.write(*_without_empty(columns, rows))
+            printer.write(*_telling(columns, rows))
     return out.getvalue()
 
 
@@ -73,9 +77,11 @@ def _fact(value: object) -> str:
     return "-" if value is None else escaped(str(value))
 
 
-def _without_empty(
-    columns: Sequence[tuple[str, ZeekType]], rows: list[Row]
-) -> tuple[list[tuple[str, ZeekType]], list[Row]]:
-    """Leave out columns that are unset in every row."""
-    kept = [index for index in range(len(columns)) if any(row[index] is not None for row in rows)]
+def _telling(columns: Sequence[tuple[str, ZeekType]], rows: list[Row]) -> tuple[list[tuple[str, ZeekType]], list[Row]]:
+    """Leave out columns that are unset in every row, and those of no use to a reader."""
+    kept = [
+        index
+        for index, (name, _) in enumerate(columns)
+        if name not in UNTOLD and any(row[index] is not None for row in rows)
+    ]
     return [columns[index] for index in kept], [tuple(row[index] for index in kept) for row in rows]

@@ -1,0 +1,93 @@
+"""The agent's log: one safe line a record, and the last entries in memory."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zeek_agent import logbook
+from zeek_agent.config import LogSettings
+from zeek_agent.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    """The root logger as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    logging.captureWarnings(False)
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "agent.log"
+
+
+def test_a_record_is_one_line_without_control_characters(file: Path) -> None:
+    logbook.set_up(LogSettings(file=str(file)))
+    logging.getLogger("zeek_agent.x").warning("process %s", "a\nb\x1b[2J\udcff\uefc3 日本")
+    (line,) = file.read_text().splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z warning zeek_agent\.x: process .*", line)
+    assert line.endswith(r"a\x0ab\x1b[2J\xff\xc3 日本")
+
+
+def test_a_traceback_is_part_of_the_line(file: Path) -> None:
+    logbook.set_up(LogSettings(file=str(file)))
+    try:
+        raise ValueError("reason")
+    except ValueError:
+        logging.getLogger("zeek_agent.x").exception("failed")
+    (line,) = file.read_text().splitlines()
+    assert "failed | Traceback" in line
+    assert line.endswith("ValueError: reason")
+
+
+def test_the_last_entries_are_kept_as_rows(file: Path) -> None:
+    ring = logbook.set_up(LogSettings(file=str(file), entries=2))
+    log = logging.getLogger("zeek_agent.x")
+    for number in range(3):
+        log.info("entry %d\n", number)
+    log.debug("not logged")
+    rows = list(ring.rows())
+    assert [row[1:] for row in rows] == [
+        ("info", "zeek_agent.x", "entry 1\n"),
+        ("info", "zeek_agent.x", "entry 2\n"),
+    ]
+    assert rows[0][0] <= rows[1][0]
+
+
+def test_arguments_that_do_not_fit_are_logged_all_the_same(file: Path) -> None:
+    ring = logbook.set_up(LogSettings(file=str(file)))
+    logging.getLogger("zeek_agent.x").info("%d rows", "many")
+    ((_, _, _, message),) = ring.rows()
+    assert "'%d rows' with ('many',)" in message
+
+
+def test_rows_can_be_stored_whatever_was_logged(file: Path) -> None:
+    ring = logbook.set_up(LogSettings(file=str(file)))
+    logging.getLogger("zeek_agent.x").info("\udcff \ud800")
+    ((_, _, _, message),) = ring.rows()
+    assert message.encode() == "\uefff ?".encode()
+
+
+def test_a_file_that_is_moved_away_is_begun_anew(file: Path) -> None:
+    logbook.set_up(LogSettings(file=str(file)))
+    log = logging.getLogger("zeek_agent.x")
+    log.info("one")
+    file.rename(file.with_suffix(".1"))
+    log.info("two")
+    assert file.read_text().endswith("two\n")
+
+
+def test_a_file_that_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"log\.file: cannot write"):
+        logbook.set_up(LogSettings(file=str(tmp_path / "absent" / "log")))
