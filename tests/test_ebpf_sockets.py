@@ -103,15 +103,15 @@ def test_a_thousand_short_lived_processes_each_with_a_connection(recording: Reco
         wanted = {"state": "established", "protocol": 6}
         outbound = recording.expect(TABLE, 1000, direction="outbound", remote_port=port, **wanted)
         inbound = recording.expect(TABLE, 1000, direction="inbound", local_port=port, **wanted)
-        closed = recording.expect(TABLE, 2000, seconds=10, state="closed", protocol=6)
+        closed = recording.expect(TABLE, 1000, state="closed", protocol=6, remote_port=port)
     assert [(event["pid"], event["local_port"]) for event in outbound] == made
     assert sorted(event["remote_port"] for event in inbound) == sorted(local for _, local in made)
     for event, (pid, _) in zip(outbound, made, strict=True):
         check_client(event, pid, port)
     for event in inbound:
         check_server(event, port)
-    client_ends = {event["cookie"]: event["pid"] for event in closed if event["remote_port"] == port}
-    assert {event["cookie"]: event["pid"] for event in outbound} == client_ends
+    owners = {event["cookie"]: event["pid"] for event in outbound}
+    assert {event["cookie"]: event["pid"] for event in closed} == owners
     assert recording.sources[1].counters.lost["overrun"] == 0
 
 
@@ -163,7 +163,7 @@ def test_a_connection_that_is_refused_has_failed(recording: Recording) -> None:
     assert (failed["exe"], failed["direction"]) == (load_generator(), "outbound")
     assert failed["local_port"] > 0
     check_flow(failed)
-    assert not recording.events(TABLE, local_port=port, state="established")
+    assert not recording.events(TABLE, local_port=port, remote_port=failed["local_port"], state="established")
 
 
 def test_a_listener_comes_and_goes(recording: Recording) -> None:
@@ -246,8 +246,8 @@ def test_an_answer_is_part_of_the_flow_that_it_answers(recording: Recording) -> 
         _, peer = server.recvfrom(100)
         server.sendto(b"answer", peer)
         client.recv(100)
-        recording.expect(TABLE, state="established", local_port=port, direction="inbound")
-        (asked,) = recording.expect(TABLE, state="established", remote_port=port)
+        recording.expect(TABLE, state="established", local_port=port, remote_port=peer[1], direction="inbound")
+        (asked,) = recording.expect(TABLE, state="established", remote_port=port, local_port=peer[1])
     assert asked["direction"] == "outbound"
 
 

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _TICK: Final = 0.05
 _HOUSEKEEPING: Final = 1.0
+_WRITING: Final = 0.0001
 _MIB: Final = 1 << 20
 
 
@@ -44,12 +45,16 @@ class Stream:
     ring: Ring
     handle: Callable[[list[bytes]], None]
     received: int = 0
+    _finally_lost: list[int] | None = None
 
     def lost(self) -> list[int]:
         """Records that found the ring full, by kind."""
+        if self._finally_lost is not None:
+            return self._finally_lost
         return self.object.per_cpu_counters("lost", KINDS)
 
     def close(self) -> None:
+        self._finally_lost = self.lost()
         self.ring.close()
         self.object.close()
 
@@ -113,9 +118,9 @@ class Monitor:
             if self._processes is None:
                 return
             marks = [(stream, stream.ring.end()) for stream in self._others]
-            self._take(self._processes, self._processes.ring.end())
-            for stream, end in marks:
-                self._take(stream, end)
+            if self._catch_up(self._processes):
+                for stream, end in marks:
+                    self._take(stream, end)
             self._tick()
 
     def received(self) -> int:
@@ -159,6 +164,18 @@ class Monitor:
             logger.exception("eBPF records cannot be read any more")
             for callback in self.on_failure:
                 callback(f"the reader ended: {error}")
+
+    def _catch_up(self, stream: Stream) -> bool:
+        """Take all that is there now; False when a record takes long to be completed: then sockets have to wait."""
+        end = stream.ring.end()
+        deadline = time.monotonic() + _TICK
+        while True:
+            self._take(stream, end)
+            if stream.ring.passed(end):
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_WRITING)
 
     def _take(self, stream: Stream, end: int) -> None:
         while batch := stream.ring.take(end):

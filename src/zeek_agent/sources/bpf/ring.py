@@ -40,6 +40,11 @@ class Ring:
         position: int = _POSITION.unpack_from(self._producer)[0]
         return position
 
+    def passed(self, mark: int) -> bool:
+        """Whether all before that mark has been taken: a record that is still being written holds up the rest."""
+        position: int = _POSITION.unpack_from(self._consumer)[0]
+        return position >= mark
+
     def take(self, end: int | None = None, limit: int = 8192) -> list[bytes]:
         """Complete records in order, up to `limit` of them and not beyond `end`; their space is free again."""
         (position,) = _POSITION.unpack_from(self._consumer)
@@ -76,6 +81,6 @@ class Ring:
         return found, position
 
     def _order_memory(self) -> None:
-        """Loads and stores before stay before those after: taking a lock is a barrier on every machine."""
+        """Loads and stores before stay before those after, also on machines that would exchange them."""
         with self._barrier:
             pass
