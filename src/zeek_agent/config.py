@@ -11,7 +11,6 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,10 +18,9 @@ from textwrap import shorten
 from typing import Annotated, Any, Final, Literal, cast, get_type_hints
 
 import msgspec
-import msgspec.inspect
 from msgspec import Meta, Struct
 
-from zeek_agent import paths
+from zeek_agent import paths, setting_types
 from zeek_agent.errors import UsageError
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -250,17 +248,6 @@ ENVIRONMENT_PREFIX: Final = "ZEEK_AGENT_"
 ENVIRONMENT_SHORT: Final = {"ZEEK_AGENT_ZEEK": "zeek.destinations"}
 """Variables with a name of their own, besides the general `ZEEK_AGENT_SECTION__KEY`."""
 
-_TRUTH: Final = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "on": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "off": False,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -274,7 +261,7 @@ class Setting:
     @property
     def expected(self) -> str:
         """What values it takes, in words."""
-        return _expected(_plain_type(msgspec.inspect.type_info(self.type)))
+        return setting_types.in_words(self.type)
 
     @property
     def variable(self) -> str:
@@ -291,7 +278,7 @@ class Setting:
 
     def parse(self, text: str, origin: str) -> object:
         """Read a value from text, as the environment and `--set` give it."""
-        return self.convert(_from_text(_plain_type(msgspec.inspect.type_info(self.type)), text), origin)
+        return self.convert(setting_types.from_text(self.type, text), origin)
 
 
 @cache
@@ -455,51 +442,3 @@ def _check(values: dict[str, object], origins: Mapping[str, str]) -> None:
         if cast("float", values[low]) > cast("float", values[high]):
             origin = origins[high] if origins[high] != "default" else origins[low]
             raise UsageError(f"{origin}: {high} ({values[high]}) is less than {low} ({values[low]})")
-
-
-def _plain_type(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
-    """A type without its description and without `or None`."""
-    if isinstance(kind, msgspec.inspect.Metadata):
-        return _plain_type(kind.type)
-    if isinstance(kind, msgspec.inspect.UnionType):
-        return _plain_type(next(one for one in kind.types if not isinstance(one, msgspec.inspect.NoneType)))
-    return kind
-
-
-def _expected(kind: msgspec.inspect.Type) -> str:
-    match kind:
-        case msgspec.inspect.BoolType():
-            return "true or false"
-        case msgspec.inspect.IntType():
-            return "a whole number" + _bounds(kind)
-        case msgspec.inspect.FloatType():
-            return "a number" + _bounds(kind)
-        case msgspec.inspect.LiteralType(values=choices):
-            return "one of " + ", ".join(str(choice) for choice in choices)
-        case msgspec.inspect.VarTupleType(item_type=item):
-            return "a list, each " + _expected(_plain_type(item))
-    return "a text"
-
-
-def _bounds(kind: msgspec.inspect.IntType | msgspec.inspect.FloatType) -> str:
-    bounds = ((">", kind.gt), (">=", kind.ge), ("<", kind.lt), ("<=", kind.le))
-    return "".join(f" {sign} {bound}" for sign, bound in bounds if bound is not None)
-
-
-def _from_text(kind: msgspec.inspect.Type, text: str) -> object:
-    """The value that a text means for a type; the text itself where it means nothing, for the check to name."""
-    match kind:
-        case msgspec.inspect.BoolType():
-            return _TRUTH.get(text.strip().lower(), text)
-        case msgspec.inspect.IntType():
-            with suppress(ValueError):
-                return int(text)
-        case msgspec.inspect.FloatType():
-            with suppress(ValueError):
-                return float(text)
-        case msgspec.inspect.VarTupleType(item_type=item):
-            if text.lstrip().startswith("["):
-                with suppress(msgspec.DecodeError):
-                    return msgspec.json.decode(text)
-            return [_from_text(_plain_type(item), part) for part in re.split(r"[,\s]+", text.strip()) if part]
-    return text
