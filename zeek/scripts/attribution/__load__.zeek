@@ -1,1 +1,4 @@
-##! The process behind each connection.
+@load ./owners
+@load ./claims
+@load ./conn
+@load ./notice

@@ -1,0 +1,331 @@
+##! Which process holds which end of a flow: what agents claim, and how a connection finds its owner.
+##!
+##! A claim is a process's end of a flow during some time. It counts only for addresses that its agent announced, so that
+##! hosts in different networks with the same private addresses are not mixed up.
+
+@load ../framework
+
+module ZeekAgent;
+
+export {
+	## The process at one end of a connection. Without ``hid`` it is not known.
+	type Process: record {
+		## Id of the agent on its host.
+		hid: string &optional;
+		## Name of the host.
+		host: string &optional;
+		## Process id.
+		pid: count &optional;
+		## Name of the process.
+		process: string &optional;
+		## Path of the executable.
+		exe: string &optional;
+		## Command line.
+		cmdline: string &optional;
+		## Effective user id.
+		uid: count &optional;
+		## Name of that user.
+		user: string &optional;
+		## Id of the container it is in.
+		container: string &optional;
+		## Name of the process that is never used again.
+		entity_id: string &optional;
+	};
+
+	## Addresses that many hosts have, such as those of loopback interfaces and of bridges to containers. Claims for them
+	## count only when they come from :zeek:see:`ZeekAgent::local_agents`.
+	option shared_subnets: set[subnet] = {
+		127.0.0.0/8,
+		[::1]/128,
+		169.254.0.0/16,
+		[fe80::]/10,
+		172.17.0.0/16
+	};
+
+	## Agents whose inner traffic this Zeek sees, by id or name of the host, ``*`` for all of them: those on whose
+	## loopback interface or bridge it listens. Their claims count for any address.
+	option local_agents: set[string] = {};
+
+	## How long a claim is kept after its flow has ended, or after the agent has gone.
+	option claim_lifetime = 5min;
+
+	## How long a claim is kept when no end of its flow is heard of.
+	option open_claim_lifetime = 1day;
+
+	## Most claims that are kept for an agent.
+	option max_claims = 200000;
+
+	## By how much the times of a claim and of a connection may be apart.
+	option claim_slack = 2sec;
+
+	## The process at one end of a connection, as far as it is known now. Check for ``?$hid``.
+	##
+	## c: the connection.
+	##
+	## is_orig: whether the originator's end is meant.
+	global process_of: function(c: connection, is_orig: bool): Process;
+
+	## The process at an end of a flow during some time. Check for ``?$hid``.
+	global process_at: function(local_h: addr, local_p: port, remote_h: addr,
+	    remote_p: port, from: time, to: time): Process;
+
+	## Counts what became of claims: ``taken``, ``refused`` since an agent has too many.
+	global claim_counts: table[string] of count = table() &default=0;
+}
+
+redef record connection += {
+	## The process at the originator's end.
+	orig_process: Process &optional;
+	## The process at the responder's end.
+	resp_process: Process &optional;
+};
+
+type Claim: record {
+	process: Process;
+	is_inbound: bool &default=F;
+	## The kernel's name of the socket.
+	cookie: count &default=0;
+	## When the flow began; unset when it was there before.
+	since: time &optional;
+	## When it ended; unset while it is there.
+	until: time &optional;
+};
+
+type Claims: vector of Claim;
+
+# By local and remote end.
+global claims_expired: function(t: table[addr, port, addr, port] of Claims,
+    local_h: addr, local_p: port, remote_h: addr, remote_p: port): interval;
+global claims: table[addr, port, addr, port] of Claims
+    &write_expire=claim_lifetime &expire_func=claims_expired;
+
+# Flows whose local address is not the one on the wire: it is not known, or translated on the way, as for containers.
+# Translation of a source usually keeps its port; translation of a destination changes that, too.
+global outbound_claims: table[port, addr, port] of Claims
+    &write_expire=claim_lifetime;
+global inbound_claims: table[addr, port] of Claims &write_expire=claim_lifetime;
+
+# Ends that are used again and again keep the newest ones.
+const claims_per_flow = 16;
+
+global claims_by_agent: table[string] of count = table() &default=0;
+global user_names: table[string, count] of string;
+
+function is_current(claim: Claim): bool
+	{
+	if ( claim?$until )
+		return claim$until + claim_lifetime > network_time();
+
+	if ( claim$process$hid !in agents || ! claim?$since )
+		return F;
+
+	return claim$since + open_claim_lifetime > network_time();
+	}
+
+function claims_expired(t: table[addr, port, addr, port] of Claims,
+    local_h: addr, local_p: port, remote_h: addr, remote_p: port): interval
+	{
+	local there = t[local_h, local_p, remote_h, remote_p];
+
+	for ( _, claim in there )
+		if ( is_current(claim) )
+			return claim_lifetime;
+
+	for ( _, gone in there )
+		if ( claims_by_agent[gone$process$hid] > 0 )
+			--claims_by_agent[gone$process$hid];
+
+	return 0sec;
+	}
+
+function is_local_agent(agent_id: string): bool
+	{
+	return |local_agents| > 0
+	    && ( "*" in local_agents || agent_id in local_agents || hostname_of(agent_id) in local_agents );
+	}
+
+function has_address(agent_id: string, a: addr): bool
+	{
+	return a in ids_by_address && agent_id in ids_by_address[a];
+	}
+
+function is_unspecified(a: addr): bool
+	{
+	return a == 0.0.0.0 || a == [::];
+	}
+
+# Whether a claim's own address can be on the wire that this Zeek sees.
+function counts_for(agent_id: string, a: addr): bool
+	{
+	return is_local_agent(agent_id)
+	    || ( a !in shared_subnets && has_address(agent_id, a) );
+	}
+
+# Enters a claim into the flow's list; says whether that is longer now. A new socket at the same ends means that the one
+# before has gone.
+function merge(there: Claims, claim: Claim): bool
+	{
+	local is_end = claim?$until;
+
+	for ( _, known in there )
+		{
+		if ( known$process$hid != claim$process$hid )
+			next;
+
+		local is_same = claim$cookie != 0 && known$cookie != 0 ? claim$cookie ==
+		    known$cookie : claim$process$pid == known$process$pid && (
+		    is_end || ! known?$until );
+
+		if ( is_same )
+			{
+			if ( is_end )
+				known$until = claim$until;
+
+			return F;
+			}
+
+		if ( ! is_end && ! known?$until && claim?$since )
+			known$until = claim$since;
+		}
+
+	there += claim;
+
+	if ( |there| <= claims_per_flow )
+		return T;
+
+	there[0:1] = Claims();
+	return F;
+	}
+
+# Takes a claim. Those of a flow that ended have their ``until`` set.
+function add_claim(local_h: addr, local_p: port, remote_h: addr, remote_p: port,
+    claim: Claim)
+	{
+	local agent_id = claim$process$hid;
+
+	if ( claims_by_agent[agent_id] >= max_claims )
+		{
+		++claim_counts["refused"];
+		return;
+		}
+
+	if ( is_unspecified(local_h) || ! counts_for(agent_id, local_h) )
+		{
+		if ( [local_p, remote_h, remote_p] !in outbound_claims )
+			outbound_claims[local_p, remote_h, remote_p] = Claims();
+
+		merge(outbound_claims[local_p, remote_h, remote_p], claim);
+
+		if ( claim$is_inbound )
+			{
+			if ( [remote_h, remote_p] !in inbound_claims )
+				inbound_claims[remote_h, remote_p] = Claims();
+
+			merge(inbound_claims[remote_h, remote_p], claim);
+			}
+		}
+
+	if ( [local_h, local_p, remote_h, remote_p] !in claims )
+		claims[local_h, local_p, remote_h, remote_p] = Claims();
+
+	local there = claims[local_h, local_p, remote_h, remote_p];
+
+	if ( merge(there, claim) )
+		{
+		++claims_by_agent[agent_id];
+		++claim_counts["taken"];
+		}
+
+	# Counts as written, so that it lives on.
+	claims[local_h, local_p, remote_h, remote_p] = there;
+	}
+
+function distance(claim: Claim, start: time): interval
+	{
+	local apart = ( claim?$since ? claim$since : claim$until ) - start;
+	return apart < 0sec ? -apart : apart;
+	}
+
+function overlaps(claim: Claim, start: time, end: time): bool
+	{
+	if ( claim?$since && claim$since > end + claim_slack )
+		return F;
+
+	return ! claim?$until || claim$until + claim_slack >= start;
+	}
+
+# Of the claims for an address, the one that began nearest to a connection; none when several agents have one.
+function nearest(found: Claims, agent_has: function(agent_id: string, a: addr)
+    : bool, local_h: addr, start: time, end: time): Process
+	{
+	local best: Claim;
+	local has_best = F;
+
+	for ( _, claim in found )
+		{
+		if ( ! overlaps(claim, start, end)
+		    || ! agent_has(claim$process$hid, local_h) )
+			next;
+
+		if ( has_best && best$process$hid != claim$process$hid )
+			return Process();
+
+		if ( ! has_best || distance(claim, start) < distance(best, start) )
+			best = claim;
+
+		has_best = T;
+		}
+
+	return has_best ? best$process : Process();
+	}
+
+function process_at(local_h: addr, local_p: port, remote_h: addr,
+    remote_p: port, from: time, to: time): Process
+	{
+	local process = Process();
+
+	if ( [local_h, local_p, remote_h, remote_p] in claims )
+		process = nearest(claims[local_h, local_p, remote_h, remote_p], counts_for,
+		    local_h, from, to);
+
+	if ( ! process?$hid && [local_p, remote_h, remote_p] in outbound_claims )
+		process = nearest(outbound_claims[local_p, remote_h, remote_p], has_address,
+		    local_h, from, to);
+
+	if ( ! process?$hid && [remote_h, remote_p] in inbound_claims )
+		process = nearest(inbound_claims[remote_h, remote_p], has_address, local_h,
+		    from, to);
+
+	if ( process?$hid
+	    && process?$uid
+	    && ! process?$user
+	    && [process$hid, process$uid] in user_names )
+		process$user = user_names[process$hid, process$uid];
+
+	return process;
+	}
+
+function process_of(c: connection, is_orig: bool): Process
+	{
+	local id = c$id;
+	local end = network_time();
+	local process: Process;
+
+	if ( c$duration > 0sec && c$start_time + c$duration < end )
+		end = c$start_time + c$duration;
+
+	if ( is_orig )
+		process = process_at(id$orig_h, id$orig_p, id$resp_h, id$resp_p, c$start_time,
+		    end);
+	else
+		process = process_at(id$resp_h, id$resp_p, id$orig_h, id$orig_p, c$start_time,
+		    end);
+
+	if ( process?$hid )
+		return process;
+
+	if ( is_orig )
+		return c?$orig_process ? c$orig_process : process;
+
+	return c?$resp_process ? c$resp_process : process;
+	}

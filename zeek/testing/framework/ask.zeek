@@ -1,0 +1,75 @@
+# @TEST-DOC: A question to one agent can be waited for: rows in several batches, no rows, no answer, no agent.
+#
+# @TEST-PORT: WS_PORT
+# @TEST-PORT: XPUB_PORT
+# @TEST-PORT: XSUB_PORT
+#
+# @TEST-EXEC: ${SCRIPTS}/talk scenario.py %INPUT
+# @TEST-EXEC: btest-diff zeek.out
+# @TEST-EXEC: btest-diff agents.out
+# @TEST-EXEC: ! grep -i error zeek.err
+
+redef ZeekAgent::attribute_connections = F;
+
+type User: record {
+	name: string &optional;
+};
+
+type Users: vector of User;
+
+function show(label: string, answer: ZeekAgent::Answer)
+	{
+	if ( answer?$rows )
+		print label, answer$rows as Users;
+	else
+		print label, answer$error;
+	}
+
+event ZeekAgent::agent_joined(agent_id: string, hello: ZeekAgentAPI::AgentHelloV1)
+	{
+	when [agent_id] ( local all = ZeekAgent::ask(agent_id, "SELECT all", Users) )
+		{
+		show("all", all);
+		}
+
+	when [agent_id] ( local nobody = ZeekAgent::ask(agent_id, "SELECT nobody", Users) )
+		{
+		show("nobody", nobody);
+		}
+
+	when [agent_id] ( local late = ZeekAgent::ask(agent_id, "SELECT late", Users, 1sec) )
+		{
+		show("late", late);
+		}
+
+	when ( local unknown = ZeekAgent::ask("H-unknown", "SELECT all", Users) )
+		{
+		show("unknown", unknown);
+		}
+	}
+
+event ZeekAgent::query_done(query_id: string, agent_id: string)
+	{
+	print "done", agent_id;
+	}
+
+# @TEST-START-FILE scenario.py
+import asyncio
+
+from scripted_agent import agent
+
+
+async def main() -> None:
+    async with agent() as one:
+        await one.hello()
+        everyone, nobody, late = [await one.query(f"SELECT {name}") for name in ("all", "nobody", "late")]
+        await one.batch(everyone, [{"name": "ann"}, {"name": "bob, [x]"}], last=False)
+        await one.batch(everyone, [{"name": "cy"}], index=1)
+        await one.settled()
+        await one.batch(nobody, [])
+        print("ended:", (await one.expect("cancel_query_v1"))[1] == late)
+        await one.settled()
+
+
+asyncio.run(main())
+# @TEST-END-FILE
