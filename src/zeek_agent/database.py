@@ -92,6 +92,11 @@ class Database:
         del tables[name]
         self._change(tables)
 
+    def exchange(self, gone: Iterable[str], new: Iterable[Table]) -> None:
+        """Take tables away and offer others, as one change. Names that are not known are ignored."""
+        tables = {name: table for name, table in self._catalog.tables.items() if name not in set(gone)}
+        self._change({**tables, **{table.name: table for table in new}})
+
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each table that comes or goes, in the thread that made the change."""
         self._listeners.append(listener)
@@ -148,7 +153,7 @@ class Database:
         self, sql: str, profile: Profile, lane: Lane, origin: str, work: Callable[[Session, Run], _T]
     ) -> _T:
         self._note(sql, origin)
-        run = Run(self.limits)
+        run = Run(self.limits, shared_for=0.0 if lane is Lane.LOCAL else self.scans.seconds)
         future = self._executor(lane).submit(partial(self._work, profile, lane, run, work))
         try:
             return await asyncio.wrap_future(future)

@@ -48,16 +48,19 @@ class Run:
     thread at any time.
     """
 
-    def __init__(self, limits: LimitSettings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, limits: LimitSettings, *, shared_for: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.limits = limits
         self.value_bytes = limits.value_bytes
         self.errors = Errors()
         self.numbered = False
         """Whether rows need numbers that stay the same in all scans of a table (`virtual_tables.NumbersNeeded`)."""
-        self.asked = clock()
         self._clock = clock
+        self.scans_since = clock() - shared_for
+        """When a scan of another statement may have begun at the earliest to serve this one too."""
         self._memory_ceiling = 0
-        self._deadline = self.asked + limits.time
+        self._deadline = clock() + limits.time
         self._cancelled: str | None = None
 
     def start(self, memory_ceiling: int) -> None:
@@ -125,7 +128,7 @@ class Authorizer:
         if self.trusted or action in _READING:
             return apsw.SQLITE_OK
         if action == apsw.SQLITE_READ:
-            self._read(first or "", schema, within)
+            self._read(first or "", second, schema, within)
         elif action == apsw.SQLITE_FUNCTION:
             if second not in _FUNCTION_NAMES:
                 raise AccessDeniedError(f"function {second} may not be used")
@@ -138,17 +141,13 @@ class Authorizer:
             raise AccessDeniedError(f"statements may only read, not {kind}")
         return apsw.SQLITE_OK
 
-    def _read(self, name: str, schema: str | None, within: str | None) -> None:
+    def _read(self, name: str, column: str | None, schema: str | None, within: str | None) -> None:
         if schema not in self._schemas:
             raise AccessDeniedError(f"{schema}.{name} may not be read")
         table = self._readable.get(name)
         if table is not None:
-            if not self._policy.may_query(
-                table, name, *((within,) if self._readable.get(within or "") == table else ())
-            ):
-                raise AccessDeniedError(
-                    f"table {name} may not be queried here (access.tables_deny, access.tables_allow)"
-                )
+            if not self._policy.may_query(*self._names[table]):
+                raise AccessDeniedError(f"table {table} may not be queried (access.tables_deny, access.tables_allow)")
             self.tables.add(table)
         elif name == "event_window":
             if self._readable.get(within or "") is None:
@@ -156,7 +155,7 @@ class Authorizer:
         elif name in SCHEMA_TABLES:
             if schema == "store":
                 raise AccessDeniedError(f"{schema}.{name} may not be read")
-        elif name not in TABLE_FUNCTIONS:
+        elif name not in TABLE_FUNCTIONS and (column or schema):  # neither: rows of a WITH are counted
             raise AccessDeniedError(f"table {name} may not be read")
 
 

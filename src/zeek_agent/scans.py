@@ -17,8 +17,9 @@ HELD_ROWS: Final = 100_000
 class SharedScans:
     """Full scans of tables, kept for a moment so that the statements of one tick share them. Thread-safe.
 
-    A statement takes part in a scan that began at most `seconds` before it was asked for. What one scan may hold is
-    bounded by SHARED_ROWS; a longer one is not shared.
+    `seconds` is how long before a statement was asked for a scan may have begun that serves it too; statements of a
+    user at the keyboard take only later ones. What one scan may hold is bounded by SHARED_ROWS; a longer one is not
+    shared.
     """
 
     def __init__(self, seconds: float = 0.1, clock: Callable[[], float] = time.monotonic) -> None:

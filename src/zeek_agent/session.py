@@ -14,6 +14,7 @@ import msgspec
 from zeek_agent.config import LimitSettings
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.host import Host
+from zeek_agent.remote_tables import PASSES, Questions, RemoteModule
 from zeek_agent.results import Errors, Heading, Result, Statement, headings, typed
 from zeek_agent.sandbox import STEPS_BETWEEN_CHECKS, Authorizer, Run, confine, value_limit
 from zeek_agent.scans import HeldScan, SharedScans
@@ -92,6 +93,7 @@ class Session:
         self.scans = scans
         self.run = Run(limits)
         self.held: dict[tuple[Layout, tuple[Value, ...]], HeldScan] = {}
+        self.questions = Questions()
         self.missing: str | None = None
         self._limits = limits
         self._window: dict[str, tuple[int, int]] = {}
@@ -116,12 +118,13 @@ class Session:
         self.run = run
         self._set_window(window or {})
         try:
-            return self._query(sql)
+            return self._answer(sql)
         except NumbersNeeded:
             run.numbered, run.errors = True, Errors()
-            return self._query(sql)
+            return self._answer(sql)
         finally:
             self.held.clear()
+            self.questions.clear()
 
     def compile(self, sql: str, run: Run) -> Statement:
         """Compile one statement without running it. Raises SqlError and its kinds."""
@@ -137,6 +140,14 @@ class Session:
 
     def close(self) -> None:
         self._connection.close(force=True)
+
+    def _answer(self, sql: str) -> Result:
+        """The result, once remote tables have been asked for all that the statement looks up in them."""
+        for left in reversed(range(PASSES)):
+            result = self._query(sql)
+            if not self.questions.ask(last=left == 0):
+                return result
+        return self._query(sql)
 
     def _query(self, sql: str) -> Result:
         limits = self._limits
@@ -199,6 +210,8 @@ class Session:
             return LimitError("the statement needs more memory than there is")
         if isinstance(error, apsw.SQLError) and self.missing and "no query solution" in str(error):
             return SqlError(self.missing)
+        if isinstance(error, UnicodeDecodeError):
+            return SqlError("the statement makes a text that is not valid UTF-8")
         return SqlError(str(error) or type(error).__name__)
 
     def _prepare(self, profile: Profile, store: Store | None) -> None:
@@ -208,7 +221,9 @@ class Session:
         connection.set_busy_timeout(BUSY_MILLISECONDS)
         layouts = self.catalog.layouts[profile]
         for layout in layouts.values():
-            if layout.table.kind == "snapshot":
+            if layout.table.remote is not None:
+                self._add_remote_table(layout)
+            elif layout.table.kind == "snapshot":
                 self._add_table(layout.table.name, TableModule(self, layout))
         events = [layout for layout in layouts.values() if layout.table.kind == "events"]
         if store is not None and events:
@@ -228,6 +243,19 @@ class Session:
     def _add_table(self, name: str, module: TableModule) -> None:
         self._connection.create_module(name, module, use_bestindex_object=True, read_only=True)  # type: ignore[arg-type]
         self._connection.execute(f"CREATE VIRTUAL TABLE main.{quoted(name)} USING {quoted(name)}")
+
+    def _add_remote_table(self, layout: Layout) -> None:
+        """Eponymous: there may be hundreds, and SQLite makes one only when a statement names it."""
+        name = layout.table.name
+        module = RemoteModule(self, layout)
+        self._connection.create_module(
+            name,
+            module,  # type: ignore[arg-type]
+            use_bestindex_object=True,
+            eponymous=True,
+            eponymous_only=True,
+            read_only=True,
+        )
 
     def _add_event_views(self, tables: Iterable[Table]) -> None:
         """Event tables as views of the store, bounded by what `event_window` says."""

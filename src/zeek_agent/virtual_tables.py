@@ -23,7 +23,7 @@ from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
 from zeek_agent.host import Host
 from zeek_agent.sandbox import Run
 from zeek_agent.scans import HELD_ROWS, HeldScan, SharedScans
-from zeek_agent.schema import Constraints, Row, Table, Value, ZeekType
+from zeek_agent.schema import Bound, Constraints, Row, Table, Value, ZeekType
 
 CHUNK_ROWS: Final = 64
 LOOKUPS_BEFORE_HOLDING: Final = 8
@@ -175,13 +175,8 @@ class VirtualTable:
         narrowed = any(number not in self._parameters for number in arguments)
         info.estimatedCost = 1 if narrowed else FULL_SCAN_ROWS
         info.estimatedRows = 1 if narrowed else FULL_SCAN_ROWS
-        info.idxStr = Plan(tuple(arguments), self._used(info.colUsed)).text()
+        info.idxStr = Plan(tuple(arguments), columns_used(info.colUsed, len(self.module.layout.fields))).text()
         return True
-
-    def _used(self, columns: set[int]) -> tuple[int, ...]:
-        """Columns that the statement reads; SQLite's number 63 stands for all from there on."""
-        past = range(63, len(self.module.layout.fields)) if 63 in columns else ()
-        return tuple(sorted(columns.union(past)))
 
     def _pushes_down(self, number: int, collation: str) -> bool:
         return collation == "BINARY" and self.module.layout.fields[number].type.name in _PUSHED_DOWN
@@ -239,7 +234,7 @@ class TableCursor:
             if field.parameter:
                 given[field.position] = value
                 continue
-            wanted = _comparable(field.type, value)
+            wanted = comparable(field.type, value)
             if wanted is not None:
                 equal[number] = equal[number] & wanted if number in equal else wanted
         parameters = _parameters(layout.table, given)
@@ -271,9 +266,15 @@ class Reader:
         self._parameters = parameters
         self._run = module.surroundings.run
 
-    def rows(self, used: Iterable[int], equal: Mapping[int, frozenset[Any]]) -> Iterator[Sequence[Any]]:
+    def rows(
+        self,
+        used: Iterable[int],
+        equal: Mapping[int, frozenset[Any]],
+        bounds: Sequence[Bound] = (),
+        limit: int | None = None,
+    ) -> Iterator[Sequence[Any]]:
         """Rows as SQLite holds them, converted in chunks. Cells that are not used are not looked at."""
-        chunks = self._chunks(self._open(used, equal), tuple(used))
+        chunks = self._chunks(self._open(used, equal, bounds, limit), tuple(used))
         return chain.from_iterable(chunks)
 
     def hold(self, used: Iterable[int]) -> HeldScan | None:
@@ -292,7 +293,9 @@ class Reader:
             held[key] = HeldScan([(*row, number) for number, row in enumerate(rows)])
         return held[key]
 
-    def _open(self, used: Iterable[int], equal: Mapping[int, frozenset[Any]]) -> Iterator[Row]:
+    def _open(
+        self, used: Iterable[int], equal: Mapping[int, frozenset[Any]], bounds: Sequence[Bound], limit: int | None
+    ) -> Iterator[Row]:
         table, fields, surroundings = self._layout.table, self._layout.fields, self._module.surroundings
         wanted = Constraints(
             host=surroundings.host,
@@ -302,6 +305,8 @@ class Reader:
             equalities={fields[number].name: values for number, values in equal.items()},
             columns=frozenset(fields[number].name for number in used),
             check=self._run.check,
+            bounds=bounds,
+            limit=limit,
         )
 
         def scan() -> Iterator[Row]:
@@ -310,7 +315,7 @@ class Reader:
         if equal or table.parameters or not self._module.shared:
             return self._guarded(scan)
         share, run = surroundings.scans, self._run
-        return self._guarded(lambda: share.rows(table, wanted.columns, run.asked - share.seconds, scan, run.check))
+        return self._guarded(lambda: share.rows(table, wanted.columns, run.scans_since, scan, run.check))
 
     def _guarded(self, scan: Callable[[], Iterator[Row]]) -> Iterator[Row]:
         """The scan, its failures told as the table's."""
@@ -385,7 +390,7 @@ def _parameters(table: Table, given: Mapping[int, Any]) -> tuple[Value, ...] | N
         if zeek_type.sqlite == "TEXT" and isinstance(value, int | float):
             value = str(value)
         elif zeek_type.sqlite != "TEXT" and isinstance(value, str):
-            value = _number(value, value)
+            value = number_from(value, value)
         try:
             values.append(encode(zeek_type, value))
         except ValueError as error:
@@ -393,7 +398,7 @@ def _parameters(table: Table, given: Mapping[int, Any]) -> tuple[Value, ...] | N
     return tuple(values)
 
 
-def _comparable(zeek_type: ZeekType, value: Any) -> frozenset[Any] | None:
+def comparable(zeek_type: ZeekType, value: Any) -> frozenset[Any] | None:
     """The cells of a column that SQLite holds equal to the value (or to one of a set of values).
 
     None when they cannot be named: then the column is not constrained. SQLite compares numbers with text by the
@@ -410,9 +415,9 @@ def _comparable(zeek_type: ZeekType, value: Any) -> frozenset[Any] | None:
                 return None
             cells.add(one)
         else:
-            number = _number(one, None) if isinstance(one, str) else one
-            if isinstance(number, float) and number.is_integer() and zeek_type.sqlite == "INTEGER":
-                number = int(number)
+            number = number_from(one, None) if isinstance(one, str) else one
+            if isinstance(number, float) and zeek_type.sqlite == "INTEGER":
+                number = int(number) if number.is_integer() else None
             if not isinstance(number, int | float):
                 continue
             if not INT64_MIN <= number <= INT64_MAX:
@@ -421,7 +426,7 @@ def _comparable(zeek_type: ZeekType, value: Any) -> frozenset[Any] | None:
     return frozenset(cells)
 
 
-def _number(content: str, otherwise: Any) -> Any:
+def number_from(content: str, otherwise: Any) -> Any:
     """Text that is a number as that number. More lenient than SQLite, never stricter."""
     for read in (int, float):
         try:
@@ -429,6 +434,12 @@ def _number(content: str, otherwise: Any) -> Any:
         except ValueError:
             continue
     return otherwise
+
+
+def columns_used(columns: set[int], number: int) -> tuple[int, ...]:
+    """Which of so many columns a statement reads; SQLite's number 63 stands for all from there on."""
+    past = range(63, number) if 63 in columns else ()
+    return tuple(sorted(columns.union(past)))
 
 
 def quoted(name: str) -> str:

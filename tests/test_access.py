@@ -1,0 +1,144 @@
+"""What statements may see: which files and tables, and what of command lines is hidden."""
+
+from __future__ import annotations
+
+import pytest
+
+from zeek_agent.access import AccessPolicy
+from zeek_agent.config import AccessSettings
+from zeek_agent.errors import UsageError
+
+DENIED = [
+    "/etc/shadow",
+    "/etc/shadow-",
+    "//etc//shadow",
+    "/etc/../etc/shadow",
+    "/var/lib/machines/web/etc/shadow",
+    "/proc/1/root/etc/gshadow",
+    "/etc/security/opasswd",
+    "/etc/sudoers",
+    "/etc/sudoers.d/admins",
+    "/etc/ssl/private/server.pem",
+    "/etc/ssl/private/old/server.pem",
+    "/etc/pki/tls/private/host.pem",
+    "/etc/pki/private/host.pem",
+    "/etc/letsencrypt/archive/example.org/privkey1.pem",
+    "/etc/ssh/ssh_host_ed25519_key",
+    "/home/a/.ssh/id_ed25519",
+    "/root/.ssh/id_rsa",
+    "/home/a/.ssh/id_ed25519.old",
+    "/home/a/.gnupg/private-keys-v1.d/0A.key",
+    "/srv/tls/server.key",
+    "/server.key",
+    "/srv/tls/server-key.pem",
+    "/srv/tls/key.pem",
+    "/srv/tls/store.p12",
+    "/home/a/.aws/credentials",
+    "/home/a/.netrc",
+    "/home/a/.pgpass",
+    "/home/a/.docker/config.json",
+    "/home/a/.kube/config",
+    "/home/a/.git-credentials",
+    "/proc/1/environ",
+    "/proc/self/environ",
+    "/proc/1/task/2/environ",
+    "/proc/1/mem",
+    "/proc/1/task/2/mem",
+    "/proc/1/fd/3",
+    "/proc/kcore",
+    "/dev/sda",
+    "/dev/disk/by-id/x",
+]
+ALLOWED = [
+    "/etc/passwd",
+    "/etc/ssh/sshd_config",
+    "/etc/ssh/ssh_host_ed25519_key.pub",
+    "/home/a/.ssh/id_ed25519.pub",
+    "/home/a/.ssh/id_ed25519-cert.pub",
+    "/home/a/.ssh/authorized_keys",
+    "/home/a/.ssh/config",
+    "/etc/ssl/certs/ca.pem",
+    "/etc/pki/tls/certs/ca.pem",
+    "/etc/letsencrypt/live/example.org/fullchain.pem",
+    "/proc/1/status",
+    "/proc/meminfo",
+    "/etc/keys.conf",
+    "/etc/monkey.pem",
+    "/devel/notes",
+]
+
+
+@pytest.mark.parametrize("path", DENIED)
+def test_secrets_are_not_read_by_default(path: str) -> None:
+    assert not AccessPolicy().may_read(path)
+
+
+@pytest.mark.parametrize("path", ALLOWED)
+def test_what_is_no_secret_is_read_by_default(path: str) -> None:
+    assert AccessPolicy().may_read(path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "others"),
+    [
+        ("/a/*", ["/a/b", "/a/.b"], ["/a/b/c", "/a", "/b/a/c"]),
+        ("/a/**", ["/a/b", "/a/b/c"], ["/a", "/ab"]),
+        ("/**/x", ["/x", "/a/x", "/a/b/x"], ["/ax", "/a/bx", "/a/x/y"]),
+        ("/a/**/x", ["/a/x", "/a/b/c/x"], ["/ax", "/b/x"]),
+        ("/a?c", ["/abc"], ["/a/c", "/ac"]),
+        ("/[ab]x", ["/ax", "/bx"], ["/cx", "/x"]),
+        ("/[!ab]x", ["/cx"], ["/ax", "/a/x"]),
+        ("/a.b", ["/a.b"], ["/acb"]),
+        ("/a[", ["/a["], ["/a"]),
+        ("/line\n*", ["/line\nfeed"], ["/line"]),
+    ],
+)
+def test_a_pattern_of_files_means_what_its_wildcards_say(pattern: str, matching: list[str], others: list[str]) -> None:
+    policy = AccessPolicy(AccessSettings(paths_deny=(pattern,)))
+    assert [path for path in matching if policy.may_read(path)] == []
+    assert [path for path in others if not policy.may_read(path)] == []
+
+
+def test_a_later_exception_takes_back_what_a_pattern_denied() -> None:
+    policy = AccessPolicy(AccessSettings(paths_deny=("/srv/**", "!/srv/public/**", "/srv/public/secret")))
+    assert not policy.may_read("/srv/a")
+    assert policy.may_read("/srv/public/a")
+    assert not policy.may_read("/srv/public/secret")
+
+
+def test_only_allowed_paths_are_read_and_denied_ones_among_them_are_not() -> None:
+    policy = AccessPolicy(AccessSettings(paths_allow=("/etc/**",), paths_deny=("/etc/shadow",)))
+    assert policy.may_read("/etc/passwd")
+    assert not policy.may_read("/etc/shadow")
+    assert not policy.may_read("/home/a/notes")
+
+
+def test_tables_are_allowed_and_denied_by_globs() -> None:
+    policy = AccessPolicy(AccessSettings(tables_allow=("files_*", "users"), tables_deny=("files_lines",)))
+    assert policy.may_query("users")
+    assert policy.may_query("files_list")
+    assert not policy.may_query("files_lines")
+    assert not policy.may_query("processes")
+
+
+def test_a_rule_for_any_name_of_a_table_holds() -> None:
+    policy = AccessPolicy(AccessSettings(tables_deny=("process_events",)))
+    assert not policy.may_query("processes_events", "process_events")
+
+
+def test_secrets_in_command_lines_are_hidden() -> None:
+    policy = AccessPolicy()
+    assert policy.redact("mysql --user=a --password=hunter2 db") == "mysql --user=a --*** db"
+    assert policy.redact("curl -H 'API_KEY: abc' TOKEN=x --secret y") == "curl -H '*** *** --***"
+    assert policy.redact("ls -l") == "ls -l"
+
+
+def test_every_pattern_of_redaction_is_applied() -> None:
+    policy = AccessPolicy(AccessSettings(redact=("a+", "(?i)B")))
+    assert policy.redact("aa-b-c") == "***-***-c"
+    assert AccessPolicy(AccessSettings(redact=())).redact("password=x") == "password=x"
+
+
+def test_a_redaction_that_is_no_regular_expression_is_named() -> None:
+    with pytest.raises(UsageError, match=r"access\.redact: '\(' is not a regular expression"):
+        AccessPolicy(AccessSettings(redact=("(",)))
