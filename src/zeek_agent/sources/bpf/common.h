@@ -4,6 +4,9 @@
 #include "kernel.h"
 #include "records.h"
 
+/* Puts a record's layout into the object's BTF, where the test of the decoders looks for it. */
+#define LAYOUT(record) struct record *layout_of_##record
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 struct {

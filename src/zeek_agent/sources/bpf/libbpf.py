@@ -206,7 +206,7 @@ class BpfObject:
             except OSError as error:
                 code = error.errno or errno.EINVAL
                 reasons = "; ".join(_log) or error.strerror
-                raise OSError(code, f"cannot {action} BPF object {self.name}: {reasons}") from None
+                raise OSError(code, f"BPF object {self.name}: cannot {action}: {reasons}") from None
 
 
 def _error(subject: str) -> OSError:

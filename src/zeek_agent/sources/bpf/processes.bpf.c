@@ -12,6 +12,10 @@ const volatile struct {
 	__u32 page_size;
 } settings;
 
+LAYOUT(exec_event);
+LAYOUT(fork_event);
+LAYOUT(exit_event);
+
 struct small_exec {
 	struct exec_event event;
 	char arguments[SMALL];

@@ -2,6 +2,8 @@
 
 #include "owner.h"
 
+LAYOUT(socket_event);
+
 #define IPPROTO_TCP 6
 
 enum {

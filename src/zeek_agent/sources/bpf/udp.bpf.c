@@ -6,6 +6,8 @@
 
 #include "owner.h"
 
+LAYOUT(socket_event);
+
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86DD
 #define IPPROTO_ICMP 1

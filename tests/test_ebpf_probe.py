@@ -1,0 +1,90 @@
+"""What the probe says where eBPF cannot work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zeek_agent.sources.bpf import libbpf, probe
+
+
+def test_a_kernel_that_is_too_old_is_named() -> None:
+    reason = probe.why_not(("processes",), release="5.10.0-28-amd64")
+    assert reason == "kernel 5.10.0-28-amd64 is too old for eBPF sources: 5.15 or later is needed"
+
+
+def test_missing_type_information_is_named(tmp_path: Path) -> None:
+    reason = probe.why_not(("processes",), btf=str(tmp_path / "vmlinux"))
+    assert reason is not None
+    assert "CONFIG_DEBUG_INFO_BTF" in reason
+
+
+def test_objects_that_were_not_built_are_named(tmp_path: Path) -> None:
+    btf = tmp_path / "vmlinux"
+    btf.touch()
+    try:
+        libbpf.library()
+    except libbpf.LibbpfMissingError:
+        pytest.skip("needs libbpf")
+    reason = probe.why_not(("nothing",), release="6.1", btf=str(btf))
+    assert reason is not None
+    assert reason.startswith("built without eBPF (no nothing.bpf.o): install clang")
+
+
+def test_a_missing_libbpf_is_named(tmp_path: Path) -> None:
+    btf = tmp_path / "vmlinux"
+    btf.touch()
+    code = (
+        "import ctypes\n"
+        "def missing(name, **_): raise OSError('no such file')\n"
+        "ctypes.CDLL = missing\n"
+        "from zeek_agent.sources.bpf import probe\n"
+        f"print(probe.why_not(('processes',), release='6.1', btf={str(btf)!r}))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.startswith("libbpf.so.1 is missing (Debian: apt install libbpf1)")
+
+
+@pytest.mark.root
+def test_missing_permission_is_named() -> None:
+    if probe.why_not(("processes",)) is not None:
+        pytest.skip("no eBPF here")
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        os.write(write, (probe.why_not(("processes",)) or "").encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    assert os.read(read, 1000) == b"not permitted: run as root, or with CAP_BPF and CAP_PERFMON"
+    os.close(read)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("41 31 0:31 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw", "/sys/fs/cgroup/unified"),
+        ("41 31 0:31 / /mnt/a\\040b rw shared:9 - cgroup2 none rw", "/mnt/a b"),
+        ("41 31 0:31 /docker/1 /sys/fs/cgroup rw - cgroup2 cgroup2 rw", None),
+        ("41 31 0:31 / /sys/fs/cgroup rw - cgroup cgroup rw,cpu", None),
+    ],
+)
+def test_where_control_groups_are_mounted(tmp_path: Path, line: str, found: str | None) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(f"22 1 254:0 / / rw - ext4 /dev/vda rw\n{line}\n")
+    assert probe.cgroup2(str(mountinfo)) == found
+
+
+@pytest.mark.root
+def test_a_refusal_tells_its_reason() -> None:
+    if probe.why_not(("processes",)) is not None:
+        pytest.skip("no eBPF here")
+    opened = libbpf.BpfObject("processes")
+    with pytest.raises(OSError, match=r"BPF object processes: cannot attach on_exec: .*before load"):
+        opened.attach("on_exec")
+    opened.close()
