@@ -9,12 +9,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
+
+from zeek_agent.sources.periodic import hurry
 
 _PART: Final = 65_536
 _TURN: Final = 1_000
-_FIRST: Final = -19
 _SO_RCVBUFFORCE: Final = 33
 
 
@@ -70,8 +70,7 @@ class Listener:
 
     def _run(self) -> None:
         if self._urgent:
-            with suppress(PermissionError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _FIRST)
+            hurry()
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
         poll.register(self._wake, select.POLLIN)

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+_FIRST: Final = -19
 
 
 class Periodic:
     """Calls `work` every `interval` seconds, less often if it takes long: it rests `share` times as long, at least.
 
-    `work` is called by one thread at a time. `failed` is told why the thread has ended by itself.
+    `work` is called by one thread at a time. `failed` is told why the thread has ended by itself. An `urgent` one gets
+    a processor before others: it looks at what is gone soon.
     """
 
     def __init__(
-        self, work: Callable[[], None], interval: float, failed: Callable[[str], None], share: float = 3.0
+        self,
+        work: Callable[[], None],
+        interval: float,
+        failed: Callable[[str], None],
+        *,
+        share: float = 3.0,
+        urgent: bool = False,
     ) -> None:
         self._work = work
         self._interval = interval
         self._failed = failed
         self._share = share
+        self._urgent = urgent
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="periodic-source", daemon=True)
@@ -38,6 +51,8 @@ class Periodic:
         self._thread.join()
 
     def _run(self) -> None:
+        if self._urgent:
+            hurry()
         rest = self._interval
         try:
             while not self._ended.wait(rest):
@@ -46,3 +61,9 @@ class Periodic:
                 rest = max(self._interval, self._share * (time.monotonic() - begun))
         except Exception as error:  # noqa: BLE001 - whatever it is, the source has ended and must be replaced
             self._failed(f"{type(error).__name__}: {error}")
+
+
+def hurry() -> None:
+    """Let the calling thread go before others, where we may."""
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _FIRST)

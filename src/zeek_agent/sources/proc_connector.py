@@ -160,14 +160,14 @@ class ProcConnector(Source):
             self._threads[process] = self._threads.get(process, 0) + 1
 
     def _exit(self, thread: int, process: int, status: int, at: int) -> None:
-        """A process has ended with its last thread, which need not be the first one."""
+        """A process has ended with its last thread, which need not be the first one, with what either says."""
         others = self._threads.get(process, 0)
         if thread != process:
             others -= 1
             self._threads[process] = others
             if others > 0 or process not in self._leaders:
                 return
-            status = self._leaders[process]
+            status = status or self._leaders[process]
         elif others > 0:
             self._leaders[process] = status
             return

@@ -84,6 +84,8 @@ class ProcessLife:
         if shown is not None and known is not None and not _same(shown, known):
             shown = None
         process = _after_exec(known, shown) or unknown(pid, at, None)
+        if known is not None:
+            process.keep_parent(known)
         process.since = at
         self.cache.exec(process)
         self._changes.append((process, at, None))
@@ -97,7 +99,7 @@ class ProcessLife:
             process = unknown(pid, at, None)
         if forked is not None:
             self._changes.append((process, process.since, None))
-        self._changes.append((process, at, self._end(process, status)))
+        self._changes.append((process, max(at, process.since), self._end(process, status)))
 
     def appear(self, pid: int, before: int) -> None:
         """`pid` is there, and nothing is known of how it came; let it be when it did not start `before` (boot time)."""
@@ -163,7 +165,7 @@ def _after_exec(known: Process | None, shown: Process | None) -> Process | None:
     if known is None:
         return shown
     if shown is not None and shown.exe is not None:
-        return replace(shown, parent_entity_id=shown.parent_entity_id or known.parent_entity_id)
+        return shown
     name = shown.name if shown is not None else ""
     return replace(known, name=name, exe=None, cmdline=None, vsize=None, rsize=None, until=None)
 

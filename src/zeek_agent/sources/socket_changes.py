@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _ESTABLISHED: Final = 1
 _LISTEN: Final = 10
 _OPENING: Final = 2
+_FIN_WAIT_2: Final = 5
 _CONNECTED: Final = frozenset({_ESTABLISHED, 4, 5, 8, 9, 11})
 WANTED_STATES: Final = sum(1 << state for state in _CONNECTED | {_OPENING, _LISTEN, 7})
 """The states that matter here, as a mask: 7 is a datagram socket without a peer."""
@@ -39,24 +40,29 @@ class _Open:
     since: float
     process: Process | None = None
     searches: int = 0
+    missed: int = 0
 
 
 class SocketChanges:
     """Compares lists of open sockets, and takes word of closed ones from elsewhere.
 
     `find` gives the processes that hold sockets, by inode. A socket whose process is not found at once is given
-    `patience` seconds. Times are seconds since the epoch.
+    `patience` seconds, and one that a list does not show is gone after `misses` more lists: a dump of the kernel's can
+    leave one out while others come and go. Times are seconds since the epoch.
     """
 
     def __init__(
         self,
         find: Callable[[set[int]], dict[int, Process]],
         exclusions: Exclusions,
+        *,
         patience: float,
+        misses: int = 0,
     ) -> None:
         self._find = find
         self._exclusions = exclusions
         self._patience = patience
+        self._misses = misses
         self._open: dict[object, _Open] = {}
         self._untold: dict[object, _Open] = {}
         self._members: dict[int | None, set[object]] = {}
@@ -75,8 +81,14 @@ class SocketChanges:
         """Compare with all sockets that a network namespace has now."""
         before = self._members.get(netns, set())
         self._note(netns, sockets, now)
-        for key in before - self._members[netns]:
-            self._close(key, now)
+        members = self._members[netns]
+        for key in before - members:
+            entry = self._open[key]
+            entry.missed += 1
+            if entry.missed > self._misses:
+                self._close(key, now)
+            else:
+                members.add(key)
 
     def destroyed(self, netns: int | None, socket: InternetSocket, now: float) -> None:
         """The kernel says that this socket is gone, one that no list may ever have shown."""
@@ -106,7 +118,8 @@ class SocketChanges:
 
     def forget(self, netns: int | None, now: float) -> None:
         """A network namespace is gone, and all its sockets with it."""
-        self.update(netns, (), now)
+        for key in list(self._members[netns]):
+            self._close(key, now)
         del self._members[netns], self._listeners[netns]
 
     def _note(self, netns: int | None, sockets: Iterable[InternetSocket], now: float) -> None:
@@ -127,6 +140,7 @@ class SocketChanges:
                 added.append(entry)
             elif entry.state is None and state is not None:
                 entry.flow, entry.state, entry.since = _flow(netns, socket), state, now
+            entry.missed = 0
             if socket.inode and not entry.inode:
                 entry.inode, entry.uid = socket.inode, socket.uid
             if state == "listen" and socket.protocol == TCP:
@@ -138,6 +152,8 @@ class SocketChanges:
 
     def _state(self, socket: InternetSocket) -> State | None:
         if socket.protocol == TCP:
+            if socket.state == _FIN_WAIT_2 and not socket.inode:
+                return None  # closed by its process, waits for the peer's end as TIME_WAIT does
             return "listen" if socket.state == _LISTEN else "established" if socket.state in _CONNECTED else None
         if socket.state == _ESTABLISHED and socket.connected:
             return "established"

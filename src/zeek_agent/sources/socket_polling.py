@@ -80,7 +80,7 @@ class SocketPolling(Source):
 
     def start(self, sink: Sink) -> None:
         self._sink = sink
-        self._changes = SocketChanges(self._find, self._exclusions, _PATIENCE)
+        self._changes = SocketChanges(self._find, self._exclusions, patience=_PATIENCE, misses=1)
         self._own = network_namespace("/proc", "self")
         self._namespaces = {self._own: _open(self._own)}
         self._look_at = 0.0
@@ -88,7 +88,7 @@ class SocketPolling(Source):
         now = time.time()
         for namespace in self._namespaces.values():
             self._changes.seed(namespace.inode, _listed(namespace), now)
-        self._periodic = Periodic(self._round, _ROUND, self._failed, _SHARE)
+        self._periodic = Periodic(self._round, _ROUND, self._failed, share=_SHARE, urgent=True)
         self._periodic.start()
 
     def stop(self) -> None:

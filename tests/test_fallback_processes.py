@@ -1,0 +1,250 @@
+"""Process events without eBPF, from processes that really ran: each backend at the rate that it has to bear."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from recording import Event, Recording, generate
+
+from zeek_agent.config import SourceSettings
+from zeek_agent.sources import Source, proc_connector
+from zeek_agent.sources.audit import AuditProcesses
+from zeek_agent.sources.audit_rules import AuditControl
+from zeek_agent.sources.bpf.monitor import Monitor
+from zeek_agent.sources.ebpf_processes import EbpfProcesses
+from zeek_agent.sources.proc_connector import ProcConnector
+from zeek_agent.sources.process_cache import ProcessCache
+from zeek_agent.sources.procfs import Process, Procfs
+from zeek_agent.sources.snapshots import ProcessSnapshots
+
+TABLE = "processes_events"
+PYTHON = str(Path(sys.executable).resolve())
+FACTS = ("name", "ppid", "uid", "gid", "ruid", "rgid", "exe", "cwd", "loginuid", "cgroup", "netns", "entity_id")
+
+root = pytest.mark.root
+
+
+def source(backend: str, **settings: object) -> Source:
+    wanted = SourceSettings(**{"audit_rules": True, "snapshot_interval": 0.1, **settings})  # type: ignore[arg-type]
+    if backend == "ebpf":
+        return EbpfProcesses(Monitor(ProcessCache(), 0), wanted)
+    makers: dict[str, type[ProcConnector | AuditProcesses | ProcessSnapshots]] = {
+        "proc_connector": ProcConnector,
+        "audit": AuditProcesses,
+        "snapshots": ProcessSnapshots,
+    }
+    return makers[backend](ProcessCache(), wanted)
+
+
+@pytest.fixture(scope="module", params=["proc_connector", "audit", "snapshots"])
+def recording(request: pytest.FixtureRequest) -> Iterator[Recording]:
+    if request.param != "snapshots" and os.geteuid() != 0:
+        pytest.skip("needs root")
+    with Recording([source(request.param)]) as recording:
+        yield recording
+
+
+def backend(recording: Recording) -> str:
+    return recording.sources[0].backend
+
+
+def ends(recording: Recording) -> tuple[dict[int, Event], dict[int, Event]]:
+    """The starts and the stops that have been recorded, by pid."""
+    events = recording.events(TABLE)
+    started = {event["pid"]: event for event in events if event["state"] == "started"}
+    return started, {event["pid"]: event for event in events if event["state"] == "stopped"}
+
+
+def test_a_program_starts_and_stops_with_all_that_is_known_of_it(recording: Recording) -> None:
+    with subprocess.Popen(["/bin/sleep", "0.5"], cwd="/usr") as sleeping:
+        (started,) = recording.expect(TABLE, pid=sleeping.pid, state="started", exe="/usr/bin/sleep")
+        with Process(Procfs(), sleeping.pid) as shown:
+            facts = {name: getattr(shown, name) for name in FACTS}
+            parent = shown.parent_entity_id
+    (stopped,) = recording.expect(TABLE, pid=sleeping.pid, state="stopped")
+    for event in (started, stopped):
+        assert {name: event[name] for name in facts} == facts
+        assert event["cmdline"] == "/bin/sleep 0.5"
+        assert event["parent_entity_id"] == parent
+        assert event["parent_exe"] == PYTHON
+    assert abs(started["time"] - time.time()) < 5
+    assert 0.4 <= stopped["duration"] < 5.0
+    assert stopped["exit_code"] == (None if backend(recording) == "snapshots" else 0)
+
+
+def test_a_process_that_executes_something_else_stays_the_same_process(recording: Recording) -> None:
+    with subprocess.Popen(["/bin/sh", "-c", "sleep 0.4; exec sleep 0.4"]) as shell:
+        pass
+    (first,) = recording.expect(TABLE, pid=shell.pid, state="started", name="sh")
+    (second,) = recording.expect(TABLE, pid=shell.pid, state="started", name="sleep")
+    (stopped,) = recording.expect(TABLE, pid=shell.pid, state="stopped")
+    assert first["entity_id"] == second["entity_id"] == stopped["entity_id"]
+    assert (first["exe"], second["exe"], stopped["exe"]) == (
+        os.path.realpath("/bin/sh"),
+        "/usr/bin/sleep",
+        second["exe"],
+    )
+    assert stopped["duration"] > 0.7
+
+
+@pytest.mark.parametrize(("command", "code"), [("exit 7", 7), ("kill -9 $$", -signal.SIGKILL)])
+def test_how_a_process_ended_is_told_where_that_is_known(recording: Recording, command: str, code: int) -> None:
+    with subprocess.Popen(["/bin/sh", "-c", f"sleep 0.3; {command}"]) as shell:
+        pass
+    (stopped,) = recording.expect(TABLE, pid=shell.pid, state="stopped")
+    known = {"proc_connector": True, "audit": code > 0, "snapshots": False}
+    assert stopped["exit_code"] == (code if known[backend(recording)] else None)
+
+
+def test_a_process_that_only_forks_is_started_too(recording: Recording) -> None:
+    child = os.fork()
+    if child == 0:
+        time.sleep(1.3)
+        os._exit(5)
+    (started,) = recording.expect(TABLE, pid=child, state="started")
+    os.waitpid(child, 0)
+    (stopped,) = recording.expect(TABLE, pid=child, state="stopped")
+    assert started["exe"] == stopped["exe"] == PYTHON
+    assert started["entity_id"] == stopped["entity_id"] != started["parent_entity_id"]
+    assert started["ppid"] == os.getpid()
+
+
+def test_a_failed_exec_is_no_start(recording: Recording) -> None:
+    with subprocess.Popen(["/bin/sh", "-c", "/nonexistent; sleep 0.3"], stderr=subprocess.DEVNULL) as shell:
+        pass
+    recording.expect(TABLE, pid=shell.pid, state="stopped")
+    assert not recording.events(TABLE, exe="/nonexistent")
+
+
+@root
+@pytest.mark.parametrize(("name", "count", "rate"), [("proc_connector", 1_500, 500), ("audit", 600, 200)])
+def test_every_start_and_stop_is_there_at_the_rate_that_the_backend_has_to_bear(
+    name: str, count: int, rate: int
+) -> None:
+    with Recording([source(name)]) as recording:
+        pids = [pid for (pid,) in generate("exec", count, rate, "/bin/true", "argument")]
+        deadline = time.monotonic() + 5.0
+        started, stopped = ends(recording)
+        while not (set(pids) <= started.keys() & stopped.keys()) and time.monotonic() < deadline:
+            started, stopped = ends(recording)
+    assert set(pids) <= started.keys()
+    assert set(pids) <= stopped.keys()
+    assert all(stopped[pid]["exit_code"] == 0 for pid in pids)
+    known = [stopped[pid] for pid in pids if stopped[pid]["exe"] is not None]
+    assert {event["exe"] for event in known} == {"/usr/bin/true"}
+    assert len(known) > (0.5 * count if name == "proc_connector" else count - 1)
+    assert recording.sources[0].counters.lost.total() == 0
+
+
+@root
+def test_every_backend_gives_a_process_the_same_entity_id() -> None:
+    names = ["ebpf", "proc_connector", "audit", "snapshots"]
+    with ExitStack() as stack:
+        recordings = [stack.enter_context(Recording([source(name)])) for name in names]
+        children = [subprocess.Popen(["/bin/sleep", "0.5"]) for _ in range(20)]
+        shown = {}
+        for child in children:
+            with Process(Procfs(), child.pid) as process:
+                shown[child.pid] = process.entity_id
+        for child in children:
+            child.wait()
+        for recording in recordings:
+            for pid, entity_id in shown.items():
+                for state in ("started", "stopped"):
+                    events = recording.expect(TABLE, pid=pid, state=state)
+                    assert {event["entity_id"] for event in events} == {entity_id}, backend(recording)
+
+
+@root
+def test_the_last_thread_ends_the_process_also_when_the_first_went_before() -> None:
+    code = (
+        "import ctypes, threading, time, os\n"
+        "threading.Thread(target=lambda: (time.sleep(0.2), os._exit(9))).start()\n"
+        "ctypes.CDLL(None).syscall(60 if os.uname().machine == 'x86_64' else 93, 0)\n"
+    )
+    with Recording([source("proc_connector")]) as recording:
+        with subprocess.Popen([sys.executable, "-c", code]) as process:
+            pass
+        (stopped,) = recording.expect(TABLE, pid=process.pid, state="stopped")
+    assert stopped["exit_code"] == 9
+    assert stopped["duration"] > 0.2
+
+
+@root
+def test_messages_that_the_process_connector_had_to_drop_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc_connector, "_BUFFER", 4_096)
+    with Recording([source("proc_connector")]) as recording:
+        counters = recording.sources[0].counters
+        with recording.sources[0]._listener._lock:  # type: ignore[attr-defined]
+            pids = [pid for (pid,) in generate("exec", 300, 0, "/bin/true")]
+        with subprocess.Popen(["/bin/sleep", "0.3"]) as after:
+            pass
+        recording.expect(TABLE, pid=after.pid, state="stopped")
+        seen = [event for event in recording.events(TABLE) if event["pid"] in pids]
+    assert len(seen) < 600
+    assert counters.lost["overrun"] >= 600 - len(seen)
+
+
+@root
+def test_what_the_configuration_leaves_out_is_not_recorded() -> None:
+    left_out = source("proc_connector", ignore_executables=("/usr/bin/sleep",), ignore_uids=(65534,))
+    with Recording([left_out]) as recording:
+        with subprocess.Popen(["/bin/sleep", "0.1"]) as by_name:
+            pass
+        with subprocess.Popen(["/bin/sh", "-c", "sleep 0.1; true"], user=65534, group=65534, cwd="/") as by_user:
+            pass
+        with subprocess.Popen(["/bin/sh", "-c", "sleep 0.1; true"]) as shell:
+            pass
+        recording.expect(TABLE, pid=shell.pid, state="stopped")
+        assert not [event for event in recording.events(TABLE) if event["pid"] in {by_name.pid, by_user.pid}]
+
+
+def rules() -> list[str]:
+    with AuditControl() as control:
+        return [raw[1040:].rstrip(b"\0").decode() for raw in control._rules()]
+
+
+CRASHING = """
+import os
+from zeek_agent.config import SourceSettings
+from zeek_agent.sources.audit import AuditProcesses
+from zeek_agent.sources.process_cache import ProcessCache
+source = AuditProcesses(ProcessCache(), SourceSettings(audit_rules=True))
+source.start(lambda table, rows: None)
+os.kill(os.getpid(), 9)
+"""
+
+
+@root
+def test_own_audit_rules_go_with_the_agent_also_after_a_crash() -> None:
+    with AuditControl() as control:
+        before = control.status()
+    others = rules()
+    with Recording([source("audit")]):
+        assert any(key.startswith(f"zeek-agent:{os.getpid()}:") for key in rules())
+    assert rules() == others
+    with subprocess.Popen([sys.executable, "-c", CRASHING]) as crashing:
+        pass
+    assert any(key.startswith(f"zeek-agent:{crashing.pid}:") for key in rules())
+    source("audit").clean_up()
+    assert rules() == others
+    with AuditControl() as control:
+        after = control.status()
+    assert (after.enabled, after.backlog_limit) == (before.enabled, before.backlog_limit)
+
+
+@root
+def test_without_rules_the_audit_backend_says_what_to_do() -> None:
+    if rules():
+        pytest.skip("the system has audit rules")
+    reason = source("audit", audit_rules=False).probe()
+    assert reason is not None
+    assert "sources.audit_rules" in reason

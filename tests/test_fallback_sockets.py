@@ -1,0 +1,265 @@
+"""Socket events without eBPF, from connections that really were made."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import communityid
+import pytest
+from recording import Event, Recording
+
+from zeek_agent.config import SourceSettings
+from zeek_agent.sources import Source
+from zeek_agent.sources.audit import AuditProcesses, AuditSockets
+from zeek_agent.sources.proc_connector import ProcConnector
+from zeek_agent.sources.process_cache import ProcessCache
+from zeek_agent.sources.procfs import Process, Procfs
+from zeek_agent.sources.snapshots import ProcessSnapshots, SocketSnapshots
+from zeek_agent.sources.socket_polling import SocketPolling
+
+TABLE = "sockets_events"
+PYTHON = str(Path(sys.executable).resolve())
+COMMUNITY_ID = communityid.CommunityID()
+
+root = pytest.mark.root
+
+PEER = """
+import socket, sys, threading, time
+role, address, port, life, count, rate = sys.argv[1], sys.argv[2], *map(float, sys.argv[3:])
+
+def later(connection):
+    threading.Timer(life, connection.close).start()
+
+if role == "server":
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    server = socket.create_server((address, 0), backlog=1024, family=family)
+    print(server.getsockname()[1], flush=True)
+    while True:
+        later(server.accept()[0])
+else:
+    begun = time.monotonic()
+    for number in range(int(count)):
+        connection = socket.create_connection((address, int(port)))
+        print(connection.getsockname()[1])
+        later(connection)
+        time.sleep(max(begun + (number + 1) / rate - time.monotonic(), 0))
+"""
+
+
+def sources(backend: str, **settings: object) -> list[Source]:
+    wanted = SourceSettings(
+        **{"ignore_self": False, "audit_rules": True, "snapshot_interval": 0.1, **settings}  # type: ignore[arg-type]
+    )
+    cache = ProcessCache()
+    if backend == "inet_diag":
+        return [ProcConnector(cache, wanted), SocketPolling(cache, wanted)]
+    if backend == "audit":
+        return [AuditProcesses(cache, wanted), AuditSockets(cache, wanted)]
+    return [ProcessSnapshots(cache, wanted), SocketSnapshots(cache, wanted)]
+
+
+@pytest.fixture(scope="module", params=["inet_diag", "snapshots"])
+def recording(request: pytest.FixtureRequest) -> Iterator[Recording]:
+    if request.param != "snapshots" and os.geteuid() != 0:
+        pytest.skip("needs root")
+    with Recording(sources(request.param)) as recording:
+        yield recording
+
+
+@contextmanager
+def server(address: str, life: float) -> Iterator[tuple[int, int]]:
+    """A process that accepts connections and closes each after `life` seconds: its pid and port."""
+    command = [sys.executable, "-c", PEER, "server", address, "0", str(life), "0", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.pid, int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def client(address: str, port: int, life: float, count: int, rate: float) -> tuple[int, set[int]]:
+    """A process that opens connections and closes each after `life` seconds: its pid, the ports that it used."""
+    command = [sys.executable, "-c", PEER, "client", address, str(port), str(life), str(count), str(rate)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        return process.pid, {int(line) for line in process.stdout}
+
+
+def check_community_id(event: Event) -> None:
+    ends = (event["local_addr"], event["remote_addr"], event["local_port"], event["remote_port"])
+    assert event["community_id"] == COMMUNITY_ID.calc(communityid.FlowTuple.make_tcp(*ends))
+
+
+@root
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_every_connection_that_lives_50_ms_is_there_at_both_ends_with_its_process(address: str) -> None:
+    with Recording(sources("inet_diag")) as recording, server(address, 0.05) as (server_pid, port):
+        client_pid, ports = client(address, port, 0.05, 200, 100)
+        for state in ("established", "closed"):
+            outbound = recording.expect(TABLE, 200, remote_port=port, direction="outbound", state=state)
+            inbound = recording.expect(TABLE, 200, local_port=port, direction="inbound", state=state)
+            assert {event["local_port"] for event in outbound} == ports
+            assert {event["remote_port"] for event in inbound} == ports
+            assert len(outbound) == len(inbound) == 200
+            for event in outbound:
+                assert (event["pid"], event["exe"], event["uid"], event["gid"]) == (client_pid, PYTHON, 0, 0)
+                assert (event["local_addr"], event["remote_addr"], event["protocol"]) == (address, address, 6)
+                check_community_id(event)
+            for event in inbound:
+                assert (event["pid"], event["process"]) == (server_pid, "python")
+                check_community_id(event)
+        assert len({event["cookie"] for event in outbound + inbound}) == 400
+
+
+@root
+def test_connections_shorter_than_a_round_are_there_without_their_process() -> None:
+    with Recording(sources("inet_diag")) as recording, server("127.0.0.1", 0.0) as (_, port):
+        _, ports = client("127.0.0.1", port, 0.0, 100, 500)
+        for state in ("established", "closed"):
+            outbound = recording.expect(TABLE, 100, remote_port=port, direction="outbound", state=state)
+            inbound = recording.expect(TABLE, 100, local_port=port, direction="inbound", state=state)
+            assert {event["local_port"] for event in outbound} == {event["remote_port"] for event in inbound} == ports
+            for event in outbound + inbound:
+                check_community_id(event)
+
+
+@root
+def test_every_connect_and_accept_is_audited_at_200_a_second() -> None:
+    with Recording(sources("audit")) as recording, server("127.0.0.1", 0.05) as (server_pid, port):
+        client_pid, ports = client("127.0.0.1", port, 0.05, 400, 200)
+        outbound = recording.expect(TABLE, 400, pid=client_pid, remote_port=port)
+        inbound = recording.expect(TABLE, 400, pid=server_pid, direction="inbound")
+        assert len(outbound) == len(inbound) == 400
+        assert {event["state"] for event in outbound + inbound} == {"established"}
+        assert {event["remote_port"] for event in inbound} == ports
+        assert {event["exe"] for event in outbound + inbound} == {PYTHON}
+        whole = [event for event in outbound if event["local_port"] is not None]
+        assert len(whole) > 360
+        assert {event["local_port"] for event in whole} <= ports
+        for event in whole:
+            check_community_id(event)
+        assert recording.sources[1].counters.lost.total() == 0
+
+
+@root
+def test_a_connection_that_is_under_way_is_audited_when_it_is_decided() -> None:
+    with (
+        Recording(sources("audit")) as recording,
+        server("127.0.0.1", 5.0) as (_, port),
+        socket.socket() as connecting,
+    ):
+        connecting.setblocking(False)
+        connecting.connect_ex(("127.0.0.1", port))
+        (event,) = recording.expect(TABLE, pid=os.getpid(), remote_port=port)
+        assert (event["state"], event["local_port"]) == ("established", connecting.getsockname()[1])
+
+
+def test_connections_that_live_two_intervals_are_there(recording: Recording) -> None:
+    with server("127.0.0.1", 0.4) as (server_pid, port):
+        client_pid, ports = client("127.0.0.1", port, 0.4, 20, 100)
+        for state in ("established", "closed"):
+            outbound = recording.expect(TABLE, 20, remote_port=port, state=state, direction="outbound")
+            inbound = recording.expect(TABLE, 20, local_port=port, state=state, direction="inbound")
+            assert {event["local_port"] for event in outbound} == {event["remote_port"] for event in inbound} == ports
+            assert {event["pid"] for event in outbound} == {client_pid}
+            assert {event["pid"] for event in inbound} == {server_pid}
+            assert {event["exe"] for event in outbound + inbound} == {PYTHON}
+
+
+def test_a_socket_event_names_its_process_as_the_process_table_does(recording: Recording) -> None:
+    with server("127.0.0.1", 0.3) as (pid, port), Process(Procfs(), pid) as shown:
+        (event,) = recording.expect(TABLE, local_port=port, state="listen")
+        assert (event["pid"], event["entity_id"]) == (pid, shown.entity_id)
+        assert (event["netns"], event["cmdline"]) == (shown.netns, shown.cmdline)
+        assert event["parent_entity_id"] == shown.parent_entity_id
+
+
+def test_a_listener_comes_and_goes(recording: Recording) -> None:
+    with server("127.0.0.1", 0.3) as (pid, port):
+        (event,) = recording.expect(TABLE, pid=pid, state="listen")
+        assert (event["local_addr"], event["local_port"], event["protocol"]) == ("127.0.0.1", port, 6)
+        assert (event["remote_addr"], event["direction"]) == (None, None)
+    recording.expect(TABLE, pid=pid, state="closed", local_port=port, remote_port=None)
+
+
+def test_what_was_open_before_is_not_reported_until_it_closes() -> None:
+    with server("127.0.0.1", 0.6) as (_, port), socket.create_connection(("127.0.0.1", port)) as connection:
+        own_port = connection.getsockname()[1]
+        with Recording(sources("snapshots")) as recording:
+            time.sleep(0.2)
+            assert not recording.events(TABLE, local_port=own_port)
+            connection.close()
+            (event,) = recording.expect(TABLE, local_port=own_port)
+            assert (event["state"], event["pid"], event["direction"]) == ("closed", os.getpid(), "outbound")
+
+
+def test_datagram_sockets_with_a_peer_or_a_port_of_their_own(recording: Recording) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connected:
+        connected.connect(("127.0.0.1", 9))
+        port = connected.getsockname()[1]
+        (event,) = recording.expect(TABLE, local_port=port, protocol=17)
+        assert (event["state"], event["direction"], event["remote_port"]) == ("established", "outbound", 9)
+        assert event["pid"] == os.getpid()
+    recording.expect(TABLE, local_port=port, protocol=17, state="closed")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound:
+        bound.bind(("127.0.0.1", 0))
+        time.sleep(0.3)
+        assert not recording.events(TABLE, local_port=bound.getsockname()[1], protocol=17)
+    for port in range(20_000, 20_100):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound:
+            try:
+                bound.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            recording.expect(TABLE, local_port=port, protocol=17, state="listen")
+        break
+
+
+@contextmanager
+def other_namespace() -> Iterator[str]:
+    name = f"zeek-agent-fallback-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+@root
+@pytest.mark.parametrize("backend", ["inet_diag", "snapshots"])
+def test_connections_in_another_network_namespace(backend: str) -> None:
+    code = (
+        "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)\n"
+        "time.sleep(1.5); c = socket.create_connection(s.getsockname()); a = s.accept(); time.sleep(0.5)"
+    )
+    with other_namespace() as name, Recording(sources(backend)) as recording:
+        inside = Path(f"/run/netns/{name}").stat().st_ino
+        command = ["ip", "netns", "exec", name, sys.executable, "-c", code]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            port = int(process.stdout.readline())
+            (outbound,) = recording.expect(TABLE, remote_port=port, netns=inside, state="established")
+            (inbound,) = recording.expect(TABLE, local_port=port, netns=inside, state="established")
+            assert outbound["pid"] == inbound["pid"] == process.pid
+            assert (outbound["direction"], inbound["direction"]) == ("outbound", "inbound")
+        recording.expect(TABLE, 3, netns=inside, state="closed", pid=process.pid)
+
+
+@root
+def test_loopback_can_be_left_out() -> None:
+    with (
+        Recording(sources("inet_diag", ignore_loopback=True)) as recording,
+        server("127.0.0.1", 0.1) as (_, port),
+    ):
+        client("127.0.0.1", port, 0.1, 5, 100)
+        time.sleep(0.3)
+        assert not [event for event in recording.events(TABLE) if port in {event["local_port"], event["remote_port"]}]
