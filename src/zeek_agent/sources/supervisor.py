@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _WATCH: Final = 1.0
 _TRY_AGAIN: Final = 60.0
+_QUIET: Final = 3
 
 
 @dataclass(slots=True)
@@ -34,6 +35,7 @@ class _Post:
     tables: set[str] = field(default_factory=set)
     unrecorded_since: float | None = None
     losing_since: float | None = None
+    losing_until: float = 0.0
     lost: int = 0
     checked: float = 0.0
     try_again: float = 0.0
@@ -181,18 +183,13 @@ class Supervisor:
         self._fill(post, post.sources[post.sources.index(failed) + 1 :])
 
     def _note_losses(self, post: _Post, source: Source, *, at_end: bool = False) -> None:
-        """Record the time in which the kernel's buffer overflowed as a gap, once that is over."""
+        """Record the time in which the kernel's buffer overflowed as a gap, once that has been over for a while."""
         now, lost = self._clock(), source.counters.lost["overrun"]
         if lost > post.lost:
             post.losing_since = post.losing_since or post.checked or now
-            if at_end:
-                self._end_of_losses(post, now)
-        elif post.losing_since is not None:
-            self._end_of_losses(post, now)
+            post.losing_until = now
         post.lost = lost
-
-    def _end_of_losses(self, post: _Post, now: float) -> None:
-        assert post.losing_since is not None
-        self._store.record_gap(post.kind, post.losing_since, now, "overrun")
-        log.warning("%s events were lost: the kernel's buffer was full", post.kind)
-        post.losing_since = None
+        if post.losing_since is not None and (at_end or now >= post.losing_until + _QUIET * self._interval):
+            self._store.record_gap(post.kind, post.losing_since, post.losing_until, "overrun")
+            log.warning("%s events were lost: the kernel's buffer was full", post.kind)
+            post.losing_since = None

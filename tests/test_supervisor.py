@@ -1,0 +1,187 @@
+"""Choosing sources, and replacing one that fails: with small sources, a real store and a real thread."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from zeek_agent.config import SourceSettings
+from zeek_agent.events import EventStore
+from zeek_agent.schema import Column, Row, Table
+from zeek_agent.sources import Sink, Source
+from zeek_agent.sources.registry import candidates
+from zeek_agent.sources.supervisor import Supervisor
+
+TABLE = Table(
+    "processes_events",
+    "for tests",
+    description="For tests.",
+    columns=[Column("time", "time", "a value"), Column("number", "count", "a value")],
+    kind="events",
+)
+
+
+class Scripted(Source):
+    """Does what a test tells it to."""
+
+    kind = "processes"
+
+    def __init__(self, backend: str, why_not: str | None = None, refuses: bool = False) -> None:
+        super().__init__()
+        self.backend = backend
+        self.why_not = why_not
+        self.refuses = refuses
+        self.sink: Sink | None = None
+        self.drained = 0
+
+    def probe(self) -> str | None:
+        return self.why_not
+
+    def start(self, sink: Sink) -> None:
+        if self.refuses:
+            raise OSError("refused after all")
+        self.sink = sink
+
+    def stop(self) -> None:
+        self.sink = None
+
+    def drain(self) -> None:
+        self.drained += 1
+
+    def emit(self, *rows: Row) -> None:
+        assert self.sink is not None
+        self.counters.received += len(rows)
+        self.sink("processes_events", rows)
+
+
+@pytest.fixture
+def store() -> EventStore:
+    return EventStore(None, [TABLE])
+
+
+def supervisor(store: EventStore, sources: Sequence[Source]) -> Supervisor:
+    chosen = {"processes": list(sources)}
+    return Supervisor(SourceSettings(), store, choose=lambda settings, redact: chosen, interval=0.02)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "did not come true in time"
+        time.sleep(0.01)
+
+
+def test_the_first_source_that_works_is_taken_and_the_others_say_why_not(store: EventStore) -> None:
+    best, second, third = Scripted("best", "no BTF"), Scripted("second", refuses=True), Scripted("third")
+    chosen = supervisor(store, [best, second, third, Scripted("fourth")])
+    chosen.start()
+    third.emit((1.0, 1), (2.0, 2))
+    assert chosen.rows() == [
+        ("processes", "best", False, "no BTF", 0, 0, 0, 0, None),
+        ("processes", "second", False, "refused after all", 0, 0, 0, 0, None),
+        ("processes", "third", True, None, 2, 0, 0, 0, None),
+        ("processes", "fourth", False, "a better one is at work", 0, 0, 0, 0, None),
+    ]
+    chosen.drain()
+    assert third.drained == 1
+    chosen.stop()
+    assert third.sink is None
+    chosen.stop()
+    store.flush()
+    assert store.last("processes_events") == 2
+    store.close()
+
+
+def test_a_source_that_fails_is_replaced_which_is_logged_and_a_gap(
+    store: EventStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    best, next_best = Scripted("best"), Scripted("next")
+    chosen = supervisor(store, [best, next_best])
+    caplog.set_level(logging.INFO)
+    chosen.start()
+    best.failure = "the ring is gone"
+    until(lambda: next_best.sink is not None)
+    assert best.sink is None
+    assert "source best has failed: the ring is gone" in caplog.text
+    assert "processes events are recorded by next" in caplog.text
+    reasons = {row[1]: (row[2], row[3], row[8]) for row in chosen.rows()}
+    assert reasons == {"best": (False, "the ring is gone", "the ring is gone"), "next": (True, None, None)}
+    until(lambda: store.flush() and bool(store.gaps()))
+    ((source, begin, end, cause),) = store.gaps()
+    assert (source, cause) == ("processes", "no source was at work")
+    assert isinstance(begin, float)
+    assert isinstance(end, float)
+    assert begin <= end <= time.time()
+    chosen.stop()
+    store.close()
+
+
+def test_an_error_while_draining_counts_as_a_failure(store: EventStore) -> None:
+    class Broken(Scripted):
+        def drain(self) -> None:
+            raise OSError("bad descriptor")
+
+    broken, next_best = Broken("broken"), Scripted("next")
+    chosen = supervisor(store, [broken, next_best])
+    chosen.start()
+    chosen.drain()
+    until(lambda: next_best.sink is not None)
+    chosen.stop()
+    store.close()
+
+
+def test_when_no_source_works_that_is_an_error_and_none_is_active(
+    store: EventStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = supervisor(store, [Scripted("only", "not here")])
+    chosen.start()
+    assert "processes events are not recorded" in caplog.text
+    assert [row[2] for row in chosen.rows()] == [False]
+    chosen.stop()
+    store.close()
+
+
+def test_a_time_of_losses_is_one_gap(store: EventStore) -> None:
+    source = Scripted("lossy")
+    chosen = supervisor(store, [source])
+    chosen.start()
+    for _ in range(5):
+        source.counters.lost["overrun"] += 10
+        time.sleep(0.03)
+    until(lambda: store.flush() and bool(store.gaps()))
+    ((name, _, _, cause),) = store.gaps()
+    assert (name, cause) == ("processes", "overrun")
+    assert chosen.rows()[0][5] == 50
+    chosen.stop()
+    store.close()
+
+
+def test_what_the_store_cannot_take_is_shown_with_the_source(store: EventStore) -> None:
+    source = Scripted("source")
+    chosen = supervisor(store, [source])
+    chosen.start()
+    source.emit((1.0, 1), ("not", "a row"))
+    store.close()
+    source.emit((2.0, 2))
+    row = chosen.rows()[0]
+    assert (row[4], row[6], row[7]) == (3, 1, 1)
+    chosen.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "sockets"),
+    [
+        ({}, ["ebpf", "proc_connector", "audit", "snapshots"], ["ebpf", "inet_diag", "audit", "snapshots"]),
+        ({"processes": "audit", "sockets": "snapshots"}, ["audit"], ["snapshots"]),
+        ({"processes": "off", "sockets": "off"}, [], []),
+    ],
+)
+def test_the_configuration_chooses_among_the_backends(
+    settings: dict[str, str], processes: list[str], sockets: list[str]
+) -> None:
+    found = candidates(SourceSettings(**settings))  # type: ignore[arg-type]
+    assert [source.backend for source in found["processes"]] == processes
+    assert [source.backend for source in found["sockets"]] == sockets
