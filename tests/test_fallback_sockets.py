@@ -255,6 +255,27 @@ def test_connections_in_another_network_namespace(backend: str) -> None:
 
 
 @root
+def test_a_connection_that_nobody_answers_has_failed() -> None:
+    with other_namespace() as name, Recording(sources("inet_diag")) as recording:
+        for command in (
+            "link add here type veth peer name nobody",
+            "address add 203.0.113.1/24 dev here",
+            "link set here up",
+            "link set nobody up",
+        ):
+            subprocess.run(["ip", "-n", name, *command.split()], check=True)
+        code = (
+            "import socket, time; time.sleep(1.2); s = socket.socket(); s.setblocking(False)\n"
+            "s.connect_ex(('203.0.113.9', 4321)); time.sleep(0.3)"
+        )
+        with subprocess.Popen(["ip", "netns", "exec", name, sys.executable, "-c", code]) as process:
+            pass
+        (event,) = recording.expect(TABLE, remote_addr="203.0.113.9")
+        assert (event["state"], event["direction"], event["remote_port"]) == ("failed", "outbound", 4321)
+        assert (event["pid"], event["local_addr"]) == (process.pid, "203.0.113.1")
+
+
+@root
 def test_loopback_can_be_left_out() -> None:
     with (
         Recording(sources("inet_diag", ignore_loopback=True)) as recording,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,8 +13,12 @@ from zeek_agent.config import SourceSettings
 from zeek_agent.events import EventStore
 from zeek_agent.schema import Column, Row, Table
 from zeek_agent.sources import Sink, Source
+from zeek_agent.sources.proc_connector import ProcConnector
+from zeek_agent.sources.process_cache import ProcessCache
 from zeek_agent.sources.registry import candidates
+from zeek_agent.sources.snapshots import ProcessSnapshots
 from zeek_agent.sources.supervisor import Supervisor
+from zeek_agent.tables.events import TABLES
 
 TABLE = Table(
     "processes_events",
@@ -115,6 +120,24 @@ def test_a_source_that_fails_is_replaced_which_is_logged_and_a_gap(
     assert isinstance(begin, float)
     assert isinstance(end, float)
     assert begin <= end <= time.time()
+    chosen.stop()
+    store.close()
+
+
+@pytest.mark.root
+def test_events_go_on_when_a_real_source_breaks() -> None:
+    store = EventStore(None, TABLES)
+    settings, cache = SourceSettings(snapshot_interval=0.05), ProcessCache()
+    connector = ProcConnector(cache, settings)
+    chosen = supervisor(store, [connector, ProcessSnapshots(cache, settings)])
+    chosen.start()
+    connector._channel.close()
+    until(lambda: bool(chosen.rows()[1][2]))
+    assert "ValueError" in str(chosen.rows()[0][3]) or "descriptor" in str(chosen.rows()[0][3])
+    before = store.counters["processes_events"].received
+    subprocess.run(["/bin/sleep", "0.3"], check=True)
+    chosen.drain()
+    assert store.counters["processes_events"].received >= before + 2
     chosen.stop()
     store.close()
 
