@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from zeek_agent import event_file
 from zeek_agent.access import AccessPolicy
+from zeek_agent.events import EventStore
 from zeek_agent.host import Host
 from zeek_agent.schema import Constraints, Row, Table
 from zeek_agent.tables import builtin_tables
@@ -18,11 +20,19 @@ class Agent:
     instance = "I5sCElvPqe0P8W73ADijZGY"
     hostname = "host.example"
 
+    def __init__(self, store: EventStore | None = None) -> None:
+        self.store = store
+
     def uptime(self) -> float:
         return 1.5
 
     def tables(self) -> Iterable[Table]:
         return builtin_tables()
+
+    def recorded(
+        self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
+    ) -> Sequence[Row]:
+        return event_file.read(self.store.uri, sql, bindings, check) if self.store else ()
 
     def connections(self) -> Iterable[Row]:
         return ()
@@ -49,6 +59,7 @@ def ask(
     columns: Iterable[str] | None = None,
     access: AccessPolicy | None = None,
     check: Callable[[], None] = lambda: None,
+    store: EventStore | None = None,
     **equal: Any,
 ) -> list[dict[str, Any]]:
     """The table's rows as dictionaries; `equal` holds what `WHERE column = value` or `column IN (…)` would."""
@@ -56,7 +67,7 @@ def ask(
     given.update(zip(given, parameters, strict=False))
     names = [column.name for column in table.columns]
     wanted = Constraints(
-        Host(Agent(), access or AccessPolicy()),
+        Host(Agent(store), access or AccessPolicy()),
         given,
         {name: frozenset(values if isinstance(values, list) else [values]) for name, values in equal.items()},
         frozenset(names if columns is None else columns),

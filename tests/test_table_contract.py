@@ -25,6 +25,7 @@ ARGUMENTS: dict[str, Sequence[str]] = {
     "files_list": ["/etc/*"],
     "files_lines": ["/etc/*"],
     "files_columns": ["/etc/*", "$1:text,$2:int,$3:blob"],
+    "process_tree": ["1"],
 }
 NEVER_NULL = {
     "processes": {"name", "pid", "ppid", "uid", "gid", "ruid", "rgid", "priority", "vsize", "rsize", "utime", "stime"}

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zeek_agent import __version__, identity, logbook, paths
+from zeek_agent import __version__, event_file, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.answers import answering
@@ -149,6 +149,12 @@ class Agent:
 
     def tables(self) -> Iterable[Table]:
         return self.database.tables.values()
+
+    def recorded(
+        self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
+    ) -> Sequence[Row]:
+        self._drain_blocking()
+        return event_file.read(self.store.uri, sql, bindings, check)
 
     def connections(self) -> Iterable[Row]:
         return [connection.row() for connection in self._connections]

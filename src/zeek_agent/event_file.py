@@ -34,6 +34,7 @@ MISFITS: Final = (
 """What a row raises that does not fit its table; UnicodeEncodeError is a ValueError."""
 
 _BUSY_MILLISECONDS: Final = 2_000
+_STEPS_BETWEEN_CHECKS: Final = 100_000
 _PAGE_BYTES: Final = 4_096
 _DELETE_ROWS: Final = 5_000
 _GAPS_KEPT: Final = 1_000
@@ -345,15 +346,29 @@ class EventFile:
 
 def read_delivered(uri: str, key: str) -> Delivered | None:
     """What has been committed under that key, read by a connection of its own."""
+    sql = "SELECT seqs, snapshot, under_way FROM _delivered WHERE key = ?"
+    for seqs, snapshot, under_way in read(uri, sql, (key,)):
+        return Delivered(json.loads(seqs), snapshot, json.loads(under_way))
+    return None
+
+
+def read(
+    uri: str, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
+) -> list[tuple[Any, ...]]:
+    """The rows of a statement on the store at `uri`, read by a connection of its own.
+
+    `check` is called now and then and ends the statement by raising.
+    """
+
+    def progress() -> bool:
+        check()
+        return False
+
     connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
     try:
         connection.set_busy_timeout(_BUSY_MILLISECONDS)
-        found: list[tuple[Any, ...]] = connection.execute(
-            "SELECT seqs, snapshot, under_way FROM _delivered WHERE key = ?", (key,)
-        ).fetchall()
-        for seqs, snapshot, under_way in found:
-            return Delivered(json.loads(seqs), snapshot, json.loads(under_way))
-        return None
+        connection.set_progress_handler(progress, _STEPS_BETWEEN_CHECKS)
+        return connection.execute(sql, bindings).fetchall()
     finally:
         connection.close()
 

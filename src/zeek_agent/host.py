@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 class AgentView(Protocol):
-    """The running agent as its own tables show it. Each method yields rows of the table that it is named after."""
+    """The running agent as tables show it. The methods from `connections` on yield rows of the table that they are
+    named after.
+    """
 
     id: str
     instance: str
@@ -26,6 +28,15 @@ class AgentView(Protocol):
 
     def tables(self) -> Iterable[Table]:
         """The tables that can be asked now."""
+        ...
+
+    def recorded(
+        self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
+    ) -> Sequence[Row]:
+        """The rows of a statement on the event store, which holds all that has happened until now; none without one.
+
+        `check` ends a statement that takes too long, by raising.
+        """
         ...
 
     def connections(self) -> Iterable[Row]: ...

@@ -62,6 +62,14 @@ class Process:
     until: int | None = None
     exited: bool = False
 
+    def keep_parent(self, earlier: Process) -> None:
+        """Who forked the process stays its parent, also when that has ended since and another one inherited it."""
+        if earlier.parent_entity_id is not None:
+            self.ppid = earlier.ppid
+            self.parent_entity_id = earlier.parent_entity_id
+            self.parent_name = earlier.parent_name
+            self.parent_exe = earlier.parent_exe
+
 
 class ProcessCache:
     """Facts by pid and time. One thread feeds it; any thread may ask."""

@@ -13,7 +13,7 @@ from zeek_agent.schema import Table
 
 log = logging.getLogger(__name__)
 
-FAMILIES: Final = ("processes", "sockets", "users", "files", "network", "agent", "events")
+FAMILIES: Final = ("processes", "process_tree", "sockets", "users", "files", "network", "agent", "events")
 PLUGINS: Final = "zeek_agent.tables"
 """The entry-point group of packages that add tables; each names a `Table` or several in a sequence."""
 

@@ -16,7 +16,7 @@ processes_events = Table(
         Column("time", "time", "when it happened"),
         Column("name", "text", "short name of the process, at most 15 bytes (comm in proc(5))"),
         Column("pid", "count", "process id"),
-        Column("ppid", "count", "parent's process id"),
+        Column("ppid", "count", "process id of the parent, which is the process that forked this one"),
         Column("uid", "count", "effective user id"),
         Column("gid", "count", "effective group id"),
         Column("ruid", "count", "real user id"),

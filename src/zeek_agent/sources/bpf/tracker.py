@@ -89,6 +89,9 @@ class ProcessTracker:
         process.cmdline = self.cache.command_line(arguments, total > size)
         if flags & (Flags.EXE_CUT | Flags.CWD_CUT | Flags.CGROUP_CUT | Flags.ARGUMENTS_UNREADABLE):
             self._complete(process, paths[cgroup_end:].rstrip(b"\0"))
+        earlier = self.cache.lookup(process.pid, ticks=process.start_ticks)
+        if earlier is not None:
+            process.keep_parent(earlier)
         self.cache.exec(process)
         return process
 

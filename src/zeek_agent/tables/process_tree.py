@@ -1,0 +1,266 @@
+"""Where a process comes from and what came of it: who lives is in proc(5), who has ended in the event store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, Final, TypeAlias
+
+from zeek_agent.errors import LimitError, SqlError
+from zeek_agent.schema import Column, Constraints, Parameter, Row, Table
+from zeek_agent.sources.procfs import Procfs
+
+process_tree = Table(
+    "process_tree",
+    "the ancestors and descendants of a process, those that have ended included",
+    description=(
+        "A row for the process itself, one for each of its ancestors, outermost first, and one for each descendant, "
+        "depth first. Processes that have ended are there as long as the event store keeps them. A process belongs to "
+        "the one that started it, also when that has ended and the kernel counts it as a child of another. "
+        "`process_tree(pid)` takes the process that has this pid now, else the last one that had it; "
+        "`WHERE _entity_id = …` takes exactly that process."
+    ),
+    columns=[
+        Column("relation", "text", "`ancestor`, `self` or `descendant`"),
+        Column("depth", "count", "generations between the process and this one"),
+        Column("pid", "count", "process id"),
+        Column("ppid", "count", "process id of the one that started it, where that is known; else of its parent now"),
+        Column("name", "text", "short name of the process, at most 15 bytes for user processes (comm in proc(5))"),
+        Column("exe", "text", "executable's path, of the last program that it executed"),
+        Column("cmdline", "text", "arguments joined by spaces, what `access.redact` matches masked"),
+        Column("uid", "count", "effective user id"),
+        Column("start_time", "time", "when the process started"),
+        Column("exit_time", "time", "when it ended; null also when that was not recorded"),
+        Column("running", "bool", "whether it still runs"),
+        Column("entity_id", "text", "the process's name that is never used again (as in `processes`)"),
+        Column("parent_entity_id", "text", "`entity_id` of the one that started it"),
+    ],
+    parameters=[
+        Parameter("pid", "count", "process id; either this or `entity_id` must be given", required=False),
+        Parameter("entity_id", "text", "the process by the name that is never used again", required=False),
+    ],
+    examples=[
+        "SELECT relation, depth, pid, exe, cmdline FROM process_tree(1)",
+        "SELECT name, exit_time FROM process_tree WHERE _pid = 1 AND relation = 'descendant' AND NOT running",
+    ],
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A process of the family, as much of it as is known."""
+
+    entity_id: str
+    parent: str | None
+    pid: int | None
+    ppid: int | None
+    name: str | None
+    exe: str | None
+    cmdline: str | None = None
+    uid: int | None = None
+    start_time: float | None = None
+    exit_time: float | None = None
+    parent_name: str | None = None
+    parent_exe: str | None = None
+    running: bool = False
+
+    def row(self, relation: str, depth: int) -> Row:
+        return (
+            relation,
+            depth,
+            self.pid,
+            self.ppid,
+            self.name,
+            self.exe,
+            self.cmdline,
+            self.uid,
+            self.start_time,
+            self.exit_time,
+            self.running,
+            self.entity_id,
+            self.parent,
+        )
+
+
+PROCESSES_MAX: Final = 50_000
+"""Living processes, and members of one tree that have ended; each takes about a kilobyte while a statement runs."""
+
+Recorded: TypeAlias = Callable[[str, Sequence[Any]], Sequence[Row]]
+"""Runs a statement on the event store."""
+
+_LAST_WITH_PID: Final = "SELECT entity_id FROM processes_events WHERE pid = ? ORDER BY seq DESC LIMIT 1"
+_PARENTS: Final = (
+    "SELECT DISTINCT entity_id, parent_entity_id FROM processes_events "
+    "WHERE parent_entity_id IS NOT NULL AND entity_id IN (SELECT value FROM json_each(?))"
+)
+_CHILDREN: Final = (
+    "SELECT DISTINCT entity_id, parent_entity_id FROM processes_events "
+    "WHERE entity_id <> '' AND parent_entity_id IN (SELECT value FROM json_each(?))"
+)
+_FACTS: Final = (
+    "SELECT entity_id, parent_entity_id, pid, ppid, name, exe, cmdline, uid, "
+    "iif(state = 'stopped', time - duration, time), iif(state = 'stopped', time, NULL), parent_name, parent_exe "
+    "FROM processes_events WHERE entity_id IN (SELECT value FROM json_each(?)) ORDER BY seq"
+)
+"""What makes a Member, each time the process started, executed something or ended."""
+
+
+@process_tree.snapshot
+def family(wanted: Constraints) -> Iterator[Row]:
+    recorded: Recorded = partial(wanted.host.agent.recorded, check=wanted.check)
+    living = {member.entity_id: member for member in _living(wanted)}
+    root = _root(wanted, living, recorded)
+    if root is None:
+        return
+    parents = {member.entity_id: member.parent for member in living.values()}
+    parents.update(_links(recorded, _PARENTS, living))
+    ancestors = _ancestors(root, parents, recorded)
+    children = _descendants(root, parents, recorded)
+    facts = _recorded_facts({root, *ancestors}.union(*children.values()), recorded)
+    unsure = [fact.pid for fact in facts.values() if fact.pid and not fact.exit_time and fact.entity_id not in living]
+    living |= {member.entity_id: member for member in _living(wanted, unsure)}
+    known = _with_living(facts, living)
+    _add_unrecorded(known, [*sorted(children.get(root, ()))[:1], root, *ancestors])
+    if root not in known:
+        return
+    for depth, entity in reversed(list(enumerate(ancestors, 1))):
+        yield known[entity].row("ancestor", depth)
+    yield known[root].row("self", 0)
+    waiting = [(1, child) for child in _by_age(children.get(root, ()), known)]
+    while waiting:
+        depth, entity = waiting.pop()
+        yield known[entity].row("descendant", depth)
+        waiting += [(depth + 1, child) for child in _by_age(children.get(entity, ()), known)]
+
+
+def _living(wanted: Constraints, pids: Sequence[int] | None = None) -> Iterator[Member]:
+    """The processes that /proc shows now, all or those of `pids`, their parents as they are now."""
+    redact = wanted.host.access.redact
+    for process in Procfs(wanted.host.proc).processes(pids):
+        wanted.check()
+        try:
+            member = Member(
+                process.entity_id,
+                process.parent_entity_id,
+                process.pid,
+                process.ppid,
+                process.name,
+                process.exe,
+                None if process.cmdline is None else redact(process.cmdline),
+                process.uid,
+                process.start_time,
+                running=process.state not in {"zombie", "dead"},
+            )
+        except ProcessLookupError:
+            continue
+        yield member
+
+
+def _root(wanted: Constraints, living: Mapping[str, Member], recorded: Recorded) -> str | None:
+    """The process that is asked for, by its entity id; None when there never was one that is known."""
+    pid, entity = wanted.parameter("pid"), wanted.parameter("entity_id")
+    if pid is None and entity is None:
+        raise SqlError("table process_tree: parameter _pid or _entity_id is required")
+    if entity is not None:
+        return str(entity) if pid is None or str(entity).split("-")[1:2] == [str(pid)] else None
+    found = next((member.entity_id for member in living.values() if member.pid == pid), None)
+    return found or next((str(entity) for (entity,) in recorded(_LAST_WITH_PID, [pid])), None)
+
+
+def _links(recorded: Recorded, sql: str, entities: Iterable[str]) -> dict[str, str]:
+    """Recorded parents by child, of the children or parents that the statement takes."""
+    return {str(child): str(parent) for child, parent in recorded(sql, [json.dumps(list(entities))])}
+
+
+def _ancestors(root: str, parents: dict[str, str | None], recorded: Recorded) -> list[str]:
+    """The parent, its parent, and so on; `parents` learns of those that have ended."""
+    lineage = [root]
+    while True:
+        entity = lineage[-1]
+        if entity not in parents:
+            parents[entity] = None
+            parents.update(_links(recorded, _PARENTS, [entity]))
+        parent = parents[entity]
+        if parent is None or parent in lineage:
+            return lineage[1:]
+        lineage.append(parent)
+
+
+def _descendants(root: str, parents: dict[str, str | None], recorded: Recorded) -> dict[str, set[str]]:
+    """Children by parent, generation by generation; `parents` learns of those that have ended."""
+    children: dict[str, set[str]] = {}
+    for child, parent in parents.items():
+        if parent is not None:
+            children.setdefault(parent, set()).add(child)
+    found: dict[str, set[str]] = {}
+    generation = {root}
+    while generation:
+        for child, parent in _links(recorded, _CHILDREN, generation).items():
+            if parents.setdefault(child, parent) == parent:
+                children.setdefault(parent, set()).add(child)
+        found.update({entity: children[entity] for entity in generation if entity in children})
+        if len(parents) > PROCESSES_MAX:
+            raise LimitError(f"table process_tree: the tree has more than {PROCESSES_MAX} processes")
+        generation = {child for entity in generation for child in children.get(entity, ())} - found.keys()
+    return found
+
+
+def _recorded_facts(entities: Iterable[str], recorded: Recorded) -> dict[str, Member]:
+    """What the event store tells of these processes."""
+    facts: dict[str, Member] = {}
+    row: Any
+    for row in recorded(_FACTS, [json.dumps(list(entities))]):
+        event = Member(*row)
+        facts[event.entity_id] = _merged(facts.get(event.entity_id), event)
+    return facts
+
+
+def _with_living(facts: Mapping[str, Member], living: Mapping[str, Member]) -> dict[str, Member]:
+    """What is known of each process: /proc counts for those that have not ended, but for who started them."""
+    known = dict(facts)
+    for entity, shown in living.items():
+        past = facts.get(entity)
+        if past is None:
+            known[entity] = shown
+        elif past.exit_time is not None:
+            known[entity] = replace(past, start_time=shown.start_time)
+        else:
+            ppid = past.ppid if past.parent is not None else shown.ppid
+            known[entity] = replace(shown, parent=past.parent or shown.parent, ppid=ppid)
+    return known
+
+
+def _merged(before: Member | None, event: Member) -> Member:
+    """What was known, and a later event of the same process: what that does not know stays."""
+    if before is None:
+        return event
+    start = before.start_time if event.exit_time is None else event.start_time or before.start_time
+    return replace(
+        event,
+        parent=event.parent or before.parent,
+        name=event.name or before.name,
+        exe=event.exe or before.exe,
+        cmdline=event.cmdline or before.cmdline,
+        uid=before.uid if event.uid is None else event.uid,
+        start_time=start,
+        parent_name=event.parent_name or before.parent_name,
+        parent_exe=event.parent_exe or before.parent_exe,
+    )
+
+
+def _add_unrecorded(known: dict[str, Member], lineage: Sequence[str]) -> None:
+    """Parents of which nothing is recorded themselves, since they ended too early: what their child tells."""
+    for child, parent in pairwise(lineage):
+        if parent not in known and (told := known.get(child)) is not None:
+            known[parent] = Member(parent, None, told.ppid, None, told.parent_name, told.parent_exe)
+
+
+def _by_age(entities: Iterable[str], known: Mapping[str, Member]) -> list[str]:
+    """Youngest first, as a stack takes them."""
+    return sorted(entities, key=lambda entity: (known[entity].start_time or 0.0, known[entity].pid or 0), reverse=True)
+
+
+TABLES = (process_tree,)

@@ -1,0 +1,211 @@
+"""The table process_tree, of processes that really ran: who lives, who has ended, who had the same pid before."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from asking import Agent, ask
+
+from zeek_agent.access import AccessPolicy
+from zeek_agent.config import AccessSettings, SourceSettings
+from zeek_agent.database import Database
+from zeek_agent.errors import SqlError
+from zeek_agent.events import EventStore
+from zeek_agent.host import Host
+from zeek_agent.sources.bpf.monitor import Monitor
+from zeek_agent.sources.ebpf_processes import EbpfProcesses
+from zeek_agent.sources.process_cache import ProcessCache
+from zeek_agent.sources.procfs import Process, Procfs
+from zeek_agent.tables import events
+from zeek_agent.tables.process_tree import process_tree
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+Tree = Callable[..., list[dict[str, Any]]]
+
+SPAWN_WITH_PID = """
+import ctypes, os, signal, struct, sys
+CLONE3, pid = 435, int(sys.argv[1])
+set_tid = ctypes.c_int(pid)
+arguments = struct.pack("=11Q", 0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(set_tid), 1, 0)
+if ctypes.PyDLL(None, use_errno=True).syscall(CLONE3, arguments, len(arguments)) == 0:
+    os.execv("/bin/sh", ["sh", "-c", *sys.argv[2:]])
+os.waitpid(pid, 0)
+"""
+"""Runs a shell command in a process with that pid (clone3(2))."""
+
+
+@pytest.fixture(scope="module")
+def tree() -> Iterator[Tree]:
+    """Asks for a tree while process events are recorded."""
+    store = EventStore(None, events.TABLES)
+    source = EbpfProcesses(Monitor(ProcessCache()), SourceSettings(ignore_self=False))
+    if (reason := source.probe()) is not None:
+        pytest.skip(reason)
+    source.start(store.append)
+
+    def asked(*parameters: Any, **options: Any) -> list[dict[str, Any]]:
+        source.drain()
+        assert store.flush()
+        return ask(process_tree, *parameters, store=store, **options)
+
+    yield asked
+    source.stop()
+    store.close()
+
+
+def entity_of(pid: int) -> str:
+    with Process(Procfs(), pid) as process:
+        return process.entity_id
+
+
+def by_relation(rows: list[dict[str, Any]], relation: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["relation"] == relation]
+
+
+@pytest.mark.root
+def test_the_tree_goes_on_through_processes_that_have_ended(tree: Tree) -> None:
+    script = '/bin/sh -c "/bin/sleep 60 >/dev/null 2>&1 & echo \\$\\$ \\$!"; true'
+    with subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE, text=True) as shell:
+        assert shell.stdout is not None
+        inner, sleeper = map(int, shell.stdout.readline().split())
+    try:
+        while _command_line(sleeper) != "/bin/sleep 60":
+            time.sleep(0.001)
+        with Process(Procfs(), sleeper) as orphan:
+            assert orphan.ppid not in {inner, shell.pid}
+        down = tree(shell.pid)
+        up = tree(sleeper)
+    finally:
+        os.kill(sleeper, 9)
+    assert [(row["relation"], row["depth"], row["pid"]) for row in down if row["relation"] != "ancestor"] == [
+        ("self", 0, shell.pid),
+        ("descendant", 1, inner),
+        ("descendant", 2, sleeper),
+    ]
+    me, first, second, third = down[-4:]
+    assert (me["pid"], me["running"], me["exit_time"], me["entity_id"]) == (
+        os.getpid(),
+        True,
+        None,
+        entity_of(os.getpid()),
+    )
+    assert (first["running"], second["running"], third["running"]) == (False, False, True)
+    assert first["start_time"] <= second["start_time"] <= second["exit_time"] <= first["exit_time"] <= time.time()
+    assert third["cmdline"] == "/bin/sleep 60"
+    assert (third["exit_time"], third["ppid"], third["parent_entity_id"]) == (None, inner, second["entity_id"])
+    assert [(row["relation"], row["depth"], row["entity_id"]) for row in up[-4:]] == [
+        ("ancestor", 3, me["entity_id"]),
+        ("ancestor", 2, first["entity_id"]),
+        ("ancestor", 1, second["entity_id"]),
+        ("self", 0, third["entity_id"]),
+    ]
+
+
+@pytest.mark.root
+def test_a_process_that_is_gone_is_found_with_what_it_last_was(tree: Tree) -> None:
+    gone = subprocess.Popen(["/bin/sh", "-c", "exec /bin/sh -c 'exit 3'"], user=65534, group=65534, extra_groups=[])
+    gone.wait()
+    (row,) = by_relation(tree(gone.pid), "self")
+    assert (row["name"], row["exe"], row["uid"]) == ("sh", os.path.realpath("/bin/sh"), 65534)
+    assert row["cmdline"] == "/bin/sh -c exit 3"
+    assert (row["running"], row["ppid"]) == (False, os.getpid())
+    assert 0 < row["exit_time"] - row["start_time"] < 10
+    assert by_relation(tree(None, row["entity_id"]), "self") == [row]
+
+
+@pytest.mark.root
+def test_a_pid_that_is_used_again_does_not_mix_two_processes(tree: Tree) -> None:
+    first = subprocess.Popen(["/bin/sh", "-c", "/bin/echo first; true"], stdout=subprocess.DEVNULL)
+    first.wait()
+    (old,) = by_relation(tree(first.pid), "self")
+    time.sleep(0.02)  # ticks of 10 ms tell them apart
+    spawn = subprocess.Popen(
+        [sys.executable, "-c", SPAWN_WITH_PID, str(first.pid), "/bin/echo second; true"], stdout=subprocess.DEVNULL
+    )
+    assert spawn.wait() == 0
+    rows = tree(first.pid)
+    (new,) = by_relation(rows, "self")
+    assert (new["pid"], new["ppid"]) == (first.pid, spawn.pid)
+    assert new["entity_id"] != old["entity_id"]
+    assert [row["cmdline"] for row in by_relation(rows, "descendant")] == ["/bin/echo second"]
+    before = tree(None, old["entity_id"])
+    assert by_relation(before, "self") == [old]
+    assert [row["cmdline"] for row in by_relation(before, "descendant")] == ["/bin/echo first"]
+    assert tree(first.pid + 1, old["entity_id"]) == []
+
+
+def test_without_recorded_events_the_living_relatives_are_there() -> None:
+    with subprocess.Popen(["/bin/sleep", "60"]) as child:
+        rows = ask(process_tree, os.getpid())
+        child.kill()
+    ancestors = by_relation(rows, "ancestor")
+    assert [row["depth"] for row in ancestors] == list(range(len(ancestors), 0, -1))
+    assert ancestors[-1]["pid"] == os.getppid()
+    assert child.pid in [row["pid"] for row in by_relation(rows, "descendant") if row["depth"] == 1]
+    assert all(row["running"] for row in by_relation(rows, "self") + ancestors)
+
+
+def test_a_parent_that_was_not_recorded_is_there_with_what_its_child_tells() -> None:
+    store = EventStore(None, events.TABLES)
+    try:
+        store.append("processes_events", [_started("b-5000022-200", "b-5000021-100", pid=5000022, ppid=5000021)])
+        store.flush()
+        rows = ask(process_tree, 5000022, store=store)
+        assert ask(process_tree, None, "b-5000021-100", store=store)[-2:] == [
+            {**rows[0], "relation": "self", "depth": 0},
+            {**rows[1], "relation": "descendant", "depth": 1},
+        ]
+    finally:
+        store.close()
+    assert [(row["relation"], row["pid"], row["name"], row["exe"]) for row in rows] == [
+        ("ancestor", 5000021, "parent", "/bin/parent"),
+        ("self", 5000022, "child", "/bin/child"),
+    ]
+
+
+def test_command_lines_are_masked() -> None:
+    access = AccessPolicy(AccessSettings(redact=(r"--password=\S+",)))
+    with subprocess.Popen([sys.executable, "-c", "input()", "--password=secret"], stdin=subprocess.PIPE) as child:
+        while "secret" not in str(_command_line(child.pid)):
+            time.sleep(0.001)
+        (row,) = by_relation(ask(process_tree, child.pid, access=access), "self")
+        child.kill()
+    assert "secret" not in row["cmdline"]
+
+
+async def test_a_process_must_be_named() -> None:
+    database = Database([process_tree], Host(Agent()))
+    try:
+        with pytest.raises(SqlError, match="parameter _pid or _entity_id is required"):
+            await database.query("SELECT * FROM process_tree")
+        assert (await database.query("SELECT * FROM process_tree(4194305)")).rows == []
+    finally:
+        await database.aclose()
+
+
+def _command_line(pid: int) -> str | None:
+    with Process(Procfs(), pid) as process:
+        return process.cmdline
+
+
+def _started(entity: str, parent: str, *, pid: int, ppid: int) -> list[Any]:
+    values = {
+        "time": 10.0,
+        "state": "started",
+        "name": "child",
+        "exe": "/bin/child",
+        "pid": pid,
+        "ppid": ppid,
+        "entity_id": entity,
+        "parent_entity_id": parent,
+        "parent_name": "parent",
+        "parent_exe": "/bin/parent",
+    }
+    return [values.get(column.name) for column in events.processes_events.recorded]
