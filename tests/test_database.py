@@ -260,6 +260,10 @@ async def test_without_a_store_event_tables_are_empty(profile: Profile) -> None:
     [
         "SELECT * FROM store._delivered",
         "SELECT * FROM _delivered",
+        "SELECT count(*) FROM _Delivered",
+        "SELECT count(*) FROM store._delivered AS t",
+        "SELECT count(*) FROM event_window",
+        "SELECT count(*) FROM store.sqlite_sequence",
         "SELECT * FROM store.sqlite_schema",
         "SELECT * FROM event_window",
         "WITH processes_events AS (SELECT * FROM store._delivered) SELECT * FROM processes_events",

@@ -224,19 +224,18 @@ FUNCTIONS: Final = (
     _function(rtrim, "rtrim(value [, characters])", (1, 2), replaces=True),
 )
 
-BUILT_IN: Final = frozenset(
-    """
-    abs char coalesce concat concat_ws format glob hex if ifnull iif instr length like likely unlikely likelihood lower
-    ltrim max min nullif octet_length printf quote random randomblob replace round rtrim sign substr substring trim
-    typeof unhex unicode unistr upper sqlite_version
-    acos acosh asin asinh atan atan2 atanh ceil ceiling cos cosh degrees exp floor ln log log10 log2 mod pi pow power
-    radians sin sinh sqrt tan tanh trunc
-    current_date current_time current_timestamp date datetime julianday strftime time timediff unixepoch
-    avg count group_concat median percentile percentile_cont percentile_disc string_agg sum total
-    cume_dist dense_rank first_value lag last_value lead nth_value ntile percent_rank rank row_number
-    json json_array json_array_length json_each json_error_position json_extract json_group_array json_group_object
-    json_insert json_object json_pretty json_quote json_remove json_replace json_set json_tree json_type json_valid
-    subtype -> ->>
-    """.split()  # noqa: SIM905
-)
+_BUILT_IN: Final = """
+abs char coalesce concat concat_ws format glob hex if ifnull iif instr length like likely unlikely likelihood lower
+ltrim max min nullif octet_length printf quote random randomblob replace round rtrim sign substr substring trim
+typeof unhex unicode unistr upper sqlite_version
+acos acosh asin asinh atan atan2 atanh ceil ceiling cos cosh degrees exp floor ln log log10 log2 mod pi pow power
+radians sin sinh sqrt tan tanh trunc
+current_date current_time current_timestamp date datetime julianday strftime time timediff unixepoch
+avg count group_concat median percentile percentile_cont percentile_disc string_agg sum total
+cume_dist dense_rank first_value lag last_value lead nth_value ntile percent_rank rank row_number
+json json_array json_array_length json_each json_error_position json_extract json_group_array json_group_object
+json_insert json_object json_pretty json_quote json_remove json_replace json_set json_tree json_type json_valid
+subtype -> ->>
+"""
+BUILT_IN: Final = frozenset(_BUILT_IN.split())
 """Those of SQLite's functions that statements may call: they read nothing but their arguments and end soon."""

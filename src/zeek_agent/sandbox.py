@@ -22,6 +22,8 @@ from zeek_agent.results import Errors
 STEPS_BETWEEN_CHECKS: Final = 200
 PRAGMAS: Final = frozenset({"table_info", "table_list", "table_xinfo"})
 TABLE_FUNCTIONS: Final = frozenset({"json_each", "json_tree", *(f"pragma_{name}" for name in PRAGMAS)})
+OWN_SCHEMAS: Final = frozenset({"main", "temp", None})
+WINDOW_TABLE: Final = "event_window"
 SCHEMA_TABLES: Final = frozenset({"sqlite_master", "sqlite_schema", "sqlite_temp_master", "sqlite_temp_schema"})
 
 _ROW_BYTES_SHARE: Final = 4
@@ -113,11 +115,12 @@ class Authorizer:
     since it was last cleared. Raises AccessDeniedError, which ends the compilation.
     """
 
-    def __init__(self, policy: AccessPolicy, readable: Mapping[str, str], schemas: frozenset[str | None]) -> None:
+    def __init__(self, policy: AccessPolicy, readable: Mapping[str, str]) -> None:
         self._policy = policy
-        self._readable = readable
+        self._readable = {name.lower(): table for name, table in readable.items()}
         self._names = {table: [name for name, of in readable.items() if of == table] for table in readable.values()}
-        self._schemas = schemas
+        self.private: frozenset[str] = frozenset()
+        """Tables of the connection that are not for statements, in lower case."""
         self.trusted = True
         """True while the agent itself prepares the connection."""
         self.tables: set[str] = set()
@@ -133,7 +136,7 @@ class Authorizer:
             if second not in _FUNCTION_NAMES:
                 raise AccessDeniedError(f"function {second} may not be used")
         elif action == apsw.SQLITE_PRAGMA:
-            if first not in PRAGMAS:
+            if (first or "").lower() not in PRAGMAS:
                 raise AccessDeniedError(f"pragma {first} may not be used")
         else:
             name = apsw.mapping_authorizer_function.get(action, str(action))
@@ -142,21 +145,21 @@ class Authorizer:
         return apsw.SQLITE_OK
 
     def _read(self, name: str, column: str | None, schema: str | None, within: str | None) -> None:
-        if schema not in self._schemas:
-            raise AccessDeniedError(f"{schema}.{name} may not be read")
+        name = name.lower()
         table = self._readable.get(name)
         if table is not None:
             if not self._policy.may_query(*self._names[table]):
                 raise AccessDeniedError(f"table {table} may not be queried (access.tables_deny, access.tables_allow)")
             self.tables.add(table)
-        elif name == "event_window":
-            if self._readable.get(within or "") is None:
-                raise AccessDeniedError(f"{name} may not be read")
+        elif name == WINDOW_TABLE:
+            if (within or "").lower() not in self._readable:
+                raise AccessDeniedError(f"table {name} may not be read")
         elif name in SCHEMA_TABLES:
-            if schema == "store":
+            if schema not in OWN_SCHEMAS:
                 raise AccessDeniedError(f"{schema}.{name} may not be read")
-        elif name not in TABLE_FUNCTIONS and (column or schema):  # neither: rows of a WITH are counted
+        elif name in self.private or (name not in TABLE_FUNCTIONS and (column or schema)):
             raise AccessDeniedError(f"table {name} may not be read")
+        # A name that is left is a WITH's, whose rows are counted: SQLite asks for those without column and schema.
 
 
 _FUNCTION_NAMES: Final = BUILT_IN | {function.name for function in FUNCTIONS}

@@ -29,7 +29,6 @@ PUSHED_DOWN_VALUES: Final = 40
 
 _STORE: Final = "store"
 _ALL: Final = (0, 2**63 - 1)
-_SCHEMAS: Final = frozenset({"main", "temp", _STORE, None})
 
 
 class Profile(StrEnum):
@@ -103,7 +102,7 @@ class Session:
         self._encode = msgspec.msgpack.Encoder().encode
         readable = catalog.readable()
         self._names = {name: catalog.tables[table] for name, table in readable.items()}
-        self._authorizer = Authorizer(host.access, readable, _SCHEMAS)
+        self._authorizer = Authorizer(host.access, readable)
         self._connection = apsw.Connection(
             ":memory:", apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
         )
@@ -228,6 +227,8 @@ class Session:
         events = [layout for layout in layouts.values() if layout.table.kind == "events"]
         if store is not None and events:
             connection.execute(f"ATTACH ? AS {_STORE}", (self._store_uri,))
+            stored = connection.execute(f"SELECT lower(name) FROM {_STORE}.sqlite_schema").get or []
+            self._authorizer.private = frozenset(stored).difference(map(str.lower, self._names))
         if store is None or profile is Profile.STOCK:
             self._add_event_tables(events, stored=store is not None)
         else:
