@@ -6,6 +6,7 @@ end of a connection) is looked up at once. Rules of our own are set only if the 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -39,6 +40,8 @@ from zeek_agent.sources.sockets import ALL_STATES, TCP, UDP, InternetSocket, on_
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
+
+log = logging.getLogger(__name__)
 
 _READ_LOG: Final = 1  # AUDIT_NLGRP_READLOG
 _BUFFER: Final = 16 << 20
@@ -88,7 +91,7 @@ class AuditSource(Source):
             with AuditControl() as control:
                 control.clean_up()
         except OSError as error:  # no audit here, or not for us: then we have left no rules either
-            self.counters.last_error = f"audit: {error}"
+            log.debug("audit rules cannot be looked at: %s", error)
 
     def probe(self) -> str | None:
         try:

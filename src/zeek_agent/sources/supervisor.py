@@ -141,7 +141,7 @@ class Supervisor:
             reason = source.probe()
             if reason is None:
                 source.start(sink)
-        except OSError as error:
+        except (OSError, ImportError) as error:
             self._stop(source)
             return str(error)
         return reason
