@@ -125,10 +125,33 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
+class Bound:
+    """What a column must satisfy besides equality: `column operator value`."""
+
+    column: str
+    operator: Literal["<", "<=", ">", ">=", "LIKE", "GLOB"]
+    value: int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """How a table is asked that another program keeps, where each scan is a round trip.
+
+    Only such a table is given `Constraints.bounds` and `limit`. Of the columns `required`, one must be given a value;
+    on a value of the columns `decisive` it depends what the table shows at all. The columns `opaque` differ here from
+    what the other program compares: constraints on them are not handed over.
+    """
+
+    required: frozenset[str] = frozenset()
+    decisive: frozenset[str] = frozenset()
+    opaque: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Constraints:
     """What a statement wants from a table: parameters, and the values that some columns must equal.
 
-    A table may use `equal` and `columns` to do less work; it need not: SQLite checks each row again.
+    A table may use `equal`, `bounds` and `columns` to do less work; it need not: SQLite checks each row again.
     """
 
     host: Host
@@ -137,6 +160,9 @@ class Constraints:
     columns: frozenset[str] = frozenset()
     check: Callable[[], None] = lambda: None
     """Raises LimitError when the statement's time is up; long loops call it every few hundred steps."""
+    bounds: Sequence[Bound] = ()
+    limit: int | None = None
+    """So many rows that satisfy all of this are enough."""
 
     def equal(self, column: str) -> frozenset[Value] | None:
         """The values that `column` may have, or None when any value will do."""
@@ -178,6 +204,8 @@ class Table:
         examples: Iterable[str] = (),
         platforms: Iterable[str] = ("linux",),
         kind: Kind = "snapshot",
+        remote: Remote | None = None,
+        alias: bool = False,
     ) -> None:
         self.name = name
         self.summary = summary
@@ -190,6 +218,9 @@ class Table:
         self.examples = tuple(examples)
         self.platforms = tuple(platforms)
         self.kind: Kind = kind
+        self.remote = remote
+        self.alias = alias
+        """Whether it is another table under a second name, which lists of tables leave out."""
         self._snapshot: Snapshot | None = None
         names = [column.name for column in self.columns] + [parameter.column for parameter in self.parameters]
         if len(set(names)) != len(names):

@@ -26,7 +26,7 @@ from zeek_agent.scans import HELD_ROWS, HeldScan, SharedScans
 from zeek_agent.schema import Bound, Constraints, Row, Table, Value, ZeekType
 
 CHUNK_ROWS: Final = 64
-LOOKUPS_BEFORE_HOLDING: Final = 8
+LOOKUPS_BEFORE_HOLDING: Final = 4
 FULL_SCAN_ROWS: Final = 1_000
 
 _PUSHED_DOWN: Final = frozenset({"address", "blob", "bool", "count", "enum", "int", "interval", "real", "text", "time"})
@@ -245,13 +245,15 @@ class TableCursor:
     def _find(
         self, plan: Plan, parameters: tuple[Value, ...], equal: Mapping[int, frozenset[Any]]
     ) -> Iterator[Sequence[Any]]:
+        if self._held is not None and parameters == self._parameters:
+            return self._held.select(equal)
         reader = Reader(self._module, parameters)
         if self._module.surroundings.run.numbered:
             return reader.numbered().select(equal)
         if parameters != self._parameters:
             self._parameters, self._lookups, self._held, self._too_long = parameters, 0, None, False
         self._lookups += 1
-        if self._held is None and not self._too_long and self._lookups > (LOOKUPS_BEFORE_HOLDING if equal else 1):
+        if not self._too_long and self._lookups > (LOOKUPS_BEFORE_HOLDING if equal else 1):
             self._held = reader.hold(plan.used)
             self._too_long = self._held is None
         return reader.rows(plan.used, equal) if self._held is None else self._held.select(equal)

@@ -1,0 +1,415 @@
+"""Tables that another program keeps, as SQLite sees them: as few round trips as a statement can do with.
+
+Constraints whose values are known go with the question. Values that come out of other tables, in a join, are not known
+before the statement runs: it runs once to collect them, then the table is asked for all of them at once, and the
+statement runs again on the answer. A table that must be asked for something (`Remote.required`, `decisive`) is asked
+in batches of values; any other one is asked for a few values, or for all its rows when there are many.
+
+The question also says which columns are read, and how many rows are enough where nothing else decides that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Final, NamedTuple, Protocol
+
+import apsw
+import msgspec
+
+from zeek_agent.cells import INT64_MAX, INT64_MIN
+from zeek_agent.errors import SqlError
+from zeek_agent.scans import HeldScan
+from zeek_agent.schema import Bound, Remote
+from zeek_agent.virtual_tables import (
+    FULL_SCAN_ROWS,
+    Layout,
+    NumbersNeeded,
+    Reader,
+    Surroundings,
+    TableModule,
+    columns_used,
+    comparable,
+    number_from,
+)
+
+KEYS_AT_ONCE: Final = 100
+"""Values of a required column that go into one question."""
+FEW_KEYS: Final = 20
+"""Up to so many values of a join are asked for; for more, all rows are."""
+FEW_ROUNDS: Final = 2
+"""So often a table is asked for values that turn up; after that for all rows."""
+PASSES: Final = 6
+"""How often a statement is run to collect values; after that each value is asked for when it turns up."""
+
+_ALL_AT_ONCE: Final = "IN"
+_EQUALITIES: Final = frozenset({"=", _ALL_AT_ONCE})
+_PATTERNS: Final = frozenset({"LIKE", "GLOB"})
+_OPERATORS: Final = {
+    apsw.SQLITE_INDEX_CONSTRAINT_EQ: "=",
+    apsw.SQLITE_INDEX_CONSTRAINT_GT: ">",
+    apsw.SQLITE_INDEX_CONSTRAINT_GE: ">=",
+    apsw.SQLITE_INDEX_CONSTRAINT_LT: "<",
+    apsw.SQLITE_INDEX_CONSTRAINT_LE: "<=",
+    apsw.SQLITE_INDEX_CONSTRAINT_LIKE: "LIKE",
+    apsw.SQLITE_INDEX_CONSTRAINT_GLOB: "GLOB",
+}
+_LIMITS: Final = {apsw.SQLITE_INDEX_CONSTRAINT_LIMIT: "limit", apsw.SQLITE_INDEX_CONSTRAINT_OFFSET: "offset"}
+_UNDERSTOOD: Final = {
+    "text": frozenset({*_EQUALITIES, *_PATTERNS, "<", "<=", ">", ">="}),
+    "int": frozenset({*_EQUALITIES, "<", "<=", ">", ">="}),
+    "count": _EQUALITIES,
+}
+"""By column type, what the other program compares as SQLite here does. An unsigned number beyond 2⁶³ has another sign
+there, reals are rounded on their way, blobs are texts.
+"""
+
+
+class Term(NamedTuple):
+    """A constraint whose value Filter is given. `known`: the value is written in the statement.
+
+    The field `number` is -1 for LIMIT and OFFSET.
+    """
+
+    number: int
+    operator: str
+    known: bool
+
+
+class Plan(NamedTuple):
+    """What BestIndex decided, as Filter reads it."""
+
+    terms: tuple[Term, ...]
+    used: tuple[int, ...]
+
+
+@lru_cache(maxsize=1024)
+def _parse_plan(plan: str) -> Plan:
+    return msgspec.json.decode(plan, type=Plan)
+
+
+class RemoteSurroundings(Surroundings, Protocol):
+    """What a remote table needs of the session whose connection it belongs to."""
+
+    questions: Questions
+
+
+class RemoteModule:
+    """Makes a remote table's virtual table in one connection."""
+
+    def __init__(self, surroundings: RemoteSurroundings, layout: Layout) -> None:
+        self.surroundings = surroundings
+        self.layout = layout
+        self.reading = TableModule(surroundings, layout, layout.table.rows)
+        remote = layout.table.remote or Remote()
+        self.opaque = remote.opaque
+        self.required = {number for number, column in enumerate(layout.fields) if column.name in remote.required}
+        self.decisive = {number for number, column in enumerate(layout.fields) if column.name in remote.decisive}
+        names = " or ".join(sorted(remote.required))
+        self.requirement = f"table {layout.table.name}: a value for {names} is required (=, IN, or LIKE a text)"
+
+    def Create(  # noqa: N802 - apsw's name
+        self, connection: apsw.Connection, module: str, database: str, name: str, *arguments: Any
+    ) -> tuple[str, RemoteTable]:
+        return self.layout.sql, RemoteTable(self)
+
+    Connect = Create
+
+
+class RemoteTable:
+    """One virtual table of a connection."""
+
+    def __init__(self, module: RemoteModule) -> None:
+        self.module = module
+
+    def BestIndexObject(self, info: apsw.IndexInfo) -> bool:  # noqa: N802
+        """Take what the other program can compare, and LIMIT when that is all that decides on rows."""
+        terms: list[Term] = []
+        limits: list[int] = []
+        exact = info.nOrderBy == 0
+        for which in range(info.nConstraint):
+            if info.get_aConstraint_op(which) in _LIMITS:
+                limits.append(which)
+                continue
+            term = self._term(info, which)
+            if term is None:
+                exact = False
+                continue
+            exact = exact and term.operator != _ALL_AT_ONCE
+            terms.append(term)
+            info.set_aConstraintUsage_argvIndex(which, len(terms))
+        if not self._is_answerable(terms):
+            return False
+        if exact:
+            for which in limits:
+                terms.append(Term(-1, _LIMITS[info.get_aConstraint_op(which)], known=True))
+                info.set_aConstraintUsage_argvIndex(which, len(terms))
+        narrowed = any(term.operator in _EQUALITIES for term in terms)
+        info.estimatedRows = 1 if narrowed else FULL_SCAN_ROWS
+        info.estimatedCost = info.estimatedRows
+        plan = Plan(tuple(terms), columns_used(info.colUsed, len(self.module.layout.fields)))
+        info.idxStr = msgspec.json.encode(plan).decode()
+        return True
+
+    def _term(self, info: apsw.IndexInfo, which: int) -> Term | None:
+        """The constraint as the other program can take it, or None when only SQLite here can."""
+        operator = _OPERATORS.get(info.get_aConstraint_op(which))
+        number = info.get_aConstraint_iColumn(which)
+        if operator is None or number < 0 or not info.get_aConstraint_usable(which):
+            return None
+        column = self.module.layout.fields[number]
+        if operator not in _UNDERSTOOD.get(column.type.name, ()) or column.name in self.module.opaque:
+            return None
+        if operator not in _PATTERNS and info.get_aConstraint_collation(which) != "BINARY":
+            return None
+        if operator == "=" and info.get_aConstraintUsage_in(which):
+            info.set_aConstraintUsage_in(which, True)
+            return Term(number, _ALL_AT_ONCE, known=False)
+        return Term(number, operator, known=info.get_aConstraint_rhs(which) is not None)
+
+    def _is_answerable(self, terms: Iterable[Term]) -> bool:
+        """Whether one of the required columns is given a value."""
+        required = self.module.required
+        if not required or any(
+            term.number in required and (term.operator in _EQUALITIES or (term.operator in _PATTERNS and term.known))
+            for term in terms
+        ):
+            return True
+        self.module.surroundings.missing = self.module.requirement
+        return False
+
+    def Open(self) -> RemoteCursor:  # noqa: N802
+        return RemoteCursor(self.module)
+
+    def Disconnect(self) -> None:  # noqa: N802
+        """Nothing is held beyond the connection."""
+
+    Destroy = Disconnect
+
+
+class RemoteCursor:
+    """One use of a remote table in a running statement."""
+
+    __slots__ = ("_module", "_row", "_rows")
+
+    def __init__(self, module: RemoteModule) -> None:
+        self._module = module
+        self._rows: Iterator[Sequence[Any]] = iter(())
+        self._row: Sequence[Any] | None = None
+
+    def Filter(self, number: int, plan: str, values: tuple[Any, ...] | None) -> None:  # noqa: N802
+        self._rows = self._select(_parse_plan(plan), values or ())
+        self._row = next(self._rows, None)
+
+    def Eof(self) -> bool:  # noqa: N802
+        return self._row is None
+
+    def Next(self) -> None:  # noqa: N802
+        self._row = next(self._rows, None)
+
+    def Column(self, number: int) -> Any:  # noqa: N802
+        return self._row[number]  # type: ignore[index]  # SQLite asks only while Eof is false
+
+    def Rowid(self) -> int:  # noqa: N802
+        if not self._module.surroundings.run.numbered:
+            raise NumbersNeeded
+        return int(self._row[-1])  # type: ignore[index]
+
+    def Close(self) -> None:  # noqa: N802
+        self._rows = iter(())
+
+    def _select(self, plan: Plan, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        layout, questions = self._module.layout, self._module.surroundings.questions
+        known: list[tuple[Term, Value]] = []
+        unknown: list[tuple[Term, Value]] = []
+        for term, given in zip(plan.terms, values, strict=True):
+            value = _value(layout, term, given)
+            if value == frozenset() or (given is None and term.number >= 0):
+                return iter(())
+            (known if term.known else unknown).append((term, value))
+        if self._module.surroundings.run.numbered:
+            return self._numbered(dict(known + unknown))
+        question = questions.about(self._module, plan, tuple(known))
+        return question.select(tuple(value for _, value in unknown))
+
+    def _numbered(self, values: Mapping[Term, Value]) -> Iterator[Sequence[Any]]:
+        """All rows have to be fetched, so that one has the same number whatever it is found by."""
+        if self._module.required:
+            raise SqlError(f"{self._module.requirement}; in each part of an OR it is not enough: use UNION")
+        equal = {term.number: value for term, value in values.items() if term.operator in _EQUALITIES and value}
+        return Reader(self._module.reading, ()).numbered().select(equal)
+
+
+Value = Any
+"""What a term compares with: the frozen set of cells that are equal, one number or text, or None when the other
+program cannot be told.
+"""
+
+
+def _value(layout: Layout, term: Term, given: Any) -> Value:
+    if term.number < 0:
+        return given
+    zeek_type = layout.fields[term.number].type
+    if term.operator in _EQUALITIES:
+        cells = comparable(zeek_type, given)
+        return None if cells is None or any(isinstance(cell, str) and "\0" in cell for cell in cells) else cells
+    if zeek_type.sqlite == "TEXT":
+        plain = isinstance(given, str) and "\0" not in given and (given.isascii() or term.operator in _PATTERNS)
+        return given if plain else None
+    bound = number_from(given, None) if isinstance(given, str) else given
+    if not isinstance(bound, int | float) or not math.isfinite(bound) or not INT64_MIN <= bound <= INT64_MAX:
+        return None
+    return bound
+
+
+@dataclass(slots=True)
+class Question:
+    """What a statement asks of one remote table, with what it knows from the start."""
+
+    module: RemoteModule
+    plan: Plan
+    known: tuple[tuple[Term, Value], ...]
+    asked: dict[tuple[Value, ...], int] = field(default_factory=dict)
+    """Values of the terms that are not known, numbered as they turned up."""
+    answered: int = 0
+    """The answer has the rows of so many of them."""
+    complete: bool = False
+    """Whether it has the rows of all others too."""
+    answer: HeldScan | None = None
+    direct: bool = False
+    """Whether what turns up is asked for at once."""
+    rounds: int = 0
+    rows: list[Sequence[Any]] = field(default_factory=list)
+    fetched_by: tuple[Term, Mapping[Term, Value]] | None = None
+    fetched: frozenset[Any] = frozenset()
+
+    def select(self, values: tuple[Value, ...]) -> Iterator[Sequence[Any]]:
+        """Rows for these values of the unknown terms; none while they still have to be asked for."""
+        if not self.complete and values not in self.asked:
+            self.asked[values] = len(self.asked)
+            if self.direct or not self._unknown:
+                self.ask()
+        if self.answer is None or not (self.complete or self.asked[values] < self.answered):
+            return iter(())
+        equal = {
+            term.number: value
+            for term, value in zip(self._unknown, values, strict=True)
+            if term.operator in _EQUALITIES and value is not None
+        }
+        return self.answer.select(equal)
+
+    def ask(self) -> None:
+        """Ask for all that has turned up and replace the answer."""
+        pushed = dict(self.known)
+        varying: dict[Term, frozenset[Any]] = {}
+        for index, term in enumerate(self._unknown):
+            values = {values[index] for values in self.asked}
+            if len(values) == 1:
+                pushed[term] = values.pop()
+            elif term.operator in _EQUALITIES and None not in values:
+                varying[term] = frozenset().union(*values)
+        keyed = self._keys(varying, pushed)
+        if keyed is None:
+            self.rows = self._fetch(pushed, limited=not varying and len(self.asked) == 1)
+        else:
+            self._fetch_keys(pushed, keyed, varying[keyed])
+        self.rounds += 1
+        self.answered = len(self.asked)
+        self.complete = keyed is None and all(pushed.get(one) is None for one in self._unknown)
+        self.answer = HeldScan(self.rows)
+
+    @property
+    def waits(self) -> bool:
+        """Whether there are values that were not asked for yet."""
+        return not self.complete and self.answered < len(self.asked)
+
+    @property
+    def _unknown(self) -> list[Term]:
+        return [term for term in self.plan.terms if not term.known]
+
+    def _keys(self, varying: Mapping[Term, frozenset[Any]], pushed: Mapping[Term, Value]) -> Term | None:
+        """The term whose values are asked for, or None to ask without any."""
+        required = self.module.required
+        if required and not any(
+            term.number in required and value is not None and term.operator in _EQUALITIES | _PATTERNS
+            for term, value in pushed.items()
+        ):
+            found = next((term for term in varying if term.number in required), None)
+            if found is None:
+                raise SqlError(self.module.requirement)
+            return found
+        decisive = next((term for term in varying if term.number in self.module.decisive), None)
+        if decisive is not None or self.rounds >= FEW_ROUNDS:
+            return decisive
+        few = [term for term, values in varying.items() if len(values) <= FEW_KEYS]
+        return min(few, key=lambda term: len(varying[term]), default=None)
+
+    def _fetch_keys(self, pushed: Mapping[Term, Value], term: Term, keys: frozenset[Any]) -> None:
+        """Ask for the keys that were not asked for yet, a batch at a time."""
+        if self.fetched_by != (term, pushed):
+            self.fetched_by, self.fetched, self.rows = (term, pushed), frozenset(), []
+        for batch in _batches(keys - self.fetched):
+            rows = self._fetch({**pushed, term: batch}, limited=False)
+            self.rows += [row for row in rows if row[term.number] in batch]
+        self.fetched = keys
+
+    def _fetch(self, terms: Mapping[Term, Value], *, limited: bool) -> list[Sequence[Any]]:
+        fields = self.module.layout.fields
+        equal: dict[int, frozenset[Any]] = {}
+        bounds: list[Bound] = []
+        limits: dict[str, int] = {}
+        exact = limited
+        for (number, operator, _), value in terms.items():
+            if number < 0:
+                limits[operator] = value
+            elif value is None:
+                exact = False
+            elif operator in _EQUALITIES:
+                equal[number] = equal[number] & value if number in equal else value
+            else:
+                bounds.append(Bound(fields[number].name, operator, value))  # type: ignore[arg-type]
+        limit = limits["limit"] + max(limits.get("offset", 0), 0) if exact and limits.get("limit", -1) >= 0 else None
+        if not all(equal.values()):
+            return []
+        return list(Reader(self.module.reading, ()).rows(self.plan.used, equal, bounds, limit))
+
+
+def _batches(values: frozenset[Any]) -> Iterator[frozenset[Any]]:
+    remaining = iter(sorted(values))
+    while batch := frozenset(islice(remaining, KEYS_AT_ONCE)):
+        yield batch
+
+
+class Questions:
+    """What one statement asks of remote tables. Emptied after each statement."""
+
+    def __init__(self) -> None:
+        self._questions: dict[tuple[Layout, Plan, tuple[Any, ...]], Question] = {}
+        self._direct = False
+
+    def about(self, module: RemoteModule, plan: Plan, known: tuple[tuple[Term, Value], ...]) -> Question:
+        """The question to that table with these known values; two uses in a statement may share it."""
+        key = (module.layout, plan, known)
+        question = self._questions.get(key)
+        if question is None:
+            question = self._questions[key] = Question(module, plan, known)
+        question.direct = self._direct
+        return question
+
+    def ask(self, *, last: bool) -> bool:
+        """Ask for what the run of the statement has turned up. Tells whether it has to run again.
+
+        After the `last` time, what else turns up is asked for at once.
+        """
+        waiting = [question for question in self._questions.values() if question.waits]
+        for question in waiting:
+            question.ask()
+        self._direct = last
+        return bool(waiting)
+
+    def clear(self) -> None:
+        self._questions.clear()
+        self._direct = False
