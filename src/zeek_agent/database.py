@@ -135,7 +135,7 @@ class Database:
         for session in self._sessions:
             session.close()
         self._sessions.clear()
-        self.scans.expire()
+        self.scans.clear()
 
     async def aclose(self) -> None:
         """The same without blocking the event loop."""

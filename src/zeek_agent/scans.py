@@ -57,6 +57,11 @@ class SharedScans:
             }
             return bool(self._scans)
 
+    def clear(self) -> None:
+        """Forget all scans."""
+        with self._lock:
+            self._scans.clear()
+
     def _lead(self, entry: _Scan, scan: Callable[[], Iterator[Row]]) -> Iterator[Row]:
         try:
             rows = scan()
@@ -102,10 +107,13 @@ class HeldScan:
         """At least the rows whose cells are among the wanted ones; keys are positions in the row."""
         if not equalities:
             return iter(self._rows)
-        position, wanted = min(equalities.items(), key=lambda item: len(item[1]))
+        position, wanted = next(iter(equalities.items()))
         index = self._indexes.get(position)
         if index is None:
             index = self._indexes[position] = {}
             for row in self._rows:
                 index.setdefault(row[position], []).append(row)
+        if len(wanted) == 1:
+            (value,) = wanted
+            return iter(index.get(value, ()))
         return chain.from_iterable(index.get(value, ()) for value in wanted)
