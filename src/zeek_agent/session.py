@@ -119,7 +119,7 @@ class Session:
         try:
             return self._answer(sql)
         except NumbersNeeded:
-            run.numbered, run.errors = True, Errors()
+            run.numbered = True
             return self._answer(sql)
         finally:
             self.held.clear()
@@ -150,6 +150,7 @@ class Session:
 
     def _query(self, sql: str) -> Result:
         limits = self._limits
+        self.run.errors = Errors()
         rows: list[tuple[Any, ...]] = []
         left = limits.result_bytes
         with self._statement(sql) as cursor:
