@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -284,3 +285,19 @@ def test_loopback_can_be_left_out() -> None:
         client("127.0.0.1", port, 0.1, 5, 100)
         time.sleep(0.3)
         assert not [event for event in recording.events(TABLE) if port in {event["local_port"], event["remote_port"]}]
+
+
+@root
+@pytest.mark.parametrize("backend", ["inet_diag", "audit", "snapshots"])
+def test_sources_leave_no_descriptor_and_no_thread_behind(backend: str) -> None:
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    before = held()
+    for _ in range(3):
+        with other_namespace(), Recording(sources(backend)) as recording:
+            with subprocess.Popen(["/bin/sleep", "0.1"]) as process:
+                pass
+            recording.events(TABLE)
+            assert process.returncode == 0
+    assert held() == before

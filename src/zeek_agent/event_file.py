@@ -80,6 +80,8 @@ class Batch:
     rows: dict[str, list[Row]] = field(default_factory=dict)
     delivered: dict[str, Delivered] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    """Tables to be made, or changed to these columns, before rows are written."""
 
 
 class EventFile:
@@ -236,6 +238,10 @@ class EventFile:
         misfits: Counter[str] = Counter()
         execute = self._connection.execute
         with self._connection:
+            for new in batch.tables:
+                self._tables[new.name] = new
+                self._declare(new)
+                self._stored[new.name] = "time" in self._columns(new.name)
             for table, rows in batch.rows.items():
                 misfits[table] = self._insert(table, rows)
             for key, delivered in batch.delivered.items():
@@ -245,6 +251,8 @@ class EventFile:
             for gap in batch.gaps:
                 execute("INSERT INTO _gaps VALUES (?, ?, ?, ?)", gap.row())
             execute("UPDATE _store SET alive = ?", (now,))
+        for new in batch.tables:
+            self._read_bounds(new.name)
         for table in batch.rows:
             self.last[table] = self._sequence(table)
             if self.first[table] == 0:
@@ -381,7 +389,7 @@ def disk_uri(path: Path) -> str:
 def _prepare(path: Path) -> str:
     """Make the directory and an empty file that only its owner can read (command lines are in it). Returns its name."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     return str(path.absolute())
 
 
