@@ -10,6 +10,7 @@ import pytest
 
 from zeek_agent import config, reference
 from zeek_agent.cli import commands
+from zeek_agent.functions import FUNCTIONS
 from zeek_agent.shell import COMMANDS
 from zeek_agent.table_text import zeek_field, zeek_record
 
@@ -19,6 +20,19 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize("path", reference.pages())
 def test_the_page_is_up_to_date(path: str) -> None:
     assert (ROOT / path).read_text() == reference.pages()[path], "run `make docs`"
+
+
+def test_the_readme_lists_the_tables() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert readme == reference.with_tables(readme), "run `make docs`"
+    assert "[processes](docs/tables.md#processes)" in readme
+
+
+def test_every_sql_function_is_described() -> None:
+    page = (ROOT / "docs/sql.md").read_text()
+    for function in FUNCTIONS:
+        assert function.summary
+        assert function.name in page.lower()
 
 
 def test_the_check_names_stale_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

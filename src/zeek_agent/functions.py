@@ -118,7 +118,7 @@ def community_id_v1(  # noqa: PLR0917 - called by position, from SQL
     protocol: Any,
     seed: Any = 0,
 ) -> str | None:
-    """The connection's Community ID, as Zeek writes it to conn.log; `protocol` is IP's number. NULL if it has none."""
+    """The connection's Community ID, as its specification has it; `protocol` is IP's number. NULL if it has none."""
     if None in (source, destination, source_port, destination_port, protocol, seed):
         return None
     try:

@@ -17,6 +17,7 @@ from typing import Final
 import click
 
 from zeek_agent import config, paths
+from zeek_agent.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.schema import Table
 from zeek_agent.table_text import parameter_summary, zeek_record
 from zeek_agent.tables import builtin_tables
@@ -25,25 +26,41 @@ PLATFORMS: Final = {"linux": "Linux", "darwin": "macOS", "win32": "Windows"}
 GENERATED: Final = "<!-- Written by `make docs` from the declarations in the code. -->"
 
 
+README_BEGIN: Final = "<!-- tables: generated -->\n"
+README_END: Final = "<!-- tables: end -->\n"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Write the pages, or check them; the exit code."""
     check = "--check" in arguments
     root = Path(next((argument for argument in arguments if not argument.startswith("-")), "."))
-    stale = [path for path, text in pages().items() if not _is(root / path, text)]
+    wanted = pages()
+    if (readme := root / "README.md").exists():
+        wanted["README.md"] = with_tables(readme.read_text())
+    stale = [path for path, text in wanted.items() if not _is(root / path, text)]
     for path in stale:
         if check:
             sys.stderr.write(f"{path} is stale: run `make docs`\n")
         else:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_text(pages()[path])
+            (root / path).write_text(wanted[path])
             sys.stdout.write(f"wrote {path}\n")
     return 1 if check and stale else 0
+
+
+def with_tables(readme: str) -> str:
+    """The README with its list of tables as it should be."""
+    before, _, rest = readme.partition(README_BEGIN)
+    _, _, after = rest.partition(README_END)
+    rows = [(f"[{table.name}](docs/tables.md#{table.name})", table.summary) for table in all_tables()]
+    return f"{before}{README_BEGIN}{_markdown_table(('Table', 'Rows are'), rows)}\n{README_END}{after}"
 
 
 def pages() -> dict[str, str]:
     """Text of each generated file, by its path."""
     return {
         "docs/tables.md": tables_page(all_tables()),
+        "docs/sql.md": sql_page(),
         "docs/cli.md": cli_page(),
         "docs/configuration.md": configuration_page(),
         "packaging/zeek-agent.toml": example_configuration(),
@@ -97,6 +114,29 @@ def _table_section(table: Table) -> str:
     parts.append(f"<details><summary>Zeek record</summary>\n\n```zeek\n{zeek_record(table)}```\n\n</details>")
     parts.append(f"Kind: {table.kind}. Platforms: {_platforms(table)}.")
     return "\n\n".join(parts)
+
+
+def sql_page() -> str:
+    """docs/sql.md"""
+    own = [(f"`{one.signature}`", one.summary) for one in FUNCTIONS if not one.replaces]
+    parts = [
+        GENERATED,
+        "# SQL",
+        "Statements are SQLite's, one at a time and read-only: `SELECT`, `WITH`, `VALUES`, window functions, JSON. "
+        "What would write, attach a file, load code or change a setting is refused. Literals may be in double quotes, as "
+        "scripts for version 2 have them.",
+        "## Functions of the agent",
+        _markdown_table(("Function", "Gives"), own),
+        "Patterns are RE2's: their time grows with the text's length and no faster.",
+        "## Functions of SQLite",
+        "These may be used; `randomblob` only within the limit on values. "
+        + ", ".join(f"`{name}`" for name in sorted(BUILT_IN)),
+        "## Limits",
+        "A statement ends with a clear error at its limit on time, rows, memory or length; see "
+        "[limits](configuration.md#limits). Only tables, and contents of files, that [access](configuration.md#access) "
+        "allows can be read.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def cli_page() -> str:
