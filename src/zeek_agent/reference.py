@@ -123,8 +123,8 @@ def sql_page() -> str:
         GENERATED,
         "# SQL",
         "Statements are SQLite's, one at a time and read-only: `SELECT`, `WITH`, `VALUES`, window functions, JSON. "
-        "What would write, attach a file, load code or change a setting is refused. Literals may be in double quotes, as "
-        "scripts for version 2 have them.",
+        "What would write, attach a file, load code or change a setting is refused. Literals may be in double quotes, "
+        "as scripts for version 2 have them.",
         "## Functions of the agent",
         _markdown_table(("Function", "Gives"), own),
         "Patterns are RE2's: their time grows with the text's length and no faster.",
