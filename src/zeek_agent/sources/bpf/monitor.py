@@ -24,9 +24,10 @@ from zeek_agent.sources.process_cache import ProcessCache
 
 logger = logging.getLogger(__name__)
 
-_TICK: Final = 0.05
+_TICK: Final = 0.1
 _HOUSEKEEPING: Final = 1.0
 _WRITING: Final = 0.0001
+_PATIENCE: Final = 0.05
 _MIB: Final = 1 << 20
 
 
@@ -168,7 +169,7 @@ class Monitor:
     def _catch_up(self, stream: Stream) -> bool:
         """Take all that is there now; False when a record takes long to be completed: then sockets have to wait."""
         end = stream.ring.end()
-        deadline = time.monotonic() + _TICK
+        deadline = time.monotonic() + _PATIENCE
         while True:
             self._take(stream, end)
             if stream.ring.passed(end):

@@ -50,7 +50,8 @@ struct owner {
 	__u16 remote_port;
 	__u8 family;
 	__u8 protocol;
-	__u16 reserved;
+	__u8 state; /* TCP: the last one that was looked at */
+	__u8 reserved;
 };
 
 static __always_inline struct task_struct *current_task(void)
@@ -90,6 +91,7 @@ static __always_inline void take(struct owner *owner)
 	bpf_probe_read_kernel(owner->name, COMM, task->comm);
 }
 
+/* An owner that nobody became yet has only zeros: not known. */
 static __always_inline void put_owner(struct socket_event *event, const struct owner *owner)
 {
 	event->pid = owner->pid;
@@ -98,16 +100,6 @@ static __always_inline void put_owner(struct socket_event *event, const struct o
 	event->uid = owner->uid;
 	event->gid = owner->gid;
 	__builtin_memcpy(event->name, owner->name, COMM);
-}
-
-static __always_inline void put_nobody(struct socket_event *event)
-{
-	event->pid = 0;
-	event->started = 0;
-	event->acted = 0;
-	event->uid = -1;
-	event->gid = -1;
-	__builtin_memset(event->name, 0, COMM);
 }
 
 static __always_inline bool is_loopback(__u8 family, const __u8 *local, const __u8 *remote)

@@ -24,9 +24,10 @@ class Ring:
     def __init__(self, fd: int, size: int) -> None:
         page = mmap.PAGESIZE
         self._mask = size - 1
+        self._limit = page + size
         self._consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        # behind the producer's page the data are mapped twice, so that no record is cut at the end
-        self._producer = mmap.mmap(fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        # the producer's page, and behind it the data: once only, since resident memory would count a second view too
+        self._producer = mmap.mmap(fd, self._limit, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
         self._barrier = threading.Lock()
         self._poll = select.epoll()
         self._poll.register(fd, select.EPOLLIN)
@@ -54,8 +55,7 @@ class Ring:
         self._order_memory()
         found, position = self._complete(position, end, limit)
         self._order_memory()
-        data = self._producer
-        records = [data[start : start + length] for start, length in found]
+        records = [self._copy(start, length) for start, length in found]
         self._order_memory()
         _POSITION.pack_into(self._consumer, 0, position)
         return records
@@ -79,6 +79,15 @@ class Ring:
                 found.append((start + _HEADER_SIZE, size))
             position += (size + _HEADER_SIZE + 7) & ~7
         return found, position
+
+    def _copy(self, start: int, length: int) -> bytes:
+        end, limit = start + length, self._limit
+        if end <= limit:
+            return self._producer[start:end]
+        first = mmap.PAGESIZE
+        if start >= limit:
+            return self._producer[first + start - limit : first + end - limit]
+        return self._producer[start:limit] + self._producer[first : first + end - limit]
 
     def _order_memory(self) -> None:
         """Loads and stores before stay before those after, also on machines that would exchange them."""

@@ -57,61 +57,73 @@ static __always_inline void put_socket(struct socket_event *event, const struct 
 }
 
 /* The kind of record for a change of state; 0 for those that nobody needs to know. */
-static __always_inline __u16 kind_of(int before, int now, const struct owner *owner)
+static __always_inline __u16 kind_of(int before, int now, bool outbound)
 {
 	if (now == TCP_ESTABLISHED)
-		return owner && owner->outbound ? RECORD_CONNECTED : RECORD_PASSIVE;
+		return outbound ? RECORD_CONNECTED : RECORD_PASSIVE;
 	if (now == TCP_LISTEN)
 		return RECORD_LISTEN;
 	if (now != TCP_CLOSE || before == TCP_CLOSE)
 		return 0;
-	if (before == TCP_SYN_SENT)
-		return RECORD_FAILED;
-	if (before == TCP_SYN_RECV)
-		return owner && owner->outbound ? RECORD_FAILED : 0;
+	if (before == TCP_SYN_SENT || before == TCP_SYN_RECV)
+		return outbound ? RECORD_FAILED : 0;
 	return before == TCP_LISTEN ? RECORD_UNLISTEN : RECORD_CLOSED;
+}
+
+static __always_inline void report(struct sock *sk, const struct owner *owner, __u16 kind)
+{
+	__u64 cookie = bpf_get_socket_cookie(sk);
+	struct socket_event *event = bpf_ringbuf_reserve(&records, sizeof(*event), 0);
+
+	if (!event) {
+		count_lost(kind);
+		return;
+	}
+	put_socket(event, sk, kind);
+	event->cookie = cookie;
+	event->outbound = owner->outbound;
+	put_owner(event, owner);
+	if (settings.ignore_loopback && kind != RECORD_LISTEN && kind != RECORD_UNLISTEN &&
+	    is_loopback(event->family, event->local, event->remote)) {
+		bpf_ringbuf_discard(event, 0);
+		return;
+	}
+	bpf_ringbuf_submit(event, wakeup());
+}
+
+static __always_inline int changed(struct sock *sk, int before, int now)
+{
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	if (now != TCP_ESTABLISHED && now != TCP_SYN_SENT && now != TCP_LISTEN && now != TCP_CLOSE)
+		return 0;
+	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!owner || owner->state == now)
+		return 0;
+	owner->state = now;
+	if (now == TCP_SYN_SENT || now == TCP_LISTEN) {
+		take(owner);
+		owner->outbound = now == TCP_SYN_SENT;
+	}
+	__u16 kind = kind_of(before, now, owner->outbound);
+	if (kind && !owner->ignored)
+		report(sk, owner, kind);
+	return 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_state, struct sock *sk, int before, int now)
 {
-	struct owner *owner;
-	__u16 kind;
+	return changed(sk, before, now);
+}
 
-	if (sk->sk_protocol != IPPROTO_TCP)
-		return 0;
-	if (now == TCP_SYN_SENT || now == TCP_LISTEN) {
-		owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-		if (owner) {
-			take(owner);
-			owner->outbound = now == TCP_SYN_SENT;
-		}
-	} else {
-		owner = bpf_sk_storage_get(&owners, sk, 0, 0);
-	}
-	kind = kind_of(before, now, owner);
-	if (!kind || (owner && owner->ignored))
-		return 0;
-	__u64 cookie = bpf_get_socket_cookie(sk);
-	struct socket_event *event = bpf_ringbuf_reserve(&records, sizeof(*event), 0);
-	if (!event) {
-		count_lost(kind);
-		return 0;
-	}
-	put_socket(event, sk, kind);
-	event->cookie = cookie;
-	event->outbound = owner && owner->outbound;
-	if (owner)
-		put_owner(event, owner);
-	else
-		put_nobody(event);
-	if (settings.ignore_loopback && is_loopback(event->family, event->local, event->remote) &&
-	    kind != RECORD_LISTEN && kind != RECORD_UNLISTEN) {
-		bpf_ringbuf_discard(event, 0);
-		return 0;
-	}
-	bpf_ringbuf_submit(event, wakeup());
-	return 0;
+/* The kernel leaves out a program that is running already on this CPU. When a packet interrupts the one above and
+ * changes the state of another socket, this one still runs; mostly it finds the change noted and has nothing to do.
+ */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(on_state_nested, struct sock *sk, int before, int now)
+{
+	return changed(sk, before, now);
 }
 
 static __always_inline struct sock *socket_at(long descriptor)
