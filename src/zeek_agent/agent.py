@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from zeek_agent.config import Config
     from zeek_agent.identity import Identity
     from zeek_agent.logbook import Ring
+    from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
     from zeek_agent.schema import Row, Table
 
@@ -66,6 +67,7 @@ class Agent:
         self._started = time.monotonic()
         self._connections: list[ZeekConnection] = []
         self._collector: Collector | None = None
+        self._bridge: Bridge | None = None
         access = AccessPolicy(config.access)
         tables = [*builtin_tables(), *plugin_tables()]
         self.store = EventStore(places.store, tables, config.events)
@@ -95,6 +97,7 @@ class Agent:
         parts.push_async_callback(asyncio.to_thread, self.supervisor.stop)
         await asyncio.to_thread(self.supervisor.start)
         parts.push_async_callback(self.runner.close)
+        self._bridge = self._start_bridge()
         destinations = list(self._config.zeek.destinations)
         if not destinations:
             destinations.append(await self._start_collector())
@@ -107,6 +110,16 @@ class Agent:
         await control.start()
         for destination in destinations:
             self._connect(destination)
+
+    def _start_bridge(self) -> Bridge | None:
+        """Let osquery's tables come and go, unless that is switched off."""
+        if self._config.osquery.socket == "off":
+            return None
+        from zeek_agent.osquery.bridge import Bridge
+
+        bridge = Bridge(self._config.osquery, self.database, self.store, self.recorded)
+        self._background(bridge.run(), "osquery")
+        return bridge
 
     async def _start_collector(self) -> str:
         """Start the embedded collector and return its URL."""
@@ -148,7 +161,7 @@ class Agent:
         return time.monotonic() - self._started
 
     def tables(self) -> Iterable[Table]:
-        return self.database.tables.values()
+        return [table for table in self.database.tables.values() if not table.alias]
 
     def recorded(
         self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
@@ -163,7 +176,7 @@ class Agent:
         return [_query_row(installed) for installed in self.runner.installed]
 
     def sources(self) -> Iterable[Row]:
-        return self.supervisor.rows()
+        return [*self.supervisor.rows(), *(self._bridge.rows() if self._bridge else ())]
 
     def gaps(self) -> Iterable[Row]:
         return self.store.gaps()

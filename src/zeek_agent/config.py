@@ -206,7 +206,28 @@ class CollectorSettings(Section, frozen=True):
 class OsquerySettings(Section, frozen=True):
     """The bridge to osquery."""
 
-    socket: Annotated[str | None, Meta(description="osquery's extensions socket; not set: no bridge")] = None
+    socket: Annotated[
+        str, Meta(description="osquery's extensions socket; `auto`: where its daemon or its shell has it; or `off`")
+    ] = "auto"
+    refresh: Annotated[Positive, Meta(description="seconds between looks at what it offers, if it is there")] = 5.0
+    time: Annotated[Positive, Meta(description="seconds that osquery may take for an answer")] = 10.0
+    rows: Annotated[PositiveInt, Meta(description="rows of an answer, at most")] = 200_000
+    tables_exclude: Annotated[tuple[str, ...], Meta(description="tables that are not taken over (globs)")] = (
+        "augeas",
+        "carves",
+        "curl",
+        "curl_certificate",
+        "docker_container_envs",
+        "process_envs",
+        "yara",
+        "yara_*",
+    )
+    event_tables: Annotated[tuple[str, ...], Meta(description="event tables to record (globs)")] = ()
+    required_columns: Annotated[
+        tuple[str, ...],
+        Meta(description="`table.column` of which one must be given a value, besides those of osquery's own tables"),
+    ] = ()
+    export: Annotated[tuple[str, ...], Meta(description="the agent's tables that osquery gets (globs)")] = ()
 
 
 class LogSettings(Section, frozen=True):

@@ -82,6 +82,11 @@ class Database:
         """The tables that can be asked now, by name."""
         return self._catalog.tables
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Every name that can be read: the tables', and those that event tables have besides."""
+        return frozenset(self._catalog.readable())
+
     def add(self, table: Table) -> None:
         """Offer one more table, or another one under a name that is known."""
         self._change({**self._catalog.tables, table.name: table})

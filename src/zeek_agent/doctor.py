@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from zeek_agent import client, config_check, console, control, paths
+from zeek_agent import client, config_check, console, paths
 from zeek_agent.control import NoAgentError
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config, SourceSettings, ZeekSettings
+    from zeek_agent.config import Config, OsquerySettings, SourceSettings, ZeekSettings
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -59,7 +59,7 @@ def examine(config: Config, origins: Mapping[str, str]) -> list[Check]:
     checks += _agent(config)
     if sys.platform == "linux":
         checks += [*_privileges(), *_kernel(), *_bpf(), *_cgroup(), *_audit()]
-    checks += _osquery(config.osquery.socket)
+    checks += _osquery(config.osquery)
     for url in config.zeek.destinations:
         checks += _zeek(url, config.zeek)
     return checks
@@ -129,7 +129,8 @@ def _agent(config: Config) -> Iterator[Check]:
     try:
         facts = client.status(running)
         yield Check("agent", "ok", f"running, pid {facts.get('pid')}, version {facts.get('version')}")
-        _, rows, _ = client.query(running, "SELECT source, backend, active, reason FROM zeek_agent_sources")
+        sql = "SELECT source, backend, active, reason FROM zeek_agent_sources WHERE source <> 'osquery'"
+        _, rows, _ = client.query(running, sql)
         yield from _sources_at_work(rows)
     finally:
         running.close()
@@ -216,17 +217,35 @@ def _audit() -> Iterator[Check]:
         yield Check("audit", "warn", f"not there: {error.strerror}", "only matters where neither eBPF works")
 
 
-def _osquery(path: str | None) -> Iterator[Check]:
-    if path is None:
+def _osquery(settings: OsquerySettings) -> Iterator[Check]:
+    """Ask osquery who it is, as the agent would."""
+    from zeek_agent.osquery import bridge
+    from zeek_agent.osquery.wire import Connection
+
+    if settings.socket == bridge.OFF:
         return
     try:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(control.CONNECT_TIMEOUT)
-            probe.connect(path)
-        yield Check("osquery", "ok", f"listens on {path}")
-    except OSError as error:
-        advice = "start osqueryd with --extensions_socket, or mend osquery.socket"
-        yield Check("osquery", "warn", f"{path}: {error.strerror or error}", advice)
+        path = bridge.find_socket(settings.socket)
+        connection = Connection(path, settings.time)
+        try:
+            ((version, tables),) = [
+                (str(row["version"]), str(row["tables"]))
+                for row in connection.query(
+                    "SELECT version, (SELECT count(*) FROM osquery_registry WHERE registry = 'table' AND active = 1) "
+                    "AS tables FROM osquery_info"
+                )
+            ]
+        finally:
+            connection.close()
+    except (ZeekAgentError, ValueError, KeyError) as error:
+        if settings.socket == bridge.AUTO:
+            yield Check("osquery", "ok", f"{error}; its tables are not in the database")
+        else:
+            yield Check(
+                "osquery", "warn", str(error), "start osqueryd with --extensions_socket, or mend osquery.socket"
+            )
+    else:
+        yield Check("osquery", "ok", f"{path}, version {version}, {tables} tables")
 
 
 def _zeek(url: str, settings: ZeekSettings) -> Iterator[Check]:

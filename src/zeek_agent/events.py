@@ -74,7 +74,7 @@ class EventStore:
         self.counters = {table.name: TableCounters() for table in self._tables}
         self.notice: str | None = None
         self._changed = threading.Condition()
-        self._queue: deque[_Rows | Gap | str] = deque()
+        self._queue: deque[_Rows | Gap | Table | str] = deque()
         self._queued_rows = 0
         self._unsaved: dict[str, Delivered] = {}
         self._writing = Batch()
@@ -132,6 +132,19 @@ class EventStore:
             self._queued_rows += len(rows)
             if was_empty or self._queued_rows >= _BATCH_ROWS:
                 self._changed.notify_all()
+
+    def declare(self, table: Table, timeout: float = 10.0) -> bool:
+        """Take one more event table, or one whose columns have changed. Waits until its rows can be read.
+
+        False when that took longer than `timeout` seconds.
+        """
+        with self._changed:
+            self._tables = [*(one for one in self._tables if one.name != table.name), table]
+            self.counters.setdefault(table.name, TableCounters())
+            self._queue.append(table)
+            self._submitted += 1
+            self._changed.notify_all()
+        return self.flush(timeout)
 
     def record_gap(self, source: str, begin: float, end: float, cause: str) -> None:
         """Note that `source` recorded nothing, or not all, from `begin` until `end` (seconds since the epoch)."""
@@ -205,6 +218,8 @@ class EventStore:
                         rows += len(added)
                     case Gap() as gap:
                         batch.gaps.append(gap)
+                    case Table() as table:
+                        batch.tables.append(table)
                     case key:
                         batch.delivered[key] = self._unsaved.pop(key)
                 operations += 1

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import apsw
+import msgspec
 
 from zeek_agent import __version__, event_file, identity, logbook, paths
 from zeek_agent import config as configuration
@@ -24,6 +25,7 @@ from zeek_agent.tables import builtin_tables, plugin_tables
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config
+    from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
     from zeek_agent.queries import QueryRunner
     from zeek_agent.schema import Row, Table
@@ -75,7 +77,7 @@ class LocalAgent:
         self.id = config.agent.id or (stored.id if stored else "")
         self.instance = identity.new_id("I")
         self.hostname = config.agent.hostname or socket.gethostname()
-        self.declared: Iterable[Table] = ()
+        self.database: Database | None = None
         self._config = config
         self._origins = origins
         self._store = store
@@ -85,7 +87,8 @@ class LocalAgent:
         return time.monotonic() - self._started
 
     def tables(self) -> Iterable[Table]:
-        return self.declared
+        tables = self.database.tables.values() if self.database is not None else ()
+        return [table for table in tables if not table.alias]
 
     def recorded(
         self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
@@ -118,7 +121,7 @@ def open_database(config: Config, origins: Mapping[str, str]) -> Database:
     agent = LocalAgent(config, origins, places, store)
     tables = [*builtin_tables(), *plugin_tables()]
     database = Database(tables, Host(agent, AccessPolicy(config.access)), config.limits, store)
-    agent.declared = database.tables.values()
+    agent.database = database
     return database
 
 
@@ -133,6 +136,7 @@ class LocalSession:
         self._loop = asyncio.Runner()
         self._database: Database | None = None
         self._runner: QueryRunner | None = None
+        self._bridge: Bridge | None = None
         logbook.to_terminal()
 
     def ask(self, request: Request) -> Generator[Frame, None, None]:
@@ -140,6 +144,7 @@ class LocalSession:
 
         if self._database is None:
             self._database = open_database(self._config, self._origins)
+            self._bridge = self._open_bridge(self._database)
         answer = answering(self._database, self._repeater, self._status)
         frames = answer(request, f"local uid={os.getuid()} pid={os.getpid()}")
         try:
@@ -161,6 +166,17 @@ class LocalSession:
             return self._loop.run(_result(work))
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
+
+    def _open_bridge(self, database: Database) -> Bridge | None:
+        """Take in osquery's tables, where a socket is configured: to look for one would slow down each command."""
+        from zeek_agent.osquery import bridge
+
+        settings = self._config.osquery
+        if settings.socket in (bridge.OFF, bridge.AUTO):
+            return None
+        opened = bridge.Bridge(msgspec.structs.replace(settings, export=()), database)
+        opened.look_blocking()
+        return opened
 
     def _repeater(self) -> QueryRunner:
         from zeek_agent.queries import QueryRunner

@@ -1,0 +1,214 @@
+"""The agent's life with an osquery that starts, stops and changes its tables whenever it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from zeek_agent.errors import SqlError
+from zeek_agent.osquery import export, imported, recording
+from zeek_agent.osquery.client import Client
+from zeek_agent.osquery.imported import Offered, Reader, Rules
+from zeek_agent.osquery.wire import GoneError, RefusedError, UnreachableError
+
+if TYPE_CHECKING:
+    from zeek_agent.config import OsquerySettings
+    from zeek_agent.database import Database
+    from zeek_agent.results import Result
+    from zeek_agent.schema import Row
+
+log = logging.getLogger(__name__)
+
+OFF: Final = "off"
+AUTO: Final = "auto"
+DAEMON_SOCKETS: Final = ("/var/osquery/osquery.em", "/var/run/osquery.em")
+SHELL_SOCKET: Final = ".osquery/shell.em"
+SETTLE: Final = 0.5
+"""Seconds after a lost connection before one looks again."""
+
+_FAILURES: Final = (UnreachableError, GoneError, RefusedError)
+
+
+def find_socket(setting: str) -> str:
+    """The path of osquery's socket. Raises UnreachableError when osquery is nowhere where it usually is."""
+    if setting != AUTO:
+        return setting
+    for path in (*map(Path, DAEMON_SOCKETS), Path.home() / SHELL_SOCKET):
+        with suppress(OSError):
+            if path.exists():
+                return str(path)
+    raise UnreachableError(f"osquery does not run here: there is no {DAEMON_SOCKETS[0]}")
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a look at osquery found: nothing, with the reason, when it is not there."""
+
+    reason: str | None = None
+    offered: Mapping[str, Offered] = field(default_factory=dict)
+
+
+class Bridge:
+    """osquery's tables in the database, as long as osquery has them; and ours in osquery, if so configured.
+
+    `recorded` runs a statement on the event store, from any thread.
+    """
+
+    def __init__(
+        self,
+        settings: OsquerySettings,
+        database: Database,
+        store: recording.Store | None = None,
+        recorded: Callable[[str], Sequence[Row]] = lambda sql: (),
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._store = store
+        self._recorded = recorded
+        self._taken = frozenset(database.names)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lost = asyncio.Event()
+        self._client = Client(lambda: find_socket(settings.socket), settings.time, on_loss=self._notice_loss)
+        rules = Rules(
+            settings.rows,
+            settings.tables_exclude,
+            settings.event_tables if store is not None else (),
+            imported.required(settings.required_columns),
+        )
+        self._reader = Reader(self._client, rules)
+        self._seen = Seen("not looked for yet")
+        self._told: str | None = ""
+        self._connections = 0
+        self._imports: Mapping[str, Offered] = {}
+        self._names: frozenset[str] = frozenset()
+        self._recorders: dict[str, recording.Recorder] = {}
+        tables = export.chosen(database.tables.values(), settings.export)
+        self._extension = export.Extension(tables, self._ask_database, settings.rows)
+        self._export = export.Export(self._extension, tables) if tables else None
+
+    async def run(self) -> None:
+        """Until cancelled. Nothing that osquery does ends it."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            while True:
+                await self.look()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._lost.wait(), self._settings.refresh)
+                    await asyncio.sleep(SETTLE)
+                self._lost.clear()
+        finally:
+            await asyncio.shield(asyncio.to_thread(self.close))
+
+    async def look(self) -> None:
+        """Look once at what osquery offers, and let the database follow."""
+        self._loop = asyncio.get_running_loop()
+        self._follow(await asyncio.to_thread(self._look))
+
+    def look_blocking(self) -> None:
+        """The same where no event loop runs yet."""
+        self._follow(self._look())
+
+    def close(self) -> None:
+        """Take our tables back from osquery and leave. Blocks."""
+        self._client.interrupt()
+        if self._export is not None:
+            self._export.close(self._client)
+        self._client.close()
+
+    def rows(self) -> Iterable[Row]:
+        """Rows of zeek_agent_sources: one for each way, and one for each event table that is recorded."""
+        counters, reason = self._client.counters, self._seen.reason
+        here = reason is None
+        yield ("osquery", "import", here, reason, counters.rows, 0, counters.undecodable, 0, counters.last_error)
+        for name, recorder in self._recorders.items():
+            active = here and name in self._seen.offered
+            why = None if active else reason or "osquery has no such table now"
+            yield ("osquery", name, active, why, recorder.received, recorder.lost, 0, 0, recorder.last_error)
+        if self._export is not None:
+            registered = here and self._export.registered
+            why = None if registered else reason or "not registered"
+            extension = self._extension
+            yield ("osquery", "export", registered, why, extension.rows, 0, 0, 0, extension.last_error)
+
+    def _notice_loss(self) -> None:
+        """Called in whatever thread lost the connection."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._lost.set)
+
+    def _look(self) -> Seen:
+        client = self._client
+        client.forget_old()
+        try:
+            with client.connected() as connection:
+                if client.connections != self._connections:
+                    self._reader.null = connection.options().get("nullvalue", "")
+                    self._connections, self._seen = client.connections, Seen()
+            if self._export is not None:
+                self._register(self._export)
+            ours = self._export.uuids if self._export is not None else frozenset()
+            found = imported.offered(client, self._reader.rules, self._seen.offered, ours)
+            self._record(found)
+        except _FAILURES as error:
+            return Seen(str(error))
+        return Seen(None, found)
+
+    def _register(self, ours: export.Export) -> None:
+        try:
+            ours.keep_registered(self._client)
+        except (RefusedError, OSError) as error:
+            self._extension.last_error = str(error)
+
+    def _record(self, found: Mapping[str, Offered]) -> None:
+        """Read the event tables that are to be recorded."""
+        for name, one in found.items():
+            wanted = one.events and self._reader.rules.records(name) and self._may_import(one)
+            if not wanted or self._store is None:
+                continue
+            recorder = self._recorders.get(name)
+            if recorder is None or recorder.offered.columns != one.columns:
+                own = name if name not in self._taken else f"{imported.PREFIX}{name}"
+                table = recording.event_table(own, one)
+                if not self._store.declare(table):
+                    continue
+                recorder = recording.Recorder(one, table, self._reader, self._store, self._recorded)
+                self._recorders[name] = recorder
+            try:
+                recorder.read(self._client)
+            except RefusedError as error:
+                recorder.last_error = str(error)
+
+    def _follow(self, seen: Seen) -> None:
+        """Let the database have the tables that osquery has now; in the event loop's thread."""
+        self._seen = seen
+        imports = {name: one for name, one in seen.offered.items() if not one.events and self._may_import(one)}
+        known = self._database.tables
+        events = [one.table for one in self._recorders.values() if known.get(one.table.name) is not one.table]
+        if imports != self._imports or events:
+            new = list(imported.tables(imports.values(), self._taken, self._reader))
+            self._database.exchange(self._names, [*new, *events])
+            self._imports, self._names = imports, frozenset(table.name for table in new)
+        if seen.reason != self._told:
+            self._told = seen.reason
+            if seen.reason is None:
+                log.info("osquery at %s: %d tables", self._client.path, len(imports))
+            else:
+                log.info("osquery cannot be used: %s", seen.reason)
+
+    def _may_import(self, one: Offered) -> bool:
+        """A table that may not be queried must not be there under another name either."""
+        policy = self._database.host.access
+        return policy.may_query(one.name, f"{imported.PREFIX}{one.name}")
+
+    def _ask_database(self, sql: str) -> Result:
+        """Run a statement for osquery, in the thread of its call."""
+        from zeek_agent.database import Lane
+
+        if self._loop is None:
+            raise SqlError("the agent is not ready")
+        work: Any = self._database.query(sql, lane=Lane.LOCAL, origin="osquery")
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()  # type: ignore[no-any-return]

@@ -1,0 +1,222 @@
+"""One connection to osquery for the whole agent, and manners: nothing is asked twice at a time or right after harm.
+
+osquery's watchdog ends a worker that takes too much memory or processor time, and a worker that is ended over a query
+would be ended again by its repetition: after a question was not answered, its like is refused for a while.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from zeek_agent.osquery.wire import CHECK_INTERVAL, Check, Connection, GoneError, RefusedError, Row, UnreachableError
+
+log = logging.getLogger(__name__)
+
+RECONNECT_MIN: Final = 1.0
+RECONNECT_MAX: Final = 60.0
+REST_MIN: Final = 60.0
+"""Seconds until a kind of question may be asked again that osquery did not survive, or not answer."""
+REST_MAX: Final = 3_600.0
+SHARED_FOR: Final = 0.5
+"""Seconds that an answer serves statements that ask the same."""
+SHARED_ROWS: Final = 50_000
+
+Cells: TypeAlias = "Sequence[tuple[Any, ...]]"
+
+
+class RestingError(RefusedError):
+    """Such a question was not answered a short while ago and is not asked again yet."""
+
+
+@dataclass(slots=True)
+class Rest:
+    """A kind of question that is left alone until a time."""
+
+    until: float
+    seconds: float
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    at: float
+    rows: Cells
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start of the agent."""
+
+    questions: int = 0
+    shared: int = 0
+    rows: int = 0
+    undecodable: int = 0
+    last_error: str | None = None
+
+
+class Client:
+    """osquery at a socket. Thread-safe: who comes second waits.
+
+    `find` gives the socket's path each time a connection is made, and raises UnreachableError when there is none.
+    `timeout` bounds one question, in seconds. `on_loss` is called when a connection was lost.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[], str],
+        timeout: float,
+        *,
+        on_loss: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counters = Counters()
+        self.path = ""
+        """The socket that the connection was made to."""
+        self.connections = 0
+        """How many were made: another number says that osquery may be another one."""
+        self._find = find
+        self._timeout = timeout
+        self._on_loss = on_loss
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._epoch = 0
+        self._connection: Connection | None = None
+        self._unreachable: tuple[float, float, str] | None = None
+        self._rests: dict[str, Rest] = {}
+        self._answers: dict[str, Answer] = {}
+
+    def ask(self, sql: str, kind: str, decode: Callable[[Sequence[Row]], Cells], check: Check) -> Cells:
+        """The rows of a statement. Questions of one `kind` share their fate.
+
+        Raises UnreachableError, GoneError, RefusedError, and what `check` raises.
+        """
+        with self._turn(check) as interruptible:
+            answer = self._answers.get(sql)
+            if answer is not None and self._clock() - answer.at < SHARED_FOR:
+                self.counters.shared += 1
+                return answer.rows
+            rows = decode(self._query(sql, kind, interruptible))
+            self.counters.rows += len(rows)
+            self._keep(sql, rows)
+            return rows
+
+    def query(self, sql: str) -> Sequence[Row]:
+        """Rows of one of the bridge's own statements: small ones, never shared and never refused."""
+        with self._turn() as interruptible:
+            return self._query(sql, None, interruptible)
+
+    @contextmanager
+    def connected(self) -> Iterator[Connection]:
+        """The connection, for other calls than queries."""
+        with self._turn() as interruptible:
+            connection = self._connect()
+            connection.check = interruptible
+            try:
+                yield connection
+            except GoneError as error:
+                self._lose(error)
+                raise
+
+    def forget_old(self) -> None:
+        """Let go of answers and rests whose time is over."""
+        with self._lock:
+            now = self._clock()
+            self._answers = {sql: one for sql, one in self._answers.items() if now - one.at < SHARED_FOR}
+            self._rests = {kind: rest for kind, rest in self._rests.items() if now < rest.until + rest.seconds}
+
+    def interrupt(self) -> None:
+        """End what is being asked now, and whoever waits for his turn."""
+        self._epoch += 1
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+            self._answers.clear()
+
+    @contextmanager
+    def _turn(self, check: Check = lambda: None) -> Iterator[Check]:
+        """Wait for the connection; gives what has to be called while one waits for an answer."""
+        epoch = self._epoch
+
+        def interruptible() -> None:
+            check()
+            if self._epoch != epoch:
+                raise GoneError("the agent does not wait any longer")
+
+        while not self._lock.acquire(timeout=CHECK_INTERVAL):
+            interruptible()
+        try:
+            yield interruptible
+        finally:
+            self._lock.release()
+
+    def _query(self, sql: str, kind: str | None, check: Check) -> Sequence[Row]:
+        rest = self._rests.get(kind) if kind is not None else None
+        if rest is not None and self._clock() < rest.until:
+            seconds = rest.until - self._clock()
+            raise RestingError(f"{rest.cause}; such a query is not repeated for {seconds:.0f} s")
+        connection = self._connect()
+        self.counters.questions += 1
+        connection.check = check
+        try:
+            rows = connection.query(sql)
+        except GoneError as error:
+            if kind is not None:
+                self._rest(kind, f"osquery did not answer: {error}", rest)
+            self._lose(error)
+            raise
+        except RefusedError as error:
+            self.counters.last_error = str(error)
+            raise
+        except BaseException:
+            self._drop()
+            raise
+        if rest is not None and kind is not None:
+            del self._rests[kind]
+        return rows
+
+    def _connect(self) -> Connection:
+        """The connection, made anew when osquery has ended it meanwhile."""
+        if self._connection is not None and not self._connection.is_stale():
+            return self._connection
+        self._drop()
+        now = self._clock()
+        if self._unreachable is not None and now < self._unreachable[0]:
+            raise UnreachableError(self._unreachable[2])
+        try:
+            self.path = self._find()
+            self._connection = Connection(self.path, self._timeout)
+        except UnreachableError as error:
+            pause = min(self._unreachable[1] * 2, RECONNECT_MAX) if self._unreachable else RECONNECT_MIN
+            self._unreachable = (now + pause, pause, str(error))
+            raise
+        self._unreachable = None
+        self.connections += 1
+        return self._connection
+
+    def _rest(self, kind: str, cause: str, before: Rest | None) -> None:
+        seconds = min(before.seconds * 2, REST_MAX) if before else REST_MIN
+        self._rests[kind] = Rest(self._clock() + seconds, seconds, cause)
+
+    def _lose(self, error: Exception) -> None:
+        self.counters.last_error = str(error)
+        log.warning("osquery: %s", error)
+        self._drop()
+        self._on_loss()
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _keep(self, sql: str, rows: Cells) -> None:
+        if len(rows) <= SHARED_ROWS:
+            self._answers[sql] = Answer(self._clock(), rows)
+            if len(self._answers) > 32:
+                del self._answers[next(iter(self._answers))]

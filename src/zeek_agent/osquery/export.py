@@ -1,0 +1,321 @@
+"""The agent's tables in osquery: an extension that osquery calls for rows.
+
+osquery gives the extension a number when it registers and then calls it at `<osquery's socket>.<number>`. A call never
+leads to a question to osquery: only the agent's own tables are offered, and both would wait for each other.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from zeek_agent import __version__, text
+from zeek_agent.cells import Stored, encode
+from zeek_agent.errors import SqlError, ZeekAgentError
+from zeek_agent.osquery import questions
+from zeek_agent.osquery.client import Client
+from zeek_agent.osquery.wire import RECEIVE_BYTES, interface
+from zeek_agent.results import Result
+from zeek_agent.schema import Table, ZeekType
+
+log = logging.getLogger(__name__)
+
+NAME: Final = "zeek_agent"
+PREFIX: Final = "zeek_"
+SDK_VERSION: Final = "4.0.0"
+"""Oldest osquery whose interface this is."""
+IDLE_TIMEOUT: Final = 300.0
+SHARED_FOR: Final = 1.0
+"""Seconds that rows serve calls for the same: a join in osquery asks once a row."""
+SHARED_ANSWERS: Final = 64
+
+INDEX, REQUIRED, HIDDEN = 1, 2, 16
+_TYPES: Final = {"INTEGER": "BIGINT", "REAL": "DOUBLE", "BLOB": "BLOB"}
+_EQUALS: Final = 2
+_RANGES: Final = {4: ">", 8: "<=", 16: "<", 32: ">="}
+
+Query: TypeAlias = "Callable[[str], Result]"
+"""Runs a statement on the agent's tables, in any thread. Raises SqlError."""
+Rows: TypeAlias = "list[dict[str, str | bytes]]"
+
+
+def chosen(tables: Iterable[Table], patterns: Sequence[str]) -> dict[str, Table]:
+    """The tables that osquery gets, by the name that they have there."""
+    return {
+        table.name if table.name.startswith(PREFIX) else f"{PREFIX}{table.name}": table
+        for table in tables
+        if any(fnmatchcase(table.name, pattern) for pattern in patterns)
+    }
+
+
+def routes(table: Table) -> list[dict[str, str]]:
+    """A table's declaration for osquery."""
+    columns = [(column.name, column.zeek_type, INDEX) for column in table.columns]
+    columns += [
+        (parameter.column, parameter.zeek_type, HIDDEN | (REQUIRED if parameter.default is None else INDEX))
+        for parameter in table.parameters
+    ]
+    return [
+        {"id": "column", "name": name, "type": _type(zeek_type), "op": str(options)}
+        for name, zeek_type, options in columns
+    ]
+
+
+def _type(zeek_type: ZeekType) -> str:
+    return "UNSIGNED BIGINT" if zeek_type.name == "count" else _TYPES.get(zeek_type.sqlite, "TEXT")
+
+
+class Constraint(msgspec.Struct):
+    """Operator (a number) and value, as osquery gives them."""
+
+    op: int
+    expr: str
+
+
+class ColumnConstraints(msgspec.Struct):
+    """What a statement in osquery wants of one column; an empty text stands for an empty list."""
+
+    name: str
+    list: list[Constraint] | str = ""
+
+
+class Context(msgspec.Struct):
+    """What a statement in osquery wants of a table."""
+
+    constraints: list[ColumnConstraints] = []
+    colsUsed: list[str] | None = None  # noqa: N815 - osquery's name
+
+
+def statement(table: Table, context: Context, rows_max: int) -> str:
+    """The SQL that gives at least the rows that osquery wants; it checks each again."""
+    types = {column.name: column.zeek_type for column in table.columns}
+    types |= {parameter.column: parameter.zeek_type for parameter in table.parameters}
+    used = [name for name in types if context.colsUsed is None or name in context.colsUsed]
+    conditions = []
+    for column in context.constraints:
+        if column.name in types and not isinstance(column.list, str):
+            conditions += _conditions(column.name, types[column.name], column.list)
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    shown = ", ".join(map(questions.name, used)) or "1"
+    return f"SELECT {shown} FROM {questions.name(table.name)}{where} LIMIT {rows_max + 1}"
+
+
+def _conditions(name: str, zeek_type: ZeekType, constraints: Sequence[Constraint]) -> list[str]:
+    """Values are alternatives; of anything else only what stands alone is sure to be meant."""
+    quoted = questions.name(name)
+    values = [_literal(zeek_type, one.expr) for one in constraints]
+    if not constraints or None in values:
+        return []
+    if all(one.op == _EQUALS for one in constraints):
+        return [f"{quoted} IN ({', '.join(value for value in values if value)})"]
+    if len(constraints) == 1 and zeek_type.sqlite != "TEXT" and (operator := _RANGES.get(constraints[0].op)):
+        return [f"{quoted} {operator} {values[0]}"]
+    return []
+
+
+def _literal(zeek_type: ZeekType, expression: str) -> str | None:
+    """The value as SQL writes it; None when a column of that type cannot be compared with it here."""
+    if "\0" in expression or zeek_type.sqlite == "BLOB":
+        return None
+    if zeek_type.sqlite == "TEXT":
+        return questions.literal(expression)
+    for read in (int, float):
+        with suppress(ValueError):
+            return questions.literal(read(expression))
+    return None
+
+
+def cells(result: Result) -> Rows:
+    """Rows as osquery takes them: texts by column, what is null left out."""
+    names = [(column.name, column.type) for column in result.columns]
+    return [
+        {
+            name: _cell(encode(zeek_type, value))
+            for (name, zeek_type), value in zip(names, row, strict=True)
+            if value is not None
+        }
+        for row in result.rows
+    ]
+
+
+def _cell(stored: Stored) -> str | bytes:
+    match stored:
+        case str():
+            return stored if stored.isascii() else text.to_bytes(stored)
+        case bytes():
+            return stored
+    return repr(stored)
+
+
+class Extension:
+    """What osquery calls. `uuid` is the number that it gave to the extension."""
+
+    def __init__(self, tables: Mapping[str, Table], query: Query, rows_max: int) -> None:
+        self.uuid = 0
+        self.calls = 0
+        self.rows = 0
+        self.last_error: str | None = None
+        self._tables = tables
+        self._query = query
+        self._rows_max = rows_max
+        self._lock = threading.Lock()
+        self._shared: dict[str, tuple[float, Rows]] = {}
+
+    def ping(self) -> Any:
+        return self._status(0, "OK")
+
+    def shutdown(self) -> None:
+        """osquery ends; it will be registered with again when it is back."""
+        log.info("osquery ends, it says")
+
+    def call(self, registry: str, item: str, request: Mapping[str, str | bytes]) -> Any:
+        """Rows or columns of a table. What goes wrong is told in the status."""
+        self.calls += 1
+        try:
+            if registry != "table" or item not in self._tables:
+                raise ZeekAgentError(f"there is no {registry} {item} here")
+            rows = self._act(self._tables[item], request)
+        except (ZeekAgentError, msgspec.MsgspecError) as error:
+            self.last_error = f"{item}: {error}"
+            return interface().Response(status=self._status(1, str(error)), response=[])
+        self.rows += len(rows)
+        return interface().Response(status=self._status(0, "OK"), response=rows)
+
+    def _act(self, table: Table, request: Mapping[str, str | bytes]) -> Sequence[Mapping[str, str | bytes]]:
+        match request.get("action"):
+            case "columns":
+                return routes(table)
+            case "generate":
+                given = request.get("context") or "{}"
+                plain = given if isinstance(given, str) else text.from_bytes(given)
+                context = msgspec.json.decode(plain, type=Context, strict=False)
+                return self._generate(table, statement(table, context, self._rows_max))
+        raise ZeekAgentError(f"table {table.name} can only be read")
+
+    def _generate(self, table: Table, sql: str) -> Rows:
+        now = time.monotonic()
+        with self._lock:
+            self._shared = {key: one for key, one in self._shared.items() if now - one[0] < SHARED_FOR}
+            if sql in self._shared:
+                return self._shared[sql][1]
+        rows = cells(self._query(sql))
+        if len(rows) > self._rows_max:
+            raise SqlError(f"table {table.name}: more than {self._rows_max} rows (osquery.rows); say which, by time")
+        with self._lock:
+            if len(self._shared) < SHARED_ANSWERS:
+                self._shared[sql] = (time.monotonic(), rows)
+        return rows
+
+    def _status(self, code: int, message: str) -> Any:
+        return interface().Status(code=code, message=message, uuid=self.uuid)
+
+
+class Export:
+    """Keeps the extension registered, and serves it."""
+
+    def __init__(self, extension: Extension, tables: Mapping[str, Table]) -> None:
+        self.extension = extension
+        self.registered = False
+        self._registry = {"table": {name: routes(table) for name, table in tables.items()}}
+        self._server: Server | None = None
+
+    @property
+    def uuids(self) -> frozenset[int]:
+        return frozenset({self.extension.uuid} if self.registered else ())
+
+    def keep_registered(self, client: Client) -> None:
+        """Register when osquery does not know the extension, or no more. Raises as a call of the connection does."""
+        with client.connected() as connection:
+            if self.registered and connection.extensions().get(self.extension.uuid) == NAME:
+                return
+            self._stop()
+            info = interface().ExtensionInfo(
+                name=NAME, version=__version__, sdk_version=SDK_VERSION, min_sdk_version=SDK_VERSION
+            )
+            uuid = connection.register(info, self._registry)
+        self.extension.uuid = uuid
+        self._server = Server(f"{client.path}.{uuid}", self.extension)
+        self.registered = True
+        log.info("osquery has %d tables of this agent, extension %d", len(self._registry["table"]), uuid)
+
+    def close(self, client: Client) -> None:
+        """Take the tables back."""
+        if self.registered:
+            with suppress(ZeekAgentError), client.connected() as connection:
+                connection.deregister(self.extension.uuid)
+        self._stop()
+
+    def _stop(self) -> None:
+        self.registered = False
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+
+class Server:
+    """Serves an extension at a socket, each connection in a thread of its own."""
+
+    def __init__(self, path: str, extension: Extension) -> None:
+        self._path = Path(path)
+        self._extension = extension
+        self._connections: set[socket.socket] = set()
+        self._path.unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.bind(path)
+            self._path.chmod(0o600)
+            self._socket.listen()
+        except OSError:
+            self._socket.close()
+            raise
+        self._thread = threading.Thread(target=self._accept, name="osquery-extension", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._socket.close()
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self._path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self._connections.add(connection)
+            threading.Thread(target=self._serve, args=(connection,), name="osquery-call", daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        from thriftpy2.protocol import TCyBinaryProtocol
+        from thriftpy2.protocol.cybin import ProtocolError  # type: ignore[attr-defined]
+        from thriftpy2.thrift import TException, TProcessor
+        from thriftpy2.transport import TCyBufferedTransport, TSocket
+
+        connection.settimeout(IDLE_TIMEOUT)
+        transport = TCyBufferedTransport(TSocket(sock=connection), RECEIVE_BYTES)  # type: ignore[no-untyped-call]
+        protocol = TCyBinaryProtocol(transport)  # type: ignore[no-untyped-call]
+        processor = TProcessor(interface().Extension, self._extension)
+        try:
+            while True:
+                processor.process(protocol, protocol)
+        except (OSError, EOFError, TException):
+            pass  # the caller has hung up
+        except (ProtocolError, AttributeError, LookupError, MemoryError, SystemError, TypeError, ValueError) as error:
+            log.warning("what came is no call of an extension: %s: %s", type(error).__name__, error)
+        finally:
+            self._connections.discard(connection)
+            connection.close()

@@ -1,0 +1,239 @@
+"""osquery's tables as tables of this agent: what there is, under which names, and how one is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from zeek_agent.errors import LimitError, SqlError
+from zeek_agent.osquery import questions
+from zeek_agent.osquery.client import Client
+from zeek_agent.osquery.wire import GoneError, RefusedError, Row, UnreachableError
+from zeek_agent.schema import Column, Constraints, Remote, Table
+
+PREFIX: Final = "osquery_"
+OFFERED: Final = (
+    "SELECT name, owner_uuid FROM osquery_registry WHERE registry = 'table' AND active = 1 AND internal = 0"
+)
+SUBSCRIBERS: Final = "SELECT name FROM osquery_events WHERE type = 'subscriber'"
+COMMAND_LINES: Final = frozenset({"cmdline", "command"})
+"""Columns whose text `access.redact` masks."""
+
+REQUIRED: Final[Mapping[str, frozenset[str]]] = {
+    table: frozenset(columns.split())
+    for table, columns in {
+        "authenticode": "path",
+        "curl": "url",
+        "curl_certificate": "hostname",
+        "device_file": "device partition",
+        "device_hash": "device partition inode",
+        "device_partitions": "device",
+        "docker_container_fs_changes": "id",
+        "docker_container_processes": "id",
+        "docker_container_stats": "id",
+        "extended_attributes": "path directory",
+        "file": "path directory",
+        "hash": "path directory",
+        "lxd_instance_config": "name",
+        "lxd_instance_devices": "name",
+        "magic": "path",
+        "mdfind": "query",
+        "mdls": "path",
+        "ntfs_acl_permissions": "path",
+        "package_bom": "path",
+        "plist": "path",
+        "process_open_handles": "pid",
+        "signature": "path",
+        "system_profiler": "data_type",
+        "windows_eventlog": "channel xpath",
+        "yara_file": "path",
+        "yara_process": "pid",
+    }.items()
+}
+"""Columns of which one must be given a value, as osquery's table specifications say; the protocol does not tell."""
+
+OF_A_USER: Final = frozenset(
+    {
+        *("authorized_keys", "browser_plugins", "chrome_extension_content_scripts", "chrome_extensions", "crashes"),
+        *("firefox_addons", "jetbrains_plugins", "known_hosts", "preferences", "python_packages", "recent_files"),
+        *("safari_extensions", "shell_history", "ssh_configs", "user_ssh_keys", "vscode_extensions"),
+    }
+)
+"""Tables that show what belongs to osquery's own user unless `uid` is given a value, as in a join with `users`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A table that osquery has: whose it is (0: osquery's own, else an extension's uuid), and its columns."""
+
+    name: str
+    owner: int
+    columns: tuple[Column, ...]
+    events: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What of osquery is taken over, and how much of it at a time."""
+
+    rows_max: int
+    exclude: Sequence[str] = ()
+    event_tables: Sequence[str] = ()
+    required: Mapping[str, frozenset[str]] = field(default_factory=lambda: REQUIRED)
+
+    def wants(self, table: str) -> bool:
+        return not any(fnmatchcase(table, pattern) for pattern in self.exclude)
+
+    def records(self, table: str) -> bool:
+        """Whether the rows of this event table are recorded."""
+        return any(fnmatchcase(table, pattern) for pattern in self.event_tables)
+
+
+def required(additional: Iterable[str]) -> dict[str, frozenset[str]]:
+    """The required columns by table, with others as `table.column`."""
+    found = dict(REQUIRED)
+    for item in additional:
+        table, _, column = item.partition(".")
+        found[table] = found.get(table, frozenset()) | {column}
+    return found
+
+
+def offered(client: Client, rules: Rules, known: Mapping[str, Offered], ours: Collection[int]) -> dict[str, Offered]:
+    """What osquery has now, by name. Columns of tables that are `known` with the same owner are not asked for again.
+
+    Tables of the extensions `ours` are left out. Raises UnreachableError, GoneError and RefusedError.
+    """
+    rows = [_texts(row) for row in client.query(OFFERED)]
+    owners = {row["name"]: int(row.get("owner_uuid") or 0) for row in rows}
+    wanted = {name: owner for name, owner in owners.items() if owner not in ours and rules.wants(name)}
+    if all(name in known and known[name].owner == owner for name, owner in wanted.items()):
+        return {name: known[name] for name in wanted}
+    subscribers = {_texts(row)["name"] for row in client.query(SUBSCRIBERS)} if "osquery_events" in owners else set()
+    found = {}
+    for name, owner in wanted.items():
+        before = known.get(name)
+        if before is not None and before.owner == owner:
+            found[name] = before
+        elif columns := _columns(client, name):
+            events = name in subscribers or (name.endswith("_events") and name != "osquery_events")
+            found[name] = Offered(name, owner, columns, events)
+    return found
+
+
+def _columns(client: Client, table: str) -> tuple[Column, ...]:
+    """The table's columns; none when it has gone meanwhile."""
+    try:
+        rows = [_texts(row) for row in client.query(f"PRAGMA table_info({questions.name(table)})")]
+        types = [(row["name"], row["type"]) for row in sorted(rows, key=lambda row: int(row["cid"]))]
+    except (RefusedError, KeyError, ValueError):
+        types = []
+    if not types:
+        try:
+            with client.connected() as connection:
+                types = connection.columns(f"SELECT * FROM {questions.name(table)}")
+        except RefusedError:
+            return ()
+    return tuple(Column(name, questions.TYPES.get(kind.upper(), "text"), f"osquery's {kind}") for name, kind in types)
+
+
+def _texts(row: Row) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else value.decode(errors="replace") for name, value in row.items()}
+
+
+def tables(found: Iterable[Offered], taken: Collection[str], reader: Reader) -> Iterator[Table]:
+    """The tables for SQL: each under its own name, unless that is taken, and as `osquery_<name>`."""
+    names = {one.name for one in found} | set(taken)
+    for one in found:
+        prefixed = one.name if one.name.startswith(PREFIX) else f"{PREFIX}{one.name}"
+        if one.name not in taken:
+            yield _table(one.name, one, reader, alias=False)
+        if prefixed not in names:
+            yield _table(prefixed, one, reader, alias=one.name not in taken)
+
+
+def _table(name: str, one: Offered, reader: Reader, *, alias: bool) -> Table:
+    names = {column.name for column in one.columns}
+    decisive = {"uid"} & names if one.name in OF_A_USER else set()
+    opaque = COMMAND_LINES & names
+    needed = reader.rules.required.get(one.name, frozenset()) & names
+    table = Table(
+        name,
+        f"osquery's table {one.name}",
+        description=f"The table {one.name} of the osquery that runs on the host.",
+        columns=one.columns,
+        remote=Remote(required=needed, decisive=frozenset(decisive), opaque=opaque),
+        alias=alias,
+    )
+    table.snapshot(lambda wanted: reader.rows(name, one, wanted))
+    return table
+
+
+class Reader:
+    """Reads rows of osquery's tables. `null` is what stands there for NULL."""
+
+    def __init__(self, client: Client, rules: Rules) -> None:
+        self.rules = rules
+        self.null = ""
+        self._client = client
+
+    def rows(self, name: str, table: Offered, wanted: Constraints) -> Iterator[tuple[Any, ...]]:
+        """The rows with the columns that are wanted; other cells are None.
+
+        Raises SqlError when osquery cannot or will not answer, LimitError when there are too many rows.
+        """
+        read = [column for column in table.columns if column.name in wanted.columns]
+
+        def decode(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+            decoded = self.decoded(name, rows, table.columns, read)
+            return _redacted(decoded, table.columns, wanted.host.access.redact)
+
+        sql = questions.select(table.name, read, wanted, self.rules.rows_max)
+        try:
+            rows = self._client.ask(sql, questions.kind(table.name, read, wanted), decode, wanted.check)
+        except (UnreachableError, GoneError, RefusedError) as error:
+            raise SqlError(f"table {name}: osquery: {error}") from error
+        if len(rows) > self.rules.rows_max:
+            raise LimitError(
+                f"table {name}: osquery has more than {self.rules.rows_max} rows for this (osquery.rows); say which"
+            )
+        return iter(rows)
+
+    def decoded(
+        self, name: str, rows: Sequence[Row], columns: Sequence[Column], read: Collection[Column]
+    ) -> list[tuple[Any, ...]]:
+        """osquery's rows as tuples with a cell for each of the columns, None for those that were not read."""
+        nothing = [None] * len(rows)
+        failed = self._undecodable(name)
+        return list(
+            zip(
+                *(
+                    questions.Decoder(column, self.null, failed).column(rows) if column in read else nothing
+                    for column in columns
+                ),
+                strict=True,
+            )
+        )
+
+    def _undecodable(self, name: str) -> Callable[[str, str | bytes], None]:
+        counters = self._client.counters
+
+        def count(column: str, cell: str | bytes) -> None:
+            counters.undecodable += 1
+            counters.last_error = f"table {name}, column {column}: {cell[:40]!r} is not of its type"
+
+        return count
+
+
+def _redacted(
+    rows: list[tuple[Any, ...]], columns: Sequence[Column], redact: Callable[[str], str]
+) -> list[tuple[Any, ...]]:
+    """The rows with command lines masked."""
+    masked = [index for index, column in enumerate(columns) if column.name in COMMAND_LINES]
+    if not masked:
+        return rows
+    return [
+        tuple(redact(cell) if index in masked and isinstance(cell, str) else cell for index, cell in enumerate(row))
+        for row in rows
+    ]

@@ -1,0 +1,134 @@
+"""osquery's event tables, copied into the event store.
+
+A question from outside always gets all that osquery has buffered, so only what is about as new as the newest row known
+is asked for, and each event is taken once. osquery tells whole seconds, and events may come late: hence the overlap.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+from zeek_agent.osquery import questions
+from zeek_agent.osquery.client import Client
+from zeek_agent.osquery.imported import Offered, Reader
+from zeek_agent.osquery.wire import RefusedError, Row
+from zeek_agent.schema import SEQUENCE, Column, Table
+
+log = logging.getLogger(__name__)
+
+OVERLAP: Final = 60
+"""Seconds before the newest known event from which events are read again."""
+REMEMBERED: Final = 50_000
+EID: Final = Column("eid", "text", "osquery's number of the event")
+
+
+class Store(Protocol):
+    """What is needed of the event store."""
+
+    def declare(self, table: Table) -> bool: ...
+
+    def append(self, table: str, rows: Sequence[Sequence[Any]]) -> None: ...
+
+
+def event_table(name: str, one: Offered) -> Table:
+    """The table in the event store."""
+    columns = [
+        Column("time", "time", "when it happened, in whole seconds") if column.name == "time" else column
+        for column in one.columns
+        if column.name not in {EID.name, SEQUENCE.name}
+    ]
+    return Table(
+        name,
+        f"osquery's events {one.name}",
+        description=f"Rows of the event table {one.name} of the osquery that runs on the host, recorded as they come.",
+        columns=[*columns, EID],
+        kind="events",
+    )
+
+
+class Recorder:
+    """Copies one event table. `recorded` runs a statement on the event store."""
+
+    def __init__(
+        self,
+        one: Offered,
+        table: Table,
+        reader: Reader,
+        store: Store,
+        recorded: Callable[[str], Sequence[Sequence[Any]]],
+    ) -> None:
+        self.offered = one
+        self.table = table
+        self.received = 0
+        self.lost = 0
+        self.last_error: str | None = None
+        self._reader = reader
+        self._store = store
+        self._recorded = recorded
+        self._timed = "time" in {column.name for column in one.columns}
+        self._numbered = True
+        self._known: dict[Any, float] | None = None
+
+    def read(self, client: Client) -> None:
+        """Take what is new. Raises as a question to osquery does."""
+        known = self._known if self._known is not None else self._remembered()
+        since = int(max(known.values(), default=0.0)) - OVERLAP
+        rows = self._rows(client, since)
+        fresh = [row for row in rows if self._key(row) not in known]
+        self._store.append(self.table.name, fresh)
+        self.received += len(fresh)
+        times = {self._key(row): float(self._time(row)) for row in rows}
+        if len(rows) >= self._reader.rules.rows_max and not fresh:
+            self._skip(times)
+        known |= times
+        newest = max(known.values(), default=0.0)
+        self._known = {key: time for key, time in known.items() if time >= newest - OVERLAP}
+
+    def _remembered(self) -> dict[Any, float]:
+        """The events that the store has had last, from before this start."""
+        columns = ", ".join(questions.name(column.name) for column in self.table.recorded)
+        sql = f"SELECT {columns} FROM {questions.name(self.table.name)} ORDER BY seq DESC LIMIT {REMEMBERED}"
+        rows = self._recorded(sql)
+        return {self._key(row): float(self._time(row)) for row in rows}
+
+    def _rows(self, client: Client, since: int) -> list[tuple[Any, ...]]:
+        """osquery's rows from a time on, oldest first, `eid` last (None when the table has none)."""
+        if self._numbered:
+            try:
+                return self._asked(client, since, self.table.recorded)
+            except RefusedError as error:
+                if EID.name not in str(error):
+                    raise
+                self._numbered = False
+        return [(*row, None) for row in self._asked(client, since, self.table.recorded[:-1])]
+
+    def _asked(self, client: Client, since: int, columns: Sequence[Column]) -> list[tuple[Any, ...]]:
+        shown = ", ".join(map(questions.expression, columns))
+        newer = f" WHERE time >= {since} ORDER BY time" if self._timed else ""
+        sql = f"SELECT {shown} FROM {questions.name(self.offered.name)}{newer} LIMIT {self._reader.rules.rows_max}"
+
+        def decode(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+            return self._reader.decoded(self.table.name, rows, columns, columns)
+
+        return list(client.ask(sql, f"events of {self.offered.name}", decode, lambda: None))
+
+    def _skip(self, times: dict[Any, float]) -> None:
+        """There are more events in a few seconds than one answer may hold: go on behind them."""
+        self.lost += 1
+        self.last_error = f"{self.offered.name}: more events at a time than osquery.rows; some are not recorded"
+        log.warning("osquery: %s", self.last_error)
+        times[None] = max(times.values(), default=0.0) + OVERLAP + 1
+
+    def _key(self, row: Sequence[Any]) -> Any:
+        """What tells an event from others: numbers may be used again by an osquery that starts anew."""
+        return (row[-1], self._time(row)) if row[-1] is not None else tuple(row)
+
+    def _time(self, row: Sequence[Any]) -> Any:
+        if not self._timed:
+            return 0.0
+        return (
+            next((cell for column, cell in zip(self.table.recorded, row, strict=True) if column.name == "time"), None)
+            or 0.0
+        )
