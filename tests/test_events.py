@@ -380,6 +380,27 @@ def test_damage_in_the_middle_of_a_run_loses_no_row_that_is_still_queued(path: P
     store.close()
 
 
+def test_a_store_in_memory_leaves_nothing_behind_also_after_a_crash() -> None:
+    crashing = (
+        "import os; from zeek_agent.events import EventStore\n"
+        "store = EventStore(None, []); print(store.uri, flush=True); os.kill(os.getpid(), 9)"
+    )
+    command = [sys.executable, "-c", crashing]
+    left = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
+    left_directory = Path(left.removeprefix("file:").partition("?")[0]).parent
+    assert left_directory.exists()
+    other = EventStore(None, [THINGS])
+    store = EventStore(None, [THINGS])
+    assert not left_directory.exists()
+    other.append("things_events", [thing(1)])
+    assert other.flush()
+    directories = [Path(each.uri.removeprefix("file:").partition("?")[0]).parent for each in (store, other)]
+    assert all(directory.exists() and directory.stat().st_mode & 0o077 == 0 for directory in directories)
+    store.close()
+    other.close()
+    assert not any(directory.exists() for directory in directories)
+
+
 def test_without_a_usable_directory_events_are_kept_in_memory(read: Read, caplog: pytest.LogCaptureFixture) -> None:
     store = EventStore(Path("/proc/nowhere/events.db"), [THINGS])
     assert store.notice is not None
@@ -388,6 +409,31 @@ def test_without_a_usable_directory_events_are_kept_in_memory(read: Read, caplog
     store.append("things_events", [thing(1)])
     assert store.flush()
     assert read(store, "SELECT number FROM store.things_events") == [(1,)]
+    store.close()
+
+
+def test_readers_of_a_store_in_memory_and_its_writer_wait_for_each_other() -> None:
+    store = EventStore(None, [THINGS], EventSettings(commit_interval=0.001))
+    ended = threading.Event()
+
+    def keep_reading() -> None:
+        reader = Reader(store.uri)
+        while not ended.is_set():
+            reader("SELECT count(*), sum(number) FROM store.things_events")
+        reader.connection.close()
+
+    readers = [threading.Thread(target=keep_reading) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for batch in range(200):
+        store.append("things_events", [thing(batch * 10 + n) for n in range(10)])
+        time.sleep(0.002)
+    assert store.flush()
+    ended.set()
+    for reader in readers:
+        reader.join()
+    assert store.last("things_events") == 2_000
+    assert store.counters["things_events"].lost == {}
     store.close()
 
 
@@ -418,7 +464,7 @@ def test_a_full_disk_is_left_for_memory_and_returned_to(
         store.flush()
     assert store.notice is not None
     assert "in memory only" in store.notice
-    assert "memdb" in store.uri
+    assert str(small_disk) not in store.uri
     assert read(store, "SELECT count(*), min(seq), max(seq) FROM store.things_events") == [(1_100, 1, 1_100)]
     assert store.delivered("query") is not None
 
@@ -427,7 +473,7 @@ def test_a_full_disk_is_left_for_memory_and_returned_to(
     store.append("things_events", [thing(9_999)])
     store.flush()
     assert read(store, "SELECT count(*), max(seq) FROM store.things_events") == [(1_101, 1_101)]
-    assert "memdb" not in store.uri
+    assert str(small_disk) in store.uri
     assert store.counters["things_events"].lost == {}
     store.close()
     again = EventStore(small_disk / "events.db", [THINGS])

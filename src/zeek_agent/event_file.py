@@ -19,6 +19,7 @@ import apsw
 
 from zeek_agent import text
 from zeek_agent.schema import Row, Table, Value
+from zeek_agent.scratch import Scratch
 
 MISFITS: Final = (
     apsw.BindingsError,
@@ -33,6 +34,7 @@ MISFITS: Final = (
 )
 """What a row raises that does not fit its table; UnicodeEncodeError is a ValueError."""
 
+_READ_AND_WRITE: Final = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 _BUSY_MILLISECONDS: Final = 2_000
 _STEPS_BETWEEN_CHECKS: Final = 100_000
 _PAGE_BYTES: Final = 4_096
@@ -85,7 +87,7 @@ class Batch:
 
 
 class EventFile:
-    """An open event store, on disk (`path`) or in this process's memory (None).
+    """An open event store, at `path` or, if that is None, in files that end with this process, in memory if possible.
 
     `first` and `last` are the committed bounds of `seq` by table; `last` never goes back, also when retention has
     emptied the table. Rows take at most about `bytes_max` on disk, the write-ahead log included, unless a reader holds
@@ -105,16 +107,23 @@ class EventFile:
         self._converters: dict[str, Callable[[Row], Row] | None] = {}
         self.first: dict[str, int] = {}
         self.last: dict[str, int] = {}
-        name = f"file:/zeek-agent-{secrets.token_hex(8)}?vfs=memdb" if path is None else _prepare(path)
-        self._connection = apsw.Connection(
-            name, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
-        )
+        self._scratch: Scratch | None = None
+        if path is None:
+            self._scratch = Scratch()
+            path = self._scratch.path / "events.db"
+        self._file = path
+        try:
+            self._connection = apsw.Connection(_prepare(path), flags=_READ_AND_WRITE)
+        except BaseException:
+            self._remove_scratch()
+            raise
         try:
             self._open(now, resumed)
         except BaseException:
             self._connection.close()
+            self._remove_scratch()
             raise
-        self.uri: Final = name if path is None else f"{disk_uri(path)}&store={self.id}"
+        self.uri: Final = f"{disk_uri(path)}&store={self.id}"
 
     def _open(self, now: float, resumed: bool) -> None:
         connection = self._connection
@@ -279,7 +288,7 @@ class EventFile:
 
     def may_write(self) -> bool:
         """False while readers keep the write-ahead log from being reused and it has become too large."""
-        if self.path is None or _size(f"{self.path}-wal") <= self._wal_bytes_max:
+        if _size(f"{self._file}-wal") <= self._wal_bytes_max:
             return True
         try:
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
@@ -350,6 +359,11 @@ class EventFile:
                 self._connection.execute("UPDATE _store SET alive = ?, clean = 1", (now,))
         finally:
             self._connection.close()
+            self._remove_scratch()
+
+    def _remove_scratch(self) -> None:
+        if self._scratch is not None:
+            self._scratch.close()
 
 
 def read_delivered(uri: str, key: str) -> Delivered | None:
@@ -382,8 +396,8 @@ def read(
 
 
 def disk_uri(path: Path) -> str:
-    """What a reader attaches for the store at `path`, whatever kind of database it attaches it to."""
-    return f"file:{quote(str(path.absolute()))}?mode=ro&vfs={apsw.vfs_names()[0]}"
+    """What a reader attaches for the store at `path`."""
+    return f"file:{quote(str(path.absolute()))}?mode=ro"
 
 
 def _prepare(path: Path) -> str:

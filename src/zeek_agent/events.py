@@ -28,7 +28,7 @@ _BATCH_ROWS: Final = 1_000
 _COMMIT_ROWS_MAX: Final = 5_000
 _SIGN_OF_LIFE: Final = 5.0
 _BUSY_WAIT: Final = 0.1
-_MEMORY_BYTES: Final = 67_108_864
+_MEMORY_BYTES: Final = 33_554_432
 _MEMORY_ROWS: Final = 20_000
 _DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
 _PASSING: Final = (apsw.BusyError, apsw.LockedError)
@@ -240,10 +240,9 @@ class EventStore:
             except _PASSING as error:
                 logger.debug("event store: %s", error)
             except (apsw.Error, OSError) as error:
-                if self._file.path is None:
+                if self._file.path is None or not self._replace(error):
                     self._give_up(batch, error)
                     return
-                self._replace(error)
                 continue
             if self._closed:
                 self._give_up(batch, TimeoutError("readers hold the event store"))
@@ -277,6 +276,8 @@ class EventStore:
         except (apsw.Error, OSError) as error:
             if self._file.path is not None:
                 self._replace(error)
+            else:
+                logger.error("event store: %s", error)
 
     def _open(self, path: Path | None) -> EventFile:
         """The store at `path`, else a fresh one in place of a damaged file, else one in memory."""
@@ -296,18 +297,38 @@ class EventStore:
                 return opened
         return EventFile(None, self._tables, min(limit, _MEMORY_BYTES), now)
 
-    def _replace(self, error: Exception) -> None:
-        """Go on with another file, or in memory, since `error` shows that this one is of no use."""
+    def _replace(self, error: Exception) -> bool:
+        """Go on with another file, since `error` shows that this one is of no use. False when there is no place."""
+        try:
+            if isinstance(error, _DAMAGED) and not self._was_damaged:
+                self._was_damaged = True
+                self._begin_anew(error)
+            else:
+                self._leave(error)
+        except (apsw.Error, OSError) as obstacle:
+            logger.error("event store: no place for events: %s", obstacle)
+            return False
+        return True
+
+    def _begin_anew(self, error: Exception) -> None:
+        """Put a fresh file in the place of a damaged one, with what can be read of that."""
         old, path = self._file, self._file.path
-        if path is not None and isinstance(error, _DAMAGED) and not self._was_damaged:
-            self._was_damaged = True
-            self._close(old)
+        assert path is not None
+        self._close(old)
+        try:
             aside = self._move_aside(path, error)
+        except OSError as obstacle:
+            self._leave(obstacle)
+        else:
             self._take_over(old, self._open(path), disk_uri(aside))
-            return
+
+    def _leave(self, error: Exception) -> None:
+        """Go on in memory, and try the file again later."""
+        old, path = self._file, self._file.path
+        new = self._open(None)
         self._tell(f"event store: cannot write {path} ({error}): events are kept in memory only")
         self._left, self._retry_due = path, time.monotonic() + self._retry
-        self._take_over(old, self._open(None), old.uri)
+        self._take_over(old, new, old.uri)
         self._close(old)
 
     def _return_to_disk(self) -> None:
