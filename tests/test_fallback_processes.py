@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,6 +240,67 @@ def test_own_audit_rules_go_with_the_agent_also_after_a_crash() -> None:
     with AuditControl() as control:
         after = control.status()
     assert (after.enabled, after.backlog_limit) == (before.enabled, before.backlog_limit)
+
+
+AUDITD_CONFIGURATION = """
+local_events = yes
+write_logs = yes
+log_file = {directory}/audit.log
+log_group = root
+log_format = RAW
+flush = NONE
+space_left = 1
+space_left_action = IGNORE
+admin_space_left = 0
+admin_space_left_action = IGNORE
+disk_full_action = IGNORE
+disk_error_action = IGNORE
+plugin_dir = {directory}
+"""
+
+
+@pytest.fixture
+def auditd(tmp_path: Path) -> Iterator[Path]:
+    """A running audit daemon: the file that it writes."""
+    program = shutil.which("auditd", path="/usr/sbin:/sbin")
+    if program is None or os.geteuid() != 0:
+        pytest.skip("needs auditd, and root")
+    with AuditControl() as control:
+        before = control.status()
+        if before.daemon:
+            pytest.skip("an audit daemon runs here")
+        tmp_path.chmod(0o700)
+        (tmp_path / "auditd.conf").write_text(AUDITD_CONFIGURATION.format(directory=tmp_path))
+        process = subprocess.Popen(
+            [program, "-n", "-c", tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            deadline = time.monotonic() + 5
+            while control.status().daemon != process.pid:
+                assert time.monotonic() < deadline, "auditd does not start"
+                time.sleep(0.05)
+            yield tmp_path / "audit.log"
+        finally:
+            process.terminate()
+            process.wait()
+            control._set(before.enabled, before.backlog_limit)
+
+
+def test_a_running_audit_daemon_is_left_alone(auditd: Path) -> None:
+    with AuditControl() as control:
+        daemon = control.status().daemon
+        with Recording([source("audit")]) as recording:
+            with subprocess.Popen(["/bin/sleep", "0.2"]) as process:
+                pass
+            (started,) = recording.expect(TABLE, pid=process.pid, state="started")
+            recording.expect(TABLE, pid=process.pid, state="stopped", exit_code=0)
+            assert control.status().daemon == daemon
+        assert started["exe"] == "/usr/bin/sleep"
+        assert control.status().daemon == daemon
+    deadline = time.monotonic() + 5
+    while f" pid={process.pid} " not in auditd.read_text(errors="replace"):
+        assert time.monotonic() < deadline, "auditd did not get the record"
+        time.sleep(0.05)
 
 
 @root
