@@ -52,8 +52,8 @@ def process_row(process: Process, at: int, boot_time: float, ended: Exit | None)
         process.container_id,
         process.netns,
         process.entity_id or None,
-        process.parent_entity_id,
-        process.parent_name,
+        process.parent_entity_id or None,
+        process.parent_name or None,
         process.parent_exe,
     )
 

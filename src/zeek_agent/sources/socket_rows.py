@@ -65,7 +65,7 @@ def socket_row(
         netns,
         process.container_id if process else None,
         process.entity_id or None if process else None,
-        process.parent_entity_id if process else None,
+        process.parent_entity_id or None if process else None,
         flow_id(flow) if has_peer else None,
     )
 
