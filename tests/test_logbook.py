@@ -91,3 +91,13 @@ def test_a_file_that_is_moved_away_is_begun_anew(file: Path) -> None:
 def test_a_file_that_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"log\.file: cannot write"):
         logbook.set_up(LogSettings(file=str(tmp_path / "absent" / "log")))
+
+
+def test_beside_a_live_view_only_warnings_are_printed_and_the_table_has_all(capsys: pytest.CaptureFixture[str]) -> None:
+    ring = logbook.set_up(LogSettings(), quiet=True)
+    logging.getLogger("zeek_agent.test").info("in passing")
+    logging.getLogger("zeek_agent.test").warning("look here")
+    assert [message for *_, message in ring.rows()] == ["in passing", "look here"]
+    printed = capsys.readouterr().err
+    assert "look here" in printed
+    assert "in passing" not in printed

@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -41,7 +42,8 @@ log = logging.getLogger(__name__)
 
 async def run_agent(config: Config, origins: Mapping[str, str]) -> int:
     """Run until SIGTERM or SIGINT. Raises ZeekAgentError when the agent cannot start."""
-    ring = logbook.set_up(config.log)
+    shows_summary = not config.zeek.destinations and sys.stdout.isatty()
+    ring = logbook.set_up(config.log, quiet=shows_summary and origins.get("log.level", "default") == "default")
     places = paths.locate(config)
     with identity.only_one(places.lock):
         who = identity.establish(places.identity, config.agent.id)
@@ -132,6 +134,8 @@ class Agent:
         self._collector = Collector(settings, queries)
         host, port = await self._collector.start()
         self._parts.push_async_callback(self._collector.stop)
+        sys.stdout.write(f"zeek-agent {__version__}: logs in {Path(settings.logs).absolute()}; Ctrl-C ends\n")
+        sys.stdout.flush()
         self._background(show(self._collector), "summary")
         return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
 

@@ -69,11 +69,15 @@ def _raw_byte(match: re.Match[str]) -> str:
     return chr(code - 0xDC00 + 0xEF00) if 0xDC80 <= code <= 0xDCFF else "?"
 
 
-def set_up(settings: LogSettings) -> Ring:
-    """Send the log where the settings say. Raises UsageError when the file cannot be written."""
+def set_up(settings: LogSettings, *, quiet: bool = False) -> Ring:
+    """Send the log where the settings say. Raises UsageError when the file cannot be written.
+
+    `quiet`: only warnings go to standard error, where a live view is shown; the table has all.
+    """
     handler: logging.Handler
     if settings.file is None:
         handler = logging.StreamHandler(sys.stderr)
+        handler.setLevel(logging.WARNING if quiet else logging.NOTSET)
     else:
         try:
             handler = WatchedFileHandler(settings.file, encoding="utf-8")

@@ -298,7 +298,9 @@ class QueryRunner:
     async def _prepare(self, installed: Installed) -> bool:
         query = installed.query
         try:
-            statement = await self._database.prepare(query.sql, profile=installed.recipient.profile)
+            statement = await self._database.prepare(
+                query.sql, profile=installed.recipient.profile, origin=installed.recipient.identity
+            )
         except SqlError as error:
             message = f"could not compile query (failed to compile SQL statement: {query.sql} ({error}))"
             log.warning("query %s of %s: %s", installed.query_id, installed.recipient.identity, message)
