@@ -299,6 +299,39 @@ async def test_a_large_backlog_is_worked_off_slice_by_slice_in_order(
     assert max(sizes) <= 10
 
 
+class Retained:
+    """A store of which retention has left these sequence numbers."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.bounds = first, last
+
+    def first(self, table: str) -> int:
+        return self.bounds[0]
+
+    def last(self, table: str) -> int:
+        return self.bounds[1]
+
+
+@pytest.mark.parametrize(
+    ("retained", "window", "lost"),
+    [
+        (Retained(1, 7), {"happenings": (2, 7)}, 0),
+        (Retained(5, 7), {"happenings": (4, 7)}, 2),
+        (Retained(0, 7), None, 5),
+        (Retained(0, 2), None, 0),
+    ],
+)
+async def test_events_that_retention_removed_before_they_were_delivered_are_counted(
+    here: World, retained: Retained, window: dict[str, tuple[int, int]] | None, lost: int
+) -> None:
+    await here.runner.install(Recorder(), "q", query("SELECT what FROM happenings", Subscription.EVENTS))
+    await settle(here, 1)
+    (installed,) = here.runner.installed
+    installed.seen["happenings"] = 2
+    assert here.runner._window(installed, retained) == window  # type: ignore[arg-type]
+    assert installed.lost == lost
+
+
 async def test_an_error_at_run_time_is_reported_once_and_the_query_goes_on(here: World) -> None:
     zeek = Recorder()
     sql = "SELECT name FROM things WHERE json_extract(name, '$') IS NULL"

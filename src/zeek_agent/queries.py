@@ -431,7 +431,8 @@ class QueryRunner:
         """The sequence numbers to look at, by table: after the first and up to the second; None for nothing new."""
         window: dict[str, tuple[int, int]] = {}
         for table, seen in installed.seen.items():
-            first, last = store.first(table), installed.under_way.get(table, store.last(table))
+            last = installed.under_way.get(table, store.last(table))
+            first = store.first(table) or store.last(table) + 1
             if first > seen + 1:
                 installed.lost += first - seen - 1
                 log.warning("query %s: %d rows of %s expired unseen", installed.query_id, first - seen - 1, table)
