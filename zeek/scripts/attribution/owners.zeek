@@ -149,6 +149,12 @@ function has_address(agent_id: string, a: addr): bool
 	return a in ids_by_address && agent_id in ids_by_address[a];
 	}
 
+# Whether a translated flow can have that address: of hosts, not of what is inside them.
+function is_outer_address(agent_id: string, a: addr): bool
+	{
+	return a !in shared_subnets && has_address(agent_id, a);
+	}
+
 function is_unspecified(a: addr): bool
 	{
 	return a == 0.0.0.0 || a == [::];
@@ -157,13 +163,12 @@ function is_unspecified(a: addr): bool
 # Whether a claim's own address can be on the wire that this Zeek sees.
 function counts_for(agent_id: string, a: addr): bool
 	{
-	return is_local_agent(agent_id)
-	    || ( a !in shared_subnets && has_address(agent_id, a) );
+	return is_outer_address(agent_id, a) || is_local_agent(agent_id);
 	}
 
-# Enters a claim into the flow's list; says whether that is longer now. A new socket at the same ends means that the one
+# Brings what is known of a flow up to date; says whether it was known. A new socket at the same ends means that the one
 # before has gone.
-function merge(there: Claims, claim: Claim): bool
+function update_known(there: Claims, claim: Claim): bool
 	{
 	local is_end = claim?$until;
 
@@ -181,20 +186,43 @@ function merge(there: Claims, claim: Claim): bool
 			if ( is_end )
 				known$until = claim$until;
 
-			return F;
+			return T;
 			}
 
 		if ( ! is_end && ! known?$until && claim?$since )
 			known$until = claim$since;
 		}
 
-	there += claim;
-
-	if ( |there| <= claims_per_flow )
-		return T;
-
-	there[0:1] = Claims();
 	return F;
+	}
+
+# Adds a claim to a flow's list, which keeps the newest ones.
+function append_claim(there: Claims, claim: Claim)
+	{
+	if ( |there| == claims_per_flow )
+		there[0:1] = Claims();
+	else
+		++claims_by_agent[claim$process$hid];
+
+	there += claim;
+	}
+
+# Enters a claim, which is in the list of its own ends as well and brought up to date there, for other ends on the wire.
+function add_translated(local_p: port, remote_h: addr, remote_p: port,
+    claim: Claim)
+	{
+	if ( [local_p, remote_h, remote_p] !in outbound_claims )
+		outbound_claims[local_p, remote_h, remote_p] = Claims();
+
+	outbound_claims[local_p, remote_h, remote_p] += claim;
+
+	if ( ! claim$is_inbound )
+		return;
+
+	if ( [remote_h, remote_p] !in inbound_claims )
+		inbound_claims[remote_h, remote_p] = Claims();
+
+	inbound_claims[remote_h, remote_p] += claim;
 	}
 
 # Takes a claim. Those of a flow that ended have their ``until`` set.
@@ -202,38 +230,24 @@ function add_claim(local_h: addr, local_p: port, remote_h: addr, remote_p: port,
     claim: Claim)
 	{
 	local agent_id = claim$process$hid;
+	local there = Claims();
 
-	if ( claims_by_agent[agent_id] >= max_claims )
+	if ( [local_h, local_p, remote_h, remote_p] in claims )
+		there = claims[local_h, local_p, remote_h, remote_p];
+
+	if ( ! update_known(there, claim) )
 		{
-		++claim_counts["refused"];
-		return;
-		}
-
-	if ( is_unspecified(local_h) || ! counts_for(agent_id, local_h) )
-		{
-		if ( [local_p, remote_h, remote_p] !in outbound_claims )
-			outbound_claims[local_p, remote_h, remote_p] = Claims();
-
-		merge(outbound_claims[local_p, remote_h, remote_p], claim);
-
-		if ( claim$is_inbound )
+		if ( claims_by_agent[agent_id] >= max_claims )
 			{
-			if ( [remote_h, remote_p] !in inbound_claims )
-				inbound_claims[remote_h, remote_p] = Claims();
-
-			merge(inbound_claims[remote_h, remote_p], claim);
+			++claim_counts["refused"];
+			return;
 			}
-		}
 
-	if ( [local_h, local_p, remote_h, remote_p] !in claims )
-		claims[local_h, local_p, remote_h, remote_p] = Claims();
-
-	local there = claims[local_h, local_p, remote_h, remote_p];
-
-	if ( merge(there, claim) )
-		{
-		++claims_by_agent[agent_id];
+		append_claim(there, claim);
 		++claim_counts["taken"];
+
+		if ( is_unspecified(local_h) || ! counts_for(agent_id, local_h) )
+			add_translated(local_p, remote_h, remote_p, claim);
 		}
 
 	# Counts as written, so that it lives on.
@@ -289,12 +303,12 @@ function process_at(local_h: addr, local_p: port, remote_h: addr,
 		    local_h, from, to);
 
 	if ( ! process?$hid && [local_p, remote_h, remote_p] in outbound_claims )
-		process = nearest(outbound_claims[local_p, remote_h, remote_p], has_address,
-		    local_h, from, to);
+		process = nearest(outbound_claims[local_p, remote_h, remote_p],
+		    is_outer_address, local_h, from, to);
 
 	if ( ! process?$hid && [remote_h, remote_p] in inbound_claims )
-		process = nearest(inbound_claims[remote_h, remote_p], has_address, local_h,
-		    from, to);
+		process = nearest(inbound_claims[remote_h, remote_p], is_outer_address,
+		    local_h, from, to);
 
 	if ( process?$hid
 	    && process?$uid
