@@ -8,6 +8,7 @@ a value, and a count of how often rows were generated. What arrived is kept in `
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -18,13 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import apsw.ext
+import msgspec
 from osquery.extensions import ExtensionManager
 from osquery.extensions.ttypes import ExtensionResponse, ExtensionStatus, InternalExtensionInfo, InternalOptionInfo
+from sql import Recorder, database
 from thrift.protocol.TBinaryProtocol import TBinaryProtocol
 from thrift.transport.TSocket import TSocket
 from thrift.transport.TTransport import TBufferedTransport, TTransportException
 
 from zeek_agent import text
+from zeek_agent.config import OsquerySettings
+from zeek_agent.osquery.bridge import Bridge
+from zeek_agent.schema import Table
+from zeek_agent.tables.agent import zeek_agent_sources
 
 OK = ExtensionStatus(0, "OK", 0)
 Generator = Callable[[Mapping[str, set[Any]]], Iterable[Sequence[Any]]]
@@ -111,7 +119,7 @@ class _Cursor:
         self.rows = []
 
 
-class _Protocol(TBinaryProtocol):
+class WireProtocol(TBinaryProtocol):
     """Texts hold any bytes, as in C++; here in the form of `zeek_agent.text`."""
 
     def writeString(self, value: str) -> None:
@@ -209,8 +217,8 @@ class Osqueryd(ExtensionManager.Iface):
     def getQueryColumns(self, sql: str) -> Any:
         try:
             with contextlib.closing(self._database()) as database:
-                cursor = database.execute(f"SELECT * FROM ({sql}) LIMIT 0")
-                return ExtensionResponse(OK, [{name: kind or "UNKNOWN"} for name, kind, *_ in cursor.description_full])
+                columns = apsw.ext.query_info(database, sql).description_full or ()
+                return ExtensionResponse(OK, [{name: kind or "UNKNOWN"} for name, kind, *_ in columns])
         except apsw.Error as error:
             return ExtensionResponse(ExtensionStatus(1, str(error), 0), [])
 
@@ -258,7 +266,7 @@ class Osqueryd(ExtensionManager.Iface):
     def _serve(self, connection: socket.socket) -> None:
         transport = TSocket()
         transport.setHandle(connection)
-        protocol = _Protocol(TBufferedTransport(transport))
+        protocol = WireProtocol(TBufferedTransport(transport))
         processor = ExtensionManager.Processor(self)
         with contextlib.suppress(TTransportException, OSError):
             while True:
@@ -309,3 +317,48 @@ def usual_tables() -> dict[str, FakeTable]:
         "osquery_events": FakeTable({"name": "TEXT", "type": "TEXT"}, [("file_events", "subscriber")]),
         "osquery_info": FakeTable({"version": "TEXT", "pid": "INTEGER"}, [("5.99.0", 1)]),
     }
+
+
+SETTINGS = OsquerySettings(refresh=0.05, time=5.0)
+
+
+class Bridged:
+    """A database with osquery's tables beside a few of its own, and the osquery behind it."""
+
+    def __init__(self, osquery: Osqueryd, tables: Iterable[Recorder | Table], **settings: Any) -> None:
+        store, recorded = settings.pop("store", None), settings.pop("recorded", lambda sql: ())
+        limits, access = settings.pop("limits", None), settings.pop("access", None)
+        self.osquery = osquery
+        self.db = database(*tables, store=store, limits=limits, access=access)
+        chosen = msgspec.structs.replace(SETTINGS, **{"socket": str(osquery.path), **settings})
+        self.bridge = Bridge(chosen, self.db, store, recorded)
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        result = await self.db.query(sql)
+        assert result.errors == ()
+        return result.rows
+
+    async def asks(self, sql: str) -> list[str]:
+        """The statements that reach osquery for one here."""
+        await asyncio.sleep(0)
+        self.osquery.statements.clear()
+        self.bridge.client.forget_answers()
+        await self.db.query(sql)
+        return list(self.osquery.statements)
+
+    def source(self, backend: str = "import") -> dict[str, Any]:
+        """The row of zeek_agent_sources."""
+        names = [column.name for column in zeek_agent_sources.columns]
+        return next(
+            row
+            for row in (dict(zip(names, one, strict=True)) for one in self.bridge.rows())
+            if row["backend"] == backend
+        )
+
+    async def __aenter__(self) -> Bridged:
+        await self.bridge.look()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.bridge.close)
+        await self.db.aclose()

@@ -73,14 +73,14 @@ class Bridge:
         self._taken = frozenset(database.names)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lost = asyncio.Event()
-        self._client = Client(lambda: find_socket(settings.socket), settings.time, on_loss=self._notice_loss)
+        self.client = Client(lambda: find_socket(settings.socket), settings.time, on_loss=self._notice_loss)
         rules = Rules(
             settings.rows,
             settings.tables_exclude,
             settings.event_tables if store is not None else (),
             imported.required(settings.required_columns),
         )
-        self._reader = Reader(self._client, rules)
+        self._reader = Reader(self.client, rules)
         self._seen = Seen("not looked for yet")
         self._told: str | None = ""
         self._connections = 0
@@ -88,6 +88,7 @@ class Bridge:
         self._names: frozenset[str] = frozenset()
         self._recorders: dict[str, recording.Recorder] = {}
         tables = export.chosen(database.tables.values(), settings.export)
+        self._ours = tables.keys()
         self._extension = export.Extension(tables, self._ask_database, settings.rows)
         self._export = export.Export(self._extension, tables) if tables else None
 
@@ -115,14 +116,14 @@ class Bridge:
 
     def close(self) -> None:
         """Take our tables back from osquery and leave. Blocks."""
-        self._client.interrupt()
+        self.client.interrupt()
         if self._export is not None:
-            self._export.close(self._client)
-        self._client.close()
+            self._export.close(self.client)
+        self.client.close()
 
     def rows(self) -> Iterable[Row]:
         """Rows of zeek_agent_sources: one for each way, and one for each event table that is recorded."""
-        counters, reason = self._client.counters, self._seen.reason
+        counters, reason = self.client.counters, self._seen.reason
         here = reason is None
         yield ("osquery", "import", here, reason, counters.rows, 0, counters.undecodable, 0, counters.last_error)
         for name, recorder in self._recorders.items():
@@ -141,7 +142,7 @@ class Bridge:
             self._loop.call_soon_threadsafe(self._lost.set)
 
     def _look(self) -> Seen:
-        client = self._client
+        client = self.client
         client.forget_old()
         try:
             with client.connected() as connection:
@@ -159,7 +160,7 @@ class Bridge:
 
     def _register(self, ours: export.Export) -> None:
         try:
-            ours.keep_registered(self._client)
+            ours.keep_registered(self.client)
         except (RefusedError, OSError) as error:
             self._extension.last_error = str(error)
 
@@ -178,7 +179,7 @@ class Bridge:
                 recorder = recording.Recorder(one, table, self._reader, self._store, self._recorded)
                 self._recorders[name] = recorder
             try:
-                recorder.read(self._client)
+                recorder.read(self.client)
             except RefusedError as error:
                 recorder.last_error = str(error)
 
@@ -195,20 +196,25 @@ class Bridge:
         if seen.reason != self._told:
             self._told = seen.reason
             if seen.reason is None:
-                log.info("osquery at %s: %d tables", self._client.path, len(imports))
+                log.info("osquery at %s: %d tables", self.client.path, len(imports))
             else:
                 log.info("osquery cannot be used: %s", seen.reason)
 
     def _may_import(self, one: Offered) -> bool:
-        """A table that may not be queried must not be there under another name either."""
+        """Not what comes from this agent; and what may not be queried must not be there under another name either."""
         policy = self._database.host.access
-        return policy.may_query(one.name, f"{imported.PREFIX}{one.name}")
+        return one.name not in self._ours and policy.may_query(one.name, f"{imported.PREFIX}{one.name}")
 
     def _ask_database(self, sql: str) -> Result:
-        """Run a statement for osquery, in the thread of its call."""
+        """Run a statement for osquery, in the thread of its call. Raises SqlError."""
         from zeek_agent.database import Lane
 
         if self._loop is None:
             raise SqlError("the agent is not ready")
         work: Any = self._database.query(sql, lane=Lane.LOCAL, origin="osquery")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()  # type: ignore[no-any-return]
+        answer = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return answer.result(self._settings.time)  # type: ignore[no-any-return]
+        except TimeoutError:
+            answer.cancel()
+            raise SqlError(f"no answer within {self._settings.time:g} s (osquery.time)") from None

@@ -86,6 +86,7 @@ class Client:
         self._clock = clock
         self._lock = threading.RLock()
         self._epoch = 0
+        self._closed = False
         self._connection: Connection | None = None
         self._unreachable: tuple[float, float, str] | None = None
         self._rests: dict[str, Rest] = {}
@@ -130,12 +131,18 @@ class Client:
             self._answers = {sql: one for sql, one in self._answers.items() if now - one.at < SHARED_FOR}
             self._rests = {kind: rest for kind, rest in self._rests.items() if now < rest.until + rest.seconds}
 
+    def forget_answers(self) -> None:
+        """Share none of the answers so far with whoever asks next."""
+        with self._lock:
+            self._answers.clear()
+
     def interrupt(self) -> None:
         """End what is being asked now, and whoever waits for his turn."""
         self._epoch += 1
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             self._drop()
             self._answers.clear()
 
@@ -186,6 +193,8 @@ class Client:
         if self._connection is not None and not self._connection.is_stale():
             return self._connection
         self._drop()
+        if self._closed:
+            raise UnreachableError("the agent ends")
         now = self._clock()
         if self._unreachable is not None and now < self._unreachable[0]:
             raise UnreachableError(self._unreachable[2])

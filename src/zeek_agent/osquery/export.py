@@ -85,7 +85,7 @@ class ColumnConstraints(msgspec.Struct):
     """What a statement in osquery wants of one column; an empty text stands for an empty list."""
 
     name: str
-    list: list[Constraint] | str = ""
+    given: list[Constraint] | str = msgspec.field(default="", name="list")
 
 
 class Context(msgspec.Struct):
@@ -102,8 +102,8 @@ def statement(table: Table, context: Context, rows_max: int) -> str:
     used = [name for name in types if context.colsUsed is None or name in context.colsUsed]
     conditions = []
     for column in context.constraints:
-        if column.name in types and not isinstance(column.list, str):
-            conditions += _conditions(column.name, types[column.name], column.list)
+        if column.name in types and not isinstance(column.given, str):
+            conditions += _conditions(column.name, types[column.name], column.given)
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     shown = ", ".join(map(questions.name, used)) or "1"
     return f"SELECT {shown} FROM {questions.name(table.name)}{where} LIMIT {rows_max + 1}"

@@ -70,8 +70,9 @@ class Connection:
     def __init__(self, path: str, timeout: float) -> None:
         self.check: Check = lambda: None
         self._timeout = timeout
+        service = interface().ExtensionManager
         self._stream = _Stream(_connected(path, timeout))
-        self._client = _client(self._stream)
+        self._client = _client(self._stream, service)
 
     def query(self, sql: str) -> Sequence[Row]:
         """Run a statement in osquery. Raises RefusedError with what SQLite says of it."""
@@ -118,6 +119,8 @@ class Connection:
         except GoneError:
             self.close()
             raise
+        except _refusal() as error:
+            raise RefusedError(f"it failed: {error.message}") from error
         except (OSError, EOFError) as error:
             self.close()
             raise GoneError(f"the connection was lost: {error}") from error
@@ -127,6 +130,13 @@ class Connection:
         except Exception as error:
             self.close()
             raise GoneError(_explain(error)) from error
+
+
+def _refusal() -> type[Any]:
+    """What thriftpy2 raises for a complete reply that says that the call failed."""
+    from thriftpy2.thrift import TApplicationException
+
+    return TApplicationException
 
 
 def _explain(error: Exception) -> str:
@@ -166,14 +176,13 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _client(stream: _Stream) -> Any:
-    module = interface()
+def _client(stream: _Stream, service: Any) -> Any:
     from thriftpy2.protocol import TCyBinaryProtocol
     from thriftpy2.thrift import TClient
     from thriftpy2.transport import TCyBufferedTransport, TSocket
 
     transport = TCyBufferedTransport(TSocket(sock=stream), RECEIVE_BYTES)  # type: ignore[no-untyped-call]
-    return TClient(module.ExtensionManager, TCyBinaryProtocol(transport))  # type: ignore[no-untyped-call]
+    return TClient(service, TCyBinaryProtocol(transport))  # type: ignore[no-untyped-call]
 
 
 class _Stream:

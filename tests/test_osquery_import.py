@@ -1,0 +1,274 @@
+"""osquery's tables in the database: which there are, what is asked of osquery, and that cells come through exactly."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
+from sql import Recorder
+
+from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
+from zeek_agent.osquery.imported import REQUIRED
+from zeek_agent.remote_tables import KEYS_AT_ONCE
+
+PROCESSES = [(n, f"/bin/{n % 150}", n % 3) for n in range(500)]
+LIMIT = " LIMIT 200001"
+
+
+def own_tables() -> list[Recorder]:
+    return [
+        Recorder("processes", [("pid", "count"), ("exe", "text"), ("uid", "int")], PROCESSES),
+        Recorder("users", [("name", "text")], [("ours",)]),
+    ]
+
+
+@pytest.fixture
+def osquery(tmp_path: Path) -> Iterator[Osqueryd]:
+    with Osqueryd(tmp_path / "osquery.em", usual_tables()) as running:
+        yield running
+
+
+@pytest.fixture
+async def bridged(osquery: Osqueryd) -> AsyncIterator[Bridged]:
+    async with Bridged(osquery, own_tables()) as running:
+        yield running
+
+
+async def test_tables_are_there_under_osquerys_name_and_a_prefixed_one(bridged: Bridged) -> None:
+    names = bridged.db.tables.keys()
+    assert {"deb_packages", "osquery_deb_packages", "file", "osquery_file", "osquery_users", "osquery_info"} <= names
+    assert not {"file_events", "osquery_file_events", "osquery_osquery_info"} & names
+    columns = [(column.name, column.type) for column in bridged.db.tables["osquery_users"].columns]
+    assert columns == [
+        *(("uid", "int"), ("gid", "int"), ("username", "text")),
+        *(("description", "text"), ("directory", "text"), ("shell", "text")),
+    ]
+    assert bridged.source()["active"] is True
+
+
+async def test_a_built_in_table_keeps_its_name(bridged: Bridged) -> None:
+    assert await bridged.rows("SELECT * FROM users") == [("ours",)]
+    assert await bridged.rows("SELECT username FROM osquery_users WHERE uid = 0") == [("root",)]
+    assert [table.name for table in bridged.db.tables.values() if table.alias and "users" in table.name] == []
+    assert bridged.db.tables["osquery_deb_packages"].alias
+
+
+async def test_columns_are_found_without_the_pragma_too(tmp_path: Path) -> None:
+    class WithoutPragma(Osqueryd):
+        def query(self, sql: str) -> Any:
+            return super().query("SELECT no_such_column" if sql.startswith("PRAGMA") else sql)
+
+    with WithoutPragma(tmp_path / "osquery.em", usual_tables()) as osquery:
+        async with Bridged(osquery, []) as bridged:
+            columns = [(column.name, column.type) for column in bridged.db.tables["odd"].columns]
+    assert columns == [("n", "int"), ("u", "count"), ("d", "real"), ("t", "text"), ("b", "blob")]
+
+
+async def test_types_and_null_are_restored(bridged: Bridged) -> None:
+    assert await bridged.rows("SELECT * FROM odd") == [
+        (1, 2, 0.5, "", b"\0\xff"),
+        (None, None, None, None, None),
+        (-(2**63), 2**64 - 1, 1e300, "it's\uef80 ü", b""),
+    ]
+    result = await bridged.db.query("SELECT n, u, d, t, b FROM odd")
+    assert [str(column.type) for column in result.columns] == ["int", "count", "real", "text", "blob"]
+
+
+async def test_null_by_another_text_is_known_from_osquerys_flag(tmp_path: Path) -> None:
+    with Osqueryd(tmp_path / "osquery.em", usual_tables(), null="(null)") as osquery:
+        async with Bridged(osquery, []) as bridged:
+            assert await bridged.rows("SELECT * FROM odd WHERE t IS NULL") == [(None,) * 5]
+            assert bridged.source()["lost_decode"] == 0
+
+
+async def test_cells_that_are_not_of_their_columns_type_become_null_and_are_counted(tmp_path: Path) -> None:
+    rows = [("x", str(2**70)), (12, -7), ("9" * 30, "x")]
+    tables = {"strange": FakeTable({"n": "BIGINT", "u": "UNSIGNED BIGINT"}, rows)}
+    with Osqueryd(tmp_path / "osquery.em", tables) as osquery:
+        async with Bridged(osquery, []) as bridged:
+            assert await bridged.rows("SELECT * FROM strange") == [(None, None), (12, 2**64 - 7), (None, None)]
+            assert bridged.source()["lost_decode"] == 4
+            assert "column u" in bridged.source()["last_error"]
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        ("SELECT * FROM deb_packages LIMIT 2", 'SELECT {name}, {version}, "size", "weight" FROM {t} LIMIT 2'),
+        ("SELECT name FROM deb_packages LIMIT 3 OFFSET 4", "SELECT {name} FROM {t} LIMIT 7"),
+        ("SELECT size FROM deb_packages ORDER BY size LIMIT 2", 'SELECT "size" FROM {t}{limit}'),
+        ("SELECT size FROM deb_packages WHERE length(name) > 9 LIMIT 2", 'SELECT {name}, "size" FROM {t}{limit}'),
+        ("SELECT count(*) FROM deb_packages", "SELECT 1 AS one FROM {t}{limit}"),
+        ("SELECT size FROM deb_packages WHERE size = 5000", 'SELECT "size" FROM {t} WHERE "size" = 5000{limit}'),
+        (
+            "SELECT size FROM deb_packages WHERE size = '5000' LIMIT 1",
+            'SELECT "size" FROM {t} WHERE "size" = 5000 LIMIT 1',
+        ),
+        (
+            "SELECT size FROM deb_packages WHERE name = 'package7' LIMIT 1",
+            'SELECT {name}, "size" FROM {t} WHERE "name" COLLATE BINARY = \'package7\' LIMIT 1',
+        ),
+        (
+            "SELECT size FROM deb_packages WHERE size IN (1000, 2000, NULL)",
+            'SELECT "size" FROM {t} WHERE "size" IN (1000, 2000){limit}',
+        ),
+        (
+            "SELECT size FROM deb_packages WHERE size > 97000 AND size <= 1e5",
+            'SELECT "size" FROM {t} WHERE "size" > 97000 AND "size" <= 100000.0{limit}',
+        ),
+        (
+            "SELECT size FROM deb_packages WHERE name LIKE 'package9_'",
+            'SELECT {name}, "size" FROM {t} WHERE "name" LIKE \'package9_\'{limit}',
+        ),
+        (
+            "SELECT size FROM deb_packages WHERE version >= '1.95'",
+            'SELECT {version}, "size" FROM {t} WHERE "version" COLLATE BINARY >= \'1.95\'{limit}',
+        ),
+        (
+            "SELECT size FROM deb_packages WHERE name = 'O''Hara' || char(10)",
+            "SELECT {name}, \"size\" FROM {t} WHERE \"name\" = 'O''Hara\n'{limit}",
+        ),
+        (
+            "SELECT size FROM deb_packages WHERE size > (SELECT 98000) LIMIT 1",
+            'SELECT "size" FROM {t} WHERE "size" > 98000 LIMIT 1',
+        ),
+        ("SELECT size FROM deb_packages WHERE weight = 0.5", 'SELECT "size", "weight" FROM {t}{limit}'),
+        ("SELECT size FROM deb_packages WHERE name = 'a' || char(0)", 'SELECT {name}, "size" FROM {t}{limit}'),
+        ("SELECT size FROM deb_packages WHERE name = 5", 'SELECT {name}, "size" FROM {t}{limit}'),
+        ("SELECT size FROM deb_packages WHERE name = 'X' COLLATE NOCASE", 'SELECT {name}, "size" FROM {t}{limit}'),
+    ],
+)
+async def test_what_is_wanted_is_asked_for_and_no_more(bridged: Bridged, here: str, there: str) -> None:
+    names = {column: f'\'=\' || "{column}" AS "{column}"' for column in ("name", "version")}
+    assert await bridged.asks(here) == [there.format(t='"deb_packages"', limit=LIMIT, **names)]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT name FROM {t} WHERE size > 5000 AND name LIKE 'package1%' ORDER BY size",
+        "SELECT name FROM {t} WHERE version > '1.9' ORDER BY name",
+        "SELECT name FROM {t} WHERE name IN ('package1', 'nothing', NULL) OR size = 9000 ORDER BY name",
+        "SELECT name FROM {t} LIMIT 3 OFFSET 95",
+        "SELECT a.name, b.size FROM {t} a JOIN {t} b ON a.size = b.size + 1000 WHERE a.size < 9000 ORDER BY 1",
+        "SELECT a.name FROM {t} a WHERE NOT EXISTS (SELECT 1 FROM {t} b WHERE b.size = a.size + 3000) ORDER BY 1",
+        "SELECT name, (SELECT max(b.name) FROM {t} b WHERE b.size = a.size * 2 LIMIT 1) FROM {t} a ORDER BY 1",
+        "SELECT p.pid, {t}.name FROM processes p LEFT JOIN {t} ON {t}.size = p.pid * 1000 ORDER BY 1",
+        "WITH RECURSIVE c(n) AS (SELECT 8000 UNION SELECT size / 2 FROM {t}, c WHERE size = n) SELECT * FROM c",
+        "SELECT count(*), sum(weight), max(version) FROM {t}",
+        "SELECT name FROM {t} WHERE weight = 7.5 AND version GLOB '1.*'",
+    ],
+)
+async def test_rows_are_those_of_a_table_of_ones_own(osquery: Osqueryd, sql: str) -> None:
+    columns = [("name", "text"), ("version", "text"), ("size", "int"), ("weight", "real")]
+    rows = list(osquery.tables["deb_packages"].rows)  # type: ignore[arg-type]
+    async with Bridged(osquery, [*own_tables(), Recorder("twin", columns, rows)]) as bridged:
+        assert await bridged.rows(sql.format(t="deb_packages")) == await bridged.rows(sql.format(t="twin"))
+
+
+async def test_a_join_is_one_question(bridged: Bridged) -> None:
+    sql = "SELECT count(*) FROM processes p JOIN osquery_users u ON u.uid = p.uid"
+    assert await bridged.rows(sql) == [(167,)]
+    assert await bridged.asks(sql) == ['SELECT "uid" FROM "users" WHERE "uid" IN (0, 1, 2)' + LIMIT]
+    sql = "SELECT count(*) FROM processes p LEFT JOIN deb_packages d ON d.size = p.pid * 1000"
+    assert await bridged.rows(sql) == [(500,)]
+    assert await bridged.asks(sql) == ['SELECT "size" FROM "deb_packages"' + LIMIT]
+
+
+async def test_constant_constraints_of_a_join_go_with_the_question(bridged: Bridged) -> None:
+    sql = "SELECT 1 FROM processes p JOIN deb_packages d ON d.size = p.pid * 1000 AND d.name LIKE 'package1%'"
+    (statement,) = await bridged.asks(sql)
+    assert statement.endswith("WHERE \"name\" LIKE 'package1%'" + LIMIT)
+
+
+async def test_what_must_be_given_a_value_gets_it_from_a_join_in_batches(bridged: Bridged, osquery: Osqueryd) -> None:
+    sql = "SELECT p.pid, f.size FROM processes p JOIN file f ON f.path = p.exe ORDER BY p.pid"
+    assert await bridged.rows(sql) == [(pid, len(exe)) for pid, exe, _ in PROCESSES]
+    given = [len(scan["path"]) for scan in osquery.tables["file"].generated if scan]
+    assert given == [KEYS_AT_ONCE, 50]
+
+
+async def test_without_the_value_that_is_needed_the_error_says_which(bridged: Bridged) -> None:
+    with pytest.raises(SqlError, match="table file: a value for directory or path is required"):
+        await bridged.rows("SELECT * FROM file")
+    with pytest.raises(SqlError, match="required"):
+        await bridged.rows("SELECT * FROM processes p JOIN file f ON f.path LIKE p.exe || '%'")
+    assert await bridged.rows("SELECT size FROM file WHERE path = '/etc/' || lower('HOSTS')") == [(10,)]
+    assert await bridged.rows("SELECT size FROM file WHERE path IN ('/a', '/bc') ORDER BY 1") == [(2,), (3,)]
+    assert set(REQUIRED["file"]) == {"path", "directory"}
+
+
+async def test_required_columns_of_other_tables_can_be_configured(osquery: Osqueryd) -> None:
+    async with Bridged(osquery, [], required_columns=("deb_packages.name",)) as bridged:
+        with pytest.raises(SqlError, match="a value for name is required"):
+            await bridged.rows("SELECT * FROM deb_packages")
+
+
+async def test_tables_of_a_user_are_asked_for_each_user(osquery: Osqueryd) -> None:
+    history = FakeTable(
+        {"uid": "BIGINT", "command": "TEXT"},
+        lambda given: [(uid, f"ls {uid}") for uid in sorted(given.get("uid", {0}))],
+    )
+    osquery.tables["shell_history"] = history
+    async with Bridged(osquery, own_tables()) as bridged:
+        sql = "SELECT DISTINCT h.command FROM processes p JOIN shell_history h ON h.uid = p.pid"
+        assert len(await bridged.rows(sql)) == len(PROCESSES)
+        assert await bridged.rows("SELECT command FROM shell_history") == [("ls 0",)]
+
+
+async def test_command_lines_are_masked_and_not_searched_for_there(osquery: Osqueryd) -> None:
+    osquery.tables["crontab"] = FakeTable({"command": "TEXT"}, [("run --password=secret",), (None,)])
+    async with Bridged(osquery, []) as bridged:
+        assert await bridged.rows("SELECT command FROM crontab") == [("run --***",), (None,)]
+        (statement,) = await bridged.asks("SELECT 1 FROM crontab WHERE command LIKE '%secret%'")
+        assert "secret" not in statement
+        assert await bridged.rows("SELECT 1 FROM crontab WHERE command LIKE '%secret%'") == []
+
+
+async def test_denied_tables_are_denied_under_each_name(osquery: Osqueryd) -> None:
+    async with Bridged(osquery, [], access=AccessSettings(tables_deny=("deb_packages",))) as bridged:
+        for name in ("deb_packages", "osquery_deb_packages"):
+            with pytest.raises((SqlError, AccessDeniedError)):
+                await bridged.rows(f"SELECT * FROM {name}")
+        assert not osquery.asked("deb_packages")
+
+
+async def test_excluded_tables_are_not_there(osquery: Osqueryd) -> None:
+    osquery.tables["curl"] = FakeTable({"url": "TEXT"})
+    async with Bridged(osquery, []) as bridged:
+        assert "curl" not in bridged.db.tables
+
+
+async def test_too_many_rows_are_an_error_and_are_not_transferred(osquery: Osqueryd) -> None:
+    async with Bridged(osquery, [], rows=50) as bridged:
+        with pytest.raises(LimitError, match=r"more than 50 rows for this \(osquery\.rows\)"):
+            await bridged.rows("SELECT * FROM deb_packages")
+        assert osquery.asked("deb_packages")[-1].endswith("LIMIT 51")
+        assert len(await bridged.rows("SELECT * FROM deb_packages WHERE size < 50000")) == 50
+
+
+async def test_statements_of_the_same_moment_share_an_answer(bridged: Bridged, osquery: Osqueryd) -> None:
+    osquery.statements.clear()
+    results = await asyncio.gather(*(bridged.rows("SELECT name FROM deb_packages") for _ in range(5)))
+    assert all(len(rows) == 100 for rows in results)
+    assert len(osquery.asked("deb_packages")) == 1
+
+
+async def test_a_hundred_thousand_rows(tmp_path: Path) -> None:
+    columns = {"n": "BIGINT", "name": "TEXT"} | {f"c{index}": "INTEGER" for index in range(9)}
+    tables = {"big": FakeTable(columns, [(n, f"row {n}", *range(9)) for n in range(100_000)])}
+    with Osqueryd(tmp_path / "osquery.em", tables) as osquery:
+        async with Bridged(osquery, [], time=60.0, limits=LimitSettings(time=60.0)) as bridged:
+            rows = await bridged.rows("SELECT * FROM big")
+            assert len(rows) == 100_000
+            assert rows[-1] == (99_999, "row 99999", *range(9))
+            started = time.monotonic()
+            assert await bridged.rows("SELECT name FROM big WHERE n = 77777") == [("row 77777",)]
+            assert time.monotonic() - started < 5
+            assert bridged.source()["received"] == 100_001

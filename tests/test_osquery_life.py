@@ -1,0 +1,342 @@
+"""An osquery that comes and goes, is slow, refuses, breaks off or is something else: what the agent makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
+
+from zeek_agent import doctor
+from zeek_agent.config import Config, LimitSettings, OsquerySettings
+from zeek_agent.errors import LimitError, SqlError
+from zeek_agent.osquery import bridge as bridges
+from zeek_agent.osquery import wire
+from zeek_agent.osquery.client import Client, RestingError
+from zeek_agent.osquery.wire import Connection, GoneError, RefusedError, SlowError, UnreachableError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "osquery.em"
+
+
+@asynccontextmanager
+async def living(bridged: Bridged) -> AsyncIterator[Bridged]:
+    """The bridge looks by itself, as in the running agent."""
+    task = asyncio.create_task(bridged.bridge.run())
+    try:
+        yield bridged
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await bridged.db.aclose()
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@contextmanager
+def answering(path: Path, answer: bytes, *, hang_up: bool = True) -> Iterator[None]:
+    """Something else at the socket: whoever connects gets these bytes."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            with listener.accept()[0] as connection:
+                connection.recv(65_536)
+                connection.sendall(answer)
+                if not hang_up:
+                    connection.recv(1)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield
+        thread.join(5)
+
+
+# Coming and going
+
+
+async def test_tables_come_and_go_with_osquery(path: Path) -> None:
+    osquery = Osqueryd(path, usual_tables())
+    changes = []
+    async with living(Bridged(osquery, [])) as bridged:
+        bridged.db.on_change(lambda: changes.append("deb_packages" in bridged.db.tables))
+        await until(lambda: "there is no such socket" in str(bridged.source()["reason"]))
+        with pytest.raises(SqlError, match="no such table: deb_packages"):
+            await bridged.rows("SELECT * FROM deb_packages")
+        with osquery:
+            await until(lambda: "deb_packages" in bridged.db.tables)
+            assert len(await bridged.rows("SELECT * FROM deb_packages")) == 100
+            assert bridged.source()["active"]
+        await until(lambda: "deb_packages" not in bridged.db.tables)
+        assert "nobody listens" in bridged.source()["reason"]
+        with osquery:
+            await until(lambda: "deb_packages" in bridged.db.tables)
+    assert changes == [True, False, True]
+
+
+async def test_tables_that_change_are_followed(path: Path) -> None:
+    with Osqueryd(path, usual_tables()) as osquery:
+        async with Bridged(osquery, []) as bridged:
+            osquery.tables["more"] = FakeTable({"a": "TEXT"}, [("x",)], owner=5)
+            del osquery.tables["deb_packages"]
+            await bridged.bridge.look()
+            assert await bridged.rows("SELECT * FROM more") == [("x",)]
+            assert "deb_packages" not in bridged.db.tables
+            osquery.tables["more"] = FakeTable({"a": "TEXT", "b": "BIGINT"}, [("x", 1)], owner=6)
+            await bridged.bridge.look()
+            assert await bridged.rows("SELECT * FROM more") == [("x", 1)]
+
+
+async def test_looking_again_asks_for_nothing_that_is_known(path: Path) -> None:
+    with Osqueryd(path, usual_tables()) as osquery:
+        async with Bridged(osquery, []) as bridged:
+            osquery.statements.clear()
+            generation = bridged.db.tables
+            await bridged.bridge.look()
+            assert len(osquery.statements) == 1
+            assert bridged.db.tables is generation
+
+
+async def test_a_restart_between_two_queries_is_not_noticed(path: Path) -> None:
+    osquery = Osqueryd(path, usual_tables())
+    with osquery:
+        async with Bridged(osquery, []) as bridged:
+            assert len(await bridged.rows("SELECT name FROM deb_packages")) == 100
+            osquery.stop()
+            osquery.start()
+            assert len(await bridged.rows("SELECT version FROM deb_packages")) == 100
+
+
+async def test_a_table_that_vanished_since_gives_osquerys_error(path: Path) -> None:
+    with Osqueryd(path, usual_tables()) as osquery:
+        async with Bridged(osquery, []) as bridged:
+            del osquery.tables["deb_packages"]
+            with pytest.raises(SqlError, match=r"table deb_packages: osquery: .*no such table: deb_packages"):
+                await bridged.rows("SELECT * FROM deb_packages")
+
+
+async def test_while_osquery_is_away_a_query_says_so_at_once(path: Path) -> None:
+    osquery = Osqueryd(path, usual_tables()).start()
+    async with Bridged(osquery, []) as bridged:
+        osquery.stop()
+        for _ in range(2):
+            with pytest.raises(SqlError, match="nobody listens"):
+                await bridged.rows("SELECT * FROM deb_packages")
+
+
+# Harm
+
+
+async def test_a_query_that_ends_osquery_is_not_repeated(path: Path) -> None:
+    with Osqueryd(path, usual_tables()) as osquery:
+        async with Bridged(osquery, []) as bridged:
+            osquery.hang_up_on = 'FROM "deb_packages" WHERE "size"'
+            with pytest.raises(SqlError, match="the connection was lost"):
+                await bridged.rows("SELECT name FROM deb_packages WHERE size > 5")
+            assert len(osquery.asked("deb_packages")) == 1
+            with pytest.raises(SqlError, match=r"such a query is not repeated for (60|59) s"):
+                await bridged.rows("SELECT name FROM deb_packages WHERE size > 6")
+            assert len(osquery.asked("deb_packages")) == 1
+            assert len(await bridged.rows("SELECT name FROM deb_packages")) == 100
+            assert "the connection was lost" in bridged.source()["last_error"]
+
+
+def test_the_rest_after_harm_grows_and_ends_with_success(path: Path) -> None:
+    now = [1000.0]
+    with Osqueryd(path, usual_tables()) as osquery:
+        client = Client(lambda: str(path), 5.0, clock=lambda: now[0])
+
+        def ask(size: int) -> None:
+            client.ask(f"SELECT size FROM deb_packages WHERE size = {size}", "packages", lambda rows: [], lambda: None)
+
+        osquery.hang_up_on = "deb_packages"
+        for rest in (60, 120, 240):
+            with pytest.raises(GoneError):
+                ask(1)
+            now[0] += rest - 1
+            with pytest.raises(RestingError, match="for 1 s"):
+                ask(2)
+            now[0] += 1.1
+        osquery.hang_up_on = None
+        ask(3)
+        osquery.hang_up_on = "deb_packages"
+        with pytest.raises(GoneError):
+            ask(4)
+        with pytest.raises(RestingError, match="for 60 s"):
+            ask(5)
+        client.close()
+
+
+def test_attempts_to_connect_become_rarer(path: Path) -> None:
+    now, tried = [0.0], []
+
+    def find() -> str:
+        tried.append(now[0])
+        return str(path)
+
+    client = Client(find, 1.0, clock=lambda: now[0])
+    while now[0] < 100:
+        with pytest.raises(UnreachableError):
+            client.query("SELECT 1")
+        now[0] += 0.5
+    assert tried == [0.0, 1.0, 3.0, 7.0, 15.0, 31.0, 63.0]
+
+
+async def test_a_slow_answer_is_given_up(path: Path) -> None:
+    with Osqueryd(path, usual_tables()) as osquery:
+        async with Bridged(osquery, [], time=0.3) as bridged:
+            osquery.delay = 2.0
+            started = time.monotonic()
+            with pytest.raises(SqlError, match="there was no answer in time"):
+                await bridged.rows("SELECT * FROM deb_packages")
+            assert time.monotonic() - started < 1.5
+            osquery.delay = 0.0
+            assert len(await bridged.rows("SELECT name FROM deb_packages")) == 100
+
+
+async def test_the_statements_own_time_limit_holds_while_osquery_works(path: Path) -> None:
+    with Osqueryd(path, usual_tables()) as osquery:
+        async with Bridged(osquery, [], limits=LimitSettings(time=0.3)) as bridged:
+            osquery.delay = 2.0
+            with pytest.raises(LimitError, match=r"took longer than 0\.3 s"):
+                await bridged.rows("SELECT * FROM deb_packages")
+            with pytest.raises(LimitError, match="took longer"):
+                await asyncio.gather(*(bridged.rows(f"SELECT * FROM deb_packages WHERE size = {n}") for n in range(3)))
+
+
+async def test_an_error_of_osquery_is_told(path: Path) -> None:
+    with Osqueryd(path, usual_tables()) as osquery:
+
+        def broken(given: object) -> list[tuple[str]]:
+            raise ValueError("a table is broken")
+
+        osquery.tables["broken"] = FakeTable({"a": "TEXT"}, broken)
+        async with Bridged(osquery, []) as bridged:
+            with pytest.raises(SqlError, match="table broken: osquery: it failed: Internal error"):
+                await bridged.rows("SELECT * FROM broken")
+            assert len(await bridged.rows("SELECT * FROM deb_packages")) == 100
+
+
+# What is at the socket
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\x80\x01\x00\x02\x00\x00\x00\x05query\x00\x00\x00\x00\x0f\x00\x02",
+        b"\x80\x01\x00\x02\x7f\xff\xff\xff",
+        b"\x80\x01\x00\x02\xff\xff\xff\xff",
+        b"\x80\x01\x00\x02\x00\x00\x00\x05query\x00\x00\x00\x00\x0c\x00\x00\x0f\x00\x02\x0d\x7f\xff\xff\xff",
+        b"\0" * 1000,
+        bytes(range(256)),
+        b"",
+    ],
+)
+def test_garbage_is_an_error_and_ends_the_connection(path: Path, answer: bytes) -> None:
+    with answering(path, answer):
+        connection = Connection(str(path), 2.0)
+        with pytest.raises((GoneError, RefusedError)):
+            connection.query("SELECT 1")
+        with pytest.raises(GoneError):
+            connection.query("SELECT 1")
+        connection.close()
+
+
+def test_an_answer_without_end_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "REPLY_BYTES_MAX", 100_000)
+    with Osqueryd(path, {"big": FakeTable({"t": "TEXT"}, [("x" * 1000,)] * 1000)}):
+        connection = Connection(str(path), 5.0)
+        with pytest.raises(GoneError, match="longer than 100000 bytes"):
+            connection.query("SELECT t FROM big")
+        connection.close()
+
+
+def test_silence_is_not_waited_for(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        connection = Connection(str(path), 0.2)
+        with pytest.raises(SlowError):
+            connection.query("SELECT 1")
+        connection.close()
+
+
+def test_why_there_is_no_connection_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnreachableError, match="no such socket; osquery does not run"):
+        Connection(str(path), 1.0)
+    osquery = Osqueryd(path, {}).start()
+    osquery.stop()
+    with pytest.raises(UnreachableError, match="nobody listens"):
+        Connection(str(path), 1.0)
+
+    class Forbidden(socket.socket):
+        def connect(self, address: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket, "socket", Forbidden)
+    with pytest.raises(UnreachableError, match="permission denied; run as the user of osquery"):
+        Connection(str(path), 1.0)
+
+
+def test_without_the_extra_the_reason_says_what_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "thriftpy2", None)
+    wire.interface.cache_clear()
+    with Osqueryd(path, {}), pytest.raises(UnreachableError, match=r"install zeek-agent\[osquery\]"):
+        Connection(str(path), 1.0)
+    monkeypatch.undo()
+    wire.interface.cache_clear()
+
+
+def test_bytes_that_are_no_utf8_come_whole(path: Path) -> None:
+    with Osqueryd(path, {"raw": FakeTable({"t": "TEXT"}, [("a\uefff\uef80",), ("ü",)])}):
+        connection = Connection(str(path), 5.0)
+        assert [row["t"] for row in connection.query("SELECT t FROM raw")] == [b"a\xff\x80", "ü"]
+        assert len(connection.query("SELECT t FROM raw WHERE t = 'a\uefff\uef80'")) == 1
+        connection.close()
+
+
+# Where it is looked for, and what doctor says
+
+
+def test_the_daemons_socket_is_looked_for_and_then_the_shells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon, home = tmp_path / "osquery.em", tmp_path / "home"
+    monkeypatch.setattr(bridges, "DAEMON_SOCKETS", (str(daemon),))
+    monkeypatch.setattr(Path, "home", lambda: home)
+    with pytest.raises(UnreachableError, match="osquery does not run here"):
+        bridges.find_socket("auto")
+    (home / ".osquery").mkdir(parents=True)
+    (home / ".osquery/shell.em").touch()
+    assert bridges.find_socket("auto") == str(home / ".osquery/shell.em")
+    daemon.touch()
+    assert bridges.find_socket("auto") == str(daemon)
+    assert bridges.find_socket("/elsewhere") == "/elsewhere"
+
+
+def test_doctor_asks_osquery_who_it_is(path: Path) -> None:
+    def check(where: str) -> list[doctor.Check]:
+        config = Config(osquery=OsquerySettings(socket=where), state_dir=str(path.parent))
+        return [one for one in doctor.examine(config, {}) if one.name == "osquery"]
+
+    with Osqueryd(path, usual_tables()):
+        (found,) = check(str(path))
+        assert (found.verdict, found.found) == ("ok", f"{path}, version 5.99.0, 7 tables")
+    (found,) = check(str(path))
+    assert found.verdict == "warn"
+    assert "nobody listens" in found.found
+    assert check("off") == []
+    (found,) = check("auto")
+    assert found.verdict == "ok"
