@@ -31,7 +31,7 @@ INSTANCE = "zeek_LYLwI26Jm7LXIKG77"
 
 SHAPES: Final = {
     "ZeekAgent_Processes::query_result": "String Count Count Count Count String Timespan?",
-    "ZeekAgent_Sockets::query_result": "Count String String Count Address Count Address Count String?",
+    "ZeekAgent_Sockets::query_result": "Count? String? String Count Address Count Address Count String?",
     "ZeekAgent_Users::query_result": "String String Boolean Boolean String Count String String String?",
     "ZeekAgent_Files::query_result": "String String Count Count String Timestamp Count",
     "ZeekAgent_SSH::query_result_configs": "String Count Vector",

@@ -6,10 +6,8 @@ from these declarations. `load` lives in the same module so that a setting's nam
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -388,6 +386,8 @@ def _build(section: type[Section], prefix: str, values: Mapping[str, object]) ->
 
 
 def _file_values(file: Path) -> dict[str, object]:
+    import tomllib
+
     try:
         document = tomllib.loads(file.read_bytes().decode())
     except OSError as error:
@@ -441,7 +441,10 @@ def _unknown(name: str, origin: str) -> UsageError:
     last = name.rpartition(".")[2]
     sections = {known.rpartition(".")[0] for known in settings()} - {""}
     near = [known for known in settings() if known.rpartition(".")[2] == last]
-    near = near or difflib.get_close_matches(name, [*settings(), *sections], n=1, cutoff=0.5)
+    if not near:
+        import difflib
+
+        near = difflib.get_close_matches(name, [*settings(), *sections], n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return UsageError(f"{origin}: unknown key {name}{hint}")
 

@@ -12,14 +12,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import apsw
 
 from zeek_agent import text
 from zeek_agent.schema import Row, Table, Value
-from zeek_agent.scratch import Scratch
+
+if TYPE_CHECKING:
+    from zeek_agent.scratch import Scratch
 
 MISFITS: Final = (
     apsw.BindingsError,
@@ -109,6 +111,8 @@ class EventFile:
         self.last: dict[str, int] = {}
         self._scratch: Scratch | None = None
         if path is None:
+            from zeek_agent.scratch import Scratch
+
             self._scratch = Scratch()
             path = self._scratch.path / "events.db"
         self._file = path

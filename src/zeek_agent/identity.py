@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -117,6 +116,8 @@ def machine_hash(files: Sequence[Path] = MACHINE_ID_FILES) -> str | None:
 
 def _write(file: Path, stored: _Stored) -> None:
     """Replace the file in one step, so that a crash leaves the old one or the new one."""
+    import tempfile
+
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=STATE_MODE)
         descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".identity-")

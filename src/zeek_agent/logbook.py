@@ -11,7 +11,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from logging.handlers import WatchedFileHandler
 from typing import TYPE_CHECKING
 
 from zeek_agent.errors import UsageError
@@ -79,6 +78,8 @@ def set_up(settings: LogSettings, *, quiet: bool = False) -> Ring:
         handler = logging.StreamHandler(sys.stderr)
         handler.setLevel(logging.WARNING if quiet else logging.NOTSET)
     else:
+        from logging.handlers import WatchedFileHandler
+
         try:
             handler = WatchedFileHandler(settings.file, encoding="utf-8")
         except OSError as error:
