@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup run test lint docs docs-check bench lock clean
+.PHONY: help setup run test test-kernels lint docs docs-check bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ run: setup ## Run the agent with its embedded collector: Zeek logs grow in ./log
 
 test: setup ## Run all tests (a selection: ARGS="-k sockets")
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-kernels: setup ## Load the BPF objects in Debian's kernels under QEMU (others: ARGS="linux-image-…")
+	@$(BIN)/python tests/kernels/run.py $(ARGS)
 
 lint: setup ## Check style, types and generated documentation
 	@$(BIN)/ruff check .

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _DEBUG: Final = 2
+_NO_REASONS: Final = ("processed ", "-- END PROG LOAD LOG")
+_MESSAGE: Final = 1 << 20  # the log of a refused program comes as one message, with the reason at its end
 _SIGNATURES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "libbpf_set_print": (c_void_p, [_PRINT]),
     "libbpf_num_possible_cpus": (c_int, []),
@@ -78,11 +80,12 @@ def library() -> ctypes.CDLL:
 def _capture(level: int, form: bytes, arguments: int) -> int:
     if level >= _DEBUG:
         return 0
-    buffer = ctypes.create_string_buffer(4096)
+    buffer = ctypes.create_string_buffer(_MESSAGE)
     ctypes.CDLL(None).vsnprintf(buffer, c_size_t(len(buffer)), c_char_p(form), c_void_p(arguments))
     message = buffer.value.decode(errors="replace").strip()
     if message:
-        _log.append(message.splitlines()[-1])
+        told = [line for line in message.splitlines() if not line.startswith(_NO_REASONS)]
+        _log.append(told[-1] if told else message)
         logger.debug("%s", message)
     return 0
 

@@ -1,0 +1,233 @@
+"""The first and only program of a virtual machine: loads every BPF object, sees one exec, TCP and UDP scenario through
+our sources, tells the results on the console, and powers off. `run.py` starts it.
+
+A result is a line `RESULT` with a JSON object: name, seconds, error (null when all is well); the last line is `END`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import logging
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from zeek_agent.config import SourceSettings
+from zeek_agent.schema import Row
+from zeek_agent.sources import Source
+from zeek_agent.sources.bpf.libbpf import BpfObject
+from zeek_agent.sources.bpf.probe import cgroup2
+from zeek_agent.sources.procfs import Process, Procfs
+from zeek_agent.sources.registry import candidates
+from zeek_agent.tables import events
+
+WAIT = 60.0
+EXIT_CODE = 7
+FILE_SYSTEMS = {"/proc": "proc", "/sys": "sysfs", "/dev": "devtmpfs", "/tmp": "tmpfs", "/sys/fs/cgroup": "cgroup2"}
+CLIENT = """
+import socket, sys
+family, kind, address, port = (int(part) if part.isdecimal() else part for part in sys.argv[1:])
+with socket.socket(family, kind) as client:
+    if kind == socket.SOCK_STREAM:
+        client.connect((address, port))
+        client.send(b"?")
+    else:
+        client.sendto(b"?", (address, port))
+    client.recv(1)
+"""
+
+
+class Events:
+    """What the sources have recorded."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+        self._found: list[tuple[str, dict[str, Any]]] = []
+        self._lock = threading.Lock()
+        self._columns = {table.name: [column.name for column in table.recorded] for table in events.TABLES}
+
+    def append(self, table: str, rows: Sequence[Row]) -> None:
+        with self._lock:
+            self._found += [(table, dict(zip(self._columns[table], row, strict=True))) for row in rows]
+
+    def expect(self, table: str, **wanted: object) -> dict[str, Any]:
+        """The event with these values, as soon as it is there."""
+        deadline = time.monotonic() + WAIT
+        while True:
+            for source in self._sources:
+                source.drain()
+            with self._lock:
+                rows = [row for name, row in self._found if name == table]
+            for row in rows:
+                if all(row[column] == value for column, value in wanted.items()):
+                    return row
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no event of {table} with {wanted} among {rows[-5:]}")
+            time.sleep(0.1)
+
+
+def sources() -> list[Source]:
+    """The eBPF sources, as the agent makes them."""
+    settings = SourceSettings(ignore_self=False, ignore_loopback=False, processes="ebpf", sockets="ebpf")
+    by_kind = candidates(settings)
+    return [*by_kind["processes"], *by_kind["sockets"]]
+
+
+def objects() -> list[str]:
+    """Names of the BPF objects in the package."""
+    suffix = ".bpf.o"
+    names = [entry.name for entry in resources.files("zeek_agent.sources.bpf").iterdir()]
+    return sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix))
+
+
+def load(name: str) -> None:
+    """Load one object and attach all its programs."""
+    loaded = BpfObject(name)
+    directory = os.open(str(cgroup2()), os.O_RDONLY)
+    try:
+        with suppress(KeyError):
+            loaded.resize("records", 1 << 20)
+        loaded.load()
+        for program in loaded.programs:
+            loaded.attach(program, directory if loaded.section(program).startswith("cgroup") else None)
+    finally:
+        os.close(directory)
+        loaded.close()
+
+
+def executes(recorded: Events) -> None:
+    command = [sys.executable, "-S", "-c", f"raise SystemExit({EXIT_CODE})"]
+    with subprocess.Popen(command) as process:
+        process.wait()
+    started = recorded.expect("processes_events", pid=process.pid, state="started", cmdline=" ".join(command))
+    stopped = recorded.expect("processes_events", pid=process.pid, state="stopped")
+    same(started, exe=os.path.realpath(sys.executable), uid=0, gid=0, ppid=os.getpid(), parent_entity_id=me())
+    same(stopped, exit_code=EXIT_CODE, entity_id=started["entity_id"])
+
+
+def connects(recorded: Events, family: socket.AddressFamily, address: str) -> None:
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.bind((address, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with client(family, socket.SOCK_STREAM, address, port) as pid:
+            accepted, (_, peer, *_) = listener.accept()
+            with accepted:
+                accepted.sendall(accepted.recv(1))
+    talked(recorded, pid, 6, address, port, peer)
+    recorded.expect("sockets_events", pid=pid, protocol=6, state="closed", local_port=peer, remote_port=port)
+
+
+def sends(recorded: Events, family: socket.AddressFamily, address: str) -> None:
+    with socket.socket(family, socket.SOCK_DGRAM) as server:
+        server.bind((address, 0))
+        port = server.getsockname()[1]
+        with client(family, socket.SOCK_DGRAM, address, port) as pid:
+            datagram, (_, peer, *_) = server.recvfrom(1)
+            server.sendto(datagram, (address, peer))
+    talked(recorded, pid, 17, address, port, peer)
+
+
+def talked(recorded: Events, pid: int, protocol: int, address: str, port: int, peer: int) -> None:
+    """Both ends of a flow that was opened by `pid` from the port `peer` are there, each with its process."""
+    ends = {"protocol": protocol, "local_addr": address, "remote_addr": address, "state": "established"}
+    opened = recorded.expect("sockets_events", pid=pid, local_port=peer, remote_port=port, **ends)
+    taken = recorded.expect("sockets_events", pid=os.getpid(), local_port=port, remote_port=peer, **ends)
+    same(opened, direction="outbound", exe=os.path.realpath(sys.executable), uid=0)
+    same(taken, direction="inbound", entity_id=me(), community_id=opened["community_id"])
+    assert opened["community_id"]
+
+
+@contextmanager
+def client(family: int, kind: int, address: str, port: int) -> Iterator[int]:
+    """A process that talks to that server and waits for its answer."""
+    arguments = map(str, (int(family), int(kind), address, port))
+    with subprocess.Popen([sys.executable, "-S", "-c", CLIENT, *arguments]) as process:
+        yield process.pid
+        assert process.wait() == 0
+
+
+def same(row: dict[str, Any], **wanted: object) -> None:
+    different = {name: row[name] for name, value in wanted.items() if row[name] != value}
+    assert not different, f"{different} instead of {wanted}"
+
+
+def me() -> str:
+    with Process(Procfs(), os.getpid()) as process:
+        return process.entity_id
+
+
+def report(name: str, check: Callable[..., None], *arguments: object) -> bool:
+    """Run a check and print its result; whether all is well."""
+    begin, error = time.monotonic(), None
+    try:
+        check(*arguments)
+    except Exception as reason:  # noqa: BLE001 - told to the host
+        traceback.print_exc()
+        error = f"{type(reason).__name__}: {reason}"
+    result = {"name": name, "seconds": round(time.monotonic() - begin, 2), "error": error}
+    print("RESULT", json.dumps(result), flush=True)
+    return error is None
+
+
+def prepare() -> None:
+    """What an init program has to do before others can run."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for place, kind in FILE_SYSTEMS.items():
+        Path(place).mkdir(exist_ok=True)
+        libc.mount(kind.encode(), place.encode(), kind.encode(), 0, None)
+    up = struct.pack("16sh22x", b"lo", 1)
+    with socket.socket() as control:
+        fcntl.ioctl(control, 0x8914, up)  # SIOCSIFFLAGS
+
+
+def scenarios() -> None:
+    for name in objects():
+        report(f"load {name}", load, name)
+    used = sources()
+    recorded = Events(used)
+    for source in used:
+        if not report(f"start {source.kind}", source.start, recorded.append):
+            return
+    report("exec", executes, recorded)
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        report(f"TCP {address}", connects, recorded, family, address)
+        report(f"UDP {address}", sends, recorded, family, address)
+    for source in reversed(used):
+        lost, error = dict(+source.counters.lost), source.counters.last_error
+        report(f"stop {source.kind}", stop, source, lost, error)
+
+
+def stop(source: Source, lost: dict[str, int], error: str | None) -> None:
+    source.stop()
+    assert not lost, f"events were lost: {lost}"
+    assert error is None, error
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.DEBUG)
+    try:
+        prepare()
+        scenarios()
+        print("END", flush=True)
+    except Exception:  # noqa: BLE001 - nobody is left to tell but the console
+        traceback.print_exc()
+    finally:
+        os.sync()
+        ctypes.CDLL(None).reboot(0x1234567)  # RB_AUTOBOOT: with -no-reboot the machine ends
+
+
+if __name__ == "__main__":
+    main()
