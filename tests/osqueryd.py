@@ -178,7 +178,7 @@ class Osqueryd(ExtensionManager.Iface):
 
     def asked(self, table: str) -> list[str]:
         """The statements about a table that came, without those that look for tables and columns."""
-        return [sql for sql in self.statements if f'FROM "{table}"' in sql]
+        return [sql for sql in self.statements if f"FROM `{table}`" in sql]
 
     # The service
 

@@ -256,10 +256,10 @@ def test_tables_that_begin_with_the_prefix_keep_their_name() -> None:
     ("constraints", "where"),
     [
         ({}, ""),
-        ({"n": [(2, "5")]}, ' WHERE "n" IN (5)'),
-        ({"n": [(2, "5"), (2, "6.5")]}, ' WHERE "n" IN (5, 6.5)'),
-        ({"t": [(2, "a'b")]}, " WHERE \"t\" IN ('a''b')"),
-        ({"n": [(32, "5")], "t": [(2, "x")]}, ' WHERE "n" >= 5 AND "t" IN (\'x\')'),
+        ({"n": [(2, "5")]}, " WHERE `n` IN (5)"),
+        ({"n": [(2, "5"), (2, "6.5")]}, " WHERE `n` IN (5, 6.5)"),
+        ({"t": [(2, "a'b")]}, " WHERE `t` IN ('a''b')"),
+        ({"n": [(32, "5")], "t": [(2, "x")]}, " WHERE `n` >= 5 AND `t` IN ('x')"),
         ({"n": [(4, "5"), (16, "9")]}, ""),
         ({"n": [(2, "five")]}, ""),
         ({"t": [(4, "x")]}, ""),
@@ -272,4 +272,4 @@ def test_tables_that_begin_with_the_prefix_keep_their_name() -> None:
 def test_only_what_cannot_lose_rows_is_handed_on(constraints: dict[str, list[tuple[int, str]]], where: str) -> None:
     table = Table("t", "", description="", columns=[Column("n", "count", ""), Column("t", "text", "")])
     given = [ColumnConstraints(name, [Constraint(*pair) for pair in pairs]) for name, pairs in constraints.items()]
-    assert statement(table, Context(given, ["n"]), 10) == f'SELECT "n" FROM "t"{where} LIMIT 11'
+    assert statement(table, Context(given, ["n"]), 10) == f"SELECT `n` FROM `t`{where} LIMIT 11"

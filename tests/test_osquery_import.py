@@ -100,53 +100,53 @@ async def test_cells_that_are_not_of_their_columns_type_become_null_and_are_coun
 @pytest.mark.parametrize(
     ("here", "there"),
     [
-        ("SELECT * FROM deb_packages LIMIT 2", 'SELECT {name}, {version}, "size", "weight" FROM {t} LIMIT 2'),
+        ("SELECT * FROM deb_packages LIMIT 2", "SELECT {name}, {version}, `size`, `weight` FROM {t} LIMIT 2"),
         ("SELECT name FROM deb_packages LIMIT 3 OFFSET 4", "SELECT {name} FROM {t} LIMIT 7"),
-        ("SELECT size FROM deb_packages ORDER BY size LIMIT 2", 'SELECT "size" FROM {t}{limit}'),
-        ("SELECT size FROM deb_packages WHERE length(name) > 9 LIMIT 2", 'SELECT {name}, "size" FROM {t}{limit}'),
+        ("SELECT size FROM deb_packages ORDER BY size LIMIT 2", "SELECT `size` FROM {t}{limit}"),
+        ("SELECT size FROM deb_packages WHERE length(name) > 9 LIMIT 2", "SELECT {name}, `size` FROM {t}{limit}"),
         ("SELECT count(*) FROM deb_packages", "SELECT 1 AS one FROM {t}{limit}"),
-        ("SELECT size FROM deb_packages WHERE size = 5000", 'SELECT "size" FROM {t} WHERE "size" = 5000{limit}'),
+        ("SELECT size FROM deb_packages WHERE size = 5000", "SELECT `size` FROM {t} WHERE `size` = 5000{limit}"),
         (
             "SELECT size FROM deb_packages WHERE size = '5000' LIMIT 1",
-            'SELECT "size" FROM {t} WHERE "size" = 5000 LIMIT 1',
+            "SELECT `size` FROM {t} WHERE `size` = 5000 LIMIT 1",
         ),
         (
             "SELECT size FROM deb_packages WHERE name = 'package7' LIMIT 1",
-            'SELECT {name}, "size" FROM {t} WHERE "name" COLLATE BINARY = \'package7\' LIMIT 1',
+            "SELECT {name}, `size` FROM {t} WHERE `name` COLLATE BINARY = 'package7' LIMIT 1",
         ),
         (
             "SELECT size FROM deb_packages WHERE size IN (1000, 2000, NULL)",
-            'SELECT "size" FROM {t} WHERE "size" IN (1000, 2000){limit}',
+            "SELECT `size` FROM {t} WHERE `size` IN (1000, 2000){limit}",
         ),
         (
             "SELECT size FROM deb_packages WHERE size > 97000 AND size <= 1e5",
-            'SELECT "size" FROM {t} WHERE "size" > 97000 AND "size" <= 100000.0{limit}',
+            "SELECT `size` FROM {t} WHERE `size` > 97000 AND `size` <= 100000.0{limit}",
         ),
         (
             "SELECT size FROM deb_packages WHERE name LIKE 'package9_'",
-            'SELECT {name}, "size" FROM {t} WHERE "name" LIKE \'package9_\'{limit}',
+            "SELECT {name}, `size` FROM {t} WHERE `name` LIKE 'package9_'{limit}",
         ),
         (
             "SELECT size FROM deb_packages WHERE version >= '1.95'",
-            'SELECT {version}, "size" FROM {t} WHERE "version" COLLATE BINARY >= \'1.95\'{limit}',
+            "SELECT {version}, `size` FROM {t} WHERE `version` COLLATE BINARY >= '1.95'{limit}",
         ),
         (
             "SELECT size FROM deb_packages WHERE name = 'O''Hara' || char(10)",
-            "SELECT {name}, \"size\" FROM {t} WHERE \"name\" = 'O''Hara\n'{limit}",
+            "SELECT {name}, `size` FROM {t} WHERE `name` = 'O''Hara\n'{limit}",
         ),
         (
             "SELECT size FROM deb_packages WHERE size > (SELECT 98000) LIMIT 1",
-            'SELECT "size" FROM {t} WHERE "size" > 98000 LIMIT 1',
+            "SELECT `size` FROM {t} WHERE `size` > 98000 LIMIT 1",
         ),
-        ("SELECT size FROM deb_packages WHERE weight = 0.5", 'SELECT "size", "weight" FROM {t}{limit}'),
-        ("SELECT size FROM deb_packages WHERE name = 'a' || char(0)", 'SELECT {name}, "size" FROM {t}{limit}'),
-        ("SELECT size FROM deb_packages WHERE name = 5", 'SELECT {name}, "size" FROM {t}{limit}'),
-        ("SELECT size FROM deb_packages WHERE name = 'X' COLLATE NOCASE", 'SELECT {name}, "size" FROM {t}{limit}'),
+        ("SELECT size FROM deb_packages WHERE weight = 0.5", "SELECT `size`, `weight` FROM {t}{limit}"),
+        ("SELECT size FROM deb_packages WHERE name = 'a' || char(0)", "SELECT {name}, `size` FROM {t}{limit}"),
+        ("SELECT size FROM deb_packages WHERE name = 5", "SELECT {name}, `size` FROM {t}{limit}"),
+        ("SELECT size FROM deb_packages WHERE name = 'X' COLLATE NOCASE", "SELECT {name}, `size` FROM {t}{limit}"),
     ],
 )
 async def test_what_is_wanted_is_asked_for_and_no_more(bridged: Bridged, here: str, there: str) -> None:
-    names = {column: f'\'=\' || "{column}" AS "{column}"' for column in ("name", "version")}
-    assert await bridged.asks(here) == [there.format(t='"deb_packages"', limit=LIMIT, **names)]
+    names = {column: f"'=' || `{column}` AS `{column}`" for column in ("name", "version")}
+    assert await bridged.asks(here) == [there.format(t="`deb_packages`", limit=LIMIT, **names)]
 
 
 @pytest.mark.parametrize(
@@ -175,16 +175,16 @@ async def test_rows_are_those_of_a_table_of_ones_own(osquery: Osqueryd, sql: str
 async def test_a_join_is_one_question(bridged: Bridged) -> None:
     sql = "SELECT count(*) FROM processes p JOIN osquery_users u ON u.uid = p.uid"
     assert await bridged.rows(sql) == [(167,)]
-    assert await bridged.asks(sql) == ['SELECT "uid" FROM "users" WHERE "uid" IN (0, 1, 2)' + LIMIT]
+    assert await bridged.asks(sql) == ["SELECT `uid` FROM `users` WHERE `uid` IN (0, 1, 2)" + LIMIT]
     sql = "SELECT count(*) FROM processes p LEFT JOIN deb_packages d ON d.size = p.pid * 1000"
     assert await bridged.rows(sql) == [(500,)]
-    assert await bridged.asks(sql) == ['SELECT "size" FROM "deb_packages"' + LIMIT]
+    assert await bridged.asks(sql) == ["SELECT `size` FROM `deb_packages`" + LIMIT]
 
 
 async def test_constant_constraints_of_a_join_go_with_the_question(bridged: Bridged) -> None:
     sql = "SELECT 1 FROM processes p JOIN deb_packages d ON d.size = p.pid * 1000 AND d.name LIKE 'package1%'"
     (statement,) = await bridged.asks(sql)
-    assert statement.endswith("WHERE \"name\" LIKE 'package1%'" + LIMIT)
+    assert statement.endswith("WHERE `name` LIKE 'package1%'" + LIMIT)
 
 
 async def test_what_must_be_given_a_value_gets_it_from_a_join_in_batches(bridged: Bridged, osquery: Osqueryd) -> None:

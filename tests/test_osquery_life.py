@@ -143,7 +143,7 @@ async def test_while_osquery_is_away_a_query_says_so_at_once(path: Path) -> None
 async def test_a_query_that_ends_osquery_is_not_repeated(path: Path) -> None:
     with Osqueryd(path, usual_tables()) as osquery:
         async with Bridged(osquery, []) as bridged:
-            osquery.hang_up_on = 'FROM "deb_packages" WHERE "size"'
+            osquery.hang_up_on = "FROM `deb_packages` WHERE `size`"
             with pytest.raises(SqlError, match="the connection was lost"):
                 await bridged.rows("SELECT name FROM deb_packages WHERE size > 5")
             assert len(osquery.asked("deb_packages")) == 1

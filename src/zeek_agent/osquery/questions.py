@@ -51,8 +51,8 @@ def kind(table: str, columns: Iterable[Column], wanted: Constraints) -> str:
 
 
 def name(identifier: str) -> str:
-    """The name as an SQL identifier."""
-    return '"' + identifier.replace('"', '""') + '"'
+    """The name as an SQL identifier; in double quotes, one that is not known would be a text."""
+    return "`" + identifier.replace("`", "``") + "`"
 
 
 def literal(value: object) -> str:

@@ -1,0 +1,73 @@
+"""The running program between Zeek and osquery: queries of Zeek read osquery's tables, and follow when they go."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from osqueryd import Osqueryd, usual_tables
+from running_agent import running, until
+from zeek_server import zeek_server
+
+from zeek_agent.queries import Change, Query, Subscription
+from zeek_agent.zeek import data
+from zeek_agent.zeek.protocol import HELLO_FIELDS, AgentHello, ResultRow
+
+JOIN = "SELECT p.pid, u.username, u.shell FROM processes p JOIN osquery_users u ON u.uid = p.uid WHERE p.pid = {pid}"
+
+
+def tables_of(hello: AgentHello) -> set[str]:
+    cells = dict(zip(HELLO_FIELDS, data.cells(hello.columns), strict=False))
+    return set(cells["tables"])  # type: ignore[arg-type]
+
+
+async def test_a_scheduled_join_reports_differences_and_pauses_while_osquery_is_away(tmp_path: Path) -> None:
+    tables = usual_tables()
+    uid, pid = os.getuid(), os.getpid()
+    tables["users"].rows = [(uid, 0, "me", "", "/", "/bin/sh", None)]
+    settings = {"osquery.socket": tmp_path / "osquery.em", "osquery.refresh": 0.2, "zeek.hello_interval": 0.5}
+    query = Query(
+        JOIN.format(pid=pid),
+        "Test::row",
+        schedule=0.3,
+        subscription=Subscription.DIFFERENCES,
+        requires_tables=frozenset({"osquery_users"}),
+    )
+    osquery = Osqueryd(tmp_path / "osquery.em", tables)
+    async with zeek_server() as zeek:
+        settings["zeek.destinations"] = f'["{zeek.url()}"]'
+        async with running(tmp_path, settings=settings) as agent:
+            client = await zeek.client()
+            await client.hello()
+            await client.install("q1", query)
+            await client.expect(AgentHello)
+
+            async def installed(**wanted: object) -> None:
+                def fits() -> bool:
+                    (row,) = agent.query("SELECT state, runs > 0 AS ran FROM zeek_agent_queries WHERE id = 'q1'")
+                    return wanted.items() <= row.items()
+
+                await until(fits, 10.0, f"not {wanted}")
+
+            async def expect(change: Change, number: int) -> tuple[object, ...]:
+                row = await client.expect(ResultRow, lambda row: row.context.change is change, number=number)
+                return tuple(data.cells(row.columns))
+
+            await installed(state="waiting")
+            with osquery:
+                await installed(state="running", ran=1)
+                hello = await client.expect(AgentHello, lambda hello: "deb_packages" in tables_of(hello))
+                assert "osquery_deb_packages" not in tables_of(hello)
+                osquery.tables["users"].rows = [(uid, 0, "me", "", "/", "/bin/zsh", None)]
+                assert await expect(Change.DELETE, 1) == (pid, "me", "/bin/sh")
+                assert await expect(Change.ADD, 1) == (pid, "me", "/bin/zsh")
+                (source,) = await agent.ask("SELECT * FROM zeek_agent_sources WHERE source = 'osquery'")
+                assert source["active"]
+            await installed(state="waiting")
+            (source,) = await agent.ask("SELECT * FROM zeek_agent_sources WHERE source = 'osquery'")
+            assert not source["active"]
+            await client.expect(AgentHello, lambda hello: "deb_packages" not in tables_of(hello), number=2)
+            osquery.tables["users"].rows = [(uid, 0, "you", "", "/", "/bin/zsh", None)]
+            with osquery:
+                assert await expect(Change.DELETE, 2) == (pid, "me", "/bin/zsh")
+                assert await expect(Change.ADD, 2) == (pid, "you", "/bin/zsh")
