@@ -60,7 +60,7 @@ def hostile_processes(directory: Path) -> Iterator[dict[str, int]]:
     """Processes with such names and command lines, by what is wrong with them: their pids."""
     sleep = shutil.which("sleep") or "/bin/sleep"
     nasty = os.fsencode(directory) + b"/" + NASTY[:200]
-    shutil.copy2(sleep, nasty)
+    shutil.copy2(sleep, os.fsdecode(nasty))
     long = ["x" * 100_000] * 10
     wait = ("-c", "import time; time.sleep(300)")
     with (

@@ -1,0 +1,67 @@
+"""Descriptors, threads and memory of the real program stay where they are over many queries and connections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from running_agent import RunningAgent, running, until
+from zeek_server import Client, ZeekServer, zeek_server
+
+from zeek_agent.queries import Query, Subscription
+from zeek_agent.zeek.protocol import AgentHello, ResultRow
+
+STATEMENTS = (
+    "SELECT * FROM processes",
+    "SELECT * FROM sockets",
+    "SELECT * FROM users",
+    "SELECT * FROM files_list('/etc/*')",
+    "SELECT * FROM files_lines('/etc/hosts')",
+    "SELECT count(*) FROM processes_events",
+    "SELECT p.name, s.local_port FROM processes p JOIN sockets s ON s.pid = p.pid",
+    "SELECT nonsense FROM nowhere",
+)
+MEGABYTE = 1024 * 1024
+
+
+def used(agent: RunningAgent) -> tuple[int, int]:
+    """Descriptors and threads."""
+    return agent.descriptors(), agent.threads()
+
+
+async def one_shots(client: Client, times: int, label: str) -> None:
+    for turn in range(times):
+        for number, sql in enumerate(STATEMENTS):
+            await client.install(f"{label}_{turn}_{number}", Query(sql, "Test::row"))
+        await client.install(f"{label}_{turn}_end", Query("SELECT 42", "Test::end"))
+        await client.expect(ResultRow, lambda row, end=f"{label}_{turn}_end": row.context.query_id == end)  # type: ignore[misc]
+        client.events.clear()
+
+
+async def joined(zeek: ZeekServer) -> Client:
+    client = await zeek.client()
+    await client.expect(AgentHello)
+    return client
+
+
+async def test_hundreds_of_queries_and_connections_leave_nothing_behind(tmp_path: Path) -> None:
+    settings = {"zeek.reconnect_min": 0.01, "zeek.reconnect_max": 0.02, "log.entries": 100}
+    async with zeek_server() as zeek, running(tmp_path, f"--zeek={zeek.url()}", settings=settings) as agent:
+        client = await joined(zeek)
+        await one_shots(client, 15, "warm")
+        before, memory = used(agent), agent.resident()
+        await one_shots(client, 40, "again")
+        for number in range(100):
+            query = Query("SELECT pid FROM processes", "Test::pids", 0.05, Subscription.DIFFERENCES)
+            await client.install(f"repeated_{number}", query)
+        for number in range(100):
+            await client.cancel(f"repeated_{number}")
+        for number in range(60):
+            await client.install(f"kept_{number}", Query("SELECT 1", "Test::x", 3600, Subscription.SNAPSHOTS))
+            client.abort()
+            client = await joined(zeek)
+        await until(lambda: not agent.query("SELECT 1 FROM zeek_agent_queries"), 10, "queries of old connections stay")
+        for _ in range(50):
+            await agent.ask("SELECT count(*) FROM processes")
+        await until(lambda: used(agent) <= before, 10, f"{used(agent)} descriptors and threads, {before} before")
+        assert agent.resident() - memory < 8 * MEGABYTE
+        assert (await agent.connection())["reconnects"] >= 60

@@ -1,0 +1,65 @@
+"""What users install: the wheel, in an environment of its own, answers a query."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from zeek_agent import __version__
+
+PROJECT = Path(__file__).parent.parent
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, cwd=cwd, check=False, env={"PATH": "/usr/bin:/bin"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built as it lies here, without anything fetched."""
+    directory = tmp_path_factory.mktemp("wheel")
+    command = (sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", directory)
+    run(*command, cwd=PROJECT)
+    (built,) = directory.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {"zeek_agent", f"zeek_agent-{__version__}.dist-info"}
+    for needed in ("py.typed", "cli.py", "collector/default.toml"):
+        assert f"zeek_agent/{needed}" in names
+    sources = {str(path.relative_to(PROJECT / "src")) for path in (PROJECT / "src").rglob("*.py")}
+    assert sources <= set(names)
+
+
+def test_the_installed_wheel_answers_a_query(wheel: Path, tmp_path: Path) -> None:
+    """Its dependencies are those of this environment, so that nothing is fetched; the package itself is the wheel's."""
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=False)
+    site = Path(
+        sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)}, scheme="venv")
+    )
+    run(sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install", "--no-deps", "--no-index",
+        "--quiet", wheel, cwd=tmp_path)  # fmt: skip
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    program = environment / "bin" / "zeek-agent"
+    place = run(environment / "bin" / "python", "-c", "import zeek_agent; print(zeek_agent.__file__)", cwd=tmp_path)
+    assert place.strip() == str(site / "zeek_agent" / "__init__.py")
+    assert __version__ in run(program, "--version", cwd=tmp_path)
+    state = ("--state-dir", tmp_path / "state")
+    sql = "SELECT pid, name FROM processes WHERE pid = 1"
+    (row,) = json.loads(run(program, "query", *state, "--format", "json", sql, cwd=tmp_path))
+    assert row == {"pid": 1, "name": Path("/proc/1/comm").read_text().rstrip("\n")}
+    assert "processes" in run(program, "tables", cwd=tmp_path)
