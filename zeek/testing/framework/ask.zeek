@@ -56,7 +56,7 @@ event ZeekAgent::query_done(query_id: string, agent_id: string)
 # @TEST-START-FILE scenario.py
 import asyncio
 
-from scripted_agent import agent
+from agents import agent
 
 
 async def main() -> None:

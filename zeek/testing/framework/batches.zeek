@@ -40,7 +40,7 @@ event zeek_init()
 # @TEST-START-FILE scenario.py
 import asyncio
 
-from scripted_agent import NONE, Agent, agent, count
+from agents import NONE, Agent, agent, count
 
 
 async def send(one: Agent, query_id: str, n: int, window: tuple[int, int], index: int = 0, last: bool = True, **more: str) -> None:

@@ -29,7 +29,7 @@ event zeek_init()
 # @TEST-START-FILE scenario.py
 import asyncio
 
-from scripted_agent import Agent, agent, string, vector, NONE
+from agents import Agent, agent, string, vector, NONE
 
 
 def shown(of: Agent) -> str:

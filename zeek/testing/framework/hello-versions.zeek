@@ -24,7 +24,7 @@ event ZeekAgent::agent_left(agent_id: string, reason: string)
 # @TEST-START-FILE scenario.py
 import asyncio
 
-from scripted_agent import agent
+from agents import agent
 
 
 async def main() -> None:

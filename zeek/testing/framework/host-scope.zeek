@@ -37,7 +37,7 @@ event zeek_init()
 # @TEST-START-FILE scenario.py
 import asyncio
 
-from scripted_agent import agent
+from agents import agent
 
 
 async def main() -> None:

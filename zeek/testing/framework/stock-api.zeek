@@ -61,7 +61,7 @@ event zeek_init()
 # @TEST-START-FILE scenario.py
 import asyncio
 
-from scripted_agent import agent, count, string
+from agents import agent, count, string
 
 
 async def main() -> None:

@@ -1,0 +1,161 @@
+"""The Zeek package with a real Zeek: its own test suite, and with the real agent and real traffic.
+
+Who is behind a connection is compared with what the traffic's generator says of itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running_agent import AGENT_ID, running, until
+from zeek_log import parse_header, parse_log
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "zeek" / "scripts"
+LOAD = Path(__file__).parent / "connection_load.py"
+
+pytestmark = pytest.mark.zeek
+
+
+def tool(name: str) -> str:
+    """A program's path; skips the test where it is not found."""
+    return shutil.which(name) or pytest.skip(f"needs {name} on PATH")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def records(log: Path) -> list[dict[str, Any]]:
+    """The records of a TSV log, as far as it is written."""
+    content = log.read_bytes() if log.exists() else b""
+    content = content[: content.rfind(b"\n") + 1]
+    if not content:
+        return []
+    names = parse_header(content)["#fields"]
+    return [dict(zip(names, record, strict=True)) for record in parse_log(content)]
+
+
+@contextmanager
+def zeek(directory: Path, *arguments: str, site: str = "") -> Iterator[str]:
+    """A Zeek with the package in a directory; the URL for agents. Ended in order, so that its logs are whole."""
+    xpub, xsub, port = free_port(), free_port(), free_port()
+    directory.mkdir(exist_ok=True)
+    (directory / "site.zeek").write_text(
+        f"""
+        @load {PACKAGE}
+        redef ZeekAgent::listen_port = {port}/tcp;
+        redef Cluster::Backend::ZeroMQ::listen_xpub_endpoint = "tcp://127.0.0.1:{xpub}";
+        redef Cluster::Backend::ZeroMQ::connect_xsub_endpoint = "tcp://127.0.0.1:{xpub}";
+        redef Cluster::Backend::ZeroMQ::listen_xsub_endpoint = "tcp://127.0.0.1:{xsub}";
+        redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = "tcp://127.0.0.1:{xsub}";
+        redef Log::default_rotation_interval = 0secs;
+        redef ZeekAgent_Files::enabled = F;
+        {site}
+        """
+    )
+    with (directory / "output").open("wb") as output:
+        process = subprocess.Popen(
+            ["zeek", "-C", *arguments, "site.zeek"],
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={name: value for name, value in os.environ.items() if not name.startswith("ZEEK_WEBSOCKET")},
+        )
+    try:
+        yield f"ws://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        finally:
+            process.kill()
+            process.wait()
+
+
+async def joined(directory: Path) -> None:
+    await until(
+        lambda: any(one["type_"] == "join" for one in records(directory / "zeek-agent.log")), 30, "no agent joins"
+    )
+    await asyncio.sleep(1.0)  # its first queries are under way
+
+
+async def clients(address: str, tcp: int, udp: int, rate: float) -> list[dict[str, Any]]:
+    """Have clients come and go; the truth about them."""
+    command = [sys.executable, str(LOAD), address, str(tcp), str(udp), str(rate)]
+    load = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await load.communicate()
+    assert load.returncode == 0
+    truth = [json.loads(line) for line in output.splitlines()]
+    times = Counter(map(key, truth))
+    return [one for one in truth if times[key(one)] == 1]  # UDP ports that come twice are one connection to Zeek
+
+
+def key(connection: Mapping[str, Any]) -> tuple[str, int, int]:
+    return connection["proto"], connection["orig_p"], connection["resp_p"]
+
+
+def logged(directory: Path) -> dict[tuple[str, int, int], dict[str, Any]]:
+    """conn.log by protocol and ports."""
+    return {(str(one["proto"]), one["id.orig_p"], one["id.resp_p"]): one for one in records(directory / "conn.log")}
+
+
+@dataclass
+class Score:
+    """Of the true connections: how many were logged, and tagged at both ends; those tagged with another process."""
+
+    logged: int = 0
+    tagged: int = 0
+    wrong: list[dict[str, Any]] = field(default_factory=list)
+
+
+def compare(truth: list[dict[str, Any]], found: dict[tuple[str, int, int], dict[str, Any]]) -> Score:
+    score = Score()
+    for one in truth:
+        line = found.get(key(one))
+        if line is None:
+            continue
+        score.logged += 1
+        pairs = [(line[end], one[end]) for end in ("orig_pid", "resp_pid")]
+        score.tagged += all(tagged == true for tagged, true in pairs)
+        if any(tagged not in (None, true) for tagged, true in pairs):
+            score.wrong.append({"truth": one, "logged": line})
+    return score
+
+
+LOCAL = f'redef ZeekAgent::local_agents = {{ "{AGENT_ID}" }};'
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("address", "tcp", "udp"), [("127.7.7.7", 1000, 1000), ("::1", 100, 100)])
+async def test_connections_of_short_lived_processes_are_attributed_at_both_ends(
+    tmp_path: Path, address: str, tcp: int, udp: int
+) -> None:
+    logs = tmp_path / "zeek"
+    capture = ("-i", "lo", "-f", f"host {address}")
+    with zeek(logs, *capture, site=LOCAL) as url:
+        async with running(tmp_path, f"--zeek={url}"):
+            await joined(logs)
+            truth = await clients(address, tcp, udp, 150)
+            await asyncio.sleep(7)
+    score = compare(truth, logged(logs))
+    assert score.logged == len(truth) >= 0.99 * (tcp + udp)
+    assert not score.wrong
+    assert score.tagged >= 0.999 * score.logged
