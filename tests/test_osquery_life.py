@@ -17,6 +17,7 @@ from zeek_agent import doctor
 from zeek_agent.config import Config, LimitSettings, OsquerySettings
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.osquery import bridge as bridges
+from zeek_agent.osquery import client as clients
 from zeek_agent.osquery import wire
 from zeek_agent.osquery.client import Client, RestingError
 from zeek_agent.osquery.wire import Connection, GoneError, RefusedError, SlowError, UnreachableError
@@ -82,6 +83,8 @@ async def test_tables_come_and_go_with_osquery(path: Path) -> None:
             assert bridged.source()["active"]
         await until(lambda: "deb_packages" not in bridged.db.tables)
         assert "nobody listens" in bridged.source()["reason"]
+        with pytest.raises(SqlError, match=r"no such table: deb_packages any more: .*nobody listens"):
+            await bridged.rows("SELECT * FROM deb_packages")
         with osquery:
             await until(lambda: "deb_packages" in bridged.db.tables)
     assert changes == [True, False, True]
@@ -94,7 +97,8 @@ async def test_tables_that_change_are_followed(path: Path) -> None:
             del osquery.tables["deb_packages"]
             await bridged.bridge.look()
             assert await bridged.rows("SELECT * FROM more") == [("x",)]
-            assert "deb_packages" not in bridged.db.tables
+            with pytest.raises(SqlError, match="no such table: deb_packages any more: osquery has it no more"):
+                await bridged.rows("SELECT * FROM deb_packages")
             osquery.tables["more"] = FakeTable({"a": "TEXT", "b": "BIGINT"}, [("x", 1)], owner=6)
             await bridged.bridge.look()
             assert await bridged.rows("SELECT * FROM more") == [("x", 1)]
@@ -215,6 +219,17 @@ async def test_the_statements_own_time_limit_holds_while_osquery_works(path: Pat
                 await bridged.rows("SELECT * FROM deb_packages")
             with pytest.raises(LimitError, match="took longer"):
                 await asyncio.gather(*(bridged.rows(f"SELECT * FROM deb_packages WHERE size = {n}") for n in range(3)))
+
+
+async def test_a_question_that_was_given_up_late_rests_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "LONG", 0.1)
+    with Osqueryd(path, usual_tables()) as osquery:
+        async with Bridged(osquery, [], limits=LimitSettings(time=0.3)) as bridged:
+            osquery.delay = 1.0
+            with pytest.raises(LimitError, match="took longer"):
+                await bridged.rows("SELECT name FROM deb_packages")
+            with pytest.raises(SqlError, match=r"took too long: .*is not repeated"):
+                await bridged.rows("SELECT name FROM deb_packages")
 
 
 async def test_an_error_of_osquery_is_told(path: Path) -> None:

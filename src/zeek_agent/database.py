@@ -97,10 +97,16 @@ class Database:
         del tables[name]
         self._change(tables)
 
-    def exchange(self, gone: Iterable[str], new: Iterable[Table]) -> None:
-        """Take tables away and offer others, as one change. Names that are not known are ignored."""
-        tables = {name: table for name, table in self._catalog.tables.items() if name not in set(gone)}
-        self._change({**tables, **{table.name: table for table in new}})
+    def exchange(self, gone: Iterable[str], new: Iterable[Table], why: str | None = None) -> None:
+        """Take tables away and offer others, as one change. Names that are not known are ignored.
+
+        `why` tells who asks for one of those that are gone.
+        """
+        gone = frozenset(gone)
+        tables = {name: table for name, table in self._catalog.tables.items() if name not in gone}
+        tables |= {table.name: table for table in new}
+        reasons = {**self._catalog.gone, **dict.fromkeys(gone, why or "")}
+        self._change(tables, {name: reason for name, reason in reasons.items() if reason and name not in tables})
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each table that comes or goes, in the thread that made the change."""
@@ -148,9 +154,10 @@ class Database:
             self._expiry.cancel()
         await asyncio.to_thread(self.close)
 
-    def _change(self, tables: Mapping[str, Table]) -> None:
+    def _change(self, tables: Mapping[str, Table], gone: Mapping[str, str] | None = None) -> None:
         with self._lock:
-            self._catalog = Catalog.of(self._catalog.generation + 1, tables.values())
+            before = self._catalog
+            self._catalog = Catalog.of(before.generation + 1, tables.values(), before.gone if gone is None else gone)
         for listener in self._listeners:
             listener()
 

@@ -54,15 +54,17 @@ class Catalog:
     generation: int
     tables: Mapping[str, Table]
     layouts: Mapping[Profile, Mapping[str, Layout]]
+    gone: Mapping[str, str]
+    """Why tables that were there are not, by name."""
 
     @classmethod
-    def of(cls, generation: int, tables: Iterable[Table]) -> Catalog:
+    def of(cls, generation: int, tables: Iterable[Table], gone: Mapping[str, str] | None = None) -> Catalog:
         by_name = {table.name: table for table in tables}
         layouts = {
             profile: {name: Layout(table, hide_added=profile is Profile.STOCK) for name, table in by_name.items()}
             for profile in Profile
         }
-        return cls(generation, by_name, layouts)
+        return cls(generation, by_name, layouts, gone or {})
 
     def readable(self) -> dict[str, str]:
         """Every name that can be read, with the table it stands for."""
@@ -212,7 +214,10 @@ class Session:
             return SqlError(self.missing)
         if isinstance(error, UnicodeDecodeError):
             return SqlError("the statement makes a text that is not valid UTF-8")
-        return SqlError(str(error) or type(error).__name__)
+        message = str(error) or type(error).__name__
+        _, missing, name = message.rpartition("no such table: ")
+        why = self.catalog.gone.get(name.rpartition(".")[2]) if missing else None
+        return SqlError(f"{message} any more: {why}" if why else message)
 
     def _prepare(self, profile: Profile, store: Store | None) -> None:
         """Everything that the connection needs before it takes statements."""

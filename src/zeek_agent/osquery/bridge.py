@@ -39,9 +39,11 @@ def find_socket(setting: str) -> str:
     if setting != AUTO:
         return setting
     for path in (*map(Path, DAEMON_SOCKETS), Path.home() / SHELL_SOCKET):
-        with suppress(OSError):
+        try:
             if path.exists():
                 return str(path)
+        except PermissionError:
+            return str(path)
     raise UnreachableError(f"osquery does not run here: there is no {DAEMON_SOCKETS[0]}")
 
 
@@ -191,14 +193,15 @@ class Bridge:
         events = [one.table for one in self._recorders.values() if known.get(one.table.name) is not one.table]
         if imports != self._imports or events:
             new = list(imported.tables(imports.values(), self._taken, self._reader))
-            self._database.exchange(self._names, [*new, *events])
+            self._database.exchange(self._names, [*new, *events], seen.reason or "osquery has it no more")
             self._imports, self._names = imports, frozenset(table.name for table in new)
         if seen.reason != self._told:
             self._told = seen.reason
             if seen.reason is None:
                 log.info("osquery at %s: %d tables", self.client.path, len(imports))
             else:
-                log.info("osquery cannot be used: %s", seen.reason)
+                level = logging.INFO if self._settings.socket == AUTO else logging.WARNING
+                log.log(level, "osquery cannot be used: %s", seen.reason)
 
     def _may_import(self, one: Offered) -> bool:
         """Not what comes from this agent; and what may not be queried must not be there under another name either."""

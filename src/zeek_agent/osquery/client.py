@@ -23,6 +23,8 @@ RECONNECT_MAX: Final = 60.0
 REST_MIN: Final = 60.0
 """Seconds until a kind of question may be asked again that osquery did not survive, or not answer."""
 REST_MAX: Final = 3_600.0
+LONG: Final = 2.0
+"""Seconds of work after which a question that was given up counts as one that was not answered."""
 SHARED_FOR: Final = 0.5
 """Seconds that an answer serves statements that ask the same."""
 SHARED_ROWS: Final = 50_000
@@ -171,17 +173,19 @@ class Client:
         connection = self._connect()
         self.counters.questions += 1
         connection.check = check
+        began = self._clock()
         try:
             rows = connection.query(sql)
         except GoneError as error:
-            if kind is not None:
-                self._rest(kind, f"osquery did not answer: {error}", rest)
+            self._rest(kind, f"osquery did not answer: {error}", rest)
             self._lose(error)
             raise
         except RefusedError as error:
             self.counters.last_error = str(error)
             raise
-        except BaseException:
+        except BaseException as error:
+            if self._clock() - began > LONG:
+                self._rest(kind, f"osquery took too long: {error}", rest)
             self._drop()
             raise
         if rest is not None and kind is not None:
@@ -209,7 +213,9 @@ class Client:
         self.connections += 1
         return self._connection
 
-    def _rest(self, kind: str, cause: str, before: Rest | None) -> None:
+    def _rest(self, kind: str | None, cause: str, before: Rest | None) -> None:
+        if kind is None:
+            return
         seconds = min(before.seconds * 2, REST_MAX) if before else REST_MIN
         self._rests[kind] = Rest(self._clock() + seconds, seconds, cause)
 

@@ -18,6 +18,8 @@ OFFERED: Final = (
     "SELECT name, owner_uuid FROM osquery_registry WHERE registry = 'table' AND active = 1 AND internal = 0"
 )
 SUBSCRIBERS: Final = "SELECT name FROM osquery_events WHERE type = 'subscriber'"
+DECODED_TOGETHER: Final = 1_000
+"""Rows whose cells are decoded column by column, few enough to stay in the processor's cache."""
 COMMAND_LINES: Final = frozenset({"cmdline", "command"})
 """Columns whose text `access.redact` masks."""
 
@@ -204,17 +206,15 @@ class Reader:
         self, name: str, rows: Sequence[Row], columns: Sequence[Column], read: Collection[Column]
     ) -> list[tuple[Any, ...]]:
         """osquery's rows as tuples with a cell for each of the columns, None for those that were not read."""
-        nothing = [None] * len(rows)
         failed = self._undecodable(name)
-        return list(
-            zip(
-                *(
-                    questions.Decoder(column, self.null, failed).column(rows) if column in read else nothing
-                    for column in columns
-                ),
-                strict=True,
-            )
-        )
+        decoders = [questions.Decoder(column, self.null, failed) if column in read else None for column in columns]
+        decoded: list[tuple[Any, ...]] = []
+        for start in range(0, len(rows), DECODED_TOGETHER):
+            chunk = rows[start : start + DECODED_TOGETHER]
+            nothing = [None] * len(chunk)
+            cells = (nothing if decoder is None else decoder.column(chunk) for decoder in decoders)
+            decoded += zip(*cells, strict=True)
+        return decoded
 
     def _undecodable(self, name: str) -> Callable[[str, str | bytes], None]:
         counters = self._client.counters

@@ -7,6 +7,7 @@ with a sign in front, which NULL does not get; a blob as hexadecimal digits, as 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 from zeek_agent import text
@@ -15,6 +16,7 @@ from zeek_agent.osquery.wire import Row
 from zeek_agent.schema import Bound, Column, Constraints
 
 SIGN: Final = "="
+SIGN_BYTES: Final = b"="
 TYPES: Final = {
     "INTEGER": "int",
     "BIGINT": "int",
@@ -99,20 +101,30 @@ class Decoder:
         self._null = null
         self._failed = failed
         self._one: Callable[[str | bytes], Any] = _DECODERS.get(column.type, _text)
+        self._is_text = column.type == "text"
         self._signed = column.type in ("text", "blob")
         self._plain: type | None = {"int": int, "real": float, "time": float}.get(column.type)
 
     def column(self, rows: Sequence[Row]) -> list[Any]:
         """The column's cells, a row each; a cell that is missing is NULL."""
-        cells = [row.get(self._name, "") for row in rows]
-        if self._signed:
-            return [self._cell(cell[1:]) if cell[:1] in (SIGN, b"=") else None for cell in cells]
+        try:
+            cells = list(map(itemgetter(self._name), rows))
+        except KeyError:
+            cells = [row.get(self._name, "") for row in rows]
+        try:
+            return self._fast(cells)
+        except (ValueError, TypeError):
+            return [self._cell(cell) for cell in cells]
+
+    def _fast(self, cells: list[Any]) -> list[Any]:
+        """All cells at once, where nothing is odd about any: plain text, or no NULL among numbers. Raises ValueError,
+        TypeError when there is.
+        """
         if self._plain is not None:
-            try:
-                return self._checked(list(map(self._plain, cells)))
-            except ValueError:
-                pass  # a NULL, or something odd: one by one
-        return [None if cell in ("", self._null) else self._cell(cell) for cell in cells]
+            return self._checked(list(map(self._plain, cells)))
+        if not self._is_text or self._null or not "".join(cells).isascii():
+            raise ValueError("one by one")
+        return [cell[1:] if cell else None for cell in cells]
 
     def _checked(self, cells: list[Any]) -> list[Any]:
         if self._plain is int and cells and not (min(cells) in _INT64 and max(cells) in _INT64):
@@ -120,6 +132,12 @@ class Decoder:
         return cells
 
     def _cell(self, cell: str | bytes) -> Any:
+        if self._signed:
+            if cell[:1] not in (SIGN, SIGN_BYTES):
+                return None
+            cell = cell[1:]
+        elif cell in ("", self._null):
+            return None
         try:
             return self._one(cell)
         except ValueError:
