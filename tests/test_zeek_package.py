@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from running_agent import AGENT_ID, running, until
+from zeek_cluster import cluster
 from zeek_log import parse_header, parse_log
 
 ROOT = Path(__file__).parent.parent
@@ -112,9 +113,19 @@ def key(connection: Mapping[str, Any]) -> tuple[str, int, int]:
     return connection["proto"], connection["orig_p"], connection["resp_p"]
 
 
+def key_of(line: Mapping[str, Any]) -> tuple[str, int, int]:
+    return str(line["proto"]), line["id.orig_p"], line["id.resp_p"]
+
+
 def logged(directory: Path) -> dict[tuple[str, int, int], dict[str, Any]]:
     """conn.log by protocol and ports."""
-    return {(str(one["proto"]), one["id.orig_p"], one["id.resp_p"]): one for one in records(directory / "conn.log")}
+    return {key_of(line): line for line in records(directory / "conn.log")}
+
+
+def accepts(url: str) -> bool:
+    """Whether something listens at a URL."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(url.rpartition(":")[2]))) == 0
 
 
 @dataclass
@@ -159,3 +170,49 @@ async def test_connections_of_short_lived_processes_are_attributed_at_both_ends(
     assert score.logged == len(truth) >= 0.99 * (tcp + udp)
     assert not score.wrong
     assert score.tagged >= 0.999 * score.logged
+
+
+@pytest.mark.root
+@pytest.mark.timeout(180)
+async def test_a_cluster_attributes_on_its_workers_and_logs_nothing_twice(tmp_path: Path) -> None:
+    filters = {"worker-1": "host 127.7.7.8 and tcp", "worker-2": "host 127.7.7.8 and udp"}
+    with cluster(tmp_path / "cluster", LOCAL, filters) as nodes:
+        await until(lambda: accepts(nodes.url), 30, "the manager does not listen")
+        async with running(tmp_path, f"--zeek={nodes.url}"):
+            await until(lambda: any(records(nodes.log("zeek-agent"))), 30, "no agent joins")
+            await asyncio.sleep(3)
+            truth = await clients("127.7.7.8", 200, 200, 150)
+
+            # A worker that comes back is told of what was there before.
+            with (
+                socket.create_server(("127.7.7.8", 0)) as server,
+                socket.create_connection(server.getsockname()) as old,
+            ):
+                peer, _ = server.accept()
+                await asyncio.sleep(1)
+                nodes.stop("worker-1", signal.SIGKILL)
+                nodes.start("worker-1")
+                await asyncio.sleep(8)
+                for _ in range(3):
+                    old.send(b"still here")
+                    peer.recv(64)
+                existing = ("tcp", old.getsockname()[1], server.getsockname()[1])
+                peer.close()
+            truth += await clients("127.7.7.8", 100, 100, 150)
+            await asyncio.sleep(8)
+
+    lines = records(nodes.log("conn"))
+    found = {key_of(line): line for line in lines}
+    score = compare(truth, found)
+    unlogged = len(truth) - score.logged  # what the killed worker had not logged yet
+    assert not score.wrong
+    assert score.tagged == score.logged
+    assert unlogged <= 200
+    assert len(lines) == len(found), "a connection is logged twice"
+    assert found[existing]["orig_pid"] == os.getpid() == found[existing]["resp_pid"]
+
+    assert [one["type_"] for one in records(nodes.log("zeek-agent"))].count("join") == 1
+    for path in ("zeek-agent-socket-events", "zeek-agent-process-events"):
+        numbers = [(one["store"], one["seq"]) for one in records(nodes.log(path))]
+        assert numbers
+        assert len(set(numbers)) == len(numbers), f"{path}.log has events twice"

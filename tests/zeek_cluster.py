@@ -1,0 +1,114 @@
+"""A Zeek cluster over ZeroMQ: manager, logger, proxy and two workers, each in a directory of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+PACKAGE: Final = Path(__file__).parent.parent / "zeek" / "scripts"
+NODES: Final = ("manager", "logger", "proxy", "worker-1", "worker-2")
+_LAYOUT: Final = """
+redef Cluster::manager_is_logger = F;
+redef Cluster::nodes = {{
+    ["manager"] = [$node_type=Cluster::MANAGER, $ip=127.0.0.1],
+    ["logger"] = [$node_type=Cluster::LOGGER, $ip=127.0.0.1, $p={log}/tcp],
+    ["proxy"] = [$node_type=Cluster::PROXY, $ip=127.0.0.1, $manager="manager"],
+    ["worker-1"] = [$node_type=Cluster::WORKER, $ip=127.0.0.1, $manager="manager"],
+    ["worker-2"] = [$node_type=Cluster::WORKER, $ip=127.0.0.1, $manager="manager"],
+}};
+"""
+_SITE: Final = """
+@load frameworks/cluster/backend/zeromq
+@load {package}
+redef Cluster::Backend::ZeroMQ::listen_xpub_endpoint = "tcp://127.0.0.1:{xpub}";
+redef Cluster::Backend::ZeroMQ::connect_xsub_endpoint = "tcp://127.0.0.1:{xpub}";
+redef Cluster::Backend::ZeroMQ::listen_xsub_endpoint = "tcp://127.0.0.1:{xsub}";
+redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = "tcp://127.0.0.1:{xsub}";
+redef Log::default_rotation_interval = 0secs;
+redef ZeekAgent::listen_port = {port}/tcp;
+redef ZeekAgent_Files::enabled = F;
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def search_path() -> str:
+    """Where Zeek looks for scripts by default, which its usage text tells."""
+    usage = subprocess.run(["zeek", "--help"], check=False, capture_output=True, text=True)
+    found = re.search(r"\$ZEEKPATH\s*\|[^(]*\(([^)]*)\)", usage.stderr + usage.stdout)
+    assert found, usage
+    return found[1]
+
+
+class Cluster:
+    """Nodes by name. Workers see what their filter lets through, so that no packet is seen twice."""
+
+    def __init__(self, directory: Path, site: str, filters: dict[str, str]) -> None:
+        self.directory = directory
+        self.filters = filters
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
+        ports = {name: free_port() for name in ("log", "xpub", "xsub", "port")}
+        self.url = f"ws://127.0.0.1:{ports['port']}"
+        directory.mkdir(exist_ok=True)
+        (directory / "cluster-layout.zeek").write_text(_LAYOUT.format(**ports))
+        (directory / "site.zeek").write_text(_SITE.format(package=PACKAGE, **ports) + site)
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("ZEEK_WEBSOCKET")},
+            "ZEEKPATH": f"{directory}:{search_path()}",
+        }
+
+    def log(self, path: str) -> Path:
+        """A log, which the logger writes."""
+        return self.directory / "logger" / f"{path}.log"
+
+    def start(self, name: str) -> None:
+        here = self.directory / name
+        here.mkdir(exist_ok=True)
+        more = ["Cluster::Backend::ZeroMQ::run_proxy_thread=T"] if name == "manager" else []
+        if name.startswith("worker"):
+            more = ["-C", "-i", "lo", "-f", self.filters[name]]
+        with (here / "output").open("ab") as output:
+            self._nodes[name] = subprocess.Popen(
+                ["zeek", *more, str(self.directory / "site.zeek")],
+                cwd=here,
+                env={**self._environment, "CLUSTER_NODE": name},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    def stop(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
+        node = self._nodes.pop(name)
+        node.send_signal(how)
+        try:
+            node.wait(15)
+        except subprocess.TimeoutExpired:
+            node.kill()
+            node.wait()
+
+
+@contextmanager
+def cluster(directory: Path, site: str, filters: dict[str, str]) -> Iterator[Cluster]:
+    """A running cluster; workers end first and the logger last, so that it has all they say."""
+    nodes = Cluster(directory, site, filters)
+    started: list[str] = []
+    try:
+        for name in NODES:
+            nodes.start(name)
+            started.append(name)
+        yield nodes
+    finally:
+        for name in ("worker-1", "worker-2", "proxy", "manager", "logger"):
+            if name in started:
+                nodes.stop(name)
