@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import socket
 import threading
 import time
@@ -14,6 +16,7 @@ import pytest
 from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
 
 from zeek_agent import doctor
+from zeek_agent.cli import run_command
 from zeek_agent.config import Config, LimitSettings, OsquerySettings
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.osquery import bridge as bridges
@@ -21,6 +24,7 @@ from zeek_agent.osquery import client as clients
 from zeek_agent.osquery import wire
 from zeek_agent.osquery.client import Client, RestingError
 from zeek_agent.osquery.wire import Connection, GoneError, RefusedError, SlowError, UnreachableError
+from zeek_agent.tables import builtin_tables
 
 
 @pytest.fixture
@@ -355,3 +359,32 @@ def test_doctor_asks_osquery_who_it_is(path: Path) -> None:
     assert check("off") == []
     (found,) = check("auto")
     assert found.verdict == "ok"
+
+
+def test_a_query_without_a_running_agent_uses_a_socket_that_is_named(
+    path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Osqueryd(path, usual_tables()):
+        arguments = ["--state-dir", str(path.parent / "state"), "--set", f"osquery.socket={path}", "-f", "json"]
+        assert run_command(["query", *arguments, "SELECT name, size FROM deb_packages WHERE size = 7000"]) == 0
+        assert json.loads(capfd.readouterr().out) == [{"name": "package7", "size": 7000}]
+        assert run_command(["query", *arguments, "SELECT name FROM zeek_agent_tables WHERE name LIKE '%users'"]) == 0
+        assert [row["name"] for row in json.loads(capfd.readouterr().out)] == ["users", "osquery_users"]
+
+
+async def test_the_examples_of_the_documentation_work(path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs/osquery.md").read_text()
+    statements = [sql for block in re.findall(r"```sql\n(.*?)```", page, re.DOTALL) for sql in block.split(";")]
+    tables = usual_tables()
+    tables["hash"] = FakeTable({"path": "TEXT", "sha256": "TEXT"})
+    with Osqueryd(path, tables) as osquery:
+        async with Bridged(osquery, builtin_tables()) as bridged:
+            for sql in filter(str.strip, statements):
+                await bridged.db.prepare(sql)
+    assert len(statements) >= 4
+
+
+def test_every_setting_is_in_the_documentation() -> None:
+    page = (Path(__file__).parent.parent / "docs/osquery.md").read_text()
+    for name in OsquerySettings.__struct_fields__:
+        assert re.search(rf"`osquery\.{name}`|\n{name} = |`{name}`", page), name

@@ -28,6 +28,9 @@ def check_surroundings(config: Config) -> None:
             raise UsageError(f"control.group: there is no group {config.control.group!r}") from None
     if config.log.file is not None and not Path(config.log.file).absolute().parent.is_dir():
         raise UsageError(f"log.file: there is no directory {Path(config.log.file).absolute().parent}")
+    for item in config.osquery.required_columns:
+        if not all(item.partition(".")[::2]):
+            raise UsageError(f"osquery.required_columns: expected `table.column`, got {item!r}")
     if not config.zeek.destinations or config.collector.pack is not None:
         from zeek_agent.collector import pack
 

@@ -156,6 +156,8 @@ class LocalSession:
     def close(self) -> None:
         if self._runner is not None:
             self._wait(self._runner.close())
+        if self._bridge is not None:
+            self._bridge.close()
         if self._database is not None:
             self._wait(self._database.aclose())
         self._loop.close()
