@@ -15,10 +15,11 @@ import pytest
 
 from zeek_agent.schema import Row
 from zeek_agent.sources import Source
-from zeek_agent.tables.events import TABLES
+from zeek_agent.tables import events, system_logs
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-COLUMNS = {table.name: [column.name for column in table.columns if column.name != "seq"] for table in TABLES}
+TABLES = (*events.TABLES, *system_logs.TABLES)
+COLUMNS = {table.name: [column.name for column in table.recorded] for table in TABLES}
 
 Event = dict[str, Any]
 

@@ -41,8 +41,10 @@ class Scripted(Source):
         self.refuses = refuses
         self.sink: Sink | None = None
         self.drained = 0
+        self.probed = 0
 
     def probe(self) -> str | None:
+        self.probed += 1
         return self.why_not
 
     def start(self, sink: Sink) -> None:
@@ -156,12 +158,15 @@ def test_an_error_while_draining_counts_as_a_failure(store: EventStore) -> None:
     store.close()
 
 
-def test_when_no_source_works_that_is_an_error_and_none_is_active(
-    store: EventStore, caplog: pytest.LogCaptureFixture
+def test_when_no_source_works_that_is_said_once_and_none_is_active(
+    store: EventStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = supervisor(store, [Scripted("only", "not here")])
+    monkeypatch.setattr("zeek_agent.sources.supervisor._TRY_AGAIN", 0.01)
+    only = Scripted("only", "not here")
+    chosen = supervisor(store, [only])
     chosen.start()
-    assert "processes events are not recorded" in caplog.text
+    until(lambda: only.probed > 3)
+    assert caplog.text.count("processes events are not recorded: no source works (only: not here)") == 1
     assert [row[2] for row in chosen.rows()] == [False]
     chosen.stop()
     store.close()
@@ -195,16 +200,22 @@ def test_what_the_store_cannot_take_is_shown_with_the_source(store: EventStore) 
 
 
 @pytest.mark.parametrize(
-    ("settings", "processes", "sockets"),
+    ("settings", "processes", "sockets", "system_logs"),
     [
-        ({}, ["ebpf", "proc_connector", "audit", "snapshots"], ["ebpf", "inet_diag", "audit", "snapshots"]),
-        ({"processes": "audit", "sockets": "snapshots"}, ["audit"], ["snapshots"]),
-        ({"processes": "off", "sockets": "off"}, [], []),
+        (
+            {},
+            ["ebpf", "proc_connector", "audit", "snapshots"],
+            ["ebpf", "inet_diag", "audit", "snapshots"],
+            ["journal", "syslog"],
+        ),
+        ({"processes": "audit", "sockets": "snapshots", "system_logs": "syslog"}, ["audit"], ["snapshots"], ["syslog"]),
+        ({"processes": "off", "sockets": "off", "system_logs": "off"}, [], [], []),
     ],
 )
 def test_the_configuration_chooses_among_the_backends(
-    settings: dict[str, str], processes: list[str], sockets: list[str]
+    settings: dict[str, str], processes: list[str], sockets: list[str], system_logs: list[str]
 ) -> None:
     found = candidates(SourceSettings(**settings))  # type: ignore[arg-type]
+    assert [source.backend for source in found["system_logs"]] == system_logs
     assert [source.backend for source in found["processes"]] == processes
     assert [source.backend for source in found["sockets"]] == sockets

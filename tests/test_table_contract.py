@@ -47,6 +47,7 @@ V2_COLUMNS = {
     "files_list": "path type uid gid mode mtime size",
     "files_lines": "path number content",
     "files_columns": "path number columns",
+    "system_logs_events": "time process level message eventid",
 }
 
 

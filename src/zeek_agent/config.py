@@ -171,6 +171,14 @@ class SourceSettings(Section, frozen=True):
         Literal["auto", "ebpf", "inet_diag", "audit", "snapshots", "off"],
         Meta(description="backend of socket events; `auto` takes the best that works"),
     ] = "auto"
+    system_logs: Annotated[
+        Literal["auto", "journal", "syslog", "off"],
+        Meta(description="backend of the system's log; `auto` takes the journal, else the files of a syslog daemon"),
+    ] = "auto"
+    syslog_files: Annotated[
+        tuple[str, ...],
+        Meta(description="files to follow instead of `syslog` or `messages`, `auth.log` or `secure` in /var/log"),
+    ] = ()
     snapshot_interval: Annotated[
         Positive, Meta(description="seconds between snapshots, for the backend that compares them")
     ] = 1.0

@@ -17,8 +17,9 @@ from typing import Final, NamedTuple
 import apsw
 
 from zeek_agent.config import EventSettings
-from zeek_agent.event_file import Batch, Delivered, EventFile, Gap, disk_uri, read_delivered
+from zeek_agent.event_file import Batch, Delivered, EventFile, Gap, disk_uri, read, read_delivered
 from zeek_agent.schema import Row, Table
+from zeek_agent.sources import Past
 
 __all__ = ["Delivered", "EventStore", "Gap", "TableCounters"]
 
@@ -112,6 +113,24 @@ class EventStore:
     def gaps(self) -> list[Row]:
         """Times without recording: source, from, until, cause."""
         return [gap.row() for gap in self._file.gaps]
+
+    def past(self, table: str) -> Past:
+        """How far a table that has the columns `time` and `cursor` was recorded by earlier runs.
+
+        Where none of its rows is left, it was recorded until the last run ended, of which a little is doubted: nothing
+        that happened then can be there twice.
+        """
+        oldest = self._clock() - self._settings.retention_age
+        try:
+            newest = read(self.uri, f'SELECT cursor, time FROM "{table}" ORDER BY seq DESC LIMIT 1')
+        except apsw.Error as error:
+            logger.error("event store: cannot read how far %s was recorded: %s", table, error)
+            return Past()
+        for cursor, time_ in newest:
+            if time_ >= oldest:
+                return Past(cursor, time_)
+        ended = [gap.begin - 2 * _SIGN_OF_LIFE for gap in self._file.gaps if gap.source == "agent"]
+        return Past(until=max(*ended, oldest)) if ended else Past()
 
     def append(self, table: str, rows: Sequence[Row]) -> None:
         """Queue rows, one value a column; never blocks. KeyError for a table that is not the store's."""

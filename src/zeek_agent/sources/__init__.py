@@ -15,6 +15,21 @@ Sink: TypeAlias = "Callable[[str, Sequence[Row]], None]"
 """Takes rows of the named event table; never blocks, may be called from any thread."""
 
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """How far an event table was recorded before this start, as far as that is not too old to be kept.
+
+    `cursor` is that of the last row, `until` when recording ended (seconds since the epoch). Both None: nothing yet.
+    """
+
+    cursor: str | None = None
+    until: float | None = None
+
+
+Recorded: TypeAlias = Callable[[str], Past]
+"""The past of an event table with a column `cursor`."""
+
+
 @dataclass(slots=True)
 class Counters:
     """What a source has seen and lost since it started. `lost` is by cause: `overrun`, `decode`, `store`."""
@@ -27,7 +42,7 @@ class Counters:
 class Source(ABC):
     """A recorder of events: probe it, start it with a sink, stop it.
 
-    `kind` is the concern (`processes`, `sockets`), `backend` how it is done (`ebpf`, `audit`, …).
+    `kind` is the concern (`processes`, `sockets`, `system_logs`), `backend` how it is done (`ebpf`, `audit`, …).
     """
 
     kind: str
@@ -52,6 +67,9 @@ class Source(ABC):
 
     def clean_up(self) -> None:  # noqa: B027
         """Remove what an earlier run that crashed has left in the system, also if this source is not going to start."""
+
+    def resume(self, recorded: Recorded) -> None:  # noqa: B027
+        """Look how far earlier runs came, before the first start; for a source that can go on from there."""
 
     def drain(self) -> None:  # noqa: B027
         """Hand over now what the kernel holds, so that a query that follows sees it."""

@@ -16,19 +16,24 @@ if TYPE_CHECKING:
 def candidates(
     settings: SourceSettings, redact: Callable[[str], str] = lambda command_line: command_line
 ) -> dict[str, list[Source]]:
-    """Sources by kind (`processes`, `sockets`), in order of preference; only the configured one unless that is `auto`.
+    """Sources by kind (`processes`, `sockets`, `system_logs`), in order of preference; only the configured one unless
+    that is `auto`.
 
-    They share one process cache. `redact` masks command lines before anything keeps them.
+    Those of processes and sockets share one process cache. `redact` masks command lines before anything keeps them.
     """
     if not sys.platform.startswith("linux"):
-        return {"processes": [], "sockets": []}
+        return {"processes": [], "sockets": [], "system_logs": []}
     cache = ProcessCache(settings.process_cache, settings.process_grace, redact=redact)
     processes, sockets = _ebpf(settings, cache)
     for fallback in (_kernel_notices, _audit, _snapshots):
         of_processes, of_sockets = fallback(settings, cache)
         processes.append(of_processes)
         sockets.append(of_sockets)
-    return {"processes": _chosen(processes, settings.processes), "sockets": _chosen(sockets, settings.sockets)}
+    return {
+        "processes": _chosen(processes, settings.processes),
+        "sockets": _chosen(sockets, settings.sockets),
+        "system_logs": _chosen(_system_logs(settings), settings.system_logs),
+    }
 
 
 def _ebpf(settings: SourceSettings, cache: ProcessCache) -> tuple[list[Source], list[Source]]:
@@ -57,6 +62,13 @@ def _snapshots(settings: SourceSettings, cache: ProcessCache) -> tuple[Source, S
     from zeek_agent.sources.snapshots import ProcessSnapshots, SocketSnapshots
 
     return ProcessSnapshots(cache, settings), SocketSnapshots(cache, settings)
+
+
+def _system_logs(settings: SourceSettings) -> list[Source]:
+    from zeek_agent.sources.journal import Journal
+    from zeek_agent.sources.syslog import Syslog
+
+    return [Journal(settings), Syslog(settings)]
 
 
 def _chosen(sources: list[Source], backend: str) -> list[Source]:

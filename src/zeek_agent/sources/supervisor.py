@@ -39,6 +39,7 @@ class _Post:
     lost: int = 0
     checked: float = 0.0
     try_again: float = 0.0
+    complained: bool = False
 
 
 class Supervisor:
@@ -68,6 +69,7 @@ class Supervisor:
             for post in self._posts:
                 for source in post.sources:
                     source.clean_up()
+                    source.resume(self._store.past)
                 self._fill(post, post.sources)
         self._watcher.start()
 
@@ -121,13 +123,18 @@ class Supervisor:
                 post.active = source
                 post.reasons.pop(source.backend, None)
                 post.lost = source.counters.lost["overrun"]
+                post.complained = False
                 log.info("%s events are recorded by %s", post.kind, source.backend)
                 return
+            if post.reasons.get(source.backend) != reason:
+                log.info("%s events: %s cannot be used: %s", post.kind, source.backend, reason)
             post.reasons[source.backend] = reason
-            log.info("%s events: %s cannot be used: %s", post.kind, source.backend, reason)
         if post.sources:
             post.try_again = time.monotonic() + _TRY_AGAIN
-            log.error("%s events are not recorded: no source works", post.kind)
+            if not post.complained:
+                post.complained = True
+                reasons = "; ".join(f"{backend}: {reason}" for backend, reason in post.reasons.items())
+                log.warning("%s events are not recorded: no source works (%s)", post.kind, reasons)
 
     def _try(self, post: _Post, source: Source) -> str | None:
         """None when the source has been started, else why not."""

@@ -13,7 +13,17 @@ from zeek_agent.schema import Table
 
 log = logging.getLogger(__name__)
 
-FAMILIES: Final = ("processes", "process_tree", "sockets", "users", "files", "network", "agent", "events")
+FAMILIES: Final = (
+    "processes",
+    "process_tree",
+    "sockets",
+    "users",
+    "files",
+    "network",
+    "agent",
+    "events",
+    "system_logs",
+)
 PLUGINS: Final = "zeek_agent.tables"
 """The entry-point group of packages that add tables; each names a `Table` or several in a sequence."""
 

@@ -1,0 +1,36 @@
+"""Entries of the system's log, from whichever source, as rows of the table `system_logs_events`."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+SYSTEM_LOGS_EVENTS: Final = "system_logs_events"
+MESSAGE_BYTES: Final = 65_536
+"""So much of a message is kept."""
+
+
+class LogEntry(NamedTuple):
+    """A row; what a source does not know is None."""
+
+    time: float
+    process: str | None
+    level: str | None
+    message: str | None
+    eventid: str | None = None
+    pid: int | None = None
+    uid: int | None = None
+    exe: str | None = None
+    unit: str | None = None
+    identifier: str | None = None
+    facility: int | None = None
+    cursor: str | None = None
+
+
+def bounded(message: bytes) -> bytes:
+    """The message, cut where it becomes too long, between two characters if it is UTF-8."""
+    if len(message) <= MESSAGE_BYTES:
+        return message
+    end = MESSAGE_BYTES
+    while end > MESSAGE_BYTES - 4 and message[end] & 0xC0 == 0x80:
+        end -= 1
+    return message[:end]
