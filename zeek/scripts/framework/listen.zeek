@@ -72,7 +72,7 @@ event zeek_init() &priority=-90
 	local obstacle = why_not_listen();
 	if ( obstacle != "" )
 		{
-		Reporter::error(fmt("Zeek Agent: not listening for agents: %s", obstacle));
+		Reporter::warning(fmt("Zeek Agent: not listening for agents: %s", obstacle));
 		return;
 		}
 

@@ -126,6 +126,10 @@ class Agent:
         topic = f"/zeek-agent/response/{to or self.instance}/{self.id}"
         await self._websocket.send(event(topic, name, *arguments))
 
+    async def send(self, frame: str) -> None:
+        """A frame as it is."""
+        await self._websocket.send(frame)
+
     async def row(self, query_id: str, name: str, *cells: Value, change: str | None = None) -> None:
         """A row as version 1 has it."""
         await self.publish(name, self.context(query_id, change), vector(*cells))

@@ -1,0 +1,52 @@
+# @TEST-DOC: Every table has its log: the stock package's names and fields first, then what our agent knows besides.
+#
+# @TEST-PORT: WS_PORT
+# @TEST-PORT: XPUB_PORT
+# @TEST-PORT: XSUB_PORT
+#
+# @TEST-EXEC: ${SCRIPTS}/talk scenario.py %INPUT
+# @TEST-EXEC: for log in zeek-agent*.log; do btest-diff $log || exit 1; done
+# @TEST-EXEC: ls zeek-agent*.log > logs
+# @TEST-EXEC: btest-diff logs
+# @TEST-EXEC: ! grep -i error zeek.err
+
+redef ZeekAgent_Files::paths_to_watch = { "/etc/it's" };
+redef ZeekAgent_SSH::key_paths_to_watch = { ["linux"] = set("/home/*/.ssh/authorized_keys") };
+redef ZeekAgent::attribute_connections = F;
+
+# @TEST-START-FILE scenario.py
+import asyncio
+
+from agents import SOCKET_TABLES, agent
+
+TABLES = (*SOCKET_TABLES, "listening_ports", "system_logs_events", "files_list")
+ROW = {
+    "address": "0.0.0.0", "cmdline": "prog --flag", "community_id": "1:x", "container_id": "c0ffee", "content": "ssh-rsa AAA",
+    "cwd": "/", "direction": "outbound", "duration": 1.5, "email": "a@b", "entity_id": "E1", "exe": "/bin/prog",
+    "exit_code": -9, "family": "IPv4", "full_name": "Ann", "gid": 100, "groups": ["staff"], "home": "/home/ann",
+    "is_admin": True, "is_system": False, "key": "Port", "level": "info", "local_addr": "10.0.0.1", "local_port": 1000,
+    "loginuid": 1000, "message": "tab\\x09in", "mode": "644", "mtime": 1600000000.5, "name": "ann", "number": 3,
+    "parent_entity_id": "E0", "parent_exe": "/bin/sh", "parent_name": "sh", "path": "/etc/x", "pid": 42, "port_": 80,
+    "ppid": 1, "priority": "20", "process": "prog", "protocol": 6, "remote_addr": "fd00::2", "remote_port": 443,
+    "rgid": 101, "ruid": 1001, "seq": 7, "shell": "/bin/sh", "size": 12, "start_time": 1600000000.25, "startup": 2.5,
+    "state": "started", "time_": 1600000000.125, "type_": "file", "uid": 1000, "value": "22",
+}
+
+
+async def main() -> None:
+    async with agent() as one:
+        await one.hello(hostname="alpha", addresses=("10.0.0.1",), tables=TABLES)
+        await one.settled()
+        for query_id, query in sorted(one.queries.items(), key=lambda item: item[1][0]):
+            row = {**ROW, "uid": "1000"} if "FROM users" in query[0] else ROW
+            events = "_events" in query[0]
+            if "files" in query[0]:
+                print(query[0])
+            await one.batch(query_id, [row], change="Add", window=(0, 7) if events else (0, 0), stream=query[0])
+            if not events:
+                await one.batch(query_id, [{"pid": 1}], change="Delete", stream=query[0])
+        await one.settled()
+
+
+asyncio.run(main())
+# @TEST-END-FILE
