@@ -41,8 +41,3 @@ static __always_inline __u64 wakeup(void)
 	__u64 size = bpf_ringbuf_query(&records, BPF_RB_RING_SIZE);
 	return waiting > size / 4 ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }
-
-static __always_inline __u32 netns_of(struct task_struct *task)
-{
-	return BPF_CORE_READ(task, nsproxy, net_ns, ns.inum);
-}

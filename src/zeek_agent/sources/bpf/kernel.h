@@ -89,10 +89,15 @@ struct fs_struct {
 
 struct percpu_counter {
 	__s64 count;
+	__s32 *counters;
 };
 
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
 struct mm_rss_stat { /* before 6.2 */
-	__s64 count[4];
+	atomic64_t count[4];
 };
 
 struct mm_struct___before_6_2 {
@@ -164,12 +169,30 @@ struct pacct_struct {
 	unsigned long ac_mem; /* kB of address space at the exit of the last thread */
 };
 
+struct tty_driver {
+	int major;
+	int minor_start;
+};
+
+struct tty_struct {
+	int index;
+	struct tty_driver *driver;
+};
+
+struct prev_cputime {
+	__u64 utime;
+	__u64 stime;
+};
+
 struct signal_struct {
 	atomic_t live;
+	int nr_threads;
+	struct tty_struct *tty;
 	int group_exit_code;
 	unsigned int flags;
 	__u64 utime; /* of threads that are gone */
 	__u64 stime;
+	struct prev_cputime prev_cputime; /* what was told before, which may not shrink */
 	unsigned long long sum_sched_runtime;
 	struct pacct_struct pacct;
 };
@@ -179,7 +202,9 @@ struct sched_entity {
 };
 
 struct task_struct {
+	unsigned int __state;
 	unsigned int flags;
+	int exit_state;
 	int prio;
 	struct sched_entity se;
 	struct mm_struct *mm;
@@ -202,6 +227,22 @@ struct task_struct {
 	struct css_set *cgroups;
 };
 
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+};
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	__u32 fd;
+	struct file *file;
+};
+
 struct in6_addr {
 	__u8 s6_addr[16];
 };
@@ -209,10 +250,6 @@ struct in6_addr {
 typedef struct {
 	struct net *net;
 } possible_net_t;
-
-typedef struct {
-	__s64 counter;
-} atomic64_t;
 
 struct sock_common {
 	__be32 skc_daddr;
@@ -251,3 +288,4 @@ struct socket {
 #define AF_INET 2
 #define AF_INET6 10
 #define SIGNAL_GROUP_EXIT 0x4
+#define PF_KTHREAD 0x00200000

@@ -1,8 +1,8 @@
 /* Processes: fork, exec and exit, each with what is known of the process at that moment. */
 
 #include "common.h"
+#include "task.h"
 
-#define DEPTH 40 /* components and mount points of one path */
 #define SMALL 256
 #define MEDIUM 1024
 
@@ -60,26 +60,6 @@ static __always_inline void describe(struct process_event *event, struct task_st
 	bpf_probe_read_kernel(event->name, COMM, leader->comm);
 }
 
-/* Bytes in memory, as exact as the kernel's own approximate sum: since 6.2, less what each CPU has not handed in yet. */
-static __always_inline __u64 resident(struct mm_struct *mm)
-{
-	__s64 file = 0, anonymous = 0, shared = 0;
-
-	if (bpf_core_type_exists(struct mm_rss_stat)) {
-		struct mm_struct___before_6_2 *old = (void *)mm;
-		bpf_core_read(&file, sizeof(file), &old->rss_stat.count[0]);
-		bpf_core_read(&anonymous, sizeof(anonymous), &old->rss_stat.count[1]);
-		bpf_core_read(&shared, sizeof(shared), &old->rss_stat.count[3]);
-	} else {
-		struct mm_struct___since_6_2 *new = (void *)mm;
-		bpf_core_read(&file, sizeof(file), &new->rss_stat[0].count);
-		bpf_core_read(&anonymous, sizeof(anonymous), &new->rss_stat[1].count);
-		bpf_core_read(&shared, sizeof(shared), &new->rss_stat[3].count);
-	}
-	file += anonymous + shared;
-	return file > 0 ? (__u64)file * PAGE_SIZE : 0;
-}
-
 /* Puts one component behind those that are there. The cursor lives in the record: in a register, the verifier would
  * follow each value that it can have. */
 static __always_inline bool put(struct exec_event *event, const void *name)
@@ -124,40 +104,6 @@ static __always_inline __u16 put_path(struct exec_event *event, struct vfsmount 
 		dentry = parent;
 	}
 	return deleted | EXEC_EXE_CUT;
-}
-
-static __always_inline struct kernfs_node *parent_of(struct kernfs_node *node)
-{
-	if (bpf_core_field_exists(node->__parent))
-		return BPF_CORE_READ(node, __parent);
-	return BPF_CORE_READ((struct kernfs_node___before_6_15 *)node, parent);
-}
-
-static __always_inline struct kernfs_node *v1_group(struct css_set *groups, unsigned int controller)
-{
-	struct cgroup_subsys_state *state = NULL;
-
-	if (controller < 12)
-		bpf_core_read(&state, sizeof(state), &groups->subsys[controller]);
-	return BPF_CORE_READ(state, cgroup, kn);
-}
-
-/* The group in version 2's tree, or where that is the root, the group of a version 1 controller. */
-static __always_inline struct kernfs_node *control_group(struct task_struct *task)
-{
-	struct css_set *groups = BPF_CORE_READ(task, cgroups);
-	struct kernfs_node *node = BPF_CORE_READ(groups, dfl_cgrp, kn);
-
-	if (parent_of(node))
-		return node;
-	if (bpf_core_enum_value_exists(enum cgroup_subsys_id, memory_cgrp_id)) {
-		node = v1_group(groups, bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id));
-		if (parent_of(node))
-			return node;
-	}
-	if (bpf_core_enum_value_exists(enum cgroup_subsys_id, pids_cgrp_id))
-		node = v1_group(groups, bpf_core_enum_value(enum cgroup_subsys_id, pids_cgrp_id));
-	return node;
 }
 
 static __always_inline __u16 put_control_group(struct exec_event *event, struct task_struct *task)
@@ -289,7 +235,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	event->vsize = 0;
 	if (bpf_core_field_exists(signal->pacct))
 		event->vsize = (__u64)signal->pacct.ac_mem * 1024;
-	event->rsize = resident(task->mm); /* gone already before 6.16 */
+	event->rsize = resident(task->mm) * PAGE_SIZE; /* gone already before 6.16 */
 	event->status = signal->flags & SIGNAL_GROUP_EXIT ? signal->group_exit_code : leader->exit_code;
 	event->reserved = 0;
 	bpf_ringbuf_submit(event, wakeup());

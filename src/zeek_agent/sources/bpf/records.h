@@ -115,3 +115,40 @@ struct socket_event {
 	__u32 outbound;
 	char name[COMM];
 };
+
+/* One task. Of a thread that is not a process only the first five fields count. Behind a process's record stand its
+ * executable, working directory and control group: components as in exec_event, then a NUL and a byte of flags. */
+struct task_record {
+	__u32 pid;
+	__u32 tgid;
+	__u64 utime; /* ns */
+	__u64 stime;
+	__u64 runtime;
+	__u64 told_utime; /* by /proc or wait(2), to somebody before */
+	__u64 told_stime;
+	__u64 started;
+	__u64 vsize; /* bytes */
+	__u64 rsize;
+	__u32 parent;
+	__u32 uid;
+	__u32 gid;
+	__u32 ruid;
+	__u32 rgid;
+	__u32 loginuid;
+	__u32 session;
+	__u32 netns;
+	__u32 terminal;
+	__u32 threads;
+	__s32 priority;
+	__u32 state;
+	__u32 kernel; /* a kernel thread */
+	char name[COMM];
+	__u32 reserved;
+};
+
+/* A socket that a process has open. */
+struct holder_record {
+	__u32 pid;
+	__u32 descriptor;
+	__u64 inode;
+};

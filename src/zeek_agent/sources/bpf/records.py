@@ -17,6 +17,8 @@ PROCESS: Final = Struct("<HHIQQQIIIIIIIIi16s4x")
 FORK: Final = Struct("<QI4x")
 EXIT: Final = Struct("<QQQQQI4x")
 EXEC: Final = Struct("<QQIIHHHHH6x")
+TASK: Final = Struct("<IIQQQQQQQQIIIIIIIIIIiII16s4x")
+HOLDER: Final = Struct("<IIQ")
 SOCKET: Final = Struct("<HBBIQQQQIIIi16s16sHHI16s")
 
 EXEC_PATHS: Final = PROCESS.size + EXEC.size
@@ -97,14 +99,24 @@ def path(parts: bytes, flags: int) -> str | None:
     return intern(f"{whole} (deleted)" if flags & (Flags.EXE_DELETED | Flags.EXE_DETACHED) else whole)
 
 
-def processor_time(utime: int, stime: int, runtime: int) -> tuple[float, float]:
-    """User and system time in seconds, from the ticks' (ns) and the exact sum, scaled as the kernel does."""
+def processor_time(
+    utime: int, stime: int, runtime: int, told_utime: int = 0, told_stime: int = 0
+) -> tuple[float, float]:
+    """User and system time in seconds, from the ticks' (ns) and the exact sum, scaled as the kernel does.
+
+    What was told before (ns) does not shrink (`cputime_adjust` in kernel/sched/cputime.c).
+    """
     if stime == 0:
-        return runtime / 1e9, 0.0
-    if utime == 0:
-        return 0.0, runtime / 1e9
-    system = stime * runtime // (stime + utime)
-    return (runtime - system) / 1e9, system / 1e9
+        system = 0
+    elif utime == 0:
+        system = runtime
+    else:
+        system = stime * runtime // (stime + utime)
+    system = max(system, told_stime)
+    user = runtime - system
+    if user < told_utime:
+        user, system = told_utime, runtime - told_utime
+    return user / 1e9, system / 1e9
 
 
 @lru_cache(maxsize=8192)

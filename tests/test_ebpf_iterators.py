@@ -1,0 +1,137 @@
+"""Processes and sockets' holders by BPF iterators, compared with /proc."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from btf import Btf
+from test_ebpf_layouts import DIRECTORY, fields
+
+from zeek_agent.sources.bpf import records
+from zeek_agent.sources.bpf.iterators import Iterators, Task, why_no_iterators
+from zeek_agent.sources.procfs import Process, Procfs, socket_holders
+
+pytestmark = pytest.mark.root
+CHANGING = {"utime", "stime", "rsize", "vsize", "state", "threads", "name"}
+
+
+@pytest.fixture(scope="module")
+def iterators() -> Iterator[Iterators]:
+    reason = why_no_iterators()
+    if reason is not None:
+        pytest.skip(reason)
+    iterators = Iterators()
+    yield iterators
+    iterators.close()
+
+
+def task(iterators: Iterators, pid: int) -> Task:
+    (found,) = (task for task in iterators.tasks() if task.pid == pid)
+    return found
+
+
+def test_all_processes_have_the_facts_that_proc_shows(iterators: Iterators) -> None:
+    compared = 0
+    tasks = iterators.tasks()
+    assert [task.pid for task in tasks] == sorted(task.pid for task in tasks)
+    for found in tasks:
+        try:
+            with Process(Procfs(), found.pid) as shown:
+                same = [name for name in Task.__dataclass_fields__ if name not in CHANGING]
+                facts = {name: getattr(shown, name) for name in same}
+        except ProcessLookupError:
+            continue
+        if facts["exe"] != found.exe or found.state == "zombie":
+            continue  # it executed something meanwhile, or is gone but for its number
+        assert {name: getattr(found, name) for name in same} == facts
+        compared += 1
+    assert compared >= 10
+
+
+def test_process_one_and_the_own_one_are_there(iterators: Iterators) -> None:
+    pids = {task.pid for task in iterators.tasks()}
+    assert {1, os.getpid()} <= pids
+
+
+def test_a_sleeping_process_has_the_same_sizes_and_times(iterators: Iterators) -> None:
+    with subprocess.Popen(["sleep", "2"], cwd="/usr") as sleeping:
+        time.sleep(0.1)
+        found = task(iterators, sleeping.pid)
+        with Process(Procfs(), sleeping.pid) as shown:
+            for name in ("name", "vsize", "rsize", "state", "threads", "tty", "start_time", "cmdline"):
+                assert getattr(found, name) == getattr(shown, name)
+            assert found.utime + found.stime == pytest.approx(shown.utime + shown.stime, abs=0.02)
+        sleeping.kill()
+    assert found.cwd == "/usr"
+    with pytest.raises(ProcessLookupError):
+        _ = found.cmdline
+
+
+def test_threads_count_and_their_time_is_the_processs(iterators: Iterators) -> None:
+    def burn() -> None:
+        until = time.thread_time() + 0.1
+        while time.thread_time() < until:
+            pass
+
+    done = threading.Event()
+    threads = [threading.Thread(target=lambda: (burn(), done.wait())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.4)
+    found = task(iterators, os.getpid())
+    used = time.process_time()
+    done.set()
+    assert found.threads >= 3
+    assert found.utime + found.stime == pytest.approx(used, abs=0.05)
+
+
+def test_a_zombie_is_one(iterators: Iterators) -> None:
+    with subprocess.Popen(["true"]) as process:
+        time.sleep(0.2)
+        found = task(iterators, process.pid)
+    assert (found.state, found.exe) == ("zombie", None)
+
+
+def test_holders_of_sockets_are_those_that_proc_shows(iterators: Iterators) -> None:
+    with socket.socket() as shared, socket.socket() as twice:
+        again = os.dup(twice.fileno())
+        inodes = [os.fstat(each.fileno()).st_ino for each in (shared, twice)]
+        with subprocess.Popen(["sleep", "2"], pass_fds=[shared.fileno()]) as child:
+            holders = iterators.socket_holders()
+            shown = socket_holders("/proc", [os.getpid(), child.pid])
+            only = iterators.socket_holders({child.pid})
+            child.kill()
+        os.close(again)
+        assert holders[inodes[0]] == [(os.getpid(), shared.fileno()), (child.pid, shared.fileno())]
+        assert holders[inodes[1]] == [(os.getpid(), twice.fileno())]
+        assert {inode: holders[inode] for inode in inodes} == {inode: shown[inode] for inode in inodes}
+        assert only == {inodes[0]: [(child.pid, shared.fileno())]}
+
+
+def test_looking_often_leaves_nothing_open(iterators: Iterators) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(50):
+        iterators.tasks()
+        iterators.socket_holders()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+
+
+def test_layouts(iterators: Iterators) -> None:
+    btf = Btf(DIRECTORY / "iterators.bpf.o")
+    for name, layout in [("task_record", records.TASK), ("holder_record", records.HOLDER)]:
+        structure = btf.structure(name)
+        leaves = [(at, size) for field, at, size in btf.leaves(structure) if field != "reserved"]
+        assert leaves == fields(layout)
+        assert structure.size == layout.size
+
+
+def test_the_executable_of_this_process(iterators: Iterators) -> None:
+    assert task(iterators, os.getpid()).exe == str(Path(sys.executable).resolve())
