@@ -1,6 +1,7 @@
 """What a row costs on its way through SQL: virtual tables and the event store, to the typed result.
 
-Run as `python benchmarks/sql.py [ROWS]`. The rows are made beforehand, so the cost of the table itself is not in it.
+Run as `python benchmarks/bench_sql.py [ROWS]`.
+The rows are made beforehand, so the cost of the table itself is not in it.
 """
 
 from __future__ import annotations

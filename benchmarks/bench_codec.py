@@ -1,6 +1,7 @@
 """Rows per second through the codec and through a connection to a sink.
 
-Run as `python benchmarks/codec.py [ROWS]`. The row is the `sockets` table's, with the columns that version 2 did not
+Run as `python benchmarks/bench_codec.py [ROWS]`.
+The row is the `sockets` table's, with the columns that version 2 did not
 have up to twelve. The sink is a process of its own that reads frames and answers pings, and looks at nothing else.
 """
 

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import signal
-import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import psutil
+from rig import crowd
 
 from zeek_agent.config import LimitSettings
 from zeek_agent.database import Database, Profile
 from zeek_agent.host import Host
-from zeek_agent.schema import Constraints, Row, Table
+from zeek_agent.schema import Constraints, Row, Table, Value
 from zeek_agent.tables.processes import processes
 from zeek_agent.tables.sockets import listening_ports, sockets
 
@@ -45,34 +42,8 @@ class NoAgent:
 
     connections = queries = sources = gaps = log = config = nothing
 
-
-@contextmanager
-def crowd(number: int, sockets_each: int) -> Iterator[None]:
-    """Processes that sleep, each with some sockets of its own."""
-    ready, told = os.pipe()
-    pids = []
-    for _ in range(number):
-        pid = os.fork()
-        if pid == 0:
-            held = [socket.socket(type=socket.SOCK_STREAM if n % 2 else socket.SOCK_DGRAM) for n in range(sockets_each)]
-            for n, one in enumerate(held):
-                one.bind(("127.0.0.1", 0))
-                if n % 2:
-                    one.listen(1)
-            os.write(told, b".")
-            signal.pause()
-        pids.append(pid)
-    waiting = number
-    while waiting:
-        waiting -= len(os.read(ready, waiting))
-    os.close(ready)
-    os.close(told)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+    def recorded(self, *_: object) -> tuple[tuple[Value, ...], ...]:
+        return ()
 
 
 def timed(work: Callable[[], int], rounds: int) -> tuple[float, float, int]:
