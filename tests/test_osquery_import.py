@@ -194,6 +194,23 @@ async def test_what_must_be_given_a_value_gets_it_from_a_join_in_batches(bridged
     assert given == [KEYS_AT_ONCE, 50]
 
 
+async def test_a_long_list_of_values_is_not_sent_as_one_statement(bridged: Bridged, osquery: Osqueryd) -> None:
+    sql = "SELECT count(*) FROM deb_packages WHERE size IN (SELECT pid * 1000 FROM processes)"
+    assert await bridged.rows(sql) == [(100,)]
+    assert await bridged.asks(sql) == ["SELECT `size` FROM `deb_packages`" + LIMIT]
+    assert await bridged.rows("SELECT count(*) FROM file WHERE path IN (SELECT exe FROM processes)") == [(150,)]
+    assert [len(scan["path"]) for scan in osquery.tables["file"].generated if scan] == [KEYS_AT_ONCE, 50]
+
+
+async def test_an_or_of_columns_is_answered_or_says_what_to_do(bridged: Bridged) -> None:
+    sql = "SELECT name FROM deb_packages WHERE name = 'package1' OR size = 5000 ORDER BY 1"
+    assert await bridged.rows(sql) == [("package1",), ("package5",)]
+    with pytest.raises(SqlError, match="use UNION"):
+        await bridged.rows("SELECT size FROM file WHERE path = '/a' OR directory = '/'")
+    sql = "SELECT p.pid, d.name FROM deb_packages d RIGHT JOIN processes p ON d.size = p.pid * 1000 WHERE p.pid < 2"
+    assert await bridged.rows(sql) == [(0, "package0"), (1, "package1")]
+
+
 async def test_without_the_value_that_is_needed_the_error_says_which(bridged: Bridged) -> None:
     with pytest.raises(SqlError, match="table file: a value for directory or path is required"):
         await bridged.rows("SELECT * FROM file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import socket
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
@@ -146,6 +148,16 @@ async def test_while_osquery_is_away_a_query_says_so_at_once(path: Path) -> None
 
 
 # Harm
+
+
+async def test_tables_that_are_told_in_no_known_way_are_no_tables(path: Path) -> None:
+    class Odd(Osqueryd):
+        def query(self, sql: str) -> Any:
+            return super().query("SELECT 'x' AS something" if "osquery_registry" in sql else sql)
+
+    with Odd(path, usual_tables()) as osquery:
+        async with Bridged(osquery, []) as bridged:
+            assert "cannot be understood" in bridged.source()["reason"]
 
 
 async def test_a_query_that_ends_osquery_is_not_repeated(path: Path) -> None:
@@ -294,7 +306,7 @@ def test_silence_is_not_waited_for(path: Path) -> None:
         connection.close()
 
 
-def test_why_there_is_no_connection_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_why_there_is_no_connection_is_told(path: Path) -> None:
     with pytest.raises(UnreachableError, match="no such socket; osquery does not run"):
         Connection(str(path), 1.0)
     osquery = Osqueryd(path, {}).start()
@@ -302,13 +314,17 @@ def test_why_there_is_no_connection_is_told(path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UnreachableError, match="nobody listens"):
         Connection(str(path), 1.0)
 
-    class Forbidden(socket.socket):
-        def connect(self, address: object) -> None:
-            raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(socket, "socket", Forbidden)
-    with pytest.raises(UnreachableError, match="permission denied; run as the user of osquery"):
-        Connection(str(path), 1.0)
+@pytest.mark.root
+def test_who_may_not_use_the_socket_is_told(path: Path) -> None:
+    with Osqueryd(path, {}):
+        path.chmod(0o600)
+        os.seteuid(65_534)
+        try:
+            with pytest.raises(UnreachableError, match="permission denied; run as the user of osquery"):
+                Connection(str(path), 1.0)
+        finally:
+            os.seteuid(0)
 
 
 def test_without_the_extra_the_reason_says_what_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,10 +307,12 @@ class Question:
         varying: dict[Term, frozenset[Any]] = {}
         for index, term in enumerate(self._unknown):
             values = {values[index] for values in self.asked}
-            if len(values) == 1:
+            among = term.operator in _EQUALITIES and None not in values
+            keys = frozenset().union(*values) if among else frozenset()
+            if len(values) == 1 and len(keys) <= KEYS_AT_ONCE:
                 pushed[term] = values.pop()
-            elif term.operator in _EQUALITIES and None not in values:
-                varying[term] = frozenset().union(*values)
+            elif among:
+                varying[term] = keys
         keyed = self._keys(varying, pushed)
         if keyed is None:
             self.rows = self._fetch(pushed, limited=not varying and len(self.asked) == 1)

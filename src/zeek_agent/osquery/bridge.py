@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import apsw
+
 from zeek_agent.errors import SqlError
 from zeek_agent.osquery import export, imported, recording
 from zeek_agent.osquery.client import Client
@@ -128,7 +130,7 @@ class Bridge:
         counters, reason = self.client.counters, self._seen.reason
         here = reason is None
         yield ("osquery", "import", here, reason, counters.rows, 0, counters.undecodable, 0, counters.last_error)
-        for name, recorder in self._recorders.items():
+        for name, recorder in list(self._recorders.items()):
             active = here and name in self._seen.offered
             why = None if active else reason or "osquery has no such table now"
             yield ("osquery", name, active, why, recorder.received, recorder.lost, 0, 0, recorder.last_error)
@@ -158,6 +160,8 @@ class Bridge:
             self._record(found)
         except _FAILURES as error:
             return Seen(str(error))
+        except (KeyError, ValueError) as error:
+            return Seen(f"what it says of its tables cannot be understood: {error!r}")
         return Seen(None, found)
 
     def _register(self, ours: export.Export) -> None:
@@ -182,7 +186,7 @@ class Bridge:
                 self._recorders[name] = recorder
             try:
                 recorder.read(self.client)
-            except RefusedError as error:
+            except (RefusedError, apsw.Error) as error:
                 recorder.last_error = str(error)
 
     def _follow(self, seen: Seen) -> None:

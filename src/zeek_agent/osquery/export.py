@@ -7,6 +7,7 @@ leads to a question to osquery: only the agent's own tables are offered, and bot
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 import time
@@ -241,9 +242,12 @@ class Export:
             info = interface().ExtensionInfo(
                 name=NAME, version=__version__, sdk_version=SDK_VERSION, min_sdk_version=SDK_VERSION
             )
-            uuid = connection.register(info, self._registry)
-        self.extension.uuid = uuid
-        self._server = Server(f"{client.path}.{uuid}", self.extension)
+            self.extension.uuid = uuid = connection.register(info, self._registry)
+            try:
+                self._server = Server(Path(client.path), self.extension)
+            except OSError:
+                connection.deregister(uuid)
+                raise
         self.registered = True
         log.info("osquery has %d tables of this agent, extension %d", len(self._registry["table"]), uuid)
 
@@ -262,17 +266,22 @@ class Export:
 
 
 class Server:
-    """Serves an extension at a socket, each connection in a thread of its own."""
+    """Serves an extension beside osquery's socket, each connection in a thread of its own.
 
-    def __init__(self, path: str, extension: Extension) -> None:
-        self._path = Path(path)
+    osquery's user may connect. Raises OSError when the socket cannot be made.
+    """
+
+    def __init__(self, manager: Path, extension: Extension) -> None:
+        self._path = manager.with_name(f"{manager.name}.{extension.uuid}")
         self._extension = extension
         self._connections: set[socket.socket] = set()
         self._path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._socket.bind(path)
+            self._socket.bind(str(self._path))
             self._path.chmod(0o600)
+            if os.geteuid() == 0:
+                os.chown(self._path, manager.stat().st_uid, -1)
             self._socket.listen()
         except OSError:
             self._socket.close()
