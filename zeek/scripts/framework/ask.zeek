@@ -39,6 +39,7 @@ export {
 type Reply: record {
 	rows: string &default="";
 	is_complete: bool &default=F;
+	error: string &optional;
 };
 
 global replies: table[string] of Reply;
@@ -58,11 +59,30 @@ function take_reply(ctx: Context, batch: ZeekAgentAPI::Batch, rows: any)
 	reply$is_complete = batch$last;
 	}
 
-function finish(query_id: string): string
+event ZeekAgentAPI::agent_error_v1(ctx: Context, msg: string)
 	{
-	local rows = fmt("[%s]", replies[query_id]$rows);
+	if ( ! ctx?$query_id || ctx$query_id !in replies )
+		return;
+
+	replies[ctx$query_id]$error = msg;
+	replies[ctx$query_id]$is_complete = T;
+	cancel(ctx$query_id);
+	}
+
+function answer(query_id: string, row_type: any): Answer
+	{
+	local reply = replies[query_id];
 	delete replies[query_id];
-	return rows;
+
+	if ( reply?$error )
+		return Answer($error=reply$error);
+
+	local parsed = from_json(fmt("[%s]", reply$rows), row_type);
+
+	if ( ! parsed$valid )
+		return Answer($error="the rows do not fit the type");
+
+	return Answer($rows=parsed$v);
 	}
 
 function ask(agent_id: string, sql: string, row_type: any, time_limit: interval)
@@ -81,12 +101,7 @@ function ask(agent_id: string, sql: string, row_type: any, time_limit: interval)
 	return when [query_id, row_type] ( query_id in replies
 	    && replies[query_id]$is_complete )
 		{
-		local parsed = from_json(finish(query_id), row_type);
-
-		if ( ! parsed$valid )
-			return Answer($error="the rows do not fit the type");
-
-		return Answer($rows=parsed$v);
+		return answer(query_id, row_type);
 		}
 	timeout time_limit
 		{

@@ -1,4 +1,4 @@
-# @TEST-DOC: A question to one agent can be waited for: rows in several batches, no rows, no answer, no agent.
+# @TEST-DOC: A question to one agent can be waited for: rows in several batches, no rows, no answer, an error, no agent.
 #
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
@@ -7,7 +7,7 @@
 # @TEST-EXEC: ${SCRIPTS}/talk scenario.py %INPUT
 # @TEST-EXEC: btest-diff zeek.out
 # @TEST-EXEC: btest-diff agents.out
-# @TEST-EXEC: ! grep -i error zeek.err
+# @TEST-EXEC: grep -c 'no such table' zeek.err
 
 redef ZeekAgent::attribute_connections = F;
 
@@ -42,6 +42,11 @@ event ZeekAgent::agent_joined(agent_id: string, hello: ZeekAgentAPI::AgentHelloV
 		show("late", late);
 		}
 
+	when [agent_id] ( local wrong = ZeekAgent::ask(agent_id, "SELECT wrong", Users) )
+		{
+		show("wrong", wrong);
+		}
+
 	when ( local unknown = ZeekAgent::ask("H-unknown", "SELECT all", Users) )
 		{
 		show("unknown", unknown);
@@ -56,13 +61,16 @@ event ZeekAgent::query_done(query_id: string, agent_id: string)
 # @TEST-START-FILE scenario.py
 import asyncio
 
-from agents import agent
+from agents import agent, string
 
 
 async def main() -> None:
     async with agent() as one:
         await one.hello()
-        everyone, nobody, late = [await one.query(f"SELECT {name}") for name in ("all", "nobody", "late")]
+        names = ("all", "nobody", "late", "wrong")
+        everyone, nobody, late, wrong = [await one.query(f"SELECT {name}") for name in names]
+        await one.publish("ZeekAgentAPI::agent_error_v1", one.context(wrong), string("no such table"))
+        await one.expect("cancel_query_v1")
         await one.batch(everyone, [{"name": "ann"}, {"name": "bob, [x]"}], last=False)
         await one.batch(everyone, [{"name": "cy"}], index=1)
         await one.settled()
