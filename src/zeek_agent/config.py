@@ -171,6 +171,10 @@ class SourceSettings(Section, frozen=True):
         Literal["auto", "ebpf", "inet_diag", "audit", "snapshots", "off"],
         Meta(description="backend of socket events; `auto` takes the best that works"),
     ] = "auto"
+    translations: Annotated[
+        Literal["auto", "conntrack", "off"],
+        Meta(description="backend that follows address translation (NAT), for the translated ends of socket events"),
+    ] = "auto"
     system_logs: Annotated[
         Literal["auto", "journal", "syslog", "off"],
         Meta(description="backend of the system's log; `auto` takes the journal, else the files of a syslog daemon"),

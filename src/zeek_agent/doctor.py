@@ -151,10 +151,13 @@ def _sources(settings: SourceSettings) -> Iterator[Check]:
     from zeek_agent.sources.registry import candidates
 
     for kind, sources in candidates(settings).items():
+        essential = any(source.essential for source in sources)
         reasons = {source.backend: source.probe() for source in sources}
         for backend, reason in reasons.items():
-            yield Check("events", "warn" if reason else "ok", f"{kind} by {backend}: {reason or 'works here'}")
-        if all(reasons.values()):
+            yield Check(
+                "events", "warn" if reason and essential else "ok", f"{kind} by {backend}: {reason or 'works here'}"
+            )
+        if essential and all(reasons.values()):
             yield Check("events", "warn", f"no source of {kind} works here", f"the table {kind}_events stays empty")
 
 

@@ -47,6 +47,8 @@ class Source(ABC):
 
     kind: str
     backend: str
+    essential: bool = True
+    """Whether it is worth a warning when no source of the kind works."""
 
     def __init__(self) -> None:
         self.counters = Counters()
@@ -73,3 +75,7 @@ class Source(ABC):
 
     def drain(self) -> None:  # noqa: B027
         """Hand over now what the kernel holds, so that a query that follows sees it."""
+
+    def complete(self, table: str, rows: Sequence[Row]) -> Sequence[Row]:
+        """Rows that another source has recorded, with what this one knows of them; never raises, from any thread."""
+        return rows

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 def candidates(
     settings: SourceSettings, redact: Callable[[str], str] = lambda command_line: command_line
 ) -> dict[str, list[Source]]:
-    """Sources by kind (`processes`, `sockets`, `system_logs`), in order of preference; only the configured one unless
-    that is `auto`.
+    """Sources by kind (`processes`, `translations`, `sockets`, `system_logs`), in order of preference; only the
+    configured one unless that is `auto`.
 
     Those of processes and sockets share one process cache. `redact` masks command lines before anything keeps them.
     """
     if not sys.platform.startswith("linux"):
-        return {"processes": [], "sockets": [], "system_logs": []}
+        return {"processes": [], "translations": [], "sockets": [], "system_logs": []}
+    from zeek_agent.sources.conntrack import Conntrack
+
     cache = ProcessCache(settings.process_cache, settings.process_grace, redact=redact)
     processes, sockets = _ebpf(settings, cache)
     for fallback in (_kernel_notices, _audit, _snapshots):
@@ -31,6 +33,7 @@ def candidates(
         sockets.append(of_sockets)
     return {
         "processes": _chosen(processes, settings.processes),
+        "translations": _chosen([Conntrack()], settings.translations),
         "sockets": _chosen(sockets, settings.sockets),
         "system_logs": _chosen(_system_logs(settings), settings.system_logs),
     }

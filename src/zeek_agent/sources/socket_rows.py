@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
 from zeek_agent.sources.sockets import address_text
@@ -15,6 +15,7 @@ SOCKETS_EVENTS: Final = "sockets_events"
 ECHOES: Final = {1: (8, 0), 58: (128, 129)}
 """The "ports" of an echo request by protocol, as in Zeek's conn.log: its type, and the reply's."""
 
+UNTRANSLATED: Final = (None, None, None, None)
 State = Literal["established", "closed", "failed", "listen", "expired"]
 Direction = Literal["outbound", "inbound"]
 
@@ -29,6 +30,15 @@ class Flow(NamedTuple):
     remote_port: int | None
     cookie: int | None = None
     netns: int | None = None
+
+
+class Translation(NamedTuple):
+    """A connection's ends as they are on the other side of an address translation (NAT)."""
+
+    local_addr: str
+    local_port: int
+    remote_addr: str
+    remote_port: int
 
 
 def socket_row(
@@ -67,7 +77,18 @@ def socket_row(
         process.entity_id or None if process else None,
         process.parent_entity_id or None if process else None,
         flow_id(flow) if has_peer else None,
+        *UNTRANSLATED,
     )
+
+
+def flow_of(row: Row) -> tuple[Any, ...]:
+    """The protocol, local and remote ends of a row."""
+    return tuple(row[6:11])
+
+
+def translated(row: Row, translation: Translation) -> Row:
+    """The row of a connection whose addresses are translated."""
+    return (*row[: -len(UNTRANSLATED)], *translation)
 
 
 def flow_id(flow: Flow) -> str | None:

@@ -89,7 +89,7 @@ class Supervisor:
         if self._watcher.is_alive():
             self._watcher.join()
         with self._lock:
-            for post in self._posts:
+            for post in reversed(self._posts):
                 if post.active is not None:
                     self._note_losses(post, post.active, at_end=True)
                     self._stop(post.active)
@@ -134,13 +134,17 @@ class Supervisor:
             if not post.complained:
                 post.complained = True
                 reasons = "; ".join(f"{backend}: {reason}" for backend, reason in post.reasons.items())
-                log.warning("%s events are not recorded: no source works (%s)", post.kind, reasons)
+                level = logging.WARNING if any(source.essential for source in post.sources) else logging.INFO
+                log.log(level, "%s events are not recorded: no source works (%s)", post.kind, reasons)
 
     def _try(self, post: _Post, source: Source) -> str | None:
         """None when the source has been started, else why not."""
 
         def sink(table: str, rows: Sequence[Row]) -> None:
             post.tables.add(table)
+            for other in self._posts:
+                if other.active is not None:
+                    rows = other.active.complete(table, rows)
             self._store.append(table, rows)
 
         source.failure = None

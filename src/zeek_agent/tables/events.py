@@ -55,7 +55,9 @@ sockets_events = Table(
     description=(
         "A row for each change of a connection or listening socket, with the process behind it, kept in the event "
         "store. What a source cannot know is null; `zeek_agent_sources` shows which source is at work, and what it "
-        "lost."
+        "lost. Where the host translates addresses (NAT), as it does for containers, the `translated_` columns have "
+        "the connection's ends as they are on the other side, where a sensor sees them; they are null where nothing is "
+        "translated."
     ),
     columns=[
         Column("time", "time", "when it happened"),
@@ -80,6 +82,10 @@ sockets_events = Table(
         Column("entity_id", "text", "the process's name that is never used again (as in `processes`)", added=True),
         Column("parent_entity_id", "text", "the parent's `entity_id`", added=True),
         Column("community_id", "text", "Community ID (version 1) of the flow, as Zeek logs it", added=True),
+        Column("translated_local_addr", "address", "local address beyond the host's address translation", added=True),
+        Column("translated_local_port", "count", "local port there", added=True),
+        Column("translated_remote_addr", "address", "peer's address there", added=True),
+        Column("translated_remote_port", "count", "peer's port there", added=True),
     ],
     examples=[
         "SELECT time, process, remote_addr, remote_port FROM sockets_events WHERE direction = 'outbound'",

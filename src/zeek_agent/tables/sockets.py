@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
 from zeek_agent.schema import Column, Constraints, Row, Table
+from zeek_agent.sources.conntrack import Key, translations
 from zeek_agent.sources.host_sockets import sockets_by_namespace
 from zeek_agent.sources.procfs import Process, Procfs, socket_holders
+from zeek_agent.sources.socket_rows import UNTRANSLATED, Translation
 from zeek_agent.sources.sockets import ALL_STATES, PROTOCOLS, STATES, TCP, UDP, UDPLITE, InternetSocket, address_text
 
 sockets = Table(
@@ -18,7 +20,9 @@ sockets = Table(
         "TCP, UDP, UDP-Lite, ICMP and raw sockets of IPv4 and IPv6, in all network namespaces that the agent can look "
         "into. A socket that several processes hold has a row for each of them; one that no visible process holds, "
         "such as a connection in TIME_WAIT, has one row with `pid` null. An IPv6 socket that talks IPv4 is shown as "
-        "its packets are: `IPv4`, with IPv4 addresses."
+        "its packets are: `IPv4`, with IPv4 addresses. Where the host translates addresses (NAT), as it does for "
+        "containers, the `translated_` columns have the connection's ends as they are on the other side, where a "
+        "sensor sees them; they are null where nothing is translated."
     ),
     columns=[
         Column("pid", "count", "process that holds the socket; null when there is none that the agent sees"),
@@ -44,6 +48,10 @@ sockets = Table(
         Column("container_id", "text", "container's id that the process is in; null outside", added=True),
         Column("entity_id", "text", "the process's name that is never used again (as in `processes`)", added=True),
         Column("community_id", "text", "Community ID (version 1) of TCP and UDP flows, as Zeek logs it", added=True),
+        Column("translated_local_addr", "address", "local address beyond the host's address translation", added=True),
+        Column("translated_local_port", "count", "local port there", added=True),
+        Column("translated_remote_addr", "address", "peer's address there", added=True),
+        Column("translated_remote_port", "count", "peer's port there", added=True),
     ],
     examples=[
         "SELECT pid, process, local_addr, local_port FROM sockets WHERE state = 'LISTEN'",
@@ -73,6 +81,7 @@ listening_ports = Table(
     examples=["SELECT protocol, port, address, process, exe FROM listening_ports ORDER BY protocol, port"],
 )
 
+TRANSLATED = ("translated_local_addr", "translated_local_port", "translated_remote_addr", "translated_remote_port")
 _NUMBER_OF_STATE = {name: [number for number, text in STATES.items() if text == name] for name in STATES.values()}
 _LISTEN = 1 << 10
 _UNCONNECTED = 1 << 7
@@ -95,6 +104,7 @@ Held: TypeAlias = tuple[InternetSocket, int | None, int | None, int | None, Owne
 @sockets.snapshot
 def open_sockets(wanted: Constraints) -> Iterator[Row]:
     with_community_id = wanted.needs("community_id")
+    translated = translations() if wanted.needs(*TRANSLATED) else {}
     for found, netns, pid, fd, owner in _held(wanted, PROTOCOLS, _states(wanted)):
         yield (
             pid,
@@ -115,6 +125,7 @@ def open_sockets(wanted: Constraints) -> Iterator[Row]:
             owner.container_id,
             owner.entity_id,
             _community_id(found) if with_community_id else None,
+            *(_translation(found, translated) if translated else UNTRANSLATED),
         )
 
 
@@ -191,6 +202,13 @@ def _community_id(found: InternetSocket) -> str | None:
     if found.protocol not in PORT_PROTOCOLS or not found.connected:
         return None
     return packed_community_id(found.protocol, found.local, found.local_port, found.remote, found.remote_port)
+
+
+def _translation(
+    found: InternetSocket, translated: Mapping[Key, Translation]
+) -> Translation | tuple[None, None, None, None]:
+    local, remote = address_text(found.local), address_text(found.remote)
+    return translated.get((found.protocol, local, found.local_port, remote, found.remote_port), UNTRANSLATED)
 
 
 TABLES = (sockets, listening_ports)
