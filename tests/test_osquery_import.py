@@ -13,6 +13,7 @@ from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
 from sql import Recorder
 
 from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.database import Lane
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.osquery.imported import REQUIRED
 from zeek_agent.remote_tables import KEYS_AT_ONCE
@@ -179,6 +180,15 @@ async def test_a_join_is_one_question(bridged: Bridged) -> None:
     sql = "SELECT count(*) FROM processes p LEFT JOIN deb_packages d ON d.size = p.pid * 1000"
     assert await bridged.rows(sql) == [(500,)]
     assert await bridged.asks(sql) == ["SELECT `size` FROM `deb_packages`" + LIMIT]
+
+
+@pytest.mark.parametrize("lane", list(Lane))
+async def test_a_table_of_ours_is_scanned_once_for_a_join(osquery: Osqueryd, lane: Lane) -> None:
+    processes, _ = own_tables()
+    async with Bridged(osquery, [processes]) as bridged:
+        sql = "SELECT count(*) FROM processes p JOIN users u ON u.uid = p.uid JOIN deb_packages d ON d.size = u.gid"
+        assert (await bridged.db.query(sql, lane=lane)).rows == [(167,)]
+        assert len(processes.scans) == 1
 
 
 async def test_constant_constraints_of_a_join_go_with_the_question(bridged: Bridged) -> None:

@@ -19,7 +19,7 @@ from zeek_agent.osquery.wire import CHECK_INTERVAL, Check, Connection, GoneError
 log = logging.getLogger(__name__)
 
 RECONNECT_MIN: Final = 1.0
-RECONNECT_MAX: Final = 60.0
+RECONNECT_MAX: Final = 15.0
 REST_MIN: Final = 60.0
 """Seconds until a kind of question may be asked again that osquery did not survive, or not answer."""
 REST_MAX: Final = 3_600.0
