@@ -113,6 +113,14 @@ async def test_after_a_restart_of_the_agent_recording_goes_on_where_it_was(osque
         assert await paths(bridged) == ["/etc/1", "/etc/2", "/etc/3"]
 
 
+async def test_command_lines_are_masked_before_they_are_kept(osquery: Osqueryd) -> None:
+    rows = [(T0, "login --token=abc"), (T0, None)]
+    osquery.tables["process_events"] = FakeTable({"time": "BIGINT", "cmdline": "TEXT"}, rows)
+    async with recording(osquery, patterns=("process_events",)) as bridged:
+        await look(bridged)
+        assert await bridged.rows("SELECT cmdline FROM process_events_history") == [("login --***",), (None,)]
+
+
 async def test_events_without_a_number_are_told_apart_by_their_cells(osquery: Osqueryd) -> None:
     rows = [(T0, "/a"), (T0, "/b")]
     osquery.tables["other_events"] = FakeTable({"time": "BIGINT", "target_path": "TEXT"}, rows)

@@ -84,7 +84,7 @@ class Bridge:
             settings.event_tables if store is not None else (),
             imported.required(settings.required_columns),
         )
-        self._reader = Reader(self.client, rules)
+        self._reader = Reader(self.client, rules, database.host.access.redact)
         self._seen = Seen("not looked for yet")
         self._told: str | None = ""
         self._connections = 0

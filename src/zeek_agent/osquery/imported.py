@@ -173,12 +173,13 @@ def _table(name: str, one: Offered, reader: Reader, *, alias: bool) -> Table:
 
 
 class Reader:
-    """Reads rows of osquery's tables. `null` is what stands there for NULL."""
+    """Reads rows of osquery's tables. `null` is what stands there for NULL; `redact` masks command lines."""
 
-    def __init__(self, client: Client, rules: Rules) -> None:
+    def __init__(self, client: Client, rules: Rules, redact: Callable[[str], str]) -> None:
         self.rules = rules
         self.null = ""
         self._client = client
+        self._redact = redact
 
     def rows(self, name: str, table: Offered, wanted: Constraints) -> Iterator[tuple[Any, ...]]:
         """The rows with the columns that are wanted; other cells are None.
@@ -188,8 +189,7 @@ class Reader:
         read = [column for column in table.columns if column.name in wanted.columns]
 
         def decode(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
-            decoded = self.decoded(name, rows, table.columns, read)
-            return _redacted(decoded, table.columns, wanted.host.access.redact)
+            return self.decoded(name, rows, table.columns, read)
 
         sql = questions.select(table.name, read, wanted, self.rules.rows_max)
         try:
@@ -205,7 +205,10 @@ class Reader:
     def decoded(
         self, name: str, rows: Sequence[Row], columns: Sequence[Column], read: Collection[Column]
     ) -> list[tuple[Any, ...]]:
-        """osquery's rows as tuples with a cell for each of the columns, None for those that were not read."""
+        """osquery's rows as tuples with a cell for each of the columns, None for those that were not read.
+
+        Command lines are masked.
+        """
         failed = self._undecodable(name)
         decoders = [questions.Decoder(column, self.null, failed) if column in read else None for column in columns]
         decoded: list[tuple[Any, ...]] = []
@@ -214,7 +217,7 @@ class Reader:
             nothing = [None] * len(chunk)
             cells = (nothing if decoder is None else decoder.column(chunk) for decoder in decoders)
             decoded += zip(*cells, strict=True)
-        return decoded
+        return _redacted(decoded, columns, self._redact)
 
     def _undecodable(self, name: str) -> Callable[[str, str | bytes], None]:
         counters = self._client.counters
