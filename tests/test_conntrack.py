@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import shutil
 import struct
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from acting import NOBODY, acting_as
 from asking import ask
 from hypothesis import given
 from hypothesis import strategies as st
@@ -212,6 +214,33 @@ def test_the_reasons_why_nothing_is_followed_say_what_to_do(tmp_path: Path) -> N
     assert "CONFIG_NF_CONNTRACK_EVENTS" in str(Conntrack(sysctl=tmp_path).probe())
     (tmp_path / "nf_conntrack_events").write_text("0\n")
     assert "sysctl net.netfilter.nf_conntrack_events=1" in str(Conntrack(sysctl=tmp_path).probe())
+
+
+def test_a_host_that_tracks_no_connections_is_nothing_to_warn_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = EventStore(None, events.TABLES)
+    supervisor = Supervisor(
+        SourceSettings(), store, choose=lambda settings, redact: {"translations": [Conntrack(sysctl=tmp_path)]}
+    )
+    try:
+        supervisor.start()
+        ((_, backend, active, reason, *_),) = supervisor.rows()
+        assert (backend, active) == ("conntrack", False)
+        assert "nothing is translated" in str(reason)
+        assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    finally:
+        supervisor.stop()
+        store.close()
+
+
+@pytest.mark.root
+def test_who_may_not_follow_translations_is_told_what_it_takes() -> None:
+    source = Conntrack()
+    if (reason := source.probe()) is not None:
+        pytest.skip(reason)
+    with acting_as(NOBODY, NOBODY), pytest.raises(PermissionError, match="CAP_NET_ADMIN"):
+        source.start(lambda table, rows: None)
 
 
 class Network:
