@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from recording import Event, Recording
 from zeek_agent.config import EventSettings, SourceSettings
 from zeek_agent.event_file import read
 from zeek_agent.events import EventStore
-from zeek_agent.sources import Source
+from zeek_agent.sources import Past, Source
 from zeek_agent.sources.journal import Journal, entries, log_entry
 from zeek_agent.sources.log_entry import MESSAGE_BYTES
 from zeek_agent.sources.supervisor import Supervisor
@@ -197,6 +198,20 @@ def test_a_restart_goes_on_after_the_last_entry(
 
     until(lambda: without_journald() == ["one", "two", *kept, "three"])
     second.end()
+
+
+@root
+def test_after_a_reboot_that_took_the_journal_along_it_goes_on_by_time(own_journal: PrivateJournal) -> None:
+    own_journal.write(MESSAGE="before the last row")
+    until(lambda: "before the last row" in own_journal.read("--output=cat"))
+    now = time.time()
+    own_journal.write(MESSAGE="after the last row")
+    source = own_journal.source()
+    lost = f"s={'1' * 32};i=7;b={'2' * 32};m=3;t={int(now * 1e6):x};x=4"
+    source.resume(lambda _: Past(lost, now))
+    with Recording([source]) as recording:
+        logged(recording, "after the last row")
+    assert not recording.events(TABLE, message="before the last row")
 
 
 @root

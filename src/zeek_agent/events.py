@@ -120,7 +120,8 @@ class EventStore:
         Where none of its rows is left, it was recorded until the last run ended, of which a little is doubted: nothing
         that happened then can be there twice.
         """
-        oldest = self._clock() - self._settings.retention_age
+        now = self._clock()
+        oldest = now - self._settings.retention_age
         try:
             newest = read(self.uri, f'SELECT cursor, time FROM "{table}" ORDER BY seq DESC LIMIT 1')
         except apsw.Error as error:
@@ -128,9 +129,9 @@ class EventStore:
             return Past()
         for cursor, time_ in newest:
             if time_ >= oldest:
-                return Past(cursor, time_)
+                return Past(cursor, min(time_, now))
         ended = [gap.begin - 2 * _SIGN_OF_LIFE for gap in self._file.gaps if gap.source == "agent"]
-        return Past(until=max(*ended, oldest)) if ended else Past()
+        return Past(until=min(max(*ended, oldest), now)) if ended else Past()
 
     def append(self, table: str, rows: Sequence[Row]) -> None:
         """Queue rows, one value a column; never blocks. KeyError for a table that is not the store's."""

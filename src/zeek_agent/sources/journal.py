@@ -72,12 +72,12 @@ class Journal(Source):
             machine = _MACHINE_ID.read_text().strip()
         except OSError as error:
             return f"whose journal it is cannot be known: {error}"
-        files = [file for directory in self._directories for file in directory.glob(f"{machine}/*.journal")]
+        files = [file for directory in self._directories for file in directory.glob(f"{machine}/system*.journal")]
         if not files:
             places = " nor ".join(str(directory / machine) for directory in self._directories)
             return f"this machine has no journal: neither {places} holds one"
         if not any(os.access(file, os.R_OK) for file in files):
-            return "the journal may not be read; that takes root or the group systemd-journal"
+            return "the system's journal may not be read; that takes root or the group systemd-journal"
         return None
 
     def resume(self, recorded: Recorded) -> None:
@@ -105,7 +105,7 @@ class Journal(Source):
 
     def _journalctl(self) -> subprocess.Popen[bytes]:
         """Start it at the last entry that is known, which it gives again: `--after-cursor` would skip an entry where
-        that one is no longer there."""
+        that one is no longer there. A signal from the agent's terminal shall not end it before the agent does."""
         begin = f"--since=@{self._since:.6f}" if self._cursor is None else f"--cursor={self._cursor}"
         arguments = ("--follow", "--no-tail", "--quiet", "--output=export", f"--output-fields={','.join(_FIELDS)}")
         return subprocess.Popen(
@@ -113,6 +113,7 @@ class Journal(Source):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            process_group=0,
         )
 
     def _run(self, process: subprocess.Popen[bytes]) -> None:

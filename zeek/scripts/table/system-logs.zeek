@@ -38,6 +38,18 @@ export {
 		level: string &log &optional;
 		## The message.
 		message: string &log &optional;
+		## Process id of who logged it.
+		pid: count &log &optional;
+		## User id of that process.
+		uid: count &log &optional;
+		## Path of its executable.
+		exe: string &log &optional;
+		## Its systemd unit.
+		unit: string &log &optional;
+		## Name that it logs under.
+		identifier: string &log &optional;
+		## Syslog's facility.
+		facility: count &log &optional;
 		## Number of the event in the agent's store.
 		seq: count &log &optional;
 	};
@@ -98,7 +110,8 @@ event zeek_init()
 		return;
 
 	local sql = "SELECT time AS time_, process, level, message FROM system_logs_events";
-	local batch_sql = "SELECT time AS time_, process, level, message, seq FROM system_logs_events";
+	local batch_sql = "SELECT time AS time_, process, level, message, pid, uid, exe, unit, identifier, "
+	    + "facility, seq FROM system_logs_events";
 
 	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
 	    $event_=query_result, $row_type=Rows, $on_rows=log_rows,

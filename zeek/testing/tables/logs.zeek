@@ -23,13 +23,13 @@ TABLES = (*SOCKET_TABLES, "listening_ports", "system_logs_events", "files_list")
 ROW = {
     "address": "0.0.0.0", "cmdline": "prog --flag", "community_id": "1:x", "container_id": "c0ffee", "content": "ssh-rsa AAA",
     "cwd": "/", "direction": "outbound", "duration": 1.5, "email": "a@b", "entity_id": "E1", "exe": "/bin/prog",
-    "exit_code": -9, "family": "IPv4", "full_name": "Ann", "gid": 100, "groups": ["staff"], "home": "/home/ann",
-    "is_admin": True, "is_system": False, "key": "Port", "level": "info", "local_addr": "10.0.0.1", "local_port": 1000,
+    "exit_code": -9, "facility": 3, "family": "IPv4", "full_name": "Ann", "gid": 100, "groups": ["staff"], "home": "/home/ann",
+    "identifier": "tag", "is_admin": True, "is_system": False, "key": "Port", "level": "info", "local_addr": "10.0.0.1", "local_port": 1000,
     "loginuid": 1000, "message": "tab\\x09in", "mode": "644", "mtime": 1600000000.5, "name": "ann", "number": 3,
     "parent_entity_id": "E0", "parent_exe": "/bin/sh", "parent_name": "sh", "path": "/etc/x", "pid": 42, "port_": 80,
     "ppid": 1, "priority": "20", "process": "prog", "protocol": 6, "remote_addr": "fd00::2", "remote_port": 443,
     "rgid": 101, "ruid": 1001, "seq": 7, "shell": "/bin/sh", "size": 12, "start_time": 1600000000.25, "startup": 2.5,
-    "state": "started", "time_": 1600000000.125, "type_": "file", "uid": 1000, "value": "22",
+    "state": "started", "time_": 1600000000.125, "type_": "file", "uid": 1000, "unit": "a.service", "value": "22",
 }
 
 
