@@ -6,12 +6,14 @@ says why, and the caller reads /proc.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import struct
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, NamedTuple
 
 from zeek_agent import text
@@ -24,6 +26,8 @@ from zeek_agent.sources.containers import container_id
 from zeek_agent.sources.entity_id import entity_id
 from zeek_agent.sources.process_cache import TICKS, boot_id, set_or_none, start_ticks
 from zeek_agent.sources.procfs import STATES, Process, Procfs, tty_name
+
+logger = logging.getLogger(__name__)
 
 _PART: Final = 1 << 18
 _STATES: Final = (
@@ -141,6 +145,19 @@ class Iterators:
             return b"".join(parts)
         finally:
             os.close(descriptor)
+
+
+@cache
+def shared() -> Iterators | None:
+    """One for the whole program, loaded at first use, in a tenth of a second; None where it cannot be."""
+    reason = why_no_iterators()
+    if reason is None:
+        try:
+            return Iterators()
+        except OSError as error:
+            reason = str(error)
+    logger.info("processes and holders of sockets are read from /proc: %s", reason)
+    return None
 
 
 def why_no_iterators() -> str | None:
