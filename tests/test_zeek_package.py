@@ -6,6 +6,7 @@ Who is behind a connection is compared with what the traffic's generator says of
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import shutil
@@ -22,14 +23,16 @@ from typing import Any
 
 import pytest
 from running_agent import AGENT_ID, running, until
-from zeek_cluster import cluster
+from zeek_cluster import cluster, search_path
 from zeek_log import parse_header, parse_log
+
+from zeek_agent import __version__
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "zeek" / "scripts"
 LOAD = Path(__file__).parent / "connection_load.py"
 
-pytestmark = pytest.mark.zeek
+needs_zeek = pytest.mark.zeek
 
 
 def tool(name: str) -> str:
@@ -151,9 +154,86 @@ def compare(truth: list[dict[str, Any]], found: dict[tuple[str, int, int], dict[
     return score
 
 
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> str:
+    """What a command prints; fails with that when the command fails."""
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, check=False, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_zeek
+@pytest.mark.timeout(320)
+def test_the_packages_own_suite_passes() -> None:
+    tool("btest")
+    tool("zeek-cut")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    run("btest", "-c", "btest.cfg", "-j", "2", cwd=ROOT / "zeek" / "testing", PATH=path)
+
+
+@needs_zeek
+def test_scripts_parse() -> None:
+    run("zeek", "-a", str(PACKAGE))
+
+
+def test_scripts_are_formatted(tmp_path: Path) -> None:
+    tool("zeek-script")
+    for part in ("scripts", "examples"):
+        shutil.copytree(ROOT / "zeek" / part, tmp_path / part)
+    run("zeek-script", "format", "-i", "-r", str(tmp_path))
+    for formatted in tmp_path.rglob("*.zeek"):
+        original = ROOT / "zeek" / formatted.relative_to(tmp_path)
+        assert formatted.read_text() == original.read_text(), f"{original}: run zeek-script format -i"
+        run("zeek-script", "parse", str(original))
+
+
+def test_documented_logs_are_what_the_scripts_say() -> None:
+    run(sys.executable, "zeek/reference.py", "--check")
+
+
+def test_documented_fields_are_those_that_zeek_writes() -> None:
+    spec = importlib.util.spec_from_file_location("zeek_package_reference", ROOT / "zeek" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    reference = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = reference
+    spec.loader.exec_module(reference)
+    written = ROOT / "zeek" / "testing" / "Baseline" / "tables.logs"
+    tables = [log for log in reference.logs() if log.path.startswith("zeek-agent")]
+    assert {log.path for log in tables} == {path.stem for path in written.glob("*.log")}
+    for log in tables:
+        lines = (written / f"{log.path}.log").read_text().splitlines()
+        header = {line.split("\t")[0]: line.split("\t")[1:] for line in lines if line.startswith("#")}
+        assert [field.name for field in log.fields] == header["#fields"], log.path
+        assert [field.type for field in log.fields] == header["#types"], log.path
+
+
+@needs_zeek
+def test_zkg_installs_the_package_from_a_clone(tmp_path: Path) -> None:
+    tool("zkg")
+    clone = tmp_path / "zeek-endpoints"
+    run("git", "clone", "--quiet", str(ROOT), str(clone))
+    state = tmp_path / "zkg"
+    lines = [
+        "[sources]",
+        "[paths]",
+        f"state_dir = {state}",
+        f"script_dir = {state}/site",
+        f"plugin_dir = {state}/plugins",
+    ]
+    configuration = tmp_path / "config"
+    configuration.write_text("\n".join([*lines, f"bin_dir = {state}/bin", "zeek_dist ="]))
+    run("zkg", "--configfile", str(configuration), "install", "--force", "--skiptests", str(clone))
+    for name in ("packages", "zeek-agent", "zeek-agent-v2"):
+        run("zeek", "-a", name, ZEEKPATH=f"{state}/site:{search_path()}")
+    assert (state / "site" / "packages" / "zeek-agent" / "version.dat").read_text() == f"{__version__}\n"
+
+
 LOCAL = f'redef ZeekAgent::local_agents = {{ "{AGENT_ID}" }};'
 
 
+@needs_zeek
 @pytest.mark.root
 @pytest.mark.parametrize(("address", "tcp", "udp"), [("127.7.7.7", 1000, 1000), ("::1", 100, 100)])
 async def test_connections_of_short_lived_processes_are_attributed_at_both_ends(
@@ -172,6 +252,7 @@ async def test_connections_of_short_lived_processes_are_attributed_at_both_ends(
     assert score.tagged >= 0.999 * score.logged
 
 
+@needs_zeek
 @pytest.mark.root
 @pytest.mark.timeout(180)
 async def test_a_cluster_attributes_on_its_workers_and_logs_nothing_twice(tmp_path: Path) -> None:
@@ -216,3 +297,26 @@ async def test_a_cluster_attributes_on_its_workers_and_logs_nothing_twice(tmp_pa
         numbers = [(one["store"], one["seq"]) for one in records(nodes.log(path))]
         assert numbers
         assert len(set(numbers)) == len(numbers), f"{path}.log has events twice"
+
+
+@needs_zeek
+@pytest.mark.root
+async def test_connections_that_were_open_before_the_agent_came_are_attributed(tmp_path: Path) -> None:
+    logs = tmp_path / "zeek"
+    with (
+        zeek(logs, "-i", "lo", "-f", "host 127.7.7.9", site=LOCAL) as url,
+        socket.create_server(("127.7.7.9", 0)) as server,
+    ):
+        await until(lambda: accepts(url), 30, "Zeek does not listen")
+        with socket.create_connection(server.getsockname()) as client:
+            peer, _ = server.accept()
+            ends = ("tcp", client.getsockname()[1], server.getsockname()[1])
+            async with running(tmp_path, f"--zeek={url}"):
+                await joined(logs)
+                await asyncio.sleep(1)
+            client.sendall(b"ping")
+            peer.close()
+    line = logged(logs)[ends]
+    assert (line["orig_pid"], line["resp_pid"]) == (os.getpid(), os.getpid())
+    assert line["orig_hid"] == AGENT_ID
+    assert line["orig_user"] == "root"

@@ -63,7 +63,9 @@ def event(topic: str, name: str, *arguments: Value) -> str:
 def plain(value: Value) -> Any:
     """A value without its types."""
     data = value["data"]
-    return None if value["@data-type"] == "none" else [plain(member) for member in data] if isinstance(data, list) else data
+    if value["@data-type"] == "none":
+        return None
+    return [plain(member) for member in data] if isinstance(data, list) else data
 
 
 def url() -> str:
