@@ -286,11 +286,11 @@ class EventStore:
         self._return_to_disk()
         try:
             for table, number in self._file.evict().items():
-                self.counters[table].evicted += number
+                self._counters_of(table).evicted += number
             if (now := time.monotonic()) >= self._housekeeping_due:
                 self._housekeeping_due = now + _SIGN_OF_LIFE
                 for table, number in self._file.expire(self._clock(), self._settings.retention_age).items():
-                    self.counters[table].expired += number
+                    self._counters_of(table).expired += number
         except _PASSING as error:
             logger.debug("event store: %s", error)
         except (apsw.Error, OSError) as error:
@@ -298,6 +298,10 @@ class EventStore:
                 self._replace(error)
             else:
                 logger.error("event store: %s", error)
+
+    def _counters_of(self, table: str) -> TableCounters:
+        """The counters of a table that has rows in the file, also when it is not, or not yet, one of this run's."""
+        return self.counters.setdefault(table, TableCounters())
 
     def _open(self, path: Path | None) -> EventFile:
         """The store at `path`, else a fresh one in place of a damaged file, else one in memory."""
