@@ -27,14 +27,16 @@ from typing import Any
 from zeek_agent.config import SourceSettings
 from zeek_agent.schema import Row
 from zeek_agent.sources import Source
+from zeek_agent.sources.bpf.iterators import Iterators, Task
 from zeek_agent.sources.bpf.libbpf import BpfObject
 from zeek_agent.sources.bpf.probe import cgroup2
-from zeek_agent.sources.procfs import Process, Procfs
+from zeek_agent.sources.procfs import Process, Procfs, socket_holders
 from zeek_agent.sources.registry import candidates
 from zeek_agent.tables import events
 
 WAIT = 60.0
 EXIT_CODE = 7
+CHANGING = {"name", "utime", "stime", "rsize", "vsize", "state", "threads"}
 FILE_SYSTEMS = {"/proc": "proc", "/sys": "sysfs", "/dev": "devtmpfs", "/tmp": "tmpfs", "/sys/fs/cgroup": "cgroup2"}
 CLIENT = """
 import socket, sys
@@ -107,6 +109,25 @@ def load(name: str) -> None:
         loaded.close()
 
 
+def iterates() -> None:
+    """The kernel's lists of processes and of sockets' holders say what /proc says."""
+    iterators = Iterators()
+    try:
+        tasks, holders = {task.pid: task for task in iterators.tasks()}, iterators.socket_holders()
+        with socket.socket() as held:
+            inode = os.fstat(held.fileno()).st_ino
+            assert iterators.socket_holders()[inode] == [(os.getpid(), held.fileno())]
+    finally:
+        iterators.close()
+    assert holders == socket_holders("/proc", [os.getpid()])
+    compared = [name for name in Task.__dataclass_fields__ if name not in CHANGING]
+    for process in Procfs().processes():
+        same(vars_of(tasks[process.pid], compared), **vars_of(process, compared))
+    with Process(Procfs(), 2) as kernel_thread, Process(Procfs(), os.getpid()) as own:
+        assert (tasks[2].rsize, kernel_thread.rsize) == (0, 0)
+        assert abs(tasks[own.pid].rsize - own.rsize) < own.rsize / 10
+
+
 def executes(recorded: Events) -> None:
     command = [sys.executable, "-S", "-c", f"raise SystemExit({EXIT_CODE})"]
     with subprocess.Popen(command) as process:
@@ -161,7 +182,11 @@ def client(family: int, kind: int, address: str, port: int) -> Iterator[int]:
 
 def same(row: dict[str, Any], **wanted: object) -> None:
     different = {name: row[name] for name, value in wanted.items() if row[name] != value}
-    assert not different, f"{different} instead of {wanted}"
+    assert not different, f"{different} instead of {[wanted[name] for name in different]} in {row}"
+
+
+def vars_of(thing: object, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(thing, name) for name in names}
 
 
 def me() -> str:
@@ -196,6 +221,7 @@ def prepare() -> None:
 def scenarios() -> None:
     for name in objects():
         report(f"load {name}", load, name)
+    report("iterators", iterates)
     used = sources()
     recorded = Events(used)
     for source in used:
