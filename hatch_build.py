@@ -25,7 +25,7 @@ class BpfError(Exception):
     """The programs cannot be compiled here, or not at all."""
 
 
-class BpfBuildHook(BuildHookInterface):  # type: ignore[misc]
+class BpfBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     """Puts the compiled programs into the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -236,3 +237,19 @@ def test_records_that_the_ring_has_no_room_for_are_counted_exactly() -> None:
         assert tiny.counters.lost["overrun"] > 500
         assert ample.counters.lost["overrun"] == 0
         assert tiny_after - tiny_before == ample_after - ample_before >= 3 * 201
+
+
+def test_a_reader_that_fails_is_told_and_can_be_stopped() -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("nowhere to put it")
+
+    processes = source()
+    if (reason := processes.probe()) is not None:
+        pytest.skip(reason)
+    processes.start(full)
+    run("/bin/true")
+    deadline = time.monotonic() + 5
+    while processes.failure is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    processes.stop()
+    assert processes.failure == "the reader ended: nowhere to put it"

@@ -332,6 +332,22 @@ def test_both_ends_of_a_connection_between_network_namespaces(recording: Recordi
             assert {event["community_id"] for event in outbound} == {event["community_id"] for event in inbound}
 
 
+def test_sockets_that_were_open_before_are_attributed() -> None:
+    with datagrams() as (port, _), socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        accepted, (_, client_port) = server.accept()
+        with Recording(sources()) as recording:
+            generate("udp", "127.0.0.1", port)
+            (received,) = recording.expect(TABLE, local_port=port, protocol=17, direction="inbound")
+            client.close()
+            accepted.close()
+            (outbound,) = recording.expect(TABLE, local_port=client_port, state="closed", direction="outbound")
+            (inbound,) = recording.expect(TABLE, remote_port=client_port, state="closed", direction="inbound")
+    for event in (received, outbound, inbound):
+        assert event["pid"] == os.getpid()
+        check_flow(event)
+
+
 def test_loopback_can_be_left_out_by_the_kernel() -> None:
     with Recording(recorded := sources(ignore_loopback=True)) as recording, listener() as (port, _):
         generate("tcp", "127.0.0.1", port)

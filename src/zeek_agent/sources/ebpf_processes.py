@@ -59,6 +59,7 @@ class EbpfProcesses(Source):
         if self._sink is None:
             return
         self.counters.received = self._monitor.received()
+        self.counters.lost["decode"] = self._monitor.undecoded()
         self.counters.lost["overrun"] = sum(self._monitor.lost().values())
 
     def _record(self, changes: list[Change]) -> None:

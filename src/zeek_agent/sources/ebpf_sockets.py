@@ -6,7 +6,7 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.sources import Sink, Source
@@ -16,15 +16,20 @@ from zeek_agent.sources.bpf.libbpf import BpfObject
 from zeek_agent.sources.bpf.monitor import Monitor, Stream, ring_size
 from zeek_agent.sources.bpf.probe import cgroup2, why_no_cgroup2, why_not
 from zeek_agent.sources.bpf.ring import Ring
-from zeek_agent.sources.socket_rows import SOCKETS_EVENTS
+from zeek_agent.sources.host_sockets import sockets_by_namespace
+from zeek_agent.sources.procfs import Procfs, socket_holders
+from zeek_agent.sources.socket_rows import SOCKETS_EVENTS, Direction
+from zeek_agent.sources.sockets import TCP, UDP, UDPLITE
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
     from zeek_agent.schema import Row
+    from zeek_agent.sources.process_cache import Process, ProcessCache
 
 logger = logging.getLogger(__name__)
 
 _RING_PER_CPU: Final = 512 << 10
+LISTEN: Final = 10
 _PID, _UID, _EXE = 1, 3, 13  # columns of sockets_events
 
 
@@ -53,19 +58,30 @@ class EbpfSockets(Source):
         self._monitor.open()
         self._sink = sink
         try:
-            self._join("tcp", _attach_all)
+            self._streams.append(self._stream("tcp", _attach_all))
+            obstacle = self._add_datagrams()
         except OSError:
             self.stop()
             raise
-        obstacle = why_not(("udp",)) or why_no_cgroup2()
-        try:
-            if obstacle is None:
-                self._join("udp", _attach_to_cgroups)
-        except OSError as error:
-            obstacle = str(error)
         if obstacle is not None:
             self.counters.last_error = f"datagrams are not recorded: {obstacle}"
             logger.warning("socket events: %s", self.counters.last_error)
+        # the programs are at work and nobody reads yet, so no socket falls between what is open and what happens
+        for cookie, process, direction in open_sockets(self._monitor.cache):
+            self._tracker.know(cookie, process, direction)
+        for stream in self._streams:
+            self._monitor.add(stream)
+
+    def _add_datagrams(self) -> str | None:
+        """None when they are recorded; else why not."""
+        obstacle = why_not(("udp",)) or why_no_cgroup2()
+        if obstacle is not None:
+            return obstacle
+        try:
+            self._streams.append(self._stream("udp", _attach_to_cgroups))
+        except OSError as error:
+            return str(error)
+        return None
 
     def stop(self) -> None:
         if self._sink is None:
@@ -81,17 +97,20 @@ class EbpfSockets(Source):
         self._monitor.drain()
         self._count()
 
-    def _join(self, name: str, attach: Callable[[BpfObject], None]) -> None:
+    def _stream(self, name: str, attach: Callable[[BpfObject], None]) -> Stream:
+        """An object that is loaded, configured and attached, and its ring."""
+        settings = self._settings
+        size = ring_size(settings.ring_bytes, _RING_PER_CPU)
+        executables = _identities(settings.ignore_executables)
+        filters = (self._own_pid, settings.ignore_loopback, len(settings.ignore_uids), len(executables))
         loaded = BpfObject(name)
         try:
-            size = ring_size(self._settings.ring_bytes, _RING_PER_CPU)
             loaded.resize("records", size)
-            uids, executables = self._settings.ignore_uids, _identities(self._settings.ignore_executables)
-            loaded.configure(
-                struct.pack("=4I", self._own_pid, self._settings.ignore_loopback, len(uids), len(executables))
-            )
+            loaded.resize("ignored_uids", len(settings.ignore_uids) or 1)
+            loaded.resize("ignored_executables", len(executables) or 1)
+            loaded.configure(struct.pack("=4I", *filters))
             loaded.load()
-            for uid in uids:
+            for uid in settings.ignore_uids:
                 loaded.put("ignored_uids", struct.pack("=I", uid), bytes(4))
             for identity in executables:
                 loaded.put("ignored_executables", identity, bytes(4))
@@ -100,8 +119,7 @@ class EbpfSockets(Source):
         except OSError:
             loaded.close()
             raise
-        self._streams.append(stream)
-        self._monitor.add(stream)
+        return stream
 
     def _record(self, batch: list[bytes]) -> None:
         self._emit(self._tracker.rows(batch, boot_time()))
@@ -127,10 +145,29 @@ class EbpfSockets(Source):
 
     def _count(self) -> None:
         self.counters.received = sum(stream.received for stream in self._streams)
+        self.counters.lost["decode"] = self._tracker.undecoded
         self.counters.lost["overrun"] = sum(sum(stream.lost()) for stream in self._streams)
 
     def _failed(self, reason: str) -> None:
         self.failure = reason
+
+
+def open_sockets(cache: ProcessCache, proc: str = "/proc") -> Iterator[tuple[int, Process | None, Direction | None]]:
+    """Sockets that are open now: cookie, a process that has it, and who opened it, as far as can be told afterwards.
+
+    A connection of a port that somebody listens at came in.
+    """
+    pids = Procfs(proc).pids()
+    holders = socket_holders(proc, pids)
+    found = [each for _, sockets in sockets_by_namespace(proc, pids, (TCP, UDP, UDPLITE)) for each in sockets]
+    listening = {each.local_port for each in found if each.protocol == TCP and each.state == LISTEN}
+    for each in found:
+        holding = holders.get(each.inode)
+        if each.cookie and holding:
+            direction: Direction | None = None
+            if each.protocol == TCP and each.state != LISTEN:
+                direction = "inbound" if each.local_port in listening else "outbound"
+            yield each.cookie, cache.find(holding[0][0]), direction
 
 
 def _attach_all(loaded: BpfObject) -> None:

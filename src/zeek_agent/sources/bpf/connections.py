@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -14,6 +16,8 @@ from zeek_agent.sources.sockets import on_the_wire
 
 if TYPE_CHECKING:
     from zeek_agent.schema import Row
+
+logger = logging.getLogger(__name__)
 
 ACCEPT_PATIENCE: Final = 1_000_000_000
 """Nanoseconds that a connection waits for its accepting process; after them the listener's owner stands in (io_uring
@@ -31,12 +35,13 @@ class _Passive(NamedTuple):
 
 
 class ConnectionTracker:
-    """Turns records into rows. `wanted` decides which processes' sockets are reported."""
+    """Turns records into rows."""
 
     def __init__(self, cache: ProcessCache) -> None:
         self._cache = cache
         self._passive: dict[int, _Passive] = {}
         self._open: dict[int, tuple[Process | None, Direction | None]] = {}
+        self.undecoded = 0
 
     def know(self, cookie: int, process: Process | None, direction: Direction | None) -> None:
         """A socket that is open already and whose this is."""
@@ -48,7 +53,11 @@ class ConnectionTracker:
         """Rows for these records, in the kernel's order; times are ns since the boot at `boot_time`."""
         rows: list[Row] = []
         for record in batch:
-            self._apply(SocketRecord._make(SOCKET.unpack(record)), boot_time, rows)
+            try:
+                self._apply(SocketRecord._make(SOCKET.unpack(record)), boot_time, rows)
+            except (ValueError, LookupError, struct.error):
+                self.undecoded += 1
+                logger.exception("a socket record cannot be read: %s", record.hex())
         return rows
 
     def overdue(self, now: int, boot_time: float) -> list[Row]:
@@ -96,8 +105,8 @@ class ConnectionTracker:
 
     def _process(self, record: SocketRecord) -> Process | None:
         """The owner as it was when it acted."""
-        if record.started == 0:
-            return None
+        if record.started == 0:  # open before the programs were attached
+            return self._open.get(record.cookie, (None, None))[0]
         ticks = start_ticks(record.started)
         process = self._cache.find(record.pid, record.acted, ticks)
         if process is None:

@@ -77,6 +77,7 @@ class Monitor:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._housekeeping = 0.0
+        self._failed = False
         self._missed = 0
 
     def open(self) -> None:
@@ -110,13 +111,14 @@ class Monitor:
         """Hand over what the ring holds, and close it."""
         self.drain()
         with self._lock:
-            self._others.remove(stream)
+            if stream in self._others:
+                self._others.remove(stream)
             stream.close()
 
     def drain(self) -> None:
         """Take all records that are there now."""
         with self._lock:
-            if self._processes is None:
+            if self._processes is None or self._failed:
                 return
             marks = [(stream, stream.ring.end()) for stream in self._others]
             if self._catch_up(self._processes):
@@ -127,6 +129,10 @@ class Monitor:
     def received(self) -> int:
         """Records of processes so far."""
         return self._processes.received if self._processes else 0
+
+    def undecoded(self) -> int:
+        """Records of processes that could not be read."""
+        return self._tracker.undecoded
 
     def lost(self) -> Counter[Kind]:
         """Process records that found the ring full."""
@@ -152,6 +158,7 @@ class Monitor:
         self._processes = Stream(loaded, Ring(loaded.map_fd("records"), size), self._processes_changed)
         self.cache.seed()
         self._missed = 0
+        self._failed = False
         self._stopping.clear()
         self._thread = threading.Thread(target=self._run, args=(self._processes.ring,), name="ebpf", daemon=True)
         self._thread.start()
@@ -162,6 +169,7 @@ class Monitor:
                 ring.wait(_TICK)
                 self.drain()
         except Exception as error:
+            self._failed = True
             logger.exception("eBPF records cannot be read any more")
             for callback in self.on_failure:
                 callback(f"the reader ended: {error}")

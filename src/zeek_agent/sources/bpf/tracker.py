@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -12,6 +14,8 @@ from zeek_agent.sources.containers import container_id
 from zeek_agent.sources.entity_id import entity_id
 from zeek_agent.sources.process_cache import Process, ProcessCache, boot_id, set_or_none, start_ticks
 from zeek_agent.sources.process_rows import Exit
+
+logger = logging.getLogger(__name__)
 
 FORK_PATIENCE = 1_000_000_000
 """Nanoseconds that a forked process may take to execute a program before it counts as started as what it is."""
@@ -31,6 +35,7 @@ class ProcessTracker:
     def __init__(self, cache: ProcessCache) -> None:
         self.cache = cache
         self._forked: dict[int, Process] = {}
+        self.undecoded = 0
 
     def apply(self, batch: Iterable[bytes]) -> list[Change]:
         """Bring the cache up to date; gives what started and stopped, in the kernel's order.
@@ -40,14 +45,11 @@ class ProcessTracker:
         """
         changes: list[Change] = []
         for record in batch:
-            kind = record[0]
-            if kind == Kind.EXEC:
-                process = self._exec(record)
-                changes.append(Change(process, process.since, None))
-            elif kind == Kind.EXIT:
-                self._exit(record, changes)
-            else:
-                self._fork(record)
+            try:
+                self._apply(record, changes)
+            except (ValueError, IndexError, struct.error):
+                self.undecoded += 1
+                logger.exception("a process record cannot be read: %s", record.hex())
         return changes
 
     def settled(self, now: int) -> list[Change]:
@@ -59,6 +61,16 @@ class ProcessTracker:
             del self._forked[pid]
             changes.append(Change(process, process.since, None))
         return changes
+
+    def _apply(self, record: bytes, changes: list[Change]) -> None:
+        kind = record[0]
+        if kind == Kind.EXEC:
+            process = self._exec(record)
+            changes.append(Change(process, process.since, None))
+        elif kind == Kind.EXIT:
+            self._exit(record, changes)
+        else:
+            self._fork(record)
 
     def _fork(self, record: bytes) -> None:
         process = self._described(record)
