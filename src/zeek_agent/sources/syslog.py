@@ -56,7 +56,7 @@ class Syslog(Source):
         self._known: list[Position] = []
         self._since: float | None = None
         self._tails: list[Tail] = []
-        self._unknown: list[Tail] = []
+        self._younger: dict[Tail, float] = {}
         self._periodic: Periodic | None = None
 
     def probe(self) -> str | None:
@@ -104,7 +104,7 @@ class Syslog(Source):
         ]
 
     def _tail(self, file: Path) -> Tail:
-        """Go on where an earlier run ended; a file that it did not know is read from its beginning."""
+        """Go on where an earlier run ended; of a file that it did not know, all that is younger than its end."""
         for position in self._known:
             tail = Tail(file, position)
             if tail.is_known():
@@ -112,18 +112,16 @@ class Syslog(Source):
         if self._since is None:
             return Tail(file)
         tail = Tail(file, BEGINNING)
-        self._unknown.append(tail)
+        self._younger[tail] = self._since
         return tail
 
     def _look(self) -> None:
         for tail in self._tails:
-            since = self._since if tail in self._unknown else None
             try:
-                self._take(tail, since or 0.0)
+                self._take(tail, self._younger.get(tail, 0.0))
             except FileNotFoundError:
                 continue
-            if tail in self._unknown:
-                self._unknown.remove(tail)
+            self._younger.pop(tail, None)
 
     def _take(self, tail: Tail, since: float) -> None:
         """Hand over the lines that are new and not older than `since`."""
@@ -174,7 +172,7 @@ def _time(header: re.Match[bytes], now: float) -> float:
     """
     try:
         if header["iso"]:
-            return min(datetime.fromisoformat(header["iso"].decode()).timestamp(), now)
+            return min(max(datetime.fromisoformat(header["iso"].decode()).timestamp(), 0.0), now)
         year = datetime.fromtimestamp(now).year
         month = _MONTHS[header["month"]]
         day, hour, minute, second = (int(header[name]) for name in ("day", "hour", "minute", "second"))
