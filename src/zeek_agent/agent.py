@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 async def run_agent(config: Config, origins: Mapping[str, str]) -> int:
     """Run until SIGTERM or SIGINT. Raises ZeekAgentError when the agent cannot start."""
     shows_summary = not config.zeek.destinations and sys.stdout.isatty()
+    heap.share()
     ring = logbook.set_up(config.log, quiet=shows_summary and origins.get("log.level", "default") == "default")
     places = paths.locate(config)
     with identity.only_one(places.lock):

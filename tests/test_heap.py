@@ -1,0 +1,42 @@
+"""Threads share the heap."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+THREADS = """
+import ctypes, sys, threading
+from zeek_agent import heap
+
+if sys.argv[1] == "shared":
+    heap.share()
+begin = threading.Barrier(4)
+
+def take():
+    begin.wait()
+    for size in range(1000):
+        bytes(1000 + size)
+    begin.wait()
+
+threads = [threading.Thread(target=take) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+library = ctypes.CDLL(None)
+library.fdopen.restype = ctypes.c_void_p
+out = ctypes.c_void_p(library.fdopen(1, b"w"))
+library.malloc_info(0, out)
+library.fflush(out)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize(("kind", "is_one"), [("shared", True), ("default", False)])
+def test_threads_share_one_heap_when_told_to(kind: str, is_one: bool) -> None:
+    done = subprocess.run([sys.executable, "-c", THREADS, kind], capture_output=True, text=True, check=True)
+    assert (done.stdout.count("<heap nr=") == 1) is is_one
