@@ -1,11 +1,20 @@
-"""Shared by all tests: what needs root or Zeek is skipped by name where they are not."""
+"""Shared by all tests: what needs root or Zeek is skipped by name where they are not.
+
+A shell starts its background jobs with SIGINT ignored, which programs under test would inherit: Ctrl-C works again here.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
+
+
+def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -35,7 +35,7 @@ async def hostile_agent_with_rows(collector: Collector, agent: Agent) -> None:
 
 
 def rendered(renderable: Any) -> str:
-    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
+    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None, _environ={})
     console.print(renderable)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert isinstance(text, str)
