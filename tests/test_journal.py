@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ from recording import Event, Recording
 from zeek_agent.config import EventSettings, SourceSettings
 from zeek_agent.event_file import read
 from zeek_agent.events import EventStore
-from zeek_agent.sources import Past, Source
+from zeek_agent.sources import Past, Sink, Source
 from zeek_agent.sources.journal import Journal, entries, log_entry
-from zeek_agent.sources.log_entry import MESSAGE_BYTES
+from zeek_agent.sources.log_entry import MESSAGE_BYTES, LogEntry
 from zeek_agent.sources.supervisor import Supervisor
 from zeek_agent.sources.syslog import Syslog
 from zeek_agent.tables.system_logs import TABLES
@@ -269,6 +270,38 @@ def test_a_journalctl_that_cannot_work_gives_way_to_the_files_of_syslog(
     run.expect("from the file")
     reasons = {row[1]: row[3] for row in run.supervisor.rows()}
     assert reasons["journal"] == f"{journalctl} ended with status 3 (Failed to open the journal: no luck)"
+    run.end()
+
+
+class Ends(Source):
+    """Has recorded an entry of the journal when it fails."""
+
+    kind = "system_logs"
+    backend = "ends"
+
+    def probe(self) -> str | None:
+        return "it has failed before" if self.counters.received else None
+
+    def start(self, sink: Sink) -> None:
+        self.counters.received += 1
+        sink(TABLE, [LogEntry(time.time(), None, None, "from the journal", cursor=CURSOR)])
+        self.failure = "the journal is gone"
+
+    def stop(self) -> None:
+        pass
+
+
+def test_syslog_goes_on_after_what_the_journal_has_given(tmp_path: Path) -> None:
+    def line(seconds: float, message: str) -> str:
+        return f"{datetime.fromtimestamp(time.time() + seconds, UTC).isoformat()} host prog: {message}\n"
+
+    file = tmp_path / "syslog"
+    file.write_text(line(-3600, "an hour ago") + line(-1, "in the journal too"))
+    run = Run(tmp_path / "events.db", [Ends(), Syslog(SourceSettings(syslog_files=(str(file),)))])
+    until(lambda: bool(run.supervisor.rows()[1][2]))
+    with file.open("a") as stream:
+        stream.write(line(0, "from the file"))
+    run.expect("from the journal", "from the file")
     run.end()
 
 

@@ -115,11 +115,12 @@ class EventStore:
         return [gap.row() for gap in self._file.gaps]
 
     def past(self, table: str) -> Past:
-        """How far a table that has the columns `time` and `cursor` was recorded by earlier runs.
+        """How far a table that has the columns `time` and `cursor` has been recorded, what is queued included.
 
         Where none of its rows is left, it was recorded until the last run ended, of which a little is doubted: nothing
         that happened then can be there twice.
         """
+        self.flush()
         now = self._clock()
         oldest = now - self._settings.retention_age
         try:

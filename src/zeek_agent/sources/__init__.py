@@ -17,9 +17,10 @@ Sink: TypeAlias = "Callable[[str, Sequence[Row]], None]"
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """How far an event table was recorded before this start, as far as that is not too old to be kept.
+    """How far an event table has been recorded, as far as that is not too old to be kept.
 
-    `cursor` is that of the last row, `until` when recording ended (seconds since the epoch). Both None: nothing yet.
+    `cursor` is that of the last row, None when no row is left; `until` is when recording ended (seconds since the
+    epoch). Both None: nothing yet.
     """
 
     cursor: str | None = None
@@ -71,7 +72,7 @@ class Source(ABC):
         """Remove what an earlier run that crashed has left in the system, also if this source is not going to start."""
 
     def resume(self, recorded: Recorded) -> None:  # noqa: B027
-        """Look how far earlier runs came, before the first start; for a source that can go on from there."""
+        """Look how far others or an earlier run came, before each start; for a source that can go on from there."""
 
     def drain(self) -> None:  # noqa: B027
         """Hand over now what the kernel holds, so that a query that follows sees it."""

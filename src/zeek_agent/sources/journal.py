@@ -82,9 +82,9 @@ class Journal(Source):
 
     def resume(self, recorded: Recorded) -> None:
         past = recorded(SYSTEM_LOGS_EVENTS)
-        self._since = past.until
-        if past.cursor is not None and _CURSOR.fullmatch(past.cursor):
-            self._cursor = past.cursor
+        if past.cursor is not None:
+            self._cursor = past.cursor if _CURSOR.fullmatch(past.cursor) else None
+        self._since = past.until or self._since
 
     def start(self, sink: Sink) -> None:
         self._sink = sink

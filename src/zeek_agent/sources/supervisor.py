@@ -69,7 +69,6 @@ class Supervisor:
             for post in self._posts:
                 for source in post.sources:
                     source.clean_up()
-                    source.resume(self._store.past)
                 self._fill(post, post.sources)
         self._watcher.start()
 
@@ -151,6 +150,7 @@ class Supervisor:
         try:
             reason = source.probe()
             if reason is None:
+                source.resume(self._store.past)
                 source.start(sink)
         except (OSError, ImportError) as error:
             self._stop(source)

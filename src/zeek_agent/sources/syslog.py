@@ -53,8 +53,6 @@ class Syslog(Source):
         super().__init__()
         self._choices = [(name,) for name in settings.syslog_files] or files
         self._own = os.getpid() if settings.ignore_self else None
-        self._known: list[Position] = []
-        self._since: float | None = None
         self._tails: list[Tail] = []
         self._younger: dict[Tail, float] = {}
         self._periodic: Periodic | None = None
@@ -69,13 +67,15 @@ class Syslog(Source):
 
     def resume(self, recorded: Recorded) -> None:
         past = recorded(SYSTEM_LOGS_EVENTS)
-        self._since = past.until
-        if past.cursor is not None and _CURSOR.fullmatch(past.cursor):
-            self._known = [Position(*map(int, place.split(":"))) for place in past.cursor.split(",")]
+        places = past.cursor.split(",") if past.cursor is not None and _CURSOR.fullmatch(past.cursor) else []
+        known = [Position(*map(int, place.split(":"))) for place in places]
+        if past.cursor is not None or not self._tails:
+            self._younger.clear()
+            self._tails = [self._tail(file, known, past.until) for file in self._files()]
 
     def start(self, sink: Sink) -> None:
         self._sink = sink
-        self._tails = self._tails or [self._tail(file) for file in self._files()]
+        self._tails = self._tails or [Tail(file) for file in self._files()]
         self._periodic = Periodic(self._look, _INTERVAL, self._failed)
         self._periodic.start()
 
@@ -103,16 +103,16 @@ class Syslog(Source):
             next((file for file in map(Path, choice) if file.exists()), Path(choice[0])) for choice in self._choices
         ]
 
-    def _tail(self, file: Path) -> Tail:
-        """Go on where an earlier run ended; of a file that it did not know, all that is younger than its end."""
-        for position in self._known:
+    def _tail(self, file: Path, known: Sequence[Position], until: float | None) -> Tail:
+        """Go on at a known place; in another file with all that is younger than what has been recorded."""
+        for position in known:
             tail = Tail(file, position)
             if tail.is_known():
                 return tail
-        if self._since is None:
+        if until is None:
             return Tail(file)
         tail = Tail(file, BEGINNING)
-        self._younger[tail] = self._since
+        self._younger[tail] = until
         return tail
 
     def _look(self) -> None:
@@ -124,13 +124,13 @@ class Syslog(Source):
             self._younger.pop(tail, None)
 
     def _take(self, tail: Tail, since: float) -> None:
-        """Hand over the lines that are new and not older than `since`."""
+        """Hand over the lines that are new and younger than `since`."""
         rows: list[LogEntry] = []
         now = time.time()
         try:
             for line in tail.lines():
                 entry = log_entry(line, now)
-                if entry.time >= since and (self._own is None or entry.pid != self._own):
+                if entry.time > since and (self._own is None or entry.pid != self._own):
                     rows.append(entry._replace(cursor=self._cursor()))
                 if len(rows) >= _BATCH_ROWS:
                     self._hand_over(rows)
