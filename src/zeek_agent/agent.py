@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zeek_agent import __version__, event_file, identity, logbook, paths
+from zeek_agent import __version__, event_file, heap, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.answers import answering
