@@ -227,7 +227,7 @@ def test_zkg_installs_the_package_from_a_clone(tmp_path: Path) -> None:
     run("zkg", "--configfile", str(configuration), "install", "--force", "--skiptests", str(clone))
     for name in ("packages", "zeek-agent", "zeek-agent-v2"):
         run("zeek", "-a", name, ZEEKPATH=f"{state}/site:{search_path()}")
-    assert (state / "site" / "packages" / "zeek-agent" / "version.dat").read_text() == f"{__version__}\n"
+    assert (state / "site" / "packages" / clone.name / "version.dat").read_text() == f"{__version__}\n"
 
 
 LOCAL = f'redef ZeekAgent::local_agents = {{ "{AGENT_ID}" }};'

@@ -46,6 +46,8 @@ export {
 	type Agent: record {
 		## When its last hello came.
 		last_seen: time;
+		## The same by the wall clock.
+		last_heard: time;
 		## That hello.
 		hello: ZeekAgentAPI::AgentHelloV1;
 		## Id of its connection.
@@ -303,7 +305,7 @@ function read_hello(columns: any, agent: Agent): bool
 
 event ZeekAgentAPI::agent_hello_v1(ctx: Context, columns: any)
 	{
-	local agent = Agent($last_seen=network_time(),
+	local agent = Agent($last_seen=network_time(), $last_heard=current_time(),
 	    $hello=ZeekAgentAPI::AgentHelloV1($agent_id="", $instance_id=""),
 	    $hello_id=ctx?$query_id ? ctx$query_id : "");
 
@@ -370,6 +372,26 @@ event agent_gone(agent_id: string)
 	delete agents[agent_id];
 	}
 
+# An agent's first hello gets lost when it comes before this node's subscriptions are known everywhere, as it does where
+# something else opens the port early. Our agents answer a Zeek that is new to them with another one.
+event greet(agent_id: string, connected: time)
+	{
+	if ( agent_id !in agents || agents[agent_id]$last_heard < connected )
+		say_hello(fmt("/zeek-agent/query/host/%s", agent_id));
+	}
+
+event Cluster::websocket_client_added(endpoint: Cluster::EndpointInfo,
+    subscriptions: string_vec)
+	{
+	if ( ! is_owner() )
+		return;
+
+	for ( _, topic in subscriptions )
+		if ( starts_with(topic, "/zeek-agent/query/host/") )
+			schedule 2sec { greet(sub(topic, /^\/zeek-agent\/query\/host\//, ""),
+			    current_time()) };
+	}
+
 event say_hello_to_all()
 	{
 	say_hello("/zeek-agent/query/group/all");
@@ -418,7 +440,7 @@ event zeek_init() &priority=-10
 
 	Cluster::subscribe("/zeek-agent/response/all");
 	Cluster::subscribe(fmt("/zeek-agent/response/%s/", zeek_instance));
-	schedule hello_interval { say_hello_to_all() };
+	schedule 2sec { say_hello_to_all() };
 	}
 
 event zeek_done()

@@ -59,23 +59,8 @@ function why_not_listen(): string
 	return "";
 	}
 
-event zeek_init() &priority=-90
+function open_port()
 	{
-	if ( ! listen || ! is_owner() )
-		return;
-
-	# ZeekControl checks and prints configurations with these.
-	if ( getenv("ZEEKCTL_DISABLE_LISTEN") != ""
-	    || getenv("ZEEKCTL_CHECK_CONFIG") != "" )
-		return;
-
-	local obstacle = why_not_listen();
-	if ( obstacle != "" )
-		{
-		Reporter::warning(fmt("Zeek Agent: not listening for agents: %s", obstacle));
-		return;
-		}
-
 	local address = listen_address;
 	local address_text = getenv("ZEEK_WEBSOCKET_LISTEN_ADDRESS");
 	if ( address_text != "" )
@@ -96,4 +81,30 @@ event zeek_init() &priority=-90
 	else
 		Reporter::error(fmt("Zeek Agent: cannot listen for agents at %s: is another process there?",
 		    url));
+	}
+
+event open_port_soon()
+	{
+	open_port();
+	}
+
+event zeek_init() &priority=-90
+	{
+	if ( ! listen || ! is_owner() )
+		return;
+
+	# ZeekControl checks and prints configurations with these.
+	if ( getenv("ZEEKCTL_DISABLE_LISTEN") != ""
+	    || getenv("ZEEKCTL_CHECK_CONFIG") != "" )
+		return;
+
+	local obstacle = why_not_listen();
+	if ( obstacle != "" )
+		{
+		Reporter::warning(fmt("Zeek Agent: not listening for agents: %s", obstacle));
+		return;
+		}
+
+	# An agent that came before this node's subscriptions have reached the cluster would not be heard.
+	schedule 1sec { open_port_soon() };
 	}

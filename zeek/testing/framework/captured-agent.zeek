@@ -5,7 +5,7 @@
 # @TEST-PORT: XSUB_PORT
 #
 # @TEST-EXEC: ${SCRIPTS}/talk scenario.py %INPUT
-# @TEST-EXEC: bash compare.sh zeek-agent type_ hid hostname addresses version uptime platform os_name
+# @TEST-EXEC: bash compare.sh zeek-agent type_ hid hostname version uptime platform os_name
 # @TEST-EXEC: bash compare.sh zeek-agent-processes hid host change name pid uid gid ppid priority startup
 # @TEST-EXEC: bash compare.sh zeek-agent-sockets hid host change pid process family protocol local_addr local_port remote_addr remote_port state
 # @TEST-EXEC: bash compare.sh zeek-agent-files hid host change path type_ uid gid mode mtime size
