@@ -163,6 +163,18 @@ async def test_old_servers_get_a_thirteenth_hello_field() -> None:
     assert hello.named()["uptime"] == 1.5
 
 
+async def test_a_zeek_that_says_hello_first_is_told_again_who_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zeek_agent.zeek.session.HELLO_ANSWER", 0.2)
+    async with connected() as (_, client):
+        await client.expect(AgentHello)
+        await client.hello()  # an answer
+        await asyncio.sleep(0.3)
+        assert len(client.of(AgentHello)) == 1
+        await client.hello(instance="zeek_2")  # one that missed it
+        await client.expect(AgentHello, number=2)
+        assert len({hello.context.query_id for hello in client.of(AgentHello)}) == 1
+
+
 async def test_repeats_the_hello_under_one_id_until_it_reconnects() -> None:
     async with zeek_server() as zeek, agent(zeek.url(), hello_interval=0.03):
         client = await zeek.client()

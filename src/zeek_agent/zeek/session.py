@@ -8,6 +8,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from zeek_agent.database import Lane, Profile, ResultColumn
@@ -33,6 +34,8 @@ HELLO_RETRY: Final = 5.0
 """Most seconds until a hello that could not be made is tried again."""
 ERRORS_MAX: Final = 100
 """Error reports that may wait for a slow Zeek."""
+HELLO_ANSWER: Final = 1.0
+"""Seconds after a hello in which a Zeek that says hello for the first time answers it; later, it has missed it."""
 HELLO_SQL: Final = "SELECT * FROM zeek_agent"
 _BROKER: Final = ResultColumn("broker", ZeekType("text"))
 _FEATURES: Final = ResultColumn("features", ZeekType.parse("set[text]"))
@@ -71,6 +74,8 @@ class Session:
         self._monotonic = monotonic
         self._errors: asyncio.Queue[bytes] = asyncio.Queue(ERRORS_MAX)
         self._complaints: Counter[str] = Counter()
+        self._hello_at = monotonic()
+        self._hello_wanted = asyncio.Event()
 
     def queries(self, instance: Instance) -> list[Installed]:
         """The queries that an instance has installed now."""
@@ -98,7 +103,7 @@ class Session:
             self._websocket.transport.abort()
 
     async def _say_hello(self) -> None:
-        """Send the agent's row of `zeek_agent` at once and then at each interval, with one query id a connection."""
+        """Send the agent's row of `zeek_agent` at once, at each interval and when wanted, with one query id."""
         query_id = f"agent_hello_{secrets.token_hex(11)}"
         while True:
             pause = self._settings.hello_interval
@@ -110,7 +115,11 @@ class Session:
             else:
                 context = Context(self._identity.agent, self._clock(), query_id)
                 await self.sender.send([protocol.agent_hello(context, columns).encode()])
-            await asyncio.sleep(pause)
+                self._hello_at = self._monotonic()
+            self._hello_wanted.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._hello_wanted.wait()
 
     async def _hello_record(self) -> str:
         result = await self._database.query(HELLO_SQL, profile=Profile.STOCK, lane=Lane.EVENTS, origin="agent")
@@ -206,6 +215,8 @@ class Session:
         return instance
 
     def _take_hello(self, instance: Instance, hello: ZeekHello) -> None:
+        if instance.hello is None and self._monotonic() - self._hello_at > HELLO_ANSWER:
+            self._hello_wanted.set()
         instance.hello = hello
         was_disabled = instance.is_disabled
         number = hello.package_number
