@@ -1,6 +1,6 @@
 """Shared by all tests: what needs root or Zeek is skipped by name where they are not.
 
-A shell starts its background jobs with SIGINT ignored, which programs under test would inherit: Ctrl-C works again here.
+A shell starts its background jobs with SIGINT ignored, which programs under test would inherit: it works again here.
 """
 
 from __future__ import annotations
