@@ -1,11 +1,12 @@
-"""Processes, from proc(5)."""
+"""Processes, from proc(5) or by a BPF iterator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 
 from zeek_agent.schema import Column, Constraints, Row, Table, Value
+from zeek_agent.sources.bpf.iterators import Task, loaded
 from zeek_agent.sources.procfs import Process, Procfs
 
 processes = Table(
@@ -60,7 +61,7 @@ processes = Table(
 @processes.snapshot
 def running(wanted: Constraints) -> Iterator[Row]:
     read = [_reader(column.name, wanted) for column in processes.columns]
-    for process in Procfs(wanted.host.proc).processes(wanted.integers("pid")):
+    for process in _processes(wanted):
         wanted.check()
         try:
             row = [value(process) for value in read]
@@ -69,7 +70,15 @@ def running(wanted: Constraints) -> Iterator[Row]:
         yield row
 
 
-def _reader(column: str, wanted: Constraints) -> Callable[[Process], Value]:
+def _processes(wanted: Constraints) -> Iterable[Process | Task]:
+    """All processes, or those that are asked for: few from /proc, all by the kernel's iterator if that is loaded."""
+    pids = wanted.integers("pid")
+    if pids is None and wanted.host.proc == "/proc" and (iterators := loaded()) is not None:
+        return iterators.tasks()
+    return Procfs(wanted.host.proc).processes(pids)
+
+
+def _reader(column: str, wanted: Constraints) -> Callable[[Process | Task], Value]:
     """How to get that column's value; nothing is read for a column that the statement does not use."""
     if column not in wanted.columns or column == "startup":
         return _unread
@@ -79,7 +88,7 @@ def _reader(column: str, wanted: Constraints) -> Callable[[Process], Value]:
     return attrgetter(column)
 
 
-def _unread(_: Process) -> None:
+def _unread(_: Process | Task) -> None:
     return None
 
 

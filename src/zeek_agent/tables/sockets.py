@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
 from zeek_agent.schema import Column, Constraints, Row, Table
+from zeek_agent.sources.bpf.iterators import loaded
 from zeek_agent.sources.conntrack import Key, translations
 from zeek_agent.sources.host_sockets import sockets_by_namespace
 from zeek_agent.sources.procfs import Process, Procfs, socket_holders
@@ -160,7 +161,8 @@ def _held(wanted: Constraints, protocols: Collection[int], states: int) -> Itera
     listed = list(sockets_by_namespace(procfs.root, pids, protocols, states, wanted.check))
     if not any(found for _, found in listed):
         return
-    holders = socket_holders(procfs.root, pids, wanted.check)
+    iterators = loaded() if only_pids is None and procfs.root == "/proc" else None
+    holders = iterators.socket_holders() if iterators else socket_holders(procfs.root, pids, wanted.check)
     nobody: list[tuple[int | None, int | None]] = [(None, None)] if only_pids is None else []
     owners: dict[int | None, Owner] = {None: Owner()}
     for netns, found in listed:

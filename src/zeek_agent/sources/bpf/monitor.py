@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from zeek_agent.sources.bpf import iterators
 from zeek_agent.sources.bpf.libbpf import BpfObject
 from zeek_agent.sources.bpf.records import KINDS, Kind
 from zeek_agent.sources.bpf.ring import Ring
@@ -164,6 +165,7 @@ class Monitor:
         self._thread.start()
 
     def _run(self, ring: Ring) -> None:
+        iterators.load()
         try:
             while not self._stopping.is_set():
                 ring.wait(_TICK)
