@@ -125,8 +125,11 @@ class Agent:
         await self.publish("ZeekAgentAPI::agent_shutdown_v1", self.context(None), to="all")
 
     async def publish(self, name: str, *arguments: Value, to: str | None = None) -> None:
-        topic = f"/zeek-agent/response/{to or self.instance}/{self.id}"
-        await self._websocket.send(event(topic, name, *arguments))
+        await self.send(self.frame(name, *arguments, to=to))
+
+    def frame(self, name: str, *arguments: Value, to: str | None = None) -> str:
+        """An event to the Zeek that the agent heard of, or to all."""
+        return event(f"/zeek-agent/response/{to or self.instance}/{self.id}", name, *arguments)
 
     async def send(self, frame: str) -> None:
         """A frame as it is."""
@@ -136,7 +139,11 @@ class Agent:
         """A row as version 1 has it."""
         await self.publish(name, self.context(query_id, change), vector(*cells))
 
-    async def batch(
+    async def batch(self, query_id: str, rows: list[dict[str, Any]], **more: Any) -> None:
+        """Rows as our agents send them; see `batch_frame`."""
+        await self.send(self.batch_frame(query_id, rows, **more))
+
+    def batch_frame(
         self,
         query_id: str,
         rows: list[dict[str, Any]],
@@ -147,16 +154,11 @@ class Agent:
         change: str | None = None,
         store: str = "S1",
         stream: str = "Q1",
-    ) -> None:
-        head = vector(
-            string(store),
-            string(stream),
-            count(window[0]),
-            count(window[1]),
-            count(index),
-            {"@data-type": "boolean", "data": last},
-        )
-        await self.publish("ZeekAgentAPI::rows_v1", self.context(query_id, change), head, string(json.dumps(rows)))
+    ) -> str:
+        ends = {"@data-type": "boolean", "data": last}
+        head = vector(string(store), string(stream), count(window[0]), count(window[1]), count(index), ends)
+        text = json.dumps(rows, separators=(",", ":"))
+        return self.frame("ZeekAgentAPI::rows_v1", self.context(query_id, change), head, string(text))
 
     async def receive(self, seconds: float = 10.0) -> tuple[str, list[Any]]:
         """The next event from Zeek."""
