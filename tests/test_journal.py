@@ -257,10 +257,10 @@ def test_a_journalctl_that_cannot_work_gives_way_to_the_files_of_syslog(
     journalctl = tmp_path / "journalctl"
     journalctl.write_text("#!/bin/sh\necho 'Failed to open the journal: no luck' >&2\nexit 3\n")
     journalctl.chmod(0o755)
-    machine = tmp_path / "journal" / Path("/etc/machine-id").read_text().strip()
+    machine = tmp_path / "journal" / "0123456789abcdef"
     machine.mkdir(parents=True)
     (machine / "system.journal").touch()
-    broken = Journal(SourceSettings(), [str(journalctl)], [tmp_path / "journal"])
+    broken = Journal(SourceSettings(), [str(journalctl)], [tmp_path / "journal"], machine_id(tmp_path))
     file = tmp_path / "syslog"
     file.touch()
     run = Run(tmp_path / "events.db", [broken, Syslog(SourceSettings(syslog_files=(str(file),)))])
@@ -308,9 +308,19 @@ def test_syslog_goes_on_after_what_the_journal_has_given(tmp_path: Path) -> None
 def test_why_there_is_no_journal_is_said_in_one_line(tmp_path: Path) -> None:
     settings = SourceSettings()
     assert Journal(settings, ["no-such-journalctl"]).probe() == "no-such-journalctl is not installed"
-    reason = Journal(settings, ["true"], [tmp_path / "run", tmp_path / "var"]).probe()
+    places = [tmp_path / "run", tmp_path / "var"]
+    assert Journal(settings, ["true"], places, machine_id(tmp_path)).probe() == (
+        f"this machine has no journal: neither {places[0]}/0123456789abcdef nor {places[1]}/0123456789abcdef holds one"
+    )
+    reason = Journal(settings, ["true"], places, tmp_path / "no-machine-id").probe()
     assert reason is not None
-    assert reason.startswith(f"this machine has no journal: neither {tmp_path / 'run'}/")
+    assert reason.startswith("whose journal it is cannot be known: ")
+
+
+def machine_id(directory: Path) -> Path:
+    file = directory / "machine-id"
+    file.write_text("0123456789abcdef\n")
+    return file
 
 
 def exported(fields: Sequence[tuple[str, bytes]], *, as_text: bool) -> bytes:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DIRECTORIES: Final = (Path("/run/log/journal"), Path("/var/log/journal"))
-_MACHINE_ID: Final = Path("/etc/machine-id")
+MACHINE_ID: Final = Path("/etc/machine-id")
 _FIELDS: Final = (
     *("MESSAGE", "PRIORITY", "SYSLOG_FACILITY", "SYSLOG_IDENTIFIER"),
     *("_COMM", "_EXE", "_PID", "_UID", "_SYSTEMD_UNIT"),
@@ -53,10 +53,12 @@ class Journal(Source):
         settings: SourceSettings,
         command: Sequence[str] = ("journalctl",),
         directories: Sequence[Path] = DIRECTORIES,
+        machine_id: Path = MACHINE_ID,
     ) -> None:
         super().__init__()
         self._command = command
         self._directories = directories
+        self._machine_id = machine_id
         self._own = str(os.getpid()).encode() if settings.ignore_self else None
         self._cursor: str | None = None
         self._since: float | None = None
@@ -69,7 +71,7 @@ class Journal(Source):
         if shutil.which(self._command[0]) is None:
             return f"{self._command[0]} is not installed"
         try:
-            machine = _MACHINE_ID.read_text().strip()
+            machine = self._machine_id.read_text().strip()
         except OSError as error:
             return f"whose journal it is cannot be known: {error}"
         files = [file for directory in self._directories for file in directory.glob(f"{machine}/system*.journal")]
