@@ -88,6 +88,8 @@ class ProcessCache:
         self._redact = redact
         self._versions: dict[int, list[Process]] = {}
         self._ended: deque[Process] = deque()
+        self.execs_lost_until = 0
+        """Until when executions may be missing, in boot time."""
 
     def __len__(self) -> int:
         """Versions held, of living and exited processes."""
@@ -159,6 +161,10 @@ class ProcessCache:
         """Arguments, each with its NUL, as one redacted line, with an ellipsis where the rest is cut off."""
         line = self._redact(text.from_bytes(arguments.rstrip(b"\0").replace(b"\0", b" ")))
         return f"{line} …" if cut else line or None
+
+    def doubts(self, process: Process, name: str) -> bool:
+        """Whether a process that calls itself `name` now may have executed something that was lost."""
+        return process.since <= self.execs_lost_until and process.name != name
 
     def reconcile(self, now: int | None = None) -> None:
         """End what /proc no longer shows: for use after exits may have been missed."""

@@ -109,6 +109,13 @@ class ConnectionTracker:
             return self._open.get(record.cookie, (None, None))[0]
         ticks = start_ticks(record.started)
         process = self._cache.find(record.pid, record.acted, ticks)
+        if process is not None and self._cache.doubts(process, records.comm(record.name)):
+            process = self._cache.read(record.pid)
+            if process is not None and process.start_ticks == ticks:
+                process.since = record.acted
+                self._cache.exec(process)
+            else:
+                process = None
         if process is None:
             return _stranger(record, ticks)
         process.uid, process.gid = record.uid, record.gid

@@ -80,6 +80,7 @@ class Monitor:
         self._housekeeping = 0.0
         self._failed = False
         self._missed = 0
+        self._unreconciled = False
 
     def open(self) -> None:
         """Begin to follow processes, unless it is done already. Raises OSError. Each `open` needs a `close`."""
@@ -122,7 +123,9 @@ class Monitor:
             if self._processes is None or self._failed:
                 return
             marks = [(stream, stream.ring.end()) for stream in self._others]
-            if self._catch_up(self._processes):
+            caught_up = self._catch_up(self._processes)
+            self._note_losses()
+            if caught_up:
                 for stream, end in marks:
                     self._take(stream, end)
             self._tick()
@@ -163,6 +166,15 @@ class Monitor:
         self._stopping.clear()
         self._thread = threading.Thread(target=self._run, args=(self._processes.ring,), name="ebpf", daemon=True)
         self._thread.start()
+
+    def _note_losses(self) -> None:
+        lost = self.lost()
+        if lost.total() == self._missed:
+            return
+        self._missed = lost.total()
+        self._unreconciled = True
+        if lost[Kind.EXEC] or lost[Kind.FORK]:
+            self.cache.execs_lost_until = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def _run(self, ring: Ring) -> None:
         iterators.load()
@@ -208,9 +220,8 @@ class Monitor:
         if settled and self.on_change is not None:
             self.on_change(settled)
         self.cache.expire(boot)
-        missed = sum(self.lost().values())
-        if missed != self._missed:
-            self._missed = missed
+        if self._unreconciled:
+            self._unreconciled = False
             self.cache.reconcile(boot)
         for callback in self.on_tick:
             callback()

@@ -80,15 +80,16 @@ static __always_inline bool left_out(struct task_struct *task, __u32 pid, __u32 
 static __always_inline void take(struct owner *owner)
 {
 	struct task_struct *task = current_task();
+	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
 	const struct cred *cred = BPF_CORE_READ(task, cred);
 
 	owner->pid = BPF_CORE_READ(task, tgid);
-	owner->started = BPF_CORE_READ(task, group_leader, start_boottime);
+	owner->started = BPF_CORE_READ(leader, start_boottime);
 	owner->acted = bpf_ktime_get_boot_ns();
 	owner->uid = BPF_CORE_READ(cred, euid.val);
 	owner->gid = BPF_CORE_READ(cred, egid.val);
 	owner->ignored = left_out(task, owner->pid, owner->uid);
-	bpf_probe_read_kernel(owner->name, COMM, task->comm);
+	bpf_probe_read_kernel(owner->name, COMM, leader->comm);
 }
 
 /* An owner that nobody became yet has only zeros: not known. */

@@ -59,8 +59,19 @@ class ProcessTracker:
             if process.since > now - FORK_PATIENCE:
                 break
             del self._forked[pid]
+            if process.since <= self.cache.execs_lost_until:
+                process = self._seen(process)
             changes.append(Change(process, process.since, None))
         return changes
+
+    def _seen(self, process: Process) -> Process:
+        """The process as /proc shows it, where its execution may have been lost."""
+        shown = self.cache.read(process.pid)
+        if shown is None or shown.start_ticks != process.start_ticks or shown.exe == process.exe:
+            return process
+        shown.since = process.since
+        self.cache.exec(shown)
+        return shown
 
     def _apply(self, record: bytes, changes: list[Change]) -> None:
         kind = record[0]
@@ -117,6 +128,8 @@ class ProcessTracker:
             self.cache.exec(ended)
             process = self.cache.exit(ended.pid, ended.since, ended.start_ticks) or ended
         process.uid, process.gid, process.ruid, process.rgid = ended.uid, ended.gid, ended.ruid, ended.rgid
+        if self.cache.doubts(process, ended.name):
+            process.exe = process.cmdline = None
         process.name = ended.name
         if self._forked.pop(process.pid, None) is not None:
             changes.append(Change(process, process.since, None))
