@@ -106,11 +106,12 @@ def test_holders_of_sockets_are_those_that_proc_shows(iterators: Iterators) -> N
         inodes = [os.fstat(each.fileno()).st_ino for each in (shared, twice)]
         with subprocess.Popen(["sleep", "2"], pass_fds=[shared.fileno()]) as child:
             holders = iterators.socket_holders()
-            shown = socket_holders("/proc", [os.getpid(), child.pid])
+            both = sorted([os.getpid(), child.pid])
+            shown = socket_holders("/proc", both)
             only = iterators.socket_holders({child.pid})
             child.kill()
         os.close(again)
-        assert holders[inodes[0]] == [(os.getpid(), shared.fileno()), (child.pid, shared.fileno())]
+        assert holders[inodes[0]] == [(pid, shared.fileno()) for pid in both]
         assert holders[inodes[1]] == [(os.getpid(), twice.fileno())]
         assert {inode: holders[inode] for inode in inodes} == {inode: shown[inode] for inode in inodes}
         assert only == {inodes[0]: [(child.pid, shared.fileno())]}
