@@ -56,15 +56,17 @@ def records(log: Path) -> list[dict[str, Any]]:
     return [dict(zip(names, record, strict=True)) for record in parse_log(content)]
 
 
-@contextmanager
-def zeek(directory: Path, *arguments: str, site: str = "") -> Iterator[str]:
-    """A Zeek with the package in a directory; the URL for agents. Ended in order, so that its logs are whole."""
-    xpub, xsub, port = free_port(), free_port(), free_port()
-    directory.mkdir(exist_ok=True)
-    (directory / "site.zeek").write_text(
-        f"""
+class Zeek:
+    """A Zeek with the package, the same ports in each of its lives, and a directory for each."""
+
+    def __init__(self, site: str = "", *arguments: str) -> None:
+        self.port = free_port()
+        self.url = f"ws://127.0.0.1:{self.port}"
+        self._arguments = arguments
+        xpub, xsub = free_port(), free_port()
+        self._site = f"""
         @load {PACKAGE}
-        redef ZeekAgent::listen_port = {port}/tcp;
+        redef ZeekAgent::listen_port = {self.port}/tcp;
         redef Cluster::Backend::ZeroMQ::listen_xpub_endpoint = "tcp://127.0.0.1:{xpub}";
         redef Cluster::Backend::ZeroMQ::connect_xsub_endpoint = "tcp://127.0.0.1:{xpub}";
         redef Cluster::Backend::ZeroMQ::listen_xsub_endpoint = "tcp://127.0.0.1:{xsub}";
@@ -73,25 +75,41 @@ def zeek(directory: Path, *arguments: str, site: str = "") -> Iterator[str]:
         redef ZeekAgent_Files::enabled = F;
         {site}
         """
-    )
-    with (directory / "output").open("wb") as output:
-        process = subprocess.Popen(
-            ["zeek", "-C", *arguments, "site.zeek"],
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={name: value for name, value in os.environ.items() if not name.startswith("ZEEK_WEBSOCKET")},
-        )
-    try:
-        yield f"ws://127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+        (directory / "site.zeek").write_text(self._site)
+        with (directory / "output").open("wb") as output:
+            self._process = subprocess.Popen(
+                ["zeek", "-C", *self._arguments, "site.zeek"],
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={name: value for name, value in os.environ.items() if not name.startswith("ZEEK_WEBSOCKET")},
+            )
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it, in order unless told otherwise: its logs are whole then."""
+        assert self._process is not None
+        self._process.send_signal(how)
         try:
-            process.wait(30)
+            self._process.wait(30)
         finally:
-            process.kill()
-            process.wait()
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def zeek(directory: Path, *arguments: str, site: str = "") -> Iterator[str]:
+    """A Zeek that runs; the URL for agents."""
+    one = Zeek(site, *arguments)
+    one.start(directory)
+    try:
+        yield one.url
+    finally:
+        one.stop()
 
 
 async def joined(directory: Path) -> None:
@@ -320,3 +338,64 @@ async def test_connections_that_were_open_before_the_agent_came_are_attributed(t
     assert (line["orig_pid"], line["resp_pid"]) == (os.getpid(), os.getpid())
     assert line["orig_hid"] == AGENT_ID
     assert line["orig_user"] == "root"
+
+
+SPAWN = """
+import os, sys, time
+rate, seconds = float(sys.argv[1]), float(sys.argv[2])
+started = time.monotonic()
+number = 0
+while (now := time.monotonic() - started) < seconds:
+    while number < now * rate:
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        number += 1
+    time.sleep(0.005)
+"""
+
+
+@needs_zeek
+@pytest.mark.root
+@pytest.mark.timeout(240)
+async def test_every_event_is_logged_though_zeek_is_killed_and_the_agent_restarted(tmp_path: Path) -> None:
+    """`ZEEK_AGENT_TEST_SECONDS` says for how long, 24 s by default; about a thousand events a second."""
+    seconds = float(os.environ.get("ZEEK_AGENT_TEST_SECONDS", "24"))
+    lives = [tmp_path / f"zeek-{number}" for number in range(3)]
+    one = Zeek()
+    one.start(lives[0])
+    load = None
+    try:
+        async with running(tmp_path, f"--zeek={one.url}") as agent:
+            await joined(lives[0])
+            load = await asyncio.create_subprocess_exec(sys.executable, "-c", SPAWN, "500", str(seconds))
+            await asyncio.sleep(seconds / 4)
+            one.stop(signal.SIGKILL)
+            await asyncio.sleep(1)
+            one.start(lives[1])
+            await asyncio.sleep(seconds / 4)
+            await asyncio.to_thread(agent.stop)
+        async with running(tmp_path, f"--zeek={one.url}") as agent:
+            await asyncio.sleep(seconds / 4)
+            one.stop(signal.SIGKILL)
+            one.start(lives[2])
+            await load.wait()
+            await asyncio.sleep(8)
+            held = {row["seq"] for row in await agent.ask("SELECT seq FROM processes_events_history")}
+            await asyncio.sleep(3)
+    finally:
+        one.stop()
+        if load is not None and load.returncode is None:
+            load.kill()
+
+    logged = []
+    for life in lives:
+        numbers = [(line["store"], line["seq"]) for line in records(life / "zeek-agent-process-events.log")]
+        assert len(set(numbers)) == len(numbers), "an event is twice in the logs of one life of Zeek"
+        logged += numbers
+    assert len({store for store, _ in logged}) == 1
+    first = min(seq for _, seq in logged)  # what was there before Zeek asked for the first time is not reported
+    wanted = {seq for seq in held if seq >= first}
+    assert len(wanted) > 500 * seconds
+    assert not wanted - {seq for _, seq in logged}
