@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from zeek_agent import event_file
 from zeek_agent.access import AccessPolicy
 from zeek_agent.events import EventStore
+from zeek_agent.events import file as event_file
 from zeek_agent.host import Host
 from zeek_agent.schema import Constraints, Row, Table
 from zeek_agent.tables import builtin_tables

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 from acting import NOBODY, acting_as
 
-from zeek_agent import client
 from zeek_agent.config import load
 from zeek_agent.errors import ZeekAgentError
+from zeek_agent.terminal import client
 
 PROGRAM = [sys.executable, "-m", "zeek_agent"]
 

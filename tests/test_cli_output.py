@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeek_agent.console import Mode, Printer, display_width, fit, iso_time
 from zeek_agent.schema import ZeekType
+from zeek_agent.terminal.console import Mode, Printer, display_width, fit, iso_time
 
 COLUMNS = [
     ("pid", ZeekType("count")),

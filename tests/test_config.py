@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeek_agent import config, config_check
+from zeek_agent import config
 from zeek_agent.errors import UsageError
+from zeek_agent.terminal import config_check
 
 
 @pytest.fixture

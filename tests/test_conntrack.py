@@ -20,9 +20,9 @@ from asking import ask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeek_agent import event_file
 from zeek_agent.config import SourceSettings
 from zeek_agent.events import EventStore
+from zeek_agent.events import file as event_file
 from zeek_agent.sources.conntrack import Connection, Conntrack, Translations, Tuple, parse
 from zeek_agent.sources.namespaces import in_network_namespace
 from zeek_agent.sources.socket_rows import Translation

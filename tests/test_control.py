@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from zeek_agent import control
 from zeek_agent.control import Columns, ControlClient, Facts, Frame, NoAgentError, Note, Query, Request, Rows, Status
-from zeek_agent.control_server import CONNECTIONS_MAX, Answer, ControlServer
+from zeek_agent.control.server import CONNECTIONS_MAX, Answer, ControlServer
 from zeek_agent.errors import AccessDeniedError, SqlError, UsageError, ZeekAgentError
 from zeek_agent.schema import Column, Parameter, Table
 

@@ -10,9 +10,9 @@ import pytest
 
 from zeek_agent import config, reference
 from zeek_agent.cli import commands
-from zeek_agent.functions import FUNCTIONS
-from zeek_agent.shell import COMMANDS
-from zeek_agent.table_text import zeek_field, zeek_record
+from zeek_agent.database.functions import FUNCTIONS
+from zeek_agent.terminal.shell import COMMANDS
+from zeek_agent.terminal.table_text import zeek_field, zeek_record
 
 ROOT = Path(__file__).parent.parent
 

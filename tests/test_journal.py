@@ -20,8 +20,8 @@ from journald import PrivateJournal, private_journal, until
 from recording import Event, Recording
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.event_file import read
 from zeek_agent.events import EventStore
+from zeek_agent.events.file import read
 from zeek_agent.sources import Past, Sink, Source
 from zeek_agent.sources.journal import Journal, entries, log_entry
 from zeek_agent.sources.log_entry import MESSAGE_BYTES, LogEntry

@@ -14,9 +14,9 @@ from sql import Recorder
 
 from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.database import Lane
+from zeek_agent.database.remote_tables import KEYS_AT_ONCE
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.osquery.imported import REQUIRED
-from zeek_agent.remote_tables import KEYS_AT_ONCE
 
 PROCESSES = [(n, f"/bin/{n % 150}", n % 3) for n in range(500)]
 LIMIT = " LIMIT 200001"

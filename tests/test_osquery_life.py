@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
 
-from zeek_agent import doctor
 from zeek_agent.cli import run_command
 from zeek_agent.config import Config, LimitSettings, OsquerySettings
 from zeek_agent.errors import LimitError, SqlError
@@ -27,6 +26,7 @@ from zeek_agent.osquery import wire
 from zeek_agent.osquery.client import Client, RestingError
 from zeek_agent.osquery.wire import Connection, GoneError, RefusedError, SlowError, UnreachableError
 from zeek_agent.tables import builtin_tables
+from zeek_agent.terminal import doctor
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeek_agent import control
-from zeek_agent.console import Mode, Printer
 from zeek_agent.control import Columns, Declarations, Frame, Pause, Request, Rows
 from zeek_agent.errors import SqlError, UsageError
 from zeek_agent.schema import Column, Table
-from zeek_agent.shell import Shell, find_table, is_complete, split_schedule, split_statements
+from zeek_agent.terminal.console import Mode, Printer
+from zeek_agent.terminal.shell import Shell, find_table, is_complete, split_schedule, split_statements
 
 TABLES = [
     Table(

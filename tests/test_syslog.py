@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from recording import Recording
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.event_file import read
 from zeek_agent.events import EventStore
+from zeek_agent.events.file import read
 from zeek_agent.sources import Past
 from zeek_agent.sources.file_tail import Position, Tail
 from zeek_agent.sources.log_entry import MESSAGE_BYTES

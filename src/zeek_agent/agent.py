@@ -14,13 +14,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zeek_agent import __version__, event_file, heap, identity, logbook, paths
+from zeek_agent import __version__, heap, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
-from zeek_agent.answers import answering
-from zeek_agent.control_server import ControlServer
+from zeek_agent.control.answers import answering
+from zeek_agent.control.server import ControlServer
 from zeek_agent.database import Database
 from zeek_agent.events import EventStore
+from zeek_agent.events import file as event_file
 from zeek_agent.host import Host
 from zeek_agent.queries import Installed, QueryRunner
 from zeek_agent.signals import stop_signals

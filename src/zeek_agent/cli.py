@@ -18,7 +18,7 @@ from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
     from zeek_agent.config import CollectorSettings, Config
-    from zeek_agent.console import Printer
+    from zeek_agent.terminal.console import Printer
 
 NAME: Final = "zeek-agent"
 MODES: Final = ("table", "json", "csv", "line")
@@ -164,7 +164,7 @@ def query(given: Given, *, sql: str, mode: str) -> int:
 
     A running agent answers, or else this process.
     """
-    from zeek_agent import client
+    from zeek_agent.terminal import client
 
     config, origins = given.load()
     asked = client.open_session(config, origins)
@@ -183,8 +183,9 @@ def query(given: Given, *, sql: str, mode: str) -> int:
 @_settings
 def shell(given: Given, *, mode: str) -> int:
     """Ask interactively: SQL, `.help` for commands. Statements are also read from a pipe."""
-    from zeek_agent import client, paths
-    from zeek_agent.shell import Shell
+    from zeek_agent import paths
+    from zeek_agent.terminal import client
+    from zeek_agent.terminal.shell import Shell
 
     config, origins = given.load()
     asked = client.open_session(config, origins)
@@ -205,8 +206,8 @@ def shell(given: Given, *, mode: str) -> int:
 @_settings
 def tables(given: Given, *, name: str | None, zeek: bool) -> None:
     """List the tables, or describe one."""
-    from zeek_agent import client, table_text
-    from zeek_agent.shell import find_table
+    from zeek_agent.terminal import client, table_text
+    from zeek_agent.terminal.shell import find_table
 
     config, origins = given.load()
     asked = client.open_session(config, origins)
@@ -228,7 +229,7 @@ def tables(given: Given, *, name: str | None, zeek: bool) -> None:
 @_settings
 def status(given: Given, *, form: str) -> None:
     """Show the running agent: identity, connections, sources, queries, event store. Exit code 1 when none runs."""
-    from zeek_agent import client, status_report
+    from zeek_agent.terminal import client, status_report
 
     config, _ = given.load()
     asked = client.connect(config)
@@ -248,7 +249,7 @@ def status(given: Given, *, form: str) -> None:
 @_settings
 def doctor(given: Given, *, form: str, zeek: Sequence[str]) -> int:
     """Check what the agent needs and can do here, and say what to do about it. Exit code 1 when `run` would fail."""
-    from zeek_agent import doctor
+    from zeek_agent.terminal import doctor
 
     config, origins = given.load({"zeek.destinations": list(zeek) or None})
     checks = doctor.examine(config, origins)
@@ -265,7 +266,8 @@ def config_group() -> None:
 @_settings
 def config_check(given: Given) -> None:
     """Check the configuration as `run` would use it, and print what differs from the defaults and why."""
-    from zeek_agent import config, config_check
+    from zeek_agent import config
+    from zeek_agent.terminal import config_check
 
     loaded, origins = given.load()
     config_check.check_surroundings(loaded)
@@ -325,6 +327,6 @@ async def _collect(settings: CollectorSettings) -> None:
 
 
 def _printer(mode: str) -> Printer:
-    from zeek_agent.console import Mode, Printer
+    from zeek_agent.terminal.console import Mode, Printer
 
     return Printer.for_stream(sys.stdout, Mode(mode), os.environ)

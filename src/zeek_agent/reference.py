@@ -17,10 +17,10 @@ from typing import Final
 import click
 
 from zeek_agent import config, paths
-from zeek_agent.functions import BUILT_IN, FUNCTIONS
+from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.schema import Table
-from zeek_agent.table_text import parameter_summary, zeek_record
 from zeek_agent.tables import builtin_tables
+from zeek_agent.terminal.table_text import parameter_summary, zeek_record
 
 PLATFORMS: Final = {"linux": "Linux", "darwin": "macOS", "win32": "Windows"}
 GENERATED: Final = "<!-- Written by `make docs` from the declarations in the code. -->"
@@ -142,7 +142,7 @@ def sql_page() -> str:
 def cli_page() -> str:
     """docs/cli.md"""
     from zeek_agent.cli import commands
-    from zeek_agent.shell import COMMANDS
+    from zeek_agent.terminal.shell import COMMANDS
 
     parts = [
         GENERATED,
@@ -163,7 +163,7 @@ def cli_page() -> str:
 
 
 def _printed_forms() -> str:
-    from zeek_agent import console
+    from zeek_agent.terminal import console
 
     return (console.__doc__ or "").partition("\n\n")[2].strip()
 

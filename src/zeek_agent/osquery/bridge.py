@@ -21,7 +21,7 @@ from zeek_agent.osquery.wire import GoneError, RefusedError, UnreachableError
 if TYPE_CHECKING:
     from zeek_agent.config import OsquerySettings
     from zeek_agent.database import Database
-    from zeek_agent.results import Result
+    from zeek_agent.database.results import Result
     from zeek_agent.schema import Row
 
 log = logging.getLogger(__name__)

@@ -20,12 +20,12 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from zeek_agent import __version__, text
-from zeek_agent.cells import Stored, encode
+from zeek_agent.database.cells import Stored, encode
+from zeek_agent.database.results import Result
 from zeek_agent.errors import SqlError, ZeekAgentError
 from zeek_agent.osquery import questions
 from zeek_agent.osquery.client import Client
 from zeek_agent.osquery.wire import RECEIVE_BYTES, interface
-from zeek_agent.results import Result
 from zeek_agent.schema import Table, ZeekType
 
 log = logging.getLogger(__name__)

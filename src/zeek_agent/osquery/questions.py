@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import Any, Final
 
 from zeek_agent import text
-from zeek_agent.cells import UINT64_MAX
+from zeek_agent.database.cells import UINT64_MAX
 from zeek_agent.osquery.wire import Row
 from zeek_agent.schema import Bound, Column, Constraints
 

@@ -18,11 +18,11 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import apsw
 
-from zeek_agent.cells import INT64_MAX, INT64_MIN, Encoder, encode
+from zeek_agent.database.cells import INT64_MAX, INT64_MIN, Encoder, encode
+from zeek_agent.database.sandbox import Run
+from zeek_agent.database.scans import HELD_ROWS, HeldScan, SharedScans
 from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
 from zeek_agent.host import Host
-from zeek_agent.sandbox import Run
-from zeek_agent.scans import HELD_ROWS, HeldScan, SharedScans
 from zeek_agent.schema import Bound, Constraints, Row, Table, Value, ZeekType
 
 CHUNK_ROWS: Final = 64

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import apsw
 
 from zeek_agent.config import LimitSettings
+from zeek_agent.database.results import Result, ResultColumn, Statement
+from zeek_agent.database.sandbox import Run
+from zeek_agent.database.scans import SharedScans
+from zeek_agent.database.session import ALIASES, Catalog, Profile, Session, Store
 from zeek_agent.errors import AccessDeniedError, SqlError
 from zeek_agent.host import Host
-from zeek_agent.results import Result, ResultColumn, Statement
-from zeek_agent.sandbox import Run
-from zeek_agent.scans import SharedScans
 from zeek_agent.schema import Table
-from zeek_agent.session import ALIASES, Catalog, Profile, Session, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,11 +20,9 @@ from typing import Any, Final, NamedTuple, Protocol
 import apsw
 import msgspec
 
-from zeek_agent.cells import INT64_MAX, INT64_MIN
-from zeek_agent.errors import SqlError
-from zeek_agent.scans import HeldScan
-from zeek_agent.schema import Bound, Remote
-from zeek_agent.virtual_tables import (
+from zeek_agent.database.cells import INT64_MAX, INT64_MIN
+from zeek_agent.database.scans import HeldScan
+from zeek_agent.database.virtual_tables import (
     FULL_SCAN_ROWS,
     Layout,
     NumbersNeeded,
@@ -35,6 +33,8 @@ from zeek_agent.virtual_tables import (
     comparable,
     number_from,
 )
+from zeek_agent.errors import SqlError
+from zeek_agent.schema import Bound, Remote
 
 KEYS_AT_ONCE: Final = 100
 """Values of a required column that go into one question."""

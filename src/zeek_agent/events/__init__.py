@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import apsw
 
 from zeek_agent.config import EventSettings
-from zeek_agent.event_file import Batch, Delivered, EventFile, Gap, disk_uri, read, read_delivered
+from zeek_agent.events.file import Batch, Delivered, EventFile, Gap, disk_uri, read, read_delivered
 from zeek_agent.schema import Row, Table
 from zeek_agent.sources import Past
 

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from zeek_agent import client, config_check, console, paths
+from zeek_agent import paths
 from zeek_agent.control import NoAgentError
 from zeek_agent.errors import UsageError, ZeekAgentError
+from zeek_agent.terminal import client, config_check, console
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ the last is `done` or `failed`:
 
 Cells are JSON's own, ports `[80,"tcp"]`, sets and vectors arrays, records arrays of `[name,value]`; bytes are
 `{"base64":"…"}`, numbers that JSON lacks `{"float":"inf"}`. A `subscribe` request is answered until the client closes.
-This module holds the messages and the blocking client; `control_server` is the agent's side.
+This module holds the messages and the blocking client; `server` is the agent's side.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from zeek_agent.control import Columns, Declarations, Facts, Frame, Note, Pause,
 from zeek_agent.database import Database, Lane, Profile
 
 if TYPE_CHECKING:
-    from zeek_agent.control_server import Answer
+    from zeek_agent.control.server import Answer
     from zeek_agent.database import ResultColumn
     from zeek_agent.queries import Query, QueryRunner, Report
 

@@ -81,7 +81,7 @@ def open_session(config: Config, origins: Mapping[str, str]) -> Session:
         pass
     except ZeekAgentError as error:
         sys.stderr.write(f"zeek-agent: {error}; going on without it\n")
-    from zeek_agent.local import LocalSession
+    from zeek_agent.terminal.local import LocalSession
 
     return LocalSession(config, origins)
 

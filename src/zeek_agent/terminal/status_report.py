@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zeek_agent import client
-from zeek_agent.console import Printer, plain
+from zeek_agent.terminal import client
+from zeek_agent.terminal.console import Printer, plain
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
-    from zeek_agent.client import Session
     from zeek_agent.schema import Row, ZeekType
+    from zeek_agent.terminal.client import Session
 
 PARTS: Final = {
     "connections": "SELECT * FROM zeek_agent_connections",

@@ -12,14 +12,14 @@ import apsw
 import msgspec
 
 from zeek_agent.config import LimitSettings
+from zeek_agent.database.remote_tables import PASSES, Questions, RemoteModule
+from zeek_agent.database.results import Errors, Heading, Result, Statement, headings, typed
+from zeek_agent.database.sandbox import STEPS_BETWEEN_CHECKS, Authorizer, Run, confine, value_limit
+from zeek_agent.database.scans import HeldScan, SharedScans
+from zeek_agent.database.virtual_tables import Layout, NumbersNeeded, TableModule, quoted
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.host import Host
-from zeek_agent.remote_tables import PASSES, Questions, RemoteModule
-from zeek_agent.results import Errors, Heading, Result, Statement, headings, typed
-from zeek_agent.sandbox import STEPS_BETWEEN_CHECKS, Authorizer, Run, confine, value_limit
-from zeek_agent.scans import HeldScan, SharedScans
 from zeek_agent.schema import Constraints, Row, Table, Value
-from zeek_agent.virtual_tables import Layout, NumbersNeeded, TableModule, quoted
 
 ALIASES: Final = {"process_events": "processes_events", "socket_events": "sockets_events"}
 """Names of the first generation of the agent."""

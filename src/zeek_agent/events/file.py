@@ -21,7 +21,7 @@ from zeek_agent import text
 from zeek_agent.schema import Row, Table, Value
 
 if TYPE_CHECKING:
-    from zeek_agent.scratch import Scratch
+    from zeek_agent.events.scratch import Scratch
 
 MISFITS: Final = (
     apsw.BindingsError,
@@ -111,7 +111,7 @@ class EventFile:
         self.last: dict[str, int] = {}
         self._scratch: Scratch | None = None
         if path is None:
-            from zeek_agent.scratch import Scratch
+            from zeek_agent.events.scratch import Scratch
 
             self._scratch = Scratch()
             path = self._scratch.path / "events.db"

@@ -15,11 +15,12 @@ from urllib.parse import quote
 import apsw
 import msgspec
 
-from zeek_agent import __version__, event_file, identity, logbook, paths
+from zeek_agent import __version__, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.control import Frame, Request
 from zeek_agent.database import Database
+from zeek_agent.events import file as event_file
 from zeek_agent.host import Host
 from zeek_agent.tables import builtin_tables, plugin_tables
 
@@ -140,7 +141,7 @@ class LocalSession:
         logbook.to_terminal()
 
     def ask(self, request: Request) -> Generator[Frame, None, None]:
-        from zeek_agent.answers import answering
+        from zeek_agent.control.answers import answering
 
         if self._database is None:
             self._database = open_database(self._config, self._origins)

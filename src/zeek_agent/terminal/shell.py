@@ -9,17 +9,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
-from zeek_agent import client, control
-from zeek_agent.console import Mode, Printer
+from zeek_agent import control
 from zeek_agent.control import Columns, Note, Pause, Rows, SubscriptionName
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.line_editing import line_editing
-from zeek_agent.table_text import describe_table, list_tables
+from zeek_agent.terminal import client
+from zeek_agent.terminal.console import Mode, Printer
+from zeek_agent.terminal.line_editing import line_editing
+from zeek_agent.terminal.table_text import describe_table, list_tables
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
-    from zeek_agent.client import Session
     from zeek_agent.schema import Table, ZeekType
+    from zeek_agent.terminal.client import Session
 
 DEFAULT_SCHEDULE: Final = 2.0
 KEYWORDS: Final = tuple(

@@ -15,9 +15,9 @@ import apsw
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import LimitSettings
+from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
+from zeek_agent.database.results import Errors
 from zeek_agent.errors import AccessDeniedError, LimitError
-from zeek_agent.functions import BUILT_IN, FUNCTIONS
-from zeek_agent.results import Errors
 
 STEPS_BETWEEN_CHECKS: Final = 200
 PRAGMAS: Final = frozenset({"table_info", "table_list", "table_xinfo"})

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-from zeek_agent.cells import Decoder
+from zeek_agent.database.cells import Decoder
 from zeek_agent.schema import Table, Value, ZeekType
 
 BATCH_ROWS: Final = 1000
