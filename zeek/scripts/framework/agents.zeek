@@ -1,6 +1,6 @@
 ##! Which agents are there: their hellos, ``zeek-agent.log``, and look-ups.
 ##!
-##! In a cluster the manager talks to agents and tells the workers of them, so that look-ups work there, too.
+##! In a cluster the manager talks to agents and tells workers and proxies of them, so that look-ups work there, too.
 
 @load base/misc/version
 
@@ -96,10 +96,10 @@ export {
 	## Whether an agent can do something beyond version 1 of the API.
 	global has_feature: function(agent_id: string, feature: string): bool;
 
-	## Tells workers of an agent's hello.
+	## Tells workers and proxies of an agent's hello.
 	global agent_update: event(agent_id: string, agent: Agent);
 
-	## Tells workers that an agent has gone.
+	## Tells workers and proxies that an agent has gone.
 	global agent_gone: event(agent_id: string);
 
 	## Id of this run of Zeek towards agents.
@@ -185,6 +185,16 @@ function keep_agent(agent_id: string, agent: Agent)
 		}
 	}
 
+# Tells the nodes that see connections, or log, of an agent.
+function tell_nodes(agent_id: string, agent: Agent)
+	{
+	if ( ! Cluster::is_enabled() )
+		return;
+
+	Cluster::publish(Cluster::worker_topic, agent_update, agent_id, agent);
+	Cluster::publish(Cluster::proxy_topic, agent_update, agent_id, agent);
+	}
+
 # Takes back what an agent that has gone left behind.
 function forget_agent(agent_id: string, agent: Agent, reason: string)
 	{
@@ -196,7 +206,10 @@ function forget_agent(agent_id: string, agent: Agent, reason: string)
 	log_agent(agent_id, reason);
 
 	if ( Cluster::is_enabled() )
+		{
 		Cluster::publish(Cluster::worker_topic, agent_gone, agent_id);
+		Cluster::publish(Cluster::proxy_topic, agent_gone, agent_id);
+		}
 
 	event agent_left(agent_id, reason);
 	}
@@ -327,8 +340,7 @@ event ZeekAgentAPI::agent_hello_v1(ctx: Context, columns: any)
 	    && agents[ctx$agent_id]$hello_id == agent$hello_id;
 	keep_agent(ctx$agent_id, agent);
 
-	if ( Cluster::is_enabled() )
-		Cluster::publish(Cluster::worker_topic, agent_update, ctx$agent_id, agent);
+	tell_nodes(ctx$agent_id, agent);
 
 	log_agent(ctx$agent_id, is_same_connection ? "update" : is_known ? "reconnect" :
 	    "join");
@@ -400,9 +412,7 @@ event say_hello_to_all()
 
 event Cluster::node_up(name: string, id: string)
 	{
-	if ( ! is_owner()
-	    || name !in Cluster::nodes
-	    || Cluster::nodes[name]$node_type != Cluster::WORKER )
+	if ( ! is_owner() || name !in Cluster::nodes )
 		return;
 
 	for ( agent_id, agent in agents )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -68,9 +69,9 @@ def plain(value: Value) -> Any:
     return [plain(member) for member in data] if isinstance(data, list) else data
 
 
-def url() -> str:
+def url(scheme: str = "ws") -> str:
     """Where the test's Zeek listens."""
-    return f"ws://127.0.0.1:{os.environ['ZEEK_WEBSOCKET_LISTEN_PORT'].partition('/')[0]}/v1/messages/json"
+    return f"{scheme}://127.0.0.1:{os.environ['ZEEK_WEBSOCKET_LISTEN_PORT'].partition('/')[0]}/v1/messages/json"
 
 
 class Agent:
@@ -208,13 +209,18 @@ class Agent:
 
 @asynccontextmanager
 async def agent(
-    agent_id: str = "H1", groups: tuple[str, ...] = ("all", "linux"), clock_error: float = 0.0, patience: float = 15.0
+    agent_id: str = "H1",
+    groups: tuple[str, ...] = ("all", "linux"),
+    clock_error: float = 0.0,
+    patience: float = 15.0,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Agent]:
     """An agent that has connected to the test's Zeek, which may still be starting."""
     deadline = time.monotonic() + patience
     while True:
         try:
-            websocket = await connect(url(), ping_interval=None)
+            options = {"ssl": tls, "server_hostname": "localhost"} if tls else {}
+            websocket = await connect(url("wss" if tls else "ws"), ping_interval=None, **options)
             break
         except OSError:
             if time.monotonic() > deadline:
