@@ -270,12 +270,37 @@ async def test_connections_of_short_lived_processes_are_attributed_at_both_ends(
     assert score.tagged >= 0.999 * score.logged
 
 
+ASK_FROM_WORKER = """
+module Probe;
+export {
+    redef enum Log::ID += { LOG };
+    type Row: record { name: string &log &optional; };
+    type Info: record { node: string &log; kind: string &log; name: string &log &optional; };
+}
+global asked = F;
+event Probe::row(ctx: ZeekAgent::Context, columns: Row)
+    {
+    Log::write(LOG, Info($node=Cluster::node, $kind="row", $name=columns$name));
+    }
+event ZeekAgent::connection_attributed(c: connection, is_orig: bool, process: ZeekAgent::Process)
+    {
+    if ( asked )
+        return;
+    asked = T;
+    Log::write(LOG, Info($node=Cluster::node, $kind="asked"));
+    ZeekAgent::query([$sql_stmt="SELECT name FROM users WHERE uid = '0'", $event_=Probe::row], ZeekAgent::Host,
+                     process$hid);
+    }
+event zeek_init() { Log::create_stream(LOG, Log::Stream($columns=Info, $path="probe")); }
+"""
+
+
 @needs_zeek
 @pytest.mark.root
 @pytest.mark.timeout(180)
 async def test_a_cluster_attributes_on_its_workers_and_logs_nothing_twice(tmp_path: Path) -> None:
     filters = {"worker-1": "host 127.7.7.8 and tcp", "worker-2": "host 127.7.7.8 and udp"}
-    with cluster(tmp_path / "cluster", LOCAL, filters) as nodes:
+    with cluster(tmp_path / "cluster", LOCAL + ASK_FROM_WORKER, filters) as nodes:
         await until(lambda: accepts(nodes.url), 30, "the manager does not listen")
         async with running(tmp_path, f"--zeek={nodes.url}"):
             await until(lambda: any(records(nodes.log("zeek-agent"))), 30, "no agent joins")
@@ -311,6 +336,11 @@ async def test_a_cluster_attributes_on_its_workers_and_logs_nothing_twice(tmp_pa
     assert found[existing]["orig_pid"] == os.getpid() == found[existing]["resp_pid"]
 
     assert [one["type_"] for one in records(nodes.log("zeek-agent"))].count("join") == 1
+    probe = records(nodes.log("probe"))
+    asked = [one["node"] for one in probe if one["kind"] == "asked"]
+    assert set(asked) == {"worker-1", "worker-2"}
+    rows = [(one["node"], one["name"]) for one in probe if one["kind"] == "row"]
+    assert rows == [("manager", "root")] * len(asked)
     for path in ("zeek-agent-socket-events", "zeek-agent-process-events"):
         numbers = [(one["store"], one["seq"]) for one in records(nodes.log(path))]
         assert numbers
