@@ -1,8 +1,7 @@
 ##! Batches of rows: taken once each, then acknowledged.
 ##!
-##! An agent sends a result again, in the same batches, until it is acknowledged; over new connections and restarts of
-##! its own, too. What was handled is told by the event store's id and numbers, so that no event is handled twice while
-##! this Zeek lives. Differences between snapshots have no numbers: they are handled each time they come.
+##! An agent sends a result again, in the same batches, until it is acknowledged; events also over restarts of its own.
+##! What was handled is told by store and numbers, so that nothing is handled twice while this Zeek lives.
 
 @load ./agents
 @load ./queries
@@ -17,50 +16,71 @@ export {
 	const stream_lifetime = 1day &redef;
 }
 
+# A batch was handled.
+global batch_handled: event(ctx: Context, batch: ZeekAgentAPI::Batch);
+
 type Stream: record {
 	store: string;
+	stream: string;
 	## The result that is under way.
 	low: count;
 	high: count;
 	## Its next batch.
 	index: count &default=0;
-	## Events up to this number were handled.
+	## Results up to this number were handled.
 	done: count &default=0;
 };
 
+# What was handled, by agent and query. A query keeps its id while this Zeek lives.
 global streams: table[string, string] of Stream &write_expire=stream_lifetime;
 
-# Takes note of a batch; says whether it is new.
-function is_new(agent_id: string, batch: ZeekAgentAPI::Batch): bool
+# What to do with a batch: handle it when it is the next one, acknowledge what comes again, and leave what comes too early
+# since one before it was lost, which the agent will notice.
+type Verdict: enum {
+	HANDLE,
+	KNOWN,
+	EARLY,
+};
+
+function known_stream(agent_id: string, query_id: string,
+    batch: ZeekAgentAPI::Batch): Stream
 	{
-	if ( batch$high == 0 )
-		return T;
+	local stream = Stream($store=batch$store, $stream=batch$stream, $low=batch$low,
+	    $high=batch$high);
 
-	local stream = Stream($store=batch$store, $low=batch$low, $high=batch$high);
+	if ( [agent_id, query_id] !in streams )
+		return stream;
 
-	if ( [agent_id, batch$stream] in streams )
-		{
-		local known = streams[agent_id, batch$stream];
+	local known = streams[agent_id, query_id];
 
-		if ( known$store == batch$store )
-			{
-			stream$done = known$done;
+	if ( known$store != batch$store || known$stream != batch$stream )
+		return stream;
 
-			if ( known$low == batch$low && known$high == batch$high )
-				stream$index = known$index;
-			}
-		}
+	if ( known$low == batch$low && known$high == batch$high )
+		return known;
+
+	stream$done = known$done;
+	return stream;
+	}
+
+function judge(agent_id: string, query_id: string, batch: ZeekAgentAPI::Batch)
+    : Verdict
+	{
+	local stream = known_stream(agent_id, query_id, batch);
 
 	if ( batch$high <= stream$done || batch$index < stream$index )
-		return F;
+		return KNOWN;
+
+	if ( batch$index > stream$index )
+		return EARLY;
 
 	stream$index = batch$index + 1;
 
 	if ( batch$last )
 		stream$done = batch$high;
 
-	streams[agent_id, batch$stream] = stream;
-	return T;
+	streams[agent_id, query_id] = stream;
+	return HANDLE;
 	}
 
 function call_with_rows(q: Query, ctx: Context, batch: ZeekAgentAPI::Batch,
@@ -81,6 +101,13 @@ function call_with_rows(q: Query, ctx: Context, batch: ZeekAgentAPI::Batch,
 		    ctx$agent_id, q$sql_stmt));
 	}
 
+function acknowledge(ctx: Context, batch: ZeekAgentAPI::Batch)
+	{
+	Cluster::publish(fmt("/zeek-agent/query/host/%s", ctx$agent_id),
+	    ZeekAgentAPI::rows_ack_v1, zeek_instance, ctx$query_id,
+	    batch$stream, batch$high, batch$index);
+	}
+
 event ZeekAgentAPI::rows_v1(ctx: Context, batch: ZeekAgentAPI::Batch,
     rows: string)
 	{
@@ -93,22 +120,26 @@ event ZeekAgentAPI::rows_v1(ctx: Context, batch: ZeekAgentAPI::Batch,
 		return;
 		}
 
+	local verdict = judge(ctx$agent_id, ctx$query_id, batch);
+
+	if ( verdict == EARLY )
+		return;
+
+	# Raised first and handled later, so that an error in a function that is called does not keep the agent waiting.
+	event batch_handled(ctx, batch);
+
 	local q = queries[ctx$query_id]$query;
 
-	if ( is_new(ctx$agent_id, batch) && q?$on_rows )
+	if ( verdict == HANDLE && q?$on_rows )
 		call_with_rows(q, ctx, batch, rows);
 	}
 
-# Another handler, so that an error in a function that was called does not make the agent wait for ever.
-event ZeekAgentAPI::rows_v1(ctx: Context, batch: ZeekAgentAPI::Batch,
-    rows: string) &priority=-5
+event batch_handled(ctx: Context, batch: ZeekAgentAPI::Batch)
 	{
-	if ( ! ctx?$query_id || ctx$query_id !in queries )
-		return;
+	acknowledge(ctx, batch);
 
-	Cluster::publish(fmt("/zeek-agent/query/host/%s", ctx$agent_id),
-	    ZeekAgentAPI::rows_ack_v1, zeek_instance, ctx$query_id,
-	    batch$stream, batch$high, batch$index);
+	if ( ctx$query_id !in queries )
+		return;
 
 	local state = queries[ctx$query_id];
 
@@ -120,6 +151,7 @@ event ZeekAgentAPI::rows_v1(ctx: Context, batch: ZeekAgentAPI::Batch,
 	if ( state$scope == Host )
 		{
 		delete queries[ctx$query_id];
+		delete streams[ctx$agent_id, ctx$query_id];
 		hook query_ended(ctx$query_id);
 		}
 	}

@@ -85,7 +85,7 @@ class Agent:
         self._websocket = websocket
         self._groups = groups
         self._clock_error = clock_error
-        self._batches = 0
+        self._results = 0
 
     async def subscribe(self) -> None:
         topics = [f"/zeek-agent/query/host/{self.id}"]
@@ -149,13 +149,17 @@ class Agent:
         query_id: str,
         rows: list[dict[str, Any]],
         *,
-        window: tuple[int, int] = (0, 0),
+        window: tuple[int, int] | None = None,
         index: int = 0,
         last: bool = True,
         change: str | None = None,
         store: str = "S1",
         stream: str = "Q1",
     ) -> str:
+        """Without a window the result is another one than before, or the one before when `index` goes on."""
+        if window is None:
+            self._results += index == 0
+            window = (self._results - 1, self._results)
         ends = {"@data-type": "boolean", "data": last}
         head = vector(string(store), string(stream), count(window[0]), count(window[1]), count(index), ends)
         text = json.dumps(rows, separators=(",", ":"))

@@ -1,4 +1,4 @@
-# @TEST-DOC: Each batch is handled once and acknowledged each time; what is not replayed is new.
+# @TEST-DOC: Each batch is handled once, in order, and acknowledged each time it comes.
 #
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
@@ -62,17 +62,17 @@ async def main() -> None:
         await send(one, query_id, 4, (20, 30), last=False)
         await send(one, query_id, 5, (20, 40))  # the rest is another result now
         await send(one, query_id, 6, (0, 10), store="S2")
-        await send(one, query_id, 7, (0, 10), stream="Q2")
-        await send(one, query_id, 8, (0, 0))
-        await send(one, query_id, 8, (0, 0))  # differences of snapshots have no numbers
+        await send(one, query_id, 7, (30, 40), stream="Q2")
+        await one.batch(query_id, [{"n": 8}], window=(60, 70), index=1)  # the one before it was lost
         await send(one, query_id, 0, (40, 50))
-        await send(one, query_id, 9, (50, 60))
+        await send(one, query_id, 9, (60, 70), last=False)
+        await send(one, query_id, 10, (60, 70), index=1)
         await one.batch("za_unknown", [{"n": 99}])
         print("cancelled", (await one.expect("cancel_query_v1"))[1])
 
         await plain.hello(features=None)
         query_id = await plain.query("SELECT numbers")
-        await plain.row(query_id, "per_row", count(10), NONE, NONE, change="Add")
+        await plain.row(query_id, "per_row", count(11), NONE, NONE, change="Add")
         await plain.settled()
 
 

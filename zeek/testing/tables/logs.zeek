@@ -39,12 +39,11 @@ async def main() -> None:
         await one.settled()
         for query_id, query in sorted(one.queries.items(), key=lambda item: item[1][0]):
             row = {**ROW, "uid": "1000"} if "FROM users" in query[0] else ROW
-            events = "_events" in query[0]
             if "files" in query[0]:
                 print(query[0])
-            await one.batch(query_id, [row], change="Add", window=(0, 7) if events else (0, 0), stream=query[0])
-            if not events:
-                await one.batch(query_id, [{"pid": 1}], change="Delete", stream=query[0])
+            await one.batch(query_id, [row], change="Add", window=(0, 7))
+            if "_events" not in query[0]:
+                await one.batch(query_id, [{"pid": 1}], change="Delete", window=(7, 8))
         await one.settled()
 
 
