@@ -3,6 +3,7 @@
 # the virtual environment in .venv, the BPF objects, and the package itself. Does nothing that is done already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+PATH=$PATH:/usr/sbin:/sbin  # where ldconfig and nft are, also for users
 python=${PYTHON:-python3}
 venv=.venv
 stamp=$venv/.ready

@@ -23,6 +23,7 @@ from acting import NOBODY, acting_as
 
 from zeek_agent.config import load
 from zeek_agent.errors import ZeekAgentError
+from zeek_agent.sources import bpf
 from zeek_agent.terminal import client
 
 PROGRAM = [sys.executable, "-m", "zeek_agent"]
@@ -204,6 +205,14 @@ def test_doctor_tells_what_is_there_and_what_to_do(state: Path) -> None:
     assert all(check["verdict"] in ("ok", "warn", "fail") for check in checks.values())
     assert done.returncode == 0
     assert run("doctor", "--state-dir", str(state)).stdout.count("\n") >= len(checks)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="eBPF is Linux's")
+def test_doctor_finds_the_bpf_objects_that_are_built(state: Path) -> None:
+    built = sorted(path.name for path in Path(bpf.__file__).parent.glob("*.bpf.o"))
+    done = run("doctor", "--format", "json", "--state-dir", str(state))
+    (check,) = [check for check in json.loads(done.stdout) if check["name"] == "BPF objects"]
+    assert check["found"] == (", ".join(built) or "none are built")
 
 
 def test_doctor_fails_when_zeek_is_out_of_reach(state: Path) -> None:

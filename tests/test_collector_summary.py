@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import os
 import pty
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from rich.console import Console
 from scripted_agent import Agent, agent_of, collecting, until
 
+from zeek_agent import logbook
 from zeek_agent.collector import summary
 from zeek_agent.collector.server import Collector
 from zeek_agent.collector.summary import View, printable
@@ -48,7 +51,7 @@ async def test_the_screen_shows_agents_logs_and_errors(tmp_path: Path) -> None:
         await hostile_agent_with_rows(collector, agent)
         view = View.after(before, collector.stats, 102.0)
         text = rendered(summary.screen(collector, view))
-    assert "1 connections, 7 messages" in text
+    assert "1 connection, 7 messages" in text
     assert "HAbc" in text
     assert "connected" in text
     assert "Debian GNU/Linux 12 (bookworm)" in text
@@ -121,6 +124,34 @@ async def test_on_a_terminal_it_is_a_live_view(tmp_path: Path, monkeypatch: pyte
         os.close(master)
     assert "collector on 127.0.0.1" in shown
     assert "none yet" in shown
+
+
+async def test_what_is_logged_meanwhile_scrolls_by_above_the_live_view(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary, "LIVE_INTERVAL", 0.05)
+    handler = logbook.StandardError()
+    handler.setFormatter(logbook.LineFormatter())
+    master, slave = pty.openpty()
+    try:
+        async with collecting(tmp_path) as collector:
+            with os.fdopen(slave, "w") as terminal:
+                monkeypatch.setattr(sys, "stderr", terminal)
+                task = asyncio.create_task(summary.show(collector, terminal))
+                await asyncio.sleep(0.15)
+                handler.emit(
+                    logging.makeLogRecord({"levelname": "WARNING", "name": "here", "msg": "mind \x1b[2J this"})
+                )
+                drawn_so_far, warning, redrawn = os.read(master, 65536).decode().partition("mind \\x1b[2J this")
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+    finally:
+        os.close(master)
+    assert warning
+    erase_line, view = "\x1b[2K", "collector on 127.0.0.1"
+    assert drawn_so_far.rindex(erase_line) > drawn_so_far.rindex(view)
+    assert view in redrawn
 
 
 async def test_failing_disks_and_open_ports_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from zeek_agent.errors import UsageError
 from zeek_agent.text import escaped
@@ -30,6 +30,14 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         return escaped(f"{at}.{int(record.msecs):03d}Z {record.levelname.lower()} {record.name}: {_message(record)}")
+
+
+class StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what is standard error at the time: a live view puts something in its place that writes above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class Ring(logging.Handler):
@@ -75,7 +83,7 @@ def set_up(settings: LogSettings, *, quiet: bool = False) -> Ring:
     """
     handler: logging.Handler
     if settings.file is None:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = StandardError()
         handler.setLevel(logging.WARNING if quiet else logging.NOTSET)
     else:
         from logging.handlers import WatchedFileHandler

@@ -62,7 +62,14 @@ async def _show_live(collector: Collector, stream: TextIO) -> None:
     from rich.live import Live
 
     view = View.after(None, collector.stats, time.time())
-    with Live(screen(collector, view), console=Console(file=stream), auto_refresh=False) as live:
+    # What is logged to the same terminal scrolls by above the view.
+    with Live(
+        screen(collector, view),
+        console=Console(file=stream),
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=sys.stderr.isatty(),
+    ) as live:
         while True:
             await asyncio.sleep(LIVE_INTERVAL)
             view = View.after(view, collector.stats, time.time())
@@ -96,7 +103,7 @@ def screen(collector: Collector, view: View) -> RenderableType:
     host, port = collector.address
     head = (
         f"collector on {host} port {port} for {_duration(view.now - stats.started)}: "
-        f"{stats.connections} connections, {stats.messages:,} messages"
+        f"{_counted(stats.connections, 'connection')}, {_counted(stats.messages, 'message')}"
     )
     warnings = [Text(printable(text), style="bold red") for text in (collector.warning, stats.disk_error) if text]
     errors = [
@@ -149,6 +156,10 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

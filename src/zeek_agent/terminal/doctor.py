@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -184,6 +185,8 @@ def _kernel() -> Iterator[Check]:
 
 
 def _bpf() -> Iterator[Check]:
+    from zeek_agent.sources import bpf
+
     btf = Path("/sys/kernel/btf/vmlinux")
     if os.access(btf, os.R_OK):
         yield Check("kernel types", "ok", f"{btf}, {btf.stat().st_size // 1024} KiB")
@@ -195,9 +198,9 @@ def _bpf() -> Iterator[Check]:
         yield Check("libbpf", "ok", "libbpf.so.1")
     except OSError:
         yield Check("libbpf", "warn", "libbpf.so.1 is not there", "install libbpf1 (Debian) or libbpf (Fedora)")
-    objects = sorted(Path(__file__).parent.joinpath("sources", "bpf").glob("*.bpf.o"))
+    objects = sorted(file.name for file in resources.files(bpf).iterdir() if file.name.endswith(".bpf.o"))
     if objects:
-        yield Check("BPF objects", "ok", ", ".join(path.name for path in objects))
+        yield Check("BPF objects", "ok", ", ".join(objects))
     else:
         yield Check("BPF objects", "warn", "none are built", "`make setup` builds them; it needs clang and libbpf-dev")
 
