@@ -429,3 +429,62 @@ async def test_every_event_is_logged_though_zeek_is_killed_and_the_agent_restart
     wanted = {seq for seq in held if seq >= first}
     assert len(wanted) > 500 * seconds
     assert not wanted - {seq for _, seq in logged}
+
+
+REUSE = """
+import contextlib, json, os, socket, struct, sys, time
+server = socket.create_server((sys.argv[1], 0), backlog=16)
+pid = os.fork()
+if not pid:
+    while True:
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(ConnectionError):
+            connection.send(connection.recv(64))
+            connection.recv(64)
+port = None
+for number in range(int(sys.argv[2])):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        client = socket.socket()
+        client.settimeout(5)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.bind((sys.argv[1], port or 0))
+        client.connect(server.getsockname())
+        client.send(b"ping")
+        client.recv(64)
+        os.write(writing, str(client.getsockname()[1]).encode())
+        client.close()
+        os._exit(0)
+    port = int(os.read(reading, 16))
+    os.waitpid(child, 0)
+    sys.stdout.write(json.dumps({"orig_pid": child, "resp_pid": pid}) + "\\n")
+    time.sleep(float(sys.argv[3]))
+os.kill(pid, 9)
+"""
+
+
+@needs_zeek
+@pytest.mark.root
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("pause", [0.4, 0.05])
+async def test_each_connection_of_ends_that_are_used_again_has_its_own_process(tmp_path: Path, pause: float) -> None:
+    """Also when the same ends come back sooner than agents tell of them."""
+    logs = tmp_path / "zeek"
+    with zeek(logs, "-i", "lo", "-f", "host 127.7.7.10", site=LOCAL) as url:
+        async with running(tmp_path, f"--zeek={url}"):
+            await joined(logs)
+            command = [sys.executable, "-c", REUSE, "127.7.7.10", "20", str(pause)]
+            load = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+            output, _ = await load.communicate()
+            await asyncio.sleep(7)
+    truth = [json.loads(line) for line in output.splitlines()]
+    lines = sorted(records(logs / "conn.log"), key=lambda line: float(line["ts"]))
+    assert len(lines) == len(truth) == 20
+    pids = [(line["orig_pid"], line["resp_pid"]) for line in lines]
+    if pause >= 0.4:  # a connection is removed, and logged, when its ends come back
+        assert pids == [(one["orig_pid"], one["resp_pid"]) for one in truth]
+    for (orig, resp), one in zip(pids, truth, strict=True):
+        assert orig in (None, one["orig_pid"])
+        assert resp in (None, one["resp_pid"])

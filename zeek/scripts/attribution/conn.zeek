@@ -130,4 +130,6 @@ event connection_state_remove(c: connection)
 
 	if ( resp?$hid )
 		log_resp(c$conn, resp);
+
+	note_end(c);
 	}

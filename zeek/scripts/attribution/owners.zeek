@@ -109,6 +109,10 @@ global inbound_claims: table[addr, port] of Claims &write_expire=claim_lifetime;
 const claims_per_flow = 16;
 
 global claims_by_agent: table[string] of count = table() &default=0;
+# When a connection between two ends was over. Another one that follows soon may be logged before its own claims come,
+# and must not get those of the one before.
+global recent_ends: table[addr, port, addr, port] of time &create_expire=10sec;
+
 global user_names: table[string, count] of string;
 
 function is_current(claim: Claim): bool
@@ -260,31 +264,41 @@ function distance(claim: Claim, start: time): interval
 	return apart < 0sec ? -apart : apart;
 	}
 
-function overlaps(claim: Claim, start: time, end: time): bool
+# The time in which a claim may be of a connection.
+type Span: record {
+	start: time;
+	end: time;
+	## Claims from before this time are of the connection before.
+	not_before: time &default=double_to_time(0.0);
+};
+
+function overlaps(claim: Claim, span: Span): bool
 	{
-	if ( claim?$since && claim$since > end + claim_slack )
+	if ( claim?$since && claim$since > span$end + claim_slack )
 		return F;
 
-	return ! claim?$until || claim$until + claim_slack >= start;
+	if ( claim?$until && claim$until + claim_slack < span$start )
+		return F;
+
+	return ( claim?$since ? claim$since : claim$until ) >= span$not_before;
 	}
 
 # Of the claims for an address, the one that began nearest to a connection; none when several agents have one.
-function nearest(found: Claims, agent_has: function(agent_id: string, a: addr)
-    : bool, local_h: addr, start: time, end: time): Process
+function nearest(found: Claims, has_local: function(agent_id: string, a: addr)
+    : bool, local_h: addr, span: Span): Process
 	{
 	local best: Claim;
 	local has_best = F;
 
 	for ( _, claim in found )
 		{
-		if ( ! overlaps(claim, start, end)
-		    || ! agent_has(claim$process$hid, local_h) )
+		if ( ! overlaps(claim, span) || ! has_local(claim$process$hid, local_h) )
 			next;
 
 		if ( has_best && best$process$hid != claim$process$hid )
 			return Process();
 
-		if ( ! has_best || distance(claim, start) < distance(best, start) )
+		if ( ! has_best || distance(claim, span$start) < distance(best, span$start) )
 			best = claim;
 
 		has_best = T;
@@ -293,22 +307,22 @@ function nearest(found: Claims, agent_has: function(agent_id: string, a: addr)
 	return has_best ? best$process : Process();
 	}
 
-function process_at(local_h: addr, local_p: port, remote_h: addr,
-    remote_p: port, from: time, to: time): Process
+function find_process(local_h: addr, local_p: port, remote_h: addr,
+    remote_p: port, span: Span): Process
 	{
 	local process = Process();
 
 	if ( [local_h, local_p, remote_h, remote_p] in claims )
 		process = nearest(claims[local_h, local_p, remote_h, remote_p], counts_for,
-		    local_h, from, to);
+		    local_h, span);
 
 	if ( ! process?$hid && [local_p, remote_h, remote_p] in outbound_claims )
 		process = nearest(outbound_claims[local_p, remote_h, remote_p],
-		    is_outer_address, local_h, from, to);
+		    is_outer_address, local_h, span);
 
 	if ( ! process?$hid && [remote_h, remote_p] in inbound_claims )
 		process = nearest(inbound_claims[remote_h, remote_p], is_outer_address,
-		    local_h, from, to);
+		    local_h, span);
 
 	if ( process?$hid
 	    && process?$uid
@@ -319,21 +333,56 @@ function process_at(local_h: addr, local_p: port, remote_h: addr,
 	return process;
 	}
 
+function process_at(local_h: addr, local_p: port, remote_h: addr,
+    remote_p: port, from: time, to: time): Process
+	{
+	return find_process(local_h, local_p, remote_h, remote_p, Span($start=from,
+	    $end=to));
+	}
+
+function span_of(c: connection): Span
+	{
+	local id = c$id;
+	local span = Span($start=c$start_time, $end=network_time());
+
+	if ( c$duration > 0sec && c$start_time + c$duration < span$end )
+		span$end = c$start_time + c$duration;
+
+	if ( [id$orig_h, id$orig_p, id$resp_h, id$resp_p] !in recent_ends )
+		return span;
+
+	# Half way between the connections, so that clocks may differ a little.
+	local gap = span$start - recent_ends[id$orig_h, id$orig_p, id$resp_h,
+	    id$resp_p];
+
+	if ( gap > 0sec && gap < claim_slack )
+		span$not_before = span$start - gap / 2;
+
+	return span;
+	}
+
+# To be called when a connection is over.
+function note_end(c: connection)
+	{
+	local id = c$id;
+
+	if ( id$orig_h in ids_by_address
+	    || id$resp_h in ids_by_address
+	    || |local_agents| > 0 )
+		recent_ends[id$orig_h, id$orig_p, id$resp_h, id$resp_p] = c$start_time +
+		    c$duration;
+	}
+
 function process_of(c: connection, is_orig: bool): Process
 	{
 	local id = c$id;
-	local end = network_time();
+	local span = span_of(c);
 	local process: Process;
 
-	if ( c$duration > 0sec && c$start_time + c$duration < end )
-		end = c$start_time + c$duration;
-
 	if ( is_orig )
-		process = process_at(id$orig_h, id$orig_p, id$resp_h, id$resp_p, c$start_time,
-		    end);
+		process = find_process(id$orig_h, id$orig_p, id$resp_h, id$resp_p, span);
 	else
-		process = process_at(id$resp_h, id$resp_p, id$orig_h, id$orig_p, c$start_time,
-		    end);
+		process = find_process(id$resp_h, id$resp_p, id$orig_h, id$orig_p, span);
 
 	if ( process?$hid )
 		return process;
