@@ -265,6 +265,35 @@ def running(*arguments: str, log: Path, state: Path) -> Iterator[subprocess.Pope
         yield process
 
 
+def test_an_agent_whose_state_directory_cannot_be_written_runs_without(tmp_path: Path) -> None:
+    place = ("--state-dir", "/proc/nowhere", "--logs", str(tmp_path / "logs"), "--set", "collector.listen=127.0.0.1:0")
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with started("run", *place, **pipes) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        assert any("cannot keep the agent id" in line for line in lines)
+        assert any("events are kept in memory only" in line for line in lines)
+        assert any("cannot make the control socket /proc/nowhere/zeek-agent.sock" in line for line in lines)
+        assert any(": join" in line for line in lines)
+        assert ending(process, signal.SIGTERM) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("arguments", [("query", "SELECT 1"), ("tables",), ("doctor",), ("config", "check")])
+def test_output_that_cannot_be_written_is_one_line(state: Path, arguments: Sequence[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [*PROGRAM, *arguments, "--state-dir", str(state)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "zeek-agent: standard output: No space left on device\n"
+
+
+def test_what_is_amiss_with_the_pack_is_told_before_anything_starts(state: Path) -> None:
+    assert "cannot read the query pack /nowhere" in complaint(
+        run("run", "--pack", "/nowhere", "--state-dir", str(state)), 2
+    )
+
+
 @pytest.fixture
 def agent(tmp_path: Path, state: Path) -> Iterator[subprocess.Popen[str]]:
     """A running agent with its embedded collector."""

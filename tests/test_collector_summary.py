@@ -112,6 +112,18 @@ async def test_without_a_terminal_it_is_plain_lines(tmp_path: Path, monkeypatch:
     assert set(stream.getvalue().splitlines()) == {"agents 0 connected, 0 known; rows 0; errors 0"}
 
 
+async def test_a_reader_that_went_away_ends_it_quietly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(summary, "LINE_INTERVAL", 0.05)
+    reading, writing = os.pipe()
+    os.close(reading)
+    async with collecting(tmp_path) as collector:
+        with suppress(BrokenPipeError), os.fdopen(writing, "w") as stream:
+            await asyncio.wait_for(summary.show(collector, stream), 5)
+    assert "standard output takes no more summaries: Broken pipe" in caplog.text
+
+
 async def test_on_a_terminal_it_is_a_live_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "LIVE_INTERVAL", 0.05)
     master, slave = pty.openpty()

@@ -90,6 +90,8 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest_one(file: Path) -> No
         ("limits.rows = 'many'", 'limits.rows: expected a whole number > 0, got "many"'),
         ("limits.rows = 0", "limits.rows: expected a whole number > 0, got 0"),
         ("limits.time = true", "limits.time: expected a number > 0, got true"),
+        ("limits.time = inf", "limits.time: expected a number > 0, got inf"),
+        ("limits.time = nan", "limits.time: expected a number > 0, got nan"),
         ("sources.processes = 'magic'", "sources.processes: expected one of "),
         ("zeek.groups = 'servers'", 'zeek.groups: expected a list, each a text, got "servers"'),
         ("zeek.groups = [1]", "zeek.groups: expected a list, each a text, got [1]"),

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from zeek_agent import control
 from zeek_agent.control import Columns, ControlClient, Facts, Frame, NoAgentError, Note, Query, Request, Rows, Status
-from zeek_agent.control.server import CONNECTIONS_MAX, Answer, ControlServer
+from zeek_agent.control.server import CONNECTIONS_MAX, Answer, ControlServer, NoPlaceError
 from zeek_agent.errors import AccessDeniedError, SqlError, UsageError, ZeekAgentError
 from zeek_agent.schema import Column, Parameter, Table
 
@@ -253,7 +253,7 @@ async def test_what_is_in_the_way_is_named(path: Path, tmp_path: Path) -> None:
         await ControlServer(tmp_path / "a", "no-such-group", answer_with_rows).start()
     with pytest.raises(UsageError, match=r"control\.socket"):
         await ControlServer(tmp_path / ("a" * 120), None, answer_with_rows).start()
-    with pytest.raises(ZeekAgentError, match=r"cannot make the control socket .*File exists"):
+    with pytest.raises(NoPlaceError, match=r"cannot make the control socket .*File exists"):
         await ControlServer(path / "below", None, answer_with_rows).start()
 
 

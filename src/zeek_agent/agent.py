@@ -18,7 +18,7 @@ from zeek_agent import __version__, heap, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.control.answers import answering
-from zeek_agent.control.server import ControlServer
+from zeek_agent.control.server import ControlServer, NoPlaceError
 from zeek_agent.database import Database
 from zeek_agent.events import EventStore
 from zeek_agent.events import file as event_file
@@ -105,13 +105,7 @@ class Agent:
         destinations = list(self._config.zeek.destinations)
         if not destinations:
             destinations.append(await self._start_collector())
-        control = ControlServer(
-            self._places.socket,
-            self._config.control.group,
-            answering(self.database, lambda: self.runner, self.status),
-        )
-        parts.push_async_callback(control.stop)
-        await control.start()
+        await self._start_control()
         for destination in destinations:
             self._connect(destination)
 
@@ -140,6 +134,17 @@ class Agent:
         sys.stdout.flush()
         self._background(show(self._collector), "summary")
         return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
+
+    async def _start_control(self) -> None:
+        """Listen for commands. Where there can be no socket, say in a read-only state directory, go on without."""
+        answer = answering(self.database, lambda: self.runner, self.status)
+        control = ControlServer(self._places.socket, self._config.control.group, answer)
+        try:
+            await control.start()
+        except NoPlaceError as error:
+            log.warning("%s; commands cannot reach this agent", error)
+        else:
+            self._parts.push_async_callback(control.stop)
 
     def _connect(self, destination: str) -> None:
         connection = ZeekConnection(destination, self._config.zeek, self._identity, self.database, self.runner)

@@ -35,11 +35,19 @@ def run_command(arguments: Sequence[str]) -> int:
         code = commands.main(list(arguments), prog_name=NAME, standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
+    except OSError as error:
+        _drop_output()
+        return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except (click.ClickException, click.Abort, ZeekAgentError, KeyboardInterrupt) as error:
         return _explain(error)
     return code if isinstance(code, int) else 0
+
+
+def _drop_output() -> None:
+    """Standard output cannot be written: what is left for it goes nowhere, also at the end of the program."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: BaseException) -> int:
@@ -151,7 +159,9 @@ def run(
     import asyncio
 
     from zeek_agent.agent import run_agent
+    from zeek_agent.terminal import config_check
 
+    config_check.check_surroundings(config)
     return asyncio.run(run_agent(config, origins))
 
 

@@ -6,6 +6,7 @@ from these declarations. `load` lives in the same module so that a setting's nam
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -302,10 +303,12 @@ class Setting:
     def convert(self, value: object, origin: str) -> object:
         """Check a value and give it its type. Raises UsageError that names the key, the place and what is expected."""
         try:
-            return msgspec.convert(value, self.type)
+            if not isinstance(value, float) or math.isfinite(value):
+                return msgspec.convert(value, self.type)
+            shown = str(value)
         except msgspec.ValidationError:
             shown = "a section" if isinstance(value, Mapping) else shorten(_literal(value), 80)
-            raise UsageError(f"{origin}: {self.name}: expected {self.expected}, got {shown}") from None
+        raise UsageError(f"{origin}: {self.name}: expected {self.expected}, got {shown}")
 
     def parse(self, text: str, origin: str) -> object:
         """Read a value from text, as the environment and `--set` give it."""

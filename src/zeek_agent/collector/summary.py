@@ -6,6 +6,7 @@ Names come from hosts that may be hostile: all text is made printable before it 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from zeek_agent.collector.agents import Agent
     from zeek_agent.collector.server import Collector, Stats
+
+log = logging.getLogger(__name__)
 
 LIVE_INTERVAL: Final = 1.0
 LINE_INTERVAL: Final = 10.0
@@ -45,7 +48,10 @@ class View:
 async def show(collector: Collector, stream: TextIO | None = None) -> None:
     """Show the collector's state on `stream` (standard output) until cancelled."""
     stream = stream or sys.stdout
-    await (_show_live if stream.isatty() else _show_lines)(collector, stream)
+    try:
+        await (_show_live if stream.isatty() else _show_lines)(collector, stream)
+    except OSError as error:
+        log.warning("standard output takes no more summaries: %s", error.strerror)
 
 
 async def _show_lines(collector: Collector, stream: TextIO) -> None:

@@ -29,6 +29,10 @@ Answer: TypeAlias = Callable[[Request, str], AsyncGenerator[Frame, None]]
 """Yields the frames that answer a request of the named client, without the last one; closed when the client goes."""
 
 
+class NoPlaceError(ZeekAgentError):
+    """The system does not let a socket be made at the path."""
+
+
 class ControlServer:
     """Listens on a Unix socket and answers requests. The socket is for its owner and, when given, a group."""
 
@@ -41,7 +45,11 @@ class ControlServer:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Begin to listen. Raises UsageError for a path or group that cannot be, ZeekAgentError when it is in use."""
+        """Begin to listen.
+
+        Raises UsageError for a path or group that cannot be, NoPlaceError when the system refuses, ZeekAgentError when
+        something else is at the path.
+        """
         listener = _listener(self.path, self._group)
         self._server = await asyncio.start_unix_server(
             self._connected, sock=listener, limit=control.REQUEST_BYTES_MAX, backlog=CONNECTIONS_MAX
@@ -164,7 +172,7 @@ def _listener(path: Path, group: str | None) -> socket.socket:
         fresh.replace(path)
     except OSError as error:
         listener.close()
-        raise ZeekAgentError(f"cannot make the control socket {path}: {error.strerror}") from None
+        raise NoPlaceError(f"cannot make the control socket {path}: {error.strerror}") from None
     except ZeekAgentError:
         listener.close()
         raise

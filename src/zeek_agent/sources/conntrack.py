@@ -326,7 +326,7 @@ def _subscribed() -> socket.socket:
         channel.bind((0, _GROUPS))
     except PermissionError as error:
         channel.close()
-        raise PermissionError(error.errno, "following translations (conntrack) needs CAP_NET_ADMIN") from None
+        raise PermissionError("following translations (conntrack) needs CAP_NET_ADMIN") from error
     except OSError:
         channel.close()
         raise

@@ -1,4 +1,4 @@
-"""Whether what a configuration names is there: files, groups, patterns. `run` finds the same out, but later."""
+"""Whether what a configuration names is there: files, groups, patterns."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ Verdict = Literal["ok", "warn", "fail"]
 KERNEL_MIN: Final = (5, 15)
 CAPABILITIES: Final = {
     "DAC_READ_SEARCH": (2, "files that other users keep to themselves cannot be read"),
-    "NET_ADMIN": (12, "process events cannot come from the process connector"),
+    "NET_ADMIN": (12, "address translation is not followed; before Linux 6.6 no process connector"),
     "SYS_PTRACE": (19, "executables and open sockets of other users' processes stay unknown"),
     "AUDIT_READ": (37, "events cannot come from the audit system"),
     "PERFMON": (38, "eBPF cannot trace processes and sockets"),
