@@ -6,6 +6,8 @@ import logging
 import os
 import socket
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,23 @@ def test_a_link_that_leads_to_a_denied_file_does_not_open_it(tmp_path: Path) -> 
     assert ask(files_lines, f"{tmp_path}/way/*", access=access) == []
     assert ask(files_lines, f"{tmp_path}/way/../denied/secret", access=access) == []
     assert ask(files_columns, f"{tmp_path}/way/secret", "$1:text", access=access) == []
+
+
+@pytest.mark.root
+def test_a_bind_mount_of_a_secret_or_its_directory_does_not_show_it(tmp_path: Path) -> None:
+    etc, elsewhere, plain = tmp_path / "etc", tmp_path / "else where", tmp_path / "plain"
+    etc.mkdir()
+    elsewhere.mkdir()
+    (etc / "shadow").write_text("secret\n")
+    (etc / "hosts").write_text("public\n")
+    plain.touch()
+    query = [sys.executable, "-m", "zeek_agent", "query", "--state-dir", str(tmp_path / "state"), "--format", "csv"]
+    sql = f"SELECT content FROM files_lines('{elsewhere}/*') UNION ALL SELECT content FROM files_lines('{plain}')"
+    mounted = 'mount --bind "$0" "$1" && mount --bind "$0/shadow" "$2" && shift 2 && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mounted, str(etc), str(elsewhere), str(plain), *query, sql]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["content", "public"]
+    assert f"{plain} is left out: the access rules deny " in done.stderr
 
 
 def test_secrets_are_denied_by_default() -> None:

@@ -46,10 +46,11 @@ class AccessPolicy:
 
         Symbolic links are not followed here: ask for the path as written and for the resolved one.
         """
-        path = "/" + posixpath.normpath(path).lstrip("/")
-        if self._paths_deny.match(path):
-            return False
-        return not self._paths_allow or self._paths_allow.match(path)
+        return not self.denies(path) and (not self._paths_allow or self._paths_allow.match(_normal(path)))
+
+    def denies(self, path: str) -> bool:
+        """Whether a deny rule holds for this absolute path."""
+        return self._paths_deny.match(_normal(path))
 
     def redact(self, cmdline: str) -> str:
         """The command line with secrets replaced by `***`."""
@@ -57,6 +58,10 @@ class AccessPolicy:
             return cmdline
         redacted: str = self._redact.sub(REDACTED, cmdline)
         return redacted
+
+
+def _normal(path: str) -> str:
+    return "/" + posixpath.normpath(path).lstrip("/")
 
 
 class _PathRules:

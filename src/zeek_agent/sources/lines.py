@@ -1,6 +1,6 @@
 """Reading text files of the host, whatever they turn out to be."""
 
-# ruff: noqa: PTH100, PTH115, PTH116
+# ruff: noqa: PTH100, PTH115, PTH116, PTH118, PTH123
 # Works on descriptors and links, which pathlib does not know.
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import BinaryIO, Final
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.errors import AccessDeniedError
+from zeek_agent.sources.mounts import Mount, mounts
 from zeek_agent.text import from_os
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,8 @@ def open_regular(path: str, access: AccessPolicy) -> BinaryIO | None:
     """Open a regular file for reading, so that nothing but that can happen; None when it is no regular file.
 
     The file that is opened is the one that was looked at: a link that changes meanwhile does not lead elsewhere.
-    Raises AccessDeniedError when the access rules deny the path or what it leads to, and OSError.
+    Raises AccessDeniedError when the access rules deny the path, what it leads to or, below a bind mount, that file's
+    path in its file system, and OSError.
     """
     _demand(access, os.path.abspath(path))
     if not hasattr(os, "O_PATH"):
@@ -58,10 +61,30 @@ def open_regular(path: str, access: AccessPolicy) -> BinaryIO | None:
         if not stat.S_ISREG(os.fstat(place).st_mode):
             return None
         link = f"/proc/self/fd/{place}"
-        _demand(access, os.readlink(link))
+        resolved = os.readlink(link)
+        _demand(access, resolved)
+        origin = _behind_bind_mount(place, resolved)
+        if origin is not None and access.denies(from_os(origin)):
+            raise AccessDeniedError(f"the access rules deny {from_os(origin)}, which is mounted there")
         return os.fdopen(os.open(link, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
     finally:
         os.close(place)
+
+
+def _behind_bind_mount(place: int, path: str) -> str | None:
+    """The path from the root of its file system, for what a mount of only a part of that shows; else None."""
+    with open(f"/proc/self/fdinfo/{place}") as facts:
+        mount_id = next(int(line.split()[1]) for line in facts if line.startswith("mnt_id:"))
+    mount = _mounts_in(int(time.monotonic())).get(mount_id)
+    if mount is None or mount.root == "/":
+        return None
+    return os.path.normpath(os.path.join(mount.root, os.path.relpath(path, mount.place)))
+
+
+@lru_cache(maxsize=1)
+def _mounts_in(_second: int) -> dict[int, Mount]:
+    """The mounts by their number, read once a second."""
+    return {mount.id: mount for mount in mounts()}
 
 
 def _open_plainly(path: str, access: AccessPolicy) -> BinaryIO | None:

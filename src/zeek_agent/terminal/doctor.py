@@ -206,11 +206,11 @@ def _bpf() -> Iterator[Check]:
 
 
 def _cgroup() -> Iterator[Check]:
-    with Path("/proc/self/mountinfo").open() as lines:
-        mounts = [line.split() for line in lines]
-    found = [fields[4] for fields in mounts if fields[fields.index("-") + 1] == "cgroup2"]
-    if found:
-        yield Check("cgroup v2", "ok", found[0])
+    from zeek_agent.sources.bpf.probe import cgroup2
+
+    place = cgroup2()
+    if place is not None:
+        yield Check("cgroup v2", "ok", place)
     else:
         advice = "UDP sockets are seen less well without: mount -t cgroup2 none /sys/fs/cgroup/unified"
         yield Check("cgroup v2", "warn", "not mounted", advice)

@@ -10,14 +10,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from zeek_agent import text
 from zeek_agent.sources.bpf.libbpf import LibbpfMissingError, library
+from zeek_agent.sources.mounts import mounts
 
 OLDEST_KERNEL: Final = (5, 15)
 _CAP_SYS_ADMIN: Final = 21
 _CAP_PERFMON: Final = 38
 _CAP_BPF: Final = 39
-_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 
 def why_not(objects: Iterable[str], *, release: str | None = None, btf: str = "/sys/kernel/btf/vmlinux") -> str | None:
@@ -42,12 +41,7 @@ def why_not(objects: Iterable[str], *, release: str | None = None, btf: str = "/
 
 def cgroup2(mountinfo: str = "/proc/self/mountinfo") -> str | None:
     """Where the root of control group version 2's hierarchy is mounted; None when it is not."""
-    for line in Path(mountinfo).read_bytes().splitlines():
-        fields, _, kind = line.partition(b" - ")
-        _, _, _, root, mount_point, *_ = fields.split()
-        if kind.startswith(b"cgroup2 ") and root == b"/":
-            return _ESCAPE.sub(lambda octal: chr(int(octal[1], 8)), text.from_bytes(mount_point))
-    return None
+    return next((mount.place for mount in mounts(mountinfo) if mount.kind == "cgroup2" and mount.root == "/"), None)
 
 
 def why_no_cgroup2() -> str | None:
