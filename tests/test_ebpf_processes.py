@@ -231,7 +231,7 @@ def test_records_that_the_ring_has_no_room_for_are_counted_exactly() -> None:
                     return first, other
 
         tiny_before, ample_before = both()
-        with tiny._monitor._lock:
+        with tiny._monitor.lock:
             assert len(generate("exec", 200, 0, load_generator(), "nothing")) == 200
         tiny_after, ample_after = both()
         assert tiny.counters.lost["overrun"] > 500

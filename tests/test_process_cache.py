@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
+from pathlib import Path
 
 from zeek_agent.sources.process_cache import TICKS, Process, ProcessCache, read_process, start_ticks
 from zeek_agent.sources.procfs import Process as ShownProcess
@@ -144,6 +146,9 @@ def test_command_lines_are_redacted_before_they_are_kept() -> None:
     assert cache.command_line(b"login\0", cut=True) == "login …"
     assert cache.command_line(b"") is None
     with subprocess.Popen(["sleep", "60"], env={"secret": "secret"}) as sleeping:
+        arguments = Path(f"/proc/{sleeping.pid}/cmdline")
+        while not arguments.read_bytes():  # Popen returns a moment before an exec is complete
+            time.sleep(0.001)
         cache = ProcessCache(redact=lambda line: line.upper())
         found = cache.find(sleeping.pid)
         sleeping.kill()

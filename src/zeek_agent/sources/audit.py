@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 _READ_LOG: Final = 1  # AUDIT_NLGRP_READLOG
 _BUFFER: Final = 16 << 20
 _CHECK: Final = 1.0
+_COMPARE: Final = 0.5
 _UNDER_WAY_MAX: Final = 60.0
 
 _EXECS: Final = {(arch, call) for arch, calls in CALLS.items() for call in (calls.execve, calls.execveat)}
@@ -187,7 +188,7 @@ class AuditSource(Source):
 
 
 class AuditProcesses(AuditSource):
-    """Programs that are executed and processes that end by themselves; /proc tells once a second of the others."""
+    """Programs that are executed and processes that end by themselves; /proc tells twice a second of the others."""
 
     kind = "processes"
     calls = frozenset(_EXECS | _EXITS)
@@ -224,7 +225,7 @@ class AuditProcesses(AuditSource):
 
     def _take(self) -> None:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        if time.monotonic() >= self._compared + _CHECK:
+        if time.monotonic() >= self._compared + _COMPARE:
             self._compared = time.monotonic()
             self._life.reconcile(now)
         if rows := self._life.take(now, boot_time()):

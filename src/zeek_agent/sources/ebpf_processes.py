@@ -49,8 +49,9 @@ class EbpfProcesses(Source):
         self._monitor.close()
 
     def drain(self) -> None:
-        self._monitor.drain()
-        self._count()
+        with self._monitor.lock:
+            self._monitor.drain()
+            self._count()
 
     def _failed(self, reason: str) -> None:
         self.failure = reason

@@ -94,8 +94,9 @@ class EbpfSockets(Source):
         self._monitor.close()
 
     def drain(self) -> None:
-        self._monitor.drain()
-        self._count()
+        with self._monitor.lock:
+            self._monitor.drain()
+            self._count()
 
     def _stream(self, name: str, attach: Callable[[BpfObject], None]) -> Stream:
         """An object that is loaded, configured and attached, and its ring."""

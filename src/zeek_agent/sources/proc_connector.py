@@ -10,6 +10,7 @@ import select
 import socket
 import time
 from enum import IntEnum
+from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -89,6 +90,7 @@ class ProcConnector(Source):
         self._missed = False
         self._events: list[_Event] = []
         self._channel = _subscribed()
+        _call_the_roll()
         self._listener = Listener(
             self._channel,
             self._receive,
@@ -121,10 +123,10 @@ class ProcConnector(Source):
 
     def _receive(self, datagram: bytes) -> None:
         what, cpu, stamp = _EVENT.unpack_from(datagram, _BODY)
-        if what == _What.CONFIRMED:
+        self._count(_CONNECTOR.unpack_from(datagram, _HEAD)[2], cpu)
+        if what == _What.CONFIRMED:  # also what others have asked for
             return
         self.counters.received += 1
-        self._count(_CONNECTOR.unpack_from(datagram, _HEAD)[2], cpu)
         ids = _IDS.unpack_from(datagram, _DATA)
         shown = self._life.look(ids[1]) if what == _What.EXEC else None
         self._events.append(_Event(what, stamp, ids, shown))
@@ -146,7 +148,7 @@ class ProcConnector(Source):
                 self._exit(thread, process, third, at)
 
     def _count(self, number: int, cpu: int) -> None:
-        """Each processor numbers its messages: a hole is what the kernel had to drop."""
+        """Each processor numbers its messages, confirmations included: a hole is what the kernel had to drop."""
         expected = self._counts.get(cpu)
         if expected is not None and number != expected:
             self.counters.lost["overrun"] += (number - expected) & 0xFFFF_FFFF
@@ -182,8 +184,8 @@ class ProcConnector(Source):
         for event in events:
             self._handle(event, event.stamp + suspended)
         if self._missed:
-            self._missed = False
-            self._life.reconcile(now)
+            self._missed = not self._life.reconcile(now)
+            _call_the_roll()
         if rows := self._life.take(now, boot_time()):
             self._sink(PROCESSES_EVENTS, rows)
 
@@ -203,6 +205,18 @@ def _subscribed() -> socket.socket:
         channel.close()
         raise
     return channel
+
+
+def _call_the_roll() -> None:
+    """Cause a message of each processor, whose number tells what was lost there: the calling thread names itself."""
+    own = Path("/proc/thread-self/comm")
+    name, allowed = own.read_bytes()[:-1], os.sched_getaffinity(0)
+    try:
+        for processor in allowed:
+            os.sched_setaffinity(0, {processor})
+            own.write_bytes(name)
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def _ask(channel: socket.socket, operation: int) -> None:

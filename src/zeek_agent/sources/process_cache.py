@@ -256,8 +256,8 @@ def read_process(pid: int, proc: str = "/proc") -> Process | None:
                 container_id=shown.container_id,
                 netns=shown.netns,
                 priority=shown.priority,
-                vsize=shown.vsize,
-                rsize=shown.rsize,
+                vsize=shown.vsize or None,
+                rsize=shown.rsize if shown.vsize else None,
             )
     except ProcessLookupError:
         return None

@@ -31,6 +31,7 @@ class ProcessLife:
         self._exclusions = exclusions
         self._procfs = procfs.Procfs(proc)
         self._forked: dict[int, Process] = {}
+        self._gone: set[int] = set()
         self._changes: list[tuple[Process, int, Exit | None]] = []
 
     def fork(self, pid: int, parent_pid: int, at: int) -> None:
@@ -101,10 +102,10 @@ class ProcessLife:
             self._changes.append((process, process.since, None))
         self._changes.append((process, max(at, process.since), self._end(process, status)))
 
-    def appear(self, pid: int, before: int) -> None:
-        """`pid` is there, and nothing is known of how it came; let it be when it did not start `before` (boot time)."""
+    def appear(self, pid: int) -> None:
+        """`pid` is there, and nothing is known of how it came."""
         process = self.cache.read(pid)
-        if process is not None and process.started < before:
+        if process is not None:
             self.cache.begin(process)
             self._changes.append((process, process.started, None))
 
@@ -118,14 +119,20 @@ class ProcessLife:
         if process is not None:
             process.rgid, process.gid = real, effective
 
-    def reconcile(self, now: int) -> None:
-        """After events were missed: what /proc no longer shows has ended, what the cache did not know has started."""
+    def reconcile(self, now: int) -> bool:
+        """After events were missed: what /proc no longer shows has ended, what the cache did not know has started.
+
+        An end may also be on its way still, with more to tell, so it takes two looks: False asks for another one.
+        """
         known = {process.pid: process for process in self.cache if process.until is None}
         alive = set(self._procfs.pids())
-        for pid in known.keys() - alive:
+        gone = known.keys() - alive
+        for pid in gone & self._gone:
             self.exit(pid, now, None)
+        self._gone = gone - self._gone
         for pid in alive - known.keys():
-            self.appear(pid, now - FORK_PATIENCE)
+            self._discover(pid)
+        return not self._gone
 
     def take(self, now: int, boot_time: float) -> list[Row]:
         """The rows since the last call; forgets what ended long ago."""
@@ -141,6 +148,20 @@ class ProcessLife:
             for process, at, ended in changes
             if not self._exclusions.process(process)
         ]
+
+    def _discover(self, pid: int) -> None:
+        """A process that nobody told of: forked, and it may execute a program yet. One that is ending is let be."""
+        process = self.cache.read(pid)
+        if process is not None and not self._is_ending(pid):
+            self.cache.begin(process)
+            self._forked[pid] = process
+
+    def _is_ending(self, pid: int) -> bool:
+        try:
+            with procfs.Process(self._procfs, pid) as process:
+                return process.is_ending
+        except ProcessLookupError:
+            return True
 
     def _ticks(self, pid: int) -> int | None:
         try:

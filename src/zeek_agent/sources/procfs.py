@@ -37,7 +37,9 @@ STATES: Final = {
 }
 
 # Where fields of /proc/PID/stat lie behind the name, which may hold any character, parentheses and spaces included.
-_STATE, _PPID, _TTY, _UTIME, _STIME, _PRIORITY, _THREADS, _START, _VSIZE, _RSS = 0, 1, 4, 11, 12, 15, 17, 19, 20, 21
+_STATE, _PPID, _TTY, _FLAGS, _UTIME, _STIME, _PRIORITY, _THREADS = 0, 1, 4, 6, 11, 12, 15, 17
+_START, _VSIZE, _RSS = 19, 20, 21
+_PF_KTHREAD: Final = 0x0020_0000
 
 _PART: Final = 65_536
 
@@ -95,6 +97,9 @@ class Process:
     @cached_property
     def _stat(self) -> tuple[bytes, list[bytes]]:
         """The name, and the fields of /proc/PID/stat behind it."""
+        return self._current_stat()
+
+    def _current_stat(self) -> tuple[bytes, list[bytes]]:
         raw = self._read("stat")
         if not raw:
             raise ProcessLookupError(self.pid)
@@ -177,6 +182,12 @@ class Process:
         return STATES.get(letter, letter)
 
     @property
+    def is_ending(self) -> bool:
+        """Whether it has given up its memory; its files, its control group and its namespaces go with that."""
+        _, fields = self._current_stat()
+        return fields[_VSIZE] == b"0" and not int(fields[_FLAGS]) & _PF_KTHREAD
+
+    @property
     def threads(self) -> int:
         return int(self._stat[1][_THREADS])
 
@@ -219,8 +230,10 @@ class Process:
 
     @cached_property
     def cgroup(self) -> str | None:
+        """The control group; None for a process that is ending, which is shown at the root wherever it was."""
         raw = self._read("cgroup")
-        return cgroup_path(raw) if raw else None
+        path = cgroup_path(raw) if raw else None
+        return None if path == "/" and self.is_ending else path
 
     @property
     def container_id(self) -> str | None:

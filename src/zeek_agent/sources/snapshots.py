@@ -85,7 +85,9 @@ class ProcessSnapshots(Source):
         for pid, present in self._known.items():
             known = before.get(pid)
             if known is None or known[0] != present[0]:
-                self._life.appear(pid, now)
+                self._life.appear(pid)
+            elif present[1] is None:  # it is about to end, or may not be looked at any more
+                self._known[pid] = known
             elif known[1] != present[1]:
                 self._life.exec(pid, now, self._life.look(pid))
         rows = self._life.take(now, boot_time())

@@ -30,8 +30,8 @@ static __always_inline void count_lost(__u32 kind)
 {
 	__u32 only = 0;
 	struct counters *counters = bpf_map_lookup_elem(&lost, &only);
-	if (counters && kind < KINDS)
-		++counters->by_kind[kind];
+	if (counters && kind < KINDS) /* hooks may be preempted by others on the same CPU */
+		__sync_fetch_and_add(&counters->by_kind[kind], 1);
 }
 
 /* The reader comes by on a timer, so a record wakes it only when the ring is filling up. */

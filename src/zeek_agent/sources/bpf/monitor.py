@@ -74,7 +74,8 @@ class Monitor:
         self._processes: Stream | None = None
         self._others: list[Stream] = []
         self._users = 0
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """Held while records are taken."""
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._housekeeping = 0.0
@@ -84,14 +85,14 @@ class Monitor:
 
     def open(self) -> None:
         """Begin to follow processes, unless it is done already. Raises OSError. Each `open` needs a `close`."""
-        with self._lock:
+        with self.lock:
             if self._users == 0:
                 self._start()
             self._users += 1
 
     def close(self) -> None:
         """The last one to close ends the reading; what is in the rings is handed over first."""
-        with self._lock:
+        with self.lock:
             self._users -= 1
             if self._users:
                 return
@@ -99,27 +100,27 @@ class Monitor:
         if self._thread is not None:
             self._thread.join()
         self.drain()
-        with self._lock:
+        with self.lock:
             if self._processes is not None:
                 self._processes.close()
             self._processes = None
 
     def add(self, stream: Stream) -> None:
         """Read this ring too; the handler is called by the reading thread."""
-        with self._lock:
+        with self.lock:
             self._others.append(stream)
 
     def remove(self, stream: Stream) -> None:
         """Hand over what the ring holds, and close it."""
         self.drain()
-        with self._lock:
+        with self.lock:
             if stream in self._others:
                 self._others.remove(stream)
             stream.close()
 
     def drain(self) -> None:
         """Take all records that are there now."""
-        with self._lock:
+        with self.lock:
             if self._processes is None or self._failed:
                 return
             marks = [(stream, stream.ring.end()) for stream in self._others]
@@ -140,7 +141,7 @@ class Monitor:
 
     def lost(self) -> Counter[Kind]:
         """Process records that found the ring full."""
-        with self._lock:
+        with self.lock:
             if self._processes is None:
                 return Counter()
             return Counter(
