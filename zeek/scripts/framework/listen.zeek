@@ -7,17 +7,34 @@
 @load base/frameworks/cluster
 @load base/utils/numbers
 
-# A Zeek that runs alone has no cluster backend since 8.1, and takes events to nowhere without one.
-@if ( ! Cluster::is_enabled() && Cluster::backend == Cluster::CLUSTER_BACKEND_NONE )
+module ZeekAgent;
+
+# A Zeek that reads a trace is alone: agents cannot come, and its ports may be those of one that runs.
+const reads_trace = /(^| )(-[A-Za-z]*r|--readfile)/ in join_string_vec(
+    zeek_args(), " ");
+
+@if ( ! reads_trace && ! Cluster::is_enabled() )
+
+# Since 8.1 a Zeek that runs alone has no cluster backend, and takes events to nowhere without one.
+@ifdef ( Cluster::CLUSTER_BACKEND_NONE )
+@if ( Cluster::backend == Cluster::CLUSTER_BACKEND_NONE )
 @load frameworks/cluster/backend/zeromq
 redef Cluster::Backend::ZeroMQ::run_proxy_thread = T;
+@endif
+@endif
+
+# With Broker it would end when it has nothing else to do than to wait for agents.
+@ifdef ( Cluster::CLUSTER_BACKEND_BROKER )
+@if ( Cluster::backend == Cluster::CLUSTER_BACKEND_BROKER )
+redef exit_only_after_terminate = T;
+@endif
+@endif
+
 @endif
 
 # Bursts of many agents would have clients dropped that wait for their turn.
 redef Cluster::default_websocket_max_event_queue_size = 512;
 redef Cluster::default_websocket_ping_interval = 15sec;
-
-module ZeekAgent;
 
 export {
 	## Whether to open a port for agents. Switch off where another port of this Zeek serves them.
@@ -46,8 +63,10 @@ function is_owner(): bool
 # Why no agent could be served here; empty when it can.
 function why_not_listen(): string
 	{
+@ifdef ( Cluster::CLUSTER_BACKEND_NONE )
 	if ( Cluster::backend == Cluster::CLUSTER_BACKEND_NONE )
 		return "there is no cluster backend, Zeek would lose all events: load frameworks/cluster/backend/zeromq";
+@endif
 
 @ifdef ( Cluster::CLUSTER_BACKEND_ZEROMQ )
 	if ( Cluster::is_enabled()
@@ -90,7 +109,7 @@ event open_port_soon()
 
 event zeek_init() &priority=-90
 	{
-	if ( ! listen || ! is_owner() )
+	if ( ! listen || reads_trace || ! is_owner() )
 		return;
 
 	# ZeekControl checks and prints configurations with these.

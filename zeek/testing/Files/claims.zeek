@@ -19,8 +19,6 @@ export {
 	    remote_p: port, at: double, state: string, direction: string);
 }
 
-redef ZeekAgent::listen = F;
-
 const epoch = double_to_time(1700000000.0);
 
 function join(agent_id: string, addresses: set[addr])
@@ -51,10 +49,4 @@ event claim_later(agent_id: string, process: string, pid: count, local_h: addr, 
 event network_time_init()
 	{
 	event Test::begin();
-	}
-
-# With a cluster backend Zeek would go on after the trace.
-event Pcap::file_done(path: string)
-	{
-	terminate();
 	}

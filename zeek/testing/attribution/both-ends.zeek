@@ -1,10 +1,7 @@
 # @TEST-DOC: Both ends of a connection have their process, over TCP and UDP, IPv4 and IPv6; also when both are on one host.
 #
-# @TEST-PORT: XPUB_PORT
-# @TEST-PORT: XSUB_PORT
-#
 # @TEST-EXEC: ${SCRIPTS}/flows flows.pcap 'tcp 10.0.0.1:1000 10.0.0.2:80 0 1' 'udp 10.0.0.1:1001 10.0.0.2:53 0 1' 'tcp [fd00::1]:1002 [fd00::2]:443 0 1' 'tcp 10.0.0.1:1003 10.0.0.1:8080 0 1' 'tcp 10.0.0.1:1004 192.0.2.1:80 0 1'
-# @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} ${FILES}/test.zeek ${FILES}/claims.zeek %INPUT > zeek.out
+# @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} ${FILES}/claims.zeek %INPUT > zeek.out
 # @TEST-EXEC: zeek-cut -m id.orig_h id.orig_p id.resp_h id.resp_p proto orig_hid orig_pid orig_process resp_hid resp_pid resp_process < conn.log | (read -r head; echo "$head"; sort) > conn
 # @TEST-EXEC: btest-diff conn
 # @TEST-EXEC: sort zeek.out > events

@@ -1,10 +1,7 @@
 # @TEST-DOC: An agent's claims are bounded, and go when their time is over.
 #
-# @TEST-PORT: XPUB_PORT
-# @TEST-PORT: XSUB_PORT
-#
 # @TEST-EXEC: ${SCRIPTS}/flows flows.pcap 'tcp 10.0.0.1:1000 10.0.0.2:80 0 1' 'tcp 10.0.0.1:1001 10.0.0.2:80 0 1' 'tcp 10.0.0.1:1002 10.0.0.2:80 0 1' 'udp 10.0.0.9:1 10.0.0.9:2 0 900' 'tcp 10.0.0.1:1003 10.0.0.2:80 901 902' 'tcp 10.0.0.1:1000 10.0.0.2:80 903 904'
-# @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} ${FILES}/test.zeek ${FILES}/claims.zeek %INPUT > zeek.out
+# @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} ${FILES}/claims.zeek %INPUT > zeek.out
 # @TEST-EXEC: zeek-cut -m id.orig_p orig_process < conn.log | (read -r head; echo "$head"; sort) > conn
 # @TEST-EXEC: btest-diff conn
 # @TEST-EXEC: btest-diff zeek.out

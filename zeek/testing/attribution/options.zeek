@@ -1,10 +1,7 @@
 # @TEST-DOC: Which fields conn.log has, users by name, notices, and a script that looks a flow up.
 #
-# @TEST-PORT: XPUB_PORT
-# @TEST-PORT: XSUB_PORT
-#
 # @TEST-EXEC: ${SCRIPTS}/flows flows.pcap 'tcp 10.0.0.1:1000 10.0.0.2:80 0 1'
-# @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} ${FILES}/test.zeek ${FILES}/claims.zeek %INPUT > zeek.out
+# @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} ${FILES}/claims.zeek %INPUT > zeek.out
 # @TEST-EXEC: zeek-cut -m id.orig_h orig_hid orig_pid orig_process orig_exe orig_user < conn.log | (read -r head; echo "$head"; sort) > conn
 # @TEST-EXEC: btest-diff conn
 # @TEST-EXEC: btest-diff zeek.out

@@ -1,10 +1,7 @@
 # @TEST-DOC: Flows of containers have their process on the far side of address translation, too.
 #
-# @TEST-PORT: XPUB_PORT
-# @TEST-PORT: XSUB_PORT
-#
 # @TEST-EXEC: ${SCRIPTS}/flows flows.pcap 'tcp 10.0.0.1:1000 192.0.2.1:80 0 1' 'tcp 192.0.2.9:2000 10.0.0.1:8080 0 1' 'udp 10.0.0.1:1001 192.0.2.1:53 0 1' 'tcp 10.0.0.7:1000 192.0.2.1:80 0 1'
-# @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} ${FILES}/test.zeek ${FILES}/claims.zeek %INPUT > zeek.out
+# @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} ${FILES}/claims.zeek %INPUT > zeek.out
 # @TEST-EXEC: zeek-cut -m id.orig_h id.orig_p id.resp_h id.resp_p proto orig_hid orig_pid orig_process resp_hid resp_pid resp_process < conn.log | (read -r head; echo "$head"; sort) > conn
 # @TEST-EXEC: btest-diff conn
 

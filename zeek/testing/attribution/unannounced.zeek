@@ -1,10 +1,7 @@
 # @TEST-DOC: Claims count for addresses that their agent announced; inner ones of hosts only when asked for.
 #
-# @TEST-PORT: XPUB_PORT
-# @TEST-PORT: XSUB_PORT
-#
 # @TEST-EXEC: ${SCRIPTS}/flows flows.pcap 'tcp 192.168.1.10:1000 192.0.2.1:80 0 1' 'tcp 192.168.1.10:1001 192.0.2.1:80 0 1' 'tcp 192.168.1.10:1002 192.0.2.1:80 0 1' 'tcp 127.0.0.1:1003 127.0.0.1:80 0 1' 'tcp 172.17.0.1:1004 172.17.0.2:80 0 1'
-# @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} ${FILES}/test.zeek ${FILES}/claims.zeek %INPUT > zeek.out
+# @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} ${FILES}/claims.zeek %INPUT > zeek.out
 # @TEST-EXEC: zeek-cut -m id.orig_h id.orig_p id.resp_h id.resp_p proto orig_hid orig_pid orig_process resp_hid resp_pid resp_process < conn.log | (read -r head; echo "$head"; sort) > conn
 # @TEST-EXEC: btest-diff conn
 

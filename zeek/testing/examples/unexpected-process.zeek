@@ -1,11 +1,8 @@
 # @TEST-DOC: The example that gives notice of a connection from a process that is not known to use the service.
 #
-# @TEST-PORT: XPUB_PORT
-# @TEST-PORT: XSUB_PORT
-#
 # @TEST-EXEC: ${SCRIPTS}/flows flows.pcap 'tcp 10.0.0.1:1000 10.0.0.2:22 0 1' 'tcp 10.0.0.1:1001 10.0.0.2:22 0 1'
 # @TEST-EXEC: ln -s ${PACKAGE} zeek-agent
-# @TEST-EXEC: zeek -C -r flows.pcap ${EXAMPLES}/unexpected-process.zeek ${FILES}/test.zeek ${FILES}/claims.zeek %INPUT
+# @TEST-EXEC: zeek -C -r flows.pcap ${EXAMPLES}/unexpected-process.zeek ${FILES}/claims.zeek %INPUT
 # @TEST-EXEC: zeek-cut -m id.orig_p note msg orig_process orig_exe < notice.log > notices
 # @TEST-EXEC: btest-diff notices
 
