@@ -11,13 +11,15 @@ import hashlib
 import logging
 import secrets
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakValueDictionary
 
+from zeek_agent.backlog import Backlog, Place
 from zeek_agent.differences import Snapshot
 from zeek_agent.errors import SqlError
 
@@ -149,6 +151,7 @@ class Installed:
     """By event table: the last sequence number that was delivered."""
     under_way: dict[str, int] = field(default_factory=dict)
     """How far a report went that was sent in an earlier life and is not known to have arrived."""
+    backlog: Backlog = field(default_factory=Backlog)
     snapshot: Snapshot | None = None
     reported: bool = False
     """Whether a first result was reported in this life of the query."""
@@ -200,6 +203,7 @@ class QueryRunner:
         self._installed: dict[str, Installed] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._progress: dict[str, Progress] = {}
+        self._backlogs: WeakValueDictionary[str, Backlog] = WeakValueDictionary()
         self._run = secrets.token_hex(4)
         self._reports = 0
         self._tables_changed = asyncio.Event()
@@ -311,6 +315,8 @@ class QueryRunner:
             installed.event_tables = frozenset(
                 name for name in statement.tables if name in tables and tables[name].kind == "events"
             )
+        kind = "events" if installed.event_tables else "snapshots"
+        installed.backlog = self._backlogs.setdefault(f"{kind} {installed.recipient.identity}", installed.backlog)
         self._restore(installed)
         return True
 
@@ -409,11 +415,13 @@ class QueryRunner:
             await self._drain()
         while window := self._window(installed, self._store):
             installed.under_way = {table: high for table, (_, high) in window.items()}
-            result = await self._query(installed, window)
-            if result.rows and installed.recipient.tells_replays:
-                self._remember(installed)
-                await asyncio.to_thread(self._store.flush)
-            await self._deliver(installed, result, [(Change.ADD, row) for row in result.rows], window[min(window)])
+            async with installed.backlog.place() as place:
+                result = await self._query(installed, window)
+                place.fill(result.size)
+                if result.rows and installed.recipient.tells_replays:
+                    self._remember(installed)
+                    await asyncio.to_thread(self._store.flush)
+                await self._deliver(installed, result, [(Change.ADD, row) for row in result.rows], window[min(window)])
             installed.seen.update(installed.under_way)
             installed.under_way = {}
             self._remember(installed)
@@ -445,8 +453,13 @@ class QueryRunner:
     # Snapshot queries
 
     async def _run_snapshot(self, installed: Installed) -> None:
+        async with installed.backlog.place() as place:
+            await self._report_snapshot(installed, place)
+
+    async def _report_snapshot(self, installed: Installed, place: Place) -> None:
         """Deliver a result, or how it differs from the last one that was delivered."""
         result = await self._query(installed)
+        place.fill(result.size)
         if installed.query.once or installed.query.subscription is Subscription.SNAPSHOTS:
             await self._deliver(installed, result, [(None, row) for row in result.rows])
             return
@@ -487,8 +500,3 @@ def _key(identity: str, query: Query) -> str:
     """What a query is, whatever its id: who asked, what, and how it is to be reported."""
     parts = (identity, query.sql, query.event, query.cookie or "", query.subscription or "")
     return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()
-
-
-def counts(installed: Sequence[Installed]) -> Counter[State]:
-    """How many queries are in which state."""
-    return Counter(one.state for one in installed)

@@ -37,11 +37,13 @@ class Result:
     tuple of `(name, value)` pairs; None for NULL. All cells are hashable.
 
     `errors` tells of rows that were left out since a value does not fit its column: the first ten, then how many more.
+    `size` is what the rows take in bytes when they are packed.
     """
 
     columns: tuple[ResultColumn, ...]
     rows: list[tuple[Value, ...]] = field(repr=False)
     errors: tuple[str, ...] = ()
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

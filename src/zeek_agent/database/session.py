@@ -164,7 +164,7 @@ class Session:
                     raise LimitError(f"the result has more than {limits.rows} rows")
                 rows.append(row)
         columns = typed(self._headings, rows, self.run.errors)
-        return Result(columns, rows, self.run.errors.texts())
+        return Result(columns, rows, self.run.errors.texts(), limits.result_bytes - left)
 
     @contextmanager
     def _statement(self, sql: str, *, compile_only: bool = False) -> Iterator[apsw.Cursor]:

@@ -1,0 +1,66 @@
+"""How much may wait for a recipient who is slower than the queries."""
+
+from __future__ import annotations
+
+import asyncio
+
+from zeek_agent.backlog import AT_ONCE, Backlog
+
+
+async def occupy(backlog: Backlog, size: int, ran: list[int], delivered: asyncio.Event) -> None:
+    async with backlog.place() as place:
+        ran.append(size)
+        place.fill(size)
+        await delivered.wait()
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_no_query_runs_while_too_much_waits() -> None:
+    backlog, ran, delivered = Backlog(limit=100), list[int](), asyncio.Event()
+    tasks = [asyncio.create_task(occupy(backlog, 60, ran, delivered)) for _ in range(6)]
+    await settle()
+    assert ran == [60, 60]
+    assert backlog.size == 120
+    delivered.set()
+    await asyncio.gather(*tasks)
+    assert len(ran) == 6
+    assert backlog.size == 0
+
+
+async def test_only_some_run_at_once_before_their_size_is_known() -> None:
+    backlog, running, finish = Backlog(), list[int](), asyncio.Event()
+
+    async def run(number: int) -> None:
+        async with backlog.place() as place:
+            running.append(number)
+            await finish.wait()
+            place.fill(0)
+
+    tasks = [asyncio.create_task(run(number)) for number in range(5)]
+    await settle()
+    assert running == list(range(AT_ONCE))
+    finish.set()
+    await asyncio.gather(*tasks)
+    assert running == list(range(5))
+
+
+async def test_a_query_that_fails_or_is_cancelled_gives_its_place_to_the_next() -> None:
+    backlog, ran, never = Backlog(limit=1), list[int](), asyncio.Event()
+    for _ in range(3):
+        try:
+            async with backlog.place():
+                raise LookupError
+        except LookupError:
+            pass
+    waiting = [asyncio.create_task(occupy(backlog, 1, ran, never)) for _ in range(5)]
+    await settle()
+    for number in range(5):
+        assert len(ran) == number + 1
+        waiting[number].cancel()
+        await settle()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert backlog.size == 0
