@@ -1,5 +1,7 @@
 # @TEST-DOC: The examples that take rows: a log, a notice of a new listening port, a file that is downloaded and executed.
 #
+# @TEST-REQUIRES: python3 -c 'import websockets'
+#
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
 # @TEST-PORT: XSUB_PORT

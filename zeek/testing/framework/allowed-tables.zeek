@@ -1,5 +1,7 @@
 # @TEST-DOC: Agents are not asked for tables, or with queries, that options and hooks rule out.
 #
+# @TEST-REQUIRES: python3 -c 'import websockets'
+#
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
 # @TEST-PORT: XSUB_PORT

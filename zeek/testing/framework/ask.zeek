@@ -1,5 +1,7 @@
 # @TEST-DOC: A question to one agent can be waited for: rows in several batches, no rows, no answer, an error, no agent.
 #
+# @TEST-REQUIRES: python3 -c 'import websockets'
+#
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
 # @TEST-PORT: XSUB_PORT

@@ -1,5 +1,7 @@
 # @TEST-DOC: Each batch is handled once, in order, and acknowledged each time it comes.
 #
+# @TEST-REQUIRES: python3 -c 'import websockets'
+#
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
 # @TEST-PORT: XSUB_PORT

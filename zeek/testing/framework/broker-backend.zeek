@@ -1,5 +1,7 @@
 # @TEST-DOC: The same over Broker, the backend of a Zeek 8.0 that runs alone.
 #
+# @TEST-REQUIRES: python3 -c 'import websockets'
+#
 # @TEST-REQUIRES: zeek -a frameworks/cluster/backend/broker
 #
 # @TEST-PORT: WS_PORT

@@ -1,5 +1,7 @@
 # @TEST-DOC: What an agent of version 2.3 sent to the stock package gives the same lines in the logs as it gave there.
 #
+# @TEST-REQUIRES: python3 -c 'import websockets'
+#
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
 # @TEST-PORT: XSUB_PORT

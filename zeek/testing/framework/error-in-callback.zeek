@@ -1,5 +1,7 @@
 # @TEST-DOC: An error in a script that takes rows does not keep the agent waiting.
 #
+# @TEST-REQUIRES: python3 -c 'import websockets'
+#
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
 # @TEST-PORT: XSUB_PORT

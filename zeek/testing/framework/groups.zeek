@@ -1,5 +1,7 @@
 # @TEST-DOC: Groups: by name in any case, and by subnet, at start and at run time.
 #
+# @TEST-REQUIRES: python3 -c 'import websockets'
+#
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
 # @TEST-PORT: XSUB_PORT

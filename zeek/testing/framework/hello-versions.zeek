@@ -1,5 +1,7 @@
 # @TEST-DOC: Agents of any version are taken in: with twelve fields, with Broker's version among them, with features.
 #
+# @TEST-REQUIRES: python3 -c 'import websockets'
+#
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
 # @TEST-PORT: XSUB_PORT

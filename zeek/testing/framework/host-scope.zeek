@@ -1,5 +1,7 @@
 # @TEST-DOC: A query for one agent goes to that agent alone; a cancelled query ends there and never comes back.
 #
+# @TEST-REQUIRES: python3 -c 'import websockets'
+#
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
 # @TEST-PORT: XSUB_PORT

@@ -1,5 +1,7 @@
 # @TEST-DOC: A script written for the package of Zeek Agent v2 runs unchanged.
 #
+# @TEST-REQUIRES: python3 -c 'import websockets'
+#
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
 # @TEST-PORT: XSUB_PORT

@@ -1,5 +1,7 @@
 # @TEST-DOC: The port speaks TLS where a certificate is given.
 #
+# @TEST-REQUIRES: python3 -c 'import websockets'
+#
 # @TEST-REQUIRES: which openssl
 #
 # @TEST-PORT: WS_PORT

@@ -1,5 +1,7 @@
 # @TEST-DOC: Every table has its log: the stock package's names and fields first, then what our agent knows besides.
 #
+# @TEST-REQUIRES: python3 -c 'import websockets'
+#
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
 # @TEST-PORT: XSUB_PORT
