@@ -320,6 +320,7 @@ def test_notes_and_declarations_survive_the_wire() -> None:
         parameters=[Parameter("pattern", "text", "which", default="/*", required=False)],
         examples=["SELECT 1"],
         kind="events",
+        alias=True,
     )
     frame = control.decode_frame(next(control.encode_frame(control.Declarations(control.declare([table])))))
     assert isinstance(frame, control.Declarations)

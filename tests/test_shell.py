@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeek_agent import control
-from zeek_agent.control import Columns, Declarations, Frame, Pause, Request, Rows
+from zeek_agent.control import Columns, Declarations, Facts, Frame, Pause, Request, Rows
 from zeek_agent.errors import SqlError, UsageError
 from zeek_agent.schema import Column, Table
 from zeek_agent.terminal.console import Mode, Printer
@@ -24,6 +24,7 @@ TABLES = [
         columns=[Column("name", "text", "login"), Column("uid", "count", "number")],
     ),
     Table("processes", "what runs", description="Processes.", columns=[Column("pid", "count", "number")]),
+    Table("osquery_pids", "pids", description="Pids.", columns=[Column("pid", "count", "number")], alias=True),
 ]
 
 
@@ -40,6 +41,8 @@ class Answers:
         match request:
             case control.Tables():
                 yield Declarations(control.declare(TABLES))
+            case control.Status():
+                yield Facts({"running": True, "uptime": 1.26, "store": {"users_events": 3}, "store_notice": None})
             case control.Query(sql="bad"):
                 raise SqlError("no such thing\x1b[2J")
             case control.Query(sql=sql):
@@ -66,6 +69,22 @@ def run(answers: Answers, *lines: str, mode: Mode = Mode.CSV) -> tuple[str, str]
     shell = Shell(answers, Printer(out, mode), errors)
     shell.run_script(lines)
     return out.getvalue(), errors.getvalue()
+
+
+def test_a_second_name_of_a_table_is_described_but_not_listed(answers: Answers) -> None:
+    out, errors = run(answers, ".tables", ".schema osquery_pids")
+    assert [line.split()[0] for line in out.splitlines()[:3]] == ["processes", "users", "osquery_pids:"]
+    assert errors == ""
+
+
+def test_the_status_is_written_for_reading(answers: Answers) -> None:
+    out, _ = run(answers, ".status")
+    assert out.splitlines() == [
+        "running       True",
+        "uptime        1.3",
+        "store         users_events 3",
+        "store_notice  -",
+    ]
 
 
 def test_a_script_runs_statements_over_several_lines_and_the_last_without_semicolon(answers: Answers) -> None:
@@ -146,7 +165,7 @@ def test_completion_knows_where_it_is(answers: Answers) -> None:
     shell = Shell(answers, Printer(io.StringIO()), io.StringIO())
     assert shell.completions("SELECT * FROM ", "u") == ["users"]
     assert shell.completions("SELECT * FROM users, ", "p") == ["processes"]
-    assert shell.completions(".schema ", "") == ["processes", "users"]
+    assert shell.completions(".schema ", "") == ["osquery_pids", "processes", "users"]
     assert shell.completions("", ".sn") == [".snapshots", ".snapshot-plus-diffs"]
     assert shell.completions(".mode ", "j") == ["json"]
     assert shell.completions("SELECT * FROM users WHERE ", "") == ["name", "uid", "processes", "users"]

@@ -184,6 +184,7 @@ def declare(tables: Iterable[Table]) -> list[dict[str, Any]]:
             "examples": table.examples,
             "platforms": table.platforms,
             "kind": table.kind,
+            "alias": table.alias,
         }
         for table in tables
     ]
@@ -201,6 +202,7 @@ def declared(data: Iterable[dict[str, Any]]) -> list[Table]:
             examples=one["examples"],
             platforms=one["platforms"],
             kind=one["kind"],
+            alias=one["alias"],
         )
         for one in data
     ]

@@ -15,6 +15,7 @@ from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.terminal import client
 from zeek_agent.terminal.console import Mode, Printer
 from zeek_agent.terminal.line_editing import line_editing
+from zeek_agent.terminal.status_report import facts_text
 from zeek_agent.terminal.table_text import describe_table, list_tables
 from zeek_agent.text import escaped
 
@@ -149,8 +150,7 @@ class Shell:
         self._printer.mode = Mode(argument)
 
     def status(self, _: str) -> None:
-        for key, value in client.status(self._session).items():
-            self._printer.out.write(f"{key:10}  {escaped(str(value))}\n")
+        self._printer.out.write(facts_text(client.status(self._session)))
 
     def quit(self, _: str) -> None:
         self._done = True

@@ -48,15 +48,19 @@ UNTOLD: Final = frozenset({"id", "sql", "cookie", "endpoint", "window_bytes"})
 def as_text(report: Report, width: int | None = None) -> str:
     """For reading: the facts, then a table a part; `width` is the terminal's."""
     out = io.StringIO()
-    indent = max(map(len, report.facts), default=0)
-    for name, value in report.facts.items():
-        out.write(f"{name:{indent}}  {_fact(value)}\n")
+    out.write(facts_text(report.facts))
     printer = Printer(out, width=width)
     for name, (columns, rows) in report.parts.items():
         out.write(f"\n{name}: {len(rows) or 'none'}\n")
         if rows:
             printer.write(*_telling(columns, rows))
     return out.getvalue()
+
+
+def facts_text(facts: Mapping[str, Any]) -> str:
+    """A line a fact."""
+    width = max(map(len, facts), default=0)
+    return "".join(f"{name:{width}}  {_fact(value)}\n" for name, value in facts.items())
 
 
 def as_json(report: Report) -> str:

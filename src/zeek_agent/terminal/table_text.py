@@ -20,8 +20,9 @@ ZEEK_KEYWORDS: Final = frozenset(
 
 
 def list_tables(tables: Iterable[Table]) -> str:
-    """One line a table: its name, kind where it is not a snapshot, summary."""
-    rows = [(table.name, table.summary, "events: " if table.kind == "events" else "") for table in tables]
+    """One line a table: its name, kind where it is not a snapshot, summary. A second name of a table is left out."""
+    listed = [table for table in tables if not table.alias]
+    rows = [(table.name, table.summary, "events: " if table.kind == "events" else "") for table in listed]
     width = max((len(name) for name, _, _ in rows), default=0)
     return "".join(f"{name:{width}}  {kind}{summary}\n" for name, summary, kind in rows)
 
