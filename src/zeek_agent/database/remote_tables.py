@@ -25,8 +25,8 @@ from zeek_agent.database.scans import HeldScan
 from zeek_agent.database.virtual_tables import (
     FULL_SCAN_ROWS,
     Layout,
-    NumbersNeeded,
     Reader,
+    RowCursor,
     Surroundings,
     TableModule,
     columns_used,
@@ -190,49 +190,28 @@ class RemoteTable:
     Destroy = Disconnect
 
 
-class RemoteCursor:
+class RemoteCursor(RowCursor):
     """One use of a remote table in a running statement."""
 
-    __slots__ = ("_module", "_row", "_rows")
+    __slots__ = ("_module",)
 
     def __init__(self, module: RemoteModule) -> None:
+        super().__init__(module.surroundings)
         self._module = module
-        self._rows: Iterator[Sequence[Any]] = iter(())
-        self._row: Sequence[Any] | None = None
 
-    def Filter(self, number: int, plan: str, values: tuple[Any, ...] | None) -> None:  # noqa: N802
-        self._rows = self._select(_parse_plan(plan), values or ())
-        self._row = next(self._rows, None)
-
-    def Eof(self) -> bool:  # noqa: N802
-        return self._row is None
-
-    def Next(self) -> None:  # noqa: N802
-        self._row = next(self._rows, None)
-
-    def Column(self, number: int) -> Any:  # noqa: N802
-        return self._row[number]  # type: ignore[index]  # SQLite asks only while Eof is false
-
-    def Rowid(self) -> int:  # noqa: N802
-        if not self._module.surroundings.run.numbered:
-            raise NumbersNeeded
-        return int(self._row[-1])  # type: ignore[index]
-
-    def Close(self) -> None:  # noqa: N802
-        self._rows = iter(())
-
-    def _select(self, plan: Plan, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    def _rows_for(self, plan: str, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        parsed = _parse_plan(plan)
         layout, questions = self._module.layout, self._module.surroundings.questions
         known: list[tuple[Term, Value]] = []
         unknown: list[tuple[Term, Value]] = []
-        for term, given in zip(plan.terms, values, strict=True):
+        for term, given in zip(parsed.terms, values, strict=True):
             value = _value(layout, term, given)
             if value == frozenset() or (given is None and term.number >= 0):
                 return iter(())
             (known if term.known else unknown).append((term, value))
-        if self._module.surroundings.run.numbered:
+        if self._surroundings.run.numbered:
             return self._numbered(dict(known + unknown))
-        question = questions.about(self._module, plan, tuple(known))
+        question = questions.about(self._module, parsed, tuple(known))
         return question.select(tuple(value for _, value in unknown))
 
     def _numbered(self, values: Mapping[Term, Value]) -> Iterator[Sequence[Any]]:

@@ -190,23 +190,23 @@ class VirtualTable:
     Destroy = Disconnect
 
 
-class TableCursor:
+class RowCursor:
     """One use of a table in a running statement. SQLite calls Filter once, or once per row of an outer loop."""
 
-    __slots__ = ("_held", "_lookups", "_module", "_parameters", "_row", "_rows", "_too_long")
+    __slots__ = ("_row", "_rows", "_surroundings")
 
-    def __init__(self, module: TableModule) -> None:
-        self._module = module
-        self._lookups = 0
-        self._parameters: tuple[Value, ...] | None = None
-        self._held: HeldScan | None = None
-        self._too_long = False
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._surroundings = surroundings
         self._rows: Iterator[Sequence[Any]] = iter(())
         self._row: Sequence[Any] | None = None
 
     def Filter(self, number: int, plan: str, values: tuple[Any, ...] | None) -> None:  # noqa: N802
-        self._rows = self._select(_parse_plan(plan), values or ())
+        self._rows = self._rows_for(plan, values or ())
         self._row = next(self._rows, None)
+
+    def _rows_for(self, plan: str, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        """The rows that BestIndex's plan stands for, each with its number as a last cell when the run is `numbered`."""
+        raise NotImplementedError
 
     def Eof(self) -> bool:  # noqa: N802
         return self._row is None
@@ -218,18 +218,37 @@ class TableCursor:
         return self._row[number]  # type: ignore[index]  # SQLite asks only while Eof is false
 
     def Rowid(self) -> int:  # noqa: N802
-        if not self._module.surroundings.run.numbered:
+        if not self._surroundings.run.numbered:
             raise NumbersNeeded
         return int(self._row[-1])  # type: ignore[index]
 
     def Close(self) -> None:  # noqa: N802
-        self._rows, self._held = iter(()), None
+        self._rows = iter(())
 
-    def _select(self, plan: Plan, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+
+class TableCursor(RowCursor):
+    """One use of a table whose rows this process reads."""
+
+    __slots__ = ("_held", "_lookups", "_module", "_parameters", "_too_long")
+
+    def __init__(self, module: TableModule) -> None:
+        super().__init__(module.surroundings)
+        self._module = module
+        self._lookups = 0
+        self._parameters: tuple[Value, ...] | None = None
+        self._held: HeldScan | None = None
+        self._too_long = False
+
+    def Close(self) -> None:  # noqa: N802
+        super().Close()
+        self._held = None
+
+    def _rows_for(self, plan: str, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        parsed = _parse_plan(plan)
         layout = self._module.layout
         given: dict[int, Any] = {}
         equal: dict[int, frozenset[Any]] = {}
-        for number, value in zip(plan.arguments, values, strict=True):
+        for number, value in zip(parsed.arguments, values, strict=True):
             field = layout.fields[number]
             if field.parameter:
                 given[field.position] = value
@@ -240,7 +259,7 @@ class TableCursor:
         parameters = _parameters(layout.table, given)
         if parameters is None or not all(equal.values()):
             return iter(())
-        return self._find(plan, parameters, equal)
+        return self._find(parsed, parameters, equal)
 
     def _find(
         self, plan: Plan, parameters: tuple[Value, ...], equal: Mapping[int, frozenset[Any]]
@@ -248,7 +267,7 @@ class TableCursor:
         if self._held is not None and parameters == self._parameters:
             return self._held.select(equal)
         reader = Reader(self._module, parameters)
-        if self._module.surroundings.run.numbered:
+        if self._surroundings.run.numbered:
             return reader.numbered().select(equal)
         if parameters != self._parameters:
             self._parameters, self._lookups, self._held, self._too_long = parameters, 0, None, False
