@@ -168,7 +168,7 @@ def test_completion_knows_where_it_is(answers: Answers) -> None:
     assert shell.completions(".schema ", "") == ["osquery_pids", "processes", "users"]
     assert shell.completions("", ".sn") == [".snapshots", ".snapshot-plus-diffs"]
     assert shell.completions(".mode ", "j") == ["json"]
-    assert shell.completions("SELECT * FROM users WHERE ", "") == ["name", "uid", "processes", "users"]
+    assert shell.completions("SELECT * FROM users WHERE ", "") == ["name", "uid", "osquery_pids", "processes", "users"]
     assert shell.completions("SELECT u.name FROM users u WHERE ", "u.u") == ["u.uid"]
     assert shell.completions("SELECT pi", "") != []
     assert shell.completions("", "sel") == ["SELECT"]
