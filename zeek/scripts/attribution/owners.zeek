@@ -109,6 +109,7 @@ global inbound_claims: table[addr, port] of Claims &write_expire=claim_lifetime;
 const claims_per_flow = 16;
 
 global claims_by_agent: table[string] of count = table() &default=0;
+
 # When a connection between two ends was over. Another one that follows soon may be logged before its own claims come,
 # and must not get those of the one before.
 global recent_ends: table[addr, port, addr, port] of time &create_expire=10sec;
@@ -170,30 +171,33 @@ function counts_for(agent_id: string, a: addr): bool
 	return is_outer_address(agent_id, a) || is_local_agent(agent_id);
 	}
 
+function is_same_flow(known: Claim, claim: Claim): bool
+	{
+	if ( known$cookie != 0 && claim$cookie != 0 )
+		return known$cookie == claim$cookie;
+
+	return known$process$pid == claim$process$pid
+	    && ( claim?$until || ! known?$until );
+	}
+
 # Brings what is known of a flow up to date; says whether it was known. A new socket at the same ends means that the one
 # before has gone.
 function update_known(there: Claims, claim: Claim): bool
 	{
-	local is_end = claim?$until;
-
 	for ( _, known in there )
 		{
 		if ( known$process$hid != claim$process$hid )
 			next;
 
-		local is_same = claim$cookie != 0 && known$cookie != 0 ? claim$cookie ==
-		    known$cookie : claim$process$pid == known$process$pid && (
-		    is_end || ! known?$until );
-
-		if ( is_same )
+		if ( is_same_flow(known, claim) )
 			{
-			if ( is_end )
+			if ( claim?$until )
 				known$until = claim$until;
 
 			return T;
 			}
 
-		if ( ! is_end && ! known?$until && claim?$since )
+		if ( ! claim?$until && ! known?$until && claim?$since )
 			known$until = claim$since;
 		}
 

@@ -152,6 +152,5 @@ event batch_handled(ctx: Context, batch: ZeekAgentAPI::Batch)
 		{
 		delete queries[ctx$query_id];
 		delete streams[ctx$agent_id, ctx$query_id];
-		hook query_ended(ctx$query_id);
 		}
 	}

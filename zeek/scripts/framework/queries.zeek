@@ -56,9 +56,6 @@ type QueryState: record {
 global queries: table[string] of QueryState;
 global is_starting = T;
 
-# Called when a query ends, for what others keep of it.
-global query_ended: hook(query_id: string);
-
 function sql_text(value: string): string
 	{
 	return fmt("'%s'", gsub(value, /'/, "''"));
@@ -140,7 +137,10 @@ function send_query(state: QueryState, agent_id: string)
 	if ( ! with_batches && ! state$query?$event_ )
 		return;
 
-	if ( runs_once(state$query) && agent_id in state$asked )
+	# A single agent's batches have an end: what is still here was not answered to the end.
+	local may_repeat = with_batches && state$scope == Host;
+
+	if ( runs_once(state$query) && agent_id in state$asked && ! may_repeat )
 		return;
 
 	local topics = topics_for(state, agent_id);
@@ -203,7 +203,6 @@ function cancel(query_id: string)
 		return;
 
 	delete queries[query_id];
-	hook query_ended(query_id);
 
 	for ( agent_id in agents )
 		send_cancel(query_id, agent_id);
@@ -229,6 +228,20 @@ event agent_connected(agent_id: string)
 
 	for ( _, state in queries )
 		send_query(state, agent_id);
+	}
+
+event agent_left(agent_id: string, reason: string)
+	{
+	local unanswered: vector of string;
+
+	for ( query_id, state in queries )
+		if ( state$scope == Host
+		    && state$target == agent_id
+		    && runs_once(state$query) )
+			unanswered += query_id;
+
+	for ( _, id in unanswered )
+		delete queries[id];
 	}
 
 event group_changed(agent_id: string, group: string)
