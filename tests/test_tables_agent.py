@@ -113,10 +113,15 @@ def elsewhere(code: str, *arguments: str) -> Any:
 def test_the_package_needs_nothing_of_linux_to_be_imported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("one 1\n")
     result = elsewhere(
-        "from zeek_agent.tables import FAMILIES, builtin_tables\n"
-        "import importlib\n"
-        "for family in FAMILIES: importlib.import_module(f'zeek_agent.tables.{family}')\n"
-        "import zeek_agent.sources.process_cache, zeek_agent.database, zeek_agent.queries, zeek_agent.events\n"
+        "from zeek_agent.tables import builtin_tables\n"
+        "import importlib, pkgutil\n"
+        # click needs a real system
+        "def import_all(package):\n"
+        "    for module in pkgutil.iter_modules(package.__path__, f'{package.__name__}.'):\n"
+        "        if module.name.rpartition('.')[2] not in ('__main__', 'cli', 'reference'):\n"
+        "            imported = importlib.import_module(module.name)\n"
+        "            if module.ispkg: import_all(imported)\n"
+        "import_all(importlib.import_module('zeek_agent'))\n"
         "from asking import ask\n"
         "from zeek_agent.tables.files import files_columns, files_list\n"
         "from zeek_agent.tables.agent import zeek_agent\n"

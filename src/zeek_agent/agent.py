@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
 import socket
 import sys
 import time
@@ -200,7 +199,7 @@ class Agent:
 
     def status(self) -> Mapping[str, Any]:
         """Facts for `zeek-agent status`."""
-        usage = resource.getrusage(resource.RUSAGE_SELF)
+        times = os.times()
         return {
             "running": True,
             "version": __version__,
@@ -209,7 +208,7 @@ class Agent:
             "pid": os.getpid(),
             "hostname": self.hostname,
             "uptime": self.uptime(),
-            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "cpu_seconds": times.user + times.system,
             "state_dir": str(self._places.state),
             "store": {name: counters.stored for name, counters in self.store.counters.items()},
             "store_notice": self.store.notice,

@@ -6,7 +6,6 @@ cloned image gets an id of its own. Without a machine id (some containers) the a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import logging
@@ -141,6 +140,8 @@ def only_one(file: Path) -> Iterator[None]:
     The kernel lets go of the lock with the process, however it ends. A directory that cannot be written goes without
     a lock, which is logged.
     """
+    import fcntl
+
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=STATE_MODE)
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

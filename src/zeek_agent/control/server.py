@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import grp
 import logging
 import os
 import socket
@@ -152,7 +151,7 @@ def _listener(path: Path, group: str | None) -> socket.socket:
             f"the control socket's path is longer than the {PATH_BYTES_MAX - 4} bytes that the system allows: {path}; "
             "name a shorter one with control.socket"
         )
-    gid = _gid(group)
+    gid = None if group is None else group_id(group)
     listener = socket.socket(socket.AF_UNIX)
     try:
         if not path.parent.is_dir():
@@ -179,9 +178,10 @@ def _listener(path: Path, group: str | None) -> socket.socket:
     return listener
 
 
-def _gid(group: str | None) -> int | None:
-    if group is None:
-        return None
+def group_id(group: str) -> int:
+    """The number of the group that `control.group` names. Raises UsageError when there is none."""
+    import grp
+
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:

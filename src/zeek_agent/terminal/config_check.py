@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import grp
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zeek_agent.access import AccessPolicy
+from zeek_agent.control.server import group_id
 from zeek_agent.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,10 +22,7 @@ def check_surroundings(config: Config) -> None:
         if file is not None and not os.access(file, os.R_OK):
             raise UsageError(f"zeek.tls.{name}: cannot read {file}")
     if config.control.group is not None:
-        try:
-            grp.getgrnam(config.control.group)
-        except KeyError:
-            raise UsageError(f"control.group: there is no group {config.control.group!r}") from None
+        group_id(config.control.group)
     if config.log.file is not None and not Path(config.log.file).absolute().parent.is_dir():
         raise UsageError(f"log.file: there is no directory {Path(config.log.file).absolute().parent}")
     for item in config.osquery.required_columns:
