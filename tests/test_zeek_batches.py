@@ -114,6 +114,16 @@ async def test_a_package_that_takes_batches_is_offered_all_columns_and_gets_batc
     assert json.loads(got[0].rows)[1] == {"c0": 1, "c1": "x" * 50}
 
 
+async def test_a_query_that_runs_once_has_an_end_also_without_rows() -> None:
+    async with connected(many(0)) as (one, client):
+        await client.hello(features=FEATURES)
+        await client.install("q", wanted())
+        (only,) = await received(client, 1)
+        await client.acknowledge(only)
+        await until(lambda: not one.runner.installed)
+    assert (json.loads(only.rows), only.batch.index, only.batch.last) == ([], 0, True)
+
+
 async def test_a_stock_package_is_offered_the_columns_of_version_2() -> None:
     async with connected(many(1)) as (one, client):
         await client.hello("2.4.0")

@@ -370,6 +370,46 @@ async def test_connections_that_were_open_before_the_agent_came_are_attributed(t
     assert line["orig_user"] == "root"
 
 
+ASK = """
+module Ask;
+export {
+    redef enum Log::ID += { LOG };
+    type Row: record { name: string &optional; };
+    type Info: record { question: string &log; answer: string &log; };
+}
+type Rows: vector of Row;
+function log_answer(question: string, answer: ZeekAgent::Answer)
+    {
+    local text = answer?$error ? answer$error : "";
+    if ( answer?$rows )
+        for ( _, row in answer$rows as Rows )
+            text += row$name;
+    Log::write(LOG, Info($question=question, $answer=text));
+    }
+event ZeekAgent::agent_joined(id: string, hello: ZeekAgentAPI::AgentHelloV1)
+    {
+    when [id] ( local some = ZeekAgent::ask(id, "SELECT name FROM users WHERE uid = '0'", Rows) )
+        { log_answer("some", some); }
+    when [id] ( local none = ZeekAgent::ask(id, "SELECT name FROM users WHERE uid = 'x'", Rows) )
+        { log_answer("none", none); }
+    when [id] ( local wrong = ZeekAgent::ask(id, "SELECT name FROM nowhere", Rows) )
+        { log_answer("wrong", wrong); }
+    }
+event zeek_init() { Log::create_stream(LOG, Log::Stream($columns=Info, $path="ask")); }
+"""
+
+
+@needs_zeek
+async def test_a_script_asks_an_agent_and_gets_rows_no_rows_or_an_error(tmp_path: Path) -> None:
+    logs = tmp_path / "zeek"
+    with zeek(logs, site=ASK) as url:
+        async with running(tmp_path, f"--zeek={url}"):
+            await until(lambda: len(records(logs / "ask.log")) == 3, 20, "not all questions are answered")
+    answers = {one["question"]: one["answer"] for one in records(logs / "ask.log")}
+    assert (answers["some"], answers["none"]) == ("root", "")
+    assert "no such table: nowhere" in answers["wrong"]
+
+
 SPAWN = """
 import os, sys, time
 rate, seconds = float(sys.argv[1]), float(sys.argv[2])

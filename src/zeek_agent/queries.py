@@ -388,8 +388,8 @@ class QueryRunner:
         rows: Sequence[tuple[Change | None, Row]],
         window: tuple[int, int] | None = None,
     ) -> None:
-        if not rows:
-            return
+        if not rows and not (installed.query.once and installed.recipient.tells_replays):
+            return  # only the end of a query that runs once is worth a report of its own
         store = self._store.id if self._store else ""
         if window is None:
             self._reports += 1

@@ -39,7 +39,8 @@ class Outgoing:
 def split(report: Report, topic: str, context: Context, rows_max: int, bytes_max: int) -> Iterator[Outgoing]:
     """The report's rows as batches of one change each; the same report is split the same way each time.
 
-    A batch has at most `rows_max` rows and, but for a single larger one, about `bytes_max` bytes.
+    A batch has at most `rows_max` rows and, but for a single larger one, about `bytes_max` bytes. A report without rows
+    is a batch without rows.
     """
     encode = object_encoder(report.columns)
     pending: tuple[Change | None, list[bytes]] | None = None
@@ -62,8 +63,7 @@ def split(report: Report, topic: str, context: Context, rows_max: int, bytes_max
             pending, size = (change, []), 0
         pending[1].append(encoded)
         size += len(encoded)
-    if pending is not None:
-        yield outgoing(*pending, last=True)
+    yield outgoing(*(pending or (None, [])), last=True)
 
 
 def object_encoder(columns: Sequence[ResultColumn]) -> Callable[[Row], bytes]:
