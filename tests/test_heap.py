@@ -40,3 +40,31 @@ library.fflush(out)
 def test_threads_share_one_heap_when_told_to(kind: str, is_one: bool) -> None:
     done = subprocess.run([sys.executable, "-c", THREADS, kind], capture_output=True, text=True, check=True)
     assert (done.stdout.count("<heap nr=") == 1) is is_one
+
+
+FREED = """
+from zeek_agent import heap
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+
+heap.share()
+kept = []
+for _ in range(20_000):
+    kept.append(bytes(1000))
+    passing = bytes(4000)
+    kept.append(passing)
+full = resident()
+kept = [one for one in kept if len(one) == 1000]
+del passing
+heap.trim()
+print(full - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_what_was_freed_goes_back_to_the_system() -> None:
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    freed = 20_000 * 4_000 / 1024
+    assert int(done.stdout) > freed / 2

@@ -51,6 +51,7 @@ async def run_agent(config: Config, origins: Mapping[str, str]) -> int:
         agent = Agent(config, origins, places, who, ring)
         with stop_signals() as stopped:
             async with agent:
+                heap.trim()
                 log.info("%s: stopping", await stopped)
     return 0
 

@@ -95,7 +95,7 @@ class LimitSettings(Section, frozen=True):
 
     time: Annotated[Positive, Meta(description="seconds that a statement may run")] = 10.0
     rows: Annotated[PositiveInt, Meta(description="rows that a statement may return")] = 1_000_000
-    result_bytes: Annotated[PositiveInt, Meta(description="bytes that a statement's result may take")] = 268_435_456
+    result_bytes: Annotated[PositiveInt, Meta(description="bytes that a statement's result may take")] = 134_217_728
     statement_bytes: Annotated[PositiveInt, Meta(description="length of a statement's text")] = 100_000
     value_bytes: Annotated[PositiveInt, Meta(description="length of one text or blob value")] = 4_194_304
     memory_bytes: Annotated[
