@@ -51,9 +51,9 @@ def resident():
 
 heap.share()
 kept = []
-for _ in range(20_000):
+for _ in range(2_000):
     kept.append(bytes(1000))
-    passing = bytes(4000)
+    passing = bytes(40_000)
     kept.append(passing)
 full = resident()
 kept = [one for one in kept if len(one) == 1000]
@@ -66,5 +66,5 @@ print(full - resident())
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_what_was_freed_goes_back_to_the_system() -> None:
     done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
-    freed = 20_000 * 4_000 / 1024
+    freed = 2_000 * 40_000 / 1024
     assert int(done.stdout) > freed / 2
