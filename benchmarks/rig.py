@@ -1,4 +1,4 @@
-"""What the benchmarks of the whole program share: a crowd of processes, the agent as it is started, a Zeek's end.
+"""What the benchmarks of the whole program share: loads, the agent as it is started and as it is asked, a Zeek's end.
 
 The server only notes when frames came and answers what keeps an agent going; frames are looked at afterwards.
 """
@@ -16,11 +16,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from zeek_agent.queries import Query
+from zeek_agent.control import ControlClient, Rows
+from zeek_agent.control import Query as Statement
+from zeek_agent.subscriptions import Query
 from zeek_agent.zeek import protocol
 from zeek_agent.zeek.protocol import RowsAck, ZeekHello
 
@@ -57,6 +60,37 @@ def crowd(processes: int, sockets_each: int = 0) -> Iterator[None]:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+def load_generator(directory: Path) -> str:
+    """`load.c`, compiled into a directory."""
+    program = str(directory / "load")
+    subprocess.run(["cc", "-O2", "-o", program, Path(__file__).parent / "load.c"], check=True)
+    return program
+
+
+@contextmanager
+def accepting() -> Iterator[int]:
+    """A port of loopback at which connections are accepted and closed, by a process of its own."""
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as server:
+        port = server.getsockname()[1]
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                server.accept()[0].close()
+    try:
+        yield port
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def ask(directory: Path, sql: str) -> list[tuple[Any, ...]]:
+    """Rows of a statement, from the agent that has its state there."""
+    client = ControlClient(directory / "state" / "zeek-agent.sock")
+    rows = [tuple(row) for frame in client.ask(Statement(sql)) if isinstance(frame, Rows) for row in frame.rows]
+    client.close()
+    return rows
 
 
 @dataclass(eq=False)
@@ -156,8 +190,16 @@ class Agent:
 
     @property
     def cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Processor time of all its threads so far, exactly: its own clock, clock_getcpuclockid(3)."""
+        return time.clock_gettime(~self.process.pid << 3 | 2)
+
+    @property
+    def descriptors(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    @property
+    def threads(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
 
 
 @asynccontextmanager

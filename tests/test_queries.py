@@ -16,8 +16,9 @@ from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.database import Database, Profile
 from zeek_agent.events import EventStore
 from zeek_agent.host import Host
-from zeek_agent.queries import Change, Query, QueryRunner, Report, State, Subscription
+from zeek_agent.queries import QueryRunner, State
 from zeek_agent.schema import Column, Constraints, Row, Table
+from zeek_agent.subscriptions import Change, Query, Report, Subscription
 
 ADD, DELETE = Change.ADD, Change.DELETE
 SCHEDULE = 0.02

@@ -7,7 +7,7 @@ from pathlib import Path
 from running_agent import RunningAgent, running, until
 from zeek_server import Client, ZeekServer, zeek_server
 
-from zeek_agent.queries import Query, Subscription
+from zeek_agent.subscriptions import Query, Subscription
 from zeek_agent.zeek.protocol import AgentHello, ResultRow
 
 STATEMENTS = (

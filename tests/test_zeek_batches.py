@@ -13,8 +13,8 @@ from test_zeek_connection import Rows, agent, columns, connected, until
 from zeek_server import Client, zeek_server
 
 from zeek_agent.database import Profile, ResultColumn
-from zeek_agent.queries import Change, Query, Report, Subscription
 from zeek_agent.schema import ZeekType
+from zeek_agent.subscriptions import Change, Query, Report, Subscription
 from zeek_agent.zeek import batches, protocol
 from zeek_agent.zeek.protocol import Context, ResultBatch
 

@@ -20,8 +20,9 @@ from zeek_agent.config import ZeekSettings
 from zeek_agent.database import Result, ResultColumn, Statement
 from zeek_agent.errors import SqlError
 from zeek_agent.identity import Identity
-from zeek_agent.queries import Change, Query, QueryRunner, Report, Subscription
+from zeek_agent.queries import QueryRunner
 from zeek_agent.schema import ZeekType
+from zeek_agent.subscriptions import Change, Query, Report, Subscription
 from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.connection import State, ZeekConnection
 from zeek_agent.zeek.protocol import AgentError, AgentHello, AgentShutdown, ResultRow

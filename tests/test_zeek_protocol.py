@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeek_agent.errors import UsageError
-from zeek_agent.queries import Change, Query, Subscription
+from zeek_agent.subscriptions import Change, Query, Subscription
 from zeek_agent.zeek import data, destination, protocol
 from zeek_agent.zeek.data import ProtocolError
 from zeek_agent.zeek.protocol import (

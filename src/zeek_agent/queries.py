@@ -16,15 +16,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from zeek_agent.backlog import Backlog, Place
 from zeek_agent.differences import Snapshot
 from zeek_agent.errors import SqlError
+from zeek_agent.subscriptions import Change, Query, Recipient, Report, Subscription
 
 if TYPE_CHECKING:
-    from zeek_agent.database import Database, Profile, Result, ResultColumn
+    from zeek_agent.database import Database, Result
     from zeek_agent.events import EventStore
     from zeek_agent.schema import Row
 
@@ -38,91 +39,6 @@ ERROR_INTERVAL = 60.0
 """Seconds after which a query's unchanged run-time error is reported again."""
 REPLAY = 10.0
 """What a Zeek acknowledged in its last seconds is sent again to its successor, as it may not have been logged."""
-
-
-class Subscription(StrEnum):
-    """How results of a repeated query are reported."""
-
-    SNAPSHOTS = "Snapshots"
-    DIFFERENCES = "Differences"
-    SNAPSHOT_PLUS_DIFFERENCES = "SnapshotPlusDifferences"
-    EVENTS = "Events"
-
-
-class Change(StrEnum):
-    """What happened to a row since the last report."""
-
-    ADD = "Add"
-    DELETE = "Delete"
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """A query as Zeek sends it. `schedule` is in seconds; None or 0, or no subscription, means once."""
-
-    sql: str
-    event: str
-    schedule: float | None = None
-    subscription: Subscription | None = None
-    cookie: str | None = None
-    requires_tables: frozenset[str] = frozenset()
-    if_missing_tables: frozenset[str] = frozenset()
-
-    @property
-    def once(self) -> bool:
-        return not self.schedule or self.subscription is None
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Rows for one query's recipient, in order. `change` is None for snapshot rows.
-
-    A report is known by its stream, store and window; an event query's is sent again under the same ones.
-    """
-
-    query_id: str
-    query: Query
-    columns: tuple[ResultColumn, ...]
-    rows: Sequence[tuple[Change | None, Row]] = field(repr=False)
-    stream: str = ""
-    """What the query is, whatever its id; the same over restarts of both sides."""
-    store: str = ""
-    window: tuple[int, int] = (0, 0)
-    """Of an event query: sequence numbers after the first and up to the second, of the first table when there are
-    several. Of another query the numbers of the last report and this one, and `store` is another one in each run."""
-
-
-class Recipient(Protocol):
-    """Who installed a query: a Zeek instance behind a connection, or a shell."""
-
-    @property
-    def identity(self) -> str:
-        """Stable across restarts of either side: the destination. Key of what was delivered."""
-        ...
-
-    @property
-    def profile(self) -> Profile: ...
-
-    @property
-    def durable(self) -> bool:
-        """Whether what it was sent is remembered on disk for its next life."""
-        ...
-
-    @property
-    def life(self) -> str:
-        """Another one when it may have lost what it had acknowledged: a Zeek instance's id."""
-        ...
-
-    @property
-    def tells_replays(self) -> bool:
-        """Whether it tells a report that is sent again from a new one, if it is the same report."""
-        ...
-
-    async def deliver(self, report: Report) -> None:
-        """Send the rows and return once the recipient has them. Raises ConnectionError when it is gone."""
-
-    async def fail(self, query_id: str, query: Query, message: str) -> None:
-        """Report that a query could not be compiled or run."""
 
 
 class State(StrEnum):

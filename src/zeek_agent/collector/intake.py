@@ -17,7 +17,7 @@ from zeek_agent.collector.logs import Field
 from zeek_agent.collector.pack import Log, Pack
 from zeek_agent.collector.records import RowReader, row_reader
 from zeek_agent.collector.rotation import LogDirectory, LogFile
-from zeek_agent.queries import Change
+from zeek_agent.subscriptions import Change
 from zeek_agent.zeek.data import ProtocolError
 from zeek_agent.zeek.protocol import (
     AgentError,

@@ -21,7 +21,7 @@ from msgspec import Meta, Struct
 
 from zeek_agent.collector.logs import Field
 from zeek_agent.errors import UsageError
-from zeek_agent.queries import Query, Subscription
+from zeek_agent.subscriptions import Query, Subscription
 
 Seconds = Annotated[float, Meta(ge=0)]
 SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]

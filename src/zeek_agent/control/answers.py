@@ -15,7 +15,8 @@ from zeek_agent.database import Database, Lane, Profile
 if TYPE_CHECKING:
     from zeek_agent.control.server import Answer
     from zeek_agent.database import ResultColumn
-    from zeek_agent.queries import Query, QueryRunner, Report
+    from zeek_agent.queries import QueryRunner
+    from zeek_agent.subscriptions import Query, Report
 
 
 def answering(database: Database, runner: Callable[[], QueryRunner], status: Callable[[], Mapping[str, Any]]) -> Answer:
@@ -69,7 +70,7 @@ async def _subscribe(
     database: Database, runner: QueryRunner, request: control.Subscribe, origin: str
 ) -> AsyncGenerator[Frame, None]:
     """The reports of a repeated query, each ended by `Pause`, until the generator is closed."""
-    from zeek_agent.queries import Query, Subscription
+    from zeek_agent.subscriptions import Query, Subscription
 
     await database.prepare(request.sql, profile=Profile.FULL)
     subscriber = _Subscriber(origin)

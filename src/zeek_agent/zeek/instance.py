@@ -19,7 +19,7 @@ from zeek_agent.zeek.protocol import Context, RowsAck, ZeekHello
 
 if TYPE_CHECKING:
     from zeek_agent.config import ZeekSettings
-    from zeek_agent.queries import Change, Query, Report
+    from zeek_agent.subscriptions import Change, Query, Report
     from zeek_agent.zeek.flow import Sender
 
 log = logging.getLogger(__name__)
