@@ -15,9 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rig import Agent, Zeek, agent
-
-from zeek_agent.control import ControlClient, Query, Rows
+from rig import Agent, Zeek, agent, ask
 
 SETTLING = 5.0
 """Seconds from the start until measuring begins."""
@@ -28,10 +26,7 @@ COLLECTOR = ("--set", "collector.listen=127.0.0.1:0")
 
 def events(directory: Path) -> int:
     """How many events the agent's sources have received."""
-    client = ControlClient(directory / "state" / "zeek-agent.sock")
-    rows = [row for frame in client.ask(Query(EVENTS)) if isinstance(frame, Rows) for row in frame.rows]
-    client.close()
-    return int(rows[0][0] or 0)
+    return int(ask(directory, EVENTS)[0][0] or 0)
 
 
 async def watch(running: Agent, directory: Path, seconds: float) -> Sequence[str]:

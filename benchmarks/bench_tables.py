@@ -1,7 +1,8 @@
-"""`processes` and `sockets`: how long a scan takes, alone and through the database, beside psutil.
+"""`processes` and `sockets`: how long a scan takes, alone and through the database, beside psutil, ps and ss.
 
 Starts processes that hold sockets (by default 400 with 25 each, half of them TCP listeners and half UDP), and asks for
-all columns that version 2 had, and for all columns. Prints one table: best and median of some rounds.
+all columns that version 2 had, and for all columns; by /proc and, as root, by BPF iterators as the agent does while it
+runs. Prints one table: best and median of some rounds.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -19,9 +21,11 @@ from zeek_agent.config import LimitSettings
 from zeek_agent.database import Database, Profile
 from zeek_agent.host import Host
 from zeek_agent.schema import Constraints, Row, Table, Value
+from zeek_agent.sources.bpf import iterators
 from zeek_agent.tables.processes import processes
 from zeek_agent.tables.sockets import listening_ports, sockets
 
+PS_COLUMNS = "comm,pid,ppid,euid,egid,ruid,rgid,vsz,rss,times,args"
 PAUSE = 0.2
 """Seconds between rounds: more than the moment in which statements share a scan."""
 
@@ -81,19 +85,33 @@ def main() -> None:
         def query(sql: str, profile: Profile) -> int:
             return len(loop.run_until_complete(database.query(sql, profile=profile)).rows)
 
-        for table in (processes, sockets):
-            v2 = frozenset(column.name for column in table.columns if not column.added)
-            every = frozenset(column.name for column in table.columns)
-            report(f"{table.name}, scan, columns of v2", lambda table=table, v2=v2: scan(table, v2))
-            report(f"{table.name}, scan, all columns", lambda table=table, every=every: scan(table, every))
-            statement = f"SELECT * FROM {table.name}"
-            report(f"{statement}, columns of v2", lambda sql=statement: query(sql, Profile.STOCK))
-            report(f"{statement}, all columns", lambda sql=statement: query(sql, Profile.FULL))
-        report("listening_ports, scan", lambda: scan(listening_ports, frozenset({"pid", "port", "process"})))
+        for way in ("/proc", "iterators"):
+            if way == "iterators":
+                iterators.load()
+                if iterators.loaded() is None:
+                    print(f"no iterators: {iterators.why_no_iterators()}")
+                    break
+            for table in (processes, sockets):
+                v2 = frozenset(column.name for column in table.columns if not column.added)
+                every = frozenset(column.name for column in table.columns)
+                report(f"{table.name}, {way}, columns of v2", lambda table=table, v2=v2: scan(table, v2))
+                report(f"{table.name}, {way}, all columns", lambda table=table, every=every: scan(table, every))
+                statement = f"SELECT * FROM {table.name}"
+                report(f"{statement}, {way}, columns of v2", lambda sql=statement: query(sql, Profile.STOCK))
+                report(f"{statement}, {way}, all columns", lambda sql=statement: query(sql, Profile.FULL))
+            ports = frozenset({"pid", "port", "process"})
+            report(f"listening_ports, {way}", lambda ports=ports: scan(listening_ports, ports))
         report("psutil, processes, 7 attributes", psutil_processes)
+        report("ps -e, 11 columns", lambda: lines("ps", "-eo", PS_COLUMNS))
         report("psutil, net_connections", lambda: len(psutil.net_connections("inet")))
+        report("ss -tuanp", lambda: lines("ss", "-tuanpH"))
         loop.run_until_complete(database.aclose())
     loop.close()
+
+
+def lines(*command: str) -> int:
+    """Lines that a program prints."""
+    return subprocess.run(command, capture_output=True, check=True).stdout.count(b"\n")
 
 
 def psutil_processes() -> int:

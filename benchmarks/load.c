@@ -6,6 +6,7 @@
  *   load udp ADDRESS PORT                            sends one datagram, not connected; prints pid, local port
  *   load udp-connected ADDRESS PORT                  the same, connected
  *   load fork-tcp ADDRESS PORT COUNT                 children connect without executing anything; prints as `tcp`
+ *   load connections ADDRESS PORT COUNT PER_SECOND   connects and closes COUNT times, as one process; prints as `tcp`
  *   load tcp-exec ADDRESS PORT PROGRAM ARGUMENT...   connects, prints as `tcp`, then becomes another program
  *   load nothing                                     ends at once
  */
@@ -61,6 +62,30 @@ static int open_socket(const char *address, const char *port, int type, int conn
 	return fd;
 }
 
+/* Waits until the next one is due; `next` is when the one before was. */
+static void pace(struct timespec *next, double per_second)
+{
+	if (per_second <= 0)
+		return;
+	next->tv_nsec += 1e9 / per_second;
+	while (next->tv_nsec >= 1000000000) {
+		next->tv_nsec -= 1000000000;
+		next->tv_sec++;
+	}
+	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, next, NULL);
+}
+
+static void connect_often(const char *address, const char *port, long count, double per_second)
+{
+	struct timespec next;
+
+	clock_gettime(CLOCK_MONOTONIC, &next);
+	for (long i = 0; i < count; i++) {
+		pace(&next, per_second);
+		close(open_socket(address, port, SOCK_STREAM, 1));
+	}
+}
+
 static void run(long count, double per_second, char **command)
 {
 	struct timespec next;
@@ -69,14 +94,7 @@ static void run(long count, double per_second, char **command)
 	clock_gettime(CLOCK_MONOTONIC, &next);
 	for (long i = 0; i < count; i++) {
 		pid_t pid;
-		if (per_second > 0) {
-			next.tv_nsec += 1e9 / per_second;
-			while (next.tv_nsec >= 1000000000) {
-				next.tv_nsec -= 1000000000;
-				next.tv_sec++;
-			}
-			clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &next, NULL);
-		}
+		pace(&next, per_second);
 		errno = posix_spawn(&pid, command[0], NULL, NULL, command, environ);
 		if (errno)
 			fail(command[0]);
@@ -118,6 +136,8 @@ int main(int argc, char **argv)
 		open_socket(argv[2], argv[3], SOCK_DGRAM, 1);
 	else if (!strcmp(mode, "fork-tcp") && argc == 5)
 		fork_and_connect(argv[2], argv[3], atol(argv[4]));
+	else if (!strcmp(mode, "connections") && argc == 6)
+		connect_often(argv[2], argv[3], atol(argv[4]), atof(argv[5]));
 	else if (!strcmp(mode, "tcp-exec") && argc > 4) {
 		open_socket(argv[2], argv[3], SOCK_STREAM, 1);
 		execv(argv[4], argv + 4);

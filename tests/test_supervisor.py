@@ -69,9 +69,9 @@ def store() -> EventStore:
     return EventStore(None, [TABLE])
 
 
-def supervisor(store: EventStore, sources: Sequence[Source]) -> Supervisor:
+def supervisor(store: EventStore, sources: Sequence[Source], clock: Callable[[], float] = time.time) -> Supervisor:
     chosen = {"processes": list(sources)}
-    return Supervisor(SourceSettings(), store, choose=lambda settings, redact: chosen, interval=0.02)
+    return Supervisor(SourceSettings(), store, choose=lambda settings, redact: chosen, clock=clock, interval=0.02)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -183,6 +183,23 @@ def test_a_time_of_losses_is_one_gap(store: EventStore) -> None:
     ((name, _, _, cause),) = store.gaps()
     assert (name, cause) == ("processes", "overrun")
     assert chosen.rows()[0][5] == 50
+    chosen.stop()
+    store.close()
+
+
+def test_losses_that_go_on_are_a_gap_every_minute(store: EventStore) -> None:
+    source, begun = Scripted("lossy"), time.time()
+    chosen = supervisor(store, [source], clock=lambda: begun + 100 * (time.time() - begun))
+    chosen.start()
+
+    def two() -> bool:
+        source.counters.lost["overrun"] += 1
+        return store.flush() and len(store.gaps()) >= 2
+
+    until(two)
+    (_, first, first_end, _), (_, second, second_end, _), *_ = sorted(store.gaps(), key=lambda gap: gap[1])
+    assert first < first_end < second + 5 < second_end
+    assert 50 < first_end - first < 90
     chosen.stop()
     store.close()
 

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 _WATCH: Final = 1.0
 _TRY_AGAIN: Final = 60.0
 _QUIET: Final = 3
+_LONGEST: Final = 60.0
+"""Seconds after which a time of losses is recorded as a gap though it goes on; what follows is the next one."""
 
 
 @dataclass(slots=True)
@@ -194,13 +196,16 @@ class Supervisor:
         self._fill(post, post.sources[post.sources.index(failed) + 1 :])
 
     def _note_losses(self, post: _Post, source: Source, *, at_end: bool = False) -> None:
-        """Record the time in which the kernel's buffer overflowed as a gap, once that has been over for a while."""
+        """Record the time in which the kernel's buffer overflowed as a gap, once that is over or has been long."""
         now, lost = self._clock(), source.counters.lost["overrun"]
         if lost > post.lost:
             post.losing_since = post.losing_since or post.checked or now
             post.losing_until = now
         post.lost = lost
-        if post.losing_since is not None and (at_end or now >= post.losing_until + _QUIET * self._interval):
+        if post.losing_since is None:
+            return
+        over = at_end or now >= post.losing_until + _QUIET * self._interval
+        if over or now >= post.losing_since + _LONGEST:
             self._store.record_gap(post.kind, post.losing_since, post.losing_until, "overrun")
             log.warning("%s events were lost: the kernel's buffer was full", post.kind)
             post.losing_since = None

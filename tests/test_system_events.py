@@ -1,0 +1,162 @@
+"""Events of the real program: overload, a crash under load, each backend, and memory over hundreds of thousands."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recording import generate, load_generator
+from running_agent import RunningAgent, running, until
+
+pytestmark = pytest.mark.root
+QUIET = {"sources.translations": "off", "sources.system_logs": "off", "osquery.socket": "off"}
+ACTIVE = "SELECT source, backend, received, lost_overrun FROM zeek_agent_sources WHERE active"
+
+
+def counted(agent: RunningAgent) -> dict[str, dict[str, Any]]:
+    """The active backend of each kind of event, and its counters."""
+    return {row["source"]: row for row in agent.query(ACTIVE)}
+
+
+@contextmanager
+def load(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """The generator in the background; killed at the end."""
+    command = [load_generator(), *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+async def test_more_than_the_buffers_hold_is_counted_and_the_agent_answers_meanwhile(tmp_path: Path) -> None:
+    exe = load_generator()
+    rows = f"SELECT count(*) AS n FROM processes_events WHERE exe = '{exe}' AND cmdline LIKE '% nothing'"
+    async with running(tmp_path, settings={**QUIET, "sources.ring_bytes": 16384}) as agent:
+        slowest = 0.0
+        making = asyncio.create_task(asyncio.to_thread(generate, "exec", 3000, 0, exe, "nothing"))
+        while not making.done():
+            begun = time.monotonic()
+            await agent.ask("SELECT count(*) FROM processes_events")
+            slowest = max(slowest, time.monotonic() - begun)
+        made = len(await making)
+
+        def accounted() -> bool:
+            return agent.query(rows)[0]["n"] + counted(agent)["processes"]["lost_overrun"] >= 2 * made
+
+        await until(accounted, 10, "events are neither there nor counted as lost")
+        assert counted(agent)["processes"]["lost_overrun"] > 0
+        assert slowest < 2.0
+        gaps = "SELECT * FROM zeek_agent_gaps WHERE source = 'processes' AND cause = 'overrun'"
+        await until(lambda: agent.query(gaps), 15, "the time of losses is no gap")
+
+
+async def test_an_agent_that_is_killed_under_load_keeps_all_it_had_and_shows_the_gap(tmp_path: Path) -> None:
+    exe = load_generator()
+    seen = f"SELECT seq, pid, state FROM processes_events WHERE exe = '{exe}'"
+    with load("exec", 100_000, 500, exe, "nothing"):
+        async with running(tmp_path, settings=QUIET) as agent:
+            await until(lambda: len(agent.query(seen)) > 1000, 20, "no events")
+            before = {(row["seq"], row["pid"], row["state"]) for row in agent.query(seen)}
+            killed = time.time()
+            agent.process.send_signal(signal.SIGKILL)
+            agent.process.wait()
+        file = sqlite3.connect(next(agent.state.glob("*.db")))
+        assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        file.close()
+        await asyncio.sleep(1)
+        async with running(tmp_path, settings=QUIET) as agent:
+            await until(lambda: len(agent.query(seen)) > len(before) + 1000, 20, "no events after the crash")
+            after = {(row["seq"], row["pid"], row["state"]) for row in agent.query(seen)}
+            (gap,) = agent.query("SELECT * FROM zeek_agent_gaps WHERE source = 'agent'")
+    assert before <= after
+    assert len({seq for seq, _, _ in after}) == len(after)
+    assert gap["cause"] == "crashed"
+    assert killed - 2.0 < gap["from"] < killed + 1.0 <= gap["until"]
+
+
+BACKENDS = [
+    ("ebpf", "ebpf", {}),
+    ("proc_connector", "inet_diag", {}),
+    ("audit", "audit", {"sources.audit_rules": "true"}),
+    ("snapshots", "snapshots", {"sources.snapshot_interval": 0.5}),
+]
+
+CLIENT = """
+import socket, sys, time
+time.sleep(1.2)
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
+    print(connection.getsockname()[1], flush=True)
+    time.sleep(1.2)
+"""
+
+
+@pytest.mark.parametrize(("processes", "sockets", "more"), BACKENDS, ids=[f"{one}-{two}" for one, two, _ in BACKENDS])
+async def test_each_backend_can_be_chosen_and_tells_of_a_process_and_its_connection(
+    tmp_path: Path, processes: str, sockets: str, more: dict[str, object]
+) -> None:
+    settings = {**QUIET, "sources.processes": processes, "sources.sockets": sockets, **more}
+    exe = str(Path(sys.executable).resolve())
+    async with running(tmp_path, settings=settings) as agent:
+        assert {kind: row["backend"] for kind, row in counted(agent).items()} == {
+            "processes": processes,
+            "sockets": sockets,
+        }
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            with subprocess.Popen([sys.executable, "-c", CLIENT, str(port)], stdout=subprocess.PIPE) as client:
+                assert client.stdout is not None
+                local = int(await asyncio.to_thread(client.stdout.readline))
+                (shown,) = await agent.ask(f"SELECT entity_id FROM processes WHERE pid = {client.pid}")
+                await asyncio.to_thread(client.wait)
+        happened = f"SELECT * FROM processes_events WHERE pid = {client.pid} AND state = "
+        connection = f"SELECT * FROM sockets_events WHERE local_port = {local} AND state = 'established'"
+        for sql in (f"{happened}'started' AND exe = '{exe}'", f"{happened}'stopped'", connection):
+            row = (await until(lambda sql=sql: agent.query(sql), 10, sql))[-1]  # type: ignore[misc]
+            assert (row["entity_id"], row["uid"], row["exe"]) == (shown["entity_id"], 0, exe)
+        assert (row["pid"], row["remote_port"], row["direction"]) == (client.pid, port, "outbound")
+        assert row["community_id"].startswith("1:")
+
+
+EVENTS = 200_000
+PROCESSES = 4_000
+SMALL = {"sources.process_cache": 2000, "events.retention_bytes": 16 << 20, "events.queue_rows": 20_000}
+"""What is kept at most is little, so that the agent has it all soon: after that nothing may grow."""
+
+
+async def test_memory_descriptors_and_threads_stay_over_two_hundred_thousand_events(tmp_path: Path) -> None:
+    """Less than 1 KB for 1,000 events. How long warming up takes depends on the machine, so it may take a while."""
+    seen: list[tuple[int, int, tuple[int, int]]] = []
+
+    def steady() -> bool:
+        events, memory, held = seen[-1]
+        for events_before, memory_before, held_before in seen:
+            if events - events_before >= EVENTS and held == held_before:
+                return memory - memory_before < events - events_before
+        return False
+
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as server:
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                server.accept()[0].close()
+        try:
+            port = server.getsockname()[1]
+            async with running(tmp_path, "--zeek=ws://127.0.0.1:9", settings={**QUIET, **SMALL}) as agent:
+                while not seen or not steady():
+                    await asyncio.to_thread(generate, "exec", PROCESSES, 0, load_generator(), "tcp", "127.0.0.1", port)
+                    received = sum(row["received"] for row in counted(agent).values())
+                    seen.append((received, agent.resident(), (agent.descriptors(), agent.threads())))
+                    assert received < 4 * EVENTS, f"events, bytes, descriptors and threads: {seen}"
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
