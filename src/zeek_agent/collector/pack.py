@@ -30,7 +30,7 @@ RESERVED: Final = frozenset({"zeek-agent", "reporter"})
 """Logs that the collector writes itself."""
 
 _LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-_FIELD_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?", re.ASCII)
+_FIELD_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _EVENT_NAME = re.compile(r"[A-Za-z_]\w*(::[A-Za-z_]\w*)+", re.ASCII)
 _GROUP_NAME = re.compile(r"[^/\s]+")
 _UNKNOWN_KEY = re.compile(r"unknown field `(?P<key>[^`]*)`(?: - at `\$(?P<place>[^`]*)`)?")
