@@ -201,6 +201,7 @@ def test_the_accepting_process_counts_not_the_one_that_listens(recording: Record
         os.waitpid(child, 0)
         (inbound,) = recording.expect(TABLE, local_port=port, state="established", direction="inbound")
         assert inbound["pid"] == child
+        assert inbound["listener_stands_in"] is False
 
 
 def test_a_connection_that_nobody_accepts_belongs_to_the_listener(recording: Recording) -> None:
@@ -209,7 +210,10 @@ def test_a_connection_that_nobody_accepts_belongs_to_the_listener(recording: Rec
         client = socket.create_connection(("127.0.0.1", port))
         (inbound,) = recording.expect(TABLE, local_port=port, state="established", direction="inbound")
         client.close()
-    check_server(inbound, port)
+    (closed,) = recording.expect(TABLE, local_port=port, state="closed", direction="inbound")
+    for event in (inbound, closed):
+        check_server(event, port)
+        assert event["listener_stands_in"] is True
 
 
 def test_ipv4_over_an_ipv6_socket_is_shown_as_ipv4(recording: Recording) -> None:
@@ -259,7 +263,22 @@ def test_a_bound_datagram_socket_listens(recording: Recording) -> None:
     recording.expect(TABLE, local_port=port, state="closed", protocol=17)
 
 
-@pytest.mark.parametrize(("kind", "protocol"), [(socket.SOCK_RAW, 1), (socket.SOCK_RAW, 58)], ids=["v4", "v6"])
+@pytest.fixture
+def ping_sockets() -> Iterator[None]:
+    """All groups may use ping sockets."""
+    allowed = Path("/proc/sys/net/ipv4/ping_group_range")
+    before = allowed.read_text()
+    try:
+        allowed.write_text("0 2147483647")
+    except OSError as error:
+        pytest.skip(f"cannot allow ping sockets: {error}")
+    yield
+    allowed.write_text(before)
+
+
+@pytest.mark.usefixtures("ping_sockets")
+@pytest.mark.parametrize("kind", [socket.SOCK_RAW, socket.SOCK_DGRAM], ids=["raw", "ping"])
+@pytest.mark.parametrize("protocol", [1, 58], ids=["v4", "v6"])
 def test_an_echo_request_has_the_ports_that_zeek_gives_it(recording: Recording, kind: int, protocol: int) -> None:
     family, request = (socket.AF_INET, 8) if protocol == 1 else (socket.AF_INET6, 128)
     with socket.socket(family, kind, protocol) as ping:
@@ -267,7 +286,9 @@ def test_an_echo_request_has_the_ports_that_zeek_gives_it(recording: Recording, 
             bytes([request, 0, 0xF7 if protocol == 1 else 0, 0xFF if protocol == 1 else 0, 0, 0, 0, 0]),
             (LOOPBACK[family], 0),
         )
-        (event,) = recording.expect(TABLE, protocol=protocol, state="established", pid=os.getpid())
+        cookie = int.from_bytes(ping.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
+        (event,) = recording.expect(TABLE, protocol=protocol, state="established", cookie=cookie)
+    assert event["pid"] == os.getpid()
     assert (event["local_port"], event["remote_port"]) == ((8, 0) if protocol == 1 else (128, 129))
     make = communityid.FlowTuple.make_icmp if protocol == 1 else communityid.FlowTuple.make_icmp6
     flow = make(event["local_addr"], event["remote_addr"], request, 0)

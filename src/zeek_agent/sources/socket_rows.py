@@ -49,8 +49,12 @@ def socket_row(
     *,
     time: float,
     uid: int | None = None,
+    stands_in: bool = False,
 ) -> Row:
-    """What happened to a flow at `time` (seconds since the epoch), by `process`; `uid` counts if that is not known."""
+    """What happened to a flow at `time` (seconds since the epoch), by `process`; `uid` counts if that is not known.
+
+    `stands_in`: the process listens, and who accepted the connection is not known.
+    """
     protocol, local, local_port, remote, remote_port, cookie, netns = flow
     some = local or remote
     has_peer = remote is not None and (any(remote) or remote_port)
@@ -77,6 +81,7 @@ def socket_row(
         process.entity_id or None if process else None,
         process.parent_entity_id or None if process else None,
         flow_id(flow) if has_peer else None,
+        stands_in,
         *UNTRANSLATED,
     )
 

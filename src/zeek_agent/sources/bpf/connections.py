@@ -41,13 +41,16 @@ class ConnectionTracker:
         self._cache = cache
         self._passive: dict[int, _Passive] = {}
         self._open: dict[int, tuple[Process | None, Direction | None]] = {}
+        self._stood_in: set[int] = set()
         self.undecoded = 0
 
     def know(self, cookie: int, process: Process | None, direction: Direction | None) -> None:
         """A socket that is open already and whose this is."""
         self._open[cookie] = (process, direction)
         if len(self._open) > REMEMBERED:
-            del self._open[next(iter(self._open))]
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            self._stood_in.discard(oldest)
 
     def rows(self, batch: Iterable[bytes], boot_time: float) -> list[Row]:
         """Rows for these records, in the kernel's order; times are ns since the boot at `boot_time`."""
@@ -66,7 +69,7 @@ class ConnectionTracker:
         for cookie, passive in list(self._passive.items()):
             if passive.at > now - ACCEPT_PATIENCE:
                 break
-            self._accept(cookie, passive.process, boot_time, rows)
+            self._accept(cookie, passive.process, boot_time, rows, stands_in=True)
         return rows
 
     def _apply(self, record: SocketRecord, boot_time: float, rows: list[Row]) -> None:
@@ -86,14 +89,19 @@ class ConnectionTracker:
             if kind != Kind.FAILED:
                 self.know(cookie, process, direction)
 
-    def _accept(self, cookie: int, process: Process | None, boot_time: float, rows: list[Row]) -> None:
+    def _accept(
+        self, cookie: int, process: Process | None, boot_time: float, rows: list[Row], *, stands_in: bool = False
+    ) -> None:
         at, flow, _ = self._passive.pop(cookie)
-        rows.append(socket_row(flow, "established", "inbound", process, time=boot_time + at / 1e9))
+        row = socket_row(flow, "established", "inbound", process, time=boot_time + at / 1e9, stands_in=stands_in)
+        rows.append(row)
         self.know(cookie, process, "inbound")
+        if stands_in:
+            self._stood_in.add(cookie)
 
     def _end(self, record: SocketRecord, flow: Flow, boot_time: float, rows: list[Row]) -> None:
         if record.cookie in self._passive:
-            self._accept(record.cookie, self._passive[record.cookie].process, boot_time, rows)
+            self._accept(record.cookie, self._passive[record.cookie].process, boot_time, rows, stands_in=True)
         process, direction = self._open.pop(record.cookie, (None, None))
         if process is None:
             process = self._process(record)
@@ -101,7 +109,10 @@ class ConnectionTracker:
             direction = None
         elif direction is None and process is not None:
             direction = "outbound" if record.outbound else "inbound"
-        rows.append(socket_row(flow, "closed", direction, process, time=boot_time + record.time / 1e9))
+        stands_in = record.cookie in self._stood_in
+        self._stood_in.discard(record.cookie)
+        when = boot_time + record.time / 1e9
+        rows.append(socket_row(flow, "closed", direction, process, time=when, stands_in=stands_in))
 
     def _process(self, record: SocketRecord) -> Process | None:
         """The owner as it was when it acted."""
