@@ -215,6 +215,14 @@ def test_doctor_finds_the_bpf_objects_that_are_built(state: Path) -> None:
     assert check["found"] == (", ".join(built) or "none are built")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's events are Linux's")
+def test_doctor_names_the_one_source_of_each_kind_that_will_be_used(state: Path) -> None:
+    done = run("doctor", "--format", "json", "--state-dir", str(state), "--set", "sources.sockets=snapshots")
+    found = [check["found"] for check in json.loads(done.stdout) if check["name"] == "events"]
+    assert "sockets by snapshots: will be used" in found
+    assert len([line for line in found if line.startswith("processes by ") and line.endswith(": will be used")]) == 1
+
+
 def test_doctor_fails_when_zeek_is_out_of_reach(state: Path) -> None:
     done = run("doctor", "--zeek", "127.0.0.1:1", "--format", "json", "--state-dir", str(state))
     (zeek,) = [check for check in json.loads(done.stdout) if check["name"] == "zeek"]

@@ -139,14 +139,17 @@ def _agent(config: Config) -> Iterator[Check]:
 
 
 def _sources_at_work(rows: Sequence[Sequence[object]]) -> Iterator[Check]:
-    """The source of each kind of event that is at work; where none is, why not."""
+    """The source of each kind of event that is at work, and why better ones are not; where none is, why not."""
     for kind in dict.fromkeys(source for source, *_ in rows):
-        active = [backend for source, backend, active, _ in rows if source == kind and active]
-        if active:
-            yield Check("events", "ok", f"{kind} by {active[0]}, at work")
+        better: list[str] = []
+        for backend, active, reason in (rest for source, *rest in rows if source == kind):
+            if active:
+                instead = f", not by {'; '.join(better)}" if better else ""
+                yield Check("events", "warn" if better else "ok", f"{kind} by {backend}, at work{instead}")
+                break
+            better.append(f"{backend}: {reason}")
         else:
-            reasons = [f"{backend}: {reason}" for source, backend, _, reason in rows if source == kind]
-            yield Check("events", "warn", f"no source of {kind} is at work ({'; '.join(reasons)})")
+            yield Check("events", "warn", f"no source of {kind} is at work ({'; '.join(better)})")
 
 
 def _sources(settings: SourceSettings) -> Iterator[Check]:
@@ -155,10 +158,10 @@ def _sources(settings: SourceSettings) -> Iterator[Check]:
     for kind, sources in candidates(settings).items():
         essential = any(source.essential for source in sources)
         reasons = {source.backend: source.probe() for source in sources}
+        best = next((backend for backend, reason in reasons.items() if reason is None), None)
         for backend, reason in reasons.items():
-            yield Check(
-                "events", "warn" if reason and essential else "ok", f"{kind} by {backend}: {reason or 'works here'}"
-            )
+            found = reason or ("will be used" if backend == best else "works here too, stands by")
+            yield Check("events", "warn" if reason and essential else "ok", f"{kind} by {backend}: {found}")
         if essential and all(reasons.values()):
             yield Check("events", "warn", f"no source of {kind} works here", f"the table {kind}_events stays empty")
 
