@@ -8,17 +8,22 @@
  *   load fork-tcp ADDRESS PORT COUNT                 children connect without executing anything; prints as `tcp`
  *   load connections ADDRESS PORT COUNT PER_SECOND   connects and closes COUNT times, as one process; prints as `tcp`
  *   load tcp-exec ADDRESS PORT PROGRAM ARGUMENT...   connects, prints as `tcp`, then becomes another program
+ *   load uring-accept                                listens at a port of 127.0.0.1, prints pid, port, and accepts one
+ *                                                    connection by io_uring; exit code 3 where that may not be used
  *   load nothing                                     ends at once
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/io_uring.h>
 #include <netdb.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -60,6 +65,43 @@ static int open_socket(const char *address, const char *port, int type, int conn
 	/* sin_port and sin6_port are in the same place */
 	say(line, snprintf(line, sizeof(line), "%d %d\n", getpid(), ntohs(((struct sockaddr_in *)&local)->sin_port)));
 	return fd;
+}
+
+static void *map_ring(int ring, size_t size, off_t what)
+{
+	void *place = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring, what);
+	if (place == MAP_FAILED)
+		fail("mmap");
+	return place;
+}
+
+static int accept_by_uring(void)
+{
+	struct sockaddr_in local = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	struct io_uring_params params = {0};
+	socklen_t size = sizeof(local);
+	char line[64], *submissions, *completions;
+	struct io_uring_sqe *entry;
+	struct io_uring_cqe *result;
+	int server = socket(AF_INET, SOCK_STREAM, 0), ring = syscall(SYS_io_uring_setup, 1, &params);
+
+	if (ring < 0)
+		return 3;
+	submissions = map_ring(ring, params.sq_off.array + params.sq_entries * sizeof(__u32), IORING_OFF_SQ_RING);
+	completions = map_ring(ring, params.cq_off.cqes + params.cq_entries * sizeof(*result), IORING_OFF_CQ_RING);
+	entry = map_ring(ring, params.sq_entries * sizeof(*entry), IORING_OFF_SQES);
+	result = (struct io_uring_cqe *)(completions + params.cq_off.cqes);
+	if (bind(server, (struct sockaddr *)&local, size) || listen(server, 1) ||
+	    getsockname(server, (struct sockaddr *)&local, &size))
+		fail("listen");
+	say(line, snprintf(line, sizeof(line), "%d %d\n", getpid(), ntohs(local.sin_port)));
+	entry->opcode = IORING_OP_ACCEPT;
+	entry->fd = server;
+	*(__u32 *)(submissions + params.sq_off.array) = 0;
+	__atomic_store_n((__u32 *)(submissions + params.sq_off.tail), 1, __ATOMIC_RELEASE);
+	if (syscall(SYS_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) != 1 || result->res < 0)
+		fail("io_uring");
+	return 0;
 }
 
 /* Waits until the next one is due; `next` is when the one before was. */
@@ -126,6 +168,8 @@ int main(int argc, char **argv)
 
 	if (!strcmp(mode, "nothing"))
 		return 0;
+	if (!strcmp(mode, "uring-accept"))
+		return accept_by_uring();
 	if (!strcmp(mode, "exec") && argc > 4)
 		run(atol(argv[2]), atof(argv[3]), argv + 4);
 	else if (!strcmp(mode, "tcp") && argc == 4)

@@ -216,6 +216,21 @@ def test_a_connection_that_nobody_accepts_belongs_to_the_listener(recording: Rec
         assert event["listener_stands_in"] is True
 
 
+def test_for_who_accepts_by_io_uring_the_listener_stands_in(recording: Recording) -> None:
+    with subprocess.Popen([load_generator(), "uring-accept"], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        told = server.stdout.readline().split()
+        if not told:
+            assert server.wait() == 3
+            pytest.skip("io_uring may not be used here")
+        port = int(told[1])
+        socket.create_connection(("127.0.0.1", port)).close()
+    assert server.returncode == 0
+    (inbound,) = recording.expect(TABLE, local_port=port, state="established", direction="inbound")
+    assert (inbound["pid"], inbound["exe"]) == (server.pid, load_generator())
+    assert inbound["listener_stands_in"] is True
+
+
 def test_ipv4_over_an_ipv6_socket_is_shown_as_ipv4(recording: Recording) -> None:
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
         port = server.getsockname()[1]
