@@ -25,6 +25,7 @@ ARGUMENTS: dict[str, Sequence[str]] = {
     "files_list": ["/etc/*"],
     "files_lines": ["/etc/*"],
     "files_columns": ["/etc/*", "$1:text,$2:int,$3:blob"],
+    "file_hashes": ["/etc/*"],
     "process_tree": ["1"],
 }
 NEVER_NULL = {
@@ -35,6 +36,7 @@ NEVER_NULL = {
     "files_list": {"path", "type", "mode", "mtime", "size"},
     "files_lines": {"path", "number", "content"},
     "files_columns": {"path", "number", "columns"},
+    "file_hashes": {"path", "size", "mtime", "md5", "sha1", "sha256"},
 }
 V2_COLUMNS = {
     "processes": "name pid ppid uid gid ruid rgid priority startup vsize rsize utime stime",

@@ -6,6 +6,7 @@ Who is behind a connection is compared with what the traffic's generator says of
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib.util
 import json
 import os
@@ -14,10 +15,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -408,6 +412,54 @@ async def test_a_script_asks_an_agent_and_gets_rows_no_rows_or_an_error(tmp_path
     answers = {one["question"]: one["answer"] for one in records(logs / "ask.log")}
     assert (answers["some"], answers["none"]) == ("root", "")
     assert "no such table: nowhere" in answers["wrong"]
+
+
+@needs_zeek
+@pytest.mark.root
+async def test_a_program_that_was_downloaded_is_noticed_when_it_is_executed(tmp_path: Path) -> None:
+    logs, served, program = tmp_path / "zeek", tmp_path / "served", tmp_path / "program"
+    logs.mkdir()
+    served.mkdir()
+    (logs / "zeek-agent").symlink_to(PACKAGE)
+    content = Path("/bin/sleep").read_bytes() + os.urandom(1024)
+    (served / "installer.bin").write_bytes(content)
+    (served / "other.bin").write_bytes(content + b"other")
+    server = ThreadingHTTPServer(("127.7.7.11", 0), partial(SilentHandler, directory=str(served)))
+    # Packets on loopback are larger than those of networks.
+    site = f"@load {ROOT}/zeek/examples/download-then-execute.zeek\nredef Pcap::snaplen = 262144;"
+    with zeek(logs, "-i", "lo", "-f", "host 127.7.7.11", site=site) as url, serving(server):
+        async with running(tmp_path, f"--zeek={url}"):
+            await joined(logs)
+            for name in ("other.bin", "installer.bin"):
+                with socket.create_connection(("127.7.7.11", server.server_port)) as client:
+                    client.sendall(f"GET /{name} HTTP/1.0\r\n\r\n".encode())
+                    reply = b"".join(iter(partial(client.recv, 65536), b""))
+                program.write_bytes(reply.partition(b"\r\n\r\n")[2])
+            program.chmod(0o755)
+            await until(lambda: len(records(logs / "files.log")) == 2, 20, "the files are not seen on the wire")
+            subprocess.run([str(program), "0.1"], check=True)
+            notices = await until(lambda: records(logs / "notice.log"), 20, "no notice")
+    (notice,) = notices
+    assert notice["note"] == "DownloadThenExecute::Executed_Download"
+    assert notice["sub"] == hashlib.sha256(content).hexdigest()
+    assert f"{program} was executed" in notice["msg"]
+
+
+class SilentHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[None]:
+    with server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 SPAWN = """

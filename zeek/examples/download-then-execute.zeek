@@ -1,7 +1,7 @@
 ##! A notice when a program is executed on a host whose content was seen on the wire before.
 ##!
 ##! Files are known by their SHA-256. When an agent tells of a program that was started, its host is asked for the file's
-##! hash by the table ``file_hashes``, once for each host and program.
+##! hash by the table ``file_hashes``, for each host and program once in a while.
 
 @load base/frameworks/files
 @load base/frameworks/notice
@@ -17,6 +17,9 @@ export {
 
 	## How long files that were transferred are remembered.
 	option memory: interval = 1day;
+
+	## How long a program that was looked at is not looked at again on its host.
+	option pause: interval = 10sec;
 
 	## Programs that are not looked at.
 	option trusted: pattern = /^\/(usr|bin|sbin|lib)/;
@@ -40,7 +43,7 @@ type Hash: record {
 type Hashes: vector of Hash;
 
 global downloads: table[string] of string &create_expire=memory;
-global asked: set[string, string] &create_expire=memory;
+global asked: set[string, string] &create_expire=pause;
 
 event file_new(f: fa_file)
 	{

@@ -41,9 +41,9 @@ def lines(path: str, access: AccessPolicy, check: Callable[[], None] = lambda: N
         with file:
             yield from _lines(file, path, check)
     except AccessDeniedError as error:
-        _log_skip(path, str(error))
+        log_skip(path, str(error))
     except OSError as error:
-        _log_skip(path, error.strerror or str(error))
+        log_skip(path, error.strerror or str(error))
 
 
 def open_regular(path: str, access: AccessPolicy) -> BinaryIO | None:
@@ -112,11 +112,11 @@ def _lines(file: BinaryIO, path: str, check: Callable[[], None]) -> Iterator[byt
         while not rest.endswith(b"\n") and (rest := file.readline(LONGEST_LINE)):
             check()
             if rest != b"\n":
-                _log_skip(path, f"a line is longer than {LONGEST_LINE} bytes, the rest of it is left out")
+                log_skip(path, f"a line is longer than {LONGEST_LINE} bytes, the rest of it is left out")
         yield line.removesuffix(b"\n")
 
 
-def _log_skip(path: str, reason: str) -> None:
+def log_skip(path: str, reason: str) -> None:
     """Log what is left out of a file, the same thing once an hour."""
     now = time.monotonic()
     if now - _skipped.get((path, reason), -_REPEAT_AFTER) < _REPEAT_AFTER:

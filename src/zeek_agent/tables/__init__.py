@@ -19,6 +19,7 @@ FAMILIES: Final = (
     "sockets",
     "users",
     "files",
+    "file_hashes",
     "network",
     "agent",
     "events",

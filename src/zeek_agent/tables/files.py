@@ -17,7 +17,7 @@ from zeek_agent.sources.lines import lines
 from zeek_agent.text import from_bytes, from_os, to_bytes
 
 _EVERYWHERE = ("linux", "darwin", "win32")
-_PATTERN = Parameter(
+PATTERN = Parameter(
     "pattern", "text", "path with wildcards as in glob(3): `*`, `?` and `[…]` stay inside one part of the path"
 )
 
@@ -37,7 +37,7 @@ files_list = Table(
         Column("mtime", "time", "last change of the content"),
         Column("size", "count", "size in bytes"),
     ],
-    parameters=[_PATTERN],
+    parameters=[PATTERN],
     examples=["SELECT path, mode, size, mtime FROM files_list('/etc/*')"],
     platforms=_EVERYWHERE,
 )
@@ -54,7 +54,7 @@ files_lines = Table(
         Column("number", "count", "line number, from 1"),
         Column("content", "blob", "the line without white space at its begin and end"),
     ],
-    parameters=[_PATTERN],
+    parameters=[PATTERN],
     examples=["SELECT path, number, content FROM files_lines('/etc/hosts')"],
     platforms=_EVERYWHERE,
 )
@@ -76,7 +76,7 @@ files_columns = Table(
         ),
     ],
     parameters=[
-        _PATTERN,
+        PATTERN,
         Parameter(
             "columns",
             "text",
@@ -111,7 +111,7 @@ _OWNED: Final = hasattr(os, "getuid")
 
 @files_list.snapshot
 def listed(wanted: Constraints) -> Iterator[Row]:
-    for path in _paths(wanted):
+    for path in matched(wanted):
         attributes = _attributes(path)
         if attributes is not None:
             yield (
@@ -127,7 +127,7 @@ def listed(wanted: Constraints) -> Iterator[Row]:
 
 @files_lines.snapshot
 def numbered(wanted: Constraints) -> Iterator[Row]:
-    for path in _paths(wanted):
+    for path in matched(wanted):
         name = from_os(path)
         for number, line in enumerate(lines(path, wanted.host.access, wanted.check), 1):
             yield name, number, line.strip()
@@ -137,7 +137,7 @@ def numbered(wanted: Constraints) -> Iterator[Row]:
 def split(wanted: Constraints) -> Iterator[Row]:
     extract = _extractor(str(wanted.parameter("columns")), str(wanted.parameter("separator")))
     ignored = _ignorer(str(wanted.parameter("ignore")))
-    for path in _paths(wanted):
+    for path in matched(wanted):
         name = from_os(path)
         number = 0
         for line in lines(path, wanted.host.access, wanted.check):
@@ -146,7 +146,7 @@ def split(wanted: Constraints) -> Iterator[Row]:
                 yield name, number, extract(line)
 
 
-def _paths(wanted: Constraints) -> Iterator[str]:
+def matched(wanted: Constraints) -> Iterator[str]:
     """The paths that match the pattern. What a pattern may not hold is the statement's error, not an empty answer."""
     pattern = str(wanted.parameter("pattern"))
     if "\0" in pattern:

@@ -1,0 +1,128 @@
+"""Hashes of files' content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from zeek_agent.errors import AccessDeniedError
+from zeek_agent.schema import Column, Constraints, Row, Table
+from zeek_agent.sources.lines import log_skip, open_regular
+from zeek_agent.tables.files import PATTERN, matched
+from zeek_agent.text import from_os, to_bytes
+
+ALGORITHMS: Final = ("md5", "sha1", "sha256")
+LARGEST: Final = 256 << 20
+"""Bytes of a file; what is larger is not read."""
+CACHED: Final = 4096
+"""Files whose hashes are remembered."""
+_WILDCARDS: Final = frozenset("*?[\\")
+_CHUNK: Final = 1 << 20
+
+file_hashes = Table(
+    "file_hashes",
+    "hashes of files that match a pattern",
+    description=(
+        "A row for each regular file that matches; links are followed. Files that cannot or may not be read are left "
+        "out, which the agent logs; those that are larger than 256 MB have no hashes. A file is read again only when "
+        "it has changed, and only for hashes that the statement names. `/proc/PID/exe` is a process's executable, also "
+        "when it is in a container or deleted."
+    ),
+    columns=[
+        Column("path", "text", "full path"),
+        Column("size", "count", "size in bytes"),
+        Column("mtime", "time", "last change of the content"),
+        Column("md5", "text", "MD5 in hexadecimal digits"),
+        Column("sha1", "text", "SHA-1 in hexadecimal digits"),
+        Column("sha256", "text", "SHA-256 in hexadecimal digits"),
+    ],
+    parameters=[PATTERN],
+    examples=[
+        "SELECT sha256 FROM file_hashes('/bin/sh')",
+        "SELECT path, size, md5, sha1, sha256 FROM file_hashes('/etc/host*')",
+    ],
+    platforms=("linux", "darwin", "win32"),
+)
+
+
+@file_hashes.snapshot
+def hashed(wanted: Constraints) -> Iterator[Row]:
+    algorithms = tuple(name for name in ALGORITHMS if wanted.needs(name))
+    for path in _paths(wanted):
+        try:
+            file = open_regular(path, wanted.host.access)
+            if file is None:
+                continue
+            with file:
+                attributes = os.fstat(file.fileno())
+                hashes = _cached(file, attributes, algorithms, wanted.check)
+        except AccessDeniedError as error:
+            log_skip(path, str(error))
+        except OSError as error:
+            log_skip(path, error.strerror or str(error))
+        else:
+            digests = (hashes.get(name) for name in ALGORITHMS)
+            yield from_os(path), attributes.st_size, attributes.st_mtime, *digests
+
+
+def _paths(wanted: Constraints) -> Iterator[str]:
+    """The paths that match the pattern, and the one that is spelt like it, since programs' names may have wildcards."""
+    spelt = os.fsdecode(to_bytes(str(wanted.parameter("pattern"))))
+    if not _WILDCARDS.isdisjoint(spelt) and Path(spelt).is_file():
+        yield spelt
+    yield from (path for path in matched(wanted) if path != spelt or _WILDCARDS.isdisjoint(spelt))
+
+
+_State = tuple[int, int, int, int, int]
+_known: OrderedDict[_State, dict[str, str]] = OrderedDict()
+_lock = threading.Lock()
+
+
+def _state(attributes: os.stat_result) -> _State:
+    """What changes when a file's content does. Its owner can set back the time of the content, but not of the inode."""
+    return (attributes.st_dev, attributes.st_ino, attributes.st_size, attributes.st_mtime_ns, attributes.st_ctime_ns)
+
+
+def _cached(
+    file: BinaryIO, attributes: os.stat_result, algorithms: tuple[str, ...], check: Callable[[], None]
+) -> dict[str, str]:
+    """The hashes of an open file by algorithm, read from it where they are not known; none of a file too large."""
+    state = _state(attributes)
+    with _lock:
+        known = dict(_known.get(state, {}))
+    missing = tuple(name for name in algorithms if name not in known)
+    if not missing:
+        return known
+    found = _hashes(file, missing, check)
+    hashes = known | found
+    if found and _state(os.fstat(file.fileno())) == state:
+        with _lock:
+            _known[state] = hashes
+            _known.move_to_end(state)
+            while len(_known) > CACHED:
+                _known.popitem(last=False)
+    return hashes
+
+
+def _hashes(file: BinaryIO, algorithms: tuple[str, ...], check: Callable[[], None]) -> dict[str, str]:
+    """Hashes of what an open file holds; none when that is more than `LARGEST`, as it grows or says."""
+    if os.fstat(file.fileno()).st_size > LARGEST:
+        return {}
+    states = [hashlib.new(name, usedforsecurity=False) for name in algorithms]
+    size = 0
+    while chunk := file.read(_CHUNK):
+        check()
+        size += len(chunk)
+        if size > LARGEST:
+            return {}
+        for state in states:
+            state.update(chunk)
+    return {state.name: state.hexdigest() for state in states}
+
+
+TABLES = (file_hashes,)
