@@ -1,0 +1,46 @@
+##! Adds to ``software.log`` the programs behind connections, as agents name them. Not loaded by default.
+##!
+##! Unlike what protocols tell of themselves, this covers encrypted and unknown protocols; versions are not known.
+
+@load base/frameworks/software
+@load ./claims
+
+module ZeekAgent;
+
+export {
+	redef enum Software::Type += {
+		## A program that accepts connections.
+		SERVER_PROCESS,
+		## A program that opens connections.
+		CLIENT_PROCESS,
+	};
+
+	## Which programs are told of.
+	option software_types: set[Software::Type] = {
+		SERVER_PROCESS,
+		CLIENT_PROCESS
+	};
+}
+
+event connection_attributed(c: connection, is_orig: bool, process: Process)
+	{
+	local type_ = is_orig ? CLIENT_PROCESS : SERVER_PROCESS;
+
+	if ( type_ !in software_types )
+		return;
+
+	# A process may call itself anything; its executable's name says more.
+	local name = process?$exe ? sub(process$exe, /^.*\//, "") : process?$process ?
+	    process$process : "";
+
+	if ( name == "" )
+		return;
+
+	local software = Software::Info($host=is_orig ? c$id$orig_h : c$id$resp_h,
+	    $software_type=type_, $name=name, $version=Software::Version());
+
+	if ( ! is_orig )
+		software$host_p = c$id$resp_p;
+
+	Software::found(c$id, software);
+	}
