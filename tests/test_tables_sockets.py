@@ -26,7 +26,7 @@ from zeek_agent.schema import Constraints
 from zeek_agent.sources import inet_diag, proc_net
 from zeek_agent.sources.sockets import TCP, UDP, on_the_wire
 from zeek_agent.tables.processes import processes
-from zeek_agent.tables.sockets import listening_ports, sockets
+from zeek_agent.tables.sockets import listening_ports, packet_sockets, sockets
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's sockets")
 
@@ -269,6 +269,23 @@ def test_without_privileges_other_users_sockets_have_no_process(monkeypatch: pyt
 
         with child(alone):
             pass
+
+
+@pytest.mark.root
+def test_who_sees_whole_packets_is_shown_in_all_namespaces() -> None:
+    def sniff() -> None:
+        assert ctypes.CDLL(None).unshare(CLONE_NEWNET) == 0
+        kept.append(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)))
+
+    kept: list[socket.socket] = []
+    with child(sniff) as pid, socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as sniffer:
+        sniffer.bind(("lo", 3))
+        rows = {row["pid"]: row for row in ask(packet_sockets)}
+        here, there = rows[os.getpid()], rows[pid]
+        assert (here["type"], here["ethertype"], here["interface"], here["uid"]) == ("raw", 3, "lo", 0)
+        assert (here["fd"], here["exe"]) == (sniffer.fileno(), str(Path(sys.executable).resolve()))
+        assert (there["type"], there["ethertype"], there["interface"]) == ("datagram", 0x0800, None)
+        assert there["netns"] == Path(f"/proc/{pid}/ns/net").stat().st_ino != here["netns"]
 
 
 def open_now() -> tuple[int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from zeek_agent.sources import inet_diag, proc_net
 from zeek_agent.sources.namespaces import in_network_namespace
+from zeek_agent.sources.proc_net import PacketSocket
 from zeek_agent.sources.procfs import network_namespace
 from zeek_agent.sources.sockets import ALL_STATES, InternetSocket
 
@@ -27,13 +28,32 @@ def sockets_by_namespace(
     """
     own = network_namespace(root, "self")
     yield own, list(inet_diag.sockets(protocols, states, check))
+    for namespace, inside in _others(root, pids, own).items():
+        yield namespace, _foreign(root, inside, protocols, states, check)
+
+
+def packet_sockets_by_namespace(root: str, pids: Iterable[int]) -> Iterator[tuple[int | None, list[PacketSocket]]]:
+    """The same for packet sockets."""
+    own = network_namespace(root, "self")
+    yield own, list(proc_net.packet_sockets())
+    for namespace, inside in _others(root, pids, own).items():
+        for pid in inside:
+            try:
+                found = list(proc_net.packet_sockets(f"{root}/{pid}/net"))
+            except OSError:  # gone, or not to be looked at
+                continue
+            yield namespace, found
+            break
+
+
+def _others(root: str, pids: Iterable[int], own: int | None) -> dict[int, list[int]]:
+    """The network namespaces of these processes but the agent's own, and who is inside."""
     members: dict[int, list[int]] = {}
     for pid in pids:
         namespace = network_namespace(root, pid)
         if namespace is not None and namespace != own:
             members.setdefault(namespace, []).append(pid)
-    for namespace, inside in members.items():
-        yield namespace, _foreign(root, inside, protocols, states, check)
+    return members
 
 
 def _foreign(

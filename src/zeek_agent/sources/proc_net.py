@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from zeek_agent.sources.sockets import ICMP, ICMP6, RAW, TCP, UDP, UDPLITE, InternetSocket, on_the_wire
 
+_SOCK_RAW: Final = 3
 FILES: Final = {
     ICMP: ("icmp",),
     TCP: ("tcp", "tcp6"),
@@ -34,6 +35,27 @@ def sockets(
         check()
         for line in content.splitlines()[1:]:
             yield _parse(protocol, line.split())
+
+
+class PacketSocket(NamedTuple):
+    """A socket of packet(7). `protocol` is an Ethernet type, 3 all of them; `interface` an index, 0 all of them."""
+
+    raw: bool
+    protocol: int
+    interface: int
+    uid: int
+    inode: int
+
+
+def packet_sockets(directory: str = "/proc/thread-self/net") -> Iterator[PacketSocket]:
+    """Those of a network namespace, by default the calling thread's; none without the file. Raises OSError."""
+    try:
+        content = Path(directory, "packet").read_bytes()
+    except FileNotFoundError:
+        return
+    for line in content.splitlines()[1:]:
+        _, _, kind, protocol, interface, _, _, uid, inode = line.split()
+        yield PacketSocket(int(kind) == _SOCK_RAW, int(protocol, 16), int(interface), int(uid), int(inode))
 
 
 def _parse(protocol: int, fields: list[bytes]) -> InternetSocket:

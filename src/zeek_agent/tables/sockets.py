@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from socket import if_indextoname
 from typing import NamedTuple, TypeAlias
 
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
 from zeek_agent.schema import Column, Constraints, Row, Table
 from zeek_agent.sources.bpf.iterators import loaded
 from zeek_agent.sources.conntrack import Key, translations
-from zeek_agent.sources.host_sockets import sockets_by_namespace
+from zeek_agent.sources.host_sockets import packet_sockets_by_namespace, sockets_by_namespace
 from zeek_agent.sources.procfs import Process, Procfs, socket_holders
 from zeek_agent.sources.socket_rows import UNTRANSLATED, Translation
 from zeek_agent.sources.sockets import ALL_STATES, PROTOCOLS, STATES, TCP, UDP, UDPLITE, InternetSocket, address_text
@@ -82,6 +83,30 @@ listening_ports = Table(
     examples=["SELECT protocol, port, address, process, exe FROM listening_ports ORDER BY protocol, port"],
 )
 
+packet_sockets = Table(
+    "packet_sockets",
+    "sockets that see whole packets, as sniffers have, and the processes that hold them",
+    description=(
+        "Packet sockets (packet(7)) in all network namespaces that the agent can look into: they receive what passes "
+        "an interface, whoever it is for. A row a process; one that no visible process holds has `pid` null."
+    ),
+    columns=[
+        Column("pid", "count", "process that holds the socket; null when there is none that the agent sees"),
+        Column("process", "text", "short name of that process"),
+        Column("type", "text", "`raw`: with the link's header, `datagram`: without"),
+        Column("ethertype", "count", "packets of which protocol: 2048 IPv4, 34525 IPv6; 3: all; 0: none yet"),
+        Column("interface", "text", "the interface; null: all, or one of another network namespace"),
+        Column("uid", "count", "user who made the socket"),
+        Column("exe", "text", "executable's path of the process"),
+        Column("cmdline", "text", "command line of the process, what `access.redact` matches masked"),
+        Column("fd", "count", "the process's lowest file descriptor for the socket"),
+        Column("netns", "count", "network namespace, its inode number"),
+        Column("container_id", "text", "container's id that the process is in; null outside"),
+        Column("entity_id", "text", "the process's name that is never used again (as in `processes`)"),
+    ],
+    examples=["SELECT pid, exe, interface FROM packet_sockets WHERE ethertype = 3"],
+)
+
 TRANSLATED = ("translated_local_addr", "translated_local_port", "translated_remote_addr", "translated_remote_port")
 _NUMBER_OF_STATE = {name: [number for number, text in STATES.items() if text == name] for name in STATES.values()}
 _LISTEN = 1 << 10
@@ -150,6 +175,40 @@ def listeners(wanted: Constraints) -> Iterator[Row]:
             )
 
 
+@packet_sockets.snapshot
+def sniffers(wanted: Constraints) -> Iterator[Row]:
+    procfs = Procfs(wanted.host.proc)
+    pids = procfs.pids()
+    listed = list(packet_sockets_by_namespace(procfs.root, pids))
+    holders = socket_holders(procfs.root, pids, wanted.check) if any(found for _, found in listed) else {}
+    own = listed[0][0]
+    for netns, found in listed:
+        for socket in found:
+            for pid, fd in holders.get(socket.inode, [(None, None)]):
+                owner = _owner(procfs, pid, wanted)
+                yield (
+                    pid,
+                    owner.process,
+                    "raw" if socket.raw else "datagram",
+                    socket.protocol,
+                    _interface(socket.interface) if netns == own and socket.interface else None,
+                    socket.uid,
+                    owner.exe,
+                    owner.cmdline,
+                    fd,
+                    netns,
+                    owner.container_id,
+                    owner.entity_id,
+                )
+
+
+def _interface(index: int) -> str | None:
+    try:
+        return if_indextoname(index)
+    except OSError:
+        return None
+
+
 def _held(wanted: Constraints, protocols: Collection[int], states: int) -> Iterator[Held]:
     """The sockets that may be wanted, once for each process that holds them."""
     only_protocols = wanted.integers("protocol")
@@ -213,4 +272,4 @@ def _translation(
     return translated.get((found.protocol, local, found.local_port, remote, found.remote_port), UNTRANSLATED)
 
 
-TABLES = (sockets, listening_ports)
+TABLES = (sockets, listening_ports, packet_sockets)
