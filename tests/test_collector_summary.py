@@ -142,6 +142,7 @@ async def test_what_is_logged_meanwhile_scrolls_by_above_the_live_view(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(summary, "LIVE_INTERVAL", 0.05)
+    monkeypatch.setenv("TERM", "xterm")
     handler = logbook.StandardError()
     handler.setFormatter(logbook.LineFormatter())
     master, slave = pty.openpty()

@@ -190,7 +190,7 @@ GREEDY = {
     "sort": "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 5000000)"
     " SELECT hex(x) || hex(x) || hex(x) AS h FROM n ORDER BY h DESC",
     "rows": "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 5000000) SELECT x, x, x, x FROM n",
-    "glob": "SELECT count(*) FROM files_list('/**/*'), files_list('/**/*')",
+    "glob": "SELECT count(*) FROM files_list('/usr/**/*') a, files_list('/usr/**/*') b, files_list('/usr/**/*') c",
 }
 """Statements that would hold an agent, or take all of its memory."""
 HARMLESS = {"regex", "blob"}

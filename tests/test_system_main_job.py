@@ -77,9 +77,8 @@ async def test_what_comes_and_goes_is_in_the_logs(tmp_path: Path) -> None:
             file_record = await agent.logged("zeek-agent-files", {"path": f"/etc/{mark}.conf", "change": "new"})
             assert (file_record["size"], file_record["type_"], file_record["uid"]) == (7, "file", 0)
             assert file_record["mtime"] == pytest.approx(created.stat().st_mtime, abs=1e-3)
-            await agent.logged(
-                "zeek-agent-ssh-configs", {"columns.option_.key": "Banner", "columns.option_.value": mark, "change": "new"}
-            )
+            option = {"columns.option_.key": "Banner", "columns.option_.value": mark}
+            await agent.logged("zeek-agent-ssh-configs", {**option, "change": "new"})
             await agent.logged(
                 "zeek-agent-ssh-authorized-keys", {"path": f"/home/{mark}/.ssh/authorized_keys", "change": "new"}
             )
