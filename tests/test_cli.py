@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import grp
 import io
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 from acting import NOBODY, acting_as
+from zeek_server import zeek_server
 
 from zeek_agent.config import load
 from zeek_agent.errors import ZeekAgentError
@@ -229,6 +231,16 @@ def test_doctor_fails_when_zeek_is_out_of_reach(state: Path) -> None:
     assert zeek["verdict"] == "fail"
     assert "127.0.0.1:1" in zeek["found"]
     assert done.returncode == 1
+
+
+async def test_doctor_explains_a_zeek_that_does_not_acknowledge(state: Path) -> None:
+    async with zeek_server(ack=None) as zeek:
+        flags = ("--zeek", zeek.url(), "--set", "zeek.ack_timeout=0.2", "--state-dir", str(state))
+        done = await asyncio.to_thread(run, "doctor", "--format", "json", *flags)
+    (check,) = [check for check in json.loads(done.stdout) if check["name"] == "zeek"]
+    assert check["verdict"] == "fail"
+    assert check["found"].startswith(f"Zeek at {zeek.url()}")
+    assert "did not acknowledge the subscription within 0.2 s" in check["found"]
 
 
 def test_config_check_prints_what_differs_and_where_from(tmp_path: Path) -> None:

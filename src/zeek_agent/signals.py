@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 @contextmanager
@@ -25,3 +28,34 @@ def stop_signals() -> Iterator[asyncio.Future[str]]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def run_until_done(loop: asyncio.AbstractEventLoop, work: Awaitable[_T]) -> _T:
+    """Run the loop until the work is done. SIGINT ends the work, and then raises KeyboardInterrupt here.
+
+    `asyncio.Runner` raises it within the loop when the work is done at that moment, and leaves a loop that stops at
+    once when it is run again.
+    """
+    task = loop.create_task(_result(work))
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        loop.call_soon_threadsafe(task.cancel)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        result = loop.run_until_complete(task)
+    except asyncio.CancelledError:
+        if not interrupted:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
+    return result
+
+
+async def _result(work: Awaitable[_T]) -> _T:
+    return await work

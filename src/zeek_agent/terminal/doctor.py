@@ -27,6 +27,8 @@ from zeek_agent.terminal import client, config_check, console
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
+
     from zeek_agent.config import Config, OsquerySettings, SourceSettings, ZeekSettings
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -278,21 +280,27 @@ def _zeek(url: str, settings: ZeekSettings) -> Iterator[Check]:
             proxy=None,
         ) as websocket:
             websocket.send(protocol.subscription_message([]))
-            answer = protocol.read_message(websocket.recv(timeout=settings.ack_timeout, decode=False))
-    except TimeoutError as error:
-        found = f"{url} {causes.NO_ACK.format(seconds=settings.ack_timeout)}" if not str(error) else str(error)
-        yield Check("zeek", "fail", found)
+            answer = protocol.read_message(_first_message(websocket, settings.ack_timeout))
     except (OSError, WebSocketException, ZeekAgentError) as error:
         yield Check("zeek", "fail", causes.explain(error, zeek), "`zeek-agent run` goes on trying")
     else:
         yield _acknowledged(url, answer)
 
 
+def _first_message(websocket: ClientConnection, seconds: float) -> bytes:
+    from zeek_agent.zeek import causes
+
+    try:
+        return websocket.recv(timeout=seconds, decode=False)
+    except TimeoutError:
+        raise causes.UnusableError(causes.NO_ACK.format(seconds=seconds)) from None
+
+
 def _acknowledged(url: str, answer: object) -> Check:
     from zeek_agent.zeek import causes, protocol
 
     if not isinstance(answer, protocol.Ack):
-        return Check("zeek", "fail", f"{url} answered {answer!r} instead of an acknowledgement")
+        return Check("zeek", "fail", f"Zeek at {url} answered {answer!r} instead of an acknowledgement")
     if answer.lacks_backend:
-        return Check("zeek", "fail", f"{url} {causes.NO_BACKEND}")
-    return Check("zeek", "ok", f"{url} answers, version {answer.version}")
+        return Check("zeek", "fail", f"Zeek at {url} {causes.NO_BACKEND}")
+    return Check("zeek", "ok", f"Zeek at {url} answers, version {answer.version}")

@@ -22,6 +22,7 @@ from zeek_agent.control import Frame, Request
 from zeek_agent.database import Database
 from zeek_agent.events import file as event_file
 from zeek_agent.host import Host
+from zeek_agent.signals import run_until_done
 from zeek_agent.tables import builtin_tables, plugin_tables
 
 if TYPE_CHECKING:
@@ -165,10 +166,7 @@ class LocalSession:
 
     def _wait(self, work: Awaitable[_T]) -> _T:
         """Run the loop until the work is done. An interrupt ends the work and is raised here."""
-        try:
-            return self._loop.run(_result(work))
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+        return run_until_done(self._loop.get_loop(), work)
 
     def _open_bridge(self, database: Database) -> Bridge | None:
         """Take in osquery's tables, where a socket is configured: to look for one would slow down each command."""
@@ -190,7 +188,3 @@ class LocalSession:
 
     def _status(self) -> dict[str, Any]:
         return {"running": False, "version": __version__, "state_dir": str(paths.locate(self._config).state)}
-
-
-async def _result(work: Awaitable[_T]) -> _T:
-    return await work
