@@ -26,7 +26,9 @@ from zeek_server import zeek_server
 from zeek_agent.config import load
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.sources import bpf
+from zeek_agent.subscriptions import Query
 from zeek_agent.terminal import client
+from zeek_agent.zeek.protocol import AgentHello, ResultRow
 
 PROGRAM = [sys.executable, "-m", "zeek_agent"]
 
@@ -306,6 +308,22 @@ def test_output_that_cannot_be_written_is_one_line(state: Path, arguments: Seque
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr == "zeek-agent: standard output: No space left on device\n"
+
+
+async def test_an_agent_serves_several_zeeks_at_once(state: Path) -> None:
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    async with zeek_server() as one, zeek_server() as other:
+        urls = ("--zeek", one.url(), "--zeek", other.url())
+        with started("run", *urls, "--state-dir", str(state), **pipes) as process:
+            clients = [await one.client(), await other.client()]
+            hellos = [await client.expect(AgentHello) for client in clients]
+            assert hellos[0].context.agent_id == hellos[1].context.agent_id
+            await clients[1].install("q1", Query('SELECT 42 AS "n:count"', "Test::row"))
+            row = await clients[1].expect(ResultRow)
+            assert row.context.query_id == "q1"
+            assert clients[0].of(ResultRow) == []
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(process.wait, 20) == 0
 
 
 def test_what_is_amiss_with_the_pack_is_told_before_anything_starts(state: Path) -> None:
