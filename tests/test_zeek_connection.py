@@ -176,6 +176,28 @@ async def test_a_zeek_that_says_hello_first_is_told_again_who_is_there(monkeypat
         assert len({hello.context.query_id for hello in client.of(AgentHello)}) == 1
 
 
+@pytest.mark.parametrize(("name", "changed"), [("addresses", ("192.0.2.9",)), ("tables", ("users", "osquery_time"))])
+async def test_new_addresses_and_tables_are_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, name: str, changed: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("zeek_agent.zeek.session.HELLO_CHECK", 0.02)
+    async with connected() as (one, client):
+        await client.expect(AgentHello)
+        kinds, (row,) = one.database.results["SELECT * FROM zeek_agent"]
+        index = protocol.HELLO_FIELDS.index("uptime")
+        row = (*row[:index], 99.0, *row[index + 1 :])
+        one.database.results["SELECT * FROM zeek_agent"] = (kinds, [row])
+        await asyncio.sleep(0.2)
+        assert len(client.of(AgentHello)) == 1, "nobody wants to hear of each second of uptime"
+        index = protocol.HELLO_FIELDS.index(name)
+        one.database.results["SELECT * FROM zeek_agent"] = (kinds, [(*row[:index], changed, *row[index + 1 :])])
+        await client.expect(AgentHello, number=2)
+        await asyncio.sleep(0.2)
+    first, second = client.of(AgentHello)
+    assert second.named()[name] == changed
+    assert first.context.query_id == second.context.query_id
+
+
 async def test_repeats_the_hello_under_one_id_until_it_reconnects() -> None:
     async with zeek_server() as zeek, agent(zeek.url(), hello_interval=0.03):
         client = await zeek.client()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from zeek_agent.database import Lane, Profile, ResultColumn
+from zeek_agent.database import Lane, Profile, Result, ResultColumn
 from zeek_agent.errors import SqlError
 from zeek_agent.schema import ZeekType
 from zeek_agent.zeek import data, protocol
@@ -36,7 +36,10 @@ ERRORS_MAX: Final = 100
 """Error reports that may wait for a slow Zeek."""
 HELLO_ANSWER: Final = 1.0
 """Seconds after a hello in which a Zeek that says hello for the first time answers it; later, it has missed it."""
+HELLO_CHECK: Final = 2.0
+"""Seconds between looks for news that Zeek should hear of at once."""
 HELLO_SQL: Final = "SELECT * FROM zeek_agent"
+_NEWS: Final = (protocol.HELLO_FIELDS.index("addresses"), protocol.HELLO_FIELDS.index("tables"))
 _BROKER: Final = ResultColumn("broker", ZeekType("text"))
 _FEATURES: Final = ResultColumn("features", ZeekType.parse("set[text]"))
 
@@ -76,6 +79,7 @@ class Session:
         self._complaints: Counter[str] = Counter()
         self._hello_at = monotonic()
         self._hello_wanted = asyncio.Event()
+        self._told: tuple[object, ...] | None = None
 
     def queries(self, instance: Instance) -> list[Installed]:
         """The queries that an instance has installed now."""
@@ -84,7 +88,9 @@ class Session:
     async def run(self) -> None:
         """Work until the connection ends. Raises ConnectionClosed or ConnectionError, which tell why."""
         try:
-            await _first_to_end(self._read(), self._say_hello(), self._send_errors(), self._watch())
+            await _first_to_end(
+                self._read(), self._say_hello(), self._look_for_news(), self._send_errors(), self._watch()
+            )
         finally:
             for instance_id in list(self.instances):
                 self._drop(instance_id)
@@ -121,10 +127,27 @@ class Session:
                 async with asyncio.timeout(pause):
                     await self._hello_wanted.wait()
 
-    async def _hello_record(self) -> str:
+    async def _look_for_news(self) -> None:
+        """Have a hello sent as soon as the addresses or the tables are others than those that the last one had."""
+        while True:
+            await asyncio.sleep(HELLO_CHECK)
+            try:
+                news = _news(await self._hello_row())
+            except SqlError as error:
+                log.debug("cannot look for news: %s", error)
+            else:
+                if self._told is not None and news != self._told:
+                    self._hello_wanted.set()
+
+    async def _hello_row(self) -> Result:
         result = await self._database.query(HELLO_SQL, profile=Profile.STOCK, lane=Lane.EVENTS, origin="agent")
         if len(result.rows) != 1 or len(result.columns) != len(protocol.HELLO_FIELDS):
             raise SqlError(f"{HELLO_SQL} gave {len(result.rows)} rows of {len(result.columns)} columns")
+        return result
+
+    async def _hello_record(self) -> str:
+        result = await self._hello_row()
+        self._told = _news(result)
         columns, row = tuple(result.columns), tuple(result.rows[0])
         if self.ack.is_broker:
             index = protocol.BROKER_INDEX
@@ -267,6 +290,11 @@ class Session:
         times = self._complaints[kind]
         is_power_of_ten = str(times).rstrip("0") == "1"
         log.log(logging.WARNING if is_power_of_ten else logging.DEBUG, "%s%s", text, f" ({times} times)" * (times > 1))
+
+
+def _news(hello: Result) -> tuple[object, ...]:
+    """What a hello tells that Zeek should know at once when it changes."""
+    return tuple(hello.rows[0][index] for index in _NEWS)
 
 
 async def _first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
