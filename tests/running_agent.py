@@ -204,9 +204,9 @@ async def running(
     *arguments: str,
     settings: Mapping[str, object] | None = None,
     private_files: bool = False,
+    prefix: Sequence[str] = (),
 ) -> AsyncIterator[RunningAgent]:
     """A started agent that answers; with `private_files` in a mount namespace, where /etc and /home are its own."""
-    prefix: Sequence[str] = ()
     if private_files:
         scratch = directory / "scratch"
         scratch.mkdir(exist_ok=True)

@@ -52,6 +52,10 @@ type ClaimRow: record {
 	cookie: count &optional;
 	container_id: string &optional;
 	entity_id: string &optional;
+	translated_local_addr: addr &optional;
+	translated_local_port: count &optional;
+	translated_remote_addr: addr &optional;
+	translated_remote_port: count &optional;
 };
 
 type ClaimRows: vector of ClaimRow;
@@ -75,7 +79,8 @@ type SocketRow: record {
 };
 
 const flow_columns = "pid, process, uid, protocol, local_addr, local_port, remote_addr, remote_port, exe, cmdline, "
-    + "cookie, container_id, entity_id";
+    + "cookie, container_id, entity_id, "
+    + "translated_local_addr, translated_local_port, translated_remote_addr, translated_remote_port";
 const flow_events = "SELECT time AS time_, state, direction, " + flow_columns +
     " FROM sockets_events WHERE remote_addr IS NOT NULL AND pid IS NOT NULL";
 const ended_states = set("closed", "failed", "expired");
@@ -149,13 +154,35 @@ function attribute(c: connection, is_orig: bool)
 	event connection_attributed(c, is_orig, process);
 	}
 
+function is_translated(row: ClaimRow): bool
+	{
+	return row?$translated_local_addr
+	    && row?$translated_local_port
+	    && row?$translated_remote_addr
+	    && row?$translated_remote_port;
+	}
+
+# Takes a claim for the ends that a connection has on the wire, and attributes the connection if it is there.
+function enter_claim(local_h: addr, local_p: port, remote_h: addr,
+    remote_p: port, protocol: count, claim: Claim)
+	{
+	add_claim(local_h, local_p, remote_h, remote_p, claim);
+
+	local id = conn_id($orig_h=local_h, $orig_p=local_p, $resp_h=remote_h,
+	    $resp_p=remote_p, $proto=protocol);
+
+	if ( ! connection_exists(id) )
+		return;
+
+	local c = lookup_connection(id);
+	attribute(c, c$id$orig_h == local_h && c$id$orig_p == local_p);
+	}
+
 function take_claim(row: ClaimRow, agent_id: string, at: time, offset: interval)
 	{
-	local local_h = row?$local_addr ? row$local_addr : 0.0.0.0;
-	local local_p = to_transport_port(row$local_port, row$protocol);
-	local remote_p = to_transport_port(row$remote_port, row$protocol);
 	local when_ = ( row?$time_ ? row$time_ : at ) + offset;
-	local claim = Claim($process=process_in(row, agent_id));
+	local claim = Claim($process=process_in(row, agent_id),
+	    $is_far_side_known=is_translated(row));
 
 	if ( row?$state && row$state in ended_states )
 		claim$until = when_;
@@ -168,16 +195,16 @@ function take_claim(row: ClaimRow, agent_id: string, at: time, offset: interval)
 	if ( row?$cookie )
 		claim$cookie = row$cookie;
 
-	add_claim(local_h, local_p, row$remote_addr, remote_p, claim);
+	enter_claim(row?$local_addr ? row$local_addr : 0.0.0.0, to_transport_port(
+	    row$local_port, row$protocol), row$remote_addr, to_transport_port(
+	    row$remote_port, row$protocol), row$protocol, claim);
 
-	local id = conn_id($orig_h=local_h, $orig_p=local_p, $resp_h=row$remote_addr,
-	    $resp_p=remote_p, $proto=row$protocol);
-
-	if ( ! connection_exists(id) )
-		return;
-
-	local c = lookup_connection(id);
-	attribute(c, c$id$orig_h == local_h && c$id$orig_p == local_p);
+	if ( claim$is_far_side_known )
+		enter_claim(row$translated_local_addr, to_transport_port(
+		    row$translated_local_port, row$protocol),
+		    row$translated_remote_addr, to_transport_port(
+		    row$translated_remote_port, row$protocol), row$protocol,
+		    claim);
 	}
 
 function take_claims(agent_id: string, at: time, rows: string)

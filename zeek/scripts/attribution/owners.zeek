@@ -83,6 +83,8 @@ redef record connection += {
 type Claim: record {
 	process: Process;
 	is_inbound: bool &default=F;
+	## Whether its agent tells which ends it has beyond address translation.
+	is_far_side_known: bool &default=F;
 	## The kernel's name of the socket.
 	cookie: count &default=0;
 	## When the flow began; unset when it was there before.
@@ -99,7 +101,8 @@ global claims_expired: function(t: table[addr, port, addr, port] of Claims,
 global claims: table[addr, port, addr, port] of Claims
     &write_expire=claim_lifetime &expire_func=claims_expired;
 
-# Flows whose local address is not the one on the wire: it is not known, or translated on the way, as for containers.
+# Flows whose local address is not the one on the wire: it is not known, or translated on the way, as for containers,
+# and the agent does not know how.
 # Translation of a source usually keeps its port; translation of a destination changes that, too.
 global outbound_claims: table[port, addr, port] of Claims
     &write_expire=claim_lifetime;
@@ -254,7 +257,8 @@ function add_claim(local_h: addr, local_p: port, remote_h: addr, remote_p: port,
 		append_claim(there, claim);
 		++claim_counts["taken"];
 
-		if ( is_unspecified(local_h) || ! counts_for(agent_id, local_h) )
+		if ( ! claim$is_far_side_known
+		    && ( is_unspecified(local_h) || ! counts_for(agent_id, local_h) ) )
 			add_translated(local_p, remote_h, remote_p, claim);
 		}
 
