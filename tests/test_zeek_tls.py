@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shutil
 import ssl
-import subprocess
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from certificates import Files, make_certificates
 from test_zeek_connection import agent, until
 from zeek_server import zeek_server
 
@@ -20,38 +18,9 @@ from zeek_agent.zeek.protocol import AgentHello
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 
 
-@dataclass(frozen=True)
-class Files:
-    """An authority, and certificates that it signed, as PEM files."""
-
-    directory: Path
-
-    def path(self, name: str) -> str:
-        return str(self.directory / name)
-
-    @property
-    def ca(self) -> str:
-        return self.path("ca.pem")
-
-    def openssl(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=self.directory, check=True, capture_output=True)
-
-    def make(self, name: str, *extensions: str, signer: str | None = "ca") -> None:
-        """A certificate and its key, signed by the authority, or by itself."""
-        arguments = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-        arguments += ["-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}"]
-        for extension in extensions:
-            arguments += ["-addext", extension]
-        self.openssl(*arguments, *(["-CA", f"{signer}.pem", "-CAkey", f"{signer}.key"] if signer else []))
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    made = Files(tmp_path_factory.mktemp("tls"))
-    made.make("ca", "keyUsage=critical,keyCertSign", signer=None)
-    names = {"server": "IP:127.0.0.1", "stranger": "DNS:elsewhere.example", "agent": "DNS:agent.example"}
-    for name, alternative in names.items():
-        made.make(name, f"subjectAltName={alternative}", "basicConstraints=critical,CA:FALSE")
+    made = make_certificates(tmp_path_factory.mktemp("tls"))
     made.openssl("ec", "-in", "agent.key", "-aes256", "-passout", "pass:secret", "-out", "locked.key")
     return made
 
