@@ -13,7 +13,7 @@ run: setup ## Run the agent with its embedded collector: Zeek logs grow in ./log
 	@$(BIN)/zeek-agent run $(ARGS)
 
 test: setup ## Run all tests (a selection: ARGS="-k sockets")
-	@$(BIN)/python -m pytest $(ARGS)
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
 
 test-kernels: setup ## Load the BPF objects in Debian's kernels under QEMU (others: ARGS="linux-image-…")
 	@$(BIN)/python tests/kernels/run.py $(ARGS)
