@@ -104,7 +104,22 @@ def test_every_query_of_the_default_pack_selects_what_its_log_declares(entry: pa
     if table is None:  # another system's, or not built yet: then it must not run without the table
         assert entry.query.requires_tables == {selected["table"]}
         return
-    assert [table.column(column).zeek_type.script for column in columns] == list(declared.values())
+    selected_types = {
+        name: table.column(column).zeek_type.script
+        for name, column in zip(declared, columns, strict=True)
+        if not column.startswith("NULL AS ")
+    }
+    assert selected_types == {name: declared[name] for name in selected_types}
+
+
+def test_events_are_numbered_also_where_version_2_has_the_table() -> None:
+    for log in ("process", "socket"):
+        [entry] = query_of(f"zeek-agent-{log}-events", pack.load())
+        assert ", seq FROM " in entry.query.sql
+    ours, stock = query_of("zeek-agent-system-logs", pack.load())
+    assert ", seq FROM " in ours.query.sql
+    assert ", NULL AS seq FROM " in stock.query.sql
+    assert ours.query.requires_tables - stock.query.requires_tables == stock.query.if_missing_tables
 
 
 def test_a_pack_of_ones_own() -> None:

@@ -92,7 +92,8 @@ async def test_what_comes_and_goes_is_in_the_logs(tmp_path: Path) -> None:
         await agent.logged("zeek-agent-ssh-authorized-keys", {"content": f"ssh-ed25519 AAAA {mark}", "change": "gone"})
         started = await agent.logged("zeek-agent-process-events", {"name": mark, "state": "started"})
         assert started["exe"] == str(tmp_path / mark)
-        await agent.logged("zeek-agent-process-events", {"name": mark, "state": "stopped", "pid": started["pid"]})
+        ended = {"name": mark, "state": "stopped", "pid": started["pid"]}
+        assert (await agent.logged("zeek-agent-process-events", ended))["seq"] > started["seq"]
     for name in SNAPSHOT_LOGS:
         assert agent.log(f"zeek-agent-{name}"), f"{name} is empty"
     check_every_log(agent.logs)
