@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
 from zeek_agent.errors import LimitError
 from zeek_agent.tables import file_hashes as module
-from zeek_agent.tables.file_hashes import ALGORITHMS, LARGEST, file_hashes
+from zeek_agent.tables.file_hashes import ALGORITHMS, LARGEST, SETTLED, file_hashes
 
 
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
@@ -23,7 +24,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     computed: list[tuple[str, ...]] = []
     real = module._hashes
 
-    def counted(*arguments: object) -> dict[str, str]:
+    def counted(*arguments: object) -> tuple[int, dict[str, str]]:
         computed.append(arguments[1])  # type: ignore[arg-type]
         return real(*arguments)  # type: ignore[arg-type]
 
@@ -66,6 +67,7 @@ def test_a_name_with_wildcards_can_be_given_as_it_is(tmp_path: Path) -> None:
 def test_only_the_hashes_that_are_wanted_are_computed_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_text("one")
+    time.sleep(2 * SETTLED)
     computed = reads(monkeypatch)
     (row,) = ask(file_hashes, str(file), columns=["path", "size"])
     assert [row[name] for name in ALGORITHMS] == [None, None, None]
@@ -83,6 +85,15 @@ def test_a_file_that_changed_is_read_again_whatever_its_times_say(tmp_path: Path
         file.write_bytes(content)
         os.utime(file, (1, 1))
         assert ask(file_hashes, str(file))[0]["sha1"] == hashlib.sha1(content).hexdigest()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_what_the_kernel_makes_up_is_read_each_time() -> None:
+    hashes = set()
+    for _ in range(3):
+        hashes.add(ask(file_hashes, "/proc/uptime")[0]["sha256"])
+        time.sleep(2 * SETTLED)
+    assert len(hashes) == 3
 
 
 def test_a_file_that_is_too_large_has_no_hashes(tmp_path: Path) -> None:

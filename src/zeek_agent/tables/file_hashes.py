@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,8 @@ LARGEST: Final = 256 << 20
 """Bytes of a file; what is larger is not read."""
 CACHED: Final = 4096
 """Files whose hashes are remembered."""
+SETTLED: Final = 0.1
+"""Seconds after a change of a file in which another one could pass unnoticed, since the kernel's stamps are coarse."""
 _WILDCARDS: Final = frozenset("*?[\\")
 _CHUNK: Final = 1 << 20
 
@@ -96,33 +100,42 @@ def _cached(
     with _lock:
         known = dict(_known.get(state, {}))
     missing = tuple(name for name in algorithms if name not in known)
-    if not missing:
+    if not missing or attributes.st_size > LARGEST:
         return known
-    found = _hashes(file, missing, check)
-    hashes = known | found
-    if found and _state(os.fstat(file.fileno())) == state:
-        with _lock:
-            _known[state] = hashes
-            _known.move_to_end(state)
-            while len(_known) > CACHED:
-                _known.popitem(last=False)
-    return hashes
+    size, found = _hashes(file, missing, check)
+    # What the kernel makes up (proc(5), sysfs(5)) has another size than it says.
+    if size == attributes.st_size and time.time() - attributes.st_ctime > SETTLED:
+        _remember(state, found, os.fstat(file.fileno()))
+    return known | found
 
 
-def _hashes(file: BinaryIO, algorithms: tuple[str, ...], check: Callable[[], None]) -> dict[str, str]:
-    """Hashes of what an open file holds; none when that is more than `LARGEST`, as it grows or says."""
-    if os.fstat(file.fileno()).st_size > LARGEST:
-        return {}
+def _remember(state: _State, found: dict[str, str], after: os.stat_result) -> None:
+    if _state(after) != state:
+        return
+    with _lock:
+        _known[state] = _known.get(state, {}) | found
+        _known.move_to_end(state)
+        while len(_known) > CACHED:
+            _known.popitem(last=False)
+
+
+def _hashes(file: BinaryIO, algorithms: tuple[str, ...], check: Callable[[], None]) -> tuple[int, dict[str, str]]:
+    """The size and the hashes of what an open file holds; no hashes when that grows beyond `LARGEST`.
+
+    Raises OSError, also for a file of the kernel's that has nothing to read yet.
+    """
     states = [hashlib.new(name, usedforsecurity=False) for name in algorithms]
     size = 0
-    while chunk := file.read(_CHUNK):
+    while (chunk := file.read(_CHUNK)) != b"":
         check()
+        if chunk is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         size += len(chunk)
         if size > LARGEST:
-            return {}
+            return size, {}
         for state in states:
             state.update(chunk)
-    return {state.name: state.hexdigest() for state in states}
+    return size, {state.name: state.hexdigest() for state in states}
 
 
 TABLES = (file_hashes,)
