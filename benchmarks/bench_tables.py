@@ -73,11 +73,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     loop = asyncio.new_event_loop()
-    print(f"{'what':<46} {'rows':>7} {'best ms':>8} {'median ms':>10}")
+    print(f"{'what':<54} {'rows':>7} {'best ms':>8} {'median ms':>10}")
 
     def report(what: str, work: Callable[[], int]) -> None:
         best, median, rows = timed(work, arguments.rounds)
-        print(f"{what:<46} {rows:>7} {best:>8.1f} {median:>10.1f}")
+        print(f"{what:<54} {rows:>7} {best:>8.1f} {median:>10.1f}")
 
     with crowd(arguments.processes, arguments.sockets):
         database = Database(NoAgent().tables(), Host(NoAgent()), LimitSettings())
