@@ -341,9 +341,8 @@ async def test_a_slow_snapshot_does_not_delay_another_lane() -> None:
     slow = [asyncio.create_task(db.query(f"SELECT *, {number} FROM slow")) for number in range(3)]
     await asyncio.sleep(0.05)
     for lane in (Lane.EVENTS, Lane.LOCAL):
-        started = time.monotonic()
         assert (await db.query("SELECT n FROM quick", lane=lane)).rows == [(1,)]
-        assert time.monotonic() - started < 0.5
+    assert not any(task.done() for task in slow)
     for task in slow:
         task.cancel()
     await asyncio.gather(*slow, return_exceptions=True)
@@ -351,10 +350,17 @@ async def test_a_slow_snapshot_does_not_delay_another_lane() -> None:
 
 
 async def test_snapshots_run_side_by_side_up_to_the_limit() -> None:
-    db = database(sleeper("a", 0.2), sleeper("b", 0.2), limits=LimitSettings(workers=2))
-    started = time.monotonic()
+    together = threading.Barrier(2)
+
+    def meets(name: str) -> Recorder:
+        def rows(wanted: Constraints) -> Iterator[Row]:
+            together.wait(10)
+            yield (threading.current_thread().name,)
+
+        return Recorder(name, [("thread", "text")], rows)
+
+    db = database(meets("a"), meets("b"), limits=LimitSettings(workers=2))
     results = await asyncio.gather(*(db.query(f"SELECT * FROM {name}") for name in "ab"))
-    assert time.monotonic() - started < 0.38
     assert len({result.rows[0] for result in results}) == 2
     await db.aclose()
 
@@ -376,10 +382,9 @@ async def test_cancelling_the_task_ends_the_statement() -> None:
     task.cancel()
     endless.cancel()
     await asyncio.gather(task, endless, return_exceptions=True)
-    started = time.monotonic()
-    for lane in (Lane.SNAPSHOTS, Lane.LOCAL):
-        assert (await db.query("SELECT 1", lane=lane)).rows == [(1,)]
-    assert time.monotonic() - started < 1
+    async with asyncio.timeout(db.limits.time / 2):
+        for lane in (Lane.SNAPSHOTS, Lane.LOCAL):
+            assert (await db.query("SELECT 1", lane=lane)).rows == [(1,)]
     await db.aclose()
 
 
@@ -387,9 +392,8 @@ async def test_closing_ends_what_runs_and_the_threads() -> None:
     db = database(sleeper("slow"))
     tasks = [asyncio.create_task(db.query("SELECT * FROM slow", lane=lane)) for lane in Lane]
     await asyncio.sleep(0.05)
-    started = time.monotonic()
-    await db.aclose()
-    assert time.monotonic() - started < 1
+    async with asyncio.timeout(db.limits.time / 2):
+        await db.aclose()
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
         assert isinstance(outcome, LimitError)
         assert "closed" in str(outcome)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -460,12 +461,13 @@ async def test_the_loop_never_stalls_for_a_large_result() -> None:
     async with connected(many(30_000)) as (_, client):
         await client.install("q1", query("SELECT many"))
         await client.expect(ResultRow)
-        longest, loop = 0.0, asyncio.get_running_loop()
+        longest, begun = 0.0, time.thread_time()
         while len(client.events) < 20_000:
-            before = loop.time()
+            before = time.thread_time()
             await asyncio.sleep(0)
-            longest = max(longest, loop.time() - before)
-    assert longest < 0.2
+            longest = max(longest, time.thread_time() - before)
+        whole = time.thread_time() - begun
+    assert longest < whole / 10
 
 
 async def test_a_zeek_that_does_not_read_bounds_what_is_under_way_and_gets_all_afterwards() -> None:
