@@ -107,11 +107,12 @@ async def test_agents_come_through_nginx_as_documented(tmp_path: Path, files: Fi
         with nginx(tmp_path / "nginx", files, one.port) as url:
             async with running(tmp_path, f"--zeek={url}", settings=with_certificate(files)) as agent:
                 await joined(lives[0])
-                await until(lambda: records(lives[0] / "zeek-agent-processes.log"), 30, "no rows come through")
+                await until(lambda: records(lives[0] / "zeek-agent-process-events.log"), 30, "no rows come")
                 assert (await agent.connection())["state"] == "connected"
                 one.stop()
+                await until(lambda: "does not reach Zeek" in agent.output.read_text(), 10, "no word of Zeek's absence")
                 one.start(lives[1])
                 await joined(lives[1])
-            assert "400" in await refusal(tmp_path / "without", url, files)
+            assert "wants a client certificate" in await refusal(tmp_path / "without", url, files)
     finally:
         one.stop()

@@ -58,7 +58,15 @@ def _closed(error: ConnectionClosed, _: Destination) -> str:
 
 
 def _status(error: InvalidStatus, _: Destination) -> str:
-    return f"answered HTTP status {error.response.status_code}: not Zeek's WebSocket API, or a wrong path"
+    status = error.response.status_code
+    cause = _STATUSES.get(status, "not Zeek's WebSocket API, or a wrong path")
+    return f"answered HTTP status {status}: {cause}"
+
+
+_STATUSES: Final = {
+    400: "not Zeek's WebSocket API, or a proxy that wants a client certificate (zeek.tls.certificate)",
+    **dict.fromkeys((502, 503, 504), "a proxy that does not reach Zeek"),
+}
 
 
 def _certificate(error: ssl.SSLCertVerificationError, _: Destination) -> str:
