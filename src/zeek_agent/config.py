@@ -145,6 +145,9 @@ class AccessSettings(Section, frozen=True):
         "/proc/**/map_files/*",
         "/proc/kcore",
         "/proc/kmsg",
+        "/sys/kernel/debug/**",
+        "/sys/kernel/tracing/**",
+        "/proc/kmsg",
         "/dev/**",
     )
     redact: Annotated[
