@@ -147,7 +147,6 @@ class AccessSettings(Section, frozen=True):
         "/proc/kmsg",
         "/sys/kernel/debug/**",
         "/sys/kernel/tracing/**",
-        "/proc/kmsg",
         "/dev/**",
     )
     redact: Annotated[
