@@ -193,10 +193,10 @@ def test_a_process_that_duplicates_a_descriptor_has_one_row() -> None:
 
 def test_a_socket_that_nobody_holds_has_no_process() -> None:
     with connected() as (_, client, accepted):
-        port = client.getsockname()[1]
+        ends = client.getsockname()[1], client.getpeername()[1]
         client.close()
         accepted.close()
-    (row,) = [row for row in ask(sockets) if row["local_port"] == port]
+    (row,) = [row for row in ask(sockets) if (row["local_port"], row["remote_port"]) == ends]
     assert row["state"] == "TIME_WAIT"
     assert [row[name] for name in ("pid", "process", "fd", "uid", "exe", "entity_id")] == [None] * 6
 
