@@ -1,7 +1,7 @@
 /* Makes real events and tells exactly what it made: one line each on standard output, written at once.
  *
  *   load exec COUNT PER_SECOND PROGRAM ARGUMENT...   runs a program COUNT times (0 per second: as fast as it goes)
- *                                                    and prints the pid of each
+ *                                                    and prints the pid of each; up to 4 at the same time
  *   load tcp ADDRESS PORT                            connects; prints pid, local port
  *   load udp ADDRESS PORT                            sends one datagram, not connected; prints pid, local port
  *   load udp-connected ADDRESS PORT                  the same, connected
@@ -27,6 +27,8 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#define PARALLEL 4 /* programs that `exec` lets run at a time */
 
 extern char **environ;
 
@@ -137,14 +139,16 @@ static void run(long count, double per_second, char **command)
 	for (long i = 0; i < count; i++) {
 		pid_t pid;
 		pace(&next, per_second);
+		if (i >= PARALLEL && wait(NULL) < 0)
+			fail("wait");
 		errno = posix_spawn(&pid, command[0], NULL, NULL, command, environ);
 		if (errno)
 			fail(command[0]);
 		if (strcmp(command[1] ? command[1] : "", "tcp") && strncmp(command[1] ? command[1] : "", "udp", 3))
 			say(line, snprintf(line, sizeof(line), "%d\n", pid));
-		if (waitpid(pid, NULL, 0) != pid)
-			fail("waitpid");
 	}
+	while (wait(NULL) > 0)
+		;
 }
 
 static void fork_and_connect(const char *address, const char *port, long count)

@@ -85,8 +85,8 @@ def load_generator() -> str:
     return str(program)
 
 
-def generate(*arguments: object, prefix: Sequence[str] = ()) -> list[tuple[int, ...]]:
-    """Run the generator; gives the numbers of each line that it printed."""
+def generate(*arguments: object, prefix: Sequence[str] = (), seconds: float = 60) -> list[tuple[int, ...]]:
+    """Run the generator, for so long at most; gives the numbers of each line that it printed."""
     command = [*prefix, load_generator(), *map(str, arguments)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds).stdout
     return [tuple(map(int, line.split())) for line in output.splitlines()]

@@ -10,14 +10,21 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from recording import generate, load_generator
+from recording import Recording, generate, load_generator
 from running_agent import RunningAgent, running, until
+
+from zeek_agent.config import SourceSettings
+from zeek_agent.sources.bpf.monitor import Monitor
+from zeek_agent.sources.ebpf_processes import EbpfProcesses
+from zeek_agent.sources.ebpf_sockets import EbpfSockets
+from zeek_agent.sources.process_cache import ProcessCache
 
 pytestmark = pytest.mark.root
 QUIET = {"sources.translations": "off", "sources.system_logs": "off", "osquery.socket": "off"}
@@ -38,26 +45,84 @@ def load(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-async def test_more_than_the_buffers_hold_is_counted_and_the_agent_answers_meanwhile(tmp_path: Path) -> None:
+@contextmanager
+def witness() -> Iterator[Callable[[], dict[str, int]]]:
+    """The same sources in this process, with room for everything; gives how many records there were, of each kind."""
+    settings = SourceSettings(ring_bytes=32 << 20)
+    monitor = Monitor(ProcessCache(), settings.ring_bytes)
+    with Recording([EbpfProcesses(monitor, settings), EbpfSockets(monitor, settings)]) as recording:
+
+        def seen() -> dict[str, int]:
+            for source in recording.sources:
+                source.drain()
+                assert source.counters.lost["overrun"] == 0
+            return {source.kind: source.counters.received for source in recording.sources}
+
+        yield seen
+
+
+async def test_what_the_buffers_have_no_room_for_is_counted_exactly_and_the_agent_answers_meanwhile(
+    tmp_path: Path,
+) -> None:
     exe = load_generator()
-    rows = f"SELECT count(*) AS n FROM processes_events WHERE exe = '{exe}' AND cmdline LIKE '% nothing'"
-    async with running(tmp_path, settings={**QUIET, "sources.ring_bytes": 16384}) as agent:
-        slowest = 0.0
-        making = asyncio.create_task(asyncio.to_thread(generate, "exec", 3000, 0, exe, "nothing"))
-        while not making.done():
-            begun = time.monotonic()
-            await agent.ask("SELECT count(*) FROM processes_events")
-            slowest = max(slowest, time.monotonic() - begun)
-        made = len(await making)
+    small = {**QUIET, "sources.ring_bytes": 16384, "sources.ignore_self": "false"}
+    async with running(tmp_path, settings=small) as agent:
+        with accepting() as port, witness() as seen:
 
-        def accounted() -> bool:
-            return agent.query(rows)[0]["n"] + counted(agent)["processes"]["lost_overrun"] >= 2 * made
+            async def both() -> tuple[dict[str, int], dict[str, int]]:
+                """What the agent received or lost, and what there was, at a moment at which nothing happens."""
+                while True:
+                    before, theirs = seen(), await asyncio.to_thread(counted, agent)
+                    await asyncio.sleep(0.3)
+                    if before == seen() and theirs == await asyncio.to_thread(counted, agent) and before == seen():
+                        return {kind: row["received"] + row["lost_overrun"] for kind, row in theirs.items()}, before
 
-        await until(accounted, 10, "events are neither there nor counted as lost")
-        assert counted(agent)["processes"]["lost_overrun"] > 0
+            ours_before, all_before = await both()
+            slowest = 0.0
+            making = asyncio.create_task(asyncio.to_thread(generate, "exec", 3000, 0, exe, "tcp", "127.0.0.1", port))
+            while not making.done():
+                begun = time.monotonic()
+                await agent.ask("SELECT count(*) FROM processes_events")
+                slowest = max(slowest, time.monotonic() - begun)
+            made = len(await making)
+            ours, everything = await both()
+        lost = {kind: row["lost_overrun"] for kind, row in counted(agent).items()}
+        happened = {kind: everything[kind] - all_before[kind] for kind in everything}
+        assert {kind: ours[kind] - ours_before[kind] for kind in ours} == happened
+        assert happened["processes"] >= 3 * made
+        assert happened["sockets"] >= 4 * made
+        assert all(lost.values()), lost
         assert slowest < 2.0
         gaps = "SELECT * FROM zeek_agent_gaps WHERE source = 'processes' AND cause = 'overrun'"
         await until(lambda: agent.query(gaps), 15, "the time of losses is no gap")
+
+
+async def test_two_thousand_executions_a_second_are_there_or_counted(tmp_path: Path) -> None:
+    exe = load_generator()
+    rows = (
+        "SELECT state, count(*) AS n, count(DISTINCT entity_id) AS processes FROM processes_events "
+        f"WHERE exe = '{exe}' AND cmdline = '{exe} nothing' GROUP BY state"
+    )
+    async with running(tmp_path, settings=QUIET) as agent:
+        made = await asyncio.to_thread(generate, "exec", 60_000, 2000, exe, "nothing", seconds=90)
+        pids = [pid for (pid,) in made]
+        assert len(pids) == 60_000
+
+        def complete() -> bool:
+            missing = 2 * len(pids) - sum(row["n"] for row in agent.query(rows))
+            return missing <= counted(agent)["processes"]["lost_overrun"]
+
+        await until(complete, 15, "events are neither there nor counted as lost")
+        found = {row["state"]: row for row in agent.query(rows)}
+        sql = (
+            f"SELECT pid FROM processes_events WHERE exe = '{exe}' AND cmdline = '{exe} nothing' AND state = 'started'"
+        )
+        started = Counter(row["pid"] for row in await agent.ask(sql))
+        lost = counted(agent)["processes"]["lost_overrun"]
+    assert started <= Counter(pids)
+    assert len(pids) - started.total() <= lost
+    for state in ("started", "stopped"):
+        assert found[state]["processes"] == found[state]["n"]
 
 
 async def test_an_agent_that_is_killed_under_load_keeps_all_it_had_and_shows_the_gap(tmp_path: Path) -> None:
