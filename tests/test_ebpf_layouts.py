@@ -45,7 +45,7 @@ def test_process_records() -> None:
             assert structure.size == records.PROCESS.size + rest.size
 
 
-@pytest.mark.parametrize("name", ["tcp", "udp"])
+@pytest.mark.parametrize("name", ["tcp", "udp", "packet"])
 def test_socket_records(name: str) -> None:
     btf = Btf(DIRECTORY / f"{name}.bpf.o")
     structure = btf.structure("socket_event")

@@ -1,5 +1,5 @@
-"""The first and only program of a virtual machine: loads every BPF object, sees one exec, TCP and UDP scenario through
-our sources, tells the results on the console, and powers off. `run.py` starts it.
+"""The first and only program of a virtual machine: loads every BPF object, sees one scenario each for exec, packet
+sockets, TCP and UDP through our sources, tells the results on the console, and powers off. `run.py` starts it.
 
 A result is a line `RESULT` with a JSON object: name, seconds, error (null when all is well); the last line is `END`.
 """
@@ -138,6 +138,15 @@ def executes(recorded: Events) -> None:
     same(stopped, exit_code=EXIT_CODE, entity_id=started["entity_id"])
 
 
+def sniffs(recorded: Events) -> None:
+    opened = "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)"
+    with subprocess.Popen([sys.executable, "-S", "-c", opened]) as process:
+        assert process.wait() == 0
+    event = recorded.expect("sockets_events", pid=process.pid, family="packet")
+    same(event, state="listen", exe=os.path.realpath(sys.executable), uid=0, parent_entity_id=me())
+    same(event, netns=Path("/proc/self/ns/net").stat().st_ino, local_addr=None, remote_addr=None)
+
+
 def connects(recorded: Events, family: socket.AddressFamily, address: str) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.bind((address, 0))
@@ -228,6 +237,7 @@ def scenarios() -> None:
         if not report(f"start {source.kind}", source.start, recorded.append):
             return
     report("exec", executes, recorded)
+    report("packet socket", sniffs, recorded)
     for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         report(f"TCP {address}", connects, recorded, family, address)
         report(f"UDP {address}", sends, recorded, family, address)

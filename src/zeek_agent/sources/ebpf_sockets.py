@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RING_PER_CPU: Final = 512 << 10
+_PACKET_RING: Final = 64 << 10  # for a sniffer now and then; whole pages on any machine
 LISTEN: Final = 10
 _PID, _UID, _EXE = 1, 3, 13  # columns of sockets_events
 
 
 class EbpfSockets(Source):
-    """TCP connections and listeners, and the first datagram of each flow, with the process that acts."""
+    """TCP connections and listeners, first datagrams of flows, opened packet sockets, with the process that acts."""
 
     kind = "sockets"
     backend = "ebpf"
@@ -54,17 +55,22 @@ class EbpfSockets(Source):
         return why_not(("processes", "tcp"))
 
     def start(self, sink: Sink) -> None:
-        """TCP must work; without datagrams it goes on, which `counters.last_error` tells."""
+        """TCP must work; without datagrams or packet sockets it goes on, which `counters.last_error` tells."""
         self._monitor.open()
         self._sink = sink
+        size = ring_size(self._settings.ring_bytes, _RING_PER_CPU)
         try:
-            self._streams.append(self._stream("tcp", _attach_all))
-            obstacle = self._add_datagrams()
+            self._streams.append(self._stream("tcp", size, _attach_all))
         except OSError:
             self.stop()
             raise
-        if obstacle is not None:
-            self.counters.last_error = f"datagrams are not recorded: {obstacle}"
+        obstacles = {
+            "datagrams": self._add("udp", size, _attach_to_cgroups),
+            "packet sockets": self._add("packet", _PACKET_RING, _attach_all),
+        }
+        missing = [f"{what} are not recorded: {why}" for what, why in obstacles.items() if why is not None]
+        if missing:
+            self.counters.last_error = "; ".join(missing)
             logger.warning("socket events: %s", self.counters.last_error)
         # the programs are at work and nobody reads yet, so no socket falls between what is open and what happens
         for cookie, process, direction in open_sockets(self._monitor.cache):
@@ -72,15 +78,15 @@ class EbpfSockets(Source):
         for stream in self._streams:
             self._monitor.add(stream)
 
-    def _add_datagrams(self) -> str | None:
-        """None when they are recorded; else why not."""
-        obstacle = why_not(("udp",)) or why_no_cgroup2()
+    def _add(self, name: str, size: int, attach: Callable[[BpfObject], None]) -> str | None:
+        """None when one more object is at work; else why not."""
+        obstacle = why_not((name,))
         if obstacle is not None:
             return obstacle
         try:
-            self._streams.append(self._stream("udp", _attach_to_cgroups))
+            self._streams.append(self._stream(name, size, attach))
         except OSError as error:
-            return str(error)
+            return error.strerror or str(error)
         return None
 
     def stop(self) -> None:
@@ -98,10 +104,9 @@ class EbpfSockets(Source):
             self._monitor.drain()
             self._count()
 
-    def _stream(self, name: str, attach: Callable[[BpfObject], None]) -> Stream:
-        """An object that is loaded, configured and attached, and its ring."""
+    def _stream(self, name: str, size: int, attach: Callable[[BpfObject], None]) -> Stream:
+        """An object that is loaded, configured and attached, and its ring of `size` bytes."""
         settings = self._settings
-        size = ring_size(settings.ring_bytes, _RING_PER_CPU)
         executables = _identities(settings.ignore_executables)
         filters = (self._own_pid, settings.ignore_loopback, len(settings.ignore_uids), len(executables))
         loaded = BpfObject(name)
@@ -178,8 +183,9 @@ def _attach_all(loaded: BpfObject) -> None:
 
 def _attach_to_cgroups(loaded: BpfObject) -> None:
     """Attach at the root of the control groups, where every process is."""
-    mounted = cgroup2()
-    assert mounted is not None
+    obstacle, mounted = why_no_cgroup2(), cgroup2()
+    if obstacle is not None or mounted is None:
+        raise OSError(obstacle)
     directory = os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for program in loaded.programs:

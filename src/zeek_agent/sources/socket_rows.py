@@ -50,10 +50,12 @@ def socket_row(
     time: float,
     uid: int | None = None,
     stands_in: bool = False,
+    family: str | None = None,
 ) -> Row:
     """What happened to a flow at `time` (seconds since the epoch), by `process`; `uid` counts if that is not known.
 
-    `stands_in`: the process listens, and who accepted the connection is not known.
+    `stands_in`: the process listens, and who accepted the connection is not known. `family` counts where no
+    address is known.
     """
     protocol, local, local_port, remote, remote_port, cookie, netns = flow
     some = local or remote
@@ -64,7 +66,7 @@ def socket_row(
         process.name or None if process else None,
         process.uid if process else uid,
         process.gid if process else None,
-        None if some is None else "IPv4" if len(some) == 4 else "IPv6",
+        family if some is None else "IPv4" if len(some) == 4 else "IPv6",
         protocol,
         None if local is None else address_text(local),
         local_port,
@@ -84,6 +86,11 @@ def socket_row(
         stands_in,
         *UNTRANSLATED,
     )
+
+
+def packet_row(process: Process | None, netns: int, *, time: float) -> Row:
+    """A packet socket (packet(7)), which has no ends, was opened by `process` at `time` (seconds since the epoch)."""
+    return socket_row(Flow(*5 * (None,), netns=netns), "listen", None, process, time=time, family="packet")
 
 
 def flow_of(row: Row) -> tuple[Any, ...]:

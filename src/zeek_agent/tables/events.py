@@ -51,21 +51,22 @@ processes_events = Table(
 
 sockets_events = Table(
     "sockets_events",
-    "connections that were opened and closed, and ports that were listened at",
+    "connections that were opened and closed, ports that were listened at, packet sockets that were opened",
     description=(
         "A row for each change of a connection or listening socket, with the process behind it, kept in the event "
-        "store. What a source cannot know is null; `zeek_agent_sources` shows which source is at work, and what it "
-        "lost. Where the host translates addresses (NAT), as it does for containers, the `translated_` columns have "
-        "the connection's ends as they are on the other side, where a sensor sees them; they are null where nothing is "
-        "translated."
+        "store. A packet socket (packet(7)), as sniffers have, is a row when it is opened: `family` is `packet`, "
+        "`state` is `listen`, and protocol, addresses, ports and `cookie` are null. What a source cannot know is null; "
+        "`zeek_agent_sources` shows which source is at work, and what it lost. Where the host translates addresses "
+        "(NAT), as it does for containers, the `translated_` columns have the connection's ends as they are on the "
+        "other side, where a sensor sees them; they are null where nothing is translated."
     ),
     columns=[
         Column("time", "time", "when it happened"),
-        Column("pid", "count", "process that opened or accepted the connection"),
+        Column("pid", "count", "process that opened or accepted the connection, or listens"),
         Column("process", "text", "short name of that process"),
         Column("uid", "count", "effective user id of that process"),
         Column("gid", "count", "effective group id of that process"),
-        Column("family", "text", "`IPv4` or `IPv6`, as the packets are"),
+        Column("family", "text", "`IPv4` or `IPv6`, as the packets are; `packet` for a packet socket"),
         Column("protocol", "count", "IP protocol: 1 ICMP, 6 TCP, 17 UDP, 58 ICMPv6, 132 SCTP, 136 UDP-Lite"),
         Column("local_addr", "address", "local address"),
         Column("local_port", "count", "local port; the type of an echo request"),
@@ -95,6 +96,7 @@ sockets_events = Table(
     ],
     examples=[
         "SELECT time, process, remote_addr, remote_port FROM sockets_events WHERE direction = 'outbound'",
+        "SELECT time, exe, cmdline, uid, netns FROM sockets_events WHERE family = 'packet'",
         (
             "SELECT s.time, p.cmdline, s.remote_addr FROM sockets_events AS s "
             "JOIN processes_events_history AS p ON s.entity_id = p.entity_id WHERE p.state = 'started'"

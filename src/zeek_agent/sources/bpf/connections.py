@@ -11,7 +11,7 @@ from zeek_agent.sources.bpf import records
 from zeek_agent.sources.bpf.records import SOCKET, Kind, SocketRecord
 from zeek_agent.sources.entity_id import entity_id
 from zeek_agent.sources.process_cache import Process, ProcessCache, boot_id, start_ticks
-from zeek_agent.sources.socket_rows import Direction, Flow, State, socket_row
+from zeek_agent.sources.socket_rows import Direction, Flow, State, packet_row, socket_row
 from zeek_agent.sources.sockets import on_the_wire
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ class ConnectionTracker:
             self._end(record, flow, boot_time, rows)
             return
         process = self._process(record)
-        if kind == Kind.PASSIVE:
+        if kind == Kind.PACKET:
+            rows.append(packet_row(process, record.netns, time=boot_time + record.time / 1e9))
+        elif kind == Kind.PASSIVE:
             self._passive[cookie] = _Passive(record.time, flow, process)
         elif kind == Kind.ACCEPTED and cookie in self._passive:
             self._accept(cookie, process, boot_time, rows)

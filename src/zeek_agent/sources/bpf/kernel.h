@@ -287,5 +287,6 @@ struct socket {
 
 #define AF_INET 2
 #define AF_INET6 10
+#define AF_PACKET 17
 #define SIGNAL_GROUP_EXIT 0x4
 #define PF_KTHREAD 0x00200000

@@ -24,6 +24,7 @@ enum record_kind {
 	RECORD_SENT = 11,     /* first datagram of a flow, by us */
 	RECORD_RECEIVED = 12, /* first datagram of a flow, by the other side */
 	RECORD_UNLISTEN = 13,
+	RECORD_PACKET = 14, /* a packet socket was opened */
 };
 
 enum exec_flags {
@@ -98,7 +99,7 @@ struct exec_event {
 struct socket_event {
 	__u16 kind;
 	__u8 protocol;
-	__u8 family; /* 4 or 6 */
+	__u8 family; /* 4 or 6; 0 without addresses */
 	__u32 pid;
 	__u64 time;
 	__u64 started;

@@ -42,6 +42,7 @@ class Kind(IntEnum):
     SENT = 11
     RECEIVED = 12
     UNLISTEN = 13
+    PACKET = 14
 
 
 class Flags(IntFlag):

@@ -1,6 +1,7 @@
 /* TCP: connections made and accepted, ports listened at, and the end of both. */
 
 #include "owner.h"
+#include "syscall.h"
 
 LAYOUT(socket_event);
 
@@ -21,12 +22,6 @@ struct {
 	__type(key, int);
 	__type(value, struct owner);
 } owners SEC(".maps");
-
-struct syscall_exit {
-	__u64 common;
-	long number;
-	long result;
-};
 
 static __always_inline void put_ends(struct socket_event *event, const struct sock *sk)
 {
@@ -124,21 +119,6 @@ SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_state_nested, struct sock *sk, int before, int now)
 {
 	return changed(sk, before, now);
-}
-
-static __always_inline struct sock *socket_at(long descriptor)
-{
-	struct fdtable *table = BPF_CORE_READ(current_task(), files, fdt);
-	struct file **files = BPF_CORE_READ(table, fd);
-	struct file *file = NULL;
-
-	if (descriptor < 0 || descriptor >= BPF_CORE_READ(table, max_fds))
-		return NULL;
-	bpf_probe_read_kernel(&file, sizeof(file), files + descriptor);
-	struct socket *socket = BPF_CORE_READ(file, private_data);
-	if (!file || BPF_CORE_READ(socket, file) != file)
-		return NULL;
-	return BPF_CORE_READ(socket, sk);
 }
 
 static __always_inline int accepted(long descriptor)
