@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -308,6 +309,43 @@ def test_an_echo_request_has_the_ports_that_zeek_gives_it(recording: Recording, 
     make = communityid.FlowTuple.make_icmp if protocol == 1 else communityid.FlowTuple.make_icmp6
     flow = make(event["local_addr"], event["remote_addr"], request, 0)
     assert event["community_id"] == COMMUNITY_ID.calc(flow)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+def test_an_sctp_packet_has_its_ports(recording: Recording, family: int) -> None:
+    init = struct.pack("!HHII", 40_000, 38_412, 0, 0) + b"\x01\x00\x00\x14" + bytes(16)
+    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_SCTP) as raw:
+        raw.sendto(init, (LOOPBACK[family], 0))
+        cookie = int.from_bytes(raw.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
+        (event,) = recording.expect(TABLE, protocol=132, state="established", cookie=cookie)
+    assert (event["pid"], event["direction"]) == (os.getpid(), "outbound")
+    assert (event["local_addr"], event["remote_addr"]) == (LOOPBACK[family], LOOPBACK[family])
+    assert (event["local_port"], event["remote_port"]) == (40_000, 38_412)
+    flow = communityid.FlowTuple.make_sctp(event["local_addr"], event["remote_addr"], 40_000, 38_412)
+    assert event["community_id"] == COMMUNITY_ID.calc(flow)
+
+
+def test_both_ends_of_udp_lite(recording: Recording) -> None:
+    try:
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 136)
+    except OSError:
+        pytest.skip("the kernel has no UDP-Lite")
+    with server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 136) as client:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        client.sendto(b"x", ("127.0.0.1", port))
+        recording.expect(TABLE, protocol=136, state="listen", local_port=port)
+        (sent,) = recording.expect(TABLE, protocol=136, direction="outbound", remote_port=port)
+        (received,) = recording.expect(TABLE, protocol=136, direction="inbound", local_port=port)
+    assert received["remote_port"] == sent["local_port"] > 0
+
+
+def test_a_raw_packet_without_ports_has_addresses(recording: Recording) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_GRE) as raw:
+        raw.sendto(bytes(4), ("127.0.0.1", 0))
+        (event,) = recording.expect(TABLE, protocol=47, state="established", pid=os.getpid())
+    assert (event["local_addr"], event["remote_addr"]) == ("127.0.0.1", "127.0.0.1")
+    assert event["community_id"] is None
 
 
 def test_a_user_who_is_not_root_is_told(recording: Recording) -> None:
