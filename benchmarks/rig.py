@@ -204,7 +204,7 @@ class Agent:
 
 @asynccontextmanager
 async def agent(directory: Path, *arguments: str) -> AsyncIterator[Agent]:
-    """`zeek-agent run` with its state and logs in a directory."""
+    """`zeek-agent run` with its state and logs in a directory, from when it can be asked."""
     command = [sys.executable, "-m", "zeek_agent", "run", "--state-dir", str(directory / "state")]
     command += ["--logs", str(directory / "logs"), "--set", f"agent.id={AGENT_ID}", "--set", "log.level=warning"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ZEEK_AGENT_")}
@@ -213,6 +213,9 @@ async def agent(directory: Path, *arguments: str) -> AsyncIterator[Agent]:
             [*command, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=kept
         )
     try:
+        async with asyncio.timeout(30):
+            while not (directory / "state" / "zeek-agent.sock").exists():
+                await asyncio.sleep(0.05)
         yield Agent(process)
     finally:
         process.terminate()

@@ -25,7 +25,7 @@ from zeek_agent.errors import SqlError
 from zeek_agent.subscriptions import Change, Query, Recipient, Report, Subscription
 
 if TYPE_CHECKING:
-    from zeek_agent.database import Database, Result
+    from zeek_agent.database import Database, Result, ResultColumn
     from zeek_agent.events import EventStore
     from zeek_agent.schema import Row
 
@@ -300,7 +300,7 @@ class QueryRunner:
     async def _deliver(
         self,
         installed: Installed,
-        result: Result,
+        columns: tuple[ResultColumn, ...],
         rows: Sequence[tuple[Change | None, Row]],
         window: tuple[int, int] | None = None,
     ) -> None:
@@ -313,7 +313,7 @@ class QueryRunner:
         report = Report(
             installed.query_id,
             installed.query,
-            result.columns,
+            columns,
             rows,
             stream=installed.key,
             store=store,
@@ -337,7 +337,8 @@ class QueryRunner:
                 if result.rows and installed.recipient.tells_replays:
                     self._remember(installed)
                     await asyncio.to_thread(self._store.flush)
-                await self._deliver(installed, result, [(Change.ADD, row) for row in result.rows], window[min(window)])
+                added = [(Change.ADD, row) for row in result.rows]
+                await self._deliver(installed, result.columns, added, window[min(window)])
             installed.seen.update(installed.under_way)
             installed.under_way = {}
             self._remember(installed)
@@ -377,14 +378,15 @@ class QueryRunner:
         result = await self._query(installed)
         place.fill(result.size)
         if installed.query.once or installed.query.subscription is Subscription.SNAPSHOTS:
-            await self._deliver(installed, result, [(None, row) for row in result.rows])
+            await self._deliver(installed, result.columns, [(None, row) for row in result.rows])
             return
-        columns = tuple((column.name, str(column.type)) for column in result.columns)
-        snapshot = Snapshot(columns, result.rows)
-        before = installed.snapshot if installed.snapshot and installed.snapshot.columns == columns else None
+        columns = result.columns
+        snapshot = Snapshot(tuple((column.name, str(column.type)) for column in columns), result.rows)
+        del result  # however long delivering takes, its rows are not needed any more
+        before = installed.snapshot if installed.snapshot and installed.snapshot.columns == snapshot.columns else None
         if before == snapshot and installed.reported:
             return
-        await self._deliver(installed, result, _changes(installed, before, snapshot))
+        await self._deliver(installed, columns, _changes(installed, before, snapshot))
         installed.snapshot, installed.reported = snapshot, True
         if before != snapshot:
             self._remember(installed)
@@ -403,7 +405,7 @@ class QueryRunner:
 def _changes(installed: Installed, before: Snapshot | None, now: Snapshot) -> list[tuple[Change | None, Row]]:
     subscription = installed.query.subscription
     if subscription is Subscription.SNAPSHOT_PLUS_DIFFERENCES and not installed.reported:
-        return [(None, row) for row in now.rows.elements()]
+        return [(None, row) for row in now.all()]
     if before is None:
         return []
     new: list[tuple[Change | None, Row]] = [(Change.ADD, row) for row in before.new(now)]

@@ -46,7 +46,7 @@ class Ring:
         position: int = _POSITION.unpack_from(self._consumer)[0]
         return position >= mark
 
-    def take(self, end: int | None = None, limit: int = 8192) -> list[bytes]:
+    def take(self, end: int | None = None, limit: int = 2048) -> list[bytes]:
         """Complete records in order, up to `limit` of them and not beyond `end`; their space is free again."""
         (position,) = _POSITION.unpack_from(self._consumer)
         end = self.end() if end is None else end
