@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,8 +62,33 @@ def test_missing_permission_is_named() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     os.close(write)
-    assert os.read(read, 1000) == b"not permitted: run as root, or with CAP_BPF and CAP_PERFMON"
+    assert os.read(read, 1000) == b"not permitted without CAP_BPF and CAP_PERFMON: run as root, or grant them"
     os.close(read)
+
+
+@pytest.mark.root
+def test_the_capabilities_of_the_systemd_unit_are_enough() -> None:
+    if probe.why_not(("processes",)) is not None:
+        pytest.skip("no eBPF here")
+    unit = (Path(__file__).parent.parent / "packaging" / "zeek-agent.service").read_text()
+    (granted,) = re.findall(r"^CapabilityBoundingSet=(.*)", unit, re.MULTILINE)
+    bounding = ",".join(["-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in granted.split())])
+    code = (
+        "import os\n"
+        "from zeek_agent.config import SourceSettings\n"
+        "from zeek_agent.sources.bpf.iterators import Iterators\n"
+        "from zeek_agent.sources.registry import candidates\n"
+        "by_kind = candidates(SourceSettings(processes='ebpf', sockets='ebpf'))\n"
+        "for source in by_kind['processes'] + by_kind['sockets']:\n"
+        "    print(source.probe())\n"
+        "    source.start(lambda table, rows: None)\n"
+        "    print(source.counters.last_error)\n"
+        "print(os.getpid() in [task.pid for task in Iterators().tasks()])\n"
+    )
+    mounting = 'mount -t tracefs none /sys/kernel/tracing && exec setpriv --bounding-set "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mounting, "sh", bounding, sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.split(), done.stderr) == (["None"] * 4 + ["True"], "")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from zeek_agent.sources.boot_clock import boot_time
 from zeek_agent.sources.bpf.connections import ConnectionTracker
 from zeek_agent.sources.bpf.libbpf import BpfObject
 from zeek_agent.sources.bpf.monitor import Monitor, Stream, ring_size
-from zeek_agent.sources.bpf.probe import cgroup2, why_no_cgroup2, why_not
+from zeek_agent.sources.bpf.probe import cgroup2, why_no_cgroup2, why_no_tracepoints, why_not
 from zeek_agent.sources.bpf.ring import Ring
 from zeek_agent.sources.host_sockets import sockets_by_namespace
 from zeek_agent.sources.procfs import Procfs, socket_holders
@@ -52,7 +52,7 @@ class EbpfSockets(Source):
         monitor.on_failure.append(self._failed)
 
     def probe(self) -> str | None:
-        return why_not(("processes", "tcp"))
+        return why_not(("processes", "tcp")) or why_no_tracepoints()
 
     def start(self, sink: Sink) -> None:
         """TCP must work; without datagrams or packet sockets it goes on, which `counters.last_error` tells."""

@@ -37,7 +37,7 @@ static __always_inline __u64 resident_exactly(struct mm_struct *mm)
 {
 	__s64 pages = resident(mm);
 
-	if (bpf_core_type_exists(struct mm_rss_stat) || !&__per_cpu_offset)
+	if (counts_together(mm) || !&__per_cpu_offset)
 		return pages;
 	struct mm_struct___since_6_2 *new = (void *)mm;
 	pages += handed_in_later(BPF_CORE_READ(new, rss_stat[0].counters));

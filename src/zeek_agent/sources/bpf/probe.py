@@ -5,21 +5,23 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from zeek_agent.sources.bpf.libbpf import LibbpfMissingError, library
+from zeek_agent.sources.bpf.tracepoints import tracefs
 from zeek_agent.sources.mounts import mounts
 
 OLDEST_KERNEL: Final = (5, 15)
 _CAP_SYS_ADMIN: Final = 21
-_CAP_PERFMON: Final = 38
-_CAP_BPF: Final = 39
+_NEEDED: Final = {"CAP_BPF": 39, "CAP_PERFMON": 38}
+_NEEDED_FOR: Final = {"udp": {"CAP_NET_ADMIN": 12}}
+"""Capabilities by their numbers (linux/capability.h), of all objects and of some. CAP_SYS_ADMIN stands for each."""
 
 
-def why_not(objects: Iterable[str], *, release: str | None = None, btf: str = "/sys/kernel/btf/vmlinux") -> str | None:
+def why_not(objects: Sequence[str], *, release: str | None = None, btf: str = "/sys/kernel/btf/vmlinux") -> str | None:
     """None when these objects of ours can be tried here; else the first obstacle and its remedy."""
     release = platform.release() if release is None else release
     if _version(release) < OLDEST_KERNEL:
@@ -33,10 +35,31 @@ def why_not(objects: Iterable[str], *, release: str | None = None, btf: str = "/
     missing = [name for name in objects if not resources.files(__package__).joinpath(f"{name}.bpf.o").is_file()]
     if missing:
         return f"built without eBPF (no {missing[0]}.bpf.o): install clang and libbpf-dev and build the package again"
-    held = capabilities()
-    if not held >> _CAP_SYS_ADMIN & 1 and not (held >> _CAP_BPF & 1 and held >> _CAP_PERFMON & 1):
-        return "not permitted: run as root, or with CAP_BPF and CAP_PERFMON"
-    return None
+    return _why_not_permitted(objects, capabilities())
+
+
+def _why_not_permitted(objects: Sequence[str], held: int) -> str | None:
+    if held >> _CAP_SYS_ADMIN & 1:
+        return None
+    needed = _NEEDED.copy()
+    for name in objects:
+        needed |= _NEEDED_FOR.get(name, {})
+    missing = " and ".join(name for name, number in needed.items() if not held >> number & 1)
+    if not missing:
+        return None
+    remedy = (
+        "run as root, or grant"
+        if os.geteuid()
+        else "root has not all its capabilities here, its unit or container must allow"
+    )
+    return f"not permitted without {missing}: {remedy} {'them' if ' ' in missing else 'it'}"
+
+
+def why_no_tracepoints() -> str | None:
+    """None when the numbers of tracepoints can be looked up; else why not."""
+    if tracefs() is not None or capabilities() >> _CAP_SYS_ADMIN & 1:
+        return None
+    return "tracefs is not mounted, or not for this user: mount -t tracefs none /sys/kernel/tracing, as root"
 
 
 def cgroup2(mountinfo: str = "/proc/self/mountinfo") -> str | None:

@@ -10,12 +10,18 @@ static __always_inline __u32 netns_of(struct task_struct *task)
 	return BPF_CORE_READ(task, nsproxy, net_ns, ns.inum);
 }
 
+/* Not by bpf_core_type_exists(): libbpf 1.1 looks for a type that the kernel lacks in modules, for CAP_SYS_ADMIN only. */
+static __always_inline bool counts_together(struct mm_struct *mm)
+{
+	return bpf_core_field_exists(((struct mm_struct___before_6_2 *)mm)->rss_stat.count);
+}
+
 /* Pages in memory, as exact as the kernel's own quick sum: since 6.2, less what each CPU has not handed in yet. */
 static __always_inline __u64 resident(struct mm_struct *mm)
 {
 	__s64 file = 0, anonymous = 0, shared = 0;
 
-	if (bpf_core_type_exists(struct mm_rss_stat)) {
+	if (counts_together(mm)) {
 		struct mm_struct___before_6_2 *old = (void *)mm;
 		bpf_core_read(&file, sizeof(file), &old->rss_stat.count[0].counter);
 		bpf_core_read(&anonymous, sizeof(anonymous), &old->rss_stat.count[1].counter);

@@ -29,21 +29,24 @@ def open_tracepoint(category: str, name: str) -> int:
     return _syscall("perf_event_open", number, buffer, -1, 0, -1, ctypes.c_ulong(_PERF_FLAG_FD_CLOEXEC))
 
 
+def tracefs() -> str | None:
+    """The directory of tracepoints, where tracefs is mounted and may be looked into; else None."""
+    return next((directory for directory in _MOUNTED if os.access(directory, os.X_OK)), None)
+
+
 def _tracepoint_id(category: str, name: str) -> int:
-    for directory in _MOUNTED:
-        try:
-            return int(Path(directory, category, name, "id").read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-    tracefs = _detached_tracefs()
+    mounted = tracefs()
+    if mounted is not None:
+        return int(Path(mounted, category, name, "id").read_text())
+    detached = _detached_tracefs()
     try:
-        file = os.open(f"events/{category}/{name}/id", os.O_RDONLY | os.O_CLOEXEC, dir_fd=tracefs)
+        file = os.open(f"events/{category}/{name}/id", os.O_RDONLY | os.O_CLOEXEC, dir_fd=detached)
         try:
             return int(os.read(file, 32))
         finally:
             os.close(file)
     finally:
-        os.close(tracefs)
+        os.close(detached)
 
 
 def _detached_tracefs() -> int:
