@@ -106,9 +106,10 @@ def test_a_thousand_short_lived_processes_each_with_a_connection(recording: Reco
         outbound = recording.expect(TABLE, 1000, direction="outbound", remote_port=port, **wanted)
         inbound = recording.expect(TABLE, 1000, direction="inbound", local_port=port, **wanted)
         closed = recording.expect(TABLE, 1000, state="closed", protocol=6, remote_port=port)
-    assert [(event["pid"], event["local_port"]) for event in outbound] == made
+    outbound.sort(key=lambda event: (event["pid"], event["local_port"]))
+    assert [(event["pid"], event["local_port"]) for event in outbound] == sorted(made)
     assert sorted(event["remote_port"] for event in inbound) == sorted(local for _, local in made)
-    for event, (pid, _) in zip(outbound, made, strict=True):
+    for event, (pid, _) in zip(outbound, sorted(made), strict=True):
         check_client(event, pid, port)
     for event in inbound:
         check_server(event, port)
@@ -127,9 +128,10 @@ def test_a_thousand_short_lived_processes_each_with_a_datagram(recording: Record
         # a port that two clients had one after the other is one peer for the server's socket
         peers = {local for _, local in made}
         inbound = recording.expect(TABLE, len(peers), direction="inbound", local_port=port, **wanted)
-    assert [(event["pid"], event["local_port"]) for event in outbound] == made
+    outbound.sort(key=lambda event: (event["pid"], event["local_port"]))
+    assert [(event["pid"], event["local_port"]) for event in outbound] == sorted(made)
     assert sorted(event["remote_port"] for event in inbound) == sorted(peers)
-    for event, (pid, _) in zip(outbound, made, strict=True):
+    for event, (pid, _) in zip(outbound, sorted(made), strict=True):
         check_client(event, pid, port)
     for event in inbound:
         check_server(event, port)
@@ -139,8 +141,9 @@ def test_children_that_connect_without_executing_anything(recording: Recording) 
     with listener() as (port, _):
         made = generate("fork-tcp", "127.0.0.1", port, 200)
         outbound = recording.expect(TABLE, 200, direction="outbound", remote_port=port, state="established")
-    assert [(event["pid"], event["local_port"]) for event in outbound] == made
-    for event, (pid, _) in zip(outbound, made, strict=True):
+    outbound.sort(key=lambda event: (event["pid"], event["local_port"]))
+    assert [(event["pid"], event["local_port"]) for event in outbound] == sorted(made)
+    for event, (pid, _) in zip(outbound, sorted(made), strict=True):
         check_client(event, pid, port)
         assert f"fork-tcp 127.0.0.1 {port}" in event["cmdline"]
     assert len({event["parent_entity_id"] for event in outbound}) == 1
@@ -394,7 +397,8 @@ def test_both_ends_of_a_connection_between_network_namespaces(recording: Recordi
             wanted = {"state": "established", "protocol": protocol}
             outbound = recording.expect(TABLE, 20, direction="outbound", remote_port=port, **wanted)
             inbound = recording.expect(TABLE, 20, direction="inbound", local_port=port, **wanted)
-            for event, (pid, _) in zip(outbound, made, strict=True):
+            outbound.sort(key=lambda event: (event["pid"], event["local_port"]))
+            for event, (pid, _) in zip(outbound, sorted(made), strict=True):
                 check_client(event, pid, port)
                 assert (event["netns"], event["local_addr"], event["remote_addr"]) == (
                     inside,
