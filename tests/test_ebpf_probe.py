@@ -66,13 +66,34 @@ def test_missing_permission_is_named() -> None:
     os.close(read)
 
 
-@pytest.mark.root
-def test_the_capabilities_of_the_systemd_unit_are_enough() -> None:
-    if probe.why_not(("processes",)) is not None:
-        pytest.skip("no eBPF here")
+def granted_by_the_unit() -> list[str]:
     unit = (Path(__file__).parent.parent / "packaging" / "zeek-agent.service").read_text()
     (granted,) = re.findall(r"^CapabilityBoundingSet=(.*)", unit, re.MULTILINE)
-    bounding = ",".join(["-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in granted.split())])
+    return [name.removeprefix("CAP_").lower() for name in granted.split()]
+
+
+def as_root_with(*capabilities: str) -> list[str]:
+    return [f"--bounding-set={','.join(['-all', *(f'+{name}' for name in capabilities)])}"]
+
+
+def as_nobody_with(*capabilities: str) -> list[str]:
+    names = ",".join(["-all", *(f"+{name}" for name in capabilities)])
+    return ["--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={names}", f"--ambient-caps={names}"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "privileges",
+    [
+        pytest.param(as_root_with(*granted_by_the_unit()), id="the systemd unit's"),
+        pytest.param(
+            as_nobody_with("bpf", "perfmon", "net_admin", "sys_ptrace", "dac_read_search"), id="another user's"
+        ),
+    ],
+)
+def test_a_few_capabilities_are_enough(privileges: list[str]) -> None:
+    if probe.why_not(("processes",)) is not None:
+        pytest.skip("no eBPF here")
     code = (
         "import os\n"
         "from zeek_agent.config import SourceSettings\n"
@@ -85,8 +106,8 @@ def test_the_capabilities_of_the_systemd_unit_are_enough() -> None:
         "    print(source.counters.last_error)\n"
         "print(os.getpid() in [task.pid for task in Iterators().tasks()])\n"
     )
-    mounting = 'mount -t tracefs none /sys/kernel/tracing && exec setpriv --bounding-set "$@"'
-    command = ["unshare", "--mount", "sh", "-c", mounting, "sh", bounding, sys.executable, "-c", code]
+    mounting = 'mount -t tracefs none /sys/kernel/tracing && exec setpriv "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mounting, "sh", *privileges, sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout.split(), done.stderr) == (["None"] * 4 + ["True"], "")
 

@@ -31,7 +31,7 @@ def open_tracepoint(category: str, name: str) -> int:
 
 def tracefs() -> str | None:
     """The directory of tracepoints, where tracefs is mounted and may be looked into; else None."""
-    return next((directory for directory in _MOUNTED if os.access(directory, os.X_OK)), None)
+    return next((directory for directory in _MOUNTED if os.access(directory, os.X_OK, effective_ids=True)), None)
 
 
 def _tracepoint_id(category: str, name: str) -> int:
