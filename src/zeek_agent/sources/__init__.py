@@ -68,6 +68,10 @@ class Source(ABC):
     def stop(self) -> None:
         """End recording and hand what is left to the sink. May be called twice."""
 
+    def failed(self, reason: str) -> None:
+        """Note, from any thread, that the source has ended by itself."""
+        self.failure = reason
+
     def clean_up(self) -> None:  # noqa: B027
         """Remove what an earlier run that crashed has left in the system, also if this source is not going to start."""
 

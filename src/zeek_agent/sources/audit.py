@@ -123,7 +123,7 @@ class AuditSource(Source):
             self._receive,
             settle=self._settle,
             overrun=self._overrun,
-            failed=self._failed,
+            failed=self.failed,
             batch=0.005,
             urgent=True,
         )
@@ -146,9 +146,6 @@ class AuditSource(Source):
     def drain(self) -> None:
         if self._listener is not None:
             self._listener.drain()
-
-    def _failed(self, reason: str) -> None:
-        self.failure = reason
 
     def _overrun(self) -> None:
         self._missed = True

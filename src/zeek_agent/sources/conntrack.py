@@ -161,6 +161,10 @@ class Conntrack(Source):
             return "the kernel tells no events of connection tracking (CONFIG_NF_CONNTRACK_EVENTS)"
         if events.read_text().strip() == "0":
             return "events of connection tracking are off: sysctl net.netfilter.nf_conntrack_events=1"
+        try:
+            _subscribed().close()
+        except OSError as error:
+            return str(error)
         return None
 
     def start(self, sink: Sink) -> None:
@@ -175,7 +179,7 @@ class Conntrack(Source):
             self._close()
             raise
         self._listener = Listener(
-            channel, self._receive, settle=self._settle, overrun=self._overrun, failed=self._failed, batch=0.1, tick=1.0
+            channel, self._receive, settle=self._settle, overrun=self._overrun, failed=self.failed, batch=0.1, tick=1.0
         )
         self._listener.start()
 
@@ -197,7 +201,7 @@ class Conntrack(Source):
         try:
             self.drain()
         except OSError as error:
-            self._failed(str(error))
+            self.failed(str(error))
         with self._lock:
             if not self._translations:
                 return rows
@@ -248,9 +252,6 @@ class Conntrack(Source):
         if self._questions is not None:
             self._questions.close()
             self._questions = None
-
-    def _failed(self, reason: str) -> None:
-        self.failure = reason
 
 
 def why_not(sysctl: Path = SYSCTL) -> str | None:

@@ -27,7 +27,7 @@ class EbpfProcesses(Source):
         self._ignored_pid = os.getpid() if settings.ignore_self else None
         self._sink: Sink | None = None
         monitor.on_tick.append(self._count)
-        monitor.on_failure.append(self._failed)
+        monitor.on_failure.append(self.failed)
 
     def probe(self) -> str | None:
         return why_not(("processes",))
@@ -52,9 +52,6 @@ class EbpfProcesses(Source):
         with self._monitor.lock:
             self._monitor.drain()
             self._count()
-
-    def _failed(self, reason: str) -> None:
-        self.failure = reason
 
     def _count(self) -> None:
         if self._sink is None:

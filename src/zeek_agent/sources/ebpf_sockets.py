@@ -49,7 +49,7 @@ class EbpfSockets(Source):
         self._streams: list[Stream] = []
         self._sink: Sink | None = None
         monitor.on_tick.append(self._tick)
-        monitor.on_failure.append(self._failed)
+        monitor.on_failure.append(self.failed)
 
     def probe(self) -> str | None:
         return why_not(("processes", "tcp")) or why_no_tracepoints()
@@ -153,9 +153,6 @@ class EbpfSockets(Source):
         self.counters.received = sum(stream.received for stream in self._streams)
         self.counters.lost["decode"] = self._tracker.undecoded
         self.counters.lost["overrun"] = sum(sum(stream.lost()) for stream in self._streams)
-
-    def _failed(self, reason: str) -> None:
-        self.failure = reason
 
 
 def open_sockets(cache: ProcessCache, proc: str = "/proc") -> Iterator[tuple[int, Process | None, Direction | None]]:

@@ -96,7 +96,7 @@ class ProcConnector(Source):
             self._receive,
             settle=self._settle,
             overrun=self._overrun,
-            failed=self._failed,
+            failed=self.failed,
             urgent=True,
         )
         self._cache.seed()
@@ -114,9 +114,6 @@ class ProcConnector(Source):
     def drain(self) -> None:
         if self._listener is not None:
             self._listener.drain()
-
-    def _failed(self, reason: str) -> None:
-        self.failure = reason
 
     def _overrun(self) -> None:
         self._missed = True

@@ -40,22 +40,22 @@ class Process:
     started: int
     entity_id: str
     name: str
-    ppid: int
-    parent_entity_id: str | None
-    parent_name: str | None
-    parent_exe: str | None
-    uid: int | None
-    gid: int | None
-    ruid: int | None
-    rgid: int | None
-    exe: str | None
-    cmdline: str | None
-    cwd: str | None
-    loginuid: int | None
-    session: int | None
-    cgroup: str | None
-    container_id: str | None
-    netns: int | None
+    ppid: int = 0
+    parent_entity_id: str | None = None
+    parent_name: str | None = None
+    parent_exe: str | None = None
+    uid: int | None = None
+    gid: int | None = None
+    ruid: int | None = None
+    rgid: int | None = None
+    exe: str | None = None
+    cmdline: str | None = None
+    cwd: str | None = None
+    loginuid: int | None = None
+    session: int | None = None
+    cgroup: str | None = None
+    container_id: str | None = None
+    netns: int | None = None
     priority: str | None = None
     vsize: int | None = None
     rsize: int | None = None

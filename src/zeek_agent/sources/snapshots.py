@@ -7,6 +7,7 @@ processes an unprivileged agent sees less: those fields are null.
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.sources import Sink, Source, inet_diag, procfs
@@ -29,33 +30,23 @@ _PROC: Final = "/proc"
 _PROTOCOLS: Final = (TCP, UDP)
 
 
-class ProcessSnapshots(Source):
-    """Processes that appeared, disappeared, or have another executable than before."""
+class Snapshots(Source):
+    """Compares what is there with what was there, at an interval."""
 
-    kind = "processes"
     backend = "snapshots"
 
     def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
         super().__init__()
         self._cache = cache
-        self._interval = settings.snapshot_interval
+        self._settings = settings
         self._exclusions = Exclusions(settings)
         self._periodic: Periodic | None = None
-
-    def probe(self) -> str | None:
-        try:
-            procfs.Procfs(_PROC).pids()
-        except OSError as error:
-            return f"cannot list processes: {error}"
-        return None
 
     def start(self, sink: Sink) -> None:
         self._sink = sink
         self._procfs = procfs.Procfs(_PROC)
-        self._life = ProcessLife(self._cache, self._exclusions, _PROC)
-        self._cache.seed()
-        self._known = self._present()
-        self._periodic = Periodic(self._compare, self._interval, self._failed)
+        self._begin()
+        self._periodic = Periodic(self._compare, self._settings.snapshot_interval, self.failed)
         self._periodic.start()
 
     def stop(self) -> None:
@@ -69,8 +60,31 @@ class ProcessSnapshots(Source):
         if self._periodic is not None:
             self._periodic.now()
 
-    def _failed(self, reason: str) -> None:
-        self.failure = reason
+    @abstractmethod
+    def _begin(self) -> None:
+        """Look at what is there at the start."""
+
+    @abstractmethod
+    def _compare(self) -> None:
+        """Look again, and hand what changed to the sink."""
+
+
+class ProcessSnapshots(Snapshots):
+    """Processes that appeared, disappeared, or have another executable than before."""
+
+    kind = "processes"
+
+    def probe(self) -> str | None:
+        try:
+            procfs.Procfs(_PROC).pids()
+        except OSError as error:
+            return f"cannot list processes: {error}"
+        return None
+
+    def _begin(self) -> None:
+        self._life = ProcessLife(self._cache, self._exclusions, _PROC)
+        self._cache.seed()
+        self._known = self._present()
 
     def _present(self) -> dict[int, tuple[int, str | None]]:
         """Start (in ticks) and executable of each process."""
@@ -96,19 +110,10 @@ class ProcessSnapshots(Source):
             self._sink(PROCESSES_EVENTS, rows)
 
 
-class SocketSnapshots(Source):
+class SocketSnapshots(Snapshots):
     """TCP connections and listeners, connected and bound UDP sockets that appeared or disappeared."""
 
     kind = "sockets"
-    backend = "snapshots"
-
-    def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
-        super().__init__()
-        self._cache = cache
-        self._interval = settings.snapshot_interval
-        self._exclusions = Exclusions(settings)
-        self._fed = settings.processes != "off"
-        self._periodic: Periodic | None = None
 
     def probe(self) -> str | None:
         try:
@@ -117,33 +122,15 @@ class SocketSnapshots(Source):
             return f"cannot list sockets: {error}"
         return None
 
-    def start(self, sink: Sink) -> None:
-        self._sink = sink
-        self._procfs = procfs.Procfs(_PROC)
-        owners = SocketOwners(_PROC)
+    def _begin(self) -> None:
+        owners, fed = SocketOwners(_PROC), self._settings.processes != "off"
         self._changes = SocketChanges(
-            lambda inodes: living_owners(owners, self._cache, inodes, self._fed), self._exclusions, patience=0.0
+            lambda inodes: living_owners(owners, self._cache, inodes, fed), self._exclusions, patience=0.0
         )
         self._namespaces: set[int | None] = set()
         for netns, found in sockets_by_namespace(_PROC, self._procfs.pids(), _PROTOCOLS, WANTED_STATES):
             self._changes.seed(netns, found, time.time())
             self._namespaces.add(netns)
-        self._periodic = Periodic(self._compare, self._interval, self._failed)
-        self._periodic.start()
-
-    def stop(self) -> None:
-        if self._periodic is not None:
-            periodic, self._periodic = self._periodic, None
-            periodic.stop()
-            periodic.now()
-
-    def drain(self) -> None:
-        """Compare now, whenever the next turn would be."""
-        if self._periodic is not None:
-            self._periodic.now()
-
-    def _failed(self, reason: str) -> None:
-        self.failure = reason
 
     def _compare(self) -> None:
         before, self._namespaces = self._namespaces, set()

@@ -88,7 +88,7 @@ class SocketPolling(Source):
         now = time.time()
         for namespace in self._namespaces.values():
             self._changes.seed(namespace.inode, _listed(namespace), now)
-        self._periodic = Periodic(self._round, _ROUND, self._failed, share=_SHARE, urgent=True)
+        self._periodic = Periodic(self._round, _ROUND, self.failed, share=_SHARE, urgent=True)
         self._periodic.start()
 
     def stop(self) -> None:
@@ -105,9 +105,6 @@ class SocketPolling(Source):
     def drain(self) -> None:
         if self._periodic is not None:
             self._periodic.now()
-
-    def _failed(self, reason: str) -> None:
-        self.failure = reason
 
     def _round(self) -> None:
         if time.monotonic() >= self._look_at:

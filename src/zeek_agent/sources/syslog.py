@@ -76,7 +76,7 @@ class Syslog(Source):
     def start(self, sink: Sink) -> None:
         self._sink = sink
         self._tails = self._tails or [Tail(file) for file in self._files()]
-        self._periodic = Periodic(self._look, _INTERVAL, self._failed)
+        self._periodic = Periodic(self._look, _INTERVAL, self.failed)
         self._periodic.start()
 
     def stop(self) -> None:
@@ -93,9 +93,6 @@ class Syslog(Source):
         """Look now, whenever the next turn would be."""
         if self._periodic is not None:
             self._periodic.now()
-
-    def _failed(self, reason: str) -> None:
-        self.failure = reason
 
     def _files(self) -> list[Path]:
         """The first file of each choice that is there; where none is, the first, which may come."""
