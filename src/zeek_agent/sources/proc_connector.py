@@ -198,6 +198,9 @@ def _subscribed() -> socket.socket:
     except PermissionError as error:
         channel.close()
         raise PermissionError("the process connector needs CAP_NET_ADMIN") from error
+    except ConnectionRefusedError as error:
+        channel.close()
+        raise OSError("the process connector is in the host's own network namespace only") from error
     except BaseException:
         channel.close()
         raise

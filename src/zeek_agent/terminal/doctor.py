@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
@@ -36,13 +36,26 @@ Verdict = Literal["ok", "warn", "fail"]
 KERNEL_MIN: Final = (5, 15)
 CAPABILITIES: Final = {
     "DAC_READ_SEARCH": (2, "files that other users keep to themselves cannot be read"),
-    "NET_ADMIN": (12, "address translation is not followed; before Linux 6.6 no process connector"),
+    "NET_ADMIN": (
+        12,
+        "eBPF sees no UDP and no ICMP; address translation is not followed; before Linux 6.6 no process connector",
+    ),
     "SYS_PTRACE": (19, "executables and open sockets of other users' processes stay unknown"),
     "AUDIT_READ": (37, "events cannot come from the audit system"),
     "PERFMON": (38, "eBPF cannot trace processes and sockets"),
     "BPF": (39, "eBPF cannot be loaded"),
 }
 """Linux capabilities that the agent uses: number (linux/capability.h), and what goes without."""
+LESSER: Final = {
+    ("processes", "proc_connector"): "of a process that ends within 0.1 ms, executable and command line stay unknown",
+    ("processes", "audit"): "processes that only fork are missed unless they live for a second",
+    ("processes", "snapshots"): "processes that live for less than two intervals are missed",
+    ("sockets", "inet_diag"): "connections that live for less than 50 ms, most UDP, ICMP and packet sockets are missed",
+    ("sockets", "audit"): "ends of connections and failed ones, most UDP, ICMP and packet sockets are missed",
+    ("sockets", "snapshots"): "connections that live for less than two intervals, ICMP and packet sockets are missed",
+}
+"""What a source of events does worse than eBPF; docs/sources.md has all."""
+SYS_ADMIN: Final = 21
 NETLINK_AUDIT: Final = 9
 
 
@@ -133,21 +146,25 @@ def _agent(config: Config) -> Iterator[Check]:
     try:
         facts = client.status(running)
         yield Check("agent", "ok", f"running, pid {facts.get('pid')}, version {facts.get('version')}")
-        sql = "SELECT source, backend, active, reason FROM zeek_agent_sources WHERE source <> 'osquery'"
+        sql = "SELECT source, backend, active, reason, last_error FROM zeek_agent_sources WHERE source <> 'osquery'"
         _, rows, _ = client.query(running, sql)
         yield from _sources_at_work(rows)
     finally:
         running.close()
 
 
-def _sources_at_work(rows: Sequence[Sequence[object]]) -> Iterator[Check]:
+def _sources_at_work(rows: Sequence[Sequence[Any]]) -> Iterator[Check]:
     """The source of each kind of event that is at work, and why better ones are not; where none is, why not."""
     for kind in dict.fromkeys(source for source, *_ in rows):
         better: list[str] = []
-        for backend, active, reason in (rest for source, *rest in rows if source == kind):
+        for backend, active, reason, error in (rest for source, *rest in rows if source == kind):
             if active:
-                instead = f", not by {'; '.join(better)}" if better else ""
-                yield Check("events", "warn" if better else "ok", f"{kind} by {backend}, at work{instead}")
+                lacking = [str(error)] if error else []
+                if better and (kind, backend) in LESSER:
+                    lacking.append(LESSER[kind, backend])
+                found = "; ".join([f"{kind} by {backend}, at work", *lacking])
+                advice = f"not by {'; '.join(better)}" if better else None
+                yield Check("events", "warn" if better or error else "ok", found, advice)
                 break
             better.append(f"{backend}: {reason}")
         else:
@@ -155,29 +172,42 @@ def _sources_at_work(rows: Sequence[Sequence[object]]) -> Iterator[Check]:
 
 
 def _sources(settings: SourceSettings) -> Iterator[Check]:
+    """Which source of each kind of event will be used, why better ones cannot, and what stands by."""
     from zeek_agent.sources.registry import candidates
 
     for kind, sources in candidates(settings).items():
         essential = any(source.essential for source in sources)
-        reasons = {source.backend: source.probe() for source in sources}
-        best = next((backend for backend, reason in reasons.items() if reason is None), None)
-        for backend, reason in reasons.items():
-            found = reason or ("will be used" if backend == best else "works here too, stands by")
-            yield Check("events", "warn" if reason and essential else "ok", f"{kind} by {backend}: {found}")
-        if essential and all(reasons.values()):
+        best: str | None = None
+        for number, source in enumerate(sources):
+            name, reason = f"{kind} by {source.backend}", source.probe()
+            if reason is None and best is None:
+                best = source.backend
+                lacking = f"; {LESSER[kind, best]}" if number and (kind, best) in LESSER else ""
+                yield Check("events", "ok", f"{name}: will be used{lacking}")
+            elif reason is None:
+                yield Check("events", "ok", f"{name}: works here too, stands by")
+            elif best is None:
+                yield Check("events", "warn" if essential else "ok", f"{name}: {reason}")
+            else:
+                yield Check("events", "ok", f"{name}: cannot stand by: {reason}")
+        if essential and best is None:
             yield Check("events", "warn", f"no source of {kind} works here", f"the table {kind}_events stays empty")
 
 
 def _privileges() -> Iterator[Check]:
     status = Path("/proc/self/status").read_text()
     effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    if effective >> SYS_ADMIN & 1:  # stands for those of eBPF
+        effective |= 1 << CAPABILITIES["BPF"][0] | 1 << CAPABILITIES["PERFMON"][0]
     missing = {name: lost for name, (bit, lost) in CAPABILITIES.items() if not effective >> bit & 1}
     who = f"uid {os.geteuid()}"
     if not missing:
         yield Check("privileges", "ok", f"{who}, all capabilities that the agent uses")
-    else:
-        found = f"{who}, without CAP_{', CAP_'.join(missing)}"
-        yield Check("privileges", "warn", found, f"run as root, or grant them; now {'; '.join(missing.values())}")
+        return
+    allow = "allow them in its unit (CapabilityBoundingSet) or container"
+    remedy = "run as root, or grant them" if os.geteuid() else allow
+    found = f"{who}, without CAP_{', CAP_'.join(missing)}"
+    yield Check("privileges", "warn", found, f"{remedy}; as it is, {'; '.join(missing.values())}")
 
 
 def _kernel() -> Iterator[Check]:

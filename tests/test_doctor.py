@@ -1,0 +1,174 @@
+"""What doctor says of backends that really cannot be used here, and of an agent that goes without them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from acting import NOBODY
+
+from zeek_agent.sources.bpf import probe
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("works_by_ebpf")]
+PROGRAM = [sys.executable, "-m", "zeek_agent"]
+AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+Checks = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def works_by_ebpf() -> None:
+    reason = probe.why_not(("processes", "tcp", "udp"))
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+def without(*capabilities: str) -> list[str]:
+    """Root, less these and the one that stands for many."""
+    return ["setpriv", "--bounding-set", ",".join(f"-{name}" for name in ("sys_admin", *capabilities))]
+
+
+def with_mounts(*commands: str) -> list[str]:
+    """In a mount namespace of its own, after these commands."""
+    return ["unshare", "--mount", "sh", "-c", " && ".join([*commands, 'exec "$@"']), "sh"]
+
+
+def doctor(state: Path, *flags: str, prefix: list[str]) -> Checks:
+    command = [*prefix, *PROGRAM, "doctor", "--format", "json", "--state-dir", str(state), *flags]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    checks: Checks = json.loads(done.stdout)
+    return checks
+
+
+def told(checks: Checks, subject: str) -> tuple[str, str]:
+    """The verdict on a source (`sockets by ebpf`), and what was found."""
+    (check,) = [check for check in checks if check["found"].startswith(subject)]
+    return check["verdict"], check["found"].removeprefix(subject).lstrip(":;, ")
+
+
+def privileges(checks: Checks) -> dict[str, Any]:
+    (check,) = [check for check in checks if check["name"] == "privileges"]
+    return check
+
+
+def test_an_ordinary_user_is_told_what_to_grant_and_what_goes_without() -> None:
+    if subprocess.run([*AS_NOBODY, *PROGRAM, "--version"], cwd="/", capture_output=True, check=False).returncode:
+        pytest.skip("the tests' Python is not for other users")
+    checks = doctor(Path("/nonexistent/state"), prefix=AS_NOBODY)
+    for kind in ("processes", "sockets"):
+        refused = "not permitted without CAP_BPF and CAP_PERFMON: run as root, or grant them"
+        assert told(checks, f"{kind} by ebpf") == ("warn", refused)
+        assert "CAP_AUDIT_READ" in told(checks, f"{kind} by audit")[1]
+        used = [
+            check["found"]
+            for check in checks
+            if check["found"].startswith(f"{kind} by ") and "will be" in check["found"]
+        ]
+        assert len(used) == 1
+        assert "missed" in used[0] or "stay unknown" in used[0]
+    assert told(checks, "translations by conntrack")[1] != "will be used"
+    assert privileges(checks)["verdict"] == "warn"
+    assert privileges(checks)["found"].startswith(f"uid {NOBODY}, without CAP_DAC_READ_SEARCH, ")
+    assert privileges(checks)["advice"].startswith("run as root, or grant them; as it is, ")
+
+
+def test_root_with_fewer_capabilities_is_not_told_to_become_root(state: Path) -> None:
+    checks = doctor(state, prefix=without("bpf"))
+    refused = "root has not all its capabilities here, its unit or container must allow it"
+    assert told(checks, "sockets by ebpf") == ("warn", f"not permitted without CAP_BPF: {refused}")
+    missed = "connections that live for less than 50 ms, most UDP, ICMP and packet sockets are missed"
+    assert told(checks, "sockets by inet_diag") == ("ok", f"will be used; {missed}")
+    assert told(checks, "sockets by snapshots") == ("ok", "works here too, stands by")
+    assert privileges(checks)["found"] == "uid 0, without CAP_BPF"
+    assert privileges(checks)["advice"].startswith("allow them in its unit (CapabilityBoundingSet) or container; ")
+
+
+def test_only_what_is_better_than_what_is_used_is_worth_a_warning(state: Path) -> None:
+    checks = doctor(state, prefix=["setpriv", "--bounding-set", "-audit_read,-audit_control"])
+    assert told(checks, "processes by ebpf") == ("ok", "will be used")
+    assert told(checks, "sockets by ebpf") == ("ok", "will be used")
+    verdict, found = told(checks, "processes by audit")
+    assert verdict == "ok"
+    assert found.startswith("cannot stand by: audit records cannot be read (Operation not permitted)")
+    assert "CAP_AUDIT_READ and CAP_AUDIT_CONTROL" in found
+
+
+def test_a_chosen_source_that_cannot_work_leaves_its_table_empty(state: Path) -> None:
+    checks = doctor(state, "--set", "sources.processes=audit", prefix=without("audit_read", "audit_control"))
+    verdict, found = told(checks, "processes by audit")
+    assert (verdict, found.partition(":")[0]) == ("warn", "audit records cannot be read (Operation not permitted)")
+    (check,) = [check for check in checks if check["found"] == "no source of processes works here"]
+    assert (check["verdict"], check["advice"]) == ("warn", "the table processes_events stays empty")
+
+
+def test_in_a_container_without_privileges_snapshots_remain(state: Path) -> None:
+    container = ["unshare", "--net", "--pid", "--fork", "--mount-proc"]
+    checks = doctor(state, prefix=[*container, *without("bpf", "audit_read")])
+    refused = "the process connector is in the host's own network namespace only"
+    assert told(checks, "processes by proc_connector") == ("warn", refused)
+    verdict, found = told(checks, "processes by snapshots")
+    assert (verdict, found) == ("ok", "will be used; processes that live for less than two intervals are missed")
+
+
+def test_what_the_kernel_lacks_is_named(state: Path) -> None:
+    checks = doctor(state, prefix=with_mounts("mount -t tmpfs none /sys/kernel/btf"))
+    assert told(checks, "processes by ebpf")[1].startswith(
+        "the kernel has no type information (/sys/kernel/btf/vmlinux): "
+    )
+    hidden = [f"mount -t tmpfs none /sys/kernel/{name}" for name in ("tracing", "debug")]
+    checks = doctor(state, prefix=[*with_mounts(*hidden), *without()])
+    assert told(checks, "processes by ebpf") == ("ok", "will be used")
+    verdict, found = told(checks, "sockets by ebpf")
+    assert verdict == "warn"
+    assert found.startswith("tracefs is not mounted, or not for this user: mount -t tracefs none /sys/kernel/tracing")
+
+
+@contextmanager
+def agent(state: Path, prefix: list[str]) -> Iterator[None]:
+    """One that runs, from when it answers."""
+    flags = ["--state-dir", str(state), "--logs", str(state.parent / "logs"), "--set", "collector.listen=127.0.0.1:0"]
+    with (state.parent / "log").open("w") as log:
+        process = subprocess.Popen([*prefix, *PROGRAM, "run", *flags], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 30
+        while not (state / "zeek-agent.sock").exists():
+            assert process.poll() is None, (state.parent / "log").read_text()
+            assert time.monotonic() < deadline, (state.parent / "log").read_text()
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_a_running_agent_tells_why_it_uses_no_better_source(state: Path) -> None:
+    with agent(state, without("bpf")):
+        checks = doctor(state, prefix=[])
+    assert told(checks, "sockets by inet_diag, at work")[0] == "warn"
+    (check,) = [check for check in checks if check["found"].startswith("sockets by ")]
+    assert check["found"].endswith(
+        "connections that live for less than 50 ms, most UDP, ICMP and packet sockets are missed"
+    )
+    assert check["advice"].startswith("not by ebpf: not permitted without CAP_BPF: root has not all")
+
+
+def test_a_running_agent_tells_what_its_source_does_not_record(state: Path) -> None:
+    prefix = [*with_mounts("mount -t tracefs none /sys/kernel/tracing"), *without("net_admin")]
+    with agent(state, prefix):
+        checks = doctor(state, prefix=[])
+    assert told(checks, "processes by ebpf") == ("ok", "at work")
+    verdict, found = told(checks, "sockets by ebpf, at work")
+    assert verdict == "warn"
+    assert found.startswith("datagrams are not recorded: not permitted without CAP_NET_ADMIN: root has not all")
