@@ -299,6 +299,7 @@ async def test_a_disk_that_fails_holds_no_agent_back(
     place.write_text("in the way")
     with caplog.at_level(logging.INFO, "zeek_agent.collector"):
         async with collecting(place) as collector, agent_of(collector) as agent:
+            assert f"cannot write {place}: " in caplog.text
             await agent.join()
             await agent.result(*THING)
             await until(lambda: collector.stats.disk_errors > 2)

@@ -187,6 +187,8 @@ class Collector:
         for task in (self._flush_task, self._hello_task):
             task.add_done_callback(_report_failure)
         logger.info("listening on %s port %d, logs in %s", *self.address, self._logs.directory)
+        if self._logs.failing:
+            self._tell_disk_state()
         return self.address
 
     async def stop(self) -> None:

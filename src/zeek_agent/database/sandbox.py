@@ -78,13 +78,15 @@ class Run:
         if self._cancelled is not None:
             raise LimitError(self._cancelled)
         if self._clock() > self._deadline:
-            raise LimitError(f"the statement took longer than {self.limits.time:g} s")
+            raise LimitError(f"the statement took longer than {self.limits.time:g} s (limits.time)")
 
     def progress(self) -> bool:
         """The same from within SQLite, memory included."""
         self.check()
         if apsw.memory_used() > self._memory_ceiling:
-            raise LimitError(f"the statement took more than {self.limits.memory_bytes} bytes of memory")
+            raise LimitError(
+                f"the statement took more than {self.limits.memory_bytes} bytes of memory (limits.memory_bytes)"
+            )
         return False
 
 

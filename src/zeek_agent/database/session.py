@@ -159,9 +159,9 @@ class Session:
             for row in cursor:
                 left -= len(self._encode(row))
                 if left < 0:
-                    raise LimitError(f"the result is larger than {limits.result_bytes} bytes")
+                    raise LimitError(f"the result is larger than {limits.result_bytes} bytes (limits.result_bytes)")
                 if len(rows) >= limits.rows:
-                    raise LimitError(f"the result has more than {limits.rows} rows")
+                    raise LimitError(f"the result has more than {limits.rows} rows (limits.rows)")
                 rows.append(row)
         columns = typed(self._headings, rows, self.run.errors)
         return Result(columns, rows, self.run.errors.texts(), limits.result_bytes - left)
@@ -175,7 +175,8 @@ class Session:
         cursor.exec_trace = self._abort_compiled if compile_only else self._compiled
         try:
             if len(sql.encode()) > self._limits.statement_bytes:
-                raise LimitError(f"the statement is longer than {self._limits.statement_bytes} bytes")
+                most = self._limits.statement_bytes
+                raise LimitError(f"the statement is longer than {most} bytes (limits.statement_bytes)")
             cursor.execute(sql, can_cache=not compile_only)
             if not self._headings:
                 raise SqlError("there is no statement")
@@ -207,7 +208,9 @@ class Session:
     def _told(self, error: BaseException) -> SqlError:
         """What SQLite says, as the asker should read it."""
         if isinstance(error, apsw.TooBigError):
-            return LimitError(f"a value is longer than {self.run.value_bytes} bytes")
+            most = self.run.value_bytes
+            setting = "value_bytes" if most == self._limits.value_bytes else "result_bytes"
+            return LimitError(f"a value is longer than {most} bytes (limits.{setting})")
         if isinstance(error, apsw.NoMemError | MemoryError):
             return LimitError("the statement needs more memory than there is")
         if isinstance(error, apsw.SQLError) and self.missing and "no query solution" in str(error):
