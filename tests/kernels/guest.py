@@ -1,5 +1,6 @@
 """The first and only program of a virtual machine: loads every BPF object, sees one scenario each for exec, packet
-sockets, TCP and UDP through our sources, tells the results on the console, and powers off. `run.py` starts it.
+sockets, TCP, UDP and, where its modules came along, SCTP through our sources, tells the results on the console, and
+powers off. `run.py` starts it.
 
 A result is a line `RESULT` with a JSON object: name, seconds, error (null when all is well); the last line is `END`.
 """
@@ -35,13 +36,16 @@ from zeek_agent.sources.registry import candidates
 from zeek_agent.tables import events
 
 WAIT = 60.0
+MODULES = Path("/modules")
 EXIT_CODE = 7
+INIT_MODULE = 175  # of x86-64
+TCP, UDP, SCTP = 6, 17, 132
 CHANGING = {"name", "utime", "stime", "rsize", "vsize", "state", "threads"}
 FILE_SYSTEMS = {"/proc": "proc", "/sys": "sysfs", "/dev": "devtmpfs", "/tmp": "tmpfs", "/sys/fs/cgroup": "cgroup2"}
 CLIENT = """
 import socket, sys
-family, kind, address, port = (int(part) if part.isdecimal() else part for part in sys.argv[1:])
-with socket.socket(family, kind) as client:
+family, kind, protocol, address, port = (int(part) if part.isdecimal() else part for part in sys.argv[1:])
+with socket.socket(family, kind, protocol) as client:
     if kind == socket.SOCK_STREAM:
         client.connect((address, port))
         client.send(b"?")
@@ -147,27 +151,27 @@ def sniffs(recorded: Events) -> None:
     same(event, netns=Path("/proc/self/ns/net").stat().st_ino, local_addr=None, remote_addr=None)
 
 
-def connects(recorded: Events, family: socket.AddressFamily, address: str) -> None:
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+def connects(recorded: Events, family: socket.AddressFamily, address: str, protocol: int = TCP) -> None:
+    with socket.socket(family, socket.SOCK_STREAM, protocol) as listener:
         listener.bind((address, 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with client(family, socket.SOCK_STREAM, address, port) as pid:
+        with client(family, socket.SOCK_STREAM, protocol, address, port) as pid:
             accepted, (_, peer, *_) = listener.accept()
             with accepted:
                 accepted.sendall(accepted.recv(1))
-    talked(recorded, pid, 6, address, port, peer)
-    recorded.expect("sockets_events", pid=pid, protocol=6, state="closed", local_port=peer, remote_port=port)
+    talked(recorded, pid, protocol, address, port, peer)
+    recorded.expect("sockets_events", pid=pid, protocol=protocol, state="closed", local_port=peer, remote_port=port)
 
 
 def sends(recorded: Events, family: socket.AddressFamily, address: str) -> None:
     with socket.socket(family, socket.SOCK_DGRAM) as server:
         server.bind((address, 0))
         port = server.getsockname()[1]
-        with client(family, socket.SOCK_DGRAM, address, port) as pid:
+        with client(family, socket.SOCK_DGRAM, UDP, address, port) as pid:
             datagram, (_, peer, *_) = server.recvfrom(1)
             server.sendto(datagram, (address, peer))
-    talked(recorded, pid, 17, address, port, peer)
+    talked(recorded, pid, UDP, address, port, peer)
 
 
 def talked(recorded: Events, pid: int, protocol: int, address: str, port: int, peer: int) -> None:
@@ -181,9 +185,9 @@ def talked(recorded: Events, pid: int, protocol: int, address: str, port: int, p
 
 
 @contextmanager
-def client(family: int, kind: int, address: str, port: int) -> Iterator[int]:
+def client(family: int, kind: int, protocol: int, address: str, port: int) -> Iterator[int]:
     """A process that talks to that server and waits for its answer."""
-    arguments = map(str, (int(family), int(kind), address, port))
+    arguments = map(str, (int(family), int(kind), protocol, address, port))
     with subprocess.Popen([sys.executable, "-S", "-c", CLIENT, *arguments]) as process:
         yield process.pid
         assert process.wait() == 0
@@ -216,6 +220,15 @@ def report(name: str, check: Callable[..., None], *arguments: object) -> bool:
     return error is None
 
 
+def load_modules() -> None:
+    """Hand the modules that came along to the kernel, in the order of their names."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for module in sorted(MODULES.iterdir()):
+        image = module.read_bytes()
+        if libc.syscall(INIT_MODULE, image, ctypes.c_ulong(len(image)), b""):
+            raise OSError(ctypes.get_errno(), f"{module.name}: {os.strerror(ctypes.get_errno())}")
+
+
 def prepare() -> None:
     """What an init program has to do before others can run."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -228,6 +241,8 @@ def prepare() -> None:
 
 
 def scenarios() -> None:
+    if MODULES.exists():
+        report("load modules", load_modules)
     for name in objects():
         report(f"load {name}", load, name)
     report("iterators", iterates)
@@ -241,6 +256,8 @@ def scenarios() -> None:
     for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         report(f"TCP {address}", connects, recorded, family, address)
         report(f"UDP {address}", sends, recorded, family, address)
+        if any(MODULES.glob("*-sctp.ko")):
+            report(f"SCTP {address}", connects, recorded, family, address, SCTP)
     for source in reversed(used):
         lost, error = dict(+source.counters.lost), source.counters.last_error
         report(f"stop {source.kind}", stop, source, lost, error)

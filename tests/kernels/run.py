@@ -1,4 +1,4 @@
-"""Boots Debian's kernels under QEMU and runs `guest.py` in each: every BPF object loads, exec, TCP and UDP are seen.
+"""Boots Debian's kernels under QEMU and runs `guest.py` in each: every BPF object loads, exec, TCP, UDP, SCTP are seen.
 
     python tests/kernels/run.py [KERNEL …]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import re
 import shutil
 import subprocess
@@ -27,6 +28,8 @@ HERE = Path(__file__).parent
 KEPT = HERE.parent.parent / ".build" / "kernels"
 PACKAGE = re.compile(r"^linux-image-((\d+\.\d+)\.[\w.+~-]+)-cloud-amd64$")
 """Kernels for virtual machines: the same source and options as the others, fewer drivers."""
+MODULES = ("crc32c_generic", "libcrc32c", "udp_tunnel", "ip6_udp_tunnel", "sctp")
+"""Modules that the guest loads, in their order: SCTP, and what it needs."""
 TIMEOUT = 600.0
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 mitigations=off PYTHONPATH=/agent PYTHONDONTWRITEBYTECODE=1"
 
@@ -44,7 +47,7 @@ def main() -> int:
     archive = KEPT / "initramfs.gz"
     archive.write_bytes(initramfs.build(HERE / "guest.py", *needed()))
     print(f"initramfs: {archive.stat().st_size >> 20} MB")
-    failed = [kernel for kernel in wanted if not works(image(kernel), archive)]
+    failed = [kernel for kernel in wanted if not works(*unpacked(kernel), archive)]
     print(f"{len(wanted) - len(failed)} of {len(wanted)} kernels passed" + "".join(f", not {name}" for name in failed))
     return 1 if failed else 0
 
@@ -83,34 +86,48 @@ def needed() -> tuple[list[Path], Path, set[Path]]:
     return packages, libbpf, mapped
 
 
-def image(kernel: str) -> Path:
-    """The kernel's image, out of its package."""
+def unpacked(kernel: str) -> tuple[Path, Path | None]:
+    """The kernel's image and an archive of modules, out of its package."""
     if Path(kernel).is_file():
-        return Path(kernel)
+        return Path(kernel), None
     release = kernel.removeprefix("linux-image-")
-    unpacked = KEPT / f"vmlinuz-{release}"
-    if unpacked.exists():
-        return unpacked
+    image, modules = KEPT / f"vmlinuz-{release}", KEPT / f"modules-{release}.gz"
+    if image.exists() and modules.exists():
+        return image, modules
     print(f"{kernel}: downloading")
     subprocess.run(["apt-get", "download", "-qq", kernel], cwd=KEPT, check=True)
     (package,) = KEPT.glob(f"{kernel}_*.deb")
+    archive = initramfs.Archive()
+    for path, content in files(package):
+        if path == f"./boot/vmlinuz-{release}":
+            image.write_bytes(content)
+        elif (name := path.rpartition("/")[2].partition(".ko")[0]) in MODULES:
+            plain = lzma.decompress(content) if path.endswith(".xz") else content
+            archive.file(f"modules/{MODULES.index(name)}-{name}.ko", plain)
+    modules.write_bytes(archive.packed())
+    package.unlink()
+    return image, modules
+
+
+def files(package: Path) -> Iterator[tuple[str, bytes]]:
+    """The kernel images and modules of a package."""
     with (
         subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpacking,
-        tarfile.open(fileobj=unpacking.stdout, mode="r|") as files,
+        tarfile.open(fileobj=unpacking.stdout, mode="r|") as entries,
     ):
-        for entry in files:
-            if entry.name == f"./boot/vmlinuz-{release}" and (content := files.extractfile(entry)) is not None:
-                unpacked.write_bytes(content.read())
-    package.unlink()
-    return unpacked
+        for entry in entries:
+            if re.search(r"/vmlinuz-|\.ko(\.xz)?$", entry.name) and (content := entries.extractfile(entry)) is not None:
+                yield entry.name, content.read()
 
 
-def works(kernel: Path, archive: Path) -> bool:
+def works(kernel: Path, modules: Path | None, archive: Path) -> bool:
     """Boot the kernel, print the results."""
     print(f"\n{kernel.name.removeprefix('vmlinuz-')}")
     console = KEPT / f"{kernel.name}.log"
+    whole = KEPT / "initrd"  # the kernel unpacks one archive after the other
+    whole.write_bytes(archive.read_bytes() + (modules.read_bytes() if modules else b""))
     begin, ended, passed = time.monotonic(), False, True
-    for line in boot(kernel, archive, console):
+    for line in boot(kernel, whole, console):
         if line == "END":
             ended = True
         if line.startswith("RESULT "):

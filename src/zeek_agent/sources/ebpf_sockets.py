@@ -179,14 +179,14 @@ def _attach_all(loaded: BpfObject) -> None:
 
 
 def _attach_to_cgroups(loaded: BpfObject) -> None:
-    """Attach at the root of the control groups, where every process is."""
+    """Attach what is for control groups at their root, where every process is."""
     obstacle, mounted = why_no_cgroup2(), cgroup2()
     if obstacle is not None or mounted is None:
         raise OSError(obstacle)
     directory = os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for program in loaded.programs:
-            loaded.attach(program, directory)
+            loaded.attach(program, directory if loaded.section(program).startswith("cgroup") else None)
     finally:
         os.close(directory)
 

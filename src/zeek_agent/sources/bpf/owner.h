@@ -50,7 +50,7 @@ struct owner {
 	__u16 remote_port;
 	__u8 family;
 	__u8 protocol;
-	__u8 state; /* TCP: the last one that was looked at */
+	__u8 state; /* TCP: the last one that was looked at; SCTP: the one in which it was taken */
 	__u8 reserved;
 };
 

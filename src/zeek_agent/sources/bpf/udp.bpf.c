@@ -19,6 +19,9 @@ LAYOUT(socket_event);
 #define ICMP_ECHO 8
 #define ICMPV6_ECHO 128
 #define ICMPV6_REPLY 129
+#define SCTP_ESTABLISHED 1
+#define SCTP_LISTENING 10
+#define SOCK_STREAM 1
 #define SOCK_DGRAM 2
 #define SOCK_RAW 3
 #define FLOWS 32768
@@ -137,7 +140,9 @@ static __always_inline bool is_ours(struct bpf_sock *sk, bool outbound)
 {
 	if (sk->type == SOCK_RAW)
 		return outbound;
-	return sk->type == SOCK_DGRAM || sk->protocol == IPPROTO_SCTP;
+	if (sk->protocol == IPPROTO_SCTP) /* of one that listens for connections, the accepted sockets tell */
+		return sk->type != SOCK_STREAM || sk->state != SCTP_LISTENING;
+	return sk->type == SOCK_DGRAM;
 }
 
 /* The socket's address as a number: through memory, because the verifier forbids to calculate with the pointer. */
@@ -253,6 +258,8 @@ static __always_inline int datagram(struct __sk_buff *skb, bool outbound)
 	struct owner *owner = owner_of(sk, outbound);
 	if (!owner || owner->ignored)
 		return 1;
+	if (owner->state == SCTP_ESTABLISHED) /* accepted, whoever sends first */
+		outbound = false;
 	remember(owner, &packet, outbound);
 	report_packet(sk, owner, &packet, flow.cookie, outbound);
 	return 1;
@@ -300,6 +307,24 @@ ON_ADDRESS(sendmsg4)
 ON_ADDRESS(sendmsg6)
 ON_ADDRESS(recvmsg4)
 ON_ADDRESS(recvmsg6)
+
+/* Who listens at or accepts an SCTP socket, which passes no hook of control groups: both change its state in the
+ * process's own context. One that connects has a file already, and its owner since it began to send.
+ */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(on_state, struct sock *sk, int before, int now)
+{
+	if (sk->sk_protocol != IPPROTO_SCTP)
+		return 0;
+	if (now != SCTP_LISTENING && (now != SCTP_ESTABLISHED || sk->sk_socket))
+		return 0;
+	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (owner && !owner->pid) {
+		take(owner);
+		owner->state = now;
+	}
+	return 0;
+}
 
 static __always_inline void report_socket(struct bpf_sock *sk, struct owner *owner, __u16 kind)
 {
