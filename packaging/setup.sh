@@ -26,7 +26,7 @@ missing_packages() {
         probe=${entry%%:*}
         if [[ $probe == /* ]]; then [[ -e $probe ]] || echo "${entry##*:}"; else command -v "$probe" >/dev/null || echo "${entry##*:}"; fi
     done
-    ldconfig -p 2>/dev/null | grep -q 'libbpf\.so\.1 ' || echo libbpf1
+    [[ $(ldconfig -p 2>/dev/null) == *'libbpf.so.1 '* ]] || echo libbpf1
     "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
 }
 

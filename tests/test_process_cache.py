@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from zeek_agent.sources.process_cache import TICKS, Process, ProcessCache, read_process, start_ticks
 from zeek_agent.sources.procfs import Process as ShownProcess
 from zeek_agent.sources.procfs import Procfs
 
 SECOND = 1_000_000_000
+CHILD_WITH_A_LOWER_PID = """
+import os, signal
+from pathlib import Path
+
+wanted = os.getpid() - 1
+while True:
+    wanted -= 1
+    Path("/proc/sys/kernel/ns_last_pid").write_text(str(wanted - 1))
+    child = os.fork()
+    if child == 0:
+        while True:
+            signal.pause()
+    if child < os.getpid():
+        break
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+print(child, flush=True)
+signal.pause()
+"""
 
 
 def process(pid: int, started: int, since: int | None = None, exe: str = "/bin/one") -> Process:
@@ -154,3 +177,20 @@ def test_command_lines_are_redacted_before_they_are_kept() -> None:
         sleeping.kill()
     assert found is not None
     assert found.cmdline == "SLEEP 60"
+
+
+@pytest.mark.root
+def test_a_parent_with_a_higher_pid_is_found_too() -> None:
+    """As it is once the kernel has begun to count its pids anew."""
+    with subprocess.Popen([sys.executable, "-c", CHILD_WITH_A_LOWER_PID], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        cache = ProcessCache()
+        cache.seed()
+        parent.kill()
+        os.kill(child, signal.SIGKILL)
+    found, above = cache.lookup(child), cache.lookup(parent.pid)
+    assert child < parent.pid
+    assert found is not None
+    assert above is not None
+    assert (found.parent_entity_id, found.parent_name) == (above.entity_id, above.name)

@@ -228,7 +228,8 @@ def _await_confirmation(channel: socket.socket) -> None:
     deadline = time.monotonic() + 1.0
     while (left := deadline - time.monotonic()) > 0 and select.select([channel], [], [], left)[0]:
         datagram = channel.recv(4_096)
-        if _EVENT.unpack_from(datagram, _BODY)[0] == _What.CONFIRMED:
+        ours = _CONNECTOR.unpack_from(datagram, _HEAD)[3] == os.getpid() + 1  # not another listener's
+        if ours and _EVENT.unpack_from(datagram, _BODY)[0] == _What.CONFIRMED:
             code = _IDS.unpack_from(datagram.ljust(_DATA + _IDS.size, b"\0"), _DATA)[0]
             if code:
                 raise OSError(code, os.strerror(code))

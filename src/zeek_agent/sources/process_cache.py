@@ -101,9 +101,12 @@ class ProcessCache:
 
     def seed(self) -> None:
         """Add what /proc shows now; what the cache has already stays."""
-        for pid in _procfs(self._proc).pids():
-            if self._living(pid) is None and (process := self.read(pid)) is not None:
-                self._add(process)
+        strangers = [pid for pid in _procfs(self._proc).pids() if self._living(pid) is None]
+        shown = [process for pid in strangers if (process := self.read(pid)) is not None]
+        for process in shown:
+            self._add(process)
+        for process in shown:  # a parent's pid may be the higher one
+            self._note_parent(process)
 
     def begin(self, process: Process) -> None:
         """A process was forked: `process` holds its facts, unless the cache has it already (seen in /proc)."""
@@ -151,10 +154,8 @@ class ProcessCache:
         process = read_process(pid, self._proc)
         if process is not None and process.cmdline is not None:
             process.cmdline = self._redact(process.cmdline)
-        if process is not None and (parent := self.lookup(process.ppid)) is not None:
-            process.parent_entity_id = parent.entity_id
-            process.parent_name = parent.name
-            process.parent_exe = parent.exe
+        if process is not None:
+            self._note_parent(process)
         return process
 
     def command_line(self, arguments: bytes, cut: bool = False) -> str | None:
@@ -181,6 +182,12 @@ class ProcessCache:
         oldest = now - self._grace
         while ended and (len(ended) > self._limit or (ended[0].until or 0) < oldest):
             self._forget(ended.popleft())
+
+    def _note_parent(self, process: Process) -> None:
+        if (parent := self.lookup(process.ppid)) is not None:
+            process.parent_entity_id = parent.entity_id
+            process.parent_name = parent.name
+            process.parent_exe = parent.exe
 
     def _living(self, pid: int) -> Process | None:
         versions = self._versions.get(pid)
