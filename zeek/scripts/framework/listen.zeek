@@ -78,6 +78,21 @@ function why_not_listen(): string
 	return "";
 	}
 
+# Whether this is a Zeek that runs alone with ZeroMQ, whose events nobody takes around. Its scripts may come after these.
+function lacks_proxy(): bool
+	{
+@ifdef ( Cluster::CLUSTER_BACKEND_ZEROMQ )
+	if ( ! Cluster::is_enabled()
+	    && Cluster::backend == Cluster::CLUSTER_BACKEND_ZEROMQ )
+		{
+		local runs_proxy = lookup_ID("Cluster::Backend::ZeroMQ::run_proxy_thread");
+		return runs_proxy is bool && ! ( runs_proxy as bool );
+		}
+@endif
+
+	return F;
+	}
+
 function open_port()
 	{
 	local address = listen_address;
@@ -123,6 +138,9 @@ event zeek_init() &priority=-90
 		Reporter::warning(fmt("Zeek Agent: not listening for agents: %s", obstacle));
 		return;
 		}
+
+	if ( lacks_proxy() )
+		Reporter::warning("Zeek Agent: agents are answered only while a proxy of ZeroMQ runs: redef Cluster::Backend::ZeroMQ::run_proxy_thread = T");
 
 	# An agent that came before this node's subscriptions have reached the cluster would not be heard.
 	schedule 1sec { open_port_soon() };

@@ -1,10 +1,10 @@
-# @TEST-DOC: The port that the stock server script opens is shared; layouts in which agents would never be answered are told.
+# @TEST-DOC: The port that ZeekControl opens is shared; layouts in which agents would never be answered are told.
 #
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
 # @TEST-PORT: XSUB_PORT
 #
-# @TEST-EXEC: ZEEK_WEBSOCKET_LISTEN_PORT=${WS_PORT%/*} zeek frameworks/cluster/websocket/server ${PACKAGE} ${FILES}/test.zeek %INPUT 2> shared
+# @TEST-EXEC: ZEEK_WEBSOCKET_LISTEN_PORT=${WS_PORT%/*} zeek ${PACKAGE} ${FILES}/test.zeek %INPUT as-zeekctl.zeek 2> shared
 # @TEST-EXEC: grep -q 'listening for agents at ws://127.0.0.1' shared
 # @TEST-EXEC: ! grep -i 'error\|cannot' shared
 # @TEST-EXEC: ZEEK_WEBSOCKET_LISTEN_PORT=${WS_PORT%/*} python3 hold.py zeek ${PACKAGE} ${FILES}/test.zeek %INPUT 2> taken
@@ -13,6 +13,9 @@
 # @TEST-EXEC: ! grep -q listening off
 # @TEST-EXEC: ZEEKPATH=.:$(zeek --help 2>&1 | sed -n 's/.*ZEEKPATH.*(\(.*\))/\1/p') CLUSTER_NODE=manager zeek frameworks/cluster/backend/zeromq ${PACKAGE} ${FILES}/test.zeek %INPUT Cluster::Backend::ZeroMQ::run_proxy_thread=T 2> logger
 # @TEST-EXEC: grep -q 'manager that is also the logger never answers' logger
+# @TEST-EXEC: zeek frameworks/cluster/backend/zeromq ${PACKAGE} ${FILES}/test.zeek %INPUT 2> alone
+# @TEST-EXEC: grep -q 'redef Cluster::Backend::ZeroMQ::run_proxy_thread = T' alone
+# @TEST-EXEC: for output in shared taken off logger; do ! grep run_proxy_thread $output || exit 1; done
 
 global terminate_now: event();
 
@@ -25,6 +28,14 @@ event terminate_now()
 	{
 	terminate();
 	}
+
+# @TEST-START-FILE as-zeekctl.zeek
+event zeek_init()
+	{
+	Cluster::listen_websocket([$listen_addr=127.0.0.1,
+	                           $listen_port=to_port(getenv("ZEEK_WEBSOCKET_LISTEN_PORT") + "/tcp")]);
+	}
+# @TEST-END-FILE
 
 # @TEST-START-FILE hold.py
 import os
