@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-PACKAGE: Final = Path(__file__).parent.parent / "zeek" / "scripts"
+from zeek_program import PACKAGE, ZEROMQ, ZEROMQ_PORTS, free_port
+
 NODES: Final = ("manager", "logger", "proxy", "worker-1", "worker-2")
 _LAYOUT: Final = """
 redef Cluster::manager_is_logger = F;
@@ -25,22 +25,11 @@ redef Cluster::nodes = {{
 }};
 """
 _SITE: Final = """
-@load frameworks/cluster/backend/zeromq
 @load {package}
-redef Cluster::Backend::ZeroMQ::listen_xpub_endpoint = "tcp://127.0.0.1:{xpub}";
-redef Cluster::Backend::ZeroMQ::connect_xsub_endpoint = "tcp://127.0.0.1:{xpub}";
-redef Cluster::Backend::ZeroMQ::listen_xsub_endpoint = "tcp://127.0.0.1:{xsub}";
-redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = "tcp://127.0.0.1:{xsub}";
 redef Log::default_rotation_interval = 0secs;
 redef ZeekAgent::listen_port = {port}/tcp;
 redef ZeekAgent_Files::enabled = F;
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def search_path() -> str:
@@ -62,7 +51,9 @@ class Cluster:
         self.url = f"ws://127.0.0.1:{ports['port']}"
         directory.mkdir(exist_ok=True)
         (directory / "cluster-layout.zeek").write_text(_LAYOUT.format(**ports))
-        (directory / "site.zeek").write_text(_SITE.format(package=PACKAGE, **ports) + site)
+        (directory / "site.zeek").write_text(
+            ZEROMQ + _SITE.format(package=PACKAGE, **ports) + ZEROMQ_PORTS.format(**ports) + site
+        )
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("ZEEK_WEBSOCKET")},
             "ZEEKPATH": f"{directory}:{search_path()}",

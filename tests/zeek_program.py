@@ -20,6 +20,26 @@ from zeek_log import parse_header, parse_log
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "zeek" / "scripts"
 
+ZEROMQ = """
+@load base/misc/version
+@if ( Version::number < 80100 )
+@load frameworks/cluster/backend/zeromq/connect
+@else
+@load frameworks/cluster/backend/zeromq
+@endif
+"""
+"""Makes ZeroMQ the backend: until 8.1 that takes a script of its own."""
+
+ZEROMQ_PORTS = """
+@ifdef ( Cluster::Backend::ZeroMQ::listen_xpub_endpoint )
+redef Cluster::Backend::ZeroMQ::listen_xpub_endpoint = "tcp://127.0.0.1:{xpub}";
+redef Cluster::Backend::ZeroMQ::connect_xsub_endpoint = "tcp://127.0.0.1:{xpub}";
+redef Cluster::Backend::ZeroMQ::listen_xsub_endpoint = "tcp://127.0.0.1:{xsub}";
+redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = "tcp://127.0.0.1:{xsub}";
+@endif
+"""
+"""Where ZeroMQ is the backend, ports of one's own."""
+
 needs_zeek = pytest.mark.zeek
 
 
@@ -51,14 +71,10 @@ class Zeek:
         self.port = free_port()
         self.url = f"ws://127.0.0.1:{self.port}"
         self._command = [*prefix, "zeek", "-C", *arguments, "site.zeek"]
-        xpub, xsub = free_port(), free_port()
         self._site = f"""
         @load {PACKAGE}
+        {ZEROMQ_PORTS.format(xpub=free_port(), xsub=free_port())}
         redef ZeekAgent::listen_port = {self.port}/tcp;
-        redef Cluster::Backend::ZeroMQ::listen_xpub_endpoint = "tcp://127.0.0.1:{xpub}";
-        redef Cluster::Backend::ZeroMQ::connect_xsub_endpoint = "tcp://127.0.0.1:{xpub}";
-        redef Cluster::Backend::ZeroMQ::listen_xsub_endpoint = "tcp://127.0.0.1:{xsub}";
-        redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = "tcp://127.0.0.1:{xsub}";
         redef Log::default_rotation_interval = 0secs;
         redef ZeekAgent_Files::enabled = F;
         {site}
