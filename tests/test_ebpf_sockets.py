@@ -30,6 +30,13 @@ SO_COOKIE = 57
 COMMUNITY_ID = communityid.CommunityID()
 
 
+BECOMES_BASH = """
+import os, sys
+os.read(0, 1)
+os.execv("/bin/bash", ["bash", "-c", f"read go; for n in 1 2 3 4; do ( : </dev/tcp/127.0.0.1/{sys.argv[1]} ); done"])
+"""
+
+
 def sources(**settings: object) -> list[EbpfProcesses | EbpfSockets]:
     wanted = SourceSettings(**{"ignore_self": False, **settings})  # type: ignore[arg-type]
     monitor = Monitor(ProcessCache(), wanted.ring_bytes)
@@ -471,6 +478,27 @@ def test_records_that_the_ring_has_no_room_for_are_counted() -> None:
             recorded[1].drain()
         assert counters.received + counters.lost["overrun"] >= wanted
         assert counters.lost["overrun"] > 200
+
+
+def test_children_of_a_program_whose_start_was_lost_are_not_taken_for_what_it_was_before() -> None:
+    processes, sockets = sources()
+    processes._monitor.ring_bytes = 4096
+    bash = str(Path("/bin/bash").resolve())
+    with Recording([processes, sockets]) as recording, listener() as (port, _):
+        command = [sys.executable, "-c", BECOMES_BASH, str(port)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0) as parent:
+            assert parent.stdin is not None
+            recording.expect("processes_events", pid=parent.pid, state="started")
+            with processes._monitor.lock:
+                generate("exec", 40, 0, "/bin/true")
+                parent.stdin.write(b".")
+                while str(Path(f"/proc/{parent.pid}/exe").readlink()) != bash:
+                    time.sleep(0.01)
+            parent.stdin.write(b"\n")
+        found = recording.expect(TABLE, 4, remote_port=port, direction="outbound", state="established")
+        assert not recording.events("processes_events", pid=parent.pid, exe=bash, state="started")
+    assert {event["exe"] for event in found} <= {bash, None}
+    assert {event["process"] for event in found} == {"bash"}
 
 
 def test_lost_executions_make_no_wrong_attribution() -> None:

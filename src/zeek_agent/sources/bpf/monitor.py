@@ -124,6 +124,7 @@ class Monitor:
             if self._processes is None or self._failed:
                 return
             marks = [(stream, stream.ring.end()) for stream in self._others]
+            self._note_losses()  # before records that came after them, and then those of meanwhile
             caught_up = self._catch_up(self._processes)
             self._note_losses()
             if caught_up:

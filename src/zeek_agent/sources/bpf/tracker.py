@@ -88,8 +88,9 @@ class ProcessTracker:
         origin_started, origin = FORK.unpack_from(record, PROCESS.size)
         copied = self.cache.find(origin, process.since, start_ticks(origin_started))
         if copied is not None:
-            process.exe = copied.exe
-            process.cmdline = copied.cmdline
+            if not self.cache.doubts(copied, process.name):
+                process.exe = copied.exe
+                process.cmdline = copied.cmdline
             process.cwd = copied.cwd
             process.cgroup = copied.cgroup
             process.container_id = copied.container_id
