@@ -20,14 +20,11 @@ from typing import Any
 import pytest
 from running_agent import AGENT_ID, RunningAgent, running, until
 from zeek_log import parse_header, parse_log
+from zeek_program import PACKAGE, ZEROMQ_PORTS, free_port
 
+STOCK_NEEDS = "frameworks/cluster/websocket/server"  # since Zeek 8.1
 STOCK_PACKAGE = "ZEEK_AGENT_STOCK_PACKAGE"
-OUR_PACKAGE = Path(__file__).parent.parent / "zeek" / "scripts"
-PORTS = """
-redef Cluster::Backend::ZeroMQ::listen_xpub_endpoint = "tcp://127.0.0.1:{xpub}";
-redef Cluster::Backend::ZeroMQ::connect_xsub_endpoint = "tcp://127.0.0.1:{xpub}";
-redef Cluster::Backend::ZeroMQ::listen_xsub_endpoint = "tcp://127.0.0.1:{xsub}";
-redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = "tcp://127.0.0.1:{xsub}";
+SITE = """
 redef Log::default_rotation_interval = 0secs;
 redef ZeekAgent_Processes::query_interval = 1sec;
 redef ZeekAgent_Sockets::query_interval = 1sec;
@@ -52,11 +49,12 @@ class Zeek:
         return f"ws://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        (self.directory / "ports.zeek").write_text(PORTS.format(xpub=free_port(), xsub=free_port()))
+        ports = ZEROMQ_PORTS.format(xpub=free_port(), xsub=free_port())
+        (self.directory / "site.zeek").write_text(ports + SITE)
         environment = {**os.environ, "ZEEK_WEBSOCKET_LISTEN_PORT": str(self.port), "ZEEK_DNS_FAKE": "1"}
         with (self.directory / "output").open("ab") as output:
             self.process = subprocess.Popen(
-                ["zeek", str(self.package), "ports.zeek"],
+                ["zeek", str(self.package), "site.zeek"],
                 cwd=self.directory,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -95,18 +93,14 @@ class Zeek:
         return await until(find, 20, f"{path}.log has no record with {wanted}")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 @pytest.fixture(params=["stock", "ours"])
 def zeek(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Zeek]:
-    package = OUR_PACKAGE
+    package = PACKAGE
     if request.param == "stock":
         if STOCK_PACKAGE not in os.environ:
             pytest.skip(f"needs the stock package: {STOCK_PACKAGE} names its scripts directory")
+        if subprocess.run(["zeek", "-a", STOCK_NEEDS], check=False, capture_output=True).returncode:
+            pytest.skip("the stock package needs Zeek 8.1")
         package = Path(os.environ[STOCK_PACKAGE])
     directory = tmp_path / "zeek"
     directory.mkdir()
