@@ -102,6 +102,19 @@ def check_community_id(event: Event) -> None:
 @root
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_every_connection_that_lives_50_ms_is_there_at_both_ends_with_its_process(address: str) -> None:
+    """In one of three tries: a machine that others keep busy does not always give the agent its turn within 50 ms."""
+    for tries_left in (2, 1, 0):
+        try:
+            connections_of_50_ms(address)
+        except (AssertionError, pytest.fail.Exception):
+            if not tries_left:
+                raise
+        else:
+            return
+
+
+def connections_of_50_ms(address: str) -> None:
+    """Makes 400 of them and checks all that is recorded."""
     with Recording(sources("inet_diag")) as recording, server(address, 0.05) as (server_pid, port):
         client_pid, ports = client(address, port, 0.05, 200, 100)
         for state in ("established", "closed"):
