@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from zeek_server import BROKER_ACK, Client, zeek_server
+from zeek_server import BROKER_ACK, CLUSTER_ACK, Client, zeek_server
 
 from zeek_agent.config import ZeekSettings
 from zeek_agent.database import Result, ResultColumn, Statement
@@ -163,6 +163,23 @@ async def test_old_servers_get_a_thirteenth_hello_field() -> None:
     assert len(hello.columns.data) == 13
     assert hello.named()["broker"] == "n/a"
     assert hello.named()["uptime"] == 1.5
+
+
+@pytest.mark.parametrize("ack", [BROKER_ACK, CLUSTER_ACK])
+async def test_brokers_server_gets_no_short_frames_and_the_log_says_so_once(
+    ack: protocol.Ack, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with zeek_server(ack) as zeek, agent(zeek.url(), many(300)) as one:
+        (await zeek.client()).abort()
+        client = await zeek.client()
+        await client.install("q1", query("SELECT many"))
+        last = await client.expect(ResultRow, number=300)
+        status = one.connection.status()
+    assert cells(last) == (299, "x" * 400)
+    assert status.dropped_rows == 0
+    assert (status.sent_bytes >= 300 * 2048) == ack.is_broker
+    assert sum("Broker's own server" in record.message for record in caplog.records) == ack.is_broker
 
 
 async def test_a_zeek_that_says_hello_first_is_told_again_who_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,14 @@ async def test_a_lost_connection_frees_whoever_waits() -> None:
     assert one.waiting_since is None
 
 
+async def test_short_frames_are_filled_up_where_the_server_needs_it() -> None:
+    wire = Wire()
+    one = Sender(wire, SETTINGS, frame_bytes_min=8)  # type: ignore[arg-type]
+    await one.send([b"[1]", b"[1,2,3,4,5]"])
+    assert wire.sent == [b"[1]     ", b"[1,2,3,4,5]"]
+    assert one.window.under_way == one.sent_bytes == 8 + 11
+
+
 async def test_a_cancelled_sender_leaves_its_turn_to_the_next() -> None:
     wire = Wire()
     one = sender(wire)

@@ -76,7 +76,13 @@ class ZeekSettings(Section, frozen=True):
     reconnect_min: Annotated[Positive, Meta(description="seconds before the first reconnect attempt")] = 0.5
     reconnect_max: Annotated[Positive, Meta(description="most seconds between reconnect attempts")] = 60.0
     batch_rows: Annotated[PositiveInt, Meta(description="most rows sent before a ping")] = 100
-    batch_bytes: Annotated[PositiveInt, Meta(description="most bytes sent before a ping")] = 65_536
+    batch_bytes: Annotated[
+        PositiveInt,
+        Meta(
+            description="most bytes sent before a ping, without the blanks that fill up frames to 2,048 bytes"
+            " where Broker's own server is (stock packages up to 2.3)"
+        ),
+    ] = 65_536
     window_bytes: Annotated[PositiveInt, Meta(description="bytes under way without a pong, at first")] = 262_144
     window_bytes_max: Annotated[PositiveInt, Meta(description="bytes under way without a pong, at most")] = 4_194_304
     slow_pong: Annotated[Positive, Meta(description="seconds after which a pong is late: then one batch at a time")] = (

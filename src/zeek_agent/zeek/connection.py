@@ -42,6 +42,7 @@ SEND_BUFFER: Final = 128 * 1024
 WRITE_LIMIT: Final = 32 * 1024
 CLOSE_TIMEOUT: Final = 2.0
 SHUTDOWN_TIMEOUT: Final = 3.0
+BROKER_NOTE: Final = "%s is Broker's own server, which drops clients for short frames: they are filled up to %d bytes"
 
 
 class State(StrEnum):
@@ -109,6 +110,7 @@ class ZeekConnection:
         self._reconnects = 0
         self._last_error: str | None = None
         self._logged_error: str | None = None
+        self._logged_broker = False
         if self.destination.is_tls and settings.tls.insecure:
             log.warning("%s: zeek.tls.insecure is set, whoever answers is taken for Zeek", self._url)
 
@@ -204,6 +206,9 @@ class ZeekConnection:
             self._enter(State.CONNECTED)
             self._logged_error = None
             log.info("connected to Zeek %s at %s", ack.version, self._url)
+            if ack.is_broker and not self._logged_broker:
+                self._logged_broker = True
+                log.info(BROKER_NOTE, self._url, protocol.BROKER_FRAME_BYTES)
             await session.run()
         finally:
             if self._session is not None:

@@ -73,14 +73,21 @@ class _Batch:
 class Sender:
     """Sends batches on one WebSocket, in turn among those who have some, within the window.
 
-    Every method raises ConnectionError once the connection is gone.
+    A frame shorter than `frame_bytes_min` is filled up with blanks, which count as any byte. Every method raises
+    ConnectionError once the connection is gone.
     """
 
     def __init__(
-        self, websocket: ClientConnection, settings: ZeekSettings, monotonic: Callable[[], float] = time.monotonic
+        self,
+        websocket: ClientConnection,
+        settings: ZeekSettings,
+        monotonic: Callable[[], float] = time.monotonic,
+        *,
+        frame_bytes_min: int = 0,
     ) -> None:
         self._websocket = websocket
         self._monotonic = monotonic
+        self._frame_bytes_min = frame_bytes_min
         self._turn = asyncio.Lock()  # first come, first served: nobody sends two batches while another waits
         self._freed = asyncio.Event()
         self._under_way: deque[_Batch] = deque()
@@ -101,6 +108,7 @@ class Sender:
 
         It may be shared: await it through `asyncio.shield`.
         """
+        frames = [frame.ljust(self._frame_bytes_min) for frame in frames]
         size = sum(map(len, frames))
         async with self._turn:
             while self.is_open and not self.window.has_room(size):

@@ -61,6 +61,10 @@ BROKER_INDEX: Final = HELLO_FIELDS.index("uptime")
 HELLO_FIELDS_BROKER: Final = (*HELLO_FIELDS[:BROKER_INDEX], "broker", *HELLO_FIELDS[BROKER_INDEX:])
 """The same for packages up to 2.3, which come with Zeek before 8.1."""
 
+BROKER_FRAME_BYTES: Final = 2048
+"""Payload from which a text frame is safe with Broker's own server: it drops a client when it reads a shorter one in
+pieces, which happens when several are under way (zeek/broker#458), and on any network. Blanks may follow the JSON."""
+
 _ENUM: Final = "ZeekAgent::"
 _QUERY_FIELDS: Final = 7
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")

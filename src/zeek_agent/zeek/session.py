@@ -63,7 +63,9 @@ class Session:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ack = ack
-        self.sender = Sender(websocket, settings, monotonic)
+        self.sender = Sender(
+            websocket, settings, monotonic, frame_bytes_min=protocol.BROKER_FRAME_BYTES if ack.is_broker else 0
+        )
         self.instances: dict[str, Instance] = {}
         self._websocket = websocket
         self._topics = topics
