@@ -1,6 +1,7 @@
 """The real program with a real Zeek: joining, changes in Zeek's own logs, restarts of either side.
 
-The stock package is taken from where the environment variable `ZEEK_AGENT_STOCK_PACKAGE` says (its scripts directory).
+The stock package is taken from where the environment variable `ZEEK_AGENT_STOCK_PACKAGE` says (its scripts directory),
+one up to 2.3, with which Zeek 8.0 opens Broker's own server, from `ZEEK_AGENT_OLD_STOCK_PACKAGE`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ from zeek_program import PACKAGE, ZEROMQ_PORTS, free_port
 
 STOCK_NEEDS = "frameworks/cluster/websocket/server"  # since Zeek 8.1
 STOCK_PACKAGE = "ZEEK_AGENT_STOCK_PACKAGE"
+OLD_STOCK_PACKAGE = "ZEEK_AGENT_OLD_STOCK_PACKAGE"
+BROKER_SERVER = """
+redef Broker::disable_ssl = T;
+redef Broker::default_listen_address_websocket = "127.0.0.1";
+redef Broker::default_port_websocket = {port}/tcp;
+"""
 SITE = """
 redef Log::default_rotation_interval = 0secs;
 redef ZeekAgent_Processes::query_interval = 1sec;
@@ -41,6 +48,8 @@ class Zeek:
     directory: Path
     port: int
     process: subprocess.Popen[bytes] | None = None
+    is_old: bool = False
+    """Whether Zeek serves agents by Broker's own server."""
     errors: list[str] = field(default_factory=list)
     """Messages of level error in the reporter.log of each life."""
 
@@ -50,7 +59,8 @@ class Zeek:
 
     async def start(self) -> None:
         ports = ZEROMQ_PORTS.format(xpub=free_port(), xsub=free_port())
-        (self.directory / "site.zeek").write_text(ports + SITE)
+        server = BROKER_SERVER.format(port=self.port) if self.is_old else ""
+        (self.directory / "site.zeek").write_text(ports + server + SITE)
         environment = {**os.environ, "ZEEK_WEBSOCKET_LISTEN_PORT": str(self.port), "ZEEK_DNS_FAKE": "1"}
         with (self.directory / "output").open("ab") as output:
             self.process = subprocess.Popen(
@@ -93,18 +103,21 @@ class Zeek:
         return await until(find, 20, f"{path}.log has no record with {wanted}")
 
 
-@pytest.fixture(params=["stock", "ours"])
+@pytest.fixture(params=["stock", "old stock", "ours"])
 def zeek(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Zeek]:
     package = PACKAGE
-    if request.param == "stock":
-        if STOCK_PACKAGE not in os.environ:
-            pytest.skip(f"needs the stock package: {STOCK_PACKAGE} names its scripts directory")
-        if subprocess.run(["zeek", "-a", STOCK_NEEDS], check=False, capture_output=True).returncode:
-            pytest.skip("the stock package needs Zeek 8.1")
-        package = Path(os.environ[STOCK_PACKAGE])
+    is_old = request.param == "old stock"
+    if request.param != "ours":
+        variable = OLD_STOCK_PACKAGE if is_old else STOCK_PACKAGE
+        if variable not in os.environ:
+            pytest.skip(f"needs the {request.param} package: {variable} names its scripts directory")
+        is_before_8_1 = subprocess.run(["zeek", "-a", STOCK_NEEDS], check=False, capture_output=True).returncode != 0
+        if is_before_8_1 != is_old:
+            pytest.skip(f"the {request.param} package needs Zeek {'before ' if is_old else ''}8.1")
+        package = Path(os.environ[variable])
     directory = tmp_path / "zeek"
     directory.mkdir()
-    zeek = Zeek(package, directory, free_port())
+    zeek = Zeek(package, directory, free_port(), is_old=is_old)
     try:
         yield zeek
     finally:

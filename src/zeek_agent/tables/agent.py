@@ -119,7 +119,7 @@ zeek_agent_connections = Table(
         Column("state", "text", "`connecting`, `connected`, `waiting` to try again after a failure, or `stopped`"),
         Column("since", "time", "since when it is in that state"),
         Column("endpoint", "text", "what Zeek calls its end of the connection"),
-        Column("zeek_version", "text", "Zeek's version; that of Broker for Zeek 8.0 and older"),
+        Column("zeek_version", "text", "Zeek's version; Broker's over Broker's own server (packages up to 2.3)"),
         Column("instances", "count", "Zeek instances that were heard behind the connection"),
         Column("queries", "count", "queries that they have installed"),
         Column("queued_rows", "count", "rows that wait to be sent"),

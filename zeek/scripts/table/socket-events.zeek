@@ -28,7 +28,8 @@ export {
 		uid: count &log &optional;
 		## Its effective group id.
 		gid: count &log &optional;
-		## ``IPv4`` or ``IPv6``.
+		## ``IPv4``, ``IPv6``, or ``packet`` for a packet socket that was opened, which has no ends and
+		## the state ``listen``.
 		family: string &log &optional;
 		## Transport protocol's number.
 		protocol: count &log &optional;
@@ -56,7 +57,8 @@ export {
 		uid: count &log &optional;
 		## Its effective group id.
 		gid: count &log &optional;
-		## ``IPv4`` or ``IPv6``.
+		## ``IPv4``, ``IPv6``, or ``packet`` for a packet socket that was opened, which has no ends and
+		## the state ``listen``.
 		family: string &log &optional;
 		## Transport protocol's number.
 		protocol: count &log &optional;
