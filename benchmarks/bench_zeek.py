@@ -60,10 +60,12 @@ SELECT 1000 + i % 400 AS "pid:count", 'python3' AS process, 'IPv4' AS family, 6 
 1000 AS "uid:count", '/usr/bin/python3 -m http.server' AS cmdline, 1795489155.123456 + i / 1000.0 AS "at:time" FROM n"""
 
 SCRIPT: Final = """
+@ifdef ( Cluster::Backend::ZeroMQ::listen_xpub_endpoint )
 redef Cluster::Backend::ZeroMQ::listen_xpub_endpoint = "tcp://127.0.0.1:{xpub}";
 redef Cluster::Backend::ZeroMQ::connect_xsub_endpoint = "tcp://127.0.0.1:{xpub}";
 redef Cluster::Backend::ZeroMQ::listen_xsub_endpoint = "tcp://127.0.0.1:{xsub}";
 redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = "tcp://127.0.0.1:{xsub}";
+@endif
 module Benchmark;
 export {{
     redef enum Log::ID += {{ LOG }};

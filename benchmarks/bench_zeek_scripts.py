@@ -34,10 +34,12 @@ WINDOW: Final = 256 * 1024
 BASIC: Final = 9
 SITE: Final = """
 @load {package}
+@ifdef ( Cluster::Backend::ZeroMQ::listen_xpub_endpoint )
 redef Cluster::Backend::ZeroMQ::listen_xpub_endpoint = "tcp://127.0.0.1:{xpub}";
 redef Cluster::Backend::ZeroMQ::connect_xsub_endpoint = "tcp://127.0.0.1:{xpub}";
 redef Cluster::Backend::ZeroMQ::listen_xsub_endpoint = "tcp://127.0.0.1:{xsub}";
 redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = "tcp://127.0.0.1:{xsub}";
+@endif
 redef ZeekAgent::attribute_connections = F;
 module Minimal;
 export {{
