@@ -70,10 +70,13 @@ async def test_what_the_buffers_have_no_room_for_is_counted_exactly_and_the_agen
         with accepting() as port, witness() as seen:
 
             async def both() -> tuple[dict[str, int], dict[str, int]]:
-                """What the agent received or lost, and what there was, at a moment at which nothing happens."""
+                """What the agent received or lost, and what there was, at a moment at which nothing happens.
+
+                The agent brings its counters up to date each second.
+                """
                 while True:
                     before, theirs = seen(), await asyncio.to_thread(counted, agent)
-                    await asyncio.sleep(0.3)
+                    await asyncio.sleep(1.5)
                     if before == seen() and theirs == await asyncio.to_thread(counted, agent) and before == seen():
                         return {kind: row["received"] + row["lost_overrun"] for kind, row in theirs.items()}, before
 
