@@ -23,9 +23,11 @@ from zeek_agent.errors import ZeekAgentError
 
 T = TypeVar("T")
 
-WAIT = 15.0
-START = 20.0
-STOP = 10.0
+WAIT = 30.0
+START = 30.0
+STOP = 15.0
+LAST_WORDS = 4_000
+"""Characters of an agent's output that a failed test shows."""
 AGENT_ID = "H6sCElvPqe0P8W73ADijZGY"
 QUICK: Mapping[str, object] = {
     "agent.id": AGENT_ID,
@@ -193,6 +195,9 @@ def started(
     agent = RunningAgent(process, state, logs, output)
     try:
         yield agent
+    except BaseException as error:
+        error.add_note(f"agent, return code {process.poll()}: {output.read_text(errors='replace')[-LAST_WORDS:]}")
+        raise
     finally:
         if process.poll() is None:
             agent.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from running_agent import RunningAgent, running, until
 from zeek_server import Client, ZeekServer, zeek_server
 
@@ -33,7 +34,11 @@ async def one_shots(client: Client, times: int, label: str) -> None:
         for number, sql in enumerate(STATEMENTS):
             await client.install(f"{label}_{turn}_{number}", Query(sql, "Test::row"))
         await client.install(f"{label}_{turn}_end", Query("SELECT 42", "Test::end"))
-        await client.expect(ResultRow, lambda row, end=f"{label}_{turn}_end": row.context.query_id == end)  # type: ignore[misc]
+        await client.expect(
+            ResultRow,
+            lambda row, end=f"{label}_{turn}_end": row.context.query_id == end,  # type: ignore[misc]
+            seconds=60,
+        )
         client.events.clear()
 
 
@@ -43,6 +48,7 @@ async def joined(zeek: ZeekServer) -> Client:
     return client
 
 
+@pytest.mark.timeout(300)
 async def test_hundreds_of_queries_and_connections_leave_nothing_behind(tmp_path: Path) -> None:
     settings = {"zeek.reconnect_min": 0.01, "zeek.reconnect_max": 0.02, "log.entries": 100}
     async with zeek_server() as zeek, running(tmp_path, f"--zeek={zeek.url()}", settings=settings) as agent:

@@ -111,6 +111,8 @@ TRANSLATED = ("translated_local_addr", "translated_local_port", "translated_remo
 _NUMBER_OF_STATE = {name: [number for number, text in STATES.items() if text == name] for name in STATES.values()}
 _LISTEN = 1 << 10
 _UNCONNECTED = 1 << 7
+_NOBODYS = 1 << 6 | 1 << 12
+"""TIME_WAIT and NEW_SYN_RECV: busy hosts have tens of thousands, and no process holds one."""
 
 
 class Owner(NamedTuple):
@@ -217,6 +219,8 @@ def _held(wanted: Constraints, protocols: Collection[int], states: int) -> Itera
     procfs = Procfs(wanted.host.proc)
     only_pids = wanted.integers("pid")
     pids = procfs.pids() if only_pids is None else only_pids
+    if only_pids is not None:
+        states &= ~_NOBODYS
     listed = list(sockets_by_namespace(procfs.root, pids, protocols, states, wanted.check))
     if not any(found for _, found in listed):
         return
