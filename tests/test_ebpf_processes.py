@@ -215,6 +215,20 @@ def test_every_exec_at_full_speed_is_there() -> None:
         assert processes.counters.lost["overrun"] == 0
 
 
+@pytest.mark.parametrize("ring_bytes", [128 * 1024, 512 * 1024], ids=["less than a window", "two windows"])
+def test_long_records_are_whole_however_often_the_ring_comes_round(ring_bytes: int) -> None:
+    with Recording([processes := source(ring_bytes=ring_bytes)]) as recording:
+        made = {}
+        for number in range(200):
+            letters = chr(ord("a") + number % 26) * (2000 + number * 10)
+            made[run("/bin/true", letters).pid] = f"/bin/true {letters}"
+            processes.drain()
+        recording.expect(TABLE, pid=list(made)[-1], state="stopped")
+        started = {event["pid"]: event["cmdline"] for event in recording.events(TABLE, state="started", name="true")}
+        assert {pid: started.get(pid) for pid in made} == made, processes.counters
+        assert processes.counters.lost["decode"] == 0
+
+
 def test_records_that_the_ring_has_no_room_for_are_counted_exactly() -> None:
     tiny, ample = source(ring_bytes=4096), source()
     with Recording([tiny, ample]):
