@@ -143,6 +143,7 @@ async def test_what_is_logged_meanwhile_scrolls_by_above_the_live_view(
 ) -> None:
     monkeypatch.setattr(summary, "LIVE_INTERVAL", 0.05)
     monkeypatch.setenv("TERM", "xterm")
+    erase_line, view = "\x1b[2K", "collector on 127.0.0.1"
     handler = logbook.StandardError()
     handler.setFormatter(logbook.LineFormatter())
     master, slave = pty.openpty()
@@ -155,14 +156,16 @@ async def test_what_is_logged_meanwhile_scrolls_by_above_the_live_view(
                 handler.emit(
                     logging.makeLogRecord({"levelname": "WARNING", "name": "here", "msg": "mind \x1b[2J this"})
                 )
-                drawn_so_far, warning, redrawn = os.read(master, 65536).decode().partition("mind \\x1b[2J this")
+                shown = os.read(master, 65536).decode()
+                while "mind" not in shown or view not in shown.partition("mind")[2]:
+                    shown += os.read(master, 65536).decode()
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
     finally:
         os.close(master)
+    drawn_so_far, warning, redrawn = shown.partition("mind \\x1b[2J this")
     assert warning
-    erase_line, view = "\x1b[2K", "collector on 127.0.0.1"
     assert drawn_so_far.rindex(erase_line) > drawn_so_far.rindex(view)
     assert view in redrawn
 

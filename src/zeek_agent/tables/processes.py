@@ -84,7 +84,7 @@ def _reader(column: str, wanted: Constraints) -> Callable[[Process | Task], Valu
         return _unread
     if column == "cmdline":
         redact = wanted.host.access.redact
-        return lambda process: None if process.cmdline is None else redact(process.cmdline)
+        return lambda process: None if (cmdline := process.cmdline) is None else redact(cmdline)
     return attrgetter(column)
 
 
