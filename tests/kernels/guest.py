@@ -160,6 +160,9 @@ def connects(recorded: Events, family: socket.AddressFamily, address: str, proto
             accepted, (_, peer, *_) = listener.accept()
             with accepted:
                 accepted.sendall(accepted.recv(1))
+    waiting = {"pid": os.getpid(), "protocol": protocol, "local_addr": address, "local_port": port, "direction": None}
+    for state in ("listen", "closed"):
+        same(recorded.expect("sockets_events", state=state, **waiting), entity_id=me(), remote_port=None)
     talked(recorded, pid, protocol, address, port, peer)
     recorded.expect("sockets_events", pid=pid, protocol=protocol, state="closed", local_port=peer, remote_port=port)
 

@@ -308,25 +308,7 @@ ON_ADDRESS(sendmsg6)
 ON_ADDRESS(recvmsg4)
 ON_ADDRESS(recvmsg6)
 
-/* Who listens at or accepts an SCTP socket, which passes no hook of control groups: both change its state in the
- * process's own context. One that connects has a file already, and its owner since it began to send.
- */
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(on_state, struct sock *sk, int before, int now)
-{
-	if (sk->sk_protocol != IPPROTO_SCTP)
-		return 0;
-	if (now != SCTP_LISTENING && (now != SCTP_ESTABLISHED || sk->sk_socket))
-		return 0;
-	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (owner && !owner->pid) {
-		take(owner);
-		owner->state = now;
-	}
-	return 0;
-}
-
-static __always_inline void report_socket(struct bpf_sock *sk, struct owner *owner, __u16 kind)
+static __always_inline void report_socket(const struct owner *owner, __u16 kind, __u64 cookie, __u32 netns)
 {
 	struct socket_event *event = bpf_ringbuf_reserve(&records, sizeof(*event), 0);
 
@@ -338,7 +320,7 @@ static __always_inline void report_socket(struct bpf_sock *sk, struct owner *own
 	event->protocol = owner->protocol;
 	event->family = owner->family;
 	event->time = bpf_ktime_get_boot_ns();
-	event->cookie = bpf_get_socket_cookie(sk);
+	event->cookie = cookie;
 	event->error = 0;
 	__builtin_memcpy(event->local, owner->local, 16);
 	event->local_port = owner->local_port;
@@ -351,8 +333,51 @@ static __always_inline void report_socket(struct bpf_sock *sk, struct owner *own
 	}
 	event->outbound = owner->outbound;
 	put_owner(event, owner);
-	event->netns = netns_at(owner, sk);
+	event->netns = netns;
 	bpf_ringbuf_submit(event, wakeup());
+}
+
+/* An SCTP socket that was bound to a port waits for peers there. */
+static __always_inline void listens(struct sock *sk, struct owner *owner)
+{
+	__u64 cookie = bpf_get_socket_cookie(sk);
+
+	owner->local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+	if (!owner->local_port || owner->bound)
+		return;
+	owner->bound = 1;
+	owner->protocol = IPPROTO_SCTP;
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET) {
+		owner->family = 4;
+		BPF_CORE_READ_INTO((__u32 *)owner->local, sk, __sk_common.skc_rcv_saddr);
+	} else {
+		owner->family = 6;
+		BPF_CORE_READ_INTO((struct in6_addr *)owner->local, sk, __sk_common.skc_v6_rcv_saddr);
+	}
+	if (!owner->ignored)
+		report_socket(owner, RECORD_LISTEN, cookie, BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum));
+}
+
+/* Who listens at or accepts an SCTP socket, which passes no hook of control groups: both change its state in the
+ * process's own context. One that connects has a file already, and its owner since it began to send.
+ */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(on_state, struct sock *sk, int before, int now)
+{
+	if (sk->sk_protocol != IPPROTO_SCTP)
+		return 0;
+	if (now != SCTP_LISTENING && (now != SCTP_ESTABLISHED || sk->sk_socket))
+		return 0;
+	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!owner)
+		return 0;
+	if (!owner->pid) {
+		take(owner);
+		owner->state = now;
+	}
+	if (now == SCTP_LISTENING)
+		listens(sk, owner);
+	return 0;
 }
 
 static __always_inline int bound(struct bpf_sock *sk, __u8 family)
@@ -376,7 +401,7 @@ static __always_inline int bound(struct bpf_sock *sk, __u8 family)
 		local[3] = sk->src_ip6[3];
 	}
 	if (!owner->ignored)
-		report_socket(sk, owner, RECORD_BOUND);
+		report_socket(owner, RECORD_BOUND, bpf_get_socket_cookie(sk), netns_at(owner, sk));
 	return 1;
 }
 
@@ -398,6 +423,7 @@ int on_release(struct bpf_sock *sk)
 	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, 0);
 
 	if (owner && !owner->ignored && (owner->bound || owner->peers))
-		report_socket(sk, owner, owner->peers == 1 ? RECORD_CLOSED : RECORD_UNLISTEN);
+		report_socket(owner, owner->peers == 1 ? RECORD_CLOSED : RECORD_UNLISTEN, bpf_get_socket_cookie(sk),
+			      netns_at(owner, sk));
 	return 1;
 }
