@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Sequence
 
 import pytest
 from websockets.exceptions import ConnectionClosedError
@@ -71,15 +70,11 @@ class Wire:
         self.state = State.OPEN
         self.sent: list[bytes] = []
         self.pongs: list[asyncio.Future[float]] = []
-        self.protocol = self
 
-    @asynccontextmanager
-    async def send_context(self) -> AsyncIterator[None]:
+    async def send(self, frame: bytes, text: bool) -> None:
+        assert text
         if self.state is not State.OPEN:
             raise ConnectionClosedError(None, None)
-        yield
-
-    def send_text(self, frame: bytes) -> None:
         self.sent.append(frame)
 
     async def ping(self) -> Awaitable[float]:

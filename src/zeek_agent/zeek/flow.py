@@ -121,10 +121,9 @@ class Sender:
         self._under_way.append(batch)
         self.window.sent(size)
         try:
-            async with self._websocket.send_context():  # one write for all: half of what a `send` for each costs
-                for frame in frames:
-                    self._websocket.protocol.send_text(frame)
-            self.sent_bytes += size
+            for frame in frames:
+                await self._websocket.send(frame, text=True)
+                self.sent_bytes += len(frame)
             pong = asyncio.ensure_future(await self._websocket.ping())
         except ConnectionClosed as error:
             self._forget(batch)
