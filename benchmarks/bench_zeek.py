@@ -176,7 +176,8 @@ async def minimal_client(port: int, rows: int) -> None:
 def ready(event: protocol.InstallQuery, rows: int) -> list[list[bytes]]:
     """The answer as frames, in the batches in which the program sends them."""
     settings = ZeekSettings()
-    report = Report(event.query_id, event.query, COLUMNS, [(None, row(number)) for number in range(rows)])
+    answer = [(None, row(number)) for number in range(rows)]
+    report = Report(event.query_id, event.query, COLUMNS, answer, window=(0, 1))
     if event.query.event == protocol.ROWS:
         topic = protocol.response_topic(AGENT_ID, event.instance)
         about = protocol.Context(AGENT_ID, time.time(), event.query_id)
@@ -207,9 +208,11 @@ async def rate(package: str, who: str, rows: int) -> float:
             else:
                 arguments = [sys.executable, __file__, "client", str(port), str(rows)]
                 with subprocess.Popen(arguments) as client:
-                    async with asyncio.timeout(90):
-                        said = await line
-                    client.kill()
+                    try:
+                        async with asyncio.timeout(90):
+                            said = await line
+                    finally:
+                        client.kill()
             return rows / float(said.split()[1])
         finally:
             zeek.kill()
