@@ -91,13 +91,14 @@ function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
 	{
 	local t = network_time();
 	local host = ZeekAgent::hostname(ctx);
+	local change = ZeekAgent::change_type(ctx);
 
 	for ( _, columns in rows as Rows )
 		{
 		local info = Info($t=t, $hid=ctx$agent_id, $host=host, $columns=columns);
 
-		if ( ctx?$change )
-			info$change = ZeekAgent::change_type(ctx);
+		if ( change != "" )
+			info$change = change;
 
 		Log::write(LOG, info);
 		}
