@@ -27,10 +27,6 @@ pytestmark = pytest.mark.root
 TABLE = "sockets_events"
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 SO_COOKIE = 57
-CLOSED = 998
-"""Of 1,000 connections: a sandbox's kernel may run no program while its own daemon is the current task, which then
-misses a close that a packet brings just there.
-"""
 COMMUNITY_ID = communityid.CommunityID()
 
 
@@ -111,12 +107,31 @@ def check_server(event: Event, port: int) -> None:
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
 def test_a_thousand_short_lived_processes_each_with_a_connection(recording: Recording, family: int) -> None:
+    """Both ends of each are there in every round, and the end of each in one of three.
+
+    A sandbox's kernel may run no program while its own daemon is the current task: a close that a packet brings just
+    there is seen by nobody.
+    """
+    for _ in range(3):
+        owners, closed = a_thousand_connections(recording, family)
+        assert closed.items() <= owners.items()
+        if len(closed) == len(owners):
+            break
+    assert closed == owners
+    assert recording.sources[1].counters.lost["overrun"] == 0
+
+
+def a_thousand_connections(recording: Recording, family: int) -> tuple[dict[int, int], dict[int, int]]:
+    """Make them and check both ends; by cookie the pid that opened each, and of each that was seen to close."""
     with listener(family) as (port, _):
         made = generate("exec", 1000, 0, load_generator(), "tcp", LOOPBACK[family], port)
         wanted = {"state": "established", "protocol": 6}
         outbound = recording.expect(TABLE, 1000, direction="outbound", remote_port=port, **wanted)
         inbound = recording.expect(TABLE, 1000, direction="inbound", local_port=port, **wanted)
-        closed = recording.expect(TABLE, CLOSED, state="closed", protocol=6, remote_port=port)
+        ends = {"state": "closed", "protocol": 6, "remote_port": port}
+        deadline = time.monotonic() + 5
+        while len(closed := recording.events(TABLE, **ends)) < 1000 and time.monotonic() < deadline:
+            time.sleep(0.02)
     outbound.sort(key=lambda event: (event["pid"], event["local_port"]))
     assert [(event["pid"], event["local_port"]) for event in outbound] == sorted(made)
     assert sorted(event["remote_port"] for event in inbound) == sorted(local for _, local in made)
@@ -124,9 +139,8 @@ def test_a_thousand_short_lived_processes_each_with_a_connection(recording: Reco
         check_client(event, pid, port)
     for event in inbound:
         check_server(event, port)
-    owners = {event["cookie"]: event["pid"] for event in outbound}
-    assert {event["cookie"]: event["pid"] for event in closed}.items() <= owners.items()
-    assert recording.sources[1].counters.lost["overrun"] == 0
+    opened, ended = ({event["cookie"]: event["pid"] for event in events} for events in (outbound, closed))
+    return opened, ended
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])

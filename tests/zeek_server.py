@@ -109,8 +109,9 @@ class Client:
         """Wait until so many matching events came, in any order among others; the last of them."""
         deadline = time.monotonic() + seconds
         while len(found := self.of(kind, where)) < number:
-            came = Counter(type(event).__name__ for event in self.events)
-            assert time.monotonic() < deadline, f"{len(found)} of {number} {kind.__name__}, {self.state}, got {came}"
+            if time.monotonic() > deadline:
+                came = Counter(type(event).__name__ for event in self.events)
+                raise AssertionError(f"{len(found)} of {number} {kind.__name__}, {self.state}, got {came}")
             await asyncio.sleep(0.01)
         return found[number - 1]
 
