@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from zeek_agent.access import AccessPolicy
+from zeek_agent.config import AccessSettings
 from zeek_agent.events import EventStore
 from zeek_agent.events import file as event_file
 from zeek_agent.host import Host
 from zeek_agent.schema import Constraints, Row, Table
+from zeek_agent.sources.files.reads import FileReads
 from zeek_agent.tables import builtin_tables
 
 
@@ -53,11 +55,16 @@ class Agent:
         return ()
 
 
+READS_ALL = AccessPolicy(AccessSettings(files_allow=("/**",)))
+"""Contents of all files but the denied ones: what files a test makes are on no list."""
+
+
 def ask(
     table: Table,
     *parameters: Any,
     columns: Iterable[str] | None = None,
-    access: AccessPolicy | None = None,
+    access: AccessPolicy = READS_ALL,
+    reads: FileReads | None = None,
     check: Callable[[], None] = lambda: None,
     store: EventStore | None = None,
     **equal: Any,
@@ -67,7 +74,7 @@ def ask(
     given.update(zip(given, parameters, strict=False))
     names = [column.name for column in table.columns]
     wanted = Constraints(
-        Host(Agent(store), access or AccessPolicy()),
+        Host(Agent(store), access, reads or FileReads()),
         given,
         {name: frozenset(values if isinstance(values, list) else [values]) for name, values in equal.items()},
         frozenset(names if columns is None else columns),

@@ -6,12 +6,20 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from zeek_agent.access import AccessPolicy
 from zeek_agent.errors import LimitError
-from zeek_agent.sources.globbing import matching
+from zeek_agent.sources.files import globbing
+from zeek_agent.sources.files.gate import Gate
+from zeek_agent.sources.files.reads import FileReads
+
+
+def matching(pattern: str, check: Callable[[], None] = lambda: None) -> Iterator[str]:
+    return (match.path for match in globbing.matching(Gate(AccessPolicy(), FileReads()), pattern, check))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from asking import ask
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
 from zeek_agent.errors import LimitError
+from zeek_agent.sources.files.reads import FileReads
 from zeek_agent.tables import file_hashes as module
 from zeek_agent.tables.file_hashes import ALGORITHMS, LARGEST, SETTLED, file_hashes
 
@@ -104,13 +105,14 @@ def test_a_file_that_is_too_large_has_no_hashes(tmp_path: Path) -> None:
     assert (row["size"], row["md5"], row["sha1"], row["sha256"]) == (LARGEST + 1, None, None, None)
 
 
-def test_what_the_access_rules_deny_is_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_the_access_rules_deny_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "link").symlink_to("secret")
     (tmp_path / "open").write_text("open")
     access = AccessPolicy(AccessSettings(paths_deny=(f"{tmp_path}/secret",)))
-    assert [Path(row["path"]).name for row in ask(file_hashes, f"{tmp_path}/*", access=access)] == ["open"]
-    assert len(caplog.records) == 2
+    reads = FileReads()
+    assert [Path(row["path"]).name for row in ask(file_hashes, f"{tmp_path}/*", access=access, reads=reads)] == ["open"]
+    assert reads.omissions().refused == 2
     assert ask(file_hashes, "/etc/shadow") == []
 
 

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import ask
+from asking import READS_ALL, ask
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
 from zeek_agent.errors import LimitError, SqlError
-from zeek_agent.sources.lines import LONGEST_LINE, open_regular
+from zeek_agent.sources.files.contents import LONGEST_LINE
+from zeek_agent.sources.files.gate import Gate, Purpose
+from zeek_agent.sources.files.reads import FileReads
 from zeek_agent.tables.files import files_columns, files_lines, files_list
 from zeek_agent.text import from_os, to_bytes
 
@@ -100,34 +102,35 @@ def test_lines_may_hold_any_bytes(tmp_path_factory: pytest.TempPathFactory, raw:
     assert content(file) == [line.strip() for line in (expected if expected[-1] else expected[:-1])]
 
 
-def test_a_line_of_a_megabyte_is_kept_and_an_endless_one_is_cut(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_line_of_a_megabyte_is_kept_and_an_endless_one_is_cut(tmp_path: Path) -> None:
     file = tmp_path / "long"
     file.write_bytes(b"x" * 1_000_000 + b"\nshort")
-    assert [len(line) for line in content(file)] == [1_000_000, 5]
-    assert caplog.records == []
+    reads = FileReads()
+    assert [len(row["content"]) for row in ask(files_lines, str(file), reads=reads)] == [1_000_000, 5]
+    assert not reads.omissions()
     file.write_bytes(b"x" * LONGEST_LINE + b"\n" + b"y" * (3 * LONGEST_LINE + 1) + b"\nshort")
-    assert [len(line) for line in content(file)] == [LONGEST_LINE, LONGEST_LINE, 5]
-    assert "longer than" in caplog.text
+    assert [len(row["content"]) for row in ask(files_lines, str(file), reads=reads)] == [LONGEST_LINE, LONGEST_LINE, 5]
+    assert reads.omissions().truncated == 1
+    assert "longer than" in reads.omissions().summary()
 
 
-def test_a_file_that_may_not_be_read_is_skipped_and_logged_once(
+def test_a_file_that_may_not_be_read_is_skipped_counted_and_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     (tmp_path / "a").write_text("open")
     (tmp_path / "b").write_text("secret")
     (tmp_path / "c").write_text("open too")
     (tmp_path / "d").symlink_to("b")
-    access = AccessPolicy(AccessSettings(paths_deny=(f"{tmp_path}/b",)))
+    access = AccessPolicy(AccessSettings(files_allow=("/**",), paths_deny=(f"{tmp_path}/b",)))
     for _ in range(2):
-        rows = ask(files_lines, f"{tmp_path}/*", access=access)
+        reads = FileReads()
+        rows = ask(files_lines, f"{tmp_path}/*", access=access, reads=reads)
         assert [row["content"] for row in rows] == [b"open", b"open too"]
-    assert [str(record.args[0]) for record in caplog.records if isinstance(record.args, tuple)] == [
-        f"{tmp_path}/b",
-        f"{tmp_path}/d",
-    ]
-    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+        assert reads.omissions().refused == 2
+        assert reads.omissions().unread == {f"{tmp_path}/b", f"{tmp_path}/d"}
+    logged = [record.args[0] for record in caplog.records if isinstance(record.args, tuple)]
+    assert logged == [f"{tmp_path}/b", f"{tmp_path}/d"]
 
 
 def test_a_link_that_leads_to_a_denied_file_does_not_open_it(tmp_path: Path) -> None:
@@ -135,7 +138,7 @@ def test_a_link_that_leads_to_a_denied_file_does_not_open_it(tmp_path: Path) -> 
     directory.mkdir()
     (directory / "secret").write_text("secret")
     (tmp_path / "way").symlink_to(directory)
-    access = AccessPolicy(AccessSettings(paths_deny=(f"{tmp_path}/denied/**",)))
+    access = AccessPolicy(AccessSettings(files_allow=("/**",), paths_deny=(f"{tmp_path}/denied/**",)))
     assert ask(files_lines, f"{tmp_path}/way/*", access=access) == []
     assert ask(files_lines, f"{tmp_path}/way/../denied/secret", access=access) == []
     assert ask(files_columns, f"{tmp_path}/way/secret", "$1:text", access=access) == []
@@ -150,12 +153,13 @@ def test_a_bind_mount_of_a_secret_or_its_directory_does_not_show_it(tmp_path: Pa
     (etc / "hosts").write_text("public\n")
     plain.touch()
     query = [sys.executable, "-m", "zeek_agent", "query", "--state-dir", str(tmp_path / "state"), "--format", "csv"]
+    query.append(f'--set=access.files_allow=["{tmp_path}/**"]')
     sql = f"SELECT content FROM files_lines('{elsewhere}/*') UNION ALL SELECT content FROM files_lines('{plain}')"
     mounted = 'mount --bind "$0" "$1" && mount --bind "$0/shadow" "$2" && shift 2 && exec "$@"'
     command = ["unshare", "--mount", "sh", "-c", mounted, str(etc), str(elsewhere), str(plain), *query, sql]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["content", "public"]
-    assert f"{plain} is left out: the access rules deny " in done.stderr
+    assert f"{elsewhere}/shadow refused (denied by access.paths_deny" in done.stderr
 
 
 def test_secrets_are_denied_by_default() -> None:
@@ -188,12 +192,14 @@ def test_the_descriptors_are_closed(tmp_path: Path) -> None:
 
 def test_only_a_regular_file_is_handed_out(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
-    file = open_regular(str(tmp_path / "file"), AccessPolicy())
-    assert file is not None
-    with file:
+    gate = Gate(READS_ALL, FileReads())
+    place = gate.walk(gate.root, str(tmp_path / "file"))
+    opened = gate.open_regular(place, str(tmp_path / "file"), Purpose.CONTENTS)
+    assert opened is not None
+    with opened.file as file:
         assert stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         assert file.read() == b"text"
-    assert open_regular(str(tmp_path), AccessPolicy()) is None
+    assert gate.open_regular(gate.walk(gate.root, str(tmp_path)), str(tmp_path), Purpose.CONTENTS) is None
 
 
 def test_columns_are_split_at_white_space_and_comments_left_out(tmp_path: Path) -> None:

@@ -3,33 +3,61 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from enum import Enum, auto
 from itertools import groupby
-from typing import Any
+from typing import Any, Final
 
 import re2
 
+from zeek_agent import access_defaults
 from zeek_agent.config import AccessSettings
 from zeek_agent.errors import UsageError
+from zeek_agent.text import from_os, to_bytes
 
 REDACTED = "***"
+_WILDCARDS: Final = frozenset("*?[!")
+
+
+class Contents(Enum):
+    """What lets the contents of a file be read."""
+
+    CONFIGURED = auto()
+    """`access.files_allow` or `access.paths_allow` has it."""
+    PUBLIC = auto()
+    """It is on the list of files that may be read where every local user may read them."""
+    PRIVATE = auto()
+    """It is on the list of files that may be read although not every local user may."""
+    UNLISTED = auto()
+    """Nothing: it may only be listed and hashed."""
 
 
 class AccessPolicy:
     """The configured rules, compiled. Frozen after construction; any thread may ask.
 
-    Patterns of files: `*` and `?` stay inside one directory, `**` crosses directories, `/**/` also matches `/`, `[…]`
-    is a class. A pattern that starts with `!` takes back what earlier patterns of its list matched.
-    Raises UsageError for a redaction pattern that is no regular expression.
+    `protected` are absolute paths of the agent's own files and directories. Patterns of files: `*` and `?` stay inside
+    one directory, `**` crosses directories, `/**/` also matches `/`, `[…]` is a class. A pattern that starts with `!`
+    takes back what earlier patterns of its list matched. Raises UsageError for a redaction pattern that is no regular
+    expression.
     """
 
-    def __init__(self, settings: AccessSettings | None = None) -> None:
+    def __init__(self, settings: AccessSettings | None = None, protected: Iterable[str] = ()) -> None:
         settings = settings or AccessSettings()
+        self.protected = tuple(dict.fromkeys(normal(form) for path in protected for form in (path, _real(path))))
+        """The agent's own files and directories, which are denied whatever the configuration says."""
+        self.filesystems_allow = settings.filesystems_allow
+        self.reports_only = settings.mode == "report"
+        self.literals = tuple(rule for rule in settings.paths_deny if _WILDCARDS.isdisjoint(rule))
+        """The denied paths without wildcards, which are also recognised by device and inode."""
         self._tables_allow = settings.tables_allow
         self._tables_deny = settings.tables_deny
         self._paths_allow = _PathRules(settings.paths_allow)
         self._paths_deny = _PathRules(settings.paths_deny)
+        self._files_allow = _PathRules(settings.files_allow)
+        self._public = _PathRules(access_defaults.CONTENTS_PUBLIC)
+        self._private = _PathRules(access_defaults.CONTENTS_PRIVATE)
         self._redact = _compile_redaction(settings.redact)
 
     def may_query(self, table: str, *aliases: str) -> bool:
@@ -42,15 +70,29 @@ class AccessPolicy:
         )
 
     def may_read(self, path: str) -> bool:
-        """Whether tables may open the file at this absolute path.
+        """Whether a file that has this absolute path may be hashed; its contents also need `contents`.
 
-        Symbolic links are not followed here: ask for the path as written and for the resolved one.
+        Symbolic links are not followed here: ask for the path as written and for all that the file has.
         """
-        return not self.denies(path) and (not self._paths_allow or self._paths_allow.match(_normal(path)))
+        return not self.denies(path) and self.allows(path)
 
     def denies(self, path: str) -> bool:
-        """Whether a deny rule holds for this absolute path."""
-        return self._paths_deny.match(_normal(path))
+        """Whether a rule, or what is the agent's own, denies this absolute path."""
+        path = normal(path)
+        return self._paths_deny.match(path) or any(_is_own(path, own) for own in self.protected)
+
+    def allows(self, path: str) -> bool:
+        """Whether `access.paths_allow`, where there is one, has this absolute path."""
+        return not self._paths_allow or self._paths_allow.match(normal(path))
+
+    def contents(self, path: str) -> Contents:
+        """Which rule lets the contents of the file at this absolute path be read."""
+        path = normal(path)
+        if self._files_allow.match(path) or self._paths_allow.match(path):
+            return Contents.CONFIGURED
+        if self._private.match(path):
+            return Contents.PRIVATE
+        return Contents.PUBLIC if self._public.match(path) else Contents.UNLISTED
 
     def redact(self, cmdline: str) -> str:
         """The command line with secrets replaced by `***`."""
@@ -60,8 +102,23 @@ class AccessPolicy:
         return redacted
 
 
-def _normal(path: str) -> str:
+def normal(path: str) -> str:
+    """The absolute path without `.`, `..` and doubled slashes."""
     return "/" + posixpath.normpath(path).lstrip("/")
+
+
+def _is_own(path: str, own: str) -> bool:
+    """Whether a path is the agent's own, lies in it, or is a rotated or saved copy of it by its name."""
+    return path.startswith(own) and path[len(own) : len(own) + 1] in ("", "/", ".", "-", "~")
+
+
+def _real(path: str) -> str:
+    return from_os(os.path.realpath(os.fsdecode(to_bytes(path))))
+
+
+def admits_filesystem(rules: Sequence[str], kind: str, place: str) -> bool:
+    """Whether one of the rules of `access.filesystems_allow` names a file system, by its kind or its mount point."""
+    return any(normal(rule) == place if rule.startswith("/") else fnmatch.fnmatchcase(kind, rule) for rule in rules)
 
 
 class _PathRules:

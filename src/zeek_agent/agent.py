@@ -72,7 +72,7 @@ class Agent:
         self._connections: list[ZeekConnection] = []
         self._collector: Collector | None = None
         self._bridge: Bridge | None = None
-        access = AccessPolicy(config.access)
+        access = AccessPolicy(config.access, paths.protected(config, places))
         tables = [*builtin_tables(), *plugin_tables()]
         self.store = EventStore(places.store, tables, config.events)
         self.database = Database(tables, Host(self, access), config.limits, self.store)
@@ -255,6 +255,10 @@ def _query_row(installed: Installed) -> Sequence[Any]:
         installed.last_run,
         installed.last_duration,
         installed.last_error,
+        installed.files.refused,
+        installed.files.skipped,
+        installed.files.truncated,
+        sorted(installed.files.causes),
     )
 
 

@@ -184,8 +184,8 @@ def query(given: Given, *, sql: str, mode: str) -> int:
         asked.close()
     _printer(mode).write(columns, rows)
     for note in notes:
-        _fail(note, 1)
-    return 1 if notes else 0
+        _fail(note.message, 1)
+    return 0 if all(note.warning for note in notes) else 1
 
 
 @commands.command()

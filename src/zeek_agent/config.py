@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, cast, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
-from zeek_agent import paths, setting_types
+from zeek_agent import access_defaults, paths, setting_types
 from zeek_agent.errors import UsageError
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -108,6 +108,18 @@ class LimitSettings(Section, frozen=True):
         PositiveInt, Meta(description="memory that SQLite may take for sorting, grouping and intermediate rows")
     ] = 134_217_728
     workers: Annotated[PositiveInt, Meta(description="snapshot queries that run at the same time")] = 2
+    file_bytes: Annotated[PositiveInt, Meta(description="bytes of one file that a statement reads lines from")] = (
+        16_777_216
+    )
+    file_lines: Annotated[PositiveInt, Meta(description="lines of one file that a statement reads")] = 100_000
+    file_time: Annotated[Positive, Meta(description="seconds that reading lines of one file may take")] = 1.0
+    files_bytes: Annotated[PositiveInt, Meta(description="bytes of all files that a statement reads lines from")] = (
+        67_108_864
+    )
+    files_lines: Annotated[PositiveInt, Meta(description="lines of all files that a statement reads")] = 500_000
+    files_time: Annotated[
+        Positive, Meta(description="seconds that reading and hashing files may take in one statement")
+    ] = 5.0
 
 
 class AccessSettings(Section, frozen=True):
@@ -115,46 +127,38 @@ class AccessSettings(Section, frozen=True):
 
     tables_allow: Annotated[tuple[str, ...], Meta(description="if not empty: only these tables (globs)")] = ()
     tables_deny: Annotated[tuple[str, ...], Meta(description="never these tables (globs)")] = ()
-    paths_allow: Annotated[tuple[str, ...], Meta(description="if not empty: only these files are read (globs)")] = ()
+    paths_allow: Annotated[
+        tuple[str, ...],
+        Meta(description="if not empty: contents and hashes of these files only (globs), contents as by `files_allow`"),
+    ] = ()
     paths_deny: Annotated[
         tuple[str, ...],
-        Meta(description="never these files (globs; `**` crosses directories, a leading `!` takes back)"),
-    ] = (
-        "/**/etc/shadow*",
-        "/**/etc/gshadow*",
-        "/**/etc/master.passwd",
-        "/**/etc/security/opasswd",
-        "/**/etc/sudoers",
-        "/**/etc/sudoers.d/**",
-        "/**/etc/ssl/private/**",
-        "/**/etc/pki/**/private/**",
-        "/**/etc/letsencrypt/**/privkey*.pem",
-        "/**/ssh_host_*_key",
-        "/**/.ssh/id_*",
-        "!/**/.ssh/id_*.pub",
-        "/**/.gnupg/private-keys-v1.d/**",
-        "/**/*.key",
-        "/**/*.p12",
-        "/**/*.pfx",
-        "/**/*[-_]key.pem",
-        "/**/key.pem",
-        "/**/.aws/credentials",
-        "/**/.netrc",
-        "/**/.pgpass",
-        "/**/.my.cnf",
-        "/**/.git-credentials",
-        "/**/.docker/config.json",
-        "/**/.kube/config",
-        "/proc/**/environ",
-        "/proc/**/mem",
-        "/proc/**/fd/*",
-        "/proc/**/map_files/*",
-        "/proc/kcore",
-        "/proc/kmsg",
-        "/sys/kernel/debug/**",
-        "/sys/kernel/tracing/**",
-        "/dev/**",
-    )
+        Meta(
+            description="neither contents nor hashes of these files (globs; `**` crosses directories, a leading `!` "
+            "takes back what earlier patterns matched)"
+        ),
+    ] = access_defaults.PATHS_DENY
+    files_allow: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="contents of these files may be read, too, whatever their permissions (globs): more than the "
+            "[default list](security.md#contents)"
+        ),
+    ] = ()
+    filesystems_allow: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="file systems that may be entered although they can hang: kinds (`nfs4`, `fuse.*`) or mount "
+            "points (`/srv/data`)"
+        ),
+    ] = ()
+    mode: Annotated[
+        Literal["enforce", "report"],
+        Meta(
+            description="`report` reads contents that are on no list, and logs that it would not; what `paths_deny` "
+            "names stays refused. For the move from an older release, to be removed in the next one"
+        ),
+    ] = "enforce"
     redact: Annotated[
         tuple[str, ...], Meta(description="regular expressions (RE2); what they match in command lines reads `***`")
     ] = (r"(?i)(?:password|passwd|token|secret|api[-_]?key)[=:\s]+\S+",)

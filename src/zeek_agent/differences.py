@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -15,10 +16,12 @@ Cells: TypeAlias = tuple[Value, ...]
 Columns: TypeAlias = tuple[tuple[str, str], ...]
 """Names and types of a result's columns."""
 
-_FORMAT = 2
+_FORMAT = 3
+_FORMAT_WITHOUT_UNREAD = 2
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
-_unpacked = msgspec.msgpack.Decoder(tuple[int, Columns, dict[bytes, int]]).decode
+_unpacked_old = msgspec.msgpack.Decoder(tuple[int, Columns, dict[bytes, int]]).decode
+_unpacked = msgspec.msgpack.Decoder(tuple[int, Columns, dict[bytes, int], frozenset[str]]).decode
 
 
 class Snapshot:
@@ -27,11 +30,13 @@ class Snapshot:
     Rows are held encoded: a quarter of the memory, which counts where a result has ten thousands of them.
     """
 
-    __slots__ = ("_rows", "columns")
+    __slots__ = ("_rows", "columns", "unread")
 
-    def __init__(self, columns: Columns, rows: Iterable[Cells]) -> None:
+    def __init__(self, columns: Columns, rows: Iterable[Cells], unread: Iterable[str] = ()) -> None:
         self.columns = columns
         self._rows = Counter(map(_encode, rows))
+        self.unread = frozenset(unread)
+        """Paths of files whose rows were missing already when the result was first taken."""
 
     def all(self) -> list[Cells]:
         """All rows, each as often as it is there."""
@@ -45,6 +50,12 @@ class Snapshot:
         """Rows of `later` that this snapshot has not, each as often as it is new."""
         return _cells_of(later._rows - self._rows)
 
+    def hold(self, earlier: Snapshot, is_unread: Callable[[Cells], bool]) -> None:
+        """Take over the rows of an earlier snapshot that are missing only since their file could not be read."""
+        for row, times in (earlier._rows - self._rows).items():
+            if is_unread(_cells(_decode(row))):
+                self._rows[row] += times
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Snapshot) and self.columns == other.columns and self._rows == other._rows
 
@@ -52,20 +63,52 @@ class Snapshot:
 
     def pack(self) -> bytes:
         """The snapshot as bytes for `unpack`."""
-        return zlib.compress(_encode((_FORMAT, self.columns, self._rows)), 1)
+        return zlib.compress(_encode((_FORMAT, self.columns, self._rows, self.unread)), 1)
 
     @classmethod
     def unpack(cls, packed: bytes) -> Snapshot:
-        """The snapshot that `pack` wrote. Raises ValueError when the bytes are not one."""
+        """The snapshot that `pack` wrote, also that of an earlier release. Raises ValueError when it is not one."""
         try:
-            version, columns, rows = _unpacked(zlib.decompress(packed))
+            content = zlib.decompress(packed)
+            try:
+                version, columns, rows, unread = _unpacked(content)
+            except msgspec.ValidationError:
+                version, columns, rows = _unpacked_old(content)
+                unread = frozenset()
         except (zlib.error, msgspec.DecodeError) as error:
             raise ValueError(f"not a snapshot: {error}") from error
-        if version != _FORMAT:
+        if version not in (_FORMAT, _FORMAT_WITHOUT_UNREAD):
             raise ValueError(f"snapshot of format {version}")
-        snapshot = cls(columns, ())
+        snapshot = cls(columns, (), unread)
         snapshot._rows.update(rows)
         return snapshot
+
+
+def unread_rows(unread: Collection[str], newly_unread: bool, all_paths: bool) -> Callable[[Cells], bool]:
+    """A function that tells whether a row may be missing only since a file was not read, wholly or in part.
+
+    `unread` are the paths of such files, and of directories. A row with one of them, or with a path below it, is
+    missing for that; a row without any path as long as some file is `newly_unread`. Where `all_paths` is false any row
+    may be.
+    """
+    paths = frozenset(unread)
+
+    def is_unread(row: Cells) -> bool:
+        if not all_paths:
+            return True
+        mentioned = [cell for cell in row if isinstance(cell, str) and cell.startswith("/")]
+        return any(_is_among(path, paths) for path in mentioned) if mentioned else newly_unread
+
+    return is_unread
+
+
+def _is_among(path: str, paths: frozenset[str]) -> bool:
+    while path not in paths:
+        above = posixpath.dirname(path)
+        if above == path:
+            return False
+        path = above
+    return True
 
 
 def _cells_of(rows: Counter[bytes]) -> list[Cells]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from zeek_agent.access import AccessPolicy
+from zeek_agent.sources.files.reads import FileReads
 
 if TYPE_CHECKING:
     from zeek_agent.schema import Row, Table
@@ -58,5 +59,7 @@ class Host:
 
     agent: AgentView
     access: AccessPolicy = field(default_factory=AccessPolicy)
+    reads: FileReads = field(default_factory=FileReads)
+    """The statement's budget for reading files, and what it had to leave out."""
     clock: Callable[[], float] = time.time
     proc: str = "/proc"

@@ -78,6 +78,18 @@ def locate(config: Config, environment: Mapping[str, str] = os.environ) -> Paths
     return Paths(state, socket, sockets, own_state / "history")
 
 
+def protected(config: Config, places: Paths) -> tuple[str, ...]:
+    """The agent's own files and directories, which no statement may read whatever the configuration allows.
+
+    Those are the state directory, the agent's log, the embedded collector's logs, and the files of its TLS keys.
+    """
+    files = [config.log.file, config.zeek.tls.key, config.zeek.tls.certificate]
+    if not config.zeek.destinations:
+        files.append(config.collector.logs)
+    own = [str(Path(file).expanduser().absolute()) for file in files if file is not None]
+    return (str(places.state), *own)
+
+
 def _xdg(environment: Mapping[str, str], variable: str, fallback: str) -> Path:
     """The directory of ours under an XDG base directory; a relative one is ignored, as the specification wants."""
     base = Path(environment.get(variable) or "")

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from zeek_agent.backlog import Backlog, Place
-from zeek_agent.differences import Snapshot
+from zeek_agent.differences import Snapshot, unread_rows
 from zeek_agent.errors import SqlError
+from zeek_agent.sources.files.reads import Omissions
 from zeek_agent.subscriptions import Change, Query, Recipient, Report, Subscription
 
 if TYPE_CHECKING:
@@ -80,6 +81,10 @@ class Installed:
     last_duration: float | None = None
     last_error: str | None = None
     last_error_reported: float = float("-inf")
+    files: Omissions = field(default_factory=Omissions)
+    """The files that the last run left out."""
+    files_reported: frozenset[str] = frozenset()
+    """The causes that its recipient was told."""
 
 
 @dataclass(slots=True)
@@ -295,7 +300,24 @@ class QueryRunner:
         )
         if result.errors:
             await self._report_error(installed, f"rows left out: {'; '.join(result.errors)}")
+        await self._report_files(installed, result.files)
         return result
+
+    async def _report_files(self, installed: Installed, files: Omissions) -> None:
+        """Tell the recipient of files that were left out: once, and again when there is another cause.
+
+        A stock package is told once, since it takes each error for a failure of the query.
+        """
+        from zeek_agent.database import Profile
+
+        installed.files = files
+        new = files.causes - installed.files_reported
+        if not new or (installed.files_reported and installed.recipient.profile is Profile.STOCK):
+            return
+        installed.files_reported |= files.causes
+        log.warning("query %s of %s: %s", installed.query_id, installed.recipient.identity, files.summary())
+        text = f"could not read all files (statement: {installed.query.sql} ({files.summary()}))"
+        await installed.recipient.fail(installed.query_id, installed.query, text)
 
     async def _deliver(
         self,
@@ -381,9 +403,12 @@ class QueryRunner:
             await self._deliver(installed, result.columns, [(None, row) for row in result.rows])
             return
         columns = result.columns
-        snapshot = Snapshot(tuple((column.name, str(column.type)) for column in columns), result.rows)
+        files = result.files
+        snapshot = Snapshot(tuple((column.name, str(column.type)) for column in columns), result.rows, files.unread)
         del result  # however long delivering takes, its rows are not needed any more
         before = installed.snapshot if installed.snapshot and installed.snapshot.columns == snapshot.columns else None
+        if before is not None and not _reports_all(installed):
+            _hold_unread(before, snapshot, files)
         if before == snapshot and installed.reported:
             return
         await self._deliver(installed, columns, _changes(installed, before, snapshot))
@@ -402,9 +427,22 @@ class QueryRunner:
         self._store.acknowledge(installed.key, installed.seen, packed, installed.under_way)
 
 
+def _reports_all(installed: Installed) -> bool:
+    """Whether the next report is the whole result."""
+    return installed.query.subscription is Subscription.SNAPSHOT_PLUS_DIFFERENCES and not installed.reported
+
+
+def _hold_unread(before: Snapshot, now: Snapshot, files: Omissions) -> None:
+    """Keep rows of files that could be read before and cannot now: nobody knows that they have gone."""
+    newly = not files.unread <= before.unread
+    if files.unread:
+        now.hold(before, unread_rows(files.unread, newly, files.all_paths))
+    now.unread = files.unread & before.unread
+
+
 def _changes(installed: Installed, before: Snapshot | None, now: Snapshot) -> list[tuple[Change | None, Row]]:
     subscription = installed.query.subscription
-    if subscription is Subscription.SNAPSHOT_PLUS_DIFFERENCES and not installed.reported:
+    if _reports_all(installed):
         return [(None, row) for row in now.all()]
     if before is None:
         return []

@@ -78,9 +78,13 @@ class Rows(Struct, frozen=True, tag_field="frame", tag="rows"):
 
 
 class Note(Struct, frozen=True, tag_field="frame", tag="note"):
-    """Something went wrong, but the answer goes on: a row that was left out, a run that failed."""
+    """Something went wrong, but the answer goes on: a row that was left out, a run that failed.
+
+    A `warning` is no failure: files that the rules or limits kept from being read.
+    """
 
     message: str
+    warning: bool = False
 
 
 class Facts(Struct, frozen=True, tag_field="frame", tag="facts"):

@@ -32,6 +32,8 @@ def answering(database: Database, runner: Callable[[], QueryRunner], status: Cal
                 yield Rows(result.rows)
                 for error in result.errors:
                     yield Note(error)
+                if result.files:
+                    yield Note(result.files.summary(), warning=True)
             case control.Subscribe():
                 async with aclosing(_subscribe(database, runner(), request, origin)) as frames:
                     async for frame in frames:

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from zeek_agent.database.cells import Decoder
 from zeek_agent.schema import Table, Value, ZeekType
+from zeek_agent.sources.files.reads import Omissions
 
 BATCH_ROWS: Final = 1000
 ERRORS_SHOWN: Final = 10
@@ -37,13 +38,14 @@ class Result:
     tuple of `(name, value)` pairs; None for NULL. All cells are hashable.
 
     `errors` tells of rows that were left out since a value does not fit its column: the first ten, then how many more.
-    `size` is what the rows take in bytes when they are packed.
+    `size` is what the rows take in bytes when they are packed. `files` counts the files that were left out.
     """
 
     columns: tuple[ResultColumn, ...]
     rows: list[tuple[Value, ...]] = field(repr=False)
     errors: tuple[str, ...] = ()
     size: int = 0
+    files: Omissions = field(default_factory=Omissions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
@@ -20,6 +20,7 @@ from zeek_agent.database.virtual_tables import Layout, NumbersNeeded, TableModul
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.host import Host
 from zeek_agent.schema import Constraints, Row, Table, Value
+from zeek_agent.sources.files.reads import FileReads
 
 ALIASES: Final = {"process_events": "processes_events", "socket_events": "sockets_events"}
 """Names of the first generation of the agent."""
@@ -153,6 +154,7 @@ class Session:
     def _query(self, sql: str) -> Result:
         limits = self._limits
         self.run.errors = Errors()
+        self.host = replace(self.host, reads=FileReads(limits))
         rows: list[tuple[Any, ...]] = []
         left = limits.result_bytes
         with self._statement(sql) as cursor:
@@ -164,7 +166,8 @@ class Session:
                     raise LimitError(f"the result has more than {limits.rows} rows (limits.rows)")
                 rows.append(row)
         columns = typed(self._headings, rows, self.run.errors)
-        return Result(columns, rows, self.run.errors.texts(), limits.result_bytes - left)
+        files = self.host.reads.omissions()
+        return Result(columns, rows, self.run.errors.texts(), limits.result_bytes - left, files)
 
     @contextmanager
     def _statement(self, sql: str, *, compile_only: bool = False) -> Iterator[apsw.Cursor]:

@@ -4,30 +4,79 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import select
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
+
+OWN_MOUNTINFO: Final = "/proc/self/mountinfo"
 
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
-    """A mount: its number, the directory of its file system that it shows, where it shows it, the file system's kind.
+    """A mount: its number, the device of its file system, the directory of that which it shows, where it shows it, the
+    file system's kind.
 
-    Paths are in the form of `os.fsdecode`.
+    Paths are in the form of `os.fsdecode`; the device is `major:minor`.
     """
 
     id: int
+    device: str
     root: str
     place: str
     kind: str
 
 
-def mounts(mountinfo: str = "/proc/self/mountinfo") -> Iterator[Mount]:
+def mounts(mountinfo: str = OWN_MOUNTINFO) -> Iterator[Mount]:
     """All mounts that the process sees, the uppermost of one place last."""
-    for line in Path(mountinfo).read_bytes().splitlines():
-        number, _, _, root, place, *rest = line.split(b" ")
-        yield Mount(int(number), _path(root), _path(place), os.fsdecode(rest[rest.index(b"-") + 1]))
+    return parsed(Path(mountinfo).read_bytes())
+
+
+def parsed(mountinfo: bytes) -> Iterator[Mount]:
+    """The mounts that the text of a mountinfo file lists."""
+    for line in mountinfo.splitlines():
+        number, _, device, root, place, *rest = line.split(b" ")
+        kind = os.fsdecode(rest[rest.index(b"-") + 1])
+        yield Mount(int(number), device.decode(), _path(root), _path(place), kind)
+
+
+class Mounts:
+    """The mounts at one moment, by number and by device."""
+
+    def __init__(self, listed: Iterable[Mount]) -> None:
+        self.by_id: Mapping[int, Mount] = {mount.id: mount for mount in listed}
+        by_device: dict[str, list[Mount]] = {}
+        for mount in self.by_id.values():
+            by_device.setdefault(mount.device, []).append(mount)
+        self.by_device: Mapping[str, Sequence[Mount]] = by_device
+
+
+class MountTable:
+    """The agent's own mounts, read again whenever they have changed. Thread-safe.
+
+    Mount numbers are used again after an unmount, so a number is to be looked up only while a descriptor holds the
+    mount, with what `current` returns after that descriptor was opened.
+    """
+
+    def __init__(self, mountinfo: str = OWN_MOUNTINFO) -> None:
+        self._lock = threading.Lock()
+        self._file = Path(mountinfo).open("rb", buffering=0)  # noqa: SIM115 - open as long as the process lives
+        self._poll = select.poll()
+        self._poll.register(self._file, select.POLLPRI)
+        self._mounts = self._read()
+
+    def current(self) -> Mounts:
+        """The mounts now. Raises OSError."""
+        with self._lock:
+            if self._poll.poll(0):
+                self._mounts = self._read()
+            return self._mounts
+
+    def _read(self) -> Mounts:
+        self._file.seek(0)
+        return Mounts(parsed(self._file.read()))
 
 
 def _path(field: bytes) -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import BinaryIO, Final
+from collections.abc import Iterator
+from io import FileIO
+from typing import Final
 
-from zeek_agent.errors import AccessDeniedError
 from zeek_agent.schema import Column, Constraints, Row, Table
-from zeek_agent.sources.lines import log_skip, open_regular
+from zeek_agent.sources.files.gate import Purpose, RefusedError
+from zeek_agent.sources.files.globbing import Match
+from zeek_agent.sources.files.reads import Omission
 from zeek_agent.tables.files import PATTERN, matched
 from zeek_agent.text import from_os, to_bytes
 
@@ -25,17 +27,19 @@ CACHED: Final = 4096
 """Files whose hashes are remembered."""
 SETTLED: Final = 0.1
 """Seconds after a change of a file in which another one could pass unnoticed, since the kernel's stamps are coarse."""
-_WILDCARDS: Final = frozenset("*?[\\")
+_TOO_LARGE: Final = f"larger than {LARGEST} bytes, so without hashes"
+_WILDCARD: Final = re.compile(r"[*?\[\\]")
 _CHUNK: Final = 1 << 20
 
 file_hashes = Table(
     "file_hashes",
     "hashes of files that match a pattern",
     description=(
-        "A row for each regular file that matches; links are followed. Files that cannot or may not be read are left "
-        "out, which the agent logs; those that are larger than 256 MB have no hashes. A file is read again only when "
-        "it has changed, and only for hashes that the statement names. `/proc/PID/exe` is a process's executable, also "
-        "when it is in a container or deleted."
+        "One row for each regular file that matches; links are followed. Files that cannot or may not be read are left "
+        "out and counted in `zeek_agent_queries`; those larger than 256 MB, and those after the statement has used up "
+        "`limits.files_time`, have no hashes. A file is read again only when it has changed, and only for hashes that "
+        "the statement names. `/proc/PID/exe` is a process's executable, also when it is in a container or deleted; no "
+        "other link of proc(5) is followed."
     ),
     columns=[
         Column("path", "text", "full path"),
@@ -57,29 +61,35 @@ file_hashes = Table(
 @file_hashes.snapshot
 def hashed(wanted: Constraints) -> Iterator[Row]:
     algorithms = tuple(name for name in ALGORITHMS if wanted.needs(name))
-    for path in _paths(wanted):
+    reads = wanted.host.reads
+    for match in _matches(wanted):
         try:
-            file = open_regular(path, wanted.host.access)
-            if file is None:
+            opened = match.open(Purpose.HASH)
+            if opened is None:
                 continue
-            with file:
+            with opened.file as file:
                 attributes = os.fstat(file.fileno())
-                hashes = _cached(file, attributes, algorithms, wanted.check)
-        except AccessDeniedError as error:
-            log_skip(path, str(error))
+                hashes = _cached(file, match.path, attributes, algorithms, wanted)
+        except RefusedError as error:
+            reads.leave_out(error.omission, match.path, str(error))
+        except FileNotFoundError:
+            continue  # it has gone since its directory was listed
         except OSError as error:
-            log_skip(path, error.strerror or str(error))
+            reads.leave_out(Omission.SKIPPED, match.path, error.strerror or str(error))
         else:
             digests = (hashes.get(name) for name in ALGORITHMS)
-            yield from_os(path), attributes.st_size, attributes.st_mtime, *digests
+            yield from_os(match.path), attributes.st_size, attributes.st_mtime, *digests
 
 
-def _paths(wanted: Constraints) -> Iterator[str]:
+def _matches(wanted: Constraints) -> Iterator[Match]:
     """The paths that match the pattern, and the one that is spelt like it, since programs' names may have wildcards."""
     spelt = os.fsdecode(to_bytes(str(wanted.parameter("pattern"))))
-    if not _WILDCARDS.isdisjoint(spelt) and Path(spelt).is_file():
-        yield spelt
-    yield from (path for path in matched(wanted) if path != spelt or _WILDCARDS.isdisjoint(spelt))
+    if _WILDCARD.search(spelt) is None:
+        yield from matched(wanted)
+        return
+    escaped = _WILDCARD.sub(r"\\\g<0>", spelt)
+    yield from matched(wanted, escaped)
+    yield from (match for match in matched(wanted) if match.path != spelt)
 
 
 _State = tuple[int, int, int, int, int]
@@ -93,16 +103,19 @@ def _state(attributes: os.stat_result) -> _State:
 
 
 def _cached(
-    file: BinaryIO, attributes: os.stat_result, algorithms: tuple[str, ...], check: Callable[[], None]
+    file: FileIO, path: str, attributes: os.stat_result, algorithms: tuple[str, ...], wanted: Constraints
 ) -> dict[str, str]:
     """The hashes of an open file by algorithm, read from it where they are not known; none of a file too large."""
     state = _state(attributes)
     with _lock:
         known = dict(_known.get(state, {}))
     missing = tuple(name for name in algorithms if name not in known)
-    if not missing or attributes.st_size > LARGEST:
+    if not missing:
         return known
-    size, found = _hashes(file, missing, check)
+    size, found = _hashes(file, missing, attributes.st_size, wanted)
+    if isinstance(found, str):
+        wanted.host.reads.leave_out(Omission.TRUNCATED, path, found)
+        return known
     # What the kernel makes up (proc(5), sysfs(5)) has another size than it says.
     if size == attributes.st_size and time.time() - attributes.st_ctime > SETTLED:
         _remember(state, found, os.fstat(file.fileno()))
@@ -119,23 +132,33 @@ def _remember(state: _State, found: dict[str, str], after: os.stat_result) -> No
             _known.popitem(last=False)
 
 
-def _hashes(file: BinaryIO, algorithms: tuple[str, ...], check: Callable[[], None]) -> tuple[int, dict[str, str]]:
-    """The size and the hashes of what an open file holds; no hashes when that grows beyond `LARGEST`.
+def _hashes(
+    file: FileIO, algorithms: tuple[str, ...], size: int, wanted: Constraints
+) -> tuple[int, dict[str, str] | str]:
+    """The size and the hashes of what an open file holds; instead of the hashes why they are not computed.
 
-    Raises OSError, also for a file of the kernel's that has nothing to read yet.
+    `size` is what the file says it has. Raises OSError, also for a file of the kernel's that has nothing to read yet.
     """
+    if size > LARGEST:
+        return size, _TOO_LARGE
+    reads = wanted.host.reads
     states = [hashlib.new(name, usedforsecurity=False) for name in algorithms]
     size = 0
-    while (chunk := file.read(_CHUNK)) != b"":
-        check()
-        if chunk is None:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    while True:
+        wanted.check()
+        if reads.seconds_left <= 0:
+            return size, "hashing took longer than limits.files_time admits"
+        with reads.timed():
+            chunk = file.read(_CHUNK)
+            if chunk is None:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            for state in states:
+                state.update(chunk)
+        if not chunk:
+            return size, {state.name: state.hexdigest() for state in states}
         size += len(chunk)
         if size > LARGEST:
-            return size, {}
-        for state in states:
-            state.update(chunk)
-    return size, {state.name: state.hexdigest() for state in states}
+            return size, _TOO_LARGE
 
 
 TABLES = (file_hashes,)

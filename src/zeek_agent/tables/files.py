@@ -12,8 +12,12 @@ from typing import Any, Final
 
 from zeek_agent.errors import SqlError
 from zeek_agent.schema import Column, Constraints, Parameter, Row, Table, Value
-from zeek_agent.sources.globbing import matching
-from zeek_agent.sources.lines import lines
+from zeek_agent.sources.files.contents import lines
+from zeek_agent.sources.files.gate import Gate, RefusedError
+from zeek_agent.sources.files.globbing import Match, listing, matching, open_gate
+from zeek_agent.sources.files.portable import PortableGate
+from zeek_agent.sources.files.reads import Omission
+from zeek_agent.sources.files.statx import Status
 from zeek_agent.text import from_bytes, from_os, to_bytes
 
 _EVERYWHERE = ("linux", "darwin", "win32")
@@ -25,8 +29,9 @@ files_list = Table(
     "files_list",
     "files that match a pattern, with their attributes",
     description=(
-        "A row for each path that matches; links are followed, and one that leads nowhere has attributes of its own. "
-        "Hidden files match only a pattern that names the dot."
+        "One row for each path that matches. Links are followed; those that lead nowhere, and those of proc(5), have "
+        "attributes of their own. Hidden files match only a pattern that names the dot. Of a file system that could "
+        "hang only the mount point is listed, without attributes."
     ),
     columns=[
         Column("path", "text", "full path"),
@@ -46,8 +51,9 @@ files_lines = Table(
     "files_lines",
     "lines of files that match a pattern",
     description=(
-        "A row for each line of each regular file that matches. Files that cannot or may not be read are left out, "
-        "which the agent logs."
+        "One row for each line of each regular file that matches. Files that cannot or may not be read, or are too "
+        "large, are left out or cut, which `zeek_agent_queries` counts: see [security](security.md#contents). Lines of "
+        "private keys read `***`."
     ),
     columns=[
         Column("path", "text", "full path of the file"),
@@ -63,8 +69,8 @@ files_columns = Table(
     "files_columns",
     "columns of the lines of files that match a pattern",
     description=(
-        "A row for each line of each regular file that matches, split into columns; lines that match `_ignore` are "
-        "left out. Files that cannot or may not be read are left out, which the agent logs."
+        "One row for each line of each regular file that matches, split into columns; lines that match `_ignore` are "
+        "left out. What may be read, and what is left out or cut, is as in `files_lines`."
     ),
     columns=[
         Column("path", "text", "full path of the file"),
@@ -98,38 +104,40 @@ files_columns = Table(
     platforms=_EVERYWHERE,
 )
 
-_TYPES: Final = (
-    (stat.S_ISREG, "file"),
-    (stat.S_ISDIR, "dir"),
-    (stat.S_ISBLK, "block"),
-    (stat.S_ISCHR, "char"),
-    (stat.S_ISFIFO, "fifo"),
-    (stat.S_ISSOCK, "socket"),
-)
-_OWNED: Final = hasattr(os, "getuid")
+_TYPES: Final = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "dir",
+    stat.S_IFBLK: "block",
+    stat.S_IFCHR: "char",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+}
 
 
 @files_list.snapshot
 def listed(wanted: Constraints) -> Iterator[Row]:
-    for path in matched(wanted):
-        attributes = _attributes(path)
-        if attributes is not None:
-            yield (
-                from_os(path),
-                next((name for is_type, name in _TYPES if is_type(attributes.st_mode)), "other"),
-                attributes.st_uid if _OWNED else None,
-                attributes.st_gid if _OWNED else None,
-                f"{stat.S_IMODE(attributes.st_mode):o}",
-                attributes.st_mtime,
-                attributes.st_size,
-            )
+    reads = wanted.host.reads
+    for path, found in listing(_gate(wanted), _pattern(wanted), wanted.check):
+        if isinstance(found, Status):
+            kind, permissions = _type_and_permissions(found.mode)
+            yield from_os(path), kind, found.uid, found.gid, permissions, found.mtime, found.size
+        elif isinstance(found, RefusedError):
+            reads.leave_out(found.omission, path, str(found))
+            yield from_os(path), "dir", None, None, None, None, None
+        else:
+            reads.leave_out(Omission.SKIPPED, path, found.strerror or str(found))
+
+
+@lru_cache(maxsize=1024)
+def _type_and_permissions(mode: int) -> tuple[str, str]:
+    return _TYPES.get(stat.S_IFMT(mode), "other"), f"{stat.S_IMODE(mode):o}"
 
 
 @files_lines.snapshot
 def numbered(wanted: Constraints) -> Iterator[Row]:
-    for path in matched(wanted):
-        name = from_os(path)
-        for number, line in enumerate(lines(path, wanted.host.access, wanted.check), 1):
+    for match in matched(wanted):
+        name = from_os(match.path)
+        for number, line in enumerate(lines(match, wanted.host.reads, wanted.check), 1):
             yield name, number, line.strip()
 
 
@@ -137,32 +145,35 @@ def numbered(wanted: Constraints) -> Iterator[Row]:
 def split(wanted: Constraints) -> Iterator[Row]:
     extract = _extractor(str(wanted.parameter("columns")), str(wanted.parameter("separator")))
     ignored = _ignorer(str(wanted.parameter("ignore")))
-    for path in matched(wanted):
-        name = from_os(path)
+    for match in matched(wanted):
+        name = from_os(match.path)
         number = 0
-        for line in lines(path, wanted.host.access, wanted.check):
+        for line in lines(match, wanted.host.reads, wanted.check):
             if not ignored(line):
                 number += 1
                 yield name, number, extract(line)
 
 
-def matched(wanted: Constraints) -> Iterator[str]:
-    """The paths that match the pattern. What a pattern may not hold is the statement's error, not an empty answer."""
+def matched(wanted: Constraints, pattern: str | None = None) -> Iterator[Match]:
+    """The paths that match a pattern, the statement's if none is given.
+
+    What a pattern may not hold is the statement's error, not an empty answer.
+    """
+    for match in matching(_gate(wanted), _pattern(wanted) if pattern is None else pattern, wanted.check):
+        wanted.check()
+        yield match
+
+
+def _gate(wanted: Constraints) -> Gate | PortableGate:
+    return open_gate(wanted.host.access, wanted.host.reads)
+
+
+def _pattern(wanted: Constraints) -> str:
+    """The statement's pattern in the form of `os.fsdecode`. Raises SqlError for a NUL."""
     pattern = str(wanted.parameter("pattern"))
     if "\0" in pattern:
         raise SqlError("files: the pattern has a NUL, which no path can have")
-    for path in matching(os.fsdecode(to_bytes(pattern)), wanted.check):
-        wanted.check()
-        yield path
-
-
-def _attributes(path: str) -> os.stat_result | None:
-    for look in (os.stat, os.lstat):
-        try:
-            return look(path)
-        except OSError:
-            continue
-    return None
+    return os.fsdecode(to_bytes(pattern))
 
 
 def _whole(text: bytes) -> int | None:

@@ -86,11 +86,11 @@ def open_session(config: Config, origins: Mapping[str, str]) -> Session:
     return LocalSession(config, origins)
 
 
-def query(session: Session, sql: str) -> tuple[list[tuple[str, ZeekType]], list[Row], list[str]]:
-    """Columns, rows and what was left out. Raises SqlError."""
+def query(session: Session, sql: str) -> tuple[list[tuple[str, ZeekType]], list[Row], list[Note]]:
+    """Columns, rows and notes of what was left out. Raises SqlError."""
     columns: list[tuple[str, ZeekType]] = []
     rows: list[Row] = []
-    notes: list[str] = []
+    notes: list[Note] = []
     for frame in session.ask(control.Query(sql)):
         match frame:
             case Columns():
@@ -98,7 +98,7 @@ def query(session: Session, sql: str) -> tuple[list[tuple[str, ZeekType]], list[
             case Rows():
                 rows.extend(frame.rows)
             case Note():
-                notes.append(frame.message)
+                notes.append(frame)
     return columns, rows, notes
 
 

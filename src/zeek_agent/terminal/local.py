@@ -122,7 +122,9 @@ def open_database(config: Config, origins: Mapping[str, str]) -> Database:
     store = StoredEvents.at(places.store)
     agent = LocalAgent(config, origins, places, store)
     tables = [*builtin_tables(), *plugin_tables()]
-    database = Database(tables, Host(agent, AccessPolicy(config.access)), config.limits, store)
+    database = Database(
+        tables, Host(agent, AccessPolicy(config.access, paths.protected(config, places))), config.limits, store
+    )
     agent.database = database
     return database
 

@@ -117,7 +117,7 @@ class Shell:
         columns, rows, notes = client.query(self._session, sql)
         self._printer.write(columns, rows)
         for note in notes:
-            self._complain(note)
+            self._complain(note.message)
 
     # Commands
 

@@ -1,0 +1,103 @@
+"""statx(2), which Python's `os` does not have before 3.15: attributes and the mount id in one call.
+
+`AT_STATX_DONT_SYNC` lets a network or FUSE file system answer from what it remembers instead of asking its server.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import struct
+import threading
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_AT_NO_AUTOMOUNT: Final = 0x800
+_AT_EMPTY_PATH: Final = 0x1000
+_AT_STATX_DONT_SYNC: Final = 0x4000
+_FLAGS: Final = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
+_FLAGS_OF_DESCRIPTOR: Final = _FLAGS | _AT_EMPTY_PATH
+
+_BASIC_STATS: Final = 0x7FF
+_MNT_ID: Final = 0x1000
+_WANTED: Final = _BASIC_STATS | _MNT_ID
+
+_LAYOUT: Final = struct.Struct("<I12xIIIHxxQQ64xqI4x8xIIQ")
+"""`struct statx` of <linux/stat.h> up to `stx_mnt_id`: mask, nlink, uid, gid, mode, ino, size, mtime, dev, mnt_id."""
+_SIZE: Final = 256
+
+
+class Status(NamedTuple):
+    """Attributes of a file. `mount` is the mount's id in /proc/self/mountinfo; times are seconds and nanoseconds."""
+
+    mask: int
+    links: int
+    uid: int | None
+    gid: int | None
+    mode: int
+    inode: int
+    size: int
+    mtime_seconds: int
+    mtime_nanoseconds: int
+    device_major: int
+    device_minor: int
+    mount: int
+
+    @property
+    def mtime(self) -> float:
+        """Last change of the content, in seconds since the epoch."""
+        return self.mtime_seconds + self.mtime_nanoseconds * 1e-9
+
+    @property
+    def device(self) -> int:
+        """As in `os.stat_result.st_dev`."""
+        return os.makedev(self.device_major, self.device_minor)
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_link(self) -> bool:
+        return stat.S_ISLNK(self.mode)
+
+
+def status_of(descriptor: int) -> Status:
+    """Attributes of what a descriptor, also one of `O_PATH`, stands for. Raises OSError."""
+    return status_at(descriptor, "", _FLAGS_OF_DESCRIPTOR)
+
+
+def status_at(directory: int, name: str, flags: int = _FLAGS) -> Status:
+    """Attributes of a directory's entry, of a link itself. Raises OSError."""
+    buffer = _buffer
+    if _statx()(directory, name.encode(errors="surrogateescape"), flags, _WANTED, buffer.address) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), name)
+    found = _tuple(Status, _unpacked(buffer.memory))
+    if not found[0] & _MNT_ID:
+        raise OSError(errno.ENOSYS, "the kernel does not tell the mount of a file (needs Linux 5.8)", name)
+    return found
+
+
+class _Buffer(threading.local):
+    """Where statx(2) writes, one for each thread."""
+
+    def __init__(self) -> None:
+        self.memory = ctypes.create_string_buffer(_SIZE)
+        self.address = ctypes.addressof(self.memory)
+
+
+_buffer: Final = _Buffer()
+_tuple: Final = tuple.__new__
+_unpacked: Final = _LAYOUT.unpack_from
+
+
+@cache
+def _statx() -> Any:
+    """The function of the C library (glibc 2.28, musl 1.2.1)."""
+    call = ctypes.CDLL(None, use_errno=True).statx
+    call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p]
+    return call
