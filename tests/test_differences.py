@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeek_agent.differences import Snapshot
+from zeek_agent.differences import Snapshot, unread_rows
 
 COLUMNS = (("name", "text"), ("pid", "count"))
 
@@ -53,6 +55,36 @@ def test_the_order_of_rows_is_no_difference(some: list[tuple], shuffler: random.
 def test_a_snapshot_comes_back_from_disk_as_it_was(some: list[tuple]) -> None:
     snapshot = Snapshot(COLUMNS, some)
     assert Snapshot.unpack(snapshot.pack()) == snapshot
+
+
+def test_a_snapshot_of_the_release_before_is_read() -> None:
+    counted = Counter({msgspec.msgpack.encode(("a", 1)): 2})
+    packed = zlib.compress(msgspec.msgpack.encode((2, COLUMNS, counted)), 1)
+    assert Snapshot.unpack(packed) == Snapshot(COLUMNS, [("a", 1), ("a", 1)])
+
+
+def test_what_was_unread_comes_back_from_disk() -> None:
+    snapshot = Snapshot(COLUMNS, [("a", 1)], unread=["/etc/shadow"])
+    assert Snapshot.unpack(snapshot.pack()).unread == {"/etc/shadow"}
+
+
+@pytest.mark.parametrize(
+    ("row", "newly_unread", "held"),
+    [
+        (("/etc/a", 1), False, True),
+        (("/etc/b", 1), True, False),
+        (("/srv/deep/down", 1), False, True),
+        (("/srvx/down", 1), True, False),
+        (("name", 1), True, True),
+        (("name", 1), False, False),
+    ],
+)
+def test_a_row_is_held_for_its_path_or_while_some_file_is_newly_unread(
+    row: tuple[str, int], newly_unread: bool, held: bool
+) -> None:
+    is_unread = unread_rows({"/etc/a", "/srv"}, newly_unread=newly_unread, all_paths=True)
+    assert is_unread(row) is held
+    assert unread_rows({"/etc/a"}, newly_unread=False, all_paths=False)(row)
 
 
 @given(st.binary(max_size=64))

@@ -20,7 +20,7 @@ FLOOR_BYTES: Final = 65_536
 FLOOR_LINES: Final = 1_000
 SHARE: Final = 2
 """One file gets at most this part of what its statement has left."""
-PATHS_KEPT: Final = 1_000
+PATHS_KEPT: Final = 10_000
 CAUSES_KEPT: Final = 50
 _REPEAT_AFTER: Final = 3600.0
 _REMEMBERED: Final = 1_000
