@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from acting import NOBODY
 
+from zeek_agent.config import Config
 from zeek_agent.sources.bpf import probe
+from zeek_agent.terminal import doctor as doctor_module
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("works_by_ebpf")]
 PROGRAM = [sys.executable, "-m", "zeek_agent"]
@@ -172,3 +174,21 @@ def test_a_running_agent_tells_what_its_source_does_not_record(state: Path) -> N
     verdict, found = told(checks, "sockets by ebpf, at work")
     assert verdict == "warn"
     assert found.startswith("datagrams are not recorded: not permitted without CAP_NET_ADMIN: root has not all")
+
+
+def test_hard_links_that_any_user_can_make_are_worth_a_warning(tmp_path: Path) -> None:
+    setting = tmp_path / "sys/fs/protected_hardlinks"
+    setting.parent.mkdir(parents=True)
+    verdicts = {}
+    for value in ("0", "1"):
+        setting.write_text(f"{value}\n")
+        (check,) = doctor_module._files(Config(), tmp_path)
+        verdicts[value] = (check.name, check.verdict)
+    assert verdicts == {"0": ("hard links", "warn"), "1": ("hard links", "ok")}
+
+
+def test_rules_that_are_switched_off_are_worth_a_warning(state: Path) -> None:
+    checks = doctor(state, "--set=access.mode=report", '--set=access.filesystems_allow=["nfs4"]', prefix=[])
+    warned = {check["name"]: check["found"] for check in checks if check["verdict"] == "warn"}
+    assert "contents that are on no list are read" in warned["file contents"]
+    assert "nfs4" in warned["file systems"]

@@ -243,10 +243,19 @@ async def test_tables_of_a_user_are_asked_for_each_user(osquery: Osqueryd) -> No
         lambda given: [(uid, f"ls {uid}") for uid in sorted(given.get("uid", {0}))],
     )
     osquery.tables["shell_history"] = history
-    async with Bridged(osquery, own_tables()) as bridged:
+    async with Bridged(osquery, own_tables(), tables_exclude=()) as bridged:
         sql = "SELECT DISTINCT h.command FROM processes p JOIN shell_history h ON h.uid = p.pid"
         assert len(await bridged.rows(sql)) == len(PROCESSES)
         assert await bridged.rows("SELECT command FROM shell_history") == [("ls 0",)]
+
+
+@pytest.mark.parametrize("table", ["shadow", "shell_history", "sudoers", "process_envs"])
+async def test_secrets_that_the_path_gate_denies_are_not_taken_over(osquery: Osqueryd, table: str) -> None:
+    osquery.tables[table] = FakeTable({"line": "TEXT"}, [("secret",)])
+    async with Bridged(osquery, []) as bridged:
+        for name in (table, f"osquery_{table}"):
+            with pytest.raises(SqlError, match="no such table"):
+                await bridged.rows(f"SELECT line FROM {name}")
 
 
 async def test_command_lines_are_masked_and_not_searched_for_there(osquery: Osqueryd) -> None:

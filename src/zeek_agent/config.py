@@ -242,6 +242,9 @@ class OsquerySettings(Section, frozen=True):
         "curl_certificate",
         "docker_container_envs",
         "process_envs",
+        "shadow",
+        "shell_history",
+        "sudoers",
         "yara",
         "yara_*",
     )

@@ -17,6 +17,7 @@ from typing import Final
 import click
 
 from zeek_agent import config, paths
+from zeek_agent.access_defaults import CONTENTS_PRIVATE, CONTENTS_PUBLIC, LOCAL_FILE_SYSTEMS, PATHS_DENY
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.schema import Table
 from zeek_agent.tables import builtin_tables
@@ -28,6 +29,10 @@ GENERATED: Final = "<!-- Written by `make docs` from the declarations in the cod
 
 README_BEGIN: Final = "<!-- tables: generated -->\n"
 README_END: Final = "<!-- tables: end -->\n"
+LISTS_BEGIN: Final = "<!-- lists: generated -->\n"
+LISTS_END: Final = "<!-- lists: end -->\n"
+LISTED_BY: Final = {"access.paths_deny": "security.md#never-read"}
+"""Settings whose default is too long for a cell, and where it is printed."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     wanted = pages()
     if (readme := root / "README.md").exists():
         wanted["README.md"] = with_tables(readme.read_text())
+    if (security := root / "docs/security.md").exists():
+        wanted["docs/security.md"] = with_lists(security.read_text())
     stale = [path for path, text in wanted.items() if not _is(root / path, text)]
     for path in stale:
         if check:
@@ -50,10 +57,33 @@ def main(arguments: Sequence[str]) -> int:
 
 def with_tables(readme: str) -> str:
     """The README with its list of tables as it should be."""
-    before, _, rest = readme.partition(README_BEGIN)
-    _, _, after = rest.partition(README_END)
     rows = [(f"[{table.name}](docs/tables.md#{table.name})", table.summary) for table in all_tables()]
-    return f"{before}{README_BEGIN}{_markdown_table(('Table', 'Rows are'), rows)}\n{README_END}{after}"
+    return _replaced(readme, README_BEGIN, README_END, _markdown_table(("Table", "Rows are"), rows))
+
+
+def with_lists(security: str) -> str:
+    """The security page with the path gate's lists as they are."""
+    lists = (
+        ("Never read", "Neither contents nor hashes, unless `access.paths_deny` is set otherwise:", PATHS_DENY),
+        ("Contents", "Contents, where every local user may read the file:", CONTENTS_PUBLIC),
+        ("Contents with narrower permissions", "Contents, whatever the file's permissions:", CONTENTS_PRIVATE),
+        ("File systems", "Kinds of file systems that are entered:", sorted(LOCAL_FILE_SYSTEMS)),
+    )
+    text = "\n\n".join(f"### {title}\n\n{lead}\n\n```\n{_filled(entries)}\n```" for title, lead, entries in lists)
+    return _replaced(security, LISTS_BEGIN, LISTS_END, text)
+
+
+def _filled(entries: Iterable[str]) -> str:
+    """The entries side by side; those with blanks in them in quotes."""
+    words = [f'"{entry}"' if " " in entry else entry for entry in entries]
+    lines = textwrap.wrap("  ".join(word.replace(" ", "\0") for word in words), 110, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
+
+
+def _replaced(page: str, begin: str, end: str, text: str) -> str:
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}{text}\n{end}{after}"
 
 
 def pages() -> dict[str, str]:
@@ -232,12 +262,18 @@ def configuration_page() -> str:
                 f"`{one.name.rpartition('.')[2]}`",
                 one.summary,
                 one.expected,
-                f"`{config.literal(one.default)}`" if one.default is not None else "not set",
+                _default(one),
             )
             for one in settings
         ]
         parts.append(_markdown_table(("Key", "Meaning", "Value", "Default"), rows))
     return "\n\n".join(parts) + "\n"
+
+
+def _default(one: config.Setting) -> str:
+    if one.name in LISTED_BY:
+        return f"[this list]({LISTED_BY[one.name]})"
+    return f"`{config.literal(one.default)}`" if one.default is not None else "not set"
 
 
 def example_configuration() -> str:

@@ -73,6 +73,7 @@ def examine(config: Config, origins: Mapping[str, str]) -> list[Check]:
     """All checks, in the order in which one would mend things."""
     places = paths.locate(config)
     checks = [*_python(), *_configuration(config), *_state(places.state, config.events.retention_bytes)]
+    checks += _files(config)
     checks += _agent(config)
     if sys.platform == "linux":
         checks += [*_privileges(), *_kernel(), *_bpf(), *_cgroup(), *_audit()]
@@ -130,6 +131,35 @@ def _state(state: Path, wanted: int) -> Iterator[Check]:
         yield Check("state directory", "warn", room, advice)
     else:
         yield Check("state directory", "ok", room)
+
+
+def _files(config: Config, proc: Path = Path("/proc")) -> Iterator[Check]:
+    """What the path gate relies on, and what of it the configuration has switched off."""
+    protected = _sysctl(proc / "sys/fs/protected_hardlinks")
+    if protected == "0":
+        advice = (
+            "any user can give another name to a file that access.paths_deny names: sysctl fs.protected_hardlinks=1"
+        )
+        yield Check("hard links", "warn", "fs.protected_hardlinks is 0", advice)
+    elif protected is not None:
+        yield Check("hard links", "ok", f"fs.protected_hardlinks is {protected}")
+    if config.access.mode == "report":
+        advice = "set access.mode to enforce, and access.files_allow for the files that the log names"
+        yield Check("file contents", "warn", 'access.mode is "report": contents that are on no list are read', advice)
+    if config.access.filesystems_allow:
+        admitted = ", ".join(config.access.filesystems_allow)
+        timeout = _sysctl(proc / "sys/fs/fuse/max_request_timeout")
+        bounded = "" if timeout in (None, "0") else f"; fs.fuse.max_request_timeout is {timeout} s"
+        advice = "a statement that touches a hung one never ends, and cannot be killed"
+        yield Check("file systems", "warn", f"access.filesystems_allow admits {admitted}{bounded}", advice)
+
+
+def _sysctl(file: Path) -> str | None:
+    """The value of a kernel setting; None where the kernel does not have it or does not show it."""
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return None
 
 
 def _agent(config: Config) -> Iterator[Check]:
