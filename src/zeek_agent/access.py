@@ -7,6 +7,7 @@ import os
 import posixpath
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from zeek_agent.errors import UsageError
 from zeek_agent.text import from_os, to_bytes
 
 REDACTED = "***"
+VERDICTS_KEPT: Final = 1024
+"""Paths whose verdicts are remembered, since repeated queries come back to the same ones."""
 _WILDCARDS: Final = frozenset("*?[!")
 
 
@@ -59,6 +62,8 @@ class AccessPolicy:
         self._public = _PathRules(access_defaults.CONTENTS_PUBLIC)
         self._private = _PathRules(access_defaults.CONTENTS_PRIVATE)
         self._redact = _compile_redaction(settings.redact)
+        self._denied = lru_cache(VERDICTS_KEPT)(self._judge)
+        self._listed = lru_cache(VERDICTS_KEPT)(self._list)
 
     def may_query(self, table: str, *aliases: str) -> bool:
         """Whether statements may read the table. A rule for any of its names holds for the table."""
@@ -78,8 +83,7 @@ class AccessPolicy:
 
     def denies(self, path: str) -> bool:
         """Whether a rule, or what is the agent's own, denies this absolute path."""
-        path = normal(path)
-        return self._paths_deny.match(path) or any(_is_own(path, own) for own in self.protected)
+        return self._denied(path)
 
     def allows(self, path: str) -> bool:
         """Whether `access.paths_allow`, where there is one, has this absolute path."""
@@ -87,6 +91,13 @@ class AccessPolicy:
 
     def contents(self, path: str) -> Contents:
         """Which rule lets the contents of the file at this absolute path be read."""
+        return self._listed(path)
+
+    def _judge(self, path: str) -> bool:
+        path = normal(path)
+        return self._paths_deny.match(path) or any(_is_own(path, own) for own in self.protected)
+
+    def _list(self, path: str) -> Contents:
         path = normal(path)
         if self._files_allow.match(path) or self._paths_allow.match(path):
             return Contents.CONFIGURED

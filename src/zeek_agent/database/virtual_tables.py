@@ -193,7 +193,10 @@ class VirtualTable:
 class RowCursor:
     """One use of a table in a running statement. SQLite calls Filter once, or once per row of an outer loop."""
 
-    __slots__ = ("_row", "_rows", "_surroundings")
+    __slots__ = ("Column", "_row", "_rows", "_surroundings")
+
+    Column: Callable[[int], Any]
+    """The present row's own look-up, since SQLite calls it for each cell."""
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._surroundings = surroundings
@@ -202,7 +205,7 @@ class RowCursor:
 
     def Filter(self, number: int, plan: str, values: tuple[Any, ...] | None) -> None:  # noqa: N802
         self._rows = self._rows_for(plan, values or ())
-        self._row = next(self._rows, None)
+        self.Next()
 
     def _rows_for(self, plan: str, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
         """The rows that BestIndex's plan stands for, each with its number as a last cell when the run is `numbered`."""
@@ -212,10 +215,9 @@ class RowCursor:
         return self._row is None
 
     def Next(self) -> None:  # noqa: N802
-        self._row = next(self._rows, None)
-
-    def Column(self, number: int) -> Any:  # noqa: N802
-        return self._row[number]  # type: ignore[index]  # SQLite asks only while Eof is false
+        row = self._row = next(self._rows, None)
+        if row is not None:
+            self.Column = row.__getitem__
 
     def Rowid(self) -> int:  # noqa: N802
         if not self._surroundings.run.numbered:

@@ -153,8 +153,13 @@ class Gate:
             if name == "..":
                 place = place.parent or place
                 continue
-            entered = self._directories.get(_joined(place, name)) or self.enter(place, name)
-            if not entered.status.is_link:
+            path = _joined(place, name)
+            entered = self._directories.get(path)
+            if entered is None:
+                entered = self.enter(place, name)
+                if entered.status.is_directory:
+                    self._remember(path, entered)
+            if not S_ISLNK(entered.status.mode):
                 place = entered
                 continue
             links += 1
@@ -240,15 +245,15 @@ class Gate:
             mount = directory.mount
             if status.mount != directory.status.mount:
                 mount = self._admitted(status.mount)
-            place = Place(descriptor, status, mount, name, directory)
+            return Place(descriptor, status, mount, name, directory)
         except BaseException:
             os.close(descriptor)
             raise
-        if status.is_directory:
-            if len(self._directories) >= DIRECTORIES_KEPT:
-                self._directories.clear()
-            self._directories[place.path] = place
-        return place
+
+    def _remember(self, path: str, directory: Place) -> None:
+        if len(self._directories) >= DIRECTORIES_KEPT:
+            self._directories.clear()
+        self._directories[path] = directory
 
     def entry_status(self, directory: Place, name: str) -> Status:
         """Attributes of what a directory has under a name, of a link itself, without opening it.

@@ -131,14 +131,29 @@ class _Walk:
 
     def _wildcard(self, directory: Place, path: str, part: str, rest: list[str]) -> Iterator[_Group]:
         """What matches a part with wildcards, and the parts after it."""
-        names, links = self._names(directory, path, part)
+        entries = self._entries(directory, path, part)
         if not rest and not self._directories_only:
-            yield _Group(directory, path, names, links)
+            links = {name for name, is_link, _ in entries if is_link}
+            yield _Group(directory, path, [name for name, _, _ in entries], links)
             return
-        for name in names:
-            deeper = self._directory(directory, name, path + name)
+        for name, is_link, is_directory in entries:
+            if is_link:
+                deeper = self._directory(directory, name, path + name)
+            elif is_directory:
+                deeper = self._subdirectory(directory, name, path + name)
+            else:
+                continue
             if deeper is not None:
                 yield from self.below(deeper, f"{path}{name}/", rest)
+
+    def _subdirectory(self, directory: Place, name: str, path: str) -> Place | None:
+        """The directory that a name stands for which is most likely no link, or None."""
+        try:
+            place = self._gate.enter(directory, name)
+        except (OSError, RefusedError) as error:
+            _leave_out(self._gate, path, error)
+            return None
+        return place if place.status.is_directory else self._directory(directory, name, path)
 
     def _literal(self, directory: Place, path: str, name: str) -> Iterator[_Group]:
         """The last part of a pattern, without wildcards, if it is there."""
@@ -160,18 +175,26 @@ class _Walk:
             return None
         return place if place.status.is_directory else None
 
-    def _names(self, directory: Place, path: str, part: str) -> tuple[list[str], set[str]]:
-        """The names in a directory that match one part of a pattern, and those that are links."""
+    def _entries(self, directory: Place, path: str, part: str) -> list[tuple[str, bool, bool]]:
+        """Names in a directory that match one part of a pattern, in order, and whether they are links or directories.
+
+        Their types come from getdents(2), so that to look at them touches no mount point.
+        """
         matches = _matcher(part)
         hidden = part.startswith((".", "\\."))
-        found: list[os.DirEntry[str]] = []
+        found: list[tuple[str, bool, bool]] = []
         try:
             for entries in self._gate.entries(directory, self._check):
-                found += [entry for entry in entries if (hidden or entry.name[0] != ".") and matches(entry.name)]
+                found += [
+                    (name, entry.is_symlink(), entry.is_dir(follow_symlinks=False))
+                    for entry in entries
+                    if matches(name := entry.name) and (hidden or name[0] != ".")
+                ]
         except OSError as error:
             _leave_out(self._gate, path, error)
-            return [], set()
-        return sorted(entry.name for entry in found), {entry.name for entry in found if entry.is_symlink()}
+            return []
+        found.sort()
+        return found
 
 
 def _spelt(path: str, name: str) -> str:

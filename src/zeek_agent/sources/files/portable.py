@@ -38,6 +38,9 @@ class PortableGate:
     def walk(self, start: Place, path: str) -> Place:
         return self._place(os.path.normpath(f"{start.path}/{path}"), start)
 
+    def enter(self, directory: Place, name: str) -> Place:
+        return self.walk(directory, name)
+
     def entry_status(self, directory: Place, name: str) -> Status:
         return _status(os.lstat(f"{directory.path}/{name}"))
 

@@ -11,7 +11,6 @@ import os
 import stat
 import struct
 import threading
-from functools import cache
 from typing import Any, Final, NamedTuple
 
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
@@ -72,11 +71,14 @@ def status_of(descriptor: int) -> Status:
 
 def status_at(directory: int, name: str, flags: int = _FLAGS) -> Status:
     """Attributes of a directory's entry, of a link itself. Raises OSError."""
-    buffer = _buffer
-    if _statx()(directory, name.encode(errors="surrogateescape"), flags, _WANTED, buffer.address) != 0:
+    buffer = _buffer.memory
+    encoded = name.encode("utf-8", "surrogateescape")
+    if _statx(directory, encoded, flags, _WANTED, buffer) != 0 and (
+        _statx_with_errno(directory, encoded, flags, _WANTED, buffer) != 0
+    ):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), name)
-    found = _tuple(Status, _unpacked(buffer.memory))
+    found = _tuple(Status, _unpacked(buffer))
     if not found[0] & _MNT_ID:
         raise OSError(errno.ENOSYS, "the kernel does not tell the mount of a file (needs Linux 5.8)", name)
     return found
@@ -87,17 +89,12 @@ class _Buffer(threading.local):
 
     def __init__(self) -> None:
         self.memory = ctypes.create_string_buffer(_SIZE)
-        self.address = ctypes.addressof(self.memory)
 
 
 _buffer: Final = _Buffer()
 _tuple: Final = tuple.__new__
 _unpacked: Final = _LAYOUT.unpack_from
 
-
-@cache
-def _statx() -> Any:
-    """The function of the C library (glibc 2.28, musl 1.2.1)."""
-    call = ctypes.CDLL(None, use_errno=True).statx
-    call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p]
-    return call
+# Without argument types and errno a call takes a third less; a call that fails is made again with errno.
+_statx: Final[Any] = getattr(ctypes.CDLL(None), "statx", None) if os.name == "posix" else None
+_statx_with_errno: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "statx", None) if _statx else None
