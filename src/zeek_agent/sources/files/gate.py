@@ -58,6 +58,10 @@ _USUAL_PLACES: Final = {
 }
 
 
+_KERNEL_PLACES: Final = ("/dev/", "/proc/", "/sys/")
+"""Where rules speak of the kernel's file systems, not of directories of those names at the top of another."""
+
+
 class Purpose(Enum):
     """What a file is opened for."""
 
@@ -321,6 +325,7 @@ class Gate:
             if not stat.S_ISREG(status.mode):
                 return None
             self._demand_readable(target, text.removesuffix(" (deleted)"))
+            self._demand_no_denied_object(status)
             return OpenedFile(_reopened(descriptor), masks_keys=True)
         finally:
             os.close(descriptor)
@@ -381,7 +386,9 @@ class Gate:
     def _names(self, place: Place, written: str) -> set[str]:
         """Every path that a file has, for the rules to look at."""
         inside = place.path_in_file_system()
-        names = {from_os(written), from_os(place.path), from_os(inside)}
+        names = {from_os(written), from_os(place.path)}
+        if not inside.startswith(_KERNEL_PLACES):
+            names.add(from_os(inside))
         usual = _USUAL_PLACES.get(place.mount.kind)
         if usual is not None:
             names.add(from_os(usual + inside))
@@ -397,8 +404,12 @@ class Gate:
             raise RefusedError("denied by access.paths_deny, or the agent's own")
         if not access.allows(from_os(written)) or not access.allows(from_os(place.path)):
             raise RefusedError("not in access.paths_allow")
-        if place.status.links != 1 and (place.status.device, place.status.inode) in self._objects():
-            raise RefusedError("a hard link to a file that access.paths_deny names")
+        if place.status.links != 1:
+            self._demand_no_denied_object(place.status)
+
+    def _demand_no_denied_object(self, status: Status) -> None:
+        if (status.device, status.inode) in self._objects():
+            raise RefusedError("another name of a file that access.paths_deny names")
 
     def _objects(self) -> frozenset[tuple[int, int]]:
         """Device and inode of the literal denied paths and of the agent's own, as they are for this statement."""
