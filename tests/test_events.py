@@ -331,20 +331,6 @@ def test_a_column_that_was_added_or_taken_away_keeps_the_rows(path: Path, read: 
     store.close()
 
 
-def test_a_column_of_another_type_begins_the_table_anew_but_not_its_numbers(
-    path: Path, read: Read, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = EventStore(path, [declared(("time", "time"), ("number", "text"), ("text", "text"))])
-    store.append("things_events", [(time.time(), "one", "")])
-    store.close()
-    store = EventStore(path, [THINGS])
-    assert "the columns of things_events have changed" in caplog.text
-    store.append("things_events", [thing(2)])
-    store.flush()
-    assert read(store, "SELECT seq, number FROM store.things_events") == [(2, 2)]
-    store.close()
-
-
 @pytest.mark.parametrize("content", [b"this is no database" * 1000, b"SQLite format 3\x00" + b"\xff" * 8176])
 def test_a_damaged_file_is_moved_aside(path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     path.parent.mkdir()

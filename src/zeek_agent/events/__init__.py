@@ -18,10 +18,11 @@ import apsw
 
 from zeek_agent.config import EventSettings
 from zeek_agent.events.file import Batch, Delivered, EventFile, Gap, disk_uri, read, read_delivered
+from zeek_agent.events.migrations import NewerStoreError
 from zeek_agent.schema import Row, Table
 from zeek_agent.sources import Past
 
-__all__ = ["Delivered", "EventStore", "Gap", "TableCounters"]
+__all__ = ["Delivered", "EventStore", "Gap", "NewerStoreError", "TableCounters"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +33,21 @@ _BUSY_WAIT: Final = 0.1
 _MEMORY_BYTES: Final = 33_554_432
 _MEMORY_ROWS: Final = 20_000
 _DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
+_UNUSABLE: Final = (apsw.Error, OSError, NewerStoreError)
 _PASSING: Final = (apsw.BusyError, apsw.LockedError)
 
 
 @dataclass(slots=True)
 class TableCounters:
     """Rows of one table since the start. `lost` by cause: `store` (queue full or closed), `decode` (did not fit);
-    `expired` were removed by age, `evicted` for room."""
+    `expired` were removed by age, `evicted` for room. `nulled` are values, of any run, that a change of their column's
+    type made NULL in this one."""
 
     received: int = 0
     stored: int = 0
     expired: int = 0
     evicted: int = 0
+    nulled: int = 0
     lost: Counter[str] = field(default_factory=Counter)
 
 
@@ -58,7 +62,7 @@ class EventStore:
     In the latter case, or when a damaged file was moved aside, `notice` says so in one line and it is logged. A disk
     that refuses in the middle of a run (full, say) is tried again every `retry` seconds. `id` and `uri` change with
     each change of the file: a reader compares `uri` with what it has attached. `seq` goes on counting, so that a
-    cursor stays valid.
+    cursor stays valid. Raises NewerStoreError, and leaves the file as it is, when a later agent wrote it.
     """
 
     def __init__(
@@ -157,6 +161,8 @@ class EventStore:
     def declare(self, table: Table, timeout: float = 10.0) -> bool:
         """Take one more event table, or one whose columns have changed. Waits until its rows can be read.
 
+        Stored rows stay, as do those that were appended before.
+
         False when that took longer than `timeout` seconds.
         """
         with self._changed:
@@ -233,6 +239,8 @@ class EventStore:
                 self._changed.wait_for(self._is_due, self._settings.commit_interval)
             batch, operations, rows = Batch(), 0, 0
             while self._queue and rows < _COMMIT_ROWS_MAX:
+                if isinstance(first := self._queue[0], Table) and first.name in batch.rows:
+                    break  # those rows have the columns of the declaration before
                 match self._queue.popleft():
                     case _Rows(table, added):
                         batch.rows.setdefault(table, []).extend(added)
@@ -257,6 +265,7 @@ class EventStore:
             try:
                 if self._file.may_write():
                     self._count(batch, self._file.write(batch, self._clock()))
+                    self._report_conversions(self._file)
                     return
             except _PASSING as error:
                 logger.debug("event store: %s", error)
@@ -276,6 +285,16 @@ class EventStore:
         for table, number in (+misfits).items():
             self.counters[table].stored -= number
             self.counters[table].lost["decode"] += number
+
+    def _report_conversions(self, file: EventFile) -> None:
+        for one in file.conversions:
+            self._counters_of(one.table).nulled += one.nulled
+            logger.log(
+                logging.WARNING if one.nulled else logging.INFO,
+                "event store: %s.%s: stored values were converted from %s to %s; %d could not be and are null now",
+                *(one.table, one.column, one.old, one.new, one.nulled),
+            )
+        file.conversions.clear()
 
     def _give_up(self, batch: Batch, error: Exception) -> None:
         logger.error("event store: rows are lost: %s", error)
@@ -317,8 +336,7 @@ class EventStore:
             except (apsw.Error, OSError) as error:
                 self._tell(f"event store: cannot use {path} ({error}): events are kept in memory only")
             else:
-                for table in opened.cleared:
-                    logger.warning("event store: the columns of %s have changed, its stored rows were removed", table)
+                self._report_conversions(opened)
                 return opened
         return EventFile(None, self._tables, min(limit, _MEMORY_BYTES), now)
 
@@ -330,7 +348,7 @@ class EventStore:
                 self._begin_anew(error)
             else:
                 self._leave(error)
-        except (apsw.Error, OSError) as obstacle:
+        except _UNUSABLE as obstacle:
             logger.error("event store: no place for events: %s", obstacle)
             return False
         return True
@@ -363,9 +381,10 @@ class EventStore:
         self._retry_due = time.monotonic() + self._retry
         try:
             new = EventFile(self._left, self._tables, self._settings.retention_bytes, self._clock(), resumed=True)
-        except (apsw.Error, OSError) as error:
+        except _UNUSABLE as error:
             logger.debug("event store: still cannot use %s: %s", self._left, error)
             return
+        self._report_conversions(new)
         self.notice, self._left = None, None
         logger.warning("event store: events are kept in %s again", new.path)
         old = self._file

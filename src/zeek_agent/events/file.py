@@ -17,7 +17,9 @@ from urllib.parse import quote
 
 import apsw
 
-from zeek_agent import text
+from zeek_agent import __version__, text
+from zeek_agent.events.layout import Conversion, columns, declare, quoted, sequence, set_sequence
+from zeek_agent.events.migrations import MIGRATIONS, Migration, migrate, refuse_newer
 from zeek_agent.schema import Row, Table, Value
 
 if TYPE_CHECKING:
@@ -43,13 +45,8 @@ _PAGE_BYTES: Final = 4_096
 _DELETE_ROWS: Final = 5_000
 _GAPS_KEPT: Final = 1_000
 _DELIVERED_KEPT: Final = 30 * 86_400.0
-_BOOKKEEPING: Final = """
-CREATE TABLE IF NOT EXISTS _store (id TEXT NOT NULL, alive REAL NOT NULL, clean INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS _delivered (
-    key TEXT PRIMARY KEY, seqs TEXT NOT NULL, snapshot BLOB, under_way TEXT NOT NULL, time REAL NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS _gaps (source TEXT, "from" REAL, until REAL, cause TEXT) STRICT;
-"""
+_DELIVERED: Final = "_delivered (key, seqs, snapshot, under_way, time)"
+_GAPS: Final = '_gaps (source, "from", until, cause)'
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +91,22 @@ class EventFile:
     `first` and `last` are the committed bounds of `seq` by table; `last` never goes back, also when retention has
     emptied the table. Rows take at most about `bytes_max` on disk, the write-ahead log included, unless a reader holds
     a transaction open. The time since the last run is noted as a gap unless the file is `resumed` within one run.
-    Opening raises apsw.Error or OSError when the file cannot be used.
+    Opening raises apsw.Error or OSError when the file cannot be used, NewerStoreError when a later agent wrote it.
     """
 
     def __init__(
-        self, path: Path | None, tables: Iterable[Table], bytes_max: int, now: float, *, resumed: bool = False
+        self,
+        path: Path | None,
+        tables: Iterable[Table],
+        bytes_max: int,
+        now: float,
+        *,
+        resumed: bool = False,
+        migrations: Sequence[Migration] = MIGRATIONS,
     ) -> None:
         self.path = path
+        self.conversions: list[Conversion] = []
+        """Columns whose stored values were converted, for the owner to take away."""
         self._wal_pages = max(16, min(2_000, bytes_max // 8 // _PAGE_BYTES))
         self._rows_bytes_max = bytes_max - 2 * self._wal_pages * _PAGE_BYTES
         self._wal_bytes_max = max(bytes_max // 4, 4 * self._wal_pages * _PAGE_BYTES)
@@ -122,65 +128,51 @@ class EventFile:
             self._remove_scratch()
             raise
         try:
-            self._open(now, resumed)
+            self._open(now, resumed, migrations)
         except BaseException:
             self._connection.close()
             self._remove_scratch()
             raise
         self.uri: Final = f"{disk_uri(path)}&store={self.id}"
 
-    def _open(self, now: float, resumed: bool) -> None:
+    def _open(self, now: float, resumed: bool, migrations: Sequence[Migration]) -> None:
         connection = self._connection
         connection.set_busy_timeout(_BUSY_MILLISECONDS)
+        refuse_newer(connection, self._file, len(migrations))
         connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(f"PRAGMA wal_autocheckpoint={self._wal_pages}")
         connection.execute(f"PRAGMA journal_size_limit={self._wal_pages * _PAGE_BYTES}")
+        migrate(connection, self._file, migrations)
+        for table in self._tables.values():
+            with connection:
+                self._declare(table)
         with connection:
-            connection.execute(_BOOKKEEPING)
-            self.cleared = [table.name for table in self._tables.values() if not self._declare(table)]
             self.id = self._begin(now, resumed)
-            self.gaps = [Gap(*row) for row in self._rows('SELECT * FROM _gaps ORDER BY "from"')]
+            self.gaps = self._read_gaps()
         names = self._rows(
             "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT GLOB '_*' AND name NOT GLOB 'sqlite_*'"
         )
-        self._stored = {name: "time" in self._columns(name) for (name,) in names}
+        self._stored = {name: self._has_time(name) for (name,) in names}
         for name in self._stored:
             self._read_bounds(name)
 
-    def _columns(self, table: str) -> dict[str, str]:
-        """The columns that the file's table has now, with their types."""
-        return {name: kind for _, name, kind, *_ in self._rows(f"PRAGMA table_info({_quoted(table)})")}
-
-    def _declare(self, table: Table) -> bool:
-        """Make the table, or change it to its present columns. False when its rows had to be given up for that."""
-        wanted = {column.name: column.zeek_type.sqlite for column in table.recorded}
-        columns = ", ".join(f"{_quoted(name)} {kind}" for name, kind in wanted.items())
-        create = f"CREATE TABLE {_quoted(table.name)} (seq INTEGER PRIMARY KEY AUTOINCREMENT, {columns}) STRICT"
+    def _declare(self, table: Table) -> None:
+        """Make the table, or let it follow its declaration."""
+        names = [quoted(column.name) for column in table.recorded]
         self._inserts[table.name] = (
-            f"INSERT INTO {_quoted(table.name)} ({', '.join(map(_quoted, wanted))}) "
-            f"VALUES ({', '.join('?' * len(wanted))})"
+            f"INSERT INTO {quoted(table.name)} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
         )
         self._converters[table.name] = _converter(table)
-        execute = self._connection.execute
-        present = self._columns(table.name)
-        if not present:
-            execute(create)
-            return True
-        kept = {name: kind for name, kind in present.items() if name in wanted}
-        if "seq" not in present or any(wanted[name] != kind for name, kind in kept.items()):
-            last = self._sequence(table.name)
-            execute(f"DROP TABLE {_quoted(table.name)}")
-            execute(create)
-            self._set_sequence(table.name, last)
-            return False
-        for name in present.keys() - wanted.keys() - {"seq"}:
-            execute(f"ALTER TABLE {_quoted(table.name)} DROP COLUMN {_quoted(name)}")
-        for name in wanted.keys() - present.keys():
-            execute(f"ALTER TABLE {_quoted(table.name)} ADD COLUMN {_quoted(name)} {wanted[name]}")
-        return True
+        self.conversions += declare(self._connection, table)
+
+    def _has_time(self, table: str) -> bool:
+        """Whether rows of the table have a time; a hidden column that was once declared does not count."""
+        if (declared := self._tables.get(table)) is not None:
+            return any(column.name == "time" for column in declared.recorded)
+        return "time" in columns(self._connection, table)
 
     def _begin(self, now: float, resumed: bool) -> str:
         """Mark the store as in use, note the time since its last use as a gap. Returns its id."""
@@ -188,19 +180,15 @@ class EventFile:
         for store_id, alive, clean in self._rows("SELECT id, alive, clean FROM _store"):
             if alive < now and not resumed:
                 cause = "stopped" if clean else "crashed"
-                execute("INSERT INTO _gaps VALUES ('agent', ?, ?, ?)", (alive, now, cause))
-            execute("UPDATE _store SET alive = ?, clean = 0", (now,))
+                execute(f"INSERT INTO {_GAPS} VALUES ('agent', ?, ?, ?)", (alive, now, cause))
+            execute("UPDATE _store SET alive = ?, clean = 0, written_by = ?", (now, __version__))
             return str(store_id)
         store_id = secrets.token_hex(8)
-        execute("INSERT INTO _store VALUES (?, ?, 0)", (store_id, now))
+        execute("INSERT INTO _store (id, alive, clean, written_by) VALUES (?, ?, 0, ?)", (store_id, now, __version__))
         return store_id
 
-    def _sequence(self, table: str) -> int:
-        return int(self._value("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)) or 0)
-
-    def _set_sequence(self, table: str, seq: int) -> None:
-        self._connection.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
-        self._connection.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, seq))
+    def _read_gaps(self) -> list[Gap]:
+        return [Gap(*row) for row in self._rows('SELECT source, "from", until, cause FROM _gaps ORDER BY "from"')]
 
     def _rows(self, sql: str, bindings: tuple[int | float | str, ...] = ()) -> list[tuple[Any, ...]]:
         return self._connection.execute(sql, bindings).fetchall()
@@ -210,14 +198,14 @@ class EventFile:
         return next((row[0] for row in self._rows(sql, bindings)), None)
 
     def _read_bounds(self, table: str) -> None:
-        self.first[table] = self._value(f"SELECT min(seq) FROM {_quoted(table)}") or 0
-        self.last[table] = self._sequence(table)
+        self.first[table] = self._value(f"SELECT min(seq) FROM {quoted(table)}") or 0
+        self.last[table] = sequence(self._connection, table)
 
     def continue_from(self, last: Mapping[str, int]) -> None:
         """Number new rows after these, so that cursors of a store that this one replaces stay valid."""
         with self._connection:
             for table in self._tables.keys() & last.keys():
-                self._set_sequence(table, max(last[table], self.last[table]))
+                set_sequence(self._connection, table, max(last[table], self.last[table]))
                 self._read_bounds(table)
 
     def adopt(self, uri: str, last: Mapping[str, int], rows_max: int) -> None:
@@ -229,45 +217,50 @@ class EventFile:
         try:
             with self._connection:
                 for name, table in self._tables.items():
-                    columns = ", ".join(_quoted(column) for column in ("seq", *(c.name for c in table.recorded)))
+                    names = ", ".join(quoted(column) for column in ("seq", *(c.name for c in table.recorded)))
                     after = max(self.last[name], last.get(name, 0) - rows_max)
                     self._connection.execute(
-                        f"INSERT INTO main.{_quoted(name)} ({columns}) "
-                        f"SELECT {columns} FROM other.{_quoted(name)} WHERE seq > ?",
+                        f"INSERT INTO main.{quoted(name)} ({names}) "
+                        f"SELECT {names} FROM other.{quoted(name)} WHERE seq > ?",
                         (after,),
                     )
-                self._connection.execute("INSERT OR REPLACE INTO main._delivered SELECT * FROM other._delivered")
                 self._connection.execute(
-                    "INSERT INTO main._gaps SELECT * FROM other._gaps EXCEPT SELECT * FROM main._gaps"
+                    f"INSERT OR REPLACE INTO main.{_DELIVERED} "
+                    "SELECT key, seqs, snapshot, under_way, time FROM other._delivered"
+                )
+                self._connection.execute(
+                    f'INSERT INTO main.{_GAPS} SELECT source, "from", until, cause FROM other._gaps '
+                    'EXCEPT SELECT source, "from", until, cause FROM main._gaps'
                 )
         finally:
             self._connection.execute("DETACH other")
-        self.gaps = [Gap(*row) for row in self._rows('SELECT * FROM _gaps ORDER BY "from"')]
+        self.gaps = self._read_gaps()
         for name in self._tables:
             self._read_bounds(name)
 
     def write(self, batch: Batch, now: float) -> Counter[str]:
         """Commit the batch and the sign of life. Returns the rows that did not fit, by table; raises apsw.Error."""
         misfits: Counter[str] = Counter()
+        self.conversions.clear()  # those of an attempt that failed
         execute = self._connection.execute
         with self._connection:
             for new in batch.tables:
                 self._tables[new.name] = new
                 self._declare(new)
-                self._stored[new.name] = "time" in self._columns(new.name)
+                self._stored[new.name] = self._has_time(new.name)
             for table, rows in batch.rows.items():
                 misfits[table] = self._insert(table, rows)
             for key, delivered in batch.delivered.items():
                 seqs, under_way = json.dumps(dict(delivered.seqs)), json.dumps(dict(delivered.under_way))
                 row = (key, seqs, delivered.snapshot, under_way, now)
-                execute("INSERT OR REPLACE INTO _delivered VALUES (?, ?, ?, ?, ?)", row)
+                execute(f"INSERT OR REPLACE INTO {_DELIVERED} VALUES (?, ?, ?, ?, ?)", row)
             for gap in batch.gaps:
-                execute("INSERT INTO _gaps VALUES (?, ?, ?, ?)", gap.row())
+                execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", gap.row())
             execute("UPDATE _store SET alive = ?", (now,))
         for new in batch.tables:
             self._read_bounds(new.name)
         for table in batch.rows:
-            self.last[table] = self._sequence(table)
+            self.last[table] = sequence(self._connection, table)
             if self.first[table] == 0:
                 self._read_bounds(table)
         self.gaps += batch.gaps
@@ -301,15 +294,17 @@ class EventFile:
         return True
 
     def expire(self, now: float, age: float) -> Counter[str]:
-        """Remove what is older than `age` seconds, oldest first. Returns the number of rows, by table."""
+        """Remove what is older than `age` seconds, oldest first. Returns the number of rows, by table.
+
+        Rows without a time go with the next row that has one.
+        """
         removed: Counter[str] = Counter()
         for table, timed in self._stored.items():
             if timed and self.first[table]:
-                young = self._value(
-                    f"SELECT seq FROM {_quoted(table)} WHERE time >= ? ORDER BY seq LIMIT 1",
-                    (now - age,),
-                )
-                removed[table] += self._delete(table, self.last[table] if young is None else int(young) - 1)
+                rows, oldest = f"SELECT seq FROM {quoted(table)} WHERE", now - age
+                young = self._value(f"{rows} time >= ? ORDER BY seq LIMIT 1", (oldest,)) or self.last[table] + 1
+                old = self._value(f"{rows} time < ? AND seq < ? ORDER BY seq DESC LIMIT 1", (oldest, young))
+                removed[table] += self._delete(table, old or 0)
         with self._connection:
             self._connection.execute(
                 "DELETE FROM _gaps WHERE until < ? OR rowid <= (SELECT max(rowid) FROM _gaps) - ?",
@@ -341,7 +336,7 @@ class EventFile:
         for table, timed in self._stored.items():
             if first := self.first[table]:
                 column = "time" if timed else "0"
-                time = self._value(f"SELECT {column} FROM {_quoted(table)} WHERE seq = ?", (first,)) or 0
+                time = self._value(f"SELECT {column} FROM {quoted(table)} WHERE seq = ?", (first,)) or 0
                 oldest = min(oldest or (time, table), (time, table))
         return oldest and oldest[1]
 
@@ -351,7 +346,7 @@ class EventFile:
         while self.first[table] and self.first[table] <= upto:
             step = min(upto, self.first[table] + _DELETE_ROWS)
             with self._connection:
-                self._connection.execute(f"DELETE FROM {_quoted(table)} WHERE seq <= ?", (step,))
+                self._connection.execute(f"DELETE FROM {quoted(table)} WHERE seq <= ?", (step,))
                 removed += self._connection.changes()
             self._read_bounds(table)
         return removed
@@ -416,11 +411,6 @@ def _size(path: str) -> int:
         return os.stat(path).st_size  # noqa: PTH116
     except FileNotFoundError:
         return 0
-
-
-def _quoted(name: str) -> str:
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
 
 
 def _converter(table: Table) -> Callable[[Row], Row] | None:

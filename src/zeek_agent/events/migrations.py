@@ -1,0 +1,149 @@
+"""Versions of the event store: numbered, forward-only changes of its file, each in a transaction of its own.
+
+`PRAGMA user_version` holds the number of the last migration that the file has seen; 0 is every store that was written
+before they were numbered. An agent refuses a store whose number is higher than the last it knows.
+
+Columns that are added, removed or change their type need no migration: `layout` derives that from the declaration and
+keeps the rows. A migration is needed for a column that is renamed (`renamed_column`), for values whose meaning
+changes, and for the bookkeeping tables. Add it at the end of `MIGRATIONS`, never change one that was released, and add
+a dump of the store as it was before (tests/stores/dump.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import apsw
+
+from zeek_agent import __version__
+from zeek_agent.errors import ZeekAgentError
+from zeek_agent.events.layout import columns, quoted
+
+log = logging.getLogger(__name__)
+
+
+class NewerStoreError(ZeekAgentError):
+    """The event store was written by a later version of the agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step from a version of the store to the next."""
+
+    summary: str
+    apply: Callable[[apsw.Connection], None]
+
+
+def _number_the_store(connection: apsw.Connection) -> None:
+    """The bookkeeping as it was when stores got a number, from none or from that of any agent before."""
+    execute = connection.execute
+    execute("CREATE TABLE IF NOT EXISTS _store (id TEXT NOT NULL, alive REAL NOT NULL, clean INTEGER NOT NULL) STRICT")
+    execute("ALTER TABLE _store ADD COLUMN written_by TEXT")
+    execute('CREATE TABLE IF NOT EXISTS _gaps (source TEXT, "from" REAL, until REAL, cause TEXT) STRICT')
+    execute(
+        "CREATE TABLE _delivered_now ("
+        "key TEXT PRIMARY KEY, seqs TEXT NOT NULL, snapshot BLOB, under_way TEXT NOT NULL, time REAL NOT NULL"
+        ") STRICT, WITHOUT ROWID"
+    )
+    if delivered := columns(connection, "_delivered"):
+        under_way = "under_way" if "under_way" in delivered else "'{}'"  # the first stores did not have it
+        execute(
+            "INSERT INTO _delivered_now (key, seqs, snapshot, under_way, time) "
+            f"SELECT key, seqs, snapshot, {under_way}, time FROM _delivered"
+        )
+        execute("DROP TABLE _delivered")
+    execute("ALTER TABLE _delivered_now RENAME TO _delivered")
+    execute(
+        'CREATE TABLE _columns ("table" TEXT, name TEXT, type TEXT NOT NULL, PRIMARY KEY ("table", name)) '
+        "STRICT, WITHOUT ROWID"
+    )
+    for table in ("processes_events", "sockets_events", "system_logs_events"):
+        for name in columns(connection, table).keys() - {"seq"}:
+            execute("INSERT INTO _columns VALUES (?, ?, ?)", (table, name, _FIRST_TYPES.get(name, "text")))
+
+
+_FIRST_TYPES: Final = {
+    "time": "time",
+    "exit_code": "int",
+    "listener_stands_in": "bool",
+    **dict.fromkeys(("duration", "utime", "stime"), "interval"),
+    **dict.fromkeys(("local_addr", "remote_addr", "translated_local_addr", "translated_remote_addr"), "address"),
+    **dict.fromkeys(("pid", "ppid", "uid", "gid", "ruid", "rgid", "loginuid", "session", "netns"), "count"),
+    **dict.fromkeys(("vsize", "rsize", "protocol", "cookie", "facility"), "count"),
+    **dict.fromkeys(("local_port", "remote_port", "translated_local_port", "translated_remote_port"), "count"),
+}
+"""Zeek's types of the built-in tables' columns in stores without a number, where they were not on record."""
+
+
+MIGRATIONS: Final[Sequence[Migration]] = (
+    Migration("the store has a number, and the types of its columns on record", _number_the_store),
+)
+VERSION: Final = len(MIGRATIONS)
+
+
+def refuse_newer(connection: apsw.Connection, path: Path, known: int = VERSION) -> None:
+    """Raises NewerStoreError when a later agent has changed the store; reads its number and writer, nothing else."""
+    if (version := _version(connection)) <= known:
+        return
+    raise NewerStoreError(
+        f"the event store {path} was written by {_writer(connection)} (store version {version}, zeek-agent "
+        f"{__version__} knows up to {known}) and was left as it is: run that version or a later one, or move the file "
+        "away to start with an empty store"
+    )
+
+
+def migrate(connection: apsw.Connection, path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> None:
+    """Bring the store to the last version, step by step: after a crash it is at one of them. Raises apsw.Error."""
+    existing = bool(columns(connection, "_store"))
+    for number, migration in enumerate(migrations, 1):
+        if _version(connection) >= number:
+            continue
+        with _transaction(connection):
+            if _version(connection) >= number:  # another process was here first
+                continue
+            migration.apply(connection)
+            connection.execute(f"PRAGMA user_version = {number}")
+        if existing:
+            log.info("event store %s: now version %d: %s", path, number, migration.summary)
+
+
+def renamed_column(table: str, old: str, new: str) -> Migration:
+    """A column of an event table, also of one that not every store has, gets another name; its values stay."""
+
+    def apply(connection: apsw.Connection) -> None:
+        present = columns(connection, table)
+        if old in present and new not in present:
+            connection.execute(f"ALTER TABLE {quoted(table)} RENAME COLUMN {quoted(old)} TO {quoted(new)}")
+            connection.execute('UPDATE _columns SET name = ? WHERE "table" = ? AND name = ?', (new, table, old))
+
+    return Migration(f"{table}.{old} is called {new}", apply)
+
+
+def _version(connection: apsw.Connection) -> int:
+    return int(connection.pragma("user_version"))
+
+
+def _writer(connection: apsw.Connection) -> str:
+    """The agent that wrote the store last, as far as this one can read what a later one has put there."""
+    try:
+        version = connection.execute("SELECT written_by FROM _store").get
+    except apsw.Error:
+        version = None
+    return f"zeek-agent {version}" if isinstance(version, str) else "a later version of zeek-agent"
+
+
+@contextmanager
+def _transaction(connection: apsw.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

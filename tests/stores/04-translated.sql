@@ -1,0 +1,52 @@
+PRAGMA user_version = 0;
+CREATE TABLE _delivered (
+    key TEXT PRIMARY KEY, seqs TEXT NOT NULL, snapshot BLOB, under_way TEXT NOT NULL, time REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE _gaps (source TEXT, "from" REAL, until REAL, cause TEXT) STRICT;
+CREATE TABLE _store (id TEXT NOT NULL, alive REAL NOT NULL, clean INTEGER NOT NULL) STRICT;
+CREATE TABLE "processes_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "name" TEXT, "pid" INTEGER, "ppid" INTEGER, "uid" INTEGER, "gid" INTEGER, "ruid" INTEGER, "rgid" INTEGER, "priority" TEXT, "duration" REAL, "vsize" INTEGER, "rsize" INTEGER, "utime" REAL, "stime" REAL, "state" TEXT, "exe" TEXT, "cmdline" TEXT, "cwd" TEXT, "exit_code" INTEGER, "loginuid" INTEGER, "session" INTEGER, "cgroup" TEXT, "container_id" TEXT, "netns" INTEGER, "entity_id" TEXT, "parent_entity_id" TEXT, "parent_name" TEXT, "parent_exe" TEXT) STRICT;
+CREATE TABLE "sockets_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "pid" INTEGER, "process" TEXT, "uid" INTEGER, "gid" INTEGER, "family" TEXT, "protocol" INTEGER, "local_addr" TEXT, "local_port" INTEGER, "remote_addr" TEXT, "remote_port" INTEGER, "state" TEXT, "direction" TEXT, "exe" TEXT, "cmdline" TEXT, "loginuid" INTEGER, "cookie" INTEGER, "netns" INTEGER, "container_id" TEXT, "entity_id" TEXT, "parent_entity_id" TEXT, "community_id" TEXT, "translated_local_addr" TEXT, "translated_local_port" INTEGER, "translated_remote_addr" TEXT, "translated_remote_port" INTEGER) STRICT;
+CREATE TABLE "system_logs_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "process" TEXT, "level" TEXT, "message" TEXT, "eventid" TEXT, "pid" INTEGER, "uid" INTEGER, "exe" TEXT, "unit" TEXT, "identifier" TEXT, "facility" INTEGER, "cursor" TEXT) STRICT;
+INSERT INTO "_delivered" VALUES ('differences', '{}', X'0061207061636B656420736E617073686F74FF', '{}', 1790000000.0);
+INSERT INTO "_delivered" VALUES ('events of all tables', '{"processes_events": 4, "sockets_events": 4, "system_logs_events": 4}', NULL, '{}', 1790000000.0);
+INSERT INTO "_delivered" VALUES ('events with a report under way', '{"processes_events": 3}', NULL, '{"processes_events": 5}', 1790000000.0);
+INSERT INTO "_gaps" VALUES ('processes', 1789999950.0, 1789999960.0, 'overrun');
+INSERT INTO "_store" VALUES ('0123456789abcdef', 1790000000.0, 1);
+INSERT INTO "processes_events" VALUES (3, 1789999902.0, '/usr/bin/true', NULL, 9223372036854775807, 0, 4294967295, NULL, 0, 'Grüße, 世界', 86400.0, NULL, 4294967295, 86400.0, 0.0, NULL, 'raw , quote '', new
+line', '/usr/bin/true', 'Grüße, 世界', NULL, 0, 4294967295, 'raw , quote '', new
+line', NULL, 4294967295, 'raw , quote '', new
+line', '/usr/bin/true', NULL, 'raw , quote '', new
+line');
+INSERT INTO "processes_events" VALUES (4, 1789999903.0, NULL, 9223372036854775807, 0, 4294967295, NULL, 0, 4294967295, 'raw , quote '', new
+line', NULL, 4294967295, 9223372036854775807, 0.0, NULL, 'raw , quote '', new
+line', '/usr/bin/true', 'Grüße, 世界', NULL, -11, 4294967295, 9223372036854775807, NULL, 'Grüße, 世界', 9223372036854775807, '/usr/bin/true', NULL, 'raw , quote '', new
+line', '/usr/bin/true');
+INSERT INTO "processes_events" VALUES (5, 1789999904.0, 'raw , quote '', new
+line', 0, 4294967295, NULL, 0, 4294967295, 9223372036854775807, NULL, 0.25, 9223372036854775807, 0, NULL, 86400.0, '/usr/bin/true', 'Grüße, 世界', NULL, '/usr/bin/true', 0, 9223372036854775807, NULL, 'Grüße, 世界', 'raw , quote '', new
+line', 0, NULL, 'raw , quote '', new
+line', '/usr/bin/true', 'Grüße, 世界');
+INSERT INTO "sockets_events" VALUES (3, 1789999902.0, 0, NULL, 9223372036854775807, 0, 'Grüße, 世界', NULL, '192.0.2.1', 4294967295, '::ffff:192.0.2.1', NULL, 'Grüße, 世界', 'raw , quote '', new
+line', '/usr/bin/true', NULL, 9223372036854775807, 0, 4294967295, NULL, '/usr/bin/true', 'Grüße, 世界', 'raw , quote '', new
+line', NULL, 4294967295, '::ffff:192.0.2.1', 0);
+INSERT INTO "sockets_events" VALUES (4, 1789999903.0, NULL, 'raw , quote '', new
+line', 0, 4294967295, NULL, 0, '2001:db8::1', 9223372036854775807, NULL, 4294967295, 'raw , quote '', new
+line', '/usr/bin/true', NULL, 'raw , quote '', new
+line', 0, 4294967295, NULL, '/usr/bin/true', 'Grüße, 世界', 'raw , quote '', new
+line', NULL, '2001:db8::1', 9223372036854775807, '192.0.2.1', NULL);
+INSERT INTO "sockets_events" VALUES (5, 1789999904.0, 9223372036854775807, '/usr/bin/true', 4294967295, NULL, '/usr/bin/true', 4294967295, '::ffff:192.0.2.1', NULL, '2001:db8::1', 9223372036854775807, '/usr/bin/true', NULL, 'raw , quote '', new
+line', '/usr/bin/true', 4294967295, NULL, 0, 'Grüße, 世界', 'raw , quote '', new
+line', NULL, 'Grüße, 世界', '::ffff:192.0.2.1', 0, NULL, 9223372036854775807);
+INSERT INTO "system_logs_events" VALUES (3, 1789999902.0, '/usr/bin/true', NULL, 'raw , quote '', new
+line', '/usr/bin/true', 4294967295, NULL, '/usr/bin/true', 'Grüße, 世界', 'raw , quote '', new
+line', NULL, 'Grüße, 世界');
+INSERT INTO "system_logs_events" VALUES (4, 1789999903.0, NULL, 'raw , quote '', new
+line', '/usr/bin/true', 'Grüße, 世界', NULL, 0, 'Grüße, 世界', 'raw , quote '', new
+line', NULL, 4294967295, 'raw , quote '', new
+line');
+INSERT INTO "system_logs_events" VALUES (5, 1789999904.0, 'raw , quote '', new
+line', '/usr/bin/true', 'Grüße, 世界', NULL, 0, 4294967295, 'raw , quote '', new
+line', NULL, 'Grüße, 世界', 9223372036854775807, '/usr/bin/true');
+DELETE FROM sqlite_sequence;
+INSERT INTO "sqlite_sequence" VALUES ('processes_events', 5);
+INSERT INTO "sqlite_sequence" VALUES ('sockets_events', 5);
+INSERT INTO "sqlite_sequence" VALUES ('system_logs_events', 5);
