@@ -19,12 +19,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from acting import NOBODY, acting_as
 from zeek_server import zeek_server
 
 from zeek_agent.config import load
 from zeek_agent.errors import ZeekAgentError
+from zeek_agent.events import EventStore
 from zeek_agent.sources import bpf
 from zeek_agent.subscriptions import Query
 from zeek_agent.terminal import client
@@ -233,6 +235,39 @@ def test_doctor_fails_when_zeek_is_out_of_reach(state: Path) -> None:
     assert zeek["verdict"] == "fail"
     assert "127.0.0.1:1" in zeek["found"]
     assert done.returncode == 1
+
+
+@pytest.fixture
+def later_store(state: Path) -> Path:
+    """The event store of an agent of a later version."""
+    path = state / "events.db"
+    EventStore(path, []).close()
+    connection = apsw.Connection(str(path))
+    connection.execute("UPDATE _store SET written_by = '9.8.7'")
+    connection.pragma("user_version", 99)
+    connection.close()
+    return path
+
+
+def test_an_agent_refuses_the_store_of_a_later_one_and_leaves_it_as_it_is(later_store: Path, state: Path) -> None:
+    before = later_store.read_bytes()
+    refused = complaint(run("run", "--state-dir", str(state), "--set", "collector.listen=127.0.0.1:0"), 1)
+    assert f"the event store {later_store} was written by zeek-agent 9.8.7 (store version 99, " in refused
+    assert "run that version or a later one" in refused
+    assert later_store.read_bytes() == before
+    assert not list(state.glob("*.damaged*"))
+
+    done = run("doctor", "--format", "json", "--state-dir", str(state))
+    (check,) = [check for check in json.loads(done.stdout) if check["name"] == "event store"]
+    assert (done.returncode, check["verdict"]) == (1, "fail")
+    assert "was written by zeek-agent 9.8.7" in check["found"]
+
+    asked = run("query", "SELECT count(*) FROM processes_events", "--format", "csv", "--state-dir", str(state))
+    assert asked.returncode == 0
+    assert asked.stdout.splitlines()[1:] == ["0"]
+    assert "was written by zeek-agent 9.8.7" in asked.stderr
+    assert asked.stderr.count("\n") == 1
+    assert later_store.read_bytes() == before
 
 
 async def test_doctor_explains_a_zeek_that_does_not_acknowledge(state: Path) -> None:

@@ -35,6 +35,7 @@ from zeek_agent.queries import QueryRunner
 from zeek_agent.schema import CONTAINER_TYPES, SCALAR_TYPES, Column, Table, ZeekType
 from zeek_agent.subscriptions import Query, Subscription
 from zeek_agent.tables import builtin_tables, plugin_tables
+from zeek_agent.terminal.local import StoredEvents
 
 STORES = Path(dump.__file__).parent
 DUMPS = sorted(STORES.glob("*.sql"))
@@ -248,6 +249,27 @@ async def test_a_state_with_100_000_events_of_the_tree_before_loses_none_and_del
 
 def store_table(name: str) -> Table:
     return next(table for table in TABLES if table.name == name)
+
+
+async def test_a_command_without_an_agent_reads_a_store_that_no_agent_has_migrated_yet(path: Path) -> None:
+    restored(path, DUMPS[0]).close()
+    untouched = path.read_bytes()
+    store = StoredEvents(path)
+    database = Database(TABLES, Host(NobodysAgent(), AccessPolicy()), LimitSettings(), store)
+    try:
+        for profile in Profile:
+            asked = [
+                await database.query(sql, profile=profile)
+                for sql in (
+                    "SELECT seq, listener_stands_in FROM sockets_events_history WHERE seq > 3",
+                    "SELECT message FROM system_logs_events",
+                )
+            ]
+            assert [list(result.rows) for result in asked] == [[(4, None), (5, None)], []]
+    finally:
+        database.close()
+        store.close()
+    assert path.read_bytes() == untouched
 
 
 # Numbered steps

@@ -277,7 +277,7 @@ class Session:
         for table in tables:
             connection.execute("INSERT INTO temp.event_window VALUES (?, ?, ?)", (table.name, *_ALL))
             columns = ", ".join(quoted(column.name) for column in table.columns)
-            select = f"SELECT {columns} FROM {_STORE}.{quoted(table.name)}"
+            select = f"SELECT {columns} FROM {self._stored(table)}"
             bound = f"(SELECT {{}} FROM temp.event_window WHERE name = '{table.name}')"
             windowed = f"{select} WHERE seq > {bound.format('low')} AND seq <= {bound.format('high')}"
             connection.execute(f"CREATE TEMP VIEW {quoted(table.name)} AS {windowed}")
@@ -296,7 +296,7 @@ class Session:
     def _stored_rows(self, layout: Layout, *, windowed: bool) -> Callable[[Constraints], Iterable[Row]]:
         columns = ", ".join(quoted(field.name) for field in layout.fields)
         name = layout.table.name
-        select = f"SELECT {columns} FROM {_STORE}.{quoted(name)} WHERE seq > ? AND seq <= ?"
+        select = f"SELECT {columns} FROM {self._stored(layout.table)} WHERE seq > ? AND seq <= ?"
 
         def rows(wanted: Constraints) -> Iterable[Row]:
             sql = select
@@ -308,6 +308,21 @@ class Session:
             return self._connection.execute(sql, bindings)
 
         return rows
+
+    def _stored(self, table: Table) -> str:
+        """The store's table, with nulls for columns that a store lacks which an earlier agent wrote last."""
+        stored = f"{_STORE}.{quoted(table.name)}"
+        held = {
+            name.lower()
+            for _, name, *_ in self._connection.execute(f"PRAGMA {_STORE}.table_info({quoted(table.name)})")
+        }
+        if all(column.name.lower() in held for column in table.columns):
+            return stored
+        columns = [
+            quoted(column.name) if column.name.lower() in held else f"NULL AS {quoted(column.name)}"
+            for column in table.columns
+        ]
+        return f"(SELECT {', '.join(columns)} {f'FROM {stored}' if held else 'WHERE 0'})"
 
     def _set_window(self, window: Mapping[str, tuple[int, int]]) -> None:
         """Bound the event tables: only rows with low < seq <= high."""

@@ -18,11 +18,13 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import apsw
 import msgspec
 
 from zeek_agent import paths
 from zeek_agent.control import NoAgentError
 from zeek_agent.errors import UsageError, ZeekAgentError
+from zeek_agent.events import NewerStoreError
 from zeek_agent.terminal import client, config_check, console
 from zeek_agent.text import escaped
 
@@ -74,6 +76,7 @@ def examine(config: Config, origins: Mapping[str, str]) -> list[Check]:
     places = paths.locate(config)
     checks = [*_python(), *_configuration(config), *_state(places.state, config.events.retention_bytes)]
     checks += _files(config)
+    checks += _store(places.store)
     checks += _agent(config)
     if sys.platform == "linux":
         checks += [*_privileges(), *_kernel(), *_bpf(), *_cgroup(), *_audit()]
@@ -103,8 +106,6 @@ def as_json(checks: list[Check]) -> str:
 
 
 def _python() -> Iterator[Check]:
-    import apsw
-
     yield Check("python", "ok", f"{platform.python_version()}, SQLite {apsw.sqlite_lib_version()}")
 
 
@@ -160,6 +161,23 @@ def _sysctl(file: Path) -> str | None:
         return file.read_text().strip()
     except OSError:
         return None
+
+
+def _store(path: Path) -> Iterator[Check]:
+    """The event store of earlier runs, if any: whether this version can continue it."""
+    from zeek_agent.terminal.local import StoredEvents
+
+    if not os.access(path, os.R_OK):
+        return
+    try:
+        StoredEvents(path).close()
+    except NewerStoreError as error:
+        yield Check("event store", "fail", str(error))
+    except (apsw.Error, OSError) as error:
+        advice = "a damaged file is moved aside when the agent starts, and a new one begun"
+        yield Check("event store", "warn", f"{path} cannot be read ({error})", advice)
+    else:
+        yield Check("event store", "ok", str(path))
 
 
 def _agent(config: Config) -> Iterator[Check]:

@@ -20,7 +20,9 @@ from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.control import Frame, Request
 from zeek_agent.database import Database
+from zeek_agent.events import NewerStoreError
 from zeek_agent.events import file as event_file
+from zeek_agent.events.migrations import refuse_newer
 from zeek_agent.host import Host
 from zeek_agent.signals import run_until_done
 from zeek_agent.tables import builtin_tables, plugin_tables
@@ -44,6 +46,7 @@ class StoredEvents:
         self.uri = f"file:{quote(str(path.absolute()))}?mode=ro"
         self._connection = apsw.Connection(self.uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         self._connection.set_busy_timeout(2_000)
+        refuse_newer(self._connection, path)
         self.id = str(self._connection.execute("SELECT id FROM _store").get)
 
     @classmethod
@@ -53,7 +56,9 @@ class StoredEvents:
             return cls(path) if path.exists() else None
         except (apsw.Error, OSError) as error:
             log.warning("cannot read the events in %s (%s): event tables are empty", path, error)
-            return None
+        except NewerStoreError as error:
+            log.warning("%s; event tables are empty here", error)
+        return None
 
     def first(self, table: str) -> int:
         """Lowest retained `seq`; 0 when no row is there."""
@@ -65,7 +70,7 @@ class StoredEvents:
 
     def gaps(self) -> Sequence[Row]:
         """Times without recording: source, from, until, cause."""
-        return self._connection.execute('SELECT * FROM _gaps ORDER BY "from"').fetchall()
+        return self._connection.execute('SELECT source, "from", until, cause FROM _gaps ORDER BY "from"').fetchall()
 
     def close(self) -> None:
         self._connection.close()
