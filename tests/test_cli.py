@@ -71,9 +71,9 @@ def complaint(done: subprocess.CompletedProcess[str], code: int) -> str:
 
 
 @contextmanager
-def started(*arguments: str, **streams: Any) -> Iterator[subprocess.Popen[str]]:
+def started(*arguments: str, program: Sequence[str] = PROGRAM, **streams: Any) -> Iterator[subprocess.Popen[str]]:
     """The program while it runs; killed if it still does in the end."""
-    process = subprocess.Popen([*PROGRAM, *arguments], text=True, env=environment(), **streams)
+    process = subprocess.Popen([*program, *arguments], text=True, env=environment(), **streams)
     try:
         yield process
     finally:
@@ -294,6 +294,25 @@ def test_config_check_prints_what_differs_and_where_from(tmp_path: Path) -> None
     )
 
 
+WITH_FORMER_NAME = [sys.executable, "-c", """
+import functools, sys
+from zeek_agent import cli, config
+config.load = functools.partial(config.load, renamed={"limits.seconds": "limits.time"})
+sys.exit(cli.run_command(sys.argv[1:]))
+"""]  # fmt: skip
+"""The program, as if a setting had another name before."""
+
+
+def test_config_check_names_the_present_name_of_a_setting(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text("[limits]\nseconds = 3\n")
+    command = [*WITH_FORMER_NAME, "config", "check", "--config", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0
+    assert done.stderr == f"zeek-agent: {file}: limits.seconds is deprecated, use its new name limits.time\n"
+    assert f"limits.time = 3.0    from {file} as limits.seconds, default 10.0" in done.stdout
+
+
 def ending(process: subprocess.Popen[str], number: signal.Signals) -> int:
     process.send_signal(number)
     return process.wait(20)
@@ -311,15 +330,27 @@ def test_the_collector_runs_until_a_signal(tmp_path: Path, number: signal.Signal
 
 
 @contextmanager
-def running(*arguments: str, log: Path, state: Path) -> Iterator[subprocess.Popen[str]]:
+def running(
+    *arguments: str, log: Path, state: Path, program: Sequence[str] = PROGRAM
+) -> Iterator[subprocess.Popen[str]]:
     """An agent, from when its control socket is there."""
-    with log.open("w") as out, started(*arguments, stdout=subprocess.DEVNULL, stderr=out) as process:
+    streams = {"stdout": subprocess.DEVNULL}
+    with log.open("w") as out, started(*arguments, program=program, stderr=out, **streams) as process:
         deadline = time.monotonic() + 30
         while not (state / "zeek-agent.sock").exists():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         yield process
+
+
+def test_an_agent_logs_the_present_name_of_a_setting(tmp_path: Path, state: Path) -> None:
+    place = ("--state-dir", str(state), "--logs", str(tmp_path / "logs"), "--set", "collector.listen=127.0.0.1:0")
+    flags = (*place, "--set", "limits.seconds=3")
+    with running("run", *flags, log=tmp_path / "agent.log", state=state, program=WITH_FORMER_NAME):
+        sql = "SELECT message FROM zeek_agent_log WHERE level = 'warning' AND component = 'zeek_agent.config'"
+        warned = run("query", sql, "--format", "csv", "--state-dir", str(state)).stdout.splitlines()[1:]
+    assert warned == ['"command line: limits.seconds is deprecated, use its new name limits.time"']
 
 
 def test_an_agent_whose_state_directory_cannot_be_written_runs_without(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -71,6 +72,86 @@ def test_the_file_can_be_named_by_the_environment(file: Path) -> None:
     file.write_text('state_dir = "/somewhere"\n')
     loaded, _ = config.load(None, {"ZEEK_AGENT_CONFIG": str(file)})
     assert loaded.state_dir == "/somewhere"
+
+
+RENAMED = {"limits.seconds": "limits.time", "bounds.rows": "limits.rows", "directory": "state_dir"}
+"""As if these settings had had other names before, one of them in a section that is gone."""
+
+
+def loaded_as_renamed(
+    file: Path | None = None, environment: dict[str, str] | None = None, flags: dict[str, object] | None = None
+) -> tuple[config.Config, dict[str, str], list[str]]:
+    warnings: list[str] = []
+    environment = {"HOME": "/nonexistent", **(environment or {})}
+    loaded, origins = config.load(file, environment, flags, renamed=RENAMED, warn=warnings.append)
+    return loaded, {name: origin for name, origin in origins.items() if origin != "default"}, warnings
+
+
+def test_a_former_name_works_in_the_file_with_a_warning(file: Path) -> None:
+    file.write_text('directory = "/somewhere"\n[limits]\nseconds = 3\n[bounds]\nrows = 5\n')
+    loaded, origins, warnings = loaded_as_renamed(file)
+    assert (loaded.state_dir, loaded.limits.time, loaded.limits.rows) == ("/somewhere", 3.0, 5)
+    assert origins["limits.time"] == f"{file} as limits.seconds"
+    assert warnings == [
+        f"{file}: bounds.rows is deprecated, use its new name limits.rows",
+        f"{file}: directory is deprecated, use its new name state_dir",
+        f"{file}: limits.seconds is deprecated, use its new name limits.time",
+    ]
+
+
+def test_a_former_name_works_in_the_environment_with_a_warning() -> None:
+    loaded, origins, warnings = loaded_as_renamed(environment={"ZEEK_AGENT_LIMITS__SECONDS": "3"})
+    assert loaded.limits.time == 3.0
+    assert origins == {"limits.time": "environment ZEEK_AGENT_LIMITS__SECONDS"}
+    assert warnings == [
+        "environment: ZEEK_AGENT_LIMITS__SECONDS is deprecated, use its new name ZEEK_AGENT_LIMITS__TIME"
+    ]
+
+
+def test_a_former_name_works_on_the_command_line_with_a_warning() -> None:
+    loaded, origins, warnings = loaded_as_renamed(flags={"limits.seconds": "3"})
+    assert loaded.limits.time == 3.0
+    assert origins == {"limits.time": "command line as limits.seconds"}
+    assert warnings == ["command line: limits.seconds is deprecated, use its new name limits.time"]
+
+
+def test_where_one_place_gives_both_names_the_present_one_counts(file: Path) -> None:
+    file.write_text("limits.time = 1\nlimits.seconds = 2\n")
+    variables = {"ZEEK_AGENT_BOUNDS__ROWS": "3", "ZEEK_AGENT_LIMITS__ROWS": "4"}
+    loaded, origins, warnings = loaded_as_renamed(file, variables, {"directory": "/old", "state_dir": "/new"})
+    assert (loaded.limits.time, loaded.limits.rows, loaded.state_dir) == (1.0, 4, "/new")
+    assert origins["limits.time"] == str(file)
+    assert warnings == [
+        f"{file}: limits.seconds is ignored: limits.time, its new name, is set too",
+        "environment: ZEEK_AGENT_BOUNDS__ROWS is ignored: ZEEK_AGENT_LIMITS__ROWS, its new name, is set too",
+        "command line: directory is ignored: state_dir, its new name, is set too",
+    ]
+
+
+def test_a_former_name_has_the_rank_of_its_place(file: Path) -> None:
+    file.write_text("limits.time = 1\n")
+    loaded, _, warnings = loaded_as_renamed(file, {"ZEEK_AGENT_LIMITS__SECONDS": "2"})
+    assert (loaded.limits.time, len(warnings)) == (2.0, 1)
+    loaded, _, _ = loaded_as_renamed(file, {"ZEEK_AGENT_LIMITS__SECONDS": "2"}, {"limits.time": 3})
+    assert loaded.limits.time == 3.0
+
+
+def test_a_wrong_value_under_a_former_name_is_named_by_both(file: Path) -> None:
+    file.write_text("limits.seconds = 'soon'\n")
+    with pytest.raises(UsageError) as caught:
+        loaded_as_renamed(file)
+    assert str(caught.value).startswith(f"{file}: limits.seconds (now limits.time): expected a number > 0")
+
+
+def test_a_name_that_no_setting_ever_had_is_still_an_error(file: Path) -> None:
+    file.write_text("[bounds]\ncolumns = 5\n")
+    with pytest.raises(UsageError, match=re.escape(f"{file}: unknown key bounds.columns")):
+        loaded_as_renamed(file)
+
+
+def test_former_names_lead_to_present_settings_and_are_taken_by_none() -> None:
+    assert set(config.RENAMED.values()) <= config.settings().keys()
+    assert config.RENAMED.keys().isdisjoint(config.settings())
 
 
 def test_an_unknown_key_is_an_error_that_names_the_nearest_one(file: Path) -> None:

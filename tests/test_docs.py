@@ -82,6 +82,12 @@ def test_every_setting_is_described() -> None:
         assert f"| `{key}` |" in part, setting.name
 
 
+def test_renamed_settings_are_listed() -> None:
+    page = reference.configuration_page({"limits.seconds": "limits.time"})
+    assert "## Renamed settings" in page
+    assert "| `limits.seconds` | `limits.time` |" in page
+
+
 def test_the_example_configuration_holds_the_defaults(tmp_path: Path) -> None:
     example = (ROOT / "packaging/zeek-agent.toml").read_text()
     assert config.load(None, {"ZEEK_AGENT_CONFIG": str(ROOT / "packaging/zeek-agent.toml")})[0] == config.Config()

@@ -40,11 +40,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def run_agent(config: Config, origins: Mapping[str, str]) -> int:
-    """Run until SIGTERM or SIGINT. Raises ZeekAgentError when the agent cannot start."""
+async def run_agent(config: Config, origins: Mapping[str, str], warnings: Sequence[str] = ()) -> int:
+    """Run until SIGTERM or SIGINT. Raises ZeekAgentError when the agent cannot start.
+
+    `warnings` about the configuration are logged.
+    """
     shows_summary = not config.zeek.destinations and sys.stdout.isatty()
     heap.share()
-    ring = logbook.set_up(config.log, quiet=shows_summary and origins.get("log.level", "default") == "default")
+    quiet = shows_summary and origins.get("log.level", "default") == "default"
+    ring = logbook.set_up(config.log, quiet=quiet, warnings=warnings)
     places = paths.locate(config)
     with identity.only_one(places.lock):
         who = identity.establish(places.identity, config.agent.id)

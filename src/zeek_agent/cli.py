@@ -66,8 +66,12 @@ def _explain(error: BaseException) -> int:
     return _fail("interrupted", 130)
 
 
-def _fail(message: str, code: int) -> int:
+def _warn(message: str) -> None:
     sys.stderr.write(f"{NAME}: {escaped(message)}\n")
+
+
+def _fail(message: str, code: int) -> int:
+    _warn(message)
     return code
 
 
@@ -79,8 +83,13 @@ class Given:
     state_dir: str | None
     assignments: Sequence[str]
 
-    def load(self, flags: Mapping[str, object] | None = None) -> tuple[Config, dict[str, str]]:
-        """The configuration and its origins; `flags` by dotted name, None for those that were not given."""
+    def load(
+        self, flags: Mapping[str, object] | None = None, warn: Callable[[str], None] | None = None
+    ) -> tuple[Config, dict[str, str]]:
+        """The configuration and its origins; `flags` by dotted name, None for those that were not given.
+
+        `warn` gets a line for each setting under a former name: standard error, unless a command has a log.
+        """
         from zeek_agent import config
 
         values: dict[str, object] = {}
@@ -91,7 +100,7 @@ class Given:
             values[key.strip()] = value
         flags = {"state_dir": self.state_dir, **(flags or {})}
         values |= {name: value for name, value in flags.items() if value is not None}
-        return config.load(self.config_file, flags=values)
+        return config.load(self.config_file, flags=values, warn=warn or _warn)
 
 
 def _settings(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -155,14 +164,15 @@ def run(
         "osquery.socket": osquery_socket,
         "log.level": log_level,
     }
-    config, origins = given.load(flags)
+    warnings: list[str] = []
+    config, origins = given.load(flags, warnings.append)
     import asyncio
 
     from zeek_agent.agent import run_agent
     from zeek_agent.terminal import config_check
 
     config_check.check_surroundings(config)
-    return asyncio.run(run_agent(config, origins))
+    return asyncio.run(run_agent(config, origins, warnings))
 
 
 @commands.command()
@@ -309,12 +319,13 @@ def collector(
         "collector.pack": pack,
         "collector.format": log_format,
     }
-    config, _ = given.load(flags)
+    warnings: list[str] = []
+    config, _ = given.load(flags, warnings.append)
     import asyncio
 
     from zeek_agent import logbook
 
-    logbook.set_up(config.log)
+    logbook.set_up(config.log, warnings=warnings)
     asyncio.run(_collect(config.collector))
 
 

@@ -6,21 +6,24 @@ from these declarations. `load` lives in the same module so that a setting's nam
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any, Final, Literal, cast, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeAlias, cast, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
 
 from zeek_agent import access_defaults, paths, setting_types
 from zeek_agent.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 Positive = Annotated[float, Meta(gt=0)]
 PositiveInt = Annotated[int, Meta(gt=0)]
@@ -296,6 +299,10 @@ ENVIRONMENT_SHORT: Final = {"ZEEK_AGENT_ZEEK": "zeek.destinations"}
 """Variables with a name of their own, besides the general `ZEEK_AGENT_SECTION__KEY`."""
 
 
+RENAMED: Final[Mapping[str, str]] = {}
+"""Present names of settings by those of earlier versions, which go on working with a warning; both dotted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """A setting as it is declared: dotted name, type, meaning, default."""
@@ -313,21 +320,24 @@ class Setting:
     @property
     def variable(self) -> str:
         """The environment variable that sets it."""
-        return ENVIRONMENT_PREFIX + self.name.upper().replace(".", "__")
+        return _variable(self.name)
 
-    def convert(self, value: object, origin: str) -> object:
-        """Check a value and give it its type. Raises UsageError that names the key, the place and what is expected."""
+    def convert(self, value: object, origin: str, called: str | None = None) -> object:
+        """Check a value and give it its type. Raises UsageError that names the key, the place and what is expected.
+
+        `called` is the key as the message names it, where that is not the setting's name.
+        """
         try:
             if not isinstance(value, float) or math.isfinite(value):
                 return msgspec.convert(value, self.type)
             shown = str(value)
         except msgspec.ValidationError:
             shown = "a section" if isinstance(value, Mapping) else shorten(_literal(value), 80)
-        raise UsageError(f"{origin}: {self.name}: expected {self.expected}, got {shown}")
+        raise UsageError(f"{origin}: {called or self.name}: expected {self.expected}, got {shown}")
 
-    def parse(self, text: str, origin: str) -> object:
+    def parse(self, text: str, origin: str, called: str | None = None) -> object:
         """Read a value from text, as the environment and `--set` give it."""
-        return self.convert(setting_types.from_text(self.type, text), origin)
+        return self.convert(setting_types.from_text(self.type, text), origin, called)
 
 
 @cache
@@ -351,21 +361,29 @@ def load(
     path: Path | None = None,
     environment: Mapping[str, str] | None = None,
     flags: Mapping[str, object] | None = None,
+    *,
+    renamed: Mapping[str, str] = RENAMED,
+    warn: Callable[[str], None] = log.warning,
 ) -> tuple[Config, dict[str, str]]:
     """The configuration, and where each setting comes from (by dotted name).
 
     Flags go before the environment, that before the file, that before the defaults. `path` must exist; without one,
     `ZEEK_AGENT_CONFIG` and then the default place are looked at. `flags` are by dotted name; a `str` for a setting
     of another type is read as the environment would be. Raises UsageError that names place, key and remedy.
+
+    `renamed` is as RENAMED; `warn` gets a line for each setting that is given under a former name.
     """
     environment = os.environ if environment is None else environment
     values = {name: setting.default for name, setting in settings().items()}
     origins = dict.fromkeys(values, "default")
     file = config_file(path, environment)
-    layers = [(str(file), _file_values(file))] if file else []
-    for origin, layer in (*layers, *_environment_values(environment), ("command line", _flag_values(flags or {}))):
-        values.update(layer)
-        origins.update(dict.fromkeys(layer, origin))
+    names = _Names(renamed, warn)
+    for name, value, origin in (
+        *(_file_values(file, names) if file else ()),
+        *_environment_values(environment, names),
+        *_flag_values(flags or {}, names),
+    ):
+        values[name], origins[name] = value, origin
     _check(values, origins)
     return cast("Config", _build(Config, "", values)), origins
 
@@ -415,7 +433,61 @@ def _build(section: type[Section], prefix: str, values: Mapping[str, object]) ->
     return section(**parts)
 
 
-def _file_values(file: Path) -> dict[str, object]:
+_Given: TypeAlias = tuple[str, object, str]
+"""A setting's present name, its value and where that comes from."""
+
+
+def _variable(name: str) -> str:
+    return ENVIRONMENT_PREFIX + name.upper().replace(".", "__")
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A setting and the name, present or former, under which it is given."""
+
+    setting: Setting
+    name: str
+
+    @property
+    def called(self) -> str:
+        """What messages call it."""
+        return self.name if self.name == self.setting.name else f"{self.name} (now {self.setting.name})"
+
+    def origin(self, place: str) -> str:
+        return place if self.name == self.setting.name else f"{place} as {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The names under which settings may be given: their own, and those that they had before."""
+
+    renamed: Mapping[str, str]
+    warn: Callable[[str], None]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*settings(), *self.renamed))
+
+    def __contains__(self, name: str) -> bool:
+        return name in settings() or name in self.renamed
+
+    def resolved(self, given: Iterable[str], place: str, spell: Callable[[str], str] = str) -> Iterator[_Named]:
+        """The settings that one place gives, all by known names; `spell` is how that place writes a name.
+
+        A former name counts unless the setting is given twice; either way there is a warning.
+        """
+        taken = set(given) & settings().keys()
+        for name in sorted(given):
+            now = self.renamed.get(name, name)
+            if now != name:
+                if now in taken:
+                    self.warn(f"{place}: {spell(name)} is ignored: {spell(now)}, its new name, is set too")
+                    continue
+                self.warn(f"{place}: {spell(name)} is deprecated, use its new name {spell(now)}")
+                taken.add(now)
+            yield _Named(settings()[now], name)
+
+
+def _file_values(file: Path, names: _Names) -> Iterator[_Given]:
     import tomllib
 
     try:
@@ -424,47 +496,56 @@ def _file_values(file: Path) -> dict[str, object]:
         raise UsageError(f"cannot read the configuration {file}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: not valid TOML: {error}") from None
-    return dict(_flatten(document, "", str(file)))
+    place = str(file)
+    given = dict(_flatten(document, "", place, names))
+    for one in names.resolved(given, place):
+        yield one.setting.name, one.setting.convert(given[one.name], place, one.called), one.origin(place)
 
 
-def _flatten(document: Mapping[str, object], prefix: str, origin: str) -> Iterator[tuple[str, object]]:
+def _flatten(document: Mapping[str, object], prefix: str, origin: str, names: _Names) -> Iterator[tuple[str, object]]:
+    """Values by dotted name, present or former, not yet converted."""
     for key, value in document.items():
         name = f"{prefix}{key}"
-        if setting := settings().get(name):
-            yield name, setting.convert(value, origin)
-        elif not any(known.startswith(f"{name}.") for known in settings()):
+        if name in names:
+            yield name, value
+        elif not any(known.startswith(f"{name}.") for known in names):
             raise _unknown(name, origin)
         elif isinstance(value, Mapping):
-            yield from _flatten(value, f"{name}.", origin)
+            yield from _flatten(value, f"{name}.", origin, names)
         else:
             raise UsageError(f"{origin}: {name}: expected a section ([{name}]), got {shorten(_literal(value), 80)}")
 
 
-def _environment_values(environment: Mapping[str, str]) -> Iterator[tuple[str, dict[str, object]]]:
-    """A layer a variable. Empty variables count as not set; names without `__` that mean nothing are left alone."""
-    known = {setting.variable: setting.name for setting in settings().values()}
+def _environment_values(environment: Mapping[str, str], names: _Names) -> Iterator[_Given]:
+    """Empty variables count as not set; names without `__` that mean nothing are left alone."""
+    known = {_variable(name): name for name in names}
+    given: dict[str, str] = {}
     for variable in sorted(environment, key=lambda name: (name not in ENVIRONMENT_SHORT, name)):
         if not variable.startswith(ENVIRONMENT_PREFIX) or not environment[variable]:
             continue
-        name = ENVIRONMENT_SHORT.get(variable) or known.get(variable)
-        origin = f"environment {variable}"
-        if name:
-            yield origin, {name: settings()[name].parse(environment[variable], origin)}
+        if name := ENVIRONMENT_SHORT.get(variable) or known.get(variable):
+            given[name] = variable
         elif "__" in variable:
-            raise _unknown(variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."), origin)
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            raise _unknown(name, f"environment {variable}")
+    for one in names.resolved(given, "environment", _variable):
+        variable = given[one.name]
+        place = f"environment {variable}"
+        yield one.setting.name, one.setting.parse(environment[variable], place, one.called), place
 
 
-def _flag_values(flags: Mapping[str, object]) -> dict[str, object]:
-    layer = {}
-    for name, value in flags.items():
-        setting = settings().get(name)
-        if setting is None:
-            raise _unknown(name, "command line")
-        if isinstance(value, str):
-            layer[name] = setting.parse(value, "command line")
-        else:
-            layer[name] = setting.convert(value, "command line")
-    return layer
+def _flag_values(flags: Mapping[str, object], names: _Names) -> Iterator[_Given]:
+    place = "command line"
+    if unknown := [name for name in flags if name not in names]:
+        raise _unknown(unknown[0], place)
+    for one in names.resolved(flags, place):
+        value, setting = flags[one.name], one.setting
+        read = (
+            setting.parse(value, place, one.called)
+            if isinstance(value, str)
+            else setting.convert(value, place, one.called)
+        )
+        yield setting.name, read, one.origin(place)
 
 
 def _unknown(name: str, origin: str) -> UsageError:

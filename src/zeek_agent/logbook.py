@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from zeek_agent.errors import UsageError
@@ -76,10 +76,11 @@ def _raw_byte(match: re.Match[str]) -> str:
     return chr(code - 0xDC00 + 0xEF00) if 0xDC80 <= code <= 0xDCFF else "?"
 
 
-def set_up(settings: LogSettings, *, quiet: bool = False) -> Ring:
+def set_up(settings: LogSettings, *, quiet: bool = False, warnings: Iterable[str] = ()) -> Ring:
     """Send the log where the settings say. Raises UsageError when the file cannot be written.
 
-    `quiet`: only warnings go to standard error, where a live view is shown; the table has all.
+    `quiet`: only warnings go to standard error, where a live view is shown; the table has all. `warnings` about the
+    configuration are logged first: they came up before there was a log.
     """
     handler: logging.Handler
     if settings.file is None:
@@ -102,6 +103,8 @@ def set_up(settings: LogSettings, *, quiet: bool = False) -> Ring:
     root.setLevel(settings.level.upper())
     logging.getLogger("websockets").setLevel(max(root.level, logging.WARNING))
     logging.captureWarnings(True)
+    for warning in warnings:
+        logging.getLogger("zeek_agent.config").warning("%s", warning)
     return ring
 
 

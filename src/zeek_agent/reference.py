@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -222,8 +222,8 @@ def _option_row(option: click.Option, context: click.Context) -> tuple[str, str]
     return f"`{names}`", help_text
 
 
-def configuration_page() -> str:
-    """docs/configuration.md"""
+def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
+    """docs/configuration.md; `renamed` is as `config.RENAMED`."""
     parts = [
         GENERATED,
         "# Configuration",
@@ -240,6 +240,10 @@ def configuration_page() -> str:
         "Unknown keys and values that make no sense are errors. `zeek-agent config check` finds them and prints what "
         "differs from the defaults; the table `zeek_agent_config` shows every setting of a running agent and where it "
         "comes from.",
+        "A setting that gets a new name goes on working under the old one: in the file, in the environment and with "
+        "`--set`. A warning, also of `zeek-agent config check`, names the new one. Where one place gives a setting "
+        "under both names, the new one counts.",
+        *_renamed_section(renamed),
         "## Places",
         _markdown_table(
             ("", "root", "other users"),
@@ -274,6 +278,12 @@ def _default(one: config.Setting) -> str:
     if one.name in LISTED_BY:
         return f"[this list]({LISTED_BY[one.name]})"
     return f"`{config.literal(one.default)}`" if one.default is not None else "not set"
+
+
+def _renamed_section(renamed: Mapping[str, str]) -> Iterator[str]:
+    if renamed:
+        yield "## Renamed settings"
+        yield _markdown_table(("Old name", "Name"), [(f"`{old}`", f"`{new}`") for old, new in renamed.items()])
 
 
 def example_configuration() -> str:
