@@ -18,11 +18,12 @@ test: setup ## Run all tests (a selection: ARGS="-k sockets")
 test-kernels: setup ## Load the BPF objects in Debian's kernels under QEMU (others: ARGS="linux-image-…")
 	@$(BIN)/python tests/kernels/run.py $(ARGS)
 
-lint: setup ## Check style, types and generated documentation
+lint: setup ## Check style, types, generated documentation and NOTICE
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m zeek_agent.reference --check
+	@$(BIN)/python packaging/check_notice.py
 
 docs: setup ## Generate docs/tables.md, docs/cli.md and docs/configuration.md
 	@$(BIN)/python -m zeek_agent.reference

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -42,6 +43,17 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         assert f"zeek_agent/{needed}" in names
     sources = {str(path.relative_to(PROJECT / "src")) for path in (PROJECT / "src").rglob("*.py")}
     assert sources <= set(names)
+
+
+def test_wheel_and_source_distribution_carry_license_and_notice(wheel: Path, tmp_path: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    run(sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", tmp_path, cwd=PROJECT)
+    (source,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        packed = archive.getnames()
+    for file in ("LICENSE", "NOTICE"):
+        assert f"zeek_agent-{__version__}.dist-info/licenses/{file}" in names
+        assert f"zeek_agent-{__version__}/{file}" in packed
 
 
 def test_the_installed_wheel_answers_a_query(wheel: Path, tmp_path: Path) -> None:
