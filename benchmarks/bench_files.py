@@ -1,4 +1,4 @@
-"""`files_list`, `files_lines` and `file_hashes` through the database: CPU time of a statement, also against another tree.
+"""`files_list`, `files_lines` and `file_hashes` through the database: CPU time, also against another tree.
 
     bench_files.py [--against CHECKOUT] [--pairs 15]
 
@@ -22,6 +22,12 @@ from typing import Final
 
 from rich.console import Console
 from rich.table import Table
+
+from zeek_agent.access import AccessPolicy
+from zeek_agent.config import LimitSettings
+from zeek_agent.database import Database, Lane
+from zeek_agent.host import Host
+from zeek_agent.tables import builtin_tables
 
 STATEMENTS: Final = {
     "list /etc/*": "SELECT path, type, uid, gid, mode, mtime, size FROM files_list('/etc/*')",
@@ -48,12 +54,6 @@ class NoAgent:
 
 async def measure() -> dict[str, tuple[float, int]]:
     """Microseconds of CPU time of each statement, and its rows."""
-    from zeek_agent.access import AccessPolicy
-    from zeek_agent.config import LimitSettings
-    from zeek_agent.database import Database, Lane
-    from zeek_agent.host import Host
-    from zeek_agent.tables import builtin_tables
-
     snapshots = [table for table in builtin_tables() if table.kind == "snapshot"]
     database = Database(snapshots, Host(NoAgent(), AccessPolicy()), LimitSettings())  # type: ignore[arg-type]
     found = {}
