@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from zeek_agent import paths
+from zeek_agent import locks, paths
 from zeek_agent.control import NoAgentError
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.terminal import client, config_check, console
@@ -123,6 +123,12 @@ def _state(state: Path, wanted: int) -> Iterator[Check]:
         advice = "the agent's id and events will not outlive it; run as root or name another --state-dir"
         yield Check("state directory", "warn", f"{state} cannot be written", advice)
         return
+    if place == state:
+        if reason := locks.exposure(state):
+            yield Check("state directory", "fail", reason, f"{locks.EXPOSURE_ADVICE} or name another --state-dir")
+            return
+        if reason := locks.group_exposure(state):
+            yield Check("state directory", "warn", reason, "its members can replace the agent's files: chmod g-w it")
     free = shutil.disk_usage(place).free
     room = f"{state}, {free // 2**20} MiB free"
     if free < wanted:
