@@ -39,7 +39,7 @@ async def watched(directory: Path, pack: bool) -> AsyncIterator[tuple[Agent, Cal
     """The agent and what forgets the frames that were delivered."""
     arguments = [part for setting in SETTINGS for part in ("--set", setting)]
     if pack:
-        async with agent(directory, *arguments, "--set", "collector.listen=127.0.0.1:0") as running:
+        async with agent(directory, *arguments) as running:
             yield running, lambda: None
         return
     zeek = Zeek(frozenset({protocol.BATCHES}))

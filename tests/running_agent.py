@@ -31,11 +31,10 @@ LAST_WORDS = 4_000
 AGENT_ID = "H6sCElvPqe0P8W73ADijZGY"
 QUICK: Mapping[str, object] = {
     "agent.id": AGENT_ID,
-    "collector.listen": "127.0.0.1:0",
     "zeek.reconnect_min": 0.2,
     "zeek.reconnect_max": 1.0,
 }
-"""Settings of every agent here: known by name, on any free port, back soon."""
+"""Settings of every agent here: known by name, back soon."""
 
 PRIVATE_FILES = """
 set -e

@@ -354,7 +354,7 @@ def test_an_agent_logs_the_present_name_of_a_setting(tmp_path: Path, state: Path
 
 
 def test_an_agent_whose_state_directory_cannot_be_written_runs_without(tmp_path: Path) -> None:
-    place = ("--state-dir", "/proc/nowhere", "--logs", str(tmp_path / "logs"), "--set", "collector.listen=127.0.0.1:0")
+    place = ("--state-dir", "/proc/nowhere", "--logs", str(tmp_path / "logs"))
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     with started("run", *place, **pipes) as process:
         assert process.stderr is not None
@@ -401,7 +401,7 @@ def test_what_is_amiss_with_the_pack_is_told_before_anything_starts(state: Path)
 @pytest.fixture
 def agent(tmp_path: Path, state: Path) -> Iterator[subprocess.Popen[str]]:
     """A running agent with its embedded collector."""
-    place = ("--state-dir", str(state), "--logs", str(tmp_path / "logs"), "--set", "collector.listen=127.0.0.1:0")
+    place = ("--state-dir", str(state), "--logs", str(tmp_path / "logs"))
     with running("run", *place, log=tmp_path / "agent.log", state=state) as process:
         yield process
 
@@ -447,7 +447,7 @@ def test_the_configured_group_may_ask_the_agent(tmp_path: Path, state: Path) -> 
     for directory in (tmp_path, *tmp_path.parents[:-1]):
         directory.chmod(directory.stat().st_mode | 0o011)
     group = grp.getgrgid(NOBODY).gr_name
-    place = ("--state-dir", str(state), "--logs", str(tmp_path / "logs"), "--set", "collector.listen=127.0.0.1:0")
+    place = ("--state-dir", str(state), "--logs", str(tmp_path / "logs"))
     with running("run", *place, "--set", f"control.group={group}", log=tmp_path / "agent.log", state=state):
         with acting_as(NOBODY, NOBODY):
             assert ask_agent(state) == "0"
@@ -468,7 +468,7 @@ def ask_agent(state: Path) -> str:
 
 
 def test_a_second_agent_is_refused_with_the_holders_name(agent: subprocess.Popen[str], state: Path) -> None:
-    refused = run("run", "--state-dir", str(state), "--set", "collector.listen=127.0.0.1:0")
+    refused = run("run", "--state-dir", str(state))
     assert f"another agent (pid {agent.pid}, since " in complaint(refused, 1)
 
 

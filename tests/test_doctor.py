@@ -140,7 +140,7 @@ def test_what_the_kernel_lacks_is_named(state: Path) -> None:
 @contextmanager
 def agent(state: Path, prefix: list[str]) -> Iterator[None]:
     """One that runs, from when it answers."""
-    flags = ["--state-dir", str(state), "--logs", str(state.parent / "logs"), "--set", "collector.listen=127.0.0.1:0"]
+    flags = ["--state-dir", str(state), "--logs", str(state.parent / "logs")]
     with (state.parent / "log").open("w") as log:
         process = subprocess.Popen([*prefix, *PROGRAM, "run", *flags], stdout=log, stderr=log)
     try:

@@ -421,3 +421,33 @@ async def test_a_row_that_does_not_fit_its_type_is_reported_and_the_others_are_s
     await here.runner.install(zeek, "q", query("SELECT size FROM things UNION ALL SELECT 'x'"))
     assert await zeek.next() == [(None, (1,)), (None, (2,))]
     assert "size" in await asyncio.wait_for(zeek.failures.get(), 5)
+
+
+async def test_what_was_delivered_under_an_earlier_identity_counts(tmp_path: Path) -> None:
+    events = query("SELECT what FROM happenings", Subscription.EVENTS)
+    differences = query(subscription=Subscription.DIFFERENCES)
+    async with world(tmp_path) as before:
+        zeek = Recorder(identity="ws://127.0.0.1:1")
+        await before.runner.install(zeek, "events", events)
+        await before.runner.install(zeek, "differences", differences)
+        await settle(before)
+        before.happen((0, "delivered"))
+        assert await zeek.next() == [(ADD, ("delivered",))]
+        await settle(before)
+        before.runner.drop(zeek)
+        before.happen((1, "waiting"))
+    for formerly in ({"embedded": ("ws://[::1]:1", "ws://127.0.0.1:1")}, None):
+        async with world(tmp_path) as after:
+            runner = QueryRunner(after.database, after.store, formerly=formerly)
+            embedded = Recorder(identity="embedded")
+            if formerly:
+                after.things.append(("c", 3))
+            await runner.install(embedded, "events", events)
+            if formerly:
+                assert await embedded.next() == [(ADD, ("waiting",))]
+                await runner.install(embedded, "differences", differences)
+                assert await embedded.next() == [(ADD, ("c", 3))]
+            else:
+                after.happen((2, "later"))
+                assert await embedded.next() == [(ADD, ("later",))], "kept under the new identity by now"
+            await runner.close()

@@ -19,6 +19,7 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.control.answers import answering
 from zeek_agent.control.server import ControlServer, NoPlaceError
 from zeek_agent.database import Database
+from zeek_agent.errors import ZeekAgentError
 from zeek_agent.events import EventStore
 from zeek_agent.events import file as event_file
 from zeek_agent.host import Host
@@ -26,7 +27,9 @@ from zeek_agent.queries import Installed, QueryRunner
 from zeek_agent.signals import stop_signals
 from zeek_agent.sources.supervisor import Supervisor
 from zeek_agent.tables import builtin_tables, plugin_tables
+from zeek_agent.zeek.causes import UnusableError
 from zeek_agent.zeek.connection import ZeekConnection
+from zeek_agent.zeek.destination import EMBEDDED, formerly_embedded
 
 if TYPE_CHECKING:
     from zeek_agent.collector.server import Collector
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
     from zeek_agent.schema import Row, Table
+    from zeek_agent.zeek.destination import Destination
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +85,12 @@ class Agent:
         self.store = EventStore(places.store, tables, config.events)
         self.database = Database(tables, Host(self, access), config.limits, self.store)
         self.supervisor = Supervisor(config.sources, self.store, redact=access.redact)
-        self.runner = QueryRunner(self.database, self.store, drain=Coalesced(self._drain))
+        self.runner = QueryRunner(
+            self.database,
+            self.store,
+            drain=Coalesced(self._drain),
+            formerly={str(EMBEDDED): formerly_embedded(config.collector.listen)},
+        )
         self._parts = AsyncExitStack()
 
     async def __aenter__(self) -> Agent:
@@ -106,12 +115,11 @@ class Agent:
         await asyncio.to_thread(self.supervisor.start)
         parts.push_async_callback(self.runner.close)
         self._bridge = self._start_bridge()
-        destinations = list(self._config.zeek.destinations)
-        if not destinations:
-            destinations.append(await self._start_collector())
+        if not self._config.zeek.destinations:
+            self._prepare_collector()
         await self._start_control()
-        for destination in destinations:
-            self._connect(destination)
+        for url in self._config.zeek.destinations or (EMBEDDED,):
+            self._connect(url)
 
     def _start_bridge(self) -> Bridge | None:
         """Let osquery's tables come and go, unless that is switched off."""
@@ -123,21 +131,34 @@ class Agent:
         self._background(bridge.run(), "osquery")
         return bridge
 
-    async def _start_collector(self) -> str:
-        """Start the embedded collector and return its URL."""
+    def _prepare_collector(self) -> None:
+        """Make the embedded collector; it starts when its connection is dialled. Raises UsageError for a bad pack."""
         from zeek_agent.collector import pack
         from zeek_agent.collector.server import Collector
         from zeek_agent.collector.summary import show
 
         settings = self._config.collector
+        if self._origins.get("collector.listen", "default") != "default":
+            log.warning(
+                "collector.listen (%s) has no effect on the embedded collector, which only this agent can reach; "
+                "to collect from other agents run `zeek-agent collector`",
+                self._origins["collector.listen"],
+            )
         queries = pack.load(Path(settings.pack) if settings.pack else None, schedule=settings.schedule)
         self._collector = Collector(settings, queries)
-        host, port = await self._collector.start()
         self._parts.push_async_callback(self._collector.stop)
         sys.stdout.write(f"zeek-agent {__version__}: logs in {Path(settings.logs).absolute()}; Ctrl-C ends\n")
         sys.stdout.flush()
         self._background(show(self._collector), "summary")
-        return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
+
+    async def _dial_collector(self) -> socket.socket:
+        """A socket that is connected to the embedded collector. Raises UnusableError when that cannot start now."""
+        assert self._collector is not None
+        try:
+            await self._collector.start_embedded()
+        except ZeekAgentError as error:
+            raise UnusableError(f"cannot start: {error}; events are recorded meanwhile") from None
+        return self._collector.connect()
 
     async def _start_control(self) -> None:
         """Listen for commands. Where there can be no socket, say in a read-only state directory, go on without."""
@@ -150,8 +171,15 @@ class Agent:
         else:
             self._parts.push_async_callback(control.stop)
 
-    def _connect(self, destination: str) -> None:
-        connection = ZeekConnection(destination, self._config.zeek, self._identity, self.database, self.runner)
+    def _connect(self, destination: str | Destination) -> None:
+        connection = ZeekConnection(
+            destination,
+            self._config.zeek,
+            self._identity,
+            self.database,
+            self.runner,
+            dial=self._dial_collector if destination is EMBEDDED else None,
+        )
         self._connections.append(connection)
         self._background(connection.run(), f"zeek {destination}")
         self._parts.push_async_callback(connection.shutdown)
@@ -218,6 +246,7 @@ class Agent:
             "store": {name: counters.stored for name, counters in self.store.counters.items()},
             "store_notice": self.store.notice,
             "collector": None if self._collector is None else str(Path(self._config.collector.logs).absolute()),
+            "collector_error": None if self._collector is None else self._collector.stats.disk_error,
         }
 
 

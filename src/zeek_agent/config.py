@@ -217,7 +217,13 @@ class SourceSettings(Section, frozen=True):
 class CollectorSettings(Section, frozen=True):
     """The embedded collector, or `zeek-agent collector`."""
 
-    listen: Annotated[str, Meta(description="address and port to listen on; port 0: any free one")] = "127.0.0.1:27759"
+    listen: Annotated[
+        str,
+        Meta(
+            description="address and port that `zeek-agent collector` listens on; port 0: any free one. The embedded "
+            "collector listens nowhere"
+        ),
+    ] = "127.0.0.1:27759"
     logs: Annotated[str, Meta(description="directory of the logs")] = "./logs"
     format: Annotated[Literal["tsv", "json"], Meta(description="log format")] = "tsv"
     pack: Annotated[str | None, Meta(description="query pack (TOML) instead of the default one")] = None

@@ -12,15 +12,15 @@ import logging
 import os
 import re
 import secrets
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from zeek_agent import locks
 from zeek_agent.errors import ZeekAgentError
 
 log = logging.getLogger(__name__)
@@ -137,36 +137,26 @@ def _write(file: Path, stored: _Stored) -> None:
 def only_one(file: Path) -> Iterator[None]:
     """Hold the lock of a state directory. Raises ZeekAgentError that names the holder when another agent has it.
 
-    The kernel lets go of the lock with the process, however it ends. A directory that cannot be written goes without
-    a lock, which is logged.
+    Also raises ZeekAgentError for a directory that other users control. A directory that cannot be written goes
+    without a lock, which is logged.
     """
-    import fcntl
-
+    directory = file.parent
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=STATE_MODE)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        directory.mkdir(parents=True, exist_ok=True, mode=STATE_MODE)
+        if reason := locks.exposure(directory):
+            raise ZeekAgentError(f"the state directory {reason}: {locks.EXPOSURE_ADVICE} or name another --state-dir")
+        if reason := locks.group_exposure(directory):
+            log.warning("the state directory %s, who can replace the agent's files: chmod g-w it", reason)
+        lock = locks.take(file)
+    except locks.HeldError as error:
+        raise ZeekAgentError(
+            f"another agent{error.holder} uses {directory}; stop it or name another --state-dir"
+        ) from None
     except OSError as error:
-        log.warning("cannot lock the state directory %s (%s): going on without", file.parent, error.strerror)
+        log.warning("cannot lock the state directory %s (%s): going on without", directory, error.strerror)
         yield
         return
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ZeekAgentError(
-                f"another agent{_holder(descriptor)} uses {file.parent}; stop it or name another --state-dir"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d %d\n" % (os.getpid(), int(time.time())), 0)
         yield
     finally:
-        os.close(descriptor)
-
-
-def _holder(descriptor: int) -> str:
-    """` (pid 123, since 2026-01-01 12:00:00 UTC)`, or nothing while the holder has yet to write it."""
-    with suppress(ValueError, OSError):
-        pid, since = os.pread(descriptor, 64, 0).split()
-        at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(int(since)))
-        return f" (pid {int(pid)}, since {at})"
-    return ""
+        lock.close()

@@ -28,6 +28,7 @@ from zeek_agent.subscriptions import Change, Query, Recipient, Report, Subscript
 if TYPE_CHECKING:
     from zeek_agent.database import Database, Result, ResultColumn
     from zeek_agent.events import EventStore
+    from zeek_agent.events.file import Delivered
     from zeek_agent.schema import Row
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,8 @@ class Progress:
 class QueryRunner:
     """Runs installed queries on a database and hands their rows to whoever installed them.
 
-    `drain` brings the event store up to date with the kernel; it is awaited before an event query looks.
+    `drain` brings the event store up to date with the kernel; it is awaited before an event query looks. `formerly`
+    has earlier identities by a recipient's identity: what was delivered under one of them is not delivered again.
     """
 
     def __init__(
@@ -113,12 +115,14 @@ class QueryRunner:
         store: EventStore | None = None,
         *,
         drain: Callable[[], Awaitable[None]] | None = None,
+        formerly: Mapping[str, Sequence[str]] | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._store = store
         self._drain = drain
+        self._formerly = formerly or {}
         self._clock = clock
         self._monotonic = monotonic
         self._installed: dict[str, Installed] = {}
@@ -246,7 +250,7 @@ class QueryRunner:
         store = self._store
         if store is None:
             return
-        delivered = store.delivered(installed.key) if installed.durable else None
+        delivered = self._delivered(installed, store) if installed.durable else None
         for table in installed.event_tables:
             installed.seen[table] = delivered.seqs.get(table, store.last(table)) if delivered else store.last(table)
         if installed.event_tables and delivered is None:
@@ -263,6 +267,14 @@ class QueryRunner:
                 installed.snapshot = Snapshot.unpack(delivered.snapshot)
             except ValueError as error:
                 log.warning("query %s starts anew: %s", installed.query_id, error)
+
+    def _delivered(self, installed: Installed, store: EventStore) -> Delivered | None:
+        """What the query has delivered, under its recipient's identity or else under an earlier one."""
+        identity = installed.recipient.identity
+        for known_as in (identity, *self._formerly.get(identity, ())):
+            if delivered := store.delivered(_key(known_as, installed.query)):
+                return delivered
+        return None
 
     async def _turn(self, installed: Installed) -> None:
         """One run. An error of the statement is reported, and the query goes on at its next turn."""

@@ -7,6 +7,7 @@ meanwhile, up to a bound, beyond which they are counted as dropped.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -17,14 +18,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from zeek_agent import locks
 from zeek_agent.collector.logs import DATE_FORMAT, Field, Format, FormatName, local_time, make_format
 from zeek_agent.errors import UsageError
+from zeek_agent.locks import FileLock
 
 PENDING_BYTES: Final = 8 * 1024 * 1024
 """Most bytes of one log that wait in memory for the disk, unless a single line is longer."""
 
+LOCK: Final = ".lock"
+"""The lock file in the directory of logs. Older versions locked the directory itself, which every user can open."""
+
 _HEADER_BYTES: Final = 4096
 _OPENED = re.compile(rb"^#open\t(\d{4}(?:-\d{2}){5})$", re.MULTILINE)
+
+logger = logging.getLogger("zeek_agent.collector")
 
 
 class LogFile:
@@ -189,7 +197,7 @@ class LogDirectory:
         self._rotate_interval = rotate_interval
         self._rotate_bytes = rotate_bytes
         self._clock = clock
-        self._lock_fd: int | None = None
+        self._lock: FileLock | None = None
         self._ready = False
 
     def add(self, path: str, fields: Sequence[Field]) -> LogFile:
@@ -205,15 +213,20 @@ class LogDirectory:
         return file
 
     def start(self) -> None:
-        """Take the directory and put an earlier run's logs aside.
+        """Lock the directory and rename the logs that an earlier run left.
 
-        Raises UsageError when another collector has it. A directory that cannot be made or written is an error that
-        is counted, and tried again with each flush.
+        Raises UsageError when another collector has the directory. A directory that cannot be made or written is an
+        error that is counted, and tried again with each flush. Both are in `last_error`.
         """
+        errors = self.errors
         try:
             self._prepare()
         except OSError as error:
             self._failed(error)
+        except UsageError as error:
+            self._failed(error)
+            raise
+        self.failing = self.errors > errors
 
     def flush(self) -> None:
         """Write what waits, in all logs. Errors are counted, and kept in `last_error`."""
@@ -235,10 +248,14 @@ class LogDirectory:
                 file.close()
             except OSError as error:
                 self._failed(error)
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        self.release()
+
+    def release(self) -> None:
+        """Let another collector have the directory."""
         self._ready = False
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     @property
     def pending_bytes(self) -> int:
@@ -268,24 +285,17 @@ class LogDirectory:
         self._ready = True
 
     def _take(self) -> None:
-        if self._lock_fd is not None:
+        if self._lock is not None:
             return
         try:
-            import fcntl
-        except ImportError:  # not a Unix
-            return
-        fd = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
+            self._lock = locks.take(self.directory / LOCK, older=self.directory)
+        except locks.HeldError as error:
             raise UsageError(
-                f"another collector writes its logs to {self.directory}: stop it, or choose another directory"
+                f"another collector{error.holder} writes its logs to {self.directory}: "
+                "stop it, or choose another directory"
             ) from None
-        except OSError:
-            os.close(fd)
-            raise
-        self._lock_fd = fd
+        if reason := locks.exposure(self.directory) or locks.group_exposure(self.directory):
+            logger.warning("other users can replace the logs: %s", reason)
 
 
 def _free_name(directory: Path, path: str, opened: float) -> Path:

@@ -1,4 +1,4 @@
-"""The collector: a stand-in for Zeek that agents connect to.
+"""The collector: a stand-in for Zeek that agents connect to, over TCP or, embedded in an agent, within its process.
 
 It speaks the server side of the agents' protocol on a WebSocket as Zeek does, acts as one Zeek instance that wants the
 queries of a pack, and writes what comes as Zeek logs. There is no authentication, as there is none in Zeek's server.
@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import re
 import secrets
+import socket
 import string
 import time
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
@@ -27,11 +28,12 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from zeek_agent.collector.agents import Agent, Agents
+from zeek_agent.collector.in_process import InProcessListener
 from zeek_agent.collector.intake import Intake
 from zeek_agent.collector.pack import Pack, PackQuery
 from zeek_agent.collector.rotation import PENDING_BYTES, LogDirectory
 from zeek_agent.config import CollectorSettings
-from zeek_agent.errors import UsageError
+from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.zeek import protocol
 from zeek_agent.zeek.data import ProtocolError
 from zeek_agent.zeek.protocol import Message, ZeekHello
@@ -82,7 +84,9 @@ class Client:
     def peer(self) -> str:
         """Address and port, for messages."""
         address = self.connection.remote_address
-        return f"{address[0]}:{address[1]}" if address else "unknown"
+        if not address or isinstance(address, str):
+            return address or "unknown"
+        return f"{address[0]}:{address[1]}"
 
     def wants(self, topic: str) -> bool:
         """Whether one of its subscriptions is a prefix of the topic."""
@@ -118,7 +122,7 @@ class Stats:
 
 
 class Collector:
-    """Listens for agents from `start` to `stop`."""
+    """Serves agents from `start` or `start_embedded` to `stop`."""
 
     def __init__(
         self,
@@ -148,6 +152,7 @@ class Collector:
         self._connections = 0
         self._numbers = count()
         self._server: Server | None = None
+        self._listener: InProcessListener | None = None
         self._flush_task: asyncio.Task[None]
         self._hello_task: asyncio.Task[None]
         self._stopping = False
@@ -156,40 +161,68 @@ class Collector:
         self._started = 0.0
 
     async def start(self) -> tuple[str, int]:
-        """Listen; the address and port that are listened on. Raises UsageError when that cannot be."""
+        """Listen; the address and port that are listened on. Raises UsageError when that is not possible."""
         host, port = _host_and_port(self._settings.listen)
         self._logs.start()
         try:
-            self._server = await serve(
-                self._handle,
-                host,
-                port,
-                process_request=self._admit,
-                compression=None,
-                max_size=self._limits.message_bytes,
-                max_queue=MESSAGES_WAITING,
-                ping_interval=PING_INTERVAL,
-                ping_timeout=PONG_TIMEOUT,
-                close_timeout=2,
-                server_header=None,
-                logger=_websocket_logger(),
-            )
+            self._server = await self._serve(host=host, port=port)
         except OSError as error:
             self._logs.close()
             reason = error.strerror or error
             raise UsageError(
                 f"cannot listen on {self._settings.listen}: {reason}; choose another address with collector.listen"
             ) from None
-        self._started = self._clock()
-        self._warn_if_reachable({socket.getsockname()[0] for socket in self._server.sockets})
-        self._flush_task = asyncio.create_task(self._flush_logs())
-        self._hello_task = asyncio.create_task(self._greet_agents())
-        for task in (self._flush_task, self._hello_task):
-            task.add_done_callback(_report_failure)
+        self._warn_if_reachable({listener.getsockname()[0] for listener in self._server.sockets})
+        self._begin()
         logger.info("listening on %s port %d, logs in %s", *self.address, self._logs.directory)
         if self._logs.failing:
             self._tell_disk_state()
         return self.address
+
+    async def start_embedded(self) -> None:
+        """Serve the connections that `connect` makes, and nobody else. May be tried again after a failure.
+
+        Raises ZeekAgentError when the logs cannot be locked or written: rows wait in the agent's event store then.
+        """
+        if self._server is not None:
+            return
+        await asyncio.to_thread(self._logs.start)
+        if self._logs.failing:
+            self._logs.release()
+            raise ZeekAgentError(str(self._logs.last_error))
+        self._listener = InProcessListener()
+        self._server = await self._serve(sock=self._listener)
+        self._begin()
+        logger.info("embedded, logs in %s", self._logs.directory)
+
+    def connect(self) -> socket.socket:
+        """The client's end of a new connection to the embedded collector. Raises OSError when it is not started."""
+        if self._listener is None:
+            raise ConnectionRefusedError("the embedded collector is not started")
+        return self._listener.connect_here()
+
+    async def _serve(self, **where: Any) -> Server:
+        return await serve(
+            self._handle,
+            **where,
+            process_request=self._admit,
+            compression=None,
+            max_size=self._limits.message_bytes,
+            max_queue=MESSAGES_WAITING,
+            ping_interval=PING_INTERVAL,
+            ping_timeout=PONG_TIMEOUT,
+            close_timeout=2,
+            server_header=None,
+            logger=_websocket_logger(),
+        )
+
+    def _begin(self) -> None:
+        """Start what runs beside the connections."""
+        self._started = self._clock()
+        self._flush_task = asyncio.create_task(self._flush_logs())
+        self._hello_task = asyncio.create_task(self._greet_agents())
+        for task in (self._flush_task, self._hello_task):
+            task.add_done_callback(_report_failure)
 
     async def stop(self) -> None:
         """Say goodbye to the agents and end the logs."""
@@ -202,16 +235,25 @@ class Collector:
         self._broadcast_farewell()
         self._server.close(reason="Terminating")
         await self._server.wait_closed()
-        self._server = None
+        self._server = self._listener = None
         await asyncio.to_thread(self._logs.close)
 
     @property
     def address(self) -> tuple[str, int]:
-        """Address and port that are listened on. Raises LookupError before `start` and after `stop`."""
-        if self._server is None:
+        """Address and port that are listened on. Raises LookupError when there are none."""
+        if self._server is None or self._listener is not None:
             raise LookupError("the collector does not listen")
         host, port, *_ = next(iter(self._server.sockets)).getsockname()
         return host, port
+
+    @property
+    def place(self) -> str:
+        """Where agents connect, for people."""
+        try:
+            host, port = self.address
+        except LookupError:
+            return "in the agent"
+        return f"on {host} port {port}"
 
     @property
     def stats(self) -> Stats:

@@ -106,9 +106,9 @@ def screen(collector: Collector, view: View) -> RenderableType:
     from rich.text import Text
 
     stats = view.stats
-    host, port = collector.address
+    since = f"for {_duration(view.now - stats.started)}" if stats.started else "not started"
     head = (
-        f"collector on {host} port {port} for {_duration(view.now - stats.started)}: "
+        f"collector {collector.place} {since}: "
         f"{_counted(stats.connections, 'connection')}, {_counted(stats.messages, 'message')}"
     )
     warnings = [Text(printable(text), style="bold red") for text in (collector.warning, stats.disk_error) if text]

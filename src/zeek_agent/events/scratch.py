@@ -37,12 +37,15 @@ def _base() -> Path:
 
 
 def _locked(directory: Path) -> int | None:
-    """A descriptor that shows others that the directory is in use; None where the system has no such locks."""
+    """A descriptor that shows others that the directory is in use; None where the system has no such locks.
+
+    Nobody else can hold the lock, since nobody else can open the directory.
+    """
     if sys.platform == "win32":
         return None
     import fcntl
 
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -52,9 +55,12 @@ def _locked(directory: Path) -> int | None:
 
 
 def _remove_if_left(directory: Path) -> None:
+    """Remove what a crashed agent of this user left. The place is everybody's, so anything can have the name."""
     try:
+        if sys.platform != "win32" and directory.lstat().st_uid != os.geteuid():
+            return
         descriptor = _locked(directory)
-    except OSError:  # in use, not ours, or gone meanwhile
+    except OSError:  # in use, not a directory, or gone meanwhile
         return
     if descriptor is not None:
         shutil.rmtree(directory, ignore_errors=True)

@@ -119,7 +119,7 @@ zeek_agent_connections = Table(
     "connections to Zeek and how they fare",
     description="A row for each configured destination, connected or not. Counters run since the agent started.",
     columns=[
-        Column("destination", "text", "URL"),
+        Column("destination", "text", "URL, or `embedded` for the embedded collector"),
         Column("state", "text", "`connecting`, `connected`, `waiting` to try again after a failure, or `stopped`"),
         Column("since", "time", "since when it is in that state"),
         Column("endpoint", "text", "what Zeek calls its end of the connection"),

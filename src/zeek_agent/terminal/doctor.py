@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import apsw
 import msgspec
 
-from zeek_agent import paths
+from zeek_agent import locks, paths
 from zeek_agent.control import NoAgentError
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events import NewerStoreError
@@ -125,6 +125,12 @@ def _state(state: Path, wanted: int) -> Iterator[Check]:
         advice = "the agent's id and events will not outlive it; run as root or name another --state-dir"
         yield Check("state directory", "warn", f"{state} cannot be written", advice)
         return
+    if place == state:
+        if reason := locks.exposure(state):
+            yield Check("state directory", "fail", reason, f"{locks.EXPOSURE_ADVICE} or name another --state-dir")
+            return
+        if reason := locks.group_exposure(state):
+            yield Check("state directory", "warn", reason, "its members can replace the agent's files: chmod g-w it")
     free = shutil.disk_usage(place).free
     room = f"{state}, {free // 2**20} MiB free"
     if free < wanted:
@@ -186,6 +192,8 @@ def _agent(config: Config) -> Iterator[Check]:
         running = client.connect(config)
     except NoAgentError as error:
         yield Check("agent", "ok", str(error))
+        if not config.zeek.destinations:
+            yield from _collector(Path(config.collector.logs).absolute())
         yield from _sources(config.sources)
         return
     except ZeekAgentError as error:
@@ -194,11 +202,38 @@ def _agent(config: Config) -> Iterator[Check]:
     try:
         facts = client.status(running)
         yield Check("agent", "ok", f"running, pid {facts.get('pid')}, version {facts.get('version')}")
+        if facts.get("collector") is not None:
+            problem = facts.get("collector_error")
+            yield _collector_check(problem) if problem else Check("collector", "ok", f"logs in {facts['collector']}")
         sql = "SELECT source, backend, active, reason, last_error FROM zeek_agent_sources WHERE source <> 'osquery'"
         _, rows, _ = client.query(running, sql)
         yield from _sources_at_work(rows)
     finally:
         running.close()
+
+
+def _collector(logs: Path) -> Iterator[Check]:
+    """Whether the embedded collector could lock and write its logs."""
+    from zeek_agent.collector import rotation
+
+    place = next(path for path in (logs, *logs.parents) if os.access(path, os.F_OK))
+    lock = logs / rotation.LOCK
+    try:
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            yield _collector_check(f"cannot write {logs}")
+            return
+        if lock.exists():
+            locks.take(lock, older=logs).close()
+    except locks.HeldError as error:
+        yield _collector_check(f"another collector{error.holder} writes its logs to {logs}")
+    except OSError as error:
+        yield _collector_check(f"cannot write {error.filename or logs}: {error.strerror}")
+    else:
+        yield Check("collector", "ok", f"logs in {logs}")
+
+
+def _collector_check(found: str) -> Check:
+    return Check("collector", "warn", found, "events are recorded; mend that, or choose another directory with --logs")
 
 
 def _sources_at_work(rows: Sequence[Sequence[Any]]) -> Iterator[Check]:

@@ -40,8 +40,8 @@ def explain(error: BaseException, destination: Destination) -> str:
         error = error.__cause__
     for kind, words in _CAUSES:
         if isinstance(error, kind):
-            return f"Zeek at {destination} {words(error, destination)}"
-    return f"Zeek at {destination} cannot be used: {type(error).__name__}: {error}"
+            return f"{destination.title} {words(error, destination)}"
+    return f"{destination.title} cannot be used: {type(error).__name__}: {error}"
 
 
 def _no_answer(_: BaseException, destination: Destination) -> str:

@@ -13,7 +13,7 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
@@ -24,6 +24,7 @@ from websockets.exceptions import WebSocketException
 from zeek_agent import __version__
 from zeek_agent.errors import UsageError
 from zeek_agent.zeek import causes, data, destination, protocol, tls
+from zeek_agent.zeek.destination import Destination
 from zeek_agent.zeek.instance import Traffic
 from zeek_agent.zeek.session import Session
 
@@ -77,23 +78,28 @@ class Status:
 
 
 class ZeekConnection:
-    """Keeps the agent connected to one destination. Raises UsageError for a destination that cannot be one."""
+    """Keeps the agent connected to one destination. Raises UsageError for a destination that cannot be one.
+
+    `dial` makes the connected socket of a destination that is not reached over the network; it raises OSError.
+    """
 
     def __init__(
         self,
-        url: str,
+        url: str | Destination,
         settings: ZeekSettings,
         identity: Identity,
         database: Database,
         runner: QueryRunner,
         *,
+        dial: Callable[[], Awaitable[socket.socket]] | None = None,
         platform: str = sys.platform,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.destination = destination.parse(url)
+        self.destination = url if isinstance(url, Destination) else destination.parse(url)
         self.traffic = Traffic()
         self._url = str(self.destination)
+        self._dial = dial
         self._settings = settings
         self._identity = identity
         self._database = database
@@ -205,7 +211,7 @@ class ZeekConnection:
             )
             self._enter(State.CONNECTED)
             self._logged_error = None
-            log.info("connected to Zeek %s at %s", ack.version, self._url)
+            log.info("connected to %s, version %s", self.destination.title, ack.version)
             if ack.is_broker and not self._logged_broker:
                 self._logged_broker = True
                 log.info(BROKER_NOTE, self._url, protocol.BROKER_FRAME_BYTES)
@@ -220,7 +226,8 @@ class ZeekConnection:
         settings = self._settings
         secure = self.destination.is_tls
         websocket = await connect(
-            self._url,
+            self.destination.url,
+            sock=await self._dial() if self._dial is not None else None,
             ssl=tls.client_context(settings.tls) if secure else None,
             server_hostname=settings.tls.server_name if secure else None,
             additional_headers={"X-Application-Name": APPLICATION},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
 
 from zeek_agent.errors import UsageError
@@ -15,20 +16,34 @@ _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A WebSocket server; its text is the canonical URL, under which it is known everywhere."""
+    """A WebSocket server; its text is its name or else the canonical URL, under which it is known everywhere."""
 
     scheme: str
     host: str
     port: int
     path: str = PATH
+    name: str | None = None
 
     @property
     def is_tls(self) -> bool:
         return self.scheme == "wss"
 
-    def __str__(self) -> str:
+    @property
+    def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}{self.path}"
+
+    @property
+    def title(self) -> str:
+        """The server in a sentence."""
+        return f"the {self.name} collector" if self.name else f"Zeek at {self.url}"
+
+    def __str__(self) -> str:
+        return self.name or self.url
+
+
+EMBEDDED: Final = Destination("ws", "localhost", DEFAULT_PORT, name="embedded")
+"""The embedded collector, which the agent reaches within its process; its URL is for the opening handshake only."""
 
 
 def parse(text: str) -> Destination:
@@ -41,6 +56,15 @@ def parse(text: str) -> Destination:
         return _from_bare(text) if "://" not in text else _from_url(text)
     except ValueError as error:
         raise UsageError(f"not a destination: {text!r} ({error}); write ws://host:port or wss://host:port") from None
+
+
+def formerly_embedded(listen: str) -> tuple[str, ...]:
+    """What the embedded collector was known as when it listened on TCP at `listen`, as HOST:PORT."""
+    host, _, port = listen.rpartition(":")
+    if int(port) == 0:
+        return ()
+    hosts = ("127.0.0.1", "[::1]") if host == "localhost" else (host,)
+    return tuple(str(parse(f"ws://{host}:{port}")) for host in hosts)
 
 
 def _from_bare(text: str) -> Destination:

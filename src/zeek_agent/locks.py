@@ -1,0 +1,312 @@
+"""Exclusive locks on files that no other user of the host can hold.
+
+flock(2) needs an open descriptor and nothing else, so any user who can open a lock file can hold its lock and keep the
+agent from starting. A lock file here is therefore mode 0600 and owned by the agent's user or root.
+
+Older versions made lock files that everybody could open, and changing the mode does not revoke a descriptor that
+somebody has open. A lock file with a wider mode or another owner is therefore replaced by a new one, never adopted. Its
+lock still counts when an agent holds it: an agent of an older version that runs now, or starts later, is excluded.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from zeek_agent.errors import ZeekAgentError
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS: Final = 100
+ATTEMPT_PAUSE_SECONDS: Final = 0.01
+
+EXPOSURE_ADVICE: Final = "make it belong to the agent's user, chmod go-w it,"
+
+_MODE: Final = 0o600
+_OPEN: Final = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+_NOT_A_LOCK_FILE: Final = frozenset({errno.ELOOP, errno.EACCES, errno.ENXIO})
+"""Errors of opening a symbolic link, a file of somebody else, a socket."""
+
+
+class HeldError(ZeekAgentError):
+    """Another process holds the lock. `holder` is its description, ` (pid 123, since …)`, or empty when unknown."""
+
+    def __init__(self, path: Path, holder: str) -> None:
+        super().__init__(f"{path} is locked by another process{holder}")
+        self.holder = holder
+
+
+class FileLock:
+    """A lock that is held until `close`, or until the process ends, however it ends."""
+
+    def __init__(self, *descriptors: int) -> None:
+        self._descriptors = list(descriptors)
+
+    def add(self, descriptor: int) -> None:
+        """Hold one more descriptor for as long as the lock."""
+        self._descriptors.append(descriptor)
+
+    def close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+def take(path: Path, older: Path | None = None) -> FileLock:
+    """Lock the file at `path`, which is created when it is not there.
+
+    `older` is the directory that older versions locked instead: an agent that holds it is respected, and it is locked
+    too where that is possible, which excludes older versions that start later. Raises HeldError when another agent has
+    the lock, and OSError.
+    """
+    try:
+        import fcntl  # noqa: F401
+    except ImportError:  # not a Unix
+        return FileLock()
+    lock = _take(path)
+    try:
+        if older is not None:
+            _take_older(older, path, lock)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def exposure(directory: Path) -> str | None:
+    """Why others than the agent's user and root control the files in a directory; None when they do not.
+
+    Raises OSError.
+    """
+    status = directory.stat()
+    if not _is_trusted(status.st_uid):
+        return f"{directory} belongs to uid {status.st_uid}"
+    if status.st_mode & stat.S_IWOTH:
+        return f"{directory} can be written by every user"
+    return None
+
+
+def group_exposure(directory: Path) -> str | None:
+    """The same for the directory's group. Raises OSError."""
+    status = directory.stat()
+    if status.st_mode & stat.S_IWGRP:
+        return f"{directory} can be written by its group (gid {status.st_gid})"
+    return None
+
+
+def _take(path: Path) -> FileLock:
+    for _ in range(ATTEMPTS):
+        lock = _attempt(path)
+        if lock is not None:
+            return lock
+        time.sleep(ATTEMPT_PAUSE_SECONDS)
+    raise OSError(errno.EAGAIN, "the lock file keeps being replaced", str(path))
+
+
+def _attempt(path: Path) -> FileLock | None:
+    """One attempt; None when another process replaced the file meanwhile."""
+    try:
+        descriptor = os.open(path, _OPEN | os.O_CREAT, _MODE)
+    except OSError as error:
+        if error.errno in _NOT_A_LOCK_FILE and os.path.lexists(path) and not _is_private(path.lstat()):
+            return _replace(path, path.lstat())
+        raise
+    kept = False
+    try:
+        status = os.fstat(descriptor)
+        locked = _flock(descriptor)
+        if not locked:
+            _refuse_if_held_by_agent(path, descriptor, status)
+        elif _is_private(status):
+            kept = _is_at(path, status)
+            return _signed(descriptor) if kept else None
+        lock = _replace(path, status)
+        if lock is not None and locked:
+            # An older version that opened the file before it was replaced finds it locked.
+            lock.add(descriptor)
+            kept = True
+        return lock
+    finally:
+        if not kept:
+            os.close(descriptor)
+
+
+def _refuse_if_held_by_agent(path: Path, descriptor: int, status: os.stat_result) -> None:
+    """Raises HeldError unless another user holds the lock, which a private file excludes."""
+    if _is_private(status):
+        raise HeldError(path, _holder(descriptor))
+    pid = _agent_holding(descriptor)
+    if pid is not None:
+        raise HeldError(path, _holder(descriptor) or f" (pid {pid})")
+    log.warning("%s: another user holds the lock of this file of an older version; it is replaced", path)
+
+
+def _replace(path: Path, replaced: os.stat_result) -> FileLock | None:
+    """Put a private lock file, locked already, in the place of another file; None when that is not there any more.
+
+    Whoever has locked `<path>.new` may replace, so of two processes that try at the same time one succeeds.
+    """
+    new = path.with_name(f"{path.name}.new")
+    descriptor = _open_new(new)
+    if descriptor is None:
+        return None
+    kept = False
+    try:
+        status = os.fstat(descriptor)
+        if not _flock(descriptor) or not _is_at(new, status):
+            return None
+        if not _is_at(path, replaced):
+            new.unlink()
+            return None
+        with suppress(FileNotFoundError):
+            new.replace(path)
+        kept = _is_at(path, status)
+        return _signed(descriptor) if kept else None
+    finally:
+        if not kept:
+            os.close(descriptor)
+
+
+def _open_new(new: Path) -> int | None:
+    """Create the file that replaces a lock file, or open that of a process that replaces it now, or died while it did.
+
+    None when something else had the name, which is removed.
+    """
+    with suppress(FileExistsError):
+        return os.open(new, _OPEN | os.O_CREAT | os.O_EXCL, _MODE)
+    with suppress(FileNotFoundError):
+        if not _is_private(new.lstat()):
+            new.unlink()
+            return None
+        descriptor = os.open(new, _OPEN)
+        if _is_private(os.fstat(descriptor)):
+            return descriptor
+        os.close(descriptor)
+    return None
+
+
+def _take_older(directory: Path, path: Path, lock: FileLock) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    kept = False
+    try:
+        kept = _flock(descriptor)
+        pid = None if kept else _agent_holding(descriptor)
+    except OSError as error:
+        # Some network file systems lock no directories, for older versions as little as for this one.
+        log.debug("cannot lock the directory %s: %s", directory, error.strerror)
+        return
+    finally:
+        if not kept:
+            os.close(descriptor)
+    if kept:
+        lock.add(descriptor)
+    elif pid is not None:
+        raise HeldError(path, f" (pid {pid})")
+
+
+def _flock(descriptor: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_trusted(uid: int) -> bool:
+    return uid in {0, os.geteuid()}
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """Whether no other user can have opened the file. A second link would be a file that is something else as well."""
+    return (
+        stat.S_ISREG(status.st_mode)
+        and _is_trusted(status.st_uid)
+        and not status.st_mode & 0o077
+        and status.st_nlink == 1
+    )
+
+
+def _is_at(path: Path, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), status)
+    except FileNotFoundError:
+        return False
+
+
+def _signed(descriptor: int) -> FileLock:
+    """The lock, with its holder written to the file: process id and time."""
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d %d\n" % (os.getpid(), int(time.time())), 0)
+    except OSError as error:  # a full disk; the lock holds without
+        log.warning("cannot write to a lock file which process has it: %s", error.strerror)
+    return FileLock(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """` (pid 123, since 2026-01-01 12:00:00 UTC)`, or nothing while the holder has yet to write it."""
+    with suppress(ValueError, OSError):
+        pid, since = os.pread(descriptor, 64, 0).split()
+        at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(int(since)))
+        return f" (pid {int(pid)}, since {at})"
+    return ""
+
+
+def _agent_holding(descriptor: int) -> int | None:
+    """The process that holds the lock on an open file, if it can be an agent; None when it is another user's.
+
+    Any user can lock a file that he can read, and hand the descriptor to a program that is set-user-ID root. He cannot
+    open root's file for writing, though, as an agent does. A directory nobody can open for writing; there a process
+    counts that runs as the agent's user or root in every respect.
+    """
+    name = _lock_name(descriptor)
+    directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+    for pid in _trusted_processes():
+        # The process may end while it is looked at.
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
+                info = entry.read_text(errors="replace")
+                flags = int(_field(info, "flags") or "0", 8)
+                held = any(
+                    "FLOCK" in line and f" {name} " in line for line in re.findall(r"^lock:.*", info, re.MULTILINE)
+                )
+                if held and (directory or flags & os.O_ACCMODE != os.O_RDONLY):
+                    return pid
+    return None
+
+
+def _trusted_processes() -> Iterator[int]:
+    """Processes whose real, effective, saved and file system user are all the agent's user or root."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                uids = re.search(rb"^Uid:\s+(.*)$", (entry / "status").read_bytes(), re.MULTILINE)
+                if uids is not None and all(_is_trusted(int(uid)) for uid in uids[1].split()):
+                    yield int(entry.name)
+
+
+def _lock_name(descriptor: int) -> str:
+    """How the kernel names the file in lists of locks. Its device is that of the mount, which `st_dev` may not be."""
+    info = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
+    status = os.fstat(descriptor)
+    major, minor = os.major(status.st_dev), os.minor(status.st_dev)
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        mount, _, device, *_ = line.split()
+        if mount.decode() == _field(info, "mnt_id"):
+            major, minor = map(int, device.split(b":"))
+    return f"{major:02x}:{minor:02x}:{_field(info, 'ino') or status.st_ino}"
+
+
+def _field(info: str, name: str) -> str | None:
+    """A field of a file in /proc/PID/fdinfo; `ino` is there since Linux 5.14."""
+    found = re.search(rf"^{name}:\s+(\S+)", info, re.MULTILINE)
+    return found[1] if found else None

@@ -1,0 +1,357 @@
+"""Lock files: nobody else can hold them, and agents of older versions and this one still exclude each other."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import resource
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from acting import NOBODY, acting_as, locks_of_another_user, reachable_directory
+
+from zeek_agent import identity, locks
+from zeek_agent.collector.rotation import LOCK, LogDirectory
+from zeek_agent.errors import UsageError, ZeekAgentError
+from zeek_agent.events import scratch
+
+OLDER_AGENT = """
+import fcntl, os, sys, time
+descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o644)
+fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+os.pwrite(descriptor, b"%d %d\\n" % (os.getpid(), int(time.time())), 0)
+print("held", flush=True)
+sys.stdin.read()
+"""
+OLDER_COLLECTOR = """
+import fcntl, os, sys
+descriptor = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with reachable_directory() as directory:
+        yield directory
+
+
+@contextmanager
+def running(program: str, place: Path) -> Iterator[subprocess.Popen[str]]:
+    """What an older version did to lock a place, as a process that holds it."""
+    command = [sys.executable, "-c", program, str(place)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.stdin.close()
+
+
+def is_private(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o600 and status.st_uid == os.geteuid()
+
+
+def older(path: Path, mode: int = 0o644) -> int:
+    """A lock file as older versions made them; a descriptor to read it."""
+    path.touch()
+    path.chmod(mode)
+    return os.open(path, os.O_RDONLY)
+
+
+def test_a_lock_file_is_for_its_owner_only_and_names_the_holder(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    lock = locks.take(file)
+    assert is_private(file)
+    assert int(file.read_text().split()[0]) == os.getpid()
+    with pytest.raises(locks.HeldError, match=rf"\(pid {os.getpid()}, since 20.* UTC\)"):
+        locks.take(file)
+    lock.close()
+    locks.take(file).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_file_that_others_could_open_is_replaced_so_that_their_descriptors_lock_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    theirs = older(file)
+    locks.take(file).close()
+    assert is_private(file)
+    fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    locks.take(file).close()
+    os.close(theirs)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", [0o644, 0o666, 0o640])
+def test_another_user_who_holds_an_older_lock_file_is_passed_by(
+    place: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = place / "lock"
+    os.close(older(file, mode))
+    os.chown(file, 0, NOBODY)
+    with locks_of_another_user(file) as held:
+        assert held == [file]
+        lock = locks.take(file)
+        assert is_private(file)
+        assert "another user holds the lock" in caplog.text
+        with pytest.raises(locks.HeldError):
+            locks.take(file)
+        lock.close()
+
+
+@pytest.mark.root
+def test_a_set_user_id_program_does_not_make_another_user_an_agent(place: Path) -> None:
+    file, program = place / "lock", place / "sleep"
+    os.close(older(file))
+    shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
+    program.chmod(0o4755)
+    with locks_of_another_user(file, then=program) as held:
+        assert held == [file]
+        locks.take(file).close()
+
+
+def test_a_descriptor_that_can_only_read_is_not_an_agent(tmp_path: Path) -> None:
+    """A program that has become root in every respect may still have a descriptor from whoever started it."""
+    file = tmp_path / "lock"
+    theirs = older(file)
+    fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    locks.take(file).close()
+    os.close(theirs)
+
+
+def test_an_agent_of_an_older_version_that_runs_is_respected(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    with running(OLDER_AGENT, file) as process:
+        with pytest.raises(locks.HeldError, match=rf"pid {process.pid}, since 20.* UTC"):
+            locks.take(file)
+        file.write_text("")
+        with pytest.raises(locks.HeldError, match=rf"\(pid {process.pid}\)"):
+            locks.take(file)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    locks.take(file).close()
+    assert is_private(file)
+
+
+def test_an_agent_of_an_older_version_that_starts_later_is_excluded(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    file.touch(0o644)
+    opened_before = os.open(file, os.O_RDWR)
+    lock = locks.take(file)
+    opened_after = os.open(file, os.O_RDWR)
+    for descriptor in (opened_before, opened_after):
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock.close()
+    fcntl.flock(opened_after, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for descriptor in (opened_before, opened_after):
+        os.close(descriptor)
+
+
+def test_of_agents_that_replace_a_file_at_the_same_time_one_gets_the_lock(tmp_path: Path) -> None:
+    contenders = 4
+    for attempt in range(20):
+        file = tmp_path / str(attempt)
+        theirs = older(file)
+        fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken: list[locks.FileLock] = []
+        refused: list[locks.HeldError] = []
+        together = threading.Barrier(contenders)
+
+        def contend(file: Path = file, together: threading.Barrier = together) -> None:
+            together.wait()
+            try:
+                taken.append(locks.take(file))  # noqa: B023
+            except locks.HeldError as error:
+                refused.append(error)  # noqa: B023
+
+        threads = [threading.Thread(target=contend) for _ in range(contenders)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (len(taken), len(refused)) == (1, contenders - 1)
+        taken[0].close()
+        os.close(theirs)
+        assert not file.with_name(f"{file.name}.new").exists()
+
+
+@pytest.mark.root
+def test_a_file_of_another_user_is_replaced(place: Path) -> None:
+    file = place / "lock"
+    os.close(older(file, 0o600))
+    os.chown(file, NOBODY, NOBODY)
+    with locks_of_another_user(file) as held:
+        assert held == [file]
+        locks.take(file).close()
+    assert is_private(file)
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    target.chmod(0o600)
+    for make_link in (Path.symlink_to, Path.hardlink_to):
+        file = tmp_path / make_link.__name__
+        make_link(file, target)
+        locks.take(file).close()
+        assert is_private(file)
+        assert not file.samefile(target)
+    assert target.read_text() == "precious"
+
+
+def test_a_pipe_in_the_place_of_a_lock_file_blocks_nobody(tmp_path: Path) -> None:
+    for name in ("lock", "other.new"):
+        os.mkfifo(tmp_path / name)
+    locks.take(tmp_path / "lock").close()
+    os.close(older(tmp_path / "other"))
+    locks.take(tmp_path / "other").close()
+    assert is_private(tmp_path / "lock")
+    assert is_private(tmp_path / "other")
+
+
+def test_what_a_crash_left_of_a_replacement_is_used(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    os.close(older(file))
+    (tmp_path / "lock.new").touch(0o600)
+    locks.take(file).close()
+    assert is_private(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_full_disk_takes_no_lock_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        lock = locks.take(tmp_path / "lock")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "cannot write to a lock file" in caplog.text
+    with pytest.raises(locks.HeldError):
+        locks.take(tmp_path / "lock")
+    lock.close()
+
+
+# The state directory
+
+
+@pytest.mark.root
+def test_a_state_directory_that_others_control_is_refused(place: Path) -> None:
+    state = place / "state"
+    state.mkdir()
+    os.chown(state, NOBODY, NOBODY)
+    with (
+        pytest.raises(ZeekAgentError, match=f"{state} belongs to uid {NOBODY}: .* --state-dir"),
+        identity.only_one(state / "lock"),
+    ):
+        pytest.fail("locked in a directory of another user")
+    os.chown(state, 0, 0)
+    state.chmod(0o757)
+    with (
+        pytest.raises(ZeekAgentError, match=f"{state} can be written by every user"),
+        identity.only_one(state / "lock"),
+    ):
+        pytest.fail("locked in a directory of everybody")
+    assert list(state.iterdir()) == []
+
+
+def test_a_state_directory_of_a_group_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tmp_path.chmod(0o770)
+    with caplog.at_level(logging.WARNING), identity.only_one(tmp_path / "lock"):
+        assert f"{tmp_path} can be written by its group" in caplog.text
+        assert is_private(tmp_path / "lock")
+
+
+# The logs
+
+
+def logs(directory: Path) -> LogDirectory:
+    opened = LogDirectory(directory)
+    opened.start()
+    assert opened.last_error is None
+    return opened
+
+
+@pytest.mark.root
+def test_another_user_who_holds_the_directory_of_logs_is_passed_by(place: Path) -> None:
+    with locks_of_another_user(place) as held:
+        assert held == [place]
+        logs(place).close()
+    assert is_private(place / LOCK)
+
+
+def test_a_collector_of_an_older_version_that_runs_is_respected(tmp_path: Path) -> None:
+    with running(OLDER_COLLECTOR, tmp_path) as process, pytest.raises(UsageError) as refused:
+        logs(tmp_path)
+    assert f"another collector (pid {process.pid}) writes its logs to {tmp_path}" in str(refused.value)
+    logs(tmp_path).close()
+
+
+def test_a_collector_of_an_older_version_that_starts_later_is_excluded(tmp_path: Path) -> None:
+    opened = logs(tmp_path)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    opened.close()
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+
+
+@pytest.mark.root
+def test_a_directory_of_logs_that_others_control_is_used_and_mentioned(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.chmod(0o777)
+    with acting_as(NOBODY, NOBODY):
+        (place / LOCK).touch()
+    with locks_of_another_user(place / LOCK) as held:
+        assert held == [place / LOCK]
+        logs(place).close()
+    assert f"other users can replace the logs: {place} can be written by every user" in caplog.text
+
+
+# Scratch directories in /dev/shm
+
+
+REMOVE_LEFTOVERS = """
+import sys
+from pathlib import Path
+from zeek_agent.events import scratch
+scratch._IN_MEMORY = Path(sys.argv[1])
+scratch.Scratch().close()
+"""
+
+
+def test_a_pipe_among_scratch_directories_does_not_keep_the_agent_from_starting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "zeek-agent-events-pipe")
+    (tmp_path / "zeek-agent-events-link").symlink_to(tmp_path / "elsewhere")
+    left, elsewhere = tmp_path / "zeek-agent-events-left", tmp_path / "elsewhere"
+    for directory in (left, elsewhere):
+        directory.mkdir()
+        (directory / "events.db").touch()
+    subprocess.run([sys.executable, "-c", REMOVE_LEFTOVERS, str(tmp_path)], check=True, timeout=60)
+    assert not left.exists()
+    assert (elsewhere / "events.db").exists()
+
+
+@pytest.mark.root
+def test_scratch_directories_of_other_users_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = tmp_path / "zeek-agent-events-theirs"
+    theirs.mkdir()
+    os.chown(theirs, NOBODY, NOBODY)
+    monkeypatch.setattr(scratch, "_IN_MEMORY", tmp_path)
+    scratch.Scratch().close()
+    assert theirs.exists()
