@@ -64,7 +64,7 @@ def _layers(options: bytes) -> Iterator[str]:
 
 
 class Mounts:
-    """The mounts at one moment, by number and by device."""
+    """The mounts at one moment, by number and by device, and their mount points."""
 
     def __init__(self, listed: Iterable[Mount]) -> None:
         self.by_id: Mapping[int, Mount] = {mount.id: mount for mount in listed}
@@ -72,6 +72,7 @@ class Mounts:
         for mount in self.by_id.values():
             by_device.setdefault(mount.device, []).append(mount)
         self.by_device: Mapping[str, Sequence[Mount]] = by_device
+        self.places: frozenset[str] = frozenset(mount.place for mount in self.by_id.values())
 
 
 class MountTable:
