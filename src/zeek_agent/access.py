@@ -22,6 +22,8 @@ REDACTED = "***"
 VERDICTS_KEPT: Final = 1024
 """Paths whose verdicts are remembered, since repeated queries come back to the same ones."""
 _WILDCARDS: Final = frozenset("*?[!")
+_TELLING_PARTS: Final = 3
+_ENDS: Final = frozenset({"", "/", ".", "-", "~"})
 
 
 class Contents(Enum):
@@ -119,8 +121,17 @@ def normal(path: str) -> str:
 
 
 def _is_own(path: str, own: str) -> bool:
-    """Whether a path is the agent's own, lies in it, or is a rotated or saved copy of it by its name."""
-    return path.startswith(own) and path[len(own) : len(own) + 1] in ("", "/", ".", "-", "~")
+    """Whether a path is the agent's own, lies in it, or is a rotated or saved copy of it by its name.
+
+    A path that goes on like it below another root (a snapshot, a layer, a container) is taken for a copy, unless the
+    agent's own is too short a path to tell.
+    """
+    at = path.find(own)
+    while at >= 0 and (at == 0 or own.count("/") >= _TELLING_PARTS):
+        if path[at + len(own) : at + len(own) + 1] in _ENDS:
+            return True
+        at = path.find(own, at + 1)
+    return False
 
 
 def _real(path: str) -> str:

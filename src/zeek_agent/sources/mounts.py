@@ -13,13 +13,19 @@ from typing import Final, NamedTuple
 OWN_MOUNTINFO: Final = "/proc/self/mountinfo"
 
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
+_DELETED: Final = "//deleted"
+"""What the kernel appends to the root of a mount that shows a file or directory which has no name any more."""
+_BETWEEN_COLONS: Final = re.compile(r"(?:\\.|[^:\\])+", re.DOTALL)
+_BACKSLASHED: Final = re.compile(r"\\(.)", re.DOTALL)
+_LAYER: Final = re.compile(r"(?:^|,)(?:lowerdir\+?|datadir\+|upperdir)=([^,]*)")
 
 
 class Mount(NamedTuple):
     """A mount: its number, the device of its file system, the directory of that which it shows, where it shows it, the
     file system's kind.
 
-    Paths are in the form of `os.fsdecode`; the device is `major:minor`.
+    Paths are in the form of `os.fsdecode`; the device is `major:minor`. The root of a mount that shows something
+    deleted is the name that it had.
     """
 
     id: int
@@ -27,6 +33,8 @@ class Mount(NamedTuple):
     root: str
     place: str
     kind: str
+    layers: tuple[str, ...] = ()
+    """The directories that an overlay is made of, as far as its options name them by absolute paths."""
 
 
 def mounts(mountinfo: str = OWN_MOUNTINFO) -> Iterator[Mount]:
@@ -36,14 +44,27 @@ def mounts(mountinfo: str = OWN_MOUNTINFO) -> Iterator[Mount]:
 
 def parsed(mountinfo: bytes) -> Iterator[Mount]:
     """The mounts that the text of a mountinfo file lists."""
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split(b"\n"):  # a carriage return is part of a name: whoever mounts chooses it
+        if not line:
+            continue
         number, _, device, root, place, *rest = line.split(b" ")
-        kind = os.fsdecode(rest[rest.index(b"-") + 1])
-        yield Mount(int(number), device.decode(), _path(root), _path(place), kind)
+        kind, _, options = rest[rest.index(b"-") + 1 :][:3]
+        layers = tuple(_layers(options)) if kind == b"overlay" else ()
+        top = _path(root).removesuffix(_DELETED) or "/"
+        yield Mount(int(number), device.decode(), top, _path(place), os.fsdecode(kind), layers)
+
+
+def _layers(options: bytes) -> Iterator[str]:
+    """The absolute paths among the layers in an overlay's options, where a backslash takes a colon for a name's."""
+    for found in _LAYER.finditer(os.fsdecode(options)):
+        for layer in _BETWEEN_COLONS.findall(_path(os.fsencode(found[1]))):
+            path = _BACKSLASHED.sub(r"\1", layer)
+            if path.startswith("/"):
+                yield path
 
 
 class Mounts:
-    """The mounts at one moment, by number and by device."""
+    """The mounts at one moment, by number and by device, and their mount points."""
 
     def __init__(self, listed: Iterable[Mount]) -> None:
         self.by_id: Mapping[int, Mount] = {mount.id: mount for mount in listed}
@@ -51,6 +72,7 @@ class Mounts:
         for mount in self.by_id.values():
             by_device.setdefault(mount.device, []).append(mount)
         self.by_device: Mapping[str, Sequence[Mount]] = by_device
+        self.places: frozenset[str] = frozenset(mount.place for mount in self.by_id.values())
 
 
 class MountTable:

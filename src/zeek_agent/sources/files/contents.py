@@ -52,7 +52,7 @@ class _Lines:
         self._truncated: str | None = None
 
     def __iter__(self) -> Iterator[bytes]:
-        allowance = self._reads.allowance()
+        allowance = self._reads.allowance(self._opened.user)
         try:
             for text in self._texts(allowance.bytes):
                 for line in self._masked(text):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -31,7 +32,7 @@ from typing import Final, NamedTuple, TypeAlias
 from zeek_agent.access import AccessPolicy, Contents, admits_filesystem
 from zeek_agent.access_defaults import LOCAL_FILE_SYSTEMS
 from zeek_agent.sources.files.reads import FileReads, Omission
-from zeek_agent.sources.files.statx import Status, status_at, status_of
+from zeek_agent.sources.files.statx import Status, entry_types, status_at, status_of
 from zeek_agent.sources.mounts import Mount, Mounts, MountTable, parsed
 from zeek_agent.text import from_os
 
@@ -41,6 +42,8 @@ LINKS_MAX: Final = 40
 """Links on the way to a file, as in the kernel (path_resolution(7))."""
 DIRECTORIES_KEPT: Final = 32
 """Directories that one statement keeps open, since links and patterns come back to the same few."""
+DESCRIPTORS_KEPT: Final = 256
+"""Descriptors that they may hold in all, with the directories above them: users choose how deep their links lead."""
 _ENTRIES_TOGETHER: Final = 256
 _SPECIAL_NAMES: Final = frozenset({"", ".", ".."})
 _O_PATH: Final = getattr(os, "O_PATH", 0)
@@ -54,8 +57,16 @@ _USUAL_PLACES: Final = {
     "sysfs": "/sys",
     "devtmpfs": "/dev",
     "debugfs": "/sys/kernel/debug",
+    "pstore": "/sys/fs/pstore",
     "tracefs": "/sys/kernel/tracing",
 }
+_STACKED: Final = frozenset({"aufs", "ecryptfs", "overlay"})
+"""Kinds that lie on other file systems, and hang with them."""
+_CASELESS: Final = frozenset({"exfat", "hfs", "hfsplus", "msdos", "ntfs3", "vfat"})
+"""Kinds where a file answers to its name in capitals and small letters."""
+_STACK_DEPTH: Final = 3
+"""How many file systems the kernel lets lie on each other, and one."""
+_NS_GET_USERNS: Final = 0xB701
 
 
 _KERNEL_PLACES: Final = ("/dev/", "/proc/", "/sys/")
@@ -119,10 +130,11 @@ Listed: TypeAlias = "tuple[str, Status | RefusedError | OSError]"
 
 class OpenedFile(NamedTuple):
     """A regular file, open for reading. `masks_keys` says that private keys in it are masked line by line; else a file
-    that begins with one is refused as a whole."""
+    that begins with one is refused as a whole. `user` is who decides how many files lie there."""
 
     file: FileIO
     masks_keys: bool
+    user: int = 0
 
 
 class Gate:
@@ -137,6 +149,8 @@ class Gate:
         self._denied_objects: frozenset[tuple[int, int]] | None = None
         self._directories: dict[str, Place] = {}
         self._ways: dict[tuple[Place, str], Place] = {}
+        self._descriptors_kept = 0
+        self._typed: dict[str, bool] = {}
         self.root = self._root()
 
     # Walking
@@ -169,7 +183,7 @@ class Gate:
             links += 1
             if links > LINKS_MAX:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), entered.path)
-            text = self._link_text(place, name)
+            text = self._link_text(place, name, entered.descriptor)
             if text.startswith("/"):
                 place = self.root
             pending += text.split("/")[::-1]
@@ -232,8 +246,7 @@ class Gate:
         place = self._ways.get((directory, way))
         if place is None:
             place = self.walk(directory, way)
-            if len(self._ways) >= DIRECTORIES_KEPT:
-                self._ways.clear()
+            self._make_room(len(self._ways), place)
             self._ways[directory, way] = place
         return place
 
@@ -255,9 +268,16 @@ class Gate:
             raise
 
     def _remember(self, path: str, directory: Place) -> None:
-        if len(self._directories) >= DIRECTORIES_KEPT:
-            self._directories.clear()
+        self._make_room(len(self._directories), directory)
         self._directories[path] = directory
+
+    def _make_room(self, kept: int, directory: Place) -> None:
+        """Forget the directories that are kept open where one more would be too many."""
+        self._descriptors_kept += directory.depth
+        if kept >= DIRECTORIES_KEPT or self._descriptors_kept > DESCRIPTORS_KEPT:
+            self._directories.clear()
+            self._ways.clear()
+            self._descriptors_kept = directory.depth
 
     def entry_status(self, directory: Place, name: str) -> Status:
         """Attributes of what a directory has under a name, of a link itself, without opening it.
@@ -282,16 +302,38 @@ class Gate:
         finally:
             os.close(descriptor)
 
+    def gives_types(self, directory: Place) -> bool:
+        """Whether its file system tells the types of a directory's entries with their names. Raises OSError.
+
+        Where it does not, the methods of `os.DirEntry` would look at each entry, and so at what is mounted there.
+        """
+        typed = self._typed.get(directory.mount.device)
+        if typed is None:
+            descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | _CLOEXEC, dir_fd=directory.descriptor)
+            try:
+                kinds = entry_types(descriptor)
+            finally:
+                os.close(descriptor)
+            typed = bool(kinds) and all(kinds)
+            if kinds:
+                self._typed[directory.mount.device] = typed
+        return typed
+
     def working_directory(self) -> Place:
         """Where relative paths start. Raises RefusedError and OSError."""
         return self.walk(self.root, str(Path.cwd()))
 
-    def _link_text(self, directory: Place, name: str) -> str:
-        """The text of a symbolic link. Raises RefusedError for a magic link, whose text is not where it leads."""
+    def _link_text(self, directory: Place, name: str, descriptor: int | None = None) -> str:
+        """The text of a symbolic link, by its descriptor if it is open.
+
+        Raises RefusedError for a magic link, whose text is not where it leads, and OSError.
+        """
         if directory.mount.kind == "proc":
             inside = directory.path_in_file_system()
             if inside != "/" or name not in _ORDINARY_PROC_LINKS:
                 raise RefusedError("a magic link of proc(5)")
+        if descriptor is not None:
+            return os.readlink("", dir_fd=descriptor)
         return os.readlink(name, dir_fd=directory.descriptor)
 
     # Opening
@@ -307,7 +349,7 @@ class Gate:
         masks_keys = True
         if purpose is Purpose.CONTENTS:
             masks_keys = self._demand_contents(place, written)
-        return OpenedFile(_reopened(place.descriptor), masks_keys)
+        return OpenedFile(_reopened(place.descriptor, place.status, place.mount), masks_keys, _user_of(place))
 
     def open_executable(self, process: Place) -> OpenedFile | None:
         """Open the executable of a process, for its hash; None when it is no regular file.
@@ -316,17 +358,21 @@ class Gate:
         deleted, and in another mount namespace, where that process's mountinfo tells the kind of its file system.
         Raises RefusedError and OSError.
         """
-        text = os.readlink("exe", dir_fd=process.descriptor)
         descriptor = os.open("exe", _O_PATH | _CLOEXEC, dir_fd=process.descriptor)
         try:
             status = status_of(descriptor)
-            mount = self._judged(self._current(status.mount) or self._mount_of(process, status))
-            target = Place(os.dup(descriptor), status, mount, text, None)
+            mount = self._current(status.mount)
+            if mount is None:
+                mount = self._foreign_mount(process, status)
+            else:
+                self._demand_admitted(mount)
             if not stat.S_ISREG(status.mode):
                 return None
-            self._demand_readable(target, text.removesuffix(" (deleted)"))
+            path = str(Path(f"/proc/self/fd/{descriptor}").readlink()).removesuffix(" (deleted)")
+            inside = mount.root.rstrip("/") + path.removeprefix(mount.place.rstrip("/"))
+            self._demand_allowed(mount, path, path, inside)
             self._demand_no_denied_object(status)
-            return OpenedFile(_reopened(descriptor), masks_keys=True)
+            return OpenedFile(_reopened(descriptor, status, mount), masks_keys=True)
         finally:
             os.close(descriptor)
 
@@ -356,15 +402,16 @@ class Gate:
 
     def _admitted(self, number: int) -> Mount:
         """The mount with this number, which the caller holds open. Raises RefusedError."""
-        return self._judged(self._current(number))
-
-    def _judged(self, mount: Mount | None) -> Mount:
+        mount = self._current(number)
         if mount is None:
             raise RefusedError("on a mount of another mount namespace")
-        cause = _hazard(mount, self._access.filesystems_allow)
+        self._demand_admitted(mount)
+        return mount
+
+    def _demand_admitted(self, mount: Mount) -> None:
+        cause = self._hazards.mounts.get(mount.id)
         if cause is not None:
             raise RefusedError(cause, Omission.SKIPPED)
-        return mount
 
     def _current(self, number: int) -> Mount | None:
         mounted = self._table.current()
@@ -373,56 +420,106 @@ class Gate:
             self._hazards = _hazards(mounted, self._access.filesystems_allow)
         return mounted.by_id.get(number)
 
-    def _mount_of(self, process: Place, status: Status) -> Mount | None:
-        """The mount that a process's executable lies on, as that process sees it, or the kernel's own for memfds."""
+    def _foreign_mount(self, process: Place, status: Status) -> Mount:
+        """The mount of another mount namespace that a process's executable lies on, as that process sees it.
+
+        Who made it, and where, is not known: it is admitted if the agent has one of the same file system, or for its
+        kind. An overlay may lie on a user's FUSE file system, so it must be in a namespace where only root mounts.
+        Raises RefusedError and OSError.
+        """
         if (status.mount, status.device) == _memory_mount():
             return Mount(status.mount, "", "/", "", "tmpfs")
-        file = os.open("mountinfo", os.O_RDONLY | _CLOEXEC, dir_fd=process.descriptor)
-        with os.fdopen(file, "rb") as mountinfo:
-            return Mounts(parsed(mountinfo.read())).by_id.get(status.mount)
+        with os.fdopen(os.open("mountinfo", os.O_RDONLY | _CLOEXEC, dir_fd=process.descriptor), "rb") as mountinfo:
+            line = re.search(rb"^%d .*$" % status.mount, mountinfo.read(), re.MULTILINE)
+        if line is None:
+            raise RefusedError("on a mount of another mount namespace")
+        (mount,) = parsed(line[0])
+        cause = self._foreign_hazard(process, mount)
+        if cause is not None:
+            raise RefusedError(cause, Omission.SKIPPED)
+        return mount
+
+    def _foreign_hazard(self, process: Place, mount: Mount) -> str | None:
+        """Why a mount in the namespace of a process is not to be entered; None if it may be."""
+        same = self._mounts.by_device.get(mount.device)
+        if same:
+            causes = [self._hazards.mounts.get(each.id) for each in same]
+            return None if None in causes else causes[0]
+        rules = tuple(rule for rule in self._access.filesystems_allow if not rule.startswith("/"))
+        on_hazard = any(_lies_on(layer, self._hazards, self._mounts) for layer in mount.layers)
+        # Who mounts is looked at after the mounts, since no user can go back to a namespace in which only root mounts.
+        if mount.kind in _STACKED and not _only_root_mounts_for(process):
+            on_hazard = True
+        return _hazard(mount, rules, on_hazard=on_hazard)
 
     # Rules
 
-    def _names(self, place: Place, written: str) -> set[str]:
-        """Every path that a file has, for the rules to look at."""
-        inside = place.path_in_file_system()
-        names = {from_os(written), from_os(place.path)}
-        if not inside.startswith(_KERNEL_PLACES):
-            names.add(from_os(inside))
-        usual = _USUAL_PLACES.get(place.mount.kind)
-        if usual is not None:
-            names.add(from_os(usual + inside))
-        for mount in self._mounts.by_device.get(place.mount.device, ()):
-            root = mount.root.rstrip("/")
-            if inside == mount.root or inside.startswith(f"{root}/"):
-                names.add(from_os(mount.place.rstrip("/") + inside[len(root) :]))
-        return names
-
     def _demand_readable(self, place: Place, written: str) -> None:
+        """Raises RefusedError when a file may not even be hashed."""
+        mount, status = place.mount, place.status
+        inside = place.path_in_file_system()
+        self._demand_allowed(mount, written, place.path, inside)
+        if status.links != 1:
+            self._demand_no_denied_object(status)
+            for name in self._layer_names(mount, inside):
+                try:
+                    self._demand_no_denied_object(self.walk(self.root, name).status)
+                except OSError:
+                    continue  # another layer has it
+
+    def _demand_allowed(self, mount: Mount, written: str, path: str, inside: str) -> None:
         access = self._access
-        if any(access.denies(name) for name in self._names(place, written)):
+        if any(access.denies(name) for name in self._names(mount, written, path, inside)):
             raise RefusedError("denied by access.paths_deny, or the agent's own")
-        if not access.allows(from_os(written)) or not access.allows(from_os(place.path)):
+        if not access.allows(from_os(written)) or not access.allows(from_os(path)):
             raise RefusedError("not in access.paths_allow")
-        if place.status.links != 1:
-            self._demand_no_denied_object(place.status)
+
+    def _names(self, mount: Mount, written: str, path: str, inside: str) -> set[str]:
+        """Every path that a file has, for the rules to look at."""
+        names = {written, path, *self._layer_names(mount, inside)}
+        if not inside.startswith(_KERNEL_PLACES):
+            names.add(inside)
+        usual = _USUAL_PLACES.get(mount.kind)
+        if usual is not None:
+            names.add(usual + inside)
+        for other in self._mounts.by_device.get(mount.device, ()):
+            root = other.root.rstrip("/")
+            if inside == other.root or inside.startswith(f"{root}/"):
+                names.add(other.place.rstrip("/") + inside[len(root) :])
+        if mount.kind in _CASELESS:
+            names |= {name.lower() for name in names}
+        return {from_os(name) for name in names}
+
+    def _layer_names(self, mount: Mount, inside: str) -> list[str]:
+        """The paths that a file of an overlay may have in the directories which that is made of."""
+        if not mount.layers or mount.place == "/":
+            return []
+        return [layer.rstrip("/") + inside for layer in mount.layers]
 
     def _demand_no_denied_object(self, status: Status) -> None:
         if (status.device, status.inode) in self._objects():
-            raise RefusedError("another name of a file that access.paths_deny names")
+            raise RefusedError("another name of a file that access.paths_deny names, or of the agent's own")
 
     def _objects(self) -> frozenset[tuple[int, int]]:
         """Device and inode of the literal denied paths and of the agent's own, as they are for this statement."""
         if self._denied_objects is None:
-            found = set()
+            found: set[tuple[int, int]] = set()
             for path in (*self._access.literals, *self._access.protected):
                 try:
-                    status = self.walk(self.root, path).status
+                    place = self.walk(self.root, path)
+                    found.add((place.status.device, place.status.inode))
+                    if place.status.is_directory and path in self._access.protected:
+                        found.update(self._objects_in(place))
                 except (OSError, RefusedError):
                     continue  # not there, or where nobody may look: no hard link of it can be opened either
-                found.add((status.device, status.inode))
             self._denied_objects = frozenset(found)
         return self._denied_objects
+
+    def _objects_in(self, directory: Place) -> Iterator[tuple[int, int]]:
+        for entries in self.entries(directory, lambda: None):
+            for _, status in self.statuses(directory, [entry.name for entry in entries], ()):
+                if isinstance(status, Status):
+                    yield status.device, status.inode
 
     def _demand_contents(self, place: Place, written: str) -> bool:
         """Raises RefusedError when the contents may not be read. Returns whether private keys in it are masked."""
@@ -443,9 +540,22 @@ def _joined(directory: Place, name: str) -> str:
     return f"/{name}" if directory.parent is None else f"{directory.path}/{name}"
 
 
-def _reopened(descriptor: int) -> FileIO:
-    """The regular file that a descriptor of `O_PATH` stands for, open for reading; leases do not make it wait."""
-    return FileIO(os.open(f"/proc/self/fd/{descriptor}", _READ))
+def _reopened(descriptor: int, status: Status, mount: Mount) -> FileIO:
+    """The regular file that a descriptor of `O_PATH` stands for, open for reading; leases do not make it wait.
+
+    Raises RefusedError when /proc is not the kernel's, or not there.
+    """
+    try:
+        file = FileIO(os.open(f"/proc/self/fd/{descriptor}", _READ))
+    except FileNotFoundError:
+        if mount.kind == "proc":
+            raise  # its process has ended
+        raise RefusedError("/proc/self/fd is not there", Omission.SKIPPED) from None
+    opened = os.fstat(file.fileno())
+    if (opened.st_dev, opened.st_ino) != (status.device, status.inode):
+        file.close()
+        raise RefusedError("/proc/self/fd leads elsewhere", Omission.SKIPPED)
+    return file
 
 
 def content_refusal(listed: Contents, *, readable_by_all: bool, belongs_there: bool) -> str | None:
@@ -465,32 +575,44 @@ def _readable_by_all(place: Place) -> bool:
 
 
 def _belongs_there(place: Place) -> bool:
-    """Whether nobody but root and the file's owner can have put a file where it lies, by a link or a rename."""
-    directory = place.parent
-    if directory is None:
-        return False
-    if place.status.uid == directory.status.uid:
-        return True
-    if directory.status.uid == 0 and not directory.status.mode & stat.S_IWOTH:
-        return True
-    return place.status.links == 1 and bool(place.status.mode & stat.S_IROTH)
+    """Whether nobody can have put another user's secret where a file lies, by a link or a rename of what is above it.
 
-
-def _hazard(mount: Mount, admitted: tuple[str, ...]) -> str | None:
-    """Why a file system is not to be entered; None for one that answers by itself, or that the configuration admits.
-
-    The root directory's is never a hazard: the agent runs from it.
+    That holds where only root and the file's owner can write, groups aside, and where one other user can who may read
+    the file wherever he puts it.
     """
-    if mount.kind in LOCAL_FILE_SYSTEMS or mount.place == "/":
-        return None
+    above = [directory.status for directory in place.ancestors()]
+    if any(directory.mode & stat.S_IWOTH for directory in above):
+        return False
+    others = {directory.uid for directory in above} - {0, place.status.uid}
+    if not others:
+        return True
+    reachable = all(directory.uid in others or directory.mode & stat.S_IXOTH for directory in above)
+    return len(others) == 1 and reachable and place.status.links == 1 and bool(place.status.mode & stat.S_IROTH)
+
+
+def _user_of(place: Place) -> int:
+    """The user below whose directory a file lies: the owner of the topmost one that is not root's, or of the file."""
+    user = place.status.uid
+    for directory in place.ancestors():
+        user = directory.status.uid or user
+    return user or 0
+
+
+def _hazard(mount: Mount, admitted: tuple[str, ...], *, on_hazard: bool = False) -> str | None:
+    """Why a file system is not to be entered; None for one that answers by itself, or that the configuration admits."""
     if admits_filesystem(admitted, mount.kind, from_os(mount.place)):
         return None
-    return f"on a {mount.kind} file system, which may hang (access.filesystems_allow admits it)"
+    admits = "which may hang (access.filesystems_allow admits it)"
+    if mount.kind not in LOCAL_FILE_SYSTEMS:
+        return f"on a {mount.kind} file system, {admits}"
+    return f"on a file system of kind {mount.kind} that may lie on another one, {admits}" if on_hazard else None
 
 
 class Hazards(NamedTuple):
     """Where file systems are mounted that are not to be entered."""
 
+    mounts: Mapping[int, str]
+    """By the mount's number: why."""
     causes: Mapping[str, str]
     """By mount point: why."""
     directories: frozenset[str]
@@ -499,15 +621,49 @@ class Hazards(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _hazards(mounted: Mounts, admitted: tuple[str, ...]) -> Hazards:
-    """The hazards among the mounts; at each mount point the uppermost mount counts."""
-    causes: dict[str, str] = {}
-    for mount in mounted.by_id.values():
-        cause = _hazard(mount, admitted)
-        if cause is None:
+    """The hazards among the mounts; at each mount point the uppermost mount counts.
+
+    The root directory's is none: the agent runs from it.
+    """
+    found = Hazards({}, {}, frozenset())
+    for _ in range(_STACK_DEPTH):
+        mounts: dict[int, str] = {}
+        causes: dict[str, str] = {}
+        for mount in mounted.by_id.values():
+            on_hazard = any(_lies_on(layer, found, mounted) for layer in mount.layers) if found.causes else False
+            cause = _hazard(mount, admitted, on_hazard=on_hazard)
             causes.pop(mount.place, None)
-        else:
-            causes[mount.place] = cause
-    return Hazards(causes, frozenset(map(os.path.dirname, causes)))
+            if cause is not None and mount.place != "/":
+                mounts[mount.id] = causes[mount.place] = cause
+        if causes == found.causes:
+            break
+        found = Hazards(mounts, causes, frozenset(map(posixpath.dirname, causes)))
+    return found
+
+
+def _lies_on(path: str, hazards: Hazards, mounted: Mounts) -> bool:
+    """Whether the nearest mount above a path is a hazard."""
+    while path not in mounted.places and path != "/":
+        path = posixpath.dirname(path)
+    return path in hazards.causes
+
+
+def _only_root_mounts_for(process: Place) -> bool:
+    """Whether only root can mount in a process's mount namespace, since the agent's user namespace owns it."""
+    import fcntl
+
+    try:
+        namespace = os.open("ns/mnt", os.O_RDONLY | _CLOEXEC, dir_fd=process.descriptor)
+        try:
+            owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
+        finally:
+            os.close(namespace)
+    except OSError:
+        return False
+    try:
+        return os.path.samestat(os.fstat(owner), Path("/proc/self/ns/user").stat())
+    finally:
+        os.close(owner)
 
 
 @lru_cache(maxsize=1)

@@ -136,7 +136,9 @@ class _Walk:
             links = {name for name, is_link, _ in entries if is_link}
             yield _Group(directory, path, [name for name, _, _ in entries], links)
             return
-        for name, is_link, is_directory in entries:
+        for number, (name, is_link, is_directory) in enumerate(entries):
+            if number % _CHECK_EVERY == 0:
+                self._check()
             if is_link:
                 deeper = self._directory(directory, name, path + name)
             elif is_directory:
@@ -178,15 +180,17 @@ class _Walk:
     def _entries(self, directory: Place, path: str, part: str) -> list[tuple[str, bool, bool]]:
         """Names in a directory that match one part of a pattern, in order, and whether they are links or directories.
 
-        Their types come from getdents(2), so that to look at them touches no mount point.
+        Their types come from getdents(2), so that to look at them touches no mount point. Where the file system does
+        not tell them, each may be either.
         """
         matches = _matcher(part)
         hidden = part.startswith((".", "\\."))
         found: list[tuple[str, bool, bool]] = []
         try:
+            typed = self._gate.gives_types(directory)
             for entries in self._gate.entries(directory, self._check):
                 found += [
-                    (name, entry.is_symlink(), entry.is_dir(follow_symlinks=False))
+                    (name, not typed or entry.is_symlink(), not typed or entry.is_dir(follow_symlinks=False))
                     for entry in entries
                     if matches(name := entry.name) and (hidden or name[0] != ".")
                 ]

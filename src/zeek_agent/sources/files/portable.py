@@ -63,6 +63,9 @@ class PortableGate:
                 check()
                 yield some
 
+    def gives_types(self, directory: Place) -> bool:
+        return True
+
     def working_directory(self) -> Place:
         return self._place(str(Path.cwd()), None)
 

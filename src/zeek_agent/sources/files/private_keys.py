@@ -1,13 +1,17 @@
 """Private keys in text files: recognised by their headers, masked line by line.
 
 A block runs from its header to its end mark, or to the first line that cannot be part of a key: a header in a comment
-must not hide the lines after it. Every other line of the file is returned as it is.
+must not hide the lines after it. Every other line of the file is returned as it is, and so is what precedes a header
+or follows an end mark on the same line.
+
+Lines come from files that users write, so all expressions are RE2's, whose time is linear in the text.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Final
+from typing import Any, Final
+
+import re2
 
 from zeek_agent.access import REDACTED
 
@@ -15,29 +19,40 @@ HEADER_WITHIN: Final = 4_096
 """Bytes at the beginning of a file in which a header makes the whole file a key file."""
 
 _MASK: Final = REDACTED.encode()
-_HEADER: Final = re.compile(
+_BEGIN: Final = (
     rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"  # RFC 7468, OpenSSH, RFC 9580
     rb"|---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----"
-    rb"|-----BEGIN OpenVPN Static key V\d-----"
-    rb"|PuTTY-User-Key-File-\d:"
-    rb"|AGE-SECRET-KEY-(?:PQ-)?1[0-9A-Z]"
+    rb"|-----BEGIN OpenVPN Static key V[0-9]-----"
+    rb"|PuTTY-User-Key-File-[0-9]:"
 )
-_END: Final = re.compile(
+_END: Final = (
     rb"-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|---- END SSH2 ENCRYPTED PRIVATE KEY ----"
-    rb"|-----END OpenVPN Static key V\d-----|Private-MAC:"
+    rb"|-----END OpenVPN Static key V[0-9]-----|Private-MAC:.*"
 )
-_WITHOUT_END: Final = re.compile(rb"AGE-SECRET-KEY-")
+_WHOLE: Final = rb"AGE-SECRET-KEY-(?:PQ-)?1[0-9A-Z]+"
 _QUOTING: Final = rb"[\s#;>|\"'*/,+-]*"
-_BODY: Final = re.compile(
+_BODY: Final = (
     _QUOTING + rb"(?:[A-Za-z0-9+/=_-]*(?:\\n)?"
     rb"|(?:Proc-Type|DEK-Info|Comment|Version|Charset|Hash|Encryption|Public-Lines|Private-Lines|Key-Derivation"
     rb"|Argon2-[A-Za-z]+|Subject|X-[A-Za-z-]+): .*)" + _QUOTING
 )
 
 
+def _compiled(pattern: bytes) -> Any:
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1  # bytes as they are
+    options.dot_nl = True
+    return re2.compile(pattern, options)
+
+
+_HEADERS: Final = _compiled(_BEGIN + b"|" + _WHOLE)
+_MARKS: Final = _compiled(b"(" + _BEGIN + b")|(" + _END + b")|" + _WHOLE)
+_BODY_LINE: Final = _compiled(_BODY)
+
+
 def has_header(text: bytes) -> bool:
     """Whether a private key may begin in the text."""
-    return _HEADER.search(text) is not None
+    return _HEADERS.search(text) is not None
 
 
 class KeyMask:
@@ -51,15 +66,28 @@ class KeyMask:
         return not self._inside and not has_header(lines)
 
     def line(self, line: bytes) -> bytes:
-        """The line, or `***` in its place."""
-        headers = [match.end() for match in _HEADER.finditer(line)]
-        if headers:
-            self._inside = _WITHOUT_END.search(line) is None and _END.search(line, headers[-1]) is None
-            return _MASK
-        if not self._inside:
-            return line
-        if _END.search(line):
-            self._inside = False
-            return _MASK
-        self._inside = _BODY.fullmatch(line) is not None
-        return _MASK if self._inside else line
+        """The line, with `***` in place of what belongs to a key."""
+        marks = list(_MARKS.finditer(line))
+        if self._inside and not marks:
+            self._inside = _BODY_LINE.fullmatch(line) is not None
+            return _MASK if self._inside else line
+        kept: list[bytes] = []
+        position = 0
+        for mark in marks:
+            begins, ends = mark.start(1) >= 0, mark.start(2) >= 0
+            if self._inside:
+                if not ends:
+                    continue
+                kept.append(_MASK)
+                self._inside = False
+            elif ends:
+                continue
+            else:
+                kept.append(line[position : mark.start()])
+                if begins:
+                    self._inside = True
+                    continue
+                kept.append(_MASK)
+            position = mark.end()
+        kept.append(_MASK if self._inside else line[position:])
+        return b"".join(kept)

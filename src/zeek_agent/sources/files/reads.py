@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +17,17 @@ from zeek_agent.text import escaped, from_os
 log = logging.getLogger(__name__)
 
 FLOOR_BYTES: Final = 65_536
-"""Bytes that a statement reads of each file whatever others took before, so that nobody's large files hide it."""
+"""Bytes that a statement reads of a file whatever others took before, so that nobody's large files hide it."""
 FLOOR_LINES: Final = 1_000
+FLOORS: Final = 16
+"""Files of one user that get as much after the statement's budget is used up. Root's are not counted."""
 SHARE: Final = 2
 """One file gets at most this part of what its statement has left."""
 PATHS_KEPT: Final = 10_000
 CAUSES_KEPT: Final = 50
 _REPEAT_AFTER: Final = 3600.0
 _REMEMBERED: Final = 1_000
+_NO_MORE: Final = ("", "")
 _logged: dict[tuple[str, str], float] = {}
 
 
@@ -91,18 +95,25 @@ class FileReads:
         self._bytes = self.limits.files_bytes
         self._lines = self.limits.files_lines
         self._seconds = self.limits.files_time
+        self._floors: Counter[int] = Counter()
         self._counts = dict.fromkeys(Omission, 0)
         self._causes: dict[str, str] = {}
         self._unread: set[str] = set()
         self._all_paths = True
 
-    def allowance(self) -> Allowance:
-        """What may be read of the next file: its own limit, and a share of what is left for all files."""
-        floor_bytes, floor_lines = FLOOR_BYTES, FLOOR_LINES
-        return Allowance(
-            min(self.limits.file_bytes, max(floor_bytes, self._bytes // SHARE)),
-            min(self.limits.file_lines, max(floor_lines, self._lines // SHARE)),
-        )
+    def allowance(self, user: int = 0) -> Allowance:
+        """What may be read of the next file, which lies in a user's directory.
+
+        That is its own limit and a share of what is left for all files. When little is left, a few files of each user
+        still get a little, so that neither large nor many files of one user hide those of others.
+        """
+        share = Allowance(self._bytes // SHARE, self._lines // SHARE)
+        if share.bytes < FLOOR_BYTES or share.lines < FLOOR_LINES:
+            if user:
+                self._floors[user] += 1
+            if self._floors[user] <= FLOORS:
+                share = Allowance(max(share.bytes, FLOOR_BYTES), max(share.lines, FLOOR_LINES))
+        return Allowance(min(self.limits.file_bytes, share.bytes), min(self.limits.file_lines, share.lines))
 
     def took(self, taken: Allowance) -> None:
         """Bytes and lines that a file took."""
@@ -167,8 +178,21 @@ def _log_once(omission: Omission, path: str, cause: str) -> None:
     now = time.monotonic()
     if now - _logged.get((path, cause), -_REPEAT_AFTER) < _REPEAT_AFTER:
         return
-    if len(_logged) >= _REMEMBERED:
-        _logged.clear()
+    if len(_logged) >= _REMEMBERED and not _forget_old(now):
+        return
     _logged[path, cause] = now
     level = logging.WARNING if omission is Omission.REPORTED else logging.INFO
     log.log(level, "%s %s: %s", path, omission.value, cause)
+
+
+def _forget_old(now: float) -> bool:
+    """Whether more may be logged, since users choose how many files there are to leave out; said once if not."""
+    for key, logged in list(_logged.items()):
+        if now - logged >= _REPEAT_AFTER:
+            _logged.pop(key, None)
+    if len(_logged) < _REMEMBERED:
+        return True
+    if _NO_MORE not in _logged:
+        _logged[_NO_MORE] = now
+        log.warning("more than %d files were left out within an hour: others are only counted", _REMEMBERED)
+    return False

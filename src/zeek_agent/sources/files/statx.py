@@ -98,3 +98,29 @@ _unpacked: Final = _LAYOUT.unpack_from
 # Without argument types and errno a call takes a third less; a call that fails is made again with errno.
 _statx: Final[Any] = getattr(ctypes.CDLL(None), "statx", None) if os.name == "posix" else None
 _statx_with_errno: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "statx", None) if _statx else None
+
+_ENTRY: Final = struct.Struct("<QqHB")
+"""`struct linux_dirent64` of getdents64(2) up to the name: inode, position, length, type."""
+_ENTRIES_BYTES: Final = 4_096
+
+
+def entry_types(directory: int) -> list[int]:
+    """The types (`DT_DIR`, …) that the first entries of a directory come with, 0 where the file system does not tell.
+
+    `.` and `..` are left out. Empty also where the C library does not have the call.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "getdents64", None)
+    if call is None:
+        return []
+    buffer = ctypes.create_string_buffer(_ENTRIES_BYTES)
+    length = call(directory, buffer, ctypes.c_size_t(_ENTRIES_BYTES))
+    if length < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    types, at = [], 0
+    while at < length:
+        _, _, size, kind = _ENTRY.unpack_from(buffer, at)
+        if buffer.raw[at + _ENTRY.size : at + size].split(b"\0", 1)[0] not in (b".", b".."):
+            types.append(kind)
+        at += size
+    return types
