@@ -13,6 +13,10 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Final
+
+SHOWN: Final = 200
+"""Characters of text from elsewhere that a message repeats."""
 
 _RAW = 0xEF00
 _GENUINE = re.compile("[\uef80-\uefff]")
@@ -52,6 +56,13 @@ def escaped(text: str) -> str:
     if _UNSAFE.search(text) is None:
         return text
     return _UNSAFE.sub(_escape, text)
+
+
+def clipped(text: str, characters: int = SHOWN) -> str:
+    """The beginning of a text that may be long, with the size of the whole: `SELECT … (3,900,000 bytes)`."""
+    if len(text) <= characters:
+        return text
+    return f"{text[:characters]}… ({len(text.encode(errors='surrogatepass')):,} bytes)"
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from typing import Any, Final
 
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
+from zeek_agent.text import clipped
 from zeek_agent.zeek.destination import Destination
 
 
@@ -59,10 +61,16 @@ def _closed(error: ConnectionClosed, _: Destination) -> str:
 
 def _status(error: InvalidStatus, _: Destination) -> str:
     status = error.response.status_code
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        return _REDIRECT.format(status=status, target=clipped(error.response.headers.get("Location") or "nowhere"))
     cause = _STATUSES.get(status, "not Zeek's WebSocket API, or a wrong path")
     return f"answered HTTP status {status}: {cause}"
 
 
+_REDIRECT: Final = (
+    "redirects to {target} (HTTP status {status}), which the agent refuses: a redirect could send it to anyone; if the "
+    "address is right, name it in zeek.destinations"
+)
 _STATUSES: Final = {
     400: "not Zeek's WebSocket API, or a proxy that wants a client certificate (zeek.tls.certificate)",
     **dict.fromkeys((502, 503, 504), "a proxy that does not reach Zeek"),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from zeek_agent.database import Database
     from zeek_agent.identity import Identity
     from zeek_agent.queries import QueryRunner
+    from zeek_agent.zeek.destination import Destination
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,30 @@ class Status:
     dropped_rows: int
     reconnects: int
     last_error: str | None
+
+
+class _ConnectDirectly(connect):
+    """The library's client without redirects: whoever answers in Zeek's place could send the agent anywhere."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+async def open_websocket(target: Destination, settings: ZeekSettings, application: str) -> ClientConnection:
+    """A WebSocket to the destination itself. Raises OSError, WebSocketException and UsageError."""
+    return await _ConnectDirectly(
+        str(target),
+        ssl=tls.client_context(settings.tls) if target.is_tls else None,
+        server_hostname=settings.tls.server_name if target.is_tls else None,
+        additional_headers={"X-Application-Name": application},
+        compression=None,
+        max_size=settings.message_bytes_max,
+        ping_interval=None,
+        open_timeout=settings.connect_timeout,
+        close_timeout=CLOSE_TIMEOUT,
+        write_limit=WRITE_LIMIT,
+        proxy=None,
+    )
 
 
 class ZeekConnection:
@@ -217,21 +242,7 @@ class ZeekConnection:
             await _close(websocket)
 
     async def _open(self) -> ClientConnection:
-        settings = self._settings
-        secure = self.destination.is_tls
-        websocket = await connect(
-            self._url,
-            ssl=tls.client_context(settings.tls) if secure else None,
-            server_hostname=settings.tls.server_name if secure else None,
-            additional_headers={"X-Application-Name": APPLICATION},
-            compression=None,
-            max_size=settings.message_bytes_max,
-            ping_interval=None,
-            open_timeout=settings.connect_timeout,
-            close_timeout=CLOSE_TIMEOUT,
-            write_limit=WRITE_LIMIT,
-            proxy=None,
-        )
+        websocket = await open_websocket(self.destination, self._settings, APPLICATION)
         raw_socket: socket.socket = websocket.transport.get_extra_info("socket")
         raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         return websocket
