@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from acting import NOBODY
 
 from zeek_agent import logbook
 from zeek_agent.config import LogSettings
@@ -86,6 +89,51 @@ def test_a_file_that_is_moved_away_is_begun_anew(file: Path) -> None:
     file.rename(file.with_suffix(".1"))
     log.info("two")
     assert file.read_text().endswith("two\n")
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_a_file_is_private_whatever_the_umask_also_when_begun_anew(file: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        logbook.set_up(LogSettings(file=str(file)))
+        file.rename(file.with_suffix(".1"))
+        logging.getLogger("zeek_agent.x").info("two")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(one.stat().st_mode) for one in (file, file.with_suffix(".1"))] == [0o600, 0o600]
+
+
+@pytest.mark.root
+def test_a_link_that_another_user_puts_in_its_place_is_not_followed_and_no_line_is_lost(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    logbook.set_up(LogSettings(file=str(file)))
+    log = logging.getLogger("zeek_agent.x")
+    file.unlink()
+    file.symlink_to(victim)
+    os.chown(file, NOBODY, NOBODY, follow_symlinks=False)
+    log.info("one")
+    log.info("two")
+    notice, one, two = capsys.readouterr().err.splitlines()
+    assert notice == (
+        f"zeek-agent: log.file: cannot write {file}: it may be another user's: the symbolic link agent.log on the way "
+        f"to it belongs to uid {NOBODY}; lines go here"
+    )
+    assert (one[-3:], two[-3:]) == ("one", "two")
+    assert victim.read_text() == "mine"
+    file.unlink()
+    log.info("three")
+    assert file.read_text().endswith("three\n")
+
+
+def test_a_file_whose_directory_is_gone_stops_nobody(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logbook.set_up(LogSettings(file=str(file)))
+    file.unlink()
+    file.parent.rename(file.parent.with_name("elsewhere"))
+    logging.getLogger("zeek_agent.x").info("one")
+    assert capsys.readouterr().err.splitlines()[1].endswith("zeek_agent.x: one")
 
 
 def test_a_file_that_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> None:

@@ -6,13 +6,16 @@ One line a record: control characters and raw bytes, which names from the host m
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from zeek_agent import ownership
 from zeek_agent.errors import UsageError
 from zeek_agent.text import escaped
 
@@ -38,6 +41,52 @@ class StandardError(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
+
+
+class LogFile(logging.StreamHandler[TextIO]):
+    """Appends to a file of the agent's own, which is opened again when it was moved away, as by logrotate.
+
+    While it cannot be written, lines go to standard error. Raises OSError when it cannot be opened to begin with.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._failing = False
+        super().__init__(self._opened())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if not self._is_in_place():
+                moved, self.stream = self.stream, self._opened()
+                moved.close()
+        except OSError:
+            self.handleError(record)
+        else:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        error = sys.exception()
+        reason = error.strerror if isinstance(error, OSError) else error
+        if not self._failing:
+            self._failing = True
+            notice = f"zeek-agent: log.file: cannot write {self._path}: {reason}; lines go here"
+            sys.stderr.write(f"{escaped(notice)}\n")
+        sys.stderr.write(f"{self.format(record)}\n")
+
+    def close(self) -> None:
+        super().close()
+        self.stream.close()
+
+    def _opened(self) -> TextIO:
+        stream = os.fdopen(ownership.open_log(self._path), "a", encoding="utf-8")
+        self._failing = False
+        return stream
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self.stream.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
 
 
 class Ring(logging.Handler):
@@ -86,10 +135,8 @@ def set_up(settings: LogSettings, *, quiet: bool = False) -> Ring:
         handler = StandardError()
         handler.setLevel(logging.WARNING if quiet else logging.NOTSET)
     else:
-        from logging.handlers import WatchedFileHandler
-
         try:
-            handler = WatchedFileHandler(settings.file, encoding="utf-8")
+            handler = LogFile(Path(settings.file))
         except OSError as error:
             raise UsageError(f"log.file: cannot write {settings.file}: {error.strerror}") from None
     handler.setFormatter(LineFormatter())
