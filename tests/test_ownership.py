@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from acting import NOBODY
 
-from zeek_agent.ownership import UntrustedError, create_log, open_log, replaceable
+from zeek_agent.ownership import UntrustedError, create_log, distrusted, open_log
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077], ids=lambda mask: f"umask-{mask:03o}")
@@ -174,21 +174,34 @@ def test_a_file_in_another_users_directory_may_be_named(theirs: Path) -> None:
     assert written(theirs / "a.log") == "line\n"
 
 
-def test_a_place_of_ones_own_cannot_be_replaced(tmp_path: Path) -> None:
-    assert replaceable(tmp_path / "socket") is None
-    assert replaceable(Path("/tmp/socket")) is None
+def test_what_is_ones_own_is_trusted_also_behind_own_links_and_in_a_shared_directory(
+    tmp_path: Path, shared: Path
+) -> None:
+    (shared / "file").touch()
+    (tmp_path / "link").symlink_to(shared / "file")
+    assert distrusted(shared / "file") is None
+    assert distrusted(tmp_path / "link") is None
+    with pytest.raises(FileNotFoundError):
+        distrusted(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("bits", [0o757, 0o775])
-def test_a_place_below_a_directory_that_others_write_can_be_replaced(tmp_path: Path, bits: int) -> None:
+def test_what_is_below_a_directory_that_others_write_is_not_trusted(tmp_path: Path, bits: int) -> None:
     (tmp_path / "deep" / "down").mkdir(parents=True)
+    (tmp_path / "deep" / "down" / "file").touch()
     (tmp_path / "deep").chmod(bits)
-    assert f"can be written by others (mode {bits:04o})" in str(replaceable(tmp_path / "deep" / "down" / "socket"))
+    assert f"can be written by others (mode {bits:04o})" in str(distrusted(tmp_path / "deep" / "down" / "file"))
     (tmp_path / "deep").chmod(0o1777)
-    assert replaceable(tmp_path / "deep" / "down" / "socket") is None
+    assert distrusted(tmp_path / "deep" / "down" / "file") is None
 
 
 @pytest.mark.root
-def test_a_place_below_another_users_directory_can_be_replaced(theirs: Path) -> None:
-    (theirs / "mine").mkdir()
-    assert f"belongs to uid {NOBODY}" in str(replaceable(theirs / "mine" / "socket"))
+def test_what_another_user_owns_or_has_linked_is_not_trusted(theirs: Path, shared: Path, tmp_path: Path) -> None:
+    (theirs / "mine").touch()
+    assert f"a directory on the way to it belongs to uid {NOBODY}" in str(distrusted(theirs / "mine"))
+    (shared / "file").touch()
+    os.chown(shared / "file", NOBODY, NOBODY)
+    assert distrusted(shared / "file") == f"it belongs to uid {NOBODY}"
+    (tmp_path / "victim").touch()
+    link_of_nobody(shared / "link", tmp_path / "victim")
+    assert "the symbolic link link on the way to it" in str(distrusted(shared / "link"))

@@ -37,7 +37,11 @@ _OWN_DESCRIPTORS: Final = "/proc/self/fd"
 
 
 class UntrustedError(PermissionError):
-    """What is at a path may be somebody else's; `strerror` says why."""
+    """What is at a path may be somebody else's, for this reason."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(errno.EPERM, f"it may be another user's: {reason}", str(path))
+        self.reason = reason
 
 
 @dataclass(slots=True)
@@ -58,9 +62,6 @@ class _Place:
             self.reason = f"a directory on the way to it belongs to uid {status.st_uid}"
         elif mode & _WRITABLE_BY_OTHERS and not mode & stat.S_ISVTX:
             self.reason = f"a directory on the way to it can be written by others (mode {mode:04o})"
-
-    def refusal(self, reason: str) -> UntrustedError:
-        return UntrustedError(errno.EPERM, f"it may be another user's: {reason}", str(self.path))
 
 
 def create_log(path: Path) -> int:
@@ -92,14 +93,17 @@ def narrow_log(descriptor: int) -> None:
         os.fchmod(descriptor, mode & LOG_MODE_GROUP)
 
 
-def replaceable(path: Path) -> str | None:
-    """Why others than root and the agent's user could put something else at the path; None if nobody can.
+def distrusted(path: Path) -> str | None:
+    """Why what is at the path may be, or may be replaced by, another user's; None if it is root's or the agent's.
 
-    A directory with the sticky bit (`/tmp`) keeps what is there from others, so the owner of what is at the path has
-    to be looked at too. Raises OSError when there is no such directory.
+    A directory with the sticky bit (`/tmp`) keeps what is there from others. Raises OSError when there is nothing.
     """
-    with _place(path, follow_last=False) as place:
-        return place.reason
+    try:
+        with _place(path, follow_last=True) as place:
+            owner = os.stat(place.name, dir_fd=place.descriptor, follow_symlinks=False).st_uid
+            return place.reason if is_trusted(owner) else f"it belongs to uid {owner}"
+    except UntrustedError as error:
+        return error.reason
 
 
 def is_trusted(uid: int) -> bool:
@@ -160,9 +164,11 @@ def _walk(place: _Place, *, follow_last: bool) -> None:
 def _target(place: _Place, status: os.stat_result, link: int) -> Path:
     """Where a symbolic link leads, if it may be followed."""
     if not is_trusted(status.st_uid):
-        raise place.refusal(f"the symbolic link {place.name} on the way to it belongs to uid {status.st_uid}")
+        raise UntrustedError(
+            place.path, f"the symbolic link {place.name} on the way to it belongs to uid {status.st_uid}"
+        )
     if place.reason is not None:
-        raise place.refusal(f"{place.name} is a symbolic link, and {place.reason}")
+        raise UntrustedError(place.path, f"{place.name} is a symbolic link, and {place.reason}")
     return Path(os.readlink("", dir_fd=link))
 
 
@@ -201,6 +207,6 @@ def _append(place: _Place) -> int:
 
 def _require_own(place: _Place, status: os.stat_result) -> None:
     if not is_trusted(status.st_uid):
-        raise place.refusal(f"it belongs to uid {status.st_uid}")
+        raise UntrustedError(place.path, f"it belongs to uid {status.st_uid}")
     if place.reason is not None and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
-        raise place.refusal(f"it has another name (hard link), and {place.reason}")
+        raise UntrustedError(place.path, f"it has another name (hard link), and {place.reason}")

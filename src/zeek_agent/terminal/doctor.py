@@ -263,7 +263,7 @@ def _audit() -> Iterator[Check]:
 def _osquery(settings: OsquerySettings) -> Iterator[Check]:
     """Ask osquery who it is, as the agent would."""
     from zeek_agent.osquery import bridge
-    from zeek_agent.osquery.wire import Connection
+    from zeek_agent.osquery.wire import Connection, ImpostorError
 
     if settings.socket == bridge.OFF:
         return
@@ -281,7 +281,9 @@ def _osquery(settings: OsquerySettings) -> Iterator[Check]:
         finally:
             connection.close()
     except (ZeekAgentError, ValueError, KeyError) as error:
-        if settings.socket == bridge.AUTO:
+        if isinstance(error, ImpostorError):
+            yield Check("osquery", "warn", str(error), "its tables are not in the database")
+        elif settings.socket == bridge.AUTO:
             yield Check("osquery", "ok", f"{error}; its tables are not in the database")
         else:
             yield Check(
