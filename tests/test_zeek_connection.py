@@ -242,7 +242,7 @@ async def test_reports_changes_with_their_kind() -> None:
     rows = Rows()
     rows.results["SELECT things"] = (columns("text"), [("a",)])
     async with connected(rows) as (one, client):
-        await client.install("q1", query("SELECT things", schedule=0.02, subscription=Subscription.DIFFERENCES))
+        await client.install("q1", query("SELECT things", schedule=0.05, subscription=Subscription.DIFFERENCES))
         await until(lambda: one.runner.installed[0].runs > 0 if one.runner.installed else False)
         rows.results["SELECT things"] = (columns("text"), [("b",)])
         await client.expect(ResultRow, number=2)
@@ -296,7 +296,7 @@ async def test_a_statement_that_does_not_compile_is_reported() -> None:
 
 async def test_a_statement_that_fails_is_reported_and_goes_on() -> None:
     async with connected() as (one, client):
-        await client.install("q1", query("SELECT broken", schedule=0.02, subscription=Subscription.SNAPSHOTS))
+        await client.install("q1", query("SELECT broken", schedule=0.05, subscription=Subscription.SNAPSHOTS))
         error = await client.expect(AgentError)
         await until(lambda: one.runner.installed[0].runs > 2)
     assert "no luck" in error.message

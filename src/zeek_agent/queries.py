@@ -131,7 +131,7 @@ class QueryRunner:
         return tuple(self._installed.values())
 
     async def install(self, recipient: Recipient, query_id: str, query: Query) -> None:
-        """Start a query; an id that is known already is ignored.
+        """Start a query; an id that is known already is ignored. A schedule that is too short is raised.
 
         A statement that does not compile is reported to the recipient and not installed.
         """
@@ -141,9 +141,9 @@ class QueryRunner:
         key = _key(recipient.identity, query)
         taken = any(other.key == key and other.durable for other in self._installed.values())
         durable = recipient.durable and not taken
-        installed = Installed(query_id, query, recipient, key, durable)
+        installed = Installed(query_id, query.slowed(), recipient, key, durable)
         self._installed[query_id] = installed
-        task = asyncio.create_task(self._live(installed), name=f"query {query_id}")
+        task = asyncio.create_task(self._live(installed, query.schedule), name=f"query {query_id}")
         self._tasks[query_id] = task
         task.add_done_callback(lambda done: self._forget(query_id, done))
 
@@ -182,9 +182,11 @@ class QueryRunner:
 
     # A query's life
 
-    async def _live(self, installed: Installed) -> None:
+    async def _live(self, installed: Installed, wanted: float | None) -> None:
         """Run a query at its schedule until it is cancelled or its recipient is gone."""
         with suppress(ConnectionError):
+            if installed.query.schedule != wanted:
+                await self._report_raised_schedule(installed, wanted)
             await self._wait_for_tables(installed)
             if not await self._prepare(installed):
                 return
@@ -195,6 +197,16 @@ class QueryRunner:
                     return
                 await self._sleep(start, installed.query.schedule or 0.0)
                 await self._wait_for_tables(installed)
+
+    async def _report_raised_schedule(self, installed: Installed, wanted: float | None) -> None:
+        """Once for the query. A stock package is not told: it logs as an error whatever an agent tells it."""
+        from zeek_agent.database import Profile
+
+        recipient, query = installed.recipient, installed.query
+        notice = f"runs every {query.schedule:g} s, the shortest schedule there is, instead of every {wanted:g} s"
+        log.warning("query %s of %s %s: %s", installed.query_id, recipient.identity, notice, query.sql)
+        if recipient.profile is Profile.FULL:
+            await recipient.fail(installed.query_id, query, f"query {notice} (statement: {query.sql})")
 
     async def _wait_for_tables(self, installed: Installed) -> None:
         query = installed.query
