@@ -15,8 +15,16 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Final
+
+
+def _flags(*names: str) -> int:
+    """Flags of open(2), those of them that this system has."""
+    return reduce(or_, (getattr(os, f"O_{name}", 0) for name in names))
+
 
 LOG_MODE: Final = 0o600
 LOG_MODE_GROUP: Final = 0o640
@@ -25,12 +33,13 @@ LOG_MODE_GROUP: Final = 0o640
 LINKS_MAX: Final = 40
 """Symbolic links on the way to a file, as many as Linux follows."""
 
+
 _CAN_WALK: Final = hasattr(os, "O_PATH")
-_PATH: Final = getattr(os, "O_PATH", 0)
-_DIRECTORY: Final = _PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_LOOK: Final = _PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
-_UNAMBIGUOUS: Final = os.O_NOFOLLOW | os.O_NONBLOCK
+"""Elsewhere only the file itself is looked at."""
+_DIRECTORY: Final = _flags("PATH", "DIRECTORY", "CLOEXEC")
+_LOOK: Final = _flags("PATH", "NOFOLLOW", "CLOEXEC")
+_APPEND: Final = _flags("WRONLY", "APPEND", "CLOEXEC")
+_UNAMBIGUOUS: Final = _flags("NOFOLLOW", "NONBLOCK")
 """Neither a link nor a pipe without a reader, which would be waited for."""
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 _OWN_DESCRIPTORS: Final = "/proc/self/fd"
@@ -46,22 +55,30 @@ class UntrustedError(PermissionError):
 
 @dataclass(slots=True)
 class _Place:
-    """The directory in which a path ends, and the name there. `descriptor` is of the directory."""
+    """The directory in which a path ends, and the name there."""
 
     path: Path
-    descriptor: int
     name: str
+    descriptor: int | None = None
+    """Of the directory; None where one cannot walk, and `name` is the whole path."""
     reason: str | None = None
     """Why others than root and the agent's user could put something else at the path; None if nobody can."""
 
-    def look(self) -> None:
-        """Note whether others could replace what is in the directory."""
-        status = os.fstat(self.descriptor)
+    def enter(self, directory: int) -> None:
+        """Go on in that directory, and note whether others could replace what is in it."""
+        self.leave()
+        self.descriptor = directory
+        status = os.fstat(directory)
         mode = stat.S_IMODE(status.st_mode)
         if not is_trusted(status.st_uid):
             self.reason = f"a directory on the way to it belongs to uid {status.st_uid}"
         elif mode & _WRITABLE_BY_OTHERS and not mode & stat.S_ISVTX:
             self.reason = f"a directory on the way to it can be written by others (mode {mode:04o})"
+
+    def leave(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
 
 
 def create_log(path: Path) -> int:
@@ -82,6 +99,11 @@ def open_log(path: Path) -> int:
             return _create(place)
 
 
+def read_log(path: Path) -> int:
+    """A descriptor that reads a regular file that is there. Raises OSError."""
+    return os.open(path, os.O_RDONLY | _flags("CLOEXEC") | _UNAMBIGUOUS)
+
+
 def narrow_log(descriptor: int) -> None:
     """Take from a log file's mode what `LOG_MODE_GROUP` lacks. Raises OSError.
 
@@ -90,7 +112,7 @@ def narrow_log(descriptor: int) -> None:
     status = os.fstat(descriptor)
     mode = stat.S_IMODE(status.st_mode)
     if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and mode & ~LOG_MODE_GROUP:
-        os.fchmod(descriptor, mode & LOG_MODE_GROUP)
+        _set_mode(descriptor, mode & LOG_MODE_GROUP)
 
 
 def distrusted(path: Path) -> str | None:
@@ -108,7 +130,7 @@ def distrusted(path: Path) -> str | None:
 
 def is_trusted(uid: int) -> bool:
     """Whether it is root's number or that of the agent's own user."""
-    return uid in (0, os.geteuid())
+    return uid in (0, os.geteuid() if hasattr(os, "geteuid") else 0)
 
 
 @contextmanager
@@ -117,23 +139,22 @@ def _place(path: Path, *, follow_last: bool) -> Iterator[_Place]:
 
     Raises OSError that names the path; UntrustedError for a symbolic link of somebody else.
     """
-    start = path.absolute().parent if not _CAN_WALK else "/"
-    place = _Place(path, os.open(start, _DIRECTORY), path.name)
+    place = _Place(path, str(path.absolute()))
     try:
-        place.look()
-        if _CAN_WALK:  # elsewhere only the file itself and its directory are looked at
+        if _CAN_WALK:
             _walk(place, follow_last=follow_last)
         yield place
     except OSError as error:
         error.filename = str(path)
         raise
     finally:
-        os.close(place.descriptor)
+        place.leave()
 
 
 def _walk(place: _Place, *, follow_last: bool) -> None:
     left = list(reversed(place.path.absolute().parts[1:]))
     links = 0
+    place.enter(os.open("/", _DIRECTORY))
     while left:
         place.name = left.pop()
         if not left and (not follow_last or _is_own_descriptor(place)):
@@ -144,21 +165,23 @@ def _walk(place: _Place, *, follow_last: bool) -> None:
             if left:
                 raise
             return
+        status = os.fstat(found)
+        if left and not stat.S_ISLNK(status.st_mode):
+            place.enter(found)
+            continue
         try:
-            status = os.fstat(found)
-            if stat.S_ISLNK(status.st_mode):
-                links += 1
-                if links > LINKS_MAX:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                target = _target(place, status, found)
-                left += reversed(target.relative_to("/").parts if target.is_absolute() else target.parts)
-                if target.is_absolute():
-                    found, place.descriptor = place.descriptor, os.open("/", _DIRECTORY)
-            elif left:
-                found, place.descriptor = place.descriptor, found
-                place.look()
+            if not stat.S_ISLNK(status.st_mode):
+                return
+            links += 1
+            if links > LINKS_MAX:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            target = _target(place, status, found)
         finally:
             os.close(found)
+        if target.is_absolute():
+            target = target.relative_to("/")
+            place.enter(os.open("/", _DIRECTORY))
+        left += reversed(target.parts)
 
 
 def _target(place: _Place, status: os.stat_result, link: int) -> Path:
@@ -175,16 +198,17 @@ def _target(place: _Place, status: os.stat_result, link: int) -> Path:
 def _is_own_descriptor(place: _Place) -> bool:
     """Whether the name is one of this process's own descriptors, as /dev/stdout leads to."""
     try:
-        return os.path.samestat(os.fstat(place.descriptor), os.stat(_OWN_DESCRIPTORS))
+        return place.descriptor is not None and os.path.samestat(os.fstat(place.descriptor), os.stat(_OWN_DESCRIPTORS))
     except FileNotFoundError:
         return False
 
 
 def _create(place: _Place) -> int:
-    mode = LOG_MODE_GROUP if os.fstat(place.descriptor).st_mode & stat.S_ISGID else LOG_MODE
+    directory = os.stat(place.path.absolute().parent if place.descriptor is None else place.descriptor)
+    mode = LOG_MODE_GROUP if directory.st_mode & stat.S_ISGID else LOG_MODE
     made = os.open(place.name, _APPEND | os.O_CREAT | os.O_EXCL, mode, dir_fd=place.descriptor)
     try:
-        os.fchmod(made, mode)
+        _set_mode(made, mode)
     except OSError:
         os.close(made)
         raise
@@ -198,11 +222,17 @@ def _append(place: _Place) -> int:
         if not own:
             _require_own(place, os.fstat(found))
         narrow_log(found)
-        os.set_blocking(found, True)
+        if _UNAMBIGUOUS:
+            os.set_blocking(found, True)
     except OSError:
         os.close(found)
         raise
     return found
+
+
+def _set_mode(descriptor: int, mode: int) -> None:
+    if hasattr(os, "fchmod"):
+        os.fchmod(descriptor, mode)
 
 
 def _require_own(place: _Place, status: os.stat_result) -> None:

@@ -301,7 +301,7 @@ def _settled(file: Path) -> float:
     status = file.lstat()
     if not stat.S_ISREG(status.st_mode):
         return status.st_mtime
-    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = ownership.read_log(file)
     with os.fdopen(descriptor, "rb") as content:
         with suppress(PermissionError):  # another user's, which only that user can narrow
             ownership.narrow_log(descriptor)
