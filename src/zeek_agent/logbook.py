@@ -1,6 +1,7 @@
 """The agent's own log: standard error or a file, and the last entries for the table zeek_agent_log.
 
-One line a record: control characters and raw bytes, which names from the host may hold, are escaped.
+One line a record: control characters and raw bytes, which names from the host may hold, are escaped. A line, and an
+entry's message, have at most `LINE_BYTES`: what is logged may come from whoever would like to fill the disk.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from zeek_agent import ownership
 from zeek_agent.errors import UsageError
@@ -22,7 +23,13 @@ from zeek_agent.text import escaped
 if TYPE_CHECKING:
     from zeek_agent.config import LogSettings
 
+LINE_BYTES: Final = 4096
+"""Bytes of a line with its end, and of a message in the table, at most."""
 
+_NOTICE: Final = "… [{:,} bytes cut] …"
+_NOTICE_BYTES: Final = 40
+_HEAD_SHARE: Final = 0.75
+"""The beginning says what happened; the end of a traceback says why."""
 _TRACEBACK = logging.Formatter()
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -32,7 +39,8 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        return escaped(f"{at}.{int(record.msecs):03d}Z {record.levelname.lower()} {record.name}: {_message(record)}")
+        start = escaped(f"{at}.{int(record.msecs):03d}Z {record.levelname.lower()} {record.name}: ")
+        return start + cut(_message(record), LINE_BYTES - len(start.encode()) - 1, escaped)
 
 
 class StandardError(logging.StreamHandler[TextIO]):
@@ -97,7 +105,7 @@ class Ring(logging.Handler):
         self._entries: deque[tuple[float, str, str, str]] = deque(maxlen=entries)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._entries.append((record.created, record.levelname.lower(), record.name, _message(record)))
+        self._entries.append((record.created, record.levelname.lower(), record.name, cut(_message(record), LINE_BYTES)))
 
     def rows(self) -> Iterator[tuple[float, str, str, str]]:
         """Time (epoch seconds), level, logger and message, oldest first."""
@@ -106,6 +114,31 @@ class Ring(logging.Handler):
             return iter(list(self._entries))
         finally:
             self.release()
+
+
+def cut(text: str, most: int, render: Callable[[str], str] = str) -> str:
+    """The text as `render` shows it, if that has at most so many bytes; else without a piece, whose size it tells.
+
+    `render` is used on pieces too, and must show each character by itself.
+    """
+    if len(text) <= most and len((whole := render(text)).encode()) <= most:
+        return whole
+    room = most - _NOTICE_BYTES
+    head = _fitting(text, int(room * _HEAD_SHARE), render)
+    tail = _fitting(reversed(text), int(room * (1 - _HEAD_SHARE)), render)
+    left_out = len(text[head : len(text) - tail].encode())
+    return render(text[:head]) + _NOTICE.format(left_out) + render(text[len(text) - tail :])
+
+
+def _fitting(characters: Iterable[str], room: int, render: Callable[[str], str]) -> int:
+    """How many of the characters fit."""
+    count = 0
+    for character in characters:
+        room -= len(render(character).encode())
+        if room < 0:
+            break
+        count += 1
+    return count
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -162,4 +195,5 @@ def to_terminal() -> None:
 
 class _MessageFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return escaped(f"zeek-agent: {_message(record)}")
+        start = "zeek-agent: "
+        return start + cut(_message(record), LINE_BYTES - len(start) - 1, escaped)

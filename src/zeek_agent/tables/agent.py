@@ -138,7 +138,7 @@ zeek_agent_connections = Table(
 zeek_agent_log = Table(
     "zeek_agent_log",
     "the agent's own log",
-    description="The last entries, as many as `log.entries` says.",
+    description="The last entries, as many as `log.entries` says. A message of more than 4 KB is cut in the middle.",
     columns=[
         Column("time", "time", "when it was logged"),
         Column("level", "text", "`debug`, `info`, `warning`, `error` or `critical`"),
