@@ -17,7 +17,7 @@ import msgspec
 import pytest
 from zeek_server import BROKER_ACK, CLUSTER_ACK, Client, zeek_server
 
-from zeek_agent.config import ZeekSettings
+from zeek_agent.config import LimitSettings, ZeekSettings
 from zeek_agent.database import Result, ResultColumn, Statement
 from zeek_agent.errors import SqlError
 from zeek_agent.identity import Identity
@@ -72,6 +72,9 @@ class Rows:
         if sql not in self.results and sql != "SELECT broken":
             raise SqlError("no such table: nowhere")
         return Statement((), frozenset())
+
+    def check_length(self, sql: str, origin: str) -> None:
+        assert len(sql) < LimitSettings().statement_bytes
 
     def on_change(self, callback: Callable[[], None]) -> None:
         pass

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
+from zeek_agent.text import size
+
 if TYPE_CHECKING:
     from zeek_agent.database import Profile, ResultColumn
     from zeek_agent.schema import Row
@@ -47,6 +49,11 @@ class Query:
     @property
     def once(self) -> bool:
         return self.schedule is None or self.schedule <= 0 or self.subscription is None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its texts."""
+        return sum(map(size, (self.sql, self.event, self.cookie or "", *self.requires_tables, *self.if_missing_tables)))
 
     @property
     def is_too_frequent(self) -> bool:

@@ -17,6 +17,8 @@ from typing import Final
 
 SHOWN: Final = 200
 """Characters of text from elsewhere that a message repeats."""
+STATEMENT_SHOWN: Final = 1_000
+"""The same of a statement, by which its author must know it again."""
 
 _RAW = 0xEF00
 _GENUINE = re.compile("[\uef80-\uefff]")
@@ -62,7 +64,12 @@ def clipped(text: str, characters: int = SHOWN) -> str:
     """The beginning of a text that may be long, with the size of the whole: `SELECT … (3,900,000 bytes)`."""
     if len(text) <= characters:
         return text
-    return f"{text[:characters]}… ({len(text.encode(errors='surrogatepass')):,} bytes)"
+    return f"{text[:characters]}… ({size(text):,} bytes)"
+
+
+def size(text: str) -> int:
+    """Bytes of the text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -24,6 +24,7 @@ NO_ACK: Final = (
     "in logs (let a proxy listen, or a manager that is no logger)"
 )
 NO_BACKEND: Final = "runs without a cluster backend and would lose every event (load frameworks/cluster/backend/zeromq)"
+LONG_NAME: Final = "names itself or its version with more than {most:,} bytes: {name}"
 _NO_ANSWER: Final = (
     "closed the connection without an answer: its limit of 100 clients a listener may be reached, or the port expects "
 )
@@ -36,8 +37,16 @@ _CLOSE_CODES: Final = {
 }
 
 
+_SHOWN: Final = 1_000
+"""Characters: what a peer says of itself may be part of the cause."""
+
+
 def explain(error: BaseException, destination: Destination) -> str:
     """One line that names the destination, what went wrong and the likely cause."""
+    return clipped(_explained(error, destination), _SHOWN)
+
+
+def _explained(error: BaseException, destination: Destination) -> str:
     if isinstance(error.__cause__, ConnectionClosed):
         error = error.__cause__
     for kind, words in _CAUSES:

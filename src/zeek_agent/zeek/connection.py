@@ -23,7 +23,8 @@ from websockets.exceptions import WebSocketException
 
 from zeek_agent import __version__
 from zeek_agent.errors import UsageError
-from zeek_agent.zeek import causes, data, destination, protocol, tls
+from zeek_agent.text import clipped, size
+from zeek_agent.zeek import bounds, causes, data, destination, protocol, tls
 from zeek_agent.zeek.instance import Traffic
 from zeek_agent.zeek.session import Session
 
@@ -40,6 +41,8 @@ APPLICATION: Final = f"zeek-agent/{__version__}"
 """One name for all agents: Zeek keeps metrics by name."""
 SEND_BUFFER: Final = 128 * 1024
 """Bytes that the kernel may hold: the answer to Zeek's ping waits behind them."""
+MESSAGES_WAITING: Final = 4
+"""Messages that are read ahead, each of up to `message_bytes_max`."""
 WRITE_LIMIT: Final = 32 * 1024
 CLOSE_TIMEOUT: Final = 2.0
 SHUTDOWN_TIMEOUT: Final = 3.0
@@ -93,6 +96,7 @@ async def open_websocket(target: Destination, settings: ZeekSettings, applicatio
         additional_headers={"X-Application-Name": application},
         compression=None,
         max_size=settings.message_bytes_max,
+        max_queue=MESSAGES_WAITING,
         ping_interval=None,
         open_timeout=settings.connect_timeout,
         close_timeout=CLOSE_TIMEOUT,
@@ -255,9 +259,12 @@ class ZeekConnection:
             async with asyncio.timeout(seconds):
                 while not isinstance(answer := protocol.read_message(await websocket.recv(decode=False)), protocol.Ack):
                     if isinstance(answer, protocol.Error):
-                        raise causes.UnusableError(f"refused the agent: {answer.code}: {answer.context}")
+                        raise causes.UnusableError(f"refused the agent: {clipped(f'{answer.code}: {answer.context}')}")
         except TimeoutError:
             raise causes.UnusableError(causes.NO_ACK.format(seconds=seconds)) from None
+        for name in (answer.endpoint, answer.version):
+            if size(name) > bounds.NAME_BYTES_MAX:
+                raise causes.UnusableError(causes.LONG_NAME.format(most=bounds.NAME_BYTES_MAX, name=clipped(name)))
         if answer.lacks_backend:
             raise causes.UnusableError(causes.NO_BACKEND)
         return answer
