@@ -96,6 +96,14 @@ def test_ctrl_c_ends_a_repeated_query_and_a_line_but_not_the_shell(terminal: Ter
     assert terminal.end() == 0
 
 
+def test_a_schedule_that_is_too_short_is_raised_and_that_is_said(terminal: Terminal) -> None:
+    terminal.type(".snapshots 0.001 SELECT 5 AS five\n")
+    terminal.expect(r"runs every 0\.05 s, the shortest schedule there is, instead of every 0\.001 s.*five.*5.*five")
+    terminal.type("\x03")
+    terminal.expect("zeek-agent> ")
+    assert terminal.end() == 0
+
+
 def test_a_slow_statement_can_be_interrupted(terminal: Terminal) -> None:
     terminal.type("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n\n")
     terminal.expect("FROM n\r\n")

@@ -84,6 +84,16 @@ HOSTILE: dict[str, Callable[[Collector], str | bytes]] = {
     "hello without a query id": message(
         "ZeekAgentAPI::agent_hello_v1", protocol.context_record(Context("HAbc", 0.0)), hello_record()
     ),
+    "error of an agent with a bad id": message(
+        "ZeekAgentAPI::agent_error_v1", protocol.context_record(Context("x" * 129, 0.0)), data.string("what")
+    ),
+    "row of an agent with a bad id": message(
+        "Collector::things", protocol.context_record(Context("x" * 1_000_000, 0.0, "q")), data.vector(THING)
+    ),
+    "hello with a long query id": message(
+        "ZeekAgentAPI::agent_hello_v1", protocol.context_record(Context("HAbc", 0.0, "q" * 1_025)), hello_record()
+    ),
+    "hello with a long host name": message("ZeekAgentAPI::agent_hello_v1", CONTEXT, hello_record(hostname="h" * 1_025)),
     "error that is no text": message("ZeekAgentAPI::agent_error_v1", CONTEXT, data.count(1)),
 }
 
@@ -115,6 +125,33 @@ async def test_a_first_message_that_is_no_subscription_is_refused(tmp_path: Path
         with pytest.raises(ConnectionClosed):
             await agent.receive()
         assert collector.stats.refused == 1
+
+
+@pytest.mark.parametrize(
+    ("topics", "told"),
+    [
+        (["/" + "x" * 1_000_000], "a topic is longer than 1,024 bytes: /xxx"),
+        ([f"/{number}/{'x' * 1_000}" for number in range(200)], "subscriptions of more than 131,072 bytes"),
+    ],
+)
+async def test_topics_that_are_too_long_are_refused(tmp_path: Path, topics: list[str], told: str) -> None:
+    async with collecting(tmp_path) as collector, agent_of(collector) as agent:
+        await agent.send(protocol.subscription_message(topics))
+        assert (await agent.error()).code == "deserialization_failed"
+        await until(lambda: collector.stats.connections == 0)
+    [line] = read(tmp_path, "reporter")
+    assert told in line["message"]
+    assert len(line["message"]) < 400
+
+
+async def test_long_errors_of_an_agent_are_cut_and_say_whose_they_are(tmp_path: Path) -> None:
+    async with collecting(tmp_path) as collector, agent_of(collector) as agent:
+        await agent.join()
+        frame = protocol.agent_error(collector.instance, Context("HAbc", 0.0), "x" * 1_000_000)
+        await agent.send(frame)
+        await until(lambda: collector.stats.agent_errors == 1)
+    [line] = read(tmp_path, "reporter")
+    assert line["message"].endswith("xxx… (1,000,000 bytes) [HAbc]")
 
 
 async def test_a_message_that_is_too_large_ends_the_connection_of_its_sender_only(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from acting import NOBODY
 from hypothesis import given
 from hypothesis import strategies as st
 from zeek_log import CAPTURED, Clock, parse_header, parse_log
@@ -239,6 +240,45 @@ def test_a_log_grows_with_each_flush_and_ends_with_a_close_line(tmp_path: Path) 
     assert content.endswith(f"#close\t{local_time(clock.now)}\n".encode())
     assert log.rows == 2
     assert directory.errors == 0
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_logs_are_private_whatever_the_umask_rotated_ones_too(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        directory = logs(tmp_path, Clock(), rotate_bytes=1)
+        directory.files["test"].write((1.0, "a"))
+        directory.flush()
+        tmp_path.chmod(0o2750)
+        directory.files["test"].write((2.0, "b"))
+        directory.flush()
+        directory.close()
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in sorted(tmp_path.glob("*.log"))] == [0o600, 0o640]
+
+
+def test_a_leftover_that_everybody_could_read_is_narrowed(tmp_path: Path) -> None:
+    (tmp_path / "test.log").write_text("#open\t2026-01-02-03-04-05\n")
+    (tmp_path / "test.log").chmod(0o664)
+    logs(tmp_path, Clock()).close()
+    (leftover,) = tmp_path.glob("*.log")
+    assert leftover.name == "test.2026-01-02-03-04-05.log"
+    assert stat.S_IMODE(leftover.stat().st_mode) == 0o640
+
+
+@pytest.mark.root
+def test_logs_are_not_written_through_a_link_of_another_user(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "logs").symlink_to("victim")
+    os.chown(tmp_path / "logs", NOBODY, NOBODY, follow_symlinks=False)
+    directory = logs(tmp_path / "logs", Clock())
+    directory.files["test"].write((1.0, "a"))
+    directory.flush()
+    assert f"the symbolic link logs on the way to it belongs to uid {NOBODY}" in str(directory.last_error)
+    assert names(tmp_path / "victim") == []
+    directory.close()
+    assert directory.files["test"].dropped == 1
 
 
 def test_times_in_headers_and_names_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

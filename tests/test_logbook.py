@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from acting import NOBODY
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zeek_agent import logbook
 from zeek_agent.config import LogSettings
 from zeek_agent.errors import UsageError
+from zeek_agent.text import escaped
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +57,80 @@ def test_a_traceback_is_part_of_the_line(file: Path) -> None:
     assert line.endswith("ValueError: reason")
 
 
+LONG = {
+    "ascii": "a" * 3_900_000,
+    "just too long": "a" * 4_100,
+    "control characters": "\x1b" * 3_000,
+    "many control characters": "\n" * 3_900_000,
+    "characters of four bytes": "\U0001f9ff" * 2_000,
+    "raw bytes": "\uef80" * 4_000,
+    "surrogates": "\udcff\ud800" * 4_000,
+    "backslashes": "\\" * 4_000,
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_lines_and_entries_are_cut_at_4_kb_and_say_so(file: Path, kind: str) -> None:
+    ring = logbook.set_up(LogSettings(file=str(file)))
+    logging.getLogger("zeek_agent.x").warning("begin %s end", LONG[kind])
+    (line,) = file.read_bytes().splitlines(keepends=True)
+    assert 3_900 < len(line) <= 4_096
+    assert re.search(rb"x: begin .*\xe2\x80\xa6 \[[0-9,]+ bytes cut\] \xe2\x80\xa6.* end\n$", line)
+    ((_, _, _, message),) = ring.rows()
+    assert len(message.encode()) <= 4_096
+    assert ("bytes cut" in message) == (kind not in ("control characters", "backslashes")), "those fit unescaped"
+
+
+@given(st.text(), st.sampled_from([str, escaped]))
+def test_what_is_cut_is_counted_to_the_byte(text: str, render: Callable[[str], str]) -> None:
+    text = text.encode(errors="replace").decode()
+    for most in (60, 100, len(render(text).encode()) or 60):
+        shown = logbook.cut(text, most, render)
+        assert len(shown.encode()) <= max(most, 60)
+        if found := re.search(r"… \[([0-9,]+) bytes cut\] …", shown):
+            assert len(text.encode()) - int(found[1].replace(",", "")) == sum(
+                len(text[part].encode()) for part in _kept(text, shown, found, render)
+            )
+        else:
+            assert shown == render(text)
+
+
+def _kept(text: str, shown: str, found: re.Match[str], render: Callable[[str], str]) -> list[slice]:
+    """Which parts of the text are shown before and after the notice."""
+    head = next(n for n in range(len(text) + 1) if render(text[:n]) == shown[: found.start()])
+    tail = next(n for n in range(len(text) + 1) if render(text[len(text) - n :]) == shown[found.end() :])
+    return [slice(0, head), slice(len(text) - tail, len(text))]
+
+
+def test_long_tracebacks_are_cut_in_the_middle(file: Path) -> None:
+    ring = logbook.set_up(LogSettings(file=str(file)))
+
+    def fail(depth: int) -> None:
+        if depth == 0:
+            raise ValueError("x" * 100_000 + " the reason")
+        try:
+            fail(depth - 1)
+        except (ValueError, RuntimeError) as error:
+            raise RuntimeError(f"at {depth}") from error
+
+    try:
+        fail(50)
+    except RuntimeError:
+        logging.getLogger("zeek_agent.x").exception("failed")
+    (line,) = file.read_bytes().splitlines()
+    assert b"failed | Traceback" in line
+    assert line.endswith(b"RuntimeError: at 50")
+    assert len(line) < 4_096
+    assert len(next(ring.rows())[3].encode()) <= 4_096
+
+
+def test_messages_on_a_terminal_are_cut_too(capsys: pytest.CaptureFixture[str]) -> None:
+    logbook.to_terminal()
+    logging.getLogger("zeek_agent.x").warning("%s", "\n" * 100_000)
+    (line,) = capsys.readouterr().err.splitlines(keepends=True)
+    assert len(line.encode()) <= 4_096
+
+
 def test_the_last_entries_are_kept_as_rows(file: Path) -> None:
     ring = logbook.set_up(LogSettings(file=str(file), entries=2))
     log = logging.getLogger("zeek_agent.x")
@@ -86,6 +166,51 @@ def test_a_file_that_is_moved_away_is_begun_anew(file: Path) -> None:
     file.rename(file.with_suffix(".1"))
     log.info("two")
     assert file.read_text().endswith("two\n")
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_a_file_is_private_whatever_the_umask_also_when_begun_anew(file: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        logbook.set_up(LogSettings(file=str(file)))
+        file.rename(file.with_suffix(".1"))
+        logging.getLogger("zeek_agent.x").info("two")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(one.stat().st_mode) for one in (file, file.with_suffix(".1"))] == [0o600, 0o600]
+
+
+@pytest.mark.root
+def test_a_link_that_another_user_puts_in_its_place_is_not_followed_and_no_line_is_lost(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    logbook.set_up(LogSettings(file=str(file)))
+    log = logging.getLogger("zeek_agent.x")
+    file.unlink()
+    file.symlink_to(victim)
+    os.chown(file, NOBODY, NOBODY, follow_symlinks=False)
+    log.info("one")
+    log.info("two")
+    notice, one, two = capsys.readouterr().err.splitlines()
+    assert notice == (
+        f"zeek-agent: log.file: cannot write {file}: it may be another user's: the symbolic link agent.log on the way "
+        f"to it belongs to uid {NOBODY}; lines go here"
+    )
+    assert (one[-3:], two[-3:]) == ("one", "two")
+    assert victim.read_text() == "mine"
+    file.unlink()
+    log.info("three")
+    assert file.read_text().endswith("three\n")
+
+
+def test_a_file_whose_directory_is_gone_stops_nobody(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logbook.set_up(LogSettings(file=str(file)))
+    file.unlink()
+    file.parent.rename(file.parent.with_name("elsewhere"))
+    logging.getLogger("zeek_agent.x").info("one")
+    assert capsys.readouterr().err.splitlines()[1].endswith("zeek_agent.x: one")
 
 
 def test_a_file_that_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from acting import NOBODY
 from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
+from sql import database
 
 from zeek_agent.cli import run_command
 from zeek_agent.config import Config, LimitSettings, OsquerySettings
@@ -24,7 +29,14 @@ from zeek_agent.osquery import bridge as bridges
 from zeek_agent.osquery import client as clients
 from zeek_agent.osquery import wire
 from zeek_agent.osquery.client import Client, RestingError
-from zeek_agent.osquery.wire import Connection, GoneError, RefusedError, SlowError, UnreachableError
+from zeek_agent.osquery.wire import (
+    Connection,
+    GoneError,
+    ImpostorError,
+    RefusedError,
+    SlowError,
+    UnreachableError,
+)
 from zeek_agent.tables import builtin_tables
 from zeek_agent.terminal import doctor
 
@@ -325,6 +337,98 @@ def test_who_may_not_use_the_socket_is_told(path: Path) -> None:
                 Connection(str(path), 1.0)
         finally:
             os.seteuid(0)
+
+
+# Whose osquery it is
+
+
+@contextmanager
+def impostor(path: Path, owner: int) -> Iterator[None]:
+    """A process of nobody's that listens at the socket, whose file belongs to `owner`."""
+    program = (
+        "import socket, sys\n"
+        "with socket.socket(socket.AF_UNIX) as listener:\n"
+        "    listener.bind(sys.argv[1])\n"
+        "    listener.listen()\n"
+        "    print(flush=True)\n"
+        "    while connection := listener.accept()[0]:\n"
+        "        received = connection.recv(65536)\n"
+        "        print(len(received), flush=True)\n"
+    )
+    command = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", sys.executable, "-c", program]
+    with subprocess.Popen([*command, str(path)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"\n"
+            os.chown(path, owner, -1)
+            yield
+        finally:
+            process.terminate()
+            heard = process.stdout.read()
+    assert heard in (b"", b"0\n"), "nothing was said to it"
+
+
+@pytest.fixture
+def shared_path() -> Iterator[Path]:
+    """In a directory that everybody can reach and write, as /tmp."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        Path(place).chmod(0o1777)
+        yield Path(place) / "osquery.em"
+
+
+@pytest.mark.root
+async def test_another_users_socket_is_not_used(shared_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with impostor(shared_path, NOBODY):
+        async with Bridged(Osqueryd(shared_path, {}), builtin_tables(), export=("zeek_agent_log",)) as bridged:
+            for backend in ("import", "export"):
+                row = bridged.source(backend)
+                assert not row["active"]
+                assert f"may be another user's: it belongs to uid {NOBODY}" in row["reason"]
+        assert "may be another user's" in caplog.text
+        config = Config(osquery=OsquerySettings(socket=str(shared_path)), state_dir=str(shared_path.parent))
+        (found,) = [one for one in doctor.examine(config, {}) if one.name == "osquery"]
+    assert found.verdict == "warn"
+    assert "may be another user's" in found.found
+
+
+@pytest.mark.root
+def test_a_listener_of_another_user_behind_a_socket_of_roots_is_not_used(shared_path: Path) -> None:
+    with impostor(shared_path, 0), pytest.raises(ImpostorError, match=rf"which listens there, belongs to uid {NOBODY}"):
+        Connection(str(shared_path), 1.0)
+
+
+def test_a_socket_that_others_could_replace_is_not_used(path: Path) -> None:
+    with Osqueryd(path, usual_tables()):
+        path.parent.chmod(0o777)
+        with pytest.raises(ImpostorError, match=r"can be written by others \(mode 0777\)"):
+            Connection(str(path), 1.0)
+        path.parent.chmod(0o1777)
+        Connection(str(path), 1.0).close()
+
+
+@pytest.mark.root
+def test_a_link_of_another_user_to_a_socket_is_not_used(path: Path, shared_path: Path) -> None:
+    with Osqueryd(path, usual_tables()):
+        shared_path.symlink_to(path)
+        Connection(str(shared_path), 1.0).close()
+        os.chown(shared_path, NOBODY, NOBODY, follow_symlinks=False)
+        with pytest.raises(ImpostorError, match="may be another user's: the symbolic link osquery"):
+            Connection(str(shared_path), 1.0)
+
+
+@pytest.mark.root
+def test_an_impostor_where_osquery_usually_is_is_a_warning(
+    shared_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bridges, "DAEMON_SOCKETS", (str(shared_path),))
+    with impostor(shared_path, NOBODY):
+        bridge = bridges.Bridge(OsquerySettings(), database())
+        bridge.look_blocking()
+        bridge.look_blocking()
+        bridge.close()
+        (found,) = doctor._osquery(OsquerySettings())
+    assert [record.levelname for record in caplog.records if "may be another user's" in record.message] == ["WARNING"]
+    assert found.verdict == "warn"
 
 
 def test_without_the_extra_the_reason_says_what_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,15 @@ def test_event_queries_run_often_and_only_where_there_are_events() -> None:
         assert entry.query.requires_tables == {table}
 
 
+def test_schedules_that_are_too_short_are_raised_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    quick = pack.load(schedule=0.001)
+    assert query_of("zeek-agent-users", quick)[0].query.schedule == 0.05
+    assert query_of("zeek-agent-process-events", quick)[0].query.schedule == 0.5
+    raised = sum(one.query.schedule == 0.05 for one in quick.queries)
+    notice = f"the default pack: queries with a schedule below 0.05 s will run every 0.05 s: {raised}"
+    assert caplog.messages == [notice]
+
+
 def test_a_schedule_replaces_that_of_snapshots_but_not_of_events() -> None:
     quick = pack.load(schedule=2.0)
     assert query_of("zeek-agent-users", quick)[0].query.schedule == 2.0

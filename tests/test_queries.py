@@ -18,10 +18,10 @@ from zeek_agent.events import EventStore
 from zeek_agent.host import Host
 from zeek_agent.queries import QueryRunner, State
 from zeek_agent.schema import Column, Constraints, Row, Table
-from zeek_agent.subscriptions import Change, Query, Report, Subscription
+from zeek_agent.subscriptions import SCHEDULE_MIN, Change, Query, Report, Subscription
 
 ADD, DELETE = Change.ADD, Change.DELETE
-SCHEDULE = 0.02
+SCHEDULE = SCHEDULE_MIN
 NOW = time.time()
 
 
@@ -126,6 +126,54 @@ async def settle(world: World, runs: int = 2) -> None:
     async with asyncio.timeout(5):
         while any(one.runs < goals.get(one.query_id, 0) for one in world.runner.installed):
             await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("schedule", [1e-9, 0.001, 0.049])
+async def test_a_schedule_that_is_too_short_is_raised_and_that_is_said_once(
+    here: World, caplog: pytest.LogCaptureFixture, schedule: float
+) -> None:
+    zeek = Recorder()
+    wanted = Query("SELECT * FROM things", "Test::row", schedule, Subscription.SNAPSHOTS)
+    await here.runner.install(zeek, "q1", wanted)
+    for _ in range(5):
+        await zeek.next()
+    (installed,) = here.runner.installed
+    assert installed.query.schedule == SCHEDULE_MIN
+    notice = f"runs every 0.05 s, the shortest schedule there is, instead of every {schedule:g} s"
+    assert zeek.failures.get_nowait() == f"query {notice} (statement: SELECT * FROM things)"
+    assert zeek.failures.empty()
+    assert [record.message for record in caplog.records if "shortest" in record.message] == [
+        f"query q1 of ws://zeek:1 {notice}: SELECT * FROM things"
+    ]
+
+
+async def test_a_stock_package_is_not_told_of_a_raised_schedule_since_it_takes_that_for_an_error(here: World) -> None:
+    zeek = Recorder(profile=Profile.STOCK)
+    await here.runner.install(zeek, "q1", Query("SELECT * FROM things", "e", 0.01, Subscription.SNAPSHOTS))
+    await zeek.next()
+    assert here.runner.installed[0].query.schedule == SCHEDULE_MIN
+    assert zeek.failures.empty()
+
+
+@pytest.mark.parametrize("schedule", [0.05, 0.25, 60.0])
+async def test_any_other_schedule_stays_as_it_is(here: World, schedule: float) -> None:
+    zeek = Recorder()
+    await here.runner.install(zeek, "q1", Query("SELECT * FROM things", "e", schedule, Subscription.SNAPSHOTS))
+    await zeek.next()
+    assert here.runner.installed[0].query.schedule == schedule
+    assert zeek.failures.empty()
+
+
+@pytest.mark.parametrize("schedule", [0.0, -1.0, -1e-9])
+async def test_a_schedule_of_no_time_is_none(here: World, schedule: float) -> None:
+    zeek = Recorder()
+    await here.runner.install(zeek, "q1", Query("SELECT * FROM things", "e", schedule, Subscription.SNAPSHOTS))
+    await zeek.next()
+    async with asyncio.timeout(5):
+        while here.runner.installed:
+            await asyncio.sleep(0)
+    assert zeek.reports.empty()
+    assert zeek.failures.empty()
 
 
 async def test_a_query_without_schedule_runs_once(here: World) -> None:

@@ -135,7 +135,7 @@ async def test_a_stock_package_is_offered_the_columns_of_version_2() -> None:
 async def test_a_query_goes_on_only_once_the_script_has_acknowledged() -> None:
     async with connected(many(1)) as (_one, client):
         await client.hello(features=FEATURES)
-        await client.install("q", wanted(schedule=0.02, subscription=Subscription.SNAPSHOTS))
+        await client.install("q", wanted(schedule=0.05, subscription=Subscription.SNAPSHOTS))
         (first,) = await received(client, 1)
         await asyncio.sleep(0.15)
         assert len(client.of(ResultBatch)) == 1
@@ -162,7 +162,7 @@ async def test_batches_that_the_script_did_not_see_are_sent_again_and_no_others(
 async def test_acknowledgements_of_something_else_change_nothing() -> None:
     async with connected(many(1)) as (one, client):
         await client.hello(features=FEATURES)
-        await client.install("q", wanted(schedule=0.02, subscription=Subscription.SNAPSHOTS))
+        await client.install("q", wanted(schedule=0.05, subscription=Subscription.SNAPSHOTS))
         (first,) = await received(client, 1)
         for frame in (
             protocol.rows_ack(

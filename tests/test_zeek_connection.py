@@ -17,13 +17,14 @@ import msgspec
 import pytest
 from zeek_server import BROKER_ACK, CLUSTER_ACK, Client, zeek_server
 
-from zeek_agent.config import ZeekSettings
+from zeek_agent.config import LimitSettings, ZeekSettings
 from zeek_agent.database import Result, ResultColumn, Statement
 from zeek_agent.errors import SqlError
 from zeek_agent.identity import Identity
 from zeek_agent.queries import QueryRunner
 from zeek_agent.schema import ZeekType
 from zeek_agent.subscriptions import Change, Query, Report, Subscription
+from zeek_agent.terminal import doctor
 from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.connection import State, ZeekConnection
 from zeek_agent.zeek.protocol import AgentError, AgentHello, AgentShutdown, ResultRow
@@ -71,6 +72,9 @@ class Rows:
         if sql not in self.results and sql != "SELECT broken":
             raise SqlError("no such table: nowhere")
         return Statement((), frozenset())
+
+    def check_length(self, sql: str, origin: str) -> None:
+        assert len(sql) < LimitSettings().statement_bytes
 
     def on_change(self, callback: Callable[[], None]) -> None:
         pass
@@ -241,7 +245,7 @@ async def test_reports_changes_with_their_kind() -> None:
     rows = Rows()
     rows.results["SELECT things"] = (columns("text"), [("a",)])
     async with connected(rows) as (one, client):
-        await client.install("q1", query("SELECT things", schedule=0.02, subscription=Subscription.DIFFERENCES))
+        await client.install("q1", query("SELECT things", schedule=0.05, subscription=Subscription.DIFFERENCES))
         await until(lambda: one.runner.installed[0].runs > 0 if one.runner.installed else False)
         rows.results["SELECT things"] = (columns("text"), [("b",)])
         await client.expect(ResultRow, number=2)
@@ -295,7 +299,7 @@ async def test_a_statement_that_does_not_compile_is_reported() -> None:
 
 async def test_a_statement_that_fails_is_reported_and_goes_on() -> None:
     async with connected() as (one, client):
-        await client.install("q1", query("SELECT broken", schedule=0.02, subscription=Subscription.SNAPSHOTS))
+        await client.install("q1", query("SELECT broken", schedule=0.05, subscription=Subscription.SNAPSHOTS))
         error = await client.expect(AgentError)
         await until(lambda: one.runner.installed[0].runs > 2)
     assert "no luck" in error.message
@@ -655,6 +659,57 @@ async def test_a_server_that_closes_without_an_answer_is_explained() -> None:
     await server.wait_closed()
     assert error is not None
     assert "100 clients" in error
+
+
+@asynccontextmanager
+async def answering(response: str) -> AsyncIterator[int]:
+    """The port of a server that answers each request with this, as raw HTTP, and closes."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(response.encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+async def test_a_redirect_is_refused(status: int) -> None:
+    async with zeek_server() as elsewhere:
+        target = elsewhere.url() + protocol.PATH
+        redirect = f"HTTP/1.1 {status} Elsewhere\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n"
+        async with answering(redirect) as port, agent(f"ws://127.0.0.1:{port}") as one:
+            await until(lambda: one.connection.status().reconnects > 1)
+            error = one.connection.status().last_error
+        assert elsewhere.connections == 0
+    assert error is not None
+    assert f"redirects to {target} (HTTP status {status}), which the agent refuses" in error
+    assert "zeek.destinations" in error
+
+
+async def test_a_redirect_with_a_long_target_is_reported_in_short() -> None:
+    redirect = f"HTTP/1.1 302 Found\r\nLocation: ws://x/{'y' * 4000}\r\nContent-Length: 0\r\n\r\n"
+    async with answering(redirect) as port, agent(f"ws://127.0.0.1:{port}") as one:
+        await until(lambda: one.connection.status().last_error is not None)
+        error = one.connection.status().last_error
+    assert error is not None
+    assert "y… (4,007 bytes) (HTTP status 302)" in error
+    assert len(error) < 600
+
+
+async def test_doctor_does_not_follow_a_redirect_either() -> None:
+    async with zeek_server() as elsewhere:
+        redirect = f"HTTP/1.1 302 Found\r\nLocation: {elsewhere.url()}\r\nContent-Length: 0\r\n\r\n"
+        async with answering(redirect) as port:
+            checks = await asyncio.to_thread(lambda: list(doctor._zeek(f"127.0.0.1:{port}", FAST)))
+        assert elsewhere.connections == 0
+    assert [check.verdict for check in checks] == ["fail"]
+    assert "which the agent refuses" in checks[0].found
 
 
 async def test_an_unsent_hello_is_tried_again() -> None:

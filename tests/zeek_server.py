@@ -146,7 +146,15 @@ class ZeekServer:
 
     async def start(self, port: int, tls: ssl.SSLContext | None) -> None:
         self._server = await serve(
-            self.handle, "127.0.0.1", port, ssl=tls, compression=None, ping_interval=None, max_queue=16, close_timeout=1
+            self.handle,
+            "127.0.0.1",
+            port,
+            ssl=tls,
+            compression=None,
+            max_size=None,
+            ping_interval=None,
+            max_queue=16,
+            close_timeout=1,
         )
         self.port = next(iter(self._server.sockets)).getsockname()[1]
 

@@ -271,7 +271,13 @@ class LogSettings(Section, frozen=True):
     level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least level that is logged")] = (
         "info"
     )
-    file: Annotated[str | None, Meta(description="file to write to instead of standard error")] = None
+    file: Annotated[
+        str | None,
+        Meta(
+            description="file to write to instead of standard error (mode 0600, in a setgid directory 0640);"
+            " one that may be another user's is refused"
+        ),
+    ] = None
     entries: Annotated[PositiveInt, Meta(description="entries that the table zeek_agent_log keeps")] = 1_000
 
 

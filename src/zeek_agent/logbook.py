@@ -1,25 +1,35 @@
 """The agent's own log: standard error or a file, and the last entries for the table zeek_agent_log.
 
-One line a record: control characters and raw bytes, which names from the host may hold, are escaped.
+One line a record: control characters and raw bytes, which names from the host may hold, are escaped. A line, and an
+entry's message, have at most `LINE_BYTES`: what is logged may come from whoever would like to fill the disk.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TextIO
 
+from zeek_agent import ownership
 from zeek_agent.errors import UsageError
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
     from zeek_agent.config import LogSettings
 
+LINE_BYTES: Final = 4096
+"""Bytes of a line with its end, and of a message in the table, at most."""
 
+_NOTICE: Final = "… [{:,} bytes cut] …"
+_NOTICE_BYTES: Final = 40
+_HEAD_SHARE: Final = 0.75
+"""The beginning says what happened; the end of a traceback says why."""
 _TRACEBACK = logging.Formatter()
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -29,7 +39,8 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        return escaped(f"{at}.{int(record.msecs):03d}Z {record.levelname.lower()} {record.name}: {_message(record)}")
+        start = escaped(f"{at}.{int(record.msecs):03d}Z {record.levelname.lower()} {record.name}: ")
+        return start + cut(_message(record), LINE_BYTES - len(start.encode()) - 1, escaped)
 
 
 class StandardError(logging.StreamHandler[TextIO]):
@@ -40,6 +51,52 @@ class StandardError(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+class LogFile(logging.StreamHandler[TextIO]):
+    """Appends to a file of the agent's own, which is opened again when it was moved away, as by logrotate.
+
+    While it cannot be written, lines go to standard error. Raises OSError when it cannot be opened to begin with.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._failing = False
+        super().__init__(self._opened())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if not self._is_in_place():
+                moved, self.stream = self.stream, self._opened()
+                moved.close()
+        except OSError:
+            self.handleError(record)
+        else:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        error = sys.exception()
+        reason = error.strerror if isinstance(error, OSError) else error
+        if not self._failing:
+            self._failing = True
+            notice = f"zeek-agent: log.file: cannot write {self._path}: {reason}; lines go here"
+            sys.stderr.write(f"{escaped(notice)}\n")
+        sys.stderr.write(f"{self.format(record)}\n")
+
+    def close(self) -> None:
+        super().close()
+        self.stream.close()
+
+    def _opened(self) -> TextIO:
+        stream = os.fdopen(ownership.open_log(self._path), "a", encoding="utf-8")
+        self._failing = False
+        return stream
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self.stream.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+
 class Ring(logging.Handler):
     """Keeps the last entries in memory."""
 
@@ -48,7 +105,7 @@ class Ring(logging.Handler):
         self._entries: deque[tuple[float, str, str, str]] = deque(maxlen=entries)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._entries.append((record.created, record.levelname.lower(), record.name, _message(record)))
+        self._entries.append((record.created, record.levelname.lower(), record.name, cut(_message(record), LINE_BYTES)))
 
     def rows(self) -> Iterator[tuple[float, str, str, str]]:
         """Time (epoch seconds), level, logger and message, oldest first."""
@@ -57,6 +114,31 @@ class Ring(logging.Handler):
             return iter(list(self._entries))
         finally:
             self.release()
+
+
+def cut(text: str, most: int, render: Callable[[str], str] = str) -> str:
+    """The text as `render` shows it, if that has at most so many bytes; else without a piece, whose size it tells.
+
+    `render` is used on pieces too, and must show each character by itself.
+    """
+    if len(text) <= most and len((whole := render(text)).encode()) <= most:
+        return whole
+    room = most - _NOTICE_BYTES
+    head = _fitting(text, int(room * _HEAD_SHARE), render)
+    tail = _fitting(reversed(text), int(room * (1 - _HEAD_SHARE)), render)
+    left_out = len(text[head : len(text) - tail].encode())
+    return render(text[:head]) + _NOTICE.format(left_out) + render(text[len(text) - tail :])
+
+
+def _fitting(characters: Iterable[str], room: int, render: Callable[[str], str]) -> int:
+    """How many of the characters fit."""
+    count = 0
+    for character in characters:
+        room -= len(render(character).encode())
+        if room < 0:
+            break
+        count += 1
+    return count
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -87,10 +169,8 @@ def set_up(settings: LogSettings, *, quiet: bool = False, warnings: Iterable[str
         handler = StandardError()
         handler.setLevel(logging.WARNING if quiet else logging.NOTSET)
     else:
-        from logging.handlers import WatchedFileHandler
-
         try:
-            handler = WatchedFileHandler(settings.file, encoding="utf-8")
+            handler = LogFile(Path(settings.file))
         except OSError as error:
             raise UsageError(f"log.file: cannot write {settings.file}: {error.strerror}") from None
     handler.setFormatter(LineFormatter())
@@ -118,4 +198,5 @@ def to_terminal() -> None:
 
 class _MessageFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return escaped(f"zeek-agent: {_message(record)}")
+        start = "zeek-agent: "
+        return start + cut(_message(record), LINE_BYTES - len(start) - 1, escaped)

@@ -24,6 +24,7 @@ from zeek_agent.differences import Snapshot, unread_rows
 from zeek_agent.errors import SqlError
 from zeek_agent.sources.files.reads import Omissions
 from zeek_agent.subscriptions import Change, Query, Recipient, Report, Subscription
+from zeek_agent.text import STATEMENT_SHOWN, clipped, size
 
 if TYPE_CHECKING:
     from zeek_agent.database import Database, Result, ResultColumn
@@ -39,6 +40,10 @@ SNAPSHOT_BYTES_MAX = 64 * 1024 * 1024
 """Largest packed snapshot that is kept on disk."""
 ERROR_INTERVAL = 60.0
 """Seconds after which a query's unchanged run-time error is reported again."""
+PROGRESS_MAX = 2_000
+"""Event queries whose last seconds are remembered, those that are not installed any more included."""
+STEP = 1.0
+"""Seconds between the steps that are remembered."""
 REPLAY = 10.0
 """What a Zeek acknowledged in its last seconds is sent again to its successor, as it may not have been logged."""
 
@@ -63,6 +68,8 @@ class Installed:
     key: str
     durable: bool
     """Whether its progress is kept on disk; never for a second, identical query at the same time."""
+    size: int
+    """Bytes of its texts."""
     state: State = State.RUNNING
     event_tables: frozenset[str] = frozenset()
     seen: dict[str, int] = field(default_factory=dict)
@@ -97,6 +104,8 @@ class Progress:
 
     def note(self, now: float, seen: Mapping[str, int]) -> None:
         """Remember a step; of those older than `REPLAY` seconds only the last is kept."""
+        if self.steps and now - self.steps[-1][0] < STEP:
+            return
         self.steps.append((now, dict(seen)))
         while len(self.steps) > 1 and self.steps[1][0] <= now - REPLAY:
             self.steps.popleft()
@@ -140,7 +149,7 @@ class QueryRunner:
         return tuple(self._installed.values())
 
     async def install(self, recipient: Recipient, query_id: str, query: Query) -> None:
-        """Start a query; an id that is known already is ignored.
+        """Start a query; an id that is known already is ignored. A schedule that is too short is raised.
 
         A statement that does not compile is reported to the recipient and not installed.
         """
@@ -150,9 +159,10 @@ class QueryRunner:
         key = _key(recipient.identity, query)
         taken = any(other.key == key and other.durable for other in self._installed.values())
         durable = recipient.durable and not taken
-        installed = Installed(query_id, query, recipient, key, durable)
+        size_of_texts = size(query_id) + query.size
+        installed = Installed(query_id, query.slowed(), recipient, key, durable, size_of_texts)
         self._installed[query_id] = installed
-        task = asyncio.create_task(self._live(installed), name=f"query {query_id}")
+        task = asyncio.create_task(self._live(installed, query.schedule), name=f"query {query_id}")
         self._tasks[query_id] = task
         task.add_done_callback(lambda done: self._forget(query_id, done))
 
@@ -191,9 +201,11 @@ class QueryRunner:
 
     # A query's life
 
-    async def _live(self, installed: Installed) -> None:
+    async def _live(self, installed: Installed, wanted: float | None) -> None:
         """Run a query at its schedule until it is cancelled or its recipient is gone."""
         with suppress(ConnectionError):
+            if installed.query.schedule != wanted:
+                await self._report_raised_schedule(installed, wanted)
             await self._wait_for_tables(installed)
             if not await self._prepare(installed):
                 return
@@ -205,6 +217,16 @@ class QueryRunner:
                 await self._sleep(start, installed.query.schedule or 0.0)
                 await self._wait_for_tables(installed)
 
+    async def _report_raised_schedule(self, installed: Installed, wanted: float | None) -> None:
+        """Once for the query. A stock package is not told: it logs as an error whatever an agent tells it."""
+        from zeek_agent.database import Profile
+
+        recipient, query = installed.recipient, installed.query
+        notice = f"runs every {query.schedule:g} s, the shortest schedule there is, instead of every {wanted:g} s"
+        log.warning("query %s of %s %s: %s", installed.query_id, recipient.identity, notice, _shown(query))
+        if recipient.profile is Profile.FULL:
+            await recipient.fail(installed.query_id, query, f"query {notice} (statement: {_shown(query)})")
+
     async def _wait_for_tables(self, installed: Installed) -> None:
         query = installed.query
         while not (
@@ -212,7 +234,7 @@ class QueryRunner:
             and query.if_missing_tables.isdisjoint(self._database.tables.keys())
         ):
             if installed.state is not State.WAITING:
-                log.info("query %s waits for its tables: %s", installed.query_id, query.sql)
+                log.info("query %s waits for its tables: %s", installed.query_id, _shown(query))
             installed.state = State.WAITING
             await self._tables_changed.wait()
         if installed.state is State.WAITING:
@@ -231,7 +253,7 @@ class QueryRunner:
                 query.sql, profile=installed.recipient.profile, origin=installed.recipient.identity
             )
         except SqlError as error:
-            message = f"could not compile query (failed to compile SQL statement: {query.sql} ({error}))"
+            message = f"could not compile query (failed to compile SQL statement: {_shown(query)} ({error}))"
             log.warning("query %s of %s: %s", installed.query_id, installed.recipient.identity, message)
             await installed.recipient.fail(installed.query_id, query, message)
             return False
@@ -297,7 +319,7 @@ class QueryRunner:
             return
         installed.last_error, installed.last_error_reported = message, now
         log.warning("query %s of %s failed: %s", installed.query_id, installed.recipient.identity, message)
-        text = f"could not run query (statement: {installed.query.sql} ({message}))"
+        text = f"could not run query (statement: {_shown(installed.query)} ({message}))"
         await installed.recipient.fail(installed.query_id, installed.query, text)
 
     async def _query(self, installed: Installed, window: Mapping[str, tuple[int, int]] | None = None) -> Result:
@@ -383,8 +405,21 @@ class QueryRunner:
             return
         progress = self._progress.get(installed.key)
         if progress is None or progress.life != installed.recipient.life:
+            self._progress.pop(installed.key, None)
             progress = self._progress[installed.key] = Progress(installed.recipient.life)
+            self._forget_old_progress()
         progress.note(self._monotonic(), installed.seen)
+
+    def _forget_old_progress(self) -> None:
+        """Whoever installs ever new queries must not fill the memory."""
+        if len(self._progress) <= PROGRESS_MAX:
+            return
+        in_use = {installed.key for installed in self._installed.values()}
+        for key in list(self._progress):
+            if key not in in_use:
+                del self._progress[key]
+                log.info("more than %d event queries: should Zeek be killed, an old one is not replayed", PROGRESS_MAX)
+                return
 
     def _window(self, installed: Installed, store: EventStore) -> dict[str, tuple[int, int]] | None:
         """The sequence numbers to look at, by table: after the first and up to the second; None for nothing new."""
@@ -462,6 +497,10 @@ def _changes(installed: Installed, before: Snapshot | None, now: Snapshot) -> li
     if subscription is Subscription.EVENTS:
         return new
     return [*((Change.DELETE, row) for row in before.gone(now)), *new]
+
+
+def _shown(query: Query) -> str:
+    return clipped(query.sql, STATEMENT_SHOWN)
 
 
 def _key(identity: str, query: Query) -> str:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+from zeek_agent.text import size
 
 if TYPE_CHECKING:
     from zeek_agent.database import Profile, ResultColumn
     from zeek_agent.schema import Row
+
+
+SCHEDULE_MIN: Final = 0.05
+"""Seconds between runs, at least: each run costs the host a scan, and nobody waits for less."""
 
 
 class Subscription(StrEnum):
@@ -30,7 +36,7 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query as Zeek sends it. `schedule` is in seconds; None or 0, or no subscription, means once."""
+    """A query as Zeek sends it. `schedule` is in seconds; none above 0, or no subscription, means once."""
 
     sql: str
     event: str
@@ -42,7 +48,21 @@ class Query:
 
     @property
     def once(self) -> bool:
-        return not self.schedule or self.subscription is None
+        return self.schedule is None or self.schedule <= 0 or self.subscription is None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its texts."""
+        return sum(map(size, (self.sql, self.event, self.cookie or "", *self.requires_tables, *self.if_missing_tables)))
+
+    @property
+    def is_too_frequent(self) -> bool:
+        """Whether it wants to run more often than every `SCHEDULE_MIN` seconds."""
+        return not self.once and self.schedule is not None and self.schedule < SCHEDULE_MIN
+
+    def slowed(self) -> Query:
+        """The same, but not too frequent."""
+        return replace(self, schedule=SCHEDULE_MIN) if self.is_too_frequent else self
 
 
 @dataclass(frozen=True, slots=True)

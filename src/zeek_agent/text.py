@@ -13,6 +13,12 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Final
+
+SHOWN: Final = 200
+"""Characters of text from elsewhere that a message repeats."""
+STATEMENT_SHOWN: Final = 1_000
+"""The same of a statement, by which its author must know it again."""
 
 _RAW = 0xEF00
 _GENUINE = re.compile("[\uef80-\uefff]")
@@ -52,6 +58,18 @@ def escaped(text: str) -> str:
     if _UNSAFE.search(text) is None:
         return text
     return _UNSAFE.sub(_escape, text)
+
+
+def clipped(text: str, characters: int = SHOWN) -> str:
+    """The beginning of a text that may be long, with the size of the whole: `SELECT … (3,900,000 bytes)`."""
+    if len(text) <= characters:
+        return text
+    return f"{text[:characters]}… ({size(text):,} bytes)"
+
+
+def size(text: str) -> int:
+    """Bytes of the text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
 def _escape(match: re.Match[str]) -> str:

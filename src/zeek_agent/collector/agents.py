@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
 from zeek_agent.collector.logs import Field, TsvFormat
+from zeek_agent.text import clipped, size
+from zeek_agent.zeek import bounds
 from zeek_agent.zeek.data import ProtocolError
 from zeek_agent.zeek.protocol import AgentHello
 
@@ -108,8 +110,8 @@ class Agents:
         return agent
 
     def heard(self, agent_id: str, now: float) -> Agent | None:
-        """The agent, if known, which has just said something."""
-        agent = self._agents.get(agent_id)
+        """The agent, if known, which has just said something. Raises ProtocolError for what is no agent's id."""
+        agent = self._agents.get(_checked_id(agent_id))
         if agent is not None:
             agent = self._agents[agent_id] = replace(agent, last_seen=now)
         return agent
@@ -131,13 +133,11 @@ class Agents:
 
 def _agent(event: AgentHello) -> Agent:
     hello = event.named()
-    if not _AGENT_ID.fullmatch(event.context.agent_id):
-        raise ProtocolError(f"not an agent id: {event.context.agent_id[:80]!r}")
     if event.context.query_id is None:
         raise ProtocolError("hello has no query id")
     return Agent(
-        id=event.context.agent_id,
-        hello_id=event.context.query_id,
+        id=_checked_id(event.context.agent_id),
+        hello_id=_bounded(event.context.query_id, "the hello's query id"),
         hostname=_checked(hello, "hostname", str),
         addresses=_checked(hello, "addresses", tuple),
         version=_checked(hello, "agent_version", int),
@@ -147,8 +147,22 @@ def _agent(event: AgentHello) -> Agent:
     )
 
 
+def _checked_id(agent_id: str) -> str:
+    if not _AGENT_ID.fullmatch(agent_id):
+        raise ProtocolError(f"not an agent id: {clipped(agent_id, 80)!r}")
+    return agent_id
+
+
+def _bounded(text: str, name: str) -> str:
+    if size(text) > bounds.NAME_BYTES_MAX:
+        raise ProtocolError(f"{name} is longer than {bounds.NAME_BYTES_MAX:,} bytes: {clipped(text)}")
+    return text
+
+
 def _checked(hello: dict[str, Any], name: str, kind: type[T]) -> T | None:
     value = hello.get(name)
+    if isinstance(value, str):
+        _bounded(value, f"{name} of hello")
     if value is None or (isinstance(value, kind) and not isinstance(value, bool)):
         return value
     raise ProtocolError(f"{name} of hello is not a {kind.__name__}")

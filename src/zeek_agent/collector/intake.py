@@ -18,6 +18,7 @@ from zeek_agent.collector.pack import Log, Pack
 from zeek_agent.collector.records import RowReader, row_reader
 from zeek_agent.collector.rotation import LogDirectory, LogFile
 from zeek_agent.subscriptions import Change
+from zeek_agent.text import clipped
 from zeek_agent.zeek.data import ProtocolError
 from zeek_agent.zeek.protocol import (
     AgentError,
@@ -43,6 +44,7 @@ REPORTS_PER_SECOND: Final = 20
 
 _CHANGES: Final = {Change.ADD: "new", Change.DELETE: "gone", None: None}
 _MESSAGE_LENGTH: Final = 1000
+_ERROR_SHOWN: Final = 800
 
 logger = logging.getLogger("zeek_agent.collector")
 
@@ -94,9 +96,9 @@ class Intake:
                 if leaving := self.agents.shutdown(context.agent_id, now):
                     self._life_cycle_line(leaving, now)
             case AgentError(context, text):
-                self.counters.agent_errors += 1
                 self.agents.heard(context.agent_id, now)
-                self.report("ERROR", f"error from Zeek Agent: {text} [{context.agent_id}]", now)
+                self.counters.agent_errors += 1
+                self.report("ERROR", f"error from Zeek Agent: {clipped(text, _ERROR_SHOWN)} [{context.agent_id}]", now)
             case ResultBatch():
                 raise ProtocolError("rows in batches, which this collector does not offer to take")
         return None
@@ -129,14 +131,14 @@ class Intake:
     def _row(self, event: ResultRow, now: float) -> None:
         result = self._results.get(event.event)
         if result is None:
-            raise ProtocolError(f"no query of this collector has the event {event.event[:200]}")
+            raise ProtocolError(f"no query of this collector has the event {clipped(event.event)}")
         log, read, file = result
         context = event.context
         try:
             values = read(event.columns)
             file.write((*self._leading(log, context, now), *values))
         except (ValueError, ProtocolError) as error:
-            raise ProtocolError(f"row for {log.path} from {context.agent_id[:200]}: {error}") from None
+            raise ProtocolError(f"row for {log.path} from {clipped(context.agent_id)}: {error}") from None
         self.counters.rows += 1
 
     def _leading(self, log: Log, context: Context, now: float) -> tuple[float | str | None, ...]:

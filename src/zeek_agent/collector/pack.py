@@ -8,10 +8,11 @@ the Zeek Agent package do.
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -21,7 +22,9 @@ from msgspec import Meta, Struct
 
 from zeek_agent.collector.logs import Field
 from zeek_agent.errors import UsageError
-from zeek_agent.subscriptions import Query, Subscription
+from zeek_agent.subscriptions import SCHEDULE_MIN, Query, Subscription
+
+logger = logging.getLogger("zeek_agent.collector")
 
 Seconds = Annotated[float, Meta(ge=0)]
 SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]
@@ -137,12 +140,12 @@ def parse(text: str, origin: str, *, schedule: float | None = None) -> Pack:
     except msgspec.ValidationError as error:
         raise UsageError(f"{origin}: {_explained(str(error))}") from None
     try:
-        return _pack(file, schedule)
+        return _pack(file, origin, schedule)
     except ValueError as error:
         raise UsageError(f"{origin}: {error}") from None
 
 
-def _pack(file: PackFile, schedule: float | None) -> Pack:
+def _pack(file: PackFile, origin: str, schedule: float | None) -> Pack:
     logs: dict[str, Log] = {}
     for path, entry in file.logs.items():
         log = _log(path, entry)
@@ -150,9 +153,12 @@ def _pack(file: PackFile, schedule: float | None) -> Pack:
             raise ValueError(f"logs {logs[log.event].path} and {path} have the same event {log.event}")
         logs[log.event] = log
     by_path = {log.path: log for log in logs.values()}
-    queries = tuple(_query(file, entry, by_path, schedule) for entry in file.queries)
-    enabled = tuple(query for query, entry in zip(queries, file.queries, strict=True) if entry.enabled)
-    return Pack(logs, enabled)
+    wanted = tuple(_query(file, entry, by_path, schedule) for entry in file.queries)
+    enabled = [query for query, entry in zip(wanted, file.queries, strict=True) if entry.enabled]
+    if too_frequent := sum(one.query.is_too_frequent for one in enabled):
+        notice = "%s: queries with a schedule below %g s will run every %g s: %d"
+        logger.warning(notice, origin, SCHEDULE_MIN, SCHEDULE_MIN, too_frequent)
+    return Pack(logs, tuple(replace(one, query=one.query.slowed()) for one in enabled))
 
 
 def _log(path: str, entry: LogEntry) -> Log:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from zeek_agent import locks
+from zeek_agent import locks, ownership
 from zeek_agent.collector.logs import DATE_FORMAT, Field, Format, FormatName, local_time, make_format
 from zeek_agent.errors import UsageError
 from zeek_agent.locks import FileLock
@@ -131,7 +131,7 @@ class LogFile:
     def move_leftover(self) -> None:
         """Give a file of that name, which an earlier run left, its final name. Raises OSError."""
         if self._fd is None and os.path.lexists(self._file):
-            self._file.rename(_free_name(self._directory, self.path, _opened(self._file)))
+            self._file.rename(_free_name(self._directory, self.path, _settled(self._file)))
 
     def _open(self, since: float) -> None:
         """Have the file open; a new one counts as opened when its first line came."""
@@ -143,7 +143,7 @@ class LogFile:
         self._directory.mkdir(parents=True, exist_ok=True)
         self.move_leftover()
         self._opened = since
-        self._fd = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._fd = ownership.create_log(self._file)
         self._size = 0
         if self._rotate_interval > 0:
             self._rotate_at = (self._opened // self._rotate_interval + 1) * self._rotate_interval
@@ -305,13 +305,17 @@ def _free_name(directory: Path, path: str, opened: float) -> Path:
     return target
 
 
-def _opened(file: Path) -> float:
-    """When a log was opened: as its header says, or when it was last written."""
+def _settled(file: Path) -> float:
+    """When an earlier run's log was opened, as its header says, or last written; its mode is narrowed if need be."""
     status = file.lstat()
-    if stat.S_ISREG(status.st_mode):
-        with file.open("rb") as content:
-            match = _OPENED.search(content.read(_HEADER_BYTES))
-        if match:
-            with suppress(ValueError, OverflowError):
-                return time.mktime(time.strptime(match[1].decode(), DATE_FORMAT))
+    if not stat.S_ISREG(status.st_mode):
+        return status.st_mtime
+    descriptor = ownership.read_log(file)
+    with os.fdopen(descriptor, "rb") as content:
+        with suppress(PermissionError):  # another user's, which only that user can narrow
+            ownership.narrow_log(descriptor)
+        match = _OPENED.search(content.read(_HEADER_BYTES))
+    if match:
+        with suppress(ValueError, OverflowError):
+            return time.mktime(time.strptime(match[1].decode(), DATE_FORMAT))
     return status.st_mtime

@@ -34,7 +34,8 @@ from zeek_agent.collector.pack import Pack, PackQuery
 from zeek_agent.collector.rotation import PENDING_BYTES, LogDirectory
 from zeek_agent.config import CollectorSettings
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.zeek import protocol
+from zeek_agent.text import clipped, size
+from zeek_agent.zeek import bounds, protocol
 from zeek_agent.zeek.data import ProtocolError
 from zeek_agent.zeek.protocol import Message, ZeekHello
 
@@ -319,6 +320,10 @@ class Collector:
         topics = protocol.read_subscription(raw)
         if len(topics) > self._limits.per_connection:
             raise ProtocolError(f"more than {self._limits.per_connection} subscriptions")
+        if long := next((topic for topic in topics if size(topic) > bounds.TOPIC_BYTES_MAX), None):
+            raise ProtocolError(f"a topic is longer than {bounds.TOPIC_BYTES_MAX:,} bytes: {clipped(long)}")
+        if sum(map(size, topics)) > bounds.SUBSCRIPTION_BYTES_MAX:
+            raise ProtocolError(f"subscriptions of more than {bounds.SUBSCRIPTION_BYTES_MAX:,} bytes")
         return tuple(topics)
 
     async def _take(self, client: Client, raw: bytes) -> None:

@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 from zeek_agent import control
 from zeek_agent.control import Done, Failed, Frame, Request
 from zeek_agent.errors import UsageError, ZeekAgentError
+from zeek_agent.text import clipped
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,8 @@ class ControlServer:
             raise
         except Exception as error:
             log.exception("control request of %s failed", origin)
-            await self._send(writer, Failed("ZeekAgentError", f"internal error, see the agent's log: {error!r}"))
+            shown = clipped(repr(error))
+            await self._send(writer, Failed("ZeekAgentError", f"internal error, see the agent's log: {shown}"))
 
     async def _send(self, writer: asyncio.StreamWriter, frame: Frame) -> None:
         for line in control.encode_frame(frame):

@@ -7,6 +7,7 @@ handed over, so no transaction on the event store outlives its statement.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -23,9 +24,10 @@ from zeek_agent.database.results import Result, ResultColumn, Statement
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.session import ALIASES, Catalog, Profile, Session, Store
-from zeek_agent.errors import AccessDeniedError, SqlError
+from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.host import Host
 from zeek_agent.schema import Table
+from zeek_agent.text import STATEMENT_SHOWN, clipped, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +36,9 @@ __all__ = ["ALIASES", "Database", "Lane", "Profile", "Result", "ResultColumn", "
 
 AUDITED: Final = 1_000
 """Statements that the audit log remembers, so that a repeated one is not written each time."""
+
+AUDIT_BYTES: Final = 3_000
+"""A longer statement is on record with its beginning and its hash: a line of the log has room for 4 KB."""
 
 _audit = logging.getLogger("zeek_agent.audit")
 _T = TypeVar("_T")
@@ -67,7 +72,7 @@ class Database:
         self._store = store
         self._catalog = Catalog.of(1, tables)
         self._listeners: list[Callable[[], None]] = []
-        self._audited: dict[tuple[str, str], None] = {}
+        self._audited: dict[tuple[str, bytes], None] = {}
         self._lock = threading.Lock()
         self._lanes: dict[Lane, ThreadPoolExecutor] = {}
         self._local = threading.local()
@@ -134,6 +139,14 @@ class Database:
         """Compile one statement without running it: its columns and the tables that it reads. Raises like `query`."""
         return await self._submit(sql, profile, lane, origin, lambda session, run: session.compile(sql, run))
 
+    def check_length(self, sql: str, origin: str) -> None:
+        """Raises LimitError for a statement that is too long, which is then on record; nothing else is done with it."""
+        most = self.limits.statement_bytes
+        if size(sql) > most:
+            error = LimitError(f"the statement is longer than {most} bytes (limits.statement_bytes)")
+            _audit_refusal(sql, origin, error)
+            raise error
+
     def close(self) -> None:
         """End what runs, the threads and the connections. Blocks until they have ended."""
         with self._lock:
@@ -164,6 +177,7 @@ class Database:
     async def _submit(
         self, sql: str, profile: Profile, lane: Lane, origin: str, work: Callable[[Session, Run], _T]
     ) -> _T:
+        self.check_length(sql, origin)
         self._note(sql, origin)
         run = Run(self.limits, shared_for=0.0 if lane is Lane.LOCAL else self.scans.seconds)
         future = self._executor(lane).submit(partial(self._work, profile, lane, run, work))
@@ -173,19 +187,19 @@ class Database:
             run.cancel()
             raise
         except AccessDeniedError as error:
-            _audit.warning("refused, %s: %s: %s", origin, error, sql)
+            _audit_refusal(sql, origin, error)
             raise
         finally:
             self._expire_scans()
 
     def _note(self, sql: str, origin: str) -> None:
         """Write the statement to the audit log: at level info when it is new, else debug."""
-        key = (origin, sql)
+        key = (origin, _digest(sql))
         known = key in self._audited
         self._audited[key] = None
         if len(self._audited) > AUDITED:
             del self._audited[next(iter(self._audited))]
-        _audit.log(logging.DEBUG if known else logging.INFO, "%s: %s", origin, sql)
+        _audit.log(logging.DEBUG if known else logging.INFO, "%s: %s", origin, _on_record(sql))
 
     def _executor(self, lane: Lane) -> ThreadPoolExecutor:
         with self._lock:
@@ -247,3 +261,18 @@ class Database:
     def _expired(self) -> None:
         self._expiry = None
         self._expire_scans()
+
+
+def _audit_refusal(sql: str, origin: str, error: SqlError) -> None:
+    _audit.warning("refused, %s: %s: %s", origin, error, _on_record(sql))
+
+
+def _on_record(sql: str) -> str:
+    """A statement as it goes into the audit log: as it is, or its beginning and what tells it from any other."""
+    if size(sql) <= AUDIT_BYTES:
+        return sql
+    return f"{clipped(sql, STATEMENT_SHOWN)}, SHA-256 {_digest(sql).hex()}"
+
+
+def _digest(sql: str) -> bytes:
+    return hashlib.sha256(sql.encode(errors="surrogatepass")).digest()

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 from zeek_agent.database.cells import Decoder
 from zeek_agent.schema import Table, Value, ZeekType
 from zeek_agent.sources.files.reads import Omissions
+from zeek_agent.text import clipped
 
 BATCH_ROWS: Final = 1000
 ERRORS_SHOWN: Final = 10
@@ -81,7 +82,7 @@ class Errors:
     def add(self, message: str) -> None:
         self._count += 1
         if len(self._texts) < ERRORS_SHOWN:
-            self._texts[message] = None
+            self._texts[clipped(message)] = None
 
     def texts(self) -> tuple[str, ...]:
         more = self._count - len(self._texts)

@@ -177,9 +177,6 @@ class Session:
         cursor = self._connection.cursor()
         cursor.exec_trace = self._abort_compiled if compile_only else self._compiled
         try:
-            if len(sql.encode()) > self._limits.statement_bytes:
-                most = self._limits.statement_bytes
-                raise LimitError(f"the statement is longer than {most} bytes (limits.statement_bytes)")
             cursor.execute(sql, can_cache=not compile_only)
             if not self._headings:
                 raise SqlError("there is no statement")

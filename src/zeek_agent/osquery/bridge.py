@@ -16,7 +16,7 @@ from zeek_agent.errors import SqlError
 from zeek_agent.osquery import export, imported, recording
 from zeek_agent.osquery.client import Client
 from zeek_agent.osquery.imported import Offered, Reader, Rules
-from zeek_agent.osquery.wire import GoneError, RefusedError, UnreachableError
+from zeek_agent.osquery.wire import GoneError, ImpostorError, RefusedError, UnreachableError
 
 if TYPE_CHECKING:
     from zeek_agent.config import OsquerySettings
@@ -55,6 +55,8 @@ class Seen:
 
     reason: str | None = None
     offered: Mapping[str, Offered] = field(default_factory=dict)
+    impostor: bool = False
+    """Whether something is there that may be another user's."""
 
 
 class Bridge:
@@ -159,7 +161,7 @@ class Bridge:
             found = imported.offered(client, self._reader.rules, self._seen.offered, ours)
             self._record(found)
         except _FAILURES as error:
-            return Seen(str(error))
+            return Seen(str(error), impostor=isinstance(error, ImpostorError))
         except (KeyError, ValueError) as error:
             return Seen(f"what it says of its tables cannot be understood: {error!r}")
         return Seen(None, found)
@@ -204,7 +206,8 @@ class Bridge:
             if seen.reason is None:
                 log.info("osquery at %s: %d tables", self.client.path, len(imports))
             else:
-                level = logging.INFO if self._settings.socket == AUTO else logging.WARNING
+                expected = self._settings.socket == AUTO and not seen.impostor
+                level = logging.INFO if expected else logging.WARNING
                 log.log(level, "osquery cannot be used: %s", seen.reason)
 
     def _may_import(self, one: Offered) -> bool:

@@ -90,7 +90,7 @@ class Client:
         self._epoch = 0
         self._closed = False
         self._connection: Connection | None = None
-        self._unreachable: tuple[float, float, str] | None = None
+        self._unreachable: tuple[float, float, UnreachableError] | None = None
         self._rests: dict[str, Rest] = {}
         self._answers: dict[str, Answer] = {}
 
@@ -201,13 +201,14 @@ class Client:
             raise UnreachableError("the agent ends")
         now = self._clock()
         if self._unreachable is not None and now < self._unreachable[0]:
-            raise UnreachableError(self._unreachable[2])
+            known = self._unreachable[2]
+            raise type(known)(str(known))
         try:
             self.path = self._find()
             self._connection = Connection(self.path, self._timeout)
         except UnreachableError as error:
             pause = min(self._unreachable[1] * 2, RECONNECT_MAX) if self._unreachable else RECONNECT_MIN
-            self._unreachable = (now + pause, pause, str(error))
+            self._unreachable = (now + pause, pause, error.with_traceback(None))
             raise
         self._unreachable = None
         self.connections += 1

@@ -186,7 +186,7 @@ class Extension:
                 raise ZeekAgentError(f"there is no {registry} {item} here")
             rows = self._act(self._tables[item], request)
         except (ZeekAgentError, msgspec.MsgspecError) as error:
-            self.last_error = f"{item}: {error}"
+            self.last_error = f"{text.clipped(item)}: {error}"
             return interface().Response(status=self._status(1, str(error)), response=[])
         self.rows += len(rows)
         return interface().Response(status=self._status(0, "OK"), response=rows)

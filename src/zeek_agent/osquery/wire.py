@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from zeek_agent import text
+from zeek_agent import ownership, text
 from zeek_agent.errors import ZeekAgentError
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ REPLY_BYTES_MAX: Final = 268_435_456
 
 class UnreachableError(ZeekAgentError):
     """No osquery can be reached; the message says why and what to do."""
+
+
+class ImpostorError(UnreachableError):
+    """What is at the socket may be another user's, who could make up rows and be shown what is asked."""
 
 
 class GoneError(ZeekAgentError):
@@ -154,14 +159,38 @@ def _require(status: Any) -> None:
 
 
 def _connected(path: str, timeout: float) -> socket.socket:
+    """A connection to a process of root's or of the agent's own user. Raises UnreachableError and ImpostorError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout)
     try:
-        connection.connect(path)
+        doubt = ownership.distrusted(Path(path))
+        if doubt is None:
+            connection.connect(path)
+            doubt = _doubt_about_peer(connection)
+        if doubt is not None:
+            raise ImpostorError(_IMPOSTOR.format(path=path, doubt=doubt))
     except OSError as error:
         connection.close()
         raise UnreachableError(f"{path}: {reason(error)}") from error
+    except ImpostorError:
+        connection.close()
+        raise
     return connection
+
+
+_IMPOSTOR: Final = (
+    "{path}: not used, since it may be another user's: {doubt}; let osquery run as root or as the agent's user, with "
+    "its socket where only they can write"
+)
+
+
+def _doubt_about_peer(connection: socket.socket) -> str | None:
+    """Who listens may be somebody else than the owner of the socket's file: unix(7), SO_PEERCRED."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", raw)
+    return None if ownership.is_trusted(uid) else f"process {pid}, which listens there, belongs to uid {uid}"
 
 
 def reason(error: OSError) -> str:

@@ -62,7 +62,7 @@ zeek_agent_queries = Table(
         Column("sql", "text", "the statement"),
         Column("event", "text", "Zeek event that takes the rows"),
         Column("subscription", "text", "`Snapshots`, `Differences`, `SnapshotPlusDifferences`, `Events`; null: once"),
-        Column("schedule", "interval", "time between runs; null: once"),
+        Column("schedule", "interval", "time between runs, 50 ms at least; null: once"),
         Column("cookie", "text", "text that goes back with each row"),
         Column("state", "text", "`running`, `waiting` for tables that it requires, or `failing`"),
         Column("runs", "count", "how often it ran"),
@@ -142,7 +142,7 @@ zeek_agent_connections = Table(
 zeek_agent_log = Table(
     "zeek_agent_log",
     "the agent's own log",
-    description="The last entries, as many as `log.entries` says.",
+    description="The last entries, as many as `log.entries` says. A message of more than 4 KB is cut in the middle.",
     columns=[
         Column("time", "time", "when it was logged"),
         Column("level", "text", "`debug`, `info`, `warning`, `error` or `critical`"),

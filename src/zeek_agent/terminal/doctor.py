@@ -6,6 +6,7 @@ without, `ok` for what is there.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import platform
@@ -29,9 +30,9 @@ from zeek_agent.terminal import client, config_check, console
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
-    from websockets.sync.client import ClientConnection
-
     from zeek_agent.config import Config, OsquerySettings, SourceSettings, ZeekSettings
+    from zeek_agent.zeek.destination import Destination
+    from zeek_agent.zeek.protocol import Ack, Error, Message
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -345,7 +346,7 @@ def _audit() -> Iterator[Check]:
 def _osquery(settings: OsquerySettings) -> Iterator[Check]:
     """Ask osquery who it is, as the agent would."""
     from zeek_agent.osquery import bridge
-    from zeek_agent.osquery.wire import Connection
+    from zeek_agent.osquery.wire import Connection, ImpostorError
 
     if settings.socket == bridge.OFF:
         return
@@ -363,7 +364,9 @@ def _osquery(settings: OsquerySettings) -> Iterator[Check]:
         finally:
             connection.close()
     except (ZeekAgentError, ValueError, KeyError) as error:
-        if settings.socket == bridge.AUTO:
+        if isinstance(error, ImpostorError):
+            yield Check("osquery", "warn", str(error), "its tables are not in the database")
+        elif settings.socket == bridge.AUTO:
             yield Check("osquery", "ok", f"{error}; its tables are not in the database")
         else:
             yield Check(
@@ -376,37 +379,29 @@ def _osquery(settings: OsquerySettings) -> Iterator[Check]:
 def _zeek(url: str, settings: ZeekSettings) -> Iterator[Check]:
     """Connect as the agent would, subscribe to nothing, and wait for the acknowledgement."""
     from websockets.exceptions import WebSocketException
-    from websockets.sync.client import connect
 
-    from zeek_agent.zeek import causes, destination, protocol, tls
+    from zeek_agent.zeek import causes, destination
 
-    zeek = destination.parse(url)
+    target = destination.parse(url)
     try:
-        with connect(
-            url,
-            ssl=tls.client_context(settings.tls) if zeek.is_tls else None,
-            server_hostname=settings.tls.server_name if zeek.is_tls else None,
-            additional_headers={"X-Application-Name": f"{paths.NAME}-doctor"},
-            open_timeout=settings.connect_timeout,
-            close_timeout=1.0,
-            compression=None,
-            proxy=None,
-        ) as websocket:
-            websocket.send(protocol.subscription_message([]))
-            answer = protocol.read_message(_first_message(websocket, settings.ack_timeout))
+        answer = asyncio.run(_first_answer(target, settings))
     except (OSError, WebSocketException, ZeekAgentError) as error:
-        yield Check("zeek", "fail", causes.explain(error, zeek), "`zeek-agent run` goes on trying")
+        yield Check("zeek", "fail", causes.explain(error, target), "`zeek-agent run` goes on trying")
     else:
         yield _acknowledged(url, answer)
 
 
-def _first_message(websocket: ClientConnection, seconds: float) -> bytes:
-    from zeek_agent.zeek import causes
+async def _first_answer(target: Destination, settings: ZeekSettings) -> Ack | Error | Message:
+    from zeek_agent.zeek import causes, protocol
+    from zeek_agent.zeek.connection import open_websocket
 
-    try:
-        return websocket.recv(timeout=seconds, decode=False)
-    except TimeoutError:
-        raise causes.UnusableError(causes.NO_ACK.format(seconds=seconds)) from None
+    async with await open_websocket(target, settings, f"{paths.NAME}-doctor") as websocket:
+        await websocket.send(protocol.subscription_message([]))
+        try:
+            async with asyncio.timeout(settings.ack_timeout):
+                return protocol.read_message(await websocket.recv(decode=False))
+        except TimeoutError:
+            raise causes.UnusableError(causes.NO_ACK.format(seconds=settings.ack_timeout)) from None
 
 
 def _acknowledged(url: str, answer: object) -> Check:

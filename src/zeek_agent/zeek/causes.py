@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from typing import Any, Final
 
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
+from zeek_agent.text import clipped
 from zeek_agent.zeek.destination import Destination
 
 
@@ -22,6 +24,7 @@ NO_ACK: Final = (
     "in logs (let a proxy listen, or a manager that is no logger)"
 )
 NO_BACKEND: Final = "runs without a cluster backend and would lose every event (load frameworks/cluster/backend/zeromq)"
+LONG_NAME: Final = "names itself or its version with more than {most:,} bytes: {name}"
 _NO_ANSWER: Final = (
     "closed the connection without an answer: its limit of 100 clients a listener may be reached, or the port expects "
 )
@@ -34,8 +37,16 @@ _CLOSE_CODES: Final = {
 }
 
 
+_SHOWN: Final = 1_000
+"""Characters: what a peer says of itself may be part of the cause."""
+
+
 def explain(error: BaseException, destination: Destination) -> str:
     """One line that names the destination, what went wrong and the likely cause."""
+    return clipped(_explained(error, destination), _SHOWN)
+
+
+def _explained(error: BaseException, destination: Destination) -> str:
     if isinstance(error.__cause__, ConnectionClosed):
         error = error.__cause__
     for kind, words in _CAUSES:
@@ -59,10 +70,16 @@ def _closed(error: ConnectionClosed, _: Destination) -> str:
 
 def _status(error: InvalidStatus, _: Destination) -> str:
     status = error.response.status_code
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        return _REDIRECT.format(status=status, target=clipped(error.response.headers.get("Location") or "nowhere"))
     cause = _STATUSES.get(status, "not Zeek's WebSocket API, or a wrong path")
     return f"answered HTTP status {status}: {cause}"
 
 
+_REDIRECT: Final = (
+    "redirects to {target} (HTTP status {status}), which the agent refuses: a redirect could send it to anyone; if the "
+    "address is right, name it in zeek.destinations"
+)
 _STATUSES: Final = {
     400: "not Zeek's WebSocket API, or a proxy that wants a client certificate (zeek.tls.certificate)",
     **dict.fromkeys((502, 503, 504), "a proxy that does not reach Zeek"),

@@ -23,7 +23,8 @@ from websockets.exceptions import WebSocketException
 
 from zeek_agent import __version__
 from zeek_agent.errors import UsageError
-from zeek_agent.zeek import causes, data, destination, protocol, tls
+from zeek_agent.text import clipped, size
+from zeek_agent.zeek import bounds, causes, data, destination, protocol, tls
 from zeek_agent.zeek.destination import Destination
 from zeek_agent.zeek.instance import Traffic
 from zeek_agent.zeek.session import Session
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from zeek_agent.database import Database
     from zeek_agent.identity import Identity
     from zeek_agent.queries import QueryRunner
+    from zeek_agent.zeek.destination import Destination
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ APPLICATION: Final = f"zeek-agent/{__version__}"
 """One name for all agents: Zeek keeps metrics by name."""
 SEND_BUFFER: Final = 128 * 1024
 """Bytes that the kernel may hold: the answer to Zeek's ping waits behind them."""
+MESSAGES_WAITING: Final = 4
+"""Messages that are read ahead, each of up to `message_bytes_max`."""
 WRITE_LIMIT: Final = 32 * 1024
 CLOSE_TIMEOUT: Final = 2.0
 SHUTDOWN_TIMEOUT: Final = 3.0
@@ -75,6 +79,37 @@ class Status:
     dropped_rows: int
     reconnects: int
     last_error: str | None
+
+
+class _ConnectDirectly(connect):
+    """The library's client without redirects: whoever answers in Zeek's place could send the agent anywhere."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+async def open_websocket(
+    target: Destination, settings: ZeekSettings, application: str, connected: socket.socket | None = None
+) -> ClientConnection:
+    """A WebSocket to the destination itself, over the `connected` socket if one is given.
+
+    Raises OSError, WebSocketException and UsageError.
+    """
+    return await _ConnectDirectly(
+        target.url,
+        sock=connected,
+        ssl=tls.client_context(settings.tls) if target.is_tls else None,
+        server_hostname=settings.tls.server_name if target.is_tls else None,
+        additional_headers={"X-Application-Name": application},
+        compression=None,
+        max_size=settings.message_bytes_max,
+        max_queue=MESSAGES_WAITING,
+        ping_interval=None,
+        open_timeout=settings.connect_timeout,
+        close_timeout=CLOSE_TIMEOUT,
+        write_limit=WRITE_LIMIT,
+        proxy=None,
+    )
 
 
 class ZeekConnection:
@@ -223,22 +258,8 @@ class ZeekConnection:
             await _close(websocket)
 
     async def _open(self) -> ClientConnection:
-        settings = self._settings
-        secure = self.destination.is_tls
-        websocket = await connect(
-            self.destination.url,
-            sock=await self._dial() if self._dial is not None else None,
-            ssl=tls.client_context(settings.tls) if secure else None,
-            server_hostname=settings.tls.server_name if secure else None,
-            additional_headers={"X-Application-Name": APPLICATION},
-            compression=None,
-            max_size=settings.message_bytes_max,
-            ping_interval=None,
-            open_timeout=settings.connect_timeout,
-            close_timeout=CLOSE_TIMEOUT,
-            write_limit=WRITE_LIMIT,
-            proxy=None,
-        )
+        connected = await self._dial() if self._dial is not None else None
+        websocket = await open_websocket(self.destination, self._settings, APPLICATION, connected)
         raw_socket: socket.socket = websocket.transport.get_extra_info("socket")
         raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         return websocket
@@ -251,9 +272,12 @@ class ZeekConnection:
             async with asyncio.timeout(seconds):
                 while not isinstance(answer := protocol.read_message(await websocket.recv(decode=False)), protocol.Ack):
                     if isinstance(answer, protocol.Error):
-                        raise causes.UnusableError(f"refused the agent: {answer.code}: {answer.context}")
+                        raise causes.UnusableError(f"refused the agent: {clipped(f'{answer.code}: {answer.context}')}")
         except TimeoutError:
             raise causes.UnusableError(causes.NO_ACK.format(seconds=seconds)) from None
+        for name in (answer.endpoint, answer.version):
+            if size(name) > bounds.NAME_BYTES_MAX:
+                raise causes.UnusableError(causes.LONG_NAME.format(most=bounds.NAME_BYTES_MAX, name=clipped(name)))
         if answer.lacks_backend:
             raise causes.UnusableError(causes.NO_BACKEND)
         return answer

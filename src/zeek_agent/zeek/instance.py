@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from websockets.exceptions import ConnectionClosed
 
 from zeek_agent.database import Profile
+from zeek_agent.text import STATEMENT_SHOWN, clipped
 from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.batches import Acknowledgements, split
 from zeek_agent.zeek.protocol import Context, RowsAck, ZeekHello
@@ -118,7 +119,9 @@ class Instance:
                     await self.acknowledgements.wait(report, last, self.settings.script_timeout)
                 except TimeoutError:
                     log.warning(
-                        "Zeek at %s did not acknowledge rows of %s: sent again", self.identity, report.query.sql
+                        "Zeek at %s did not acknowledge rows of %s: sent again",
+                        self.identity,
+                        clipped(report.query.sql, STATEMENT_SHOWN),
                     )
                 else:
                     return

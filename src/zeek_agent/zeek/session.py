@@ -12,9 +12,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from zeek_agent.database import Lane, Profile, Result, ResultColumn
-from zeek_agent.errors import SqlError
+from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.schema import ZeekType
-from zeek_agent.zeek import data, protocol
+from zeek_agent.text import STATEMENT_SHOWN, clipped, size
+from zeek_agent.zeek import bounds, data, protocol
 from zeek_agent.zeek.causes import UnusableError
 from zeek_agent.zeek.flow import Sender
 from zeek_agent.zeek.instance import Instance, Traffic
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from zeek_agent.database import Database
     from zeek_agent.identity import Identity
     from zeek_agent.queries import Installed, QueryRunner
+    from zeek_agent.subscriptions import Query
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +192,8 @@ class Session:
             try:
                 message = protocol.read_message(raw)
                 if isinstance(message, protocol.Error):
-                    self._complain("error", f"Zeek at {self._url} reports {message.code}: {message.context}")
+                    told = clipped(f"{message.code}: {message.context}")
+                    self._complain("error", f"Zeek at {self._url} reports {told}")
                 elif isinstance(message, protocol.Message) and message.topic.rstrip("/") in self._topics:
                     event = protocol.zeek_event(message)
                     if event is not None:
@@ -203,6 +206,9 @@ class Session:
             if event.instance in self.instances:
                 log.info("Zeek instance %s at %s ends", event.instance, self._url)
                 self._drop(event.instance, in_order=True)
+            return
+        if reason := bounds.excess(event):
+            self._refuse(event, reason)
             return
         instance = self._seen(event.instance)
         if instance is None:
@@ -217,6 +223,20 @@ class Session:
             instance.acknowledge(event)
         else:
             self._cancel(instance, event.query_id)
+
+    def _refuse(self, event: ZeekEvent, reason: str) -> None:
+        """Skip a message in which something is too long, and tell the instance, where it can be addressed."""
+        self._complain("size", f"skipped a message of Zeek at {self._url}: {reason}")
+        if size(event.instance) > bounds.NAME_BYTES_MAX:
+            return
+        instance = self._seen(event.instance)
+        if instance is None or instance.is_disabled:
+            return
+        if isinstance(event, InstallQuery):
+            known = event.query_id if size(event.query_id) <= bounds.NAME_BYTES_MAX else None
+            self._post_error(instance, f"could not install query ({reason})", known)
+        elif isinstance(event, ZeekHello):
+            self._post_error(instance, f"could not take hello ({reason})")
 
     def _seen(self, instance_id: str) -> Instance | None:
         """The instance of that id, which is made when it is new; None when there are too many."""
@@ -253,12 +273,32 @@ class Session:
             self._post_error(instance, message)
 
     async def _install(self, instance: Instance, event: InstallQuery) -> None:
-        if len(self.queries(instance)) >= self._settings.queries_max:
-            message = f"could not install query (limit of {self._settings.queries_max} queries): {event.query.sql}"
+        query = event.query
+        try:
+            self._database.check_length(query.sql, self._url)
+        except LimitError as error:
+            message = f"could not compile query (failed to compile SQL statement: {clipped(query.sql)} ({error}))"
+            self._post_error(instance, message, event.query_id, query.cookie)
+            return
+        if limit := self._full(instance, query):
+            message = f"could not install query (limit of {limit}): {clipped(query.sql, STATEMENT_SHOWN)}"
             self._complain("queries", f"Zeek instance {instance.id} at {self._url}: {message}")
-            self._post_error(instance, message, event.query_id, event.query.cookie)
+            self._post_error(instance, message, event.query_id, query.cookie)
             return
         await self._runner.install(instance, event.query_id, event.query)
+
+    def _full(self, instance: Instance, query: Query) -> str | None:
+        """The limit that one more query would exceed."""
+        number, texts = 0, query.size
+        for one in self._runner.installed:
+            number += one.recipient is instance
+            if isinstance(one.recipient, Instance) and one.recipient.sender is self.sender:
+                texts += one.size
+        if number >= self._settings.queries_max:
+            return f"{self._settings.queries_max} queries"
+        if texts > bounds.INSTALLED_BYTES_MAX:
+            return f"{bounds.INSTALLED_BYTES_MAX:,} bytes for the texts of all queries of this connection"
+        return None
 
     def _cancel(self, instance: Instance, query_id: str) -> None:
         """End a query of this instance; nobody ends another's."""

@@ -1,0 +1,242 @@
+"""Whose files are: log files that only their owner, or one group, can read, and paths that nobody else can replace.
+
+The agent runs as root in directories that other users may be able to write to. What it finds there is trusted only if
+it belongs to root or to the agent's own user; so are the symbolic links on the way.
+"""
+
+# ruff: noqa: PTH116
+# Works on descriptors of directories, which pathlib does not know.
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Final
+
+
+def _flags(*names: str) -> int:
+    """Flags of open(2), those of them that this system has."""
+    return reduce(or_, (getattr(os, f"O_{name}", 0) for name in names))
+
+
+LOG_MODE: Final = 0o600
+LOG_MODE_GROUP: Final = 0o640
+"""Of a log file in a directory that hands its group on (setgid): the administrator means that group to read it."""
+
+LINKS_MAX: Final = 40
+"""Symbolic links on the way to a file, as many as Linux follows."""
+
+
+_CAN_WALK: Final = hasattr(os, "O_PATH")
+"""Elsewhere only the file itself is looked at."""
+_DIRECTORY: Final = _flags("PATH", "DIRECTORY", "CLOEXEC")
+_LOOK: Final = _flags("PATH", "NOFOLLOW", "CLOEXEC")
+_APPEND: Final = _flags("WRONLY", "APPEND", "CLOEXEC")
+_UNAMBIGUOUS: Final = _flags("NOFOLLOW", "NONBLOCK")
+"""Neither a link nor a pipe without a reader, which would be waited for."""
+_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+_OWN_DESCRIPTORS: Final = "/proc/self/fd"
+
+
+class UntrustedError(PermissionError):
+    """What is at a path may be somebody else's, for this reason."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(errno.EPERM, f"it may be another user's: {reason}", str(path))
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class _Place:
+    """The directory in which a path ends, and the name there."""
+
+    path: Path
+    name: str
+    descriptor: int | None = None
+    """Of the directory; None where one cannot walk, and `name` is the whole path."""
+    reason: str | None = None
+    """Why others than root and the agent's user could put something else at the path; None if nobody can."""
+
+    def enter(self, directory: int) -> None:
+        """Go on in that directory, and note whether others could replace what is in it."""
+        self.leave()
+        self.descriptor = directory
+        status = os.fstat(directory)
+        mode = stat.S_IMODE(status.st_mode)
+        if not is_trusted(status.st_uid):
+            self.reason = f"a directory on the way to it belongs to uid {status.st_uid}"
+        elif mode & _WRITABLE_BY_OTHERS and not mode & stat.S_ISVTX:
+            self.reason = f"a directory on the way to it can be written by others (mode {mode:04o})"
+
+    def leave(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+def create_log(path: Path) -> int:
+    """A descriptor of a new log file, with its mode set whatever the umask is. Raises OSError, also if it is there."""
+    with _place(path, follow_last=False) as place:
+        return _create(place)
+
+
+def open_log(path: Path) -> int:
+    """A descriptor that appends to a log file, which is made if need be, and loses what `LOG_MODE_GROUP` lacks.
+
+    Raises UntrustedError for a file that another user owns or may have linked or put there, and OSError.
+    """
+    with _place(path, follow_last=True) as place:
+        try:
+            return _append(place)
+        except FileNotFoundError:
+            return _create(place)
+
+
+def read_log(path: Path) -> int:
+    """A descriptor that reads a regular file that is there. Raises OSError."""
+    return os.open(path, os.O_RDONLY | _flags("CLOEXEC") | _UNAMBIGUOUS)
+
+
+def narrow_log(descriptor: int) -> None:
+    """Take from a log file's mode what `LOG_MODE_GROUP` lacks. Raises OSError.
+
+    A file with a second name is left alone: somebody else may need it under that.
+    """
+    status = os.fstat(descriptor)
+    mode = stat.S_IMODE(status.st_mode)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and mode & ~LOG_MODE_GROUP:
+        _set_mode(descriptor, mode & LOG_MODE_GROUP)
+
+
+def distrusted(path: Path) -> str | None:
+    """Why what is at the path may be, or may be replaced by, another user's; None if it is root's or the agent's.
+
+    A directory with the sticky bit (`/tmp`) keeps what is there from others. Raises OSError when there is nothing.
+    """
+    try:
+        with _place(path, follow_last=True) as place:
+            owner = os.stat(place.name, dir_fd=place.descriptor, follow_symlinks=False).st_uid
+            return place.reason if is_trusted(owner) else f"it belongs to uid {owner}"
+    except UntrustedError as error:
+        return error.reason
+
+
+def is_trusted(uid: int) -> bool:
+    """Whether it is root's number or that of the agent's own user."""
+    return uid in (0, os.geteuid() if hasattr(os, "geteuid") else 0)
+
+
+@contextmanager
+def _place(path: Path, *, follow_last: bool) -> Iterator[_Place]:
+    """Walk to the directory that a path ends in, one name at a time, so that what was looked at is what is used.
+
+    Raises OSError that names the path; UntrustedError for a symbolic link of somebody else.
+    """
+    place = _Place(path, str(path.absolute()))
+    try:
+        if _CAN_WALK:
+            _walk(place, follow_last=follow_last)
+        yield place
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        place.leave()
+
+
+def _walk(place: _Place, *, follow_last: bool) -> None:
+    left = list(reversed(place.path.absolute().parts[1:]))
+    links = 0
+    place.enter(os.open("/", _DIRECTORY))
+    while left:
+        place.name = left.pop()
+        if not left and (not follow_last or _is_own_descriptor(place)):
+            return
+        try:
+            found = os.open(place.name, _LOOK, dir_fd=place.descriptor)
+        except FileNotFoundError:
+            if left:
+                raise
+            return
+        status = os.fstat(found)
+        if left and not stat.S_ISLNK(status.st_mode):
+            place.enter(found)
+            continue
+        try:
+            if not stat.S_ISLNK(status.st_mode):
+                return
+            links += 1
+            if links > LINKS_MAX:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            target = _target(place, status, found)
+        finally:
+            os.close(found)
+        if target.is_absolute():
+            target = target.relative_to("/")
+            place.enter(os.open("/", _DIRECTORY))
+        left += reversed(target.parts)
+
+
+def _target(place: _Place, status: os.stat_result, link: int) -> Path:
+    """Where a symbolic link leads, if it may be followed."""
+    if not is_trusted(status.st_uid):
+        raise UntrustedError(
+            place.path, f"the symbolic link {place.name} on the way to it belongs to uid {status.st_uid}"
+        )
+    if place.reason is not None:
+        raise UntrustedError(place.path, f"{place.name} is a symbolic link, and {place.reason}")
+    return Path(os.readlink("", dir_fd=link))
+
+
+def _is_own_descriptor(place: _Place) -> bool:
+    """Whether the name is one of this process's own descriptors, as /dev/stdout leads to."""
+    try:
+        return place.descriptor is not None and os.path.samestat(os.fstat(place.descriptor), os.stat(_OWN_DESCRIPTORS))
+    except FileNotFoundError:
+        return False
+
+
+def _create(place: _Place) -> int:
+    directory = os.stat(place.path.absolute().parent if place.descriptor is None else place.descriptor)
+    mode = LOG_MODE_GROUP if directory.st_mode & stat.S_ISGID else LOG_MODE
+    made = os.open(place.name, _APPEND | os.O_CREAT | os.O_EXCL, mode, dir_fd=place.descriptor)
+    try:
+        _set_mode(made, mode)
+    except OSError:
+        os.close(made)
+        raise
+    return made
+
+
+def _append(place: _Place) -> int:
+    own = _is_own_descriptor(place)
+    found = os.open(place.name, _APPEND if own else _APPEND | _UNAMBIGUOUS, dir_fd=place.descriptor)
+    try:
+        if not own:
+            _require_own(place, os.fstat(found))
+        narrow_log(found)
+        if _UNAMBIGUOUS:
+            os.set_blocking(found, True)
+    except OSError:
+        os.close(found)
+        raise
+    return found
+
+
+def _set_mode(descriptor: int, mode: int) -> None:
+    if hasattr(os, "fchmod"):
+        os.fchmod(descriptor, mode)
+
+
+def _require_own(place: _Place, status: os.stat_result) -> None:
+    if not is_trusted(status.st_uid):
+        raise UntrustedError(place.path, f"it belongs to uid {status.st_uid}")
+    if place.reason is not None and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+        raise UntrustedError(place.path, f"it has another name (hard link), and {place.reason}")

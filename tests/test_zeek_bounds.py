@@ -1,0 +1,345 @@
+"""What a peer may name, and how long: what is longer is refused in few words, and nothing of it is kept or logged."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import logging
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+from sql import Recorder, database, events
+from test_zeek_connection import FAST, IDENTITY, until
+from zeek_server import Client, zeek_server
+
+from zeek_agent import logbook, queries
+from zeek_agent.access import AccessPolicy
+from zeek_agent.config import AccessSettings, EventSettings, LimitSettings, LogSettings
+from zeek_agent.database import Database
+from zeek_agent.errors import LimitError, SqlError, UsageError
+from zeek_agent.events import EventStore
+from zeek_agent.host import Host
+from zeek_agent.logbook import Ring
+from zeek_agent.queries import QueryRunner
+from zeek_agent.schema import Constraints, Row
+from zeek_agent.subscriptions import Query, Subscription
+from zeek_agent.zeek import bounds, data, protocol
+from zeek_agent.zeek.connection import ZeekConnection
+from zeek_agent.zeek.protocol import AgentError, AgentHello, ResultRow
+
+TIMES = 260
+LONG = "x" * 3_900_000
+HALF = "x" * 1_900_000
+MOST = 30_000_000
+"""Bytes that may be kept of 260 messages of 3.9 MB, the traces of the test included."""
+
+
+class HelloAgent:
+    """The agent of the table `zeek_agent`, as it is declared for these tests."""
+
+    id, instance, hostname = "Hagent", "Iinstance", "here"
+
+
+@dataclass
+class Agent:
+    connection: ZeekConnection
+    runner: QueryRunner
+    database: Database
+    ring: Ring
+
+
+HELLO = Recorder(
+    "zeek_agent",
+    [
+        *((name, "text") for name in ("id", "instance", "hostname")),
+        ("addresses", "set[address]"),
+        *((name, "text") for name in ("platform", "os_name", "kernel_name", "kernel_version", "kernel_arch")),
+        ("agent_version", "count"),
+        ("uptime", "interval"),
+        ("tables", "set[text]"),
+    ],
+    [("Hagent", "I", "here", (), "Linux", "Debian", "Linux", "6", "x86_64", 30000, 1.0, ("t",))],
+)
+
+
+@contextmanager
+def agents_log(path: Path) -> Iterator[Ring]:
+    """The log as in an agent, to a file, and without the handlers of pytest, which keep all that they get."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    ring = logbook.set_up(LogSettings(file=str(path), level="debug"))
+    try:
+        yield ring
+    finally:
+        logging.captureWarnings(False)
+        for handler in root.handlers:
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@asynccontextmanager
+async def connected(path: Path, **settings: object) -> AsyncIterator[tuple[Agent, Client]]:
+    """A real connection, queries, database, event store and log; `secret` is a table that may not be queried."""
+    tables = [HELLO.table, Recorder("t", [("n", "count")], [(1,)]).table, events("happenings", [("n", "count")])]
+    tables.append(Recorder("secret", [("n", "count")], []).table)
+    policy = AccessPolicy(AccessSettings(tables_deny=("secret",)))
+    store = EventStore(path / "events.db", tables, EventSettings())
+    database = Database(tables, Host(HelloAgent(), policy), LimitSettings(), store)  # type: ignore[arg-type]
+    runner = QueryRunner(database, store)
+    chosen = msgspec.structs.replace(FAST, **settings)
+    with agents_log(path / "agent.log") as ring:
+        async with zeek_server() as zeek:
+            connection = ZeekConnection(zeek.url(), chosen, IDENTITY, database, runner, platform="linux")
+            task = asyncio.create_task(connection.run())
+            client = await zeek.client()
+            await client.expect(AgentHello)
+            try:
+                yield Agent(connection, runner, database, ring), client
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                await runner.close()
+                await database.aclose()
+                store.close()
+
+
+class Retained:
+    """Bytes that are in use now and were not at the start."""
+
+    def __enter__(self) -> Retained:
+        gc.collect()
+        tracemalloc.start()
+        self._start = tracemalloc.get_traced_memory()[0]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        tracemalloc.stop()
+
+    @property
+    def bytes(self) -> int:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] - self._start
+
+
+def query(sql: str = "SELECT n FROM t", event: str = "Test::row", **more: object) -> Query:
+    return Query(sql, event, **more)  # type: ignore[arg-type]
+
+
+async def still_serves(client: Client) -> None:
+    """The connection is as it was: an ordinary query gets its row."""
+    await client.install("ordinary", query(), instance="zeek_ordinary")
+    await client.expect(ResultRow, lambda row: row.context.query_id == "ordinary")
+
+
+async def test_hundreds_of_refused_statements_of_megabytes_cost_nothing(tmp_path: Path) -> None:
+    async with connected(tmp_path) as (agent, client):
+        with Retained() as retained:
+            for number in range(TIMES):
+                sql = f"SELECT {number} FROM nowhere WHERE n = '{LONG}'"
+                await client.install(f"q{number}", query(sql))
+                del sql
+                await client.expect(AgentError, number=number + 1)
+            await still_serves(client)
+            assert retained.bytes < MOST
+        assert agent.connection.status().reconnects == 0
+        errors = client.of(AgentError)
+        assert {error.context.query_id for error in errors} == {f"q{number}" for number in range(TIMES)}
+        assert all(len(error.message) < 1_000 for error in errors)
+        assert errors[7].message.startswith(
+            "could not compile query (failed to compile SQL statement: SELECT 7 FROM nowhere WHERE n = 'xxx"
+        )
+        assert errors[7].message.endswith(
+            "xxx… (3,900,034 bytes) (the statement is longer than 100000 bytes (limits.statement_bytes)))"
+        )
+        refused = [
+            message for _, _, name, message in agent.ring.rows() if name == "zeek_agent.audit" and "nowhere" in message
+        ]
+        assert len(refused) == TIMES
+        assert refused[0].startswith(f"refused, {agent.connection.destination}: ")
+        assert all(len(message.encode()) <= 4_096 for *_, message in agent.ring.rows())
+
+
+REPEATED = Subscription.SNAPSHOTS
+SLOW = {"schedule": 3_600.0, "subscription": REPEATED}
+TOO_LONG: dict[str, tuple[dict[str, object], str]] = {
+    "event": ({"event": f"Test::{LONG}"}, "the event's name is longer than 1,024 bytes: Test::xxx"),
+    "cookie": ({"cookie": LONG}, "the cookie is longer than 65,536 bytes: xxx"),
+    "required table": (
+        {"requires_tables": frozenset({LONG})},
+        "a name in requires_tables is longer than 1,024 bytes: xxx",
+    ),
+    "missing table": (
+        {"if_missing_tables": frozenset({LONG})},
+        "a name in if_missing_tables is longer than 1,024 bytes: xxx",
+    ),
+    "many required tables": (
+        {"requires_tables": frozenset(map(str, range(50_000)))},
+        "requires_tables has 50,000 members, more than 1,000",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TOO_LONG)
+async def test_a_query_with_something_too_long_is_refused_in_few_words(tmp_path: Path, kind: str) -> None:
+    fields, told = TOO_LONG[kind]
+    async with connected(tmp_path) as (agent, client):
+        frame = protocol.install_query(client.topic, client.instance, "q", query(**{**SLOW, **fields}))
+        with Retained() as retained:
+            for _ in range(20):
+                await client.send(frame)
+            await client.expect(AgentError, number=20)
+            await still_serves(client)
+            assert retained.bytes < 3_900_000
+        assert not agent.runner.installed
+        error = client.of(AgentError)[0]
+    assert error.message.startswith(f"could not install query ({told}")
+    assert len(error.message) < 400
+    assert (error.context.query_id, error.context.cookie) == ("q", None)
+    assert kind == "many required tables" or error.message.endswith(" bytes))")
+
+
+async def test_ids_that_are_too_long_are_not_kept_nor_repeated(tmp_path: Path) -> None:
+    topic = protocol.group_topic("all")
+    frames = [
+        protocol.install_query(topic, "zeek_1", LONG, query(**SLOW)),
+        protocol.install_query(topic, LONG, "q", query(**SLOW)),
+        protocol.cancel_query(topic, "zeek_1", LONG),
+        protocol.zeek_shutdown(topic, LONG),
+        protocol.zeek_hello(topic, protocol.ZeekHello("zeek_1", LONG)),
+        protocol.zeek_hello(topic, protocol.ZeekHello("zeek_1", "9", 9, LONG)),
+        protocol.zeek_hello(topic, protocol.ZeekHello("zeek_1", "9", 9, "", frozenset({LONG}))),
+        protocol.zeek_hello(topic, protocol.ZeekHello(LONG)),
+        protocol.rows_ack(topic, protocol.RowsAck("zeek_1", HALF, HALF, 1, 1)),
+        protocol.event_message(topic, LONG),
+        protocol.install_query(LONG, "zeek_1", "q", query(**SLOW)),
+        protocol.error(HALF, HALF),
+        '{"type":"' + LONG + '"}',
+        '{"topic":"x","data":[{"@data-type":"' + LONG + '","data":1}]}',
+    ]
+    async with connected(tmp_path) as (agent, client):
+        with Retained() as retained:
+            for frame in frames:
+                await client.send(frame)
+            await still_serves(client)
+            assert retained.bytes < 3_900_000
+        session = agent.connection.session
+        assert session is not None
+        assert set(session.instances) == {"zeek_1", "zeek_ordinary"}
+        assert session.instances["zeek_1"].hello is None
+        assert not agent.runner.installed
+        assert all(len(message.encode()) < 2_300 for *_, message in agent.ring.rows())
+        assert agent.connection.status().reconnects == 0
+        told = [error.message for error in client.of(AgentError)]
+        assert [message.partition(":")[0] for message in told] == [
+            "could not install query (the query's id is longer than 1,024 bytes",
+            "could not take hello (Zeek's version is longer than 1,024 bytes",
+            "could not take hello (the package's version is longer than 1,024 bytes",
+            "could not take hello (a name in features is longer than 1,024 bytes",
+        ]
+        assert client.of(AgentError)[0].context.query_id is None
+
+
+async def test_what_is_just_short_enough_is_taken_and_comes_back_whole(tmp_path: Path) -> None:
+    cookie, event, query_id = "ü" * 32_768, f"Test::{'e' * 1_018}", "q" * 1_024
+    async with connected(tmp_path) as (_, client):
+        await client.install(query_id, query(event=event, cookie=cookie), instance="i" * 1_024)
+        row = await client.expect(ResultRow)
+    assert (row.event, row.context.query_id, row.context.cookie) == (event, query_id, cookie)
+
+
+async def test_statements_that_wait_for_a_table_or_a_slow_zeek_are_bounded_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "INSTALLED_BYTES_MAX", 2_000_000)
+    async with connected(tmp_path) as (agent, client):
+        for number in range(30):
+            sql = f"SELECT {number} FROM t -- {'x' * 99_000}"
+            never = frozenset({"never_there"})
+            await client.install(f"q{number}", query(sql, requires_tables=never, **SLOW), instance=f"zeek_{number % 3}")
+        await client.expect(AgentError, number=10)
+        await still_serves(client)
+        assert len(agent.runner.installed) == 20
+        assert sum(len(one.query.sql) for one in agent.runner.installed) < 2_000_000
+        (error, *_) = client.of(AgentError)
+        assert error.message.startswith(
+            "could not install query (limit of 2,000,000 bytes for the texts of all queries of this connection): "
+            "SELECT 20 FROM t -- xxx"
+        )
+        assert len(error.message) < 1_300
+        await client.cancel("q0", "zeek_0")
+        await client.install("q99", query(f"SELECT 99 FROM t -- {'x' * 99_000}", **SLOW))
+        await client.expect(ResultRow, lambda row: row.context.query_id == "q99")
+
+
+async def test_statements_that_are_denied_are_on_record_in_a_line_each(tmp_path: Path) -> None:
+    async with connected(tmp_path) as (agent, client):
+        with Retained() as retained:
+            for number in range(100):
+                await client.install(f"q{number}", query(f"SELECT {number} FROM secret -- {'x' * 90_000}"))
+            await client.expect(AgentError, number=100)
+            assert retained.bytes < 3_900_000
+        audited = [message for _, _, name, message in agent.ring.rows() if name == "zeek_agent.audit"]
+        refused = [message for message in audited if message.startswith("refused")]
+        asked = [message for message in audited if ": SELECT 5 FROM secret" in message]
+    assert len(refused) == 100
+    statement = f"SELECT 5 FROM secret -- {'x' * 90_000}"
+    shown = f"{statement[:1_000]}… (90,024 bytes), SHA-256 {hashlib.sha256(statement.encode()).hexdigest()}"
+    assert asked[0].endswith(shown)
+    assert asked[1].endswith(f"table secret may not be queried (access.tables_deny, access.tables_allow): {shown}")
+
+
+async def test_a_zeek_that_calls_itself_by_megabytes_is_not_kept(tmp_path: Path) -> None:
+    async with zeek_server(protocol.Ack(HALF, HALF)) as zeek:
+        database = Database([HELLO.table], Host(HelloAgent(), AccessPolicy()))  # type: ignore[arg-type]
+        connection = ZeekConnection(zeek.url(), FAST, IDENTITY, database, QueryRunner(database))
+        task = asyncio.create_task(connection.run())
+        await until(lambda: connection.status().reconnects > 0)
+        status = connection.status()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await database.aclose()
+    assert status.last_error is not None
+    assert "names itself or its version with more than 1,024 bytes: xxx" in status.last_error
+    assert len(status.last_error) < 1_000
+    assert (status.endpoint, status.zeek_version) == (None, None)
+
+
+async def test_ever_new_event_queries_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "PROGRESS_MAX", 10)
+    async with connected(tmp_path) as (agent, client):
+        for number in range(30):
+            wanted = query(
+                "SELECT n FROM happenings", cookie=str(number), schedule=60.0, subscription=Subscription.EVENTS
+            )
+            await client.install(f"q{number}", wanted)
+            await until(lambda: bool(agent.runner.installed) and agent.runner.installed[0].runs > 0)
+            await client.cancel(f"q{number}")
+            await until(lambda: not agent.runner.installed)
+        assert len(agent.runner._progress) == 10
+
+
+def test_an_error_repeats_no_more_than_some_of_what_it_is_about() -> None:
+    for kind in (SqlError, LimitError, UsageError, data.ProtocolError):
+        assert str(kind(f"near {LONG}")) == f"near {LONG[:1_995]}… (3,900,005 bytes)"
+        assert str(kind("short")) == "short"
+
+
+async def test_rows_that_are_left_out_are_told_in_short() -> None:
+    def fail(wanted: Constraints) -> Iterator[Row]:
+        raise OSError(f"cannot read {LONG}")
+
+    db = database(Recorder("t", [("n", "text")], fail))
+    with pytest.raises(SqlError) as caught:
+        await db.query("SELECT * FROM t")
+    assert len(str(caught.value)) < 2_100
+    result = await db.query(f"SELECT '{'x' * 10_000}' AS \"n:count\"")
+    await db.aclose()
+    assert len(result.errors) == 1
+    assert len(result.errors[0]) < 300
