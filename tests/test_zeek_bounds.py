@@ -199,7 +199,7 @@ async def test_a_query_with_something_too_long_is_refused_in_few_words(tmp_path:
             await client.expect(AgentError, number=20)
             await still_serves(client)
             assert retained.bytes < 3_900_000
-        assert not agent.runner.installed
+        await until(lambda: not agent.runner.installed)
         error = client.of(AgentError)[0]
     assert error.message.startswith(f"could not install query ({told}")
     assert len(error.message) < 400
@@ -235,7 +235,7 @@ async def test_ids_that_are_too_long_are_not_kept_nor_repeated(tmp_path: Path) -
         assert session is not None
         assert set(session.instances) == {"zeek_1", "zeek_ordinary"}
         assert session.instances["zeek_1"].hello is None
-        assert not agent.runner.installed
+        await until(lambda: not agent.runner.installed)
         assert all(len(message.encode()) < 2_300 for *_, message in agent.ring.rows())
         assert agent.connection.status().reconnects == 0
         told = [error.message for error in client.of(AgentError)]
@@ -267,7 +267,7 @@ async def test_statements_that_wait_for_a_table_or_a_slow_zeek_are_bounded_toget
             await client.install(f"q{number}", query(sql, requires_tables=never, **SLOW), instance=f"zeek_{number % 3}")
         await client.expect(AgentError, number=10)
         await still_serves(client)
-        assert len(agent.runner.installed) == 20
+        await until(lambda: len(agent.runner.installed) == 20)
         assert sum(len(one.query.sql) for one in agent.runner.installed) < 2_000_000
         (error, *_) = client.of(AgentError)
         assert error.message.startswith(
