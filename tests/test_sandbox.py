@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import apsw
+import apsw.ext as apsw_ext
 import communityid
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +21,8 @@ from sql import Recorder, database, events
 from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.database import Database, Lane, Profile, Result
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
+from zeek_agent.database.sandbox import TABLE_FUNCTIONS, Run
+from zeek_agent.database.session import Session
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.events import EventStore
 from zeek_agent.schema import Constraints, Parameter, Row
@@ -76,6 +81,10 @@ async def value(db: Database, expression: str) -> object:
         "PRAGMA writable_schema = 1",
         "PRAGMA database_list",
         "PRAGMA integrity_check",
+        "PRAGMA table_list",
+        "PRAGMA table_info(sqlite_schema)",
+        "PRAGMA table_info(dbstat)",
+        "SELECT name FROM pragma_table_info('sqlite_temp_schema')",
         "SELECT * FROM pragma_database_list",
         "SELECT load_extension('{path}')",
         "SELECT readfile('/etc/passwd')",
@@ -109,7 +118,7 @@ async def test_statements_may_only_read(db: Database, tmp_path: Path, sql: str) 
         "EXPLAIN SELECT 1",
         "EXPLAIN QUERY PLAN SELECT * FROM t",
         "PRAGMA table_info(t)",
-        "PRAGMA table_list",
+        "PRAGMA table_xinfo('T')",
         "SELECT name FROM pragma_table_info('t')",
         "SELECT name FROM sqlite_schema",
         "SELECT value FROM json_each('[1]')",
@@ -148,6 +157,259 @@ async def test_denied_tables_are_not_read_in_any_way() -> None:
         with pytest.raises(AccessDeniedError):
             await db.prepare(sql)
     assert (await db.query("SELECT count(*) FROM t")).rows == [(1000,)]
+    await db.aclose()
+
+
+# Names that SQLite has by itself, and those that statements give
+
+
+def built_in_names() -> list[str]:
+    """All of SQLite's modules that make virtual tables, its pragmas as tables, and its own tables."""
+    connection = apsw.Connection(":memory:")
+    modules = [name for (name,) in connection.execute("SELECT name FROM pragma_module_list")]
+    pragmas = [f"pragma_{name}" for (name,) in connection.execute("SELECT name FROM pragma_pragma_list")]
+    schema = ["sqlite_temp_schema", "sqlite_temp_master", "sqlite_sequence", "sqlite_stat1", "sqlite_dbpage"]
+    return sorted({*modules, *pragmas, *schema} - TABLE_FUNCTIONS)
+
+
+READINGS = (
+    "SELECT * FROM {name}",
+    "SELECT count(*) FROM {name}",
+    'SELECT count(*) FROM "{name}" AS t',
+    "SELECT 1 FROM [{name}]",
+    "SELECT EXISTS (SELECT 1 FROM {name})",
+    "SELECT * FROM main.{name}",
+    "SELECT count(*) FROM main.{name}",
+    "SELECT count(*) FROM temp.{name}",
+    "SELECT * FROM {name}('t')",
+    "SELECT count(*) FROM t, {name}",
+    "SELECT 1 WHERE 1 IN {name}",
+    "WITH t AS (SELECT * FROM {name}) SELECT * FROM t",
+    "WITH t AS (SELECT count(*) FROM {name}) SELECT count(*) FROM t",
+    "SELECT (WITH {name} AS (SELECT 1) SELECT count(*) FROM {name}), (SELECT count(*) FROM main.{name})",
+)
+
+
+@pytest.mark.parametrize("name", built_in_names())
+async def test_what_sqlite_has_by_itself_is_not_read_in_any_way(store: EventStore, name: str) -> None:
+    db = database(table(), EVENTS, store=store)
+    for profile in Profile:
+        for reading in READINGS:
+            for shown in (name, name.upper()):
+                sql = reading.format(name=shown)
+                for _ in range(3):  # a statement that is remembered is compiled no more
+                    with pytest.raises(SqlError):
+                        await db.query(sql, profile=profile)
+    await db.aclose()
+
+
+async def test_a_module_that_sqlite_may_get_is_refused_as_long_as_nobody_has_allowed_it(
+    monkeypatch: pytest.MonkeyPatch, store: EventStore
+) -> None:
+    def hook(connection: apsw.Connection) -> None:
+        def rows() -> Iterator[tuple[int]]:
+            yield (1,)
+
+        rows.columns, rows.column_access = ("value",), apsw_ext.VTColumnAccess.By_Index  # type: ignore[attr-defined]
+        apsw_ext.make_virtual_module(connection, "brand_new", rows)
+
+    monkeypatch.setattr(apsw, "connection_hooks", [*apsw.connection_hooks, hook])
+    plain = apsw.Connection(":memory:")
+    assert plain.execute("SELECT count(*) FROM brand_new").get == 1
+    db = database(table(), EVENTS, store=store)
+    for profile in Profile:
+        for reading in READINGS:
+            with pytest.raises(SqlError):
+                await db.query(reading.format(name="brand_new"), profile=profile)
+    await db.aclose()
+
+
+HIDDEN_NAMES = [
+    "t",
+    "secret",
+    "dbstat",
+    "pragma_database_list",
+    "json_each",
+    "sqlite_schema",
+    "event_window",
+    "_delivered",
+    "_store",
+    "processes_events",
+    "processes_events_history",
+    "process_events",
+]
+HIDING = (
+    'WITH "{name}" AS (SELECT 42 AS x) SELECT x FROM "{name}"',
+    'WITH "{name}"(x) AS (VALUES (1), (2)) SELECT sum(x) FROM "{name}"',
+    'WITH "{name}" AS (SELECT 42) SELECT count(*) FROM "{name}"',
+    'WITH "{name}" AS (VALUES (1), (2), (3)) SELECT count(*) FROM "{name}"',
+    'WITH "{name}" AS MATERIALIZED (SELECT 42 AS x) SELECT count(*) FROM "{name}" AS a, "{name}" AS b',
+    'WITH "{name}" AS NOT MATERIALIZED (SELECT 42 AS x) SELECT count(*) FROM "{name}" AS a LEFT JOIN "{name}" AS b',
+    'WITH RECURSIVE "{name}"(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM "{name}" WHERE x < 5) SELECT count(*) FROM '
+    '"{name}"',
+    'WITH "{name}" AS (SELECT 1 UNION SELECT 2 ORDER BY 1 LIMIT 1) SELECT 1 FROM "{name}"',
+    'WITH a AS (SELECT 7 AS x), "{name}" AS (SELECT x FROM a) SELECT (SELECT count(*) FROM "{name}"), count(*) FROM a',
+    'SELECT (WITH "{name}" AS (SELECT 42 AS x) SELECT x FROM "{name}"), EXISTS (WITH "{name}" AS (SELECT 1) SELECT 1 '
+    'FROM "{name}")',
+    'WITH "{name}" AS (SELECT 1 AS x GROUP BY 1) SELECT count(*) FROM (SELECT 1 FROM "{name}" LIMIT 5)',
+    'WITH "{name}" AS (SELECT 1 AS x) SELECT 3 IN "{name}", 1 IN "{name}"',
+)
+
+
+@pytest.mark.parametrize("name", HIDDEN_NAMES)
+async def test_a_with_may_hide_any_name_and_means_what_it_means_in_sqlite(store: EventStore, name: str) -> None:
+    plain = apsw.Connection(":memory:")
+    access = AccessSettings(tables_deny=("secret",))
+    db = database(table(), table("secret"), EVENTS, store=store, access=access)
+    for profile in Profile:
+        for hiding in HIDING:
+            sql = hiding.format(name=name)
+            for _ in range(2):
+                assert (await db.query(sql, profile=profile)).rows == plain.execute(sql).fetchall(), sql
+            assert (await db.prepare(sql, profile=profile)).tables == frozenset()
+    await db.aclose()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH processes_events AS (SELECT * FROM event_window) SELECT * FROM processes_events",
+        "WITH processes_events AS (SELECT * FROM temp.event_window) SELECT * FROM processes_events",
+        "WITH processes_events AS (SELECT seq FROM store.processes_events) SELECT * FROM processes_events",
+        "WITH processes_events AS (SELECT count(*) FROM _delivered) SELECT * FROM processes_events",
+        "WITH processes_events AS (SELECT * FROM _delivered) SELECT * FROM processes_events",
+        "WITH processes_events AS (SELECT * FROM secret) SELECT * FROM processes_events",
+        "WITH t AS (SELECT count(*) FROM secret) SELECT * FROM t",
+        "SELECT (WITH _delivered AS (SELECT 1) SELECT count(*) FROM _delivered), (SELECT count(*) FROM _delivered)",
+        "SELECT (WITH secret AS (SELECT 1) SELECT count(*) FROM secret), (SELECT count(*) FROM secret)",
+        "WITH _delivered AS (SELECT 1) SELECT count(*) FROM temp._delivered",
+        "SELECT count(*) FROM processes_events, _delivered",
+        "SELECT name FROM temp.sqlite_schema",
+        "SELECT count(*) FROM temp.sqlite_schema",
+        "SELECT sql FROM sqlite_temp_master",
+        "PRAGMA temp.table_list",
+        "PRAGMA table_info(_delivered)",
+        "SELECT sqlite_source_id()",
+    ],
+)
+async def test_a_name_that_a_with_hides_gives_access_to_nothing(store: EventStore, sql: str) -> None:
+    db = database(table(), table("secret"), EVENTS, store=store, access=AccessSettings(tables_deny=("secret",)))
+    for profile in Profile:
+        for _ in range(3):
+            with pytest.raises(SqlError):
+                await db.query(sql, profile=profile)
+            with pytest.raises(SqlError):
+                await db.prepare(sql, profile=profile)
+    await db.aclose()
+
+
+def test_the_statements_that_stay_compiled_are_few_and_short(sessions: list[Session]) -> None:
+    for session in sessions:
+        for number in range(300):
+            run = Run(LimitSettings())
+            run.start(memory_ceiling=1 << 40)
+            session.query(f"SELECT {number}{' ' * 5_000 * (number % 2)}", run)
+        assert 50 < len(session._sound) <= 100
+        assert sum(map(len, session._sound)) < 100 * 4_096
+
+
+async def test_pragmas_as_tables_describe_only_what_may_be_read(store: EventStore) -> None:
+    db = database(table(), EVENTS, store=store)
+    for profile in Profile:
+        for name in ("_delivered", "event_window", "sqlite_temp_schema"):
+            with pytest.raises(AccessDeniedError, match=f"table {name} may not be read"):
+                await db.query(f"SELECT * FROM pragma_table_info('{name}')", profile=profile)
+            with pytest.raises(AccessDeniedError, match=f"table {name} may not be read"):
+                await db.query(f"SELECT count(*) FROM t, pragma_table_xinfo('{name}', 'temp')", profile=profile)
+        found = await db.query("SELECT name FROM pragma_table_info('processes_events')", profile=profile)
+        assert ("pid",) in found.rows
+    await db.aclose()
+
+
+SECRET_ROWS, DELIVERED_ROWS = 401, 613
+"""Primes that no count of what may be read gives."""
+OBJECTS = st.sampled_from(
+    ["t", "secret", "_delivered", "sqlite_sequence", "processes_events", "processes_events_history", "dbstat", "c"]
+)
+PLACES = st.one_of(OBJECTS, OBJECTS.map('"{}"'.format), OBJECTS.map("main.{}".format), OBJECTS.map("temp.{}".format))
+COLUMNS = st.sampled_from(["*", "count(*)", "1", "count(*) AS pid", "max(name)", "pid", "a.*"])
+
+
+def _compound(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.one_of(
+        st.builds("SELECT {} FROM ({}) AS a".format, COLUMNS, inner),
+        st.builds("SELECT ({}), {} FROM {} AS a".format, inner, COLUMNS, PLACES),
+        st.builds("SELECT {} FROM {} AS a LEFT JOIN ({}) AS b".format, COLUMNS, PLACES, inner),
+        st.builds("SELECT {} FROM {} AS a WHERE EXISTS ({})".format, COLUMNS, PLACES, inner),
+        st.builds("{} UNION ALL {}".format, inner, inner),
+        st.builds("WITH {} AS ({}) {}".format, OBJECTS, inner, inner),
+        st.builds("WITH {} AS MATERIALIZED ({}), {} AS ({}) {}".format, OBJECTS, inner, OBJECTS, inner, inner),
+        st.builds("SELECT ({}), (WITH {} AS ({}) {})".format, inner, OBJECTS, inner, inner),
+    )
+
+
+NESTED = st.recursive(st.builds("SELECT {} FROM {} AS a".format, COLUMNS, PLACES), _compound, max_leaves=6)
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Session]]:
+    """Sessions of both profiles, whose forbidden tables can be told by what is in them, and by how many rows are."""
+    kept = EventStore(tmp_path_factory.mktemp("nested") / "events.sqlite", [EVENTS])
+    kept.append("processes_events", [(time.time(), number) for number in range(3)])
+    for number in range(DELIVERED_ROWS):
+        kept.acknowledge(f"key {number}", {}, None)
+    kept.flush()
+    rows = [(10_000 + number, "SECRET") for number in range(SECRET_ROWS)]
+    few = Recorder("t", [("pid", "count"), ("name", "text")], ROWS[:3])
+    db = database(
+        few,
+        Recorder("secret", [("pid", "count"), ("name", "text")], rows),
+        EVENTS,
+        store=kept,
+        access=AccessSettings(tables_deny=("secret",)),
+    )
+    made = [
+        Session(db._catalog, profile, host=db.host, limits=db.limits, scans=db.scans, store=kept) for profile in Profile
+    ]
+    yield made
+    for one in made:
+        one.close()
+    db.close()
+    kept.close()
+
+
+@settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(sql=NESTED)
+def test_nothing_of_what_may_not_be_read_comes_out_however_it_is_nested(sessions: list[Session], sql: str) -> None:
+    for session in sessions:
+        run = Run(LimitSettings(time=5.0))
+        run.start(memory_ceiling=1 << 40)
+        try:
+            rows = session.query(sql, run).rows
+        except SqlError:
+            continue
+        for cell in (cell for row in rows for cell in row):
+            assert cell not in ("SECRET", SECRET_ROWS, DELIVERED_ROWS)
+            assert not (isinstance(cell, int) and 10_000 <= cell < 20_000)
+            assert not (isinstance(cell, str) and cell.startswith("key "))
+
+
+async def test_what_sqlite_tells_of_its_plans_and_errors_names_nothing_that_is_hidden(store: EventStore) -> None:
+    db = database(table(), EVENTS, store=store)
+    told = []
+    for sql in (
+        "EXPLAIN QUERY PLAN SELECT * FROM processes_events AS a LEFT JOIN processes_events_history AS b USING (pid)",
+        "EXPLAIN SELECT max(pid) FROM processes_events",
+        "SELECT sql FROM sqlite_schema",
+    ):
+        told += (await db.query(sql)).rows
+    for sql in ("SELECT nope FROM processes_events", "SELECT * FROM processes_events JOIN processes_events USING (a)"):
+        with pytest.raises(SqlError) as caught:
+            await db.query(sql)
+        told.append((str(caught.value),))
+    shown = " ".join(str(cell) for row in told for cell in row)
+    assert re.search(r"SEARCH store\.processes_events USING INTEGER PRIMARY KEY|SEARCH processes_events", shown)
+    assert not re.search(r"[0-9a-f]{32}", shown)
     await db.aclose()
 
 

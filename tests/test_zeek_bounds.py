@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from sql import Recorder, database, events
 from test_zeek_connection import FAST, IDENTITY, until
+from websockets.asyncio.server import ServerConnection, serve
 from zeek_server import Client, zeek_server
 
 from zeek_agent import logbook, queries
@@ -29,6 +30,7 @@ from zeek_agent.logbook import Ring
 from zeek_agent.queries import QueryRunner
 from zeek_agent.schema import Constraints, Row
 from zeek_agent.subscriptions import Query, Subscription
+from zeek_agent.terminal import doctor
 from zeek_agent.zeek import bounds, data, protocol
 from zeek_agent.zeek.connection import ZeekConnection
 from zeek_agent.zeek.protocol import AgentError, AgentHello, ResultRow
@@ -197,7 +199,7 @@ async def test_a_query_with_something_too_long_is_refused_in_few_words(tmp_path:
             await client.expect(AgentError, number=20)
             await still_serves(client)
             assert retained.bytes < 3_900_000
-        assert not agent.runner.installed
+        await until(lambda: not agent.runner.installed)
         error = client.of(AgentError)[0]
     assert error.message.startswith(f"could not install query ({told}")
     assert len(error.message) < 400
@@ -233,7 +235,7 @@ async def test_ids_that_are_too_long_are_not_kept_nor_repeated(tmp_path: Path) -
         assert session is not None
         assert set(session.instances) == {"zeek_1", "zeek_ordinary"}
         assert session.instances["zeek_1"].hello is None
-        assert not agent.runner.installed
+        await until(lambda: not agent.runner.installed)
         assert all(len(message.encode()) < 2_300 for *_, message in agent.ring.rows())
         assert agent.connection.status().reconnects == 0
         told = [error.message for error in client.of(AgentError)]
@@ -265,7 +267,7 @@ async def test_statements_that_wait_for_a_table_or_a_slow_zeek_are_bounded_toget
             await client.install(f"q{number}", query(sql, requires_tables=never, **SLOW), instance=f"zeek_{number % 3}")
         await client.expect(AgentError, number=10)
         await still_serves(client)
-        assert len(agent.runner.installed) == 20
+        await until(lambda: len(agent.runner.installed) == 20)
         assert sum(len(one.query.sql) for one in agent.runner.installed) < 2_000_000
         (error, *_) = client.of(AgentError)
         assert error.message.startswith(
@@ -309,6 +311,21 @@ async def test_a_zeek_that_calls_itself_by_megabytes_is_not_kept(tmp_path: Path)
     assert "names itself or its version with more than 1,024 bytes: xxx" in status.last_error
     assert len(status.last_error) < 1_000
     assert (status.endpoint, status.zeek_version) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "answer", [protocol.ack("x", HALF), protocol.error(HALF, HALF)], ids=["acknowledgement", "error"]
+)
+async def test_doctor_shows_no_more_than_some_of_what_a_zeek_says(answer: str) -> None:
+    async def answer_once(websocket: ServerConnection) -> None:
+        await websocket.recv()
+        await websocket.send(answer)
+        await websocket.wait_closed()
+
+    async with serve(answer_once, "127.0.0.1", 0, compression=None) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        (check,) = await asyncio.to_thread(lambda: list(doctor._zeek(f"127.0.0.1:{port}", FAST)))
+    assert len(check.found) < 400
 
 
 async def test_ever_new_event_queries_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

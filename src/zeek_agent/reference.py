@@ -19,6 +19,7 @@ import click
 from zeek_agent import config, paths
 from zeek_agent.access_defaults import CONTENTS_PRIVATE, CONTENTS_PUBLIC, LOCAL_FILE_SYSTEMS, PATHS_DENY
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
+from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
 from zeek_agent.schema import Table
 from zeek_agent.tables import builtin_tables
 from zeek_agent.terminal.table_text import parameter_summary, zeek_record
@@ -161,6 +162,14 @@ def sql_page() -> str:
         "## Functions of SQLite",
         "These may be used; `randomblob` only within the limit on values. "
         + ", ".join(f"`{name}`" for name in sorted(BUILT_IN)),
+        "## What can be read",
+        "The agent's tables, and of SQLite's own "
+        + ", ".join(f"`{name}`" for name in sorted(TABLE_FUNCTIONS - {f"pragma_{name}" for name in PRAGMAS}))
+        + " and `sqlite_schema`. "
+        + ", ".join(f"`PRAGMA {name}(table)`" for name in sorted(PRAGMAS))
+        + " and the same as tables, `pragma_table_info('table')`, describe them; `zeek_agent_tables` lists them. "
+        "Whatever else SQLite has, or will have in a later version, is refused. A name that `WITH` gives hides a table "
+        "of that name, as in SQLite; only names that begin with `sqlite_` are better left to SQLite.",
         "## Limits",
         "A statement ends with a clear error at its limit on time, rows, memory or length; see "
         "[limits](configuration.md#limits). Only tables, and contents of files, that [access](configuration.md#access) "

@@ -127,6 +127,7 @@ class RemoteTable:
 
     def BestIndexObject(self, info: apsw.IndexInfo) -> bool:  # noqa: N802
         """Take what the other program can compare, and LIMIT when that is all that decides on rows."""
+        self.module.surroundings.use(self.module.layout.table)
         terms: list[Term] = []
         limits: list[int] = []
         exact = info.nOrderBy == 0

@@ -7,6 +7,7 @@ bound on it is checked, not set: a set one would let a greedy statement starve t
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -20,11 +21,12 @@ from zeek_agent.database.results import Errors
 from zeek_agent.errors import AccessDeniedError, LimitError
 
 STEPS_BETWEEN_CHECKS: Final = 200
-PRAGMAS: Final = frozenset({"table_info", "table_list", "table_xinfo"})
+PRAGMAS: Final = frozenset({"table_info", "table_xinfo"})
 TABLE_FUNCTIONS: Final = frozenset({"json_each", "json_tree", *(f"pragma_{name}" for name in PRAGMAS)})
-OWN_SCHEMAS: Final = frozenset({"main", "temp", None})
-WINDOW_TABLE: Final = "event_window"
-SCHEMA_TABLES: Final = frozenset({"sqlite_master", "sqlite_schema", "sqlite_temp_master", "sqlite_temp_schema"})
+SCHEMA_TABLES: Final = frozenset({"sqlite_master", "sqlite_schema"})
+"""The list of the tables of `main`. That of `temp` names what is only for views."""
+TRIPWIRE: Final = "sqlite_source_id"
+"""A function of SQLite that no statement may call: a view that does is refused by its own name, when it is used."""
 
 _ROW_BYTES_SHARE: Final = 4
 _READING: Final = frozenset({apsw.SQLITE_SELECT, apsw.SQLITE_RECURSIVE})
@@ -110,58 +112,111 @@ def value_limit(limits: LimitSettings, columns: int) -> int:
     return min(limits.value_bytes, limits.result_bytes // _ROW_BYTES_SHARE // max(columns, 1))
 
 
+class Names:
+    """What a session calls things that views need and statements must not reach. Nobody can guess it."""
+
+    def __init__(self) -> None:
+        self._suffix = f"_{secrets.token_hex(16)}"
+        self.store = f"store{self._suffix}"
+        """The schema of the event store."""
+        self.window = f"event_window{self._suffix}"
+
+    def hide(self, text: str) -> str:
+        """The text without what must not be known, for what SQLite says of plans and errors."""
+        return text.replace(self._suffix, "")
+
+
 class Authorizer:
     """SQLite's authorizer: asked for each thing that a statement would do, while it is compiled.
 
-    `readable` maps each name that can be read to the name of its table. `tables` collects the tables that were read
-    since it was last cleared. Raises AccessDeniedError, which ends the compilation.
+    What may be read is a list: the agent's tables, `TABLE_FUNCTIONS` and `SCHEMA_TABLES`; whatever else SQLite has, or
+    will have, is refused. `readable` maps each name that can be read to the name of its table. `tables` collects the
+    tables that are read, from `begin` on. Raises AccessDeniedError, which ends the compilation.
+
+    A table of which no column is read is told by the name that stands in the statement, which a WITH may have given to
+    rows of its own. What such a name stands for shows elsewhere: the agent's tables call `use`, the store's own tables
+    are behind views that call `TRIPWIRE`, SQLite's pragmas are asked for when they run, and rows of a WITH are compiled
+    within their name, which `settle` demands of any other name.
     """
 
-    def __init__(self, policy: AccessPolicy, readable: Mapping[str, str]) -> None:
+    def __init__(self, policy: AccessPolicy, readable: Mapping[str, str], names: Names) -> None:
         self._policy = policy
         self._readable = {name.lower(): table for name, table in readable.items()}
         self._names = {table: [name for name, of in readable.items() if of == table] for table in readable.values()}
-        self.private: frozenset[str] = frozenset()
-        """Tables of the connection that are not for statements, in lower case."""
+        self._schemas = {"main", "temp", names.store}
+        self._window = names.window
+        self._unsettled: set[str] = set()
+        self._within: set[str] = set()
         self.trusted = True
-        """True while the agent itself prepares the connection."""
+        """True while the agent itself uses the connection."""
         self.tables: set[str] = set()
+
+    def begin(self) -> None:
+        """Another statement is about to be compiled."""
+        self.tables.clear()
+        self._unsettled.clear()
+        self._within.clear()
+
+    def settle(self) -> None:
+        """The statement is compiled. Raises AccessDeniedError when it reads what nobody has declared."""
+        for name in self._unsettled - self._within:
+            raise _unreadable(name)
+
+    def use(self, table: str) -> None:
+        """A statement reads one of the agent's tables. Raises AccessDeniedError when it may not."""
+        if not self._policy.may_query(*self._names[table]):
+            raise AccessDeniedError(f"table {table} may not be queried (access.tables_deny, access.tables_allow)")
+        self.tables.add(table)
 
     def __call__(
         self, action: int, first: str | None, second: str | None, schema: str | None, within: str | None
     ) -> int:
-        if self.trusted or action in _READING:
+        if self.trusted:
+            return apsw.SQLITE_OK
+        if within is not None:
+            self._within.add(within.lower())
+        if action in _READING:
             return apsw.SQLITE_OK
         if action == apsw.SQLITE_READ:
-            self._read(first or "", second, schema, within)
+            self._read((first or "").lower(), second, schema and schema.lower())
         elif action == apsw.SQLITE_FUNCTION:
-            if second not in _FUNCTION_NAMES:
-                raise AccessDeniedError(f"function {second} may not be used")
+            self._call(second or "", within)
         elif action == apsw.SQLITE_PRAGMA:
-            if (first or "").lower() not in PRAGMAS:
-                raise AccessDeniedError(f"pragma {first} may not be used")
+            self._describe((first or "").lower(), second)
         else:
             name = apsw.mapping_authorizer_function.get(action, str(action))
             kind = str(name).removeprefix("SQLITE_").replace("_", " ")
             raise AccessDeniedError(f"statements may only read, not {kind}")
         return apsw.SQLITE_OK
 
-    def _read(self, name: str, column: str | None, schema: str | None, within: str | None) -> None:
-        name = name.lower()
+    def _read(self, name: str, column: str | None, schema: str | None) -> None:
         table = self._readable.get(name)
-        if table is not None:
-            if not self._policy.may_query(*self._names[table]):
-                raise AccessDeniedError(f"table {table} may not be queried (access.tables_deny, access.tables_allow)")
-            self.tables.add(table)
-        elif name == WINDOW_TABLE:
-            if (within or "").lower() not in self._readable:
-                raise AccessDeniedError(f"table {name} may not be read")
-        elif name in SCHEMA_TABLES:
-            if schema not in OWN_SCHEMAS:
-                raise AccessDeniedError(f"{schema}.{name} may not be read")
-        elif name in self.private or (name not in TABLE_FUNCTIONS and (column or schema)):
-            raise AccessDeniedError(f"table {name} may not be read")
-        # A name that is left is a WITH's, whose rows are counted: SQLite asks for those without column and schema.
+        if not column and schema is None:
+            if name.startswith("sqlite_") and name not in SCHEMA_TABLES:
+                raise _unreadable(name)
+            if table is None and name not in TABLE_FUNCTIONS | SCHEMA_TABLES:
+                self._unsettled.add(name)
+        elif table is not None and schema in self._schemas:
+            self.use(table)
+        elif name != self._window and (schema != "main" or name not in TABLE_FUNCTIONS | SCHEMA_TABLES):
+            raise _unreadable(name)
+
+    def _call(self, function: str, within: str | None) -> None:
+        if function == TRIPWIRE and within is not None:
+            raise _unreadable(within)
+        if function not in _FUNCTION_NAMES:
+            raise AccessDeniedError(f"function {function} may not be used")
+
+    def _describe(self, pragma: str, table: str | None) -> None:
+        if pragma not in PRAGMAS:
+            instead = "; SELECT name FROM zeek_agent_tables lists the tables" if pragma == "table_list" else ""
+            raise AccessDeniedError(f"pragma {pragma} may not be used{instead}")
+        if table is not None and table.lower() not in self._readable.keys() | TABLE_FUNCTIONS:
+            raise _unreadable(table)
+
+
+def _unreadable(name: str) -> AccessDeniedError:
+    return AccessDeniedError(f"table {name} may not be read")
 
 
 _FUNCTION_NAMES: Final = BUILT_IN | {function.name for function in FUNCTIONS}

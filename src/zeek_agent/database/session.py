@@ -14,7 +14,16 @@ import msgspec
 from zeek_agent.config import LimitSettings
 from zeek_agent.database.remote_tables import PASSES, Questions, RemoteModule
 from zeek_agent.database.results import Errors, Heading, Result, Statement, headings, typed
-from zeek_agent.database.sandbox import STEPS_BETWEEN_CHECKS, Authorizer, Run, confine, value_limit
+from zeek_agent.database.sandbox import (
+    STEPS_BETWEEN_CHECKS,
+    TABLE_FUNCTIONS,
+    TRIPWIRE,
+    Authorizer,
+    Names,
+    Run,
+    confine,
+    value_limit,
+)
 from zeek_agent.database.scans import HeldScan, SharedScans
 from zeek_agent.database.virtual_tables import Layout, NumbersNeeded, TableModule, quoted
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
@@ -28,7 +37,11 @@ ALIASES: Final = {"process_events": "processes_events", "socket_events": "socket
 BUSY_MILLISECONDS: Final = 2_000
 PUSHED_DOWN_VALUES: Final = 40
 
-_STORE: Final = "store"
+SOUND: Final = 100
+"""Statements that were compiled and found in order; as many may stay compiled."""
+SOUND_CHARACTERS: Final = 4_096
+"""A longer one is compiled each time."""
+
 _ALL: Final = (0, 2**63 - 1)
 
 
@@ -102,10 +115,13 @@ class Session:
         self._store_uri = store.uri if store else None
         self._views = profile is Profile.FULL and store is not None
         self._headings: list[Heading] = []
+        self._explains = False
+        self._sound: dict[str, None] = {}
         self._encode = msgspec.msgpack.Encoder().encode
         readable = catalog.readable()
         self._names = {name: catalog.tables[table] for name, table in readable.items()}
-        self._authorizer = Authorizer(host.access, readable)
+        self._hidden = Names()
+        self._authorizer = Authorizer(host.access, readable, self._hidden)
         self._connection = apsw.Connection(
             ":memory:", apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
         )
@@ -131,7 +147,6 @@ class Session:
     def compile(self, sql: str, run: Run) -> Statement:
         """Compile one statement without running it. Raises SqlError and its kinds."""
         self.run = run
-        self._authorizer.tables.clear()
         with suppress(apsw.ExecTraceAbort), self._statement(sql, compile_only=True):
             pass
         return Statement(tuple(head.column() for head in self._headings), frozenset(self._authorizer.tables))
@@ -139,6 +154,10 @@ class Session:
     def is_current(self, catalog: Catalog, store: Store | None) -> bool:
         """Whether the connection still shows these tables of this store."""
         return self.catalog is catalog and self._store_uri == (store.uri if store else None)
+
+    def use(self, table: Table) -> None:
+        """One of the tables is read by the statement that is being compiled. Raises AccessDeniedError."""
+        self._authorizer.use(table.name)
 
     def close(self) -> None:
         self._connection.close(force=True)
@@ -158,7 +177,7 @@ class Session:
         rows: list[tuple[Any, ...]] = []
         left = limits.result_bytes
         with self._statement(sql) as cursor:
-            for row in cursor:
+            for row in map(self._shown, cursor) if self._explains else cursor:
                 left -= len(self._encode(row))
                 if left < 0:
                     raise LimitError(f"the result is larger than {limits.result_bytes} bytes (limits.result_bytes)")
@@ -173,13 +192,16 @@ class Session:
     def _statement(self, sql: str, *, compile_only: bool = False) -> Iterator[apsw.Cursor]:
         """A cursor over the statement's rows; `_headings` is set. What goes wrong, also in the body, is an SqlError."""
         self._headings.clear()
+        self._authorizer.begin()
         self.missing = None
         cursor = self._connection.cursor()
         cursor.exec_trace = self._abort_compiled if compile_only else self._compiled
         try:
-            cursor.execute(sql, can_cache=not compile_only)
+            # One that was refused once it was compiled must not be taken from the cache, as it would not be compiled.
+            cursor.execute(sql, can_cache=not compile_only and sql in self._sound)
             if not self._headings:
                 raise SqlError("there is no statement")
+            self._note_sound(sql)
             yield cursor
         except (apsw.Error, ValueError, OverflowError, MemoryError, RecursionError) as error:
             if isinstance(error, apsw.ExecTraceAbort):
@@ -189,6 +211,12 @@ class Session:
             cursor.close(force=True)
             self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, self._limits.value_bytes)
 
+    def _note_sound(self, sql: str) -> None:
+        if len(sql) <= SOUND_CHARACTERS:
+            self._sound[sql] = None
+            if len(self._sound) > SOUND:
+                del self._sound[next(iter(self._sound))]
+
     def _compiled(self, cursor: apsw.Cursor, sql: str, bindings: apsw.Bindings | None) -> bool:
         """apsw calls this with each statement of the text, before it runs."""
         if not cursor.has_vdbe:
@@ -197,6 +225,8 @@ class Session:
             raise SqlError("only one statement at a time")
         if not cursor.is_readonly or not cursor.description_full:
             raise AccessDeniedError("statements may only read")
+        self._authorizer.settle()
+        self._explains = bool(cursor.is_explain)
         self._headings += headings(cursor.description_full, self._names)
         self.run.value_bytes = value_limit(self._limits, len(self._headings))
         self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, self.run.value_bytes)
@@ -217,7 +247,7 @@ class Session:
             return SqlError(self.missing)
         if isinstance(error, UnicodeDecodeError):
             return SqlError("the statement makes a text that is not valid UTF-8")
-        message = str(error) or type(error).__name__
+        message = self._hidden.hide(str(error)) or type(error).__name__
         _, missing, name = message.rpartition("no such table: ")
         why = self.catalog.gone.get(name.rpartition(".")[2]) if missing else None
         return SqlError(f"{message} any more: {why}" if why else message)
@@ -227,6 +257,7 @@ class Session:
         connection = self._connection
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.set_busy_timeout(BUSY_MILLISECONDS)
+        connection.drop_modules(TABLE_FUNCTIONS)
         layouts = self.catalog.layouts[profile]
         for layout in layouts.values():
             if layout.table.remote is not None:
@@ -235,13 +266,13 @@ class Session:
                 self._add_table(layout.table.name, TableModule(self, layout))
         events = [layout for layout in layouts.values() if layout.table.kind == "events"]
         if store is not None and events:
-            connection.execute(f"ATTACH ? AS {_STORE}", (self._store_uri,))
-            stored = connection.execute(f"SELECT lower(name) FROM {_STORE}.sqlite_schema").get or []
-            self._authorizer.private = frozenset(stored).difference(map(str.lower, self._names))
+            connection.execute(f"ATTACH ? AS {self._hidden.store}", (self._store_uri,))
         if store is None or profile is Profile.STOCK:
             self._add_event_tables(events, stored=store is not None)
         else:
             self._add_event_views([layout.table for layout in events])
+        if store is not None and events:
+            self._add_tripwires()
         confine(connection, self._limits)
         connection.authorizer = self._authorizer
         connection.set_progress_handler(self._progress, STEPS_BETWEEN_CHECKS)
@@ -268,19 +299,27 @@ class Session:
         )
 
     def _add_event_views(self, tables: Iterable[Table]) -> None:
-        """Event tables as views of the store, bounded by what `event_window` says."""
-        connection = self._connection
-        connection.execute("CREATE TEMP TABLE event_window(name TEXT PRIMARY KEY, low INTEGER, high INTEGER)")
+        """Event tables as views of the store, bounded by what the window says."""
+        connection, window = self._connection, self._hidden.window
+        connection.execute(f"CREATE TEMP TABLE {window}(name TEXT PRIMARY KEY, low INTEGER, high INTEGER)")
         for table in tables:
-            connection.execute("INSERT INTO temp.event_window VALUES (?, ?, ?)", (table.name, *_ALL))
+            connection.execute(f"INSERT INTO temp.{window} VALUES (?, ?, ?)", (table.name, *_ALL))
             columns = ", ".join(quoted(column.name) for column in table.columns)
             select = f"SELECT {columns} FROM {self._stored(table)}"
-            bound = f"(SELECT {{}} FROM temp.event_window WHERE name = '{table.name}')"
+            bound = f"(SELECT {{}} FROM temp.{window} WHERE name = '{table.name}')"
             windowed = f"{select} WHERE seq > {bound.format('low')} AND seq <= {bound.format('high')}"
             connection.execute(f"CREATE TEMP VIEW {quoted(table.name)} AS {windowed}")
             connection.execute(f"CREATE TEMP VIEW {quoted(table.name + '_history')} AS {select}")
             for alias in _aliases(table):
                 connection.execute(f"CREATE TEMP VIEW {quoted(alias)} AS {windowed}")
+
+    def _add_tripwires(self) -> None:
+        """Views in the place of the store's own tables, which SQLite would find under their plain names."""
+        known = {name.lower() for name in self._names}
+        stored = self._connection.execute(f"SELECT name FROM {self._hidden.store}.sqlite_schema WHERE type = 'table'")
+        for name in [str(name) for (name,) in stored]:
+            if name.lower() not in known and not name.startswith("sqlite_"):  # a prefix that no view can have
+                self._connection.execute(f"CREATE TEMP VIEW {quoted(name)} AS SELECT {TRIPWIRE}()")
 
     def _add_event_tables(self, layouts: Iterable[Layout], *, stored: bool) -> None:
         """Event tables as virtual tables, for hidden columns, which views cannot have."""
@@ -302,16 +341,17 @@ class Session:
                 if len(values) <= PUSHED_DOWN_VALUES:
                     sql += f" AND {quoted(column)} IN ({', '.join('?' * len(values))})"
                     bindings += values
-            return self._connection.execute(sql, bindings)
+            with self._trusted():
+                return self._connection.execute(sql, bindings)
 
         return rows
 
     def _stored(self, table: Table) -> str:
         """The store's table, with nulls for columns that a store lacks which an earlier agent wrote last."""
-        stored = f"{_STORE}.{quoted(table.name)}"
+        stored = f"{self._hidden.store}.{quoted(table.name)}"
         held = {
             name.lower()
-            for _, name, *_ in self._connection.execute(f"PRAGMA {_STORE}.table_info({quoted(table.name)})")
+            for _, name, *_ in self._connection.execute(f"PRAGMA {self._hidden.store}.table_info({quoted(table.name)})")
         }
         if all(column.name.lower() in held for column in table.columns):
             return stored
@@ -328,12 +368,22 @@ class Session:
             raise SqlError(f"there is no event table {', '.join(sorted(unknown))}")
         if self._views and window != self._window:
             bounds = [(*window.get(name, _ALL), name) for name in window.keys() | self._window.keys()]
-            self._authorizer.trusted = True
-            try:
-                self._connection.executemany("UPDATE temp.event_window SET low = ?, high = ? WHERE name = ?", bounds)
-            finally:
-                self._authorizer.trusted = False
+            update = f"UPDATE temp.{self._hidden.window} SET low = ?, high = ? WHERE name = ?"
+            with self._trusted():
+                self._connection.executemany(update, bounds)
         self._window = dict(window)
+
+    @contextmanager
+    def _trusted(self) -> Iterator[None]:
+        """The agent's own statements are compiled meanwhile."""
+        self._authorizer.trusted = True
+        try:
+            yield
+        finally:
+            self._authorizer.trusted = False
+
+    def _shown(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(self._hidden.hide(cell) if isinstance(cell, str) else cell for cell in row)
 
 
 def _aliases(table: Table) -> list[str]:

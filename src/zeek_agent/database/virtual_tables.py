@@ -107,6 +107,9 @@ class Surroundings(Protocol):
     held: dict[tuple[Layout, tuple[Value, ...]], HeldScan]
     missing: str | None
 
+    def use(self, table: Table) -> None:
+        """A statement that is being compiled reads the table. Raises AccessDeniedError when it may not."""
+
 
 class TableModule:
     """Makes one table's virtual table in one connection. `rows` reads other than the table's own function does;
@@ -150,6 +153,7 @@ class VirtualTable:
 
     def BestIndexObject(self, info: apsw.IndexInfo) -> bool:  # noqa: N802
         """Take all equalities that can be used; refuse plans without a parameter's value."""
+        self.module.surroundings.use(self.module.layout.table)
         arguments: list[int] = []
         for which in range(info.nConstraint):
             number = info.get_aConstraint_iColumn(which)

@@ -27,7 +27,7 @@ from zeek_agent.control import NoAgentError
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events import NewerStoreError
 from zeek_agent.terminal import client, config_check, console
-from zeek_agent.text import escaped
+from zeek_agent.text import clipped, escaped
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config, OsquerySettings, SourceSettings, ZeekSettings
@@ -408,7 +408,7 @@ def _acknowledged(url: str, answer: object) -> Check:
     from zeek_agent.zeek import causes, protocol
 
     if not isinstance(answer, protocol.Ack):
-        return Check("zeek", "fail", f"Zeek at {url} answered {answer!r} instead of an acknowledgement")
+        return Check("zeek", "fail", f"Zeek at {url} answered {clipped(repr(answer))} instead of an acknowledgement")
     if answer.lacks_backend:
         return Check("zeek", "fail", f"Zeek at {url} {causes.NO_BACKEND}")
-    return Check("zeek", "ok", f"Zeek at {url} answers, version {answer.version}")
+    return Check("zeek", "ok", f"Zeek at {url} answers, version {clipped(answer.version)}")
