@@ -273,6 +273,20 @@ def change_root(place: Path) -> None:
     gate._own_mounts.cache_clear()
 
 
+def pivot_root(place: Path) -> None:
+    """Make a mount the root directory, as pivot_root(2), and let go of the old one."""
+    number = {"x86_64": 155, "aarch64": 41}.get(platform.machine())
+    if number is None:
+        pytest.skip(f"pivot_root(2) has no number here for {platform.machine()}")
+    old = place / "old"
+    old.mkdir(exist_ok=True)
+    _call("syscall", number, os.fsencode(place), os.fsencode(old))
+    os.chdir("/")
+    unmount("/old")
+    Path("/old").rmdir()
+    gate._own_mounts.cache_clear()
+
+
 def fork() -> int:
     """fork(2), also beside threads that other tests may have left: the child uses none of their locks."""
     sys.stdout.flush()
