@@ -123,13 +123,16 @@ class SilentFuse:
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._descriptors: set[int] = set()
 
-    def mount(self, place: str | Path, *, mode: int = 0o40755, uid: int = 0, subtype: str = "") -> None:
-        """Called in the scene: mount such a file system for all users."""
+    def mount(
+        self, place: str | Path, *, mode: int = 0o40755, uid: int = 0, subtype: str = "", private: bool = False
+    ) -> None:
+        """Called in the scene: mount such a file system, for all users or for one alone."""
         descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         try:
             socket.send_fds(self._theirs, [b"serve"], [descriptor])
             self._theirs.recv(_MESSAGE)
-            options = f"fd={descriptor},rootmode={mode:o},user_id={uid},group_id={uid},allow_other"
+            options = f"fd={descriptor},rootmode={mode:o},user_id={uid},group_id={uid}"
+            options += "" if private else ",allow_other"
             mount("silent", place, f"fuse.{subtype}" if subtype else "fuse", data=options)
         finally:
             os.close(descriptor)

@@ -531,6 +531,28 @@ def test_a_file_system_that_hangs_is_listed_and_counted_but_not_touched(tmp: Pat
 
 
 @needs_fuse
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_file_system_of_one_user_alone_is_listed_too(tmp: Path, *, renamed: bool) -> None:
+    fuse = SilentFuse()
+    write(tmp / "users" / "open", "open\n")
+    (tmp / "elsewhere" / "hangs").mkdir(parents=True)
+    (tmp / "users" / "hangs").mkdir()
+
+    def scene() -> dict[str, Any]:
+        fuse.mount(tmp / "elsewhere" / "hangs" if renamed else tmp / "users" / "hangs", uid=NOBODY, private=True)
+        listed(tmp)
+        if renamed:  # which the kernel does not tell whoever waits for changes of the mounts
+            write(tmp / "elsewhere" / "open", "open\n")
+            exchange(os.fsencode(tmp / "elsewhere"), os.fsencode(tmp / "users"))
+        return asked_of_all(tmp / "users")
+
+    found = in_mount_namespace(scene, fuse=fuse, seconds=30)
+    assert found["list"] == (["hangs", "open"], 1)
+    assert found["hashes"] == (["open"], 1)
+    assert fuse.requests == []
+
+
+@needs_fuse
 def test_no_link_leads_into_a_file_system_that_hangs(tmp: Path) -> None:
     fuse = SilentFuse()
     write(tmp / "users" / "open", "open\n")
