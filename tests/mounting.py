@@ -300,17 +300,17 @@ def fork() -> int:
 
 
 def _run_scene(scene: Callable[[], object], reply: int) -> NoReturn:
-    answer: tuple[str | None, object] = (None, None)
+    answer = b""
     try:
         unshare(CLONE_NEWNS)
         mount("none", "/", flags=MS_REC | MS_PRIVATE)
         gate._own_mounts.cache_clear()  # the parent's mount namespace is another one
-        answer = None, scene()
+        answer = pickle.dumps((None, scene()))
     except BaseException:  # noqa: BLE001 - an assertion that failed, or a skip
-        answer = traceback.format_exc(), None
+        answer = pickle.dumps((traceback.format_exc(), None))
     finally:
         with os.fdopen(reply, "wb") as replies:
-            replies.write(pickle.dumps(answer))
+            replies.write(answer)
         os._exit(0)
 
 
