@@ -18,6 +18,7 @@ wanted=(
     "ps:procps"
     "openssl:openssl"
     "nft:nftables"
+    "mkfs.btrfs:btrfs-progs"
 )
 
 missing_packages() {

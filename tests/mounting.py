@@ -12,6 +12,7 @@ import errno
 import mmap
 import os
 import pickle
+import platform
 import re
 import selectors
 import signal
@@ -49,8 +50,13 @@ _FUSE_OPEN: Final = 14
 _FUSE_READ: Final = 15
 _FUSE_STATFS: Final = 17
 _FUSE_INIT: Final = 26
-_FUSE_UNANSWERED: Final = frozenset({2, 36, 38, 42})
-"""Requests that nobody waits for: FORGET, INTERRUPT, DESTROY, BATCH_FORGET."""
+_FUSE_UNANSWERED: Final = frozenset({2, 18, 29, 36, 38, 42})
+"""Requests that nobody waits for: FORGET, RELEASE, RELEASEDIR, INTERRUPT, DESTROY, BATCH_FORGET."""
+_PAUSE: Final = {
+    "x86_64": (62, bytes.fromhex("b8220000000f05ebf7")),
+    "aarch64": (183, bytes.fromhex("000080d2010080d2020080d2030080d2040080d2280980d2010000d4f9ffff17")),
+}
+"""By machine: its number in ELF, and code that waits for ever."""
 _FUSE_IN: Final = struct.Struct("<IIQQIIII")
 _FUSE_BUFFER: Final = 1 << 17
 _MESSAGE: Final = 1 << 10
@@ -117,13 +123,16 @@ class SilentFuse:
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._descriptors: set[int] = set()
 
-    def mount(self, place: str | Path, *, mode: int = 0o40755, uid: int = 0, subtype: str = "") -> None:
-        """Called in the scene: mount such a file system for all users."""
+    def mount(
+        self, place: str | Path, *, mode: int = 0o40755, uid: int = 0, subtype: str = "", private: bool = False
+    ) -> None:
+        """Called in the scene: mount such a file system, for all users or for one alone."""
         descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         try:
             socket.send_fds(self._theirs, [b"serve"], [descriptor])
             self._theirs.recv(_MESSAGE)
-            options = f"fd={descriptor},rootmode={mode:o},user_id={uid},group_id={uid},allow_other"
+            options = f"fd={descriptor},rootmode={mode:o},user_id={uid},group_id={uid}"
+            options += "" if private else ",allow_other"
             mount("silent", place, f"fuse.{subtype}" if subtype else "fuse", data=options)
         finally:
             os.close(descriptor)
@@ -211,7 +220,8 @@ class SilentFuse:
         return struct.pack("<6Q10I", node, size, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
     def _answer(self, descriptor: int, unique: int, body: bytes) -> None:
-        os.write(descriptor, struct.pack("<IiQ", 16 + len(body), 0, unique) + body)
+        with contextlib.suppress(FileNotFoundError):  # it has been unmounted meanwhile
+            os.write(descriptor, struct.pack("<IiQ", 16 + len(body), 0, unique) + body)
 
 
 def in_mount_namespace(scene: Callable[[], T], *, fuse: SilentFuse | None = None, seconds: float = 60) -> T:
@@ -246,6 +256,40 @@ def in_mount_namespace(scene: Callable[[], T], *, fuse: SilentFuse | None = None
     return outcome
 
 
+def in_empty_root(scene: Callable[[], T], place: Path, *, fuse: SilentFuse | None = None) -> T:
+    """The same for a scene in a root directory that is empty but for /proc, on one file system."""
+
+    def rooted() -> T:
+        mount("root", place, "tmpfs", data="mode=755")
+        (place / "proc").mkdir()
+        mount("proc", place / "proc", "proc")
+        change_root(place)
+        return scene()
+
+    return in_mount_namespace(rooted, fuse=fuse)
+
+
+def change_root(place: Path) -> None:
+    """chroot(2), for the path gate as well."""
+    os.chroot(place)
+    os.chdir("/")
+    gate._own_mounts.cache_clear()
+
+
+def pivot_root(place: Path) -> None:
+    """Make a mount the root directory, as pivot_root(2), and let go of the old one."""
+    number = {"x86_64": 155, "aarch64": 41}.get(platform.machine())
+    if number is None:
+        pytest.skip(f"pivot_root(2) has no number here for {platform.machine()}")
+    old = place / "old"
+    old.mkdir(exist_ok=True)
+    _call("syscall", number, os.fsencode(place), os.fsencode(old))
+    os.chdir("/")
+    unmount("/old")
+    Path("/old").rmdir()
+    gate._own_mounts.cache_clear()
+
+
 def fork() -> int:
     """fork(2), also beside threads that other tests may have left: the child uses none of their locks."""
     sys.stdout.flush()
@@ -256,17 +300,17 @@ def fork() -> int:
 
 
 def _run_scene(scene: Callable[[], object], reply: int) -> NoReturn:
-    answer: tuple[str | None, object] = (None, None)
+    answer = b""
     try:
         unshare(CLONE_NEWNS)
         mount("none", "/", flags=MS_REC | MS_PRIVATE)
         gate._own_mounts.cache_clear()  # the parent's mount namespace is another one
-        answer = None, scene()
+        answer = pickle.dumps((None, scene()))
     except BaseException:  # noqa: BLE001 - an assertion that failed, or a skip
-        answer = traceback.format_exc(), None
+        answer = pickle.dumps((traceback.format_exc(), None))
     finally:
         with os.fdopen(reply, "wb") as replies:
-            replies.write(pickle.dumps(answer))
+            replies.write(answer)
         os._exit(0)
 
 
@@ -338,6 +382,34 @@ def _run_process(
         os.write(said, traceback.format_exc().encode())
     finally:
         os._exit(1)
+
+
+def static_program() -> bytes:
+    """An executable that needs no libraries and waits for ever; a test is skipped on other machines."""
+    machine = platform.machine()
+    if machine not in _PAUSE:
+        pytest.skip(f"no static program for {machine}")
+    number, code = _PAUSE[machine]
+    size = 64 + 56 + len(code)
+    header = struct.pack(
+        "<4s5B7xHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 1, 0, 0, 2, number, 1, 0x400078, 64, 0, 0, 64, 56, 1, 0, 0, 0
+    )
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, 0x400000, 0x400000, size, size, 0x1000)
+    return header + segment + code
+
+
+def start(program: str | Path, *, chroot: Path | None = None) -> int:
+    """Run a static program in a child that ends with this process: its id."""
+    child = fork()
+    if child == 0:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if chroot is not None:
+            os.chroot(chroot)
+        os.execv(program, [str(program)])
+    before = Path("/proc/self/exe").readlink()
+    while Path(f"/proc/{child}/exe").readlink() == before:
+        time.sleep(0.002)
+    return child
 
 
 class Counter:

@@ -96,6 +96,11 @@ class MountTable:
                 self._mounts = self._read()
             return self._mounts
 
+    def read(self) -> None:
+        """Read them again although none has come or gone, since their directories may have got other names."""
+        with self._lock:
+            self._mounts = self._read()
+
     def _read(self) -> Mounts:
         self._file.seek(0)
         return Mounts(parsed(self._file.read()))

@@ -62,10 +62,12 @@ _USUAL_PLACES: Final = {
 }
 _STACKED: Final = frozenset({"aufs", "ecryptfs", "overlay"})
 """Kinds that lie on other file systems, and hang with them."""
+_FUSE: Final = frozenset({"fuse", "fuseblk"})
 _CASELESS: Final = frozenset({"exfat", "hfs", "hfsplus", "msdos", "ntfs3", "vfat"})
 """Kinds where a file answers to its name in capitals and small letters."""
 _STACK_DEPTH: Final = 3
 """How many file systems the kernel lets lie on each other, and one."""
+_LOW_BITS: Final = (1 << 32) - 1
 _NS_GET_USERNS: Final = 0xB701
 
 
@@ -150,6 +152,7 @@ class Gate:
         self._directories: dict[str, Place] = {}
         self._ways: dict[tuple[Place, str], Place] = {}
         self._descriptors_kept = 0
+        self._mounts_reread = False
         self._typed: dict[str, bool] = {}
         self.root = self._root()
 
@@ -222,6 +225,9 @@ class Gate:
                     if status.mount == mount and not S_ISLNK(status.mode):
                         yield name, status
                         continue
+            except OSError:
+                pass  # what it means is looked at below
+            try:
                 yield name, self.status(directory, name)
             except FileNotFoundError:
                 continue
@@ -263,8 +269,10 @@ class Gate:
             if status.mount != directory.status.mount:
                 mount = self._admitted(status.mount)
             return Place(descriptor, status, mount, name, directory)
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
+            if isinstance(error, PermissionError):
+                self._demand_no_hazard(directory, name)
             raise
 
     def _remember(self, path: str, directory: Place) -> None:
@@ -286,7 +294,11 @@ class Gate:
         """
         if directory.path in self._hazards.directories:
             self._demand_harmless(directory, name)
-        status = status_at(directory.descriptor, name)
+        try:
+            status = status_at(directory.descriptor, name)
+        except PermissionError:
+            self._demand_no_hazard(directory, name)
+            raise
         if status.mount != directory.status.mount:
             self._admitted(status.mount)
         return status
@@ -371,7 +383,7 @@ class Gate:
             path = str(Path(f"/proc/self/fd/{descriptor}").readlink()).removesuffix(" (deleted)")
             inside = mount.root.rstrip("/") + path.removeprefix(mount.place.rstrip("/"))
             self._demand_allowed(mount, path, path, inside)
-            self._demand_no_denied_object(status)
+            self._demand_no_denied_object(status, mount)
             return OpenedFile(_reopened(descriptor, status, mount), masks_keys=True)
         finally:
             os.close(descriptor)
@@ -395,7 +407,17 @@ class Gate:
             raise
 
     def _demand_harmless(self, directory: Place, name: str) -> None:
-        """Raises RefusedError where a file system that may hang is mounted at a directory's entry."""
+        """Raises RefusedError where a file system that even a descriptor of its root may wait for is mounted."""
+        cause = self._hazards.avoided.get(_joined(directory, name))
+        if cause is not None:
+            raise RefusedError(cause, Omission.SKIPPED)
+
+    def _demand_no_hazard(self, directory: Place, name: str) -> None:
+        """Raises RefusedError if a file system is mounted there that tells its attributes to nobody but its user."""
+        if not self._mounts_reread:  # directories of mount points may have got other names
+            self._mounts_reread = True
+            self._table.read()
+            self._refresh()
         cause = self._hazards.causes.get(_joined(directory, name))
         if cause is not None:
             raise RefusedError(cause, Omission.SKIPPED)
@@ -414,11 +436,14 @@ class Gate:
             raise RefusedError(cause, Omission.SKIPPED)
 
     def _current(self, number: int) -> Mount | None:
+        self._refresh()
+        return self._mounts.by_id.get(number)
+
+    def _refresh(self) -> None:
         mounted = self._table.current()
         if mounted is not self._mounts:
             self._mounts = mounted
             self._hazards = _hazards(mounted, self._access.filesystems_allow)
-        return mounted.by_id.get(number)
 
     def _foreign_mount(self, process: Place, status: Status) -> Mount:
         """The mount of another mount namespace that a process's executable lies on, as that process sees it.
@@ -460,12 +485,7 @@ class Gate:
         inside = place.path_in_file_system()
         self._demand_allowed(mount, written, place.path, inside)
         if status.links != 1:
-            self._demand_no_denied_object(status)
-            for name in self._layer_names(mount, inside):
-                try:
-                    self._demand_no_denied_object(self.walk(self.root, name).status)
-                except OSError:
-                    continue  # another layer has it
+            self._demand_no_denied_object(status, mount)
 
     def _demand_allowed(self, mount: Mount, written: str, path: str, inside: str) -> None:
         access = self._access
@@ -496,8 +516,12 @@ class Gate:
             return []
         return [layer.rstrip("/") + inside for layer in mount.layers]
 
-    def _demand_no_denied_object(self, status: Status) -> None:
-        if (status.device, status.inode) in self._objects():
+    def _demand_no_denied_object(self, status: Status, mount: Mount) -> None:
+        denied = (status.device, status.inode) in self._objects()
+        if mount.kind in _STACKED and not denied:
+            # Its device is not that of the file below, and its inode's number has at most other high bits.
+            denied = any((status.inode ^ inode) & _LOW_BITS == 0 for _, inode in self._objects())
+        if denied:
             raise RefusedError("another name of a file that access.paths_deny names, or of the agent's own")
 
     def _objects(self) -> frozenset[tuple[int, int]]:
@@ -609,14 +633,16 @@ def _hazard(mount: Mount, admitted: tuple[str, ...], *, on_hazard: bool = False)
 
 
 class Hazards(NamedTuple):
-    """Where file systems are mounted that are not to be entered."""
+    """The mounts of file systems that are not to be entered."""
 
     mounts: Mapping[int, str]
     """By the mount's number: why."""
     causes: Mapping[str, str]
     """By mount point: why."""
+    avoided: Mapping[str, str]
+    """The same for those whose root is not even opened as a mere place, which FUSE does not notice."""
     directories: frozenset[str]
-    """The directories that the mount points lie in."""
+    """The directories that these lie in."""
 
 
 @lru_cache(maxsize=8)
@@ -625,19 +651,23 @@ def _hazards(mounted: Mounts, admitted: tuple[str, ...]) -> Hazards:
 
     The root directory's is none: the agent runs from it.
     """
-    found = Hazards({}, {}, frozenset())
+    found = Hazards({}, {}, {}, frozenset())
     for _ in range(_STACK_DEPTH):
         mounts: dict[int, str] = {}
         causes: dict[str, str] = {}
+        avoided: dict[str, str] = {}
         for mount in mounted.by_id.values():
             on_hazard = any(_lies_on(layer, found, mounted) for layer in mount.layers) if found.causes else False
             cause = _hazard(mount, admitted, on_hazard=on_hazard)
             causes.pop(mount.place, None)
+            avoided.pop(mount.place, None)
             if cause is not None and mount.place != "/":
                 mounts[mount.id] = causes[mount.place] = cause
+                if mount.kind.partition(".")[0] not in _FUSE:
+                    avoided[mount.place] = cause
         if causes == found.causes:
             break
-        found = Hazards(mounts, causes, frozenset(map(posixpath.dirname, causes)))
+        found = Hazards(mounts, causes, avoided, frozenset(map(posixpath.dirname, avoided)))
     return found
 
 

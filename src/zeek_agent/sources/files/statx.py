@@ -102,6 +102,7 @@ _statx_with_errno: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "stat
 _ENTRY: Final = struct.Struct("<QqHB")
 """`struct linux_dirent64` of getdents64(2) up to the name: inode, position, length, type."""
 _ENTRIES_BYTES: Final = 4_096
+_getdents: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "getdents64", None) if _statx else None
 
 
 def entry_types(directory: int) -> list[int]:
@@ -109,11 +110,10 @@ def entry_types(directory: int) -> list[int]:
 
     `.` and `..` are left out. Empty also where the C library does not have the call.
     """
-    call = getattr(ctypes.CDLL(None, use_errno=True), "getdents64", None)
-    if call is None:
+    if _getdents is None:
         return []
     buffer = ctypes.create_string_buffer(_ENTRIES_BYTES)
-    length = call(directory, buffer, ctypes.c_size_t(_ENTRIES_BYTES))
+    length = _getdents(directory, buffer, ctypes.c_size_t(_ENTRIES_BYTES))
     if length < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

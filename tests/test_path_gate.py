@@ -1,0 +1,1314 @@
+"""Ways around the path gate that were tried on it: each shows what is not read, and what still is.
+
+Scenes run as root in a mount namespace of their own; hostile processes are nobody's where the test does not say
+otherwise. `test_path_gate_matrix.py` has the same generated, with links exchanged while files are opened.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import READS_ALL, Agent, ask
+from mounting import (
+    CLONE_NEWNS,
+    CLONE_NEWUSER,
+    NOBODY,
+    Counter,
+    SilentFuse,
+    become,
+    bind,
+    change_root,
+    exchange,
+    in_empty_root,
+    in_mount_namespace,
+    mount,
+    needs_fuse,
+    overlay,
+    process,
+    start,
+    static_program,
+    unmount,
+)
+
+from zeek_agent import paths
+from zeek_agent.access import AccessPolicy
+from zeek_agent.config import AccessSettings, Config, LimitSettings, LogSettings, TlsSettings, ZeekSettings
+from zeek_agent.errors import LimitError
+from zeek_agent.host import Host
+from zeek_agent.schema import Constraints, Table
+from zeek_agent.sources.files import gate as gate_module
+from zeek_agent.sources.files.reads import FLOOR_LINES, FLOORS, FileReads, Omissions
+from zeek_agent.sources.mounts import Mount
+from zeek_agent.tables.file_hashes import file_hashes
+from zeek_agent.tables.files import files_columns, files_lines, files_list
+from zeek_agent.text import to_bytes
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(sys.platform != "linux", reason="mount namespaces are Linux's")]
+
+DEFAULT = AccessPolicy()
+ALONE = CLONE_NEWUSER | CLONE_NEWNS
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ1hPQyLqgM2u0kL8h1bX0o5mW9c1P0m6m1Jb2o5T3fY"
+PEM = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIL1pZ3Vp\n-----END PRIVATE KEY-----\n"
+
+
+def lines(pattern: str | Path, access: AccessPolicy = DEFAULT, reads: FileReads | None = None) -> list[str]:
+    return [row["content"].decode() for row in ask(files_lines, str(pattern), access=access, reads=reads)]
+
+
+def hashes(pattern: str | Path, access: AccessPolicy = DEFAULT, reads: FileReads | None = None) -> list[str]:
+    return [row["sha256"] for row in ask(file_hashes, str(pattern), access=access, reads=reads)]
+
+
+def listed(
+    pattern: str | Path, access: AccessPolicy = DEFAULT, reads: FileReads | None = None
+) -> dict[str, dict[str, Any]]:
+    return {row["path"]: row for row in ask(files_list, str(pattern), access=access, reads=reads)}
+
+
+def read_anyhow(*patterns: str | Path, access: AccessPolicy = READS_ALL) -> list[Any]:
+    """All that the tables tell of the contents of files."""
+    found: list[Any] = []
+    for pattern in patterns:
+        rows = ask(files_columns, str(pattern), "$0:text", "", "^$", access=access)
+        found += [*lines(pattern, access), *hashes(pattern, access), *(row["columns"] for row in rows)]
+    return found
+
+
+def sha256(content: str | bytes) -> str:
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def allowing(*patterns: str, **settings: Any) -> AccessPolicy:
+    return AccessPolicy(AccessSettings(files_allow=patterns, **settings))
+
+
+def write(file: str | Path, content: str, mode: int = 0o644, owner: int = 0) -> Path:
+    """Write a file; directories that it needs are as public as /etc, and below /home the owner's."""
+    file = Path(file)
+    for directory in reversed(file.parents):
+        if not directory.exists():
+            directory.mkdir()
+            directory.chmod(0o755)
+            if directory.is_relative_to("/home") and directory != Path("/home"):
+                os.chown(directory, owner, owner)
+    file.write_text(content)
+    file.chmod(mode)
+    os.chown(file, owner, owner)
+    return file
+
+
+def tmpfs(*places: str) -> None:
+    """Empty directories in place of the host's."""
+    for place in places:
+        Path(place).mkdir(parents=True, exist_ok=True)
+        mount("tmpfs", place, "tmpfs", data="mode=755")
+
+
+@pytest.fixture
+def tmp(tmp_path: Path) -> Path:
+    """A directory that every user can reach."""
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_uid == 0 and directory != Path("/") and not directory.stat().st_mode & 0o001:
+            directory.chmod(0o755)
+    return tmp_path
+
+
+# Other mount namespaces
+
+
+def test_a_secret_that_a_user_binds_over_his_file_in_a_namespace_of_his_own_is_not_read(tmp: Path) -> None:
+    file = write(tmp / "mine", "mine\n", owner=NOBODY)
+
+    def scene() -> tuple[list[Any], dict[str, Any], Omissions, list[str]]:
+        with process(lambda: bind("/etc/shadow", file), user=NOBODY, namespaces=ALONE) as pid:
+            way = f"/proc/{pid}/root{file}"
+            assert Path(way).read_bytes() == Path("/etc/shadow").read_bytes()
+            reads = FileReads()
+            return read_anyhow(way), listed(way, reads=reads), reads.omissions(), lines(file, READS_ALL)
+
+    read, attributes, omissions, own = in_mount_namespace(scene)
+    assert (read, attributes, own) == ([], {}, ["mine"])
+    assert omissions.refused == 1
+    assert "magic link" in omissions.summary()
+
+
+@pytest.mark.parametrize("way", ["root", "cwd", "task/{pid}/root", "task/{pid}/cwd"])
+def test_no_directory_is_entered_by_a_magic_link(tmp: Path, way: str) -> None:
+    write(tmp / "file", "content\n")
+
+    def scene() -> tuple[list[Any], dict[str, Any]]:
+        with process(lambda: os.chdir(tmp)) as pid:
+            place = f"/proc/{pid}/{way.format(pid=pid)}"
+            below = f"{place}/file" if "cwd" in way else f"{place}{tmp}/file"
+            assert Path(below).read_text() == "content\n"
+            return read_anyhow(below, f"{place}/*"), {**listed(below), **listed(f"{place}/*")}
+
+    assert in_mount_namespace(scene) == ([], {})
+    assert lines(tmp / "file", READS_ALL) == ["content"]
+
+
+def test_a_mount_that_the_agents_own_table_does_not_list_is_refused_also_by_a_link(tmp: Path) -> None:
+    (tmp / "hidden").mkdir()
+    write(tmp / "open", "open\n")
+
+    def prepare() -> None:
+        mount("x", tmp / "hidden", "tmpfs")
+        write(tmp / "hidden" / "secret", "secret\n")
+
+    def scene() -> tuple[list[str], list[str]]:
+        with process(prepare, namespaces=CLONE_NEWNS) as pid:
+            (tmp / "link").symlink_to(f"/proc/{pid}/root{tmp}/hidden/secret")
+            return lines(f"{tmp}/*", READS_ALL), sorted(listed(f"{tmp}/*/*"))
+
+    assert in_mount_namespace(scene) == (["open"], [])
+
+
+# The kernel's file systems elsewhere
+
+
+@contextmanager
+def proc_elsewhere(place: Path, how: str) -> Iterator[str]:
+    """A directory that shows a process with a secret in its environment and command line, by a proc mount elsewhere."""
+    with subprocess.Popen(["sleep", "60", "0"], env={"SECRET": "hunter2"}) as running:
+        try:
+            process_directory = f"{place}/{running.pid}"
+            if how == "bound":
+                bind("/proc", place, recursive=True)
+            elif how == "mounted":
+                mount("proc", place, "proc")
+            elif how == "bound process":
+                bind(f"/proc/{running.pid}", place)
+                process_directory = str(place)
+            elif how == "bound file":
+                for name in ("environ", "cmdline", "exe", "status"):
+                    (place / name).touch()
+                bind(f"/proc/{running.pid}/environ", place / "environ")
+                bind(f"/proc/{running.pid}/cmdline", place / "cmdline")
+                bind(f"/proc/{running.pid}/status", place / "status")
+                process_directory = str(place)
+            deadline = time.monotonic() + 10
+            while b"hunter2" not in Path(process_directory, "environ").read_bytes():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield process_directory
+        finally:
+            running.kill()
+
+
+@pytest.mark.parametrize("how", ["bound", "mounted", "bound process", "bound file"])
+def test_proc_mounted_elsewhere_is_treated_as_if_it_were_at_proc(tmp: Path, how: str) -> None:
+    place = tmp / "host" / "proc"
+    place.mkdir(parents=True)
+
+    def scene() -> tuple[list[Any], list[str]]:
+        with proc_elsewhere(place, how) as directory:
+            names = ("environ", "cmdline", "fd/*", "task/*/environ", "task/*/cmdline")
+            secret = read_anyhow(*(f"{directory}/{name}" for name in names))
+            return secret, [line.split()[0] for line in lines(f"{directory}/status")][:1]
+
+    assert in_mount_namespace(scene) == ([], ["Name:"])
+
+
+def test_the_environment_is_not_read_through_a_chroots_proc(tmp: Path) -> None:
+    (tmp / "chroot" / "proc").mkdir(parents=True)
+
+    def scene() -> list[Any]:
+        mount("proc", tmp / "chroot" / "proc", "proc")
+        with process(partial(os.chroot, tmp / "chroot")) as pid:
+            inside = f"{tmp}/chroot/proc/{pid}"
+            return read_anyhow(f"{inside}/environ", f"/proc/{pid}/root/proc/{pid}/environ")
+
+    assert in_mount_namespace(scene) == []
+
+
+@pytest.mark.parametrize("name", ["cmdline", "environ", "auxv", "mem", "task/{pid}/cmdline", "task/{pid}/environ"])
+def test_command_lines_and_memory_are_not_read_from_proc(name: str) -> None:
+    file = f"/proc/{os.getpid()}/{name.format(pid=os.getpid())}"
+    assert read_anyhow(file) == []
+    assert read_anyhow(f"/proc/self/{name.format(pid=os.getpid())}") == []
+    assert file in listed(file)
+
+
+@pytest.mark.parametrize("kind", ["deleted file", "memfd"])
+def test_links_to_the_descriptors_of_a_process_are_not_followed(tmp: Path, kind: str) -> None:
+    write(tmp / "secret", "secret\n", mode=0o600)
+    (tmp / "users").mkdir()
+    (tmp / "users" / "open").write_text("open\n")
+
+    def prepare() -> None:
+        if kind == "memfd":
+            descriptor = os.memfd_create("secret")
+        else:
+            descriptor = os.open(tmp / "secret", os.O_RDWR)
+            (tmp / "secret").unlink()
+        os.write(descriptor, b"secret\n")
+        os.dup2(descriptor, 50)
+
+    def scene() -> tuple[list[Any], dict[str, Any]]:
+        with process(prepare) as pid:
+            assert Path(f"/proc/{pid}/fd/50").read_text() == "secret\n"
+            (tmp / "users" / "link").symlink_to(f"/proc/{pid}/fd/50")
+            (tmp / "users" / "longer").symlink_to("link")
+            direct = read_anyhow(f"/proc/{pid}/fd/50", f"/proc/{pid}/fd/*")
+            return direct + lines(f"{tmp}/users/*", READS_ALL), listed(f"{tmp}/users/l*")
+
+    read, attributes = in_mount_namespace(scene)
+    assert read == ["open"]
+    assert [row["type"] for row in attributes.values()] == ["other", "other"]
+
+
+def test_own_descriptors_by_dev_are_not_followed_either(tmp: Path) -> None:
+    with (write(tmp / "secret", "secret\n")).open() as file:
+        (tmp / "link").symlink_to(f"/dev/fd/{file.fileno()}")
+        for way in (f"/dev/fd/{file.fileno()}", "/dev/stdin", f"/proc/thread-self/fd/{file.fileno()}", tmp / "link"):
+            assert read_anyhow(way) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "usual"), [("debugfs", "/sys/kernel/debug"), ("tracefs", "/sys/kernel/tracing"), ("devtmpfs", "/dev")]
+)
+def test_other_file_systems_of_the_kernel_are_denied_elsewhere_too(tmp: Path, kind: str, usual: str) -> None:
+    place = tmp / "elsewhere"
+    place.mkdir()
+    name = f"zeek-agent-test-{os.getpid()}"
+
+    def scene() -> tuple[int, list[Any]]:
+        mount("x", place, kind)
+        if kind == "devtmpfs":
+            (place / name).write_text("secret\n")
+        try:
+            files = [path for path, row in listed(f"{place}/*").items() if row["type"] == "file"]
+            return len(files), read_anyhow(*files)
+        finally:
+            (place / name).unlink(missing_ok=True)
+
+    if kind not in Path("/proc/filesystems").read_text().split():
+        pytest.skip(f"this kernel has no {kind}")
+    count, read = in_mount_namespace(scene)
+    assert count > 0
+    assert read == []
+
+
+def test_sysfs_elsewhere_gives_what_it_gives_at_sys(tmp: Path) -> None:
+    place = tmp / "elsewhere"
+    place.mkdir()
+
+    def scene() -> tuple[list[str], list[str]]:
+        mount("x", place, "sysfs")
+        return lines(f"{place}/kernel/mm/*/enabled"), lines("/sys/kernel/mm/*/enabled")
+
+    elsewhere, usual = in_mount_namespace(scene)
+    assert elsewhere == usual
+
+
+def test_devices_and_what_lies_beside_them_are_not_read() -> None:
+    assert read_anyhow("/dev/*") == []
+    assert listed("/dev/null")["/dev/null"]["type"] == "char"
+    shared = Path("/dev/shm/zeek-agent-test")
+    shared.write_text("secret\n")
+    try:
+        assert read_anyhow(shared) == []
+    finally:
+        shared.unlink()
+
+
+# The agent's own files
+
+
+@pytest.fixture
+def own(tmp: Path) -> AccessPolicy:
+    """Rules that allow everything but what is the agent's own."""
+    write(tmp / "var" / "state" / "events.db", "events\n")
+    write(tmp / "var" / "state" / "scratch" / "deep", "events\n")
+    write(tmp / "var" / "tls" / "agent.pem", "key\n")
+    write(tmp / "var" / "agent.log", "log\n")
+    write(tmp / "var" / "agent.log.1", "log\n")
+    write(tmp / "var" / "other", "other\n")
+    config = Config(
+        state_dir=str(tmp / "var" / "state"),
+        log=LogSettings(file=str(tmp / "var" / "agent.log")),
+        zeek=ZeekSettings(tls=TlsSettings(key=str(tmp / "var" / "tls" / "agent.pem"))),
+    )
+    settings = AccessSettings(paths_deny=(), files_allow=("/**",), paths_allow=("/**",))
+    return AccessPolicy(settings, paths.protected(config, paths.locate(config)))
+
+
+def test_the_agents_own_files_are_denied_whatever_the_configuration_says(tmp: Path, own: AccessPolicy) -> None:
+    for name in ("state/*", "state/scratch/*", "tls/*", "agent.log", "agent.log.1", "state/../state/events.db"):
+        assert listed(tmp / "var" / name, own) != {}
+        assert read_anyhow(tmp / "var" / name, access=own) == []
+    assert lines(tmp / "var" / "*", own) == ["other"]
+
+
+def test_the_agents_own_files_are_denied_under_other_names(tmp: Path, own: AccessPolicy) -> None:
+    copy = write(tmp / "snapshots" / "1" / str(tmp).removeprefix("/") / "var" / "state" / "events.db", "old events\n")
+    (tmp / "elsewhere").mkdir()
+    (tmp / "file").touch()
+    (tmp / "soft").symlink_to(tmp / "var" / "state" / "events.db")
+    (tmp / "hard").hardlink_to(tmp / "var" / "state" / "events.db")
+    (tmp / "log").hardlink_to(tmp / "var" / "agent.log")
+
+    def scene() -> list[Any]:
+        bind(tmp / "var" / "state", tmp / "elsewhere")
+        bind(tmp / "var" / "state" / "events.db", tmp / "file")
+        names = ["elsewhere/*", "elsewhere/scratch/*", "file", "soft", "hard", "log"]
+        return read_anyhow(*(tmp / name for name in names), copy, access=own)
+
+    assert in_mount_namespace(scene) == []
+
+
+# Executables
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_the_executable_of_a_process_is_hashed_also_by_a_pattern(tmp: Path, *, deleted: bool) -> None:
+    def scene() -> tuple[list[list[str]], list[Any]]:
+        program = executable(tmp / "program")
+        child = start(program)
+        if deleted:
+            program.unlink()
+        (tmp / "link").symlink_to(f"/proc/{child}/exe")
+        patterns = [f"/proc/{child}/exe", "/proc/[0-9]*/exe", f"/proc/{child}/task/*/exe"]
+        return [hashes(pattern) for pattern in patterns], lines(f"/proc/{child}/exe", READS_ALL) + read_anyhow(
+            tmp / "link"
+        )
+
+    found, read = in_mount_namespace(scene)
+    assert [sha256(static_program()) in each for each in found] == [True, True, True]
+    assert read == []
+
+
+def test_the_executable_of_a_memfd_is_hashed() -> None:
+    def scene() -> list[str]:
+        descriptor = os.memfd_create("program", 0)
+        os.write(descriptor, static_program())
+        return hashes(f"/proc/{start(f'/proc/self/fd/{descriptor}')}/exe")
+
+    assert in_mount_namespace(scene) == [sha256(static_program())]
+
+
+def executable(file: Path) -> Path:
+    write(file, "", 0o755).write_bytes(static_program())
+    return file
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "bind", "overlay"])
+@pytest.mark.parametrize("namespaces", [CLONE_NEWNS, ALONE], ids=["mount namespace", "user and mount namespace"])
+def test_the_executable_of_a_process_in_another_mount_namespace_is_hashed(
+    tmp: Path, kind: str, namespaces: int
+) -> None:
+    place = tmp / "place"
+    place.mkdir()
+    executable(tmp / "source" / "program")
+
+    def prepare() -> None:
+        if kind == "tmpfs":
+            mount("x", place, "tmpfs")
+            executable(place / "program")
+        elif kind == "bind":
+            bind(tmp / "source", place)
+        else:
+            overlay(place, tmp / "source")
+        (tmp / "pid").write_text(str(start(place / "program")))
+
+    def scene() -> tuple[list[str], str]:
+        with process(prepare, namespaces=namespaces):
+            reads = FileReads()
+            return hashes(f"/proc/{(tmp / 'pid').read_text()}/exe", reads=reads), reads.omissions().summary()
+
+    found, omissions = in_mount_namespace(scene)
+    if kind == "overlay" and namespaces == ALONE:  # nobody can tell what it lies on
+        assert found == []
+        assert "kind overlay that may lie on another one, which may hang" in omissions
+    else:
+        assert found == [sha256(static_program())]
+
+
+def test_an_overlay_of_the_agents_own_is_known_in_every_namespace(tmp: Path) -> None:
+    (tmp / "place").mkdir()
+    executable(tmp / "source" / "program")
+
+    def prepare() -> None:
+        (tmp / "pid").write_text(str(start(tmp / "place" / "program")))
+
+    def scene() -> list[str]:
+        overlay(tmp / "place", tmp / "source")
+        with process(prepare, namespaces=ALONE):
+            return hashes(f"/proc/{(tmp / 'pid').read_text()}/exe")
+
+    assert in_mount_namespace(scene) == [sha256(static_program())]
+
+
+@needs_fuse
+@pytest.mark.parametrize(
+    ("way", "user"), [("mount", 0), ("chroot", 0), ("mount", NOBODY), ("chroot", NOBODY), ("overlay", NOBODY)]
+)
+def test_an_executable_on_fuse_in_another_namespace_is_not_touched(tmp: Path, way: str, user: int) -> None:
+    fuse = SilentFuse(static_program())
+    below, place = tmp / "below", tmp / "place"
+    below.mkdir()
+    place.mkdir()
+    tmp.chmod(0o777)
+    (tmp / "place.empty").mkdir()
+
+    def prepare() -> None:
+        fuse.mount(below)
+        if way == "overlay":
+            overlay(place, below)
+            child = start(place / "program")
+        elif way == "chroot":
+            child = start("/program", chroot=below)
+        else:
+            child = start(below / "program")
+        (tmp / "pid").write_text(str(child))
+
+    def scene() -> tuple[list[str], int]:
+        os.mknod(tmp / "fuse", 0o20666, os.makedev(10, 229))
+        (tmp / "fuse").chmod(0o666)
+        bind(tmp / "fuse", "/dev/fuse")
+        admitting_mount_points = allowing("/**", filesystems_allow=(str(below), str(place), "/"))
+        with process(prepare, user=user, namespaces=ALONE if user else CLONE_NEWNS):
+            fuse.fall_silent()
+            reads = FileReads()
+            found = hashes(f"/proc/{(tmp / 'pid').read_text()}/exe", admitting_mount_points, reads)
+            return found, reads.omissions().skipped
+
+    assert in_mount_namespace(scene, fuse=fuse, seconds=30) == ([], 1)
+    assert fuse.requests == []
+
+
+# File systems that hang
+
+
+def asked_of_all(directory: str | Path, access: AccessPolicy = READS_ALL) -> dict[str, Any]:
+    """What each table tells of all that is in a directory, and how many paths it left out."""
+    tables = {"list": files_list, "lines": files_lines, "columns": files_columns, "hashes": file_hashes}
+    found: dict[str, Any] = {}
+    for name, table in tables.items():
+        reads = FileReads()
+        parameters = ["$0:text"] if table is files_columns else []
+        rows = ask(table, f"{directory}/*", *parameters, access=access, reads=reads)
+        found[name] = (sorted({Path(row["path"]).name for row in rows}), reads.omissions().skipped)
+    return found
+
+
+@needs_fuse
+@pytest.mark.parametrize("mode", [0o40755, 0o100644], ids=["directory", "file"])
+def test_a_file_system_that_hangs_is_listed_and_counted_but_not_touched(tmp: Path, mode: int) -> None:
+    fuse = SilentFuse()
+    write(tmp / "users" / "open", "open\n")
+    write(tmp / "users" / "way", "").unlink()
+    place = tmp / "users" / "hangs"
+    place.mkdir() if mode & 0o40000 else place.touch()
+
+    def scene() -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
+        fuse.mount(place, mode=mode, subtype="sshfs")
+        below = read_anyhow(place, f"{place}/x", f"{place}/*", f"{place}/../open")
+        return asked_of_all(tmp / "users"), listed(place), below
+
+    found, attributes, below = in_mount_namespace(scene, fuse=fuse, seconds=30)
+    assert found["list"] == (["hangs", "open"], 1)
+    assert found["lines"] == found["columns"] == found["hashes"] == (["open"], 1)
+    assert [attributes[str(place)][name] for name in ("uid", "mode", "size", "mtime")] == [None] * 4
+    assert below == []
+    assert fuse.requests == []
+
+
+@needs_fuse
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_file_system_of_one_user_alone_is_listed_too(tmp: Path, *, renamed: bool) -> None:
+    fuse = SilentFuse()
+    write(tmp / "users" / "open", "open\n")
+    (tmp / "elsewhere" / "hangs").mkdir(parents=True)
+    (tmp / "users" / "hangs").mkdir()
+
+    def scene() -> dict[str, Any]:
+        fuse.mount(tmp / "elsewhere" / "hangs" if renamed else tmp / "users" / "hangs", uid=NOBODY, private=True)
+        listed(tmp)
+        if renamed:  # which the kernel does not tell whoever waits for changes of the mounts
+            write(tmp / "elsewhere" / "open", "open\n")
+            exchange(os.fsencode(tmp / "elsewhere"), os.fsencode(tmp / "users"))
+        return asked_of_all(tmp / "users")
+
+    found = in_mount_namespace(scene, fuse=fuse, seconds=30)
+    assert found["list"] == (["hangs", "open"], 1)
+    assert found["hashes"] == (["open"], 1)
+    assert fuse.requests == []
+
+
+@needs_fuse
+def test_no_link_leads_into_a_file_system_that_hangs(tmp: Path) -> None:
+    fuse = SilentFuse()
+    write(tmp / "users" / "open", "open\n")
+    for name in ("hangs", "again", "overlay"):
+        (tmp / name).mkdir()
+    for number, target in enumerate(("hangs", "hangs/x", "hangs/x/y", "hangs/..", "again/x", "overlay", "overlay/x")):
+        (tmp / "users" / f"link{number}").symlink_to(tmp / target)
+
+    def scene() -> dict[str, Any]:
+        fuse.mount(tmp / "hangs")
+        bind(tmp / "hangs", tmp / "again")
+        return asked_of_all(tmp / "users")
+
+    found = in_mount_namespace(scene, fuse=fuse, seconds=30)
+    assert found["list"] == (["link0", "link1", "link2", "link3", "link4", "link5", "link6", "open"], 0)
+    assert found["lines"] == found["columns"] == found["hashes"] == (["open"], 5)
+    assert fuse.requests == []
+
+
+@needs_fuse
+def test_an_overlay_over_a_file_system_that_hangs_is_not_touched_either(tmp: Path) -> None:
+    fuse = SilentFuse(static_program())
+    write(tmp / "users" / "open", "open\n")
+    (tmp / "below").mkdir()
+    (tmp / "users" / "overlay").mkdir()
+    (tmp / "users" / "second").mkdir()
+
+    def scene() -> tuple[dict[str, Any], list[Any], str]:
+        fuse.mount(tmp / "below")
+        overlay(tmp / "users" / "overlay", tmp / "below")
+        overlay(tmp / "users" / "second", tmp / "users" / "overlay")
+        fuse.fall_silent()
+        reads = FileReads()
+        hashes(f"{tmp}/users/second/program", reads=reads)
+        below = read_anyhow(f"{tmp}/users/overlay/program", f"{tmp}/users/second/*")
+        return asked_of_all(tmp / "users"), below, reads.omissions().summary()
+
+    found, below, why = in_mount_namespace(scene, fuse=fuse, seconds=30)
+    assert found["list"] == (["open", "overlay", "overlay.empty", "second", "second.empty"], 2)
+    assert found["lines"] == found["columns"] == found["hashes"] == (["open"], 2)
+    assert below == []
+    assert "of kind overlay that may lie on another one" in why
+    assert fuse.requests == []
+
+
+@needs_fuse
+def test_what_is_mounted_uppermost_at_a_place_counts(tmp: Path) -> None:
+    fuse = SilentFuse()
+    place = tmp / "place"
+    place.mkdir()
+
+    def scene() -> tuple[list[str], list[str]]:
+        fuse.mount(place)
+        mount("x", place, "tmpfs")
+        write(place / "file", "content\n")
+        covered = lines(f"{place}/*", READS_ALL)
+        fuse.mount(place)
+        return covered, lines(f"{place}/*", READS_ALL)
+
+    assert in_mount_namespace(scene, fuse=fuse, seconds=30) == (["content"], [])
+    assert fuse.requests == []
+
+
+@needs_fuse
+def test_a_file_system_that_comes_and_goes_while_it_is_looked_at_is_never_touched(tmp: Path) -> None:
+    fuse = SilentFuse()
+    users = tmp / "users"
+    for number in range(20):
+        write(users / f"file{number:02}", "content\n")
+    for name in ("a", "b", "c"):
+        write(users / name / "file", "content\n")
+    (users / "link").symlink_to("b/file")
+
+    times = Counter()
+
+    def come_and_go() -> None:
+        for name in ("a", "b", "c", "file05"):
+            fuse.mount(users / name, mode=0o100644 if name.startswith("file") else 0o40755)
+        for name in ("a", "b", "c", "file05"):
+            unmount(users / name)
+        times.add()
+
+    def scene() -> tuple[set[int], set[int]]:
+        with process(lambda: None, again=come_and_go):
+            rows: list[set[int]] = [set(), set()]
+            for _ in range(60):
+                rows[0].add(len(listed(f"{users}/file*")))
+                rows[1].add(len({row["path"] for row in ask(files_lines, f"{users}/file*")} - {f"{users}/file05"}))
+                for table in (files_list, files_lines, file_hashes):
+                    ask(table, f"{users}/*/*")
+                    ask(table, f"{users}/link")
+                    ask(table, f"{users}/b/file")
+            return rows[0], rows[1]
+
+    assert in_mount_namespace(scene, fuse=fuse, seconds=60) == ({20}, {19})
+    assert fuse.requests == []
+    assert times.value > 3
+
+
+@needs_fuse
+@pytest.mark.parametrize(
+    ("rule", "admitted"),
+    [("fuse", True), ("fuse*", True), ("{place}", True), ("{place}/", True), ("nfs*", False), ("{place}2", False)],
+)
+def test_the_configuration_admits_file_systems_by_kind_or_mount_point(tmp: Path, rule: str, *, admitted: bool) -> None:
+    fuse = SilentFuse(b"content\n")
+    place = tmp / "place"
+    place.mkdir()
+
+    def scene() -> tuple[list[str], list[str]]:
+        fuse.mount(place)
+        access = allowing("/**", filesystems_allow=(rule.format(place=place),))
+        return lines(f"{place}/program", access), [row["type"] for row in listed(f"{place}/program", access).values()]
+
+    assert in_mount_namespace(scene, fuse=fuse, seconds=30) == ((["content"], ["file"]) if admitted else ([], []))
+
+
+def test_an_automounter_is_not_waited_for(tmp: Path) -> None:
+    place = tmp / "auto"
+    place.mkdir()
+    write(tmp / "open", "open\n")
+
+    def scene() -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
+        with process(os.setsid) as daemon:
+            _, requests = os.pipe()
+            mount("x", place, "autofs", data=f"fd={requests},pgrp={daemon},minproto=5,maxproto=5,indirect")
+            return asked_of_all(tmp), read_anyhow(place / "host"), listed(place / "host")
+
+    if "autofs" not in Path("/proc/filesystems").read_text().split():
+        pytest.skip("this kernel has no autofs")
+    found, below, attributes = in_mount_namespace(scene, seconds=30)
+    assert found["list"] == (["auto", "open"], 1)
+    assert found["hashes"] == (["open"], 1)
+    assert (below, attributes) == ([], {})
+
+
+@needs_fuse
+def test_a_directory_without_entry_types_is_listed_without_a_look_at_what_is_mounted_there(tmp: Path) -> None:
+    make = shutil.which("mke2fs", path=f"{os.environ.get('PATH')}:/sbin:/usr/sbin")
+    if make is None:
+        pytest.skip("needs mke2fs")
+    fuse = SilentFuse()
+    place, image = tmp / "place", tmp / "image"
+    place.mkdir()
+    subprocess.run([make, "-q", "-t", "ext2", "-O", "^filetype", str(image), "1M"], check=True)
+
+    def scene() -> tuple[list[str], list[str], list[str]]:
+        subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+        write(place / "directory" / "file", "content\n")
+        (place / "link").symlink_to("directory/file")
+        (place / "hangs").mkdir()
+        fuse.mount(place / "hangs")
+        names = sorted(Path(path).name for path in listed(f"{place}/*"))
+        found = names, lines(f"{place}/*/*", READS_ALL), lines(f"{place}/*", READS_ALL)
+        unmount(place)
+        return found
+
+    names, deeper, here = in_mount_namespace(scene, fuse=fuse, seconds=30)
+    assert names == ["directory", "hangs", "link", "lost+found"]
+    assert (deeper, here) == (["content"], ["content"])
+    assert fuse.requests == []
+
+
+# Names, links and directories
+
+
+def test_any_name_is_walked_read_and_told(tmp: Path) -> None:
+    names = [
+        os.fsdecode(name)
+        for name in (b"new\nline", b"\xff\xfe", b"\xc3\xa9", b" ", b"-", b"a*b", b"\\", b"'\"", b"x" * 255)
+    ]
+    for name in names:
+        write(tmp / name / name, "content\n")
+    found = listed(f"{tmp}/*/*")
+    assert {to_bytes(path) for path in found} == {os.fsencode(tmp / name / name) for name in names}
+    assert len(lines(f"{tmp}/*/*", READS_ALL)) == len(names)
+    with_newline = AccessPolicy(AccessSettings(files_allow=("/**",), paths_deny=("/**/new\nline/**",)))
+    assert len(lines(f"{tmp}/*/*", with_newline)) == len(names) - 1
+
+
+@pytest.mark.parametrize(
+    "way", ["d/../file", "link/../file", "link/file2", "./d/./../file", "d//../file", "d/e/../../file"]
+)
+def test_dots_are_resolved_as_the_kernel_does(tmp: Path, way: str) -> None:
+    write(tmp / "file", "content\n")
+    write(tmp / "other" / "file", "other\n")
+    write(tmp / "other" / "deep" / "file2", "content2\n")
+    (tmp / "d" / "e").mkdir(parents=True)
+    (tmp / "link").symlink_to(tmp / "other" / "deep")
+    expected = Path(os.path.realpath(f"{tmp}/{way}")).read_text().split()
+    assert lines(f"{tmp}/{way}", READS_ALL) == expected
+    (tmp / "to").symlink_to(way)
+    assert lines(tmp / "to", READS_ALL) == expected
+    assert lines("/../.." + f"{tmp}/{way}", READS_ALL) == expected
+
+
+def test_a_denied_file_is_denied_however_its_path_is_spelt(tmp: Path) -> None:
+    write(tmp / "a" / "secret", "secret\n")
+    (tmp / "b" / "c").mkdir(parents=True)
+    (tmp / "b" / "up").symlink_to("../a")
+    (tmp / "b" / "same").symlink_to(".")
+    access = AccessPolicy(AccessSettings(files_allow=("/**",), paths_deny=(f"{tmp}/a/secret",)))
+    ways = ["a/secret", "a//secret", "./a/./secret", "b/../a/secret", "b/c/../../a/secret", "b/up/secret", "b/up/se*t"]
+    ways += [
+        "b/same/same/up/secret",
+        "b/up/../a/secret",
+        "[a]/secret",
+        "*/secret",
+        "*/*/secret",
+        "a/secret/",
+        "nowhere/../a/secret",
+    ]
+    for way in ways:
+        assert read_anyhow(tmp / way, f"{tmp}/{way}", access=access) == []
+    assert listed(tmp / "b" / "up" / "secret", access) != {}
+
+
+def test_links_in_a_circle_and_too_many_of_them_are_given_up(tmp: Path) -> None:
+    write(tmp / "file", "content\n")
+    (tmp / "one").symlink_to("two")
+    (tmp / "two").symlink_to("one")
+    (tmp / "self").symlink_to("self/x")
+    (tmp / "chain0").symlink_to("file")
+    for number in range(1, 60):
+        (tmp / f"chain{number}").symlink_to(f"chain{number - 1}")
+    reads = FileReads()
+    assert lines(f"{tmp}/[os]*", READS_ALL, reads) + lines(f"{tmp}/two/*", READS_ALL, reads) == []
+    assert reads.omissions().skipped == 3
+    kernel = sum((tmp / f"chain{number}").exists() for number in range(60))
+    assert len(lines(f"{tmp}/chain*", READS_ALL)) == kernel == 40
+    assert {row["type"] for path, row in listed(f"{tmp}/[ost]*").items()} == {"other"}
+
+
+def test_a_pattern_with_a_slash_at_its_end_means_directories(tmp: Path) -> None:
+    write(tmp / "directory" / "file", "content\n")
+    write(tmp / "file", "content\n")
+    (tmp / "link").symlink_to("directory")
+    assert sorted(listed(f"{tmp}/*/")) == [f"{tmp}/directory/", f"{tmp}/link/"]
+    assert read_anyhow(f"{tmp}/*/", f"{tmp}/file/", f"{tmp}/directory/") == []
+
+
+def test_a_path_that_is_deeper_than_the_gate_goes_is_refused_and_counted(tmp: Path) -> None:
+    deep = "/".join("d" * 120)
+    write(tmp / deep / "file", "content\n")
+    write(tmp / "d" / "file", "content\n")
+    (tmp / "link").symlink_to(f"{deep}/file")
+    for path in (f"{tmp}/{deep}/file", f"{tmp}/link"):
+        reads = FileReads()
+        assert lines(path, READS_ALL, reads) == []
+        assert reads.omissions().refused == 1
+    assert lines(f"{tmp}/*/file", READS_ALL) == ["content"]
+
+
+def test_a_name_or_path_too_long_for_the_kernel_is_no_file(tmp: Path) -> None:
+    (tmp / "long").symlink_to("x" * 4000)
+    write(tmp / "open", "open\n")
+    reads = FileReads()
+    assert lines(f"{tmp}/{'x' * 300}", READS_ALL, reads) == []
+    assert lines(f"{tmp}/*", READS_ALL, reads) == ["open"]
+    path = "/".join([str(tmp), *["d" * 200] * 30])
+    assert lines(path, READS_ALL, reads) == []
+    assert reads.omissions().refused == 0
+
+
+def test_a_user_without_rights_reads_what_he_may_and_the_rest_is_counted(tmp: Path) -> None:
+    write(tmp / "open" / "file", "content\n")
+    write(tmp / "private" / "file", "private\n")
+    write(tmp / "closed", "closed\n", mode=0o600)
+    write(tmp / "passage" / "file", "passed\n")
+    (tmp / "private").chmod(0o700)
+    (tmp / "passage").chmod(0o711)
+
+    def scene() -> tuple[list[str], list[str], int]:
+        become(NOBODY)
+        reads = FileReads()
+        found = lines(f"{tmp}/*/file", READS_ALL, reads) + lines(f"{tmp}/*", READS_ALL, reads)
+        return found, lines(f"{tmp}/pass*/*", READS_ALL, reads), reads.omissions().skipped
+
+    assert in_mount_namespace(scene) == (["content", "passed"], [], 3)
+
+
+# Descriptors
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_statements_leave_no_descriptors_open(tmp: Path) -> None:
+    write(tmp / "a" / "b" / "file", "content\n")
+    write(tmp / "a" / "secret.key", "content\n")
+    for number, target in enumerate(
+        ("a/b/file", "a/b", "nowhere", f"/proc/{os.getpid()}/fd/0", "loop6", "..", "loop6")
+    ):
+        (tmp / f"loop{number}").symlink_to(target)
+
+    def ask_all() -> None:
+        for pattern in (
+            f"{tmp}/*",
+            f"{tmp}/*/*",
+            f"{tmp}/a/*/..",
+            f"{tmp}/loop1/file",
+            "/proc/self/*",
+            "/proc/[0-9]*/exe",
+            "/dev/*",
+        ):
+            read_anyhow(pattern)
+            listed(pattern)
+        next(iter(asked(files_lines, f"{tmp}/a/b/*")))  # a statement that is not read to its end
+
+    def scene() -> int:
+        ask_all()
+        before = descriptors()
+        for _ in range(5):
+            ask_all()
+        return descriptors() - before
+
+    assert in_mount_namespace(scene) == 0
+
+
+def asked(table: Table, pattern: str) -> Iterator[Any]:
+    """The rows of a table one by one."""
+    wanted = Constraints(Host(Agent(), READS_ALL), {"pattern": pattern}, {}, frozenset({"content"}), lambda: None)
+    return iter(table.rows(wanted))
+
+
+def test_links_to_deep_directories_do_not_use_up_descriptors(tmp: Path) -> None:
+    for number in range(40):
+        deep = tmp / f"tree{number}" / "/".join("d" * 80)
+        write(deep / "file", "content\n")
+        (tmp / f"link{number}").symlink_to(f"{deep}/file")
+        (tmp / f"way{number}").symlink_to(deep)
+
+    def scene() -> tuple[int, int, int]:
+        most = 0
+
+        def check() -> None:
+            nonlocal most
+            most = max(most, descriptors())
+
+        before = descriptors()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + 700, before + 700))
+        sizes = [row["size"] for row in ask(files_list, f"{tmp}/link*", check=check)]
+        found = [row["content"] for row in ask(files_lines, f"{tmp}/way*/file", check=check)]
+        return sizes.count(8), len(found), most - before
+
+    same_size, read, most = in_mount_namespace(scene)
+    assert (same_size, read) == (40, 40)
+    assert most < 400
+
+
+def test_when_descriptors_run_out_files_are_counted_as_skipped(tmp: Path) -> None:
+    write(tmp / "file", "content\n")
+    write(tmp / "a" / "/".join("d" * 50) / "file", "content\n")
+    (tmp / "link").symlink_to("a/" + "/".join("d" * 50) + "/file")
+
+    def scene() -> tuple[list[str], Omissions]:
+        lines(tmp / "file", READS_ALL)
+        limit = descriptors() + 30
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        reads = FileReads()
+        return lines(f"{tmp}/*", READS_ALL, reads), reads.omissions()
+
+    found, omissions = in_mount_namespace(scene)
+    assert found == ["content"]
+    assert omissions.skipped == 1
+    assert "Too many open files" in omissions.summary()
+
+
+# Files that change under the reader
+
+
+def test_a_file_that_somebody_holds_a_lease_on_does_not_block(tmp: Path) -> None:
+    write(tmp / "leased", "leased\n")
+    write(tmp / "open", "open\n")
+
+    def scene() -> tuple[list[str], list[str], int]:
+        def prepare() -> None:
+            signal.signal(signal.SIGIO, signal.SIG_IGN)
+            fcntl.fcntl(os.open(tmp / "leased", os.O_RDWR), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+
+        with process(prepare):
+            reads = FileReads()
+            return lines(f"{tmp}/*", READS_ALL, reads), hashes(tmp / "open"), reads.omissions().skipped
+
+    assert in_mount_namespace(scene, seconds=30) == (["open"], [sha256("open\n")], 1)
+
+
+@pytest.mark.parametrize("other", ["fifo", "socket", "directory", "link to a secret", "device"])
+def test_a_file_that_turns_into_something_else_while_it_is_opened_is_read_or_left_out(tmp: Path, other: str) -> None:
+    write(tmp / "vault" / "secret", "secret\n", 0o600)
+    write(tmp / "users" / "open", "open\n")
+    file, swapped = write(tmp / "users" / "file", "file\n"), tmp / "users" / ".other"
+    if other == "fifo":
+        os.mkfifo(swapped)
+    elif other == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(swapped))
+    elif other == "directory":
+        swapped.mkdir()
+    elif other == "device":
+        os.mknod(swapped, 0o20666, os.makedev(1, 5))
+    else:
+        swapped.symlink_to(tmp / "vault" / "secret")
+    times = Counter()
+
+    def swap() -> None:
+        exchange(os.fsencode(file), os.fsencode(swapped))
+        times.add()
+
+    def scene() -> set[tuple[str, ...]]:
+        access = AccessPolicy(AccessSettings(files_allow=("/**",), paths_deny=(f"{tmp}/vault/*",)))
+        with process(lambda: None, again=swap):
+            return {tuple(lines(f"{tmp}/users/*", access)) for _ in range(300)}
+
+    assert in_mount_namespace(scene, seconds=60) == {("file", "open"), ("open",)}
+    assert times.value > 100
+
+
+def test_a_file_that_grows_for_ever_ends_at_its_limit(tmp: Path) -> None:
+    write(tmp / "a", "a\n")
+    growing = write(tmp / "growing", "x\n")
+    write(tmp / "z", "z\n")
+
+    def scene() -> tuple[int, list[str], int]:
+        line = b"x" * 999 + b"\n"
+        descriptor = os.open(growing, os.O_WRONLY | os.O_APPEND)
+        with process(lambda: None, again=lambda: os.write(descriptor, line * 1000)):
+            reads = FileReads(LimitSettings(file_bytes=3_000_000))
+            found = lines(f"{tmp}/*", READS_ALL, reads)
+            return len(found), [line for line in found if len(line) < 900], reads.omissions().truncated
+
+    count, others, truncated = in_mount_namespace(scene)
+    assert others[0] == "a"
+    assert others[-1] == "z"
+    assert count <= 3_003
+    assert truncated == 1
+
+
+def test_one_users_huge_file_does_not_hide_those_of_others() -> None:
+    def scene() -> tuple[list[str], int]:
+        tmpfs("/home")
+        for user in ("alice", "mallory", "zoe"):
+            write(f"/home/{user}/.ssh/authorized_keys", f"{KEY} {user}\n", 0o600, owner=1000 + len(user))
+        os.truncate("/home/mallory/.ssh/authorized_keys", 1 << 40)
+        reads = FileReads()
+        return lines("/home/*/.ssh/authorized_keys", reads=reads), reads.omissions().truncated
+
+    assert in_mount_namespace(scene) == ([f"{KEY} {user}" for user in ("alice", "mallory", "zoe")], 1)
+
+
+def test_many_files_of_one_user_do_not_hide_those_of_others() -> None:
+    def scene() -> tuple[list[str], int, int]:
+        tmpfs("/home")
+        for number in range(300):
+            write(f"/home/mallory/.ssh/{number}.pub", "noise\n" * 500, owner=1001)
+            os.chown(f"/home/mallory/.ssh/{number}.pub", 2000 + number, 0)
+        write("/home/alice/.ssh/key.pub", f"{KEY} alice\n", owner=1000)
+        write("/home/zoe/.ssh/key.pub", f"{KEY} zoe\n" * 2, owner=1002)
+        reads = FileReads(LimitSettings(files_lines=20_000))
+        found = lines("/home/*/.ssh/*.pub", reads=reads)
+        return [line for line in found if line != "noise"], found.count("noise"), reads.omissions().truncated
+
+    others, noise, truncated = in_mount_namespace(scene)
+    assert others == [f"{KEY} alice", f"{KEY} zoe", f"{KEY} zoe"]
+    assert noise < 20_000 + FLOORS * FLOOR_LINES
+    assert truncated > 200
+
+
+def test_the_time_limit_of_a_statement_holds_also_while_nothing_matches(tmp: Path) -> None:
+    for number in range(300):
+        (tmp / f"link{number}").symlink_to(f"link{number}")
+    for pattern in (f"{tmp}/*/x", f"{tmp}/*/*", f"{tmp}/*/"):
+        turns = iter(range(4))
+
+        def check(turns: Iterator[int] = turns) -> None:
+            if next(turns, None) is None:
+                raise LimitError("time is up")
+
+        with pytest.raises(LimitError):
+            ask(files_lines, pattern, check=check)
+
+
+# Whose contents may be read
+
+
+def test_configuration_that_only_its_owner_may_read_is_read_where_the_list_says_so(tmp: Path) -> None:
+    files = {
+        "/etc/ssh/sshd_config": 0o600,
+        "/etc/ssh/sshd_config.d/10-local.conf": 0o600,
+        "/home/bob/.ssh/authorized_keys": 0o600,
+        "/etc/crontab": 0o600,
+        "/etc/cron.d/job": 0o600,
+        "/var/spool/cron/crontabs/bob": 0o600,
+        "/var/log/auth.log": 0o640,
+    }
+
+    def scene() -> dict[str, list[str]]:
+        for file, mode in files.items():
+            write(file, f"{file}\n", mode, owner=1000 if "bob" in file else 0)
+        return {file: lines(file) for file in files}
+
+    assert in_empty_root(scene, tmp) == {file: [file] for file in files}
+
+
+def test_root_may_write_a_file_for_a_user_whose_directory_is_closed(tmp: Path) -> None:
+    def scene() -> list[str]:
+        write("/home/bob/.ssh/authorized_keys", f"{KEY}\n", 0o600, owner=1000)
+        for directory in ("/home/bob", "/home/bob/.ssh"):
+            Path(directory).chmod(0o700)
+        os.chown("/home/bob/.ssh/authorized_keys", 0, 0)
+        Path("/home/bob/.ssh/authorized_keys").chmod(0o644)
+        return lines("/home/*/.ssh/authorized_keys")
+
+    assert in_empty_root(scene, tmp) == [KEY]
+
+
+def linked(secret: Path) -> None:
+    """Bob gives a file of root's a listed name: fs.protected_hardlinks is off, or he may write it."""
+    Path("/home/bob/.ssh/authorized_keys").unlink()
+    Path("/home/bob/.ssh/authorized_keys").hardlink_to(secret)
+
+
+def moved(secret: Path) -> None:
+    """Bob moves a file of root's that lies in a directory of his."""
+    secret.rename("/home/bob/.ssh/authorized_keys")
+
+
+def directory_moved(secret: Path) -> None:
+    """Bob moves a directory of root's that lies in one of his."""
+    secret.parent.chmod(0o700)
+    secret.rename(secret.with_name("authorized_keys"))
+    shutil.rmtree("/home/bob/.ssh")
+    secret.parent.rename("/home/bob/.ssh")
+
+
+def linked_in_log(secret: Path) -> None:
+    """Some program lets all users write in its directory of logs."""
+    Path("/var/log/shared").mkdir()
+    Path("/var/log/shared").chmod(0o1777)
+    Path("/var/log/shared/log").hardlink_to(secret)
+
+
+def moved_in_log(secret: Path) -> None:
+    Path("/var/log/shared").mkdir()
+    Path("/var/log/shared").chmod(0o1777)
+    secret.parent.chmod(0o700)
+    secret.parent.rename("/var/log/shared/directory")
+
+
+def soft_linked(secret: Path) -> None:
+    Path("/home/bob/.ssh/authorized_keys").unlink()
+    Path("/home/bob/.ssh/authorized_keys").symlink_to(secret)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+@pytest.mark.parametrize("give", [linked, moved, directory_moved, linked_in_log, moved_in_log, soft_linked])
+def test_nobody_elses_file_is_read_under_a_listed_name(tmp: Path, give: Callable[[Path], None], mode: int) -> None:
+    def scene() -> list[str]:
+        Path("/var/log").mkdir(parents=True)
+        write("/home/bob/.ssh/authorized_keys", f"{KEY}\n", owner=1000)
+        secret = write("/home/bob/roots/secret", "secret\n", mode)
+        for directory in ("/home/bob/roots", "/home/bob"):
+            Path(directory).chmod(0o700)
+        os.chown("/home/bob/roots", 0, 0)
+        give(secret)
+        return lines("/home/*/.ssh/authorized_keys") + lines("/var/log/*/*") + lines("/var/log/*/*/*")
+
+    his = [] if give in (linked, moved, directory_moved, soft_linked) else [KEY]
+    anybody_may_read_it = mode == 0o644 and give in (moved, linked_in_log)
+    assert in_empty_root(scene, tmp) == his + (["secret"] if anybody_may_read_it else [])
+
+
+def test_contents_on_a_list_are_those_that_every_user_may_read(tmp: Path) -> None:
+    write(tmp / "etc" / "public", "public\n")
+    rows = {
+        "/etc/public": (0o644, True),
+        "/etc/private": (0o640, False),
+        "/etc/closed/public": (0o644, False),
+        "/usr/lib/systemd/system/x.service": (0o644, True),
+        "/usr/bin/program": (0o755, False),
+        "/opt/public": (0o644, False),
+        "/srv/www/index.html": (0o644, False),
+        "/var/www/html/index.php": (0o644, False),
+        "/var/tmp/public": (0o644, False),
+        "/var/lib/dpkg/status": (0o644, True),
+        "/home/bob/.config/systemd/user/x.service": (0o644, True),
+        "/home/bob/notes": (0o644, False),
+        "/root/notes": (0o644, False),
+    }
+
+    def scene() -> tuple[dict[str, bool], list[str], list[str]]:
+        for file, (mode, _) in rows.items():
+            write(file, f"{file}\n", mode)
+        Path("/etc/closed").chmod(0o750)
+        read = {file: lines(file) == [file] for file in rows}
+        return (
+            read,
+            [file for file in rows if hashes(file) != [sha256(f"{file}\n")]],
+            [f for f in rows if not listed(f)],
+        )
+
+    expected = {file: readable for file, (_, readable) in rows.items()}
+    assert in_empty_root(scene, tmp) == (expected, [], [])
+
+
+def test_the_configuration_lets_more_be_read_but_nothing_that_is_denied(tmp: Path) -> None:
+    def scene() -> tuple[list[str], list[str]]:
+        write("/srv/app/log", "log\n", 0o600)
+        write("/srv/app/.env", "TOKEN=secret\n")
+        write("/srv/app/tls.key", "secret\n")
+        return lines("/srv/app/log") + lines("/srv/app/*"), read_lines_of_all("/srv/app/*", allowing("/srv/**"))
+
+    def read_lines_of_all(pattern: str, access: AccessPolicy) -> list[str]:
+        hidden = pattern.replace("*", ".*")
+        return lines(pattern, access) + lines(hidden, access) + hashes(hidden, access)
+
+    assert in_empty_root(scene, tmp) == ([], ["log"])
+
+
+def test_report_mode_reads_what_would_be_refused_and_logs_it_but_nothing_that_is_denied(
+    tmp: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp / "unlisted", "unlisted\n")
+    write(tmp / "secret.key", "secret\n")
+    reads = FileReads()
+    access = AccessPolicy(AccessSettings(mode="report"))
+    assert lines(f"{tmp}/*", access, reads) == ["unlisted"]
+    assert (reads.omissions().reported, reads.omissions().refused) == (1, 1)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == [f"{tmp}/unlisted reported: contents are not on the list (access.files_allow extends it)"]
+
+
+@pytest.mark.parametrize("offset", [0, 1, 5_000, 300_000])
+def test_a_private_key_in_a_listed_file_is_masked_and_the_rest_returned(tmp: Path, offset: int) -> None:
+    before = ["x" * 99] * (offset // 100) + ["y" * (offset % 100)]
+
+    def scene() -> list[str]:
+        write("/home/bob/.ssh/authorized_keys", "\n".join([*before, PEM + KEY]) + "\n", owner=1000)
+        return lines("/home/*/.ssh/authorized_keys")
+
+    assert in_empty_root(scene, tmp) == [*before, "***", "***", "***", KEY]
+
+
+def test_a_file_that_only_the_configuration_admits_is_refused_if_a_key_begins_in_its_first_4_kb(tmp: Path) -> None:
+    for name, offset in (("first", 0), ("early", 4_000), ("late", 5_000)):
+        write(tmp / name, "x" * (offset - 1) + "\n" * (offset > 0) + PEM)
+    reads = FileReads()
+    found = lines(f"{tmp}/*", READS_ALL, reads)
+    assert found == ["x" * 4_999, "***", "***", "***"]
+    assert reads.omissions().refused == 2
+    assert "begins with a private key" in reads.omissions().summary()
+
+
+# Names that a denied file has besides
+
+
+def test_a_hard_link_to_a_denied_path_is_denied(tmp: Path) -> None:
+    write(tmp / "vault", "secret\n")
+    (tmp / "users").mkdir()
+    (tmp / "users" / "hard").hardlink_to(tmp / "vault")
+    write(tmp / "users" / "open", "open\n")
+    (tmp / "users" / "double").hardlink_to(tmp / "users" / "open")
+    access = AccessPolicy(AccessSettings(files_allow=("/**",), paths_deny=(str(tmp / "vault"),)))
+    assert lines(f"{tmp}/users/*", access) == ["open", "open"]
+    assert hashes(f"{tmp}/users/*", access) == [sha256("open\n")] * 2
+
+
+def test_the_shadow_file_has_no_other_name(tmp: Path) -> None:
+    def scene() -> list[Any]:
+        write("/etc/shadow", "root:secret:\n", 0o644)
+        Path("/etc/passwd-copy").hardlink_to("/etc/shadow")
+        Path("/etc/link").symlink_to("shadow")
+        Path("/mnt").mkdir()
+        Path("/mnt2").touch()
+        bind("/etc", "/mnt")
+        bind("/etc/shadow", "/mnt2")
+        everywhere = ("/etc/*", "/mnt/*", "/mnt2", "/etc/../etc/shadow", "/mnt/link", "/mnt/passwd-copy")
+        return read_anyhow(*everywhere)
+
+    assert in_empty_root(scene, tmp) == []
+
+
+def test_a_bind_mount_shows_no_denied_file_after_that_has_been_replaced(tmp: Path) -> None:
+    def scene() -> list[Any]:
+        write("/etc/shadow", "root:old:\n")
+        write("/srv/container", "")
+        bind("/etc/shadow", "/srv/container")
+        write("/etc/shadow+", "root:new:\n")
+        Path("/etc/shadow+").rename("/etc/shadow")
+        return read_anyhow("/srv/container", "/srv/*", "/etc/shadow")
+
+    assert in_empty_root(scene, tmp) == []
+
+
+@pytest.mark.parametrize("links", [1, 2])
+def test_an_overlay_does_not_rename_what_is_denied(tmp: Path, links: int) -> None:
+    write(tmp / "vault" / "inner" / "file", "secret\n")
+    write(tmp / "vault" / "open", "open\n")
+    for name in ("overlay", "second", "pub"):
+        (tmp / name).mkdir()
+    if links == 2:
+        (tmp / "pub" / "file").hardlink_to(tmp / "vault" / "inner" / "file")
+
+    def scene() -> list[str]:
+        overlay(tmp / "overlay", tmp / "pub" if links == 2 else tmp / "vault")
+        bind(tmp / "overlay", tmp / "second")
+        rules = (f"{tmp}/vault/inner/file",)
+        access = AccessPolicy(AccessSettings(files_allow=("/**",), paths_deny=rules))
+        places = [f"{tmp}/{name}" for name in ("overlay", "second")]
+        return read_anyhow(*(f"{place}/{way}" for place in places for way in ("*", "*/*", "inner/file")), access=access)
+
+    expected = [] if links == 2 else ["open", sha256("open\n"), {"c0": "open"}] * 2
+    assert in_mount_namespace(scene) == expected
+
+
+def test_a_case_insensitive_file_system_has_each_name_in_small_letters_too() -> None:
+    gate = gate_module.Gate(DEFAULT, FileReads())
+    names = gate._names(
+        Mount(1, "8:1", "/", "/boot/efi", "vfat"), "/boot/efi/USER-DATA", "/boot/efi/USER-DATA", "/USER-DATA"
+    )
+    assert "/boot/efi/user-data" in names
+    assert any(map(DEFAULT.denies, names))
+
+
+# What the gate itself stands on
+
+
+def test_a_proc_that_is_not_the_kernels_or_not_there_refuses_all(tmp: Path) -> None:
+    write(tmp / "file", "content\n")
+    write(tmp / "fake" / "secret", "secret\n")
+
+    def scene() -> tuple[list[Any], Omissions, list[Any], Omissions]:
+        lines(tmp / "file", READS_ALL)
+        for number in range(200):
+            (tmp / "fake" / str(number)).symlink_to("secret")
+        bind(tmp / "fake", f"/proc/{os.getpid()}/fd")
+        elsewhere, missing = FileReads(), FileReads()
+        read = lines(tmp / "file", READS_ALL, elsewhere)
+        mount("x", "/proc", "tmpfs")
+        return read, elsewhere.omissions(), lines(tmp / "file", READS_ALL, missing), missing.omissions()
+
+    read, elsewhere, also, missing = in_mount_namespace(scene)
+    assert (read, also) == ([], [])
+    assert "leads elsewhere" in elsewhere.summary()
+    assert "is not there" in missing.summary()
+
+
+def test_an_agent_in_a_root_directory_that_is_no_mount_says_why_it_reads_nothing(tmp: Path) -> None:
+    (tmp / "root" / "proc").mkdir(parents=True)
+
+    def scene() -> str:
+        mount("proc", tmp / "root" / "proc", "proc")
+        change_root(tmp / "root")
+        with pytest.raises(gate_module.RefusedError) as caught:
+            gate_module.Gate(DEFAULT, FileReads())
+        return str(caught.value)
+
+    assert "/proc/self/mountinfo does not list" in in_mount_namespace(scene)
