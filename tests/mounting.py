@@ -28,7 +28,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import pytest
 
-from zeek_agent.sources.files import gate
+from zeek_agent.sources.files import mount_rules
 
 T = TypeVar("T")
 
@@ -273,7 +273,7 @@ def change_root(place: Path) -> None:
     """chroot(2), for the path gate as well."""
     os.chroot(place)
     os.chdir("/")
-    gate._own_mounts.cache_clear()
+    mount_rules.own_mounts.cache_clear()
 
 
 def pivot_root(place: Path) -> None:
@@ -287,7 +287,7 @@ def pivot_root(place: Path) -> None:
     os.chdir("/")
     unmount("/old")
     Path("/old").rmdir()
-    gate._own_mounts.cache_clear()
+    mount_rules.own_mounts.cache_clear()
 
 
 def fork() -> int:
@@ -304,7 +304,7 @@ def _run_scene(scene: Callable[[], object], reply: int) -> NoReturn:
     try:
         unshare(CLONE_NEWNS)
         mount("none", "/", flags=MS_REC | MS_PRIVATE)
-        gate._own_mounts.cache_clear()  # the parent's mount namespace is another one
+        mount_rules.own_mounts.cache_clear()  # the parent's mount namespace is another one
         answer = pickle.dumps((None, scene()))
     except BaseException:  # noqa: BLE001 - an assertion that failed, or a skip
         answer = pickle.dumps((traceback.format_exc(), None))

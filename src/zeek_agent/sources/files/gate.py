@@ -17,23 +17,30 @@ from __future__ import annotations
 
 import errno
 import os
-import posixpath
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import Enum, auto
-from functools import lru_cache
 from io import FileIO
 from itertools import islice
 from pathlib import Path
 from stat import S_ISLNK
 from typing import Final, NamedTuple, TypeAlias
 
-from zeek_agent.access import AccessPolicy, Contents, admits_filesystem
-from zeek_agent.access_defaults import LOCAL_FILE_SYSTEMS
+from zeek_agent.access import AccessPolicy, Contents
+from zeek_agent.sources.files.mount_rules import (
+    STACKED,
+    hazard,
+    hazards_among,
+    lies_on,
+    memory_mount,
+    only_root_mounts_for,
+    own_mounts,
+)
+from zeek_agent.sources.files.place import Place, belongs_there, joined, readable_by_all, user_of
 from zeek_agent.sources.files.reads import FileReads, Omission
 from zeek_agent.sources.files.statx import Status, entry_types, status_at, status_of
-from zeek_agent.sources.mounts import Mount, Mounts, MountTable, parsed
+from zeek_agent.sources.mounts import Mount, parsed
 from zeek_agent.text import from_os
 
 DEPTH_MAX: Final = 100
@@ -60,15 +67,9 @@ _USUAL_PLACES: Final = {
     "pstore": "/sys/fs/pstore",
     "tracefs": "/sys/kernel/tracing",
 }
-_STACKED: Final = frozenset({"aufs", "ecryptfs", "overlay"})
-"""Kinds that lie on other file systems, and hang with them."""
-_FUSE: Final = frozenset({"fuse", "fuseblk"})
 _CASELESS: Final = frozenset({"exfat", "hfs", "hfsplus", "msdos", "ntfs3", "vfat"})
 """Kinds where a file answers to its name in capitals and small letters."""
-_STACK_DEPTH: Final = 3
-"""How many file systems the kernel lets lie on each other, and one."""
 _LOW_BITS: Final = (1 << 32) - 1
-_NS_GET_USERNS: Final = 0xB701
 
 
 _KERNEL_PLACES: Final = ("/dev/", "/proc/", "/sys/")
@@ -90,42 +91,6 @@ class RefusedError(Exception):
         self.omission = omission
 
 
-class Place:
-    """Something on the way of a path, held by a descriptor of `O_PATH` until nobody refers to it any more."""
-
-    __slots__ = ("depth", "descriptor", "mount", "name", "parent", "path", "status")
-
-    def __init__(self, descriptor: int, status: Status, mount: Mount, name: str, parent: Place | None) -> None:
-        self.descriptor = descriptor
-        self.status = status
-        self.mount = mount
-        self.name = name
-        self.parent = parent
-        self.path: str = name if parent is None else _joined(parent, name)
-        """Absolute, with all links resolved, in the form of `os.fsdecode`."""
-        self.depth: int = 0 if parent is None else parent.depth + 1
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-    def ancestors(self) -> Iterator[Place]:
-        """The directories above, the nearest first."""
-        place = self.parent
-        while place is not None:
-            yield place
-            place = place.parent
-
-    def path_in_file_system(self) -> str:
-        """The path from the root of its file system, whichever part of that is mounted where."""
-        names: list[str] = []
-        place = self
-        while place.parent is not None and place.parent.status.mount == place.status.mount:
-            names.append(place.name)
-            place = place.parent
-        return "/".join((self.mount.root.rstrip("/"), *reversed(names))) or "/"
-
-
 Listed: TypeAlias = "tuple[str, Status | RefusedError | OSError]"
 """A name in a directory with its attributes, or why it has none."""
 
@@ -145,9 +110,9 @@ class Gate:
     def __init__(self, access: AccessPolicy, reads: FileReads) -> None:
         self._access = access
         self.reads = reads
-        self._table = _own_mounts()
+        self._table = own_mounts()
         self._mounts = self._table.current()
-        self._hazards = _hazards(self._mounts, access.filesystems_allow)
+        self._hazards = hazards_among(self._mounts, access.filesystems_allow)
         self._denied_objects: frozenset[tuple[int, int]] | None = None
         self._directories: dict[str, Place] = {}
         self._ways: dict[tuple[Place, str], Place] = {}
@@ -174,7 +139,7 @@ class Gate:
             if name == "..":
                 place = place.parent or place
                 continue
-            path = _joined(place, name)
+            path = joined(place, name)
             entered = self._directories.get(path)
             if entered is None:
                 entered = self.enter(place, name)
@@ -361,7 +326,7 @@ class Gate:
         masks_keys = True
         if purpose is Purpose.CONTENTS:
             masks_keys = self._demand_contents(place, written)
-        return OpenedFile(_reopened(place.descriptor, place.status, place.mount), masks_keys, _user_of(place))
+        return OpenedFile(_reopened(place.descriptor, place.status, place.mount), masks_keys, user_of(place))
 
     def open_executable(self, process: Place) -> OpenedFile | None:
         """Open the executable of a process, for its hash; None when it is no regular file.
@@ -408,7 +373,7 @@ class Gate:
 
     def _demand_harmless(self, directory: Place, name: str) -> None:
         """Raises RefusedError where a file system that even a descriptor of its root may wait for is mounted."""
-        cause = self._hazards.avoided.get(_joined(directory, name))
+        cause = self._hazards.avoided.get(joined(directory, name))
         if cause is not None:
             raise RefusedError(cause, Omission.SKIPPED)
 
@@ -418,7 +383,7 @@ class Gate:
             self._mounts_reread = True
             self._table.read()
             self._refresh()
-        cause = self._hazards.causes.get(_joined(directory, name))
+        cause = self._hazards.causes.get(joined(directory, name))
         if cause is not None:
             raise RefusedError(cause, Omission.SKIPPED)
 
@@ -443,7 +408,7 @@ class Gate:
         mounted = self._table.current()
         if mounted is not self._mounts:
             self._mounts = mounted
-            self._hazards = _hazards(mounted, self._access.filesystems_allow)
+            self._hazards = hazards_among(mounted, self._access.filesystems_allow)
 
     def _foreign_mount(self, process: Place, status: Status) -> Mount:
         """The mount of another mount namespace that a process's executable lies on, as that process sees it.
@@ -452,7 +417,7 @@ class Gate:
         kind. An overlay may lie on a user's FUSE file system, so it must be in a namespace where only root mounts.
         Raises RefusedError and OSError.
         """
-        if (status.mount, status.device) == _memory_mount():
+        if (status.mount, status.device) == memory_mount():
             return Mount(status.mount, "", "/", "", "tmpfs")
         with os.fdopen(os.open("mountinfo", os.O_RDONLY | _CLOEXEC, dir_fd=process.descriptor), "rb") as mountinfo:
             line = re.search(rb"^%d .*$" % status.mount, mountinfo.read(), re.MULTILINE)
@@ -471,11 +436,11 @@ class Gate:
             causes = [self._hazards.mounts.get(each.id) for each in same]
             return None if None in causes else causes[0]
         rules = tuple(rule for rule in self._access.filesystems_allow if not rule.startswith("/"))
-        on_hazard = any(_lies_on(layer, self._hazards, self._mounts) for layer in mount.layers)
+        on_hazard = any(lies_on(layer, self._hazards, self._mounts) for layer in mount.layers)
         # Who mounts is looked at after the mounts, since no user can go back to a namespace in which only root mounts.
-        if mount.kind in _STACKED and not _only_root_mounts_for(process):
+        if mount.kind in STACKED and not only_root_mounts_for(process):
             on_hazard = True
-        return _hazard(mount, rules, on_hazard=on_hazard)
+        return hazard(mount, rules, on_hazard=on_hazard)
 
     # Rules
 
@@ -518,7 +483,7 @@ class Gate:
 
     def _demand_no_denied_object(self, status: Status, mount: Mount) -> None:
         denied = (status.device, status.inode) in self._objects()
-        if mount.kind in _STACKED and not denied:
+        if mount.kind in STACKED and not denied:
             # Its device is not that of the file below, and its inode's number has at most other high bits.
             denied = any((status.inode ^ inode) & _LOW_BITS == 0 for _, inode in self._objects())
         if denied:
@@ -552,16 +517,12 @@ class Gate:
         listed = self._access.contents(name)
         if listed is Contents.CONFIGURED:
             return False
-        cause = content_refusal(listed, readable_by_all=_readable_by_all(place), belongs_there=_belongs_there(place))
+        cause = content_refusal(listed, readable_by_all=readable_by_all(place), belongs_there=belongs_there(place))
         if cause is not None:
             if not self._access.reports_only:
                 raise RefusedError(cause)
             self.reads.leave_out(Omission.REPORTED, written, cause)
         return True
-
-
-def _joined(directory: Place, name: str) -> str:
-    return f"/{name}" if directory.parent is None else f"{directory.path}/{name}"
 
 
 def _reopened(descriptor: int, status: Status, mount: Mount) -> FileIO:
@@ -589,125 +550,3 @@ def content_refusal(listed: Contents, *, readable_by_all: bool, belongs_there: b
     if readable_by_all or (listed is Contents.PRIVATE and belongs_there):
         return None
     return "contents are not for every local user (access.files_allow admits them)"
-
-
-def _readable_by_all(place: Place) -> bool:
-    """Whether every local user may read a file: by its own mode, and by those of the directories above it."""
-    return bool(place.status.mode & stat.S_IROTH) and all(
-        directory.status.mode & stat.S_IXOTH for directory in place.ancestors()
-    )
-
-
-def _belongs_there(place: Place) -> bool:
-    """Whether nobody can have put another user's secret where a file lies, by a link or a rename of what is above it.
-
-    That holds where only root and the file's owner can write, groups aside, and where one other user can who may read
-    the file wherever he puts it.
-    """
-    above = [directory.status for directory in place.ancestors()]
-    if any(directory.mode & stat.S_IWOTH for directory in above):
-        return False
-    others = {directory.uid for directory in above} - {0, place.status.uid}
-    if not others:
-        return True
-    reachable = all(directory.uid in others or directory.mode & stat.S_IXOTH for directory in above)
-    return len(others) == 1 and reachable and place.status.links == 1 and bool(place.status.mode & stat.S_IROTH)
-
-
-def _user_of(place: Place) -> int:
-    """The user below whose directory a file lies: the owner of the topmost one that is not root's, or of the file."""
-    user = place.status.uid
-    for directory in place.ancestors():
-        user = directory.status.uid or user
-    return user or 0
-
-
-def _hazard(mount: Mount, admitted: tuple[str, ...], *, on_hazard: bool = False) -> str | None:
-    """Why a file system is not to be entered; None for one that answers by itself, or that the configuration admits."""
-    if admits_filesystem(admitted, mount.kind, from_os(mount.place)):
-        return None
-    admits = "which may hang (access.filesystems_allow admits it)"
-    if mount.kind not in LOCAL_FILE_SYSTEMS:
-        return f"on a {mount.kind} file system, {admits}"
-    return f"on a file system of kind {mount.kind} that may lie on another one, {admits}" if on_hazard else None
-
-
-class Hazards(NamedTuple):
-    """The mounts of file systems that are not to be entered."""
-
-    mounts: Mapping[int, str]
-    """By the mount's number: why."""
-    causes: Mapping[str, str]
-    """By mount point: why."""
-    avoided: Mapping[str, str]
-    """The same for those whose root is not even opened as a mere place, which FUSE does not notice."""
-    directories: frozenset[str]
-    """The directories that these lie in."""
-
-
-@lru_cache(maxsize=8)
-def _hazards(mounted: Mounts, admitted: tuple[str, ...]) -> Hazards:
-    """The hazards among the mounts; at each mount point the uppermost mount counts.
-
-    The root directory's is none: the agent runs from it.
-    """
-    found = Hazards({}, {}, {}, frozenset())
-    for _ in range(_STACK_DEPTH):
-        mounts: dict[int, str] = {}
-        causes: dict[str, str] = {}
-        avoided: dict[str, str] = {}
-        for mount in mounted.by_id.values():
-            on_hazard = any(_lies_on(layer, found, mounted) for layer in mount.layers) if found.causes else False
-            cause = _hazard(mount, admitted, on_hazard=on_hazard)
-            causes.pop(mount.place, None)
-            avoided.pop(mount.place, None)
-            if cause is not None and mount.place != "/":
-                mounts[mount.id] = causes[mount.place] = cause
-                if mount.kind.partition(".")[0] not in _FUSE:
-                    avoided[mount.place] = cause
-        if causes == found.causes:
-            break
-        found = Hazards(mounts, causes, avoided, frozenset(map(posixpath.dirname, avoided)))
-    return found
-
-
-def _lies_on(path: str, hazards: Hazards, mounted: Mounts) -> bool:
-    """Whether the nearest mount above a path is a hazard."""
-    while path not in mounted.places and path != "/":
-        path = posixpath.dirname(path)
-    return path in hazards.causes
-
-
-def _only_root_mounts_for(process: Place) -> bool:
-    """Whether only root can mount in a process's mount namespace, since the agent's user namespace owns it."""
-    import fcntl
-
-    try:
-        namespace = os.open("ns/mnt", os.O_RDONLY | _CLOEXEC, dir_fd=process.descriptor)
-        try:
-            owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
-        finally:
-            os.close(namespace)
-    except OSError:
-        return False
-    try:
-        return os.path.samestat(os.fstat(owner), Path("/proc/self/ns/user").stat())
-    finally:
-        os.close(owner)
-
-
-@lru_cache(maxsize=1)
-def _own_mounts() -> MountTable:
-    """The mount table of this process."""
-    return MountTable()
-
-
-@lru_cache(maxsize=1)
-def _memory_mount() -> tuple[int, int]:
-    """Number and device of the kernel's internal mount on which memfd_create(2) makes its files."""
-    descriptor = os.memfd_create("zeek-agent", os.MFD_CLOEXEC)
-    try:
-        status = status_of(descriptor)
-        return status.mount, status.device
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.sources.files.gate import Gate, OpenedFile, Place, Purpose, RefusedError
+from zeek_agent.sources.files.gate import Gate, OpenedFile, Purpose, RefusedError
+from zeek_agent.sources.files.place import Place
 from zeek_agent.sources.files.portable import PortableGate
 from zeek_agent.sources.files.reads import FileReads, Omission
 from zeek_agent.sources.files.statx import Status

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from zeek_agent.access import AccessPolicy, Contents
-from zeek_agent.sources.files.gate import Listed, OpenedFile, Place, Purpose, RefusedError, content_refusal
+from zeek_agent.sources.files.gate import Listed, OpenedFile, Purpose, RefusedError, content_refusal
+from zeek_agent.sources.files.place import Place
 from zeek_agent.sources.files.reads import FileReads, Omission
 from zeek_agent.sources.files.statx import Status
 from zeek_agent.sources.mounts import Mount
