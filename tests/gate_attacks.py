@@ -145,7 +145,7 @@ class Attack:
         access = AccessPolicy(AccessSettings(files_allow=("/**",), paths_deny=rules))
         parameters = ["$0:text", "", "^$"] if self.table == "files_columns" else []
         report = Report()
-        while report.tries < self.tries or self.swaps.value < LEAST_SWAPS:
+        while report.tries < self.tries or self.swaps.value < LEAST_SWAPS or not self._met_both(report):
             reads = FileReads()
             rows = ask(TABLES[self.table], pattern, *parameters, access=access, reads=reads)
             report.tries += 1
@@ -154,6 +154,10 @@ class Attack:
             report.incomplete += [name for name in ORDINARY if not shows(rows, self.table, name, ORDINARY[name])]
             report.exchanged += any(shows(rows, self.table, name, EXCHANGED) for name in ("exchanged", "secret"))
         return report
+
+    def _met_both(self, report: Report) -> bool:
+        """Whether both what may be read and what may not have been met, which on a busy machine takes more tries."""
+        return report.exchanged > 0 and (report.left_out > 0 or self.table == "files_list")
 
     def _reaches_it(self, row: dict[str, Any]) -> bool:
         """Whether a row has the attributes of the secret, which nobody gets where nothing is entered."""
