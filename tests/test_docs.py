@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -111,3 +112,14 @@ def test_zeek_records_avoid_the_languages_own_words() -> None:
             assert f"\t{zeek_field(column.name)}: {column.zeek_type.script} &optional;\n" in record
     assert zeek_field("time") == "time_"
     assert zeek_field("pid") == "pid"
+
+
+def test_every_promise_of_security_names_tests_that_exist() -> None:
+    table = (ROOT / "docs/security.md").read_text().partition("## Tests of these promises\n")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "tests/" in line]
+    assert len(rows) > 20
+    for row in rows:
+        for file, names in re.findall(r"`(tests/[a-z_/]+\.py)`: ((?:`[a-z0-9_]+`(?:, )?)+)", row):
+            code = (ROOT / file).read_text()
+            for name in re.findall(r"`([a-z0-9_]+)`", names):
+                assert f"def test_{name}(" in code, f"{file} has no test_{name}"
