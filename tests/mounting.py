@@ -326,7 +326,8 @@ def become(user: int, namespaces: int = 0) -> None:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
-        _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+    # A change of user, even one taken back before the fork, makes /proc/PID unreadable without CAP_SYS_PTRACE.
+    _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
     if namespaces:
         unshare(namespaces)
     if namespaces & CLONE_NEWUSER:

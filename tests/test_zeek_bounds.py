@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
-import logging
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,22 +69,6 @@ HELLO = Recorder(
 )
 
 
-@contextmanager
-def agents_log(path: Path) -> Iterator[Ring]:
-    """The log as in an agent, to a file, and without the handlers of pytest, which keep all that they get."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    ring = logbook.set_up(LogSettings(file=str(path), level="debug"))
-    try:
-        yield ring
-    finally:
-        logging.captureWarnings(False)
-        for handler in root.handlers:
-            handler.close()
-        root.handlers[:] = handlers
-        root.setLevel(level)
-
-
 @asynccontextmanager
 async def connected(path: Path, **settings: object) -> AsyncIterator[tuple[Agent, Client]]:
     """A real connection, queries, database, event store and log; `secret` is a table that may not be queried."""
@@ -96,20 +79,21 @@ async def connected(path: Path, **settings: object) -> AsyncIterator[tuple[Agent
     database = Database(tables, Host(HelloAgent(), policy), LimitSettings(), store)  # type: ignore[arg-type]
     runner = QueryRunner(database, store)
     chosen = msgspec.structs.replace(FAST, **settings)
-    with agents_log(path / "agent.log") as ring:
-        async with zeek_server() as zeek:
-            connection = ZeekConnection(zeek.url(), chosen, IDENTITY, database, runner, platform="linux")
-            task = asyncio.create_task(connection.run())
-            client = await zeek.client()
-            await client.expect(AgentHello)
-            try:
-                yield Agent(connection, runner, database, ring), client
-            finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-                await runner.close()
-                await database.aclose()
-                store.close()
+    # The log as in an agent, to a file, and without the handlers of pytest, which keep all that they get.
+    ring = logbook.set_up(LogSettings(file=str(path / "agent.log"), level="debug"))
+    async with zeek_server() as zeek:
+        connection = ZeekConnection(zeek.url(), chosen, IDENTITY, database, runner, platform="linux")
+        task = asyncio.create_task(connection.run())
+        client = await zeek.client()
+        await client.expect(AgentHello)
+        try:
+            yield Agent(connection, runner, database, ring), client
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await runner.close()
+            await database.aclose()
+            store.close()
 
 
 class Retained:
