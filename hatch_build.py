@@ -18,7 +18,7 @@ try:
 except ImportError:  # run as a command, without the build system
     BuildHookInterface = object  # type: ignore[assignment,misc]
 
-SOURCES = Path(__file__).parent / "src" / "zeek_agent" / "sources" / "bpf"
+SOURCES = Path(__file__).parent / "src" / "zeek_agent" / "bpf"
 
 
 class BpfError(Exception):

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events import EventStore
+from zeek_agent.events.store import EventStore
+from zeek_agent.recording.bpf_monitor import Monitor, Stream
+from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.recording.processes.process_rows import process_row
+from zeek_agent.recording.processes.process_tracker import ProcessTracker
+from zeek_agent.recording.sockets.bpf_connections import ConnectionTracker
+from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
 from zeek_agent.schema import Row
-from zeek_agent.sources.bpf.connections import ConnectionTracker
-from zeek_agent.sources.bpf.monitor import Monitor, Stream
-from zeek_agent.sources.bpf.tracker import ProcessTracker
-from zeek_agent.sources.ebpf_sockets import EbpfSockets
-from zeek_agent.sources.process_cache import ProcessCache
-from zeek_agent.sources.process_rows import process_row
 from zeek_agent.tables.events import TABLES
 
 ROOT = Path(__file__).parent.parent

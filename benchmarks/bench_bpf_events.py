@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events import EventStore
+from zeek_agent.events.store import EventStore
+from zeek_agent.recording.bpf_monitor import Monitor
+from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
+from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
+from zeek_agent.recording.source import Source
 from zeek_agent.schema import Row
-from zeek_agent.sources import Source
-from zeek_agent.sources.bpf.monitor import Monitor
-from zeek_agent.sources.ebpf_processes import EbpfProcesses
-from zeek_agent.sources.ebpf_sockets import EbpfSockets
-from zeek_agent.sources.process_cache import ProcessCache
 from zeek_agent.tables.events import TABLES
 
 ROOT = Path(__file__).parent.parent

@@ -23,9 +23,9 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
 from zeek_agent.config import ZeekSettings
-from zeek_agent.database import ResultColumn
+from zeek_agent.database.database import ResultColumn
+from zeek_agent.queries.subscriptions import Change, Query, Report
 from zeek_agent.schema import ZeekType
-from zeek_agent.subscriptions import Change, Query, Report
 from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.connection import SEND_BUFFER, WRITE_LIMIT
 from zeek_agent.zeek.flow import Sender

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from rig import Agent, Zeek, accepting, agent, load_generator
 
-from zeek_agent.subscriptions import Query, Subscription
+from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.zeek import protocol
 
 BACKENDS: Final = {

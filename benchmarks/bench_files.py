@@ -25,7 +25,7 @@ from rich.table import Table
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import LimitSettings
-from zeek_agent.database import Database, Lane
+from zeek_agent.database.database import Database, Lane
 from zeek_agent.host import Host
 from zeek_agent.tables import builtin_tables
 

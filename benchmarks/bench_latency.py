@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from rig import Zeek, agent, load_generator
 
-from zeek_agent.subscriptions import Query, Subscription
+from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.zeek import data, protocol
 
 RATE: Final = 47.0

@@ -22,7 +22,7 @@ from typing import Final
 
 from rig import Agent, Zeek, accepting, agent, ask, load_generator
 
-from zeek_agent.subscriptions import Query, Subscription
+from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.zeek import protocol
 
 PROCESSES: Final = 5_000

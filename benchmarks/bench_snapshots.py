@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rig import Zeek, agent, crowd
 
-from zeek_agent.subscriptions import Query
+from zeek_agent.queries.subscriptions import Query
 from zeek_agent.zeek import protocol
 
 STATEMENTS: Final = {"sockets": "SELECT * FROM sockets", "processes": "SELECT * FROM processes"}

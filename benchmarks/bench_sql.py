@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from zeek_agent.config import EventSettings
-from zeek_agent.database import Database, Lane, Profile
-from zeek_agent.events import EventStore
+from zeek_agent.database.database import Database, Lane, Profile
+from zeek_agent.events.store import EventStore
 from zeek_agent.host import Host
 from zeek_agent.schema import Column, Constraints, Row, Table
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from zeek_agent.config import EventSettings
-from zeek_agent.events import EventStore
+from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Column, Row, Table
 
 KINDS = ("time", *["text"] * 13, *["count"] * 11, "interval", "bool")

@@ -17,11 +17,11 @@ from collections.abc import Callable
 import psutil
 from rig import crowd
 
+from zeek_agent.bpf import iterators
 from zeek_agent.config import LimitSettings
-from zeek_agent.database import Database, Profile
+from zeek_agent.database.database import Database, Profile
 from zeek_agent.host import Host
 from zeek_agent.schema import Constraints, Row, Table, Value
-from zeek_agent.sources.bpf import iterators
 from zeek_agent.tables.processes import processes
 from zeek_agent.tables.sockets import listening_ports, sockets
 

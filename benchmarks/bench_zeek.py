@@ -27,9 +27,9 @@ from rig import AGENT_ID, agent
 from websockets.asyncio.client import connect
 
 from zeek_agent.config import ZeekSettings
-from zeek_agent.database import ResultColumn
+from zeek_agent.database.database import ResultColumn
+from zeek_agent.queries.subscriptions import Report
 from zeek_agent.schema import ZeekType
-from zeek_agent.subscriptions import Report
 from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.batches import split
 from zeek_agent.zeek.connection import SEND_BUFFER, WRITE_LIMIT

@@ -21,9 +21,9 @@ from typing import Any
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from zeek_agent.control import ControlClient, Rows
-from zeek_agent.control import Query as Statement
-from zeek_agent.subscriptions import Query
+from zeek_agent.control.messages import ControlClient, Rows
+from zeek_agent.control.messages import Query as Statement
+from zeek_agent.queries.subscriptions import Query
 from zeek_agent.zeek import protocol
 from zeek_agent.zeek.protocol import RowsAck, ZeekHello
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.sources.journal import Journal
+from zeek_agent.recording.system_log.journal import Journal
 
 JOURNALD = Path("/lib/systemd/systemd-journald")
 START = """

@@ -28,7 +28,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import pytest
 
-from zeek_agent.sources.files import mount_rules
+from zeek_agent.host.files import mount_rules
 
 T = TypeVar("T")
 

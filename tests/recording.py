@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from zeek_agent.recording.source import Source
 from zeek_agent.schema import Row
-from zeek_agent.sources import Source
 from zeek_agent.tables import events, system_logs
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 from zeek_log import parse_header, parse_log
 
-from zeek_agent import control
+from zeek_agent.control import messages
 from zeek_agent.errors import ZeekAgentError
 
 T = TypeVar("T")
@@ -73,14 +73,14 @@ class RunningAgent:
 
     def query(self, sql: str) -> list[dict[str, Any]]:
         """Rows of a statement, through the control socket."""
-        client = control.ControlClient(self.state / "zeek-agent.sock")
+        client = messages.ControlClient(self.state / "zeek-agent.sock")
         try:
             names: list[str] = []
             rows: list[dict[str, Any]] = []
-            for frame in client.ask(control.Query(sql)):
-                if isinstance(frame, control.Columns):
+            for frame in client.ask(messages.Query(sql)):
+                if isinstance(frame, messages.Columns):
                     names = [name for name, _ in frame.columns]
-                elif isinstance(frame, control.Rows):
+                elif isinstance(frame, messages.Rows):
                     rows += [dict(zip(names, row, strict=True)) for row in frame.rows]
             return rows
         finally:

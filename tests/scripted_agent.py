@@ -17,7 +17,7 @@ from zeek_agent.collector import pack
 from zeek_agent.collector.pack import Pack
 from zeek_agent.collector.server import Collector
 from zeek_agent.config import CollectorSettings
-from zeek_agent.subscriptions import Change
+from zeek_agent.queries.subscriptions import Change
 from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.protocol import Context, Message
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, LimitSettings
-from zeek_agent.database import Database
+from zeek_agent.database.database import Database
 from zeek_agent.database.session import Store
 from zeek_agent.host import Host
 from zeek_agent.schema import Column, Constraints, Parameter, Row, Table

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeek_agent.sources import audit_records
-from zeek_agent.sources.audit_records import Assembler, Event
+from zeek_agent.recording.audit import audit_records
+from zeek_agent.recording.audit.audit_records import Assembler, Event
 
 EXECVE_CALL = (0xC000_003E, 59)
 CALL = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zeek_agent.sources.boot_clock import BootClock, boot_time
+from zeek_agent.host.linux.boot_clock import BootClock, boot_time
 
 
 class Clocks:

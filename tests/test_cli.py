@@ -24,11 +24,11 @@ import pytest
 from acting import NOBODY, acting_as
 from zeek_server import zeek_server
 
+from zeek_agent import bpf
 from zeek_agent.config import load
 from zeek_agent.errors import ZeekAgentError
-from zeek_agent.events import EventStore
-from zeek_agent.sources import bpf
-from zeek_agent.subscriptions import Query
+from zeek_agent.events.store import EventStore
+from zeek_agent.queries.subscriptions import Query
 from zeek_agent.terminal import client
 from zeek_agent.zeek.protocol import AgentHello, ResultRow
 

@@ -20,9 +20,9 @@ from zeek_agent.collector import summary
 from zeek_agent.collector.in_process import InProcessListener
 from zeek_agent.collector.server import Collector, Limits
 from zeek_agent.collector.summary import View
+from zeek_agent.destination import EMBEDDED, formerly_embedded
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.zeek import protocol
-from zeek_agent.zeek.destination import EMBEDDED, formerly_embedded
 from zeek_agent.zeek.protocol import InstallQuery, ZeekHello, ZeekShutdown
 
 URL = f"ws://localhost{protocol.PATH}"

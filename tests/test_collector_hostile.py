@@ -20,7 +20,7 @@ from zeek_agent.collector.agents import Agents
 from zeek_agent.collector.intake import Intake
 from zeek_agent.collector.rotation import LogDirectory
 from zeek_agent.collector.server import Collector, Limits
-from zeek_agent.subscriptions import Change
+from zeek_agent.queries.subscriptions import Change
 from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.data import ProtocolError
 from zeek_agent.zeek.protocol import Context

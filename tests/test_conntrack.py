@@ -21,12 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.events import EventStore
 from zeek_agent.events import file as event_file
-from zeek_agent.sources.conntrack import Connection, Conntrack, Translations, Tuple, parse
-from zeek_agent.sources.namespaces import in_network_namespace
-from zeek_agent.sources.socket_rows import Translation
-from zeek_agent.sources.supervisor import Supervisor
+from zeek_agent.events.store import EventStore
+from zeek_agent.host.linux.namespaces import in_network_namespace
+from zeek_agent.recording.sockets.conntrack import Connection, Conntrack, Translations, Tuple, parse
+from zeek_agent.recording.sockets.socket_rows import Translation
+from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.tables import events
 from zeek_agent.tables.sockets import sockets
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from zeek_agent.sources.containers import container_id
-from zeek_agent.sources.entity_id import entity_id
+from zeek_agent.host.entity_id import entity_id
+from zeek_agent.host.linux.containers import container_id
 
 ID = "3f2a" * 16
 OTHER = "b0c1" * 16

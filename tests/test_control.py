@@ -17,8 +17,19 @@ from acting import NOBODY, acting_as
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeek_agent import control
-from zeek_agent.control import Columns, ControlClient, Facts, Frame, NoAgentError, Note, Query, Request, Rows, Status
+from zeek_agent.control import messages
+from zeek_agent.control.messages import (
+    Columns,
+    ControlClient,
+    Facts,
+    Frame,
+    NoAgentError,
+    Note,
+    Query,
+    Request,
+    Rows,
+    Status,
+)
 from zeek_agent.control.server import CONNECTIONS_MAX, Answer, ControlServer, NoPlaceError
 from zeek_agent.errors import AccessDeniedError, SqlError, UsageError, ZeekAgentError
 from zeek_agent.schema import Column, Parameter, Table
@@ -121,7 +132,7 @@ async def test_a_fault_in_an_answer_does_not_end_the_connection(path: Path) -> N
         b'{"request":"query","sql":"SELECT 1","more":1}',
         b'{"request":"subscribe","sql":"SELECT 1","subscription":"Events","schedule":0}',
         b"[" * 100_000,
-        b"x" * (control.REQUEST_BYTES_MAX * 3),
+        b"x" * (messages.REQUEST_BYTES_MAX * 3),
     ],
     ids=lambda line: line[:30].decode(errors="replace"),
 )
@@ -274,9 +285,9 @@ async def test_who_may_not_connect_is_told_what_to_do(path: Path, tmp_path: Path
 
 def test_an_agent_of_another_version_is_told_apart(path: Path) -> None:
     with pytest.raises(ZeekAgentError, match="of another version"):
-        control.decode_frame(b'{"frame":"hologram"}\n')
+        messages.decode_frame(b'{"frame":"hologram"}\n')
     with pytest.raises(ZeekAgentError, match="of another version"):
-        control.decode_frame(b"\x00")
+        messages.decode_frame(b"\x00")
 
 
 cells = st.recursive(
@@ -293,25 +304,25 @@ cells = st.recursive(
 
 @given(st.lists(st.tuples(cells, cells), max_size=5))
 def test_any_row_survives_the_wire(rows: list[tuple[Any, Any]]) -> None:
-    lines = list(control.encode_frame(Rows(rows)))
-    decoded = [row for line in lines for row in control.decode_frame(line).rows]  # type: ignore[union-attr]
+    lines = list(messages.encode_frame(Rows(rows)))
+    decoded = [row for line in lines for row in messages.decode_frame(line).rows]  # type: ignore[union-attr]
     assert decoded == rows
     assert [[type(cell) for cell in row] for row in decoded] == [[type(cell) for cell in row] for row in rows]
 
 
 def test_many_rows_become_several_frames_with_their_changes() -> None:
     rows = [(number, "x" * 1000) for number in range(1000)]
-    changes: list[control.Change | None] = ["Add" if number % 2 else "Delete" for number in range(1000)]
-    lines = list(control.encode_frame(Rows(rows, changes)))
+    changes: list[messages.Change | None] = ["Add" if number % 2 else "Delete" for number in range(1000)]
+    lines = list(messages.encode_frame(Rows(rows, changes)))
     assert 3 <= len(lines) <= 5
-    assert max(map(len, lines)) < 2 * control.ROWS_BYTES
-    frames = [control.decode_frame(line) for line in lines]
+    assert max(map(len, lines)) < 2 * messages.ROWS_BYTES
+    frames = [messages.decode_frame(line) for line in lines]
     assert [row for frame in frames for row in frame.rows] == rows  # type: ignore[union-attr]
     assert [change for frame in frames for change in frame.changes] == changes  # type: ignore[union-attr]
 
 
 def test_notes_and_declarations_survive_the_wire() -> None:
-    assert control.decode_frame(next(control.encode_frame(Note("a\nb")))) == Note("a\nb")
+    assert messages.decode_frame(next(messages.encode_frame(Note("a\nb")))) == Note("a\nb")
     table = Table(
         "files",
         "some files",
@@ -322,7 +333,7 @@ def test_notes_and_declarations_survive_the_wire() -> None:
         kind="events",
         alias=True,
     )
-    frame = control.decode_frame(next(control.encode_frame(control.Declarations(control.declare([table])))))
-    assert isinstance(frame, control.Declarations)
-    (copy,) = control.declared(frame.tables)
+    frame = messages.decode_frame(next(messages.encode_frame(messages.Declarations(messages.declare([table])))))
+    assert isinstance(frame, messages.Declarations)
+    (copy,) = messages.declared(frame.tables)
     assert vars(copy) == vars(table)

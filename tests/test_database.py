@@ -13,9 +13,9 @@ import pytest
 from sql import Recorder, database, events
 
 from zeek_agent.config import AccessSettings, LimitSettings
-from zeek_agent.database import Database, Lane, Profile, Result, ResultColumn
+from zeek_agent.database.database import Database, Lane, Profile, Result, ResultColumn
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
-from zeek_agent.events import EventStore
+from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Constraints, Row, ZeekType
 
 PROCESSES = [

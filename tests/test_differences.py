@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeek_agent.differences import Snapshot, unread_rows
+from zeek_agent.queries.differences import Snapshot, unread_rows
 
 COLUMNS = (("name", "text"), ("pid", "count"))
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from acting import NOBODY
 
+from zeek_agent.bpf import probe
 from zeek_agent.config import Config
-from zeek_agent.sources.bpf import probe
 from zeek_agent.terminal import doctor as doctor_module
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("works_by_ebpf")]

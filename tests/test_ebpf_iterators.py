@@ -15,9 +15,9 @@ import pytest
 from btf import Btf
 from test_ebpf_layouts import DIRECTORY, fields
 
-from zeek_agent.sources.bpf import records
-from zeek_agent.sources.bpf.iterators import Iterators, Task, why_no_iterators
-from zeek_agent.sources.procfs import Process, Procfs, socket_holders
+from zeek_agent.bpf import records
+from zeek_agent.bpf.iterators import Iterators, Task, why_no_iterators
+from zeek_agent.host.linux.procfs import Process, Procfs, socket_holders
 
 pytestmark = pytest.mark.root
 CHANGING = {"utime", "stime", "rsize", "vsize", "state", "threads", "name"}

@@ -9,8 +9,8 @@ from struct import Struct, calcsize
 import pytest
 from btf import Btf
 
-from zeek_agent.sources import bpf
-from zeek_agent.sources.bpf import records
+from zeek_agent import bpf
+from zeek_agent.bpf import records
 
 DIRECTORY = Path(bpf.__file__).parent
 

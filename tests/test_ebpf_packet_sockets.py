@@ -15,11 +15,11 @@ import pytest
 from recording import Event, Recording
 from test_ebpf_sockets import TABLE, datagrams, listener, other_namespace, sources
 
-from zeek_agent.sources import ebpf_sockets
-from zeek_agent.sources.bpf import libbpf
-from zeek_agent.sources.bpf.monitor import Stream
-from zeek_agent.sources.bpf.records import Kind
-from zeek_agent.sources.ebpf_sockets import EbpfSockets
+from zeek_agent.bpf import libbpf
+from zeek_agent.bpf.records import Kind
+from zeek_agent.recording.bpf_monitor import Stream
+from zeek_agent.recording.sockets import ebpf_sockets
+from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
 
 pytestmark = pytest.mark.root
 ETH_P_ALL = 3

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from zeek_agent.sources.bpf import libbpf, probe
+from zeek_agent.bpf import libbpf, probe
 
 
 def test_a_kernel_that_is_too_old_is_named() -> None:
@@ -43,7 +43,7 @@ def test_a_missing_libbpf_is_named(tmp_path: Path) -> None:
         "import ctypes\n"
         "def missing(name, **_): raise OSError('no such file')\n"
         "ctypes.CDLL = missing\n"
-        "from zeek_agent.sources.bpf import probe\n"
+        "from zeek_agent.bpf import probe\n"
         f"print(probe.why_not(('processes',), release='6.1', btf={str(btf)!r}))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -97,8 +97,8 @@ def test_a_few_capabilities_are_enough(privileges: list[str]) -> None:
     code = (
         "import os\n"
         "from zeek_agent.config import SourceSettings\n"
-        "from zeek_agent.sources.bpf.iterators import Iterators\n"
-        "from zeek_agent.sources.registry import candidates\n"
+        "from zeek_agent.bpf.iterators import Iterators\n"
+        "from zeek_agent.recording.registry import candidates\n"
         "by_kind = candidates(SourceSettings(processes='ebpf', sockets='ebpf'))\n"
         "for source in by_kind['processes'] + by_kind['sockets']:\n"
         "    print(source.probe())\n"

@@ -15,10 +15,10 @@ import pytest
 from recording import Recording, generate, load_generator
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.sources.bpf.monitor import Monitor
-from zeek_agent.sources.ebpf_processes import EbpfProcesses
-from zeek_agent.sources.process_cache import ProcessCache
-from zeek_agent.sources.procfs import Process, Procfs
+from zeek_agent.host.linux.procfs import Process, Procfs
+from zeek_agent.recording.bpf_monitor import Monitor
+from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
+from zeek_agent.recording.processes.process_cache import ProcessCache
 
 pytestmark = pytest.mark.root
 TABLE = "processes_events"

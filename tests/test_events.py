@@ -15,7 +15,7 @@ import apsw
 import pytest
 
 from zeek_agent.config import EventSettings
-from zeek_agent.events import EventStore
+from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Column, Row, Table
 
 
@@ -368,7 +368,7 @@ def test_damage_in_the_middle_of_a_run_loses_no_row_that_is_still_queued(path: P
 
 def test_a_store_in_memory_leaves_nothing_behind_also_after_a_crash() -> None:
     crashing = (
-        "import os; from zeek_agent.events import EventStore\n"
+        "import os; from zeek_agent.events.store import EventStore\n"
         "store = EventStore(None, []); print(store.uri, flush=True); os.kill(os.getpid(), 9)"
     )
     command = [sys.executable, "-c", crashing]
@@ -484,7 +484,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_events import THINGS, thing
-from zeek_agent.events import EventStore
+from zeek_agent.events.store import EventStore
 store = EventStore(Path(sys.argv[1]), [THINGS])
 number = 0
 while True:

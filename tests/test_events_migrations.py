@@ -24,16 +24,17 @@ from test_queries import NobodysAgent, Recorder
 from zeek_agent import __version__
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import EventSettings, LimitSettings
-from zeek_agent.database import Database, Profile, cells
-from zeek_agent.events import EventStore, NewerStoreError
+from zeek_agent.database import cells
+from zeek_agent.database.database import Database, Profile
 from zeek_agent.events.conversions import convert, keeps_values
 from zeek_agent.events.file import Delivered, EventFile
 from zeek_agent.events.layout import columns
 from zeek_agent.events.migrations import MIGRATIONS, VERSION, Migration, migrate, renamed_column
+from zeek_agent.events.store import EventStore, NewerStoreError
 from zeek_agent.host import Host
-from zeek_agent.queries import QueryRunner
+from zeek_agent.queries.runner import QueryRunner
+from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.schema import CONTAINER_TYPES, SCALAR_TYPES, Column, Table, ZeekType
-from zeek_agent.subscriptions import Query, Subscription
 from zeek_agent.tables import builtin_tables, plugin_tables
 from zeek_agent.terminal.local import StoredEvents
 

@@ -16,15 +16,16 @@ import pytest
 from recording import Event, Recording, generate
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.sources import Source, proc_connector
-from zeek_agent.sources.audit import AuditProcesses
-from zeek_agent.sources.audit_rules import AuditControl
-from zeek_agent.sources.bpf.monitor import Monitor
-from zeek_agent.sources.ebpf_processes import EbpfProcesses
-from zeek_agent.sources.proc_connector import ProcConnector
-from zeek_agent.sources.process_cache import ProcessCache
-from zeek_agent.sources.procfs import Process, Procfs
-from zeek_agent.sources.snapshots import ProcessSnapshots
+from zeek_agent.host.linux.procfs import Process, Procfs
+from zeek_agent.recording.audit.audit import AuditProcesses
+from zeek_agent.recording.audit.audit_rules import AuditControl
+from zeek_agent.recording.bpf_monitor import Monitor
+from zeek_agent.recording.processes import proc_connector
+from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
+from zeek_agent.recording.processes.proc_connector import ProcConnector
+from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.recording.snapshots import ProcessSnapshots
+from zeek_agent.recording.source import Source
 
 TABLE = "processes_events"
 PYTHON = str(Path(sys.executable).resolve())
@@ -217,8 +218,8 @@ def rules() -> list[str]:
 CRASHING = """
 import os
 from zeek_agent.config import SourceSettings
-from zeek_agent.sources.audit import AuditProcesses
-from zeek_agent.sources.process_cache import ProcessCache
+from zeek_agent.recording.audit.audit import AuditProcesses
+from zeek_agent.recording.processes.process_cache import ProcessCache
 source = AuditProcesses(ProcessCache(), SourceSettings(audit_rules=True))
 source.start(lambda table, rows: None)
 os.kill(os.getpid(), 9)

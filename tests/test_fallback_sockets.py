@@ -17,13 +17,13 @@ import pytest
 from recording import Event, Recording
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.sources import Source
-from zeek_agent.sources.audit import AuditProcesses, AuditSockets
-from zeek_agent.sources.proc_connector import ProcConnector
-from zeek_agent.sources.process_cache import ProcessCache
-from zeek_agent.sources.procfs import Process, Procfs
-from zeek_agent.sources.snapshots import ProcessSnapshots, SocketSnapshots
-from zeek_agent.sources.socket_polling import SocketPolling
+from zeek_agent.host.linux.procfs import Process, Procfs
+from zeek_agent.recording.audit.audit import AuditProcesses, AuditSockets
+from zeek_agent.recording.processes.proc_connector import ProcConnector
+from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.recording.snapshots import ProcessSnapshots, SocketSnapshots
+from zeek_agent.recording.sockets.socket_polling import SocketPolling
+from zeek_agent.recording.source import Source
 
 TABLE = "sockets_events"
 PYTHON = str(Path(sys.executable).resolve())

@@ -7,8 +7,8 @@ import logging
 import pytest
 
 from zeek_agent.config import LimitSettings
-from zeek_agent.sources.files import reads as reads_module
-from zeek_agent.sources.files.reads import FLOOR_BYTES, FLOOR_LINES, FLOORS, Allowance, FileReads, Omission
+from zeek_agent.host.files import reads as reads_module
+from zeek_agent.host.files.reads import FLOOR_BYTES, FLOOR_LINES, FLOORS, Allowance, FileReads, Omission
 
 LIMITS = LimitSettings(
     file_bytes=1_000_000, file_lines=10_000, files_bytes=4_000_000, files_lines=40_000, files_time=2.0

@@ -13,9 +13,9 @@ import pytest
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.errors import LimitError
-from zeek_agent.sources.files import globbing
-from zeek_agent.sources.files.gate import Gate
-from zeek_agent.sources.files.reads import FileReads
+from zeek_agent.host.files import globbing
+from zeek_agent.host.files.gate import Gate
+from zeek_agent.host.files.reads import FileReads
 
 
 def matching(pattern: str, check: Callable[[], None] = lambda: None) -> Iterator[str]:

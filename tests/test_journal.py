@@ -20,13 +20,13 @@ from journald import PrivateJournal, private_journal, until
 from recording import Event, Recording
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events import EventStore
 from zeek_agent.events.file import read
-from zeek_agent.sources import Past, Sink, Source
-from zeek_agent.sources.journal import Journal, entries, log_entry
-from zeek_agent.sources.log_entry import MESSAGE_BYTES, LogEntry
-from zeek_agent.sources.supervisor import Supervisor
-from zeek_agent.sources.syslog import Syslog
+from zeek_agent.events.store import EventStore
+from zeek_agent.recording.source import Past, Sink, Source
+from zeek_agent.recording.supervisor import Supervisor
+from zeek_agent.recording.system_log.journal import Journal, entries, log_entry
+from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, LogEntry
+from zeek_agent.recording.system_log.syslog import Syslog
 from zeek_agent.tables.system_logs import TABLES
 from zeek_agent.text import from_bytes, to_bytes
 
@@ -252,7 +252,7 @@ def test_a_journalctl_that_is_killed_is_started_again_and_nothing_is_missing_or_
 def test_a_journalctl_that_cannot_work_gives_way_to_the_files_of_syslog(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("zeek_agent.sources.journal._REST", 0.01)
+    monkeypatch.setattr("zeek_agent.recording.system_log.journal._REST", 0.01)
     caplog.set_level(logging.INFO)
     journalctl = tmp_path / "journalctl"
     journalctl.write_text("#!/bin/sh\necho 'Failed to open the journal: no luck' >&2\nexit 3\n")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from mounting import bind, in_mount_namespace, mount, overlay, unmount
 
-from zeek_agent.sources.files.statx import status_at, status_of
-from zeek_agent.sources.mounts import OWN_MOUNTINFO, Mount, MountTable, mounts, parsed
+from zeek_agent.host.files.statx import status_at, status_of
+from zeek_agent.host.linux.mounts import OWN_MOUNTINFO, Mount, MountTable, mounts, parsed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

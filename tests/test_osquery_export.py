@@ -17,7 +17,7 @@ from thrift.transport.TSocket import TSocket
 from thrift.transport.TTransport import TBufferedTransport
 
 from zeek_agent.config import LimitSettings
-from zeek_agent.events import EventStore
+from zeek_agent.events.store import EventStore
 from zeek_agent.osquery.export import NAME, ColumnConstraints, Constraint, Context, chosen, statement
 from zeek_agent.schema import Column, Constraints, Parameter, Row, Table
 

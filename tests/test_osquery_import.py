@@ -13,7 +13,7 @@ from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
 from sql import Recorder
 
 from zeek_agent.config import AccessSettings, LimitSettings
-from zeek_agent.database import Lane
+from zeek_agent.database.database import Lane
 from zeek_agent.database.remote_tables import KEYS_AT_ONCE
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.osquery.imported import REQUIRED

@@ -29,14 +29,7 @@ from zeek_agent.osquery import bridge as bridges
 from zeek_agent.osquery import client as clients
 from zeek_agent.osquery import wire
 from zeek_agent.osquery.client import Client, RestingError
-from zeek_agent.osquery.wire import (
-    Connection,
-    GoneError,
-    ImpostorError,
-    RefusedError,
-    SlowError,
-    UnreachableError,
-)
+from zeek_agent.osquery.wire import Connection, GoneError, ImpostorError, RefusedError, SlowError, UnreachableError
 from zeek_agent.tables import builtin_tables
 from zeek_agent.terminal import doctor
 

@@ -9,7 +9,7 @@ from osqueryd import Osqueryd, usual_tables
 from running_agent import running, until
 from zeek_server import zeek_server
 
-from zeek_agent.subscriptions import Change, Query, Subscription
+from zeek_agent.queries.subscriptions import Change, Query, Subscription
 from zeek_agent.zeek import data
 from zeek_agent.zeek.protocol import HELLO_FIELDS, AgentHello, ResultRow
 

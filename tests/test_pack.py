@@ -13,7 +13,7 @@ from zeek_log import CAPTURED
 from zeek_agent.collector import pack
 from zeek_agent.collector.logs import TsvFormat
 from zeek_agent.errors import UsageError
-from zeek_agent.subscriptions import Query, Subscription
+from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.tables import builtin_tables
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -17,8 +17,8 @@ import pytest
 from gate_attacks import LINKS, MOUNTS, ORDINARY, TABLES, USERS, Attack, World, senseless, shows, tells_of_the_secret
 from mounting import SilentFuse, in_mount_namespace
 
-from zeek_agent.sources.files import gate
-from zeek_agent.sources.mounts import MountTable
+from zeek_agent.host.files import gate
+from zeek_agent.host.linux.mounts import MountTable
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(sys.platform != "linux", reason="mount namespaces are Linux's")]
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zeek_agent.sources.files import contents
-from zeek_agent.sources.files.gate import OpenedFile, Purpose
-from zeek_agent.sources.files.private_keys import KeyMask
-from zeek_agent.sources.files.reads import FileReads
+from zeek_agent.host.files import contents
+from zeek_agent.host.files.gate import OpenedFile, Purpose
+from zeek_agent.host.files.private_keys import KeyMask
+from zeek_agent.host.files.reads import FileReads
 
 BACKDOOR = b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ1hPQyLqgM2u0kL8h1bX0o5mW9c1P0m6m1Jb2o5T3fY someone@elsewhere"
 BEGIN = b"-----BEGIN PRIVATE KEY-----"

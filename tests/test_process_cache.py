@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from zeek_agent.sources.process_cache import TICKS, Process, ProcessCache, read_process, start_ticks
-from zeek_agent.sources.procfs import Process as ShownProcess
-from zeek_agent.sources.procfs import Procfs
+from zeek_agent.host.linux.procfs import Process as ShownProcess
+from zeek_agent.host.linux.procfs import Procfs
+from zeek_agent.recording.processes.process_cache import TICKS, Process, ProcessCache, read_process, start_ticks
 
 SECOND = 1_000_000_000
 CHILD_WITH_A_LOWER_PID = """

@@ -13,12 +13,12 @@ import pytest
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import EventSettings, LimitSettings
-from zeek_agent.database import Database, Profile
-from zeek_agent.events import EventStore
+from zeek_agent.database.database import Database, Profile
+from zeek_agent.events.store import EventStore
 from zeek_agent.host import Host
-from zeek_agent.queries import QueryRunner, State
+from zeek_agent.queries.runner import QueryRunner, State
+from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Change, Query, Report, Subscription
 from zeek_agent.schema import Column, Constraints, Row, Table
-from zeek_agent.subscriptions import SCHEDULE_MIN, Change, Query, Report, Subscription
 
 ADD, DELETE = Change.ADD, Change.DELETE
 SCHEDULE = SCHEDULE_MIN
@@ -333,7 +333,7 @@ async def test_a_slow_recipient_gets_differences_of_what_it_has(here: World) -> 
 async def test_a_large_backlog_is_worked_off_slice_by_slice_in_order(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zeek_agent.queries.EVENT_SLICE", 10)
+    monkeypatch.setattr("zeek_agent.queries.runner.EVENT_SLICE", 10)
     zeek = Recorder()
     await here.runner.install(zeek, "q", query("SELECT what FROM happenings", Subscription.EVENTS))
     await settle(here, 1)

@@ -13,11 +13,11 @@ from test_queries import ADD, DELETE, SCHEDULE, Recorder
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, EventSettings, LimitSettings
-from zeek_agent.database import Database, Profile
-from zeek_agent.events import EventStore
+from zeek_agent.database.database import Database, Profile
+from zeek_agent.events.store import EventStore
 from zeek_agent.host import Host
-from zeek_agent.queries import Installed, QueryRunner
-from zeek_agent.subscriptions import Query, Subscription
+from zeek_agent.queries.runner import Installed, QueryRunner
+from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.tables.file_hashes import file_hashes
 from zeek_agent.tables.files import files_lines
 

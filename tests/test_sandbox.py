@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from sql import Recorder, database, events
 
 from zeek_agent.config import AccessSettings, LimitSettings
-from zeek_agent.database import Database, Lane, Profile, Result
+from zeek_agent.database.database import Database, Lane, Profile, Result
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import TABLE_FUNCTIONS, Run
 from zeek_agent.database.session import Session
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
-from zeek_agent.events import EventStore
+from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Constraints, Parameter, Row
 
 ROWS = [(number, f"name {number}") for number in range(1000)]

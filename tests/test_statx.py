@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from zeek_agent.sources.files.statx import Status, entry_types, status_at, status_of
-from zeek_agent.sources.mounts import mounts
+from zeek_agent.host.files.statx import Status, entry_types, status_at, status_of
+from zeek_agent.host.linux.mounts import mounts
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="statx(2) is Linux's")
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.events import EventStore
+from zeek_agent.events.store import EventStore
+from zeek_agent.recording.processes.proc_connector import ProcConnector
+from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.recording.registry import candidates
+from zeek_agent.recording.snapshots import ProcessSnapshots
+from zeek_agent.recording.source import Sink, Source
+from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.schema import Column, Row, Table
-from zeek_agent.sources import Sink, Source
-from zeek_agent.sources.proc_connector import ProcConnector
-from zeek_agent.sources.process_cache import ProcessCache
-from zeek_agent.sources.registry import candidates
-from zeek_agent.sources.snapshots import ProcessSnapshots
-from zeek_agent.sources.supervisor import Supervisor
 from zeek_agent.tables.events import TABLES
 
 TABLE = Table(
@@ -161,7 +161,7 @@ def test_an_error_while_draining_counts_as_a_failure(store: EventStore) -> None:
 def test_when_no_source_works_that_is_said_once_and_none_is_active(
     store: EventStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zeek_agent.sources.supervisor._TRY_AGAIN", 0.01)
+    monkeypatch.setattr("zeek_agent.recording.supervisor._TRY_AGAIN", 0.01)
     only = Scripted("only", "not here")
     chosen = supervisor(store, [only])
     chosen.start()

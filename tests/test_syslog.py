@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from recording import Recording
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events import EventStore
 from zeek_agent.events.file import read
-from zeek_agent.sources import Past
-from zeek_agent.sources.file_tail import Position, Tail
-from zeek_agent.sources.log_entry import MESSAGE_BYTES
-from zeek_agent.sources.syslog import FILES, Syslog, log_entry
+from zeek_agent.events.store import EventStore
+from zeek_agent.recording.source import Past
+from zeek_agent.recording.system_log.file_tail import Position, Tail
+from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES
+from zeek_agent.recording.system_log.syslog import FILES, Syslog, log_entry
 from zeek_agent.tables.system_logs import TABLES
 from zeek_agent.text import to_bytes
 

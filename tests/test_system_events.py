@@ -21,10 +21,10 @@ from recording import Recording, generate, load_generator
 from running_agent import RunningAgent, running, until
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.sources.bpf.monitor import Monitor
-from zeek_agent.sources.ebpf_processes import EbpfProcesses
-from zeek_agent.sources.ebpf_sockets import EbpfSockets
-from zeek_agent.sources.process_cache import ProcessCache
+from zeek_agent.recording.bpf_monitor import Monitor
+from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
+from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
 
 pytestmark = pytest.mark.root
 QUIET = {"sources.translations": "off", "sources.system_logs": "off", "osquery.socket": "off"}

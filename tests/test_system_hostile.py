@@ -18,7 +18,7 @@ from running_agent import RunningAgent, running, until
 from test_system_main_job import check_every_log, compared_once
 from zeek_server import Client, zeek_server
 
-from zeek_agent.subscriptions import Query, Subscription
+from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.text import escaped, from_bytes
 from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.protocol import AgentError, AgentHello, ResultRow

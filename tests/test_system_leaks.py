@@ -8,7 +8,7 @@ import pytest
 from running_agent import RunningAgent, running, until
 from zeek_server import Client, ZeekServer, zeek_server
 
-from zeek_agent.subscriptions import Query, Subscription
+from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.zeek.protocol import AgentHello, ResultRow
 
 STATEMENTS = (

@@ -14,7 +14,7 @@ from journald import PrivateJournal, private_journal
 from running_agent import RunningAgent, started, until
 from zeek_server import Client, zeek_server
 
-from zeek_agent.subscriptions import Change
+from zeek_agent.queries.subscriptions import Change
 from zeek_agent.zeek.data import String, Timestamp
 from zeek_agent.zeek.protocol import AgentHello, ResultRow
 

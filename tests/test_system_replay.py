@@ -22,7 +22,7 @@ import pytest
 from running_agent import AGENT_ID, RunningAgent, running, until
 from zeek_server import BROKER_ACK, Client, zeek_server
 
-from zeek_agent.subscriptions import Change, Subscription
+from zeek_agent.queries.subscriptions import Change, Subscription
 from zeek_agent.zeek import protocol
 from zeek_agent.zeek.protocol import AgentHello, InstallQuery, Message, ResultRow
 

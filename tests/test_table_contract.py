@@ -14,7 +14,7 @@ import pytest
 from asking import Agent, ask
 
 from zeek_agent.config import LimitSettings
-from zeek_agent.database import Database, Lane, Profile
+from zeek_agent.database.database import Database, Lane, Profile
 from zeek_agent.host import Host
 from zeek_agent.schema import Table, ZeekType
 from zeek_agent.tables import builtin_tables

@@ -15,7 +15,7 @@ from asking import ask
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
 from zeek_agent.errors import LimitError
-from zeek_agent.sources.files.reads import FileReads
+from zeek_agent.host.files.reads import FileReads
 from zeek_agent.tables import file_hashes as module
 from zeek_agent.tables.file_hashes import ALGORITHMS, LARGEST, SETTLED, file_hashes
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
 from zeek_agent.errors import LimitError, SqlError
-from zeek_agent.sources.files.contents import LONGEST_LINE
-from zeek_agent.sources.files.gate import Gate, Purpose
-from zeek_agent.sources.files.reads import FileReads
+from zeek_agent.host.files.contents import LONGEST_LINE
+from zeek_agent.host.files.gate import Gate, Purpose
+from zeek_agent.host.files.reads import FileReads
 from zeek_agent.tables.files import files_columns, files_lines, files_list
 from zeek_agent.text import from_os, to_bytes
 

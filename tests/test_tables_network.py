@@ -17,7 +17,7 @@ from asking import ask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeek_agent.sources import interfaces, netlink
+from zeek_agent.host.linux import interfaces, netlink
 from zeek_agent.tables.network import network_interfaces
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs netlink")

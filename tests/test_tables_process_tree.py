@@ -14,14 +14,14 @@ from asking import Agent, ask
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, SourceSettings
-from zeek_agent.database import Database
+from zeek_agent.database.database import Database
 from zeek_agent.errors import SqlError
-from zeek_agent.events import EventStore
+from zeek_agent.events.store import EventStore
 from zeek_agent.host import Host
-from zeek_agent.sources.bpf.monitor import Monitor
-from zeek_agent.sources.ebpf_processes import EbpfProcesses
-from zeek_agent.sources.process_cache import ProcessCache
-from zeek_agent.sources.procfs import Process, Procfs
+from zeek_agent.host.linux.procfs import Process, Procfs
+from zeek_agent.recording.bpf_monitor import Monitor
+from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
+from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.tables import events
 from zeek_agent.tables.process_tree import process_tree
 

@@ -19,7 +19,7 @@ from asking import ask
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
-from zeek_agent.sources.entity_id import entity_id
+from zeek_agent.host.entity_id import entity_id
 from zeek_agent.tables.processes import processes
 from zeek_agent.text import to_bytes
 

@@ -22,9 +22,9 @@ from test_tables_processes import child
 
 from zeek_agent.community_id import community_id
 from zeek_agent.host import Host
+from zeek_agent.host.linux import inet_diag, proc_net
+from zeek_agent.host.linux.internet_sockets import TCP, UDP, on_the_wire
 from zeek_agent.schema import Constraints
-from zeek_agent.sources import inet_diag, proc_net
-from zeek_agent.sources.sockets import TCP, UDP, on_the_wire
 from zeek_agent.tables.processes import processes
 from zeek_agent.tables.sockets import listening_ports, packet_sockets, sockets
 
@@ -321,7 +321,7 @@ def test_proc_stands_in_where_the_kernel_has_no_sock_diag(monkeypatch: pytest.Mo
     def refuse(*_: object) -> list[bytes]:
         raise FileNotFoundError("no such family")
 
-    monkeypatch.setattr("zeek_agent.sources.netlink.dump", refuse)
+    monkeypatch.setattr("zeek_agent.host.linux.netlink.dump", refuse)
     with connected() as (listener, client, _):
         rows = mine()
         assert rows[listener.fileno()]["state"] == "LISTEN"

@@ -11,8 +11,8 @@ import apsw
 import pytest
 from asking import ask
 
-from zeek_agent.sources import last_login, name_service
-from zeek_agent.sources.name_service import Account, first_human_uid, is_admin, is_system
+from zeek_agent.host.accounts import last_login, name_service
+from zeek_agent.host.accounts.name_service import Account, first_human_uid, is_admin, is_system
 from zeek_agent.tables.users import users
 from zeek_agent.text import to_bytes
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 import pytest
 from sql import Recorder, database
 
-from zeek_agent.database import Database, Lane, Profile
+from zeek_agent.database.database import Database, Lane, Profile
 from zeek_agent.database.virtual_tables import LOOKUPS_BEFORE_HOLDING
 from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
 from zeek_agent.schema import Constraints, Parameter, Row

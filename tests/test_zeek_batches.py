@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from test_zeek_connection import Rows, agent, columns, connected, until
 from zeek_server import Client, zeek_server
 
-from zeek_agent.database import Profile, ResultColumn
+from zeek_agent.database.database import Profile, ResultColumn
+from zeek_agent.queries.subscriptions import Change, Query, Report, Subscription
 from zeek_agent.schema import ZeekType
-from zeek_agent.subscriptions import Change, Query, Report, Subscription
 from zeek_agent.zeek import batches, protocol
 from zeek_agent.zeek.protocol import Context, ResultBatch
 

@@ -18,17 +18,18 @@ from test_zeek_connection import FAST, IDENTITY, until
 from websockets.asyncio.server import ServerConnection, serve
 from zeek_server import Client, zeek_server
 
-from zeek_agent import logbook, queries
+from zeek_agent import logbook
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, EventSettings, LimitSettings, LogSettings
-from zeek_agent.database import Database
+from zeek_agent.database.database import Database
 from zeek_agent.errors import LimitError, SqlError, UsageError
-from zeek_agent.events import EventStore
+from zeek_agent.events.store import EventStore
 from zeek_agent.host import Host
 from zeek_agent.logbook import Ring
-from zeek_agent.queries import QueryRunner
+from zeek_agent.queries import runner
+from zeek_agent.queries.runner import QueryRunner
+from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.schema import Constraints, Row
-from zeek_agent.subscriptions import Query, Subscription
 from zeek_agent.terminal import doctor
 from zeek_agent.zeek import bounds, data, protocol
 from zeek_agent.zeek.connection import ZeekConnection
@@ -313,7 +314,7 @@ async def test_doctor_shows_no_more_than_some_of_what_a_zeek_says(answer: str) -
 
 
 async def test_ever_new_event_queries_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "PROGRESS_MAX", 10)
+    monkeypatch.setattr(runner, "PROGRESS_MAX", 10)
     async with connected(tmp_path) as (agent, client):
         for number in range(30):
             wanted = query(

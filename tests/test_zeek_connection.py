@@ -18,12 +18,12 @@ import pytest
 from zeek_server import BROKER_ACK, CLUSTER_ACK, Client, zeek_server
 
 from zeek_agent.config import LimitSettings, ZeekSettings
-from zeek_agent.database import Result, ResultColumn, Statement
+from zeek_agent.database.database import Result, ResultColumn, Statement
 from zeek_agent.errors import SqlError
 from zeek_agent.identity import Identity
-from zeek_agent.queries import QueryRunner
+from zeek_agent.queries.runner import QueryRunner
+from zeek_agent.queries.subscriptions import Change, Query, Report, Subscription
 from zeek_agent.schema import ZeekType
-from zeek_agent.subscriptions import Change, Query, Report, Subscription
 from zeek_agent.terminal import doctor
 from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.connection import State, ZeekConnection

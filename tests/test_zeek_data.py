@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeek_agent import text
-from zeek_agent.database import ResultColumn
+from zeek_agent.database.database import ResultColumn
 from zeek_agent.schema import ZeekType
 from zeek_agent.zeek import data
 from zeek_agent.zeek.data import ProtocolError

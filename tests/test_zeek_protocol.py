@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zeek_agent import destination
 from zeek_agent.errors import UsageError
-from zeek_agent.subscriptions import Change, Query, Subscription
-from zeek_agent.zeek import data, destination, protocol
+from zeek_agent.queries.subscriptions import Change, Query, Subscription
+from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.data import ProtocolError
 from zeek_agent.zeek.protocol import (
     Ack,

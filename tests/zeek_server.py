@@ -23,7 +23,7 @@ from typing import TypeVar
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from zeek_agent.subscriptions import Query
+from zeek_agent.queries.subscriptions import Query
 from zeek_agent.zeek import protocol
 from zeek_agent.zeek.protocol import AgentEvent, ResultBatch, RowsAck, ZeekHello
 

@@ -18,28 +18,28 @@ from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.control.answers import answering
 from zeek_agent.control.server import ControlServer, NoPlaceError
-from zeek_agent.database import Database
+from zeek_agent.database.database import Database
+from zeek_agent.destination import EMBEDDED, formerly_embedded
 from zeek_agent.errors import ZeekAgentError
-from zeek_agent.events import EventStore
 from zeek_agent.events import file as event_file
+from zeek_agent.events.store import EventStore
 from zeek_agent.host import Host
-from zeek_agent.queries import Installed, QueryRunner
+from zeek_agent.queries.runner import Installed, QueryRunner
+from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.signals import stop_signals
-from zeek_agent.sources.supervisor import Supervisor
 from zeek_agent.tables import builtin_tables, plugin_tables
 from zeek_agent.zeek.causes import UnusableError
 from zeek_agent.zeek.connection import ZeekConnection
-from zeek_agent.zeek.destination import EMBEDDED, formerly_embedded
 
 if TYPE_CHECKING:
     from zeek_agent.collector.server import Collector
     from zeek_agent.config import Config
+    from zeek_agent.destination import Destination
     from zeek_agent.identity import Identity
     from zeek_agent.logbook import Ring
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
     from zeek_agent.schema import Row, Table
-    from zeek_agent.zeek.destination import Destination
 
 log = logging.getLogger(__name__)
 

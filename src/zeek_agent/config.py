@@ -575,7 +575,7 @@ def _unknown(name: str, origin: str) -> UsageError:
 def _check(values: dict[str, object], origins: Mapping[str, str]) -> None:
     """What a type cannot say: destinations are URLs, an upper bound is not below its lower one."""
     if values["zeek.destinations"]:
-        from zeek_agent.zeek import destination
+        from zeek_agent import destination
 
         try:
             urls = [str(destination.parse(text)) for text in cast("Sequence[str]", values["zeek.destinations"])]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.sources.files.reads import FileReads
+from zeek_agent.host.files.reads import FileReads
 
 if TYPE_CHECKING:
     from zeek_agent.schema import Row, Table

@@ -25,14 +25,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from zeek_agent.bpf.iterators import Iterators, Task
+from zeek_agent.bpf.libbpf import BpfObject
+from zeek_agent.bpf.probe import cgroup2
 from zeek_agent.config import SourceSettings
+from zeek_agent.host.linux.procfs import Process, Procfs, socket_holders
+from zeek_agent.recording.registry import candidates
+from zeek_agent.recording.source import Source
 from zeek_agent.schema import Row
-from zeek_agent.sources import Source
-from zeek_agent.sources.bpf.iterators import Iterators, Task
-from zeek_agent.sources.bpf.libbpf import BpfObject
-from zeek_agent.sources.bpf.probe import cgroup2
-from zeek_agent.sources.procfs import Process, Procfs, socket_holders
-from zeek_agent.sources.registry import candidates
 from zeek_agent.tables import events
 
 WAIT = 60.0
@@ -94,7 +94,7 @@ def sources() -> list[Source]:
 def objects() -> list[str]:
     """Names of the BPF objects in the package."""
     suffix = ".bpf.o"
-    names = [entry.name for entry in resources.files("zeek_agent.sources.bpf").iterdir()]
+    names = [entry.name for entry in resources.files("zeek_agent.bpf").iterdir()]
     return sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix))
 
 

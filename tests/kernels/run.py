@@ -69,7 +69,7 @@ def needed() -> tuple[list[Path], Path, set[Path]]:
     before = set(sys.modules)
     import guest
 
-    from zeek_agent.sources.bpf.libbpf import BpfObject
+    from zeek_agent.bpf.libbpf import BpfObject
 
     guest.sources()
     tops = {name.partition(".")[0] for name in sys.modules.keys() - before} - {"guest"}

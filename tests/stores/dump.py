@@ -18,7 +18,7 @@ from typing import Any
 import apsw
 
 from zeek_agent.config import EventSettings
-from zeek_agent.events import EventStore
+from zeek_agent.events.store import EventStore
 from zeek_agent.tables import builtin_tables
 
 NOW = 1_790_000_000.0

@@ -17,18 +17,10 @@ from zeek_agent.collector.logs import Field
 from zeek_agent.collector.pack import Log, Pack
 from zeek_agent.collector.records import RowReader, row_reader
 from zeek_agent.collector.rotation import LogDirectory, LogFile
-from zeek_agent.subscriptions import Change
+from zeek_agent.queries.subscriptions import Change
 from zeek_agent.text import clipped
 from zeek_agent.zeek.data import ProtocolError
-from zeek_agent.zeek.protocol import (
-    AgentError,
-    AgentEvent,
-    AgentHello,
-    AgentShutdown,
-    Context,
-    ResultBatch,
-    ResultRow,
-)
+from zeek_agent.zeek.protocol import AgentError, AgentEvent, AgentHello, AgentShutdown, Context, ResultBatch, ResultRow
 
 Level = Literal["INFO", "WARNING", "ERROR"]
 

@@ -22,7 +22,7 @@ from msgspec import Meta, Struct
 
 from zeek_agent.collector.logs import Field
 from zeek_agent.errors import UsageError
-from zeek_agent.subscriptions import SCHEDULE_MIN, Query, Subscription
+from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Query, Subscription
 
 logger = logging.getLogger("zeek_agent.collector")
 

@@ -8,15 +8,15 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from zeek_agent import control
-from zeek_agent.control import Columns, Declarations, Facts, Frame, Note, Pause, Request, Rows
-from zeek_agent.database import Database, Lane, Profile
+from zeek_agent.control import messages
+from zeek_agent.control.messages import Columns, Declarations, Facts, Frame, Note, Pause, Request, Rows
+from zeek_agent.database.database import Database, Lane, Profile
 
 if TYPE_CHECKING:
     from zeek_agent.control.server import Answer
-    from zeek_agent.database import ResultColumn
-    from zeek_agent.queries import QueryRunner
-    from zeek_agent.subscriptions import Query, Report
+    from zeek_agent.database.database import ResultColumn
+    from zeek_agent.queries.runner import QueryRunner
+    from zeek_agent.queries.subscriptions import Query, Report
 
 
 def answering(database: Database, runner: Callable[[], QueryRunner], status: Callable[[], Mapping[str, Any]]) -> Answer:
@@ -24,7 +24,7 @@ def answering(database: Database, runner: Callable[[], QueryRunner], status: Cal
 
     async def answer(request: Request, origin: str) -> AsyncGenerator[Frame, None]:
         match request:
-            case control.Query():
+            case messages.Query():
                 result = await database.query(
                     request.sql, profile=Profile(request.profile), lane=Lane.LOCAL, origin=origin
                 )
@@ -34,19 +34,19 @@ def answering(database: Database, runner: Callable[[], QueryRunner], status: Cal
                     yield Note(error)
                 if result.files:
                     yield Note(result.files.summary(), warning=True)
-            case control.Subscribe():
+            case messages.Subscribe():
                 async with aclosing(_subscribe(database, runner(), request, origin)) as frames:
                     async for frame in frames:
                         yield frame
-            case control.Status():
+            case messages.Status():
                 yield Facts(dict(status()))
-            case control.Tables():
-                yield Declarations(control.declare(database.tables.values()))
+            case messages.Tables():
+                yield Declarations(messages.declare(database.tables.values()))
 
     return answer
 
 
-_CHANGES: Mapping[str | None, control.Change | None] = {"Add": "Add", "Delete": "Delete", None: None}
+_CHANGES: Mapping[str | None, messages.Change | None] = {"Add": "Add", "Delete": "Delete", None: None}
 
 
 class _Subscriber:
@@ -69,10 +69,10 @@ class _Subscriber:
 
 
 async def _subscribe(
-    database: Database, runner: QueryRunner, request: control.Subscribe, origin: str
+    database: Database, runner: QueryRunner, request: messages.Subscribe, origin: str
 ) -> AsyncGenerator[Frame, None]:
     """The reports of a repeated query, each ended by `Pause`, until the generator is closed."""
-    from zeek_agent.subscriptions import Query, Subscription
+    from zeek_agent.queries.subscriptions import Query, Subscription
 
     await database.prepare(request.sql, profile=Profile.FULL)
     subscriber = _Subscriber(origin)

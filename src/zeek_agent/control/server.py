@@ -13,8 +13,8 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from zeek_agent import control
-from zeek_agent.control import Done, Failed, Frame, Request
+from zeek_agent.control import messages
+from zeek_agent.control.messages import Done, Failed, Frame, Request
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import clipped
 
@@ -52,7 +52,7 @@ class ControlServer:
         """
         listener = _listener(self.path, self._group)
         self._server = await asyncio.start_unix_server(
-            self._connected, sock=listener, limit=control.REQUEST_BYTES_MAX, backlog=CONNECTIONS_MAX
+            self._connected, sock=listener, limit=messages.REQUEST_BYTES_MAX, backlog=CONNECTIONS_MAX
         )
 
     async def stop(self) -> None:
@@ -104,9 +104,9 @@ class ControlServer:
 
     async def _reply(self, writer: asyncio.StreamWriter, line: bytes, origin: str) -> None:
         try:
-            if len(line) > control.REQUEST_BYTES_MAX:
-                raise UsageError(f"not a request: longer than {control.REQUEST_BYTES_MAX} bytes")
-            frames = self._answer(control.decode_request(line), origin)
+            if len(line) > messages.REQUEST_BYTES_MAX:
+                raise UsageError(f"not a request: longer than {messages.REQUEST_BYTES_MAX} bytes")
+            frames = self._answer(messages.decode_request(line), origin)
             async with contextlib.aclosing(frames):
                 async for frame in frames:
                     await self._send(writer, frame)
@@ -121,7 +121,7 @@ class ControlServer:
             await self._send(writer, Failed("ZeekAgentError", f"internal error, see the agent's log: {shown}"))
 
     async def _send(self, writer: asyncio.StreamWriter, frame: Frame) -> None:
-        for line in control.encode_frame(frame):
+        for line in messages.encode_frame(frame):
             writer.write(line)
             async with asyncio.timeout(self._send_timeout):
                 await writer.drain()
@@ -197,7 +197,7 @@ def _remove_stale(path: Path) -> None:
     if not path.is_socket():
         raise ZeekAgentError(f"cannot make the control socket: {path} is there and is no socket; remove it")
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(control.CONNECT_TIMEOUT)
+        probe.settimeout(messages.CONNECT_TIMEOUT)
         refused = probe.connect_ex(str(path))
     if refused not in (errno.ECONNREFUSED, errno.ENOENT):
         raise ZeekAgentError(f"another agent listens on {path}; stop it or name another control.socket")

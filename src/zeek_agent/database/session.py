@@ -28,8 +28,8 @@ from zeek_agent.database.scans import HeldScan, SharedScans
 from zeek_agent.database.virtual_tables import Layout, NumbersNeeded, TableModule, quoted
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.host import Host
+from zeek_agent.host.files.reads import FileReads
 from zeek_agent.schema import Constraints, Row, Table, Value
-from zeek_agent.sources.files.reads import FileReads
 
 ALIASES: Final = {"process_events": "processes_events", "socket_events": "sockets_events"}
 """Names of the first generation of the agent."""

@@ -20,7 +20,7 @@ from zeek_agent.osquery.wire import GoneError, ImpostorError, RefusedError, Unre
 
 if TYPE_CHECKING:
     from zeek_agent.config import OsquerySettings
-    from zeek_agent.database import Database
+    from zeek_agent.database.database import Database
     from zeek_agent.database.results import Result
     from zeek_agent.schema import Row
 
@@ -217,7 +217,7 @@ class Bridge:
 
     def _ask_database(self, sql: str) -> Result:
         """Run a statement for osquery, in the thread of its call. Raises SqlError."""
-        from zeek_agent.database import Lane
+        from zeek_agent.database.database import Lane
 
         if self._loop is None:
             raise SqlError("the agent is not ready")

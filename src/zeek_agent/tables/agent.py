@@ -234,7 +234,7 @@ def config(wanted: Constraints) -> Iterable[Row]:
 
 def _addresses() -> list[str]:
     if hasattr(socket, "AF_NETLINK"):
-        from zeek_agent.sources.interfaces import global_addresses
+        from zeek_agent.host.linux.interfaces import global_addresses
 
         return global_addresses()
     return _resolved_addresses()

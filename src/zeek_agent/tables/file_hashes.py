@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from io import FileIO
 from typing import Final
 
+from zeek_agent.host.files.gate import Purpose, RefusedError
+from zeek_agent.host.files.globbing import Match
+from zeek_agent.host.files.reads import Omission
 from zeek_agent.schema import Column, Constraints, Row, Table
-from zeek_agent.sources.files.gate import Purpose, RefusedError
-from zeek_agent.sources.files.globbing import Match
-from zeek_agent.sources.files.reads import Omission
 from zeek_agent.tables.files import PATTERN, matched
 from zeek_agent.text import from_os, to_bytes
 

@@ -11,13 +11,13 @@ from functools import lru_cache
 from typing import Any, Final
 
 from zeek_agent.errors import SqlError
+from zeek_agent.host.files.contents import lines
+from zeek_agent.host.files.gate import Gate, RefusedError
+from zeek_agent.host.files.globbing import Match, listing, matching, open_gate
+from zeek_agent.host.files.portable import PortableGate
+from zeek_agent.host.files.reads import Omission
+from zeek_agent.host.files.statx import Status
 from zeek_agent.schema import Column, Constraints, Parameter, Row, Table, Value
-from zeek_agent.sources.files.contents import lines
-from zeek_agent.sources.files.gate import Gate, RefusedError
-from zeek_agent.sources.files.globbing import Match, listing, matching, open_gate
-from zeek_agent.sources.files.portable import PortableGate
-from zeek_agent.sources.files.reads import Omission
-from zeek_agent.sources.files.statx import Status
 from zeek_agent.text import from_bytes, from_os, to_bytes
 
 _EVERYWHERE = ("linux", "darwin", "win32")

@@ -44,7 +44,7 @@ _counters = attrgetter(*_COUNTERS)
 
 @network_interfaces.snapshot
 def interfaces(_: Constraints) -> Iterator[Row]:
-    from zeek_agent.sources import interfaces as rtnetlink
+    from zeek_agent.host.linux import interfaces as rtnetlink
 
     found = rtnetlink.interfaces()
     names = {interface.index: interface.name for interface in found}

@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import Any, Final, TypeAlias
 
 from zeek_agent.errors import LimitError, SqlError
+from zeek_agent.host.linux.procfs import Procfs
 from zeek_agent.schema import Column, Constraints, Parameter, Row, Table
-from zeek_agent.sources.procfs import Procfs
 
 process_tree = Table(
     "process_tree",

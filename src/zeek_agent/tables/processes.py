@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 
+from zeek_agent.bpf.iterators import Task, loaded
+from zeek_agent.host.linux.procfs import Process, Procfs
 from zeek_agent.schema import Column, Constraints, Row, Table, Value
-from zeek_agent.sources.bpf.iterators import Task, loaded
-from zeek_agent.sources.procfs import Process, Procfs
 
 processes = Table(
     "processes",

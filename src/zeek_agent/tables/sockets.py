@@ -6,14 +6,23 @@ from collections.abc import Collection, Iterator, Mapping
 from socket import if_indextoname
 from typing import NamedTuple, TypeAlias
 
+from zeek_agent.bpf.iterators import loaded
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
+from zeek_agent.host.linux.host_sockets import packet_sockets_by_namespace, sockets_by_namespace
+from zeek_agent.host.linux.internet_sockets import (
+    ALL_STATES,
+    PROTOCOLS,
+    STATES,
+    TCP,
+    UDP,
+    UDPLITE,
+    InternetSocket,
+    address_text,
+)
+from zeek_agent.host.linux.procfs import Process, Procfs, socket_holders
+from zeek_agent.recording.sockets.conntrack import Key, translations
+from zeek_agent.recording.sockets.socket_rows import UNTRANSLATED, Translation
 from zeek_agent.schema import Column, Constraints, Row, Table
-from zeek_agent.sources.bpf.iterators import loaded
-from zeek_agent.sources.conntrack import Key, translations
-from zeek_agent.sources.host_sockets import packet_sockets_by_namespace, sockets_by_namespace
-from zeek_agent.sources.procfs import Process, Procfs, socket_holders
-from zeek_agent.sources.socket_rows import UNTRANSLATED, Translation
-from zeek_agent.sources.sockets import ALL_STATES, PROTOCOLS, STATES, TCP, UDP, UDPLITE, InternetSocket, address_text
 
 sockets = Table(
     "sockets",

@@ -6,8 +6,19 @@ import sys
 from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from zeek_agent import control, paths
-from zeek_agent.control import Columns, ControlClient, Declarations, Facts, Frame, NoAgentError, Note, Request, Rows
+from zeek_agent import paths
+from zeek_agent.control import messages
+from zeek_agent.control.messages import (
+    Columns,
+    ControlClient,
+    Declarations,
+    Facts,
+    Frame,
+    NoAgentError,
+    Note,
+    Request,
+    Rows,
+)
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.schema import Row, Table, ZeekType
 
@@ -91,7 +102,7 @@ def query(session: Session, sql: str) -> tuple[list[tuple[str, ZeekType]], list[
     columns: list[tuple[str, ZeekType]] = []
     rows: list[Row] = []
     notes: list[Note] = []
-    for frame in session.ask(control.Query(sql)):
+    for frame in session.ask(messages.Query(sql)):
         match frame:
             case Columns():
                 columns = typed(frame)
@@ -109,13 +120,13 @@ def typed(frame: Columns) -> list[tuple[str, ZeekType]]:
 
 def tables(session: Session) -> list[Table]:
     """The declarations of all tables, by name."""
-    frame = _only(session.ask(control.Tables()), Declarations)
-    return sorted(control.declared(frame.tables), key=lambda table: table.name)
+    frame = _only(session.ask(messages.Tables()), Declarations)
+    return sorted(messages.declared(frame.tables), key=lambda table: table.name)
 
 
 def status(session: Session) -> dict[str, Any]:
     """Facts about the agent."""
-    return _only(session.ask(control.Status()), Facts).facts
+    return _only(session.ask(messages.Status()), Facts).facts
 
 
 def _only(frames: Iterator[Frame], kind: type[_F]) -> _F:

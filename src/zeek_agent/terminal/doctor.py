@@ -23,15 +23,15 @@ import apsw
 import msgspec
 
 from zeek_agent import locks, paths
-from zeek_agent.control import NoAgentError
+from zeek_agent.control.messages import NoAgentError
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.events import NewerStoreError
+from zeek_agent.events.store import NewerStoreError
 from zeek_agent.terminal import client, config_check, console
 from zeek_agent.text import clipped, escaped
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config, OsquerySettings, SourceSettings, ZeekSettings
-    from zeek_agent.zeek.destination import Destination
+    from zeek_agent.destination import Destination
     from zeek_agent.zeek.protocol import Ack, Error, Message
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -257,7 +257,7 @@ def _sources_at_work(rows: Sequence[Sequence[Any]]) -> Iterator[Check]:
 
 def _sources(settings: SourceSettings) -> Iterator[Check]:
     """Which source of each kind of event will be used, why better ones cannot, and what stands by."""
-    from zeek_agent.sources.registry import candidates
+    from zeek_agent.recording.registry import candidates
 
     for kind, sources in candidates(settings).items():
         essential = any(source.essential for source in sources)
@@ -304,7 +304,7 @@ def _kernel() -> Iterator[Check]:
 
 
 def _bpf() -> Iterator[Check]:
-    from zeek_agent.sources import bpf
+    from zeek_agent import bpf
 
     btf = Path("/sys/kernel/btf/vmlinux")
     if os.access(btf, os.R_OK):
@@ -325,7 +325,7 @@ def _bpf() -> Iterator[Check]:
 
 
 def _cgroup() -> Iterator[Check]:
-    from zeek_agent.sources.bpf.probe import cgroup2
+    from zeek_agent.bpf.probe import cgroup2
 
     place = cgroup2()
     if place is not None:
@@ -380,7 +380,8 @@ def _zeek(url: str, settings: ZeekSettings) -> Iterator[Check]:
     """Connect as the agent would, subscribe to nothing, and wait for the acknowledgement."""
     from websockets.exceptions import WebSocketException
 
-    from zeek_agent.zeek import causes, destination
+    from zeek_agent import destination
+    from zeek_agent.zeek import causes
 
     target = destination.parse(url)
     try:

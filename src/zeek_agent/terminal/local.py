@@ -18,11 +18,11 @@ import msgspec
 from zeek_agent import __version__, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
-from zeek_agent.control import Frame, Request
-from zeek_agent.database import Database
-from zeek_agent.events import NewerStoreError
+from zeek_agent.control.messages import Frame, Request
+from zeek_agent.database.database import Database
 from zeek_agent.events import file as event_file
 from zeek_agent.events.migrations import refuse_newer
+from zeek_agent.events.store import NewerStoreError
 from zeek_agent.host import Host
 from zeek_agent.signals import run_until_done
 from zeek_agent.tables import builtin_tables, plugin_tables
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from zeek_agent.config import Config
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
-    from zeek_agent.queries import QueryRunner
+    from zeek_agent.queries.runner import QueryRunner
     from zeek_agent.schema import Row, Table
 
 log = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ class LocalSession:
         return opened
 
     def _repeater(self) -> QueryRunner:
-        from zeek_agent.queries import QueryRunner
+        from zeek_agent.queries.runner import QueryRunner
 
         assert self._database is not None
         self._runner = self._runner or QueryRunner(self._database)

@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
-from zeek_agent import control
-from zeek_agent.control import Columns, Note, Pause, Rows, SubscriptionName
+from zeek_agent.control import messages
+from zeek_agent.control.messages import Columns, Note, Pause, Rows, SubscriptionName
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.terminal import client
 from zeek_agent.terminal.console import Mode, Printer
@@ -159,7 +159,7 @@ class Shell:
         """Run a query again and again and show its reports until Ctrl-C."""
         schedule, sql = split_schedule(argument)
         columns: list[tuple[str, ZeekType]] = []
-        with closing(self._session.ask(control.Subscribe(sql, subscription, schedule))) as frames:
+        with closing(self._session.ask(messages.Subscribe(sql, subscription, schedule))) as frames:
             for frame in frames:
                 match frame:
                     case Columns():

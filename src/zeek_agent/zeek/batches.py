@@ -20,9 +20,9 @@ from zeek_agent.zeek import protocol
 from zeek_agent.zeek.protocol import Batch, Context
 
 if TYPE_CHECKING:
-    from zeek_agent.database import ResultColumn
+    from zeek_agent.database.database import ResultColumn
+    from zeek_agent.queries.subscriptions import Change, Report
     from zeek_agent.schema import Row, Value, ZeekType
-    from zeek_agent.subscriptions import Change, Report
 
 _encode: Final = msgspec.json.Encoder().encode
 

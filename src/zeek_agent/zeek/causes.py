@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
+from zeek_agent.destination import Destination
 from zeek_agent.text import clipped
-from zeek_agent.zeek.destination import Destination
 
 
 class UnusableError(ConnectionError):

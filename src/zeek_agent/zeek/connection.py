@@ -21,20 +21,20 @@ from typing import TYPE_CHECKING, Final
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
-from zeek_agent import __version__
+from zeek_agent import __version__, destination
+from zeek_agent.destination import Destination
 from zeek_agent.errors import UsageError
 from zeek_agent.text import clipped, size
-from zeek_agent.zeek import bounds, causes, data, destination, protocol, tls
-from zeek_agent.zeek.destination import Destination
+from zeek_agent.zeek import bounds, causes, data, protocol, tls
 from zeek_agent.zeek.instance import Traffic
 from zeek_agent.zeek.session import Session
 
 if TYPE_CHECKING:
     from zeek_agent.config import ZeekSettings
-    from zeek_agent.database import Database
+    from zeek_agent.database.database import Database
+    from zeek_agent.destination import Destination
     from zeek_agent.identity import Identity
-    from zeek_agent.queries import QueryRunner
-    from zeek_agent.zeek.destination import Destination
+    from zeek_agent.queries.runner import QueryRunner
 
 log = logging.getLogger(__name__)
 

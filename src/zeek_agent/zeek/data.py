@@ -29,7 +29,7 @@ from zeek_agent.schema import ZeekType
 from zeek_agent.text import escaped, from_bytes
 
 if TYPE_CHECKING:
-    from zeek_agent.database import ResultColumn
+    from zeek_agent.database.database import ResultColumn
     from zeek_agent.schema import Row, Value
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from websockets.exceptions import ConnectionClosed
 
-from zeek_agent.database import Profile
+from zeek_agent.database.database import Profile
 from zeek_agent.text import STATEMENT_SHOWN, clipped
 from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.batches import Acknowledgements, split
@@ -20,7 +20,7 @@ from zeek_agent.zeek.protocol import Context, RowsAck, ZeekHello
 
 if TYPE_CHECKING:
     from zeek_agent.config import ZeekSettings
-    from zeek_agent.subscriptions import Change, Query, Report
+    from zeek_agent.queries.subscriptions import Change, Query, Report
     from zeek_agent.zeek.flow import Sender
 
 log = logging.getLogger(__name__)

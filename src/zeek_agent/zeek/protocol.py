@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from msgspec import Struct, field
 
-from zeek_agent.subscriptions import Change, Query, Subscription
+from zeek_agent.queries.subscriptions import Change, Query, Subscription
 from zeek_agent.zeek import data
 from zeek_agent.zeek.data import Data, ProtocolError
 

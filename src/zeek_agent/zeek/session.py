@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from zeek_agent.database import Lane, Profile, Result, ResultColumn
+from zeek_agent.database.database import Lane, Profile, Result, ResultColumn
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.schema import ZeekType
 from zeek_agent.text import STATEMENT_SHOWN, clipped, size
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
     from zeek_agent.config import ZeekSettings
-    from zeek_agent.database import Database
+    from zeek_agent.database.database import Database
     from zeek_agent.identity import Identity
-    from zeek_agent.queries import Installed, QueryRunner
-    from zeek_agent.subscriptions import Query
+    from zeek_agent.queries.runner import Installed, QueryRunner
+    from zeek_agent.queries.subscriptions import Query
 
 log = logging.getLogger(__name__)
 

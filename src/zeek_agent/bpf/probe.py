@@ -1,0 +1,87 @@
+"""Whether eBPF sources can work here, and if not, what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from zeek_agent.bpf.libbpf import LibbpfMissingError, library
+from zeek_agent.bpf.tracepoints import tracefs
+from zeek_agent.host.linux.mounts import mounts
+
+OLDEST_KERNEL: Final = (5, 15)
+_CAP_SYS_ADMIN: Final = 21
+_NEEDED: Final = {"CAP_BPF": 39, "CAP_PERFMON": 38}
+_NEEDED_FOR: Final = {"udp": {"CAP_NET_ADMIN": 12}}
+"""Capabilities by their numbers (linux/capability.h), of all objects and of some. CAP_SYS_ADMIN stands for each."""
+
+
+def why_not(objects: Sequence[str], *, release: str | None = None, btf: str = "/sys/kernel/btf/vmlinux") -> str | None:
+    """None when these objects of ours can be tried here; else the first obstacle and its remedy."""
+    release = platform.release() if release is None else release
+    if _version(release) < OLDEST_KERNEL:
+        return f"kernel {release} is too old for eBPF sources: 5.15 or later is needed"
+    if not Path(btf).exists():
+        return f"the kernel has no type information ({btf}): one built with CONFIG_DEBUG_INFO_BTF is needed"
+    try:
+        library()
+    except LibbpfMissingError as error:
+        return str(error.args[0])
+    missing = [name for name in objects if not resources.files(__package__).joinpath(f"{name}.bpf.o").is_file()]
+    if missing:
+        return f"built without eBPF (no {missing[0]}.bpf.o): install clang and libbpf-dev and build the package again"
+    return _why_not_permitted(objects, capabilities())
+
+
+def _why_not_permitted(objects: Sequence[str], held: int) -> str | None:
+    if held >> _CAP_SYS_ADMIN & 1:
+        return None
+    needed = _NEEDED.copy()
+    for name in objects:
+        needed |= _NEEDED_FOR.get(name, {})
+    missing = " and ".join(name for name, number in needed.items() if not held >> number & 1)
+    if not missing:
+        return None
+    remedy = (
+        "run as root, or grant"
+        if os.geteuid()
+        else "root has not all its capabilities here, its unit or container must allow"
+    )
+    return f"not permitted without {missing}: {remedy} {'them' if ' ' in missing else 'it'}"
+
+
+def why_no_tracepoints() -> str | None:
+    """None when the numbers of tracepoints can be looked up; else why not."""
+    if tracefs() is not None or capabilities() >> _CAP_SYS_ADMIN & 1:
+        return None
+    return "tracefs is not mounted, or not for this user: mount -t tracefs none /sys/kernel/tracing, as root"
+
+
+def cgroup2(mountinfo: str = "/proc/self/mountinfo") -> str | None:
+    """Where the root of control group version 2's hierarchy is mounted; None when it is not."""
+    return next((mount.place for mount in mounts(mountinfo) if mount.kind == "cgroup2" and mount.root == "/"), None)
+
+
+def why_no_cgroup2() -> str | None:
+    """None when programs can be attached to the root of the control groups; else why not."""
+    mounted = cgroup2()
+    if mounted is None:
+        return "control groups version 2 are not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified"
+    if not os.access(mounted, os.R_OK):
+        return f"may not open {mounted}: run as root"
+    return None
+
+
+def capabilities(status: str = "/proc/self/status") -> int:
+    """The mask of this process's effective capabilities (capabilities(7))."""
+    lines = Path(status).read_text().splitlines()
+    return next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+
+
+def _version(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", release)[:2])

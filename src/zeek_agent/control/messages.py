@@ -1,0 +1,275 @@
+"""The control socket: how `query`, `shell` and `status` talk to a running agent.
+
+A Unix socket that carries JSON, one object a line. The client sends a request, the agent answers with frames, of which
+the last is `done` or `failed`:
+
+    {"request":"query","sql":"SELECT pid, name FROM processes LIMIT 1"}
+    {"frame":"columns","columns":[["pid","count"],["name","text"]]}
+    {"frame":"rows","rows":[[1,"systemd"]]}
+    {"frame":"done"}
+
+Cells are JSON's own, ports `[80,"tcp"]`, sets and vectors arrays, records arrays of `[name,value]`; bytes are
+`{"base64":"…"}`, numbers that JSON lacks `{"float":"inf"}`. A `subscribe` request is answered until the client closes.
+This module holds the messages and the blocking client; `server` is the agent's side.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+from zeek_agent import errors
+from zeek_agent.errors import ZeekAgentError
+from zeek_agent.schema import Column, Parameter, Table
+
+REQUEST_BYTES_MAX: Final = 1024 * 1024
+ROWS_BYTES: Final = 256 * 1024
+"""Rows are sent in frames of about this size; one larger row is a frame of its own."""
+CONNECT_TIMEOUT: Final = 5.0
+
+SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]
+Change = Literal["Add", "Delete"]
+
+
+class Query(Struct, frozen=True, tag_field="request", tag="query", forbid_unknown_fields=True):
+    """Run a statement once. Profile `stock` shows tables as a stock Zeek package sees them."""
+
+    sql: str
+    profile: Literal["full", "stock"] = "full"
+
+
+class Subscribe(Struct, frozen=True, tag_field="request", tag="subscribe", forbid_unknown_fields=True):
+    """Run a statement every `schedule` seconds and report in one of the four ways."""
+
+    sql: str
+    subscription: SubscriptionName
+    schedule: Annotated[float, Meta(gt=0)]
+
+
+class Status(Struct, frozen=True, tag_field="request", tag="status", forbid_unknown_fields=True):
+    """Who is running: facts about the agent."""
+
+
+class Tables(Struct, frozen=True, tag_field="request", tag="tables", forbid_unknown_fields=True):
+    """The declarations of all tables."""
+
+
+Request: TypeAlias = Query | Subscribe | Status | Tables
+
+
+class Columns(Struct, frozen=True, tag_field="frame", tag="columns"):
+    """Name and Zeek type of each column of the rows that follow."""
+
+    columns: list[tuple[str, str]]
+
+
+class Rows(Struct, frozen=True, tag_field="frame", tag="rows"):
+    """Some rows. For a subscription, `changes` says of each whether it came or went, None: it is there."""
+
+    rows: Sequence[Sequence[Any]]
+    changes: list[Change | None] | None = None
+
+
+class Note(Struct, frozen=True, tag_field="frame", tag="note"):
+    """Something went wrong, but the answer goes on: a row that was left out, a run that failed.
+
+    A `warning` is no failure: files that the rules or limits kept from being read.
+    """
+
+    message: str
+    warning: bool = False
+
+
+class Facts(Struct, frozen=True, tag_field="frame", tag="facts"):
+    """The answer to `status`."""
+
+    facts: dict[str, Any]
+
+
+class Declarations(Struct, frozen=True, tag_field="frame", tag="tables"):
+    """The answer to `tables`."""
+
+    tables: list[dict[str, Any]]
+
+
+class Pause(Struct, frozen=True, tag_field="frame", tag="pause"):
+    """One report of a subscription is complete."""
+
+
+class Done(Struct, frozen=True, tag_field="frame", tag="done"):
+    """The answer is complete."""
+
+
+class Failed(Struct, frozen=True, tag_field="frame", tag="failed"):
+    """There is no answer, or no more of it. `kind` is the name of the error class."""
+
+    kind: str
+    message: str
+
+
+Frame: TypeAlias = Columns | Rows | Note | Facts | Declarations | Pause | Done | Failed
+
+_encode = msgspec.json.Encoder().encode
+_requests: Final[msgspec.json.Decoder[Request]] = msgspec.json.Decoder(Request)
+_frames: Final[msgspec.json.Decoder[Frame]] = msgspec.json.Decoder(Frame)
+
+
+def decode_request(line: bytes) -> Request:
+    """Read a request. Raises UsageError that says what is wrong with it."""
+    try:
+        return _requests.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.UsageError(f"not a request: {error}") from None
+
+
+def encode_frame(frame: Frame) -> Iterator[bytes]:
+    """The lines of a frame; rows become as many as their size asks for."""
+    if not isinstance(frame, Rows):
+        yield _encode(frame) + b"\n"
+        return
+    encoded, size, first = [], 0, 0
+    for index, row in enumerate(frame.rows, 1):
+        encoded.append(_encode(_to_wire(row)))
+        size += len(encoded[-1])
+        if size >= ROWS_BYTES or index == len(frame.rows):
+            changes = b"" if frame.changes is None else b',"changes":' + _encode(frame.changes[first:index])
+            yield b'{"frame":"rows","rows":[' + b",".join(encoded) + b"]" + changes + b"}\n"
+            encoded, size, first = [], 0, index
+
+
+def decode_frame(line: bytes) -> Frame:
+    """Read a frame; rows are in the database's result form again. Raises ZeekAgentError for what is none."""
+    try:
+        frame = _frames.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ZeekAgentError(f"the agent's answer makes no sense ({error}); is it of another version?") from None
+    if isinstance(frame, Rows):
+        return Rows([tuple(map(_from_wire, row)) for row in frame.rows], frame.changes)
+    return frame
+
+
+def _to_wire(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if isinstance(value, (tuple, list)):
+        return [_to_wire(part) for part in value]
+    return value
+
+
+def _from_wire(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_from_wire, value))
+    if isinstance(value, dict):
+        return base64.b64decode(value["base64"]) if "base64" in value else float(value["float"])
+    return value
+
+
+def declare(tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """Tables as plain data."""
+    return [
+        {
+            "name": table.name,
+            "summary": table.summary,
+            "description": table.description,
+            "columns": [[column.name, column.type, column.summary, column.added] for column in table.columns],
+            "parameters": [
+                [parameter.name, parameter.type, parameter.summary, parameter.default, parameter.required]
+                for parameter in table.parameters
+            ],
+            "examples": table.examples,
+            "platforms": table.platforms,
+            "kind": table.kind,
+            "alias": table.alias,
+        }
+        for table in tables
+    ]
+
+
+def declared(data: Iterable[dict[str, Any]]) -> list[Table]:
+    """The tables that `declare` described; they have declarations only, no rows."""
+    return [
+        Table(
+            one["name"],
+            one["summary"],
+            description=one["description"],
+            columns=[Column(*column) for column in one["columns"]],
+            parameters=[Parameter(*parameter) for parameter in one["parameters"]],
+            examples=one["examples"],
+            platforms=one["platforms"],
+            kind=one["kind"],
+            alias=one["alias"],
+        )
+        for one in data
+    ]
+
+
+class NoAgentError(ZeekAgentError):
+    """No agent answers on the socket."""
+
+
+class ControlClient:
+    """A connection to a running agent; blocking, one request at a time.
+
+    Raises NoAgentError when nobody listens there, ZeekAgentError that names the remedy when one may not connect.
+    """
+
+    def __init__(self, path: Path, timeout: float = CONNECT_TIMEOUT) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._socket.settimeout(timeout)
+            self._socket.connect(str(path))
+            self._socket.settimeout(None)
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            self._socket.close()
+            raise NoAgentError(f"no agent is running (nobody listens on {path})") from None
+        except PermissionError:
+            self._socket.close()
+            raise ZeekAgentError(
+                f"not allowed to use {path}: ask as root, or be in the group that control.group names"
+            ) from None
+        except OSError as error:
+            self._socket.close()
+            raise ZeekAgentError(f"cannot reach the agent on {path}: {error.strerror or error}") from None
+        self._lines = self._socket.makefile("rb")
+
+    def ask(self, request: Request) -> Iterator[Frame]:
+        """Send a request and yield its frames up to the last. Raises the error that the agent answers with."""
+        try:
+            self._socket.sendall(_encode(request) + b"\n")
+        except OSError as error:
+            raise ZeekAgentError(f"the agent on {self.path} is gone: {error.strerror}") from None
+        while True:
+            try:
+                line = self._lines.readline()
+            except OSError as error:
+                raise ZeekAgentError(f"the agent on {self.path} is gone: {error.strerror}") from None
+            if not line.endswith(b"\n"):
+                raise ZeekAgentError(f"the agent on {self.path} ended the connection")
+            frame = decode_frame(line)
+            if isinstance(frame, Failed):
+                raise _error(frame)
+            if isinstance(frame, Done):
+                return
+            yield frame
+
+    def close(self) -> None:
+        """End the connection; the agent ends what it was doing for it."""
+        self._lines.close()
+        self._socket.close()
+
+
+def _error(frame: Failed) -> ZeekAgentError:
+    kind = getattr(errors, frame.kind, None)
+    if isinstance(kind, type) and issubclass(kind, ZeekAgentError):
+        return kind(frame.message)
+    return ZeekAgentError(f"{frame.kind}: {frame.message}")

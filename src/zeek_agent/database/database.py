@@ -1,0 +1,278 @@
+"""SQL over all tables of the host: statements in, typed rows out, off the event loop.
+
+Statements run in the threads of a lane, each thread with its own connections; results are complete before they are
+handed over, so no transaction on the event store outlives its statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import apsw
+
+from zeek_agent.config import LimitSettings
+from zeek_agent.database.results import Result, ResultColumn, Statement
+from zeek_agent.database.sandbox import Run
+from zeek_agent.database.scans import SharedScans
+from zeek_agent.database.session import ALIASES, Catalog, Profile, Session, Store
+from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
+from zeek_agent.host import Host
+from zeek_agent.schema import Table
+from zeek_agent.text import STATEMENT_SHOWN, clipped, size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["ALIASES", "Database", "Lane", "Profile", "Result", "ResultColumn", "Statement"]
+
+AUDITED: Final = 1_000
+"""Statements that the audit log remembers, so that a repeated one is not written each time."""
+
+AUDIT_BYTES: Final = 3_000
+"""A longer statement is on record with its beginning and its hash: a line of the log has room for 4 KB."""
+
+_audit = logging.getLogger("zeek_agent.audit")
+_T = TypeVar("_T")
+
+
+class Lane(StrEnum):
+    """Which threads run a statement, so that a slow one does not delay those of another lane."""
+
+    EVENTS = "events"
+    SNAPSHOTS = "snapshots"
+    LOCAL = "local"
+
+
+class Database:
+    """The tables of this host under SQL.
+
+    `window` bounds what event tables show: per table `(low, high)`, only rows with low < seq <= high; absent: all that
+    is retained. `<event table>_history` always shows all that is retained.
+    """
+
+    def __init__(
+        self,
+        tables: Iterable[Table],
+        host: Host,
+        limits: LimitSettings | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self.host = host
+        self.limits = limits or LimitSettings()
+        self.scans = SharedScans()
+        self._store = store
+        self._catalog = Catalog.of(1, tables)
+        self._listeners: list[Callable[[], None]] = []
+        self._audited: dict[tuple[str, bytes], None] = {}
+        self._lock = threading.Lock()
+        self._lanes: dict[Lane, ThreadPoolExecutor] = {}
+        self._local = threading.local()
+        self._sessions: set[Session] = set()
+        self._runs: set[Run] = set()
+        self._memory_idle = 0
+        self._expiry: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """The tables that can be asked now, by name."""
+        return self._catalog.tables
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every name that can be read: the tables', and those that event tables have besides."""
+        return frozenset(self._catalog.readable())
+
+    def add(self, table: Table) -> None:
+        """Offer one more table, or another one under a name that is known."""
+        self._change({**self._catalog.tables, table.name: table})
+
+    def remove(self, name: str) -> None:
+        """Take a table away. Raises KeyError when there is none of that name."""
+        tables = dict(self._catalog.tables)
+        del tables[name]
+        self._change(tables)
+
+    def exchange(self, gone: Iterable[str], new: Iterable[Table], why: str | None = None) -> None:
+        """Take tables away and offer others, as one change. Names that are not known are ignored.
+
+        `why` tells who asks for one of those that are gone.
+        """
+        gone = frozenset(gone)
+        tables = {name: table for name, table in self._catalog.tables.items() if name not in gone}
+        tables |= {table.name: table for table in new}
+        reasons = {**self._catalog.gone, **dict.fromkeys(gone, why or "")}
+        self._change(tables, {name: reason for name, reason in reasons.items() if reason and name not in tables})
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each table that comes or goes, in the thread that made the change."""
+        self._listeners.append(listener)
+
+    async def query(
+        self,
+        sql: str,
+        *,
+        profile: Profile = Profile.FULL,
+        lane: Lane = Lane.SNAPSHOTS,
+        window: Mapping[str, tuple[int, int]] | None = None,
+        origin: str = "local",
+    ) -> Result:
+        """Run one statement. Raises SqlError, AccessDeniedError or LimitError.
+
+        `origin` is who asked, for the audit log. Cancelling the task ends the statement.
+        """
+        bounds = dict(window) if window else None
+        return await self._submit(sql, profile, lane, origin, lambda session, run: session.query(sql, run, bounds))
+
+    async def prepare(
+        self, sql: str, *, profile: Profile = Profile.FULL, lane: Lane = Lane.SNAPSHOTS, origin: str = "local"
+    ) -> Statement:
+        """Compile one statement without running it: its columns and the tables that it reads. Raises like `query`."""
+        return await self._submit(sql, profile, lane, origin, lambda session, run: session.compile(sql, run))
+
+    def check_length(self, sql: str, origin: str) -> None:
+        """Raises LimitError for a statement that is too long, which is then on record; nothing else is done with it."""
+        most = self.limits.statement_bytes
+        if size(sql) > most:
+            error = LimitError(f"the statement is longer than {most} bytes (limits.statement_bytes)")
+            _audit_refusal(sql, origin, error)
+            raise error
+
+    def close(self) -> None:
+        """End what runs, the threads and the connections. Blocks until they have ended."""
+        with self._lock:
+            self._closed = True
+            lanes = list(self._lanes.values())
+            for run in self._runs:
+                run.cancel("the database is closed")
+        for lane in lanes:
+            lane.shutdown(wait=True, cancel_futures=True)
+        for session in self._sessions:
+            session.close()
+        self._sessions.clear()
+        self.scans.clear()
+
+    async def aclose(self) -> None:
+        """The same without blocking the event loop."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        await asyncio.to_thread(self.close)
+
+    def _change(self, tables: Mapping[str, Table], gone: Mapping[str, str] | None = None) -> None:
+        with self._lock:
+            before = self._catalog
+            self._catalog = Catalog.of(before.generation + 1, tables.values(), before.gone if gone is None else gone)
+        for listener in self._listeners:
+            listener()
+
+    async def _submit(
+        self, sql: str, profile: Profile, lane: Lane, origin: str, work: Callable[[Session, Run], _T]
+    ) -> _T:
+        self.check_length(sql, origin)
+        self._note(sql, origin)
+        run = Run(self.limits, shared_for=0.0 if lane is Lane.LOCAL else self.scans.seconds)
+        future = self._executor(lane).submit(partial(self._work, profile, lane, run, work))
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            run.cancel()
+            raise
+        except AccessDeniedError as error:
+            _audit_refusal(sql, origin, error)
+            raise
+        finally:
+            self._expire_scans()
+
+    def _note(self, sql: str, origin: str) -> None:
+        """Write the statement to the audit log: at level info when it is new, else debug."""
+        key = (origin, _digest(sql))
+        known = key in self._audited
+        self._audited[key] = None
+        if len(self._audited) > AUDITED:
+            del self._audited[next(iter(self._audited))]
+        _audit.log(logging.DEBUG if known else logging.INFO, "%s: %s", origin, _on_record(sql))
+
+    def _executor(self, lane: Lane) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._closed:
+                raise SqlError("the database is closed")
+            executor = self._lanes.get(lane)
+            if executor is None:
+                workers = self.limits.workers if lane is Lane.SNAPSHOTS else 1
+                executor = self._lanes[lane] = ThreadPoolExecutor(workers, thread_name_prefix=f"sql-{lane}")
+            return executor
+
+    def _work(self, profile: Profile, lane: Lane, run: Run, work: Callable[[Session, Run], _T]) -> _T:
+        session = self._session(profile)
+        with self._counted(run, lane):
+            run.check()
+            return work(session, run)
+
+    @contextmanager
+    def _counted(self, run: Run, lane: Lane) -> Iterator[None]:
+        """The statement among those that run. Event statements may take twice the memory, so others end first."""
+        with self._lock:
+            if not self._runs:
+                self._memory_idle = apsw.memory_used()
+            self._runs.add(run)
+            share = 2 if lane is Lane.EVENTS else 1
+            run.start(memory_ceiling=self._memory_idle + share * self.limits.memory_bytes)
+            if self._closed:
+                run.cancel("the database is closed")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._runs.discard(run)
+
+    def _session(self, profile: Profile) -> Session:
+        """This thread's connection for the profile, made anew after tables came or went or the store changed."""
+        sessions: dict[Profile, Session] = self._local.__dict__.setdefault("sessions", {})
+        session = sessions.get(profile)
+        catalog, store = self._catalog, self._store
+        if session is not None and session.is_current(catalog, store):
+            return session
+        if session is not None:
+            session.close()
+            self._sessions.discard(session)
+        try:
+            sessions[profile] = Session(
+                catalog, profile, host=self.host, limits=self.limits, scans=self.scans, store=store
+            )
+        except apsw.Error as error:
+            raise SqlError(f"cannot open the database: {error}") from error
+        self._sessions.add(sessions[profile])
+        return sessions[profile]
+
+    def _expire_scans(self) -> None:
+        """Forget shared scans a moment after the last statement that could use them."""
+        if self._expiry is None and self.scans.expire():
+            self._expiry = asyncio.get_running_loop().call_later(self.scans.seconds * 1.5, self._expired)
+
+    def _expired(self) -> None:
+        self._expiry = None
+        self._expire_scans()
+
+
+def _audit_refusal(sql: str, origin: str, error: SqlError) -> None:
+    _audit.warning("refused, %s: %s: %s", origin, error, _on_record(sql))
+
+
+def _on_record(sql: str) -> str:
+    """A statement as it goes into the audit log: as it is, or its beginning and what tells it from any other."""
+    if size(sql) <= AUDIT_BYTES:
+        return sql
+    return f"{clipped(sql, STATEMENT_SHOWN)}, SHA-256 {_digest(sql).hex()}"
+
+
+def _digest(sql: str) -> bytes:
+    return hashlib.sha256(sql.encode(errors="surrogatepass")).digest()

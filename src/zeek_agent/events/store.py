@@ -1,0 +1,419 @@
+"""The event store: what sources record, kept on disk until retention removes it; and how far it has been delivered.
+
+Any thread appends; one writer thread commits. Whatever is given up on the way is counted by table and cause.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import apsw
+
+from zeek_agent.config import EventSettings
+from zeek_agent.events.file import Batch, Delivered, EventFile, Gap, disk_uri, read, read_delivered
+from zeek_agent.events.migrations import NewerStoreError
+from zeek_agent.recording.source import Past
+from zeek_agent.schema import Row, Table
+
+__all__ = ["Delivered", "EventStore", "Gap", "NewerStoreError", "TableCounters"]
+
+logger = logging.getLogger(__name__)
+
+_BATCH_ROWS: Final = 1_000
+_COMMIT_ROWS_MAX: Final = 5_000
+_SIGN_OF_LIFE: Final = 5.0
+_BUSY_WAIT: Final = 0.1
+_MEMORY_BYTES: Final = 33_554_432
+_MEMORY_ROWS: Final = 20_000
+_DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
+_UNUSABLE: Final = (apsw.Error, OSError, NewerStoreError)
+_PASSING: Final = (apsw.BusyError, apsw.LockedError)
+
+
+@dataclass(slots=True)
+class TableCounters:
+    """Rows of one table since the start. `lost` by cause: `store` (queue full or closed), `decode` (did not fit);
+    `expired` were removed by age, `evicted` for room. `nulled` are values, of any run, that a change of their column's
+    type made NULL in this one."""
+
+    received: int = 0
+    stored: int = 0
+    expired: int = 0
+    evicted: int = 0
+    nulled: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+
+
+class _Rows(NamedTuple):
+    table: str
+    rows: Sequence[Row]
+
+
+class EventStore:
+    """Event tables in an SQLite file at `path`; in memory when `path` is None or the file cannot be used.
+
+    In the latter case, or when a damaged file was moved aside, `notice` says so in one line and it is logged. A disk
+    that refuses in the middle of a run (full, say) is tried again every `retry` seconds. `id` and `uri` change with
+    each change of the file: a reader compares `uri` with what it has attached. `seq` goes on counting, so that a
+    cursor stays valid. Raises NewerStoreError, and leaves the file as it is, when a later agent wrote it.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        tables: Sequence[Table],
+        settings: EventSettings | None = None,
+        clock: Callable[[], float] = time.time,
+        retry: float = 60.0,
+    ) -> None:
+        self._settings = settings or EventSettings()
+        self._tables = [table for table in tables if table.kind == "events"]
+        self._clock = clock
+        self.counters = {table.name: TableCounters() for table in self._tables}
+        self.notice: str | None = None
+        self._changed = threading.Condition()
+        self._queue: deque[_Rows | Gap | Table | str] = deque()
+        self._queued_rows = 0
+        self._unsaved: dict[str, Delivered] = {}
+        self._writing = Batch()
+        self._submitted = 0
+        self._committed = 0
+        self._hurry = False
+        self._closed = False
+        self._housekeeping_due = 0.0
+        self._retry = retry
+        self._retry_due = 0.0
+        self._left: Path | None = None
+        self._was_damaged = False
+        self._file = self._open(path)
+        self._writer = threading.Thread(target=self._run, name="event-store", daemon=True)
+        self._writer.start()
+
+    @property
+    def id(self) -> str:
+        """Name of this series of sequence numbers, made once a file."""
+        return self._file.id
+
+    @property
+    def uri(self) -> str:
+        """What a reader of this process attaches, read-only."""
+        return self._file.uri
+
+    def first(self, table: str) -> int:
+        """Lowest retained `seq`; 0 when no row is there."""
+        return self._file.first.get(table, 0)
+
+    def last(self, table: str) -> int:
+        """Highest committed `seq`, whether or not the row is still there; 0 when there was none yet."""
+        return self._file.last.get(table, 0)
+
+    def gaps(self) -> list[Row]:
+        """Times without recording: source, from, until, cause."""
+        return [gap.row() for gap in self._file.gaps]
+
+    def past(self, table: str) -> Past:
+        """How far a table that has the columns `time` and `cursor` has been recorded, what is queued included.
+
+        Where none of its rows is left, it was recorded until the last run ended, of which a little is doubted: nothing
+        that happened then can be there twice.
+        """
+        self.flush()
+        now = self._clock()
+        oldest = now - self._settings.retention_age
+        try:
+            newest = read(self.uri, f'SELECT cursor, time FROM "{table}" ORDER BY seq DESC LIMIT 1')
+        except apsw.Error as error:
+            logger.error("event store: cannot read how far %s was recorded: %s", table, error)
+            return Past()
+        for cursor, time_ in newest:
+            if time_ >= oldest:
+                return Past(cursor, min(time_, now))
+        ended = [gap.begin - 2 * _SIGN_OF_LIFE for gap in self._file.gaps if gap.source == "agent"]
+        return Past(until=min(max(*ended, oldest), now)) if ended else Past()
+
+    def append(self, table: str, rows: Sequence[Row]) -> None:
+        """Queue rows, one value a column; never blocks. KeyError for a table that is not the store's."""
+        counters = self.counters[table]
+        if not rows:
+            return
+        with self._changed:
+            counters.received += len(rows)
+            room = 0 if self._closed else self._settings.queue_rows - self._queued_rows
+            if room < len(rows):
+                counters.lost["store"] += len(rows) - room
+                rows = rows[:room]
+                if not rows:
+                    return
+            self._queue.append(_Rows(table, rows))
+            self._submitted += 1
+            was_empty = self._queued_rows == 0
+            self._queued_rows += len(rows)
+            if was_empty or self._queued_rows >= _BATCH_ROWS:
+                self._changed.notify_all()
+
+    def declare(self, table: Table, timeout: float = 10.0) -> bool:
+        """Take one more event table, or one whose columns have changed. Waits until its rows can be read.
+
+        Stored rows stay, as do those that were appended before.
+
+        False when that took longer than `timeout` seconds.
+        """
+        with self._changed:
+            self._tables = [*(one for one in self._tables if one.name != table.name), table]
+            self.counters.setdefault(table.name, TableCounters())
+            self._queue.append(table)
+            self._submitted += 1
+            self._changed.notify_all()
+        return self.flush(timeout)
+
+    def record_gap(self, source: str, begin: float, end: float, cause: str) -> None:
+        """Note that `source` recorded nothing, or not all, from `begin` until `end` (seconds since the epoch)."""
+        with self._changed:
+            self._queue.append(Gap(source, begin, end, cause))
+            self._submitted += 1
+            self._changed.notify_all()
+
+    def acknowledge(
+        self, key: str, seqs: Mapping[str, int], snapshot: bytes | None, under_way: Mapping[str, int] | None = None
+    ) -> None:
+        """Remember what the query `key` has delivered, in place of what was there; on disk with the next commit."""
+        with self._changed:
+            if key not in self._unsaved:
+                self._queue.append(key)
+                self._submitted += 1
+                self._changed.notify_all()
+            self._unsaved[key] = Delivered(dict(seqs), snapshot, dict(under_way or {}))
+
+    def delivered(self, key: str) -> Delivered | None:
+        """What the query `key` has delivered, also before the last start."""
+        with self._changed:
+            for unsaved in (self._unsaved, self._writing.delivered):
+                if key in unsaved:
+                    return unsaved[key]
+        try:
+            return read_delivered(self.uri, key)
+        except apsw.Error as error:
+            logger.error("event store: cannot read what was delivered (%s): it is sent again", error)
+            return None
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Wait until what was appended before is committed. False when it took longer than `timeout` seconds."""
+        with self._changed:
+            target = self._submitted
+            self._hurry = True
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._committed >= target, timeout)
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Commit what is queued and close the file in good order. Rows that come later are counted as lost."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._writer.join(timeout)
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            self._housekeep()
+            batch, operations, last = self._next_batch()
+            self._commit(batch)
+            with self._changed:
+                self._writing = Batch()
+                self._committed += operations
+                self._hurry = self._hurry and self._committed < self._submitted
+                self._changed.notify_all()
+        self._file.close(self._clock(), clean=True)
+
+    def _next_batch(self) -> tuple[Batch, int, bool]:
+        """What to commit now, the number of queue entries in it, and whether it is the last before the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closed, min(_SIGN_OF_LIFE, self._retry))
+            if self._queue:
+                self._changed.wait_for(self._is_due, self._settings.commit_interval)
+            batch, operations, rows = Batch(), 0, 0
+            while self._queue and rows < _COMMIT_ROWS_MAX:
+                if isinstance(first := self._queue[0], Table) and first.name in batch.rows:
+                    break  # those rows have the columns of the declaration before
+                match self._queue.popleft():
+                    case _Rows(table, added):
+                        batch.rows.setdefault(table, []).extend(added)
+                        rows += len(added)
+                    case Gap() as gap:
+                        batch.gaps.append(gap)
+                    case Table() as table:
+                        batch.tables.append(table)
+                    case key:
+                        batch.delivered[key] = self._unsaved.pop(key)
+                operations += 1
+            self._queued_rows -= rows
+            self._writing = batch
+            return batch, operations, self._closed and not self._queue
+
+    def _is_due(self) -> bool:
+        return self._hurry or self._closed or self._queued_rows >= _BATCH_ROWS
+
+    def _commit(self, batch: Batch) -> None:
+        """Write the batch, in the end to memory; only what nothing can hold is counted as lost."""
+        while True:
+            try:
+                if self._file.may_write():
+                    self._count(batch, self._file.write(batch, self._clock()))
+                    self._report_conversions(self._file)
+                    return
+            except _PASSING as error:
+                logger.debug("event store: %s", error)
+            except (apsw.Error, OSError) as error:
+                if self._file.path is None or not self._replace(error):
+                    self._give_up(batch, error)
+                    return
+                continue
+            if self._closed:
+                self._give_up(batch, TimeoutError("readers hold the event store"))
+                return
+            time.sleep(_BUSY_WAIT)
+
+    def _count(self, batch: Batch, misfits: Counter[str]) -> None:
+        for table, rows in batch.rows.items():
+            self.counters[table].stored += len(rows)
+        for table, number in (+misfits).items():
+            self.counters[table].stored -= number
+            self.counters[table].lost["decode"] += number
+
+    def _report_conversions(self, file: EventFile) -> None:
+        for one in file.conversions:
+            self._counters_of(one.table).nulled += one.nulled
+            logger.log(
+                logging.WARNING if one.nulled else logging.INFO,
+                "event store: %s.%s: stored values were converted from %s to %s; %d could not be and are null now",
+                *(one.table, one.column, one.old, one.new, one.nulled),
+            )
+        file.conversions.clear()
+
+    def _give_up(self, batch: Batch, error: Exception) -> None:
+        logger.error("event store: rows are lost: %s", error)
+        for table, rows in batch.rows.items():
+            self.counters[table].lost["store"] += len(rows)
+
+    def _housekeep(self) -> None:
+        """Keep to the limits of age and room."""
+        self._return_to_disk()
+        try:
+            for table, number in self._file.evict().items():
+                self._counters_of(table).evicted += number
+            if (now := time.monotonic()) >= self._housekeeping_due:
+                self._housekeeping_due = now + _SIGN_OF_LIFE
+                for table, number in self._file.expire(self._clock(), self._settings.retention_age).items():
+                    self._counters_of(table).expired += number
+        except _PASSING as error:
+            logger.debug("event store: %s", error)
+        except (apsw.Error, OSError) as error:
+            if self._file.path is not None:
+                self._replace(error)
+            else:
+                logger.error("event store: %s", error)
+
+    def _counters_of(self, table: str) -> TableCounters:
+        """The counters of a table that has rows in the file, also when it is not, or not yet, one of this run's."""
+        return self.counters.setdefault(table, TableCounters())
+
+    def _open(self, path: Path | None) -> EventFile:
+        """The store at `path`, else a fresh one in place of a damaged file, else one in memory."""
+        limit, now = self._settings.retention_bytes, self._clock()
+        if path is not None:
+            try:
+                try:
+                    opened = EventFile(path, self._tables, limit, now)
+                except _DAMAGED as error:
+                    self._move_aside(path, error)
+                    opened = EventFile(path, self._tables, limit, now)
+            except (apsw.Error, OSError) as error:
+                self._tell(f"event store: cannot use {path} ({error}): events are kept in memory only")
+            else:
+                self._report_conversions(opened)
+                return opened
+        return EventFile(None, self._tables, min(limit, _MEMORY_BYTES), now)
+
+    def _replace(self, error: Exception) -> bool:
+        """Go on with another file, since `error` shows that this one is of no use. False when there is no place."""
+        try:
+            if isinstance(error, _DAMAGED) and not self._was_damaged:
+                self._was_damaged = True
+                self._begin_anew(error)
+            else:
+                self._leave(error)
+        except _UNUSABLE as obstacle:
+            logger.error("event store: no place for events: %s", obstacle)
+            return False
+        return True
+
+    def _begin_anew(self, error: Exception) -> None:
+        """Put a fresh file in the place of a damaged one, with what can be read of that."""
+        old, path = self._file, self._file.path
+        assert path is not None
+        self._close(old)
+        try:
+            aside = self._move_aside(path, error)
+        except OSError as obstacle:
+            self._leave(obstacle)
+        else:
+            self._take_over(old, self._open(path), disk_uri(aside))
+
+    def _leave(self, error: Exception) -> None:
+        """Go on in memory, and try the file again later."""
+        old, path = self._file, self._file.path
+        new = self._open(None)
+        self._tell(f"event store: cannot write {path} ({error}): events are kept in memory only")
+        self._left, self._retry_due = path, time.monotonic() + self._retry
+        self._take_over(old, new, old.uri)
+        self._close(old)
+
+    def _return_to_disk(self) -> None:
+        """Leave memory when the disk, which refused in the middle of this run, takes rows again."""
+        if self._left is None or time.monotonic() < self._retry_due:
+            return
+        self._retry_due = time.monotonic() + self._retry
+        try:
+            new = EventFile(self._left, self._tables, self._settings.retention_bytes, self._clock(), resumed=True)
+        except _UNUSABLE as error:
+            logger.debug("event store: still cannot use %s: %s", self._left, error)
+            return
+        self._report_conversions(new)
+        self.notice, self._left = None, None
+        logger.warning("event store: events are kept in %s again", new.path)
+        old = self._file
+        self._take_over(old, new, old.uri)
+        self._close(old)
+
+    def _take_over(self, old: EventFile, new: EventFile, uri: str) -> None:
+        try:
+            new.adopt(uri, old.last, _MEMORY_ROWS)
+        except apsw.Error as error:
+            logger.error("event store: rows that were not delivered are lost, others are sent again: %s", error)
+        new.continue_from(old.last)
+        self._file = new
+
+    def _close(self, file: EventFile) -> None:
+        try:
+            file.close(self._clock(), clean=False)
+        except apsw.Error as error:
+            logger.debug("event store: %s", error)
+
+    def _move_aside(self, path: Path, error: Exception) -> Path:
+        aside = path.with_name(f"{path.name}.damaged")
+        for suffix in ("", "-wal", "-shm"):
+            damaged = Path(f"{path}{suffix}")
+            if damaged.exists():
+                damaged.replace(f"{aside}{suffix}")
+        self._tell(f"event store: {path} is damaged ({error}): moved to {aside}, a new one was begun")
+        return aside
+
+    def _tell(self, notice: str) -> None:
+        self.notice = notice
+        logger.error(notice)

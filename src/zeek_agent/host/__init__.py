@@ -1,0 +1,1 @@
+"""Reads host state when asked: no threads, no events."""

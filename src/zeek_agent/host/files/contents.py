@@ -1,0 +1,114 @@
+"""Lines of text files, bounded per file and per statement, with private keys masked."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from zeek_agent.host.files.gate import OpenedFile, Purpose, RefusedError
+from zeek_agent.host.files.globbing import Match
+from zeek_agent.host.files.private_keys import HEADER_WITHIN, KeyMask, has_header
+from zeek_agent.host.files.reads import Allowance, FileReads, Omission
+
+LONGEST_LINE: Final = 2 << 20
+"""Bytes of a line that are kept; the rest of a longer one is left out, and the file counted as truncated."""
+_CHUNK: Final = 1 << 18
+
+
+def lines(match: Match, reads: FileReads, check: Callable[[], None] = lambda: None) -> Iterator[bytes]:
+    """The lines of a regular file without their ends.
+
+    A file that cannot or may not be read has no lines, and one that exceeds a limit only its first; `reads` counts
+    both. What is no regular file is never opened.
+    """
+    try:
+        opened = match.open(Purpose.CONTENTS)
+        if opened is None:
+            return
+        with opened.file:
+            yield from _Lines(opened, match.path, reads, check)
+    except RefusedError as error:
+        reads.leave_out(error.omission, match.path, str(error))
+    except FileNotFoundError:
+        return  # it has gone since its directory was listed
+    except OSError as error:
+        reads.leave_out(Omission.SKIPPED, match.path, error.strerror or str(error))
+
+
+class _Lines:
+    """One pass over an open file."""
+
+    def __init__(self, opened: OpenedFile, path: str, reads: FileReads, check: Callable[[], None]) -> None:
+        self._opened = opened
+        self._path = path
+        self._reads = reads
+        self._check = check
+        self._mask = KeyMask()
+        self._bytes = 0
+        self._lines = 0
+        self._seconds_left = min(reads.limits.file_time, max(reads.seconds_left, reads.limits.file_time / 10))
+        self._truncated: str | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        allowance = self._reads.allowance(self._opened.user)
+        try:
+            for text in self._texts(allowance.bytes):
+                for line in self._masked(text):
+                    if self._lines == allowance.lines:
+                        self._truncated = "more lines than limits.file_lines or limits.files_lines admits"
+                        return
+                    self._lines += 1
+                    yield line
+        finally:
+            self._reads.took(Allowance(self._bytes, self._lines))
+            if self._truncated is not None:
+                self._reads.leave_out(Omission.TRUNCATED, self._path, self._truncated)
+
+    def _texts(self, most: int) -> Iterator[bytes]:
+        """The file in pieces of whole lines, without the last one's end; of a line too long its beginning."""
+        kept = b""
+        cut = False
+        while chunk := self._read(most):
+            whole, newline, rest = chunk.rpartition(b"\n")
+            if not newline:
+                kept, cut = self._beginning(kept, cut, chunk)
+                continue
+            first, newline, others = whole.partition(b"\n")
+            yield self._beginning(kept, cut, first)[0] + newline + others
+            kept, cut = rest, False
+        if kept and self._truncated is None:
+            yield kept
+
+    def _beginning(self, kept: bytes, cut: bool, more: bytes) -> tuple[bytes, bool]:
+        """What is kept of a line that goes on, and whether that is not all of it."""
+        if cut or len(kept) + len(more) <= LONGEST_LINE:
+            return kept if cut else kept + more, cut
+        self._reads.leave_out(Omission.TRUNCATED, self._path, f"a line is longer than {LONGEST_LINE} bytes")
+        return (kept + more)[:LONGEST_LINE], True
+
+    def _read(self, most: int) -> bytes:
+        """The next piece of the file, empty at its end or where a limit ends it, which is noted."""
+        self._check()
+        if self._seconds_left <= 0:
+            self._truncated = "reading it took longer than limits.file_time or limits.files_time admits"
+            return b""
+        left = most - self._bytes
+        before = self._reads.seconds_left
+        with self._reads.timed():
+            chunk = self._opened.file.read(min(_CHUNK, left) or 1)
+        self._seconds_left -= before - self._reads.seconds_left
+        if chunk is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        if chunk and not left:
+            self._truncated = "larger than limits.file_bytes or limits.files_bytes admits"
+            return b""
+        if self._bytes == 0 and not self._opened.masks_keys and has_header(chunk[:HEADER_WITHIN]):
+            raise RefusedError("begins with a private key")
+        self._bytes += len(chunk)
+        return chunk
+
+    def _masked(self, text: bytes) -> list[bytes]:
+        lines = text.split(b"\n")
+        return lines if self._mask.may_leave_alone(text) else [self._mask.line(line) for line in lines]

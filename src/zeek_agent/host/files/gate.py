@@ -1,0 +1,552 @@
+"""The path gate: how a path that an asker names becomes an open file, or is refused.
+
+A path is walked one component at a time. Each is opened with `O_PATH | O_NOFOLLOW`, which neither reads nor follows
+anything, and the mount it lies on is judged before anything below it is touched, since a FUSE or network file system
+can hang whoever asks it, and not even SIGKILL ends that. Links are resolved by their text. The magic links of proc(5),
+whose text is not where they lead, are therefore never followed, except `exe`, whose target may be hashed.
+
+What is opened is judged by its names: the path as written, the path it has when all links are resolved, and each path
+that it has through the agent's other mounts of the same file system. A proc, sys or device file system counts as
+mounted at its usual place. Files with several hard links are also compared with the literal denied paths by device and
+inode.
+
+Checks are on the open descriptor, so a link or directory that is exchanged meanwhile leads nowhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable, Collection, Iterable, Iterator
+from enum import Enum, auto
+from io import FileIO
+from itertools import islice
+from pathlib import Path
+from stat import S_ISLNK
+from typing import Final, NamedTuple, TypeAlias
+
+from zeek_agent.access import AccessPolicy, Contents
+from zeek_agent.host.files.mount_rules import (
+    STACKED,
+    hazard,
+    hazards_among,
+    lies_on,
+    memory_mount,
+    only_root_mounts_for,
+    own_mounts,
+)
+from zeek_agent.host.files.place import Place, belongs_there, joined, readable_by_all, user_of
+from zeek_agent.host.files.reads import FileReads, Omission
+from zeek_agent.host.files.statx import Status, entry_types, status_at, status_of
+from zeek_agent.host.linux.mounts import Mount, parsed
+from zeek_agent.text import from_os
+
+DEPTH_MAX: Final = 100
+"""Directories on the way to a file, each of which holds a descriptor while it is walked."""
+LINKS_MAX: Final = 40
+"""Links on the way to a file, as in the kernel (path_resolution(7))."""
+DIRECTORIES_KEPT: Final = 32
+"""Directories that one statement keeps open, since links and patterns come back to the same few."""
+DESCRIPTORS_KEPT: Final = 256
+"""Descriptors that they may hold in all, with the directories above them: users choose how deep their links lead."""
+_ENTRIES_TOGETHER: Final = 256
+_SPECIAL_NAMES: Final = frozenset({"", ".", ".."})
+_O_PATH: Final = getattr(os, "O_PATH", 0)
+_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
+_PLACE: Final = _O_PATH | getattr(os, "O_NOFOLLOW", 0) | _CLOEXEC
+_READ: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | _CLOEXEC
+_ORDINARY_PROC_LINKS: Final = frozenset({"self", "thread-self", "mounts", "net"})
+_PROCESS: Final = re.compile(r"/\d+(?:/task/\d+)?")
+_USUAL_PLACES: Final = {
+    "proc": "/proc",
+    "sysfs": "/sys",
+    "devtmpfs": "/dev",
+    "debugfs": "/sys/kernel/debug",
+    "pstore": "/sys/fs/pstore",
+    "tracefs": "/sys/kernel/tracing",
+}
+_CASELESS: Final = frozenset({"exfat", "hfs", "hfsplus", "msdos", "ntfs3", "vfat"})
+"""Kinds where a file answers to its name in capitals and small letters."""
+_LOW_BITS: Final = (1 << 32) - 1
+
+
+_KERNEL_PLACES: Final = ("/dev/", "/proc/", "/sys/")
+"""Where rules speak of the kernel's file systems, not of directories of those names at the top of another."""
+
+
+class Purpose(Enum):
+    """What a file is opened for."""
+
+    CONTENTS = auto()
+    HASH = auto()
+
+
+class RefusedError(Exception):
+    """A file or directory is left out by a rule; the message is the cause and does not name it."""
+
+    def __init__(self, cause: str, omission: Omission = Omission.REFUSED) -> None:
+        super().__init__(cause)
+        self.omission = omission
+
+
+Listed: TypeAlias = "tuple[str, Status | RefusedError | OSError]"
+"""A name in a directory with its attributes, or why it has none."""
+
+
+class OpenedFile(NamedTuple):
+    """A regular file, open for reading. `masks_keys` says that private keys in it are masked line by line; else a file
+    that begins with one is refused as a whole. `user` is who decides how many files lie there."""
+
+    file: FileIO
+    masks_keys: bool
+    user: int = 0
+
+
+class Gate:
+    """Walks and opens paths for one statement, in one thread. What it leaves out is counted in `reads`."""
+
+    def __init__(self, access: AccessPolicy, reads: FileReads) -> None:
+        self._access = access
+        self.reads = reads
+        self._table = own_mounts()
+        self._mounts = self._table.current()
+        self._hazards = hazards_among(self._mounts, access.filesystems_allow)
+        self._denied_objects: frozenset[tuple[int, int]] | None = None
+        self._directories: dict[str, Place] = {}
+        self._ways: dict[tuple[Place, str], Place] = {}
+        self._descriptors_kept = 0
+        self._mounts_reread = False
+        self._typed: dict[str, bool] = {}
+        self.root = self._root()
+
+    # Walking
+
+    def walk(self, start: Place, path: str) -> Place:
+        """What a path leads to from a directory, links resolved by their text.
+
+        Raises RefusedError, and OSError as open(2) would.
+        """
+        pending = path.split("/")[::-1]
+        place, links = start, 0
+        while pending:
+            name = pending.pop()
+            if name in ("", "."):
+                continue
+            if not place.status.is_directory:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), place.path)
+            if name == "..":
+                place = place.parent or place
+                continue
+            path = joined(place, name)
+            entered = self._directories.get(path)
+            if entered is None:
+                entered = self.enter(place, name)
+                if entered.status.is_directory:
+                    self._remember(path, entered)
+            if not S_ISLNK(entered.status.mode):
+                place = entered
+                continue
+            links += 1
+            if links > LINKS_MAX:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), entered.path)
+            text = self._link_text(place, name, entered.descriptor)
+            if text.startswith("/"):
+                place = self.root
+            pending += text.split("/")[::-1]
+        return place
+
+    def status(self, directory: Place, name: str) -> Status:
+        """Attributes of what a directory's entry leads to, or of a last link that leads nowhere or is not followed.
+
+        Raises RefusedError for the mount point of a file system that may hang, and OSError.
+        """
+        status = self.entry_status(directory, name)
+        if not S_ISLNK(status.mode):
+            return status
+        try:
+            return self._target_status(directory, name)
+        except (RefusedError, OSError):
+            return status
+
+    def statuses(self, directory: Place, names: Iterable[str], links: Collection[str]) -> Iterator[Listed]:
+        """`status` of many entries of a directory, where `links` are likely to be links.
+
+        Entries that have gone are left out; for those without attributes comes the error.
+        """
+        descriptor, mount = directory.descriptor, directory.status.mount
+        hazardous = directory.path in self._hazards.directories
+        for name in names:
+            try:
+                if name in links:
+                    yield name, self._target_status(directory, name)
+                    continue
+            except (RefusedError, OSError):
+                pass  # a link that leads nowhere has attributes of its own
+            try:
+                if not hazardous:
+                    status = status_at(descriptor, name)
+                    if status.mount == mount and not S_ISLNK(status.mode):
+                        yield name, status
+                        continue
+            except OSError:
+                pass  # what it means is looked at below
+            try:
+                yield name, self.status(directory, name)
+            except FileNotFoundError:
+                continue
+            except (RefusedError, OSError) as error:
+                yield name, error
+
+    def _target_status(self, directory: Place, name: str) -> Status:
+        """Attributes of what a link leads to. Raises RefusedError and OSError."""
+        for _ in range(LINKS_MAX):
+            text = self._link_text(directory, name)
+            way, _, name = text.rstrip("/").rpartition("/")
+            directory = self._way(self.root if text[:1] == "/" else directory, way)
+            if name in _SPECIAL_NAMES:
+                return self.walk(directory, name).status
+            status = self.entry_status(directory, name)
+            if not S_ISLNK(status.mode):
+                return status
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+
+    def _way(self, directory: Place, way: str) -> Place:
+        """`walk`, remembered, since links that lie together mostly lead to one directory."""
+        place = self._ways.get((directory, way))
+        if place is None:
+            place = self.walk(directory, way)
+            self._make_room(len(self._ways), place)
+            self._ways[directory, way] = place
+        return place
+
+    def enter(self, directory: Place, name: str) -> Place:
+        """What a directory has under a name; a link is not followed. Raises RefusedError and OSError."""
+        if directory.path in self._hazards.directories:
+            self._demand_harmless(directory, name)
+        if directory.depth >= DEPTH_MAX:
+            raise RefusedError(f"more than {DEPTH_MAX} directories deep")
+        descriptor = os.open(name, _PLACE, dir_fd=directory.descriptor)
+        try:
+            status = status_of(descriptor)
+            mount = directory.mount
+            if status.mount != directory.status.mount:
+                mount = self._admitted(status.mount)
+            return Place(descriptor, status, mount, name, directory)
+        except BaseException as error:
+            os.close(descriptor)
+            if isinstance(error, PermissionError):
+                self._demand_no_hazard(directory, name)
+            raise
+
+    def _remember(self, path: str, directory: Place) -> None:
+        self._make_room(len(self._directories), directory)
+        self._directories[path] = directory
+
+    def _make_room(self, kept: int, directory: Place) -> None:
+        """Forget the directories that are kept open where one more would be too many."""
+        self._descriptors_kept += directory.depth
+        if kept >= DIRECTORIES_KEPT or self._descriptors_kept > DESCRIPTORS_KEPT:
+            self._directories.clear()
+            self._ways.clear()
+            self._descriptors_kept = directory.depth
+
+    def entry_status(self, directory: Place, name: str) -> Status:
+        """Attributes of what a directory has under a name, of a link itself, without opening it.
+
+        Raises RefusedError for the mount point of a file system that may hang, which is not touched, and OSError.
+        """
+        if directory.path in self._hazards.directories:
+            self._demand_harmless(directory, name)
+        try:
+            status = status_at(directory.descriptor, name)
+        except PermissionError:
+            self._demand_no_hazard(directory, name)
+            raise
+        if status.mount != directory.status.mount:
+            self._admitted(status.mount)
+        return status
+
+    def entries(self, directory: Place, check: Callable[[], None]) -> Iterator[list[os.DirEntry[str]]]:
+        """The entries of a directory, unsorted, some at a time. Raises OSError."""
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | _CLOEXEC, dir_fd=directory.descriptor)
+        try:
+            with os.scandir(descriptor) as entries:
+                while some := list(islice(entries, _ENTRIES_TOGETHER)):
+                    check()
+                    yield some
+        finally:
+            os.close(descriptor)
+
+    def gives_types(self, directory: Place) -> bool:
+        """Whether its file system tells the types of a directory's entries with their names. Raises OSError.
+
+        Where it does not, the methods of `os.DirEntry` would look at each entry, and so at what is mounted there.
+        """
+        typed = self._typed.get(directory.mount.device)
+        if typed is None:
+            descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | _CLOEXEC, dir_fd=directory.descriptor)
+            try:
+                kinds = entry_types(descriptor)
+            finally:
+                os.close(descriptor)
+            typed = bool(kinds) and all(kinds)
+            if kinds:
+                self._typed[directory.mount.device] = typed
+        return typed
+
+    def working_directory(self) -> Place:
+        """Where relative paths start. Raises RefusedError and OSError."""
+        return self.walk(self.root, str(Path.cwd()))
+
+    def _link_text(self, directory: Place, name: str, descriptor: int | None = None) -> str:
+        """The text of a symbolic link, by its descriptor if it is open.
+
+        Raises RefusedError for a magic link, whose text is not where it leads, and OSError.
+        """
+        if directory.mount.kind == "proc":
+            inside = directory.path_in_file_system()
+            if inside != "/" or name not in _ORDINARY_PROC_LINKS:
+                raise RefusedError("a magic link of proc(5)")
+        if descriptor is not None:
+            return os.readlink("", dir_fd=descriptor)
+        return os.readlink(name, dir_fd=directory.descriptor)
+
+    # Opening
+
+    def open_regular(self, place: Place, written: str, purpose: Purpose) -> OpenedFile | None:
+        """Open a regular file for reading, so that nothing but that can happen; None when it is anything else.
+
+        `written` is the path as the asker has it, absolute. Raises RefusedError and OSError.
+        """
+        if not stat.S_ISREG(place.status.mode):
+            return None
+        self._demand_readable(place, written)
+        masks_keys = True
+        if purpose is Purpose.CONTENTS:
+            masks_keys = self._demand_contents(place, written)
+        return OpenedFile(_reopened(place.descriptor, place.status, place.mount), masks_keys, user_of(place))
+
+    def open_executable(self, process: Place) -> OpenedFile | None:
+        """Open the executable of a process, for its hash; None when it is no regular file.
+
+        `process` is a process's or thread's directory in a proc file system, see `is_process`. The executable may be
+        deleted, and in another mount namespace, where that process's mountinfo tells the kind of its file system.
+        Raises RefusedError and OSError.
+        """
+        descriptor = os.open("exe", _O_PATH | _CLOEXEC, dir_fd=process.descriptor)
+        try:
+            status = status_of(descriptor)
+            mount = self._current(status.mount)
+            if mount is None:
+                mount = self._foreign_mount(process, status)
+            else:
+                self._demand_admitted(mount)
+            if not stat.S_ISREG(status.mode):
+                return None
+            path = str(Path(f"/proc/self/fd/{descriptor}").readlink()).removesuffix(" (deleted)")
+            inside = mount.root.rstrip("/") + path.removeprefix(mount.place.rstrip("/"))
+            self._demand_allowed(mount, path, path, inside)
+            self._demand_no_denied_object(status, mount)
+            return OpenedFile(_reopened(descriptor, status, mount), masks_keys=True)
+        finally:
+            os.close(descriptor)
+
+    def is_process(self, directory: Place) -> bool:
+        """Whether a directory is that of a process or thread in a proc file system, wherever that is mounted."""
+        return directory.mount.kind == "proc" and _PROCESS.fullmatch(directory.path_in_file_system()) is not None
+
+    # Mounts
+
+    def _root(self) -> Place:
+        descriptor = os.open("/", _O_PATH | _CLOEXEC)
+        try:
+            status = status_of(descriptor)
+            mount = self._current(status.mount)
+            if mount is None:
+                raise RefusedError("the root directory is on a mount that /proc/self/mountinfo does not list")
+            return Place(descriptor, status, mount, "/", None)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def _demand_harmless(self, directory: Place, name: str) -> None:
+        """Raises RefusedError where a file system that even a descriptor of its root may wait for is mounted."""
+        cause = self._hazards.avoided.get(joined(directory, name))
+        if cause is not None:
+            raise RefusedError(cause, Omission.SKIPPED)
+
+    def _demand_no_hazard(self, directory: Place, name: str) -> None:
+        """Raises RefusedError if a file system is mounted there that tells its attributes to nobody but its user."""
+        if not self._mounts_reread:  # directories of mount points may have got other names
+            self._mounts_reread = True
+            self._table.read()
+            self._refresh()
+        cause = self._hazards.causes.get(joined(directory, name))
+        if cause is not None:
+            raise RefusedError(cause, Omission.SKIPPED)
+
+    def _admitted(self, number: int) -> Mount:
+        """The mount with this number, which the caller holds open. Raises RefusedError."""
+        mount = self._current(number)
+        if mount is None:
+            raise RefusedError("on a mount of another mount namespace")
+        self._demand_admitted(mount)
+        return mount
+
+    def _demand_admitted(self, mount: Mount) -> None:
+        cause = self._hazards.mounts.get(mount.id)
+        if cause is not None:
+            raise RefusedError(cause, Omission.SKIPPED)
+
+    def _current(self, number: int) -> Mount | None:
+        self._refresh()
+        return self._mounts.by_id.get(number)
+
+    def _refresh(self) -> None:
+        mounted = self._table.current()
+        if mounted is not self._mounts:
+            self._mounts = mounted
+            self._hazards = hazards_among(mounted, self._access.filesystems_allow)
+
+    def _foreign_mount(self, process: Place, status: Status) -> Mount:
+        """The mount of another mount namespace that a process's executable lies on, as that process sees it.
+
+        Who made it, and where, is not known: it is admitted if the agent has one of the same file system, or for its
+        kind. An overlay may lie on a user's FUSE file system, so it must be in a namespace where only root mounts.
+        Raises RefusedError and OSError.
+        """
+        if (status.mount, status.device) == memory_mount():
+            return Mount(status.mount, "", "/", "", "tmpfs")
+        with os.fdopen(os.open("mountinfo", os.O_RDONLY | _CLOEXEC, dir_fd=process.descriptor), "rb") as mountinfo:
+            line = re.search(rb"^%d .*$" % status.mount, mountinfo.read(), re.MULTILINE)
+        if line is None:
+            raise RefusedError("on a mount of another mount namespace")
+        (mount,) = parsed(line[0])
+        cause = self._foreign_hazard(process, mount)
+        if cause is not None:
+            raise RefusedError(cause, Omission.SKIPPED)
+        return mount
+
+    def _foreign_hazard(self, process: Place, mount: Mount) -> str | None:
+        """Why a mount in the namespace of a process is not to be entered; None if it may be."""
+        same = self._mounts.by_device.get(mount.device)
+        if same:
+            causes = [self._hazards.mounts.get(each.id) for each in same]
+            return None if None in causes else causes[0]
+        rules = tuple(rule for rule in self._access.filesystems_allow if not rule.startswith("/"))
+        on_hazard = any(lies_on(layer, self._hazards, self._mounts) for layer in mount.layers)
+        # Who mounts is looked at after the mounts, since no user can go back to a namespace in which only root mounts.
+        if mount.kind in STACKED and not only_root_mounts_for(process):
+            on_hazard = True
+        return hazard(mount, rules, on_hazard=on_hazard)
+
+    # Rules
+
+    def _demand_readable(self, place: Place, written: str) -> None:
+        """Raises RefusedError when a file may not even be hashed."""
+        mount, status = place.mount, place.status
+        inside = place.path_in_file_system()
+        self._demand_allowed(mount, written, place.path, inside)
+        if status.links != 1:
+            self._demand_no_denied_object(status, mount)
+
+    def _demand_allowed(self, mount: Mount, written: str, path: str, inside: str) -> None:
+        access = self._access
+        if any(access.denies(name) for name in self._names(mount, written, path, inside)):
+            raise RefusedError("denied by access.paths_deny, or the agent's own")
+        if not access.allows(from_os(written)) or not access.allows(from_os(path)):
+            raise RefusedError("not in access.paths_allow")
+
+    def _names(self, mount: Mount, written: str, path: str, inside: str) -> set[str]:
+        """Every path that a file has, for the rules to look at."""
+        names = {written, path, *self._layer_names(mount, inside)}
+        if not inside.startswith(_KERNEL_PLACES):
+            names.add(inside)
+        usual = _USUAL_PLACES.get(mount.kind)
+        if usual is not None:
+            names.add(usual + inside)
+        for other in self._mounts.by_device.get(mount.device, ()):
+            root = other.root.rstrip("/")
+            if inside == other.root or inside.startswith(f"{root}/"):
+                names.add(other.place.rstrip("/") + inside[len(root) :])
+        if mount.kind in _CASELESS:
+            names |= {name.lower() for name in names}
+        return {from_os(name) for name in names}
+
+    def _layer_names(self, mount: Mount, inside: str) -> list[str]:
+        """The paths that a file of an overlay may have in the directories which that is made of."""
+        if not mount.layers or mount.place == "/":
+            return []
+        return [layer.rstrip("/") + inside for layer in mount.layers]
+
+    def _demand_no_denied_object(self, status: Status, mount: Mount) -> None:
+        denied = (status.device, status.inode) in self._objects()
+        if mount.kind in STACKED and not denied:
+            # Its device is not that of the file below, and its inode's number has at most other high bits.
+            denied = any((status.inode ^ inode) & _LOW_BITS == 0 for _, inode in self._objects())
+        if denied:
+            raise RefusedError("another name of a file that access.paths_deny names, or of the agent's own")
+
+    def _objects(self) -> frozenset[tuple[int, int]]:
+        """Device and inode of the literal denied paths and of the agent's own, as they are for this statement."""
+        if self._denied_objects is None:
+            found: set[tuple[int, int]] = set()
+            for path in (*self._access.literals, *self._access.protected):
+                try:
+                    place = self.walk(self.root, path)
+                    found.add((place.status.device, place.status.inode))
+                    if place.status.is_directory and path in self._access.protected:
+                        found.update(self._objects_in(place))
+                except (OSError, RefusedError):
+                    continue  # not there, or where nobody may look: no hard link of it can be opened either
+            self._denied_objects = frozenset(found)
+        return self._denied_objects
+
+    def _objects_in(self, directory: Place) -> Iterator[tuple[int, int]]:
+        for entries in self.entries(directory, lambda: None):
+            for _, status in self.statuses(directory, [entry.name for entry in entries], ()):
+                if isinstance(status, Status):
+                    yield status.device, status.inode
+
+    def _demand_contents(self, place: Place, written: str) -> bool:
+        """Raises RefusedError when the contents may not be read. Returns whether private keys in it are masked."""
+        usual = _USUAL_PLACES.get(place.mount.kind)
+        name = from_os(usual + place.path_in_file_system() if usual is not None else place.path)
+        listed = self._access.contents(name)
+        if listed is Contents.CONFIGURED:
+            return False
+        cause = content_refusal(listed, readable_by_all=readable_by_all(place), belongs_there=belongs_there(place))
+        if cause is not None:
+            if not self._access.reports_only:
+                raise RefusedError(cause)
+            self.reads.leave_out(Omission.REPORTED, written, cause)
+        return True
+
+
+def _reopened(descriptor: int, status: Status, mount: Mount) -> FileIO:
+    """The regular file that a descriptor of `O_PATH` stands for, open for reading; leases do not make it wait.
+
+    Raises RefusedError when /proc is not the kernel's, or not there.
+    """
+    try:
+        file = FileIO(os.open(f"/proc/self/fd/{descriptor}", _READ))
+    except FileNotFoundError:
+        if mount.kind == "proc":
+            raise  # its process has ended
+        raise RefusedError("/proc/self/fd is not there", Omission.SKIPPED) from None
+    opened = os.fstat(file.fileno())
+    if (opened.st_dev, opened.st_ino) != (status.device, status.inode):
+        file.close()
+        raise RefusedError("/proc/self/fd leads elsewhere", Omission.SKIPPED)
+    return file
+
+
+def content_refusal(listed: Contents, *, readable_by_all: bool, belongs_there: bool) -> str | None:
+    """Why the contents of a file that no setting admits may not be read; None when they may."""
+    if listed is Contents.UNLISTED:
+        return "contents are not on the list (access.files_allow extends it)"
+    if readable_by_all or (listed is Contents.PRIVATE and belongs_there):
+        return None
+    return "contents are not for every local user (access.files_allow admits them)"

@@ -1,0 +1,116 @@
+"""Which mounts the path gate enters: those of the agent's own namespace that answer by themselves."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from zeek_agent.access import admits_filesystem
+from zeek_agent.access_defaults import LOCAL_FILE_SYSTEMS
+from zeek_agent.host.files.place import Place
+from zeek_agent.host.files.statx import status_of
+from zeek_agent.host.linux.mounts import Mount, Mounts, MountTable
+from zeek_agent.text import from_os
+
+STACKED: Final = frozenset({"aufs", "ecryptfs", "overlay"})
+"""Kinds that lie on other file systems, and hang with them."""
+_FUSE: Final = frozenset({"fuse", "fuseblk"})
+_STACK_DEPTH: Final = 3
+"""How many file systems the kernel lets lie on each other, and one."""
+_NS_GET_USERNS: Final = 0xB701
+_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
+
+
+def hazard(mount: Mount, admitted: tuple[str, ...], *, on_hazard: bool = False) -> str | None:
+    """Why a file system is not to be entered; None for one that answers by itself, or that the configuration admits."""
+    if admits_filesystem(admitted, mount.kind, from_os(mount.place)):
+        return None
+    admits = "which may hang (access.filesystems_allow admits it)"
+    if mount.kind not in LOCAL_FILE_SYSTEMS:
+        return f"on a {mount.kind} file system, {admits}"
+    return f"on a file system of kind {mount.kind} that may lie on another one, {admits}" if on_hazard else None
+
+
+class Hazards(NamedTuple):
+    """The mounts of file systems that are not to be entered."""
+
+    mounts: Mapping[int, str]
+    """By the mount's number: why."""
+    causes: Mapping[str, str]
+    """By mount point: why."""
+    avoided: Mapping[str, str]
+    """The same for those whose root is not even opened as a mere place, which FUSE does not notice."""
+    directories: frozenset[str]
+    """The directories that these lie in."""
+
+
+@lru_cache(maxsize=8)
+def hazards_among(mounted: Mounts, admitted: tuple[str, ...]) -> Hazards:
+    """The hazards among the mounts; at each mount point the uppermost mount counts.
+
+    The root directory's is none: the agent runs from it.
+    """
+    found = Hazards({}, {}, {}, frozenset())
+    for _ in range(_STACK_DEPTH):
+        mounts: dict[int, str] = {}
+        causes: dict[str, str] = {}
+        avoided: dict[str, str] = {}
+        for mount in mounted.by_id.values():
+            on_hazard = any(lies_on(layer, found, mounted) for layer in mount.layers) if found.causes else False
+            cause = hazard(mount, admitted, on_hazard=on_hazard)
+            causes.pop(mount.place, None)
+            avoided.pop(mount.place, None)
+            if cause is not None and mount.place != "/":
+                mounts[mount.id] = causes[mount.place] = cause
+                if mount.kind.partition(".")[0] not in _FUSE:
+                    avoided[mount.place] = cause
+        if causes == found.causes:
+            break
+        found = Hazards(mounts, causes, avoided, frozenset(map(posixpath.dirname, avoided)))
+    return found
+
+
+def lies_on(path: str, hazards: Hazards, mounted: Mounts) -> bool:
+    """Whether the nearest mount above a path is a hazard."""
+    while path not in mounted.places and path != "/":
+        path = posixpath.dirname(path)
+    return path in hazards.causes
+
+
+def only_root_mounts_for(process: Place) -> bool:
+    """Whether only root can mount in a process's mount namespace, since the agent's user namespace owns it."""
+    import fcntl
+
+    try:
+        namespace = os.open("ns/mnt", os.O_RDONLY | _CLOEXEC, dir_fd=process.descriptor)
+        try:
+            owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
+        finally:
+            os.close(namespace)
+    except OSError:
+        return False
+    try:
+        return os.path.samestat(os.fstat(owner), Path("/proc/self/ns/user").stat())
+    finally:
+        os.close(owner)
+
+
+@lru_cache(maxsize=1)
+def own_mounts() -> MountTable:
+    """The mount table of this process."""
+    return MountTable()
+
+
+@lru_cache(maxsize=1)
+def memory_mount() -> tuple[int, int]:
+    """Number and device of the kernel's internal mount on which memfd_create(2) makes its files."""
+    descriptor = os.memfd_create("zeek-agent", os.MFD_CLOEXEC)
+    try:
+        status = status_of(descriptor)
+        return status.mount, status.device
+    finally:
+        os.close(descriptor)

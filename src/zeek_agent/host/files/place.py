@@ -1,0 +1,81 @@
+"""A place on the way of a path, and what its permissions and those of the directories above it say."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from zeek_agent.host.files.statx import Status
+from zeek_agent.host.linux.mounts import Mount
+
+
+class Place:
+    """Something on the way of a path, held by a descriptor of `O_PATH` until nobody refers to it any more."""
+
+    __slots__ = ("depth", "descriptor", "mount", "name", "parent", "path", "status")
+
+    def __init__(self, descriptor: int, status: Status, mount: Mount, name: str, parent: Place | None) -> None:
+        self.descriptor = descriptor
+        self.status = status
+        self.mount = mount
+        self.name = name
+        self.parent = parent
+        self.path: str = name if parent is None else joined(parent, name)
+        """Absolute, with all links resolved, in the form of `os.fsdecode`."""
+        self.depth: int = 0 if parent is None else parent.depth + 1
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    def ancestors(self) -> Iterator[Place]:
+        """The directories above, the nearest first."""
+        place = self.parent
+        while place is not None:
+            yield place
+            place = place.parent
+
+    def path_in_file_system(self) -> str:
+        """The path from the root of its file system, whichever part of that is mounted where."""
+        names: list[str] = []
+        place = self
+        while place.parent is not None and place.parent.status.mount == place.status.mount:
+            names.append(place.name)
+            place = place.parent
+        return "/".join((self.mount.root.rstrip("/"), *reversed(names))) or "/"
+
+
+def joined(directory: Place, name: str) -> str:
+    return f"/{name}" if directory.parent is None else f"{directory.path}/{name}"
+
+
+def readable_by_all(place: Place) -> bool:
+    """Whether every local user may read a file: by its own mode, and by those of the directories above it."""
+    return bool(place.status.mode & stat.S_IROTH) and all(
+        directory.status.mode & stat.S_IXOTH for directory in place.ancestors()
+    )
+
+
+def belongs_there(place: Place) -> bool:
+    """Whether nobody can have put another user's secret where a file lies, by a link or a rename of what is above it.
+
+    That holds where only root and the file's owner can write, groups aside, and where one other user can who may read
+    the file wherever he puts it.
+    """
+    above = [directory.status for directory in place.ancestors()]
+    if any(directory.mode & stat.S_IWOTH for directory in above):
+        return False
+    others = {directory.uid for directory in above} - {0, place.status.uid}
+    if not others:
+        return True
+    reachable = all(directory.uid in others or directory.mode & stat.S_IXOTH for directory in above)
+    return len(others) == 1 and reachable and place.status.links == 1 and bool(place.status.mode & stat.S_IROTH)
+
+
+def user_of(place: Place) -> int:
+    """The user below whose directory a file lies: the owner of the topmost one that is not root's, or of the file."""
+    user = place.status.uid
+    for directory in place.ancestors():
+        user = directory.status.uid or user
+    return user or 0

@@ -1,0 +1,121 @@
+"""The path gate where the system has no descriptors of mere places (macOS, Windows): by resolved paths, so with races.
+
+The rules are those of `gate`; mounts and hard links are not looked at.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Collection, Iterable, Iterator
+from io import FileIO
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from zeek_agent.access import AccessPolicy, Contents
+from zeek_agent.host.files.gate import Listed, OpenedFile, Purpose, RefusedError, content_refusal
+from zeek_agent.host.files.place import Place
+from zeek_agent.host.files.reads import FileReads, Omission
+from zeek_agent.host.files.statx import Status
+from zeek_agent.host.linux.mounts import Mount
+from zeek_agent.text import from_os
+
+_ENTRIES_TOGETHER: Final = 256
+_NO_DESCRIPTOR: Final = -1
+_SOMEWHERE: Final = Mount(0, "", "/", "/", "")
+_OWNED: Final = hasattr(os, "getuid")
+
+
+class PortableGate:
+    """Walks and opens paths for one statement, as `gate.Gate` does on Linux."""
+
+    def __init__(self, access: AccessPolicy, reads: FileReads) -> None:
+        self._access = access
+        self.reads = reads
+        self.root = self._place("/", None)
+
+    def walk(self, start: Place, path: str) -> Place:
+        return self._place(os.path.normpath(f"{start.path}/{path}"), start)
+
+    def enter(self, directory: Place, name: str) -> Place:
+        return self.walk(directory, name)
+
+    def entry_status(self, directory: Place, name: str) -> Status:
+        return _status(os.lstat(f"{directory.path}/{name}"))
+
+    def statuses(self, directory: Place, names: Iterable[str], links: Collection[str]) -> Iterator[Listed]:
+        for name in names:
+            path = Path(directory.path, name)
+            try:
+                yield name, _status(path.stat())
+            except OSError:
+                try:
+                    yield name, _status(path.lstat())
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    yield name, error
+
+    def entries(self, directory: Place, check: Callable[[], None]) -> Iterator[list[os.DirEntry[str]]]:
+        with os.scandir(directory.path) as entries:
+            while some := list(islice(entries, _ENTRIES_TOGETHER)):
+                check()
+                yield some
+
+    def gives_types(self, directory: Place) -> bool:
+        return True
+
+    def working_directory(self) -> Place:
+        return self._place(str(Path.cwd()), None)
+
+    def open_regular(self, place: Place, written: str, purpose: Purpose) -> OpenedFile | None:
+        if not stat.S_ISREG(place.status.mode):
+            return None
+        resolved = os.path.realpath(place.path)
+        names = (from_os(written), from_os(resolved))
+        if not all(map(self._access.may_read, names)):
+            raise RefusedError("denied by access.paths_deny or not in access.paths_allow")
+        listed = self._access.contents(names[1])
+        if purpose is Purpose.CONTENTS and listed is not Contents.CONFIGURED:
+            public = bool(place.status.mode & stat.S_IROTH)
+            cause = content_refusal(listed, readable_by_all=public, belongs_there=True)
+            if cause is not None and not self._access.reports_only:
+                raise RefusedError(cause)
+            if cause is not None:
+                self.reads.leave_out(Omission.REPORTED, written, cause)
+        file = FileIO(os.open(resolved, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)))
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            return None
+        return OpenedFile(file, masks_keys=listed is not Contents.CONFIGURED)
+
+    def open_executable(self, process: Place) -> OpenedFile | None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), process.path)
+
+    def is_process(self, directory: Place) -> bool:
+        return False
+
+    def _place(self, path: str, parent: Place | None) -> Place:
+        place = Place(_NO_DESCRIPTOR, _status(os.stat(path)), _SOMEWHERE, path, None)  # noqa: PTH116
+        place.parent = parent
+        return place
+
+
+def _status(found: os.stat_result) -> Status:
+    seconds, nanoseconds = divmod(found.st_mtime_ns, 10**9)
+    return Status(
+        mask=0,
+        links=found.st_nlink,
+        uid=found.st_uid if _OWNED else None,
+        gid=found.st_gid if _OWNED else None,
+        mode=found.st_mode,
+        inode=found.st_ino,
+        size=found.st_size,
+        mtime_seconds=seconds,
+        mtime_nanoseconds=nanoseconds,
+        device_major=0,
+        device_minor=0,
+        mount=0,
+    )

@@ -1,0 +1,84 @@
+"""The internet sockets of all network namespaces that the agent can look into."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+from zeek_agent.host.linux import inet_diag, proc_net
+from zeek_agent.host.linux.internet_sockets import ALL_STATES, InternetSocket
+from zeek_agent.host.linux.namespaces import in_network_namespace
+from zeek_agent.host.linux.proc_net import PacketSocket
+from zeek_agent.host.linux.procfs import network_namespace
+
+log = logging.getLogger(__name__)
+
+
+def sockets_by_namespace(
+    root: str,
+    pids: Iterable[int],
+    protocols: Collection[int],
+    states: int = ALL_STATES,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[int | None, list[InternetSocket]]]:
+    """Sockets of the agent's own namespace and of those that these processes are in, each with its inode number.
+
+    Only protocols and states (a mask by number) that are asked for. Sockets of another namespace than the agent's take
+    CAP_SYS_ADMIN, or a process there that the agent may look at; else they are left out.
+    """
+    own = network_namespace(root, "self")
+    yield own, list(inet_diag.sockets(protocols, states, check))
+    for namespace, inside in _others(root, pids, own).items():
+        yield namespace, _foreign(root, inside, protocols, states, check)
+
+
+def packet_sockets_by_namespace(root: str, pids: Iterable[int]) -> Iterator[tuple[int | None, list[PacketSocket]]]:
+    """The same for packet sockets."""
+    own = network_namespace(root, "self")
+    yield own, list(proc_net.packet_sockets())
+    for namespace, inside in _others(root, pids, own).items():
+        for pid in inside:
+            try:
+                found = list(proc_net.packet_sockets(f"{root}/{pid}/net"))
+            except OSError:  # gone, or not to be looked at
+                continue
+            yield namespace, found
+            break
+
+
+def _others(root: str, pids: Iterable[int], own: int | None) -> dict[int, list[int]]:
+    """The network namespaces of these processes but the agent's own, and who is inside."""
+    members: dict[int, list[int]] = {}
+    for pid in pids:
+        namespace = network_namespace(root, pid)
+        if namespace is not None and namespace != own:
+            members.setdefault(namespace, []).append(pid)
+    return members
+
+
+def _foreign(
+    root: str, inside: Sequence[int], protocols: Collection[int], states: int, check: Callable[[], None]
+) -> list[InternetSocket]:
+    """The sockets of the namespace of these processes, by the first one that still leads there."""
+    trouble: OSError | None = None
+    for pid in inside:
+        try:
+            return in_network_namespace(
+                f"{root}/{pid}/ns/net", lambda: list(inet_diag.sockets(protocols, states, check))
+            )
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            trouble = error
+        try:
+            return [
+                found
+                for protocol in protocols
+                for found in proc_net.sockets(protocol, f"{root}/{pid}/net", check)
+                if states >> found.state & 1
+            ]
+        except OSError as error:
+            trouble = error
+    if trouble is not None:
+        log.debug("cannot list the sockets of another network namespace: %s", trouble)
+    return []

@@ -1,0 +1,357 @@
+"""Processes as proc(5) shows them.
+
+`Procfs` is one look at all processes, `Process` one of them. A process is addressed by a descriptor of its directory,
+so that everything read belongs to the same process, even when its pid is used again meanwhile.
+"""
+
+# ruff: noqa: PTH115, PTH208
+# Thousands of short reads a query, where pathlib costs more than the kernel.
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Final
+
+from zeek_agent.host.entity_id import entity_id
+from zeek_agent.host.linux.boot_clock import boot_time
+from zeek_agent.host.linux.containers import container_id
+from zeek_agent.text import from_bytes, from_os
+
+UNSET_ID: Final = 0xFFFF_FFFF
+"""How the kernel writes a user or session id that was never set."""
+
+STATES: Final = {
+    "R": "running",
+    "S": "sleeping",
+    "D": "uninterruptible",
+    "T": "stopped",
+    "t": "traced",
+    "Z": "zombie",
+    "X": "dead",
+    "I": "idle",
+    "P": "parked",
+}
+
+# Where fields of /proc/PID/stat lie behind the name, which may hold any character, parentheses and spaces included.
+_STATE, _PPID, _TTY, _FLAGS, _UTIME, _STIME, _PRIORITY, _THREADS = 0, 1, 4, 6, 11, 12, 15, 17
+_START, _VSIZE, _RSS = 19, 20, 21
+_PF_KTHREAD: Final = 0x0020_0000
+
+_PART: Final = 65_536
+
+
+class Procfs:
+    """One look at the processes below `root`; what they share is read once."""
+
+    def __init__(self, root: str = "/proc") -> None:
+        self.root = root
+        self.boot_id = _boot_id(root)
+        self.boot_time = round(boot_time(), 2)
+        self.ticks = os.sysconf("SC_CLK_TCK")
+        self.page = os.sysconf("SC_PAGE_SIZE")
+        self._started: dict[int, int] = {}
+
+    def pids(self) -> list[int]:
+        """The ids of all processes that this agent may see, in ascending order."""
+        return sorted(int(name) for name in os.listdir(self.root) if name.isdecimal())
+
+    def processes(self, pids: Iterable[int] | None = None) -> Iterator[Process]:
+        """All processes, or those of `pids` that exist, each open until the next one is asked for."""
+        for pid in self.pids() if pids is None else pids:
+            with suppress(ProcessLookupError), Process(self, pid) as process:
+                if pids is None or process.is_leader:
+                    yield process
+
+    def started(self, pid: int) -> int | None:
+        """When that process started, in ticks since the boot; None when there is none such."""
+        if pid not in self._started:
+            with suppress(ProcessLookupError), Process(self, pid) as process:
+                self.note_start(pid, process.start_ticks)
+        return self._started.get(pid)
+
+    def note_start(self, pid: int, start_ticks: int) -> None:
+        self._started[pid] = start_ticks
+
+
+class Process:
+    """One process. What is not there or may not be read is None; ProcessLookupError tells that the process is gone."""
+
+    def __init__(self, procfs: Procfs, pid: int) -> None:
+        self.pid = pid
+        self._procfs = procfs
+        try:
+            self._directory = os.open(f"{procfs.root}/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise ProcessLookupError(pid) from error
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._directory)
+
+    @cached_property
+    def _stat(self) -> tuple[bytes, list[bytes]]:
+        """The name, and the fields of /proc/PID/stat behind it."""
+        return self._current_stat()
+
+    def _current_stat(self) -> tuple[bytes, list[bytes]]:
+        raw = self._read("stat")
+        if not raw:
+            raise ProcessLookupError(self.pid)
+        head, _, tail = raw.rpartition(b")")
+        return head.partition(b"(")[2], tail.split()
+
+    @cached_property
+    def _status(self) -> bytes:
+        raw = self._read("status")
+        if not raw:
+            raise ProcessLookupError(self.pid)
+        return raw
+
+    @cached_property
+    def _ids(self) -> tuple[list[bytes], list[bytes]]:
+        """Real, effective, saved and file system ids: of the user, of the group."""
+        raw = self._status
+        users = raw.index(b"\nUid:") + 5
+        groups = raw.index(b"\nGid:", users) + 5
+        return raw[users : groups - 5].split(), raw[groups : raw.index(b"\n", groups)].split()
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this is a process; /proc also knows, but does not list, the other threads of one."""
+        return b"\nTgid:\t%d\n" % self.pid in self._status
+
+    @property
+    def name(self) -> str:
+        return from_bytes(self._stat[0])
+
+    @property
+    def ppid(self) -> int:
+        return int(self._stat[1][_PPID])
+
+    @property
+    def uid(self) -> int:
+        """Effective user."""
+        return int(self._ids[0][1])
+
+    @property
+    def gid(self) -> int:
+        """Effective group."""
+        return int(self._ids[1][1])
+
+    @property
+    def ruid(self) -> int:
+        return int(self._ids[0][0])
+
+    @property
+    def rgid(self) -> int:
+        return int(self._ids[1][0])
+
+    @property
+    def priority(self) -> str:
+        return self._stat[1][_PRIORITY].decode()
+
+    @property
+    def vsize(self) -> int:
+        """Bytes of address space."""
+        return int(self._stat[1][_VSIZE])
+
+    @property
+    def rsize(self) -> int:
+        """Bytes in memory."""
+        return int(self._stat[1][_RSS]) * self._procfs.page
+
+    @property
+    def utime(self) -> float:
+        """Seconds of processor time in user mode."""
+        return int(self._stat[1][_UTIME]) / self._procfs.ticks
+
+    @property
+    def stime(self) -> float:
+        """Seconds of processor time in the kernel."""
+        return int(self._stat[1][_STIME]) / self._procfs.ticks
+
+    @property
+    def state(self) -> str:
+        letter = self._stat[1][_STATE].decode()
+        return STATES.get(letter, letter)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it has given up its memory; its files, its control group and its namespaces go with that."""
+        _, fields = self._current_stat()
+        return fields[_VSIZE] == b"0" and not int(fields[_FLAGS]) & _PF_KTHREAD
+
+    @property
+    def threads(self) -> int:
+        return int(self._stat[1][_THREADS])
+
+    @property
+    def start_ticks(self) -> int:
+        """Start in ticks (USER_HZ) since the boot."""
+        return int(self._stat[1][_START])
+
+    @property
+    def start_time(self) -> float:
+        """Start in seconds since the epoch."""
+        return round(self._procfs.boot_time + self.start_ticks / self._procfs.ticks, 2)
+
+    @property
+    def tty(self) -> str | None:
+        device = int(self._stat[1][_TTY])
+        return tty_name(device) if device else None
+
+    @cached_property
+    def exe(self) -> str | None:
+        return self._link("exe")
+
+    @cached_property
+    def cwd(self) -> str | None:
+        return self._link("cwd")
+
+    @cached_property
+    def cmdline(self) -> str | None:
+        """The arguments joined by spaces; None for kernel threads and zombies, which have none."""
+        raw = self._read("cmdline")
+        return from_bytes(raw.rstrip(b"\0").replace(b"\0", b" ")) if raw else None
+
+    @cached_property
+    def loginuid(self) -> int | None:
+        return self._audit_id("loginuid")
+
+    @cached_property
+    def session(self) -> int | None:
+        return self._audit_id("sessionid")
+
+    @cached_property
+    def cgroup(self) -> str | None:
+        """The control group; None for a process that is ending, which is shown at the root wherever it was."""
+        raw = self._read("cgroup")
+        path = cgroup_path(raw) if raw else None
+        return None if path == "/" and self.is_ending else path
+
+    @property
+    def container_id(self) -> str | None:
+        return container_id(self.cgroup) if self.cgroup else None
+
+    @cached_property
+    def netns(self) -> int | None:
+        link = self._link("ns/net")
+        return int(link[5:-1]) if link else None
+
+    @property
+    def entity_id(self) -> str:
+        self._procfs.note_start(self.pid, self.start_ticks)
+        return entity_id(self._procfs.boot_id, self.pid, self.start_ticks)
+
+    @property
+    def parent_entity_id(self) -> str | None:
+        """The parent's; None when there is no parent, or it ended and its pid has a younger owner."""
+        started = self._procfs.started(self.ppid) if self.ppid else None
+        if started is None or started > self.start_ticks:
+            return None
+        return entity_id(self._procfs.boot_id, self.ppid, started)
+
+    def _audit_id(self, name: str) -> int | None:
+        raw = self._read(name)
+        return int(raw) if raw and int(raw) != UNSET_ID else None
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+        except FileNotFoundError:
+            self._check_alive()
+            return None
+        except PermissionError:
+            return None
+        try:
+            content = part = os.read(file, _PART)
+            while len(part) > 0 and len(content) >= _PART:
+                part = os.read(file, _PART)
+                content += part
+        except PermissionError:
+            return None
+        finally:
+            os.close(file)
+        return content
+
+    def _link(self, name: str) -> str | None:
+        try:
+            return from_os(os.readlink(name, dir_fd=self._directory))
+        except FileNotFoundError:
+            self._check_alive()
+            return None
+        except OSError:  # not permitted, or a path longer than a page
+            return None
+
+    def _check_alive(self) -> None:
+        """Tell a process that has no such file from one that is gone: ProcessLookupError for the latter."""
+        try:
+            os.stat("stat", dir_fd=self._directory)
+        except FileNotFoundError as error:
+            raise ProcessLookupError(self.pid) from error
+
+
+def socket_holders(
+    root: str, pids: Iterable[int], check: Callable[[], None] = lambda: None
+) -> dict[int, list[tuple[int, int]]]:
+    """Who holds which socket: by the socket's inode the processes that have it open, with their lowest descriptor.
+
+    Processes whose descriptors may not be read are left out.
+    """
+    holders: dict[int, list[tuple[int, int]]] = {}
+    readlink = os.readlink
+    for pid in pids:
+        check()
+        directory = f"{root}/{pid}/fd/"
+        try:
+            descriptors = os.listdir(directory)
+        except OSError:
+            continue
+        for descriptor in descriptors:
+            try:
+                target = readlink(directory + descriptor)
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                holding = holders.setdefault(int(target[8:-1]), [])
+                if not holding or holding[-1][0] != pid:
+                    holding.append((pid, int(descriptor)))
+    return holders
+
+
+def network_namespace(root: str, pid: int | str) -> int | None:
+    """The inode number of a process's network namespace; None when the process is gone or may not be looked at."""
+    try:
+        return int(os.readlink(f"{root}/{pid}/ns/net")[5:-1])
+    except OSError:
+        return None
+
+
+def cgroup_path(raw: bytes) -> str:
+    """One path from /proc/PID/cgroup: that of the unified hierarchy or, if it is the root, the longest of version 1."""
+    paths = [line.split(b":", 2)[2] for line in raw.splitlines() if line.count(b":") >= 2]
+    unified = next((line[3:] for line in raw.splitlines() if line.startswith(b"0::")), b"/")
+    return from_bytes(unified if unified != b"/" else max(paths, key=len, default=b"/"))
+
+
+@lru_cache(maxsize=256)
+def tty_name(device: int) -> str | None:
+    """The terminal's name below /dev, by its device number: `pts/3`, `tty1`, `ttyS0`."""
+    major, minor = (device >> 8) & 0xFFF, (device & 0xFF) | ((device >> 12) & 0xFFF00)
+    if 136 <= major <= 143:
+        return f"pts/{(major - 136) * 256 + minor}"
+    try:
+        return Path(f"/sys/dev/char/{major}:{minor}").readlink().name
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=4)
+def _boot_id(root: str) -> str:
+    return Path(root, "sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,1 @@
+"""Installed queries: schedule, subscriptions, differences, back pressure."""

@@ -1,0 +1,1 @@
+"""Records events in the background, by the best backend that works on this host."""

@@ -1,0 +1,1 @@
+"""Process and socket events from the kernel's audit system."""

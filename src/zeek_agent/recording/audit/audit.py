@@ -1,0 +1,381 @@
+"""Process and socket events from the kernel's audit records, read from their multicast beside a running auditd.
+
+Records tell program, command line, users and peer themselves; what they do not (entity id, control group, the local
+end of a connection) is looked up at once. Rules of our own are set only if the configuration allows.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from zeek_agent import text
+from zeek_agent.host.linux import inet_diag
+from zeek_agent.host.linux.boot_clock import boot_time
+from zeek_agent.host.linux.internet_sockets import ALL_STATES, TCP, UDP, InternetSocket, on_the_wire
+from zeek_agent.host.linux.namespaces import in_network_namespace
+from zeek_agent.host.linux.procfs import network_namespace
+from zeek_agent.recording.audit import audit_records
+from zeek_agent.recording.audit.audit_records import Assembler, Event
+from zeek_agent.recording.audit.audit_rules import (
+    CALLS,
+    NETLINK_AUDIT,
+    AuditControl,
+    Rule,
+    calls_of,
+    process_rules,
+    socket_rules,
+)
+from zeek_agent.recording.exclusions import Exclusions
+from zeek_agent.recording.listener import Listener, enlarge
+from zeek_agent.recording.processes.process_cache import Process, ProcessCache, set_or_none
+from zeek_agent.recording.processes.process_life import ProcessLife, unknown
+from zeek_agent.recording.processes.process_rows import PROCESSES_EVENTS
+from zeek_agent.recording.sockets.socket_rows import SOCKETS_EVENTS, Direction, Flow, State, socket_row
+from zeek_agent.recording.source import Sink, Source
+
+if TYPE_CHECKING:
+    from zeek_agent.config import SourceSettings
+
+log = logging.getLogger(__name__)
+
+_READ_LOG: Final = 1  # AUDIT_NLGRP_READLOG
+_BUFFER: Final = 16 << 20
+_CHECK: Final = 1.0
+_COMPARE: Final = 0.5
+_UNDER_WAY_MAX: Final = 60.0
+
+_EXECS: Final = {(arch, call) for arch, calls in CALLS.items() for call in (calls.execve, calls.execveat)}
+_EXITS: Final = {(arch, calls.exit_group) for arch, calls in CALLS.items()}
+_CONNECTS: Final = {(arch, calls.connect) for arch, calls in CALLS.items()}
+_ACCEPTS: Final = {
+    (arch, call) for arch, calls in CALLS.items() for call in (calls.accept, calls.accept4) if call is not None
+}
+
+
+class AuditSource(Source):
+    """Reads records of some system calls. Subclasses say which, and what they mean."""
+
+    backend = "audit"
+    calls: frozenset[tuple[int, int]]
+    needed: frozenset[tuple[int, int]]
+
+    def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
+        super().__init__()
+        self._cache = cache
+        self._settings = settings
+        self._exclusions = Exclusions(settings)
+        self._listener: Listener | None = None
+
+    @abstractmethod
+    def rules(self) -> Sequence[Rule]:
+        """Rules that make the kernel record what is needed."""
+
+    @abstractmethod
+    def _begun(self, event: Event) -> None:
+        """A system call was recorded; its other records follow. What may be gone soon is to be looked at now."""
+
+    @abstractmethod
+    def _complete(self, event: Event) -> None: ...
+
+    @abstractmethod
+    def _take(self) -> None:
+        """Hand rows to the sink."""
+
+    def clean_up(self) -> None:
+        """Remove rules that an agent which crashed has left behind."""
+        try:
+            with AuditControl() as control:
+                control.clean_up()
+        except OSError as error:  # no audit here, or not for us: then we have left no rules either
+            log.debug("audit rules cannot be looked at: %s", error)
+
+    def probe(self) -> str | None:
+        try:
+            _subscribed().close()
+            with AuditControl() as control:
+                status = control.status()
+                if self._settings.audit_rules:
+                    return "audit rules are locked until the reboot" if status.enabled == 2 else None
+                if not status.enabled:
+                    return "audit is switched off: start auditd with rules, or set sources.audit_rules"
+                if not self.needed <= control.recorded():
+                    return f"no audit rule tells of {self.kind}: add some, or set sources.audit_rules"
+        except OSError as error:
+            return f"audit records cannot be read ({error.strerror}): that needs CAP_AUDIT_READ and CAP_AUDIT_CONTROL"
+        return None
+
+    def start(self, sink: Sink) -> None:
+        self._sink = sink
+        self._assembler = Assembler(self.calls)
+        self._serial = 0
+        self._missed = False
+        self._rules: list[bytes] = []
+        self._control = AuditControl()
+        self._lost = self._control.status().lost
+        self._checked = time.monotonic()
+        self._listener = Listener(
+            _subscribed(),
+            self._receive,
+            settle=self._settle,
+            overrun=self._overrun,
+            failed=self.failed,
+            batch=0.005,
+            urgent=True,
+        )
+        self._listener.start()
+        if self._settings.audit_rules:
+            self._control.set_up()
+            self._rules = self._control.add(self.rules())
+
+    def stop(self) -> None:
+        if self._listener is None:
+            return
+        listener, self._listener = self._listener, None
+        try:
+            self._control.remove(self._rules)
+            listener.drain()
+        finally:
+            listener.stop()
+            self._control.__exit__()
+
+    def drain(self) -> None:
+        if self._listener is not None:
+            self._listener.drain()
+
+    def _overrun(self) -> None:
+        self._missed = True
+
+    def _receive(self, datagram: bytes) -> None:
+        try:
+            record = audit_records.parse(datagram)
+            if record is None:
+                return
+            self._count_missed(record.serial)
+            if record.kind != audit_records.SYSCALL:
+                event = self._assembler.add(record)
+                if event is not None:
+                    self.counters.received += 1
+                    self._complete(event)
+            elif (event := self._assembler.begin(record)) is not None:
+                self._begun(event)
+        except (ValueError, LookupError) as error:
+            self.counters.lost["decode"] += 1
+            self.counters.last_error = f"audit record: {error}"
+
+    def _count_missed(self, serial: int) -> None:
+        """After an overflow of our socket the events' numbers tell how many it has cost, of all kinds."""
+        if self._missed and self._serial:
+            self.counters.lost["overrun"] += max(serial - self._serial - 1, 0)
+            self._missed = False
+        self._serial = max(serial, self._serial)
+
+    def _settle(self) -> None:
+        now = time.monotonic()
+        if now >= self._checked + _CHECK:
+            self._checked = now
+            lost = self._control.status().lost
+            self.counters.lost["overrun"] += max(lost - self._lost, 0)
+            self._lost = lost
+        self._take()
+
+
+class AuditProcesses(AuditSource):
+    """Programs that are executed and processes that end by themselves; /proc tells twice a second of the others."""
+
+    kind = "processes"
+    calls = frozenset(_EXECS | _EXITS)
+    needed = frozenset(calls_of(("execve", "exit_group")))
+
+    def start(self, sink: Sink) -> None:
+        self._life = ProcessLife(self._cache, self._exclusions)
+        self._cache.seed()
+        self._compared = time.monotonic()
+        super().start(sink)
+
+    def rules(self) -> Sequence[Rule]:
+        return process_rules()
+
+    def _begun(self, event: Event) -> None:
+        if _is(event, _EXECS) and event.call.get("success") == b"yes":
+            event.token = self._life.look(event.number("pid"))
+
+    def _complete(self, event: Event) -> None:
+        pid, at = event.number("pid"), round((event.time - boot_time()) * 1e9)
+        if _is(event, _EXITS):
+            known = self._cache.lookup(pid)
+            if known is None or not known.exited:
+                self._life.exit(pid, at, (event.number("a0", 16) & 0xFF) << 8)
+        elif event.call.get("success") == b"yes":
+            shown = event.token
+            assert shown is None or isinstance(shown, Process)
+            process = self._life.exec(pid, at, shown)
+            process.since = max(process.since, process.started)
+            _fill_in(process, event, self._cache)
+            process.cmdline = self._cache.command_line(*event.command_line())
+            if event.cwd is not None:
+                process.cwd = text.from_bytes(event.cwd)
+
+    def _take(self) -> None:
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if time.monotonic() >= self._compared + _COMPARE:
+            self._compared = time.monotonic()
+            self._life.reconcile(now)
+        if rows := self._life.take(now, boot_time()):
+            self._sink(PROCESSES_EVENTS, rows)
+
+
+class _Call(NamedTuple):
+    """A connect or accept that has completed, and the inodes of its socket and (accept) of the listener."""
+
+    event: Event
+    direction: Direction
+    state: State | None
+    process: Process
+    inode: int | None
+    listener: int | None
+
+
+class AuditSockets(AuditSource):
+    """Connections that are opened and accepted. Their end is not audited; that of a listener neither."""
+
+    kind = "sockets"
+    calls = frozenset(_CONNECTS | _ACCEPTS)
+    needed = frozenset(calls_of(("connect", "accept4")))
+
+    def start(self, sink: Sink) -> None:
+        self._completed: list[_Call] = []
+        self._under_way: list[_Call] = []
+        self._own = network_namespace("/proc", "self")
+        super().start(sink)
+
+    def rules(self) -> Sequence[Rule]:
+        return socket_rules()
+
+    def _begun(self, event: Event) -> None:
+        pid = event.number("pid")
+        if _is(event, _CONNECTS):
+            event.token = (_inode(pid, event.number("a0", 16)), None)
+        elif event.call.get("success") == b"yes":
+            event.token = (_inode(pid, event.number("exit")), _inode(pid, event.number("a0", 16)))
+
+    def _complete(self, event: Event) -> None:
+        if event.token is None or event.address is None or audit_records.internet_address(event.address) is None:
+            return
+        succeeded = event.call.get("success") == b"yes"
+        if not succeeded and event.number("exit") != -115:
+            return
+        assert isinstance(event.token, tuple)
+        inode, listener = event.token
+        direction: Direction = "outbound" if _is(event, _CONNECTS) else "inbound"
+        process = self._process(event)
+        if not self._exclusions.process(process):
+            state: State | None = "established" if succeeded else None
+            self._completed.append(_Call(event, direction, state, process, inode, listener))
+
+    def _process(self, event: Event) -> Process:
+        pid, at = event.number("pid"), round((event.time - boot_time()) * 1e9)
+        known = self._cache.find(pid)
+        if known is not None and known.exited and (known.until or 0) < at - 1_000_000_000:
+            known = self._cache.read(pid)
+        process = unknown(pid, at, None) if known is None else replace(known)
+        _fill_in(process, event, self._cache)
+        return process
+
+    def _take(self) -> None:
+        calls, self._completed = self._under_way + self._completed, []
+        self._under_way = []
+        if not calls:
+            return
+        open_by_namespace = {
+            netns: _open_sockets(pid, netns == self._own)
+            for netns, pid in {call.process.netns or self._own: call.process.pid for call in calls}.items()
+        }
+        rows = []
+        for call in calls:
+            found = open_by_namespace[call.process.netns or self._own]
+            own = found.get(call.inode or 0)
+            state = call.state
+            if state is None and own is not None:
+                if own.state == 2 and time.time() < call.event.time + _UNDER_WAY_MAX:
+                    self._under_way.append(call)
+                    continue
+                state = "established" if own.state in {1, 8} else "failed"
+            flow = _flow(call, own, found.get(call.listener or 0))
+            if not self._exclusions.flow(flow):
+                rows.append(socket_row(flow, state, call.direction, call.process, time=call.event.time))
+        if rows:
+            self._sink(SOCKETS_EVENTS, rows)
+
+
+def _subscribed() -> socket.socket:
+    """A socket that gets all audit records."""
+    channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_AUDIT)
+    try:
+        enlarge(channel, _BUFFER)
+        channel.bind((0, _READ_LOG))
+    except OSError:
+        channel.close()
+        raise
+    return channel
+
+
+def _is(event: Event, calls: set[tuple[int, int]]) -> bool:
+    return (event.arch, event.syscall) in calls
+
+
+def _fill_in(process: Process, event: Event, cache: ProcessCache) -> None:
+    """What the record knows for sure: program, users, parent."""
+    name, exe = event.text("comm"), event.text("exe")
+    process.name = text.from_bytes(name) if name is not None else process.name
+    process.exe = text.from_bytes(exe) if exe is not None else process.exe
+    process.ruid, process.rgid = event.number("uid"), event.number("gid")
+    process.uid, process.gid = event.number("euid"), event.number("egid")
+    process.loginuid, process.session = set_or_none(event.number("auid")), set_or_none(event.number("ses"))
+    process.ppid = event.number("ppid")
+    if process.parent_entity_id is None and (parent := cache.lookup(process.ppid)) is not None:
+        process.parent_entity_id, process.parent_name, process.parent_exe = parent.entity_id, parent.name, parent.exe
+
+
+def _inode(pid: int, descriptor: int) -> int | None:
+    """The socket's inode number, while the process has it open."""
+    try:
+        target = os.readlink(f"/proc/{pid}/fd/{descriptor}")  # noqa: PTH115
+    except OSError:
+        return None
+    return int(target[8:-1]) if target.startswith("socket:[") else None
+
+
+def _open_sockets(pid: int, own: bool) -> dict[int, InternetSocket]:
+    """The sockets of the process's network namespace by inode; none when it is gone or may not be entered."""
+
+    def ask() -> dict[int, InternetSocket]:
+        return {found.inode: found for found in inet_diag.sockets((TCP, UDP), ALL_STATES) if found.inode}
+
+    try:
+        return ask() if own else in_network_namespace(f"/proc/{pid}/ns/net", ask)
+    except OSError:
+        return {}
+
+
+def _flow(call: _Call, own: InternetSocket | None, listener: InternetSocket | None) -> Flow:
+    """Both ends, of which the record has the peer's; ours are those of the socket if it was still open."""
+    assert call.event.address is not None
+    peer = audit_records.internet_address(call.event.address)
+    assert peer is not None
+    remote, remote_port = peer
+    netns = call.process.netns
+    if own is not None and own.connected:
+        return Flow(own.protocol, own.local, own.local_port, own.remote, own.remote_port, own.cookie, netns)
+    _, remote = on_the_wire(b"", remote)
+    if listener is not None:
+        specific = any(listener.local) and len(listener.local) == len(remote)
+        ours = listener.local if specific else None
+        return Flow(listener.protocol, ours, listener.local_port, remote, remote_port, None, netns)
+    return Flow(None, None, None, remote, remote_port, None, netns)

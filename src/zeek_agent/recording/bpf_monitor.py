@@ -1,0 +1,229 @@
+"""One reader for all BPF rings, and the process cache that it keeps.
+
+Records of processes are taken before those of sockets that were there at the same time, so that a connection always
+finds the program that made it.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from zeek_agent.bpf import iterators
+from zeek_agent.bpf.libbpf import BpfObject
+from zeek_agent.bpf.records import KINDS, Kind
+from zeek_agent.bpf.ring import Ring
+from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.recording.processes.process_tracker import Change, ProcessTracker
+
+logger = logging.getLogger(__name__)
+
+_TICK: Final = 0.1
+_HOUSEKEEPING: Final = 1.0
+_WRITING: Final = 0.0001
+_PATIENCE: Final = 0.05
+_MIB: Final = 1 << 20
+
+
+def ring_size(configured: int, default: int) -> int:
+    """The bytes of a ring: the configured ones, else `default` for each CPU; a power of two of whole pages."""
+    cpus = max(os.cpu_count() or 1, 2)
+    wanted = max(configured or min(default * cpus, 32 * _MIB), mmap.PAGESIZE)
+    return 1 << (wanted - 1).bit_length()
+
+
+@dataclass(slots=True)
+class Stream:
+    """A loaded object, its ring, and what takes its records."""
+
+    object: BpfObject
+    ring: Ring
+    handle: Callable[[list[bytes]], None]
+    received: int = 0
+    _finally_lost: list[int] | None = None
+
+    def lost(self) -> list[int]:
+        """Records that found the ring full, by kind."""
+        if self._finally_lost is not None:
+            return self._finally_lost
+        return self.object.per_cpu_counters("lost", KINDS)
+
+    def close(self) -> None:
+        self._finally_lost = self.lost()
+        self.ring.close()
+        self.object.close()
+
+
+class Monitor:
+    """Loads the process object while anybody needs it; other objects join with `add`."""
+
+    def __init__(self, cache: ProcessCache, ring_bytes: int = 0) -> None:
+        self.cache = cache
+        self.ring_bytes = ring_bytes
+        self.on_change: Callable[[list[Change]], None] | None = None
+        self.on_tick: list[Callable[[], None]] = []
+        self.on_failure: list[Callable[[str], None]] = []
+        self._tracker = ProcessTracker(cache)
+        self._processes: Stream | None = None
+        self._others: list[Stream] = []
+        self._users = 0
+        self.lock = threading.RLock()
+        """Held while records are taken."""
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._housekeeping = 0.0
+        self._failed = False
+        self._missed = 0
+        self._unreconciled = False
+
+    def open(self) -> None:
+        """Begin to follow processes, unless it is done already. Raises OSError. Each `open` needs a `close`."""
+        with self.lock:
+            if self._users == 0:
+                self._start()
+            self._users += 1
+
+    def close(self) -> None:
+        """The last one to close ends the reading; what is in the rings is handed over first."""
+        with self.lock:
+            self._users -= 1
+            if self._users:
+                return
+            self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+        self.drain()
+        with self.lock:
+            if self._processes is not None:
+                self._processes.close()
+            self._processes = None
+
+    def add(self, stream: Stream) -> None:
+        """Read this ring too; the handler is called by the reading thread."""
+        with self.lock:
+            self._others.append(stream)
+
+    def remove(self, stream: Stream) -> None:
+        """Hand over what the ring holds, and close it."""
+        self.drain()
+        with self.lock:
+            if stream in self._others:
+                self._others.remove(stream)
+            stream.close()
+
+    def drain(self) -> None:
+        """Take all records that are there now."""
+        with self.lock:
+            if self._processes is None or self._failed:
+                return
+            marks = [(stream, stream.ring.end()) for stream in self._others]
+            self._note_losses()  # before records that came after them, and then those of meanwhile
+            caught_up = self._catch_up(self._processes)
+            self._note_losses()
+            if caught_up:
+                for stream, end in marks:
+                    self._take(stream, end)
+            self._tick()
+
+    def received(self) -> int:
+        """Records of processes so far."""
+        return self._processes.received if self._processes else 0
+
+    def undecoded(self) -> int:
+        """Records of processes that could not be read."""
+        return self._tracker.undecoded
+
+    def lost(self) -> Counter[Kind]:
+        """Process records that found the ring full."""
+        with self.lock:
+            if self._processes is None:
+                return Counter()
+            return Counter(
+                {kind: count for kind, count in zip(Kind, self._processes.lost()[1:], strict=False) if count}
+            )
+
+    def _start(self) -> None:
+        loaded = BpfObject("processes")
+        try:
+            size = ring_size(self.ring_bytes, 2 * _MIB)
+            loaded.resize("records", size)
+            loaded.configure(mmap.PAGESIZE.to_bytes(4, "little"))
+            loaded.load()
+            for program in loaded.programs:
+                loaded.attach(program)
+        except OSError:
+            loaded.close()
+            raise
+        self._processes = Stream(loaded, Ring(loaded.map_fd("records"), size), self._processes_changed)
+        self.cache.seed()
+        self._missed = 0
+        self._failed = False
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, args=(self._processes.ring,), name="ebpf", daemon=True)
+        self._thread.start()
+
+    def _note_losses(self) -> None:
+        lost = self.lost()
+        if lost.total() == self._missed:
+            return
+        self._missed = lost.total()
+        self._unreconciled = True
+        if lost[Kind.EXEC] or lost[Kind.FORK]:
+            self.cache.execs_lost_until = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    def _run(self, ring: Ring) -> None:
+        iterators.load()
+        try:
+            while not self._stopping.is_set():
+                ring.wait(_TICK)
+                self.drain()
+        except Exception as error:
+            self._failed = True
+            logger.exception("eBPF records cannot be read any more")
+            for callback in self.on_failure:
+                callback(f"the reader ended: {error}")
+
+    def _catch_up(self, stream: Stream) -> bool:
+        """Take all that is there now; False when a record takes long to be completed: then sockets have to wait."""
+        end = stream.ring.end()
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            self._take(stream, end)
+            if stream.ring.passed(end):
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_WRITING)
+
+    def _take(self, stream: Stream, end: int) -> None:
+        while batch := stream.ring.take(end):
+            stream.received += len(batch)
+            stream.handle(batch)
+
+    def _processes_changed(self, batch: list[bytes]) -> None:
+        changes = self._tracker.apply(batch)
+        if changes and self.on_change is not None:
+            self.on_change(changes)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now < self._housekeeping:
+            return
+        self._housekeeping = now + _HOUSEKEEPING
+        boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        settled = self._tracker.settled(boot)
+        if settled and self.on_change is not None:
+            self.on_change(settled)
+        self.cache.expire(boot)
+        if self._unreconciled:
+            self._unreconciled = False
+            self.cache.reconcile(boot)
+        for callback in self.on_tick:
+            callback()

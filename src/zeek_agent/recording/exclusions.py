@@ -1,0 +1,38 @@
+"""What the configuration leaves out of the event tables."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from zeek_agent.recording.sockets.socket_rows import Flow
+
+if TYPE_CHECKING:
+    from zeek_agent.config import SourceSettings
+    from zeek_agent.recording.processes.process_cache import Process
+
+_LOOPBACK = bytes(15) + b"\x01"
+
+
+class Exclusions:
+    """The `ignore_…` settings."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self._executables = frozenset(settings.ignore_executables)
+        self._uids = frozenset(settings.ignore_uids)
+        self._own = os.getpid() if settings.ignore_self else None
+        self._loopback = settings.ignore_loopback
+
+    def process(self, process: Process | None) -> bool:
+        """Whether the process is left out, and with it its connections."""
+        return process is not None and (
+            process.exe in self._executables or process.uid in self._uids or process.pid == self._own
+        )
+
+    def flow(self, flow: Flow) -> bool:
+        """Whether the connection is left out for its addresses."""
+        return self._loopback and (_is_loopback(flow.local) or _is_loopback(flow.remote))
+
+
+def _is_loopback(address: bytes | None) -> bool:
+    return address is not None and (address[0] == 127 if len(address) == 4 else address == _LOOPBACK)

@@ -1,0 +1,115 @@
+"""Reads what the kernel multicasts over netlink(7), from a thread of its own or when somebody asks for it now."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from zeek_agent.recording.periodic import hurry
+
+_PART: Final = 65_536
+_TURN: Final = 1_000
+_SO_RCVBUFFORCE: Final = 33
+
+
+class Listener:
+    """Calls `receive` with each datagram, in order; `settle` within `batch` seconds of it, and every `tick` seconds.
+
+    Both are called by one thread at a time. `overrun` is told that the kernel had to drop datagrams, `failed` why the
+    listener has ended by itself. An `urgent` one gets a processor before others: it looks at what is gone soon.
+    """
+
+    def __init__(
+        self,
+        channel: socket.socket,
+        receive: Callable[[bytes], None],
+        *,
+        settle: Callable[[], None],
+        overrun: Callable[[], None],
+        failed: Callable[[str], None],
+        batch: float = 0.02,
+        tick: float = 0.5,
+        urgent: bool = False,
+    ) -> None:
+        channel.setblocking(False)
+        self._channel = channel
+        self._receive = receive
+        self._settle = settle
+        self._overrun = overrun
+        self._failed = failed
+        self._batch = batch
+        self._tick = tick
+        self._urgent = urgent
+        self._lock = threading.Lock()
+        self._wake, self._stopping = os.pipe2(os.O_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="netlink-listener", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Take what the kernel holds, in the caller's thread. Raises OSError when the socket is of no use any more."""
+        with self._lock:
+            while self._take():
+                pass
+            self._settle()
+
+    def stop(self) -> None:
+        """End the thread and close the socket."""
+        os.close(self._stopping)
+        if self._thread.ident is not None:
+            self._thread.join()
+        os.close(self._wake)
+        self._channel.close()
+
+    def _run(self) -> None:
+        if self._urgent:
+            hurry()
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        try:
+            due = 0.0
+            while True:
+                ready = poll.poll(max(due - time.monotonic(), 0.0) * 1_000)
+                if any(descriptor == self._wake for descriptor, _ in ready):
+                    return
+                with self._lock:
+                    if ready:
+                        self._take()
+                        due = min(due, time.monotonic() + self._batch)
+                    if time.monotonic() >= due:
+                        self._settle()
+                        due = time.monotonic() + self._tick
+        except Exception as error:  # noqa: BLE001 - whatever it is, the source has ended and must be replaced
+            self._failed(f"{type(error).__name__}: {error}")
+
+    def _take(self) -> bool:
+        """Handle datagrams, at most a turn's. False when no more are there."""
+        receive, take = self._receive, self._channel.recv
+        for _ in range(_TURN):
+            try:
+                datagram = take(_PART)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self._overrun()
+            else:
+                receive(datagram)
+        return True
+
+
+def enlarge(channel: socket.socket, size: int) -> None:
+    """Give the socket room for `size` bytes, more than the system's limit where we may."""
+    try:
+        channel.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
+    except PermissionError:
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)

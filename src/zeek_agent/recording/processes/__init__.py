@@ -1,0 +1,1 @@
+"""Process events: rows, the process cache, and one module per backend."""

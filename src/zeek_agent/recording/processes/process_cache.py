@@ -1,0 +1,279 @@
+"""Who is, or was, process N: facts of living processes, and of exited ones for a grace period.
+
+Event sources feed the cache with forks, execs and exits; a scan of /proc seeds it. A connection that is reported after
+its process has gone is then still attributed. Times are nanoseconds of CLOCK_BOOTTIME, the kernel's own stamps.
+
+A process is one by its pid and its start (in ticks, as /proc tells it), so a pid that is used again cannot mix two. An
+exec begins a new version of the facts: asking for a time before it gives what the process was then.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from sys import intern
+from typing import Final
+
+from zeek_agent import text
+from zeek_agent.host.entity_id import entity_id
+from zeek_agent.host.linux import procfs
+
+TICKS: Final = os.sysconf("SC_CLK_TCK")
+"""USER_HZ: the unit of start times in /proc."""
+
+
+@dataclass(slots=True, eq=False)
+class Process:
+    """What is known of a process from `since` until it ends or executes something else (`until`).
+
+    `exe` is as /proc/PID/exe shows it, `uid` and `gid` are the effective ids; None: not known, or not set.
+    """
+
+    pid: int
+    start_ticks: int
+    since: int
+    started: int
+    entity_id: str
+    name: str
+    ppid: int = 0
+    parent_entity_id: str | None = None
+    parent_name: str | None = None
+    parent_exe: str | None = None
+    uid: int | None = None
+    gid: int | None = None
+    ruid: int | None = None
+    rgid: int | None = None
+    exe: str | None = None
+    cmdline: str | None = None
+    cwd: str | None = None
+    loginuid: int | None = None
+    session: int | None = None
+    cgroup: str | None = None
+    container_id: str | None = None
+    netns: int | None = None
+    priority: str | None = None
+    vsize: int | None = None
+    rsize: int | None = None
+    until: int | None = None
+    exited: bool = False
+
+    def keep_parent(self, earlier: Process) -> None:
+        """Who forked the process stays its parent, also when that has ended since and another one inherited it."""
+        if earlier.parent_entity_id is not None:
+            self.ppid = earlier.ppid
+            self.parent_entity_id = earlier.parent_entity_id
+            self.parent_name = earlier.parent_name
+            self.parent_exe = earlier.parent_exe
+
+
+class ProcessCache:
+    """Facts by pid and time. One thread feeds it; any thread may ask."""
+
+    def __init__(
+        self,
+        exited_limit: int = 20_000,
+        grace: float = 60.0,
+        proc: str = "/proc",
+        redact: Callable[[str], str] = lambda command_line: command_line,
+    ) -> None:
+        """`redact` masks what a command line may not show; the cache never holds anything else."""
+        self._limit = exited_limit
+        self._grace = int(grace * 1e9)
+        self._proc = proc
+        self._redact = redact
+        self._versions: dict[int, list[Process]] = {}
+        self._ended: deque[Process] = deque()
+        self.execs_lost_until = 0
+        """Until when executions may be missing, in boot time."""
+
+    def __len__(self) -> int:
+        """Versions held, of living and exited processes."""
+        return sum(map(len, list(self._versions.values())))
+
+    def __iter__(self) -> Iterator[Process]:
+        """All versions held, oldest first for each process."""
+        return (process for versions in list(self._versions.values()) for process in list(versions))
+
+    def seed(self) -> None:
+        """Add what /proc shows now; what the cache has already stays."""
+        strangers = [pid for pid in _procfs(self._proc).pids() if self._living(pid) is None]
+        shown = [process for pid in strangers if (process := self.read(pid)) is not None]
+        for process in shown:
+            self._add(process)
+        for process in shown:  # a parent's pid may be the higher one
+            self._note_parent(process)
+
+    def begin(self, process: Process) -> None:
+        """A process was forked: `process` holds its facts, unless the cache has it already (seen in /proc)."""
+        living = self._living(process.pid)
+        if living is None or living.start_ticks != process.start_ticks:
+            self._add(process)
+
+    def exec(self, process: Process) -> None:
+        """A program was executed: `process` holds the facts from `process.since` on."""
+        self._add(process)
+
+    def exit(self, pid: int, at: int, ticks: int | None = None) -> Process | None:
+        """The process ended; gives its last facts, or None when it is not known or is known to have ended already."""
+        process = self._living(pid)
+        if process is None or (ticks is not None and process.start_ticks != ticks):
+            return None
+        process.exited = True
+        self._end(process, at)
+        return process
+
+    def lookup(self, pid: int, at: int | None = None, ticks: int | None = None) -> Process | None:
+        """The facts of `pid` at time `at` (default: the latest), of the process that started at `ticks` if given."""
+        earliest = None
+        for process in reversed(self._versions.get(pid, ())):
+            if ticks is not None and process.start_ticks != ticks:
+                continue
+            if at is None or process.since <= at:
+                return process
+            earliest = process
+        return earliest if ticks is not None else None
+
+    def find(self, pid: int, at: int | None = None, ticks: int | None = None) -> Process | None:
+        """Like `lookup`, and reads /proc when the cache does not know the process."""
+        process = self.lookup(pid, at, ticks)
+        if process is not None:
+            return process
+        process = self.read(pid)
+        if process is None or (ticks is not None and process.start_ticks != ticks):
+            return None
+        self._add(process)
+        return process
+
+    def read(self, pid: int) -> Process | None:
+        """The facts as /proc shows them now, not added to the cache. None when there is no such process."""
+        process = read_process(pid, self._proc)
+        if process is not None and process.cmdline is not None:
+            process.cmdline = self._redact(process.cmdline)
+        if process is not None:
+            self._note_parent(process)
+        return process
+
+    def command_line(self, arguments: bytes, cut: bool = False) -> str | None:
+        """Arguments, each with its NUL, as one redacted line, with an ellipsis where the rest is cut off."""
+        line = self._redact(text.from_bytes(arguments.rstrip(b"\0").replace(b"\0", b" ")))
+        return f"{line} …" if cut else line or None
+
+    def doubts(self, process: Process, name: str) -> bool:
+        """Whether a process that calls itself `name` now may have executed something that was lost."""
+        return process.since <= self.execs_lost_until and process.name != name
+
+    def reconcile(self, now: int | None = None) -> None:
+        """End what /proc no longer shows: for use after exits may have been missed."""
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME) if now is None else now
+        known = list(self._versions)
+        alive = set(_procfs(self._proc).pids())
+        for pid in known:
+            if pid not in alive:
+                self.exit(pid, now)
+
+    def expire(self, now: int) -> None:
+        """Forget what ended before the grace period, and the oldest beyond the limit."""
+        ended = self._ended
+        oldest = now - self._grace
+        while ended and (len(ended) > self._limit or (ended[0].until or 0) < oldest):
+            self._forget(ended.popleft())
+
+    def _note_parent(self, process: Process) -> None:
+        if (parent := self.lookup(process.ppid)) is not None:
+            process.parent_entity_id = parent.entity_id
+            process.parent_name = parent.name
+            process.parent_exe = parent.exe
+
+    def _living(self, pid: int) -> Process | None:
+        versions = self._versions.get(pid)
+        if versions and versions[-1].until is None:
+            return versions[-1]
+        return None
+
+    def _add(self, process: Process) -> None:
+        previous = self._living(process.pid)
+        if previous is not None:
+            previous.exited = previous.start_ticks != process.start_ticks
+            self._end(previous, process.since)
+        self._versions.setdefault(process.pid, []).append(process)
+
+    def _end(self, process: Process, at: int) -> None:
+        process.until = at
+        self._ended.append(process)
+        if len(self._ended) > self._limit:
+            self._forget(self._ended.popleft())
+
+    def _forget(self, process: Process) -> None:
+        versions = self._versions[process.pid]
+        versions.remove(process)
+        if not versions:
+            del self._versions[process.pid]
+
+
+@cache
+def boot_id() -> str:
+    """The kernel's name for this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_ticks(nanoseconds: int) -> int:
+    """A kernel start stamp (boot time) in /proc's unit, rounded down as /proc does."""
+    return nanoseconds * TICKS // 1_000_000_000
+
+
+def set_or_none(number: int) -> int | None:
+    """A login uid or session, None when it was never set."""
+    return None if number == procfs.UNSET_ID else number
+
+
+def read_process(pid: int, proc: str = "/proc") -> Process | None:
+    """A process as /proc shows it now, without its parent's facts; None when there is no such process."""
+    try:
+        with procfs.Process(_procfs(proc), pid) as shown:
+            if not shown.is_leader:
+                return None
+            ticks = shown.start_ticks
+            started = ticks * 1_000_000_000 // TICKS
+            return Process(
+                pid=pid,
+                start_ticks=ticks,
+                since=started,
+                started=started,
+                entity_id=entity_id(boot_id(), pid, ticks),
+                name=intern(shown.name),
+                ppid=shown.ppid,
+                parent_entity_id=None,
+                parent_name=None,
+                parent_exe=None,
+                uid=shown.uid,
+                gid=shown.gid,
+                ruid=shown.ruid,
+                rgid=shown.rgid,
+                exe=_shared(shown.exe),
+                cmdline=shown.cmdline,
+                cwd=_shared(shown.cwd),
+                loginuid=shown.loginuid,
+                session=shown.session,
+                cgroup=_shared(shown.cgroup),
+                container_id=shown.container_id,
+                netns=shown.netns,
+                priority=shown.priority,
+                vsize=shown.vsize or None,
+                rsize=shown.rsize if shown.vsize else None,
+            )
+    except ProcessLookupError:
+        return None
+
+
+@cache
+def _procfs(root: str) -> procfs.Procfs:
+    return procfs.Procfs(root)
+
+
+def _shared(path: str | None) -> str | None:
+    return None if path is None else intern(path)

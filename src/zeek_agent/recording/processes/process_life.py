@@ -1,0 +1,208 @@
+"""Keeps the process cache by forks, execs and exits that come without details: those are read from /proc at once.
+
+What /proc does not show any more stays unknown, but no start and no end of a process is left out. As by eBPF, a
+process that is forked and executes a program within a second has started once, with that program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from zeek_agent.host.entity_id import entity_id
+from zeek_agent.host.linux import procfs
+from zeek_agent.recording.processes.process_cache import TICKS, Process, ProcessCache, boot_id, start_ticks
+from zeek_agent.recording.processes.process_rows import Exit, process_row
+from zeek_agent.text import to_bytes
+
+if TYPE_CHECKING:
+    from zeek_agent.recording.exclusions import Exclusions
+    from zeek_agent.schema import Row
+
+FORK_PATIENCE: Final = 1_000_000_000
+"""Nanoseconds that a forked process may take to execute a program before it counts as started as what it is."""
+
+
+class ProcessLife:
+    """Takes what happened, in order, with its boot time in ns; `take` gives the rows."""
+
+    def __init__(self, cache: ProcessCache, exclusions: Exclusions, proc: str = "/proc") -> None:
+        self.cache = cache
+        self._exclusions = exclusions
+        self._procfs = procfs.Procfs(proc)
+        self._forked: dict[int, Process] = {}
+        self._gone: set[int] = set()
+        self._changes: list[tuple[Process, int, Exit | None]] = []
+
+    def fork(self, pid: int, parent_pid: int, at: int) -> None:
+        """`pid` began as a copy of its parent. Its start is /proc's, or from `at` when it has ended already.
+
+        The latter is a few microseconds late: one of about two thousand such entity ids is off by a tick.
+        """
+        ticks = self._ticks(pid)
+        if ticks is None or abs(ticks - start_ticks(at)) > TICKS:
+            ticks = start_ticks(at)
+        parent = self.cache.find(parent_pid, at)
+        if parent is None:
+            child = unknown(pid, at, ticks)
+            child.ppid = parent_pid
+        else:
+            child = replace(
+                parent,
+                pid=pid,
+                start_ticks=ticks,
+                since=at,
+                started=ticks * 1_000_000_000 // TICKS,
+                entity_id=entity_id(boot_id(), pid, ticks),
+                ppid=parent_pid,
+                parent_entity_id=parent.entity_id,
+                parent_name=parent.name,
+                parent_exe=parent.exe,
+                vsize=None,
+                rsize=None,
+                until=None,
+                exited=False,
+            )
+        self.cache.begin(child)
+        self._forked[pid] = child
+
+    def look(self, pid: int) -> Process | None:
+        """The process as /proc shows it, for `exec`: as soon as possible, what an end takes away first read first."""
+        try:
+            with procfs.Process(self._procfs, pid) as shown:
+                exe, cmdline = shown.exe, self.cache.command_line(to_bytes(shown.cmdline or ""))
+        except ProcessLookupError:
+            return None
+        process = self.cache.read(pid)
+        return None if process is None else replace(process, exe=exe, cmdline=cmdline)
+
+    def exec(self, pid: int, at: int, shown: Process | None) -> Process:
+        """`pid` executed a program; `look` had `shown`. What it could not know can be filled in until `take`."""
+        self._forked.pop(pid, None)
+        known = self.cache.lookup(pid)
+        if known is not None and known.exited:
+            known = None
+        if shown is not None and known is not None and not _same(shown, known):
+            shown = None
+        process = _after_exec(known, shown) or unknown(pid, at, None)
+        if known is not None:
+            process.keep_parent(known)
+        process.since = at
+        self.cache.exec(process)
+        self._changes.append((process, at, None))
+        return process
+
+    def exit(self, pid: int, at: int, status: int | None) -> None:
+        """`pid` ended with that wait status (None: not known)."""
+        forked = self._forked.pop(pid, None)
+        process = self.cache.exit(pid, at) or self.cache.lookup(pid)
+        if process is None or process.until is None or process.until < at - FORK_PATIENCE:
+            process = unknown(pid, at, None)
+        if forked is not None:
+            self._changes.append((process, process.since, None))
+        self._changes.append((process, max(at, process.since), self._end(process, status)))
+
+    def appear(self, pid: int) -> None:
+        """`pid` is there, and nothing is known of how it came."""
+        process = self.cache.read(pid)
+        if process is not None:
+            self.cache.begin(process)
+            self._changes.append((process, process.started, None))
+
+    def set_user(self, pid: int, real: int, effective: int) -> None:
+        process = self.cache.lookup(pid)
+        if process is not None:
+            process.ruid, process.uid = real, effective
+
+    def set_group(self, pid: int, real: int, effective: int) -> None:
+        process = self.cache.lookup(pid)
+        if process is not None:
+            process.rgid, process.gid = real, effective
+
+    def reconcile(self, now: int) -> bool:
+        """After events were missed: what /proc no longer shows has ended, what the cache did not know has started.
+
+        An end may also be on its way still, with more to tell, so it takes two looks: False asks for another one.
+        """
+        known = {process.pid: process for process in self.cache if process.until is None}
+        alive = set(self._procfs.pids())
+        gone = known.keys() - alive
+        for pid in gone & self._gone:
+            self.exit(pid, now, None)
+        self._gone = gone - self._gone
+        for pid in alive - known.keys():
+            self._discover(pid)
+        return not self._gone
+
+    def take(self, now: int, boot_time: float) -> list[Row]:
+        """The rows since the last call; forgets what ended long ago."""
+        for pid, process in list(self._forked.items()):
+            if process.since > now - FORK_PATIENCE:
+                break
+            del self._forked[pid]
+            self._changes.append((process, process.since, None))
+        changes, self._changes = self._changes, []
+        self.cache.expire(now)
+        return [
+            process_row(process, at, boot_time, ended)
+            for process, at, ended in changes
+            if not self._exclusions.process(process)
+        ]
+
+    def _discover(self, pid: int) -> None:
+        """A process that nobody told of: forked, and it may execute a program yet. One that is ending is let be."""
+        process = self.cache.read(pid)
+        if process is not None and not self._is_ending(pid):
+            self.cache.begin(process)
+            self._forked[pid] = process
+
+    def _is_ending(self, pid: int) -> bool:
+        try:
+            with procfs.Process(self._procfs, pid) as process:
+                return process.is_ending
+        except ProcessLookupError:
+            return True
+
+    def _ticks(self, pid: int) -> int | None:
+        try:
+            with procfs.Process(self._procfs, pid) as process:
+                return process.start_ticks
+        except ProcessLookupError:
+            return None
+
+    def _end(self, process: Process, status: int | None) -> Exit:
+        """How it ended, with the times that /proc shows until its parent has taken notice."""
+        try:
+            with procfs.Process(self._procfs, process.pid) as shown:
+                if shown.start_ticks == process.start_ticks:
+                    return Exit(status, shown.utime, shown.stime)
+        except ProcessLookupError:
+            pass
+        return Exit(status)
+
+
+def _after_exec(known: Process | None, shown: Process | None) -> Process | None:
+    """What an exec made of the process that is `known`: all of it if it was still alive to be `shown`."""
+    if known is None:
+        return shown
+    if shown is not None and shown.exe is not None:
+        return shown
+    name = shown.name if shown is not None else ""
+    return replace(known, name=name, exe=None, cmdline=None, vsize=None, rsize=None, until=None)
+
+
+def _same(shown: Process, known: Process) -> bool:
+    """Whether /proc still shows the process that is known: a start that was estimated may be a tick late."""
+    return abs(shown.start_ticks - known.start_ticks) <= 1
+
+
+def unknown(pid: int, at: int, ticks: int | None) -> Process:
+    """A process of which no more is known than its pid, and its start in ticks if that."""
+    return Process(
+        pid=pid,
+        start_ticks=ticks or 0,
+        since=at,
+        started=at if ticks is None else ticks * 1_000_000_000 // TICKS,
+        entity_id="" if ticks is None else entity_id(boot_id(), pid, ticks),
+        name="",
+    )

@@ -1,0 +1,197 @@
+"""Keeps the process cache by the kernel's fork, exec and exit records, and tells what they mean for the event table."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from zeek_agent import text
+from zeek_agent.bpf import records
+from zeek_agent.bpf.records import EXEC, EXEC_ARGUMENTS, EXEC_PATHS, EXIT, FORK, PROCESS, Flags, Kind
+from zeek_agent.host.entity_id import entity_id
+from zeek_agent.host.linux.containers import container_id
+from zeek_agent.recording.processes.process_cache import Process, ProcessCache, boot_id, set_or_none, start_ticks
+from zeek_agent.recording.processes.process_rows import Exit
+
+logger = logging.getLogger(__name__)
+
+FORK_PATIENCE = 1_000_000_000
+"""Nanoseconds that a forked process may take to execute a program before it counts as started as what it is."""
+
+
+class Change(NamedTuple):
+    """A process started (`exit` is None) or stopped, at boot time `at` in ns."""
+
+    process: Process
+    at: int
+    exit: Exit | None
+
+
+class ProcessTracker:
+    """Feeds one cache with one object's records."""
+
+    def __init__(self, cache: ProcessCache) -> None:
+        self.cache = cache
+        self._forked: dict[int, Process] = {}
+        self.undecoded = 0
+
+    def apply(self, batch: Iterable[bytes]) -> list[Change]:
+        """Bring the cache up to date; gives what started and stopped, in the kernel's order.
+
+        A process that was forked and executes a program at once starts once, with that program. One that does not is
+        reported by `settled`, or with its end.
+        """
+        changes: list[Change] = []
+        for record in batch:
+            try:
+                self._apply(record, changes)
+            except (ValueError, IndexError, struct.error):
+                self.undecoded += 1
+                logger.exception("a process record cannot be read: %s", record.hex())
+        return changes
+
+    def settled(self, now: int) -> list[Change]:
+        """Processes that were forked a while ago and go on as what they are."""
+        changes = []
+        for pid, process in list(self._forked.items()):
+            if process.since > now - FORK_PATIENCE:
+                break
+            del self._forked[pid]
+            if process.since <= self.cache.execs_lost_until:
+                process = self._seen(process)
+            changes.append(Change(process, process.since, None))
+        return changes
+
+    def _seen(self, process: Process) -> Process:
+        """The process as /proc shows it, where its execution may have been lost."""
+        shown = self.cache.read(process.pid)
+        if shown is None or shown.start_ticks != process.start_ticks or shown.exe == process.exe:
+            return process
+        shown.since = process.since
+        self.cache.exec(shown)
+        return shown
+
+    def _apply(self, record: bytes, changes: list[Change]) -> None:
+        kind = record[0]
+        if kind == Kind.EXEC:
+            process = self._exec(record)
+            changes.append(Change(process, process.since, None))
+        elif kind == Kind.EXIT:
+            self._exit(record, changes)
+        else:
+            self._fork(record)
+
+    def _fork(self, record: bytes) -> None:
+        process = self._described(record)
+        origin_started, origin = FORK.unpack_from(record, PROCESS.size)
+        copied = self.cache.find(origin, process.since, start_ticks(origin_started))
+        if copied is not None:
+            if not self.cache.doubts(copied, process.name):
+                process.exe = copied.exe
+                process.cmdline = copied.cmdline
+            process.cwd = copied.cwd
+            process.cgroup = copied.cgroup
+            process.container_id = copied.container_id
+        self.cache.begin(process)
+        self._forked[process.pid] = process
+
+    def _exec(self, record: bytes) -> Process:
+        process = self._described(record)
+        self._forked.pop(process.pid, None)
+        (process.vsize, _, _, total, size, exe_end, cwd_end, cgroup_end, filename_end) = EXEC.unpack_from(
+            record, PROCESS.size
+        )
+        flags = record[2] | record[3] << 8
+        paths = record[EXEC_PATHS : EXEC_PATHS + filename_end]
+        arguments = record[EXEC_ARGUMENTS : EXEC_ARGUMENTS + size]
+        process.exe = records.path(paths[:exe_end], flags & 7)
+        process.cwd = records.path(paths[exe_end:cwd_end], flags >> 3 & 7)
+        process.cgroup = records.path(paths[cwd_end:cgroup_end], Flags.EXE_CUT if flags & Flags.CGROUP_CUT else 0)
+        process.container_id = container_id(process.cgroup) if process.cgroup else None
+        process.cmdline = self.cache.command_line(arguments, total > size)
+        if flags & (Flags.EXE_CUT | Flags.CWD_CUT | Flags.CGROUP_CUT | Flags.ARGUMENTS_UNREADABLE):
+            self._complete(process, paths[cgroup_end:].rstrip(b"\0"))
+        earlier = self.cache.lookup(process.pid, ticks=process.start_ticks)
+        if earlier is not None:
+            process.keep_parent(earlier)
+        self.cache.exec(process)
+        return process
+
+    def _exit(self, record: bytes, changes: list[Change]) -> None:
+        utime, stime, runtime, vsize, rsize, status = EXIT.unpack_from(record, PROCESS.size)
+        ended = self._described(record)
+        process = self.cache.exit(ended.pid, ended.since, ended.start_ticks)
+        if process is None:
+            if self.cache.lookup(ended.pid, ticks=ended.start_ticks) is not None:
+                return  # a second thread that saw itself as the last
+            self.cache.exec(ended)
+            process = self.cache.exit(ended.pid, ended.since, ended.start_ticks) or ended
+        process.uid, process.gid, process.ruid, process.rgid = ended.uid, ended.gid, ended.ruid, ended.rgid
+        if self.cache.doubts(process, ended.name):
+            process.exe = process.cmdline = None
+        process.name = ended.name
+        if self._forked.pop(process.pid, None) is not None:
+            changes.append(Change(process, process.since, None))
+        user, system = records.processor_time(utime, stime, runtime)
+        changes.append(Change(process, ended.since, Exit(status, user, system, vsize or None, rsize or None)))
+
+    def _described(self, record: bytes) -> Process:
+        (
+            _,
+            _,
+            pid,
+            time,
+            started,
+            parent_started,
+            parent_pid,
+            uid,
+            gid,
+            ruid,
+            rgid,
+            loginuid,
+            session,
+            netns,
+            priority,
+            name,
+        ) = PROCESS.unpack_from(record)
+        ticks = start_ticks(started)
+        parent = self.cache.find(parent_pid, time, start_ticks(parent_started)) if parent_pid else None
+        return Process(
+            pid=pid,
+            start_ticks=ticks,
+            since=time,
+            started=started,
+            entity_id=entity_id(boot_id(), pid, ticks),
+            name=records.comm(name),
+            ppid=parent_pid,
+            parent_entity_id=parent.entity_id if parent else None,
+            parent_name=parent.name if parent else None,
+            parent_exe=parent.exe if parent else None,
+            uid=uid,
+            gid=gid,
+            ruid=ruid,
+            rgid=rgid,
+            exe=None,
+            cmdline=None,
+            cwd=None,
+            loginuid=set_or_none(loginuid),
+            session=set_or_none(session),
+            cgroup=None,
+            container_id=None,
+            netns=netns,
+            priority=str(priority),
+        )
+
+    def _complete(self, process: Process, filename: bytes) -> None:
+        """Fill in what did not fit into the record, from /proc if the process is still there."""
+        shown = self.cache.read(process.pid)
+        if shown is not None and shown.start_ticks == process.start_ticks:
+            process.exe = process.exe or shown.exe
+            process.cwd = process.cwd or shown.cwd
+            process.cgroup = process.cgroup or shown.cgroup
+            process.container_id = process.container_id or shown.container_id
+            process.cmdline = process.cmdline or shown.cmdline
+        if process.exe is None and filename.startswith(b"/"):
+            process.exe = text.from_bytes(filename)

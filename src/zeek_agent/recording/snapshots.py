@@ -1,0 +1,146 @@
+"""Process and socket events from differences of what is there, without any privilege.
+
+What lives shorter than an interval is not seen, and when something ended is known to an interval. Of other users'
+processes an unprivileged agent sees less: those fields are null.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Final
+
+from zeek_agent.host.linux import inet_diag, procfs
+from zeek_agent.host.linux.boot_clock import boot_time
+from zeek_agent.host.linux.host_sockets import sockets_by_namespace
+from zeek_agent.host.linux.internet_sockets import TCP, UDP
+from zeek_agent.recording.exclusions import Exclusions
+from zeek_agent.recording.periodic import Periodic
+from zeek_agent.recording.processes.process_life import ProcessLife
+from zeek_agent.recording.processes.process_rows import PROCESSES_EVENTS
+from zeek_agent.recording.sockets.socket_changes import WANTED_STATES, SocketChanges
+from zeek_agent.recording.sockets.socket_owners import SocketOwners, living_owners
+from zeek_agent.recording.sockets.socket_rows import SOCKETS_EVENTS
+from zeek_agent.recording.source import Sink, Source
+
+if TYPE_CHECKING:
+    from zeek_agent.config import SourceSettings
+    from zeek_agent.recording.processes.process_cache import ProcessCache
+
+_PROC: Final = "/proc"
+_PROTOCOLS: Final = (TCP, UDP)
+
+
+class Snapshots(Source):
+    """Compares what is there with what was there, at an interval."""
+
+    backend = "snapshots"
+
+    def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
+        super().__init__()
+        self._cache = cache
+        self._settings = settings
+        self._exclusions = Exclusions(settings)
+        self._periodic: Periodic | None = None
+
+    def start(self, sink: Sink) -> None:
+        self._sink = sink
+        self._procfs = procfs.Procfs(_PROC)
+        self._begin()
+        self._periodic = Periodic(self._compare, self._settings.snapshot_interval, self.failed)
+        self._periodic.start()
+
+    def stop(self) -> None:
+        if self._periodic is not None:
+            periodic, self._periodic = self._periodic, None
+            periodic.stop()
+            periodic.now()
+
+    def drain(self) -> None:
+        """Compare now, whenever the next turn would be."""
+        if self._periodic is not None:
+            self._periodic.now()
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Look at what is there at the start."""
+
+    @abstractmethod
+    def _compare(self) -> None:
+        """Look again, and hand what changed to the sink."""
+
+
+class ProcessSnapshots(Snapshots):
+    """Processes that appeared, disappeared, or have another executable than before."""
+
+    kind = "processes"
+
+    def probe(self) -> str | None:
+        try:
+            procfs.Procfs(_PROC).pids()
+        except OSError as error:
+            return f"cannot list processes: {error}"
+        return None
+
+    def _begin(self) -> None:
+        self._life = ProcessLife(self._cache, self._exclusions, _PROC)
+        self._cache.seed()
+        self._known = self._present()
+
+    def _present(self) -> dict[int, tuple[int, str | None]]:
+        """Start (in ticks) and executable of each process."""
+        return {process.pid: (process.start_ticks, process.exe) for process in self._procfs.processes()}
+
+    def _compare(self) -> None:
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        before, self._known = self._known, self._present()
+        for pid, (started, _) in before.items():
+            if pid not in self._known or self._known[pid][0] != started:
+                self._life.exit(pid, now, None)
+        for pid, present in self._known.items():
+            known = before.get(pid)
+            if known is None or known[0] != present[0]:
+                self._life.appear(pid)
+            elif present[1] is None:  # it is about to end, or may not be looked at any more
+                self._known[pid] = known
+            elif known[1] != present[1]:
+                self._life.exec(pid, now, self._life.look(pid))
+        rows = self._life.take(now, boot_time())
+        self.counters.received += len(rows)
+        if rows:
+            self._sink(PROCESSES_EVENTS, rows)
+
+
+class SocketSnapshots(Snapshots):
+    """TCP connections and listeners, connected and bound UDP sockets that appeared or disappeared."""
+
+    kind = "sockets"
+
+    def probe(self) -> str | None:
+        try:
+            next(inet_diag.sockets(_PROTOCOLS), None)
+        except OSError as error:
+            return f"cannot list sockets: {error}"
+        return None
+
+    def _begin(self) -> None:
+        owners, fed = SocketOwners(_PROC), self._settings.processes != "off"
+        self._changes = SocketChanges(
+            lambda inodes: living_owners(owners, self._cache, inodes, fed), self._exclusions, patience=0.0
+        )
+        self._namespaces: set[int | None] = set()
+        for netns, found in sockets_by_namespace(_PROC, self._procfs.pids(), _PROTOCOLS, WANTED_STATES):
+            self._changes.seed(netns, found, time.time())
+            self._namespaces.add(netns)
+
+    def _compare(self) -> None:
+        before, self._namespaces = self._namespaces, set()
+        for netns, found in sockets_by_namespace(_PROC, self._procfs.pids(), _PROTOCOLS, WANTED_STATES):
+            self._changes.update(netns, found, time.time())
+            self._namespaces.add(netns)
+        for netns in before - self._namespaces:
+            self._changes.forget(netns, time.time())
+        rows = self._changes.take(time.time())
+        self.counters.received += len(rows)
+        if rows:
+            self._sink(SOCKETS_EVENTS, rows)

@@ -1,0 +1,1 @@
+"""Socket events: rows, owners, address translation, and one module per backend."""

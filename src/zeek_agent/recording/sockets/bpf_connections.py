@@ -1,0 +1,178 @@
+"""What the kernel's socket records mean: which process, which direction, which row."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from zeek_agent.bpf import records
+from zeek_agent.bpf.records import SOCKET, Kind, SocketRecord
+from zeek_agent.host.entity_id import entity_id
+from zeek_agent.host.linux.internet_sockets import on_the_wire
+from zeek_agent.recording.processes.process_cache import Process, ProcessCache, boot_id, start_ticks
+from zeek_agent.recording.sockets.socket_rows import Direction, Flow, State, packet_row, socket_row
+
+if TYPE_CHECKING:
+    from zeek_agent.schema import Row
+
+logger = logging.getLogger(__name__)
+
+ACCEPT_PATIENCE: Final = 1_000_000_000
+"""Nanoseconds that a connection waits for its accepting process; after them the listener's owner stands in (io_uring
+accepts without the system call that tells)."""
+REMEMBERED: Final = 100_000
+"""Open sockets whose process is remembered for their end."""
+
+
+class _Passive(NamedTuple):
+    """A connection that came in and waits to be accepted."""
+
+    at: int
+    flow: Flow
+    process: Process | None
+
+
+class ConnectionTracker:
+    """Turns records into rows."""
+
+    def __init__(self, cache: ProcessCache) -> None:
+        self._cache = cache
+        self._passive: dict[int, _Passive] = {}
+        self._open: dict[int, tuple[Process | None, Direction | None]] = {}
+        self._stood_in: set[int] = set()
+        self.undecoded = 0
+
+    def know(self, cookie: int, process: Process | None, direction: Direction | None) -> None:
+        """A socket that is open already and whose this is."""
+        self._open[cookie] = (process, direction)
+        if len(self._open) > REMEMBERED:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            self._stood_in.discard(oldest)
+
+    def rows(self, batch: Iterable[bytes], boot_time: float) -> list[Row]:
+        """Rows for these records, in the kernel's order; times are ns since the boot at `boot_time`."""
+        rows: list[Row] = []
+        for record in batch:
+            try:
+                self._apply(SocketRecord._make(SOCKET.unpack(record)), boot_time, rows)
+            except (ValueError, LookupError, struct.error):
+                self.undecoded += 1
+                logger.exception("a socket record cannot be read: %s", record.hex())
+        return rows
+
+    def overdue(self, now: int, boot_time: float) -> list[Row]:
+        """Rows for connections that came in and that nobody was seen to accept."""
+        rows: list[Row] = []
+        for cookie, passive in list(self._passive.items()):
+            if passive.at > now - ACCEPT_PATIENCE:
+                break
+            self._accept(cookie, passive.process, boot_time, rows, stands_in=True)
+        return rows
+
+    def _apply(self, record: SocketRecord, boot_time: float, rows: list[Row]) -> None:
+        kind, cookie = record.kind, record.cookie
+        flow = _flow(record)
+        if kind in _ENDS:
+            self._end(record, flow, boot_time, rows)
+            return
+        process = self._process(record)
+        if kind == Kind.PACKET:
+            rows.append(packet_row(process, record.netns, time=boot_time + record.time / 1e9))
+        elif kind == Kind.PASSIVE:
+            self._passive[cookie] = _Passive(record.time, flow, process)
+        elif kind == Kind.ACCEPTED and cookie in self._passive:
+            self._accept(cookie, process, boot_time, rows)
+        elif kind != Kind.ACCEPTED or self._open.get(cookie, (None, None))[0] is not process:
+            state, direction = _MEANING[kind]
+            rows.append(socket_row(flow, state, direction, process, time=boot_time + record.time / 1e9))
+            if kind != Kind.FAILED:
+                self.know(cookie, process, direction)
+
+    def _accept(
+        self, cookie: int, process: Process | None, boot_time: float, rows: list[Row], *, stands_in: bool = False
+    ) -> None:
+        at, flow, _ = self._passive.pop(cookie)
+        row = socket_row(flow, "established", "inbound", process, time=boot_time + at / 1e9, stands_in=stands_in)
+        rows.append(row)
+        self.know(cookie, process, "inbound")
+        if stands_in:
+            self._stood_in.add(cookie)
+
+    def _end(self, record: SocketRecord, flow: Flow, boot_time: float, rows: list[Row]) -> None:
+        if record.cookie in self._passive:
+            self._accept(record.cookie, self._passive[record.cookie].process, boot_time, rows, stands_in=True)
+        process, direction = self._open.pop(record.cookie, (None, None))
+        if process is None:
+            process = self._process(record)
+        if record.kind == Kind.UNLISTEN:
+            direction = None
+        elif direction is None and process is not None:
+            direction = "outbound" if record.outbound else "inbound"
+        stands_in = record.cookie in self._stood_in
+        self._stood_in.discard(record.cookie)
+        when = boot_time + record.time / 1e9
+        rows.append(socket_row(flow, "closed", direction, process, time=when, stands_in=stands_in))
+
+    def _process(self, record: SocketRecord) -> Process | None:
+        """The owner as it was when it acted."""
+        if record.started == 0:  # open before the programs were attached
+            return self._open.get(record.cookie, (None, None))[0]
+        ticks = start_ticks(record.started)
+        process = self._cache.find(record.pid, record.acted, ticks)
+        if process is not None and self._cache.doubts(process, records.comm(record.name)):
+            process = self._cache.read(record.pid)
+            if process is not None and process.start_ticks == ticks:
+                process.since = record.acted
+                self._cache.exec(process)
+            else:
+                process = None
+        if process is None:
+            return _stranger(record, ticks)
+        process.uid, process.gid = record.uid, record.gid
+        return process
+
+
+_ENDS: Final = frozenset({Kind.CLOSED, Kind.UNLISTEN})
+_MEANING: Final[dict[int, tuple[State, Direction | None]]] = {
+    Kind.CONNECTED: ("established", "outbound"),
+    Kind.FAILED: ("failed", "outbound"),
+    Kind.ACCEPTED: ("established", "inbound"),
+    Kind.LISTEN: ("listen", None),
+    Kind.BOUND: ("listen", None),
+    Kind.SENT: ("established", "outbound"),
+    Kind.RECEIVED: ("established", "inbound"),
+}
+
+
+def _flow(record: SocketRecord) -> Flow:
+    local, remote = record.local, record.remote
+    if record.family == 4:
+        local, remote = local[:4], remote[:4]
+    else:
+        local, remote = on_the_wire(local, remote)
+    return Flow(
+        record.protocol,
+        local,
+        record.local_port,
+        remote,
+        record.remote_port,
+        record.cookie or None,
+        record.netns or None,
+    )
+
+
+def _stranger(record: SocketRecord, ticks: int) -> Process:
+    """A process of which only the socket's record tells."""
+    return Process(
+        pid=record.pid,
+        start_ticks=ticks,
+        since=record.started,
+        started=record.started,
+        entity_id=entity_id(boot_id(), record.pid, ticks),
+        name=records.comm(record.name),
+        uid=record.uid,
+        gid=record.gid,
+    )

@@ -1,0 +1,335 @@
+"""Address translation (NAT) on this host, from connection tracking's netlink messages (`nfnetlink_conntrack.h`).
+
+A container's connection leaves a host that masquerades with other addresses and ports than those of its socket, and
+Zeek sees it with these. Translations of the network namespace that the agent runs in are known here, whatever namespace
+the socket is in; a namespace's own translations inside of it are not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from zeek_agent.host.linux import netlink
+from zeek_agent.host.linux.internet_sockets import address_text
+from zeek_agent.recording.listener import Listener, enlarge
+from zeek_agent.recording.sockets.socket_rows import SOCKETS_EVENTS, Translation, flow_of, translated
+from zeek_agent.recording.source import Sink, Source
+
+if TYPE_CHECKING:
+    from zeek_agent.schema import Row
+
+Key: TypeAlias = "tuple[int, str, int, str, int]"
+"""Protocol, and a socket's own view of its connection: local address and port, remote address and port."""
+
+_NETLINK_NETFILTER: Final = 12
+_NEW: Final = 0x100  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW
+_GET: Final = 0x101
+_GROUPS: Final = 0b101  # NFNLGRP_CONNTRACK_NEW and _DESTROY; an update never changes a translation
+_SRC_NAT: Final = 0x10  # IPS_SRC_NAT, IPS_DST_NAT: what a translation has changed
+_DST_NAT: Final = 0x20
+_MESSAGE: Final = struct.Struct("=IHHII")
+_NFGENMSG: Final = struct.Struct("=BBH")
+_ORIGINAL, _REPLY, _STATUS, _STATUS_MASK = 1, 2, 3, 26
+_IP, _PROTOCOL = 1, 2
+_SO_ATTACH_FILTER: Final = 26
+_BUFFER: Final = 4 << 20
+_REFUSALS: Final = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
+SYSCTL: Final = Path("/proc/sys/net/netfilter")
+
+_TRANSLATED_ONLY: Final = (
+    (0x00, 0, 0, _MESSAGE.size + _NFGENMSG.size),  # A: where attributes begin
+    (0x01, 0, 0, _STATUS),  # X: which to look for
+    (0x20, 0, 0, 0xFFFF_F00C),  # A: where it is (SKF_AD_NLATTR)
+    (0x15, 3, 0, 0),  # none there: take the message
+    (0x07, 0, 0, 0),
+    (0x40, 0, 0, 4),  # A: its value
+    (0x45, 0, 1, _SRC_NAT | _DST_NAT),
+    (0x06, 0, 0, 0xFFFF_FFFF),
+    (0x06, 0, 0, 0),
+)
+"""A program for the kernel's packet filter: leaves out connections that are not translated, which may be very many."""
+
+
+class Tuple(NamedTuple):
+    """One direction of a connection, as its packets have it."""
+
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+
+
+class Connection(NamedTuple):
+    """A tracked connection: packets of the originator as they come in, and those that the reply is expected to have."""
+
+    protocol: int
+    original: Tuple
+    reply: Tuple
+
+    def views(self) -> Iterator[tuple[Key, Translation]]:
+        """Each end's own view, and the view from the other side of the translation; none if nothing is translated."""
+        original, reply = self.original, self.reply
+        if original == (*reply[2:], *reply[:2]):
+            return
+        yield (self.protocol, *original), Translation(*reply[2:], *reply[:2])
+        yield (self.protocol, *reply), Translation(*original[2:], *original[:2])
+
+
+class Translations:
+    """What is translated how. Ended connections are kept for `grace` seconds, and no more than `limit` in all."""
+
+    def __init__(self, limit: int = 65_536, grace: float = 60.0) -> None:
+        self._limit = limit
+        self._grace = grace
+        self._connections: dict[Connection, float | None] = {}
+        self._by_view: dict[Key, Translation] = {}
+        self._ended: deque[tuple[float, Connection]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def begin(self, connection: Connection) -> None:
+        self._forget(connection)
+        views = dict(connection.views())
+        if views:
+            self._connections[connection] = None
+            self._by_view.update(views)
+        if len(self._connections) > self._limit:
+            self._forget(next(iter(self._connections)))
+
+    def end(self, connection: Connection, now: float) -> None:
+        if connection in self._connections:
+            self._connections[connection] = now
+            self._ended.append((now, connection))
+
+    def replace(self, connections: set[Connection], now: float) -> None:
+        """Only these are there: those that are not have ended unseen."""
+        for connection in self._connections.keys() - connections:
+            if self._connections[connection] is None:
+                self.end(connection, now)
+        for connection in connections - self._connections.keys():
+            self.begin(connection)
+
+    def expire(self, now: float) -> None:
+        """Forget what ended before the grace period, unless it has begun again."""
+        while self._ended and self._ended[0][0] < now - self._grace:
+            ended, connection = self._ended.popleft()
+            if self._connections.get(connection) == ended:
+                self._forget(connection)
+
+    def find(self, view: Key) -> Translation | None:
+        return self._by_view.get(view)
+
+    def _forget(self, connection: Connection) -> None:
+        if connection not in self._connections:
+            return
+        del self._connections[connection]
+        for view, translation in connection.views():
+            if self._by_view.get(view) == translation:
+                del self._by_view[view]
+
+
+class Conntrack(Source):
+    """Follows translations, and adds them to the rows of socket events that other sources record."""
+
+    kind = "translations"
+    backend = "conntrack"
+    essential = False
+
+    def __init__(self, limit: int = 65_536, grace: float = 60.0, sysctl: Path = SYSCTL) -> None:
+        super().__init__()
+        self._limit = limit
+        self._grace = grace
+        self._sysctl = sysctl
+        self._lock = threading.Lock()
+        self._listener: Listener | None = None
+        self._questions: socket.socket | None = None
+
+    def probe(self) -> str | None:
+        if (obstacle := why_not(self._sysctl)) is not None:
+            return obstacle
+        events = self._sysctl / "nf_conntrack_events"
+        if not events.exists():
+            return "the kernel tells no events of connection tracking (CONFIG_NF_CONNTRACK_EVENTS)"
+        if events.read_text().strip() == "0":
+            return "events of connection tracking are off: sysctl net.netfilter.nf_conntrack_events=1"
+        try:
+            _subscribed().close()
+        except OSError as error:
+            return str(error)
+        return None
+
+    def start(self, sink: Sink) -> None:
+        """Translations of the calling thread's network namespace."""
+        self._translations = Translations(self._limit, self._grace)
+        channel = _subscribed()
+        try:
+            self._questions = netlink.channel(_NETLINK_NETFILTER)
+            self._resume()
+        except OSError:
+            channel.close()
+            self._close()
+            raise
+        self._listener = Listener(
+            channel, self._receive, settle=self._settle, overrun=self._overrun, failed=self.failed, batch=0.1, tick=1.0
+        )
+        self._listener.start()
+
+    def stop(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.stop()
+        self._close()
+
+    def drain(self) -> None:
+        listener = self._listener
+        if listener is not None:
+            listener.drain()
+
+    def complete(self, table: str, rows: Sequence[Row]) -> Sequence[Row]:
+        """Rows of connections that are translated with the addresses that they have on the other side."""
+        if table != SOCKETS_EVENTS:
+            return rows
+        try:
+            self.drain()
+        except OSError as error:
+            self.failed(str(error))
+        with self._lock:
+            if not self._translations:
+                return rows
+            find = self._translations.find
+            return [row if (found := find(flow_of(row))) is None else translated(row, found) for row in rows]
+
+    def _receive(self, datagram: bytes) -> None:
+        offset = 0
+        while offset + _MESSAGE.size <= len(datagram):
+            length, kind, *_ = _MESSAGE.unpack_from(datagram, offset)
+            if length < _MESSAGE.size:
+                break
+            self._apply(kind, datagram[offset + _MESSAGE.size : offset + length])
+            offset += (length + 3) & ~3
+
+    def _apply(self, kind: int, body: bytes) -> None:
+        self.counters.received += 1
+        try:
+            connection = parse(body)
+        except (struct.error, LookupError, ValueError) as error:
+            self.counters.lost["decode"] += 1
+            self.counters.last_error = f"connection tracking's message cannot be understood: {error}"
+            return
+        if connection is None:
+            return
+        with self._lock:
+            if kind == _NEW:
+                self._translations.begin(connection)
+            else:
+                self._translations.end(connection, time.monotonic())
+
+    def _settle(self) -> None:
+        with self._lock:
+            self._translations.expire(time.monotonic())
+
+    def _overrun(self) -> None:
+        self.counters.lost["overrun"] += 1
+        self._resume()
+
+    def _resume(self) -> None:
+        """Take what the kernel lists now as all there is."""
+        assert self._questions is not None
+        listed = set(_listed(self._questions))
+        with self._lock:
+            self._translations.replace(listed, time.monotonic())
+
+    def _close(self) -> None:
+        if self._questions is not None:
+            self._questions.close()
+            self._questions = None
+
+
+def why_not(sysctl: Path = SYSCTL) -> str | None:
+    """None when connections are tracked here, so that some may be translated; else why not."""
+    if not (sysctl / "nf_conntrack_count").exists():
+        return "connections are not tracked (module nf_conntrack is not loaded), so nothing is translated"
+    return None
+
+
+def translations() -> dict[Key, Translation]:
+    """The translations of the calling thread's network namespace by each end's own view.
+
+    None where the kernel does not list them, or not to us (it takes CAP_NET_ADMIN). Raises OSError for other failures.
+    A list takes the kernel some 20 ms, however short it is: its table is large.
+    """
+    if why_not() is not None or int((SYSCTL / "nf_conntrack_count").read_text()) == 0:
+        return {}
+    try:
+        with netlink.channel(_NETLINK_NETFILTER) as questions:
+            return {view: translation for found in _listed(questions) for view, translation in found.views()}
+    except OSError as error:
+        if error.errno in _REFUSALS:
+            return {}
+        raise
+
+
+def parse(body: bytes) -> Connection | None:
+    """The connection in a message, from its `struct nfgenmsg` on; None for protocols without ports.
+
+    Raises struct.error, LookupError or ValueError when the message is not one.
+    """
+    found = dict(netlink.attributes(body, _NFGENMSG.size))
+    protocol, original = _tuple(found[_ORIGINAL])
+    _, reply = _tuple(found[_REPLY])
+    return None if original is None or reply is None else Connection(protocol, original, reply)
+
+
+def _tuple(nested: bytes) -> tuple[int, Tuple | None]:
+    parts = dict(netlink.attributes(nested, 0))
+    ends = dict(netlink.attributes(parts[_IP], 0))
+    transport = dict(netlink.attributes(parts[_PROTOCOL], 0))
+    protocol = transport[1][0]
+    if 2 not in transport or 3 not in transport:
+        return protocol, None
+    source, destination = (ends[1], ends[2]) if 1 in ends else (ends[3], ends[4])
+    (source_port,), (destination_port,) = struct.unpack("!H", transport[2]), struct.unpack("!H", transport[3])
+    return protocol, Tuple(address_text(source), source_port, address_text(destination), destination_port)
+
+
+def _listed(questions: socket.socket) -> Iterator[Connection]:
+    """Connections that are translated; from a kernel that cannot select by status all of them, twice."""
+    for status in (_SRC_NAT, _DST_NAT):
+        wanted = _attribute(_STATUS, status) + _attribute(_STATUS_MASK, status)
+        for body in netlink.ask(questions, _GET, _NFGENMSG.pack(socket.AF_UNSPEC, 0, 0) + wanted):
+            connection = parse(body)
+            if connection is not None:
+                yield connection
+
+
+def _attribute(kind: int, number: int) -> bytes:
+    return struct.pack("=HH", 8, kind) + struct.pack("!I", number)
+
+
+def _subscribed() -> socket.socket:
+    """A socket that gets the begins and ends of translated connections."""
+    channel = netlink.channel(_NETLINK_NETFILTER)
+    try:
+        enlarge(channel, _BUFFER)
+        program = b"".join(struct.pack("=HBBI", *instruction) for instruction in _TRANSLATED_ONLY)
+        buffer = ctypes.create_string_buffer(program, len(program))
+        filtered = struct.pack("@HP", len(_TRANSLATED_ONLY), ctypes.addressof(buffer))
+        channel.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filtered)
+        channel.bind((0, _GROUPS))
+    except PermissionError as error:
+        channel.close()
+        raise PermissionError("following translations (conntrack) needs CAP_NET_ADMIN") from error
+    except OSError:
+        channel.close()
+        raise
+    return channel

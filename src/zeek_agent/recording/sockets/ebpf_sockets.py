@@ -1,0 +1,204 @@
+"""Socket events by eBPF."""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from zeek_agent.bpf.libbpf import BpfObject
+from zeek_agent.bpf.probe import cgroup2, why_no_cgroup2, why_no_tracepoints, why_not
+from zeek_agent.bpf.ring import Ring
+from zeek_agent.host.linux.boot_clock import boot_time
+from zeek_agent.host.linux.host_sockets import sockets_by_namespace
+from zeek_agent.host.linux.internet_sockets import TCP, UDP, UDPLITE
+from zeek_agent.host.linux.procfs import Procfs, socket_holders
+from zeek_agent.recording.bpf_monitor import Monitor, Stream, ring_size
+from zeek_agent.recording.sockets.bpf_connections import ConnectionTracker
+from zeek_agent.recording.sockets.socket_rows import SOCKETS_EVENTS, Direction
+from zeek_agent.recording.source import Sink, Source
+
+if TYPE_CHECKING:
+    from zeek_agent.config import SourceSettings
+    from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+    from zeek_agent.schema import Row
+
+logger = logging.getLogger(__name__)
+
+_RING_PER_CPU: Final = 512 << 10
+_PACKET_RING: Final = 64 << 10  # for a sniffer now and then; whole pages on any machine
+LISTEN: Final = 10
+_PID, _UID, _EXE = 1, 3, 13  # columns of sockets_events
+
+
+class EbpfSockets(Source):
+    """TCP connections and listeners, first datagrams of flows, opened packet sockets, with the process that acts."""
+
+    kind = "sockets"
+    backend = "ebpf"
+
+    def __init__(self, monitor: Monitor, settings: SourceSettings) -> None:
+        super().__init__()
+        self._monitor = monitor
+        self._settings = settings
+        self._own_pid = os.getpid() if settings.ignore_self else 0
+        self._tracker = ConnectionTracker(monitor.cache)
+        self._streams: list[Stream] = []
+        self._sink: Sink | None = None
+        monitor.on_tick.append(self._tick)
+        monitor.on_failure.append(self.failed)
+
+    def probe(self) -> str | None:
+        return why_not(("processes", "tcp")) or why_no_tracepoints()
+
+    def start(self, sink: Sink) -> None:
+        """TCP must work; without datagrams or packet sockets it goes on, which `counters.last_error` tells."""
+        self._monitor.open()
+        self._sink = sink
+        size = ring_size(self._settings.ring_bytes, _RING_PER_CPU)
+        try:
+            self._streams.append(self._stream("tcp", size, _attach_all))
+        except OSError:
+            self.stop()
+            raise
+        obstacles = {
+            "datagrams": self._add("udp", size, _attach_to_cgroups),
+            "packet sockets": self._add("packet", _PACKET_RING, _attach_all),
+        }
+        missing = [f"{what} are not recorded: {why}" for what, why in obstacles.items() if why is not None]
+        if missing:
+            self.counters.last_error = "; ".join(missing)
+            logger.warning("socket events: %s", self.counters.last_error)
+        # the programs are at work and nobody reads yet, so no socket falls between what is open and what happens
+        for cookie, process, direction in open_sockets(self._monitor.cache):
+            self._tracker.know(cookie, process, direction)
+        for stream in self._streams:
+            self._monitor.add(stream)
+
+    def _add(self, name: str, size: int, attach: Callable[[BpfObject], None]) -> str | None:
+        """None when one more object is at work; else why not."""
+        obstacle = why_not((name,))
+        if obstacle is not None:
+            return obstacle
+        try:
+            self._streams.append(self._stream(name, size, attach))
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    def stop(self) -> None:
+        if self._sink is None:
+            return
+        self.drain()
+        for stream in self._streams:
+            self._monitor.remove(stream)
+        self._streams.clear()
+        self._sink = None
+        self._monitor.close()
+
+    def drain(self) -> None:
+        with self._monitor.lock:
+            self._monitor.drain()
+            self._count()
+
+    def _stream(self, name: str, size: int, attach: Callable[[BpfObject], None]) -> Stream:
+        """An object that is loaded, configured and attached, and its ring of `size` bytes."""
+        settings = self._settings
+        executables = _identities(settings.ignore_executables)
+        filters = (self._own_pid, settings.ignore_loopback, len(settings.ignore_uids), len(executables))
+        loaded = BpfObject(name)
+        try:
+            loaded.resize("records", size)
+            loaded.resize("ignored_uids", len(settings.ignore_uids) or 1)
+            loaded.resize("ignored_executables", len(executables) or 1)
+            loaded.configure(struct.pack("=4I", *filters))
+            loaded.load()
+            for uid in settings.ignore_uids:
+                loaded.put("ignored_uids", struct.pack("=I", uid), bytes(4))
+            for identity in executables:
+                loaded.put("ignored_executables", identity, bytes(4))
+            stream = Stream(loaded, Ring(loaded.map_fd("records"), size), self._record)
+            attach(loaded)
+        except OSError:
+            loaded.close()
+            raise
+        return stream
+
+    def _record(self, batch: list[bytes]) -> None:
+        self._emit(self._tracker.rows(batch, boot_time()))
+
+    def _emit(self, rows: list[Row]) -> None:
+        settings = self._settings
+        if settings.ignore_executables or settings.ignore_uids or self._own_pid:
+            rows = [
+                row
+                for row in rows
+                if row[_PID] != self._own_pid
+                and row[_UID] not in settings.ignore_uids
+                and row[_EXE] not in settings.ignore_executables
+            ]
+        if rows and self._sink is not None:
+            self._sink(SOCKETS_EVENTS, rows)
+
+    def _tick(self) -> None:
+        if self._sink is None:
+            return
+        self._emit(self._tracker.overdue(time.clock_gettime_ns(time.CLOCK_BOOTTIME), boot_time()))
+        self._count()
+
+    def _count(self) -> None:
+        self.counters.received = sum(stream.received for stream in self._streams)
+        self.counters.lost["decode"] = self._tracker.undecoded
+        self.counters.lost["overrun"] = sum(sum(stream.lost()) for stream in self._streams)
+
+
+def open_sockets(cache: ProcessCache, proc: str = "/proc") -> Iterator[tuple[int, Process | None, Direction | None]]:
+    """Sockets that are open now: cookie, a process that has it, and who opened it, as far as can be told afterwards.
+
+    A connection of a port that somebody listens at came in.
+    """
+    pids = Procfs(proc).pids()
+    holders = socket_holders(proc, pids)
+    found = [each for _, sockets in sockets_by_namespace(proc, pids, (TCP, UDP, UDPLITE)) for each in sockets]
+    listening = {each.local_port for each in found if each.protocol == TCP and each.state == LISTEN}
+    for each in found:
+        holding = holders.get(each.inode)
+        if each.cookie and holding:
+            direction: Direction | None = None
+            if each.protocol == TCP and each.state != LISTEN:
+                direction = "inbound" if each.local_port in listening else "outbound"
+            yield each.cookie, cache.find(holding[0][0]), direction
+
+
+def _attach_all(loaded: BpfObject) -> None:
+    for program in loaded.programs:
+        loaded.attach(program)
+
+
+def _attach_to_cgroups(loaded: BpfObject) -> None:
+    """Attach what is for control groups at their root, where every process is."""
+    obstacle, mounted = why_no_cgroup2(), cgroup2()
+    if obstacle is not None or mounted is None:
+        raise OSError(obstacle)
+    directory = os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for program in loaded.programs:
+            loaded.attach(program, directory if loaded.section(program).startswith("cgroup") else None)
+    finally:
+        os.close(directory)
+
+
+def _identities(executables: tuple[str, ...]) -> list[bytes]:
+    """Those that exist, as the kernel tells files apart: inode and device (`struct executable`)."""
+    found = []
+    for path in executables:
+        try:
+            status = os.stat(path)  # noqa: PTH116
+        except OSError:
+            continue
+        device = os.major(status.st_dev) << 20 | os.minor(status.st_dev)
+        found.append(struct.pack("=QII", status.st_ino, device, 0))
+    return found

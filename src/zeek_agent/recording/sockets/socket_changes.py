@@ -1,0 +1,227 @@
+"""What happened to sockets, from lists of those that are open, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zeek_agent.host.linux.internet_sockets import TCP, InternetSocket
+from zeek_agent.recording.sockets.socket_rows import Direction, Flow, State, socket_row
+
+if TYPE_CHECKING:
+    from zeek_agent.recording.exclusions import Exclusions
+    from zeek_agent.recording.processes.process_cache import Process
+    from zeek_agent.schema import Row
+
+_ESTABLISHED: Final = 1
+_LISTEN: Final = 10
+_OPENING: Final = 2
+_FIN_WAIT_2: Final = 5
+_CONNECTED: Final = frozenset({_ESTABLISHED, 4, 5, 8, 9, 11})
+WANTED_STATES: Final = sum(1 << state for state in _CONNECTED | {_OPENING, _LISTEN, 7})
+"""The states that matter here, as a mask: 7 is a datagram socket without a peer."""
+
+_ACCEPT_PATIENCE: Final = 1.0
+_SEARCHES: Final = 3
+_CLOSED_REMEMBERED: Final = 10.0
+
+
+@dataclass(slots=True)
+class _Open:
+    """A socket that is open, and what is known of it. `state` is None while a connection is being opened."""
+
+    flow: Flow
+    state: State | None
+    direction: Direction | None
+    inode: int
+    uid: int | None
+    since: float
+    process: Process | None = None
+    searches: int = 0
+    missed: int = 0
+
+
+class SocketChanges:
+    """Compares lists of open sockets, and takes word of closed ones from elsewhere.
+
+    `find` gives the processes that hold sockets, by inode. A socket whose process is not found at once is given
+    `patience` seconds, and one that a list does not show is gone after `misses` more lists: a dump of the kernel's can
+    leave one out while others come and go. Times are seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[set[int]], dict[int, Process]],
+        exclusions: Exclusions,
+        *,
+        patience: float,
+        misses: int = 0,
+    ) -> None:
+        self._find = find
+        self._exclusions = exclusions
+        self._patience = patience
+        self._misses = misses
+        self._open: dict[object, _Open] = {}
+        self._untold: dict[object, _Open] = {}
+        self._members: dict[int | None, set[object]] = {}
+        self._listeners: dict[int | None, dict[int, _Open]] = {}
+        self._closed: dict[object, float] = {}
+        self._ephemeral = _ephemeral_ports()
+        self._rows: list[Row] = []
+
+    def seed(self, netns: int | None, sockets: Iterable[InternetSocket], now: float) -> None:
+        """Take these as open already: no rows, but their processes are remembered for their end."""
+        self._note(netns, sockets, now)
+        self._attribute()
+        self._untold.clear()
+
+    def update(self, netns: int | None, sockets: Iterable[InternetSocket], now: float) -> None:
+        """Compare with all sockets that a network namespace has now."""
+        before = self._members.get(netns, set())
+        self._note(netns, sockets, now)
+        members = self._members[netns]
+        for key in before - members:
+            entry = self._open[key]
+            entry.missed += 1
+            if entry.missed > self._misses:
+                self._close(key, now)
+            else:
+                members.add(key)
+
+    def destroyed(self, netns: int | None, socket: InternetSocket, now: float) -> None:
+        """The kernel says that this socket is gone, one that no list may ever have shown."""
+        key = _key(netns, socket)
+        if key in self._open:
+            self._close(key, now)
+        elif key not in self._closed and socket.connected:
+            self._closed[key] = now
+            entry = _Open(_flow(netns, socket), "established", None, 0, socket.uid, now)
+            entry.direction = self._direction(entry.flow)
+            self._tell(entry, "established", now)
+            self._tell(entry, "closed", now)
+
+    def take(self, now: float) -> list[Row]:
+        """The rows since the last call."""
+        self._attribute()
+        for key, entry in list(self._untold.items()):
+            if entry.state is not None and self._is_due(entry, now):
+                del self._untold[key]
+                self._tell(entry, entry.state, entry.since)
+        for key, at in list(self._closed.items()):
+            if at > now - _CLOSED_REMEMBERED:
+                break
+            del self._closed[key]
+        rows, self._rows = self._rows, []
+        return rows
+
+    def forget(self, netns: int | None, now: float) -> None:
+        """A network namespace is gone, and all its sockets with it."""
+        for key in list(self._members[netns]):
+            self._close(key, now)
+        del self._members[netns], self._listeners[netns]
+
+    def _note(self, netns: int | None, sockets: Iterable[InternetSocket], now: float) -> None:
+        """Add what is new, bring the rest up to date."""
+        present: set[object] = set()
+        listeners: dict[int, _Open] = {}
+        added: list[_Open] = []
+        for socket in sockets:
+            state = self._state(socket)
+            if state is None and socket.state != _OPENING:
+                continue
+            key = _key(netns, socket)
+            present.add(key)
+            entry = self._open.get(key)
+            if entry is None:
+                entry = _Open(_flow(netns, socket), state, None, socket.inode, socket.uid, now)
+                self._open[key] = self._untold[key] = entry
+                added.append(entry)
+            elif entry.state is None and state is not None:
+                entry.flow, entry.state, entry.since = _flow(netns, socket), state, now
+            entry.missed = 0
+            if socket.inode and not entry.inode:
+                entry.inode, entry.uid = socket.inode, socket.uid
+            if state == "listen" and socket.protocol == TCP:
+                listeners[socket.local_port] = entry
+        self._members[netns], self._listeners[netns] = present, listeners
+        for entry in added:
+            if entry.state != "listen":
+                entry.direction = self._direction(entry.flow)
+
+    def _state(self, socket: InternetSocket) -> State | None:
+        if socket.protocol == TCP:
+            if socket.state == _FIN_WAIT_2 and not socket.inode:
+                return None  # closed by its process, waits for the peer's end as TIME_WAIT does
+            return "listen" if socket.state == _LISTEN else "established" if socket.state in _CONNECTED else None
+        if socket.state == _ESTABLISHED and socket.connected:
+            return "established"
+        return "listen" if socket.local_port and socket.local_port not in self._ephemeral else None
+
+    def _direction(self, flow: Flow) -> Direction:
+        return "outbound" if self._listener(flow) is None else "inbound"
+
+    def _listener(self, flow: Flow) -> _Open | None:
+        """Who listens at the local port."""
+        if flow.protocol != TCP or flow.local_port is None:
+            return None
+        return self._listeners.get(flow.netns, {}).get(flow.local_port)
+
+    def _attribute(self) -> None:
+        """Look for the processes that hold the sockets whose rows are not out yet."""
+        wanted: dict[int, _Open] = {}
+        for entry in self._untold.values():
+            if entry.inode and entry.process is None and entry.searches < _SEARCHES:
+                entry.searches += 1
+                wanted[entry.inode] = entry
+        for inode, process in self._find(set(wanted)).items() if wanted else ():
+            wanted[inode].process = process
+
+    def _is_due(self, entry: _Open, now: float) -> bool:
+        if entry.process is not None:
+            return True
+        return now >= entry.since + (self._patience if entry.inode else max(self._patience, _ACCEPT_PATIENCE))
+
+    def _close(self, key: object, now: float) -> None:
+        entry = self._open.pop(key)
+        untold = self._untold.pop(key, None)
+        self._members.get(entry.flow.netns, set()).discard(key)
+        self._closed[key] = now
+        if entry.state is None:
+            self._tell(entry, "failed", now)
+            return
+        if untold is not None:
+            self._tell(entry, entry.state, entry.since)
+        self._tell(entry, "closed", now)
+
+    def _tell(self, entry: _Open, state: State, at: float) -> None:
+        if self._exclusions.process(entry.process) or self._exclusions.flow(entry.flow):
+            return
+        self._rows.append(socket_row(entry.flow, state, entry.direction, entry.process, time=at, uid=entry.uid))
+
+
+def _key(netns: int | None, socket: InternetSocket) -> object:
+    """What names a socket as long as it is open."""
+    return socket.cookie or (netns, socket.inode, *socket[2:6])
+
+
+def _flow(netns: int | None, socket: InternetSocket) -> Flow:
+    return Flow(
+        socket.protocol,
+        socket.local,
+        socket.local_port,
+        socket.remote,
+        socket.remote_port,
+        socket.cookie,
+        netns,
+    )
+
+
+def _ephemeral_ports() -> range:
+    """The ports that the kernel gives to who does not choose one: nobody serves there."""
+    try:
+        low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    except OSError:
+        return range(32_768, 61_000)
+    return range(low, high + 1)

@@ -1,0 +1,92 @@
+"""Which process holds a socket, looked for where it is likely first: among recent owners, then the youngest."""
+
+# ruff: noqa: PTH115, PTH123, PTH208  where pathlib costs more than the kernel
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+
+_RECENT: Final = 64
+
+
+class SocketOwners:
+    """Searches /proc/PID/fd for sockets by their inode numbers."""
+
+    def __init__(self, proc: str = "/proc") -> None:
+        self._proc = proc
+        self._recent: dict[int, None] = {}
+
+    def find(self, inodes: Iterable[int]) -> dict[int, int]:
+        """The owner's pid by inode, of those that a visible process holds.
+
+        Where parent and child hold a socket, it is the parent: it opened the socket before it forked.
+        """
+        wanted = {f"socket:[{inode}]": inode for inode in inodes}
+        found: dict[int, int] = {}
+        for pid in self._candidates():
+            if not wanted:
+                break
+            held = [target for target in self._sockets(pid) if target in wanted]
+            for target in held:
+                found[wanted.pop(target)] = self._eldest(pid, target)
+            if held:
+                self._remember(pid)
+        return found
+
+    def _candidates(self) -> Iterator[int]:
+        recent = list(reversed(self._recent))
+        yield from recent
+        known = set(recent)
+        youngest_first = sorted((int(name) for name in os.listdir(self._proc) if name.isdecimal()), reverse=True)
+        yield from (pid for pid in youngest_first if pid not in known)
+
+    def _remember(self, pid: int) -> None:
+        self._recent.pop(pid, None)
+        self._recent[pid] = None
+        if len(self._recent) > _RECENT:
+            del self._recent[next(iter(self._recent))]
+
+    def _sockets(self, pid: int) -> list[str]:
+        """What the process's descriptors are; none of a process that is gone or not ours to look into."""
+        directory = f"{self._proc}/{pid}/fd/"
+        try:
+            descriptors = os.listdir(directory)
+        except OSError:
+            return []
+        targets = []
+        for descriptor in descriptors:
+            try:
+                targets.append(os.readlink(directory + descriptor))
+            except OSError:  # closed meanwhile
+                continue
+        return targets
+
+    def _eldest(self, pid: int, target: str) -> int:
+        while (parent := self._parent(pid)) > 1 and target in self._sockets(parent):
+            pid = parent
+        return pid
+
+    def _parent(self, pid: int) -> int:
+        """The parent's pid; 0 when there is none or the process is gone."""
+        try:
+            with open(f"{self._proc}/{pid}/stat", "rb", buffering=0) as file:
+                return int(file.read().rpartition(b")")[2].split()[1])
+        except (OSError, IndexError):
+            return 0
+
+
+def living_owners(owners: SocketOwners, cache: ProcessCache, inodes: set[int], fed: bool) -> dict[int, Process]:
+    """The processes that hold these sockets now; from /proc unless the cache is `fed` with what processes do."""
+    found: dict[int, Process] = {}
+    for inode, pid in owners.find(inodes).items():
+        process = cache.find(pid) if fed else None
+        if process is None or process.exited:
+            process = cache.read(pid) or process
+        if process is not None:
+            found[inode] = process
+    return found

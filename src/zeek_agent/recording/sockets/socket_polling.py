@@ -1,0 +1,178 @@
+"""Socket events by asking sock_diag(7) often what is open, and by its multicast of what is closed.
+
+A connection shorter than a round is known from the latter alone: both its ends, but not its process.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from zeek_agent.host.linux import inet_diag, netlink
+from zeek_agent.host.linux.internet_sockets import TCP, UDP, InternetSocket
+from zeek_agent.host.linux.namespaces import in_network_namespace
+from zeek_agent.host.linux.procfs import network_namespace
+from zeek_agent.recording.exclusions import Exclusions
+from zeek_agent.recording.listener import enlarge
+from zeek_agent.recording.periodic import Periodic
+from zeek_agent.recording.sockets.socket_changes import WANTED_STATES, SocketChanges
+from zeek_agent.recording.sockets.socket_owners import SocketOwners, living_owners
+from zeek_agent.recording.sockets.socket_rows import SOCKETS_EVENTS
+from zeek_agent.recording.source import Sink, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zeek_agent.config import SourceSettings
+    from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+
+log = logging.getLogger(__name__)
+
+_ROUND: Final = 0.025
+_SHARE: Final = 1.5
+_PATIENCE: Final = 0.1
+_NAMESPACES: Final = 1.0
+_NAMESPACES_MAX: Final = 1_000
+_DESTROYED: Final = 0b1111  # SKNLGRP_INET_TCP_DESTROY and those of UDP, TCP over IPv6, UDP over IPv6
+_BUFFER: Final = 4 << 20
+_MESSAGE: Final = 16
+_ATTRIBUTES: Final = 72  # behind struct inet_diag_msg
+_PROTOCOL: Final = 10  # INET_DIAG_PROTOCOL
+
+
+class _Namespace(NamedTuple):
+    """A network namespace, and the netlink sockets that were opened in it."""
+
+    inode: int | None
+    questions: socket.socket
+    destroyed: socket.socket
+
+    def close(self) -> None:
+        self.questions.close()
+        self.destroyed.close()
+
+
+class SocketPolling(Source):
+    """TCP connections and listeners, connected and bound UDP sockets, of all network namespaces that can be entered."""
+
+    kind = "sockets"
+    backend = "inet_diag"
+
+    def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
+        super().__init__()
+        self._cache = cache
+        self._fed = settings.processes != "off"
+        self._exclusions = Exclusions(settings)
+        self._owners = SocketOwners()
+        self._periodic: Periodic | None = None
+
+    def probe(self) -> str | None:
+        try:
+            _open(None).close()
+        except PermissionError:
+            return "word of closed sockets (sock_diag) needs CAP_NET_ADMIN"
+        except OSError as error:
+            return f"the kernel does not offer sock_diag: {error}"
+        return None
+
+    def start(self, sink: Sink) -> None:
+        self._sink = sink
+        self._changes = SocketChanges(self._find, self._exclusions, patience=_PATIENCE, misses=1)
+        self._own = network_namespace("/proc", "self")
+        self._namespaces = {self._own: _open(self._own)}
+        self._look_at = 0.0
+        self._enter_namespaces()
+        now = time.time()
+        for namespace in self._namespaces.values():
+            self._changes.seed(namespace.inode, _listed(namespace), now)
+        self._periodic = Periodic(self._round, _ROUND, self.failed, share=_SHARE, urgent=True)
+        self._periodic.start()
+
+    def stop(self) -> None:
+        if self._periodic is None:
+            return
+        periodic, self._periodic = self._periodic, None
+        periodic.stop()
+        try:
+            periodic.now()
+        finally:
+            for namespace in self._namespaces.values():
+                namespace.close()
+
+    def drain(self) -> None:
+        if self._periodic is not None:
+            self._periodic.now()
+
+    def _round(self) -> None:
+        if time.monotonic() >= self._look_at:
+            self._enter_namespaces()
+        for namespace in self._namespaces.values():
+            self._changes.update(namespace.inode, _listed(namespace), time.time())
+            for gone in self._gone(namespace):
+                self._changes.destroyed(namespace.inode, gone, time.time())
+        rows = self._changes.take(time.time())
+        self.counters.received += len(rows)
+        if rows:
+            self._sink(SOCKETS_EVENTS, rows)
+
+    def _gone(self, namespace: _Namespace) -> Iterator[InternetSocket]:
+        """What the kernel tells to be closed since it was last asked."""
+        while True:
+            try:
+                message = namespace.destroyed.recv(4_096)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.counters.lost["overrun"] += 1  # of unknown number; those that a round has seen are not lost
+                continue
+            body = message[_MESSAGE:]
+            protocol = next((value[0] for kind, value in netlink.attributes(body, _ATTRIBUTES) if kind == _PROTOCOL), 0)
+            if protocol in {TCP, UDP}:
+                yield from inet_diag.parse(protocol, [body])
+
+    def _find(self, inodes: set[int]) -> dict[int, Process]:
+        return living_owners(self._owners, self._cache, inodes, self._fed)
+
+    def _enter_namespaces(self) -> None:
+        """Follow the network namespaces that processes are in."""
+        self._look_at = time.monotonic() + _NAMESPACES
+        members: dict[int, str] = {}
+        for name in os.listdir("/proc"):  # noqa: PTH208
+            if name.isdecimal() and (inode := network_namespace("/proc", name)) is not None:
+                members.setdefault(inode, name)
+        for inode in self._namespaces.keys() - members.keys() - {self._own}:
+            self._changes.forget(inode, time.time())
+            self._namespaces.pop(inode).close()
+        for inode in list(members.keys() - self._namespaces.keys())[: _NAMESPACES_MAX - len(self._namespaces)]:
+            self._enter(inode, members[inode])
+
+    def _enter(self, inode: int, pid: str) -> None:
+        try:
+            self._namespaces[inode] = in_network_namespace(f"/proc/{pid}/ns/net", lambda: _open(inode))
+        except OSError as error:
+            self.counters.last_error = f"network namespace {inode}: {error}"
+            log.debug("socket events: cannot enter network namespace %d: %s", inode, error)
+
+
+def _open(inode: int | None) -> _Namespace:
+    """The sockets for the network namespace that the calling thread is in."""
+    destroyed = netlink.channel(netlink.NETLINK_SOCK_DIAG)
+    try:
+        enlarge(destroyed, _BUFFER)
+        destroyed.setblocking(False)
+        destroyed.bind((0, _DESTROYED))
+        return _Namespace(inode, netlink.channel(netlink.NETLINK_SOCK_DIAG), destroyed)
+    except OSError:
+        destroyed.close()
+        raise
+
+
+def _listed(namespace: _Namespace) -> Iterator[InternetSocket]:
+    for protocol in (TCP, UDP):
+        yield from inet_diag.ask(namespace.questions, protocol, WANTED_STATES)

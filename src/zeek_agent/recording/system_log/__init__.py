@@ -1,0 +1,1 @@
+"""Entries of the system's log: rows, and one module per backend."""

@@ -1,0 +1,181 @@
+"""Lines of the files that a syslog daemon writes, for hosts without a journal.
+
+What such a line tells: time, program, its process id, message (RFC 3164 §4.1, or with a time stamp of RFC 3339, as
+rsyslog writes by default since version 8.2210 of Debian). Level and facility only where the priority was written too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zeek_agent.recording.periodic import Periodic
+from zeek_agent.recording.source import Source
+from zeek_agent.recording.system_log.file_tail import BEGINNING, Position, Tail, regular
+from zeek_agent.recording.system_log.log_entry import SYSTEM_LOGS_EVENTS, LogEntry, bounded
+from zeek_agent.text import from_bytes
+
+if TYPE_CHECKING:
+    from zeek_agent.config import SourceSettings
+    from zeek_agent.recording.source import Recorded, Sink
+
+FILES: Final = (("/var/log/syslog", "/var/log/messages"), ("/var/log/auth.log", "/var/log/secure"))
+"""Of each pair, the first that is there: what all programs log, and what is logged of authentication."""
+
+_INTERVAL: Final = 1.0
+_BATCH_ROWS: Final = 1_000
+_DAY: Final = 86_400.0
+_CURSOR: Final = re.compile(r"\d+:\d+(,\d+:\d+)*")
+_MONTHS: Final = {
+    name: number for number, name in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)
+}
+_HEADER: Final = re.compile(
+    rb"(?:<(?P<priority>\d{1,3})>)?"
+    rb"(?:(?P<iso>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:?\d\d)?)"
+    rb"|(?P<month>[A-Z][a-z]{2}) (?P<day>[ \d]\d) (?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d))"
+    rb" \S+ "
+    rb"(?:(?P<tag>[^\s:\[]{1,256})(?:\[(?P<pid>\d{1,9})\])?:(?: |$))?"
+)
+
+
+class Syslog(Source):
+    """Follows log files by looking once a second, and when a query asks."""
+
+    kind = "system_logs"
+    backend = "syslog"
+
+    def __init__(self, settings: SourceSettings, files: Sequence[Sequence[str]] = FILES) -> None:
+        super().__init__()
+        self._choices = [(name,) for name in settings.syslog_files] or files
+        self._own = os.getpid() if settings.ignore_self else None
+        self._tails: list[Tail] = []
+        self._younger: dict[Tail, float] = {}
+        self._periodic: Periodic | None = None
+
+    def probe(self) -> str | None:
+        files = self._files()
+        present = [file for file in files if regular(file)]
+        if not present:
+            return f"neither {' nor '.join(name for choice in self._choices for name in choice)} is there as a file"
+        denied = [str(file) for file in present if not os.access(file, os.R_OK)]
+        return f"{' and '.join(denied)} may not be read; that takes root or the group adm" if denied else None
+
+    def resume(self, recorded: Recorded) -> None:
+        past = recorded(SYSTEM_LOGS_EVENTS)
+        places = past.cursor.split(",") if past.cursor is not None and _CURSOR.fullmatch(past.cursor) else []
+        known = [Position(*map(int, place.split(":"))) for place in places]
+        if past.cursor is not None or not self._tails:
+            self._younger.clear()
+            self._tails = [self._tail(file, known, past.until) for file in self._files()]
+
+    def start(self, sink: Sink) -> None:
+        self._sink = sink
+        self._tails = self._tails or [Tail(file) for file in self._files()]
+        self._periodic = Periodic(self._look, _INTERVAL, self.failed)
+        self._periodic.start()
+
+    def stop(self) -> None:
+        if self._periodic is not None:
+            periodic, self._periodic = self._periodic, None
+            periodic.stop()
+            try:
+                periodic.now()
+            finally:
+                for tail in self._tails:
+                    tail.close()
+
+    def drain(self) -> None:
+        """Look now, whenever the next turn would be."""
+        if self._periodic is not None:
+            self._periodic.now()
+
+    def _files(self) -> list[Path]:
+        """The first file of each choice that is there; where none is, the first, which may come."""
+        return [
+            next((file for file in map(Path, choice) if file.exists()), Path(choice[0])) for choice in self._choices
+        ]
+
+    def _tail(self, file: Path, known: Sequence[Position], until: float | None) -> Tail:
+        """Go on at a known place; in another file with all that is younger than what has been recorded."""
+        for position in known:
+            tail = Tail(file, position)
+            if tail.is_known():
+                return tail
+        if until is None:
+            return Tail(file)
+        tail = Tail(file, BEGINNING)
+        self._younger[tail] = until
+        return tail
+
+    def _look(self) -> None:
+        for tail in self._tails:
+            try:
+                self._take(tail, self._younger.get(tail, 0.0))
+            except FileNotFoundError:
+                continue
+            self._younger.pop(tail, None)
+
+    def _take(self, tail: Tail, since: float) -> None:
+        """Hand over the lines that are new and younger than `since`."""
+        rows: list[LogEntry] = []
+        now = time.time()
+        try:
+            for line in tail.lines():
+                entry = log_entry(line, now)
+                if entry.time > since and (self._own is None or entry.pid != self._own):
+                    rows.append(entry._replace(cursor=self._cursor()))
+                if len(rows) >= _BATCH_ROWS:
+                    self._hand_over(rows)
+                    rows = []
+        finally:
+            self._hand_over(rows)
+
+    def _hand_over(self, rows: list[LogEntry]) -> None:
+        if rows:
+            self.counters.received += len(rows)
+            self._sink(SYSTEM_LOGS_EVENTS, rows)
+
+    def _cursor(self) -> str:
+        return ",".join(f"{tail.position.inode}:{tail.position.offset}" for tail in self._tails)
+
+
+def log_entry(line: bytes, now: float) -> LogEntry:
+    """A line's row; what is no line of syslog is a message that was logged `now`."""
+    header = _HEADER.match(line)
+    if header is None:
+        return LogEntry(now, None, None, from_bytes(bounded(line)))
+    tag = from_bytes(header["tag"]) if header["tag"] else None
+    priority = int(header["priority"]) if header["priority"] else None
+    return LogEntry(
+        time=_time(header, now),
+        process=tag,
+        level=None if priority is None else str(priority & 7),
+        message=from_bytes(bounded(line[header.end() :])),
+        pid=int(header["pid"]) if header["pid"] else None,
+        identifier=tag,
+        facility=None if priority is None else priority >> 3,
+    )
+
+
+def _time(header: re.Match[bytes], now: float) -> float:
+    """Seconds since the epoch, at most `now`, since retention goes by it; `now` where there is no such day.
+
+    A time without a zone is local. Without a year, it is in the last year in which it is past.
+    """
+    try:
+        if header["iso"]:
+            return min(max(datetime.fromisoformat(header["iso"].decode()).timestamp(), 0.0), now)
+        year = datetime.fromtimestamp(now).year
+        month = _MONTHS[header["month"]]
+        day, hour, minute, second = (int(header[name]) for name in ("day", "hour", "minute", "second"))
+        written = datetime(year, month, day, hour, minute, second).timestamp()
+        if written > now + _DAY:
+            written = datetime(year - 1, month, day, hour, minute, second).timestamp()
+        return min(written, now)
+    except (KeyError, ValueError, OverflowError):
+        return now
