@@ -26,7 +26,7 @@ from rich.table import Table
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import LimitSettings
 from zeek_agent.database.database import Database, Lane
-from zeek_agent.host import Host
+from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables
 
 STATEMENTS: Final = {
@@ -55,7 +55,7 @@ class NoAgent:
 async def measure() -> dict[str, tuple[float, int]]:
     """Microseconds of CPU time of each statement, and its rows."""
     snapshots = [table for table in builtin_tables() if table.kind == "snapshot"]
-    database = Database(snapshots, Host(NoAgent(), AccessPolicy()), LimitSettings())  # type: ignore[arg-type]
+    database = Database(snapshots, TableContext(NoAgent(), AccessPolicy()), LimitSettings())  # type: ignore[arg-type]
     found = {}
     for name, sql in STATEMENTS.items():
         await database.query(sql, lane=Lane.LOCAL)

@@ -28,9 +28,8 @@ from rich.table import Table
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import LimitSettings, OsquerySettings
 from zeek_agent.database.database import Database
-from zeek_agent.host import Host
 from zeek_agent.osquery.bridge import Bridge
-from zeek_agent.schema import Constraints
+from zeek_agent.table import Constraints, TableContext
 
 SIZES = (1_000, 100_000)
 ROUNDS = {1_000: 20, 100_000: 3}
@@ -114,7 +113,7 @@ def measure(path: str, size: int, report: Table) -> None:
     results = {"osquery (PyPI)": cpu(lambda: len(manager.query("SELECT * FROM big").response), rounds, size)}
     theirs.close()
 
-    host = Host(agent=None, access=AccessPolicy())  # type: ignore[arg-type]  # no table here asks for it
+    host = TableContext(agent=None, access=AccessPolicy())  # type: ignore[arg-type]  # no table here asks for it
     database = Database([], host, LimitSettings(time=60.0))
     bridge = Bridge(OsquerySettings(socket=path, time=60.0), database)
     bridge.look_blocking()

@@ -19,8 +19,8 @@ from rich.table import Table as Printed
 from zeek_agent.config import EventSettings
 from zeek_agent.database.database import Database, Lane, Profile
 from zeek_agent.events.store import EventStore
-from zeek_agent.host import Host
-from zeek_agent.schema import Column, Constraints, Row, Table
+from zeek_agent.schema import Column, Row
+from zeek_agent.table import Constraints, Table, TableContext
 
 ROUNDS = 5
 COLUMNS = [
@@ -82,7 +82,7 @@ async def main(number: int) -> None:
         store.append("e", rows)
         store.flush()
         tables = [declared("t", rows), declared("u", rows), events]
-        db = Database(tables, Host(agent=None), store=store)  # type: ignore[arg-type]
+        db = Database(tables, TableContext(agent=None), store=store)  # type: ignore[arg-type]
         printed = Printed("from", "statement", "ns/row", title=f"{number} rows of {len(COLUMNS)} columns")
         for source, sql, profile in STATEMENTS:
             printed.add_row(source, sql, f"{await cost(db, sql, profile) / number * 1e9:.0f}")

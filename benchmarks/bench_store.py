@@ -12,7 +12,8 @@ from pathlib import Path
 
 from zeek_agent.config import EventSettings
 from zeek_agent.events.store import EventStore
-from zeek_agent.schema import Column, Row, Table
+from zeek_agent.schema import Column, Row
+from zeek_agent.table import Table
 
 KINDS = ("time", *["text"] * 13, *["count"] * 11, "interval", "bool")
 TABLE = Table(

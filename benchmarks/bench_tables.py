@@ -20,8 +20,8 @@ from rig import crowd
 from zeek_agent.bpf import iterators
 from zeek_agent.config import LimitSettings
 from zeek_agent.database.database import Database, Profile
-from zeek_agent.host import Host
-from zeek_agent.schema import Constraints, Row, Table, Value
+from zeek_agent.schema import Row, Value
+from zeek_agent.table import Constraints, Table, TableContext
 from zeek_agent.tables.processes import processes
 from zeek_agent.tables.sockets import listening_ports, sockets
 
@@ -63,7 +63,7 @@ def timed(work: Callable[[], int], rounds: int) -> tuple[float, float, int]:
 
 
 def scan(table: Table, columns: frozenset[str]) -> int:
-    return sum(1 for _ in table.rows(Constraints(Host(NoAgent()), columns=columns)))
+    return sum(1 for _ in table.rows(Constraints(TableContext(NoAgent()), columns=columns)))
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def main() -> None:
         print(f"{what:<54} {rows:>7} {best:>8.1f} {median:>10.1f}")
 
     with crowd(arguments.processes, arguments.sockets):
-        database = Database(NoAgent().tables(), Host(NoAgent()), LimitSettings())
+        database = Database(NoAgent().tables(), TableContext(NoAgent()), LimitSettings())
 
         def query(sql: str, profile: Profile) -> int:
             return len(loop.run_until_complete(database.query(sql, profile=profile)).rows)

@@ -9,9 +9,9 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
 from zeek_agent.events import file as event_file
 from zeek_agent.events.store import EventStore
-from zeek_agent.host import Host
 from zeek_agent.host.files.reads import FileReads
-from zeek_agent.schema import Constraints, Row, Table
+from zeek_agent.schema import Row
+from zeek_agent.table import Constraints, Table, TableContext
 from zeek_agent.tables import builtin_tables
 
 
@@ -74,7 +74,7 @@ def ask(
     given.update(zip(given, parameters, strict=False))
     names = [column.name for column in table.columns]
     wanted = Constraints(
-        Host(Agent(store), access, reads or FileReads()),
+        TableContext(Agent(store), access, reads or FileReads()),
         given,
         {name: frozenset(values if isinstance(values, list) else [values]) for name, values in equal.items()},
         frozenset(names if columns is None else columns),

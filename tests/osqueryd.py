@@ -31,7 +31,7 @@ from thrift.transport.TTransport import TBufferedTransport, TTransportException
 from zeek_agent import text
 from zeek_agent.config import OsquerySettings
 from zeek_agent.osquery.bridge import Bridge
-from zeek_agent.schema import Table
+from zeek_agent.table import Table
 from zeek_agent.tables.agent import zeek_agent_sources
 
 OK = ExtensionStatus(0, "OK", 0)

@@ -8,8 +8,8 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.database.database import Database
 from zeek_agent.database.session import Store
-from zeek_agent.host import Host
-from zeek_agent.schema import Column, Constraints, Parameter, Row, Table
+from zeek_agent.schema import Column, Parameter, Row
+from zeek_agent.table import Constraints, Table, TableContext
 
 
 class Recorder:
@@ -59,5 +59,5 @@ def database(
     access: AccessSettings | None = None,
     store: Store | None = None,
 ) -> Database:
-    host = Host(agent=None, access=AccessPolicy(access))  # type: ignore[arg-type]  # no table here asks for it
+    host = TableContext(agent=None, access=AccessPolicy(access))  # type: ignore[arg-type]  # no table here asks for it
     return Database([getattr(table, "table", table) for table in tables], host, limits, store)

@@ -32,7 +32,8 @@ from zeek_agent.control.messages import (
 )
 from zeek_agent.control.server import CONNECTIONS_MAX, Answer, ControlServer, NoPlaceError
 from zeek_agent.errors import AccessDeniedError, SqlError, UsageError, ZeekAgentError
-from zeek_agent.schema import Column, Parameter, Table
+from zeek_agent.schema import Column, Parameter
+from zeek_agent.table import Table
 
 COLUMNS = Columns([("a", "int"), ("b", "text")])
 

@@ -16,7 +16,8 @@ from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.database.database import Database, Lane, Profile, Result, ResultColumn
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.events.store import EventStore
-from zeek_agent.schema import Constraints, Row, ZeekType
+from zeek_agent.schema import Row, ZeekType
+from zeek_agent.table import Constraints
 
 PROCESSES = [
     ("pid", "count"),

@@ -16,7 +16,8 @@ import pytest
 
 from zeek_agent.config import EventSettings
 from zeek_agent.events.store import EventStore
-from zeek_agent.schema import Column, Row, Table
+from zeek_agent.schema import Column, Row
+from zeek_agent.table import Table
 
 
 def declared(*columns: tuple[str, str], name: str = "things_events") -> Table:

@@ -31,10 +31,10 @@ from zeek_agent.events.file import Delivered, EventFile
 from zeek_agent.events.layout import columns
 from zeek_agent.events.migrations import MIGRATIONS, VERSION, Migration, migrate, renamed_column
 from zeek_agent.events.store import EventStore, NewerStoreError
-from zeek_agent.host import Host
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Query, Subscription
-from zeek_agent.schema import CONTAINER_TYPES, SCALAR_TYPES, Column, Table, ZeekType
+from zeek_agent.schema import CONTAINER_TYPES, SCALAR_TYPES, Column, ZeekType
+from zeek_agent.table import Table, TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
 from zeek_agent.terminal.local import StoredEvents
 
@@ -221,7 +221,7 @@ async def test_a_state_with_100_000_events_of_the_tree_before_loses_none_and_del
     connection.close()
 
     store = EventStore(path, TABLES, clock=lambda: now)
-    database = Database(TABLES, Host(NobodysAgent(), AccessPolicy()), LimitSettings(), store)
+    database = Database(TABLES, TableContext(NobodysAgent(), AccessPolicy()), LimitSettings(), store)
     runner = QueryRunner(database, store)
     try:
         for table, number in numbers.items():
@@ -256,7 +256,7 @@ async def test_a_command_without_an_agent_reads_a_store_that_no_agent_has_migrat
     restored(path, DUMPS[0]).close()
     untouched = path.read_bytes()
     store = StoredEvents(path)
-    database = Database(TABLES, Host(NobodysAgent(), AccessPolicy()), LimitSettings(), store)
+    database = Database(TABLES, TableContext(NobodysAgent(), AccessPolicy()), LimitSettings(), store)
     try:
         for profile in Profile:
             asked = [
@@ -397,7 +397,7 @@ async def test_a_column_that_is_not_declared_any_more_is_hidden_and_keeps_its_va
     kept(path, one, [(dump.NOW, "a2")])
     assert [(row["a"], row["b"]) for row in values(path)] == [("a1", "b1"), ("a2", None)]
     store = EventStore(path, [one], FOREVER)
-    database = Database([one], Host(NobodysAgent(), AccessPolicy()), LimitSettings(), store)
+    database = Database([one], TableContext(NobodysAgent(), AccessPolicy()), LimitSettings(), store)
     for profile in Profile:
         result = await database.query("SELECT * FROM things_events_history", profile=profile)
         assert "b" not in [column.name for column in result.columns]
@@ -479,7 +479,8 @@ def test_a_table_that_changes_while_the_agent_runs_keeps_rows_that_were_still_qu
 
 
 PLUGIN = """
-from zeek_agent.schema import Column, Table
+from zeek_agent.schema import Column
+from zeek_agent.table import Table
 columns = [Column(name, kind, "a value") for name, kind in {columns!r}.items()]
 table = Table("plugged_events", "events of a plug-in", description="For tests.", columns=columns, kind="events")
 """

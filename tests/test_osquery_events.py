@@ -14,7 +14,7 @@ from sql import Recorder, events
 from zeek_agent.events import file as event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.osquery.recording import OVERLAP
-from zeek_agent.schema import Table
+from zeek_agent.table import Table
 
 T0 = 1_795_489_155
 

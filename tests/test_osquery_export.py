@@ -19,7 +19,8 @@ from thrift.transport.TTransport import TBufferedTransport
 from zeek_agent.config import LimitSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.osquery.export import NAME, ColumnConstraints, Constraint, Context, chosen, statement
-from zeek_agent.schema import Column, Constraints, Parameter, Row, Table
+from zeek_agent.schema import Column, Parameter, Row
+from zeek_agent.table import Constraints, Table
 
 PROCESSES = [
     (1, "init", 0.5, True, ("a", "b")),

@@ -50,11 +50,10 @@ from zeek_agent import paths
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, Config, LimitSettings, LogSettings, TlsSettings, ZeekSettings
 from zeek_agent.errors import LimitError
-from zeek_agent.host import Host
 from zeek_agent.host.files import gate as gate_module
 from zeek_agent.host.files.reads import FLOOR_LINES, FLOORS, FileReads, Omissions
 from zeek_agent.host.linux.mounts import Mount
-from zeek_agent.schema import Constraints, Table
+from zeek_agent.table import Constraints, Table, TableContext
 from zeek_agent.tables.file_hashes import file_hashes
 from zeek_agent.tables.files import files_columns, files_lines, files_list
 from zeek_agent.text import to_bytes
@@ -875,7 +874,9 @@ def test_statements_leave_no_descriptors_open(tmp: Path) -> None:
 
 def asked(table: Table, pattern: str) -> Iterator[Any]:
     """The rows of a table one by one."""
-    wanted = Constraints(Host(Agent(), READS_ALL), {"pattern": pattern}, {}, frozenset({"content"}), lambda: None)
+    wanted = Constraints(
+        TableContext(Agent(), READS_ALL), {"pattern": pattern}, {}, frozenset({"content"}), lambda: None
+    )
     return iter(table.rows(wanted))
 
 

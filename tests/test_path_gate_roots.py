@@ -23,7 +23,7 @@ from zeek_agent.config import LimitSettings
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.session import Catalog, Profile, Session
-from zeek_agent.host import Host
+from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(sys.platform != "linux", reason="mount namespaces are Linux's")]
@@ -73,8 +73,8 @@ def answers(catalog: Catalog, asked: Iterable[tuple[Profile, str]]) -> dict[str,
     """The rows of each statement in this root directory."""
     found = {}
     for profile, sql in asked:
-        host = Host(Agent(), AccessPolicy())
-        session = Session(catalog, profile, host=host, limits=LimitSettings(), scans=SharedScans())
+        context = TableContext(Agent(), AccessPolicy())
+        session = Session(catalog, profile, context=context, limits=LimitSettings(), scans=SharedScans())
         run = Run(LimitSettings())
         run.start(1 << 30)
         found[f"{profile} {sql}"] = session.query(sql, run).rows

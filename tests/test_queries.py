@@ -15,10 +15,10 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.events.store import EventStore
-from zeek_agent.host import Host
 from zeek_agent.queries.runner import QueryRunner, State
 from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Change, Query, Report, Subscription
-from zeek_agent.schema import Column, Constraints, Row, Table
+from zeek_agent.schema import Column, Row
+from zeek_agent.table import Constraints, Table, TableContext
 
 ADD, DELETE = Change.ADD, Change.DELETE
 SCHEDULE = SCHEDULE_MIN
@@ -99,7 +99,7 @@ async def world(path: Path) -> AsyncIterator[World]:
     )
     tables = [things, happenings]
     store = EventStore(path / "events.db", tables, EventSettings())
-    database = Database(tables, Host(NobodysAgent(), AccessPolicy()), LimitSettings(), store)
+    database = Database(tables, TableContext(NobodysAgent(), AccessPolicy()), LimitSettings(), store)
     database.scans.seconds = 0.0
     runner = QueryRunner(database, store)
     try:

@@ -15,9 +15,9 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, EventSettings, LimitSettings
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.events.store import EventStore
-from zeek_agent.host import Host
 from zeek_agent.queries.runner import Installed, QueryRunner
 from zeek_agent.queries.subscriptions import Query, Subscription
+from zeek_agent.table import TableContext
 from zeek_agent.tables.file_hashes import file_hashes
 from zeek_agent.tables.files import files_lines
 
@@ -58,7 +58,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     tables = [files_lines, file_hashes]
     access = AccessPolicy(AccessSettings(files_allow=("/**",), paths_deny=("/**/*secret*",)))
     store = EventStore(tmp_path / "events.db", tables, EventSettings())
-    database = Database(tables, Host(Agent(), access), LimitSettings(file_bytes=100_000), store)
+    database = Database(tables, TableContext(Agent(), access), LimitSettings(file_bytes=100_000), store)
     runner = QueryRunner(database, store)
     try:
         yield Rig(files, runner)

@@ -25,7 +25,8 @@ from zeek_agent.database.sandbox import TABLE_FUNCTIONS, Run
 from zeek_agent.database.session import Session
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.events.store import EventStore
-from zeek_agent.schema import Constraints, Parameter, Row
+from zeek_agent.schema import Parameter, Row
+from zeek_agent.table import Constraints
 
 ROWS = [(number, f"name {number}") for number in range(1000)]
 EVENTS = events("processes_events", [("time", "time"), ("pid", "count")])
@@ -369,7 +370,8 @@ def sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Session]
         access=AccessSettings(tables_deny=("secret",)),
     )
     made = [
-        Session(db._catalog, profile, host=db.host, limits=db.limits, scans=db.scans, store=kept) for profile in Profile
+        Session(db._catalog, profile, context=db.context, limits=db.limits, scans=db.scans, store=kept)
+        for profile in Profile
     ]
     yield made
     for one in made:

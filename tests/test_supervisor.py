@@ -17,7 +17,8 @@ from zeek_agent.recording.registry import candidates
 from zeek_agent.recording.snapshots import ProcessSnapshots
 from zeek_agent.recording.source import Sink, Source
 from zeek_agent.recording.supervisor import Supervisor
-from zeek_agent.schema import Column, Row, Table
+from zeek_agent.schema import Column, Row
+from zeek_agent.table import Table
 from zeek_agent.tables.events import TABLES
 
 TABLE = Table(

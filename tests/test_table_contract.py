@@ -15,8 +15,8 @@ from asking import Agent, ask
 
 from zeek_agent.config import LimitSettings
 from zeek_agent.database.database import Database, Lane, Profile
-from zeek_agent.host import Host
-from zeek_agent.schema import Table, ZeekType
+from zeek_agent.schema import ZeekType
+from zeek_agent.table import Table, TableContext
 from zeek_agent.tables import builtin_tables
 
 TABLES = builtin_tables()
@@ -55,7 +55,7 @@ V2_COLUMNS = {
 
 @pytest.fixture
 async def database() -> AsyncIterator[Database]:
-    opened = Database(builtin_tables(), Host(Agent()), LimitSettings())
+    opened = Database(builtin_tables(), TableContext(Agent()), LimitSettings())
     yield opened
     await opened.aclose()
 

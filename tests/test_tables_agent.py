@@ -14,7 +14,8 @@ import pytest
 from asking import Agent, ask
 
 from zeek_agent import tables, version_number
-from zeek_agent.schema import Column, Table
+from zeek_agent.schema import Column
+from zeek_agent.table import Table
 from zeek_agent.tables import builtin_tables, plugin_tables
 from zeek_agent.tables.agent import zeek_agent, zeek_agent_tables
 

@@ -17,11 +17,11 @@ from zeek_agent.config import AccessSettings, SourceSettings
 from zeek_agent.database.database import Database
 from zeek_agent.errors import SqlError
 from zeek_agent.events.store import EventStore
-from zeek_agent.host import Host
 from zeek_agent.host.linux.procfs import Process, Procfs
 from zeek_agent.recording.bpf_monitor import Monitor
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.table import TableContext
 from zeek_agent.tables import events
 from zeek_agent.tables.process_tree import process_tree
 
@@ -181,7 +181,7 @@ def test_command_lines_are_masked() -> None:
 
 
 async def test_a_process_must_be_named() -> None:
-    database = Database([process_tree], Host(Agent()))
+    database = Database([process_tree], TableContext(Agent()))
     try:
         with pytest.raises(SqlError, match="parameter _pid or _entity_id is required"):
             await database.query("SELECT * FROM process_tree")

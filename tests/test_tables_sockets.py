@@ -21,10 +21,9 @@ from hypothesis import strategies as st
 from test_tables_processes import child
 
 from zeek_agent.community_id import community_id
-from zeek_agent.host import Host
 from zeek_agent.host.linux import inet_diag, proc_net
 from zeek_agent.host.linux.internet_sockets import TCP, UDP, on_the_wire
-from zeek_agent.schema import Constraints
+from zeek_agent.table import Constraints, TableContext
 from zeek_agent.tables.processes import processes
 from zeek_agent.tables.sockets import listening_ports, packet_sockets, sockets
 
@@ -300,7 +299,7 @@ def test_looking_leaves_nothing_open() -> None:
     for _ in range(5):
         ask(sockets)
         ask(processes)
-        next(iter(processes.rows(Constraints(Host(Agent())))))
+        next(iter(processes.rows(Constraints(TableContext(Agent())))))
     assert open_now() == before
 
 

@@ -13,7 +13,8 @@ from sql import Recorder, database
 from zeek_agent.database.database import Database, Lane, Profile
 from zeek_agent.database.virtual_tables import LOOKUPS_BEFORE_HOLDING
 from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
-from zeek_agent.schema import Constraints, Parameter, Row
+from zeek_agent.schema import Parameter, Row
+from zeek_agent.table import Constraints
 
 PROCESS_ROWS = [(1, "init", 0.5), (2, "sh", 1.0), (3, "sh", 2.0), (10, None, 2.5)]
 

@@ -24,12 +24,12 @@ from zeek_agent.config import AccessSettings, EventSettings, LimitSettings, LogS
 from zeek_agent.database.database import Database
 from zeek_agent.errors import LimitError, SqlError, UsageError
 from zeek_agent.events.store import EventStore
-from zeek_agent.host import Host
 from zeek_agent.logbook import Ring
 from zeek_agent.queries import runner
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Query, Subscription
-from zeek_agent.schema import Constraints, Row
+from zeek_agent.schema import Row
+from zeek_agent.table import Constraints, TableContext
 from zeek_agent.terminal import doctor
 from zeek_agent.zeek import bounds, data, protocol
 from zeek_agent.zeek.connection import ZeekConnection
@@ -77,7 +77,7 @@ async def connected(path: Path, **settings: object) -> AsyncIterator[tuple[Agent
     tables.append(Recorder("secret", [("n", "count")], []).table)
     policy = AccessPolicy(AccessSettings(tables_deny=("secret",)))
     store = EventStore(path / "events.db", tables, EventSettings())
-    database = Database(tables, Host(HelloAgent(), policy), LimitSettings(), store)  # type: ignore[arg-type]
+    database = Database(tables, TableContext(HelloAgent(), policy), LimitSettings(), store)  # type: ignore[arg-type]
     runner = QueryRunner(database, store)
     chosen = msgspec.structs.replace(FAST, **settings)
     # The log as in an agent, to a file, and without the handlers of pytest, which keep all that they get.
@@ -284,7 +284,7 @@ async def test_statements_that_are_denied_are_on_record_in_a_line_each(tmp_path:
 
 async def test_a_zeek_that_calls_itself_by_megabytes_is_not_kept(tmp_path: Path) -> None:
     async with zeek_server(protocol.Ack(HALF, HALF)) as zeek:
-        database = Database([HELLO.table], Host(HelloAgent(), AccessPolicy()))  # type: ignore[arg-type]
+        database = Database([HELLO.table], TableContext(HelloAgent(), AccessPolicy()))  # type: ignore[arg-type]
         connection = ZeekConnection(zeek.url(), FAST, IDENTITY, database, QueryRunner(database))
         task = asyncio.create_task(connection.run())
         await until(lambda: connection.status().reconnects > 0)

@@ -23,10 +23,10 @@ from zeek_agent.destination import EMBEDDED, formerly_embedded
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.events import file as event_file
 from zeek_agent.events.store import EventStore
-from zeek_agent.host import Host
 from zeek_agent.queries.runner import Installed, QueryRunner
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.signals import stop_signals
+from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
 from zeek_agent.zeek.causes import UnusableError
 from zeek_agent.zeek.connection import ZeekConnection
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from zeek_agent.logbook import Ring
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
-    from zeek_agent.schema import Row, Table
+    from zeek_agent.schema import Row
+    from zeek_agent.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Agent:
         access = AccessPolicy(config.access, paths.protected(config, places))
         tables = [*builtin_tables(), *plugin_tables()]
         self.store = EventStore(places.store, tables, config.events)
-        self.database = Database(tables, Host(self, access), config.limits, self.store)
+        self.database = Database(tables, TableContext(self, access), config.limits, self.store)
         self.supervisor = Supervisor(config.sources, self.store, redact=access.redact)
         self.runner = QueryRunner(
             self.database,

@@ -20,7 +20,7 @@ from zeek_agent import config, paths
 from zeek_agent.access_defaults import CONTENTS_PRIVATE, CONTENTS_PUBLIC, LOCAL_FILE_SYSTEMS, PATHS_DENY
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
-from zeek_agent.schema import Table
+from zeek_agent.table import Table
 from zeek_agent.tables import builtin_tables
 from zeek_agent.terminal.table_text import parameter_summary, zeek_record
 

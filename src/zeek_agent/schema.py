@@ -1,4 +1,4 @@
-"""Tables as data: what a table is called, what its columns mean, where it exists, how to ask it.
+"""Declarations: Zeek's types, columns and parameters, as data.
 
 A table is declared once. The SQL declaration, the documentation, Zeek's record types, the shell's help and the
 contract tests are derived from the declaration. This module knows nothing of SQLite, Zeek's wire or the host.
@@ -7,13 +7,10 @@ contract tests are derived from the declaration. This module knows nothing of SQ
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
-
-if TYPE_CHECKING:
-    from zeek_agent.host import Host
+from typing import Final, Literal, TypeAlias
 
 Value: TypeAlias = "bool | int | float | str | bytes | Sequence[Value] | Mapping[str, Value] | None"
 """A cell as a table yields it: time and interval as float seconds, address as text, port as `(number, protocol)`,
@@ -122,127 +119,3 @@ class Parameter:
     @property
     def zeek_type(self) -> ZeekType:
         return ZeekType.parse(self.type)
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """What a column must satisfy besides equality: `column operator value`."""
-
-    column: str
-    operator: Literal["<", "<=", ">", ">=", "LIKE", "GLOB"]
-    value: int | float | str
-
-
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """How a table is asked that another program keeps, where each scan is a round trip.
-
-    Only such a table is given `Constraints.bounds` and `limit`. Of the columns `required`, one must be given a value;
-    on a value of the columns `decisive` it depends what the table shows at all. The columns `opaque` differ here from
-    what the other program compares: constraints on them are not handed over.
-    """
-
-    required: frozenset[str] = frozenset()
-    decisive: frozenset[str] = frozenset()
-    opaque: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Constraints:
-    """What a statement wants from a table: parameters, and the values that some columns must equal.
-
-    A table may use `equal`, `bounds` and `columns` to do less work; it need not: SQLite checks each row again.
-    """
-
-    host: Host
-    parameters: Mapping[str, Value] = field(default_factory=dict)
-    equalities: Mapping[str, frozenset[Value]] = field(default_factory=dict)
-    columns: frozenset[str] = frozenset()
-    check: Callable[[], None] = lambda: None
-    """Raises LimitError when the statement's time is up; long loops call it every few hundred steps."""
-    bounds: Sequence[Bound] = ()
-    limit: int | None = None
-    """So many rows that satisfy all of this are enough."""
-
-    def equal(self, column: str) -> frozenset[Value] | None:
-        """The values that `column` may have, or None when any value will do."""
-        return self.equalities.get(column)
-
-    def integers(self, column: str) -> list[int] | None:
-        """`equal` for a column of whole numbers, in ascending order; None also when one of the values is no integer."""
-        values = self.equalities.get(column)
-        if values is None or not all(isinstance(value, int) for value in values):
-            return None
-        return sorted(value for value in values if isinstance(value, int))
-
-    def parameter(self, name: str) -> Value:
-        return self.parameters[name]
-
-    def needs(self, *columns: str) -> bool:
-        """Whether the statement reads any of these columns."""
-        return not self.columns.isdisjoint(columns)
-
-
-Snapshot: TypeAlias = Callable[[Constraints], Iterable[Row]]
-
-
-class Table:
-    """A table's declaration and, for a snapshot table, the function that yields its rows.
-
-    Rows have one value a column, in the order of `columns`. Event tables have no function: sources append their rows
-    to the event store, in the order of `recorded`.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        summary: str,
-        *,
-        description: str,
-        columns: Iterable[Column],
-        parameters: Iterable[Parameter] = (),
-        examples: Iterable[str] = (),
-        platforms: Iterable[str] = ("linux",),
-        kind: Kind = "snapshot",
-        remote: Remote | None = None,
-        alias: bool = False,
-    ) -> None:
-        self.name = name
-        self.summary = summary
-        self.description = description
-        recorded = tuple(column for column in columns if kind != "events" or column != SEQUENCE)
-        self.columns = recorded if kind != "events" else (*recorded, SEQUENCE)
-        self.recorded = recorded
-        """The columns that a row has as a source appends it: all but `seq`."""
-        self.parameters = tuple(parameters)
-        self.examples = tuple(examples)
-        self.platforms = tuple(platforms)
-        self.kind: Kind = kind
-        self.remote = remote
-        self.alias = alias
-        """Whether it is another table under a second name, which lists of tables leave out."""
-        self._snapshot: Snapshot | None = None
-        names = [column.name for column in self.columns] + [parameter.column for parameter in self.parameters]
-        if len(set(names)) != len(names):
-            raise ValueError(f"table {name}: a column is declared twice")
-
-    def snapshot(self, function: Snapshot) -> Snapshot:
-        """Decorator: `function` yields this table's rows."""
-        self._snapshot = function
-        return function
-
-    def rows(self, wanted: Constraints) -> Iterator[Row]:
-        """The rows now, given what is wanted. Raises LookupError for an event table."""
-        if self._snapshot is None:
-            raise LookupError(f"table {self.name} has no snapshot")
-        return iter(self._snapshot(wanted))
-
-    def column(self, name: str) -> Column:
-        """The column of that name; KeyError when there is none."""
-        for column in self.columns:
-            if column.name == name:
-                return column
-        raise KeyError(name)
-
-    def __repr__(self) -> str:
-        return f"<Table {self.name}>"

@@ -27,7 +27,8 @@ from msgspec import Meta, Struct
 
 from zeek_agent import errors
 from zeek_agent.errors import ZeekAgentError
-from zeek_agent.schema import Column, Parameter, Table
+from zeek_agent.schema import Column, Parameter
+from zeek_agent.table import Table
 
 REQUEST_BYTES_MAX: Final = 1024 * 1024
 ROWS_BYTES: Final = 256 * 1024

@@ -25,8 +25,7 @@ from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.session import ALIASES, Catalog, Profile, Session, Store
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
-from zeek_agent.host import Host
-from zeek_agent.schema import Table
+from zeek_agent.table import Table, TableContext
 from zeek_agent.text import STATEMENT_SHOWN, clipped, size
 
 if TYPE_CHECKING:
@@ -62,11 +61,11 @@ class Database:
     def __init__(
         self,
         tables: Iterable[Table],
-        host: Host,
+        context: TableContext,
         limits: LimitSettings | None = None,
         store: Store | None = None,
     ) -> None:
-        self.host = host
+        self.context = context
         self.limits = limits or LimitSettings()
         self.scans = SharedScans()
         self._store = store
@@ -246,7 +245,7 @@ class Database:
             self._sessions.discard(session)
         try:
             sessions[profile] = Session(
-                catalog, profile, host=self.host, limits=self.limits, scans=self.scans, store=store
+                catalog, profile, context=self.context, limits=self.limits, scans=self.scans, store=store
             )
         except apsw.Error as error:
             raise SqlError(f"cannot open the database: {error}") from error

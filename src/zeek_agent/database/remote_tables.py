@@ -34,7 +34,7 @@ from zeek_agent.database.virtual_tables import (
     number_from,
 )
 from zeek_agent.errors import SqlError
-from zeek_agent.schema import Bound, Remote
+from zeek_agent.table import Bound, Remote
 
 KEYS_AT_ONCE: Final = 100
 """Values of a required column that go into one question."""

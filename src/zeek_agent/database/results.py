@@ -12,7 +12,8 @@ from typing import Any, Final, TypeAlias
 
 from zeek_agent.database.cells import Decoder
 from zeek_agent.host.files.reads import Omissions
-from zeek_agent.schema import Table, Value, ZeekType
+from zeek_agent.schema import Value, ZeekType
+from zeek_agent.table import Table
 from zeek_agent.text import clipped
 
 BATCH_ROWS: Final = 1000

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, Final
 
-from zeek_agent.schema import Row, Table
+from zeek_agent.schema import Row
+from zeek_agent.table import Table
 
 SHARED_ROWS: Final = 50_000
 HELD_ROWS: Final = 100_000

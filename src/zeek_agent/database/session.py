@@ -27,9 +27,9 @@ from zeek_agent.database.sandbox import (
 from zeek_agent.database.scans import HeldScan, SharedScans
 from zeek_agent.database.virtual_tables import Layout, NumbersNeeded, TableModule, quoted
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
-from zeek_agent.host import Host
 from zeek_agent.host.files.reads import FileReads
-from zeek_agent.schema import Constraints, Row, Table, Value
+from zeek_agent.schema import Row, Value
+from zeek_agent.table import Constraints, Table, TableContext
 
 ALIASES: Final = {"process_events": "processes_events", "socket_events": "sockets_events"}
 """Names of the first generation of the agent."""
@@ -98,13 +98,13 @@ class Session:
         catalog: Catalog,
         profile: Profile,
         *,
-        host: Host,
+        context: TableContext,
         limits: LimitSettings,
         scans: SharedScans,
         store: Store | None = None,
     ) -> None:
         self.catalog = catalog
-        self.host = host
+        self.context = context
         self.scans = scans
         self.run = Run(limits)
         self.held: dict[tuple[Layout, tuple[Value, ...]], HeldScan] = {}
@@ -121,7 +121,7 @@ class Session:
         readable = catalog.readable()
         self._names = {name: catalog.tables[table] for name, table in readable.items()}
         self._hidden = Names()
-        self._authorizer = Authorizer(host.access, readable, self._hidden)
+        self._authorizer = Authorizer(context.access, readable, self._hidden)
         self._connection = apsw.Connection(
             ":memory:", apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
         )
@@ -173,7 +173,7 @@ class Session:
     def _query(self, sql: str) -> Result:
         limits = self._limits
         self.run.errors = Errors()
-        self.host = replace(self.host, reads=FileReads(limits))
+        self.context = replace(self.context, reads=FileReads(limits))
         rows: list[tuple[Any, ...]] = []
         left = limits.result_bytes
         with self._statement(sql) as cursor:
@@ -185,7 +185,7 @@ class Session:
                     raise LimitError(f"the result has more than {limits.rows} rows (limits.rows)")
                 rows.append(row)
         columns = typed(self._headings, rows, self.run.errors)
-        files = self.host.reads.omissions()
+        files = self.context.reads.omissions()
         return Result(columns, rows, self.run.errors.texts(), limits.result_bytes - left, files)
 
     @contextmanager

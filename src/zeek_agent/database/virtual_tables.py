@@ -22,8 +22,8 @@ from zeek_agent.database.cells import INT64_MAX, INT64_MIN, Encoder, encode
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import HELD_ROWS, HeldScan, SharedScans
 from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
-from zeek_agent.host import Host
-from zeek_agent.schema import Bound, Constraints, Row, Table, Value, ZeekType
+from zeek_agent.schema import Row, Value, ZeekType
+from zeek_agent.table import Bound, Constraints, Table, TableContext
 
 CHUNK_ROWS: Final = 64
 LOOKUPS_BEFORE_HOLDING: Final = 4
@@ -101,7 +101,7 @@ def _parse_plan(plan: str) -> Plan:
 class Surroundings(Protocol):
     """What a virtual table needs of the session whose connection it belongs to."""
 
-    host: Host
+    context: TableContext
     scans: SharedScans
     run: Run
     held: dict[tuple[Layout, tuple[Value, ...]], HeldScan]
@@ -325,7 +325,7 @@ class Reader:
     ) -> Iterator[Row]:
         table, fields, surroundings = self._layout.table, self._layout.fields, self._module.surroundings
         wanted = Constraints(
-            host=surroundings.host,
+            context=surroundings.context,
             parameters={
                 parameter.name: value for parameter, value in zip(table.parameters, self._parameters, strict=True)
             },

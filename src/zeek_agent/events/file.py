@@ -20,7 +20,8 @@ import apsw
 from zeek_agent import __version__, text
 from zeek_agent.events.layout import Conversion, columns, declare, quoted, sequence, set_sequence
 from zeek_agent.events.migrations import MIGRATIONS, Migration, migrate, refuse_newer
-from zeek_agent.schema import Row, Table, Value
+from zeek_agent.schema import Row, Value
+from zeek_agent.table import Table
 
 if TYPE_CHECKING:
     from zeek_agent.events.scratch import Scratch

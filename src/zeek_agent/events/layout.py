@@ -14,7 +14,8 @@ from typing import Any, Final
 import apsw
 
 from zeek_agent.events.conversions import Stored, convert, keeps_values
-from zeek_agent.schema import Table, ZeekType
+from zeek_agent.schema import ZeekType
+from zeek_agent.table import Table
 
 _REBUILT: Final = "_rebuilt"
 

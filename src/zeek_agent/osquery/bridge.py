@@ -86,7 +86,7 @@ class Bridge:
             settings.event_tables if store is not None else (),
             imported.required(settings.required_columns),
         )
-        self._reader = Reader(self.client, rules, database.host.access.redact)
+        self._reader = Reader(self.client, rules, database.context.access.redact)
         self._seen = Seen("not looked for yet")
         self._told: str | None = ""
         self._connections = 0
@@ -212,7 +212,7 @@ class Bridge:
 
     def _may_import(self, one: Offered) -> bool:
         """Not what comes from this agent; and what may not be queried must not be there under another name either."""
-        policy = self._database.host.access
+        policy = self._database.context.access
         return one.name not in self._ours and policy.may_query(one.name, f"{imported.PREFIX}{one.name}")
 
     def _ask_database(self, sql: str) -> Result:

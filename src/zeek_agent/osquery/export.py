@@ -26,7 +26,8 @@ from zeek_agent.errors import SqlError, ZeekAgentError
 from zeek_agent.osquery import questions
 from zeek_agent.osquery.client import Client
 from zeek_agent.osquery.wire import RECEIVE_BYTES, interface
-from zeek_agent.schema import Table, ZeekType
+from zeek_agent.schema import ZeekType
+from zeek_agent.table import Table
 
 log = logging.getLogger(__name__)
 

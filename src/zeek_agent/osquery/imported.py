@@ -11,7 +11,8 @@ from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.osquery import questions
 from zeek_agent.osquery.client import Client
 from zeek_agent.osquery.wire import GoneError, RefusedError, Row, UnreachableError
-from zeek_agent.schema import Column, Constraints, Remote, Table
+from zeek_agent.schema import Column
+from zeek_agent.table import Constraints, Remote, Table
 
 PREFIX: Final = "osquery_"
 OFFERED: Final = (

@@ -13,7 +13,8 @@ from typing import Any, Final
 from zeek_agent import text
 from zeek_agent.database.cells import UINT64_MAX
 from zeek_agent.osquery.wire import Row
-from zeek_agent.schema import Bound, Column, Constraints
+from zeek_agent.schema import Column
+from zeek_agent.table import Bound, Constraints
 
 SIGN: Final = "="
 SIGN_BYTES: Final = b"="

@@ -14,7 +14,8 @@ from zeek_agent.osquery import questions
 from zeek_agent.osquery.client import Client
 from zeek_agent.osquery.imported import Offered, Reader
 from zeek_agent.osquery.wire import RefusedError, Row
-from zeek_agent.schema import SEQUENCE, Column, Table
+from zeek_agent.schema import SEQUENCE, Column
+from zeek_agent.table import Table
 
 log = logging.getLogger(__name__)
 

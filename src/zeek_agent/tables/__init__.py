@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Final
 
-from zeek_agent.schema import Table
+from zeek_agent.table import Table
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 
 from zeek_agent import version_number
-from zeek_agent.schema import Column, Constraints, Row, Table
+from zeek_agent.schema import Column, Row
+from zeek_agent.table import Constraints, Table
 from zeek_agent.text import from_bytes
 
 _EVERYWHERE = ("linux", "darwin", "win32")
@@ -170,7 +171,7 @@ zeek_agent_config = Table(
 
 @zeek_agent.snapshot
 def this_agent(wanted: Constraints) -> Iterator[Row]:
-    agent = wanted.host.agent
+    agent = wanted.context.agent
     yield (
         agent.id,
         agent.instance,
@@ -189,7 +190,7 @@ def this_agent(wanted: Constraints) -> Iterator[Row]:
 
 @zeek_agent_tables.snapshot
 def tables(wanted: Constraints) -> Iterator[Row]:
-    for table in wanted.host.agent.tables():
+    for table in wanted.context.agent.tables():
         yield (
             table.name,
             table.kind,
@@ -204,32 +205,32 @@ def tables(wanted: Constraints) -> Iterator[Row]:
 
 @zeek_agent_queries.snapshot
 def queries(wanted: Constraints) -> Iterable[Row]:
-    return wanted.host.agent.queries()
+    return wanted.context.agent.queries()
 
 
 @zeek_agent_sources.snapshot
 def sources(wanted: Constraints) -> Iterable[Row]:
-    return wanted.host.agent.sources()
+    return wanted.context.agent.sources()
 
 
 @zeek_agent_gaps.snapshot
 def gaps(wanted: Constraints) -> Iterable[Row]:
-    return wanted.host.agent.gaps()
+    return wanted.context.agent.gaps()
 
 
 @zeek_agent_connections.snapshot
 def connections(wanted: Constraints) -> Iterable[Row]:
-    return wanted.host.agent.connections()
+    return wanted.context.agent.connections()
 
 
 @zeek_agent_log.snapshot
 def log(wanted: Constraints) -> Iterable[Row]:
-    return wanted.host.agent.log()
+    return wanted.context.agent.log()
 
 
 @zeek_agent_config.snapshot
 def config(wanted: Constraints) -> Iterable[Row]:
-    return wanted.host.agent.config()
+    return wanted.context.agent.config()
 
 
 def _addresses() -> list[str]:

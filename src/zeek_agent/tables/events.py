@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from zeek_agent.schema import Column, Table
+from zeek_agent.schema import Column
+from zeek_agent.table import Table
 
 processes_events = Table(
     "processes_events",

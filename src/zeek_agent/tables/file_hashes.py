@@ -16,7 +16,8 @@ from typing import Final
 from zeek_agent.host.files.gate import Purpose, RefusedError
 from zeek_agent.host.files.globbing import Match
 from zeek_agent.host.files.reads import Omission
-from zeek_agent.schema import Column, Constraints, Row, Table
+from zeek_agent.schema import Column, Row
+from zeek_agent.table import Constraints, Table
 from zeek_agent.tables.files import PATTERN, matched
 from zeek_agent.text import from_os, to_bytes
 
@@ -61,7 +62,7 @@ file_hashes = Table(
 @file_hashes.snapshot
 def hashed(wanted: Constraints) -> Iterator[Row]:
     algorithms = tuple(name for name in ALGORITHMS if wanted.needs(name))
-    reads = wanted.host.reads
+    reads = wanted.context.reads
     for match in _matches(wanted):
         try:
             opened = match.open(Purpose.HASH)
@@ -114,7 +115,7 @@ def _cached(
         return known
     size, found = _hashes(file, missing, attributes.st_size, wanted)
     if isinstance(found, str):
-        wanted.host.reads.leave_out(Omission.TRUNCATED, path, found)
+        wanted.context.reads.leave_out(Omission.TRUNCATED, path, found)
         return known
     # What the kernel makes up (proc(5), sysfs(5)) has another size than it says.
     if size == attributes.st_size and time.time() - attributes.st_ctime > SETTLED:
@@ -141,7 +142,7 @@ def _hashes(
     """
     if size > LARGEST:
         return size, _TOO_LARGE
-    reads = wanted.host.reads
+    reads = wanted.context.reads
     states = [hashlib.new(name, usedforsecurity=False) for name in algorithms]
     size = 0
     while True:

@@ -17,7 +17,8 @@ from zeek_agent.host.files.globbing import Match, listing, matching, open_gate
 from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import Omission
 from zeek_agent.host.files.statx import Status
-from zeek_agent.schema import Column, Constraints, Parameter, Row, Table, Value
+from zeek_agent.schema import Column, Parameter, Row, Value
+from zeek_agent.table import Constraints, Table
 from zeek_agent.text import from_bytes, from_os, to_bytes
 
 _EVERYWHERE = ("linux", "darwin", "win32")
@@ -116,7 +117,7 @@ _TYPES: Final = {
 
 @files_list.snapshot
 def listed(wanted: Constraints) -> Iterator[Row]:
-    reads = wanted.host.reads
+    reads = wanted.context.reads
     for path, found in listing(_gate(wanted), _pattern(wanted), wanted.check):
         if isinstance(found, Status):
             kind, permissions = _type_and_permissions(found.mode)
@@ -137,7 +138,7 @@ def _type_and_permissions(mode: int) -> tuple[str, str]:
 def numbered(wanted: Constraints) -> Iterator[Row]:
     for match in matched(wanted):
         name = from_os(match.path)
-        for number, line in enumerate(lines(match, wanted.host.reads, wanted.check), 1):
+        for number, line in enumerate(lines(match, wanted.context.reads, wanted.check), 1):
             yield name, number, line.strip()
 
 
@@ -148,7 +149,7 @@ def split(wanted: Constraints) -> Iterator[Row]:
     for match in matched(wanted):
         name = from_os(match.path)
         number = 0
-        for line in lines(match, wanted.host.reads, wanted.check):
+        for line in lines(match, wanted.context.reads, wanted.check):
             if not ignored(line):
                 number += 1
                 yield name, number, extract(line)
@@ -165,7 +166,7 @@ def matched(wanted: Constraints, pattern: str | None = None) -> Iterator[Match]:
 
 
 def _gate(wanted: Constraints) -> Gate | PortableGate:
-    return open_gate(wanted.host.access, wanted.host.reads)
+    return open_gate(wanted.context.access, wanted.context.reads)
 
 
 def _pattern(wanted: Constraints) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import attrgetter
 
-from zeek_agent.schema import Column, Constraints, Row, Table
+from zeek_agent.schema import Column, Row
+from zeek_agent.table import Constraints, Table
 
 network_interfaces = Table(
     "network_interfaces",

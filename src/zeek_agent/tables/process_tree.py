@@ -11,7 +11,8 @@ from typing import Any, Final, TypeAlias
 
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.host.linux.procfs import Procfs
-from zeek_agent.schema import Column, Constraints, Parameter, Row, Table
+from zeek_agent.schema import Column, Parameter, Row
+from zeek_agent.table import Constraints, Table
 
 process_tree = Table(
     "process_tree",
@@ -110,7 +111,7 @@ _FACTS: Final = (
 
 @process_tree.snapshot
 def family(wanted: Constraints) -> Iterator[Row]:
-    recorded: Recorded = partial(wanted.host.agent.recorded, check=wanted.check)
+    recorded: Recorded = partial(wanted.context.agent.recorded, check=wanted.check)
     living = {member.entity_id: member for member in _living(wanted)}
     root = _root(wanted, living, recorded)
     if root is None:
@@ -138,8 +139,8 @@ def family(wanted: Constraints) -> Iterator[Row]:
 
 def _living(wanted: Constraints, pids: Sequence[int] | None = None) -> Iterator[Member]:
     """The processes that /proc shows now, all or those of `pids`, their parents as they are now."""
-    redact = wanted.host.access.redact
-    for process in Procfs(wanted.host.proc).processes(pids):
+    redact = wanted.context.access.redact
+    for process in Procfs(wanted.context.proc).processes(pids):
         wanted.check()
         try:
             member = Member(

@@ -7,7 +7,8 @@ from operator import attrgetter
 
 from zeek_agent.bpf.iterators import Task, loaded
 from zeek_agent.host.linux.procfs import Process, Procfs
-from zeek_agent.schema import Column, Constraints, Row, Table, Value
+from zeek_agent.schema import Column, Row, Value
+from zeek_agent.table import Constraints, Table
 
 processes = Table(
     "processes",
@@ -73,9 +74,9 @@ def running(wanted: Constraints) -> Iterator[Row]:
 def _processes(wanted: Constraints) -> Iterable[Process | Task]:
     """All processes, or those that are asked for: few from /proc, all by the kernel's iterator if that is loaded."""
     pids = wanted.integers("pid")
-    if pids is None and wanted.host.proc == "/proc" and (iterators := loaded()) is not None:
+    if pids is None and wanted.context.proc == "/proc" and (iterators := loaded()) is not None:
         return iterators.tasks()
-    return Procfs(wanted.host.proc).processes(pids)
+    return Procfs(wanted.context.proc).processes(pids)
 
 
 def _reader(column: str, wanted: Constraints) -> Callable[[Process | Task], Value]:
@@ -83,7 +84,7 @@ def _reader(column: str, wanted: Constraints) -> Callable[[Process | Task], Valu
     if column not in wanted.columns or column == "startup":
         return _unread
     if column == "cmdline":
-        redact = wanted.host.access.redact
+        redact = wanted.context.access.redact
         return lambda process: None if (cmdline := process.cmdline) is None else redact(cmdline)
     return attrgetter(column)
 

@@ -22,7 +22,8 @@ from zeek_agent.host.linux.internet_sockets import (
 from zeek_agent.host.linux.procfs import Process, Procfs, socket_holders
 from zeek_agent.recording.sockets.conntrack import Key, translations
 from zeek_agent.recording.sockets.socket_rows import UNTRANSLATED, Translation
-from zeek_agent.schema import Column, Constraints, Row, Table
+from zeek_agent.schema import Column, Row
+from zeek_agent.table import Constraints, Table
 
 sockets = Table(
     "sockets",
@@ -188,7 +189,7 @@ def listeners(wanted: Constraints) -> Iterator[Row]:
 
 @packet_sockets.snapshot
 def sniffers(wanted: Constraints) -> Iterator[Row]:
-    procfs = Procfs(wanted.host.proc)
+    procfs = Procfs(wanted.context.proc)
     pids = procfs.pids()
     listed = list(packet_sockets_by_namespace(procfs.root, pids))
     holders = socket_holders(procfs.root, pids, wanted.check) if any(found for _, found in listed) else {}
@@ -225,7 +226,7 @@ def _held(wanted: Constraints, protocols: Collection[int], states: int) -> Itera
     only_protocols = wanted.integers("protocol")
     if only_protocols is not None:
         protocols = [protocol for protocol in protocols if protocol in only_protocols]
-    procfs = Procfs(wanted.host.proc)
+    procfs = Procfs(wanted.context.proc)
     only_pids = wanted.integers("pid")
     pids = procfs.pids() if only_pids is None else only_pids
     if only_pids is not None:
@@ -256,7 +257,7 @@ def _owner(procfs: Procfs, pid: int | None, wanted: Constraints) -> Owner:
             return Owner(
                 process.name,
                 process.exe if wanted.needs("exe") else None,
-                None if cmdline is None else wanted.host.access.redact(cmdline),
+                None if cmdline is None else wanted.context.access.redact(cmdline),
                 process.container_id if wanted.needs("container_id") else None,
                 process.entity_id if wanted.needs("entity_id") else None,
             )

@@ -20,7 +20,8 @@ from zeek_agent.control.messages import (
     Rows,
 )
 from zeek_agent.errors import ZeekAgentError
-from zeek_agent.schema import Row, Table, ZeekType
+from zeek_agent.schema import Row, ZeekType
+from zeek_agent.table import Table
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config

@@ -23,8 +23,8 @@ from zeek_agent.database.database import Database
 from zeek_agent.events import file as event_file
 from zeek_agent.events.migrations import refuse_newer
 from zeek_agent.events.store import NewerStoreError
-from zeek_agent.host import Host
 from zeek_agent.signals import run_until_done
+from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
     from zeek_agent.queries.runner import QueryRunner
-    from zeek_agent.schema import Row, Table
+    from zeek_agent.schema import Row
+    from zeek_agent.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def open_database(config: Config, origins: Mapping[str, str]) -> Database:
     agent = LocalAgent(config, origins, places, store)
     tables = [*builtin_tables(), *plugin_tables()]
     database = Database(
-        tables, Host(agent, AccessPolicy(config.access, paths.protected(config, places))), config.limits, store
+        tables, TableContext(agent, AccessPolicy(config.access, paths.protected(config, places))), config.limits, store
     )
     agent.database = database
     return database

@@ -20,7 +20,8 @@ from zeek_agent.terminal.table_text import describe_table, list_tables
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
-    from zeek_agent.schema import Table, ZeekType
+    from zeek_agent.schema import ZeekType
+    from zeek_agent.table import Table
     from zeek_agent.terminal.client import Session
 
 DEFAULT_SCHEDULE: Final = 2.0

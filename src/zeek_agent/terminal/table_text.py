@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from zeek_agent.schema import Parameter, Table
+    from zeek_agent.schema import Parameter
+    from zeek_agent.table import Table
 
 WIDTH: Final = 100
 
