@@ -28,6 +28,7 @@ from websockets.asyncio.client import connect
 
 from zeek_agent.config import ZeekSettings
 from zeek_agent.database.database import ResultColumn
+from zeek_agent.destination import PATH
 from zeek_agent.queries.subscriptions import Report
 from zeek_agent.schema import ZeekType
 from zeek_agent.zeek import data, protocol
@@ -147,7 +148,7 @@ def wait_for(port: int) -> None:
 async def minimal_client(port: int, rows: int) -> None:
     """Join, wait for the query, have all frames ready, then only send."""
     options: dict[str, Any] = {"compression": None, "ping_interval": None, "write_limit": WRITE_LIMIT}
-    url = f"ws://127.0.0.1:{port}{protocol.PATH}"
+    url = f"ws://127.0.0.1:{port}{PATH}"
     async with connect(url, additional_headers={"X-Application-Name": "benchmark"}, **options) as websocket:
         raw: socket.socket = websocket.transport.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)

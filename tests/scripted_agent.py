@@ -17,6 +17,7 @@ from zeek_agent.collector import pack
 from zeek_agent.collector.pack import Pack
 from zeek_agent.collector.server import Collector
 from zeek_agent.config import CollectorSettings
+from zeek_agent.destination import PATH
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.protocol import Context, Message
@@ -146,7 +147,7 @@ async def collecting(
 
 
 @asynccontextmanager
-async def agent_of(collector: Collector, agent_id: str = "HAbc", path: str = protocol.PATH, **headers: str) -> Any:
+async def agent_of(collector: Collector, agent_id: str = "HAbc", path: str = PATH, **headers: str) -> Any:
     host, port = collector.address
     async with connect(f"ws://{host}:{port}{path}", additional_headers=headers, compression=None) as connection:
         yield Agent(connection, collector, agent_id)

@@ -20,12 +20,12 @@ from zeek_agent.collector import summary
 from zeek_agent.collector.in_process import InProcessListener
 from zeek_agent.collector.server import Collector, Limits
 from zeek_agent.collector.summary import View
-from zeek_agent.destination import EMBEDDED, formerly_embedded
+from zeek_agent.destination import EMBEDDED, PATH, formerly_embedded
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.zeek import protocol
 from zeek_agent.zeek.protocol import InstallQuery, ZeekHello, ZeekShutdown
 
-URL = f"ws://localhost{protocol.PATH}"
+URL = f"ws://localhost{PATH}"
 
 
 def embedded(logs: Path, limits: Limits | None = None) -> Collector:
@@ -70,7 +70,7 @@ async def test_the_bytes_are_those_of_tcp(tmp_path: Path) -> None:
         connected.setblocking(False)
         reader, writer = await asyncio.open_connection(sock=connected)
         writer.write(
-            f"GET {protocol.PATH} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"GET {PATH} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
         )
         answer = await reader.readuntil(b"\r\n\r\n")

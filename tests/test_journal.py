@@ -21,8 +21,9 @@ from recording import Event, Recording
 
 from zeek_agent.config import EventSettings, SourceSettings
 from zeek_agent.events.file import read
+from zeek_agent.events.past import Past
 from zeek_agent.events.store import EventStore
-from zeek_agent.recording.source import Past, Sink, Source
+from zeek_agent.recording.source import Sink, Source
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.recording.system_log.journal import Journal, entries, log_entry
 from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, LogEntry

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from zeek_agent.config import EventSettings
+from zeek_agent.events.past import Past
 from zeek_agent.events.store import EventStore
-from zeek_agent.recording.source import Past
 from zeek_agent.recording.system_log.log_entry import SYSTEM_LOGS_EVENTS, LogEntry
 from zeek_agent.tables.system_logs import TABLES
 

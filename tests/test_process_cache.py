@@ -13,7 +13,8 @@ import pytest
 
 from zeek_agent.host.linux.procfs import Process as ShownProcess
 from zeek_agent.host.linux.procfs import Procfs
-from zeek_agent.recording.processes.process_cache import TICKS, Process, ProcessCache, read_process, start_ticks
+from zeek_agent.host.linux.stamps import TICKS, start_ticks
+from zeek_agent.recording.processes.process_cache import Process, ProcessCache, read_process
 
 SECOND = 1_000_000_000
 CHILD_WITH_A_LOWER_PID = """

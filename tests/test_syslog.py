@@ -16,8 +16,8 @@ from recording import Recording
 
 from zeek_agent.config import EventSettings, SourceSettings
 from zeek_agent.events.file import read
+from zeek_agent.events.past import Past
 from zeek_agent.events.store import EventStore
-from zeek_agent.recording.source import Past
 from zeek_agent.recording.system_log.file_tail import Position, Tail
 from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES
 from zeek_agent.recording.system_log.syslog import FILES, Syslog, log_entry

@@ -19,6 +19,7 @@ from zeek_server import BROKER_ACK, CLUSTER_ACK, Client, zeek_server
 
 from zeek_agent.config import LimitSettings, ZeekSettings
 from zeek_agent.database.database import Result, ResultColumn, Statement
+from zeek_agent.destination import PATH
 from zeek_agent.errors import SqlError
 from zeek_agent.identity import Identity
 from zeek_agent.queries.runner import QueryRunner
@@ -681,7 +682,7 @@ async def answering(response: str) -> AsyncIterator[int]:
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
 async def test_a_redirect_is_refused(status: int) -> None:
     async with zeek_server() as elsewhere:
-        target = elsewhere.url() + protocol.PATH
+        target = elsewhere.url() + PATH
         redirect = f"HTTP/1.1 {status} Elsewhere\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n"
         async with answering(redirect) as port, agent(f"ws://127.0.0.1:{port}") as one:
             await until(lambda: one.connection.status().reconnects > 1)

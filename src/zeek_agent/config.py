@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, cast, get_type_hin
 import msgspec
 from msgspec import Meta, Struct
 
-from zeek_agent import access_defaults, paths, setting_types
+from zeek_agent import access_defaults, directories, setting_types
 from zeek_agent.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -406,7 +406,7 @@ def config_file(path: Path | None, environment: Mapping[str, str]) -> Path | Non
         path = Path(named)
     if path is not None:
         return path
-    default = paths.default_config(environment)
+    default = directories.default_config(environment)
     return default if os.access(default, os.F_OK) else None
 
 

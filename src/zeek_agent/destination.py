@@ -9,7 +9,10 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from zeek_agent.errors import UsageError
-from zeek_agent.zeek.protocol import DEFAULT_PORT, PATH
+
+PATH: Final = "/v1/messages/json"
+"""Of Zeek's WebSocket server."""
+DEFAULT_PORT: Final = 27759
 
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from zeek_agent.directories import NAME, is_root, xdg_directory
+
 if TYPE_CHECKING:
     from zeek_agent.config import Config
 
-NAME: Final = "zeek-agent"
 SOCKET: Final = "zeek-agent.sock"
-SYSTEM_CONFIG: Final = Path("/etc/zeek-agent/zeek-agent.toml")
 SYSTEM_STATE: Final = Path("/var/lib/zeek-agent")
 SYSTEM_SOCKET: Final = Path("/run/zeek-agent") / SOCKET
 
@@ -48,27 +48,20 @@ class Paths:
         return self.state / "events.db"
 
 
-def default_config(environment: Mapping[str, str] = os.environ) -> Path:
-    """The configuration that is read when none is named."""
-    if _is_root():
-        return SYSTEM_CONFIG
-    return _xdg(environment, "XDG_CONFIG_HOME", ".config") / "zeek-agent.toml"
-
-
 def locate(config: Config, environment: Mapping[str, str] = os.environ) -> Paths:
     """The places that a configuration means for the current user."""
-    own_state = _xdg(environment, "XDG_STATE_HOME", ".local/state")
+    own_state = xdg_directory(environment, "XDG_STATE_HOME", ".local/state")
     if config.state_dir is not None:
         state = Path(config.state_dir).expanduser().absolute()
     else:
-        state = SYSTEM_STATE if _is_root() else own_state
+        state = SYSTEM_STATE if is_root() else own_state
     if config.control.socket is not None:
         socket = Path(config.control.socket).expanduser().absolute()
         sockets: tuple[Path, ...] = (socket,)
     elif config.state_dir is not None:
         socket = state / SOCKET
         sockets = (socket,)
-    elif _is_root():
+    elif is_root():
         socket = SYSTEM_SOCKET
         sockets = (socket,)
     else:
@@ -88,15 +81,3 @@ def protected(config: Config, places: Paths) -> tuple[str, ...]:
         files.append(config.collector.logs)
     own = [str(Path(file).expanduser().absolute()) for file in files if file is not None]
     return (str(places.state), *own)
-
-
-def _xdg(environment: Mapping[str, str], variable: str, fallback: str) -> Path:
-    """The directory of ours under an XDG base directory; a relative one is ignored, as the specification wants."""
-    base = Path(environment.get(variable) or "")
-    if not base.is_absolute():
-        base = Path(environment.get("HOME") or "~").expanduser() / fallback
-    return base / NAME
-
-
-def _is_root() -> bool:
-    return hasattr(os, "geteuid") and os.geteuid() == 0

@@ -16,7 +16,7 @@ from typing import Final
 
 import click
 
-from zeek_agent import config, paths
+from zeek_agent import config, directories, paths
 from zeek_agent.access_defaults import CONTENTS_PRIVATE, CONTENTS_PUBLIC, LOCAL_FILE_SYSTEMS, PATHS_DENY
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
@@ -243,7 +243,7 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         "`ZEEK_AGENT_ZEEK` is short for the destinations; "
         "lists are separated by spaces or commas, or given as JSON; an empty variable counts as not set;\n"
         "3. the TOML file that `--config` or `ZEEK_AGENT_CONFIG` names, else "
-        f"`{paths.SYSTEM_CONFIG}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for others, where there "
+        f"`{directories.SYSTEM_CONFIG}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for others, where there "
         "is one;\n"
         "4. the default.",
         "Unknown keys and values that make no sense are errors. `zeek-agent config check` finds them and prints what "

@@ -24,7 +24,7 @@ from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.host.linux.containers import container_id
 from zeek_agent.host.linux.procfs import STATES, Process, Procfs, tty_name
-from zeek_agent.recording.processes.process_cache import TICKS, boot_id, set_or_none, start_ticks
+from zeek_agent.host.linux.stamps import TICKS, boot_id, set_or_none, start_ticks
 
 logger = logging.getLogger(__name__)
 

@@ -33,6 +33,7 @@ from zeek_agent.collector.intake import Intake
 from zeek_agent.collector.pack import Pack, PackQuery
 from zeek_agent.collector.rotation import PENDING_BYTES, LogDirectory
 from zeek_agent.config import CollectorSettings
+from zeek_agent.destination import PATH
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import clipped, size
 from zeek_agent.zeek import bounds, protocol
@@ -301,8 +302,8 @@ class Collector:
         """The opening: path, name, subscription, ack. False when the client cannot be served."""
         request = client.connection.request
         assert request is not None
-        if request.path != protocol.PATH:
-            return await _refuse(client, "invalid_uri", f"Invalid URI - use {protocol.PATH}")
+        if request.path != PATH:
+            return await _refuse(client, "invalid_uri", f"Invalid URI - use {PATH}")
         if not all(map(_APPLICATION_NAME.fullmatch, request.headers.get_all("X-Application-Name"))):
             return await _refuse(client, "invalid_application_name", "Invalid X-Application-Name")
         try:

@@ -19,7 +19,7 @@ import apsw
 from zeek_agent.config import EventSettings
 from zeek_agent.events.file import Batch, Delivered, EventFile, Gap, disk_uri, read, read_delivered
 from zeek_agent.events.migrations import NewerStoreError
-from zeek_agent.recording.source import Past
+from zeek_agent.events.past import Past
 from zeek_agent.schema import Row
 from zeek_agent.table import Table
 

@@ -8,23 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from zeek_agent.events.past import Past
+
 if TYPE_CHECKING:
     from zeek_agent.schema import Row
 
 Sink: TypeAlias = "Callable[[str, Sequence[Row]], None]"
 """Takes rows of the named event table; never blocks, may be called from any thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class Past:
-    """How far an event table has been recorded, as far as that is not too old to be kept.
-
-    `cursor` is that of the last row, None when no row is left; `until` is when recording ended (seconds since the
-    epoch). Both None: nothing yet.
-    """
-
-    cursor: str | None = None
-    until: float | None = None
 
 
 Recorded: TypeAlias = Callable[[str], Past]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import apsw
 import msgspec
 
-from zeek_agent import locks, paths
+from zeek_agent import directories, locks, paths
 from zeek_agent.control.messages import NoAgentError
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events.store import NewerStoreError
@@ -396,7 +396,7 @@ async def _first_answer(target: Destination, settings: ZeekSettings) -> Ack | Er
     from zeek_agent.zeek import causes, protocol
     from zeek_agent.zeek.connection import open_websocket
 
-    async with await open_websocket(target, settings, f"{paths.NAME}-doctor") as websocket:
+    async with await open_websocket(target, settings, f"{directories.NAME}-doctor") as websocket:
         await websocket.send(protocol.subscription_message([]))
         try:
             async with asyncio.timeout(settings.ack_timeout):

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=Data)
 
-PATH: Final = "/v1/messages/json"
-DEFAULT_PORT: Final = 27759
 OLDEST_PACKAGE: Final = 200_020_008
 """The first version of Zeek's package (2.0.2-8) that speaks this API."""
 

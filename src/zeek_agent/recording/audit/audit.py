@@ -21,6 +21,7 @@ from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.host.linux.internet_sockets import ALL_STATES, TCP, UDP, InternetSocket, on_the_wire
 from zeek_agent.host.linux.namespaces import in_network_namespace
 from zeek_agent.host.linux.procfs import network_namespace
+from zeek_agent.host.linux.stamps import set_or_none
 from zeek_agent.recording.audit import audit_records
 from zeek_agent.recording.audit.audit_records import Assembler, Event
 from zeek_agent.recording.audit.audit_rules import (
@@ -34,7 +35,7 @@ from zeek_agent.recording.audit.audit_rules import (
 )
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.listener import Listener, enlarge
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache, set_or_none
+from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 from zeek_agent.recording.processes.process_life import ProcessLife, unknown
 from zeek_agent.recording.processes.process_rows import PROCESSES_EVENTS
 from zeek_agent.recording.sockets.socket_rows import SOCKETS_EVENTS, Direction, Flow, State, socket_row

@@ -9,22 +9,17 @@ exec begins a new version of the facts: asking for a time before it gives what t
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from sys import intern
-from typing import Final
 
 from zeek_agent import text
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux import procfs
-
-TICKS: Final = os.sysconf("SC_CLK_TCK")
-"""USER_HZ: the unit of start times in /proc."""
+from zeek_agent.host.linux.stamps import TICKS, boot_id
 
 
 @dataclass(slots=True, eq=False)
@@ -213,22 +208,6 @@ class ProcessCache:
         versions.remove(process)
         if not versions:
             del self._versions[process.pid]
-
-
-@cache
-def boot_id() -> str:
-    """The kernel's name for this boot."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def start_ticks(nanoseconds: int) -> int:
-    """A kernel start stamp (boot time) in /proc's unit, rounded down as /proc does."""
-    return nanoseconds * TICKS // 1_000_000_000
-
-
-def set_or_none(number: int) -> int | None:
-    """A login uid or session, None when it was never set."""
-    return None if number == procfs.UNSET_ID else number
 
 
 def read_process(pid: int, proc: str = "/proc") -> Process | None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux import procfs
-from zeek_agent.recording.processes.process_cache import TICKS, Process, ProcessCache, boot_id, start_ticks
+from zeek_agent.host.linux.stamps import TICKS, boot_id, start_ticks
+from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 from zeek_agent.recording.processes.process_rows import Exit, process_row
 from zeek_agent.text import to_bytes
 

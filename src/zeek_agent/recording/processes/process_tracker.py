@@ -12,7 +12,8 @@ from zeek_agent.bpf import records
 from zeek_agent.bpf.records import EXEC, EXEC_ARGUMENTS, EXEC_PATHS, EXIT, FORK, PROCESS, Flags, Kind
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.containers import container_id
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache, boot_id, set_or_none, start_ticks
+from zeek_agent.host.linux.stamps import boot_id, set_or_none, start_ticks
+from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 from zeek_agent.recording.processes.process_rows import Exit
 
 logger = logging.getLogger(__name__)

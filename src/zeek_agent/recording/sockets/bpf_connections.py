@@ -11,7 +11,8 @@ from zeek_agent.bpf import records
 from zeek_agent.bpf.records import SOCKET, Kind, SocketRecord
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.internet_sockets import on_the_wire
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache, boot_id, start_ticks
+from zeek_agent.host.linux.stamps import boot_id, start_ticks
+from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 from zeek_agent.recording.sockets.socket_rows import Direction, Flow, State, packet_row, socket_row
 
 if TYPE_CHECKING:

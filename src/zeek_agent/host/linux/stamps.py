@@ -1,0 +1,29 @@
+"""The kernel's stamps and ids as /proc has them: start times in ticks, this boot, ids that were never set."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from zeek_agent.host.linux import procfs
+
+TICKS: Final = os.sysconf("SC_CLK_TCK")
+"""USER_HZ: the unit of start times in /proc."""
+
+
+@cache
+def boot_id() -> str:
+    """The kernel's name for this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_ticks(nanoseconds: int) -> int:
+    """A kernel start stamp (boot time) in /proc's unit, rounded down as /proc does."""
+    return nanoseconds * TICKS // 1_000_000_000
+
+
+def set_or_none(number: int) -> int | None:
+    """A login uid or session, None when it was never set."""
+    return None if number == procfs.UNSET_ID else number
