@@ -8,14 +8,13 @@ from pathlib import Path
 
 import click
 import pytest
+from places import ROOT
 
 from zeek_agent import config, reference
 from zeek_agent.cli import commands
 from zeek_agent.database.functions import FUNCTIONS
 from zeek_agent.terminal.shell import COMMANDS
 from zeek_agent.terminal.table_text import zeek_field, zeek_record
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("path", reference.pages())

@@ -6,7 +6,7 @@ before they were numbered. An agent refuses a store whose number is higher than 
 Columns that are added, removed or change their type need no migration: `layout` derives that from the declaration and
 keeps the rows. A migration is needed for a column that is renamed (`renamed_column`), for values whose meaning
 changes, and for the bookkeeping tables. Add it at the end of `MIGRATIONS`, never change one that was released, and add
-a dump of the store as it was before (tests/stores/dump.py).
+a dump of the store as it was before (tests/events/stores/dump.py).
 """
 
 from __future__ import annotations

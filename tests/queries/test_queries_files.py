@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from asking import Agent
-from test_queries import ADD, DELETE, SCHEDULE, Recorder
+from recipients import Recorder
+from test_queries import ADD, DELETE, SCHEDULE
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, EventSettings, LimitSettings

@@ -16,6 +16,7 @@ from typing import Any, Final
 import pytest
 from asking import Agent
 from mounting import bind, change_root, in_mount_namespace, mount, pivot_root
+from places import ROOT
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.collector import pack
@@ -28,7 +29,7 @@ from zeek_agent.tables import builtin_tables
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(sys.platform != "linux", reason="mount namespaces are Linux's")]
 
-SCRIPTS: Final = Path(__file__).parent.parent / "zeek" / "scripts" / "table"
+SCRIPTS: Final = ROOT / "zeek" / "scripts" / "table"
 KEY: Final = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ1hPQyLqgM2u0kL8h1bX0o5mW9c1P0m6m1Jb2o5T3fY"
 FILES: Final = {
     "etc/passwd": ("root:x:0:0:root:/root:/bin/sh\nbob:x:1000:1000:Bob:/home/bob:/bin/sh\n", 0o644, 0),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from asking import ask
+from places import ROOT, SUPPORT
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
@@ -280,6 +281,6 @@ def test_without_privileges_the_rest_of_a_row_is_still_there() -> None:
         "assert row['exe'] is None and row['cwd'] is None and row['netns'] is None, row\n"
     )
     with sleeper("sleep", "60") as pid:
-        source = str(Path(__file__).parent.parent / "src")
-        environment = {**os.environ, "PYTHONPATH": f"{source}:{Path(__file__).parent}"}
+        source = str(ROOT / "src")
+        environment = {**os.environ, "PYTHONPATH": f"{source}:{SUPPORT}"}
         subprocess.run([sys.executable, "-c", code, str(pid)], check=True, env=environment, timeout=30)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from zeek_agent.bpf import libbpf, probe
 
@@ -67,7 +68,7 @@ def test_missing_permission_is_named() -> None:
 
 
 def granted_by_the_unit() -> list[str]:
-    unit = (Path(__file__).parent.parent / "packaging" / "zeek-agent.service").read_text()
+    unit = (ROOT / "packaging" / "zeek-agent.service").read_text()
     (granted,) = re.findall(r"^CapabilityBoundingSet=(.*)", unit, re.MULTILINE)
     return [name.removeprefix("CAP_").lower() for name in granted.split()]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
+
+from places import TESTS
 
 from zeek_agent.text import from_bytes
 
-CAPTURED = Path(__file__).parent / "captures" / "zeek-logs"
+CAPTURED = TESTS / "captures" / "zeek-logs"
 
 
 class Clock:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from asking import Agent, ask
+from places import ROOT, SUPPORT
 
 from zeek_agent import tables, version_number
 from zeek_agent.schema import Column
@@ -100,7 +101,7 @@ sys.platform = "win32"
 
 def elsewhere(code: str, *arguments: str) -> Any:
     """Run code where nothing of Linux is at hand."""
-    places = [str(Path(__file__).parent.parent / "src"), str(Path(__file__).parent)]
+    places = [str(ROOT / "src"), str(SUPPORT)]
     prelude = f"import sys; sys.path[:0] = {places!r}\nimport apsw, msgspec, logging, asyncio, pathlib, re2\n"
     return subprocess.run(
         [sys.executable, "-c", prelude + HIDE + code, *arguments],

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 from running_agent import until
 from zeek_log import parse_header, parse_log
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "zeek" / "scripts"
 
 ZEROMQ = """

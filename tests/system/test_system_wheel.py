@@ -12,10 +12,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from zeek_agent import __version__
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = ROOT
 
 
 def run(*command: str | Path, cwd: Path) -> str:

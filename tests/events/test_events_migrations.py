@@ -18,8 +18,9 @@ import apsw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from places import SUPPORT
+from recipients import NobodysAgent, Recorder
 from stores import dump
-from test_queries import NobodysAgent, Recorder
 
 from zeek_agent import __version__
 from zeek_agent.access import AccessPolicy
@@ -337,7 +338,7 @@ OPEN_UNTIL_KILLED = """
 import os, signal, sys
 from pathlib import Path
 import apsw
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 import test_events_migrations as tests
 
 left = int(sys.argv[3])
@@ -361,7 +362,7 @@ def test_kill_9_at_any_moment_of_an_upgrade_leaves_every_row(path: Path) -> None
     connection.close()
     steps, kills = 1, 0
     while True:
-        command = [sys.executable, "-c", OPEN_UNTIL_KILLED, Path(__file__).parent, path, str(steps)]
+        command = [sys.executable, "-c", OPEN_UNTIL_KILLED, f"{Path(__file__).parent}:{SUPPORT}", path, str(steps)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         connection = reading(path)
         assert connection.execute("PRAGMA integrity_check").get == "ok"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from journald import PrivateJournal, private_journal
+from places import TESTS
 from running_agent import RunningAgent, started, until
 from zeek_server import Client, zeek_server
 
@@ -18,7 +19,7 @@ from zeek_agent.queries.subscriptions import Change
 from zeek_agent.zeek.data import String, Timestamp
 from zeek_agent.zeek.protocol import AgentHello, ResultRow
 
-CAPTURE = Path(__file__).parent / "captures" / "zeek-9.1-package-2.4-agent-2.3.jsonl"
+CAPTURE = TESTS / "captures" / "zeek-9.1-package-2.4-agent-2.3.jsonl"
 EVENT = "ZeekAgent_SystemLogs::query_result"
 V2_SHAPE = ["Timestamp", "String", "String", "String", "Nothing"]
 """Wire types of version 2's five columns; the package's record takes the first four."""

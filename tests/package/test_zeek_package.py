@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import SUPPORT
 from running_agent import AGENT_ID, running, until
 from zeek_cluster import cluster, search_path
 from zeek_program import PACKAGE, ROOT, Zeek, joined, needs_zeek, records, tool, zeek
 
 from zeek_agent import __version__
 
-LOAD = Path(__file__).parent / "connection_load.py"
+LOAD = SUPPORT / "connection_load.py"
 
 
 async def clients(address: str, tcp: int, udp: int, rate: float) -> list[dict[str, Any]]:

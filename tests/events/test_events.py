@@ -13,6 +13,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from places import SUPPORT
 
 from zeek_agent.config import EventSettings
 from zeek_agent.events.store import EventStore
@@ -483,7 +484,7 @@ def test_a_read_only_file_system_is_noticed(small_disk: Path) -> None:
 LOAD = """
 import sys, time
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2].split(":")
 from test_events import THINGS, thing
 from zeek_agent.events.store import EventStore
 store = EventStore(Path(sys.argv[1]), [THINGS])
@@ -498,7 +499,7 @@ while True:
 
 def test_kill_9_under_load_leaves_all_that_was_committed(path: Path, read: Read) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", LOAD, path, Path(__file__).parent], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", LOAD, path, f"{Path(__file__).parent}:{SUPPORT}"], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     committed = 0

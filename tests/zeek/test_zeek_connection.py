@@ -10,11 +10,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from places import TESTS
 from zeek_server import BROKER_ACK, CLUSTER_ACK, Client, zeek_server
 
 from zeek_agent.config import LimitSettings, ZeekSettings
@@ -40,7 +40,7 @@ FAST = ZeekSettings(
     reconnect_min=0.02,
     reconnect_max=0.1,
 )
-CAPTURE = Path(__file__).parent / "captures" / "zeek-9.1-package-2.4-agent-2.3.jsonl"
+CAPTURE = TESTS / "captures" / "zeek-9.1-package-2.4-agent-2.3.jsonl"
 CAPTURED_AGENT = "H6sCElvPqe0P8W73ADijZGY"
 HELLO = ("Hagent", "Iinstance", "here", ("192.0.2.1", "fd00::1"), "Linux", "Debian", "Linux", "6.1", "x86_64")
 

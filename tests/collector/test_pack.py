@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from places import ROOT
 from zeek_log import CAPTURED
 
 from zeek_agent.collector import pack
@@ -16,7 +17,7 @@ from zeek_agent.errors import UsageError
 from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.tables import builtin_tables
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = ROOT / "docs"
 
 SMALL = """
 [logs.things]

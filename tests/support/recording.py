@@ -8,16 +8,16 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 
 from zeek_agent.recording.source import Source
 from zeek_agent.schema import Row
 from zeek_agent.tables import events, system_logs
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 TABLES = (*events.TABLES, *system_logs.TABLES)
 COLUMNS = {table.name: [column.name for column in table.recorded] for table in TABLES}
 

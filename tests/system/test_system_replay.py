@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from places import TESTS
 from running_agent import AGENT_ID, RunningAgent, running, until
 from zeek_server import BROKER_ACK, Client, zeek_server
 
@@ -26,7 +27,7 @@ from zeek_agent.queries.subscriptions import Change, Subscription
 from zeek_agent.zeek import protocol
 from zeek_agent.zeek.protocol import AgentHello, InstallQuery, Message, ResultRow
 
-CAPTURE = Path(__file__).parent / "captures" / "zeek-9.1-package-2.4-agent-2.3.jsonl"
+CAPTURE = TESTS / "captures" / "zeek-9.1-package-2.4-agent-2.3.jsonl"
 INSTANCE = "zeek_LYLwI26Jm7LXIKG77"
 
 SHAPES: Final = {

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from acting import NOBODY
 from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
+from places import ROOT
 from sql import database
 
 from zeek_agent.cli import run_command
@@ -486,7 +487,7 @@ def test_a_query_without_a_running_agent_uses_a_socket_that_is_named(
 
 
 async def test_the_examples_of_the_documentation_work(path: Path) -> None:
-    page = (Path(__file__).parent.parent / "docs/osquery.md").read_text()
+    page = (ROOT / "docs/osquery.md").read_text()
     statements = [sql for block in re.findall(r"```sql\n(.*?)```", page, re.DOTALL) for sql in block.split(";")]
     tables = usual_tables()
     tables["hash"] = FakeTable({"path": "TEXT", "sha256": "TEXT"})
@@ -498,6 +499,6 @@ async def test_the_examples_of_the_documentation_work(path: Path) -> None:
 
 
 def test_every_setting_is_in_the_documentation() -> None:
-    page = (Path(__file__).parent.parent / "docs/osquery.md").read_text()
+    page = (ROOT / "docs/osquery.md").read_text()
     for name in OsquerySettings.__struct_fields__:
         assert re.search(rf"`osquery\.{name}`|\n{name} = |`{name}`", page), name

@@ -1,6 +1,6 @@
 """Write an event store as the agent on the path makes it, with a few rows and delivery state, as SQL.
 
-    PYTHONPATH=TREE/src python tests/stores/dump.py > tests/stores/NAME.sql
+    PYTHONPATH=TREE/src python tests/events/stores/dump.py > tests/events/stores/NAME.sql
 
 TREE is the tree whose store is to be kept, by default this one. Tests open every dump with the present agent, so every
 store that a released agent has left on a disk is known to open. The last dump, by name, is the present schema: when

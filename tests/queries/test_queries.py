@@ -6,60 +6,24 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from recipients import NobodysAgent, Recorder
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.runner import QueryRunner, State
-from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Change, Query, Report, Subscription
+from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Change, Query, Subscription
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table, TableContext
 
 ADD, DELETE = Change.ADD, Change.DELETE
 SCHEDULE = SCHEDULE_MIN
 NOW = time.time()
-
-
-class NobodysAgent:
-    """Tables of these tests ask nothing of the agent."""
-
-    id, instance, hostname = "H1", "I1", "here"
-
-    def __getattr__(self, name: str) -> object:
-        raise AssertionError(f"the agent's {name} is asked for")
-
-
-@dataclass
-class Recorder:
-    """A recipient that keeps its reports; `gate` closed means that it takes none."""
-
-    identity: str = "ws://zeek:1"
-    profile: Profile = Profile.FULL
-    durable: bool = True
-    tells_replays: bool = True
-    life: str = "zeek_1"
-    reports: asyncio.Queue[Report] = field(default_factory=asyncio.Queue)
-    failures: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
-    gate: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self.gate.set()
-
-    async def deliver(self, report: Report) -> None:
-        await self.gate.wait()
-        self.reports.put_nowait(report)
-
-    async def fail(self, query_id: str, query: Query, message: str) -> None:
-        self.failures.put_nowait(message)
-
-    async def next(self) -> list[tuple[Change | None, Row]]:
-        report = await asyncio.wait_for(self.reports.get(), 5)
-        return list(report.rows)
 
 
 @dataclass
