@@ -243,8 +243,8 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         "`ZEEK_AGENT_ZEEK` is short for the destinations; "
         "lists are separated by spaces or commas, or given as JSON; an empty variable counts as not set;\n"
         "3. the TOML file that `--config` or `ZEEK_AGENT_CONFIG` names, else "
-        f"`{directories.SYSTEM_CONFIG}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for others, where there "
-        "is one;\n"
+        f"`{directories.SYSTEM_CONFIG}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for others, where "
+        "there is one;\n"
         "4. the default.",
         "Unknown keys and values that make no sense are errors. `zeek-agent config check` finds them and prints what "
         "differs from the defaults; the table `zeek_agent_config` shows every setting of a running agent and where it "
