@@ -53,6 +53,7 @@ from zeek_agent.errors import LimitError
 from zeek_agent.host import Host
 from zeek_agent.schema import Constraints, Table
 from zeek_agent.sources.files import gate as gate_module
+from zeek_agent.sources.files import globbing
 from zeek_agent.sources.files.reads import FLOOR_LINES, FLOORS, FileReads, Omissions
 from zeek_agent.sources.mounts import Mount
 from zeek_agent.tables.file_hashes import file_hashes
@@ -784,6 +785,89 @@ def test_links_in_a_circle_and_too_many_of_them_are_given_up(tmp: Path) -> None:
     kernel = sum((tmp / f"chain{number}").exists() for number in range(60))
     assert len(lines(f"{tmp}/chain*", READS_ALL)) == kernel == 40
     assert {row["type"] for path, row in listed(f"{tmp}/[ost]*").items()} == {"other"}
+
+
+def test_links_on_the_way_of_a_link_count_too(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a user's 80 links would cost a look at 1,600 ways of 4 KB for each file that is listed."""
+    write(tmp / "file", "content\n")
+    (tmp / "way0").symlink_to(".")
+    (tmp / "link0").symlink_to("file")
+    for number in range(1, 39):
+        (tmp / f"way{number}").symlink_to(f"way{number - 1}")
+        (tmp / f"link{number}").symlink_to(f"{'./' * number}way{number - 1}/link{number - 1}")
+    followed = Counter()
+    link_text = gate_module.Gate._link_text
+
+    def counted(*arguments: Any) -> str:
+        followed.add()
+        return link_text(*arguments)
+
+    monkeypatch.setattr(gate_module.Gate, "_link_text", counted)
+    assert listed(f"{tmp}/link2")[f"{tmp}/link2"]["type"] == "file"
+    assert listed(f"{tmp}/link38")[f"{tmp}/link38"]["type"] == "other"
+    assert followed.value < 3 * gate_module.LINKS_MAX
+
+
+def test_the_time_limit_of_a_statement_holds_at_each_link_of_a_long_way(tmp: Path) -> None:
+    (tmp / "way0").symlink_to(".")
+    for number in range(1, 9):
+        (tmp / f"way{number}").symlink_to(f"way{number - 1}")
+    checks = 0
+
+    def check() -> None:
+        nonlocal checks
+        checks += 1
+        if checks > 5:
+            raise LimitError("too long")
+
+    gate = gate_module.Gate(DEFAULT, FileReads(), check)
+    assert gate.walk(gate.root, f"{tmp}/way3").path == str(tmp)
+    with pytest.raises(LimitError):
+        gate.walk(gate.root, f"{tmp}/way8")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["/" + "x" * 8192, "/tmp/" + "*/" * 200, "/tmp/" + "./" * 200], ids=["long", "wild", "literal"]
+)
+def test_a_pattern_too_long_for_any_path_is_refused_and_does_not_end_the_statement(pattern: str) -> None:
+    for table in (files_list, files_lines, file_hashes):
+        reads = FileReads()
+        assert list(ask(table, pattern, reads=reads)) == []
+        omissions = reads.omissions()
+        assert omissions.refused
+        assert all(cause.startswith("refused: a pattern of more than") for cause in omissions.causes)
+
+
+def test_any_path_that_the_kernel_takes_may_be_spelt_with_backslashes(tmp: Path) -> None:
+    deep = tmp / "/".join(["[*?]" * 60] * 14)
+    file = write(deep / ("[*?]" * 60), "content\n")
+    escaped = "".join(f"\\{each}" if each in "[]*?" else each for each in str(file))
+    assert lines(escaped, READS_ALL) == ["content"]
+    assert hashes(str(file), READS_ALL) == [sha256("content\n")]
+
+
+def test_names_of_a_large_directory_come_in_lots_complete_and_in_order(
+    tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number * 7919 % 1000:03d}" for number in range(100)]
+    for name in names:
+        write(tmp / name / "file", name)
+    write(tmp / ".hidden" / "file", "hidden")
+    write(tmp / "other", "other")
+    monkeypatch.setattr(globbing, "_NAMES_TOGETHER", 10)
+    monkeypatch.setattr(globbing, "_NAMES_BEYOND", 5)
+    monkeypatch.setattr(gate_module, "_ENTRIES_TOGETHER", 4)
+    held: list[int] = []
+    deeper = globbing._Walk._deeper
+
+    def noted(walk: Any, directory: Any, path: str, entries: list[Any], rest: list[str]) -> Any:
+        held.append(len(entries))
+        return deeper(walk, directory, path, entries, rest)
+
+    monkeypatch.setattr(globbing._Walk, "_deeper", noted)
+    assert list(listed(f"{tmp}/*")) == [*(f"{tmp}/{name}" for name in sorted(names)), f"{tmp}/other"]
+    assert lines(f"{tmp}/*/file", READS_ALL) == sorted(names)
+    assert max(held) == 10
 
 
 def test_a_pattern_with_a_slash_at_its_end_means_directories(tmp: Path) -> None:

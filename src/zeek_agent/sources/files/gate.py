@@ -105,10 +105,14 @@ class OpenedFile(NamedTuple):
 
 
 class Gate:
-    """Walks and opens paths for one statement, in one thread. What it leaves out is counted in `reads`."""
+    """Walks and opens paths for one statement, in one thread. What it leaves out is counted in `reads`.
 
-    def __init__(self, access: AccessPolicy, reads: FileReads) -> None:
+    `check` is called at each link, since users choose how long a way their links lead.
+    """
+
+    def __init__(self, access: AccessPolicy, reads: FileReads, check: Callable[[], None] = lambda: None) -> None:
         self._access = access
+        self._check = check
         self.reads = reads
         self._table = own_mounts()
         self._mounts = self._table.current()
@@ -151,6 +155,7 @@ class Gate:
             links += 1
             if links > LINKS_MAX:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), entered.path)
+            self._check()
             text = self._link_text(place, name, entered.descriptor)
             if text.startswith("/"):
                 place = self.root
@@ -201,16 +206,14 @@ class Gate:
 
     def _target_status(self, directory: Place, name: str) -> Status:
         """Attributes of what a link leads to. Raises RefusedError and OSError."""
-        for _ in range(LINKS_MAX):
-            text = self._link_text(directory, name)
-            way, _, name = text.rstrip("/").rpartition("/")
-            directory = self._way(self.root if text[:1] == "/" else directory, way)
-            if name in _SPECIAL_NAMES:
-                return self.walk(directory, name).status
+        text = self._link_text(directory, name)
+        way, _, name = text.rstrip("/").rpartition("/")
+        directory = self._way(self.root if text[:1] == "/" else directory, way)
+        if name not in _SPECIAL_NAMES:
             status = self.entry_status(directory, name)
             if not S_ISLNK(status.mode):
                 return status
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+        return self.walk(directory, name).status
 
     def _way(self, directory: Place, way: str) -> Place:
         """`walk`, remembered, since links that lie together mostly lead to one directory."""
