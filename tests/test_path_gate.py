@@ -47,7 +47,7 @@ from mounting import (
 )
 
 from zeek_agent import paths
-from zeek_agent.access import AccessPolicy
+from zeek_agent.access import AccessPolicy, Contents
 from zeek_agent.config import AccessSettings, Config, LimitSettings, LogSettings, TlsSettings, ZeekSettings
 from zeek_agent.errors import LimitError
 from zeek_agent.host import Host
@@ -272,6 +272,26 @@ def test_links_to_the_descriptors_of_a_process_are_not_followed(tmp: Path, kind:
     read, attributes = in_mount_namespace(scene)
     assert read == ["open"]
     assert [row["type"] for row in attributes.values()] == ["other", "other"]
+
+
+def test_where_roots_processes_lie_in_memory_is_told_in_no_way() -> None:
+    """The agent may see it, other users may not: /proc/PID/stat shows those who may not trace a process no address."""
+    with process(lambda: None) as pid:
+        directory = f"/proc/{pid}"
+        begin = Path(f"{directory}/maps").read_text().partition("-")[0]
+        code_begin = Path(f"{directory}/stat").read_text().rpartition(")")[2].split()[23]
+        for access in (DEFAULT, READS_ALL):
+            ways = [f"{directory}{each}" for each in ("/*", f"/task/{pid}/*")]
+            told = [text for way in ways for text in lines(way, access)]
+            assert f"Pid:\t{pid}" in told
+            assert [text for text in told if begin in text or code_begin in text.split()] == []
+            names = ("stat", "maps", "smaps", "smaps_rollup", "numa_maps", f"task/{pid}/stat")
+            assert [hashes(f"{directory}/{name}", access) for name in names] == [[]] * len(names)
+
+
+def test_the_environment_of_a_job_that_waits_is_not_read() -> None:
+    assert AccessPolicy().contents("/var/spool/cron/crontabs/root") is Contents.PRIVATE
+    assert AccessPolicy().contents("/var/spool/cron/atjobs/a0001") is not Contents.PRIVATE
 
 
 def test_own_descriptors_by_dev_are_not_followed_either(tmp: Path) -> None:
