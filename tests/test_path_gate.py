@@ -770,6 +770,32 @@ def test_dots_are_resolved_as_the_kernel_does(tmp: Path, way: str) -> None:
     assert lines("/../.." + f"{tmp}/{way}", READS_ALL) == expected
 
 
+def test_a_rule_that_names_a_directory_by_a_link_denies_what_lies_there(tmp: Path) -> None:
+    """As `/var/run/…` does, where /var/run is a link."""
+    secret = write(tmp / "real" / "inside" / "secret", "secret\n")
+    public = write(tmp / "real" / "inside" / "public", "public\n")
+    other = write(tmp / "other", "other\n")
+    (tmp / "link").symlink_to("real")
+    (tmp / "again").symlink_to(tmp / "link")
+    (tmp / "file").symlink_to(other)
+    for denied in (f"{tmp}/link/inside/*", f"{tmp}/again/**", f"{tmp}/again/inside/secret"):
+        access = allowing("/**", paths_deny=(denied, f"!{tmp}/link/inside/public", f"!{tmp}/again/inside/public"))
+        assert read_anyhow(secret, f"{tmp}/link/inside/secret", f"{tmp}/*/inside/secret", access=access) == []
+        assert lines(public, access) == ["public"]
+    access = allowing("/**", paths_deny=(f"{tmp}/file",))
+    assert read_anyhow(other, tmp / "file", access=access) == []
+    assert lines(secret, access) == ["secret"]
+
+
+def test_a_users_link_hides_nothing_behind_a_rule(tmp: Path) -> None:
+    program = write(tmp / "programs" / "worm", "worm\n")
+    (tmp / "users").symlink_to("programs")
+    os.chown(tmp / "users", NOBODY, NOBODY, follow_symlinks=False)
+    access = allowing("/**", paths_deny=(f"{tmp}/users/**",))
+    assert hashes(program, access) == [sha256("worm\n")]
+    assert read_anyhow(f"{tmp}/users/worm", access=access) == []
+
+
 def test_a_denied_file_is_denied_however_its_path_is_spelt(tmp: Path) -> None:
     write(tmp / "a" / "secret", "secret\n")
     (tmp / "b" / "c").mkdir(parents=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from functools import lru_cache
@@ -56,6 +57,8 @@ class AccessPolicy:
         self.reports_only = settings.mode == "report"
         self.literals = tuple(rule for rule in settings.paths_deny if _WILDCARDS.isdisjoint(rule))
         """The denied paths without wildcards, which are also recognised by device and inode."""
+        self.denied_places = tuple(sorted({_fixed(rule.removeprefix("!")) for rule in settings.paths_deny} - {"/"}))
+        """The paths that the rules of `paths_deny` begin with: up to the directory before their first wildcard."""
         self._tables_allow = settings.tables_allow
         self._tables_deny = settings.tables_deny
         self._paths_allow = _PathRules(settings.paths_allow)
@@ -132,6 +135,12 @@ def _is_own(path: str, own: str) -> bool:
             return True
         at = path.find(own, at + 1)
     return False
+
+
+def _fixed(rule: str) -> str:
+    """The path that a rule begins with: all of it, or the directory before its first wildcard."""
+    wildcard = re.search(r"[*?\[]", rule)
+    return normal(rule if wildcard is None else rule[: wildcard.start()].rpartition("/")[0] or "/")
 
 
 def _real(path: str) -> str:

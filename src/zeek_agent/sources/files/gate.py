@@ -19,13 +19,15 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum, auto
 from io import FileIO
 from itertools import islice
 from pathlib import Path
 from stat import S_ISLNK
 from typing import Final, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
 
 from zeek_agent.access import AccessPolicy, Contents
 from zeek_agent.sources.files.mount_rules import (
@@ -70,6 +72,9 @@ _USUAL_PLACES: Final = {
 _CASELESS: Final = frozenset({"exfat", "hfs", "hfsplus", "msdos", "ntfs3", "vfat"})
 """Kinds where a file answers to its name in capitals and small letters."""
 _LOW_BITS: Final = (1 << 32) - 1
+_LINKS_KEPT_FOR: Final = 10.0
+"""Seconds for which it is remembered where the links in rules lead."""
+_links_in_rules: WeakKeyDictionary[AccessPolicy, tuple[float, list[tuple[str, str]]]] = WeakKeyDictionary()
 
 
 _KERNEL_PLACES: Final = ("/dev/", "/proc/", "/sys/")
@@ -474,6 +479,8 @@ class Gate:
             root = other.root.rstrip("/")
             if inside == other.root or inside.startswith(f"{root}/"):
                 names.add(other.place.rstrip("/") + inside[len(root) :])
+        for denied, real in self._denied_by_links():
+            names |= {denied + name[len(real) :] for name in names if name == real or name.startswith(f"{real}/")}
         if mount.kind in _CASELESS:
             names |= {name.lower() for name in names}
         return {from_os(name) for name in names}
@@ -483,6 +490,31 @@ class Gate:
         if not mount.layers or mount.place == "/":
             return []
         return [layer.rstrip("/") + inside for layer in mount.layers]
+
+    def _denied_by_links(self) -> Sequence[tuple[str, str]]:
+        """Where rules of `paths_deny` name a place by root's links: how they name it, and the path that it has."""
+        found = _links_in_rules.get(self._access)
+        now = time.monotonic()
+        if found is None or now > found[0]:
+            named = [(place, self._path_by_links(place)) for place in self._access.denied_places]
+            found = now + _LINKS_KEPT_FOR, [(place, real) for place, real in named if real is not None]
+            _links_in_rules[self._access] = found
+        return found[1]
+
+    def _path_by_links(self, path: str) -> str | None:
+        """The path of what links of root lead to; None without links, or where a user's link could hide anything."""
+        place, linked = self.root, False
+        try:
+            for name in path.split("/")[1:]:
+                status = self.entry_status(place, name)
+                if S_ISLNK(status.mode):
+                    linked = True
+                    if status.uid != 0:
+                        return None
+                place = self.walk(place, name)
+        except (OSError, RefusedError):
+            return None  # not there, or where nobody may look
+        return place.path if linked and place.parent is not None else None
 
     def _demand_no_denied_object(self, status: Status, mount: Mount) -> None:
         denied = (status.device, status.inode) in self._objects()
