@@ -1327,6 +1327,17 @@ def test_a_private_key_in_a_listed_file_is_masked_and_the_rest_returned(tmp: Pat
     assert in_empty_root(scene, tmp) == [*before, "***", "***", "***", KEY]
 
 
+def test_a_private_key_that_a_container_logs_line_by_line_is_masked(tmp: Path) -> None:
+    stamped = [f"2026-11-28T12:00:0{number}.5Z stdout F {text}" for number, text in enumerate(PEM.splitlines())]
+
+    def scene() -> list[str]:
+        write("/var/log/pods/app/0.log", "\n".join(stamped) + "\n")
+        return lines("/var/log/pods/*/0.log")
+
+    begin, body, _ = (line.rpartition(" F ")[0] for line in stamped)
+    assert in_empty_root(scene, tmp) == [f"{begin} F ***", f"{body} F ***", "***"]
+
+
 def test_a_file_that_only_the_configuration_admits_is_refused_if_a_key_begins_in_its_first_4_kb(tmp: Path) -> None:
     for name, offset in (("first", 0), ("early", 4_000), ("late", 5_000)):
         write(tmp / name, "x" * (offset - 1) + "\n" * (offset > 0) + PEM)

@@ -79,6 +79,7 @@ _links_in_rules: WeakKeyDictionary[AccessPolicy, tuple[float, list[tuple[str, st
 
 _KERNEL_PLACES: Final = ("/dev/", "/proc/", "/sys/")
 """Where rules speak of the kernel's file systems, not of directories of those names at the top of another."""
+_LOGS: Final = "/var/log/"
 
 
 class Purpose(Enum):
@@ -107,6 +108,7 @@ class OpenedFile(NamedTuple):
     file: FileIO
     masks_keys: bool
     user: int = 0
+    is_log: bool = False
 
 
 class Gate:
@@ -334,7 +336,8 @@ class Gate:
         masks_keys = True
         if purpose is Purpose.CONTENTS:
             masks_keys = self._demand_contents(place, written)
-        return OpenedFile(_reopened(place.descriptor, place.status, place.mount), masks_keys, user_of(place))
+        file = _reopened(place.descriptor, place.status, place.mount)
+        return OpenedFile(file, masks_keys, user_of(place), place.path.startswith(_LOGS))
 
     def open_executable(self, process: Place) -> OpenedFile | None:
         """Open the executable of a process, for its hash; None when it is no regular file.
