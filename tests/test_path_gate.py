@@ -53,7 +53,7 @@ from zeek_agent.errors import LimitError
 from zeek_agent.host import Host
 from zeek_agent.schema import Constraints, Table
 from zeek_agent.sources.files import gate as gate_module
-from zeek_agent.sources.files import globbing
+from zeek_agent.sources.files import globbing, mount_rules
 from zeek_agent.sources.files.reads import FLOOR_LINES, FLOORS, FileReads, Omissions
 from zeek_agent.sources.mounts import Mount
 from zeek_agent.tables.file_hashes import file_hashes
@@ -617,6 +617,34 @@ def test_an_overlay_over_a_file_system_that_hangs_is_not_touched_either(tmp: Pat
     assert below == []
     assert "of kind overlay that may lie on another one" in why
     assert fuse.requests == []
+
+
+def test_an_image_on_a_file_system_that_hangs_is_not_entered(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ramfs stands for FUSE here, since the loop device has to read the image once."""
+    if shutil.which("mkfs.ext4") is None or not Path("/dev/loop-control").exists():
+        pytest.skip("no mkfs.ext4, or no loop devices")
+    monkeypatch.setattr(mount_rules, "LOCAL_FILE_SYSTEMS", mount_rules.LOCAL_FILE_SYSTEMS - {"ramfs"})
+    for name in ("kept", "local", "hangs", "image"):
+        (tmp / name).mkdir()
+    image = tmp / "kept" / "disk"
+    with image.open("wb") as file:
+        file.truncate(4 << 20)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+
+    def scene() -> tuple[Any, ...]:
+        mount("ramfs", tmp / "hangs", "ramfs", data="mode=755")
+        shutil.copy(image, tmp / "hangs" / "disk")
+        found = []
+        for where in ("kept", "hangs"):
+            subprocess.run(["mount", "-o", "loop", str(tmp / where / "disk"), str(tmp / "image")], check=True)
+            write(tmp / "image" / "file", "content\n")
+            found.append(asked_of_all(tmp / "image"))
+            subprocess.run(["umount", str(tmp / "image")], check=True)
+        return tuple(each["lines"] for each in found)
+
+    on_local, on_hazard = in_mount_namespace(scene)
+    assert on_local == (["file"], 0)
+    assert on_hazard == ([], 1)
 
 
 @needs_fuse

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -21,6 +22,9 @@ STACKED: Final = frozenset({"aufs", "ecryptfs", "overlay"})
 _FUSE: Final = frozenset({"fuse", "fuseblk"})
 _STACK_DEPTH: Final = 3
 """How many file systems the kernel lets lie on each other, and one."""
+_BLOCK_DEVICES: Final = "/sys/dev/block"
+_LOOP_MAJORS: Final = frozenset({"7", "259"})
+"""Of loop devices, and of partitions of theirs and of others."""
 _NS_GET_USERNS: Final = 0xB701
 _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 
@@ -60,7 +64,8 @@ def hazards_among(mounted: Mounts, admitted: tuple[str, ...]) -> Hazards:
         causes: dict[str, str] = {}
         avoided: dict[str, str] = {}
         for mount in mounted.by_id.values():
-            on_hazard = any(lies_on(layer, found, mounted) for layer in mount.layers) if found.causes else False
+            below = (*mount.layers, *backing_file(mount.device)) if found.causes else ()
+            on_hazard = any(lies_on(path, found, mounted) for path in below)
             cause = hazard(mount, admitted, on_hazard=on_hazard)
             causes.pop(mount.place, None)
             avoided.pop(mount.place, None)
@@ -74,9 +79,23 @@ def hazards_among(mounted: Mounts, admitted: tuple[str, ...]) -> Hazards:
     return found
 
 
+def backing_file(device: str) -> tuple[str, ...]:
+    """The file that a loop device, or a partition of one, shows; empty for any other device.
+
+    Desktops let a user set up and mount his own, also of a file on his FUSE mount, and the kernel then waits for that.
+    """
+    if device.partition(":")[0] not in _LOOP_MAJORS:
+        return ()
+    for way in ("loop", "../loop"):
+        with suppress(OSError):  # no loop device, or detached meanwhile
+            text = Path(_BLOCK_DEVICES, device, way, "backing_file").read_bytes().removesuffix(b"\n")
+            return (os.fsdecode(text).removesuffix(" (deleted)"),)
+    return ()
+
+
 def lies_on(path: str, hazards: Hazards, mounted: Mounts) -> bool:
     """Whether the nearest mount above a path is a hazard."""
-    while path not in mounted.places and path != "/":
+    while path not in mounted.places and path not in ("/", ""):
         path = posixpath.dirname(path)
     return path in hazards.causes
 
