@@ -279,7 +279,9 @@ class Gate:
         return status
 
     def entries(self, directory: Place, check: Callable[[], None]) -> Iterator[list[os.DirEntry[str]]]:
-        """The entries of a directory, unsorted, some at a time. Raises OSError."""
+        """The entries of a directory, unsorted, some at a time. Raises RefusedError and OSError."""
+        if directory.mount.kind == "proc" and directory.path_in_file_system().endswith("/map_files"):
+            raise RefusedError("names of proc(5) that tell where a process lies in memory")
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | _CLOEXEC, dir_fd=directory.descriptor)
         try:
             with os.scandir(descriptor) as entries:

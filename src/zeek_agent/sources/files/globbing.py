@@ -212,7 +212,7 @@ class _Walk:
         while last is not None:
             try:
                 found, last = self._lot(directory, part, last)
-            except OSError as error:
+            except (OSError, RefusedError) as error:
                 _leave_out(self._gate, path, error)
                 return
             yield found
@@ -220,7 +220,7 @@ class _Walk:
     def _lot(self, directory: Place, part: str, after: str) -> tuple[list[_Entry], str | None]:
         """The matches whose names come first after a name, and the last of them unless there are no more.
 
-        Raises OSError.
+        Raises RefusedError and OSError.
         """
         matches = _matcher(part)
         hidden = part.startswith((".", "\\."))
