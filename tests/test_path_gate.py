@@ -557,6 +557,45 @@ def test_a_file_system_that_hangs_is_listed_and_counted_but_not_touched(tmp: Pat
 
 @needs_fuse
 @pytest.mark.parametrize("renamed", [False, True])
+def test_a_mount_point_of_fuse_is_not_even_looked_up(
+    tmp: Path, monkeypatch: pytest.MonkeyPatch, *, renamed: bool
+) -> None:
+    """Where system calls are audited, the kernel asks FUSE for the capabilities of what they look up, and waits."""
+    looked_up: list[str] = []
+    opened, attributes = os.open, gate_module.status_at
+
+    def open_noted(path: Any, *arguments: Any, **more: Any) -> int:
+        looked_up.append(str(path))
+        return opened(path, *arguments, **more)
+
+    def status_noted(directory: int, name: str, *arguments: Any) -> Any:
+        looked_up.append(name)
+        return attributes(directory, name, *arguments)
+
+    fuse = SilentFuse()
+    write(tmp / "users" / "open", "open\n")
+    (tmp / "users" / "hangs").mkdir()
+
+    def scene() -> tuple[dict[str, Any], list[str]]:
+        asked_of_all(tmp / "users")
+        fuse.mount(tmp / "users" / "hangs")
+        asked_of_all(tmp / "users")
+        if renamed:
+            (tmp / "users").rename(tmp / "other")
+        monkeypatch.setattr(os, "open", open_noted)
+        monkeypatch.setattr(gate_module, "status_at", status_noted)
+        place = tmp / ("other" if renamed else "users")
+        read_anyhow(f"{place}/hangs", f"{place}/hangs/x", f"{place}/*/x")
+        return asked_of_all(place), [name for name in looked_up if "hangs" in name]
+
+    found, touched = in_mount_namespace(scene, fuse=fuse, seconds=30)
+    assert found["list"] == (["hangs", "open"], 1)
+    assert touched == []
+    assert fuse.requests == []
+
+
+@needs_fuse
+@pytest.mark.parametrize("renamed", [False, True])
 def test_a_file_system_of_one_user_alone_is_listed_too(tmp: Path, *, renamed: bool) -> None:
     fuse = SilentFuse()
     write(tmp / "users" / "open", "open\n")
@@ -1442,13 +1481,29 @@ def test_an_overlay_does_not_rename_what_is_denied(tmp: Path, links: int) -> Non
     assert in_mount_namespace(scene) == expected
 
 
-def test_a_case_insensitive_file_system_has_each_name_in_small_letters_too() -> None:
+@pytest.mark.parametrize(
+    ("name", "denied"),
+    [
+        ("USER-DATA", True),
+        ("LOGIN DATA", True),
+        ("key4.db. .", True),
+        ("networkmanager./System-Connections/a", True),
+        ("ID_RSA.PUB", False),
+        ("notes.", False),
+    ],
+)
+def test_a_file_of_a_case_insensitive_file_system_is_denied_by_any_name_that_it_answers_to(
+    tmp: Path, name: str, *, denied: bool
+) -> None:
     gate = gate_module.Gate(DEFAULT, FileReads())
-    names = gate._names(
-        Mount(1, "8:1", "/", "/boot/efi", "vfat"), "/boot/efi/USER-DATA", "/boot/efi/USER-DATA", "/USER-DATA"
-    )
-    assert "/boot/efi/user-data" in names
-    assert any(map(DEFAULT.denies, names))
+    path = f"/media/stick/{name}"
+    for kind, refused in (("vfat", denied), ("exfat", denied), ("ext4", False)):
+        mount = Mount(1, "8:250", "/", "/media/stick", kind)
+        if refused:
+            with pytest.raises(gate_module.RefusedError):
+                gate._demand_allowed(mount, path, path, f"/{name}")
+        else:
+            gate._demand_allowed(mount, path, path, f"/{name}")
 
 
 # What the gate itself stands on

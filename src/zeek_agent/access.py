@@ -67,6 +67,7 @@ class AccessPolicy:
         self._public = _PathRules(access_defaults.CONTENTS_PUBLIC)
         self._private = _PathRules(access_defaults.CONTENTS_PRIVATE)
         self._redact = _compile_redaction(settings.redact)
+        self._paths_deny_caseless = _PathRules(settings.paths_deny, caseless=True)
         self._denied = lru_cache(VERDICTS_KEPT)(self._judge)
         self._listed = lru_cache(VERDICTS_KEPT)(self._list)
 
@@ -89,6 +90,10 @@ class AccessPolicy:
     def denies(self, path: str) -> bool:
         """Whether a rule, or what is the agent's own, denies this absolute path."""
         return self._denied(path)
+
+    def denies_in_any_case(self, path: str) -> bool:
+        """`denies` for a file that answers to its name in capitals and small letters."""
+        return self.denies(path) or self._paths_deny_caseless.match(normal(path))
 
     def allows(self, path: str) -> bool:
         """Whether `access.paths_allow`, where there is one, has this absolute path."""
@@ -155,11 +160,12 @@ def admits_filesystem(rules: Sequence[str], kind: str, place: str) -> bool:
 class _PathRules:
     """A list of path globs; the last one that matches decides, `!` turns its meaning round."""
 
-    def __init__(self, patterns: Sequence[str]) -> None:
+    def __init__(self, patterns: Sequence[str], *, caseless: bool = False) -> None:
+        flags = "(?si)" if caseless else "(?s)"
         self._rules: list[tuple[bool, Any]] = []
         for negated, group in groupby(patterns, key=lambda pattern: pattern.startswith("!")):
             regex = "|".join(glob_regex(pattern.removeprefix("!")) for pattern in group)
-            self._rules.insert(0, (not negated, re2.compile(f"(?s){regex}")))
+            self._rules.insert(0, (not negated, re2.compile(f"{flags}{regex}")))
 
     def __bool__(self) -> bool:
         return bool(self._rules)

@@ -54,6 +54,8 @@ DIRECTORIES_KEPT: Final = 32
 DESCRIPTORS_KEPT: Final = 256
 """Descriptors that they may hold in all, with the directories above them: users choose how deep their links lead."""
 _ENTRIES_TOGETHER: Final = 256
+_REFRESH_EVERY: Final = 8
+"""Entries that are looked up before it is asked again whether the mounts have changed."""
 _SPECIAL_NAMES: Final = frozenset({"", ".", ".."})
 _O_PATH: Final = getattr(os, "O_PATH", 0)
 _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
@@ -131,6 +133,9 @@ class Gate:
         self._mounts_reread = False
         self._typed: dict[str, bool] = {}
         self.root = self._root()
+        if self._hazards.causes:  # nothing tells when directories of mount points have got other names
+            self._table.read()
+            self._refresh()
 
     # Walking
 
@@ -188,8 +193,11 @@ class Gate:
         Entries that have gone are left out; for those without attributes comes the error.
         """
         descriptor, mount = directory.descriptor, directory.status.mount
-        hazardous = directory.path in self._hazards.directories
-        for name in names:
+        hazardous = False
+        for number, name in enumerate(names):
+            if number % _REFRESH_EVERY == 0:
+                self._refresh()
+                hazardous = directory.path in self._hazards.directories
             try:
                 if name in links:
                     yield name, self._target_status(directory, name)
@@ -233,6 +241,7 @@ class Gate:
 
     def enter(self, directory: Place, name: str) -> Place:
         """What a directory has under a name; a link is not followed. Raises RefusedError and OSError."""
+        self._refresh()
         if directory.path in self._hazards.directories:
             self._demand_harmless(directory, name)
         if directory.depth >= DEPTH_MAX:
@@ -267,6 +276,7 @@ class Gate:
 
         Raises RefusedError for the mount point of a file system that may hang, which is not touched, and OSError.
         """
+        self._refresh()
         if directory.path in self._hazards.directories:
             self._demand_harmless(directory, name)
         try:
@@ -385,8 +395,8 @@ class Gate:
             raise
 
     def _demand_harmless(self, directory: Place, name: str) -> None:
-        """Raises RefusedError where a file system that even a descriptor of its root may wait for is mounted."""
-        cause = self._hazards.avoided.get(joined(directory, name))
+        """Raises RefusedError where a file system is mounted whose root may make wait who only looks it up."""
+        cause = self._hazards.causes.get(joined(directory, name))
         if cause is not None:
             raise RefusedError(cause, Omission.SKIPPED)
 
@@ -467,7 +477,8 @@ class Gate:
 
     def _demand_allowed(self, mount: Mount, written: str, path: str, inside: str) -> None:
         access = self._access
-        if any(access.denies(name) for name in self._names(mount, written, path, inside)):
+        denies = access.denies_in_any_case if mount.kind in _CASELESS else access.denies
+        if any(denies(name) for name in self._names(mount, written, path, inside)):
             raise RefusedError("denied by access.paths_deny, or the agent's own")
         if not access.allows(from_os(written)) or not access.allows(from_os(path)):
             raise RefusedError("not in access.paths_allow")
@@ -486,7 +497,8 @@ class Gate:
                 names.add(other.place.rstrip("/") + inside[len(root) :])
         for denied, real in self._denied_by_links():
             names |= {denied + name[len(real) :] for name in names if name == real or name.startswith(f"{real}/")}
-        if mount.kind in _CASELESS:
+        if mount.kind in _CASELESS:  # there, dots and spaces at a name's end are none either
+            names |= {re.sub(r"[. ]+(?=/|\Z)", "", name) or "/" for name in names}
             names |= {name.lower() for name in names}
         return {from_os(name) for name in names}
 
