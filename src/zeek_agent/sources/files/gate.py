@@ -55,7 +55,7 @@ DESCRIPTORS_KEPT: Final = 256
 """Descriptors that they may hold in all, with the directories above them: users choose how deep their links lead."""
 _ENTRIES_TOGETHER: Final = 256
 _REFRESH_EVERY: Final = 8
-"""Entries that are looked up before it is asked again whether the mounts have changed."""
+"""Names that are looked up before it is asked again whether the mounts have changed."""
 _SPECIAL_NAMES: Final = frozenset({"", ".", ".."})
 _O_PATH: Final = getattr(os, "O_PATH", 0)
 _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
@@ -131,6 +131,7 @@ class Gate:
         self._ways: dict[tuple[Place, str], Place] = {}
         self._descriptors_kept = 0
         self._mounts_reread = False
+        self._looked_up = 0
         self._typed: dict[str, bool] = {}
         self.root = self._root()
         if self._hazards.causes:  # nothing tells when directories of mount points have got other names
@@ -241,7 +242,9 @@ class Gate:
 
     def enter(self, directory: Place, name: str) -> Place:
         """What a directory has under a name; a link is not followed. Raises RefusedError and OSError."""
-        self._refresh()
+        self._looked_up += 1
+        if self._looked_up % _REFRESH_EVERY == 0:
+            self._refresh()
         if directory.path in self._hazards.directories:
             self._demand_harmless(directory, name)
         if directory.depth >= DEPTH_MAX:
@@ -276,7 +279,9 @@ class Gate:
 
         Raises RefusedError for the mount point of a file system that may hang, which is not touched, and OSError.
         """
-        self._refresh()
+        self._looked_up += 1
+        if self._looked_up % _REFRESH_EVERY == 0:
+            self._refresh()
         if directory.path in self._hazards.directories:
             self._demand_harmless(directory, name)
         try:
