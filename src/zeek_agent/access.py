@@ -25,6 +25,7 @@ VERDICTS_KEPT: Final = 1024
 _WILDCARDS: Final = frozenset("*?[!")
 _TELLING_PARTS: Final = 3
 _ENDS: Final = frozenset({"", "/", ".", "-", "~"})
+_DEFAULT_DENY: Final = frozenset(access_defaults.PATHS_DENY)
 
 
 class Contents(Enum):
@@ -67,6 +68,7 @@ class AccessPolicy:
         self._public = _PathRules(access_defaults.CONTENTS_PUBLIC)
         self._private = _PathRules(access_defaults.CONTENTS_PRIVATE)
         self._redact = _compile_redaction(settings.redact)
+        self._executables_deny = _PathRules([rule for rule in settings.paths_deny if rule not in _DEFAULT_DENY])
         self._paths_deny_caseless = _PathRules(settings.paths_deny, caseless=True)
         self._denied = lru_cache(VERDICTS_KEPT)(self._judge)
         self._listed = lru_cache(VERDICTS_KEPT)(self._list)
@@ -91,6 +93,14 @@ class AccessPolicy:
         """Whether a rule, or what is the agent's own, denies this absolute path."""
         return self._denied(path)
 
+    def denies_executable(self, path: str) -> bool:
+        """Whether the executable of a process, which has this absolute path, may not be hashed.
+
+        The default patterns name secrets, which are not programs; malware that has such a name must not hide its hash.
+        """
+        path = normal(path)
+        return self._executables_deny.match(path) or self._is_protected(path)
+
     def denies_in_any_case(self, path: str) -> bool:
         """`denies` for a file that answers to its name in capitals and small letters."""
         return self.denies(path) or self._paths_deny_caseless.match(normal(path))
@@ -105,7 +115,10 @@ class AccessPolicy:
 
     def _judge(self, path: str) -> bool:
         path = normal(path)
-        return self._paths_deny.match(path) or any(_is_own(path, own) for own in self.protected)
+        return self._paths_deny.match(path) or self._is_protected(path)
+
+    def _is_protected(self, path: str) -> bool:
+        return any(_is_own(path, own) for own in self.protected)
 
     def _list(self, path: str) -> Contents:
         path = normal(path)

@@ -418,6 +418,27 @@ def test_the_executable_of_a_process_is_hashed_also_by_a_pattern(tmp: Path, *, d
     assert read == []
 
 
+@pytest.mark.parametrize("name", ["id_rsa", "server.key", ".env"])
+def test_a_program_that_is_named_like_a_secret_does_not_hide_its_hash(tmp: Path, name: str) -> None:
+    def scene() -> tuple[list[str], list[str]]:
+        executable(tmp / name)
+        return hashes(tmp / name), hashes(f"/proc/{start(tmp / name)}/exe")
+
+    assert in_mount_namespace(scene) == ([], [sha256(static_program())])
+
+
+def test_the_executable_that_the_configuration_denies_is_not_hashed(tmp: Path) -> None:
+    def scene() -> tuple[list[str], str]:
+        executable(tmp / "program")
+        reads = FileReads()
+        policy = AccessPolicy(AccessSettings(paths_deny=(str(tmp / "*"),)))
+        return hashes(f"/proc/{start(tmp / 'program')}/exe", access=policy, reads=reads), reads.omissions().summary()
+
+    found, omissions = in_mount_namespace(scene)
+    assert found == []
+    assert "denied by access.paths_deny" in omissions
+
+
 def test_the_executable_of_a_memfd_is_hashed() -> None:
     def scene() -> list[str]:
         descriptor = os.memfd_create("program", 0)

@@ -375,7 +375,7 @@ class Gate:
                 return None
             path = str(Path(f"/proc/self/fd/{descriptor}").readlink()).removesuffix(" (deleted)")
             inside = mount.root.rstrip("/") + path.removeprefix(mount.place.rstrip("/"))
-            self._demand_allowed(mount, path, path, inside)
+            self._demand_allowed(mount, path, path, inside, executable=True)
             self._demand_no_denied_object(status, mount)
             return OpenedFile(_reopened(descriptor, status, mount), masks_keys=True)
         finally:
@@ -480,9 +480,11 @@ class Gate:
         if status.links != 1:
             self._demand_no_denied_object(status, mount)
 
-    def _demand_allowed(self, mount: Mount, written: str, path: str, inside: str) -> None:
+    def _demand_allowed(self, mount: Mount, written: str, path: str, inside: str, *, executable: bool = False) -> None:
         access = self._access
-        denies = access.denies_in_any_case if mount.kind in _CASELESS else access.denies
+        denies = access.denies_executable if executable else access.denies
+        if mount.kind in _CASELESS and not executable:
+            denies = access.denies_in_any_case
         if any(denies(name) for name in self._names(mount, written, path, inside)):
             raise RefusedError("denied by access.paths_deny, or the agent's own")
         if not access.allows(from_os(written)) or not access.allows(from_os(path)):
