@@ -148,13 +148,14 @@ def test_what_is_for_one_side_only_is_not_for_the_other() -> None:
 
 def test_nothing_in_a_pack_ends_a_comment_or_a_string() -> None:
     text = SMALL.replace("[logs.open-files]", '[logs.open-files]\nsummary = "a\\nprint 1;"').replace(
-        '"count" }', '"count", summary = "b\\r\\nprint 2;\\u2028print 3;" }'
+        '"count" }', '"count", summary = "b\\r\\nprint 2;\\u2028print 3;\\u001b\\u0000" }'
     )
     text = text.replace("'/var/spool/*'", "'/\\\\\\\"; print 4; \\n'")
     written = script(text)
     for line in written.splitlines():
         assert not line.strip().startswith("print")
     assert r"files_list('/\\\"; print 4; \n')" in written
+    assert all(line.expandtabs().isprintable() for line in written.splitlines())
 
 
 @pytest.mark.parametrize(

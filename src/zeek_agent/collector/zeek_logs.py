@@ -342,7 +342,8 @@ def _sql_text(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    text = " ".join(text.split())
+    """A pack's text for a comment: one line of printable characters."""
+    text = " ".join("".join(one if one.isprintable() else " " for one in text).split())
     return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
 
 
