@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from zeek_agent.config import Config
     from zeek_agent.destination import Destination
     from zeek_agent.identity import Identity
-    from zeek_agent.logbook import Ring
+    from zeek_agent.logbook import RecentLines
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
     from zeek_agent.schema import Row
@@ -68,7 +68,9 @@ async def run_agent(config: Config, origins: Mapping[str, str], warnings: Sequen
 class Agent:
     """The parts and their life: entered to start them, left to end them. Also what the agent's own tables show."""
 
-    def __init__(self, config: Config, origins: Mapping[str, str], places: Paths, who: Identity, ring: Ring) -> None:
+    def __init__(
+        self, config: Config, origins: Mapping[str, str], places: Paths, who: Identity, ring: RecentLines
+    ) -> None:
         self.id = who.agent
         self.instance = who.instance
         self.hostname = config.agent.hostname or socket.gethostname()

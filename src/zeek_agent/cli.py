@@ -187,11 +187,11 @@ def query(given: Given, *, sql: str, mode: str) -> int:
     from zeek_agent.terminal import client
 
     config, origins = given.load()
-    asked = client.open_session(config, origins)
+    responder = client.open_responder(config, origins)
     try:
-        columns, rows, notes = client.query(asked, sys.stdin.read() if sql == "-" else sql)
+        columns, rows, notes = client.query(responder, sys.stdin.read() if sql == "-" else sql)
     finally:
-        asked.close()
+        responder.close()
     _printer(mode).write(columns, rows)
     for note in notes:
         _fail(note.message, 1)
@@ -208,16 +208,16 @@ def shell(given: Given, *, mode: str) -> int:
     from zeek_agent.terminal.shell import Shell
 
     config, origins = given.load()
-    asked = client.open_session(config, origins)
+    responder = client.open_responder(config, origins)
     try:
-        shell = Shell(asked, _printer(mode), sys.stderr)
+        shell = Shell(responder, _printer(mode), sys.stderr)
         if sys.stdin.isatty():
             shell.run_interactive(paths.locate(config).history)
             return 0
         shell.run_script(sys.stdin)
         return 1 if shell.failed else 0
     finally:
-        asked.close()
+        responder.close()
 
 
 @commands.command()
@@ -230,11 +230,11 @@ def tables(given: Given, *, name: str | None, zeek: bool) -> None:
     from zeek_agent.terminal.shell import find_table
 
     config, origins = given.load()
-    asked = client.open_session(config, origins)
+    responder = client.open_responder(config, origins)
     try:
-        declared = client.tables(asked)
+        declared = client.tables(responder)
     finally:
-        asked.close()
+        responder.close()
     if name is not None:
         table = find_table(declared, name)
         click.echo(table_text.zeek_record(table) if zeek else table_text.describe_table(table), nl=False)
@@ -252,11 +252,11 @@ def status(given: Given, *, form: str) -> None:
     from zeek_agent.terminal import client, status_report
 
     config, _ = given.load()
-    asked = client.connect(config)
+    responder = client.connect(config)
     try:
-        report = status_report.gather(asked)
+        report = status_report.gather(responder)
     finally:
-        asked.close()
+        responder.close()
     width = _printer("table").width
     click.echo(status_report.as_json(report) if form == "json" else status_report.as_text(report, width), nl=False)
 

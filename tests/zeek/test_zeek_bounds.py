@@ -24,7 +24,7 @@ from zeek_agent.config import AccessSettings, EventSettings, LimitSettings, LogS
 from zeek_agent.database.database import Database
 from zeek_agent.errors import LimitError, SqlError, UsageError
 from zeek_agent.events.store import EventStore
-from zeek_agent.logbook import Ring
+from zeek_agent.logbook import RecentLines
 from zeek_agent.queries import runner
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Query, Subscription
@@ -53,7 +53,7 @@ class Agent:
     connection: ZeekConnection
     runner: QueryRunner
     database: Database
-    ring: Ring
+    ring: RecentLines
 
 
 HELLO = Recorder(

@@ -27,7 +27,7 @@ from zeek_agent.queries.subscriptions import Change, Query, Report, Subscription
 from zeek_agent.schema import ZeekType
 from zeek_agent.terminal import doctor
 from zeek_agent.zeek import data, protocol
-from zeek_agent.zeek.connection import State, ZeekConnection
+from zeek_agent.zeek.connection import ConnectionState, ZeekConnection
 from zeek_agent.zeek.protocol import AgentError, AgentHello, AgentShutdown, ResultRow
 
 IDENTITY = Identity("Hagent", "Iinstance")
@@ -418,7 +418,7 @@ async def test_finds_a_zeek_that_is_restarted(caplog: pytest.LogCaptureFixture) 
         await until(lambda: one.connection.status().reconnects > 4)
         async with zeek_server(port=port) as restarted:
             await (await restarted.client()).expect(AgentHello)
-            assert one.state == State.CONNECTED
+            assert one.state == ConnectionState.CONNECTED
             await one.connection.shutdown()
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 2
@@ -435,7 +435,7 @@ async def test_says_farewell_when_it_stops(caplog: pytest.LogCaptureFixture) -> 
         await asyncio.wait_for(one.task, 5)
         await asyncio.wait_for(client.closed.wait(), 5)
         assert farewell.context.query_id is None
-        assert one.state == State.STOPPED
+        assert one.state == ConnectionState.STOPPED
         assert not one.runner.installed
         assert client.websocket.close_code == 1000
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -454,7 +454,7 @@ async def test_stops_in_time_though_zeek_does_not_read() -> None:
 
 async def test_stops_while_it_waits_for_the_next_attempt() -> None:
     async with agent("ws://127.0.0.1:1", reconnect_min=30.0, reconnect_max=60.0) as one:
-        await until(lambda: one.state == State.WAITING)
+        await until(lambda: one.state == ConnectionState.WAITING)
         await one.connection.shutdown()
         await asyncio.wait_for(one.task, 2)
 

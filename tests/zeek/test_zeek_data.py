@@ -17,7 +17,7 @@ from zeek_agent.schema import ZeekType
 from zeek_agent.zeek import data
 from zeek_agent.zeek.data import ProtocolError
 
-READER = data.Reader(data.Data)
+READER = data.MessageReader(data.Data)
 SECONDS = st.integers(-(2**33), 2**33 - 1)
 NAMES = st.text(st.characters(codec="ascii", exclude_characters="\\", exclude_categories=["C"]))
 CELLS: dict[str, st.SearchStrategy[Any]] = {

@@ -32,7 +32,7 @@ LOCK: Final = ".lock"
 _HEADER_BYTES: Final = 4096
 _OPENED = re.compile(rb"^#open\t(\d{4}(?:-\d{2}){5})$", re.MULTILINE)
 
-logger = logging.getLogger("zeek_agent.collector")
+log = logging.getLogger("zeek_agent.collector")
 
 
 class LogFile:
@@ -295,7 +295,7 @@ class LogDirectory:
                 "stop it, or choose another directory"
             ) from None
         if reason := locks.exposure(self.directory) or locks.group_exposure(self.directory):
-            logger.warning("other users can replace the logs: %s", reason)
+            log.warning("other users can replace the logs: %s", reason)
 
 
 def _free_name(directory: Path, path: str, opened: float) -> Path:

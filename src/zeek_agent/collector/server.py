@@ -27,7 +27,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
-from zeek_agent.collector.agents import Agent, Agents
+from zeek_agent.collector.agents import Agents, KnownAgent
 from zeek_agent.collector.in_process import InProcessListener
 from zeek_agent.collector.intake import Intake
 from zeek_agent.collector.pack import Pack, PackQuery
@@ -60,7 +60,7 @@ SEND_BYTES: Final = 1024 * 1024
 _APPLICATION_NAME = re.compile(r"[A-Za-z0-9/_.:=*@-]+")
 _ALPHABET: Final = string.digits + string.ascii_letters
 
-logger = logging.getLogger("zeek_agent.collector")
+log = logging.getLogger("zeek_agent.collector")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Stats:
     connections: int
     unread_bytes: int
     """What connections hold that was not read yet, beyond the allowance of each."""
-    agents: tuple[Agent, ...]
+    agents: tuple[KnownAgent, ...]
     connected: frozenset[str]
     logs: tuple[LogStats, ...]
     messages: int
@@ -187,7 +187,7 @@ class Collector:
             ) from None
         self._warn_if_reachable({listener.getsockname()[0] for listener in self._server.sockets})
         self._begin()
-        logger.info("listening on %s port %d, logs in %s", *self.address, self._logs.directory)
+        log.info("listening on %s port %d, logs in %s", *self.address, self._logs.directory)
         if self._logs.failing:
             self._tell_disk_state()
         return self.address
@@ -206,7 +206,7 @@ class Collector:
         self._listener = InProcessListener()
         self._server = await self._serve(sock=self._listener)
         self._begin()
-        logger.info("embedded, logs in %s", self._logs.directory)
+        log.info("embedded, logs in %s", self._logs.directory)
 
     def connect(self) -> socket.socket:
         """The client's end of a new connection to the embedded collector. Raises OSError when it is not started."""
@@ -349,7 +349,7 @@ class Collector:
             raise ProtocolError(f"subscriptions of more than {bounds.SUBSCRIPTION_BYTES_MAX:,} bytes")
         return tuple(topics)
 
-    def _take(self, client: Client, raw: bytes) -> Agent | ProtocolError | None:
+    def _take(self, client: Client, raw: bytes) -> KnownAgent | ProtocolError | None:
         """Take a message in: the agent that said hello with it, or why it was refused.
 
         Nothing of the message is kept: a client that does not read its answer would keep it in memory.
@@ -366,7 +366,7 @@ class Collector:
             self._intake.refuse(f"message from {client.peer}: {error}")
             return ProtocolError(str(error))
 
-    async def _answer(self, client: Client, taken: Agent | ProtocolError | None) -> None:
+    async def _answer(self, client: Client, taken: KnownAgent | ProtocolError | None) -> None:
         if isinstance(taken, ProtocolError):
             await client.connection.send(protocol.error("deserialization_failed", "failed to create Zeek event"))
         elif taken is not None:
@@ -437,9 +437,9 @@ class Collector:
 
     def _tell_disk_state(self) -> None:
         if self._logs.failing:
-            logger.error("%s; lines are kept in memory and tried again", self._logs.last_error)
+            log.error("%s; lines are kept in memory and tried again", self._logs.last_error)
         else:
-            logger.info("logs are written again")
+            log.info("logs are written again")
 
     def _warn_if_reachable(self, addresses: Iterable[str]) -> None:
         reachable = [text for text in addresses if not ipaddress.ip_address(text.partition("%")[0]).is_loopback]
@@ -448,7 +448,7 @@ class Collector:
                 f"listening on {', '.join(reachable)}, which is not loopback: "
                 "anyone who can reach the port can feed these logs"
             )
-            logger.warning("%s", self.warning)
+            log.warning("%s", self.warning)
 
 
 async def _refuse(client: Client, code: str, context: str) -> bool:
@@ -460,7 +460,7 @@ async def _refuse(client: Client, code: str, context: str) -> bool:
 
 def _report_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("the collector has lost a part of itself: %s", error, exc_info=error)
+        log.error("the collector has lost a part of itself: %s", error, exc_info=error)
 
 
 def _topics(query: PackQuery, agent_id: str) -> Iterable[str]:

@@ -25,10 +25,10 @@ from zeek_agent.database.scans import HeldScan
 from zeek_agent.database.virtual_tables import (
     FULL_SCAN_ROWS,
     Layout,
-    Reader,
     RowCursor,
     Surroundings,
     TableModule,
+    TableReader,
     columns_used,
     comparable,
     number_from,
@@ -79,7 +79,7 @@ class Term(NamedTuple):
     known: bool
 
 
-class Plan(NamedTuple):
+class RemotePlan(NamedTuple):
     """What BestIndex decided, as Filter reads it."""
 
     terms: tuple[Term, ...]
@@ -87,8 +87,8 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _parse_plan(plan: str) -> Plan:
-    return msgspec.json.decode(plan, type=Plan)
+def _parse_plan(plan: str) -> RemotePlan:
+    return msgspec.json.decode(plan, type=RemotePlan)
 
 
 class RemoteSurroundings(Surroundings, Protocol):
@@ -151,7 +151,7 @@ class RemoteTable:
         narrowed = any(term.operator in _EQUALITIES for term in terms)
         info.estimatedRows = 1 if narrowed else FULL_SCAN_ROWS
         info.estimatedCost = info.estimatedRows
-        plan = Plan(tuple(terms), columns_used(info.colUsed, len(self.module.layout.fields)))
+        plan = RemotePlan(tuple(terms), columns_used(info.colUsed, len(self.module.layout.fields)))
         info.idxStr = msgspec.json.encode(plan).decode()
         return True
 
@@ -220,7 +220,7 @@ class RemoteCursor(RowCursor):
         if self._module.required:
             raise SqlError(f"{self._module.requirement}; in each part of an OR it is not enough: use UNION")
         equal = {term.number: value for term, value in values.items() if term.operator in _EQUALITIES and value}
-        return Reader(self._module.reading, ()).numbered().select(equal)
+        return TableReader(self._module.reading, ()).numbered().select(equal)
 
 
 Value = Any
@@ -250,7 +250,7 @@ class Question:
     """What a statement asks of one remote table, with what it knows from the start."""
 
     module: RemoteModule
-    plan: Plan
+    plan: RemotePlan
     known: tuple[tuple[Term, Value], ...]
     asked: dict[tuple[Value, ...], int] = field(default_factory=dict)
     """Values of the terms that are not known, numbered as they turned up."""
@@ -271,7 +271,7 @@ class Question:
         if not self.complete and values not in self.asked:
             self.asked[values] = len(self.asked)
             if self.direct or not self._unknown:
-                self.ask()
+                self.fetch()
         if self.answer is None or not (self.complete or self.asked[values] < self.answered):
             return iter(())
         equal = {
@@ -281,7 +281,7 @@ class Question:
         }
         return self.answer.select(equal)
 
-    def ask(self) -> None:
+    def fetch(self) -> None:
         """Ask for all that has turned up and replace the answer."""
         pushed = dict(self.known)
         varying: dict[Term, frozenset[Any]] = {}
@@ -356,7 +356,7 @@ class Question:
         limit = limits["limit"] + max(limits.get("offset", 0), 0) if exact and limits.get("limit", -1) >= 0 else None
         if not all(equal.values()):
             return []
-        return list(Reader(self.module.reading, ()).rows(self.plan.used, equal, bounds, limit))
+        return list(TableReader(self.module.reading, ()).rows(self.plan.used, equal, bounds, limit))
 
 
 def _batches(values: frozenset[Any]) -> Iterator[frozenset[Any]]:
@@ -369,10 +369,10 @@ class Questions:
     """What one statement asks of remote tables. Emptied after each statement."""
 
     def __init__(self) -> None:
-        self._questions: dict[tuple[Layout, Plan, tuple[Any, ...]], Question] = {}
+        self._questions: dict[tuple[Layout, RemotePlan, tuple[Any, ...]], Question] = {}
         self._direct = False
 
-    def about(self, module: RemoteModule, plan: Plan, known: tuple[tuple[Term, Value], ...]) -> Question:
+    def about(self, module: RemoteModule, plan: RemotePlan, known: tuple[tuple[Term, Value], ...]) -> Question:
         """The question to that table with these known values; two uses in a statement may share it."""
         key = (module.layout, plan, known)
         question = self._questions.get(key)
@@ -381,14 +381,14 @@ class Questions:
         question.direct = self._direct
         return question
 
-    def ask(self, *, last: bool) -> bool:
+    def fetch(self, *, last: bool) -> bool:
         """Ask for what the run of the statement has turned up. Tells whether it has to run again.
 
         After the `last` time, what else turns up is asked for at once.
         """
         waiting = [question for question in self._questions.values() if question.waits]
         for question in waiting:
-            question.ask()
+            question.fetch()
         self._direct = last
         return bool(waiting)
 

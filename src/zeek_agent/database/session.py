@@ -52,7 +52,7 @@ class Profile(StrEnum):
     STOCK = "stock"
 
 
-class Store(Protocol):
+class AttachedStore(Protocol):
     """The event store, as its readers see it: what they attach."""
 
     @property
@@ -90,7 +90,7 @@ class Catalog:
         return names
 
 
-class Session:
+class SqlConnection:
     """A connection. Not for two threads at once, but each may be another."""
 
     def __init__(
@@ -101,7 +101,7 @@ class Session:
         context: TableContext,
         limits: LimitSettings,
         scans: SharedScans,
-        store: Store | None = None,
+        store: AttachedStore | None = None,
     ) -> None:
         self.catalog = catalog
         self.context = context
@@ -152,7 +152,7 @@ class Session:
         heads = tuple(self._headings)
         return Statement(tuple(head.column() for head in heads), frozenset(self._authorizer.tables), heads)
 
-    def is_current(self, catalog: Catalog, store: Store | None) -> bool:
+    def is_current(self, catalog: Catalog, store: AttachedStore | None) -> bool:
         """Whether the connection still shows these tables of this store."""
         return self.catalog is catalog and self._store_uri == (store.uri if store else None)
 
@@ -167,7 +167,7 @@ class Session:
         """The result, once remote tables have been asked for all that the statement looks up in them."""
         for left in reversed(range(PASSES)):
             result = self._query(sql)
-            if not self.questions.ask(last=left == 0):
+            if not self.questions.fetch(last=left == 0):
                 return result
         return self._query(sql)
 
@@ -253,7 +253,7 @@ class Session:
         why = self.catalog.gone.get(name.rpartition(".")[2]) if missing else None
         return SqlError(f"{message} any more: {why}" if why else message)
 
-    def _prepare(self, profile: Profile, store: Store | None) -> None:
+    def _prepare(self, profile: Profile, store: AttachedStore | None) -> None:
         """Everything that the connection needs before it takes statements."""
         connection = self._connection
         connection.execute("PRAGMA temp_store=MEMORY")

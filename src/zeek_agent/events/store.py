@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import apsw
 
 from zeek_agent.config import EventSettings
-from zeek_agent.events.file import Batch, Delivered, EventFile, Gap, disk_uri, read, read_delivered
+from zeek_agent.events.file import Delivered, EventFile, Gap, WriteBatch, disk_uri, read, read_delivered
 from zeek_agent.events.migrations import NewerStoreError
 from zeek_agent.events.past import Past
 from zeek_agent.schema import Row
@@ -25,7 +25,7 @@ from zeek_agent.table import Table
 
 __all__ = ["Delivered", "EventStore", "Gap", "NewerStoreError", "TableCounters"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _BATCH_ROWS: Final = 1_000
 _COMMIT_ROWS_MAX: Final = 5_000
@@ -83,7 +83,7 @@ class EventStore:
         self._queue: deque[_Rows | Gap | Table | str] = deque()
         self._queued_rows = 0
         self._unsaved: dict[str, Delivered] = {}
-        self._writing = Batch()
+        self._writing = WriteBatch()
         self._submitted = 0
         self._committed = 0
         self._hurry = False
@@ -130,7 +130,7 @@ class EventStore:
         try:
             newest = read(self.uri, f'SELECT cursor, time FROM "{table}" ORDER BY seq DESC LIMIT 1')
         except apsw.Error as error:
-            logger.error("event store: cannot read how far %s was recorded: %s", table, error)
+            log.error("event store: cannot read how far %s was recorded: %s", table, error)
             return Past()
         for cursor, time_ in newest:
             if time_ >= oldest:
@@ -200,7 +200,7 @@ class EventStore:
         try:
             return read_delivered(self.uri, key)
         except apsw.Error as error:
-            logger.error("event store: cannot read what was delivered (%s): it is sent again", error)
+            log.error("event store: cannot read what was delivered (%s): it is sent again", error)
             return None
 
     def flush(self, timeout: float = 10.0) -> bool:
@@ -225,19 +225,19 @@ class EventStore:
             batch, operations, last = self._next_batch()
             self._commit(batch)
             with self._changed:
-                self._writing = Batch()
+                self._writing = WriteBatch()
                 self._committed += operations
                 self._hurry = self._hurry and self._committed < self._submitted
                 self._changed.notify_all()
         self._file.close(self._clock(), clean=True)
 
-    def _next_batch(self) -> tuple[Batch, int, bool]:
+    def _next_batch(self) -> tuple[WriteBatch, int, bool]:
         """What to commit now, the number of queue entries in it, and whether it is the last before the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed, min(_SIGN_OF_LIFE, self._retry))
             if self._queue:
                 self._changed.wait_for(self._is_due, self._settings.commit_interval)
-            batch, operations, rows = Batch(), 0, 0
+            batch, operations, rows = WriteBatch(), 0, 0
             while self._queue and rows < _COMMIT_ROWS_MAX:
                 if isinstance(first := self._queue[0], Table) and first.name in batch.rows:
                     break  # those rows have the columns of the declaration before
@@ -259,7 +259,7 @@ class EventStore:
     def _is_due(self) -> bool:
         return self._hurry or self._closed or self._queued_rows >= _BATCH_ROWS
 
-    def _commit(self, batch: Batch) -> None:
+    def _commit(self, batch: WriteBatch) -> None:
         """Write the batch, in the end to memory; only what nothing can hold is counted as lost."""
         while True:
             try:
@@ -268,7 +268,7 @@ class EventStore:
                     self._report_conversions(self._file)
                     return
             except _PASSING as error:
-                logger.debug("event store: %s", error)
+                log.debug("event store: %s", error)
             except (apsw.Error, OSError) as error:
                 if self._file.path is None or not self._replace(error):
                     self._give_up(batch, error)
@@ -279,7 +279,7 @@ class EventStore:
                 return
             time.sleep(_BUSY_WAIT)
 
-    def _count(self, batch: Batch, misfits: Counter[str]) -> None:
+    def _count(self, batch: WriteBatch, misfits: Counter[str]) -> None:
         for table, rows in batch.rows.items():
             self.counters[table].stored += len(rows)
         for table, number in (+misfits).items():
@@ -289,15 +289,15 @@ class EventStore:
     def _report_conversions(self, file: EventFile) -> None:
         for one in file.conversions:
             self._counters_of(one.table).nulled += one.nulled
-            logger.log(
+            log.log(
                 logging.WARNING if one.nulled else logging.INFO,
                 "event store: %s.%s: stored values were converted from %s to %s; %d could not be and are null now",
                 *(one.table, one.column, one.old, one.new, one.nulled),
             )
         file.conversions.clear()
 
-    def _give_up(self, batch: Batch, error: Exception) -> None:
-        logger.error("event store: rows are lost: %s", error)
+    def _give_up(self, batch: WriteBatch, error: Exception) -> None:
+        log.error("event store: rows are lost: %s", error)
         for table, rows in batch.rows.items():
             self.counters[table].lost["store"] += len(rows)
 
@@ -312,12 +312,12 @@ class EventStore:
                 for table, number in self._file.expire(self._clock(), self._settings.retention_age).items():
                     self._counters_of(table).expired += number
         except _PASSING as error:
-            logger.debug("event store: %s", error)
+            log.debug("event store: %s", error)
         except (apsw.Error, OSError) as error:
             if self._file.path is not None:
                 self._replace(error)
             else:
-                logger.error("event store: %s", error)
+                log.error("event store: %s", error)
 
     def _counters_of(self, table: str) -> TableCounters:
         """The counters of a table that has rows in the file, also when it is not, or not yet, one of this run's."""
@@ -349,7 +349,7 @@ class EventStore:
             else:
                 self._leave(error)
         except _UNUSABLE as obstacle:
-            logger.error("event store: no place for events: %s", obstacle)
+            log.error("event store: no place for events: %s", obstacle)
             return False
         return True
 
@@ -382,11 +382,11 @@ class EventStore:
         try:
             new = EventFile(self._left, self._tables, self._settings.retention_bytes, self._clock(), resumed=True)
         except _UNUSABLE as error:
-            logger.debug("event store: still cannot use %s: %s", self._left, error)
+            log.debug("event store: still cannot use %s: %s", self._left, error)
             return
         self._report_conversions(new)
         self.notice, self._left = None, None
-        logger.warning("event store: events are kept in %s again", new.path)
+        log.warning("event store: events are kept in %s again", new.path)
         old = self._file
         self._take_over(old, new, old.uri)
         self._close(old)
@@ -395,7 +395,7 @@ class EventStore:
         try:
             new.adopt(uri, old.last, _MEMORY_ROWS)
         except apsw.Error as error:
-            logger.error("event store: rows that were not delivered are lost, others are sent again: %s", error)
+            log.error("event store: rows that were not delivered are lost, others are sent again: %s", error)
         new.continue_from(old.last)
         self._file = new
 
@@ -403,7 +403,7 @@ class EventStore:
         try:
             file.close(self._clock(), clean=False)
         except apsw.Error as error:
-            logger.debug("event store: %s", error)
+            log.debug("event store: %s", error)
 
     def _move_aside(self, path: Path, error: Exception) -> Path:
         aside = path.with_name(f"{path.name}.damaged")
@@ -416,4 +416,4 @@ class EventStore:
 
     def _tell(self, notice: str) -> None:
         self.notice = notice
-        logger.error(notice)
+        log.error(notice)

@@ -343,13 +343,13 @@ def _audit() -> Iterator[Check]:
 def _osquery(settings: OsquerySettings) -> Iterator[Check]:
     """Ask osquery who it is, as the agent would."""
     from zeek_agent.osquery import bridge
-    from zeek_agent.osquery.wire import Connection, ImpostorError
+    from zeek_agent.osquery.wire import ImpostorError, ThriftConnection
 
     if settings.socket == bridge.OFF:
         return
     try:
         path = bridge.find_socket(settings.socket)
-        connection = Connection(path, settings.time)
+        connection = ThriftConnection(path, settings.time)
         try:
             ((version, tables),) = [
                 (str(row["version"]), str(row["tables"]))

@@ -135,8 +135,8 @@ def open_database(config: Config, origins: Mapping[str, str]) -> Database:
     return database
 
 
-class LocalSession:
-    """A session that this process answers itself, in an event loop that runs while it is asked."""
+class LocalResponder:
+    """Answers requests in this process, in an event loop that runs only during a request."""
 
     remote = False
 
@@ -149,7 +149,7 @@ class LocalSession:
         self._bridge: Bridge | None = None
         logbook.to_terminal()
 
-    def ask(self, request: Request) -> Generator[Frame, None, None]:
+    def responses(self, request: Request) -> Generator[Frame, None, None]:
         from zeek_agent.control.answers import answering
 
         if self._database is None:

@@ -15,7 +15,7 @@ from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
     from zeek_agent.schema import Row, ZeekType
-    from zeek_agent.terminal.client import Session
+    from zeek_agent.terminal.client import Responder
 
 PARTS: Final = {
     "connections": "SELECT * FROM zeek_agent_connections",
@@ -25,27 +25,27 @@ PARTS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class StatusReport:
     """Facts by name, and the rows of each part."""
 
     facts: dict[str, Any]
     parts: Mapping[str, tuple[Sequence[tuple[str, ZeekType]], list[Row]]]
 
 
-def gather(asked: Session) -> Report:
+def gather(responder: Responder) -> StatusReport:
     """Ask the agent for everything that the report holds."""
     parts = {}
     for name, sql in PARTS.items():
-        columns, rows, _ = client.query(asked, sql)
+        columns, rows, _ = client.query(responder, sql)
         parts[name] = (columns, rows)
-    return Report(client.status(asked), parts)
+    return StatusReport(client.status(responder), parts)
 
 
 UNTOLD: Final = frozenset({"id", "sql", "cookie", "endpoint", "window_bytes"})
 """Columns that the text leaves out; JSON has them."""
 
 
-def as_text(report: Report, width: int | None = None) -> str:
+def as_text(report: StatusReport, width: int | None = None) -> str:
     """For reading: the facts, then a table a part; `width` is the terminal's."""
     out = io.StringIO()
     out.write(facts_text(report.facts))
@@ -63,7 +63,7 @@ def facts_text(facts: Mapping[str, Any]) -> str:
     return "".join(f"{name:{width}}  {_fact(value)}\n" for name, value in facts.items())
 
 
-def as_json(report: Report) -> str:
+def as_json(report: StatusReport) -> str:
     """One object: the facts, and a list a part."""
     document = dict(report.facts)
     for part, (columns, rows) in report.parts.items():

@@ -50,7 +50,7 @@ SHUTDOWN_TIMEOUT: Final = 3.0
 BROKER_NOTE: Final = "%s is Broker's own server, which drops clients for short frames: they are filled up to %d bytes"
 
 
-class State(StrEnum):
+class ConnectionState(StrEnum):
     """What a connection is doing."""
 
     CONNECTING = "connecting"
@@ -145,7 +145,7 @@ class ZeekConnection:
         self._session: Session | None = None
         self._work: asyncio.Task[None] | None = None
         self._stopping = False
-        self._state = State.STOPPED
+        self._state = ConnectionState.STOPPED
         self._since = clock()
         self._sent_bytes = 0
         self._reconnects = 0
@@ -170,7 +170,7 @@ class ZeekConnection:
         finally:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
-            self._enter(State.STOPPED)
+            self._enter(ConnectionState.STOPPED)
 
     async def shutdown(self) -> None:
         """Tell Zeek that the agent stops, close, and end `run`, within a few seconds."""
@@ -212,7 +212,7 @@ class ZeekConnection:
                 self._note_failure(error)
             lasted = self._monotonic() - began
             failures = 0 if lasted > self._settings.reconnect_max else failures + 1
-            self._enter(State.WAITING)
+            self._enter(ConnectionState.WAITING)
             await asyncio.sleep(self._pause(failures))
             self._reconnects += 1
 
@@ -222,7 +222,7 @@ class ZeekConnection:
         return random.uniform(0, min(bound, self._settings.reconnect_max))
 
     async def _connect_and_work(self) -> None:
-        self._enter(State.CONNECTING)
+        self._enter(ConnectionState.CONNECTING)
         websocket = await self._open()
         try:
             ack = await self._subscribe(websocket)
@@ -239,7 +239,7 @@ class ZeekConnection:
                 clock=self._clock,
                 monotonic=self._monotonic,
             )
-            self._enter(State.CONNECTED)
+            self._enter(ConnectionState.CONNECTED)
             self._logged_error = None
             log.info("connected to %s, version %s", self.destination.title, ack.version)
             if ack.is_broker and not self._logged_broker:
@@ -284,7 +284,7 @@ class ZeekConnection:
         log.log(level, "%s; trying again", text)
         self._last_error = self._logged_error = text
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: ConnectionState) -> None:
         if state is not self._state:
             self._state, self._since = state, self._clock()
 

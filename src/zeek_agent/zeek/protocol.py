@@ -273,8 +273,8 @@ class _Envelope(Struct):
     data: list[Data] | None = None
 
 
-_ENVELOPE: Final = data.Reader(_Envelope)
-_TOPICS: Final = data.Reader(list[str])
+_ENVELOPE: Final = data.MessageReader(_Envelope)
+_TOPICS: Final = data.MessageReader(list[str])
 
 
 def read_message(raw: bytes | str) -> Ack | Error | Message:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from zeek_agent.host.files.statx import Status, entry_types, status_at, status_of
+from zeek_agent.host.files.statx import FileStatus, entry_types, status_at, status_of
 from zeek_agent.host.linux.mounts import mounts
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="statx(2) is Linux's")
@@ -29,7 +29,7 @@ def walked(*roots: str) -> Iterator[str]:
         yield from islice(below, 2_000)
 
 
-def agrees(status: Status, expected: os.stat_result) -> bool:
+def agrees(status: FileStatus, expected: os.stat_result) -> bool:
     return (
         (status.mode, status.links, status.uid, status.gid, status.inode, status.size)
         == (

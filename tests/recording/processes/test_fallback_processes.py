@@ -16,7 +16,7 @@ import pytest
 from recording import Event, Recording, generate
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.host.linux.procfs import Process, Procfs
+from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.recording.audit.audit import AuditProcesses
 from zeek_agent.recording.audit.audit_rules import AuditControl
 from zeek_agent.recording.bpf_monitor import Monitor
@@ -68,7 +68,7 @@ def ends(recording: Recording) -> tuple[dict[int, Event], dict[int, Event]]:
 def test_a_program_starts_and_stops_with_all_that_is_known_of_it(recording: Recording) -> None:
     with subprocess.Popen(["/bin/sleep", "0.5"], cwd="/usr") as sleeping:
         (started,) = recording.expect(TABLE, pid=sleeping.pid, state="started", exe="/usr/bin/sleep")
-        with Process(Procfs(), sleeping.pid) as shown:
+        with ProcfsProcess(Procfs(), sleeping.pid) as shown:
             facts = {name: getattr(shown, name) for name in FACTS}
             parent = shown.parent_entity_id
     (stopped,) = recording.expect(TABLE, pid=sleeping.pid, state="stopped")
@@ -154,7 +154,7 @@ def test_every_backend_gives_a_process_the_same_entity_id() -> None:
         children = [subprocess.Popen(["/bin/sleep", "0.5"]) for _ in range(20)]
         shown = {}
         for child in children:
-            with Process(Procfs(), child.pid) as process:
+            with ProcfsProcess(Procfs(), child.pid) as process:
                 shown[child.pid] = process.entity_id
         for child in children:
             child.wait()

@@ -26,7 +26,7 @@ from zeek_agent.events.store import EventStore
 from zeek_agent.recording.source import Sink, Source
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.recording.system_log.journal import Journal, entries, log_entry
-from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, LogEntry
+from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SystemLogEntry
 from zeek_agent.recording.system_log.syslog import Syslog
 from zeek_agent.tables.system_logs import TABLES
 from zeek_agent.text import from_bytes, to_bytes
@@ -285,7 +285,7 @@ class Ends(Source):
 
     def start(self, sink: Sink) -> None:
         self.counters.received += 1
-        sink(TABLE, [LogEntry(time.time(), None, None, "from the journal", cursor=CURSOR)])
+        sink(TABLE, [SystemLogEntry(time.time(), None, None, "from the journal", cursor=CURSOR)])
         self.failure = "the journal is gone"
 
     def stop(self) -> None:

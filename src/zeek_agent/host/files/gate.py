@@ -41,7 +41,7 @@ from zeek_agent.host.files.mount_rules import (
 )
 from zeek_agent.host.files.place import Place, belongs_there, joined, readable_by_all, user_of
 from zeek_agent.host.files.reads import FileReads, Omission
-from zeek_agent.host.files.statx import Status, entry_types, status_at, status_of
+from zeek_agent.host.files.statx import FileStatus, entry_types, status_at, status_of
 from zeek_agent.host.linux.mounts import Mount, parsed
 from zeek_agent.text import from_os
 
@@ -99,7 +99,7 @@ class RefusedError(Exception):
         self.omission = omission
 
 
-Listed: TypeAlias = "tuple[str, Status | RefusedError | OSError]"
+Listed: TypeAlias = "tuple[str, FileStatus | RefusedError | OSError]"
 """A name in a directory with its attributes, or why it has none."""
 
 
@@ -175,7 +175,7 @@ class Gate:
             pending += text.split("/")[::-1]
         return place
 
-    def status(self, directory: Place, name: str) -> Status:
+    def status(self, directory: Place, name: str) -> FileStatus:
         """Attributes of what a directory's entry leads to, or of a last link that leads nowhere or is not followed.
 
         Raises RefusedError for the mount point of a file system that may hang, and OSError.
@@ -220,7 +220,7 @@ class Gate:
             except (RefusedError, OSError) as error:
                 yield name, error
 
-    def _target_status(self, directory: Place, name: str) -> Status:
+    def _target_status(self, directory: Place, name: str) -> FileStatus:
         """Attributes of what a link leads to. Raises RefusedError and OSError."""
         text = self._link_text(directory, name)
         way, _, name = text.rstrip("/").rpartition("/")
@@ -274,7 +274,7 @@ class Gate:
             self._ways.clear()
             self._descriptors_kept = directory.depth
 
-    def entry_status(self, directory: Place, name: str) -> Status:
+    def entry_status(self, directory: Place, name: str) -> FileStatus:
         """Attributes of what a directory has under a name, of a link itself, without opening it.
 
         Raises RefusedError for the mount point of a file system that may hang, which is not touched, and OSError.
@@ -438,7 +438,7 @@ class Gate:
             self._mounts = mounted
             self._hazards = hazards_among(mounted, self._access.filesystems_allow)
 
-    def _foreign_mount(self, process: Place, status: Status) -> Mount:
+    def _foreign_mount(self, process: Place, status: FileStatus) -> Mount:
         """The mount of another mount namespace that a process's executable lies on, as that process sees it.
 
         Who made it, and where, is not known: it is admitted if the agent has one of the same file system, or for its
@@ -540,7 +540,7 @@ class Gate:
             return None  # not there, or where nobody may look
         return place.path if linked and place.parent is not None else None
 
-    def _demand_no_denied_object(self, status: Status, mount: Mount) -> None:
+    def _demand_no_denied_object(self, status: FileStatus, mount: Mount) -> None:
         denied = (status.device, status.inode) in self._objects()
         if mount.kind in STACKED and not denied:
             # Its device is not that of the file below, and its inode's number has at most other high bits.
@@ -566,7 +566,7 @@ class Gate:
     def _objects_in(self, directory: Place) -> Iterator[tuple[int, int]]:
         for entries in self.entries(directory, lambda: None):
             for _, status in self.statuses(directory, [entry.name for entry in entries], ()):
-                if isinstance(status, Status):
+                if isinstance(status, FileStatus):
                     yield status.device, status.inode
 
     def _demand_contents(self, place: Place, written: str) -> bool:
@@ -584,7 +584,7 @@ class Gate:
         return True
 
 
-def _reopened(descriptor: int, status: Status, mount: Mount) -> FileIO:
+def _reopened(descriptor: int, status: FileStatus, mount: Mount) -> FileIO:
     """The regular file that a descriptor of `O_PATH` stands for, open for reading; leases do not make it wait.
 
     Raises RefusedError when /proc is not the kernel's, or not there.

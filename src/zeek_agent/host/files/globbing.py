@@ -21,7 +21,7 @@ from zeek_agent.host.files.gate import Gate, OpenedFile, Purpose, RefusedError
 from zeek_agent.host.files.place import Place
 from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import FileReads, Omission
-from zeek_agent.host.files.statx import Status
+from zeek_agent.host.files.statx import FileStatus
 
 PATTERN_MAX: Final = 8_192
 """Characters of a pattern: twice those of the longest path, as each of them may have a backslash."""
@@ -94,7 +94,7 @@ def matching(gate: Gate | PortableGate, pattern: str, check: Callable[[], None] 
 
 def listing(
     gate: Gate | PortableGate, pattern: str, check: Callable[[], None] = lambda: None
-) -> Iterator[tuple[str, Status | RefusedError | OSError]]:
+) -> Iterator[tuple[str, FileStatus | RefusedError | OSError]]:
     """The same paths with the attributes of what they lead to (see `Gate.status`), or why those are not known."""
     for directory, path, names, links in _groups(gate, pattern, check):
         for number, (name, found) in enumerate(gate.statuses(directory, names, links)):

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from zeek_agent.host.files.statx import Status
+from zeek_agent.host.files.statx import FileStatus
 from zeek_agent.host.linux.mounts import Mount
 
 
@@ -15,7 +15,7 @@ class Place:
 
     __slots__ = ("depth", "descriptor", "mount", "name", "parent", "path", "status")
 
-    def __init__(self, descriptor: int, status: Status, mount: Mount, name: str, parent: Place | None) -> None:
+    def __init__(self, descriptor: int, status: FileStatus, mount: Mount, name: str, parent: Place | None) -> None:
         self.descriptor = descriptor
         self.status = status
         self.mount = mount

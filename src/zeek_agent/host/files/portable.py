@@ -18,7 +18,7 @@ from zeek_agent.access import AccessPolicy, Contents
 from zeek_agent.host.files.gate import Listed, OpenedFile, Purpose, RefusedError, content_refusal
 from zeek_agent.host.files.place import Place
 from zeek_agent.host.files.reads import FileReads, Omission
-from zeek_agent.host.files.statx import Status
+from zeek_agent.host.files.statx import FileStatus
 from zeek_agent.host.linux.mounts import Mount
 from zeek_agent.text import from_os
 
@@ -42,7 +42,7 @@ class PortableGate:
     def enter(self, directory: Place, name: str) -> Place:
         return self.walk(directory, name)
 
-    def entry_status(self, directory: Place, name: str) -> Status:
+    def entry_status(self, directory: Place, name: str) -> FileStatus:
         return _status(os.lstat(f"{directory.path}/{name}"))
 
     def statuses(self, directory: Place, names: Iterable[str], links: Collection[str]) -> Iterator[Listed]:
@@ -103,9 +103,9 @@ class PortableGate:
         return place
 
 
-def _status(found: os.stat_result) -> Status:
+def _status(found: os.stat_result) -> FileStatus:
     seconds, nanoseconds = divmod(found.st_mtime_ns, 10**9)
-    return Status(
+    return FileStatus(
         mask=0,
         links=found.st_nlink,
         uid=found.st_uid if _OWNED else None,

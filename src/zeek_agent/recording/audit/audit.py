@@ -38,7 +38,7 @@ from zeek_agent.recording.listener import Listener, enlarge
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS
 from zeek_agent.recording.processes.process_life import ProcessLife, unknown
-from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction, Flow, State, socket_event
+from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction, Flow, SocketState, socket_event
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ class _Call(NamedTuple):
 
     event: Event
     direction: Direction
-    state: State | None
+    state: SocketState | None
     process: Process
     inode: int | None
     listener: int | None
@@ -277,7 +277,7 @@ class AuditSockets(AuditSource):
         direction: Direction = "outbound" if _is(event, _CONNECTS) else "inbound"
         process = self._process(event)
         if not self._exclusions.process(process):
-            state: State | None = "established" if succeeded else None
+            state: SocketState | None = "established" if succeeded else None
             self._completed.append(_Call(event, direction, state, process, inode, listener))
 
     def _process(self, event: Event) -> Process:

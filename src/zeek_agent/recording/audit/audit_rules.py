@@ -62,7 +62,7 @@ CALLS: Final = {
 _NATIVE: Final = {"x86_64": (0xC000_003E, 0x4000_0003), "aarch64": (0xC000_00B7,)}
 
 
-class Status(NamedTuple):
+class AuditStatus(NamedTuple):
     """`enabled` is 2 when rules are locked until the reboot; `daemon` is auditd's pid or 0; `lost` counts records."""
 
     enabled: int
@@ -94,10 +94,10 @@ class AuditControl:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def status(self) -> Status:
+    def status(self) -> AuditStatus:
         (body,) = self._ask(_GET, b"", _GET)
         _, enabled, _, daemon, _, backlog_limit, lost = _STATUS.unpack_from(body.ljust(_STATUS.size, b"\0"))[:7]
-        return Status(enabled, daemon, backlog_limit, lost)
+        return AuditStatus(enabled, daemon, backlog_limit, lost)
 
     def set_up(self) -> None:
         """Switch recording on, with room for bursts, and remove what crashed agents have left."""
@@ -147,7 +147,7 @@ class AuditControl:
                 }
         return found
 
-    def _before(self, status: Status) -> tuple[int, int]:
+    def _before(self, status: AuditStatus) -> tuple[int, int]:
         """What was set before the first agent came: enabled, backlog limit."""
         for raw in self._rules():
             if parts := _parts(_key_of(raw)):
@@ -281,7 +281,7 @@ def _runs(parts: tuple[int, int, int, int]) -> bool:
 
 def _started(pid: int) -> int | None:
     try:
-        with procfs.Process(procfs.Procfs(), pid) as process:
+        with procfs.ProcfsProcess(procfs.Procfs(), pid) as process:
             return process.start_ticks
     except ProcessLookupError:
         return None

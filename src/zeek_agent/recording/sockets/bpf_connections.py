@@ -13,9 +13,16 @@ from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.internet_sockets import on_the_wire
 from zeek_agent.host.linux.stamps import boot_id, start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
-from zeek_agent.recording.sockets.socket_event import Direction, Flow, SocketEvent, State, packet_event, socket_event
+from zeek_agent.recording.sockets.socket_event import (
+    Direction,
+    Flow,
+    SocketEvent,
+    SocketState,
+    packet_event,
+    socket_event,
+)
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 ACCEPT_PATIENCE: Final = 1_000_000_000
 """Nanoseconds that a connection waits for its accepting process; after them the listener's owner stands in (io_uring
@@ -58,7 +65,7 @@ class ConnectionTracker:
                 self._apply(SocketRecord._make(SOCKET.unpack(record)), boot_time, rows)
             except (ValueError, LookupError, struct.error):
                 self.undecoded += 1
-                logger.exception("a socket record cannot be read: %s", record.hex())
+                log.exception("a socket record cannot be read: %s", record.hex())
         return rows
 
     def overdue(self, now: int, boot_time: float) -> list[SocketEvent]:
@@ -140,7 +147,7 @@ class ConnectionTracker:
 
 
 _ENDS: Final = frozenset({Kind.CLOSED, Kind.UNLISTEN})
-_MEANING: Final[dict[int, tuple[State, Direction | None]]] = {
+_MEANING: Final[dict[int, tuple[SocketState, Direction | None]]] = {
     Kind.CONNECTED: ("established", "outbound"),
     Kind.FAILED: ("failed", "outbound"),
     Kind.ACCEPTED: ("established", "inbound"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.host.linux.internet_sockets import TCP, InternetSocket, TcpState, state_mask
-from zeek_agent.recording.sockets.socket_event import Direction, Flow, SocketEvent, State, socket_event
+from zeek_agent.recording.sockets.socket_event import Direction, Flow, SocketEvent, SocketState, socket_event
 
 if TYPE_CHECKING:
     from zeek_agent.recording.exclusions import Exclusions
@@ -40,7 +40,7 @@ class _Open:
     """A socket that is open, and what is known of it. `state` is None while a connection is being opened."""
 
     flow: Flow
-    state: State | None
+    state: SocketState | None
     direction: Direction | None
     inode: int
     uid: int | None
@@ -157,7 +157,7 @@ class SocketChanges:
             if entry.state != "listen":
                 entry.direction = self._direction(entry.flow)
 
-    def _state(self, socket: InternetSocket) -> State | None:
+    def _state(self, socket: InternetSocket) -> SocketState | None:
         if socket.protocol == TCP:
             if socket.state == TcpState.FIN_WAIT2 and not socket.inode:
                 return None  # closed by its process, waits for the peer's end as TIME_WAIT does
@@ -204,7 +204,7 @@ class SocketChanges:
             self._tell(entry, entry.state, entry.since)
         self._tell(entry, "closed", now)
 
-    def _tell(self, entry: _Open, state: State, at: float) -> None:
+    def _tell(self, entry: _Open, state: SocketState, at: float) -> None:
         if self._exclusions.process(entry.process) or self._exclusions.flow(entry.flow):
             return
         self._rows.append(socket_event(entry.flow, state, entry.direction, entry.process, time=at, uid=entry.uid))
