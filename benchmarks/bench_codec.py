@@ -27,8 +27,8 @@ from zeek_agent.database.database import ResultColumn
 from zeek_agent.queries.subscriptions import Change, Query, Report
 from zeek_agent.schema import ZeekType
 from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek.back_pressure import Sender
 from zeek_agent.zeek.connection import SEND_BUFFER, WRITE_LIMIT
-from zeek_agent.zeek.flow import Sender
 from zeek_agent.zeek.instance import Instance, Traffic
 
 ROUNDS = 5

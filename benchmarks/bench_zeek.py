@@ -32,9 +32,9 @@ from zeek_agent.destination import PATH
 from zeek_agent.queries.subscriptions import Report
 from zeek_agent.schema import ZeekType
 from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek.back_pressure import Sender
 from zeek_agent.zeek.batches import split
 from zeek_agent.zeek.connection import SEND_BUFFER, WRITE_LIMIT
-from zeek_agent.zeek.flow import Sender
 from zeek_agent.zeek.instance import Instance, Traffic
 
 PACKAGES: Final = {"stock": os.environ.get("ZEEK_AGENT_STOCK_PACKAGE"), "ours": str(Path("zeek/scripts").absolute())}

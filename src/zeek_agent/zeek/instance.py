@@ -21,7 +21,7 @@ from zeek_agent.zeek.protocol import Context, RowsAck, ZeekHello
 if TYPE_CHECKING:
     from zeek_agent.config import ZeekSettings
     from zeek_agent.queries.subscriptions import Change, Query, Report
-    from zeek_agent.zeek.flow import Sender
+    from zeek_agent.zeek.back_pressure import Sender
 
 log = logging.getLogger(__name__)
 

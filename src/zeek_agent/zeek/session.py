@@ -16,8 +16,8 @@ from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.schema import ZeekType
 from zeek_agent.text import STATEMENT_SHOWN, clipped, size
 from zeek_agent.zeek import bounds, data, protocol
+from zeek_agent.zeek.back_pressure import Sender
 from zeek_agent.zeek.causes import UnusableError
-from zeek_agent.zeek.flow import Sender
 from zeek_agent.zeek.instance import Instance, Traffic
 from zeek_agent.zeek.protocol import Context, InstallQuery, RowsAck, ZeekEvent, ZeekHello, ZeekShutdown
 
