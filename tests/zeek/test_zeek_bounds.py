@@ -31,7 +31,7 @@ from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.schema import Row
 from zeek_agent.table import Constraints, TableContext
 from zeek_agent.terminal import doctor
-from zeek_agent.zeek import bounds, data, protocol
+from zeek_agent.zeek import bounds, broker_json, protocol
 from zeek_agent.zeek.connection import ZeekConnection
 from zeek_agent.zeek.protocol import AgentError, AgentHello, ResultRow
 
@@ -328,7 +328,7 @@ async def test_ever_new_event_queries_do_not_fill_the_memory(tmp_path: Path, mon
 
 
 def test_an_error_repeats_no_more_than_some_of_what_it_is_about() -> None:
-    for kind in (SqlError, LimitError, UsageError, data.ProtocolError):
+    for kind in (SqlError, LimitError, UsageError, broker_json.ProtocolError):
         assert str(kind(f"near {LONG}")) == f"near {LONG[:1_995]}… (3,900,005 bytes)"
         assert str(kind("short")) == "short"
 

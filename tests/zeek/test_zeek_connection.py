@@ -26,7 +26,7 @@ from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Change, Query, Report, Subscription
 from zeek_agent.schema import ZeekType
 from zeek_agent.terminal import doctor
-from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.connection import ConnectionState, ZeekConnection
 from zeek_agent.zeek.protocol import AgentError, AgentHello, AgentShutdown, ResultRow
 
@@ -128,7 +128,7 @@ def query(sql: str = "SELECT 1", **more: Any) -> Query:
 
 
 def cells(event: ResultRow) -> tuple[object, ...]:
-    return tuple(data.cells(event.columns))
+    return tuple(broker_json.cells(event.columns))
 
 
 def many(number: int) -> Rows:
@@ -353,9 +353,12 @@ async def test_other_packages_are_served(version: str) -> None:
 
 async def test_a_query_with_fields_of_a_newer_zeek_is_taken() -> None:
     record = protocol.query_record(query())
-    longer = record.removesuffix("]}") + f",{data.boolean(True)},{data.address('192.0.2.1')},{data.NONE}]}}"
+    longer = (
+        record.removesuffix("]}")
+        + f",{broker_json.boolean(True)},{broker_json.address('192.0.2.1')},{broker_json.NONE}]}}"
+    )
     async with connected() as (_, client):
-        arguments = (data.string("zeek_1"), data.string("q1"), longer)
+        arguments = (broker_json.string("zeek_1"), broker_json.string("q1"), longer)
         await client.send(protocol.event_message(client.topic, protocol.INSTALL_QUERY, *arguments))
         assert cells(await client.expect(ResultRow)) == (1,)
 
@@ -582,8 +585,8 @@ async def test_hostile_frames_neither_stop_nor_disturb_the_connection() -> None:
         b'{"type":"data-message","topic":5}',
         b'{"type":"error","code":"deserialization_failed","context":"x"}',
         protocol.event_message("/zeek-agent/query/group/all", protocol.INSTALL_QUERY).encode(),
-        protocol.event_message("/zeek-agent/query/group/all", protocol.INSTALL_QUERY, data.count(1)).encode(),
-        protocol.event_message("/zeek-agent/query/group/all", "Other::event", data.count(1)).encode(),
+        protocol.event_message("/zeek-agent/query/group/all", protocol.INSTALL_QUERY, broker_json.count(1)).encode(),
+        protocol.event_message("/zeek-agent/query/group/all", "Other::event", broker_json.count(1)).encode(),
         b'{"type":"data-message","topic":"/zeek-agent/query/group/all","data":[{"@data-type":"count","data":'
         + b"9" * 10_000
         + b"}]}",

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar
 from zeek_agent.collector.logs import Field, TsvFormat
 from zeek_agent.text import clipped, size
 from zeek_agent.zeek import bounds
-from zeek_agent.zeek.data import ProtocolError
+from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import AgentHello
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from zeek_agent.collector.records import RowReader, row_reader
 from zeek_agent.collector.rotation import LogDirectory, LogFile
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.text import clipped
-from zeek_agent.zeek.data import ProtocolError
+from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import AgentError, AgentEvent, AgentHello, AgentShutdown, Context, ResultBatch, ResultRow
 
 Level = Literal["INFO", "WARNING", "ERROR"]

@@ -38,7 +38,7 @@ from zeek_agent.destination import PATH
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import clipped, size
 from zeek_agent.zeek import bounds, protocol
-from zeek_agent.zeek.data import ProtocolError
+from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import Message, ZeekHello
 
 ZEEK_VERSION: Final = "9.0.0"

@@ -24,7 +24,7 @@ from zeek_agent import __version__, destination
 from zeek_agent.destination import Destination
 from zeek_agent.errors import UsageError
 from zeek_agent.text import clipped, size
-from zeek_agent.zeek import bounds, causes, data, protocol, tls
+from zeek_agent.zeek import bounds, broker_json, causes, protocol, tls
 from zeek_agent.zeek.instance import Traffic
 from zeek_agent.zeek.pongs import BoundedClientConnection
 from zeek_agent.zeek.session import Session
@@ -206,7 +206,7 @@ class ZeekConnection:
             began = self._monotonic()
             try:
                 await self._connect_and_work()
-            except (OSError, WebSocketException, UsageError, data.ProtocolError) as error:
+            except (OSError, WebSocketException, UsageError, broker_json.ProtocolError) as error:
                 if self._stopping:
                     return
                 self._note_failure(error)

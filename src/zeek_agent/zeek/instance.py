@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 from zeek_agent.database.database import Profile
 from zeek_agent.text import STATEMENT_SHOWN, clipped
-from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.batches import Acknowledgements, split
 from zeek_agent.zeek.protocol import Context, RowsAck, ZeekHello
 
@@ -144,7 +144,7 @@ class Instance:
 
     def batches(self, report: Report) -> Iterator[list[bytes]]:
         """The rows as frames, in batches of at most `batch_rows` and, but for a single larger row, `batch_bytes`."""
-        encode = data.row_encoder(report.columns)
+        encode = broker_json.row_encoder(report.columns)
         head, tail = protocol.event_frame(protocol.response_topic(self.agent_id, self.id), report.query.event)
         now = self.clock()
         heads: dict[Change | None, str] = {}

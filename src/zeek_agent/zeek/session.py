@@ -15,7 +15,7 @@ from zeek_agent.database.database import Lane, Profile, Result, ResultColumn
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.schema import ZeekType
 from zeek_agent.text import STATEMENT_SHOWN, clipped, size
-from zeek_agent.zeek import bounds, data, protocol
+from zeek_agent.zeek import bounds, broker_json, protocol
 from zeek_agent.zeek.back_pressure import Sender
 from zeek_agent.zeek.causes import UnusableError
 from zeek_agent.zeek.instance import Instance, Traffic
@@ -160,7 +160,7 @@ class Session:
             row = (*row[:index], "n/a", *row[index:])
         else:
             columns, row = (*columns, _FEATURES), (*row, (protocol.BATCHES,))
-        return data.row_encoder(columns)(row)
+        return broker_json.row_encoder(columns)(row)
 
     async def _watch(self) -> None:
         """Ping an idle connection, end a dead one, forget instances that fell silent."""
@@ -199,7 +199,7 @@ class Session:
                     event = protocol.zeek_event(message)
                     if event is not None:
                         await self._handle(event)
-            except data.ProtocolError as error:
+            except broker_json.ProtocolError as error:
                 self._complain("message", f"skipped a message of Zeek at {self._url}: {error}")
 
     async def _handle(self, event: ZeekEvent) -> None:
