@@ -28,8 +28,8 @@ from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.signals import stop_signals
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
-from zeek_agent.zeek.causes import UnusableError
 from zeek_agent.zeek.connection import ZeekConnection
+from zeek_agent.zeek.connection_errors import UnusableError
 
 if TYPE_CHECKING:
     from zeek_agent.collector.server import Collector

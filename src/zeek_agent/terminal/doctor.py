@@ -378,19 +378,19 @@ def _zeek(url: str, settings: ZeekSettings) -> Iterator[Check]:
     from websockets.exceptions import WebSocketException
 
     from zeek_agent import destination
-    from zeek_agent.zeek import causes
+    from zeek_agent.zeek import connection_errors
 
     target = destination.parse(url)
     try:
         answer = asyncio.run(_first_answer(target, settings))
     except (OSError, WebSocketException, ZeekAgentError) as error:
-        yield Check("zeek", "fail", causes.explain(error, target), "`zeek-agent run` goes on trying")
+        yield Check("zeek", "fail", connection_errors.explain(error, target), "`zeek-agent run` goes on trying")
     else:
         yield _acknowledged(url, answer)
 
 
 async def _first_answer(target: Destination, settings: ZeekSettings) -> Ack | Error | Message:
-    from zeek_agent.zeek import causes, protocol
+    from zeek_agent.zeek import connection_errors, protocol
     from zeek_agent.zeek.connection import open_websocket
 
     async with await open_websocket(target, settings, f"{directories.NAME}-doctor") as websocket:
@@ -399,14 +399,16 @@ async def _first_answer(target: Destination, settings: ZeekSettings) -> Ack | Er
             async with asyncio.timeout(settings.ack_timeout):
                 return protocol.read_message(await websocket.recv(decode=False))
         except TimeoutError:
-            raise causes.UnusableError(causes.NO_ACK.format(seconds=settings.ack_timeout)) from None
+            raise connection_errors.UnusableError(
+                connection_errors.NO_ACK.format(seconds=settings.ack_timeout)
+            ) from None
 
 
 def _acknowledged(url: str, answer: object) -> Check:
-    from zeek_agent.zeek import causes, protocol
+    from zeek_agent.zeek import connection_errors, protocol
 
     if not isinstance(answer, protocol.Ack):
         return Check("zeek", "fail", f"Zeek at {url} answered {clipped(repr(answer))} instead of an acknowledgement")
     if answer.lacks_backend:
-        return Check("zeek", "fail", f"Zeek at {url} {causes.NO_BACKEND}")
+        return Check("zeek", "fail", f"Zeek at {url} {connection_errors.NO_BACKEND}")
     return Check("zeek", "ok", f"Zeek at {url} answers, version {clipped(answer.version)}")

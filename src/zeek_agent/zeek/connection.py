@@ -24,7 +24,7 @@ from zeek_agent import __version__, destination
 from zeek_agent.destination import Destination
 from zeek_agent.errors import UsageError
 from zeek_agent.text import clipped, size
-from zeek_agent.zeek import bounds, broker_json, causes, protocol, tls
+from zeek_agent.zeek import bounds, broker_json, connection_errors, protocol, tls
 from zeek_agent.zeek.instance import Traffic
 from zeek_agent.zeek.pongs import BoundedClientConnection
 from zeek_agent.zeek.session import Session
@@ -267,19 +267,23 @@ class ZeekConnection:
             async with asyncio.timeout(seconds):
                 while not isinstance(answer := protocol.read_message(await websocket.recv(decode=False)), protocol.Ack):
                     if isinstance(answer, protocol.Error):
-                        raise causes.UnusableError(f"refused the agent: {clipped(f'{answer.code}: {answer.context}')}")
+                        raise connection_errors.UnusableError(
+                            f"refused the agent: {clipped(f'{answer.code}: {answer.context}')}"
+                        )
         except TimeoutError:
-            raise causes.UnusableError(causes.NO_ACK.format(seconds=seconds)) from None
+            raise connection_errors.UnusableError(connection_errors.NO_ACK.format(seconds=seconds)) from None
         for name in (answer.endpoint, answer.version):
             if size(name) > bounds.NAME_BYTES_MAX:
-                raise causes.UnusableError(causes.LONG_NAME.format(most=bounds.NAME_BYTES_MAX, name=clipped(name)))
+                raise connection_errors.UnusableError(
+                    connection_errors.LONG_NAME.format(most=bounds.NAME_BYTES_MAX, name=clipped(name))
+                )
         if answer.lacks_backend:
-            raise causes.UnusableError(causes.NO_BACKEND)
+            raise connection_errors.UnusableError(connection_errors.NO_BACKEND)
         return answer
 
     def _note_failure(self, error: Exception) -> None:
         """Log why a connection failed or ended: once, until there is another cause or it has worked again."""
-        text = causes.explain(error, self.destination)
+        text = connection_errors.explain(error, self.destination)
         level = logging.DEBUG if text == self._logged_error else logging.WARNING
         log.log(level, "%s; trying again", text)
         self._last_error = self._logged_error = text

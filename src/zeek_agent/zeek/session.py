@@ -17,7 +17,7 @@ from zeek_agent.schema import ZeekType
 from zeek_agent.text import STATEMENT_SHOWN, clipped, size
 from zeek_agent.zeek import bounds, broker_json, protocol
 from zeek_agent.zeek.back_pressure import Sender
-from zeek_agent.zeek.causes import UnusableError
+from zeek_agent.zeek.connection_errors import UnusableError
 from zeek_agent.zeek.instance import Instance, Traffic
 from zeek_agent.zeek.protocol import Context, InstallQuery, RowsAck, ZeekEvent, ZeekHello, ZeekShutdown
 
