@@ -31,7 +31,7 @@ from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.schema import Row
 from zeek_agent.table import Constraints, TableContext
 from zeek_agent.terminal import doctor
-from zeek_agent.zeek import bounds, broker_json, protocol
+from zeek_agent.zeek import broker_json, message_limits, protocol
 from zeek_agent.zeek.connection import ZeekConnection
 from zeek_agent.zeek.protocol import AgentError, AgentHello, ResultRow
 
@@ -244,7 +244,7 @@ async def test_what_is_just_short_enough_is_taken_and_comes_back_whole(tmp_path:
 async def test_statements_that_wait_for_a_table_or_a_slow_zeek_are_bounded_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "INSTALLED_BYTES_MAX", 2_000_000)
+    monkeypatch.setattr(message_limits, "INSTALLED_BYTES_MAX", 2_000_000)
     async with connected(tmp_path) as (agent, client):
         for number in range(30):
             sql = f"SELECT {number} FROM t -- {'x' * 99_000}"

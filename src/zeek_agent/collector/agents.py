@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from zeek_agent.collector.logs import Field, TsvFormat
 from zeek_agent.text import clipped, size
-from zeek_agent.zeek import bounds
+from zeek_agent.zeek import message_limits
 from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import AgentHello
 
@@ -154,8 +154,8 @@ def _checked_id(agent_id: str) -> str:
 
 
 def _bounded(text: str, name: str) -> str:
-    if size(text) > bounds.NAME_BYTES_MAX:
-        raise ProtocolError(f"{name} is longer than {bounds.NAME_BYTES_MAX:,} bytes: {clipped(text)}")
+    if size(text) > message_limits.NAME_BYTES_MAX:
+        raise ProtocolError(f"{name} is longer than {message_limits.NAME_BYTES_MAX:,} bytes: {clipped(text)}")
     return text
 
 

@@ -37,7 +37,7 @@ from zeek_agent.config import CollectorSettings
 from zeek_agent.destination import PATH
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import clipped, size
-from zeek_agent.zeek import bounds, protocol
+from zeek_agent.zeek import message_limits, protocol
 from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import Message, ZeekHello
 
@@ -343,10 +343,10 @@ class Collector:
         topics = protocol.read_subscription(raw)
         if len(topics) > self._limits.per_connection:
             raise ProtocolError(f"more than {self._limits.per_connection} subscriptions")
-        if long := next((topic for topic in topics if size(topic) > bounds.TOPIC_BYTES_MAX), None):
-            raise ProtocolError(f"a topic is longer than {bounds.TOPIC_BYTES_MAX:,} bytes: {clipped(long)}")
-        if sum(map(size, topics)) > bounds.SUBSCRIPTION_BYTES_MAX:
-            raise ProtocolError(f"subscriptions of more than {bounds.SUBSCRIPTION_BYTES_MAX:,} bytes")
+        if long := next((topic for topic in topics if size(topic) > message_limits.TOPIC_BYTES_MAX), None):
+            raise ProtocolError(f"a topic is longer than {message_limits.TOPIC_BYTES_MAX:,} bytes: {clipped(long)}")
+        if sum(map(size, topics)) > message_limits.SUBSCRIPTION_BYTES_MAX:
+            raise ProtocolError(f"subscriptions of more than {message_limits.SUBSCRIPTION_BYTES_MAX:,} bytes")
         return tuple(topics)
 
     def _take(self, client: Client, raw: bytes) -> KnownAgent | ProtocolError | None:

@@ -24,7 +24,7 @@ from zeek_agent import __version__, destination
 from zeek_agent.destination import Destination
 from zeek_agent.errors import UsageError
 from zeek_agent.text import clipped, size
-from zeek_agent.zeek import bounds, broker_json, connection_errors, protocol, tls
+from zeek_agent.zeek import broker_json, connection_errors, message_limits, protocol, tls
 from zeek_agent.zeek.instance import Traffic
 from zeek_agent.zeek.pongs import BoundedClientConnection
 from zeek_agent.zeek.session import Session
@@ -273,9 +273,9 @@ class ZeekConnection:
         except TimeoutError:
             raise connection_errors.UnusableError(connection_errors.NO_ACK.format(seconds=seconds)) from None
         for name in (answer.endpoint, answer.version):
-            if size(name) > bounds.NAME_BYTES_MAX:
+            if size(name) > message_limits.NAME_BYTES_MAX:
                 raise connection_errors.UnusableError(
-                    connection_errors.LONG_NAME.format(most=bounds.NAME_BYTES_MAX, name=clipped(name))
+                    connection_errors.LONG_NAME.format(most=message_limits.NAME_BYTES_MAX, name=clipped(name))
                 )
         if answer.lacks_backend:
             raise connection_errors.UnusableError(connection_errors.NO_BACKEND)

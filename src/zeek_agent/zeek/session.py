@@ -15,7 +15,7 @@ from zeek_agent.database.database import Lane, Profile, Result, ResultColumn
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.schema import ZeekType
 from zeek_agent.text import STATEMENT_SHOWN, clipped, size
-from zeek_agent.zeek import bounds, broker_json, protocol
+from zeek_agent.zeek import broker_json, message_limits, protocol
 from zeek_agent.zeek.back_pressure import Sender
 from zeek_agent.zeek.connection_errors import UnusableError
 from zeek_agent.zeek.instance import Instance, Traffic
@@ -208,7 +208,7 @@ class Session:
                 log.info("Zeek instance %s at %s ends", event.instance, self._url)
                 self._drop(event.instance, in_order=True)
             return
-        if reason := bounds.excess(event):
+        if reason := message_limits.excess(event):
             self._refuse(event, reason)
             return
         instance = self._seen(event.instance)
@@ -228,13 +228,13 @@ class Session:
     def _refuse(self, event: ZeekEvent, reason: str) -> None:
         """Skip a message in which something is too long, and tell the instance, where it can be addressed."""
         self._complain("size", f"skipped a message of Zeek at {self._url}: {reason}")
-        if size(event.instance) > bounds.NAME_BYTES_MAX:
+        if size(event.instance) > message_limits.NAME_BYTES_MAX:
             return
         instance = self._seen(event.instance)
         if instance is None or instance.is_disabled:
             return
         if isinstance(event, InstallQuery):
-            known = event.query_id if size(event.query_id) <= bounds.NAME_BYTES_MAX else None
+            known = event.query_id if size(event.query_id) <= message_limits.NAME_BYTES_MAX else None
             self._post_error(instance, f"could not install query ({reason})", known)
         elif isinstance(event, ZeekHello):
             self._post_error(instance, f"could not take hello ({reason})")
@@ -297,8 +297,8 @@ class Session:
                 texts += one.size
         if number >= self._settings.queries_max:
             return f"{self._settings.queries_max} queries"
-        if texts > bounds.INSTALLED_BYTES_MAX:
-            return f"{bounds.INSTALLED_BYTES_MAX:,} bytes for the texts of all queries of this connection"
+        if texts > message_limits.INSTALLED_BYTES_MAX:
+            return f"{message_limits.INSTALLED_BYTES_MAX:,} bytes for the texts of all queries of this connection"
         return None
 
     def _cancel(self, instance: Instance, query_id: str) -> None:
