@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from zeek_agent.queries.backlog import AT_ONCE, Backlog
+from zeek_agent.queries.result_backlog import AT_ONCE, Backlog
 
 
 async def occupy(backlog: Backlog, size: int, ran: list[int], delivered: asyncio.Event) -> None:

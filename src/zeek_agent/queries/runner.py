@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from zeek_agent.errors import SqlError
-from zeek_agent.queries.backlog import Backlog
 from zeek_agent.queries.delivery import Delivery
 from zeek_agent.queries.event_strategy import EventStrategy
 from zeek_agent.queries.installed import Installed, QueryState, query_key, shown
+from zeek_agent.queries.result_backlog import Backlog
 from zeek_agent.queries.snapshot_strategy import SnapshotStrategy
 from zeek_agent.queries.subscriptions import Query, Recipient, Subscription
 from zeek_agent.text import size

@@ -11,9 +11,9 @@ from zeek_agent.queries.subscriptions import Change, Subscription
 if TYPE_CHECKING:
     from zeek_agent.events.file import Delivered
     from zeek_agent.host.files.reads import Omissions
-    from zeek_agent.queries.backlog import Place
     from zeek_agent.queries.delivery import Delivery
     from zeek_agent.queries.installed import Installed
+    from zeek_agent.queries.result_backlog import Place
     from zeek_agent.schema import Row
 
 log = logging.getLogger(__name__)
