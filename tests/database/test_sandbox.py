@@ -22,7 +22,7 @@ from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.database.database import Database, Lane, Profile, Result
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import TABLE_FUNCTIONS, Run
-from zeek_agent.database.session import SqlConnection
+from zeek_agent.database.sql_connection import SqlConnection
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Parameter, Row

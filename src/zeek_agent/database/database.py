@@ -23,7 +23,7 @@ from zeek_agent.config import LimitSettings
 from zeek_agent.database.results import Result, ResultColumn, Statement
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
-from zeek_agent.database.session import ALIASES, AttachedStore, Catalog, Profile, SqlConnection
+from zeek_agent.database.sql_connection import ALIASES, AttachedStore, Catalog, Profile, SqlConnection
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.table import Table, TableContext
 from zeek_agent.text import STATEMENT_SHOWN, clipped, size

@@ -23,7 +23,7 @@ from zeek_agent.collector import pack
 from zeek_agent.config import LimitSettings
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
-from zeek_agent.database.session import Catalog, Profile, SqlConnection
+from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables
 
