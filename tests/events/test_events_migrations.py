@@ -37,7 +37,7 @@ from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.schema import CONTAINER_TYPES, SCALAR_TYPES, Column, ZeekType
 from zeek_agent.table import Table, TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
-from zeek_agent.terminal.local import StoredEvents
+from zeek_agent.terminal.local_responder import StoredEvents
 
 STORES = Path(dump.__file__).parent
 DUMPS = sorted(STORES.glob("*.sql"))

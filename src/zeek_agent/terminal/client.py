@@ -93,7 +93,7 @@ def open_responder(config: Config, origins: Mapping[str, str]) -> Responder:
         pass
     except ZeekAgentError as error:
         sys.stderr.write(f"zeek-agent: {error}; going on without it\n")
-    from zeek_agent.terminal.local import LocalResponder
+    from zeek_agent.terminal.local_responder import LocalResponder
 
     return LocalResponder(config, origins)
 

@@ -172,7 +172,7 @@ def _sysctl(file: Path) -> str | None:
 
 def _store(path: Path) -> Iterator[Check]:
     """The event store of earlier runs, if any: whether this version can continue it."""
-    from zeek_agent.terminal.local import StoredEvents
+    from zeek_agent.terminal.local_responder import StoredEvents
 
     if not os.access(path, os.R_OK):
         return
