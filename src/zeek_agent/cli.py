@@ -184,12 +184,12 @@ def query(given: Given, *, sql: str, mode: str) -> int:
 
     A running agent answers, or else this process.
     """
-    from zeek_agent.terminal import client
+    from zeek_agent.terminal import responders
 
     config, origins = given.load()
-    responder = client.open_responder(config, origins)
+    responder = responders.open_responder(config, origins)
     try:
-        columns, rows, notes = client.query(responder, sys.stdin.read() if sql == "-" else sql)
+        columns, rows, notes = responders.query(responder, sys.stdin.read() if sql == "-" else sql)
     finally:
         responder.close()
     _printer(mode).write(columns, rows)
@@ -204,11 +204,11 @@ def query(given: Given, *, sql: str, mode: str) -> int:
 def shell(given: Given, *, mode: str) -> int:
     """Ask interactively: SQL, `.help` for commands. Statements are also read from a pipe."""
     from zeek_agent import paths
-    from zeek_agent.terminal import client
+    from zeek_agent.terminal import responders
     from zeek_agent.terminal.shell import Shell
 
     config, origins = given.load()
-    responder = client.open_responder(config, origins)
+    responder = responders.open_responder(config, origins)
     try:
         shell = Shell(responder, _printer(mode), sys.stderr)
         if sys.stdin.isatty():
@@ -226,13 +226,13 @@ def shell(given: Given, *, mode: str) -> int:
 @_settings
 def tables(given: Given, *, name: str | None, zeek: bool) -> None:
     """List the tables, or describe one."""
-    from zeek_agent.terminal import client, table_text
+    from zeek_agent.terminal import responders, table_text
     from zeek_agent.terminal.shell import find_table
 
     config, origins = given.load()
-    responder = client.open_responder(config, origins)
+    responder = responders.open_responder(config, origins)
     try:
-        declared = client.tables(responder)
+        declared = responders.tables(responder)
     finally:
         responder.close()
     if name is not None:
@@ -249,10 +249,10 @@ def tables(given: Given, *, name: str | None, zeek: bool) -> None:
 @_settings
 def status(given: Given, *, form: str) -> None:
     """Show the running agent: identity, connections, sources, queries, event store. Exit code 1 when none runs."""
-    from zeek_agent.terminal import client, status_report
+    from zeek_agent.terminal import responders, status_report
 
     config, _ = given.load()
-    responder = client.connect(config)
+    responder = responders.connect(config)
     try:
         report = status_report.gather(responder)
     finally:

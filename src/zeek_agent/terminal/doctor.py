@@ -28,7 +28,7 @@ from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events.store import NewerStoreError
 from zeek_agent.host.linux import capabilities
 from zeek_agent.host.linux.capabilities import Capability
-from zeek_agent.terminal import client, config_check, console
+from zeek_agent.terminal import config_check, console, responders
 from zeek_agent.text import clipped, escaped
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _store(path: Path) -> Iterator[Check]:
 def _agent(config: Config) -> Iterator[Check]:
     """Whether an agent runs, and the event sources: what the running one says of them, else what a try here finds."""
     try:
-        running = client.connect(config)
+        running = responders.connect(config)
     except NoAgentError as error:
         yield Check("agent", "ok", str(error))
         if not config.zeek.destinations:
@@ -201,13 +201,13 @@ def _agent(config: Config) -> Iterator[Check]:
         yield Check("agent", "warn", str(error), "`query` and `shell` ask this process instead")
         return
     try:
-        facts = client.status(running)
+        facts = responders.status(running)
         yield Check("agent", "ok", f"running, pid {facts.get('pid')}, version {facts.get('version')}")
         if facts.get("collector") is not None:
             problem = facts.get("collector_error")
             yield _collector_check(problem) if problem else Check("collector", "ok", f"logs in {facts['collector']}")
         sql = "SELECT source, backend, active, reason, last_error FROM zeek_agent_sources WHERE source <> 'osquery'"
-        _, rows, _ = client.query(running, sql)
+        _, rows, _ = responders.query(running, sql)
         yield from _sources_at_work(rows)
     finally:
         running.close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 from zeek_agent.control import messages
 from zeek_agent.control.messages import Columns, Note, Pause, Rows, SubscriptionName
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.terminal import client
+from zeek_agent.terminal import responders
 from zeek_agent.terminal.console import Mode, Printer
 from zeek_agent.terminal.line_editing import line_editing
 from zeek_agent.terminal.status_report import facts_text
@@ -22,7 +22,7 @@ from zeek_agent.text import escaped
 if TYPE_CHECKING:
     from zeek_agent.schema import ZeekType
     from zeek_agent.table import Table
-    from zeek_agent.terminal.client import Responder
+    from zeek_agent.terminal.responders import Responder
 
 DEFAULT_SCHEDULE: Final = 2.0
 KEYWORDS: Final = tuple(
@@ -57,7 +57,7 @@ class Shell:
     def tables(self) -> list[Table]:
         """The tables' declarations, asked for once."""
         if self._tables is None:
-            self._tables = client.tables(self._responder)
+            self._tables = responders.tables(self._responder)
         return self._tables
 
     def run_interactive(self, history: Path) -> None:
@@ -115,7 +115,7 @@ class Shell:
         self._errors.flush()
 
     def _query(self, sql: str) -> None:
-        columns, rows, notes = client.query(self._responder, sql)
+        columns, rows, notes = responders.query(self._responder, sql)
         self._printer.write(columns, rows)
         for note in notes:
             self._complain(note.message)
@@ -151,7 +151,7 @@ class Shell:
         self._printer.mode = Mode(argument)
 
     def status(self, _: str) -> None:
-        self._printer.out.write(facts_text(client.status(self._responder)))
+        self._printer.out.write(facts_text(responders.status(self._responder)))
 
     def quit(self, _: str) -> None:
         self._done = True
@@ -164,7 +164,7 @@ class Shell:
             for frame in frames:
                 match frame:
                     case Columns():
-                        columns = client.typed(frame)
+                        columns = responders.typed(frame)
                     case Rows(rows=rows, changes=changes):
                         self._printer.write(columns, rows, None if subscription == "Snapshots" else changes)
                     case Note(message=message):

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zeek_agent.terminal import client
+from zeek_agent.terminal import responders
 from zeek_agent.terminal.console import Printer, plain
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
     from zeek_agent.schema import Row, ZeekType
-    from zeek_agent.terminal.client import Responder
+    from zeek_agent.terminal.responders import Responder
 
 PARTS: Final = {
     "connections": "SELECT * FROM zeek_agent_connections",
@@ -36,9 +36,9 @@ def gather(responder: Responder) -> StatusReport:
     """Ask the agent for everything that the report holds."""
     parts = {}
     for name, sql in PARTS.items():
-        columns, rows, _ = client.query(responder, sql)
+        columns, rows, _ = responders.query(responder, sql)
         parts[name] = (columns, rows)
-    return StatusReport(client.status(responder), parts)
+    return StatusReport(responders.status(responder), parts)
 
 
 UNTOLD: Final = frozenset({"id", "sql", "cookie", "endpoint", "window_bytes"})
