@@ -23,7 +23,7 @@ from zeek_log import Clock, parse_log
 from zeek_agent.collector import intake, server
 from zeek_agent.collector.agents import Agents
 from zeek_agent.collector.intake import Intake
-from zeek_agent.collector.rotation import LogDirectory
+from zeek_agent.collector.log_files import LogDirectory
 from zeek_agent.collector.server import Collector, Limits
 from zeek_agent.destination import PATH
 from zeek_agent.queries.subscriptions import Change

@@ -30,9 +30,9 @@ from websockets.http11 import Request, Response
 from zeek_agent.collector.agents import Agents, KnownAgent
 from zeek_agent.collector.in_process import InProcessListener
 from zeek_agent.collector.intake import Intake
+from zeek_agent.collector.log_files import PENDING_BYTES, LogDirectory
 from zeek_agent.collector.pack import Pack, PackQuery
 from zeek_agent.collector.receive_memory import POOL_BYTES, BoundedConnection, ReceiveMemory, bounded_by
-from zeek_agent.collector.rotation import PENDING_BYTES, LogDirectory
 from zeek_agent.config import CollectorSettings
 from zeek_agent.destination import PATH
 from zeek_agent.errors import UsageError, ZeekAgentError

@@ -215,10 +215,10 @@ def _agent(config: Config) -> Iterator[Check]:
 
 def _collector(logs: Path) -> Iterator[Check]:
     """Whether the embedded collector could lock and write its logs."""
-    from zeek_agent.collector import rotation
+    from zeek_agent.collector import log_files
 
     place = next(path for path in (logs, *logs.parents) if os.access(path, os.F_OK))
-    lock = logs / rotation.LOCK
+    lock = logs / log_files.LOCK
     try:
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             yield _collector_check(f"cannot write {logs}")
