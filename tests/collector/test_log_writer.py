@@ -21,7 +21,7 @@ from zeek_log import CAPTURED, Clock, parse_header, parse_log
 
 from zeek_agent.collector import log_files
 from zeek_agent.collector.log_files import LogDirectory
-from zeek_agent.collector.logs import Field, JsonFormat, TsvFormat, local_time
+from zeek_agent.collector.log_formats import Field, JsonFormat, TsvFormat, local_time
 from zeek_agent.errors import UsageError
 from zeek_agent.text import from_bytes, to_bytes
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
-from zeek_agent.collector.logs import Field, TsvFormat
+from zeek_agent.collector.log_formats import Field, TsvFormat
 from zeek_agent.text import clipped, size
 from zeek_agent.zeek import message_limits
 from zeek_agent.zeek.broker_json import ProtocolError

@@ -14,7 +14,7 @@ from typing import Final, Literal
 from zeek_agent.collector import agents
 from zeek_agent.collector.agents import Agents, KnownAgent
 from zeek_agent.collector.log_files import LogDirectory, LogFile
-from zeek_agent.collector.logs import Field
+from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack import Log, Pack
 from zeek_agent.collector.row_reader import RowReader, row_reader
 from zeek_agent.queries.subscriptions import Change

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zeek_agent import locks, ownership
-from zeek_agent.collector.logs import DATE_FORMAT, Field, Format, FormatName, local_time, make_format
+from zeek_agent.collector.log_formats import DATE_FORMAT, Field, Format, FormatName, local_time, make_format
 from zeek_agent.errors import UsageError
 from zeek_agent.locks import FileLock
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from zeek_agent.collector import pack_file
 from zeek_agent.collector.columns import Columns
-from zeek_agent.collector.logs import Field
+from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
 from zeek_agent.errors import UsageError
 from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Query, Subscription

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
-from zeek_agent.collector.logs import Field
+from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, columns_of
 from zeek_agent.zeek import broker_json
 from zeek_agent.zeek.broker_json import Data, ProtocolError

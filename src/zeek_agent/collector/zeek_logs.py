@@ -15,7 +15,7 @@ from typing import Final
 
 from zeek_agent.collector import pack_file
 from zeek_agent.collector.columns import Columns, Selected, misfit
-from zeek_agent.collector.logs import Field
+from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
 from zeek_agent.database.sql_connection import Profile
 from zeek_agent.errors import UsageError
