@@ -21,7 +21,7 @@ from zeek_agent.control.server import ControlServer, NoPlaceError
 from zeek_agent.database.database import Database
 from zeek_agent.destination import EMBEDDED, formerly_embedded
 from zeek_agent.errors import ZeekAgentError
-from zeek_agent.events import file as event_file
+from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.recording.supervisor import Supervisor

@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 
 from zeek_agent.config import SettingStatus
-from zeek_agent.events.file import Gap
+from zeek_agent.events.event_file import Gap
 from zeek_agent.logbook import LogLine
 from zeek_agent.queries.installed import QueryStatus
 from zeek_agent.recording.processes.process_event import ProcessEvent

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import apsw
 
 from zeek_agent.config import EventSettings
-from zeek_agent.events.file import Delivered, EventFile, Gap, WriteBatch, disk_uri, read, read_delivered
+from zeek_agent.events.event_file import Delivered, EventFile, Gap, WriteBatch, disk_uri, read, read_delivered
 from zeek_agent.events.migrations import NewerStoreError
 from zeek_agent.events.past import Past
 from zeek_agent.schema import Row

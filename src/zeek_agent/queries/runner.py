@@ -25,7 +25,7 @@ from zeek_agent.text import size
 
 if TYPE_CHECKING:
     from zeek_agent.database.database import Database
-    from zeek_agent.events.file import Delivered
+    from zeek_agent.events.event_file import Delivered
     from zeek_agent.events.store import EventStore
 
 log = logging.getLogger(__name__)

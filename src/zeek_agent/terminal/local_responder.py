@@ -20,7 +20,7 @@ from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.control.messages import Frame, Request
 from zeek_agent.database.database import Database
-from zeek_agent.events import file as event_file
+from zeek_agent.events import event_file
 from zeek_agent.events.migrations import refuse_newer
 from zeek_agent.events.store import NewerStoreError
 from zeek_agent.signals import run_until_done

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.events import file as event_file
+from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.linux.namespaces import in_network_namespace
 from zeek_agent.recording.sockets.conntrack import Conntrack, TrackedConnection, Translations, Tuple, parse

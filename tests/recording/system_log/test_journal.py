@@ -20,7 +20,7 @@ from journald import PrivateJournal, private_journal, until
 from recording import Event, Recording
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events.file import read
+from zeek_agent.events.event_file import read
 from zeek_agent.events.past import Past
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.source import Sink, Source
