@@ -88,9 +88,9 @@ class EventStrategy:
             await self._drain()
         while window := self.window(installed):
             installed.under_way = {table: high for table, (_, high) in window.items()}
-            async with installed.backlog.place() as place:
+            async with installed.backlog.slot() as slot:
                 result = await self._delivery.query(installed, window)
-                place.fill(result.size)
+                slot.fill(result.size)
                 if result.rows and installed.recipient.tells_replays:
                     self._delivery.remember(installed)
                     await asyncio.to_thread(self._store.flush)

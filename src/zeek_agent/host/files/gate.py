@@ -39,7 +39,7 @@ from zeek_agent.host.files.mount_rules import (
     only_root_mounts_for,
     own_mounts,
 )
-from zeek_agent.host.files.place import Place, belongs_there, joined, readable_by_all, user_of
+from zeek_agent.host.files.path_handle import PathHandle, belongs_there, joined, readable_by_all, user_of
 from zeek_agent.host.files.reads import FileReads, Omission
 from zeek_agent.host.files.statx import FileStatus, entry_types, status_at, status_of
 from zeek_agent.host.linux.mounts import Mount, parsed
@@ -127,8 +127,8 @@ class Gate:
         self._mounts = self._table.current()
         self._hazards = hazards_among(self._mounts, access.filesystems_allow)
         self._denied_objects: frozenset[tuple[int, int]] | None = None
-        self._directories: dict[str, Place] = {}
-        self._ways: dict[tuple[Place, str], Place] = {}
+        self._directories: dict[str, PathHandle] = {}
+        self._ways: dict[tuple[PathHandle, str], PathHandle] = {}
         self._descriptors_kept = 0
         self._mounts_reread = False
         self._looked_up = 0
@@ -140,7 +140,7 @@ class Gate:
 
     # Walking
 
-    def walk(self, start: Place, path: str) -> Place:
+    def walk(self, start: PathHandle, path: str) -> PathHandle:
         """What a path leads to from a directory, links resolved by their text.
 
         Raises RefusedError, and OSError as open(2) would.
@@ -175,7 +175,7 @@ class Gate:
             pending += text.split("/")[::-1]
         return place
 
-    def status(self, directory: Place, name: str) -> FileStatus:
+    def status(self, directory: PathHandle, name: str) -> FileStatus:
         """Attributes of what a directory's entry leads to, or of a last link that leads nowhere or is not followed.
 
         Raises RefusedError for the mount point of a file system that may hang, and OSError.
@@ -188,7 +188,7 @@ class Gate:
         except (RefusedError, OSError):
             return status
 
-    def statuses(self, directory: Place, names: Iterable[str], links: Collection[str]) -> Iterator[Listed]:
+    def statuses(self, directory: PathHandle, names: Iterable[str], links: Collection[str]) -> Iterator[Listed]:
         """`status` of many entries of a directory, where `links` are likely to be links.
 
         Entries that have gone are left out; for those without attributes comes the error.
@@ -220,7 +220,7 @@ class Gate:
             except (RefusedError, OSError) as error:
                 yield name, error
 
-    def _target_status(self, directory: Place, name: str) -> FileStatus:
+    def _target_status(self, directory: PathHandle, name: str) -> FileStatus:
         """Attributes of what a link leads to. Raises RefusedError and OSError."""
         text = self._link_text(directory, name)
         way, _, name = text.rstrip("/").rpartition("/")
@@ -231,7 +231,7 @@ class Gate:
                 return status
         return self.walk(directory, name).status
 
-    def _way(self, directory: Place, way: str) -> Place:
+    def _way(self, directory: PathHandle, way: str) -> PathHandle:
         """`walk`, remembered, since links that lie together mostly lead to one directory."""
         place = self._ways.get((directory, way))
         if place is None:
@@ -240,7 +240,7 @@ class Gate:
             self._ways[directory, way] = place
         return place
 
-    def enter(self, directory: Place, name: str) -> Place:
+    def enter(self, directory: PathHandle, name: str) -> PathHandle:
         """What a directory has under a name; a link is not followed. Raises RefusedError and OSError."""
         self._looked_up += 1
         if self._looked_up % _REFRESH_EVERY == 0:
@@ -255,18 +255,18 @@ class Gate:
             mount = directory.mount
             if status.mount != directory.status.mount:
                 mount = self._admitted(status.mount)
-            return Place(descriptor, status, mount, name, directory)
+            return PathHandle(descriptor, status, mount, name, directory)
         except BaseException as error:
             os.close(descriptor)
             if isinstance(error, PermissionError):
                 self._demand_no_hazard(directory, name)
             raise
 
-    def _remember(self, path: str, directory: Place) -> None:
+    def _remember(self, path: str, directory: PathHandle) -> None:
         self._make_room(len(self._directories), directory)
         self._directories[path] = directory
 
-    def _make_room(self, kept: int, directory: Place) -> None:
+    def _make_room(self, kept: int, directory: PathHandle) -> None:
         """Forget the directories that are kept open where one more would be too many."""
         self._descriptors_kept += directory.depth
         if kept >= DIRECTORIES_KEPT or self._descriptors_kept > DESCRIPTORS_KEPT:
@@ -274,7 +274,7 @@ class Gate:
             self._ways.clear()
             self._descriptors_kept = directory.depth
 
-    def entry_status(self, directory: Place, name: str) -> FileStatus:
+    def entry_status(self, directory: PathHandle, name: str) -> FileStatus:
         """Attributes of what a directory has under a name, of a link itself, without opening it.
 
         Raises RefusedError for the mount point of a file system that may hang, which is not touched, and OSError.
@@ -293,7 +293,7 @@ class Gate:
             self._admitted(status.mount)
         return status
 
-    def entries(self, directory: Place, check: Callable[[], None]) -> Iterator[list[os.DirEntry[str]]]:
+    def entries(self, directory: PathHandle, check: Callable[[], None]) -> Iterator[list[os.DirEntry[str]]]:
         """The entries of a directory, unsorted, some at a time. Raises RefusedError and OSError."""
         if directory.mount.kind == "proc" and directory.path_in_file_system().endswith("/map_files"):
             raise RefusedError("names of proc(5) that tell where a process lies in memory")
@@ -306,7 +306,7 @@ class Gate:
         finally:
             os.close(descriptor)
 
-    def gives_types(self, directory: Place) -> bool:
+    def gives_types(self, directory: PathHandle) -> bool:
         """Whether its file system tells the types of a directory's entries with their names. Raises OSError.
 
         Where it does not, the methods of `os.DirEntry` would look at each entry, and so at what is mounted there.
@@ -323,11 +323,11 @@ class Gate:
                 self._typed[directory.mount.device] = typed
         return typed
 
-    def working_directory(self) -> Place:
+    def working_directory(self) -> PathHandle:
         """Where relative paths start. Raises RefusedError and OSError."""
         return self.walk(self.root, str(Path.cwd()))
 
-    def _link_text(self, directory: Place, name: str, descriptor: int | None = None) -> str:
+    def _link_text(self, directory: PathHandle, name: str, descriptor: int | None = None) -> str:
         """The text of a symbolic link, by its descriptor if it is open.
 
         Raises RefusedError for a magic link, whose text is not where it leads, and OSError.
@@ -342,7 +342,7 @@ class Gate:
 
     # Opening
 
-    def open_regular(self, place: Place, written: str, purpose: Purpose) -> OpenedFile | None:
+    def open_regular(self, place: PathHandle, written: str, purpose: Purpose) -> OpenedFile | None:
         """Open a regular file for reading, so that nothing but that can happen; None when it is anything else.
 
         `written` is the path as the asker has it, absolute. Raises RefusedError and OSError.
@@ -356,7 +356,7 @@ class Gate:
         file = _reopened(place.descriptor, place.status, place.mount)
         return OpenedFile(file, masks_keys, user_of(place), place.path.startswith(_LOGS))
 
-    def open_executable(self, process: Place) -> OpenedFile | None:
+    def open_executable(self, process: PathHandle) -> OpenedFile | None:
         """Open the executable of a process, for its hash; None when it is no regular file.
 
         `process` is a process's or thread's directory in a proc file system, see `is_process`. The executable may be
@@ -381,31 +381,31 @@ class Gate:
         finally:
             os.close(descriptor)
 
-    def is_process(self, directory: Place) -> bool:
+    def is_process(self, directory: PathHandle) -> bool:
         """Whether a directory is that of a process or thread in a proc file system, wherever that is mounted."""
         return directory.mount.kind == "proc" and _PROCESS.fullmatch(directory.path_in_file_system()) is not None
 
     # Mounts
 
-    def _root(self) -> Place:
+    def _root(self) -> PathHandle:
         descriptor = os.open("/", _O_PATH | _CLOEXEC)
         try:
             status = status_of(descriptor)
             mount = self._current(status.mount)
             if mount is None:
                 raise RefusedError("the root directory is on a mount that /proc/self/mountinfo does not list")
-            return Place(descriptor, status, mount, "/", None)
+            return PathHandle(descriptor, status, mount, "/", None)
         except BaseException:
             os.close(descriptor)
             raise
 
-    def _demand_harmless(self, directory: Place, name: str) -> None:
+    def _demand_harmless(self, directory: PathHandle, name: str) -> None:
         """Raises RefusedError where a file system is mounted whose root may make wait who only looks it up."""
         cause = self._hazards.causes.get(joined(directory, name))
         if cause is not None:
             raise RefusedError(cause, Omission.SKIPPED)
 
-    def _demand_no_hazard(self, directory: Place, name: str) -> None:
+    def _demand_no_hazard(self, directory: PathHandle, name: str) -> None:
         """Raises RefusedError if a file system is mounted there that tells its attributes to nobody but its user."""
         if not self._mounts_reread:  # directories of mount points may have got other names
             self._mounts_reread = True
@@ -438,7 +438,7 @@ class Gate:
             self._mounts = mounted
             self._hazards = hazards_among(mounted, self._access.filesystems_allow)
 
-    def _foreign_mount(self, process: Place, status: FileStatus) -> Mount:
+    def _foreign_mount(self, process: PathHandle, status: FileStatus) -> Mount:
         """The mount of another mount namespace that a process's executable lies on, as that process sees it.
 
         Who made it, and where, is not known: it is admitted if the agent has one of the same file system, or for its
@@ -457,7 +457,7 @@ class Gate:
             raise RefusedError(cause, Omission.SKIPPED)
         return mount
 
-    def _foreign_hazard(self, process: Place, mount: Mount) -> str | None:
+    def _foreign_hazard(self, process: PathHandle, mount: Mount) -> str | None:
         """Why a mount in the namespace of a process is not to be entered; None if it may be."""
         same = self._mounts.by_device.get(mount.device)
         if same:
@@ -472,7 +472,7 @@ class Gate:
 
     # Rules
 
-    def _demand_readable(self, place: Place, written: str) -> None:
+    def _demand_readable(self, place: PathHandle, written: str) -> None:
         """Raises RefusedError when a file may not even be hashed."""
         mount, status = place.mount, place.status
         inside = place.path_in_file_system()
@@ -563,13 +563,13 @@ class Gate:
             self._denied_objects = frozenset(found)
         return self._denied_objects
 
-    def _objects_in(self, directory: Place) -> Iterator[tuple[int, int]]:
+    def _objects_in(self, directory: PathHandle) -> Iterator[tuple[int, int]]:
         for entries in self.entries(directory, lambda: None):
             for _, status in self.statuses(directory, [entry.name for entry in entries], ()):
                 if isinstance(status, FileStatus):
                     yield status.device, status.inode
 
-    def _demand_contents(self, place: Place, written: str) -> bool:
+    def _demand_contents(self, place: PathHandle, written: str) -> bool:
         """Raises RefusedError when the contents may not be read. Returns whether private keys in it are masked."""
         usual = _USUAL_PLACES.get(place.mount.kind)
         name = from_os(usual + place.path_in_file_system() if usual is not None else place.path)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from zeek_agent.access import admits_filesystem
 from zeek_agent.access_defaults import LOCAL_FILE_SYSTEMS
-from zeek_agent.host.files.place import Place
+from zeek_agent.host.files.path_handle import PathHandle
 from zeek_agent.host.files.statx import status_of
 from zeek_agent.host.linux.mounts import Mount, Mounts, MountTable
 from zeek_agent.text import from_os
@@ -94,7 +94,7 @@ def lies_on(path: str, hazards: Hazards, mounted: Mounts) -> bool:
     return path in hazards.causes
 
 
-def only_root_mounts_for(process: Place) -> bool:
+def only_root_mounts_for(process: PathHandle) -> bool:
     """Whether only root can mount in a process's mount namespace, since the agent's user namespace owns it."""
     import fcntl
 

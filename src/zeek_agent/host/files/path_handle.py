@@ -10,12 +10,12 @@ from zeek_agent.host.files.statx import FileStatus
 from zeek_agent.host.linux.mounts import Mount
 
 
-class Place:
+class PathHandle:
     """Something on the way of a path, held by a descriptor of `O_PATH` until nobody refers to it any more."""
 
     __slots__ = ("depth", "descriptor", "mount", "name", "parent", "path", "status")
 
-    def __init__(self, descriptor: int, status: FileStatus, mount: Mount, name: str, parent: Place | None) -> None:
+    def __init__(self, descriptor: int, status: FileStatus, mount: Mount, name: str, parent: PathHandle | None) -> None:
         self.descriptor = descriptor
         self.status = status
         self.mount = mount
@@ -29,7 +29,7 @@ class Place:
         if self.descriptor >= 0:
             os.close(self.descriptor)
 
-    def ancestors(self) -> Iterator[Place]:
+    def ancestors(self) -> Iterator[PathHandle]:
         """The directories above, the nearest first."""
         place = self.parent
         while place is not None:
@@ -46,18 +46,18 @@ class Place:
         return "/".join((self.mount.root.rstrip("/"), *reversed(names))) or "/"
 
 
-def joined(directory: Place, name: str) -> str:
+def joined(directory: PathHandle, name: str) -> str:
     return f"/{name}" if directory.parent is None else f"{directory.path}/{name}"
 
 
-def readable_by_all(place: Place) -> bool:
+def readable_by_all(place: PathHandle) -> bool:
     """Whether every local user may read a file: by its own mode, and by those of the directories above it."""
     return bool(place.status.mode & stat.S_IROTH) and all(
         directory.status.mode & stat.S_IXOTH for directory in place.ancestors()
     )
 
 
-def belongs_there(place: Place) -> bool:
+def belongs_there(place: PathHandle) -> bool:
     """Whether nobody can have put another user's secret where a file lies, by a link or a rename of what is above it.
 
     That holds where only root and the file's owner can write, groups aside, and where one other user can who may read
@@ -73,7 +73,7 @@ def belongs_there(place: Place) -> bool:
     return len(others) == 1 and reachable and place.status.links == 1 and bool(place.status.mode & stat.S_IROTH)
 
 
-def user_of(place: Place) -> int:
+def user_of(place: PathHandle) -> int:
     """The user below whose directory a file lies: the owner of the topmost one that is not root's, or of the file."""
     user = place.status.uid
     for directory in place.ancestors():
