@@ -92,7 +92,7 @@ def test_names_are_relative_to_the_directory(tmp_path: Path) -> None:
 
 
 def test_the_mount_is_that_of_mountinfo() -> None:
-    uppermost = {mount.place: mount for mount in mounts()}
+    uppermost = {mount.mount_point: mount for mount in mounts()}
     for place in ("/", "/proc", "/sys", "/dev"):
         if place in uppermost:
             assert status_at(_HERE, place).mount == uppermost[place].id

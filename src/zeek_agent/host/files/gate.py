@@ -146,34 +146,34 @@ class Gate:
         Raises RefusedError, and OSError as open(2) would.
         """
         pending = path.split("/")[::-1]
-        place, links = start, 0
+        handle, links = start, 0
         while pending:
             name = pending.pop()
             if name in ("", "."):
                 continue
-            if not place.status.is_directory:
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), place.path)
+            if not handle.status.is_directory:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), handle.path)
             if name == "..":
-                place = place.parent or place
+                handle = handle.parent or handle
                 continue
-            path = joined(place, name)
+            path = joined(handle, name)
             entered = self._directories.get(path)
             if entered is None:
-                entered = self.enter(place, name)
+                entered = self.enter(handle, name)
                 if entered.status.is_directory:
                     self._remember(path, entered)
             if not S_ISLNK(entered.status.mode):
-                place = entered
+                handle = entered
                 continue
             links += 1
             if links > LINKS_MAX:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), entered.path)
             self._check()
-            text = self._link_text(place, name, entered.descriptor)
+            text = self._link_text(handle, name, entered.descriptor)
             if text.startswith("/"):
-                place = self.root
+                handle = self.root
             pending += text.split("/")[::-1]
-        return place
+        return handle
 
     def status(self, directory: PathHandle, name: str) -> FileStatus:
         """Attributes of what a directory's entry leads to, or of a last link that leads nowhere or is not followed.
@@ -233,12 +233,12 @@ class Gate:
 
     def _way(self, directory: PathHandle, way: str) -> PathHandle:
         """`walk`, remembered, since links that lie together mostly lead to one directory."""
-        place = self._ways.get((directory, way))
-        if place is None:
-            place = self.walk(directory, way)
-            self._make_room(len(self._ways), place)
-            self._ways[directory, way] = place
-        return place
+        handle = self._ways.get((directory, way))
+        if handle is None:
+            handle = self.walk(directory, way)
+            self._make_room(len(self._ways), handle)
+            self._ways[directory, way] = handle
+        return handle
 
     def enter(self, directory: PathHandle, name: str) -> PathHandle:
         """What a directory has under a name; a link is not followed. Raises RefusedError and OSError."""
@@ -342,19 +342,19 @@ class Gate:
 
     # Opening
 
-    def open_regular(self, place: PathHandle, written: str, purpose: Purpose) -> OpenedFile | None:
+    def open_regular(self, handle: PathHandle, written: str, purpose: Purpose) -> OpenedFile | None:
         """Open a regular file for reading, so that nothing but that can happen; None when it is anything else.
 
         `written` is the path as the asker has it, absolute. Raises RefusedError and OSError.
         """
-        if not stat.S_ISREG(place.status.mode):
+        if not stat.S_ISREG(handle.status.mode):
             return None
-        self._demand_readable(place, written)
+        self._demand_readable(handle, written)
         masks_keys = True
         if purpose is Purpose.CONTENTS:
-            masks_keys = self._demand_contents(place, written)
-        file = _reopened(place.descriptor, place.status, place.mount)
-        return OpenedFile(file, masks_keys, user_of(place), place.path.startswith(_LOGS))
+            masks_keys = self._demand_contents(handle, written)
+        file = _reopened(handle.descriptor, handle.status, handle.mount)
+        return OpenedFile(file, masks_keys, user_of(handle), handle.path.startswith(_LOGS))
 
     def open_executable(self, process: PathHandle) -> OpenedFile | None:
         """Open the executable of a process, for its hash; None when it is no regular file.
@@ -374,7 +374,7 @@ class Gate:
             if not stat.S_ISREG(status.mode):
                 return None
             path = str(Path(f"/proc/self/fd/{descriptor}").readlink()).removesuffix(" (deleted)")
-            inside = mount.root.rstrip("/") + path.removeprefix(mount.place.rstrip("/"))
+            inside = mount.root.rstrip("/") + path.removeprefix(mount.mount_point.rstrip("/"))
             self._demand_allowed(mount, path, path, inside, executable=True)
             self._demand_no_denied_object(status, mount)
             return OpenedFile(_reopened(descriptor, status, mount), masks_keys=True)
@@ -472,11 +472,11 @@ class Gate:
 
     # Rules
 
-    def _demand_readable(self, place: PathHandle, written: str) -> None:
+    def _demand_readable(self, handle: PathHandle, written: str) -> None:
         """Raises RefusedError when a file may not even be hashed."""
-        mount, status = place.mount, place.status
-        inside = place.path_in_file_system()
-        self._demand_allowed(mount, written, place.path, inside)
+        mount, status = handle.mount, handle.status
+        inside = handle.path_in_file_system()
+        self._demand_allowed(mount, written, handle.path, inside)
         if status.links != 1:
             self._demand_no_denied_object(status, mount)
 
@@ -501,7 +501,7 @@ class Gate:
         for other in self._mounts.by_device.get(mount.device, ()):
             root = other.root.rstrip("/")
             if inside == other.root or inside.startswith(f"{root}/"):
-                names.add(other.place.rstrip("/") + inside[len(root) :])
+                names.add(other.mount_point.rstrip("/") + inside[len(root) :])
         for denied, real in self._denied_by_links():
             names |= {denied + name[len(real) :] for name in names if name == real or name.startswith(f"{real}/")}
         if mount.kind in _CASELESS:  # there, dots and spaces at a name's end are none either
@@ -511,7 +511,7 @@ class Gate:
 
     def _layer_names(self, mount: Mount, inside: str) -> list[str]:
         """The paths that a file of an overlay may have in the directories which that is made of."""
-        if not mount.layers or mount.place == "/":
+        if not mount.layers or mount.mount_point == "/":
             return []
         return [layer.rstrip("/") + inside for layer in mount.layers]
 
@@ -520,25 +520,25 @@ class Gate:
         found = _links_in_rules.get(self._access)
         now = time.monotonic()
         if found is None or now > found[0]:
-            named = [(place, self._path_by_links(place)) for place in self._access.denied_places]
-            found = now + _LINKS_KEPT_FOR, [(place, real) for place, real in named if real is not None]
+            named = [(handle, self._path_by_links(handle)) for handle in self._access.denied_places]
+            found = now + _LINKS_KEPT_FOR, [(handle, real) for handle, real in named if real is not None]
             _links_in_rules[self._access] = found
         return found[1]
 
     def _path_by_links(self, path: str) -> str | None:
         """The path of what links of root lead to; None without links, or where a user's link could hide anything."""
-        place, linked = self.root, False
+        handle, linked = self.root, False
         try:
             for name in path.split("/")[1:]:
-                status = self.entry_status(place, name)
+                status = self.entry_status(handle, name)
                 if S_ISLNK(status.mode):
                     linked = True
                     if status.uid != 0:
                         return None
-                place = self.walk(place, name)
+                handle = self.walk(handle, name)
         except (OSError, RefusedError):
             return None  # not there, or where nobody may look
-        return place.path if linked and place.parent is not None else None
+        return handle.path if linked and handle.parent is not None else None
 
     def _demand_no_denied_object(self, status: FileStatus, mount: Mount) -> None:
         denied = (status.device, status.inode) in self._objects()
@@ -554,10 +554,10 @@ class Gate:
             found: set[tuple[int, int]] = set()
             for path in (*self._access.literals, *self._access.protected):
                 try:
-                    place = self.walk(self.root, path)
-                    found.add((place.status.device, place.status.inode))
-                    if place.status.is_directory and path in self._access.protected:
-                        found.update(self._objects_in(place))
+                    handle = self.walk(self.root, path)
+                    found.add((handle.status.device, handle.status.inode))
+                    if handle.status.is_directory and path in self._access.protected:
+                        found.update(self._objects_in(handle))
                 except (OSError, RefusedError):
                     continue  # not there, or where nobody may look: no hard link of it can be opened either
             self._denied_objects = frozenset(found)
@@ -569,14 +569,14 @@ class Gate:
                 if isinstance(status, FileStatus):
                     yield status.device, status.inode
 
-    def _demand_contents(self, place: PathHandle, written: str) -> bool:
+    def _demand_contents(self, handle: PathHandle, written: str) -> bool:
         """Raises RefusedError when the contents may not be read. Returns whether private keys in it are masked."""
-        usual = _USUAL_PLACES.get(place.mount.kind)
-        name = from_os(usual + place.path_in_file_system() if usual is not None else place.path)
+        usual = _USUAL_PLACES.get(handle.mount.kind)
+        name = from_os(usual + handle.path_in_file_system() if usual is not None else handle.path)
         listed = self._access.contents(name)
         if listed is Contents.CONFIGURED:
             return False
-        cause = content_refusal(listed, readable_by_all=readable_by_all(place), belongs_there=belongs_there(place))
+        cause = content_refusal(listed, readable_by_all=readable_by_all(handle), belongs_there=belongs_there(handle))
         if cause is not None:
             if not self._access.reports_only:
                 raise RefusedError(cause)

@@ -176,11 +176,11 @@ class _Walk:
     def _subdirectory(self, directory: PathHandle, name: str, path: str) -> PathHandle | None:
         """The directory that a name stands for which is most likely no link, or None."""
         try:
-            place = self._gate.enter(directory, name)
+            handle = self._gate.enter(directory, name)
         except (OSError, RefusedError) as error:
             _leave_out(self._gate, path, error)
             return None
-        return place if place.status.is_directory else self._directory(directory, name, path)
+        return handle if handle.status.is_directory else self._directory(directory, name, path)
 
     def _literal(self, directory: PathHandle, path: str, name: str) -> Iterator[_Group]:
         """The last part of a pattern, without wildcards, if it is there."""
@@ -196,11 +196,11 @@ class _Walk:
     def _directory(self, directory: PathHandle, name: str, path: str) -> PathHandle | None:
         """The directory that a name leads to, or None."""
         try:
-            place = self._gate.walk(directory, name)
+            handle = self._gate.walk(directory, name)
         except (OSError, RefusedError) as error:
             _leave_out(self._gate, path, error)
             return None
-        return place if place.status.is_directory else None
+        return handle if handle.status.is_directory else None
 
     def _entries(self, directory: PathHandle, path: str, part: str) -> Iterator[list[_Entry]]:
         """Entries of a directory that match one part of a pattern, in lots that are in order, as they are.

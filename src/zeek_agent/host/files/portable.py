@@ -70,16 +70,16 @@ class PortableGate:
     def working_directory(self) -> PathHandle:
         return self._place(str(Path.cwd()), None)
 
-    def open_regular(self, place: PathHandle, written: str, purpose: Purpose) -> OpenedFile | None:
-        if not stat.S_ISREG(place.status.mode):
+    def open_regular(self, handle: PathHandle, written: str, purpose: Purpose) -> OpenedFile | None:
+        if not stat.S_ISREG(handle.status.mode):
             return None
-        resolved = os.path.realpath(place.path)
+        resolved = os.path.realpath(handle.path)
         names = (from_os(written), from_os(resolved))
         if not all(map(self._access.may_read, names)):
             raise RefusedError("denied by access.paths_deny or not in access.paths_allow")
         listed = self._access.contents(names[1])
         if purpose is Purpose.CONTENTS and listed is not Contents.CONFIGURED:
-            public = bool(place.status.mode & stat.S_IROTH)
+            public = bool(handle.status.mode & stat.S_IROTH)
             cause = content_refusal(listed, readable_by_all=public, belongs_there=True)
             if cause is not None and not self._access.reports_only:
                 raise RefusedError(cause)
@@ -98,9 +98,9 @@ class PortableGate:
         return False
 
     def _place(self, path: str, parent: PathHandle | None) -> PathHandle:
-        place = PathHandle(_NO_DESCRIPTOR, _status(os.stat(path)), _SOMEWHERE, path, None)  # noqa: PTH116
-        place.parent = parent
-        return place
+        handle = PathHandle(_NO_DESCRIPTOR, _status(os.stat(path)), _SOMEWHERE, path, None)  # noqa: PTH116
+        handle.parent = parent
+        return handle
 
 
 def _status(found: os.stat_result) -> FileStatus:
