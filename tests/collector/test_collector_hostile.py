@@ -315,7 +315,7 @@ def say_and_read(place: Path, event: str, arguments: list[str]) -> None:
     taker = Intake(PACK, directory, Agents(timeout=1, limit=10), time.time)
     frame = protocol.event_message("/x", event, *arguments)
     with suppress(ProtocolError):
-        taker.take(protocol.agent_event(protocol.read_message(frame)))
+        taker.handle(protocol.agent_event(protocol.read_message(frame)))
     directory.close()
     for file in directory.files.values():
         written = place / f"{file.path}.log"

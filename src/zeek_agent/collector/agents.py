@@ -19,7 +19,7 @@ from zeek_agent.zeek.protocol import AgentHello
 
 T = TypeVar("T")
 
-State = Literal["join", "update", "reconnect", "shutdown", "offline"]
+AgentState = Literal["join", "update", "reconnect", "shutdown", "offline"]
 
 LOG: Final = "zeek-agent"
 LOG_FIELDS: Final = (
@@ -52,7 +52,7 @@ class KnownAgent:
     uptime: float | None = None
     platform: str | None = None
     os_name: str | None = None
-    state: State = "join"
+    state: AgentState = "join"
     last_seen: float = 0.0
 
     @property
@@ -109,7 +109,7 @@ class Agents:
         self._agents[agent.id] = agent
         return agent
 
-    def heard(self, agent_id: str, now: float) -> KnownAgent | None:
+    def mark_seen(self, agent_id: str, now: float) -> KnownAgent | None:
         """The agent, if known, which has just said something. Raises ProtocolError for what is no agent's id."""
         agent = self._agents.get(_checked_id(agent_id))
         if agent is not None:

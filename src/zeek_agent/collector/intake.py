@@ -70,7 +70,7 @@ class Intake:
         self._reports: deque[float] = deque(maxlen=REPORTS_PER_SECOND)
         self._unreported = 0
 
-    def take(self, event: AgentEvent) -> KnownAgent | None:
+    def handle(self, event: AgentEvent) -> KnownAgent | None:
         """Log what an agent says; the agent, if it has said hello.
 
         Raises ProtocolError for what cannot be logged.
@@ -88,7 +88,7 @@ class Intake:
                 if leaving := self.agents.shutdown(context.agent_id, now):
                     self._life_cycle_line(leaving, now)
             case AgentError(context, text):
-                self.agents.heard(context.agent_id, now)
+                self.agents.mark_seen(context.agent_id, now)
                 self.counters.agent_errors += 1
                 self.report("ERROR", f"error from Zeek Agent: {clipped(text, _ERROR_SHOWN)} [{context.agent_id}]", now)
             case ResultBatch():
@@ -134,7 +134,7 @@ class Intake:
         self.counters.rows += 1
 
     def _leading(self, zeek_log: Log, context: Context, now: float) -> tuple[float | str | None, ...]:
-        agent = self.agents.heard(context.agent_id, now)
+        agent = self.agents.mark_seen(context.agent_id, now)
         host = agent.name if agent else "<unknown>"
         if zeek_log.change:
             return now, context.agent_id, host, _CHANGES[context.change]

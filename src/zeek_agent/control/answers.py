@@ -54,7 +54,7 @@ class _Subscriber:
 
     profile = Profile.FULL
     durable = False
-    tells_replays = False
+    recognizes_replays = False
 
     def __init__(self, origin: str) -> None:
         self.identity = self.life = f"{origin} {secrets.token_hex(8)}"

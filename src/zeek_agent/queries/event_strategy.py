@@ -91,7 +91,7 @@ class EventStrategy:
             async with installed.backlog.slot() as slot:
                 result = await self._delivery.query(installed, window)
                 slot.fill(result.size)
-                if result.rows and installed.recipient.tells_replays:
+                if result.rows and installed.recipient.recognizes_replays:
                     self._delivery.remember(installed)
                     await asyncio.to_thread(self._store.flush)
                 added = [(Change.ADD, row) for row in result.rows]

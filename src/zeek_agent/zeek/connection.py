@@ -176,7 +176,7 @@ class ZeekConnection:
         """Tell Zeek that the agent stops, close, and end `run`, within a few seconds."""
         self._stopping = True
         if self._session is not None:
-            await self._session.farewell(SHUTDOWN_TIMEOUT)
+            await self._session.send_shutdown(SHUTDOWN_TIMEOUT)
         if self._work is not None:
             self._work.cancel()
 

@@ -78,7 +78,7 @@ class Instance:
         return self.id
 
     @property
-    def tells_replays(self) -> bool:
+    def recognizes_replays(self) -> bool:
         """A stock package logs each row it gets, also one that it got before."""
         return self.profile is not Profile.STOCK
 
@@ -130,7 +130,7 @@ class Instance:
 
     def acknowledge(self, ack: RowsAck) -> None:
         """Zeek's script has seen a batch."""
-        if not self.acknowledgements.take(ack):
+        if not self.acknowledgements.accept(ack):
             log.debug("acknowledgement for nothing under way: %s", ack)
 
     async def fail(self, query_id: str, query: Query, message: str) -> None:
