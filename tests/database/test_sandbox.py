@@ -310,8 +310,8 @@ def test_the_statements_that_stay_compiled_are_few_and_short(sessions: list[SqlC
             run = Run(LimitSettings())
             run.start(memory_ceiling=1 << 40)
             session.query(f"SELECT {number}{' ' * 5_000 * (number % 2)}", run)
-        assert 50 < len(session._sound) <= 100
-        assert sum(map(len, session._sound)) < 100 * 4_096
+        assert 50 < len(session._cacheable) <= 100
+        assert sum(map(len, session._cacheable)) < 100 * 4_096
 
 
 async def test_pragmas_as_tables_describe_only_what_may_be_read(store: EventStore) -> None:

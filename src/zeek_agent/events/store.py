@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _BATCH_ROWS: Final = 1_000
 _COMMIT_ROWS_MAX: Final = 5_000
-_SIGN_OF_LIFE: Final = 5.0
+_HEARTBEAT: Final = 5.0
 _BUSY_WAIT: Final = 0.1
 _MEMORY_BYTES: Final = 33_554_432
 _MEMORY_ROWS: Final = 20_000
@@ -135,7 +135,7 @@ class EventStore:
         for cursor, time_ in newest:
             if time_ >= oldest:
                 return Past(cursor, min(time_, now))
-        ended = [gap.begin - 2 * _SIGN_OF_LIFE for gap in self._file.gaps if gap.source == "agent"]
+        ended = [gap.begin - 2 * _HEARTBEAT for gap in self._file.gaps if gap.source == "agent"]
         return Past(until=min(max(*ended, oldest), now)) if ended else Past()
 
     def append(self, table: str, rows: Sequence[Row]) -> None:
@@ -221,7 +221,7 @@ class EventStore:
     def _run(self) -> None:
         last = False
         while not last:
-            self._housekeep()
+            self._enforce_retention()
             batch, operations, last = self._next_batch()
             self._commit(batch)
             with self._changed:
@@ -234,7 +234,7 @@ class EventStore:
     def _next_batch(self) -> tuple[WriteBatch, int, bool]:
         """What to commit now, the number of queue entries in it, and whether it is the last before the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed, min(_SIGN_OF_LIFE, self._retry))
+            self._changed.wait_for(lambda: self._queue or self._closed, min(_HEARTBEAT, self._retry))
             if self._queue:
                 self._changed.wait_for(self._is_due, self._settings.commit_interval)
             batch, operations, rows = WriteBatch(), 0, 0
@@ -271,11 +271,11 @@ class EventStore:
                 log.debug("event store: %s", error)
             except (apsw.Error, OSError) as error:
                 if self._file.path is None or not self._replace(error):
-                    self._give_up(batch, error)
+                    self._discard(batch, error)
                     return
                 continue
             if self._closed:
-                self._give_up(batch, TimeoutError("readers hold the event store"))
+                self._discard(batch, TimeoutError("readers hold the event store"))
                 return
             time.sleep(_BUSY_WAIT)
 
@@ -296,19 +296,19 @@ class EventStore:
             )
         file.conversions.clear()
 
-    def _give_up(self, batch: WriteBatch, error: Exception) -> None:
+    def _discard(self, batch: WriteBatch, error: Exception) -> None:
         log.error("event store: rows are lost: %s", error)
         for table, rows in batch.rows.items():
             self.counters[table].lost["store"] += len(rows)
 
-    def _housekeep(self) -> None:
+    def _enforce_retention(self) -> None:
         """Keep to the limits of age and room."""
         self._return_to_disk()
         try:
             for table, number in self._file.evict().items():
                 self._counters_of(table).evicted += number
             if (now := time.monotonic()) >= self._housekeeping_due:
-                self._housekeeping_due = now + _SIGN_OF_LIFE
+                self._housekeeping_due = now + _HEARTBEAT
                 for table, number in self._file.expire(self._clock(), self._settings.retention_age).items():
                     self._counters_of(table).expired += number
         except _PASSING as error:
@@ -334,7 +334,7 @@ class EventStore:
                     self._move_aside(path, error)
                     opened = EventFile(path, self._tables, limit, now)
             except (apsw.Error, OSError) as error:
-                self._tell(f"event store: cannot use {path} ({error}): events are kept in memory only")
+                self._log_notice(f"event store: cannot use {path} ({error}): events are kept in memory only")
             else:
                 self._report_conversions(opened)
                 return opened
@@ -345,7 +345,7 @@ class EventStore:
         try:
             if isinstance(error, _DAMAGED) and not self._was_damaged:
                 self._was_damaged = True
-                self._begin_anew(error)
+                self._replace_damaged(error)
             else:
                 self._leave(error)
         except _UNUSABLE as obstacle:
@@ -353,7 +353,7 @@ class EventStore:
             return False
         return True
 
-    def _begin_anew(self, error: Exception) -> None:
+    def _replace_damaged(self, error: Exception) -> None:
         """Put a fresh file in the place of a damaged one, with what can be read of that."""
         old, path = self._file, self._file.path
         assert path is not None
@@ -363,15 +363,15 @@ class EventStore:
         except OSError as obstacle:
             self._leave(obstacle)
         else:
-            self._take_over(old, self._open(path), disk_uri(aside))
+            self._switch_file(old, self._open(path), disk_uri(aside))
 
     def _leave(self, error: Exception) -> None:
         """Go on in memory, and try the file again later."""
         old, path = self._file, self._file.path
         new = self._open(None)
-        self._tell(f"event store: cannot write {path} ({error}): events are kept in memory only")
+        self._log_notice(f"event store: cannot write {path} ({error}): events are kept in memory only")
         self._left, self._retry_due = path, time.monotonic() + self._retry
-        self._take_over(old, new, old.uri)
+        self._switch_file(old, new, old.uri)
         self._close(old)
 
     def _return_to_disk(self) -> None:
@@ -388,10 +388,10 @@ class EventStore:
         self.notice, self._left = None, None
         log.warning("event store: events are kept in %s again", new.path)
         old = self._file
-        self._take_over(old, new, old.uri)
+        self._switch_file(old, new, old.uri)
         self._close(old)
 
-    def _take_over(self, old: EventFile, new: EventFile, uri: str) -> None:
+    def _switch_file(self, old: EventFile, new: EventFile, uri: str) -> None:
         try:
             new.adopt(uri, old.last, _MEMORY_ROWS)
         except apsw.Error as error:
@@ -411,9 +411,9 @@ class EventStore:
             damaged = Path(f"{path}{suffix}")
             if damaged.exists():
                 damaged.replace(f"{aside}{suffix}")
-        self._tell(f"event store: {path} is damaged ({error}): moved to {aside}, a new one was begun")
+        self._log_notice(f"event store: {path} is damaged ({error}): moved to {aside}, a new one was begun")
         return aside
 
-    def _tell(self, notice: str) -> None:
+    def _log_notice(self, notice: str) -> None:
         self.notice = notice
         log.error(notice)

@@ -130,7 +130,7 @@ class Monitor:
             self._note_losses()
             if caught_up:
                 for stream, end in marks:
-                    self._take(stream, end)
+                    self._consume(stream, end)
             self._tick()
 
     def received(self) -> int:
@@ -196,15 +196,15 @@ class Monitor:
         end = stream.ring.end()
         deadline = time.monotonic() + _PATIENCE
         while True:
-            self._take(stream, end)
+            self._consume(stream, end)
             if stream.ring.passed(end):
                 return True
             if time.monotonic() > deadline:
                 return False
             time.sleep(_WRITING)
 
-    def _take(self, stream: Stream, end: int) -> None:
-        while batch := stream.ring.take(end):
+    def _consume(self, stream: Stream, end: int) -> None:
+        while batch := stream.ring.read(end):
             stream.received += len(batch)
             stream.handle(batch)
 

@@ -41,7 +41,7 @@ def gather(responder: Responder) -> StatusReport:
     return StatusReport(responders.status(responder), parts)
 
 
-UNTOLD: Final = frozenset({"id", "sql", "cookie", "endpoint", "window_bytes"})
+OMITTED: Final = frozenset({"id", "sql", "cookie", "endpoint", "window_bytes"})
 """Columns that the text leaves out; JSON has them."""
 
 
@@ -53,7 +53,7 @@ def as_text(report: StatusReport, width: int | None = None) -> str:
     for name, (columns, rows) in report.parts.items():
         out.write(f"\n{name}: {len(rows) or 'none'}\n")
         if rows:
-            printer.write(*_telling(columns, rows))
+            printer.write(*_without_empty(columns, rows))
     return out.getvalue()
 
 
@@ -81,11 +81,13 @@ def _fact(value: object) -> str:
     return "-" if value is None else escaped(str(value))
 
 
-def _telling(columns: Sequence[tuple[str, ZeekType]], rows: list[Row]) -> tuple[list[tuple[str, ZeekType]], list[Row]]:
+def _without_empty(
+    columns: Sequence[tuple[str, ZeekType]], rows: list[Row]
+) -> tuple[list[tuple[str, ZeekType]], list[Row]]:
     """Leave out columns that are unset in every row, and those of no use to a reader."""
     kept = [
         index
         for index, (name, _) in enumerate(columns)
-        if name not in UNTOLD and any(row[index] is not None for row in rows)
+        if name not in OMITTED and any(row[index] is not None for row in rows)
     ]
     return [columns[index] for index in kept], [tuple(row[index] for index in kept) for row in rows]

@@ -386,6 +386,6 @@ def test_a_huge_value_is_skipped_without_being_held(as_text: bool) -> None:
 def test_an_entry_without_place_or_time_is_counted_as_not_decoded(missing: str) -> None:
     source = Journal(SourceSettings())
     complete = {"__CURSOR": CURSOR.encode(), "__REALTIME_TIMESTAMP": b"1700000000000000"}
-    source._take({name: value for name, value in complete.items() if name != missing})
+    source._record({name: value for name, value in complete.items() if name != missing})
     assert source.counters.lost["decode"] == 1
     assert missing in str(source.counters.last_error)

@@ -306,7 +306,7 @@ class Gate:
         finally:
             os.close(descriptor)
 
-    def gives_types(self, directory: PathHandle) -> bool:
+    def reports_types(self, directory: PathHandle) -> bool:
         """Whether its file system tells the types of a directory's entries with their names. Raises OSError.
 
         Where it does not, the methods of `os.DirEntry` would look at each entry, and so at what is mounted there.

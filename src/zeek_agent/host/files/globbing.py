@@ -224,7 +224,7 @@ class _Walk:
         """
         matches = _matcher(part)
         hidden = part.startswith((".", "\\."))
-        typed = self._gate.gives_types(directory)
+        typed = self._gate.reports_types(directory)
         found: list[_Entry] = []
         last: str | None = None
         for entries in self._gate.entries(directory, self._check):

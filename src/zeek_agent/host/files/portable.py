@@ -64,7 +64,7 @@ class PortableGate:
                 check()
                 yield some
 
-    def gives_types(self, directory: PathHandle) -> bool:
+    def reports_types(self, directory: PathHandle) -> bool:
         return True
 
     def working_directory(self) -> PathHandle:

@@ -95,7 +95,7 @@ class AuditControl:
         self._channel.close()
 
     def status(self) -> AuditStatus:
-        (body,) = self._ask(_GET, b"", _GET)
+        (body,) = self._request(_GET, b"", _GET)
         _, enabled, _, daemon, _, backlog_limit, lost = _STATUS.unpack_from(body.ljust(_STATUS.size, b"\0"))[:7]
         return AuditStatus(enabled, daemon, backlog_limit, lost)
 
@@ -113,7 +113,7 @@ class AuditControl:
         """Add rules, after `set_up`. Gives what `remove` takes."""
         added = [_packed(rule, self._key) for rule in rules]
         for raw in added:
-            self._ask(_ADD_RULE, raw, None)
+            self._request(_ADD_RULE, raw, None)
         return added
 
     def remove(self, added: Iterable[bytes]) -> None:
@@ -161,18 +161,18 @@ class AuditControl:
 
     def _set(self, enabled: int, backlog: int) -> None:
         mask = _STATUS_ENABLED | _STATUS_BACKLOG
-        self._ask(_SET, _STATUS.pack(mask, enabled, 0, 0, 0, backlog, 0, 0, 0, 0), None)
+        self._request(_SET, _STATUS.pack(mask, enabled, 0, 0, 0, backlog, 0, 0, 0, 0), None)
 
     def _rules(self) -> list[bytes]:
-        return self._ask(_LIST_RULES, b"", _DONE)
+        return self._request(_LIST_RULES, b"", _DONE)
 
     def _delete(self, raw: bytes) -> None:
         try:
-            self._ask(_DELETE_RULE, raw, None)
+            self._request(_DELETE_RULE, raw, None)
         except FileNotFoundError:  # somebody has removed it before us
             log.debug("an audit rule of the agent was gone already")
 
-    def _ask(self, kind: int, body: bytes, last: int | None) -> list[bytes]:
+    def _request(self, kind: int, body: bytes, last: int | None) -> list[bytes]:
         """The bodies that come in answer: up to a message of kind `last`, or up to the acknowledgement if None."""
         with self._lock:
             self._sequence += 1

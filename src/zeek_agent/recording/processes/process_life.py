@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ProcessLife:
-    """Takes what happened, in order, with its boot time in ns; `take` gives the rows."""
+    """Takes what happened, in order, with its boot time in ns; `collect` gives the rows."""
 
     def __init__(self, cache: ProcessCache, exclusions: Exclusions, proc: str = "/proc") -> None:
         self.cache = cache
@@ -42,7 +42,7 @@ class ProcessLife:
             ticks = start_ticks(at)
         parent = self.cache.find(parent_pid, at)
         if parent is None:
-            child = unknown(pid, at, ticks)
+            child = unknown_process(pid, at, ticks)
             child.ppid = parent_pid
         else:
             child = replace(
@@ -64,7 +64,7 @@ class ProcessLife:
         self.cache.begin(child)
         self._forks.add(child)
 
-    def look(self, pid: int) -> Process | None:
+    def read(self, pid: int) -> Process | None:
         """The process as /proc shows it, for `exec`: as soon as possible, what an end takes away first read first."""
         try:
             with procfs.ProcfsProcess(self._procfs, pid) as shown:
@@ -75,14 +75,14 @@ class ProcessLife:
         return None if process is None else replace(process, exe=exe, cmdline=cmdline)
 
     def exec(self, pid: int, at: int, shown: Process | None) -> Process:
-        """`pid` executed a program; `look` had `shown`. What it could not know can be filled in until `take`."""
+        """`pid` executed a program; `read` had `shown`. What it could not know can be filled in until `collect`."""
         self._forks.remove(pid)
         known = self.cache.lookup(pid)
         if known is not None and known.exited:
             known = None
         if shown is not None and known is not None and not _same(shown, known):
             shown = None
-        process = _after_exec(known, shown) or unknown(pid, at, None)
+        process = _after_exec(known, shown) or unknown_process(pid, at, None)
         if known is not None:
             process.keep_parent(known)
         process.since = at
@@ -95,7 +95,7 @@ class ProcessLife:
         forked = self._forks.remove(pid)
         process = self.cache.exit(pid, at) or self.cache.lookup(pid)
         if process is None or process.until is None or process.until < at - FORK_PATIENCE_NS:
-            process = unknown(pid, at, None)
+            process = unknown_process(pid, at, None)
         if forked is not None:
             self._changes.append(ProcessChange(process, process.since, None))
         self._changes.append(ProcessChange(process, max(at, process.since), self._end(process, status)))
@@ -132,7 +132,7 @@ class ProcessLife:
             self._discover(pid)
         return not self._gone
 
-    def take(self, now: int, boot_time: float) -> list[ProcessEvent]:
+    def collect(self, now: int, boot_time: float) -> list[ProcessEvent]:
         """The rows since the last call; forgets what ended long ago."""
         for process in self._forks.overdue(now):
             self._changes.append(ProcessChange(process, process.since, None))
@@ -188,7 +188,7 @@ def _same(shown: Process, known: Process) -> bool:
     return abs(shown.start_ticks - known.start_ticks) <= 1
 
 
-def unknown(pid: int, at: int, ticks: int | None) -> Process:
+def unknown_process(pid: int, at: int, ticks: int | None) -> Process:
     """A process of which no more is known than its pid, and its start in ticks if that."""
     return Process(
         pid=pid,

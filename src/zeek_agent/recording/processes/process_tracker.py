@@ -46,11 +46,11 @@ class ProcessTracker:
         """Processes that were forked a while ago and go on as what they are."""
         changes = []
         for process in self._forks.overdue(now):
-            current = self._seen(process) if process.since <= self.cache.execs_lost_until else process
+            current = self._refreshed(process) if process.since <= self.cache.execs_lost_until else process
             changes.append(ProcessChange(current, current.since, None))
         return changes
 
-    def _seen(self, process: Process) -> Process:
+    def _refreshed(self, process: Process) -> Process:
         """The process as /proc shows it, where its execution may have been lost."""
         shown = self.cache.read(process.pid)
         if shown is None or shown.start_ticks != process.start_ticks or shown.exe == process.exe:

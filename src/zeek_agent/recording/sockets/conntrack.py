@@ -149,7 +149,7 @@ class Conntrack(Source):
         self._sysctl = sysctl
         self._lock = threading.Lock()
         self._listener: Listener | None = None
-        self._questions: socket.socket | None = None
+        self._requests: socket.socket | None = None
 
     def probe(self) -> str | None:
         if (obstacle := why_not(self._sysctl)) is not None:
@@ -170,7 +170,7 @@ class Conntrack(Source):
         self._translations = Translations(self._limit, self._grace)
         channel = _subscribed()
         try:
-            self._questions = netlink.channel(_NETLINK_NETFILTER)
+            self._requests = netlink.channel(_NETLINK_NETFILTER)
             self._resume()
         except OSError:
             channel.close()
@@ -244,15 +244,15 @@ class Conntrack(Source):
 
     def _resume(self) -> None:
         """Take what the kernel lists now as all there is."""
-        assert self._questions is not None
-        listed = set(_listed(self._questions))
+        assert self._requests is not None
+        listed = set(_listed(self._requests))
         with self._lock:
             self._translations.replace(listed, time.monotonic())
 
     def _close(self) -> None:
-        if self._questions is not None:
-            self._questions.close()
-            self._questions = None
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
 
 
 def why_not(sysctl: Path = SYSCTL) -> str | None:
@@ -271,8 +271,8 @@ def translations() -> dict[Ends, Translation]:
     if why_not() is not None or int((SYSCTL / "nf_conntrack_count").read_text()) == 0:
         return {}
     try:
-        with netlink.channel(_NETLINK_NETFILTER) as questions:
-            return {view: translation for found in _listed(questions) for view, translation in found.views()}
+        with netlink.channel(_NETLINK_NETFILTER) as requests:
+            return {view: translation for found in _listed(requests) for view, translation in found.views()}
     except OSError as error:
         if error.errno in _REFUSALS:
             return {}
@@ -302,11 +302,11 @@ def _tuple(nested: bytes) -> tuple[int, Tuple | None]:
     return protocol, Tuple(address_text(source), source_port, address_text(destination), destination_port)
 
 
-def _listed(questions: socket.socket) -> Iterator[TrackedConnection]:
+def _listed(requests: socket.socket) -> Iterator[TrackedConnection]:
     """Connections that are translated; from a kernel that cannot select by status all of them, twice."""
     for status in (_SRC_NAT, _DST_NAT):
         wanted = _attribute(_STATUS, status) + _attribute(_STATUS_MASK, status)
-        for body in netlink.ask(questions, _GET, _NFGENMSG.pack(socket.AF_UNSPEC, 0, 0) + wanted):
+        for body in netlink.dump_on(requests, _GET, _NFGENMSG.pack(socket.AF_UNSPEC, 0, 0) + wanted):
             connection = parse(body)
             if connection is not None:
                 yield connection

@@ -72,7 +72,7 @@ class EbpfSockets(Source):
             log.warning("socket events: %s", self.counters.last_error)
         # the programs are at work and nobody reads yet, so no socket falls between what is open and what happens
         for cookie, process, direction in open_sockets(self._monitor.cache):
-            self._tracker.know(cookie, process, direction)
+            self._tracker.remember(cookie, process, direction)
         for stream in self._streams:
             self._monitor.add(stream)
 

@@ -149,12 +149,12 @@ class Journal(Source):
         listener.start()
         with process:
             for fields in entries(process.stdout):
-                self._take(fields)
+                self._record(fields)
             listener.join()
         complaint = from_bytes(b"".join(complaints)).strip()
         return f"{self._command[0]} ended with status {process.returncode}" + (f" ({complaint})" if complaint else "")
 
-    def _take(self, fields: Mapping[str, bytes]) -> None:
+    def _record(self, fields: Mapping[str, bytes]) -> None:
         try:
             entry = log_entry(fields)
         except (KeyError, ValueError) as error:

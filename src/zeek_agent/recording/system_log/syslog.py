@@ -76,7 +76,7 @@ class Syslog(Source):
     def start(self, sink: Sink) -> None:
         self._sink = sink
         self._tails = self._tails or [Tail(file) for file in self._files()]
-        self._periodic = Periodic(self._look, _INTERVAL, self.failed)
+        self._periodic = Periodic(self._scan, _INTERVAL, self.failed)
         self._periodic.start()
 
     def stop(self) -> None:
@@ -112,15 +112,15 @@ class Syslog(Source):
         self._younger[tail] = until
         return tail
 
-    def _look(self) -> None:
+    def _scan(self) -> None:
         for tail in self._tails:
             try:
-                self._take(tail, self._younger.get(tail, 0.0))
+                self._record(tail, self._younger.get(tail, 0.0))
             except FileNotFoundError:
                 continue
             self._younger.pop(tail, None)
 
-    def _take(self, tail: Tail, since: float) -> None:
+    def _record(self, tail: Tail, since: float) -> None:
         """Hand over the lines that are new and younger than `since`."""
         rows: list[SystemLogEntry] = []
         now = time.time()
