@@ -22,11 +22,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "CONTRIBUTING.md"
-GENERATE = ("zeek_agent.reference",)
-RUFF = (("check", "--no-cache", "--output-format=concise"), ("format", "--no-cache", "--check"))
-"""Run on the files that recipes touch."""
-LINTERS = (("mypy",), (*GENERATE, "--check"))
-"""Run on the whole tree."""
+GENERATE = "docs"
+LINT = "lint"
+"""Targets of make."""
 TABLE_TESTS = "tests/tables/test_table_contract.py"
 """Run for the recipes' tables only: those of others depend on what else happens on the machine."""
 TESTS = (
@@ -156,23 +154,23 @@ def check(followed: Sequence[Recipe], tree: Path) -> None:
     selected = " or ".join([*(Path(path.partition("::")[0]).stem for path in tests), *tables])
     with tempfile.TemporaryDirectory() as state:
         environment = {
-            **_outside_git(),
+            **_environment(),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(tree / "src"),
             "ZEEK_AGENT_STATE_DIR": state,
         }
         for command in (
-            _module(*GENERATE),
+            _make(GENERATE),
             *(["sh", "-c", command] for recipe in followed for command in recipe.commands),
-            *(_module("ruff", *options, *sorted(paths)) for options in RUFF),
-            *(_module(*linter) for linter in LINTERS),
-            _module("pytest", "-q", "-p", "no:cacheprovider", "-k", selected, TABLE_TESTS, *tests),
+            _make(LINT),
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selected, TABLE_TESTS, *tests],
         ):
             _run(command, tree, environment)
 
 
-def _module(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", *arguments]
+def _make(target: str) -> list[str]:
+    """Make the target by this interpreter, without setting up another one."""
+    return ["make", "--silent", "--old-file=setup", f"BIN={Path(sys.executable).parent}", target]
 
 
 def _run(command: list[str], tree: Path, environment: Mapping[str, str]) -> None:
@@ -184,12 +182,12 @@ def _run(command: list[str], tree: Path, environment: Mapping[str, str]) -> None
 def _git(tree: Path, *arguments: str) -> str:
     identity = ("-c", "user.name=recipes", "-c", "user.email=recipes@localhost", "-c", "commit.gpgsign=false")
     command = ["git", *identity, *arguments]
-    return subprocess.run(command, cwd=tree, env=_outside_git(), capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, cwd=tree, env=_environment(), capture_output=True, text=True, check=True).stdout
 
 
-def _outside_git() -> dict[str, str]:
-    """The environment without what a hook of git sets: git then finds the repository of the directory that it is in."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+def _environment() -> dict[str, str]:
+    """The environment without what git sets for its hooks and make for what it calls: both begin with the directory."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "MAKE", "MFLAGS"))}
 
 
 def chosen(words: list[str]) -> Iterator[Recipe]:
