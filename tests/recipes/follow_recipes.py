@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +30,11 @@ TABLE_TESTS = "tests/tables/test_table_contract.py"
 TESTS = (
     "tests/recording/test_registry.py",
     "tests/events/test_events_migrations.py::test_the_present_schema_has_its_dump",
+    "tests/collector/test_pack.py",
     "tests/test_architecture.py",
     "tests/test_docs.py",
 )
-"""Those that cover every source, stored table, module and page."""
+"""Those that cover every source, stored table, log, module and page."""
 
 _HEADING = re.compile(r"### (?P<title>.+) \(at most (?P<limit>\d+) files?\)")
 _BLOCK = re.compile(
@@ -146,26 +147,21 @@ def follow(recipe: Recipe, tree: Path) -> str:
     return statistics
 
 
+def generate(followed: Sequence[Recipe], tree: Path) -> None:
+    """Bring generated files up to date and run the recipes' commands. Raises RecipeError with what failed."""
+    commands = [["sh", "-c", command] for recipe in followed for command in recipe.commands]
+    _run(tree, _make(GENERATE), *commands)
+
+
 def check(followed: Sequence[Recipe], tree: Path) -> None:
-    """Generate files, run the recipes' commands, then linters and tests. Raises RecipeError with what failed."""
+    """Generate, then run linters and tests. Raises RecipeError with what failed."""
+    generate(followed, tree)
     paths = {step.path for recipe in followed for step in recipe.steps if step.path.endswith(".py")}
     tests = [*TESTS, *sorted(path for path in paths if path.startswith("tests/"))]
     tables = [Path(path).stem for path in paths if path.startswith("src/zeek_agent/tables/")]
     selected = " or ".join([*(Path(path.partition("::")[0]).stem for path in tests), *tables])
-    with tempfile.TemporaryDirectory() as state:
-        environment = {
-            **_environment(),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(tree / "src"),
-            "ZEEK_AGENT_STATE_DIR": state,
-        }
-        for command in (
-            _make(GENERATE),
-            *(["sh", "-c", command] for recipe in followed for command in recipe.commands),
-            _make(LINT),
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selected, TABLE_TESTS, *tests],
-        ):
-            _run(command, tree, environment)
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selected, TABLE_TESTS, *tests]
+    _run(tree, _make(LINT), pytest)
 
 
 def _make(target: str) -> list[str]:
@@ -173,10 +169,19 @@ def _make(target: str) -> list[str]:
     return ["make", "--silent", "--old-file=setup", f"BIN={Path(sys.executable).parent}", target]
 
 
-def _run(command: list[str], tree: Path, environment: Mapping[str, str]) -> None:
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RecipeError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}")
+def _run(tree: Path, *commands: list[str]) -> None:
+    """Run commands on the code of the tree, with a state directory of their own."""
+    with tempfile.TemporaryDirectory() as state:
+        environment = {
+            **_environment(),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(tree / "src"),
+            "ZEEK_AGENT_STATE_DIR": state,
+        }
+        for command in commands:
+            done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RecipeError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}")
 
 
 def _git(tree: Path, *arguments: str) -> str:

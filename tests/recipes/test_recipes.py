@@ -43,6 +43,7 @@ def test_the_page_has_these_recipes_and_limits() -> None:
         assert recipe.commands, f"{recipe.title} shows no command that uses what it adds"
 
 
+@pytest.mark.timeout(600)  # linters and tests of the whole tree, on a machine that may be busy
 def test_the_recipes_work_and_touch_few_files(tree: Path) -> None:
     for recipe in RECIPES:
         statistics = follow(recipe, tree)
