@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from follow_recipes import (
     check,
     copy_tree,
     follow,
+    generate,
     main,
     patched,
     recipes,
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 RECIPES = recipes(PAGE.read_text())
-LIMITS = {"A snapshot table": 3, "An event table with a new source": 6}
+LIMITS = {"A snapshot table": 3, "An event table with a new source": 6, "A Zeek log": 1}
 
 
 @pytest.fixture
@@ -50,6 +52,18 @@ def test_the_recipes_work_and_touch_few_files(tree: Path) -> None:
         assert " changed, " in statistics
         assert "tests/" not in statistics
     check(RECIPES, tree)
+
+
+@pytest.mark.zeek
+def test_zeek_accepts_the_script_that_the_recipe_for_a_log_generates(tree: Path) -> None:
+    (recipe,) = [recipe for recipe in RECIPES if recipe.title == "A Zeek log"]
+    follow(recipe, tree)
+    generate([recipe], tree)
+    script = tree / "uses-log.zeek"
+    script.write_text(f"@load {tree}/zeek/scripts\nglobal log: Log::ID = ZeekAgent_Interfaces::LOG;\n")
+    command = ["zeek", "--parse-only", script]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_each_file_that_counts_is_counted(tree: Path) -> None:
