@@ -66,6 +66,7 @@ class ProcConnector(Source):
 
     kind = "processes"
     backend = "proc_connector"
+    shortcoming = "of a process that ends within 0.1 ms, executable and command line stay unknown"
 
     def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
         super().__init__()
