@@ -65,10 +65,10 @@ def with_tables(readme: str) -> str:
 def with_lists(security: str) -> str:
     """The security page with the path gate's lists as they are."""
     lists = (
-        ("Never read", "Neither contents nor hashes, unless `access.paths_deny` is set otherwise:", PATHS_DENY),
-        ("Contents", "Contents, where every local user may read the file:", CONTENTS_PUBLIC),
-        ("Contents with narrower permissions", "Contents, whatever the file's permissions:", CONTENTS_PRIVATE),
-        ("File systems", "Kinds of file systems that are entered:", sorted(LOCAL_FILE_SYSTEMS)),
+        ("Never read", "Neither contents nor hashes are available, unless `access.paths_deny` is changed:", PATHS_DENY),
+        ("Contents", "Contents are readable if every local user can read the file:", CONTENTS_PUBLIC),
+        ("Contents with narrower permissions", "Contents are readable whatever the file's permissions:", CONTENTS_PRIVATE),
+        ("File systems", "File system types that are entered:", sorted(LOCAL_FILE_SYSTEMS)),
     )
     text = "\n\n".join(f"### {title}\n\n{lead}\n\n```\n{_filled(entries)}\n```" for title, lead, entries in lists)
     return _replaced(security, LISTS_BEGIN, LISTS_END, text)
