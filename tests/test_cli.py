@@ -285,7 +285,7 @@ def test_config_check_prints_what_differs_and_where_from(tmp_path: Path) -> None
     file.write_text("[limits]\ntime = 3\n")
     done = run("config", "check", "--config", str(file), env=environment(ZEEK_AGENT_ZEEK="zeek"))
     assert done.returncode == 0
-    assert f"the configuration is good ({file})" in done.stdout
+    assert f"the configuration is valid ({file})" in done.stdout
     assert f"limits.time = 3.0    from {file}, default 10.0" in done.stdout
     assert "from environment ZEEK_AGENT_ZEEK, default []" in done.stdout
     file.write_text("[limits]\ntme = 3\n")
