@@ -8,6 +8,7 @@ exits with code 1 if there are any.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import sys
 import textwrap
@@ -225,7 +226,7 @@ def _command_section(command: click.Command, path: str) -> str:
     context = click.Context(command, info_name=path)
     usage = " ".join([path, *command.collect_usage_pieces(context)])
     options = [_option_row(option, context) for option in command.params if isinstance(option, click.Option)]
-    parts = [f"## {path}", f"```\n{usage}\n```", textwrap.dedent(command.help or "").strip()]
+    parts = [f"## {path}", f"```\n{usage}\n```", inspect.cleandoc(command.help or "")]
     return "\n\n".join([*parts, _markdown_table(("Option", "Meaning"), options)])
 
 

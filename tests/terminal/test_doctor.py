@@ -88,7 +88,7 @@ def test_an_ordinary_user_is_told_what_to_grant_and_what_goes_without() -> None:
 
 def test_root_with_fewer_capabilities_is_not_told_to_become_root(state: Path) -> None:
     checks = doctor(state, prefix=without("bpf"))
-    refused = "root has not all its capabilities here, its unit or container must allow it"
+    refused = "root lacks capabilities here; its unit or container must allow it"
     assert told(checks, "sockets by ebpf") == ("warn", f"not permitted without CAP_BPF: {refused}")
     missed = "connections that live for less than 50 ms, most UDP, ICMP and packet sockets are missed"
     assert told(checks, "sockets by inet_diag") == ("ok", f"will be used; {missed}")
@@ -134,7 +134,9 @@ def test_what_the_kernel_lacks_is_named(state: Path) -> None:
     assert told(checks, "processes by ebpf") == ("ok", "will be used")
     verdict, found = told(checks, "sockets by ebpf")
     assert verdict == "warn"
-    assert found.startswith("tracefs is not mounted, or not for this user: mount -t tracefs none /sys/kernel/tracing")
+    assert found.startswith(
+        "tracefs is not mounted, or not accessible to this user: mount -t tracefs none /sys/kernel/tracing"
+    )
 
 
 @contextmanager
@@ -163,7 +165,7 @@ def test_a_running_agent_tells_why_it_uses_no_better_source(state: Path) -> None
     assert check["found"].endswith(
         "connections that live for less than 50 ms, most UDP, ICMP and packet sockets are missed"
     )
-    assert check["advice"].startswith("not by ebpf: not permitted without CAP_BPF: root has not all")
+    assert check["advice"].startswith("not by ebpf: not permitted without CAP_BPF: root lacks")
 
 
 def test_a_running_agent_tells_what_its_source_does_not_record(state: Path) -> None:
@@ -173,7 +175,7 @@ def test_a_running_agent_tells_what_its_source_does_not_record(state: Path) -> N
     assert told(checks, "processes by ebpf") == ("ok", "active")
     verdict, found = told(checks, "sockets by ebpf, active")
     assert verdict == "warn"
-    assert found.startswith("datagrams are not recorded: not permitted without CAP_NET_ADMIN: root has not all")
+    assert found.startswith("datagrams are not recorded: not permitted without CAP_NET_ADMIN: root lacks")
 
 
 def test_hard_links_that_any_user_can_make_are_worth_a_warning(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def _pack(file: PackFile, origin: str, schedule: float | None) -> Pack:
     for path, entry in file.logs.items():
         log = _log(path, entry)
         if log.event in logs:
-            raise ValueError(f"logs {logs[log.event].path} and {path} have the same event {log.event}")
+            raise ValueError(f"logs {logs[log.event].path} and {path} use the same event {log.event}")
         logs[log.event] = log
     by_path = {log.path: log for log in logs.values()}
     wanted = tuple(_query(file, entry, by_path, schedule) for entry in file.queries)
@@ -163,21 +163,21 @@ def _pack(file: PackFile, origin: str, schedule: float | None) -> Pack:
 
 def _log(path: str, entry: LogEntry) -> Log:
     if not _LOG_NAME.fullmatch(path) or path in RESERVED:
-        raise ValueError(f"logs.{path}: not a name for a log (letters, digits, - and _; not {' or '.join(RESERVED)})")
+        raise ValueError(f"logs.{path}: not a valid log name (letters, digits, - and _; not {' or '.join(RESERVED)})")
     event = entry.event or f"Collector::{path.replace('-', '_')}"
     if not _EVENT_NAME.fullmatch(event) or event.startswith("ZeekAgentAPI::"):
         raise ValueError(f"logs.{path}: event: expected Module::name, got {event}")
     names = [field.name for field in entry.fields]
     for field in entry.fields:
         if not _FIELD_NAME.fullmatch(field.name) or names.count(field.name) > 1:
-            raise ValueError(f"logs.{path}: field {field.name}: not a name, or given twice")
+            raise ValueError(f"logs.{path}: field {field.name}: not a valid name, or a duplicate")
     log = Log(path, event, entry.fields, entry.change)
     try:
         given_twice = {field.name for field in log.fields[: -len(names) or None]}.intersection(names)
     except ValueError as error:
         raise ValueError(f"logs.{path}: {error}") from None
     if given_twice:
-        raise ValueError(f"logs.{path}: field {min(given_twice)}: every log has one of that name already")
+        raise ValueError(f"logs.{path}: field {min(given_twice)}: every log already has a field of that name")
     return log
 
 

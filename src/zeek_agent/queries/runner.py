@@ -154,7 +154,7 @@ class QueryRunner:
         A statement that does not compile is reported to the recipient and not installed.
         """
         if query_id in self._installed:
-            log.debug("query %s is installed already", query_id)
+            log.debug("query %s is already installed", query_id)
             return
         key = _key(recipient.identity, query)
         taken = any(other.key == key and other.durable for other in self._installed.values())
@@ -222,7 +222,7 @@ class QueryRunner:
         from zeek_agent.database.database import Profile
 
         recipient, query = installed.recipient, installed.query
-        notice = f"runs every {query.schedule:g} s, the shortest schedule there is, instead of every {wanted:g} s"
+        notice = f"runs every {query.schedule:g} s, the shortest possible schedule, instead of every {wanted:g} s"
         log.warning("query %s of %s %s: %s", installed.query_id, recipient.identity, notice, _shown(query))
         if recipient.profile is Profile.FULL:
             await recipient.fail(installed.query_id, query, f"query {notice} (statement: {_shown(query)})")
@@ -234,7 +234,7 @@ class QueryRunner:
             and query.if_missing_tables.isdisjoint(self._database.tables.keys())
         ):
             if installed.state is not State.WAITING:
-                log.info("query %s waits for its tables: %s", installed.query_id, _shown(query))
+                log.info("query %s is waiting for its tables: %s", installed.query_id, _shown(query))
             installed.state = State.WAITING
             await self._tables_changed.wait()
         if installed.state is State.WAITING:
@@ -288,7 +288,7 @@ class QueryRunner:
             try:
                 installed.snapshot = Snapshot.unpack(delivered.snapshot)
             except ValueError as error:
-                log.warning("query %s starts anew: %s", installed.query_id, error)
+                log.warning("query %s starts over: %s", installed.query_id, error)
 
     def _delivered(self, installed: Installed, store: EventStore) -> Delivered | None:
         """What the query has delivered, under its recipient's identity or else under an earlier one."""
@@ -333,7 +333,7 @@ class QueryRunner:
             origin=installed.recipient.identity,
         )
         if result.errors:
-            await self._report_error(installed, f"rows left out: {'; '.join(result.errors)}")
+            await self._report_error(installed, f"rows omitted: {'; '.join(result.errors)}")
         await self._report_files(installed, result.files)
         return result
 
@@ -418,7 +418,9 @@ class QueryRunner:
         for key in list(self._progress):
             if key not in in_use:
                 del self._progress[key]
-                log.info("more than %d event queries: should Zeek be killed, an old one is not replayed", PROGRESS_MAX)
+                log.info(
+                    "more than %d event queries: if Zeek is killed, the oldest ones are not replayed", PROGRESS_MAX
+                )
                 return
 
     def _window(self, installed: Installed, store: EventStore) -> dict[str, tuple[int, int]] | None:
@@ -429,7 +431,7 @@ class QueryRunner:
             first = store.first(table) or store.last(table) + 1
             if first > seen + 1:
                 installed.lost += first - seen - 1
-                log.warning("query %s: %d rows of %s expired unseen", installed.query_id, first - seen - 1, table)
+                log.warning("query %s: %d rows of %s expired undelivered", installed.query_id, first - seen - 1, table)
                 seen = installed.seen[table] = first - 1
             window[table] = (seen, max(seen, last))
         if len(window) == 1:
@@ -469,7 +471,7 @@ class QueryRunner:
             return
         packed = installed.snapshot.pack() if installed.snapshot is not None else None
         if packed is not None and len(packed) > SNAPSHOT_BYTES_MAX:
-            log.warning("query %s: its snapshot of %d bytes is too large to keep", installed.query_id, len(packed))
+            log.warning("query %s: its snapshot of %d bytes is too large to store", installed.query_id, len(packed))
             packed = None
         self._store.acknowledge(installed.key, installed.seen, packed, installed.under_way)
 

@@ -148,7 +148,7 @@ def _hashes(
     while True:
         wanted.check()
         if reads.seconds_left <= 0:
-            return size, "hashing took longer than limits.files_time admits"
+            return size, "hashing took longer than limits.files_time allows"
         with reads.timed():
             chunk = file.read(_CHUNK)
             if chunk is None:
