@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
 from zeek_agent.errors import SqlError
@@ -93,6 +93,54 @@ class Installed:
     """The files that the last run left out."""
     files_reported: frozenset[str] = frozenset()
     """The causes that its recipient was told."""
+
+    def status(self) -> QueryStatus:
+        query, files = self.query, self.files
+        return QueryStatus(
+            id=self.query_id,
+            recipient=self.recipient.identity,
+            sql=query.sql,
+            event=query.event,
+            subscription=None if query.subscription is None else query.subscription.value,
+            schedule=query.schedule,
+            cookie=query.cookie,
+            state=self.state.value,
+            runs=self.runs,
+            rows=self.rows,
+            lost=self.lost,
+            errors=self.errors,
+            last_run=self.last_run,
+            last_duration=self.last_duration,
+            last_error=self.last_error,
+            files_refused=files.refused,
+            files_skipped=files.skipped,
+            files_truncated=files.truncated,
+            files_causes=sorted(files.causes),
+        )
+
+
+class QueryStatus(NamedTuple):
+    """A row of `zeek_agent_queries`, which describes the columns."""
+
+    id: str
+    recipient: str
+    sql: str
+    event: str
+    subscription: str | None
+    schedule: float | None
+    cookie: str | None
+    state: str
+    runs: int
+    rows: int
+    lost: int
+    errors: int
+    last_run: float | None
+    last_duration: float | None
+    last_error: str | None
+    files_refused: int
+    files_skipped: int
+    files_truncated: int
+    files_causes: list[str]
 
 
 @dataclass(slots=True)

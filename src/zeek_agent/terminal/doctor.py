@@ -26,6 +26,8 @@ from zeek_agent import directories, locks, paths
 from zeek_agent.control.messages import NoAgentError
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events.store import NewerStoreError
+from zeek_agent.host.linux import capabilities
+from zeek_agent.host.linux.capabilities import Capability
 from zeek_agent.terminal import client, config_check, console
 from zeek_agent.text import clipped, escaped
 
@@ -37,18 +39,17 @@ if TYPE_CHECKING:
 Verdict = Literal["ok", "warn", "fail"]
 
 KERNEL_MIN: Final = (5, 15)
-CAPABILITIES: Final = {
-    "DAC_READ_SEARCH": (2, "other users' private files cannot be read"),
-    "NET_ADMIN": (
-        12,
-        "eBPF does not record UDP and ICMP; address translation is not tracked; no process connector before Linux 6.6",
+WITHOUT_CAPABILITY: Final = {
+    Capability.DAC_READ_SEARCH: "other users' private files cannot be read",
+    Capability.NET_ADMIN: (
+        "eBPF does not record UDP and ICMP; address translation is not tracked; no process connector before Linux 6.6"
     ),
-    "SYS_PTRACE": (19, "executables and open sockets of other users' processes are unknown"),
-    "AUDIT_READ": (37, "the audit backend is not available"),
-    "PERFMON": (38, "eBPF cannot trace processes and sockets"),
-    "BPF": (39, "eBPF cannot be loaded"),
+    Capability.SYS_PTRACE: "executables and open sockets of other users' processes are unknown",
+    Capability.AUDIT_READ: "the audit backend is not available",
+    Capability.PERFMON: "eBPF cannot trace processes and sockets",
+    Capability.BPF: "eBPF cannot be loaded",
 }
-"""Linux capabilities that the agent uses: number (linux/capability.h), and the effect of lacking it."""
+"""What does not work without each capability."""
 LESSER: Final = {
     ("processes", "proc_connector"): "executables and command lines of processes that exit within 0.1 ms are unknown",
     ("processes", "audit"): "processes that only fork are missed unless they live for a second",
@@ -58,7 +59,6 @@ LESSER: Final = {
     ("sockets", "snapshots"): "connections that live for less than two intervals, ICMP and packet sockets are missed",
 }
 """Drawbacks of each backend compared with eBPF; docs/sources.md has the full list."""
-SYS_ADMIN: Final = 21
 NETLINK_AUDIT: Final = 9
 
 
@@ -123,7 +123,7 @@ def _state(state: Path, wanted: int) -> Iterator[Check]:
     """The state directory, or where it would be made: writable, and with room for the event store."""
     place = next(path for path in (state, *state.parents) if os.access(path, os.F_OK))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        advice = "the agent's id and events will not survive a restart; run as root or choose another --state-dir"
+        advice = "the agent's id and events will not outlive it; run as root or choose another --state-dir"
         yield Check("state directory", "warn", f"{state} is not writable", advice)
         return
     if place == state:
@@ -279,11 +279,8 @@ def _sources(settings: SourceSettings) -> Iterator[Check]:
 
 
 def _privileges() -> Iterator[Check]:
-    status = Path("/proc/self/status").read_text()
-    effective = int(status.partition("CapEff:")[2].split()[0], 16)
-    if effective >> SYS_ADMIN & 1:  # includes those of eBPF
-        effective |= 1 << CAPABILITIES["BPF"][0] | 1 << CAPABILITIES["PERFMON"][0]
-    missing = {name: lost for name, (bit, lost) in CAPABILITIES.items() if not effective >> bit & 1}
+    held = capabilities.effective()
+    missing = {capability.name: lost for capability, lost in WITHOUT_CAPABILITY.items() if capability not in held}
     who = f"uid {os.geteuid()}"
     if not missing:
         yield Check("privileges", "ok", f"{who}, all capabilities that the agent uses")

@@ -1,7 +1,7 @@
 ##! Adds the process at each endpoint of a connection to ``conn.log``.
 
 @load base/protocols/conn
-@load ./claims
+@load ./owners
 
 module ZeekAgent;
 

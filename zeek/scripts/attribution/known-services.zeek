@@ -1,7 +1,7 @@
 ##! Adds the process that listens on the service's port to ``known_services.log``. Not loaded by default.
 
 @load protocols/conn/known-services
-@load ./claims
+@load ./owners
 
 module ZeekAgent;
 

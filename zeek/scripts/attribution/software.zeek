@@ -3,7 +3,7 @@
 ##! Unlike detection from protocol contents, this covers encrypted and unknown protocols. Versions are not available.
 
 @load base/frameworks/software
-@load ./claims
+@load ./owners
 
 module ZeekAgent;
 

@@ -9,7 +9,7 @@ export {
 	type SubscriptionType: enum {
 		## All rows of each run.
 		Snapshots,
-		## Rows that are new or gone since the last run; the first run reports all rows as new.
+		## What came and went since the last run; the first run reports nothing.
 		Differences,
 		## All rows once, then those that are new or gone.
 		SnapshotPlusDifferences,
