@@ -422,8 +422,8 @@ async def test_finds_a_zeek_that_is_restarted(caplog: pytest.LogCaptureFixture) 
             await one.connection.shutdown()
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 2
-    assert "is ending" in warnings[0]
-    assert "nothing listens there" in warnings[1]
+    assert "is shutting down" in warnings[0]
+    assert "nothing is listening there" in warnings[1]
 
 
 async def test_says_farewell_when_it_stops(caplog: pytest.LogCaptureFixture) -> None:

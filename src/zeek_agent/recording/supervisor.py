@@ -103,7 +103,7 @@ class Supervisor:
     def _status(self, post: _Post, source: Source) -> SourceStatus:
         counters, active = source.counters, source is post.active
         stored = [self._store.counters[table].lost for table in post.tables] if active else []
-        reason = None if active else post.reasons.get(source.backend, "a better one is at work")
+        reason = None if active else post.reasons.get(source.backend, "a better one is active")
         return SourceStatus(
             source=post.kind,
             backend=source.backend,
@@ -136,7 +136,7 @@ class Supervisor:
                 post.complained = True
                 reasons = "; ".join(f"{backend}: {reason}" for backend, reason in post.reasons.items())
                 level = logging.WARNING if any(source.essential for source in post.sources) else logging.INFO
-                log.log(level, "%s events are not recorded: no source works (%s)", post.kind, reasons)
+                log.log(level, "%s events are not recorded: no backend works (%s)", post.kind, reasons)
 
     def _try(self, post: _Post, source: Source) -> str | None:
         """None when the source has been started, else why not."""
@@ -163,7 +163,7 @@ class Supervisor:
         try:
             source.stop()
         except OSError as error:
-            log.warning("%s source %s did not end well: %s", source.kind, source.backend, error)
+            log.warning("%s source %s failed to stop cleanly: %s", source.kind, source.backend, error)
 
     def _watch(self) -> None:
         while not self._ended.wait(self._interval):
@@ -181,7 +181,7 @@ class Supervisor:
         elif post.sources and time.monotonic() >= post.try_again:
             self._fill(post, post.sources)
         if post.active is not None and post.unrecorded_since is not None:
-            self._store.record_gap(post.kind, post.unrecorded_since, self._clock(), "no source was at work")
+            self._store.record_gap(post.kind, post.unrecorded_since, self._clock(), "no source was active")
             post.unrecorded_since = None
         post.checked = now
 

@@ -1,4 +1,4 @@
-"""The tables: one module per family, the only place that knows columns.
+"""The tables: one module per family. No other package knows columns.
 
 Each module here has a sequence `TABLES`; there is no other list that a new one has to be added to.
 """
@@ -28,7 +28,7 @@ def builtin_tables(platform: str = sys.platform) -> list[Table]:
 
 
 def plugin_tables(platform: str = sys.platform) -> list[Table]:
-    """The tables that other installed packages add. What cannot be loaded is logged and left out."""
+    """Tables added by other installed packages. Those that fail to load are logged and skipped."""
     return [table for table in _plugged_in() if platform in table.platforms]
 
 
@@ -43,4 +43,9 @@ def _plugged_in() -> Iterator[Table]:
             if isinstance(table, Table):
                 yield table
             else:
-                log.error("plug-in %s (%s) offers what is no table: %r", entry_point.name, entry_point.value, table)
+                log.error(
+                    "plug-in %s (%s) provides an object that is not a table: %r",
+                    entry_point.name,
+                    entry_point.value,
+                    table,
+                )

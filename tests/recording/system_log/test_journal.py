@@ -245,7 +245,7 @@ def test_a_journalctl_that_is_killed_is_started_again_and_nothing_is_missing_or_
     own_journal.write(MESSAGE="two")
     own_journal.write(MESSAGE="three")
     run.expect("one", "two", "three")
-    assert "it is started again" in caplog.text
+    assert "restarting it" in caplog.text
     assert source.failure is None
     run.end()
 
@@ -315,7 +315,7 @@ def test_why_there_is_no_journal_is_said_in_one_line(tmp_path: Path) -> None:
     )
     reason = Journal(settings, ["true"], places, tmp_path / "no-machine-id").probe()
     assert reason is not None
-    assert reason.startswith("whose journal it is cannot be known: ")
+    assert reason.startswith("cannot determine the owner of the journal: ")
 
 
 def machine_id(directory: Path) -> Path:

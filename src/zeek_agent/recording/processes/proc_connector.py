@@ -66,7 +66,7 @@ class ProcConnector(Source):
 
     kind = "processes"
     backend = "proc_connector"
-    shortcoming = "of a process that ends within 0.1 ms, executable and command line stay unknown"
+    shortcoming = "executables and command lines of processes that exit within 0.1 ms are unknown"
 
     def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
         super().__init__()

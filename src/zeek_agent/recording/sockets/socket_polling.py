@@ -75,7 +75,7 @@ class SocketPolling(Source):
         try:
             _open(None).close()
         except PermissionError:
-            return "word of closed sockets (sock_diag) needs CAP_NET_ADMIN"
+            return "notification of closed sockets (sock_diag) needs CAP_NET_ADMIN"
         except OSError as error:
             return f"the kernel does not offer sock_diag: {error}"
         return None
