@@ -1,4 +1,4 @@
-"""Shared by all tests: what needs root or Zeek is skipped by name where they are not.
+"""Shared by all tests: what needs root or Zeek is skipped by name where they are not; the summary names the soaks.
 
 A shell starts its background jobs with SIGINT ignored, which programs under test would inherit: it works again here.
 """
@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import signal
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -27,6 +28,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(without_root)
         if item.get_closest_marker("zeek") and shutil.which("zeek") is None:
             item.add_marker(without_zeek)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """One line for each soak that ran; otherwise one that says that there are some."""
+    if config.option.markexpr != "soak":
+        terminalreporter.write_line("soaks: not part of this run, see `make soak`")
+        return
+    outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    seconds: Counter[str] = Counter()
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.getreports(outcome):
+            name = report.nodeid.partition("[")[0]
+            outcomes[name][outcome] += 1
+            seconds[name] += report.duration
+    for name, counts in outcomes.items():
+        told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+        terminalreporter.write_line(f"soak: {name}: {told} in {seconds[name]:.0f} s")
 
 
 @pytest.fixture(autouse=True)
