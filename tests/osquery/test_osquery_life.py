@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from acting import NOBODY
 from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
 from places import ROOT
 from sql import database
+from waiting import until
 
 from zeek_agent.cli import run_command
 from zeek_agent.config import Config, LimitSettings, OsquerySettings
@@ -50,12 +51,6 @@ async def living(bridged: Bridged) -> AsyncIterator[Bridged]:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await bridged.db.aclose()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @contextmanager

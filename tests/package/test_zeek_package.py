@@ -27,7 +27,8 @@ from typing import Any
 
 import pytest
 from places import SUPPORT
-from running_agent import AGENT_ID, running, until
+from running_agent import AGENT_ID, running
+from waiting import until
 from zeek_cluster import cluster, search_path
 from zeek_program import PACKAGE, ROOT, Zeek, joined, needs_zeek, records, tool, zeek
 

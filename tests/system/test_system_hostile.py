@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running_agent import RunningAgent, running, until
+from running_agent import RunningAgent, running
 from test_system_main_job import check_every_log, compared_once
+from waiting import until
 from zeek_server import Client, zeek_server
 
 from zeek_agent.queries.subscriptions import Query, Subscription
@@ -114,7 +115,7 @@ async def test_towards_zeek_bytes_are_written_as_zeek_writes_them(tmp_path: Path
         client = await zeek.client()
         await client.expect(AgentHello)
         await client.install("events", EVENTS)
-        await until(lambda: agent.query("SELECT 1 FROM zeek_agent_queries WHERE runs > 0"), 15, "no run")
+        await until(lambda: agent.ask("SELECT 1 FROM zeek_agent_queries WHERE runs > 0"), 15, "no run")
         with hostile_processes(tmp_path) as pids:
             assert len(pids) == 4
             wanted = sent(b"\x1b[2J\n" + NASTY)
@@ -204,7 +205,7 @@ async def test_statements_that_would_hold_the_agent_end_while_events_go_on_in_ti
         client = await zeek.client()
         await client.expect(AgentHello)
         await client.install("events", EVENTS)
-        await until(lambda: agent.query("SELECT 1 FROM zeek_agent_queries WHERE runs > 0"), 15, "no run")
+        await until(lambda: agent.ask("SELECT 1 FROM zeek_agent_queries WHERE runs > 0"), 15, "no run")
         for name, sql in GREEDY.items():
             await client.install(name, Query(sql, "Test::greedy"))
         highest, slowest = await _events_meanwhile(agent, client, len(GREEDY) - len(HARMLESS))

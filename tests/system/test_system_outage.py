@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running_agent import RunningAgent, running, until
+from running_agent import RunningAgent, running
+from waiting import until
 from zeek_server import CLUSTER_ACK, Client, ZeekServer, zeek_server
 
 from zeek_agent.queries.subscriptions import Query, Subscription
@@ -87,7 +88,7 @@ async def installed(zeek: ZeekServer) -> Client:
 
 async def runs(agent: RunningAgent, query_id: str) -> None:
     sql = f"SELECT 1 FROM zeek_agent_queries WHERE id = '{query_id}' AND runs > 0"
-    await until(lambda: agent.query(sql), 15, f"query {query_id} does not run")
+    await until(lambda: agent.ask(sql), 15, f"query {query_id} does not run")
 
 
 @pytest.mark.root
@@ -178,8 +179,8 @@ async def test_an_agent_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> N
             first.pause()
             with processes("burst-d", 200, 200) as wanted:
                 unseen = wanted()
-            stored = "SELECT count(*) AS n FROM processes_events WHERE cmdline LIKE 'burst-d%'"
-            await until(lambda: agent.query(stored)[0]["n"] == unseen.total(), 10, "not recorded")
+            stored = "SELECT 1 FROM processes_events WHERE cmdline LIKE 'burst-d%' GROUP BY 1 HAVING count(*) = "
+            await until(lambda: agent.ask(f"{stored}{unseen.total()}"), 10, "not recorded")
             agent.kill()
         async with running(tmp_path, f"--zeek={zeek.url()}") as agent:
             second = await installed(zeek)

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 from places import TESTS
+from waiting import until
 from zeek_server import BROKER_ACK, CLUSTER_ACK, Client, zeek_server
 
 from zeek_agent.config import LimitSettings, ZeekSettings
@@ -115,12 +116,6 @@ async def connected(database: Rows | None = None, **settings: object) -> AsyncIt
     async with zeek_server() as zeek, agent(zeek.url(), database, **settings) as one:
         client = await zeek.client()
         yield one, client
-
-
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def query(sql: str = "SELECT 1", **more: Any) -> Query:
