@@ -69,11 +69,14 @@ async def run_recorded(agent: RunningAgent, directory: Path) -> str:
     """Run a program of a new name; the name, once its end is in the event store."""
     name = f"zz{secrets.token_hex(4)}"
     program = directory / name
-    shutil.copy2(shutil.which("sleep") or "/bin/sleep", program)
-    # Long enough to be seen also where processes are polled.
-    await asyncio.to_thread(subprocess.run, [program, "2"], check=True)
-    sql = f"SELECT state FROM processes_events_history WHERE name = '{name}' AND state = 'stopped'"
-    await until(lambda: agent.ask(sql), 15, f"{name} was not recorded")
+    shutil.copy2(shutil.which("cat") or "/bin/cat", program)
+    sql = f"SELECT state FROM processes_events_history WHERE name = '{name}' AND state = "
+    with subprocess.Popen([program], stdin=subprocess.PIPE) as process:
+        await until(lambda: agent.ask(f"{sql}'started'"), 15, f"the start of {name} was not recorded")
+        assert process.stdin is not None
+        process.stdin.close()
+        await asyncio.to_thread(process.wait)
+    await until(lambda: agent.ask(f"{sql}'stopped'"), 15, f"the end of {name} was not recorded")
     return name
 
 

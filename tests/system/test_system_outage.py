@@ -92,17 +92,20 @@ async def runs(agent: RunningAgent, query_id: str) -> None:
 
 
 @pytest.mark.root
-async def test_a_zeek_that_does_not_read_and_then_is_gone_misses_nothing(tmp_path: Path) -> None:
-    """20 s of not reading, 10 s of absence, under 500 events a second and a snapshot of all processes each second."""
+@pytest.mark.parametrize(("number", "silence"), [(1_500, 3), pytest.param(7_500, 20, marks=pytest.mark.soak)])
+async def test_a_zeek_that_does_not_read_and_then_is_gone_misses_nothing(
+    tmp_path: Path, number: int, silence: int
+) -> None:
+    """Seconds of not reading, then of absence, under 500 events a second and a snapshot of processes each second."""
     async with zeek_server() as zeek, running(tmp_path, f"--zeek={zeek.url()}") as agent:
         client = await installed(zeek)
         await client.install("snapshots", SNAPSHOTS)
         await runs(agent, "events")
         await client.expect(ResultRow)
         before = agent.resident()
-        with processes("burst-a", 7_500, 250) as wanted:
+        with processes("burst-a", number, 250) as wanted:
             client.pause()
-            await asyncio.sleep(20)
+            await asyncio.sleep(silence)
             status = await agent.connection()
             assert status["state"] == "connected"
             assert status["unacknowledged_bytes"] > 0
@@ -113,7 +116,7 @@ async def test_a_zeek_that_does_not_read_and_then_is_gone_misses_nothing(tmp_pat
             port = zeek.port
             client.abort()
             await zeek.stop()
-            await asyncio.sleep(5)
+            await asyncio.sleep(silence / 4)
             assert (await agent.connection())["state"] in {"waiting", "connecting"}
             await zeek.start(port, None)
             back = await installed(zeek)
