@@ -13,7 +13,7 @@ run: setup ## Run the agent with its embedded collector: Zeek logs grow in ./log
 	@$(BIN)/zeek-agent run $(ARGS)
 
 test: setup ## Run all tests but the soaks (a selection: ARGS="-k sockets")
-	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 soak: setup ## Run the soaks: long runs, floods and rates (a selection: ARGS="-k outage")
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -m soak $(ARGS)

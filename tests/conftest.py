@@ -11,6 +11,8 @@ import shutil
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +30,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(without_root)
         if item.get_closest_marker("zeek") and shutil.which("zeek") is None:
             item.add_marker(without_zeek)
+    items.sort(key=lambda item: folder(item.nodeid) not in ALONE)  # what takes longest comes first
+
+
+ALONE = {"system": "machine", "recording": "machine", "bpf": "machine", "package": "zeek"}
+"""Folders of tests of which only one runs at a time: they audit the machine, fill its buffers, or capture packets."""
+
+
+def folder(nodeid: str) -> str:
+    return Path(nodeid.partition("::")[0]).parts[1]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n` a worker gets a file at a time, or all files of the folders that run alone."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return ALONE.get(folder(nodeid), nodeid.partition("::")[0])
+
+    return ByFile(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
