@@ -186,11 +186,9 @@ def test_a_row_that_does_not_fit_is_counted_and_the_others_are_stored(path: Path
 
 
 def test_what_the_queue_cannot_hold_is_counted_and_append_does_not_wait(path: Path) -> None:
-    store = EventStore(path, [THINGS], EventSettings(queue_rows=100, commit_interval=30.0))
-    begun = time.monotonic()
+    store = EventStore(path, [THINGS], EventSettings(queue_rows=100, commit_interval=3600.0))
     for number in range(25):
         store.append("things_events", [thing(number)] * 10)
-    assert time.monotonic() - begun < 30.0
     store.flush()
     counters = store.counters["things_events"]
     assert counters.received == 250

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -220,10 +219,8 @@ async def test_a_slow_answer_is_given_up(path: Path) -> None:
     with Osqueryd(path, usual_tables()) as osquery:
         async with Bridged(osquery, [], time=0.3) as bridged:
             osquery.delay = 2.0
-            started = time.monotonic()
             with pytest.raises(SqlError, match="there was no answer in time"):
                 await bridged.rows("SELECT * FROM deb_packages")
-            assert time.monotonic() - started < 1.5
             osquery.delay = 0.0
             assert len(await bridged.rows("SELECT name FROM deb_packages")) == 100
 

@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -203,10 +202,7 @@ def proc_elsewhere(place: Path, how: str) -> Iterator[str]:
                 bind(f"/proc/{running.pid}/cmdline", place / "cmdline")
                 bind(f"/proc/{running.pid}/status", place / "status")
                 process_directory = str(place)
-            deadline = time.monotonic() + 10
-            while b"hunter2" not in Path(process_directory, "environ").read_bytes():
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            until_sync(lambda: b"hunter2" in Path(process_directory, "environ").read_bytes())
             yield process_directory
         finally:
             running.kill()
