@@ -223,6 +223,23 @@ def test_a_pipe_in_the_place_of_a_lock_file_blocks_nobody(tmp_path: Path) -> Non
     assert is_private(tmp_path / "other")
 
 
+def test_a_directory_in_the_place_of_a_lock_file_is_put_aside_with_what_is_in_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("lock", "other.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "within").touch()
+    locks.take(tmp_path / "lock").close()
+    os.close(older(tmp_path / "other"))
+    locks.take(tmp_path / "other").close()
+    assert is_private(tmp_path / "lock")
+    assert is_private(tmp_path / "other")
+    aside = sorted(path.parent.name for path in tmp_path.glob("*/within"))
+    assert [name.rpartition(".")[0] for name in aside] == ["lock", "other.new"]
+    for name in aside:
+        assert f"renamed to {name}" in caplog.text
+
+
 def test_what_a_crash_left_of_a_replacement_is_used(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     os.close(older(file))
@@ -291,6 +308,18 @@ def test_another_user_who_holds_the_directory_of_logs_is_passed_by(place: Path) 
         assert held == [place]
         logs(place).close()
     assert is_private(place / LOCK)
+
+
+def test_a_program_that_became_root_with_another_users_descriptor_is_no_collector(place: Path) -> None:
+    """sudo, waiting for a password, runs as root in every respect and holds what it inherited as standard input."""
+    descriptor = os.open(place, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with subprocess.Popen([shutil.which("sleep") or "/bin/sleep", "300"], stdin=descriptor) as waiting:
+        os.close(descriptor)
+        try:
+            logs(place).close()
+        finally:
+            waiting.kill()
 
 
 def test_a_collector_of_an_older_version_that_runs_is_respected(tmp_path: Path) -> None:

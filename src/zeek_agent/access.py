@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from functools import lru_cache
@@ -24,6 +25,7 @@ VERDICTS_KEPT: Final = 1024
 _WILDCARDS: Final = frozenset("*?[!")
 _TELLING_PARTS: Final = 3
 _ENDS: Final = frozenset({"", "/", ".", "-", "~"})
+_DEFAULT_DENY: Final = frozenset(access_defaults.PATHS_DENY)
 
 
 class Contents(Enum):
@@ -56,6 +58,8 @@ class AccessPolicy:
         self.reports_only = settings.mode == "report"
         self.literals = tuple(rule for rule in settings.paths_deny if _WILDCARDS.isdisjoint(rule))
         """The denied paths without wildcards, which are also recognised by device and inode."""
+        self.denied_places = tuple(sorted({_fixed(rule.removeprefix("!")) for rule in settings.paths_deny} - {"/"}))
+        """The paths that the rules of `paths_deny` begin with: up to the directory before their first wildcard."""
         self._tables_allow = settings.tables_allow
         self._tables_deny = settings.tables_deny
         self._paths_allow = _PathRules(settings.paths_allow)
@@ -64,6 +68,8 @@ class AccessPolicy:
         self._public = _PathRules(access_defaults.CONTENTS_PUBLIC)
         self._private = _PathRules(access_defaults.CONTENTS_PRIVATE)
         self._redact = _compile_redaction(settings.redact)
+        self._executables_deny = _PathRules([rule for rule in settings.paths_deny if rule not in _DEFAULT_DENY])
+        self._paths_deny_caseless = _PathRules(settings.paths_deny, caseless=True)
         self._denied = lru_cache(VERDICTS_KEPT)(self._judge)
         self._listed = lru_cache(VERDICTS_KEPT)(self._list)
 
@@ -87,6 +93,18 @@ class AccessPolicy:
         """Whether a rule, or what is the agent's own, denies this absolute path."""
         return self._denied(path)
 
+    def denies_executable(self, path: str) -> bool:
+        """Whether the executable of a process, which has this absolute path, may not be hashed.
+
+        The default patterns name secrets, which are not programs; malware that has such a name must not hide its hash.
+        """
+        path = normal(path)
+        return self._executables_deny.match(path) or self._is_protected(path)
+
+    def denies_in_any_case(self, path: str) -> bool:
+        """`denies` for a file that answers to its name in capitals and small letters."""
+        return self.denies(path) or self._paths_deny_caseless.match(normal(path))
+
     def allows(self, path: str) -> bool:
         """Whether `access.paths_allow`, where there is one, has this absolute path."""
         return not self._paths_allow or self._paths_allow.match(normal(path))
@@ -97,7 +115,10 @@ class AccessPolicy:
 
     def _judge(self, path: str) -> bool:
         path = normal(path)
-        return self._paths_deny.match(path) or any(_is_own(path, own) for own in self.protected)
+        return self._paths_deny.match(path) or self._is_protected(path)
+
+    def _is_protected(self, path: str) -> bool:
+        return any(_is_own(path, own) for own in self.protected)
 
     def _list(self, path: str) -> Contents:
         path = normal(path)
@@ -134,6 +155,12 @@ def _is_own(path: str, own: str) -> bool:
     return False
 
 
+def _fixed(rule: str) -> str:
+    """The path that a rule begins with: all of it, or the directory before its first wildcard."""
+    wildcard = re.search(r"[*?\[]", rule)
+    return normal(rule if wildcard is None else rule[: wildcard.start()].rpartition("/")[0] or "/")
+
+
 def _real(path: str) -> str:
     return from_os(os.path.realpath(os.fsdecode(to_bytes(path))))
 
@@ -146,11 +173,12 @@ def admits_filesystem(rules: Sequence[str], kind: str, place: str) -> bool:
 class _PathRules:
     """A list of path globs; the last one that matches decides, `!` turns its meaning round."""
 
-    def __init__(self, patterns: Sequence[str]) -> None:
+    def __init__(self, patterns: Sequence[str], *, caseless: bool = False) -> None:
+        flags = "(?si)" if caseless else "(?s)"
         self._rules: list[tuple[bool, Any]] = []
         for negated, group in groupby(patterns, key=lambda pattern: pattern.startswith("!")):
             regex = "|".join(glob_regex(pattern.removeprefix("!")) for pattern in group)
-            self._rules.insert(0, (not negated, re2.compile(f"(?s){regex}")))
+            self._rules.insert(0, (not negated, re2.compile(f"{flags}{regex}")))
 
     def __bool__(self) -> bool:
         return bool(self._rules)

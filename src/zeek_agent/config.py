@@ -251,6 +251,7 @@ class OsquerySettings(Section, frozen=True):
         "curl_certificate",
         "docker_container_envs",
         "process_envs",
+        "process_memory_map",
         "shadow",
         "shell_history",
         "sudoers",

@@ -14,6 +14,7 @@ import errno
 import logging
 import os
 import re
+import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -32,8 +33,8 @@ EXPOSURE_ADVICE: Final = "make it belong to the agent's user, chmod go-w it,"
 
 _MODE: Final = 0o600
 _OPEN: Final = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-_NOT_A_LOCK_FILE: Final = frozenset({errno.ELOOP, errno.EACCES, errno.ENXIO})
-"""Errors of opening a symbolic link, a file of somebody else, a socket."""
+_NOT_A_LOCK_FILE: Final = frozenset({errno.ELOOP, errno.EACCES, errno.ENXIO, errno.EISDIR})
+"""Errors of opening a symbolic link, a file of somebody else, a socket, a directory."""
 
 
 class HeldError(ZeekAgentError):
@@ -116,7 +117,8 @@ def _attempt(path: Path) -> FileLock | None:
         descriptor = os.open(path, _OPEN | os.O_CREAT, _MODE)
     except OSError as error:
         if error.errno in _NOT_A_LOCK_FILE and os.path.lexists(path) and not _is_private(path.lstat()):
-            return _replace(path, path.lstat())
+            _put_aside_directory(path)
+            return _replace(path, path.lstat()) if os.path.lexists(path) else None
         raise
     kept = False
     try:
@@ -174,6 +176,14 @@ def _replace(path: Path, replaced: os.stat_result) -> FileLock | None:
             os.close(descriptor)
 
 
+def _put_aside_directory(path: Path) -> None:
+    """Rename a directory that somebody made in place of a lock file: a file cannot be renamed over it."""
+    if stat.S_ISDIR(path.lstat().st_mode):
+        aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        path.rename(aside)
+        log.warning("%s was a directory in place of a lock file: renamed to %s", path, aside.name)
+
+
 def _open_new(new: Path) -> int | None:
     """Create the file that replaces a lock file, or open that of a process that replaces it now, or died while it did.
 
@@ -183,7 +193,8 @@ def _open_new(new: Path) -> int | None:
         return os.open(new, _OPEN | os.O_CREAT | os.O_EXCL, _MODE)
     with suppress(FileNotFoundError):
         if not _is_private(new.lstat()):
-            new.unlink()
+            _put_aside_directory(new)
+            new.unlink(missing_ok=True)
             return None
         descriptor = os.open(new, _OPEN)
         if _is_private(os.fstat(descriptor)):
@@ -266,7 +277,8 @@ def _agent_holding(descriptor: int) -> int | None:
 
     Any user can lock a file that he can read, and hand the descriptor to a program that is set-user-ID root. He cannot
     open root's file for writing, though, as an agent does. A directory nobody can open for writing; there a process
-    counts that runs as the agent's user or root in every respect.
+    counts that runs as the agent's user or root in every respect and executes Python: a program like sudo runs as root
+    in every respect while it waits for the password of whoever gave it the descriptor.
     """
     name = _lock_name(descriptor)
     directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
@@ -279,9 +291,15 @@ def _agent_holding(descriptor: int) -> int | None:
                 held = any(
                     "FLOCK" in line and f" {name} " in line for line in re.findall(r"^lock:.*", info, re.MULTILINE)
                 )
-                if held and (directory or flags & os.O_ACCMODE != os.O_RDONLY):
+                if held and (_runs_python(pid) if directory else flags & os.O_ACCMODE != os.O_RDONLY):
                     return pid
     return None
+
+
+def _runs_python(pid: int) -> bool:
+    """Whether the process executes an interpreter, as agents do, or this one's executable, whatever its name is."""
+    executable = Path(f"/proc/{pid}/exe")
+    return executable.readlink().name.startswith(("python", "pypy")) or executable.samefile("/proc/self/exe")
 
 
 def _trusted_processes() -> Iterator[int]:

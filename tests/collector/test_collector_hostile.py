@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import struct
 import time
+import tracemalloc
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,6 +26,7 @@ from zeek_agent.collector.agents import Agents
 from zeek_agent.collector.intake import Intake
 from zeek_agent.collector.rotation import LogDirectory
 from zeek_agent.collector.server import Collector, Limits
+from zeek_agent.destination import PATH
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.data import ProtocolError
@@ -303,3 +309,197 @@ def say_and_read(place: Path, event: str, arguments: list[str]) -> None:
     for file in directory.files.values():
         written = place / f"{file.path}.log"
         assert len(parse_log(written.read_bytes()) if file.rows else []) == file.rows
+
+
+# Memory
+
+
+REQUEST = (
+    f"GET {PATH} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\nX-Application-Name: x\r\n\r\n"
+).encode()
+
+
+async def opened_raw(collector: Collector, *frames: bytes) -> asyncio.StreamWriter:
+    """A client on a plain socket that subscribes, sends these bytes and reads nothing beyond the handshake."""
+    reader, writer = await asyncio.open_connection(*collector.address)
+    writer.write(REQUEST)
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(raw_frame(0x81, b'["/x"]'))
+    await reader.readexactly(2)  # the acknowledgement has begun
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    for frame in frames:
+        writer.write(frame)
+    return writer
+
+
+def raw_frame(first: int, payload: bytes, length: int | None = None) -> bytes:
+    """A masked frame; `length` is what its header announces."""
+    return (
+        bytes([first, 0x80 | 127]) + struct.pack(">Q", len(payload) if length is None else length) + bytes(4) + payload
+    )
+
+
+async def test_unfinished_messages_take_no_more_than_the_pool_and_the_largest_is_closed_first(tmp_path: Path) -> None:
+    mib = 2**20
+    limits = Limits(unread_bytes=4 * mib)
+    async with collecting(tmp_path, limits=limits) as collector, agent_of(collector) as agent:
+        await agent.join()
+        held = [await opened_raw(collector, raw_frame(0x81, bytes(n * mib), 30 * mib)) for n in (1, 3)]
+        await until(lambda: collector.stats.unread_bytes == 3 * mib)
+        held.append(await opened_raw(collector, raw_frame(0x81, bytes(4 * mib), 30 * mib)))
+        await until(lambda: collector.stats.refused == 1)
+        held += [await opened_raw(collector, raw_frame(0x81, bytes(4 * mib), 30 * mib)) for _ in range(3)]
+        await until(lambda: collector.stats.refused >= 3)
+        assert collector.stats.unread_bytes <= 4 * mib
+        await agent.result(data.string("x" * mib), *THING[1:])
+        await until(lambda: collector.stats.rows == 1)
+        for writer in held:
+            writer.close()
+        await until(lambda: collector.stats.connections == 1)
+        assert collector.stats.unread_bytes == 0
+    assert {"1013"} == {line["message"].split(": ")[1].split()[0] for line in read(tmp_path, "reporter")}
+
+
+async def test_messages_that_wait_to_be_read_count_too(tmp_path: Path) -> None:
+    async with collecting(tmp_path, limits=Limits(unread_bytes=2**20)) as collector:
+        written = asyncio.Event()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(collector, "_wait_for_disk", written.wait)
+            writer = await opened_raw(collector, raw_frame(0x81, b"nonsense"), *[raw_frame(0x81, bytes(2**20))] * 3)
+            try:
+                await until(lambda: writer.transport.is_closing() or not collector._memory.connections)
+                assert collector.stats.unread_bytes == 0
+            finally:
+                written.set()
+                writer.close()
+        await until(lambda: collector.stats.connections == 0)
+        assert collector.stats.messages == 0
+    assert "1013 no memory for" in read(tmp_path, "reporter")[-1]["message"]
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        raw_frame(0x81, b'["a"' + b',"a"' * 500_000 + b"]"),
+        raw_frame(0x01, b"[") + raw_frame(0x00, b"          ") * 4_000,
+    ],
+    ids=["a long message", "many fragments"],
+)
+async def test_a_client_that_has_not_subscribed_gets_little_memory(tmp_path: Path, flood: bytes) -> None:
+    async with collecting(tmp_path) as collector:
+        reader, writer = await asyncio.open_connection(*collector.address)
+        writer.write(REQUEST)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(flood)
+        await until(lambda: collector.stats.refused == 1 and collector.stats.connections == 0)
+        writer.close()
+    [line] = read(tmp_path, "reporter")
+    assert line["message"].endswith("1009 more than 1,048,576 bytes before a subscription")
+
+
+async def test_an_endless_request_is_refused(tmp_path: Path) -> None:
+    async with collecting(tmp_path) as collector:
+        reader, writer = await asyncio.open_connection(*collector.address)
+        writer.write(f"GET {PATH} HTTP/1.1\r\n".encode() + f"A: {'x' * 8_000}\r\n".encode() * 3)
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+        await until(lambda: collector.stats.refused == 1)
+    [line] = read(tmp_path, "reporter")
+    assert line["message"] == "an HTTP request of more than 16,384 bytes"
+
+
+async def test_connections_that_never_end_their_request_are_limited(tmp_path: Path) -> None:
+    async with collecting(tmp_path, limits=Limits(connections=1)) as collector:
+        silent = [await asyncio.open_connection(*collector.address) for _ in range(3)]
+        await until(lambda: collector.stats.refused == 1)
+        with suppress(ConnectionResetError):
+            assert await silent[2][0].read() == b""
+        for _, writer in silent:
+            writer.close()
+    [line] = read(tmp_path, "reporter")
+    assert line["message"] == "more than 2 connections"
+
+
+async def test_a_client_that_pings_and_does_not_read_is_closed(tmp_path: Path) -> None:
+    async with collecting(tmp_path) as collector, agent_of(collector) as agent:
+        await agent.join()
+        writer = await opened_raw(collector)
+        ping = raw_frame(0x89, bytes(125)) * 10_000
+        with suppress(ConnectionError):
+            while collector.stats.refused == 0:
+                writer.write(ping)
+                await writer.drain()
+        await until(lambda: collector.stats.connections == 1)
+        writer.close()
+        await agent.result(*THING)
+        await until(lambda: collector.stats.rows == 1)
+    [line] = read(tmp_path, "reporter")
+    assert line["message"].endswith("1008 more than 65,536 bytes of pongs were not read")
+
+
+async def test_as_many_pings_of_a_client_that_reads_are_answered(tmp_path: Path) -> None:
+    async with collecting(tmp_path) as collector, agent_of(collector) as agent:
+        await agent.join()
+        for _ in range(200):
+            pongs = [await agent.connection.ping() for _ in range(20)]
+            await asyncio.gather(*pongs)
+        await agent.result(*THING)
+        await until(lambda: collector.stats.rows == 1)
+        assert collector.stats.refused == 0
+
+
+async def test_a_refused_message_is_not_kept_while_its_sender_does_not_read(tmp_path: Path) -> None:
+    async with collecting(tmp_path) as collector, agent_of(collector) as agent:
+        await agent.subscribe()
+        kept: list[weakref.ref[Any]] = []
+
+        class KeptError(ProtocolError):
+            """An error that can be watched; its traceback holds the message."""
+
+            def __init__(self, message: str) -> None:
+                super().__init__(message)
+                kept.append(weakref.ref(self))
+
+        def refused(_: bytes) -> Any:
+            raise KeptError("no")
+
+        answered, read = asyncio.Event(), asyncio.Event()
+
+        async def unread(*_: object) -> None:
+            answered.set()
+            await read.wait()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(protocol, "read_message", refused)
+            [client] = collector._clients
+            patch.setattr(client.connection, "send", unread)
+            await agent.send("x" * 1_000)
+            async with asyncio.timeout(5):
+                await answered.wait()
+            try:
+                assert [reference() for reference in kept] == [None]
+            finally:
+                read.set()
+
+
+def test_data_of_an_unset_value_is_not_read() -> None:
+    """26 bytes of memory for each byte of `[],[],…`, of which nothing is used."""
+    raw = b'{"topic":"/x","@data-type":"vector","data":[{"@data-type":"none","data":[' + b"[]," * 100_000 + b"[]]}]}"
+    tracemalloc.start()
+    try:
+        with suppress(ProtocolError):
+            protocol.read_message(raw)
+        assert tracemalloc.get_traced_memory()[1] < len(raw)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_very_long_message_is_not_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "REPAIR_BYTES_MAX", 1_000)
+    loose = '{{"topic":"/x","@data-type":"vector","data":[{{"@data-type":"string","data":"\x01{}"}}]}}'
+    with pytest.raises(ProtocolError, match="not an event"):
+        protocol.read_message(loose.format("x" * 800))
+    with pytest.raises(ProtocolError, match=r"cannot read message of 1,\d\d\d bytes"):
+        protocol.read_message(loose.format("x" * 1_000))

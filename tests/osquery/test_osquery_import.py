@@ -248,7 +248,7 @@ async def test_tables_of_a_user_are_asked_for_each_user(osquery: Osqueryd) -> No
         assert await bridged.rows("SELECT command FROM shell_history") == [("ls 0",)]
 
 
-@pytest.mark.parametrize("table", ["shadow", "shell_history", "sudoers", "process_envs"])
+@pytest.mark.parametrize("table", ["shadow", "shell_history", "sudoers", "process_envs", "process_memory_map"])
 async def test_secrets_that_the_path_gate_denies_are_not_taken_over(osquery: Osqueryd, table: str) -> None:
     osquery.tables[table] = FakeTable({"line": "TEXT"}, [("secret",)])
     async with Bridged(osquery, []) as bridged:
@@ -264,6 +264,16 @@ async def test_command_lines_are_masked_and_not_searched_for_there(osquery: Osqu
         (statement,) = await bridged.asks("SELECT 1 FROM crontab WHERE command LIKE '%secret%'")
         assert "secret" not in statement
         assert await bridged.rows("SELECT 1 FROM crontab WHERE command LIKE '%secret%'") == []
+
+
+async def test_environments_of_containers_are_not_told_and_not_searched_for(osquery: Osqueryd) -> None:
+    rows = [("web", "PASSWORD_FILE=x, KEY=a"), ("db", "")]
+    osquery.tables["docker_containers"] = FakeTable({"name": "TEXT", "env_variables": "TEXT"}, rows)
+    async with Bridged(osquery, []) as bridged:
+        assert await bridged.rows("SELECT * FROM docker_containers") == [("web", "***"), ("db", "")]
+        sql = "SELECT name FROM docker_containers WHERE env_variables LIKE '%KEY=a%'"
+        assert await bridged.rows(sql) == []
+        assert not any("KEY=a" in statement for statement in await bridged.asks(sql))
 
 
 async def test_denied_tables_are_denied_under_each_name(osquery: Osqueryd) -> None:

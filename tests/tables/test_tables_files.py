@@ -248,6 +248,16 @@ def test_columns_that_cannot_be_read_are_an_error(tmp_path: Path, spec: str) -> 
         columns(tmp_path, spec)
 
 
+def test_the_number_of_columns_is_bounded(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("a b\n")
+    thousand = ",".join(["$1:text"] * 1_000)
+    (row,) = columns(file, thousand)
+    assert row == ("a",) * 1_000
+    with pytest.raises(SqlError, match="more than 1000 columns"):
+        columns(file, f"{thousand},$1:text")
+
+
 def test_other_mistakes_of_a_statement_are_errors_too() -> None:
     with pytest.raises(SqlError, match="is no regular expression"):
         ask(files_columns, "/etc/hosts", "$1:text", "", "(")

@@ -771,3 +771,16 @@ async def test_reports_go_only_through_an_open_connection() -> None:
         await until(lambda: one.connection.session is not session)
         with pytest.raises(ConnectionError):
             await instance.deliver(Report("q", query(), columns("count"), [(None, (1,))]))
+
+
+async def test_a_zeek_that_pings_and_does_not_read_is_left() -> None:
+    async with zeek_server() as zeek, agent(zeek.url()) as one:
+        client = await zeek.client()
+        transport = client.websocket.transport
+        transport.pause_reading()
+        while (told := one.connection.status().last_error) is None:
+            if not transport.is_closing():
+                transport.write((b"\x89\x7d" + bytes(125)) * 1_000)
+            await asyncio.sleep(0)
+        assert "1008 more than 65,536 bytes of pongs were not read" in told
+        transport.abort()

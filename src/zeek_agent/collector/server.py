@@ -31,6 +31,7 @@ from zeek_agent.collector.agents import Agent, Agents
 from zeek_agent.collector.in_process import InProcessListener
 from zeek_agent.collector.intake import Intake
 from zeek_agent.collector.pack import Pack, PackQuery
+from zeek_agent.collector.receive_memory import POOL_BYTES, BoundedConnection, ReceiveMemory, bounded_by
 from zeek_agent.collector.rotation import PENDING_BYTES, LogDirectory
 from zeek_agent.config import CollectorSettings
 from zeek_agent.destination import PATH
@@ -70,6 +71,8 @@ class Limits:
     agents: int = 10_000
     message_bytes: int = 32 * 1024 * 1024
     """Room for the longest value that an agent sends (4 MiB) when each byte of it is escaped."""
+    unread_bytes: int = POOL_BYTES
+    """Received and not read yet, of all connections together, beyond an allowance of each."""
     per_connection: int = 1000
     """Subscriptions of one connection, and agents that it speaks for."""
 
@@ -78,7 +81,7 @@ class Limits:
 class Client:
     """A connection, what it listens to, and the agents that have said hello on it."""
 
-    connection: ServerConnection
+    connection: BoundedConnection
     topics: tuple[str, ...] = ()
     agent_ids: set[str] = field(default_factory=set)
 
@@ -110,6 +113,8 @@ class Stats:
 
     started: float
     connections: int
+    unread_bytes: int
+    """What connections hold that was not read yet, beyond the allowance of each."""
     agents: tuple[Agent, ...]
     connected: frozenset[str]
     logs: tuple[LogStats, ...]
@@ -151,6 +156,12 @@ class Collector:
         self._intake = Intake(pack, self._logs, known, clock)
         self._queries = {f"za_{_unique()}": query for query in pack.queries}
         self._clients: set[Client] = set()
+        self._memory = ReceiveMemory(
+            # Those whose opening handshake is under way included; the others get an answer.
+            connections=2 * self._limits.connections,
+            pool_bytes=self._limits.unread_bytes,
+            refuse=self._intake.refuse,
+        )
         self._connections = 0
         self._numbers = count()
         self._server: Server | None = None
@@ -215,6 +226,7 @@ class Collector:
             ping_timeout=PONG_TIMEOUT,
             close_timeout=2,
             server_header=None,
+            create_connection=bounded_by(self._memory),
             logger=_websocket_logger(),
         )
 
@@ -264,6 +276,7 @@ class Collector:
         return Stats(
             started=self._started,
             connections=self._connections,
+            unread_bytes=self._memory.taken_bytes,
             agents=tuple(self._intake.agents),
             connected=frozenset().union(*(client.agent_ids for client in self._clients)),
             logs=tuple(LogStats(file.path, file.rows, file.dropped) for file in self._logs.files.values()),
@@ -283,13 +296,14 @@ class Collector:
         return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections\n")
 
     async def _handle(self, connection: ServerConnection) -> None:
+        assert isinstance(connection, BoundedConnection)
         client = Client(connection)
         self._connections += 1
         try:
             if await self._greeted(client):
                 self._clients.add(client)
                 while True:
-                    await self._take(client, await connection.recv(decode=False))
+                    await self._answer(client, self._take(client, await connection.receive()))
                     await self._wait_for_disk()
         except ConnectionClosed as error:
             if error.sent and not error.rcvd_then_sent and error.sent.code != CloseCode.GOING_AWAY:
@@ -306,16 +320,24 @@ class Collector:
             return await _refuse(client, "invalid_uri", f"Invalid URI - use {PATH}")
         if not all(map(_APPLICATION_NAME.fullmatch, request.headers.get_all("X-Application-Name"))):
             return await _refuse(client, "invalid_application_name", "Invalid X-Application-Name")
-        try:
-            async with asyncio.timeout(OPENING_TIMEOUT):
-                client.topics = self._subscription(await client.connection.recv(decode=False))
-        except TimeoutError:
-            return await _refuse(client, "deserialization_failed", "no subscription in time")
-        except ProtocolError as error:
-            self._intake.refuse(f"subscription from {client.peer}: {error}")
-            return await _refuse(client, "deserialization_failed", "subscriptions not an array of strings")
+        problem = await self._subscribe(client)
+        if problem is not None:
+            return await _refuse(client, "deserialization_failed", problem)
+        client.connection.subscribed()
         await client.connection.send(protocol.ack(f"collector-websocket-{next(self._numbers)}", ZEEK_VERSION))
         return True
+
+    async def _subscribe(self, client: Client) -> str | None:
+        """Take the client's first message; what is wrong with it. Nothing of it is kept while that is sent."""
+        try:
+            async with asyncio.timeout(OPENING_TIMEOUT):
+                client.topics = self._subscription(await client.connection.receive())
+        except TimeoutError:
+            return "no subscription in time"
+        except ProtocolError as error:
+            self._intake.refuse(f"subscription from {client.peer}: {error}")
+            return "subscriptions not an array of strings"
+        return None
 
     def _subscription(self, raw: bytes) -> tuple[str, ...]:
         topics = protocol.read_subscription(raw)
@@ -327,24 +349,31 @@ class Collector:
             raise ProtocolError(f"subscriptions of more than {bounds.SUBSCRIPTION_BYTES_MAX:,} bytes")
         return tuple(topics)
 
-    async def _take(self, client: Client, raw: bytes) -> None:
+    def _take(self, client: Client, raw: bytes) -> Agent | ProtocolError | None:
+        """Take a message in: the agent that said hello with it, or why it was refused.
+
+        Nothing of the message is kept: a client that does not read its answer would keep it in memory.
+        """
         try:
             message = protocol.read_message(raw)
             if not isinstance(message, Message):
                 raise ProtocolError("message is not an event")
             if not message.topic.startswith(self._topics):
                 self._intake.counters.ignored += 1
-                return
-            agent = self._intake.take(protocol.agent_event(message))
+                return None
+            return self._intake.take(protocol.agent_event(message))
         except ProtocolError as error:
             self._intake.refuse(f"message from {client.peer}: {error}")
+            return ProtocolError(str(error))
+
+    async def _answer(self, client: Client, taken: Agent | ProtocolError | None) -> None:
+        if isinstance(taken, ProtocolError):
             await client.connection.send(protocol.error("deserialization_failed", "failed to create Zeek event"))
-            return
-        if agent is not None:
+        elif taken is not None:
             if len(client.agent_ids) < self._limits.per_connection:
-                client.agent_ids.add(agent.id)
-            if agent.state != "update":
-                await self._publish(client, self._welcome(agent.id))
+                client.agent_ids.add(taken.id)
+            if taken.state != "update":
+                await self._publish(client, self._welcome(taken.id))
 
     def _welcome(self, agent_id: str) -> Iterable[tuple[str, str]]:
         """Topic and frame of a hello and all queries for an agent that has joined or is back."""

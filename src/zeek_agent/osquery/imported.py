@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
+from zeek_agent.access import REDACTED
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.osquery import questions
 from zeek_agent.osquery.client import Client
@@ -23,6 +24,8 @@ DECODED_TOGETHER: Final = 1_000
 """Rows whose cells are decoded column by column, few enough to stay in the processor's cache."""
 COMMAND_LINES: Final = frozenset({"cmdline", "command"})
 """Columns whose text `access.redact` masks."""
+ENVIRONMENTS: Final = frozenset({"env_variables"})
+"""Columns that show nothing, as nobody is shown the environment of a process."""
 
 REQUIRED: Final[Mapping[str, frozenset[str]]] = {
     table: frozenset(columns.split())
@@ -159,7 +162,7 @@ def tables(found: Iterable[Offered], taken: Collection[str], reader: Reader) -> 
 def _table(name: str, one: Offered, reader: Reader, *, alias: bool) -> Table:
     names = {column.name for column in one.columns}
     decisive = {"uid"} & names if one.name in OF_A_USER else set()
-    opaque = COMMAND_LINES & names
+    opaque = (COMMAND_LINES | ENVIRONMENTS) & names
     needed = reader.rules.required.get(one.name, frozenset()) & names
     table = Table(
         name,
@@ -233,11 +236,21 @@ class Reader:
 def _redacted(
     rows: list[tuple[Any, ...]], columns: Sequence[Column], redact: Callable[[str], str]
 ) -> list[tuple[Any, ...]]:
-    """The rows with command lines masked."""
-    masked = [index for index, column in enumerate(columns) if column.name in COMMAND_LINES]
-    if not masked:
+    """The rows with command lines and environments masked."""
+    masks = {
+        index: redact if column.name in COMMAND_LINES else _withheld
+        for index, column in enumerate(columns)
+        if column.name in COMMAND_LINES | ENVIRONMENTS
+    }
+    if not masks:
         return rows
     return [
-        tuple(redact(cell) if index in masked and isinstance(cell, str) else cell for index, cell in enumerate(row))
+        tuple(
+            masks[index](cell) if index in masks and isinstance(cell, str) else cell for index, cell in enumerate(row)
+        )
         for row in rows
     ]
+
+
+def _withheld(cell: str) -> str:
+    return REDACTED if cell else cell

@@ -18,8 +18,8 @@ from zeek_agent.host.files.globbing import Match
 from zeek_agent.host.files.reads import Omission
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table
-from zeek_agent.tables.files import PATTERN, matched
-from zeek_agent.text import from_os, to_bytes
+from zeek_agent.tables.files import PATTERN, asked_pattern, matched
+from zeek_agent.text import from_os
 
 ALGORITHMS: Final = ("md5", "sha1", "sha256")
 LARGEST: Final = 256 << 20
@@ -84,7 +84,7 @@ def hashed(wanted: Constraints) -> Iterator[Row]:
 
 def _matches(wanted: Constraints) -> Iterator[Match]:
     """The paths that match the pattern, and the one that is spelt like it, since programs' names may have wildcards."""
-    spelt = os.fsdecode(to_bytes(str(wanted.parameter("pattern"))))
+    spelt = asked_pattern(wanted)
     if _WILDCARD.search(spelt) is None:
         yield from matched(wanted)
         return

@@ -21,6 +21,8 @@ from zeek_agent.schema import Column, Parameter, Row, Value
 from zeek_agent.table import Constraints, Table
 from zeek_agent.text import from_bytes, from_os, to_bytes
 
+COLUMNS_MAX: Final = 1_000
+"""Columns that one statement may ask `files_columns` for."""
 _EVERYWHERE = ("linux", "darwin", "win32")
 PATTERN = Parameter(
     "pattern", "text", "path with wildcards as in glob(3): `*`, `?` and `[…]` stay inside one part of the path"
@@ -118,7 +120,7 @@ _TYPES: Final = {
 @files_list.snapshot
 def listed(wanted: Constraints) -> Iterator[Row]:
     reads = wanted.context.reads
-    for path, found in listing(_gate(wanted), _pattern(wanted), wanted.check):
+    for path, found in listing(_gate(wanted), asked_pattern(wanted), wanted.check):
         if isinstance(found, Status):
             kind, permissions = _type_and_permissions(found.mode)
             yield from_os(path), kind, found.uid, found.gid, permissions, found.mtime, found.size
@@ -160,16 +162,16 @@ def matched(wanted: Constraints, pattern: str | None = None) -> Iterator[Match]:
 
     What a pattern may not hold is the statement's error, not an empty answer.
     """
-    for match in matching(_gate(wanted), _pattern(wanted) if pattern is None else pattern, wanted.check):
+    for match in matching(_gate(wanted), asked_pattern(wanted) if pattern is None else pattern, wanted.check):
         wanted.check()
         yield match
 
 
 def _gate(wanted: Constraints) -> Gate | PortableGate:
-    return open_gate(wanted.context.access, wanted.context.reads)
+    return open_gate(wanted.context.access, wanted.context.reads, wanted.check)
 
 
-def _pattern(wanted: Constraints) -> str:
+def asked_pattern(wanted: Constraints) -> str:
     """The statement's pattern in the form of `os.fsdecode`. Raises SqlError for a NUL."""
     pattern = str(wanted.parameter("pattern"))
     if "\0" in pattern:
@@ -212,7 +214,11 @@ _CONVERSIONS: Final[dict[str, Callable[[bytes], Value]]] = {
 def _extractor(columns: str, separator: str) -> Callable[[bytes], dict[str, Value]]:
     """What makes a record of a line. Raises SqlError when `columns` is not as `$1:text,$2:count`."""
     wanted: list[tuple[str, int, Callable[[bytes], Value]]] = []
-    for part in columns.split(","):
+    names: set[str] = set()
+    parts = columns.split(",", COLUMNS_MAX)
+    if len(parts) > COLUMNS_MAX:
+        raise SqlError(f"files_columns: more than {COLUMNS_MAX} columns")
+    for part in parts:
         found = re.fullmatch(r"\s*\$(\d{1,6})\s*:\s*(\w+)\s*", part)
         if found is None or found[2] not in _CONVERSIONS:
             raise SqlError(
@@ -221,8 +227,9 @@ def _extractor(columns: str, separator: str) -> Callable[[bytes], dict[str, Valu
             )
         # Where a value alone does not tell its Zeek type, the field's name does, as with the alias of an expression.
         name = f"c{int(found[1])}" + (":int" if found[2] == "int" else "")
-        while any(name == taken for taken, _, _ in wanted):
+        while name in names:
             name += "_"
+        names.add(name)
         wanted.append((name, int(found[1]), _CONVERSIONS[found[2]]))
     split_at = to_bytes(separator) or None
 

@@ -27,6 +27,7 @@ from zeek_agent.errors import UsageError
 from zeek_agent.text import clipped, size
 from zeek_agent.zeek import bounds, causes, data, protocol, tls
 from zeek_agent.zeek.instance import Traffic
+from zeek_agent.zeek.pongs import BoundedClientConnection
 from zeek_agent.zeek.session import Session
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ async def open_websocket(
         open_timeout=settings.connect_timeout,
         close_timeout=CLOSE_TIMEOUT,
         write_limit=WRITE_LIMIT,
+        create_connection=BoundedClientConnection,
         proxy=None,
     )
 

@@ -41,9 +41,7 @@ class ProtocolError(ZeekAgentError):
 
 
 class Nothing(Struct, tag_field="@data-type", tag="none", frozen=True):
-    """An unset field."""
-
-    data: Any = None
+    """An unset field. Whatever a peer puts into its `data` is skipped: small JSON can take thirty times as much."""
 
 
 class Boolean(Struct, tag_field="@data-type", tag="boolean", frozen=True, gc=False):
@@ -144,11 +142,15 @@ _UNITS: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 10**9, "min": 60 * 
 _PORT = re.compile(r"([0-9]{1,5})(?:/(\w+|\?))?", re.ASCII)
 
 
+REPAIR_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Longest message that is repaired, which takes up to forty times its size; `zeek.message_bytes_max` by default."""
+
+
 class Reader:
     """Reads messages of one shape from a peer's bytes, leniently.
 
     Zeek copies strings raw into its JSON: control characters, bytes that are not UTF-8, `\\v`, `inf`. What the strict
-    parser refuses is repaired and parsed again. Host bytes become host text (`text.from_bytes`).
+    parser refuses is repaired and parsed again, up to a length. Host bytes become host text (`text.from_bytes`).
     """
 
     def __init__(self, shape: type[T] | Any) -> None:
@@ -160,7 +162,9 @@ class Reader:
             return self._decoder.decode(raw)
         except RecursionError:
             raise ProtocolError("message is nested too deeply") from None
-        except (msgspec.DecodeError, ValueError):
+        except (msgspec.DecodeError, ValueError) as error:
+            if len(raw) > REPAIR_BYTES_MAX:
+                raise ProtocolError(f"cannot read message of {len(raw):,} bytes: {error}") from None
             return self._read_repaired(raw.encode(errors="surrogatepass") if isinstance(raw, str) else raw)
 
     def _read_repaired(self, raw: bytes) -> Any:
@@ -194,6 +198,8 @@ def plain(value: Data) -> Value:
 
     Raises ProtocolError for a time, interval or port that is not one.
     """
+    if isinstance(value, Nothing):
+        return None
     convert = _PLAIN.get(type(value))
     return value.data if convert is None else convert(value.data)  # type: ignore[return-value]
 
@@ -233,7 +239,6 @@ def _entries(entries: list[Entry]) -> tuple[tuple[Value, Value], ...]:
 
 
 _PLAIN: Final[Mapping[type, Callable[[Any], Value]]] = {
-    Nothing: lambda _: None,
     Timestamp: timestamp_seconds,
     Timespan: timespan_seconds,
     Port: port_number,

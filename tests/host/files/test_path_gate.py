@@ -48,10 +48,11 @@ from mounting import (
 from waiting import until_sync
 
 from zeek_agent import paths
-from zeek_agent.access import AccessPolicy
+from zeek_agent.access import AccessPolicy, Contents
 from zeek_agent.config import AccessSettings, Config, LimitSettings, LogSettings, TlsSettings, ZeekSettings
 from zeek_agent.errors import LimitError
 from zeek_agent.host.files import gate as gate_module
+from zeek_agent.host.files import globbing, mount_rules
 from zeek_agent.host.files.reads import FLOOR_LINES, FLOORS, FileReads, Omissions
 from zeek_agent.host.linux.mounts import Mount
 from zeek_agent.table import Constraints, Table, TableContext
@@ -270,6 +271,30 @@ def test_links_to_the_descriptors_of_a_process_are_not_followed(tmp: Path, kind:
     assert [row["type"] for row in attributes.values()] == ["other", "other"]
 
 
+def test_where_roots_processes_lie_in_memory_is_told_in_no_way() -> None:
+    """The agent may see it, other users may not: /proc/PID/stat shows those who may not trace a process no address."""
+    with process(lambda: None) as pid:
+        directory = f"/proc/{pid}"
+        begin = Path(f"{directory}/maps").read_text().partition("-")[0]
+        code_begin = Path(f"{directory}/stat").read_text().rpartition(")")[2].split()[23]
+        for access in (DEFAULT, READS_ALL):
+            ways = [f"{directory}{each}" for each in ("/*", f"/task/{pid}/*")]
+            told = [text for way in ways for text in lines(way, access)]
+            assert f"Pid:\t{pid}" in told
+            assert [text for text in told if begin in text or code_begin in text.split()] == []
+            names = ("stat", "maps", "smaps", "smaps_rollup", "numa_maps", f"task/{pid}/stat")
+            assert [hashes(f"{directory}/{name}", access) for name in names] == [[]] * len(names)
+        assert list(Path(directory, "map_files").iterdir())
+        reads = FileReads()
+        assert listed(f"{directory}/map_f*/*", reads=reads) == {}
+        assert reads.omissions().refused == 1
+
+
+def test_the_environment_of_a_job_that_waits_is_not_read() -> None:
+    assert AccessPolicy().contents("/var/spool/cron/crontabs/root") is Contents.PRIVATE
+    assert AccessPolicy().contents("/var/spool/cron/atjobs/a0001") is not Contents.PRIVATE
+
+
 def test_own_descriptors_by_dev_are_not_followed_either(tmp: Path) -> None:
     with (write(tmp / "secret", "secret\n")).open() as file:
         (tmp / "link").symlink_to(f"/dev/fd/{file.fileno()}")
@@ -389,6 +414,27 @@ def test_the_executable_of_a_process_is_hashed_also_by_a_pattern(tmp: Path, *, d
     found, read = in_mount_namespace(scene)
     assert [sha256(static_program()) in each for each in found] == [True, True, True]
     assert read == []
+
+
+@pytest.mark.parametrize("name", ["id_rsa", "server.key", ".env"])
+def test_a_program_that_is_named_like_a_secret_does_not_hide_its_hash(tmp: Path, name: str) -> None:
+    def scene() -> tuple[list[str], list[str]]:
+        executable(tmp / name)
+        return hashes(tmp / name), hashes(f"/proc/{start(tmp / name)}/exe")
+
+    assert in_mount_namespace(scene) == ([], [sha256(static_program())])
+
+
+def test_the_executable_that_the_configuration_denies_is_not_hashed(tmp: Path) -> None:
+    def scene() -> tuple[list[str], str]:
+        executable(tmp / "program")
+        reads = FileReads()
+        policy = AccessPolicy(AccessSettings(paths_deny=(str(tmp / "*"),)))
+        return hashes(f"/proc/{start(tmp / 'program')}/exe", access=policy, reads=reads), reads.omissions().summary()
+
+    found, omissions = in_mount_namespace(scene)
+    assert found == []
+    assert "denied by access.paths_deny" in omissions
 
 
 def test_the_executable_of_a_memfd_is_hashed() -> None:
@@ -529,6 +575,45 @@ def test_a_file_system_that_hangs_is_listed_and_counted_but_not_touched(tmp: Pat
 
 @needs_fuse
 @pytest.mark.parametrize("renamed", [False, True])
+def test_a_mount_point_of_fuse_is_not_even_looked_up(
+    tmp: Path, monkeypatch: pytest.MonkeyPatch, *, renamed: bool
+) -> None:
+    """Where system calls are audited, the kernel asks FUSE for the capabilities of what they look up, and waits."""
+    looked_up: list[str] = []
+    opened, attributes = os.open, gate_module.status_at
+
+    def open_noted(path: Any, *arguments: Any, **more: Any) -> int:
+        looked_up.append(str(path))
+        return opened(path, *arguments, **more)
+
+    def status_noted(directory: int, name: str, *arguments: Any) -> Any:
+        looked_up.append(name)
+        return attributes(directory, name, *arguments)
+
+    fuse = SilentFuse()
+    write(tmp / "users" / "open", "open\n")
+    (tmp / "users" / "hangs").mkdir()
+
+    def scene() -> tuple[dict[str, Any], list[str]]:
+        asked_of_all(tmp / "users")
+        fuse.mount(tmp / "users" / "hangs")
+        asked_of_all(tmp / "users")
+        if renamed:
+            (tmp / "users").rename(tmp / "other")
+        monkeypatch.setattr(os, "open", open_noted)
+        monkeypatch.setattr(gate_module, "status_at", status_noted)
+        place = tmp / ("other" if renamed else "users")
+        read_anyhow(f"{place}/hangs", f"{place}/hangs/x", f"{place}/*/x")
+        return asked_of_all(place), [name for name in looked_up if "hangs" in name]
+
+    found, touched = in_mount_namespace(scene, fuse=fuse, seconds=30)
+    assert found["list"] == (["hangs", "open"], 1)
+    assert touched == []
+    assert fuse.requests == []
+
+
+@needs_fuse
+@pytest.mark.parametrize("renamed", [False, True])
 def test_a_file_system_of_one_user_alone_is_listed_too(tmp: Path, *, renamed: bool) -> None:
     fuse = SilentFuse()
     write(tmp / "users" / "open", "open\n")
@@ -593,6 +678,34 @@ def test_an_overlay_over_a_file_system_that_hangs_is_not_touched_either(tmp: Pat
     assert below == []
     assert "of kind overlay that may lie on another one" in why
     assert fuse.requests == []
+
+
+def test_an_image_on_a_file_system_that_hangs_is_not_entered(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ramfs stands for FUSE here, since the loop device has to read the image once."""
+    if shutil.which("mkfs.ext4") is None or not Path("/dev/loop-control").exists():
+        pytest.skip("no mkfs.ext4, or no loop devices")
+    monkeypatch.setattr(mount_rules, "LOCAL_FILE_SYSTEMS", mount_rules.LOCAL_FILE_SYSTEMS - {"ramfs"})
+    for name in ("kept", "local", "hangs", "image"):
+        (tmp / name).mkdir()
+    image = tmp / "kept" / "disk"
+    with image.open("wb") as file:
+        file.truncate(4 << 20)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+
+    def scene() -> tuple[Any, ...]:
+        mount("ramfs", tmp / "hangs", "ramfs", data="mode=755")
+        shutil.copy(image, tmp / "hangs" / "disk")
+        found = []
+        for where in ("kept", "hangs"):
+            subprocess.run(["mount", "-o", "loop", str(tmp / where / "disk"), str(tmp / "image")], check=True)
+            write(tmp / "image" / "file", "content\n")
+            found.append(asked_of_all(tmp / "image"))
+            subprocess.run(["umount", str(tmp / "image")], check=True)
+        return tuple(each["lines"] for each in found)
+
+    on_local, on_hazard = in_mount_namespace(scene)
+    assert on_local == (["file"], 0)
+    assert on_hazard == ([], 1)
 
 
 @needs_fuse
@@ -746,6 +859,32 @@ def test_dots_are_resolved_as_the_kernel_does(tmp: Path, way: str) -> None:
     assert lines("/../.." + f"{tmp}/{way}", READS_ALL) == expected
 
 
+def test_a_rule_that_names_a_directory_by_a_link_denies_what_lies_there(tmp: Path) -> None:
+    """As `/var/run/…` does, where /var/run is a link."""
+    secret = write(tmp / "real" / "inside" / "secret", "secret\n")
+    public = write(tmp / "real" / "inside" / "public", "public\n")
+    other = write(tmp / "other", "other\n")
+    (tmp / "link").symlink_to("real")
+    (tmp / "again").symlink_to(tmp / "link")
+    (tmp / "file").symlink_to(other)
+    for denied in (f"{tmp}/link/inside/*", f"{tmp}/again/**", f"{tmp}/again/inside/secret"):
+        access = allowing("/**", paths_deny=(denied, f"!{tmp}/link/inside/public", f"!{tmp}/again/inside/public"))
+        assert read_anyhow(secret, f"{tmp}/link/inside/secret", f"{tmp}/*/inside/secret", access=access) == []
+        assert lines(public, access) == ["public"]
+    access = allowing("/**", paths_deny=(f"{tmp}/file",))
+    assert read_anyhow(other, tmp / "file", access=access) == []
+    assert lines(secret, access) == ["secret"]
+
+
+def test_a_users_link_hides_nothing_behind_a_rule(tmp: Path) -> None:
+    program = write(tmp / "programs" / "worm", "worm\n")
+    (tmp / "users").symlink_to("programs")
+    os.chown(tmp / "users", NOBODY, NOBODY, follow_symlinks=False)
+    access = allowing("/**", paths_deny=(f"{tmp}/users/**",))
+    assert hashes(program, access) == [sha256("worm\n")]
+    assert read_anyhow(f"{tmp}/users/worm", access=access) == []
+
+
 def test_a_denied_file_is_denied_however_its_path_is_spelt(tmp: Path) -> None:
     write(tmp / "a" / "secret", "secret\n")
     (tmp / "b" / "c").mkdir(parents=True)
@@ -781,6 +920,89 @@ def test_links_in_a_circle_and_too_many_of_them_are_given_up(tmp: Path) -> None:
     kernel = sum((tmp / f"chain{number}").exists() for number in range(60))
     assert len(lines(f"{tmp}/chain*", READS_ALL)) == kernel == 40
     assert {row["type"] for path, row in listed(f"{tmp}/[ost]*").items()} == {"other"}
+
+
+def test_links_on_the_way_of_a_link_count_too(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a user's 80 links would cost a look at 1,600 ways of 4 KB for each file that is listed."""
+    write(tmp / "file", "content\n")
+    (tmp / "way0").symlink_to(".")
+    (tmp / "link0").symlink_to("file")
+    for number in range(1, 39):
+        (tmp / f"way{number}").symlink_to(f"way{number - 1}")
+        (tmp / f"link{number}").symlink_to(f"{'./' * number}way{number - 1}/link{number - 1}")
+    followed = Counter()
+    link_text = gate_module.Gate._link_text
+
+    def counted(*arguments: Any) -> str:
+        followed.add()
+        return link_text(*arguments)
+
+    monkeypatch.setattr(gate_module.Gate, "_link_text", counted)
+    assert listed(f"{tmp}/link2")[f"{tmp}/link2"]["type"] == "file"
+    assert listed(f"{tmp}/link38")[f"{tmp}/link38"]["type"] == "other"
+    assert followed.value < 3 * gate_module.LINKS_MAX
+
+
+def test_the_time_limit_of_a_statement_holds_at_each_link_of_a_long_way(tmp: Path) -> None:
+    (tmp / "way0").symlink_to(".")
+    for number in range(1, 9):
+        (tmp / f"way{number}").symlink_to(f"way{number - 1}")
+    checks = 0
+
+    def check() -> None:
+        nonlocal checks
+        checks += 1
+        if checks > 5:
+            raise LimitError("too long")
+
+    gate = gate_module.Gate(DEFAULT, FileReads(), check)
+    assert gate.walk(gate.root, f"{tmp}/way3").path == str(tmp)
+    with pytest.raises(LimitError):
+        gate.walk(gate.root, f"{tmp}/way8")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["/" + "x" * 8192, "/tmp/" + "*/" * 200, "/tmp/" + "./" * 200], ids=["long", "wild", "literal"]
+)
+def test_a_pattern_too_long_for_any_path_is_refused_and_does_not_end_the_statement(pattern: str) -> None:
+    for table in (files_list, files_lines, file_hashes):
+        reads = FileReads()
+        assert list(ask(table, pattern, reads=reads)) == []
+        omissions = reads.omissions()
+        assert omissions.refused
+        assert all(cause.startswith("refused: a pattern of more than") for cause in omissions.causes)
+
+
+def test_any_path_that_the_kernel_takes_may_be_spelt_with_backslashes(tmp: Path) -> None:
+    deep = tmp / "/".join(["[*?]" * 60] * 14)
+    file = write(deep / ("[*?]" * 60), "content\n")
+    escaped = "".join(f"\\{each}" if each in "[]*?" else each for each in str(file))
+    assert lines(escaped, READS_ALL) == ["content"]
+    assert hashes(str(file), READS_ALL) == [sha256("content\n")]
+
+
+def test_names_of_a_large_directory_come_in_lots_complete_and_in_order(
+    tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number * 7919 % 1000:03d}" for number in range(100)]
+    for name in names:
+        write(tmp / name / "file", name)
+    write(tmp / ".hidden" / "file", "hidden")
+    write(tmp / "other", "other")
+    monkeypatch.setattr(globbing, "_NAMES_TOGETHER", 10)
+    monkeypatch.setattr(globbing, "_NAMES_BEYOND", 5)
+    monkeypatch.setattr(gate_module, "_ENTRIES_TOGETHER", 4)
+    held: list[int] = []
+    deeper = globbing._Walk._deeper
+
+    def noted(walk: Any, directory: Any, path: str, entries: list[Any], rest: list[str]) -> Any:
+        held.append(len(entries))
+        return deeper(walk, directory, path, entries, rest)
+
+    monkeypatch.setattr(globbing._Walk, "_deeper", noted)
+    assert list(listed(f"{tmp}/*")) == [*(f"{tmp}/{name}" for name in sorted(names)), f"{tmp}/other"]
+    assert lines(f"{tmp}/*/file", READS_ALL) == sorted(names)
+    assert max(held) == 10
 
 
 def test_a_pattern_with_a_slash_at_its_end_means_directories(tmp: Path) -> None:
@@ -977,7 +1199,7 @@ def test_a_file_that_turns_into_something_else_while_it_is_opened_is_read_or_lef
 
 def test_a_file_that_grows_for_ever_ends_at_its_limit(tmp: Path) -> None:
     write(tmp / "a", "a\n")
-    growing = write(tmp / "growing", "x\n")
+    growing = write(tmp / "growing", ("x" * 999 + "\n") * 3_001)  # the reader may be faster than who writes
     write(tmp / "z", "z\n")
 
     def scene() -> tuple[int, list[str], int]:
@@ -1201,6 +1423,17 @@ def test_a_private_key_in_a_listed_file_is_masked_and_the_rest_returned(tmp: Pat
     assert in_empty_root(scene, tmp) == [*before, "***", "***", "***", KEY]
 
 
+def test_a_private_key_that_a_container_logs_line_by_line_is_masked(tmp: Path) -> None:
+    stamped = [f"2026-11-28T12:00:0{number}.5Z stdout F {text}" for number, text in enumerate(PEM.splitlines())]
+
+    def scene() -> list[str]:
+        write("/var/log/pods/app/0.log", "\n".join(stamped) + "\n")
+        return lines("/var/log/pods/*/0.log")
+
+    begin, body, _ = (line.rpartition(" F ")[0] for line in stamped)
+    assert in_empty_root(scene, tmp) == [f"{begin} F ***", f"{body} F ***", "***"]
+
+
 def test_a_file_that_only_the_configuration_admits_is_refused_if_a_key_begins_in_its_first_4_kb(tmp: Path) -> None:
     for name, offset in (("first", 0), ("early", 4_000), ("late", 5_000)):
         write(tmp / name, "x" * (offset - 1) + "\n" * (offset > 0) + PEM)
@@ -1273,13 +1506,29 @@ def test_an_overlay_does_not_rename_what_is_denied(tmp: Path, links: int) -> Non
     assert in_mount_namespace(scene) == expected
 
 
-def test_a_case_insensitive_file_system_has_each_name_in_small_letters_too() -> None:
+@pytest.mark.parametrize(
+    ("name", "denied"),
+    [
+        ("USER-DATA", True),
+        ("LOGIN DATA", True),
+        ("key4.db. .", True),
+        ("networkmanager./System-Connections/a", True),
+        ("ID_RSA.PUB", False),
+        ("notes.", False),
+    ],
+)
+def test_a_file_of_a_case_insensitive_file_system_is_denied_by_any_name_that_it_answers_to(
+    tmp: Path, name: str, *, denied: bool
+) -> None:
     gate = gate_module.Gate(DEFAULT, FileReads())
-    names = gate._names(
-        Mount(1, "8:1", "/", "/boot/efi", "vfat"), "/boot/efi/USER-DATA", "/boot/efi/USER-DATA", "/USER-DATA"
-    )
-    assert "/boot/efi/user-data" in names
-    assert any(map(DEFAULT.denies, names))
+    path = f"/media/stick/{name}"
+    for kind, refused in (("vfat", denied), ("exfat", denied), ("ext4", False)):
+        mount = Mount(1, "8:250", "/", "/media/stick", kind)
+        if refused:
+            with pytest.raises(gate_module.RefusedError):
+                gate._demand_allowed(mount, path, path, f"/{name}")
+        else:
+            gate._demand_allowed(mount, path, path, f"/{name}")
 
 
 # What the gate itself stands on

@@ -50,6 +50,33 @@ def masked(lines: Iterable[bytes]) -> list[bytes]:
     return [mask.line(line) for line in lines]
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        b"2026-11-28T12:00:%02d.%06dZ stdout F ",
+        b"Nov 28 12:00:%02d host app[%d]: ",
+        b"[%02d.%d]\t",
+    ],
+    ids=["container", "syslog", "kernel"],
+)
+def test_the_lines_of_a_key_in_a_log_are_masked_behind_the_time(prefix: bytes) -> None:
+    texts = [b"loading", BEGIN, b"Proc-Type: 4,ENCRYPTED", b"", b"MIIE" * 16, b"QQ==", END, b"done with it", b"done"]
+    log = [prefix % (number, number * 997) + text for number, text in enumerate(texts)]
+    mask = KeyMask(is_log=True)
+    found = [mask.line(line) for line in log]
+    assert [found[at] for at in (0, 7, 8)] == [log[at] for at in (0, 7, 8)]
+    assert all(found[at].endswith(b"***") and found[at][:5] == log[at][:5] for at in range(1, 6))
+    assert found[6] == b"***"
+    assert not any(text in line for text in (b"MIIE", b"QQ==", b"ENCRYPTED") for line in found)
+    unended = KeyMask(is_log=True)
+    assert [unended.line(line) for line in (log[1], log[4], log[7], log[4])][2:] == [log[7], log[4]]
+
+
+def test_a_prefix_hides_no_public_key_outside_of_logs() -> None:
+    line = BACKDOOR.rpartition(b" ")[0]
+    assert masked([b"ssh-ed25519 " + BEGIN, line, line]) == [b"ssh-ed25519 ***", line, line]
+
+
 @given(st.lists(ordinary_lines))
 def test_lines_outside_of_keys_are_never_changed(lines: list[bytes]) -> None:
     assert masked(lines) == lines

@@ -118,3 +118,8 @@ def test_a_number_that_is_used_again_stands_for_the_new_mount(tmp_path: Path) ->
 def test_the_agents_own_table_lists_what_the_kernel_does() -> None:
     lines = Path(OWN_MOUNTINFO).read_bytes().rstrip(b"\n").split(b"\n")
     assert [each.id for each in mounts()] == [int(line.split()[0]) for line in lines]
+
+
+def test_ecryptfs_lies_on_the_directory_that_it_encrypts() -> None:
+    (mount,) = parsed(b"1 2 0:3 / /home/a/Private rw - ecryptfs /home/a/.Private\\040dir rw,ecryptfs_sig=0")
+    assert mount.layers == ("/home/a/.Private dir",)

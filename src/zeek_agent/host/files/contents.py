@@ -45,7 +45,7 @@ class _Lines:
         self._path = path
         self._reads = reads
         self._check = check
-        self._mask = KeyMask()
+        self._mask = KeyMask(is_log=opened.is_log)
         self._bytes = 0
         self._lines = 0
         self._seconds_left = min(reads.limits.file_time, max(reads.seconds_left, reads.limits.file_time / 10))

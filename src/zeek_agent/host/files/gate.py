@@ -19,13 +19,15 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum, auto
 from io import FileIO
 from itertools import islice
 from pathlib import Path
 from stat import S_ISLNK
 from typing import Final, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
 
 from zeek_agent.access import AccessPolicy, Contents
 from zeek_agent.host.files.mount_rules import (
@@ -52,6 +54,8 @@ DIRECTORIES_KEPT: Final = 32
 DESCRIPTORS_KEPT: Final = 256
 """Descriptors that they may hold in all, with the directories above them: users choose how deep their links lead."""
 _ENTRIES_TOGETHER: Final = 256
+_REFRESH_EVERY: Final = 8
+"""Names that are looked up before it is asked again whether the mounts have changed."""
 _SPECIAL_NAMES: Final = frozenset({"", ".", ".."})
 _O_PATH: Final = getattr(os, "O_PATH", 0)
 _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
@@ -70,10 +74,14 @@ _USUAL_PLACES: Final = {
 _CASELESS: Final = frozenset({"exfat", "hfs", "hfsplus", "msdos", "ntfs3", "vfat"})
 """Kinds where a file answers to its name in capitals and small letters."""
 _LOW_BITS: Final = (1 << 32) - 1
+_LINKS_KEPT_FOR: Final = 10.0
+"""Seconds for which it is remembered where the links in rules lead."""
+_links_in_rules: WeakKeyDictionary[AccessPolicy, tuple[float, list[tuple[str, str]]]] = WeakKeyDictionary()
 
 
 _KERNEL_PLACES: Final = ("/dev/", "/proc/", "/sys/")
 """Where rules speak of the kernel's file systems, not of directories of those names at the top of another."""
+_LOGS: Final = "/var/log/"
 
 
 class Purpose(Enum):
@@ -102,13 +110,18 @@ class OpenedFile(NamedTuple):
     file: FileIO
     masks_keys: bool
     user: int = 0
+    is_log: bool = False
 
 
 class Gate:
-    """Walks and opens paths for one statement, in one thread. What it leaves out is counted in `reads`."""
+    """Walks and opens paths for one statement, in one thread. What it leaves out is counted in `reads`.
 
-    def __init__(self, access: AccessPolicy, reads: FileReads) -> None:
+    `check` is called at each link, since users choose how long a way their links lead.
+    """
+
+    def __init__(self, access: AccessPolicy, reads: FileReads, check: Callable[[], None] = lambda: None) -> None:
         self._access = access
+        self._check = check
         self.reads = reads
         self._table = own_mounts()
         self._mounts = self._table.current()
@@ -118,8 +131,12 @@ class Gate:
         self._ways: dict[tuple[Place, str], Place] = {}
         self._descriptors_kept = 0
         self._mounts_reread = False
+        self._looked_up = 0
         self._typed: dict[str, bool] = {}
         self.root = self._root()
+        if self._hazards.causes:  # nothing tells when directories of mount points have got other names
+            self._table.read()
+            self._refresh()
 
     # Walking
 
@@ -151,6 +168,7 @@ class Gate:
             links += 1
             if links > LINKS_MAX:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), entered.path)
+            self._check()
             text = self._link_text(place, name, entered.descriptor)
             if text.startswith("/"):
                 place = self.root
@@ -176,8 +194,11 @@ class Gate:
         Entries that have gone are left out; for those without attributes comes the error.
         """
         descriptor, mount = directory.descriptor, directory.status.mount
-        hazardous = directory.path in self._hazards.directories
-        for name in names:
+        hazardous = False
+        for number, name in enumerate(names):
+            if number % _REFRESH_EVERY == 0:
+                self._refresh()
+                hazardous = directory.path in self._hazards.directories
             try:
                 if name in links:
                     yield name, self._target_status(directory, name)
@@ -201,16 +222,14 @@ class Gate:
 
     def _target_status(self, directory: Place, name: str) -> Status:
         """Attributes of what a link leads to. Raises RefusedError and OSError."""
-        for _ in range(LINKS_MAX):
-            text = self._link_text(directory, name)
-            way, _, name = text.rstrip("/").rpartition("/")
-            directory = self._way(self.root if text[:1] == "/" else directory, way)
-            if name in _SPECIAL_NAMES:
-                return self.walk(directory, name).status
+        text = self._link_text(directory, name)
+        way, _, name = text.rstrip("/").rpartition("/")
+        directory = self._way(self.root if text[:1] == "/" else directory, way)
+        if name not in _SPECIAL_NAMES:
             status = self.entry_status(directory, name)
             if not S_ISLNK(status.mode):
                 return status
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+        return self.walk(directory, name).status
 
     def _way(self, directory: Place, way: str) -> Place:
         """`walk`, remembered, since links that lie together mostly lead to one directory."""
@@ -223,6 +242,9 @@ class Gate:
 
     def enter(self, directory: Place, name: str) -> Place:
         """What a directory has under a name; a link is not followed. Raises RefusedError and OSError."""
+        self._looked_up += 1
+        if self._looked_up % _REFRESH_EVERY == 0:
+            self._refresh()
         if directory.path in self._hazards.directories:
             self._demand_harmless(directory, name)
         if directory.depth >= DEPTH_MAX:
@@ -257,6 +279,9 @@ class Gate:
 
         Raises RefusedError for the mount point of a file system that may hang, which is not touched, and OSError.
         """
+        self._looked_up += 1
+        if self._looked_up % _REFRESH_EVERY == 0:
+            self._refresh()
         if directory.path in self._hazards.directories:
             self._demand_harmless(directory, name)
         try:
@@ -269,7 +294,9 @@ class Gate:
         return status
 
     def entries(self, directory: Place, check: Callable[[], None]) -> Iterator[list[os.DirEntry[str]]]:
-        """The entries of a directory, unsorted, some at a time. Raises OSError."""
+        """The entries of a directory, unsorted, some at a time. Raises RefusedError and OSError."""
+        if directory.mount.kind == "proc" and directory.path_in_file_system().endswith("/map_files"):
+            raise RefusedError("names of proc(5) that tell where a process lies in memory")
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | _CLOEXEC, dir_fd=directory.descriptor)
         try:
             with os.scandir(descriptor) as entries:
@@ -326,7 +353,8 @@ class Gate:
         masks_keys = True
         if purpose is Purpose.CONTENTS:
             masks_keys = self._demand_contents(place, written)
-        return OpenedFile(_reopened(place.descriptor, place.status, place.mount), masks_keys, user_of(place))
+        file = _reopened(place.descriptor, place.status, place.mount)
+        return OpenedFile(file, masks_keys, user_of(place), place.path.startswith(_LOGS))
 
     def open_executable(self, process: Place) -> OpenedFile | None:
         """Open the executable of a process, for its hash; None when it is no regular file.
@@ -347,7 +375,7 @@ class Gate:
                 return None
             path = str(Path(f"/proc/self/fd/{descriptor}").readlink()).removesuffix(" (deleted)")
             inside = mount.root.rstrip("/") + path.removeprefix(mount.place.rstrip("/"))
-            self._demand_allowed(mount, path, path, inside)
+            self._demand_allowed(mount, path, path, inside, executable=True)
             self._demand_no_denied_object(status, mount)
             return OpenedFile(_reopened(descriptor, status, mount), masks_keys=True)
         finally:
@@ -372,8 +400,8 @@ class Gate:
             raise
 
     def _demand_harmless(self, directory: Place, name: str) -> None:
-        """Raises RefusedError where a file system that even a descriptor of its root may wait for is mounted."""
-        cause = self._hazards.avoided.get(joined(directory, name))
+        """Raises RefusedError where a file system is mounted whose root may make wait who only looks it up."""
+        cause = self._hazards.causes.get(joined(directory, name))
         if cause is not None:
             raise RefusedError(cause, Omission.SKIPPED)
 
@@ -452,9 +480,12 @@ class Gate:
         if status.links != 1:
             self._demand_no_denied_object(status, mount)
 
-    def _demand_allowed(self, mount: Mount, written: str, path: str, inside: str) -> None:
+    def _demand_allowed(self, mount: Mount, written: str, path: str, inside: str, *, executable: bool = False) -> None:
         access = self._access
-        if any(access.denies(name) for name in self._names(mount, written, path, inside)):
+        denies = access.denies_executable if executable else access.denies
+        if mount.kind in _CASELESS and not executable:
+            denies = access.denies_in_any_case
+        if any(denies(name) for name in self._names(mount, written, path, inside)):
             raise RefusedError("denied by access.paths_deny, or the agent's own")
         if not access.allows(from_os(written)) or not access.allows(from_os(path)):
             raise RefusedError("not in access.paths_allow")
@@ -471,7 +502,10 @@ class Gate:
             root = other.root.rstrip("/")
             if inside == other.root or inside.startswith(f"{root}/"):
                 names.add(other.place.rstrip("/") + inside[len(root) :])
-        if mount.kind in _CASELESS:
+        for denied, real in self._denied_by_links():
+            names |= {denied + name[len(real) :] for name in names if name == real or name.startswith(f"{real}/")}
+        if mount.kind in _CASELESS:  # there, dots and spaces at a name's end are none either
+            names |= {re.sub(r"[. ]+(?=/|\Z)", "", name) or "/" for name in names}
             names |= {name.lower() for name in names}
         return {from_os(name) for name in names}
 
@@ -480,6 +514,31 @@ class Gate:
         if not mount.layers or mount.place == "/":
             return []
         return [layer.rstrip("/") + inside for layer in mount.layers]
+
+    def _denied_by_links(self) -> Sequence[tuple[str, str]]:
+        """Where rules of `paths_deny` name a place by root's links: how they name it, and the path that it has."""
+        found = _links_in_rules.get(self._access)
+        now = time.monotonic()
+        if found is None or now > found[0]:
+            named = [(place, self._path_by_links(place)) for place in self._access.denied_places]
+            found = now + _LINKS_KEPT_FOR, [(place, real) for place, real in named if real is not None]
+            _links_in_rules[self._access] = found
+        return found[1]
+
+    def _path_by_links(self, path: str) -> str | None:
+        """The path of what links of root lead to; None without links, or where a user's link could hide anything."""
+        place, linked = self.root, False
+        try:
+            for name in path.split("/")[1:]:
+                status = self.entry_status(place, name)
+                if S_ISLNK(status.mode):
+                    linked = True
+                    if status.uid != 0:
+                        return None
+                place = self.walk(place, name)
+        except (OSError, RefusedError):
+            return None  # not there, or where nobody may look
+        return place.path if linked and place.parent is not None else None
 
     def _demand_no_denied_object(self, status: Status, mount: Mount) -> None:
         denied = (status.device, status.inode) in self._objects()

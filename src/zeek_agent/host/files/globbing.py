@@ -2,7 +2,7 @@
 
 `*` matches any text, `?` one character, `[a-z]` and `[!a-z]` a class, a backslash takes the next character as it is.
 None of them matches a `/`, nor the dot that a hidden file's name begins with. Paths come in the order of their names
-within each directory; there is no limit to their number, and no more than one directory's names are held at a time.
+within each directory; there is no limit to their number, and of a directory's names only so many are held at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.host.files.gate import Gate, OpenedFile, Purpose, RefusedError
@@ -23,9 +23,17 @@ from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import FileReads, Omission
 from zeek_agent.host.files.statx import Status
 
+PATTERN_MAX: Final = 8_192
+"""Characters of a pattern: twice those of the longest path, as each of them may have a backslash."""
+PARTS_MAX: Final = 200
+"""Parts of a pattern, each of which is a search inside that for the one before it."""
 _SPECIAL: Final = re.compile(r"[*?\[]")
 _PARTS: Final = re.compile(r"/+")
 _CHECK_EVERY: Final = 64
+_NAMES_TOGETHER: Final = 262_144
+"""Names of one directory that are held at a time; a larger directory is read again for each further lot of them."""
+_NAMES_BEYOND: Final = 65_536
+"""How many more are gathered before they are sorted and those that come last are dropped."""
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
@@ -52,6 +60,10 @@ class Match:
         return gate.open_regular(gate.walk(self._directory, self._name), _absolute(self.path), purpose)
 
 
+_Entry: TypeAlias = tuple[str, bool, bool]
+"""A name in a directory, and whether it is a link or a directory."""
+
+
 class _Group(NamedTuple):
     """Those entries of one directory that match."""
 
@@ -64,9 +76,9 @@ class _Group(NamedTuple):
     """Which of them are likely to be links."""
 
 
-def open_gate(access: AccessPolicy, reads: FileReads) -> Gate | PortableGate:
-    """The path gate of this system, for one statement."""
-    return Gate(access, reads) if hasattr(os, "O_PATH") else PortableGate(access, reads)
+def open_gate(access: AccessPolicy, reads: FileReads, check: Callable[[], None] = lambda: None) -> Gate | PortableGate:
+    """The path gate of this system, for one statement. `check` is called now and then."""
+    return Gate(access, reads, check) if hasattr(os, "O_PATH") else PortableGate(access, reads)
 
 
 def matching(gate: Gate | PortableGate, pattern: str, check: Callable[[], None] = lambda: None) -> Iterator[Match]:
@@ -94,13 +106,21 @@ def listing(
 def _groups(gate: Gate | PortableGate, pattern: str, check: Callable[[], None]) -> Iterator[_Group]:
     if not pattern or "\0" in pattern:
         return
+    # Patterns may come from columns such as a program's path, so one that is too long must not end the statement.
+    if len(pattern) > PATTERN_MAX:
+        cause = f"a pattern of more than {PATTERN_MAX} characters"
+        gate.reads.leave_out(Omission.REFUSED, pattern[:PATTERN_MAX], cause)
+        return
+    parts = [part for part in _PARTS.split(pattern) if part]
+    if len(parts) > PARTS_MAX:
+        gate.reads.leave_out(Omission.REFUSED, pattern, f"a pattern of more than {PARTS_MAX} parts")
+        return
     absolute = pattern.startswith("/")
     try:
         start = gate.root if absolute else gate.working_directory()
     except (OSError, RefusedError) as error:
         _leave_out(gate, pattern, error)
         return
-    parts = [part for part in _PARTS.split(pattern) if part]
     walk = _Walk(gate, check, directories_only=pattern.endswith("/"))
     yield from walk.below(start, "/" if absolute else "", parts)
 
@@ -132,11 +152,15 @@ class _Walk:
 
     def _wildcard(self, directory: Place, path: str, part: str, rest: list[str]) -> Iterator[_Group]:
         """What matches a part with wildcards, and the parts after it."""
-        entries = self._entries(directory, path, part)
-        if not rest and not self._directories_only:
-            links = {name for name, is_link, _ in entries if is_link}
-            yield _Group(directory, path, [name for name, _, _ in entries], links)
-            return
+        for entries in self._entries(directory, path, part):
+            if not rest and not self._directories_only:
+                links = {name for name, is_link, _ in entries if is_link}
+                yield _Group(directory, path, [name for name, _, _ in entries], links)
+            else:
+                yield from self._deeper(directory, path, entries, rest)
+
+    def _deeper(self, directory: Place, path: str, entries: list[_Entry], rest: list[str]) -> Iterator[_Group]:
+        """What matches the pattern's `rest` below those entries that lead to directories."""
         for number, (name, is_link, is_directory) in enumerate(entries):
             if number % _CHECK_EVERY == 0:
                 self._check()
@@ -178,28 +202,53 @@ class _Walk:
             return None
         return place if place.status.is_directory else None
 
-    def _entries(self, directory: Place, path: str, part: str) -> list[tuple[str, bool, bool]]:
-        """Names in a directory that match one part of a pattern, in order, and whether they are links or directories.
+    def _entries(self, directory: Place, path: str, part: str) -> Iterator[list[_Entry]]:
+        """Entries of a directory that match one part of a pattern, in lots that are in order, as they are.
 
         Their types come from getdents(2), so that to look at them touches no mount point. Where the file system does
         not tell them, each may be either.
         """
+        last: str | None = ""
+        while last is not None:
+            try:
+                found, last = self._lot(directory, part, last)
+            except (OSError, RefusedError) as error:
+                _leave_out(self._gate, path, error)
+                return
+            yield found
+
+    def _lot(self, directory: Place, part: str, after: str) -> tuple[list[_Entry], str | None]:
+        """The matches whose names come first after a name, and the last of them unless there are no more.
+
+        Raises RefusedError and OSError.
+        """
         matches = _matcher(part)
         hidden = part.startswith((".", "\\."))
-        found: list[tuple[str, bool, bool]] = []
-        try:
-            typed = self._gate.gives_types(directory)
-            for entries in self._gate.entries(directory, self._check):
-                found += [
-                    (name, not typed or entry.is_symlink(), not typed or entry.is_dir(follow_symlinks=False))
-                    for entry in entries
-                    if matches(name := entry.name) and (hidden or name[0] != ".")
-                ]
-        except OSError as error:
-            _leave_out(self._gate, path, error)
-            return []
+        typed = self._gate.gives_types(directory)
+        found: list[_Entry] = []
+        last: str | None = None
+        for entries in self._gate.entries(directory, self._check):
+            found += [
+                (name, not typed or entry.is_symlink(), not typed or entry.is_dir(follow_symlinks=False))
+                for entry in entries
+                if (name := entry.name) > after
+                and (last is None or name < last)
+                and matches(name)
+                and (hidden or name[0] != ".")
+            ]
+            if len(found) >= _NAMES_TOGETHER + _NAMES_BEYOND:
+                last = _shortened(found)
+        if len(found) > _NAMES_TOGETHER:
+            last = _shortened(found)
         found.sort()
-        return found
+        return found, last
+
+
+def _shortened(found: list[_Entry]) -> str:
+    """Keep those whose names come first; the last of them."""
+    found.sort()
+    del found[_NAMES_TOGETHER:]
+    return found[-1][0]
 
 
 def _spelt(path: str, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -18,9 +19,11 @@ from zeek_agent.text import from_os
 
 STACKED: Final = frozenset({"aufs", "ecryptfs", "overlay"})
 """Kinds that lie on other file systems, and hang with them."""
-_FUSE: Final = frozenset({"fuse", "fuseblk"})
 _STACK_DEPTH: Final = 3
 """How many file systems the kernel lets lie on each other, and one."""
+_BLOCK_DEVICES: Final = "/sys/dev/block"
+_LOOP_MAJORS: Final = frozenset({"7", "259"})
+"""Of loop devices, and of partitions of theirs and of others."""
 _NS_GET_USERNS: Final = 0xB701
 _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 
@@ -41,9 +44,8 @@ class Hazards(NamedTuple):
     mounts: Mapping[int, str]
     """By the mount's number: why."""
     causes: Mapping[str, str]
-    """By mount point: why."""
-    avoided: Mapping[str, str]
-    """The same for those whose root is not even opened as a mere place, which FUSE does not notice."""
+    """By mount point: why. Not even a descriptor of a mere place is opened there: while the kernel audits system calls,
+    it asks FUSE too for the capabilities of what is looked up (`audit_copy_inode`), and waits for the answer."""
     directories: frozenset[str]
     """The directories that these lie in."""
 
@@ -54,29 +56,40 @@ def hazards_among(mounted: Mounts, admitted: tuple[str, ...]) -> Hazards:
 
     The root directory's is none: the agent runs from it.
     """
-    found = Hazards({}, {}, {}, frozenset())
+    found = Hazards({}, {}, frozenset())
     for _ in range(_STACK_DEPTH):
         mounts: dict[int, str] = {}
         causes: dict[str, str] = {}
-        avoided: dict[str, str] = {}
         for mount in mounted.by_id.values():
-            on_hazard = any(lies_on(layer, found, mounted) for layer in mount.layers) if found.causes else False
+            below = (*mount.layers, *backing_file(mount.device)) if found.causes else ()
+            on_hazard = any(lies_on(path, found, mounted) for path in below)
             cause = hazard(mount, admitted, on_hazard=on_hazard)
             causes.pop(mount.place, None)
-            avoided.pop(mount.place, None)
             if cause is not None and mount.place != "/":
                 mounts[mount.id] = causes[mount.place] = cause
-                if mount.kind.partition(".")[0] not in _FUSE:
-                    avoided[mount.place] = cause
         if causes == found.causes:
             break
-        found = Hazards(mounts, causes, avoided, frozenset(map(posixpath.dirname, avoided)))
+        found = Hazards(mounts, causes, frozenset(map(posixpath.dirname, causes)))
     return found
+
+
+def backing_file(device: str) -> tuple[str, ...]:
+    """The file that a loop device, or a partition of one, shows; empty for any other device.
+
+    Desktops let a user set up and mount his own, also of a file on his FUSE mount, and the kernel then waits for that.
+    """
+    if device.partition(":")[0] not in _LOOP_MAJORS:
+        return ()
+    for way in ("loop", "../loop"):
+        with suppress(OSError):  # no loop device, or detached meanwhile
+            text = Path(_BLOCK_DEVICES, device, way, "backing_file").read_bytes().removesuffix(b"\n")
+            return (os.fsdecode(text).removesuffix(" (deleted)"),)
+    return ()
 
 
 def lies_on(path: str, hazards: Hazards, mounted: Mounts) -> bool:
     """Whether the nearest mount above a path is a hazard."""
-    while path not in mounted.places and path != "/":
+    while path not in mounted.places and path not in ("/", ""):
         path = posixpath.dirname(path)
     return path in hazards.causes
 

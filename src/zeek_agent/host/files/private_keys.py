@@ -2,13 +2,15 @@
 
 A block runs from its header to its end mark, or to the first line that cannot be part of a key: a header in a comment
 must not hide the lines after it. Every other line of the file is returned as it is, and so is what precedes a header
-or follows an end mark on the same line.
+or follows an end mark on the same line. In a log, lines may begin with the time and a program's name, as the header's
+line does.
 
 Lines come from files that users write, so all expressions are RE2's, whose time is linear in the text.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import re2
@@ -19,6 +21,7 @@ HEADER_WITHIN: Final = 4_096
 """Bytes at the beginning of a file in which a header makes the whole file a key file."""
 
 _MASK: Final = REDACTED.encode()
+_NUMBER: Final = re.compile(rb"[0-9]+")
 _BEGIN: Final = (
     rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"  # RFC 7468, OpenSSH, RFC 9580
     rb"|---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----"
@@ -56,10 +59,16 @@ def has_header(text: bytes) -> bool:
 
 
 class KeyMask:
-    """Masks the private keys in the lines of one file, which are given in order."""
+    """Masks the private keys in the lines of one file, which are given in order.
 
-    def __init__(self) -> None:
+    Only a log may have lines of keys behind a prefix: elsewhere it could be a public key's type, and hide that key.
+    """
+
+    def __init__(self, *, is_log: bool = False) -> None:
         self._inside = False
+        self._is_log = is_log
+        self._prefix: list[bytes] = []
+        """The words before the header of the key that the next lines may go on with, without their numbers."""
 
     def may_leave_alone(self, lines: bytes) -> bool:
         """Whether none of these whole lines, which come next, has anything to mask."""
@@ -69,8 +78,9 @@ class KeyMask:
         """The line, with `***` in place of what belongs to a key."""
         marks = list(_MARKS.finditer(line))
         if self._inside and not marks:
-            self._inside = _BODY_LINE.fullmatch(line) is not None
-            return _MASK if self._inside else line
+            prefix = b"" if _BODY_LINE.fullmatch(line) is not None else self._prefix_of(line)
+            self._inside = prefix is not None
+            return line if prefix is None else prefix + _MASK
         kept: list[bytes] = []
         position = 0
         for mark in marks:
@@ -86,8 +96,23 @@ class KeyMask:
                 kept.append(line[position : mark.start()])
                 if begins:
                     self._inside = True
+                    self._prefix = _without_numbers(kept[-1]) if self._is_log else []
                     continue
                 kept.append(_MASK)
             position = mark.end()
         kept.append(_MASK if self._inside else line[position:])
         return b"".join(kept)
+
+    def _prefix_of(self, line: bytes) -> bytes | None:
+        """What precedes a key's text in a line of a log that begins as the header's did; None in any other line."""
+        if not self._prefix:
+            return None
+        words = line.split(None, len(self._prefix))
+        text = words[len(self._prefix)] if len(words) > len(self._prefix) else b""
+        prefix = line[: len(line) - len(text)]
+        return prefix if _without_numbers(prefix) == self._prefix and _BODY_LINE.fullmatch(text) is not None else None
+
+
+def _without_numbers(text: bytes) -> list[bytes]:
+    """The words of a line's beginning, with each number as 0."""
+    return [_NUMBER.sub(b"0", word) for word in text.split()]

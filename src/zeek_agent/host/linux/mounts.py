@@ -34,7 +34,8 @@ class Mount(NamedTuple):
     place: str
     kind: str
     layers: tuple[str, ...] = ()
-    """The directories that an overlay is made of, as far as its options name them by absolute paths."""
+    """The directories that an overlay is made of, as far as its options name them by absolute paths; the one that
+    ecryptfs encrypts."""
 
 
 def mounts(mountinfo: str = OWN_MOUNTINFO) -> Iterator[Mount]:
@@ -48,8 +49,10 @@ def parsed(mountinfo: bytes) -> Iterator[Mount]:
         if not line:
             continue
         number, _, device, root, place, *rest = line.split(b" ")
-        kind, _, options = rest[rest.index(b"-") + 1 :][:3]
+        kind, source, options = rest[rest.index(b"-") + 1 :][:3]
         layers = tuple(_layers(options)) if kind == b"overlay" else ()
+        if kind == b"ecryptfs":
+            layers = (_path(source),)
         top = _path(root).removesuffix(_DELETED) or "/"
         yield Mount(int(number), device.decode(), top, _path(place), os.fsdecode(kind), layers)
 

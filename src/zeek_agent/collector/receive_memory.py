@@ -1,0 +1,142 @@
+"""Memory for what clients have sent and the collector has not read yet, bounded for all connections together.
+
+The longest message that an agent may send has 32 MiB, so a bound per connection alone would let a thousand clients take
+32 GiB. Each connection has an allowance instead, which is more than agents send in ordinary messages; what it holds
+beyond that comes from a pool. When the pool is empty, the connection that holds most is closed. So a client with an
+unfinished message cannot keep others from sending theirs, and one within its allowance is never closed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosedError
+from websockets.frames import DATA_OPCODES, CloseCode, Frame
+from websockets.protocol import Event, State
+
+from zeek_agent.zeek.pongs import PongBound
+
+ALLOWANCE_BYTES: Final = 512 * 1024
+"""What is read from a socket at once, 256 KiB, as rows of a few hundred bytes with the objects for their frames."""
+POOL_BYTES: Final = 128 * 1024 * 1024
+"""Four of the longest messages."""
+OPENING_BYTES: Final = 16_384
+"""The HTTP request. An agent's has 300 bytes, a proxy may add some hundreds."""
+SUBSCRIPTION_BYTES: Final = 1024 * 1024
+"""Everything until the subscription is taken. Its topics have at most 131,072 bytes, each of which may be escaped."""
+_FRAME_BYTES: Final = 256
+"""What an object for a frame takes, so that empty frames count too."""
+
+
+class ReceiveMemory:
+    """The pool and the connections that may take from it. `refuse` reports a client that got no connection."""
+
+    def __init__(self, *, connections: int, pool_bytes: int, refuse: Callable[[str], None]) -> None:
+        self.connections: set[BoundedConnection] = set()
+        self.connections_max = connections
+        self.refuse = refuse
+        self._pool_bytes = pool_bytes
+        self._taken: dict[BoundedConnection, int] = {}
+        self._taken_bytes = 0
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes that connections hold beyond their allowances."""
+        return self._taken_bytes
+
+    def update(self, connection: BoundedConnection, unread_bytes: int) -> None:
+        """Note what a connection holds now, and close the one that holds most while the pool is exceeded."""
+        self._taken_bytes -= self._taken.pop(connection, 0)
+        if unread_bytes > ALLOWANCE_BYTES:
+            self._taken[connection] = unread_bytes - ALLOWANCE_BYTES
+            self._taken_bytes += self._taken[connection]
+        while self._taken_bytes > self._pool_bytes:
+            largest = max(self._taken, key=self._taken.__getitem__)
+            largest.disconnect(CloseCode.TRY_AGAIN_LATER, f"no memory for {largest.unread_bytes:,} unread bytes")
+
+
+class BoundedConnection(PongBound, ServerConnection):
+    """A client's connection, with what it holds noted in `memory`, which `bounded_by` sets in a subclass."""
+
+    memory: ReceiveMemory
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._messages: deque[int] = deque()
+        self._messages_bytes = self._unfinished_bytes = 0
+        self._opening_bytes = 0
+        self._subscribed = False
+        self._disconnected = False
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes of messages that were not read yet, and of a frame that is not complete."""
+        return self._messages_bytes + self._unfinished_bytes + len(self.protocol.reader.buffer)
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self.memory.connections) >= self.memory.connections_max:
+            self.memory.refuse(f"more than {self.memory.connections_max:,} connections")
+            self.transport.abort()
+        self.memory.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.memory.connections.discard(self)
+        self.memory.update(self, 0)
+
+    def data_received(self, data: bytes) -> None:
+        if self.protocol.state is State.CONNECTING:
+            self._opening_bytes += len(data)
+            if self._opening_bytes > OPENING_BYTES:
+                self.memory.refuse(f"an HTTP request of more than {OPENING_BYTES:,} bytes")
+                self.transport.abort()
+                return
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if not self._subscribed and self.unread_bytes > SUBSCRIPTION_BYTES:
+            self.disconnect(CloseCode.MESSAGE_TOO_BIG, f"more than {SUBSCRIPTION_BYTES:,} bytes before a subscription")
+            return
+        self.memory.update(self, self.unread_bytes)
+
+    def process_event(self, event: Event) -> None:
+        super().process_event(event)
+        if isinstance(event, Frame) and event.opcode in DATA_OPCODES:
+            self._unfinished_bytes += len(event.data) + _FRAME_BYTES
+            if event.fin:
+                self._messages.append(self._unfinished_bytes)
+                self._messages_bytes += self._unfinished_bytes
+                self._unfinished_bytes = 0
+
+    async def receive(self) -> bytes:
+        """The next message. Raises ConnectionClosed."""
+        message = await self.recv(decode=False)
+        if self._disconnected:
+            raise ConnectionClosedError(self.protocol.close_rcvd, self.protocol.close_sent)
+        if self._messages:
+            self._messages_bytes -= self._messages.popleft()
+        self.memory.update(self, self.unread_bytes)
+        return message
+
+    def subscribed(self) -> None:
+        """From now on messages may be long."""
+        self._subscribed = True
+
+    def disconnect(self, code: CloseCode, reason: str) -> None:
+        """End the connection and drop what was received and not read."""
+        super().disconnect(code, reason)
+        self._disconnected = True
+        for frame in self.recv_messages.frames.queue:  # `receive` may be about to take one, so they stay
+            frame.data = b""
+        self._messages.clear()
+        self._messages_bytes = self._unfinished_bytes = 0
+        self.memory.update(self, 0)
+
+
+def bounded_by(memory: ReceiveMemory) -> type[BoundedConnection]:
+    """The class of connections that share this memory, for websockets to make."""
+    return type("BoundedConnection", (BoundedConnection,), {"memory": memory})

@@ -1,0 +1,38 @@
+"""A bound on pongs that wait for a peer: each ping is answered at once, whether or not the peer reads the answers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.connection import Connection
+from websockets.frames import CloseCode
+
+PONG_BYTES_MAX: Final = 65_536
+"""Pongs that may wait in memory. A peer that pings each second and does not read for an hour has 14 KB of them."""
+UNREAD_PONGS: Final = f"more than {PONG_BYTES_MAX:,} bytes of pongs were not read"
+
+
+class PongBound(Connection):
+    """Ends the connection of a peer that pings and does not read. Other data in the write buffer does not count."""
+
+    _pong_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        before = self.transport.get_write_buffer_size()
+        super().data_received(data)
+        after = self.transport.get_write_buffer_size()
+        # What is answered to a message is sent later, by a task, so only pongs were added.
+        self._pong_bytes = min(self._pong_bytes, before) + after - before
+        if self._pong_bytes > PONG_BYTES_MAX:
+            self.disconnect(CloseCode.POLICY_VIOLATION, UNREAD_PONGS)
+
+    def disconnect(self, code: CloseCode, reason: str) -> None:
+        """End the connection without waiting for the peer. The close frame is sent if the socket has room for it."""
+        self.protocol.fail(code, reason)
+        self.send_data()
+        self.transport.abort()
+
+
+class BoundedClientConnection(PongBound, ClientConnection):
+    """An agent's connection to a Zeek."""
