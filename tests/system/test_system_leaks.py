@@ -50,19 +50,26 @@ async def joined(zeek: ZeekServer) -> Client:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("share", [0.2, pytest.param(2.0, marks=pytest.mark.soak)])
-async def test_hundreds_of_queries_and_connections_leave_nothing_behind(tmp_path: Path, share: float) -> None:
-    connections = int(60 * share)
+@pytest.mark.parametrize(
+    ("warming_up", "rounds", "repeated", "connections"),
+    [
+        pytest.param(5, 8, 20, 12, id="few"),
+        pytest.param(15, 40, 100, 60, id="many", marks=pytest.mark.soak),
+    ],
+)
+async def test_hundreds_of_queries_and_connections_leave_nothing_behind(
+    tmp_path: Path, warming_up: int, rounds: int, repeated: int, connections: int
+) -> None:
     settings = {"zeek.reconnect_min": 0.01, "zeek.reconnect_max": 0.02, "log.entries": 100}
     async with zeek_server() as zeek, running(tmp_path, f"--zeek={zeek.url()}", settings=settings) as agent:
         client = await joined(zeek)
-        await one_shots(client, 5, "warm")
+        await one_shots(client, warming_up, "warm")
         before, memory = used(agent), agent.resident()
-        await one_shots(client, int(40 * share), "again")
-        for number in range(int(100 * share)):
+        await one_shots(client, rounds, "again")
+        for number in range(repeated):
             query = Query("SELECT pid FROM processes", "Test::pids", 0.05, Subscription.DIFFERENCES)
             await client.install(f"repeated_{number}", query)
-        for number in range(int(100 * share)):
+        for number in range(repeated):
             await client.cancel(f"repeated_{number}")
         for number in range(connections):
             await client.install(f"kept_{number}", Query("SELECT 1", "Test::x", 3600, Subscription.SNAPSHOTS))
