@@ -33,8 +33,9 @@ QUICK: Mapping[str, object] = {
     "agent.id": AGENT_ID,
     "zeek.reconnect_min": 0.2,
     "zeek.reconnect_max": 1.0,
+    "collector.rotate_interval": 0,
 }
-"""Settings of every agent here: known by name, back soon."""
+"""Settings of every agent here: known by name, back soon, and with all records in one file also at the full hour."""
 
 PRIVATE_FILES = """
 set -e

@@ -22,7 +22,7 @@ from zeek_agent.queries.subscriptions import Change
 from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.protocol import Context, Message
 
-SETTINGS = CollectorSettings(listen="127.0.0.1:0")
+SETTINGS = CollectorSettings(listen="127.0.0.1:0", rotate_interval=0.0)
 
 PACK = pack.parse(
     """

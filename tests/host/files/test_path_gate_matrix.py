@@ -1,6 +1,6 @@
 """All combinations of mounts, links, tables and attackers, each with a link exchanged while files are opened.
 
-200 tries each; 10,000 as a soak, which takes an hour.
+200 tries each; 10,000 as a soak, which takes most of an hour.
 """
 
 from __future__ import annotations
