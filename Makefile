@@ -21,15 +21,19 @@ soak: setup ## Run the soaks: long runs, floods and rates (a selection: ARGS="-k
 test-kernels: setup ## Load the BPF objects in Debian's kernels under QEMU (others: ARGS="linux-image-…")
 	@$(BIN)/python tests/kernels/run.py $(ARGS)
 
-lint: setup ## Check style, types, generated documentation and NOTICE
+lint: setup ## Check style, types, generated documentation and scripts, and NOTICE
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m zeek_agent.reference --check
+	@$(BIN)/python zeek/generate.py --check
+	@$(BIN)/python zeek/reference.py --check
 	@$(BIN)/python packaging/check_notice.py
 
-docs: setup ## Generate docs/tables.md, docs/cli.md and docs/configuration.md
+docs: setup ## Generate what is generated of docs/ and of the Zeek package's scripts
 	@$(BIN)/python -m zeek_agent.reference
+	@$(BIN)/python zeek/generate.py
+	@$(BIN)/python zeek/reference.py
 
 bench: setup ## Run the benchmarks, each prints a table
 	@for benchmark in benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done

@@ -19,7 +19,7 @@ from zeek_agent.config import EventSettings, SourceSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.bpf_monitor import Monitor, Stream
 from zeek_agent.recording.processes.process_cache import ProcessCache
-from zeek_agent.recording.processes.process_rows import process_row
+from zeek_agent.recording.processes.process_event import process_event
 from zeek_agent.recording.processes.process_tracker import ProcessTracker
 from zeek_agent.recording.sockets.bpf_connections import ConnectionTracker
 from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
@@ -38,7 +38,7 @@ def main() -> None:
     print(f"{'records':28} {'count':>7} {'µs each':>8} {'per s':>9}")
 
     def decode_processes() -> list[Row]:
-        return [process_row(process, at, 0.0, ended) for process, at, ended in ProcessTracker(cache).apply(processes)]
+        return [process_event(process, at, 0.0, ended) for process, at, ended in ProcessTracker(cache).apply(processes)]
 
     def decode_connections() -> list[Row]:
         return ConnectionTracker(cache).rows(connections, 0.0)

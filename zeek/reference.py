@@ -22,7 +22,9 @@ _RECORD: Final = re.compile(
     r"^\t?(?:type|redef record) ([\w:]+)(?:: record| \+=) \{\n(.*?)^\t?\}", re.MULTILINE | re.DOTALL
 )
 _FIELD: Final = re.compile(r"(?m)((?:^\t+## .*\n)+)^\t+(\w+): (.+?)((?: &[^;]*)?);")
-_LOG: Final = re.compile(r"create_log\((\w+), (\w+),\s+(\w+),\s*\"([\w-]+)\"")
+_LOG: Final = re.compile(
+    r"create_stream\(\w+,\s+Log::Stream\(\$columns=(\w+),.*?\$path=\"([\w-]+)\".*?\),\s+(\w+)", re.DOTALL
+)
 _RENAMED: Final = re.compile(r"\[\"(\w+)\"\] = \"(\w+)\"")
 
 
@@ -65,8 +67,8 @@ def table_logs(script: str) -> Iterator[Log]:
     """The logs that a script for a table creates."""
     known = records(script)
     module = re.findall(r"^module (\w+);", script, re.MULTILINE)[0]
-    renamed = dict(_RENAMED.findall(script)) if "create_log" in script else {}
-    for _, info, columns, path in _LOG.findall(script):
+    renamed = dict(_RENAMED.findall(script))
+    for info, path, columns in _LOG.findall(script):
         direct = {f"columns.{field.name}": field.name for field in known[columns]}
         fields = []
         for each in known[info]:
@@ -107,7 +109,7 @@ def main() -> int:
     if wanted == page:
         return 0
     if "--check" in sys.argv[1:]:
-        sys.stderr.write(f"{PAGE.name} is not what the scripts say: run python zeek/reference.py\n")
+        sys.stderr.write(f"{PAGE.name} is stale: run `make docs`\n")
         return 1
     PAGE.write_text(wanted)
     return 0

@@ -23,7 +23,7 @@ from zeek_agent.destination import EMBEDDED, formerly_embedded
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.events import file as event_file
 from zeek_agent.events.store import EventStore
-from zeek_agent.queries.runner import Installed, QueryRunner
+from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.signals import stop_signals
 from zeek_agent.table import TableContext
@@ -214,13 +214,13 @@ class Agent:
         return event_file.read(self.store.uri, sql, bindings, check)
 
     def connections(self) -> Iterable[Row]:
-        return [connection.row() for connection in self._connections]
+        return [connection.status() for connection in self._connections]
 
     def queries(self) -> Iterable[Row]:
-        return [_query_row(installed) for installed in self.runner.installed]
+        return [installed.status() for installed in self.runner.installed]
 
     def sources(self) -> Iterable[Row]:
-        return [*self.supervisor.rows(), *(self._bridge.rows() if self._bridge else ())]
+        return [*self.supervisor.status(), *(self._bridge.status() if self._bridge else ())]
 
     def gaps(self) -> Iterable[Row]:
         return self.store.gaps()
@@ -269,31 +269,6 @@ class Coalesced:
             await asyncio.wait([before])
         self._running, self._next = self._next, None
         await self._function()
-
-
-def _query_row(installed: Installed) -> Sequence[Any]:
-    query = installed.query
-    return (
-        installed.query_id,
-        installed.recipient.identity,
-        query.sql,
-        query.event,
-        None if query.subscription is None else query.subscription.value,
-        query.schedule,
-        query.cookie,
-        installed.state.value,
-        installed.runs,
-        installed.rows,
-        installed.lost,
-        installed.errors,
-        installed.last_run,
-        installed.last_duration,
-        installed.last_error,
-        installed.files.refused,
-        installed.files.skipped,
-        installed.files.truncated,
-        sorted(installed.files.causes),
-    )
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -347,6 +347,30 @@ async def _collect(settings: CollectorSettings) -> None:
         await collector.stop()
 
 
+@commands.group("pack")
+def pack_group() -> None:
+    """Work with query packs."""
+
+
+@pack_group.command("zeek")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), metavar="PATH", help="File to write instead of standard output."
+)
+def pack_zeek(*, file: Path | None, output: Path | None) -> None:
+    """Write a Zeek script for the query pack FILE: its queries, and a log for their rows. Default: the default pack."""
+    from zeek_agent.collector import pack_file, zeek_script
+
+    script = zeek_script.script(*pack_file.load(file))
+    if output is None:
+        click.echo(script, nl=False)
+        return
+    try:
+        output.write_text(script, "utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {output}: {error.strerror}") from None
+
+
 def _printer(mode: str) -> Printer:
     from zeek_agent.terminal.console import Mode, Printer
 

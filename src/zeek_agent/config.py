@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any, Final, Literal, TypeAlias, cast, get_type_hints
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, cast, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -411,10 +411,19 @@ def config_file(path: Path | None, environment: Mapping[str, str]) -> Path | Non
     return default if os.access(default, os.F_OK) else None
 
 
-def rows(config: Config, origins: Mapping[str, str]) -> Iterator[tuple[str, str | None, str, str | None]]:
-    """Every setting as name, value, origin, default; no setting holds a secret, files are named."""
+class SettingStatus(NamedTuple):
+    """A row of `zeek_agent_config`, which describes the columns."""
+
+    name: str
+    value: str | None
+    origin: str
+    default_value: str | None
+
+
+def rows(config: Config, origins: Mapping[str, str]) -> Iterator[SettingStatus]:
+    """Every setting. None holds a secret: they name files that do."""
     for name, setting in settings().items():
-        yield name, _shown(get(config, name)), origins.get(name, "default"), _shown(setting.default)
+        yield SettingStatus(name, _shown(get(config, name)), origins.get(name, "default"), _shown(setting.default))
 
 
 def get(config: Config, name: str) -> object:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 
 from zeek_agent import ownership
 from zeek_agent.errors import UsageError
@@ -97,18 +97,28 @@ class LogFile(logging.StreamHandler[TextIO]):
             return False
 
 
+class LogLine(NamedTuple):
+    """A row of `zeek_agent_log`, which describes the columns. `time` is in seconds since the epoch."""
+
+    time: float
+    level: str
+    component: str
+    message: str
+
+
 class Ring(logging.Handler):
     """Keeps the last entries in memory."""
 
     def __init__(self, entries: int) -> None:
         super().__init__()
-        self._entries: deque[tuple[float, str, str, str]] = deque(maxlen=entries)
+        self._entries: deque[LogLine] = deque(maxlen=entries)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._entries.append((record.created, record.levelname.lower(), record.name, cut(_message(record), LINE_BYTES)))
+        message = cut(_message(record), LINE_BYTES)
+        self._entries.append(LogLine(record.created, record.levelname.lower(), record.name, message))
 
-    def rows(self) -> Iterator[tuple[float, str, str, str]]:
-        """Time (epoch seconds), level, logger and message, oldest first."""
+    def rows(self) -> Iterator[LogLine]:
+        """The oldest first."""
         self.acquire()
         try:
             return iter(list(self._entries))

@@ -12,12 +12,14 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import click
 
 from zeek_agent import config, directories, paths
 from zeek_agent.access_defaults import CONTENTS_PRIVATE, CONTENTS_PUBLIC, LOCAL_FILE_SYSTEMS, PATHS_DENY
+from zeek_agent.collector import pack_file
+from zeek_agent.collector.agents import State
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
 from zeek_agent.table import Table
@@ -32,6 +34,15 @@ README_BEGIN: Final = "<!-- tables: generated -->\n"
 README_END: Final = "<!-- tables: end -->\n"
 LISTS_BEGIN: Final = "<!-- lists: generated -->\n"
 LISTS_END: Final = "<!-- lists: end -->\n"
+LOGS_BEGIN: Final = "<!-- logs: generated -->\n"
+LOGS_END: Final = "<!-- logs: end -->\n"
+LINES: Final = {
+    "Events": "each event, where the agent records events",
+    "Differences": "rows that came (`new`) and went (`gone`) between two runs",
+    "SnapshotPlusDifferences": "all rows once, then those that came (`new`) and went (`gone`)",
+    "Snapshots": "all rows, each time",
+}
+"""What a line of a log is, by the subscription of its queries."""
 LISTED_BY: Final = {"access.paths_deny": "security.md#never-read"}
 """Settings whose default is too long for a cell, and where it is printed."""
 
@@ -45,6 +56,8 @@ def main(arguments: Sequence[str]) -> int:
         wanted["README.md"] = with_tables(readme.read_text())
     if (security := root / "docs/security.md").exists():
         wanted["docs/security.md"] = with_lists(security.read_text())
+    if (collector := root / "docs/collector.md").exists():
+        wanted["docs/collector.md"] = with_logs(collector.read_text())
     stale = [path for path, text in wanted.items() if not _is(root / path, text)]
     for path in stale:
         if check:
@@ -72,6 +85,18 @@ def with_lists(security: str) -> str:
     )
     text = "\n\n".join(f"### {title}\n\n{lead}\n\n```\n{_filled(entries)}\n```" for title, lead, entries in lists)
     return _replaced(security, LISTS_BEGIN, LISTS_END, text)
+
+
+def with_logs(collector: str) -> str:
+    """The collector's page with its list of logs as the default pack declares them."""
+    file, _ = pack_file.load()
+    rows = [("`zeek-agent.log`", "Agents", ", ".join(f"`{state}`" for state in get_args(State)))]
+    for path, log in file.logs.items():
+        if queries := file.queries_for("collector", path):
+            subscription = queries[0][1].subscription or file.subscription
+            rows.append((f"`{path}.log`", log.summary, LINES[subscription]))
+    rows.append(("`reporter.log`", "Errors", "what agents report, and messages that could not be used"))
+    return _replaced(collector, LOGS_BEGIN, LOGS_END, _markdown_table(("Log", "Content", "Lines"), rows))
 
 
 def _filled(entries: Iterable[str]) -> str:

@@ -39,6 +39,14 @@ _ZEEK_SCRIPT_TYPES: Final = {
 }
 
 
+ZEEK_KEYWORDS: Final = frozenset(
+    """F T add addr any as assert bool break case const copy count default delete do double else enum event export
+    fallthrough file for function global hook if in interval is local module next of opaque option pattern port print
+    record redef return schedule set string subnet switch table time timeout type vector when while""".split()  # noqa: SIM905
+)
+"""Words that cannot be a record's field."""
+
+
 @dataclass(frozen=True, slots=True)
 class ZeekType:
     """One of Zeek's types; `element` is the type of a set's or vector's members."""
@@ -119,3 +127,8 @@ class Parameter:
     @property
     def zeek_type(self) -> ZeekType:
         return ZeekType.parse(self.type)
+
+
+def zeek_field(column: str) -> str:
+    """A column's name as a record field: one that is a keyword of Zeek's gets a `_` behind it."""
+    return f"{column}_" if column in ZEEK_KEYWORDS else column

@@ -33,6 +33,7 @@ from zeek_cluster import cluster, search_path
 from zeek_program import PACKAGE, ROOT, Zeek, joined, needs_zeek, records, tool, zeek
 
 from zeek_agent import __version__
+from zeek_agent.collector import pack_file
 
 LOAD = SUPPORT / "connection_load.py"
 
@@ -141,25 +142,106 @@ def test_scripts_are_formatted(tmp_path: Path) -> None:
         run("zeek-script", "parse", str(original))
 
 
-def test_documented_logs_are_what_the_scripts_say() -> None:
+def test_generated_scripts_and_documented_logs_are_up_to_date() -> None:
+    run(sys.executable, "zeek/generate.py", "--check")
     run(sys.executable, "zeek/reference.py", "--check")
 
 
-def test_documented_fields_are_those_that_zeek_writes() -> None:
+def package_logs() -> dict[str, Any]:
+    """The logs that the package's scripts create, as zeek/reference.py reads them, by their names."""
     spec = importlib.util.spec_from_file_location("zeek_package_reference", ROOT / "zeek" / "reference.py")
     assert spec is not None
     assert spec.loader is not None
     reference = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = reference
     spec.loader.exec_module(reference)
+    return {log.path: log for log in reference.logs() if log.path.startswith("zeek-agent")}
+
+
+def test_documented_fields_are_those_that_zeek_writes() -> None:
     written = ROOT / "zeek" / "testing" / "Baseline" / "tables.logs"
-    tables = [log for log in reference.logs() if log.path.startswith("zeek-agent")]
-    assert {log.path for log in tables} == {path.stem for path in written.glob("*.log")}
-    for log in tables:
+    tables = package_logs()
+    assert set(tables) == {path.stem for path in written.glob("*.log")}
+    for log in tables.values():
         lines = (written / f"{log.path}.log").read_text().splitlines()
         header = {line.split("\t")[0]: line.split("\t")[1:] for line in lines if line.startswith("#")}
         assert [field.name for field in log.fields] == header["#fields"], log.path
         assert [field.type for field in log.fields] == header["#types"], log.path
+
+
+def test_scripts_written_by_hand_have_the_columns_of_the_default_pack() -> None:
+    file, _ = pack_file.load()
+    logs = package_logs()
+    assert set(file.logs) == set(logs) - {"zeek-agent"}
+    for path, entry in file.logs.items():
+        leading = ["t", "hid", "host", *(["change"] if entry.change else [])]
+        fields = [field for field in logs[path].fields if field.name not in leading and field.name != "store"]
+        assert [(field.name, field.type) for field in fields] == [
+            (field.name, field.type) for field in entry.fields_for("zeek")
+        ], path
+        assert [field.name for field in logs[path].fields][: len(leading)] == leading
+
+
+NEW_LOG = """
+[logs.zeek-agent-group-members]
+summary = "Groups and their number of members"
+
+[[queries]]
+log = "zeek-agent-group-members"
+sql = '''SELECT gid, count(*) AS "users:count" FROM users GROUP BY gid'''
+"""
+
+
+SHOW_PATH = """
+@load {package}
+event zeek_init() &priority=-100
+    {{
+    print Log::get_filter(ZeekAgent_GroupMembers::LOG, "default")$path;
+    terminate();
+    }}
+"""
+
+
+@needs_zeek
+def test_a_new_log_is_an_entry_in_the_default_pack_and_all_else_is_generated(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for part in ("src", "zeek", "docs", "packaging"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.pcap", ".tmp")
+        shutil.copytree(ROOT / part, tree / part, ignore=ignored)
+    shutil.copy(ROOT / "README.md", tree)
+    default = tree / "src" / "zeek_agent" / "collector" / "default.toml"
+    before = contents(tree)
+    default.write_text(default.read_text() + NEW_LOG)
+    generators = (["-m", "zeek_agent.reference"], ["zeek/generate.py"], ["zeek/reference.py"])
+    outside = {"PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    for stale in generators:
+        done = subprocess.run([sys.executable, *stale, "--check"], cwd=tree, env={**os.environ, **outside}, check=False)
+        assert done.returncode == (stale != ["zeek/reference.py"])
+    for _ in range(2):
+        for generator in generators:
+            run(sys.executable, *generator, cwd=tree, **outside)
+    for generator in generators:
+        run(sys.executable, *generator, "--check", cwd=tree, **outside)
+    after = contents(tree)
+    assert {path for path in after if after[path] != before.get(path)} == {
+        "docs/collector.md",
+        "docs/zeek.md",
+        "src/zeek_agent/collector/default.toml",
+        "zeek/scripts/table/__load__.zeek",
+        "zeek/scripts/table/group-members.zeek",
+    }
+    script = tmp_path / "paths.zeek"
+    script.write_text(SHOW_PATH.format(package=tree / "zeek" / "scripts"))
+    assert run("zeek", str(script), "ZeekAgent::listen=F", cwd=tmp_path) == "zeek-agent-group-members\n"
+    default.write_bytes(before["src/zeek_agent/collector/default.toml"])
+    for generator in generators:
+        run(sys.executable, *generator, cwd=tree, **outside)
+    assert contents(tree) == before
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """The files of a directory."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 @needs_zeek

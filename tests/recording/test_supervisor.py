@@ -81,7 +81,7 @@ def test_the_first_source_that_works_is_taken_and_the_others_say_why_not(store: 
     chosen = supervisor(store, [best, second, third, Scripted("fourth")])
     chosen.start()
     third.emit((1.0, 1), (2.0, 2))
-    assert chosen.rows() == [
+    assert chosen.status() == [
         ("processes", "best", False, "no BTF", 0, 0, 0, 0, None),
         ("processes", "second", False, "refused after all", 0, 0, 0, 0, None),
         ("processes", "third", True, None, 2, 0, 0, 0, None),
@@ -109,7 +109,7 @@ def test_a_source_that_fails_is_replaced_which_is_logged_and_a_gap(
     assert best.sink is None
     assert "source best has failed: the ring is gone" in caplog.text
     until_sync(lambda: "processes events are recorded by next" in caplog.text)
-    reasons = {row[1]: (row[2], row[3], row[8]) for row in chosen.rows()}
+    reasons = {row.backend: (row.active, row.reason, row.last_error) for row in chosen.status()}
     assert reasons == {"best": (False, "the ring is gone", "the ring is gone"), "next": (True, None, None)}
     until_sync(lambda: store.flush() and bool(store.gaps()))
     ((source, begin, end, cause),) = store.gaps()
@@ -129,8 +129,8 @@ def test_events_go_on_when_a_real_source_breaks() -> None:
     chosen = supervisor(store, [connector, ProcessSnapshots(cache, settings)])
     chosen.start()
     connector._channel.close()
-    until_sync(lambda: bool(chosen.rows()[1][2]))
-    assert "ValueError" in str(chosen.rows()[0][3]) or "descriptor" in str(chosen.rows()[0][3])
+    until_sync(lambda: bool(chosen.status()[1].active))
+    assert "ValueError" in str(chosen.status()[0].reason) or "descriptor" in str(chosen.status()[0].reason)
     before = store.counters["processes_events"].received
     subprocess.run(["/bin/sleep", "0.3"], check=True)
     chosen.drain()
@@ -162,7 +162,7 @@ def test_when_no_source_works_that_is_said_once_and_none_is_active(
     chosen.start()
     until_sync(lambda: only.probed > 3)
     assert caplog.text.count("processes events are not recorded: no source works (only: not here)") == 1
-    assert [row[2] for row in chosen.rows()] == [False]
+    assert [row.active for row in chosen.status()] == [False]
     chosen.stop()
     store.close()
 
@@ -177,7 +177,7 @@ def test_a_time_of_losses_is_one_gap(store: EventStore) -> None:
     until_sync(lambda: store.flush() and bool(store.gaps()))
     ((name, _, _, cause),) = store.gaps()
     assert (name, cause) == ("processes", "overrun")
-    assert chosen.rows()[0][5] == 50
+    assert chosen.status()[0].lost_overrun == 50
     chosen.stop()
     store.close()
 
@@ -209,8 +209,8 @@ def test_what_the_store_cannot_take_is_shown_with_the_source(store: EventStore) 
     source.emit((1.0, 1), ("not", "a row"))
     store.close()
     source.emit((2.0, 2))
-    row = chosen.rows()[0]
-    assert (row[4], row[6], row[7]) == (3, 1, 1)
+    row = chosen.status()[0]
+    assert (row.received, row.lost_decode, row.lost_store) == (3, 1, 1)
     chosen.stop()
 
 

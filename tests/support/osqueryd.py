@@ -32,7 +32,6 @@ from zeek_agent import text
 from zeek_agent.config import OsquerySettings
 from zeek_agent.osquery.bridge import Bridge
 from zeek_agent.table import Table
-from zeek_agent.tables.agent import zeek_agent_sources
 
 OK = ExtensionStatus(0, "OK", 0)
 Generator = Callable[[Mapping[str, set[Any]]], Iterable[Sequence[Any]]]
@@ -348,12 +347,7 @@ class Bridged:
 
     def source(self, backend: str = "import") -> dict[str, Any]:
         """The row of zeek_agent_sources."""
-        names = [column.name for column in zeek_agent_sources.columns]
-        return next(
-            row
-            for row in (dict(zip(names, one, strict=True)) for one in self.bridge.rows())
-            if row["backend"] == backend
-        )
+        return next(row for row in (one._asdict() for one in self.bridge.status()) if row["backend"] == backend)
 
     async def __aenter__(self) -> Bridged:
         await self.bridge.look()

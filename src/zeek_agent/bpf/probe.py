@@ -12,13 +12,14 @@ from typing import Final
 
 from zeek_agent.bpf.libbpf import LibbpfMissingError, library
 from zeek_agent.bpf.tracepoints import tracefs
+from zeek_agent.host.linux import capabilities
+from zeek_agent.host.linux.capabilities import Capability
 from zeek_agent.host.linux.mounts import mounts
 
 OLDEST_KERNEL: Final = (5, 15)
-_CAP_SYS_ADMIN: Final = 21
-_NEEDED: Final = {"CAP_BPF": 39, "CAP_PERFMON": 38}
-_NEEDED_FOR: Final = {"udp": {"CAP_NET_ADMIN": 12}}
-"""Capabilities by their numbers (linux/capability.h), of all objects and of some. CAP_SYS_ADMIN stands for each."""
+_NEEDED: Final = (Capability.BPF, Capability.PERFMON)
+"""Capabilities that each object needs. CAP_SYS_ADMIN includes them, and those of single objects."""
+_NEEDED_FOR: Final = {"udp": (Capability.NET_ADMIN,)}
 
 
 def why_not(objects: Sequence[str], *, release: str | None = None, btf: str = "/sys/kernel/btf/vmlinux") -> str | None:
@@ -35,16 +36,14 @@ def why_not(objects: Sequence[str], *, release: str | None = None, btf: str = "/
     missing = [name for name in objects if not resources.files(__package__).joinpath(f"{name}.bpf.o").is_file()]
     if missing:
         return f"built without eBPF (no {missing[0]}.bpf.o): install clang and libbpf-dev and build the package again"
-    return _why_not_permitted(objects, capabilities())
+    return _why_not_permitted(objects, capabilities.effective())
 
 
-def _why_not_permitted(objects: Sequence[str], held: int) -> str | None:
-    if held >> _CAP_SYS_ADMIN & 1:
+def _why_not_permitted(objects: Sequence[str], held: set[Capability]) -> str | None:
+    if Capability.SYS_ADMIN in held:
         return None
-    needed = _NEEDED.copy()
-    for name in objects:
-        needed |= _NEEDED_FOR.get(name, {})
-    missing = " and ".join(name for name, number in needed.items() if not held >> number & 1)
+    needed = [*_NEEDED, *(capability for name in objects for capability in _NEEDED_FOR.get(name, ()))]
+    missing = " and ".join(f"CAP_{capability.name}" for capability in needed if capability not in held)
     if not missing:
         return None
     remedy = (
@@ -57,7 +56,7 @@ def _why_not_permitted(objects: Sequence[str], held: int) -> str | None:
 
 def why_no_tracepoints() -> str | None:
     """None when the numbers of tracepoints can be looked up; else why not."""
-    if tracefs() is not None or capabilities() >> _CAP_SYS_ADMIN & 1:
+    if tracefs() is not None or Capability.SYS_ADMIN in capabilities.effective():
         return None
     return "tracefs is not mounted, or not for this user: mount -t tracefs none /sys/kernel/tracing, as root"
 
@@ -75,12 +74,6 @@ def why_no_cgroup2() -> str | None:
     if not os.access(mounted, os.R_OK):
         return f"may not open {mounted}: run as root"
     return None
-
-
-def capabilities(status: str = "/proc/self/status") -> int:
-    """The mask of this process's effective capabilities (capabilities(7))."""
-    lines = Path(status).read_text().splitlines()
-    return next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
 
 
 def _version(release: str) -> tuple[int, ...]:

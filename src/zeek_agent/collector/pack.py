@@ -1,84 +1,24 @@
-"""Query packs: which queries agents are asked to run, and the log that each result becomes.
+"""Query packs as the collector uses them: which queries agents are asked to run, and the log that each result becomes.
 
-A pack is a TOML file. `[logs.NAME]` declares a log's fields in the order in which its queries select them;
-`[[queries]]` are the statements that fill it. Every log begins with the fields `t hid host change`, as the logs of
-the Zeek Agent package do.
+Every log begins with the fields `t hid host change`, as the logs of the Zeek Agent package do. How a pack is written:
+`pack_file`.
 """
 
 from __future__ import annotations
 
-import difflib
 import logging
-import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
 
-import msgspec
-from msgspec import Meta, Struct
-
+from zeek_agent.collector import pack_file
+from zeek_agent.collector.columns import Columns
 from zeek_agent.collector.logs import Field
+from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
 from zeek_agent.errors import UsageError
 from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Query, Subscription
 
 logger = logging.getLogger("zeek_agent.collector")
-
-Seconds = Annotated[float, Meta(ge=0)]
-SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]
-
-RESERVED: Final = frozenset({"zeek-agent", "reporter"})
-"""Logs that the collector writes itself."""
-
-_LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-_FIELD_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-_EVENT_NAME = re.compile(r"[A-Za-z_]\w*(::[A-Za-z_]\w*)+", re.ASCII)
-_GROUP_NAME = re.compile(r"[^/\s]+")
-_UNKNOWN_KEY = re.compile(r"unknown field `(?P<key>[^`]*)`(?: - at `\$(?P<place>[^`]*)`)?")
-
-
-class FieldEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """A field; a row without a value for one that is not `optional` is refused.
-
-    Consecutive fields `name.member` are the members of one record column `name`.
-    """
-
-    name: str
-    type: str
-    optional: bool = True
-
-
-class LogEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """A log. `change` is false where rows only ever appear, so that the field of that name is left out."""
-
-    fields: tuple[FieldEntry, ...]
-    event: str | None = None
-    change: bool = True
-
-
-class QueryEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """A statement; what is not said is the pack's own default. `hosts` are agent ids, for a query to these only."""
-
-    sql: str
-    log: str
-    schedule: Seconds | None = None
-    subscription: SubscriptionName | None = None
-    groups: tuple[str, ...] = ("all",)
-    hosts: tuple[str, ...] = ()
-    requires_tables: tuple[str, ...] = ()
-    if_missing_tables: tuple[str, ...] = ()
-    enabled: bool = True
-
-
-class PackFile(Struct, frozen=True, forbid_unknown_fields=True):
-    """The file as it is written."""
-
-    logs: dict[str, LogEntry]
-    queries: tuple[QueryEntry, ...]
-    schedule: Seconds = 30.0
-    subscription: SubscriptionName = "Differences"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,25 +60,16 @@ def load(path: Path | None = None, *, schedule: float | None = None) -> Pack:
 
     Raises UsageError that names the file, the place in it and what is wrong.
     """
-    if path is None:
-        text = resources.files(__package__).joinpath("default.toml").read_text("utf-8")
-        return parse(text, "the default pack", schedule=schedule)
-    try:
-        return parse(path.read_bytes().decode(), str(path), schedule=schedule)
-    except OSError as error:
-        raise UsageError(f"cannot read the query pack {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not valid TOML: {error}") from None
+    file, origin = pack_file.load(path)
+    return _checked(file, origin, schedule)
 
 
 def parse(text: str, origin: str, *, schedule: float | None = None) -> Pack:
     """Read a pack's text. Raises UsageError that begins with `origin`."""
-    try:
-        file = msgspec.convert(tomllib.loads(text), PackFile)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{origin}: not valid TOML: {error}") from None
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{origin}: {_explained(str(error))}") from None
+    return _checked(pack_file.parse(text, origin), origin, schedule)
+
+
+def _checked(file: PackFile, origin: str, schedule: float | None) -> Pack:
     try:
         return _pack(file, origin, schedule)
     except ValueError as error:
@@ -147,31 +78,26 @@ def parse(text: str, origin: str, *, schedule: float | None = None) -> Pack:
 
 def _pack(file: PackFile, origin: str, schedule: float | None) -> Pack:
     logs: dict[str, Log] = {}
+    columns = Columns(file)
     for path, entry in file.logs.items():
-        log = _log(path, entry)
+        if file.queries_for("zeek", path) and not file.queries_for("collector", path):
+            continue
+        log = _log(path, entry, columns.fields(path, "collector"))
         if log.event in logs:
             raise ValueError(f"logs {logs[log.event].path} and {path} have the same event {log.event}")
         logs[log.event] = log
     by_path = {log.path: log for log in logs.values()}
-    wanted = tuple(_query(file, entry, by_path, schedule) for entry in file.queries)
-    enabled = [query for query, entry in zip(wanted, file.queries, strict=True) if entry.enabled]
+    wanted = [(_query(file, entry, by_path[entry.log], schedule), entry) for _, entry in file.queries_for("collector")]
+    enabled = [query for query, entry in wanted if entry.enabled]
     if too_frequent := sum(one.query.is_too_frequent for one in enabled):
         notice = "%s: queries with a schedule below %g s will run every %g s: %d"
         logger.warning(notice, origin, SCHEDULE_MIN, SCHEDULE_MIN, too_frequent)
     return Pack(logs, tuple(replace(one, query=one.query.slowed()) for one in enabled))
 
 
-def _log(path: str, entry: LogEntry) -> Log:
-    if not _LOG_NAME.fullmatch(path) or path in RESERVED:
-        raise ValueError(f"logs.{path}: not a name for a log (letters, digits, - and _; not {' or '.join(RESERVED)})")
-    event = entry.event or f"Collector::{path.replace('-', '_')}"
-    if not _EVENT_NAME.fullmatch(event) or event.startswith("ZeekAgentAPI::"):
-        raise ValueError(f"logs.{path}: event: expected Module::name, got {event}")
-    names = [field.name for field in entry.fields]
-    for field in entry.fields:
-        if not _FIELD_NAME.fullmatch(field.name) or names.count(field.name) > 1:
-            raise ValueError(f"logs.{path}: field {field.name}: not a name, or given twice")
-    log = Log(path, event, entry.fields, entry.change)
+def _log(path: str, entry: LogEntry, fields: tuple[FieldEntry, ...]) -> Log:
+    log = Log(path, entry.event or f"Collector::{path.replace('-', '_')}", fields, entry.change)
+    names = [field.name for field in fields]
     try:
         given_twice = {field.name for field in log.fields[: -len(names) or None]}.intersection(names)
     except ValueError as error:
@@ -181,13 +107,7 @@ def _log(path: str, entry: LogEntry) -> Log:
     return log
 
 
-def _query(file: PackFile, entry: QueryEntry, logs: Mapping[str, Log], schedule: float | None) -> PackQuery:
-    log = logs.get(entry.log)
-    if log is None:
-        raise ValueError(f"query {entry.sql!r}: there is no log {entry.log}{_nearest(entry.log, logs)}")
-    for group in entry.groups:
-        if not _GROUP_NAME.fullmatch(group):
-            raise ValueError(f"query {entry.sql!r}: not a group: {group!r}")
+def _query(file: PackFile, entry: QueryEntry, log: Log, schedule: float | None) -> PackQuery:
     subscription = Subscription(entry.subscription or file.subscription)
     own = file.schedule if entry.schedule is None else entry.schedule
     query = Query(
@@ -200,27 +120,3 @@ def _query(file: PackFile, entry: QueryEntry, logs: Mapping[str, Log], schedule:
     )
     groups = () if entry.hosts else tuple(group.lower() for group in entry.groups)
     return PackQuery(query, groups, entry.hosts)
-
-
-def _explained(message: str) -> str:
-    """msgspec's message in the file's terms, with the nearest key for an unknown one."""
-    unknown = _UNKNOWN_KEY.search(message)
-    if unknown is None:
-        return re.sub(r" - at `\$\.?([^`]*)`", r" (at \1)", message)
-    place = (unknown["place"] or "").lstrip(".")
-    known = _keys(place)
-    return f"unknown key {f'{place}.' if place else ''}{unknown['key']}{_nearest(unknown['key'], known)}"
-
-
-def _keys(place: str) -> tuple[str, ...]:
-    section: type[Any] = PackFile
-    if place.startswith("logs"):
-        section = FieldEntry if ".fields[" in place else LogEntry
-    elif place.startswith("queries"):
-        section = QueryEntry
-    return tuple(field.name for field in msgspec.structs.fields(section))
-
-
-def _nearest(name: str, known: Mapping[str, object] | tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"

@@ -7,11 +7,10 @@ is no integer), too few values are an error, surplus ones are ignored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 from typing import Any, Final, TypeAlias
 
 from zeek_agent.collector.logs import Field
-from zeek_agent.collector.pack import FieldEntry
+from zeek_agent.collector.pack_file import FieldEntry, columns_of
 from zeek_agent.zeek import data
 from zeek_agent.zeek.data import Data, ProtocolError
 
@@ -44,11 +43,8 @@ def row_reader(columns: Sequence[FieldEntry]) -> RowReader:
 
 
 def _columns(columns: Sequence[FieldEntry]) -> Iterator[_Column]:
-    for record, members in groupby(columns, key=lambda column: column.name.rpartition(".")[0]):
-        if record:
-            yield _record(record, tuple(members))
-        else:
-            yield from map(_single, members)
+    for record, members in columns_of(tuple(columns)):
+        yield _record(record, members) if record else _single(members[0])
 
 
 def _read(readers: Sequence[_Column], row: data.Vector, name: str) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from zeek_agent.database.cells import Decoder
 from zeek_agent.host.files.reads import Omissions
-from zeek_agent.schema import Value, ZeekType
+from zeek_agent.schema import Column, Parameter, Value, ZeekType
 from zeek_agent.table import Table
 from zeek_agent.text import clipped
 
@@ -51,6 +51,22 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Heading:
+    """A result column before its values are known: `type` is None for an expression without a type.
+
+    `declared` is the table's column or parameter that it comes from; None for an expression.
+    """
+
+    name: str
+    type: ZeekType | None
+    declared: Column | Parameter | None = None
+
+    def column(self, cells: Iterable[Any] = ()) -> ResultColumn:
+        """The column, typed by its cells where nothing else tells."""
+        return ResultColumn(self.name, self.type or _storage_type(cells))
+
+
+@dataclass(frozen=True, slots=True)
 class Statement:
     """A compiled statement: its columns, and the names of the tables that it reads, also through views.
 
@@ -59,18 +75,8 @@ class Statement:
 
     columns: tuple[ResultColumn, ...]
     tables: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Heading:
-    """A result column before its values are known: `type` is None for an expression without a type."""
-
-    name: str
-    type: ZeekType | None
-
-    def column(self, cells: Iterable[Any] = ()) -> ResultColumn:
-        """The column, typed by its cells where nothing else tells."""
-        return ResultColumn(self.name, self.type or _storage_type(cells))
+    headings: tuple[Heading, ...] = ()
+    """The columns with what is known of their origin; those of expressions without a type have none."""
 
 
 class Errors:
@@ -97,23 +103,24 @@ def headings(description: Sequence[Origin], tables: Mapping[str, Table]) -> tupl
 
 def _heading(origin: Origin, tables: Mapping[str, Table]) -> Heading:
     name, _, _, table_name, column_name = origin
+    table = tables.get(table_name or "")
+    declared = _declared(table, column_name) if table and column_name else None
     plain, colon, suffix = name.rpartition(":")
     if colon:
         try:
-            return Heading(plain, ZeekType.parse(suffix))
+            return Heading(plain, ZeekType.parse(suffix), declared)
         except ValueError:
             pass  # a colon that is part of the name
-    table = tables.get(table_name or "")
-    return Heading(name, _column_type(table, column_name) if table and column_name else None)
+    return Heading(name, declared.zeek_type if declared else None, declared)
 
 
-def _column_type(table: Table, name: str) -> ZeekType | None:
+def _declared(table: Table, name: str) -> Column | Parameter | None:
     for parameter in table.parameters:
         if parameter.column == name:
-            return parameter.zeek_type
+            return parameter
     for column in table.columns:
         if column.name == name:
-            return column.zeek_type
+            return column
     return None
 
 

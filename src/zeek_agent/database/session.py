@@ -149,7 +149,8 @@ class Session:
         self.run = run
         with suppress(apsw.ExecTraceAbort), self._statement(sql, compile_only=True):
             pass
-        return Statement(tuple(head.column() for head in self._headings), frozenset(self._authorizer.tables))
+        heads = tuple(self._headings)
+        return Statement(tuple(head.column() for head in heads), frozenset(self._authorizer.tables), heads)
 
     def is_current(self, catalog: Catalog, store: Store | None) -> bool:
         """Whether the connection still shows these tables of this store."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 
 import apsw
@@ -62,17 +62,13 @@ class Delivered:
     under_way: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """A time without recording, in seconds since the epoch."""
+class Gap(NamedTuple):
+    """A time without recording, in seconds since the epoch; a row of `zeek_agent_gaps`."""
 
     source: str
     begin: float
     end: float
     cause: str
-
-    def row(self) -> Row:
-        return (self.source, self.begin, self.end, self.cause)
 
 
 @dataclass(slots=True)
@@ -256,7 +252,7 @@ class EventFile:
                 row = (key, seqs, delivered.snapshot, under_way, now)
                 execute(f"INSERT OR REPLACE INTO {_DELIVERED} VALUES (?, ?, ?, ?, ?)", row)
             for gap in batch.gaps:
-                execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", gap.row())
+                execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", gap)
             execute("UPDATE _store SET alive = ?", (now,))
         for new in batch.tables:
             self._read_bounds(new.name)

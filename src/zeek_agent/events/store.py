@@ -115,9 +115,8 @@ class EventStore:
         """Highest committed `seq`, whether or not the row is still there; 0 when there was none yet."""
         return self._file.last.get(table, 0)
 
-    def gaps(self) -> list[Row]:
-        """Times without recording: source, from, until, cause."""
-        return [gap.row() for gap in self._file.gaps]
+    def gaps(self) -> list[Gap]:
+        return list(self._file.gaps)
 
     def past(self, table: str) -> Past:
         """How far a table that has the columns `time` and `cursor` has been recorded, what is queued included.

@@ -17,6 +17,7 @@ from zeek_agent.osquery import export, imported, recording
 from zeek_agent.osquery.client import Client
 from zeek_agent.osquery.imported import Offered, Reader, Rules
 from zeek_agent.osquery.wire import GoneError, ImpostorError, RefusedError, UnreachableError
+from zeek_agent.recording.status import SourceStatus
 
 if TYPE_CHECKING:
     from zeek_agent.config import OsquerySettings
@@ -127,20 +128,38 @@ class Bridge:
             self._export.close(self.client)
         self.client.close()
 
-    def rows(self) -> Iterable[Row]:
-        """Rows of zeek_agent_sources: one for each way, and one for each event table that is recorded."""
+    def status(self) -> Iterable[SourceStatus]:
+        """One for each direction, and one for each event table that is recorded."""
         counters, reason = self.client.counters, self._seen.reason
         here = reason is None
-        yield ("osquery", "import", here, reason, counters.rows, 0, counters.undecodable, 0, counters.last_error)
+        yield SourceStatus(
+            "osquery",
+            "import",
+            here,
+            reason,
+            received=counters.rows,
+            lost_decode=counters.undecodable,
+            last_error=counters.last_error,
+        )
         for name, recorder in list(self._recorders.items()):
             active = here and name in self._seen.offered
             why = None if active else reason or "osquery has no such table now"
-            yield ("osquery", name, active, why, recorder.received, recorder.lost, 0, 0, recorder.last_error)
+            yield SourceStatus(
+                "osquery",
+                name,
+                active,
+                why,
+                received=recorder.received,
+                lost_overrun=recorder.lost,
+                last_error=recorder.last_error,
+            )
         if self._export is not None:
             registered = here and self._export.registered
             why = None if registered else reason or "not registered"
             extension = self._extension
-            yield ("osquery", "export", registered, why, extension.rows, 0, 0, 0, extension.last_error)
+            yield SourceStatus(
+                "osquery", "export", registered, why, received=extension.rows, last_error=extension.last_error
+            )
 
     def _notice_loss(self) -> None:
         """Called in whatever thread lost the connection."""

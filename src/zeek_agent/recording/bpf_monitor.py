@@ -21,7 +21,8 @@ from zeek_agent.bpf.libbpf import BpfObject
 from zeek_agent.bpf.records import KINDS, Kind
 from zeek_agent.bpf.ring import Ring
 from zeek_agent.recording.processes.process_cache import ProcessCache
-from zeek_agent.recording.processes.process_tracker import Change, ProcessTracker
+from zeek_agent.recording.processes.process_changes import Change
+from zeek_agent.recording.processes.process_tracker import ProcessTracker
 
 logger = logging.getLogger(__name__)
 

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from zeek_agent.recording.sockets.socket_rows import Flow
+from zeek_agent.recording.sockets.socket_event import Flow
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
     from zeek_agent.recording.processes.process_cache import Process
 
 _LOOPBACK = bytes(15) + b"\x01"
+_NOBODY = -1
+"""A process id that neither a process has nor an event of an unknown one."""
+
+
+class Owned(Protocol):
+    """An event, or a process."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def uid(self) -> int | None: ...
+
+    @property
+    def exe(self) -> str | None: ...
+
+
+_Event = TypeVar("_Event", bound=Owned)
 
 
 class Exclusions:
@@ -20,7 +38,7 @@ class Exclusions:
     def __init__(self, settings: SourceSettings) -> None:
         self._executables = frozenset(settings.ignore_executables)
         self._uids = frozenset(settings.ignore_uids)
-        self._own = os.getpid() if settings.ignore_self else None
+        self._own = os.getpid() if settings.ignore_self else _NOBODY
         self._loopback = settings.ignore_loopback
 
     def process(self, process: Process | None) -> bool:
@@ -28,6 +46,13 @@ class Exclusions:
         return process is not None and (
             process.exe in self._executables or process.uid in self._uids or process.pid == self._own
         )
+
+    def without(self, events: list[_Event]) -> list[_Event]:
+        """The events but those of processes that are left out."""
+        own, uids, executables = self._own, self._uids, self._executables
+        return [
+            event for event in events if event.pid != own and event.uid not in uids and event.exe not in executables
+        ]
 
     def flow(self, flow: Flow) -> bool:
         """Whether the connection is left out for its addresses."""

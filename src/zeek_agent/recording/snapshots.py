@@ -16,11 +16,11 @@ from zeek_agent.host.linux.host_sockets import sockets_by_namespace
 from zeek_agent.host.linux.internet_sockets import TCP, UDP
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.periodic import Periodic
+from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS
 from zeek_agent.recording.processes.process_life import ProcessLife
-from zeek_agent.recording.processes.process_rows import PROCESSES_EVENTS
 from zeek_agent.recording.sockets.socket_changes import WANTED_STATES, SocketChanges
+from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS
 from zeek_agent.recording.sockets.socket_owners import SocketOwners, living_owners
-from zeek_agent.recording.sockets.socket_rows import SOCKETS_EVENTS
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:

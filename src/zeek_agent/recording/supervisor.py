@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from zeek_agent.recording.registry import candidates
 from zeek_agent.recording.source import Source
+from zeek_agent.recording.status import SourceStatus
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
@@ -96,24 +97,23 @@ class Supervisor:
                     self._stop(post.active)
                     post.active = None
 
-    def rows(self) -> list[Row]:
-        """Rows of zeek_agent_sources."""
-        return [self._row(post, source) for post in self._posts for source in post.sources]
+    def status(self) -> list[SourceStatus]:
+        return [self._status(post, source) for post in self._posts for source in post.sources]
 
-    def _row(self, post: _Post, source: Source) -> Row:
+    def _status(self, post: _Post, source: Source) -> SourceStatus:
         counters, active = source.counters, source is post.active
         stored = [self._store.counters[table].lost for table in post.tables] if active else []
         reason = None if active else post.reasons.get(source.backend, "a better one is at work")
-        return (
-            post.kind,
-            source.backend,
-            active,
-            reason,
-            counters.received,
-            counters.lost["overrun"],
-            counters.lost["decode"] + sum(lost["decode"] for lost in stored),
-            counters.lost["store"] + sum(lost["store"] for lost in stored),
-            counters.last_error,
+        return SourceStatus(
+            source=post.kind,
+            backend=source.backend,
+            active=active,
+            reason=reason,
+            received=counters.received,
+            lost_overrun=counters.lost["overrun"],
+            lost_decode=counters.lost["decode"] + sum(lost["decode"] for lost in stored),
+            lost_store=counters.lost["store"] + sum(lost["store"] for lost in stored),
+            last_error=counters.last_error,
         )
 
     def _fill(self, post: _Post, sources: Sequence[Source]) -> None:

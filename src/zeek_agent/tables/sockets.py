@@ -17,11 +17,13 @@ from zeek_agent.host.linux.internet_sockets import (
     UDP,
     UDPLITE,
     InternetSocket,
+    TcpState,
     address_text,
+    state_mask,
 )
 from zeek_agent.host.linux.procfs import Process, Procfs, socket_holders
-from zeek_agent.recording.sockets.conntrack import Key, translations
-from zeek_agent.recording.sockets.socket_rows import UNTRANSLATED, Translation
+from zeek_agent.recording.sockets.conntrack import translations
+from zeek_agent.recording.sockets.socket_event import UNTRANSLATED, Ends, Translation
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table
 
@@ -119,9 +121,8 @@ packet_sockets = Table(
 
 TRANSLATED = ("translated_local_addr", "translated_local_port", "translated_remote_addr", "translated_remote_port")
 _NUMBER_OF_STATE = {name: [number for number, text in STATES.items() if text == name] for name in STATES.values()}
-_LISTEN = 1 << 10
-_UNCONNECTED = 1 << 7
-_NOBODYS = 1 << 6 | 1 << 12
+_BOUND = state_mask((TcpState.LISTEN, TcpState.CLOSE))
+_NOBODYS = state_mask((TcpState.TIME_WAIT, TcpState.NEW_SYN_RECV))
 """TIME_WAIT and NEW_SYN_RECV: busy hosts have tens of thousands, and no process holds one."""
 
 
@@ -169,8 +170,8 @@ def open_sockets(wanted: Constraints) -> Iterator[Row]:
 
 @listening_ports.snapshot
 def listeners(wanted: Constraints) -> Iterator[Row]:
-    for found, netns, pid, _, owner in _held(wanted, (TCP, UDP, UDPLITE), _LISTEN | _UNCONNECTED):
-        if found.local_port and (found.state == 10 or found.protocol != TCP):
+    for found, netns, pid, _, owner in _held(wanted, (TCP, UDP, UDPLITE), _BOUND):
+        if found.local_port and (found.state == TcpState.LISTEN or found.protocol != TCP):
             yield (
                 pid,
                 owner.process,
@@ -270,7 +271,7 @@ def _states(wanted: Constraints) -> int:
     names = wanted.equal("state")
     if names is None:
         return ALL_STATES
-    return sum(1 << number for name in names for number in _NUMBER_OF_STATE.get(str(name), ()))
+    return state_mask(number for name in names for number in _NUMBER_OF_STATE.get(str(name), ()))
 
 
 def _community_id(found: InternetSocket) -> str | None:
@@ -280,7 +281,7 @@ def _community_id(found: InternetSocket) -> str | None:
 
 
 def _translation(
-    found: InternetSocket, translated: Mapping[Key, Translation]
+    found: InternetSocket, translated: Mapping[Ends, Translation]
 ) -> Translation | tuple[None, None, None, None]:
     local, remote = address_text(found.local), address_text(found.remote)
     return translated.get((found.protocol, local, found.local_port, remote, found.remote_port), UNTRANSLATED)

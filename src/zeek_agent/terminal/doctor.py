@@ -26,6 +26,8 @@ from zeek_agent import directories, locks, paths
 from zeek_agent.control.messages import NoAgentError
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events.store import NewerStoreError
+from zeek_agent.host.linux import capabilities
+from zeek_agent.host.linux.capabilities import Capability
 from zeek_agent.terminal import client, config_check, console
 from zeek_agent.text import clipped, escaped
 
@@ -37,18 +39,17 @@ if TYPE_CHECKING:
 Verdict = Literal["ok", "warn", "fail"]
 
 KERNEL_MIN: Final = (5, 15)
-CAPABILITIES: Final = {
-    "DAC_READ_SEARCH": (2, "files that other users keep to themselves cannot be read"),
-    "NET_ADMIN": (
-        12,
-        "eBPF sees no UDP and no ICMP; address translation is not followed; before Linux 6.6 no process connector",
+WITHOUT_CAPABILITY: Final = {
+    Capability.DAC_READ_SEARCH: "files that other users keep to themselves cannot be read",
+    Capability.NET_ADMIN: (
+        "eBPF sees no UDP and no ICMP; address translation is not followed; before Linux 6.6 no process connector"
     ),
-    "SYS_PTRACE": (19, "executables and open sockets of other users' processes stay unknown"),
-    "AUDIT_READ": (37, "events cannot come from the audit system"),
-    "PERFMON": (38, "eBPF cannot trace processes and sockets"),
-    "BPF": (39, "eBPF cannot be loaded"),
+    Capability.SYS_PTRACE: "executables and open sockets of other users' processes stay unknown",
+    Capability.AUDIT_READ: "events cannot come from the audit system",
+    Capability.PERFMON: "eBPF cannot trace processes and sockets",
+    Capability.BPF: "eBPF cannot be loaded",
 }
-"""Linux capabilities that the agent uses: number (linux/capability.h), and what goes without."""
+"""What does not work without each capability."""
 LESSER: Final = {
     ("processes", "proc_connector"): "of a process that ends within 0.1 ms, executable and command line stay unknown",
     ("processes", "audit"): "processes that only fork are missed unless they live for a second",
@@ -58,7 +59,6 @@ LESSER: Final = {
     ("sockets", "snapshots"): "connections that live for less than two intervals, ICMP and packet sockets are missed",
 }
 """What a source of events does worse than eBPF; docs/sources.md has all."""
-SYS_ADMIN: Final = 21
 NETLINK_AUDIT: Final = 9
 
 
@@ -279,11 +279,8 @@ def _sources(settings: SourceSettings) -> Iterator[Check]:
 
 
 def _privileges() -> Iterator[Check]:
-    status = Path("/proc/self/status").read_text()
-    effective = int(status.partition("CapEff:")[2].split()[0], 16)
-    if effective >> SYS_ADMIN & 1:  # stands for those of eBPF
-        effective |= 1 << CAPABILITIES["BPF"][0] | 1 << CAPABILITIES["PERFMON"][0]
-    missing = {name: lost for name, (bit, lost) in CAPABILITIES.items() if not effective >> bit & 1}
+    held = capabilities.effective()
+    missing = {capability.name: lost for capability, lost in WITHOUT_CAPABILITY.items() if capability not in held}
     who = f"uid {os.geteuid()}"
     if not missing:
         yield Check("privileges", "ok", f"{who}, all capabilities that the agent uses")

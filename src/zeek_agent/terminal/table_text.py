@@ -6,18 +6,13 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from zeek_agent.schema import zeek_field
+
 if TYPE_CHECKING:
     from zeek_agent.schema import Parameter
     from zeek_agent.table import Table
 
 WIDTH: Final = 100
-
-ZEEK_KEYWORDS: Final = frozenset(
-    """add addr any assert bool break case const copy count default delete do double else enum event export fallthrough
-    file for function global hook if in interval is local module next of opaque option pattern port print record redef
-    return schedule set string subnet switch table time timeout type vector when while""".split()  # noqa: SIM905
-)
-"""Words that cannot be a record's field."""
 
 
 def list_tables(tables: Iterable[Table]) -> str:
@@ -57,11 +52,6 @@ def zeek_record(table: Table) -> str:
         )
         lines.append(f"\t{zeek_field(column.name)}: {column.zeek_type.script} &optional;")
     return "\n".join([*lines, "};"]) + "\n"
-
-
-def zeek_field(column: str) -> str:
-    """A column's name as a record field: one that is a keyword of Zeek's gets a `_` behind it."""
-    return f"{column}_" if column in ZEEK_KEYWORDS else column
 
 
 def _aligned(rows: Sequence[tuple[str, str, str]]) -> list[str]:

@@ -14,9 +14,8 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import astuple, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
@@ -61,9 +60,8 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """A connection as the table `zeek_agent_connections` shows it: its columns, in this order."""
+class ConnectionStatus(NamedTuple):
+    """A row of `zeek_agent_connections`, which describes the columns."""
 
     destination: str
     state: str
@@ -182,10 +180,9 @@ class ZeekConnection:
         if self._work is not None:
             self._work.cancel()
 
-    def status(self) -> Status:
-        """How the connection stands."""
+    def status(self) -> ConnectionStatus:
         session = self._session
-        return Status(
+        return ConnectionStatus(
             destination=self._url,
             state=self._state.value,
             since=self._since,
@@ -202,10 +199,6 @@ class ZeekConnection:
             reconnects=self._reconnects,
             last_error=self._last_error,
         )
-
-    def row(self) -> tuple[str | int | float | None, ...]:
-        """The status as a row of `zeek_agent_connections`."""
-        return astuple(self.status())
 
     async def _keep_connected(self) -> None:
         failures = 0

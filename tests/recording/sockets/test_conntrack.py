@@ -25,7 +25,7 @@ from zeek_agent.events import file as event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.linux.namespaces import in_network_namespace
 from zeek_agent.recording.sockets.conntrack import Connection, Conntrack, Translations, Tuple, parse
-from zeek_agent.recording.sockets.socket_rows import Translation
+from zeek_agent.recording.sockets.socket_event import SocketEvent, Translation
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.tables import events
 from zeek_agent.tables.sockets import sockets
@@ -225,7 +225,7 @@ def test_a_host_that_tracks_no_connections_is_nothing_to_warn_of(
     )
     try:
         supervisor.start()
-        ((_, backend, active, reason, *_),) = supervisor.rows()
+        ((_, backend, active, reason, *_),) = supervisor.status()
         assert (backend, active) == ("conntrack", False)
         assert "nothing is translated" in str(reason)
         assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
@@ -358,7 +358,7 @@ def test_connections_that_are_there_at_the_start_are_known_and_so_is_their_end(n
         try:
             (opened,) = network.events(pid, state="established")
             names = [column.name for column in events.sockets_events.recorded]
-            bare = [None if name.startswith("translated") else opened[name] for name in names]
+            bare = SocketEvent(*(None if name.startswith("translated") else opened[name] for name in names))
             (completed,) = late.complete("sockets_events", [bare])
             assert completed == tuple(opened[name] for name in names)
             assert late.complete("processes_events", [bare]) == [bare]
@@ -370,5 +370,5 @@ def test_connections_that_are_there_at_the_start_are_known_and_so_is_their_end(n
 
 @pytest.mark.root
 def test_the_source_shows_in_the_table_of_sources(network: Network) -> None:
-    (row,) = (row for row in network.supervisor.rows() if row[0] == "translations")
-    assert row[1:4] == ("conntrack", True, None)
+    (row,) = (row for row in network.supervisor.status() if row.source == "translations")
+    assert (row.backend, row.active, row.reason) == ("conntrack", True, None)

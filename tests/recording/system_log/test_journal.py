@@ -270,7 +270,7 @@ def test_a_journalctl_that_cannot_work_gives_way_to_the_files_of_syslog(
     with file.open("a") as stream:
         stream.write("Nov 24 04:48:05 host cron[1]: from the file\n")
     run.expect("from the file")
-    reasons = {row[1]: row[3] for row in run.supervisor.rows()}
+    reasons = {row.backend: row.reason for row in run.supervisor.status()}
     assert reasons["journal"] == f"{journalctl} ended with status 3 (Failed to open the journal: no luck)"
     run.end()
 
@@ -300,7 +300,7 @@ def test_syslog_goes_on_after_what_the_journal_has_given(tmp_path: Path) -> None
     file = tmp_path / "syslog"
     file.write_text(line(-3600, "an hour ago") + line(-1, "in the journal too"))
     run = Run(tmp_path / "events.db", [Ends(), Syslog(SourceSettings(syslog_files=(str(file),)))])
-    until_sync(lambda: bool(run.supervisor.rows()[1][2]))
+    until_sync(lambda: bool(run.supervisor.status()[1].active))
     with file.open("a") as stream:
         stream.write(line(0, "from the file"))
     run.expect("from the journal", "from the file")

@@ -1,4 +1,4 @@
-@load ./owners
 @load ./claims
+@load ./owners
 @load ./conn
 @load ./notice

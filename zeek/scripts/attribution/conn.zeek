@@ -1,7 +1,7 @@
 ##! Adds the process behind each end of a connection to ``conn.log``.
 
 @load base/protocols/conn
-@load ./claims
+@load ./owners
 
 module ZeekAgent;
 

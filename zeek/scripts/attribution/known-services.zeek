@@ -1,7 +1,7 @@
 ##! Adds to ``known_services.log`` the process that listens at the service's port. Not loaded by default.
 
 @load protocols/conn/known-services
-@load ./claims
+@load ./owners
 
 module ZeekAgent;
 

@@ -1,402 +1,361 @@
-##! Which process holds which end of a flow: what agents claim, and how a connection finds its owner.
-##!
-##! A claim is a process's end of a flow during some time. It counts only for addresses that its agent announced, so that
-##! hosts in different networks with the same private addresses are not mixed up.
+##! Asks agents for the processes behind flows, and brings the answers to the nodes that see connections.
 
-@load ../framework
+@load ./claims
 
 module ZeekAgent;
 
 export {
-	## The process at one end of a connection. Without ``hid`` it is not known.
-	type Process: record {
-		## Id of the agent on its host.
-		hid: string &optional;
-		## Name of the host.
-		host: string &optional;
-		## Process id.
-		pid: count &optional;
-		## Name of the process.
-		process: string &optional;
-		## Path of the executable.
-		exe: string &optional;
-		## Command line.
-		cmdline: string &optional;
-		## Effective user id.
-		uid: count &optional;
-		## Name of that user.
-		user: string &optional;
-		## Id of the container it is in.
-		container: string &optional;
-		## Name of the process that is never used again.
-		entity_id: string &optional;
-	};
+	## Whether to ask agents which process is behind a connection.
+	const attribute_connections = T &redef;
 
-	## Addresses that many hosts have, such as those of loopback interfaces and of bridges to containers. Claims for them
-	## count only when they come from :zeek:see:`ZeekAgent::local_agents`.
-	option shared_subnets: set[subnet] = {
-		127.0.0.0/8,
-		[::1]/128,
-		169.254.0.0/16,
-		[fe80::]/10,
-		172.17.0.0/16
-	};
+	## How often agents tell of new flows. Zeek waits five seconds after a TCP connection has ended.
+	option claim_interval = 0.25sec;
 
-	## Agents whose inner traffic this Zeek sees, by id or name of the host, ``*`` for all of them: those on whose
-	## loopback interface or bridge it listens. Their claims count for any address.
-	option local_agents: set[string] = {};
+	## How often agents that keep no events tell which sockets are open.
+	option socket_poll_interval = 5sec;
 
-	## How long a claim is kept after its flow has ended, or after the agent has gone.
-	option claim_lifetime = 5min;
+	## How often agents tell of changed accounts.
+	option user_interval = 60sec;
 
-	## How long a claim is kept when no end of its flow is heard of.
-	option open_claim_lifetime = 1day;
+	## Carries claims to the workers: rows as JSON, and when they were true if they do not say themselves.
+	global claim_rows: event(agent_id: string, at: time, rows: string);
 
-	## Most claims that are kept for an agent.
-	option max_claims = 200000;
+	## Carries names of users to the workers, as JSON.
+	global user_rows: event(agent_id: string, is_gone: bool, rows: string);
 
-	## By how much the times of a claim and of a connection may be apart.
-	option claim_slack = 2sec;
-
-	## The process at one end of a connection, as far as it is known now. Check for ``?$hid``.
+	## A connection was found to belong to a process, when that happens first.
 	##
 	## c: the connection.
 	##
-	## is_orig: whether the originator's end is meant.
-	global process_of: function(c: connection, is_orig: bool): Process;
-
-	## The process at an end of a flow during some time. Check for ``?$hid``.
-	global process_at: function(local_h: addr, local_p: port, remote_h: addr,
-	    remote_p: port, from: time, to: time): Process;
-
-	## Counts what became of claims: ``taken``, ``refused`` since an agent has too many.
-	global claim_counts: table[string] of count = table() &default=0;
+	## is_orig: whether the process is the originator's.
+	##
+	## process: the process.
+	global connection_attributed: event(c: connection, is_orig: bool,
+	    process: Process);
 }
 
-redef record connection += {
-	## The process at the originator's end.
-	orig_process: Process &optional;
-	## The process at the responder's end.
-	resp_process: Process &optional;
+# What an agent tells of a flow's end.
+type ClaimRow: record {
+	time_: time &optional;
+	pid: count &optional;
+	process: string &optional;
+	uid: count &optional;
+	protocol: count &optional;
+	local_addr: addr &optional;
+	local_port: count &optional;
+	remote_addr: addr &optional;
+	remote_port: count &optional;
+	state: string &optional;
+	direction: string &optional;
+	exe: string &optional;
+	cmdline: string &optional;
+	cookie: count &optional;
+	container_id: string &optional;
+	entity_id: string &optional;
+	translated_local_addr: addr &optional;
+	translated_local_port: count &optional;
+	translated_remote_addr: addr &optional;
+	translated_remote_port: count &optional;
 };
 
-type Claim: record {
-	process: Process;
-	is_inbound: bool &default=F;
-	## Whether its agent tells which ends it has beyond address translation.
-	is_far_side_known: bool &default=F;
-	## The kernel's name of the socket.
-	cookie: count &default=0;
-	## When the flow began; unset when it was there before.
-	since: time &optional;
-	## When it ended; unset while it is there.
-	until: time &optional;
+type ClaimRows: vector of ClaimRow;
+
+type UserRow: record {
+	uid: string &optional;
+	name: string &optional;
 };
 
-type Claims: vector of Claim;
+type UserRows: vector of UserRow;
 
-# By local and remote end.
-global claims_expired: function(t: table[addr, port, addr, port] of Claims,
-    local_h: addr, local_p: port, remote_h: addr, remote_p: port): interval;
-global claims: table[addr, port, addr, port] of Claims
-    &write_expire=claim_lifetime &expire_func=claims_expired;
-
-# Flows whose local address is not the one on the wire: it is not known, or translated on the way, as for containers,
-# and the agent does not know how.
-# Translation of a source usually keeps its port; translation of a destination changes that, too.
-global outbound_claims: table[port, addr, port] of Claims
-    &write_expire=claim_lifetime;
-global inbound_claims: table[addr, port] of Claims &write_expire=claim_lifetime;
-
-# Ends that are used again and again keep the newest ones.
-const claims_per_flow = 16;
-
-global claims_by_agent: table[string] of count = table() &default=0;
-
-# When a connection between two ends was over. Another one that follows soon may be logged before its own claims come,
-# and must not get those of the one before.
-global recent_ends: table[addr, port, addr, port] of time &create_expire=10sec;
-
-global user_names: table[string, count] of string;
-
-function is_current(claim: Claim): bool
-	{
-	if ( claim?$until )
-		return claim$until + claim_lifetime > network_time();
-
-	if ( claim$process$hid !in agents || ! claim?$since )
-		return F;
-
-	return claim$since + open_claim_lifetime > network_time();
-	}
-
-function claims_expired(t: table[addr, port, addr, port] of Claims,
-    local_h: addr, local_p: port, remote_h: addr, remote_p: port): interval
-	{
-	local there = t[local_h, local_p, remote_h, remote_p];
-
-	for ( _, claim in there )
-		if ( is_current(claim) )
-			return claim_lifetime;
-
-	for ( _, gone in there )
-		if ( claims_by_agent[gone$process$hid] > 0 )
-			--claims_by_agent[gone$process$hid];
-
-	return 0sec;
-	}
-
-function is_local_agent(agent_id: string): bool
-	{
-	return |local_agents| > 0
-	    && ( "*" in local_agents || agent_id in local_agents || hostname_of(agent_id) in local_agents );
-	}
-
-function has_address(agent_id: string, a: addr): bool
-	{
-	return a in ids_by_address && agent_id in ids_by_address[a];
-	}
-
-# Whether a translated flow can have that address: of hosts, not of what is inside them.
-function is_outer_address(agent_id: string, a: addr): bool
-	{
-	return a !in shared_subnets && has_address(agent_id, a);
-	}
-
-function is_unspecified(a: addr): bool
-	{
-	return a == 0.0.0.0 || a == [::];
-	}
-
-# Whether a claim's own address can be on the wire that this Zeek sees.
-function counts_for(agent_id: string, a: addr): bool
-	{
-	return is_outer_address(agent_id, a) || is_local_agent(agent_id);
-	}
-
-function is_same_flow(known: Claim, claim: Claim): bool
-	{
-	if ( known$cookie != 0 && claim$cookie != 0 )
-		return known$cookie == claim$cookie;
-
-	return known$process$pid == claim$process$pid
-	    && ( claim?$until || ! known?$until );
-	}
-
-# Brings what is known of a flow up to date; says whether it was known. A new socket at the same ends means that the one
-# before has gone.
-function update_known(there: Claims, claim: Claim): bool
-	{
-	for ( _, known in there )
-		{
-		if ( known$process$hid != claim$process$hid )
-			next;
-
-		if ( is_same_flow(known, claim) )
-			{
-			if ( claim?$until )
-				known$until = claim$until;
-
-			return T;
-			}
-
-		if ( ! claim?$until && ! known?$until && claim?$since )
-			known$until = claim$since;
-		}
-
-	return F;
-	}
-
-# Adds a claim to a flow's list, which keeps the newest ones.
-function append_claim(there: Claims, claim: Claim)
-	{
-	if ( |there| == claims_per_flow )
-		there[0:1] = Claims();
-	else
-		++claims_by_agent[claim$process$hid];
-
-	there += claim;
-	}
-
-# Enters a claim, which is in the list of its own ends as well and brought up to date there, for other ends on the wire.
-function add_translated(local_p: port, remote_h: addr, remote_p: port,
-    claim: Claim)
-	{
-	if ( [local_p, remote_h, remote_p] !in outbound_claims )
-		outbound_claims[local_p, remote_h, remote_p] = Claims();
-
-	outbound_claims[local_p, remote_h, remote_p] += claim;
-
-	if ( ! claim$is_inbound )
-		return;
-
-	if ( [remote_h, remote_p] !in inbound_claims )
-		inbound_claims[remote_h, remote_p] = Claims();
-
-	inbound_claims[remote_h, remote_p] += claim;
-	}
-
-# Takes a claim. Those of a flow that ended have their ``until`` set.
-function add_claim(local_h: addr, local_p: port, remote_h: addr, remote_p: port,
-    claim: Claim)
-	{
-	local agent_id = claim$process$hid;
-	local there = Claims();
-
-	if ( [local_h, local_p, remote_h, remote_p] in claims )
-		there = claims[local_h, local_p, remote_h, remote_p];
-
-	if ( ! update_known(there, claim) )
-		{
-		if ( claims_by_agent[agent_id] >= max_claims )
-			{
-			++claim_counts["refused"];
-			return;
-			}
-
-		append_claim(there, claim);
-		++claim_counts["taken"];
-
-		if ( ! claim$is_far_side_known
-		    && ( is_unspecified(local_h) || ! counts_for(agent_id, local_h) ) )
-			add_translated(local_p, remote_h, remote_p, claim);
-		}
-
-	# Counts as written, so that it lives on.
-	claims[local_h, local_p, remote_h, remote_p] = there;
-	}
-
-function distance(claim: Claim, start: time): interval
-	{
-	local apart = ( claim?$since ? claim$since : claim$until ) - start;
-	return apart < 0sec ? -apart : apart;
-	}
-
-# The time in which a claim may be of a connection.
-type Span: record {
-	start: time;
-	end: time;
-	## Claims from before this time are of the connection before.
-	not_before: time &default=double_to_time(0.0);
+# A socket as agents without events tell of it.
+type SocketRow: record {
+	pid: count &optional;
+	process: string &optional;
+	protocol: count &optional;
+	local_addr: addr &optional;
+	local_port: count &optional;
+	remote_addr: addr &optional;
+	remote_port: count &optional;
 };
 
-function overlaps(claim: Claim, span: Span): bool
+const flow_columns = "pid, process, uid, protocol, local_addr, local_port, remote_addr, remote_port, exe, cmdline, "
+    + "cookie, container_id, entity_id, "
+    + "translated_local_addr, translated_local_port, translated_remote_addr, translated_remote_port";
+const flow_events = "SELECT time AS time_, state, direction, " + flow_columns +
+    " FROM sockets_events WHERE remote_addr IS NOT NULL AND pid IS NOT NULL";
+const ended_states = set("closed", "failed", "expired");
+
+function to_transport_port(number: count, protocol: count): port
 	{
-	if ( claim?$since && claim$since > span$end + claim_slack )
-		return F;
-
-	if ( claim?$until && claim$until + claim_slack < span$start )
-		return F;
-
-	return ( claim?$since ? claim$since : claim$until ) >= span$not_before;
-	}
-
-# Of the claims for an address, the one that began nearest to a connection; none when several agents have one.
-function nearest(found: Claims, has_local: function(agent_id: string, a: addr)
-    : bool, local_h: addr, span: Span): Process
-	{
-	local best: Claim;
-	local has_best = F;
-
-	for ( _, claim in found )
+	switch ( protocol )
 		{
-		if ( ! overlaps(claim, span) || ! has_local(claim$process$hid, local_h) )
-			next;
-
-		if ( has_best && best$process$hid != claim$process$hid )
-			return Process();
-
-		if ( ! has_best || distance(claim, span$start) < distance(best, span$start) )
-			best = claim;
-
-		has_best = T;
+		case 6:
+			return count_to_port(number, tcp);
+		case 17:
+			return count_to_port(number, udp);
+		case 1, 58:
+			return count_to_port(number, icmp);
+		default:
+			return count_to_port(number, unknown_transport);
 		}
-
-	return has_best ? best$process : Process();
 	}
 
-function find_process(local_h: addr, local_p: port, remote_h: addr,
-    remote_p: port, span: Span): Process
+function process_in(row: ClaimRow, agent_id: string): Process
 	{
-	local process = Process();
+	local process = Process($hid=agent_id, $host=hostname_of(agent_id),
+	    $pid=row$pid);
 
-	if ( [local_h, local_p, remote_h, remote_p] in claims )
-		process = nearest(claims[local_h, local_p, remote_h, remote_p], counts_for,
-		    local_h, span);
+	if ( row?$process )
+		process$process = row$process;
 
-	if ( ! process?$hid && [local_p, remote_h, remote_p] in outbound_claims )
-		process = nearest(outbound_claims[local_p, remote_h, remote_p],
-		    is_outer_address, local_h, span);
+	if ( row?$exe )
+		process$exe = row$exe;
 
-	if ( ! process?$hid && [remote_h, remote_p] in inbound_claims )
-		process = nearest(inbound_claims[remote_h, remote_p], is_outer_address,
-		    local_h, span);
+	if ( row?$cmdline )
+		process$cmdline = row$cmdline;
 
-	if ( process?$hid
-	    && process?$uid
-	    && ! process?$user
-	    && [process$hid, process$uid] in user_names )
-		process$user = user_names[process$hid, process$uid];
+	if ( row?$uid )
+		process$uid = row$uid;
+
+	if ( row?$container_id )
+		process$container = row$container_id;
+
+	if ( row?$entity_id )
+		process$entity_id = row$entity_id;
 
 	return process;
 	}
 
-function process_at(local_h: addr, local_p: port, remote_h: addr,
-    remote_p: port, from: time, to: time): Process
+function is_complete(row: ClaimRow): bool
 	{
-	return find_process(local_h, local_p, remote_h, remote_p, Span($start=from,
-	    $end=to));
+	return row?$pid
+	    && row?$protocol
+	    && row?$local_port
+	    && row?$remote_addr
+	    && row?$remote_port;
 	}
 
-function span_of(c: connection): Span
+# Attributes an end of a connection that is there now, if it was not yet.
+function attribute(c: connection, is_orig: bool)
 	{
-	local id = c$id;
-	local span = Span($start=c$start_time, $end=network_time());
+	if ( is_orig ? c?$orig_process : c?$resp_process )
+		return;
 
-	if ( c$duration > 0sec && c$start_time + c$duration < span$end )
-		span$end = c$start_time + c$duration;
+	local process = process_of(c, is_orig);
 
-	if ( [id$orig_h, id$orig_p, id$resp_h, id$resp_p] !in recent_ends )
-		return span;
-
-	# Half way between the connections, so that clocks may differ a little.
-	local gap = span$start - recent_ends[id$orig_h, id$orig_p, id$resp_h,
-	    id$resp_p];
-
-	if ( gap > 0sec && gap < claim_slack )
-		span$not_before = span$start - gap / 2;
-
-	return span;
-	}
-
-# To be called when a connection is over.
-function note_end(c: connection)
-	{
-	local id = c$id;
-
-	if ( id$orig_h in ids_by_address
-	    || id$resp_h in ids_by_address
-	    || |local_agents| > 0 )
-		recent_ends[id$orig_h, id$orig_p, id$resp_h, id$resp_p] = c$start_time +
-		    c$duration;
-	}
-
-function process_of(c: connection, is_orig: bool): Process
-	{
-	local id = c$id;
-	local span = span_of(c);
-	local process: Process;
+	if ( ! process?$hid )
+		return;
 
 	if ( is_orig )
-		process = find_process(id$orig_h, id$orig_p, id$resp_h, id$resp_p, span);
+		c$orig_process = process;
 	else
-		process = find_process(id$resp_h, id$resp_p, id$orig_h, id$orig_p, span);
+		c$resp_process = process;
 
-	if ( process?$hid )
-		return process;
+	event connection_attributed(c, is_orig, process);
+	}
 
-	if ( is_orig )
-		return c?$orig_process ? c$orig_process : process;
+function is_translated(row: ClaimRow): bool
+	{
+	return row?$translated_local_addr
+	    && row?$translated_local_port
+	    && row?$translated_remote_addr
+	    && row?$translated_remote_port;
+	}
 
-	return c?$resp_process ? c$resp_process : process;
+# Takes a claim for the ends that a connection has on the wire, and attributes the connection if it is there.
+function enter_claim(local_h: addr, local_p: port, remote_h: addr,
+    remote_p: port, protocol: count, claim: Claim)
+	{
+	add_claim(local_h, local_p, remote_h, remote_p, claim);
+
+	local id = conn_id($orig_h=local_h, $orig_p=local_p, $resp_h=remote_h,
+	    $resp_p=remote_p, $proto=protocol);
+
+	if ( ! connection_exists(id) )
+		return;
+
+	local c = lookup_connection(id);
+	attribute(c, c$id$orig_h == local_h && c$id$orig_p == local_p);
+	}
+
+function take_claim(row: ClaimRow, agent_id: string, at: time, offset: interval)
+	{
+	local when_ = ( row?$time_ ? row$time_ : at ) + offset;
+	local claim = Claim($process=process_in(row, agent_id),
+	    $is_far_side_known=is_translated(row));
+
+	if ( row?$state && row$state in ended_states )
+		claim$until = when_;
+	else
+		claim$since = when_;
+
+	if ( row?$direction && row$direction == "inbound" )
+		claim$is_inbound = T;
+
+	if ( row?$cookie )
+		claim$cookie = row$cookie;
+
+	enter_claim(row?$local_addr ? row$local_addr : 0.0.0.0, to_transport_port(
+	    row$local_port, row$protocol), row$remote_addr, to_transport_port(
+	    row$remote_port, row$protocol), row$protocol, claim);
+
+	if ( claim$is_far_side_known )
+		enter_claim(row$translated_local_addr, to_transport_port(
+		    row$translated_local_port, row$protocol),
+		    row$translated_remote_addr, to_transport_port(
+		    row$translated_remote_port, row$protocol), row$protocol,
+		    claim);
+	}
+
+function take_claims(agent_id: string, at: time, rows: string)
+	{
+	local parsed = from_json(rows, ClaimRows);
+
+	if ( ! parsed$valid )
+		{
+		Reporter::error(fmt("Zeek Agent: flows of agent %s make no sense", agent_id));
+		return;
+		}
+
+	local offset = agent_id in agents ? agents[agent_id]$clock_offset : 0sec;
+
+	for ( _, row in parsed$v as ClaimRows )
+		if ( is_complete(row) )
+			take_claim(row, agent_id, at, offset);
+	}
+
+function take_users(agent_id: string, is_gone: bool, rows: string)
+	{
+	local parsed = from_json(rows, UserRows);
+
+	if ( ! parsed$valid )
+		return;
+
+	for ( _, row in parsed$v as UserRows )
+		{
+		if ( ! row?$uid || ! row?$name || row$uid != /[0-9]+/ )
+			next;
+
+		local uid = to_count(row$uid);
+
+		if ( ! is_gone && [agent_id, uid] !in user_names )
+			user_names[agent_id, uid] = row$name;
+		else if ( is_gone
+		    && [agent_id, uid] in user_names
+		    && user_names[agent_id, uid] == row$name )
+			delete user_names[agent_id, uid];
+		}
+	}
+
+event claim_rows(agent_id: string, at: time, rows: string)
+	{
+	take_claims(agent_id, at, rows);
+	}
+
+event user_rows(agent_id: string, is_gone: bool, rows: string)
+	{
+	take_users(agent_id, is_gone, rows);
+	}
+
+# Agents' answers, at the node that asks.
+
+function hand_on_flows(ctx: Context, batch: ZeekAgentAPI::Batch, rows: any)
+	{
+	if ( Cluster::is_enabled() )
+		Cluster::publish(Cluster::worker_topic, claim_rows, ctx$agent_id,
+		    ctx$host_time, rows as string);
+	else
+		take_claims(ctx$agent_id, ctx$host_time, rows as string);
+	}
+
+function hand_on_users(ctx: Context, batch: ZeekAgentAPI::Batch, rows: any)
+	{
+	local is_gone = ctx?$change && ctx$change == Delete;
+
+	if ( Cluster::is_enabled() )
+		Cluster::publish(Cluster::worker_topic, user_rows, ctx$agent_id, is_gone, rows as
+		    string);
+	else
+		take_users(ctx$agent_id, is_gone, rows as string);
+	}
+
+event ZeekAgent::socket_row(ctx: Context, columns: SocketRow)
+	{
+	if ( ! columns?$remote_port || columns$remote_port == 0 )
+		return;
+
+	local row: ClaimRow = columns;
+
+	if ( ctx?$change && ctx$change == Delete )
+		row$state = "closed";
+
+	local rows = to_json(ClaimRows(row));
+	hand_on_flows(ctx, ZeekAgentAPI::Batch($store="", $stream="", $low=0, $high=0,
+	    $index=0, $last=T), rows);
+	}
+
+# What was there before the agent or a worker came.
+function ask_for_present(agent_id: string)
+	{
+	if ( ! has_feature(agent_id, "batches") )
+		return;
+
+	local sockets = fmt(
+	    "SELECT %s FROM sockets WHERE remote_port > 0 AND pid IS NOT NULL",
+	    flow_columns);
+	query(Query($sql_stmt=sockets, $on_rows=hand_on_flows), Host, agent_id);
+
+	local past = flow_events + " AND time > unixepoch() - 120";
+	query(Query($sql_stmt=past, $on_rows=hand_on_flows, $requires_tables=set(
+	    "sockets_events")), Host, agent_id);
+
+	query(Query($sql_stmt="SELECT uid, name FROM users", $on_rows=hand_on_users),
+	    Host, agent_id);
+	}
+
+event agent_connected(agent_id: string) &priority=-5
+	{
+	if ( attribute_connections && is_owner() )
+		ask_for_present(agent_id);
+	}
+
+global is_worker_new = F;
+
+event tell_new_workers()
+	{
+	is_worker_new = F;
+
+	for ( agent_id in connected_agents() )
+		ask_for_present(agent_id);
+	}
+
+event Cluster::node_up(name: string, id: string) &priority=-5
+	{
+	if ( ! attribute_connections || ! is_owner() || is_worker_new )
+		return;
+
+	if ( name in Cluster::nodes
+	    && Cluster::nodes[name]$node_type == Cluster::WORKER )
+		{
+		is_worker_new = T;
+		schedule 1sec { tell_new_workers() };
+		}
+	}
+
+event zeek_init()
+	{
+	if ( ! attribute_connections )
+		return;
+
+	query(Query($sql_stmt=flow_events, $on_rows=hand_on_flows,
+	    $schedule_=claim_interval, $subscription=Events,
+	    $requires_tables=set("sockets_events")));
+
+	query(Query($sql_stmt="SELECT uid, name FROM users", $on_rows=hand_on_users,
+	    $schedule_=user_interval, $subscription=Differences));
+
+	query(Query($sql_stmt="SELECT pid, process, protocol, local_addr, local_port, remote_addr, remote_port FROM sockets",
+	    $event_=socket_row, $schedule_=socket_poll_interval,
+	    $subscription=Differences, $if_missing_tables=set(
+	    "sockets_events")));
 	}

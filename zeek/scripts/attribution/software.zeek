@@ -3,7 +3,7 @@
 ##! Unlike what protocols tell of themselves, this covers encrypted and unknown protocols; versions are not known.
 
 @load base/frameworks/software
-@load ./claims
+@load ./owners
 
 module ZeekAgent;
 

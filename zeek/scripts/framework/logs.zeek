@@ -17,6 +17,18 @@ export {
 	##
 	## id: the log.
 	##
+	## stream: the log as ``Log::create_stream`` takes it, with its path.
+	##
+	## columns: the type of its record's field ``columns``.
+	##
+	## names: what columns are called in the log that cannot be called so in a record.
+	global create_stream: function(id: Log::ID, stream: Log::Stream, columns: any,
+	    names: table[string] of string &default=table());
+
+	## The same for a log that raises no event.
+	##
+	## id: the log.
+	##
 	## info: the type of its record.
 	##
 	## columns: the type of that record's field ``columns``.
@@ -41,16 +53,23 @@ function log_column_map(rec: any, strip_prefix: string): table[string] of string
 	return names;
 	}
 
-function create_log(id: Log::ID, info: any, columns: any, path: string,
-    policy: Log::PolicyHook, names: table[string] of string)
+function create_stream(id: Log::ID, stream: Log::Stream, columns: any,
+    names: table[string] of string)
 	{
 	local field_names = log_column_map(columns, "columns.");
 
 	for ( field, name in names )
 		field_names["columns." + field] = name;
 
-	Log::create_stream(id, Log::Stream($columns=info, $path=path, $policy=policy));
+	Log::create_stream(id, stream);
 	Log::remove_default_filter(id);
-	Log::add_filter(id, Log::Filter($name="default", $path=path,
+	Log::add_filter(id, Log::Filter($name="default", $path=stream$path,
 	    $field_name_map=field_names));
+	}
+
+function create_log(id: Log::ID, info: any, columns: any, path: string,
+    policy: Log::PolicyHook, names: table[string] of string)
+	{
+	create_stream(id, Log::Stream($columns=info, $path=path, $policy=policy),
+	    columns, names);
 	}

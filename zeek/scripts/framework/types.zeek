@@ -9,7 +9,7 @@ export {
 	type SubscriptionType: enum {
 		## All rows, each time.
 		Snapshots,
-		## What came and went since the last run; the first run reports all rows as new.
+		## What came and went since the last run; the first run reports nothing.
 		Differences,
 		## All rows once, then what came and went.
 		SnapshotPlusDifferences,

@@ -1,3 +1,5 @@
+# Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
+
 @load ./files
 @load ./listening-ports
 @load ./process-events

@@ -53,6 +53,9 @@ export {
 
 	## Decides what is logged to ``zeek-agent-files.log``.
 	global log_policy: Log::PolicyHook;
+
+	## Raised for each line of ``zeek-agent-files.log``.
+	global log_files: event(rec: Info);
 }
 
 type Rows: vector of Columns;
@@ -82,7 +85,8 @@ event ZeekAgent_Files::query_result(ctx: ZeekAgent::Context, columns: Columns)
 
 event zeek_init()
 	{
-	ZeekAgent::create_log(LOG, Info, Columns, "zeek-agent-files", log_policy);
+	ZeekAgent::create_stream(LOG, Log::Stream($columns=Info, $ev=log_files,
+	    $path="zeek-agent-files", $policy=log_policy), Columns);
 
 	if ( ! enabled )
 		return;

@@ -1,3 +1,5 @@
+# Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
+
 ##! Ports that processes listen at, in ``zeek-agent-listening-ports.log``.
 
 @load ../framework
@@ -56,11 +58,14 @@ export {
 
 	## Decides what is logged to ``zeek-agent-listening-ports.log``.
 	global log_policy: Log::PolicyHook;
+
+	## Raised for each line of ``zeek-agent-listening-ports.log``.
+	global log_listening_ports: event(rec: Info);
 }
 
 type Rows: vector of Columns;
 
-function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+function write_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
     rows: any)
 	{
 	local t = network_time();
@@ -78,19 +83,37 @@ function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
 		}
 	}
 
+function write_row(ctx: ZeekAgent::Context, columns: Columns)
+	{
+	local info = Info($t=network_time(), $hid=ctx$agent_id,
+	    $host=ZeekAgent::hostname(ctx), $columns=columns);
+
+	if ( ctx?$change )
+		info$change = ZeekAgent::change_type(ctx);
+
+	Log::write(LOG, info);
+	}
+
+event ZeekAgent_ListeningPorts::query_result(ctx: ZeekAgent::Context,
+    columns: Columns)
+	{
+	write_row(ctx, columns);
+	}
+
 event zeek_init()
 	{
-	ZeekAgent::create_log(LOG, Info, Columns, "zeek-agent-listening-ports",
-	    log_policy, table(["port_"] = "port"));
+	ZeekAgent::create_stream(LOG, Log::Stream($columns=Info,
+	    $ev=log_listening_ports, $path="zeek-agent-listening-ports",
+	    $policy=log_policy), Columns, table(["port_"] = "port"));
 
 	if ( ! enabled )
 		return;
 
-	local sql = "SELECT pid, process, family, protocol, address, port AS port_, uid, exe, "
-	    + "container_id, entity_id FROM listening_ports";
-
-	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $row_type=Rows,
-	    $on_rows=log_rows, $schedule_=query_interval,
-	    $subscription=subscription, $requires_tables=set(
-	    "listening_ports")));
+	local sql = "SELECT pid, process, family, protocol, address, port AS port_, uid, exe, container_id, "
+	    + "entity_id FROM listening_ports";
+	local query = ZeekAgent::Query($sql_stmt=sql, $event_=query_result,
+	    $row_type=Rows, $on_rows=write_rows, $schedule_=query_interval,
+	    $subscription=subscription);
+	add query$requires_tables["listening_ports"];
+	ZeekAgent::query(query);
 	}

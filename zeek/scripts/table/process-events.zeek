@@ -1,3 +1,5 @@
+# Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
+
 ##! Processes that start and stop, in ``zeek-agent-process-events.log``.
 
 @load ../framework
@@ -102,22 +104,29 @@ export {
 
 	## Decides what is logged to ``zeek-agent-process-events.log``.
 	global log_policy: Log::PolicyHook;
+
+	## Raised for each line of ``zeek-agent-process-events.log``.
+	global log_process_events: event(rec: Info);
 }
 
 type Rows: vector of Columns;
 
-function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+function write_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
     rows: any)
 	{
 	local t = network_time();
 	local host = ZeekAgent::hostname(ctx);
 
 	for ( _, columns in rows as Rows )
-		Log::write(LOG, Info($t=t, $hid=ctx$agent_id, $host=host, $columns=columns,
-		    $store=batch$store));
+		{
+		local info = Info($t=t, $hid=ctx$agent_id, $host=host, $columns=columns,
+		    $store=batch$store);
+
+		Log::write(LOG, info);
+		}
 	}
 
-function log_row(ctx: ZeekAgent::Context, columns: Columns)
+function write_row(ctx: ZeekAgent::Context, columns: Columns)
 	{
 	local info = Info($t=network_time(), $hid=ctx$agent_id,
 	    $host=ZeekAgent::hostname(ctx), $columns=columns);
@@ -129,27 +138,27 @@ event ZeekAgent_ProcessEvents::query_result(ctx: ZeekAgent::Context,
     columns: any)
 	{
 	if ( columns is Columns )
-		log_row(ctx, columns as Columns);
+		write_row(ctx, columns as Columns);
 	else
-		log_row(ctx, columns as Basic);
+		write_row(ctx, columns as Basic);
 	}
 
 event zeek_init()
 	{
-	ZeekAgent::create_log(LOG, Info, Columns, "zeek-agent-process-events",
-	    log_policy);
+	ZeekAgent::create_stream(LOG, Log::Stream($columns=Info,
+	    $ev=log_process_events, $path="zeek-agent-process-events",
+	    $policy=log_policy), Columns);
 
 	if ( ! enabled )
 		return;
 
-	local sql = "SELECT time AS time_, name, pid, ppid, uid, gid, ruid, rgid, duration, state FROM "
-	    + "processes_events";
+	local sql = "SELECT time AS time_, name, pid, ppid, uid, gid, ruid, rgid, duration, state FROM processes_events";
 	local batch_sql = "SELECT time AS time_, name, pid, ppid, uid, gid, ruid, rgid, duration, state, exe, "
 	    + "cmdline, cwd, exit_code, loginuid, container_id, entity_id, parent_entity_id, "
 	    + "parent_name, parent_exe, seq FROM processes_events";
-
-	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
-	    $event_=query_result, $row_type=Rows, $on_rows=log_rows,
-	    $schedule_=query_interval, $subscription=subscription,
-	    $requires_tables=set("processes_events")));
+	local query = ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
+	    $event_=query_result, $row_type=Rows, $on_rows=write_rows,
+	    $schedule_=query_interval, $subscription=subscription);
+	add query$requires_tables["processes_events"];
+	ZeekAgent::query(query);
 	}

@@ -1,3 +1,5 @@
+# Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
+
 ##! Processes that run, in ``zeek-agent-processes.log``.
 
 @load ../framework
@@ -82,11 +84,14 @@ export {
 
 	## Decides what is logged to ``zeek-agent-processes.log``.
 	global log_policy: Log::PolicyHook;
+
+	## Raised for each line of ``zeek-agent-processes.log``.
+	global log_processes: event(rec: Info);
 }
 
 type Rows: vector of Columns;
 
-function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+function write_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
     rows: any)
 	{
 	local t = network_time();
@@ -104,7 +109,7 @@ function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
 		}
 	}
 
-function log_row(ctx: ZeekAgent::Context, columns: Columns)
+function write_row(ctx: ZeekAgent::Context, columns: Columns)
 	{
 	local info = Info($t=network_time(), $hid=ctx$agent_id,
 	    $host=ZeekAgent::hostname(ctx), $columns=columns);
@@ -118,24 +123,25 @@ function log_row(ctx: ZeekAgent::Context, columns: Columns)
 event ZeekAgent_Processes::query_result(ctx: ZeekAgent::Context, columns: any)
 	{
 	if ( columns is Columns )
-		log_row(ctx, columns as Columns);
+		write_row(ctx, columns as Columns);
 	else
-		log_row(ctx, columns as Basic);
+		write_row(ctx, columns as Basic);
 	}
 
 event zeek_init()
 	{
-	ZeekAgent::create_log(LOG, Info, Columns, "zeek-agent-processes", log_policy);
+	ZeekAgent::create_stream(LOG, Log::Stream($columns=Info, $ev=log_processes,
+	    $path="zeek-agent-processes", $policy=log_policy), Columns);
 
 	if ( ! enabled )
 		return;
 
 	local sql =
 	    "SELECT name, pid, uid, gid, ppid, priority, startup FROM processes";
-	local batch_sql = "SELECT name, pid, uid, gid, ppid, priority, startup, exe, cmdline, start_time, "
-	    + "loginuid, container_id, entity_id, parent_entity_id FROM processes";
-
-	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
-	    $event_=query_result, $row_type=Rows, $on_rows=log_rows,
-	    $schedule_=query_interval, $subscription=subscription));
+	local batch_sql = "SELECT name, pid, uid, gid, ppid, priority, startup, exe, cmdline, start_time, loginuid, "
+	    + "container_id, entity_id, parent_entity_id FROM processes";
+	local query = ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
+	    $event_=query_result, $row_type=Rows, $on_rows=write_rows,
+	    $schedule_=query_interval, $subscription=subscription);
+	ZeekAgent::query(query);
 	}

@@ -1,3 +1,5 @@
+# Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
+
 ##! Connections that open and close, in ``zeek-agent-socket-events.log``.
 
 @load ../framework
@@ -28,8 +30,8 @@ export {
 		uid: count &log &optional;
 		## Its effective group id.
 		gid: count &log &optional;
-		## ``IPv4``, ``IPv6``, or ``packet`` for a packet socket that was opened, which has no ends and
-		## the state ``listen``.
+		## ``IPv4``, ``IPv6``, or ``packet`` for a packet socket that was opened, which has no ends and the
+		## state ``listen``.
 		family: string &log &optional;
 		## Transport protocol's number.
 		protocol: count &log &optional;
@@ -57,8 +59,8 @@ export {
 		uid: count &log &optional;
 		## Its effective group id.
 		gid: count &log &optional;
-		## ``IPv4``, ``IPv6``, or ``packet`` for a packet socket that was opened, which has no ends and
-		## the state ``listen``.
+		## ``IPv4``, ``IPv6``, or ``packet`` for a packet socket that was opened, which has no ends and the
+		## state ``listen``.
 		family: string &log &optional;
 		## Transport protocol's number.
 		protocol: count &log &optional;
@@ -106,22 +108,29 @@ export {
 
 	## Decides what is logged to ``zeek-agent-socket-events.log``.
 	global log_policy: Log::PolicyHook;
+
+	## Raised for each line of ``zeek-agent-socket-events.log``.
+	global log_socket_events: event(rec: Info);
 }
 
 type Rows: vector of Columns;
 
-function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+function write_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
     rows: any)
 	{
 	local t = network_time();
 	local host = ZeekAgent::hostname(ctx);
 
 	for ( _, columns in rows as Rows )
-		Log::write(LOG, Info($t=t, $hid=ctx$agent_id, $host=host, $columns=columns,
-		    $store=batch$store));
+		{
+		local info = Info($t=t, $hid=ctx$agent_id, $host=host, $columns=columns,
+		    $store=batch$store);
+
+		Log::write(LOG, info);
+		}
 	}
 
-function log_row(ctx: ZeekAgent::Context, columns: Columns)
+function write_row(ctx: ZeekAgent::Context, columns: Columns)
 	{
 	local info = Info($t=network_time(), $hid=ctx$agent_id,
 	    $host=ZeekAgent::hostname(ctx), $columns=columns);
@@ -133,27 +142,27 @@ event ZeekAgent_SocketEvents::query_result(ctx: ZeekAgent::Context,
     columns: any)
 	{
 	if ( columns is Columns )
-		log_row(ctx, columns as Columns);
+		write_row(ctx, columns as Columns);
 	else
-		log_row(ctx, columns as Basic);
+		write_row(ctx, columns as Basic);
 	}
 
 event zeek_init()
 	{
-	ZeekAgent::create_log(LOG, Info, Columns, "zeek-agent-socket-events",
-	    log_policy);
+	ZeekAgent::create_stream(LOG, Log::Stream($columns=Info, $ev=log_socket_events,
+	    $path="zeek-agent-socket-events", $policy=log_policy), Columns);
 
 	if ( ! enabled )
 		return;
 
-	local sql = "SELECT time AS time_, pid, process, uid, gid, family, protocol, local_addr, "
-	    + "local_port, remote_addr, remote_port, state FROM sockets_events";
-	local batch_sql = "SELECT time AS time_, pid, process, uid, gid, family, protocol, local_addr, "
-	    + "local_port, remote_addr, remote_port, state, direction, exe, cmdline, loginuid, "
-	    + "container_id, entity_id, community_id, seq FROM sockets_events";
-
-	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
-	    $event_=query_result, $row_type=Rows, $on_rows=log_rows,
-	    $schedule_=query_interval, $subscription=subscription,
-	    $requires_tables=set("sockets_events")));
+	local sql = "SELECT time AS time_, pid, process, uid, gid, family, protocol, local_addr, local_port, "
+	    + "remote_addr, remote_port, state FROM sockets_events";
+	local batch_sql = "SELECT time AS time_, pid, process, uid, gid, family, protocol, local_addr, local_port, "
+	    + "remote_addr, remote_port, state, direction, exe, cmdline, loginuid, container_id, "
+	    + "entity_id, community_id, seq FROM sockets_events";
+	local query = ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
+	    $event_=query_result, $row_type=Rows, $on_rows=write_rows,
+	    $schedule_=query_interval, $subscription=subscription);
+	add query$requires_tables["sockets_events"];
+	ZeekAgent::query(query);
 	}

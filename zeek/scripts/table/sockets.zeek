@@ -1,3 +1,5 @@
+# Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
+
 ##! Sockets that are open, in ``zeek-agent-sockets.log``.
 
 @load ../framework
@@ -86,11 +88,14 @@ export {
 
 	## Decides what is logged to ``zeek-agent-sockets.log``.
 	global log_policy: Log::PolicyHook;
+
+	## Raised for each line of ``zeek-agent-sockets.log``.
+	global log_sockets: event(rec: Info);
 }
 
 type Rows: vector of Columns;
 
-function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+function write_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
     rows: any)
 	{
 	local t = network_time();
@@ -108,7 +113,7 @@ function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
 		}
 	}
 
-function log_row(ctx: ZeekAgent::Context, columns: Columns)
+function write_row(ctx: ZeekAgent::Context, columns: Columns)
 	{
 	local info = Info($t=network_time(), $hid=ctx$agent_id,
 	    $host=ZeekAgent::hostname(ctx), $columns=columns);
@@ -122,24 +127,25 @@ function log_row(ctx: ZeekAgent::Context, columns: Columns)
 event ZeekAgent_Sockets::query_result(ctx: ZeekAgent::Context, columns: any)
 	{
 	if ( columns is Columns )
-		log_row(ctx, columns as Columns);
+		write_row(ctx, columns as Columns);
 	else
-		log_row(ctx, columns as Basic);
+		write_row(ctx, columns as Basic);
 	}
 
 event zeek_init()
 	{
-	ZeekAgent::create_log(LOG, Info, Columns, "zeek-agent-sockets", log_policy);
+	ZeekAgent::create_stream(LOG, Log::Stream($columns=Info, $ev=log_sockets,
+	    $path="zeek-agent-sockets", $policy=log_policy), Columns);
 
 	if ( ! enabled )
 		return;
 
-	local sql = "SELECT pid, process, family, protocol, local_addr, local_port, remote_addr, "
-	    + "remote_port, state FROM sockets";
-	local batch_sql = "SELECT pid, process, family, protocol, local_addr, local_port, remote_addr, "
-	    + "remote_port, state, uid, exe, container_id, entity_id, community_id FROM sockets";
-
-	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
-	    $event_=query_result, $row_type=Rows, $on_rows=log_rows,
-	    $schedule_=query_interval, $subscription=subscription));
+	local sql = "SELECT pid, process, family, protocol, local_addr, local_port, remote_addr, remote_port, "
+	    + "state FROM sockets";
+	local batch_sql = "SELECT pid, process, family, protocol, local_addr, local_port, remote_addr, remote_port, "
+	    + "state, uid, exe, container_id, entity_id, community_id FROM sockets";
+	local query = ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
+	    $event_=query_result, $row_type=Rows, $on_rows=write_rows,
+	    $schedule_=query_interval, $subscription=subscription);
+	ZeekAgent::query(query);
 	}

@@ -91,6 +91,12 @@ export {
 
 	## Decides what is logged to ``zeek-agent-ssh-authorized-keys.log``.
 	global log_policy_keys: Log::PolicyHook;
+
+	## Raised for each line of ``zeek-agent-ssh-configs.log``.
+	global log_ssh_configs: event(rec: InfoConfigs);
+
+	## Raised for each line of ``zeek-agent-ssh-authorized-keys.log``.
+	global log_ssh_authorized_keys: event(rec: InfoKeys);
 }
 
 # A setting as batches carry it.
@@ -196,10 +202,12 @@ function ask_keys(path: string, platform: string)
 
 event zeek_init()
 	{
-	ZeekAgent::create_log(LOG_CONFIGS, InfoConfigs, ColumnsConfigs,
-	    "zeek-agent-ssh-configs", log_policy_configs);
-	ZeekAgent::create_log(LOG_KEYS, InfoKeys, ColumnsKeys,
-	    "zeek-agent-ssh-authorized-keys", log_policy_keys);
+	ZeekAgent::create_stream(LOG_CONFIGS, Log::Stream($columns=InfoConfigs,
+	    $ev=log_ssh_configs, $path="zeek-agent-ssh-configs",
+	    $policy=log_policy_configs), ColumnsConfigs);
+	ZeekAgent::create_stream(LOG_KEYS, Log::Stream($columns=InfoKeys,
+	    $ev=log_ssh_authorized_keys, $path="zeek-agent-ssh-authorized-keys",
+	    $policy=log_policy_keys), ColumnsKeys);
 
 	if ( ! enabled )
 		return;

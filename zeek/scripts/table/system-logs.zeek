@@ -1,3 +1,5 @@
+# Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
+
 ##! Messages of the systems' logs, in ``zeek-agent-system-logs.log``.
 
 @load ../framework
@@ -70,22 +72,29 @@ export {
 
 	## Decides what is logged to ``zeek-agent-system-logs.log``.
 	global log_policy: Log::PolicyHook;
+
+	## Raised for each line of ``zeek-agent-system-logs.log``.
+	global log_system_logs: event(rec: Info);
 }
 
 type Rows: vector of Columns;
 
-function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+function write_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
     rows: any)
 	{
 	local t = network_time();
 	local host = ZeekAgent::hostname(ctx);
 
 	for ( _, columns in rows as Rows )
-		Log::write(LOG, Info($t=t, $hid=ctx$agent_id, $host=host, $columns=columns,
-		    $store=batch$store));
+		{
+		local info = Info($t=t, $hid=ctx$agent_id, $host=host, $columns=columns,
+		    $store=batch$store);
+
+		Log::write(LOG, info);
+		}
 	}
 
-function log_row(ctx: ZeekAgent::Context, columns: Columns)
+function write_row(ctx: ZeekAgent::Context, columns: Columns)
 	{
 	local info = Info($t=network_time(), $hid=ctx$agent_id,
 	    $host=ZeekAgent::hostname(ctx), $columns=columns);
@@ -96,25 +105,25 @@ function log_row(ctx: ZeekAgent::Context, columns: Columns)
 event ZeekAgent_SystemLogs::query_result(ctx: ZeekAgent::Context, columns: any)
 	{
 	if ( columns is Columns )
-		log_row(ctx, columns as Columns);
+		write_row(ctx, columns as Columns);
 	else
-		log_row(ctx, columns as Basic);
+		write_row(ctx, columns as Basic);
 	}
 
 event zeek_init()
 	{
-	ZeekAgent::create_log(LOG, Info, Columns, "zeek-agent-system-logs",
-	    log_policy);
+	ZeekAgent::create_stream(LOG, Log::Stream($columns=Info, $ev=log_system_logs,
+	    $path="zeek-agent-system-logs", $policy=log_policy), Columns);
 
 	if ( ! enabled )
 		return;
 
 	local sql = "SELECT time AS time_, process, level, message FROM system_logs_events";
-	local batch_sql = "SELECT time AS time_, process, level, message, pid, uid, exe, unit, identifier, "
-	    + "facility, seq FROM system_logs_events";
-
-	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
-	    $event_=query_result, $row_type=Rows, $on_rows=log_rows,
-	    $schedule_=query_interval, $subscription=subscription,
-	    $requires_tables=set("system_logs_events")));
+	local batch_sql = "SELECT time AS time_, process, level, message, pid, uid, exe, unit, identifier, facility, "
+	    + "seq FROM system_logs_events";
+	local query = ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
+	    $event_=query_result, $row_type=Rows, $on_rows=write_rows,
+	    $schedule_=query_interval, $subscription=subscription);
+	add query$requires_tables["system_logs_events"];
+	ZeekAgent::query(query);
 	}

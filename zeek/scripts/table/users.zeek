@@ -1,3 +1,5 @@
+# Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
+
 ##! User accounts, in ``zeek-agent-users.log``.
 
 @load ../framework
@@ -78,11 +80,14 @@ export {
 
 	## Decides what is logged to ``zeek-agent-users.log``.
 	global log_policy: Log::PolicyHook;
+
+	## Raised for each line of ``zeek-agent-users.log``.
+	global log_users: event(rec: Info);
 }
 
 type Rows: vector of Columns;
 
-function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
+function write_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
     rows: any)
 	{
 	local t = network_time();
@@ -100,7 +105,7 @@ function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
 		}
 	}
 
-function log_row(ctx: ZeekAgent::Context, columns: Columns)
+function write_row(ctx: ZeekAgent::Context, columns: Columns)
 	{
 	local info = Info($t=network_time(), $hid=ctx$agent_id,
 	    $host=ZeekAgent::hostname(ctx), $columns=columns);
@@ -114,23 +119,23 @@ function log_row(ctx: ZeekAgent::Context, columns: Columns)
 event ZeekAgent_Users::query_result(ctx: ZeekAgent::Context, columns: any)
 	{
 	if ( columns is Columns )
-		log_row(ctx, columns as Columns);
+		write_row(ctx, columns as Columns);
 	else
-		log_row(ctx, columns as Basic);
+		write_row(ctx, columns as Basic);
 	}
 
 event zeek_init()
 	{
-	ZeekAgent::create_log(LOG, Info, Columns, "zeek-agent-users", log_policy);
+	ZeekAgent::create_stream(LOG, Log::Stream($columns=Info, $ev=log_users,
+	    $path="zeek-agent-users", $policy=log_policy), Columns);
 
 	if ( ! enabled )
 		return;
 
 	local sql = "SELECT name, full_name, is_admin, is_system, uid, gid, home, shell, email FROM users";
-	local batch_sql = "SELECT name, full_name, is_admin, is_system, uid, gid, home, shell, email, groups "
-	    + "FROM users";
-
-	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
-	    $event_=query_result, $row_type=Rows, $on_rows=log_rows,
-	    $schedule_=query_interval, $subscription=subscription));
+	local batch_sql = "SELECT name, full_name, is_admin, is_system, uid, gid, home, shell, email, groups FROM users";
+	local query = ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
+	    $event_=query_result, $row_type=Rows, $on_rows=write_rows,
+	    $schedule_=query_interval, $subscription=subscription);
+	ZeekAgent::query(query);
 	}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
+from enum import IntEnum
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -14,24 +16,51 @@ ICMP6: Final = 58
 RAW: Final = 255
 PROTOCOLS: Final = (ICMP, TCP, UDP, ICMP6, UDPLITE, RAW)
 
-STATES: Final = {
-    1: "ESTABLISHED",
-    2: "SYN_SENT",
-    3: "SYN_RECEIVED",
-    4: "FIN_WAIT_1",
-    5: "FIN_WAIT_2",
-    6: "TIME_WAIT",
-    7: "CLOSED",
-    8: "CLOSE_WAIT",
-    9: "LAST_ACK",
-    10: "LISTEN",
-    11: "CLOSING",
-    12: "SYN_RECEIVED",
-}
-"""TCP's states by the kernel's number (`include/net/tcp_states.h`); 12 is a request that waits at a listener."""
 
-ALL_STATES: Final = sum(1 << number for number in STATES)
-"""A mask of states has the bit of each one's number; sockets that are merely bound (13) are in none."""
+class TcpState(IntEnum):
+    """TCP states by the kernel's number (`include/net/tcp_states.h`), without 13: a socket that is merely bound.
+
+    A datagram socket is `ESTABLISHED` with a peer and `CLOSE` without.
+    """
+
+    ESTABLISHED = 1
+    SYN_SENT = 2
+    SYN_RECV = 3
+    FIN_WAIT1 = 4
+    FIN_WAIT2 = 5
+    TIME_WAIT = 6
+    CLOSE = 7
+    CLOSE_WAIT = 8
+    LAST_ACK = 9
+    LISTEN = 10
+    CLOSING = 11
+    NEW_SYN_RECV = 12
+    """A request that waits at a listener."""
+
+
+STATES: Final[dict[int, str]] = {
+    TcpState.ESTABLISHED: "ESTABLISHED",
+    TcpState.SYN_SENT: "SYN_SENT",
+    TcpState.SYN_RECV: "SYN_RECEIVED",
+    TcpState.FIN_WAIT1: "FIN_WAIT_1",
+    TcpState.FIN_WAIT2: "FIN_WAIT_2",
+    TcpState.TIME_WAIT: "TIME_WAIT",
+    TcpState.CLOSE: "CLOSED",
+    TcpState.CLOSE_WAIT: "CLOSE_WAIT",
+    TcpState.LAST_ACK: "LAST_ACK",
+    TcpState.LISTEN: "LISTEN",
+    TcpState.CLOSING: "CLOSING",
+    TcpState.NEW_SYN_RECV: "SYN_RECEIVED",
+}
+"""What tables call them."""
+
+
+def state_mask(states: Iterable[int]) -> int:
+    """The bit of each state's number, as sock_diag(7) takes them."""
+    return sum(1 << state for state in set(states))
+
+
+ALL_STATES: Final = state_mask(TcpState)
 
 _V4_MAPPED: Final = bytes(10) + b"\xff\xff"
 _NONE_V6: Final = bytes(16)

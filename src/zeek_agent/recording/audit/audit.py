@@ -36,9 +36,9 @@ from zeek_agent.recording.audit.audit_rules import (
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.listener import Listener, enlarge
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS
 from zeek_agent.recording.processes.process_life import ProcessLife, unknown
-from zeek_agent.recording.processes.process_rows import PROCESSES_EVENTS
-from zeek_agent.recording.sockets.socket_rows import SOCKETS_EVENTS, Direction, Flow, State, socket_row
+from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction, Flow, State, socket_event
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ class AuditSockets(AuditSource):
                 state = "established" if own.state in {1, 8} else "failed"
             flow = _flow(call, own, found.get(call.listener or 0))
             if not self._exclusions.flow(flow):
-                rows.append(socket_row(flow, state, call.direction, call.process, time=call.event.time))
+                rows.append(socket_event(flow, state, call.direction, call.process, time=call.event.time))
         if rows:
             self._sink(SOCKETS_EVENTS, rows)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 from zeek_agent.bpf.probe import why_not
 from zeek_agent.config import SourceSettings
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.recording.bpf_monitor import Monitor
-from zeek_agent.recording.processes.process_rows import PROCESSES_EVENTS, process_row
-from zeek_agent.recording.processes.process_tracker import Change
+from zeek_agent.recording.exclusions import Exclusions
+from zeek_agent.recording.processes.process_changes import Change
+from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS, process_event
 from zeek_agent.recording.source import Sink, Source
 
 
@@ -22,9 +21,7 @@ class EbpfProcesses(Source):
     def __init__(self, monitor: Monitor, settings: SourceSettings) -> None:
         super().__init__()
         self._monitor = monitor
-        self._ignored_executables = frozenset(settings.ignore_executables)
-        self._ignored_uids = frozenset(settings.ignore_uids)
-        self._ignored_pid = os.getpid() if settings.ignore_self else None
+        self._exclusions = Exclusions(settings)
         self._sink: Sink | None = None
         monitor.on_tick.append(self._count)
         monitor.on_failure.append(self.failed)
@@ -64,12 +61,6 @@ class EbpfProcesses(Source):
         if self._sink is None:
             return
         offset = boot_time()
-        rows = [
-            process_row(process, at, offset, ended)
-            for process, at, ended in changes
-            if process.exe not in self._ignored_executables
-            and process.uid not in self._ignored_uids
-            and process.pid != self._ignored_pid
-        ]
-        if rows:
-            self._sink(PROCESSES_EVENTS, rows)
+        events = self._exclusions.without([process_event(process, at, offset, ended) for process, at, ended in changes])
+        if events:
+            self._sink(PROCESSES_EVENTS, events)

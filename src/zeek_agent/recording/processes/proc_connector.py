@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.listener import Listener, enlarge
+from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS
 from zeek_agent.recording.processes.process_life import ProcessLife
-from zeek_agent.recording.processes.process_rows import PROCESSES_EVENTS
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:

@@ -7,21 +7,18 @@ process that is forked and executes a program within a second has started once, 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux import procfs
 from zeek_agent.host.linux.stamps import TICKS, boot_id, start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
-from zeek_agent.recording.processes.process_rows import Exit, process_row
+from zeek_agent.recording.processes.process_changes import FORK_PATIENCE_NS, Change, PendingForks
+from zeek_agent.recording.processes.process_event import Exit, ProcessEvent, process_event
 from zeek_agent.text import to_bytes
 
 if TYPE_CHECKING:
     from zeek_agent.recording.exclusions import Exclusions
-    from zeek_agent.schema import Row
-
-FORK_PATIENCE: Final = 1_000_000_000
-"""Nanoseconds that a forked process may take to execute a program before it counts as started as what it is."""
 
 
 class ProcessLife:
@@ -31,9 +28,9 @@ class ProcessLife:
         self.cache = cache
         self._exclusions = exclusions
         self._procfs = procfs.Procfs(proc)
-        self._forked: dict[int, Process] = {}
+        self._forks = PendingForks()
         self._gone: set[int] = set()
-        self._changes: list[tuple[Process, int, Exit | None]] = []
+        self._changes: list[Change] = []
 
     def fork(self, pid: int, parent_pid: int, at: int) -> None:
         """`pid` began as a copy of its parent. Its start is /proc's, or from `at` when it has ended already.
@@ -65,7 +62,7 @@ class ProcessLife:
                 exited=False,
             )
         self.cache.begin(child)
-        self._forked[pid] = child
+        self._forks.add(child)
 
     def look(self, pid: int) -> Process | None:
         """The process as /proc shows it, for `exec`: as soon as possible, what an end takes away first read first."""
@@ -79,7 +76,7 @@ class ProcessLife:
 
     def exec(self, pid: int, at: int, shown: Process | None) -> Process:
         """`pid` executed a program; `look` had `shown`. What it could not know can be filled in until `take`."""
-        self._forked.pop(pid, None)
+        self._forks.remove(pid)
         known = self.cache.lookup(pid)
         if known is not None and known.exited:
             known = None
@@ -90,25 +87,25 @@ class ProcessLife:
             process.keep_parent(known)
         process.since = at
         self.cache.exec(process)
-        self._changes.append((process, at, None))
+        self._changes.append(Change(process, at, None))
         return process
 
     def exit(self, pid: int, at: int, status: int | None) -> None:
         """`pid` ended with that wait status (None: not known)."""
-        forked = self._forked.pop(pid, None)
+        forked = self._forks.remove(pid)
         process = self.cache.exit(pid, at) or self.cache.lookup(pid)
-        if process is None or process.until is None or process.until < at - FORK_PATIENCE:
+        if process is None or process.until is None or process.until < at - FORK_PATIENCE_NS:
             process = unknown(pid, at, None)
         if forked is not None:
-            self._changes.append((process, process.since, None))
-        self._changes.append((process, max(at, process.since), self._end(process, status)))
+            self._changes.append(Change(process, process.since, None))
+        self._changes.append(Change(process, max(at, process.since), self._end(process, status)))
 
     def appear(self, pid: int) -> None:
         """`pid` is there, and nothing is known of how it came."""
         process = self.cache.read(pid)
         if process is not None:
             self.cache.begin(process)
-            self._changes.append((process, process.started, None))
+            self._changes.append(Change(process, process.started, None))
 
     def set_user(self, pid: int, real: int, effective: int) -> None:
         process = self.cache.lookup(pid)
@@ -135,27 +132,21 @@ class ProcessLife:
             self._discover(pid)
         return not self._gone
 
-    def take(self, now: int, boot_time: float) -> list[Row]:
+    def take(self, now: int, boot_time: float) -> list[ProcessEvent]:
         """The rows since the last call; forgets what ended long ago."""
-        for pid, process in list(self._forked.items()):
-            if process.since > now - FORK_PATIENCE:
-                break
-            del self._forked[pid]
-            self._changes.append((process, process.since, None))
+        for process in self._forks.overdue(now):
+            self._changes.append(Change(process, process.since, None))
         changes, self._changes = self._changes, []
         self.cache.expire(now)
-        return [
-            process_row(process, at, boot_time, ended)
-            for process, at, ended in changes
-            if not self._exclusions.process(process)
-        ]
+        events = [process_event(process, at, boot_time, ended) for process, at, ended in changes]
+        return self._exclusions.without(events)
 
     def _discover(self, pid: int) -> None:
         """A process that nobody told of: forked, and it may execute a program yet. One that is ending is let be."""
         process = self.cache.read(pid)
         if process is not None and not self._is_ending(pid):
             self.cache.begin(process)
-            self._forked[pid] = process
+            self._forks.add(process)
 
     def _is_ending(self, pid: int) -> bool:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from zeek_agent import text
 from zeek_agent.bpf import records
@@ -14,20 +13,10 @@ from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.containers import container_id
 from zeek_agent.host.linux.stamps import boot_id, set_or_none, start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
-from zeek_agent.recording.processes.process_rows import Exit
+from zeek_agent.recording.processes.process_changes import Change, PendingForks
+from zeek_agent.recording.processes.process_event import Exit
 
 logger = logging.getLogger(__name__)
-
-FORK_PATIENCE = 1_000_000_000
-"""Nanoseconds that a forked process may take to execute a program before it counts as started as what it is."""
-
-
-class Change(NamedTuple):
-    """A process started (`exit` is None) or stopped, at boot time `at` in ns."""
-
-    process: Process
-    at: int
-    exit: Exit | None
 
 
 class ProcessTracker:
@@ -35,7 +24,7 @@ class ProcessTracker:
 
     def __init__(self, cache: ProcessCache) -> None:
         self.cache = cache
-        self._forked: dict[int, Process] = {}
+        self._forks = PendingForks()
         self.undecoded = 0
 
     def apply(self, batch: Iterable[bytes]) -> list[Change]:
@@ -56,13 +45,9 @@ class ProcessTracker:
     def settled(self, now: int) -> list[Change]:
         """Processes that were forked a while ago and go on as what they are."""
         changes = []
-        for pid, process in list(self._forked.items()):
-            if process.since > now - FORK_PATIENCE:
-                break
-            del self._forked[pid]
-            if process.since <= self.cache.execs_lost_until:
-                process = self._seen(process)
-            changes.append(Change(process, process.since, None))
+        for process in self._forks.overdue(now):
+            current = self._seen(process) if process.since <= self.cache.execs_lost_until else process
+            changes.append(Change(current, current.since, None))
         return changes
 
     def _seen(self, process: Process) -> Process:
@@ -96,11 +81,11 @@ class ProcessTracker:
             process.cgroup = copied.cgroup
             process.container_id = copied.container_id
         self.cache.begin(process)
-        self._forked[process.pid] = process
+        self._forks.add(process)
 
     def _exec(self, record: bytes) -> Process:
         process = self._described(record)
-        self._forked.pop(process.pid, None)
+        self._forks.remove(process.pid)
         (process.vsize, _, _, total, size, exe_end, cwd_end, cgroup_end, filename_end) = EXEC.unpack_from(
             record, PROCESS.size
         )
@@ -133,7 +118,7 @@ class ProcessTracker:
         if self.cache.doubts(process, ended.name):
             process.exe = process.cmdline = None
         process.name = ended.name
-        if self._forked.pop(process.pid, None) is not None:
+        if self._forks.remove(process.pid) is not None:
             changes.append(Change(process, process.since, None))
         user, system = records.processor_time(utime, stime, runtime)
         changes.append(Change(process, ended.since, Exit(status, user, system, vsize or None, rsize or None)))

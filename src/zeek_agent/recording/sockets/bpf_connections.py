@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from zeek_agent.bpf import records
 from zeek_agent.bpf.records import SOCKET, Kind, SocketRecord
@@ -13,10 +13,7 @@ from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.internet_sockets import on_the_wire
 from zeek_agent.host.linux.stamps import boot_id, start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
-from zeek_agent.recording.sockets.socket_rows import Direction, Flow, State, packet_row, socket_row
-
-if TYPE_CHECKING:
-    from zeek_agent.schema import Row
+from zeek_agent.recording.sockets.socket_event import Direction, Flow, SocketEvent, State, packet_event, socket_event
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +50,9 @@ class ConnectionTracker:
             del self._open[oldest]
             self._stood_in.discard(oldest)
 
-    def rows(self, batch: Iterable[bytes], boot_time: float) -> list[Row]:
+    def rows(self, batch: Iterable[bytes], boot_time: float) -> list[SocketEvent]:
         """Rows for these records, in the kernel's order; times are ns since the boot at `boot_time`."""
-        rows: list[Row] = []
+        rows: list[SocketEvent] = []
         for record in batch:
             try:
                 self._apply(SocketRecord._make(SOCKET.unpack(record)), boot_time, rows)
@@ -64,16 +61,16 @@ class ConnectionTracker:
                 logger.exception("a socket record cannot be read: %s", record.hex())
         return rows
 
-    def overdue(self, now: int, boot_time: float) -> list[Row]:
+    def overdue(self, now: int, boot_time: float) -> list[SocketEvent]:
         """Rows for connections that came in and that nobody was seen to accept."""
-        rows: list[Row] = []
+        rows: list[SocketEvent] = []
         for cookie, passive in list(self._passive.items()):
             if passive.at > now - ACCEPT_PATIENCE:
                 break
             self._accept(cookie, passive.process, boot_time, rows, stands_in=True)
         return rows
 
-    def _apply(self, record: SocketRecord, boot_time: float, rows: list[Row]) -> None:
+    def _apply(self, record: SocketRecord, boot_time: float, rows: list[SocketEvent]) -> None:
         kind, cookie = record.kind, record.cookie
         flow = _flow(record)
         if kind in _ENDS:
@@ -81,28 +78,34 @@ class ConnectionTracker:
             return
         process = self._process(record)
         if kind == Kind.PACKET:
-            rows.append(packet_row(process, record.netns, time=boot_time + record.time / 1e9))
+            rows.append(packet_event(process, record.netns, time=boot_time + record.time / 1e9))
         elif kind == Kind.PASSIVE:
             self._passive[cookie] = _Passive(record.time, flow, process)
         elif kind == Kind.ACCEPTED and cookie in self._passive:
             self._accept(cookie, process, boot_time, rows)
         elif kind != Kind.ACCEPTED or self._open.get(cookie, (None, None))[0] is not process:
             state, direction = _MEANING[kind]
-            rows.append(socket_row(flow, state, direction, process, time=boot_time + record.time / 1e9))
+            rows.append(socket_event(flow, state, direction, process, time=boot_time + record.time / 1e9))
             if kind != Kind.FAILED:
                 self.know(cookie, process, direction)
 
     def _accept(
-        self, cookie: int, process: Process | None, boot_time: float, rows: list[Row], *, stands_in: bool = False
+        self,
+        cookie: int,
+        process: Process | None,
+        boot_time: float,
+        rows: list[SocketEvent],
+        *,
+        stands_in: bool = False,
     ) -> None:
         at, flow, _ = self._passive.pop(cookie)
-        row = socket_row(flow, "established", "inbound", process, time=boot_time + at / 1e9, stands_in=stands_in)
+        row = socket_event(flow, "established", "inbound", process, time=boot_time + at / 1e9, stands_in=stands_in)
         rows.append(row)
         self.know(cookie, process, "inbound")
         if stands_in:
             self._stood_in.add(cookie)
 
-    def _end(self, record: SocketRecord, flow: Flow, boot_time: float, rows: list[Row]) -> None:
+    def _end(self, record: SocketRecord, flow: Flow, boot_time: float, rows: list[SocketEvent]) -> None:
         if record.cookie in self._passive:
             self._accept(record.cookie, self._passive[record.cookie].process, boot_time, rows, stands_in=True)
         process, direction = self._open.pop(record.cookie, (None, None))
@@ -115,7 +118,7 @@ class ConnectionTracker:
         stands_in = record.cookie in self._stood_in
         self._stood_in.discard(record.cookie)
         when = boot_time + record.time / 1e9
-        rows.append(socket_row(flow, "closed", direction, process, time=when, stands_in=stands_in))
+        rows.append(socket_event(flow, "closed", direction, process, time=when, stands_in=stands_in))
 
     def _process(self, record: SocketRecord) -> Process | None:
         """The owner as it was when it acted."""

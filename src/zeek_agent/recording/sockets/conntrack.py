@@ -16,19 +16,16 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from zeek_agent.host.linux import netlink
 from zeek_agent.host.linux.internet_sockets import address_text
 from zeek_agent.recording.listener import Listener, enlarge
-from zeek_agent.recording.sockets.socket_rows import SOCKETS_EVENTS, Translation, flow_of, translated
+from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Ends, SocketEvent, Translation
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
     from zeek_agent.schema import Row
-
-Key: TypeAlias = "tuple[int, str, int, str, int]"
-"""Protocol, and a socket's own view of its connection: local address and port, remote address and port."""
 
 _NETLINK_NETFILTER: Final = 12
 _NEW: Final = 0x100  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW
@@ -75,7 +72,7 @@ class Connection(NamedTuple):
     original: Tuple
     reply: Tuple
 
-    def views(self) -> Iterator[tuple[Key, Translation]]:
+    def views(self) -> Iterator[tuple[Ends, Translation]]:
         """Each end's own view, and the view from the other side of the translation; none if nothing is translated."""
         original, reply = self.original, self.reply
         if original == (*reply[2:], *reply[:2]):
@@ -91,7 +88,7 @@ class Translations:
         self._limit = limit
         self._grace = grace
         self._connections: dict[Connection, float | None] = {}
-        self._by_view: dict[Key, Translation] = {}
+        self._by_view: dict[Ends, Translation] = {}
         self._ended: deque[tuple[float, Connection]] = deque()
 
     def __len__(self) -> int:
@@ -126,7 +123,7 @@ class Translations:
             if self._connections.get(connection) == ended:
                 self._forget(connection)
 
-    def find(self, view: Key) -> Translation | None:
+    def find(self, view: Ends) -> Translation | None:
         return self._by_view.get(view)
 
     def _forget(self, connection: Connection) -> None:
@@ -206,8 +203,11 @@ class Conntrack(Source):
         with self._lock:
             if not self._translations:
                 return rows
-            find = self._translations.find
-            return [row if (found := find(flow_of(row))) is None else translated(row, found) for row in rows]
+            return [self._completed(event) for event in cast("Sequence[SocketEvent]", rows)]
+
+    def _completed(self, event: SocketEvent) -> SocketEvent:
+        translation = self._translations.find(event.ends)
+        return event if translation is None else event.translated(translation)
 
     def _receive(self, datagram: bytes) -> None:
         offset = 0
@@ -262,7 +262,7 @@ def why_not(sysctl: Path = SYSCTL) -> str | None:
     return None
 
 
-def translations() -> dict[Key, Translation]:
+def translations() -> dict[Ends, Translation]:
     """The translations of the calling thread's network namespace by each end's own view.
 
     None where the kernel does not list them, or not to us (it takes CAP_NET_ADMIN). Raises OSError for other failures.

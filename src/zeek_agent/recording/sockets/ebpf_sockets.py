@@ -14,24 +14,22 @@ from zeek_agent.bpf.probe import cgroup2, why_no_cgroup2, why_no_tracepoints, wh
 from zeek_agent.bpf.ring import Ring
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.host.linux.host_sockets import sockets_by_namespace
-from zeek_agent.host.linux.internet_sockets import TCP, UDP, UDPLITE
+from zeek_agent.host.linux.internet_sockets import TCP, UDP, UDPLITE, TcpState
 from zeek_agent.host.linux.procfs import Procfs, socket_holders
 from zeek_agent.recording.bpf_monitor import Monitor, Stream, ring_size
+from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.sockets.bpf_connections import ConnectionTracker
-from zeek_agent.recording.sockets.socket_rows import SOCKETS_EVENTS, Direction
+from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction, SocketEvent
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
     from zeek_agent.recording.processes.process_cache import Process, ProcessCache
-    from zeek_agent.schema import Row
 
 logger = logging.getLogger(__name__)
 
 _RING_PER_CPU: Final = 512 << 10
 _PACKET_RING: Final = 64 << 10  # for a sniffer now and then; whole pages on any machine
-LISTEN: Final = 10
-_PID, _UID, _EXE = 1, 3, 13  # columns of sockets_events
 
 
 class EbpfSockets(Source):
@@ -44,7 +42,7 @@ class EbpfSockets(Source):
         super().__init__()
         self._monitor = monitor
         self._settings = settings
-        self._own_pid = os.getpid() if settings.ignore_self else 0
+        self._exclusions = Exclusions(settings)
         self._tracker = ConnectionTracker(monitor.cache)
         self._streams: list[Stream] = []
         self._sink: Sink | None = None
@@ -108,7 +106,8 @@ class EbpfSockets(Source):
         """An object that is loaded, configured and attached, and its ring of `size` bytes."""
         settings = self._settings
         executables = _identities(settings.ignore_executables)
-        filters = (self._own_pid, settings.ignore_loopback, len(settings.ignore_uids), len(executables))
+        own_pid = os.getpid() if settings.ignore_self else 0
+        filters = (own_pid, settings.ignore_loopback, len(settings.ignore_uids), len(executables))
         loaded = BpfObject(name)
         try:
             loaded.resize("records", size)
@@ -130,18 +129,10 @@ class EbpfSockets(Source):
     def _record(self, batch: list[bytes]) -> None:
         self._emit(self._tracker.rows(batch, boot_time()))
 
-    def _emit(self, rows: list[Row]) -> None:
-        settings = self._settings
-        if settings.ignore_executables or settings.ignore_uids or self._own_pid:
-            rows = [
-                row
-                for row in rows
-                if row[_PID] != self._own_pid
-                and row[_UID] not in settings.ignore_uids
-                and row[_EXE] not in settings.ignore_executables
-            ]
-        if rows and self._sink is not None:
-            self._sink(SOCKETS_EVENTS, rows)
+    def _emit(self, events: list[SocketEvent]) -> None:
+        events = self._exclusions.without(events)
+        if events and self._sink is not None:
+            self._sink(SOCKETS_EVENTS, events)
 
     def _tick(self) -> None:
         if self._sink is None:
@@ -163,12 +154,12 @@ def open_sockets(cache: ProcessCache, proc: str = "/proc") -> Iterator[tuple[int
     pids = Procfs(proc).pids()
     holders = socket_holders(proc, pids)
     found = [each for _, sockets in sockets_by_namespace(proc, pids, (TCP, UDP, UDPLITE)) for each in sockets]
-    listening = {each.local_port for each in found if each.protocol == TCP and each.state == LISTEN}
+    listening = {each.local_port for each in found if each.protocol == TCP and each.state == TcpState.LISTEN}
     for each in found:
         holding = holders.get(each.inode)
         if each.cookie and holding:
             direction: Direction | None = None
-            if each.protocol == TCP and each.state != LISTEN:
+            if each.protocol == TCP and each.state != TcpState.LISTEN:
                 direction = "inbound" if each.local_port in listening else "outbound"
             yield each.cookie, cache.find(holding[0][0]), direction
 

@@ -7,25 +7,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zeek_agent.host.linux.internet_sockets import TCP, InternetSocket
-from zeek_agent.recording.sockets.socket_rows import Direction, Flow, State, socket_row
+from zeek_agent.host.linux.internet_sockets import TCP, InternetSocket, TcpState, state_mask
+from zeek_agent.recording.sockets.socket_event import Direction, Flow, SocketEvent, State, socket_event
 
 if TYPE_CHECKING:
     from zeek_agent.recording.exclusions import Exclusions
     from zeek_agent.recording.processes.process_cache import Process
-    from zeek_agent.schema import Row
 
-_ESTABLISHED: Final = 1
-_LISTEN: Final = 10
-_OPENING: Final = 2
-_FIN_WAIT_2: Final = 5
-_CONNECTED: Final = frozenset({_ESTABLISHED, 4, 5, 8, 9, 11})
-WANTED_STATES: Final = sum(1 << state for state in _CONNECTED | {_OPENING, _LISTEN, 7})
-"""The states that matter here, as a mask: 7 is a datagram socket without a peer."""
+_CONNECTED: Final = frozenset(
+    {
+        TcpState.ESTABLISHED,
+        TcpState.FIN_WAIT1,
+        TcpState.FIN_WAIT2,
+        TcpState.CLOSE_WAIT,
+        TcpState.LAST_ACK,
+        TcpState.CLOSING,
+    }
+)
+WANTED_STATES: Final = state_mask(_CONNECTED | {TcpState.SYN_SENT, TcpState.LISTEN, TcpState.CLOSE})
+"""The states that matter here; `CLOSE` is a datagram socket without a peer."""
 
-_ACCEPT_PATIENCE: Final = 1.0
+_ACCEPT_PATIENCE_SECONDS: Final = 1.0
+"""How long a connection may wait to be accepted before it is reported without a process; servers accept sooner."""
 _SEARCHES: Final = 3
-_CLOSED_REMEMBERED: Final = 10.0
+"""Looks for the process of a socket: each reads the descriptors of all processes, which is expensive."""
+_CLOSED_REMEMBERED_SECONDS: Final = 10.0
+"""How long word of a close is remembered, since a list that was begun before may still show the socket."""
 
 
 @dataclass(slots=True)
@@ -69,7 +76,7 @@ class SocketChanges:
         self._listeners: dict[int | None, dict[int, _Open]] = {}
         self._closed: dict[object, float] = {}
         self._ephemeral = _ephemeral_ports()
-        self._rows: list[Row] = []
+        self._rows: list[SocketEvent] = []
 
     def seed(self, netns: int | None, sockets: Iterable[InternetSocket], now: float) -> None:
         """Take these as open already: no rows, but their processes are remembered for their end."""
@@ -102,7 +109,7 @@ class SocketChanges:
             self._tell(entry, "established", now)
             self._tell(entry, "closed", now)
 
-    def take(self, now: float) -> list[Row]:
+    def take(self, now: float) -> list[SocketEvent]:
         """The rows since the last call."""
         self._attribute()
         for key, entry in list(self._untold.items()):
@@ -110,7 +117,7 @@ class SocketChanges:
                 del self._untold[key]
                 self._tell(entry, entry.state, entry.since)
         for key, at in list(self._closed.items()):
-            if at > now - _CLOSED_REMEMBERED:
+            if at > now - _CLOSED_REMEMBERED_SECONDS:
                 break
             del self._closed[key]
         rows, self._rows = self._rows, []
@@ -129,7 +136,7 @@ class SocketChanges:
         added: list[_Open] = []
         for socket in sockets:
             state = self._state(socket)
-            if state is None and socket.state != _OPENING:
+            if state is None and socket.state != TcpState.SYN_SENT:
                 continue
             key = _key(netns, socket)
             present.add(key)
@@ -152,10 +159,12 @@ class SocketChanges:
 
     def _state(self, socket: InternetSocket) -> State | None:
         if socket.protocol == TCP:
-            if socket.state == _FIN_WAIT_2 and not socket.inode:
+            if socket.state == TcpState.FIN_WAIT2 and not socket.inode:
                 return None  # closed by its process, waits for the peer's end as TIME_WAIT does
-            return "listen" if socket.state == _LISTEN else "established" if socket.state in _CONNECTED else None
-        if socket.state == _ESTABLISHED and socket.connected:
+            return (
+                "listen" if socket.state == TcpState.LISTEN else "established" if socket.state in _CONNECTED else None
+            )
+        if socket.state == TcpState.ESTABLISHED and socket.connected:
             return "established"
         return "listen" if socket.local_port and socket.local_port not in self._ephemeral else None
 
@@ -181,7 +190,7 @@ class SocketChanges:
     def _is_due(self, entry: _Open, now: float) -> bool:
         if entry.process is not None:
             return True
-        return now >= entry.since + (self._patience if entry.inode else max(self._patience, _ACCEPT_PATIENCE))
+        return now >= entry.since + (self._patience if entry.inode else max(self._patience, _ACCEPT_PATIENCE_SECONDS))
 
     def _close(self, key: object, now: float) -> None:
         entry = self._open.pop(key)
@@ -198,7 +207,7 @@ class SocketChanges:
     def _tell(self, entry: _Open, state: State, at: float) -> None:
         if self._exclusions.process(entry.process) or self._exclusions.flow(entry.flow):
             return
-        self._rows.append(socket_row(entry.flow, state, entry.direction, entry.process, time=at, uid=entry.uid))
+        self._rows.append(socket_event(entry.flow, state, entry.direction, entry.process, time=at, uid=entry.uid))
 
 
 def _key(netns: int | None, socket: InternetSocket) -> object:

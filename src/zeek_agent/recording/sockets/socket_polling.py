@@ -20,8 +20,8 @@ from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.listener import enlarge
 from zeek_agent.recording.periodic import Periodic
 from zeek_agent.recording.sockets.socket_changes import WANTED_STATES, SocketChanges
+from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS
 from zeek_agent.recording.sockets.socket_owners import SocketOwners, living_owners
-from zeek_agent.recording.sockets.socket_rows import SOCKETS_EVENTS
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:

@@ -1,0 +1,114 @@
+"""What the queries of a pack select, from compiling them: names, types and meaning of their columns.
+
+A pack declares a log once. Where it leaves out fields or types they come from the log's first query, compiled against
+the declared tables; an expression is typed by its alias, as in any statement (`count(*) AS "processes:count"`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from zeek_agent.collector.pack_file import Audience, FieldEntry, PackFile, QueryEntry, check_names, columns_of
+from zeek_agent.database.session import Profile
+from zeek_agent.errors import SqlError
+from zeek_agent.schema import ZeekType
+from zeek_agent.text import clipped
+
+if TYPE_CHECKING:
+    from zeek_agent.collector.statements import Statements
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """A column that a statement selects."""
+
+    name: str
+    type: ZeekType
+    summary: str = ""
+
+    @property
+    def log_type(self) -> str:
+        """Its type as packs and logs write it; `record` for a record."""
+        return _log_type(self.type)
+
+
+class Columns:
+    """Columns and fields of one pack. Statements are compiled when they are needed first."""
+
+    def __init__(self, file: PackFile) -> None:
+        self._file = file
+        self._statements: Statements | None = None
+
+    def fields(self, path: str, audience: Audience) -> tuple[FieldEntry, ...]:
+        """The log's fields, each with its type. Raises ValueError that names the place."""
+        entry = self._file.logs[path]
+        fields = entry.fields_for(audience)
+        if entry.fields is not None and all(field.type for field in fields):
+            return fields
+        queries = self._file.queries_for(audience, path)
+        if not queries:
+            raise ValueError(f"logs.{path}: no query fills it that its fields could be taken from")
+        place, query = queries[0]
+        batches = audience == "zeek"
+        return _typed(path, None if entry.fields is None else fields, self.selected(place, query, batches=batches))
+
+    def selected(self, place: str, query: QueryEntry, *, batches: bool) -> list[Selected]:
+        """What the query selects: of any agent, or of one that knows batches. Raises ValueError that names `place`."""
+        if batches and query.batch_sql is not None:
+            return self.compiled(f"{place}.batch_sql", query.batch_sql, Profile.FULL)
+        return self.compiled(f"{place}.sql", query.sql, Profile.FULL if batches else Profile.STOCK)
+
+    def compiled(self, place: str, sql: str, profile: Profile) -> list[Selected]:
+        """What a statement selects. Raises ValueError that names `place`."""
+        if self._statements is None:
+            from zeek_agent.collector.statements import Statements
+
+            self._statements = Statements()
+        try:
+            headings = self._statements.compile(sql, profile).headings
+        except SqlError as error:
+            raise ValueError(f"{place}: {error}") from None
+        selected = []
+        for heading in headings:
+            if heading.type is None:
+                name = clipped(" ".join(heading.name.split()))
+                raise ValueError(f'{place}: {name} has no type: select it AS "name:type", such as "name:count"')
+            selected.append(Selected(heading.name, heading.type, heading.declared.summary if heading.declared else ""))
+        return selected
+
+
+def _typed(path: str, fields: tuple[FieldEntry, ...] | None, selected: list[Selected]) -> tuple[FieldEntry, ...]:
+    """The fields with the types of the columns; without fields, one for each column."""
+    if fields is None:
+        for column in selected:
+            if column.type.name == "record":
+                name = column.name
+                raise ValueError(f"logs.{path}: {name} is a record: declare its members as fields {name}.member")
+        derived = tuple(FieldEntry(column.name, column.log_type) for column in selected)
+        check_names(path, derived)
+        return derived
+    columns = list(columns_of(fields))
+    if len(columns) != len(selected):
+        raise ValueError(misfit(path, len(columns), selected))
+    typed: list[FieldEntry] = []
+    for (record, members), column in zip(columns, selected, strict=True):
+        for field in members:
+            if record and not field.type:
+                raise ValueError(f"logs.{path}: field {field.name}: a member of a record needs a type")
+            typed.append(field if field.type else replace(field, type=column.log_type))
+    return tuple(typed)
+
+
+def misfit(path: str, fields: int, selected: list[Selected]) -> str:
+    """What to say when a query selects more or less than its log has."""
+    names = ", ".join(column.name for column in selected)
+    return f"logs.{path}: its fields take {fields} columns, but the query selects {len(selected)}: {names}"
+
+
+def _log_type(zeek_type: ZeekType) -> str:
+    if zeek_type.element is not None:
+        return f"{zeek_type.name}[{_log_type(zeek_type.element)}]"
+    return "record" if zeek_type.name == "record" else zeek_type.script

@@ -1,0 +1,193 @@
+"""A query pack as it is written: a TOML file, its keys, and what is wrong with a wrong one.
+
+`[logs.NAME]` declares a log's fields in the order in which its queries select them; `[[queries]]` are the statements
+that fill it. The collector reads a pack (`pack`), and a Zeek script can be made of it (`zeek_script`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+from zeek_agent.errors import UsageError
+
+DEFAULT: Final = "the default pack"
+RESERVED: Final = frozenset({"zeek-agent", "reporter"})
+"""Logs that the collector writes itself."""
+
+Seconds = Annotated[float, Meta(ge=0)]
+SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]
+Audience: TypeAlias = Literal["collector", "zeek"]
+
+_LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_FIELD_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+_EVENT_NAME = re.compile(r"[A-Za-z_]\w*(::[A-Za-z_]\w*)+", re.ASCII)
+_GROUP_NAME = re.compile(r"[^/\s]+")
+_UNKNOWN_KEY = re.compile(r"unknown field `(?P<key>[^`]*)`(?: - at `\$(?P<place>[^`]*)`)?")
+
+
+class FieldEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """A field; a row without a value for one that is not `optional` is refused.
+
+    Consecutive fields `name.member` are the members of one record column `name`; `key` is a member's name in that
+    record where the log calls it otherwise. Without a `type` it is that of the column which the query selects.
+    """
+
+    name: str
+    type: str = ""
+    optional: bool = True
+    summary: str = ""
+    key: str = ""
+    only: Audience | None = None
+
+
+class LogEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """A log. `change` is false where rows only ever appear, so that the field of that name is left out.
+
+    Without `fields` they are the columns that the log's first query selects.
+    """
+
+    fields: tuple[FieldEntry, ...] | None = None
+    event: str | None = None
+    change: bool = True
+    summary: str = ""
+
+    def fields_for(self, audience: Audience) -> tuple[FieldEntry, ...]:
+        return tuple(field for field in self.fields or () if field.only in (None, audience))
+
+
+class QueryEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """A statement; what is not said is the pack's own default. `hosts` are agent ids, for a query to these only.
+
+    `batch_sql` is what Zeek asks agents that know batches instead.
+    """
+
+    sql: str
+    log: str
+    batch_sql: str | None = None
+    schedule: Seconds | None = None
+    subscription: SubscriptionName | None = None
+    groups: tuple[str, ...] = ("all",)
+    hosts: tuple[str, ...] = ()
+    requires_tables: tuple[str, ...] = ()
+    if_missing_tables: tuple[str, ...] = ()
+    enabled: bool = True
+    only: Audience | None = None
+
+
+class PackFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """The file as it is written."""
+
+    logs: dict[str, LogEntry]
+    queries: tuple[QueryEntry, ...]
+    schedule: Seconds = 30.0
+    subscription: SubscriptionName = "Differences"
+
+    def queries_for(self, audience: Audience, log: str | None = None) -> list[tuple[str, QueryEntry]]:
+        """The queries that are for the collector or for Zeek, of all logs or one, each with its place in the file."""
+        return [
+            (f"queries[{number}]", entry)
+            for number, entry in enumerate(self.queries)
+            if entry.only in (None, audience) and log in (None, entry.log)
+        ]
+
+
+def load(path: Path | None = None) -> tuple[PackFile, str]:
+    """The file in `path`, or the default pack, and what errors call it.
+
+    Raises UsageError that names the file, the place in it and what is wrong.
+    """
+    if path is None:
+        text = resources.files(__package__).joinpath("default.toml").read_text("utf-8")
+        return parse(text, DEFAULT), DEFAULT
+    try:
+        return parse(path.read_bytes().decode(), str(path)), str(path)
+    except OSError as error:
+        raise UsageError(f"cannot read the query pack {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from None
+
+
+def parse(text: str, origin: str) -> PackFile:
+    """Read a pack's text. Raises UsageError that begins with `origin`."""
+    try:
+        file = msgspec.convert(tomllib.loads(text), PackFile)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{origin}: not valid TOML: {error}") from None
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{origin}: {_explained(str(error))}") from None
+    try:
+        for path, log in file.logs.items():
+            _check_log(path, log)
+        for query in file.queries:
+            _check_query(query, file.logs)
+    except ValueError as error:
+        raise UsageError(f"{origin}: {error}") from None
+    return file
+
+
+def columns_of(fields: tuple[FieldEntry, ...]) -> Iterator[tuple[str, tuple[FieldEntry, ...]]]:
+    """The fields by the column that carries them: a record's name with its members, or an empty name with one field."""
+    for record, members in groupby(fields, key=lambda field: field.name.rpartition(".")[0]):
+        if record:
+            yield record, tuple(members)
+        else:
+            yield from (("", (field,)) for field in members)
+
+
+def _check_log(path: str, entry: LogEntry) -> None:
+    if not _LOG_NAME.fullmatch(path) or path in RESERVED:
+        raise ValueError(f"logs.{path}: not a name for a log (letters, digits, - and _; not {' or '.join(RESERVED)})")
+    event = entry.event
+    if event is not None and (not _EVENT_NAME.fullmatch(event) or event.startswith("ZeekAgentAPI::")):
+        raise ValueError(f"logs.{path}: event: expected Module::name, got {event}")
+    check_names(path, entry.fields or ())
+
+
+def check_names(path: str, fields: tuple[FieldEntry, ...]) -> None:
+    """Raises ValueError for a field whose name is not one, or that is there twice."""
+    names = [field.name for field in fields]
+    for field in fields:
+        if not _FIELD_NAME.fullmatch(field.name) or names.count(field.name) > 1:
+            raise ValueError(f"logs.{path}: field {field.name}: not a name, or given twice")
+
+
+def _check_query(entry: QueryEntry, logs: Mapping[str, LogEntry]) -> None:
+    if entry.log not in logs:
+        raise ValueError(f"query {entry.sql!r}: there is no log {entry.log}{_nearest(entry.log, logs)}")
+    for group in entry.groups:
+        if not _GROUP_NAME.fullmatch(group):
+            raise ValueError(f"query {entry.sql!r}: not a group: {group!r}")
+
+
+def _explained(message: str) -> str:
+    """msgspec's message in the file's terms, with the nearest key for an unknown one."""
+    unknown = _UNKNOWN_KEY.search(message)
+    if unknown is None:
+        return re.sub(r" - at `\$\.?([^`]*)`", r" (at \1)", message)
+    place = (unknown["place"] or "").lstrip(".")
+    known = _keys(place)
+    return f"unknown key {f'{place}.' if place else ''}{unknown['key']}{_nearest(unknown['key'], known)}"
+
+
+def _keys(place: str) -> tuple[str, ...]:
+    section: type[Any] = PackFile
+    if place.startswith("logs"):
+        section = FieldEntry if ".fields[" in place else LogEntry
+    elif place.startswith("queries"):
+        section = QueryEntry
+    return tuple(field.name for field in msgspec.structs.fields(section))
+
+
+def _nearest(name: str, known: Mapping[str, object] | tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"

@@ -1,0 +1,48 @@
+"""Compiles the statements of packs against the declared tables, without running them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from zeek_agent.config import LimitSettings
+from zeek_agent.database.results import Statement
+from zeek_agent.database.sandbox import Run
+from zeek_agent.database.scans import SharedScans
+from zeek_agent.database.session import Catalog, Profile, Session
+from zeek_agent.table import Table, TableContext
+from zeek_agent.tables import builtin_tables, plugin_tables
+
+PLATFORMS: Final = ("linux", "darwin", "win32")
+
+_NO_AGENT: Final[Any] = None
+"""A statement that is compiled reads no table, so that no table asks its agent."""
+
+
+class Statements:
+    """The built-in tables of all platforms and those of plug-ins, as statements see them."""
+
+    def __init__(self) -> None:
+        self._limits = LimitSettings()
+        self._catalog = Catalog.of(1, _declared_tables())
+        self._sessions: dict[Profile, Session] = {}
+
+    def compile(self, sql: str, profile: Profile) -> Statement:
+        """The statement's columns and tables. Raises SqlError and its kinds."""
+        session = self._sessions.get(profile)
+        if session is None:
+            context = TableContext(_NO_AGENT)
+            session = Session(self._catalog, profile, context=context, limits=self._limits, scans=SharedScans())
+            self._sessions[profile] = session
+        return session.compile(sql, Run(self._limits))
+
+    def close(self) -> None:
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+
+
+def _declared_tables() -> list[Table]:
+    found = {
+        table.name: table for platform in PLATFORMS for table in (*builtin_tables(platform), *plugin_tables(platform))
+    }
+    return list(found.values())

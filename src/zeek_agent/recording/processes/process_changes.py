@@ -1,0 +1,47 @@
+"""Changes of processes, and the forks that wait to become one; shared by all backends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zeek_agent.recording.processes.process_cache import Process
+    from zeek_agent.recording.processes.process_event import Exit
+
+FORK_PATIENCE_NS: Final = 1_000_000_000
+"""How long a forked process may take to execute a program before it counts as started as a copy of its parent.
+
+A shell takes well under a millisecond; a second leaves room for a busy machine and still reports a worker soon.
+"""
+
+
+class Change(NamedTuple):
+    """A process started (`exit` is None) or stopped, at boot time `at` in ns."""
+
+    process: Process
+    at: int
+    exit: Exit | None
+
+
+class PendingForks:
+    """Processes that were forked and have neither executed a program nor ended, by pid, the oldest first."""
+
+    def __init__(self) -> None:
+        self._processes: dict[int, Process] = {}
+
+    def add(self, process: Process) -> None:
+        self._processes[process.pid] = process
+
+    def remove(self, pid: int) -> Process | None:
+        """The fork of this pid, which executed a program or ended; None if it was not pending."""
+        return self._processes.pop(pid, None)
+
+    def overdue(self, now: int) -> Iterator[Process]:
+        """Remove those that were forked `FORK_PATIENCE_NS` before `now` (boot time in ns)."""
+        for pid, process in list(self._processes.items()):
+            if process.since > now - FORK_PATIENCE_NS:
+                return
+            del self._processes[pid]
+            yield process

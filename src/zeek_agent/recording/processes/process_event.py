@@ -1,0 +1,105 @@
+"""Process events, whichever backend recorded them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from zeek_agent.recording.processes.process_cache import Process
+
+PROCESSES_EVENTS: Final = "processes_events"
+
+
+class ProcessEvent(NamedTuple):
+    """A row of `processes_events`, which describes the columns. None: not known."""
+
+    time: float
+    name: str | None
+    pid: int
+    ppid: int | None
+    uid: int | None
+    gid: int | None
+    ruid: int | None
+    rgid: int | None
+    priority: str | None
+    duration: float | None
+    vsize: int | None
+    rsize: int | None
+    utime: float | None
+    stime: float | None
+    state: Literal["started", "stopped"]
+    exe: str | None
+    cmdline: str | None
+    cwd: str | None
+    exit_code: int | None
+    loginuid: int | None
+    session: int | None
+    cgroup: str | None
+    container_id: str | None
+    netns: int | None
+    entity_id: str | None
+    parent_entity_id: str | None
+    parent_name: str | None
+    parent_exe: str | None
+
+
+class Exit(NamedTuple):
+    """How a process ended, and what it used: processor time in seconds, memory in bytes at its end.
+
+    `status` is what wait(2) gives. None: not known.
+    """
+
+    status: int | None = None
+    utime: float | None = None
+    stime: float | None = None
+    vsize: int | None = None
+    rsize: int | None = None
+
+
+_new: Final = tuple.__new__
+"""Makes a named tuple in a third of the time that its own constructor takes."""
+
+
+def process_event(process: Process, at: int, boot_time: float, ended: Exit | None) -> ProcessEvent:
+    """A process that started (`ended` is None) or stopped at `at`, ns since the boot at `boot_time`."""
+    return _new(
+        ProcessEvent,
+        (
+            boot_time + at / 1e9,
+            process.name or None,
+            process.pid,
+            process.ppid,
+            process.uid,
+            process.gid,
+            process.ruid,
+            process.rgid,
+            process.priority,
+            (at - process.started) / 1e9 if ended else None,
+            ended.vsize if ended else process.vsize,
+            ended.rsize if ended else process.rsize,
+            ended.utime if ended else None,
+            ended.stime if ended else None,
+            "stopped" if ended else "started",
+            process.exe,
+            process.cmdline,
+            process.cwd,
+            exit_code(ended.status) if ended else None,
+            process.loginuid,
+            process.session,
+            process.cgroup,
+            process.container_id,
+            process.netns,
+            process.entity_id or None,
+            process.parent_entity_id or None,
+            process.parent_name or None,
+            process.parent_exe,
+        ),
+    )
+
+
+def exit_code(status: int | None) -> int | None:
+    """The exit code in a wait status; minus its number for the signal that ended a process."""
+    if status is None:
+        return None
+    signal = status & 0x7F
+    return -signal if signal else status >> 8 & 0xFF

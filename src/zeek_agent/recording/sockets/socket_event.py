@@ -1,0 +1,157 @@
+"""Socket events, whichever backend recorded them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+
+from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
+from zeek_agent.host.linux.internet_sockets import address_text
+
+if TYPE_CHECKING:
+    from zeek_agent.recording.processes.process_cache import Process
+
+SOCKETS_EVENTS: Final = "sockets_events"
+ECHOES: Final = {1: (8, 0), 58: (128, 129)}
+"""The "ports" of an echo request by protocol, as in Zeek's conn.log: its type, and the reply's."""
+
+State = Literal["established", "closed", "failed", "listen", "expired"]
+Direction = Literal["outbound", "inbound"]
+
+Ends: TypeAlias = "tuple[int | None, str | None, int | None, str | None, int | None]"
+"""Protocol, local address and port, remote address and port, as a socket has them."""
+
+
+class SocketEvent(NamedTuple):
+    """A row of `sockets_events`, which describes the columns. None: not known, or there is none."""
+
+    time: float
+    pid: int | None
+    process: str | None
+    uid: int | None
+    gid: int | None
+    family: str | None
+    protocol: int | None
+    local_addr: str | None
+    local_port: int | None
+    remote_addr: str | None
+    remote_port: int | None
+    state: State | None
+    direction: Direction | None
+    exe: str | None
+    cmdline: str | None
+    loginuid: int | None
+    cookie: int | None
+    netns: int | None
+    container_id: str | None
+    entity_id: str | None
+    parent_entity_id: str | None
+    community_id: str | None
+    listener_stands_in: bool
+    translated_local_addr: str | None = None
+    translated_local_port: int | None = None
+    translated_remote_addr: str | None = None
+    translated_remote_port: int | None = None
+
+    @property
+    def ends(self) -> Ends:
+        return self.protocol, self.local_addr, self.local_port, self.remote_addr, self.remote_port
+
+    def translated(self, translation: Translation) -> SocketEvent:
+        """The event of a connection whose addresses are translated."""
+        return self._replace(
+            translated_local_addr=translation.local_addr,
+            translated_local_port=translation.local_port,
+            translated_remote_addr=translation.remote_addr,
+            translated_remote_port=translation.remote_port,
+        )
+
+
+class Flow(NamedTuple):
+    """A socket's ends, with addresses in network form (4 or 16 bytes). None: not known; no peer is all zeros."""
+
+    protocol: int | None
+    local: bytes | None
+    local_port: int | None
+    remote: bytes | None
+    remote_port: int | None
+    cookie: int | None = None
+    netns: int | None = None
+
+
+class Translation(NamedTuple):
+    """A connection's ends as they are on the other side of an address translation (NAT); all None without one."""
+
+    local_addr: str | None
+    local_port: int | None
+    remote_addr: str | None
+    remote_port: int | None
+
+
+UNTRANSLATED: Final = Translation(None, None, None, None)
+_new: Final = tuple.__new__
+"""Makes a named tuple in a third of the time that its own constructor takes."""
+
+
+def socket_event(
+    flow: Flow,
+    state: State | None,
+    direction: Direction | None,
+    process: Process | None,
+    *,
+    time: float,
+    uid: int | None = None,
+    stands_in: bool = False,
+    family: str | None = None,
+) -> SocketEvent:
+    """What happened to a flow at `time` (seconds since the epoch), by `process`; `uid` counts if that is not known.
+
+    `stands_in`: the process listens, and who accepted the connection is not known. `family` counts where no
+    address is known.
+    """
+    protocol, local, local_port, remote, remote_port, cookie, netns = flow
+    some = local or remote
+    has_peer = remote is not None and (any(remote) or remote_port)
+    return _new(
+        SocketEvent,
+        (
+            time,
+            process.pid if process else None,
+            process.name or None if process else None,
+            process.uid if process else uid,
+            process.gid if process else None,
+            family if some is None else "IPv4" if len(some) == 4 else "IPv6",
+            protocol,
+            None if local is None else address_text(local),
+            local_port,
+            address_text(remote) if remote is not None and has_peer else None,
+            remote_port if has_peer else None,
+            state,
+            direction,
+            process.exe if process else None,
+            process.cmdline if process else None,
+            process.loginuid if process else None,
+            cookie,
+            netns,
+            process.container_id if process else None,
+            process.entity_id or None if process else None,
+            process.parent_entity_id or None if process else None,
+            flow_id(flow) if has_peer else None,
+            stands_in,
+            *UNTRANSLATED,
+        ),
+    )
+
+
+def packet_event(process: Process | None, netns: int, *, time: float) -> SocketEvent:
+    """A packet socket (packet(7)), which has no ends, was opened by `process` at `time` (seconds since the epoch)."""
+    return socket_event(Flow(*5 * (None,), netns=netns), "listen", None, process, time=time, family="packet")
+
+
+def flow_id(flow: Flow) -> str | None:
+    """The Community ID, where one is defined and both ends are known."""
+    protocol, local, local_port, remote, remote_port = flow[:5]
+    if protocol is None or not local or not remote or local_port is None or remote_port is None:
+        return None
+    if ECHOES.get(protocol) == (local_port, remote_port) or (protocol in PORT_PROTOCOLS and local_port and remote_port):
+        return packed_community_id(protocol, local, local_port, remote, remote_port)
+    return None
