@@ -160,7 +160,7 @@ class Agent:
         try:
             await self._collector.start_embedded()
         except ZeekAgentError as error:
-            raise UnusableError(f"cannot start: {error}; events are recorded meanwhile") from None
+            raise UnusableError(f"cannot start: {error}; events are still recorded") from None
         return self._collector.connect()
 
     async def _start_control(self) -> None:
@@ -170,7 +170,7 @@ class Agent:
         try:
             await control.start()
         except NoPlaceError as error:
-            log.warning("%s; commands cannot reach this agent", error)
+            log.warning("%s; commands cannot connect to this agent", error)
         else:
             self._parts.push_async_callback(control.stop)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LINE_BYTES: Final = 4096
 """Bytes of a line with its end, and of a message in the table, at most."""
 
-_NOTICE: Final = "… [{:,} bytes cut] …"
+_NOTICE: Final = "… [{:,} bytes truncated] …"
 _NOTICE_BYTES: Final = 40
 _HEAD_SHARE: Final = 0.75
 """The beginning says what happened; the end of a traceback says why."""
@@ -77,7 +77,7 @@ class AgentLogFile(logging.StreamHandler[TextIO]):
         reason = error.strerror if isinstance(error, OSError) else error
         if not self._failing:
             self._failing = True
-            notice = f"zeek-agent: log.file: cannot write {self._path}: {reason}; lines go here"
+            notice = f"zeek-agent: log.file: cannot write {self._path}: {reason}; logging here instead"
             sys.stderr.write(f"{escaped(notice)}\n")
         sys.stderr.write(f"{self.format(record)}\n")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from scripted_agent import PACK, SETTINGS, THING, agent_of, collecting, read, until
+from scripted_agent import PACK, SETTINGS, THING, agent_of, collecting, read
+from waiting import until
 from websockets.exceptions import ConnectionClosed
 from zeek_log import CAPTURED, Clock
 
@@ -282,7 +283,7 @@ async def test_only_an_address_beyond_loopback_is_warned_about(
     with caplog.at_level(logging.WARNING, "zeek_agent.collector"):
         async with collecting(tmp_path / "two", settings=CollectorSettings(listen="0.0.0.0:0")) as collector:
             assert collector.warning is not None
-    assert "anyone who can reach the port can feed these logs" in caplog.text
+    assert "anyone who can reach the port can write to these logs" in caplog.text
 
 
 async def test_ipv6_can_be_listened_on(tmp_path: Path) -> None:
@@ -307,7 +308,7 @@ async def test_a_disk_that_fails_holds_no_agent_back(
             place.unlink()
             await until(lambda: collector.stats.disk_error is None)
             assert len(read(place, "things")) == 1
-    assert "logs are written again" in caplog.text
+    assert "logs are writable again" in caplog.text
 
 
 async def test_a_slow_disk_holds_agents_back_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from scripted_agent import Agent, agent_of, collecting, until
+from scripted_agent import Agent, agent_of, collecting
+from waiting import until
 
 from zeek_agent import logbook
 from zeek_agent.collector import summary
@@ -121,7 +122,7 @@ async def test_a_reader_that_went_away_ends_it_quietly(
     async with collecting(tmp_path) as collector:
         with suppress(BrokenPipeError), os.fdopen(writing, "w") as stream:
             await asyncio.wait_for(summary.show(collector, stream), 5)
-    assert "standard output takes no more summaries: Broken pipe" in caplog.text
+    assert "cannot write summaries to standard output: Broken pipe" in caplog.text
 
 
 async def test_on_a_terminal_it_is_a_live_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -275,7 +275,7 @@ def test_logs_are_not_written_through_a_link_of_another_user(tmp_path: Path) -> 
     directory = logs(tmp_path / "logs", Clock())
     directory.files["test"].write((1.0, "a"))
     directory.flush()
-    assert f"the symbolic link logs on the way to it belongs to uid {NOBODY}" in str(directory.last_error)
+    assert f"the symbolic link logs on the path belongs to uid {NOBODY}" in str(directory.last_error)
     assert names(tmp_path / "victim") == []
     directory.close()
     assert directory.files["test"].dropped == 1

@@ -166,5 +166,5 @@ async def test_recorded_events_stay_when_osquery_is_away(osquery: Osqueryd) -> N
         osquery.stop()
         await look(bridged)
         assert await paths(bridged) == ["/etc/1"]
-        assert "nobody listens" in bridged.source("file_events")["reason"]
+        assert "nothing is listening" in bridged.source("file_events")["reason"]
         assert "deb_packages" not in bridged.db.tables

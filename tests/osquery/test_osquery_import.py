@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -293,7 +292,7 @@ async def test_excluded_tables_are_not_there(osquery: Osqueryd) -> None:
 
 async def test_too_many_rows_are_an_error_and_are_not_transferred(osquery: Osqueryd) -> None:
     async with Bridged(osquery, [], rows=50) as bridged:
-        with pytest.raises(LimitError, match=r"more than 50 rows for this \(osquery\.rows\)"):
+        with pytest.raises(LimitError, match=r"more than 50 rows \(osquery\.rows\)"):
             await bridged.rows("SELECT * FROM deb_packages")
         assert osquery.asked("deb_packages")[-1].endswith("LIMIT 51")
         assert len(await bridged.rows("SELECT * FROM deb_packages WHERE size < 50000")) == 50
@@ -314,7 +313,5 @@ async def test_a_hundred_thousand_rows(tmp_path: Path) -> None:
             rows = await bridged.rows("SELECT * FROM big")
             assert len(rows) == 100_000
             assert rows[-1] == (99_999, "row 99999", *range(9))
-            started = time.monotonic()
             assert await bridged.rows("SELECT name FROM big WHERE n = 77777") == [("row 77777",)]
-            assert time.monotonic() - started < 5
             assert bridged.source()["received"] == 100_001

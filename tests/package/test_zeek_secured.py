@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from certificates import Files, make_certificates
-from running_agent import running, until
+from running_agent import running
+from waiting import until
 from zeek_program import ROOT, Zeek, free_port, joined, needs_zeek, records, tool, zeek
 
 pytestmark = [needs_zeek, pytest.mark.timeout(90)]
@@ -118,6 +119,6 @@ async def test_agents_come_through_nginx_as_documented(tmp_path: Path, files: Fi
                 await until(lambda: "does not reach Zeek" in agent.output.read_text(), 10, "no word of Zeek's absence")
                 one.start(lives[1])
                 await joined(lives[1])
-            assert "wants a client certificate" in await refusal(tmp_path / "without", url, files)
+            assert "requires a client certificate" in await refusal(tmp_path / "without", url, files)
     finally:
         one.stop()

@@ -114,7 +114,7 @@ def test_commands_describe_tables_and_set_the_mode(answers: Answers) -> None:
     assert "  uid   count  number" in out
     assert "\ncsv\njson\n" in out
     assert ".diffs [SECS] SQL" in out
-    assert errors == "error: no mode 'x'; there are table, line, json, csv\n"
+    assert errors == "error: no mode 'x'; modes are table, line, json, csv\n"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from sql import Recorder, database, events
-from test_zeek_connection import FAST, IDENTITY, until
+from test_zeek_connection import FAST, IDENTITY
+from waiting import until
 from websockets.asyncio.server import ServerConnection, serve
 from zeek_server import Client, zeek_server
 
@@ -226,9 +227,9 @@ async def test_ids_that_are_too_long_are_not_kept_nor_repeated(tmp_path: Path) -
         told = [error.message for error in client.of(AgentError)]
         assert [message.partition(":")[0] for message in told] == [
             "could not install query (the query's id is longer than 1,024 bytes",
-            "could not take hello (Zeek's version is longer than 1,024 bytes",
-            "could not take hello (the package's version is longer than 1,024 bytes",
-            "could not take hello (a name in features is longer than 1,024 bytes",
+            "could not process hello (Zeek's version is longer than 1,024 bytes",
+            "could not process hello (the package's version is longer than 1,024 bytes",
+            "could not process hello (a name in features is longer than 1,024 bytes",
         ]
         assert client.of(AgentError)[0].context.query_id is None
 
@@ -293,7 +294,7 @@ async def test_a_zeek_that_calls_itself_by_megabytes_is_not_kept(tmp_path: Path)
         await asyncio.gather(task, return_exceptions=True)
         await database.aclose()
     assert status.last_error is not None
-    assert "names itself or its version with more than 1,024 bytes: xxx" in status.last_error
+    assert "has a name or version of more than 1,024 bytes: xxx" in status.last_error
     assert len(status.last_error) < 1_000
     assert (status.endpoint, status.zeek_version) == (None, None)
 

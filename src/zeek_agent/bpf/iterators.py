@@ -164,7 +164,7 @@ def load() -> None:
         except OSError as error:
             reason = str(error)
     if reason is not None:
-        log.info("processes and holders of sockets are read from /proc: %s", reason)
+        log.info("falling back to /proc for processes and sockets: %s", reason)
 
 
 def loaded() -> Iterators | None:

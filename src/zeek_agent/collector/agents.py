@@ -103,7 +103,7 @@ class Agents:
             raise ProtocolError(f"hello from {agent.id}: more than {HELLO_BYTES} bytes")
         known = self._agents.get(agent.id)
         if known is None and len(self._agents) >= self._limit:
-            raise ProtocolError(f"there are {self._limit} agents already, which is the limit")
+            raise ProtocolError(f"the limit of {self._limit} agents is reached")
         if known is not None:
             agent = replace(agent, state="update" if known.hello_id == agent.hello_id else "reconnect")
         self._agents[agent.id] = agent

@@ -50,7 +50,7 @@ class Columns:
             return fields
         queries = self._file.queries_for(audience, path)
         if not queries:
-            raise ValueError(f"logs.{path}: no query fills it that its fields could be taken from")
+            raise ValueError(f"logs.{path}: no query writes to it, so its fields are unknown")
         place, query = queries[0]
         batches = audience == "zeek"
         return _typed(path, None if entry.fields is None else fields, self.selected(place, query, batches=batches))

@@ -92,7 +92,7 @@ class Intake:
                 self.counters.agent_errors += 1
                 self.report("ERROR", f"error from Zeek Agent: {clipped(text, _ERROR_SHOWN)} [{context.agent_id}]", now)
             case ResultBatch():
-                raise ProtocolError("rows in batches, which this collector does not offer to take")
+                raise ProtocolError("rows in batches, which this collector does not support")
         return None
 
     def refuse(self, why: str) -> None:
@@ -123,7 +123,7 @@ class Intake:
     def _row(self, event: ResultRow, now: float) -> None:
         result = self._results.get(event.event)
         if result is None:
-            raise ProtocolError(f"no query of this collector has the event {clipped(event.event)}")
+            raise ProtocolError(f"this collector has no query with the event {clipped(event.event)}")
         zeek_log, read, file = result
         context = event.context
         try:

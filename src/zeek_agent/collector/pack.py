@@ -84,7 +84,7 @@ def _pack(file: PackFile, origin: str, schedule: float | None) -> Pack:
             continue
         zeek_log = _log(path, entry, columns.fields(path, "collector"))
         if zeek_log.event in logs:
-            raise ValueError(f"logs {logs[zeek_log.event].path} and {path} have the same event {zeek_log.event}")
+            raise ValueError(f"logs {logs[zeek_log.event].path} and {path} use the same event {zeek_log.event}")
         logs[zeek_log.event] = zeek_log
     by_path = {zeek_log.path: zeek_log for zeek_log in logs.values()}
     wanted = [(_query(file, entry, by_path[entry.log], schedule), entry) for _, entry in file.queries_for("collector")]
@@ -103,7 +103,7 @@ def _log(path: str, entry: LogEntry, fields: tuple[FieldEntry, ...]) -> Log:
     except ValueError as error:
         raise ValueError(f"logs.{path}: {error}") from None
     if given_twice:
-        raise ValueError(f"logs.{path}: field {min(given_twice)}: every log has one of that name already")
+        raise ValueError(f"logs.{path}: field {min(given_twice)}: every log already has a field of that name")
     return zeek_log
 
 

@@ -211,7 +211,7 @@ class Collector:
     def connect(self) -> socket.socket:
         """The client's end of a new connection to the embedded collector. Raises OSError when it is not started."""
         if self._listener is None:
-            raise ConnectionRefusedError("the embedded collector is not started")
+            raise ConnectionRefusedError("the embedded collector is not running")
         return self._listener.connect_here()
 
     async def _serve(self, **where: Any) -> Server:
@@ -437,16 +437,16 @@ class Collector:
 
     def _log_disk_state(self) -> None:
         if self._logs.failing:
-            log.error("%s; lines are kept in memory and tried again", self._logs.last_error)
+            log.error("%s; lines are buffered in memory and retried", self._logs.last_error)
         else:
-            log.info("logs are written again")
+            log.info("logs are writable again")
 
     def _warn_if_reachable(self, addresses: Iterable[str]) -> None:
         reachable = [text for text in addresses if not ipaddress.ip_address(text.partition("%")[0]).is_loopback]
         if reachable:
             self.warning = (
                 f"listening on {', '.join(reachable)}, which is not loopback: "
-                "anyone who can reach the port can feed these logs"
+                "anyone who can reach the port can write to these logs"
             )
             log.warning("%s", self.warning)
 
@@ -460,7 +460,7 @@ async def _refuse(client: Client, code: str, context: str) -> bool:
 
 def _report_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("the collector has lost a part of itself: %s", error, exc_info=error)
+        log.error("a task of the collector has failed: %s", error, exc_info=error)
 
 
 def _topics(query: PackQuery, agent_id: str) -> Iterable[str]:

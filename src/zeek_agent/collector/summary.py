@@ -51,7 +51,7 @@ async def show(collector: Collector, stream: TextIO | None = None) -> None:
     try:
         await (_show_live if stream.isatty() else _show_lines)(collector, stream)
     except OSError as error:
-        log.warning("standard output takes no more summaries: %s", error.strerror)
+        log.warning("cannot write summaries to standard output: %s", error.strerror)
 
 
 async def _show_lines(collector: Collector, stream: TextIO) -> None:

@@ -150,7 +150,7 @@ def decode_frame(line: bytes) -> Frame:
     try:
         frame = _frames.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ZeekAgentError(f"the agent's answer makes no sense ({error}); is it of another version?") from None
+        raise ZeekAgentError(f"the agent's reply is invalid ({error}); is it a different version?") from None
     if isinstance(frame, Rows):
         return Rows([tuple(map(_from_wire, row)) for row in frame.rows], frame.changes)
     return frame
@@ -232,11 +232,11 @@ class ControlClient:
             self._socket.settimeout(None)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             self._socket.close()
-            raise NoAgentError(f"no agent is running (nobody listens on {path})") from None
+            raise NoAgentError(f"no agent is running (nothing listens on {path})") from None
         except PermissionError:
             self._socket.close()
             raise ZeekAgentError(
-                f"not allowed to use {path}: ask as root, or be in the group that control.group names"
+                f"not permitted to use {path}: run as root, or as a member of the group in control.group"
             ) from None
         except OSError as error:
             self._socket.close()
@@ -264,7 +264,7 @@ class ControlClient:
             yield frame
 
     def close(self) -> None:
-        """End the connection; the agent ends what it was doing for it."""
+        """End the connection; the agent is stopping what it was doing for it."""
         self._lines.close()
         self._socket.close()
 

@@ -218,7 +218,7 @@ class RemoteCursor(RowCursor):
     def _numbered(self, values: Mapping[Term, Value]) -> Iterator[Sequence[Any]]:
         """All rows have to be fetched, so that one has the same number whatever it is found by."""
         if self._module.required:
-            raise SqlError(f"{self._module.requirement}; in each part of an OR it is not enough: use UNION")
+            raise SqlError(f"{self._module.requirement}; a value in each part of an OR is not enough: use UNION")
         equal = {term.number: value for term, value in values.items() if term.operator in _EQUALITIES and value}
         return TableReader(self._module.reading, ()).numbered().select(equal)
 

@@ -179,7 +179,7 @@ def _decode_each(
         try:
             fitting.append(_decode_row(row, columns, decoders))
         except ValueError as error:
-            errors.add(f"row left out: {error}")
+            errors.add(f"row omitted: {error}")
     return fitting
 
 

@@ -399,7 +399,7 @@ class TableReader:
             try:
                 converted += self._convert([row], used)
             except ValueError as error:
-                self._run.errors.add(f"table {self._layout.table.name}: row left out: {error}")
+                self._run.errors.add(f"table {self._layout.table.name}: row omitted: {error}")
         return converted
 
 

@@ -445,7 +445,7 @@ def _plain(value: object) -> object:
         return sorted(value)
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"{type(value).__name__} is no value of a row")
+    raise TypeError(f"{type(value).__name__} is not a valid value for a row")
 
 
 def _bytes(value: Value) -> Value:

@@ -130,7 +130,7 @@ class EventStore:
         try:
             newest = read(self.uri, f'SELECT cursor, time FROM "{table}" ORDER BY seq DESC LIMIT 1')
         except apsw.Error as error:
-            log.error("event store: cannot read how far %s was recorded: %s", table, error)
+            log.error("event store: cannot read the recording position of %s: %s", table, error)
             return Past()
         for cursor, time_ in newest:
             if time_ >= oldest:
@@ -200,7 +200,7 @@ class EventStore:
         try:
             return read_delivered(self.uri, key)
         except apsw.Error as error:
-            log.error("event store: cannot read what was delivered (%s): it is sent again", error)
+            log.error("event store: cannot read the delivery state (%s): rows are sent again", error)
             return None
 
     def flush(self, timeout: float = 10.0) -> bool:
@@ -275,7 +275,7 @@ class EventStore:
                     return
                 continue
             if self._closed:
-                self._discard(batch, TimeoutError("readers hold the event store"))
+                self._discard(batch, TimeoutError("readers are blocking the event store"))
                 return
             time.sleep(_BUSY_WAIT)
 
@@ -291,7 +291,7 @@ class EventStore:
             self._counters_of(one.table).nulled += one.nulled
             log.log(
                 logging.WARNING if one.nulled else logging.INFO,
-                "event store: %s.%s: stored values were converted from %s to %s; %d could not be and are null now",
+                "event store: %s.%s: values were converted from %s to %s; %d could not be converted and are now null",
                 *(one.table, one.column, one.old, one.new, one.nulled),
             )
         file.conversions.clear()
@@ -349,7 +349,7 @@ class EventStore:
             else:
                 self._leave(error)
         except _UNUSABLE as obstacle:
-            log.error("event store: no place for events: %s", obstacle)
+            log.error("event store: cannot store events: %s", obstacle)
             return False
         return True
 
@@ -395,7 +395,7 @@ class EventStore:
         try:
             new.adopt(uri, old.last, _MEMORY_ROWS)
         except apsw.Error as error:
-            log.error("event store: rows that were not delivered are lost, others are sent again: %s", error)
+            log.error("event store: undelivered rows are lost, others are sent again: %s", error)
         new.continue_from(old.last)
         self._file = new
 
@@ -411,7 +411,7 @@ class EventStore:
             damaged = Path(f"{path}{suffix}")
             if damaged.exists():
                 damaged.replace(f"{aside}{suffix}")
-        self._log_notice(f"event store: {path} is damaged ({error}): moved to {aside}, a new one was begun")
+        self._log_notice(f"event store: {path} is damaged ({error}): moved to {aside}, a new one was created")
         return aside
 
     def _log_notice(self, notice: str) -> None:

@@ -47,7 +47,7 @@ def find_socket(setting: str) -> str:
                 return str(path)
         except PermissionError:
             return str(path)
-    raise UnreachableError(f"osquery does not run here: there is no {DAEMON_SOCKETS[0]}")
+    raise UnreachableError(f"osquery is not running here: there is no {DAEMON_SOCKETS[0]}")
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ class Bridge:
             imported.required(settings.required_columns),
         )
         self._reader = OsqueryReader(self.client, rules, database.context.access.redact)
-        self._seen = Seen("not looked for yet")
+        self._seen = Seen("not checked yet")
         self._told: str | None = ""
         self._connections = 0
         self._imports: Mapping[str, Offered] = {}
@@ -143,7 +143,7 @@ class Bridge:
         )
         for name, recorder in list(self._recorders.items()):
             active = here and name in self._seen.offered
-            why = None if active else reason or "osquery has no such table now"
+            why = None if active else reason or "osquery currently has no such table"
             yield SourceStatus(
                 "osquery",
                 name,
@@ -182,7 +182,7 @@ class Bridge:
         except _FAILURES as error:
             return Seen(str(error), impostor=isinstance(error, ImpostorError))
         except (KeyError, ValueError) as error:
-            return Seen(f"what it says of its tables cannot be understood: {error!r}")
+            return Seen(f"its list of tables is invalid: {error!r}")
         return Seen(None, found)
 
     def _register(self, ours: export.Export) -> None:
@@ -218,7 +218,7 @@ class Bridge:
         events = [one.table for one in self._recorders.values() if known.get(one.table.name) is not one.table]
         if imports != self._imports or events:
             new = list(imported.tables(imports.values(), self._taken, self._reader))
-            self._database.exchange(self._names, [*new, *events], seen.reason or "osquery has it no more")
+            self._database.exchange(self._names, [*new, *events], seen.reason or "osquery no longer has it")
             self._imports, self._names = imports, frozenset(table.name for table in new)
         if seen.reason != self._told:
             self._told = seen.reason

@@ -166,7 +166,7 @@ class OsqueryClient:
         def interruptible() -> None:
             check()
             if self._epoch != epoch:
-                raise GoneError("the agent does not wait any longer")
+                raise GoneError("the agent has stopped waiting")
 
         while not self._lock.acquire(timeout=CHECK_INTERVAL):
             interruptible()
@@ -179,7 +179,7 @@ class OsqueryClient:
         rest = self._rests.get(kind) if kind is not None else None
         if rest is not None and self._clock() < rest.until:
             seconds = rest.until - self._clock()
-            raise RestingError(f"{rest.cause}; such a query is not repeated for {seconds:.0f} s")
+            raise RestingError(f"{rest.cause}; such a query will not be repeated for {seconds:.0f} s")
         connection = self._connect()
         self.counters.questions += 1
         connection.check = check
@@ -208,7 +208,7 @@ class OsqueryClient:
             return self._connection
         self._drop()
         if self._closed:
-            raise UnreachableError("the agent ends")
+            raise UnreachableError("the agent is stopping")
         now = self._clock()
         if self._unreachable is not None and now < self._unreachable[0]:
             known = self._unreachable[2]

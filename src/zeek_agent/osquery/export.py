@@ -177,7 +177,7 @@ class Extension:
 
     def shutdown(self) -> None:
         """osquery ends; it will be registered with again when it is back."""
-        log.info("osquery ends, it says")
+        log.info("osquery announced its shutdown")
 
     def call(self, registry: str, item: str, request: Mapping[str, str | bytes]) -> Any:
         """Rows or columns of a table. What goes wrong is told in the status."""
@@ -201,7 +201,7 @@ class Extension:
                 plain = given if isinstance(given, str) else text.from_bytes(given)
                 context = msgspec.json.decode(plain, type=QueryContext, strict=False)
                 return self._generate(table, statement(table, context, self._rows_max))
-        raise ZeekAgentError(f"table {table.name} can only be read")
+        raise ZeekAgentError(f"table {table.name} is read-only")
 
     def _generate(self, table: Table, sql: str) -> OsqueryRows:
         now = time.monotonic()
@@ -211,7 +211,9 @@ class Extension:
                 return self._shared[sql][1]
         rows = cells(self._query(sql))
         if len(rows) > self._rows_max:
-            raise SqlError(f"table {table.name}: more than {self._rows_max} rows (osquery.rows); say which, by time")
+            raise SqlError(
+                f"table {table.name}: more than {self._rows_max} rows (osquery.rows); restrict the query by time"
+            )
         with self._lock:
             if len(self._shared) < SHARED_ANSWERS:
                 self._shared[sql] = (time.monotonic(), rows)
@@ -250,7 +252,7 @@ class Export:
                 connection.deregister(uuid)
                 raise
         self.registered = True
-        log.info("osquery has %d tables of this agent, extension %d", len(self._registry["table"]), uuid)
+        log.info("exported %d tables to osquery, extension %d", len(self._registry["table"]), uuid)
 
     def close(self, client: OsqueryClient) -> None:
         """Take the tables back."""
@@ -325,7 +327,7 @@ class Server:
         except (OSError, EOFError, TException):
             pass  # the caller has hung up
         except (ProtocolError, AttributeError, LookupError, MemoryError, SystemError, TypeError, ValueError) as error:
-            log.warning("what came is no call of an extension: %s: %s", type(error).__name__, error)
+            log.warning("invalid call from osquery: %s: %s", type(error).__name__, error)
         finally:
             self._connections.discard(connection)
             connection.close()

@@ -169,7 +169,7 @@ def _table(name: str, one: Offered, reader: OsqueryReader, *, alias: bool) -> Ta
     table = Table(
         name,
         f"osquery's table {one.name}",
-        description=f"The table {one.name} of the osquery that runs on the host.",
+        description=f"The table {one.name} of the osquery running on the host.",
         columns=one.columns,
         remote=Remote(required=needed, decisive=frozenset(decisive), opaque=opaque),
         alias=alias,
@@ -204,7 +204,7 @@ class OsqueryReader:
             raise SqlError(f"table {name}: osquery: {error}") from error
         if len(rows) > self.rules.rows_max:
             raise LimitError(
-                f"table {name}: osquery has more than {self.rules.rows_max} rows for this (osquery.rows); say which"
+                f"table {name}: osquery has more than {self.rules.rows_max} rows (osquery.rows); restrict the query"
             )
         return iter(rows)
 
@@ -232,7 +232,7 @@ class OsqueryReader:
 
         def count(column: str, cell: str | bytes) -> None:
             counters.undecodable += 1
-            counters.last_error = f"table {name}, column {column}: {cell[:40]!r} is not of its type"
+            counters.last_error = f"table {name}, column {column}: {cell[:40]!r} does not match its type"
 
         return count
 

@@ -64,7 +64,7 @@ def literal(value: object) -> str:
         return "'" + value.replace("'", "''") + "'"
     if isinstance(value, int | float):
         return repr(value)
-    raise TypeError(f"not to be told osquery: {type(value).__name__}")
+    raise TypeError(f"cannot be passed to osquery: {type(value).__name__}")
 
 
 def expression(column: Column) -> str:

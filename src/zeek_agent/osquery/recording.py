@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 OVERLAP: Final = 60
 """Seconds before the newest known event from which events are read again."""
 REMEMBERED: Final = 50_000
-EID: Final = Column("eid", "text", "osquery's number of the event")
+EID: Final = Column("eid", "text", "osquery's event id")
 
 
 class RowStore(Protocol):
@@ -43,7 +43,7 @@ def event_table(name: str, one: Offered) -> Table:
     return Table(
         name,
         f"osquery's events {one.name}",
-        description=f"Rows of the event table {one.name} of the osquery that runs on the host, recorded as they come.",
+        description=f"Events from the table {one.name} of the osquery running on the host.",
         columns=[*columns, EID],
         kind="events",
     )
@@ -118,7 +118,7 @@ class Recorder:
     def _skip(self, times: dict[Any, float]) -> None:
         """There are more events in a few seconds than one answer may hold: go on behind them."""
         self.lost += 1
-        self.last_error = f"{self.offered.name}: more events at a time than osquery.rows; some are not recorded"
+        self.last_error = f"{self.offered.name}: more events at once than osquery.rows; some are not recorded"
         log.warning("osquery: %s", self.last_error)
         times[None] = max(times.values(), default=0.0) + OVERLAP + 1
 

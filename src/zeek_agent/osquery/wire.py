@@ -150,12 +150,12 @@ def _explain(error: Exception) -> str:
 
     if isinstance(error, TTransportException):
         return f"the connection was lost: {error.message or error}"
-    return f"what came is not osquery's protocol: {type(error).__name__}: {error}"
+    return f"the reply does not follow osquery's protocol: {type(error).__name__}: {error}"
 
 
 def _require(status: Any) -> None:
     if status is None or status.code != 0:
-        raise OsqueryRefusedError(str(getattr(status, "message", None) or "refused without a reason"))
+        raise OsqueryRefusedError(str(getattr(status, "message", None) or "refused without giving a reason"))
 
 
 def _connected(path: str, timeout: float) -> socket.socket:
@@ -179,8 +179,8 @@ def _connected(path: str, timeout: float) -> socket.socket:
 
 
 _IMPOSTOR: Final = (
-    "{path}: not used, since it may be another user's: {doubt}; let osquery run as root or as the agent's user, with "
-    "its socket where only they can write"
+    "{path}: not used, since it may be another user's: {doubt}; run osquery as root or as the agent's user, with "
+    "its socket in a directory that only they can write to"
 )
 
 
@@ -190,16 +190,16 @@ def _doubt_about_peer(connection: socket.socket) -> str | None:
         return None
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _ = struct.unpack("3i", raw)
-    return None if ownership.is_trusted(uid) else f"process {pid}, which listens there, belongs to uid {uid}"
+    return None if ownership.is_trusted(uid) else f"process {pid}, which is listening there, belongs to uid {uid}"
 
 
 def reason(error: OSError) -> str:
     """Why a socket cannot be connected to, and what to do about it."""
     match error.errno:
         case errno.ENOENT:
-            return "there is no such socket; osquery does not run, or with another --extensions_socket"
+            return "no such socket; osquery is not running, or uses another --extensions_socket"
         case errno.ECONNREFUSED:
-            return "nobody listens; osquery has ended and left its socket behind"
+            return "nothing is listening; osquery has exited and left its socket behind"
         case errno.EACCES | errno.EPERM:
             return "permission denied; run as the user of osquery (root)"
     return error.strerror or str(error)
@@ -240,7 +240,7 @@ class _Stream:
         while not self.readable(CHECK_INTERVAL):
             self._check()
             if time.monotonic() > self._deadline:
-                raise SlowError("there was no answer in time")
+                raise SlowError("no reply in time")
         data = self._socket.recv(size)
         self._left -= len(data)
         if self._left < 0:

@@ -48,7 +48,7 @@ class Delivery:
             origin=installed.recipient.identity,
         )
         if result.errors:
-            await self.report_error(installed, f"rows left out: {'; '.join(result.errors)}")
+            await self.report_error(installed, f"rows omitted: {'; '.join(result.errors)}")
         await self._report_files(installed, result.files)
         return result
 

@@ -73,7 +73,7 @@ class QueryRunner:
         A statement that does not compile is reported to the recipient and not installed.
         """
         if query_id in self._installed:
-            log.debug("query %s is installed already", query_id)
+            log.debug("query %s is already installed", query_id)
             return
         key = query_key(recipient.identity, query)
         taken = any(other.key == key and other.durable for other in self._installed.values())
@@ -144,7 +144,7 @@ class QueryRunner:
         from zeek_agent.database.database import Profile
 
         recipient, query = installed.recipient, installed.query
-        notice = f"runs every {query.schedule:g} s, the shortest schedule there is, instead of every {wanted:g} s"
+        notice = f"runs every {query.schedule:g} s, the shortest possible schedule, instead of every {wanted:g} s"
         log.warning("query %s of %s %s: %s", installed.query_id, recipient.identity, notice, shown(query))
         if recipient.profile is Profile.FULL:
             await recipient.fail(installed.query_id, query, f"query {notice} (statement: {shown(query)})")
@@ -156,7 +156,7 @@ class QueryRunner:
             and query.if_missing_tables.isdisjoint(self._database.tables.keys())
         ):
             if installed.state is not QueryState.WAITING:
-                log.info("query %s waits for its tables: %s", installed.query_id, shown(query))
+                log.info("query %s is waiting for its tables: %s", installed.query_id, shown(query))
             installed.state = QueryState.WAITING
             await self._tables_changed.wait()
         if installed.state is QueryState.WAITING:

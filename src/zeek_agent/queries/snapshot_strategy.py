@@ -32,7 +32,7 @@ class SnapshotStrategy:
         try:
             installed.snapshot = Snapshot.unpack(delivered.snapshot)
         except ValueError as error:
-            log.warning("query %s starts anew: %s", installed.query_id, error)
+            log.warning("query %s starts over: %s", installed.query_id, error)
 
     async def run(self, installed: Installed) -> None:
         async with installed.backlog.slot() as slot:

@@ -187,7 +187,7 @@ class Monitor:
                 self.drain()
         except Exception as error:
             self._failed = True
-            log.exception("eBPF records cannot be read any more")
+            log.exception("eBPF records are no longer readable")
             for callback in self.on_failure:
                 callback(f"the reader ended: {error}")
 

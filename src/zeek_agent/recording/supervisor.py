@@ -103,7 +103,7 @@ class Supervisor:
     def _status(self, recorder: _Recorder, source: Source) -> SourceStatus:
         counters, active = source.counters, source is recorder.active
         stored = [self._store.counters[table].lost for table in recorder.tables] if active else []
-        reason = None if active else recorder.reasons.get(source.backend, "a better one is at work")
+        reason = None if active else recorder.reasons.get(source.backend, "a better one is active")
         return SourceStatus(
             source=recorder.kind,
             backend=source.backend,
@@ -136,7 +136,7 @@ class Supervisor:
                 recorder.complained = True
                 reasons = "; ".join(f"{backend}: {reason}" for backend, reason in recorder.reasons.items())
                 level = logging.WARNING if any(source.essential for source in recorder.sources) else logging.INFO
-                log.log(level, "%s events are not recorded: no source works (%s)", recorder.kind, reasons)
+                log.log(level, "%s events are not recorded: no backend works (%s)", recorder.kind, reasons)
 
     def _try(self, recorder: _Recorder, source: Source) -> str | None:
         """None when the source has been started, else why not."""
@@ -163,7 +163,7 @@ class Supervisor:
         try:
             source.stop()
         except OSError as error:
-            log.warning("%s source %s did not end well: %s", source.kind, source.backend, error)
+            log.warning("%s source %s failed to stop cleanly: %s", source.kind, source.backend, error)
 
     def _watch(self) -> None:
         while not self._ended.wait(self._interval):
@@ -181,7 +181,7 @@ class Supervisor:
         elif recorder.sources and time.monotonic() >= recorder.try_again:
             self._activate(recorder, recorder.sources)
         if recorder.active is not None and recorder.unrecorded_since is not None:
-            self._store.record_gap(recorder.kind, recorder.unrecorded_since, self._clock(), "no source was at work")
+            self._store.record_gap(recorder.kind, recorder.unrecorded_since, self._clock(), "no source was active")
             recorder.unrecorded_since = None
         recorder.checked = now
 

@@ -12,15 +12,16 @@ from zeek_agent.table import Constraints, Table
 
 processes = Table(
     "processes",
-    "processes that run now",
+    "running processes",
     description=(
-        "All processes at query time, kernel threads included; a process that ends during the query is left out. "
-        "What the agent may not see of other users' processes is null. `WHERE pid = …` reads only that process."
+        "All processes at query time, including kernel threads. A process that exits during the query is omitted. "
+        "Details of other users' processes that the agent may not read are null. `WHERE pid = …` reads only that "
+        "process."
     ),
     columns=[
         Column("name", "text", "short name of the process, at most 15 bytes for user processes (comm in proc(5))"),
         Column("pid", "count", "process id"),
-        Column("ppid", "count", "parent's process id; 0 for those that the kernel started"),
+        Column("ppid", "count", "process id of the parent; 0 if started by the kernel"),
         Column("uid", "count", "effective user id"),
         Column("gid", "count", "effective group id"),
         Column("ruid", "count", "real user id"),
@@ -29,10 +30,10 @@ processes = Table(
         Column("startup", "interval", "always null on Linux; see `start_time`"),
         Column("vsize", "count", "bytes of virtual memory"),
         Column("rsize", "count", "bytes of physical memory"),
-        Column("utime", "interval", "processor time spent in user mode"),
-        Column("stime", "interval", "processor time spent in the kernel"),
-        Column("exe", "text", "executable's path, as /proc/PID/exe shows it; null for kernel threads", added=True),
-        Column("cmdline", "text", "arguments joined by spaces, what `access.redact` matches masked", added=True),
+        Column("utime", "interval", "CPU time spent in user mode"),
+        Column("stime", "interval", "CPU time spent in the kernel"),
+        Column("exe", "text", "path of the executable, as /proc/PID/exe shows it; null for kernel threads", added=True),
+        Column("cmdline", "text", "arguments joined by spaces, with matches of `access.redact` masked", added=True),
         Column("cwd", "text", "working directory", added=True),
         Column(
             "state",
@@ -42,13 +43,13 @@ processes = Table(
         ),
         Column("threads", "count", "number of threads", added=True),
         Column("start_time", "time", "when the process started", added=True),
-        Column("loginuid", "count", "user who logged in, whatever the process became since (audit)", added=True),
-        Column("session", "count", "number of that login session (audit)", added=True),
+        Column("loginuid", "count", "login user id (audit), which setuid does not change", added=True),
+        Column("session", "count", "login session id (audit)", added=True),
         Column("tty", "text", "controlling terminal, such as `pts/0`", added=True),
-        Column("cgroup", "text", "control group's path in the unified hierarchy, else the longest one", added=True),
-        Column("container_id", "text", "container's id, taken from the control group; null outside", added=True),
-        Column("netns", "count", "network namespace, its inode number", added=True),
-        Column("entity_id", "text", "name of the process that is never used again, also after a reboot", added=True),
+        Column("cgroup", "text", "path of the control group in the unified hierarchy, or the longest path", added=True),
+        Column("container_id", "text", "container id, from the control group; null if not in a container", added=True),
+        Column("netns", "count", "inode number of the network namespace", added=True),
+        Column("entity_id", "text", "unique process id, never reused, not even after a reboot", added=True),
         Column("parent_entity_id", "text", "the parent's `entity_id`", added=True),
     ],
     examples=[

@@ -1,4 +1,4 @@
-"""Asking the host: through a running agent's control socket when there is one, else in this process."""
+"""Queries of the host, through a running agent's control socket if there is one, or else in this process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Responder(Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether a running agent answers."""
+        """Whether the session is with a running agent."""
         ...
 
     def responses(self, request: Request) -> Generator[Frame, None, None]:
@@ -45,7 +45,7 @@ class Responder(Protocol):
 
 
 class AgentResponder:
-    """Requests to a running agent; each has its connection, so that one can be cancelled."""
+    """Sends requests to a running agent; each request has its own connection, so that it can be aborted."""
 
     remote = True
 
@@ -72,7 +72,7 @@ class AgentResponder:
 
 
 def connect(config: Config) -> AgentResponder:
-    """A responder in the running agent. Raises NoAgentError when none runs, ZeekAgentError when it is out of reach."""
+    """A responder in the running agent. Raises NoAgentError if none is running, ZeekAgentError if it is unreachable."""
     refusal: ZeekAgentError | None = None
     sockets = paths.locate(config).sockets
     for path in sockets:
@@ -82,24 +82,24 @@ def connect(config: Config) -> AgentResponder:
             continue
         except ZeekAgentError as error:
             refusal = error
-    raise refusal or NoAgentError(f"no agent is running (nobody listens on {' or '.join(map(str, sockets))})")
+    raise refusal or NoAgentError(f"no agent is running (nothing listens on {' or '.join(map(str, sockets))})")
 
 
 def open_responder(config: Config, origins: Mapping[str, str]) -> Responder:
-    """A responder in the running agent, else in this process; logs a running agent that cannot be reached."""
+    """A responder in the running agent, or else in this process, with a warning if a running agent is unreachable."""
     try:
         return connect(config)
     except NoAgentError:
         pass
     except ZeekAgentError as error:
-        sys.stderr.write(f"zeek-agent: {error}; going on without it\n")
+        sys.stderr.write(f"zeek-agent: {error}; continuing without it\n")
     from zeek_agent.terminal.local_responder import LocalResponder
 
     return LocalResponder(config, origins)
 
 
 def query(responder: Responder, sql: str) -> tuple[list[tuple[str, ZeekType]], list[Row], list[Note]]:
-    """Columns, rows and notes of what was left out. Raises SqlError."""
+    """Columns, rows, and notes of omitted data. Raises SqlError."""
     columns: list[tuple[str, ZeekType]] = []
     rows: list[Row] = []
     notes: list[Note] = []
@@ -134,7 +134,7 @@ def _only(frames: Iterator[Frame], kind: type[_F]) -> _F:
     for frame in frames:
         if isinstance(frame, kind):
             return _drained(frame, frames)
-    raise ZeekAgentError(f"the agent's answer holds no {kind.__name__.lower()}; is it of another version?")
+    raise ZeekAgentError(f"the agent's reply contains no {kind.__name__.lower()}; is it a different version?")
 
 
 def _drained(frame: _F, frames: Iterator[Frame]) -> _F:

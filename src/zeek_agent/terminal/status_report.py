@@ -1,4 +1,4 @@
-"""What `zeek-agent status` shows: facts about the running agent and its own tables."""
+"""Output of `zeek-agent status`: facts about the running agent, and its own tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StatusReport:
 
 
 def gather(responder: Responder) -> StatusReport:
-    """Ask the agent for everything that the report holds."""
+    """Query the agent for the contents of the report."""
     parts = {}
     for name, sql in PARTS.items():
         columns, rows, _ = responders.query(responder, sql)
@@ -42,11 +42,11 @@ def gather(responder: Responder) -> StatusReport:
 
 
 OMITTED: Final = frozenset({"id", "sql", "cookie", "endpoint", "window_bytes"})
-"""Columns that the text leaves out; JSON has them."""
+"""Columns that the text omits; JSON includes them."""
 
 
 def as_text(report: StatusReport, width: int | None = None) -> str:
-    """For reading: the facts, then a table a part; `width` is the terminal's."""
+    """As text: the facts, then one table per part; `width` is the terminal's."""
     out = io.StringIO()
     out.write(facts_text(report.facts))
     printer = Printer(out, width=width)
@@ -58,13 +58,13 @@ def as_text(report: StatusReport, width: int | None = None) -> str:
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:
-    """A line a fact."""
+    """One line per fact."""
     width = max(map(len, facts), default=0)
     return "".join(f"{name:{width}}  {_fact(value)}\n" for name, value in facts.items())
 
 
 def as_json(report: StatusReport) -> str:
-    """One object: the facts, and a list a part."""
+    """One object: the facts, and one list per part."""
     document = dict(report.facts)
     for part, (columns, rows) in report.parts.items():
         document[part] = [
@@ -84,7 +84,7 @@ def _fact(value: object) -> str:
 def _without_empty(
     columns: Sequence[tuple[str, ZeekType]], rows: list[Row]
 ) -> tuple[list[tuple[str, ZeekType]], list[Row]]:
-    """Leave out columns that are unset in every row, and those of no use to a reader."""
+    """Omit columns that are unset in every row, and those of no use to a reader."""
     kept = [
         index
         for index, (name, _) in enumerate(columns)

@@ -47,7 +47,7 @@ MESSAGES_WAITING: Final = 4
 WRITE_LIMIT: Final = 32 * 1024
 CLOSE_TIMEOUT: Final = 2.0
 SHUTDOWN_TIMEOUT: Final = 3.0
-BROKER_NOTE: Final = "%s is Broker's own server, which drops clients for short frames: they are filled up to %d bytes"
+BROKER_NOTE: Final = "%s is Broker's own server, which drops clients after short frames: padding them to %d bytes"
 
 
 class ConnectionState(StrEnum):
@@ -153,7 +153,7 @@ class ZeekConnection:
         self._logged_error: str | None = None
         self._logged_broker = False
         if self.destination.is_tls and settings.tls.insecure:
-            log.warning("%s: zeek.tls.insecure is set, whoever answers is taken for Zeek", self._url)
+            log.warning("%s: zeek.tls.insecure is set, its certificate is not verified", self._url)
 
     @property
     def session(self) -> Session | None:
@@ -285,7 +285,7 @@ class ZeekConnection:
         """Log why a connection failed or ended: once, until there is another cause or it has worked again."""
         text = connection_errors.explain(error, self.destination)
         level = logging.DEBUG if text == self._logged_error else logging.WARNING
-        log.log(level, "%s; trying again", text)
+        log.log(level, "%s; retrying", text)
         self._last_error = self._logged_error = text
 
     def _enter(self, state: ConnectionState) -> None:

@@ -131,7 +131,7 @@ class Instance:
     def acknowledge(self, ack: RowsAck) -> None:
         """Zeek's script has seen a batch."""
         if not self.acknowledgements.accept(ack):
-            log.debug("acknowledgement for nothing under way: %s", ack)
+            log.debug("unexpected acknowledgement: %s", ack)
 
     async def fail(self, query_id: str, query: Query, message: str) -> None:
         """Tell Zeek that a query could not be compiled or run. Raises ConnectionError when the connection is lost."""

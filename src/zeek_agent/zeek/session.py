@@ -110,7 +110,7 @@ class Session:
                 await self.sender.send([message.encode()])
                 await self._websocket.close()
         except (TimeoutError, ConnectionError) as error:
-            log.info("could not say farewell to Zeek at %s: %s", self._url, error or "it does not read")
+            log.info("could not send the shutdown message to Zeek at %s: %s", self._url, error or "it does not read")
             self._websocket.transport.abort()
 
     async def _send_hellos(self) -> None:
@@ -121,7 +121,7 @@ class Session:
             try:
                 columns = await self._hello_record()
             except SqlError as error:
-                self._log_problem("hello", f"cannot say hello to Zeek at {self._url}: {error}")
+                self._log_problem("hello", f"cannot send hello to Zeek at {self._url}: {error}")
                 pause = min(pause, HELLO_RETRY_MAX)
             else:
                 context = Context(self._identity.agent, self._clock(), query_id)
@@ -139,7 +139,7 @@ class Session:
             try:
                 watched = _watched(await self._hello_row())
             except SqlError as error:
-                log.debug("cannot look for news: %s", error)
+                log.debug("cannot check for updates: %s", error)
             else:
                 if self._last_sent is not None and watched != self._last_sent:
                     self._hello_wanted.set()
@@ -176,7 +176,7 @@ class Session:
                 await self._ping()
             for instance in list(self.instances.values()):
                 if now - instance.last_seen > settings.instance_timeout:
-                    log.info("Zeek instance %s at %s fell silent: forgotten", instance.id, self._url)
+                    log.info("Zeek instance %s at %s has timed out", instance.id, self._url)
                     self._drop(instance.id)
 
     async def _ping(self) -> None:
@@ -205,7 +205,7 @@ class Session:
     async def _handle(self, event: ZeekEvent) -> None:
         if isinstance(event, ZeekShutdown):
             if event.instance in self.instances:
-                log.info("Zeek instance %s at %s ends", event.instance, self._url)
+                log.info("Zeek instance %s at %s is shutting down", event.instance, self._url)
                 self._drop(event.instance, in_order=True)
             return
         if reason := message_limits.excess(event):
@@ -237,7 +237,7 @@ class Session:
             known = event.query_id if size(event.query_id) <= message_limits.NAME_BYTES_MAX else None
             self._post_error(instance, f"could not install query ({reason})", known)
         elif isinstance(event, ZeekHello):
-            self._post_error(instance, f"could not take hello ({reason})")
+            self._post_error(instance, f"could not process hello ({reason})")
 
     def _instance(self, instance_id: str) -> Instance | None:
         """The instance of that id, which is made when it is new; None when there are too many."""
@@ -321,7 +321,7 @@ class Session:
         try:
             self._errors.put_nowait(frame)
         except asyncio.QueueFull:
-            self._log_problem("errors", f"Zeek at {self._url} takes no more errors: {message}")
+            self._log_problem("errors", f"Zeek at {self._url} does not accept more errors: {message}")
 
     async def _send_errors(self) -> None:
         while True:

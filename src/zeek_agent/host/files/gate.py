@@ -296,7 +296,7 @@ class Gate:
     def entries(self, directory: PathHandle, check: Callable[[], None]) -> Iterator[list[os.DirEntry[str]]]:
         """The entries of a directory, unsorted, some at a time. Raises RefusedError and OSError."""
         if directory.mount.kind == "proc" and directory.path_in_file_system().endswith("/map_files"):
-            raise RefusedError("names of proc(5) that tell where a process lies in memory")
+            raise RefusedError("file names in proc(5) that reveal memory addresses")
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | _CLOEXEC, dir_fd=directory.descriptor)
         try:
             with os.scandir(descriptor) as entries:
@@ -419,7 +419,7 @@ class Gate:
         """The mount with this number, which the caller holds open. Raises RefusedError."""
         mount = self._current(number)
         if mount is None:
-            raise RefusedError("on a mount of another mount namespace")
+            raise RefusedError("on a mount in another mount namespace")
         self._demand_admitted(mount)
         return mount
 
@@ -450,7 +450,7 @@ class Gate:
         with os.fdopen(os.open("mountinfo", os.O_RDONLY | _CLOEXEC, dir_fd=process.descriptor), "rb") as mountinfo:
             line = re.search(rb"^%d .*$" % status.mount, mountinfo.read(), re.MULTILINE)
         if line is None:
-            raise RefusedError("on a mount of another mount namespace")
+            raise RefusedError("on a mount in another mount namespace")
         (mount,) = parsed(line[0])
         cause = self._foreign_hazard(process, mount)
         if cause is not None:
@@ -486,7 +486,7 @@ class Gate:
         if mount.kind in _CASELESS and not executable:
             denies = access.denies_in_any_case
         if any(denies(name) for name in self._names(mount, written, path, inside)):
-            raise RefusedError("denied by access.paths_deny, or the agent's own")
+            raise RefusedError("denied by access.paths_deny, or one of the agent's own files")
         if not access.allows(from_os(written)) or not access.allows(from_os(path)):
             raise RefusedError("not in access.paths_allow")
 
@@ -546,7 +546,7 @@ class Gate:
             # Its device is not that of the file below, and its inode's number has at most other high bits.
             denied = any((status.inode ^ inode) & _LOW_BITS == 0 for _, inode in self._objects())
         if denied:
-            raise RefusedError("another name of a file that access.paths_deny names, or of the agent's own")
+            raise RefusedError("a hard link to a file denied by access.paths_deny, or to one of the agent's own")
 
     def _objects(self) -> frozenset[tuple[int, int]]:
         """Device and inode of the literal denied paths and of the agent's own, as they are for this statement."""
@@ -594,11 +594,11 @@ def _reopened(descriptor: int, status: FileStatus, mount: Mount) -> FileIO:
     except FileNotFoundError:
         if mount.kind == "proc":
             raise  # its process has ended
-        raise RefusedError("/proc/self/fd is not there", Omission.SKIPPED) from None
+        raise RefusedError("/proc/self/fd does not exist", Omission.SKIPPED) from None
     opened = os.fstat(file.fileno())
     if (opened.st_dev, opened.st_ino) != (status.device, status.inode):
         file.close()
-        raise RefusedError("/proc/self/fd leads elsewhere", Omission.SKIPPED)
+        raise RefusedError("/proc/self/fd opened a different file", Omission.SKIPPED)
     return file
 
 
@@ -608,4 +608,4 @@ def content_refusal(listed: Contents, *, readable_by_all: bool, belongs_there: b
         return "contents are not on the list (access.files_allow extends it)"
     if readable_by_all or (listed is Contents.PRIVATE and belongs_there):
         return None
-    return "contents are not for every local user (access.files_allow admits them)"
+    return "contents are not readable by every local user (access.files_allow permits them)"

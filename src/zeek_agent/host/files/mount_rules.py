@@ -32,10 +32,10 @@ def hazard(mount: Mount, admitted: tuple[str, ...], *, on_hazard: bool = False) 
     """Why a file system is not to be entered; None for one that answers by itself, or that the configuration admits."""
     if admits_filesystem(admitted, mount.kind, from_os(mount.mount_point)):
         return None
-    admits = "which may hang (access.filesystems_allow admits it)"
+    admits = "which may hang (access.filesystems_allow permits it)"
     if mount.kind not in LOCAL_FILE_SYSTEMS:
         return f"on a {mount.kind} file system, {admits}"
-    return f"on a file system of kind {mount.kind} that may lie on another one, {admits}" if on_hazard else None
+    return f"on a file system of type {mount.kind} that may be on top of another one, {admits}" if on_hazard else None
 
 
 class Hazards(NamedTuple):

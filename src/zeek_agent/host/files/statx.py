@@ -80,7 +80,7 @@ def status_at(directory: int, name: str, flags: int = _FLAGS) -> FileStatus:
         raise OSError(number, os.strerror(number), name)
     found = _tuple(FileStatus, _unpacked(buffer))
     if not found[0] & _MNT_ID:
-        raise OSError(errno.ENOSYS, "the kernel does not tell the mount of a file (needs Linux 5.8)", name)
+        raise OSError(errno.ENOSYS, "the kernel does not report the mount of a file (needs Linux 5.8)", name)
     return found
 
 

@@ -65,7 +65,7 @@ def _answer(opened: socket.socket, sequence: int) -> tuple[list[bytes], bool]:
         while offset + size <= end:
             length, kind, flags, answered, _ = unpack(part, offset)
             if length < size or offset + length > end:
-                raise OSError(errno.EBADMSG, "netlink message is cut")
+                raise OSError(errno.EBADMSG, "netlink message is truncated")
             if answered == sequence:
                 if flags & _NLM_F_DUMP_INTR:
                     consistent = False

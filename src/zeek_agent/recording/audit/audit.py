@@ -95,7 +95,7 @@ class AuditSource(Source):
             with AuditControl() as control:
                 control.clean_up()
         except OSError as error:  # no audit here, or not for us: then we have left no rules either
-            log.debug("audit rules cannot be looked at: %s", error)
+            log.debug("cannot list audit rules: %s", error)
 
     def probe(self) -> str | None:
         try:
@@ -103,11 +103,11 @@ class AuditSource(Source):
             with AuditControl() as control:
                 status = control.status()
                 if self._settings.audit_rules:
-                    return "audit rules are locked until the reboot" if status.enabled == 2 else None
+                    return "audit rules are locked until reboot" if status.enabled == 2 else None
                 if not status.enabled:
-                    return "audit is switched off: start auditd with rules, or set sources.audit_rules"
+                    return "audit is disabled: start auditd with rules, or set sources.audit_rules"
                 if not self.needed <= control.recorded():
-                    return f"no audit rule tells of {self.kind}: add some, or set sources.audit_rules"
+                    return f"no audit rule covers {self.kind}: add some, or set sources.audit_rules"
         except OSError as error:
             return f"audit records cannot be read ({error.strerror}): that needs CAP_AUDIT_READ and CAP_AUDIT_CONTROL"
         return None
@@ -191,6 +191,7 @@ class AuditProcesses(AuditSource):
     """Programs that are executed and processes that end by themselves; /proc tells twice a second of the others."""
 
     kind = "processes"
+    shortcoming = "processes that only fork are missed unless they live for a second"
     calls = frozenset(_EXECS | _EXITS)
     needed = frozenset(calls_of(("execve", "exit_group")))
 
@@ -247,6 +248,7 @@ class AuditSockets(AuditSource):
     """Connections that are opened and accepted. Their end is not audited; that of a listener neither."""
 
     kind = "sockets"
+    shortcoming = "ends of connections and failed ones, most UDP, ICMP and packet sockets are missed"
     calls = frozenset(_CONNECTS | _ACCEPTS)
     needed = frozenset(calls_of(("connect", "accept4")))
 

@@ -104,7 +104,7 @@ class AuditControl:
         self.clean_up()
         status = self.status()
         if status.enabled == _LOCKED:
-            raise PermissionError(errno.EPERM, "audit rules are locked until the reboot")
+            raise PermissionError(errno.EPERM, "audit rules are locked until reboot")
         enabled, backlog = self._before(status)
         self._key = f"{_OWN}:{os.getpid()}:{_started(os.getpid())}:{enabled}:{backlog}".encode()
         self._set(1, max(_BACKLOG, status.backlog_limit) if status.backlog_limit else 0)
@@ -128,7 +128,7 @@ class AuditControl:
         for raw in left:
             self._delete(raw)
         if left:
-            log.warning("removed %d audit rules that an agent has left behind", len(left))
+            log.warning("removed %d audit rules left behind by an agent", len(left))
             self._restore(_parts(_key_of(raw)) for raw in left)
 
     def recorded(self) -> set[tuple[int, int]]:
@@ -170,7 +170,7 @@ class AuditControl:
         try:
             self._request(_DELETE_RULE, raw, None)
         except FileNotFoundError:  # somebody has removed it before us
-            log.debug("an audit rule of the agent was gone already")
+            log.debug("an audit rule of the agent had already been removed")
 
     def _request(self, kind: int, body: bytes, last: int | None) -> list[bytes]:
         """The bodies that come in answer: up to a message of kind `last`, or up to the acknowledgement if None."""

@@ -156,9 +156,9 @@ class Conntrack(Source):
             return obstacle
         events = self._sysctl / "nf_conntrack_events"
         if not events.exists():
-            return "the kernel tells no events of connection tracking (CONFIG_NF_CONNTRACK_EVENTS)"
+            return "the kernel does not report connection-tracking events (CONFIG_NF_CONNTRACK_EVENTS)"
         if events.read_text().strip() == "0":
-            return "events of connection tracking are off: sysctl net.netfilter.nf_conntrack_events=1"
+            return "connection-tracking events are disabled: sysctl net.netfilter.nf_conntrack_events=1"
         try:
             _subscribed().close()
         except OSError as error:
@@ -224,7 +224,7 @@ class Conntrack(Source):
             connection = parse(body)
         except (struct.error, LookupError, ValueError) as error:
             self.counters.lost["decode"] += 1
-            self.counters.last_error = f"connection tracking's message cannot be understood: {error}"
+            self.counters.last_error = f"invalid connection-tracking message: {error}"
             return
         if connection is None:
             return
@@ -328,7 +328,7 @@ def _subscribed() -> socket.socket:
         channel.bind((0, _GROUPS))
     except PermissionError as error:
         channel.close()
-        raise PermissionError("following translations (conntrack) needs CAP_NET_ADMIN") from error
+        raise PermissionError("tracking translations (conntrack) needs CAP_NET_ADMIN") from error
     except OSError:
         channel.close()
         raise

@@ -61,6 +61,7 @@ class SocketPolling(Source):
 
     kind = "sockets"
     backend = "inet_diag"
+    shortcoming = "connections that live for less than 50 ms, most UDP, ICMP and packet sockets are missed"
 
     def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class SocketPolling(Source):
         try:
             _open(None).close()
         except PermissionError:
-            return "word of closed sockets (sock_diag) needs CAP_NET_ADMIN"
+            return "notification of closed sockets (sock_diag) needs CAP_NET_ADMIN"
         except OSError as error:
             return f"the kernel does not offer sock_diag: {error}"
         return None

@@ -73,13 +73,13 @@ class Journal(Source):
         try:
             machine = self._machine_id.read_text().strip()
         except OSError as error:
-            return f"whose journal it is cannot be known: {error}"
+            return f"cannot determine the owner of the journal: {error}"
         files = [file for directory in self._directories for file in directory.glob(f"{machine}/system*.journal")]
         if not files:
             places = " nor ".join(str(directory / machine) for directory in self._directories)
             return f"this machine has no journal: neither {places} holds one"
         if not any(os.access(file, os.R_OK) for file in files):
-            return "the system's journal may not be read; that takes root or the group systemd-journal"
+            return "no permission to read the system journal; it requires root or the group systemd-journal"
         return None
 
     def resume(self, recorded: Recorded) -> None:
@@ -131,7 +131,7 @@ class Journal(Source):
                     break
                 if self._ended.wait(_REST * (1 + in_vain)):
                     return
-                log.warning("%s; it is started again", reason)
+                log.warning("%s; restarting it", reason)
                 with self._lock:
                     if self._ended.is_set():
                         return
@@ -159,7 +159,7 @@ class Journal(Source):
             entry = log_entry(fields)
         except (KeyError, ValueError) as error:
             self.counters.lost["decode"] += 1
-            self.counters.last_error = f"journal entry without place or time: {error!r}"
+            self.counters.last_error = f"journal entry without cursor or time: {error!r}"
             return
         before, self._cursor = self._cursor, entry.cursor
         if _place(before) == _place(self._cursor) or (self._own is not None and fields.get("_PID") == self._own):

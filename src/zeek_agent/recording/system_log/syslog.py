@@ -61,9 +61,9 @@ class Syslog(Source):
         files = self._files()
         present = [file for file in files if regular(file)]
         if not present:
-            return f"neither {' nor '.join(name for choice in self._choices for name in choice)} is there as a file"
+            return f"neither {' nor '.join(name for choice in self._choices for name in choice)} exists as a file"
         denied = [str(file) for file in present if not os.access(file, os.R_OK)]
-        return f"{' and '.join(denied)} may not be read; that takes root or the group adm" if denied else None
+        return f"{' and '.join(denied)} is not readable; it requires root or the group adm" if denied else None
 
     def resume(self, recorded: Recorded) -> None:
         past = recorded(SYSTEM_LOGS_EVENTS)
