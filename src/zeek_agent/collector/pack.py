@@ -1,4 +1,4 @@
-"""Query packs as the collector uses them: which queries agents are asked to run, and the log that each result becomes.
+"""Query packs as the collector uses them: the queries that it installs, and the log of each result.
 
 Every log begins with the fields `t hid host change`, as the logs of the Zeek Agent package do. How a pack is written:
 `pack_file`.
@@ -40,7 +40,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class PackQuery:
-    """A query and whom it goes to: groups of agents, in lower case as Zeek sends them, or single hosts."""
+    """A query and its recipients: groups of agents, in lower case as Zeek sends them, or single hosts."""
 
     query: Query
     groups: tuple[str, ...]

@@ -23,10 +23,10 @@ from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Subscription
 from zeek_agent.schema import ZEEK_KEYWORDS, zeek_field
 
 PACKAGE_PREFIX: Final = "zeek-agent-"
-"""What the package's logs begin with, and names in a script do not."""
+"""Prefix of the package's logs, left out of names in a script."""
 
 MEMBER_TYPES: Final = frozenset({"string", "count", "int", "double", "bool"})
-"""A record's members have the types that JSON tells apart: agents know no other."""
+"""Members of a record have the types of JSON; agents have no others."""
 
 _TAKEN_MODULES: Final = frozenset({"GLOBAL", "ZeekAgent", "ZeekAgentAPI"})
 _SHARED_NAMES: Final = frozenset({"enabled", "query_interval", "subscription", "log_policy"})
@@ -47,7 +47,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A query as the script asks it. `batch_sql` is there where agents that know batches are asked differently."""
+    """A query as the script installs it. `batch_sql` is set if agents that support batches get another statement."""
 
     sql: str
     batch_sql: str | None

@@ -36,7 +36,7 @@ class Snapshot:
         self.columns = columns
         self._rows = Counter(map(_encode, rows))
         self.unread = frozenset(unread)
-        """Paths of files whose rows were missing already when the result was first taken."""
+        """Paths of files whose rows were already missing in the first result."""
 
     def all(self) -> list[Cells]:
         """All rows, each as often as it is there."""
@@ -85,7 +85,7 @@ class Snapshot:
 
 
 def unread_rows(unread: Collection[str], newly_unread: bool, all_paths: bool) -> Callable[[Cells], bool]:
-    """A function that tells whether a row may be missing only since a file was not read, wholly or in part.
+    """A predicate: whether a row may be missing only because a file was not read, wholly or in part.
 
     `unread` are the paths of such files, and of directories. A row with one of them, or with a path below it, is
     missing for that; a row without any path as long as some file is `newly_unread`. Where `all_paths` is false any row

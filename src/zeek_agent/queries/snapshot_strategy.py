@@ -48,7 +48,7 @@ class SnapshotStrategy:
         columns = result.columns
         files = result.files
         snapshot = Snapshot(tuple((column.name, str(column.type)) for column in columns), result.rows, files.unread)
-        del result  # however long delivering takes, its rows are not needed any more
+        del result  # its rows are no longer needed, and delivering may take long
         before = installed.snapshot if installed.snapshot and installed.snapshot.columns == snapshot.columns else None
         if before is not None and not _reports_all(installed):
             _hold_unread(before, snapshot, files)
@@ -66,7 +66,7 @@ def _reports_all(installed: Installed) -> bool:
 
 
 def _hold_unread(before: Snapshot, now: Snapshot, files: Omissions) -> None:
-    """Keep rows of files that could be read before and cannot now: nobody knows that they have gone."""
+    """Keep rows of files that were readable before and are not now: they may still exist."""
     newly = not files.unread <= before.unread
     if files.unread:
         now.hold(before, unread_rows(files.unread, newly, files.all_paths))

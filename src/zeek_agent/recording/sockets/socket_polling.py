@@ -1,4 +1,4 @@
-"""Socket events by asking sock_diag(7) often what is open, and by its multicast of what is closed.
+"""Socket events from frequent sock_diag(7) dumps of open sockets, and its multicasts of closed ones.
 
 A connection shorter than a round is known from the latter alone: both its ends, but not its process.
 """
@@ -121,7 +121,7 @@ class SocketPolling(Source):
             self._sink(SOCKETS_EVENTS, rows)
 
     def _gone(self, namespace: _Namespace) -> Iterator[InternetSocket]:
-        """What the kernel tells to be closed since it was last asked."""
+        """Sockets that the kernel reported as closed since the last call."""
         while True:
             try:
                 message = namespace.destroyed.recv(4_096)
