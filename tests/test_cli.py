@@ -29,7 +29,7 @@ from zeek_agent.config import load
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.subscriptions import Query
-from zeek_agent.terminal import client
+from zeek_agent.terminal import responders
 from zeek_agent.zeek.protocol import AgentHello, ResultRow
 
 PROGRAM = [sys.executable, "-m", "zeek_agent"]
@@ -379,7 +379,7 @@ async def test_an_agent_serves_several_zeeks_at_once(state: Path) -> None:
         urls = ("--zeek", one.url(), "--zeek", other.url())
         with started("run", *urls, "--state-dir", str(state), **pipes) as process:
             clients = [await one.client(), await other.client()]
-            hellos = [await client.expect(AgentHello) for client in clients]
+            hellos = [await responders.expect(AgentHello) for client in clients]
             assert hellos[0].context.agent_id == hellos[1].context.agent_id
             await clients[1].install("q1", Query('SELECT 42 AS "n:count"', "Test::row"))
             row = await clients[1].expect(ResultRow)
@@ -455,8 +455,8 @@ def ask_agent(state: Path) -> str:
     """The user id that the agent gives its first process, or why it does not say."""
     config, _ = load(None, {}, {"state_dir": str(state)})
     try:
-        asked = client.connect(config)
-        _, rows, _ = client.query(asked, "SELECT uid FROM processes WHERE pid = 1")
+        asked = responders.connect(config)
+        _, rows, _ = responders.query(asked, "SELECT uid FROM processes WHERE pid = 1")
         asked.close()
         return str(rows[0][0])
     except ZeekAgentError as error:

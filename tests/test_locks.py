@@ -19,7 +19,7 @@ import pytest
 from acting import NOBODY, acting_as, locks_of_another_user, reachable_directory
 
 from zeek_agent import identity, locks
-from zeek_agent.collector.rotation import LOCK, LogDirectory
+from zeek_agent.collector.log_files import LOCK, LogDirectory
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events import scratch
 

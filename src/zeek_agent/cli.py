@@ -188,14 +188,14 @@ def query(given: Given, *, sql: str, mode: str) -> int:
 
     The statement runs in a running agent, or else in this process.
     """
-    from zeek_agent.terminal import client
+    from zeek_agent.terminal import responders
 
     config, origins = given.load()
-    asked = client.open_session(config, origins)
+    responder = responders.open_responder(config, origins)
     try:
-        columns, rows, notes = client.query(asked, sys.stdin.read() if sql == "-" else sql)
+        columns, rows, notes = responders.query(responder, sys.stdin.read() if sql == "-" else sql)
     finally:
-        asked.close()
+        responder.close()
     _printer(mode).write(columns, rows)
     for note in notes:
         _fail(note.message, 1)
@@ -208,20 +208,20 @@ def query(given: Given, *, sql: str, mode: str) -> int:
 def shell(given: Given, *, mode: str) -> int:
     """Run SQL interactively; `.help` lists commands. Statements can also be piped in."""
     from zeek_agent import paths
-    from zeek_agent.terminal import client
+    from zeek_agent.terminal import responders
     from zeek_agent.terminal.shell import Shell
 
     config, origins = given.load()
-    asked = client.open_session(config, origins)
+    responder = responders.open_responder(config, origins)
     try:
-        shell = Shell(asked, _printer(mode), sys.stderr)
+        shell = Shell(responder, _printer(mode), sys.stderr)
         if sys.stdin.isatty():
             shell.run_interactive(paths.locate(config).history)
             return 0
         shell.run_script(sys.stdin)
         return 1 if shell.failed else 0
     finally:
-        asked.close()
+        responder.close()
 
 
 @commands.command()
@@ -230,15 +230,15 @@ def shell(given: Given, *, mode: str) -> int:
 @_settings
 def tables(given: Given, *, name: str | None, zeek: bool) -> None:
     """List the tables, or describe one."""
-    from zeek_agent.terminal import client, table_text
+    from zeek_agent.terminal import responders, table_text
     from zeek_agent.terminal.shell import find_table
 
     config, origins = given.load()
-    asked = client.open_session(config, origins)
+    responder = responders.open_responder(config, origins)
     try:
-        declared = client.tables(asked)
+        declared = responders.tables(responder)
     finally:
-        asked.close()
+        responder.close()
     if name is not None:
         table = find_table(declared, name)
         click.echo(table_text.zeek_record(table) if zeek else table_text.describe_table(table), nl=False)
@@ -253,14 +253,14 @@ def tables(given: Given, *, name: str | None, zeek: bool) -> None:
 @_settings
 def status(given: Given, *, form: str) -> None:
     """Show the running agent: identity, connections, sources, queries, event store. Exit code 1 if none is running."""
-    from zeek_agent.terminal import client, status_report
+    from zeek_agent.terminal import responders, status_report
 
     config, _ = given.load()
-    asked = client.connect(config)
+    responder = responders.connect(config)
     try:
-        report = status_report.gather(asked)
+        report = status_report.gather(responder)
     finally:
-        asked.close()
+        responder.close()
     width = _printer("table").width
     click.echo(status_report.as_json(report) if form == "json" else status_report.as_text(report, width), nl=False)
 

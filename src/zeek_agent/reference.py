@@ -21,7 +21,7 @@ import click
 from zeek_agent import config, directories, paths
 from zeek_agent.access_defaults import CONTENTS_PRIVATE, CONTENTS_PUBLIC, LOCAL_FILE_SYSTEMS, PATHS_DENY
 from zeek_agent.collector import pack_file
-from zeek_agent.collector.agents import State
+from zeek_agent.collector.agents import AgentState
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
 from zeek_agent.table import Table
@@ -96,7 +96,7 @@ def with_lists(security: str) -> str:
 def with_logs(collector: str) -> str:
     """The collector's page with its list of logs as the default pack declares them."""
     file, _ = pack_file.load()
-    rows = [("`zeek-agent.log`", "Agents", ", ".join(f"`{state}`" for state in get_args(State)))]
+    rows = [("`zeek-agent.log`", "Agents", ", ".join(f"`{state}`" for state in get_args(AgentState)))]
     for path, log in file.logs.items():
         if queries := file.queries_for("collector", path):
             subscription = queries[0][1].subscription or file.subscription

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zeek_log import CAPTURED, Clock, parse_header, parse_log
 
-from zeek_agent.collector import rotation
-from zeek_agent.collector.logs import Field, JsonFormat, TsvFormat, local_time
-from zeek_agent.collector.rotation import LogDirectory
+from zeek_agent.collector import log_files
+from zeek_agent.collector.log_files import LogDirectory
+from zeek_agent.collector.log_formats import Field, JsonFormat, TsvFormat, local_time
 from zeek_agent.errors import UsageError
 from zeek_agent.text import from_bytes, to_bytes
 
@@ -219,7 +219,7 @@ def logs(directory: Path, clock: Clock, **options: Any) -> LogDirectory:
 
 def names(directory: Path) -> list[str]:
     """The files in a directory but for its lock."""
-    return sorted(path.name for path in directory.iterdir() if path.name != rotation.LOCK)
+    return sorted(path.name for path in directory.iterdir() if path.name != log_files.LOCK)
 
 
 def test_a_log_grows_with_each_flush_and_ends_with_a_close_line(tmp_path: Path) -> None:
@@ -429,7 +429,7 @@ def test_a_full_disk_leaves_whole_lines_and_loses_none(tmp_path: Path) -> None:
 
 
 def test_lines_that_wait_for_a_disk_are_bounded_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "PENDING_BYTES", 1000)
+    monkeypatch.setattr(log_files, "PENDING_BYTES", 1000)
     place = tmp_path / "logs"
     place.write_text("in the way")
     directory = logs(place, Clock())

@@ -12,9 +12,9 @@ from places import ROOT
 from zeek_log import CAPTURED
 
 from zeek_agent.collector import pack, pack_file
-from zeek_agent.collector.logs import TsvFormat
+from zeek_agent.collector.log_formats import TsvFormat
 from zeek_agent.collector.statements import Statements
-from zeek_agent.database.session import Profile
+from zeek_agent.database.sql_connection import Profile
 from zeek_agent.errors import UsageError
 from zeek_agent.queries.subscriptions import Query, Subscription
 

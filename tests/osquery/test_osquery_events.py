@@ -11,7 +11,7 @@ import pytest
 from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
 from sql import Recorder, events
 
-from zeek_agent.events import file as event_file
+from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.osquery.recording import OVERLAP
 from zeek_agent.table import Table

@@ -29,8 +29,15 @@ from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.osquery import bridge as bridges
 from zeek_agent.osquery import client as clients
 from zeek_agent.osquery import wire
-from zeek_agent.osquery.client import Client, RestingError
-from zeek_agent.osquery.wire import Connection, GoneError, ImpostorError, RefusedError, SlowError, UnreachableError
+from zeek_agent.osquery.client import OsqueryClient, RestingError
+from zeek_agent.osquery.wire import (
+    GoneError,
+    ImpostorError,
+    OsqueryRefusedError,
+    SlowError,
+    ThriftConnection,
+    UnreachableError,
+)
 from zeek_agent.tables import builtin_tables
 from zeek_agent.terminal import doctor
 
@@ -177,10 +184,12 @@ async def test_a_query_that_ends_osquery_is_not_repeated(path: Path) -> None:
 def test_the_rest_after_harm_grows_and_ends_with_success(path: Path) -> None:
     now = [1000.0]
     with Osqueryd(path, usual_tables()) as osquery:
-        client = Client(lambda: str(path), 5.0, clock=lambda: now[0])
+        client = OsqueryClient(lambda: str(path), 5.0, clock=lambda: now[0])
 
         def ask(size: int) -> None:
-            client.ask(f"SELECT size FROM deb_packages WHERE size = {size}", "packages", lambda rows: [], lambda: None)
+            client.shared_query(
+                f"SELECT size FROM deb_packages WHERE size = {size}", "packages", lambda rows: [], lambda: None
+            )
 
         osquery.hang_up_on = "deb_packages"
         for rest in (60, 120, 240):
@@ -207,7 +216,7 @@ def test_attempts_to_connect_become_rarer(path: Path) -> None:
         tried.append(now[0])
         return str(path)
 
-    client = Client(find, 1.0, clock=lambda: now[0])
+    client = OsqueryClient(find, 1.0, clock=lambda: now[0])
     while now[0] < 100:
         with pytest.raises(UnreachableError):
             client.query("SELECT 1")
@@ -277,8 +286,8 @@ async def test_an_error_of_osquery_is_told(path: Path) -> None:
 )
 def test_garbage_is_an_error_and_ends_the_connection(path: Path, answer: bytes) -> None:
     with answering(path, answer):
-        connection = Connection(str(path), 2.0)
-        with pytest.raises((GoneError, RefusedError)):
+        connection = ThriftConnection(str(path), 2.0)
+        with pytest.raises((GoneError, OsqueryRefusedError)):
             connection.query("SELECT 1")
         with pytest.raises(GoneError):
             connection.query("SELECT 1")
@@ -288,7 +297,7 @@ def test_garbage_is_an_error_and_ends_the_connection(path: Path, answer: bytes) 
 def test_an_answer_without_end_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "REPLY_BYTES_MAX", 100_000)
     with Osqueryd(path, {"big": FakeTable({"t": "TEXT"}, [("x" * 1000,)] * 1000)}):
-        connection = Connection(str(path), 5.0)
+        connection = ThriftConnection(str(path), 5.0)
         with pytest.raises(GoneError, match="longer than 100000 bytes"):
             connection.query("SELECT t FROM big")
         connection.close()
@@ -298,7 +307,7 @@ def test_silence_is_not_waited_for(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        connection = Connection(str(path), 0.2)
+        connection = ThriftConnection(str(path), 0.2)
         with pytest.raises(SlowError):
             connection.query("SELECT 1")
         connection.close()
@@ -306,11 +315,11 @@ def test_silence_is_not_waited_for(path: Path) -> None:
 
 def test_why_there_is_no_connection_is_told(path: Path) -> None:
     with pytest.raises(UnreachableError, match="no such socket; osquery is not running"):
-        Connection(str(path), 1.0)
+        ThriftConnection(str(path), 1.0)
     osquery = Osqueryd(path, {}).start()
     osquery.stop()
     with pytest.raises(UnreachableError, match="nothing is listening"):
-        Connection(str(path), 1.0)
+        ThriftConnection(str(path), 1.0)
 
 
 @pytest.mark.root
@@ -320,7 +329,7 @@ def test_who_may_not_use_the_socket_is_told(path: Path) -> None:
         os.seteuid(65_534)
         try:
             with pytest.raises(UnreachableError, match="permission denied; run as the user of osquery"):
-                Connection(str(path), 1.0)
+                ThriftConnection(str(path), 1.0)
         finally:
             os.seteuid(0)
 
@@ -383,26 +392,26 @@ def test_a_listener_of_another_user_behind_a_socket_of_roots_is_not_used(shared_
         impostor(shared_path, 0),
         pytest.raises(ImpostorError, match=rf"which is listening there, belongs to uid {NOBODY}"),
     ):
-        Connection(str(shared_path), 1.0)
+        ThriftConnection(str(shared_path), 1.0)
 
 
 def test_a_socket_that_others_could_replace_is_not_used(path: Path) -> None:
     with Osqueryd(path, usual_tables()):
         path.parent.chmod(0o777)
         with pytest.raises(ImpostorError, match=r"is writable by others \(mode 0777\)"):
-            Connection(str(path), 1.0)
+            ThriftConnection(str(path), 1.0)
         path.parent.chmod(0o1777)
-        Connection(str(path), 1.0).close()
+        ThriftConnection(str(path), 1.0).close()
 
 
 @pytest.mark.root
 def test_a_link_of_another_user_to_a_socket_is_not_used(path: Path, shared_path: Path) -> None:
     with Osqueryd(path, usual_tables()):
         shared_path.symlink_to(path)
-        Connection(str(shared_path), 1.0).close()
+        ThriftConnection(str(shared_path), 1.0).close()
         os.chown(shared_path, NOBODY, NOBODY, follow_symlinks=False)
         with pytest.raises(ImpostorError, match="may be another user's: the symbolic link osquery"):
-            Connection(str(shared_path), 1.0)
+            ThriftConnection(str(shared_path), 1.0)
 
 
 @pytest.mark.root
@@ -424,14 +433,14 @@ def test_without_the_extra_the_reason_says_what_to_install(path: Path, monkeypat
     monkeypatch.setitem(__import__("sys").modules, "thriftpy2", None)
     wire.interface.cache_clear()
     with Osqueryd(path, {}), pytest.raises(UnreachableError, match=r"install zeek-agent\[osquery\]"):
-        Connection(str(path), 1.0)
+        ThriftConnection(str(path), 1.0)
     monkeypatch.undo()
     wire.interface.cache_clear()
 
 
 def test_bytes_that_are_no_utf8_come_whole(path: Path) -> None:
     with Osqueryd(path, {"raw": FakeTable({"t": "TEXT"}, [("a\uefff\uef80",), ("ü",)])}):
-        connection = Connection(str(path), 5.0)
+        connection = ThriftConnection(str(path), 5.0)
         assert [row["t"] for row in connection.query("SELECT t FROM raw")] == [b"a\xff\x80", "ü"]
         assert len(connection.query("SELECT t FROM raw WHERE t = 'a\uefff\uef80'")) == 1
         connection.close()

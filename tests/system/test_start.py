@@ -168,10 +168,10 @@ async def test_logs_that_another_collector_writes_do_not_keep_the_agent_from_rec
 
 def status(agent: RunningAgent) -> str:
     from zeek_agent.config import load
-    from zeek_agent.terminal import client
+    from zeek_agent.terminal import responders
 
     config, _ = load(None, {}, {"state_dir": str(agent.state)})
-    asked = client.connect(config)
+    asked = responders.connect(config)
     try:
         return as_text(gather(asked))
     finally:

@@ -61,7 +61,9 @@ def why_no_tracepoints() -> str | None:
 
 def cgroup2(mountinfo: str = "/proc/self/mountinfo") -> str | None:
     """Where the root of control group version 2's hierarchy is mounted; None when it is not."""
-    return next((mount.place for mount in mounts(mountinfo) if mount.kind == "cgroup2" and mount.root == "/"), None)
+    return next(
+        (mount.mount_point for mount in mounts(mountinfo) if mount.kind == "cgroup2" and mount.root == "/"), None
+    )
 
 
 def why_no_cgroup2() -> str | None:

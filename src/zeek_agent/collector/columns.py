@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from zeek_agent.collector.pack_file import Audience, FieldEntry, PackFile, QueryEntry, check_names, columns_of
-from zeek_agent.database.session import Profile
+from zeek_agent.database.sql_connection import Profile
 from zeek_agent.errors import SqlError
 from zeek_agent.schema import ZeekType
 from zeek_agent.text import clipped

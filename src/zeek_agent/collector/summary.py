@@ -18,7 +18,7 @@ from zeek_agent.text import escaped
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from zeek_agent.collector.agents import Agent
+    from zeek_agent.collector.agents import KnownAgent
     from zeek_agent.collector.server import Collector, Stats
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def _logs(view: View) -> RenderableType:
     return table
 
 
-def _state(stats: Stats, agent: Agent) -> str:
+def _state(stats: Stats, agent: KnownAgent) -> str:
     if agent.id in stats.connected:
         return "connected"
     return "shut down" if agent.state == "shutdown" else "away"

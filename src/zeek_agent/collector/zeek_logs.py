@@ -15,9 +15,9 @@ from typing import Final
 
 from zeek_agent.collector import pack_file
 from zeek_agent.collector.columns import Columns, Selected, misfit
-from zeek_agent.collector.logs import Field
+from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
-from zeek_agent.database.session import Profile
+from zeek_agent.database.sql_connection import Profile
 from zeek_agent.errors import UsageError
 from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Subscription
 from zeek_agent.schema import ZEEK_KEYWORDS, zeek_field

@@ -14,9 +14,9 @@ import apsw
 
 from zeek_agent.errors import SqlError
 from zeek_agent.osquery import export, imported, recording
-from zeek_agent.osquery.client import Client
-from zeek_agent.osquery.imported import Offered, Reader, Rules
-from zeek_agent.osquery.wire import GoneError, ImpostorError, RefusedError, UnreachableError
+from zeek_agent.osquery.client import OsqueryClient
+from zeek_agent.osquery.imported import Offered, OsqueryReader, Rules
+from zeek_agent.osquery.wire import GoneError, ImpostorError, OsqueryRefusedError, UnreachableError
 from zeek_agent.recording.status import SourceStatus
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ SHELL_SOCKET: Final = ".osquery/shell.em"
 SETTLE: Final = 0.5
 """Seconds after a lost connection before one looks again."""
 
-_FAILURES: Final = (UnreachableError, GoneError, RefusedError)
+_FAILURES: Final = (UnreachableError, GoneError, OsqueryRefusedError)
 
 
 def find_socket(setting: str) -> str:
@@ -70,7 +70,7 @@ class Bridge:
         self,
         settings: OsquerySettings,
         database: Database,
-        store: recording.Store | None = None,
+        store: recording.RowStore | None = None,
         recorded: Callable[[str], Sequence[Row]] = lambda sql: (),
     ) -> None:
         self._settings = settings
@@ -80,14 +80,14 @@ class Bridge:
         self._taken = frozenset(database.names)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lost = asyncio.Event()
-        self.client = Client(lambda: find_socket(settings.socket), settings.time, on_loss=self._notice_loss)
+        self.client = OsqueryClient(lambda: find_socket(settings.socket), settings.time, on_loss=self._notice_loss)
         rules = Rules(
             settings.rows,
             settings.tables_exclude,
             settings.event_tables if store is not None else (),
             imported.required(settings.required_columns),
         )
-        self._reader = Reader(self.client, rules, database.context.access.redact)
+        self._reader = OsqueryReader(self.client, rules, database.context.access.redact)
         self._seen = Seen("not checked yet")
         self._told: str | None = ""
         self._connections = 0
@@ -188,7 +188,7 @@ class Bridge:
     def _register(self, ours: export.Export) -> None:
         try:
             ours.keep_registered(self.client)
-        except (RefusedError, OSError) as error:
+        except (OsqueryRefusedError, OSError) as error:
             self._extension.last_error = str(error)
 
     def _record(self, found: Mapping[str, Offered]) -> None:
@@ -207,7 +207,7 @@ class Bridge:
                 self._recorders[name] = recorder
             try:
                 recorder.read(self.client)
-            except (RefusedError, apsw.Error) as error:
+            except (OsqueryRefusedError, apsw.Error) as error:
                 recorder.last_error = str(error)
 
     def _follow(self, seen: Seen) -> None:

@@ -22,10 +22,10 @@ from zeek_agent.errors import ZeekAgentError
 if TYPE_CHECKING:
     from types import ModuleType
 
-Row: TypeAlias = "Mapping[str, str | bytes]"
+OsqueryRow: TypeAlias = "Mapping[str, str | bytes]"
 """A row as osquery sends it: every value is text, or bytes where it is not valid UTF-8."""
 
-Check: TypeAlias = "Callable[[], None]"
+CancelCheck: TypeAlias = "Callable[[], None]"
 """Called while one waits; raises what ends the waiting."""
 
 RECEIVE_BYTES: Final = 65_536
@@ -49,7 +49,7 @@ class SlowError(GoneError):
     """The answer did not come in time."""
 
 
-class RefusedError(ZeekAgentError):
+class OsqueryRefusedError(ZeekAgentError):
     """osquery answered that it cannot do what was asked."""
 
 
@@ -66,20 +66,20 @@ def interface() -> ModuleType:
     return module
 
 
-class Connection:
+class ThriftConnection:
     """A connection to osquery. Calls raise GoneError, SlowError and RefusedError; after the first two it is closed.
 
     `timeout` bounds a whole call, in seconds; `check` is called while one waits for the answer.
     """
 
     def __init__(self, path: str, timeout: float) -> None:
-        self.check: Check = lambda: None
+        self.check: CancelCheck = lambda: None
         self._timeout = timeout
         service = interface().ExtensionManager
         self._stream = _Stream(_connected(path, timeout))
         self._client = _client(self._stream, service)
 
-    def query(self, sql: str) -> Sequence[Row]:
+    def query(self, sql: str) -> Sequence[OsqueryRow]:
         """Run a statement in osquery. Raises RefusedError with what SQLite says of it."""
         return self._rows("query", text.to_bytes(sql))
 
@@ -112,7 +112,7 @@ class Connection:
     def close(self) -> None:
         self._stream.close()
 
-    def _rows(self, method: str, sql: str | bytes) -> Sequence[Row]:
+    def _rows(self, method: str, sql: str | bytes) -> Sequence[OsqueryRow]:
         response = self._call(method, sql)
         _require(response.status)
         return response.response or ()
@@ -125,7 +125,7 @@ class Connection:
             self.close()
             raise
         except _refusal() as error:
-            raise RefusedError(f"it failed: {error.message}") from error
+            raise OsqueryRefusedError(f"it failed: {error.message}") from error
         except (OSError, EOFError) as error:
             self.close()
             raise GoneError(f"the connection was lost: {error}") from error
@@ -155,7 +155,7 @@ def _explain(error: Exception) -> str:
 
 def _require(status: Any) -> None:
     if status is None or status.code != 0:
-        raise RefusedError(str(getattr(status, "message", None) or "refused without giving a reason"))
+        raise OsqueryRefusedError(str(getattr(status, "message", None) or "refused without giving a reason"))
 
 
 def _connected(path: str, timeout: float) -> socket.socket:
@@ -221,12 +221,12 @@ class _Stream:
         self._socket = connection
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
-        self._check: Check = lambda: None
+        self._check: CancelCheck = lambda: None
         self._deadline = 0.0
         self._left = 0
         self.closed = False
 
-    def begin(self, deadline: float, check: Check) -> None:
+    def begin(self, deadline: float, check: CancelCheck) -> None:
         """Start of a call."""
         if self.closed:
             raise GoneError("the connection is closed")

@@ -59,7 +59,7 @@ class Delivery:
         rows: Sequence[tuple[Change | None, Row]],
         window: tuple[int, int] | None = None,
     ) -> None:
-        if not rows and not (installed.query.once and installed.recipient.tells_replays):
+        if not rows and not (installed.query.once and installed.recipient.recognizes_replays):
             return  # only the end of a query that runs once is worth a report of its own
         store = self._store.id if self._store else ""
         if window is None:

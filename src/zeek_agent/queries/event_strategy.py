@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from zeek_agent.queries.subscriptions import Change
 
 if TYPE_CHECKING:
-    from zeek_agent.events.file import Delivered
+    from zeek_agent.events.event_file import Delivered
     from zeek_agent.events.store import EventStore
     from zeek_agent.queries.delivery import Delivery
     from zeek_agent.queries.installed import Installed
@@ -88,10 +88,10 @@ class EventStrategy:
             await self._drain()
         while window := self.window(installed):
             installed.under_way = {table: high for table, (_, high) in window.items()}
-            async with installed.backlog.place() as place:
+            async with installed.backlog.slot() as slot:
                 result = await self._delivery.query(installed, window)
-                place.fill(result.size)
-                if result.rows and installed.recipient.tells_replays:
+                slot.fill(result.size)
+                if result.rows and installed.recipient.recognizes_replays:
                     self._delivery.remember(installed)
                     await asyncio.to_thread(self._store.flush)
                 added = [(Change.ADD, row) for row in result.rows]

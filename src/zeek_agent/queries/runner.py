@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from zeek_agent.errors import SqlError
-from zeek_agent.queries.backlog import Backlog
 from zeek_agent.queries.delivery import Delivery
 from zeek_agent.queries.event_strategy import EventStrategy
 from zeek_agent.queries.installed import Installed, QueryState, query_key, shown
+from zeek_agent.queries.result_backlog import Backlog
 from zeek_agent.queries.snapshot_strategy import SnapshotStrategy
 from zeek_agent.queries.subscriptions import Query, Recipient, Subscription
 from zeek_agent.text import size
 
 if TYPE_CHECKING:
     from zeek_agent.database.database import Database
-    from zeek_agent.events.file import Delivered
+    from zeek_agent.events.event_file import Delivered
     from zeek_agent.events.store import EventStore
 
 log = logging.getLogger(__name__)

@@ -105,8 +105,8 @@ class ProcessSnapshots(Snapshots):
             elif present[1] is None:  # it is about to end, or may not be looked at any more
                 self._known[pid] = known
             elif known[1] != present[1]:
-                self._life.exec(pid, now, self._life.look(pid))
-        rows = self._life.take(now, boot_time())
+                self._life.exec(pid, now, self._life.read(pid))
+        rows = self._life.collect(now, boot_time())
         self.counters.received += len(rows)
         if rows:
             self._sink(PROCESSES_EVENTS, rows)
@@ -142,7 +142,7 @@ class SocketSnapshots(Snapshots):
             self._namespaces.add(netns)
         for netns in before - self._namespaces:
             self._changes.forget(netns, time.time())
-        rows = self._changes.take(time.time())
+        rows = self._changes.collect(time.time())
         self.counters.received += len(rows)
         if rows:
             self._sink(SOCKETS_EVENTS, rows)

@@ -16,7 +16,7 @@ from zeek_agent.host.files.gate import Gate, RefusedError
 from zeek_agent.host.files.globbing import Match, listing, matching, open_gate
 from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import Omission
-from zeek_agent.host.files.statx import Status
+from zeek_agent.host.files.statx import FileStatus
 from zeek_agent.schema import Column, Parameter, Row, Value
 from zeek_agent.table import Constraints, Table
 from zeek_agent.text import from_bytes, from_os, to_bytes
@@ -121,7 +121,7 @@ _TYPES: Final = {
 def listed(wanted: Constraints) -> Iterator[Row]:
     reads = wanted.context.reads
     for path, found in listing(_gate(wanted), asked_pattern(wanted), wanted.check):
-        if isinstance(found, Status):
+        if isinstance(found, FileStatus):
             kind, permissions = _type_and_permissions(found.mode)
             yield from_os(path), kind, found.uid, found.gid, permissions, found.mtime, found.size
         elif isinstance(found, RefusedError):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 
 from zeek_agent.bpf.iterators import Task, loaded
-from zeek_agent.host.linux.procfs import Process, Procfs
+from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.schema import Column, Row, Value
 from zeek_agent.table import Constraints, Table
 
@@ -72,7 +72,7 @@ def running(wanted: Constraints) -> Iterator[Row]:
         yield row
 
 
-def _processes(wanted: Constraints) -> Iterable[Process | Task]:
+def _processes(wanted: Constraints) -> Iterable[ProcfsProcess | Task]:
     """All processes, or those that are asked for: few from /proc, all by the kernel's iterator if that is loaded."""
     pids = wanted.integers("pid")
     if pids is None and wanted.context.proc == "/proc" and (iterators := loaded()) is not None:
@@ -80,7 +80,7 @@ def _processes(wanted: Constraints) -> Iterable[Process | Task]:
     return Procfs(wanted.context.proc).processes(pids)
 
 
-def _reader(column: str, wanted: Constraints) -> Callable[[Process | Task], Value]:
+def _reader(column: str, wanted: Constraints) -> Callable[[ProcfsProcess | Task], Value]:
     """How to get that column's value; nothing is read for a column that the statement does not use."""
     if column not in wanted.columns or column == "startup":
         return _unread
@@ -90,7 +90,7 @@ def _reader(column: str, wanted: Constraints) -> Callable[[Process | Task], Valu
     return attrgetter(column)
 
 
-def _unread(_: Process | Task) -> None:
+def _unread(_: ProcfsProcess | Task) -> None:
     return None
 
 

@@ -21,7 +21,7 @@ from zeek_agent.host.linux.internet_sockets import (
     address_text,
     state_mask,
 )
-from zeek_agent.host.linux.procfs import Process, Procfs, socket_holders
+from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, socket_holders
 from zeek_agent.recording.sockets.conntrack import translations
 from zeek_agent.recording.sockets.socket_event import UNTRANSLATED, Ends, Translation
 from zeek_agent.schema import Column, Row
@@ -254,7 +254,7 @@ def _owner(procfs: Procfs, pid: int | None, wanted: Constraints) -> Owner:
     if pid is None:
         return Owner()
     try:
-        with Process(procfs, pid) as process:
+        with ProcfsProcess(procfs, pid) as process:
             cmdline = process.cmdline if wanted.needs("cmdline") else None
             return Owner(
                 process.name,

@@ -28,7 +28,7 @@ from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events.store import NewerStoreError
 from zeek_agent.host.linux import capabilities
 from zeek_agent.host.linux.capabilities import Capability
-from zeek_agent.terminal import client, config_check, console
+from zeek_agent.terminal import config_check, console, responders
 from zeek_agent.text import clipped, escaped
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _sysctl(file: Path) -> str | None:
 
 def _store(path: Path) -> Iterator[Check]:
     """The event store of earlier runs, if any: whether this version can continue it."""
-    from zeek_agent.terminal.local import StoredEvents
+    from zeek_agent.terminal.local_responder import StoredEvents
 
     if not os.access(path, os.R_OK):
         return
@@ -179,7 +179,7 @@ def _store(path: Path) -> Iterator[Check]:
 def _agent(config: Config) -> Iterator[Check]:
     """Whether an agent is running, and its event sources; without one, the sources available here."""
     try:
-        running = client.connect(config)
+        running = responders.connect(config)
     except NoAgentError as error:
         yield Check("agent", "ok", str(error))
         if not config.zeek.destinations:
@@ -190,13 +190,13 @@ def _agent(config: Config) -> Iterator[Check]:
         yield Check("agent", "warn", str(error), "`query` and `shell` use this process instead")
         return
     try:
-        facts = client.status(running)
+        facts = responders.status(running)
         yield Check("agent", "ok", f"running, pid {facts.get('pid')}, version {facts.get('version')}")
         if facts.get("collector") is not None:
             problem = facts.get("collector_error")
             yield _collector_check(problem) if problem else Check("collector", "ok", f"logs in {facts['collector']}")
         sql = "SELECT source, backend, active, reason, last_error FROM zeek_agent_sources WHERE source <> 'osquery'"
-        _, rows, _ = client.query(running, sql)
+        _, rows, _ = responders.query(running, sql)
         yield from _active_sources(rows)
     finally:
         running.close()
@@ -204,10 +204,10 @@ def _agent(config: Config) -> Iterator[Check]:
 
 def _collector(logs: Path) -> Iterator[Check]:
     """Whether the embedded collector could lock and write its logs."""
-    from zeek_agent.collector import rotation
+    from zeek_agent.collector import log_files
 
     place = next(path for path in (logs, *logs.parents) if os.access(path, os.F_OK))
-    lock = logs / rotation.LOCK
+    lock = logs / log_files.LOCK
     try:
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             yield _collector_check(f"cannot write {logs}")
@@ -344,13 +344,13 @@ def _audit() -> Iterator[Check]:
 def _osquery(settings: OsquerySettings) -> Iterator[Check]:
     """Query osquery for its version, as the agent would."""
     from zeek_agent.osquery import bridge
-    from zeek_agent.osquery.wire import Connection, ImpostorError
+    from zeek_agent.osquery.wire import ImpostorError, ThriftConnection
 
     if settings.socket == bridge.OFF:
         return
     try:
         path = bridge.find_socket(settings.socket)
-        connection = Connection(path, settings.time)
+        connection = ThriftConnection(path, settings.time)
         try:
             ((version, tables),) = [
                 (str(row["version"]), str(row["tables"]))
@@ -377,19 +377,19 @@ def _zeek(url: str, settings: ZeekSettings) -> Iterator[Check]:
     from websockets.exceptions import WebSocketException
 
     from zeek_agent import destination
-    from zeek_agent.zeek import causes
+    from zeek_agent.zeek import connection_errors
 
     target = destination.parse(url)
     try:
         answer = asyncio.run(_first_answer(target, settings))
     except (OSError, WebSocketException, ZeekAgentError) as error:
-        yield Check("zeek", "fail", causes.explain(error, target), "`zeek-agent run` keeps retrying")
+        yield Check("zeek", "fail", connection_errors.explain(error, target), "`zeek-agent run` keeps retrying")
     else:
         yield _acknowledged(url, answer)
 
 
 async def _first_answer(target: Destination, settings: ZeekSettings) -> Ack | Error | Message:
-    from zeek_agent.zeek import causes, protocol
+    from zeek_agent.zeek import connection_errors, protocol
     from zeek_agent.zeek.connection import open_websocket
 
     async with await open_websocket(target, settings, f"{directories.NAME}-doctor") as websocket:
@@ -398,14 +398,16 @@ async def _first_answer(target: Destination, settings: ZeekSettings) -> Ack | Er
             async with asyncio.timeout(settings.ack_timeout):
                 return protocol.read_message(await websocket.recv(decode=False))
         except TimeoutError:
-            raise causes.UnusableError(causes.NO_ACK.format(seconds=settings.ack_timeout)) from None
+            raise connection_errors.UnusableError(
+                connection_errors.NO_ACK.format(seconds=settings.ack_timeout)
+            ) from None
 
 
 def _acknowledged(url: str, answer: object) -> Check:
-    from zeek_agent.zeek import causes, protocol
+    from zeek_agent.zeek import connection_errors, protocol
 
     if not isinstance(answer, protocol.Ack):
         return Check("zeek", "fail", f"Zeek at {url} answered {clipped(repr(answer))} instead of an acknowledgement")
     if answer.lacks_backend:
-        return Check("zeek", "fail", f"Zeek at {url} {causes.NO_BACKEND}")
+        return Check("zeek", "fail", f"Zeek at {url} {connection_errors.NO_BACKEND}")
     return Check("zeek", "ok", f"Zeek at {url} answers, version {clipped(answer.version)}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 from zeek_agent.control import messages
 from zeek_agent.control.messages import Columns, Note, Pause, Rows, SubscriptionName
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.terminal import client
+from zeek_agent.terminal import responders
 from zeek_agent.terminal.console import Mode, Printer
 from zeek_agent.terminal.line_editing import line_editing
 from zeek_agent.terminal.status_report import facts_text
@@ -22,7 +22,7 @@ from zeek_agent.text import escaped
 if TYPE_CHECKING:
     from zeek_agent.schema import ZeekType
     from zeek_agent.table import Table
-    from zeek_agent.terminal.client import Session
+    from zeek_agent.terminal.responders import Responder
 
 DEFAULT_SCHEDULE: Final = 2.0
 KEYWORDS: Final = tuple(
@@ -43,8 +43,8 @@ _TOKEN: Final = re.compile(
 class Shell:
     """Reads statements and commands and writes their results."""
 
-    def __init__(self, asked: Session, printer: Printer, errors: TextIO) -> None:
-        self._session = asked
+    def __init__(self, responder: Responder, printer: Printer, errors: TextIO) -> None:
+        self._responder = responder
         self._printer = printer
         self._errors = errors
         self._tables: list[Table] | None = None
@@ -57,13 +57,13 @@ class Shell:
     def tables(self) -> list[Table]:
         """The tables' declarations, asked for once."""
         if self._tables is None:
-            self._tables = client.tables(self._session)
+            self._tables = responders.tables(self._responder)
         return self._tables
 
     def run_interactive(self, history: Path) -> None:
         """Read from the terminal until `.quit` or the end of input."""
         with line_editing(history, self.completions):
-            where = "the running agent" if self._session.remote else "this process because no agent is running"
+            where = "the running agent" if self._responder.remote else "this process because no agent is running"
             self._printer.out.write(f"Zeek Agent shell, using {where}. .help lists commands, Ctrl-D exits.\n")
             while not self._done:
                 try:
@@ -115,7 +115,7 @@ class Shell:
         self._errors.flush()
 
     def _query(self, sql: str) -> None:
-        columns, rows, notes = client.query(self._session, sql)
+        columns, rows, notes = responders.query(self._responder, sql)
         self._printer.write(columns, rows)
         for note in notes:
             self._complain(note.message)
@@ -151,7 +151,7 @@ class Shell:
         self._printer.mode = Mode(argument)
 
     def status(self, _: str) -> None:
-        self._printer.out.write(facts_text(client.status(self._session)))
+        self._printer.out.write(facts_text(responders.status(self._responder)))
 
     def quit(self, _: str) -> None:
         self._done = True
@@ -160,11 +160,11 @@ class Shell:
         """Run a query repeatedly and show its reports until Ctrl-C."""
         schedule, sql = split_schedule(argument)
         columns: list[tuple[str, ZeekType]] = []
-        with closing(self._session.ask(messages.Subscribe(sql, subscription, schedule))) as frames:
+        with closing(self._responder.responses(messages.SubscribeRequest(sql, subscription, schedule))) as frames:
             for frame in frames:
                 match frame:
                     case Columns():
-                        columns = client.typed(frame)
+                        columns = responders.typed(frame)
                     case Rows(rows=rows, changes=changes):
                         self._printer.write(columns, rows, None if subscription == "Snapshots" else changes)
                     case Note(message=message):

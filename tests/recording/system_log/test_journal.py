@@ -21,13 +21,13 @@ from recording import Event, Recording
 from waiting import until_sync
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events.file import read
+from zeek_agent.events.event_file import read
 from zeek_agent.events.past import Past
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.source import Sink, Source
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.recording.system_log.journal import Journal, entries, log_entry
-from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, LogEntry
+from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SystemLogEntry
 from zeek_agent.recording.system_log.syslog import Syslog
 from zeek_agent.tables.system_logs import TABLES
 from zeek_agent.text import from_bytes, to_bytes
@@ -286,7 +286,7 @@ class Ends(Source):
 
     def start(self, sink: Sink) -> None:
         self.counters.received += 1
-        sink(TABLE, [LogEntry(time.time(), None, None, "from the journal", cursor=CURSOR)])
+        sink(TABLE, [SystemLogEntry(time.time(), None, None, "from the journal", cursor=CURSOR)])
         self.failure = "the journal is gone"
 
     def stop(self) -> None:
@@ -387,6 +387,6 @@ def test_a_huge_value_is_skipped_without_being_held(as_text: bool) -> None:
 def test_an_entry_without_place_or_time_is_counted_as_not_decoded(missing: str) -> None:
     source = Journal(SourceSettings())
     complete = {"__CURSOR": CURSOR.encode(), "__REALTIME_TIMESTAMP": b"1700000000000000"}
-    source._take({name: value for name, value in complete.items() if name != missing})
+    source._record({name: value for name, value in complete.items() if name != missing})
     assert source.counters.lost["decode"] == 1
     assert missing in str(source.counters.last_error)

@@ -35,7 +35,7 @@ def dump(family: int, kind: int, request: bytes) -> list[bytes]:
     Raises OSError with the kernel's reason, such as ENOENT for a family that it does not have.
     """
     with channel(family) as opened:
-        return ask(opened, kind, request)
+        return dump_on(opened, kind, request)
 
 
 def channel(family: int) -> socket.socket:
@@ -43,7 +43,7 @@ def channel(family: int) -> socket.socket:
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
 
 
-def ask(opened: socket.socket, kind: int, request: bytes) -> list[bytes]:
+def dump_on(opened: socket.socket, kind: int, request: bytes) -> list[bytes]:
     """What `dump` does, on a socket that is open."""
     first = next(_sequences) * _ATTEMPTS & 0x0FFF_FFFF
     for sequence in range(first, first + _ATTEMPTS):

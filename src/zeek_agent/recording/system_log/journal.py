@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, Final
 
 from zeek_agent.recording.source import Source
-from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SYSTEM_LOGS_EVENTS, LogEntry, bounded
+from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SYSTEM_LOGS_EVENTS, SystemLogEntry, bounded
 from zeek_agent.text import from_bytes
 
 if TYPE_CHECKING:
@@ -149,12 +149,12 @@ class Journal(Source):
         listener.start()
         with process:
             for fields in entries(process.stdout):
-                self._take(fields)
+                self._record(fields)
             listener.join()
         complaint = from_bytes(b"".join(complaints)).strip()
         return f"{self._command[0]} ended with status {process.returncode}" + (f" ({complaint})" if complaint else "")
 
-    def _take(self, fields: Mapping[str, bytes]) -> None:
+    def _record(self, fields: Mapping[str, bytes]) -> None:
         try:
             entry = log_entry(fields)
         except (KeyError, ValueError) as error:
@@ -193,13 +193,13 @@ def entries(stream: BinaryIO | IO[bytes]) -> Iterator[dict[str, bytes]]:
         fields.setdefault(name.rstrip(b"\n").decode(errors="replace"), value)
 
 
-def log_entry(fields: Mapping[str, bytes]) -> LogEntry:
+def log_entry(fields: Mapping[str, bytes]) -> SystemLogEntry:
     """An entry's row. Raises KeyError or ValueError when it does not say where and when it was logged."""
     identifier = _text(fields, "SYSLOG_IDENTIFIER")
     exe = _text(fields, "_EXE")
     level = _number(fields, "PRIORITY", 7)
     message = fields.get("MESSAGE")
-    return LogEntry(
+    return SystemLogEntry(
         time=int(fields["__REALTIME_TIMESTAMP"]) / 1e6,
         process=_text(fields, "_COMM") or exe or identifier,
         level=None if level is None else str(level),

@@ -20,7 +20,7 @@ from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.control.messages import Frame, Request
 from zeek_agent.database.database import Database
-from zeek_agent.events import file as event_file
+from zeek_agent.events import event_file
 from zeek_agent.events.migrations import refuse_newer
 from zeek_agent.events.store import NewerStoreError
 from zeek_agent.signals import run_until_done
@@ -135,8 +135,8 @@ def open_database(config: Config, origins: Mapping[str, str]) -> Database:
     return database
 
 
-class LocalSession:
-    """A session within this process, with an event loop that runs during a request."""
+class LocalResponder:
+    """Answers requests in this process, with an event loop that runs during a request."""
 
     remote = False
 
@@ -149,7 +149,7 @@ class LocalSession:
         self._bridge: Bridge | None = None
         logbook.to_terminal()
 
-    def ask(self, request: Request) -> Generator[Frame, None, None]:
+    def responses(self, request: Request) -> Generator[Frame, None, None]:
         from zeek_agent.control.answers import answering
 
         if self._database is None:
