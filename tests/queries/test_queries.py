@@ -16,7 +16,10 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.events.store import EventStore
-from zeek_agent.queries.runner import QueryRunner, State
+from zeek_agent.queries.delivery import Delivery
+from zeek_agent.queries.event_strategy import EventStrategy
+from zeek_agent.queries.installed import QueryState
+from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Change, Query, Subscription
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table, TableContext
@@ -297,7 +300,7 @@ async def test_a_slow_recipient_gets_differences_of_what_it_has(here: World) -> 
 async def test_a_large_backlog_is_worked_off_slice_by_slice_in_order(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zeek_agent.queries.runner.EVENT_SLICE", 10)
+    monkeypatch.setattr("zeek_agent.queries.event_strategy.EVENT_SLICE", 10)
     zeek = Recorder()
     await here.runner.install(zeek, "q", query("SELECT what FROM happenings", Subscription.EVENTS))
     await settle(here, 1)
@@ -341,7 +344,8 @@ async def test_events_that_retention_removed_before_they_were_delivered_are_coun
     await settle(here, 1)
     (installed,) = here.runner.installed
     installed.seen["happenings"] = 2
-    assert here.runner._window(installed, retained) == window  # type: ignore[arg-type]
+    strategy = EventStrategy(Delivery(here.database, None), retained, None, frozenset)  # type: ignore[arg-type]
+    assert strategy.window(installed) == window
     assert installed.lost == lost
 
 
@@ -354,7 +358,7 @@ async def test_an_error_at_run_time_is_reported_once_and_the_query_goes_on(here:
     assert sql in message
     await settle(here, 3)
     assert zeek.failures.empty()
-    assert here.runner.installed[0].state is State.FAILING
+    assert here.runner.installed[0].state is QueryState.FAILING
     here.things[:] = [("null", 1)]
     assert await zeek.next() == [(None, ("null",))]
 
@@ -375,12 +379,12 @@ async def test_a_query_waits_for_the_tables_it_requires(here: World) -> None:
     wants = query("SELECT n FROM late", Subscription.SNAPSHOTS, requires_tables=frozenset({"late"}))
     await here.runner.install(zeek, "q", wants)
     await asyncio.sleep(0.1)
-    assert here.runner.installed[0].state is State.WAITING
+    assert here.runner.installed[0].state is QueryState.WAITING
     here.database.add(late)
     assert await zeek.next() == [(None, (1,))]
     here.database.remove("late")
     async with asyncio.timeout(5):
-        while here.runner.installed[0].state is not State.WAITING:
+        while here.runner.installed[0].state is not QueryState.WAITING:
             await asyncio.sleep(0.01)
     assert zeek.failures.empty()
 
@@ -390,7 +394,7 @@ async def test_a_query_for_those_that_lack_a_table_does_not_run_where_it_is(here
     wants = query(subscription=Subscription.SNAPSHOTS, if_missing_tables=frozenset({"happenings"}))
     await here.runner.install(zeek, "q", wants)
     await asyncio.sleep(0.1)
-    assert here.runner.installed[0].state is State.WAITING
+    assert here.runner.installed[0].state is QueryState.WAITING
     assert zeek.reports.empty()
 
 

@@ -16,7 +16,8 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, EventSettings, LimitSettings
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.events.store import EventStore
-from zeek_agent.queries.runner import Installed, QueryRunner
+from zeek_agent.queries.installed import Installed
+from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.table import TableContext
 from zeek_agent.tables.file_hashes import file_hashes

@@ -10,7 +10,7 @@ import pytest
 from zeek_agent.config import SettingStatus
 from zeek_agent.events.file import Gap
 from zeek_agent.logbook import LogLine
-from zeek_agent.queries.runner import QueryStatus
+from zeek_agent.queries.installed import QueryStatus
 from zeek_agent.recording.processes.process_event import ProcessEvent
 from zeek_agent.recording.sockets.socket_event import SocketEvent
 from zeek_agent.recording.status import SourceStatus

@@ -25,7 +25,7 @@ from zeek_agent.database.database import Database
 from zeek_agent.errors import LimitError, SqlError, UsageError
 from zeek_agent.events.store import EventStore
 from zeek_agent.logbook import Ring
-from zeek_agent.queries import runner
+from zeek_agent.queries import event_strategy
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.schema import Row
@@ -314,7 +314,7 @@ async def test_doctor_shows_no_more_than_some_of_what_a_zeek_says(answer: str) -
 
 
 async def test_ever_new_event_queries_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "PROGRESS_MAX", 10)
+    monkeypatch.setattr(event_strategy, "PROGRESS_MAX", 10)
     async with connected(tmp_path) as (agent, client):
         for number in range(30):
             wanted = query(
@@ -324,7 +324,7 @@ async def test_ever_new_event_queries_do_not_fill_the_memory(tmp_path: Path, mon
             await until(lambda: bool(agent.runner.installed) and agent.runner.installed[0].runs > 0)
             await client.cancel(f"q{number}")
             await until(lambda: not agent.runner.installed)
-        assert len(agent.runner._progress) == 10
+        assert len(agent.runner._events._progress) == 10  # type: ignore[union-attr]
 
 
 def test_an_error_repeats_no_more_than_some_of_what_it_is_about() -> None:

@@ -74,6 +74,7 @@ class ProcessSnapshots(Snapshots):
     """Processes that appeared, disappeared, or have another executable than before."""
 
     kind = "processes"
+    shortcoming = "processes that live for less than two intervals are missed"
 
     def probe(self) -> str | None:
         try:
@@ -115,6 +116,7 @@ class SocketSnapshots(Snapshots):
     """TCP connections and listeners, connected and bound UDP sockets that appeared or disappeared."""
 
     kind = "sockets"
+    shortcoming = "connections that live for less than two intervals, ICMP and packet sockets are missed"
 
     def probe(self) -> str | None:
         try:

@@ -1,4 +1,7 @@
-"""The tables: one module per family. No other package knows columns."""
+"""The tables: one module per family, the only place that knows columns.
+
+Each module here has a sequence `TABLES`; there is no other list that a new one has to be added to.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +10,20 @@ import sys
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from importlib.metadata import entry_points
+from pkgutil import iter_modules
 from typing import Final
 
 from zeek_agent.table import Table
 
 log = logging.getLogger(__name__)
 
-FAMILIES: Final = (
-    "processes",
-    "process_tree",
-    "sockets",
-    "users",
-    "files",
-    "file_hashes",
-    "network",
-    "agent",
-    "events",
-    "system_logs",
-)
 PLUGINS: Final = "zeek_agent.tables"
 """The entry-point group of packages that add tables; each names a `Table` or several in a sequence."""
 
 
 def builtin_tables(platform: str = sys.platform) -> list[Table]:
-    """The agent's own tables on that platform (as `sys.platform` calls it)."""
-    modules = (import_module(f"{__name__}.{family}") for family in FAMILIES)
+    """The agent's own tables on that platform (as `sys.platform` calls it), in the order of their modules' names."""
+    modules = (import_module(f"{__name__}.{family.name}") for family in iter_modules(__path__))
     return [table for module in modules for table in module.TABLES if platform in table.platforms]
 
 

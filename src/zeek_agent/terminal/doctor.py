@@ -50,15 +50,6 @@ WITHOUT_CAPABILITY: Final = {
     Capability.BPF: "eBPF cannot be loaded",
 }
 """What does not work without each capability."""
-LESSER: Final = {
-    ("processes", "proc_connector"): "executables and command lines of processes that exit within 0.1 ms are unknown",
-    ("processes", "audit"): "processes that only fork are missed unless they live for a second",
-    ("processes", "snapshots"): "processes that live for less than two intervals are missed",
-    ("sockets", "inet_diag"): "connections that live for less than 50 ms, most UDP, ICMP and packet sockets are missed",
-    ("sockets", "audit"): "ends of connections and failed ones, most UDP, ICMP and packet sockets are missed",
-    ("sockets", "snapshots"): "connections that live for less than two intervals, ICMP and packet sockets are missed",
-}
-"""Drawbacks of each backend compared with eBPF; docs/sources.md has the full list."""
 NETLINK_AUDIT: Final = 9
 
 
@@ -238,14 +229,15 @@ def _collector_check(found: str) -> Check:
 
 
 def _active_sources(rows: Sequence[Sequence[Any]]) -> Iterator[Check]:
-    """The active source of each kind of event, and why better ones are inactive; if none is active, why not."""
+    """The source of each kind of event that is active, and why better ones are not; where none is, why not."""
+    shortcomings = _shortcomings()
     for kind in dict.fromkeys(source for source, *_ in rows):
         better: list[str] = []
         for backend, active, reason, error in (rest for source, *rest in rows if source == kind):
             if active:
                 lacking = [str(error)] if error else []
-                if better and (kind, backend) in LESSER:
-                    lacking.append(LESSER[kind, backend])
+                if better and (kind, backend) in shortcomings:
+                    lacking.append(shortcomings[kind, backend])
                 found = "; ".join([f"{kind} by {backend}, active", *lacking])
                 advice = f"not by {'; '.join(better)}" if better else None
                 yield Check("events", "warn" if better or error else "ok", found, advice)
@@ -253,6 +245,15 @@ def _active_sources(rows: Sequence[Sequence[Any]]) -> Iterator[Check]:
             better.append(f"{backend}: {reason}")
         else:
             yield Check("events", "warn", f"no source of {kind} is active ({'; '.join(better)})")
+
+
+def _shortcomings() -> dict[tuple[str, str], str]:
+    """What each source, by kind and backend, misses that the best one records."""
+    from zeek_agent.config import SourceSettings
+    from zeek_agent.recording.registry import candidates
+
+    sources = [source for of_kind in candidates(SourceSettings()).values() for source in of_kind]
+    return {(source.kind, source.backend): source.shortcoming for source in sources if source.shortcoming}
 
 
 def _sources(settings: SourceSettings) -> Iterator[Check]:
@@ -266,7 +267,7 @@ def _sources(settings: SourceSettings) -> Iterator[Check]:
             name, reason = f"{kind} by {source.backend}", source.probe()
             if reason is None and best is None:
                 best = source.backend
-                lacking = f"; {LESSER[kind, best]}" if number and (kind, best) in LESSER else ""
+                lacking = f"; {source.shortcoming}" if number and source.shortcoming else ""
                 yield Check("events", "ok", f"{name}: will be used{lacking}")
             elif reason is None:
                 yield Check("events", "ok", f"{name}: available as a fallback")

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from zeek_agent.config import ZeekSettings
     from zeek_agent.database.database import Database
     from zeek_agent.identity import Identity
-    from zeek_agent.queries.runner import Installed, QueryRunner
+    from zeek_agent.queries.installed import Installed
+    from zeek_agent.queries.runner import QueryRunner
     from zeek_agent.queries.subscriptions import Query
 
 log = logging.getLogger(__name__)

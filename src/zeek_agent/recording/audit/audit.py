@@ -191,6 +191,7 @@ class AuditProcesses(AuditSource):
     """Programs that are executed and processes that end by themselves; /proc tells twice a second of the others."""
 
     kind = "processes"
+    shortcoming = "processes that only fork are missed unless they live for a second"
     calls = frozenset(_EXECS | _EXITS)
     needed = frozenset(calls_of(("execve", "exit_group")))
 
@@ -247,6 +248,7 @@ class AuditSockets(AuditSource):
     """Connections that are opened and accepted. Their end is not audited; that of a listener neither."""
 
     kind = "sockets"
+    shortcoming = "ends of connections and failed ones, most UDP, ICMP and packet sockets are missed"
     calls = frozenset(_CONNECTS | _ACCEPTS)
     needed = frozenset(calls_of(("connect", "accept4")))
 

@@ -66,6 +66,7 @@ class ProcConnector(Source):
 
     kind = "processes"
     backend = "proc_connector"
+    shortcoming = "executables and command lines of processes that exit within 0.1 ms are unknown"
 
     def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
         super().__init__()

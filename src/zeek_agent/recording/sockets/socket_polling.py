@@ -61,6 +61,7 @@ class SocketPolling(Source):
 
     kind = "sockets"
     backend = "inet_diag"
+    shortcoming = "connections that live for less than 50 ms, most UDP, ICMP and packet sockets are missed"
 
     def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
         super().__init__()

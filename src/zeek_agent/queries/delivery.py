@@ -1,0 +1,115 @@
+"""What both kinds of installed queries share: running statements, reports to the recipient, and state on disk."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from zeek_agent.queries.installed import Installed, QueryState, shown
+from zeek_agent.queries.subscriptions import Change, Report
+
+if TYPE_CHECKING:
+    from zeek_agent.database.database import Database, Result, ResultColumn
+    from zeek_agent.events.store import EventStore
+    from zeek_agent.host.files.reads import Omissions
+    from zeek_agent.schema import Row
+
+log = logging.getLogger(__name__)
+
+SNAPSHOT_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Largest packed snapshot that is kept on disk."""
+ERROR_INTERVAL: Final = 60.0
+"""Seconds after which a query's unchanged run-time error is reported again."""
+
+
+class Delivery:
+    """Runs the statements of installed queries and delivers their rows. `monotonic` gives seconds."""
+
+    def __init__(
+        self, database: Database, store: EventStore | None, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._monotonic = monotonic
+        self._run = secrets.token_hex(4)
+        self._reports = 0
+
+    async def query(self, installed: Installed, window: Mapping[str, tuple[int, int]] | None = None) -> Result:
+        from zeek_agent.database.database import Lane
+
+        result = await self._database.query(
+            installed.query.sql,
+            profile=installed.recipient.profile,
+            lane=Lane.EVENTS if window else Lane.SNAPSHOTS,
+            window=window,
+            origin=installed.recipient.identity,
+        )
+        if result.errors:
+            await self.report_error(installed, f"rows omitted: {'; '.join(result.errors)}")
+        await self._report_files(installed, result.files)
+        return result
+
+    async def deliver(
+        self,
+        installed: Installed,
+        columns: tuple[ResultColumn, ...],
+        rows: Sequence[tuple[Change | None, Row]],
+        window: tuple[int, int] | None = None,
+    ) -> None:
+        if not rows and not (installed.query.once and installed.recipient.tells_replays):
+            return  # only the end of a query that runs once is worth a report of its own
+        store = self._store.id if self._store else ""
+        if window is None:
+            self._reports += 1
+            store, window = f"{store}/{self._run}", (self._reports - 1, self._reports)
+        report = Report(
+            installed.query_id,
+            installed.query,
+            columns,
+            rows,
+            stream=installed.key,
+            store=store,
+            window=window,
+        )
+        await installed.recipient.deliver(report)
+        installed.rows += len(rows)
+
+    def remember(self, installed: Installed) -> None:
+        """Keep on disk what the recipient has, so that changes while it is away are reported later."""
+        if self._store is None or not installed.durable or installed.query.once:
+            return
+        packed = installed.snapshot.pack() if installed.snapshot is not None else None
+        if packed is not None and len(packed) > SNAPSHOT_BYTES_MAX:
+            log.warning("query %s: its snapshot of %d bytes is too large to store", installed.query_id, len(packed))
+            packed = None
+        self._store.acknowledge(installed.key, installed.seen, packed, installed.under_way)
+
+    async def report_error(self, installed: Installed, message: str) -> None:
+        installed.errors += 1
+        installed.state = QueryState.FAILING
+        now = self._monotonic()
+        if message == installed.last_error and now - installed.last_error_reported < ERROR_INTERVAL:
+            return
+        installed.last_error, installed.last_error_reported = message, now
+        log.warning("query %s of %s failed: %s", installed.query_id, installed.recipient.identity, message)
+        text = f"could not run query (statement: {shown(installed.query)} ({message}))"
+        await installed.recipient.fail(installed.query_id, installed.query, text)
+
+    async def _report_files(self, installed: Installed, files: Omissions) -> None:
+        """Tell the recipient of files that were left out: once, and again when there is another cause.
+
+        A stock package is told once, since it takes each error for a failure of the query.
+        """
+        from zeek_agent.database.database import Profile
+
+        installed.files = files
+        new = files.causes - installed.files_reported
+        if not new or (installed.files_reported and installed.recipient.profile is Profile.STOCK):
+            return
+        installed.files_reported |= files.causes
+        log.warning("query %s of %s: %s", installed.query_id, installed.recipient.identity, files.summary())
+        text = f"could not read all files (statement: {installed.query.sql} ({files.summary()}))"
+        await installed.recipient.fail(installed.query_id, installed.query, text)

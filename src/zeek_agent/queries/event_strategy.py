@@ -1,0 +1,140 @@
+"""Event queries: each run delivers the rows that were recorded since the last delivery, a slice at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Set
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from zeek_agent.queries.subscriptions import Change
+
+if TYPE_CHECKING:
+    from zeek_agent.events.file import Delivered
+    from zeek_agent.events.store import EventStore
+    from zeek_agent.queries.delivery import Delivery
+    from zeek_agent.queries.installed import Installed
+
+log = logging.getLogger(__name__)
+
+EVENT_SLICE = 10_000
+"""Most events that one run of a query looks at; a backlog is worked off slice by slice."""
+PROGRESS_MAX = 2_000
+"""Event queries whose last seconds are remembered, those that are not installed any more included."""
+STEP: Final = 1.0
+"""Seconds between the steps that are remembered."""
+REPLAY: Final = 10.0
+"""What a Zeek acknowledged in its last seconds is sent again to its successor, as it may not have been logged."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How an event query went on in the last seconds of one life of its recipient."""
+
+    life: str
+    steps: deque[tuple[float, dict[str, int]]] = field(default_factory=deque)
+
+    def note(self, now: float, seen: Mapping[str, int]) -> None:
+        """Remember a step; of those older than `REPLAY` seconds only the last is kept."""
+        if self.steps and now - self.steps[-1][0] < STEP:
+            return
+        self.steps.append((now, dict(seen)))
+        while len(self.steps) > 1 and self.steps[1][0] <= now - REPLAY:
+            self.steps.popleft()
+
+
+class EventStrategy:
+    """Runs event queries. `drain` brings the store up to date with the kernel; `keys` are the installed queries'."""
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        store: EventStore,
+        drain: Callable[[], Awaitable[None]] | None,
+        keys: Callable[[], Set[str]],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._delivery = delivery
+        self._store = store
+        self._drain = drain
+        self._keys = keys
+        self._monotonic = monotonic
+        self._progress: dict[str, Progress] = {}
+
+    def restore(self, installed: Installed, delivered: Delivered | None) -> None:
+        """Continue after what was delivered to this recipient in an earlier life; a new query starts with now."""
+        store = self._store
+        for table in installed.event_tables:
+            installed.seen[table] = delivered.seqs.get(table, store.last(table)) if delivered else store.last(table)
+        if delivered is None:
+            self._delivery.remember(installed)
+        progress = self._progress.get(installed.key)
+        if progress and progress.life != installed.recipient.life and installed.durable:
+            installed.seen.update(progress.steps[0][1])
+        elif delivered and delivered.under_way.keys() == installed.event_tables:
+            installed.under_way = dict(delivered.under_way)
+        self.note_progress(installed)
+
+    def forget(self, key: str) -> None:
+        """Replay nothing of the query with this key: its recipient has ended in order."""
+        self._progress.pop(key, None)
+
+    async def run(self, installed: Installed) -> None:
+        """Deliver what was recorded since the last delivery, a slice at a time."""
+        if self._drain is not None:
+            await self._drain()
+        while window := self.window(installed):
+            installed.under_way = {table: high for table, (_, high) in window.items()}
+            async with installed.backlog.place() as place:
+                result = await self._delivery.query(installed, window)
+                place.fill(result.size)
+                if result.rows and installed.recipient.tells_replays:
+                    self._delivery.remember(installed)
+                    await asyncio.to_thread(self._store.flush)
+                added = [(Change.ADD, row) for row in result.rows]
+                await self._delivery.deliver(installed, result.columns, added, window[min(window)])
+            installed.seen.update(installed.under_way)
+            installed.under_way = {}
+            self._delivery.remember(installed)
+            self.note_progress(installed)
+
+    def note_progress(self, installed: Installed) -> None:
+        if not installed.durable:
+            return
+        progress = self._progress.get(installed.key)
+        if progress is None or progress.life != installed.recipient.life:
+            self._progress.pop(installed.key, None)
+            progress = self._progress[installed.key] = Progress(installed.recipient.life)
+            self._forget_old_progress()
+        progress.note(self._monotonic(), installed.seen)
+
+    def _forget_old_progress(self) -> None:
+        """Whoever installs ever new queries must not fill the memory."""
+        if len(self._progress) <= PROGRESS_MAX:
+            return
+        in_use = self._keys()
+        for key in list(self._progress):
+            if key not in in_use:
+                del self._progress[key]
+                log.info(
+                    "more than %d event queries: if Zeek is killed, the oldest ones are not replayed", PROGRESS_MAX
+                )
+                return
+
+    def window(self, installed: Installed) -> dict[str, tuple[int, int]] | None:
+        """The sequence numbers to look at, by table: after the first and up to the second; None for nothing new."""
+        store, window = self._store, dict[str, tuple[int, int]]()
+        for table, seen in installed.seen.items():
+            last = installed.under_way.get(table, store.last(table))
+            first = store.first(table) or store.last(table) + 1
+            if first > seen + 1:
+                installed.lost += first - seen - 1
+                log.warning("query %s: %d rows of %s expired undelivered", installed.query_id, first - seen - 1, table)
+                seen = installed.seen[table] = first - 1
+            window[table] = (seen, max(seen, last))
+        if len(window) == 1:
+            window = {table: (low, min(high, low + EVENT_SLICE)) for table, (low, high) in window.items()}
+        return window if any(high > low for low, high in window.values()) else None

@@ -1,0 +1,85 @@
+"""Snapshot queries: each run delivers the result, or how it differs from the last one that was delivered."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from zeek_agent.queries.differences import Snapshot, unread_rows
+from zeek_agent.queries.subscriptions import Change, Subscription
+
+if TYPE_CHECKING:
+    from zeek_agent.events.file import Delivered
+    from zeek_agent.host.files.reads import Omissions
+    from zeek_agent.queries.backlog import Place
+    from zeek_agent.queries.delivery import Delivery
+    from zeek_agent.queries.installed import Installed
+    from zeek_agent.schema import Row
+
+log = logging.getLogger(__name__)
+
+
+class SnapshotStrategy:
+    """Runs queries of everything but events."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
+
+    def restore(self, installed: Installed, delivered: Delivered | None) -> None:
+        """Compare the first result with what the recipient already has."""
+        if delivered is None or delivered.snapshot is None:
+            return
+        try:
+            installed.snapshot = Snapshot.unpack(delivered.snapshot)
+        except ValueError as error:
+            log.warning("query %s starts over: %s", installed.query_id, error)
+
+    async def run(self, installed: Installed) -> None:
+        async with installed.backlog.place() as place:
+            await self._report(installed, place)
+
+    async def _report(self, installed: Installed, place: Place) -> None:
+        """Deliver a result, or how it differs from the last one that was delivered."""
+        result = await self._delivery.query(installed)
+        place.fill(result.size)
+        if installed.query.once or installed.query.subscription is Subscription.SNAPSHOTS:
+            await self._delivery.deliver(installed, result.columns, [(None, row) for row in result.rows])
+            return
+        columns = result.columns
+        files = result.files
+        snapshot = Snapshot(tuple((column.name, str(column.type)) for column in columns), result.rows, files.unread)
+        del result  # however long delivering takes, its rows are not needed any more
+        before = installed.snapshot if installed.snapshot and installed.snapshot.columns == snapshot.columns else None
+        if before is not None and not _reports_all(installed):
+            _hold_unread(before, snapshot, files)
+        if before == snapshot and installed.reported:
+            return
+        await self._delivery.deliver(installed, columns, _changes(installed, before, snapshot))
+        installed.snapshot, installed.reported = snapshot, True
+        if before != snapshot:
+            self._delivery.remember(installed)
+
+
+def _reports_all(installed: Installed) -> bool:
+    """Whether the next report is the whole result."""
+    return installed.query.subscription is Subscription.SNAPSHOT_PLUS_DIFFERENCES and not installed.reported
+
+
+def _hold_unread(before: Snapshot, now: Snapshot, files: Omissions) -> None:
+    """Keep rows of files that could be read before and cannot now: nobody knows that they have gone."""
+    newly = not files.unread <= before.unread
+    if files.unread:
+        now.hold(before, unread_rows(files.unread, newly, files.all_paths))
+    now.unread = files.unread & before.unread
+
+
+def _changes(installed: Installed, before: Snapshot | None, now: Snapshot) -> list[tuple[Change | None, Row]]:
+    subscription = installed.query.subscription
+    if _reports_all(installed):
+        return [(None, row) for row in now.all()]
+    if before is None:
+        return []
+    new: list[tuple[Change | None, Row]] = [(Change.ADD, row) for row in before.new(now)]
+    if subscription is Subscription.EVENTS:
+        return new
+    return [*((Change.DELETE, row) for row in before.gone(now)), *new]
