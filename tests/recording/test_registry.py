@@ -71,9 +71,9 @@ def test_a_new_backend_is_known_to_doctor_without_another_entry(monkeypatch: pyt
     monkeypatch.setitem(registry.KINDS, "system_logs", lambda shared: [*known(shared), Timers()])  # type: ignore[index]
     found = [check.found for check in doctor._sources(SourceSettings()) if "timers" in check.found]
     assert found in (
-        ["system_logs by timers: works here too, stands by"],
+        ["system_logs by timers: available as a fallback"],
         [f"system_logs by timers: will be used; {Timers.shortcoming}"],
     )
     running = [("system_logs", "journal", False, "not here", None), ("system_logs", "timers", True, None, None)]
-    (check,) = doctor._sources_at_work(running)
-    assert (check.verdict, check.found) == ("warn", f"system_logs by timers, at work; {Timers.shortcoming}")
+    (check,) = doctor._active_sources(running)
+    assert (check.verdict, check.found) == ("warn", f"system_logs by timers, active; {Timers.shortcoming}")
