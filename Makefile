@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup run test test-kernels lint docs docs-check bench lock clean
+.PHONY: help setup run test soak test-kernels lint docs docs-check bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,8 +12,11 @@ setup: ## Set up the virtual environment, system packages (as root) and BPF obje
 run: setup ## Run the agent with its embedded collector: Zeek logs grow in ./logs (more flags: ARGS="…")
 	@$(BIN)/zeek-agent run $(ARGS)
 
-test: setup ## Run all tests (a selection: ARGS="-k sockets")
-	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
+test: setup ## Run all tests but the soaks (a selection: ARGS="-k sockets")
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+
+soak: setup ## Run the soaks: long runs, floods and rates (a selection: ARGS="-k outage")
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -m soak $(ARGS)
 
 test-kernels: setup ## Load the BPF objects in Debian's kernels under QEMU (others: ARGS="linux-image-…")
 	@$(BIN)/python tests/kernels/run.py $(ARGS)

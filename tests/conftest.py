@@ -1,4 +1,4 @@
-"""Shared by all tests: what needs root or Zeek is skipped by name where they are not.
+"""Shared by all tests: what needs root or Zeek is skipped by name where they are not; the summary names the soaks.
 
 A shell starts its background jobs with SIGINT ignored, which programs under test would inherit: it works again here.
 """
@@ -9,7 +9,10 @@ import logging
 import os
 import shutil
 import signal
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +30,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(without_root)
         if item.get_closest_marker("zeek") and shutil.which("zeek") is None:
             item.add_marker(without_zeek)
+    items.sort(key=lambda item: folder(item.nodeid) not in ALONE)  # what takes longest comes first
+
+
+ALONE = {"system": "machine", "recording": "machine", "bpf": "machine", "package": "zeek"}
+"""Folders of tests of which only one runs at a time: they audit the machine, fill its buffers, or capture packets."""
+
+
+def folder(nodeid: str) -> str:
+    return Path(nodeid.partition("::")[0]).parts[1]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n` a worker gets a file at a time, or all files of the folders that run alone."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return ALONE.get(folder(nodeid), nodeid.partition("::")[0])
+
+    return ByFile(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """One line for each soak that ran; otherwise one that says that there are some."""
+    if config.option.markexpr != "soak":
+        terminalreporter.write_line("soaks: not part of this run, see `make soak`")
+        return
+    outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    seconds: Counter[str] = Counter()
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.getreports(outcome):
+            name = report.nodeid.partition("[")[0]
+            outcomes[name][outcome] += 1
+            seconds[name] += report.duration
+    for name, counts in outcomes.items():
+        told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+        terminalreporter.write_line(f"soak: {name}: {told} in {seconds[name]:.0f} s")
 
 
 @pytest.fixture(autouse=True)

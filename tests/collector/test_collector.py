@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from scripted_agent import PACK, SETTINGS, THING, agent_of, collecting, read, until
+from scripted_agent import PACK, SETTINGS, THING, agent_of, collecting, read
+from waiting import until
 from websockets.exceptions import ConnectionClosed
 from zeek_log import CAPTURED, Clock
 

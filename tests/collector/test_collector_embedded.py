@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 from rich.console import Console
-from scripted_agent import PACK, SETTINGS, THING, Agent, collecting, read, until
+from scripted_agent import PACK, SETTINGS, THING, Agent, collecting, read
+from waiting import until
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_agent import PACK, SETTINGS, THING, agent_of, collecting, hello_record, read, until
+from scripted_agent import PACK, SETTINGS, THING, agent_of, collecting, hello_record, read
+from waiting import until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from zeek_log import Clock, parse_log
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from scripted_agent import Agent, agent_of, collecting, until
+from scripted_agent import Agent, agent_of, collecting
+from waiting import until
 
 from zeek_agent import logbook
 from zeek_agent.collector import summary

@@ -455,7 +455,10 @@ HOGS = {
 
 
 class Watched:
-    """Peak of resident memory over the start, in MB, and the longest turn of another lane, in seconds."""
+    """Peak of resident memory over the start, in MB; the longest turn of another lane, in seconds of processor time.
+
+    That time is this process's, the statement's included, and not that of a clock on the wall: others may be busy, too.
+    """
 
     def __init__(self) -> None:
         self.start = self.peak = _resident()
@@ -489,9 +492,9 @@ def watched_memory(watched: Watched) -> Iterator[None]:
 
 async def ask_others(db: Database, watched: Watched) -> None:
     while True:
-        started = time.monotonic()
+        started = time.process_time()
         assert (await db.query("SELECT name FROM t WHERE pid = 5", lane=Lane.EVENTS)).rows == [("name 5",)]
-        watched.slowest = max(watched.slowest, time.monotonic() - started)
+        watched.slowest = max(watched.slowest, time.process_time() - started)
         await asyncio.sleep(0.01)
 
 
@@ -501,12 +504,12 @@ async def test_what_would_hold_the_agent_ends_at_a_limit(hog: str) -> None:
     db = database(table(), limits=limits)
     await db.query("SELECT 1")
     watched = Watched()
-    started = time.monotonic()
+    started = time.process_time()
     with watched_memory(watched):
         others = asyncio.create_task(ask_others(db, watched))
         with pytest.raises((LimitError, AccessDeniedError, SqlError)) as caught:
             await db.query(HOGS[hog])
-        taken = time.monotonic() - started
+        taken = time.process_time() - started
         others.cancel()
         with pytest.raises(asyncio.CancelledError):
             await others
@@ -533,9 +536,9 @@ async def test_what_would_hold_the_agent_ends_at_a_limit(hog: str) -> None:
     ],
 )
 async def test_one_call_of_a_function_ends_soon(db: Database, expression: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     await db.query(f"SELECT {expression}")
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 3
 
 
 async def test_time_holds_inside_a_table() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import apsw
 import pytest
 from places import SUPPORT
+from waiting import until_sync
 
 from zeek_agent.config import EventSettings
 from zeek_agent.events.store import EventStore
@@ -73,13 +74,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "events.db"
 
 
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.01)
-
-
 def test_rows_are_numbered_and_can_be_read_by_another_connection(path: Path, read: Read) -> None:
     store = EventStore(path, [THINGS])
     store.append("things_events", [thing(7, "seven"), thing(8, "eight")])
@@ -92,7 +86,7 @@ def test_rows_are_numbered_and_can_be_read_by_another_connection(path: Path, rea
 def test_rows_are_committed_without_being_asked(path: Path) -> None:
     store = EventStore(path, [THINGS], EventSettings(commit_interval=0.05))
     store.append("things_events", [thing(1)])
-    until(lambda: store.last("things_events") == 1, 2.0)
+    until_sync(lambda: store.last("things_events") == 1, 2.0)
     store.close()
 
 
@@ -136,7 +130,7 @@ def test_a_number_is_never_used_again(path: Path) -> None:
     store.append("things_events", [thing(n, time_=1.0) for n in range(10)])
     store.close()
     again = EventStore(path, [THINGS], settings)
-    until(lambda: again.first("things_events") == 0)
+    until_sync(lambda: again.first("things_events") == 0)
     assert again.counters["things_events"].expired == 10
     again.close()
     third = EventStore(path, [THINGS], settings)
@@ -192,11 +186,9 @@ def test_a_row_that_does_not_fit_is_counted_and_the_others_are_stored(path: Path
 
 
 def test_what_the_queue_cannot_hold_is_counted_and_append_does_not_wait(path: Path) -> None:
-    store = EventStore(path, [THINGS], EventSettings(queue_rows=100, commit_interval=30.0))
-    begun = time.monotonic()
+    store = EventStore(path, [THINGS], EventSettings(queue_rows=100, commit_interval=3600.0))
     for number in range(25):
         store.append("things_events", [thing(number)] * 10)
-    assert time.monotonic() - begun < 30.0
     store.flush()
     counters = store.counters["things_events"]
     assert counters.received == 250
@@ -240,7 +232,7 @@ def test_old_rows_expire(path: Path) -> None:
     store.append("things_events", [thing(1, time_=now - 100), thing(2, time_=now - 61), thing(3, time_=now)])
     store.close()
     store = EventStore(path, [THINGS], EventSettings(retention_age=60))
-    until(lambda: store.counters["things_events"].expired == 2)
+    until_sync(lambda: store.counters["things_events"].expired == 2)
     assert store.first("things_events") == 3
     store.close()
 
@@ -268,7 +260,7 @@ def test_room_is_taken_from_the_table_with_the_oldest_rows(path: Path) -> None:
     store.append("old_events", [(1_000_000_000.0 + n, "x" * 100) for n in range(100)])
     store.flush()
     store.append("things_events", [thing(n, "x" * 500) for n in range(3_000)])
-    until(lambda: store.counters["things_events"].stored == 3_000)
+    until_sync(lambda: store.counters["things_events"].stored == 3_000)
     store.append("things_events", [thing(n, "x" * 500) for n in range(1_000)])
     store.flush()
     assert store.first("old_events") == 0
@@ -457,7 +449,7 @@ def test_a_full_disk_is_left_for_memory_and_returned_to(
     assert store.delivered("query") is not None
 
     ballast.unlink()
-    until(lambda: store.notice is None)
+    until_sync(lambda: store.notice is None)
     store.append("things_events", [thing(9_999)])
     store.flush()
     assert read(store, "SELECT count(*), max(seq) FROM store.things_events") == [(1_101, 1_101)]

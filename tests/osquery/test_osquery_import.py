@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -314,7 +313,5 @@ async def test_a_hundred_thousand_rows(tmp_path: Path) -> None:
             rows = await bridged.rows("SELECT * FROM big")
             assert len(rows) == 100_000
             assert rows[-1] == (99_999, "row 99999", *range(9))
-            started = time.monotonic()
             assert await bridged.rows("SELECT name FROM big WHERE n = 77777") == [("row 77777",)]
-            assert time.monotonic() - started < 5
             assert bridged.source()["received"] == 100_001

@@ -11,8 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from acting import NOBODY
 from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
 from places import ROOT
 from sql import database
+from waiting import until
 
 from zeek_agent.cli import run_command
 from zeek_agent.config import Config, LimitSettings, OsquerySettings
@@ -50,12 +50,6 @@ async def living(bridged: Bridged) -> AsyncIterator[Bridged]:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await bridged.db.aclose()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @contextmanager
@@ -225,10 +219,8 @@ async def test_a_slow_answer_is_given_up(path: Path) -> None:
     with Osqueryd(path, usual_tables()) as osquery:
         async with Bridged(osquery, [], time=0.3) as bridged:
             osquery.delay = 2.0
-            started = time.monotonic()
             with pytest.raises(SqlError, match="no reply in time"):
                 await bridged.rows("SELECT * FROM deb_packages")
-            assert time.monotonic() - started < 1.5
             osquery.delay = 0.0
             assert len(await bridged.rows("SELECT name FROM deb_packages")) == 100
 

@@ -6,12 +6,12 @@ import os
 import pwd
 import shutil
 import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from osqueryd import Bridged, Osqueryd
+from waiting import until_sync
 
 from zeek_agent.errors import SqlError
 from zeek_agent.tables import builtin_tables
@@ -31,11 +31,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         *("--disable_logging", "--disable_extensions=false"),
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    while not (directory / "em").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline, "osqueryd opened no socket"
-        time.sleep(0.1)
+    until_sync(lambda: process.poll() is not None or (directory / "em").exists(), 30, "osqueryd opened no socket")
+    assert process.poll() is None
     yield directory / "em"
     process.terminate()
     process.wait(20)

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from osqueryd import Osqueryd, usual_tables
-from running_agent import running, until
+from running_agent import running
+from waiting import until
 from zeek_server import zeek_server
 
 from zeek_agent.queries.subscriptions import Change, Query, Subscription
@@ -43,8 +44,8 @@ async def test_a_scheduled_join_reports_differences_and_pauses_while_osquery_is_
             await client.expect(AgentHello)
 
             async def installed(**wanted: object) -> None:
-                def fits() -> bool:
-                    (row,) = agent.query("SELECT state, runs > 0 AS ran FROM zeek_agent_queries WHERE id = 'q1'")
+                async def fits() -> bool:
+                    (row,) = await agent.ask("SELECT state, runs > 0 AS ran FROM zeek_agent_queries WHERE id = 'q1'")
                     return wanted.items() <= row.items()
 
                 await until(fits, 10.0, f"not {wanted}")

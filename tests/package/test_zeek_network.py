@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_agent import AGENT_ID, running, until
+from running_agent import AGENT_ID, running
+from waiting import until
 from zeek_program import joined, needs_zeek, records, zeek
 
 pytestmark = [needs_zeek, pytest.mark.root, pytest.mark.timeout(90)]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_agent import AGENT_ID, running, until
+from running_agent import AGENT_ID, running
+from waiting import until
 from zeek_program import PACKAGE, needs_zeek, records, zeek
 
 PACK = """

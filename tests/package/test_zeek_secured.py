@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from certificates import Files, make_certificates
-from running_agent import running, until
+from running_agent import running
+from waiting import until
 from zeek_program import ROOT, Zeek, free_port, joined, needs_zeek, records, tool, zeek
 
 pytestmark = [needs_zeek, pytest.mark.timeout(90)]

@@ -129,7 +129,7 @@ def copy_tree(to: Path) -> None:
 def touched(tree: Path) -> tuple[list[str], str]:
     """The files that differ from the last commit without those of tests, and `git diff --stat` of them."""
     _git(tree, "add", "--all")
-    what = ("--", ".", ":(exclude)tests")
+    what = ("--", ".", ":(exclude)tests", ":(exclude)zeek/testing")
     names = _git(tree, "diff", "--cached", "--name-only", *what).splitlines()
     return names, _git(tree, "diff", "--cached", "--stat", *what)
 
@@ -148,9 +148,14 @@ def follow(recipe: Recipe, tree: Path) -> str:
 
 
 def generate(followed: Sequence[Recipe], tree: Path) -> None:
-    """Bring generated files up to date and run the recipes' commands. Raises RecipeError with what failed."""
-    commands = [["sh", "-c", command] for recipe in followed for command in recipe.commands]
-    _run(tree, _make(GENERATE), *commands)
+    """Bring generated files up to date and run the recipes' commands, those that need Zeek where there is one.
+
+    Raises RecipeError with what failed.
+    """
+    commands = [command for recipe in followed for command in recipe.commands]
+    if shutil.which("zeek") is None:
+        commands = [command for command in commands if "btest " not in command]
+    _run(tree, _make(GENERATE), *(["sh", "-c", command] for command in commands))
 
 
 def check(followed: Sequence[Recipe], tree: Path) -> None:

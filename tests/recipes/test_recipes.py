@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,15 +54,13 @@ def test_the_recipes_work_and_touch_few_files(tree: Path) -> None:
 
 
 @pytest.mark.zeek
-def test_zeek_accepts_the_script_that_the_recipe_for_a_log_generates(tree: Path) -> None:
+@pytest.mark.timeout(600)  # a few runs of Zeek, on a machine that may be busy
+def test_zeek_writes_the_log_of_the_recipe_for_one(tree: Path) -> None:
     (recipe,) = [recipe for recipe in RECIPES if recipe.title == "A Zeek log"]
     follow(recipe, tree)
     generate([recipe], tree)
-    script = tree / "uses-log.zeek"
-    script.write_text(f"@load {tree}/zeek/scripts\nglobal log: Log::ID = ZeekAgent_Interfaces::LOG;\n")
-    command = ["zeek", "--parse-only", script]
-    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    baseline = tree / "zeek/testing/Baseline/tables.logs/zeek-agent-interfaces.log"
+    assert "\thost\tchange\tname\tkind\tmac\taddresses\tmtu\tup\tpromiscuous\n" in baseline.read_text()
 
 
 def test_each_file_that_counts_is_counted(tree: Path) -> None:
@@ -71,6 +68,7 @@ def test_each_file_that_counts_is_counted(tree: Path) -> None:
     (tree / "README.md").write_text("changed\n")
     (tree / "src/zeek_agent/new.py").write_text("")
     (tree / "tests/test_new.py").write_text("")
+    (tree / "zeek/testing/new.zeek").write_text("")
     (tree / "NOTICE").unlink()
     files, statistics = touched(tree)
     assert files == ["NOTICE", "README.md", "src/zeek_agent/new.py"]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import pytest
+from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
 from zeek_agent.events.store import EventStore
@@ -75,13 +76,6 @@ def supervisor(store: EventStore, sources: Sequence[Source], clock: Callable[[],
     return Supervisor(SourceSettings(), store, choose=lambda settings, redact: chosen, clock=clock, interval=0.02)
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.01)
-
-
 def test_the_first_source_that_works_is_taken_and_the_others_say_why_not(store: EventStore) -> None:
     best, second, third = Scripted("best", "no BTF"), Scripted("second", refuses=True), Scripted("third")
     chosen = supervisor(store, [best, second, third, Scripted("fourth")])
@@ -111,13 +105,13 @@ def test_a_source_that_fails_is_replaced_which_is_logged_and_a_gap(
     caplog.set_level(logging.INFO)
     chosen.start()
     best.failure = "the ring is gone"
-    until(lambda: next_best.sink is not None)
+    until_sync(lambda: next_best.sink is not None)
     assert best.sink is None
     assert "source best has failed: the ring is gone" in caplog.text
-    until(lambda: "processes events are recorded by next" in caplog.text)
+    until_sync(lambda: "processes events are recorded by next" in caplog.text)
     reasons = {row.backend: (row.active, row.reason, row.last_error) for row in chosen.status()}
     assert reasons == {"best": (False, "the ring is gone", "the ring is gone"), "next": (True, None, None)}
-    until(lambda: store.flush() and bool(store.gaps()))
+    until_sync(lambda: store.flush() and bool(store.gaps()))
     ((source, begin, end, cause),) = store.gaps()
     assert (source, cause) == ("processes", "no source was active")
     assert isinstance(begin, float)
@@ -135,7 +129,7 @@ def test_events_go_on_when_a_real_source_breaks() -> None:
     chosen = supervisor(store, [connector, ProcessSnapshots(cache, settings)])
     chosen.start()
     connector._channel.close()
-    until(lambda: bool(chosen.status()[1].active))
+    until_sync(lambda: bool(chosen.status()[1].active))
     assert "ValueError" in str(chosen.status()[0].reason) or "descriptor" in str(chosen.status()[0].reason)
     before = store.counters["processes_events"].received
     subprocess.run(["/bin/sleep", "0.3"], check=True)
@@ -154,7 +148,7 @@ def test_an_error_while_draining_counts_as_a_failure(store: EventStore) -> None:
     chosen = supervisor(store, [broken, next_best])
     chosen.start()
     chosen.drain()
-    until(lambda: next_best.sink is not None)
+    until_sync(lambda: next_best.sink is not None)
     chosen.stop()
     store.close()
 
@@ -166,7 +160,7 @@ def test_when_no_source_works_that_is_said_once_and_none_is_active(
     only = Scripted("only", "not here")
     chosen = supervisor(store, [only])
     chosen.start()
-    until(lambda: only.probed > 3)
+    until_sync(lambda: only.probed > 3)
     assert caplog.text.count("processes events are not recorded: no backend works (only: not here)") == 1
     assert [row.active for row in chosen.status()] == [False]
     chosen.stop()
@@ -180,7 +174,7 @@ def test_a_time_of_losses_is_one_gap(store: EventStore) -> None:
     for _ in range(5):
         source.counters.lost["overrun"] += 10
         time.sleep(0.03)
-    until(lambda: store.flush() and bool(store.gaps()))
+    until_sync(lambda: store.flush() and bool(store.gaps()))
     ((name, _, _, cause),) = store.gaps()
     assert (name, cause) == ("processes", "overrun")
     assert chosen.status()[0].lost_overrun == 50
@@ -189,15 +183,18 @@ def test_a_time_of_losses_is_one_gap(store: EventStore) -> None:
 
 
 def test_losses_that_go_on_are_a_gap_every_minute(store: EventStore) -> None:
-    source, begun = Scripted("lossy"), time.time()
-    chosen = supervisor(store, [source], clock=lambda: begun + 100 * (time.time() - begun))
-    chosen.start()
+    source, now = Scripted("lossy"), time.time()
 
-    def two() -> bool:
+    def clock() -> float:
+        """A second later each time, at which more is lost."""
+        nonlocal now
+        now += 1.0
         source.counters.lost["overrun"] += 1
-        return store.flush() and len(store.gaps()) >= 2
+        return now
 
-    until(two)
+    chosen = supervisor(store, [source], clock=clock)
+    chosen.start()
+    until_sync(lambda: store.flush() and len(store.gaps()) >= 2)
     (_, first, first_end, _), (_, second, second_end, _), *_ = sorted(store.gaps(), key=lambda gap: gap[1])
     assert first < first_end < second + 5 < second_end
     assert 50 < first_end - first < 90

@@ -14,9 +14,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Final, NoReturn
+
+from children import fork
 
 PORTS: Final = 40
 """Server ports of each protocol, so that no pair of ports comes twice within Zeek's time-outs."""
@@ -64,18 +65,6 @@ def udp_client(target: tuple[str, int], number: int) -> int:
         return int(client.getsockname()[1])
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """Do something in a new process; its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        work()
-    finally:
-        sys.stdout.flush()
-        os._exit(0)
-
-
 def start_server(address: str, kind: socket.SocketKind) -> tuple[int, int]:
     """A server process that holds its own socket; its port and pid."""
     reading, writing = os.pipe()
@@ -85,7 +74,7 @@ def start_server(address: str, kind: socket.SocketKind) -> tuple[int, int]:
         os.write(writing, str(server.getsockname()[1]).encode())
         serve_tcp(server) if kind is socket.SOCK_STREAM else serve_udp(server)
 
-    pid = in_child(serve)
+    pid = fork(serve)
     port = int(os.read(reading, 16))
     os.close(reading)
     os.close(writing)
@@ -113,7 +102,7 @@ def main() -> None:
     started = time.monotonic()
     for turn, (kind, number) in enumerate(plan):
         server = servers[kind][number % PORTS]
-        os.waitpid(in_child(partial(run_client, kind, address, number, server)), 0)
+        os.waitpid(fork(partial(run_client, kind, address, number, server)), 0)
         time.sleep(max(0.0, started + turn / rate - time.monotonic()))
     for _, pid in (server for group in servers.values() for server in group):
         os.kill(pid, signal.SIGKILL)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
 from zeek_agent.recording.system_log.journal import Journal
@@ -76,16 +76,8 @@ def private_journal() -> Iterator[PrivateJournal]:
     with subprocess.Popen([*command, str(JOURNALD)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         journal = PrivateJournal(process)
         try:
-            until(lambda: bool(list(journal.root.glob("run/log/journal/*/system.journal"))))
+            until_sync(lambda: bool(list(journal.root.glob("run/log/journal/*/system.journal"))))
             yield journal
         finally:
             journal.close()
             process.terminate()
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.02)

@@ -18,15 +18,14 @@ import selectors
 import signal
 import socket
 import struct
-import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import pytest
+from children import fork
 
 from zeek_agent.host.files import mount_rules
 
@@ -231,10 +230,12 @@ def in_mount_namespace(scene: Callable[[], T], *, fuse: SilentFuse | None = None
     """
     daemon = fuse or SilentFuse()
     results, reply = os.pipe()
-    child = fork()
-    if child == 0:
+
+    def run() -> None:
         os.close(results)
         _run_scene(scene, reply)
+
+    child = fork(run)
     os.close(reply)
     try:
         in_time = daemon.serve(results, seconds)
@@ -290,16 +291,7 @@ def pivot_root(place: Path) -> None:
     mount_rules.own_mounts.cache_clear()
 
 
-def fork() -> int:
-    """fork(2), also beside threads that other tests may have left: the child uses none of their locks."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
-
-
-def _run_scene(scene: Callable[[], object], reply: int) -> NoReturn:
+def _run_scene(scene: Callable[[], object], reply: int) -> None:
     answer = b""
     try:
         unshare(CLONE_NEWNS)
@@ -311,7 +303,6 @@ def _run_scene(scene: Callable[[], object], reply: int) -> NoReturn:
     finally:
         with os.fdopen(reply, "wb") as replies:
             replies.write(answer)
-        os._exit(0)
 
 
 def _die_with_parent(parent: int) -> None:
@@ -346,10 +337,12 @@ def process(
     """
     ready, said = os.pipe()
     parent = os.getpid()
-    child = fork()
-    if child == 0:
+
+    def run() -> None:
         os.close(ready)
         _run_process(prepare, user, namespaces, again, said, parent)
+
+    child = fork(run)
     os.close(said)
     try:
         with os.fdopen(ready, "rb") as answers:
@@ -369,7 +362,7 @@ def _run_process(
     again: Callable[[], object] | None,
     said: int,
     parent: int,
-) -> NoReturn:
+) -> None:
     try:
         become(user, namespaces)
         _die_with_parent(parent)
@@ -381,8 +374,6 @@ def _run_process(
             (again or signal.pause)()
     except BaseException:  # noqa: BLE001 - the scene is told
         os.write(said, traceback.format_exc().encode())
-    finally:
-        os._exit(1)
 
 
 def static_program() -> bytes:
@@ -401,12 +392,14 @@ def static_program() -> bytes:
 
 def start(program: str | Path, *, chroot: Path | None = None) -> int:
     """Run a static program in a child that ends with this process: its id."""
-    child = fork()
-    if child == 0:
+
+    def run() -> NoReturn:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if chroot is not None:
             os.chroot(chroot)
         os.execv(program, [str(program)])
+
+    child = fork(run)
     before = Path("/proc/self/exe").readlink()
     while Path(f"/proc/{child}/exe").readlink() == before:
         time.sleep(0.002)

@@ -8,14 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from waiting import until
 from zeek_log import parse_header, parse_log
 
 from zeek_agent.control import messages
@@ -33,8 +33,9 @@ QUICK: Mapping[str, object] = {
     "agent.id": AGENT_ID,
     "zeek.reconnect_min": 0.2,
     "zeek.reconnect_max": 1.0,
+    "collector.rotate_interval": 0,
 }
-"""Settings of every agent here: known by name, back soon."""
+"""Settings of every agent here: known by name, back soon, and with all records in one file also at the full hour."""
 
 PRIVATE_FILES = """
 set -e
@@ -96,13 +97,13 @@ class RunningAgent:
 
     async def ready(self) -> None:
         """Wait until it answers."""
-        await until(self._answers, START, f"no answer: {self.output.read_text()}")
+        await until(self._answers, START, lambda: f"no answer: {self.output.read_text()}")
 
-    def _answers(self) -> bool:
+    async def _answers(self) -> bool:
         if self.process.poll() is not None:
             raise AssertionError(f"ended with {self.process.returncode}: {self.output.read_text()}")
         try:
-            return bool(self.query("SELECT id FROM zeek_agent"))
+            return bool(await self.ask("SELECT id FROM zeek_agent"))
         except ZeekAgentError:
             return False
 
@@ -122,7 +123,7 @@ class RunningAgent:
         def find() -> dict[str, Any] | None:
             return next((one for one in self.log(path) if wanted.items() <= one.items()), None)
 
-        return await until(find, WAIT, f"{path}.log has no record with {wanted}")
+        return await until(lambda: asyncio.to_thread(find), WAIT, f"{path}.log has no record with {wanted}")
 
     def resident(self) -> int:
         """Bytes of memory that it has in use now."""
@@ -159,15 +160,6 @@ def _status(pid: int, field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1])
     raise KeyError(field)
-
-
-async def until(find: Callable[[], T | None], seconds: float, complaint: str) -> T:
-    """Wait until something is found. Fails with the complaint when it takes longer."""
-    deadline = time.monotonic() + seconds
-    while not (found := await asyncio.to_thread(find)):
-        assert time.monotonic() < deadline, complaint
-        await asyncio.sleep(0.1)
-    return found
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from zeek_agent.queries.subscriptions import Change
 from zeek_agent.zeek import data, protocol
 from zeek_agent.zeek.protocol import Context, Message
 
-SETTINGS = CollectorSettings(listen="127.0.0.1:0")
+SETTINGS = CollectorSettings(listen="127.0.0.1:0", rotate_interval=0.0)
 
 PACK = pack.parse(
     """
@@ -151,12 +151,6 @@ async def agent_of(collector: Collector, agent_id: str = "HAbc", path: str = PAT
     host, port = collector.address
     async with connect(f"ws://{host}:{port}{path}", additional_headers=headers, compression=None) as connection:
         yield Agent(connection, collector, agent_id)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def read(logs: Path, name: str) -> list[dict[str, Any]]:

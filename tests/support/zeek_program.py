@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from places import ROOT
-from running_agent import until
+from waiting import until
 from zeek_log import parse_header, parse_log
 
 PACKAGE = ROOT / "zeek" / "scripts"

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 from acting import locks_of_another_user, reachable_directory
-from running_agent import RunningAgent, running, until
+from running_agent import RunningAgent, running
 from scripted_agent import read
+from waiting import until
 
 from zeek_agent.collector import pack
 from zeek_agent.collector.server import Collector
@@ -61,18 +62,21 @@ def everything_in(*directories: Path) -> list[Path]:
 async def asked_for_events(agent: RunningAgent) -> None:
     """Wait for the query that writes the log: it reports what happens from its first run on."""
     sql = "SELECT id FROM zeek_agent_queries WHERE event LIKE '%process_events' AND runs > 0"
-    await until(lambda: agent.query(sql), 15, "nobody asks for events of processes")
+    await until(lambda: agent.ask(sql), 15, "nobody asks for events of processes")
 
 
 async def run_recorded(agent: RunningAgent, directory: Path) -> str:
     """Run a program of a new name; the name, once its end is in the event store."""
     name = f"zz{secrets.token_hex(4)}"
     program = directory / name
-    shutil.copy2(shutil.which("sleep") or "/bin/sleep", program)
-    # Long enough to be seen also where processes are polled.
-    await asyncio.to_thread(subprocess.run, [program, "2"], check=True)
-    sql = f"SELECT state FROM processes_events_history WHERE name = '{name}' AND state = 'stopped'"
-    await until(lambda: agent.query(sql), 15, f"{name} was not recorded")
+    shutil.copy2(shutil.which("cat") or "/bin/cat", program)
+    sql = f"SELECT state FROM processes_events_history WHERE name = '{name}' AND state = "
+    with subprocess.Popen([program], stdin=subprocess.PIPE) as process:
+        await until(lambda: agent.ask(f"{sql}'started'"), 15, f"the start of {name} was not recorded")
+        assert process.stdin is not None
+        process.stdin.close()
+        await asyncio.to_thread(process.wait)
+    await until(lambda: agent.ask(f"{sql}'stopped'"), 15, f"the end of {name} was not recorded")
     return name
 
 
@@ -84,7 +88,7 @@ async def the_log_has(agent: RunningAgent, name: str) -> None:
 async def waiting(agent: RunningAgent) -> dict[str, Any]:
     """The row of its connection, once that waits for the next attempt."""
     sql = "SELECT * FROM zeek_agent_connections WHERE state = 'waiting'"
-    return (await until(lambda: agent.query(sql), 15, "the connection does not wait"))[0]
+    return (await until(lambda: agent.ask(sql), 15, "the connection does not wait"))[0]
 
 
 def doctors_verdicts(agent: RunningAgent) -> str:

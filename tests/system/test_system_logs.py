@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from journald import PrivateJournal, private_journal
 from places import TESTS
-from running_agent import RunningAgent, started, until
+from running_agent import RunningAgent, started
+from waiting import until
 from zeek_server import Client, zeek_server
 
 from zeek_agent.queries.subscriptions import Change
@@ -72,7 +73,7 @@ async def test_the_captured_query_gets_what_is_logged_to_the_journal(tmp_path: P
                 client = await zeek.client()
                 await client.expect(AgentHello)
                 await client.send(captured_query())
-                await until(lambda: agent.query("SELECT id FROM zeek_agent_queries"), 10, "not installed")
+                await until(lambda: agent.ask("SELECT id FROM zeek_agent_queries"), 10, "not installed")
                 journal.write(MESSAGE="it begins", PRIORITY=4, SYSLOG_IDENTIFIER="test")
                 row = await expect(client, "it begins")
                 assert abs(datetime.fromisoformat(text(row, 0)).replace(tzinfo=UTC).timestamp() - time.time()) < 60

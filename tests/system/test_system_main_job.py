@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running_agent import RunningAgent, running, until
+from running_agent import RunningAgent, running
+from waiting import until
 from zeek_log import parse_header, parse_log
 
 SNAPSHOT_LOGS = ("processes", "sockets", "users", "files", "ssh-configs", "ssh-authorized-keys", "listening-ports")
@@ -25,8 +26,8 @@ async def compared_once(agent: RunningAgent) -> None:
     """Wait until every query that reports differences has something to compare with."""
     sql = "SELECT count(*) AS n, min(runs) AS runs FROM zeek_agent_queries WHERE subscription = 'Differences'"
 
-    def ran() -> bool:
-        (row,) = agent.query(sql)
+    async def ran() -> bool:
+        (row,) = await agent.ask(sql)
         return bool(row["n"] >= 9 and row["runs"] >= 1)
 
     await until(ran, 15, "the pack's queries do not run")

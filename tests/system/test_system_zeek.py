@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_agent import AGENT_ID, RunningAgent, running, until
+from running_agent import AGENT_ID, RunningAgent, running
+from waiting import until
 from zeek_log import parse_header, parse_log
 from zeek_program import PACKAGE, ZEROMQ_PORTS, free_port
 
@@ -140,10 +141,10 @@ def changes(agent: RunningAgent, directory: Path) -> Iterator[tuple[str, int]]:
 async def compared(agent: RunningAgent) -> None:
     """Wait until the queries on processes and sockets have something to compare with."""
     sql = (
-        "SELECT count(*) AS n FROM zeek_agent_queries WHERE subscription = 'Differences' AND runs > 0"
-        " AND (sql LIKE '% FROM processes%' OR sql LIKE '% FROM sockets%')"
+        "SELECT 1 FROM zeek_agent_queries WHERE subscription = 'Differences' AND runs > 0"
+        " AND (sql LIKE '% FROM processes%' OR sql LIKE '% FROM sockets%') GROUP BY 1 HAVING count(*) >= 2"
     )
-    await until(lambda: agent.query(sql)[0]["n"] >= 2, 20, "Zeek's queries do not run")
+    await until(lambda: agent.ask(sql), 20, "Zeek's queries do not run")
 
 
 @pytest.mark.zeek

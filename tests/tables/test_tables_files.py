@@ -171,11 +171,9 @@ def test_secrets_are_denied_by_default() -> None:
 def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
     """Opening a FIFO would wait for its other end, or wake a process that waits there."""
     os.mkfifo(tmp_path / "fifo")
-    begin = time.monotonic()
     assert content(f"{tmp_path}/*") == []
     assert content("/dev/zero") == []
     assert content(tmp_path) == []
-    assert time.monotonic() - begin < 1
     with pytest.raises(OSError, match="No such device"):
         os.open(tmp_path / "fifo", os.O_WRONLY | os.O_NONBLOCK)
 
@@ -239,9 +237,9 @@ def test_the_lines_to_leave_out_are_a_matter_of_a_regular_expression(tmp_path: P
 def test_a_pattern_that_makes_other_engines_slow_does_not(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_text("a" * 5_000 + "\n")
-    begin = time.monotonic()
+    begin = time.process_time()
     assert columns(file, "$1:text", "", "^(a|a?)+$") == []
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize("spec", ["", "1:text", "$1", "$1:float", "$x:text", "$1:text,", "$1:text;$2:text"])

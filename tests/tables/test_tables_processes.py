@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from asking import ask
+from children import child
 from places import ROOT, SUPPORT
+from waiting import until_sync
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
@@ -30,35 +32,11 @@ PR_SET_NAME = 15
 
 
 @contextmanager
-def child(work: Callable[[], None] = lambda: None) -> Iterator[int]:
-    """A forked process that does some work and then sleeps."""
-    ready, told = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            os.write(told, b".")
-            time.sleep(60)
-        finally:
-            os._exit(1)
-    os.close(told)
-    assert os.read(ready, 1) == b".", "the child failed"
-    os.close(ready)
-    try:
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-@contextmanager
 def sleeper(*arguments: str | bytes, **options: object) -> Iterator[int]:
     """An executed program whose arguments are in place, which takes the kernel a moment longer than the exec."""
     process = subprocess.Popen(arguments, **options)  # type: ignore[call-overload]
-    deadline = time.monotonic() + 5
-    while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
-        assert time.monotonic() < deadline
     try:
+        until_sync(Path(f"/proc/{process.pid}/cmdline").read_bytes)
         yield process.pid
     finally:
         process.kill()
@@ -75,12 +53,15 @@ def test_it_agrees_with_ps() -> None:
     listing = subprocess.run(["ps", "-eo", fields], capture_output=True, text=True, check=True).stdout
     after = {row["pid"]: row for row in ask(processes)}
     shown = {int(line.split()[0]): line.split() for line in listing.splitlines()}
-    lasting = [row for row in before if row["pid"] in after and row["entity_id"] == after[row["pid"]]["entity_id"]]
+    names = ("pid", "ppid", "uid", "gid", "ruid", "rgid", "entity_id")
+    lasting = [row for row in before if (then := after.get(row["pid"])) and all(row[n] == then[n] for n in names)]
     assert len(lasting) > 3
+    assert os.getpid() in {row["pid"] for row in lasting}
     for row in lasting:
-        ids = [row[name] for name in ("pid", "ppid", "uid", "gid", "ruid", "rgid")]
-        assert ids == [int(field) for field in shown[row["pid"]][:6]]
-        if row["threads"] == after[row["pid"]]["threads"]:
+        if row["pid"] != os.getpid() and row["exe"] == os.path.realpath(sys.executable):
+            continue  # other tests change their users and threads for moments
+        assert [row[name] for name in names[:6]] == [int(field) for field in shown[row["pid"]][:6]]
+        if row["pid"] == os.getpid():
             assert row["threads"] == int(shown[row["pid"]][6])
 
 
@@ -202,10 +183,7 @@ def test_secrets_in_command_lines_are_masked() -> None:
 
 def test_a_zombie_has_a_row_without_what_it_gave_back() -> None:
     process = subprocess.Popen(["true"])
-    deadline = time.monotonic() + 5
-    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until_sync(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
     (row,) = ask(processes, pid=process.pid)
     assert row["state"] == "zombie"
     assert (row["exe"], row["cmdline"], row["cwd"]) == (None, None, None)
@@ -213,22 +191,23 @@ def test_a_zombie_has_a_row_without_what_it_gave_back() -> None:
     assert ask(processes, pid=process.pid) == []
 
 
-def test_processes_that_end_meanwhile_are_left_out() -> None:
+def test_processes_that_end_meanwhile_are_left_out(tmp_path: Path) -> None:
     """Processes come and go all the time while the table is read: no error, no half-filled row."""
     stop = threading.Event()
+    program = tmp_path / f"zz{secrets.token_hex(4)}"
+    shutil.copy2("/bin/true", program)
 
     def churn() -> None:
         while not stop.is_set():
-            subprocess.run(["true"], check=True)
+            subprocess.run([program], check=True)
 
     thread = threading.Thread(target=churn)
     thread.start()
     try:
-        deadline = time.monotonic() + 1.0
-        while time.monotonic() < deadline:
+        for _ in range(20):
             for row in ask(processes):
                 assert row["entity_id"]
-                if row["name"] == "true" and row["state"] != "zombie":
+                if row["name"] == program.name and row["state"] != "zombie":
                     assert row["ppid"] == os.getpid()
     finally:
         stop.set()

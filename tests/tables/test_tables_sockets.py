@@ -60,12 +60,17 @@ def test_it_agrees_with_ss() -> None:
 
     with connected(), connected(socket.AF_INET6, "::1"), socket.socket(type=socket.SOCK_DGRAM) as datagrams:
         datagrams.bind(("127.0.0.1", 0))
-        before = listed()
-        command = ["ss", "-tuanpH", "exclude", "time-wait"]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        after = listed()
+        before, first, between, second = listed(), shown_by_ss(), listed(), shown_by_ss()
+    lasting = before & between
+    assert len([row for row in lasting if row[4] == os.getpid()]) >= 6
+    assert lasting <= first
+    assert first & second <= between
+
+
+def shown_by_ss() -> set[tuple[Any, ...]]:
+    command = ["ss", "-tuanpH", "exclude", "time-wait"]
     shown = set()
-    for line in output.splitlines():
+    for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
         kind, state, _, _, local, remote, *users = line.split(None, 6)
         if state == "SYN-RECV":
             continue
@@ -73,10 +78,7 @@ def test_it_agrees_with_ss() -> None:
         for pid in set(re.findall(r"pid=(\d+)", " ".join(users))) or {None}:
             number = None if pid is None else int(pid)
             shown.add((TCP if kind == "tcp" else UDP, *ports, state == "LISTEN", number))
-    lasting = before & after
-    assert len([row for row in lasting if row[4] == os.getpid()]) >= 6
-    assert lasting <= shown
-    assert shown <= before | after
+    return shown
 
 
 def test_both_ends_of_a_connection_are_described() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import select
 import sys
@@ -12,18 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from children import fork_in_terminal
 
 
 class Terminal:
     """A shell on a pseudo-terminal, in a child process."""
 
     def __init__(self, home: Path) -> None:
-        self.pid, self.descriptor = pty.fork()
-        if self.pid == 0:
-            kept = {name: value for name, value in os.environ.items() if not name.startswith(("ZEEK_AGENT_", "XDG_"))}
-            environment = {**kept, "HOME": str(home), "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
-            arguments = [sys.executable, "-m", "zeek_agent", "shell", "--state-dir", str(home / "state")]
-            os.execve(sys.executable, arguments, environment)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("ZEEK_AGENT_", "XDG_"))}
+        environment = {**kept, "HOME": str(home), "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+        arguments = [sys.executable, "-m", "zeek_agent", "shell", "--state-dir", str(home / "state")]
+        self.pid, self.descriptor = fork_in_terminal(lambda: os.execve(sys.executable, arguments, environment))
         self.seen = ""
 
     def type(self, keys: str) -> None:
@@ -108,10 +106,8 @@ def test_a_slow_statement_can_be_interrupted(terminal: Terminal) -> None:
     terminal.type("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n\n")
     terminal.expect("FROM n\r\n")
     time.sleep(0.3)
-    before = time.monotonic()
     terminal.type("\x03")
-    terminal.expect("zeek-agent> ")
-    assert time.monotonic() - before < 5
+    assert "took longer" not in terminal.expect(".*zeek-agent> ")
     assert terminal.end() == 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from acting import NOBODY
+from waiting import until_sync
 
 from zeek_agent.bpf import probe
 from zeek_agent.config import Config
@@ -146,11 +146,12 @@ def agent(state: Path, prefix: list[str]) -> Iterator[None]:
     with (state.parent / "log").open("w") as log:
         process = subprocess.Popen([*prefix, *PROGRAM, "run", *flags], stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 30
-        while not (state / "zeek-agent.sock").exists():
-            assert process.poll() is None, (state.parent / "log").read_text()
-            assert time.monotonic() < deadline, (state.parent / "log").read_text()
-            time.sleep(0.05)
+        until_sync(
+            lambda: (state / "zeek-agent.sock").exists() or process.poll() is not None,
+            30,
+            (state.parent / "log").read_text,
+        )
+        assert process.poll() is None, (state.parent / "log").read_text()
         yield
     finally:
         process.terminate()

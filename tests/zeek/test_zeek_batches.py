@@ -9,7 +9,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_zeek_connection import Rows, agent, columns, connected, until
+from test_zeek_connection import Rows, agent, columns, connected
+from waiting import until
 from zeek_server import Client, zeek_server
 
 from zeek_agent.database.database import Profile, ResultColumn

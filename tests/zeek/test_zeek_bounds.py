@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from sql import Recorder, database, events
-from test_zeek_connection import FAST, IDENTITY, until
+from test_zeek_connection import FAST, IDENTITY
+from waiting import until
 from websockets.asyncio.server import ServerConnection, serve
 from zeek_server import Client, zeek_server
 

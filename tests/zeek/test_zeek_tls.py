@@ -7,7 +7,8 @@ import ssl
 
 import pytest
 from certificates import Files, make_certificates
-from test_zeek_connection import agent, until
+from test_zeek_connection import agent
+from waiting import until
 from zeek_server import zeek_server
 
 from zeek_agent.config import TlsSettings

@@ -1,4 +1,4 @@
-"""The tables: one module per family, the only place that knows columns.
+"""The tables: one module per family. No other package knows columns.
 
 Each module here has a sequence `TABLES`; there is no other list that a new one has to be added to.
 """

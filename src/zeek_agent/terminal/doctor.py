@@ -229,7 +229,7 @@ def _collector_check(found: str) -> Check:
 
 
 def _active_sources(rows: Sequence[Sequence[Any]]) -> Iterator[Check]:
-    """The source of each kind of event that is active, and why better ones are not; where none is, why not."""
+    """The active source of each kind of event, and why better ones are inactive; if none is active, why not."""
     shortcomings = _shortcomings()
     for kind in dict.fromkeys(source for source, *_ in rows):
         better: list[str] = []

@@ -111,6 +111,6 @@ def test_a_long_walk_is_ended_by_its_check(tree: Path) -> None:
 
 def test_a_pattern_of_many_stars_takes_no_longer(tmp_path: Path) -> None:
     (tmp_path / ("a" * 200)).touch()
-    begin = time.monotonic()
+    begin = time.process_time()
     assert list(matching(f"{tmp_path}/{'*a' * 30}*b")) == []
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 1

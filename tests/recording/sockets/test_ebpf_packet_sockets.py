@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from children import exit_code, fork
 from recording import Event, Recording
 from test_ebpf_sockets import TABLE, datagrams, listener, other_namespace, sources
 
@@ -93,11 +94,8 @@ def test_a_sniffer_in_a_network_namespace(recording: Recording) -> None:
 
 
 def test_a_child_that_executes_nothing(recording: Recording) -> None:
-    child = os.fork()
-    if child == 0:
-        packet_socket()
-        os._exit(0)
-    os.waitpid(child, 0)
+    child = fork(lambda: packet_socket().close())
+    assert exit_code(child) == 0
     (event,) = recording.expect(TABLE, family="packet", pid=child)
     assert event["exe"] == PYTHON
     assert event["parent_entity_id"].split("-")[1] == str(os.getpid())

@@ -8,14 +8,15 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import communityid
 import pytest
+from children import exit_code, fork
 from recording import Event, Recording, generate, load_generator
+from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
 from zeek_agent.recording.bpf_monitor import Monitor
@@ -105,33 +106,27 @@ def check_server(event: Event, port: int) -> None:
     check_flow(event)
 
 
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
-def test_a_thousand_short_lived_processes_each_with_a_connection(recording: Recording, family: int) -> None:
-    """Both ends of each are there in every round, and the end of each in one of three.
+families = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+numbers = pytest.mark.parametrize("number", [200, pytest.param(2000, marks=pytest.mark.soak)])
+"""The events of few fit into the ring whether or not the reader gets a turn meanwhile."""
+
+
+@families
+@numbers
+def test_short_lived_processes_each_with_a_connection(recording: Recording, family: int, number: int) -> None:
+    """Both ends of each are there, and the end of 98 of 100.
 
     A sandbox's kernel may run no program while its own daemon is the current task: a close that a packet brings just
     there is seen by nobody.
     """
-    for _ in range(3):
-        owners, closed = a_thousand_connections(recording, family)
-        assert closed.items() <= owners.items()
-        if len(closed) == len(owners):
-            break
-    assert closed == owners
-    assert recording.sources[1].counters.lost["overrun"] == 0
-
-
-def a_thousand_connections(recording: Recording, family: int) -> tuple[dict[int, int], dict[int, int]]:
-    """Make them and check both ends; by cookie the pid that opened each, and of each that was seen to close."""
+    lost = recording.sources[1].counters.lost["overrun"]
     with listener(family) as (port, _):
-        made = generate("exec", 1000, 0, load_generator(), "tcp", LOOPBACK[family], port)
+        made = generate("exec", number, 0, load_generator(), "tcp", LOOPBACK[family], port)
         wanted = {"state": "established", "protocol": 6}
-        outbound = recording.expect(TABLE, 1000, direction="outbound", remote_port=port, **wanted)
-        inbound = recording.expect(TABLE, 1000, direction="inbound", local_port=port, **wanted)
+        outbound = recording.expect(TABLE, number, direction="outbound", remote_port=port, **wanted)
+        inbound = recording.expect(TABLE, number, direction="inbound", local_port=port, **wanted)
         ends = {"state": "closed", "protocol": 6, "remote_port": port}
-        deadline = time.monotonic() + 5
-        while len(closed := recording.events(TABLE, **ends)) < 1000 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        closed = recording.expect(TABLE, number * 98 // 100, **ends)
     outbound.sort(key=lambda event: (event["pid"], event["local_port"]))
     assert [(event["pid"], event["local_port"]) for event in outbound] == sorted(made)
     assert sorted(event["remote_port"] for event in inbound) == sorted(local for _, local in made)
@@ -139,17 +134,20 @@ def a_thousand_connections(recording: Recording, family: int) -> tuple[dict[int,
         check_client(event, pid, port)
     for event in inbound:
         check_server(event, port)
-    opened, ended = ({event["cookie"]: event["pid"] for event in events} for events in (outbound, closed))
-    return opened, ended
+    owners = {event["cookie"]: event["pid"] for event in outbound}
+    assert {event["cookie"]: event["pid"] for event in closed}.items() <= owners.items()
+    assert len({event["cookie"] for event in closed}) == len(closed)
+    assert recording.sources[1].counters.lost["overrun"] == lost
 
 
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+@families
 @pytest.mark.parametrize("mode", ["udp", "udp-connected"])
-def test_a_thousand_short_lived_processes_each_with_a_datagram(recording: Recording, mode: str, family: int) -> None:
+@numbers
+def test_short_lived_processes_each_with_a_datagram(recording: Recording, mode: str, family: int, number: int) -> None:
     with datagrams(family) as (port, _):
-        made = generate("exec", 1000, 0, load_generator(), mode, LOOPBACK[family], port)
+        made = generate("exec", number, 0, load_generator(), mode, LOOPBACK[family], port)
         wanted = {"state": "established", "protocol": 17}
-        outbound = recording.expect(TABLE, 1000, direction="outbound", remote_port=port, **wanted)
+        outbound = recording.expect(TABLE, number, direction="outbound", remote_port=port, **wanted)
         # a port that two clients had one after the other is one peer for the server's socket
         peers = {local for _, local in made}
         inbound = recording.expect(TABLE, len(peers), direction="inbound", local_port=port, **wanted)
@@ -222,12 +220,13 @@ def test_a_reset_connection_is_closed_at_both_ends(recording: Recording) -> None
 def test_the_accepting_process_counts_not_the_one_that_listens(recording: Recording) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        child = os.fork()
-        if child == 0:
-            server.accept()
-            os._exit(0)
+
+        def accept() -> None:
+            server.accept()[0].close()
+
+        child = fork(accept)
         socket.create_connection(("127.0.0.1", port)).close()
-        os.waitpid(child, 0)
+        assert exit_code(child) == 0
         (inbound,) = recording.expect(TABLE, local_port=port, state="established", direction="inbound")
         assert inbound["pid"] == child
         assert inbound["listener_stands_in"] is False
@@ -455,11 +454,12 @@ def test_sockets_that_were_open_before_are_attributed() -> None:
 
 def test_loopback_can_be_left_out_by_the_kernel() -> None:
     with Recording(recorded := sources(ignore_loopback=True)) as recording, listener() as (port, _):
-        generate("tcp", "127.0.0.1", port)
-        generate("udp", "127.0.0.1", port)
+        for mode in ("tcp", "udp"):
+            generate("exec", 20, 0, load_generator(), mode, "127.0.0.1", port)
         recording.expect(TABLE, state="listen", local_port=port)
-        assert not recording.events(TABLE, state="established")
-        assert recorded[1].counters.received < 10
+        everything = recording.events(TABLE)
+        assert not [event for event in everything if port in (event["local_port"], event["remote_port"])][1:]
+        assert recorded[1].counters.received < len(everything) + 40
 
 
 def test_executables_and_users_can_be_left_out_by_the_kernel() -> None:
@@ -472,7 +472,7 @@ def test_executables_and_users_can_be_left_out_by_the_kernel() -> None:
         with Recording(sources(ignore_uids=(65534,))) as recording:
             subprocess.run([exe, "tcp", "127.0.0.1", str(port)], user=65534, capture_output=True, check=True)
             recording.expect(TABLE, local_port=port, direction="inbound", state="established")
-            assert not recording.events(TABLE, uid=65534)
+            assert not recording.events(TABLE, uid=65534, remote_port=port)
 
 
 def test_the_agents_own_connections_can_be_left_out() -> None:
@@ -492,10 +492,12 @@ def test_records_that_the_ring_has_no_room_for_are_counted() -> None:
         counters = recorded[1].counters
         # of each datagram: sent and closed; received once of each peer, which on a busy machine can take a moment
         wanted = before + 2 * len(made) + len({local for _, local in made})
-        deadline = time.monotonic() + 5.0
-        while counters.received + counters.lost["overrun"] < wanted and time.monotonic() < deadline:
+
+        def all_counted() -> bool:
             recorded[1].drain()
-        assert counters.received + counters.lost["overrun"] >= wanted
+            return counters.received + counters.lost["overrun"] >= wanted
+
+        until_sync(all_counted)
         assert counters.lost["overrun"] > 200
 
 
@@ -511,8 +513,7 @@ def test_children_of_a_program_whose_start_was_lost_are_not_taken_for_what_it_wa
             with processes._monitor.lock:
                 generate("exec", 40, 0, "/bin/true")
                 parent.stdin.write(b".")
-                while str(Path(f"/proc/{parent.pid}/exe").readlink()) != bash:
-                    time.sleep(0.01)
+                until_sync(lambda: str(Path(f"/proc/{parent.pid}/exe").readlink()) == bash)
             parent.stdin.write(b"\n")
         found = recording.expect(TABLE, 4, remote_port=port, direction="outbound", state="established")
         assert not recording.events("processes_events", pid=parent.pid, exe=bash, state="started")

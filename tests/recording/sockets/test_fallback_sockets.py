@@ -15,6 +15,7 @@ from pathlib import Path
 import communityid
 import pytest
 from recording import Event, Recording
+from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
 from zeek_agent.host.linux.procfs import Process, Procfs
@@ -36,7 +37,14 @@ import socket, sys, threading, time
 role, address, port, life, count, rate = sys.argv[1], sys.argv[2], *map(float, sys.argv[3:])
 
 def later(connection):
-    threading.Timer(life, connection.close).start()
+    if life < 0:
+        threading.Thread(target=until_the_other_end_closes, args=(connection,), daemon=True).start()
+    else:
+        threading.Timer(life, connection.close).start()
+
+def until_the_other_end_closes(connection):
+    connection.recv(1)
+    connection.close()
 
 if role == "server":
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -45,12 +53,19 @@ if role == "server":
     while True:
         later(server.accept()[0])
 else:
-    begun = time.monotonic()
+    begun, held = time.monotonic(), []
     for number in range(int(count)):
         connection = socket.create_connection((address, int(port)))
         print(connection.getsockname()[1])
-        later(connection)
+        held.append(connection)
+        if life >= 0:
+            later(connection)
         time.sleep(max(begun + (number + 1) / rate - time.monotonic(), 0))
+    sys.stdout.flush()
+    if life < 0:
+        sys.stdin.read()
+        for connection in held:
+            connection.close()
 """
 
 
@@ -76,7 +91,8 @@ def recording(request: pytest.FixtureRequest) -> Iterator[Recording]:
 
 @contextmanager
 def server(address: str, life: float) -> Iterator[tuple[int, int]]:
-    """A process that accepts connections and closes each after `life` seconds: its pid and port."""
+    """A process that accepts connections and closes each after `life` seconds, or once the client has, if that is
+    negative: its pid and port."""
     command = [sys.executable, "-c", PEER, "server", address, "0", str(life), "0", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -94,6 +110,15 @@ def client(address: str, port: int, life: float, count: int, rate: float) -> tup
         return process.pid, {int(line) for line in process.stdout}
 
 
+@contextmanager
+def open_connections(address: str, port: int, count: int) -> Iterator[tuple[int, set[int]]]:
+    """A process that opens connections, and closes them at the end of the block: its pid, the ports that it uses."""
+    command = [sys.executable, "-c", PEER, "client", address, str(port), "-1", str(count), "1000"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.pid, {int(process.stdout.readline()) for _ in range(count)}
+
+
 def check_community_id(event: Event) -> None:
     ends = (event["local_addr"], event["remote_addr"], event["local_port"], event["remote_port"])
     assert event["community_id"] == COMMUNITY_ID.calc(communityid.FlowTuple.make_tcp(*ends))
@@ -101,36 +126,53 @@ def check_community_id(event: Event) -> None:
 
 @root
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_every_connection_that_lives_50_ms_is_there_at_both_ends_with_its_process(address: str) -> None:
-    """In one of three tries: a machine that others keep busy does not always give the agent its turn within 50 ms."""
-    for tries_left in (2, 1, 0):
-        try:
-            connections_of_50_ms(address)
-        except (AssertionError, pytest.fail.Exception):
-            if not tries_left:
-                raise
-        else:
-            return
+def test_every_connection_of_50_ms_is_there_at_both_ends_and_never_with_another_process(address: str) -> None:
+    connections_of_50_ms(address, 50)
 
 
-def connections_of_50_ms(address: str) -> None:
-    """Makes 400 of them and checks all that is recorded."""
+@root
+@pytest.mark.soak
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_connections_of_50_ms_have_their_process_where_the_agent_gets_its_turns(address: str) -> None:
+    """At least 99 of 100, on a machine that has nothing else to do."""
+    assert connections_of_50_ms(address, 1_000) >= 0.99 * 2_000
+
+
+def outbound_of(recording: Recording, number: int, port: int, state: str) -> list[Event]:
+    """The events of so many clients, once they are there.
+
+    One that a round saw while it was being opened, and no later round saw at all, counts as failed.
+    """
+
+    def found() -> list[Event]:
+        events = recording.events(TABLE, remote_port=port, direction="outbound")
+        return [event for event in events if event["state"] in {state, "failed"}]
+
+    until_sync(lambda: len(found()) >= number, complaint=lambda: f"{len(found())} of {number} are {state} or failed")
+    assert sum(event["state"] == state for event in found()) > number / 2
+    return found()
+
+
+def connections_of_50_ms(address: str, number: int) -> int:
+    """Makes so many and checks all that is recorded; how many of their ends have their process."""
     with Recording(sources("inet_diag")) as recording, server(address, 0.05) as (server_pid, port):
-        client_pid, ports = client(address, port, 0.05, 200, 100)
+        client_pid, ports = client(address, port, 0.05, number, 100)
         for state in ("established", "closed"):
-            outbound = recording.expect(TABLE, 200, remote_port=port, direction="outbound", state=state)
-            inbound = recording.expect(TABLE, 200, local_port=port, direction="inbound", state=state)
+            outbound = outbound_of(recording, number, port, state)
+            inbound = recording.expect(TABLE, number, local_port=port, direction="inbound", state=state)
             assert {event["local_port"] for event in outbound} == ports
             assert {event["remote_port"] for event in inbound} == ports
-            assert len(outbound) == len(inbound) == 200
+            assert len(outbound) == len(inbound) == number
             for event in outbound:
-                assert (event["pid"], event["exe"], event["uid"], event["gid"]) == (client_pid, PYTHON, 0, 0)
+                assert (event["pid"], event["exe"], event["gid"]) in {(client_pid, PYTHON, 0), (None, None, None)}
+                assert event["uid"] in {0, None}
                 assert (event["local_addr"], event["remote_addr"], event["protocol"]) == (address, address, 6)
-                check_community_id(event)
             for event in inbound:
-                assert (event["pid"], event["process"]) == (server_pid, "python")
+                assert (event["pid"], event["process"]) in {(server_pid, "python"), (None, None)}
+            for event in outbound + inbound:
                 check_community_id(event)
-        assert len({event["cookie"] for event in outbound + inbound}) == 400
+        assert len({event["cookie"] for event in outbound + inbound}) == 2 * number
+        return sum(event["pid"] is not None for event in outbound + inbound)
 
 
 @root
@@ -138,7 +180,7 @@ def test_connections_shorter_than_a_round_are_there_without_their_process() -> N
     with Recording(sources("inet_diag")) as recording, server("127.0.0.1", 0.0) as (_, port):
         _, ports = client("127.0.0.1", port, 0.0, 100, 500)
         for state in ("established", "closed"):
-            outbound = recording.expect(TABLE, 100, remote_port=port, direction="outbound", state=state)
+            outbound = outbound_of(recording, 100, port, state)
             inbound = recording.expect(TABLE, 100, local_port=port, direction="inbound", state=state)
             assert {event["local_port"] for event in outbound} == {event["remote_port"] for event in inbound} == ports
             for event in outbound + inbound:
@@ -146,21 +188,24 @@ def test_connections_shorter_than_a_round_are_there_without_their_process() -> N
 
 
 @root
-def test_every_connect_and_accept_is_audited_at_200_a_second() -> None:
+@pytest.mark.parametrize(
+    ("number", "least_known"), [(100, 0), pytest.param(2_000, 1_800, marks=pytest.mark.soak)], ids=["100", "2000"]
+)
+def test_every_connect_and_accept_is_audited_at_200_a_second(number: int, least_known: int) -> None:
+    """The local port is known of those that were looked up while they were open."""
     with Recording(sources("audit")) as recording, server("127.0.0.1", 0.05) as (server_pid, port):
-        client_pid, ports = client("127.0.0.1", port, 0.05, 400, 200)
-        outbound = recording.expect(TABLE, 400, pid=client_pid, remote_port=port)
-        inbound = recording.expect(TABLE, 400, pid=server_pid, direction="inbound")
-        assert len(outbound) == len(inbound) == 400
+        client_pid, ports = client("127.0.0.1", port, 0.05, number, 200)
+        outbound = recording.expect(TABLE, number, pid=client_pid, remote_port=port)
+        inbound = recording.expect(TABLE, number, pid=server_pid, direction="inbound")
+        assert len(outbound) == len(inbound) == number
         assert {event["state"] for event in outbound + inbound} == {"established"}
         assert {event["remote_port"] for event in inbound} == ports
         assert {event["exe"] for event in outbound + inbound} == {PYTHON}
         whole = [event for event in outbound if event["local_port"] is not None]
-        assert len(whole) > 360
+        assert len(whole) >= least_known
         assert {event["local_port"] for event in whole} <= ports
         for event in whole:
             check_community_id(event)
-        assert recording.sources[1].counters.lost.total() == 0
 
 
 @root
@@ -176,16 +221,20 @@ def test_a_connection_that_is_under_way_is_audited_when_it_is_decided() -> None:
         assert (event["state"], event["local_port"]) == ("established", connecting.getsockname()[1])
 
 
-def test_connections_that_live_two_intervals_are_there(recording: Recording) -> None:
-    with server("127.0.0.1", 0.4) as (server_pid, port):
-        client_pid, ports = client("127.0.0.1", port, 0.4, 20, 100)
-        for state in ("established", "closed"):
+def test_connections_that_are_open_when_it_looks_are_there_with_their_processes(recording: Recording) -> None:
+    with server("127.0.0.1", -1) as (server_pid, port):
+
+        def check(state: str) -> None:
             outbound = recording.expect(TABLE, 20, remote_port=port, state=state, direction="outbound")
             inbound = recording.expect(TABLE, 20, local_port=port, state=state, direction="inbound")
             assert {event["local_port"] for event in outbound} == {event["remote_port"] for event in inbound} == ports
             assert {event["pid"] for event in outbound} == {client_pid}
             assert {event["pid"] for event in inbound} == {server_pid}
             assert {event["exe"] for event in outbound + inbound} == {PYTHON}
+
+        with open_connections("127.0.0.1", port, 20) as (client_pid, ports):
+            check("established")
+        check("closed")
 
 
 def test_a_socket_event_names_its_process_as_the_process_table_does(recording: Recording) -> None:
@@ -205,10 +254,9 @@ def test_a_listener_comes_and_goes(recording: Recording) -> None:
 
 
 def test_what_was_open_before_is_not_reported_until_it_closes() -> None:
-    with server("127.0.0.1", 0.6) as (_, port), socket.create_connection(("127.0.0.1", port)) as connection:
+    with server("127.0.0.1", -1) as (_, port), socket.create_connection(("127.0.0.1", port)) as connection:
         own_port = connection.getsockname()[1]
         with Recording(sources("snapshots")) as recording:
-            time.sleep(0.2)
             assert not recording.events(TABLE, local_port=own_port)
             connection.close()
             (event,) = recording.expect(TABLE, local_port=own_port)
@@ -252,15 +300,18 @@ def other_namespace() -> Iterator[str]:
 @pytest.mark.parametrize("backend", ["inet_diag", "snapshots"])
 def test_connections_in_another_network_namespace(backend: str) -> None:
     code = (
-        "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)\n"
-        "time.sleep(1.5); c = socket.create_connection(s.getsockname()); a = s.accept(); time.sleep(0.5)"
+        "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)\n"
+        "sys.stdin.readline(); c = socket.create_connection(s.getsockname()); a = s.accept(); sys.stdin.readline()"
     )
     with other_namespace() as name, Recording(sources(backend)) as recording:
         inside = Path(f"/run/netns/{name}").stat().st_ino
         command = ["ip", "netns", "exec", name, sys.executable, "-c", code]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+            assert process.stdin is not None
             assert process.stdout is not None
             port = int(process.stdout.readline())
+            recording.expect(TABLE, local_port=port, netns=inside, state="listen")
+            process.stdin.write(b"connect\n")
             (outbound,) = recording.expect(TABLE, remote_port=port, netns=inside, state="established")
             (inbound,) = recording.expect(TABLE, local_port=port, netns=inside, state="established")
             assert outbound["pid"] == inbound["pid"] == process.pid
@@ -279,11 +330,18 @@ def test_a_connection_that_nobody_answers_has_failed() -> None:
         ):
             subprocess.run(["ip", "-n", name, *command.split()], check=True)
         code = (
-            "import socket, time; time.sleep(1.2); s = socket.socket(); s.setblocking(False)\n"
-            "s.connect_ex(('203.0.113.9', 4321)); time.sleep(0.3)"
+            "import socket, sys; n = socket.create_server(('203.0.113.1', 4320)); sys.stdin.readline()\n"
+            "s = socket.socket(); s.setblocking(False); s.connect_ex(('203.0.113.9', 4321))\n"
+            "print('connecting', flush=True); sys.stdin.readline()"
         )
-        with subprocess.Popen(["ip", "netns", "exec", name, sys.executable, "-c", code]) as process:
-            pass
+        command = ["ip", "netns", "exec", name, sys.executable, "-c", code]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            recording.expect(TABLE, local_port=4320, state="listen")  # it has found the namespace
+            process.stdin.write(b"connect\n")
+            process.stdout.readline()
+            assert not recording.events(TABLE, remote_addr="203.0.113.9")
         (event,) = recording.expect(TABLE, remote_addr="203.0.113.9")
         assert (event["state"], event["direction"], event["remote_port"]) == ("failed", "outbound", 4321)
         assert (event["pid"], event["local_addr"]) == (process.pid, "203.0.113.1")
@@ -313,7 +371,5 @@ def test_sources_leave_no_descriptor_and_no_thread_behind(backend: str) -> None:
                 pass
             recording.events(TABLE)
             assert process.returncode == 0
-    deadline = time.monotonic() + 5.0
-    while held() != before and time.monotonic() < deadline:  # the module's recording has files open for moments
-        time.sleep(0.05)
-    assert held() == before
+    # The module's recording has files open for moments.
+    until_sync(lambda: held() == before, complaint=lambda: f"{held()} descriptors and threads, {before} before")

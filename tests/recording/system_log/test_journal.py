@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from journald import PrivateJournal, private_journal, until
+from journald import PrivateJournal, private_journal
 from recording import Event, Recording
+from waiting import until_sync
 
 from zeek_agent.config import EventSettings, SourceSettings
 from zeek_agent.events.file import read
@@ -46,7 +47,7 @@ def journal() -> Iterator[PrivateJournal]:
 @pytest.fixture(scope="module")
 def recording(journal: PrivateJournal) -> Iterator[Recording]:
     journal.write(MESSAGE="logged before the agent started")
-    until(lambda: "logged before" in journal.read("--output=cat"))
+    until_sync(lambda: "logged before" in journal.read("--output=cat"))
     with Recording([journal.source()]) as recording:
         yield recording
 
@@ -157,7 +158,7 @@ class Run:
         return [message for (message,) in read(self.store.uri, f"SELECT message FROM {TABLE} ORDER BY seq")]
 
     def expect(self, *messages: str) -> None:
-        until(lambda: self.messages() == list(messages))
+        until_sync(lambda: self.messages() == list(messages))
 
     def end(self) -> None:
         self.supervisor.stop()
@@ -198,14 +199,14 @@ def test_a_restart_goes_on_after_the_last_entry(
             if not message.startswith(("Runtime", "System Journal", "Time spent"))
         ]
 
-    until(lambda: without_journald() == ["one", "two", *kept, "three"])
+    until_sync(lambda: without_journald() == ["one", "two", *kept, "three"])
     second.end()
 
 
 @root
 def test_after_a_reboot_that_took_the_journal_along_it_goes_on_by_time(own_journal: PrivateJournal) -> None:
     own_journal.write(MESSAGE="before the last row")
-    until(lambda: "before the last row" in own_journal.read("--output=cat"))
+    until_sync(lambda: "before the last row" in own_journal.read("--output=cat"))
     now = time.time()
     own_journal.write(MESSAGE="after the last row")
     source = own_journal.source()
@@ -223,11 +224,11 @@ def test_what_is_older_than_the_retention_is_not_picked_up(own_journal: PrivateJ
     first.expect("one")
     first.end()
     own_journal.write(MESSAGE="too old soon")
-    until(lambda: "too old" in own_journal.read("--output=cat"))
-    until(lambda: "too old" not in own_journal.read("--output=cat", "--since=-0.6s"))
+    until_sync(lambda: "too old" in own_journal.read("--output=cat"))
+    until_sync(lambda: "too old" not in own_journal.read("--output=cat", "--since=-0.6s"))
     own_journal.write(MESSAGE="young")
     second = Run(tmp_path / "events.db", [own_journal.source()], retention_age=0.5)
-    until(lambda: bool(second.messages()))
+    until_sync(lambda: bool(second.messages()))
     assert not {"too old soon"} & set(second.messages())
     second.end()
 
@@ -265,7 +266,7 @@ def test_a_journalctl_that_cannot_work_gives_way_to_the_files_of_syslog(
     file = tmp_path / "syslog"
     file.touch()
     run = Run(tmp_path / "events.db", [broken, Syslog(SourceSettings(syslog_files=(str(file),)))])
-    until(lambda: "recorded by syslog" in caplog.text)
+    until_sync(lambda: "recorded by syslog" in caplog.text)
     with file.open("a") as stream:
         stream.write("Nov 24 04:48:05 host cron[1]: from the file\n")
     run.expect("from the file")
@@ -299,7 +300,7 @@ def test_syslog_goes_on_after_what_the_journal_has_given(tmp_path: Path) -> None
     file = tmp_path / "syslog"
     file.write_text(line(-3600, "an hour ago") + line(-1, "in the journal too"))
     run = Run(tmp_path / "events.db", [Ends(), Syslog(SourceSettings(syslog_files=(str(file),)))])
-    until(lambda: bool(run.supervisor.status()[1].active))
+    until_sync(lambda: bool(run.supervisor.status()[1].active))
     with file.open("a") as stream:
         stream.write(line(0, "from the file"))
     run.expect("from the journal", "from the file")
