@@ -44,7 +44,10 @@ TELLTALE: Final = {
 _TELLTALE: Final = re.compile(rf"\b(?:{'|'.join(TELLTALE)})\b", re.IGNORECASE)
 _CODE: Final = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 PAGES: Final = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "packaging/zeek-agent.toml")),
+    *(
+        ROOT / name
+        for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md", "packaging/zeek-agent.toml")
+    ),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 MODULES: Final = sorted((ROOT / "src" / "zeek_agent").rglob("*.py"))

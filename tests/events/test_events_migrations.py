@@ -439,7 +439,7 @@ def test_a_changed_type_converts_values_and_tells_which_could_not_be(
     assert [(row["seq"], row["a"], row["b"]) for row in values(path)] == expected
     assert store.counters["things_events"].nulled == 2
     assert store.counters["things_events"].lost == {}
-    assert "things_events.a: stored values were converted from text to count; 2 could not be" in caplog.text
+    assert "things_events.a: values were converted from text to count; 2 could not be" in caplog.text
 
 
 def test_a_type_that_sqlite_does_not_tell_apart_is_converted_too(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -83,7 +83,7 @@ class Delivery:
             return
         packed = installed.snapshot.pack() if installed.snapshot is not None else None
         if packed is not None and len(packed) > SNAPSHOT_BYTES_MAX:
-            log.warning("query %s: its snapshot of %d bytes is too large to keep", installed.query_id, len(packed))
+            log.warning("query %s: its snapshot of %d bytes is too large to store", installed.query_id, len(packed))
             packed = None
         self._store.acknowledge(installed.key, installed.seen, packed, installed.under_way)
 

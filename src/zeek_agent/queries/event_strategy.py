@@ -119,7 +119,9 @@ class EventStrategy:
         for key in list(self._progress):
             if key not in in_use:
                 del self._progress[key]
-                log.info("more than %d event queries: should Zeek be killed, an old one is not replayed", PROGRESS_MAX)
+                log.info(
+                    "more than %d event queries: if Zeek is killed, the oldest ones are not replayed", PROGRESS_MAX
+                )
                 return
 
     def window(self, installed: Installed) -> dict[str, tuple[int, int]] | None:
@@ -130,7 +132,7 @@ class EventStrategy:
             first = store.first(table) or store.last(table) + 1
             if first > seen + 1:
                 installed.lost += first - seen - 1
-                log.warning("query %s: %d rows of %s expired unseen", installed.query_id, first - seen - 1, table)
+                log.warning("query %s: %d rows of %s expired undelivered", installed.query_id, first - seen - 1, table)
                 seen = installed.seen[table] = first - 1
             window[table] = (seen, max(seen, last))
         if len(window) == 1:

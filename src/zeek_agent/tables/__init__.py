@@ -1,6 +1,7 @@
 """The tables: one module per family. No other package knows columns.
 
-Each module here has a sequence `TABLES`; there is no other list that a new one has to be added to.
+Each module here whose name does not begin with an underscore has a sequence `TABLES`; there is no other list that a new
+one has to be added to.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ PLUGINS: Final = "zeek_agent.tables"
 
 def builtin_tables(platform: str = sys.platform) -> list[Table]:
     """The agent's own tables on that platform (as `sys.platform` calls it), in the order of their modules' names."""
-    modules = (import_module(f"{__name__}.{family.name}") for family in iter_modules(__path__))
+    families = (module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+    modules = (import_module(f"{__name__}.{family}") for family in families)
     return [table for module in modules for table in module.TABLES if platform in table.platforms]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from zeek_agent.schema import Column
 from zeek_agent.table import Table
+from zeek_agent.tables._process_columns import process_columns
 
 processes_events = Table(
     "processes_events",
@@ -29,17 +30,12 @@ processes_events = Table(
         Column("utime", "interval", "CPU time spent in user mode"),
         Column("stime", "interval", "CPU time spent in the kernel"),
         Column("state", "text", "`started` or `stopped`"),
-        Column("exe", "text", "path of the executable, as /proc/PID/exe shows it", added=True),
-        Column("cmdline", "text", "arguments joined by spaces, with matches of `access.redact` masked", added=True),
+        *process_columns("exe", "cmdline", added=True),
         Column("cwd", "text", "working directory", added=True),
         Column("exit_code", "int", "exit status; negative signal number if killed by a signal", added=True),
-        Column("loginuid", "count", "login user id (audit), which setuid does not change", added=True),
-        Column("session", "count", "login session id (audit)", added=True),
-        Column("cgroup", "text", "path of the control group", added=True),
-        Column("container_id", "text", "container id, from the control group; null if not in a container", added=True),
-        Column("netns", "count", "inode number of the network namespace", added=True),
-        Column("entity_id", "text", "unique process id, never reused (as in `processes`)", added=True),
-        Column("parent_entity_id", "text", "the parent's `entity_id`", added=True),
+        *process_columns(
+            "loginuid", "session", "cgroup", "container_id", "netns", "entity_id", "parent_entity_id", added=True
+        ),
         Column("parent_name", "text", "the parent's short name", added=True),
         Column("parent_exe", "text", "path of the parent's executable", added=True),
     ],
@@ -75,14 +71,9 @@ sockets_events = Table(
         Column("remote_port", "count", "peer's port"),
         Column("state", "text", "`established`, `closed`, `failed`, `listen` or `expired`"),
         Column("direction", "text", "`outbound` or `inbound`, by the side that opened the connection", added=True),
-        Column("exe", "text", "path of the process's executable", added=True),
-        Column("cmdline", "text", "command line of the process, with matches of `access.redact` masked", added=True),
-        Column("loginuid", "count", "login user id (audit), which setuid does not change", added=True),
+        *process_columns("exe", "cmdline", "loginuid", added=True),
         Column("cookie", "count", "the kernel's socket cookie (SO_COOKIE), unique until reboot", added=True),
-        Column("netns", "count", "inode number of the network namespace", added=True),
-        Column("container_id", "text", "id of the process's container; null if not in a container", added=True),
-        Column("entity_id", "text", "unique process id, never reused (as in `processes`)", added=True),
-        Column("parent_entity_id", "text", "the parent's `entity_id`", added=True),
+        *process_columns("netns", "container_id", "entity_id", "parent_entity_id", added=True),
         Column("community_id", "text", "Community ID (version 1) of the flow, as Zeek logs it", added=True),
         Column(
             "listener_stands_in",

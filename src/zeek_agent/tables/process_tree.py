@@ -13,6 +13,7 @@ from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.host.linux.procfs import Procfs
 from zeek_agent.schema import Column, Parameter, Row
 from zeek_agent.table import Constraints, Table
+from zeek_agent.tables._process_columns import process_columns
 
 process_tree = Table(
     "process_tree",
@@ -31,12 +32,12 @@ process_tree = Table(
         Column("ppid", "count", "process id of the process that started it; if unknown, of its current parent"),
         Column("name", "text", "short name of the process, at most 15 bytes for user processes (comm in proc(5))"),
         Column("exe", "text", "path of the executable of the last program that it executed"),
-        Column("cmdline", "text", "arguments joined by spaces, with matches of `access.redact` masked"),
+        *process_columns("cmdline"),
         Column("uid", "count", "effective user id"),
         Column("start_time", "time", "when the process started"),
         Column("exit_time", "time", "when it exited; null if running or not recorded"),
         Column("running", "bool", "whether it is still running"),
-        Column("entity_id", "text", "unique process id, never reused (as in `processes`)"),
+        *process_columns("entity_id"),
         Column("parent_entity_id", "text", "`entity_id` of the process that started it"),
     ],
     parameters=[

@@ -9,6 +9,7 @@ from zeek_agent.bpf.iterators import Task, loaded
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.schema import Column, Row, Value
 from zeek_agent.table import Constraints, Table
+from zeek_agent.tables._process_columns import process_columns
 
 processes = Table(
     "processes",
@@ -33,7 +34,7 @@ processes = Table(
         Column("utime", "interval", "CPU time spent in user mode"),
         Column("stime", "interval", "CPU time spent in the kernel"),
         Column("exe", "text", "path of the executable, as /proc/PID/exe shows it; null for kernel threads", added=True),
-        Column("cmdline", "text", "arguments joined by spaces, with matches of `access.redact` masked", added=True),
+        *process_columns("cmdline", added=True),
         Column("cwd", "text", "working directory", added=True),
         Column(
             "state",
@@ -43,14 +44,9 @@ processes = Table(
         ),
         Column("threads", "count", "number of threads", added=True),
         Column("start_time", "time", "when the process started", added=True),
-        Column("loginuid", "count", "login user id (audit), which setuid does not change", added=True),
-        Column("session", "count", "login session id (audit)", added=True),
+        *process_columns("loginuid", "session", added=True),
         Column("tty", "text", "controlling terminal, such as `pts/0`", added=True),
-        Column("cgroup", "text", "path of the control group in the unified hierarchy, or the longest path", added=True),
-        Column("container_id", "text", "container id, from the control group; null if not in a container", added=True),
-        Column("netns", "count", "inode number of the network namespace", added=True),
-        Column("entity_id", "text", "unique process id, never reused, not even after a reboot", added=True),
-        Column("parent_entity_id", "text", "the parent's `entity_id`", added=True),
+        *process_columns("cgroup", "container_id", "netns", "entity_id", "parent_entity_id", added=True),
     ],
     examples=[
         "SELECT name, pid, uid, exe FROM processes WHERE pid = 1",

@@ -26,6 +26,7 @@ from zeek_agent.recording.sockets.conntrack import translations
 from zeek_agent.recording.sockets.socket_event import UNTRANSLATED, Ends, Translation
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table
+from zeek_agent.tables._process_columns import process_columns
 
 sockets = Table(
     "sockets",
@@ -54,13 +55,10 @@ sockets = Table(
             "`FIN_WAIT_2`, `CLOSING`, `LAST_ACK` or `TIME_WAIT`",
         ),
         Column("uid", "count", "user who created the socket; null if no process holds it any more", added=True),
-        Column("exe", "text", "path of the process's executable", added=True),
-        Column("cmdline", "text", "command line of the process, with matches of `access.redact` masked", added=True),
+        *process_columns("exe", "cmdline", added=True),
         Column("fd", "count", "the process's lowest file descriptor for the socket", added=True),
         Column("cookie", "count", "the kernel's socket cookie (SO_COOKIE), unique until reboot", added=True),
-        Column("netns", "count", "inode number of the network namespace", added=True),
-        Column("container_id", "text", "id of the process's container; null if not in a container", added=True),
-        Column("entity_id", "text", "unique process id, never reused (as in `processes`)", added=True),
+        *process_columns("netns", "container_id", "entity_id", added=True),
         Column("community_id", "text", "Community ID (version 1) of TCP and UDP flows, as Zeek logs it", added=True),
         Column("translated_local_addr", "address", "translated local address, as seen outside the host", added=True),
         Column("translated_local_port", "count", "translated local port", added=True),
@@ -86,11 +84,7 @@ listening_ports = Table(
         Column("address", "address", "local address; all zero for all addresses of the host"),
         Column("port", "count", "port number"),
         Column("uid", "count", "user who created the socket"),
-        Column("exe", "text", "path of the process's executable"),
-        Column("cmdline", "text", "command line of the process, with matches of `access.redact` masked"),
-        Column("netns", "count", "inode number of the network namespace"),
-        Column("container_id", "text", "id of the process's container; null if not in a container"),
-        Column("entity_id", "text", "unique process id, never reused (as in `processes`)"),
+        *process_columns("exe", "cmdline", "netns", "container_id", "entity_id"),
     ],
     examples=["SELECT protocol, port, address, process, exe FROM listening_ports ORDER BY protocol, port"],
 )
@@ -110,12 +104,9 @@ packet_sockets = Table(
         Column("ethertype", "count", "protocol of received packets: 2048 IPv4, 34525 IPv6; 3: all; 0: none yet"),
         Column("interface", "text", "interface; null for all, or for one in another network namespace"),
         Column("uid", "count", "user who created the socket"),
-        Column("exe", "text", "path of the process's executable"),
-        Column("cmdline", "text", "command line of the process, with matches of `access.redact` masked"),
+        *process_columns("exe", "cmdline"),
         Column("fd", "count", "the process's lowest file descriptor for the socket"),
-        Column("netns", "count", "inode number of the network namespace"),
-        Column("container_id", "text", "id of the process's container; null if not in a container"),
-        Column("entity_id", "text", "unique process id, never reused (as in `processes`)"),
+        *process_columns("netns", "container_id", "entity_id"),
     ],
     examples=["SELECT pid, exe, interface FROM packet_sockets WHERE ethertype = 3"],
 )
