@@ -35,7 +35,7 @@ class Selected:
         return _log_type(self.type)
 
 
-class Columns:
+class PackColumns:
     """Columns and fields of one pack. Statements are compiled when they are needed first."""
 
     def __init__(self, file: PackFile) -> None:

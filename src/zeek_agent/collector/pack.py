@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zeek_agent.collector import pack_file
-from zeek_agent.collector.columns import Columns
+from zeek_agent.collector.columns import PackColumns
 from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
 from zeek_agent.errors import UsageError
@@ -78,7 +78,7 @@ def _checked(file: PackFile, origin: str, schedule: float | None) -> Pack:
 
 def _pack(file: PackFile, origin: str, schedule: float | None) -> Pack:
     logs: dict[str, Log] = {}
-    columns = Columns(file)
+    columns = PackColumns(file)
     for path, entry in file.logs.items():
         if file.queries_for("zeek", path) and not file.queries_for("collector", path):
             continue

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from zeek_agent.host.files.reads import Omissions
-from zeek_agent.queries.differences import Snapshot
+from zeek_agent.queries.differences import ResultSnapshot
 from zeek_agent.queries.result_backlog import Backlog
 from zeek_agent.queries.subscriptions import Query, Recipient
 from zeek_agent.text import STATEMENT_SHOWN, clipped
@@ -43,7 +43,7 @@ class Installed:
     under_way: dict[str, int] = field(default_factory=dict)
     """End of a report that was sent in an earlier life and not acknowledged."""
     backlog: Backlog = field(default_factory=Backlog)
-    snapshot: Snapshot | None = None
+    snapshot: ResultSnapshot | None = None
     reported: bool = False
     """Whether a first result was reported in this life of the query."""
     runs: int = 0
