@@ -39,22 +39,22 @@ class ReceiveMemory:
         self.connections_max = connections
         self.refuse = refuse
         self._pool_bytes = pool_bytes
-        self._taken: dict[BoundedConnection, int] = {}
-        self._taken_bytes = 0
+        self._used_by: dict[BoundedConnection, int] = {}
+        self._pool_used = 0
 
     @property
-    def taken_bytes(self) -> int:
+    def pool_used_bytes(self) -> int:
         """Bytes that connections hold beyond their allowances."""
-        return self._taken_bytes
+        return self._pool_used
 
     def update(self, connection: BoundedConnection, unread_bytes: int) -> None:
         """Record the memory of a connection, and close the largest one while the pool is exceeded."""
-        self._taken_bytes -= self._taken.pop(connection, 0)
+        self._pool_used -= self._used_by.pop(connection, 0)
         if unread_bytes > ALLOWANCE_BYTES:
-            self._taken[connection] = unread_bytes - ALLOWANCE_BYTES
-            self._taken_bytes += self._taken[connection]
-        while self._taken_bytes > self._pool_bytes:
-            largest = max(self._taken, key=self._taken.__getitem__)
+            self._used_by[connection] = unread_bytes - ALLOWANCE_BYTES
+            self._pool_used += self._used_by[connection]
+        while self._pool_used > self._pool_bytes:
+            largest = max(self._used_by, key=self._used_by.__getitem__)
             largest.disconnect(CloseCode.TRY_AGAIN_LATER, f"no memory for {largest.unread_bytes:,} unread bytes")
 
 

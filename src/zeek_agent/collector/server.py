@@ -277,7 +277,7 @@ class Collector:
         return Stats(
             started=self._started,
             connections=self._connections,
-            unread_bytes=self._memory.taken_bytes,
+            unread_bytes=self._memory.pool_used_bytes,
             agents=tuple(self._intake.agents),
             connected=frozenset().union(*(client.agent_ids for client in self._clients)),
             logs=tuple(LogStats(file.path, file.rows, file.dropped) for file in self._logs.files.values()),

@@ -86,7 +86,7 @@ class ScriptLog:
         return self.path.removeprefix(PACKAGE_PREFIX).replace("-", "_")
 
     def name(self, stem: str) -> str:
-        """A name of the module that is there once for each log: `LOG`, `PackColumns`, `write_row`."""
+        """A name of the module that is there once for each log: `LOG`, `Columns`, `write_row`."""
         if not self.suffix:
             return stem
         if stem.isupper():

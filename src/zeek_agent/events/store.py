@@ -348,8 +348,8 @@ class EventStore:
                 self._replace_damaged(error)
             else:
                 self._leave(error)
-        except _UNUSABLE as obstacle:
-            log.error("event store: cannot store events: %s", obstacle)
+        except _UNUSABLE as failure:
+            log.error("event store: cannot store events: %s", failure)
             return False
         return True
 
@@ -360,8 +360,8 @@ class EventStore:
         self._close(old)
         try:
             aside = self._move_aside(path, error)
-        except OSError as obstacle:
-            self._leave(obstacle)
+        except OSError as failure:
+            self._leave(failure)
         else:
             self._switch_file(old, self._open(path), disk_uri(aside))
 

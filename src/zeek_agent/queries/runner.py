@@ -76,8 +76,8 @@ class QueryRunner:
             log.debug("query %s is already installed", query_id)
             return
         key = query_key(recipient.identity, query)
-        taken = any(other.key == key and other.durable for other in self._installed.values())
-        durable = recipient.durable and not taken
+        is_duplicate = any(other.key == key and other.durable for other in self._installed.values())
+        durable = recipient.durable and not is_duplicate
         size_of_texts = size(query_id) + query.size
         installed = Installed(query_id, query.slowed(), recipient, key, durable, size_of_texts)
         self._installed[query_id] = installed

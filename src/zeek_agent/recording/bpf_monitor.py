@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _TICK: Final = 0.1
 _HOUSEKEEPING: Final = 1.0
 _WRITING: Final = 0.0001
-_PATIENCE: Final = 0.05
+_TIMEOUT: Final = 0.05
 _MIB: Final = 1 << 20
 
 
@@ -194,7 +194,7 @@ class Monitor:
     def _catch_up(self, stream: Stream) -> bool:
         """Read all pending records. False if one is not completed in time: then socket records have to wait."""
         end = stream.ring.end()
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _TIMEOUT
         while True:
             self._consume(stream, end)
             if stream.ring.passed(end):

@@ -92,10 +92,10 @@ class Listener:
 
     def _receive_pending(self) -> bool:
         """Handle up to `_TURN` datagrams. False if no more are pending."""
-        receive, take = self._receive, self._channel.recv
+        receive, recv = self._receive, self._channel.recv
         for _ in range(_TURN):
             try:
-                datagram = take(_PART)
+                datagram = recv(_PART)
             except BlockingIOError:
                 return False
             except OSError as error:

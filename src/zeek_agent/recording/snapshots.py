@@ -128,7 +128,7 @@ class SocketSnapshots(Snapshots):
     def _begin(self) -> None:
         owners, fed = SocketOwners(_PROC), self._settings.processes != "off"
         self._changes = SocketChanges(
-            lambda inodes: living_owners(owners, self._cache, inodes, fed), self._exclusions, patience=0.0
+            lambda inodes: living_owners(owners, self._cache, inodes, fed), self._exclusions, attribution_timeout=0.0
         )
         self._namespaces: set[int | None] = set()
         for netns, found in sockets_by_namespace(_PROC, self._procfs.pids(), _PROTOCOLS, WANTED_STATES):

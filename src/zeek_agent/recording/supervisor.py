@@ -42,7 +42,7 @@ class _Recorder:
     lost: int = 0
     checked: float = 0.0
     try_again: float = 0.0
-    complained: bool = False
+    warned: bool = False
 
 
 class Supervisor:
@@ -124,7 +124,7 @@ class Supervisor:
                 recorder.active = source
                 recorder.reasons.pop(source.backend, None)
                 recorder.lost = source.counters.lost["overrun"]
-                recorder.complained = False
+                recorder.warned = False
                 log.info("%s events are recorded by %s", recorder.kind, source.backend)
                 return
             if recorder.reasons.get(source.backend) != reason:
@@ -132,8 +132,8 @@ class Supervisor:
             recorder.reasons[source.backend] = reason
         if recorder.sources:
             recorder.try_again = time.monotonic() + _TRY_AGAIN
-            if not recorder.complained:
-                recorder.complained = True
+            if not recorder.warned:
+                recorder.warned = True
                 reasons = "; ".join(f"{backend}: {reason}" for backend, reason in recorder.reasons.items())
                 level = logging.WARNING if any(source.essential for source in recorder.sources) else logging.INFO
                 log.log(level, "%s events are not recorded: no backend works (%s)", recorder.kind, reasons)

@@ -42,8 +42,8 @@ class Traffic:
 
 def chosen_profile(hello: ZeekHello | None) -> Profile:
     """The shape of tables for an instance: one that takes batches knows columns by name, a stock one by position."""
-    takes_batches = hello is not None and protocol.BATCHES in hello.features
-    return Profile.FULL if takes_batches else Profile.STOCK
+    supports_batches = hello is not None and protocol.BATCHES in hello.features
+    return Profile.FULL if supports_batches else Profile.STOCK
 
 
 @dataclass(eq=False, slots=True)

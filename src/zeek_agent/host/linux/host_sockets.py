@@ -60,7 +60,7 @@ def _foreign(
     root: str, inside: Sequence[int], protocols: Collection[int], states: int, check: Callable[[], None]
 ) -> list[InternetSocket]:
     """The sockets of the namespace of these processes, by the first one that still leads there."""
-    trouble: OSError | None = None
+    failure: OSError | None = None
     for pid in inside:
         try:
             return in_network_namespace(
@@ -69,7 +69,7 @@ def _foreign(
         except FileNotFoundError:
             continue
         except OSError as error:
-            trouble = error
+            failure = error
         try:
             return [
                 found
@@ -78,7 +78,7 @@ def _foreign(
                 if states >> found.state & 1
             ]
         except OSError as error:
-            trouble = error
-    if trouble is not None:
-        log.debug("cannot list the sockets of another network namespace: %s", trouble)
+            failure = error
+    if failure is not None:
+        log.debug("cannot list the sockets of another network namespace: %s", failure)
     return []

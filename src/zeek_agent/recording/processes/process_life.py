@@ -13,7 +13,7 @@ from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux import procfs
 from zeek_agent.host.linux.stamps import TICKS, boot_id, start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
-from zeek_agent.recording.processes.process_changes import FORK_PATIENCE_NS, PendingForks, ProcessChange
+from zeek_agent.recording.processes.process_changes import FORK_TIMEOUT_NS, PendingForks, ProcessChange
 from zeek_agent.recording.processes.process_event import Exit, ProcessEvent, process_event
 from zeek_agent.text import to_bytes
 
@@ -94,7 +94,7 @@ class ProcessLife:
         """`pid` ended with that wait status (None: not known)."""
         forked = self._forks.remove(pid)
         process = self.cache.exit(pid, at) or self.cache.lookup(pid)
-        if process is None or process.until is None or process.until < at - FORK_PATIENCE_NS:
+        if process is None or process.until is None or process.until < at - FORK_TIMEOUT_NS:
             process = unknown_process(pid, at, None)
         if forked is not None:
             self._changes.append(ProcessChange(process, process.since, None))

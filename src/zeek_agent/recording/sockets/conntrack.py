@@ -152,8 +152,8 @@ class Conntrack(Source):
         self._requests: socket.socket | None = None
 
     def probe(self) -> str | None:
-        if (obstacle := why_not(self._sysctl)) is not None:
-            return obstacle
+        if (failure := why_not(self._sysctl)) is not None:
+            return failure
         events = self._sysctl / "nf_conntrack_events"
         if not events.exists():
             return "the kernel does not report connection-tracking events (CONFIG_NF_CONNTRACK_EVENTS)"

@@ -78,9 +78,9 @@ class EbpfSockets(Source):
 
     def _add(self, name: str, size: int, attach: Callable[[BpfObject], None]) -> str | None:
         """None if one more object is active; else the reason."""
-        obstacle = why_not((name,))
-        if obstacle is not None:
-            return obstacle
+        failure = why_not((name,))
+        if failure is not None:
+            return failure
         try:
             self._streams.append(self._stream(name, size, attach))
         except OSError as error:
@@ -171,9 +171,9 @@ def _attach_all(loaded: BpfObject) -> None:
 
 def _attach_to_cgroups(loaded: BpfObject) -> None:
     """Attach the control-group programs at the root group, which contains every process."""
-    obstacle, mounted = why_no_cgroup2(), cgroup2()
-    if obstacle is not None or mounted is None:
-        raise OSError(obstacle)
+    failure, mounted = why_no_cgroup2(), cgroup2()
+    if failure is not None or mounted is None:
+        raise OSError(failure)
     directory = os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for program in loaded.programs:

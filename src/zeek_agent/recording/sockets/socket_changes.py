@@ -54,8 +54,8 @@ class SocketChanges:
     """Compares lists of open sockets, and accepts notifications of closed ones.
 
     `find` gives the processes that hold sockets, by inode. A socket whose process is not found at once is given
-    `patience` seconds, and one that a list does not show is gone after `misses` more lists: a dump of the kernel's can
-    leave one out while others come and go. Times are seconds since the epoch.
+    `attribution_timeout` seconds, and one that a list does not show is gone after `misses` more lists: a dump of the
+    kernel's can leave one out while others come and go. Times are seconds since the epoch.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class SocketChanges:
         find: Callable[[set[int]], dict[int, Process]],
         exclusions: Exclusions,
         *,
-        patience: float,
+        attribution_timeout: float,
         misses: int = 0,
     ) -> None:
         self._find = find
         self._exclusions = exclusions
-        self._patience = patience
+        self._attribution_timeout = attribution_timeout
         self._misses = misses
         self._open: dict[object, _Open] = {}
         self._unreported: dict[object, _Open] = {}
@@ -190,7 +190,9 @@ class SocketChanges:
     def _is_due(self, entry: _Open, now: float) -> bool:
         if entry.process is not None:
             return True
-        return now >= entry.since + (self._patience if entry.inode else max(self._patience, _ACCEPT_TIMEOUT))
+        return now >= entry.since + (
+            self._attribution_timeout if entry.inode else max(self._attribution_timeout, _ACCEPT_TIMEOUT)
+        )
 
     def _close(self, key: object, now: float) -> None:
         entry = self._open.pop(key)
