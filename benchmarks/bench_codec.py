@@ -26,9 +26,9 @@ from zeek_agent.config import ZeekSettings
 from zeek_agent.database.database import ResultColumn
 from zeek_agent.queries.subscriptions import Change, Query, Report
 from zeek_agent.schema import ZeekType
-from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek import broker_json, protocol
+from zeek_agent.zeek.back_pressure import Sender
 from zeek_agent.zeek.connection import SEND_BUFFER, WRITE_LIMIT
-from zeek_agent.zeek.flow import Sender
 from zeek_agent.zeek.instance import Instance, Traffic
 
 ROUNDS = 5
@@ -106,7 +106,7 @@ async def through_connection(port: int, report: Report) -> list[tuple[float, flo
 
 def work_of_codec(sample: list[tuple[Any, ...]], report: Report) -> dict[str, Callable[[], None]]:
     """What is measured without a connection, by name."""
-    encode = data.row_encoder(COLUMNS)
+    encode = broker_json.row_encoder(COLUMNS)
     recipient = instance(None)  # type: ignore[arg-type]
     frames = [frame for batch in recipient.batches(report) for frame in batch]
 
@@ -125,7 +125,7 @@ def work_of_codec(sample: list[tuple[Any, ...]], report: Report) -> dict[str, Ca
     def read_cells() -> None:
         for frame in frames:
             event = protocol.agent_event(protocol.read_message(frame))  # type: ignore[arg-type]
-            data.cells(event.columns)  # type: ignore[union-attr]
+            broker_json.cells(event.columns)  # type: ignore[union-attr]
 
     return {
         "encode rows": encode_rows,

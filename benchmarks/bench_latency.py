@@ -26,7 +26,7 @@ from rich.table import Table
 from rig import Zeek, agent, load_generator
 
 from zeek_agent.queries.subscriptions import Query, Subscription
-from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek import broker_json, protocol
 
 RATE: Final = 47.0
 PACKAGES: Final = {"stock": frozenset[str](), "ours": frozenset({protocol.BATCHES})}
@@ -41,7 +41,7 @@ def stamps(frame: bytes) -> list[float]:
     if isinstance(event, protocol.ResultBatch):
         return [row["time"] for row in msgspec.json.decode(event.rows)]
     assert isinstance(event, protocol.ResultRow)
-    when = data.cells(event.columns)[0]
+    when = broker_json.cells(event.columns)[0]
     assert isinstance(when, float)
     return [when]
 

@@ -31,10 +31,10 @@ from zeek_agent.database.database import ResultColumn
 from zeek_agent.destination import PATH
 from zeek_agent.queries.subscriptions import Report
 from zeek_agent.schema import ZeekType
-from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek import broker_json, protocol
+from zeek_agent.zeek.back_pressure import Sender
 from zeek_agent.zeek.batches import split
 from zeek_agent.zeek.connection import SEND_BUFFER, WRITE_LIMIT
-from zeek_agent.zeek.flow import Sender
 from zeek_agent.zeek.instance import Instance, Traffic
 
 PACKAGES: Final = {"stock": os.environ.get("ZEEK_AGENT_STOCK_PACKAGE"), "ours": str(Path("zeek/scripts").absolute())}
@@ -155,9 +155,18 @@ async def minimal_client(port: int, rows: int) -> None:
         await websocket.send(protocol.subscription_message(protocol.subscriptions(AGENT_ID, (), "linux")))
         await websocket.recv()
         context = protocol.Context(AGENT_ID, time.time(), "hello")
-        texts = [data.string(text) for text in (AGENT_ID, "I1", "host")]
-        features = data.set_of([data.string(protocol.BATCHES)])
-        hello = data.vector([*texts, *[data.NONE] * 6, data.count(300_000_000), data.NONE, data.NONE, features])
+        texts = [broker_json.string(text) for text in (AGENT_ID, "I1", "host")]
+        features = broker_json.set_of([broker_json.string(protocol.BATCHES)])
+        hello = broker_json.vector(
+            [
+                *texts,
+                *[broker_json.NONE] * 6,
+                broker_json.count(300_000_000),
+                broker_json.NONE,
+                broker_json.NONE,
+                features,
+            ]
+        )
         await websocket.send(protocol.agent_hello(context, hello))
         while True:
             message = protocol.read_message(await websocket.recv(decode=False))

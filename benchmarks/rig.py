@@ -22,7 +22,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from zeek_agent.control.messages import ControlClient, Rows
-from zeek_agent.control.messages import Query as Statement
+from zeek_agent.control.messages import QueryRequest as Statement
 from zeek_agent.queries.subscriptions import Query
 from zeek_agent.zeek import protocol
 from zeek_agent.zeek.protocol import RowsAck, ZeekHello
@@ -88,7 +88,7 @@ def accepting() -> Iterator[int]:
 def ask(directory: Path, sql: str) -> list[tuple[Any, ...]]:
     """Rows of a statement, from the agent that has its state there."""
     client = ControlClient(directory / "state" / "zeek-agent.sock")
-    rows = [tuple(row) for frame in client.ask(Statement(sql)) if isinstance(frame, Rows) for row in frame.rows]
+    rows = [tuple(row) for frame in client.responses(Statement(sql)) if isinstance(frame, Rows) for row in frame.rows]
     client.close()
     return rows
 

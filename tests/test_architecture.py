@@ -50,24 +50,24 @@ def graph(package: Path = PACKAGE) -> dict[str, set[str]]:
 
 
 def order() -> dict[str, int]:
-    """The rooms of docs/architecture.md, the lowest with the lowest number."""
+    """The packages of docs/architecture.md, the lowest with the lowest number."""
     text = (ROOT / "docs" / "architecture.md").read_text()
-    table = text.split("| Room |", 1)[1].split("\n\n", 1)[0]
+    table = text.split("| Package |", 1)[1].split("\n\n", 1)[0]
     rows = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.splitlines()[2:]]
-    return {room: number for number, row in enumerate(reversed(rows), 1) for room in row} | {"": 0}
+    return {package: number for number, row in enumerate(reversed(rows), 1) for package in row} | {"": 0}
 
 
 def upward(edges: dict[str, set[str]], rank: dict[str, int]) -> list[str]:
-    """Imports of a room further up, or of another one beside the own."""
+    """Imports of a package further up, or of another one in the same row."""
     return sorted(
         f"{name} imports {other}"
         for name, others in edges.items()
         for other in others
-        if (room := name.split(".")[0]) != (below := other.split(".")[0]) and rank[below] >= rank[room]
+        if (package := name.split(".")[0]) != (below := other.split(".")[0]) and rank[below] >= rank[package]
     )
 
 
-def test_every_room_is_in_the_map_and_there_is_no_other() -> None:
+def test_every_package_is_in_the_table_and_there_is_no_other() -> None:
     assert {name.split(".")[0] for name in modules(PACKAGE)} == set(order())
 
 

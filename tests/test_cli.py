@@ -29,7 +29,7 @@ from zeek_agent.config import load
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.subscriptions import Query
-from zeek_agent.terminal import client
+from zeek_agent.terminal import responders
 from zeek_agent.zeek.protocol import AgentHello, ResultRow
 
 PROGRAM = [sys.executable, "-m", "zeek_agent"]
@@ -285,7 +285,7 @@ def test_config_check_prints_what_differs_and_where_from(tmp_path: Path) -> None
     file.write_text("[limits]\ntime = 3\n")
     done = run("config", "check", "--config", str(file), env=environment(ZEEK_AGENT_ZEEK="zeek"))
     assert done.returncode == 0
-    assert f"the configuration is good ({file})" in done.stdout
+    assert f"the configuration is valid ({file})" in done.stdout
     assert f"limits.time = 3.0    from {file}, default 10.0" in done.stdout
     assert "from environment ZEEK_AGENT_ZEEK, default []" in done.stdout
     file.write_text("[limits]\ntme = 3\n")
@@ -356,9 +356,9 @@ def test_an_agent_whose_state_directory_cannot_be_written_runs_without(tmp_path:
     with started("run", *place, **pipes) as process:
         assert process.stderr is not None
         lines = iter(process.stderr.readline, "")
-        assert any("cannot keep the agent id" in line for line in lines)
+        assert any("cannot store the agent id" in line for line in lines)
         assert any("events are kept in memory only" in line for line in lines)
-        assert any("cannot make the control socket /proc/nowhere/zeek-agent.sock" in line for line in lines)
+        assert any("cannot create the control socket /proc/nowhere/zeek-agent.sock" in line for line in lines)
         assert any(": join" in line for line in lines)
         assert ending(process, signal.SIGTERM) == 0
 
@@ -379,7 +379,7 @@ async def test_an_agent_serves_several_zeeks_at_once(state: Path) -> None:
         urls = ("--zeek", one.url(), "--zeek", other.url())
         with started("run", *urls, "--state-dir", str(state), **pipes) as process:
             clients = [await one.client(), await other.client()]
-            hellos = [await client.expect(AgentHello) for client in clients]
+            hellos = [await responders.expect(AgentHello) for client in clients]
             assert hellos[0].context.agent_id == hellos[1].context.agent_id
             await clients[1].install("q1", Query('SELECT 42 AS "n:count"', "Test::row"))
             row = await clients[1].expect(ResultRow)
@@ -448,15 +448,15 @@ def test_the_configured_group_may_ask_the_agent(tmp_path: Path, state: Path) -> 
         with acting_as(NOBODY, NOBODY):
             assert ask_agent(state) == "0"
         with acting_as(NOBODY, NOBODY - 1):
-            assert "not allowed to use" in ask_agent(state)
+            assert "not permitted to use" in ask_agent(state)
 
 
 def ask_agent(state: Path) -> str:
     """The user id that the agent gives its first process, or why it does not say."""
     config, _ = load(None, {}, {"state_dir": str(state)})
     try:
-        asked = client.connect(config)
-        _, rows, _ = client.query(asked, "SELECT uid FROM processes WHERE pid = 1")
+        asked = responders.connect(config)
+        _, rows, _ = responders.query(asked, "SELECT uid FROM processes WHERE pid = 1")
         asked.close()
         return str(rows[0][0])
     except ZeekAgentError as error:

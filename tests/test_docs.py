@@ -1,4 +1,4 @@
-"""The reference pages say what the code does, and leave nothing out."""
+"""The reference pages match the code and are complete."""
 
 from __future__ import annotations
 

@@ -86,10 +86,10 @@ def test_a_directory_that_cannot_be_written_is_mentioned(
     blocker.touch()
     made = identity.establish(blocker / "identity.json", machine_id_files=[machine])
     assert made.agent.startswith("H")
-    assert "holds for this start only" in caplog.text
+    assert "valid for this run only" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING), identity.only_one(blocker / "lock"):
-        assert "going on without" in caplog.text
+        assert "continuing without" in caplog.text
 
 
 def test_nothing_but_the_identity_is_left_in_the_directory(file: Path, machine: Path) -> None:

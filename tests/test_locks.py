@@ -19,7 +19,7 @@ import pytest
 from acting import NOBODY, acting_as, locks_of_another_user, reachable_directory
 
 from zeek_agent import identity, locks
-from zeek_agent.collector.rotation import LOCK, LogDirectory
+from zeek_agent.collector.log_files import LOCK, LogDirectory
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events import scratch
 
@@ -256,7 +256,7 @@ def test_a_full_disk_takes_no_lock_away(tmp_path: Path, caplog: pytest.LogCaptur
         lock = locks.take(tmp_path / "lock")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "cannot write to a lock file" in caplog.text
+    assert "cannot write the process id to a lock file" in caplog.text
     with pytest.raises(locks.HeldError):
         locks.take(tmp_path / "lock")
     lock.close()
@@ -278,7 +278,7 @@ def test_a_state_directory_that_others_control_is_refused(place: Path) -> None:
     os.chown(state, 0, 0)
     state.chmod(0o757)
     with (
-        pytest.raises(ZeekAgentError, match=f"{state} can be written by every user"),
+        pytest.raises(ZeekAgentError, match=f"{state} is writable by every user"),
         identity.only_one(state / "lock"),
     ):
         pytest.fail("locked in a directory of everybody")
@@ -288,7 +288,7 @@ def test_a_state_directory_that_others_control_is_refused(place: Path) -> None:
 def test_a_state_directory_of_a_group_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tmp_path.chmod(0o770)
     with caplog.at_level(logging.WARNING), identity.only_one(tmp_path / "lock"):
-        assert f"{tmp_path} can be written by its group" in caplog.text
+        assert f"{tmp_path} is writable by its group" in caplog.text
         assert is_private(tmp_path / "lock")
 
 
@@ -349,7 +349,7 @@ def test_a_directory_of_logs_that_others_control_is_used_and_mentioned(
     with locks_of_another_user(place / LOCK) as held:
         assert held == [place / LOCK]
         logs(place).close()
-    assert f"other users can replace the logs: {place} can be written by every user" in caplog.text
+    assert f"other users can replace the logs: {place} is writable by every user" in caplog.text
 
 
 # Scratch directories in /dev/shm

@@ -62,10 +62,10 @@ def test_lines_and_entries_are_cut_at_4_kb_and_say_so(file: Path, kind: str) -> 
     logging.getLogger("zeek_agent.x").warning("begin %s end", LONG[kind])
     (line,) = file.read_bytes().splitlines(keepends=True)
     assert 3_900 < len(line) <= 4_096
-    assert re.search(rb"x: begin .*\xe2\x80\xa6 \[[0-9,]+ bytes cut\] \xe2\x80\xa6.* end\n$", line)
+    assert re.search(rb"x: begin .*\xe2\x80\xa6 \[[0-9,]+ bytes truncated\] \xe2\x80\xa6.* end\n$", line)
     ((_, _, _, message),) = ring.rows()
     assert len(message.encode()) <= 4_096
-    assert ("bytes cut" in message) == (kind not in ("control characters", "backslashes")), "those fit unescaped"
+    assert ("bytes truncated" in message) == (kind not in ("control characters", "backslashes")), "those fit unescaped"
 
 
 @given(st.text(), st.sampled_from([str, escaped]))
@@ -74,7 +74,7 @@ def test_what_is_cut_is_counted_to_the_byte(text: str, render: Callable[[str], s
     for most in (60, 100, len(render(text).encode()) or 60):
         shown = logbook.cut(text, most, render)
         assert len(shown.encode()) <= max(most, 60)
-        if found := re.search(r"… \[([0-9,]+) bytes cut\] …", shown):
+        if found := re.search(r"… \[([0-9,]+) bytes truncated\] …", shown):
             assert len(text.encode()) - int(found[1].replace(",", "")) == sum(
                 len(text[part].encode()) for part in _kept(text, shown, found, render)
             )
@@ -182,8 +182,8 @@ def test_a_link_that_another_user_puts_in_its_place_is_not_followed_and_no_line_
     log.info("two")
     notice, one, two = capsys.readouterr().err.splitlines()
     assert notice == (
-        f"zeek-agent: log.file: cannot write {file}: it may be another user's: the symbolic link agent.log on the way "
-        f"to it belongs to uid {NOBODY}; lines go here"
+        f"zeek-agent: log.file: cannot write {file}: it may be another user's: the symbolic link agent.log on the path "
+        f"belongs to uid {NOBODY}; logging here instead"
     )
     assert (one[-3:], two[-3:]) == ("one", "two")
     assert victim.read_text() == "mine"

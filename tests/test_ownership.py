@@ -164,7 +164,7 @@ def test_a_file_that_another_user_has_linked_here_is_not_written(theirs: Path, t
     victim.write_text("mine\n")
     victim.chmod(0o644)
     (theirs / "a.log").hardlink_to(victim)
-    with pytest.raises(UntrustedError, match="has another name"):
+    with pytest.raises(UntrustedError, match="has another hard link"):
         open_log(theirs / "a.log")
     assert (victim.read_text(), mode(victim)) == ("mine\n", 0o644)
 
@@ -190,7 +190,7 @@ def test_what_is_below_a_directory_that_others_write_is_not_trusted(tmp_path: Pa
     (tmp_path / "deep" / "down").mkdir(parents=True)
     (tmp_path / "deep" / "down" / "file").touch()
     (tmp_path / "deep").chmod(bits)
-    assert f"can be written by others (mode {bits:04o})" in str(distrusted(tmp_path / "deep" / "down" / "file"))
+    assert f"is writable by others (mode {bits:04o})" in str(distrusted(tmp_path / "deep" / "down" / "file"))
     (tmp_path / "deep").chmod(0o1777)
     assert distrusted(tmp_path / "deep" / "down" / "file") is None
 
@@ -198,10 +198,10 @@ def test_what_is_below_a_directory_that_others_write_is_not_trusted(tmp_path: Pa
 @pytest.mark.root
 def test_what_another_user_owns_or_has_linked_is_not_trusted(theirs: Path, shared: Path, tmp_path: Path) -> None:
     (theirs / "mine").touch()
-    assert f"a directory on the way to it belongs to uid {NOBODY}" in str(distrusted(theirs / "mine"))
+    assert f"a directory on the path belongs to uid {NOBODY}" in str(distrusted(theirs / "mine"))
     (shared / "file").touch()
     os.chown(shared / "file", NOBODY, NOBODY)
     assert distrusted(shared / "file") == f"it belongs to uid {NOBODY}"
     (tmp_path / "victim").touch()
     link_of_nobody(shared / "link", tmp_path / "victim")
-    assert "the symbolic link link on the way to it" in str(distrusted(shared / "link"))
+    assert "the symbolic link link on the path" in str(distrusted(shared / "link"))

@@ -94,8 +94,8 @@ def logs() -> list[Log]:
 def markdown() -> str:
     parts = []
     for log in logs():
-        title = f"What is added to `{log.path}.log`" if log.path in ("conn", "notice") else f"`{log.path}.log`"
-        parts += [f"### {title}", "", f"Module `{log.module}`.", "", "| Field | Type | What |", "|---|---|---|"]
+        title = f"Additions to `{log.path}.log`" if log.path in ("conn", "notice") else f"`{log.path}.log`"
+        parts += [f"### {title}", "", f"Module `{log.module}`.", "", "| Field | Type | Meaning |", "|---|---|---|"]
         parts += [f"| `{field.name}` | {field.type} | {field.text.replace('``', '`')} |" for field in log.fields]
         parts.append("")
     return "\n".join(parts)

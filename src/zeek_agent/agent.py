@@ -21,22 +21,22 @@ from zeek_agent.control.server import ControlServer, NoPlaceError
 from zeek_agent.database.database import Database
 from zeek_agent.destination import EMBEDDED, formerly_embedded
 from zeek_agent.errors import ZeekAgentError
-from zeek_agent.events import file as event_file
+from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.signals import stop_signals
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
-from zeek_agent.zeek.causes import UnusableError
 from zeek_agent.zeek.connection import ZeekConnection
+from zeek_agent.zeek.connection_errors import UnusableError
 
 if TYPE_CHECKING:
     from zeek_agent.collector.server import Collector
     from zeek_agent.config import Config
     from zeek_agent.destination import Destination
     from zeek_agent.identity import Identity
-    from zeek_agent.logbook import Ring
+    from zeek_agent.logbook import RecentLines
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
     from zeek_agent.schema import Row
@@ -68,7 +68,9 @@ async def run_agent(config: Config, origins: Mapping[str, str], warnings: Sequen
 class Agent:
     """The parts and their life: entered to start them, left to end them. Also what the agent's own tables show."""
 
-    def __init__(self, config: Config, origins: Mapping[str, str], places: Paths, who: Identity, ring: Ring) -> None:
+    def __init__(
+        self, config: Config, origins: Mapping[str, str], places: Paths, who: Identity, ring: RecentLines
+    ) -> None:
         self.id = who.agent
         self.instance = who.instance
         self.hostname = config.agent.hostname or socket.gethostname()
@@ -158,7 +160,7 @@ class Agent:
         try:
             await self._collector.start_embedded()
         except ZeekAgentError as error:
-            raise UnusableError(f"cannot start: {error}; events are recorded meanwhile") from None
+            raise UnusableError(f"cannot start: {error}; events are still recorded") from None
         return self._collector.connect()
 
     async def _start_control(self) -> None:
@@ -168,7 +170,7 @@ class Agent:
         try:
             await control.start()
         except NoPlaceError as error:
-            log.warning("%s; commands cannot reach this agent", error)
+            log.warning("%s; commands cannot connect to this agent", error)
         else:
             self._parts.push_async_callback(control.stop)
 

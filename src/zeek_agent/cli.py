@@ -46,12 +46,12 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _drop_output() -> None:
-    """Standard output cannot be written: what is left for it goes nowhere, also at the end of the program."""
+    """Standard output cannot be written: discard the rest, including output flushed at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: BaseException) -> int:
-    """Say in a line what went wrong, and give the exit code for it."""
+    """Print the error in one line, and return its exit code."""
     match error:
         case click.exceptions.NoArgsIsHelpError():
             click.echo(error.format_message(), err=True)
@@ -77,7 +77,7 @@ def _fail(message: str, code: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What every command takes: where settings come from."""
+    """Options of every command: the sources of settings."""
 
     config_file: Path | None
     state_dir: str | None
@@ -88,7 +88,7 @@ class Given:
     ) -> tuple[Config, dict[str, str]]:
         """The configuration and its origins; `flags` by dotted name, None for those that were not given.
 
-        `warn` gets a line for each setting under a former name: standard error, unless a command has a log.
+        `warn` is called with a line for each setting under a former name; the default writes to standard error.
         """
         from zeek_agent import config
 
@@ -104,13 +104,15 @@ class Given:
 
 
 def _settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that every command takes, handed to it as its first argument."""
+    """Add the options of every command, passed to it as its first argument."""
 
     @click.option(
         "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Configuration file."
     )
-    @click.option("--state-dir", metavar="DIR", help="State directory; the control socket then lies in it.")
-    @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, by its dotted name.")
+    @click.option("--state-dir", metavar="DIR", help="State directory, which then also contains the control socket.")
+    @click.option(
+        "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set any setting, by its dotted name."
+    )
     @wraps(command)
     def with_settings(
         config_file: Path | None, state_dir: str | None, assignments: Sequence[str], **options: Any
@@ -123,20 +125,22 @@ def _settings(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", prog_name=NAME)
 def commands() -> None:
-    """Show a host to Zeek: its processes, sockets, users and files as an SQL database."""
+    """Give Zeek an SQL view of this host: processes, sockets, users and files."""
 
 
 @commands.command()
 @click.option("--zeek", "-z", multiple=True, metavar="URL", help="Zeek to connect to: ws://…, wss://… or HOST[:PORT].")
 @click.option("--insecure", is_flag=True, help="Accept any certificate of a wss:// Zeek.")
-@click.option("--ca-file", metavar="FILE", help="Authorities to trust for wss://, instead of the system's.")
-@click.option("--group", multiple=True, metavar="NAME", help="Group that this agent is in; Zeek can ask groups.")
+@click.option("--ca-file", metavar="FILE", help="CA certificates to trust for wss://, instead of the system's.")
+@click.option("--group", multiple=True, metavar="NAME", help="Group that this agent belongs to; Zeek can query groups.")
 @click.option("--logs", metavar="DIR", help="Logs of the embedded collector, which runs without --zeek (./logs).")
 @click.option("--log-format", type=click.Choice(["tsv", "json"]), help="Format of the embedded collector's logs.")
 @click.option("--pack", metavar="FILE", help="Query pack of the embedded collector.")
-@click.option("--osquery-socket", metavar="PATH", help="Extensions socket of an osquery to bridge to.")
+@click.option("--osquery-socket", metavar="PATH", help="Extensions socket of the osquery to connect to.")
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level of the agent's own log."
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="Minimum level of the agent's own log.",
 )
 @_settings
 def run(
@@ -177,21 +181,21 @@ def run(
 
 @commands.command()
 @click.argument("sql")
-@click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="How rows are written.")
+@click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="Output format of rows.")
 @_settings
 def query(given: Given, *, sql: str, mode: str) -> int:
     """Run one SQL statement and print its rows; SQL `-` is read from standard input.
 
-    A running agent answers, or else this process.
+    The statement runs in a running agent, or else in this process.
     """
-    from zeek_agent.terminal import client
+    from zeek_agent.terminal import responders
 
     config, origins = given.load()
-    asked = client.open_session(config, origins)
+    responder = responders.open_responder(config, origins)
     try:
-        columns, rows, notes = client.query(asked, sys.stdin.read() if sql == "-" else sql)
+        columns, rows, notes = responders.query(responder, sys.stdin.read() if sql == "-" else sql)
     finally:
-        asked.close()
+        responder.close()
     _printer(mode).write(columns, rows)
     for note in notes:
         _fail(note.message, 1)
@@ -199,25 +203,25 @@ def query(given: Given, *, sql: str, mode: str) -> int:
 
 
 @commands.command()
-@click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="How rows are written.")
+@click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="Output format of rows.")
 @_settings
 def shell(given: Given, *, mode: str) -> int:
-    """Ask interactively: SQL, `.help` for commands. Statements are also read from a pipe."""
+    """Run SQL interactively; `.help` lists commands. Statements can also be piped in."""
     from zeek_agent import paths
-    from zeek_agent.terminal import client
+    from zeek_agent.terminal import responders
     from zeek_agent.terminal.shell import Shell
 
     config, origins = given.load()
-    asked = client.open_session(config, origins)
+    responder = responders.open_responder(config, origins)
     try:
-        shell = Shell(asked, _printer(mode), sys.stderr)
+        shell = Shell(responder, _printer(mode), sys.stderr)
         if sys.stdin.isatty():
             shell.run_interactive(paths.locate(config).history)
             return 0
         shell.run_script(sys.stdin)
         return 1 if shell.failed else 0
     finally:
-        asked.close()
+        responder.close()
 
 
 @commands.command()
@@ -226,15 +230,15 @@ def shell(given: Given, *, mode: str) -> int:
 @_settings
 def tables(given: Given, *, name: str | None, zeek: bool) -> None:
     """List the tables, or describe one."""
-    from zeek_agent.terminal import client, table_text
+    from zeek_agent.terminal import responders, table_text
     from zeek_agent.terminal.shell import find_table
 
     config, origins = given.load()
-    asked = client.open_session(config, origins)
+    responder = responders.open_responder(config, origins)
     try:
-        declared = client.tables(asked)
+        declared = responders.tables(responder)
     finally:
-        asked.close()
+        responder.close()
     if name is not None:
         table = find_table(declared, name)
         click.echo(table_text.zeek_record(table) if zeek else table_text.describe_table(table), nl=False)
@@ -245,30 +249,28 @@ def tables(given: Given, *, name: str | None, zeek: bool) -> None:
 
 
 @commands.command()
-@click.option("--format", "-f", "form", type=click.Choice(["text", "json"]), default="text", help="How it is written.")
+@click.option("--format", "-f", "form", type=click.Choice(["text", "json"]), default="text", help="Output format.")
 @_settings
 def status(given: Given, *, form: str) -> None:
-    """Show the running agent: identity, connections, sources, queries, event store. Exit code 1 when none runs."""
-    from zeek_agent.terminal import client, status_report
+    """Show the running agent: identity, connections, sources, queries, event store. Exit code 1 if none is running."""
+    from zeek_agent.terminal import responders, status_report
 
     config, _ = given.load()
-    asked = client.connect(config)
+    responder = responders.connect(config)
     try:
-        report = status_report.gather(asked)
+        report = status_report.gather(responder)
     finally:
-        asked.close()
+        responder.close()
     width = _printer("table").width
     click.echo(status_report.as_json(report) if form == "json" else status_report.as_text(report, width), nl=False)
 
 
 @commands.command()
-@click.option("--format", "-f", "form", type=click.Choice(["text", "json"]), default="text", help="How it is written.")
-@click.option(
-    "--zeek", "-z", multiple=True, metavar="URL", help="Zeek to try to reach, instead of the configured ones."
-)
+@click.option("--format", "-f", "form", type=click.Choice(["text", "json"]), default="text", help="Output format.")
+@click.option("--zeek", "-z", multiple=True, metavar="URL", help="Zeek to test, instead of the configured ones.")
 @_settings
 def doctor(given: Given, *, form: str, zeek: Sequence[str]) -> int:
-    """Check what the agent needs and can do here, and say what to do about it. Exit code 1 when `run` would fail."""
+    """Check requirements and capabilities on this host, with advice. Exit code 1 if `run` would fail."""
     from zeek_agent.terminal import doctor
 
     config, origins = given.load({"zeek.destinations": list(zeek) or None})
@@ -279,20 +281,20 @@ def doctor(given: Given, *, form: str, zeek: Sequence[str]) -> int:
 
 @commands.group("config")
 def config_group() -> None:
-    """Look after the configuration."""
+    """Inspect the configuration."""
 
 
 @config_group.command("check")
 @_settings
 def config_check(given: Given) -> None:
-    """Check the configuration as `run` would use it, and print what differs from the defaults and why."""
+    """Check the configuration for `run`, and print settings that differ from the defaults, with their origin."""
     from zeek_agent import config
     from zeek_agent.terminal import config_check
 
     loaded, origins = given.load()
     config_check.check_surroundings(loaded)
     file = config.config_file(given.config_file, os.environ)
-    click.echo(f"the configuration is good ({file or 'no file'})")
+    click.echo(f"the configuration is valid ({file or 'no file'})")
     for name, value, origin, default in config.rows(loaded, origins):
         if origin != "default":
             click.echo(escaped(f"{name} = {value}    from {origin}, default {'unset' if default is None else default}"))
@@ -300,7 +302,7 @@ def config_check(given: Given) -> None:
 
 @commands.command()
 @click.option("--listen", metavar="HOST:PORT", help="Address to listen on (127.0.0.1:27759).")
-@click.option("--logs", metavar="DIR", help="Directory of the logs (./logs).")
+@click.option("--logs", metavar="DIR", help="Log directory (./logs).")
 @click.option("--pack", metavar="FILE", help="Query pack instead of the default one.")
 @click.option("--log-format", type=click.Choice(["tsv", "json"]), help="Format of the logs (tsv).")
 @_settings
@@ -312,7 +314,7 @@ def collector(
     pack: str | None,
     log_format: str | None,
 ) -> None:
-    """Stand in for Zeek: ask agents a pack of queries and write Zeek logs, until SIGTERM or SIGINT."""
+    """Run a collector in place of Zeek: query agents with a pack and write Zeek logs, until SIGTERM or SIGINT."""
     flags = {
         "collector.listen": listen,
         "collector.logs": logs,

@@ -17,7 +17,7 @@ PORT_PROTOCOLS: Final = frozenset({6, 17, 132})
 def community_id(protocol: int, local: str, local_port: int, remote: str, remote_port: int, *, seed: int = 0) -> str:
     """The flow's ID. Ports are those of TCP, UDP or SCTP; ValueError for other protocols and mixed address families."""
     if protocol not in PORT_PROTOCOLS:
-        raise ValueError(f"no community ID by ports for protocol {protocol}")
+        raise ValueError(f"no community ID from ports for protocol {protocol}")
     return packed_community_id(protocol, _packed(local), local_port, _packed(remote), remote_port, seed=seed)
 
 
@@ -26,7 +26,7 @@ def packed_community_id(
 ) -> str:
     """The same for addresses in network form, both of 4 or both of 16 bytes."""
     if len(local) != len(remote):
-        raise ValueError("a flow has addresses of one family")
+        raise ValueError("both addresses of a flow must have the same family")
     first, second = local + local_port.to_bytes(2, "big"), remote + remote_port.to_bytes(2, "big")
     # Addresses are compared before ports.
     if (local, local_port) > (remote, remote_port):

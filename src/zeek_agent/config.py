@@ -35,183 +35,195 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class AgentSettings(Section, frozen=True):
-    """Who this agent is."""
+    """Identity of this agent."""
 
-    id: Annotated[str | None, Meta(description="agent id; made once and kept in the state directory when not set")] = (
-        None
-    )
+    id: Annotated[
+        str | None, Meta(description="agent id; by default generated once and kept in the state directory")
+    ] = None
     hostname: Annotated[str | None, Meta(description="host name to report instead of the system's")] = None
 
 
 class TlsSettings(Section, frozen=True):
-    """TLS towards Zeek, for `wss://` destinations."""
+    """TLS for `wss://` destinations."""
 
-    ca_file: Annotated[str | None, Meta(description="PEM file of trusted authorities instead of the system's")] = None
-    certificate: Annotated[str | None, Meta(description="PEM file of the client certificate")] = None
-    key: Annotated[str | None, Meta(description="PEM file of the client's key; in `certificate` when not set")] = None
-    server_name: Annotated[str | None, Meta(description="name to expect in Zeek's certificate instead of the host")] = (
+    ca_file: Annotated[str | None, Meta(description="PEM file of trusted CA certificates, instead of the system's")] = (
         None
     )
-    insecure: Annotated[bool, Meta(description="accept any certificate (a man in the middle is not noticed)")] = False
+    certificate: Annotated[str | None, Meta(description="PEM file of the client certificate")] = None
+    key: Annotated[str | None, Meta(description="PEM file of the client's private key; default: in `certificate`")] = (
+        None
+    )
+    server_name: Annotated[str | None, Meta(description="expected name in Zeek's certificate, instead of the host")] = (
+        None
+    )
+    insecure: Annotated[bool, Meta(description="accept any certificate (allows man-in-the-middle attacks)")] = False
 
 
 class ZeekSettings(Section, frozen=True):
-    """The connections to Zeek."""
+    """Connections to Zeek."""
 
     destinations: Annotated[tuple[str, ...], Meta(description="URLs (`ws://host:port`, `wss://…`, `host[:port]`)")] = ()
-    groups: Annotated[tuple[str, ...], Meta(description="groups this agent is in, besides `all` and the platform")] = ()
-    hello_interval: Annotated[Positive, Meta(description="seconds between hellos")] = 60.0
-    instance_timeout: Annotated[Positive, Meta(description="seconds of silence after which a Zeek is forgotten")] = (
-        120.0
-    )
+    groups: Annotated[
+        tuple[str, ...], Meta(description="groups of this agent, in addition to `all` and the platform")
+    ] = ()
+    hello_interval: Annotated[Positive, Meta(description="seconds between hello messages")] = 60.0
+    instance_timeout: Annotated[
+        Positive, Meta(description="seconds of silence after which a Zeek is considered gone")
+    ] = 120.0
     connect_timeout: Annotated[Positive, Meta(description="seconds for TCP, TLS and the WebSocket upgrade")] = 10.0
     ack_timeout: Annotated[
         Positive, Meta(description="seconds to wait for Zeek's acknowledgement of the subscription")
     ] = 10.0
     script_timeout: Annotated[
         Positive,
-        Meta(description="seconds without an acknowledgement of Zeek's script after which rows are sent again"),
+        Meta(description="seconds without an acknowledgement by Zeek's script before rows are sent again"),
     ] = 10.0
     ping_interval: Annotated[Positive, Meta(description="seconds between pings on an idle connection")] = 10.0
-    pong_timeout: Annotated[Positive, Meta(description="seconds without a pong after which a connection is dead")] = (
-        120.0
-    )
+    pong_timeout: Annotated[
+        Positive, Meta(description="seconds without a pong before a connection is considered dead")
+    ] = 120.0
     reconnect_min: Annotated[Positive, Meta(description="seconds before the first reconnect attempt")] = 0.5
-    reconnect_max: Annotated[Positive, Meta(description="most seconds between reconnect attempts")] = 60.0
-    batch_rows: Annotated[PositiveInt, Meta(description="most rows sent before a ping")] = 100
+    reconnect_max: Annotated[Positive, Meta(description="maximum seconds between reconnect attempts")] = 60.0
+    batch_rows: Annotated[PositiveInt, Meta(description="maximum number of rows between pings")] = 100
     batch_bytes: Annotated[
         PositiveInt,
         Meta(
-            description="most bytes sent before a ping, without the blanks that fill up frames to 2,048 bytes"
-            " where Broker's own server is (stock packages up to 2.3)"
+            description="maximum number of bytes between pings, not counting the blanks that pad frames to 2,048 bytes"
+            " for Broker's own server (stock packages up to 2.3)"
         ),
     ] = 65_536
-    window_bytes: Annotated[PositiveInt, Meta(description="bytes under way without a pong, at first")] = 262_144
-    window_bytes_max: Annotated[PositiveInt, Meta(description="bytes under way without a pong, at most")] = 4_194_304
-    slow_pong: Annotated[Positive, Meta(description="seconds after which a pong is late: then one batch at a time")] = (
-        0.25
-    )
-    queries_max: Annotated[PositiveInt, Meta(description="queries that one Zeek instance may have installed")] = 1_000
-    instances_max: Annotated[PositiveInt, Meta(description="Zeek instances behind one connection")] = 100
-    message_bytes_max: Annotated[PositiveInt, Meta(description="largest message that is accepted from Zeek")] = (
-        4_194_304
-    )
+    window_bytes: Annotated[
+        PositiveInt, Meta(description="initial limit on unacknowledged bytes (sent without a pong)")
+    ] = 262_144
+    window_bytes_max: Annotated[PositiveInt, Meta(description="maximum of this limit")] = 4_194_304
+    slow_pong: Annotated[
+        Positive, Meta(description="seconds after which a pong is late; the agent then sends one batch at a time")
+    ] = 0.25
+    queries_max: Annotated[PositiveInt, Meta(description="maximum number of queries per Zeek instance")] = 1_000
+    instances_max: Annotated[PositiveInt, Meta(description="maximum number of Zeek instances per connection")] = 100
+    message_bytes_max: Annotated[PositiveInt, Meta(description="maximum size of a message from Zeek")] = 4_194_304
     tls: TlsSettings = TlsSettings()
 
 
 class LimitSettings(Section, frozen=True):
-    """Limits of a statement, Zeek's as well as a user's."""
+    """Limits per statement, from Zeek or a local user."""
 
-    time: Annotated[Positive, Meta(description="seconds that a statement may run")] = 10.0
-    rows: Annotated[PositiveInt, Meta(description="rows that a statement may return")] = 1_000_000
-    result_bytes: Annotated[PositiveInt, Meta(description="bytes that a statement's result may take")] = 134_217_728
-    statement_bytes: Annotated[PositiveInt, Meta(description="length of a statement's text")] = 100_000
-    value_bytes: Annotated[PositiveInt, Meta(description="length of one text or blob value")] = 4_194_304
+    time: Annotated[Positive, Meta(description="maximum run time in seconds")] = 10.0
+    rows: Annotated[PositiveInt, Meta(description="maximum number of rows in a result")] = 1_000_000
+    result_bytes: Annotated[PositiveInt, Meta(description="maximum size of a result in bytes")] = 134_217_728
+    statement_bytes: Annotated[PositiveInt, Meta(description="maximum length of a statement in bytes")] = 100_000
+    value_bytes: Annotated[PositiveInt, Meta(description="maximum length of a text or blob value in bytes")] = 4_194_304
     memory_bytes: Annotated[
-        PositiveInt, Meta(description="memory that SQLite may take for sorting, grouping and intermediate rows")
+        PositiveInt, Meta(description="memory in bytes for SQLite's sorting, grouping and intermediate rows")
     ] = 134_217_728
-    workers: Annotated[PositiveInt, Meta(description="snapshot queries that run at the same time")] = 2
-    file_bytes: Annotated[PositiveInt, Meta(description="bytes of one file that a statement reads lines from")] = (
+    workers: Annotated[PositiveInt, Meta(description="number of snapshot queries that run concurrently")] = 2
+    file_bytes: Annotated[PositiveInt, Meta(description="maximum number of bytes to read lines from, per file")] = (
         16_777_216
     )
-    file_lines: Annotated[PositiveInt, Meta(description="lines of one file that a statement reads")] = 100_000
-    file_time: Annotated[Positive, Meta(description="seconds that reading lines of one file may take")] = 1.0
-    files_bytes: Annotated[PositiveInt, Meta(description="bytes of all files that a statement reads lines from")] = (
-        67_108_864
-    )
-    files_lines: Annotated[PositiveInt, Meta(description="lines of all files that a statement reads")] = 500_000
-    files_time: Annotated[
-        Positive, Meta(description="seconds that reading and hashing files may take in one statement")
-    ] = 5.0
+    file_lines: Annotated[PositiveInt, Meta(description="maximum number of lines to read per file")] = 100_000
+    file_time: Annotated[Positive, Meta(description="maximum seconds for reading lines of one file")] = 1.0
+    files_bytes: Annotated[
+        PositiveInt, Meta(description="maximum number of bytes to read lines from, over all files")
+    ] = 67_108_864
+    files_lines: Annotated[PositiveInt, Meta(description="maximum number of lines to read over all files")] = 500_000
+    files_time: Annotated[Positive, Meta(description="maximum seconds for reading and hashing files")] = 5.0
 
 
 class AccessSettings(Section, frozen=True):
-    """What statements may see."""
+    """Access rules for statements."""
 
-    tables_allow: Annotated[tuple[str, ...], Meta(description="if not empty: only these tables (globs)")] = ()
-    tables_deny: Annotated[tuple[str, ...], Meta(description="never these tables (globs)")] = ()
+    tables_allow: Annotated[tuple[str, ...], Meta(description="if not empty: permit only these tables (globs)")] = ()
+    tables_deny: Annotated[tuple[str, ...], Meta(description="deny these tables (globs)")] = ()
     paths_allow: Annotated[
         tuple[str, ...],
-        Meta(description="if not empty: contents and hashes of these files only (globs), contents as by `files_allow`"),
+        Meta(description="if not empty: only contents and hashes of these files (globs); implies `files_allow`"),
     ] = ()
     paths_deny: Annotated[
         tuple[str, ...],
         Meta(
-            description="neither contents nor hashes of these files (globs; `**` crosses directories, a leading `!` "
-            "takes back what earlier patterns matched)"
+            description="deny contents and hashes of these files (globs; `**` crosses directories, a leading `!` "
+            "exempts matches of earlier patterns)"
         ),
     ] = access_defaults.PATHS_DENY
     files_allow: Annotated[
         tuple[str, ...],
         Meta(
-            description="contents of these files may be read, too, whatever their permissions (globs): more than the "
+            description="permit contents of these files, too, whatever their permissions (globs), in addition to the "
             "[default list](security.md#contents)"
         ),
     ] = ()
     filesystems_allow: Annotated[
         tuple[str, ...],
         Meta(
-            description="file systems that may be entered although they can hang: kinds (`nfs4`, `fuse.*`) or mount "
+            description="file systems to enter although they can hang: types (`nfs4`, `fuse.*`) or mount "
             "points (`/srv/data`)"
         ),
     ] = ()
     mode: Annotated[
         Literal["enforce", "report"],
         Meta(
-            description="`report` reads contents that are on no list, and logs that it would not; what `paths_deny` "
-            "names stays refused. For the move from an older release, to be removed in the next one"
+            description="`report` permits contents that are on no list, and logs a warning; `paths_deny` still applies."
+            " For the migration from an older release; will be removed in the next one"
         ),
     ] = "enforce"
     redact: Annotated[
-        tuple[str, ...], Meta(description="regular expressions (RE2); what they match in command lines reads `***`")
+        tuple[str, ...], Meta(description="regular expressions (RE2) for text in command lines to replace by `***`")
     ] = (r"(?i)(?:password|passwd|token|secret|api[-_]?key)[=:\s]+\S+",)
 
 
 class EventSettings(Section, frozen=True):
     """The event store."""
 
-    retention_age: Annotated[Positive, Meta(description="seconds that events are kept")] = 86_400.0
-    retention_bytes: Annotated[PositiveInt, Meta(description="bytes that the store may take on disk")] = 268_435_456
-    queue_rows: Annotated[PositiveInt, Meta(description="rows that may wait for the store's writer")] = 200_000
-    commit_interval: Annotated[Positive, Meta(description="seconds after which waiting rows are committed")] = 0.1
+    retention_age: Annotated[Positive, Meta(description="maximum age of events in seconds")] = 86_400.0
+    retention_bytes: Annotated[PositiveInt, Meta(description="maximum size of the store on disk in bytes")] = (
+        268_435_456
+    )
+    queue_rows: Annotated[PositiveInt, Meta(description="maximum number of rows waiting for the store's writer")] = (
+        200_000
+    )
+    commit_interval: Annotated[Positive, Meta(description="seconds between commits of waiting rows")] = 0.1
 
 
 class SourceSettings(Section, frozen=True):
-    """Where events come from."""
+    """Event sources."""
 
     processes: Annotated[
         Literal["auto", "ebpf", "proc_connector", "audit", "snapshots", "off"],
-        Meta(description="backend of process events; `auto` takes the best that works"),
+        Meta(description="backend for process events; `auto` selects the best available"),
     ] = "auto"
     sockets: Annotated[
         Literal["auto", "ebpf", "inet_diag", "audit", "snapshots", "off"],
-        Meta(description="backend of socket events; `auto` takes the best that works"),
+        Meta(description="backend for socket events; `auto` selects the best available"),
     ] = "auto"
     translations: Annotated[
         Literal["auto", "conntrack", "off"],
-        Meta(description="backend that follows address translation (NAT), for the translated ends of socket events"),
+        Meta(description="backend for address translation (NAT), for the `translated_` columns of socket events"),
     ] = "auto"
     system_logs: Annotated[
         Literal["auto", "journal", "syslog", "off"],
-        Meta(description="backend of the system's log; `auto` takes the journal, else the files of a syslog daemon"),
+        Meta(
+            description="backend for the system log; `auto` selects the journal, or else the files of a syslog daemon"
+        ),
     ] = "auto"
     syslog_files: Annotated[
         tuple[str, ...],
-        Meta(description="files to follow instead of `syslog` or `messages`, `auth.log` or `secure` in /var/log"),
+        Meta(description="syslog files to follow; default: `syslog` or `messages`, `auth.log` or `secure` in /var/log"),
     ] = ()
     snapshot_interval: Annotated[
-        Positive, Meta(description="seconds between snapshots, for the backend that compares them")
+        Positive, Meta(description="seconds between snapshots, for the `snapshots` backend")
     ] = 1.0
-    ring_bytes: Annotated[int, Meta(ge=0, description="bytes of each kernel ring buffer; 0: by the number of CPUs")] = 0
-    audit_rules: Annotated[bool, Meta(description="let the audit backend set its own kernel rules")] = False
-    ignore_loopback: Annotated[bool, Meta(description="leave out connections over loopback")] = False
-    ignore_self: Annotated[bool, Meta(description="leave out the agent's own process")] = True
+    ring_bytes: Annotated[
+        int, Meta(ge=0, description="size of each kernel ring buffer in bytes; 0: by the number of CPUs")
+    ] = 0
+    audit_rules: Annotated[bool, Meta(description="let the audit backend install its own kernel rules")] = False
+    ignore_loopback: Annotated[bool, Meta(description="ignore connections over loopback")] = False
+    ignore_self: Annotated[bool, Meta(description="ignore the agent's own process")] = True
     ignore_executables: Annotated[
-        tuple[str, ...], Meta(description="leave out processes of these executables (full paths)")
+        tuple[str, ...], Meta(description="ignore processes of these executables (full paths)")
     ] = ()
-    ignore_uids: Annotated[tuple[int, ...], Meta(description="leave out processes of these users")] = ()
-    process_cache: Annotated[PositiveInt, Meta(description="exited processes that are remembered")] = 20_000
-    process_grace: Annotated[Positive, Meta(description="seconds that exited processes are remembered")] = 60.0
+    ignore_uids: Annotated[tuple[int, ...], Meta(description="ignore processes of these users")] = ()
+    process_cache: Annotated[PositiveInt, Meta(description="exited processes to keep in the cache")] = 20_000
+    process_grace: Annotated[Positive, Meta(description="seconds that exited processes stay in the cache")] = 60.0
 
 
 class CollectorSettings(Section, frozen=True):
@@ -221,14 +233,15 @@ class CollectorSettings(Section, frozen=True):
         str,
         Meta(
             description="address and port that `zeek-agent collector` listens on; port 0: any free one. The embedded "
-            "collector listens nowhere"
+            "collector does not listen"
         ),
     ] = "127.0.0.1:27759"
-    logs: Annotated[str, Meta(description="directory of the logs")] = "./logs"
+    logs: Annotated[str, Meta(description="log directory")] = "./logs"
     format: Annotated[Literal["tsv", "json"], Meta(description="log format")] = "tsv"
-    pack: Annotated[str | None, Meta(description="query pack (TOML) instead of the default one")] = None
+    pack: Annotated[str | None, Meta(description="query pack (TOML), instead of the default one")] = None
     schedule: Annotated[
-        Positive | None, Meta(description="seconds between runs, instead of the pack's own for snapshots")
+        Positive | None,
+        Meta(description="seconds between runs, overriding the pack except for the subscription `Events`"),
     ] = None
     rotate_interval: Annotated[float, Meta(ge=0, description="seconds after which logs are rotated; 0: never")] = 3600.0
     rotate_bytes: Annotated[int, Meta(ge=0, description="bytes after which a log is rotated; 0: never")] = 104_857_600
@@ -239,12 +252,13 @@ class OsquerySettings(Section, frozen=True):
     """The bridge to osquery."""
 
     socket: Annotated[
-        str, Meta(description="osquery's extensions socket; `auto`: where its daemon or its shell has it; or `off`")
+        str,
+        Meta(description="osquery's extensions socket; `auto`: the default of its daemon or shell; `off`: no bridge"),
     ] = "auto"
-    refresh: Annotated[Positive, Meta(description="seconds between looks at what it offers, if it is there")] = 5.0
-    time: Annotated[Positive, Meta(description="seconds that osquery may take for an answer")] = 10.0
-    rows: Annotated[PositiveInt, Meta(description="rows of an answer, at most")] = 200_000
-    tables_exclude: Annotated[tuple[str, ...], Meta(description="tables that are not taken over (globs)")] = (
+    refresh: Annotated[Positive, Meta(description="seconds between checks for osquery and its tables")] = 5.0
+    time: Annotated[Positive, Meta(description="maximum seconds for a result of osquery")] = 10.0
+    rows: Annotated[PositiveInt, Meta(description="maximum number of rows in a result of osquery")] = 200_000
+    tables_exclude: Annotated[tuple[str, ...], Meta(description="tables to exclude (globs)")] = (
         "augeas",
         "carves",
         "curl",
@@ -261,38 +275,36 @@ class OsquerySettings(Section, frozen=True):
     event_tables: Annotated[tuple[str, ...], Meta(description="event tables to record (globs)")] = ()
     required_columns: Annotated[
         tuple[str, ...],
-        Meta(description="`table.column` of which one must be given a value, besides those of osquery's own tables"),
+        Meta(
+            description="`table.column` of columns that require a value, in addition to those of osquery's own tables"
+        ),
     ] = ()
-    export: Annotated[tuple[str, ...], Meta(description="the agent's tables that osquery gets (globs)")] = ()
+    export: Annotated[tuple[str, ...], Meta(description="agent tables to export to osquery (globs)")] = ()
 
 
 class LogSettings(Section, frozen=True):
     """The agent's own log."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least level that is logged")] = (
-        "info"
-    )
+    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="minimum level")] = "info"
     file: Annotated[
         str | None,
         Meta(
-            description="file to write to instead of standard error (mode 0600, in a setgid directory 0640);"
-            " one that may be another user's is refused"
+            description="log file, instead of standard error (mode 0600, or 0640 in a setgid directory);"
+            " a file that another user may control is refused"
         ),
     ] = None
-    entries: Annotated[PositiveInt, Meta(description="entries that the table zeek_agent_log keeps")] = 1_000
+    entries: Annotated[PositiveInt, Meta(description="number of entries in the table zeek_agent_log")] = 1_000
 
 
 class ControlSettings(Section, frozen=True):
-    """The control socket, through which `query`, `shell` and `status` reach a running agent."""
+    """The control socket of a running agent, used by commands such as `query`, `shell` and `status`."""
 
-    socket: Annotated[
-        str | None, Meta(description="path; by default beside the state directory's other files or in /run")
-    ] = None
-    group: Annotated[str | None, Meta(description="group that may use the socket, besides its owner")] = None
+    socket: Annotated[str | None, Meta(description="path; default: in the state directory or in /run")] = None
+    group: Annotated[str | None, Meta(description="group that may use the socket, in addition to its owner")] = None
 
 
 class Config(Section, frozen=True):
-    """Everything that can be set."""
+    """All settings."""
 
     state_dir: Annotated[str | None, Meta(description="directory of identity, event store and delivery state")] = None
     agent: AgentSettings = AgentSettings()
@@ -309,11 +321,11 @@ class Config(Section, frozen=True):
 
 ENVIRONMENT_PREFIX: Final = "ZEEK_AGENT_"
 ENVIRONMENT_SHORT: Final = {"ZEEK_AGENT_ZEEK": "zeek.destinations"}
-"""Variables with a name of their own, besides the general `ZEEK_AGENT_SECTION__KEY`."""
+"""Variables with names of their own, in addition to the general `ZEEK_AGENT_SECTION__KEY`."""
 
 
 RENAMED: Final[Mapping[str, str]] = {}
-"""Present names of settings by those of earlier versions, which go on working with a warning; both dotted."""
+"""Present names of settings by those of earlier versions, which still work, with a warning; both dotted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,9 +392,9 @@ def load(
 ) -> tuple[Config, dict[str, str]]:
     """The configuration, and where each setting comes from (by dotted name).
 
-    Flags go before the environment, that before the file, that before the defaults. `path` must exist; without one,
-    `ZEEK_AGENT_CONFIG` and then the default place are looked at. `flags` are by dotted name; a `str` for a setting
-    of another type is read as the environment would be. Raises UsageError that names place, key and remedy.
+    Precedence: flags, environment, file, defaults. `path` must exist; without one, `ZEEK_AGENT_CONFIG` and then the
+    default location are tried. `flags` are by dotted name; a `str` for a setting of another type is parsed like an
+    environment variable. Raises UsageError that names place, key and remedy.
 
     `renamed` is as RENAMED; `warn` gets a line for each setting that is given under a former name.
     """

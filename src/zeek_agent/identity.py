@@ -63,7 +63,7 @@ def establish(
     stored = read(file)
     machine = machine_hash(machine_id_files)
     if stored is not None and stored.machine is not None and machine is not None and stored.machine != machine:
-        log.warning("%s was made on another machine; this one gets an agent id of its own", file)
+        log.warning("%s was created on another machine; generating a new agent id", file)
         stored = None
     keep = stored or _Stored(new_id("H"), machine)
     if keep.machine is None and machine is not None:
@@ -83,10 +83,10 @@ def read(file: Path) -> _Stored | None:
         log.warning("cannot read the agent id in %s: %s", file, error.strerror)
         return None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        log.warning("%s is damaged (%s); the agent id is made anew", file, error)
+        log.warning("%s is damaged (%s); generating a new agent id", file, error)
         return None
     if not re.fullmatch(r"H[0-9A-Za-z]{1,22}", stored.id):
-        log.warning("%s holds no agent id; it is made anew", file)
+        log.warning("%s contains no agent id; generating a new one", file)
         return None
     return stored
 
@@ -130,7 +130,7 @@ def _write(file: Path, stored: _Stored) -> None:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        log.warning("cannot keep the agent id in %s (%s): it holds for this start only", file, error.strerror)
+        log.warning("cannot store the agent id in %s (%s): it is valid for this run only", file, error.strerror)
 
 
 @contextmanager
@@ -144,16 +144,16 @@ def only_one(file: Path) -> Iterator[None]:
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=STATE_MODE)
         if reason := locks.exposure(directory):
-            raise ZeekAgentError(f"the state directory {reason}: {locks.EXPOSURE_ADVICE} or name another --state-dir")
+            raise ZeekAgentError(f"the state directory {reason}: {locks.EXPOSURE_ADVICE} or choose another --state-dir")
         if reason := locks.group_exposure(directory):
             log.warning("the state directory %s, who can replace the agent's files: chmod g-w it", reason)
         lock = locks.take(file)
     except locks.HeldError as error:
         raise ZeekAgentError(
-            f"another agent{error.holder} uses {directory}; stop it or name another --state-dir"
+            f"another agent{error.holder} uses {directory}; stop it or choose another --state-dir"
         ) from None
     except OSError as error:
-        log.warning("cannot lock the state directory %s (%s): going on without", directory, error.strerror)
+        log.warning("cannot lock the state directory %s (%s): continuing without a lock", directory, error.strerror)
         yield
         return
     try:

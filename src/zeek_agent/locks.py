@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 ATTEMPTS: Final = 100
 ATTEMPT_PAUSE_SECONDS: Final = 0.01
 
-EXPOSURE_ADVICE: Final = "make it belong to the agent's user, chmod go-w it,"
+EXPOSURE_ADVICE: Final = "chown it to the agent's user, chmod go-w it,"
 
 _MODE: Final = 0o600
 _OPEN: Final = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -90,7 +90,7 @@ def exposure(directory: Path) -> str | None:
     if not _is_trusted(status.st_uid):
         return f"{directory} belongs to uid {status.st_uid}"
     if status.st_mode & stat.S_IWOTH:
-        return f"{directory} can be written by every user"
+        return f"{directory} is writable by every user"
     return None
 
 
@@ -98,7 +98,7 @@ def group_exposure(directory: Path) -> str | None:
     """The same for the directory's group. Raises OSError."""
     status = directory.stat()
     if status.st_mode & stat.S_IWGRP:
-        return f"{directory} can be written by its group (gid {status.st_gid})"
+        return f"{directory} is writable by its group (gid {status.st_gid})"
     return None
 
 
@@ -147,7 +147,7 @@ def _refuse_if_held_by_agent(path: Path, descriptor: int, status: os.stat_result
     pid = _agent_holding(descriptor)
     if pid is not None:
         raise HeldError(path, _holder(descriptor) or f" (pid {pid})")
-    log.warning("%s: another user holds the lock of this file of an older version; it is replaced", path)
+    log.warning("%s: another user holds the lock on this file of an older version; replacing it", path)
 
 
 def _replace(path: Path, replaced: os.stat_result) -> FileLock | None:
@@ -259,7 +259,7 @@ def _signed(descriptor: int) -> FileLock:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d %d\n" % (os.getpid(), int(time.time())), 0)
     except OSError as error:  # a full disk; the lock holds without
-        log.warning("cannot write to a lock file which process has it: %s", error.strerror)
+        log.warning("cannot write the process id to a lock file: %s", error.strerror)
     return FileLock(descriptor)
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LINE_BYTES: Final = 4096
 """Bytes of a line with its end, and of a message in the table, at most."""
 
-_NOTICE: Final = "… [{:,} bytes cut] …"
+_NOTICE: Final = "… [{:,} bytes truncated] …"
 _NOTICE_BYTES: Final = 40
 _HEAD_SHARE: Final = 0.75
 """The beginning says what happened; the end of a traceback says why."""
@@ -51,7 +51,7 @@ class StandardError(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
-class LogFile(logging.StreamHandler[TextIO]):
+class AgentLogFile(logging.StreamHandler[TextIO]):
     """Appends to a file of the agent's own, which is opened again when it was moved away, as by logrotate.
 
     While it cannot be written, lines go to standard error. Raises OSError when it cannot be opened to begin with.
@@ -77,7 +77,7 @@ class LogFile(logging.StreamHandler[TextIO]):
         reason = error.strerror if isinstance(error, OSError) else error
         if not self._failing:
             self._failing = True
-            notice = f"zeek-agent: log.file: cannot write {self._path}: {reason}; lines go here"
+            notice = f"zeek-agent: log.file: cannot write {self._path}: {reason}; logging here instead"
             sys.stderr.write(f"{escaped(notice)}\n")
         sys.stderr.write(f"{self.format(record)}\n")
 
@@ -106,7 +106,7 @@ class LogLine(NamedTuple):
     message: str
 
 
-class Ring(logging.Handler):
+class RecentLines(logging.Handler):
     """Keeps the last entries in memory."""
 
     def __init__(self, entries: int) -> None:
@@ -168,7 +168,7 @@ def _raw_byte(match: re.Match[str]) -> str:
     return chr(code - 0xDC00 + 0xEF00) if 0xDC80 <= code <= 0xDCFF else "?"
 
 
-def set_up(settings: LogSettings, *, quiet: bool = False, warnings: Iterable[str] = ()) -> Ring:
+def set_up(settings: LogSettings, *, quiet: bool = False, warnings: Iterable[str] = ()) -> RecentLines:
     """Send the log where the settings say. Raises UsageError when the file cannot be written.
 
     `quiet`: only warnings go to standard error, where a live view is shown; the table has all. `warnings` about the
@@ -180,11 +180,11 @@ def set_up(settings: LogSettings, *, quiet: bool = False, warnings: Iterable[str
         handler.setLevel(logging.WARNING if quiet else logging.NOTSET)
     else:
         try:
-            handler = LogFile(Path(settings.file))
+            handler = AgentLogFile(Path(settings.file))
         except OSError as error:
             raise UsageError(f"log.file: cannot write {settings.file}: {error.strerror}") from None
     handler.setFormatter(LineFormatter())
-    ring = Ring(settings.entries)
+    ring = RecentLines(settings.entries)
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)

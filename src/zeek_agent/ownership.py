@@ -71,9 +71,9 @@ class _Place:
         status = os.fstat(directory)
         mode = stat.S_IMODE(status.st_mode)
         if not is_trusted(status.st_uid):
-            self.reason = f"a directory on the way to it belongs to uid {status.st_uid}"
+            self.reason = f"a directory on the path belongs to uid {status.st_uid}"
         elif mode & _WRITABLE_BY_OTHERS and not mode & stat.S_ISVTX:
-            self.reason = f"a directory on the way to it can be written by others (mode {mode:04o})"
+            self.reason = f"a directory on the path is writable by others (mode {mode:04o})"
 
     def leave(self) -> None:
         if self.descriptor is not None:
@@ -187,9 +187,7 @@ def _walk(place: _Place, *, follow_last: bool) -> None:
 def _target(place: _Place, status: os.stat_result, link: int) -> Path:
     """Where a symbolic link leads, if it may be followed."""
     if not is_trusted(status.st_uid):
-        raise UntrustedError(
-            place.path, f"the symbolic link {place.name} on the way to it belongs to uid {status.st_uid}"
-        )
+        raise UntrustedError(place.path, f"the symbolic link {place.name} on the path belongs to uid {status.st_uid}")
     if place.reason is not None:
         raise UntrustedError(place.path, f"{place.name} is a symbolic link, and {place.reason}")
     return Path(os.readlink("", dir_fd=link))
@@ -239,4 +237,4 @@ def _require_own(place: _Place, status: os.stat_result) -> None:
     if not is_trusted(status.st_uid):
         raise UntrustedError(place.path, f"it belongs to uid {status.st_uid}")
     if place.reason is not None and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
-        raise UntrustedError(place.path, f"it has another name (hard link), and {place.reason}")
+        raise UntrustedError(place.path, f"it has another hard link, and {place.reason}")

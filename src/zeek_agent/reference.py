@@ -1,12 +1,14 @@
-"""The reference pages, written from the live declarations: tables, command line, configuration.
+"""Generator of the reference pages from the declarations in the code: tables, command line, configuration.
 
     python -m zeek_agent.reference [--check] [ROOT]
 
-writes them below ROOT (here); with `--check` it only says which are stale, and then ends with exit code 1.
+writes them below ROOT (default: here). With `--check` it only lists stale pages, and
+exits with code 1 if there are any.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import sys
 import textwrap
@@ -19,7 +21,7 @@ import click
 from zeek_agent import config, directories, paths
 from zeek_agent.access_defaults import CONTENTS_PRIVATE, CONTENTS_PUBLIC, LOCAL_FILE_SYSTEMS, PATHS_DENY
 from zeek_agent.collector import pack_file
-from zeek_agent.collector.agents import State
+from zeek_agent.collector.agents import AgentState
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
 from zeek_agent.table import Table
@@ -37,9 +39,9 @@ LISTS_END: Final = "<!-- lists: end -->\n"
 LOGS_BEGIN: Final = "<!-- logs: generated -->\n"
 LOGS_END: Final = "<!-- logs: end -->\n"
 LINES: Final = {
-    "Events": "each event, where the agent records events",
-    "Differences": "rows that came (`new`) and went (`gone`) between two runs",
-    "SnapshotPlusDifferences": "all rows once, then those that came (`new`) and went (`gone`)",
+    "Events": "each event, from agents that record events",
+    "Differences": "rows that appeared (`new`) and disappeared (`gone`) between two runs",
+    "SnapshotPlusDifferences": "all rows once, then those that appeared (`new`) and disappeared (`gone`)",
     "Snapshots": "all rows, each time",
 }
 """What a line of a log is, by the subscription of its queries."""
@@ -72,16 +74,20 @@ def main(arguments: Sequence[str]) -> int:
 def with_tables(readme: str) -> str:
     """The README with its list of tables as it should be."""
     rows = [(f"[{table.name}](docs/tables.md#{table.name})", table.summary) for table in all_tables()]
-    return _replaced(readme, README_BEGIN, README_END, _markdown_table(("Table", "Rows are"), rows))
+    return _replaced(readme, README_BEGIN, README_END, _markdown_table(("Table", "Rows"), rows))
 
 
 def with_lists(security: str) -> str:
     """The security page with the path gate's lists as they are."""
     lists = (
-        ("Never read", "Neither contents nor hashes, unless `access.paths_deny` is set otherwise:", PATHS_DENY),
-        ("Contents", "Contents, where every local user may read the file:", CONTENTS_PUBLIC),
-        ("Contents with narrower permissions", "Contents, whatever the file's permissions:", CONTENTS_PRIVATE),
-        ("File systems", "Kinds of file systems that are entered:", sorted(LOCAL_FILE_SYSTEMS)),
+        ("Never read", "Neither contents nor hashes are available, unless `access.paths_deny` is changed:", PATHS_DENY),
+        ("Contents", "Contents are readable if every local user can read the file:", CONTENTS_PUBLIC),
+        (
+            "Contents with narrower permissions",
+            "Contents are readable whatever the file's permissions:",
+            CONTENTS_PRIVATE,
+        ),
+        ("File systems", "File system types that are entered:", sorted(LOCAL_FILE_SYSTEMS)),
     )
     text = "\n\n".join(f"### {title}\n\n{lead}\n\n```\n{_filled(entries)}\n```" for title, lead, entries in lists)
     return _replaced(security, LISTS_BEGIN, LISTS_END, text)
@@ -90,12 +96,12 @@ def with_lists(security: str) -> str:
 def with_logs(collector: str) -> str:
     """The collector's page with its list of logs as the default pack declares them."""
     file, _ = pack_file.load()
-    rows = [("`zeek-agent.log`", "Agents", ", ".join(f"`{state}`" for state in get_args(State)))]
+    rows = [("`zeek-agent.log`", "Agents", ", ".join(f"`{state}`" for state in get_args(AgentState)))]
     for path, log in file.logs.items():
         if queries := file.queries_for("collector", path):
             subscription = queries[0][1].subscription or file.subscription
             rows.append((f"`{path}.log`", log.summary, LINES[subscription]))
-    rows.append(("`reporter.log`", "Errors", "what agents report, and messages that could not be used"))
+    rows.append(("`reporter.log`", "Errors", "errors reported by agents, and invalid messages"))
     return _replaced(collector, LOGS_BEGIN, LOGS_END, _markdown_table(("Log", "Content", "Lines"), rows))
 
 
@@ -139,15 +145,15 @@ def tables_page(tables: Iterable[Table]) -> str:
     parts = [
         GENERATED,
         "# Tables",
-        "A **snapshot** table shows how things are when it is asked. An **events** table holds what happened, from the "
-        "event store: a query that is installed with the subscription `Events` gets what is new since its last run, a "
-        "query that runs once gets all that is kept. `<table>_history` is always all that is kept.",
-        "Times are seconds since the epoch and intervals seconds, as real numbers, in SQL; "
-        "`datetime(time, 'unixepoch')` makes them readable. Sets, vectors, records and ports are JSON in SQL, for "
-        "`json_each` and `->>`. A result column that is a table's column keeps its type; an expression gets one by its "
-        'alias: `SELECT max(pid) AS "pid:count"`. Any cell may be null. Columns marked ⁺ are not part of `SELECT *` '
-        "for a stock Zeek package, which counts on exactly the others.",
-        _markdown_table(("Table", "Rows are", "Kind", "Platforms", "Columns"), overview),
+        "A **snapshot** table shows the state of the host at query time. An **events** table contains recorded events "
+        "from the event store: a query installed with the subscription `Events` returns the events since its last run, "
+        "a one-time query returns all retained events. `<table>_history` always contains all retained events.",
+        "In SQL, times are seconds since the epoch and intervals are seconds, both as real numbers; "
+        "`datetime(time, 'unixepoch')` formats them. Sets, vectors, records and ports are JSON, for "
+        "`json_each` and `->>`. A result column that is a table's column keeps its type; the alias of an expression "
+        'can declare its type: `SELECT max(pid) AS "pid:count"`. Any value can be null. Columns marked ⁺ are not part '
+        "of `SELECT *` for a stock Zeek package, which expects exactly the others.",
+        _markdown_table(("Table", "Rows", "Kind", "Platforms", "Columns"), overview),
     ]
     parts += [_table_section(table) for table in tables]
     return "\n\n".join(parts) + "\n"
@@ -162,7 +168,7 @@ def _table_section(table: Table) -> str:
     if table.parameters:
         arguments = [(f"`{one.column}`", str(one.zeek_type), parameter_summary(one)) for one in table.parameters]
         names = ", ".join(one.name for one in table.parameters)
-        parts.append(f"Asked as `{table.name}({names})`, or by these columns in `WHERE`:")
+        parts.append(f"Use as `{table.name}({names})`, or with these columns in `WHERE`:")
         parts.append(_markdown_table(("Parameter", "Type", "Meaning"), arguments))
     parts.append(_markdown_table(("Column", "Type", "Meaning"), columns))
     if table.examples:
@@ -178,27 +184,27 @@ def sql_page() -> str:
     parts = [
         GENERATED,
         "# SQL",
-        "Statements are SQLite's, one at a time and read-only: `SELECT`, `WITH`, `VALUES`, window functions, JSON. "
-        "What would write, attach a file, load code or change a setting is refused. Literals may be in double quotes, "
-        "as scripts for version 2 have them.",
-        "## Functions of the agent",
-        _markdown_table(("Function", "Gives"), own),
-        "Patterns are RE2's: their time grows with the text's length and no faster.",
-        "## Functions of SQLite",
-        "These may be used; `randomblob` only within the limit on values. "
+        "The dialect is SQLite's, with one read-only statement at a time: `SELECT`, `WITH`, `VALUES`, window "
+        "functions, JSON. Statements that would write, attach a file, load code or change a setting are refused. "
+        "String literals can be in double quotes, for compatibility with scripts for version 2.",
+        "## Agent functions",
+        _markdown_table(("Function", "Result"), own),
+        "Patterns use RE2, whose run time is linear in the length of the text.",
+        "## SQLite functions",
+        "The following functions are available; `randomblob` only within the limit on values. "
         + ", ".join(f"`{name}`" for name in sorted(BUILT_IN)),
-        "## What can be read",
-        "The agent's tables, and of SQLite's own "
+        "## Readable objects",
+        "Statements can read the agent's tables and SQLite's own "
         + ", ".join(f"`{name}`" for name in sorted(TABLE_FUNCTIONS - {f"pragma_{name}" for name in PRAGMAS}))
         + " and `sqlite_schema`. "
         + ", ".join(f"`PRAGMA {name}(table)`" for name in sorted(PRAGMAS))
-        + " and the same as tables, `pragma_table_info('table')`, describe them; `zeek_agent_tables` lists them. "
-        "Whatever else SQLite has, or will have in a later version, is refused. A name that `WITH` gives hides a table "
-        "of that name, as in SQLite; only names that begin with `sqlite_` are better left to SQLite.",
+        + " and their table-valued forms, such as `pragma_table_info('table')`, describe tables; `zeek_agent_tables` "
+        "lists them. Everything else that SQLite has now, or adds in a later version, is refused. A name defined by "
+        "`WITH` hides a table of that name, as in SQLite; avoid names that begin with `sqlite_`.",
         "## Limits",
-        "A statement ends with a clear error at its limit on time, rows, memory or length; see "
-        "[limits](configuration.md#limits). Only tables, and contents of files, that [access](configuration.md#access) "
-        "allows can be read.",
+        "A statement that exceeds its limit on time, rows, memory or length fails with an error; see "
+        "[limits](configuration.md#limits). [Access rules](configuration.md#access) restrict the tables and file "
+        "contents that can be read.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -211,16 +217,16 @@ def cli_page() -> str:
     parts = [
         GENERATED,
         "# Command line",
-        "Exit codes: 0 done, 1 failed, 2 wrong use. What is wrong is one line on standard error.",
-        "`query`, `shell`, `tables`, `status` and `doctor` reach a running agent through its control socket. Where "
-        "there is none, all but `status` work in their own process, on the events that an agent has kept.",
+        "Exit codes: 0 success, 1 failure, 2 usage error. Errors are one line on standard error.",
+        "`query`, `shell`, `tables`, `status` and `doctor` connect to a running agent through its control socket. "
+        "Without one, all but `status` work in their own process, with the events stored by an agent.",
         *(_command_section(command, f"zeek-agent {path}") for path, command in _commands(commands)),
-        "## Commands of the shell",
+        "## Shell commands",
         _markdown_table(
-            ("Command", "Does"),
+            ("Command", "Purpose"),
             [(f"`{command.usage}`", command.summary) for command in COMMANDS.values()],
         ),
-        "## How results are written",
+        "## Output formats",
         _printed_forms(),
     ]
     return "\n\n".join(parts) + "\n"
@@ -245,7 +251,7 @@ def _command_section(command: click.Command, path: str) -> str:
     context = click.Context(command, info_name=path)
     usage = " ".join([path, *command.collect_usage_pieces(context)])
     options = [_option_row(option, context) for option in command.params if isinstance(option, click.Option)]
-    parts = [f"## {path}", f"```\n{usage}\n```", textwrap.dedent(command.help or "").strip()]
+    parts = [f"## {path}", f"```\n{usage}\n```", inspect.cleandoc(command.help or "")]
     return "\n\n".join([*parts, _markdown_table(("Option", "Meaning"), options)])
 
 
@@ -261,34 +267,34 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
     parts = [
         GENERATED,
         "# Configuration",
-        "A setting is taken from the first of these that has it:",
-        "1. a flag of the command, or `--set KEY=VALUE` for those without one of their own;\n"
+        "The value of a setting comes from the first of these sources that contains it:",
+        "1. a flag of the command, or `--set KEY=VALUE` for settings without a flag;\n"
         "2. the environment: `ZEEK_AGENT_SECTION__KEY`, so `ZEEK_AGENT_LIMITS__TIME=5` sets `limits.time`, "
         "`ZEEK_AGENT_ZEEK__TLS__CA_FILE` sets `zeek.tls.ca_file` and `ZEEK_AGENT_STATE_DIR` sets `state_dir`; "
-        "`ZEEK_AGENT_ZEEK` is short for the destinations; "
-        "lists are separated by spaces or commas, or given as JSON; an empty variable counts as not set;\n"
-        "3. the TOML file that `--config` or `ZEEK_AGENT_CONFIG` names, else "
-        f"`{directories.SYSTEM_CONFIG}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for others, where "
-        "there is one;\n"
+        "`ZEEK_AGENT_ZEEK` is an alias for the destinations; "
+        "lists are separated by spaces or commas, or written as JSON; an empty variable counts as unset;\n"
+        "3. the TOML file named by `--config` or `ZEEK_AGENT_CONFIG`, or else "
+        f"`{directories.SYSTEM_CONFIG}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for other users, "
+        "if it exists;\n"
         "4. the default.",
-        "Unknown keys and values that make no sense are errors. `zeek-agent config check` finds them and prints what "
-        "differs from the defaults; the table `zeek_agent_config` shows every setting of a running agent and where it "
-        "comes from.",
-        "A setting that gets a new name goes on working under the old one: in the file, in the environment and with "
-        "`--set`. A warning, also of `zeek-agent config check`, names the new one. Where one place gives a setting "
-        "under both names, the new one counts.",
+        "Unknown keys and invalid values are errors. `zeek-agent config check` reports them, and prints the settings "
+        "that differ from the defaults. The table `zeek_agent_config` shows every setting of a running agent and its "
+        "origin.",
+        "A renamed setting still works under its old name: in the file, in the environment and with "
+        "`--set`. A warning, which `zeek-agent config check` also prints, gives the new name. If one source contains "
+        "both names, the new one takes precedence.",
         *_renamed_section(renamed),
-        "## Places",
+        "## Locations",
         _markdown_table(
             ("", "root", "other users"),
             [
                 ("state directory", f"`{paths.SYSTEM_STATE}`", "`$XDG_STATE_HOME/zeek-agent`"),
                 ("control socket", f"`{paths.SYSTEM_SOCKET}`", "`$XDG_RUNTIME_DIR/zeek-agent/zeek-agent.sock`"),
-                ("history of the shell", "`$XDG_STATE_HOME/zeek-agent/history`", "the same"),
+                ("shell history", "`$XDG_STATE_HOME/zeek-agent/history`", "the same"),
             ],
         ),
-        "With `--state-dir DIR` the control socket is `DIR/zeek-agent.sock`. Other users' commands also try root's "
-        "socket, which is open to the group that `control.group` names.",
+        "With `--state-dir DIR` the control socket is `DIR/zeek-agent.sock`. Commands of other users also try root's "
+        "socket, which is accessible to the group named by `control.group`.",
     ]
     by_section = itertools.groupby(config.settings().values(), lambda one: one.name.rpartition(".")[0])
     for section, settings in by_section:
@@ -311,7 +317,7 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
 def _default(one: config.Setting) -> str:
     if one.name in LISTED_BY:
         return f"[this list]({LISTED_BY[one.name]})"
-    return f"`{config.literal(one.default)}`" if one.default is not None else "not set"
+    return f"`{config.literal(one.default)}`" if one.default is not None else "unset"
 
 
 def _renamed_section(renamed: Mapping[str, str]) -> Iterator[str]:
@@ -323,8 +329,8 @@ def _renamed_section(renamed: Mapping[str, str]) -> Iterator[str]:
 def example_configuration() -> str:
     """packaging/zeek-agent.toml: every setting, commented out, with its default."""
     lines = [
-        "# Configuration of the Zeek Agent. Every setting is here with its default; take away the # to change one.",
-        "# `zeek-agent config check` says whether the file is good.",
+        "# Configuration of the Zeek Agent, with every setting and its default. Remove the # to change one.",
+        "# `zeek-agent config check` validates the file.",
     ]
     by_section = itertools.groupby(config.settings().values(), lambda one: one.name.rpartition(".")[0])
     for section, settings in by_section:

@@ -103,7 +103,7 @@ class Column:
         return ZeekType.parse(self.type)
 
 
-SEQUENCE: Final = Column("seq", "count", "number of the row in the event store, never used again", added=True)
+SEQUENCE: Final = Column("seq", "count", "number of the row in the event store, never reused", added=True)
 """The last column of every event table; the store gives it out."""
 
 

@@ -52,7 +52,7 @@ def _expected(kind: inspect.Type) -> str:
             return "one of " + ", ".join(str(choice) for choice in choices)
         case inspect.VarTupleType(item_type=item):
             return "a list, each " + _expected(_plain_type(item))
-    return "a text"
+    return "a string"
 
 
 def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:

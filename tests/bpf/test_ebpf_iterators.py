@@ -17,7 +17,7 @@ from test_ebpf_layouts import DIRECTORY, fields
 
 from zeek_agent.bpf import records
 from zeek_agent.bpf.iterators import Iterators, Task, why_no_iterators
-from zeek_agent.host.linux.procfs import Process, Procfs, socket_holders
+from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, socket_holders
 
 pytestmark = pytest.mark.root
 CHANGING = {"utime", "stime", "rsize", "vsize", "state", "threads", "name"}
@@ -48,7 +48,7 @@ def test_all_processes_have_the_facts_that_proc_shows(iterators: Iterators) -> N
         assert [task.pid for task in tasks] == sorted(task.pid for task in tasks)
         for found in tasks:
             try:
-                with Process(Procfs(), found.pid) as shown:
+                with ProcfsProcess(Procfs(), found.pid) as shown:
                     facts = {name: getattr(shown, name) for name in same}
             except ProcessLookupError:
                 continue
@@ -76,7 +76,7 @@ def test_a_sleeping_process_has_the_same_sizes_and_times(iterators: Iterators) -
     with subprocess.Popen(["sleep", "2"], cwd="/usr") as sleeping:
         time.sleep(0.1)
         found = task(iterators, sleeping.pid)
-        with Process(Procfs(), sleeping.pid) as shown:
+        with ProcfsProcess(Procfs(), sleeping.pid) as shown:
             for name in ("name", "vsize", "rsize", "state", "threads", "tty", "start_time", "cmdline"):
                 assert getattr(found, name) == getattr(shown, name)
             assert found.utime + found.stime == pytest.approx(shown.utime + shown.stime, abs=0.02)

@@ -20,7 +20,7 @@ from zeek_agent.collector.server import Collector
 from zeek_agent.config import CollectorSettings
 from zeek_agent.errors import UsageError
 from zeek_agent.queries.subscriptions import Change
-from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.protocol import Context, InstallQuery, Message, ZeekHello, ZeekShutdown
 
 CONVERSATION = CAPTURED.parent / "zeek-9.1-package-2.4-agent-2.3.jsonl"
@@ -87,9 +87,9 @@ async def test_rows_become_log_lines(tmp_path: Path) -> None:
     async with collecting(tmp_path, clock=clock) as collector, agent_of(collector) as agent:
         await agent.join()
         await agent.result(*THING)
-        await agent.result(*THING[:1], *[data.NONE] * 4, change=Change.DELETE)
-        await agent.result(data.string("it\nhappened"), event="Collector::things_events", change=Change.ADD)
-        await agent.result(*THING, data.count(5), change=None)
+        await agent.result(*THING[:1], *[broker_json.NONE] * 4, change=Change.DELETE)
+        await agent.result(broker_json.string("it\nhappened"), event="Collector::things_events", change=Change.ADD)
+        await agent.result(*THING, broker_json.count(5), change=None)
         await until(lambda: collector.stats.rows == 4)
     leading = {"t": 1_800_000_000.25, "hid": "HAbc", "host": "vm"}
     thing = {
@@ -262,7 +262,7 @@ async def test_a_message_for_another_instance_is_ignored(tmp_path: Path) -> None
         await agent.join()
         topic = protocol.response_topic("HAbc", "zeek_other")
         context = protocol.context_record(Context("HAbc", 0.0))
-        await agent.send(protocol.event_message(topic, "Collector::things", context, data.vector(THING)))
+        await agent.send(protocol.event_message(topic, "Collector::things", context, broker_json.vector(THING)))
         await until(lambda: collector.stats.ignored == 1)
         assert (collector.stats.rows, collector.stats.refused) == (0, 0)
 
@@ -283,7 +283,7 @@ async def test_only_an_address_beyond_loopback_is_warned_about(
     with caplog.at_level(logging.WARNING, "zeek_agent.collector"):
         async with collecting(tmp_path / "two", settings=CollectorSettings(listen="0.0.0.0:0")) as collector:
             assert collector.warning is not None
-    assert "anyone who can reach the port can feed these logs" in caplog.text
+    assert "anyone who can reach the port can write to these logs" in caplog.text
 
 
 async def test_ipv6_can_be_listened_on(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ async def test_a_disk_that_fails_holds_no_agent_back(
             place.unlink()
             await until(lambda: collector.stats.disk_error is None)
             assert len(read(place, "things")) == 1
-    assert "logs are written again" in caplog.text
+    assert "logs are writable again" in caplog.text
 
 
 async def test_a_slow_disk_holds_agents_back_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

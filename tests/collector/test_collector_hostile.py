@@ -24,12 +24,12 @@ from zeek_log import Clock, parse_log
 from zeek_agent.collector import intake, server
 from zeek_agent.collector.agents import Agents
 from zeek_agent.collector.intake import Intake
-from zeek_agent.collector.rotation import LogDirectory
+from zeek_agent.collector.log_files import LogDirectory
 from zeek_agent.collector.server import Collector, Limits
 from zeek_agent.destination import PATH
 from zeek_agent.queries.subscriptions import Change
-from zeek_agent.zeek import data, protocol
-from zeek_agent.zeek.data import ProtocolError
+from zeek_agent.zeek import broker_json, protocol
+from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import Context
 
 
@@ -53,37 +53,49 @@ HOSTILE: dict[str, Callable[[Collector], str | bytes]] = {
         '{"topic":"/x","@data-type":"vector","data":' + '[{"@data-type":"vector","data":' * 20_000
     ),
     "deep and closed": lambda _: '{"topic":"/x","data":' + "[" * 50_000 + "]" * 50_000 + "}",
-    "unknown event": message("Evil::event", CONTEXT, data.vector(THING)),
-    "unknown event of the API": message("ZeekAgentAPI::agent_hello_v2", CONTEXT, data.vector([])),
+    "unknown event": message("Evil::event", CONTEXT, broker_json.vector(THING)),
+    "unknown event of the API": message("ZeekAgentAPI::agent_hello_v2", CONTEXT, broker_json.vector([])),
     "no arguments": message("Collector::things"),
     "no columns": message("Collector::things", CONTEXT),
-    "context of the wrong shape": message("Collector::things", data.vector([data.count(1)]), data.vector(THING)),
-    "context that is no record": message("Collector::things", data.count(1), data.vector(THING)),
-    "too few values": message("Collector::things", CONTEXT, data.vector(THING[:4])),
-    "a number for a string": message("Collector::things", CONTEXT, data.vector([data.count(1), *THING[1:]])),
-    "an integer for a count": message(
-        "Collector::things", CONTEXT, data.vector([THING[0], data.integer(1), *THING[2:]])
+    "context of the wrong shape": message(
+        "Collector::things", broker_json.vector([broker_json.count(1)]), broker_json.vector(THING)
     ),
-    "a required value that is unset": message("Collector::things", CONTEXT, data.vector([data.NONE, *THING[1:]])),
+    "context that is no record": message("Collector::things", broker_json.count(1), broker_json.vector(THING)),
+    "too few values": message("Collector::things", CONTEXT, broker_json.vector(THING[:4])),
+    "a number for a string": message(
+        "Collector::things", CONTEXT, broker_json.vector([broker_json.count(1), *THING[1:]])
+    ),
+    "an integer for a count": message(
+        "Collector::things", CONTEXT, broker_json.vector([THING[0], broker_json.integer(1), *THING[2:]])
+    ),
+    "a required value that is unset": message(
+        "Collector::things", CONTEXT, broker_json.vector([broker_json.NONE, *THING[1:]])
+    ),
     "a time that is none": message(
         "Collector::things",
         CONTEXT,
-        data.vector([*THING[:2], '{"@data-type":"timestamp","data":"yesterday"}', *THING[3:]]),
+        broker_json.vector([*THING[:2], '{"@data-type":"timestamp","data":"yesterday"}', *THING[3:]]),
     ),
     "a set of the wrong type": message(
-        "Collector::things", CONTEXT, data.vector([*THING[:3], data.set_of([data.count(1)]), *THING[4:]])
+        "Collector::things",
+        CONTEXT,
+        broker_json.vector([*THING[:3], broker_json.set_of([broker_json.count(1)]), *THING[4:]]),
     ),
     "a set with a hole": message(
-        "Collector::things", CONTEXT, data.vector([*THING[:3], data.set_of([data.NONE]), *THING[4:]])
+        "Collector::things",
+        CONTEXT,
+        broker_json.vector([*THING[:3], broker_json.set_of([broker_json.NONE]), *THING[4:]]),
     ),
     "a record that is too short": message(
-        "Collector::things", CONTEXT, data.vector([*THING[:4], data.vector([data.string("key")])])
+        "Collector::things", CONTEXT, broker_json.vector([*THING[:4], broker_json.vector([broker_json.string("key")])])
     ),
-    "hello of the wrong types": message("ZeekAgentAPI::agent_hello_v1", CONTEXT, data.vector([data.count(1)] * 12)),
+    "hello of the wrong types": message(
+        "ZeekAgentAPI::agent_hello_v1", CONTEXT, broker_json.vector([broker_json.count(1)] * 12)
+    ),
     "hello with a bad address": message(
         "ZeekAgentAPI::agent_hello_v1",
         CONTEXT,
-        hello_record(addresses=data.set_of(['{"@data-type":"address","data":"a\\tb"}'])),
+        hello_record(addresses=broker_json.set_of(['{"@data-type":"address","data":"a\\tb"}'])),
     ),
     "hello with a bad agent id": message(
         "ZeekAgentAPI::agent_hello_v1", protocol.context_record(Context("../x\n", 0.0, "q")), hello_record()
@@ -92,16 +104,16 @@ HOSTILE: dict[str, Callable[[Collector], str | bytes]] = {
         "ZeekAgentAPI::agent_hello_v1", protocol.context_record(Context("HAbc", 0.0)), hello_record()
     ),
     "error of an agent with a bad id": message(
-        "ZeekAgentAPI::agent_error_v1", protocol.context_record(Context("x" * 129, 0.0)), data.string("what")
+        "ZeekAgentAPI::agent_error_v1", protocol.context_record(Context("x" * 129, 0.0)), broker_json.string("what")
     ),
     "row of an agent with a bad id": message(
-        "Collector::things", protocol.context_record(Context("x" * 1_000_000, 0.0, "q")), data.vector(THING)
+        "Collector::things", protocol.context_record(Context("x" * 1_000_000, 0.0, "q")), broker_json.vector(THING)
     ),
     "hello with a long query id": message(
         "ZeekAgentAPI::agent_hello_v1", protocol.context_record(Context("HAbc", 0.0, "q" * 1_025)), hello_record()
     ),
     "hello with a long host name": message("ZeekAgentAPI::agent_hello_v1", CONTEXT, hello_record(hostname="h" * 1_025)),
-    "error that is no text": message("ZeekAgentAPI::agent_error_v1", CONTEXT, data.count(1)),
+    "error that is no text": message("ZeekAgentAPI::agent_error_v1", CONTEXT, broker_json.count(1)),
 }
 
 
@@ -196,7 +208,7 @@ async def test_control_characters_in_messages_stay_in_one_line(tmp_path: Path) -
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
         await agent.join()
         raw = protocol.event_message(
-            protocol.response_topic("HAbc", collector.instance), "Collector::things", CONTEXT, data.vector(THING)
+            protocol.response_topic("HAbc", collector.instance), "Collector::things", CONTEXT, broker_json.vector(THING)
         ).encode()
         await agent.send(raw.replace(b"a thing", b"a\nthing\t\x00\xff"))
         await until(lambda: collector.stats.rows == 1)
@@ -226,7 +238,7 @@ async def test_a_hello_that_cannot_be_logged_changes_nothing(tmp_path: Path, mon
     async with collecting(tmp_path, clock=clock) as collector, agent_of(collector) as agent:
         await agent.join()
         [before] = collector.stats.agents
-        await agent.hello(addresses=data.set_of(['{"@data-type":"address","data":"nowhere"}']))
+        await agent.hello(addresses=broker_json.set_of(['{"@data-type":"address","data":"nowhere"}']))
         assert (await agent.error()).code == "deserialization_failed"
         await agent.hello(hostname="x" * 100_000)
         assert (await agent.error()).code == "deserialization_failed"
@@ -237,19 +249,19 @@ async def test_a_hello_that_cannot_be_logged_changes_nothing(tmp_path: Path, mon
 
 
 scalars = st.one_of(
-    st.text(max_size=20).map(data.string),
+    st.text(max_size=20).map(broker_json.string),
     st.integers(-(2**70), 2**70).map(lambda number: f'{{"@data-type":"count","data":{number}}}'),
     st.integers(-(2**70), 2**70).map(lambda number: f'{{"@data-type":"integer","data":{number}}}'),
     st.floats().map(lambda number: f'{{"@data-type":"real","data":{number}}}'),
     st.sampled_from(["address", "subnet", "port", "timestamp", "timespan", "enum-value", "boolean", "none", "what"])
     .flatmap(lambda kind: st.tuples(st.just(kind), st.text(max_size=20)))
-    .map(lambda pair: f'{{"@data-type":"{pair[0]}","data":{data.quoted(pair[1])}}}'),
+    .map(lambda pair: f'{{"@data-type":"{pair[0]}","data":{broker_json.quoted(pair[1])}}}'),
     st.just(CONTEXT),
 )
 values = st.recursive(
     scalars,
     lambda inner: st.lists(inner, max_size=13).flatmap(
-        lambda members: st.sampled_from([data.vector(members), data.set_of(members)])
+        lambda members: st.sampled_from([broker_json.vector(members), broker_json.set_of(members)])
     ),
     max_leaves=20,
 )
@@ -258,7 +270,7 @@ values = st.recursive(
 async def test_the_longest_values_are_taken(tmp_path: Path) -> None:
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
         await agent.join()
-        await agent.result(data.host_text(b"\x01\xff" * 2**20), event="Collector::things_events")
+        await agent.result(broker_json.host_text(b"\x01\xff" * 2**20), event="Collector::things_events")
         await until(lambda: collector.stats.rows == 1)
     [line] = read(tmp_path, "things-events")
     assert line["name"] == "\\x01\\xff" * 2**20
@@ -273,14 +285,14 @@ async def test_a_client_that_never_subscribes_is_let_go(tmp_path: Path, monkeypa
         await until(lambda: collector.stats.connections == 0)
 
 
-any_text = st.text(max_size=20).map(data.string)
+any_text = st.text(max_size=20).map(broker_json.string)
 things = st.tuples(
     any_text,
     st.integers(0, 2**64).map(lambda number: f'{{"@data-type":"count","data":{number}}}'),
-    st.floats(-1e11, 1e11).map(data.timestamp),
-    st.lists(any_text, max_size=3).map(data.set_of),
-    st.tuples(any_text, st.floats().map(data.real)).map(data.vector),
-).map(lambda columns: [data.vector(columns)])
+    st.floats(-1e11, 1e11).map(broker_json.timestamp),
+    st.lists(any_text, max_size=3).map(broker_json.set_of),
+    st.tuples(any_text, st.floats().map(broker_json.real)).map(broker_json.vector),
+).map(lambda columns: [broker_json.vector(columns)])
 events = st.sampled_from(
     [
         "Collector::things",
@@ -304,7 +316,7 @@ def say_and_read(place: Path, event: str, arguments: list[str]) -> None:
     taker = Intake(PACK, directory, Agents(timeout=1, limit=10), time.time)
     frame = protocol.event_message("/x", event, *arguments)
     with suppress(ProtocolError):
-        taker.take(protocol.agent_event(protocol.read_message(frame)))
+        taker.handle(protocol.agent_event(protocol.read_message(frame)))
     directory.close()
     for file in directory.files.values():
         written = place / f"{file.path}.log"
@@ -352,7 +364,7 @@ async def test_unfinished_messages_take_no_more_than_the_pool_and_the_largest_is
         held += [await opened_raw(collector, raw_frame(0x81, bytes(4 * mib), 30 * mib)) for _ in range(3)]
         await until(lambda: collector.stats.refused >= 3)
         assert collector.stats.unread_bytes <= 4 * mib
-        await agent.result(data.string("x" * mib), *THING[1:])
+        await agent.result(broker_json.string("x" * mib), *THING[1:])
         await until(lambda: collector.stats.rows == 1)
         for writer in held:
             writer.close()
@@ -497,7 +509,7 @@ def test_data_of_an_unset_value_is_not_read() -> None:
 
 
 def test_a_very_long_message_is_not_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "REPAIR_BYTES_MAX", 1_000)
+    monkeypatch.setattr(broker_json, "REPAIR_BYTES_MAX", 1_000)
     loose = '{{"topic":"/x","@data-type":"vector","data":[{{"@data-type":"string","data":"\x01{}"}}]}}'
     with pytest.raises(ProtocolError, match="not an event"):
         protocol.read_message(loose.format("x" * 800))

@@ -21,7 +21,7 @@ from zeek_agent import logbook
 from zeek_agent.collector import summary
 from zeek_agent.collector.server import Collector
 from zeek_agent.collector.summary import View, printable
-from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek import broker_json, protocol
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\nhost\u202e\u200b[red]x[/red]"
 
@@ -32,7 +32,7 @@ async def hostile_agent_with_rows(collector: Collector, agent: Agent) -> None:
     context = protocol.context_record(protocol.Context(agent.id, 0.0))
     topic = protocol.response_topic(agent.id, collector.instance)
     for number in range(5):
-        columns = data.vector([data.string(f"row {number}")])
+        columns = broker_json.vector([broker_json.string(f"row {number}")])
         await agent.send(protocol.event_message(topic, "Collector::things_events", context, columns))
     await agent.send(protocol.agent_error(collector.instance, protocol.Context(agent.id, 0.0), HOSTILE))
     await until(lambda: collector.stats.messages == 7)
@@ -122,7 +122,7 @@ async def test_a_reader_that_went_away_ends_it_quietly(
     async with collecting(tmp_path) as collector:
         with suppress(BrokenPipeError), os.fdopen(writing, "w") as stream:
             await asyncio.wait_for(summary.show(collector, stream), 5)
-    assert "standard output takes no more summaries: Broken pipe" in caplog.text
+    assert "cannot write summaries to standard output: Broken pipe" in caplog.text
 
 
 async def test_on_a_terminal_it_is_a_live_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

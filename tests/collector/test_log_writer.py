@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zeek_log import CAPTURED, Clock, parse_header, parse_log
 
-from zeek_agent.collector import rotation
-from zeek_agent.collector.logs import Field, JsonFormat, TsvFormat, local_time
-from zeek_agent.collector.rotation import LogDirectory
+from zeek_agent.collector import log_files
+from zeek_agent.collector.log_files import LogDirectory
+from zeek_agent.collector.log_formats import Field, JsonFormat, TsvFormat, local_time
 from zeek_agent.errors import UsageError
 from zeek_agent.text import from_bytes, to_bytes
 
@@ -219,7 +219,7 @@ def logs(directory: Path, clock: Clock, **options: Any) -> LogDirectory:
 
 def names(directory: Path) -> list[str]:
     """The files in a directory but for its lock."""
-    return sorted(path.name for path in directory.iterdir() if path.name != rotation.LOCK)
+    return sorted(path.name for path in directory.iterdir() if path.name != log_files.LOCK)
 
 
 def test_a_log_grows_with_each_flush_and_ends_with_a_close_line(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_logs_are_not_written_through_a_link_of_another_user(tmp_path: Path) -> 
     directory = logs(tmp_path / "logs", Clock())
     directory.files["test"].write((1.0, "a"))
     directory.flush()
-    assert f"the symbolic link logs on the way to it belongs to uid {NOBODY}" in str(directory.last_error)
+    assert f"the symbolic link logs on the path belongs to uid {NOBODY}" in str(directory.last_error)
     assert names(tmp_path / "victim") == []
     directory.close()
     assert directory.files["test"].dropped == 1
@@ -429,7 +429,7 @@ def test_a_full_disk_leaves_whole_lines_and_loses_none(tmp_path: Path) -> None:
 
 
 def test_lines_that_wait_for_a_disk_are_bounded_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "PENDING_BYTES", 1000)
+    monkeypatch.setattr(log_files, "PENDING_BYTES", 1000)
     place = tmp_path / "logs"
     place.write_text("in the way")
     directory = logs(place, Clock())

@@ -12,9 +12,9 @@ from places import ROOT
 from zeek_log import CAPTURED
 
 from zeek_agent.collector import pack, pack_file
-from zeek_agent.collector.logs import TsvFormat
+from zeek_agent.collector.log_formats import TsvFormat
 from zeek_agent.collector.statements import Statements
-from zeek_agent.database.session import Profile
+from zeek_agent.database.sql_connection import Profile
 from zeek_agent.errors import UsageError
 from zeek_agent.queries.subscriptions import Query, Subscription
 
@@ -177,11 +177,11 @@ def test_a_pack_of_ones_own() -> None:
         (SMALL + "subscription = 'Diffs'", "Invalid enum value 'Diffs' (at queries[0].subscription)"),
         (SMALL.replace("count", "counts"), "logs.things: field size: unknown type 'counts'"),
         (SMALL.replace('log = "things"', 'log = "thing"'), "there is no log thing; did you mean things?"),
-        (SMALL.replace("things]", '"../etc"]'), "logs.../etc: not a name for a log"),
-        (SMALL.replace("things", "reporter"), "logs.reporter: not a name for a log"),
-        (SMALL.replace('"size"', '"name"'), "field name: not a name, or given twice"),
-        (SMALL.replace('"size"', '"hid"'), "field hid: every log has one of that name already"),
-        (SMALL.replace('"size"', '"si\\tze"'), "not a name, or given twice"),
+        (SMALL.replace("things]", '"../etc"]'), "logs.../etc: not a valid log name"),
+        (SMALL.replace("things", "reporter"), "logs.reporter: not a valid log name"),
+        (SMALL.replace('"size"', '"name"'), "field name: not a valid name, or a duplicate"),
+        (SMALL.replace('"size"', '"hid"'), "field hid: every log already has a field of that name"),
+        (SMALL.replace('"size"', '"si\\tze"'), "not a valid name, or a duplicate"),
         (SMALL + "groups = ['a/b']", "not a group: 'a/b'"),
         ("queries = []", "Object missing required field `logs`"),
         ("[logs.things]\nevent = 'nonsense'\nfields = []\n[[queries]]\nsql=''\nlog='things'", "expected Module::name"),

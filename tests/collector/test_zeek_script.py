@@ -176,7 +176,7 @@ def test_nothing_in_a_pack_ends_a_comment_or_a_string() -> None:
         (SMALL.replace("size FROM", "1 + 1 FROM"), 'queries[0].sql: 1 + 1 has no type: select it AS "name:type"'),
         (SMALL.replace("size FROM", r"NULL AS \"size:enum\" FROM"), "Zeek has no type for enum: select it as text"),
         (SMALL.replace('"count" }', '"counts" }'), "logs.open-files: field size: unknown type 'counts'"),
-        (SMALL.replace('"size"', '"hid"'), "field hid: every log has one of that name already"),
+        (SMALL.replace('"size"', '"hid"'), "field hid: every log already has a field of that name"),
         (
             SMALL.replace('"size"', '"port"').replace('"path"', '"port_"'),
             "field port_: two fields would have this name",
@@ -185,19 +185,19 @@ def test_nothing_in_a_pack_ends_a_comment_or_a_string() -> None:
         (SMALL + "batch_sql = 'SELECT name, gid FROM users UNION SELECT 1'", "queries[0].batch_sql: "),
         (
             SMALL.replace("[logs.open-files]", '[logs.open-files]\nevent = "ZeekAgent::x"'),
-            "ZeekAgent::x is not free in Zeek",
+            "ZeekAgent::x is already used in Zeek",
         ),
         (
             SMALL.replace("[logs.open-files]", '[logs.open-files]\nevent = "Mine::event"'),
-            "Mine::event is not free in Zeek",
+            "Mine::event is already used in Zeek",
         ),
-        (SMALL.replace("open-files", "policy"), "ZeekAgent_Policy::log_policy would be there twice"),
+        (SMALL.replace("open-files", "policy"), "ZeekAgent_Policy::log_policy would be defined twice"),
         (
             SMALL.replace("[logs.open-files]", '[logs.open-files]\nevent = "Mine::write_rows"'),
-            "Mine::write_rows would be there twice",
+            "Mine::write_rows would be defined twice",
         ),
-        (SMALL + SMALL.replace("open-files", "open_files"), "would be there twice"),
-        ("queries = []\n[logs.lonely]\nfields = []", "logs.lonely: no query fills it"),
+        (SMALL + SMALL.replace("open-files", "open_files"), "would be defined twice"),
+        ("queries = []\n[logs.lonely]\nfields = []", "logs.lonely: no query writes to it"),
         (
             """[logs.x]\n[[queries]]\nlog = "x"\nsql = "SELECT columns FROM files_columns('/x', '$1:text')"\n""",
             "logs.x: columns is a record: declare its members as fields columns.member",

@@ -25,10 +25,10 @@ from zeek_agent.control.messages import (
     Frame,
     NoAgentError,
     Note,
-    Query,
+    QueryRequest,
     Request,
     Rows,
-    Status,
+    StatusRequest,
 )
 from zeek_agent.control.server import CONNECTIONS_MAX, Answer, ControlServer, NoPlaceError
 from zeek_agent.errors import AccessDeniedError, SqlError, UsageError, ZeekAgentError
@@ -59,13 +59,13 @@ class Agent:
 
 async def answer_with_rows(request: Request, origin: str) -> AsyncGenerator[Frame, None]:
     match request:
-        case Query(sql="broken"):
+        case QueryRequest(sql="broken"):
             raise SqlError("near broken: syntax error")
-        case Query(sql="denied"):
+        case QueryRequest(sql="denied"):
             raise AccessDeniedError("no")
-        case Query(sql="fault"):
+        case QueryRequest(sql="fault"):
             raise RuntimeError("a fault")
-        case Query():
+        case QueryRequest():
             yield COLUMNS
             yield Rows([(1, "x"), (2, None)])
         case _:
@@ -76,7 +76,7 @@ async def ask(path: Path, *requests: Request) -> list[list[Frame]]:
     def work() -> list[list[Frame]]:
         client = ControlClient(path)
         try:
-            return [list(client.ask(request)) for request in requests]
+            return [list(client.responses(request)) for request in requests]
         finally:
             client.close()
 
@@ -99,7 +99,7 @@ async def send_raw(path: Path, *lines: bytes) -> list[dict[str, Any]]:
 
 async def test_a_client_asks_several_times_on_one_connection(path: Path) -> None:
     async with Agent(path, answer_with_rows):
-        first, second = await ask(path, Query("SELECT 1"), Status())
+        first, second = await ask(path, QueryRequest("SELECT 1"), StatusRequest())
     assert first == [COLUMNS, Rows([(1, "x"), (2, None)])]
     assert isinstance(second[0], Facts)
     assert second[0].facts["origin"] == f"control uid={os.getuid()} pid={os.getpid()}"
@@ -109,7 +109,7 @@ async def test_a_client_asks_several_times_on_one_connection(path: Path) -> None
 async def test_errors_keep_their_class_and_text(path: Path, sql: str, error: type[ZeekAgentError]) -> None:
     async with Agent(path, answer_with_rows):
         with pytest.raises(error):
-            await ask(path, Query(sql))
+            await ask(path, QueryRequest(sql))
 
 
 async def test_a_fault_in_an_answer_does_not_end_the_connection(path: Path) -> None:
@@ -214,7 +214,7 @@ async def test_connections_are_bounded(path: Path) -> None:
         for _, writer in pairs:
             writer.close()
         await asyncio.sleep(0.05)
-        assert await ask(path, Status())
+        assert await ask(path, StatusRequest())
 
 
 async def test_stop_ends_clients_and_removes_the_socket(path: Path) -> None:
@@ -250,7 +250,7 @@ async def test_a_stale_socket_is_replaced(path: Path) -> None:
     with pytest.raises(NoAgentError):
         ControlClient(path)
     async with Agent(path, answer_with_rows):
-        assert await ask(path, Status())
+        assert await ask(path, StatusRequest())
 
 
 async def test_what_is_in_the_way_is_named(path: Path, tmp_path: Path) -> None:
@@ -258,14 +258,14 @@ async def test_what_is_in_the_way_is_named(path: Path, tmp_path: Path) -> None:
         with pytest.raises(ZeekAgentError, match="another agent listens on"):
             await ControlServer(path, None, answer_with_rows).start()
     path.write_text("precious")
-    with pytest.raises(ZeekAgentError, match="is no socket"):
+    with pytest.raises(ZeekAgentError, match="is not a socket"):
         await ControlServer(path, None, answer_with_rows).start()
     assert path.read_text() == "precious"
     with pytest.raises(UsageError, match="no-such-group"):
         await ControlServer(tmp_path / "a", "no-such-group", answer_with_rows).start()
     with pytest.raises(UsageError, match=r"control\.socket"):
         await ControlServer(tmp_path / ("a" * 120), None, answer_with_rows).start()
-    with pytest.raises(NoPlaceError, match=r"cannot make the control socket .*File exists"):
+    with pytest.raises(NoPlaceError, match=r"cannot create the control socket .*File exists"):
         await ControlServer(path / "below", None, answer_with_rows).start()
 
 
@@ -285,9 +285,9 @@ async def test_who_may_not_connect_is_told_what_to_do(path: Path, tmp_path: Path
 
 
 def test_an_agent_of_another_version_is_told_apart(path: Path) -> None:
-    with pytest.raises(ZeekAgentError, match="of another version"):
+    with pytest.raises(ZeekAgentError, match="a different version"):
         messages.decode_frame(b'{"frame":"hologram"}\n')
-    with pytest.raises(ZeekAgentError, match="of another version"):
+    with pytest.raises(ZeekAgentError, match="a different version"):
         messages.decode_frame(b"\x00")
 
 
@@ -313,7 +313,7 @@ def test_any_row_survives_the_wire(rows: list[tuple[Any, Any]]) -> None:
 
 def test_many_rows_become_several_frames_with_their_changes() -> None:
     rows = [(number, "x" * 1000) for number in range(1000)]
-    changes: list[messages.Change | None] = ["Add" if number % 2 else "Delete" for number in range(1000)]
+    changes: list[messages.ChangeName | None] = ["Add" if number % 2 else "Delete" for number in range(1000)]
     lines = list(messages.encode_frame(Rows(rows, changes)))
     assert 3 <= len(lines) <= 5
     assert max(map(len, lines)) < 2 * messages.ROWS_BYTES

@@ -124,7 +124,7 @@ async def test_only_misfits_of_many_rows_are_left_out() -> None:
     db = database(Recorder("t", [("n", "int")], [(number if number % 1000 else -1,) for number in range(count)]))
     result = await db.query('SELECT n AS "n:count" FROM t')
     assert [row[0] for row in result.rows] == [number for number in range(count) if number % 1000]
-    assert result.errors == ("row left out: column n (count): -1 is negative", "and 4 more")
+    assert result.errors == ("row omitted: column n (count): -1 is negative", "and 4 more")
     await db.aclose()
 
 

@@ -22,7 +22,7 @@ from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.database.database import Database, Lane, Profile, Result
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import TABLE_FUNCTIONS, Run
-from zeek_agent.database.session import Session
+from zeek_agent.database.sql_connection import SqlConnection
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Parameter, Row
@@ -304,14 +304,14 @@ async def test_a_name_that_a_with_hides_gives_access_to_nothing(store: EventStor
     await db.aclose()
 
 
-def test_the_statements_that_stay_compiled_are_few_and_short(sessions: list[Session]) -> None:
+def test_the_statements_that_stay_compiled_are_few_and_short(sessions: list[SqlConnection]) -> None:
     for session in sessions:
         for number in range(300):
             run = Run(LimitSettings())
             run.start(memory_ceiling=1 << 40)
             session.query(f"SELECT {number}{' ' * 5_000 * (number % 2)}", run)
-        assert 50 < len(session._sound) <= 100
-        assert sum(map(len, session._sound)) < 100 * 4_096
+        assert 50 < len(session._cacheable) <= 100
+        assert sum(map(len, session._cacheable)) < 100 * 4_096
 
 
 async def test_pragmas_as_tables_describe_only_what_may_be_read(store: EventStore) -> None:
@@ -353,7 +353,7 @@ NESTED = st.recursive(st.builds("SELECT {} FROM {} AS a".format, COLUMNS, PLACES
 
 
 @pytest.fixture(scope="module")
-def sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Session]]:
+def sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[SqlConnection]]:
     """Sessions of both profiles, whose forbidden tables can be told by what is in them, and by how many rows are."""
     kept = EventStore(tmp_path_factory.mktemp("nested") / "events.sqlite", [EVENTS])
     kept.append("processes_events", [(time.time(), number) for number in range(3)])
@@ -370,7 +370,7 @@ def sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Session]
         access=AccessSettings(tables_deny=("secret",)),
     )
     made = [
-        Session(db._catalog, profile, context=db.context, limits=db.limits, scans=db.scans, store=kept)
+        SqlConnection(db._catalog, profile, context=db.context, limits=db.limits, scans=db.scans, store=kept)
         for profile in Profile
     ]
     yield made
@@ -382,7 +382,9 @@ def sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Session]
 
 @settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(sql=NESTED)
-def test_nothing_of_what_may_not_be_read_comes_out_however_it_is_nested(sessions: list[Session], sql: str) -> None:
+def test_nothing_of_what_may_not_be_read_comes_out_however_it_is_nested(
+    sessions: list[SqlConnection], sql: str
+) -> None:
     for session in sessions:
         run = Run(LimitSettings(time=5.0))
         run.start(memory_ceiling=1 << 40)

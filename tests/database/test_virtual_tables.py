@@ -345,8 +345,8 @@ async def test_rows_of_the_wrong_width_are_left_out() -> None:
     result = await db.query("SELECT a FROM t")
     assert result.rows == [(1,)]
     assert result.errors == (
-        "table t: row left out: a row has 1 cells instead of 2",
-        "table t: row left out: a row has 3 cells instead of 2",
+        "table t: row omitted: a row has 1 cells instead of 2",
+        "table t: row omitted: a row has 3 cells instead of 2",
     )
     await db.aclose()
 

@@ -28,7 +28,7 @@ from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.database import cells
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.events.conversions import convert, keeps_values
-from zeek_agent.events.file import Delivered, EventFile
+from zeek_agent.events.event_file import Delivered, EventFile
 from zeek_agent.events.layout import columns
 from zeek_agent.events.migrations import MIGRATIONS, VERSION, Migration, migrate, renamed_column
 from zeek_agent.events.store import EventStore, NewerStoreError
@@ -37,7 +37,7 @@ from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.schema import CONTAINER_TYPES, SCALAR_TYPES, Column, ZeekType
 from zeek_agent.table import Table, TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
-from zeek_agent.terminal.local import StoredEvents
+from zeek_agent.terminal.local_responder import StoredEvents
 
 STORES = Path(dump.__file__).parent
 DUMPS = sorted(STORES.glob("*.sql"))
@@ -439,7 +439,7 @@ def test_a_changed_type_converts_values_and_tells_which_could_not_be(
     assert [(row["seq"], row["a"], row["b"]) for row in values(path)] == expected
     assert store.counters["things_events"].nulled == 2
     assert store.counters["things_events"].lost == {}
-    assert "things_events.a: stored values were converted from text to count; 2 could not be" in caplog.text
+    assert "things_events.a: values were converted from text to count; 2 could not be" in caplog.text
 
 
 def test_a_type_that_sqlite_does_not_tell_apart_is_converted_too(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ import pytest
 from zeek_agent.config import EventSettings
 from zeek_agent.events.past import Past
 from zeek_agent.events.store import EventStore
-from zeek_agent.recording.system_log.log_entry import SYSTEM_LOGS_EVENTS, LogEntry
+from zeek_agent.recording.system_log.log_entry import SYSTEM_LOGS_EVENTS, SystemLogEntry
 from zeek_agent.tables.system_logs import TABLES
 
 DAY = 86_400.0
@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 
 def record(path: Path, *times: float) -> None:
     store = EventStore(path, TABLES, EventSettings(retention_age=100 * DAY), clock=lambda: END)
-    rows = [LogEntry(time, None, None, "message", cursor=f"at {time}") for time in times]
+    rows = [SystemLogEntry(time, None, None, "message", cursor=f"at {time}") for time in times]
     store.append(SYSTEM_LOGS_EVENTS, rows)
     store.close()
 

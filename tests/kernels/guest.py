@@ -29,7 +29,7 @@ from zeek_agent.bpf.iterators import Iterators, Task
 from zeek_agent.bpf.libbpf import BpfObject
 from zeek_agent.bpf.probe import cgroup2
 from zeek_agent.config import SourceSettings
-from zeek_agent.host.linux.procfs import Process, Procfs, socket_holders
+from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, socket_holders
 from zeek_agent.recording.registry import candidates
 from zeek_agent.recording.source import Source
 from zeek_agent.schema import Row
@@ -127,7 +127,7 @@ def iterates() -> None:
     compared = [name for name in Task.__dataclass_fields__ if name not in CHANGING]
     for process in Procfs().processes():
         same(vars_of(tasks[process.pid], compared), **vars_of(process, compared))
-    with Process(Procfs(), 2) as kernel_thread, Process(Procfs(), os.getpid()) as own:
+    with ProcfsProcess(Procfs(), 2) as kernel_thread, ProcfsProcess(Procfs(), os.getpid()) as own:
         assert (tasks[2].rsize, kernel_thread.rsize) == (0, 0)
         assert abs(tasks[own.pid].rsize - own.rsize) < own.rsize / 10
 
@@ -206,7 +206,7 @@ def vars_of(thing: object, names: Sequence[str]) -> dict[str, Any]:
 
 
 def me() -> str:
-    with Process(Procfs(), os.getpid()) as process:
+    with ProcfsProcess(Procfs(), os.getpid()) as process:
         return process.entity_id
 
 

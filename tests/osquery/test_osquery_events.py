@@ -11,7 +11,7 @@ import pytest
 from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
 from sql import Recorder, events
 
-from zeek_agent.events import file as event_file
+from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.osquery.recording import OVERLAP
 from zeek_agent.table import Table
@@ -166,5 +166,5 @@ async def test_recorded_events_stay_when_osquery_is_away(osquery: Osqueryd) -> N
         osquery.stop()
         await look(bridged)
         assert await paths(bridged) == ["/etc/1"]
-        assert "nobody listens" in bridged.source("file_events")["reason"]
+        assert "nothing is listening" in bridged.source("file_events")["reason"]
         assert "deb_packages" not in bridged.db.tables

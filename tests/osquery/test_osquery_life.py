@@ -29,8 +29,15 @@ from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.osquery import bridge as bridges
 from zeek_agent.osquery import client as clients
 from zeek_agent.osquery import wire
-from zeek_agent.osquery.client import Client, RestingError
-from zeek_agent.osquery.wire import Connection, GoneError, ImpostorError, RefusedError, SlowError, UnreachableError
+from zeek_agent.osquery.client import OsqueryClient, RestingError
+from zeek_agent.osquery.wire import (
+    GoneError,
+    ImpostorError,
+    OsqueryRefusedError,
+    SlowError,
+    ThriftConnection,
+    UnreachableError,
+)
 from zeek_agent.tables import builtin_tables
 from zeek_agent.terminal import doctor
 
@@ -80,7 +87,7 @@ async def test_tables_come_and_go_with_osquery(path: Path) -> None:
     changes = []
     async with living(Bridged(osquery, [])) as bridged:
         bridged.db.on_change(lambda: changes.append("deb_packages" in bridged.db.tables))
-        await until(lambda: "there is no such socket" in str(bridged.source()["reason"]))
+        await until(lambda: "no such socket" in str(bridged.source()["reason"]))
         with pytest.raises(SqlError, match="no such table: deb_packages"):
             await bridged.rows("SELECT * FROM deb_packages")
         with osquery:
@@ -88,8 +95,8 @@ async def test_tables_come_and_go_with_osquery(path: Path) -> None:
             assert len(await bridged.rows("SELECT * FROM deb_packages")) == 100
             assert bridged.source()["active"]
         await until(lambda: "deb_packages" not in bridged.db.tables)
-        assert "nobody listens" in bridged.source()["reason"]
-        with pytest.raises(SqlError, match=r"no such table: deb_packages any more: .*nobody listens"):
+        assert "nothing is listening" in bridged.source()["reason"]
+        with pytest.raises(SqlError, match=r"no such table: deb_packages any more: .*nothing is listening"):
             await bridged.rows("SELECT * FROM deb_packages")
         with osquery:
             await until(lambda: "deb_packages" in bridged.db.tables)
@@ -103,7 +110,7 @@ async def test_tables_that_change_are_followed(path: Path) -> None:
             del osquery.tables["deb_packages"]
             await bridged.bridge.look()
             assert await bridged.rows("SELECT * FROM more") == [("x",)]
-            with pytest.raises(SqlError, match="no such table: deb_packages any more: osquery has it no more"):
+            with pytest.raises(SqlError, match="no such table: deb_packages any more: osquery no longer has it"):
                 await bridged.rows("SELECT * FROM deb_packages")
             osquery.tables["more"] = FakeTable({"a": "TEXT", "b": "BIGINT"}, [("x", 1)], owner=6)
             await bridged.bridge.look()
@@ -143,7 +150,7 @@ async def test_while_osquery_is_away_a_query_says_so_at_once(path: Path) -> None
     async with Bridged(osquery, []) as bridged:
         osquery.stop()
         for _ in range(2):
-            with pytest.raises(SqlError, match="nobody listens"):
+            with pytest.raises(SqlError, match="nothing is listening"):
                 await bridged.rows("SELECT * FROM deb_packages")
 
 
@@ -157,7 +164,7 @@ async def test_tables_that_are_told_in_no_known_way_are_no_tables(path: Path) ->
 
     with Odd(path, usual_tables()) as osquery:
         async with Bridged(osquery, []) as bridged:
-            assert "cannot be understood" in bridged.source()["reason"]
+            assert "list of tables is invalid" in bridged.source()["reason"]
 
 
 async def test_a_query_that_ends_osquery_is_not_repeated(path: Path) -> None:
@@ -167,7 +174,7 @@ async def test_a_query_that_ends_osquery_is_not_repeated(path: Path) -> None:
             with pytest.raises(SqlError, match="the connection was lost"):
                 await bridged.rows("SELECT name FROM deb_packages WHERE size > 5")
             assert len(osquery.asked("deb_packages")) == 1
-            with pytest.raises(SqlError, match=r"such a query is not repeated for (60|59) s"):
+            with pytest.raises(SqlError, match=r"such a query will not be repeated for (60|59) s"):
                 await bridged.rows("SELECT name FROM deb_packages WHERE size > 6")
             assert len(osquery.asked("deb_packages")) == 1
             assert len(await bridged.rows("SELECT name FROM deb_packages")) == 100
@@ -177,10 +184,12 @@ async def test_a_query_that_ends_osquery_is_not_repeated(path: Path) -> None:
 def test_the_rest_after_harm_grows_and_ends_with_success(path: Path) -> None:
     now = [1000.0]
     with Osqueryd(path, usual_tables()) as osquery:
-        client = Client(lambda: str(path), 5.0, clock=lambda: now[0])
+        client = OsqueryClient(lambda: str(path), 5.0, clock=lambda: now[0])
 
         def ask(size: int) -> None:
-            client.ask(f"SELECT size FROM deb_packages WHERE size = {size}", "packages", lambda rows: [], lambda: None)
+            client.shared_query(
+                f"SELECT size FROM deb_packages WHERE size = {size}", "packages", lambda rows: [], lambda: None
+            )
 
         osquery.hang_up_on = "deb_packages"
         for rest in (60, 120, 240):
@@ -207,7 +216,7 @@ def test_attempts_to_connect_become_rarer(path: Path) -> None:
         tried.append(now[0])
         return str(path)
 
-    client = Client(find, 1.0, clock=lambda: now[0])
+    client = OsqueryClient(find, 1.0, clock=lambda: now[0])
     while now[0] < 100:
         with pytest.raises(UnreachableError):
             client.query("SELECT 1")
@@ -219,7 +228,7 @@ async def test_a_slow_answer_is_given_up(path: Path) -> None:
     with Osqueryd(path, usual_tables()) as osquery:
         async with Bridged(osquery, [], time=0.3) as bridged:
             osquery.delay = 2.0
-            with pytest.raises(SqlError, match="there was no answer in time"):
+            with pytest.raises(SqlError, match="no reply in time"):
                 await bridged.rows("SELECT * FROM deb_packages")
             osquery.delay = 0.0
             assert len(await bridged.rows("SELECT name FROM deb_packages")) == 100
@@ -242,7 +251,7 @@ async def test_a_question_that_was_given_up_late_rests_too(path: Path, monkeypat
             osquery.delay = 1.0
             with pytest.raises(LimitError, match="took longer"):
                 await bridged.rows("SELECT name FROM deb_packages")
-            with pytest.raises(SqlError, match=r"took too long: .*is not repeated"):
+            with pytest.raises(SqlError, match=r"took too long: .*will not be repeated"):
                 await bridged.rows("SELECT name FROM deb_packages")
 
 
@@ -277,8 +286,8 @@ async def test_an_error_of_osquery_is_told(path: Path) -> None:
 )
 def test_garbage_is_an_error_and_ends_the_connection(path: Path, answer: bytes) -> None:
     with answering(path, answer):
-        connection = Connection(str(path), 2.0)
-        with pytest.raises((GoneError, RefusedError)):
+        connection = ThriftConnection(str(path), 2.0)
+        with pytest.raises((GoneError, OsqueryRefusedError)):
             connection.query("SELECT 1")
         with pytest.raises(GoneError):
             connection.query("SELECT 1")
@@ -288,7 +297,7 @@ def test_garbage_is_an_error_and_ends_the_connection(path: Path, answer: bytes) 
 def test_an_answer_without_end_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "REPLY_BYTES_MAX", 100_000)
     with Osqueryd(path, {"big": FakeTable({"t": "TEXT"}, [("x" * 1000,)] * 1000)}):
-        connection = Connection(str(path), 5.0)
+        connection = ThriftConnection(str(path), 5.0)
         with pytest.raises(GoneError, match="longer than 100000 bytes"):
             connection.query("SELECT t FROM big")
         connection.close()
@@ -298,19 +307,19 @@ def test_silence_is_not_waited_for(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        connection = Connection(str(path), 0.2)
+        connection = ThriftConnection(str(path), 0.2)
         with pytest.raises(SlowError):
             connection.query("SELECT 1")
         connection.close()
 
 
 def test_why_there_is_no_connection_is_told(path: Path) -> None:
-    with pytest.raises(UnreachableError, match="no such socket; osquery does not run"):
-        Connection(str(path), 1.0)
+    with pytest.raises(UnreachableError, match="no such socket; osquery is not running"):
+        ThriftConnection(str(path), 1.0)
     osquery = Osqueryd(path, {}).start()
     osquery.stop()
-    with pytest.raises(UnreachableError, match="nobody listens"):
-        Connection(str(path), 1.0)
+    with pytest.raises(UnreachableError, match="nothing is listening"):
+        ThriftConnection(str(path), 1.0)
 
 
 @pytest.mark.root
@@ -320,7 +329,7 @@ def test_who_may_not_use_the_socket_is_told(path: Path) -> None:
         os.seteuid(65_534)
         try:
             with pytest.raises(UnreachableError, match="permission denied; run as the user of osquery"):
-                Connection(str(path), 1.0)
+                ThriftConnection(str(path), 1.0)
         finally:
             os.seteuid(0)
 
@@ -379,27 +388,30 @@ async def test_another_users_socket_is_not_used(shared_path: Path, caplog: pytes
 
 @pytest.mark.root
 def test_a_listener_of_another_user_behind_a_socket_of_roots_is_not_used(shared_path: Path) -> None:
-    with impostor(shared_path, 0), pytest.raises(ImpostorError, match=rf"which listens there, belongs to uid {NOBODY}"):
-        Connection(str(shared_path), 1.0)
+    with (
+        impostor(shared_path, 0),
+        pytest.raises(ImpostorError, match=rf"which is listening there, belongs to uid {NOBODY}"),
+    ):
+        ThriftConnection(str(shared_path), 1.0)
 
 
 def test_a_socket_that_others_could_replace_is_not_used(path: Path) -> None:
     with Osqueryd(path, usual_tables()):
         path.parent.chmod(0o777)
-        with pytest.raises(ImpostorError, match=r"can be written by others \(mode 0777\)"):
-            Connection(str(path), 1.0)
+        with pytest.raises(ImpostorError, match=r"is writable by others \(mode 0777\)"):
+            ThriftConnection(str(path), 1.0)
         path.parent.chmod(0o1777)
-        Connection(str(path), 1.0).close()
+        ThriftConnection(str(path), 1.0).close()
 
 
 @pytest.mark.root
 def test_a_link_of_another_user_to_a_socket_is_not_used(path: Path, shared_path: Path) -> None:
     with Osqueryd(path, usual_tables()):
         shared_path.symlink_to(path)
-        Connection(str(shared_path), 1.0).close()
+        ThriftConnection(str(shared_path), 1.0).close()
         os.chown(shared_path, NOBODY, NOBODY, follow_symlinks=False)
         with pytest.raises(ImpostorError, match="may be another user's: the symbolic link osquery"):
-            Connection(str(shared_path), 1.0)
+            ThriftConnection(str(shared_path), 1.0)
 
 
 @pytest.mark.root
@@ -421,14 +433,14 @@ def test_without_the_extra_the_reason_says_what_to_install(path: Path, monkeypat
     monkeypatch.setitem(__import__("sys").modules, "thriftpy2", None)
     wire.interface.cache_clear()
     with Osqueryd(path, {}), pytest.raises(UnreachableError, match=r"install zeek-agent\[osquery\]"):
-        Connection(str(path), 1.0)
+        ThriftConnection(str(path), 1.0)
     monkeypatch.undo()
     wire.interface.cache_clear()
 
 
 def test_bytes_that_are_no_utf8_come_whole(path: Path) -> None:
     with Osqueryd(path, {"raw": FakeTable({"t": "TEXT"}, [("a\uefff\uef80",), ("ü",)])}):
-        connection = Connection(str(path), 5.0)
+        connection = ThriftConnection(str(path), 5.0)
         assert [row["t"] for row in connection.query("SELECT t FROM raw")] == [b"a\xff\x80", "ü"]
         assert len(connection.query("SELECT t FROM raw WHERE t = 'a\uefff\uef80'")) == 1
         connection.close()
@@ -441,7 +453,7 @@ def test_the_daemons_socket_is_looked_for_and_then_the_shells(tmp_path: Path, mo
     daemon, home = tmp_path / "osquery.em", tmp_path / "home"
     monkeypatch.setattr(bridges, "DAEMON_SOCKETS", (str(daemon),))
     monkeypatch.setattr(Path, "home", lambda: home)
-    with pytest.raises(UnreachableError, match="osquery does not run here"):
+    with pytest.raises(UnreachableError, match="osquery is not running here"):
         bridges.find_socket("auto")
     (home / ".osquery").mkdir(parents=True)
     (home / ".osquery/shell.em").touch()
@@ -461,7 +473,7 @@ def test_doctor_asks_osquery_who_it_is(path: Path) -> None:
         assert (found.verdict, found.found) == ("ok", f"{path}, version 5.99.0, 7 tables")
     (found,) = check(str(path))
     assert found.verdict == "warn"
-    assert "nobody listens" in found.found
+    assert "nothing is listening" in found.found
     assert check("off") == []
     (found,) = check("auto")
     assert found.verdict == "ok"

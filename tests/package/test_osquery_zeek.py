@@ -11,14 +11,14 @@ from waiting import until
 from zeek_server import zeek_server
 
 from zeek_agent.queries.subscriptions import Change, Query, Subscription
-from zeek_agent.zeek import data
+from zeek_agent.zeek import broker_json
 from zeek_agent.zeek.protocol import HELLO_FIELDS, AgentHello, ResultRow
 
 JOIN = "SELECT p.pid, u.username, u.shell FROM processes p JOIN osquery_users u ON u.uid = p.uid WHERE p.pid = {pid}"
 
 
 def tables_of(hello: AgentHello) -> set[str]:
-    cells = dict(zip(HELLO_FIELDS, data.cells(hello.columns), strict=False))
+    cells = dict(zip(HELLO_FIELDS, broker_json.cells(hello.columns), strict=False))
     return set(cells["tables"])  # type: ignore[arg-type]
 
 
@@ -52,7 +52,7 @@ async def test_a_scheduled_join_reports_differences_and_pauses_while_osquery_is_
 
             async def expect(change: Change, number: int) -> tuple[object, ...]:
                 row = await client.expect(ResultRow, lambda row: row.context.change is change, number=number)
-                return tuple(data.cells(row.columns))
+                return tuple(broker_json.cells(row.columns))
 
             await installed(state="waiting")
             with osquery:

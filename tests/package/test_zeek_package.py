@@ -176,9 +176,10 @@ def test_scripts_written_by_hand_have_the_columns_of_the_default_pack() -> None:
     for path, entry in file.logs.items():
         leading = ["t", "hid", "host", *(["change"] if entry.change else [])]
         fields = [field for field in logs[path].fields if field.name not in leading and field.name != "store"]
-        assert [(field.name, field.type) for field in fields] == [
-            (field.name, field.type) for field in entry.fields_for("zeek")
-        ], path
+        if entry.fields is not None:  # else they are what the query selects, and the script is generated
+            assert [(field.name, field.type) for field in fields] == [
+                (field.name, field.type) for field in entry.fields_for("zeek")
+            ], path
         assert [field.name for field in logs[path].fields][: len(leading)] == leading
 
 

@@ -119,6 +119,6 @@ async def test_agents_come_through_nginx_as_documented(tmp_path: Path, files: Fi
                 await until(lambda: "does not reach Zeek" in agent.output.read_text(), 10, "no word of Zeek's absence")
                 one.start(lives[1])
                 await joined(lives[1])
-            assert "wants a client certificate" in await refusal(tmp_path / "without", url, files)
+            assert "requires a client certificate" in await refusal(tmp_path / "without", url, files)
     finally:
         one.stop()

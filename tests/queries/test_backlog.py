@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from zeek_agent.queries.backlog import AT_ONCE, Backlog
+from zeek_agent.queries.result_backlog import AT_ONCE, Backlog
 
 
 async def occupy(backlog: Backlog, size: int, ran: list[int], delivered: asyncio.Event) -> None:
-    async with backlog.place() as place:
+    async with backlog.slot() as slot:
         ran.append(size)
-        place.fill(size)
+        slot.fill(size)
         await delivered.wait()
 
 
@@ -35,10 +35,10 @@ async def test_only_some_run_at_once_before_their_size_is_known() -> None:
     backlog, running, finish = Backlog(), list[int](), asyncio.Event()
 
     async def run(number: int) -> None:
-        async with backlog.place() as place:
+        async with backlog.slot() as slot:
             running.append(number)
             await finish.wait()
-            place.fill(0)
+            slot.fill(0)
 
     tasks = [asyncio.create_task(run(number)) for number in range(5)]
     await settle()
@@ -52,7 +52,7 @@ async def test_a_query_that_fails_or_is_cancelled_gives_its_place_to_the_next() 
     backlog, ran, never = Backlog(limit=1), list[int](), asyncio.Event()
     for _ in range(3):
         try:
-            async with backlog.place():
+            async with backlog.slot():
                 raise LookupError
         except LookupError:
             pass

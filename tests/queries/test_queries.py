@@ -106,7 +106,7 @@ async def test_a_schedule_that_is_too_short_is_raised_and_that_is_said_once(
         await zeek.next()
     (installed,) = here.runner.installed
     assert installed.query.schedule == SCHEDULE_MIN
-    notice = f"runs every 0.05 s, the shortest schedule there is, instead of every {schedule:g} s"
+    notice = f"runs every 0.05 s, the shortest possible schedule, instead of every {schedule:g} s"
     assert zeek.failures.get_nowait() == f"query {notice} (statement: SELECT * FROM things)"
     assert zeek.failures.empty()
     assert [record.message for record in caplog.records if "shortest" in record.message] == [

@@ -85,7 +85,7 @@ def test_the_first_source_that_works_is_taken_and_the_others_say_why_not(store: 
         ("processes", "best", False, "no BTF", 0, 0, 0, 0, None),
         ("processes", "second", False, "refused after all", 0, 0, 0, 0, None),
         ("processes", "third", True, None, 2, 0, 0, 0, None),
-        ("processes", "fourth", False, "a better one is at work", 0, 0, 0, 0, None),
+        ("processes", "fourth", False, "a better one is active", 0, 0, 0, 0, None),
     ]
     chosen.drain()
     assert third.drained == 1
@@ -113,7 +113,7 @@ def test_a_source_that_fails_is_replaced_which_is_logged_and_a_gap(
     assert reasons == {"best": (False, "the ring is gone", "the ring is gone"), "next": (True, None, None)}
     until_sync(lambda: store.flush() and bool(store.gaps()))
     ((source, begin, end, cause),) = store.gaps()
-    assert (source, cause) == ("processes", "no source was at work")
+    assert (source, cause) == ("processes", "no source was active")
     assert isinstance(begin, float)
     assert isinstance(end, float)
     assert begin <= end <= time.time()
@@ -161,7 +161,7 @@ def test_when_no_source_works_that_is_said_once_and_none_is_active(
     chosen = supervisor(store, [only])
     chosen.start()
     until_sync(lambda: only.probed > 3)
-    assert caplog.text.count("processes events are not recorded: no source works (only: not here)") == 1
+    assert caplog.text.count("processes events are not recorded: no backend works (only: not here)") == 1
     assert [row.active for row in chosen.status()] == [False]
     chosen.stop()
     store.close()

@@ -7,7 +7,7 @@ from typing import Any
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
-from zeek_agent.events import file as event_file
+from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.files.reads import FileReads
 from zeek_agent.schema import Row

@@ -26,7 +26,7 @@ class Recorder:
     identity: str = "ws://zeek:1"
     profile: Profile = Profile.FULL
     durable: bool = True
-    tells_replays: bool = True
+    recognizes_replays: bool = True
     life: str = "zeek_1"
     reports: asyncio.Queue[Report] = field(default_factory=asyncio.Queue)
     failures: asyncio.Queue[str] = field(default_factory=asyncio.Queue)

@@ -15,10 +15,10 @@ from places import ROOT
 
 from zeek_agent.recording.source import Source
 from zeek_agent.schema import Row
-from zeek_agent.tables import events, system_logs
+from zeek_agent.tables import builtin_tables
 
 BENCHMARKS = ROOT / "benchmarks"
-TABLES = (*events.TABLES, *system_logs.TABLES)
+TABLES = [table for table in builtin_tables("linux") if table.kind == "events"]
 COLUMNS = {table.name: [column.name for column in table.recorded] for table in TABLES}
 
 Event = dict[str, Any]

@@ -78,7 +78,7 @@ class RunningAgent:
         try:
             names: list[str] = []
             rows: list[dict[str, Any]] = []
-            for frame in client.ask(messages.Query(sql)):
+            for frame in client.responses(messages.QueryRequest(sql)):
                 if isinstance(frame, messages.Columns):
                     names = [name for name, _ in frame.columns]
                 elif isinstance(frame, messages.Rows):

@@ -19,7 +19,7 @@ from zeek_agent.collector.server import Collector
 from zeek_agent.config import CollectorSettings
 from zeek_agent.destination import PATH
 from zeek_agent.queries.subscriptions import Change
-from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.protocol import Context, Message
 
 SETTINGS = CollectorSettings(listen="127.0.0.1:0", rotate_interval=0.0)
@@ -100,37 +100,39 @@ class Agent:
     async def result(self, *columns: str, event: str = "Collector::things", change: Change | None = Change.ADD) -> None:
         context = Context(self.id, time.time(), "za_x", change)
         topic = protocol.response_topic(self.id, self.collector.instance)
-        await self.send(protocol.event_message(topic, event, protocol.context_record(context), data.vector(columns)))
+        await self.send(
+            protocol.event_message(topic, event, protocol.context_record(context), broker_json.vector(columns))
+        )
 
 
 def hello_record(hostname: str = "vm", broker: bool = False, **changed: str) -> str:
     """The encoded columns of a hello."""
     fields = {
-        "agent_id": data.string("ignored"),
-        "instance_id": data.string("I1"),
-        "hostname": data.string(hostname),
-        "addresses": data.set_of([data.address("192.0.2.2"), data.address("fd00::2")]),
-        "platform": data.string("Linux"),
-        "os_name": data.string("Debian GNU/Linux 12 (bookworm)"),
-        "kernel_name": data.string("Linux"),
-        "kernel_version": data.string("6.1"),
-        "kernel_arch": data.string("x86_64"),
-        "agent_version": data.count(300_000_000),
-        "broker": data.string("n/a"),
-        "uptime": data.timespan(1.5),
-        "tables": data.set_of([data.string("things")]),
+        "agent_id": broker_json.string("ignored"),
+        "instance_id": broker_json.string("I1"),
+        "hostname": broker_json.string(hostname),
+        "addresses": broker_json.set_of([broker_json.address("192.0.2.2"), broker_json.address("fd00::2")]),
+        "platform": broker_json.string("Linux"),
+        "os_name": broker_json.string("Debian GNU/Linux 12 (bookworm)"),
+        "kernel_name": broker_json.string("Linux"),
+        "kernel_version": broker_json.string("6.1"),
+        "kernel_arch": broker_json.string("x86_64"),
+        "agent_version": broker_json.count(300_000_000),
+        "broker": broker_json.string("n/a"),
+        "uptime": broker_json.timespan(1.5),
+        "tables": broker_json.set_of([broker_json.string("things")]),
     }
     if not broker:
         del fields["broker"]
-    return data.vector((fields | changed).values())
+    return broker_json.vector((fields | changed).values())
 
 
 THING = (
-    data.string("a thing"),
-    data.count(7),
-    data.timestamp(1_795_489_125.25),
-    data.set_of([data.string("x,y"), data.string("")]),
-    data.vector([data.string("key"), data.real(0.5)]),
+    broker_json.string("a thing"),
+    broker_json.count(7),
+    broker_json.timestamp(1_795_489_125.25),
+    broker_json.set_of([broker_json.string("x,y"), broker_json.string("")]),
+    broker_json.vector([broker_json.string("key"), broker_json.real(0.5)]),
 )
 
 

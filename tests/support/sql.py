@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.database.database import Database
-from zeek_agent.database.session import Store
+from zeek_agent.database.sql_connection import AttachedStore
 from zeek_agent.schema import Column, Parameter, Row
 from zeek_agent.table import Constraints, Table, TableContext
 
@@ -57,7 +57,7 @@ def database(
     *tables: Recorder | Table,
     limits: LimitSettings | None = None,
     access: AccessSettings | None = None,
-    store: Store | None = None,
+    store: AttachedStore | None = None,
 ) -> Database:
     host = TableContext(agent=None, access=AccessPolicy(access))  # type: ignore[arg-type]  # no table here asks for it
     return Database([getattr(table, "table", table) for table in tables], host, limits, store)

@@ -131,7 +131,7 @@ def test_a_state_directory_that_every_user_can_write_is_refused_in_one_line(tmp_
     state = tmp_path / "state"
     state.mkdir()
     state.chmod(0o777)
-    reason = f"{state} can be written by every user"
+    reason = f"{state} is writable by every user"
     done = subprocess.run(
         [*PROGRAM, "run", "--state-dir", state], capture_output=True, text=True, timeout=60, check=False
     )
@@ -168,10 +168,10 @@ async def test_logs_that_another_collector_writes_do_not_keep_the_agent_from_rec
 
 def status(agent: RunningAgent) -> str:
     from zeek_agent.config import load
-    from zeek_agent.terminal import client
+    from zeek_agent.terminal import responders
 
     config, _ = load(None, {}, {"state_dir": str(agent.state)})
-    asked = client.connect(config)
+    asked = responders.connect(config)
     try:
         return as_text(gather(asked))
     finally:
@@ -189,7 +189,7 @@ async def test_events_wait_in_the_store_for_logs_that_cannot_be_written(tmp_path
         meanwhile = await run_recorded(agent, tmp_path)
         row = await waiting(agent)
         assert f"the embedded collector cannot start: cannot write {agent.logs}: " in row["last_error"]
-        assert "events are recorded meanwhile" in row["last_error"]
+        assert "events are still recorded" in row["last_error"]
         agent.logs.unlink()
         await the_log_has(agent, meanwhile)
         assert before not in {one["name"] for one in agent.log(EVENTS)}

@@ -20,7 +20,7 @@ from zeek_server import Client, zeek_server
 
 from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.text import escaped, from_bytes
-from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.protocol import AgentError, AgentHello, ResultRow
 
 MEGABYTE = 1024 * 1024
@@ -124,7 +124,7 @@ async def test_towards_zeek_bytes_are_written_as_zeek_writes_them(tmp_path: Path
 
 
 def _cells(row: ResultRow) -> list[object]:
-    return list(data.cells(row.columns))
+    return list(broker_json.cells(row.columns))
 
 
 MALFORMED = (

@@ -17,7 +17,7 @@ from waiting import until
 from zeek_server import Client, zeek_server
 
 from zeek_agent.queries.subscriptions import Change
-from zeek_agent.zeek.data import String, Timestamp
+from zeek_agent.zeek.broker_json import String, Timestamp
 from zeek_agent.zeek.protocol import AgentHello, ResultRow
 
 CAPTURE = TESTS / "captures" / "zeek-9.1-package-2.4-agent-2.3.jsonl"

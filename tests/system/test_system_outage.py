@@ -17,7 +17,7 @@ from waiting import until
 from zeek_server import CLUSTER_ACK, Client, ZeekServer, zeek_server
 
 from zeek_agent.queries.subscriptions import Query, Subscription
-from zeek_agent.zeek import data
+from zeek_agent.zeek import broker_json
 from zeek_agent.zeek.protocol import AgentHello, AgentShutdown, ResultRow
 
 MEMORY = 48 * 1024 * 1024
@@ -61,7 +61,7 @@ def seen(clients: list[Client], mark: str) -> Counter[tuple[str, str]]:
     found: Counter[tuple[str, str]] = Counter()
     for client in clients:
         for row in client.of(ResultRow, lambda row: row.event == EVENTS.event):
-            command, state, _ = data.cells(row.columns)
+            command, state, _ = broker_json.cells(row.columns)
             if str(command).startswith(f"{mark}-"):
                 found[str(command), str(state)] += 1
     return found

@@ -8,13 +8,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 
 from zeek_agent.config import SettingStatus
-from zeek_agent.events.file import Gap
+from zeek_agent.events.event_file import Gap
 from zeek_agent.logbook import LogLine
 from zeek_agent.queries.installed import QueryStatus
 from zeek_agent.recording.processes.process_event import ProcessEvent
 from zeek_agent.recording.sockets.socket_event import SocketEvent
 from zeek_agent.recording.status import SourceStatus
-from zeek_agent.recording.system_log.log_entry import LogEntry
+from zeek_agent.recording.system_log.log_entry import SystemLogEntry
 from zeek_agent.table import Table
 from zeek_agent.tables import builtin_tables
 from zeek_agent.zeek.connection import ConnectionStatus
@@ -23,7 +23,7 @@ TABLES = {table.name: table for table in builtin_tables("linux")}
 RECORDS = {
     "processes_events": ProcessEvent,
     "sockets_events": SocketEvent,
-    "system_logs_events": LogEntry,
+    "system_logs_events": SystemLogEntry,
     "zeek_agent_sources": SourceStatus,
     "zeek_agent_queries": QueryStatus,
     "zeek_agent_connections": ConnectionStatus,

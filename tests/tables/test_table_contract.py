@@ -103,9 +103,18 @@ def test_every_row_obeys_its_columns(table: Table) -> None:
         for column in table.columns:
             cell = row[column.name]
             if cell is None:
-                assert column.name not in NEVER_NULL.get(table.name, ()), row
+                assert column.name not in NEVER_NULL.get(table.name, ()) or _has_ended(row), row
             else:
                 assert fits(column.zeek_type, cell), (column, cell)
+
+
+def _has_ended(row: dict[str, Any]) -> bool:
+    """Whether a process of another program ended while its row was made, so that /proc had no more of it."""
+    try:
+        status = Path(f"/proc/{row['pid']}/status").read_text()
+    except (KeyError, OSError):
+        return "pid" in row
+    return "State:\tZ" in status or "State:\tX" in status
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)

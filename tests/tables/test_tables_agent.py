@@ -56,6 +56,21 @@ def test_each_platform_has_the_tables_that_fit() -> None:
     }
 
 
+def test_a_module_in_tables_needs_no_other_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "added_by_test.py").write_text(
+        "from zeek_agent.schema import Column\n"
+        "from zeek_agent.table import Table\n"
+        "added = Table('added', 'for tests', description='For tests.', columns=[Column('one', 'count', 'a value')])\n"
+        "TABLES = (added,)\n"
+    )
+    monkeypatch.setattr(tables, "__path__", [*tables.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "zeek_agent.tables.added_by_test", raising=False)
+    before = {table.name for table in builtin_tables("linux")} - {"added"}
+    assert "processes" in before
+    assert [table.name for table in builtin_tables("linux")].count("added") == 1
+    monkeypatch.delitem(sys.modules, "zeek_agent.tables.added_by_test")
+
+
 def test_tables_of_other_packages_are_found_and_broken_ones_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

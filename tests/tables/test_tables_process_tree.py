@@ -17,7 +17,7 @@ from zeek_agent.config import AccessSettings, SourceSettings
 from zeek_agent.database.database import Database
 from zeek_agent.errors import SqlError
 from zeek_agent.events.store import EventStore
-from zeek_agent.host.linux.procfs import Process, Procfs
+from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.recording.bpf_monitor import Monitor
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.process_cache import ProcessCache
@@ -61,7 +61,7 @@ def tree() -> Iterator[Tree]:
 
 
 def entity_of(pid: int) -> str:
-    with Process(Procfs(), pid) as process:
+    with ProcfsProcess(Procfs(), pid) as process:
         return process.entity_id
 
 
@@ -78,7 +78,7 @@ def test_the_tree_goes_on_through_processes_that_have_ended(tree: Tree) -> None:
     try:
         while _command_line(sleeper) != "/bin/sleep 60":
             time.sleep(0.001)
-        with Process(Procfs(), sleeper) as orphan:
+        with ProcfsProcess(Procfs(), sleeper) as orphan:
             assert orphan.ppid not in {inner, shell.pid}
         down = tree(shell.pid)
         up = tree(sleeper)
@@ -193,7 +193,7 @@ async def test_a_process_must_be_named() -> None:
 
 
 def _command_line(pid: int) -> str | None:
-    with Process(Procfs(), pid) as process:
+    with ProcfsProcess(Procfs(), pid) as process:
         return process.cmdline
 
 

@@ -37,19 +37,19 @@ class Answers:
     def __init__(self) -> None:
         self.asked: list[Request] = []
 
-    def ask(self, request: Request) -> Generator[Frame, None, None]:
+    def responses(self, request: Request) -> Generator[Frame, None, None]:
         self.asked.append(request)
         match request:
-            case messages.Tables():
+            case messages.TablesRequest():
                 yield Declarations(messages.declare(TABLES))
-            case messages.Status():
+            case messages.StatusRequest():
                 yield Facts({"running": True, "uptime": 1.26, "store": {"users_events": 3}, "store_notice": None})
-            case messages.Query(sql="bad"):
+            case messages.QueryRequest(sql="bad"):
                 raise SqlError("no such thing\x1b[2J")
-            case messages.Query(sql=sql):
+            case messages.QueryRequest(sql=sql):
                 yield Columns([("sql", "text")])
                 yield Rows([(sql,)])
-            case messages.Subscribe(sql=sql):
+            case messages.SubscribeRequest(sql=sql):
                 yield Columns([("sql", "text")])
                 yield Rows([(sql,)], [None])
                 yield Pause()
@@ -90,7 +90,7 @@ def test_the_status_is_written_for_reading(answers: Answers) -> None:
 
 def test_a_script_runs_statements_over_several_lines_and_the_last_without_semicolon(answers: Answers) -> None:
     run(answers, "SELECT 1,", "  2;", "", "SELECT ';' ; SELECT 3", "FROM x")
-    assert [request.sql for request in answers.asked if isinstance(request, messages.Query)] == [
+    assert [request.sql for request in answers.asked if isinstance(request, messages.QueryRequest)] == [
         "SELECT 1,\n  2",
         "SELECT ';'",
         "SELECT 3\nFROM x",
@@ -114,7 +114,7 @@ def test_commands_describe_tables_and_set_the_mode(answers: Answers) -> None:
     assert "  uid   count  number" in out
     assert "\ncsv\njson\n" in out
     assert ".diffs [SECS] SQL" in out
-    assert errors == "error: no mode 'x'; there are table, line, json, csv\n"
+    assert errors == "error: no mode 'x'; modes are table, line, json, csv\n"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_commands_describe_tables_and_set_the_mode(answers: Answers) -> None:
 )
 def test_repeated_queries_subscribe(answers: Answers, command: str, subscription: str) -> None:
     out, _ = run(answers, f"{command} 0.5 SELECT 1;", mode=Mode.TABLE)
-    assert answers.asked == [messages.Subscribe("SELECT 1", subscription, 0.5)]  # type: ignore[arg-type]
+    assert answers.asked == [messages.SubscribeRequest("SELECT 1", subscription, 0.5)]  # type: ignore[arg-type]
     assert ("- SELECT 1\n+ SELECT 1\n" in out) == (subscription != "Snapshots")
 
 
@@ -173,7 +173,7 @@ def test_completion_knows_where_it_is(answers: Answers) -> None:
     assert shell.completions("SELECT u.name FROM users u WHERE ", "u.u") == ["u.uid"]
     assert shell.completions("SELECT pi", "") != []
     assert shell.completions("", "sel") == ["SELECT"]
-    assert len([one for one in answers.asked if isinstance(one, messages.Tables)]) == 1
+    assert len([one for one in answers.asked if isinstance(one, messages.TablesRequest)]) == 1
 
 
 def test_an_unknown_table_is_named_with_the_nearest() -> None:

@@ -25,14 +25,14 @@ from zeek_agent.config import AccessSettings, EventSettings, LimitSettings, LogS
 from zeek_agent.database.database import Database
 from zeek_agent.errors import LimitError, SqlError, UsageError
 from zeek_agent.events.store import EventStore
-from zeek_agent.logbook import Ring
+from zeek_agent.logbook import RecentLines
 from zeek_agent.queries import event_strategy
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.schema import Row
 from zeek_agent.table import Constraints, TableContext
 from zeek_agent.terminal import doctor
-from zeek_agent.zeek import bounds, data, protocol
+from zeek_agent.zeek import broker_json, message_limits, protocol
 from zeek_agent.zeek.connection import ZeekConnection
 from zeek_agent.zeek.protocol import AgentError, AgentHello, ResultRow
 
@@ -54,7 +54,7 @@ class Agent:
     connection: ZeekConnection
     runner: QueryRunner
     database: Database
-    ring: Ring
+    ring: RecentLines
 
 
 HELLO = Recorder(
@@ -227,9 +227,9 @@ async def test_ids_that_are_too_long_are_not_kept_nor_repeated(tmp_path: Path) -
         told = [error.message for error in client.of(AgentError)]
         assert [message.partition(":")[0] for message in told] == [
             "could not install query (the query's id is longer than 1,024 bytes",
-            "could not take hello (Zeek's version is longer than 1,024 bytes",
-            "could not take hello (the package's version is longer than 1,024 bytes",
-            "could not take hello (a name in features is longer than 1,024 bytes",
+            "could not process hello (Zeek's version is longer than 1,024 bytes",
+            "could not process hello (the package's version is longer than 1,024 bytes",
+            "could not process hello (a name in features is longer than 1,024 bytes",
         ]
         assert client.of(AgentError)[0].context.query_id is None
 
@@ -245,7 +245,7 @@ async def test_what_is_just_short_enough_is_taken_and_comes_back_whole(tmp_path:
 async def test_statements_that_wait_for_a_table_or_a_slow_zeek_are_bounded_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "INSTALLED_BYTES_MAX", 2_000_000)
+    monkeypatch.setattr(message_limits, "INSTALLED_BYTES_MAX", 2_000_000)
     async with connected(tmp_path) as (agent, client):
         for number in range(30):
             sql = f"SELECT {number} FROM t -- {'x' * 99_000}"
@@ -294,7 +294,7 @@ async def test_a_zeek_that_calls_itself_by_megabytes_is_not_kept(tmp_path: Path)
         await asyncio.gather(task, return_exceptions=True)
         await database.aclose()
     assert status.last_error is not None
-    assert "names itself or its version with more than 1,024 bytes: xxx" in status.last_error
+    assert "has a name or version of more than 1,024 bytes: xxx" in status.last_error
     assert len(status.last_error) < 1_000
     assert (status.endpoint, status.zeek_version) == (None, None)
 
@@ -329,7 +329,7 @@ async def test_ever_new_event_queries_do_not_fill_the_memory(tmp_path: Path, mon
 
 
 def test_an_error_repeats_no_more_than_some_of_what_it_is_about() -> None:
-    for kind in (SqlError, LimitError, UsageError, data.ProtocolError):
+    for kind in (SqlError, LimitError, UsageError, broker_json.ProtocolError):
         assert str(kind(f"near {LONG}")) == f"near {LONG[:1_995]}… (3,900,005 bytes)"
         assert str(kind("short")) == "short"
 

@@ -27,8 +27,8 @@ from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Change, Query, Report, Subscription
 from zeek_agent.schema import ZeekType
 from zeek_agent.terminal import doctor
-from zeek_agent.zeek import data, protocol
-from zeek_agent.zeek.connection import State, ZeekConnection
+from zeek_agent.zeek import broker_json, protocol
+from zeek_agent.zeek.connection import ConnectionState, ZeekConnection
 from zeek_agent.zeek.protocol import AgentError, AgentHello, AgentShutdown, ResultRow
 
 IDENTITY = Identity("Hagent", "Iinstance")
@@ -123,7 +123,7 @@ def query(sql: str = "SELECT 1", **more: Any) -> Query:
 
 
 def cells(event: ResultRow) -> tuple[object, ...]:
-    return tuple(data.cells(event.columns))
+    return tuple(broker_json.cells(event.columns))
 
 
 def many(number: int) -> Rows:
@@ -183,7 +183,7 @@ async def test_brokers_server_gets_no_short_frames_and_the_log_says_so_once(
 
 
 async def test_a_zeek_that_says_hello_first_is_told_again_who_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zeek_agent.zeek.session.HELLO_ANSWER", 0.2)
+    monkeypatch.setattr("zeek_agent.zeek.session.HELLO_REPLY_TIME", 0.2)
     async with connected() as (_, client):
         await client.expect(AgentHello)
         await client.hello()  # an answer
@@ -198,7 +198,7 @@ async def test_a_zeek_that_says_hello_first_is_told_again_who_is_there(monkeypat
 async def test_new_addresses_and_tables_are_told_at_once(
     monkeypatch: pytest.MonkeyPatch, name: str, changed: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr("zeek_agent.zeek.session.HELLO_CHECK", 0.02)
+    monkeypatch.setattr("zeek_agent.zeek.session.HELLO_CHECK_INTERVAL", 0.02)
     async with connected() as (one, client):
         await client.expect(AgentHello)
         kinds, (row,) = one.database.results["SELECT * FROM zeek_agent"]
@@ -348,9 +348,12 @@ async def test_other_packages_are_served(version: str) -> None:
 
 async def test_a_query_with_fields_of_a_newer_zeek_is_taken() -> None:
     record = protocol.query_record(query())
-    longer = record.removesuffix("]}") + f",{data.boolean(True)},{data.address('192.0.2.1')},{data.NONE}]}}"
+    longer = (
+        record.removesuffix("]}")
+        + f",{broker_json.boolean(True)},{broker_json.address('192.0.2.1')},{broker_json.NONE}]}}"
+    )
     async with connected() as (_, client):
-        arguments = (data.string("zeek_1"), data.string("q1"), longer)
+        arguments = (broker_json.string("zeek_1"), broker_json.string("q1"), longer)
         await client.send(protocol.event_message(client.topic, protocol.INSTALL_QUERY, *arguments))
         assert cells(await client.expect(ResultRow)) == (1,)
 
@@ -413,12 +416,12 @@ async def test_finds_a_zeek_that_is_restarted(caplog: pytest.LogCaptureFixture) 
         await until(lambda: one.connection.status().reconnects > 4)
         async with zeek_server(port=port) as restarted:
             await (await restarted.client()).expect(AgentHello)
-            assert one.state == State.CONNECTED
+            assert one.state == ConnectionState.CONNECTED
             await one.connection.shutdown()
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 2
-    assert "is ending" in warnings[0]
-    assert "nothing listens there" in warnings[1]
+    assert "is shutting down" in warnings[0]
+    assert "nothing is listening there" in warnings[1]
 
 
 async def test_says_farewell_when_it_stops(caplog: pytest.LogCaptureFixture) -> None:
@@ -430,7 +433,7 @@ async def test_says_farewell_when_it_stops(caplog: pytest.LogCaptureFixture) -> 
         await asyncio.wait_for(one.task, 5)
         await asyncio.wait_for(client.closed.wait(), 5)
         assert farewell.context.query_id is None
-        assert one.state == State.STOPPED
+        assert one.state == ConnectionState.STOPPED
         assert not one.runner.installed
         assert client.websocket.close_code == 1000
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -449,7 +452,7 @@ async def test_stops_in_time_though_zeek_does_not_read() -> None:
 
 async def test_stops_while_it_waits_for_the_next_attempt() -> None:
     async with agent("ws://127.0.0.1:1", reconnect_min=30.0, reconnect_max=60.0) as one:
-        await until(lambda: one.state == State.WAITING)
+        await until(lambda: one.state == ConnectionState.WAITING)
         await one.connection.shutdown()
         await asyncio.wait_for(one.task, 20)
 
@@ -577,8 +580,8 @@ async def test_hostile_frames_neither_stop_nor_disturb_the_connection() -> None:
         b'{"type":"data-message","topic":5}',
         b'{"type":"error","code":"deserialization_failed","context":"x"}',
         protocol.event_message("/zeek-agent/query/group/all", protocol.INSTALL_QUERY).encode(),
-        protocol.event_message("/zeek-agent/query/group/all", protocol.INSTALL_QUERY, data.count(1)).encode(),
-        protocol.event_message("/zeek-agent/query/group/all", "Other::event", data.count(1)).encode(),
+        protocol.event_message("/zeek-agent/query/group/all", protocol.INSTALL_QUERY, broker_json.count(1)).encode(),
+        protocol.event_message("/zeek-agent/query/group/all", "Other::event", broker_json.count(1)).encode(),
         b'{"type":"data-message","topic":"/zeek-agent/query/group/all","data":[{"@data-type":"count","data":'
         + b"9" * 10_000
         + b"}]}",

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from zeek_agent import text
 from zeek_agent.database.database import ResultColumn
 from zeek_agent.schema import ZeekType
-from zeek_agent.zeek import data
-from zeek_agent.zeek.data import ProtocolError
+from zeek_agent.zeek import broker_json
+from zeek_agent.zeek.broker_json import ProtocolError
 
-READER = data.Reader(data.Data)
+READER = broker_json.MessageReader(broker_json.Data)
 SECONDS = st.integers(-(2**33), 2**33 - 1)
 NAMES = st.text(st.characters(codec="ascii", exclude_characters="\\", exclude_categories=["C"]))
 CELLS: dict[str, st.SearchStrategy[Any]] = {
@@ -48,7 +48,7 @@ TYPES = st.sampled_from([*CELLS, "record", *(f"{box}[{name}]" for box in ("set",
 
 
 def encoded(type_name: str, cell: object) -> str:
-    return data.encoder(ZeekType.parse(type_name))(cell)
+    return broker_json.encoder(ZeekType.parse(type_name))(cell)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_cells_are_written_as_their_type(type_name: str, cell: object, tag: str,
     ],
 )
 def test_what_does_not_fit_its_type_is_unset_and_never_another_type(type_name: str, cell: object) -> None:
-    assert encoded(type_name, cell) == data.NONE
+    assert encoded(type_name, cell) == broker_json.NONE
 
 
 def test_reals_always_have_a_point_or_an_exponent() -> None:
@@ -124,8 +124,8 @@ def test_reals_always_have_a_point_or_an_exponent() -> None:
 
 
 def test_containers_have_no_holes() -> None:
-    assert data.plain(READER.read(encoded("vector[count]", (1, None, "x", 2)))) == (1, 2)
-    assert data.plain(READER.read(encoded("set[address]", ["::1", "nowhere"]))) == ("::1",)
+    assert broker_json.plain(READER.read(encoded("vector[count]", (1, None, "x", 2)))) == (1, 2)
+    assert broker_json.plain(READER.read(encoded("set[address]", ["::1", "nowhere"]))) == ("::1",)
 
 
 def test_records_are_written_by_their_values_types() -> None:
@@ -138,16 +138,16 @@ def test_records_are_written_by_their_values_types() -> None:
 @given(cell_source=st.data())
 def test_cells_survive_the_way_there_and_back(type_name: str, cell_source: st.DataObject) -> None:
     cell = cell_source.draw(CELLS[type_name])
-    assert data.plain(READER.read(encoded(type_name, cell))) == cell
-    assert data.plain(READER.read(encoded(f"vector[{type_name}]", (cell, cell)))) == (cell, cell)
+    assert broker_json.plain(READER.read(encoded(type_name, cell))) == cell
+    assert broker_json.plain(READER.read(encoded(f"vector[{type_name}]", (cell, cell)))) == (cell, cell)
 
 
 @given(TYPES, ANYTHING)
 def test_any_value_in_a_column_of_any_type_gives_a_value_of_that_type_or_none(type_name: str, cell: Any) -> None:
     column = ResultColumn("c", ZeekType.parse(type_name))
-    frame = data.row_encoder([column])((cell,))
+    frame = broker_json.row_encoder([column])((cell,))
     (value,) = READER.read(frame.encode()).data
-    if not isinstance(value, data.Nothing):
+    if not isinstance(value, broker_json.Nothing):
         tags = {"text": "string", "blob": "string", "bool": "boolean", "int": "integer", "enum": "enum-value"}
         tags |= {"interval": "timespan", "time": "timestamp", "record": "vector"}
         name = column.type.name
@@ -168,7 +168,7 @@ def test_any_bytes_of_the_host_are_written_escaped_and_can_be_told_back(raw: byt
 
 @given(st.text(st.characters()))
 def test_identifiers_are_written_unchanged(identifier: str) -> None:
-    written = READER.read(data.string(identifier).encode(errors="strict"))
+    written = READER.read(broker_json.string(identifier).encode(errors="strict"))
     assert written.data == re.sub("[\ud800-\udfff]", "\ufffd", identifier)
 
 
@@ -203,7 +203,7 @@ def test_identifiers_are_written_unchanged(identifier: str) -> None:
     ],
 )
 def test_reads_what_zeek_writes_valid_or_not(raw: bytes, value: object) -> None:
-    assert data.plain(READER.read(raw)) == value
+    assert broker_json.plain(READER.read(raw)) == value
 
 
 @pytest.mark.parametrize(
@@ -232,24 +232,24 @@ def test_what_makes_no_sense_is_refused_in_words(raw: bytes) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        data.Timespan("1.5s"),
-        data.Timespan("5d"),
-        data.Timespan("9" * 30 + "s"),
-        data.Timestamp("yesterday"),
-        data.Timestamp("99999-01-01T00:00:00"),
-        data.Port("http"),
-        data.Port("65536/tcp"),
+        broker_json.Timespan("1.5s"),
+        broker_json.Timespan("5d"),
+        broker_json.Timespan("9" * 30 + "s"),
+        broker_json.Timestamp("yesterday"),
+        broker_json.Timestamp("99999-01-01T00:00:00"),
+        broker_json.Port("http"),
+        broker_json.Port("65536/tcp"),
     ],
 )
-def test_values_that_are_none_of_their_type_are_refused(value: data.Data) -> None:
+def test_values_that_are_none_of_their_type_are_refused(value: broker_json.Data) -> None:
     with pytest.raises(ProtocolError):
-        data.plain(value)
+        broker_json.plain(value)
 
 
 @given(st.binary() | st.text().map(str.encode))
 def test_no_bytes_whatsoever_raise_anything_but_a_protocol_error(raw: bytes) -> None:
     for frame in (raw, b'{"@data-type":"string","data":"' + raw + b'"}', b'{"@data-type":"count","data":' + raw + b"}"):
         try:
-            data.plain(READER.read(frame))
+            broker_json.plain(READER.read(frame))
         except ProtocolError:
             continue

@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.protocol import State
 
 from zeek_agent.config import ZeekSettings
-from zeek_agent.zeek.flow import CAUTION, Sender, Window
+from zeek_agent.zeek.back_pressure import CAUTION, Sender, Window
 
 SETTINGS = ZeekSettings(window_bytes=1000, window_bytes_max=3000, slow_pong=0.2)
 QUICK, MIDDLING, LATE = 0.01, 0.1, 0.3

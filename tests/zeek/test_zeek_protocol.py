@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from zeek_agent import destination
 from zeek_agent.errors import UsageError
 from zeek_agent.queries.subscriptions import Change, Query, Subscription
-from zeek_agent.zeek import data, protocol
-from zeek_agent.zeek.data import ProtocolError
+from zeek_agent.zeek import broker_json, protocol
+from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import (
     Ack,
     AgentError,
@@ -64,9 +64,11 @@ def test_queries_arrive_as_they_were_sent(instance: str, query_id: str, query: Q
 
 @given(CONTEXTS, WORDS)
 def test_contexts_arrive_as_they_were_sent(context: Context, event: str) -> None:
-    row = data.vector([data.count(1)])
+    row = broker_json.vector([broker_json.count(1)])
     frame = protocol.event_message("/t", f"Test::{event}", protocol.context_record(context), row)
-    assert protocol.agent_event(message(frame)) == ResultRow(f"Test::{event}", context, data.Vector([data.Count(1)]))
+    assert protocol.agent_event(message(frame)) == ResultRow(
+        f"Test::{event}", context, broker_json.Vector([broker_json.Count(1)])
+    )
 
 
 def test_every_other_message_arrives_as_it_was_sent() -> None:
@@ -79,7 +81,7 @@ def test_every_other_message_arrives_as_it_was_sent() -> None:
     assert (shutdown.topic, protocol.agent_event(shutdown)) == ("/zeek-agent/response/all/H1", AgentShutdown(context))
     error = message(protocol.agent_error("z", context, "why"))
     assert (error.topic, protocol.agent_event(error)) == ("/zeek-agent/response/z/H1", AgentError(context, "why"))
-    hello_frame = message(protocol.agent_hello(context, data.vector([data.string("H1")])))
+    hello_frame = message(protocol.agent_hello(context, broker_json.vector([broker_json.string("H1")])))
     assert hello_frame.topic == "/zeek-agent/response/all/H1"
     agent_hello = protocol.agent_event(hello_frame)
     assert isinstance(agent_hello, AgentHello)
@@ -133,13 +135,13 @@ def test_metadata_and_further_elements_are_ignored() -> None:
     "arguments",
     [
         (),
-        (data.count(1),),
-        (data.string("z"),),
-        (data.string("z"), data.string("q")),
-        (data.string("z"), data.string("q"), data.count(1)),
-        (data.string("z"), data.string("q"), data.vector([])),
-        (data.string("z"), data.string("q"), data.vector([data.NONE] * 7)),
-        (data.string("z"), data.string("q"), data.vector([data.string("s")] * 7)),
+        (broker_json.count(1),),
+        (broker_json.string("z"),),
+        (broker_json.string("z"), broker_json.string("q")),
+        (broker_json.string("z"), broker_json.string("q"), broker_json.count(1)),
+        (broker_json.string("z"), broker_json.string("q"), broker_json.vector([])),
+        (broker_json.string("z"), broker_json.string("q"), broker_json.vector([broker_json.NONE] * 7)),
+        (broker_json.string("z"), broker_json.string("q"), broker_json.vector([broker_json.string("s")] * 7)),
     ],
     ids=range(8),
 )

@@ -23,10 +23,10 @@ from zeek_agent.bpf.records import HOLDER, TASK
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.host.linux.containers import container_id
-from zeek_agent.host.linux.procfs import STATES, Process, Procfs, tty_name
+from zeek_agent.host.linux.procfs import STATES, Procfs, ProcfsProcess, tty_name
 from zeek_agent.host.linux.stamps import TICKS, boot_id, set_or_none, start_ticks
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _loaded: Iterators | None = None
 
@@ -164,7 +164,7 @@ def load() -> None:
         except OSError as error:
             reason = str(error)
     if reason is not None:
-        logger.info("processes and holders of sockets are read from /proc: %s", reason)
+        log.info("falling back to /proc for processes and sockets: %s", reason)
 
 
 def loaded() -> Iterators | None:
@@ -283,7 +283,7 @@ def _kernel_name(record: _Record) -> str:
 
 def _from_proc(pid: int) -> list[Task]:
     try:
-        with Process(Procfs(), pid) as shown:
+        with ProcfsProcess(Procfs(), pid) as shown:
             return [Task(**{name: getattr(shown, name) for name in Task.__dataclass_fields__})]
     except ProcessLookupError:
         return []

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from zeek_agent.bpf.tracepoints import open_tracepoint
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _DEBUG: Final = 2
@@ -86,7 +86,7 @@ def _capture(level: int, form: bytes, arguments: int) -> int:
     if message:
         told = [line for line in message.splitlines() if not line.startswith(_NO_REASONS)]
         _log.append(told[-1] if told else message)
-        logger.debug("%s", message)
+        log.debug("%s", message)
     return 0
 
 

@@ -47,9 +47,7 @@ def _why_not_permitted(objects: Sequence[str], held: set[Capability]) -> str | N
     if not missing:
         return None
     remedy = (
-        "run as root, or grant"
-        if os.geteuid()
-        else "root has not all its capabilities here, its unit or container must allow"
+        "run as root, or grant" if os.geteuid() else "root lacks capabilities here; its unit or container must allow"
     )
     return f"not permitted without {missing}: {remedy} {'them' if ' ' in missing else 'it'}"
 
@@ -58,21 +56,23 @@ def why_no_tracepoints() -> str | None:
     """None when the numbers of tracepoints can be looked up; else why not."""
     if tracefs() is not None or Capability.SYS_ADMIN in capabilities.effective():
         return None
-    return "tracefs is not mounted, or not for this user: mount -t tracefs none /sys/kernel/tracing, as root"
+    return "tracefs is not mounted, or not accessible to this user: mount -t tracefs none /sys/kernel/tracing, as root"
 
 
 def cgroup2(mountinfo: str = "/proc/self/mountinfo") -> str | None:
     """Where the root of control group version 2's hierarchy is mounted; None when it is not."""
-    return next((mount.place for mount in mounts(mountinfo) if mount.kind == "cgroup2" and mount.root == "/"), None)
+    return next(
+        (mount.mount_point for mount in mounts(mountinfo) if mount.kind == "cgroup2" and mount.root == "/"), None
+    )
 
 
 def why_no_cgroup2() -> str | None:
     """None when programs can be attached to the root of the control groups; else why not."""
     mounted = cgroup2()
     if mounted is None:
-        return "control groups version 2 are not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified"
+        return "cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified"
     if not os.access(mounted, os.R_OK):
-        return f"may not open {mounted}: run as root"
+        return f"not permitted to open {mounted}: run as root"
     return None
 
 

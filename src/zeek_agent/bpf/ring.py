@@ -45,16 +45,16 @@ class Ring:
         self._poll.poll(seconds)
 
     def end(self) -> int:
-        """Where the next record will begin: a mark for `take`."""
+        """Where the next record will begin: a mark for `read`."""
         position: int = _POSITION.unpack_from(self._producer)[0]
         return position
 
     def passed(self, mark: int) -> bool:
-        """Whether all before that mark has been taken: a record that is still being written holds up the rest."""
+        """Whether all before that mark has been read: a record that is still being written holds up the rest."""
         position: int = _POSITION.unpack_from(self._consumer)[0]
         return position >= mark
 
-    def take(self, end: int | None = None, limit: int = 2048) -> list[bytes]:
+    def read(self, end: int | None = None, limit: int = 2048) -> list[bytes]:
         """Complete records in order, up to `limit` of them and not beyond `end`; their space is free again."""
         (begin,) = _POSITION.unpack_from(self._consumer)
         end = self.end() if end is None else end

@@ -25,7 +25,7 @@ def open_tracepoint(category: str, name: str) -> int:
     buffer = ctypes.create_string_buffer(attributes, _PERF_ATTR_SIZE)
     number = _PERF_EVENT_OPEN.get(platform.machine())
     if number is None:
-        raise OSError(f"system call numbers of {platform.machine()} are not known")
+        raise OSError(f"system call numbers of {platform.machine()} are unknown")
     return _syscall("perf_event_open", number, buffer, -1, 0, -1, ctypes.c_ulong(_PERF_FLAG_FD_CLOEXEC))
 
 

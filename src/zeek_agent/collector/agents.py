@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
-from zeek_agent.collector.logs import Field, TsvFormat
+from zeek_agent.collector.log_formats import Field, TsvFormat
 from zeek_agent.text import clipped, size
-from zeek_agent.zeek import bounds
-from zeek_agent.zeek.data import ProtocolError
+from zeek_agent.zeek import message_limits
+from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import AgentHello
 
 T = TypeVar("T")
 
-State = Literal["join", "update", "reconnect", "shutdown", "offline"]
+AgentState = Literal["join", "update", "reconnect", "shutdown", "offline"]
 
 LOG: Final = "zeek-agent"
 LOG_FIELDS: Final = (
@@ -41,7 +41,7 @@ _AGENT_ID = re.compile(r"[\w.:@+-]{1,128}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Agent:
+class KnownAgent:
     """An agent by its last hello. `state` is the last line of its life cycle; times are seconds since the epoch."""
 
     id: str
@@ -52,7 +52,7 @@ class Agent:
     uptime: float | None = None
     platform: str | None = None
     os_name: str | None = None
-    state: State = "join"
+    state: AgentState = "join"
     last_seen: float = 0.0
 
     @property
@@ -81,18 +81,18 @@ class Agents:
     def __init__(self, *, timeout: float, limit: int) -> None:
         self._timeout = timeout
         self._limit = limit
-        self._agents: dict[str, Agent] = {}
+        self._agents: dict[str, KnownAgent] = {}
 
-    def __iter__(self) -> Iterator[Agent]:
+    def __iter__(self) -> Iterator[KnownAgent]:
         return iter(self._agents.values())
 
     def __len__(self) -> int:
         return len(self._agents)
 
-    def get(self, agent_id: str) -> Agent | None:
+    def get(self, agent_id: str) -> KnownAgent | None:
         return self._agents.get(agent_id)
 
-    def hello(self, event: AgentHello, now: float) -> Agent:
+    def hello(self, event: AgentHello, now: float) -> KnownAgent:
         """Take in a hello; the state tells what it meant. Raises ProtocolError for one that cannot be used."""
         agent = replace(_agent(event), last_seen=now)
         try:
@@ -103,27 +103,27 @@ class Agents:
             raise ProtocolError(f"hello from {agent.id}: more than {HELLO_BYTES} bytes")
         known = self._agents.get(agent.id)
         if known is None and len(self._agents) >= self._limit:
-            raise ProtocolError(f"there are {self._limit} agents already, which is the limit")
+            raise ProtocolError(f"the limit of {self._limit} agents is reached")
         if known is not None:
             agent = replace(agent, state="update" if known.hello_id == agent.hello_id else "reconnect")
         self._agents[agent.id] = agent
         return agent
 
-    def heard(self, agent_id: str, now: float) -> Agent | None:
+    def mark_seen(self, agent_id: str, now: float) -> KnownAgent | None:
         """The agent, if known, which has just said something. Raises ProtocolError for what is no agent's id."""
         agent = self._agents.get(_checked_id(agent_id))
         if agent is not None:
             agent = self._agents[agent_id] = replace(agent, last_seen=now)
         return agent
 
-    def shutdown(self, agent_id: str, now: float) -> Agent | None:
+    def shutdown(self, agent_id: str, now: float) -> KnownAgent | None:
         """The agent, if known, which says goodbye. It stays known until it is silent for long enough."""
         agent = self._agents.get(agent_id)
         if agent is not None:
             agent = self._agents[agent_id] = replace(agent, state="shutdown", last_seen=now)
         return agent
 
-    def expired(self, now: float) -> list[Agent]:
+    def expired(self, now: float) -> list[KnownAgent]:
         """Those that were silent for too long; they are forgotten."""
         silent = [agent for agent in self._agents.values() if now - agent.last_seen >= self._timeout]
         for agent in silent:
@@ -131,11 +131,11 @@ class Agents:
         return [replace(agent, state="offline") for agent in silent]
 
 
-def _agent(event: AgentHello) -> Agent:
+def _agent(event: AgentHello) -> KnownAgent:
     hello = event.named()
     if event.context.query_id is None:
         raise ProtocolError("hello has no query id")
-    return Agent(
+    return KnownAgent(
         id=_checked_id(event.context.agent_id),
         hello_id=_bounded(event.context.query_id, "the hello's query id"),
         hostname=_checked(hello, "hostname", str),
@@ -154,8 +154,8 @@ def _checked_id(agent_id: str) -> str:
 
 
 def _bounded(text: str, name: str) -> str:
-    if size(text) > bounds.NAME_BYTES_MAX:
-        raise ProtocolError(f"{name} is longer than {bounds.NAME_BYTES_MAX:,} bytes: {clipped(text)}")
+    if size(text) > message_limits.NAME_BYTES_MAX:
+        raise ProtocolError(f"{name} is longer than {message_limits.NAME_BYTES_MAX:,} bytes: {clipped(text)}")
     return text
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from zeek_agent.collector.pack_file import Audience, FieldEntry, PackFile, QueryEntry, check_names, columns_of
-from zeek_agent.database.session import Profile
+from zeek_agent.database.sql_connection import Profile
 from zeek_agent.errors import SqlError
 from zeek_agent.schema import ZeekType
 from zeek_agent.text import clipped
@@ -50,7 +50,7 @@ class Columns:
             return fields
         queries = self._file.queries_for(audience, path)
         if not queries:
-            raise ValueError(f"logs.{path}: no query fills it that its fields could be taken from")
+            raise ValueError(f"logs.{path}: no query writes to it, so its fields are unknown")
         place, query = queries[0]
         batches = audience == "zeek"
         return _typed(path, None if entry.fields is None else fields, self.selected(place, query, batches=batches))

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from zeek_agent.collector import agents
-from zeek_agent.collector.agents import Agent, Agents
-from zeek_agent.collector.logs import Field
+from zeek_agent.collector.agents import Agents, KnownAgent
+from zeek_agent.collector.log_files import LogDirectory, LogFile
+from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack import Log, Pack
-from zeek_agent.collector.records import RowReader, row_reader
-from zeek_agent.collector.rotation import LogDirectory, LogFile
+from zeek_agent.collector.row_reader import RowReader, row_reader
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.text import clipped
-from zeek_agent.zeek.data import ProtocolError
+from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import AgentError, AgentEvent, AgentHello, AgentShutdown, Context, ResultBatch, ResultRow
 
 Level = Literal["INFO", "WARNING", "ERROR"]
@@ -38,11 +38,11 @@ _CHANGES: Final = {Change.ADD: "new", Change.DELETE: "gone", None: None}
 _MESSAGE_LENGTH: Final = 1000
 _ERROR_SHOWN: Final = 800
 
-logger = logging.getLogger("zeek_agent.collector")
+log = logging.getLogger("zeek_agent.collector")
 
 
 @dataclass(slots=True)
-class Counters:
+class IntakeCounters:
     """What was taken in since the start."""
 
     messages: int = 0
@@ -58,19 +58,19 @@ class Intake:
     """Takes agents' messages, one at a time."""
 
     def __init__(self, pack: Pack, directory: LogDirectory, known: Agents, clock: Callable[[], float]) -> None:
-        self.counters = Counters()
+        self.counters = IntakeCounters()
         self.agents = known
         self._clock = clock
         self._results: dict[str, tuple[Log, RowReader, LogFile]] = {
-            event: (log, row_reader(log.columns), directory.add(log.path, log.fields))
-            for event, log in pack.logs.items()
+            event: (zeek_log, row_reader(zeek_log.columns), directory.add(zeek_log.path, zeek_log.fields))
+            for event, zeek_log in pack.logs.items()
         }
         self._life_cycle = directory.add(agents.LOG, agents.LOG_FIELDS)
         self._reporter = directory.add(REPORTER, REPORTER_FIELDS)
         self._reports: deque[float] = deque(maxlen=REPORTS_PER_SECOND)
         self._unreported = 0
 
-    def take(self, event: AgentEvent) -> Agent | None:
+    def handle(self, event: AgentEvent) -> KnownAgent | None:
         """Log what an agent says; the agent, if it has said hello.
 
         Raises ProtocolError for what cannot be logged.
@@ -88,11 +88,11 @@ class Intake:
                 if leaving := self.agents.shutdown(context.agent_id, now):
                     self._life_cycle_line(leaving, now)
             case AgentError(context, text):
-                self.agents.heard(context.agent_id, now)
+                self.agents.mark_seen(context.agent_id, now)
                 self.counters.agent_errors += 1
                 self.report("ERROR", f"error from Zeek Agent: {clipped(text, _ERROR_SHOWN)} [{context.agent_id}]", now)
             case ResultBatch():
-                raise ProtocolError("rows in batches, which this collector does not offer to take")
+                raise ProtocolError("rows in batches, which this collector does not support")
         return None
 
     def refuse(self, why: str) -> None:
@@ -118,28 +118,28 @@ class Intake:
         if self._unreported:
             text, self._unreported = f"{text} (and {self._unreported} more messages before this one)", 0
         self._reporter.write((now, f"Reporter::{level}", text, None))
-        logger.warning("%s", text)
+        log.warning("%s", text)
 
     def _row(self, event: ResultRow, now: float) -> None:
         result = self._results.get(event.event)
         if result is None:
-            raise ProtocolError(f"no query of this collector has the event {clipped(event.event)}")
-        log, read, file = result
+            raise ProtocolError(f"this collector has no query with the event {clipped(event.event)}")
+        zeek_log, read, file = result
         context = event.context
         try:
             values = read(event.columns)
-            file.write((*self._leading(log, context, now), *values))
+            file.write((*self._leading(zeek_log, context, now), *values))
         except (ValueError, ProtocolError) as error:
-            raise ProtocolError(f"row for {log.path} from {clipped(context.agent_id)}: {error}") from None
+            raise ProtocolError(f"row for {zeek_log.path} from {clipped(context.agent_id)}: {error}") from None
         self.counters.rows += 1
 
-    def _leading(self, log: Log, context: Context, now: float) -> tuple[float | str | None, ...]:
-        agent = self.agents.heard(context.agent_id, now)
+    def _leading(self, zeek_log: Log, context: Context, now: float) -> tuple[float | str | None, ...]:
+        agent = self.agents.mark_seen(context.agent_id, now)
         host = agent.name if agent else "<unknown>"
-        if log.change:
+        if zeek_log.change:
             return now, context.agent_id, host, _CHANGES[context.change]
         return now, context.agent_id, host
 
-    def _life_cycle_line(self, agent: Agent, now: float) -> None:
-        logger.info("agent %s (%s): %s", agent.id, agent.name, agent.state)
+    def _life_cycle_line(self, agent: KnownAgent, now: float) -> None:
+        log.info("agent %s (%s): %s", agent.id, agent.name, agent.state)
         self._life_cycle.write(agent.log_values(now))

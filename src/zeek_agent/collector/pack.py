@@ -13,12 +13,12 @@ from pathlib import Path
 
 from zeek_agent.collector import pack_file
 from zeek_agent.collector.columns import Columns
-from zeek_agent.collector.logs import Field
+from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
 from zeek_agent.errors import UsageError
 from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Query, Subscription
 
-logger = logging.getLogger("zeek_agent.collector")
+log = logging.getLogger("zeek_agent.collector")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,37 +82,37 @@ def _pack(file: PackFile, origin: str, schedule: float | None) -> Pack:
     for path, entry in file.logs.items():
         if file.queries_for("zeek", path) and not file.queries_for("collector", path):
             continue
-        log = _log(path, entry, columns.fields(path, "collector"))
-        if log.event in logs:
-            raise ValueError(f"logs {logs[log.event].path} and {path} have the same event {log.event}")
-        logs[log.event] = log
-    by_path = {log.path: log for log in logs.values()}
+        zeek_log = _log(path, entry, columns.fields(path, "collector"))
+        if zeek_log.event in logs:
+            raise ValueError(f"logs {logs[zeek_log.event].path} and {path} use the same event {zeek_log.event}")
+        logs[zeek_log.event] = zeek_log
+    by_path = {zeek_log.path: zeek_log for zeek_log in logs.values()}
     wanted = [(_query(file, entry, by_path[entry.log], schedule), entry) for _, entry in file.queries_for("collector")]
     enabled = [query for query, entry in wanted if entry.enabled]
     if too_frequent := sum(one.query.is_too_frequent for one in enabled):
         notice = "%s: queries with a schedule below %g s will run every %g s: %d"
-        logger.warning(notice, origin, SCHEDULE_MIN, SCHEDULE_MIN, too_frequent)
+        log.warning(notice, origin, SCHEDULE_MIN, SCHEDULE_MIN, too_frequent)
     return Pack(logs, tuple(replace(one, query=one.query.slowed()) for one in enabled))
 
 
 def _log(path: str, entry: LogEntry, fields: tuple[FieldEntry, ...]) -> Log:
-    log = Log(path, entry.event or f"Collector::{path.replace('-', '_')}", fields, entry.change)
+    zeek_log = Log(path, entry.event or f"Collector::{path.replace('-', '_')}", fields, entry.change)
     names = [field.name for field in fields]
     try:
-        given_twice = {field.name for field in log.fields[: -len(names) or None]}.intersection(names)
+        given_twice = {field.name for field in zeek_log.fields[: -len(names) or None]}.intersection(names)
     except ValueError as error:
         raise ValueError(f"logs.{path}: {error}") from None
     if given_twice:
-        raise ValueError(f"logs.{path}: field {min(given_twice)}: every log has one of that name already")
-    return log
+        raise ValueError(f"logs.{path}: field {min(given_twice)}: every log already has a field of that name")
+    return zeek_log
 
 
-def _query(file: PackFile, entry: QueryEntry, log: Log, schedule: float | None) -> PackQuery:
+def _query(file: PackFile, entry: QueryEntry, zeek_log: Log, schedule: float | None) -> PackQuery:
     subscription = Subscription(entry.subscription or file.subscription)
     own = file.schedule if entry.schedule is None else entry.schedule
     query = Query(
         sql=entry.sql,
-        event=log.event,
+        event=zeek_log.event,
         schedule=own if schedule is None or subscription is Subscription.EVENTS else schedule,
         subscription=subscription,
         requires_tables=frozenset(entry.requires_tables),

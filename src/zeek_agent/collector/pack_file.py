@@ -146,7 +146,7 @@ def columns_of(fields: tuple[FieldEntry, ...]) -> Iterator[tuple[str, tuple[Fiel
 
 def _check_log(path: str, entry: LogEntry) -> None:
     if not _LOG_NAME.fullmatch(path) or path in RESERVED:
-        raise ValueError(f"logs.{path}: not a name for a log (letters, digits, - and _; not {' or '.join(RESERVED)})")
+        raise ValueError(f"logs.{path}: not a valid log name (letters, digits, - and _; not {' or '.join(RESERVED)})")
     event = entry.event
     if event is not None and (not _EVENT_NAME.fullmatch(event) or event.startswith("ZeekAgentAPI::")):
         raise ValueError(f"logs.{path}: event: expected Module::name, got {event}")
@@ -158,7 +158,7 @@ def check_names(path: str, fields: tuple[FieldEntry, ...]) -> None:
     names = [field.name for field in fields]
     for field in fields:
         if not _FIELD_NAME.fullmatch(field.name) or names.count(field.name) > 1:
-            raise ValueError(f"logs.{path}: field {field.name}: not a name, or given twice")
+            raise ValueError(f"logs.{path}: field {field.name}: not a valid name, or a duplicate")
 
 
 def _check_query(entry: QueryEntry, logs: Mapping[str, LogEntry]) -> None:

@@ -27,18 +27,18 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
-from zeek_agent.collector.agents import Agent, Agents
+from zeek_agent.collector.agents import Agents, KnownAgent
 from zeek_agent.collector.in_process import InProcessListener
 from zeek_agent.collector.intake import Intake
+from zeek_agent.collector.log_files import PENDING_BYTES, LogDirectory
 from zeek_agent.collector.pack import Pack, PackQuery
 from zeek_agent.collector.receive_memory import POOL_BYTES, BoundedConnection, ReceiveMemory, bounded_by
-from zeek_agent.collector.rotation import PENDING_BYTES, LogDirectory
 from zeek_agent.config import CollectorSettings
 from zeek_agent.destination import PATH
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import clipped, size
-from zeek_agent.zeek import bounds, protocol
-from zeek_agent.zeek.data import ProtocolError
+from zeek_agent.zeek import message_limits, protocol
+from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import Message, ZeekHello
 
 ZEEK_VERSION: Final = "9.0.0"
@@ -60,7 +60,7 @@ SEND_BYTES: Final = 1024 * 1024
 _APPLICATION_NAME = re.compile(r"[A-Za-z0-9/_.:=*@-]+")
 _ALPHABET: Final = string.digits + string.ascii_letters
 
-logger = logging.getLogger("zeek_agent.collector")
+log = logging.getLogger("zeek_agent.collector")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Client:
             return address or "unknown"
         return f"{address[0]}:{address[1]}"
 
-    def wants(self, topic: str) -> bool:
+    def subscribes_to(self, topic: str) -> bool:
         """Whether one of its subscriptions is a prefix of the topic."""
         return topic.startswith(self.topics)
 
@@ -115,7 +115,7 @@ class Stats:
     connections: int
     unread_bytes: int
     """What connections hold that was not read yet, beyond the allowance of each."""
-    agents: tuple[Agent, ...]
+    agents: tuple[KnownAgent, ...]
     connected: frozenset[str]
     logs: tuple[LogStats, ...]
     messages: int
@@ -187,9 +187,9 @@ class Collector:
             ) from None
         self._warn_if_reachable({listener.getsockname()[0] for listener in self._server.sockets})
         self._begin()
-        logger.info("listening on %s port %d, logs in %s", *self.address, self._logs.directory)
+        log.info("listening on %s port %d, logs in %s", *self.address, self._logs.directory)
         if self._logs.failing:
-            self._tell_disk_state()
+            self._log_disk_state()
         return self.address
 
     async def start_embedded(self) -> None:
@@ -206,12 +206,12 @@ class Collector:
         self._listener = InProcessListener()
         self._server = await self._serve(sock=self._listener)
         self._begin()
-        logger.info("embedded, logs in %s", self._logs.directory)
+        log.info("embedded, logs in %s", self._logs.directory)
 
     def connect(self) -> socket.socket:
         """The client's end of a new connection to the embedded collector. Raises OSError when it is not started."""
         if self._listener is None:
-            raise ConnectionRefusedError("the embedded collector is not started")
+            raise ConnectionRefusedError("the embedded collector is not running")
         return self._listener.connect_here()
 
     async def _serve(self, **where: Any) -> Server:
@@ -234,7 +234,7 @@ class Collector:
         """Start what runs beside the connections."""
         self._started = self._clock()
         self._flush_task = asyncio.create_task(self._flush_logs())
-        self._hello_task = asyncio.create_task(self._greet_agents())
+        self._hello_task = asyncio.create_task(self._send_hellos())
         for task in (self._flush_task, self._hello_task):
             task.add_done_callback(_report_failure)
 
@@ -246,7 +246,7 @@ class Collector:
         self._flush_wanted.set()
         self._hello_task.cancel()
         await asyncio.wait([self._hello_task, self._flush_task])
-        self._broadcast_farewell()
+        self._broadcast_shutdown()
         self._server.close(reason="Terminating")
         await self._server.wait_closed()
         self._server = self._listener = None
@@ -300,10 +300,10 @@ class Collector:
         client = Client(connection)
         self._connections += 1
         try:
-            if await self._greeted(client):
+            if await self._open(client):
                 self._clients.add(client)
                 while True:
-                    await self._answer(client, self._take(client, await connection.receive()))
+                    await self._answer(client, self._handle_message(client, await connection.receive()))
                     await self._wait_for_disk()
         except ConnectionClosed as error:
             if error.sent and not error.rcvd_then_sent and error.sent.code != CloseCode.GOING_AWAY:
@@ -312,7 +312,7 @@ class Collector:
             self._connections -= 1
             self._clients.discard(client)
 
-    async def _greeted(self, client: Client) -> bool:
+    async def _open(self, client: Client) -> bool:
         """The opening: path, name, subscription, ack. False when the client cannot be served."""
         request = client.connection.request
         assert request is not None
@@ -343,13 +343,13 @@ class Collector:
         topics = protocol.read_subscription(raw)
         if len(topics) > self._limits.per_connection:
             raise ProtocolError(f"more than {self._limits.per_connection} subscriptions")
-        if long := next((topic for topic in topics if size(topic) > bounds.TOPIC_BYTES_MAX), None):
-            raise ProtocolError(f"a topic is longer than {bounds.TOPIC_BYTES_MAX:,} bytes: {clipped(long)}")
-        if sum(map(size, topics)) > bounds.SUBSCRIPTION_BYTES_MAX:
-            raise ProtocolError(f"subscriptions of more than {bounds.SUBSCRIPTION_BYTES_MAX:,} bytes")
+        if long := next((topic for topic in topics if size(topic) > message_limits.TOPIC_BYTES_MAX), None):
+            raise ProtocolError(f"a topic is longer than {message_limits.TOPIC_BYTES_MAX:,} bytes: {clipped(long)}")
+        if sum(map(size, topics)) > message_limits.SUBSCRIPTION_BYTES_MAX:
+            raise ProtocolError(f"subscriptions of more than {message_limits.SUBSCRIPTION_BYTES_MAX:,} bytes")
         return tuple(topics)
 
-    def _take(self, client: Client, raw: bytes) -> Agent | ProtocolError | None:
+    def _handle_message(self, client: Client, raw: bytes) -> KnownAgent | ProtocolError | None:
         """Take a message in: the agent that said hello with it, or why it was refused.
 
         Nothing of the message is kept: a client that does not read its answer would keep it in memory.
@@ -361,21 +361,21 @@ class Collector:
             if not message.topic.startswith(self._topics):
                 self._intake.counters.ignored += 1
                 return None
-            return self._intake.take(protocol.agent_event(message))
+            return self._intake.handle(protocol.agent_event(message))
         except ProtocolError as error:
             self._intake.refuse(f"message from {client.peer}: {error}")
             return ProtocolError(str(error))
 
-    async def _answer(self, client: Client, taken: Agent | ProtocolError | None) -> None:
-        if isinstance(taken, ProtocolError):
+    async def _answer(self, client: Client, outcome: KnownAgent | ProtocolError | None) -> None:
+        if isinstance(outcome, ProtocolError):
             await client.connection.send(protocol.error("deserialization_failed", "failed to create Zeek event"))
-        elif taken is not None:
+        elif outcome is not None:
             if len(client.agent_ids) < self._limits.per_connection:
-                client.agent_ids.add(taken.id)
-            if taken.state != "update":
-                await self._publish(client, self._welcome(taken.id))
+                client.agent_ids.add(outcome.id)
+            if outcome.state != "update":
+                await self._publish(client, self._opening_frames(outcome.id))
 
-    def _welcome(self, agent_id: str) -> Iterable[tuple[str, str]]:
+    def _opening_frames(self, agent_id: str) -> Iterable[tuple[str, str]]:
         """Topic and frame of a hello and all queries for an agent that has joined or is back."""
         topic = protocol.host_topic(agent_id)
         yield topic, protocol.zeek_hello(topic, self._hello)
@@ -391,15 +391,15 @@ class Collector:
         """Send to whoever listens. Only the sender, for whom it is, is waited for."""
         for topic, frame in frames:
             self._broadcast(topic, frame, but=sender)
-            if sender.wants(topic):
+            if sender.subscribes_to(topic):
                 await sender.connection.send(frame)
 
     def _broadcast(self, topic: str, frame: str, but: Client | None = None) -> None:
         for client in self._clients:
-            if client is not but and client.wants(topic):
+            if client is not but and client.subscribes_to(topic):
                 _send_soon(client, frame)
 
-    def _broadcast_farewell(self) -> None:
+    def _broadcast_shutdown(self) -> None:
         for query_id, query in self._queries.items():
             for group in query.groups:
                 topic = protocol.group_topic(group)
@@ -407,7 +407,7 @@ class Collector:
         topic = protocol.group_topic("all")
         self._broadcast(topic, protocol.zeek_shutdown(topic, self.instance))
 
-    async def _greet_agents(self) -> None:
+    async def _send_hellos(self) -> None:
         topic = protocol.group_topic("all")
         while True:
             await asyncio.sleep(HELLO_INTERVAL)
@@ -423,7 +423,7 @@ class Collector:
             failing = self._logs.failing
             await asyncio.to_thread(self._logs.flush)
             if self._logs.failing != failing:
-                self._tell_disk_state()
+                self._log_disk_state()
             async with self._flushed:
                 self._flushed.notify_all()
 
@@ -435,20 +435,20 @@ class Collector:
         async with self._flushed:
             await self._flushed.wait()
 
-    def _tell_disk_state(self) -> None:
+    def _log_disk_state(self) -> None:
         if self._logs.failing:
-            logger.error("%s; lines are kept in memory and tried again", self._logs.last_error)
+            log.error("%s; lines are buffered in memory and retried", self._logs.last_error)
         else:
-            logger.info("logs are written again")
+            log.info("logs are writable again")
 
     def _warn_if_reachable(self, addresses: Iterable[str]) -> None:
         reachable = [text for text in addresses if not ipaddress.ip_address(text.partition("%")[0]).is_loopback]
         if reachable:
             self.warning = (
                 f"listening on {', '.join(reachable)}, which is not loopback: "
-                "anyone who can reach the port can feed these logs"
+                "anyone who can reach the port can write to these logs"
             )
-            logger.warning("%s", self.warning)
+            log.warning("%s", self.warning)
 
 
 async def _refuse(client: Client, code: str, context: str) -> bool:
@@ -460,7 +460,7 @@ async def _refuse(client: Client, code: str, context: str) -> bool:
 
 def _report_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("the collector has lost a part of itself: %s", error, exc_info=error)
+        log.error("a task of the collector has failed: %s", error, exc_info=error)
 
 
 def _topics(query: PackQuery, agent_id: str) -> Iterable[str]:

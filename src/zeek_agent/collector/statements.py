@@ -8,7 +8,7 @@ from zeek_agent.config import LimitSettings
 from zeek_agent.database.results import Statement
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
-from zeek_agent.database.session import Catalog, Profile, Session
+from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
 from zeek_agent.table import Table, TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
 
@@ -24,21 +24,23 @@ class Statements:
     def __init__(self) -> None:
         self._limits = LimitSettings()
         self._catalog = Catalog.of(1, _declared_tables())
-        self._sessions: dict[Profile, Session] = {}
+        self._connections: dict[Profile, SqlConnection] = {}
 
     def compile(self, sql: str, profile: Profile) -> Statement:
         """The statement's columns and tables. Raises SqlError and its kinds."""
-        session = self._sessions.get(profile)
-        if session is None:
+        connection = self._connections.get(profile)
+        if connection is None:
             context = TableContext(_NO_AGENT)
-            session = Session(self._catalog, profile, context=context, limits=self._limits, scans=SharedScans())
-            self._sessions[profile] = session
-        return session.compile(sql, Run(self._limits))
+            connection = SqlConnection(
+                self._catalog, profile, context=context, limits=self._limits, scans=SharedScans()
+            )
+            self._connections[profile] = connection
+        return connection.compile(sql, Run(self._limits))
 
     def close(self) -> None:
-        for session in self._sessions.values():
-            session.close()
-        self._sessions.clear()
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
 
 
 def _declared_tables() -> list[Table]:

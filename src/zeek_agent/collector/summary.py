@@ -18,7 +18,7 @@ from zeek_agent.text import escaped
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from zeek_agent.collector.agents import Agent
+    from zeek_agent.collector.agents import KnownAgent
     from zeek_agent.collector.server import Collector, Stats
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ async def show(collector: Collector, stream: TextIO | None = None) -> None:
     try:
         await (_show_live if stream.isatty() else _show_lines)(collector, stream)
     except OSError as error:
-        log.warning("standard output takes no more summaries: %s", error.strerror)
+        log.warning("cannot write summaries to standard output: %s", error.strerror)
 
 
 async def _show_lines(collector: Collector, stream: TextIO) -> None:
@@ -150,7 +150,7 @@ def _logs(view: View) -> RenderableType:
     return table
 
 
-def _state(stats: Stats, agent: Agent) -> str:
+def _state(stats: Stats, agent: KnownAgent) -> str:
     if agent.id in stats.connected:
         return "connected"
     return "shut down" if agent.state == "shutdown" else "away"

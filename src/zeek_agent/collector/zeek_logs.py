@@ -15,9 +15,9 @@ from typing import Final
 
 from zeek_agent.collector import pack_file
 from zeek_agent.collector.columns import Columns, Selected, misfit
-from zeek_agent.collector.logs import Field
+from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
-from zeek_agent.database.session import Profile
+from zeek_agent.database.sql_connection import Profile
 from zeek_agent.errors import UsageError
 from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Subscription
 from zeek_agent.schema import ZEEK_KEYWORDS, zeek_field
@@ -148,7 +148,7 @@ def logs_of(file: PackFile, origin: str) -> list[Log]:
 def _log(file: PackFile, path: str, entry: LogEntry, columns: Columns) -> Log:
     queries = file.queries_for("zeek", path)
     if not queries:
-        raise ValueError(f"logs.{path}: no query fills it")
+        raise ValueError(f"logs.{path}: no query writes to it")
     fields = columns.fields(path, "zeek")
     record = _members(path, fields)
     _check_fields(path, entry, record)
@@ -185,7 +185,7 @@ def _module_and_event(file: PackFile, path: str, entry: LogEntry) -> tuple[str, 
         module, event = f"ZeekAgent_{camel(path.removeprefix(PACKAGE_PREFIX))}", "query_result"
     parts = [*module.split("::"), event]
     if module in _TAKEN_MODULES or not ZEEK_KEYWORDS.isdisjoint(parts):
-        raise ValueError(f"logs.{path}: event: {module}::{event} is not free in Zeek, choose another Module::name")
+        raise ValueError(f"logs.{path}: event: {module}::{event} is already used in Zeek, choose another Module::name")
     return module, event
 
 
@@ -238,7 +238,7 @@ def _check_fields(path: str, entry: LogEntry, columns: Sequence[Member]) -> None
                 raise ValueError(f"logs.{path}: field {name}: two fields would have this name in Zeek")
     for column in columns:
         if column.log_name in leading:
-            raise ValueError(f"logs.{path}: field {column.log_name}: every log has one of that name already")
+            raise ValueError(f"logs.{path}: field {column.log_name}: every log already has a field of that name")
 
 
 def _check_selected(path: str, place: str, columns: Sequence[Member], selected: Sequence[Selected]) -> None:
@@ -326,7 +326,7 @@ def _check_names(logs: Sequence[Log]) -> None:
             names = [name for name in _defined(log) if name not in _SHARED_NAMES or name in (log.event, log.log_event)]
             for name in names:
                 if name in taken:
-                    raise ValueError(f"logs.{log.path}: {module}::{name} would be there twice, call the log otherwise")
+                    raise ValueError(f"logs.{log.path}: {module}::{name} would be defined twice, rename the log")
                 taken.add(name)
 
 

@@ -24,7 +24,7 @@ def answering(database: Database, runner: Callable[[], QueryRunner], status: Cal
 
     async def answer(request: Request, origin: str) -> AsyncGenerator[Frame, None]:
         match request:
-            case messages.Query():
+            case messages.QueryRequest():
                 result = await database.query(
                     request.sql, profile=Profile(request.profile), lane=Lane.LOCAL, origin=origin
                 )
@@ -34,19 +34,19 @@ def answering(database: Database, runner: Callable[[], QueryRunner], status: Cal
                     yield Note(error)
                 if result.files:
                     yield Note(result.files.summary(), warning=True)
-            case messages.Subscribe():
+            case messages.SubscribeRequest():
                 async with aclosing(_subscribe(database, runner(), request, origin)) as frames:
                     async for frame in frames:
                         yield frame
-            case messages.Status():
+            case messages.StatusRequest():
                 yield Facts(dict(status()))
-            case messages.Tables():
+            case messages.TablesRequest():
                 yield Declarations(messages.declare(database.tables.values()))
 
     return answer
 
 
-_CHANGES: Mapping[str | None, messages.Change | None] = {"Add": "Add", "Delete": "Delete", None: None}
+_CHANGES: Mapping[str | None, messages.ChangeName | None] = {"Add": "Add", "Delete": "Delete", None: None}
 
 
 class _Subscriber:
@@ -54,7 +54,7 @@ class _Subscriber:
 
     profile = Profile.FULL
     durable = False
-    tells_replays = False
+    recognizes_replays = False
 
     def __init__(self, origin: str) -> None:
         self.identity = self.life = f"{origin} {secrets.token_hex(8)}"
@@ -69,7 +69,7 @@ class _Subscriber:
 
 
 async def _subscribe(
-    database: Database, runner: QueryRunner, request: messages.Subscribe, origin: str
+    database: Database, runner: QueryRunner, request: messages.SubscribeRequest, origin: str
 ) -> AsyncGenerator[Frame, None]:
     """The reports of a repeated query, each ended by `Pause`, until the generator is closed."""
     from zeek_agent.queries.subscriptions import Query, Subscription

@@ -36,17 +36,17 @@ ROWS_BYTES: Final = 256 * 1024
 CONNECT_TIMEOUT: Final = 5.0
 
 SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]
-Change = Literal["Add", "Delete"]
+ChangeName = Literal["Add", "Delete"]
 
 
-class Query(Struct, frozen=True, tag_field="request", tag="query", forbid_unknown_fields=True):
+class QueryRequest(Struct, frozen=True, tag_field="request", tag="query", forbid_unknown_fields=True):
     """Run a statement once. Profile `stock` shows tables as a stock Zeek package sees them."""
 
     sql: str
     profile: Literal["full", "stock"] = "full"
 
 
-class Subscribe(Struct, frozen=True, tag_field="request", tag="subscribe", forbid_unknown_fields=True):
+class SubscribeRequest(Struct, frozen=True, tag_field="request", tag="subscribe", forbid_unknown_fields=True):
     """Run a statement every `schedule` seconds and report in one of the four ways."""
 
     sql: str
@@ -54,15 +54,15 @@ class Subscribe(Struct, frozen=True, tag_field="request", tag="subscribe", forbi
     schedule: Annotated[float, Meta(gt=0)]
 
 
-class Status(Struct, frozen=True, tag_field="request", tag="status", forbid_unknown_fields=True):
+class StatusRequest(Struct, frozen=True, tag_field="request", tag="status", forbid_unknown_fields=True):
     """Who is running: facts about the agent."""
 
 
-class Tables(Struct, frozen=True, tag_field="request", tag="tables", forbid_unknown_fields=True):
+class TablesRequest(Struct, frozen=True, tag_field="request", tag="tables", forbid_unknown_fields=True):
     """The declarations of all tables."""
 
 
-Request: TypeAlias = Query | Subscribe | Status | Tables
+Request: TypeAlias = QueryRequest | SubscribeRequest | StatusRequest | TablesRequest
 
 
 class Columns(Struct, frozen=True, tag_field="frame", tag="columns"):
@@ -75,7 +75,7 @@ class Rows(Struct, frozen=True, tag_field="frame", tag="rows"):
     """Some rows. For a subscription, `changes` says of each whether it came or went, None: it is there."""
 
     rows: Sequence[Sequence[Any]]
-    changes: list[Change | None] | None = None
+    changes: list[ChangeName | None] | None = None
 
 
 class Note(Struct, frozen=True, tag_field="frame", tag="note"):
@@ -150,7 +150,7 @@ def decode_frame(line: bytes) -> Frame:
     try:
         frame = _frames.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ZeekAgentError(f"the agent's answer makes no sense ({error}); is it of another version?") from None
+        raise ZeekAgentError(f"the agent's reply is invalid ({error}); is it a different version?") from None
     if isinstance(frame, Rows):
         return Rows([tuple(map(_from_wire, row)) for row in frame.rows], frame.changes)
     return frame
@@ -232,18 +232,18 @@ class ControlClient:
             self._socket.settimeout(None)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             self._socket.close()
-            raise NoAgentError(f"no agent is running (nobody listens on {path})") from None
+            raise NoAgentError(f"no agent is running (nothing listens on {path})") from None
         except PermissionError:
             self._socket.close()
             raise ZeekAgentError(
-                f"not allowed to use {path}: ask as root, or be in the group that control.group names"
+                f"not permitted to use {path}: run as root, or as a member of the group in control.group"
             ) from None
         except OSError as error:
             self._socket.close()
             raise ZeekAgentError(f"cannot reach the agent on {path}: {error.strerror or error}") from None
         self._lines = self._socket.makefile("rb")
 
-    def ask(self, request: Request) -> Iterator[Frame]:
+    def responses(self, request: Request) -> Iterator[Frame]:
         """Send a request and yield its frames up to the last. Raises the error that the agent answers with."""
         try:
             self._socket.sendall(_encode(request) + b"\n")
@@ -264,7 +264,7 @@ class ControlClient:
             yield frame
 
     def close(self) -> None:
-        """End the connection; the agent ends what it was doing for it."""
+        """End the connection; the agent is stopping what it was doing for it."""
         self._lines.close()
         self._socket.close()
 

@@ -77,9 +77,9 @@ class ControlServer:
             else:
                 await self._serve(reader, writer)
         except (ConnectionError, TimeoutError) as error:
-            log.info("control connection ended: %s", error or "the client does not read its answer")
+            log.info("control connection ended: %s", error or "the client does not read the reply")
         except asyncio.CancelledError:
-            log.debug("control connection closed, the agent stops")
+            log.debug("control connection closed: the agent is stopping")
         finally:
             self._connections.discard(task)
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
@@ -151,7 +151,7 @@ def _listener(path: Path, group: str | None) -> socket.socket:
     if len(os.fsencode(fresh)) > PATH_BYTES_MAX:
         raise UsageError(
             f"the control socket's path is longer than the {PATH_BYTES_MAX - 4} bytes that the system allows: {path}; "
-            "name a shorter one with control.socket"
+            "set a shorter control.socket"
         )
     gid = None if group is None else group_id(group)
     listener = socket.socket(socket.AF_UNIX)
@@ -173,7 +173,7 @@ def _listener(path: Path, group: str | None) -> socket.socket:
         fresh.replace(path)
     except OSError as error:
         listener.close()
-        raise NoPlaceError(f"cannot make the control socket {path}: {error.strerror}") from None
+        raise NoPlaceError(f"cannot create the control socket {path}: {error.strerror}") from None
     except ZeekAgentError:
         listener.close()
         raise
@@ -187,7 +187,7 @@ def group_id(group: str) -> int:
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:
-        raise UsageError(f"control.group: there is no group {group!r}") from None
+        raise UsageError(f"control.group: no such group: {group!r}") from None
 
 
 def _remove_stale(path: Path) -> None:
@@ -195,12 +195,12 @@ def _remove_stale(path: Path) -> None:
     if not path.exists() and not path.is_symlink():
         return
     if not path.is_socket():
-        raise ZeekAgentError(f"cannot make the control socket: {path} is there and is no socket; remove it")
+        raise ZeekAgentError(f"cannot create the control socket: {path} exists and is not a socket; remove it")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(messages.CONNECT_TIMEOUT)
         refused = probe.connect_ex(str(path))
     if refused not in (errno.ECONNREFUSED, errno.ENOENT):
-        raise ZeekAgentError(f"another agent listens on {path}; stop it or name another control.socket")
+        raise ZeekAgentError(f"another agent listens on {path}; stop it or set another control.socket")
     path.unlink(missing_ok=True)
 
 

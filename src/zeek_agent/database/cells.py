@@ -68,7 +68,7 @@ def encode(zeek_type: ZeekType, value: Value) -> Stored:
     return None if value is None else _encoder(zeek_type)(value)
 
 
-class Decoder:
+class CellDecoder:
     """Takes the cells of one result column out of SQLite."""
 
     def __init__(self, zeek_type: ZeekType) -> None:

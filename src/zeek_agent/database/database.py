@@ -23,7 +23,7 @@ from zeek_agent.config import LimitSettings
 from zeek_agent.database.results import Result, ResultColumn, Statement
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
-from zeek_agent.database.session import ALIASES, Catalog, Profile, Session, Store
+from zeek_agent.database.sql_connection import ALIASES, AttachedStore, Catalog, Profile, SqlConnection
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.table import Table, TableContext
 from zeek_agent.text import STATEMENT_SHOWN, clipped, size
@@ -63,7 +63,7 @@ class Database:
         tables: Iterable[Table],
         context: TableContext,
         limits: LimitSettings | None = None,
-        store: Store | None = None,
+        store: AttachedStore | None = None,
     ) -> None:
         self.context = context
         self.limits = limits or LimitSettings()
@@ -75,7 +75,7 @@ class Database:
         self._lock = threading.Lock()
         self._lanes: dict[Lane, ThreadPoolExecutor] = {}
         self._local = threading.local()
-        self._sessions: set[Session] = set()
+        self._connections: set[SqlConnection] = set()
         self._runs: set[Run] = set()
         self._memory_idle = 0
         self._expiry: asyncio.TimerHandle | None = None
@@ -130,13 +130,15 @@ class Database:
         `origin` is who asked, for the audit log. Cancelling the task ends the statement.
         """
         bounds = dict(window) if window else None
-        return await self._submit(sql, profile, lane, origin, lambda session, run: session.query(sql, run, bounds))
+        return await self._submit(
+            sql, profile, lane, origin, lambda connection, run: connection.query(sql, run, bounds)
+        )
 
     async def prepare(
         self, sql: str, *, profile: Profile = Profile.FULL, lane: Lane = Lane.SNAPSHOTS, origin: str = "local"
     ) -> Statement:
         """Compile one statement without running it: its columns and the tables that it reads. Raises like `query`."""
-        return await self._submit(sql, profile, lane, origin, lambda session, run: session.compile(sql, run))
+        return await self._submit(sql, profile, lane, origin, lambda connection, run: connection.compile(sql, run))
 
     def check_length(self, sql: str, origin: str) -> None:
         """Raises LimitError for a statement that is too long, which is then on record; nothing else is done with it."""
@@ -155,9 +157,9 @@ class Database:
                 run.cancel("the database is closed")
         for lane in lanes:
             lane.shutdown(wait=True, cancel_futures=True)
-        for session in self._sessions:
-            session.close()
-        self._sessions.clear()
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
         self.scans.clear()
 
     async def aclose(self) -> None:
@@ -174,7 +176,7 @@ class Database:
             listener()
 
     async def _submit(
-        self, sql: str, profile: Profile, lane: Lane, origin: str, work: Callable[[Session, Run], _T]
+        self, sql: str, profile: Profile, lane: Lane, origin: str, work: Callable[[SqlConnection, Run], _T]
     ) -> _T:
         self.check_length(sql, origin)
         self._note(sql, origin)
@@ -210,11 +212,11 @@ class Database:
                 executor = self._lanes[lane] = ThreadPoolExecutor(workers, thread_name_prefix=f"sql-{lane}")
             return executor
 
-    def _work(self, profile: Profile, lane: Lane, run: Run, work: Callable[[Session, Run], _T]) -> _T:
-        session = self._session(profile)
+    def _work(self, profile: Profile, lane: Lane, run: Run, work: Callable[[SqlConnection, Run], _T]) -> _T:
+        connection = self._connection(profile)
         with self._counted(run, lane):
             run.check()
-            return work(session, run)
+            return work(connection, run)
 
     @contextmanager
     def _counted(self, run: Run, lane: Lane) -> Iterator[None]:
@@ -233,24 +235,24 @@ class Database:
             with self._lock:
                 self._runs.discard(run)
 
-    def _session(self, profile: Profile) -> Session:
+    def _connection(self, profile: Profile) -> SqlConnection:
         """This thread's connection for the profile, made anew after tables came or went or the store changed."""
-        sessions: dict[Profile, Session] = self._local.__dict__.setdefault("sessions", {})
-        session = sessions.get(profile)
+        connections: dict[Profile, SqlConnection] = self._local.__dict__.setdefault("connections", {})
+        connection = connections.get(profile)
         catalog, store = self._catalog, self._store
-        if session is not None and session.is_current(catalog, store):
-            return session
-        if session is not None:
-            session.close()
-            self._sessions.discard(session)
+        if connection is not None and connection.is_current(catalog, store):
+            return connection
+        if connection is not None:
+            connection.close()
+            self._connections.discard(connection)
         try:
-            sessions[profile] = Session(
+            connections[profile] = SqlConnection(
                 catalog, profile, context=self.context, limits=self.limits, scans=self.scans, store=store
             )
         except apsw.Error as error:
             raise SqlError(f"cannot open the database: {error}") from error
-        self._sessions.add(sessions[profile])
-        return sessions[profile]
+        self._connections.add(connections[profile])
+        return connections[profile]
 
     def _expire_scans(self) -> None:
         """Forget shared scans a moment after the last statement that could use them."""

@@ -38,14 +38,14 @@ class Function:
 
 
 def regexp(pattern: Any, value: Any) -> int | None:
-    """`value REGEXP pattern`: whether the pattern (RE2) matches anywhere in the value."""
+    """Whether the pattern (RE2) matches anywhere in the value."""
     if pattern is None or value is None:
         return None
     return int(_search(pattern, value) is not None)
 
 
 def regex_match(value: Any, pattern: Any, group: Any) -> str | None:
-    """The text of the group (0: the whole match) of the first match, NULL when there is none."""
+    """The text of a group (0: the whole match) in the first match; NULL if there is no match."""
     if pattern is None or value is None or group is None:
         return None
     match = _search(pattern, value)
@@ -77,7 +77,7 @@ def _regex(pattern: str) -> Any:
 
 
 def split(value: Any, separators: Any, index: Any) -> str | None:
-    """The part number `index` (from 0) of the value cut at any of the separator characters, empty parts left out."""
+    """Part number `index` (from 0) of the value, split at any of the separator characters and without empty parts."""
     if value is None or separators is None or index is None:
         return None
     content, cuts = _text(value), set(_text(separators))
@@ -92,7 +92,7 @@ def split(value: Any, separators: Any, index: Any) -> str | None:
 
 
 def in_cidr_block(block: Any, address: Any) -> int | None:
-    """Whether the address lies in the block (`10.0.0.0/8`, `fe80::/10`); NULL for what is no address."""
+    """Whether the address is in the block (`10.0.0.0/8`, `fe80::/10`); NULL if it is not an address."""
     if block is None or address is None:
         return None
     try:
@@ -118,7 +118,7 @@ def community_id_v1(  # noqa: PLR0917 - called by position, from SQL
     protocol: Any,
     seed: Any = 0,
 ) -> str | None:
-    """The connection's Community ID, as its specification has it; `protocol` is IP's number. NULL if it has none."""
+    """The connection's Community ID, as specified; `protocol` is the IP protocol number. NULL if it has none."""
     if None in (source, destination, source_port, destination_port, protocol, seed):
         return None
     try:
@@ -135,7 +135,7 @@ def community_id_v1(  # noqa: PLR0917 - called by position, from SQL
 
 
 def instr(value: Any, wanted: Any) -> int | None:
-    """Position (from 1) of the first occurrence, 0 when there is none."""
+    """Position (from 1) of the first occurrence; 0 if there is none."""
     if value is None or wanted is None:
         return None
     if isinstance(value, bytes) and isinstance(wanted, bytes):
@@ -144,7 +144,7 @@ def instr(value: Any, wanted: Any) -> int | None:
 
 
 def replace(value: Any, old: Any, new: Any) -> Any:
-    """The value with each occurrence of `old` turned into `new`."""
+    """The value with each occurrence of `old` replaced by `new`."""
     if value is None or old is None or new is None:
         return None
     content, old, new = _text(value), _text(old), _text(new)

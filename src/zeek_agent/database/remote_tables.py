@@ -1,11 +1,11 @@
 """Tables that another program keeps, as SQLite sees them: as few round trips as a statement can do with.
 
-Constraints whose values are known go with the question. Values that come out of other tables, in a join, are not known
+Constraints whose values are known go with the lookup. Values that come out of other tables, in a join, are not known
 before the statement runs: it runs once to collect them, then the table is asked for all of them at once, and the
 statement runs again on the answer. A table that must be asked for something (`Remote.required`, `decisive`) is asked
 in batches of values; any other one is asked for a few values, or for all its rows when there are many.
 
-The question also says which columns are read, and how many rows are enough where nothing else decides that.
+The lookup also says which columns are read, and how many rows are enough where nothing else decides that.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from zeek_agent.database.scans import HeldScan
 from zeek_agent.database.virtual_tables import (
     FULL_SCAN_ROWS,
     Layout,
-    Reader,
     RowCursor,
     Surroundings,
     TableModule,
+    TableReader,
     columns_used,
     comparable,
     number_from,
@@ -37,7 +37,7 @@ from zeek_agent.errors import SqlError
 from zeek_agent.table import Bound, Remote
 
 KEYS_AT_ONCE: Final = 100
-"""Values of a required column that go into one question."""
+"""Values of a required column that go into one lookup."""
 FEW_KEYS: Final = 20
 """Up to so many values of a join are asked for; for more, all rows are."""
 FEW_ROUNDS: Final = 2
@@ -79,7 +79,7 @@ class Term(NamedTuple):
     known: bool
 
 
-class Plan(NamedTuple):
+class RemotePlan(NamedTuple):
     """What BestIndex decided, as Filter reads it."""
 
     terms: tuple[Term, ...]
@@ -87,14 +87,14 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _parse_plan(plan: str) -> Plan:
-    return msgspec.json.decode(plan, type=Plan)
+def _parse_plan(plan: str) -> RemotePlan:
+    return msgspec.json.decode(plan, type=RemotePlan)
 
 
 class RemoteSurroundings(Surroundings, Protocol):
     """What a remote table needs of the session whose connection it belongs to."""
 
-    questions: Questions
+    lookups: RemoteLookups
 
 
 class RemoteModule:
@@ -151,7 +151,7 @@ class RemoteTable:
         narrowed = any(term.operator in _EQUALITIES for term in terms)
         info.estimatedRows = 1 if narrowed else FULL_SCAN_ROWS
         info.estimatedCost = info.estimatedRows
-        plan = Plan(tuple(terms), columns_used(info.colUsed, len(self.module.layout.fields)))
+        plan = RemotePlan(tuple(terms), columns_used(info.colUsed, len(self.module.layout.fields)))
         info.idxStr = msgspec.json.encode(plan).decode()
         return True
 
@@ -202,7 +202,7 @@ class RemoteCursor(RowCursor):
 
     def _rows_for(self, plan: str, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
         parsed = _parse_plan(plan)
-        layout, questions = self._module.layout, self._module.surroundings.questions
+        layout, lookups = self._module.layout, self._module.surroundings.lookups
         known: list[tuple[Term, Value]] = []
         unknown: list[tuple[Term, Value]] = []
         for term, given in zip(parsed.terms, values, strict=True):
@@ -212,15 +212,15 @@ class RemoteCursor(RowCursor):
             (known if term.known else unknown).append((term, value))
         if self._surroundings.run.numbered:
             return self._numbered(dict(known + unknown))
-        question = questions.about(self._module, parsed, tuple(known))
-        return question.select(tuple(value for _, value in unknown))
+        lookup = lookups.lookup(self._module, parsed, tuple(known))
+        return lookup.select(tuple(value for _, value in unknown))
 
     def _numbered(self, values: Mapping[Term, Value]) -> Iterator[Sequence[Any]]:
         """All rows have to be fetched, so that one has the same number whatever it is found by."""
         if self._module.required:
-            raise SqlError(f"{self._module.requirement}; in each part of an OR it is not enough: use UNION")
+            raise SqlError(f"{self._module.requirement}; a value in each part of an OR is not enough: use UNION")
         equal = {term.number: value for term, value in values.items() if term.operator in _EQUALITIES and value}
-        return Reader(self._module.reading, ()).numbered().select(equal)
+        return TableReader(self._module.reading, ()).numbered().select(equal)
 
 
 Value = Any
@@ -246,13 +246,13 @@ def _value(layout: Layout, term: Term, given: Any) -> Value:
 
 
 @dataclass(slots=True)
-class Question:
+class RemoteLookup:
     """What a statement asks of one remote table, with what it knows from the start."""
 
     module: RemoteModule
-    plan: Plan
+    plan: RemotePlan
     known: tuple[tuple[Term, Value], ...]
-    asked: dict[tuple[Value, ...], int] = field(default_factory=dict)
+    seen: dict[tuple[Value, ...], int] = field(default_factory=dict)
     """Values of the terms that are not known, numbered as they turned up."""
     answered: int = 0
     """The answer has the rows of so many of them."""
@@ -268,11 +268,11 @@ class Question:
 
     def select(self, values: tuple[Value, ...]) -> Iterator[Sequence[Any]]:
         """Rows for these values of the unknown terms; none while they still have to be asked for."""
-        if not self.complete and values not in self.asked:
-            self.asked[values] = len(self.asked)
+        if not self.complete and values not in self.seen:
+            self.seen[values] = len(self.seen)
             if self.direct or not self._unknown:
-                self.ask()
-        if self.answer is None or not (self.complete or self.asked[values] < self.answered):
+                self.fetch()
+        if self.answer is None or not (self.complete or self.seen[values] < self.answered):
             return iter(())
         equal = {
             term.number: value
@@ -281,12 +281,12 @@ class Question:
         }
         return self.answer.select(equal)
 
-    def ask(self) -> None:
+    def fetch(self) -> None:
         """Ask for all that has turned up and replace the answer."""
         pushed = dict(self.known)
         varying: dict[Term, frozenset[Any]] = {}
         for index, term in enumerate(self._unknown):
-            values = {values[index] for values in self.asked}
+            values = {values[index] for values in self.seen}
             among = term.operator in _EQUALITIES and None not in values
             keys = frozenset().union(*values) if among else frozenset()
             if len(values) == 1 and len(keys) <= KEYS_AT_ONCE:
@@ -295,18 +295,18 @@ class Question:
                 varying[term] = keys
         keyed = self._keys(varying, pushed)
         if keyed is None:
-            self.rows = self._fetch(pushed, limited=not varying and len(self.asked) == 1)
+            self.rows = self._fetch(pushed, limited=not varying and len(self.seen) == 1)
         else:
             self._fetch_keys(pushed, keyed, varying[keyed])
         self.rounds += 1
-        self.answered = len(self.asked)
+        self.answered = len(self.seen)
         self.complete = keyed is None and all(pushed.get(one) is None for one in self._unknown)
         self.answer = HeldScan(self.rows)
 
     @property
-    def waits(self) -> bool:
+    def has_unfetched(self) -> bool:
         """Whether there are values that were not asked for yet."""
-        return not self.complete and self.answered < len(self.asked)
+        return not self.complete and self.answered < len(self.seen)
 
     @property
     def _unknown(self) -> list[Term]:
@@ -356,7 +356,7 @@ class Question:
         limit = limits["limit"] + max(limits.get("offset", 0), 0) if exact and limits.get("limit", -1) >= 0 else None
         if not all(equal.values()):
             return []
-        return list(Reader(self.module.reading, ()).rows(self.plan.used, equal, bounds, limit))
+        return list(TableReader(self.module.reading, ()).rows(self.plan.used, equal, bounds, limit))
 
 
 def _batches(values: frozenset[Any]) -> Iterator[frozenset[Any]]:
@@ -365,33 +365,33 @@ def _batches(values: frozenset[Any]) -> Iterator[frozenset[Any]]:
         yield batch
 
 
-class Questions:
+class RemoteLookups:
     """What one statement asks of remote tables. Emptied after each statement."""
 
     def __init__(self) -> None:
-        self._questions: dict[tuple[Layout, Plan, tuple[Any, ...]], Question] = {}
+        self._lookups: dict[tuple[Layout, RemotePlan, tuple[Any, ...]], RemoteLookup] = {}
         self._direct = False
 
-    def about(self, module: RemoteModule, plan: Plan, known: tuple[tuple[Term, Value], ...]) -> Question:
-        """The question to that table with these known values; two uses in a statement may share it."""
+    def lookup(self, module: RemoteModule, plan: RemotePlan, known: tuple[tuple[Term, Value], ...]) -> RemoteLookup:
+        """The lookup to that table with these known values; two uses in a statement may share it."""
         key = (module.layout, plan, known)
-        question = self._questions.get(key)
-        if question is None:
-            question = self._questions[key] = Question(module, plan, known)
-        question.direct = self._direct
-        return question
+        lookup = self._lookups.get(key)
+        if lookup is None:
+            lookup = self._lookups[key] = RemoteLookup(module, plan, known)
+        lookup.direct = self._direct
+        return lookup
 
-    def ask(self, *, last: bool) -> bool:
+    def fetch(self, *, last: bool) -> bool:
         """Ask for what the run of the statement has turned up. Tells whether it has to run again.
 
         After the `last` time, what else turns up is asked for at once.
         """
-        waiting = [question for question in self._questions.values() if question.waits]
-        for question in waiting:
-            question.ask()
+        waiting = [lookup for lookup in self._lookups.values() if lookup.has_unfetched]
+        for lookup in waiting:
+            lookup.fetch()
         self._direct = last
         return bool(waiting)
 
     def clear(self) -> None:
-        self._questions.clear()
+        self._lookups.clear()
         self._direct = False

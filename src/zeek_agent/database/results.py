@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-from zeek_agent.database.cells import Decoder
+from zeek_agent.database.cells import CellDecoder
 from zeek_agent.host.files.reads import Omissions
 from zeek_agent.schema import Column, Parameter, Value, ZeekType
 from zeek_agent.table import Table
@@ -127,7 +127,7 @@ def _declared(table: Table, name: str) -> Column | Parameter | None:
 def typed(heads: Sequence[Heading], rows: list[tuple[Any, ...]], errors: Errors) -> tuple[ResultColumn, ...]:
     """Bring rows as SQLite gave them into result form, in place; those that do not fit are left out and counted."""
     columns = _settle(heads, rows)
-    decoders = [Decoder(column.type) for column in columns]
+    decoders = [CellDecoder(column.type) for column in columns]
     kept: list[tuple[Any, ...]] | None = None
     for start in range(0, len(rows), BATCH_ROWS):
         batch = rows[start : start + BATCH_ROWS]
@@ -161,7 +161,7 @@ def _storage_type(cells: Iterable[Any]) -> ZeekType:
     return ZeekType("text")
 
 
-def _decode_batch(batch: list[tuple[Any, ...]], decoders: list[Decoder]) -> list[tuple[Any, ...]]:
+def _decode_batch(batch: list[tuple[Any, ...]], decoders: list[CellDecoder]) -> list[tuple[Any, ...]]:
     columns = list(zip(*batch, strict=True))
     changed = False
     for index, decoder in enumerate(decoders):
@@ -172,18 +172,18 @@ def _decode_batch(batch: list[tuple[Any, ...]], decoders: list[Decoder]) -> list
 
 
 def _decode_each(
-    batch: list[tuple[Any, ...]], columns: Sequence[ResultColumn], decoders: list[Decoder], errors: Errors
+    batch: list[tuple[Any, ...]], columns: Sequence[ResultColumn], decoders: list[CellDecoder], errors: Errors
 ) -> list[tuple[Any, ...]]:
     fitting = []
     for row in batch:
         try:
             fitting.append(_decode_row(row, columns, decoders))
         except ValueError as error:
-            errors.add(f"row left out: {error}")
+            errors.add(f"row omitted: {error}")
     return fitting
 
 
-def _decode_row(row: tuple[Any, ...], columns: Sequence[ResultColumn], decoders: list[Decoder]) -> tuple[Any, ...]:
+def _decode_row(row: tuple[Any, ...], columns: Sequence[ResultColumn], decoders: list[CellDecoder]) -> tuple[Any, ...]:
     cells = []
     for cell, column, decoder in zip(row, columns, decoders, strict=True):
         try:

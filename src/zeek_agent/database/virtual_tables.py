@@ -39,7 +39,7 @@ class NumbersNeeded(Exception):  # noqa: N818 - a request to the session, not a 
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class VirtualColumn:
     """A column of the virtual table: a column of the table, or a parameter (`position` is then past the columns)."""
 
     name: str
@@ -62,11 +62,11 @@ class Layout:
     def __init__(self, table: Table, *, hide_added: bool) -> None:
         self.table = table
         columns = [
-            Field(column.name, column.zeek_type, position, hidden=hide_added and column.added)
+            VirtualColumn(column.name, column.zeek_type, position, hidden=hide_added and column.added)
             for position, column in enumerate(table.columns)
         ]
         parameters = [
-            Field(parameter.column, parameter.zeek_type, len(columns) + number, parameter=True)
+            VirtualColumn(parameter.column, parameter.zeek_type, len(columns) + number, parameter=True)
             for number, parameter in enumerate(table.parameters)
         ]
         self.fields = (
@@ -82,7 +82,7 @@ class Layout:
         return f"CREATE TABLE t({', '.join(field.declaration for field in self.fields)})"
 
 
-class Plan(NamedTuple):
+class ScanPlan(NamedTuple):
     """What BestIndex decided, as Filter reads it: fields whose values are arguments, and fields that are read."""
 
     arguments: tuple[int, ...]
@@ -93,9 +93,9 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _parse_plan(plan: str) -> Plan:
+def _parse_plan(plan: str) -> ScanPlan:
     arguments, used = ([int(number) for number in part.split()] for part in plan.split(";"))
-    return Plan(tuple(arguments), tuple(used))
+    return ScanPlan(tuple(arguments), tuple(used))
 
 
 class Surroundings(Protocol):
@@ -179,7 +179,7 @@ class VirtualTable:
         narrowed = any(number not in self._parameters for number in arguments)
         info.estimatedCost = 1 if narrowed else FULL_SCAN_ROWS
         info.estimatedRows = 1 if narrowed else FULL_SCAN_ROWS
-        info.idxStr = Plan(tuple(arguments), columns_used(info.colUsed, len(self.module.layout.fields))).text()
+        info.idxStr = ScanPlan(tuple(arguments), columns_used(info.colUsed, len(self.module.layout.fields))).text()
         return True
 
     def _pushes_down(self, number: int, collation: str) -> bool:
@@ -268,11 +268,11 @@ class TableCursor(RowCursor):
         return self._find(parsed, parameters, equal)
 
     def _find(
-        self, plan: Plan, parameters: tuple[Value, ...], equal: Mapping[int, frozenset[Any]]
+        self, plan: ScanPlan, parameters: tuple[Value, ...], equal: Mapping[int, frozenset[Any]]
     ) -> Iterator[Sequence[Any]]:
         if self._held is not None and parameters == self._parameters:
             return self._held.select(equal)
-        reader = Reader(self._module, parameters)
+        reader = TableReader(self._module, parameters)
         if self._surroundings.run.numbered:
             return reader.numbered().select(equal)
         if parameters != self._parameters:
@@ -284,7 +284,7 @@ class TableCursor(RowCursor):
         return reader.rows(plan.used, equal) if self._held is None else self._held.select(equal)
 
 
-class Reader:
+class TableReader:
     """Reads one table with given parameters for one statement."""
 
     def __init__(self, module: TableModule, parameters: tuple[Value, ...]) -> None:
@@ -399,7 +399,7 @@ class Reader:
             try:
                 converted += self._convert([row], used)
             except ValueError as error:
-                self._run.errors.add(f"table {self._layout.table.name}: row left out: {error}")
+                self._run.errors.add(f"table {self._layout.table.name}: row omitted: {error}")
         return converted
 
 

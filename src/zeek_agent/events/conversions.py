@@ -106,7 +106,7 @@ def _as_address(value: Stored) -> str:
 def _as_port(value: Stored) -> str:
     """`80/tcp`, `[80, "tcp"]` or `{"port": 80, "proto": "tcp"}`."""
     if not isinstance(value, str):
-        raise ValueError("a port has a protocol")
+        raise ValueError("a port needs a protocol")
     return _compact(_port(value.split("/") if value[:1].isdigit() else json.loads(value)))
 
 

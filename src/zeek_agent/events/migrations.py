@@ -80,9 +80,7 @@ _FIRST_TYPES: Final = {
 """Zeek's types of the built-in tables' columns in stores without a number, where they were not on record."""
 
 
-MIGRATIONS: Final[Sequence[Migration]] = (
-    Migration("the store has a number, and the types of its columns on record", _number_the_store),
-)
+MIGRATIONS: Final[Sequence[Migration]] = (Migration("store version and column types are recorded", _number_the_store),)
 VERSION: Final = len(MIGRATIONS)
 
 
@@ -121,7 +119,7 @@ def renamed_column(table: str, old: str, new: str) -> Migration:
             connection.execute(f"ALTER TABLE {quoted(table)} RENAME COLUMN {quoted(old)} TO {quoted(new)}")
             connection.execute('UPDATE _columns SET name = ? WHERE "table" = ? AND name = ?', (new, table, old))
 
-    return Migration(f"{table}.{old} is called {new}", apply)
+    return Migration(f"{table}.{old} is renamed to {new}", apply)
 
 
 def _version(connection: apsw.Connection) -> int:

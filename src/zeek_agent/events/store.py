@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import apsw
 
 from zeek_agent.config import EventSettings
-from zeek_agent.events.file import Batch, Delivered, EventFile, Gap, disk_uri, read, read_delivered
+from zeek_agent.events.event_file import Delivered, EventFile, Gap, WriteBatch, disk_uri, read, read_delivered
 from zeek_agent.events.migrations import NewerStoreError
 from zeek_agent.events.past import Past
 from zeek_agent.schema import Row
@@ -25,11 +25,11 @@ from zeek_agent.table import Table
 
 __all__ = ["Delivered", "EventStore", "Gap", "NewerStoreError", "TableCounters"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _BATCH_ROWS: Final = 1_000
 _COMMIT_ROWS_MAX: Final = 5_000
-_SIGN_OF_LIFE: Final = 5.0
+_HEARTBEAT: Final = 5.0
 _BUSY_WAIT: Final = 0.1
 _MEMORY_BYTES: Final = 33_554_432
 _MEMORY_ROWS: Final = 20_000
@@ -83,7 +83,7 @@ class EventStore:
         self._queue: deque[_Rows | Gap | Table | str] = deque()
         self._queued_rows = 0
         self._unsaved: dict[str, Delivered] = {}
-        self._writing = Batch()
+        self._writing = WriteBatch()
         self._submitted = 0
         self._committed = 0
         self._hurry = False
@@ -130,12 +130,12 @@ class EventStore:
         try:
             newest = read(self.uri, f'SELECT cursor, time FROM "{table}" ORDER BY seq DESC LIMIT 1')
         except apsw.Error as error:
-            logger.error("event store: cannot read how far %s was recorded: %s", table, error)
+            log.error("event store: cannot read the recording position of %s: %s", table, error)
             return Past()
         for cursor, time_ in newest:
             if time_ >= oldest:
                 return Past(cursor, min(time_, now))
-        ended = [gap.begin - 2 * _SIGN_OF_LIFE for gap in self._file.gaps if gap.source == "agent"]
+        ended = [gap.begin - 2 * _HEARTBEAT for gap in self._file.gaps if gap.source == "agent"]
         return Past(until=min(max(*ended, oldest), now)) if ended else Past()
 
     def append(self, table: str, rows: Sequence[Row]) -> None:
@@ -200,7 +200,7 @@ class EventStore:
         try:
             return read_delivered(self.uri, key)
         except apsw.Error as error:
-            logger.error("event store: cannot read what was delivered (%s): it is sent again", error)
+            log.error("event store: cannot read the delivery state (%s): rows are sent again", error)
             return None
 
     def flush(self, timeout: float = 10.0) -> bool:
@@ -221,23 +221,23 @@ class EventStore:
     def _run(self) -> None:
         last = False
         while not last:
-            self._housekeep()
+            self._enforce_retention()
             batch, operations, last = self._next_batch()
             self._commit(batch)
             with self._changed:
-                self._writing = Batch()
+                self._writing = WriteBatch()
                 self._committed += operations
                 self._hurry = self._hurry and self._committed < self._submitted
                 self._changed.notify_all()
         self._file.close(self._clock(), clean=True)
 
-    def _next_batch(self) -> tuple[Batch, int, bool]:
+    def _next_batch(self) -> tuple[WriteBatch, int, bool]:
         """What to commit now, the number of queue entries in it, and whether it is the last before the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed, min(_SIGN_OF_LIFE, self._retry))
+            self._changed.wait_for(lambda: self._queue or self._closed, min(_HEARTBEAT, self._retry))
             if self._queue:
                 self._changed.wait_for(self._is_due, self._settings.commit_interval)
-            batch, operations, rows = Batch(), 0, 0
+            batch, operations, rows = WriteBatch(), 0, 0
             while self._queue and rows < _COMMIT_ROWS_MAX:
                 if isinstance(first := self._queue[0], Table) and first.name in batch.rows:
                     break  # those rows have the columns of the declaration before
@@ -259,7 +259,7 @@ class EventStore:
     def _is_due(self) -> bool:
         return self._hurry or self._closed or self._queued_rows >= _BATCH_ROWS
 
-    def _commit(self, batch: Batch) -> None:
+    def _commit(self, batch: WriteBatch) -> None:
         """Write the batch, in the end to memory; only what nothing can hold is counted as lost."""
         while True:
             try:
@@ -268,18 +268,18 @@ class EventStore:
                     self._report_conversions(self._file)
                     return
             except _PASSING as error:
-                logger.debug("event store: %s", error)
+                log.debug("event store: %s", error)
             except (apsw.Error, OSError) as error:
                 if self._file.path is None or not self._replace(error):
-                    self._give_up(batch, error)
+                    self._discard(batch, error)
                     return
                 continue
             if self._closed:
-                self._give_up(batch, TimeoutError("readers hold the event store"))
+                self._discard(batch, TimeoutError("readers are blocking the event store"))
                 return
             time.sleep(_BUSY_WAIT)
 
-    def _count(self, batch: Batch, misfits: Counter[str]) -> None:
+    def _count(self, batch: WriteBatch, misfits: Counter[str]) -> None:
         for table, rows in batch.rows.items():
             self.counters[table].stored += len(rows)
         for table, number in (+misfits).items():
@@ -289,35 +289,35 @@ class EventStore:
     def _report_conversions(self, file: EventFile) -> None:
         for one in file.conversions:
             self._counters_of(one.table).nulled += one.nulled
-            logger.log(
+            log.log(
                 logging.WARNING if one.nulled else logging.INFO,
-                "event store: %s.%s: stored values were converted from %s to %s; %d could not be and are null now",
+                "event store: %s.%s: values were converted from %s to %s; %d could not be converted and are now null",
                 *(one.table, one.column, one.old, one.new, one.nulled),
             )
         file.conversions.clear()
 
-    def _give_up(self, batch: Batch, error: Exception) -> None:
-        logger.error("event store: rows are lost: %s", error)
+    def _discard(self, batch: WriteBatch, error: Exception) -> None:
+        log.error("event store: rows are lost: %s", error)
         for table, rows in batch.rows.items():
             self.counters[table].lost["store"] += len(rows)
 
-    def _housekeep(self) -> None:
+    def _enforce_retention(self) -> None:
         """Keep to the limits of age and room."""
         self._return_to_disk()
         try:
             for table, number in self._file.evict().items():
                 self._counters_of(table).evicted += number
             if (now := time.monotonic()) >= self._housekeeping_due:
-                self._housekeeping_due = now + _SIGN_OF_LIFE
+                self._housekeeping_due = now + _HEARTBEAT
                 for table, number in self._file.expire(self._clock(), self._settings.retention_age).items():
                     self._counters_of(table).expired += number
         except _PASSING as error:
-            logger.debug("event store: %s", error)
+            log.debug("event store: %s", error)
         except (apsw.Error, OSError) as error:
             if self._file.path is not None:
                 self._replace(error)
             else:
-                logger.error("event store: %s", error)
+                log.error("event store: %s", error)
 
     def _counters_of(self, table: str) -> TableCounters:
         """The counters of a table that has rows in the file, also when it is not, or not yet, one of this run's."""
@@ -334,7 +334,7 @@ class EventStore:
                     self._move_aside(path, error)
                     opened = EventFile(path, self._tables, limit, now)
             except (apsw.Error, OSError) as error:
-                self._tell(f"event store: cannot use {path} ({error}): events are kept in memory only")
+                self._log_notice(f"event store: cannot use {path} ({error}): events are kept in memory only")
             else:
                 self._report_conversions(opened)
                 return opened
@@ -345,15 +345,15 @@ class EventStore:
         try:
             if isinstance(error, _DAMAGED) and not self._was_damaged:
                 self._was_damaged = True
-                self._begin_anew(error)
+                self._replace_damaged(error)
             else:
                 self._leave(error)
         except _UNUSABLE as obstacle:
-            logger.error("event store: no place for events: %s", obstacle)
+            log.error("event store: cannot store events: %s", obstacle)
             return False
         return True
 
-    def _begin_anew(self, error: Exception) -> None:
+    def _replace_damaged(self, error: Exception) -> None:
         """Put a fresh file in the place of a damaged one, with what can be read of that."""
         old, path = self._file, self._file.path
         assert path is not None
@@ -363,15 +363,15 @@ class EventStore:
         except OSError as obstacle:
             self._leave(obstacle)
         else:
-            self._take_over(old, self._open(path), disk_uri(aside))
+            self._switch_file(old, self._open(path), disk_uri(aside))
 
     def _leave(self, error: Exception) -> None:
         """Go on in memory, and try the file again later."""
         old, path = self._file, self._file.path
         new = self._open(None)
-        self._tell(f"event store: cannot write {path} ({error}): events are kept in memory only")
+        self._log_notice(f"event store: cannot write {path} ({error}): events are kept in memory only")
         self._left, self._retry_due = path, time.monotonic() + self._retry
-        self._take_over(old, new, old.uri)
+        self._switch_file(old, new, old.uri)
         self._close(old)
 
     def _return_to_disk(self) -> None:
@@ -382,20 +382,20 @@ class EventStore:
         try:
             new = EventFile(self._left, self._tables, self._settings.retention_bytes, self._clock(), resumed=True)
         except _UNUSABLE as error:
-            logger.debug("event store: still cannot use %s: %s", self._left, error)
+            log.debug("event store: still cannot use %s: %s", self._left, error)
             return
         self._report_conversions(new)
         self.notice, self._left = None, None
-        logger.warning("event store: events are kept in %s again", new.path)
+        log.warning("event store: events are kept in %s again", new.path)
         old = self._file
-        self._take_over(old, new, old.uri)
+        self._switch_file(old, new, old.uri)
         self._close(old)
 
-    def _take_over(self, old: EventFile, new: EventFile, uri: str) -> None:
+    def _switch_file(self, old: EventFile, new: EventFile, uri: str) -> None:
         try:
             new.adopt(uri, old.last, _MEMORY_ROWS)
         except apsw.Error as error:
-            logger.error("event store: rows that were not delivered are lost, others are sent again: %s", error)
+            log.error("event store: undelivered rows are lost, others are sent again: %s", error)
         new.continue_from(old.last)
         self._file = new
 
@@ -403,7 +403,7 @@ class EventStore:
         try:
             file.close(self._clock(), clean=False)
         except apsw.Error as error:
-            logger.debug("event store: %s", error)
+            log.debug("event store: %s", error)
 
     def _move_aside(self, path: Path, error: Exception) -> Path:
         aside = path.with_name(f"{path.name}.damaged")
@@ -411,9 +411,9 @@ class EventStore:
             damaged = Path(f"{path}{suffix}")
             if damaged.exists():
                 damaged.replace(f"{aside}{suffix}")
-        self._tell(f"event store: {path} is damaged ({error}): moved to {aside}, a new one was begun")
+        self._log_notice(f"event store: {path} is damaged ({error}): moved to {aside}, a new one was created")
         return aside
 
-    def _tell(self, notice: str) -> None:
+    def _log_notice(self, notice: str) -> None:
         self.notice = notice
-        logger.error(notice)
+        log.error(notice)

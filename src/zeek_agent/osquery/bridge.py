@@ -14,9 +14,9 @@ import apsw
 
 from zeek_agent.errors import SqlError
 from zeek_agent.osquery import export, imported, recording
-from zeek_agent.osquery.client import Client
-from zeek_agent.osquery.imported import Offered, Reader, Rules
-from zeek_agent.osquery.wire import GoneError, ImpostorError, RefusedError, UnreachableError
+from zeek_agent.osquery.client import OsqueryClient
+from zeek_agent.osquery.imported import Offered, OsqueryReader, Rules
+from zeek_agent.osquery.wire import GoneError, ImpostorError, OsqueryRefusedError, UnreachableError
 from zeek_agent.recording.status import SourceStatus
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ SHELL_SOCKET: Final = ".osquery/shell.em"
 SETTLE: Final = 0.5
 """Seconds after a lost connection before one looks again."""
 
-_FAILURES: Final = (UnreachableError, GoneError, RefusedError)
+_FAILURES: Final = (UnreachableError, GoneError, OsqueryRefusedError)
 
 
 def find_socket(setting: str) -> str:
@@ -47,7 +47,7 @@ def find_socket(setting: str) -> str:
                 return str(path)
         except PermissionError:
             return str(path)
-    raise UnreachableError(f"osquery does not run here: there is no {DAEMON_SOCKETS[0]}")
+    raise UnreachableError(f"osquery is not running here: there is no {DAEMON_SOCKETS[0]}")
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class Bridge:
         self,
         settings: OsquerySettings,
         database: Database,
-        store: recording.Store | None = None,
+        store: recording.RowStore | None = None,
         recorded: Callable[[str], Sequence[Row]] = lambda sql: (),
     ) -> None:
         self._settings = settings
@@ -80,15 +80,15 @@ class Bridge:
         self._taken = frozenset(database.names)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lost = asyncio.Event()
-        self.client = Client(lambda: find_socket(settings.socket), settings.time, on_loss=self._notice_loss)
+        self.client = OsqueryClient(lambda: find_socket(settings.socket), settings.time, on_loss=self._notice_loss)
         rules = Rules(
             settings.rows,
             settings.tables_exclude,
             settings.event_tables if store is not None else (),
             imported.required(settings.required_columns),
         )
-        self._reader = Reader(self.client, rules, database.context.access.redact)
-        self._seen = Seen("not looked for yet")
+        self._reader = OsqueryReader(self.client, rules, database.context.access.redact)
+        self._seen = Seen("not checked yet")
         self._told: str | None = ""
         self._connections = 0
         self._imports: Mapping[str, Offered] = {}
@@ -143,7 +143,7 @@ class Bridge:
         )
         for name, recorder in list(self._recorders.items()):
             active = here and name in self._seen.offered
-            why = None if active else reason or "osquery has no such table now"
+            why = None if active else reason or "osquery currently has no such table"
             yield SourceStatus(
                 "osquery",
                 name,
@@ -182,13 +182,13 @@ class Bridge:
         except _FAILURES as error:
             return Seen(str(error), impostor=isinstance(error, ImpostorError))
         except (KeyError, ValueError) as error:
-            return Seen(f"what it says of its tables cannot be understood: {error!r}")
+            return Seen(f"its list of tables is invalid: {error!r}")
         return Seen(None, found)
 
     def _register(self, ours: export.Export) -> None:
         try:
             ours.keep_registered(self.client)
-        except (RefusedError, OSError) as error:
+        except (OsqueryRefusedError, OSError) as error:
             self._extension.last_error = str(error)
 
     def _record(self, found: Mapping[str, Offered]) -> None:
@@ -207,7 +207,7 @@ class Bridge:
                 self._recorders[name] = recorder
             try:
                 recorder.read(self.client)
-            except (RefusedError, apsw.Error) as error:
+            except (OsqueryRefusedError, apsw.Error) as error:
                 recorder.last_error = str(error)
 
     def _follow(self, seen: Seen) -> None:
@@ -218,7 +218,7 @@ class Bridge:
         events = [one.table for one in self._recorders.values() if known.get(one.table.name) is not one.table]
         if imports != self._imports or events:
             new = list(imported.tables(imports.values(), self._taken, self._reader))
-            self._database.exchange(self._names, [*new, *events], seen.reason or "osquery has it no more")
+            self._database.exchange(self._names, [*new, *events], seen.reason or "osquery no longer has it")
             self._imports, self._names = imports, frozenset(table.name for table in new)
         if seen.reason != self._told:
             self._told = seen.reason

@@ -14,7 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from zeek_agent.osquery.wire import CHECK_INTERVAL, Check, Connection, GoneError, RefusedError, Row, UnreachableError
+from zeek_agent.osquery.wire import (
+    CHECK_INTERVAL,
+    CancelCheck,
+    GoneError,
+    OsqueryRefusedError,
+    OsqueryRow,
+    ThriftConnection,
+    UnreachableError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +40,7 @@ SHARED_ROWS: Final = 50_000
 Cells: TypeAlias = "Sequence[tuple[Any, ...]]"
 
 
-class RestingError(RefusedError):
+class RestingError(OsqueryRefusedError):
     """Such a question was not answered a short while ago and is not asked again yet."""
 
 
@@ -52,7 +60,7 @@ class Answer:
 
 
 @dataclass(slots=True)
-class Counters:
+class OsqueryCounters:
     """Since the start of the agent."""
 
     questions: int = 0
@@ -62,7 +70,7 @@ class Counters:
     last_error: str | None = None
 
 
-class Client:
+class OsqueryClient:
     """osquery at a socket. Thread-safe: who comes second waits.
 
     `find` gives the socket's path each time a connection is made, and raises UnreachableError when there is none.
@@ -77,7 +85,7 @@ class Client:
         on_loss: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.counters = Counters()
+        self.counters = OsqueryCounters()
         self.path = ""
         """The socket that the connection was made to."""
         self.connections = 0
@@ -89,12 +97,14 @@ class Client:
         self._lock = threading.RLock()
         self._epoch = 0
         self._closed = False
-        self._connection: Connection | None = None
+        self._connection: ThriftConnection | None = None
         self._unreachable: tuple[float, float, UnreachableError] | None = None
         self._rests: dict[str, Rest] = {}
         self._answers: dict[str, Answer] = {}
 
-    def ask(self, sql: str, kind: str, decode: Callable[[Sequence[Row]], Cells], check: Check) -> Cells:
+    def shared_query(
+        self, sql: str, kind: str, decode: Callable[[Sequence[OsqueryRow]], Cells], check: CancelCheck
+    ) -> Cells:
         """The rows of a statement. Questions of one `kind` share their fate.
 
         Raises UnreachableError, GoneError, RefusedError, and what `check` raises.
@@ -109,13 +119,13 @@ class Client:
             self._keep(sql, rows)
             return rows
 
-    def query(self, sql: str) -> Sequence[Row]:
+    def query(self, sql: str) -> Sequence[OsqueryRow]:
         """Rows of one of the bridge's own statements: small ones, never shared and never refused."""
         with self._turn() as interruptible:
             return self._query(sql, None, interruptible)
 
     @contextmanager
-    def connected(self) -> Iterator[Connection]:
+    def connected(self) -> Iterator[ThriftConnection]:
         """The connection, for other calls than queries."""
         with self._turn() as interruptible:
             connection = self._connect()
@@ -149,14 +159,14 @@ class Client:
             self._answers.clear()
 
     @contextmanager
-    def _turn(self, check: Check = lambda: None) -> Iterator[Check]:
+    def _turn(self, check: CancelCheck = lambda: None) -> Iterator[CancelCheck]:
         """Wait for the connection; gives what has to be called while one waits for an answer."""
         epoch = self._epoch
 
         def interruptible() -> None:
             check()
             if self._epoch != epoch:
-                raise GoneError("the agent does not wait any longer")
+                raise GoneError("the agent has stopped waiting")
 
         while not self._lock.acquire(timeout=CHECK_INTERVAL):
             interruptible()
@@ -165,11 +175,11 @@ class Client:
         finally:
             self._lock.release()
 
-    def _query(self, sql: str, kind: str | None, check: Check) -> Sequence[Row]:
+    def _query(self, sql: str, kind: str | None, check: CancelCheck) -> Sequence[OsqueryRow]:
         rest = self._rests.get(kind) if kind is not None else None
         if rest is not None and self._clock() < rest.until:
             seconds = rest.until - self._clock()
-            raise RestingError(f"{rest.cause}; such a query is not repeated for {seconds:.0f} s")
+            raise RestingError(f"{rest.cause}; such a query will not be repeated for {seconds:.0f} s")
         connection = self._connect()
         self.counters.questions += 1
         connection.check = check
@@ -180,7 +190,7 @@ class Client:
             self._rest(kind, f"osquery did not answer: {error}", rest)
             self._lose(error)
             raise
-        except RefusedError as error:
+        except OsqueryRefusedError as error:
             self.counters.last_error = str(error)
             raise
         except BaseException as error:
@@ -192,20 +202,20 @@ class Client:
             del self._rests[kind]
         return rows
 
-    def _connect(self) -> Connection:
+    def _connect(self) -> ThriftConnection:
         """The connection, made anew when osquery has ended it meanwhile."""
         if self._connection is not None and not self._connection.is_stale():
             return self._connection
         self._drop()
         if self._closed:
-            raise UnreachableError("the agent ends")
+            raise UnreachableError("the agent is stopping")
         now = self._clock()
         if self._unreachable is not None and now < self._unreachable[0]:
             known = self._unreachable[2]
             raise type(known)(str(known))
         try:
             self.path = self._find()
-            self._connection = Connection(self.path, self._timeout)
+            self._connection = ThriftConnection(self.path, self._timeout)
         except UnreachableError as error:
             pause = min(self._unreachable[1] * 2, RECONNECT_MAX) if self._unreachable else RECONNECT_MIN
             self._unreachable = (now + pause, pause, error.with_traceback(None))

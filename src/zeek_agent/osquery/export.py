@@ -24,7 +24,7 @@ from zeek_agent.database.cells import Stored, encode
 from zeek_agent.database.results import Result
 from zeek_agent.errors import SqlError, ZeekAgentError
 from zeek_agent.osquery import questions
-from zeek_agent.osquery.client import Client
+from zeek_agent.osquery.client import OsqueryClient
 from zeek_agent.osquery.wire import RECEIVE_BYTES, interface
 from zeek_agent.schema import ZeekType
 from zeek_agent.table import Table
@@ -45,9 +45,9 @@ _TYPES: Final = {"INTEGER": "BIGINT", "REAL": "DOUBLE", "BLOB": "BLOB"}
 _EQUALS: Final = 2
 _RANGES: Final = {4: ">", 8: "<=", 16: "<", 32: ">="}
 
-Query: TypeAlias = "Callable[[str], Result]"
+QueryFunction: TypeAlias = "Callable[[str], Result]"
 """Runs a statement on the agent's tables, in any thread. Raises SqlError."""
-Rows: TypeAlias = "list[dict[str, str | bytes]]"
+OsqueryRows: TypeAlias = "list[dict[str, str | bytes]]"
 
 
 def chosen(tables: Iterable[Table], patterns: Sequence[str]) -> dict[str, Table]:
@@ -90,14 +90,14 @@ class ColumnConstraints(msgspec.Struct):
     given: list[Constraint] | str = msgspec.field(default="", name="list")
 
 
-class Context(msgspec.Struct):
+class QueryContext(msgspec.Struct):
     """What a statement in osquery wants of a table."""
 
     constraints: list[ColumnConstraints] = []
     colsUsed: list[str] | None = None  # noqa: N815 - osquery's name
 
 
-def statement(table: Table, context: Context, rows_max: int) -> str:
+def statement(table: Table, context: QueryContext, rows_max: int) -> str:
     """The SQL that gives at least the rows that osquery wants; it checks each again."""
     types = {column.name: column.zeek_type for column in table.columns}
     types |= {parameter.column: parameter.zeek_type for parameter in table.parameters}
@@ -136,7 +136,7 @@ def _literal(zeek_type: ZeekType, expression: str) -> str | None:
     return None
 
 
-def cells(result: Result) -> Rows:
+def cells(result: Result) -> OsqueryRows:
     """Rows as osquery takes them: texts by column, what is null left out."""
     names = [(column.name, column.type) for column in result.columns]
     return [
@@ -161,7 +161,7 @@ def _cell(stored: Stored) -> str | bytes:
 class Extension:
     """What osquery calls. `uuid` is the number that it gave to the extension."""
 
-    def __init__(self, tables: Mapping[str, Table], query: Query, rows_max: int) -> None:
+    def __init__(self, tables: Mapping[str, Table], query: QueryFunction, rows_max: int) -> None:
         self.uuid = 0
         self.calls = 0
         self.rows = 0
@@ -170,14 +170,14 @@ class Extension:
         self._query = query
         self._rows_max = rows_max
         self._lock = threading.Lock()
-        self._shared: dict[str, tuple[float, Rows]] = {}
+        self._shared: dict[str, tuple[float, OsqueryRows]] = {}
 
     def ping(self) -> Any:
         return self._status(0, "OK")
 
     def shutdown(self) -> None:
         """osquery ends; it will be registered with again when it is back."""
-        log.info("osquery ends, it says")
+        log.info("osquery announced its shutdown")
 
     def call(self, registry: str, item: str, request: Mapping[str, str | bytes]) -> Any:
         """Rows or columns of a table. What goes wrong is told in the status."""
@@ -199,11 +199,11 @@ class Extension:
             case "generate":
                 given = request.get("context") or "{}"
                 plain = given if isinstance(given, str) else text.from_bytes(given)
-                context = msgspec.json.decode(plain, type=Context, strict=False)
+                context = msgspec.json.decode(plain, type=QueryContext, strict=False)
                 return self._generate(table, statement(table, context, self._rows_max))
-        raise ZeekAgentError(f"table {table.name} can only be read")
+        raise ZeekAgentError(f"table {table.name} is read-only")
 
-    def _generate(self, table: Table, sql: str) -> Rows:
+    def _generate(self, table: Table, sql: str) -> OsqueryRows:
         now = time.monotonic()
         with self._lock:
             self._shared = {key: one for key, one in self._shared.items() if now - one[0] < SHARED_FOR}
@@ -211,7 +211,9 @@ class Extension:
                 return self._shared[sql][1]
         rows = cells(self._query(sql))
         if len(rows) > self._rows_max:
-            raise SqlError(f"table {table.name}: more than {self._rows_max} rows (osquery.rows); say which, by time")
+            raise SqlError(
+                f"table {table.name}: more than {self._rows_max} rows (osquery.rows); restrict the query by time"
+            )
         with self._lock:
             if len(self._shared) < SHARED_ANSWERS:
                 self._shared[sql] = (time.monotonic(), rows)
@@ -234,7 +236,7 @@ class Export:
     def uuids(self) -> frozenset[int]:
         return frozenset({self.extension.uuid} if self.registered else ())
 
-    def keep_registered(self, client: Client) -> None:
+    def keep_registered(self, client: OsqueryClient) -> None:
         """Register when osquery does not know the extension, or no more. Raises as a call of the connection does."""
         with client.connected() as connection:
             if self.registered and connection.extensions().get(self.extension.uuid) == NAME:
@@ -250,9 +252,9 @@ class Export:
                 connection.deregister(uuid)
                 raise
         self.registered = True
-        log.info("osquery has %d tables of this agent, extension %d", len(self._registry["table"]), uuid)
+        log.info("exported %d tables to osquery, extension %d", len(self._registry["table"]), uuid)
 
-    def close(self, client: Client) -> None:
+    def close(self, client: OsqueryClient) -> None:
         """Take the tables back."""
         if self.registered:
             with suppress(ZeekAgentError), client.connected() as connection:
@@ -325,7 +327,7 @@ class Server:
         except (OSError, EOFError, TException):
             pass  # the caller has hung up
         except (ProtocolError, AttributeError, LookupError, MemoryError, SystemError, TypeError, ValueError) as error:
-            log.warning("what came is no call of an extension: %s: %s", type(error).__name__, error)
+            log.warning("invalid call from osquery: %s: %s", type(error).__name__, error)
         finally:
             self._connections.discard(connection)
             connection.close()

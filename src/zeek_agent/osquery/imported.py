@@ -10,8 +10,8 @@ from typing import Any, Final
 from zeek_agent.access import REDACTED
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.osquery import questions
-from zeek_agent.osquery.client import Client
-from zeek_agent.osquery.wire import GoneError, RefusedError, Row, UnreachableError
+from zeek_agent.osquery.client import OsqueryClient
+from zeek_agent.osquery.wire import GoneError, OsqueryRefusedError, OsqueryRow, UnreachableError
 from zeek_agent.schema import Column
 from zeek_agent.table import Constraints, Remote, Table
 
@@ -106,7 +106,9 @@ def required(additional: Iterable[str]) -> dict[str, frozenset[str]]:
     return found
 
 
-def offered(client: Client, rules: Rules, known: Mapping[str, Offered], ours: Collection[int]) -> dict[str, Offered]:
+def offered(
+    client: OsqueryClient, rules: Rules, known: Mapping[str, Offered], ours: Collection[int]
+) -> dict[str, Offered]:
     """What osquery has now, by name. Columns of tables that are `known` with the same owner are not asked for again.
 
     Tables of the extensions `ours` are left out. Raises UnreachableError, GoneError and RefusedError.
@@ -128,27 +130,27 @@ def offered(client: Client, rules: Rules, known: Mapping[str, Offered], ours: Co
     return found
 
 
-def _columns(client: Client, table: str) -> tuple[Column, ...]:
+def _columns(client: OsqueryClient, table: str) -> tuple[Column, ...]:
     """The table's columns; none when it has gone meanwhile."""
     try:
         rows = [_texts(row) for row in client.query(f"PRAGMA table_info({questions.name(table)})")]
         types = [(row["name"], row["type"]) for row in sorted(rows, key=lambda row: int(row["cid"]))]
-    except (RefusedError, KeyError, ValueError):
+    except (OsqueryRefusedError, KeyError, ValueError):
         types = []
     if not types:
         try:
             with client.connected() as connection:
                 types = connection.columns(f"SELECT * FROM {questions.name(table)}")
-        except RefusedError:
+        except OsqueryRefusedError:
             return ()
     return tuple(Column(name, questions.TYPES.get(kind.upper(), "text"), f"osquery's {kind}") for name, kind in types)
 
 
-def _texts(row: Row) -> dict[str, str]:
+def _texts(row: OsqueryRow) -> dict[str, str]:
     return {name: value if isinstance(value, str) else value.decode(errors="replace") for name, value in row.items()}
 
 
-def tables(found: Iterable[Offered], taken: Collection[str], reader: Reader) -> Iterator[Table]:
+def tables(found: Iterable[Offered], taken: Collection[str], reader: OsqueryReader) -> Iterator[Table]:
     """The tables for SQL: each under its own name, unless that is taken, and as `osquery_<name>`."""
     names = {one.name for one in found} | set(taken)
     for one in found:
@@ -159,7 +161,7 @@ def tables(found: Iterable[Offered], taken: Collection[str], reader: Reader) -> 
             yield _table(prefixed, one, reader, alias=one.name not in taken)
 
 
-def _table(name: str, one: Offered, reader: Reader, *, alias: bool) -> Table:
+def _table(name: str, one: Offered, reader: OsqueryReader, *, alias: bool) -> Table:
     names = {column.name for column in one.columns}
     decisive = {"uid"} & names if one.name in OF_A_USER else set()
     opaque = (COMMAND_LINES | ENVIRONMENTS) & names
@@ -167,7 +169,7 @@ def _table(name: str, one: Offered, reader: Reader, *, alias: bool) -> Table:
     table = Table(
         name,
         f"osquery's table {one.name}",
-        description=f"The table {one.name} of the osquery that runs on the host.",
+        description=f"The table {one.name} of the osquery running on the host.",
         columns=one.columns,
         remote=Remote(required=needed, decisive=frozenset(decisive), opaque=opaque),
         alias=alias,
@@ -176,10 +178,10 @@ def _table(name: str, one: Offered, reader: Reader, *, alias: bool) -> Table:
     return table
 
 
-class Reader:
+class OsqueryReader:
     """Reads rows of osquery's tables. `null` is what stands there for NULL; `redact` masks command lines."""
 
-    def __init__(self, client: Client, rules: Rules, redact: Callable[[str], str]) -> None:
+    def __init__(self, client: OsqueryClient, rules: Rules, redact: Callable[[str], str]) -> None:
         self.rules = rules
         self.null = ""
         self._client = client
@@ -192,29 +194,31 @@ class Reader:
         """
         read = [column for column in table.columns if column.name in wanted.columns]
 
-        def decode(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+        def decode(rows: Sequence[OsqueryRow]) -> list[tuple[Any, ...]]:
             return self.decoded(name, rows, table.columns, read)
 
         sql = questions.select(table.name, read, wanted, self.rules.rows_max)
         try:
-            rows = self._client.ask(sql, questions.kind(table.name, read, wanted), decode, wanted.check)
-        except (UnreachableError, GoneError, RefusedError) as error:
+            rows = self._client.shared_query(sql, questions.kind(table.name, read, wanted), decode, wanted.check)
+        except (UnreachableError, GoneError, OsqueryRefusedError) as error:
             raise SqlError(f"table {name}: osquery: {error}") from error
         if len(rows) > self.rules.rows_max:
             raise LimitError(
-                f"table {name}: osquery has more than {self.rules.rows_max} rows for this (osquery.rows); say which"
+                f"table {name}: osquery has more than {self.rules.rows_max} rows (osquery.rows); restrict the query"
             )
         return iter(rows)
 
     def decoded(
-        self, name: str, rows: Sequence[Row], columns: Sequence[Column], read: Collection[Column]
+        self, name: str, rows: Sequence[OsqueryRow], columns: Sequence[Column], read: Collection[Column]
     ) -> list[tuple[Any, ...]]:
         """osquery's rows as tuples with a cell for each of the columns, None for those that were not read.
 
         Command lines are masked.
         """
         failed = self._undecodable(name)
-        decoders = [questions.Decoder(column, self.null, failed) if column in read else None for column in columns]
+        decoders = [
+            questions.OsqueryDecoder(column, self.null, failed) if column in read else None for column in columns
+        ]
         decoded: list[tuple[Any, ...]] = []
         for start in range(0, len(rows), DECODED_TOGETHER):
             chunk = rows[start : start + DECODED_TOGETHER]
@@ -228,7 +232,7 @@ class Reader:
 
         def count(column: str, cell: str | bytes) -> None:
             counters.undecodable += 1
-            counters.last_error = f"table {name}, column {column}: {cell[:40]!r} is not of its type"
+            counters.last_error = f"table {name}, column {column}: {cell[:40]!r} does not match its type"
 
         return count
 

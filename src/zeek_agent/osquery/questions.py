@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from zeek_agent import text
 from zeek_agent.database.cells import UINT64_MAX
-from zeek_agent.osquery.wire import Row
+from zeek_agent.osquery.wire import OsqueryRow
 from zeek_agent.schema import Column
 from zeek_agent.table import Bound, Constraints
 
@@ -64,7 +64,7 @@ def literal(value: object) -> str:
         return "'" + value.replace("'", "''") + "'"
     if isinstance(value, int | float):
         return repr(value)
-    raise TypeError(f"not to be told osquery: {type(value).__name__}")
+    raise TypeError(f"cannot be passed to osquery: {type(value).__name__}")
 
 
 def expression(column: Column) -> str:
@@ -92,7 +92,7 @@ def _bounded(bound: Bound) -> str:
     return f"{name(bound.column)}{collate} {bound.operator} {literal(bound.value)}"
 
 
-class Decoder:
+class OsqueryDecoder:
     """Takes one column's cells out of osquery's rows. `null` is what stands for NULL; `failed` is told of cells that
     are not of the column's type, which become NULL.
     """
@@ -106,7 +106,7 @@ class Decoder:
         self._signed = column.type in ("text", "blob")
         self._plain: type | None = {"int": int, "real": float, "time": float}.get(column.type)
 
-    def column(self, rows: Sequence[Row]) -> list[Any]:
+    def column(self, rows: Sequence[OsqueryRow]) -> list[Any]:
         """The column's cells, a row each; a cell that is missing is NULL."""
         try:
             cells = list(map(itemgetter(self._name), rows))

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from zeek_agent.osquery import questions
-from zeek_agent.osquery.client import Client
-from zeek_agent.osquery.imported import Offered, Reader
-from zeek_agent.osquery.wire import RefusedError, Row
+from zeek_agent.osquery.client import OsqueryClient
+from zeek_agent.osquery.imported import Offered, OsqueryReader
+from zeek_agent.osquery.wire import OsqueryRefusedError, OsqueryRow
 from zeek_agent.schema import SEQUENCE, Column
 from zeek_agent.table import Table
 
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 OVERLAP: Final = 60
 """Seconds before the newest known event from which events are read again."""
 REMEMBERED: Final = 50_000
-EID: Final = Column("eid", "text", "osquery's number of the event")
+EID: Final = Column("eid", "text", "osquery's event id")
 
 
-class Store(Protocol):
+class RowStore(Protocol):
     """What is needed of the event store."""
 
     def declare(self, table: Table) -> bool: ...
@@ -43,7 +43,7 @@ def event_table(name: str, one: Offered) -> Table:
     return Table(
         name,
         f"osquery's events {one.name}",
-        description=f"Rows of the event table {one.name} of the osquery that runs on the host, recorded as they come.",
+        description=f"Events from the table {one.name} of the osquery running on the host.",
         columns=[*columns, EID],
         kind="events",
     )
@@ -56,8 +56,8 @@ class Recorder:
         self,
         one: Offered,
         table: Table,
-        reader: Reader,
-        store: Store,
+        reader: OsqueryReader,
+        store: RowStore,
         recorded: Callable[[str], Sequence[Sequence[Any]]],
     ) -> None:
         self.offered = one
@@ -72,7 +72,7 @@ class Recorder:
         self._numbered = True
         self._known: dict[Any, float] | None = None
 
-    def read(self, client: Client) -> None:
+    def read(self, client: OsqueryClient) -> None:
         """Take what is new. Raises as a question to osquery does."""
         known = self._known if self._known is not None else self._remembered()
         since = int(max(known.values(), default=0.0)) - OVERLAP
@@ -94,31 +94,31 @@ class Recorder:
         rows = self._recorded(sql)
         return {self._key(row): float(self._time(row)) for row in rows}
 
-    def _rows(self, client: Client, since: int) -> list[tuple[Any, ...]]:
+    def _rows(self, client: OsqueryClient, since: int) -> list[tuple[Any, ...]]:
         """osquery's rows from a time on, oldest first, `eid` last (None when the table has none)."""
         if self._numbered:
             try:
                 return self._asked(client, since, self.table.recorded)
-            except RefusedError as error:
+            except OsqueryRefusedError as error:
                 if EID.name not in str(error):
                     raise
                 self._numbered = False
         return [(*row, None) for row in self._asked(client, since, self.table.recorded[:-1])]
 
-    def _asked(self, client: Client, since: int, columns: Sequence[Column]) -> list[tuple[Any, ...]]:
+    def _asked(self, client: OsqueryClient, since: int, columns: Sequence[Column]) -> list[tuple[Any, ...]]:
         shown = ", ".join(map(questions.expression, columns))
         newer = f" WHERE time >= {since} ORDER BY time" if self._timed else ""
         sql = f"SELECT {shown} FROM {questions.name(self.offered.name)}{newer} LIMIT {self._reader.rules.rows_max}"
 
-        def decode(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+        def decode(rows: Sequence[OsqueryRow]) -> list[tuple[Any, ...]]:
             return self._reader.decoded(self.table.name, rows, columns, columns)
 
-        return list(client.ask(sql, f"events of {self.offered.name}", decode, lambda: None))
+        return list(client.shared_query(sql, f"events of {self.offered.name}", decode, lambda: None))
 
     def _skip(self, times: dict[Any, float]) -> None:
         """There are more events in a few seconds than one answer may hold: go on behind them."""
         self.lost += 1
-        self.last_error = f"{self.offered.name}: more events at a time than osquery.rows; some are not recorded"
+        self.last_error = f"{self.offered.name}: more events at once than osquery.rows; some are not recorded"
         log.warning("osquery: %s", self.last_error)
         times[None] = max(times.values(), default=0.0) + OVERLAP + 1
 

@@ -22,10 +22,10 @@ from zeek_agent.errors import ZeekAgentError
 if TYPE_CHECKING:
     from types import ModuleType
 
-Row: TypeAlias = "Mapping[str, str | bytes]"
+OsqueryRow: TypeAlias = "Mapping[str, str | bytes]"
 """A row as osquery sends it: every value is text, or bytes where it is not valid UTF-8."""
 
-Check: TypeAlias = "Callable[[], None]"
+CancelCheck: TypeAlias = "Callable[[], None]"
 """Called while one waits; raises what ends the waiting."""
 
 RECEIVE_BYTES: Final = 65_536
@@ -49,7 +49,7 @@ class SlowError(GoneError):
     """The answer did not come in time."""
 
 
-class RefusedError(ZeekAgentError):
+class OsqueryRefusedError(ZeekAgentError):
     """osquery answered that it cannot do what was asked."""
 
 
@@ -66,20 +66,20 @@ def interface() -> ModuleType:
     return module
 
 
-class Connection:
+class ThriftConnection:
     """A connection to osquery. Calls raise GoneError, SlowError and RefusedError; after the first two it is closed.
 
     `timeout` bounds a whole call, in seconds; `check` is called while one waits for the answer.
     """
 
     def __init__(self, path: str, timeout: float) -> None:
-        self.check: Check = lambda: None
+        self.check: CancelCheck = lambda: None
         self._timeout = timeout
         service = interface().ExtensionManager
         self._stream = _Stream(_connected(path, timeout))
         self._client = _client(self._stream, service)
 
-    def query(self, sql: str) -> Sequence[Row]:
+    def query(self, sql: str) -> Sequence[OsqueryRow]:
         """Run a statement in osquery. Raises RefusedError with what SQLite says of it."""
         return self._rows("query", text.to_bytes(sql))
 
@@ -112,7 +112,7 @@ class Connection:
     def close(self) -> None:
         self._stream.close()
 
-    def _rows(self, method: str, sql: str | bytes) -> Sequence[Row]:
+    def _rows(self, method: str, sql: str | bytes) -> Sequence[OsqueryRow]:
         response = self._call(method, sql)
         _require(response.status)
         return response.response or ()
@@ -125,7 +125,7 @@ class Connection:
             self.close()
             raise
         except _refusal() as error:
-            raise RefusedError(f"it failed: {error.message}") from error
+            raise OsqueryRefusedError(f"it failed: {error.message}") from error
         except (OSError, EOFError) as error:
             self.close()
             raise GoneError(f"the connection was lost: {error}") from error
@@ -150,12 +150,12 @@ def _explain(error: Exception) -> str:
 
     if isinstance(error, TTransportException):
         return f"the connection was lost: {error.message or error}"
-    return f"what came is not osquery's protocol: {type(error).__name__}: {error}"
+    return f"the reply does not follow osquery's protocol: {type(error).__name__}: {error}"
 
 
 def _require(status: Any) -> None:
     if status is None or status.code != 0:
-        raise RefusedError(str(getattr(status, "message", None) or "refused without a reason"))
+        raise OsqueryRefusedError(str(getattr(status, "message", None) or "refused without giving a reason"))
 
 
 def _connected(path: str, timeout: float) -> socket.socket:
@@ -179,8 +179,8 @@ def _connected(path: str, timeout: float) -> socket.socket:
 
 
 _IMPOSTOR: Final = (
-    "{path}: not used, since it may be another user's: {doubt}; let osquery run as root or as the agent's user, with "
-    "its socket where only they can write"
+    "{path}: not used, since it may be another user's: {doubt}; run osquery as root or as the agent's user, with "
+    "its socket in a directory that only they can write to"
 )
 
 
@@ -190,16 +190,16 @@ def _doubt_about_peer(connection: socket.socket) -> str | None:
         return None
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _ = struct.unpack("3i", raw)
-    return None if ownership.is_trusted(uid) else f"process {pid}, which listens there, belongs to uid {uid}"
+    return None if ownership.is_trusted(uid) else f"process {pid}, which is listening there, belongs to uid {uid}"
 
 
 def reason(error: OSError) -> str:
     """Why a socket cannot be connected to, and what to do about it."""
     match error.errno:
         case errno.ENOENT:
-            return "there is no such socket; osquery does not run, or with another --extensions_socket"
+            return "no such socket; osquery is not running, or uses another --extensions_socket"
         case errno.ECONNREFUSED:
-            return "nobody listens; osquery has ended and left its socket behind"
+            return "nothing is listening; osquery has exited and left its socket behind"
         case errno.EACCES | errno.EPERM:
             return "permission denied; run as the user of osquery (root)"
     return error.strerror or str(error)
@@ -221,12 +221,12 @@ class _Stream:
         self._socket = connection
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
-        self._check: Check = lambda: None
+        self._check: CancelCheck = lambda: None
         self._deadline = 0.0
         self._left = 0
         self.closed = False
 
-    def begin(self, deadline: float, check: Check) -> None:
+    def begin(self, deadline: float, check: CancelCheck) -> None:
         """Start of a call."""
         if self.closed:
             raise GoneError("the connection is closed")
@@ -240,7 +240,7 @@ class _Stream:
         while not self.readable(CHECK_INTERVAL):
             self._check()
             if time.monotonic() > self._deadline:
-                raise SlowError("there was no answer in time")
+                raise SlowError("no reply in time")
         data = self._socket.recv(size)
         self._left -= len(data)
         if self._left < 0:

@@ -48,7 +48,7 @@ class Delivery:
             origin=installed.recipient.identity,
         )
         if result.errors:
-            await self.report_error(installed, f"rows left out: {'; '.join(result.errors)}")
+            await self.report_error(installed, f"rows omitted: {'; '.join(result.errors)}")
         await self._report_files(installed, result.files)
         return result
 
@@ -59,7 +59,7 @@ class Delivery:
         rows: Sequence[tuple[Change | None, Row]],
         window: tuple[int, int] | None = None,
     ) -> None:
-        if not rows and not (installed.query.once and installed.recipient.tells_replays):
+        if not rows and not (installed.query.once and installed.recipient.recognizes_replays):
             return  # only the end of a query that runs once is worth a report of its own
         store = self._store.id if self._store else ""
         if window is None:
@@ -83,7 +83,7 @@ class Delivery:
             return
         packed = installed.snapshot.pack() if installed.snapshot is not None else None
         if packed is not None and len(packed) > SNAPSHOT_BYTES_MAX:
-            log.warning("query %s: its snapshot of %d bytes is too large to keep", installed.query_id, len(packed))
+            log.warning("query %s: its snapshot of %d bytes is too large to store", installed.query_id, len(packed))
             packed = None
         self._store.acknowledge(installed.key, installed.seen, packed, installed.under_way)
 

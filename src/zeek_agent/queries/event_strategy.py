@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from zeek_agent.queries.subscriptions import Change
 
 if TYPE_CHECKING:
-    from zeek_agent.events.file import Delivered
+    from zeek_agent.events.event_file import Delivered
     from zeek_agent.events.store import EventStore
     from zeek_agent.queries.delivery import Delivery
     from zeek_agent.queries.installed import Installed
@@ -88,10 +88,10 @@ class EventStrategy:
             await self._drain()
         while window := self.window(installed):
             installed.under_way = {table: high for table, (_, high) in window.items()}
-            async with installed.backlog.place() as place:
+            async with installed.backlog.slot() as slot:
                 result = await self._delivery.query(installed, window)
-                place.fill(result.size)
-                if result.rows and installed.recipient.tells_replays:
+                slot.fill(result.size)
+                if result.rows and installed.recipient.recognizes_replays:
                     self._delivery.remember(installed)
                     await asyncio.to_thread(self._store.flush)
                 added = [(Change.ADD, row) for row in result.rows]
@@ -119,7 +119,9 @@ class EventStrategy:
         for key in list(self._progress):
             if key not in in_use:
                 del self._progress[key]
-                log.info("more than %d event queries: should Zeek be killed, an old one is not replayed", PROGRESS_MAX)
+                log.info(
+                    "more than %d event queries: if Zeek is killed, the oldest ones are not replayed", PROGRESS_MAX
+                )
                 return
 
     def window(self, installed: Installed) -> dict[str, tuple[int, int]] | None:
@@ -130,7 +132,7 @@ class EventStrategy:
             first = store.first(table) or store.last(table) + 1
             if first > seen + 1:
                 installed.lost += first - seen - 1
-                log.warning("query %s: %d rows of %s expired unseen", installed.query_id, first - seen - 1, table)
+                log.warning("query %s: %d rows of %s expired undelivered", installed.query_id, first - seen - 1, table)
                 seen = installed.seen[table] = first - 1
             window[table] = (seen, max(seen, last))
         if len(window) == 1:

@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from zeek_agent.host.files.reads import Omissions
-from zeek_agent.queries.backlog import Backlog
 from zeek_agent.queries.differences import Snapshot
+from zeek_agent.queries.result_backlog import Backlog
 from zeek_agent.queries.subscriptions import Query, Recipient
 from zeek_agent.text import STATEMENT_SHOWN, clipped
 

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from zeek_agent.errors import SqlError
-from zeek_agent.queries.backlog import Backlog
 from zeek_agent.queries.delivery import Delivery
 from zeek_agent.queries.event_strategy import EventStrategy
 from zeek_agent.queries.installed import Installed, QueryState, query_key, shown
+from zeek_agent.queries.result_backlog import Backlog
 from zeek_agent.queries.snapshot_strategy import SnapshotStrategy
 from zeek_agent.queries.subscriptions import Query, Recipient, Subscription
 from zeek_agent.text import size
 
 if TYPE_CHECKING:
     from zeek_agent.database.database import Database
-    from zeek_agent.events.file import Delivered
+    from zeek_agent.events.event_file import Delivered
     from zeek_agent.events.store import EventStore
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class QueryRunner:
         A statement that does not compile is reported to the recipient and not installed.
         """
         if query_id in self._installed:
-            log.debug("query %s is installed already", query_id)
+            log.debug("query %s is already installed", query_id)
             return
         key = query_key(recipient.identity, query)
         taken = any(other.key == key and other.durable for other in self._installed.values())
@@ -144,7 +144,7 @@ class QueryRunner:
         from zeek_agent.database.database import Profile
 
         recipient, query = installed.recipient, installed.query
-        notice = f"runs every {query.schedule:g} s, the shortest schedule there is, instead of every {wanted:g} s"
+        notice = f"runs every {query.schedule:g} s, the shortest possible schedule, instead of every {wanted:g} s"
         log.warning("query %s of %s %s: %s", installed.query_id, recipient.identity, notice, shown(query))
         if recipient.profile is Profile.FULL:
             await recipient.fail(installed.query_id, query, f"query {notice} (statement: {shown(query)})")
@@ -156,7 +156,7 @@ class QueryRunner:
             and query.if_missing_tables.isdisjoint(self._database.tables.keys())
         ):
             if installed.state is not QueryState.WAITING:
-                log.info("query %s waits for its tables: %s", installed.query_id, shown(query))
+                log.info("query %s is waiting for its tables: %s", installed.query_id, shown(query))
             installed.state = QueryState.WAITING
             await self._tables_changed.wait()
         if installed.state is QueryState.WAITING:

@@ -9,11 +9,11 @@ from zeek_agent.queries.differences import Snapshot, unread_rows
 from zeek_agent.queries.subscriptions import Change, Subscription
 
 if TYPE_CHECKING:
-    from zeek_agent.events.file import Delivered
+    from zeek_agent.events.event_file import Delivered
     from zeek_agent.host.files.reads import Omissions
-    from zeek_agent.queries.backlog import Place
     from zeek_agent.queries.delivery import Delivery
     from zeek_agent.queries.installed import Installed
+    from zeek_agent.queries.result_backlog import Slot
     from zeek_agent.schema import Row
 
 log = logging.getLogger(__name__)
@@ -32,16 +32,16 @@ class SnapshotStrategy:
         try:
             installed.snapshot = Snapshot.unpack(delivered.snapshot)
         except ValueError as error:
-            log.warning("query %s starts anew: %s", installed.query_id, error)
+            log.warning("query %s starts over: %s", installed.query_id, error)
 
     async def run(self, installed: Installed) -> None:
-        async with installed.backlog.place() as place:
-            await self._report(installed, place)
+        async with installed.backlog.slot() as slot:
+            await self._report(installed, slot)
 
-    async def _report(self, installed: Installed, place: Place) -> None:
+    async def _report(self, installed: Installed, slot: Slot) -> None:
         """Deliver a result, or how it differs from the last one that was delivered."""
         result = await self._delivery.query(installed)
-        place.fill(result.size)
+        slot.fill(result.size)
         if installed.query.once or installed.query.subscription is Subscription.SNAPSHOTS:
             await self._delivery.deliver(installed, result.columns, [(None, row) for row in result.rows])
             return

@@ -106,7 +106,7 @@ class Recipient(Protocol):
         ...
 
     @property
-    def tells_replays(self) -> bool:
+    def recognizes_replays(self) -> bool:
         """Whether it tells a report that is sent again from a new one, if it is the same report."""
         ...
 

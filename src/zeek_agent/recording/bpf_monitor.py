@@ -21,10 +21,10 @@ from zeek_agent.bpf.libbpf import BpfObject
 from zeek_agent.bpf.records import KINDS, Kind
 from zeek_agent.bpf.ring import Ring
 from zeek_agent.recording.processes.process_cache import ProcessCache
-from zeek_agent.recording.processes.process_changes import Change
+from zeek_agent.recording.processes.process_changes import ProcessChange
 from zeek_agent.recording.processes.process_tracker import ProcessTracker
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _TICK: Final = 0.1
 _HOUSEKEEPING: Final = 1.0
@@ -68,7 +68,7 @@ class Monitor:
     def __init__(self, cache: ProcessCache, ring_bytes: int = 0) -> None:
         self.cache = cache
         self.ring_bytes = ring_bytes
-        self.on_change: Callable[[list[Change]], None] | None = None
+        self.on_change: Callable[[list[ProcessChange]], None] | None = None
         self.on_tick: list[Callable[[], None]] = []
         self.on_failure: list[Callable[[str], None]] = []
         self._tracker = ProcessTracker(cache)
@@ -130,7 +130,7 @@ class Monitor:
             self._note_losses()
             if caught_up:
                 for stream, end in marks:
-                    self._take(stream, end)
+                    self._consume(stream, end)
             self._tick()
 
     def received(self) -> int:
@@ -187,7 +187,7 @@ class Monitor:
                 self.drain()
         except Exception as error:
             self._failed = True
-            logger.exception("eBPF records cannot be read any more")
+            log.exception("eBPF records are no longer readable")
             for callback in self.on_failure:
                 callback(f"the reader ended: {error}")
 
@@ -196,15 +196,15 @@ class Monitor:
         end = stream.ring.end()
         deadline = time.monotonic() + _PATIENCE
         while True:
-            self._take(stream, end)
+            self._consume(stream, end)
             if stream.ring.passed(end):
                 return True
             if time.monotonic() > deadline:
                 return False
             time.sleep(_WRITING)
 
-    def _take(self, stream: Stream, end: int) -> None:
-        while batch := stream.ring.take(end):
+    def _consume(self, stream: Stream, end: int) -> None:
+        while batch := stream.ring.read(end):
             stream.received += len(batch)
             stream.handle(batch)
 

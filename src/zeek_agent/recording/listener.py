@@ -56,7 +56,7 @@ class Listener:
     def drain(self) -> None:
         """Take what the kernel holds, in the caller's thread. Raises OSError when the socket is of no use any more."""
         with self._lock:
-            while self._take():
+            while self._receive_pending():
                 pass
             self._settle()
 
@@ -82,7 +82,7 @@ class Listener:
                     return
                 with self._lock:
                     if ready:
-                        self._take()
+                        self._receive_pending()
                         due = min(due, time.monotonic() + self._batch)
                     if time.monotonic() >= due:
                         self._settle()
@@ -90,7 +90,7 @@ class Listener:
         except Exception as error:  # noqa: BLE001 - whatever it is, the source has ended and must be replaced
             self._failed(f"{type(error).__name__}: {error}")
 
-    def _take(self) -> bool:
+    def _receive_pending(self) -> bool:
         """Handle datagrams, at most a turn's. False when no more are there."""
         receive, take = self._receive, self._channel.recv
         for _ in range(_TURN):

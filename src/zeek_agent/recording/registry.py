@@ -1,77 +1,107 @@
-"""Which sources there are for each kind of event, the best first."""
+"""The event sources: which kinds of event there are, and which backends record each.
+
+A new kind is one entry of `KINDS` and a setting of its name in `config.SourceSettings`; everything else is derived from
+these and from the sources themselves.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from zeek_agent.recording.processes.process_cache import ProcessCache
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
+    from zeek_agent.recording.bpf_monitor import Monitor
     from zeek_agent.recording.source import Source
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the sources of one agent have in common: the settings and one process cache."""
+
+    settings: SourceSettings
+    cache: ProcessCache
+
+    @cached_property
+    def monitor(self) -> Monitor:
+        """The reader of BPF rings, for process and socket events in their order."""
+        from zeek_agent.recording.bpf_monitor import Monitor
+
+        return Monitor(self.cache, self.settings.ring_bytes)
+
+
+def _processes(shared: Shared) -> list[Source]:
+    from zeek_agent.recording.audit.audit import AuditProcesses
+    from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
+    from zeek_agent.recording.processes.proc_connector import ProcConnector
+    from zeek_agent.recording.snapshots import ProcessSnapshots
+
+    cache, settings = shared.cache, shared.settings
+    return [
+        EbpfProcesses(shared.monitor, settings),
+        ProcConnector(cache, settings),
+        AuditProcesses(cache, settings),
+        ProcessSnapshots(cache, settings),
+    ]
+
+
+def _translations(_: Shared) -> list[Source]:
+    from zeek_agent.recording.sockets.conntrack import Conntrack
+
+    return [Conntrack()]
+
+
+def _sockets(shared: Shared) -> list[Source]:
+    from zeek_agent.recording.audit.audit import AuditSockets
+    from zeek_agent.recording.snapshots import SocketSnapshots
+    from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
+    from zeek_agent.recording.sockets.socket_polling import SocketPolling
+
+    cache, settings = shared.cache, shared.settings
+    return [
+        EbpfSockets(shared.monitor, settings),
+        SocketPolling(cache, settings),
+        AuditSockets(cache, settings),
+        SocketSnapshots(cache, settings),
+    ]
+
+
+def _system_logs(shared: Shared) -> list[Source]:
+    from zeek_agent.recording.system_log.journal import Journal
+    from zeek_agent.recording.system_log.syslog import Syslog
+
+    return [Journal(shared.settings), Syslog(shared.settings)]
+
+
+Backends: TypeAlias = Callable[[Shared], "list[Source]"]
+"""Makes the sources of one kind, in order of preference."""
+
+KINDS: Final[Mapping[str, Backends]] = {
+    "processes": _processes,
+    "translations": _translations,
+    "sockets": _sockets,
+    "system_logs": _system_logs,
+}
+"""The kinds of event, in the order in which their sources are started."""
 
 
 def candidates(
     settings: SourceSettings, redact: Callable[[str], str] = lambda command_line: command_line
 ) -> dict[str, list[Source]]:
-    """Sources by kind (`processes`, `translations`, `sockets`, `system_logs`), in order of preference; only the
-    configured one unless that is `auto`.
+    """Sources by kind, in order of preference; only the one that the setting names, unless that is `auto`.
 
-    Those of processes and sockets share one process cache. `redact` masks command lines before anything keeps them.
+    `redact` masks command lines before anything keeps them.
     """
     if not sys.platform.startswith("linux"):
-        return {"processes": [], "translations": [], "sockets": [], "system_logs": []}
-    from zeek_agent.recording.sockets.conntrack import Conntrack
-
+        return {kind: [] for kind in KINDS}
     cache = ProcessCache(settings.process_cache, settings.process_grace, redact=redact)
-    processes, sockets = _ebpf(settings, cache)
-    for fallback in (_kernel_notices, _audit, _snapshots):
-        of_processes, of_sockets = fallback(settings, cache)
-        processes.append(of_processes)
-        sockets.append(of_sockets)
-    return {
-        "processes": _chosen(processes, settings.processes),
-        "translations": _chosen([Conntrack()], settings.translations),
-        "sockets": _chosen(sockets, settings.sockets),
-        "system_logs": _chosen(_system_logs(settings), settings.system_logs),
-    }
-
-
-def _ebpf(settings: SourceSettings, cache: ProcessCache) -> tuple[list[Source], list[Source]]:
-    from zeek_agent.recording.bpf_monitor import Monitor
-    from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
-    from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
-
-    monitor = Monitor(cache, settings.ring_bytes)
-    return [EbpfProcesses(monitor, settings)], [EbpfSockets(monitor, settings)]
-
-
-def _kernel_notices(settings: SourceSettings, cache: ProcessCache) -> tuple[Source, Source]:
-    from zeek_agent.recording.processes.proc_connector import ProcConnector
-    from zeek_agent.recording.sockets.socket_polling import SocketPolling
-
-    return ProcConnector(cache, settings), SocketPolling(cache, settings)
-
-
-def _audit(settings: SourceSettings, cache: ProcessCache) -> tuple[Source, Source]:
-    from zeek_agent.recording.audit.audit import AuditProcesses, AuditSockets
-
-    return AuditProcesses(cache, settings), AuditSockets(cache, settings)
-
-
-def _snapshots(settings: SourceSettings, cache: ProcessCache) -> tuple[Source, Source]:
-    from zeek_agent.recording.snapshots import ProcessSnapshots, SocketSnapshots
-
-    return ProcessSnapshots(cache, settings), SocketSnapshots(cache, settings)
-
-
-def _system_logs(settings: SourceSettings) -> list[Source]:
-    from zeek_agent.recording.system_log.journal import Journal
-    from zeek_agent.recording.system_log.syslog import Syslog
-
-    return [Journal(settings), Syslog(settings)]
+    shared = Shared(settings, cache)
+    return {kind: _chosen(backends(shared), getattr(settings, kind)) for kind, backends in KINDS.items()}
 
 
 def _chosen(sources: list[Source], backend: str) -> list[Source]:

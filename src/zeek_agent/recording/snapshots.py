@@ -74,6 +74,7 @@ class ProcessSnapshots(Snapshots):
     """Processes that appeared, disappeared, or have another executable than before."""
 
     kind = "processes"
+    shortcoming = "processes that live for less than two intervals are missed"
 
     def probe(self) -> str | None:
         try:
@@ -104,8 +105,8 @@ class ProcessSnapshots(Snapshots):
             elif present[1] is None:  # it is about to end, or may not be looked at any more
                 self._known[pid] = known
             elif known[1] != present[1]:
-                self._life.exec(pid, now, self._life.look(pid))
-        rows = self._life.take(now, boot_time())
+                self._life.exec(pid, now, self._life.read(pid))
+        rows = self._life.collect(now, boot_time())
         self.counters.received += len(rows)
         if rows:
             self._sink(PROCESSES_EVENTS, rows)
@@ -115,6 +116,7 @@ class SocketSnapshots(Snapshots):
     """TCP connections and listeners, connected and bound UDP sockets that appeared or disappeared."""
 
     kind = "sockets"
+    shortcoming = "connections that live for less than two intervals, ICMP and packet sockets are missed"
 
     def probe(self) -> str | None:
         try:
@@ -140,7 +142,7 @@ class SocketSnapshots(Snapshots):
             self._namespaces.add(netns)
         for netns in before - self._namespaces:
             self._changes.forget(netns, time.time())
-        rows = self._changes.take(time.time())
+        rows = self._changes.collect(time.time())
         self.counters.received += len(rows)
         if rows:
             self._sink(SOCKETS_EVENTS, rows)

@@ -1,4 +1,4 @@
-"""Where facts come from: the kernel, /proc, netlink, files. Nothing here knows SQL or Zeek."""
+"""What an event source is: it records one kind of event by one backend. Nothing here knows SQL or Zeek."""
 
 from __future__ import annotations
 
@@ -33,13 +33,16 @@ class Counters:
 class Source(ABC):
     """A recorder of events: probe it, start it with a sink, stop it.
 
-    `kind` is the concern (`processes`, `sockets`, `system_logs`), `backend` how it is done (`ebpf`, `audit`, …).
+    `kind` is the concern (`processes`, `sockets`, …): the setting `sources.<kind>` chooses among its backends, and its
+    rows go to the table `<kind>_events`. `backend` is how it is done (`ebpf`, `audit`, …).
     """
 
     kind: str
     backend: str
     essential: bool = True
     """Whether it is worth a warning when no source of the kind works."""
+    shortcoming: str | None = None
+    """What it misses that the best backend of its kind records, for `doctor`; docs/sources.md has all."""
 
     def __init__(self) -> None:
         self.counters = Counters()

@@ -28,7 +28,7 @@ _LONGEST: Final = 60.0
 
 
 @dataclass(slots=True)
-class _Post:
+class _Recorder:
     """One kind of event, and who records it."""
 
     kind: str
@@ -61,7 +61,7 @@ class Supervisor:
         self._store = store
         self._clock = clock
         self._interval = interval
-        self._posts = [_Post(kind, sources) for kind, sources in choose(settings, redact).items()]
+        self._recorders = [_Recorder(kind, sources) for kind, sources in choose(settings, redact).items()]
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="sources", daemon=True)
@@ -69,16 +69,16 @@ class Supervisor:
     def start(self) -> None:
         """Start the sources. Never raises: what cannot be started is in `rows` with its reason."""
         with self._lock:
-            for post in self._posts:
-                for source in post.sources:
+            for recorder in self._recorders:
+                for source in recorder.sources:
                     source.clean_up()
-                self._fill(post, post.sources)
+                self._activate(recorder, recorder.sources)
         self._watcher.start()
 
     def drain(self) -> None:
         """Hand over to the store what the kernel holds now."""
-        for post in self._posts:
-            source = post.active
+        for recorder in self._recorders:
+            source = recorder.active
             if source is not None:
                 try:
                     source.drain()
@@ -91,21 +91,21 @@ class Supervisor:
         if self._watcher.is_alive():
             self._watcher.join()
         with self._lock:
-            for post in reversed(self._posts):
-                if post.active is not None:
-                    self._note_losses(post, post.active, at_end=True)
-                    self._stop(post.active)
-                    post.active = None
+            for recorder in reversed(self._recorders):
+                if recorder.active is not None:
+                    self._note_losses(recorder, recorder.active, at_end=True)
+                    self._stop(recorder.active)
+                    recorder.active = None
 
     def status(self) -> list[SourceStatus]:
-        return [self._status(post, source) for post in self._posts for source in post.sources]
+        return [self._status(recorder, source) for recorder in self._recorders for source in recorder.sources]
 
-    def _status(self, post: _Post, source: Source) -> SourceStatus:
-        counters, active = source.counters, source is post.active
-        stored = [self._store.counters[table].lost for table in post.tables] if active else []
-        reason = None if active else post.reasons.get(source.backend, "a better one is at work")
+    def _status(self, recorder: _Recorder, source: Source) -> SourceStatus:
+        counters, active = source.counters, source is recorder.active
+        stored = [self._store.counters[table].lost for table in recorder.tables] if active else []
+        reason = None if active else recorder.reasons.get(source.backend, "a better one is active")
         return SourceStatus(
-            source=post.kind,
+            source=recorder.kind,
             backend=source.backend,
             active=active,
             reason=reason,
@@ -116,34 +116,34 @@ class Supervisor:
             last_error=counters.last_error,
         )
 
-    def _fill(self, post: _Post, sources: Sequence[Source]) -> None:
+    def _activate(self, recorder: _Recorder, sources: Sequence[Source]) -> None:
         """Start the first of these that works."""
         for source in sources:
-            reason = self._try(post, source)
+            reason = self._try(recorder, source)
             if reason is None:
-                post.active = source
-                post.reasons.pop(source.backend, None)
-                post.lost = source.counters.lost["overrun"]
-                post.complained = False
-                log.info("%s events are recorded by %s", post.kind, source.backend)
+                recorder.active = source
+                recorder.reasons.pop(source.backend, None)
+                recorder.lost = source.counters.lost["overrun"]
+                recorder.complained = False
+                log.info("%s events are recorded by %s", recorder.kind, source.backend)
                 return
-            if post.reasons.get(source.backend) != reason:
-                log.info("%s events: %s cannot be used: %s", post.kind, source.backend, reason)
-            post.reasons[source.backend] = reason
-        if post.sources:
-            post.try_again = time.monotonic() + _TRY_AGAIN
-            if not post.complained:
-                post.complained = True
-                reasons = "; ".join(f"{backend}: {reason}" for backend, reason in post.reasons.items())
-                level = logging.WARNING if any(source.essential for source in post.sources) else logging.INFO
-                log.log(level, "%s events are not recorded: no source works (%s)", post.kind, reasons)
+            if recorder.reasons.get(source.backend) != reason:
+                log.info("%s events: %s cannot be used: %s", recorder.kind, source.backend, reason)
+            recorder.reasons[source.backend] = reason
+        if recorder.sources:
+            recorder.try_again = time.monotonic() + _TRY_AGAIN
+            if not recorder.complained:
+                recorder.complained = True
+                reasons = "; ".join(f"{backend}: {reason}" for backend, reason in recorder.reasons.items())
+                level = logging.WARNING if any(source.essential for source in recorder.sources) else logging.INFO
+                log.log(level, "%s events are not recorded: no backend works (%s)", recorder.kind, reasons)
 
-    def _try(self, post: _Post, source: Source) -> str | None:
+    def _try(self, recorder: _Recorder, source: Source) -> str | None:
         """None when the source has been started, else why not."""
 
         def sink(table: str, rows: Sequence[Row]) -> None:
-            post.tables.add(table)
-            for other in self._posts:
+            recorder.tables.add(table)
+            for other in self._recorders:
                 if other.active is not None:
                     rows = other.active.complete(table, rows)
             self._store.append(table, rows)
@@ -163,49 +163,49 @@ class Supervisor:
         try:
             source.stop()
         except OSError as error:
-            log.warning("%s source %s did not end well: %s", source.kind, source.backend, error)
+            log.warning("%s source %s failed to stop cleanly: %s", source.kind, source.backend, error)
 
     def _watch(self) -> None:
         while not self._ended.wait(self._interval):
             with self._lock:
-                for post in self._posts:
-                    self._check(post)
+                for recorder in self._recorders:
+                    self._check(recorder)
 
-    def _check(self, post: _Post) -> None:
+    def _check(self, recorder: _Recorder) -> None:
         now = self._clock()
-        source = post.active
+        source = recorder.active
         if source is not None and source.failure is not None:
-            self._replace(post, source, source.failure)
+            self._replace(recorder, source, source.failure)
         elif source is not None:
-            self._note_losses(post, source)
-        elif post.sources and time.monotonic() >= post.try_again:
-            self._fill(post, post.sources)
-        if post.active is not None and post.unrecorded_since is not None:
-            self._store.record_gap(post.kind, post.unrecorded_since, self._clock(), "no source was at work")
-            post.unrecorded_since = None
-        post.checked = now
+            self._note_losses(recorder, source)
+        elif recorder.sources and time.monotonic() >= recorder.try_again:
+            self._activate(recorder, recorder.sources)
+        if recorder.active is not None and recorder.unrecorded_since is not None:
+            self._store.record_gap(recorder.kind, recorder.unrecorded_since, self._clock(), "no source was active")
+            recorder.unrecorded_since = None
+        recorder.checked = now
 
-    def _replace(self, post: _Post, failed: Source, failure: str) -> None:
+    def _replace(self, recorder: _Recorder, failed: Source, failure: str) -> None:
         """Put the next best in the place of one that has failed."""
-        log.error("%s events: source %s has failed: %s", post.kind, failed.backend, failure)
-        self._note_losses(post, failed, at_end=True)
+        log.error("%s events: source %s has failed: %s", recorder.kind, failed.backend, failure)
+        self._note_losses(recorder, failed, at_end=True)
         self._stop(failed)
         failed.counters.last_error = failure
-        post.active, post.unrecorded_since = None, post.checked or self._clock()
-        post.reasons[failed.backend] = failure
-        self._fill(post, post.sources[post.sources.index(failed) + 1 :])
+        recorder.active, recorder.unrecorded_since = None, recorder.checked or self._clock()
+        recorder.reasons[failed.backend] = failure
+        self._activate(recorder, recorder.sources[recorder.sources.index(failed) + 1 :])
 
-    def _note_losses(self, post: _Post, source: Source, *, at_end: bool = False) -> None:
+    def _note_losses(self, recorder: _Recorder, source: Source, *, at_end: bool = False) -> None:
         """Record the time in which the kernel's buffer overflowed as a gap, once that is over or has been long."""
         now, lost = self._clock(), source.counters.lost["overrun"]
-        if lost > post.lost:
-            post.losing_since = post.losing_since or post.checked or now
-            post.losing_until = now
-        post.lost = lost
-        if post.losing_since is None:
+        if lost > recorder.lost:
+            recorder.losing_since = recorder.losing_since or recorder.checked or now
+            recorder.losing_until = now
+        recorder.lost = lost
+        if recorder.losing_since is None:
             return
-        over = at_end or now >= post.losing_until + _QUIET * self._interval
-        if over or now >= post.losing_since + _LONGEST:
-            self._store.record_gap(post.kind, post.losing_since, post.losing_until, "overrun")
-            log.warning("%s events were lost: the kernel's buffer was full", post.kind)
-            post.losing_since = None
+        over = at_end or now >= recorder.losing_until + _QUIET * self._interval
+        if over or now >= recorder.losing_since + _LONGEST:
+            self._store.record_gap(recorder.kind, recorder.losing_since, recorder.losing_until, "overrun")
+            log.warning("%s events were lost: the kernel's buffer was full", recorder.kind)
+            recorder.losing_since = None

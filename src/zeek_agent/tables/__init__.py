@@ -1,4 +1,8 @@
-"""The tables: one module a family, the only place that knows columns."""
+"""The tables: one module per family. No other package knows columns.
+
+Each module here whose name does not begin with an underscore has a sequence `TABLES`; there is no other list that a new
+one has to be added to.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +11,26 @@ import sys
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from importlib.metadata import entry_points
+from pkgutil import iter_modules
 from typing import Final
 
 from zeek_agent.table import Table
 
 log = logging.getLogger(__name__)
 
-FAMILIES: Final = (
-    "processes",
-    "process_tree",
-    "sockets",
-    "users",
-    "files",
-    "file_hashes",
-    "network",
-    "agent",
-    "events",
-    "system_logs",
-)
 PLUGINS: Final = "zeek_agent.tables"
 """The entry-point group of packages that add tables; each names a `Table` or several in a sequence."""
 
 
 def builtin_tables(platform: str = sys.platform) -> list[Table]:
-    """The agent's own tables on that platform (as `sys.platform` calls it)."""
-    modules = (import_module(f"{__name__}.{family}") for family in FAMILIES)
+    """The agent's own tables on that platform (as `sys.platform` calls it), in the order of their modules' names."""
+    families = (module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+    modules = (import_module(f"{__name__}.{family}") for family in families)
     return [table for module in modules for table in module.TABLES if platform in table.platforms]
 
 
 def plugin_tables(platform: str = sys.platform) -> list[Table]:
-    """The tables that other installed packages add. What cannot be loaded is logged and left out."""
+    """Tables added by other installed packages. Those that fail to load are logged and skipped."""
     return [table for table in _plugged_in() if platform in table.platforms]
 
 
@@ -51,4 +45,9 @@ def _plugged_in() -> Iterator[Table]:
             if isinstance(table, Table):
                 yield table
             else:
-                log.error("plug-in %s (%s) offers what is no table: %r", entry_point.name, entry_point.value, table)
+                log.error(
+                    "plug-in %s (%s) provides an object that is not a table: %r",
+                    entry_point.name,
+                    entry_point.value,
+                    table,
+                )

@@ -1,4 +1,4 @@
-"""Hashes of files' content."""
+"""Hashes of file contents."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ file_hashes = Table(
     "file_hashes",
     "hashes of files that match a pattern",
     description=(
-        "One row for each regular file that matches; links are followed. Files that cannot or may not be read are left "
-        "out and counted in `zeek_agent_queries`; those larger than 256 MB, and those after the statement has used up "
-        "`limits.files_time`, have no hashes. A file is read again only when it has changed, and only for hashes that "
-        "the statement names. `/proc/PID/exe` is a process's executable, also when it is in a container or deleted; no "
-        "other link of proc(5) is followed."
+        "One row per matching regular file; symbolic links are followed. Files that are unreadable or denied are "
+        "omitted and counted in `zeek_agent_queries`. Files larger than 256 MB have no hashes, nor have files reached "
+        "after the statement has used up `limits.files_time`. A file is read again only if it has changed, and only "
+        "for the hashes that the statement uses. `/proc/PID/exe` is the executable of a process, even if it is in a "
+        "container or deleted; no other link of proc(5) is followed."
     ),
     columns=[
         Column("path", "text", "full path"),
         Column("size", "count", "size in bytes"),
-        Column("mtime", "time", "last change of the content"),
-        Column("md5", "text", "MD5 in hexadecimal digits"),
-        Column("sha1", "text", "SHA-1 in hexadecimal digits"),
-        Column("sha256", "text", "SHA-256 in hexadecimal digits"),
+        Column("mtime", "time", "last modification of the contents"),
+        Column("md5", "text", "MD5 in hexadecimal"),
+        Column("sha1", "text", "SHA-1 in hexadecimal"),
+        Column("sha256", "text", "SHA-256 in hexadecimal"),
     ],
     parameters=[PATTERN],
     examples=[
@@ -148,7 +148,7 @@ def _hashes(
     while True:
         wanted.check()
         if reads.seconds_left <= 0:
-            return size, "hashing took longer than limits.files_time admits"
+            return size, "hashing took longer than limits.files_time allows"
         with reads.timed():
             chunk = file.read(_CHUNK)
             if chunk is None:

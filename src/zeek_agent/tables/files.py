@@ -16,7 +16,7 @@ from zeek_agent.host.files.gate import Gate, RefusedError
 from zeek_agent.host.files.globbing import Match, listing, matching, open_gate
 from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import Omission
-from zeek_agent.host.files.statx import Status
+from zeek_agent.host.files.statx import FileStatus
 from zeek_agent.schema import Column, Parameter, Row, Value
 from zeek_agent.table import Constraints, Table
 from zeek_agent.text import from_bytes, from_os, to_bytes
@@ -25,24 +25,24 @@ COLUMNS_MAX: Final = 1_000
 """Columns that one statement may ask `files_columns` for."""
 _EVERYWHERE = ("linux", "darwin", "win32")
 PATTERN = Parameter(
-    "pattern", "text", "path with wildcards as in glob(3): `*`, `?` and `[…]` stay inside one part of the path"
+    "pattern", "text", "path with wildcards as in glob(3): `*`, `?` and `[…]` stay within one path component"
 )
 
 files_list = Table(
     "files_list",
     "files that match a pattern, with their attributes",
     description=(
-        "One row for each path that matches. Links are followed; those that lead nowhere, and those of proc(5), have "
-        "attributes of their own. Hidden files match only a pattern that names the dot. Of a file system that could "
-        "hang only the mount point is listed, without attributes."
+        "One row per matching path. Symbolic links are followed; for broken links and those of proc(5), the attributes "
+        "are those of the link itself. Hidden files match only patterns that contain the dot. For a file system that "
+        "could hang, only the mount point is listed, without attributes."
     ),
     columns=[
         Column("path", "text", "full path"),
         Column("type", "text", "`file`, `dir`, `block`, `char`, `fifo`, `socket` or `other`"),
         Column("uid", "count", "owner's user id"),
         Column("gid", "count", "owner's group id"),
-        Column("mode", "text", "permissions in octal digits, such as `644`"),
-        Column("mtime", "time", "last change of the content"),
+        Column("mode", "text", "permissions in octal, such as `644`"),
+        Column("mtime", "time", "last modification of the contents"),
         Column("size", "count", "size in bytes"),
     ],
     parameters=[PATTERN],
@@ -54,14 +54,14 @@ files_lines = Table(
     "files_lines",
     "lines of files that match a pattern",
     description=(
-        "One row for each line of each regular file that matches. Files that cannot or may not be read, or are too "
-        "large, are left out or cut, which `zeek_agent_queries` counts: see [security](security.md#contents). Lines of "
-        "private keys read `***`."
+        "One row per line of each matching regular file. Files that are unreadable, denied or too large are omitted or "
+        "truncated, and counted in `zeek_agent_queries`; see [security](security.md#contents). Lines of private keys "
+        "read `***`."
     ),
     columns=[
         Column("path", "text", "full path of the file"),
         Column("number", "count", "line number, from 1"),
-        Column("content", "blob", "the line without white space at its begin and end"),
+        Column("content", "blob", "the line without leading and trailing whitespace"),
     ],
     parameters=[PATTERN],
     examples=["SELECT path, number, content FROM files_lines('/etc/hosts')"],
@@ -70,10 +70,10 @@ files_lines = Table(
 
 files_columns = Table(
     "files_columns",
-    "columns of the lines of files that match a pattern",
+    "columns extracted from lines of files that match a pattern",
     description=(
-        "One row for each line of each regular file that matches, split into columns; lines that match `_ignore` are "
-        "left out. What may be read, and what is left out or cut, is as in `files_lines`."
+        "One row per line of each matching regular file, split into columns. Lines that match `_ignore` are omitted. "
+        "The access rules and limits are those of `files_lines`."
     ),
     columns=[
         Column("path", "text", "full path of the file"),
@@ -81,7 +81,7 @@ files_columns = Table(
         Column(
             "columns",
             "record",
-            "what was asked for: `$1` under the name `c1` (`c1:int` for type int); null where missing",
+            "extracted columns: `$1` is `c1` (`c1:int` for type int); null if missing",
         ),
     ],
     parameters=[
@@ -89,13 +89,13 @@ files_columns = Table(
         Parameter(
             "columns",
             "text",
-            "columns to extract, as `$N:type` with commas; `$0` is the whole line; types: blob, count, int, real, text",
+            "columns to extract: `$N:type`, comma-separated; `$0` is the line; types: blob, count, int, real or text",
         ),
-        Parameter("separator", "text", "text between columns; empty: any white space", default="", required=False),
+        Parameter("separator", "text", "separator between columns; empty: any whitespace", default="", required=False),
         Parameter(
             "ignore",
             "text",
-            "extended regular expression of lines to leave out",
+            "extended regular expression for lines to ignore",
             default=r"^[ \t]*([#;]|$)",
             required=False,
         ),
@@ -121,7 +121,7 @@ _TYPES: Final = {
 def listed(wanted: Constraints) -> Iterator[Row]:
     reads = wanted.context.reads
     for path, found in listing(_gate(wanted), asked_pattern(wanted), wanted.check):
-        if isinstance(found, Status):
+        if isinstance(found, FileStatus):
             kind, permissions = _type_and_permissions(found.mode)
             yield from_os(path), kind, found.uid, found.gid, permissions, found.mtime, found.size
         elif isinstance(found, RefusedError):
@@ -175,7 +175,7 @@ def asked_pattern(wanted: Constraints) -> str:
     """The statement's pattern in the form of `os.fsdecode`. Raises SqlError for a NUL."""
     pattern = str(wanted.parameter("pattern"))
     if "\0" in pattern:
-        raise SqlError("files: the pattern has a NUL, which no path can have")
+        raise SqlError("files: the pattern contains a NUL, which no path can contain")
     return os.fsdecode(to_bytes(pattern))
 
 
@@ -222,7 +222,7 @@ def _extractor(columns: str, separator: str) -> Callable[[bytes], dict[str, Valu
         found = re.fullmatch(r"\s*\$(\d{1,6})\s*:\s*(\w+)\s*", part)
         if found is None or found[2] not in _CONVERSIONS:
             raise SqlError(
-                f"files_columns: {part.strip()!r} is no column; write $NUMBER:TYPE with one of the types "
+                f"files_columns: {part.strip()!r} is not a column; write $NUMBER:TYPE with one of the types "
                 f"{', '.join(_CONVERSIONS)}"
             )
         # Where a value alone does not tell its Zeek type, the field's name does, as with the alias of an expression.
@@ -253,7 +253,7 @@ def _ignorer(pattern: str) -> Callable[[bytes], bool]:
     try:
         regex: Any = re2.compile(to_bytes(pattern), options)
     except re2.error as error:
-        raise SqlError(f"files_columns: {pattern!r} is no regular expression: {error}") from error
+        raise SqlError(f"files_columns: {pattern!r} is not a valid regular expression: {error}") from error
     return lambda line: regex.search(line) is not None
 
 

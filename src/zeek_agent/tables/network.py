@@ -1,4 +1,4 @@
-"""The host's network set-up, from rtnetlink(7)."""
+"""The host's network configuration, from rtnetlink(7)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from zeek_agent.table import Constraints, Table
 network_interfaces = Table(
     "network_interfaces",
     "network interfaces, their addresses and counters",
-    description="All interfaces of the agent's network namespace. Counters run since the interface exists.",
+    description="All interfaces in the agent's network namespace. Counters start when the interface is created.",
     columns=[
-        Column("name", "text", "interface's name"),
-        Column("index", "count", "the kernel's number of the interface"),
-        Column("kind", "text", "`ethernet`, `loopback`, `wireless`, or what is virtual: `bridge`, `veth`, `vlan`, …"),
-        Column("mac", "text", "hardware address, hexadecimal with colons; null when it has none"),
+        Column("name", "text", "name of the interface"),
+        Column("index", "count", "interface index of the kernel"),
+        Column("kind", "text", "`ethernet`, `loopback`, `wireless`, or a virtual kind: `bridge`, `veth`, `vlan`, …"),
+        Column("mac", "text", "hardware address in hexadecimal with colons; null if it has none"),
         Column("addresses", "set[address]", "its IPv4 and IPv6 addresses"),
         Column("mtu", "count", "largest packet in bytes"),
-        Column("up", "bool", "switched on by the administrator"),
+        Column("up", "bool", "administratively up"),
         Column("state", "text", "`up`, `down`, `dormant`, `testing`, `lowerlayerdown`, `notpresent` or `unknown`"),
-        Column("promiscuous", "bool", "takes in all packets, as for a sniffer"),
+        Column("promiscuous", "bool", "receives all packets, as for a sniffer"),
         Column("master", "text", "name of the bridge or bond that it belongs to"),
         Column("rx_bytes", "count", "bytes received"),
         Column("tx_bytes", "count", "bytes sent"),
@@ -30,7 +30,7 @@ network_interfaces = Table(
         Column("rx_errors", "count", "packets received in error"),
         Column("tx_errors", "count", "packets that could not be sent"),
         Column("rx_dropped", "count", "packets received and dropped"),
-        Column("tx_dropped", "count", "packets dropped on their way out"),
+        Column("tx_dropped", "count", "outgoing packets dropped"),
     ],
     examples=[
         "SELECT name, mac, addresses, state FROM network_interfaces WHERE up",

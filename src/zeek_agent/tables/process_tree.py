@@ -1,4 +1,4 @@
-"""Where a process comes from and what came of it: who lives is in proc(5), who has ended in the event store."""
+"""Ancestors and descendants of a process: running ones from proc(5), exited ones from the event store."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.host.linux.procfs import Procfs
 from zeek_agent.schema import Column, Parameter, Row
 from zeek_agent.table import Constraints, Table
+from zeek_agent.tables._process_columns import process_columns
 
 process_tree = Table(
     "process_tree",
-    "the ancestors and descendants of a process, those that have ended included",
+    "ancestors and descendants of a process, including exited ones",
     description=(
-        "A row for the process itself, one for each of its ancestors, outermost first, and one for each descendant, "
-        "depth first. Processes that have ended are there as long as the event store keeps them. A process belongs to "
-        "the one that started it, also when that has ended and the kernel counts it as a child of another. "
-        "`process_tree(pid)` takes the process that has this pid now, else the last one that had it; "
-        "`WHERE _entity_id = …` takes exactly that process."
+        "One row for each ancestor of the process, outermost first, one for the process itself, and one for each "
+        "descendant, depth first. Exited processes are included as long as the event store retains them. A process is "
+        "the child of the process that started it, even if that has exited and the kernel has assigned a new parent. "
+        "`process_tree(pid)` selects the process that has this pid now, or else the last one that had it; "
+        "`WHERE _entity_id = …` selects exactly one process."
     ),
     columns=[
         Column("relation", "text", "`ancestor`, `self` or `descendant`"),
         Column("depth", "count", "generations between the process and this one"),
         Column("pid", "count", "process id"),
-        Column("ppid", "count", "process id of the one that started it, where that is known; else of its parent now"),
+        Column("ppid", "count", "process id of the process that started it; if unknown, of its current parent"),
         Column("name", "text", "short name of the process, at most 15 bytes for user processes (comm in proc(5))"),
-        Column("exe", "text", "executable's path, of the last program that it executed"),
-        Column("cmdline", "text", "arguments joined by spaces, what `access.redact` matches masked"),
+        Column("exe", "text", "path of the executable of the last program that it executed"),
+        *process_columns("cmdline"),
         Column("uid", "count", "effective user id"),
         Column("start_time", "time", "when the process started"),
-        Column("exit_time", "time", "when it ended; null also when that was not recorded"),
-        Column("running", "bool", "whether it still runs"),
-        Column("entity_id", "text", "the process's name that is never used again (as in `processes`)"),
-        Column("parent_entity_id", "text", "`entity_id` of the one that started it"),
+        Column("exit_time", "time", "when it exited; null if running or not recorded"),
+        Column("running", "bool", "whether it is still running"),
+        *process_columns("entity_id"),
+        Column("parent_entity_id", "text", "`entity_id` of the process that started it"),
     ],
     parameters=[
         Parameter("pid", "count", "process id; either this or `entity_id` must be given", required=False),
-        Parameter("entity_id", "text", "the process by the name that is never used again", required=False),
+        Parameter("entity_id", "text", "unique process id (`entity_id`)", required=False),
     ],
     examples=[
         "SELECT relation, depth, pid, exe, cmdline FROM process_tree(1)",

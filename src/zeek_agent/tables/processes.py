@@ -6,21 +6,23 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 
 from zeek_agent.bpf.iterators import Task, loaded
-from zeek_agent.host.linux.procfs import Process, Procfs
+from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.schema import Column, Row, Value
 from zeek_agent.table import Constraints, Table
+from zeek_agent.tables._process_columns import process_columns
 
 processes = Table(
     "processes",
-    "processes that run now",
+    "running processes",
     description=(
-        "All processes at query time, kernel threads included; a process that ends during the query is left out. "
-        "What the agent may not see of other users' processes is null. `WHERE pid = …` reads only that process."
+        "All processes at query time, including kernel threads. A process that exits during the query is omitted. "
+        "Details of other users' processes that the agent may not read are null. `WHERE pid = …` reads only that "
+        "process."
     ),
     columns=[
         Column("name", "text", "short name of the process, at most 15 bytes for user processes (comm in proc(5))"),
         Column("pid", "count", "process id"),
-        Column("ppid", "count", "parent's process id; 0 for those that the kernel started"),
+        Column("ppid", "count", "process id of the parent; 0 if started by the kernel"),
         Column("uid", "count", "effective user id"),
         Column("gid", "count", "effective group id"),
         Column("ruid", "count", "real user id"),
@@ -29,10 +31,10 @@ processes = Table(
         Column("startup", "interval", "always null on Linux; see `start_time`"),
         Column("vsize", "count", "bytes of virtual memory"),
         Column("rsize", "count", "bytes of physical memory"),
-        Column("utime", "interval", "processor time spent in user mode"),
-        Column("stime", "interval", "processor time spent in the kernel"),
-        Column("exe", "text", "executable's path, as /proc/PID/exe shows it; null for kernel threads", added=True),
-        Column("cmdline", "text", "arguments joined by spaces, what `access.redact` matches masked", added=True),
+        Column("utime", "interval", "CPU time spent in user mode"),
+        Column("stime", "interval", "CPU time spent in the kernel"),
+        Column("exe", "text", "path of the executable, as /proc/PID/exe shows it; null for kernel threads", added=True),
+        *process_columns("cmdline", added=True),
         Column("cwd", "text", "working directory", added=True),
         Column(
             "state",
@@ -42,14 +44,9 @@ processes = Table(
         ),
         Column("threads", "count", "number of threads", added=True),
         Column("start_time", "time", "when the process started", added=True),
-        Column("loginuid", "count", "user who logged in, whatever the process became since (audit)", added=True),
-        Column("session", "count", "number of that login session (audit)", added=True),
+        *process_columns("loginuid", "session", added=True),
         Column("tty", "text", "controlling terminal, such as `pts/0`", added=True),
-        Column("cgroup", "text", "control group's path in the unified hierarchy, else the longest one", added=True),
-        Column("container_id", "text", "container's id, taken from the control group; null outside", added=True),
-        Column("netns", "count", "network namespace, its inode number", added=True),
-        Column("entity_id", "text", "name of the process that is never used again, also after a reboot", added=True),
-        Column("parent_entity_id", "text", "the parent's `entity_id`", added=True),
+        *process_columns("cgroup", "container_id", "netns", "entity_id", "parent_entity_id", added=True),
     ],
     examples=[
         "SELECT name, pid, uid, exe FROM processes WHERE pid = 1",
@@ -71,7 +68,7 @@ def running(wanted: Constraints) -> Iterator[Row]:
         yield row
 
 
-def _processes(wanted: Constraints) -> Iterable[Process | Task]:
+def _processes(wanted: Constraints) -> Iterable[ProcfsProcess | Task]:
     """All processes, or those that are asked for: few from /proc, all by the kernel's iterator if that is loaded."""
     pids = wanted.integers("pid")
     if pids is None and wanted.context.proc == "/proc" and (iterators := loaded()) is not None:
@@ -79,7 +76,7 @@ def _processes(wanted: Constraints) -> Iterable[Process | Task]:
     return Procfs(wanted.context.proc).processes(pids)
 
 
-def _reader(column: str, wanted: Constraints) -> Callable[[Process | Task], Value]:
+def _reader(column: str, wanted: Constraints) -> Callable[[ProcfsProcess | Task], Value]:
     """How to get that column's value; nothing is read for a column that the statement does not use."""
     if column not in wanted.columns or column == "startup":
         return _unread
@@ -89,7 +86,7 @@ def _reader(column: str, wanted: Constraints) -> Callable[[Process | Task], Valu
     return attrgetter(column)
 
 
-def _unread(_: Process | Task) -> None:
+def _unread(_: ProcfsProcess | Task) -> None:
     return None
 
 

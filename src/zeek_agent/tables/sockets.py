@@ -1,4 +1,4 @@
-"""Internet sockets and who holds them, from sock_diag(7) and proc(5)."""
+"""Internet sockets and the processes that hold them, from sock_diag(7) and proc(5)."""
 
 from __future__ import annotations
 
@@ -21,51 +21,49 @@ from zeek_agent.host.linux.internet_sockets import (
     address_text,
     state_mask,
 )
-from zeek_agent.host.linux.procfs import Process, Procfs, socket_holders
+from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, socket_holders
 from zeek_agent.recording.sockets.conntrack import translations
 from zeek_agent.recording.sockets.socket_event import UNTRANSLATED, Ends, Translation
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table
+from zeek_agent.tables._process_columns import process_columns
 
 sockets = Table(
     "sockets",
-    "internet sockets that are open now, and the processes that hold them",
+    "open internet sockets and the processes that hold them",
     description=(
-        "TCP, UDP, UDP-Lite, ICMP and raw sockets of IPv4 and IPv6, in all network namespaces that the agent can look "
-        "into. A socket that several processes hold has a row for each of them; one that no visible process holds, "
-        "such as a connection in TIME_WAIT, has one row with `pid` null. An IPv6 socket that talks IPv4 is shown as "
-        "its packets are: `IPv4`, with IPv4 addresses. Where the host translates addresses (NAT), as it does for "
-        "containers, the `translated_` columns have the connection's ends as they are on the other side, where a "
-        "sensor sees them; they are null where nothing is translated."
+        "TCP, UDP, UDP-Lite, ICMP and raw sockets of IPv4 and IPv6, in all network namespaces that the agent can "
+        "enter. A socket held by several processes has one row for each; a socket without a visible process, such as "
+        "a connection in TIME_WAIT, has one row with `pid` null. An IPv6 socket that carries IPv4 traffic is shown as "
+        "`IPv4`, with IPv4 addresses. Where the host translates addresses (NAT), as for containers, the "
+        "`translated_` columns contain the addresses and ports that a sensor outside the host sees. They are null "
+        "for untranslated connections."
     ),
     columns=[
-        Column("pid", "count", "process that holds the socket; null when there is none that the agent sees"),
+        Column("pid", "count", "process that holds the socket; null if the agent sees none"),
         Column("process", "text", "short name of that process"),
         Column("family", "text", "`IPv4` or `IPv6`"),
         Column("protocol", "count", "IP protocol: 1 ICMP, 6 TCP, 17 UDP, 58 ICMPv6, 136 UDP-Lite; 255 for raw sockets"),
-        Column("local_addr", "address", "local address; all zero when any will do"),
+        Column("local_addr", "address", "local address; all zero if unspecified"),
         Column("local_port", "count", "local port; for ICMP the identifier, for raw sockets the IP protocol"),
-        Column("remote_addr", "address", "peer's address; all zero when there is no peer"),
-        Column("remote_port", "count", "peer's port; 0 when there is no peer"),
+        Column("remote_addr", "address", "peer's address; all zero if there is no peer"),
+        Column("remote_port", "count", "peer's port; 0 if there is no peer"),
         Column(
             "state",
             "text",
             "TCP only: `CLOSED`, `LISTEN`, `SYN_SENT`, `SYN_RECEIVED`, `ESTABLISHED`, `CLOSE_WAIT`, `FIN_WAIT_1`, "
             "`FIN_WAIT_2`, `CLOSING`, `LAST_ACK` or `TIME_WAIT`",
         ),
-        Column("uid", "count", "user who made the socket; null once it is no process's any more", added=True),
-        Column("exe", "text", "executable's path of the process", added=True),
-        Column("cmdline", "text", "command line of the process, what `access.redact` matches masked", added=True),
+        Column("uid", "count", "user who created the socket; null if no process holds it any more", added=True),
+        *process_columns("exe", "cmdline", added=True),
         Column("fd", "count", "the process's lowest file descriptor for the socket", added=True),
-        Column("cookie", "count", "the kernel's name of the socket, unique until reboot (SO_COOKIE)", added=True),
-        Column("netns", "count", "network namespace, its inode number", added=True),
-        Column("container_id", "text", "container's id that the process is in; null outside", added=True),
-        Column("entity_id", "text", "the process's name that is never used again (as in `processes`)", added=True),
+        Column("cookie", "count", "the kernel's socket cookie (SO_COOKIE), unique until reboot", added=True),
+        *process_columns("netns", "container_id", "entity_id", added=True),
         Column("community_id", "text", "Community ID (version 1) of TCP and UDP flows, as Zeek logs it", added=True),
-        Column("translated_local_addr", "address", "local address beyond the host's address translation", added=True),
-        Column("translated_local_port", "count", "local port there", added=True),
-        Column("translated_remote_addr", "address", "peer's address there", added=True),
-        Column("translated_remote_port", "count", "peer's port there", added=True),
+        Column("translated_local_addr", "address", "translated local address, as seen outside the host", added=True),
+        Column("translated_local_port", "count", "translated local port", added=True),
+        Column("translated_remote_addr", "address", "translated peer address", added=True),
+        Column("translated_remote_port", "count", "translated peer port", added=True),
     ],
     examples=[
         "SELECT pid, process, local_addr, local_port FROM sockets WHERE state = 'LISTEN'",
@@ -76,45 +74,39 @@ sockets = Table(
 
 listening_ports = Table(
     "listening_ports",
-    "ports at which processes wait for connections and datagrams",
-    description="TCP sockets that listen, and UDP sockets that are bound to a port without a peer; a row a process.",
+    "listening ports and their processes",
+    description="Listening TCP sockets, and UDP sockets bound to a port without a peer; one row per process.",
     columns=[
-        Column("pid", "count", "process that holds the socket; null when there is none that the agent sees"),
+        Column("pid", "count", "process that holds the socket; null if the agent sees none"),
         Column("process", "text", "short name of that process"),
-        Column("family", "text", "`IPv4` or `IPv6`; an IPv6 wildcard usually serves both"),
+        Column("family", "text", "`IPv4` or `IPv6`; an IPv6 wildcard address usually accepts both"),
         Column("protocol", "count", "IP protocol: 6 TCP, 17 UDP, 136 UDP-Lite"),
-        Column("address", "address", "address that is served; all zero for all of the host"),
+        Column("address", "address", "local address; all zero for all addresses of the host"),
         Column("port", "count", "port number"),
-        Column("uid", "count", "user who made the socket"),
-        Column("exe", "text", "executable's path of the process"),
-        Column("cmdline", "text", "command line of the process, what `access.redact` matches masked"),
-        Column("netns", "count", "network namespace, its inode number"),
-        Column("container_id", "text", "container's id that the process is in; null outside"),
-        Column("entity_id", "text", "the process's name that is never used again (as in `processes`)"),
+        Column("uid", "count", "user who created the socket"),
+        *process_columns("exe", "cmdline", "netns", "container_id", "entity_id"),
     ],
     examples=["SELECT protocol, port, address, process, exe FROM listening_ports ORDER BY protocol, port"],
 )
 
 packet_sockets = Table(
     "packet_sockets",
-    "sockets that see whole packets, as sniffers have, and the processes that hold them",
+    "packet sockets, as used by sniffers, and the processes that hold them",
     description=(
-        "Packet sockets (packet(7)) in all network namespaces that the agent can look into: they receive what passes "
-        "an interface, whoever it is for. A row a process; one that no visible process holds has `pid` null."
+        "Packet sockets (packet(7)) in all network namespaces that the agent can enter. They receive all packets on an "
+        "interface, whatever their destination. One row per process; a socket without a visible process has `pid` "
+        "null."
     ),
     columns=[
-        Column("pid", "count", "process that holds the socket; null when there is none that the agent sees"),
+        Column("pid", "count", "process that holds the socket; null if the agent sees none"),
         Column("process", "text", "short name of that process"),
-        Column("type", "text", "`raw`: with the link's header, `datagram`: without"),
-        Column("ethertype", "count", "packets of which protocol: 2048 IPv4, 34525 IPv6; 3: all; 0: none yet"),
-        Column("interface", "text", "the interface; null: all, or one of another network namespace"),
-        Column("uid", "count", "user who made the socket"),
-        Column("exe", "text", "executable's path of the process"),
-        Column("cmdline", "text", "command line of the process, what `access.redact` matches masked"),
+        Column("type", "text", "`raw`: with link-layer header, `datagram`: without"),
+        Column("ethertype", "count", "protocol of received packets: 2048 IPv4, 34525 IPv6; 3: all; 0: none yet"),
+        Column("interface", "text", "interface; null for all, or for one in another network namespace"),
+        Column("uid", "count", "user who created the socket"),
+        *process_columns("exe", "cmdline"),
         Column("fd", "count", "the process's lowest file descriptor for the socket"),
-        Column("netns", "count", "network namespace, its inode number"),
-        Column("container_id", "text", "container's id that the process is in; null outside"),
-        Column("entity_id", "text", "the process's name that is never used again (as in `processes`)"),
+        *process_columns("netns", "container_id", "entity_id"),
     ],
     examples=["SELECT pid, exe, interface FROM packet_sockets WHERE ethertype = 3"],
 )
@@ -253,7 +245,7 @@ def _owner(procfs: Procfs, pid: int | None, wanted: Constraints) -> Owner:
     if pid is None:
         return Owner()
     try:
-        with Process(procfs, pid) as process:
+        with ProcfsProcess(procfs, pid) as process:
             cmdline = process.cmdline if wanted.needs("cmdline") else None
             return Owner(
                 process.name,

@@ -1,4 +1,4 @@
-"""What programs and the kernel write to the system's log."""
+"""Entries that programs and the kernel write to the system log."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from zeek_agent.table import Table
 
 system_logs_events = Table(
     "system_logs_events",
-    "entries of the system's log",
+    "entries of the system log",
     description=(
-        "A row for each entry of the systemd journal, kept in the event store; on a host without a journal, for each "
-        "line of the files that a syslog daemon writes (`sources.syslog_files`), where level, facility and what only "
-        "the journal knows for certain are null. Recording begins with the agent's first start. Entries that were "
-        "logged while the agent was down are recorded when it is back, once, as far as they are not older than "
-        "`events.retention_age`. What programs say of themselves is text without any guarantee; `pid`, `uid`, `exe` "
-        "and `unit` come from the kernel by way of the journal."
+        "One row per entry of the systemd journal, from the event store. On a host without a journal, one row per line "
+        "of the files that a syslog daemon writes (`sources.syslog_files`); level, facility and values that only "
+        "the journal can verify are then null. Recording begins with the agent's first start. Entries that were "
+        "logged while the agent was down are recorded once it is running again, unless they are older than "
+        "`events.retention_age`. `pid`, `uid`, `exe` and `unit` come from the kernel through the journal; everything "
+        "else is text that the logging program chose, so do not trust it."
     ),
     columns=[
         Column("time", "time", "when the entry was logged"),
-        Column("process", "text", "short name of the process; where that is unknown, its executable or identifier"),
+        Column("process", "text", "short name of the process; if unknown, its executable or identifier"),
         Column("level", "text", "severity as in syslog, from `0` (emergency) to `7` (debug)"),
-        Column("message", "text", "the message, at most 65,536 bytes of it"),
+        Column("message", "text", "the message, truncated to 65,536 bytes"),
         Column("eventid", "text", "kind of event on Windows; null elsewhere"),
         Column("pid", "count", "process that logged it", added=True),
         Column("uid", "count", "user id of that process", added=True),
-        Column("exe", "text", "executable's path of that process", added=True),
+        Column("exe", "text", "path of that process's executable", added=True),
         Column("unit", "text", "systemd unit of that process", added=True),
-        Column("identifier", "text", "name that the program logs under (the tag of syslog)", added=True),
-        Column("facility", "count", "syslog's facility: 0 kernel, 3 daemon, 4 and 10 authentication", added=True),
+        Column("identifier", "text", "syslog identifier (tag) of the program", added=True),
+        Column("facility", "count", "syslog facility: 0 kernel, 3 daemon, 4 and 10 authentication", added=True),
         Column(
             "cursor",
             "text",
-            "where the entry is: `journalctl --cursor=…` shows all of it; of files, inode and offset after it",
+            "position of the entry: for `journalctl --cursor=…`; for files, the inode and the offset after it",
             added=True,
         ),
     ],

@@ -12,21 +12,21 @@ users = Table(
     "users",
     "user accounts",
     description=(
-        "All accounts that the system knows at query time: local ones, and those that directory services enumerate. "
+        "All accounts known to the system at query time: local ones, and those that directory services enumerate. "
         "`WHERE name = …` also finds accounts that a directory service does not enumerate."
     ),
     columns=[
         Column("name", "text", "login name"),
         Column("full_name", "text", "full name, the first field of GECOS"),
-        Column("is_admin", "bool", "may act as root: uid 0, or in one of the groups `sudo`, `wheel` and `admin`"),
-        Column("is_system", "bool", "no person's account: uid below UID_MIN of login.defs(5), a service's or nobody's"),
+        Column("is_admin", "bool", "administrator: uid 0, or a member of the group `sudo`, `wheel` or `admin`"),
+        Column("is_system", "bool", "system account: uid below UID_MIN of login.defs(5), a service account or nobody"),
         Column("uid", "text", "user id"),
         Column("gid", "count", "id of the primary group"),
         Column("home", "text", "home directory"),
         Column("shell", "text", "login shell"),
-        Column("email", "text", "always null: Linux keeps no mail address with an account"),
-        Column("groups", "set[text]", "names of all groups that the user is in, the primary one included", added=True),
-        Column("last_login", "time", "last login; null when none is recorded", added=True),
+        Column("email", "text", "always null: Linux accounts have no email address"),
+        Column("groups", "set[text]", "names of all groups of the user, including the primary one", added=True),
+        Column("last_login", "time", "last login; null if none is recorded", added=True),
     ],
     examples=[
         "SELECT name, uid, shell FROM users WHERE is_admin",

@@ -1,4 +1,4 @@
-"""Whether what a configuration names is there: files, groups, patterns."""
+"""Checks that files and groups named by the configuration exist, and that patterns are valid."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_surroundings(config: Config) -> None:
     if config.control.group is not None:
         group_id(config.control.group)
     if config.log.file is not None and not Path(config.log.file).absolute().parent.is_dir():
-        raise UsageError(f"log.file: there is no directory {Path(config.log.file).absolute().parent}")
+        raise UsageError(f"log.file: no such directory: {Path(config.log.file).absolute().parent}")
     for item in config.osquery.required_columns:
         if not all(item.partition(".")[::2]):
             raise UsageError(f"osquery.required_columns: expected `table.column`, got {item!r}")

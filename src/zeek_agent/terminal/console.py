@@ -1,16 +1,16 @@
 """Results on a terminal or in a pipe: as a table, line by line, as JSON or as CSV.
 
 Text from the host is written as in Zeek's logs, in all modes: control characters and bytes that are not UTF-8 as
-`\\xNN`, a backslash doubled. So nothing from the host can act on the terminal, and nothing is lost. Times are ISO 8601
-in UTC, intervals seconds.
+`\\xNN`, with backslashes doubled. So text from the host cannot control the terminal, and nothing is lost. Times are in
+ISO 8601 format in UTC, intervals in seconds.
 
 | | table, line | JSON | CSV |
 |---|---|---|---|
 | NULL | `-` | `null` | nothing |
-| the text `-` | `\\x2d` | `"-"` | `-` |
-| the empty text | nothing | `""` | `""` |
+| the string `-` | `\\x2d` | `"-"` | `-` |
+| the empty string | nothing | `""` | `""` |
 | port | `80/tcp` | `"80/tcp"` | `80/tcp` |
-| set, vector, record | `{a, b}`, `[a, b]`, `{k: v}` | array, array, object | the JSON |
+| set, vector, record | `{a, b}`, `[a, b]`, `{k: v}` | array, array, object | as JSON |
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RED, GREEN, YELLOW, DIM, BOLD, PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b
 
 
 class Mode(StrEnum):
-    """How a result is written."""
+    """Output format of a result."""
 
     TABLE = "table"
     LINE = "line"

@@ -28,7 +28,7 @@ from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events.store import NewerStoreError
 from zeek_agent.host.linux import capabilities
 from zeek_agent.host.linux.capabilities import Capability
-from zeek_agent.terminal import client, config_check, console
+from zeek_agent.terminal import config_check, console, responders
 from zeek_agent.text import clipped, escaped
 
 if TYPE_CHECKING:
@@ -40,31 +40,22 @@ Verdict = Literal["ok", "warn", "fail"]
 
 KERNEL_MIN: Final = (5, 15)
 WITHOUT_CAPABILITY: Final = {
-    Capability.DAC_READ_SEARCH: "files that other users keep to themselves cannot be read",
+    Capability.DAC_READ_SEARCH: "other users' private files cannot be read",
     Capability.NET_ADMIN: (
-        "eBPF sees no UDP and no ICMP; address translation is not followed; before Linux 6.6 no process connector"
+        "eBPF does not record UDP and ICMP; address translation is not tracked; no process connector before Linux 6.6"
     ),
-    Capability.SYS_PTRACE: "executables and open sockets of other users' processes stay unknown",
-    Capability.AUDIT_READ: "events cannot come from the audit system",
+    Capability.SYS_PTRACE: "executables and open sockets of other users' processes are unknown",
+    Capability.AUDIT_READ: "the audit backend is not available",
     Capability.PERFMON: "eBPF cannot trace processes and sockets",
     Capability.BPF: "eBPF cannot be loaded",
 }
 """What does not work without each capability."""
-LESSER: Final = {
-    ("processes", "proc_connector"): "of a process that ends within 0.1 ms, executable and command line stay unknown",
-    ("processes", "audit"): "processes that only fork are missed unless they live for a second",
-    ("processes", "snapshots"): "processes that live for less than two intervals are missed",
-    ("sockets", "inet_diag"): "connections that live for less than 50 ms, most UDP, ICMP and packet sockets are missed",
-    ("sockets", "audit"): "ends of connections and failed ones, most UDP, ICMP and packet sockets are missed",
-    ("sockets", "snapshots"): "connections that live for less than two intervals, ICMP and packet sockets are missed",
-}
-"""What a source of events does worse than eBPF; docs/sources.md has all."""
 NETLINK_AUDIT: Final = 9
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One verdict: what was looked at, what was found, and for what is not ok what to do."""
+    """One verdict: subject, finding, and advice unless it is ok."""
 
     name: str
     verdict: Verdict
@@ -73,7 +64,7 @@ class Check:
 
 
 def examine(config: Config, origins: Mapping[str, str]) -> list[Check]:
-    """All checks, in the order in which one would mend things."""
+    """All checks, in the order in which one would fix problems."""
     places = paths.locate(config)
     checks = [*_python(), *_configuration(config), *_state(places.state, config.events.retention_bytes)]
     checks += _files(config)
@@ -88,7 +79,7 @@ def examine(config: Config, origins: Mapping[str, str]) -> list[Check]:
 
 
 def as_text(checks: list[Check], color: bool) -> str:
-    """One line a check, advice below it."""
+    """One line per check, with advice below it."""
     width = max(len(check.name) for check in checks)
     colors = {"ok": console.GREEN, "warn": console.YELLOW, "fail": console.RED}
     lines = []
@@ -114,28 +105,28 @@ def _configuration(config: Config) -> Iterator[Check]:
     try:
         config_check.check_surroundings(config)
     except UsageError as error:
-        yield Check("configuration", "fail", str(error), "mend that setting; `zeek-agent config check` shows all")
+        yield Check("configuration", "fail", str(error), "fix that setting; `zeek-agent config check` shows all")
     else:
-        yield Check("configuration", "ok", "every setting makes sense")
+        yield Check("configuration", "ok", "all settings are valid")
 
 
 def _state(state: Path, wanted: int) -> Iterator[Check]:
     """The state directory, or where it would be made: writable, and with room for the event store."""
     place = next(path for path in (state, *state.parents) if os.access(path, os.F_OK))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        advice = "the agent's id and events will not outlive it; run as root or name another --state-dir"
-        yield Check("state directory", "warn", f"{state} cannot be written", advice)
+        advice = "the agent's id and events will not outlive it; run as root or choose another --state-dir"
+        yield Check("state directory", "warn", f"{state} is not writable", advice)
         return
     if place == state:
         if reason := locks.exposure(state):
-            yield Check("state directory", "fail", reason, f"{locks.EXPOSURE_ADVICE} or name another --state-dir")
+            yield Check("state directory", "fail", reason, f"{locks.EXPOSURE_ADVICE} or choose another --state-dir")
             return
         if reason := locks.group_exposure(state):
             yield Check("state directory", "warn", reason, "its members can replace the agent's files: chmod g-w it")
     free = shutil.disk_usage(place).free
     room = f"{state}, {free // 2**20} MiB free"
     if free < wanted:
-        advice = f"events may take {wanted // 2**20} MiB: make room, or lower events.retention_bytes"
+        advice = f"events may take {wanted // 2**20} MiB: free some space, or lower events.retention_bytes"
         yield Check("state directory", "warn", room, advice)
     else:
         yield Check("state directory", "ok", room)
@@ -145,21 +136,19 @@ def _files(config: Config, proc: Path = Path("/proc")) -> Iterator[Check]:
     """What the path gate relies on, and what of it the configuration has switched off."""
     protected = _sysctl(proc / "sys/fs/protected_hardlinks")
     if protected == "0":
-        advice = (
-            "any user can give another name to a file that access.paths_deny names: sysctl fs.protected_hardlinks=1"
-        )
+        advice = "any user can create hard links to files in access.paths_deny: sysctl fs.protected_hardlinks=1"
         yield Check("hard links", "warn", "fs.protected_hardlinks is 0", advice)
     elif protected is not None:
         yield Check("hard links", "ok", f"fs.protected_hardlinks is {protected}")
     if config.access.mode == "report":
-        advice = "set access.mode to enforce, and access.files_allow for the files that the log names"
+        advice = "set access.mode to enforce, and add files that the log names to access.files_allow"
         yield Check("file contents", "warn", 'access.mode is "report": contents that are on no list are read', advice)
     if config.access.filesystems_allow:
         admitted = ", ".join(config.access.filesystems_allow)
         timeout = _sysctl(proc / "sys/fs/fuse/max_request_timeout")
         bounded = "" if timeout in (None, "0") else f"; fs.fuse.max_request_timeout is {timeout} s"
-        advice = "a statement that touches a hung one never ends, and cannot be killed"
-        yield Check("file systems", "warn", f"access.filesystems_allow admits {admitted}{bounded}", advice)
+        advice = "a statement that accesses a hung one never ends, and cannot be killed"
+        yield Check("file systems", "warn", f"access.filesystems_allow permits {admitted}{bounded}", advice)
 
 
 def _sysctl(file: Path) -> str | None:
@@ -172,7 +161,7 @@ def _sysctl(file: Path) -> str | None:
 
 def _store(path: Path) -> Iterator[Check]:
     """The event store of earlier runs, if any: whether this version can continue it."""
-    from zeek_agent.terminal.local import StoredEvents
+    from zeek_agent.terminal.local_responder import StoredEvents
 
     if not os.access(path, os.R_OK):
         return
@@ -181,16 +170,16 @@ def _store(path: Path) -> Iterator[Check]:
     except NewerStoreError as error:
         yield Check("event store", "fail", str(error))
     except (apsw.Error, OSError) as error:
-        advice = "a damaged file is moved aside when the agent starts, and a new one begun"
+        advice = "when the agent starts, it moves a damaged file aside and creates a new one"
         yield Check("event store", "warn", f"{path} cannot be read ({error})", advice)
     else:
         yield Check("event store", "ok", str(path))
 
 
 def _agent(config: Config) -> Iterator[Check]:
-    """Whether an agent runs, and the event sources: what the running one says of them, else what a try here finds."""
+    """Whether an agent is running, and its event sources; without one, the sources available here."""
     try:
-        running = client.connect(config)
+        running = responders.connect(config)
     except NoAgentError as error:
         yield Check("agent", "ok", str(error))
         if not config.zeek.destinations:
@@ -198,27 +187,27 @@ def _agent(config: Config) -> Iterator[Check]:
         yield from _sources(config.sources)
         return
     except ZeekAgentError as error:
-        yield Check("agent", "warn", str(error), "`query` and `shell` ask this process instead")
+        yield Check("agent", "warn", str(error), "`query` and `shell` use this process instead")
         return
     try:
-        facts = client.status(running)
+        facts = responders.status(running)
         yield Check("agent", "ok", f"running, pid {facts.get('pid')}, version {facts.get('version')}")
         if facts.get("collector") is not None:
             problem = facts.get("collector_error")
             yield _collector_check(problem) if problem else Check("collector", "ok", f"logs in {facts['collector']}")
         sql = "SELECT source, backend, active, reason, last_error FROM zeek_agent_sources WHERE source <> 'osquery'"
-        _, rows, _ = client.query(running, sql)
-        yield from _sources_at_work(rows)
+        _, rows, _ = responders.query(running, sql)
+        yield from _active_sources(rows)
     finally:
         running.close()
 
 
 def _collector(logs: Path) -> Iterator[Check]:
     """Whether the embedded collector could lock and write its logs."""
-    from zeek_agent.collector import rotation
+    from zeek_agent.collector import log_files
 
     place = next(path for path in (logs, *logs.parents) if os.access(path, os.F_OK))
-    lock = logs / rotation.LOCK
+    lock = logs / log_files.LOCK
     try:
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             yield _collector_check(f"cannot write {logs}")
@@ -234,29 +223,41 @@ def _collector(logs: Path) -> Iterator[Check]:
 
 
 def _collector_check(found: str) -> Check:
-    return Check("collector", "warn", found, "events are recorded; mend that, or choose another directory with --logs")
+    return Check(
+        "collector", "warn", found, "events are still recorded; fix this, or choose another directory with --logs"
+    )
 
 
-def _sources_at_work(rows: Sequence[Sequence[Any]]) -> Iterator[Check]:
-    """The source of each kind of event that is at work, and why better ones are not; where none is, why not."""
+def _active_sources(rows: Sequence[Sequence[Any]]) -> Iterator[Check]:
+    """The active source of each kind of event, and why better ones are inactive; if none is active, why not."""
+    shortcomings = _shortcomings()
     for kind in dict.fromkeys(source for source, *_ in rows):
         better: list[str] = []
         for backend, active, reason, error in (rest for source, *rest in rows if source == kind):
             if active:
                 lacking = [str(error)] if error else []
-                if better and (kind, backend) in LESSER:
-                    lacking.append(LESSER[kind, backend])
-                found = "; ".join([f"{kind} by {backend}, at work", *lacking])
+                if better and (kind, backend) in shortcomings:
+                    lacking.append(shortcomings[kind, backend])
+                found = "; ".join([f"{kind} by {backend}, active", *lacking])
                 advice = f"not by {'; '.join(better)}" if better else None
                 yield Check("events", "warn" if better or error else "ok", found, advice)
                 break
             better.append(f"{backend}: {reason}")
         else:
-            yield Check("events", "warn", f"no source of {kind} is at work ({'; '.join(better)})")
+            yield Check("events", "warn", f"no source of {kind} is active ({'; '.join(better)})")
+
+
+def _shortcomings() -> dict[tuple[str, str], str]:
+    """What each source, by kind and backend, misses that the best one records."""
+    from zeek_agent.config import SourceSettings
+    from zeek_agent.recording.registry import candidates
+
+    sources = [source for of_kind in candidates(SourceSettings()).values() for source in of_kind]
+    return {(source.kind, source.backend): source.shortcoming for source in sources if source.shortcoming}
 
 
 def _sources(settings: SourceSettings) -> Iterator[Check]:
-    """Which source of each kind of event will be used, why better ones cannot, and what stands by."""
+    """The source of each kind of event that will be used, why better ones cannot, and the fallbacks."""
     from zeek_agent.recording.registry import candidates
 
     for kind, sources in candidates(settings).items():
@@ -266,16 +267,16 @@ def _sources(settings: SourceSettings) -> Iterator[Check]:
             name, reason = f"{kind} by {source.backend}", source.probe()
             if reason is None and best is None:
                 best = source.backend
-                lacking = f"; {LESSER[kind, best]}" if number and (kind, best) in LESSER else ""
+                lacking = f"; {source.shortcoming}" if number and source.shortcoming else ""
                 yield Check("events", "ok", f"{name}: will be used{lacking}")
             elif reason is None:
-                yield Check("events", "ok", f"{name}: works here too, stands by")
+                yield Check("events", "ok", f"{name}: available as a fallback")
             elif best is None:
                 yield Check("events", "warn" if essential else "ok", f"{name}: {reason}")
             else:
-                yield Check("events", "ok", f"{name}: cannot stand by: {reason}")
+                yield Check("events", "ok", f"{name}: not available as a fallback: {reason}")
         if essential and best is None:
-            yield Check("events", "warn", f"no source of {kind} works here", f"the table {kind}_events stays empty")
+            yield Check("events", "warn", f"no source of {kind} works here", f"the table {kind}_events will be empty")
 
 
 def _privileges() -> Iterator[Check]:
@@ -288,7 +289,7 @@ def _privileges() -> Iterator[Check]:
     allow = "allow them in its unit (CapabilityBoundingSet) or container"
     remedy = "run as root, or grant them" if os.geteuid() else allow
     found = f"{who}, without CAP_{', CAP_'.join(missing)}"
-    yield Check("privileges", "warn", found, f"{remedy}; as it is, {'; '.join(missing.values())}")
+    yield Check("privileges", "warn", found, f"{remedy}; without them, {'; '.join(missing.values())}")
 
 
 def _kernel() -> Iterator[Check]:
@@ -313,7 +314,7 @@ def _bpf() -> Iterator[Check]:
         ctypes.CDLL("libbpf.so.1")
         yield Check("libbpf", "ok", "libbpf.so.1")
     except OSError:
-        yield Check("libbpf", "warn", "libbpf.so.1 is not there", "install libbpf1 (Debian) or libbpf (Fedora)")
+        yield Check("libbpf", "warn", "libbpf.so.1 was not found", "install libbpf1 (Debian) or libbpf (Fedora)")
     objects = sorted(file.name for file in resources.files(bpf).iterdir() if file.name.endswith(".bpf.o"))
     if objects:
         yield Check("BPF objects", "ok", ", ".join(objects))
@@ -328,28 +329,28 @@ def _cgroup() -> Iterator[Check]:
     if place is not None:
         yield Check("cgroup v2", "ok", place)
     else:
-        advice = "UDP sockets are seen less well without: mount -t cgroup2 none /sys/fs/cgroup/unified"
+        advice = "without it, UDP sockets are recorded less accurately: mount -t cgroup2 none /sys/fs/cgroup/unified"
         yield Check("cgroup v2", "warn", "not mounted", advice)
 
 
 def _audit() -> Iterator[Check]:
     try:
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_AUDIT).close()
-        yield Check("audit", "ok", "the kernel has it")
+        yield Check("audit", "ok", "available in the kernel")
     except OSError as error:
-        yield Check("audit", "warn", f"not there: {error.strerror}", "only matters where neither eBPF works")
+        yield Check("audit", "warn", f"not available: {error.strerror}", "only matters if eBPF does not work")
 
 
 def _osquery(settings: OsquerySettings) -> Iterator[Check]:
-    """Ask osquery who it is, as the agent would."""
+    """Query osquery for its version, as the agent would."""
     from zeek_agent.osquery import bridge
-    from zeek_agent.osquery.wire import Connection, ImpostorError
+    from zeek_agent.osquery.wire import ImpostorError, ThriftConnection
 
     if settings.socket == bridge.OFF:
         return
     try:
         path = bridge.find_socket(settings.socket)
-        connection = Connection(path, settings.time)
+        connection = ThriftConnection(path, settings.time)
         try:
             ((version, tables),) = [
                 (str(row["version"]), str(row["tables"]))
@@ -366,9 +367,7 @@ def _osquery(settings: OsquerySettings) -> Iterator[Check]:
         elif settings.socket == bridge.AUTO:
             yield Check("osquery", "ok", f"{error}; its tables are not in the database")
         else:
-            yield Check(
-                "osquery", "warn", str(error), "start osqueryd with --extensions_socket, or mend osquery.socket"
-            )
+            yield Check("osquery", "warn", str(error), "start osqueryd with --extensions_socket, or fix osquery.socket")
     else:
         yield Check("osquery", "ok", f"{path}, version {version}, {tables} tables")
 
@@ -378,19 +377,19 @@ def _zeek(url: str, settings: ZeekSettings) -> Iterator[Check]:
     from websockets.exceptions import WebSocketException
 
     from zeek_agent import destination
-    from zeek_agent.zeek import causes
+    from zeek_agent.zeek import connection_errors
 
     target = destination.parse(url)
     try:
         answer = asyncio.run(_first_answer(target, settings))
     except (OSError, WebSocketException, ZeekAgentError) as error:
-        yield Check("zeek", "fail", causes.explain(error, target), "`zeek-agent run` goes on trying")
+        yield Check("zeek", "fail", connection_errors.explain(error, target), "`zeek-agent run` keeps retrying")
     else:
         yield _acknowledged(url, answer)
 
 
 async def _first_answer(target: Destination, settings: ZeekSettings) -> Ack | Error | Message:
-    from zeek_agent.zeek import causes, protocol
+    from zeek_agent.zeek import connection_errors, protocol
     from zeek_agent.zeek.connection import open_websocket
 
     async with await open_websocket(target, settings, f"{directories.NAME}-doctor") as websocket:
@@ -399,14 +398,16 @@ async def _first_answer(target: Destination, settings: ZeekSettings) -> Ack | Er
             async with asyncio.timeout(settings.ack_timeout):
                 return protocol.read_message(await websocket.recv(decode=False))
         except TimeoutError:
-            raise causes.UnusableError(causes.NO_ACK.format(seconds=settings.ack_timeout)) from None
+            raise connection_errors.UnusableError(
+                connection_errors.NO_ACK.format(seconds=settings.ack_timeout)
+            ) from None
 
 
 def _acknowledged(url: str, answer: object) -> Check:
-    from zeek_agent.zeek import causes, protocol
+    from zeek_agent.zeek import connection_errors, protocol
 
     if not isinstance(answer, protocol.Ack):
         return Check("zeek", "fail", f"Zeek at {url} answered {clipped(repr(answer))} instead of an acknowledgement")
     if answer.lacks_backend:
-        return Check("zeek", "fail", f"Zeek at {url} {causes.NO_BACKEND}")
+        return Check("zeek", "fail", f"Zeek at {url} {connection_errors.NO_BACKEND}")
     return Check("zeek", "ok", f"Zeek at {url} answers, version {clipped(answer.version)}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 from zeek_agent.control import messages
 from zeek_agent.control.messages import Columns, Note, Pause, Rows, SubscriptionName
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.terminal import client
+from zeek_agent.terminal import responders
 from zeek_agent.terminal.console import Mode, Printer
 from zeek_agent.terminal.line_editing import line_editing
 from zeek_agent.terminal.status_report import facts_text
@@ -22,7 +22,7 @@ from zeek_agent.text import escaped
 if TYPE_CHECKING:
     from zeek_agent.schema import ZeekType
     from zeek_agent.table import Table
-    from zeek_agent.terminal.client import Session
+    from zeek_agent.terminal.responders import Responder
 
 DEFAULT_SCHEDULE: Final = 2.0
 KEYWORDS: Final = tuple(
@@ -41,10 +41,10 @@ _TOKEN: Final = re.compile(
 
 
 class Shell:
-    """Reads statements and commands and writes their answers."""
+    """Reads statements and commands and writes their results."""
 
-    def __init__(self, asked: Session, printer: Printer, errors: TextIO) -> None:
-        self._session = asked
+    def __init__(self, responder: Responder, printer: Printer, errors: TextIO) -> None:
+        self._responder = responder
         self._printer = printer
         self._errors = errors
         self._tables: list[Table] | None = None
@@ -57,14 +57,14 @@ class Shell:
     def tables(self) -> list[Table]:
         """The tables' declarations, asked for once."""
         if self._tables is None:
-            self._tables = client.tables(self._session)
+            self._tables = responders.tables(self._responder)
         return self._tables
 
     def run_interactive(self, history: Path) -> None:
         """Read from the terminal until `.quit` or the end of input."""
         with line_editing(history, self.completions):
-            where = "the running agent" if self._session.remote else "this process, no agent is running"
-            self._printer.out.write(f"Zeek Agent shell, asking {where}. .help lists commands, Ctrl-D ends.\n")
+            where = "the running agent" if self._responder.remote else "this process because no agent is running"
+            self._printer.out.write(f"Zeek Agent shell, using {where}. .help lists commands, Ctrl-D exits.\n")
             while not self._done:
                 try:
                     self.feed(input("   ...> " if self._buffer else "zeek-agent> "), waiting=False)
@@ -102,7 +102,7 @@ class Shell:
             self._guarded(lambda sql=statement: self._query(sql))  # type: ignore[misc]
 
     def _guarded(self, action: Callable[[], None]) -> None:
-        """Run something; an error is told, and the shell goes on."""
+        """Run an action; on an error, print it and continue."""
         try:
             action()
         except ZeekAgentError as error:
@@ -115,7 +115,7 @@ class Shell:
         self._errors.flush()
 
     def _query(self, sql: str) -> None:
-        columns, rows, notes = client.query(self._session, sql)
+        columns, rows, notes = responders.query(self._responder, sql)
         self._printer.write(columns, rows)
         for note in notes:
             self._complain(note.message)
@@ -133,7 +133,7 @@ class Shell:
         width = max(len(command.usage) for command in COMMANDS.values())
         for command in dict.fromkeys(COMMANDS.values()):
             self._printer.out.write(f"{command.usage:{width}}  {command.summary}\n")
-        self._printer.out.write("Anything else is SQL; it may go on over several lines until ;\n")
+        self._printer.out.write("Anything else is SQL; it can span several lines and ends with ;\n")
 
     def list_tables(self, _: str) -> None:
         self._tables = None
@@ -147,24 +147,24 @@ class Shell:
             self._printer.out.write(f"{self._printer.mode}\n")
             return
         if argument not in list(Mode):
-            raise UsageError(f"no mode {argument!r}; there are {', '.join(Mode)}")
+            raise UsageError(f"no mode {argument!r}; modes are {', '.join(Mode)}")
         self._printer.mode = Mode(argument)
 
     def status(self, _: str) -> None:
-        self._printer.out.write(facts_text(client.status(self._session)))
+        self._printer.out.write(facts_text(responders.status(self._responder)))
 
     def quit(self, _: str) -> None:
         self._done = True
 
     def repeat(self, subscription: SubscriptionName, argument: str) -> None:
-        """Run a query again and again and show its reports until Ctrl-C."""
+        """Run a query repeatedly and show its reports until Ctrl-C."""
         schedule, sql = split_schedule(argument)
         columns: list[tuple[str, ZeekType]] = []
-        with closing(self._session.ask(messages.Subscribe(sql, subscription, schedule))) as frames:
+        with closing(self._responder.responses(messages.SubscribeRequest(sql, subscription, schedule))) as frames:
             for frame in frames:
                 match frame:
                     case Columns():
-                        columns = client.typed(frame)
+                        columns = responders.typed(frame)
                     case Rows(rows=rows, changes=changes):
                         self._printer.write(columns, rows, None if subscription == "Snapshots" else changes)
                     case Note(message=message):
@@ -212,7 +212,7 @@ class Command:
 def _repeated(name: str, subscription: SubscriptionName, what: str) -> Command:
     return Command(
         f"{name} [SECS] SQL",
-        f"run a query every SECS seconds ({DEFAULT_SCHEDULE:g}) and show {what}; Ctrl-C ends",
+        f"run a query every SECS seconds ({DEFAULT_SCHEDULE:g}) and show {what}; Ctrl-C stops",
         lambda shell, argument: shell.repeat(subscription, argument),
     )
 
@@ -220,15 +220,15 @@ def _repeated(name: str, subscription: SubscriptionName, what: str) -> Command:
 COMMANDS: Final = {
     ".tables": Command(".tables", "list the tables", Shell.list_tables),
     ".schema": Command(".schema NAME", "describe a table", Shell.schema),
-    ".mode": Command(f".mode [{'|'.join(Mode)}]", "show or set how results are written", Shell.mode),
-    ".snapshots": _repeated(".snapshots", "Snapshots", "all rows each time"),
-    ".diffs": _repeated(".diffs", "Differences", "what came (+) and went (-)"),
+    ".mode": Command(f".mode [{'|'.join(Mode)}]", "show or set the output format", Shell.mode),
+    ".snapshots": _repeated(".snapshots", "Snapshots", "all rows of each run"),
+    ".diffs": _repeated(".diffs", "Differences", "added (+) and removed (-) rows"),
     ".snapshot-plus-diffs": _repeated(".snapshot-plus-diffs", "SnapshotPlusDifferences", "all rows, then differences"),
-    ".events": _repeated(".events", "Events", "what is new"),
-    ".status": Command(".status", "who answers", Shell.status),
-    ".help": Command(".help", "this list", Shell.help),
-    ".quit": Command(".quit", "end the shell (also Ctrl-D)", Shell.quit),
-    ".exit": Command(".exit", "the same", Shell.quit),
+    ".events": _repeated(".events", "Events", "new events"),
+    ".status": Command(".status", "show the status of the agent", Shell.status),
+    ".help": Command(".help", "list the commands", Shell.help),
+    ".quit": Command(".quit", "exit the shell (also Ctrl-D)", Shell.quit),
+    ".exit": Command(".exit", "same as .quit", Shell.quit),
 }
 
 
@@ -249,7 +249,7 @@ def split_schedule(argument: str) -> tuple[float, str]:
     match = re.match(r"(\d+(?:\.\d*)?|\.\d+)s?\s+(.*)", argument, re.DOTALL)
     schedule, sql = (float(match[1]), match[2]) if match else (DEFAULT_SCHEDULE, argument)
     if not sql:
-        raise UsageError("a query is missing: .diffs 2 SELECT name FROM users")
+        raise UsageError("missing query; example: .diffs 2 SELECT name FROM users")
     if schedule <= 0:
         raise UsageError("the seconds between runs must be more than 0")
     return schedule, sql

@@ -1,4 +1,4 @@
-"""What `zeek-agent status` shows: facts about the running agent and its own tables."""
+"""Output of `zeek-agent status`: facts about the running agent, and its own tables."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zeek_agent.terminal import client
+from zeek_agent.terminal import responders
 from zeek_agent.terminal.console import Printer, plain
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
     from zeek_agent.schema import Row, ZeekType
-    from zeek_agent.terminal.client import Session
+    from zeek_agent.terminal.responders import Responder
 
 PARTS: Final = {
     "connections": "SELECT * FROM zeek_agent_connections",
@@ -25,46 +25,46 @@ PARTS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class StatusReport:
     """Facts by name, and the rows of each part."""
 
     facts: dict[str, Any]
     parts: Mapping[str, tuple[Sequence[tuple[str, ZeekType]], list[Row]]]
 
 
-def gather(asked: Session) -> Report:
-    """Ask the agent for everything that the report holds."""
+def gather(responder: Responder) -> StatusReport:
+    """Query the agent for the contents of the report."""
     parts = {}
     for name, sql in PARTS.items():
-        columns, rows, _ = client.query(asked, sql)
+        columns, rows, _ = responders.query(responder, sql)
         parts[name] = (columns, rows)
-    return Report(client.status(asked), parts)
+    return StatusReport(responders.status(responder), parts)
 
 
-UNTOLD: Final = frozenset({"id", "sql", "cookie", "endpoint", "window_bytes"})
-"""Columns that the text leaves out; JSON has them."""
+OMITTED: Final = frozenset({"id", "sql", "cookie", "endpoint", "window_bytes"})
+"""Columns that the text omits; JSON includes them."""
 
 
-def as_text(report: Report, width: int | None = None) -> str:
-    """For reading: the facts, then a table a part; `width` is the terminal's."""
+def as_text(report: StatusReport, width: int | None = None) -> str:
+    """As text: the facts, then one table per part; `width` is the terminal's."""
     out = io.StringIO()
     out.write(facts_text(report.facts))
     printer = Printer(out, width=width)
     for name, (columns, rows) in report.parts.items():
         out.write(f"\n{name}: {len(rows) or 'none'}\n")
         if rows:
-            printer.write(*_telling(columns, rows))
+            printer.write(*_without_empty(columns, rows))
     return out.getvalue()
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:
-    """A line a fact."""
+    """One line per fact."""
     width = max(map(len, facts), default=0)
     return "".join(f"{name:{width}}  {_fact(value)}\n" for name, value in facts.items())
 
 
-def as_json(report: Report) -> str:
-    """One object: the facts, and a list a part."""
+def as_json(report: StatusReport) -> str:
+    """One object: the facts, and one list per part."""
     document = dict(report.facts)
     for part, (columns, rows) in report.parts.items():
         document[part] = [
@@ -81,11 +81,13 @@ def _fact(value: object) -> str:
     return "-" if value is None else escaped(str(value))
 
 
-def _telling(columns: Sequence[tuple[str, ZeekType]], rows: list[Row]) -> tuple[list[tuple[str, ZeekType]], list[Row]]:
-    """Leave out columns that are unset in every row, and those of no use to a reader."""
+def _without_empty(
+    columns: Sequence[tuple[str, ZeekType]], rows: list[Row]
+) -> tuple[list[tuple[str, ZeekType]], list[Row]]:
+    """Omit columns that are unset in every row, and those of no use to a reader."""
     kept = [
         index
         for index, (name, _) in enumerate(columns)
-        if name not in UNTOLD and any(row[index] is not None for row in rows)
+        if name not in OMITTED and any(row[index] is not None for row in rows)
     ]
     return [columns[index] for index in kept], [tuple(row[index] for index in kept) for row in rows]

@@ -16,7 +16,7 @@ WIDTH: Final = 100
 
 
 def list_tables(tables: Iterable[Table]) -> str:
-    """One line a table: its name, kind where it is not a snapshot, summary. A second name of a table is left out."""
+    """One line per table: its name, its kind unless it is a snapshot, and its summary. Aliases are omitted."""
     listed = [table for table in tables if not table.alias]
     rows = [(table.name, table.summary, "events: " if table.kind == "events" else "") for table in listed]
     width = max((len(name) for name, _, _ in rows), default=0)
@@ -24,7 +24,7 @@ def list_tables(tables: Iterable[Table]) -> str:
 
 
 def describe_table(table: Table) -> str:
-    """Everything that a table's declaration says."""
+    """The complete declaration of a table."""
     parts = [f"{table.name}: {table.summary}", *textwrap.wrap(table.description, WIDTH), ""]
     rows = [(column.name, str(column.zeek_type), column.summary) for column in table.columns]
     rows += [(one.column, str(one.zeek_type), parameter_summary(one)) for one in table.parameters]
@@ -39,7 +39,7 @@ def parameter_summary(parameter: Parameter) -> str:
     """What a parameter means, and what it is when not given."""
     if parameter.default is not None:
         return f"{parameter.summary} (parameter, default {parameter.default!r})"
-    return f"{parameter.summary} (parameter{', must be given' if parameter.required else ''})"
+    return f"{parameter.summary} (parameter{', required' if parameter.required else ''})"
 
 
 def zeek_record(table: Table) -> str:

@@ -134,7 +134,7 @@ class Acknowledgements:
         """The report's delivery has ended, one way or the other."""
         self._reports.pop(report.query_id, None)
 
-    def take(self, ack: protocol.RowsAck) -> bool:
+    def accept(self, ack: protocol.RowsAck) -> bool:
         """Note an acknowledgement. False when nothing waits for it, as after a cancelled query."""
         awaited = self._reports.get(ack.query_id)
         if awaited is None or (awaited.report.stream, awaited.report.window[1]) != (ack.stream, ack.high):

@@ -24,7 +24,7 @@ from zeek_agent import __version__, destination
 from zeek_agent.destination import Destination
 from zeek_agent.errors import UsageError
 from zeek_agent.text import clipped, size
-from zeek_agent.zeek import bounds, causes, data, protocol, tls
+from zeek_agent.zeek import broker_json, connection_errors, message_limits, protocol, tls
 from zeek_agent.zeek.instance import Traffic
 from zeek_agent.zeek.pongs import BoundedClientConnection
 from zeek_agent.zeek.session import Session
@@ -47,10 +47,10 @@ MESSAGES_WAITING: Final = 4
 WRITE_LIMIT: Final = 32 * 1024
 CLOSE_TIMEOUT: Final = 2.0
 SHUTDOWN_TIMEOUT: Final = 3.0
-BROKER_NOTE: Final = "%s is Broker's own server, which drops clients for short frames: they are filled up to %d bytes"
+BROKER_NOTE: Final = "%s is Broker's own server, which drops clients after short frames: padding them to %d bytes"
 
 
-class State(StrEnum):
+class ConnectionState(StrEnum):
     """What a connection is doing."""
 
     CONNECTING = "connecting"
@@ -145,7 +145,7 @@ class ZeekConnection:
         self._session: Session | None = None
         self._work: asyncio.Task[None] | None = None
         self._stopping = False
-        self._state = State.STOPPED
+        self._state = ConnectionState.STOPPED
         self._since = clock()
         self._sent_bytes = 0
         self._reconnects = 0
@@ -153,7 +153,7 @@ class ZeekConnection:
         self._logged_error: str | None = None
         self._logged_broker = False
         if self.destination.is_tls and settings.tls.insecure:
-            log.warning("%s: zeek.tls.insecure is set, whoever answers is taken for Zeek", self._url)
+            log.warning("%s: zeek.tls.insecure is set, its certificate is not verified", self._url)
 
     @property
     def session(self) -> Session | None:
@@ -170,13 +170,13 @@ class ZeekConnection:
         finally:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
-            self._enter(State.STOPPED)
+            self._enter(ConnectionState.STOPPED)
 
     async def shutdown(self) -> None:
         """Tell Zeek that the agent stops, close, and end `run`, within a few seconds."""
         self._stopping = True
         if self._session is not None:
-            await self._session.farewell(SHUTDOWN_TIMEOUT)
+            await self._session.send_shutdown(SHUTDOWN_TIMEOUT)
         if self._work is not None:
             self._work.cancel()
 
@@ -206,13 +206,13 @@ class ZeekConnection:
             began = self._monotonic()
             try:
                 await self._connect_and_work()
-            except (OSError, WebSocketException, UsageError, data.ProtocolError) as error:
+            except (OSError, WebSocketException, UsageError, broker_json.ProtocolError) as error:
                 if self._stopping:
                     return
                 self._note_failure(error)
             lasted = self._monotonic() - began
             failures = 0 if lasted > self._settings.reconnect_max else failures + 1
-            self._enter(State.WAITING)
+            self._enter(ConnectionState.WAITING)
             await asyncio.sleep(self._pause(failures))
             self._reconnects += 1
 
@@ -222,7 +222,7 @@ class ZeekConnection:
         return random.uniform(0, min(bound, self._settings.reconnect_max))
 
     async def _connect_and_work(self) -> None:
-        self._enter(State.CONNECTING)
+        self._enter(ConnectionState.CONNECTING)
         websocket = await self._open()
         try:
             ack = await self._subscribe(websocket)
@@ -239,7 +239,7 @@ class ZeekConnection:
                 clock=self._clock,
                 monotonic=self._monotonic,
             )
-            self._enter(State.CONNECTED)
+            self._enter(ConnectionState.CONNECTED)
             self._logged_error = None
             log.info("connected to %s, version %s", self.destination.title, ack.version)
             if ack.is_broker and not self._logged_broker:
@@ -267,24 +267,28 @@ class ZeekConnection:
             async with asyncio.timeout(seconds):
                 while not isinstance(answer := protocol.read_message(await websocket.recv(decode=False)), protocol.Ack):
                     if isinstance(answer, protocol.Error):
-                        raise causes.UnusableError(f"refused the agent: {clipped(f'{answer.code}: {answer.context}')}")
+                        raise connection_errors.UnusableError(
+                            f"refused the agent: {clipped(f'{answer.code}: {answer.context}')}"
+                        )
         except TimeoutError:
-            raise causes.UnusableError(causes.NO_ACK.format(seconds=seconds)) from None
+            raise connection_errors.UnusableError(connection_errors.NO_ACK.format(seconds=seconds)) from None
         for name in (answer.endpoint, answer.version):
-            if size(name) > bounds.NAME_BYTES_MAX:
-                raise causes.UnusableError(causes.LONG_NAME.format(most=bounds.NAME_BYTES_MAX, name=clipped(name)))
+            if size(name) > message_limits.NAME_BYTES_MAX:
+                raise connection_errors.UnusableError(
+                    connection_errors.LONG_NAME.format(most=message_limits.NAME_BYTES_MAX, name=clipped(name))
+                )
         if answer.lacks_backend:
-            raise causes.UnusableError(causes.NO_BACKEND)
+            raise connection_errors.UnusableError(connection_errors.NO_BACKEND)
         return answer
 
     def _note_failure(self, error: Exception) -> None:
         """Log why a connection failed or ended: once, until there is another cause or it has worked again."""
-        text = causes.explain(error, self.destination)
+        text = connection_errors.explain(error, self.destination)
         level = logging.DEBUG if text == self._logged_error else logging.WARNING
-        log.log(level, "%s; trying again", text)
+        log.log(level, "%s; retrying", text)
         self._last_error = self._logged_error = text
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: ConnectionState) -> None:
         if state is not self._state:
             self._state, self._since = state, self._clock()
 

@@ -14,14 +14,14 @@ from websockets.exceptions import ConnectionClosed
 
 from zeek_agent.database.database import Profile
 from zeek_agent.text import STATEMENT_SHOWN, clipped
-from zeek_agent.zeek import data, protocol
+from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.batches import Acknowledgements, split
 from zeek_agent.zeek.protocol import Context, RowsAck, ZeekHello
 
 if TYPE_CHECKING:
     from zeek_agent.config import ZeekSettings
     from zeek_agent.queries.subscriptions import Change, Query, Report
-    from zeek_agent.zeek.flow import Sender
+    from zeek_agent.zeek.back_pressure import Sender
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Instance:
         return self.id
 
     @property
-    def tells_replays(self) -> bool:
+    def recognizes_replays(self) -> bool:
         """A stock package logs each row it gets, also one that it got before."""
         return self.profile is not Profile.STOCK
 
@@ -130,8 +130,8 @@ class Instance:
 
     def acknowledge(self, ack: RowsAck) -> None:
         """Zeek's script has seen a batch."""
-        if not self.acknowledgements.take(ack):
-            log.debug("acknowledgement for nothing under way: %s", ack)
+        if not self.acknowledgements.accept(ack):
+            log.debug("unexpected acknowledgement: %s", ack)
 
     async def fail(self, query_id: str, query: Query, message: str) -> None:
         """Tell Zeek that a query could not be compiled or run. Raises ConnectionError when the connection is lost."""
@@ -144,7 +144,7 @@ class Instance:
 
     def batches(self, report: Report) -> Iterator[list[bytes]]:
         """The rows as frames, in batches of at most `batch_rows` and, but for a single larger row, `batch_bytes`."""
-        encode = data.row_encoder(report.columns)
+        encode = broker_json.row_encoder(report.columns)
         head, tail = protocol.event_frame(protocol.response_topic(self.agent_id, self.id), report.query.event)
         now = self.clock()
         heads: dict[Change | None, str] = {}

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 from msgspec import Struct, field
 
 from zeek_agent.queries.subscriptions import Change, Query, Subscription
-from zeek_agent.zeek import data
-from zeek_agent.zeek.data import Data, ProtocolError
+from zeek_agent.zeek import broker_json
+from zeek_agent.zeek.broker_json import Data, ProtocolError
 
 if TYPE_CHECKING:
     from zeek_agent.schema import Value
@@ -210,21 +210,23 @@ class AgentHello:
     """
 
     context: Context
-    columns: data.Vector
+    columns: broker_json.Vector
 
     @property
     def features(self) -> frozenset[str]:
         """What the agent can do beyond version 1 of the API."""
         match self.columns.data[len(HELLO_FIELDS) :]:
-            case [data.Set(data=members), *_]:
-                return frozenset(member.data for member in members if isinstance(member, data.String))
+            case [broker_json.Set(data=members), *_]:
+                return frozenset(member.data for member in members if isinstance(member, broker_json.String))
         return frozenset()
 
     def named(self) -> dict[str, Value]:
         """The fields as cells by name; only as many as the agent sent."""
         fields = self.columns.data
-        has_broker = len(fields) > BROKER_INDEX and isinstance(fields[BROKER_INDEX], data.String)
-        return dict(zip(HELLO_FIELDS_BROKER if has_broker else HELLO_FIELDS, data.cells(self.columns), strict=False))
+        has_broker = len(fields) > BROKER_INDEX and isinstance(fields[BROKER_INDEX], broker_json.String)
+        return dict(
+            zip(HELLO_FIELDS_BROKER if has_broker else HELLO_FIELDS, broker_json.cells(self.columns), strict=False)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +246,7 @@ class ResultRow:
 
     event: str
     context: Context
-    columns: data.Vector
+    columns: broker_json.Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +275,8 @@ class _Envelope(Struct):
     data: list[Data] | None = None
 
 
-_ENVELOPE: Final = data.Reader(_Envelope)
-_TOPICS: Final = data.Reader(list[str])
+_ENVELOPE: Final = broker_json.MessageReader(_Envelope)
+_TOPICS: Final = broker_json.MessageReader(list[str])
 
 
 def read_message(raw: bytes | str) -> Ack | Error | Message:
@@ -287,9 +289,11 @@ def read_message(raw: bytes | str) -> Ack | Error | Message:
     if envelope.topic is None:
         raise ProtocolError("message has no topic")
     match envelope.data:
-        case [data.Count(data=1), data.Count(data=1), data.Vector(data=[data.String(data=event), arguments, *_])] if (
-            isinstance(arguments, data.Vector)
-        ):
+        case [
+            broker_json.Count(data=1),
+            broker_json.Count(data=1),
+            broker_json.Vector(data=[broker_json.String(data=event), arguments, *_]),
+        ] if isinstance(arguments, broker_json.Vector):
             return Message(envelope.topic, event, arguments.data)
     raise ProtocolError("message is not an event of format version 1")
 
@@ -304,11 +308,11 @@ def zeek_event(message: Message) -> ZeekEvent | None:
     """What a Zeek instance wants; None for an event that is not of this API. Raises ProtocolError for a wrong shape."""
     arguments = message.arguments
     if message.event == ZEEK_HELLO:
-        return _zeek_hello(_text(arguments, 0, "zeek_instance"), _field(arguments, 1, data.Vector, "info").data)
+        return _zeek_hello(_text(arguments, 0, "zeek_instance"), _field(arguments, 1, broker_json.Vector, "info").data)
     if message.event == ZEEK_SHUTDOWN:
         return ZeekShutdown(_text(arguments, 0, "zeek_instance"))
     if message.event == INSTALL_QUERY:
-        record = _field(arguments, 2, data.Vector, "query").data
+        record = _field(arguments, 2, broker_json.Vector, "query").data
         return InstallQuery(_text(arguments, 0, "zeek_instance"), _text(arguments, 1, "query_id"), _query(record))
     if message.event == CANCEL_QUERY:
         return CancelQuery(_text(arguments, 0, "zeek_instance"), _text(arguments, 1, "query_id"))
@@ -322,18 +326,18 @@ def zeek_event(message: Message) -> ZeekEvent | None:
 def agent_event(message: Message) -> AgentEvent:
     """What an agent says; an event that is not of this API is a result row. Raises ProtocolError for a wrong shape."""
     arguments = message.arguments
-    context = _context(_field(arguments, 0, data.Vector, "ctx").data)
+    context = _context(_field(arguments, 0, broker_json.Vector, "ctx").data)
     if message.event == AGENT_HELLO:
-        return AgentHello(context, _field(arguments, 1, data.Vector, "columns"))
+        return AgentHello(context, _field(arguments, 1, broker_json.Vector, "columns"))
     if message.event == AGENT_SHUTDOWN:
         return AgentShutdown(context)
     if message.event == AGENT_ERROR:
         return AgentError(context, _text(arguments, 1, "msg"))
     if message.event == ROWS:
         return ResultBatch(
-            context, _batch(_field(arguments, 1, data.Vector, "batch").data), _text(arguments, 2, "rows")
+            context, _batch(_field(arguments, 1, broker_json.Vector, "batch").data), _text(arguments, 2, "rows")
         )
-    return ResultRow(message.event, context, _field(arguments, 1, data.Vector, "columns"))
+    return ResultRow(message.event, context, _field(arguments, 1, broker_json.Vector, "columns"))
 
 
 def _zeek_hello(instance: str, info: Sequence[Data]) -> ZeekHello:
@@ -353,7 +357,7 @@ def _batch(record: Sequence[Data]) -> Batch:
         low=_count(record, 2, "low"),
         high=_count(record, 3, "high"),
         index=_count(record, 4, "index"),
-        last=_field(record, 5, data.Boolean, "last").data,
+        last=_field(record, 5, broker_json.Boolean, "last").data,
     )
 
 
@@ -361,13 +365,13 @@ def _query(record: Sequence[Data]) -> Query:
     """A `ZeekAgent::Query`. Fields beyond the seven of version 1 are a newer Zeek's and are ignored."""
     if len(record) < _QUERY_FIELDS:
         raise ProtocolError(f"query has {len(record)} fields instead of {_QUERY_FIELDS}")
-    schedule = _optional(record, 1, data.Timespan, "schedule_")
-    subscription = _optional(record, 2, data.EnumValue, "subscription")
+    schedule = _optional(record, 1, broker_json.Timespan, "schedule_")
+    subscription = _optional(record, 2, broker_json.EnumValue, "subscription")
     return Query(
         sql=_text(record, 0, "sql_stmt"),
-        schedule=None if schedule is None else data.timespan_seconds(schedule.data),
+        schedule=None if schedule is None else broker_json.timespan_seconds(schedule.data),
         subscription=_enumerator(Subscription, subscription),
-        event=_text(_field(record, 3, data.Vector, "event_").data, 0, "event_"),
+        event=_text(_field(record, 3, broker_json.Vector, "event_").data, 0, "event_"),
         cookie=_optional_text(record, 4, "cookie"),
         requires_tables=_names(record, 5, "requires_tables"),
         if_missing_tables=_names(record, 6, "if_missing_tables"),
@@ -377,9 +381,9 @@ def _query(record: Sequence[Data]) -> Query:
 def _context(record: Sequence[Data]) -> Context:
     return Context(
         agent_id=_text(record, 0, "agent_id"),
-        host_time=data.timestamp_seconds(_field(record, 1, data.Timestamp, "host_time").data),
+        host_time=broker_json.timestamp_seconds(_field(record, 1, broker_json.Timestamp, "host_time").data),
         query_id=_optional_text(record, 2, "query_id"),
-        change=_enumerator(Change, _optional(record, 3, data.EnumValue, "change")),
+        change=_enumerator(Change, _optional(record, 3, broker_json.EnumValue, "change")),
         cookie=_optional_text(record, 4, "cookie"),
     )
 
@@ -387,7 +391,7 @@ def _context(record: Sequence[Data]) -> Context:
 E = TypeVar("E", Subscription, Change)
 
 
-def _enumerator(kind: type[E], value: data.EnumValue | None) -> E | None:
+def _enumerator(kind: type[E], value: broker_json.EnumValue | None) -> E | None:
     """The member of that name; None for an unknown one, which a newer peer may have."""
     try:
         return None if value is None else kind(value.data.removeprefix(_ENUM))
@@ -404,26 +408,26 @@ def _field(values: Sequence[Data], index: int, kind: type[T], name: str) -> T:
 
 
 def _optional(values: Sequence[Data], index: int, kind: type[T], name: str) -> T | None:
-    if index >= len(values) or isinstance(values[index], data.Nothing):
+    if index >= len(values) or isinstance(values[index], broker_json.Nothing):
         return None
     return _field(values, index, kind, name)
 
 
 def _text(values: Sequence[Data], index: int, name: str) -> str:
-    return _field(values, index, data.String, name).data
+    return _field(values, index, broker_json.String, name).data
 
 
 def _count(values: Sequence[Data], index: int, name: str) -> int:
-    return _field(values, index, data.Count, name).data
+    return _field(values, index, broker_json.Count, name).data
 
 
 def _optional_text(values: Sequence[Data], index: int, name: str) -> str | None:
-    value = _optional(values, index, data.String, name)
+    value = _optional(values, index, broker_json.String, name)
     return None if value is None else value.data
 
 
 def _names(values: Sequence[Data], index: int, name: str) -> frozenset[str]:
-    members = _optional(values, index, data.Set, name)
+    members = _optional(values, index, broker_json.Set, name)
     if members is None:
         return frozenset()
     return frozenset(_text(members.data, position, name) for position in range(len(members.data)))
@@ -431,15 +435,15 @@ def _names(values: Sequence[Data], index: int, name: str) -> frozenset[str]:
 
 def subscription_message(topics: Sequence[str]) -> str:
     """A client's first message."""
-    return f"[{','.join(data.quoted(topic) for topic in topics)}]"
+    return f"[{','.join(broker_json.quoted(topic) for topic in topics)}]"
 
 
 def event_frame(topic: str, event: str) -> tuple[str, str]:
     """What stands before and after the encoded arguments, joined by commas, of an event's frame."""
     head = (
-        f'{{"type":"data-message","topic":{data.quoted(topic)},"@data-type":"vector","data":['
-        f"{data.count(1)},{data.count(1)},"
-        f'{{"@data-type":"vector","data":[{data.string(event)},{{"@data-type":"vector","data":['
+        f'{{"type":"data-message","topic":{broker_json.quoted(topic)},"@data-type":"vector","data":['
+        f"{broker_json.count(1)},{broker_json.count(1)},"
+        f'{{"@data-type":"vector","data":[{broker_json.string(event)},{{"@data-type":"vector","data":['
     )
     return head, "]}]}]}"
 
@@ -452,12 +456,12 @@ def event_message(topic: str, event: str, *arguments: str) -> str:
 
 def context_record(context: Context) -> str:
     """An encoded `ZeekAgent::Context`."""
-    return data.vector(
+    return broker_json.vector(
         (
-            data.string(context.agent_id),
-            data.timestamp(context.host_time),
+            broker_json.string(context.agent_id),
+            broker_json.timestamp(context.host_time),
             _or_none(context.query_id),
-            data.NONE if context.change is None else data.enum(_ENUM + context.change),
+            broker_json.NONE if context.change is None else broker_json.enum(_ENUM + context.change),
             _or_none(context.cookie),
         )
     )
@@ -474,70 +478,76 @@ def agent_shutdown(context: Context) -> str:
 
 def agent_error(instance: str, context: Context, message: str) -> str:
     topic = response_topic(context.agent_id, instance)
-    return event_message(topic, AGENT_ERROR, context_record(context), data.host_text(message))
+    return event_message(topic, AGENT_ERROR, context_record(context), broker_json.host_text(message))
 
 
 def rows(topic: str, context: Context, batch: Batch, objects: str) -> str:
     """Rows in a batch; `objects` is their JSON text."""
-    record = data.vector(
+    record = broker_json.vector(
         (
-            data.string(batch.store),
-            data.string(batch.stream),
-            data.count(batch.low),
-            data.count(batch.high),
-            data.count(batch.index),
-            data.boolean(batch.last),
+            broker_json.string(batch.store),
+            broker_json.string(batch.stream),
+            broker_json.count(batch.low),
+            broker_json.count(batch.high),
+            broker_json.count(batch.index),
+            broker_json.boolean(batch.last),
         )
     )
-    return event_message(topic, ROWS, context_record(context), record, data.string(objects))
+    return event_message(topic, ROWS, context_record(context), record, broker_json.string(objects))
 
 
 def rows_ack(topic: str, ack: RowsAck) -> str:
-    texts = (data.string(text) for text in (ack.instance, ack.query_id, ack.stream))
-    return event_message(topic, ROWS_ACK, *texts, data.count(ack.high), data.count(ack.index))
+    texts = (broker_json.string(text) for text in (ack.instance, ack.query_id, ack.stream))
+    return event_message(topic, ROWS_ACK, *texts, broker_json.count(ack.high), broker_json.count(ack.index))
 
 
 def ack(endpoint: str, version: str) -> str:
-    return f'{{"type":"ack","endpoint":{data.quoted(endpoint)},"version":{data.quoted(version)}}}'
+    return f'{{"type":"ack","endpoint":{broker_json.quoted(endpoint)},"version":{broker_json.quoted(version)}}}'
 
 
 def error(code: str, context: str) -> str:
-    return f'{{"type":"error","code":{data.quoted(code)},"context":{data.quoted(context)}}}'
+    return f'{{"type":"error","code":{broker_json.quoted(code)},"context":{broker_json.quoted(context)}}}'
 
 
 def zeek_hello(topic: str, hello: ZeekHello) -> str:
-    info = [data.string(hello.version), data.count(hello.version_number), data.string(hello.package_version)]
+    info = [
+        broker_json.string(hello.version),
+        broker_json.count(hello.version_number),
+        broker_json.string(hello.package_version),
+    ]
     if hello.features:
-        info.append(data.set_of(data.string(name) for name in sorted(hello.features)))
-    return event_message(topic, ZEEK_HELLO, data.string(hello.instance), data.vector(info))
+        info.append(broker_json.set_of(broker_json.string(name) for name in sorted(hello.features)))
+    return event_message(topic, ZEEK_HELLO, broker_json.string(hello.instance), broker_json.vector(info))
 
 
 def zeek_shutdown(topic: str, instance: str) -> str:
-    return event_message(topic, ZEEK_SHUTDOWN, data.string(instance))
+    return event_message(topic, ZEEK_SHUTDOWN, broker_json.string(instance))
 
 
 def install_query(topic: str, instance: str, query_id: str, query: Query) -> str:
-    return event_message(topic, INSTALL_QUERY, data.string(instance), data.string(query_id), query_record(query))
+    return event_message(
+        topic, INSTALL_QUERY, broker_json.string(instance), broker_json.string(query_id), query_record(query)
+    )
 
 
 def cancel_query(topic: str, instance: str, query_id: str) -> str:
-    return event_message(topic, CANCEL_QUERY, data.string(instance), data.string(query_id))
+    return event_message(topic, CANCEL_QUERY, broker_json.string(instance), broker_json.string(query_id))
 
 
 def query_record(query: Query) -> str:
     """An encoded `ZeekAgent::Query`."""
-    return data.vector(
+    return broker_json.vector(
         (
-            data.string(query.sql),
-            data.NONE if query.schedule is None else data.timespan(query.schedule),
-            data.NONE if query.subscription is None else data.enum(_ENUM + query.subscription),
-            data.vector([data.string(query.event)]),
+            broker_json.string(query.sql),
+            broker_json.NONE if query.schedule is None else broker_json.timespan(query.schedule),
+            broker_json.NONE if query.subscription is None else broker_json.enum(_ENUM + query.subscription),
+            broker_json.vector([broker_json.string(query.event)]),
             _or_none(query.cookie),
-            data.set_of(data.string(name) for name in sorted(query.requires_tables)),
-            data.set_of(data.string(name) for name in sorted(query.if_missing_tables)),
+            broker_json.set_of(broker_json.string(name) for name in sorted(query.requires_tables)),
+            broker_json.set_of(broker_json.string(name) for name in sorted(query.if_missing_tables)),
         )
     )
 
 
 def _or_none(text: str | None) -> str:
-    return data.NONE if text is None else data.string(text)
+    return broker_json.NONE if text is None else broker_json.string(text)

@@ -15,9 +15,9 @@ from zeek_agent.database.database import Lane, Profile, Result, ResultColumn
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.schema import ZeekType
 from zeek_agent.text import STATEMENT_SHOWN, clipped, size
-from zeek_agent.zeek import bounds, data, protocol
-from zeek_agent.zeek.causes import UnusableError
-from zeek_agent.zeek.flow import Sender
+from zeek_agent.zeek import broker_json, message_limits, protocol
+from zeek_agent.zeek.back_pressure import Sender
+from zeek_agent.zeek.connection_errors import UnusableError
 from zeek_agent.zeek.instance import Instance, Traffic
 from zeek_agent.zeek.protocol import Context, InstallQuery, RowsAck, ZeekEvent, ZeekHello, ZeekShutdown
 
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HELLO_RETRY: Final = 5.0
+HELLO_RETRY_MAX: Final = 5.0
 """Most seconds until a hello that could not be made is tried again."""
 ERRORS_MAX: Final = 100
 """Error reports that may wait for a slow Zeek."""
-HELLO_ANSWER: Final = 1.0
+HELLO_REPLY_TIME: Final = 1.0
 """Seconds after a hello in which a Zeek that says hello for the first time answers it; later, it has missed it."""
-HELLO_CHECK: Final = 2.0
+HELLO_CHECK_INTERVAL: Final = 2.0
 """Seconds between looks for news that Zeek should hear of at once."""
 HELLO_SQL: Final = "SELECT * FROM zeek_agent"
-_NEWS: Final = (protocol.HELLO_FIELDS.index("addresses"), protocol.HELLO_FIELDS.index("tables"))
+_WATCHED: Final = (protocol.HELLO_FIELDS.index("addresses"), protocol.HELLO_FIELDS.index("tables"))
 _BROKER: Final = ResultColumn("broker", ZeekType("text"))
 _FEATURES: Final = ResultColumn("features", ZeekType.parse("set[text]"))
 
@@ -81,10 +81,10 @@ class Session:
         self._clock = clock
         self._monotonic = monotonic
         self._errors: asyncio.Queue[bytes] = asyncio.Queue(ERRORS_MAX)
-        self._complaints: Counter[str] = Counter()
+        self._problems: Counter[str] = Counter()
         self._hello_at = monotonic()
         self._hello_wanted = asyncio.Event()
-        self._told: tuple[object, ...] | None = None
+        self._last_sent: tuple[object, ...] | None = None
 
     def queries(self, instance: Instance) -> list[Installed]:
         """The queries that an instance has installed now."""
@@ -94,13 +94,13 @@ class Session:
         """Work until the connection ends. Raises ConnectionClosed or ConnectionError, which tell why."""
         try:
             await _first_to_end(
-                self._read(), self._say_hello(), self._look_for_news(), self._send_errors(), self._watch()
+                self._read(), self._send_hellos(), self._watch_hello(), self._send_errors(), self._check_liveness()
             )
         finally:
             for instance_id in list(self.instances):
                 self._drop(instance_id)
 
-    async def farewell(self, seconds: float) -> None:
+    async def send_shutdown(self, seconds: float) -> None:
         """End all queries, tell Zeek that the agent stops, and close; all that within the given time."""
         for instance_id in list(self.instances):
             self._drop(instance_id)
@@ -110,10 +110,10 @@ class Session:
                 await self.sender.send([message.encode()])
                 await self._websocket.close()
         except (TimeoutError, ConnectionError) as error:
-            log.info("could not say farewell to Zeek at %s: %s", self._url, error or "it does not read")
+            log.info("could not send the shutdown message to Zeek at %s: %s", self._url, error or "it does not read")
             self._websocket.transport.abort()
 
-    async def _say_hello(self) -> None:
+    async def _send_hellos(self) -> None:
         """Send the agent's row of `zeek_agent` at once, at each interval and when wanted, with one query id."""
         query_id = f"agent_hello_{secrets.token_hex(11)}"
         while True:
@@ -121,8 +121,8 @@ class Session:
             try:
                 columns = await self._hello_record()
             except SqlError as error:
-                self._complain("hello", f"cannot say hello to Zeek at {self._url}: {error}")
-                pause = min(pause, HELLO_RETRY)
+                self._log_problem("hello", f"cannot send hello to Zeek at {self._url}: {error}")
+                pause = min(pause, HELLO_RETRY_MAX)
             else:
                 context = Context(self._identity.agent, self._clock(), query_id)
                 await self.sender.send([protocol.agent_hello(context, columns).encode()])
@@ -132,16 +132,16 @@ class Session:
                 async with asyncio.timeout(pause):
                     await self._hello_wanted.wait()
 
-    async def _look_for_news(self) -> None:
+    async def _watch_hello(self) -> None:
         """Have a hello sent as soon as the addresses or the tables are others than those that the last one had."""
         while True:
-            await asyncio.sleep(HELLO_CHECK)
+            await asyncio.sleep(HELLO_CHECK_INTERVAL)
             try:
-                news = _news(await self._hello_row())
+                watched = _watched(await self._hello_row())
             except SqlError as error:
-                log.debug("cannot look for news: %s", error)
+                log.debug("cannot check for updates: %s", error)
             else:
-                if self._told is not None and news != self._told:
+                if self._last_sent is not None and watched != self._last_sent:
                     self._hello_wanted.set()
 
     async def _hello_row(self) -> Result:
@@ -152,7 +152,7 @@ class Session:
 
     async def _hello_record(self) -> str:
         result = await self._hello_row()
-        self._told = _news(result)
+        self._last_sent = _watched(result)
         columns, row = tuple(result.columns), tuple(result.rows[0])
         if self.ack.is_broker:
             index = protocol.BROKER_INDEX
@@ -160,9 +160,9 @@ class Session:
             row = (*row[:index], "n/a", *row[index:])
         else:
             columns, row = (*columns, _FEATURES), (*row, (protocol.BATCHES,))
-        return data.row_encoder(columns)(row)
+        return broker_json.row_encoder(columns)(row)
 
-    async def _watch(self) -> None:
+    async def _check_liveness(self) -> None:
         """Ping an idle connection, end a dead one, forget instances that fell silent."""
         settings = self._settings
         tick = min(settings.ping_interval, settings.pong_timeout / 4, settings.instance_timeout / 4)
@@ -176,7 +176,7 @@ class Session:
                 await self._ping()
             for instance in list(self.instances.values()):
                 if now - instance.last_seen > settings.instance_timeout:
-                    log.info("Zeek instance %s at %s fell silent: forgotten", instance.id, self._url)
+                    log.info("Zeek instance %s at %s has timed out", instance.id, self._url)
                     self._drop(instance.id)
 
     async def _ping(self) -> None:
@@ -193,29 +193,29 @@ class Session:
             try:
                 message = protocol.read_message(raw)
                 if isinstance(message, protocol.Error):
-                    told = clipped(f"{message.code}: {message.context}")
-                    self._complain("error", f"Zeek at {self._url} reports {told}")
+                    reported = clipped(f"{message.code}: {message.context}")
+                    self._log_problem("error", f"Zeek at {self._url} reports {reported}")
                 elif isinstance(message, protocol.Message) and message.topic.rstrip("/") in self._topics:
                     event = protocol.zeek_event(message)
                     if event is not None:
                         await self._handle(event)
-            except data.ProtocolError as error:
-                self._complain("message", f"skipped a message of Zeek at {self._url}: {error}")
+            except broker_json.ProtocolError as error:
+                self._log_problem("message", f"skipped a message of Zeek at {self._url}: {error}")
 
     async def _handle(self, event: ZeekEvent) -> None:
         if isinstance(event, ZeekShutdown):
             if event.instance in self.instances:
-                log.info("Zeek instance %s at %s ends", event.instance, self._url)
+                log.info("Zeek instance %s at %s is shutting down", event.instance, self._url)
                 self._drop(event.instance, in_order=True)
             return
-        if reason := bounds.excess(event):
+        if reason := message_limits.excess(event):
             self._refuse(event, reason)
             return
-        instance = self._seen(event.instance)
+        instance = self._instance(event.instance)
         if instance is None:
             return
         if isinstance(event, ZeekHello):
-            self._take_hello(instance, event)
+            self._handle_hello(instance, event)
         elif instance.is_disabled:
             log.debug("ignored %s of disabled Zeek instance %s", type(event).__name__, instance.id)
         elif isinstance(event, InstallQuery):
@@ -227,24 +227,24 @@ class Session:
 
     def _refuse(self, event: ZeekEvent, reason: str) -> None:
         """Skip a message in which something is too long, and tell the instance, where it can be addressed."""
-        self._complain("size", f"skipped a message of Zeek at {self._url}: {reason}")
-        if size(event.instance) > bounds.NAME_BYTES_MAX:
+        self._log_problem("size", f"skipped a message of Zeek at {self._url}: {reason}")
+        if size(event.instance) > message_limits.NAME_BYTES_MAX:
             return
-        instance = self._seen(event.instance)
+        instance = self._instance(event.instance)
         if instance is None or instance.is_disabled:
             return
         if isinstance(event, InstallQuery):
-            known = event.query_id if size(event.query_id) <= bounds.NAME_BYTES_MAX else None
+            known = event.query_id if size(event.query_id) <= message_limits.NAME_BYTES_MAX else None
             self._post_error(instance, f"could not install query ({reason})", known)
         elif isinstance(event, ZeekHello):
-            self._post_error(instance, f"could not take hello ({reason})")
+            self._post_error(instance, f"could not process hello ({reason})")
 
-    def _seen(self, instance_id: str) -> Instance | None:
+    def _instance(self, instance_id: str) -> Instance | None:
         """The instance of that id, which is made when it is new; None when there are too many."""
         instance = self.instances.get(instance_id)
         if instance is None:
             if len(self.instances) >= self._settings.instances_max:
-                self._complain("instances", f"too many Zeek instances at {self._url}: {instance_id} is ignored")
+                self._log_problem("instances", f"too many Zeek instances at {self._url}: {instance_id} is ignored")
                 return None
             log.info("new Zeek instance %s at %s", instance_id, self._url)
             instance = self.instances[instance_id] = Instance(
@@ -260,8 +260,8 @@ class Session:
         instance.last_seen = self._monotonic()
         return instance
 
-    def _take_hello(self, instance: Instance, hello: ZeekHello) -> None:
-        if instance.hello is None and self._monotonic() - self._hello_at > HELLO_ANSWER:
+    def _handle_hello(self, instance: Instance, hello: ZeekHello) -> None:
+        if instance.hello is None and self._monotonic() - self._hello_at > HELLO_REPLY_TIME:
             self._hello_wanted.set()
         instance.hello = hello
         was_disabled = instance.is_disabled
@@ -281,14 +281,14 @@ class Session:
             message = f"could not compile query (failed to compile SQL statement: {clipped(query.sql)} ({error}))"
             self._post_error(instance, message, event.query_id, query.cookie)
             return
-        if limit := self._full(instance, query):
+        if limit := self._exceeded_limit(instance, query):
             message = f"could not install query (limit of {limit}): {clipped(query.sql, STATEMENT_SHOWN)}"
-            self._complain("queries", f"Zeek instance {instance.id} at {self._url}: {message}")
+            self._log_problem("queries", f"Zeek instance {instance.id} at {self._url}: {message}")
             self._post_error(instance, message, event.query_id, query.cookie)
             return
         await self._runner.install(instance, event.query_id, event.query)
 
-    def _full(self, instance: Instance, query: Query) -> str | None:
+    def _exceeded_limit(self, instance: Instance, query: Query) -> str | None:
         """The limit that one more query would exceed."""
         number, texts = 0, query.size
         for one in self._runner.installed:
@@ -297,8 +297,8 @@ class Session:
                 texts += one.size
         if number >= self._settings.queries_max:
             return f"{self._settings.queries_max} queries"
-        if texts > bounds.INSTALLED_BYTES_MAX:
-            return f"{bounds.INSTALLED_BYTES_MAX:,} bytes for the texts of all queries of this connection"
+        if texts > message_limits.INSTALLED_BYTES_MAX:
+            return f"{message_limits.INSTALLED_BYTES_MAX:,} bytes for the texts of all queries of this connection"
         return None
 
     def _cancel(self, instance: Instance, query_id: str) -> None:
@@ -321,23 +321,23 @@ class Session:
         try:
             self._errors.put_nowait(frame)
         except asyncio.QueueFull:
-            self._complain("errors", f"Zeek at {self._url} takes no more errors: {message}")
+            self._log_problem("errors", f"Zeek at {self._url} does not accept more errors: {message}")
 
     async def _send_errors(self) -> None:
         while True:
             await self.sender.send([await self._errors.get()])
 
-    def _complain(self, kind: str, text: str) -> None:
+    def _log_problem(self, kind: str, text: str) -> None:
         """Log what the peer did wrong: the first, tenth, hundredth… time of its kind on this connection."""
-        self._complaints[kind] += 1
-        times = self._complaints[kind]
+        self._problems[kind] += 1
+        times = self._problems[kind]
         is_power_of_ten = str(times).rstrip("0") == "1"
         log.log(logging.WARNING if is_power_of_ten else logging.DEBUG, "%s%s", text, f" ({times} times)" * (times > 1))
 
 
-def _news(hello: Result) -> tuple[object, ...]:
+def _watched(hello: Result) -> tuple[object, ...]:
     """What a hello tells that Zeek should know at once when it changes."""
-    return tuple(hello.rows[0][index] for index in _NEWS)
+    return tuple(hello.rows[0][index] for index in _WATCHED)
 
 
 async def _first_to_end(*parts: Coroutine[Any, Any, None]) -> None:

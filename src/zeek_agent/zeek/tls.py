@@ -37,8 +37,8 @@ def _trust(settings: TlsSettings) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=settings.ca_file)
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot use the authorities in {settings.ca_file}: {error}") from None
+        raise UsageError(f"cannot use the CA certificates in {settings.ca_file}: {error}") from None
 
 
 def _refuse_passphrase() -> str:
-    raise ValueError("the key is protected by a passphrase; give one without")
+    raise ValueError("the key is protected by a passphrase; use one without")

@@ -77,7 +77,7 @@ def test_a_path_that_is_left_out_twice_counts_once_and_each_cause_has_an_example
     found = reads.omissions()
     assert (found.refused, found.skipped, found.truncated) == (2, 1, 0)
     assert found.causes == {"refused: denied", "skipped: hangs"}
-    assert found.summary() == r"files left out: 2 refused, 1 skipped: /a refused (denied); /c\x0a skipped (hangs)"
+    assert found.summary() == r"files omitted: 2 refused, 1 skipped: /a refused (denied); /c\x0a skipped (hangs)"
     assert found.unread == {"/a", "/b", "/c\n"}
     assert found.all_paths
 

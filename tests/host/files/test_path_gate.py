@@ -481,7 +481,7 @@ def test_the_executable_of_a_process_in_another_mount_namespace_is_hashed(
     found, omissions = in_mount_namespace(scene)
     if kind == "overlay" and namespaces == ALONE:  # nobody can tell what it lies on
         assert found == []
-        assert "kind overlay that may lie on another one, which may hang" in omissions
+        assert "type overlay that may be on top of another one, which may hang" in omissions
     else:
         assert found == [sha256(static_program())]
 
@@ -679,7 +679,7 @@ def test_an_overlay_over_a_file_system_that_hangs_is_not_touched_either(tmp: Pat
     assert found["list"] == (["open", "overlay", "overlay.empty", "second", "second.empty"], 2)
     assert found["lines"] == found["columns"] == found["hashes"] == (["open"], 2)
     assert below == []
-    assert "of kind overlay that may lie on another one" in why
+    assert "of type overlay that may be on top of another one" in why
     assert fuse.requests == []
 
 
@@ -1553,8 +1553,8 @@ def test_a_proc_that_is_not_the_kernels_or_not_there_refuses_all(tmp: Path) -> N
 
     read, elsewhere, also, missing = in_mount_namespace(scene)
     assert (read, also) == ([], [])
-    assert "leads elsewhere" in elsewhere.summary()
-    assert "is not there" in missing.summary()
+    assert "opened a different file" in elsewhere.summary()
+    assert "does not exist" in missing.summary()
 
 
 def test_an_agent_in_a_root_directory_that_is_no_mount_says_why_it_reads_nothing(tmp: Path) -> None:

@@ -23,7 +23,7 @@ from zeek_agent.collector import pack
 from zeek_agent.config import LimitSettings
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
-from zeek_agent.database.session import Catalog, Profile, Session
+from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables
 
@@ -75,7 +75,7 @@ def answers(catalog: Catalog, asked: Iterable[tuple[Profile, str]]) -> dict[str,
     found = {}
     for profile, sql in asked:
         context = TableContext(Agent(), AccessPolicy())
-        session = Session(catalog, profile, context=context, limits=LimitSettings(), scans=SharedScans())
+        session = SqlConnection(catalog, profile, context=context, limits=LimitSettings(), scans=SharedScans())
         run = Run(LimitSettings())
         run.start(1 << 30)
         found[f"{profile} {sql}"] = session.query(sql, run).rows

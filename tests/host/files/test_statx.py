@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from zeek_agent.host.files.statx import Status, entry_types, status_at, status_of
+from zeek_agent.host.files.statx import FileStatus, entry_types, status_at, status_of
 from zeek_agent.host.linux.mounts import mounts
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="statx(2) is Linux's")
@@ -29,7 +29,7 @@ def walked(*roots: str) -> Iterator[str]:
         yield from islice(below, 2_000)
 
 
-def agrees(status: Status, expected: os.stat_result) -> bool:
+def agrees(status: FileStatus, expected: os.stat_result) -> bool:
     return (
         (status.mode, status.links, status.uid, status.gid, status.inode, status.size)
         == (
@@ -92,7 +92,7 @@ def test_names_are_relative_to_the_directory(tmp_path: Path) -> None:
 
 
 def test_the_mount_is_that_of_mountinfo() -> None:
-    uppermost = {mount.place: mount for mount in mounts()}
+    uppermost = {mount.mount_point: mount for mount in mounts()}
     for place in ("/", "/proc", "/sys", "/dev"):
         if place in uppermost:
             assert status_at(_HERE, place).mount == uppermost[place].id

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def mounted_at(place: str | Path) -> Mount:
-    *_, found = [each for each in mounts() if each.place == str(place)]
+    *_, found = [each for each in mounts() if each.mount_point == str(place)]
     return found
 
 
@@ -83,7 +83,7 @@ def test_the_table_is_read_again_when_a_mount_comes_or_goes_and_only_then(tmp_pa
         mount("x", tmp_path, "tmpfs")
         number = status_at(-100, str(tmp_path)).mount
         with_it = table.current()
-        assert with_it.by_id[number].place == str(tmp_path)
+        assert with_it.by_id[number].mount_point == str(tmp_path)
         assert number not in before.by_id
         assert table.current() is with_it
         unmount(tmp_path)
@@ -106,7 +106,7 @@ def test_a_number_that_is_used_again_stands_for_the_new_mount(tmp_path: Path) ->
                 mount("x", place, "tmpfs")
                 descriptor = os.open(place, os.O_PATH)
                 number = status_of(descriptor).mount
-                assert table.current().by_id[number].place == str(place)
+                assert table.current().by_id[number].mount_point == str(place)
                 os.close(descriptor)
                 unmount(place)
                 numbers.append(number)

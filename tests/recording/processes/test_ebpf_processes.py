@@ -17,7 +17,7 @@ from recording import Recording, generate, load_generator
 from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.host.linux.procfs import Process, Procfs
+from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.recording.bpf_monitor import Monitor
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.process_cache import ProcessCache
@@ -60,7 +60,10 @@ def run(*command: str, **options: object) -> subprocess.Popen[bytes]:
 
 def test_a_program_starts_and_stops_with_all_that_is_known_of_it(recording: Recording) -> None:
     begun = time.monotonic()
-    with subprocess.Popen(["/bin/sleep", "0.05"], cwd="/usr") as sleeping, Process(Procfs(), sleeping.pid) as shown:
+    with (
+        subprocess.Popen(["/bin/sleep", "0.05"], cwd="/usr") as sleeping,
+        ProcfsProcess(Procfs(), sleeping.pid) as shown,
+    ):
         facts = {name: getattr(shown, name) for name in SHOWN}
         parent = shown.parent_entity_id
     lived = time.monotonic() - begun

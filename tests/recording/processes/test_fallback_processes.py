@@ -18,7 +18,7 @@ from recording import Event, Recording, generate
 from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.host.linux.procfs import Process, Procfs
+from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.recording.audit.audit import AuditProcesses
 from zeek_agent.recording.audit.audit_rules import AuditControl
 from zeek_agent.recording.bpf_monitor import Monitor
@@ -86,7 +86,7 @@ def test_a_program_starts_and_stops_with_all_that_is_known_of_it(recording: Reco
     begun = time.time()
     with waiting("/bin/cat", "-", cwd="/usr") as program:
         (started,) = recording.expect(TABLE, pid=program.pid, state="started", exe="/usr/bin/cat")
-        with Process(Procfs(), program.pid) as shown:
+        with ProcfsProcess(Procfs(), program.pid) as shown:
             facts = {name: getattr(shown, name) for name in FACTS}
             parent = shown.parent_entity_id
         seen = time.time()
@@ -176,7 +176,7 @@ def test_every_backend_gives_a_process_the_same_entity_id() -> None:
         shown = {}
         with ExitStack() as living:
             for program in [living.enter_context(waiting("/bin/cat")) for _ in range(20)]:
-                with Process(Procfs(), program.pid) as process:
+                with ProcfsProcess(Procfs(), program.pid) as process:
                     shown[program.pid] = process.entity_id
             check_ids(recordings, shown, "started")
         check_ids(recordings, shown, "stopped")

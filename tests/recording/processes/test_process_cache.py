@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from zeek_agent.host.linux.procfs import Process as ShownProcess
 from zeek_agent.host.linux.procfs import Procfs
+from zeek_agent.host.linux.procfs import ProcfsProcess as ShownProcess
 from zeek_agent.host.linux.stamps import TICKS, start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache, read_process
 

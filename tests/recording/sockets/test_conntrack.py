@@ -21,10 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.events import file as event_file
+from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.linux.namespaces import in_network_namespace
-from zeek_agent.recording.sockets.conntrack import Connection, Conntrack, Translations, Tuple, parse
+from zeek_agent.recording.sockets.conntrack import Conntrack, TrackedConnection, Translations, Tuple, parse
 from zeek_agent.recording.sockets.socket_event import SocketEvent, Translation
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.tables import events
@@ -116,7 +116,7 @@ def attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def message(connection: Connection, ports: tuple[int, int] = (2, 3)) -> bytes:
+def message(connection: TrackedConnection, ports: tuple[int, int] = (2, 3)) -> bytes:
     """A message as nfnetlink_conntrack.h has it; `ports` are the kinds of the attributes with ports."""
     parts = bytes(4)
     for kind, ends in ((1, connection.original), (2, connection.reply)):
@@ -136,28 +136,28 @@ def ends(addresses: st.SearchStrategy[object]) -> st.SearchStrategy[Tuple]:
 
 
 CONNECTIONS = st.one_of(
-    st.builds(Connection, st.sampled_from([6, 17, 132, 136]), ends(addresses), ends(addresses))
+    st.builds(TrackedConnection, st.sampled_from([6, 17, 132, 136]), ends(addresses), ends(addresses))
     for addresses in (st.ip_addresses(v=4), st.ip_addresses(v=6).filter(lambda address: address.ipv4_mapped is None))
 )
-INSIDE = Connection(6, Tuple("10.0.0.2", 1000, "192.0.2.1", 80), Tuple("192.0.2.1", 80, "198.51.100.1", 2000))
+INSIDE = TrackedConnection(6, Tuple("10.0.0.2", 1000, "192.0.2.1", 80), Tuple("192.0.2.1", 80, "198.51.100.1", 2000))
 CLIENTS_VIEW = (6, "10.0.0.2", 1000, "192.0.2.1", 80)
 SERVERS_VIEW = (6, "192.0.2.1", 80, "198.51.100.1", 2000)
 BEYOND = Translation("198.51.100.1", 2000, "192.0.2.1", 80)
 
 
 def test_a_message_of_the_kernel_holds_both_directions() -> None:
-    assert parse(MASQUERADED) == Connection(
+    assert parse(MASQUERADED) == TrackedConnection(
         6, Tuple("10.1.0.2", 39846, "10.2.0.2", 80), Tuple("10.2.0.2", 80, "10.2.0.1", 39846)
     )
 
 
 @given(CONNECTIONS)
-def test_messages_are_understood(connection: Connection) -> None:
+def test_messages_are_understood(connection: TrackedConnection) -> None:
     assert parse(message(connection)) == connection
 
 
 @given(CONNECTIONS, st.integers(0, 200))
-def test_a_message_that_is_cut_is_refused_in_an_orderly_way(connection: Connection, length: int) -> None:
+def test_a_message_that_is_cut_is_refused_in_an_orderly_way(connection: TrackedConnection, length: int) -> None:
     with suppress(struct.error, LookupError, ValueError):
         assert parse(message(connection)[:length]) in {None, connection}
 
@@ -172,7 +172,7 @@ def test_each_end_finds_what_is_on_the_other_side() -> None:
     assert known.find(CLIENTS_VIEW) == BEYOND
     assert known.find(SERVERS_VIEW) == Translation("192.0.2.1", 80, "10.0.0.2", 1000)
     assert known.find((17, *CLIENTS_VIEW[1:])) is None
-    known.begin(Connection(6, Tuple("10.0.0.3", 1, "192.0.2.1", 80), Tuple("192.0.2.1", 80, "10.0.0.3", 1)))
+    known.begin(TrackedConnection(6, Tuple("10.0.0.3", 1, "192.0.2.1", 80), Tuple("192.0.2.1", 80, "10.0.0.3", 1)))
     assert len(known) == 1, "what is not translated is not kept"
 
 

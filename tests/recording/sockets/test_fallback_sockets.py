@@ -18,7 +18,7 @@ from recording import Event, Recording
 from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.host.linux.procfs import Process, Procfs
+from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.recording.audit.audit import AuditProcesses, AuditSockets
 from zeek_agent.recording.processes.proc_connector import ProcConnector
 from zeek_agent.recording.processes.process_cache import ProcessCache
@@ -238,7 +238,7 @@ def test_connections_that_are_open_when_it_looks_are_there_with_their_processes(
 
 
 def test_a_socket_event_names_its_process_as_the_process_table_does(recording: Recording) -> None:
-    with server("127.0.0.1", 0.3) as (pid, port), Process(Procfs(), pid) as shown:
+    with server("127.0.0.1", 0.3) as (pid, port), ProcfsProcess(Procfs(), pid) as shown:
         (event,) = recording.expect(TABLE, local_port=port, state="listen")
         assert (event["pid"], event["entity_id"]) == (pid, shown.entity_id)
         assert (event["netns"], event["cmdline"]) == (shown.netns, shown.cmdline)

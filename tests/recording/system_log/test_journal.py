@@ -21,13 +21,13 @@ from recording import Event, Recording
 from waiting import until_sync
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events.file import read
+from zeek_agent.events.event_file import read
 from zeek_agent.events.past import Past
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.source import Sink, Source
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.recording.system_log.journal import Journal, entries, log_entry
-from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, LogEntry
+from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SystemLogEntry
 from zeek_agent.recording.system_log.syslog import Syslog
 from zeek_agent.tables.system_logs import TABLES
 from zeek_agent.text import from_bytes, to_bytes
@@ -246,7 +246,7 @@ def test_a_journalctl_that_is_killed_is_started_again_and_nothing_is_missing_or_
     own_journal.write(MESSAGE="two")
     own_journal.write(MESSAGE="three")
     run.expect("one", "two", "three")
-    assert "it is started again" in caplog.text
+    assert "restarting it" in caplog.text
     assert source.failure is None
     run.end()
 
@@ -286,7 +286,7 @@ class Ends(Source):
 
     def start(self, sink: Sink) -> None:
         self.counters.received += 1
-        sink(TABLE, [LogEntry(time.time(), None, None, "from the journal", cursor=CURSOR)])
+        sink(TABLE, [SystemLogEntry(time.time(), None, None, "from the journal", cursor=CURSOR)])
         self.failure = "the journal is gone"
 
     def stop(self) -> None:
@@ -316,7 +316,7 @@ def test_why_there_is_no_journal_is_said_in_one_line(tmp_path: Path) -> None:
     )
     reason = Journal(settings, ["true"], places, tmp_path / "no-machine-id").probe()
     assert reason is not None
-    assert reason.startswith("whose journal it is cannot be known: ")
+    assert reason.startswith("cannot determine the owner of the journal: ")
 
 
 def machine_id(directory: Path) -> Path:
@@ -387,6 +387,6 @@ def test_a_huge_value_is_skipped_without_being_held(as_text: bool) -> None:
 def test_an_entry_without_place_or_time_is_counted_as_not_decoded(missing: str) -> None:
     source = Journal(SourceSettings())
     complete = {"__CURSOR": CURSOR.encode(), "__REALTIME_TIMESTAMP": b"1700000000000000"}
-    source._take({name: value for name, value in complete.items() if name != missing})
+    source._record({name: value for name, value in complete.items() if name != missing})
     assert source.counters.lost["decode"] == 1
     assert missing in str(source.counters.last_error)

@@ -1,14 +1,14 @@
-##! Which process holds which end of a flow: what agents claim, and how a connection finds its owner.
+##! Claims of agents about the process at each endpoint of a flow, and their matching to connections.
 ##!
-##! A claim is a process's end of a flow during some time. It counts only for addresses that its agent announced, so that
-##! hosts in different networks with the same private addresses are not mixed up.
+##! A claim is a process at an endpoint of a flow during some time. It counts only for addresses that its agent announced, so that
+##! hosts in different networks with the same private addresses are not confused.
 
 @load ../framework
 
 module ZeekAgent;
 
 export {
-	## The process at one end of a connection. Without ``hid`` it is not known.
+	## The process at one endpoint of a connection. It is unknown if ``hid`` is unset.
 	type Process: record {
 		## Id of the agent on its host.
 		hid: string &optional;
@@ -28,11 +28,11 @@ export {
 		user: string &optional;
 		## Id of the container it is in.
 		container: string &optional;
-		## Name of the process that is never used again.
+		## Unique process id, never reused.
 		entity_id: string &optional;
 	};
 
-	## Addresses that many hosts have, such as those of loopback interfaces and of bridges to containers. Claims for them
+	## Addresses that many hosts have, such as those of loopback interfaces and container bridges. Claims for them
 	## count only when they come from :zeek:see:`ZeekAgent::local_agents`.
 	option shared_subnets: set[subnet] = {
 		127.0.0.0/8,
@@ -42,54 +42,54 @@ export {
 		172.17.0.0/16
 	};
 
-	## Agents whose inner traffic this Zeek sees, by id or name of the host, ``*`` for all of them: those on whose
+	## Agents whose internal traffic this Zeek monitors, by id or host name, ``*`` for all: those on whose
 	## loopback interface or bridge it listens. Their claims count for any address.
 	option local_agents: set[string] = {};
 
-	## How long a claim is kept after its flow has ended, or after the agent has gone.
+	## How long a claim is kept after its flow has ended, or after the agent is gone.
 	option claim_lifetime = 5min;
 
-	## How long a claim is kept when no end of its flow is heard of.
+	## How long a claim is kept if the end of its flow is not reported.
 	option open_claim_lifetime = 1day;
 
-	## Most claims that are kept for an agent.
+	## Maximum number of claims kept per agent.
 	option max_claims = 200000;
 
-	## By how much the times of a claim and of a connection may be apart.
+	## Maximum difference between the times of a claim and of a connection.
 	option claim_slack = 2sec;
 
-	## The process at one end of a connection, as far as it is known now. Check for ``?$hid``.
+	## The process at one endpoint of a connection, if known at this time. Check for ``?$hid``.
 	##
 	## c: the connection.
 	##
-	## is_orig: whether the originator's end is meant.
+	## is_orig: whether to use the originator's endpoint.
 	global process_of: function(c: connection, is_orig: bool): Process;
 
-	## The process at an end of a flow during some time. Check for ``?$hid``.
+	## The process at an endpoint of a flow during a period. Check for ``?$hid``.
 	global process_at: function(local_h: addr, local_p: port, remote_h: addr,
 	    remote_p: port, from: time, to: time): Process;
 
-	## Counts what became of claims: ``taken``, ``refused`` since an agent has too many.
+	## Counts claims: ``taken``, and ``refused`` because an agent has too many.
 	global claim_counts: table[string] of count = table() &default=0;
 }
 
 redef record connection += {
-	## The process at the originator's end.
+	## The originator's process.
 	orig_process: Process &optional;
-	## The process at the responder's end.
+	## The responder's process.
 	resp_process: Process &optional;
 };
 
 type Claim: record {
 	process: Process;
 	is_inbound: bool &default=F;
-	## Whether its agent tells which ends it has beyond address translation.
+	## Whether its agent reports the translated addresses.
 	is_far_side_known: bool &default=F;
-	## The kernel's name of the socket.
+	## The kernel's socket cookie.
 	cookie: count &default=0;
-	## When the flow began; unset when it was there before.
+	## When the flow began; unset if it already existed.
 	since: time &optional;
-	## When it ended; unset while it is there.
+	## When it ended; unset while it exists.
 	until: time &optional;
 };
 
@@ -276,7 +276,7 @@ function distance(claim: Claim, start: time): interval
 type Span: record {
 	start: time;
 	end: time;
-	## Claims from before this time are of the connection before.
+	## Claims from before this time belong to the previous connection.
 	not_before: time &default=double_to_time(0.0);
 };
 

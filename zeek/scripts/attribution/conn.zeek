@@ -1,4 +1,4 @@
-##! Adds the process behind each end of a connection to ``conn.log``.
+##! Adds the process at each endpoint of a connection to ``conn.log``.
 
 @load base/protocols/conn
 @load ./owners
@@ -6,7 +6,7 @@
 module ZeekAgent;
 
 export {
-	## What is logged of a process: any of ``hid``, ``pid``, ``process``, ``exe``, ``cmdline``, ``user``, ``container``
+	## Fields to log about a process: any of ``hid``, ``pid``, ``process``, ``exe``, ``cmdline``, ``user``, ``container``
 	## and ``entity_id``.
 	option conn_fields: set[string] = {
 		"hid",
@@ -34,7 +34,7 @@ redef record Conn::Info += {
 	orig_user: string &log &optional;
 	## Id of the container it is in.
 	orig_container: string &log &optional;
-	## Name of the process that is never used again.
+	## Unique process id, never reused.
 	orig_entity_id: string &log &optional;
 	## Id of the agent on the responder's host.
 	resp_hid: string &log &optional;
@@ -50,7 +50,7 @@ redef record Conn::Info += {
 	resp_user: string &log &optional;
 	## Id of the container it is in.
 	resp_container: string &log &optional;
-	## Name of the process that is never used again.
+	## Unique process id, never reused.
 	resp_entity_id: string &log &optional;
 };
 

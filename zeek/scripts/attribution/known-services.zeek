@@ -1,4 +1,4 @@
-##! Adds to ``known_services.log`` the process that listens at the service's port. Not loaded by default.
+##! Adds the process that listens on the service's port to ``known_services.log``. Not loaded by default.
 
 @load protocols/conn/known-services
 @load ./owners
@@ -6,17 +6,17 @@
 module ZeekAgent;
 
 export {
-	## How often agents tell of ports that are listened at.
+	## How often agents report listening ports.
 	option listener_interval = 10sec;
 
-	## Carries listening ports to the nodes that log, as JSON.
+	## Forwards listening ports to the nodes that log, as JSON.
 	global listener_rows: event(agent_id: string, is_gone: bool, rows: string);
 }
 
 redef record Known::ServicesInfo += {
 	## Id of the agent on the host.
 	hid: string &log &optional;
-	## Process id of the process that listens.
+	## Process id of the listening process.
 	pid: count &log &optional;
 	## Its name.
 	process: string &log &optional;

@@ -1,4 +1,4 @@
-##! Adds the process behind each end of a connection to notices about it.
+##! Adds the process at each endpoint of a connection to notices about it.
 
 @load base/frameworks/notice
 @load ./conn

@@ -1,29 +1,29 @@
-##! Asks agents for the processes behind flows, and brings the answers to the nodes that see connections.
+##! Queries agents for the processes behind flows, and forwards the results to the nodes that see connections.
 
 @load ./claims
 
 module ZeekAgent;
 
 export {
-	## Whether to ask agents which process is behind a connection.
+	## Whether to query agents for the process behind a connection.
 	const attribute_connections = T &redef;
 
-	## How often agents tell of new flows. Zeek waits five seconds after a TCP connection has ended.
+	## How often agents report new flows. Zeek waits five seconds after a TCP connection has ended.
 	option claim_interval = 0.25sec;
 
-	## How often agents that keep no events tell which sockets are open.
+	## How often agents that do not record events report their open sockets.
 	option socket_poll_interval = 5sec;
 
-	## How often agents tell of changed accounts.
+	## How often agents report changed accounts.
 	option user_interval = 60sec;
 
-	## Carries claims to the workers: rows as JSON, and when they were true if they do not say themselves.
+	## Forwards claims to the workers: rows as JSON, and their time if the rows have none.
 	global claim_rows: event(agent_id: string, at: time, rows: string);
 
-	## Carries names of users to the workers, as JSON.
+	## Forwards user names to the workers, as JSON.
 	global user_rows: event(agent_id: string, is_gone: bool, rows: string);
 
-	## A connection was found to belong to a process, when that happens first.
+	## Raised when a connection is first attributed to a process.
 	##
 	## c: the connection.
 	##
@@ -213,7 +213,7 @@ function take_claims(agent_id: string, at: time, rows: string)
 
 	if ( ! parsed$valid )
 		{
-		Reporter::error(fmt("Zeek Agent: flows of agent %s make no sense", agent_id));
+		Reporter::error(fmt("Zeek Agent: flows of agent %s are invalid", agent_id));
 		return;
 		}
 

@@ -1,6 +1,6 @@
-##! Adds to ``software.log`` the programs behind connections, as agents name them. Not loaded by default.
+##! Adds the programs behind connections to ``software.log``, as reported by agents. Not loaded by default.
 ##!
-##! Unlike what protocols tell of themselves, this covers encrypted and unknown protocols; versions are not known.
+##! Unlike detection from protocol contents, this covers encrypted and unknown protocols. Versions are not available.
 
 @load base/frameworks/software
 @load ./owners
@@ -15,7 +15,7 @@ export {
 		CLIENT_PROCESS,
 	};
 
-	## Which programs are told of.
+	## The kinds of programs to report.
 	option software_types: set[Software::Type] = {
 		SERVER_PROCESS,
 		CLIENT_PROCESS

@@ -1,6 +1,6 @@
-##! Which agents are there: their hellos, ``zeek-agent.log``, and look-ups.
+##! Connected agents: their hello messages, ``zeek-agent.log``, and lookups.
 ##!
-##! In a cluster the manager talks to agents and tells workers and proxies of them, so that look-ups work there, too.
+##! In a cluster the manager communicates with agents and informs workers and proxies, so that lookups work there, too.
 
 @load base/misc/version
 
@@ -15,7 +15,7 @@ export {
 
 	## The columns of ``zeek-agent.log``.
 	type Info: record {
-		## When Zeek heard of it.
+		## When Zeek received the message.
 		ts: time &log;
 		## ``join``, ``update``, ``reconnect``, ``shutdown`` or ``offline``.
 		type_: string &log;
@@ -35,16 +35,16 @@ export {
 		os_name: string &log &optional;
 		## Id of this run of the agent.
 		instance: string &log &optional;
-		## What the agent can do beyond version 1 of the API.
+		## Features that the agent supports beyond version 1 of the API.
 		features: set[string] &log &optional;
 	};
 
 	## Decides what is logged to ``zeek-agent.log``.
 	global log_policy: Log::PolicyHook;
 
-	## What is known of an agent.
+	## State of an agent.
 	type Agent: record {
-		## When its last hello came.
+		## When its last hello was received.
 		last_seen: time;
 		## The same by the wall clock.
 		last_heard: time;
@@ -52,24 +52,24 @@ export {
 		hello: ZeekAgentAPI::AgentHelloV1;
 		## Id of its connection.
 		hello_id: string;
-		## What is to be added to the agent's clock to get Zeek's.
+		## Offset of Zeek's clock from the agent's.
 		clock_offset: interval &default=0sec;
 	};
 
 	## How long an agent may be silent before it counts as offline. Longer than the agents' hello interval.
 	option agent_timeout = 10min;
 
-	## How often Zeek says hello to agents.
+	## How often Zeek sends a hello to agents.
 	option hello_interval = 60sec;
 
-	## Clocks that differ by less are taken for equal.
+	## Clocks that differ by less are considered equal.
 	option clock_tolerance = 0.5sec;
 
 	## Raised when an agent appears: a new one, or one that was offline or shut down.
 	global agent_joined: event(agent_id: string,
 	    hello: ZeekAgentAPI::AgentHelloV1);
 
-	## Raised when an agent has gone, with the reason ``shutdown`` or ``offline``.
+	## Raised when an agent is gone, with the reason ``shutdown`` or ``offline``.
 	global agent_left: event(agent_id: string, reason: string);
 
 	## The id of the agent that a result came from.
@@ -81,25 +81,25 @@ export {
 	## The same for the id of an agent.
 	global hostname_of: function(agent_id: string): string;
 
-	## What happened to a row: ``new``, ``gone``, or an empty string for a row of a snapshot.
+	## Change of a row: ``new``, ``gone``, or an empty string for a row of a snapshot.
 	global change_type: function(ctx: Context): string;
 
-	## The tables that an agent has; empty for an agent that is not there.
+	## The tables of an agent; empty if it is not connected.
 	global supported_tables: function(hid: string): set[string];
 
-	## The ids of all agents that are there.
+	## The ids of all connected agents.
 	global connected_agents: function(): set[string];
 
 	## The ids of the agents whose host has an address; several for addresses that are used in several places.
 	global agents_by_address: function(a: addr): set[string];
 
-	## Whether an agent can do something beyond version 1 of the API.
+	## Whether an agent supports a feature beyond version 1 of the API.
 	global has_feature: function(agent_id: string, feature: string): bool;
 
-	## Tells workers and proxies of an agent's hello.
+	## Informs workers and proxies of an agent's hello.
 	global agent_update: event(agent_id: string, agent: Agent);
 
-	## Tells workers and proxies that an agent has gone.
+	## Informs workers and proxies that an agent is gone.
 	global agent_gone: event(agent_id: string);
 
 	## Id of this run of Zeek towards agents.

@@ -3,19 +3,19 @@
 module ZeekAgentAPI;
 
 export {
-	## What a batch of rows is part of. A query's result travels as one or more batches.
+	## The result that a batch of rows belongs to. A result is sent as one or more batches.
 	type Batch: record {
-		## Id of the agent's event store. With a row's ``seq`` it names an event for good.
+		## Id of the agent's event store. With a row's ``seq`` it identifies an event permanently.
 		store: string;
-		## Id of what the query is, the same over restarts of the agent and of Zeek.
+		## Id derived from the query's content, the same across restarts of the agent and of Zeek.
 		stream: string;
 		## Events after this number
 		low: count;
-		## up to this one make up the result. Both are 0 for what is not events.
+		## up to this one make up the result. Both are 0 for other tables.
 		high: count;
 		## Number of the batch within the result, from 0.
 		index: count;
-		## Whether it is the result's last one.
+		## Whether it is the last one of the result.
 		last: bool;
 	};
 }

@@ -1,11 +1,11 @@
-##! The wire between Zeek and agents: events and the records they carry, by position.
+##! The wire format between Zeek and agents: events and the records they carry, by position.
 
 @load ./types
 
 module ZeekAgentAPI;
 
 export {
-	## What an agent says of itself, its table ``zeek_agent``, of whatever version it is.
+	## An agent's description of itself, from its table ``zeek_agent``, for any version.
 	type AgentHelloV1: record {
 		agent_id: string;
 		instance_id: string;
@@ -19,13 +19,13 @@ export {
 		agent_version: count &optional;
 		uptime: interval &optional;
 		tables: set[string] &optional;
-		## What the agent can do beyond version 1 of the API.
+		## Features that the agent supports beyond version 1 of the API.
 		features: set[string] &optional;
 		## The version of Broker in agents before 2.4.
 		broker: string &optional;
 	};
 
-	## The hello on the wire of agents that know nothing but version 1.
+	## The hello as sent by agents that support only version 1.
 	type AgentHelloPlain: record {
 		agent_id: string;
 		instance_id: string;
@@ -58,7 +58,7 @@ export {
 		tables: set[string] &optional;
 	};
 
-	## The same of agents that know more.
+	## The same for agents that support more.
 	type AgentHelloFeatures: record {
 		agent_id: string;
 		instance_id: string;
@@ -75,13 +75,13 @@ export {
 		features: set[string] &optional;
 	};
 
-	## What Zeek says of itself.
+	## Zeek's description of itself.
 	type ZeekHelloV1: record {
 		version_string: string;
 		version_number: count;
-		## Version of this package, empty when not known.
+		## Version of this package, empty if unknown.
 		package_version: string;
-		## What this package can do beyond version 1 of the API.
+		## Features that this package supports beyond version 1 of the API.
 		features: set[string] &default=set("batches");
 	};
 
@@ -96,14 +96,14 @@ export {
 		if_missing_tables: set[string];
 	};
 
-	## An agent is there. ``columns`` is one of the hello records above, by the agent's version: whoever
+	## An agent's hello message. ``columns`` is one of the hello records above, by the agent's version: whoever
 	## handles this declares it as ``any``. See :zeek:see:`ZeekAgent::agent_joined` for something simpler.
 	global agent_hello_v1: event(ctx: ZeekAgent::Context, columns: any);
 
-	## An agent stops.
+	## An agent is shutting down.
 	global agent_shutdown_v1: event(ctx: ZeekAgent::Context);
 
-	## An agent could not do something.
+	## An agent reports an error.
 	global agent_error_v1: event(ctx: ZeekAgent::Context, msg: string);
 
 	## Rows of one change for a query, as a JSON array of objects; keys are column names, nulls are left out.
@@ -113,16 +113,16 @@ export {
 	global rows_ack_v1: event(zeek_instance: string, query_id: string,
 	    stream: string, high: count, index: count);
 
-	## This Zeek is there.
+	## Zeek's hello message.
 	global zeek_hello_v1: event(zeek_instance: string, info: ZeekHelloV1);
 
-	## This Zeek stops.
+	## This Zeek is shutting down.
 	global zeek_shutdown_v1: event(zeek_instance: string);
 
-	## Have an agent run a query.
+	## Installs a query on an agent.
 	global install_query_v1: event(zeek_instance: string, query_id: string,
 	    query: QueryV1);
 
-	## Have an agent end a query.
+	## Cancels a query on an agent.
 	global cancel_query_v1: event(zeek_instance: string, query_id: string);
 }

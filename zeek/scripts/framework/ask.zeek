@@ -1,4 +1,4 @@
-##! A question to one agent, whose answer can be waited for.
+##! A one-time query of a single agent, with a result to wait for.
 
 @load ./queries
 @load ./batches
@@ -6,15 +6,15 @@
 module ZeekAgent;
 
 export {
-	## The answer to a question.
+	## The result of a one-time query.
 	type Answer: record {
-		## The rows, of the type asked for, when there is an answer.
+		## The rows, of the requested type, if there is a result.
 		rows: any &optional;
-		## Why there is none.
+		## The reason if there is no result.
 		error: string &optional;
 	};
 
-	## Asks an agent once. To be used with ``when``:
+	## Queries an agent once. Use it with ``when``:
 	##
 	## .. code:: zeek
 	##
@@ -24,7 +24,7 @@ export {
 	##            print answer$rows as Users;
 	##        }
 	##
-	## agent_id: the agent, which must know batches.
+	## agent_id: the agent, which must support batches.
 	##
 	## sql: the statement.
 	##

@@ -1,7 +1,7 @@
-##! Batches of rows: taken once each, then acknowledged.
+##! Batches of rows: each processed once, then acknowledged.
 ##!
-##! An agent sends a result again, in the same batches, until it is acknowledged; events also over restarts of its own.
-##! What was handled is told by store and numbers, so that nothing is handled twice while this Zeek lives.
+##! An agent sends a result again, in the same batches, until it is acknowledged; for events even across its own restarts.
+##! Store id and sequence numbers identify handled rows, so that nothing is handled twice while this Zeek runs.
 
 @load ./agents
 @load ./queries
@@ -12,7 +12,7 @@ export {
 	## Raised after the last batch of a query that runs once, for each agent.
 	global query_done: event(query_id: string, agent_id: string);
 
-	## How long it is remembered what an agent delivered for a query.
+	## How long the delivery state of an agent's query is kept.
 	const stream_lifetime = 1day &redef;
 }
 
@@ -22,7 +22,7 @@ global batch_handled: event(ctx: Context, batch: ZeekAgentAPI::Batch);
 type Stream: record {
 	store: string;
 	stream: string;
-	## The result that is under way.
+	## The result in flight.
 	low: count;
 	high: count;
 	## Its next batch.
@@ -97,7 +97,7 @@ function call_with_rows(q: Query, ctx: Context, batch: ZeekAgentAPI::Batch,
 	if ( parsed$valid )
 		q$on_rows(ctx, batch, parsed$v);
 	else
-		Reporter::error(fmt("Zeek Agent: rows of agent %s do not fit the query's row type: %s",
+		Reporter::error(fmt("Zeek Agent: rows of agent %s do not match the query's row type: %s",
 		    ctx$agent_id, q$sql_stmt));
 	}
 

@@ -1,4 +1,4 @@
-##! Groups of agents by the subnets that their addresses are in, beside those that agents are configured with.
+##! Groups of agents by the subnets of their addresses, in addition to the groups that agents are configured with.
 
 @load ./agents
 
@@ -11,7 +11,7 @@ export {
 	## Makes all agents with an address in a subnet members of a group; agents there get its queries at once.
 	global join_group: function(net: subnet, group: string);
 
-	## Takes a membership back that :zeek:see:`ZeekAgent::join_group` or :zeek:see:`ZeekAgent::subnet_groups` gave;
+	## Revokes a membership that :zeek:see:`ZeekAgent::join_group` or :zeek:see:`ZeekAgent::subnet_groups` gave;
 	## the group's queries end at agents that were members by it alone.
 	global leave_group: function(net: subnet, group: string);
 

@@ -1,6 +1,6 @@
 ##! Opens the port that agents connect to.
 ##!
-##! Only one node listens: the manager of a cluster, or a Zeek that runs alone. Address and port are those of Zeek's own
+##! Only one node listens: the manager of a cluster, or a standalone Zeek. Address and port are those of Zeek's own
 ##! WebSocket server by default, and so are the other settings. Where ZeekControl or the script
 ##! ``frameworks/cluster/websocket/server`` opens that port in the same process, both ask for the same and it is shared.
 
@@ -37,13 +37,13 @@ redef Cluster::default_websocket_max_event_queue_size = 512;
 redef Cluster::default_websocket_ping_interval = 15sec;
 
 export {
-	## Whether to open a port for agents. Switch off where another port of this Zeek serves them.
+	## Whether to open a port for agents. Disable it if another port of this Zeek serves them.
 	const listen = T &redef;
 
-	## Address to listen on, unless the environment variable ``ZEEK_WEBSOCKET_LISTEN_ADDRESS`` says otherwise.
+	## Address to listen on, unless the environment variable ``ZEEK_WEBSOCKET_LISTEN_ADDRESS`` is set.
 	const listen_address = 127.0.0.1 &redef;
 
-	## Port to listen on, unless the environment variable ``ZEEK_WEBSOCKET_LISTEN_PORT`` says otherwise.
+	## Port to listen on, unless the environment variable ``ZEEK_WEBSOCKET_LISTEN_PORT`` is set.
 	const listen_port = 27759/tcp &redef;
 
 	## Certificate and key for ``wss``, and whether agents must show a certificate. Plain by default.
@@ -113,7 +113,7 @@ function open_port()
 	if ( Cluster::listen_websocket(options) )
 		Reporter::info(fmt("Zeek Agent: listening for agents at %s", url));
 	else
-		Reporter::error(fmt("Zeek Agent: cannot listen for agents at %s: is another process there?",
+		Reporter::error(fmt("Zeek Agent: cannot listen for agents at %s: is another process using the address?",
 		    url));
 	}
 
@@ -140,7 +140,7 @@ event zeek_init() &priority=-90
 		}
 
 	if ( lacks_proxy() )
-		Reporter::warning("Zeek Agent: agents are answered only while a proxy of ZeroMQ runs: redef Cluster::Backend::ZeroMQ::run_proxy_thread = T");
+		Reporter::warning("Zeek Agent: Zeek can answer agents only while a ZeroMQ proxy runs: redef Cluster::Backend::ZeroMQ::run_proxy_thread = T");
 
 	# An agent that came before this node's subscriptions have reached the cluster would not be heard.
 	schedule 1sec { open_port_soon() };

@@ -1,4 +1,4 @@
-##! What scripts that log the rows of tables share.
+##! Shared code of the scripts that log the rows of tables.
 
 @load ./types
 
@@ -13,7 +13,7 @@ export {
 	global log_column_map: function(rec: any, strip_prefix: string): table[string] of
 	    string;
 
-	## Creates a log whose nested record ``columns`` shows without that name.
+	## Creates a log that shows the fields of the nested record ``columns`` without that prefix.
 	##
 	## id: the log.
 	##

@@ -1,4 +1,4 @@
-##! Queries: which there are, and who gets them.
+##! Installed queries and their target agents.
 
 @load ./agents
 @load ./groups
@@ -6,9 +6,9 @@
 module ZeekAgent;
 
 export {
-	## Has agents run a query, those that are there and those that come.
+	## Installs a query on agents, connected now or later.
 	##
-	## In a cluster all nodes run the same scripts: what is asked for while they start is asked once, by the manager.
+	## In a cluster all nodes run the same scripts: a query made during startup is installed once, by the manager.
 	## A query of another node at run time goes through the manager, which raises the query's event; such a query
 	## cannot have a function to call.
 	##
@@ -23,24 +23,24 @@ export {
 	global query: function(q: Query, scope: Scope &default=Group, target: string
 	    &default="all"): string;
 
-	## Ends a query with all agents, for good. An unknown id is ignored.
+	## Cancels a query permanently on all agents. An unknown id is ignored.
 	global cancel: function(query_id: string);
 
-	## A text as SQL writes it, in quotes.
+	## A string as a quoted SQL literal.
 	global sql_text: function(value: string): string;
 
-	## The tables that agents may be asked for, all when empty. A statement that names another table of an agent is not
+	## The tables that may be queried on agents; all if empty. A statement that names another table of an agent is not
 	## sent to that agent.
 	option allowed_tables: set[string] = {};
 
-	## Decides whether an agent is asked; breaking says no.
+	## Decides whether an agent may be queried; break to refuse.
 	global may_query: hook(agent_id: string, q: Query);
 
-	## Carries a query of another node to the manager.
+	## Forwards a query of another node to the manager.
 	global remote_query: event(query_id: string, q: ZeekAgentAPI::QueryV1,
 	    scope: Scope, target: string);
 
-	## Carries the end of a query to the manager.
+	## Forwards the end of a query to the manager.
 	global remote_cancel: event(query_id: string);
 }
 
@@ -49,7 +49,7 @@ type QueryState: record {
 	query: Query;
 	scope: Scope;
 	target: string;
-	## Agents that got a query to be run once, which they do not get again.
+	## Agents that have received a one-time query, which is not sent to them again.
 	asked: set[string] &default=set();
 };
 

@@ -7,17 +7,17 @@ module ZeekAgent;
 export {
 	## How an agent reports the results of a query that runs on a schedule.
 	type SubscriptionType: enum {
-		## All rows, each time.
+		## All rows of each run.
 		Snapshots,
 		## What came and went since the last run; the first run reports nothing.
 		Differences,
-		## All rows once, then what came and went.
+		## All rows once, then those that are new or gone.
 		SnapshotPlusDifferences,
 		## New rows of an event table; what was there before the query is not reported.
 		Events,
 	};
 
-	## What happened to a row.
+	## Change of a row.
 	type ChangeType: enum {
 		Add,
 		Delete,
@@ -29,7 +29,7 @@ export {
 		Host,
 	};
 
-	## What comes with each result.
+	## Metadata of each result.
 	type Context: record {
 		## Id of the agent.
 		agent_id: string;
@@ -37,7 +37,7 @@ export {
 		host_time: time;
 		## Id of the query that the result belongs to.
 		query_id: string &optional;
-		## What happened to the row; unset for rows of a snapshot.
+		## Change of the row; unset for rows of a snapshot.
 		change: ChangeType &optional;
 		## The query's cookie.
 		cookie: string &optional;
@@ -45,29 +45,29 @@ export {
 
 	## A query for agents.
 	##
-	## Results come in one or both of two ways. Any agent raises ``event_`` once for each row; that is not
-	## acknowledged, so rows can be lost with a connection. Agents that know batches call ``on_rows`` with up to a
+	## Results are delivered in one or both of two ways. Any agent raises ``event_`` once for each row; that is not
+	## acknowledged, so rows can be lost with a connection. Agents that support batches call ``on_rows`` with up to a
 	## hundred rows instead, acknowledge them, and send again what was not. With both given, each agent uses the best
 	## that it can.
 	type Query: record {
 		## The statement.
 		sql_stmt: string;
-		## The statement for agents that know batches, where it is another one.
+		## The statement for agents that support batches, if it differs.
 		batch_stmt: string &optional;
 		## How often to run it; unset or zero means once.
 		schedule_: interval &optional;
-		## How to report what it gives.
+		## How to report its results.
 		subscription: SubscriptionType &default=Snapshots;
 		## The event to raise for each row, as ``event(ctx: ZeekAgent::Context, columns: R)``. The record ``R`` has a
 		## field for each column, in the statement's order.
 		event_: any &optional;
-		## Text that comes back with each result.
+		## Text that is returned with each result.
 		cookie: string &optional;
 		## Tables without which an agent does not run the query.
 		requires_tables: set[string] &default=set();
 		## Tables with which an agent does not run the query.
 		if_missing_tables: set[string] &default=set();
-		## What ``on_rows`` gets: a type ``vector of R``, where the record ``R`` has an optional field for each column,
+		## The type of the rows passed to ``on_rows``: a type ``vector of R``, where the record ``R`` has an optional field for each column,
 		## by name. When unset it gets the rows as a JSON string.
 		row_type: any &optional;
 		## Called with each batch of rows, which are of the type ``row_type``.

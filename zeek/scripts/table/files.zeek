@@ -5,13 +5,13 @@
 module ZeekAgent_Files;
 
 export {
-	## Whether to ask agents.
+	## Whether to query agents.
 	const enabled = T &redef;
 
 	## Patterns of the paths to list, as in a shell.
 	const paths_to_watch = set("/etc/*", "/etc/*/*") &redef;
 
-	## How often to ask.
+	## Interval between runs of the query.
 	option query_interval = 30sec;
 
 	## How results are reported.
@@ -23,7 +23,7 @@ export {
 	type Columns: record {
 		## The path.
 		path: string &log &optional;
-		## What it is, such as ``file``, ``dir``, ``socket``.
+		## File type, such as ``file``, ``dir``, ``socket``.
 		type_: string &log &optional;
 		## Id of the owning user.
 		uid: count &log &optional;
@@ -31,7 +31,7 @@ export {
 		gid: count &log &optional;
 		## Permissions, in octal.
 		mode: string &log &optional;
-		## When the content was changed.
+		## When the contents were last changed.
 		mtime: time &log &optional;
 		## Size in bytes.
 		size: count &log &optional;
@@ -39,7 +39,7 @@ export {
 
 	## The columns of ``zeek-agent-files.log``.
 	type Info: record {
-		## When Zeek got it.
+		## When Zeek received the row.
 		t: time &log;
 		## Id of the agent.
 		hid: string &log;

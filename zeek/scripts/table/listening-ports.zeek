@@ -1,16 +1,16 @@
 # Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
 
-##! Ports that processes listen at, in ``zeek-agent-listening-ports.log``.
+##! Listening ports, in ``zeek-agent-listening-ports.log``.
 
 @load ../framework
 
 module ZeekAgent_ListeningPorts;
 
 export {
-	## Whether to ask agents.
+	## Whether to query agents.
 	const enabled = T &redef;
 
-	## How often to ask.
+	## Interval between runs of the query.
 	option query_interval = 10sec;
 
 	## How results are reported.
@@ -20,31 +20,31 @@ export {
 
 	## A row.
 	type Columns: record {
-		## Process that listens.
+		## Process id of the listener.
 		pid: count &log &optional;
 		## Its name.
 		process: string &log &optional;
 		## ``IPv4`` or ``IPv6``.
 		family: string &log &optional;
-		## Transport protocol's number.
+		## Transport protocol number.
 		protocol: count &log &optional;
-		## Address that is served; all zero for all of the host.
+		## Local address; all zero for all addresses of the host.
 		address: addr &log &optional;
 		## Port number.
 		port_: count &log &optional;
-		## User who made the socket.
+		## User who created the socket.
 		uid: count &log &optional;
 		## Path of the process's executable.
 		exe: string &log &optional;
 		## Id of the container that the process is in.
 		container_id: string &log &optional;
-		## Name of the process that is never used again.
+		## Unique process id, never reused.
 		entity_id: string &log &optional;
 	};
 
 	## The columns of ``zeek-agent-listening-ports.log``.
 	type Info: record {
-		## When Zeek got it.
+		## When Zeek received the row.
 		t: time &log;
 		## Id of the agent.
 		hid: string &log;

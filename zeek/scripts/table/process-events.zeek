@@ -1,16 +1,16 @@
 # Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
 
-##! Processes that start and stop, in ``zeek-agent-process-events.log``.
+##! Process starts and stops, in ``zeek-agent-process-events.log``.
 
 @load ../framework
 
 module ZeekAgent_ProcessEvents;
 
 export {
-	## Whether to ask agents.
+	## Whether to query agents.
 	const enabled = T &redef;
 
-	## How often to ask.
+	## Interval between runs of the query.
 	option query_interval = 0.5sec;
 
 	## How results are reported.
@@ -36,13 +36,13 @@ export {
 		ruid: count &log &optional;
 		## Real group id.
 		rgid: count &log &optional;
-		## How long a process that stopped had run.
+		## Run time of a stopped process.
 		duration: interval &log &optional;
 		## ``started`` or ``stopped``.
 		state: string &log &optional;
 	};
 
-	## A row; the columns after the basic ones are those of agents that know batches.
+	## A row; columns after the basic ones come only from agents that support batches.
 	type Columns: record {
 		## When it happened, by the host's clock.
 		time_: time &log &optional;
@@ -60,7 +60,7 @@ export {
 		ruid: count &log &optional;
 		## Real group id.
 		rgid: count &log &optional;
-		## How long a process that stopped had run.
+		## Run time of a stopped process.
 		duration: interval &log &optional;
 		## ``started`` or ``stopped``.
 		state: string &log &optional;
@@ -70,13 +70,13 @@ export {
 		cmdline: string &log &optional;
 		## Working directory.
 		cwd: string &log &optional;
-		## Exit status; minus the number of the signal that ended it.
+		## Exit status; negative signal number if killed by a signal.
 		exit_code: int &log &optional;
-		## User who logged in, whatever the process became since.
+		## Login user id, which setuid does not change.
 		loginuid: count &log &optional;
 		## Id of the container it is in.
 		container_id: string &log &optional;
-		## Name of the process that is never used again.
+		## Unique process id, never reused.
 		entity_id: string &log &optional;
 		## The parent's ``entity_id``.
 		parent_entity_id: string &log &optional;
@@ -84,13 +84,13 @@ export {
 		parent_name: string &log &optional;
 		## Path of the parent's executable.
 		parent_exe: string &log &optional;
-		## Number of the event in the agent's store.
+		## Sequence number of the event in the agent's store.
 		seq: count &log &optional;
 	};
 
 	## The columns of ``zeek-agent-process-events.log``.
 	type Info: record {
-		## When Zeek got it.
+		## When Zeek received the row.
 		t: time &log;
 		## Id of the agent.
 		hid: string &log;
@@ -98,7 +98,7 @@ export {
 		host: string &log;
 		## The row.
 		columns: Columns &log;
-		## Id of the agent's event store; with ``seq`` it names the event for good.
+		## Id of the agent's event store; with ``seq`` it identifies the event permanently.
 		store: string &log &optional;
 	};
 

@@ -1,16 +1,16 @@
 # Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
 
-##! Processes that run, in ``zeek-agent-processes.log``.
+##! Running processes, in ``zeek-agent-processes.log``.
 
 @load ../framework
 
 module ZeekAgent_Processes;
 
 export {
-	## Whether to ask agents.
+	## Whether to query agents.
 	const enabled = T &redef;
 
-	## How often to ask.
+	## Interval between runs of the query.
 	option query_interval = 30sec;
 
 	## How results are reported.
@@ -32,11 +32,11 @@ export {
 		ppid: count &log &optional;
 		## Scheduling priority.
 		priority: string &log &optional;
-		## When it started, as time since boot; where a system tells.
+		## When it started, as time since boot; if available.
 		startup: interval &log &optional;
 	};
 
-	## A row; the columns after the basic ones are those of agents that know batches.
+	## A row; columns after the basic ones come only from agents that support batches.
 	type Columns: record {
 		## Name of the process.
 		name: string &log &optional;
@@ -50,7 +50,7 @@ export {
 		ppid: count &log &optional;
 		## Scheduling priority.
 		priority: string &log &optional;
-		## When it started, as time since boot; where a system tells.
+		## When it started, as time since boot; if available.
 		startup: interval &log &optional;
 		## Path of the executable.
 		exe: string &log &optional;
@@ -58,11 +58,11 @@ export {
 		cmdline: string &log &optional;
 		## When it started.
 		start_time: time &log &optional;
-		## User who logged in, whatever the process became since.
+		## Login user id, which setuid does not change.
 		loginuid: count &log &optional;
 		## Id of the container it is in.
 		container_id: string &log &optional;
-		## Name of the process that is never used again.
+		## Unique process id, never reused.
 		entity_id: string &log &optional;
 		## The parent's ``entity_id``.
 		parent_entity_id: string &log &optional;
@@ -70,7 +70,7 @@ export {
 
 	## The columns of ``zeek-agent-processes.log``.
 	type Info: record {
-		## When Zeek got it.
+		## When Zeek received the row.
 		t: time &log;
 		## Id of the agent.
 		hid: string &log;

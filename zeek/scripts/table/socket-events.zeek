@@ -1,16 +1,16 @@
 # Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
 
-##! Connections that open and close, in ``zeek-agent-socket-events.log``.
+##! Opened and closed connections, in ``zeek-agent-socket-events.log``.
 
 @load ../framework
 
 module ZeekAgent_SocketEvents;
 
 export {
-	## Whether to ask agents.
+	## Whether to query agents.
 	const enabled = T &redef;
 
-	## How often to ask.
+	## Interval between runs of the query.
 	option query_interval = 0.5sec;
 
 	## How results are reported.
@@ -33,7 +33,7 @@ export {
 		## ``IPv4``, ``IPv6``, or ``packet`` for a packet socket that was opened, which has no ends and the
 		## state ``listen``.
 		family: string &log &optional;
-		## Transport protocol's number.
+		## Transport protocol number.
 		protocol: count &log &optional;
 		## Local address.
 		local_addr: addr &log &optional;
@@ -47,7 +47,7 @@ export {
 		state: string &log &optional;
 	};
 
-	## A row; the columns after the basic ones are those of agents that know batches.
+	## A row; columns after the basic ones come only from agents that support batches.
 	type Columns: record {
 		## When it happened, by the host's clock.
 		time_: time &log &optional;
@@ -62,7 +62,7 @@ export {
 		## ``IPv4``, ``IPv6``, or ``packet`` for a packet socket that was opened, which has no ends and the
 		## state ``listen``.
 		family: string &log &optional;
-		## Transport protocol's number.
+		## Transport protocol number.
 		protocol: count &log &optional;
 		## Local address.
 		local_addr: addr &log &optional;
@@ -80,21 +80,21 @@ export {
 		exe: string &log &optional;
 		## Its command line.
 		cmdline: string &log &optional;
-		## User who logged in, whatever the process became since.
+		## Login user id, which setuid does not change.
 		loginuid: count &log &optional;
 		## Id of the container that the process is in.
 		container_id: string &log &optional;
-		## Name of the process that is never used again.
+		## Unique process id, never reused.
 		entity_id: string &log &optional;
 		## Community ID of the flow.
 		community_id: string &log &optional;
-		## Number of the event in the agent's store.
+		## Sequence number of the event in the agent's store.
 		seq: count &log &optional;
 	};
 
 	## The columns of ``zeek-agent-socket-events.log``.
 	type Info: record {
-		## When Zeek got it.
+		## When Zeek received the row.
 		t: time &log;
 		## Id of the agent.
 		hid: string &log;
@@ -102,7 +102,7 @@ export {
 		host: string &log;
 		## The row.
 		columns: Columns &log;
-		## Id of the agent's event store; with ``seq`` it names the event for good.
+		## Id of the agent's event store; with ``seq`` it identifies the event permanently.
 		store: string &log &optional;
 	};
 

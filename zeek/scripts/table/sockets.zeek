@@ -1,16 +1,16 @@
 # Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
 
-##! Sockets that are open, in ``zeek-agent-sockets.log``.
+##! Open sockets, in ``zeek-agent-sockets.log``.
 
 @load ../framework
 
 module ZeekAgent_Sockets;
 
 export {
-	## Whether to ask agents.
+	## Whether to query agents.
 	const enabled = T &redef;
 
-	## How often to ask.
+	## Interval between runs of the query.
 	option query_interval = 30sec;
 
 	## How results are reported.
@@ -26,7 +26,7 @@ export {
 		process: string &log &optional;
 		## ``IPv4`` or ``IPv6``.
 		family: string &log &optional;
-		## Transport protocol's number.
+		## Transport protocol number.
 		protocol: count &log &optional;
 		## Local address.
 		local_addr: addr &log &optional;
@@ -40,7 +40,7 @@ export {
 		state: string &log &optional;
 	};
 
-	## A row; the columns after the basic ones are those of agents that know batches.
+	## A row; columns after the basic ones come only from agents that support batches.
 	type Columns: record {
 		## Process that holds the socket.
 		pid: count &log &optional;
@@ -48,7 +48,7 @@ export {
 		process: string &log &optional;
 		## ``IPv4`` or ``IPv6``.
 		family: string &log &optional;
-		## Transport protocol's number.
+		## Transport protocol number.
 		protocol: count &log &optional;
 		## Local address.
 		local_addr: addr &log &optional;
@@ -60,13 +60,13 @@ export {
 		remote_port: count &log &optional;
 		## State of the connection.
 		state: string &log &optional;
-		## User who made the socket.
+		## User who created the socket.
 		uid: count &log &optional;
 		## Path of the process's executable.
 		exe: string &log &optional;
 		## Id of the container that the process is in.
 		container_id: string &log &optional;
-		## Name of the process that is never used again.
+		## Unique process id, never reused.
 		entity_id: string &log &optional;
 		## Community ID of the flow.
 		community_id: string &log &optional;
@@ -74,7 +74,7 @@ export {
 
 	## The columns of ``zeek-agent-sockets.log``.
 	type Info: record {
-		## When Zeek got it.
+		## When Zeek received the row.
 		t: time &log;
 		## Id of the agent.
 		hid: string &log;

@@ -1,4 +1,4 @@
-##! Settings of SSH servers, in ``zeek-agent-ssh-configs.log``, and the keys that may log in, in
+##! Settings of SSH servers, in ``zeek-agent-ssh-configs.log``, and authorized keys, in
 ##! ``zeek-agent-ssh-authorized-keys.log``.
 
 @load ../framework
@@ -6,7 +6,7 @@
 module ZeekAgent_SSH;
 
 export {
-	## Whether to ask agents.
+	## Whether to query agents.
 	const enabled = T &redef;
 
 	## Patterns of the servers' configuration files.
@@ -19,7 +19,7 @@ export {
 		["darwin"] = set("/Users/*/.ssh/authorized_keys"),
 	};
 
-	## How often to ask.
+	## Interval between runs of the query.
 	option query_interval = 30sec;
 
 	## How results are reported.
@@ -38,7 +38,7 @@ export {
 		value: string &log &optional;
 	};
 
-	## A setting and where it is.
+	## A setting and its location.
 	type ColumnsConfigs: record {
 		## Path of the file.
 		path: string &log &optional;
@@ -48,7 +48,7 @@ export {
 		option_: ConfigOption &log &optional;
 	};
 
-	## A key and where it is.
+	## A key and its location.
 	type ColumnsKeys: record {
 		## Path of the file.
 		path: string &log &optional;
@@ -60,7 +60,7 @@ export {
 
 	## The columns of ``zeek-agent-ssh-configs.log``.
 	type InfoConfigs: record {
-		## When Zeek got it.
+		## When Zeek received the row.
 		t: time &log;
 		## Id of the agent.
 		hid: string &log;
@@ -74,7 +74,7 @@ export {
 
 	## The columns of ``zeek-agent-ssh-authorized-keys.log``.
 	type InfoKeys: record {
-		## When Zeek got it.
+		## When Zeek received the row.
 		t: time &log;
 		## Id of the agent.
 		hid: string &log;

@@ -1,16 +1,16 @@
 # Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
 
-##! Messages of the systems' logs, in ``zeek-agent-system-logs.log``.
+##! Entries of the system log, in ``zeek-agent-system-logs.log``.
 
 @load ../framework
 
 module ZeekAgent_SystemLogs;
 
 export {
-	## Whether to ask agents.
+	## Whether to query agents.
 	const enabled = T &redef;
 
-	## How often to ask.
+	## Interval between runs of the query.
 	option query_interval = 30sec;
 
 	## How results are reported.
@@ -30,7 +30,7 @@ export {
 		message: string &log &optional;
 	};
 
-	## A row; the columns after the basic ones are those of agents that know batches.
+	## A row; columns after the basic ones come only from agents that support batches.
 	type Columns: record {
 		## When the message was logged.
 		time_: time &log &optional;
@@ -40,7 +40,7 @@ export {
 		level: string &log &optional;
 		## The message.
 		message: string &log &optional;
-		## Process id of who logged it.
+		## Process id of the sender.
 		pid: count &log &optional;
 		## User id of that process.
 		uid: count &log &optional;
@@ -48,17 +48,17 @@ export {
 		exe: string &log &optional;
 		## Its systemd unit.
 		unit: string &log &optional;
-		## Name that it logs under.
+		## Syslog identifier.
 		identifier: string &log &optional;
-		## Syslog's facility.
+		## Syslog facility.
 		facility: count &log &optional;
-		## Number of the event in the agent's store.
+		## Sequence number of the event in the agent's store.
 		seq: count &log &optional;
 	};
 
 	## The columns of ``zeek-agent-system-logs.log``.
 	type Info: record {
-		## When Zeek got it.
+		## When Zeek received the row.
 		t: time &log;
 		## Id of the agent.
 		hid: string &log;
@@ -66,7 +66,7 @@ export {
 		host: string &log;
 		## The row.
 		columns: Columns &log;
-		## Id of the agent's event store; with ``seq`` it names the event for good.
+		## Id of the agent's event store; with ``seq`` it identifies the event permanently.
 		store: string &log &optional;
 	};
 

@@ -7,10 +7,10 @@
 module ZeekAgent_Users;
 
 export {
-	## Whether to ask agents.
+	## Whether to query agents.
 	const enabled = T &redef;
 
-	## How often to ask.
+	## Interval between runs of the query.
 	option query_interval = 30sec;
 
 	## How results are reported.
@@ -24,9 +24,9 @@ export {
 		name: string &log &optional;
 		## Full name.
 		full_name: string &log &optional;
-		## Whether it has administrator's rights.
+		## Whether it has administrator rights.
 		is_admin: bool &log &optional;
-		## Whether it is an account of the system.
+		## Whether it is a system account.
 		is_system: bool &log &optional;
 		## User id.
 		uid: string &log &optional;
@@ -36,19 +36,19 @@ export {
 		home: string &log &optional;
 		## Login shell.
 		shell: string &log &optional;
-		## Mail address.
+		## Email address.
 		email: string &log &optional;
 	};
 
-	## A row; the columns after the basic ones are those of agents that know batches.
+	## A row; columns after the basic ones come only from agents that support batches.
 	type Columns: record {
 		## Login name.
 		name: string &log &optional;
 		## Full name.
 		full_name: string &log &optional;
-		## Whether it has administrator's rights.
+		## Whether it has administrator rights.
 		is_admin: bool &log &optional;
-		## Whether it is an account of the system.
+		## Whether it is a system account.
 		is_system: bool &log &optional;
 		## User id.
 		uid: string &log &optional;
@@ -58,7 +58,7 @@ export {
 		home: string &log &optional;
 		## Login shell.
 		shell: string &log &optional;
-		## Mail address.
+		## Email address.
 		email: string &log &optional;
 		## Groups it belongs to.
 		groups: set[string] &log &optional;
@@ -66,7 +66,7 @@ export {
 
 	## The columns of ``zeek-agent-users.log``.
 	type Info: record {
-		## When Zeek got it.
+		## When Zeek received the row.
 		t: time &log;
 		## Id of the agent.
 		hid: string &log;

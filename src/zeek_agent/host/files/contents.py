@@ -57,7 +57,7 @@ class _Lines:
             for text in self._texts(allowance.bytes):
                 for line in self._masked(text):
                     if self._lines == allowance.lines:
-                        self._truncated = "more lines than limits.file_lines or limits.files_lines admits"
+                        self._truncated = "more lines than limits.file_lines or limits.files_lines allows"
                         return
                     self._lines += 1
                     yield line
@@ -92,7 +92,7 @@ class _Lines:
         """The next piece of the file, empty at its end or where a limit ends it, which is noted."""
         self._check()
         if self._seconds_left <= 0:
-            self._truncated = "reading it took longer than limits.file_time or limits.files_time admits"
+            self._truncated = "reading took longer than limits.file_time or limits.files_time allows"
             return b""
         left = most - self._bytes
         before = self._reads.seconds_left
@@ -102,7 +102,7 @@ class _Lines:
         if chunk is None:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         if chunk and not left:
-            self._truncated = "larger than limits.file_bytes or limits.files_bytes admits"
+            self._truncated = "larger than limits.file_bytes or limits.files_bytes allows"
             return b""
         if self._bytes == 0 and not self._opened.masks_keys and has_header(chunk[:HEADER_WITHIN]):
             raise RefusedError("begins with a private key")

@@ -39,9 +39,9 @@ from zeek_agent.host.files.mount_rules import (
     only_root_mounts_for,
     own_mounts,
 )
-from zeek_agent.host.files.place import Place, belongs_there, joined, readable_by_all, user_of
+from zeek_agent.host.files.path_handle import PathHandle, belongs_there, joined, readable_by_all, user_of
 from zeek_agent.host.files.reads import FileReads, Omission
-from zeek_agent.host.files.statx import Status, entry_types, status_at, status_of
+from zeek_agent.host.files.statx import FileStatus, entry_types, status_at, status_of
 from zeek_agent.host.linux.mounts import Mount, parsed
 from zeek_agent.text import from_os
 
@@ -99,7 +99,7 @@ class RefusedError(Exception):
         self.omission = omission
 
 
-Listed: TypeAlias = "tuple[str, Status | RefusedError | OSError]"
+Listed: TypeAlias = "tuple[str, FileStatus | RefusedError | OSError]"
 """A name in a directory with its attributes, or why it has none."""
 
 
@@ -127,8 +127,8 @@ class Gate:
         self._mounts = self._table.current()
         self._hazards = hazards_among(self._mounts, access.filesystems_allow)
         self._denied_objects: frozenset[tuple[int, int]] | None = None
-        self._directories: dict[str, Place] = {}
-        self._ways: dict[tuple[Place, str], Place] = {}
+        self._directories: dict[str, PathHandle] = {}
+        self._ways: dict[tuple[PathHandle, str], PathHandle] = {}
         self._descriptors_kept = 0
         self._mounts_reread = False
         self._looked_up = 0
@@ -140,42 +140,42 @@ class Gate:
 
     # Walking
 
-    def walk(self, start: Place, path: str) -> Place:
+    def walk(self, start: PathHandle, path: str) -> PathHandle:
         """What a path leads to from a directory, links resolved by their text.
 
         Raises RefusedError, and OSError as open(2) would.
         """
         pending = path.split("/")[::-1]
-        place, links = start, 0
+        handle, links = start, 0
         while pending:
             name = pending.pop()
             if name in ("", "."):
                 continue
-            if not place.status.is_directory:
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), place.path)
+            if not handle.status.is_directory:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), handle.path)
             if name == "..":
-                place = place.parent or place
+                handle = handle.parent or handle
                 continue
-            path = joined(place, name)
+            path = joined(handle, name)
             entered = self._directories.get(path)
             if entered is None:
-                entered = self.enter(place, name)
+                entered = self.enter(handle, name)
                 if entered.status.is_directory:
                     self._remember(path, entered)
             if not S_ISLNK(entered.status.mode):
-                place = entered
+                handle = entered
                 continue
             links += 1
             if links > LINKS_MAX:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), entered.path)
             self._check()
-            text = self._link_text(place, name, entered.descriptor)
+            text = self._link_text(handle, name, entered.descriptor)
             if text.startswith("/"):
-                place = self.root
+                handle = self.root
             pending += text.split("/")[::-1]
-        return place
+        return handle
 
-    def status(self, directory: Place, name: str) -> Status:
+    def status(self, directory: PathHandle, name: str) -> FileStatus:
         """Attributes of what a directory's entry leads to, or of a last link that leads nowhere or is not followed.
 
         Raises RefusedError for the mount point of a file system that may hang, and OSError.
@@ -188,7 +188,7 @@ class Gate:
         except (RefusedError, OSError):
             return status
 
-    def statuses(self, directory: Place, names: Iterable[str], links: Collection[str]) -> Iterator[Listed]:
+    def statuses(self, directory: PathHandle, names: Iterable[str], links: Collection[str]) -> Iterator[Listed]:
         """`status` of many entries of a directory, where `links` are likely to be links.
 
         Entries that have gone are left out; for those without attributes comes the error.
@@ -220,7 +220,7 @@ class Gate:
             except (RefusedError, OSError) as error:
                 yield name, error
 
-    def _target_status(self, directory: Place, name: str) -> Status:
+    def _target_status(self, directory: PathHandle, name: str) -> FileStatus:
         """Attributes of what a link leads to. Raises RefusedError and OSError."""
         text = self._link_text(directory, name)
         way, _, name = text.rstrip("/").rpartition("/")
@@ -231,16 +231,16 @@ class Gate:
                 return status
         return self.walk(directory, name).status
 
-    def _way(self, directory: Place, way: str) -> Place:
+    def _way(self, directory: PathHandle, way: str) -> PathHandle:
         """`walk`, remembered, since links that lie together mostly lead to one directory."""
-        place = self._ways.get((directory, way))
-        if place is None:
-            place = self.walk(directory, way)
-            self._make_room(len(self._ways), place)
-            self._ways[directory, way] = place
-        return place
+        handle = self._ways.get((directory, way))
+        if handle is None:
+            handle = self.walk(directory, way)
+            self._make_room(len(self._ways), handle)
+            self._ways[directory, way] = handle
+        return handle
 
-    def enter(self, directory: Place, name: str) -> Place:
+    def enter(self, directory: PathHandle, name: str) -> PathHandle:
         """What a directory has under a name; a link is not followed. Raises RefusedError and OSError."""
         self._looked_up += 1
         if self._looked_up % _REFRESH_EVERY == 0:
@@ -255,18 +255,18 @@ class Gate:
             mount = directory.mount
             if status.mount != directory.status.mount:
                 mount = self._admitted(status.mount)
-            return Place(descriptor, status, mount, name, directory)
+            return PathHandle(descriptor, status, mount, name, directory)
         except BaseException as error:
             os.close(descriptor)
             if isinstance(error, PermissionError):
                 self._demand_no_hazard(directory, name)
             raise
 
-    def _remember(self, path: str, directory: Place) -> None:
+    def _remember(self, path: str, directory: PathHandle) -> None:
         self._make_room(len(self._directories), directory)
         self._directories[path] = directory
 
-    def _make_room(self, kept: int, directory: Place) -> None:
+    def _make_room(self, kept: int, directory: PathHandle) -> None:
         """Forget the directories that are kept open where one more would be too many."""
         self._descriptors_kept += directory.depth
         if kept >= DIRECTORIES_KEPT or self._descriptors_kept > DESCRIPTORS_KEPT:
@@ -274,7 +274,7 @@ class Gate:
             self._ways.clear()
             self._descriptors_kept = directory.depth
 
-    def entry_status(self, directory: Place, name: str) -> Status:
+    def entry_status(self, directory: PathHandle, name: str) -> FileStatus:
         """Attributes of what a directory has under a name, of a link itself, without opening it.
 
         Raises RefusedError for the mount point of a file system that may hang, which is not touched, and OSError.
@@ -293,10 +293,10 @@ class Gate:
             self._admitted(status.mount)
         return status
 
-    def entries(self, directory: Place, check: Callable[[], None]) -> Iterator[list[os.DirEntry[str]]]:
+    def entries(self, directory: PathHandle, check: Callable[[], None]) -> Iterator[list[os.DirEntry[str]]]:
         """The entries of a directory, unsorted, some at a time. Raises RefusedError and OSError."""
         if directory.mount.kind == "proc" and directory.path_in_file_system().endswith("/map_files"):
-            raise RefusedError("names of proc(5) that tell where a process lies in memory")
+            raise RefusedError("file names in proc(5) that reveal memory addresses")
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | _CLOEXEC, dir_fd=directory.descriptor)
         try:
             with os.scandir(descriptor) as entries:
@@ -306,7 +306,7 @@ class Gate:
         finally:
             os.close(descriptor)
 
-    def gives_types(self, directory: Place) -> bool:
+    def reports_types(self, directory: PathHandle) -> bool:
         """Whether its file system tells the types of a directory's entries with their names. Raises OSError.
 
         Where it does not, the methods of `os.DirEntry` would look at each entry, and so at what is mounted there.
@@ -323,11 +323,11 @@ class Gate:
                 self._typed[directory.mount.device] = typed
         return typed
 
-    def working_directory(self) -> Place:
+    def working_directory(self) -> PathHandle:
         """Where relative paths start. Raises RefusedError and OSError."""
         return self.walk(self.root, str(Path.cwd()))
 
-    def _link_text(self, directory: Place, name: str, descriptor: int | None = None) -> str:
+    def _link_text(self, directory: PathHandle, name: str, descriptor: int | None = None) -> str:
         """The text of a symbolic link, by its descriptor if it is open.
 
         Raises RefusedError for a magic link, whose text is not where it leads, and OSError.
@@ -342,21 +342,21 @@ class Gate:
 
     # Opening
 
-    def open_regular(self, place: Place, written: str, purpose: Purpose) -> OpenedFile | None:
+    def open_regular(self, handle: PathHandle, written: str, purpose: Purpose) -> OpenedFile | None:
         """Open a regular file for reading, so that nothing but that can happen; None when it is anything else.
 
         `written` is the path as the asker has it, absolute. Raises RefusedError and OSError.
         """
-        if not stat.S_ISREG(place.status.mode):
+        if not stat.S_ISREG(handle.status.mode):
             return None
-        self._demand_readable(place, written)
+        self._demand_readable(handle, written)
         masks_keys = True
         if purpose is Purpose.CONTENTS:
-            masks_keys = self._demand_contents(place, written)
-        file = _reopened(place.descriptor, place.status, place.mount)
-        return OpenedFile(file, masks_keys, user_of(place), place.path.startswith(_LOGS))
+            masks_keys = self._demand_contents(handle, written)
+        file = _reopened(handle.descriptor, handle.status, handle.mount)
+        return OpenedFile(file, masks_keys, user_of(handle), handle.path.startswith(_LOGS))
 
-    def open_executable(self, process: Place) -> OpenedFile | None:
+    def open_executable(self, process: PathHandle) -> OpenedFile | None:
         """Open the executable of a process, for its hash; None when it is no regular file.
 
         `process` is a process's or thread's directory in a proc file system, see `is_process`. The executable may be
@@ -374,38 +374,38 @@ class Gate:
             if not stat.S_ISREG(status.mode):
                 return None
             path = str(Path(f"/proc/self/fd/{descriptor}").readlink()).removesuffix(" (deleted)")
-            inside = mount.root.rstrip("/") + path.removeprefix(mount.place.rstrip("/"))
+            inside = mount.root.rstrip("/") + path.removeprefix(mount.mount_point.rstrip("/"))
             self._demand_allowed(mount, path, path, inside, executable=True)
             self._demand_no_denied_object(status, mount)
             return OpenedFile(_reopened(descriptor, status, mount), masks_keys=True)
         finally:
             os.close(descriptor)
 
-    def is_process(self, directory: Place) -> bool:
+    def is_process(self, directory: PathHandle) -> bool:
         """Whether a directory is that of a process or thread in a proc file system, wherever that is mounted."""
         return directory.mount.kind == "proc" and _PROCESS.fullmatch(directory.path_in_file_system()) is not None
 
     # Mounts
 
-    def _root(self) -> Place:
+    def _root(self) -> PathHandle:
         descriptor = os.open("/", _O_PATH | _CLOEXEC)
         try:
             status = status_of(descriptor)
             mount = self._current(status.mount)
             if mount is None:
                 raise RefusedError("the root directory is on a mount that /proc/self/mountinfo does not list")
-            return Place(descriptor, status, mount, "/", None)
+            return PathHandle(descriptor, status, mount, "/", None)
         except BaseException:
             os.close(descriptor)
             raise
 
-    def _demand_harmless(self, directory: Place, name: str) -> None:
+    def _demand_harmless(self, directory: PathHandle, name: str) -> None:
         """Raises RefusedError where a file system is mounted whose root may make wait who only looks it up."""
         cause = self._hazards.causes.get(joined(directory, name))
         if cause is not None:
             raise RefusedError(cause, Omission.SKIPPED)
 
-    def _demand_no_hazard(self, directory: Place, name: str) -> None:
+    def _demand_no_hazard(self, directory: PathHandle, name: str) -> None:
         """Raises RefusedError if a file system is mounted there that tells its attributes to nobody but its user."""
         if not self._mounts_reread:  # directories of mount points may have got other names
             self._mounts_reread = True
@@ -419,7 +419,7 @@ class Gate:
         """The mount with this number, which the caller holds open. Raises RefusedError."""
         mount = self._current(number)
         if mount is None:
-            raise RefusedError("on a mount of another mount namespace")
+            raise RefusedError("on a mount in another mount namespace")
         self._demand_admitted(mount)
         return mount
 
@@ -438,7 +438,7 @@ class Gate:
             self._mounts = mounted
             self._hazards = hazards_among(mounted, self._access.filesystems_allow)
 
-    def _foreign_mount(self, process: Place, status: Status) -> Mount:
+    def _foreign_mount(self, process: PathHandle, status: FileStatus) -> Mount:
         """The mount of another mount namespace that a process's executable lies on, as that process sees it.
 
         Who made it, and where, is not known: it is admitted if the agent has one of the same file system, or for its
@@ -450,14 +450,14 @@ class Gate:
         with os.fdopen(os.open("mountinfo", os.O_RDONLY | _CLOEXEC, dir_fd=process.descriptor), "rb") as mountinfo:
             line = re.search(rb"^%d .*$" % status.mount, mountinfo.read(), re.MULTILINE)
         if line is None:
-            raise RefusedError("on a mount of another mount namespace")
+            raise RefusedError("on a mount in another mount namespace")
         (mount,) = parsed(line[0])
         cause = self._foreign_hazard(process, mount)
         if cause is not None:
             raise RefusedError(cause, Omission.SKIPPED)
         return mount
 
-    def _foreign_hazard(self, process: Place, mount: Mount) -> str | None:
+    def _foreign_hazard(self, process: PathHandle, mount: Mount) -> str | None:
         """Why a mount in the namespace of a process is not to be entered; None if it may be."""
         same = self._mounts.by_device.get(mount.device)
         if same:
@@ -472,11 +472,11 @@ class Gate:
 
     # Rules
 
-    def _demand_readable(self, place: Place, written: str) -> None:
+    def _demand_readable(self, handle: PathHandle, written: str) -> None:
         """Raises RefusedError when a file may not even be hashed."""
-        mount, status = place.mount, place.status
-        inside = place.path_in_file_system()
-        self._demand_allowed(mount, written, place.path, inside)
+        mount, status = handle.mount, handle.status
+        inside = handle.path_in_file_system()
+        self._demand_allowed(mount, written, handle.path, inside)
         if status.links != 1:
             self._demand_no_denied_object(status, mount)
 
@@ -486,7 +486,7 @@ class Gate:
         if mount.kind in _CASELESS and not executable:
             denies = access.denies_in_any_case
         if any(denies(name) for name in self._names(mount, written, path, inside)):
-            raise RefusedError("denied by access.paths_deny, or the agent's own")
+            raise RefusedError("denied by access.paths_deny, or one of the agent's own files")
         if not access.allows(from_os(written)) or not access.allows(from_os(path)):
             raise RefusedError("not in access.paths_allow")
 
@@ -501,7 +501,7 @@ class Gate:
         for other in self._mounts.by_device.get(mount.device, ()):
             root = other.root.rstrip("/")
             if inside == other.root or inside.startswith(f"{root}/"):
-                names.add(other.place.rstrip("/") + inside[len(root) :])
+                names.add(other.mount_point.rstrip("/") + inside[len(root) :])
         for denied, real in self._denied_by_links():
             names |= {denied + name[len(real) :] for name in names if name == real or name.startswith(f"{real}/")}
         if mount.kind in _CASELESS:  # there, dots and spaces at a name's end are none either
@@ -511,7 +511,7 @@ class Gate:
 
     def _layer_names(self, mount: Mount, inside: str) -> list[str]:
         """The paths that a file of an overlay may have in the directories which that is made of."""
-        if not mount.layers or mount.place == "/":
+        if not mount.layers or mount.mount_point == "/":
             return []
         return [layer.rstrip("/") + inside for layer in mount.layers]
 
@@ -520,33 +520,33 @@ class Gate:
         found = _links_in_rules.get(self._access)
         now = time.monotonic()
         if found is None or now > found[0]:
-            named = [(place, self._path_by_links(place)) for place in self._access.denied_places]
-            found = now + _LINKS_KEPT_FOR, [(place, real) for place, real in named if real is not None]
+            named = [(handle, self._path_by_links(handle)) for handle in self._access.denied_places]
+            found = now + _LINKS_KEPT_FOR, [(handle, real) for handle, real in named if real is not None]
             _links_in_rules[self._access] = found
         return found[1]
 
     def _path_by_links(self, path: str) -> str | None:
         """The path of what links of root lead to; None without links, or where a user's link could hide anything."""
-        place, linked = self.root, False
+        handle, linked = self.root, False
         try:
             for name in path.split("/")[1:]:
-                status = self.entry_status(place, name)
+                status = self.entry_status(handle, name)
                 if S_ISLNK(status.mode):
                     linked = True
                     if status.uid != 0:
                         return None
-                place = self.walk(place, name)
+                handle = self.walk(handle, name)
         except (OSError, RefusedError):
             return None  # not there, or where nobody may look
-        return place.path if linked and place.parent is not None else None
+        return handle.path if linked and handle.parent is not None else None
 
-    def _demand_no_denied_object(self, status: Status, mount: Mount) -> None:
+    def _demand_no_denied_object(self, status: FileStatus, mount: Mount) -> None:
         denied = (status.device, status.inode) in self._objects()
         if mount.kind in STACKED and not denied:
             # Its device is not that of the file below, and its inode's number has at most other high bits.
             denied = any((status.inode ^ inode) & _LOW_BITS == 0 for _, inode in self._objects())
         if denied:
-            raise RefusedError("another name of a file that access.paths_deny names, or of the agent's own")
+            raise RefusedError("a hard link to a file denied by access.paths_deny, or to one of the agent's own")
 
     def _objects(self) -> frozenset[tuple[int, int]]:
         """Device and inode of the literal denied paths and of the agent's own, as they are for this statement."""
@@ -554,29 +554,29 @@ class Gate:
             found: set[tuple[int, int]] = set()
             for path in (*self._access.literals, *self._access.protected):
                 try:
-                    place = self.walk(self.root, path)
-                    found.add((place.status.device, place.status.inode))
-                    if place.status.is_directory and path in self._access.protected:
-                        found.update(self._objects_in(place))
+                    handle = self.walk(self.root, path)
+                    found.add((handle.status.device, handle.status.inode))
+                    if handle.status.is_directory and path in self._access.protected:
+                        found.update(self._objects_in(handle))
                 except (OSError, RefusedError):
                     continue  # not there, or where nobody may look: no hard link of it can be opened either
             self._denied_objects = frozenset(found)
         return self._denied_objects
 
-    def _objects_in(self, directory: Place) -> Iterator[tuple[int, int]]:
+    def _objects_in(self, directory: PathHandle) -> Iterator[tuple[int, int]]:
         for entries in self.entries(directory, lambda: None):
             for _, status in self.statuses(directory, [entry.name for entry in entries], ()):
-                if isinstance(status, Status):
+                if isinstance(status, FileStatus):
                     yield status.device, status.inode
 
-    def _demand_contents(self, place: Place, written: str) -> bool:
+    def _demand_contents(self, handle: PathHandle, written: str) -> bool:
         """Raises RefusedError when the contents may not be read. Returns whether private keys in it are masked."""
-        usual = _USUAL_PLACES.get(place.mount.kind)
-        name = from_os(usual + place.path_in_file_system() if usual is not None else place.path)
+        usual = _USUAL_PLACES.get(handle.mount.kind)
+        name = from_os(usual + handle.path_in_file_system() if usual is not None else handle.path)
         listed = self._access.contents(name)
         if listed is Contents.CONFIGURED:
             return False
-        cause = content_refusal(listed, readable_by_all=readable_by_all(place), belongs_there=belongs_there(place))
+        cause = content_refusal(listed, readable_by_all=readable_by_all(handle), belongs_there=belongs_there(handle))
         if cause is not None:
             if not self._access.reports_only:
                 raise RefusedError(cause)
@@ -584,7 +584,7 @@ class Gate:
         return True
 
 
-def _reopened(descriptor: int, status: Status, mount: Mount) -> FileIO:
+def _reopened(descriptor: int, status: FileStatus, mount: Mount) -> FileIO:
     """The regular file that a descriptor of `O_PATH` stands for, open for reading; leases do not make it wait.
 
     Raises RefusedError when /proc is not the kernel's, or not there.
@@ -594,11 +594,11 @@ def _reopened(descriptor: int, status: Status, mount: Mount) -> FileIO:
     except FileNotFoundError:
         if mount.kind == "proc":
             raise  # its process has ended
-        raise RefusedError("/proc/self/fd is not there", Omission.SKIPPED) from None
+        raise RefusedError("/proc/self/fd does not exist", Omission.SKIPPED) from None
     opened = os.fstat(file.fileno())
     if (opened.st_dev, opened.st_ino) != (status.device, status.inode):
         file.close()
-        raise RefusedError("/proc/self/fd leads elsewhere", Omission.SKIPPED)
+        raise RefusedError("/proc/self/fd opened a different file", Omission.SKIPPED)
     return file
 
 
@@ -608,4 +608,4 @@ def content_refusal(listed: Contents, *, readable_by_all: bool, belongs_there: b
         return "contents are not on the list (access.files_allow extends it)"
     if readable_by_all or (listed is Contents.PRIVATE and belongs_there):
         return None
-    return "contents are not for every local user (access.files_allow admits them)"
+    return "contents are not readable by every local user (access.files_allow permits them)"

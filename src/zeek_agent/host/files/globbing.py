@@ -18,10 +18,10 @@ from typing import Final, NamedTuple, TypeAlias
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.host.files.gate import Gate, OpenedFile, Purpose, RefusedError
-from zeek_agent.host.files.place import Place
+from zeek_agent.host.files.path_handle import PathHandle
 from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import FileReads, Omission
-from zeek_agent.host.files.statx import Status
+from zeek_agent.host.files.statx import FileStatus
 
 PATTERN_MAX: Final = 8_192
 """Characters of a pattern: twice those of the longest path, as each of them may have a backslash."""
@@ -42,7 +42,7 @@ class Match:
 
     __slots__ = ("_directory", "_gate", "_name", "path")
 
-    def __init__(self, gate: Gate | PortableGate, path: str, directory: Place, name: str) -> None:
+    def __init__(self, gate: Gate | PortableGate, path: str, directory: PathHandle, name: str) -> None:
         self._gate = gate
         self.path = path
         """As the pattern spells it, in the form of `os.fsdecode`."""
@@ -67,7 +67,7 @@ _Entry: TypeAlias = tuple[str, bool, bool]
 class _Group(NamedTuple):
     """Those entries of one directory that match."""
 
-    directory: Place
+    directory: PathHandle
     path: str
     """Of the directory as the pattern spells it, with a slash at its end, or empty."""
     names: list[str]
@@ -94,7 +94,7 @@ def matching(gate: Gate | PortableGate, pattern: str, check: Callable[[], None] 
 
 def listing(
     gate: Gate | PortableGate, pattern: str, check: Callable[[], None] = lambda: None
-) -> Iterator[tuple[str, Status | RefusedError | OSError]]:
+) -> Iterator[tuple[str, FileStatus | RefusedError | OSError]]:
     """The same paths with the attributes of what they lead to (see `Gate.status`), or why those are not known."""
     for directory, path, names, links in _groups(gate, pattern, check):
         for number, (name, found) in enumerate(gate.statuses(directory, names, links)):
@@ -133,7 +133,7 @@ class _Walk:
         self._check = check
         self._directories_only = directories_only
 
-    def below(self, directory: Place, path: str, parts: list[str]) -> Iterator[_Group]:
+    def below(self, directory: PathHandle, path: str, parts: list[str]) -> Iterator[_Group]:
         """What matches the pattern's `parts` below a directory."""
         for number, part in enumerate(parts, 1):
             rest = parts[number:]
@@ -150,7 +150,7 @@ class _Walk:
             directory, path = deeper, f"{path}{name}/"
         yield _Group(directory, path, ["."])
 
-    def _wildcard(self, directory: Place, path: str, part: str, rest: list[str]) -> Iterator[_Group]:
+    def _wildcard(self, directory: PathHandle, path: str, part: str, rest: list[str]) -> Iterator[_Group]:
         """What matches a part with wildcards, and the parts after it."""
         for entries in self._entries(directory, path, part):
             if not rest and not self._directories_only:
@@ -159,7 +159,7 @@ class _Walk:
             else:
                 yield from self._deeper(directory, path, entries, rest)
 
-    def _deeper(self, directory: Place, path: str, entries: list[_Entry], rest: list[str]) -> Iterator[_Group]:
+    def _deeper(self, directory: PathHandle, path: str, entries: list[_Entry], rest: list[str]) -> Iterator[_Group]:
         """What matches the pattern's `rest` below those entries that lead to directories."""
         for number, (name, is_link, is_directory) in enumerate(entries):
             if number % _CHECK_EVERY == 0:
@@ -173,16 +173,16 @@ class _Walk:
             if deeper is not None:
                 yield from self.below(deeper, f"{path}{name}/", rest)
 
-    def _subdirectory(self, directory: Place, name: str, path: str) -> Place | None:
+    def _subdirectory(self, directory: PathHandle, name: str, path: str) -> PathHandle | None:
         """The directory that a name stands for which is most likely no link, or None."""
         try:
-            place = self._gate.enter(directory, name)
+            handle = self._gate.enter(directory, name)
         except (OSError, RefusedError) as error:
             _leave_out(self._gate, path, error)
             return None
-        return place if place.status.is_directory else self._directory(directory, name, path)
+        return handle if handle.status.is_directory else self._directory(directory, name, path)
 
-    def _literal(self, directory: Place, path: str, name: str) -> Iterator[_Group]:
+    def _literal(self, directory: PathHandle, path: str, name: str) -> Iterator[_Group]:
         """The last part of a pattern, without wildcards, if it is there."""
         try:
             self._gate.entry_status(directory, name)
@@ -193,16 +193,16 @@ class _Walk:
             pass  # whoever asks for its attributes or contents is told
         yield _Group(directory, path, [name])
 
-    def _directory(self, directory: Place, name: str, path: str) -> Place | None:
+    def _directory(self, directory: PathHandle, name: str, path: str) -> PathHandle | None:
         """The directory that a name leads to, or None."""
         try:
-            place = self._gate.walk(directory, name)
+            handle = self._gate.walk(directory, name)
         except (OSError, RefusedError) as error:
             _leave_out(self._gate, path, error)
             return None
-        return place if place.status.is_directory else None
+        return handle if handle.status.is_directory else None
 
-    def _entries(self, directory: Place, path: str, part: str) -> Iterator[list[_Entry]]:
+    def _entries(self, directory: PathHandle, path: str, part: str) -> Iterator[list[_Entry]]:
         """Entries of a directory that match one part of a pattern, in lots that are in order, as they are.
 
         Their types come from getdents(2), so that to look at them touches no mount point. Where the file system does
@@ -217,14 +217,14 @@ class _Walk:
                 return
             yield found
 
-    def _lot(self, directory: Place, part: str, after: str) -> tuple[list[_Entry], str | None]:
+    def _lot(self, directory: PathHandle, part: str, after: str) -> tuple[list[_Entry], str | None]:
         """The matches whose names come first after a name, and the last of them unless there are no more.
 
         Raises RefusedError and OSError.
         """
         matches = _matcher(part)
         hidden = part.startswith((".", "\\."))
-        typed = self._gate.gives_types(directory)
+        typed = self._gate.reports_types(directory)
         found: list[_Entry] = []
         last: str | None = None
         for entries in self._gate.entries(directory, self._check):

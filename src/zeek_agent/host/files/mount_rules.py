@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from zeek_agent.access import admits_filesystem
 from zeek_agent.access_defaults import LOCAL_FILE_SYSTEMS
-from zeek_agent.host.files.place import Place
+from zeek_agent.host.files.path_handle import PathHandle
 from zeek_agent.host.files.statx import status_of
 from zeek_agent.host.linux.mounts import Mount, Mounts, MountTable
 from zeek_agent.text import from_os
@@ -30,12 +30,12 @@ _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 
 def hazard(mount: Mount, admitted: tuple[str, ...], *, on_hazard: bool = False) -> str | None:
     """Why a file system is not to be entered; None for one that answers by itself, or that the configuration admits."""
-    if admits_filesystem(admitted, mount.kind, from_os(mount.place)):
+    if admits_filesystem(admitted, mount.kind, from_os(mount.mount_point)):
         return None
-    admits = "which may hang (access.filesystems_allow admits it)"
+    admits = "which may hang (access.filesystems_allow permits it)"
     if mount.kind not in LOCAL_FILE_SYSTEMS:
         return f"on a {mount.kind} file system, {admits}"
-    return f"on a file system of kind {mount.kind} that may lie on another one, {admits}" if on_hazard else None
+    return f"on a file system of type {mount.kind} that may be on top of another one, {admits}" if on_hazard else None
 
 
 class Hazards(NamedTuple):
@@ -64,9 +64,9 @@ def hazards_among(mounted: Mounts, admitted: tuple[str, ...]) -> Hazards:
             below = (*mount.layers, *backing_file(mount.device)) if found.causes else ()
             on_hazard = any(lies_on(path, found, mounted) for path in below)
             cause = hazard(mount, admitted, on_hazard=on_hazard)
-            causes.pop(mount.place, None)
-            if cause is not None and mount.place != "/":
-                mounts[mount.id] = causes[mount.place] = cause
+            causes.pop(mount.mount_point, None)
+            if cause is not None and mount.mount_point != "/":
+                mounts[mount.id] = causes[mount.mount_point] = cause
         if causes == found.causes:
             break
         found = Hazards(mounts, causes, frozenset(map(posixpath.dirname, causes)))
@@ -89,12 +89,12 @@ def backing_file(device: str) -> tuple[str, ...]:
 
 def lies_on(path: str, hazards: Hazards, mounted: Mounts) -> bool:
     """Whether the nearest mount above a path is a hazard."""
-    while path not in mounted.places and path not in ("/", ""):
+    while path not in mounted.mount_points and path not in ("/", ""):
         path = posixpath.dirname(path)
     return path in hazards.causes
 
 
-def only_root_mounts_for(process: Place) -> bool:
+def only_root_mounts_for(process: PathHandle) -> bool:
     """Whether only root can mount in a process's mount namespace, since the agent's user namespace owns it."""
     import fcntl
 

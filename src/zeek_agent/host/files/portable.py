@@ -16,9 +16,9 @@ from typing import Final
 
 from zeek_agent.access import AccessPolicy, Contents
 from zeek_agent.host.files.gate import Listed, OpenedFile, Purpose, RefusedError, content_refusal
-from zeek_agent.host.files.place import Place
+from zeek_agent.host.files.path_handle import PathHandle
 from zeek_agent.host.files.reads import FileReads, Omission
-from zeek_agent.host.files.statx import Status
+from zeek_agent.host.files.statx import FileStatus
 from zeek_agent.host.linux.mounts import Mount
 from zeek_agent.text import from_os
 
@@ -36,16 +36,16 @@ class PortableGate:
         self.reads = reads
         self.root = self._place("/", None)
 
-    def walk(self, start: Place, path: str) -> Place:
+    def walk(self, start: PathHandle, path: str) -> PathHandle:
         return self._place(os.path.normpath(f"{start.path}/{path}"), start)
 
-    def enter(self, directory: Place, name: str) -> Place:
+    def enter(self, directory: PathHandle, name: str) -> PathHandle:
         return self.walk(directory, name)
 
-    def entry_status(self, directory: Place, name: str) -> Status:
+    def entry_status(self, directory: PathHandle, name: str) -> FileStatus:
         return _status(os.lstat(f"{directory.path}/{name}"))
 
-    def statuses(self, directory: Place, names: Iterable[str], links: Collection[str]) -> Iterator[Listed]:
+    def statuses(self, directory: PathHandle, names: Iterable[str], links: Collection[str]) -> Iterator[Listed]:
         for name in names:
             path = Path(directory.path, name)
             try:
@@ -58,28 +58,28 @@ class PortableGate:
                 except OSError as error:
                     yield name, error
 
-    def entries(self, directory: Place, check: Callable[[], None]) -> Iterator[list[os.DirEntry[str]]]:
+    def entries(self, directory: PathHandle, check: Callable[[], None]) -> Iterator[list[os.DirEntry[str]]]:
         with os.scandir(directory.path) as entries:
             while some := list(islice(entries, _ENTRIES_TOGETHER)):
                 check()
                 yield some
 
-    def gives_types(self, directory: Place) -> bool:
+    def reports_types(self, directory: PathHandle) -> bool:
         return True
 
-    def working_directory(self) -> Place:
+    def working_directory(self) -> PathHandle:
         return self._place(str(Path.cwd()), None)
 
-    def open_regular(self, place: Place, written: str, purpose: Purpose) -> OpenedFile | None:
-        if not stat.S_ISREG(place.status.mode):
+    def open_regular(self, handle: PathHandle, written: str, purpose: Purpose) -> OpenedFile | None:
+        if not stat.S_ISREG(handle.status.mode):
             return None
-        resolved = os.path.realpath(place.path)
+        resolved = os.path.realpath(handle.path)
         names = (from_os(written), from_os(resolved))
         if not all(map(self._access.may_read, names)):
             raise RefusedError("denied by access.paths_deny or not in access.paths_allow")
         listed = self._access.contents(names[1])
         if purpose is Purpose.CONTENTS and listed is not Contents.CONFIGURED:
-            public = bool(place.status.mode & stat.S_IROTH)
+            public = bool(handle.status.mode & stat.S_IROTH)
             cause = content_refusal(listed, readable_by_all=public, belongs_there=True)
             if cause is not None and not self._access.reports_only:
                 raise RefusedError(cause)
@@ -91,21 +91,21 @@ class PortableGate:
             return None
         return OpenedFile(file, masks_keys=listed is not Contents.CONFIGURED)
 
-    def open_executable(self, process: Place) -> OpenedFile | None:
+    def open_executable(self, process: PathHandle) -> OpenedFile | None:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), process.path)
 
-    def is_process(self, directory: Place) -> bool:
+    def is_process(self, directory: PathHandle) -> bool:
         return False
 
-    def _place(self, path: str, parent: Place | None) -> Place:
-        place = Place(_NO_DESCRIPTOR, _status(os.stat(path)), _SOMEWHERE, path, None)  # noqa: PTH116
-        place.parent = parent
-        return place
+    def _place(self, path: str, parent: PathHandle | None) -> PathHandle:
+        handle = PathHandle(_NO_DESCRIPTOR, _status(os.stat(path)), _SOMEWHERE, path, None)  # noqa: PTH116
+        handle.parent = parent
+        return handle
 
 
-def _status(found: os.stat_result) -> Status:
+def _status(found: os.stat_result) -> FileStatus:
     seconds, nanoseconds = divmod(found.st_mtime_ns, 10**9)
-    return Status(
+    return FileStatus(
         mask=0,
         links=found.st_nlink,
         uid=found.st_uid if _OWNED else None,

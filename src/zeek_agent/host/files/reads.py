@@ -83,7 +83,7 @@ class Omissions:
             )
             if count
         )
-        return f"files left out: {counts}: {'; '.join(self.examples)}"
+        return f"files omitted: {counts}: {'; '.join(self.examples)}"
 
 
 class FileReads:
@@ -194,5 +194,5 @@ def _forget_old(now: float) -> bool:
         return True
     if _NO_MORE not in _logged:
         _logged[_NO_MORE] = now
-        log.warning("more than %d files were left out within an hour: others are only counted", _REMEMBERED)
+        log.warning("more than %d files were omitted within an hour: others are only counted", _REMEMBERED)
     return False

@@ -29,7 +29,7 @@ _LAYOUT: Final = struct.Struct("<I12xIIIHxxQQ64xqI4x8xIIQ")
 _SIZE: Final = 256
 
 
-class Status(NamedTuple):
+class FileStatus(NamedTuple):
     """Attributes of a file. `mount` is the mount's id in /proc/self/mountinfo; times are seconds and nanoseconds."""
 
     mask: int
@@ -64,12 +64,12 @@ class Status(NamedTuple):
         return stat.S_ISLNK(self.mode)
 
 
-def status_of(descriptor: int) -> Status:
+def status_of(descriptor: int) -> FileStatus:
     """Attributes of what a descriptor, also one of `O_PATH`, stands for. Raises OSError."""
     return status_at(descriptor, "", _FLAGS_OF_DESCRIPTOR)
 
 
-def status_at(directory: int, name: str, flags: int = _FLAGS) -> Status:
+def status_at(directory: int, name: str, flags: int = _FLAGS) -> FileStatus:
     """Attributes of a directory's entry, of a link itself. Raises OSError."""
     buffer = _buffer.memory
     encoded = name.encode("utf-8", "surrogateescape")
@@ -78,9 +78,9 @@ def status_at(directory: int, name: str, flags: int = _FLAGS) -> Status:
     ):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), name)
-    found = _tuple(Status, _unpacked(buffer))
+    found = _tuple(FileStatus, _unpacked(buffer))
     if not found[0] & _MNT_ID:
-        raise OSError(errno.ENOSYS, "the kernel does not tell the mount of a file (needs Linux 5.8)", name)
+        raise OSError(errno.ENOSYS, "the kernel does not report the mount of a file (needs Linux 5.8)", name)
     return found
 
 

@@ -31,7 +31,7 @@ def sockets(
     for protocol in protocols:
         if protocol in {TCP, UDP, UDPLITE}:
             try:
-                answers = [_ask(family, protocol, states) for family in (socket.AF_INET, socket.AF_INET6)]
+                answers = [_dump(family, protocol, states) for family in (socket.AF_INET, socket.AF_INET6)]
             except (FileNotFoundError, PermissionError):
                 yield from _from_proc(protocol, states, check)
             else:
@@ -42,14 +42,14 @@ def sockets(
             yield from _from_proc(protocol, states, check)
 
 
-def ask(channel: socket.socket, protocol: int, states: int) -> Iterator[InternetSocket]:
+def dump_on(channel: socket.socket, protocol: int, states: int) -> Iterator[InternetSocket]:
     """The same for one protocol, over a netlink socket that is open, of the namespace that this was opened in."""
     for family in (socket.AF_INET, socket.AF_INET6):
         request = _REQUEST.pack(family, protocol, 0, 0, states)
-        yield from parse(protocol, netlink.ask(channel, _SOCK_DIAG_BY_FAMILY, request))
+        yield from parse(protocol, netlink.dump_on(channel, _SOCK_DIAG_BY_FAMILY, request))
 
 
-def _ask(family: int, protocol: int, states: int) -> list[bytes]:
+def _dump(family: int, protocol: int, states: int) -> list[bytes]:
     request = _REQUEST.pack(family, protocol, 0, 0, states)
     return netlink.dump(netlink.NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, request)
 

@@ -31,7 +31,7 @@ class Mount(NamedTuple):
     id: int
     device: str
     root: str
-    place: str
+    mount_point: str
     kind: str
     layers: tuple[str, ...] = ()
     """The directories that an overlay is made of, as far as its options name them by absolute paths; the one that
@@ -48,13 +48,13 @@ def parsed(mountinfo: bytes) -> Iterator[Mount]:
     for line in mountinfo.split(b"\n"):  # a carriage return is part of a name: whoever mounts chooses it
         if not line:
             continue
-        number, _, device, root, place, *rest = line.split(b" ")
+        number, _, device, root, mount_point, *rest = line.split(b" ")
         kind, source, options = rest[rest.index(b"-") + 1 :][:3]
         layers = tuple(_layers(options)) if kind == b"overlay" else ()
         if kind == b"ecryptfs":
             layers = (_path(source),)
         top = _path(root).removesuffix(_DELETED) or "/"
-        yield Mount(int(number), device.decode(), top, _path(place), os.fsdecode(kind), layers)
+        yield Mount(int(number), device.decode(), top, _path(mount_point), os.fsdecode(kind), layers)
 
 
 def _layers(options: bytes) -> Iterator[str]:
@@ -75,7 +75,7 @@ class Mounts:
         for mount in self.by_id.values():
             by_device.setdefault(mount.device, []).append(mount)
         self.by_device: Mapping[str, Sequence[Mount]] = by_device
-        self.places: frozenset[str] = frozenset(mount.place for mount in self.by_id.values())
+        self.mount_points: frozenset[str] = frozenset(mount.mount_point for mount in self.by_id.values())
 
 
 class MountTable:

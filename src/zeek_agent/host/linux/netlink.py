@@ -35,7 +35,7 @@ def dump(family: int, kind: int, request: bytes) -> list[bytes]:
     Raises OSError with the kernel's reason, such as ENOENT for a family that it does not have.
     """
     with channel(family) as opened:
-        return ask(opened, kind, request)
+        return dump_on(opened, kind, request)
 
 
 def channel(family: int) -> socket.socket:
@@ -43,7 +43,7 @@ def channel(family: int) -> socket.socket:
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
 
 
-def ask(opened: socket.socket, kind: int, request: bytes) -> list[bytes]:
+def dump_on(opened: socket.socket, kind: int, request: bytes) -> list[bytes]:
     """What `dump` does, on a socket that is open."""
     first = next(_sequences) * _ATTEMPTS & 0x0FFF_FFFF
     for sequence in range(first, first + _ATTEMPTS):
@@ -65,7 +65,7 @@ def _answer(opened: socket.socket, sequence: int) -> tuple[list[bytes], bool]:
         while offset + size <= end:
             length, kind, flags, answered, _ = unpack(part, offset)
             if length < size or offset + length > end:
-                raise OSError(errno.EBADMSG, "netlink message is cut")
+                raise OSError(errno.EBADMSG, "netlink message is truncated")
             if answered == sequence:
                 if flags & _NLM_F_DUMP_INTR:
                     consistent = False

@@ -1,7 +1,7 @@
 """Processes as proc(5) shows them.
 
-`Procfs` is one look at all processes, `Process` one of them. A process is addressed by a descriptor of its directory,
-so that everything read belongs to the same process, even when its pid is used again meanwhile.
+`Procfs` is one scan of all processes, `ProcfsProcess` one of them. A process is addressed by a descriptor of its
+directory, so that everything read belongs to the same process, even when its pid is reused meanwhile.
 """
 
 # ruff: noqa: PTH115, PTH208
@@ -59,17 +59,17 @@ class Procfs:
         """The ids of all processes that this agent may see, in ascending order."""
         return sorted(int(name) for name in os.listdir(self.root) if name.isdecimal())
 
-    def processes(self, pids: Iterable[int] | None = None) -> Iterator[Process]:
+    def processes(self, pids: Iterable[int] | None = None) -> Iterator[ProcfsProcess]:
         """All processes, or those of `pids` that exist, each open until the next one is asked for."""
         for pid in self.pids() if pids is None else pids:
-            with suppress(ProcessLookupError), Process(self, pid) as process:
+            with suppress(ProcessLookupError), ProcfsProcess(self, pid) as process:
                 if pids is None or process.is_leader:
                     yield process
 
     def started(self, pid: int) -> int | None:
         """When that process started, in ticks since the boot; None when there is none such."""
         if pid not in self._started:
-            with suppress(ProcessLookupError), Process(self, pid) as process:
+            with suppress(ProcessLookupError), ProcfsProcess(self, pid) as process:
                 self.note_start(pid, process.start_ticks)
         return self._started.get(pid)
 
@@ -77,7 +77,7 @@ class Procfs:
         self._started[pid] = start_ticks
 
 
-class Process:
+class ProcfsProcess:
     """One process. What is not there or may not be read is None; ProcessLookupError tells that the process is gone."""
 
     def __init__(self, procfs: Procfs, pid: int) -> None:
@@ -88,7 +88,7 @@ class Process:
         except FileNotFoundError as error:
             raise ProcessLookupError(pid) from error
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> ProcfsProcess:
         return self
 
     def __exit__(self, *_: object) -> None:

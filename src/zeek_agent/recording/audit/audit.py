@@ -37,8 +37,8 @@ from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.listener import Listener, enlarge
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS
-from zeek_agent.recording.processes.process_life import ProcessLife, unknown
-from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction, Flow, State, socket_event
+from zeek_agent.recording.processes.process_life import ProcessLife, unknown_process
+from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction, Flow, SocketState, socket_event
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
@@ -79,14 +79,14 @@ class AuditSource(Source):
         """Rules that make the kernel record what is needed."""
 
     @abstractmethod
-    def _begun(self, event: Event) -> None:
+    def _on_call(self, event: Event) -> None:
         """A system call was recorded; its other records follow. What may be gone soon is to be looked at now."""
 
     @abstractmethod
-    def _complete(self, event: Event) -> None: ...
+    def _on_complete(self, event: Event) -> None: ...
 
     @abstractmethod
-    def _take(self) -> None:
+    def _hand_over(self) -> None:
         """Hand rows to the sink."""
 
     def clean_up(self) -> None:
@@ -95,7 +95,7 @@ class AuditSource(Source):
             with AuditControl() as control:
                 control.clean_up()
         except OSError as error:  # no audit here, or not for us: then we have left no rules either
-            log.debug("audit rules cannot be looked at: %s", error)
+            log.debug("cannot list audit rules: %s", error)
 
     def probe(self) -> str | None:
         try:
@@ -103,11 +103,11 @@ class AuditSource(Source):
             with AuditControl() as control:
                 status = control.status()
                 if self._settings.audit_rules:
-                    return "audit rules are locked until the reboot" if status.enabled == 2 else None
+                    return "audit rules are locked until reboot" if status.enabled == 2 else None
                 if not status.enabled:
-                    return "audit is switched off: start auditd with rules, or set sources.audit_rules"
+                    return "audit is disabled: start auditd with rules, or set sources.audit_rules"
                 if not self.needed <= control.recorded():
-                    return f"no audit rule tells of {self.kind}: add some, or set sources.audit_rules"
+                    return f"no audit rule covers {self.kind}: add some, or set sources.audit_rules"
         except OSError as error:
             return f"audit records cannot be read ({error.strerror}): that needs CAP_AUDIT_READ and CAP_AUDIT_CONTROL"
         return None
@@ -163,9 +163,9 @@ class AuditSource(Source):
                 event = self._assembler.add(record)
                 if event is not None:
                     self.counters.received += 1
-                    self._complete(event)
+                    self._on_complete(event)
             elif (event := self._assembler.begin(record)) is not None:
-                self._begun(event)
+                self._on_call(event)
         except (ValueError, LookupError) as error:
             self.counters.lost["decode"] += 1
             self.counters.last_error = f"audit record: {error}"
@@ -184,13 +184,14 @@ class AuditSource(Source):
             lost = self._control.status().lost
             self.counters.lost["overrun"] += max(lost - self._lost, 0)
             self._lost = lost
-        self._take()
+        self._hand_over()
 
 
 class AuditProcesses(AuditSource):
     """Programs that are executed and processes that end by themselves; /proc tells twice a second of the others."""
 
     kind = "processes"
+    shortcoming = "processes that only fork are missed unless they live for a second"
     calls = frozenset(_EXECS | _EXITS)
     needed = frozenset(calls_of(("execve", "exit_group")))
 
@@ -203,11 +204,11 @@ class AuditProcesses(AuditSource):
     def rules(self) -> Sequence[Rule]:
         return process_rules()
 
-    def _begun(self, event: Event) -> None:
+    def _on_call(self, event: Event) -> None:
         if _is(event, _EXECS) and event.call.get("success") == b"yes":
-            event.token = self._life.look(event.number("pid"))
+            event.token = self._life.read(event.number("pid"))
 
-    def _complete(self, event: Event) -> None:
+    def _on_complete(self, event: Event) -> None:
         pid, at = event.number("pid"), round((event.time - boot_time()) * 1e9)
         if _is(event, _EXITS):
             known = self._cache.lookup(pid)
@@ -223,12 +224,12 @@ class AuditProcesses(AuditSource):
             if event.cwd is not None:
                 process.cwd = text.from_bytes(event.cwd)
 
-    def _take(self) -> None:
+    def _hand_over(self) -> None:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         if time.monotonic() >= self._compared + _COMPARE:
             self._compared = time.monotonic()
             self._life.reconcile(now)
-        if rows := self._life.take(now, boot_time()):
+        if rows := self._life.collect(now, boot_time()):
             self._sink(PROCESSES_EVENTS, rows)
 
 
@@ -237,7 +238,7 @@ class _Call(NamedTuple):
 
     event: Event
     direction: Direction
-    state: State | None
+    state: SocketState | None
     process: Process
     inode: int | None
     listener: int | None
@@ -247,6 +248,7 @@ class AuditSockets(AuditSource):
     """Connections that are opened and accepted. Their end is not audited; that of a listener neither."""
 
     kind = "sockets"
+    shortcoming = "ends of connections and failed ones, most UDP, ICMP and packet sockets are missed"
     calls = frozenset(_CONNECTS | _ACCEPTS)
     needed = frozenset(calls_of(("connect", "accept4")))
 
@@ -259,14 +261,14 @@ class AuditSockets(AuditSource):
     def rules(self) -> Sequence[Rule]:
         return socket_rules()
 
-    def _begun(self, event: Event) -> None:
+    def _on_call(self, event: Event) -> None:
         pid = event.number("pid")
         if _is(event, _CONNECTS):
             event.token = (_inode(pid, event.number("a0", 16)), None)
         elif event.call.get("success") == b"yes":
             event.token = (_inode(pid, event.number("exit")), _inode(pid, event.number("a0", 16)))
 
-    def _complete(self, event: Event) -> None:
+    def _on_complete(self, event: Event) -> None:
         if event.token is None or event.address is None or audit_records.internet_address(event.address) is None:
             return
         succeeded = event.call.get("success") == b"yes"
@@ -277,7 +279,7 @@ class AuditSockets(AuditSource):
         direction: Direction = "outbound" if _is(event, _CONNECTS) else "inbound"
         process = self._process(event)
         if not self._exclusions.process(process):
-            state: State | None = "established" if succeeded else None
+            state: SocketState | None = "established" if succeeded else None
             self._completed.append(_Call(event, direction, state, process, inode, listener))
 
     def _process(self, event: Event) -> Process:
@@ -285,11 +287,11 @@ class AuditSockets(AuditSource):
         known = self._cache.find(pid)
         if known is not None and known.exited and (known.until or 0) < at - 1_000_000_000:
             known = self._cache.read(pid)
-        process = unknown(pid, at, None) if known is None else replace(known)
+        process = unknown_process(pid, at, None) if known is None else replace(known)
         _fill_in(process, event, self._cache)
         return process
 
-    def _take(self) -> None:
+    def _hand_over(self) -> None:
         calls, self._completed = self._under_way + self._completed, []
         self._under_way = []
         if not calls:
@@ -356,11 +358,11 @@ def _inode(pid: int, descriptor: int) -> int | None:
 def _open_sockets(pid: int, own: bool) -> dict[int, InternetSocket]:
     """The sockets of the process's network namespace by inode; none when it is gone or may not be entered."""
 
-    def ask() -> dict[int, InternetSocket]:
+    def open_sockets() -> dict[int, InternetSocket]:
         return {found.inode: found for found in inet_diag.sockets((TCP, UDP), ALL_STATES) if found.inode}
 
     try:
-        return ask() if own else in_network_namespace(f"/proc/{pid}/ns/net", ask)
+        return open_sockets() if own else in_network_namespace(f"/proc/{pid}/ns/net", open_sockets)
     except OSError:
         return {}
 

@@ -62,7 +62,7 @@ CALLS: Final = {
 _NATIVE: Final = {"x86_64": (0xC000_003E, 0x4000_0003), "aarch64": (0xC000_00B7,)}
 
 
-class Status(NamedTuple):
+class AuditStatus(NamedTuple):
     """`enabled` is 2 when rules are locked until the reboot; `daemon` is auditd's pid or 0; `lost` counts records."""
 
     enabled: int
@@ -94,17 +94,17 @@ class AuditControl:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def status(self) -> Status:
-        (body,) = self._ask(_GET, b"", _GET)
+    def status(self) -> AuditStatus:
+        (body,) = self._request(_GET, b"", _GET)
         _, enabled, _, daemon, _, backlog_limit, lost = _STATUS.unpack_from(body.ljust(_STATUS.size, b"\0"))[:7]
-        return Status(enabled, daemon, backlog_limit, lost)
+        return AuditStatus(enabled, daemon, backlog_limit, lost)
 
     def set_up(self) -> None:
         """Switch recording on, with room for bursts, and remove what crashed agents have left."""
         self.clean_up()
         status = self.status()
         if status.enabled == _LOCKED:
-            raise PermissionError(errno.EPERM, "audit rules are locked until the reboot")
+            raise PermissionError(errno.EPERM, "audit rules are locked until reboot")
         enabled, backlog = self._before(status)
         self._key = f"{_OWN}:{os.getpid()}:{_started(os.getpid())}:{enabled}:{backlog}".encode()
         self._set(1, max(_BACKLOG, status.backlog_limit) if status.backlog_limit else 0)
@@ -113,7 +113,7 @@ class AuditControl:
         """Add rules, after `set_up`. Gives what `remove` takes."""
         added = [_packed(rule, self._key) for rule in rules]
         for raw in added:
-            self._ask(_ADD_RULE, raw, None)
+            self._request(_ADD_RULE, raw, None)
         return added
 
     def remove(self, added: Iterable[bytes]) -> None:
@@ -128,7 +128,7 @@ class AuditControl:
         for raw in left:
             self._delete(raw)
         if left:
-            log.warning("removed %d audit rules that an agent has left behind", len(left))
+            log.warning("removed %d audit rules left behind by an agent", len(left))
             self._restore(_parts(_key_of(raw)) for raw in left)
 
     def recorded(self) -> set[tuple[int, int]]:
@@ -147,7 +147,7 @@ class AuditControl:
                 }
         return found
 
-    def _before(self, status: Status) -> tuple[int, int]:
+    def _before(self, status: AuditStatus) -> tuple[int, int]:
         """What was set before the first agent came: enabled, backlog limit."""
         for raw in self._rules():
             if parts := _parts(_key_of(raw)):
@@ -161,18 +161,18 @@ class AuditControl:
 
     def _set(self, enabled: int, backlog: int) -> None:
         mask = _STATUS_ENABLED | _STATUS_BACKLOG
-        self._ask(_SET, _STATUS.pack(mask, enabled, 0, 0, 0, backlog, 0, 0, 0, 0), None)
+        self._request(_SET, _STATUS.pack(mask, enabled, 0, 0, 0, backlog, 0, 0, 0, 0), None)
 
     def _rules(self) -> list[bytes]:
-        return self._ask(_LIST_RULES, b"", _DONE)
+        return self._request(_LIST_RULES, b"", _DONE)
 
     def _delete(self, raw: bytes) -> None:
         try:
-            self._ask(_DELETE_RULE, raw, None)
+            self._request(_DELETE_RULE, raw, None)
         except FileNotFoundError:  # somebody has removed it before us
-            log.debug("an audit rule of the agent was gone already")
+            log.debug("an audit rule of the agent had already been removed")
 
-    def _ask(self, kind: int, body: bytes, last: int | None) -> list[bytes]:
+    def _request(self, kind: int, body: bytes, last: int | None) -> list[bytes]:
         """The bodies that come in answer: up to a message of kind `last`, or up to the acknowledgement if None."""
         with self._lock:
             self._sequence += 1
@@ -281,7 +281,7 @@ def _runs(parts: tuple[int, int, int, int]) -> bool:
 
 def _started(pid: int) -> int | None:
     try:
-        with procfs.Process(procfs.Procfs(), pid) as process:
+        with procfs.ProcfsProcess(procfs.Procfs(), pid) as process:
             return process.start_ticks
     except ProcessLookupError:
         return None

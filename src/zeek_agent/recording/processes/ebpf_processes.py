@@ -7,7 +7,7 @@ from zeek_agent.config import SourceSettings
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.recording.bpf_monitor import Monitor
 from zeek_agent.recording.exclusions import Exclusions
-from zeek_agent.recording.processes.process_changes import Change
+from zeek_agent.recording.processes.process_changes import ProcessChange
 from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS, process_event
 from zeek_agent.recording.source import Sink, Source
 
@@ -57,7 +57,7 @@ class EbpfProcesses(Source):
         self.counters.lost["decode"] = self._monitor.undecoded()
         self.counters.lost["overrun"] = sum(self._monitor.lost().values())
 
-    def _record(self, changes: list[Change]) -> None:
+    def _record(self, changes: list[ProcessChange]) -> None:
         if self._sink is None:
             return
         offset = boot_time()

@@ -41,7 +41,7 @@ _BODY: Final = _HEAD + _CONNECTOR.size
 _DATA: Final = _BODY + _EVENT.size
 
 
-class _What(IntEnum):
+class _EventKind(IntEnum):
     """`enum proc_cn_event`, what of it counts here."""
 
     CONFIRMED = 0
@@ -66,6 +66,7 @@ class ProcConnector(Source):
 
     kind = "processes"
     backend = "proc_connector"
+    shortcoming = "executables and command lines of processes that exit within 0.1 ms are unknown"
 
     def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class ProcConnector(Source):
     def probe(self) -> str | None:
         try:
             with _subscribed() as channel:
-                _ask(channel, _IGNORE)
+                _send_operation(channel, _IGNORE)
         except OSError as error:
             return str(error)
         return None
@@ -90,7 +91,7 @@ class ProcConnector(Source):
         self._missed = False
         self._events: list[_Event] = []
         self._channel = _subscribed()
-        _call_the_roll()
+        _trigger_numbering()
         self._listener = Listener(
             self._channel,
             self._receive,
@@ -106,7 +107,7 @@ class ProcConnector(Source):
         if self._listener is not None:
             listener, self._listener = self._listener, None
             try:
-                _ask(self._channel, _IGNORE)
+                _send_operation(self._channel, _IGNORE)
                 listener.drain()
             finally:
                 listener.stop()
@@ -121,27 +122,27 @@ class ProcConnector(Source):
     def _receive(self, datagram: bytes) -> None:
         what, cpu, stamp = _EVENT.unpack_from(datagram, _BODY)
         self._count(_CONNECTOR.unpack_from(datagram, _HEAD)[2], cpu)
-        if what == _What.CONFIRMED:  # also what others have asked for
+        if what == _EventKind.CONFIRMED:  # also what others have asked for
             return
         self.counters.received += 1
         ids = _IDS.unpack_from(datagram, _DATA)
-        shown = self._life.look(ids[1]) if what == _What.EXEC else None
+        shown = self._life.read(ids[1]) if what == _EventKind.EXEC else None
         self._events.append(_Event(what, stamp, ids, shown))
 
     def _handle(self, event: _Event, at: int) -> None:
         thread, process, third, fourth = event.ids
         match event.what:
-            case _What.FORK:
+            case _EventKind.FORK:
                 self._fork(process, third, fourth, at)
-            case _What.EXEC:
+            case _EventKind.EXEC:
                 self._threads.pop(process, None)
                 self._leaders.pop(process, None)
                 self._life.exec(process, at, event.shown)
-            case _What.UID:
+            case _EventKind.UID:
                 self._life.set_user(process, third, fourth)
-            case _What.GID:
+            case _EventKind.GID:
                 self._life.set_group(process, third, fourth)
-            case _What.EXIT:
+            case _EventKind.EXIT:
                 self._exit(thread, process, third, at)
 
     def _count(self, number: int, cpu: int) -> None:
@@ -182,8 +183,8 @@ class ProcConnector(Source):
             self._handle(event, event.stamp + suspended)
         if self._missed:
             self._missed = not self._life.reconcile(now)
-            _call_the_roll()
-        if rows := self._life.take(now, boot_time()):
+            _trigger_numbering()
+        if rows := self._life.collect(now, boot_time()):
             self._sink(PROCESSES_EVENTS, rows)
 
 
@@ -193,7 +194,7 @@ def _subscribed() -> socket.socket:
     try:
         enlarge(channel, _BUFFER)
         channel.bind((0, _PROCESSES))
-        _ask(channel, _LISTEN)
+        _send_operation(channel, _LISTEN)
         _await_confirmation(channel)
     except PermissionError as error:
         channel.close()
@@ -207,7 +208,7 @@ def _subscribed() -> socket.socket:
     return channel
 
 
-def _call_the_roll() -> None:
+def _trigger_numbering() -> None:
     """Cause a message of each processor, whose number tells what was lost there: the calling thread names itself."""
     own = Path("/proc/thread-self/comm")
     name, allowed = own.read_bytes()[:-1], os.sched_getaffinity(0)
@@ -219,7 +220,7 @@ def _call_the_roll() -> None:
         os.sched_setaffinity(0, allowed)
 
 
-def _ask(channel: socket.socket, operation: int) -> None:
+def _send_operation(channel: socket.socket, operation: int) -> None:
     message = _CONNECTOR.pack(_PROCESSES, _PROCESSES, 0, os.getpid(), 4, 0) + operation.to_bytes(4, "little")
     channel.send(_NETLINK.pack(_NETLINK.size + len(message), _NLMSG_DONE, 0, 0, 0) + message)
 
@@ -229,7 +230,7 @@ def _await_confirmation(channel: socket.socket) -> None:
     while (left := deadline - time.monotonic()) > 0 and select.select([channel], [], [], left)[0]:
         datagram = channel.recv(4_096)
         ours = _CONNECTOR.unpack_from(datagram, _HEAD)[3] == os.getpid() + 1  # not another listener's
-        if ours and _EVENT.unpack_from(datagram, _BODY)[0] == _What.CONFIRMED:
+        if ours and _EVENT.unpack_from(datagram, _BODY)[0] == _EventKind.CONFIRMED:
             code = _IDS.unpack_from(datagram.ljust(_DATA + _IDS.size, b"\0"), _DATA)[0]
             if code:
                 raise OSError(code, os.strerror(code))

@@ -213,7 +213,7 @@ class ProcessCache:
 def read_process(pid: int, proc: str = "/proc") -> Process | None:
     """A process as /proc shows it now, without its parent's facts; None when there is no such process."""
     try:
-        with procfs.Process(_procfs(proc), pid) as shown:
+        with procfs.ProcfsProcess(_procfs(proc), pid) as shown:
             if not shown.is_leader:
                 return None
             ticks = shown.start_ticks

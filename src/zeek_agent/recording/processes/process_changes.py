@@ -17,7 +17,7 @@ A shell takes well under a millisecond; a second leaves room for a busy machine 
 """
 
 
-class Change(NamedTuple):
+class ProcessChange(NamedTuple):
     """A process started (`exit` is None) or stopped, at boot time `at` in ns."""
 
     process: Process

@@ -13,7 +13,7 @@ from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux import procfs
 from zeek_agent.host.linux.stamps import TICKS, boot_id, start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
-from zeek_agent.recording.processes.process_changes import FORK_PATIENCE_NS, Change, PendingForks
+from zeek_agent.recording.processes.process_changes import FORK_PATIENCE_NS, PendingForks, ProcessChange
 from zeek_agent.recording.processes.process_event import Exit, ProcessEvent, process_event
 from zeek_agent.text import to_bytes
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ProcessLife:
-    """Takes what happened, in order, with its boot time in ns; `take` gives the rows."""
+    """Takes what happened, in order, with its boot time in ns; `collect` gives the rows."""
 
     def __init__(self, cache: ProcessCache, exclusions: Exclusions, proc: str = "/proc") -> None:
         self.cache = cache
@@ -30,7 +30,7 @@ class ProcessLife:
         self._procfs = procfs.Procfs(proc)
         self._forks = PendingForks()
         self._gone: set[int] = set()
-        self._changes: list[Change] = []
+        self._changes: list[ProcessChange] = []
 
     def fork(self, pid: int, parent_pid: int, at: int) -> None:
         """`pid` began as a copy of its parent. Its start is /proc's, or from `at` when it has ended already.
@@ -42,7 +42,7 @@ class ProcessLife:
             ticks = start_ticks(at)
         parent = self.cache.find(parent_pid, at)
         if parent is None:
-            child = unknown(pid, at, ticks)
+            child = unknown_process(pid, at, ticks)
             child.ppid = parent_pid
         else:
             child = replace(
@@ -64,10 +64,10 @@ class ProcessLife:
         self.cache.begin(child)
         self._forks.add(child)
 
-    def look(self, pid: int) -> Process | None:
+    def read(self, pid: int) -> Process | None:
         """The process as /proc shows it, for `exec`: as soon as possible, what an end takes away first read first."""
         try:
-            with procfs.Process(self._procfs, pid) as shown:
+            with procfs.ProcfsProcess(self._procfs, pid) as shown:
                 exe, cmdline = shown.exe, self.cache.command_line(to_bytes(shown.cmdline or ""))
         except ProcessLookupError:
             return None
@@ -75,19 +75,19 @@ class ProcessLife:
         return None if process is None else replace(process, exe=exe, cmdline=cmdline)
 
     def exec(self, pid: int, at: int, shown: Process | None) -> Process:
-        """`pid` executed a program; `look` had `shown`. What it could not know can be filled in until `take`."""
+        """`pid` executed a program; `read` had `shown`. What it could not know can be filled in until `collect`."""
         self._forks.remove(pid)
         known = self.cache.lookup(pid)
         if known is not None and known.exited:
             known = None
         if shown is not None and known is not None and not _same(shown, known):
             shown = None
-        process = _after_exec(known, shown) or unknown(pid, at, None)
+        process = _after_exec(known, shown) or unknown_process(pid, at, None)
         if known is not None:
             process.keep_parent(known)
         process.since = at
         self.cache.exec(process)
-        self._changes.append(Change(process, at, None))
+        self._changes.append(ProcessChange(process, at, None))
         return process
 
     def exit(self, pid: int, at: int, status: int | None) -> None:
@@ -95,17 +95,17 @@ class ProcessLife:
         forked = self._forks.remove(pid)
         process = self.cache.exit(pid, at) or self.cache.lookup(pid)
         if process is None or process.until is None or process.until < at - FORK_PATIENCE_NS:
-            process = unknown(pid, at, None)
+            process = unknown_process(pid, at, None)
         if forked is not None:
-            self._changes.append(Change(process, process.since, None))
-        self._changes.append(Change(process, max(at, process.since), self._end(process, status)))
+            self._changes.append(ProcessChange(process, process.since, None))
+        self._changes.append(ProcessChange(process, max(at, process.since), self._end(process, status)))
 
     def appear(self, pid: int) -> None:
         """`pid` is there, and nothing is known of how it came."""
         process = self.cache.read(pid)
         if process is not None:
             self.cache.begin(process)
-            self._changes.append(Change(process, process.started, None))
+            self._changes.append(ProcessChange(process, process.started, None))
 
     def set_user(self, pid: int, real: int, effective: int) -> None:
         process = self.cache.lookup(pid)
@@ -132,10 +132,10 @@ class ProcessLife:
             self._discover(pid)
         return not self._gone
 
-    def take(self, now: int, boot_time: float) -> list[ProcessEvent]:
+    def collect(self, now: int, boot_time: float) -> list[ProcessEvent]:
         """The rows since the last call; forgets what ended long ago."""
         for process in self._forks.overdue(now):
-            self._changes.append(Change(process, process.since, None))
+            self._changes.append(ProcessChange(process, process.since, None))
         changes, self._changes = self._changes, []
         self.cache.expire(now)
         events = [process_event(process, at, boot_time, ended) for process, at, ended in changes]
@@ -150,14 +150,14 @@ class ProcessLife:
 
     def _is_ending(self, pid: int) -> bool:
         try:
-            with procfs.Process(self._procfs, pid) as process:
+            with procfs.ProcfsProcess(self._procfs, pid) as process:
                 return process.is_ending
         except ProcessLookupError:
             return True
 
     def _ticks(self, pid: int) -> int | None:
         try:
-            with procfs.Process(self._procfs, pid) as process:
+            with procfs.ProcfsProcess(self._procfs, pid) as process:
                 return process.start_ticks
         except ProcessLookupError:
             return None
@@ -165,7 +165,7 @@ class ProcessLife:
     def _end(self, process: Process, status: int | None) -> Exit:
         """How it ended, with the times that /proc shows until its parent has taken notice."""
         try:
-            with procfs.Process(self._procfs, process.pid) as shown:
+            with procfs.ProcfsProcess(self._procfs, process.pid) as shown:
                 if shown.start_ticks == process.start_ticks:
                     return Exit(status, shown.utime, shown.stime)
         except ProcessLookupError:
@@ -188,7 +188,7 @@ def _same(shown: Process, known: Process) -> bool:
     return abs(shown.start_ticks - known.start_ticks) <= 1
 
 
-def unknown(pid: int, at: int, ticks: int | None) -> Process:
+def unknown_process(pid: int, at: int, ticks: int | None) -> Process:
     """A process of which no more is known than its pid, and its start in ticks if that."""
     return Process(
         pid=pid,

@@ -13,10 +13,10 @@ from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.containers import container_id
 from zeek_agent.host.linux.stamps import boot_id, set_or_none, start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
-from zeek_agent.recording.processes.process_changes import Change, PendingForks
+from zeek_agent.recording.processes.process_changes import PendingForks, ProcessChange
 from zeek_agent.recording.processes.process_event import Exit
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class ProcessTracker:
@@ -27,30 +27,30 @@ class ProcessTracker:
         self._forks = PendingForks()
         self.undecoded = 0
 
-    def apply(self, batch: Iterable[bytes]) -> list[Change]:
+    def apply(self, batch: Iterable[bytes]) -> list[ProcessChange]:
         """Bring the cache up to date; gives what started and stopped, in the kernel's order.
 
         A process that was forked and executes a program at once starts once, with that program. One that does not is
         reported by `settled`, or with its end.
         """
-        changes: list[Change] = []
+        changes: list[ProcessChange] = []
         for record in batch:
             try:
                 self._apply(record, changes)
             except (ValueError, IndexError, struct.error):
                 self.undecoded += 1
-                logger.exception("a process record cannot be read: %s", record.hex())
+                log.exception("a process record cannot be read: %s", record.hex())
         return changes
 
-    def settled(self, now: int) -> list[Change]:
+    def settled(self, now: int) -> list[ProcessChange]:
         """Processes that were forked a while ago and go on as what they are."""
         changes = []
         for process in self._forks.overdue(now):
-            current = self._seen(process) if process.since <= self.cache.execs_lost_until else process
-            changes.append(Change(current, current.since, None))
+            current = self._refreshed(process) if process.since <= self.cache.execs_lost_until else process
+            changes.append(ProcessChange(current, current.since, None))
         return changes
 
-    def _seen(self, process: Process) -> Process:
+    def _refreshed(self, process: Process) -> Process:
         """The process as /proc shows it, where its execution may have been lost."""
         shown = self.cache.read(process.pid)
         if shown is None or shown.start_ticks != process.start_ticks or shown.exe == process.exe:
@@ -59,11 +59,11 @@ class ProcessTracker:
         self.cache.exec(shown)
         return shown
 
-    def _apply(self, record: bytes, changes: list[Change]) -> None:
+    def _apply(self, record: bytes, changes: list[ProcessChange]) -> None:
         kind = record[0]
         if kind == Kind.EXEC:
             process = self._exec(record)
-            changes.append(Change(process, process.since, None))
+            changes.append(ProcessChange(process, process.since, None))
         elif kind == Kind.EXIT:
             self._exit(record, changes)
         else:
@@ -105,7 +105,7 @@ class ProcessTracker:
         self.cache.exec(process)
         return process
 
-    def _exit(self, record: bytes, changes: list[Change]) -> None:
+    def _exit(self, record: bytes, changes: list[ProcessChange]) -> None:
         utime, stime, runtime, vsize, rsize, status = EXIT.unpack_from(record, PROCESS.size)
         ended = self._described(record)
         process = self.cache.exit(ended.pid, ended.since, ended.start_ticks)
@@ -119,9 +119,9 @@ class ProcessTracker:
             process.exe = process.cmdline = None
         process.name = ended.name
         if self._forks.remove(process.pid) is not None:
-            changes.append(Change(process, process.since, None))
+            changes.append(ProcessChange(process, process.since, None))
         user, system = records.processor_time(utime, stime, runtime)
-        changes.append(Change(process, ended.since, Exit(status, user, system, vsize or None, rsize or None)))
+        changes.append(ProcessChange(process, ended.since, Exit(status, user, system, vsize or None, rsize or None)))
 
     def _described(self, record: bytes) -> Process:
         (

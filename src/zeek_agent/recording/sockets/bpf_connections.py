@@ -13,14 +13,21 @@ from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.internet_sockets import on_the_wire
 from zeek_agent.host.linux.stamps import boot_id, start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
-from zeek_agent.recording.sockets.socket_event import Direction, Flow, SocketEvent, State, packet_event, socket_event
+from zeek_agent.recording.sockets.socket_event import (
+    Direction,
+    Flow,
+    SocketEvent,
+    SocketState,
+    packet_event,
+    socket_event,
+)
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-ACCEPT_PATIENCE: Final = 1_000_000_000
+ACCEPT_TIMEOUT_NS: Final = 1_000_000_000
 """Nanoseconds that a connection waits for its accepting process; after them the listener's owner stands in (io_uring
 accepts without the system call that tells)."""
-REMEMBERED: Final = 100_000
+REMEMBERED_MAX: Final = 100_000
 """Open sockets whose process is remembered for their end."""
 
 
@@ -39,16 +46,16 @@ class ConnectionTracker:
         self._cache = cache
         self._passive: dict[int, _Passive] = {}
         self._open: dict[int, tuple[Process | None, Direction | None]] = {}
-        self._stood_in: set[int] = set()
+        self._substituted: set[int] = set()
         self.undecoded = 0
 
-    def know(self, cookie: int, process: Process | None, direction: Direction | None) -> None:
+    def remember(self, cookie: int, process: Process | None, direction: Direction | None) -> None:
         """A socket that is open already and whose this is."""
         self._open[cookie] = (process, direction)
-        if len(self._open) > REMEMBERED:
+        if len(self._open) > REMEMBERED_MAX:
             oldest = next(iter(self._open))
             del self._open[oldest]
-            self._stood_in.discard(oldest)
+            self._substituted.discard(oldest)
 
     def rows(self, batch: Iterable[bytes], boot_time: float) -> list[SocketEvent]:
         """Rows for these records, in the kernel's order; times are ns since the boot at `boot_time`."""
@@ -58,14 +65,14 @@ class ConnectionTracker:
                 self._apply(SocketRecord._make(SOCKET.unpack(record)), boot_time, rows)
             except (ValueError, LookupError, struct.error):
                 self.undecoded += 1
-                logger.exception("a socket record cannot be read: %s", record.hex())
+                log.exception("a socket record cannot be read: %s", record.hex())
         return rows
 
     def overdue(self, now: int, boot_time: float) -> list[SocketEvent]:
         """Rows for connections that came in and that nobody was seen to accept."""
         rows: list[SocketEvent] = []
         for cookie, passive in list(self._passive.items()):
-            if passive.at > now - ACCEPT_PATIENCE:
+            if passive.at > now - ACCEPT_TIMEOUT_NS:
                 break
             self._accept(cookie, passive.process, boot_time, rows, stands_in=True)
         return rows
@@ -87,7 +94,7 @@ class ConnectionTracker:
             state, direction = _MEANING[kind]
             rows.append(socket_event(flow, state, direction, process, time=boot_time + record.time / 1e9))
             if kind != Kind.FAILED:
-                self.know(cookie, process, direction)
+                self.remember(cookie, process, direction)
 
     def _accept(
         self,
@@ -101,9 +108,9 @@ class ConnectionTracker:
         at, flow, _ = self._passive.pop(cookie)
         row = socket_event(flow, "established", "inbound", process, time=boot_time + at / 1e9, stands_in=stands_in)
         rows.append(row)
-        self.know(cookie, process, "inbound")
+        self.remember(cookie, process, "inbound")
         if stands_in:
-            self._stood_in.add(cookie)
+            self._substituted.add(cookie)
 
     def _end(self, record: SocketRecord, flow: Flow, boot_time: float, rows: list[SocketEvent]) -> None:
         if record.cookie in self._passive:
@@ -115,8 +122,8 @@ class ConnectionTracker:
             direction = None
         elif direction is None and process is not None:
             direction = "outbound" if record.outbound else "inbound"
-        stands_in = record.cookie in self._stood_in
-        self._stood_in.discard(record.cookie)
+        stands_in = record.cookie in self._substituted
+        self._substituted.discard(record.cookie)
         when = boot_time + record.time / 1e9
         rows.append(socket_event(flow, "closed", direction, process, time=when, stands_in=stands_in))
 
@@ -134,13 +141,13 @@ class ConnectionTracker:
             else:
                 process = None
         if process is None:
-            return _stranger(record, ticks)
+            return _unknown_process(record, ticks)
         process.uid, process.gid = record.uid, record.gid
         return process
 
 
 _ENDS: Final = frozenset({Kind.CLOSED, Kind.UNLISTEN})
-_MEANING: Final[dict[int, tuple[State, Direction | None]]] = {
+_MEANING: Final[dict[int, tuple[SocketState, Direction | None]]] = {
     Kind.CONNECTED: ("established", "outbound"),
     Kind.FAILED: ("failed", "outbound"),
     Kind.ACCEPTED: ("established", "inbound"),
@@ -168,7 +175,7 @@ def _flow(record: SocketRecord) -> Flow:
     )
 
 
-def _stranger(record: SocketRecord, ticks: int) -> Process:
+def _unknown_process(record: SocketRecord, ticks: int) -> Process:
     """A process of which only the socket's record tells."""
     return Process(
         pid=record.pid,

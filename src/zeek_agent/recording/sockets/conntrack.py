@@ -65,7 +65,7 @@ class Tuple(NamedTuple):
     destination_port: int
 
 
-class Connection(NamedTuple):
+class TrackedConnection(NamedTuple):
     """A tracked connection: packets of the originator as they come in, and those that the reply is expected to have."""
 
     protocol: int
@@ -87,14 +87,14 @@ class Translations:
     def __init__(self, limit: int = 65_536, grace: float = 60.0) -> None:
         self._limit = limit
         self._grace = grace
-        self._connections: dict[Connection, float | None] = {}
+        self._connections: dict[TrackedConnection, float | None] = {}
         self._by_view: dict[Ends, Translation] = {}
-        self._ended: deque[tuple[float, Connection]] = deque()
+        self._ended: deque[tuple[float, TrackedConnection]] = deque()
 
     def __len__(self) -> int:
         return len(self._connections)
 
-    def begin(self, connection: Connection) -> None:
+    def begin(self, connection: TrackedConnection) -> None:
         self._forget(connection)
         views = dict(connection.views())
         if views:
@@ -103,12 +103,12 @@ class Translations:
         if len(self._connections) > self._limit:
             self._forget(next(iter(self._connections)))
 
-    def end(self, connection: Connection, now: float) -> None:
+    def end(self, connection: TrackedConnection, now: float) -> None:
         if connection in self._connections:
             self._connections[connection] = now
             self._ended.append((now, connection))
 
-    def replace(self, connections: set[Connection], now: float) -> None:
+    def replace(self, connections: set[TrackedConnection], now: float) -> None:
         """Only these are there: those that are not have ended unseen."""
         for connection in self._connections.keys() - connections:
             if self._connections[connection] is None:
@@ -126,7 +126,7 @@ class Translations:
     def find(self, view: Ends) -> Translation | None:
         return self._by_view.get(view)
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, connection: TrackedConnection) -> None:
         if connection not in self._connections:
             return
         del self._connections[connection]
@@ -149,16 +149,16 @@ class Conntrack(Source):
         self._sysctl = sysctl
         self._lock = threading.Lock()
         self._listener: Listener | None = None
-        self._questions: socket.socket | None = None
+        self._requests: socket.socket | None = None
 
     def probe(self) -> str | None:
         if (obstacle := why_not(self._sysctl)) is not None:
             return obstacle
         events = self._sysctl / "nf_conntrack_events"
         if not events.exists():
-            return "the kernel tells no events of connection tracking (CONFIG_NF_CONNTRACK_EVENTS)"
+            return "the kernel does not report connection-tracking events (CONFIG_NF_CONNTRACK_EVENTS)"
         if events.read_text().strip() == "0":
-            return "events of connection tracking are off: sysctl net.netfilter.nf_conntrack_events=1"
+            return "connection-tracking events are disabled: sysctl net.netfilter.nf_conntrack_events=1"
         try:
             _subscribed().close()
         except OSError as error:
@@ -170,7 +170,7 @@ class Conntrack(Source):
         self._translations = Translations(self._limit, self._grace)
         channel = _subscribed()
         try:
-            self._questions = netlink.channel(_NETLINK_NETFILTER)
+            self._requests = netlink.channel(_NETLINK_NETFILTER)
             self._resume()
         except OSError:
             channel.close()
@@ -224,7 +224,7 @@ class Conntrack(Source):
             connection = parse(body)
         except (struct.error, LookupError, ValueError) as error:
             self.counters.lost["decode"] += 1
-            self.counters.last_error = f"connection tracking's message cannot be understood: {error}"
+            self.counters.last_error = f"invalid connection-tracking message: {error}"
             return
         if connection is None:
             return
@@ -244,15 +244,15 @@ class Conntrack(Source):
 
     def _resume(self) -> None:
         """Take what the kernel lists now as all there is."""
-        assert self._questions is not None
-        listed = set(_listed(self._questions))
+        assert self._requests is not None
+        listed = set(_listed(self._requests))
         with self._lock:
             self._translations.replace(listed, time.monotonic())
 
     def _close(self) -> None:
-        if self._questions is not None:
-            self._questions.close()
-            self._questions = None
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
 
 
 def why_not(sysctl: Path = SYSCTL) -> str | None:
@@ -271,15 +271,15 @@ def translations() -> dict[Ends, Translation]:
     if why_not() is not None or int((SYSCTL / "nf_conntrack_count").read_text()) == 0:
         return {}
     try:
-        with netlink.channel(_NETLINK_NETFILTER) as questions:
-            return {view: translation for found in _listed(questions) for view, translation in found.views()}
+        with netlink.channel(_NETLINK_NETFILTER) as requests:
+            return {view: translation for found in _listed(requests) for view, translation in found.views()}
     except OSError as error:
         if error.errno in _REFUSALS:
             return {}
         raise
 
 
-def parse(body: bytes) -> Connection | None:
+def parse(body: bytes) -> TrackedConnection | None:
     """The connection in a message, from its `struct nfgenmsg` on; None for protocols without ports.
 
     Raises struct.error, LookupError or ValueError when the message is not one.
@@ -287,7 +287,7 @@ def parse(body: bytes) -> Connection | None:
     found = dict(netlink.attributes(body, _NFGENMSG.size))
     protocol, original = _tuple(found[_ORIGINAL])
     _, reply = _tuple(found[_REPLY])
-    return None if original is None or reply is None else Connection(protocol, original, reply)
+    return None if original is None or reply is None else TrackedConnection(protocol, original, reply)
 
 
 def _tuple(nested: bytes) -> tuple[int, Tuple | None]:
@@ -302,11 +302,11 @@ def _tuple(nested: bytes) -> tuple[int, Tuple | None]:
     return protocol, Tuple(address_text(source), source_port, address_text(destination), destination_port)
 
 
-def _listed(questions: socket.socket) -> Iterator[Connection]:
+def _listed(requests: socket.socket) -> Iterator[TrackedConnection]:
     """Connections that are translated; from a kernel that cannot select by status all of them, twice."""
     for status in (_SRC_NAT, _DST_NAT):
         wanted = _attribute(_STATUS, status) + _attribute(_STATUS_MASK, status)
-        for body in netlink.ask(questions, _GET, _NFGENMSG.pack(socket.AF_UNSPEC, 0, 0) + wanted):
+        for body in netlink.dump_on(requests, _GET, _NFGENMSG.pack(socket.AF_UNSPEC, 0, 0) + wanted):
             connection = parse(body)
             if connection is not None:
                 yield connection
@@ -328,7 +328,7 @@ def _subscribed() -> socket.socket:
         channel.bind((0, _GROUPS))
     except PermissionError as error:
         channel.close()
-        raise PermissionError("following translations (conntrack) needs CAP_NET_ADMIN") from error
+        raise PermissionError("tracking translations (conntrack) needs CAP_NET_ADMIN") from error
     except OSError:
         channel.close()
         raise

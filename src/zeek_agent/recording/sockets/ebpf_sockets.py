@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
     from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _RING_PER_CPU: Final = 512 << 10
 _PACKET_RING: Final = 64 << 10  # for a sniffer now and then; whole pages on any machine
@@ -69,10 +69,10 @@ class EbpfSockets(Source):
         missing = [f"{what} are not recorded: {why}" for what, why in obstacles.items() if why is not None]
         if missing:
             self.counters.last_error = "; ".join(missing)
-            logger.warning("socket events: %s", self.counters.last_error)
+            log.warning("socket events: %s", self.counters.last_error)
         # the programs are at work and nobody reads yet, so no socket falls between what is open and what happens
         for cookie, process, direction in open_sockets(self._monitor.cache):
-            self._tracker.know(cookie, process, direction)
+            self._tracker.remember(cookie, process, direction)
         for stream in self._streams:
             self._monitor.add(stream)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.host.linux.internet_sockets import TCP, InternetSocket, TcpState, state_mask
-from zeek_agent.recording.sockets.socket_event import Direction, Flow, SocketEvent, State, socket_event
+from zeek_agent.recording.sockets.socket_event import Direction, Flow, SocketEvent, SocketState, socket_event
 
 if TYPE_CHECKING:
     from zeek_agent.recording.exclusions import Exclusions
@@ -27,7 +27,7 @@ _CONNECTED: Final = frozenset(
 WANTED_STATES: Final = state_mask(_CONNECTED | {TcpState.SYN_SENT, TcpState.LISTEN, TcpState.CLOSE})
 """The states that matter here; `CLOSE` is a datagram socket without a peer."""
 
-_ACCEPT_PATIENCE_SECONDS: Final = 1.0
+_ACCEPT_TIMEOUT: Final = 1.0
 """How long a connection may wait to be accepted before it is reported without a process; servers accept sooner."""
 _SEARCHES: Final = 3
 """Looks for the process of a socket: each reads the descriptors of all processes, which is expensive."""
@@ -40,7 +40,7 @@ class _Open:
     """A socket that is open, and what is known of it. `state` is None while a connection is being opened."""
 
     flow: Flow
-    state: State | None
+    state: SocketState | None
     direction: Direction | None
     inode: int
     uid: int | None
@@ -71,7 +71,7 @@ class SocketChanges:
         self._patience = patience
         self._misses = misses
         self._open: dict[object, _Open] = {}
-        self._untold: dict[object, _Open] = {}
+        self._unreported: dict[object, _Open] = {}
         self._members: dict[int | None, set[object]] = {}
         self._listeners: dict[int | None, dict[int, _Open]] = {}
         self._closed: dict[object, float] = {}
@@ -82,7 +82,7 @@ class SocketChanges:
         """Take these as open already: no rows, but their processes are remembered for their end."""
         self._note(netns, sockets, now)
         self._attribute()
-        self._untold.clear()
+        self._unreported.clear()
 
     def update(self, netns: int | None, sockets: Iterable[InternetSocket], now: float) -> None:
         """Compare with all sockets that a network namespace has now."""
@@ -106,16 +106,16 @@ class SocketChanges:
             self._closed[key] = now
             entry = _Open(_flow(netns, socket), "established", None, 0, socket.uid, now)
             entry.direction = self._direction(entry.flow)
-            self._tell(entry, "established", now)
-            self._tell(entry, "closed", now)
+            self._report(entry, "established", now)
+            self._report(entry, "closed", now)
 
-    def take(self, now: float) -> list[SocketEvent]:
+    def collect(self, now: float) -> list[SocketEvent]:
         """The rows since the last call."""
         self._attribute()
-        for key, entry in list(self._untold.items()):
+        for key, entry in list(self._unreported.items()):
             if entry.state is not None and self._is_due(entry, now):
-                del self._untold[key]
-                self._tell(entry, entry.state, entry.since)
+                del self._unreported[key]
+                self._report(entry, entry.state, entry.since)
         for key, at in list(self._closed.items()):
             if at > now - _CLOSED_REMEMBERED_SECONDS:
                 break
@@ -143,7 +143,7 @@ class SocketChanges:
             entry = self._open.get(key)
             if entry is None:
                 entry = _Open(_flow(netns, socket), state, None, socket.inode, socket.uid, now)
-                self._open[key] = self._untold[key] = entry
+                self._open[key] = self._unreported[key] = entry
                 added.append(entry)
             elif entry.state is None and state is not None:
                 entry.flow, entry.state, entry.since = _flow(netns, socket), state, now
@@ -157,7 +157,7 @@ class SocketChanges:
             if entry.state != "listen":
                 entry.direction = self._direction(entry.flow)
 
-    def _state(self, socket: InternetSocket) -> State | None:
+    def _state(self, socket: InternetSocket) -> SocketState | None:
         if socket.protocol == TCP:
             if socket.state == TcpState.FIN_WAIT2 and not socket.inode:
                 return None  # closed by its process, waits for the peer's end as TIME_WAIT does
@@ -180,7 +180,7 @@ class SocketChanges:
     def _attribute(self) -> None:
         """Look for the processes that hold the sockets whose rows are not out yet."""
         wanted: dict[int, _Open] = {}
-        for entry in self._untold.values():
+        for entry in self._unreported.values():
             if entry.inode and entry.process is None and entry.searches < _SEARCHES:
                 entry.searches += 1
                 wanted[entry.inode] = entry
@@ -190,21 +190,21 @@ class SocketChanges:
     def _is_due(self, entry: _Open, now: float) -> bool:
         if entry.process is not None:
             return True
-        return now >= entry.since + (self._patience if entry.inode else max(self._patience, _ACCEPT_PATIENCE_SECONDS))
+        return now >= entry.since + (self._patience if entry.inode else max(self._patience, _ACCEPT_TIMEOUT))
 
     def _close(self, key: object, now: float) -> None:
         entry = self._open.pop(key)
-        untold = self._untold.pop(key, None)
+        unreported = self._unreported.pop(key, None)
         self._members.get(entry.flow.netns, set()).discard(key)
         self._closed[key] = now
         if entry.state is None:
-            self._tell(entry, "failed", now)
+            self._report(entry, "failed", now)
             return
-        if untold is not None:
-            self._tell(entry, entry.state, entry.since)
-        self._tell(entry, "closed", now)
+        if unreported is not None:
+            self._report(entry, entry.state, entry.since)
+        self._report(entry, "closed", now)
 
-    def _tell(self, entry: _Open, state: State, at: float) -> None:
+    def _report(self, entry: _Open, state: SocketState, at: float) -> None:
         if self._exclusions.process(entry.process) or self._exclusions.flow(entry.flow):
             return
         self._rows.append(socket_event(entry.flow, state, entry.direction, entry.process, time=at, uid=entry.uid))

@@ -14,7 +14,7 @@ SOCKETS_EVENTS: Final = "sockets_events"
 ECHOES: Final = {1: (8, 0), 58: (128, 129)}
 """The "ports" of an echo request by protocol, as in Zeek's conn.log: its type, and the reply's."""
 
-State = Literal["established", "closed", "failed", "listen", "expired"]
+SocketState = Literal["established", "closed", "failed", "listen", "expired"]
 Direction = Literal["outbound", "inbound"]
 
 Ends: TypeAlias = "tuple[int | None, str | None, int | None, str | None, int | None]"
@@ -35,7 +35,7 @@ class SocketEvent(NamedTuple):
     local_port: int | None
     remote_addr: str | None
     remote_port: int | None
-    state: State | None
+    state: SocketState | None
     direction: Direction | None
     exe: str | None
     cmdline: str | None
@@ -94,7 +94,7 @@ _new: Final = tuple.__new__
 
 def socket_event(
     flow: Flow,
-    state: State | None,
+    state: SocketState | None,
     direction: Direction | None,
     process: Process | None,
     *,

@@ -48,11 +48,11 @@ class _Namespace(NamedTuple):
     """A network namespace, and the netlink sockets that were opened in it."""
 
     inode: int | None
-    questions: socket.socket
+    requests: socket.socket
     destroyed: socket.socket
 
     def close(self) -> None:
-        self.questions.close()
+        self.requests.close()
         self.destroyed.close()
 
 
@@ -61,6 +61,7 @@ class SocketPolling(Source):
 
     kind = "sockets"
     backend = "inet_diag"
+    shortcoming = "connections that live for less than 50 ms, most UDP, ICMP and packet sockets are missed"
 
     def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class SocketPolling(Source):
         try:
             _open(None).close()
         except PermissionError:
-            return "word of closed sockets (sock_diag) needs CAP_NET_ADMIN"
+            return "notification of closed sockets (sock_diag) needs CAP_NET_ADMIN"
         except OSError as error:
             return f"the kernel does not offer sock_diag: {error}"
         return None
@@ -114,7 +115,7 @@ class SocketPolling(Source):
             self._changes.update(namespace.inode, _listed(namespace), time.time())
             for gone in self._gone(namespace):
                 self._changes.destroyed(namespace.inode, gone, time.time())
-        rows = self._changes.take(time.time())
+        rows = self._changes.collect(time.time())
         self.counters.received += len(rows)
         if rows:
             self._sink(SOCKETS_EVENTS, rows)
@@ -175,4 +176,4 @@ def _open(inode: int | None) -> _Namespace:
 
 def _listed(namespace: _Namespace) -> Iterator[InternetSocket]:
     for protocol in (TCP, UDP):
-        yield from inet_diag.ask(namespace.questions, protocol, WANTED_STATES)
+        yield from inet_diag.dump_on(namespace.requests, protocol, WANTED_STATES)

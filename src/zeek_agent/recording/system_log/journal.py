@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, Final
 
 from zeek_agent.recording.source import Source
-from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SYSTEM_LOGS_EVENTS, LogEntry, bounded
+from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SYSTEM_LOGS_EVENTS, SystemLogEntry, bounded
 from zeek_agent.text import from_bytes
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ class Journal(Source):
         try:
             machine = self._machine_id.read_text().strip()
         except OSError as error:
-            return f"whose journal it is cannot be known: {error}"
+            return f"cannot determine the owner of the journal: {error}"
         files = [file for directory in self._directories for file in directory.glob(f"{machine}/system*.journal")]
         if not files:
             places = " nor ".join(str(directory / machine) for directory in self._directories)
             return f"this machine has no journal: neither {places} holds one"
         if not any(os.access(file, os.R_OK) for file in files):
-            return "the system's journal may not be read; that takes root or the group systemd-journal"
+            return "no permission to read the system journal; it requires root or the group systemd-journal"
         return None
 
     def resume(self, recorded: Recorded) -> None:
@@ -131,7 +131,7 @@ class Journal(Source):
                     break
                 if self._ended.wait(_REST * (1 + in_vain)):
                     return
-                log.warning("%s; it is started again", reason)
+                log.warning("%s; restarting it", reason)
                 with self._lock:
                     if self._ended.is_set():
                         return
@@ -149,17 +149,17 @@ class Journal(Source):
         listener.start()
         with process:
             for fields in entries(process.stdout):
-                self._take(fields)
+                self._record(fields)
             listener.join()
         complaint = from_bytes(b"".join(complaints)).strip()
         return f"{self._command[0]} ended with status {process.returncode}" + (f" ({complaint})" if complaint else "")
 
-    def _take(self, fields: Mapping[str, bytes]) -> None:
+    def _record(self, fields: Mapping[str, bytes]) -> None:
         try:
             entry = log_entry(fields)
         except (KeyError, ValueError) as error:
             self.counters.lost["decode"] += 1
-            self.counters.last_error = f"journal entry without place or time: {error!r}"
+            self.counters.last_error = f"journal entry without cursor or time: {error!r}"
             return
         before, self._cursor = self._cursor, entry.cursor
         if _place(before) == _place(self._cursor) or (self._own is not None and fields.get("_PID") == self._own):
@@ -193,13 +193,13 @@ def entries(stream: BinaryIO | IO[bytes]) -> Iterator[dict[str, bytes]]:
         fields.setdefault(name.rstrip(b"\n").decode(errors="replace"), value)
 
 
-def log_entry(fields: Mapping[str, bytes]) -> LogEntry:
+def log_entry(fields: Mapping[str, bytes]) -> SystemLogEntry:
     """An entry's row. Raises KeyError or ValueError when it does not say where and when it was logged."""
     identifier = _text(fields, "SYSLOG_IDENTIFIER")
     exe = _text(fields, "_EXE")
     level = _number(fields, "PRIORITY", 7)
     message = fields.get("MESSAGE")
-    return LogEntry(
+    return SystemLogEntry(
         time=int(fields["__REALTIME_TIMESTAMP"]) / 1e6,
         process=_text(fields, "_COMM") or exe or identifier,
         level=None if level is None else str(level),

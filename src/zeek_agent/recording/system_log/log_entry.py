@@ -9,7 +9,7 @@ MESSAGE_BYTES: Final = 65_536
 """So much of a message is kept."""
 
 
-class LogEntry(NamedTuple):
+class SystemLogEntry(NamedTuple):
     """A row; what a source does not know is None."""
 
     time: float

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from zeek_agent.recording.periodic import Periodic
 from zeek_agent.recording.source import Source
 from zeek_agent.recording.system_log.file_tail import BEGINNING, Position, Tail, regular
-from zeek_agent.recording.system_log.log_entry import SYSTEM_LOGS_EVENTS, LogEntry, bounded
+from zeek_agent.recording.system_log.log_entry import SYSTEM_LOGS_EVENTS, SystemLogEntry, bounded
 from zeek_agent.text import from_bytes
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ class Syslog(Source):
         files = self._files()
         present = [file for file in files if regular(file)]
         if not present:
-            return f"neither {' nor '.join(name for choice in self._choices for name in choice)} is there as a file"
+            return f"neither {' nor '.join(name for choice in self._choices for name in choice)} exists as a file"
         denied = [str(file) for file in present if not os.access(file, os.R_OK)]
-        return f"{' and '.join(denied)} may not be read; that takes root or the group adm" if denied else None
+        return f"{' and '.join(denied)} is not readable; it requires root or the group adm" if denied else None
 
     def resume(self, recorded: Recorded) -> None:
         past = recorded(SYSTEM_LOGS_EVENTS)
@@ -76,7 +76,7 @@ class Syslog(Source):
     def start(self, sink: Sink) -> None:
         self._sink = sink
         self._tails = self._tails or [Tail(file) for file in self._files()]
-        self._periodic = Periodic(self._look, _INTERVAL, self.failed)
+        self._periodic = Periodic(self._scan, _INTERVAL, self.failed)
         self._periodic.start()
 
     def stop(self) -> None:
@@ -112,17 +112,17 @@ class Syslog(Source):
         self._younger[tail] = until
         return tail
 
-    def _look(self) -> None:
+    def _scan(self) -> None:
         for tail in self._tails:
             try:
-                self._take(tail, self._younger.get(tail, 0.0))
+                self._record(tail, self._younger.get(tail, 0.0))
             except FileNotFoundError:
                 continue
             self._younger.pop(tail, None)
 
-    def _take(self, tail: Tail, since: float) -> None:
+    def _record(self, tail: Tail, since: float) -> None:
         """Hand over the lines that are new and younger than `since`."""
-        rows: list[LogEntry] = []
+        rows: list[SystemLogEntry] = []
         now = time.time()
         try:
             for line in tail.lines():
@@ -135,7 +135,7 @@ class Syslog(Source):
         finally:
             self._hand_over(rows)
 
-    def _hand_over(self, rows: list[LogEntry]) -> None:
+    def _hand_over(self, rows: list[SystemLogEntry]) -> None:
         if rows:
             self.counters.received += len(rows)
             self._sink(SYSTEM_LOGS_EVENTS, rows)
@@ -144,14 +144,14 @@ class Syslog(Source):
         return ",".join(f"{tail.position.inode}:{tail.position.offset}" for tail in self._tails)
 
 
-def log_entry(line: bytes, now: float) -> LogEntry:
+def log_entry(line: bytes, now: float) -> SystemLogEntry:
     """A line's row; what is no line of syslog is a message that was logged `now`."""
     header = _HEADER.match(line)
     if header is None:
-        return LogEntry(now, None, None, from_bytes(bounded(line)))
+        return SystemLogEntry(now, None, None, from_bytes(bounded(line)))
     tag = from_bytes(header["tag"]) if header["tag"] else None
     priority = int(header["priority"]) if header["priority"] else None
-    return LogEntry(
+    return SystemLogEntry(
         time=_time(header, now),
         process=tag,
         level=None if priority is None else str(priority & 7),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zeek_agent import locks, ownership
-from zeek_agent.collector.logs import DATE_FORMAT, Field, Format, FormatName, local_time, make_format
+from zeek_agent.collector.log_formats import DATE_FORMAT, Field, Format, FormatName, local_time, make_format
 from zeek_agent.errors import UsageError
 from zeek_agent.locks import FileLock
 
@@ -32,7 +32,7 @@ LOCK: Final = ".lock"
 _HEADER_BYTES: Final = 4096
 _OPENED = re.compile(rb"^#open\t(\d{4}(?:-\d{2}){5})$", re.MULTILINE)
 
-logger = logging.getLogger("zeek_agent.collector")
+log = logging.getLogger("zeek_agent.collector")
 
 
 class LogFile:
@@ -121,7 +121,7 @@ class LogFile:
             fd, self._fd = self._fd, None
             os.close(fd)
 
-    def give_up(self) -> None:
+    def drop_pending(self) -> None:
         """Count the lines that still wait as dropped."""
         with self._lock:
             self.dropped += len(self._pending)
@@ -131,7 +131,7 @@ class LogFile:
     def move_leftover(self) -> None:
         """Give a file of that name, which an earlier run left, its final name. Raises OSError."""
         if self._fd is None and os.path.lexists(self._file):
-            self._file.rename(_free_name(self._directory, self.path, _settled(self._file)))
+            self._file.rename(_free_name(self._directory, self.path, _opened_at(self._file)))
 
     def _open(self, since: float) -> None:
         """Have the file open; a new one counts as opened when its first line came."""
@@ -243,7 +243,7 @@ class LogDirectory:
         """Write what can be written and end all files."""
         self.flush()
         for file in self.files.values():
-            file.give_up()
+            file.drop_pending()
             try:
                 file.close()
             except OSError as error:
@@ -279,12 +279,12 @@ class LogDirectory:
         if self._ready:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._take()
+        self._lock_directory()
         for file in self.files.values():
             file.move_leftover()
         self._ready = True
 
-    def _take(self) -> None:
+    def _lock_directory(self) -> None:
         if self._lock is not None:
             return
         try:
@@ -295,7 +295,7 @@ class LogDirectory:
                 "stop it, or choose another directory"
             ) from None
         if reason := locks.exposure(self.directory) or locks.group_exposure(self.directory):
-            logger.warning("other users can replace the logs: %s", reason)
+            log.warning("other users can replace the logs: %s", reason)
 
 
 def _free_name(directory: Path, path: str, opened: float) -> Path:
@@ -305,7 +305,7 @@ def _free_name(directory: Path, path: str, opened: float) -> Path:
     return target
 
 
-def _settled(file: Path) -> float:
+def _opened_at(file: Path) -> float:
     """When an earlier run's log was opened, as its header says, or last written; its mode is narrowed if need be."""
     status = file.lstat()
     if not stat.S_ISREG(status.st_mode):

@@ -9,26 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
-from zeek_agent.collector.logs import Field
+from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, columns_of
-from zeek_agent.zeek import data
-from zeek_agent.zeek.data import Data, ProtocolError
+from zeek_agent.zeek import broker_json
+from zeek_agent.zeek.broker_json import Data, ProtocolError
 
-RowReader: TypeAlias = Callable[[data.Vector], list[Any]]
+RowReader: TypeAlias = Callable[[broker_json.Vector], list[Any]]
 _Column: TypeAlias = Callable[[Data], Sequence[Any]]
 
 _KINDS: Final[dict[str, type[Any]]] = {
-    "time": data.Timestamp,
-    "string": data.String,
-    "count": data.Count,
-    "int": data.Integer,
-    "interval": data.Timespan,
-    "double": data.Real,
-    "bool": data.Boolean,
-    "addr": data.Address,
-    "port": data.Port,
-    "subnet": data.Subnet,
-    "enum": data.EnumValue,
+    "time": broker_json.Timestamp,
+    "string": broker_json.String,
+    "count": broker_json.Count,
+    "int": broker_json.Integer,
+    "interval": broker_json.Timespan,
+    "double": broker_json.Real,
+    "bool": broker_json.Boolean,
+    "addr": broker_json.Address,
+    "port": broker_json.Port,
+    "subnet": broker_json.Subnet,
+    "enum": broker_json.EnumValue,
 }
 
 
@@ -36,7 +36,7 @@ def row_reader(columns: Sequence[FieldEntry]) -> RowReader:
     """The function that reads rows of these columns. It raises ProtocolError that names the column."""
     readers = tuple(_columns(columns))
 
-    def read_row(row: data.Vector) -> list[Any]:
+    def read_row(row: broker_json.Vector) -> list[Any]:
         return _read(readers, row, "row")
 
     return read_row
@@ -47,7 +47,7 @@ def _columns(columns: Sequence[FieldEntry]) -> Iterator[_Column]:
         yield _record(record, members) if record else _single(members[0])
 
 
-def _read(readers: Sequence[_Column], row: data.Vector, name: str) -> list[Any]:
+def _read(readers: Sequence[_Column], row: broker_json.Vector, name: str) -> list[Any]:
     if len(row.data) < len(readers):
         raise ProtocolError(f"{name} has {len(row.data)} values instead of {len(readers)}")
     values: list[Any] = []
@@ -58,15 +58,15 @@ def _read(readers: Sequence[_Column], row: data.Vector, name: str) -> list[Any]:
 
 def _single(column: FieldEntry) -> _Column:
     field = Field(column.name, column.type)
-    container = data.Set if field.type.startswith("set") else data.Vector
+    container = broker_json.Set if field.type.startswith("set") else broker_json.Vector
     kind = container if field.container else _KINDS[field.scalar]
     element = _KINDS[field.scalar] if field.container else None
     unset = (None,)
 
     def read(value: Data) -> Sequence[Any]:
         if type(value) is kind and (element is None or all(type(member) is element for member in value.data)):
-            return (data.plain(value),)
-        if type(value) is data.Nothing and column.optional:
+            return (broker_json.plain(value),)
+        if type(value) is broker_json.Nothing and column.optional:
             return unset
         raise ProtocolError(f"{column.name} is a {type(value).__name__.lower()}, not a {column.type}")
 
@@ -79,9 +79,9 @@ def _record(name: str, columns: Sequence[FieldEntry]) -> _Column:
     unset = (None,) * len(columns)
 
     def read(value: Data) -> Sequence[Any]:
-        if type(value) is data.Vector:
+        if type(value) is broker_json.Vector:
             return _read(readers, value, name)
-        if type(value) is data.Nothing and optional:
+        if type(value) is broker_json.Nothing and optional:
             return unset
         raise ProtocolError(f"{name} is a {type(value).__name__.lower()}, not a record")
 

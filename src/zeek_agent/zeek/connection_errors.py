@@ -20,25 +20,26 @@ class UnusableError(ConnectionError):
 
 NO_ACK: Final = (
     "did not acknowledge the subscription within {seconds:g} s: it may have no cluster backend (load "
-    "frameworks/cluster/backend/zeromq), its ZeroMQ proxy may be out of reach, or the node that listens also takes "
-    "in logs (let a proxy listen, or a manager that is no logger)"
+    "frameworks/cluster/backend/zeromq), its ZeroMQ proxy may be unreachable, or the node that listens is also "
+    "the logger (let a proxy listen, or a manager that is not a logger)"
 )
 NO_BACKEND: Final = "runs without a cluster backend and would lose every event (load frameworks/cluster/backend/zeromq)"
-LONG_NAME: Final = "names itself or its version with more than {most:,} bytes: {name}"
+LONG_NAME: Final = "has a name or version of more than {most:,} bytes: {name}"
 _NO_ANSWER: Final = (
-    "closed the connection without an answer: its limit of 100 clients a listener may be reached, or the port expects "
+    "closed the connection without an answer: its limit of 100 clients per listener may be reached, or the port "
+    "expects "
 )
 _CLOSE_CODES: Final = {
-    1001: "is ending",
-    1007: "got text that is not UTF-8",
+    1001: "is shutting down",
+    1007: "received text that is not UTF-8",
     1008: "refused the connection",
-    1009: "would not take so large a message",
-    1011: "gave up on the connection",
+    1009: "refused a message of that size",
+    1011: "closed the connection after an internal error",
 }
 
 
 _SHOWN: Final = 1_000
-"""Characters: what a peer says of itself may be part of the cause."""
+"""Characters: text from the peer may be part of the cause."""
 
 
 def explain(error: BaseException, destination: Destination) -> str:
@@ -64,8 +65,8 @@ def _closed(error: ConnectionClosed, _: Destination) -> str:
         reason = f" ({error.rcvd.code} {error.rcvd.reason})" if error.rcvd.reason else f" ({error.rcvd.code})"
         return f"{_CLOSE_CODES.get(error.rcvd.code, 'closed the connection')}{reason}"
     if error.sent is not None:
-        return f"was disconnected by us ({error.sent.code} {error.sent.reason})"
-    return "went away without a word"
+        return f"was disconnected by the agent ({error.sent.code} {error.sent.reason})"
+    return "closed the connection without a close frame"
 
 
 def _status(error: InvalidStatus, _: Destination) -> str:
@@ -77,17 +78,17 @@ def _status(error: InvalidStatus, _: Destination) -> str:
 
 
 _REDIRECT: Final = (
-    "redirects to {target} (HTTP status {status}), which the agent refuses: a redirect could send it to anyone; if the "
-    "address is right, name it in zeek.destinations"
+    "redirects to {target} (HTTP status {status}), which the agent refuses: a redirect could lead anywhere; if the "
+    "address is right, add it to zeek.destinations"
 )
 _STATUSES: Final = {
-    400: "not Zeek's WebSocket API, or a proxy that wants a client certificate (zeek.tls.certificate)",
+    400: "not Zeek's WebSocket API, or a proxy that requires a client certificate (zeek.tls.certificate)",
     **dict.fromkeys((502, 503, 504), "a proxy that does not reach Zeek"),
 }
 
 
 def _certificate(error: ssl.SSLCertVerificationError, _: Destination) -> str:
-    return f"has a certificate that is not trusted: {error.verify_message} (zeek.tls.ca_file names authorities)"
+    return f"has a certificate that is not trusted: {error.verify_message} (zeek.tls.ca_file sets the trusted CAs)"
 
 
 _CAUSES: Final[Sequence[tuple[type[BaseException], Callable[[Any, Destination], str]]]] = (
@@ -98,7 +99,7 @@ _CAUSES: Final[Sequence[tuple[type[BaseException], Callable[[Any, Destination], 
     (ssl.SSLCertVerificationError, _certificate),
     (ssl.SSLEOFError, _no_answer),
     (ssl.SSLError, lambda error, _: f"failed in the TLS handshake: {error.reason or error} (does it expect TLS?)"),
-    (ConnectionRefusedError, lambda error, _: "refused the connection: nothing listens there"),
+    (ConnectionRefusedError, lambda error, _: "refused the connection: nothing is listening there"),
     (ConnectionResetError, _no_answer),
     (socket.gaierror, lambda error, _: f"cannot be found: {error.strerror}"),
     (TimeoutError, lambda error, _: "did not answer in time"),

@@ -12,7 +12,7 @@ import apsw
 import msgspec
 
 from zeek_agent.config import LimitSettings
-from zeek_agent.database.remote_tables import PASSES, Questions, RemoteModule
+from zeek_agent.database.remote_tables import PASSES, RemoteLookups, RemoteModule
 from zeek_agent.database.results import Errors, Heading, Result, Statement, headings, typed
 from zeek_agent.database.sandbox import (
     STEPS_BETWEEN_CHECKS,
@@ -37,9 +37,9 @@ ALIASES: Final = {"process_events": "processes_events", "socket_events": "socket
 BUSY_MILLISECONDS: Final = 2_000
 PUSHED_DOWN_VALUES: Final = 40
 
-SOUND: Final = 100
+CACHEABLE_MAX: Final = 100
 """Statements that were compiled and found in order; as many may stay compiled."""
-SOUND_CHARACTERS: Final = 4_096
+CACHEABLE_CHARACTERS: Final = 4_096
 """A longer one is compiled each time."""
 
 _ALL: Final = (0, 2**63 - 1)
@@ -52,7 +52,7 @@ class Profile(StrEnum):
     STOCK = "stock"
 
 
-class Store(Protocol):
+class AttachedStore(Protocol):
     """The event store, as its readers see it: what they attach."""
 
     @property
@@ -90,7 +90,7 @@ class Catalog:
         return names
 
 
-class Session:
+class SqlConnection:
     """A connection. Not for two threads at once, but each may be another."""
 
     def __init__(
@@ -101,14 +101,14 @@ class Session:
         context: TableContext,
         limits: LimitSettings,
         scans: SharedScans,
-        store: Store | None = None,
+        store: AttachedStore | None = None,
     ) -> None:
         self.catalog = catalog
         self.context = context
         self.scans = scans
         self.run = Run(limits)
         self.held: dict[tuple[Layout, tuple[Value, ...]], HeldScan] = {}
-        self.questions = Questions()
+        self.lookups = RemoteLookups()
         self.missing: str | None = None
         self._limits = limits
         self._window: dict[str, tuple[int, int]] = {}
@@ -116,7 +116,7 @@ class Session:
         self._views = profile is Profile.FULL and store is not None
         self._headings: list[Heading] = []
         self._explains = False
-        self._sound: dict[str, None] = {}
+        self._cacheable: dict[str, None] = {}
         self._encode = msgspec.msgpack.Encoder().encode
         readable = catalog.readable()
         self._names = {name: catalog.tables[table] for name, table in readable.items()}
@@ -142,7 +142,7 @@ class Session:
             return self._answer(sql)
         finally:
             self.held.clear()
-            self.questions.clear()
+            self.lookups.clear()
 
     def compile(self, sql: str, run: Run) -> Statement:
         """Compile one statement without running it. Raises SqlError and its kinds."""
@@ -152,7 +152,7 @@ class Session:
         heads = tuple(self._headings)
         return Statement(tuple(head.column() for head in heads), frozenset(self._authorizer.tables), heads)
 
-    def is_current(self, catalog: Catalog, store: Store | None) -> bool:
+    def is_current(self, catalog: Catalog, store: AttachedStore | None) -> bool:
         """Whether the connection still shows these tables of this store."""
         return self.catalog is catalog and self._store_uri == (store.uri if store else None)
 
@@ -167,7 +167,7 @@ class Session:
         """The result, once remote tables have been asked for all that the statement looks up in them."""
         for left in reversed(range(PASSES)):
             result = self._query(sql)
-            if not self.questions.ask(last=left == 0):
+            if not self.lookups.fetch(last=left == 0):
                 return result
         return self._query(sql)
 
@@ -178,7 +178,7 @@ class Session:
         rows: list[tuple[Any, ...]] = []
         left = limits.result_bytes
         with self._statement(sql) as cursor:
-            for row in map(self._shown, cursor) if self._explains else cursor:
+            for row in map(self._hide_names, cursor) if self._explains else cursor:
                 left -= len(self._encode(row))
                 if left < 0:
                     raise LimitError(f"the result is larger than {limits.result_bytes} bytes (limits.result_bytes)")
@@ -199,24 +199,24 @@ class Session:
         cursor.exec_trace = self._abort_compiled if compile_only else self._compiled
         try:
             # One that was refused once it was compiled must not be taken from the cache, as it would not be compiled.
-            cursor.execute(sql, can_cache=not compile_only and sql in self._sound)
+            cursor.execute(sql, can_cache=not compile_only and sql in self._cacheable)
             if not self._headings:
                 raise SqlError("there is no statement")
-            self._note_sound(sql)
+            self._note_cacheable(sql)
             yield cursor
         except (apsw.Error, ValueError, OverflowError, MemoryError, RecursionError) as error:
             if isinstance(error, apsw.ExecTraceAbort):
                 raise
-            raise self._told(error) from error
+            raise self._sql_error(error) from error
         finally:
             cursor.close(force=True)
             self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, self._limits.value_bytes)
 
-    def _note_sound(self, sql: str) -> None:
-        if len(sql) <= SOUND_CHARACTERS:
-            self._sound[sql] = None
-            if len(self._sound) > SOUND:
-                del self._sound[next(iter(self._sound))]
+    def _note_cacheable(self, sql: str) -> None:
+        if len(sql) <= CACHEABLE_CHARACTERS:
+            self._cacheable[sql] = None
+            if len(self._cacheable) > CACHEABLE_MAX:
+                del self._cacheable[next(iter(self._cacheable))]
 
     def _compiled(self, cursor: apsw.Cursor, sql: str, bindings: apsw.Bindings | None) -> bool:
         """apsw calls this with each statement of the text, before it runs."""
@@ -236,7 +236,7 @@ class Session:
     def _abort_compiled(self, cursor: apsw.Cursor, sql: str, bindings: apsw.Bindings | None) -> bool:
         return self._compiled(cursor, sql, bindings) and not cursor.has_vdbe
 
-    def _told(self, error: BaseException) -> SqlError:
+    def _sql_error(self, error: BaseException) -> SqlError:
         """What SQLite says, as the asker should read it."""
         if isinstance(error, apsw.TooBigError):
             most = self.run.value_bytes
@@ -253,7 +253,7 @@ class Session:
         why = self.catalog.gone.get(name.rpartition(".")[2]) if missing else None
         return SqlError(f"{message} any more: {why}" if why else message)
 
-    def _prepare(self, profile: Profile, store: Store | None) -> None:
+    def _prepare(self, profile: Profile, store: AttachedStore | None) -> None:
         """Everything that the connection needs before it takes statements."""
         connection = self._connection
         connection.execute("PRAGMA temp_store=MEMORY")
@@ -383,7 +383,7 @@ class Session:
         finally:
             self._authorizer.trusted = False
 
-    def _shown(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _hide_names(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(self._hidden.hide(cell) if isinstance(cell, str) else cell for cell in row)
 
 

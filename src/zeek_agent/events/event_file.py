@@ -72,7 +72,7 @@ class Gap(NamedTuple):
 
 
 @dataclass(slots=True)
-class Batch:
+class WriteBatch:
     """What one transaction writes."""
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
@@ -235,7 +235,7 @@ class EventFile:
         for name in self._tables:
             self._read_bounds(name)
 
-    def write(self, batch: Batch, now: float) -> Counter[str]:
+    def write(self, batch: WriteBatch, now: float) -> Counter[str]:
         """Commit the batch and the sign of life. Returns the rows that did not fit, by table; raises apsw.Error."""
         misfits: Counter[str] = Counter()
         self.conversions.clear()  # those of an attempt that failed
@@ -445,7 +445,7 @@ def _plain(value: object) -> object:
         return sorted(value)
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"{type(value).__name__} is no value of a row")
+    raise TypeError(f"{type(value).__name__} is not a valid value for a row")
 
 
 def _bytes(value: Value) -> Value:

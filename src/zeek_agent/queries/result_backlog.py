@@ -22,17 +22,17 @@ class Backlog:
         self._freed = asyncio.Event()
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[Place]:
-        """Wait for one's turn to run a query; what `Place.fill` is told waits until the context ends."""
+    async def slot(self) -> AsyncIterator[Slot]:
+        """Wait for one's turn to run a query; what `Slot.fill` is told waits until the context ends."""
         await self._turns.acquire()
-        place = Place(self)
+        slot = Slot(self)
         try:
             while self.size >= self._limit:
                 self._freed.clear()
                 await self._freed.wait()
-            yield place
+            yield slot
         finally:
-            place.leave()
+            slot.leave()
 
     def grow(self, size: int) -> None:
         """A query has run, and its result waits: another query may have its turn."""
@@ -45,7 +45,7 @@ class Backlog:
         self._freed.set()
 
 
-class Place:
+class Slot:
     """One query's turn, and then its result's share of the backlog."""
 
     def __init__(self, backlog: Backlog) -> None:

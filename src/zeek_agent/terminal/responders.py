@@ -1,4 +1,4 @@
-"""Asking the host: through a running agent's control socket when there is one, else in this process."""
+"""Queries of the host, through a running agent's control socket if there is one, or else in this process."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound=Frame)
 
 
-class Session(Protocol):
-    """Something that answers requests. Closing the iterator of an answer ends the answer."""
+class Responder(Protocol):
+    """Answers requests. Closing the iterator of an answer ends the answer."""
 
     @property
     def remote(self) -> bool:
-        """Whether a running agent answers."""
+        """Whether the session is with a running agent."""
         ...
 
-    def ask(self, request: Request) -> Generator[Frame, None, None]:
+    def responses(self, request: Request) -> Generator[Frame, None, None]:
         """The frames of the answer. Raises ZeekAgentError."""
         ...
 
     def close(self) -> None: ...
 
 
-class RemoteSession:
-    """A session with a running agent; every request has its connection, so that one can be broken off."""
+class AgentResponder:
+    """Sends requests to a running agent; each request has its own connection, so that it can be aborted."""
 
     remote = True
 
@@ -53,11 +53,11 @@ class RemoteSession:
         self._path = client.path
         self._client: ControlClient | None = client
 
-    def ask(self, request: Request) -> Generator[Frame, None, None]:
+    def responses(self, request: Request) -> Generator[Frame, None, None]:
         client, self._client = self._client or ControlClient(self._path), None
         complete = False
         try:
-            yield from client.ask(request)
+            yield from client.responses(request)
             complete = True
         finally:
             if complete and self._client is None:
@@ -71,39 +71,39 @@ class RemoteSession:
             self._client = None
 
 
-def connect(config: Config) -> RemoteSession:
-    """A session with the running agent. Raises NoAgentError when none runs, ZeekAgentError when it is out of reach."""
+def connect(config: Config) -> AgentResponder:
+    """A responder in the running agent. Raises NoAgentError if none is running, ZeekAgentError if it is unreachable."""
     refusal: ZeekAgentError | None = None
     sockets = paths.locate(config).sockets
     for path in sockets:
         try:
-            return RemoteSession(ControlClient(path))
+            return AgentResponder(ControlClient(path))
         except NoAgentError:
             continue
         except ZeekAgentError as error:
             refusal = error
-    raise refusal or NoAgentError(f"no agent is running (nobody listens on {' or '.join(map(str, sockets))})")
+    raise refusal or NoAgentError(f"no agent is running (nothing listens on {' or '.join(map(str, sockets))})")
 
 
-def open_session(config: Config, origins: Mapping[str, str]) -> Session:
-    """A session with the running agent, else in this process; a running agent that is out of reach is mentioned."""
+def open_responder(config: Config, origins: Mapping[str, str]) -> Responder:
+    """A responder in the running agent, or else in this process, with a warning if a running agent is unreachable."""
     try:
         return connect(config)
     except NoAgentError:
         pass
     except ZeekAgentError as error:
-        sys.stderr.write(f"zeek-agent: {error}; going on without it\n")
-    from zeek_agent.terminal.local import LocalSession
+        sys.stderr.write(f"zeek-agent: {error}; continuing without it\n")
+    from zeek_agent.terminal.local_responder import LocalResponder
 
-    return LocalSession(config, origins)
+    return LocalResponder(config, origins)
 
 
-def query(session: Session, sql: str) -> tuple[list[tuple[str, ZeekType]], list[Row], list[Note]]:
-    """Columns, rows and notes of what was left out. Raises SqlError."""
+def query(responder: Responder, sql: str) -> tuple[list[tuple[str, ZeekType]], list[Row], list[Note]]:
+    """Columns, rows, and notes of omitted data. Raises SqlError."""
     columns: list[tuple[str, ZeekType]] = []
     rows: list[Row] = []
     notes: list[Note] = []
-    for frame in session.ask(messages.Query(sql)):
+    for frame in responder.responses(messages.QueryRequest(sql)):
         match frame:
             case Columns():
                 columns = typed(frame)
@@ -119,22 +119,22 @@ def typed(frame: Columns) -> list[tuple[str, ZeekType]]:
     return [(name, ZeekType.parse(kind)) for name, kind in frame.columns]
 
 
-def tables(session: Session) -> list[Table]:
+def tables(responder: Responder) -> list[Table]:
     """The declarations of all tables, by name."""
-    frame = _only(session.ask(messages.Tables()), Declarations)
+    frame = _only(responder.responses(messages.TablesRequest()), Declarations)
     return sorted(messages.declared(frame.tables), key=lambda table: table.name)
 
 
-def status(session: Session) -> dict[str, Any]:
+def status(responder: Responder) -> dict[str, Any]:
     """Facts about the agent."""
-    return _only(session.ask(messages.Status()), Facts).facts
+    return _only(responder.responses(messages.StatusRequest()), Facts).facts
 
 
 def _only(frames: Iterator[Frame], kind: type[_F]) -> _F:
     for frame in frames:
         if isinstance(frame, kind):
             return _drained(frame, frames)
-    raise ZeekAgentError(f"the agent's answer holds no {kind.__name__.lower()}; is it of another version?")
+    raise ZeekAgentError(f"the agent's reply contains no {kind.__name__.lower()}; is it a different version?")
 
 
 def _drained(frame: _F, frames: Iterator[Frame]) -> _F:

@@ -1,4 +1,4 @@
-"""A place on the way of a path, and what its permissions and those of the directories above it say."""
+"""A component of a path, held open, and who may read it by its permissions and those of the directories above."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 import stat
 from collections.abc import Iterator
 
-from zeek_agent.host.files.statx import Status
+from zeek_agent.host.files.statx import FileStatus
 from zeek_agent.host.linux.mounts import Mount
 
 
-class Place:
-    """Something on the way of a path, held by a descriptor of `O_PATH` until nobody refers to it any more."""
+class PathHandle:
+    """One component of a path, held open by an `O_PATH` descriptor that is closed with the last reference."""
 
     __slots__ = ("depth", "descriptor", "mount", "name", "parent", "path", "status")
 
-    def __init__(self, descriptor: int, status: Status, mount: Mount, name: str, parent: Place | None) -> None:
+    def __init__(self, descriptor: int, status: FileStatus, mount: Mount, name: str, parent: PathHandle | None) -> None:
         self.descriptor = descriptor
         self.status = status
         self.mount = mount
@@ -29,53 +29,53 @@ class Place:
         if self.descriptor >= 0:
             os.close(self.descriptor)
 
-    def ancestors(self) -> Iterator[Place]:
+    def ancestors(self) -> Iterator[PathHandle]:
         """The directories above, the nearest first."""
-        place = self.parent
-        while place is not None:
-            yield place
-            place = place.parent
+        handle = self.parent
+        while handle is not None:
+            yield handle
+            handle = handle.parent
 
     def path_in_file_system(self) -> str:
         """The path from the root of its file system, whichever part of that is mounted where."""
         names: list[str] = []
-        place = self
-        while place.parent is not None and place.parent.status.mount == place.status.mount:
-            names.append(place.name)
-            place = place.parent
+        handle = self
+        while handle.parent is not None and handle.parent.status.mount == handle.status.mount:
+            names.append(handle.name)
+            handle = handle.parent
         return "/".join((self.mount.root.rstrip("/"), *reversed(names))) or "/"
 
 
-def joined(directory: Place, name: str) -> str:
+def joined(directory: PathHandle, name: str) -> str:
     return f"/{name}" if directory.parent is None else f"{directory.path}/{name}"
 
 
-def readable_by_all(place: Place) -> bool:
+def readable_by_all(handle: PathHandle) -> bool:
     """Whether every local user may read a file: by its own mode, and by those of the directories above it."""
-    return bool(place.status.mode & stat.S_IROTH) and all(
-        directory.status.mode & stat.S_IXOTH for directory in place.ancestors()
+    return bool(handle.status.mode & stat.S_IROTH) and all(
+        directory.status.mode & stat.S_IXOTH for directory in handle.ancestors()
     )
 
 
-def belongs_there(place: Place) -> bool:
+def belongs_there(handle: PathHandle) -> bool:
     """Whether nobody can have put another user's secret where a file lies, by a link or a rename of what is above it.
 
     That holds where only root and the file's owner can write, groups aside, and where one other user can who may read
     the file wherever he puts it.
     """
-    above = [directory.status for directory in place.ancestors()]
+    above = [directory.status for directory in handle.ancestors()]
     if any(directory.mode & stat.S_IWOTH for directory in above):
         return False
-    others = {directory.uid for directory in above} - {0, place.status.uid}
+    others = {directory.uid for directory in above} - {0, handle.status.uid}
     if not others:
         return True
     reachable = all(directory.uid in others or directory.mode & stat.S_IXOTH for directory in above)
-    return len(others) == 1 and reachable and place.status.links == 1 and bool(place.status.mode & stat.S_IROTH)
+    return len(others) == 1 and reachable and handle.status.links == 1 and bool(handle.status.mode & stat.S_IROTH)
 
 
-def user_of(place: Place) -> int:
+def user_of(handle: PathHandle) -> int:
     """The user below whose directory a file lies: the owner of the topmost one that is not root's, or of the file."""
-    user = place.status.uid
-    for directory in place.ancestors():
+    user = handle.status.uid
+    for directory in handle.ancestors():
         user = directory.status.uid or user
     return user or 0

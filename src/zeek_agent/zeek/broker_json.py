@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from zeek_agent.schema import Row, Value
 
 T = TypeVar("T")
-Encoder: TypeAlias = "Callable[[Any], str]"
+ValueEncoder: TypeAlias = "Callable[[Any], str]"
 
 
 class ProtocolError(ZeekAgentError):
@@ -115,7 +115,7 @@ class Entry(Struct, frozen=True):
     value: Data
 
 
-class Table(Struct, tag_field="@data-type", tag="table", frozen=True):
+class TableValue(Struct, tag_field="@data-type", tag="table", frozen=True):
     data: list[Entry]
 
 
@@ -134,7 +134,7 @@ Data: TypeAlias = (
     | Timespan
     | Vector
     | Set
-    | Table
+    | TableValue
 )
 
 _TIMESPAN = re.compile(r"([+-]?[0-9]{1,25})(ns|us|ms|s|min|h)")
@@ -146,7 +146,7 @@ REPAIR_BYTES_MAX: Final = 4 * 1024 * 1024
 """Longest message that is repaired, which takes up to forty times its size; `zeek.message_bytes_max` by default."""
 
 
-class Reader:
+class MessageReader:
     """Reads messages of one shape from a peer's bytes, leniently.
 
     Zeek copies strings raw into its JSON: control characters, bytes that are not UTF-8, `\\v`, `inf`. What the strict
@@ -244,7 +244,7 @@ _PLAIN: Final[Mapping[type, Callable[[Any], Value]]] = {
     Port: port_number,
     Vector: _members,
     Set: _members,
-    Table: _entries,
+    TableValue: _entries,
 }
 
 
@@ -400,7 +400,7 @@ def _float(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-_SCALARS: Final[Mapping[str, Encoder]] = {
+_SCALARS: Final[Mapping[str, ValueEncoder]] = {
     "address": address,
     "blob": host_text,
     "bool": boolean,
@@ -417,7 +417,7 @@ _SCALARS: Final[Mapping[str, Encoder]] = {
 
 
 @lru_cache(maxsize=256)
-def encoder(zeek_type: ZeekType) -> Encoder:
+def encoder(zeek_type: ZeekType) -> ValueEncoder:
     """The function that writes cells of that type. None, and what does not fit the type, is written as `none`."""
     if zeek_type.element is None:
         return _SCALARS[zeek_type.name]

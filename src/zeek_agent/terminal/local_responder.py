@@ -1,4 +1,4 @@
-"""The host asked in this process, without a running agent: the same tables, the events that an agent has kept."""
+"""Queries in this process, without a running agent: the same tables, and the events stored by an agent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.control.messages import Frame, Request
 from zeek_agent.database.database import Database
-from zeek_agent.events import file as event_file
+from zeek_agent.events import event_file
 from zeek_agent.events.migrations import refuse_newer
 from zeek_agent.events.store import NewerStoreError
 from zeek_agent.signals import run_until_done
@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 
 class StoredEvents:
-    """The event store of a state directory, only read: no events come, what an agent has kept is there."""
+    """The event store of a state directory, read-only: the events stored by an agent, and no new ones."""
 
     def __init__(self, path: Path) -> None:
         self.uri = f"file:{quote(str(path.absolute()))}?mode=ro"
@@ -78,7 +78,7 @@ class StoredEvents:
 
 
 class LocalAgent:
-    """The agent that this process stands in for: it has an identity and a configuration, and does nothing."""
+    """Substitute for a running agent: it has an identity and a configuration, and does nothing."""
 
     def __init__(self, config: Config, origins: Mapping[str, str], places: Paths, store: StoredEvents | None) -> None:
         stored = identity.read(places.identity)
@@ -135,8 +135,8 @@ def open_database(config: Config, origins: Mapping[str, str]) -> Database:
     return database
 
 
-class LocalSession:
-    """A session that this process answers itself, in an event loop that runs while it is asked."""
+class LocalResponder:
+    """Answers requests in this process, with an event loop that runs during a request."""
 
     remote = False
 
@@ -149,7 +149,7 @@ class LocalSession:
         self._bridge: Bridge | None = None
         logbook.to_terminal()
 
-    def ask(self, request: Request) -> Generator[Frame, None, None]:
+    def responses(self, request: Request) -> Generator[Frame, None, None]:
         from zeek_agent.control.answers import answering
 
         if self._database is None:
@@ -177,7 +177,7 @@ class LocalSession:
         return run_until_done(self._loop.get_loop(), work)
 
     def _open_bridge(self, database: Database) -> Bridge | None:
-        """Take in osquery's tables, where a socket is configured: to look for one would slow down each command."""
+        """Add osquery's tables if a socket is configured; searching for one would slow down each command."""
         from zeek_agent.osquery import bridge
 
         settings = self._config.osquery

@@ -1,0 +1,27 @@
+"""Columns that describe the process behind a row, declared once for every table that has them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from zeek_agent.schema import Column
+
+_COLUMNS = {
+    column.name: column
+    for column in (
+        Column("exe", "text", "path of the process's executable"),
+        Column("cmdline", "text", "arguments joined by spaces, with matches of `access.redact` masked"),
+        Column("loginuid", "count", "login user id (audit), which setuid does not change"),
+        Column("session", "count", "login session id (audit)"),
+        Column("cgroup", "text", "path of the control group in the unified hierarchy, or the longest path"),
+        Column("container_id", "text", "container id, from the control group; null if not in a container"),
+        Column("netns", "count", "inode number of the network namespace"),
+        Column("entity_id", "text", "unique process id, never reused, not even after a reboot"),
+        Column("parent_entity_id", "text", "the parent's `entity_id`"),
+    )
+}
+
+
+def process_columns(*names: str, added: bool = False) -> list[Column]:
+    """The columns of these names; `added` as in `Column`."""
+    return [replace(_COLUMNS[name], added=added) for name in names]
