@@ -14,7 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("shared machine", deadline=None)  # which is of the clock on the wall
+hypothesis.settings.load_profile("shared machine")
 
 
 def pytest_configure() -> None:

@@ -69,7 +69,10 @@ PEM = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIL1pZ3Vp\n-----END PRIVA
 
 
 def lines(pattern: str | Path, access: AccessPolicy = DEFAULT, reads: FileReads | None = None) -> list[str]:
-    return [row["content"].decode() for row in ask(files_lines, str(pattern), access=access, reads=reads)]
+    return [
+        row["content"].decode(errors="surrogateescape")
+        for row in ask(files_lines, str(pattern), access=access, reads=reads)
+    ]
 
 
 def hashes(pattern: str | Path, access: AccessPolicy = DEFAULT, reads: FileReads | None = None) -> list[str]:
