@@ -379,7 +379,7 @@ async def test_an_agent_serves_several_zeeks_at_once(state: Path) -> None:
         urls = ("--zeek", one.url(), "--zeek", other.url())
         with started("run", *urls, "--state-dir", str(state), **pipes) as process:
             clients = [await one.client(), await other.client()]
-            hellos = [await responders.expect(AgentHello) for client in clients]
+            hellos = [await client.expect(AgentHello) for client in clients]
             assert hellos[0].context.agent_id == hellos[1].context.agent_id
             await clients[1].install("q1", Query('SELECT 42 AS "n:count"', "Test::row"))
             row = await clients[1].expect(ResultRow)
