@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeek_agent.queries.differences import Snapshot, unread_rows
+from zeek_agent.queries.differences import ResultSnapshot, unread_rows
 
 COLUMNS = (("name", "text"), ("pid", "count"))
 
@@ -29,15 +29,15 @@ rows = st.lists(st.tuples(cells, cells), max_size=12)
 
 
 def test_a_row_that_is_there_twice_and_then_once_is_gone_once() -> None:
-    before = Snapshot(COLUMNS, [("a", 1), ("a", 1), ("b", 2)])
-    now = Snapshot(COLUMNS, [("a", 1), ("c", 3)])
+    before = ResultSnapshot(COLUMNS, [("a", 1), ("a", 1), ("b", 2)])
+    now = ResultSnapshot(COLUMNS, [("a", 1), ("c", 3)])
     assert sorted(before.gone(now)) == [("a", 1), ("b", 2)]
     assert before.new(now) == [("c", 3)]
 
 
 @given(rows, rows)
 def test_old_rows_less_those_gone_plus_those_new_are_the_new_rows(old: list[tuple], new: list[tuple]) -> None:
-    before, now = Snapshot(COLUMNS, old), Snapshot(COLUMNS, new)
+    before, now = ResultSnapshot(COLUMNS, old), ResultSnapshot(COLUMNS, new)
     gone, added = before.gone(now), before.new(now)
     exactly = [Counter(map(repr, some)) for some in (old, gone, added, new)]
     assert exactly[0] - exactly[1] + exactly[2] == exactly[3]
@@ -48,24 +48,24 @@ def test_old_rows_less_those_gone_plus_those_new_are_the_new_rows(old: list[tupl
 def test_the_order_of_rows_is_no_difference(some: list[tuple], shuffler: random.Random) -> None:
     shuffled = list(some)
     shuffler.shuffle(shuffled)
-    assert Snapshot(COLUMNS, some) == Snapshot(COLUMNS, shuffled)
+    assert ResultSnapshot(COLUMNS, some) == ResultSnapshot(COLUMNS, shuffled)
 
 
 @given(rows)
 def test_a_snapshot_comes_back_from_disk_as_it_was(some: list[tuple]) -> None:
-    snapshot = Snapshot(COLUMNS, some)
-    assert Snapshot.unpack(snapshot.pack()) == snapshot
+    snapshot = ResultSnapshot(COLUMNS, some)
+    assert ResultSnapshot.unpack(snapshot.pack()) == snapshot
 
 
 def test_a_snapshot_of_the_release_before_is_read() -> None:
     counted = Counter({msgspec.msgpack.encode(("a", 1)): 2})
     packed = zlib.compress(msgspec.msgpack.encode((2, COLUMNS, counted)), 1)
-    assert Snapshot.unpack(packed) == Snapshot(COLUMNS, [("a", 1), ("a", 1)])
+    assert ResultSnapshot.unpack(packed) == ResultSnapshot(COLUMNS, [("a", 1), ("a", 1)])
 
 
 def test_what_was_unread_comes_back_from_disk() -> None:
-    snapshot = Snapshot(COLUMNS, [("a", 1)], unread=["/etc/shadow"])
-    assert Snapshot.unpack(snapshot.pack()).unread == {"/etc/shadow"}
+    snapshot = ResultSnapshot(COLUMNS, [("a", 1)], unread=["/etc/shadow"])
+    assert ResultSnapshot.unpack(snapshot.pack()).unread == {"/etc/shadow"}
 
 
 @pytest.mark.parametrize(
@@ -90,4 +90,4 @@ def test_a_row_is_held_for_its_path_or_while_some_file_is_newly_unread(
 @given(st.binary(max_size=64))
 def test_other_bytes_are_refused_with_one_kind_of_error(noise: bytes) -> None:
     with pytest.raises(ValueError, match="snapshot"):
-        Snapshot.unpack(noise)
+        ResultSnapshot.unpack(noise)

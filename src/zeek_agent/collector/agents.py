@@ -1,4 +1,4 @@
-"""The agents that a collector knows: who they are, when they were last heard, and what became of them.
+"""Agents known to a collector: identity, time of the last message, and state.
 
 The rules are those of the Zeek Agent package: an agent joins with its first hello, reconnects when its hello query has
 a new id, and is offline after a time of silence.
@@ -93,7 +93,7 @@ class Agents:
         return self._agents.get(agent_id)
 
     def hello(self, event: AgentHello, now: float) -> KnownAgent:
-        """Take in a hello; the state tells what it meant. Raises ProtocolError for one that cannot be used."""
+        """Record a hello; the state of the agent says what it meant. Raises ProtocolError for an unusable one."""
         agent = replace(_agent(event), last_seen=now)
         try:
             line = _LINE.line(agent.log_values(now))
@@ -110,21 +110,21 @@ class Agents:
         return agent
 
     def mark_seen(self, agent_id: str, now: float) -> KnownAgent | None:
-        """The agent, if known, which has just said something. Raises ProtocolError for what is no agent's id."""
+        """Update the time of the agent's last message; the agent, if known. Raises ProtocolError for an invalid id."""
         agent = self._agents.get(_checked_id(agent_id))
         if agent is not None:
             agent = self._agents[agent_id] = replace(agent, last_seen=now)
         return agent
 
     def shutdown(self, agent_id: str, now: float) -> KnownAgent | None:
-        """The agent, if known, which says goodbye. It stays known until it is silent for long enough."""
+        """Record a shutdown message; the agent, if known. It stays known until its timeout."""
         agent = self._agents.get(agent_id)
         if agent is not None:
             agent = self._agents[agent_id] = replace(agent, state="shutdown", last_seen=now)
         return agent
 
     def expired(self, now: float) -> list[KnownAgent]:
-        """Those that were silent for too long; they are forgotten."""
+        """Remove and return the agents that have timed out."""
         silent = [agent for agent in self._agents.values() if now - agent.last_seen >= self._timeout]
         for agent in silent:
             del self._agents[agent.id]

@@ -1,4 +1,4 @@
-"""What the queries of a pack select, from compiling them: names, types and meaning of their columns.
+"""The columns of a pack's queries, from compiling them: names, types and meaning.
 
 A pack declares a log once. Where it leaves out fields or types they come from the log's first query, compiled against
 the declared tables; an expression is typed by its alias, as in any statement (`count(*) AS "processes:count"`).
@@ -35,7 +35,7 @@ class Selected:
         return _log_type(self.type)
 
 
-class Columns:
+class PackColumns:
     """Columns and fields of one pack. Statements are compiled when they are needed first."""
 
     def __init__(self, file: PackFile) -> None:
@@ -56,13 +56,13 @@ class Columns:
         return _typed(path, None if entry.fields is None else fields, self.selected(place, query, batches=batches))
 
     def selected(self, place: str, query: QueryEntry, *, batches: bool) -> list[Selected]:
-        """What the query selects: of any agent, or of one that knows batches. Raises ValueError that names `place`."""
+        """The columns of the query, for any agent or for one with batches. Raises ValueError that names `place`."""
         if batches and query.batch_sql is not None:
             return self.compiled(f"{place}.batch_sql", query.batch_sql, Profile.FULL)
         return self.compiled(f"{place}.sql", query.sql, Profile.FULL if batches else Profile.STOCK)
 
     def compiled(self, place: str, sql: str, profile: Profile) -> list[Selected]:
-        """What a statement selects. Raises ValueError that names `place`."""
+        """The columns of a statement. Raises ValueError that names `place`."""
         if self._statements is None:
             from zeek_agent.collector.statements import Statements
 
@@ -103,7 +103,7 @@ def _typed(path: str, fields: tuple[FieldEntry, ...] | None, selected: list[Sele
 
 
 def misfit(path: str, fields: int, selected: list[Selected]) -> str:
-    """What to say when a query selects more or less than its log has."""
+    """The error text for a query that selects more or fewer columns than its log has."""
     names = ", ".join(column.name for column in selected)
     return f"logs.{path}: its fields take {fields} columns, but the query selects {len(selected)}: {names}"
 

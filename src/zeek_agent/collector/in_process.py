@@ -1,4 +1,4 @@
-"""A listening socket that has no address: only this process can connect to it.
+"""A listening socket without an address: only this process can connect to it.
 
 The embedded collector serves the agent through it. asyncio and websockets treat it as any listening socket, so from
 the opening handshake to the close frame the code and the bytes are those of a TCP connection.
@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any, Final
 
 PEER: Final = "embedded"
-"""What an accepted connection has as its address."""
+"""The peer address of an accepted connection."""
 
 
 class InProcessListener(socket.socket):
@@ -36,7 +36,7 @@ class InProcessListener(socket.socket):
         return client
 
     def listen(self, backlog: int = 0, /) -> None:
-        """Nothing to do: nobody but this process can connect, and it does so one connection at a time."""
+        """No-op: only this process can connect, one connection at a time."""
 
     def accept(self) -> tuple[socket.socket, Any]:
         """The server's end of the connection that waited longest. Raises BlockingIOError when none waits."""
@@ -44,7 +44,7 @@ class InProcessListener(socket.socket):
         return self._waiting.popleft(), PEER
 
     def close(self) -> None:
-        """Close, with the connections that nobody has accepted."""
+        """Close, together with connections that were not accepted."""
         super().close()
         self._bell.close()
         while self._waiting:

@@ -32,7 +32,7 @@ REPORTER_FIELDS: Final = (
     Field("location", "string"),
 )
 REPORTS_PER_SECOND: Final = 20
-"""Most lines a second in `reporter.log`; what is beyond is counted and told in one line."""
+"""Maximum lines per second in `reporter.log`; one line reports the number of those beyond."""
 
 _CHANGES: Final = {Change.ADD: "new", Change.DELETE: "gone", None: None}
 _MESSAGE_LENGTH: Final = 1000
@@ -43,7 +43,7 @@ log = logging.getLogger("zeek_agent.collector")
 
 @dataclass(slots=True)
 class IntakeCounters:
-    """What was taken in since the start."""
+    """Messages and rows since the start."""
 
     messages: int = 0
     rows: int = 0
@@ -55,7 +55,7 @@ class IntakeCounters:
 
 
 class Intake:
-    """Takes agents' messages, one at a time."""
+    """Handles agents' messages, one at a time."""
 
     def __init__(self, pack: Pack, directory: LogDirectory, known: Agents, clock: Callable[[], float]) -> None:
         self.counters = IntakeCounters()
@@ -71,9 +71,9 @@ class Intake:
         self._unreported = 0
 
     def handle(self, event: AgentEvent) -> KnownAgent | None:
-        """Log what an agent says; the agent, if it has said hello.
+        """Log the event of an agent; returns the agent after a hello.
 
-        Raises ProtocolError for what cannot be logged.
+        Raises ProtocolError for an event that cannot be logged.
         """
         self.counters.messages += 1
         now = self._clock()

@@ -85,7 +85,7 @@ class LogFile:
         self.rows += 1
 
     def flush(self) -> None:
-        """Write what waits, then rotate if it is time. Raises OSError; the lines are kept for the next flush."""
+        """Write pending lines, then rotate if it is time. Raises OSError; the lines are kept for the next flush."""
         with self._lock:
             lines, self._pending = self._pending, []
             taken, self._pending_bytes = self._pending_bytes, 0
@@ -103,7 +103,7 @@ class LogFile:
             self.rotate()
 
     def rotate(self) -> None:
-        """End the file and give it its final name. Raises OSError."""
+        """Close the file and rename it to its final name. Raises OSError."""
         if self._fd is None:
             return
         opened = self._opened
@@ -122,14 +122,14 @@ class LogFile:
             os.close(fd)
 
     def drop_pending(self) -> None:
-        """Count the lines that still wait as dropped."""
+        """Discard pending lines and count them as dropped."""
         with self._lock:
             self.dropped += len(self._pending)
             self.rows -= len(self._pending)
             self._pending, self._pending_bytes = [], 0
 
     def move_leftover(self) -> None:
-        """Give a file of that name, which an earlier run left, its final name. Raises OSError."""
+        """Rename a file that an earlier run left to its final name. Raises OSError."""
         if self._fd is None and os.path.lexists(self._file):
             self._file.rename(_free_name(self._directory, self.path, _opened_at(self._file)))
 
@@ -170,7 +170,7 @@ class LogFile:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
         except OSError:
-            with suppress(OSError):  # the write's own error says what is wrong
+            with suppress(OSError):  # the error of the write has the cause
                 os.ftruncate(self._fd, self._size)
             raise
         self._size += len(content)

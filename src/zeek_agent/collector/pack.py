@@ -1,4 +1,4 @@
-"""Query packs as the collector uses them: which queries agents are asked to run, and the log that each result becomes.
+"""Query packs as the collector uses them: the queries that it installs, and the log of each result.
 
 Every log begins with the fields `t hid host change`, as the logs of the Zeek Agent package do. How a pack is written:
 `pack_file`.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zeek_agent.collector import pack_file
-from zeek_agent.collector.columns import Columns
+from zeek_agent.collector.columns import PackColumns
 from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
 from zeek_agent.errors import UsageError
@@ -40,7 +40,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class PackQuery:
-    """A query and whom it goes to: groups of agents, in lower case as Zeek sends them, or single hosts."""
+    """A query and its recipients: groups of agents, in lower case as Zeek sends them, or single hosts."""
 
     query: Query
     groups: tuple[str, ...]
@@ -78,7 +78,7 @@ def _checked(file: PackFile, origin: str, schedule: float | None) -> Pack:
 
 def _pack(file: PackFile, origin: str, schedule: float | None) -> Pack:
     logs: dict[str, Log] = {}
-    columns = Columns(file)
+    columns = PackColumns(file)
     for path, entry in file.logs.items():
         if file.queries_for("zeek", path) and not file.queries_for("collector", path):
             continue

@@ -66,9 +66,9 @@ class LogEntry(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class QueryEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """A statement; what is not said is the pack's own default. `hosts` are agent ids, for a query to these only.
+    """A statement; missing keys have the pack's own defaults. `hosts` are agent ids, for a query to these only.
 
-    `batch_sql` is what Zeek asks agents that know batches instead.
+    `batch_sql` is the statement for agents that support batches.
     """
 
     sql: str
@@ -154,7 +154,7 @@ def _check_log(path: str, entry: LogEntry) -> None:
 
 
 def check_names(path: str, fields: tuple[FieldEntry, ...]) -> None:
-    """Raises ValueError for a field whose name is not one, or that is there twice."""
+    """Raises ValueError for an invalid or duplicate field name."""
     names = [field.name for field in fields]
     for field in fields:
         if not _FIELD_NAME.fullmatch(field.name) or names.count(field.name) > 1:

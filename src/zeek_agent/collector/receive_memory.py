@@ -1,4 +1,4 @@
-"""Memory for what clients have sent and the collector has not read yet, bounded for all connections together.
+"""Memory for received messages that the collector has not read yet, bounded for all connections together.
 
 The longest message that an agent may send has 32 MiB, so a bound per connection alone would let a thousand clients take
 32 GiB. Each connection has an allowance instead, which is more than agents send in ordinary messages; what it holds
@@ -20,7 +20,7 @@ from websockets.protocol import Event, State
 from zeek_agent.zeek.pongs import PongBound
 
 ALLOWANCE_BYTES: Final = 512 * 1024
-"""What is read from a socket at once, 256 KiB, as rows of a few hundred bytes with the objects for their frames."""
+"""Memory of one read from a socket, 256 KiB, as rows of a few hundred bytes with their frame objects."""
 POOL_BYTES: Final = 128 * 1024 * 1024
 """Four of the longest messages."""
 OPENING_BYTES: Final = 16_384
@@ -28,7 +28,7 @@ OPENING_BYTES: Final = 16_384
 SUBSCRIPTION_BYTES: Final = 1024 * 1024
 """Everything until the subscription is taken. Its topics have at most 131,072 bytes, each of which may be escaped."""
 _FRAME_BYTES: Final = 256
-"""What an object for a frame takes, so that empty frames count too."""
+"""Memory of a frame object, so that empty frames count too."""
 
 
 class ReceiveMemory:
@@ -39,27 +39,27 @@ class ReceiveMemory:
         self.connections_max = connections
         self.refuse = refuse
         self._pool_bytes = pool_bytes
-        self._taken: dict[BoundedConnection, int] = {}
-        self._taken_bytes = 0
+        self._used_by: dict[BoundedConnection, int] = {}
+        self._pool_used = 0
 
     @property
-    def taken_bytes(self) -> int:
+    def pool_used_bytes(self) -> int:
         """Bytes that connections hold beyond their allowances."""
-        return self._taken_bytes
+        return self._pool_used
 
     def update(self, connection: BoundedConnection, unread_bytes: int) -> None:
-        """Note what a connection holds now, and close the one that holds most while the pool is exceeded."""
-        self._taken_bytes -= self._taken.pop(connection, 0)
+        """Record the memory of a connection, and close the largest one while the pool is exceeded."""
+        self._pool_used -= self._used_by.pop(connection, 0)
         if unread_bytes > ALLOWANCE_BYTES:
-            self._taken[connection] = unread_bytes - ALLOWANCE_BYTES
-            self._taken_bytes += self._taken[connection]
-        while self._taken_bytes > self._pool_bytes:
-            largest = max(self._taken, key=self._taken.__getitem__)
+            self._used_by[connection] = unread_bytes - ALLOWANCE_BYTES
+            self._pool_used += self._used_by[connection]
+        while self._pool_used > self._pool_bytes:
+            largest = max(self._used_by, key=self._used_by.__getitem__)
             largest.disconnect(CloseCode.TRY_AGAIN_LATER, f"no memory for {largest.unread_bytes:,} unread bytes")
 
 
 class BoundedConnection(PongBound, ServerConnection):
-    """A client's connection, with what it holds noted in `memory`, which `bounded_by` sets in a subclass."""
+    """A client's connection that accounts for its memory in `memory`, which `bounded_by` sets in a subclass."""
 
     memory: ReceiveMemory
 
@@ -123,7 +123,7 @@ class BoundedConnection(PongBound, ServerConnection):
         return message
 
     def subscribed(self) -> None:
-        """From now on messages may be long."""
+        """Allow long messages from now on."""
         self._subscribed = True
 
     def disconnect(self, code: CloseCode, reason: str) -> None:

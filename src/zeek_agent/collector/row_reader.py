@@ -1,7 +1,7 @@
 """Rows from the wire as the values of a log's fields.
 
 As strict as Zeek when it converts a received vector to a record: each value must be of the field's own type (a count
-is no integer), too few values are an error, surplus ones are ignored.
+is not an integer), too few values are an error, surplus ones are ignored.
 """
 
 from __future__ import annotations

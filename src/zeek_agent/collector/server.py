@@ -1,7 +1,8 @@
-"""The collector: a stand-in for Zeek that agents connect to, over TCP or, embedded in an agent, within its process.
+"""The collector: a substitute for Zeek that agents connect to, over TCP or, embedded in an agent, within its process.
 
-It speaks the server side of the agents' protocol on a WebSocket as Zeek does, acts as one Zeek instance that wants the
-queries of a pack, and writes what comes as Zeek logs. There is no authentication, as there is none in Zeek's server.
+It implements the server side of the agents' protocol on a WebSocket as Zeek does, acts as one Zeek instance that
+installs the queries of a pack, and writes the results as Zeek logs. There is no authentication, as there is none in
+Zeek's server.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from zeek_agent.zeek.protocol import Message, ZeekHello
 
 ZEEK_VERSION: Final = "9.0.0"
 ZEEK_VERSION_NUMBER: Final = 90_000
-"""The Zeek that is stood in for; agents send it the hello of package 2.4 and later."""
+"""The Zeek version that it reports; agents send it the hello of package 2.4 and later."""
 
 HELLO_INTERVAL: Final = 60.0
 FLUSH_INTERVAL: Final = 1.0
@@ -65,7 +66,7 @@ log = logging.getLogger("zeek_agent.collector")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What clients together, and each of them, may take."""
+    """Limits for all clients together, and for each of them."""
 
     connections: int = 1000
     agents: int = 10_000
@@ -74,12 +75,12 @@ class Limits:
     unread_bytes: int = POOL_BYTES
     """Received and not read yet, of all connections together, beyond an allowance of each."""
     per_connection: int = 1000
-    """Subscriptions of one connection, and agents that it speaks for."""
+    """Subscriptions of one connection, and agents behind it."""
 
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """A connection, what it listens to, and the agents that have said hello on it."""
+    """A connection, its subscriptions, and the agents that have sent a hello on it."""
 
     connection: BoundedConnection
     topics: tuple[str, ...] = ()
@@ -157,7 +158,7 @@ class Collector:
         self._queries = {f"za_{_unique()}": query for query in pack.queries}
         self._clients: set[Client] = set()
         self._memory = ReceiveMemory(
-            # Those whose opening handshake is under way included; the others get an answer.
+            # Includes those in their opening handshake; the others get an answer.
             connections=2 * self._limits.connections,
             pool_bytes=self._limits.unread_bytes,
             refuse=self._intake.refuse,
@@ -193,7 +194,7 @@ class Collector:
         return self.address
 
     async def start_embedded(self) -> None:
-        """Serve the connections that `connect` makes, and nobody else. May be tried again after a failure.
+        """Serve only connections made by `connect`. May be retried after a failure.
 
         Raises ZeekAgentError when the logs cannot be locked or written: rows wait in the agent's event store then.
         """
@@ -231,7 +232,7 @@ class Collector:
         )
 
     def _begin(self) -> None:
-        """Start what runs beside the connections."""
+        """Start the background tasks."""
         self._started = self._clock()
         self._flush_task = asyncio.create_task(self._flush_logs())
         self._hello_task = asyncio.create_task(self._send_hellos())
@@ -239,7 +240,7 @@ class Collector:
             task.add_done_callback(_report_failure)
 
     async def stop(self) -> None:
-        """Say goodbye to the agents and end the logs."""
+        """Send the shutdown message to the agents and close the logs."""
         if self._server is None:
             return
         self._stopping = True
@@ -262,7 +263,7 @@ class Collector:
 
     @property
     def place(self) -> str:
-        """Where agents connect, for people."""
+        """Where agents connect, for messages."""
         try:
             host, port = self.address
         except LookupError:
@@ -271,12 +272,12 @@ class Collector:
 
     @property
     def stats(self) -> Stats:
-        """The state of things now."""
+        """The current state."""
         counters = self._intake.counters
         return Stats(
             started=self._started,
             connections=self._connections,
-            unread_bytes=self._memory.taken_bytes,
+            unread_bytes=self._memory.pool_used_bytes,
             agents=tuple(self._intake.agents),
             connected=frozenset().union(*(client.agent_ids for client in self._clients)),
             logs=tuple(LogStats(file.path, file.rows, file.dropped) for file in self._logs.files.values()),
@@ -313,7 +314,7 @@ class Collector:
             self._clients.discard(client)
 
     async def _open(self, client: Client) -> bool:
-        """The opening: path, name, subscription, ack. False when the client cannot be served."""
+        """Check path and name, read the subscription, acknowledge it. False if the client was refused."""
         request = client.connection.request
         assert request is not None
         if request.path != PATH:
@@ -328,7 +329,7 @@ class Collector:
         return True
 
     async def _subscribe(self, client: Client) -> str | None:
-        """Take the client's first message; what is wrong with it. Nothing of it is kept while that is sent."""
+        """Read the client's subscription; returns the error, if any. The message itself is not kept."""
         try:
             async with asyncio.timeout(OPENING_TIMEOUT):
                 client.topics = self._subscription(await client.connection.receive())
@@ -350,9 +351,9 @@ class Collector:
         return tuple(topics)
 
     def _handle_message(self, client: Client, raw: bytes) -> KnownAgent | ProtocolError | None:
-        """Take a message in: the agent that said hello with it, or why it was refused.
+        """Handle a message; returns the agent after a hello, or the error.
 
-        Nothing of the message is kept: a client that does not read its answer would keep it in memory.
+        The message itself is not kept: a client that does not read its answer would keep it in memory.
         """
         try:
             message = protocol.read_message(raw)
@@ -376,7 +377,7 @@ class Collector:
                 await self._publish(client, self._opening_frames(outcome.id))
 
     def _opening_frames(self, agent_id: str) -> Iterable[tuple[str, str]]:
-        """Topic and frame of a hello and all queries for an agent that has joined or is back."""
+        """Topic and frame of a hello and of all queries, for an agent that has joined or reconnected."""
         topic = protocol.host_topic(agent_id)
         yield topic, protocol.zeek_hello(topic, self._hello)
         for query_id, query in self._queries.items():
@@ -388,7 +389,7 @@ class Collector:
         return ZeekHello(self.instance, ZEEK_VERSION, ZEEK_VERSION_NUMBER)
 
     async def _publish(self, sender: Client, frames: Iterable[tuple[str, str]]) -> None:
-        """Send to whoever listens. Only the sender, for whom it is, is waited for."""
+        """Send to all subscribers, and wait only for the sender, for whom the frames are."""
         for topic, frame in frames:
             self._broadcast(topic, frame, but=sender)
             if sender.subscribes_to(topic):
@@ -428,7 +429,7 @@ class Collector:
                 self._flushed.notify_all()
 
     async def _wait_for_disk(self) -> None:
-        """Hold an agent back while much waits for a slow disk; a disk that fails holds nobody back."""
+        """Stop reading from an agent while too much waits for a slow disk, but not while the disk fails."""
         if self._logs.pending_bytes < BACKLOG_BYTES or self._logs.failing or self._stopping:
             return
         self._flush_wanted.set()
@@ -452,7 +453,7 @@ class Collector:
 
 
 async def _refuse(client: Client, code: str, context: str) -> bool:
-    """Tell the client why, and close. Always False."""
+    """Send the error and close. Always False."""
     await client.connection.send(protocol.error(code, context))
     await client.connection.close(CloseCode.POLICY_VIOLATION, context)
     return False
@@ -476,7 +477,7 @@ def _send_soon(client: Client, frame: str) -> None:
 
 
 def _websocket_logger() -> logging.Logger:
-    """The library's log, without a traceback for each client that does not speak WebSocket."""
+    """The library's log, without a traceback for each client that does not use WebSocket."""
     quiet = logging.getLogger("zeek_agent.collector.websocket")
     quiet.setLevel(logging.WARNING)
     quiet.addFilter(_not_a_failed_handshake)
@@ -495,5 +496,5 @@ def _host_and_port(listen: str) -> tuple[str, int]:
 
 
 def _unique() -> str:
-    """A name that no other start has, in the look of Zeek's `unique_id`."""
+    """A name that is unique per start, in the format of Zeek's `unique_id`."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(17))

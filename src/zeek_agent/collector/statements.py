@@ -15,7 +15,7 @@ from zeek_agent.tables import builtin_tables, plugin_tables
 PLATFORMS: Final = ("linux", "darwin", "win32")
 
 _NO_AGENT: Final[Any] = None
-"""A statement that is compiled reads no table, so that no table asks its agent."""
+"""Compiling a statement reads no table, so no table uses its agent."""
 
 
 class Statements:

@@ -1,4 +1,4 @@
-"""What a collector is doing, for people: a live view on a terminal, a line now and then elsewhere.
+"""Summary of a collector: a live view on a terminal, periodic lines elsewhere.
 
 Names come from hosts that may be hostile: all text is made printable before it is shown.
 """
@@ -68,7 +68,7 @@ async def _show_live(collector: Collector, stream: TextIO) -> None:
     from rich.live import Live
 
     view = View.after(None, collector.stats, time.time())
-    # What is logged to the same terminal scrolls by above the view.
+    # Log lines on the same terminal scroll by above the view.
     with Live(
         screen(collector, view),
         console=Console(file=stream),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from zeek_agent.collector import pack_file
-from zeek_agent.collector.columns import Columns, Selected, misfit
+from zeek_agent.collector.columns import PackColumns, Selected, misfit
 from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
 from zeek_agent.database.sql_connection import Profile
@@ -23,17 +23,17 @@ from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Subscription
 from zeek_agent.schema import ZEEK_KEYWORDS, zeek_field
 
 PACKAGE_PREFIX: Final = "zeek-agent-"
-"""What the package's logs begin with, and names in a script do not."""
+"""Prefix of the package's logs, left out of names in a script."""
 
 MEMBER_TYPES: Final = frozenset({"string", "count", "int", "double", "bool"})
-"""A record's members have the types that JSON tells apart: agents know no other."""
+"""Members of a record have the types of JSON; agents have no others."""
 
 _TAKEN_MODULES: Final = frozenset({"GLOBAL", "ZeekAgent", "ZeekAgentAPI"})
 _SHARED_NAMES: Final = frozenset({"enabled", "query_interval", "subscription", "log_policy"})
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class RecordMember:
     """A field of a script's record, and what the log calls it."""
 
     name: str
@@ -42,12 +42,12 @@ class Member:
     summary: str
     key: str
     is_required: bool = False
-    members: tuple[Member, ...] = ()
+    members: tuple[RecordMember, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
-    """A query as the script asks it. `batch_sql` is there where agents that know batches are asked differently."""
+class ScriptStatement:
+    """A query as the script installs it. `batch_sql` is set if agents that support batches get another statement."""
 
     sql: str
     batch_sql: str | None
@@ -68,7 +68,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class ScriptLog:
     """A log as the script writes it. `basic` is how many columns agents send that know no batches."""
 
     path: str
@@ -77,9 +77,9 @@ class Log:
     suffix: str
     summary: str
     has_change: bool
-    columns: tuple[Member, ...]
+    columns: tuple[RecordMember, ...]
     basic: int
-    statements: tuple[Statement, ...]
+    statements: tuple[ScriptStatement, ...]
 
     @property
     def stem(self) -> str:
@@ -93,7 +93,7 @@ class Log:
             return f"{stem}_{self.suffix.upper()}"
         return f"{stem}{camel(self.suffix)}" if stem[0].isupper() else f"{stem}_{self.suffix}"
 
-    def record_type(self, column: Member) -> str:
+    def record_type(self, column: RecordMember) -> str:
         """The name of a record column's type."""
         return f"{self.name('Columns')}{camel(column.name)}"
 
@@ -130,10 +130,10 @@ class Log:
         return names
 
 
-def logs_of(file: PackFile, origin: str) -> list[Log]:
+def logs_of(file: PackFile, origin: str) -> list[ScriptLog]:
     """The pack's logs for Zeek. Raises UsageError that begins with `origin` and names the place."""
     try:
-        columns = Columns(file)
+        columns = PackColumns(file)
         logs = [
             _log(file, path, entry, columns)
             for path, entry in file.logs.items()
@@ -145,7 +145,7 @@ def logs_of(file: PackFile, origin: str) -> list[Log]:
     return logs
 
 
-def _log(file: PackFile, path: str, entry: LogEntry, columns: Columns) -> Log:
+def _log(file: PackFile, path: str, entry: LogEntry, columns: PackColumns) -> ScriptLog:
     queries = file.queries_for("zeek", path)
     if not queries:
         raise ValueError(f"logs.{path}: no query writes to it")
@@ -166,7 +166,7 @@ def _log(file: PackFile, path: str, entry: LogEntry, columns: Columns) -> Log:
                 raise ValueError(f"{place}.sql: selects {len(first)} columns, another query of {path} selects {basic}")
             basic = len(first)
         statements.append(_statement(file, query, _batch_sql(place, query, record, whole, columns)))
-    return Log(
+    return ScriptLog(
         path=path,
         module=module,
         event=event,
@@ -199,19 +199,19 @@ def _suffix(file: PackFile, path: str, module: str, event: str) -> str:
     return event.removeprefix("query_result").lstrip("_") if others else ""
 
 
-def _members(path: str, fields: Sequence[FieldEntry]) -> tuple[Member, ...]:
+def _members(path: str, fields: Sequence[FieldEntry]) -> tuple[RecordMember, ...]:
     members = []
     for record, entries in pack_file.columns_of(tuple(fields)):
         inner = tuple(_member(path, entry, in_record=bool(record)) for entry in entries)
         if record:
             name = zeek_field(record.rpartition(".")[2])
-            members.append(Member(name, record, "record", "", "", members=inner))
+            members.append(RecordMember(name, record, "record", "", "", members=inner))
         else:
             members += inner
     return tuple(members)
 
 
-def _member(path: str, entry: FieldEntry, *, in_record: bool) -> Member:
+def _member(path: str, entry: FieldEntry, *, in_record: bool) -> RecordMember:
     try:
         Field(entry.name, entry.type)
     except ValueError as error:
@@ -220,7 +220,7 @@ def _member(path: str, entry: FieldEntry, *, in_record: bool) -> Member:
         known = ", ".join(sorted(MEMBER_TYPES))
         raise ValueError(f"logs.{path}: field {entry.name}: a record's member is one of {known}, not {entry.type}")
     stem = entry.name.rpartition(".")[2]
-    return Member(
+    return RecordMember(
         name=zeek_field(stem),
         log_name=entry.name,
         type=entry.type,
@@ -230,7 +230,7 @@ def _member(path: str, entry: FieldEntry, *, in_record: bool) -> Member:
     )
 
 
-def _check_fields(path: str, entry: LogEntry, columns: Sequence[Member]) -> None:
+def _check_fields(path: str, entry: LogEntry, columns: Sequence[RecordMember]) -> None:
     leading = {"t", "hid", "host", *(("change",) if entry.change else ())}
     for names in ([column.name for column in columns], *([one.name for one in each.members] for each in columns)):
         for name, times in Counter(names).items():
@@ -241,14 +241,14 @@ def _check_fields(path: str, entry: LogEntry, columns: Sequence[Member]) -> None
             raise ValueError(f"logs.{path}: field {column.log_name}: every log already has a field of that name")
 
 
-def _check_selected(path: str, place: str, columns: Sequence[Member], selected: Sequence[Selected]) -> None:
+def _check_selected(path: str, place: str, columns: Sequence[RecordMember], selected: Sequence[Selected]) -> None:
     if len(columns) != len(selected):
         raise ValueError(f"{place}: {misfit(path, len(columns), list(selected))}")
     for column, one in zip(columns, selected, strict=True):
         _check_type(path, place, column, one)
 
 
-def _check_type(path: str, place: str, column: Member, one: Selected) -> None:
+def _check_type(path: str, place: str, column: RecordMember, one: Selected) -> None:
     if one.type.name == "enum" or (one.type.element and one.type.element.name in {"enum", "record"}):
         raise ValueError(f"{place}: {one.name}: Zeek has no type for {one.type}: select it as text")
     if one.log_type != column.type:
@@ -256,7 +256,7 @@ def _check_type(path: str, place: str, column: Member, one: Selected) -> None:
         raise ValueError(f"{place}: {declared}, but {one.name} is {one.log_type}")
 
 
-def _check_basic(path: str, place: str, columns: Sequence[Member], first: Sequence[Selected]) -> None:
+def _check_basic(path: str, place: str, columns: Sequence[RecordMember], first: Sequence[Selected]) -> None:
     """Rows of agents that know no batches have the first of the columns."""
     if len(first) > len(columns):
         raise ValueError(f"{place}.sql: {misfit(path, len(columns), list(first))}")
@@ -264,7 +264,7 @@ def _check_basic(path: str, place: str, columns: Sequence[Member], first: Sequen
         _check_type(path, f"{place}.sql", column, one)
 
 
-def _explained(columns: Sequence[Member], selected: Sequence[Selected]) -> tuple[Member, ...]:
+def _explained(columns: Sequence[RecordMember], selected: Sequence[Selected]) -> tuple[RecordMember, ...]:
     """The columns with what the tables' declarations say of them, where the pack says nothing."""
     return tuple(
         replace(
@@ -277,7 +277,7 @@ def _explained(columns: Sequence[Member], selected: Sequence[Selected]) -> tuple
 
 
 def _batch_sql(
-    place: str, query: QueryEntry, record: Sequence[Member], whole: Sequence[Selected], columns: Columns
+    place: str, query: QueryEntry, record: Sequence[RecordMember], whole: Sequence[Selected], columns: PackColumns
 ) -> str | None:
     """The statement for batches, with result columns that are called as the record's fields; None for the same one."""
     given = query.sql if query.batch_sql is None else query.batch_sql
@@ -292,21 +292,21 @@ def _batch_sql(
     return wrapped
 
 
-def _is_named(column: Member, one: Selected) -> bool:
+def _is_named(column: RecordMember, one: Selected) -> bool:
     return column.name == one.name and all(member.name == member.key for member in column.members)
 
 
-def _result(name: str, column: Member, one: Selected) -> str:
+def _result(name: str, column: RecordMember, one: Selected) -> str:
     if all(member.name == member.key for member in column.members):
         return f'{name} AS "{column.name}:{one.type}"'
     pairs = (f"'{member.name}', {name} -> {_sql_text(member.key)}" for member in column.members)
     return f'iif({name} IS NULL, NULL, json_object({", ".join(pairs)})) AS "{column.name}:record"'
 
 
-def _statement(file: PackFile, query: QueryEntry, batch_sql: str | None) -> Statement:
+def _statement(file: PackFile, query: QueryEntry, batch_sql: str | None) -> ScriptStatement:
     seconds = file.schedule if query.schedule is None else query.schedule
     subscription = Subscription(query.subscription or file.subscription)
-    return Statement(
+    return ScriptStatement(
         sql=query.sql.strip(),
         batch_sql=batch_sql,
         timing=Timing(max(seconds, SCHEDULE_MIN) if seconds else 0.0, subscription.value),
@@ -318,7 +318,7 @@ def _statement(file: PackFile, query: QueryEntry, batch_sql: str | None) -> Stat
     )
 
 
-def _check_names(logs: Sequence[Log]) -> None:
+def _check_names(logs: Sequence[ScriptLog]) -> None:
     """Raises ValueError where two things in a module would have the same name."""
     for module in {log.module for log in logs}:
         taken: set[str] = set(_SHARED_NAMES)
@@ -330,7 +330,7 @@ def _check_names(logs: Sequence[Log]) -> None:
                 taken.add(name)
 
 
-def _defined(log: Log) -> list[str]:
+def _defined(log: ScriptLog) -> list[str]:
     """The names that a log has in its module."""
     stems = ("LOG", "Basic", "Columns", "Info", "Rows", "log_policy", "write_row", "write_rows", "is_complete")
     records = [log.record_type(column) for column in log.columns if column.members]

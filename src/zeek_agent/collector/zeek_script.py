@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from zeek_agent.collector.pack_file import PackFile
-from zeek_agent.collector.zeek_logs import PACKAGE_PREFIX, Log, Member, Statement, Timing, logs_of
+from zeek_agent.collector.zeek_logs import PACKAGE_PREFIX, RecordMember, ScriptLog, ScriptStatement, Timing, logs_of
 
 FRAMEWORK: Final = "zeek-agent/framework"
 """The part of the package that a script needs, without the package's own logs."""
@@ -44,7 +44,7 @@ def package_scripts(file: PackFile, origin: str) -> dict[str, tuple[tuple[str, .
     return scripts
 
 
-def _module(logs: Sequence[Log]) -> str:
+def _module(logs: Sequence[ScriptLog]) -> str:
     """The module of these logs."""
     timings = tuple(dict.fromkeys(statement.timing for log in logs for statement in log.statements))
     is_enabled = any(statement.is_enabled for log in logs for statement in log.statements)
@@ -90,14 +90,14 @@ def _interval(seconds: float) -> str:
     return f"{seconds:f}".rstrip("0").rstrip(".") + "sec"
 
 
-def _log_ids(logs: Sequence[Log]) -> str:
+def _log_ids(logs: Sequence[ScriptLog]) -> str:
     names = [log.name("LOG") for log in logs]
     if len(names) == 1:
         return f"redef enum Log::ID += {{ {names[0]} }};"
     return "redef enum Log::ID += {\n\t" + ",\n\t".join(names) + "\n};"
 
 
-def _records(log: Log) -> Iterator[str]:
+def _records(log: ScriptLog) -> Iterator[str]:
     """The log's record types, those that others contain first."""
     for column in log.columns:
         if column.members:
@@ -125,22 +125,22 @@ def _record(name: str, summary: str, fields: Iterable[str]) -> str:
     return "\n".join(lines)
 
 
-def _type(log: Log, column: Member) -> str:
+def _type(log: ScriptLog, column: RecordMember) -> str:
     return log.record_type(column) if column.members else re.sub(r"^vector\[(.*)\]$", r"vector of \1", column.type)
 
 
-def _field(column: Member, kind: str | None = None) -> str:
+def _field(column: RecordMember, kind: str | None = None) -> str:
     return f"{_comment(column.summary)}\n{column.name}: {kind or column.type} &log &optional;"
 
 
-def _functions(log: Log) -> Iterator[str]:
+def _functions(log: ScriptLog) -> Iterator[str]:
     if log.required:
         yield _is_complete(log)
     yield _write_rows(log)
     yield _write_row(log)
 
 
-def _is_complete(log: Log) -> str:
+def _is_complete(log: ScriptLog) -> str:
     """Whether a row has the fields that the pack says are not optional, as the collector asks."""
     arguments = ["ctx: ZeekAgent::Context,", f"columns: {log.name('Columns')}): bool"]
     lines = [_filled(f"function {log.name('is_complete')}(", arguments, tabs=0), "{"]
@@ -153,7 +153,7 @@ def _is_complete(log: Log) -> str:
     return _block([*lines, "return T;", "}"])
 
 
-def _write_rows(log: Log) -> str:
+def _write_rows(log: ScriptLog) -> str:
     arguments = ["ctx: ZeekAgent::Context,", "batch: ZeekAgentAPI::Batch,", "rows: any)"]
     lines = [_filled(f"function {log.name('write_rows')}(", arguments, tabs=0), "{"]
     lines += ["local t = network_time();", "local host = ZeekAgent::hostname(ctx);"]
@@ -170,7 +170,7 @@ def _write_rows(log: Log) -> str:
     return _block([*lines, "", f"\tLog::write({log.name('LOG')}, info);", "\t}", "}"])
 
 
-def _write_row(log: Log) -> str:
+def _write_row(log: ScriptLog) -> str:
     arguments = ["ctx: ZeekAgent::Context,", f"columns: {log.name('Columns')})"]
     lines = [_filled(f"function {log.name('write_row')}(", arguments, tabs=0), "{"]
     if log.required:
@@ -182,7 +182,7 @@ def _write_row(log: Log) -> str:
     return _block([*lines, "", f"Log::write({log.name('LOG')}, info);", "}"])
 
 
-def _handler(log: Log) -> str:
+def _handler(log: ScriptLog) -> str:
     name, write = log.name("Columns"), log.name("write_row")
     is_basic = log.basic < len(log.columns)
     arguments = ["ctx: ZeekAgent::Context,", f"columns: {'any' if is_basic else name})"]
@@ -195,7 +195,7 @@ def _handler(log: Log) -> str:
     return _block([*lines, "}"])
 
 
-def _zeek_init(logs: Sequence[Log], timings: Sequence[Timing], *, everything: bool) -> str:
+def _zeek_init(logs: Sequence[ScriptLog], timings: Sequence[Timing], *, everything: bool) -> str:
     lines = ["event zeek_init()", "{"]
     for log in logs:
         columns = [f"{log.name('Columns')}," if log.renamed else f"{log.name('Columns')});"]
@@ -214,7 +214,7 @@ def _zeek_init(logs: Sequence[Log], timings: Sequence[Timing], *, everything: bo
     return _block([*lines, "}"])
 
 
-def _query(log: Log, statement: Statement, timing: int, suffix: str) -> Iterator[str]:
+def _query(log: ScriptLog, statement: ScriptStatement, timing: int, suffix: str) -> Iterator[str]:
     interval, subscription = _option_names(timing)
     yield _text_variable(f"sql{suffix}", statement.sql)
     arguments = [f"$sql_stmt=sql{suffix},"]

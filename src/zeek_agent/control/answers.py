@@ -1,4 +1,4 @@
-"""What the agent answers on its control socket, and what `query` and `shell` do without one: the same."""
+"""Answers to requests on the control socket, which `query` and `shell` also use without a running agent."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The control socket: how `query`, `shell` and `status` talk to a running agent.
 
-A Unix socket that carries JSON, one object a line. The client sends a request, the agent answers with frames, of which
-the last is `done` or `failed`:
+A Unix socket that carries JSON, one object per line. The client sends a request, the agent answers with frames, of
+which the last is `done` or `failed`:
 
     {"request":"query","sql":"SELECT pid, name FROM processes LIMIT 1"}
     {"frame":"columns","columns":[["pid","count"],["name","text"]]}
@@ -55,7 +55,7 @@ class SubscribeRequest(Struct, frozen=True, tag_field="request", tag="subscribe"
 
 
 class StatusRequest(Struct, frozen=True, tag_field="request", tag="status", forbid_unknown_fields=True):
-    """Who is running: facts about the agent."""
+    """Facts about the running agent."""
 
 
 class TablesRequest(Struct, frozen=True, tag_field="request", tag="tables", forbid_unknown_fields=True):
@@ -72,16 +72,16 @@ class Columns(Struct, frozen=True, tag_field="frame", tag="columns"):
 
 
 class Rows(Struct, frozen=True, tag_field="frame", tag="rows"):
-    """Some rows. For a subscription, `changes` says of each whether it came or went, None: it is there."""
+    """Some rows. For a subscription, `changes` has the change of each: added, deleted, or None for a snapshot row."""
 
     rows: Sequence[Sequence[Any]]
     changes: list[ChangeName | None] | None = None
 
 
 class Note(Struct, frozen=True, tag_field="frame", tag="note"):
-    """Something went wrong, but the answer goes on: a row that was left out, a run that failed.
+    """A problem that does not end the answer: a row that was left out, a run that failed.
 
-    A `warning` is no failure: files that the rules or limits kept from being read.
+    A `warning` is not a failure: files that rules or limits excluded.
     """
 
     message: str
@@ -109,7 +109,7 @@ class Done(Struct, frozen=True, tag_field="frame", tag="done"):
 
 
 class Failed(Struct, frozen=True, tag_field="frame", tag="failed"):
-    """There is no answer, or no more of it. `kind` is the name of the error class."""
+    """The answer failed or ended early. `kind` is the name of the error class."""
 
     kind: str
     message: str
@@ -123,7 +123,7 @@ _frames: Final[msgspec.json.Decoder[Frame]] = msgspec.json.Decoder(Frame)
 
 
 def decode_request(line: bytes) -> Request:
-    """Read a request. Raises UsageError that says what is wrong with it."""
+    """Decode a request. Raises UsageError with the reason."""
     try:
         return _requests.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -131,7 +131,7 @@ def decode_request(line: bytes) -> Request:
 
 
 def encode_frame(frame: Frame) -> Iterator[bytes]:
-    """The lines of a frame; rows become as many as their size asks for."""
+    """The lines of a frame; rows are split by size."""
     if not isinstance(frame, Rows):
         yield _encode(frame) + b"\n"
         return
@@ -146,7 +146,7 @@ def encode_frame(frame: Frame) -> Iterator[bytes]:
 
 
 def decode_frame(line: bytes) -> Frame:
-    """Read a frame; rows are in the database's result form again. Raises ZeekAgentError for what is none."""
+    """Decode a frame; rows are in the database's result form again. Raises ZeekAgentError for anything else."""
     try:
         frame = _frames.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -220,7 +220,7 @@ class NoAgentError(ZeekAgentError):
 class ControlClient:
     """A connection to a running agent; blocking, one request at a time.
 
-    Raises NoAgentError when nobody listens there, ZeekAgentError that names the remedy when one may not connect.
+    Raises NoAgentError if no agent is listening, ZeekAgentError that names the remedy if access is denied.
     """
 
     def __init__(self, path: Path, timeout: float = CONNECT_TIMEOUT) -> None:
@@ -244,7 +244,7 @@ class ControlClient:
         self._lines = self._socket.makefile("rb")
 
     def responses(self, request: Request) -> Iterator[Frame]:
-        """Send a request and yield its frames up to the last. Raises the error that the agent answers with."""
+        """Send a request and yield the frames of its answer. Raises the error that the agent reports."""
         try:
             self._socket.sendall(_encode(request) + b"\n")
         except OSError as error:

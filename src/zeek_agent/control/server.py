@@ -205,7 +205,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def _peer(writer: asyncio.StreamWriter) -> str:
-    """Who is at the other end, for the log: `control uid=1000 pid=4711`."""
+    """The peer, for the log: `control uid=1000 pid=4711`."""
     connection = writer.get_extra_info("socket")
     if not hasattr(socket, "SO_PEERCRED"):
         return "control"

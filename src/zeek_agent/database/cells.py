@@ -1,7 +1,7 @@
 """Cells on their way from a table into SQLite, and from SQLite into a result.
 
 Both ways work on whole columns of a batch: the types that occur are found in C, and a column that holds only what fits
-passes untouched. `ValueError` says that a cell does not fit its type; its text is fit for an operator.
+passes untouched. `ValueError` means that a cell does not fit its type; its text is for the operator.
 
 In SQLite a port is `{"port": 80, "proto": "tcp"}`, a set or vector a JSON array, a record a JSON object. An integer
 above SQLite's 2⁶³-1 (a socket cookie) is held as decimal text and is an integer again in a result.
@@ -76,7 +76,7 @@ class CellDecoder:
         self._one = _decoder(zeek_type)
 
     def column(self, cells: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The same tuple when all its cells are as a result has them, else one whose cells are. Raises ValueError."""
+        """The cells in result form; the same tuple if they already are. Raises ValueError."""
         kinds = set(map(type, cells))
         kinds.discard(_NONE)
         if not kinds or self._fits(kinds, cells):
@@ -173,7 +173,7 @@ def storable(value: str) -> str:
 
 @lru_cache(maxsize=256)
 def _json_form(zeek_type: ZeekType) -> Callable[[Any], Any]:
-    """How a value of this type stands in JSON."""
+    """JSON form of a value of this type."""
     name = zeek_type.name
     if zeek_type.element is not None:
         element = _json_form(zeek_type.element)
@@ -246,7 +246,7 @@ def _parse_json(stored: Any, zeek_type: ZeekType) -> Any:
 
 @lru_cache(maxsize=256)
 def _result_form(zeek_type: ZeekType) -> Callable[[Any], Any]:
-    """How a value that was JSON stands in a result."""
+    """Result form of a value that was JSON."""
     name = zeek_type.name
     if zeek_type.element is not None:
         element = _result_form(zeek_type.element)

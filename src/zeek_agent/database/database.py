@@ -83,28 +83,28 @@ class Database:
 
     @property
     def tables(self) -> Mapping[str, Table]:
-        """The tables that can be asked now, by name."""
+        """The tables available now, by name."""
         return self._catalog.tables
 
     @property
     def names(self) -> frozenset[str]:
-        """Every name that can be read: the tables', and those that event tables have besides."""
+        """Every readable name: those of tables, and the additional ones of event tables."""
         return frozenset(self._catalog.readable())
 
     def add(self, table: Table) -> None:
-        """Offer one more table, or another one under a name that is known."""
+        """Add a table, or replace the one with the same name."""
         self._change({**self._catalog.tables, table.name: table})
 
     def remove(self, name: str) -> None:
-        """Take a table away. Raises KeyError when there is none of that name."""
+        """Remove a table. Raises KeyError if there is none of that name."""
         tables = dict(self._catalog.tables)
         del tables[name]
         self._change(tables)
 
     def exchange(self, gone: Iterable[str], new: Iterable[Table], why: str | None = None) -> None:
-        """Take tables away and offer others, as one change. Names that are not known are ignored.
+        """Remove tables and add others, as one change. Unknown names are ignored.
 
-        `why` tells who asks for one of those that are gone.
+        `why` is the reason in the error for a statement that uses a removed table.
         """
         gone = frozenset(gone)
         tables = {name: table for name, table in self._catalog.tables.items() if name not in gone}
@@ -113,7 +113,7 @@ class Database:
         self._change(tables, {name: reason for name, reason in reasons.items() if reason and name not in tables})
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call `listener` after each table that comes or goes, in the thread that made the change."""
+        """Call `listener` after each table that is added or removed, in the thread that made the change."""
         self._listeners.append(listener)
 
     async def query(
@@ -127,7 +127,7 @@ class Database:
     ) -> Result:
         """Run one statement. Raises SqlError, AccessDeniedError or LimitError.
 
-        `origin` is who asked, for the audit log. Cancelling the task ends the statement.
+        `origin` names the requester in the audit log. Cancelling the task ends the statement.
         """
         bounds = dict(window) if window else None
         return await self._submit(
@@ -236,7 +236,7 @@ class Database:
                 self._runs.discard(run)
 
     def _connection(self, profile: Profile) -> SqlConnection:
-        """This thread's connection for the profile, made anew after tables came or went or the store changed."""
+        """This thread's connection for the profile, reopened after tables or the store have changed."""
         connections: dict[Profile, SqlConnection] = self._local.__dict__.setdefault("connections", {})
         connection = connections.get(profile)
         catalog, store = self._catalog, self._store
@@ -269,7 +269,7 @@ def _audit_refusal(sql: str, origin: str, error: SqlError) -> None:
 
 
 def _on_record(sql: str) -> str:
-    """A statement as it goes into the audit log: as it is, or its beginning and what tells it from any other."""
+    """A statement in the audit log: in full, or its beginning and its hash."""
     if size(sql) <= AUDIT_BYTES:
         return sql
     return f"{clipped(sql, STATEMENT_SHOWN)}, SHA-256 {_digest(sql).hex()}"

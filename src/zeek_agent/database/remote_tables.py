@@ -1,11 +1,11 @@
-"""Tables that another program keeps, as SQLite sees them: as few round trips as a statement can do with.
+"""Virtual tables whose rows another program provides, with as few round trips per statement as possible.
 
 Constraints whose values are known go with the lookup. Values that come out of other tables, in a join, are not known
-before the statement runs: it runs once to collect them, then the table is asked for all of them at once, and the
-statement runs again on the answer. A table that must be asked for something (`Remote.required`, `decisive`) is asked
-in batches of values; any other one is asked for a few values, or for all its rows when there are many.
+before the statement runs: it runs once to collect them, then all of them are fetched at once, and the
+statement runs again on the result. A table that needs a value (`Remote.required`, `decisive`) is queried
+in batches of values; any other one is queried for a few values, or for all its rows when there are many.
 
-The lookup also says which columns are read, and how many rows are enough where nothing else decides that.
+The lookup also has the columns that are read, and a LIMIT where nothing else restricts the rows.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from zeek_agent.table import Bound, Remote
 KEYS_AT_ONCE: Final = 100
 """Values of a required column that go into one lookup."""
 FEW_KEYS: Final = 20
-"""Up to so many values of a join are asked for; for more, all rows are."""
+"""Maximum values of a join that are fetched by value; beyond that, all rows are fetched."""
 FEW_ROUNDS: Final = 2
-"""So often a table is asked for values that turn up; after that for all rows."""
+"""How often a table is queried for collected values; after that for all rows."""
 PASSES: Final = 6
-"""How often a statement is run to collect values; after that each value is asked for when it turns up."""
+"""How often a statement is run to collect values; after that each value is fetched at once."""
 
 _ALL_AT_ONCE: Final = "IN"
 _EQUALITIES: Final = frozenset({"=", _ALL_AT_ONCE})
@@ -80,7 +80,7 @@ class Term(NamedTuple):
 
 
 class RemotePlan(NamedTuple):
-    """What BestIndex decided, as Filter reads it."""
+    """The decision of BestIndex, for Filter."""
 
     terms: tuple[Term, ...]
     used: tuple[int, ...]
@@ -92,7 +92,7 @@ def _parse_plan(plan: str) -> RemotePlan:
 
 
 class RemoteSurroundings(Surroundings, Protocol):
-    """What a remote table needs of the session whose connection it belongs to."""
+    """The part of an SQL connection that a remote table uses."""
 
     lookups: RemoteLookups
 
@@ -126,7 +126,7 @@ class RemoteTable:
         self.module = module
 
     def BestIndexObject(self, info: apsw.IndexInfo) -> bool:  # noqa: N802
-        """Take what the other program can compare, and LIMIT when that is all that decides on rows."""
+        """Push down what the other program can evaluate, and LIMIT if nothing else restricts the rows."""
         self.module.surroundings.use(self.module.layout.table)
         terms: list[Term] = []
         limits: list[int] = []
@@ -156,7 +156,7 @@ class RemoteTable:
         return True
 
     def _term(self, info: apsw.IndexInfo, which: int) -> Term | None:
-        """The constraint as the other program can take it, or None when only SQLite here can."""
+        """The constraint to push down, or None if only SQLite can evaluate it."""
         operator = _OPERATORS.get(info.get_aConstraint_op(which))
         number = info.get_aConstraint_iColumn(which)
         if operator is None or number < 0 or not info.get_aConstraint_usable(which):
@@ -224,9 +224,7 @@ class RemoteCursor(RowCursor):
 
 
 Value = Any
-"""What a term compares with: the frozen set of cells that are equal, one number or text, or None when the other
-program cannot be told.
-"""
+"""The operand of a term: the frozen set of equal cells, one number or text, or None if it cannot be pushed down."""
 
 
 def _value(layout: Layout, term: Term, given: Any) -> Value:
@@ -247,27 +245,27 @@ def _value(layout: Layout, term: Term, given: Any) -> Value:
 
 @dataclass(slots=True)
 class RemoteLookup:
-    """What a statement asks of one remote table, with what it knows from the start."""
+    """One lookup of a statement in a remote table, with the values known from the start."""
 
     module: RemoteModule
     plan: RemotePlan
     known: tuple[tuple[Term, Value], ...]
     seen: dict[tuple[Value, ...], int] = field(default_factory=dict)
-    """Values of the terms that are not known, numbered as they turned up."""
+    """Values of the unknown terms, numbered in order of appearance."""
     answered: int = 0
-    """The answer has the rows of so many of them."""
+    """The answer has the rows of the first `answered` values."""
     complete: bool = False
     """Whether it has the rows of all others too."""
     answer: HeldScan | None = None
     direct: bool = False
-    """Whether what turns up is asked for at once."""
+    """Whether new values are fetched at once."""
     rounds: int = 0
     rows: list[Sequence[Any]] = field(default_factory=list)
     fetched_by: tuple[Term, Mapping[Term, Value]] | None = None
     fetched: frozenset[Any] = frozenset()
 
     def select(self, values: tuple[Value, ...]) -> Iterator[Sequence[Any]]:
-        """Rows for these values of the unknown terms; none while they still have to be asked for."""
+        """Rows for these values of the unknown terms; none until they have been fetched."""
         if not self.complete and values not in self.seen:
             self.seen[values] = len(self.seen)
             if self.direct or not self._unknown:
@@ -282,7 +280,7 @@ class RemoteLookup:
         return self.answer.select(equal)
 
     def fetch(self) -> None:
-        """Ask for all that has turned up and replace the answer."""
+        """Fetch the rows of all collected values and replace the answer."""
         pushed = dict(self.known)
         varying: dict[Term, frozenset[Any]] = {}
         for index, term in enumerate(self._unknown):
@@ -305,7 +303,7 @@ class RemoteLookup:
 
     @property
     def has_unfetched(self) -> bool:
-        """Whether there are values that were not asked for yet."""
+        """Whether there are values that were not fetched yet."""
         return not self.complete and self.answered < len(self.seen)
 
     @property
@@ -313,7 +311,7 @@ class RemoteLookup:
         return [term for term in self.plan.terms if not term.known]
 
     def _keys(self, varying: Mapping[Term, frozenset[Any]], pushed: Mapping[Term, Value]) -> Term | None:
-        """The term whose values are asked for, or None to ask without any."""
+        """The term whose values are fetched, or None to fetch all rows."""
         required = self.module.required
         if required and not any(
             term.number in required and value is not None and term.operator in _EQUALITIES | _PATTERNS
@@ -330,7 +328,7 @@ class RemoteLookup:
         return min(few, key=lambda term: len(varying[term]), default=None)
 
     def _fetch_keys(self, pushed: Mapping[Term, Value], term: Term, keys: frozenset[Any]) -> None:
-        """Ask for the keys that were not asked for yet, a batch at a time."""
+        """Fetch the keys that were not fetched yet, in batches."""
         if self.fetched_by != (term, pushed):
             self.fetched_by, self.fetched, self.rows = (term, pushed), frozenset(), []
         for batch in _batches(keys - self.fetched):
@@ -366,14 +364,14 @@ def _batches(values: frozenset[Any]) -> Iterator[frozenset[Any]]:
 
 
 class RemoteLookups:
-    """What one statement asks of remote tables. Emptied after each statement."""
+    """The lookups of one statement in remote tables. Cleared after each statement."""
 
     def __init__(self) -> None:
         self._lookups: dict[tuple[Layout, RemotePlan, tuple[Any, ...]], RemoteLookup] = {}
         self._direct = False
 
     def lookup(self, module: RemoteModule, plan: RemotePlan, known: tuple[tuple[Term, Value], ...]) -> RemoteLookup:
-        """The lookup to that table with these known values; two uses in a statement may share it."""
+        """The lookup in that table with these known values; two uses in a statement may share it."""
         key = (module.layout, plan, known)
         lookup = self._lookups.get(key)
         if lookup is None:
@@ -382,9 +380,9 @@ class RemoteLookups:
         return lookup
 
     def fetch(self, *, last: bool) -> bool:
-        """Ask for what the run of the statement has turned up. Tells whether it has to run again.
+        """Fetch the values that the run of the statement has collected. Returns whether it has to run again.
 
-        After the `last` time, what else turns up is asked for at once.
+        After the `last` time, further values are fetched at once.
         """
         waiting = [lookup for lookup in self._lookups.values() if lookup.has_unfetched]
         for lookup in waiting:

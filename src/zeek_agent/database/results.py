@@ -1,4 +1,4 @@
-"""What a statement gives: typed columns, rows whose cells fit them, and what had to be left out.
+"""The result of a statement: typed columns, rows whose cells fit them, and counts of omissions.
 
 A result column that comes from a table's column has that column's type. An expression is typed by its alias
 (`max(pid) AS "pid:count"`, the suffix is cut off), else by what SQLite made of it: `int`, `real`, `text`, `blob`.
@@ -39,8 +39,8 @@ class Result:
     and address `str`; blob `bytes` (or `str`); port `(number, protocol)`; set and vector a tuple of cells; record a
     tuple of `(name, value)` pairs; None for NULL. All cells are hashable.
 
-    `errors` tells of rows that were left out since a value does not fit its column: the first ten, then how many more.
-    `size` is what the rows take in bytes when they are packed. `files` counts the files that were left out.
+    `errors` describes rows that were left out because a value does not fit its column: the first ten, then the number
+    of the others. `size` is the size of the packed rows in bytes. `files` counts the files that were left out.
     """
 
     columns: tuple[ResultColumn, ...]
@@ -62,7 +62,7 @@ class Heading:
     declared: Column | Parameter | None = None
 
     def column(self, cells: Iterable[Any] = ()) -> ResultColumn:
-        """The column, typed by its cells where nothing else tells."""
+        """The column, typed by its cells if nothing else determines the type."""
         return ResultColumn(self.name, self.type or _storage_type(cells))
 
 
@@ -70,7 +70,7 @@ class Heading:
 class Statement:
     """A compiled statement: its columns, and the names of the tables that it reads, also through views.
 
-    The type of an expression without a type in its alias is known only with its values: `text` stands in.
+    The type of an expression without a type in its alias is known only with its values; it is `text` here.
     """
 
     columns: tuple[ResultColumn, ...]

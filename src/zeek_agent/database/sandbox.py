@@ -1,4 +1,4 @@
-"""What keeps a statement from doing harm: it may only read, only what it is allowed to, and not for ever.
+"""The sandbox of a statement: it may only read, only what access rules allow, and within limits.
 
 Time is checked between SQLite's instructions, and by tables between rows. One single call of a function is bounded by
 the sizes that it can be given: see `functions` and `confine`. SQLite's memory is one pool of the whole process, so the
@@ -46,10 +46,10 @@ _STRUCTURE_LIMITS: Final = {
 
 
 class Run:
-    """One statement while it runs: how long it may, how much it may take, what it had to leave out.
+    """A running statement: its limits on time and memory, and its omissions.
 
-    Made in any thread when the statement is asked for; the clock starts with `start`. `cancel` may be called from any
-    thread at any time.
+    Created in any thread when the statement is submitted; the clock starts with `start`. `cancel` may be called from
+    any thread at any time.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ def value_limit(limits: LimitSettings, columns: int) -> int:
 
 
 class Names:
-    """What a session calls things that views need and statements must not reach. Nobody can guess it."""
+    """Unguessable names for objects that views need and statements must not reach."""
 
     def __init__(self) -> None:
         self._suffix = f"_{secrets.token_hex(16)}"
@@ -122,12 +122,12 @@ class Names:
         self.window = f"event_window{self._suffix}"
 
     def hide(self, text: str) -> str:
-        """The text without what must not be known, for what SQLite says of plans and errors."""
+        """The text without these names, for SQLite's plans and errors."""
         return text.replace(self._suffix, "")
 
 
 class Authorizer:
-    """SQLite's authorizer: asked for each thing that a statement would do, while it is compiled.
+    """SQLite's authorizer: called for each action of a statement while it is compiled.
 
     What may be read is a list: the agent's tables, `TABLE_FUNCTIONS` and `SCHEMA_TABLES`; whatever else SQLite has, or
     will have, is refused. `readable` maps each name that can be read to the name of its table. `tables` collects the
@@ -158,7 +158,7 @@ class Authorizer:
         self._within.clear()
 
     def settle(self) -> None:
-        """The statement is compiled. Raises AccessDeniedError when it reads what nobody has declared."""
+        """Check a compiled statement. Raises AccessDeniedError if it reads anything that is not declared."""
         for name in self._unsettled - self._within:
             raise _unreadable(name)
 

@@ -18,8 +18,8 @@ HELD_ROWS: Final = 100_000
 class SharedScans:
     """Full scans of tables, kept for a moment so that the statements of one tick share them. Thread-safe.
 
-    `seconds` is how long before a statement was asked for a scan may have begun that serves it too; statements of a
-    user at the keyboard take only later ones. What one scan may hold is bounded by SHARED_ROWS; a longer one is not
+    `seconds` is the maximum age of a scan, when a statement is submitted, that the statement may share; an interactive
+    statement shares only scans that began later. What one scan may hold is bounded by SHARED_ROWS; a longer one is not
     shared.
     """
 
@@ -50,7 +50,7 @@ class SharedScans:
         return scan() if entry.rows is None else iter(entry.rows)
 
     def expire(self) -> bool:
-        """Forget scans that ended a while ago. Tells whether any is left."""
+        """Discard old scans. Returns whether any is left."""
         with self._lock:
             limit = self._clock() - self.seconds
             self._scans = {
@@ -98,7 +98,7 @@ class _Scan:
 
 
 class HeldScan:
-    """All rows of one scan, found again by the value of any column: what an index is to an ordinary table."""
+    """All rows of one scan, indexed by the value of any column."""
 
     def __init__(self, rows: list[Sequence[Any]]) -> None:
         self._rows = rows

@@ -1,4 +1,4 @@
-"""One SQLite connection with all tables, used by one thread for one kind of asker."""
+"""One SQLite connection with all tables, used by one thread for one profile."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BUSY_MILLISECONDS: Final = 2_000
 PUSHED_DOWN_VALUES: Final = 40
 
 CACHEABLE_MAX: Final = 100
-"""Statements that were compiled and found in order; as many may stay compiled."""
+"""Compiled and accepted statements that may stay compiled."""
 CACHEABLE_CHARACTERS: Final = 4_096
 """A longer one is compiled each time."""
 
@@ -46,14 +46,14 @@ _ALL: Final = (0, 2**63 - 1)
 
 
 class Profile(StrEnum):
-    """Who asks: towards a stock Zeek package the columns that version 2 did not have are hidden from `*`."""
+    """The kind of client: for a stock Zeek package, `*` omits the columns that version 2 did not have."""
 
     FULL = "full"
     STOCK = "stock"
 
 
 class AttachedStore(Protocol):
-    """The event store, as its readers see it: what they attach."""
+    """The event store, as readers attach it."""
 
     @property
     def uri(self) -> str:
@@ -81,7 +81,7 @@ class Catalog:
         return cls(generation, by_name, layouts, gone or {})
 
     def readable(self) -> dict[str, str]:
-        """Every name that can be read, with the table it stands for."""
+        """Every readable name, with its table."""
         names = {name: name for name in self.tables}
         for name, table in self.tables.items():
             if table.kind == "events":
@@ -91,7 +91,7 @@ class Catalog:
 
 
 class SqlConnection:
-    """A connection. Not for two threads at once, but each may be another."""
+    """An SQLite connection. Any thread may use it, but only one at a time."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class SqlConnection:
         self._connection.close(force=True)
 
     def _answer(self, sql: str) -> Result:
-        """The result, once remote tables have been asked for all that the statement looks up in them."""
+        """The result, after the statement's lookups in remote tables have been fetched."""
         for left in reversed(range(PASSES)):
             result = self._query(sql)
             if not self.lookups.fetch(last=left == 0):
@@ -237,7 +237,7 @@ class SqlConnection:
         return self._compiled(cursor, sql, bindings) and not cursor.has_vdbe
 
     def _sql_error(self, error: BaseException) -> SqlError:
-        """What SQLite says, as the asker should read it."""
+        """The error of SQLite, in terms of the user's statement."""
         if isinstance(error, apsw.TooBigError):
             most = self.run.value_bytes
             setting = "value_bytes" if most == self._limits.value_bytes else "result_bytes"
@@ -300,7 +300,7 @@ class SqlConnection:
         )
 
     def _add_event_views(self, tables: Iterable[Table]) -> None:
-        """Event tables as views of the store, bounded by what the window says."""
+        """Event tables as views of the store, bounded by the window."""
         connection, window = self._connection, self._hidden.window
         connection.execute(f"CREATE TEMP TABLE {window}(name TEXT PRIMARY KEY, low INTEGER, high INTEGER)")
         for table in tables:

@@ -4,7 +4,7 @@ Equality on a column, and a whole IN list, reach the table as `Constraints.equal
 a table may ignore them. Parameters are hidden columns `_name`: arguments of the table as a function, or equalities.
 Each use of a table in a statement has its own cursor, and with it its own parameters.
 
-A join that asks a table again and again, once per row of another, pays for the first few look-ups; then the table is
+A join that reads a table repeatedly, once per row of another, pays for the first few lookups; then the table is
 scanned once and indexed in memory (`scans.HeldScan`).
 """
 
@@ -33,7 +33,7 @@ _PUSHED_DOWN: Final = frozenset({"address", "blob", "bool", "count", "enum", "in
 
 
 class NumbersNeeded(Exception):  # noqa: N818 - a request to the session, not a failure
-    """SQLite asked for a row's number, to know it again in another scan of the table (OR over two columns, RIGHT
+    """SQLite needs a row's number, to identify it in another scan of the table (OR over two columns, RIGHT
     JOIN). The statement has to run again with `Run.numbered`: each table is then scanned once and its rows numbered.
     """
 
@@ -83,7 +83,7 @@ class Layout:
 
 
 class ScanPlan(NamedTuple):
-    """What BestIndex decided, as Filter reads it: fields whose values are arguments, and fields that are read."""
+    """The decision of BestIndex, for Filter: the columns whose values are arguments, and the columns that are read."""
 
     arguments: tuple[int, ...]
     used: tuple[int, ...]
@@ -99,7 +99,7 @@ def _parse_plan(plan: str) -> ScanPlan:
 
 
 class Surroundings(Protocol):
-    """What a virtual table needs of the session whose connection it belongs to."""
+    """The part of an SQL connection that a virtual table uses."""
 
     context: TableContext
     scans: SharedScans
@@ -200,7 +200,7 @@ class RowCursor:
     __slots__ = ("Column", "_row", "_rows", "_surroundings")
 
     Column: Callable[[int], Any]
-    """The present row's own look-up, since SQLite calls it for each cell."""
+    """The lookup method of the current row, because SQLite calls it for each cell."""
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._surroundings = surroundings
@@ -212,7 +212,7 @@ class RowCursor:
         self.Next()
 
     def _rows_for(self, plan: str, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        """The rows that BestIndex's plan stands for, each with its number as a last cell when the run is `numbered`."""
+        """The rows of BestIndex's plan, each with its number as a last cell when the run is `numbered`."""
         raise NotImplementedError
 
     def Eof(self) -> bool:  # noqa: N802
@@ -345,7 +345,7 @@ class TableReader:
         return self._guarded(lambda: share.rows(table, wanted.columns, run.scans_since, scan, run.check))
 
     def _guarded(self, scan: Callable[[], Iterator[Row]]) -> Iterator[Row]:
-        """The scan, its failures told as the table's."""
+        """The scan, with its failures reported as the table's."""
         try:
             yield from scan()
         except (ZeekAgentError, apsw.Error):
@@ -464,7 +464,7 @@ def number_from(content: str, otherwise: Any) -> Any:
 
 
 def columns_used(columns: set[int], number: int) -> tuple[int, ...]:
-    """Which of so many columns a statement reads; SQLite's number 63 stands for all from there on."""
+    """The columns that a statement reads, of `number`; SQLite's number 63 means all from there on."""
     past = range(63, number) if 63 in columns else ()
     return tuple(sorted(columns.union(past)))
 

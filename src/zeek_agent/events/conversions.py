@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 from zeek_agent import text
 from zeek_agent.schema import ZeekType
 
-Stored: TypeAlias = "int | float | str | bytes | None"
+SqliteValue: TypeAlias = "int | float | str | bytes | None"
 """What SQLite holds."""
 
 _INT64_MIN: Final = -(2**63)
@@ -37,7 +37,7 @@ def keeps_values(old: ZeekType, new: ZeekType) -> bool:
     return new.name in _TEXTS | _REALS or new.name == "int"
 
 
-def convert(value: Stored, new: ZeekType) -> Stored:
+def convert(value: SqliteValue, new: ZeekType) -> SqliteValue:
     """The value as a column of type `new` holds it; None when it has no counterpart there."""
     if value is None:
         return None
@@ -50,7 +50,7 @@ def convert(value: Stored, new: ZeekType) -> Stored:
         return None
 
 
-def _as_text(value: Stored) -> str:
+def _as_text(value: SqliteValue) -> str:
     if isinstance(value, bytes):
         return text.from_bytes(value)
     if isinstance(value, bool):  # in JSON
@@ -58,11 +58,11 @@ def _as_text(value: Stored) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _as_blob(value: Stored) -> bytes:
+def _as_blob(value: SqliteValue) -> bytes:
     return value if isinstance(value, bytes) else text.to_bytes(_as_text(value))
 
 
-def _as_int(value: Stored) -> int:
+def _as_int(value: SqliteValue) -> int:
     if isinstance(value, str) and _WHOLE.fullmatch(value):
         value = int(value)
     if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT_MAX:
@@ -72,20 +72,20 @@ def _as_int(value: Stored) -> int:
     raise ValueError("not a whole number")
 
 
-def _as_count(value: Stored) -> int:
+def _as_count(value: SqliteValue) -> int:
     if (number := _as_int(value)) < 0:
         raise ValueError("negative")
     return number
 
 
-def _as_bool(value: Stored) -> int:
+def _as_bool(value: SqliteValue) -> int:
     number = _TRUTH.get(value.lower(), -1) if isinstance(value, str) else _as_int(value)
     if number not in (0, 1):
         raise ValueError("neither true nor false")
     return number
 
 
-def _as_real(value: Stored) -> float:
+def _as_real(value: SqliteValue) -> float:
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = float(value)
     if isinstance(value, int | float) and math.isfinite(value):
@@ -93,7 +93,7 @@ def _as_real(value: Stored) -> float:
     raise ValueError("not a number")
 
 
-def _as_address(value: Stored) -> str:
+def _as_address(value: SqliteValue) -> str:
     if not isinstance(value, str):
         raise ValueError("not an address")
     try:
@@ -103,7 +103,7 @@ def _as_address(value: Stored) -> str:
     return value
 
 
-def _as_port(value: Stored) -> str:
+def _as_port(value: SqliteValue) -> str:
     """`80/tcp`, `[80, "tcp"]` or `{"port": 80, "proto": "tcp"}`."""
     if not isinstance(value, str):
         raise ValueError("a port needs a protocol")
@@ -118,7 +118,7 @@ def _port(value: Any) -> list[Any]:
     raise ValueError("not a port")
 
 
-def _as_record(value: Stored) -> str:
+def _as_record(value: SqliteValue) -> str:
     if isinstance(value, str):
         return _compact(_record(json.loads(value)))
     raise ValueError("not a record")
@@ -130,7 +130,7 @@ def _record(value: Any) -> dict[str, Any]:
     raise ValueError("not a record")
 
 
-def _members(value: Stored, element: ZeekType) -> list[Any]:
+def _members(value: SqliteValue, element: ZeekType) -> list[Any]:
     """The members of a JSON array; a value that is none of these is the only member."""
     members: Any = value
     if isinstance(value, str) and value.lstrip().startswith("["):
@@ -158,7 +158,7 @@ def _compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-_SCALARS: Final[dict[str, Callable[[Any], Stored]]] = {
+_SCALARS: Final[dict[str, Callable[[Any], SqliteValue]]] = {
     **dict.fromkeys(_TEXTS, _as_text),
     **dict.fromkeys(_REALS, _as_real),
     "address": _as_address,

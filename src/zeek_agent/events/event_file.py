@@ -37,7 +37,7 @@ MISFITS: Final = (
     TypeError,
     ValueError,
 )
-"""What a row raises that does not fit its table; UnicodeEncodeError is a ValueError."""
+"""Errors of a row that does not fit its table; UnicodeEncodeError is a ValueError."""
 
 _READ_AND_WRITE: Final = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 _BUSY_MILLISECONDS: Final = 2_000
@@ -52,9 +52,9 @@ _GAPS: Final = '_gaps (source, "from", until, cause)'
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """What a query's recipient has acknowledged: the last `seq` by table, and for differences the last snapshot.
+    """Delivery state of a query: the last acknowledged `seq` by table, and for differences the last snapshot.
 
-    `under_way` is how far a report went that was sent and not yet acknowledged, so that it can be sent again as it was.
+    `under_way` is the end of a report that was sent and not yet acknowledged, so that it can be sent again unchanged.
     """
 
     seqs: Mapping[str, int]
@@ -73,7 +73,7 @@ class Gap(NamedTuple):
 
 @dataclass(slots=True)
 class WriteBatch:
-    """What one transaction writes."""
+    """The contents of one transaction."""
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
     delivered: dict[str, Delivered] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class EventFile:
     ) -> None:
         self.path = path
         self.conversions: list[Conversion] = []
-        """Columns whose stored values were converted, for the owner to take away."""
+        """Columns whose stored values were converted; the owner reports and clears them."""
         self._wal_pages = max(16, min(2_000, bytes_max // 8 // _PAGE_BYTES))
         self._rows_bytes_max = bytes_max - 2 * self._wal_pages * _PAGE_BYTES
         self._wal_bytes_max = max(bytes_max // 4, 4 * self._wal_pages * _PAGE_BYTES)
@@ -291,7 +291,7 @@ class EventFile:
         return True
 
     def expire(self, now: float, age: float) -> Counter[str]:
-        """Remove what is older than `age` seconds, oldest first. Returns the number of rows, by table.
+        """Remove rows older than `age` seconds, oldest first. Returns the number of rows, by table.
 
         Rows without a time go with the next row that has one.
         """
@@ -392,7 +392,7 @@ def read(
 
 
 def disk_uri(path: Path) -> str:
-    """What a reader attaches for the store at `path`."""
+    """The URI that a reader attaches for the store at `path`."""
     return f"file:{quote(str(path.absolute()))}?mode=ro"
 
 
@@ -438,7 +438,7 @@ def _json(value: Value) -> Value:
 
 
 def _plain(value: object) -> object:
-    """What stands in JSON for a value that JSON does not have."""
+    """JSON form of a value that JSON does not have."""
     if isinstance(value, bytes):
         return text.from_bytes(value)
     if isinstance(value, Set):

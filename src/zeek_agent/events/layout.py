@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import apsw
 
-from zeek_agent.events.conversions import Stored, convert, keeps_values
+from zeek_agent.events.conversions import SqliteValue, convert, keeps_values
 from zeek_agent.schema import ZeekType
 from zeek_agent.table import Table
 
@@ -108,7 +108,7 @@ def _rebuild(
     targets = [new.get(name.lower()) for name in kept]
     nulled = [0] * len(kept)
 
-    def converted(*arguments: Any) -> Stored:
+    def converted(*arguments: Any) -> SqliteValue:
         index, value = arguments
         target = targets[index]
         assert target is not None

@@ -127,7 +127,7 @@ def _version(connection: apsw.Connection) -> int:
 
 
 def _writer(connection: apsw.Connection) -> str:
-    """The agent that wrote the store last, as far as this one can read what a later one has put there."""
+    """The version of the agent that wrote the store last, if this one can read it."""
     try:
         version = connection.execute("SELECT written_by FROM _store").get
     except apsw.Error:

@@ -1,4 +1,4 @@
-"""How far an event table has been recorded."""
+"""The recording position of an event table."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """How far an event table has been recorded, as far as that is not too old to be kept.
+    """Recording position of an event table, unless it is older than the retention.
 
-    `cursor` is that of the last row, None when no row is left; `until` is when recording ended (seconds since the
-    epoch). Both None: nothing yet.
+    `cursor` is that of the last row, None if no row is left; `until` is the end of recording (seconds since the
+    epoch). Both are None if nothing was recorded.
     """
 
     cursor: str | None = None

@@ -37,9 +37,9 @@ def _base() -> Path:
 
 
 def _locked(directory: Path) -> int | None:
-    """A descriptor that shows others that the directory is in use; None where the system has no such locks.
+    """A descriptor that locks the directory; None where the system has no such locks.
 
-    Nobody else can hold the lock, since nobody else can open the directory.
+    No other user can hold the lock, because no other user can open the directory.
     """
     if sys.platform == "win32":
         return None
@@ -55,7 +55,7 @@ def _locked(directory: Path) -> int | None:
 
 
 def _remove_if_left(directory: Path) -> None:
-    """Remove what a crashed agent of this user left. The place is everybody's, so anything can have the name."""
+    """Remove the directory that a crashed agent left. Anything can have the name: its parent is world-writable."""
     try:
         if sys.platform != "win32" and directory.lstat().st_uid != os.geteuid():
             return

@@ -1,6 +1,6 @@
-"""The event store: what sources record, kept on disk until retention removes it; and how far it has been delivered.
+"""The event store: recorded events, kept on disk until retention removes them, and their delivery state.
 
-Any thread appends; one writer thread commits. Whatever is given up on the way is counted by table and cause.
+Any thread appends; one writer thread commits. Every lost row is counted by table and cause.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class EventStore:
 
     @property
     def uri(self) -> str:
-        """What a reader of this process attaches, read-only."""
+        """The URI that a reader in this process attaches, read-only."""
         return self._file.uri
 
     def first(self, table: str) -> int:
@@ -119,10 +119,10 @@ class EventStore:
         return list(self._file.gaps)
 
     def past(self, table: str) -> Past:
-        """How far a table that has the columns `time` and `cursor` has been recorded, what is queued included.
+        """The recording position of a table with the columns `time` and `cursor`, including queued rows.
 
-        Where none of its rows is left, it was recorded until the last run ended, of which a little is doubted: nothing
-        that happened then can be there twice.
+        If none of its rows is left, it was recorded until shortly before the last run ended; no event of that time
+        can be recorded twice.
         """
         self.flush()
         now = self._clock()
@@ -159,7 +159,7 @@ class EventStore:
                 self._changed.notify_all()
 
     def declare(self, table: Table, timeout: float = 10.0) -> bool:
-        """Take one more event table, or one whose columns have changed. Waits until its rows can be read.
+        """Add an event table, or one whose columns have changed. Waits until its rows can be read.
 
         Stored rows stay, as do those that were appended before.
 
@@ -183,7 +183,7 @@ class EventStore:
     def acknowledge(
         self, key: str, seqs: Mapping[str, int], snapshot: bytes | None, under_way: Mapping[str, int] | None = None
     ) -> None:
-        """Remember what the query `key` has delivered, in place of what was there; on disk with the next commit."""
+        """Replace the delivery state of the query `key`; it is on disk with the next commit."""
         with self._changed:
             if key not in self._unsaved:
                 self._queue.append(key)
@@ -192,7 +192,7 @@ class EventStore:
             self._unsaved[key] = Delivered(dict(seqs), snapshot, dict(under_way or {}))
 
     def delivered(self, key: str) -> Delivered | None:
-        """What the query `key` has delivered, also before the last start."""
+        """The delivery state of the query `key`, also from before the last start."""
         with self._changed:
             for unsaved in (self._unsaved, self._writing.delivered):
                 if key in unsaved:
@@ -212,7 +212,7 @@ class EventStore:
             return self._changed.wait_for(lambda: self._committed >= target, timeout)
 
     def close(self, timeout: float = 10.0) -> None:
-        """Commit what is queued and close the file in good order. Rows that come later are counted as lost."""
+        """Commit the queue and close the file cleanly. Later rows are counted as lost."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -260,7 +260,7 @@ class EventStore:
         return self._hurry or self._closed or self._queued_rows >= _BATCH_ROWS
 
     def _commit(self, batch: WriteBatch) -> None:
-        """Write the batch, in the end to memory; only what nothing can hold is counted as lost."""
+        """Write the batch, to memory if need be; rows that cannot be stored at all are counted as lost."""
         while True:
             try:
                 if self._file.may_write():
@@ -302,7 +302,7 @@ class EventStore:
             self.counters[table].lost["store"] += len(rows)
 
     def _enforce_retention(self) -> None:
-        """Keep to the limits of age and room."""
+        """Enforce the limits on age and size."""
         self._return_to_disk()
         try:
             for table, number in self._file.evict().items():
@@ -341,32 +341,32 @@ class EventStore:
         return EventFile(None, self._tables, min(limit, _MEMORY_BYTES), now)
 
     def _replace(self, error: Exception) -> bool:
-        """Go on with another file, since `error` shows that this one is of no use. False when there is no place."""
+        """Continue with another file, because `error` makes this one unusable. False if there is none."""
         try:
             if isinstance(error, _DAMAGED) and not self._was_damaged:
                 self._was_damaged = True
                 self._replace_damaged(error)
             else:
                 self._leave(error)
-        except _UNUSABLE as obstacle:
-            log.error("event store: cannot store events: %s", obstacle)
+        except _UNUSABLE as failure:
+            log.error("event store: cannot store events: %s", failure)
             return False
         return True
 
     def _replace_damaged(self, error: Exception) -> None:
-        """Put a fresh file in the place of a damaged one, with what can be read of that."""
+        """Replace a damaged file by a new one with the rows that are still readable."""
         old, path = self._file, self._file.path
         assert path is not None
         self._close(old)
         try:
             aside = self._move_aside(path, error)
-        except OSError as obstacle:
-            self._leave(obstacle)
+        except OSError as failure:
+            self._leave(failure)
         else:
             self._switch_file(old, self._open(path), disk_uri(aside))
 
     def _leave(self, error: Exception) -> None:
-        """Go on in memory, and try the file again later."""
+        """Continue in memory, and retry the file later."""
         old, path = self._file, self._file.path
         new = self._open(None)
         self._log_notice(f"event store: cannot write {path} ({error}): events are kept in memory only")

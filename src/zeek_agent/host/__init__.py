@@ -1,1 +1,1 @@
-"""Reads host state when asked: no threads, no events."""
+"""Readers of host state, without threads and events."""

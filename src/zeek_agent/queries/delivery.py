@@ -1,4 +1,4 @@
-"""What both kinds of installed queries share: running statements, reports to the recipient, and state on disk."""
+"""Shared by both kinds of installed queries: running statements, reports to the recipient, and state on disk."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Delivery:
         installed.rows += len(rows)
 
     def remember(self, installed: Installed) -> None:
-        """Keep on disk what the recipient has, so that changes while it is away are reported later."""
+        """Save the recipient's state to disk, so that changes during its absence are reported later."""
         if self._store is None or not installed.durable or installed.query.once:
             return
         packed = installed.snapshot.pack() if installed.snapshot is not None else None
@@ -99,9 +99,9 @@ class Delivery:
         await installed.recipient.fail(installed.query_id, installed.query, text)
 
     async def _report_files(self, installed: Installed, files: Omissions) -> None:
-        """Tell the recipient of files that were left out: once, and again when there is another cause.
+        """Report skipped files to the recipient: once, and again when there is another cause.
 
-        A stock package is told once, since it takes each error for a failure of the query.
+        A stock package gets one report only, because it treats each error as a failure of the query.
         """
         from zeek_agent.database.database import Profile
 

@@ -12,19 +12,19 @@ import msgspec
 
 from zeek_agent.schema import Value
 
-Cells: TypeAlias = tuple[Value, ...]
-Columns: TypeAlias = tuple[tuple[str, str], ...]
+RowCells: TypeAlias = tuple[Value, ...]
+ColumnTypes: TypeAlias = tuple[tuple[str, str], ...]
 """Names and types of a result's columns."""
 
 _FORMAT = 3
 _FORMAT_WITHOUT_UNREAD = 2
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
-_unpacked_old = msgspec.msgpack.Decoder(tuple[int, Columns, dict[bytes, int]]).decode
-_unpacked = msgspec.msgpack.Decoder(tuple[int, Columns, dict[bytes, int], frozenset[str]]).decode
+_unpacked_old = msgspec.msgpack.Decoder(tuple[int, ColumnTypes, dict[bytes, int]]).decode
+_unpacked = msgspec.msgpack.Decoder(tuple[int, ColumnTypes, dict[bytes, int], frozenset[str]]).decode
 
 
-class Snapshot:
+class ResultSnapshot:
     """A result as a multiset of rows. Two rows are the same when all their cells are, types included.
 
     Rows are held encoded: a quarter of the memory, which counts where a result has ten thousands of them.
@@ -32,32 +32,32 @@ class Snapshot:
 
     __slots__ = ("_rows", "columns", "unread")
 
-    def __init__(self, columns: Columns, rows: Iterable[Cells], unread: Iterable[str] = ()) -> None:
+    def __init__(self, columns: ColumnTypes, rows: Iterable[RowCells], unread: Iterable[str] = ()) -> None:
         self.columns = columns
         self._rows = Counter(map(_encode, rows))
         self.unread = frozenset(unread)
-        """Paths of files whose rows were missing already when the result was first taken."""
+        """Paths of files whose rows were already missing in the first result."""
 
-    def all(self) -> list[Cells]:
+    def all(self) -> list[RowCells]:
         """All rows, each as often as it is there."""
         return _cells_of(self._rows)
 
-    def gone(self, later: Snapshot) -> list[Cells]:
+    def gone(self, later: ResultSnapshot) -> list[RowCells]:
         """Rows of this snapshot that `later` has no more, each as often as it is missing."""
         return _cells_of(self._rows - later._rows)
 
-    def new(self, later: Snapshot) -> list[Cells]:
+    def new(self, later: ResultSnapshot) -> list[RowCells]:
         """Rows of `later` that this snapshot has not, each as often as it is new."""
         return _cells_of(later._rows - self._rows)
 
-    def hold(self, earlier: Snapshot, is_unread: Callable[[Cells], bool]) -> None:
+    def hold(self, earlier: ResultSnapshot, is_unread: Callable[[RowCells], bool]) -> None:
         """Take over the rows of an earlier snapshot that are missing only since their file could not be read."""
         for row, times in (earlier._rows - self._rows).items():
             if is_unread(_cells(_decode(row))):
                 self._rows[row] += times
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Snapshot) and self.columns == other.columns and self._rows == other._rows
+        return isinstance(other, ResultSnapshot) and self.columns == other.columns and self._rows == other._rows
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -66,7 +66,7 @@ class Snapshot:
         return zlib.compress(_encode((_FORMAT, self.columns, self._rows, self.unread)), 1)
 
     @classmethod
-    def unpack(cls, packed: bytes) -> Snapshot:
+    def unpack(cls, packed: bytes) -> ResultSnapshot:
         """The snapshot that `pack` wrote, also that of an earlier release. Raises ValueError when it is not one."""
         try:
             content = zlib.decompress(packed)
@@ -84,8 +84,8 @@ class Snapshot:
         return snapshot
 
 
-def unread_rows(unread: Collection[str], newly_unread: bool, all_paths: bool) -> Callable[[Cells], bool]:
-    """A function that tells whether a row may be missing only since a file was not read, wholly or in part.
+def unread_rows(unread: Collection[str], newly_unread: bool, all_paths: bool) -> Callable[[RowCells], bool]:
+    """A predicate: whether a row may be missing only because a file was not read, wholly or in part.
 
     `unread` are the paths of such files, and of directories. A row with one of them, or with a path below it, is
     missing for that; a row without any path as long as some file is `newly_unread`. Where `all_paths` is false any row
@@ -93,7 +93,7 @@ def unread_rows(unread: Collection[str], newly_unread: bool, all_paths: bool) ->
     """
     paths = frozenset(unread)
 
-    def is_unread(row: Cells) -> bool:
+    def is_unread(row: RowCells) -> bool:
         if not all_paths:
             return True
         mentioned = [cell for cell in row if isinstance(cell, str) and cell.startswith("/")]
@@ -111,11 +111,11 @@ def _is_among(path: str, paths: frozenset[str]) -> bool:
     return True
 
 
-def _cells_of(rows: Counter[bytes]) -> list[Cells]:
+def _cells_of(rows: Counter[bytes]) -> list[RowCells]:
     return [cells for row, times in rows.items() for cells in [_cells(_decode(row))] * times]
 
 
-def _cells(row: Sequence[Value]) -> Cells:
+def _cells(row: Sequence[Value]) -> RowCells:
     return tuple(_frozen(cell) for cell in row)
 
 

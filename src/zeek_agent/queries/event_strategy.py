@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EVENT_SLICE = 10_000
-"""Most events that one run of a query looks at; a backlog is worked off slice by slice."""
+"""Maximum events that one run of a query reads; a backlog is delivered slice by slice."""
 PROGRESS_MAX = 2_000
-"""Event queries whose last seconds are remembered, those that are not installed any more included."""
+"""Event queries whose last seconds are remembered, including those that are no longer installed."""
 STEP: Final = 1.0
 """Seconds between the steps that are remembered."""
 REPLAY: Final = 10.0
-"""What a Zeek acknowledged in its last seconds is sent again to its successor, as it may not have been logged."""
+"""Rows that a Zeek acknowledged in its last seconds are sent again to its successor; they may not have been logged."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """How an event query went on in the last seconds of one life of its recipient."""
+    """Progress of an event query in the last seconds of one life of its recipient."""
 
     life: str
     steps: deque[tuple[float, dict[str, int]]] = field(default_factory=deque)
@@ -112,7 +112,7 @@ class EventStrategy:
         progress.note(self._monotonic(), installed.seen)
 
     def _forget_old_progress(self) -> None:
-        """Whoever installs ever new queries must not fill the memory."""
+        """Bound the memory that ever new queries take."""
         if len(self._progress) <= PROGRESS_MAX:
             return
         in_use = self._keys()
@@ -125,7 +125,7 @@ class EventStrategy:
                 return
 
     def window(self, installed: Installed) -> dict[str, tuple[int, int]] | None:
-        """The sequence numbers to look at, by table: after the first and up to the second; None for nothing new."""
+        """The sequence numbers to read, by table: after the first, up to the second. None if there are no new rows."""
         store, window = self._store, dict[str, tuple[int, int]]()
         for table, seen in installed.seen.items():
             last = installed.under_way.get(table, store.last(table))

@@ -1,4 +1,4 @@
-"""Installed queries: what is known of each, and how far it has come."""
+"""Installed queries: state and progress of each."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from zeek_agent.host.files.reads import Omissions
-from zeek_agent.queries.differences import Snapshot
+from zeek_agent.queries.differences import ResultSnapshot
 from zeek_agent.queries.result_backlog import Backlog
 from zeek_agent.queries.subscriptions import Query, Recipient
 from zeek_agent.text import STATEMENT_SHOWN, clipped
 
 
 class QueryState(StrEnum):
-    """Where an installed query stands."""
+    """State of an installed query."""
 
     RUNNING = "running"
     WAITING = "waiting"
@@ -41,9 +41,9 @@ class Installed:
     seen: dict[str, int] = field(default_factory=dict)
     """By event table: the last sequence number that was delivered."""
     under_way: dict[str, int] = field(default_factory=dict)
-    """How far a report went that was sent in an earlier life and is not known to have arrived."""
+    """End of a report that was sent in an earlier life and not acknowledged."""
     backlog: Backlog = field(default_factory=Backlog)
-    snapshot: Snapshot | None = None
+    snapshot: ResultSnapshot | None = None
     reported: bool = False
     """Whether a first result was reported in this life of the query."""
     runs: int = 0
@@ -58,7 +58,7 @@ class Installed:
     files: Omissions = field(default_factory=Omissions)
     """The files that the last run left out."""
     files_reported: frozenset[str] = frozenset()
-    """The causes that its recipient was told."""
+    """The causes already reported to its recipient."""
 
     def status(self) -> QueryStatus:
         query, files = self.query, self.files
@@ -115,6 +115,6 @@ def shown(query: Query) -> str:
 
 
 def query_key(identity: str, query: Query) -> str:
-    """What a query is, whatever its id: who asked, what, and how it is to be reported."""
+    """Key of a query, independent of its id: recipient, statement, and the kind of report."""
     parts = (identity, query.sql, query.event, query.cookie or "", query.subscription or "")
     return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()

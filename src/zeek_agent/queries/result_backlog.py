@@ -1,4 +1,4 @@
-"""Results that wait for a recipient who is slower than the queries: how much of that there may be."""
+"""Bound on the results that wait for a slow recipient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AT_ONCE: Final = 2
 
 
 class Backlog:
-    """What waits for one recipient. While that is `limit` bytes or more no query runs; `AT_ONCE` may run together."""
+    """Results that wait for one recipient. No query runs while they take `limit` bytes; at most `AT_ONCE` run."""
 
     def __init__(self, limit: int = BYTES) -> None:
         self.size = 0
@@ -23,7 +23,7 @@ class Backlog:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Slot]:
-        """Wait for one's turn to run a query; what `Slot.fill` is told waits until the context ends."""
+        """Wait for a turn to run a query; the size passed to `Slot.fill` counts until the context ends."""
         await self._turns.acquire()
         slot = Slot(self)
         try:
@@ -35,12 +35,12 @@ class Backlog:
             slot.leave()
 
     def grow(self, size: int) -> None:
-        """A query has run, and its result waits: another query may have its turn."""
+        """Add a result that waits, and let another query run."""
         self.size += size
         self._turns.release()
 
     def shrink(self, size: int) -> None:
-        """So much was delivered, or given up."""
+        """Remove a result that was delivered or discarded."""
         self.size -= size
         self._freed.set()
 
@@ -53,12 +53,12 @@ class Slot:
         self._size: int | None = None
 
     def fill(self, size: int) -> None:
-        """The query has run; its result of so many bytes waits."""
+        """Record that the query has run and its result of `size` bytes waits."""
         self._size = size
         self._backlog.grow(size)
 
     def leave(self) -> None:
-        """The result waits no more, or there is none."""
+        """Release the slot: the result no longer waits, or there is none."""
         if self._size is None:
             self.fill(0)
         self._backlog.shrink(self._size or 0)

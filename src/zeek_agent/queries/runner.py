@@ -1,4 +1,4 @@
-"""Installed queries: what Zeek asked for, when it runs, what is sent, and what counts as delivered.
+"""Runs installed queries: schedule, delivery, and progress.
 
 Each query is a task: run, compare, deliver, remember, wait for its next turn. A query never runs again before its last
 rows were delivered, so that a slow Zeek bounds the agent's memory instead of filling it.
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 
 class QueryRunner:
-    """Runs installed queries on a database and hands their rows to whoever installed them.
+    """Runs installed queries on a database and delivers their rows to their recipients.
 
-    `drain` brings the event store up to date with the kernel; it is awaited before an event query looks. `formerly`
-    has earlier identities by a recipient's identity: what was delivered under one of them is not delivered again.
+    `drain` brings the event store up to date with the kernel; it is awaited before an event query reads. `formerly`
+    maps a recipient's identity to earlier ones: rows delivered under one of them are not delivered again.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class QueryRunner:
             log.debug("query %s is already installed", query_id)
             return
         key = query_key(recipient.identity, query)
-        taken = any(other.key == key and other.durable for other in self._installed.values())
-        durable = recipient.durable and not taken
+        is_duplicate = any(other.key == key and other.durable for other in self._installed.values())
+        durable = recipient.durable and not is_duplicate
         size_of_texts = size(query_id) + query.size
         installed = Installed(query_id, query.slowed(), recipient, key, durable, size_of_texts)
         self._installed[query_id] = installed
@@ -140,7 +140,7 @@ class QueryRunner:
                 await self._wait_for_tables(installed)
 
     async def _report_raised_schedule(self, installed: Installed, wanted: float | None) -> None:
-        """Once for the query. A stock package is not told: it logs as an error whatever an agent tells it."""
+        """Report once per query. A stock package gets no report, because it would log it as an error."""
         from zeek_agent.database.database import Profile
 
         recipient, query = installed.recipient, installed.query
@@ -195,7 +195,7 @@ class QueryRunner:
         return self._events if installed.event_tables and self._events is not None else self._snapshots
 
     def _delivered(self, installed: Installed, store: EventStore) -> Delivered | None:
-        """What the query has delivered, under its recipient's identity or else under an earlier one."""
+        """The delivery state of the query, under its recipient's identity or else under an earlier one."""
         identity = installed.recipient.identity
         for known_as in (identity, *self._formerly.get(identity, ())):
             if delivered := store.delivered(query_key(known_as, installed.query)):

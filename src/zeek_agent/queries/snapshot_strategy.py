@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from zeek_agent.queries.differences import Snapshot, unread_rows
+from zeek_agent.queries.differences import ResultSnapshot, unread_rows
 from zeek_agent.queries.subscriptions import Change, Subscription
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class SnapshotStrategy:
         if delivered is None or delivered.snapshot is None:
             return
         try:
-            installed.snapshot = Snapshot.unpack(delivered.snapshot)
+            installed.snapshot = ResultSnapshot.unpack(delivered.snapshot)
         except ValueError as error:
             log.warning("query %s starts over: %s", installed.query_id, error)
 
@@ -47,8 +47,10 @@ class SnapshotStrategy:
             return
         columns = result.columns
         files = result.files
-        snapshot = Snapshot(tuple((column.name, str(column.type)) for column in columns), result.rows, files.unread)
-        del result  # however long delivering takes, its rows are not needed any more
+        snapshot = ResultSnapshot(
+            tuple((column.name, str(column.type)) for column in columns), result.rows, files.unread
+        )
+        del result  # its rows are no longer needed, and delivering may take long
         before = installed.snapshot if installed.snapshot and installed.snapshot.columns == snapshot.columns else None
         if before is not None and not _reports_all(installed):
             _hold_unread(before, snapshot, files)
@@ -65,15 +67,17 @@ def _reports_all(installed: Installed) -> bool:
     return installed.query.subscription is Subscription.SNAPSHOT_PLUS_DIFFERENCES and not installed.reported
 
 
-def _hold_unread(before: Snapshot, now: Snapshot, files: Omissions) -> None:
-    """Keep rows of files that could be read before and cannot now: nobody knows that they have gone."""
+def _hold_unread(before: ResultSnapshot, now: ResultSnapshot, files: Omissions) -> None:
+    """Keep rows of files that were readable before and are not now: they may still exist."""
     newly = not files.unread <= before.unread
     if files.unread:
         now.hold(before, unread_rows(files.unread, newly, files.all_paths))
     now.unread = files.unread & before.unread
 
 
-def _changes(installed: Installed, before: Snapshot | None, now: Snapshot) -> list[tuple[Change | None, Row]]:
+def _changes(
+    installed: Installed, before: ResultSnapshot | None, now: ResultSnapshot
+) -> list[tuple[Change | None, Row]]:
     subscription = installed.query.subscription
     if _reports_all(installed):
         return [(None, row) for row in now.all()]

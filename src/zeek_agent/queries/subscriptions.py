@@ -1,4 +1,4 @@
-"""What is asked and what is reported: a query as Zeek sends it, the four subscriptions, reports, who gets them."""
+"""Queries as Zeek sends them, the four subscriptions, reports, and their recipients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 SCHEDULE_MIN: Final = 0.05
-"""Seconds between runs, at least: each run costs the host a scan, and nobody waits for less."""
+"""Minimum seconds between runs: each run costs the host a scan."""
 
 
 class Subscription(StrEnum):
@@ -28,7 +28,7 @@ class Subscription(StrEnum):
 
 
 class Change(StrEnum):
-    """What happened to a row since the last report."""
+    """Change of a row since the last report."""
 
     ADD = "Add"
     DELETE = "Delete"
@@ -77,7 +77,7 @@ class Report:
     columns: tuple[ResultColumn, ...]
     rows: Sequence[tuple[Change | None, Row]] = field(repr=False)
     stream: str = ""
-    """What the query is, whatever its id; the same over restarts of both sides."""
+    """Key of the query, independent of its id and stable over restarts of both sides."""
     store: str = ""
     window: tuple[int, int] = (0, 0)
     """Of an event query: sequence numbers after the first and up to the second, of the first table when there are
@@ -85,7 +85,7 @@ class Report:
 
 
 class Recipient(Protocol):
-    """Who installed a query: a Zeek instance behind a connection, or a shell."""
+    """The installer of a query: a Zeek instance behind a connection, or a shell."""
 
     @property
     def identity(self) -> str:
@@ -97,17 +97,17 @@ class Recipient(Protocol):
 
     @property
     def durable(self) -> bool:
-        """Whether what it was sent is remembered on disk for its next life."""
+        """Whether its delivery state is saved to disk for its next life."""
         ...
 
     @property
     def life(self) -> str:
-        """Another one when it may have lost what it had acknowledged: a Zeek instance's id."""
+        """Changes when it may have lost rows that it had acknowledged: a Zeek instance's id."""
         ...
 
     @property
     def recognizes_replays(self) -> bool:
-        """Whether it tells a report that is sent again from a new one, if it is the same report."""
+        """Whether it recognizes a report that is sent again unchanged."""
         ...
 
     async def deliver(self, report: Report) -> None:

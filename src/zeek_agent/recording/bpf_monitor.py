@@ -1,7 +1,7 @@
-"""One reader for all BPF rings, and the process cache that it keeps.
+"""The reader of all BPF ring buffers, which also feeds the process cache.
 
-Records of processes are taken before those of sockets that were there at the same time, so that a connection always
-finds the program that made it.
+Process records are read before socket records that were pending at the same time, so that a connection always
+finds the program that opened it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _TICK: Final = 0.1
 _HOUSEKEEPING: Final = 1.0
 _WRITING: Final = 0.0001
-_PATIENCE: Final = 0.05
+_TIMEOUT: Final = 0.05
 _MIB: Final = 1 << 20
 
 
@@ -42,7 +42,7 @@ def ring_size(configured: int, default: int) -> int:
 
 @dataclass(slots=True)
 class Stream:
-    """A loaded object, its ring, and what takes its records."""
+    """A loaded object, its ring buffer, and the handler of its records."""
 
     object: BpfObject
     ring: Ring
@@ -51,7 +51,7 @@ class Stream:
     _finally_lost: list[int] | None = None
 
     def lost(self) -> list[int]:
-        """Records that found the ring full, by kind."""
+        """Records dropped because the ring buffer was full, by kind."""
         if self._finally_lost is not None:
             return self._finally_lost
         return self.object.per_cpu_counters("lost", KINDS)
@@ -63,7 +63,7 @@ class Stream:
 
 
 class Monitor:
-    """Loads the process object while anybody needs it; other objects join with `add`."""
+    """Loads the process object while there are users; other objects join with `add`."""
 
     def __init__(self, cache: ProcessCache, ring_bytes: int = 0) -> None:
         self.cache = cache
@@ -76,7 +76,7 @@ class Monitor:
         self._others: list[Stream] = []
         self._users = 0
         self.lock = threading.RLock()
-        """Held while records are taken."""
+        """Held while records are read."""
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._housekeeping = 0.0
@@ -85,14 +85,14 @@ class Monitor:
         self._unreconciled = False
 
     def open(self) -> None:
-        """Begin to follow processes, unless it is done already. Raises OSError. Each `open` needs a `close`."""
+        """Start following processes, unless already started. Raises OSError. Each `open` needs a `close`."""
         with self.lock:
             if self._users == 0:
                 self._start()
             self._users += 1
 
     def close(self) -> None:
-        """The last one to close ends the reading; what is in the rings is handed over first."""
+        """The last `close` stops the reader, after handling the records left in the ring buffers."""
         with self.lock:
             self._users -= 1
             if self._users:
@@ -107,12 +107,12 @@ class Monitor:
             self._processes = None
 
     def add(self, stream: Stream) -> None:
-        """Read this ring too; the handler is called by the reading thread."""
+        """Read this ring buffer too; the reading thread calls the handler."""
         with self.lock:
             self._others.append(stream)
 
     def remove(self, stream: Stream) -> None:
-        """Hand over what the ring holds, and close it."""
+        """Handle the records left in the ring buffer, and close it."""
         self.drain()
         with self.lock:
             if stream in self._others:
@@ -120,7 +120,7 @@ class Monitor:
             stream.close()
 
     def drain(self) -> None:
-        """Take all records that are there now."""
+        """Read all pending records."""
         with self.lock:
             if self._processes is None or self._failed:
                 return
@@ -142,7 +142,7 @@ class Monitor:
         return self._tracker.undecoded
 
     def lost(self) -> Counter[Kind]:
-        """Process records that found the ring full."""
+        """Process records dropped because the ring buffer was full."""
         with self.lock:
             if self._processes is None:
                 return Counter()
@@ -192,9 +192,9 @@ class Monitor:
                 callback(f"the reader ended: {error}")
 
     def _catch_up(self, stream: Stream) -> bool:
-        """Take all that is there now; False when a record takes long to be completed: then sockets have to wait."""
+        """Read all pending records. False if one is not completed in time: then socket records have to wait."""
         end = stream.ring.end()
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _TIMEOUT
         while True:
             self._consume(stream, end)
             if stream.ring.passed(end):

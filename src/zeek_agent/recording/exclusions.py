@@ -1,4 +1,4 @@
-"""What the configuration leaves out of the event tables."""
+"""Processes and sockets that the configuration excludes from the event tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads what the kernel multicasts over netlink(7), from a thread of its own or when somebody asks for it now."""
+"""Reads netlink(7) multicasts, in a thread of its own or on demand."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SO_RCVBUFFORCE: Final = 33
 class Listener:
     """Calls `receive` with each datagram, in order; `settle` within `batch` seconds of it, and every `tick` seconds.
 
-    Both are called by one thread at a time. `overrun` is told that the kernel had to drop datagrams, `failed` why the
-    listener has ended by itself. An `urgent` one gets a processor before others: it looks at what is gone soon.
+    Both are called by one thread at a time. `overrun` is called when the kernel dropped datagrams, `failed` with the
+    reason why the listener ended by itself. An `urgent` one gets a higher priority, because it reads short-lived state.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Listener:
         self._thread.start()
 
     def drain(self) -> None:
-        """Take what the kernel holds, in the caller's thread. Raises OSError when the socket is of no use any more."""
+        """Read pending datagrams in the caller's thread. Raises OSError if the socket is no longer usable."""
         with self._lock:
             while self._receive_pending():
                 pass
@@ -91,11 +91,11 @@ class Listener:
             self._failed(f"{type(error).__name__}: {error}")
 
     def _receive_pending(self) -> bool:
-        """Handle datagrams, at most a turn's. False when no more are there."""
-        receive, take = self._receive, self._channel.recv
+        """Handle up to `_TURN` datagrams. False if no more are pending."""
+        receive, recv = self._receive, self._channel.recv
         for _ in range(_TURN):
             try:
-                datagram = take(_PART)
+                datagram = recv(_PART)
             except BlockingIOError:
                 return False
             except OSError as error:
@@ -108,7 +108,7 @@ class Listener:
 
 
 def enlarge(channel: socket.socket, size: int) -> None:
-    """Give the socket room for `size` bytes, more than the system's limit where we may."""
+    """Set the receive buffer to `size` bytes, beyond the system's limit if permitted."""
     try:
         channel.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
     except PermissionError:

@@ -1,4 +1,4 @@
-"""Does something again and again in a thread of its own, or at once when somebody asks for it."""
+"""Runs a function periodically in a thread of its own, and on demand."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _FIRST: Final = -19
 
 
 class Periodic:
-    """Calls `work` every `interval` seconds, less often if it takes long: it rests `share` times as long, at least.
+    """Calls `work` every `interval` seconds, less often if it takes long: the pause is at least `share` times as long.
 
-    `work` is called by one thread at a time. `failed` is told why the thread has ended by itself. An `urgent` one gets
-    a processor before others: it looks at what is gone soon.
+    `work` is called by one thread at a time. `failed` is called with the reason why the thread ended by itself. An
+    `urgent` one gets a higher priority, because it reads short-lived state.
     """
 
     def __init__(

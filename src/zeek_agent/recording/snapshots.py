@@ -1,7 +1,7 @@
-"""Process and socket events from differences of what is there, without any privilege.
+"""Process and socket events from differences between snapshots, without any privilege.
 
-What lives shorter than an interval is not seen, and when something ended is known to an interval. Of other users'
-processes an unprivileged agent sees less: those fields are null.
+Processes and sockets that live shorter than an interval are missed, and end times are accurate to an interval. Of other
+users' processes an unprivileged agent sees less: those fields are null.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PROTOCOLS: Final = (TCP, UDP)
 
 
 class Snapshots(Source):
-    """Compares what is there with what was there, at an interval."""
+    """Compares snapshots at an interval."""
 
     backend = "snapshots"
 
@@ -63,11 +63,11 @@ class Snapshots(Source):
 
     @abstractmethod
     def _begin(self) -> None:
-        """Look at what is there at the start."""
+        """Take the first snapshot."""
 
     @abstractmethod
     def _compare(self) -> None:
-        """Look again, and hand what changed to the sink."""
+        """Take a snapshot, and pass the changes to the sink."""
 
 
 class ProcessSnapshots(Snapshots):
@@ -102,7 +102,7 @@ class ProcessSnapshots(Snapshots):
             known = before.get(pid)
             if known is None or known[0] != present[0]:
                 self._life.appear(pid)
-            elif present[1] is None:  # it is about to end, or may not be looked at any more
+            elif present[1] is None:  # it is about to end, or is no longer readable
                 self._known[pid] = known
             elif known[1] != present[1]:
                 self._life.exec(pid, now, self._life.read(pid))
@@ -128,7 +128,7 @@ class SocketSnapshots(Snapshots):
     def _begin(self) -> None:
         owners, fed = SocketOwners(_PROC), self._settings.processes != "off"
         self._changes = SocketChanges(
-            lambda inodes: living_owners(owners, self._cache, inodes, fed), self._exclusions, patience=0.0
+            lambda inodes: living_owners(owners, self._cache, inodes, fed), self._exclusions, attribution_timeout=0.0
         )
         self._namespaces: set[int | None] = set()
         for netns, found in sockets_by_namespace(_PROC, self._procfs.pids(), _PROTOCOLS, WANTED_STATES):

@@ -24,12 +24,12 @@ _WATCH: Final = 1.0
 _TRY_AGAIN: Final = 60.0
 _QUIET: Final = 3
 _LONGEST: Final = 60.0
-"""Seconds after which a time of losses is recorded as a gap though it goes on; what follows is the next one."""
+"""Seconds after which continuing losses are recorded as a gap; further losses are the next gap."""
 
 
 @dataclass(slots=True)
 class _Recorder:
-    """One kind of event, and who records it."""
+    """One kind of event and its backends."""
 
     kind: str
     sources: Sequence[Source]
@@ -42,11 +42,11 @@ class _Recorder:
     lost: int = 0
     checked: float = 0.0
     try_again: float = 0.0
-    complained: bool = False
+    warned: bool = False
 
 
 class Supervisor:
-    """Runs the best backend of each kind that works here, and watches it from a thread of its own."""
+    """Runs the best working backend of each kind, and monitors it from a thread of its own."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Supervisor:
         self._watcher.start()
 
     def drain(self) -> None:
-        """Hand over to the store what the kernel holds now."""
+        """Pass the events pending in the kernel to the store."""
         for recorder in self._recorders:
             source = recorder.active
             if source is not None:
@@ -124,7 +124,7 @@ class Supervisor:
                 recorder.active = source
                 recorder.reasons.pop(source.backend, None)
                 recorder.lost = source.counters.lost["overrun"]
-                recorder.complained = False
+                recorder.warned = False
                 log.info("%s events are recorded by %s", recorder.kind, source.backend)
                 return
             if recorder.reasons.get(source.backend) != reason:
@@ -132,14 +132,14 @@ class Supervisor:
             recorder.reasons[source.backend] = reason
         if recorder.sources:
             recorder.try_again = time.monotonic() + _TRY_AGAIN
-            if not recorder.complained:
-                recorder.complained = True
+            if not recorder.warned:
+                recorder.warned = True
                 reasons = "; ".join(f"{backend}: {reason}" for backend, reason in recorder.reasons.items())
                 level = logging.WARNING if any(source.essential for source in recorder.sources) else logging.INFO
                 log.log(level, "%s events are not recorded: no backend works (%s)", recorder.kind, reasons)
 
     def _try(self, recorder: _Recorder, source: Source) -> str | None:
-        """None when the source has been started, else why not."""
+        """None if the source has been started, else the reason."""
 
         def sink(table: str, rows: Sequence[Row]) -> None:
             recorder.tables.add(table)
@@ -186,7 +186,7 @@ class Supervisor:
         recorder.checked = now
 
     def _replace(self, recorder: _Recorder, failed: Source, failure: str) -> None:
-        """Put the next best in the place of one that has failed."""
+        """Replace a failed source by the next best."""
         log.error("%s events: source %s has failed: %s", recorder.kind, failed.backend, failure)
         self._note_losses(recorder, failed, at_end=True)
         self._stop(failed)

@@ -90,7 +90,7 @@ class Member:
 PROCESSES_MAX: Final = 50_000
 """Living processes, and members of one tree that have ended; each takes about a kilobyte while a statement runs."""
 
-Recorded: TypeAlias = Callable[[str, Sequence[Any]], Sequence[Row]]
+RecordedRows: TypeAlias = Callable[[str, Sequence[Any]], Sequence[Row]]
 """Runs a statement on the event store."""
 
 _LAST_WITH_PID: Final = "SELECT entity_id FROM processes_events WHERE pid = ? ORDER BY seq DESC LIMIT 1"
@@ -112,7 +112,7 @@ _FACTS: Final = (
 
 @process_tree.snapshot
 def family(wanted: Constraints) -> Iterator[Row]:
-    recorded: Recorded = partial(wanted.context.agent.recorded, check=wanted.check)
+    recorded: RecordedRows = partial(wanted.context.agent.recorded, check=wanted.check)
     living = {member.entity_id: member for member in _living(wanted)}
     root = _root(wanted, living, recorded)
     if root is None:
@@ -161,7 +161,7 @@ def _living(wanted: Constraints, pids: Sequence[int] | None = None) -> Iterator[
         yield member
 
 
-def _root(wanted: Constraints, living: Mapping[str, Member], recorded: Recorded) -> str | None:
+def _root(wanted: Constraints, living: Mapping[str, Member], recorded: RecordedRows) -> str | None:
     """The process that is asked for, by its entity id; None when there never was one that is known."""
     pid, entity = wanted.parameter("pid"), wanted.parameter("entity_id")
     if pid is None and entity is None:
@@ -172,12 +172,12 @@ def _root(wanted: Constraints, living: Mapping[str, Member], recorded: Recorded)
     return found or next((str(entity) for (entity,) in recorded(_LAST_WITH_PID, [pid])), None)
 
 
-def _links(recorded: Recorded, sql: str, entities: Iterable[str]) -> dict[str, str]:
+def _links(recorded: RecordedRows, sql: str, entities: Iterable[str]) -> dict[str, str]:
     """Recorded parents by child, of the children or parents that the statement takes."""
     return {str(child): str(parent) for child, parent in recorded(sql, [json.dumps(list(entities))])}
 
 
-def _ancestors(root: str, parents: dict[str, str | None], recorded: Recorded) -> list[str]:
+def _ancestors(root: str, parents: dict[str, str | None], recorded: RecordedRows) -> list[str]:
     """The parent, its parent, and so on; `parents` learns of those that have ended."""
     lineage = [root]
     while True:
@@ -191,7 +191,7 @@ def _ancestors(root: str, parents: dict[str, str | None], recorded: Recorded) ->
         lineage.append(parent)
 
 
-def _descendants(root: str, parents: dict[str, str | None], recorded: Recorded) -> dict[str, set[str]]:
+def _descendants(root: str, parents: dict[str, str | None], recorded: RecordedRows) -> dict[str, set[str]]:
     """Children by parent, generation by generation; `parents` learns of those that have ended."""
     children: dict[str, set[str]] = {}
     for child, parent in parents.items():
@@ -210,7 +210,7 @@ def _descendants(root: str, parents: dict[str, str | None], recorded: Recorded) 
     return found
 
 
-def _recorded_facts(entities: Iterable[str], recorded: Recorded) -> dict[str, Member]:
+def _recorded_facts(entities: Iterable[str], recorded: RecordedRows) -> dict[str, Member]:
     """What the event store tells of these processes."""
     facts: dict[str, Member] = {}
     row: Any

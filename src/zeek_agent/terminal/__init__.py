@@ -1,1 +1,1 @@
-"""What a person sees: output modes, the shell, status, doctor; and asking a running agent or this process."""
+"""Terminal output: output modes, the shell, status, doctor; requests to a running agent or to this process."""

@@ -55,7 +55,7 @@ class Shell:
 
     @property
     def tables(self) -> list[Table]:
-        """The tables' declarations, asked for once."""
+        """The tables' declarations, requested once."""
         if self._tables is None:
             self._tables = responders.tables(self._responder)
         return self._tables

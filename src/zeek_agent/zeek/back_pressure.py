@@ -1,8 +1,9 @@
-"""How much may be under way to Zeek: batches of frames, each followed by a ping, and a window of bytes without a pong.
+"""Back pressure towards Zeek: batches of frames, each followed by a ping, and a window of bytes without a pong.
 
-Zeek answers a ping once it has taken what was sent before, and drops a client whose own pong is late. Under a saturated
-listener a client stays connected only with one batch under way, while a fast Zeek wants more. So the window starts
-small, grows with each quick pong, holds when pongs take longer, and shuts to one batch at a time when one is late.
+Zeek answers a ping once it has read everything sent before it, and drops a client whose own pong is late. With a
+saturated listener a client stays connected only with one batch in flight, while a fast Zeek keeps up with more. So the
+window starts small, grows with each quick pong, holds when pongs take longer, and shuts to one batch at a time when one
+is late.
 """
 
 from __future__ import annotations
@@ -30,28 +31,28 @@ CAUTION: Final = 20
 
 
 class Window:
-    """The bytes that may be under way, from the time that pongs take."""
+    """Limits the bytes in flight by the round-trip time of pongs."""
 
     def __init__(self, settings: ZeekSettings) -> None:
         self._settings = settings
         self._quick_pongs = 0
         self.limit = min(settings.window_bytes, settings.window_bytes_max)
-        """Bytes; 0 is one batch at a time, whatever its size."""
+        """Bytes; 0 means one batch at a time, of any size."""
         self.under_way = 0
 
     def has_room(self, size: int) -> bool:
-        """Whether so many bytes may be sent now. One batch always may, when nothing else is under way."""
+        """Whether `size` bytes may be sent now. A batch of any size may when nothing else is in flight."""
         return self.under_way == 0 or self.under_way + size <= self.limit
 
     def sent(self, size: int) -> None:
         self.under_way += size
 
     def forget(self, size: int) -> None:
-        """A batch will not be acknowledged."""
+        """Remove a batch that will not be acknowledged."""
         self.under_way -= size
 
     def acknowledged(self, size: int, seconds: float) -> None:
-        """A batch's pong came, so long after its first byte was sent."""
+        """Record the pong of a batch, `seconds` after its first byte was sent."""
         self.under_way -= size
         settings = self._settings
         if seconds > settings.slow_pong:
@@ -71,9 +72,9 @@ class _Batch:
 
 
 class Sender:
-    """Sends batches on one WebSocket, in turn among those who have some, within the window.
+    """Sends batches on one WebSocket, within the window; senders take turns, in order of arrival.
 
-    A frame shorter than `frame_bytes_min` is filled up with blanks, which count as any byte. Every method raises
+    A frame shorter than `frame_bytes_min` is padded with blanks, which count towards the window. Every method raises
     ConnectionError once the connection is gone.
     """
 
@@ -88,7 +89,7 @@ class Sender:
         self._websocket = websocket
         self._monotonic = monotonic
         self._frame_bytes_min = frame_bytes_min
-        self._turn = asyncio.Lock()  # first come, first served: nobody sends two batches while another waits
+        self._turn = asyncio.Lock()  # first come, first served: no sender gets two turns while another waits
         self._freed = asyncio.Event()
         self._under_way: deque[_Batch] = deque()
         self.window = Window(settings)
@@ -100,7 +101,7 @@ class Sender:
 
     @property
     def waiting_since(self) -> float | None:
-        """When the oldest batch without a pong was sent; None when there is none."""
+        """Send time of the oldest batch without a pong, or None."""
         return self._under_way[0].sent_at if self._under_way else None
 
     async def send(self, frames: Sequence[bytes]) -> asyncio.Future[float]:

@@ -1,8 +1,8 @@
-"""Rows in batches, acknowledged by script: what our own Zeek package understands besides version 1 of the API.
+"""Rows in batches, acknowledged by script: the extension of version 1 of the API that our Zeek package supports.
 
 A batch is one event with the rows as one JSON text, which Zeek's `from_json` turns into a script's records: twice as
-fast as typed values, and by name, so that records may grow. The script answers each batch with the number of the last
-one that its handlers have seen, and tells a batch that comes again by stream, store and window.
+fast as typed values, and by name, so that records may grow. The script acknowledges each batch with the number of the
+last one that its handlers have processed, and recognizes a repeated batch by stream, store and window.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def object_encoder(columns: Sequence[ResultColumn]) -> Callable[[Row], bytes]:
 
 
 def _converter(kind: ZeekType) -> Callable[[Any], Value] | None:
-    """How a cell of the type becomes what `from_json` takes for it; None for as it is."""
+    """The function that converts a cell of the type for `from_json`; None if none is needed."""
     if kind.element is not None:
         member = _converter(kind.element)
         return list if member is None else lambda cells: [member(cell) for cell in cells if cell is not None]
@@ -121,21 +121,21 @@ _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
 
 
 class Acknowledgements:
-    """What a script has acknowledged of the reports that are under way, by query."""
+    """The acknowledgements of the reports in flight, by query."""
 
     def __init__(self) -> None:
         self._reports: dict[str, _Awaited] = {}
 
     def expect(self, report: Report) -> None:
-        """Take acknowledgements for this report until `forget`."""
+        """Accept acknowledgements for this report until `forget`."""
         self._reports[report.query_id] = _Awaited(report)
 
     def forget(self, report: Report) -> None:
-        """The report's delivery has ended, one way or the other."""
+        """Stop accepting acknowledgements: the delivery succeeded or failed."""
         self._reports.pop(report.query_id, None)
 
     def accept(self, ack: protocol.RowsAck) -> bool:
-        """Note an acknowledgement. False when nothing waits for it, as after a cancelled query."""
+        """Record an acknowledgement. False if no report is waiting for it, as after a cancelled query."""
         awaited = self._reports.get(ack.query_id)
         if awaited is None or (awaited.report.stream, awaited.report.window[1]) != (ack.stream, ack.high):
             return False

@@ -1,8 +1,9 @@
-"""Broker's data model in JSON: how Zeek writes a value on a WebSocket, both ways.
+"""Broker's data model in JSON, as Zeek uses it on a WebSocket: reading and writing.
 
-Each value is an object `{"@data-type": TYPE, "data": DATA}`. Reading gives one small struct a type, as Broker is strict
-about types and a count is not an integer; `plain` turns a struct into a cell. Writing makes JSON text directly, since
-that is several times faster than building objects: a function a type for single values, `row_encoder` for result rows.
+Each value is an object `{"@data-type": TYPE, "data": DATA}`. Reading produces one small struct per type, because Broker
+is strict about types and a count is not an integer; `plain` turns a struct into a cell. Writing produces JSON text
+directly, which is several times faster than building objects: one function per type for single values, `row_encoder`
+for result rows.
 
 Cells are those of `database.Result`: time and interval in seconds, port as `(number, protocol)`, set and vector as
 tuples, record as `(key, value)` pairs. A cell that does not fit its type is written as `none`, never as another type:
@@ -37,7 +38,7 @@ ValueEncoder: TypeAlias = "Callable[[Any], str]"
 
 
 class ProtocolError(ZeekAgentError):
-    """The peer sent something that cannot be read; the message says what."""
+    """The peer sent a message that cannot be read; the error text gives the reason."""
 
 
 class Nothing(Struct, tag_field="@data-type", tag="none", frozen=True):
@@ -101,7 +102,7 @@ class Timespan(Struct, tag_field="@data-type", tag="timespan", frozen=True, gc=F
 
 
 class Vector(Struct, tag_field="@data-type", tag="vector", frozen=True):
-    """Also a record (one element a field) and a function or event (its name)."""
+    """Also a record (one element per field) and a function or event (its name)."""
 
     data: list[Data]
 
@@ -157,7 +158,7 @@ class MessageReader:
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(shape)
 
     def read(self, raw: bytes | str) -> Any:
-        """The message. Raises ProtocolError for whatever is not one."""
+        """The message. Raises ProtocolError for anything else."""
         try:
             return self._decoder.decode(raw)
         except RecursionError:
@@ -364,7 +365,7 @@ def set_of(members: Iterable[str]) -> str:
 
 
 def record(value: object) -> str:
-    """A record as `files_columns` makes them: a field by the type behind its name (`c1:int`), else by its value's."""
+    """A record of `files_columns`: each field has the type in its name (`c1:int`), else the type of its value."""
     if isinstance(value, Mapping):
         return vector(_field(name, member) for name, member in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -434,7 +435,7 @@ def encoder(zeek_type: ZeekType) -> ValueEncoder:
 
 
 def row_encoder(columns: Sequence[ResultColumn]) -> Callable[[Row], str]:
-    """The function that writes rows of these columns as records: one vector, one member a column."""
+    """The function that writes rows of these columns as records: one vector, with one member per column."""
     encoders = tuple(encoder(column.type) for column in columns)
 
     def encode_row(row: Row) -> str:

@@ -1,8 +1,8 @@
-"""The connection to one Zeek: it is kept up for as long as the agent runs.
+"""The connection to one Zeek, maintained for as long as the agent runs.
 
-Each attempt connects, subscribes, waits for the acknowledgement and then works as a `Session` until that ends. Between
-attempts lies a random time up to a bound that doubles with each failure, since Zeek accepts few clients at once and a
-restarted Zeek is found by all its agents in the same second.
+Each attempt connects, subscribes, waits for the acknowledgement and then works as a `Session` until that ends. The
+delay between attempts is random, up to a bound that doubles with each failure: Zeek accepts few clients at once, and
+all agents find a restarted Zeek in the same second.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 APPLICATION: Final = f"zeek-agent/{__version__}"
 """One name for all agents: Zeek keeps metrics by name."""
 SEND_BUFFER: Final = 128 * 1024
-"""Bytes that the kernel may hold: the answer to Zeek's ping waits behind them."""
+"""Bytes in the kernel's send buffer; the answer to Zeek's ping is queued behind them."""
 MESSAGES_WAITING: Final = 4
 """Messages that are read ahead, each of up to `message_bytes_max`."""
 WRITE_LIMIT: Final = 32 * 1024
@@ -51,7 +51,7 @@ BROKER_NOTE: Final = "%s is Broker's own server, which drops clients after short
 
 
 class ConnectionState(StrEnum):
-    """What a connection is doing."""
+    """State of a connection to Zeek."""
 
     CONNECTING = "connecting"
     CONNECTED = "connected"
@@ -81,7 +81,7 @@ class ConnectionStatus(NamedTuple):
 
 
 class _ConnectDirectly(connect):
-    """The library's client without redirects: whoever answers in Zeek's place could send the agent anywhere."""
+    """The library's client without redirects: an impostor could redirect the agent anywhere."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
@@ -173,7 +173,7 @@ class ZeekConnection:
             self._enter(ConnectionState.STOPPED)
 
     async def shutdown(self) -> None:
-        """Tell Zeek that the agent stops, close, and end `run`, within a few seconds."""
+        """Send the shutdown message, close the connection and end `run`, within a few seconds."""
         self._stopping = True
         if self._session is not None:
             await self._session.send_shutdown(SHUTDOWN_TIMEOUT)
@@ -260,7 +260,7 @@ class ZeekConnection:
         return websocket
 
     async def _subscribe(self, websocket: ClientConnection) -> protocol.Ack:
-        """Name the topics and wait for the acknowledgement. Raises UnusableError when none comes or it is no good."""
+        """Subscribe and wait for the acknowledgement. Raises UnusableError if it is missing or unusable."""
         await websocket.send(protocol.subscription_message(self._topics))
         seconds = self._settings.ack_timeout
         try:
@@ -282,7 +282,7 @@ class ZeekConnection:
         return answer
 
     def _note_failure(self, error: Exception) -> None:
-        """Log why a connection failed or ended: once, until there is another cause or it has worked again."""
+        """Log why a connection failed or ended: once per cause, until it has worked again."""
         text = connection_errors.explain(error, self.destination)
         level = logging.DEBUG if text == self._logged_error else logging.WARNING
         log.log(level, "%s; retrying", text)
@@ -299,7 +299,7 @@ def _platform_group(platform: str) -> str:
 
 
 async def _close(websocket: ClientConnection) -> None:
-    """Close whatever the state: politely, but not waiting for a peer that does not read."""
+    """Close in any state, with a close frame, but without waiting long for a peer that does not read."""
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await websocket.close()

@@ -1,4 +1,4 @@
-"""Why a connection to Zeek did not come about or ended, in words for an operator: what happened and what to look at."""
+"""Error messages for failed and closed connections to Zeek: what happened, and what to check."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zeek_agent.text import clipped
 
 
 class UnusableError(ConnectionError):
-    """Zeek answered, but in a way that no agent can work with; the message completes "Zeek at X …"."""
+    """Zeek's answer is unusable; the message completes "Zeek at X …"."""
 
 
 NO_ACK: Final = (

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Traffic:
-    """What went over one destination's connections since the agent started."""
+    """Traffic over the connections to one destination since the agent started."""
 
     queued_rows: int = 0
     """Rows that were handed over for delivery and are not sent yet."""
@@ -42,8 +42,8 @@ class Traffic:
 
 def chosen_profile(hello: ZeekHello | None) -> Profile:
     """The shape of tables for an instance: one that takes batches knows columns by name, a stock one by position."""
-    takes_batches = hello is not None and protocol.BATCHES in hello.features
-    return Profile.FULL if takes_batches else Profile.STOCK
+    supports_batches = hello is not None and protocol.BATCHES in hello.features
+    return Profile.FULL if supports_batches else Profile.STOCK
 
 
 @dataclass(eq=False, slots=True)
@@ -74,7 +74,7 @@ class Instance:
 
     @property
     def life(self) -> str:
-        """A Zeek that starts again has another id, and may have lost what it had taken before."""
+        """A restarted Zeek has another id, and may have lost rows that it had received."""
         return self.id
 
     @property
@@ -99,7 +99,7 @@ class Instance:
             delivery.end("cancelled" if self.sender.is_open else "disconnected")
 
     async def _deliver_batches(self, report: Report, delivery: _Delivery) -> None:
-        """Send batches until the script has acknowledged all; what it does not acknowledge in time is sent again."""
+        """Send batches until the script has acknowledged all; one without a timely acknowledgement is sent again."""
         topic = protocol.response_topic(self.agent_id, self.id)
         context = Context(self.agent_id, self.clock(), report.query_id, cookie=report.query.cookie)
         self.acknowledgements.expect(report)
@@ -134,7 +134,7 @@ class Instance:
             log.debug("unexpected acknowledgement: %s", ack)
 
     async def fail(self, query_id: str, query: Query, message: str) -> None:
-        """Tell Zeek that a query could not be compiled or run. Raises ConnectionError when the connection is lost."""
+        """Report that a query could not be compiled or run. Raises ConnectionError if the connection is lost."""
         await self.sender.send([self.error_frame(message, query_id, query.cookie)])
 
     def error_frame(self, message: str, query_id: str | None = None, cookie: str | None = None) -> bytes:

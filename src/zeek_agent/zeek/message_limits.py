@@ -1,6 +1,6 @@
-"""How much a peer may name, and how long: checked before anything of a message is kept, logged or passed on.
+"""Limits on the names and texts in messages, checked before any part of a message is kept, logged or passed on.
 
-A message that goes beyond is refused as a whole, with a few words about what was too long; nothing else is affected.
+A message that exceeds a limit is refused as a whole, with an error that names the field; nothing else is affected.
 A connection's frames are at most `zeek.message_bytes_max` long, so without these bounds each of a thousand queries
 could hold four megabytes, several times over.
 """
@@ -29,7 +29,7 @@ needs 2.4 MB."""
 
 
 def excess(event: ZeekEvent) -> str | None:
-    """What of a message is too long, and how long it may be; None for a message as it should be."""
+    """The limit that a message exceeds, as text; None if it exceeds none."""
     for what, text, most in _texts(event):
         if size(text) > most:
             return f"{what} is longer than {most:,} bytes: {clipped(text)}"

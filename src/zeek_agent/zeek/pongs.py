@@ -22,7 +22,7 @@ class PongBound(Connection):
         before = self.transport.get_write_buffer_size()
         super().data_received(data)
         after = self.transport.get_write_buffer_size()
-        # What is answered to a message is sent later, by a task, so only pongs were added.
+        # Answers to messages are sent later, by a task, so only pongs were added here.
         self._pong_bytes = min(self._pong_bytes, before) + after - before
         if self._pong_bytes > PONG_BYTES_MAX:
             self.disconnect(CloseCode.POLICY_VIOLATION, UNREAD_PONGS)

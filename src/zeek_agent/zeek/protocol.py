@@ -1,8 +1,8 @@
 """The Zeek Agent's API, version 1, as messages on Zeek's WebSocket: topics, events and records, both ways.
 
-The agent writes hellos, rows, errors and a farewell and reads what Zeek wants; a server (the collector) does the
-reverse. Writing gives the JSON text of one frame. Reading takes a frame's bytes: `read_message` tells what kind it is,
-`zeek_event` and `agent_event` what it says. Records travel as vectors by position; trailing fields that a newer peer
+The agent writes hellos, rows, errors and a shutdown message, and reads Zeek's requests; a server (the collector) does
+the reverse. Writing returns the JSON text of one frame. Reading takes a frame's bytes: `read_message` returns its kind,
+`zeek_event` and `agent_event` its contents. Records travel as vectors by position; trailing fields that a newer peer
 adds are ignored.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=Data)
 
 OLDEST_PACKAGE: Final = 200_020_008
-"""The first version of Zeek's package (2.0.2-8) that speaks this API."""
+"""The first version of Zeek's package (2.0.2-8) that supports this API."""
 
 AGENT_HELLO: Final = "ZeekAgentAPI::agent_hello_v1"
 AGENT_SHUTDOWN: Final = "ZeekAgentAPI::agent_shutdown_v1"
@@ -130,7 +130,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Who reports, when (seconds since the epoch), and what the report belongs to."""
+    """Source, time (seconds since the epoch) and query of a report."""
 
     agent_id: str
     host_time: float
@@ -148,7 +148,7 @@ class ZeekHello:
     version_number: int = 0
     package_version: str = ""
     features: frozenset[str] = frozenset()
-    """What a package can do beyond version 1 of the API; a stock package names nothing."""
+    """Features of a package beyond version 1 of the API; a stock package has none."""
 
     @property
     def package_number(self) -> int | None:
@@ -214,7 +214,7 @@ class AgentHello:
 
     @property
     def features(self) -> frozenset[str]:
-        """What the agent can do beyond version 1 of the API."""
+        """Features of the agent beyond version 1 of the API."""
         match self.columns.data[len(HELLO_FIELDS) :]:
             case [broker_json.Set(data=members), *_]:
                 return frozenset(member.data for member in members if isinstance(member, broker_json.String))
@@ -263,7 +263,7 @@ AgentEvent: TypeAlias = AgentHello | AgentShutdown | AgentError | ResultRow | Re
 
 
 class _Envelope(Struct):
-    """Any object on the wire; which fields it has tells what it is."""
+    """Any object on the wire; its fields determine its kind."""
 
     type: str = ""
     endpoint: str = ""
@@ -280,7 +280,7 @@ _TOPICS: Final = broker_json.MessageReader(list[str])
 
 
 def read_message(raw: bytes | str) -> Ack | Error | Message:
-    """What a frame is. Raises ProtocolError for anything else."""
+    """The message in a frame. Raises ProtocolError for anything else."""
     envelope: _Envelope = _ENVELOPE.read(raw)
     if envelope.type == "ack":
         return Ack(envelope.endpoint, envelope.version)
@@ -305,7 +305,7 @@ def read_subscription(raw: bytes | str) -> list[str]:
 
 
 def zeek_event(message: Message) -> ZeekEvent | None:
-    """What a Zeek instance wants; None for an event that is not of this API. Raises ProtocolError for a wrong shape."""
+    """The request of a Zeek instance; None for an event outside this API. Raises ProtocolError for a malformed one."""
     arguments = message.arguments
     if message.event == ZEEK_HELLO:
         return _zeek_hello(_text(arguments, 0, "zeek_instance"), _field(arguments, 1, broker_json.Vector, "info").data)
@@ -324,7 +324,7 @@ def zeek_event(message: Message) -> ZeekEvent | None:
 
 
 def agent_event(message: Message) -> AgentEvent:
-    """What an agent says; an event that is not of this API is a result row. Raises ProtocolError for a wrong shape."""
+    """The event of an agent; one outside this API is a result row. Raises ProtocolError for a malformed one."""
     arguments = message.arguments
     context = _context(_field(arguments, 0, broker_json.Vector, "ctx").data)
     if message.event == AGENT_HELLO:
@@ -439,7 +439,7 @@ def subscription_message(topics: Sequence[str]) -> str:
 
 
 def event_frame(topic: str, event: str) -> tuple[str, str]:
-    """What stands before and after the encoded arguments, joined by commas, of an event's frame."""
+    """The text before and after the encoded, comma-separated arguments of an event's frame."""
     head = (
         f'{{"type":"data-message","topic":{broker_json.quoted(topic)},"@data-type":"vector","data":['
         f"{broker_json.count(1)},{broker_json.count(1)},"

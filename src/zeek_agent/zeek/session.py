@@ -1,4 +1,4 @@
-"""One WebSocket to Zeek from its acknowledgement to its end: hellos, instances and what they want."""
+"""One WebSocket to Zeek from its acknowledgement to its end: hellos, Zeek instances and their requests."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HELLO_RETRY_MAX: Final = 5.0
-"""Most seconds until a hello that could not be made is tried again."""
+"""Maximum seconds until a failed hello is retried."""
 ERRORS_MAX: Final = 100
 """Error reports that may wait for a slow Zeek."""
 HELLO_REPLY_TIME: Final = 1.0
-"""Seconds after a hello in which a Zeek that says hello for the first time answers it; later, it has missed it."""
+"""Seconds in which a first hello of a Zeek counts as the reply to ours; a later one means that Zeek missed ours."""
 HELLO_CHECK_INTERVAL: Final = 2.0
-"""Seconds between looks for news that Zeek should hear of at once."""
+"""Seconds between checks for changes that Zeek needs at once."""
 HELLO_SQL: Final = "SELECT * FROM zeek_agent"
 _WATCHED: Final = (protocol.HELLO_FIELDS.index("addresses"), protocol.HELLO_FIELDS.index("tables"))
 _BROKER: Final = ResultColumn("broker", ZeekType("text"))
@@ -48,7 +48,7 @@ _FEATURES: Final = ResultColumn("features", ZeekType.parse("set[text]"))
 
 
 class Session:
-    """The agent's side of an acknowledged connection. `run` returns only by raising what ended it."""
+    """The agent's side of an acknowledged connection. `run` ends only by raising the cause."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Session:
         return [one for one in self._runner.installed if one.recipient is instance]
 
     async def run(self) -> None:
-        """Work until the connection ends. Raises ConnectionClosed or ConnectionError, which tell why."""
+        """Serve the connection until it ends. Raises ConnectionClosed or ConnectionError with the cause."""
         try:
             await _first_to_end(
                 self._read(), self._send_hellos(), self._watch_hello(), self._send_errors(), self._check_liveness()
@@ -101,7 +101,7 @@ class Session:
                 self._drop(instance_id)
 
     async def send_shutdown(self, seconds: float) -> None:
-        """End all queries, tell Zeek that the agent stops, and close; all that within the given time."""
+        """Cancel all queries, send the shutdown message and close, all within `seconds`."""
         for instance_id in list(self.instances):
             self._drop(instance_id)
         message = protocol.agent_shutdown(Context(self._identity.agent, self._clock()))
@@ -114,7 +114,7 @@ class Session:
             self._websocket.transport.abort()
 
     async def _send_hellos(self) -> None:
-        """Send the agent's row of `zeek_agent` at once, at each interval and when wanted, with one query id."""
+        """Send the agent's row of `zeek_agent` at once, at each interval and on request, under one query id."""
         query_id = f"agent_hello_{secrets.token_hex(11)}"
         while True:
             pause = self._settings.hello_interval
@@ -133,7 +133,7 @@ class Session:
                     await self._hello_wanted.wait()
 
     async def _watch_hello(self) -> None:
-        """Have a hello sent as soon as the addresses or the tables are others than those that the last one had."""
+        """Request a hello as soon as the addresses or the tables differ from those of the last one."""
         while True:
             await asyncio.sleep(HELLO_CHECK_INTERVAL)
             try:
@@ -163,7 +163,7 @@ class Session:
         return broker_json.row_encoder(columns)(row)
 
     async def _check_liveness(self) -> None:
-        """Ping an idle connection, end a dead one, forget instances that fell silent."""
+        """Ping an idle connection, end a dead one, and remove instances that have timed out."""
         settings = self._settings
         tick = min(settings.ping_interval, settings.pong_timeout / 4, settings.instance_timeout / 4)
         while True:
@@ -187,7 +187,7 @@ class Session:
             raise UnusableError(f"did not read for {self._settings.pong_timeout:g} s") from None
 
     async def _read(self) -> None:
-        """Take what Zeek sends. A message that makes no sense is skipped and counted, whatever it is."""
+        """Handle Zeek's messages. A malformed message of any kind is skipped and counted."""
         while True:
             raw = await self._websocket.recv(decode=False)
             try:
@@ -226,7 +226,7 @@ class Session:
             self._cancel(instance, event.query_id)
 
     def _refuse(self, event: ZeekEvent, reason: str) -> None:
-        """Skip a message in which something is too long, and tell the instance, where it can be addressed."""
+        """Skip a message that exceeds a limit, and send an error to the instance if it can be addressed."""
         self._log_problem("size", f"skipped a message of Zeek at {self._url}: {reason}")
         if size(event.instance) > message_limits.NAME_BYTES_MAX:
             return
@@ -240,7 +240,7 @@ class Session:
             self._post_error(instance, f"could not process hello ({reason})")
 
     def _instance(self, instance_id: str) -> Instance | None:
-        """The instance of that id, which is made when it is new; None when there are too many."""
+        """The instance with that id, created if it is new; None if there are too many."""
         instance = self.instances.get(instance_id)
         if instance is None:
             if len(self.instances) >= self._settings.instances_max:
@@ -302,7 +302,7 @@ class Session:
         return None
 
     def _cancel(self, instance: Instance, query_id: str) -> None:
-        """End a query of this instance; nobody ends another's."""
+        """Cancel a query of this instance; it cannot cancel those of others."""
         if any(one.query_id == query_id for one in self.queries(instance)):
             self._runner.cancel(query_id)
         else:
@@ -316,7 +316,7 @@ class Session:
     def _post_error(
         self, instance: Instance, message: str, query_id: str | None = None, cookie: str | None = None
     ) -> None:
-        """Have an error sent without waiting for it, since reading must go on; too many at once are only logged."""
+        """Queue an error, without blocking the reader; when the queue is full it is only logged."""
         frame = instance.error_frame(message, query_id, cookie)
         try:
             self._errors.put_nowait(frame)
@@ -328,7 +328,7 @@ class Session:
             await self.sender.send([await self._errors.get()])
 
     def _log_problem(self, kind: str, text: str) -> None:
-        """Log what the peer did wrong: the first, tenth, hundredth… time of its kind on this connection."""
+        """Log a mistake of the peer: the first, tenth, hundredth… of its kind on this connection."""
         self._problems[kind] += 1
         times = self._problems[kind]
         is_power_of_ten = str(times).rstrip("0") == "1"
@@ -336,7 +336,7 @@ class Session:
 
 
 def _watched(hello: Result) -> tuple[object, ...]:
-    """What a hello tells that Zeek should know at once when it changes."""
+    """The fields of a hello whose changes Zeek needs at once."""
     return tuple(hello.rows[0][index] for index in _WATCHED)
 
 

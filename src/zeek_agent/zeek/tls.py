@@ -1,4 +1,4 @@
-"""TLS towards Zeek: whom to trust, and who we are."""
+"""TLS towards Zeek: trusted authorities and the agent's certificate."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from zeek_agent.errors import UsageError
 
 
 def client_context(settings: TlsSettings) -> ssl.SSLContext:
-    """A context that checks Zeek's certificate and host name, unless told to be `insecure`.
+    """A context that checks Zeek's certificate and host name, unless the settings are `insecure`.
 
-    An insecure one also takes a server without any certificate, which is what Zeek before 8.1 is by default: encrypted,
-    nobody authenticated. Raises UsageError, which names the file, for a file that cannot be read.
+    An insecure one also takes a server without any certificate, the default of Zeek before 8.1: encrypted,
+    but not authenticated. Raises UsageError, which names the file, for a file that cannot be read.
     """
     context = _trust(settings)
     if settings.certificate is not None:

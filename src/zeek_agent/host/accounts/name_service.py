@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pwd import struct_passwd
 
 ADMIN_GROUPS: Final = frozenset({"sudo", "wheel", "admin"})
-"""Groups whose members sudo lets become root, as the distributions set it up."""
+"""Groups whose members may become root with sudo, in the default setup of distributions."""
 
 _UID_MIN: Final = 1000
 _DYNAMIC_UIDS: Final = range(61_184, 65_520)
@@ -76,7 +76,7 @@ def first_human_uid(login_defs: Path = Path("/etc/login.defs")) -> int:
 
 
 def is_system(uid: int, first_human: int) -> bool:
-    """Whether an account is no person's: below `first_human`, nobody's, or made for a service while it runs."""
+    """Whether an account is a system account: below `first_human`, `nobody`, or created for a running service."""
     return uid < first_human or uid in _DYNAMIC_UIDS or uid in _NOBODY
 
 

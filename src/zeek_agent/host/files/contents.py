@@ -21,7 +21,7 @@ def lines(match: Match, reads: FileReads, check: Callable[[], None] = lambda: No
     """The lines of a regular file without their ends.
 
     A file that cannot or may not be read has no lines, and one that exceeds a limit only its first; `reads` counts
-    both. What is no regular file is never opened.
+    both. Anything but a regular file is never opened.
     """
     try:
         opened = match.open(Purpose.CONTENTS)
@@ -82,7 +82,7 @@ class _Lines:
             yield kept
 
     def _beginning(self, kept: bytes, cut: bool, more: bytes) -> tuple[bytes, bool]:
-        """What is kept of a line that goes on, and whether that is not all of it."""
+        """The part of an unfinished line to keep, and whether it was cut."""
         if cut or len(kept) + len(more) <= LONGEST_LINE:
             return kept if cut else kept + more, cut
         self._reads.leave_out(Omission.TRUNCATED, self._path, f"a line is longer than {LONGEST_LINE} bytes")

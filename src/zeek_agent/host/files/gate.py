@@ -1,16 +1,16 @@
-"""The path gate: how a path that an asker names becomes an open file, or is refused.
+"""The path gate: opens a path that a query names, or refuses it.
 
 A path is walked one component at a time. Each is opened with `O_PATH | O_NOFOLLOW`, which neither reads nor follows
-anything, and the mount it lies on is judged before anything below it is touched, since a FUSE or network file system
-can hang whoever asks it, and not even SIGKILL ends that. Links are resolved by their text. The magic links of proc(5),
+anything, and the mount it lies on is checked before anything below it is touched, because a FUSE or network file system
+can hang its callers, and not even SIGKILL ends that. Links are resolved by their text. The magic links of proc(5),
 whose text is not where they lead, are therefore never followed, except `exe`, whose target may be hashed.
 
-What is opened is judged by its names: the path as written, the path it has when all links are resolved, and each path
+The rules apply to all names of a file: the path as written, the path it has when all links are resolved, and each path
 that it has through the agent's other mounts of the same file system. A proc, sys or device file system counts as
 mounted at its usual place. Files with several hard links are also compared with the literal denied paths by device and
 inode.
 
-Checks are on the open descriptor, so a link or directory that is exchanged meanwhile leads nowhere else.
+Checks are on the open descriptor, so exchanging a link or directory meanwhile has no effect.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ DESCRIPTORS_KEPT: Final = 256
 """Descriptors that they may hold in all, with the directories above them: users choose how deep their links lead."""
 _ENTRIES_TOGETHER: Final = 256
 _REFRESH_EVERY: Final = 8
-"""Names that are looked up before it is asked again whether the mounts have changed."""
+"""Lookups between two checks whether the mounts have changed."""
 _SPECIAL_NAMES: Final = frozenset({"", ".", ".."})
 _O_PATH: Final = getattr(os, "O_PATH", 0)
 _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
@@ -80,12 +80,12 @@ _links_in_rules: WeakKeyDictionary[AccessPolicy, tuple[float, list[tuple[str, st
 
 
 _KERNEL_PLACES: Final = ("/dev/", "/proc/", "/sys/")
-"""Where rules speak of the kernel's file systems, not of directories of those names at the top of another."""
+"""Mount points at which rules mean the kernel's file systems, not directories of those names in another root."""
 _LOGS: Final = "/var/log/"
 
 
 class Purpose(Enum):
-    """What a file is opened for."""
+    """Purpose of opening a file."""
 
     CONTENTS = auto()
     HASH = auto()
@@ -104,8 +104,8 @@ Listed: TypeAlias = "tuple[str, FileStatus | RefusedError | OSError]"
 
 
 class OpenedFile(NamedTuple):
-    """A regular file, open for reading. `masks_keys` says that private keys in it are masked line by line; else a file
-    that begins with one is refused as a whole. `user` is who decides how many files lie there."""
+    """A regular file, open for reading. `masks_keys`: private keys in it are masked line by line; else a file that
+    begins with one is refused as a whole. `user` is the one who controls how many files are there."""
 
     file: FileIO
     masks_keys: bool
@@ -114,7 +114,7 @@ class OpenedFile(NamedTuple):
 
 
 class Gate:
-    """Walks and opens paths for one statement, in one thread. What it leaves out is counted in `reads`.
+    """Walks and opens paths for one statement, in one thread. Omissions are counted in `reads`.
 
     `check` is called at each link, since users choose how long a way their links lead.
     """
@@ -134,14 +134,14 @@ class Gate:
         self._looked_up = 0
         self._typed: dict[str, bool] = {}
         self.root = self._root()
-        if self._hazards.causes:  # nothing tells when directories of mount points have got other names
+        if self._hazards.causes:  # renaming the directory of a mount point causes no notification
             self._table.read()
             self._refresh()
 
     # Walking
 
     def walk(self, start: PathHandle, path: str) -> PathHandle:
-        """What a path leads to from a directory, links resolved by their text.
+        """Walk a path from a directory, resolving links by their text.
 
         Raises RefusedError, and OSError as open(2) would.
         """
@@ -176,7 +176,7 @@ class Gate:
         return handle
 
     def status(self, directory: PathHandle, name: str) -> FileStatus:
-        """Attributes of what a directory's entry leads to, or of a last link that leads nowhere or is not followed.
+        """Attributes of the target of a directory entry, or of a last link that is broken or not followed.
 
         Raises RefusedError for the mount point of a file system that may hang, and OSError.
         """
@@ -212,7 +212,7 @@ class Gate:
                         yield name, status
                         continue
             except OSError:
-                pass  # what it means is looked at below
+                pass  # handled below
             try:
                 yield name, self.status(directory, name)
             except FileNotFoundError:
@@ -221,7 +221,7 @@ class Gate:
                 yield name, error
 
     def _target_status(self, directory: PathHandle, name: str) -> FileStatus:
-        """Attributes of what a link leads to. Raises RefusedError and OSError."""
+        """Attributes of the target of a link. Raises RefusedError and OSError."""
         text = self._link_text(directory, name)
         way, _, name = text.rstrip("/").rpartition("/")
         directory = self._way(self.root if text[:1] == "/" else directory, way)
@@ -241,7 +241,7 @@ class Gate:
         return handle
 
     def enter(self, directory: PathHandle, name: str) -> PathHandle:
-        """What a directory has under a name; a link is not followed. Raises RefusedError and OSError."""
+        """Open an entry of a directory without following a link. Raises RefusedError and OSError."""
         self._looked_up += 1
         if self._looked_up % _REFRESH_EVERY == 0:
             self._refresh()
@@ -275,7 +275,7 @@ class Gate:
             self._descriptors_kept = directory.depth
 
     def entry_status(self, directory: PathHandle, name: str) -> FileStatus:
-        """Attributes of what a directory has under a name, of a link itself, without opening it.
+        """Attributes of an entry of a directory, or of a link itself, without opening it.
 
         Raises RefusedError for the mount point of a file system that may hang, which is not touched, and OSError.
         """
@@ -307,9 +307,9 @@ class Gate:
             os.close(descriptor)
 
     def reports_types(self, directory: PathHandle) -> bool:
-        """Whether its file system tells the types of a directory's entries with their names. Raises OSError.
+        """Whether its file system reports the types of directory entries with their names. Raises OSError.
 
-        Where it does not, the methods of `os.DirEntry` would look at each entry, and so at what is mounted there.
+        Otherwise the methods of `os.DirEntry` would stat each entry, and so touch mounts on it.
         """
         typed = self._typed.get(directory.mount.device)
         if typed is None:
@@ -343,9 +343,9 @@ class Gate:
     # Opening
 
     def open_regular(self, handle: PathHandle, written: str, purpose: Purpose) -> OpenedFile | None:
-        """Open a regular file for reading, so that nothing but that can happen; None when it is anything else.
+        """Open a regular file for reading, without side effects; None if it is anything else.
 
-        `written` is the path as the asker has it, absolute. Raises RefusedError and OSError.
+        `written` is the path as the query has it, absolute. Raises RefusedError and OSError.
         """
         if not stat.S_ISREG(handle.status.mode):
             return None
@@ -357,10 +357,10 @@ class Gate:
         return OpenedFile(file, masks_keys, user_of(handle), handle.path.startswith(_LOGS))
 
     def open_executable(self, process: PathHandle) -> OpenedFile | None:
-        """Open the executable of a process, for its hash; None when it is no regular file.
+        """Open the executable of a process, for its hash; None if it is not a regular file.
 
         `process` is a process's or thread's directory in a proc file system, see `is_process`. The executable may be
-        deleted, and in another mount namespace, where that process's mountinfo tells the kind of its file system.
+        deleted, and in another mount namespace, where that process's mountinfo has the kind of its file system.
         Raises RefusedError and OSError.
         """
         descriptor = os.open("exe", _O_PATH | _CLOEXEC, dir_fd=process.descriptor)
@@ -400,13 +400,13 @@ class Gate:
             raise
 
     def _demand_harmless(self, directory: PathHandle, name: str) -> None:
-        """Raises RefusedError where a file system is mounted whose root may make wait who only looks it up."""
+        """Raises RefusedError if a file system is mounted there whose root may hang on a mere lookup."""
         cause = self._hazards.causes.get(joined(directory, name))
         if cause is not None:
             raise RefusedError(cause, Omission.SKIPPED)
 
     def _demand_no_hazard(self, directory: PathHandle, name: str) -> None:
-        """Raises RefusedError if a file system is mounted there that tells its attributes to nobody but its user."""
+        """Raises RefusedError if a file system is mounted there that reveals its attributes to its owner only."""
         if not self._mounts_reread:  # directories of mount points may have got other names
             self._mounts_reread = True
             self._table.read()
@@ -441,7 +441,7 @@ class Gate:
     def _foreign_mount(self, process: PathHandle, status: FileStatus) -> Mount:
         """The mount of another mount namespace that a process's executable lies on, as that process sees it.
 
-        Who made it, and where, is not known: it is admitted if the agent has one of the same file system, or for its
+        Its creator is not known: it is admitted if the agent has one of the same file system, or for its
         kind. An overlay may lie on a user's FUSE file system, so it must be in a namespace where only root mounts.
         Raises RefusedError and OSError.
         """
@@ -465,7 +465,7 @@ class Gate:
             return None if None in causes else causes[0]
         rules = tuple(rule for rule in self._access.filesystems_allow if not rule.startswith("/"))
         on_hazard = any(lies_on(layer, self._hazards, self._mounts) for layer in mount.layers)
-        # Who mounts is looked at after the mounts, since no user can go back to a namespace in which only root mounts.
+        # Checked after the mounts, since no user can go back to a namespace in which only root mounts.
         if mount.kind in STACKED and not only_root_mounts_for(process):
             on_hazard = True
         return hazard(mount, rules, on_hazard=on_hazard)
@@ -491,7 +491,7 @@ class Gate:
             raise RefusedError("not in access.paths_allow")
 
     def _names(self, mount: Mount, written: str, path: str, inside: str) -> set[str]:
-        """Every path that a file has, for the rules to look at."""
+        """Every path of a file, for the rules."""
         names = {written, path, *self._layer_names(mount, inside)}
         if not inside.startswith(_KERNEL_PLACES):
             names.add(inside)
@@ -516,7 +516,7 @@ class Gate:
         return [layer.rstrip("/") + inside for layer in mount.layers]
 
     def _denied_by_links(self) -> Sequence[tuple[str, str]]:
-        """Where rules of `paths_deny` name a place by root's links: how they name it, and the path that it has."""
+        """Rules of `paths_deny` that use root's links: the path as written, and the resolved path."""
         found = _links_in_rules.get(self._access)
         now = time.monotonic()
         if found is None or now > found[0]:
@@ -537,7 +537,7 @@ class Gate:
                         return None
                 handle = self.walk(handle, name)
         except (OSError, RefusedError):
-            return None  # not there, or where nobody may look
+            return None  # missing, or not accessible
         return handle.path if linked and handle.parent is not None else None
 
     def _demand_no_denied_object(self, status: FileStatus, mount: Mount) -> None:
@@ -559,7 +559,7 @@ class Gate:
                     if handle.status.is_directory and path in self._access.protected:
                         found.update(self._objects_in(handle))
                 except (OSError, RefusedError):
-                    continue  # not there, or where nobody may look: no hard link of it can be opened either
+                    continue  # missing, or not accessible: no hard link of it can be opened either
             self._denied_objects = frozenset(found)
         return self._denied_objects
 
@@ -585,9 +585,9 @@ class Gate:
 
 
 def _reopened(descriptor: int, status: FileStatus, mount: Mount) -> FileIO:
-    """The regular file that a descriptor of `O_PATH` stands for, open for reading; leases do not make it wait.
+    """Reopen the regular file of an `O_PATH` descriptor for reading, without waiting for leases.
 
-    Raises RefusedError when /proc is not the kernel's, or not there.
+    Raises RefusedError if /proc is missing or not the kernel's.
     """
     try:
         file = FileIO(os.open(f"/proc/self/fd/{descriptor}", _READ))

@@ -38,7 +38,7 @@ _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
 class Match:
-    """A path that matches, held by the directory that it lies in until the next match is asked for."""
+    """A matching path with its directory, which stays open until the next match is requested."""
 
     __slots__ = ("_directory", "_gate", "_name", "path")
 
@@ -71,7 +71,7 @@ class _Group(NamedTuple):
     path: str
     """Of the directory as the pattern spells it, with a slash at its end, or empty."""
     names: list[str]
-    """In order; `.` stands for the directory itself, as `path` has it."""
+    """In order; `.` is the directory itself, as `path` has it."""
     links: Collection[str] = ()
     """Which of them are likely to be links."""
 
@@ -174,7 +174,7 @@ class _Walk:
                 yield from self.below(deeper, f"{path}{name}/", rest)
 
     def _subdirectory(self, directory: PathHandle, name: str, path: str) -> PathHandle | None:
-        """The directory that a name stands for which is most likely no link, or None."""
+        """The directory with that name, which is most likely not a link, or None."""
         try:
             handle = self._gate.enter(directory, name)
         except (OSError, RefusedError) as error:
@@ -190,7 +190,7 @@ class _Walk:
             _leave_out(self._gate, path + name, error)
             return
         except RefusedError:
-            pass  # whoever asks for its attributes or contents is told
+            pass  # reported when its attributes or contents are read
         yield _Group(directory, path, [name])
 
     def _directory(self, directory: PathHandle, name: str, path: str) -> PathHandle | None:
@@ -203,10 +203,10 @@ class _Walk:
         return handle if handle.status.is_directory else None
 
     def _entries(self, directory: PathHandle, path: str, part: str) -> Iterator[list[_Entry]]:
-        """Entries of a directory that match one part of a pattern, in lots that are in order, as they are.
+        """Entries of a directory that match one part of a pattern, in sorted chunks.
 
-        Their types come from getdents(2), so that to look at them touches no mount point. Where the file system does
-        not tell them, each may be either.
+        Their types come from getdents(2), so that checking them touches no mount point. Where the file system does
+        not report them, each may be either.
         """
         last: str | None = ""
         while last is not None:
@@ -256,7 +256,7 @@ def _spelt(path: str, name: str) -> str:
 
 
 def _leave_out(gate: Gate | PortableGate, path: str, error: OSError | RefusedError) -> None:
-    """Count what could not be entered; what is not there, or is no directory, is no omission."""
+    """Count a directory that could not be entered; a missing one, or another kind of file, is not an omission."""
     if isinstance(error, RefusedError):
         gate.reads.leave_out(error.omission, path, str(error))
     elif error.errno not in _NOT_THERE:

@@ -44,8 +44,8 @@ class Hazards(NamedTuple):
     mounts: Mapping[int, str]
     """By the mount's number: why."""
     causes: Mapping[str, str]
-    """By mount point: why. Not even a descriptor of a mere place is opened there: while the kernel audits system calls,
-    it asks FUSE too for the capabilities of what is looked up (`audit_copy_inode`), and waits for the answer."""
+    """The reason, by mount point. Not even an `O_PATH` descriptor is opened there: while the kernel audits system
+    calls, a lookup also requests the file's capabilities from FUSE (`audit_copy_inode`), and waits for the answer."""
     directories: frozenset[str]
     """The directories that these lie in."""
 

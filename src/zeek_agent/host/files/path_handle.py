@@ -58,10 +58,10 @@ def readable_by_all(handle: PathHandle) -> bool:
 
 
 def belongs_there(handle: PathHandle) -> bool:
-    """Whether nobody can have put another user's secret where a file lies, by a link or a rename of what is above it.
+    """Whether no user can have moved another user's secret here, by a link or by renaming a directory above it.
 
-    That holds where only root and the file's owner can write, groups aside, and where one other user can who may read
-    the file wherever he puts it.
+    That holds where only root and the file's owner can write, groups aside, and where the only other user who can write
+    may read the file anywhere.
     """
     above = [directory.status for directory in handle.ancestors()]
     if any(directory.mode & stat.S_IWOTH for directory in above):

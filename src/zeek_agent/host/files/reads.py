@@ -1,4 +1,4 @@
-"""What one statement's reading of files may cost, and what it left out: counted by cause, and told to the asker."""
+"""Limits on the files that one statement reads, and its omissions: counted by cause and reported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zeek_agent.text import escaped, from_os
 log = logging.getLogger(__name__)
 
 FLOOR_BYTES: Final = 65_536
-"""Bytes that a statement reads of a file whatever others took before, so that nobody's large files hide it."""
+"""Bytes that a statement reads of any file, so that large files of other users cannot hide it."""
 FLOOR_LINES: Final = 1_000
 FLOORS: Final = 16
 """Files of one user that get as much after the statement's budget is used up. Root's are not counted."""
@@ -64,7 +64,7 @@ class Omissions:
     examples: tuple[str, ...] = ()
     """For each cause a sentence with one of its paths."""
     unread: frozenset[str] = frozenset()
-    """Paths, as the asker's rows have them, whose rows are missing or incomplete; at most `PATHS_KEPT`."""
+    """Paths, as in the rows of the result, whose rows are missing or incomplete; at most `PATHS_KEPT`."""
     all_paths: bool = True
     """Whether `unread` has them all."""
 
@@ -102,10 +102,10 @@ class FileReads:
         self._all_paths = True
 
     def allowance(self, user: int = 0) -> Allowance:
-        """What may be read of the next file, which lies in a user's directory.
+        """The bytes that may be read of the next file, which lies in a user's directory.
 
-        That is its own limit and a share of what is left for all files. When little is left, a few files of each user
-        still get a little, so that neither large nor many files of one user hide those of others.
+        The bound is its own limit and a share of the budget for all files. When little is left, a few files of each
+        user still get some, so that neither large nor many files of one user hide those of others.
         """
         share = Allowance(self._bytes // SHARE, self._lines // SHARE)
         if share.bytes < FLOOR_BYTES or share.lines < FLOOR_LINES:
@@ -186,7 +186,7 @@ def _log_once(omission: Omission, path: str, cause: str) -> None:
 
 
 def _forget_old(now: float) -> bool:
-    """Whether more may be logged, since users choose how many files there are to leave out; said once if not."""
+    """Whether more may be logged, because users control the number of skipped files; the end is logged once."""
     for key, logged in list(_logged.items()):
         if now - logged >= _REPEAT_AFTER:
             _logged.pop(key, None)

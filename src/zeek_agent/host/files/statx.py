@@ -1,6 +1,6 @@
 """statx(2), which Python's `os` does not have before 3.15: attributes and the mount id in one call.
 
-`AT_STATX_DONT_SYNC` lets a network or FUSE file system answer from what it remembers instead of asking its server.
+`AT_STATX_DONT_SYNC` lets a network or FUSE file system answer from its cache instead of contacting its server.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class FileStatus(NamedTuple):
 
 
 def status_of(descriptor: int) -> FileStatus:
-    """Attributes of what a descriptor, also one of `O_PATH`, stands for. Raises OSError."""
+    """Attributes of the file of a descriptor, which may be an `O_PATH` one. Raises OSError."""
     return status_at(descriptor, "", _FLAGS_OF_DESCRIPTOR)
 
 
@@ -106,7 +106,8 @@ _getdents: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "getdents64",
 
 
 def entry_types(directory: int) -> list[int]:
-    """The types (`DT_DIR`, …) that the first entries of a directory come with, 0 where the file system does not tell.
+    """The types (`DT_DIR`, …) that the first entries of a directory come with, 0 where the file system does not report
+    them.
 
     `.` and `..` are left out. Empty also where the C library does not have the call.
     """

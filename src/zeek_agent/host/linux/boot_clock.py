@@ -1,6 +1,6 @@
 """The time of day of the kernel's stamps, which count from the boot.
 
-The offset between the two clocks is a constant until somebody sets the clock: both follow the same corrections. It is
+The offset between the two clocks is constant until the clock is set: both follow the same corrections. It is
 measured again at each use, and kept unless it really moved, so that a process has the same start time in every row.
 """
 
@@ -15,7 +15,7 @@ _TRIES: Final = 9
 
 
 class BootClock:
-    """The offset between the two clocks, which are passed in. Any thread may ask."""
+    """The offset between the two clocks, which are passed in. Thread-safe."""
 
     def __init__(self, boot: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
         self._boot = boot

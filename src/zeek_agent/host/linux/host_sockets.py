@@ -1,4 +1,4 @@
-"""The internet sockets of all network namespaces that the agent can look into."""
+"""The internet sockets of all network namespaces that the agent can access."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def sockets_by_namespace(
 ) -> Iterator[tuple[int | None, list[InternetSocket]]]:
     """Sockets of the agent's own namespace and of those that these processes are in, each with its inode number.
 
-    Only protocols and states (a mask by number) that are asked for. Sockets of another namespace than the agent's take
-    CAP_SYS_ADMIN, or a process there that the agent may look at; else they are left out.
+    Only the given protocols and states (a mask by number). Sockets of another namespace than the agent's need
+    CAP_SYS_ADMIN, or a process there that the agent may inspect; else they are left out.
     """
     own = network_namespace(root, "self")
     yield own, list(inet_diag.sockets(protocols, states, check))
@@ -40,14 +40,14 @@ def packet_sockets_by_namespace(root: str, pids: Iterable[int]) -> Iterator[tupl
         for pid in inside:
             try:
                 found = list(proc_net.packet_sockets(f"{root}/{pid}/net"))
-            except OSError:  # gone, or not to be looked at
+            except OSError:  # gone, or not accessible
                 continue
             yield namespace, found
             break
 
 
 def _others(root: str, pids: Iterable[int], own: int | None) -> dict[int, list[int]]:
-    """The network namespaces of these processes but the agent's own, and who is inside."""
+    """The network namespaces of these processes except the agent's own, with their members."""
     members: dict[int, list[int]] = {}
     for pid in pids:
         namespace = network_namespace(root, pid)
@@ -60,7 +60,7 @@ def _foreign(
     root: str, inside: Sequence[int], protocols: Collection[int], states: int, check: Callable[[], None]
 ) -> list[InternetSocket]:
     """The sockets of the namespace of these processes, by the first one that still leads there."""
-    trouble: OSError | None = None
+    failure: OSError | None = None
     for pid in inside:
         try:
             return in_network_namespace(
@@ -69,7 +69,7 @@ def _foreign(
         except FileNotFoundError:
             continue
         except OSError as error:
-            trouble = error
+            failure = error
         try:
             return [
                 found
@@ -78,7 +78,7 @@ def _foreign(
                 if states >> found.state & 1
             ]
         except OSError as error:
-            trouble = error
-    if trouble is not None:
-        log.debug("cannot list the sockets of another network namespace: %s", trouble)
+            failure = error
+    if failure is not None:
+        log.debug("cannot list the sockets of another network namespace: %s", failure)
     return []

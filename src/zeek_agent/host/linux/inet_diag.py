@@ -43,7 +43,7 @@ def sockets(
 
 
 def dump_on(channel: socket.socket, protocol: int, states: int) -> Iterator[InternetSocket]:
-    """The same for one protocol, over a netlink socket that is open, of the namespace that this was opened in."""
+    """The sockets of one protocol in the network namespace of an open netlink socket."""
     for family in (socket.AF_INET, socket.AF_INET6):
         request = _REQUEST.pack(family, protocol, 0, 0, states)
         yield from parse(protocol, netlink.dump_on(channel, _SOCK_DIAG_BY_FAMILY, request))

@@ -70,9 +70,9 @@ _NONE_V4: Final = bytes(4)
 class InternetSocket(NamedTuple):
     """A socket of one network namespace. Addresses are in network form, both of 4 or both of 16 bytes.
 
-    A socket of IPv6 that talks IPv4 has IPv4 addresses, as its packets do. `inode` is 0 for what no process can hold
-    any more or yet: connections in TIME_WAIT, and those that a listener has not accepted. `cookie` names the socket for
-    as long as the system runs.
+    An IPv6 socket that is used for IPv4 has IPv4 addresses, as its packets do. `inode` is 0 for sockets that no process
+    can hold any more or yet: connections in TIME_WAIT, and those that a listener has not accepted. `cookie` names the
+    socket for as long as the system runs.
     """
 
     protocol: int

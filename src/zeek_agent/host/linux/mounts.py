@@ -14,7 +14,7 @@ OWN_MOUNTINFO: Final = "/proc/self/mountinfo"
 
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 _DELETED: Final = "//deleted"
-"""What the kernel appends to the root of a mount that shows a file or directory which has no name any more."""
+"""Appended by the kernel to the root of a mount whose file or directory was deleted."""
 _BETWEEN_COLONS: Final = re.compile(r"(?:\\.|[^:\\])+", re.DOTALL)
 _BACKSLASHED: Final = re.compile(r"\\(.)", re.DOTALL)
 _LAYER: Final = re.compile(r"(?:^|,)(?:lowerdir\+?|datadir\+|upperdir)=([^,]*)")
@@ -39,13 +39,13 @@ class Mount(NamedTuple):
 
 
 def mounts(mountinfo: str = OWN_MOUNTINFO) -> Iterator[Mount]:
-    """All mounts that the process sees, the uppermost of one place last."""
+    """All mounts that the process sees, the uppermost of one mount point last."""
     return parsed(Path(mountinfo).read_bytes())
 
 
 def parsed(mountinfo: bytes) -> Iterator[Mount]:
     """The mounts that the text of a mountinfo file lists."""
-    for line in mountinfo.split(b"\n"):  # a carriage return is part of a name: whoever mounts chooses it
+    for line in mountinfo.split(b"\n"):  # a carriage return may be part of a name, which the mounting user chooses
         if not line:
             continue
         number, _, device, root, mount_point, *rest = line.split(b" ")

@@ -29,9 +29,9 @@ _sequences = count(1)
 
 
 def dump(family: int, kind: int, request: bytes) -> list[bytes]:
-    """Ask one question of the kernel, get the bodies of all messages of the answer.
+    """Send one dump request to the kernel; returns the bodies of all messages of the answer.
 
-    A dump that the kernel marks as interrupted by changes is asked for again, a few times, and then taken as it is.
+    A dump that the kernel marks as interrupted by changes is repeated, a few times, and then used as it is.
     Raises OSError with the kernel's reason, such as ENOENT for a family that it does not have.
     """
     with channel(family) as opened:
@@ -39,12 +39,12 @@ def dump(family: int, kind: int, request: bytes) -> list[bytes]:
 
 
 def channel(family: int) -> socket.socket:
-    """A socket for several questions. It stays in the network namespace that it was opened in."""
+    """A socket for several requests. It stays in the network namespace that it was opened in."""
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
 
 
 def dump_on(opened: socket.socket, kind: int, request: bytes) -> list[bytes]:
-    """What `dump` does, on a socket that is open."""
+    """`dump` on an open socket."""
     first = next(_sequences) * _ATTEMPTS & 0x0FFF_FFFF
     for sequence in range(first, first + _ATTEMPTS):
         header = _HEADER.pack(_HEADER.size + len(request), kind, _NLM_F_REQUEST | _NLM_F_DUMP, sequence, 0)

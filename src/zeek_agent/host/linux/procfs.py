@@ -45,7 +45,7 @@ _PART: Final = 65_536
 
 
 class Procfs:
-    """One look at the processes below `root`; what they share is read once."""
+    """One scan of the processes below `root`; shared facts are read once."""
 
     def __init__(self, root: str = "/proc") -> None:
         self.root = root
@@ -60,7 +60,7 @@ class Procfs:
         return sorted(int(name) for name in os.listdir(self.root) if name.isdecimal())
 
     def processes(self, pids: Iterable[int] | None = None) -> Iterator[ProcfsProcess]:
-        """All processes, or those of `pids` that exist, each open until the next one is asked for."""
+        """All processes, or the existing ones of `pids`, each open until the next one is requested."""
         for pid in self.pids() if pids is None else pids:
             with suppress(ProcessLookupError), ProcfsProcess(self, pid) as process:
                 if pids is None or process.is_leader:
@@ -78,7 +78,7 @@ class Procfs:
 
 
 class ProcfsProcess:
-    """One process. What is not there or may not be read is None; ProcessLookupError tells that the process is gone."""
+    """One process. Missing or unreadable facts are None; ProcessLookupError means that the process is gone."""
 
     def __init__(self, procfs: Procfs, pid: int) -> None:
         self.pid = pid
@@ -183,7 +183,7 @@ class ProcfsProcess:
 
     @property
     def is_ending(self) -> bool:
-        """Whether it has given up its memory; its files, its control group and its namespaces go with that."""
+        """Whether it has released its memory; its files, control group and namespaces are released with it."""
         _, fields = self._current_stat()
         return fields[_VSIZE] == b"0" and not int(fields[_FLAGS]) & _PF_KTHREAD
 
@@ -290,7 +290,7 @@ class ProcfsProcess:
             return None
 
     def _check_alive(self) -> None:
-        """Tell a process that has no such file from one that is gone: ProcessLookupError for the latter."""
+        """Distinguish a process without that file from one that is gone: ProcessLookupError for the latter."""
         try:
             os.stat("stat", dir_fd=self._directory)
         except FileNotFoundError as error:
@@ -300,7 +300,7 @@ class ProcfsProcess:
 def socket_holders(
     root: str, pids: Iterable[int], check: Callable[[], None] = lambda: None
 ) -> dict[int, list[tuple[int, int]]]:
-    """Who holds which socket: by the socket's inode the processes that have it open, with their lowest descriptor.
+    """Holders of sockets: by inode, the processes that have the socket open, with their lowest descriptor.
 
     Processes whose descriptors may not be read are left out.
     """

@@ -1,7 +1,8 @@
-"""Process and socket events from the kernel's audit records, read from their multicast beside a running auditd.
+"""Process and socket events from the kernel's audit records, read from their multicast group alongside a running
+auditd.
 
-Records tell program, command line, users and peer themselves; what they do not (entity id, control group, the local
-end of a connection) is looked up at once. Rules of our own are set only if the configuration allows.
+Records contain program, command line, users and peer; the rest (entity id, control group, the local end of a
+connection) is looked up at once. Rules of our own are set only if the configuration allows.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ _ACCEPTS: Final = {
 
 
 class AuditSource(Source):
-    """Reads records of some system calls. Subclasses say which, and what they mean."""
+    """Reads audit records of system calls. Subclasses select the calls and interpret them."""
 
     backend = "audit"
     calls: frozenset[tuple[int, int]]
@@ -76,21 +77,21 @@ class AuditSource(Source):
 
     @abstractmethod
     def rules(self) -> Sequence[Rule]:
-        """Rules that make the kernel record what is needed."""
+        """Rules that make the kernel record the needed system calls."""
 
     @abstractmethod
     def _on_call(self, event: Event) -> None:
-        """A system call was recorded; its other records follow. What may be gone soon is to be looked at now."""
+        """Handle the first record of a system call; the others follow. Read short-lived state now."""
 
     @abstractmethod
     def _on_complete(self, event: Event) -> None: ...
 
     @abstractmethod
     def _hand_over(self) -> None:
-        """Hand rows to the sink."""
+        """Pass rows to the sink."""
 
     def clean_up(self) -> None:
-        """Remove rules that an agent which crashed has left behind."""
+        """Remove rules that a crashed agent has left behind."""
         try:
             with AuditControl() as control:
                 control.clean_up()
@@ -171,7 +172,7 @@ class AuditSource(Source):
             self.counters.last_error = f"audit record: {error}"
 
     def _count_missed(self, serial: int) -> None:
-        """After an overflow of our socket the events' numbers tell how many it has cost, of all kinds."""
+        """After an overflow of our socket, count the lost events of all kinds from the gap in their serial numbers."""
         if self._missed and self._serial:
             self.counters.lost["overrun"] += max(serial - self._serial - 1, 0)
             self._missed = False
@@ -188,7 +189,7 @@ class AuditSource(Source):
 
 
 class AuditProcesses(AuditSource):
-    """Programs that are executed and processes that end by themselves; /proc tells twice a second of the others."""
+    """Executed programs and processes that exit by themselves; the others come from /proc, twice a second."""
 
     kind = "processes"
     shortcoming = "processes that only fork are missed unless they live for a second"
@@ -245,7 +246,7 @@ class _Call(NamedTuple):
 
 
 class AuditSockets(AuditSource):
-    """Connections that are opened and accepted. Their end is not audited; that of a listener neither."""
+    """Opened and accepted connections. Neither their end nor that of a listener is audited."""
 
     kind = "sockets"
     shortcoming = "ends of connections and failed ones, most UDP, ICMP and packet sockets are missed"
@@ -334,7 +335,7 @@ def _is(event: Event, calls: set[tuple[int, int]]) -> bool:
 
 
 def _fill_in(process: Process, event: Event, cache: ProcessCache) -> None:
-    """What the record knows for sure: program, users, parent."""
+    """Fill in the facts of the record: program, users, parent."""
     name, exe = event.text("comm"), event.text("exe")
     process.name = text.from_bytes(name) if name is not None else process.name
     process.exe = text.from_bytes(exe) if exe is not None else process.exe
@@ -356,7 +357,7 @@ def _inode(pid: int, descriptor: int) -> int | None:
 
 
 def _open_sockets(pid: int, own: bool) -> dict[int, InternetSocket]:
-    """The sockets of the process's network namespace by inode; none when it is gone or may not be entered."""
+    """The sockets of the process's network namespace by inode; empty if it is gone or may not be entered."""
 
     def open_sockets() -> dict[int, InternetSocket]:
         return {found.inode: found for found in inet_diag.sockets((TCP, UDP), ALL_STATES) if found.inode}
@@ -368,7 +369,7 @@ def _open_sockets(pid: int, own: bool) -> dict[int, InternetSocket]:
 
 
 def _flow(call: _Call, own: InternetSocket | None, listener: InternetSocket | None) -> Flow:
-    """Both ends, of which the record has the peer's; ours are those of the socket if it was still open."""
+    """Both ends: the peer from the record, the local end from the socket if it was still open."""
     assert call.event.address is not None
     peer = audit_records.internet_address(call.event.address)
     assert peer is not None

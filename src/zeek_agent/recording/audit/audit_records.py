@@ -124,7 +124,7 @@ def fields_of(body: bytes) -> dict[str, bytes]:
 
 
 def decoded(value: bytes) -> bytes | None:
-    """What a text value stands for: quoted, hexadecimal, or nothing. ValueError for anything else."""
+    """Decode a text value: quoted, hexadecimal, or empty. Raises ValueError for anything else."""
     if value.startswith(b'"'):
         return value[1:-1]
     if value.startswith(b"("):

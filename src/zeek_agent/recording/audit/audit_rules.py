@@ -1,7 +1,7 @@
 """The kernel's audit system: its state, its system call rules, and the agent's own rules among them.
 
-A rule of ours carries in its key who set it and what the state was before: `zeek-agent:PID:START:ENABLED:BACKLOG`. So
-rules that a crash has left behind are told from those of a running agent, and everything can be put back.
+The key of our rules contains the agent's process and the previous state: `zeek-agent:PID:START:ENABLED:BACKLOG`. This
+distinguishes rules left by a crash from those of a running agent, and the previous state can be restored.
 Layouts: `struct audit_status`, `struct audit_rule_data` of linux/audit.h.
 """
 
@@ -100,7 +100,7 @@ class AuditControl:
         return AuditStatus(enabled, daemon, backlog_limit, lost)
 
     def set_up(self) -> None:
-        """Switch recording on, with room for bursts, and remove what crashed agents have left."""
+        """Enable auditing, with a backlog for bursts, and remove the rules of crashed agents."""
         self.clean_up()
         status = self.status()
         if status.enabled == _LOCKED:
@@ -110,20 +110,20 @@ class AuditControl:
         self._set(1, max(_BACKLOG, status.backlog_limit) if status.backlog_limit else 0)
 
     def add(self, rules: Iterable[Rule]) -> list[bytes]:
-        """Add rules, after `set_up`. Gives what `remove` takes."""
+        """Add rules, after `set_up`. Returns the argument for `remove`."""
         added = [_packed(rule, self._key) for rule in rules]
         for raw in added:
             self._request(_ADD_RULE, raw, None)
         return added
 
     def remove(self, added: Iterable[bytes]) -> None:
-        """Remove rules of ours; with the last ones the state is put back to what it was."""
+        """Remove our rules; with the last ones the previous state is restored."""
         for raw in added:
             self._delete(raw)
         self._restore(_parts(_key_of(raw)) for raw in added)
 
     def clean_up(self) -> None:
-        """Remove the rules of agents that do not run any more."""
+        """Remove the rules of agents that are no longer running."""
         left = [raw for raw in self._rules() if (parts := _parts(_key_of(raw))) and not _runs(parts)]
         for raw in left:
             self._delete(raw)
@@ -148,7 +148,7 @@ class AuditControl:
         return found
 
     def _before(self, status: AuditStatus) -> tuple[int, int]:
-        """What was set before the first agent came: enabled, backlog limit."""
+        """The settings before the first agent: enabled, backlog limit."""
         for raw in self._rules():
             if parts := _parts(_key_of(raw)):
                 return parts[2], parts[3]
@@ -169,11 +169,11 @@ class AuditControl:
     def _delete(self, raw: bytes) -> None:
         try:
             self._request(_DELETE_RULE, raw, None)
-        except FileNotFoundError:  # somebody has removed it before us
+        except FileNotFoundError:  # already removed by someone else
             log.debug("an audit rule of the agent had already been removed")
 
     def _request(self, kind: int, body: bytes, last: int | None) -> list[bytes]:
-        """The bodies that come in answer: up to a message of kind `last`, or up to the acknowledgement if None."""
+        """The bodies of the answer, up to a message of kind `last`, or up to the acknowledgement if None."""
         with self._lock:
             self._sequence += 1
             self._channel.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST_ACK, self._sequence, 0) + body)
@@ -200,7 +200,7 @@ class AuditControl:
 
 
 def process_rules() -> list[Rule]:
-    """What tells of programs that are executed and of processes that end."""
+    """Rules for executed programs and exiting processes."""
     rules = []
     for arch, calls in _native():
         rules.append(Rule((calls.execve, calls.execveat), ((_ARCH, arch), (_SUCCESS, 1))))
@@ -209,7 +209,7 @@ def process_rules() -> list[Rule]:
 
 
 def socket_rules() -> list[Rule]:
-    """What tells of internet connections that are opened and accepted, also of those that are still under way."""
+    """Rules for opened and accepted internet connections, including those still being opened."""
     rules = []
     for arch, calls in _native():
         accepted = [call for call in (calls.connect, calls.accept, calls.accept4) if call is not None]
@@ -255,7 +255,7 @@ def _packed(rule: Rule, key: bytes) -> bytes:
 
 
 def _key_of(raw: bytes) -> str:
-    """A rule's key, which stands at the end of its texts; empty when it has none."""
+    """The key of a rule, at the end of its texts; empty if it has none."""
     count = _RULE.unpack_from(raw)[2]
     for index in range(count):
         field = int.from_bytes(raw[268 + 4 * index : 272 + 4 * index], "little")

@@ -42,7 +42,7 @@ _DATA: Final = _BODY + _EVENT.size
 
 
 class _EventKind(IntEnum):
-    """`enum proc_cn_event`, what of it counts here."""
+    """The members of `enum proc_cn_event` that are used here."""
 
     CONFIRMED = 0
     FORK = 0x1
@@ -62,7 +62,7 @@ class _Event(NamedTuple):
 
 
 class ProcConnector(Source):
-    """Every fork, exec and exit; who that was is read from /proc at once, and stays unknown when it is too late."""
+    """Every fork, exec and exit; the process is read from /proc at once, and stays unknown if that is too late."""
 
     kind = "processes"
     backend = "proc_connector"
@@ -122,7 +122,7 @@ class ProcConnector(Source):
     def _receive(self, datagram: bytes) -> None:
         what, cpu, stamp = _EVENT.unpack_from(datagram, _BODY)
         self._count(_CONNECTOR.unpack_from(datagram, _HEAD)[2], cpu)
-        if what == _EventKind.CONFIRMED:  # also what others have asked for
+        if what == _EventKind.CONFIRMED:  # also the confirmations of other listeners
             return
         self.counters.received += 1
         ids = _IDS.unpack_from(datagram, _DATA)
@@ -146,7 +146,7 @@ class ProcConnector(Source):
                 self._exit(thread, process, third, at)
 
     def _count(self, number: int, cpu: int) -> None:
-        """Each processor numbers its messages, confirmations included: a hole is what the kernel had to drop."""
+        """Each processor numbers its messages, including confirmations: a gap is the number of dropped messages."""
         expected = self._counts.get(cpu)
         if expected is not None and number != expected:
             self.counters.lost["overrun"] += (number - expected) & 0xFFFF_FFFF
@@ -160,7 +160,7 @@ class ProcConnector(Source):
             self._threads[process] = self._threads.get(process, 0) + 1
 
     def _exit(self, thread: int, process: int, status: int, at: int) -> None:
-        """A process has ended with its last thread, which need not be the first one, with what either says."""
+        """A process ends with its last thread, which need not be the leader; the status comes from either."""
         others = self._threads.get(process, 0)
         if thread != process:
             others -= 1
@@ -189,7 +189,7 @@ class ProcConnector(Source):
 
 
 def _subscribed() -> socket.socket:
-    """A socket that gets process events, once the kernel has confirmed that it does. Raises OSError with the reason."""
+    """A socket subscribed to process events, confirmed by the kernel. Raises OSError with the reason."""
     channel = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_CONNECTOR)
     try:
         enlarge(channel, _BUFFER)
@@ -209,7 +209,7 @@ def _subscribed() -> socket.socket:
 
 
 def _trigger_numbering() -> None:
-    """Cause a message of each processor, whose number tells what was lost there: the calling thread names itself."""
+    """Trigger a message on each processor, whose number reveals losses there: the calling thread renames itself."""
     own = Path("/proc/thread-self/comm")
     name, allowed = own.read_bytes()[:-1], os.sched_getaffinity(0)
     try:

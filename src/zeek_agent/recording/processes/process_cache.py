@@ -1,10 +1,10 @@
-"""Who is, or was, process N: facts of living processes, and of exited ones for a grace period.
+"""Process cache: facts about live processes, and about exited ones for a grace period.
 
 Event sources feed the cache with forks, execs and exits; a scan of /proc seeds it. A connection that is reported after
 its process has gone is then still attributed. Times are nanoseconds of CLOCK_BOOTTIME, the kernel's own stamps.
 
-A process is one by its pid and its start (in ticks, as /proc tells it), so a pid that is used again cannot mix two. An
-exec begins a new version of the facts: asking for a time before it gives what the process was then.
+A process is identified by its pid and its start (in ticks, as in /proc), so a reused pid cannot mix two. An exec begins
+a new version of the facts: a query for an earlier time returns the earlier version.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zeek_agent.host.linux.stamps import TICKS, boot_id
 
 @dataclass(slots=True, eq=False)
 class Process:
-    """What is known of a process from `since` until it ends or executes something else (`until`).
+    """Facts about a process from `since` until it ends or executes another program (`until`).
 
     `exe` is as /proc/PID/exe shows it, `uid` and `gid` are the effective ids; None: not known, or not set.
     """
@@ -58,7 +58,7 @@ class Process:
     exited: bool = False
 
     def keep_parent(self, earlier: Process) -> None:
-        """Who forked the process stays its parent, also when that has ended since and another one inherited it."""
+        """Keep the process that forked this one as its parent, even if that has ended and this one was reparented."""
         if earlier.parent_entity_id is not None:
             self.ppid = earlier.ppid
             self.parent_entity_id = earlier.parent_entity_id
@@ -67,7 +67,7 @@ class Process:
 
 
 class ProcessCache:
-    """Facts by pid and time. One thread feeds it; any thread may ask."""
+    """Facts by pid and time. One thread writes; any thread may read."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class ProcessCache:
         proc: str = "/proc",
         redact: Callable[[str], str] = lambda command_line: command_line,
     ) -> None:
-        """`redact` masks what a command line may not show; the cache never holds anything else."""
+        """`redact` masks secrets in command lines; the cache holds only masked ones."""
         self._limit = exited_limit
         self._grace = int(grace * 1e9)
         self._proc = proc
@@ -95,7 +95,7 @@ class ProcessCache:
         return (process for versions in list(self._versions.values()) for process in list(versions))
 
     def seed(self) -> None:
-        """Add what /proc shows now; what the cache has already stays."""
+        """Add the processes in /proc; existing entries stay."""
         strangers = [pid for pid in _procfs(self._proc).pids() if self._living(pid) is None]
         shown = [process for pid in strangers if (process := self.read(pid)) is not None]
         for process in shown:
@@ -114,7 +114,7 @@ class ProcessCache:
         self._add(process)
 
     def exit(self, pid: int, at: int, ticks: int | None = None) -> Process | None:
-        """The process ended; gives its last facts, or None when it is not known or is known to have ended already."""
+        """Record the end of a process; returns its last facts, or None if it is unknown or has already ended."""
         process = self._living(pid)
         if process is None or (ticks is not None and process.start_ticks != ticks):
             return None
@@ -145,7 +145,7 @@ class ProcessCache:
         return process
 
     def read(self, pid: int) -> Process | None:
-        """The facts as /proc shows them now, not added to the cache. None when there is no such process."""
+        """The current facts from /proc, not added to the cache. None if there is no such process."""
         process = read_process(pid, self._proc)
         if process is not None and process.cmdline is not None:
             process.cmdline = self._redact(process.cmdline)
@@ -211,7 +211,7 @@ class ProcessCache:
 
 
 def read_process(pid: int, proc: str = "/proc") -> Process | None:
-    """A process as /proc shows it now, without its parent's facts; None when there is no such process."""
+    """A process from /proc, without its parent's facts; None if there is no such process."""
     try:
         with procfs.ProcfsProcess(_procfs(proc), pid) as shown:
             if not shown.is_leader:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from zeek_agent.recording.processes.process_cache import Process
     from zeek_agent.recording.processes.process_event import Exit
 
-FORK_PATIENCE_NS: Final = 1_000_000_000
+FORK_TIMEOUT_NS: Final = 1_000_000_000
 """How long a forked process may take to execute a program before it counts as started as a copy of its parent.
 
 A shell takes well under a millisecond; a second leaves room for a busy machine and still reports a worker soon.
@@ -39,9 +39,9 @@ class PendingForks:
         return self._processes.pop(pid, None)
 
     def overdue(self, now: int) -> Iterator[Process]:
-        """Remove those that were forked `FORK_PATIENCE_NS` before `now` (boot time in ns)."""
+        """Remove those that were forked `FORK_TIMEOUT_NS` before `now` (boot time in ns)."""
         for pid, process in list(self._processes.items()):
-            if process.since > now - FORK_PATIENCE_NS:
+            if process.since > now - FORK_TIMEOUT_NS:
                 return
             del self._processes[pid]
             yield process

@@ -44,9 +44,9 @@ class ProcessEvent(NamedTuple):
 
 
 class Exit(NamedTuple):
-    """How a process ended, and what it used: processor time in seconds, memory in bytes at its end.
+    """Exit of a process, and its resources: processor time in seconds, memory in bytes at its end.
 
-    `status` is what wait(2) gives. None: not known.
+    `status` is that of wait(2). None: not known.
     """
 
     status: int | None = None

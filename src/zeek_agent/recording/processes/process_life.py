@@ -1,6 +1,6 @@
-"""Keeps the process cache by forks, execs and exits that come without details: those are read from /proc at once.
+"""Updates the process cache from forks, execs and exits without details, which are read from /proc at once.
 
-What /proc does not show any more stays unknown, but no start and no end of a process is left out. As by eBPF, a
+Details that are gone from /proc stay unknown, but every start and end of a process is recorded. As with eBPF, a
 process that is forked and executes a program within a second has started once, with that program.
 """
 
@@ -13,7 +13,7 @@ from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux import procfs
 from zeek_agent.host.linux.stamps import TICKS, boot_id, start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
-from zeek_agent.recording.processes.process_changes import FORK_PATIENCE_NS, PendingForks, ProcessChange
+from zeek_agent.recording.processes.process_changes import FORK_TIMEOUT_NS, PendingForks, ProcessChange
 from zeek_agent.recording.processes.process_event import Exit, ProcessEvent, process_event
 from zeek_agent.text import to_bytes
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ProcessLife:
-    """Takes what happened, in order, with its boot time in ns; `collect` gives the rows."""
+    """Receives events in order, with their boot time in ns; `collect` returns the rows."""
 
     def __init__(self, cache: ProcessCache, exclusions: Exclusions, proc: str = "/proc") -> None:
         self.cache = cache
@@ -65,7 +65,7 @@ class ProcessLife:
         self._forks.add(child)
 
     def read(self, pid: int) -> Process | None:
-        """The process as /proc shows it, for `exec`: as soon as possible, what an end takes away first read first."""
+        """The process from /proc, for `exec`; call it as soon as possible. Reads first what disappears first."""
         try:
             with procfs.ProcfsProcess(self._procfs, pid) as shown:
                 exe, cmdline = shown.exe, self.cache.command_line(to_bytes(shown.cmdline or ""))
@@ -75,7 +75,7 @@ class ProcessLife:
         return None if process is None else replace(process, exe=exe, cmdline=cmdline)
 
     def exec(self, pid: int, at: int, shown: Process | None) -> Process:
-        """`pid` executed a program; `read` had `shown`. What it could not know can be filled in until `collect`."""
+        """`pid` executed a program; `shown` is the result of `read`. Unknown facts can be filled in until `collect`."""
         self._forks.remove(pid)
         known = self.cache.lookup(pid)
         if known is not None and known.exited:
@@ -94,14 +94,14 @@ class ProcessLife:
         """`pid` ended with that wait status (None: not known)."""
         forked = self._forks.remove(pid)
         process = self.cache.exit(pid, at) or self.cache.lookup(pid)
-        if process is None or process.until is None or process.until < at - FORK_PATIENCE_NS:
+        if process is None or process.until is None or process.until < at - FORK_TIMEOUT_NS:
             process = unknown_process(pid, at, None)
         if forked is not None:
             self._changes.append(ProcessChange(process, process.since, None))
         self._changes.append(ProcessChange(process, max(at, process.since), self._end(process, status)))
 
     def appear(self, pid: int) -> None:
-        """`pid` is there, and nothing is known of how it came."""
+        """Record a process whose start was not observed."""
         process = self.cache.read(pid)
         if process is not None:
             self.cache.begin(process)
@@ -118,9 +118,10 @@ class ProcessLife:
             process.rgid, process.gid = real, effective
 
     def reconcile(self, now: int) -> bool:
-        """After events were missed: what /proc no longer shows has ended, what the cache did not know has started.
+        """After missed events: processes gone from /proc have ended, processes unknown to the cache have started.
 
-        An end may also be on its way still, with more to tell, so it takes two looks: False asks for another one.
+        The exit event of a process may still be pending, with details, so an end takes two scans: False requests
+        another.
         """
         known = {process.pid: process for process in self.cache if process.until is None}
         alive = set(self._procfs.pids())
@@ -133,7 +134,7 @@ class ProcessLife:
         return not self._gone
 
     def collect(self, now: int, boot_time: float) -> list[ProcessEvent]:
-        """The rows since the last call; forgets what ended long ago."""
+        """The rows since the last call; expires old entries."""
         for process in self._forks.overdue(now):
             self._changes.append(ProcessChange(process, process.since, None))
         changes, self._changes = self._changes, []
@@ -142,7 +143,7 @@ class ProcessLife:
         return self._exclusions.without(events)
 
     def _discover(self, pid: int) -> None:
-        """A process that nobody told of: forked, and it may execute a program yet. One that is ending is let be."""
+        """Add a process without a fork event; it may still execute a program. Ignores one that is ending."""
         process = self.cache.read(pid)
         if process is not None and not self._is_ending(pid):
             self.cache.begin(process)
@@ -163,7 +164,7 @@ class ProcessLife:
             return None
 
     def _end(self, process: Process, status: int | None) -> Exit:
-        """How it ended, with the times that /proc shows until its parent has taken notice."""
+        """The exit, with the times that /proc shows until the parent has waited for it."""
         try:
             with procfs.ProcfsProcess(self._procfs, process.pid) as shown:
                 if shown.start_ticks == process.start_ticks:
@@ -174,7 +175,7 @@ class ProcessLife:
 
 
 def _after_exec(known: Process | None, shown: Process | None) -> Process | None:
-    """What an exec made of the process that is `known`: all of it if it was still alive to be `shown`."""
+    """The facts after an exec of the process `known`: complete if it was still alive to be `shown`."""
     if known is None:
         return shown
     if shown is not None and shown.exe is not None:
@@ -184,12 +185,12 @@ def _after_exec(known: Process | None, shown: Process | None) -> Process | None:
 
 
 def _same(shown: Process, known: Process) -> bool:
-    """Whether /proc still shows the process that is known: a start that was estimated may be a tick late."""
+    """Whether /proc still shows the known process: an estimated start may be a tick late."""
     return abs(shown.start_ticks - known.start_ticks) <= 1
 
 
 def unknown_process(pid: int, at: int, ticks: int | None) -> Process:
-    """A process of which no more is known than its pid, and its start in ticks if that."""
+    """A process of which only the pid is known, and the start in ticks unless None."""
     return Process(
         pid=pid,
         start_ticks=ticks or 0,

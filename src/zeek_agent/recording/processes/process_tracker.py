@@ -1,4 +1,4 @@
-"""Keeps the process cache by the kernel's fork, exec and exit records, and tells what they mean for the event table."""
+"""Updates the process cache from the kernel's fork, exec and exit records, and derives the starts and stops."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ProcessTracker:
         self.undecoded = 0
 
     def apply(self, batch: Iterable[bytes]) -> list[ProcessChange]:
-        """Bring the cache up to date; gives what started and stopped, in the kernel's order.
+        """Update the cache; returns starts and stops in the kernel's order.
 
         A process that was forked and executes a program at once starts once, with that program. One that does not is
         reported by `settled`, or with its end.
@@ -51,7 +51,7 @@ class ProcessTracker:
         return changes
 
     def _refreshed(self, process: Process) -> Process:
-        """The process as /proc shows it, where its execution may have been lost."""
+        """The process from /proc, if its exec record may have been lost."""
         shown = self.cache.read(process.pid)
         if shown is None or shown.start_ticks != process.start_ticks or shown.exe == process.exe:
             return process

@@ -1,4 +1,4 @@
-"""What the kernel's socket records mean: which process, which direction, which row."""
+"""Interprets the kernel's socket records: process, direction, row."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from zeek_agent.recording.sockets.socket_event import (
 log = logging.getLogger(__name__)
 
 ACCEPT_TIMEOUT_NS: Final = 1_000_000_000
-"""Nanoseconds that a connection waits for its accepting process; after them the listener's owner stands in (io_uring
-accepts without the system call that tells)."""
+"""Time for which a connection waits for its accepting process; then the listener's owner is the substitute (io_uring
+accepts without the traced system call)."""
 REMEMBERED_MAX: Final = 100_000
-"""Open sockets whose process is remembered for their end."""
+"""Maximum open sockets whose process is remembered for their end."""
 
 
 class _Passive(NamedTuple):
-    """A connection that came in and waits to be accepted."""
+    """An inbound connection that was not accepted yet."""
 
     at: int
     flow: Flow
@@ -50,7 +50,7 @@ class ConnectionTracker:
         self.undecoded = 0
 
     def remember(self, cookie: int, process: Process | None, direction: Direction | None) -> None:
-        """A socket that is open already and whose this is."""
+        """Remember the process and direction of an open socket."""
         self._open[cookie] = (process, direction)
         if len(self._open) > REMEMBERED_MAX:
             oldest = next(iter(self._open))
@@ -69,7 +69,7 @@ class ConnectionTracker:
         return rows
 
     def overdue(self, now: int, boot_time: float) -> list[SocketEvent]:
-        """Rows for connections that came in and that nobody was seen to accept."""
+        """Rows for inbound connections without an observed accept."""
         rows: list[SocketEvent] = []
         for cookie, passive in list(self._passive.items()):
             if passive.at > now - ACCEPT_TIMEOUT_NS:
@@ -128,7 +128,7 @@ class ConnectionTracker:
         rows.append(socket_event(flow, "closed", direction, process, time=when, stands_in=stands_in))
 
     def _process(self, record: SocketRecord) -> Process | None:
-        """The owner as it was when it acted."""
+        """The owner at the time of its system call."""
         if record.started == 0:  # open before the programs were attached
             return self._open.get(record.cookie, (None, None))[0]
         ticks = start_ticks(record.started)
@@ -176,7 +176,7 @@ def _flow(record: SocketRecord) -> Flow:
 
 
 def _unknown_process(record: SocketRecord, ticks: int) -> Process:
-    """A process of which only the socket's record tells."""
+    """A process that is known only from the socket record."""
     return Process(
         pid=record.pid,
         start_ticks=ticks,

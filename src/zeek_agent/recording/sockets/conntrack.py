@@ -82,7 +82,7 @@ class TrackedConnection(NamedTuple):
 
 
 class Translations:
-    """What is translated how. Ended connections are kept for `grace` seconds, and no more than `limit` in all."""
+    """Address translations by view. Ended connections are kept for `grace` seconds, and at most `limit` in all."""
 
     def __init__(self, limit: int = 65_536, grace: float = 60.0) -> None:
         self._limit = limit
@@ -109,7 +109,7 @@ class Translations:
             self._ended.append((now, connection))
 
     def replace(self, connections: set[TrackedConnection], now: float) -> None:
-        """Only these are there: those that are not have ended unseen."""
+        """Set the current connections; the others have ended unobserved."""
         for connection in self._connections.keys() - connections:
             if self._connections[connection] is None:
                 self.end(connection, now)
@@ -152,8 +152,8 @@ class Conntrack(Source):
         self._requests: socket.socket | None = None
 
     def probe(self) -> str | None:
-        if (obstacle := why_not(self._sysctl)) is not None:
-            return obstacle
+        if (failure := why_not(self._sysctl)) is not None:
+            return failure
         events = self._sysctl / "nf_conntrack_events"
         if not events.exists():
             return "the kernel does not report connection-tracking events (CONFIG_NF_CONNTRACK_EVENTS)"
@@ -193,7 +193,7 @@ class Conntrack(Source):
             listener.drain()
 
     def complete(self, table: str, rows: Sequence[Row]) -> Sequence[Row]:
-        """Rows of connections that are translated with the addresses that they have on the other side."""
+        """Add the addresses on the other side of the translation to rows of translated connections."""
         if table != SOCKETS_EVENTS:
             return rows
         try:
@@ -243,7 +243,7 @@ class Conntrack(Source):
         self._resume()
 
     def _resume(self) -> None:
-        """Take what the kernel lists now as all there is."""
+        """Replace the translations by the kernel's current list."""
         assert self._requests is not None
         listed = set(_listed(self._requests))
         with self._lock:
@@ -317,7 +317,7 @@ def _attribute(kind: int, number: int) -> bytes:
 
 
 def _subscribed() -> socket.socket:
-    """A socket that gets the begins and ends of translated connections."""
+    """A socket subscribed to the begin and end of translated connections."""
     channel = netlink.channel(_NETLINK_NETFILTER)
     try:
         enlarge(channel, _BUFFER)

@@ -53,7 +53,7 @@ class EbpfSockets(Source):
         return why_not(("processes", "tcp")) or why_no_tracepoints()
 
     def start(self, sink: Sink) -> None:
-        """TCP must work; without datagrams or packet sockets it goes on, which `counters.last_error` tells."""
+        """TCP must work; failures of datagram or packet sockets are only noted in `counters.last_error`."""
         self._monitor.open()
         self._sink = sink
         size = ring_size(self._settings.ring_bytes, _RING_PER_CPU)
@@ -70,17 +70,17 @@ class EbpfSockets(Source):
         if missing:
             self.counters.last_error = "; ".join(missing)
             log.warning("socket events: %s", self.counters.last_error)
-        # the programs are at work and nobody reads yet, so no socket falls between what is open and what happens
+        # the programs are attached and the ring is not read yet, so no socket is missed between snapshot and events
         for cookie, process, direction in open_sockets(self._monitor.cache):
             self._tracker.remember(cookie, process, direction)
         for stream in self._streams:
             self._monitor.add(stream)
 
     def _add(self, name: str, size: int, attach: Callable[[BpfObject], None]) -> str | None:
-        """None when one more object is at work; else why not."""
-        obstacle = why_not((name,))
-        if obstacle is not None:
-            return obstacle
+        """None if one more object is active; else the reason."""
+        failure = why_not((name,))
+        if failure is not None:
+            return failure
         try:
             self._streams.append(self._stream(name, size, attach))
         except OSError as error:
@@ -147,9 +147,9 @@ class EbpfSockets(Source):
 
 
 def open_sockets(cache: ProcessCache, proc: str = "/proc") -> Iterator[tuple[int, Process | None, Direction | None]]:
-    """Sockets that are open now: cookie, a process that has it, and who opened it, as far as can be told afterwards.
+    """Open sockets: cookie, a process that holds it, and the direction, as far as it can be determined afterwards.
 
-    A connection of a port that somebody listens at came in.
+    A connection on a listening port is inbound.
     """
     pids = Procfs(proc).pids()
     holders = socket_holders(proc, pids)
@@ -170,10 +170,10 @@ def _attach_all(loaded: BpfObject) -> None:
 
 
 def _attach_to_cgroups(loaded: BpfObject) -> None:
-    """Attach what is for control groups at their root, where every process is."""
-    obstacle, mounted = why_no_cgroup2(), cgroup2()
-    if obstacle is not None or mounted is None:
-        raise OSError(obstacle)
+    """Attach the control-group programs at the root group, which contains every process."""
+    failure, mounted = why_no_cgroup2(), cgroup2()
+    if failure is not None or mounted is None:
+        raise OSError(failure)
     directory = os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for program in loaded.programs:
@@ -183,7 +183,7 @@ def _attach_to_cgroups(loaded: BpfObject) -> None:
 
 
 def _identities(executables: tuple[str, ...]) -> list[bytes]:
-    """Those that exist, as the kernel tells files apart: inode and device (`struct executable`)."""
+    """The existing ones, identified by inode and device as in the kernel (`struct executable`)."""
     found = []
     for path in executables:
         try:

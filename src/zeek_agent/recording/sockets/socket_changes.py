@@ -1,4 +1,4 @@
-"""What happened to sockets, from lists of those that are open, one after the other."""
+"""Socket events from successive lists of open sockets."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _CONNECTED: Final = frozenset(
     }
 )
 WANTED_STATES: Final = state_mask(_CONNECTED | {TcpState.SYN_SENT, TcpState.LISTEN, TcpState.CLOSE})
-"""The states that matter here; `CLOSE` is a datagram socket without a peer."""
+"""The relevant states; `CLOSE` is a datagram socket without a peer."""
 
 _ACCEPT_TIMEOUT: Final = 1.0
 """How long a connection may wait to be accepted before it is reported without a process; servers accept sooner."""
 _SEARCHES: Final = 3
-"""Looks for the process of a socket: each reads the descriptors of all processes, which is expensive."""
+"""Searches for the process of a socket; each reads the descriptors of all processes, which is expensive."""
 _CLOSED_REMEMBERED_SECONDS: Final = 10.0
-"""How long word of a close is remembered, since a list that was begun before may still show the socket."""
+"""How long a close is remembered, because a list that was begun before may still contain the socket."""
 
 
 @dataclass(slots=True)
 class _Open:
-    """A socket that is open, and what is known of it. `state` is None while a connection is being opened."""
+    """An open socket. `state` is None while a connection is being opened."""
 
     flow: Flow
     state: SocketState | None
@@ -51,11 +51,11 @@ class _Open:
 
 
 class SocketChanges:
-    """Compares lists of open sockets, and takes word of closed ones from elsewhere.
+    """Compares lists of open sockets, and accepts notifications of closed ones.
 
     `find` gives the processes that hold sockets, by inode. A socket whose process is not found at once is given
-    `patience` seconds, and one that a list does not show is gone after `misses` more lists: a dump of the kernel's can
-    leave one out while others come and go. Times are seconds since the epoch.
+    `attribution_timeout` seconds, and one that a list does not show is gone after `misses` more lists: a dump of the
+    kernel's can leave one out while others come and go. Times are seconds since the epoch.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class SocketChanges:
         find: Callable[[set[int]], dict[int, Process]],
         exclusions: Exclusions,
         *,
-        patience: float,
+        attribution_timeout: float,
         misses: int = 0,
     ) -> None:
         self._find = find
         self._exclusions = exclusions
-        self._patience = patience
+        self._attribution_timeout = attribution_timeout
         self._misses = misses
         self._open: dict[object, _Open] = {}
         self._unreported: dict[object, _Open] = {}
@@ -79,13 +79,13 @@ class SocketChanges:
         self._rows: list[SocketEvent] = []
 
     def seed(self, netns: int | None, sockets: Iterable[InternetSocket], now: float) -> None:
-        """Take these as open already: no rows, but their processes are remembered for their end."""
+        """Add sockets that are already open: without rows, but with their processes for the closing row."""
         self._note(netns, sockets, now)
         self._attribute()
         self._unreported.clear()
 
     def update(self, netns: int | None, sockets: Iterable[InternetSocket], now: float) -> None:
-        """Compare with all sockets that a network namespace has now."""
+        """Compare with the current sockets of a network namespace."""
         before = self._members.get(netns, set())
         self._note(netns, sockets, now)
         members = self._members[netns]
@@ -98,7 +98,7 @@ class SocketChanges:
                 members.add(key)
 
     def destroyed(self, netns: int | None, socket: InternetSocket, now: float) -> None:
-        """The kernel says that this socket is gone, one that no list may ever have shown."""
+        """Record a close that the kernel reported; no list may have contained the socket."""
         key = _key(netns, socket)
         if key in self._open:
             self._close(key, now)
@@ -124,13 +124,13 @@ class SocketChanges:
         return rows
 
     def forget(self, netns: int | None, now: float) -> None:
-        """A network namespace is gone, and all its sockets with it."""
+        """Close all sockets of a network namespace that is gone."""
         for key in list(self._members[netns]):
             self._close(key, now)
         del self._members[netns], self._listeners[netns]
 
     def _note(self, netns: int | None, sockets: Iterable[InternetSocket], now: float) -> None:
-        """Add what is new, bring the rest up to date."""
+        """Add new sockets and update the others."""
         present: set[object] = set()
         listeners: dict[int, _Open] = {}
         added: list[_Open] = []
@@ -172,13 +172,13 @@ class SocketChanges:
         return "outbound" if self._listener(flow) is None else "inbound"
 
     def _listener(self, flow: Flow) -> _Open | None:
-        """Who listens at the local port."""
+        """The listener at the local port."""
         if flow.protocol != TCP or flow.local_port is None:
             return None
         return self._listeners.get(flow.netns, {}).get(flow.local_port)
 
     def _attribute(self) -> None:
-        """Look for the processes that hold the sockets whose rows are not out yet."""
+        """Find the processes of sockets whose rows are not reported yet."""
         wanted: dict[int, _Open] = {}
         for entry in self._unreported.values():
             if entry.inode and entry.process is None and entry.searches < _SEARCHES:
@@ -190,7 +190,9 @@ class SocketChanges:
     def _is_due(self, entry: _Open, now: float) -> bool:
         if entry.process is not None:
             return True
-        return now >= entry.since + (self._patience if entry.inode else max(self._patience, _ACCEPT_TIMEOUT))
+        return now >= entry.since + (
+            self._attribution_timeout if entry.inode else max(self._attribution_timeout, _ACCEPT_TIMEOUT)
+        )
 
     def _close(self, key: object, now: float) -> None:
         entry = self._open.pop(key)
@@ -211,7 +213,7 @@ class SocketChanges:
 
 
 def _key(netns: int | None, socket: InternetSocket) -> object:
-    """What names a socket as long as it is open."""
+    """Key of an open socket."""
     return socket.cookie or (netns, socket.inode, *socket[2:6])
 
 
@@ -228,7 +230,7 @@ def _flow(netns: int | None, socket: InternetSocket) -> Flow:
 
 
 def _ephemeral_ports() -> range:
-    """The ports that the kernel gives to who does not choose one: nobody serves there."""
+    """The kernel's ephemeral ports, where no server listens."""
     try:
         low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     except OSError:

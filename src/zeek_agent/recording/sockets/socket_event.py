@@ -103,9 +103,9 @@ def socket_event(
     stands_in: bool = False,
     family: str | None = None,
 ) -> SocketEvent:
-    """What happened to a flow at `time` (seconds since the epoch), by `process`; `uid` counts if that is not known.
+    """The event of a flow at `time` (seconds since the epoch), by `process`; `uid` is used if that is unknown.
 
-    `stands_in`: the process listens, and who accepted the connection is not known. `family` counts where no
+    `stands_in`: the process is the listener, because the accepting process is unknown. `family` is used if no
     address is known.
     """
     protocol, local, local_port, remote, remote_port, cookie, netns = flow

@@ -52,7 +52,7 @@ class SocketOwners:
             del self._recent[next(iter(self._recent))]
 
     def _sockets(self, pid: int) -> list[str]:
-        """What the process's descriptors are; none of a process that is gone or not ours to look into."""
+        """Targets of the process's descriptors; empty if the process is gone or not accessible."""
         directory = f"{self._proc}/{pid}/fd/"
         try:
             descriptors = os.listdir(directory)

@@ -1,4 +1,4 @@
-"""Socket events by asking sock_diag(7) often what is open, and by its multicast of what is closed.
+"""Socket events from frequent sock_diag(7) dumps of open sockets, and its multicasts of closed ones.
 
 A connection shorter than a round is known from the latter alone: both its ends, but not its process.
 """
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _ROUND: Final = 0.025
 _SHARE: Final = 1.5
-_PATIENCE: Final = 0.1
+_ATTRIBUTION_TIMEOUT: Final = 0.1
 _NAMESPACES: Final = 1.0
 _NAMESPACES_MAX: Final = 1_000
 _DESTROYED: Final = 0b1111  # SKNLGRP_INET_TCP_DESTROY and those of UDP, TCP over IPv6, UDP over IPv6
@@ -82,7 +82,7 @@ class SocketPolling(Source):
 
     def start(self, sink: Sink) -> None:
         self._sink = sink
-        self._changes = SocketChanges(self._find, self._exclusions, patience=_PATIENCE, misses=1)
+        self._changes = SocketChanges(self._find, self._exclusions, attribution_timeout=_ATTRIBUTION_TIMEOUT, misses=1)
         self._own = network_namespace("/proc", "self")
         self._namespaces = {self._own: _open(self._own)}
         self._look_at = 0.0
@@ -121,7 +121,7 @@ class SocketPolling(Source):
             self._sink(SOCKETS_EVENTS, rows)
 
     def _gone(self, namespace: _Namespace) -> Iterator[InternetSocket]:
-        """What the kernel tells to be closed since it was last asked."""
+        """Sockets that the kernel reported as closed since the last call."""
         while True:
             try:
                 message = namespace.destroyed.recv(4_096)

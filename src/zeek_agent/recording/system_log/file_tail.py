@@ -14,7 +14,7 @@ _ROTATED: Final = re.compile(r"[.-]\d[\d.T-]*")
 
 
 class Position(NamedTuple):
-    """A place between two lines: the file's inode and the bytes before it."""
+    """A position between two lines: the file's inode and the bytes before it."""
 
     inode: int
     offset: int
@@ -41,7 +41,7 @@ class Tail:
         self.position = position
 
     def is_known(self) -> bool:
-        """Whether the file of the position is there, under its name or one that rotation gave it."""
+        """Whether the file of the position exists, under its name or that of a rotated file."""
         return any(inode == self.position.inode for _, inode in self._family())
 
     def lines(self) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Entries of the systemd journal, from a `journalctl --follow` that runs beside the agent.
+"""Entries of the systemd journal, from a `journalctl --follow` subprocess.
 
 It writes the journal's export format (systemd.io/JOURNAL_EXPORT_FORMATS), which carries any bytes as they are, and in
 which a value that is too long can be skipped without being held.
@@ -43,7 +43,7 @@ _STOP: Final = 5.0
 
 
 class Journal(Source):
-    """Follows the journal of this machine. A journalctl that ends is started again after the last entry it gave."""
+    """Follows the journal of this machine. A journalctl that ends is restarted after the last entry."""
 
     kind = "system_logs"
     backend = "journal"
@@ -106,8 +106,8 @@ class Journal(Source):
             self._follower = None
 
     def _journalctl(self) -> subprocess.Popen[bytes]:
-        """Start it at the last entry that is known, which it gives again: `--after-cursor` would skip an entry where
-        that one is no longer there. A signal from the agent's terminal shall not end it before the agent does."""
+        """Start it at the last known entry, which it repeats: `--after-cursor` would skip an entry if that one is gone.
+        A signal from the agent's terminal must not end it before the agent does."""
         begin = f"--since=@{self._since:.6f}" if self._cursor is None else f"--cursor={self._cursor}"
         arguments = ("--follow", "--no-tail", "--quiet", "--output=export", f"--output-fields={','.join(_FIELDS)}")
         return subprocess.Popen(
@@ -119,7 +119,7 @@ class Journal(Source):
         )
 
     def _run(self, process: subprocess.Popen[bytes]) -> None:
-        """Read what journalctl writes, and start it again when it ends; give up when that does not help."""
+        """Read the output of journalctl, and restart it when it ends; fail when that does not help."""
         in_vain = 0
         try:
             while True:
@@ -141,7 +141,7 @@ class Journal(Source):
         self.failure = reason
 
     def _follow(self, process: subprocess.Popen[bytes]) -> str:
-        """Take entries until journalctl ends. Returns how it ended."""
+        """Record entries until journalctl ends. Returns how it ended."""
         complaints: deque[bytes] = deque(maxlen=1)
         assert process.stdout is not None
         assert process.stderr is not None
@@ -194,7 +194,7 @@ def entries(stream: BinaryIO | IO[bytes]) -> Iterator[dict[str, bytes]]:
 
 
 def log_entry(fields: Mapping[str, bytes]) -> SystemLogEntry:
-    """An entry's row. Raises KeyError or ValueError when it does not say where and when it was logged."""
+    """The row of an entry. Raises KeyError or ValueError if it has no position or time."""
     identifier = _text(fields, "SYSLOG_IDENTIFIER")
     exe = _text(fields, "_EXE")
     level = _number(fields, "PRIORITY", 7)

@@ -10,7 +10,7 @@ MESSAGE_BYTES: Final = 65_536
 
 
 class SystemLogEntry(NamedTuple):
-    """A row; what a source does not know is None."""
+    """A row; None for values that a source does not have."""
 
     time: float
     process: str | None

@@ -1,6 +1,6 @@
 """Lines of the files that a syslog daemon writes, for hosts without a journal.
 
-What such a line tells: time, program, its process id, message (RFC 3164 §4.1, or with a time stamp of RFC 3339, as
+A line contains time, program, process id and message (RFC 3164 §4.1, or with a time stamp of RFC 3339, as
 rsyslog writes by default since version 8.2210 of Debian). Level and facility only where the priority was written too.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zeek_agent.recording.source import Recorded, Sink
 
 FILES: Final = (("/var/log/syslog", "/var/log/messages"), ("/var/log/auth.log", "/var/log/secure"))
-"""Of each pair, the first that is there: what all programs log, and what is logged of authentication."""
+"""The first existing file of each pair: the log of all programs, and the authentication log."""
 
 _INTERVAL: Final = 1.0
 _BATCH_ROWS: Final = 1_000
@@ -44,7 +44,7 @@ _HEADER: Final = re.compile(
 
 
 class Syslog(Source):
-    """Follows log files by looking once a second, and when a query asks."""
+    """Follows log files by reading them once a second, and whenever a query runs."""
 
     kind = "system_logs"
     backend = "syslog"
@@ -90,18 +90,18 @@ class Syslog(Source):
                     tail.close()
 
     def drain(self) -> None:
-        """Look now, whenever the next turn would be."""
+        """Read new lines now."""
         if self._periodic is not None:
             self._periodic.now()
 
     def _files(self) -> list[Path]:
-        """The first file of each choice that is there; where none is, the first, which may come."""
+        """The first existing file of each choice, else the first one, which may be created later."""
         return [
             next((file for file in map(Path, choice) if file.exists()), Path(choice[0])) for choice in self._choices
         ]
 
     def _tail(self, file: Path, known: Sequence[Position], until: float | None) -> Tail:
-        """Go on at a known place; in another file with all that is younger than what has been recorded."""
+        """Continue at a known position; in another file with all lines younger than the recorded ones."""
         for position in known:
             tail = Tail(file, position)
             if tail.is_known():
@@ -121,7 +121,7 @@ class Syslog(Source):
             self._younger.pop(tail, None)
 
     def _record(self, tail: Tail, since: float) -> None:
-        """Hand over the lines that are new and younger than `since`."""
+        """Record new lines that are younger than `since`."""
         rows: list[SystemLogEntry] = []
         now = time.time()
         try:
@@ -145,7 +145,7 @@ class Syslog(Source):
 
 
 def log_entry(line: bytes, now: float) -> SystemLogEntry:
-    """A line's row; what is no line of syslog is a message that was logged `now`."""
+    """The row of a line; a line that is not in syslog format is a message logged `now`."""
     header = _HEADER.match(line)
     if header is None:
         return SystemLogEntry(now, None, None, from_bytes(bounded(line)))
