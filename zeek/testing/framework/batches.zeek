@@ -9,7 +9,7 @@
 # @TEST-EXEC: ${SCRIPTS}/talk scenario.py %INPUT
 # @TEST-EXEC: btest-diff zeek.out
 # @TEST-EXEC: btest-diff agents.out
-# @TEST-EXEC: grep -q 'do not fit' zeek.err
+# @TEST-EXEC: grep -q 'do not match' zeek.err
 
 redef ZeekAgent::attribute_connections = F;
 
