@@ -53,6 +53,9 @@ DIRECTORIES_KEPT: Final = 32
 """Directories that one statement keeps open, since links and patterns come back to the same few."""
 DESCRIPTORS_KEPT: Final = 256
 """Descriptors that they may hold in all, with the directories above them: users choose how deep their links lead."""
+_SHORT_CHAIN: Final = 2
+"""Links in a row that are resolved one by one, from directories that are mostly kept open: as many as Debian's
+alternatives have."""
 _ENTRIES_TOGETHER: Final = 256
 _REFRESH_EVERY: Final = 8
 """Lookups between two checks whether the mounts have changed."""
@@ -222,10 +225,12 @@ class Gate:
 
     def _target_status(self, directory: PathHandle, name: str) -> FileStatus:
         """Attributes of the target of a link. Raises RefusedError and OSError."""
-        text = self._link_text(directory, name)
-        way, _, name = text.rstrip("/").rpartition("/")
-        directory = self._way(self.root if text[:1] == "/" else directory, way)
-        if name not in _SPECIAL_NAMES:
+        for _ in range(_SHORT_CHAIN):
+            text = self._link_text(directory, name)
+            way, _, name = text.rstrip("/").rpartition("/")
+            directory = self._way(self.root if text[:1] == "/" else directory, way)
+            if name in _SPECIAL_NAMES:
+                break
             status = self.entry_status(directory, name)
             if not S_ISLNK(status.mode):
                 return status
