@@ -268,7 +268,8 @@ class EventFile:
         sql, convert = self._inserts[table], self._converters[table]
         try:
             with self._connection:
-                self._connection.executemany(sql, rows if convert is None else map(convert, rows))
+                # SQLite's binding copies named tuples into lists, which takes longer than to make plain ones of them.
+                self._connection.executemany(sql, map(tuple, rows) if convert is None else map(convert, rows))
         except MISFITS:
             return sum(not self._insert_one(sql, convert, row) for row in rows)
         return 0
