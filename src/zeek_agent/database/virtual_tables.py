@@ -10,6 +10,7 @@ scanned once and indexed in memory (`scans.HeldScan`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -194,7 +195,7 @@ class VirtualTable:
     Destroy = Disconnect
 
 
-class RowCursor:
+class RowCursor(ABC):
     """One use of a table in a running statement. SQLite calls Filter once, or once per row of an outer loop."""
 
     __slots__ = ("Column", "_row", "_rows", "_surroundings")
@@ -211,9 +212,9 @@ class RowCursor:
         self._rows = self._rows_for(plan, values or ())
         self.Next()
 
+    @abstractmethod
     def _rows_for(self, plan: str, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
         """The rows of BestIndex's plan, each with its number as a last cell when the run is `numbered`."""
-        raise NotImplementedError
 
     def Eof(self) -> bool:  # noqa: N802
         return self._row is None
