@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from zeek_agent import text
 from zeek_agent.host.linux import inet_diag
 from zeek_agent.host.linux.boot_clock import boot_time
-from zeek_agent.host.linux.internet_sockets import ALL_STATES, TCP, UDP, InternetSocket, on_the_wire
+from zeek_agent.host.linux.internet_sockets import ALL_STATES, TCP, UDP, InternetSocket, TcpState, on_the_wire
 from zeek_agent.host.linux.namespaces import in_network_namespace
 from zeek_agent.host.linux.procfs import network_namespace
 from zeek_agent.host.linux.stamps import set_or_none
@@ -307,10 +307,10 @@ class AuditSockets(AuditSource):
             own = found.get(call.inode or 0)
             state = call.state
             if state is None and own is not None:
-                if own.state == 2 and time.time() < call.event.time + _UNDER_WAY_MAX:
+                if own.state == TcpState.SYN_SENT and time.time() < call.event.time + _UNDER_WAY_MAX:
                     self._under_way.append(call)
                     continue
-                state = "established" if own.state in {1, 8} else "failed"
+                state = "established" if own.state in {TcpState.ESTABLISHED, TcpState.CLOSE_WAIT} else "failed"
             flow = _flow(call, own, found.get(call.listener or 0))
             if not self._exclusions.flow(flow):
                 rows.append(socket_event(flow, state, call.direction, call.process, time=call.event.time))
