@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from zeek_agent import __version__, heap, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
+from zeek_agent.bpf import iterators
+from zeek_agent.containment.contained_database import ContainedDatabase
+from zeek_agent.containment.needs import agent_rows, passed_iterator, worker_setup
 from zeek_agent.control.answers import answering
 from zeek_agent.control.server import ControlServer, NoPlaceError
-from zeek_agent.database.database import Database
 from zeek_agent.destination import EMBEDDED, formerly_embedded
-from zeek_agent.errors import ZeekAgentError
+from zeek_agent.errors import SqlError, ZeekAgentError
 from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.runner import QueryRunner
@@ -34,6 +36,7 @@ from zeek_agent.zeek.connection_errors import UnusableError
 if TYPE_CHECKING:
     from zeek_agent.collector.server import Collector
     from zeek_agent.config import Config
+    from zeek_agent.containment.messages import Need
     from zeek_agent.destination import Destination
     from zeek_agent.identity import Identity
     from zeek_agent.logbook import RecentLines
@@ -86,7 +89,17 @@ class Agent:
         access = AccessPolicy(config.access, paths.protected(config, places))
         tables = [*builtin_tables(), *plugin_tables()]
         self.store = EventStore(places.store, tables, config.events)
-        self.database = Database(tables, TableContext(self, access), config.limits, self.store)
+        self.database = ContainedDatabase(
+            tables,
+            TableContext(self, access),
+            config.limits,
+            self.store,
+            setup=worker_setup(config, places, self, self._started),
+            need=self._answer_need,
+            directory=places.state,
+            osquery=self._describe_osquery,
+            iterators=lambda: iterators.loaded() is not None,
+        )
         self.supervisor = Supervisor(config.sources, self.store, redact=access.redact)
         self.runner = QueryRunner(
             self.database,
@@ -113,7 +126,7 @@ class Agent:
         log.info("zeek-agent %s, agent %s, state in %s", __version__, self.id, self._places.state)
         parts = self._parts
         parts.push_async_callback(asyncio.to_thread, self.store.close)
-        parts.push_async_callback(asyncio.to_thread, self.database.close)
+        parts.push_async_callback(self.database.aclose)
         parts.push_async_callback(asyncio.to_thread, self.supervisor.stop)
         await asyncio.to_thread(self.supervisor.start)
         parts.push_async_callback(self.runner.close)
@@ -192,6 +205,24 @@ class Agent:
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(_report_failure)
         self._parts.push_async_callback(_cancelled, task)
+
+    def _describe_osquery(self) -> bytes:
+        return b"" if self._bridge is None else self._bridge.imported()
+
+    async def _answer_need(self, need: Need) -> tuple[bytes, Sequence[int]]:
+        """What a worker process cannot get on its own. Raises SqlError."""
+        match need.what:
+            case "agent":
+                return await asyncio.to_thread(agent_rows, self, need.name), ()
+            case "drain":
+                await self._drain()
+                return b"", ()
+            case "iterator":
+                return b"", [passed_iterator(need.name)]
+            case "osquery" if self._bridge is not None:
+                connection = await asyncio.to_thread(self._bridge.connect)
+                return b"", [connection.detach()]
+        raise SqlError(f"the agent has no {need.what}")
 
     async def _drain(self) -> None:
         """Bring the event store up to date with what the kernel has."""

@@ -17,6 +17,7 @@ from acting import NOBODY, acting_as
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zeek_agent.table_declarations import declare, declared
 from zeek_agent.control import messages
 from zeek_agent.control.messages import (
     Columns,
@@ -334,7 +335,7 @@ def test_notes_and_declarations_survive_the_wire() -> None:
         kind="events",
         alias=True,
     )
-    frame = messages.decode_frame(next(messages.encode_frame(messages.Declarations(messages.declare([table])))))
+    frame = messages.decode_frame(next(messages.encode_frame(messages.Declarations(declare([table])))))
     assert isinstance(frame, messages.Declarations)
-    (copy,) = messages.declared(frame.tables)
+    (copy,) = declared(frame.tables)
     assert vars(copy) == vars(table)

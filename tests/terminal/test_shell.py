@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zeek_agent.table_declarations import declare
 from zeek_agent.control import messages
 from zeek_agent.control.messages import Columns, Declarations, Facts, Frame, Pause, Request, Rows
 from zeek_agent.errors import SqlError, UsageError
@@ -41,7 +42,7 @@ class Answers:
         self.asked.append(request)
         match request:
             case messages.TablesRequest():
-                yield Declarations(messages.declare(TABLES))
+                yield Declarations(declare(TABLES))
             case messages.StatusRequest():
                 yield Facts({"running": True, "uptime": 1.26, "store": {"users_events": 3}, "store_notice": None})
             case messages.QueryRequest(sql="bad"):

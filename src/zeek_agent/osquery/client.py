@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 from zeek_agent.osquery.wire import (
     CHECK_INTERVAL,
     CancelCheck,
+    Dial,
     GoneError,
     OsqueryRefusedError,
     OsqueryRow,
@@ -74,7 +75,8 @@ class OsqueryClient:
     """osquery at a socket. Thread-safe: who comes second waits.
 
     `find` gives the socket's path each time a connection is made, and raises UnreachableError when there is none.
-    `timeout` bounds one question, in seconds. `on_loss` is called when a connection was lost.
+    `timeout` bounds one question, in seconds. `on_loss` is called when a connection was lost. `dial` connects to the
+    path within the timeout.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class OsqueryClient:
         timeout: float,
         *,
         on_loss: Callable[[], None] = lambda: None,
+        dial: Dial | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = OsqueryCounters()
@@ -93,6 +96,7 @@ class OsqueryClient:
         self._find = find
         self._timeout = timeout
         self._on_loss = on_loss
+        self._dial = dial
         self._clock = clock
         self._lock = threading.RLock()
         self._epoch = 0
@@ -215,7 +219,7 @@ class OsqueryClient:
             raise type(known)(str(known))
         try:
             self.path = self._find()
-            self._connection = ThriftConnection(self.path, self._timeout)
+            self._connection = ThriftConnection(self.path, self._timeout, self._dial)
         except UnreachableError as error:
             pause = min(self._unreachable[1] * 2, RECONNECT_MAX) if self._unreachable else RECONNECT_MIN
             self._unreachable = (now + pause, pause, error.with_traceback(None))

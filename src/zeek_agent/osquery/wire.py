@@ -66,17 +66,21 @@ def interface() -> ModuleType:
     return module
 
 
+Dial: TypeAlias = Callable[[str, float], socket.socket]
+"""Connects to a path within so many seconds. Raises UnreachableError."""
+
+
 class ThriftConnection:
     """A connection to osquery. Calls raise GoneError, SlowError and RefusedError; after the first two it is closed.
 
     `timeout` bounds a whole call, in seconds; `check` is called while one waits for the answer.
     """
 
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float, dial: Dial | None = None) -> None:
         self.check: CancelCheck = lambda: None
         self._timeout = timeout
         service = interface().ExtensionManager
-        self._stream = _Stream(_connected(path, timeout))
+        self._stream = _Stream((dial or connect)(path, timeout))
         self._client = _client(self._stream, service)
 
     def query(self, sql: str) -> Sequence[OsqueryRow]:
@@ -158,7 +162,7 @@ def _require(status: Any) -> None:
         raise OsqueryRefusedError(str(getattr(status, "message", None) or "refused without giving a reason"))
 
 
-def _connected(path: str, timeout: float) -> socket.socket:
+def connect(path: str, timeout: float) -> socket.socket:
     """A connection to a process of root's or of the agent's own user. Raises UnreachableError and ImpostorError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout)

@@ -89,13 +89,12 @@ class EventStrategy:
         while window := self.window(installed):
             installed.under_way = {table: high for table, (_, high) in window.items()}
             async with installed.backlog.slot() as slot:
-                result = await self._delivery.query(installed, window)
-                slot.fill(result.size)
-                if result.rows and installed.recipient.recognizes_replays:
+                report = await self._delivery.report(installed, Change.ADD, window)
+                slot.fill(report.size)
+                if report.row_count and installed.recipient.recognizes_replays:
                     self._delivery.remember(installed)
                     await asyncio.to_thread(self._store.flush)
-                added = [(Change.ADD, row) for row in result.rows]
-                await self._delivery.deliver(installed, result.columns, added, window[min(window)])
+                await self._delivery.deliver(installed, report)
             installed.seen.update(installed.under_way)
             installed.under_way = {}
             self._delivery.remember(installed)

@@ -24,7 +24,7 @@ from zeek_agent.queries.subscriptions import Query, Recipient, Subscription
 from zeek_agent.text import size
 
 if TYPE_CHECKING:
-    from zeek_agent.database.database import Database
+    from zeek_agent.database.database import SqlDatabase
     from zeek_agent.events.event_file import Delivered
     from zeek_agent.events.store import EventStore
 
@@ -40,7 +40,7 @@ class QueryRunner:
 
     def __init__(
         self,
-        database: Database,
+        database: SqlDatabase,
         store: EventStore | None = None,
         *,
         drain: Callable[[], Awaitable[None]] | None = None,

@@ -40,11 +40,13 @@ class SnapshotStrategy:
 
     async def _report(self, installed: Installed, slot: Slot) -> None:
         """Deliver a result, or how it differs from the last one that was delivered."""
+        if installed.query.once or installed.query.subscription is Subscription.SNAPSHOTS:
+            report = await self._delivery.report(installed)
+            slot.fill(report.size)
+            await self._delivery.deliver(installed, report)
+            return
         result = await self._delivery.query(installed)
         slot.fill(result.size)
-        if installed.query.once or installed.query.subscription is Subscription.SNAPSHOTS:
-            await self._delivery.deliver(installed, result.columns, [(None, row) for row in result.rows])
-            return
         columns = result.columns
         files = result.files
         snapshot = ResultSnapshot(
@@ -56,7 +58,7 @@ class SnapshotStrategy:
             _hold_unread(before, snapshot, files)
         if before == snapshot and installed.reported:
             return
-        await self._delivery.deliver(installed, columns, _changes(installed, before, snapshot))
+        await self._delivery.deliver_rows(installed, columns, _changes(installed, before, snapshot))
         installed.snapshot, installed.reported = snapshot, True
         if before != snapshot:
             self._delivery.remember(installed)

@@ -18,7 +18,7 @@ import msgspec
 from zeek_agent import __version__, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
-from zeek_agent.control.messages import Frame, Request
+from zeek_agent.control.messages import EncodedLines, Frame, Request, decode_frame
 from zeek_agent.database.database import Database
 from zeek_agent.events import event_file
 from zeek_agent.events.migrations import refuse_newer
@@ -159,7 +159,10 @@ class LocalResponder:
         frames = answer(request, f"local uid={os.getuid()} pid={os.getpid()}")
         try:
             while (frame := self._wait(anext(frames, None))) is not None:
-                yield frame
+                if isinstance(frame, EncodedLines):
+                    yield from map(decode_frame, frame.lines)
+                else:
+                    yield frame
         finally:
             self._wait(frames.aclose())
 

@@ -1,0 +1,352 @@
+"""One worker process, as the agent sees it: one statement at a time, with a deadline after which it is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from zeek_agent import errors
+from zeek_agent.containment import channel, messages
+from zeek_agent.containment.channel import ChannelError
+from zeek_agent.containment.encoded_result import EncodedResult
+from zeek_agent.containment.messages import (
+    Compile,
+    CompiledStatement,
+    Finished,
+    Give,
+    Head,
+    LogLine,
+    Need,
+    Ready,
+    RunStatement,
+    Spawn,
+    SpoolBatch,
+    StatementFailed,
+)
+from zeek_agent.errors import LimitError, SqlError
+
+if TYPE_CHECKING:
+    from zeek_agent.containment.zygote import Started
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS: Final = 2.0
+"""How long after its time limit a statement's worker is killed; in nearly all cases SQLite has ended it earlier."""
+ABANDON_SECONDS: Final = 1.0
+"""A killed process that is still there then waits in the kernel for something that may never come: it is abandoned."""
+CANCEL_SECONDS: Final = 0.1
+"""How long a cancelled statement may go on; there is no message that ends it."""
+
+NeedHandler = Callable[[Need], Awaitable[tuple[bytes, Sequence[int]]]]
+"""Answers a worker's need with rows as msgpack and descriptors, which are closed once sent. Raises SqlError."""
+
+
+class KillCause(StrEnum):
+    """Why a worker was killed or ended."""
+
+    TIME = "time"
+    MEMORY = "memory"
+    PROTOCOL = "protocol"
+    CRASH = "crash"
+    CANCELLED = "cancelled"
+    CLOSED = "closed"
+
+
+class WorkerState(StrEnum):
+    """State of a worker process."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    DEAD = "dead"
+    ABANDONED = "abandoned"
+    """It was killed and is still there."""
+
+
+class WorkerProcess:
+    """A worker. `on_free` is called when it can take another statement, or never again."""
+
+    def __init__(
+        self,
+        spawn: Spawn,
+        recipient: str,
+        started: Started,
+        need: NeedHandler,
+        on_free: Callable[[WorkerProcess], None],
+    ) -> None:
+        self.number = spawn.worker
+        self.kind = spawn.kind
+        self.spawn = spawn
+        self.recipient = recipient
+        self.pid = started.pid
+        self.state = WorkerState.STARTING
+        self.since = time.time()
+        self.statements = 0
+        self.cpu = 0.0
+        self.peak = 0
+        self.protections: dict[str, Any] = {}
+        self.busy_since = self.idle_since = time.monotonic()
+        self.is_spent = False
+        self._loop = asyncio.get_running_loop()
+        self._connection = started.connection
+        self._pidfd = started.pidfd
+        self._need = need
+        self._on_free = on_free
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._reply: asyncio.Future[Any] | None = None
+        self._result: EncodedResult | None = None
+        self._spool = -1
+        self._id = 0
+        self._cause: KillCause | None = None
+        self._timers: list[asyncio.TimerHandle] = []
+        self._giving: asyncio.Task[None] | None = None
+        self._loop.add_reader(self._connection, self._read)
+        self._loop.add_reader(self._pidfd, self._ended)
+
+    async def ready(self) -> None:
+        """Wait until the worker has given up its privileges. Raises SqlError when it ends before."""
+        await asyncio.shield(self._ready)
+
+    async def compile(self, sql: str, profile: str, seconds: float) -> CompiledStatement:
+        """Compile a statement; the worker is killed after the seconds. Raises SqlError."""
+        return await self._ask(lambda number: Compile(number, sql, profile), (), seconds)  # type: ignore[no-any-return]
+
+    async def run(self, statement: RunStatement, spool: int, seconds: float) -> EncodedResult:
+        """Run a statement; returns when its result's head is known. Raises SqlError. The spool is the result's."""
+        self._spool = spool
+        try:
+            message = lambda number: messages.numbered(statement, number)  # noqa: E731
+            return await self._ask(message, (spool,), seconds)  # type: ignore[no-any-return]
+        except BaseException:
+            if self._result is None:
+                os.close(spool)
+            raise
+        finally:
+            self._spool = -1
+
+    def take(self) -> None:
+        """Reserve the idle or new worker for one statement."""
+        assert self.state in (WorkerState.STARTING, WorkerState.IDLE)
+        self.state = WorkerState.BUSY
+        self.busy_since = time.monotonic()
+
+    def release(self) -> None:
+        """The statement that it was reserved for does not come."""
+        self._free()
+
+    @property
+    def counts(self) -> bool:
+        """Whether it takes one of its recipient's places."""
+        return self._cause is None and self.state not in (WorkerState.DEAD, WorkerState.ABANDONED)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.state is not WorkerState.DEAD
+
+    def kill(self, cause: KillCause) -> None:
+        """End the process at once. What is not dead after a second is abandoned."""
+        if self.state in (WorkerState.DEAD, WorkerState.ABANDONED) or self._cause is not None:
+            return
+        self._cause = cause
+        self._signal()
+
+    def retire(self) -> None:
+        """Let an idle worker end by closing its socket; it is killed if it does not."""
+        self._cause = self._cause or KillCause.CLOSED
+        self._disconnect()
+        self._timers.append(self._loop.call_later(GRACE_SECONDS, self._signal))
+
+    def _signal(self) -> None:
+        try:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            log.debug("worker %d has ended already", self.pid)
+        except PermissionError:
+            log.error("cannot kill worker %d: CAP_KILL is missing", self.pid)
+        self._timers.append(self._loop.call_later(ABANDON_SECONDS, self._abandon))
+
+    async def _ask(self, message: Callable[[int], Any], descriptors: Sequence[int], seconds: float) -> Any:
+        assert self._reply is None
+        assert self.state is WorkerState.BUSY
+        self._id += 1
+        self.statements += 1
+        reply = self._reply = self._loop.create_future()
+        deadline = self._loop.call_later(seconds + GRACE_SECONDS, self.kill, KillCause.TIME)
+        self._timers = [deadline]
+        try:
+            channel.send(self._connection, messages.encode(message(self._id)), descriptors)
+        except OSError as error:
+            self._reply = None
+            deadline.cancel()
+            self.kill(KillCause.CRASH)
+            raise SqlError(f"the statement's worker process is gone: {error}") from error
+        try:
+            return await reply
+        except asyncio.CancelledError:
+            if self._reply is not None:
+                self._timers.append(self._loop.call_later(CANCEL_SECONDS, self.kill, KillCause.CANCELLED))
+            raise
+
+    # What the worker sends
+
+    def _read(self) -> None:
+        try:
+            while (received := channel.receive(self._connection)) is not None:
+                body, descriptors = received
+                channel.close_all(descriptors)
+                self._handle(messages.decode_from_worker(body))
+                if self._connection.fileno() < 0:
+                    return
+        except BlockingIOError:
+            return
+        except ConnectionError as error:
+            log.debug("worker %d: %s", self.pid, error)
+        except (ChannelError, ValueError, KeyError) as error:
+            log.error("worker %d sent an invalid message and was killed: %s", self.pid, error)
+            self.kill(KillCause.PROTOCOL)
+        self._disconnect()
+        self._fail()
+
+    def _handle(self, message: Any) -> None:
+        match message:
+            case LogLine():
+                logging.getLogger(message.logger).log(message.level, "%s", message.text)
+            case Ready():
+                self.protections = message.protections
+                if not self._ready.done():
+                    self._ready.set_result(None)
+            case Need() if self._giving is None and message.id == self._id and self.state is WorkerState.BUSY:
+                self._giving = self._loop.create_task(self._give(message))
+            case CompiledStatement() if message.id == self._id and self._reply is not None:
+                self._resolve(message)
+                self._free()
+            case Head() if message.id == self._id and self._reply is not None and self._spool >= 0:
+                result = self._result = EncodedResult(self._spool, message)
+                self._resolve(result)
+            case SpoolBatch() if message.id == self._id and self._result is not None:
+                self._result.add(message)
+            case Finished() if message.id == self._id and self._result is not None:
+                self.cpu, self.peak = message.cpu, message.peak
+                result, self._result = self._result, None
+                result.finish()
+                self._free()
+            case StatementFailed() if message.id == self._id:
+                kind = getattr(errors, message.kind, SqlError)
+                is_error = isinstance(kind, type) and issubclass(kind, SqlError)
+                self._reject(kind(message.text) if is_error else SqlError(message.text))
+                self.is_spent = message.spent
+                self._free()
+            case _:
+                raise ChannelError(f"{type(message).__name__} was not expected")
+
+    async def _give(self, need: Need) -> None:
+        descriptors: Sequence[int] = ()
+        try:
+            rows, descriptors = await self._need(need)
+            answer = Give(need.id, rows)
+        except SqlError as error:
+            answer = Give(need.id, error=str(error))
+        finally:
+            self._giving = None
+        try:
+            if self._connection.fileno() >= 0:
+                channel.send(self._connection, messages.encode(answer), descriptors)
+        except OSError as error:
+            log.debug("worker %d: %s", self.pid, error)
+            self.kill(KillCause.CRASH)
+        finally:
+            channel.close_all(descriptors)
+
+    # The end of a statement, and of the process
+
+    def _resolve(self, value: Any) -> None:
+        reply, self._reply = self._reply, None
+        if reply is not None and not reply.done():
+            reply.set_result(value)
+        elif isinstance(value, EncodedResult):
+            value.close()
+
+    def _reject(self, error: SqlError) -> None:
+        reply, self._reply = self._reply, None
+        if reply is not None and not reply.done():
+            reply.set_exception(error)
+        if self._result is not None:
+            result, self._result = self._result, None
+            result.finish(error)
+
+    def _free(self) -> None:
+        """The statement has ended."""
+        self._cancel_timers()
+        if self.state is WorkerState.BUSY and self._cause is None:
+            self.state = WorkerState.IDLE
+            self.idle_since = time.monotonic()
+        self._on_free(self)
+
+    def _ended(self) -> None:
+        """The process is dead."""
+        was_abandoned = self.state is WorkerState.ABANDONED
+        if self._connection.fileno() >= 0:
+            self._read()
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self.state = WorkerState.DEAD
+        self._cancel_timers()
+        self._disconnect()
+        self._fail()
+        if was_abandoned:
+            log.info("worker %d, which was abandoned, has ended", self.pid)
+        self._on_free(self)
+
+    def _abandon(self) -> None:
+        if self.state is WorkerState.DEAD:
+            return
+        log.warning("worker %d does not end although it was killed: it waits in the kernel, and is abandoned", self.pid)
+        self.state = WorkerState.ABANDONED
+        self._disconnect()
+        self._fail()
+        self._on_free(self)
+
+    def _fail(self) -> None:
+        """Whoever waits gets an error; after the reason for it is known."""
+        if self._cause is None:
+            self._cause = KillCause.CRASH
+        error = _ERRORS[self._cause]
+        if not self._ready.done():
+            self._ready.set_exception(error())
+            self._ready.exception()
+        self._reject(error())
+
+    @property
+    def cause(self) -> KillCause | None:
+        """Why it was killed or ended; None while it may go on."""
+        return self._cause
+
+    def _disconnect(self) -> None:
+        if self._connection.fileno() >= 0:
+            self._loop.remove_reader(self._connection)
+            self._connection.close()
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers = []
+
+
+def _lost() -> SqlError:
+    return SqlError("the statement's worker process was lost: it crashed, or needed more than limits.worker_bytes")
+
+
+_ERRORS: Final[dict[KillCause, Callable[[], SqlError]]] = {
+    KillCause.TIME: lambda: LimitError("the statement took longer than limits.time; its process was killed"),
+    KillCause.MEMORY: lambda: LimitError("the statement needs more memory than limits.worker_bytes allows"),
+    KillCause.PROTOCOL: _lost,
+    KillCause.CRASH: _lost,
+    KillCause.CANCELLED: lambda: SqlError("the statement was cancelled"),
+    KillCause.CLOSED: lambda: SqlError("the database is closed"),
+}
