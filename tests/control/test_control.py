@@ -17,7 +17,6 @@ from acting import NOBODY, acting_as
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeek_agent.table_declarations import declare, declared
 from zeek_agent.control import messages
 from zeek_agent.control.messages import (
     Columns,
@@ -35,6 +34,7 @@ from zeek_agent.control.server import CONNECTIONS_MAX, Answer, ControlServer, No
 from zeek_agent.errors import AccessDeniedError, SqlError, UsageError, ZeekAgentError
 from zeek_agent.schema import Column, Parameter
 from zeek_agent.table import Table
+from zeek_agent.table_declarations import declare, declared
 
 COLUMNS = Columns([("a", "int"), ("b", "text")])
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeek_agent.table_declarations import declare
 from zeek_agent.control import messages
 from zeek_agent.control.messages import Columns, Declarations, Facts, Frame, Pause, Request, Rows
 from zeek_agent.errors import SqlError, UsageError
 from zeek_agent.schema import Column
 from zeek_agent.table import Table
+from zeek_agent.table_declarations import declare
 from zeek_agent.terminal.console import Mode, Printer
 from zeek_agent.terminal.shell import Shell, find_table, is_complete, split_schedule, split_statements
 

@@ -70,6 +70,14 @@ class Rows:
         kinds, rows = self.results[sql]
         return Result(kinds, list(rows))
 
+    async def own_rows(self, name: str) -> Result:
+        kinds, rows = self.results[f"SELECT * FROM {name}"]
+        return Result(kinds, list(rows))
+
+    async def encoded(self, sql: str, encoding: object, **arguments: object) -> Result:
+        """A database without worker processes."""
+        return await self.query(sql, **arguments)
+
     async def prepare(self, sql: str, **_: object) -> Statement:
         if sql not in self.results and sql != "SELECT broken":
             raise SqlError("no such table: nowhere")

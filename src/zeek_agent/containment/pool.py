@@ -14,6 +14,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -61,6 +62,8 @@ class Rest:
     until: float
     seconds: float
     cause: KillCause
+    shown: str
+    """`until` as UTC, the same in each message so that a repeated error is recognized."""
 
 
 class WorkerStatus(NamedTuple):
@@ -204,12 +207,13 @@ class WorkerPool:
         rest = self._resting.get(key)
         left = 0.0 if rest is None else rest.until - time.monotonic()
         if rest is not None and left > 0:
-            raise LimitError(f"not run: its last run was killed ({rest.cause}); it is run again in {left:.0f} s")
+            raise LimitError(f"not run before {rest.shown}: its last run ended its worker process ({rest.cause})")
 
     def _let_rest(self, key: tuple[str, bytes], cause: KillCause) -> None:
         before = self._resting.pop(key, None)
         seconds = REST_SECONDS if before is None else min(before.seconds * REST_GROWTH, REST_SECONDS_MAX)
-        self._resting[key] = Rest(time.monotonic() + seconds, seconds, cause)
+        shown = datetime.fromtimestamp(time.time() + seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._resting[key] = Rest(time.monotonic() + seconds, seconds, cause, shown)
         if len(self._resting) > RESTING_MAX:
             self._resting.popitem(last=False)
 

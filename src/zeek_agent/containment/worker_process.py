@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -69,6 +70,14 @@ class WorkerState(StrEnum):
     """It was killed and is still there."""
 
 
+@dataclass(slots=True)
+class _Request:
+    """What was asked of the worker last. `spool` is closed here unless a result takes it over."""
+
+    reply: asyncio.Future[Any]
+    spool: int | None
+
+
 class WorkerProcess:
     """A worker. `on_free` is called when it can take another statement, or never again."""
 
@@ -99,9 +108,8 @@ class WorkerProcess:
         self._need = need
         self._on_free = on_free
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._reply: asyncio.Future[Any] | None = None
+        self._request: _Request | None = None
         self._result: EncodedResult | None = None
-        self._spool = -1
         self._id = 0
         self._cause: KillCause | None = None
         self._timers: list[asyncio.TimerHandle] = []
@@ -115,20 +123,11 @@ class WorkerProcess:
 
     async def compile(self, sql: str, profile: str, seconds: float) -> CompiledStatement:
         """Compile a statement; the worker is killed after the seconds. Raises SqlError."""
-        return await self._ask(lambda number: Compile(number, sql, profile), (), seconds)  # type: ignore[no-any-return]
+        return await self._ask(lambda number: Compile(number, sql, profile), seconds)  # type: ignore[no-any-return]
 
     async def run(self, statement: RunStatement, spool: int, seconds: float) -> EncodedResult:
         """Run a statement; returns when its result's head is known. Raises SqlError. The spool is the result's."""
-        self._spool = spool
-        try:
-            message = lambda number: messages.numbered(statement, number)  # noqa: E731
-            return await self._ask(message, (spool,), seconds)  # type: ignore[no-any-return]
-        except BaseException:
-            if self._result is None:
-                os.close(spool)
-            raise
-        finally:
-            self._spool = -1
+        return await self._ask(lambda number: messages.numbered(statement, number), seconds, spool)  # type: ignore[no-any-return]
 
     def take(self) -> None:
         """Reserve the idle or new worker for one statement."""
@@ -171,25 +170,24 @@ class WorkerProcess:
             log.error("cannot kill worker %d: CAP_KILL is missing", self.pid)
         self._timers.append(self._loop.call_later(ABANDON_SECONDS, self._abandon))
 
-    async def _ask(self, message: Callable[[int], Any], descriptors: Sequence[int], seconds: float) -> Any:
-        assert self._reply is None
+    async def _ask(self, message: Callable[[int], Any], seconds: float, spool: int | None = None) -> Any:
+        assert self._request is None
         assert self.state is WorkerState.BUSY
         self._id += 1
         self.statements += 1
-        reply = self._reply = self._loop.create_future()
+        request = self._request = _Request(self._loop.create_future(), spool)
         deadline = self._loop.call_later(seconds + GRACE_SECONDS, self.kill, KillCause.TIME)
         self._timers = [deadline]
         try:
+            descriptors = () if spool is None else (spool,)
             channel.send(self._connection, messages.encode(message(self._id)), descriptors)
         except OSError as error:
-            self._reply = None
-            deadline.cancel()
+            log.debug("worker %d: %s", self.pid, error)
             self.kill(KillCause.CRASH)
-            raise SqlError(f"the statement's worker process is gone: {error}") from error
         try:
-            return await reply
+            return await request.reply
         except asyncio.CancelledError:
-            if self._reply is not None:
+            if self._request is request:
                 self._timers.append(self._loop.call_later(CANCEL_SECONDS, self.kill, KillCause.CANCELLED))
             raise
 
@@ -223,11 +221,12 @@ class WorkerProcess:
                     self._ready.set_result(None)
             case Need() if self._giving is None and message.id == self._id and self.state is WorkerState.BUSY:
                 self._giving = self._loop.create_task(self._give(message))
-            case CompiledStatement() if message.id == self._id and self._reply is not None:
+            case CompiledStatement() if message.id == self._id and self._request is not None:
                 self._resolve(message)
                 self._free()
-            case Head() if message.id == self._id and self._reply is not None and self._spool >= 0:
-                result = self._result = EncodedResult(self._spool, message)
+            case Head() if message.id == self._id and self._request is not None and self._request.spool is not None:
+                result = self._result = EncodedResult(self._request.spool, message)
+                self._request.spool = None
                 self._resolve(result)
             case SpoolBatch() if message.id == self._id and self._result is not None:
                 self._result.add(message)
@@ -266,16 +265,17 @@ class WorkerProcess:
     # The end of a statement, and of the process
 
     def _resolve(self, value: Any) -> None:
-        reply, self._reply = self._reply, None
-        if reply is not None and not reply.done():
-            reply.set_result(value)
-        elif isinstance(value, EncodedResult):
-            value.close()
+        request, self._request = self._request, None
+        if request is not None and not request.reply.done():
+            request.reply.set_result(value)
 
     def _reject(self, error: SqlError) -> None:
-        reply, self._reply = self._reply, None
-        if reply is not None and not reply.done():
-            reply.set_exception(error)
+        request, self._request = self._request, None
+        if request is not None:
+            if request.spool is not None:
+                os.close(request.spool)
+            if not request.reply.done():
+                request.reply.set_exception(error)
         if self._result is not None:
             result, self._result = self._result, None
             result.finish(error)
