@@ -1,4 +1,4 @@
-"""The lockdown of a worker process: what it gives up, in the order in which that is possible.
+"""The lockdown of a worker process: the steps that drop its privileges, in the order in which they are possible.
 
 A change of the uid clears the parent-death signal and the dumpable attribute, and seccomp denies what the other steps
 call. A step that this host cannot do (an ordinary user, a kernel without Landlock) is left out and reported in
