@@ -18,7 +18,13 @@ from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.bpf import iterators
 from zeek_agent.containment.contained_database import ContainedDatabase
-from zeek_agent.containment.needs import agent_rows, passed_iterator, worker_setup
+from zeek_agent.containment.needs import (
+    agent_rows,
+    packed_translations,
+    passed_iterator,
+    sock_diag_of,
+    worker_setup,
+)
 from zeek_agent.control.answers import answering
 from zeek_agent.control.server import ControlServer, NoPlaceError
 from zeek_agent.destination import EMBEDDED, formerly_embedded
@@ -219,6 +225,10 @@ class Agent:
                 return b"", ()
             case "iterator":
                 return b"", [passed_iterator(need.name)]
+            case "sock_diag":
+                return b"", [await asyncio.to_thread(sock_diag_of, need.name)]
+            case "translations":
+                return await asyncio.to_thread(packed_translations), ()
             case "osquery" if self._bridge is not None:
                 connection = await asyncio.to_thread(self._bridge.connect)
                 return b"", [connection.detach()]

@@ -12,9 +12,10 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-INLINE_BYTES: Final = 60_000
-"""Longest body in a packet: well below the kernel's default send buffer, so that a send never splits or fails for
-size."""
+INLINE_BYTES: Final = 160_000
+"""Longest body in a packet, below the send buffer. A worker, which may make no memory file, sends nothing longer."""
+SEND_BUFFER: Final = 212_992
+"""Linux's default limit on what a process may ask for."""
 BODY_BYTES_MAX: Final = 64 * 1024 * 1024
 """Longest body that is accepted: what the agent's own tables can hold."""
 DESCRIPTORS_MAX: Final = 2
@@ -27,7 +28,10 @@ class ChannelError(Exception):
 
 def pair() -> tuple[socket.socket, socket.socket]:
     """Two connected ends."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    return ends
 
 
 def send(channel: socket.socket, body: bytes, descriptors: Sequence[int] = ()) -> None:

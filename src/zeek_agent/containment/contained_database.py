@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zeek_agent.containment.messages import Imports, RunStatement, WorkerClass
+from zeek_agent.containment.messages import Imports, RunStatement
 from zeek_agent.containment.pool import SpawnSettings, WorkerPool
+from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.database.database import Lane, SqlDatabase, audit_refusal
 from zeek_agent.database.encodings import Encoding, RowsEncoding
 from zeek_agent.database.results import Result, ResultColumn, Statement
@@ -140,7 +141,7 @@ class ContainedDatabase(SqlDatabase):
         )
 
     def _bound(self) -> SpawnSettings:
-        uri = self._store.uri if self._store else None
+        uri = f"{self._store.uri}&readonly_shm=1" if self._store else None
         catalog = self._catalog
         if self._imports[0] != catalog.generation:
             added = [table for name, table in catalog.tables.items() if name not in self._own]

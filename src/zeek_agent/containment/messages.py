@@ -11,23 +11,13 @@ While a statement runs, a worker may ask for what it cannot get on its own (`Nee
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
+from zeek_agent.containment.protections import Protections, WorkerAccount, WorkerClass
 from zeek_agent.database.encodings import Encoding
-
-
-class WorkerClass(StrEnum):
-    """What a worker reads, which decides its privileges."""
-
-    EVENTS = "events"
-    """Statements that read event tables only: no files, no /proc."""
-    SNAPSHOTS = "snapshots"
-    """Everything else, and compiling."""
-
 
 # Agent to zygote
 
@@ -42,6 +32,8 @@ class Setup(Struct, frozen=True, tag="setup"):
     hostname: str
     started: float
     """Monotonic clock, in seconds."""
+    account: WorkerAccount | None
+    """The user that workers become; None where the agent is not root."""
 
 
 class Imports(Struct, frozen=True):
@@ -124,7 +116,7 @@ class Give(Struct, frozen=True, tag="give"):
 class Ready(Struct, frozen=True, tag="ready"):
     """The worker is locked down and waits; what protects the host from it, and why something does not."""
 
-    protections: dict[str, Any]
+    protections: Protections
 
 
 class CompiledStatement(Struct, frozen=True, tag="compiled"):
@@ -183,7 +175,7 @@ class Need(Struct, frozen=True, tag="need"):
     """The running statement needs rows of the agent (`what` = `agent`), a BPF iterator, an osquery connection, …"""
 
     id: int
-    what: Literal["agent", "iterator", "osquery", "drain"]
+    what: Literal["agent", "drain", "iterator", "osquery", "sock_diag", "translations"]
     name: str = ""
 
 

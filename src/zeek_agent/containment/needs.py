@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -9,8 +10,13 @@ import msgspec
 
 from zeek_agent import paths
 from zeek_agent.bpf import iterators
+from zeek_agent.containment.accounts import worker_account
 from zeek_agent.containment.messages import Setup
-from zeek_agent.errors import SqlError
+from zeek_agent.containment.protections import LockdownError
+from zeek_agent.errors import SqlError, ZeekAgentError
+from zeek_agent.host.linux import netlink
+from zeek_agent.host.linux.namespaces import in_network_namespace
+from zeek_agent.recording.sockets import conntrack
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config
@@ -24,7 +30,14 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def worker_setup(config: Config, places: Paths, agent: AgentView, started: float) -> Setup:
-    """The first message to the zygote. `started` is the agent's start on the monotonic clock, in seconds."""
+    """The first message to the zygote. `started` is the agent's start on the monotonic clock, in seconds.
+
+    Raises ZeekAgentError if there is no user that workers can become.
+    """
+    try:
+        account = worker_account() if os.geteuid() == 0 else None
+    except LockdownError as error:
+        raise ZeekAgentError(str(error)) from error
     return Setup(
         config=_encode(config),
         protected=paths.protected(config, places),
@@ -32,6 +45,7 @@ def worker_setup(config: Config, places: Paths, agent: AgentView, started: float
         instance=agent.instance,
         hostname=agent.hostname,
         started=started,
+        account=account,
     )
 
 
@@ -49,6 +63,23 @@ def agent_rows(agent: AgentView, name: str) -> bytes:
     if reader is None:
         raise SqlError(f"the agent has no rows of {name}")
     return _encode([tuple(row) for row in reader()])  # type: ignore[operator]
+
+
+def sock_diag_of(pid: str) -> int:
+    """A descriptor of a sock_diag(7) socket in the network namespace of a process. Blocks. Raises SqlError."""
+    try:
+        opened = in_network_namespace(f"/proc/{int(pid)}/ns/net", lambda: netlink.channel(netlink.NETLINK_SOCK_DIAG))
+    except (OSError, ValueError) as error:
+        raise SqlError(f"network namespace of process {pid}: {error}") from error
+    return opened.detach()
+
+
+def packed_translations() -> bytes:
+    """The address translations of this network namespace, as msgpack. Blocks. Raises SqlError."""
+    try:
+        return _encode(list(conntrack.translations().items()))
+    except OSError as error:
+        raise SqlError(f"address translations: {error}") from error
 
 
 def passed_iterator(program: str) -> int:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from zeek_agent.containment import spool
-from zeek_agent.containment.messages import Exited, Imports, RunStatement, Setup, Spawn, WorkerClass
+from zeek_agent.containment.messages import Exited, Imports, RunStatement, Setup, Spawn
+from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.worker_process import KillCause, NeedHandler, WorkerProcess, WorkerState
 from zeek_agent.containment.zygote import WorkerLostError, Zygote
 from zeek_agent.errors import LimitError, SqlError

@@ -30,6 +30,7 @@ from zeek_agent.containment.messages import (
     SpoolBatch,
     StatementFailed,
 )
+from zeek_agent.containment.protections import Protections
 from zeek_agent.errors import LimitError, SqlError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class WorkerProcess:
         self.statements = 0
         self.cpu = 0.0
         self.peak = 0
-        self.protections: dict[str, Any] = {}
+        self.protections: Protections | None = None
         self.busy_since = self.idle_since = time.monotonic()
         self.is_spent = False
         self._loop = asyncio.get_running_loop()

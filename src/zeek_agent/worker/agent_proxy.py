@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
@@ -12,11 +13,16 @@ from zeek_agent.bpf import iterators
 from zeek_agent.containment.messages import Setup
 from zeek_agent.errors import SqlError
 from zeek_agent.events import event_file
+from zeek_agent.recording.sockets.socket_event import Ends, Translation
 
 if TYPE_CHECKING:
     from zeek_agent.schema import Row
     from zeek_agent.table import Table
 
+Ask: TypeAlias = "Callable[[str, str], tuple[bytes, list[int]]]"
+"""Asks the agent: what, and which. Returns rows as msgpack and descriptors. Raises SqlError."""
+
+_translations: Final = msgspec.msgpack.Decoder(list[tuple[list[Any], list[Any]]]).decode
 _rows: Final = msgspec.msgpack.Decoder(list[list[Any]]).decode
 
 
@@ -26,7 +32,7 @@ class AgentProxy:
     def __init__(
         self,
         setup: Setup,
-        ask: Callable[[str, str], tuple[bytes, list[int]]],
+        ask: Ask,
         tables: Callable[[], Iterable[Table]],
         store_uri: str | None,
     ) -> None:
@@ -75,10 +81,28 @@ class AgentProxy:
         return [tuple(row) for row in _rows(packed)]
 
 
+def passed_sock_diag(ask: Ask, pid: int) -> socket.socket:
+    """A sock_diag(7) socket in the network namespace of a process. Raises OSError."""
+    try:
+        _, descriptors = ask("sock_diag", str(pid))
+    except SqlError as error:
+        raise PermissionError(str(error)) from error
+    return socket.socket(fileno=descriptors[0])
+
+
+def passed_translations(ask: Ask) -> dict[Ends, Translation]:
+    """Address translations of the agent's network namespace. Raises SqlError."""
+    packed, _ = ask("translations", "")
+    return {
+        (ends[0], ends[1], ends[2], ends[3], ends[4]): Translation(*translation)
+        for ends, translation in _translations(packed)
+    }
+
+
 class PassedIterators(iterators.IteratorReader):
     """BPF iterators that the agent makes, one descriptor for each read."""
 
-    def __init__(self, ask: Callable[[str, str], tuple[bytes, list[int]]]) -> None:
+    def __init__(self, ask: Ask) -> None:
         self._ask = ask
 
     def _read(self, program: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import resource
 import select
 import socket
@@ -11,6 +12,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
@@ -18,6 +20,7 @@ import msgspec
 
 from zeek_agent.bpf import iterators
 from zeek_agent.containment import channel, messages
+from zeek_agent.containment.lockdown import lock_down
 from zeek_agent.containment.messages import (
     Compile,
     CompiledStatement,
@@ -31,18 +34,20 @@ from zeek_agent.containment.messages import (
     Spawn,
     SpoolBatch,
     StatementFailed,
-    WorkerClass,
 )
+from zeek_agent.containment.protections import WorkerClass, WorkerLimits
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
 from zeek_agent.errors import SqlError, ZeekAgentError
+from zeek_agent.host.linux import host_sockets
 from zeek_agent.osquery import imported_tables
 from zeek_agent.queries.subscriptions import Change
+from zeek_agent.recording.sockets import conntrack
 from zeek_agent.table import TableContext
 from zeek_agent.table_declarations import declared
 from zeek_agent.text import clipped
-from zeek_agent.worker.agent_proxy import AgentProxy, PassedIterators
+from zeek_agent.worker.agent_proxy import AgentProxy, PassedIterators, passed_sock_diag, passed_translations
 from zeek_agent.worker.result_writer import ResultWriter, frames
 
 if TYPE_CHECKING:
@@ -57,6 +62,10 @@ if TYPE_CHECKING:
 
 LOG_LINES_PER_SECOND: Final = 10
 LOG_CHARACTERS: Final = 2_000
+NICENESS: Final = 5
+"""Of snapshot workers: a scan of the host can wait, events cannot."""
+SPOOL_SHARE: Final = 4
+"""A spool may be so many times `limits.result_bytes`: it holds packed rows and, after them, larger frames."""
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -87,6 +96,7 @@ class Worker:
         spawn: Spawn,
     ) -> None:
         self._connection = connection
+        self._shared = shared
         self._limits = shared.config.limits
         self._kind = spawn.kind
         self._statement = 0
@@ -104,6 +114,8 @@ class Worker:
         self._connections: dict[Profile, SqlConnection] = {}
         if spawn.iterators:
             iterators.use(PassedIterators(self.ask))
+        host_sockets.use(partial(passed_sock_diag, self.ask))
+        conntrack.use(partial(passed_translations, self.ask))
         logging.getLogger("zeek_agent").addHandler(AgentLog(self._send))
 
     def start(self, parent: int) -> None:
@@ -114,7 +126,16 @@ class Worker:
         if self._kind is WorkerClass.EVENTS:
             for profile in Profile:
                 self._sql(profile)
-        self._send(messages.Ready({}))
+        else:
+            os.nice(NICENESS)
+        limits = self._limits
+        protections = lock_down(
+            self._kind,
+            parent=parent,
+            account=self._shared.setup.account,
+            limits=WorkerLimits(limits.worker_bytes, SPOOL_SHARE * limits.result_bytes),
+        )
+        self._send(messages.Ready(protections))
 
     def serve(self) -> None:
         """Answer until the agent closes the socket."""
