@@ -15,7 +15,7 @@ from functools import cache
 from typing import Final
 
 from zeek_agent.collector import pack_file
-from zeek_agent.collector.columns import PackColumns, Selected, misfit
+from zeek_agent.collector.columns import BEHIND_STATEMENT, PackColumns, Selected, misfit
 from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
 from zeek_agent.database.sql_connection import Profile
@@ -295,14 +295,17 @@ def _batch_sql(
 ) -> str | None:
     """The statement for batches, with result columns that are called as the record's fields; None for the same one."""
     given = query.sql if query.batch_sql is None else query.batch_sql
-    if all(_is_named(column, one) for column, one in zip(record, whole, strict=True)):
+    is_unknown = any(one.is_declared_only for one in whole)
+    if not is_unknown and all(_is_named(column, one) for column, one in zip(record, whole, strict=True)):
         return None if query.batch_sql is None else given.strip()
-    inner = given.strip().rstrip(";").rstrip()
+    inner = given.strip().rstrip(BEHIND_STATEMENT) if is_unknown else columns.statement_text(place, given)
     end = "\n" if "--" in inner else ""  # so that a comment does not take the bracket
     names = [f"c{number}" for number in range(1, len(record) + 1)]
     results = ", ".join(map(_result, names, record, whole))
     wrapped = f"WITH r({', '.join(names)}) AS ({inner}{end}) SELECT {results} FROM r"
-    _check_selected("", f"{place} (renamed)", record, columns.compiled(f"{place} (renamed)", wrapped, Profile.FULL))
+    if not is_unknown:
+        place = f"{place}, with the columns renamed as the fields"
+        _check_selected("", place, record, columns.compiled(place, wrapped, Profile.FULL))
     return wrapped
 
 

@@ -77,6 +77,8 @@ class Statement:
     tables: frozenset[str]
     headings: tuple[Heading, ...] = ()
     """The columns with what is known of their origin; those of expressions without a type have none."""
+    text: str = ""
+    """The statement as SQLite has read it, up to its semicolon: what follows in the text was not compiled."""
 
 
 class Errors:
