@@ -288,13 +288,13 @@ class LogDirectory:
         if self._lock is not None:
             return
         try:
-            self._lock = locks.take(self.directory / LOCK, older=self.directory)
-        except locks.HeldError as error:
+            self._lock = locks.acquire_lock(self.directory / LOCK, legacy_directory=self.directory)
+        except locks.LockHeldError as error:
             raise UsageError(
                 f"another collector{error.holder} writes its logs to {self.directory}: "
                 "stop it, or choose another directory"
             ) from None
-        if reason := locks.exposure(self.directory) or locks.group_exposure(self.directory):
+        if reason := locks.directory_exposure(self.directory) or locks.group_exposure(self.directory):
             log.warning("other users can replace the logs: %s", reason)
 
 

@@ -118,7 +118,7 @@ def _state(state: Path, wanted: int) -> Iterator[Check]:
         yield Check("state directory", "warn", f"{state} is not writable", advice)
         return
     if place == state:
-        if reason := locks.exposure(state):
+        if reason := locks.directory_exposure(state):
             yield Check("state directory", "fail", reason, f"{locks.EXPOSURE_ADVICE} or choose another --state-dir")
             return
         if reason := locks.group_exposure(state):
@@ -213,8 +213,8 @@ def _collector(logs: Path) -> Iterator[Check]:
             yield _collector_check(f"cannot write {logs}")
             return
         if lock.exists():
-            locks.take(lock, older=logs).close()
-    except locks.HeldError as error:
+            locks.acquire_lock(lock, legacy_directory=logs).close()
+    except locks.LockHeldError as error:
         yield _collector_check(f"another collector{error.holder} writes its logs to {logs}")
     except OSError as error:
         yield _collector_check(f"cannot write {error.filename or logs}: {error.strerror}")
