@@ -117,7 +117,7 @@ def test_a_store_of_any_earlier_agent_keeps_its_rows_its_numbers_and_what_was_de
     assert store.id == dump.STORE_ID
     for table in TABLES:
         numbers = (3, 5) if table.name in before else (0, 0)
-        assert (store.first(table.name), store.last(table.name)) == numbers
+        assert (store.first_seq(table.name), store.last_seq(table.name)) == numbers
     seqs = dict.fromkeys(before, 4)
     assert store.delivered("events of all tables") == Delivered(seqs)
     assert store.delivered("differences") == Delivered({}, b"\x00a packed snapshot\xff")

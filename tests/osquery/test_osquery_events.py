@@ -35,7 +35,7 @@ async def recording(
     store = EventStore(osquery.path.parent / "events.db", [table for table in tables if isinstance(table, Table)])
 
     def recorded(sql: str) -> list[tuple[Any, ...]]:
-        return event_file.read(store.uri, sql)
+        return event_file.read_rows(store.uri, sql)
 
     try:
         async with Bridged(osquery, tables, event_tables=patterns, store=store, recorded=recorded, **more) as bridged:

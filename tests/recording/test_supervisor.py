@@ -93,7 +93,7 @@ def test_the_first_source_that_works_is_taken_and_the_others_say_why_not(store: 
     assert third.sink is None
     chosen.stop()
     store.flush()
-    assert store.last("processes_events") == 2
+    assert store.last_seq("processes_events") == 2
     store.close()
 
 

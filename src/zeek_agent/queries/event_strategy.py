@@ -68,7 +68,9 @@ class EventStrategy:
         """Continue after what was delivered to this recipient in an earlier life; a new query starts with now."""
         store = self._store
         for table in installed.event_tables:
-            installed.seen[table] = delivered.seqs.get(table, store.last(table)) if delivered else store.last(table)
+            installed.seen[table] = (
+                delivered.seqs.get(table, store.last_seq(table)) if delivered else store.last_seq(table)
+            )
         if delivered is None:
             self._delivery.remember(installed)
         progress = self._progress.get(installed.key)
@@ -128,8 +130,8 @@ class EventStrategy:
         """The sequence numbers to read, by table: after the first, up to the second. None if there are no new rows."""
         store, window = self._store, dict[str, tuple[int, int]]()
         for table, seen in installed.seen.items():
-            last = installed.under_way.get(table, store.last(table))
-            first = store.first(table) or store.last(table) + 1
+            last = installed.under_way.get(table, store.last_seq(table))
+            first = store.first_seq(table) or store.last_seq(table) + 1
             if first > seen + 1:
                 installed.lost += first - seen - 1
                 log.warning("query %s: %d rows of %s expired undelivered", installed.query_id, first - seen - 1, table)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from zeek_agent.events.past import Past
+from zeek_agent.events.recording_position import RecordingPosition
 
 if TYPE_CHECKING:
     from zeek_agent.schema import Row
@@ -17,7 +17,7 @@ Sink: TypeAlias = "Callable[[str, Sequence[Row]], None]"
 """Takes rows of the named event table; never blocks, may be called from any thread."""
 
 
-Recorded: TypeAlias = Callable[[str], Past]
+Recorded: TypeAlias = Callable[[str], RecordingPosition]
 """The past of an event table with a column `cursor`."""
 
 

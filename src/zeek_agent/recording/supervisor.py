@@ -152,7 +152,7 @@ class Supervisor:
         try:
             reason = source.probe()
             if reason is None:
-                source.resume(self._store.past)
+                source.resume(self._store.recording_position)
                 source.start(sink)
         except (OSError, ImportError) as error:
             self._stop(source)

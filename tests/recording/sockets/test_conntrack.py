@@ -281,7 +281,9 @@ class Network:
         self.supervisor.drain()
         assert self.store.flush()
         names = [column.name for column in events.sockets_events.columns]
-        rows = event_file.read(self.store.uri, f"SELECT {', '.join(names)} FROM sockets_events WHERE pid = ?", [pid])
+        rows = event_file.read_rows(
+            self.store.uri, f"SELECT {', '.join(names)} FROM sockets_events WHERE pid = ?", [pid]
+        )
         found = [dict(zip(names, row, strict=True)) for row in rows]
         return [event for event in found if all(event[name] == value for name, value in wanted.items())]
 

@@ -21,8 +21,8 @@ from recording import Event, Recording
 from waiting import until_sync
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events.event_file import read
-from zeek_agent.events.past import Past
+from zeek_agent.events.event_file import read_rows
+from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.source import Sink, Source
 from zeek_agent.recording.supervisor import Supervisor
@@ -155,7 +155,7 @@ class Run:
     def messages(self) -> list[str]:
         self.supervisor.drain()
         self.store.flush()
-        return [message for (message,) in read(self.store.uri, f"SELECT message FROM {TABLE} ORDER BY seq")]
+        return [message for (message,) in read_rows(self.store.uri, f"SELECT message FROM {TABLE} ORDER BY seq")]
 
     def expect(self, *messages: str) -> None:
         until_sync(lambda: self.messages() == list(messages))
@@ -211,7 +211,7 @@ def test_after_a_reboot_that_took_the_journal_along_it_goes_on_by_time(own_journ
     own_journal.write(MESSAGE="after the last row")
     source = own_journal.source()
     lost = f"s={'1' * 32};i=7;b={'2' * 32};m=3;t={int(now * 1e6):x};x=4"
-    source.resume(lambda _: Past(lost, now))
+    source.resume(lambda _: RecordingPosition(lost, now))
     with Recording([source]) as recording:
         logged(recording, "after the last row")
     assert not recording.events(TABLE, message="before the last row")

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from recording import Recording
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events.event_file import read
-from zeek_agent.events.past import Past
+from zeek_agent.events.event_file import read_rows
+from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.system_log.file_tail import Position, Tail
 from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES
@@ -251,13 +251,13 @@ class Run:
         self.store = EventStore(path, TABLES, EventSettings())
         self.source = syslog
         assert syslog.probe() is None
-        syslog.resume(self.store.past)
+        syslog.resume(self.store.recording_position)
         syslog.start(self.store.append)
 
     def messages(self) -> list[str]:
         self.source.drain()
         self.store.flush()
-        return [message for (message,) in read(self.store.uri, f"SELECT message FROM {TABLE} ORDER BY seq")]
+        return [message for (message,) in read_rows(self.store.uri, f"SELECT message FROM {TABLE} ORDER BY seq")]
 
     def end(self) -> None:
         self.source.stop()
@@ -298,7 +298,7 @@ def test_a_file_that_an_earlier_run_did_not_know_is_read_from_when_that_ended(lo
     other = tmp_path / "messages"
     append(other, line("long ago", time.time() - 3_600), line("just now", time.time() + 1))
     syslog = source(log, other)
-    syslog.resume(lambda _: Past(f"{log.stat().st_ino}:{log.stat().st_size}", time.time() - 60))
+    syslog.resume(lambda _: RecordingPosition(f"{log.stat().st_ino}:{log.stat().st_size}", time.time() - 60))
     with Recording([syslog]) as recording:
         recording.expect(TABLE, message="just now")
         append(other, line("an hour back by its own clock", time.time() - 3_600))
