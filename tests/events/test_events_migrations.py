@@ -238,7 +238,7 @@ async def test_a_state_with_100_000_events_of_the_tree_before_loses_none_and_del
             await runner.close()
             store.append(table, [[now, *(None for _ in store_table(table).recorded[1:])]])
             assert store.flush()
-            again = Recorder(life="zeek_2")
+            again = Recorder(incarnation="zeek_2")
             await runner.install(again, table, Query(SQL[table], "Test::row", 0.02, Subscription.EVENTS))
             assert [row for _, row in await again.next()] == [(number + 6, None, None)]
     finally:

@@ -19,7 +19,7 @@ from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
 from zeek_agent.database.sql_connection import Profile
 from zeek_agent.errors import UsageError
-from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Subscription
+from zeek_agent.queries.subscriptions import SCHEDULE_MIN_SECONDS, Subscription
 from zeek_agent.schema import ZEEK_KEYWORDS, zeek_field
 
 PACKAGE_PREFIX: Final = "zeek-agent-"
@@ -309,7 +309,7 @@ def _statement(file: PackFile, query: QueryEntry, batch_sql: str | None) -> Scri
     return ScriptStatement(
         sql=query.sql.strip(),
         batch_sql=batch_sql,
-        timing=Timing(max(seconds, SCHEDULE_MIN) if seconds else 0.0, subscription.value),
+        timing=Timing(max(seconds, SCHEDULE_MIN_SECONDS) if seconds else 0.0, subscription.value),
         requires_tables=query.requires_tables,
         if_missing_tables=query.if_missing_tables,
         groups=() if query.hosts else query.groups,

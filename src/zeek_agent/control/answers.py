@@ -57,14 +57,14 @@ class _Subscriber:
     recognizes_replays = False
 
     def __init__(self, origin: str) -> None:
-        self.identity = self.life = f"{origin} {secrets.token_hex(8)}"
+        self.identity = self.incarnation = f"{origin} {secrets.token_hex(8)}"
         self.reports: asyncio.Queue[Report | str] = asyncio.Queue(1)
 
     async def deliver(self, report: Report) -> None:
         await self.reports.put(report)
         await self.reports.join()
 
-    async def fail(self, query_id: str, query: Query, message: str) -> None:
+    async def report_error(self, query_id: str, query: Query, message: str) -> None:
         await self.reports.put(message)
 
 

@@ -40,13 +40,13 @@ class Result:
     tuple of `(name, value)` pairs; None for NULL. All cells are hashable.
 
     `errors` describes rows that were left out because a value does not fit its column: the first ten, then the number
-    of the others. `size` is the size of the packed rows in bytes. `files` counts the files that were left out.
+    of the others. `size_bytes` is the size of the packed rows in bytes. `files` counts the files that were left out.
     """
 
     columns: tuple[ResultColumn, ...]
     rows: list[tuple[Value, ...]] = field(repr=False)
     errors: tuple[str, ...] = ()
-    size: int = 0
+    size_bytes: int = 0
     files: Omissions = field(default_factory=Omissions)
 
 

@@ -34,7 +34,7 @@ _COMMIT_ROWS_MAX: Final = 5_000
 _HEARTBEAT_SECONDS: Final = 5.0
 """Interval of retention and of the store's time stamp, so that a gap after a crash starts at most that much early."""
 _BUSY_WAIT_SECONDS: Final = 0.1
-"""Pause while readers block the write-ahead log: far below the commit interval's effect on a query."""
+"""Pause while readers block the write-ahead log, so that waiting for them costs next to no CPU time."""
 _MEMORY_STORE_BYTES: Final = 32 << 20
 """Maximum size of a store in memory: any host that runs an agent can spare it."""
 _ROWS_CARRIED_OVER: Final = 20_000

@@ -73,7 +73,7 @@ class Instance:
         return True
 
     @property
-    def life(self) -> str:
+    def incarnation(self) -> str:
         """A restarted Zeek has another id, and may have lost rows that it had received."""
         return self.id
 
@@ -133,7 +133,7 @@ class Instance:
         if not self.acknowledgements.accept(ack):
             log.debug("unexpected acknowledgement: %s", ack)
 
-    async def fail(self, query_id: str, query: Query, message: str) -> None:
+    async def report_error(self, query_id: str, query: Query, message: str) -> None:
         """Report that a query could not be compiled or run. Raises ConnectionError if the connection is lost."""
         await self.sender.send([self.error_frame(message, query_id, query.cookie)])
 

@@ -290,11 +290,11 @@ class Session:
 
     def _exceeded_limit(self, instance: Instance, query: Query) -> str | None:
         """The limit that one more query would exceed."""
-        number, texts = 0, query.size
+        number, texts = 0, query.size_bytes
         for one in self._runner.installed:
             number += one.recipient is instance
             if isinstance(one.recipient, Instance) and one.recipient.sender is self.sender:
-                texts += one.size
+                texts += one.size_bytes
         if number >= self._settings.queries_max:
             return f"{self._settings.queries_max} queries"
         if texts > message_limits.INSTALLED_BYTES_MAX:
