@@ -67,7 +67,7 @@ async def world(path: Path) -> AsyncIterator[World]:
     tables = [things, happenings]
     store = EventStore(path / "events.db", tables, EventSettings())
     database = Database(tables, TableContext(NobodysAgent(), AccessPolicy()), LimitSettings(), store)
-    database.scans.seconds = 0.0
+    database.scans.max_age_seconds = 0.0
     runner = QueryRunner(database, store)
     try:
         yield World(database, store, runner, rows)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
 from zeek_agent.collector.log_formats import Field, TsvFormat
-from zeek_agent.text import clipped, size
+from zeek_agent.text import byte_length, clipped
 from zeek_agent.zeek import message_limits
 from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import AgentHello
@@ -154,7 +154,7 @@ def _checked_id(agent_id: str) -> str:
 
 
 def _bounded(text: str, name: str) -> str:
-    if size(text) > message_limits.NAME_BYTES_MAX:
+    if byte_length(text) > message_limits.NAME_BYTES_MAX:
         raise ProtocolError(f"{name} is longer than {message_limits.NAME_BYTES_MAX:,} bytes: {clipped(text)}")
     return text
 

@@ -37,7 +37,7 @@ from zeek_agent.collector.receive_memory import POOL_BYTES, BoundedConnection, R
 from zeek_agent.config import CollectorSettings
 from zeek_agent.destination import PATH
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.text import clipped, size
+from zeek_agent.text import byte_length, clipped
 from zeek_agent.zeek import message_limits, protocol
 from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import Message, ZeekHello
@@ -344,9 +344,9 @@ class Collector:
         topics = protocol.read_subscription(raw)
         if len(topics) > self._limits.per_connection:
             raise ProtocolError(f"more than {self._limits.per_connection} subscriptions")
-        if long := next((topic for topic in topics if size(topic) > message_limits.TOPIC_BYTES_MAX), None):
+        if long := next((topic for topic in topics if byte_length(topic) > message_limits.TOPIC_BYTES_MAX), None):
             raise ProtocolError(f"a topic is longer than {message_limits.TOPIC_BYTES_MAX:,} bytes: {clipped(long)}")
-        if sum(map(size, topics)) > message_limits.SUBSCRIPTION_BYTES_MAX:
+        if sum(map(byte_length, topics)) > message_limits.SUBSCRIPTION_BYTES_MAX:
             raise ProtocolError(f"subscriptions of more than {message_limits.SUBSCRIPTION_BYTES_MAX:,} bytes")
         return tuple(topics)
 

@@ -11,13 +11,10 @@ import math
 import re
 import socket
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from zeek_agent import text
-from zeek_agent.schema import ZeekType
-
-SqliteValue: TypeAlias = "int | float | str | bytes | None"
-"""A value in one of SQLite's storage classes."""
+from zeek_agent.schema import SqliteValue, ZeekType
 
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1

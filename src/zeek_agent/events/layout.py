@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import apsw
 
-from zeek_agent.events.conversions import SqliteValue, convert, keeps_values
-from zeek_agent.schema import ZeekType
+from zeek_agent.events.conversions import convert, keeps_values
+from zeek_agent.schema import SqliteValue, ZeekType
 from zeek_agent.table import Table
 
 _REBUILT: Final = "_rebuilt"

@@ -77,7 +77,7 @@ class Bridge:
         self._database = database
         self._store = store
         self._recorded = recorded
-        self._taken = frozenset(database.names)
+        self._taken = frozenset(database.readable_names)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lost = asyncio.Event()
         self.client = OsqueryClient(lambda: find_socket(settings.socket), settings.time, on_loss=self._notice_loss)
@@ -218,7 +218,7 @@ class Bridge:
         events = [one.table for one in self._recorders.values() if known.get(one.table.name) is not one.table]
         if imports != self._imports or events:
             new = list(imported.tables(imports.values(), self._taken, self._reader))
-            self._database.exchange(self._names, [*new, *events], seen.reason or "osquery no longer has it")
+            self._database.replace_tables(self._names, [*new, *events], seen.reason or "osquery no longer has it")
             self._imports, self._names = imports, frozenset(table.name for table in new)
         if seen.reason != self._told:
             self._told = seen.reason

@@ -35,7 +35,7 @@ LONG: Final = 2.0
 """Seconds of work after which a question that was given up counts as one that was not answered."""
 SHARED_FOR: Final = 0.5
 """Seconds that an answer serves statements that ask the same."""
-SHARED_ROWS: Final = 50_000
+SHARED_ROWS_MAX: Final = 50_000
 
 Cells: TypeAlias = "Sequence[tuple[Any, ...]]"
 
@@ -242,7 +242,7 @@ class OsqueryClient:
             self._connection = None
 
     def _keep(self, sql: str, rows: Cells) -> None:
-        if len(rows) <= SHARED_ROWS:
+        if len(rows) <= SHARED_ROWS_MAX:
             self._answers[sql] = Answer(self._clock(), rows)
             if len(self._answers) > 32:
                 del self._answers[next(iter(self._answers))]

@@ -20,13 +20,13 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from zeek_agent import __version__, text
-from zeek_agent.database.cells import Stored, encode
+from zeek_agent.database.cells import encode
 from zeek_agent.database.results import Result
 from zeek_agent.errors import SqlError, ZeekAgentError
 from zeek_agent.osquery import questions
 from zeek_agent.osquery.client import OsqueryClient
 from zeek_agent.osquery.wire import RECEIVE_BYTES, interface
-from zeek_agent.schema import ZeekType
+from zeek_agent.schema import SqliteValue, ZeekType
 from zeek_agent.table import Table
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ def cells(result: Result) -> OsqueryRows:
     ]
 
 
-def _cell(stored: Stored) -> str | bytes:
+def _cell(stored: SqliteValue) -> str | bytes:
     match stored:
         case str():
             return stored if stored.isascii() else text.to_bytes(stored)

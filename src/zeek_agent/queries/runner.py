@@ -21,7 +21,7 @@ from zeek_agent.queries.installed import Installed, QueryState, clipped_statemen
 from zeek_agent.queries.result_backlog import Backlog
 from zeek_agent.queries.snapshot_strategy import SnapshotStrategy
 from zeek_agent.queries.subscriptions import Query, Recipient, Subscription
-from zeek_agent.text import size
+from zeek_agent.text import byte_length
 
 if TYPE_CHECKING:
     from zeek_agent.database.database import Database
@@ -80,7 +80,7 @@ class QueryRunner:
         key = query_key(recipient.identity, query)
         is_duplicate = any(other.key == key and other.durable for other in self._installed.values())
         durable = recipient.durable and not is_duplicate
-        size_of_texts = size(query_id) + query.size_bytes
+        size_of_texts = byte_length(query_id) + query.size_bytes
         installed = Installed(query_id, query.with_minimum_schedule(), recipient, key, durable, size_of_texts)
         self._installed[query_id] = installed
         task = asyncio.create_task(self._run_on_schedule(installed, query.schedule), name=f"query {query_id}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
-from zeek_agent.text import size
+from zeek_agent.text import byte_length
 
 if TYPE_CHECKING:
     from zeek_agent.database.database import Profile, ResultColumn
@@ -53,7 +53,9 @@ class Query:
     @property
     def size_bytes(self) -> int:
         """Size of its strings."""
-        return sum(map(size, (self.sql, self.event, self.cookie or "", *self.requires_tables, *self.if_missing_tables)))
+        return sum(
+            map(byte_length, (self.sql, self.event, self.cookie or "", *self.requires_tables, *self.if_missing_tables))
+        )
 
     @property
     def is_too_frequent(self) -> bool:

@@ -23,7 +23,7 @@ from websockets.exceptions import WebSocketException
 from zeek_agent import __version__, destination
 from zeek_agent.destination import Destination
 from zeek_agent.errors import UsageError
-from zeek_agent.text import clipped, size
+from zeek_agent.text import byte_length, clipped
 from zeek_agent.zeek import broker_json, connection_errors, message_limits, protocol, tls
 from zeek_agent.zeek.instance import Traffic
 from zeek_agent.zeek.pongs import BoundedClientConnection
@@ -273,7 +273,7 @@ class ZeekConnection:
         except TimeoutError:
             raise connection_errors.UnusableError(connection_errors.NO_ACK.format(seconds=seconds)) from None
         for name in (answer.endpoint, answer.version):
-            if size(name) > message_limits.NAME_BYTES_MAX:
+            if byte_length(name) > message_limits.NAME_BYTES_MAX:
                 raise connection_errors.UnusableError(
                     connection_errors.LONG_NAME.format(most=message_limits.NAME_BYTES_MAX, name=clipped(name))
                 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from zeek_agent.text import clipped, size
+from zeek_agent.text import byte_length, clipped
 from zeek_agent.zeek.protocol import CancelQuery, InstallQuery, RowsAck, ZeekEvent, ZeekHello
 
 NAME_BYTES_MAX: Final = 1_024
@@ -31,7 +31,7 @@ needs 2.4 MB."""
 def excess(event: ZeekEvent) -> str | None:
     """The limit that a message exceeds, as text; None if it exceeds none."""
     for what, text, most in _texts(event):
-        if size(text) > most:
+        if byte_length(text) > most:
             return f"{what} is longer than {most:,} bytes: {clipped(text)}"
     for what, names in _sets(event):
         if len(names) > NAMES_MAX:

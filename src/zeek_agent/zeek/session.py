@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zeek_agent.database.database import Lane, Profile, Result, ResultColumn
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.schema import ZeekType
-from zeek_agent.text import STATEMENT_SHOWN, clipped, size
+from zeek_agent.text import STATEMENT_SHOWN, byte_length, clipped
 from zeek_agent.zeek import broker_json, message_limits, protocol
 from zeek_agent.zeek.back_pressure import Sender
 from zeek_agent.zeek.connection_errors import UnusableError
@@ -228,13 +228,13 @@ class Session:
     def _refuse(self, event: ZeekEvent, reason: str) -> None:
         """Skip a message that exceeds a limit, and send an error to the instance if it can be addressed."""
         self._log_problem("size", f"skipped a message of Zeek at {self._url}: {reason}")
-        if size(event.instance) > message_limits.NAME_BYTES_MAX:
+        if byte_length(event.instance) > message_limits.NAME_BYTES_MAX:
             return
         instance = self._instance(event.instance)
         if instance is None or instance.is_disabled:
             return
         if isinstance(event, InstallQuery):
-            known = event.query_id if size(event.query_id) <= message_limits.NAME_BYTES_MAX else None
+            known = event.query_id if byte_length(event.query_id) <= message_limits.NAME_BYTES_MAX else None
             self._post_error(instance, f"could not install query ({reason})", known)
         elif isinstance(event, ZeekHello):
             self._post_error(instance, f"could not process hello ({reason})")
