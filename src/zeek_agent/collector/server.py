@@ -35,7 +35,7 @@ from zeek_agent.collector.log_files import PENDING_BYTES, LogDirectory
 from zeek_agent.collector.pack import Pack, PackQuery
 from zeek_agent.collector.receive_memory import POOL_BYTES, BoundedConnection, ReceiveMemory, bounded_by
 from zeek_agent.config import CollectorSettings
-from zeek_agent.destination import PATH
+from zeek_agent.destination import PATH, parse_listen
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import byte_length, clipped
 from zeek_agent.zeek import message_limits, protocol
@@ -176,7 +176,7 @@ class Collector:
 
     async def start(self) -> tuple[str, int]:
         """Listen; the address and port that are listened on. Raises UsageError when that is not possible."""
-        host, port = _host_and_port(self._settings.listen)
+        host, port = parse_listen(self._settings.listen)
         self._logs.start()
         try:
             self._server = await self._serve(host=host, port=port)
@@ -486,13 +486,6 @@ def _websocket_logger() -> logging.Logger:
 
 def _not_a_failed_handshake(record: logging.LogRecord) -> bool:
     return record.msg != "opening handshake failed"
-
-
-def _host_and_port(listen: str) -> tuple[str, int]:
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"collector.listen: expected HOST:PORT, got {listen!r}")
-    return host.strip("[]"), int(port)
 
 
 def _unique() -> str:
