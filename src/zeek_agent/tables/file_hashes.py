@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from io import FileIO
 from typing import Final
 
-from zeek_agent.host.files.gate import Purpose, RefusedError
+from zeek_agent.host.files.file_rules import RefusedError
+from zeek_agent.host.files.gate import Purpose
 from zeek_agent.host.files.globbing import Match
 from zeek_agent.host.files.reads import Omission
 from zeek_agent.schema import Column, Row

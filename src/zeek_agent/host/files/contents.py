@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from zeek_agent.host.files.gate import OpenedFile, Purpose, RefusedError
+from zeek_agent.host.files.file_rules import RefusedError
+from zeek_agent.host.files.gate import OpenedFile, Purpose
 from zeek_agent.host.files.globbing import Match
 from zeek_agent.host.files.private_keys import HEADER_WITHIN, KeyMask, has_header
 from zeek_agent.host.files.reads import Allowance, FileReads, Omission

@@ -5,12 +5,8 @@ anything, and the mount it lies on is checked before anything below it is touche
 can hang its callers, and not even SIGKILL ends that. Links are resolved by their text. The magic links of proc(5),
 whose text is not where they lead, are therefore never followed, except `exe`, whose target may be hashed.
 
-The rules apply to all names of a file: the path as written, the path it has when all links are resolved, and each path
-that it has through the agent's other mounts of the same file system. A proc, sys or device file system counts as
-mounted at its usual place. Files with several hard links are also compared with the literal denied paths by device and
-inode.
-
-Checks are on the open descriptor, so exchanging a link or directory meanwhile has no effect.
+`file_rules` decides what may be read. Checks are on the open descriptor, so exchanging a link or directory meanwhile
+has no effect.
 """
 
 from __future__ import annotations
@@ -19,17 +15,16 @@ import errno
 import os
 import re
 import stat
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import Enum, auto
 from io import FileIO
 from itertools import islice
 from pathlib import Path
 from stat import S_ISLNK
-from typing import Final, NamedTuple, TypeAlias
-from weakref import WeakKeyDictionary
+from typing import Final, NamedTuple
 
-from zeek_agent.access import AccessPolicy, Contents
+from zeek_agent.access import AccessPolicy
+from zeek_agent.host.files.file_rules import FileRules, Listed, RefusedError
 from zeek_agent.host.files.mount_rules import (
     STACKED,
     hazard,
@@ -39,11 +34,10 @@ from zeek_agent.host.files.mount_rules import (
     only_root_mounts_for,
     own_mounts,
 )
-from zeek_agent.host.files.path_handle import PathHandle, belongs_there, joined, readable_by_all, user_of
+from zeek_agent.host.files.path_handle import PathHandle, joined, user_of
 from zeek_agent.host.files.reads import FileReads, Omission
 from zeek_agent.host.files.statx import FileStatus, entry_types, status_at, status_of
 from zeek_agent.host.linux.mounts import Mount, parsed
-from zeek_agent.text import from_os
 
 DEPTH_MAX: Final = 100
 """Directories on the way to a file, each of which holds a descriptor while it is walked."""
@@ -66,24 +60,6 @@ _PLACE: Final = _O_PATH | getattr(os, "O_NOFOLLOW", 0) | _CLOEXEC
 _READ: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | _CLOEXEC
 _ORDINARY_PROC_LINKS: Final = frozenset({"self", "thread-self", "mounts", "net"})
 _PROCESS: Final = re.compile(r"/\d+(?:/task/\d+)?")
-_USUAL_PLACES: Final = {
-    "proc": "/proc",
-    "sysfs": "/sys",
-    "devtmpfs": "/dev",
-    "debugfs": "/sys/kernel/debug",
-    "pstore": "/sys/fs/pstore",
-    "tracefs": "/sys/kernel/tracing",
-}
-_CASELESS: Final = frozenset({"exfat", "hfs", "hfsplus", "msdos", "ntfs3", "vfat"})
-"""Kinds where a file answers to its name in capitals and small letters."""
-_LOW_BITS: Final = (1 << 32) - 1
-_LINKS_KEPT_FOR: Final = 10.0
-"""Seconds for which it is remembered where the links in rules lead."""
-_links_in_rules: WeakKeyDictionary[AccessPolicy, tuple[float, list[tuple[str, str]]]] = WeakKeyDictionary()
-
-
-_KERNEL_PLACES: Final = ("/dev/", "/proc/", "/sys/")
-"""Mount points at which rules mean the kernel's file systems, not directories of those names in another root."""
 _LOGS: Final = "/var/log/"
 
 
@@ -92,18 +68,6 @@ class Purpose(Enum):
 
     CONTENTS = auto()
     HASH = auto()
-
-
-class RefusedError(Exception):
-    """A file or directory is left out by a rule; the message is the cause and does not name it."""
-
-    def __init__(self, cause: str, omission: Omission = Omission.REFUSED) -> None:
-        super().__init__(cause)
-        self.omission = omission
-
-
-Listed: TypeAlias = "tuple[str, FileStatus | RefusedError | OSError]"
-"""A name in a directory with its attributes, or why it has none."""
 
 
 class OpenedFile(NamedTuple):
@@ -127,9 +91,9 @@ class Gate:
         self._check = check
         self.reads = reads
         self._table = own_mounts()
-        self._mounts = self._table.current()
-        self._hazards = hazards_among(self._mounts, access.filesystems_allow)
-        self._denied_objects: frozenset[tuple[int, int]] | None = None
+        self.mounts = self._table.current()
+        self._hazards = hazards_among(self.mounts, access.filesystems_allow)
+        self._rules = FileRules(access, reads)
         self._directories: dict[str, PathHandle] = {}
         self._ways: dict[tuple[PathHandle, str], PathHandle] = {}
         self._descriptors_kept = 0
@@ -354,10 +318,10 @@ class Gate:
         """
         if not stat.S_ISREG(handle.status.mode):
             return None
-        self._demand_readable(handle, written)
+        self._rules.demand_readable(self, handle, written)
         masks_keys = True
         if purpose is Purpose.CONTENTS:
-            masks_keys = self._demand_contents(handle, written)
+            masks_keys = self._rules.demand_contents(handle, written)
         file = _reopened(handle.descriptor, handle.status, handle.mount)
         return OpenedFile(file, masks_keys, user_of(handle), handle.path.startswith(_LOGS))
 
@@ -380,8 +344,8 @@ class Gate:
                 return None
             path = str(Path(f"/proc/self/fd/{descriptor}").readlink()).removesuffix(" (deleted)")
             inside = mount.root.rstrip("/") + path.removeprefix(mount.mount_point.rstrip("/"))
-            self._demand_allowed(mount, path, path, inside, executable=True)
-            self._demand_no_denied_object(status, mount)
+            self._rules.demand_allowed(self, mount, path, path, inside, executable=True)
+            self._rules.demand_no_denied_object(self, status, mount)
             return OpenedFile(_reopened(descriptor, status, mount), masks_keys=True)
         finally:
             os.close(descriptor)
@@ -435,12 +399,12 @@ class Gate:
 
     def _current(self, number: int) -> Mount | None:
         self._refresh()
-        return self._mounts.by_id.get(number)
+        return self.mounts.by_id.get(number)
 
     def _refresh(self) -> None:
         mounted = self._table.current()
-        if mounted is not self._mounts:
-            self._mounts = mounted
+        if mounted is not self.mounts:
+            self.mounts = mounted
             self._hazards = hazards_among(mounted, self._access.filesystems_allow)
 
     def _foreign_mount(self, process: PathHandle, status: FileStatus) -> Mount:
@@ -464,129 +428,16 @@ class Gate:
 
     def _foreign_hazard(self, process: PathHandle, mount: Mount) -> str | None:
         """Why a mount in the namespace of a process is not to be entered; None if it may be."""
-        same = self._mounts.by_device.get(mount.device)
+        same = self.mounts.by_device.get(mount.device)
         if same:
             causes = [self._hazards.mounts.get(each.id) for each in same]
             return None if None in causes else causes[0]
         rules = tuple(rule for rule in self._access.filesystems_allow if not rule.startswith("/"))
-        on_hazard = any(lies_on(layer, self._hazards, self._mounts) for layer in mount.layers)
+        on_hazard = any(lies_on(layer, self._hazards, self.mounts) for layer in mount.layers)
         # Checked after the mounts, since no user can go back to a namespace in which only root mounts.
         if mount.kind in STACKED and not only_root_mounts_for(process):
             on_hazard = True
         return hazard(mount, rules, on_hazard=on_hazard)
-
-    # Rules
-
-    def _demand_readable(self, handle: PathHandle, written: str) -> None:
-        """Raises RefusedError when a file may not even be hashed."""
-        mount, status = handle.mount, handle.status
-        inside = handle.path_in_file_system()
-        self._demand_allowed(mount, written, handle.path, inside)
-        if status.links != 1:
-            self._demand_no_denied_object(status, mount)
-
-    def _demand_allowed(self, mount: Mount, written: str, path: str, inside: str, *, executable: bool = False) -> None:
-        access = self._access
-        denies = access.denies_executable if executable else access.denies
-        if mount.kind in _CASELESS and not executable:
-            denies = access.denies_in_any_case
-        if any(denies(name) for name in self._names(mount, written, path, inside)):
-            raise RefusedError("denied by access.paths_deny, or one of the agent's own files")
-        if not access.allows(from_os(written)) or not access.allows(from_os(path)):
-            raise RefusedError("not in access.paths_allow")
-
-    def _names(self, mount: Mount, written: str, path: str, inside: str) -> set[str]:
-        """Every path of a file, for the rules."""
-        names = {written, path, *self._layer_names(mount, inside)}
-        if not inside.startswith(_KERNEL_PLACES):
-            names.add(inside)
-        usual = _USUAL_PLACES.get(mount.kind)
-        if usual is not None:
-            names.add(usual + inside)
-        for other in self._mounts.by_device.get(mount.device, ()):
-            root = other.root.rstrip("/")
-            if inside == other.root or inside.startswith(f"{root}/"):
-                names.add(other.mount_point.rstrip("/") + inside[len(root) :])
-        for denied, real in self._denied_by_links():
-            names |= {denied + name[len(real) :] for name in names if name == real or name.startswith(f"{real}/")}
-        if mount.kind in _CASELESS:  # there, dots and spaces at a name's end are none either
-            names |= {re.sub(r"[. ]+(?=/|\Z)", "", name) or "/" for name in names}
-            names |= {name.lower() for name in names}
-        return {from_os(name) for name in names}
-
-    def _layer_names(self, mount: Mount, inside: str) -> list[str]:
-        """The paths that a file of an overlay may have in the directories which that is made of."""
-        if not mount.layers or mount.mount_point == "/":
-            return []
-        return [layer.rstrip("/") + inside for layer in mount.layers]
-
-    def _denied_by_links(self) -> Sequence[tuple[str, str]]:
-        """Rules of `paths_deny` that use root's links: the path as written, and the resolved path."""
-        found = _links_in_rules.get(self._access)
-        now = time.monotonic()
-        if found is None or now > found[0]:
-            named = [(handle, self._path_by_links(handle)) for handle in self._access.denied_places]
-            found = now + _LINKS_KEPT_FOR, [(handle, real) for handle, real in named if real is not None]
-            _links_in_rules[self._access] = found
-        return found[1]
-
-    def _path_by_links(self, path: str) -> str | None:
-        """The path of what links of root lead to; None without links, or where a user's link could hide anything."""
-        handle, linked = self.root, False
-        try:
-            for name in path.split("/")[1:]:
-                status = self.entry_status(handle, name)
-                if S_ISLNK(status.mode):
-                    linked = True
-                    if status.uid != 0:
-                        return None
-                handle = self.walk(handle, name)
-        except (OSError, RefusedError):
-            return None  # missing, or not accessible
-        return handle.path if linked and handle.parent is not None else None
-
-    def _demand_no_denied_object(self, status: FileStatus, mount: Mount) -> None:
-        denied = (status.device, status.inode) in self._objects()
-        if mount.kind in STACKED and not denied:
-            # Its device is not that of the file below, and its inode's number has at most other high bits.
-            denied = any((status.inode ^ inode) & _LOW_BITS == 0 for _, inode in self._objects())
-        if denied:
-            raise RefusedError("a hard link to a file denied by access.paths_deny, or to one of the agent's own")
-
-    def _objects(self) -> frozenset[tuple[int, int]]:
-        """Device and inode of the literal denied paths and of the agent's own, as they are for this statement."""
-        if self._denied_objects is None:
-            found: set[tuple[int, int]] = set()
-            for path in (*self._access.literals, *self._access.protected):
-                try:
-                    handle = self.walk(self.root, path)
-                    found.add((handle.status.device, handle.status.inode))
-                    if handle.status.is_directory and path in self._access.protected:
-                        found.update(self._objects_in(handle))
-                except (OSError, RefusedError):
-                    continue  # missing, or not accessible: no hard link of it can be opened either
-            self._denied_objects = frozenset(found)
-        return self._denied_objects
-
-    def _objects_in(self, directory: PathHandle) -> Iterator[tuple[int, int]]:
-        for entries in self.entries(directory, lambda: None):
-            for _, status in self.statuses(directory, [entry.name for entry in entries], ()):
-                if isinstance(status, FileStatus):
-                    yield status.device, status.inode
-
-    def _demand_contents(self, handle: PathHandle, written: str) -> bool:
-        """Raises RefusedError when the contents may not be read. Returns whether private keys in it are masked."""
-        usual = _USUAL_PLACES.get(handle.mount.kind)
-        name = from_os(usual + handle.path_in_file_system() if usual is not None else handle.path)
-        listed = self._access.contents(name)
-        if listed is Contents.CONFIGURED:
-            return False
-        cause = content_refusal(listed, readable_by_all=readable_by_all(handle), belongs_there=belongs_there(handle))
-        if cause is not None:
-            if not self._access.reports_only:
-                raise RefusedError(cause)
-            self.reads.leave_out(Omission.REPORTED, written, cause)
-        return True
 
 
 def _reopened(descriptor: int, status: FileStatus, mount: Mount) -> FileIO:
@@ -605,12 +456,3 @@ def _reopened(descriptor: int, status: FileStatus, mount: Mount) -> FileIO:
         file.close()
         raise RefusedError("/proc/self/fd opened a different file", Omission.SKIPPED)
     return file
-
-
-def content_refusal(listed: Contents, *, readable_by_all: bool, belongs_there: bool) -> str | None:
-    """Why the contents of a file that no setting admits may not be read; None when they may."""
-    if listed is Contents.UNLISTED:
-        return "contents are not on the list (access.files_allow extends it)"
-    if readable_by_all or (listed is Contents.PRIVATE and belongs_there):
-        return None
-    return "contents are not readable by every local user (access.files_allow permits them)"

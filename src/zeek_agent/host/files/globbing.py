@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.host.files.gate import Gate, OpenedFile, Purpose, RefusedError
+from zeek_agent.host.files.file_rules import RefusedError
+from zeek_agent.host.files.gate import Gate, OpenedFile, Purpose
 from zeek_agent.host.files.path_handle import PathHandle
 from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import FileReads, Omission

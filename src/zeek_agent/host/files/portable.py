@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from zeek_agent.access import AccessPolicy, Contents
-from zeek_agent.host.files.gate import Listed, OpenedFile, Purpose, RefusedError, content_refusal
+from zeek_agent.host.files.file_rules import Listed, RefusedError, content_refusal
+from zeek_agent.host.files.gate import OpenedFile, Purpose
 from zeek_agent.host.files.path_handle import PathHandle
 from zeek_agent.host.files.reads import FileReads, Omission
 from zeek_agent.host.files.statx import FileStatus
