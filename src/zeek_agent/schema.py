@@ -20,7 +20,7 @@ SqliteValue: TypeAlias = "int | float | str | bytes | None"
 """A value in one of SQLite's storage classes."""
 
 Row: TypeAlias = Sequence[Value]
-Kind = Literal["snapshot", "events"]
+TableKind = Literal["snapshot", "events"]
 
 SCALAR_TYPES: Final = frozenset(
     {"address", "blob", "bool", "count", "enum", "int", "interval", "port", "real", "record", "text", "time"}

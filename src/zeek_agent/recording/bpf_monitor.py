@@ -18,7 +18,7 @@ from typing import Final
 
 from zeek_agent.bpf import iterators
 from zeek_agent.bpf.libbpf import BpfObject
-from zeek_agent.bpf.records import KINDS, Kind
+from zeek_agent.bpf.records import RECORD_KINDS, RecordKind
 from zeek_agent.bpf.ring import Ring
 from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.processes.process_changes import ProcessChange
@@ -54,7 +54,7 @@ class Stream:
         """Records dropped because the ring buffer was full, by kind."""
         if self._finally_lost is not None:
             return self._finally_lost
-        return self.object.per_cpu_counters("lost", KINDS)
+        return self.object.per_cpu_counters("lost", RECORD_KINDS)
 
     def close(self) -> None:
         self._finally_lost = self.lost()
@@ -141,13 +141,13 @@ class Monitor:
         """Records of processes that could not be read."""
         return self._tracker.undecoded
 
-    def lost(self) -> Counter[Kind]:
+    def lost(self) -> Counter[RecordKind]:
         """Process records dropped because the ring buffer was full."""
         with self.lock:
             if self._processes is None:
                 return Counter()
             return Counter(
-                {kind: count for kind, count in zip(Kind, self._processes.lost()[1:], strict=False) if count}
+                {kind: count for kind, count in zip(RecordKind, self._processes.lost()[1:], strict=False) if count}
             )
 
     def _start(self) -> None:
@@ -176,11 +176,11 @@ class Monitor:
             return
         self._missed = lost.total()
         self._unreconciled = True
-        if lost[Kind.EXEC] or lost[Kind.FORK]:
+        if lost[RecordKind.EXEC] or lost[RecordKind.FORK]:
             self.cache.execs_lost_until = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def _run(self, ring: Ring) -> None:
-        iterators.load()
+        iterators.load_iterators()
         try:
             while not self._stopping.is_set():
                 ring.wait(_TICK)

@@ -120,7 +120,7 @@ class SocketSnapshots(Snapshots):
 
     def probe(self) -> str | None:
         try:
-            next(inet_diag.sockets(_PROTOCOLS), None)
+            next(inet_diag.list_sockets(_PROTOCOLS), None)
         except OSError as error:
             return f"cannot list sockets: {error}"
         return None

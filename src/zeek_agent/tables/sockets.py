@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from socket import if_indextoname
 from typing import NamedTuple, TypeAlias
 
-from zeek_agent.bpf.iterators import loaded
+from zeek_agent.bpf.iterators import loaded_iterators
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
 from zeek_agent.host.linux.host_sockets import packet_sockets_by_namespace, sockets_by_namespace
 from zeek_agent.host.linux.internet_sockets import (
@@ -227,7 +227,7 @@ def _held(wanted: Constraints, protocols: Collection[int], states: int) -> Itera
     listed = list(sockets_by_namespace(procfs.root, pids, protocols, states, wanted.check))
     if not any(found for _, found in listed):
         return
-    iterators = loaded() if only_pids is None and procfs.root == "/proc" else None
+    iterators = loaded_iterators() if only_pids is None and procfs.root == "/proc" else None
     holders = iterators.socket_holders() if iterators else socket_holders(procfs.root, pids, wanted.check)
     nobody: list[tuple[int | None, int | None]] = [(None, None)] if only_pids is None else []
     owners: dict[int | None, Owner] = {None: Owner()}

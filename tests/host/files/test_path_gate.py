@@ -51,7 +51,7 @@ from zeek_agent.errors import LimitError
 from zeek_agent.host.files import gate as gate_module
 from zeek_agent.host.files import globbing, mount_rules
 from zeek_agent.host.files.file_rules import RefusedError
-from zeek_agent.host.files.reads import FLOOR_LINES, FLOORS, FileReads, Omissions
+from zeek_agent.host.files.reads import FLOOR_FILES, FLOOR_LINES, FileReads, Omissions
 from zeek_agent.table import Constraints, Table, TableContext
 from zeek_agent.tables.file_hashes import file_hashes
 from zeek_agent.tables.files import files_columns, files_lines, files_list
@@ -829,17 +829,17 @@ def test_names_of_a_large_directory_come_in_lots_complete_and_in_order(
         write(tmp / name / "file", name)
     write(tmp / ".hidden" / "file", "hidden")
     write(tmp / "other", "other")
-    monkeypatch.setattr(globbing, "_NAMES_TOGETHER", 10)
-    monkeypatch.setattr(globbing, "_NAMES_BEYOND", 5)
-    monkeypatch.setattr(gate_module, "_ENTRIES_TOGETHER", 4)
+    monkeypatch.setattr(globbing, "_NAMES_HELD_MAX", 10)
+    monkeypatch.setattr(globbing, "_NAMES_SPARE", 5)
+    monkeypatch.setattr(gate_module, "_ENTRIES_PER_READ", 4)
     held: list[int] = []
-    deeper = globbing._Walk._deeper
+    deeper = globbing._Walk._search_below
 
     def noted(walk: Any, directory: Any, path: str, entries: list[Any], rest: list[str]) -> Any:
         held.append(len(entries))
         return deeper(walk, directory, path, entries, rest)
 
-    monkeypatch.setattr(globbing._Walk, "_deeper", noted)
+    monkeypatch.setattr(globbing._Walk, "_search_below", noted)
     assert list(listed(f"{tmp}/*")) == [*(f"{tmp}/{name}" for name in sorted(names)), f"{tmp}/other"]
     assert lines(f"{tmp}/*/file", READS_ALL) == sorted(names)
     assert max(held) == 10
@@ -1084,7 +1084,7 @@ def test_many_files_of_one_user_do_not_hide_those_of_others() -> None:
 
     others, noise, truncated = in_mount_namespace(scene)
     assert others == [f"{KEY} alice", f"{KEY} zoe", f"{KEY} zoe"]
-    assert noise < 20_000 + FLOORS * FLOOR_LINES
+    assert noise < 20_000 + FLOOR_FILES * FLOOR_LINES
     assert truncated > 200
 
 

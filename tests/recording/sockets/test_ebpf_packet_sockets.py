@@ -17,7 +17,7 @@ from recording import Event, Recording
 from test_ebpf_sockets import TABLE, datagrams, listener, other_namespace, sources
 
 from zeek_agent.bpf import libbpf
-from zeek_agent.bpf.records import Kind
+from zeek_agent.bpf.records import RecordKind
 from zeek_agent.recording.bpf_monitor import Stream
 from zeek_agent.recording.sockets import ebpf_sockets
 from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
@@ -144,7 +144,7 @@ def test_those_that_the_ring_has_no_room_for_are_counted(monkeypatch: pytest.Mon
             for _ in range(opened):
                 packet_socket().close()
         rows = len(recording.events(TABLE, family="packet", pid=os.getpid()))
-        lost = packet_stream(recorded[1]).lost()[Kind.PACKET]
+        lost = packet_stream(recorded[1]).lost()[RecordKind.PACKET]
         assert (rows > 0, lost > 0, rows + lost) == (True, True, opened)
         assert recorded[1].counters.lost["overrun"] >= lost
 

@@ -24,7 +24,7 @@ from zeek_agent.host.files.statx import FileStatus
 from zeek_agent.host.linux.mounts import Mount, Mounts
 from zeek_agent.text import from_os
 
-_USUAL_PLACES: Final = {
+_USUAL_MOUNT_POINTS: Final = {
     "proc": "/proc",
     "sysfs": "/sys",
     "devtmpfs": "/dev",
@@ -33,19 +33,19 @@ _USUAL_PLACES: Final = {
     "tracefs": "/sys/kernel/tracing",
 }
 _CASELESS: Final = frozenset({"exfat", "hfs", "hfsplus", "msdos", "ntfs3", "vfat"})
-"""Kinds where a file answers to its name in capitals and small letters."""
+"""File systems whose names are case-insensitive."""
 _LOW_BITS: Final = (1 << 32) - 1
 _LINKS_KEPT_SECONDS: Final = 10.0
 """How long the targets of links in rules are remembered; resolving them for each statement would be expensive."""
 _links_in_rules: WeakKeyDictionary[AccessPolicy, tuple[float, list[tuple[str, str]]]] = WeakKeyDictionary()
 
 
-_KERNEL_PLACES: Final = ("/dev/", "/proc/", "/sys/")
+_KERNEL_MOUNT_POINTS: Final = ("/dev/", "/proc/", "/sys/")
 """Mount points at which rules mean the kernel's file systems, not directories of those names in another root."""
 
 
 class RefusedError(Exception):
-    """A file or directory is left out by a rule; the message is the cause and does not name it."""
+    """A rule forbids a file or directory; the message is the cause, without its name."""
 
     def __init__(self, cause: str, omission: Omission = Omission.REFUSED) -> None:
         super().__init__(cause)
@@ -53,7 +53,7 @@ class RefusedError(Exception):
 
 
 Listed: TypeAlias = "tuple[str, FileStatus | RefusedError | OSError]"
-"""A name in a directory with its attributes, or why it has none."""
+"""A name in a directory with its attributes, or the error of reading them."""
 
 
 class Walker(Protocol):
@@ -97,17 +97,17 @@ class FileRules:
         denies = access.denies_executable if executable else access.denies
         if mount.kind in _CASELESS and not executable:
             denies = access.denies_in_any_case
-        if any(denies(name) for name in self._names(walker, mount, written, path, inside)):
+        if any(denies(name) for name in self._all_names(walker, mount, written, path, inside)):
             raise RefusedError("denied by access.paths_deny, or one of the agent's own files")
         if not access.allows(from_os(written)) or not access.allows(from_os(path)):
             raise RefusedError("not in access.paths_allow")
 
-    def _names(self, walker: Walker, mount: Mount, written: str, path: str, inside: str) -> set[str]:
+    def _all_names(self, walker: Walker, mount: Mount, written: str, path: str, inside: str) -> set[str]:
         """Every path of a file, for the rules."""
         names = {written, path, *self._layer_names(mount, inside)}
-        if not inside.startswith(_KERNEL_PLACES):
+        if not inside.startswith(_KERNEL_MOUNT_POINTS):
             names.add(inside)
-        usual = _USUAL_PLACES.get(mount.kind)
+        usual = _USUAL_MOUNT_POINTS.get(mount.kind)
         if usual is not None:
             names.add(usual + inside)
         for other in walker.mounts.by_device.get(mount.device, ()):
@@ -116,13 +116,13 @@ class FileRules:
                 names.add(other.mount_point.rstrip("/") + inside[len(root) :])
         for denied, real in self._denied_by_links(walker):
             names |= {denied + name[len(real) :] for name in names if name == real or name.startswith(f"{real}/")}
-        if mount.kind in _CASELESS:  # there, dots and spaces at a name's end are none either
+        if mount.kind in _CASELESS:  # these also ignore trailing dots and spaces of a name
             names |= {re.sub(r"[. ]+(?=/|\Z)", "", name) or "/" for name in names}
             names |= {name.lower() for name in names}
         return {from_os(name) for name in names}
 
     def _layer_names(self, mount: Mount, inside: str) -> list[str]:
-        """The paths that a file of an overlay may have in the directories which that is made of."""
+        """The paths that a file of an overlay may have in the directories of its layers."""
         if not mount.layers or mount.mount_point == "/":
             return []
         return [layer.rstrip("/") + inside for layer in mount.layers]
@@ -138,7 +138,7 @@ class FileRules:
         return found[1]
 
     def _path_by_links(self, walker: Walker, path: str) -> str | None:
-        """The path of what links of root lead to; None without links, or where a user's link could hide anything."""
+        """The target of a path with root's links; None without links, or with a user's, which could hide anything."""
         handle, linked = walker.root, False
         try:
             for name in path.split("/")[1:]:
@@ -153,15 +153,15 @@ class FileRules:
         return handle.path if linked and handle.parent is not None else None
 
     def demand_no_denied_object(self, walker: Walker, status: FileStatus, mount: Mount) -> None:
-        denied = (status.device, status.inode) in self._objects(walker)
+        denied = (status.device, status.inode) in self._denied_ids(walker)
         if mount.kind in STACKED and not denied:
-            # Its device is not that of the file below, and its inode's number has at most other high bits.
-            denied = any((status.inode ^ inode) & _LOW_BITS == 0 for _, inode in self._objects(walker))
+            # Its device differs from that of the file below; its inode number differs in the high bits at most.
+            denied = any((status.inode ^ inode) & _LOW_BITS == 0 for _, inode in self._denied_ids(walker))
         if denied:
             raise RefusedError("a hard link to a file denied by access.paths_deny, or to one of the agent's own")
 
-    def _objects(self, walker: Walker) -> frozenset[tuple[int, int]]:
-        """Device and inode of the literal denied paths and of the agent's own, as they are for this statement."""
+    def _denied_ids(self, walker: Walker) -> frozenset[tuple[int, int]]:
+        """Device and inode of the literal denied paths and of the agent's own files, determined once per statement."""
         if self._denied_objects is None:
             found: set[tuple[int, int]] = set()
             for path in (*self._access.literals, *self._access.protected):
@@ -169,13 +169,13 @@ class FileRules:
                     handle = walker.walk(walker.root, path)
                     found.add((handle.status.device, handle.status.inode))
                     if handle.status.is_directory and path in self._access.protected:
-                        found.update(self._objects_in(walker, handle))
+                        found.update(self._ids_in(walker, handle))
                 except (OSError, RefusedError):
                     continue  # missing, or not accessible: no hard link of it can be opened either
             self._denied_objects = frozenset(found)
         return self._denied_objects
 
-    def _objects_in(self, walker: Walker, directory: PathHandle) -> Iterator[tuple[int, int]]:
+    def _ids_in(self, walker: Walker, directory: PathHandle) -> Iterator[tuple[int, int]]:
         for entries in walker.entries(directory, lambda: None):
             for _, status in walker.statuses(directory, [entry.name for entry in entries], ()):
                 if isinstance(status, FileStatus):
@@ -183,7 +183,7 @@ class FileRules:
 
     def demand_contents(self, handle: PathHandle, written: str) -> bool:
         """Raises RefusedError when the contents may not be read. Returns whether private keys in it are masked."""
-        usual = _USUAL_PLACES.get(handle.mount.kind)
+        usual = _USUAL_MOUNT_POINTS.get(handle.mount.kind)
         name = from_os(usual + handle.path_in_file_system() if usual is not None else handle.path)
         listed = self._access.contents(name)
         if listed is Contents.CONFIGURED:

@@ -360,7 +360,7 @@ def _open_sockets(pid: int, own: bool) -> dict[int, InternetSocket]:
     """The sockets of the process's network namespace by inode; empty if it is gone or may not be entered."""
 
     def open_sockets() -> dict[int, InternetSocket]:
-        return {found.inode: found for found in inet_diag.sockets((TCP, UDP), ALL_STATES) if found.inode}
+        return {found.inode: found for found in inet_diag.list_sockets((TCP, UDP), ALL_STATES) if found.inode}
 
     try:
         return open_sockets() if own else in_network_namespace(f"/proc/{pid}/ns/net", open_sockets)

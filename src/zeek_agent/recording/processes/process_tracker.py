@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from zeek_agent import text
 from zeek_agent.bpf import records
-from zeek_agent.bpf.records import EXEC, EXEC_ARGUMENTS, EXEC_PATHS, EXIT, FORK, PROCESS, Flags, Kind
+from zeek_agent.bpf.records import EXEC, EXEC_ARGUMENTS, EXEC_PATHS, EXIT, FORK, PROCESS, Flags, RecordKind
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.containers import container_id
 from zeek_agent.host.linux.stamps import boot_id, set_or_none, start_ticks
@@ -61,10 +61,10 @@ class ProcessTracker:
 
     def _apply(self, record: bytes, changes: list[ProcessChange]) -> None:
         kind = record[0]
-        if kind == Kind.EXEC:
+        if kind == RecordKind.EXEC:
             process = self._exec(record)
             changes.append(ProcessChange(process, process.since, None))
-        elif kind == Kind.EXIT:
+        elif kind == RecordKind.EXIT:
             self._exit(record, changes)
         else:
             self._fork(record)

@@ -116,9 +116,9 @@ class EbpfSockets(Source):
             loaded.configure(struct.pack("=4I", *filters))
             loaded.load()
             for uid in settings.ignore_uids:
-                loaded.put("ignored_uids", struct.pack("=I", uid), bytes(4))
+                loaded.update_element("ignored_uids", struct.pack("=I", uid), bytes(4))
             for identity in executables:
-                loaded.put("ignored_executables", identity, bytes(4))
+                loaded.update_element("ignored_executables", identity, bytes(4))
             stream = Stream(loaded, Ring(loaded.map_fd("records"), size), self._record)
             attach(loaded)
         except OSError:
@@ -177,7 +177,7 @@ def _attach_to_cgroups(loaded: BpfObject) -> None:
     directory = os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for program in loaded.programs:
-            loaded.attach(program, directory if loaded.section(program).startswith("cgroup") else None)
+            loaded.attach(program, directory if loaded.section_name(program).startswith("cgroup") else None)
     finally:
         os.close(directory)
 
