@@ -156,7 +156,7 @@ def test_an_error_while_draining_counts_as_a_failure(store: EventStore) -> None:
 def test_when_no_source_works_that_is_said_once_and_none_is_active(
     store: EventStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zeek_agent.recording.supervisor._TRY_AGAIN", 0.01)
+    monkeypatch.setattr("zeek_agent.recording.supervisor._RETRY_SECONDS", 0.01)
     only = Scripted("only", "not here")
     chosen = supervisor(store, [only])
     chosen.start()

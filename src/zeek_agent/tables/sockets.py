@@ -22,7 +22,7 @@ from zeek_agent.host.linux.internet_sockets import (
     state_mask,
 )
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, socket_holders
-from zeek_agent.recording.sockets.conntrack import translations
+from zeek_agent.recording.sockets.conntrack import list_translations
 from zeek_agent.recording.sockets.socket_event import UNTRANSLATED, Ends, Translation
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table
@@ -135,7 +135,7 @@ Held: TypeAlias = tuple[InternetSocket, int | None, int | None, int | None, Owne
 @sockets.snapshot
 def open_sockets(wanted: Constraints) -> Iterator[Row]:
     with_community_id = wanted.needs("community_id")
-    translated = translations() if wanted.needs(*TRANSLATED) else {}
+    translated = list_translations() if wanted.needs(*TRANSLATED) else {}
     for found, netns, pid, fd, owner in _held(wanted, PROTOCOLS, _states(wanted)):
         yield (
             pid,

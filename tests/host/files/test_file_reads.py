@@ -23,7 +23,7 @@ def nothing_logged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def exhausted() -> FileReads:
     reads = FileReads(LIMITS)
-    reads.took(Allowance(LIMITS.files_bytes, LIMITS.files_lines))
+    reads.charge(Allowance(LIMITS.files_bytes, LIMITS.files_lines))
     return reads
 
 
@@ -32,7 +32,7 @@ def test_a_file_gets_its_own_limit_and_later_ones_a_share_of_what_is_left() -> N
     given = []
     for _ in range(8):
         given.append(reads.allowance(BOB))
-        reads.took(given[-1])
+        reads.charge(given[-1])
     assert given[0] == (1_000_000, 10_000)
     assert given == sorted(given, reverse=True)
     assert given[-1] == (FLOOR_BYTES, FLOOR_LINES)
@@ -40,7 +40,7 @@ def test_a_file_gets_its_own_limit_and_later_ones_a_share_of_what_is_left() -> N
 
 def test_bytes_and_lines_run_out_each_by_itself() -> None:
     reads = FileReads(LIMITS)
-    reads.took(Allowance(LIMITS.files_bytes, 0))
+    reads.charge(Allowance(LIMITS.files_bytes, 0))
     assert reads.allowance(BOB) == (FLOOR_BYTES, 10_000)
 
 
@@ -60,10 +60,10 @@ def test_small_limits_are_kept_to() -> None:
 def test_the_time_of_reading_adds_up() -> None:
     now = iter([0.0, 0.5, 10.0, 11.75])
     reads = FileReads(LIMITS, clock=lambda: next(now))
-    with reads.timed():
+    with reads.measure_time():
         pass
     assert reads.seconds_left == 1.5
-    with reads.timed():
+    with reads.measure_time():
         pass
     assert reads.seconds_left == -0.25
 

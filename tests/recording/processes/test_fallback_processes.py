@@ -21,7 +21,7 @@ from zeek_agent.config import SourceSettings
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.recording.audit.audit import AuditProcesses
 from zeek_agent.recording.audit.audit_rules import AuditControl
-from zeek_agent.recording.bpf_monitor import Monitor
+from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.processes import proc_connector
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.proc_connector import ProcConnector
@@ -42,7 +42,7 @@ root = pytest.mark.root
 def source(backend: str, **settings: object) -> Source:
     wanted = SourceSettings(**{"audit_rules": True, "snapshot_interval": 0.1, **settings})  # type: ignore[arg-type]
     if backend == "ebpf":
-        return EbpfProcesses(Monitor(ProcessCache(), 0), wanted)
+        return EbpfProcesses(BpfMonitor(ProcessCache(), 0), wanted)
     makers: dict[str, type[ProcConnector | AuditProcesses | ProcessSnapshots]] = {
         "proc_connector": ProcConnector,
         "audit": AuditProcesses,

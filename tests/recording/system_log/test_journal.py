@@ -26,7 +26,7 @@ from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.source import Sink, Source
 from zeek_agent.recording.supervisor import Supervisor
-from zeek_agent.recording.system_log.journal import Journal, entries, log_entry
+from zeek_agent.recording.system_log.journal import Journal, log_entry, read_entries
 from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SystemLogEntry
 from zeek_agent.recording.system_log.syslog import Syslog
 from zeek_agent.tables.system_logs import TABLES
@@ -254,7 +254,7 @@ def test_a_journalctl_that_is_killed_is_started_again_and_nothing_is_missing_or_
 def test_a_journalctl_that_cannot_work_gives_way_to_the_files_of_syslog(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("zeek_agent.recording.system_log.journal._REST", 0.01)
+    monkeypatch.setattr("zeek_agent.recording.system_log.journal._RESTART_PAUSE_SECONDS", 0.01)
     caplog.set_level(logging.INFO)
     journalctl = tmp_path / "journalctl"
     journalctl.write_text("#!/bin/sh\necho 'Failed to open the journal: no luck' >&2\nexit 3\n")
@@ -346,14 +346,14 @@ def test_any_fields_are_read_from_the_export_format(
 ) -> None:
     stream = b"".join(exported(one, as_text=as_text) for one, as_text in written)
     wanted = [dict(reversed(one)) for one, _ in written]
-    assert list(entries(io.BytesIO(stream))) == wanted
-    incomplete = list(entries(io.BytesIO(stream[: len(stream) - cut])))
+    assert list(read_entries(io.BytesIO(stream))) == wanted
+    incomplete = list(read_entries(io.BytesIO(stream[: len(stream) - cut])))
     assert incomplete == wanted[: len(incomplete)]
 
 
 @given(st.binary(max_size=200))
 def test_nonsense_in_place_of_the_export_format_does_no_harm(stream: bytes) -> None:
-    for one in entries(io.BytesIO(stream)):
+    for one in read_entries(io.BytesIO(stream)):
         with pytest.raises((KeyError, ValueError)):
             log_entry(one)
 
@@ -376,7 +376,7 @@ def test_a_huge_value_is_skipped_without_being_held(as_text: bool) -> None:
     places = [("__CURSOR", CURSOR.encode()), ("__REALTIME_TIMESTAMP", b"1700000000000000")]
     huge = exported([*places, ("MESSAGE", b"m" * 20_000_000), ("PRIORITY", b"3")], as_text=as_text)
     stream = Counting(huge + exported([*places, ("MESSAGE", b"next")], as_text=True))
-    first, second = map(log_entry, entries(stream))
+    first, second = map(log_entry, read_entries(stream))
     assert first.message == "m" * MESSAGE_BYTES
     assert first.level == "3"
     assert second.message == "next"

@@ -18,7 +18,7 @@ from zeek_agent.config import EventSettings, SourceSettings
 from zeek_agent.events.event_file import read_rows
 from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore
-from zeek_agent.recording.system_log.file_tail import Position, Tail
+from zeek_agent.recording.system_log.file_tail import FilePosition, FileTail
 from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES
 from zeek_agent.recording.system_log.syslog import FILES, Syslog, log_entry
 from zeek_agent.tables.system_logs import TABLES
@@ -93,7 +93,7 @@ def test_any_line_is_a_row(line: bytes) -> None:
 # Lines of files that grow and are rotated.
 
 
-def new(tail: Tail) -> list[str]:
+def new(tail: FileTail) -> list[str]:
     return [line.decode() for line in tail.lines()]
 
 
@@ -102,14 +102,14 @@ def append(path: Path, *lines: str) -> None:
         stream.writelines(f"{line}\n" for line in lines)
 
 
-Follow = Callable[..., Tail]
+Follow = Callable[..., FileTail]
 
 
 @pytest.fixture
 def follow() -> Iterator[Follow]:
     """Makes tails that are closed at the end."""
     with ExitStack() as opened:
-        yield lambda *arguments: opened.enter_context(closing(Tail(*arguments)))
+        yield lambda *arguments: opened.enter_context(closing(FileTail(*arguments)))
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_neither_links_nor_pipes_are_followed(tmp_path: Path, follow: Follow) ->
     (tmp_path / "link").symlink_to(secret)
     os.mkfifo(tmp_path / "pipe")
     for name in ("link", "pipe"):
-        assert new(follow(tmp_path / name, Position(0, 0))) == []
+        assert new(follow(tmp_path / name, FilePosition(0, 0))) == []
         assert Syslog(SourceSettings(syslog_files=(str(tmp_path / name),))).probe() is not None
 
 

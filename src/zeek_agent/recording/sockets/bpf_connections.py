@@ -1,4 +1,4 @@
-"""Interprets the kernel's socket records: process, direction, row."""
+"""Turns the kernel's socket records into rows with process and direction."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from zeek_agent.recording.sockets.socket_event import (
 log = logging.getLogger(__name__)
 
 ACCEPT_TIMEOUT_NS: Final = 1_000_000_000
-"""Time for which a connection waits for its accepting process; then the listener's owner is the substitute (io_uring
-accepts without the traced system call)."""
-REMEMBERED_MAX: Final = 100_000
-"""Maximum open sockets whose process is remembered for their end."""
+"""How long a connection waits for its accepting process; then the listener's owner is used (io_uring accepts without
+the traced system call)."""
+REMEMBERED_SOCKETS_MAX: Final = 100_000
+"""Open sockets whose process is remembered for their end; bounds memory on a server with more connections."""
 
 
 class _Passive(NamedTuple):
-    """An inbound connection that was not accepted yet."""
+    """An inbound connection that has not been accepted yet."""
 
     at: int
     flow: Flow
@@ -52,7 +52,7 @@ class ConnectionTracker:
     def remember(self, cookie: int, process: Process | None, direction: Direction | None) -> None:
         """Remember the process and direction of an open socket."""
         self._open[cookie] = (process, direction)
-        if len(self._open) > REMEMBERED_MAX:
+        if len(self._open) > REMEMBERED_SOCKETS_MAX:
             oldest = next(iter(self._open))
             del self._open[oldest]
             self._substituted.discard(oldest)
@@ -128,7 +128,7 @@ class ConnectionTracker:
         rows.append(socket_event(flow, "closed", direction, process, time=when, stands_in=stands_in))
 
     def _process(self, record: SocketRecord) -> Process | None:
-        """The owner at the time of its system call."""
+        """The owner at the time of the system call."""
         if record.started == 0:  # open before the programs were attached
             return self._open.get(record.cookie, (None, None))[0]
         ticks = start_ticks(record.started)
