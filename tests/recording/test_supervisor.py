@@ -73,7 +73,9 @@ def store() -> EventStore:
 
 def supervisor(store: EventStore, sources: Sequence[Source], clock: Callable[[], float] = time.time) -> Supervisor:
     chosen = {"processes": list(sources)}
-    return Supervisor(SourceSettings(), store, choose=lambda settings, redact: chosen, clock=clock, interval=0.02)
+    return Supervisor(
+        SourceSettings(), store, choose=lambda settings, redact: chosen, clock=clock, interval_seconds=0.02
+    )
 
 
 def test_the_first_source_that_works_is_taken_and_the_others_say_why_not(store: EventStore) -> None:

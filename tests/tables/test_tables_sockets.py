@@ -249,7 +249,7 @@ def test_sockets_of_other_network_namespaces_are_seen() -> None:
 def test_without_privileges_other_users_sockets_have_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run in a forked process, which fails if an assertion does."""
     # iterators that root has loaded in this process would still show all
-    monkeypatch.setattr("zeek_agent.tables.sockets.loaded", lambda: None)
+    monkeypatch.setattr("zeek_agent.tables.sockets.loaded_iterators", lambda: None)
 
     def look_around() -> None:
         os.setgroups([])

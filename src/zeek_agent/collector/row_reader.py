@@ -65,7 +65,7 @@ def _single(column: FieldEntry) -> _Column:
 
     def read(value: Data) -> Sequence[Any]:
         if type(value) is kind and (element is None or all(type(member) is element for member in value.data)):
-            return (broker_json.plain(value),)
+            return (broker_json.to_cell(value),)
         if type(value) is broker_json.Nothing and column.optional:
             return unset
         raise ProtocolError(f"{column.name} is a {type(value).__name__.lower()}, not a {column.type}")

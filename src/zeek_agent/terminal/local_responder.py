@@ -184,7 +184,7 @@ class LocalResponder:
         if settings.socket in (bridge.OFF, bridge.AUTO):
             return None
         opened = bridge.Bridge(msgspec.structs.replace(settings, export=()), database)
-        opened.look_blocking()
+        opened.refresh_blocking()
         return opened
 
     def _repeater(self) -> QueryRunner:

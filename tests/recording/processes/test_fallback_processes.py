@@ -206,7 +206,7 @@ def test_the_last_thread_ends_the_process_also_when_the_first_went_before() -> N
 
 @root
 def test_messages_that_the_process_connector_had_to_drop_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proc_connector, "_BUFFER", 4_096)
+    monkeypatch.setattr(proc_connector, "_BUFFER_BYTES", 4_096)
     with Recording([source("proc_connector")]) as recording:
         counters = recording.sources[0].counters
         with recording.sources[0]._listener._lock:  # type: ignore[attr-defined]

@@ -149,7 +149,7 @@ class Run:
     def __init__(self, path: Path, sources: Sequence[Source], **settings: float) -> None:
         self.store = EventStore(path, TABLES, EventSettings(**settings))  # type: ignore[arg-type]
         chosen = {"system_logs": list(sources)}
-        self.supervisor = Supervisor(SourceSettings(), self.store, choose=lambda *_: chosen, interval=0.02)
+        self.supervisor = Supervisor(SourceSettings(), self.store, choose=lambda *_: chosen, interval_seconds=0.02)
         self.supervisor.start()
 
     def messages(self) -> list[str]:

@@ -75,7 +75,7 @@ class ProcessLifecycle:
         return None if process is None else replace(process, exe=exe, cmdline=cmdline)
 
     def exec(self, pid: int, at: int, shown: Process | None) -> Process:
-        """`pid` executed a program; `shown` is the result of `read`. Missing fields can be filled in until `collect`."""
+        """`pid` executed a program; `shown` is the result of `read`. Details can be filled in until `collect`."""
         self._forks.remove(pid)
         known = self.cache.lookup(pid)
         if known is not None and known.exited:
