@@ -17,7 +17,7 @@ from zeek_agent import __version__, heap, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.control.answers import answering
-from zeek_agent.control.server import ControlServer, NoPlaceError
+from zeek_agent.control.server import ControlServer, SocketNotCreatedError
 from zeek_agent.database.database import Database
 from zeek_agent.destination import EMBEDDED, formerly_embedded
 from zeek_agent.errors import ZeekAgentError
@@ -169,7 +169,7 @@ class Agent:
         control = ControlServer(self._places.socket, self._config.control.group, answer)
         try:
             await control.start()
-        except NoPlaceError as error:
+        except SocketNotCreatedError as error:
             log.warning("%s; commands cannot connect to this agent", error)
         else:
             self._parts.push_async_callback(control.stop)

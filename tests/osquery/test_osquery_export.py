@@ -18,7 +18,7 @@ from thrift.transport.TTransport import TBufferedTransport
 
 from zeek_agent.config import LimitSettings
 from zeek_agent.events.store import EventStore
-from zeek_agent.osquery.export import NAME, ColumnConstraints, Constraint, QueryContext, chosen, statement
+from zeek_agent.osquery.export import NAME, ColumnConstraints, OsqueryConstraint, QueryContext, chosen, statement
 from zeek_agent.schema import Column, Parameter, Row
 from zeek_agent.table import Constraints, Table
 
@@ -272,5 +272,7 @@ def test_tables_that_begin_with_the_prefix_keep_their_name() -> None:
 )
 def test_only_what_cannot_lose_rows_is_handed_on(constraints: dict[str, list[tuple[int, str]]], where: str) -> None:
     table = Table("t", "", description="", columns=[Column("n", "count", ""), Column("t", "text", "")])
-    given = [ColumnConstraints(name, [Constraint(*pair) for pair in pairs]) for name, pairs in constraints.items()]
+    given = [
+        ColumnConstraints(name, [OsqueryConstraint(*pair) for pair in pairs]) for name, pairs in constraints.items()
+    ]
     assert statement(table, QueryContext(given, ["n"]), 10) == f"SELECT `n` FROM `t`{where} LIMIT 11"

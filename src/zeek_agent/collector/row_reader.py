@@ -1,7 +1,7 @@
-"""Rows from the wire as the values of a log's fields.
+"""Converts received rows to the values of a log's fields.
 
-As strict as Zeek when it converts a received vector to a record: each value must be of the field's own type (a count
-is not an integer), too few values are an error, surplus ones are ignored.
+As strict as Zeek's conversion of a received vector to a record: each value must have the field's type (a count is not
+an integer), too few values are an error, surplus ones are ignored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
 
 
 def row_reader(columns: Sequence[FieldEntry]) -> RowReader:
-    """The function that reads rows of these columns. It raises ProtocolError that names the column."""
+    """A function that reads rows of these columns. It raises ProtocolError that names the column."""
     readers = tuple(_columns(columns))
 
     def read_row(row: broker_json.Vector) -> list[Any]:
