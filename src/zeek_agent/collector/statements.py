@@ -15,11 +15,11 @@ from zeek_agent.tables import builtin_tables, plugin_tables
 PLATFORMS: Final = ("linux", "darwin", "win32")
 
 _NO_AGENT: Final[Any] = None
-"""Compiling a statement reads no table, so no table uses its agent."""
+"""Compiling a statement reads no table, so that no agent is needed."""
 
 
 class Statements:
-    """The built-in tables of all platforms and those of plug-ins, as statements see them."""
+    """Compiles statements against the built-in tables of all platforms and those of plug-ins."""
 
     def __init__(self) -> None:
         self._limits = LimitSettings()
@@ -27,7 +27,7 @@ class Statements:
         self._connections: dict[Profile, SqlConnection] = {}
 
     def compile(self, sql: str, profile: Profile) -> Statement:
-        """The statement's columns and tables. Raises SqlError and its kinds."""
+        """The statement's columns and tables. Raises SqlError or a subclass."""
         connection = self._connections.get(profile)
         if connection is None:
             context = TableContext(_NO_AGENT)

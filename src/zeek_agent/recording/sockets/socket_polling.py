@@ -135,7 +135,7 @@ class SocketPolling(Source):
             body = message[_MESSAGE:]
             protocol = next((value[0] for kind, value in netlink.attributes(body, _ATTRIBUTES) if kind == _PROTOCOL), 0)
             if protocol in {TCP, UDP}:
-                yield from inet_diag.parse(protocol, [body])
+                yield from inet_diag.parse_messages(protocol, [body])
 
     def _find(self, inodes: set[int]) -> dict[int, Process]:
         return living_owners(self._owners, self._cache, inodes, self._fed)
