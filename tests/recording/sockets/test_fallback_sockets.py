@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -18,11 +20,14 @@ from recording import Event, Recording
 from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
+from zeek_agent.host.linux import inet_diag, netlink
+from zeek_agent.host.linux.internet_sockets import TCP
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.recording.audit.audit import AuditProcesses, AuditSockets
 from zeek_agent.recording.processes.proc_connector import ProcConnector
 from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.snapshots import ProcessSnapshots, SocketSnapshots
+from zeek_agent.recording.sockets import socket_polling
 from zeek_agent.recording.sockets.socket_polling import SocketPolling
 from zeek_agent.recording.source import Source
 
@@ -345,6 +350,90 @@ def test_a_connection_that_nobody_answers_has_failed() -> None:
         (event,) = recording.expect(TABLE, remote_addr="203.0.113.9")
         assert (event["state"], event["direction"], event["remote_port"]) == ("failed", "outbound", 4321)
         assert (event["pid"], event["local_addr"]) == (process.pid, "203.0.113.1")
+
+
+@contextmanager
+def rounds_by_hand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]:
+    """Rounds happen only when events are asked for."""
+    monkeypatch.setattr(socket_polling, "_ROUND", 3_600.0)
+    with Recording(sources("inet_diag")) as recording:
+        yield recording
+
+
+@contextmanager
+def attempt(address: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection that is being opened until its listener accepts another one or closes; and that listener."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with (
+        socket.create_server((address, 0), backlog=0, family=family) as listener,
+        socket.create_connection(listener.getsockname()[:2]),
+        socket.socket(family) as connecting,
+    ):
+        connecting.setblocking(False)
+        connecting.connect_ex(listener.getsockname())
+        yield connecting, listener
+
+
+def close_and_await_the_kernel_s_report(closing: socket.socket) -> None:
+    port = closing.getsockname()[1]
+    with netlink.channel(netlink.NETLINK_SOCK_DIAG) as destroyed:
+        destroyed.settimeout(10)
+        destroyed.bind((0, 0b1111))
+        closing.close()
+        while next(inet_diag.parse(TCP, [destroyed.recv(4_096)[16:]])).local_port != port:
+            pass
+
+
+@root
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("end", ["close", "reset"])
+def test_a_connection_that_was_established_between_two_rounds_has_not_failed(
+    monkeypatch: pytest.MonkeyPatch, address: str, end: str
+) -> None:
+    with rounds_by_hand(monkeypatch) as recording, attempt(address) as (connecting, listener):
+        own = connecting.getsockname()[1]
+        assert not recording.events(TABLE, local_port=own)  # a round has seen it
+        accepted = [listener.accept()[0]]
+        assert select.select([], [connecting], [], 30)[1]
+        assert connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        accepted.append(listener.accept()[0])
+        if end == "reset":
+            connecting.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        accepted[1].close()
+        close_and_await_the_kernel_s_report(connecting)
+        accepted[0].close()
+        events = recording.events(TABLE, local_port=own)
+        assert [event["state"] for event in events] == ["established", "closed"]
+        for event in events:
+            assert (event["pid"], event["direction"]) == (os.getpid(), "outbound")
+            check_community_id(event)
+
+
+@root
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_connection_that_was_refused_between_two_rounds_has_failed(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    with rounds_by_hand(monkeypatch) as recording, attempt(address) as (connecting, listener):
+        own = connecting.getsockname()[1]
+        assert not recording.events(TABLE, local_port=own)
+        listener.close()
+        assert select.select([], [connecting], [], 30)[1]
+        close_and_await_the_kernel_s_report(connecting)
+        (event,) = recording.events(TABLE, local_port=own)
+        assert (event["state"], event["pid"], event["direction"]) == ("failed", os.getpid(), "outbound")
+
+
+@root
+def test_a_refused_connection_that_no_round_saw_was_not_established(monkeypatch: pytest.MonkeyPatch) -> None:
+    with rounds_by_hand(monkeypatch) as recording, socket.socket() as connecting, socket.socket() as refusing:
+        refusing.bind(("127.0.0.1", 0))
+        connecting.setblocking(False)
+        connecting.connect_ex(refusing.getsockname())
+        own = connecting.getsockname()[1]
+        close_and_await_the_kernel_s_report(connecting)
+        (event,) = recording.events(TABLE, local_port=own)
+        assert (event["state"], event["remote_port"]) == ("failed", refusing.getsockname()[1])
 
 
 @root
