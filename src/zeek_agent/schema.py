@@ -16,8 +16,11 @@ Value: TypeAlias = "bool | int | float | str | bytes | Sequence[Value] | Mapping
 """A cell as a table yields it: time and interval as float seconds, address as text, port as `(number, protocol)`,
 set and vector as sequences, record as a mapping."""
 
+SqliteValue: TypeAlias = "int | float | str | bytes | None"
+"""A value in one of SQLite's storage classes."""
+
 Row: TypeAlias = Sequence[Value]
-Kind = Literal["snapshot", "events"]
+TableKind = Literal["snapshot", "events"]
 
 SCALAR_TYPES: Final = frozenset(
     {"address", "blob", "bool", "count", "enum", "int", "interval", "port", "real", "record", "text", "time"}

@@ -1,7 +1,7 @@
-"""The columns of a pack's queries, from compiling them: names, types and meaning.
+"""Names, types and meanings of the columns of a pack's queries, from compiling them.
 
-A pack declares a log once. Where it leaves out fields or types they come from the log's first query, compiled against
-the declared tables; an expression is typed by its alias, as in any statement (`count(*) AS "processes:count"`).
+A pack declares a log once. Fields or types that it omits are those of the log's first query, compiled against the
+declared tables; an expression is typed by its alias, as in any statement (`count(*) AS "processes:count"`).
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Selected:
 
     @property
     def log_type(self) -> str:
-        """Its type as packs and logs write it; `record` for a record."""
+        """Its type in packs and logs; `record` for a record."""
         return _log_type(self.type)
 
 
 class PackColumns:
-    """Columns and fields of one pack. Statements are compiled when they are needed first."""
+    """Columns and fields of one pack. Statements are compiled on first use."""
 
     def __init__(self, file: PackFile) -> None:
         self._file = file
@@ -135,7 +135,7 @@ def _zeek_type(log_type: str) -> ZeekType:
 
 
 def _typed(path: str, fields: tuple[FieldEntry, ...] | None, selected: list[Selected]) -> tuple[FieldEntry, ...]:
-    """The fields with the types of the columns; without fields, one for each column."""
+    """The fields with the types of the columns; without fields, one per column."""
     if fields is None:
         for column in selected:
             if column.type.name == "record":

@@ -20,11 +20,11 @@ _NO_STATEMENT: Final = re.compile(r"(?>[\s;]|--[^\n]*|/\*.*?(?:\*/|\Z))*+", re.D
 """Blanks, semicolons and comments, which may follow a statement."""
 
 _NO_AGENT: Final[Any] = None
-"""Compiling a statement reads no table, so no table uses its agent."""
+"""Compiling a statement reads no table, so that no agent is needed."""
 
 
 class Statements:
-    """The built-in tables of all platforms and those of plug-ins, as statements see them."""
+    """Compiles statements against the built-in tables of all platforms and those of plug-ins."""
 
     def __init__(self) -> None:
         self._limits = LimitSettings()
@@ -32,7 +32,7 @@ class Statements:
         self._connections: dict[Profile, SqlConnection] = {}
 
     def compile(self, sql: str, profile: Profile) -> Statement:
-        """The statement's columns and tables. Raises SqlError and its kinds, also for more than one statement."""
+        """The statement's columns and tables. Raises SqlError or a subclass, also for more than one statement."""
         connection = self._connections.get(profile)
         if connection is None:
             context = TableContext(_NO_AGENT)

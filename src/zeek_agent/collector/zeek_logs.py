@@ -1,8 +1,8 @@
-"""The logs of a pack as a Zeek script writes them: names, records and statements, checked against the declared tables.
+"""The logs of a pack for a Zeek script: names, records and statements, checked against the declared tables.
 
-Agents answer in one of two ways, and a script takes both. Agents that know batches send rows as JSON objects, so that a
-result column must have its record field's name; where it has not, or a name is one of Zeek's keywords, the statement is
-wrapped in one that gives it. Other agents send each row by position, where names do not matter.
+A script accepts two kinds of answers. Agents that support batches send rows as JSON objects, so a result column must
+have its record field's name; if it does not, or a name is a Zeek keyword, the statement is wrapped in one that renames
+it. Other agents send each row by position, where names do not matter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
 from zeek_agent.database.sql_connection import Profile
 from zeek_agent.errors import UsageError
-from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Subscription
+from zeek_agent.queries.subscriptions import SCHEDULE_MIN_SECONDS, Subscription
 from zeek_agent.schema import ZEEK_KEYWORDS, zeek_field
 
 PACKAGE_PREFIX: Final = "zeek-agent-"
@@ -37,7 +37,7 @@ _LOCAL_NAMES: Final = re.compile(r"(?:sql|batch_sql|query|query_interval|subscri
 
 @dataclass(frozen=True, slots=True)
 class RecordMember:
-    """A field of a script's record, and what the log calls it."""
+    """A field of a script's record, and its name in the log."""
 
     name: str
     log_name: str
@@ -50,7 +50,7 @@ class RecordMember:
 
 @dataclass(frozen=True, slots=True)
 class ScriptStatement:
-    """A query as the script installs it. `batch_sql` is set if agents that support batches get another statement."""
+    """A query installed by the script. `batch_sql` is set if agents that support batches get a different statement."""
 
     sql: str
     batch_sql: str | None
@@ -64,7 +64,7 @@ class ScriptStatement:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The options of a query: those that are equal in a module are one."""
+    """The options of a query; queries of a module with equal options share them."""
 
     seconds: float
     subscription: str
@@ -72,7 +72,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class ScriptLog:
-    """A log as the script writes it. `basic` is how many columns agents send that know no batches."""
+    """A log written by the script. `basic` is the number of columns sent by agents that do not support batches."""
 
     path: str
     module: str
@@ -89,7 +89,7 @@ class ScriptLog:
         return self.path.removeprefix(PACKAGE_PREFIX).replace("-", "_")
 
     def name(self, stem: str) -> str:
-        """A name of the module that is there once for each log: `LOG`, `Columns`, `write_row`."""
+        """A name that the module defines once per log: `LOG`, `Columns`, `write_row`."""
         if not self.suffix:
             return stem
         if stem.isupper():
@@ -102,18 +102,18 @@ class ScriptLog:
 
     @property
     def log_event(self) -> str:
-        """The event that Zeek raises for each line, as for the logs of its own scripts."""
+        """The event that Zeek raises for each line, like for the logs of its own scripts."""
         return f"log_{self.stem}"
 
     @property
     def has_store(self) -> bool:
-        """Whether a line names its event for good."""
+        """Whether a line identifies its event permanently."""
         names = {column.log_name for column in self.columns}
         return not self.has_change and "seq" in names and "store" not in names
 
     @property
     def required(self) -> list[tuple[str, ...]]:
-        """The fields, by their path in a row, without which it is refused."""
+        """The required fields, by their path in a row."""
         return [
             (column.name, member.name) if column.members else (column.name,)
             for column in self.columns
@@ -123,7 +123,7 @@ class ScriptLog:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """What the log calls a field whose name in the record is another one."""
+        """Fields whose name in the log differs from that in the record."""
         names = {}
         for column in self.columns:
             for member in column.members:
@@ -134,7 +134,7 @@ class ScriptLog:
 
 
 def logs_of(file: PackFile, origin: str) -> list[ScriptLog]:
-    """The pack's logs for Zeek. Raises UsageError that begins with `origin` and names the place."""
+    """The pack's logs for Zeek. Raises UsageError that begins with `origin` and names the position."""
     try:
         columns = PackColumns(file)
         logs = [
@@ -204,7 +204,7 @@ def _package_modules() -> frozenset[str]:
 
 
 def _suffix(file: PackFile, path: str, module: str, event: str) -> str:
-    """What tells the log's names from those of the module's other logs; nothing where it is the only one."""
+    """The suffix that distinguishes the log's names from those of the module's other logs; empty without others."""
     others = [
         other
         for other, entry in file.logs.items()
@@ -271,7 +271,7 @@ def _check_type(path: str, place: str, column: RecordMember, one: Selected) -> N
 
 
 def _check_basic(path: str, place: str, columns: Sequence[RecordMember], first: Sequence[Selected]) -> None:
-    """Rows of agents that know no batches have the first of the columns."""
+    """Check that agents that do not support batches send the first columns."""
     if len(first) > len(columns):
         raise ValueError(f"{place}.sql: {misfit(path, len(columns), list(first))}")
     for column, one in zip(columns, first, strict=False):
@@ -279,7 +279,7 @@ def _check_basic(path: str, place: str, columns: Sequence[RecordMember], first: 
 
 
 def _explained(columns: Sequence[RecordMember], selected: Sequence[Selected]) -> tuple[RecordMember, ...]:
-    """The columns with what the tables' declarations say of them, where the pack says nothing."""
+    """The columns with descriptions from the tables' declarations, unless the pack has its own."""
     return tuple(
         replace(
             column,
@@ -293,7 +293,7 @@ def _explained(columns: Sequence[RecordMember], selected: Sequence[Selected]) ->
 def _batch_sql(
     place: str, query: QueryEntry, record: Sequence[RecordMember], whole: Sequence[Selected], columns: PackColumns
 ) -> str | None:
-    """The statement for batches, with result columns that are called as the record's fields; None for the same one."""
+    """The statement for batches, whose result columns have the names of the record's fields; None if unchanged."""
     given = query.sql if query.batch_sql is None else query.batch_sql
     is_unknown = any(one.is_declared_only for one in whole)
     if not is_unknown and all(_is_named(column, one) for column, one in zip(record, whole, strict=True)):
@@ -326,7 +326,7 @@ def _statement(file: PackFile, query: QueryEntry, batch_sql: str | None) -> Scri
     return ScriptStatement(
         sql=query.sql.strip(),
         batch_sql=batch_sql,
-        timing=Timing(max(seconds, SCHEDULE_MIN) if seconds else 0.0, subscription.value),
+        timing=Timing(max(seconds, SCHEDULE_MIN_SECONDS) if seconds else 0.0, subscription.value),
         requires_tables=query.requires_tables,
         if_missing_tables=query.if_missing_tables,
         groups=() if query.hosts else _groups(query),
@@ -342,7 +342,7 @@ def _groups(query: QueryEntry) -> tuple[str, ...]:
 
 
 def _check_names(logs: Sequence[ScriptLog]) -> None:
-    """Raises ValueError where two things in a module would have the same name."""
+    """Raises ValueError if two definitions in a module would have the same name."""
     for module in {log.module for log in logs}:
         taken: set[str] = set(_SHARED_NAMES)
         for log in (log for log in logs if log.module == module):
@@ -365,7 +365,7 @@ def _sql_text(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """A pack's text for a comment: one line of printable characters."""
+    """A pack's text as a comment: one line of printable characters."""
     text = " ".join("".join(one if one.isprintable() else " " for one in text).split())
     return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
 
