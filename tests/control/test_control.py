@@ -30,7 +30,7 @@ from zeek_agent.control.messages import (
     Rows,
     StatusRequest,
 )
-from zeek_agent.control.server import CONNECTIONS_MAX, Answer, ControlServer, SocketNotCreatedError
+from zeek_agent.control.server import CONNECTIONS_MAX, AnswerFunction, ControlServer, SocketNotCreatedError
 from zeek_agent.errors import AccessDeniedError, SqlError, UsageError, ZeekAgentError
 from zeek_agent.schema import Column, Parameter
 from zeek_agent.table import Table
@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
 class Agent:
     """A server on a socket, with an answer that the test gives."""
 
-    def __init__(self, path: Path, answer: Answer, **options: Any) -> None:
+    def __init__(self, path: Path, answer: AnswerFunction, **options: Any) -> None:
         self.server = ControlServer(path, None, answer, **options)
 
     async def __aenter__(self) -> ControlServer:

@@ -381,7 +381,7 @@ async def test_another_users_socket_is_not_used(shared_path: Path, caplog: pytes
                 assert f"may be another user's: it belongs to uid {NOBODY}" in row["reason"]
         assert "may be another user's" in caplog.text
         config = Config(osquery=OsquerySettings(socket=str(shared_path)), state_dir=str(shared_path.parent))
-        (found,) = [one for one in doctor.examine(config, {}) if one.name == "osquery"]
+        (found,) = [one for one in doctor.run_checks(config, {}) if one.name == "osquery"]
     assert found.verdict == "warn"
     assert "may be another user's" in found.found
 
@@ -466,7 +466,7 @@ def test_the_daemons_socket_is_looked_for_and_then_the_shells(tmp_path: Path, mo
 def test_doctor_asks_osquery_who_it_is(path: Path) -> None:
     def check(where: str) -> list[doctor.Check]:
         config = Config(osquery=OsquerySettings(socket=where), state_dir=str(path.parent))
-        return [one for one in doctor.examine(config, {}) if one.name == "osquery"]
+        return [one for one in doctor.run_checks(config, {}) if one.name == "osquery"]
 
     with Osqueryd(path, usual_tables()):
         (found,) = check(str(path))

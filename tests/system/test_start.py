@@ -25,7 +25,7 @@ from waiting import until
 from zeek_agent.collector import pack
 from zeek_agent.collector.server import Collector
 from zeek_agent.config import CollectorSettings
-from zeek_agent.terminal.status_report import as_text, gather
+from zeek_agent.terminal.status_report import as_text, gather_status
 
 PROGRAM = [sys.executable, "-m", "zeek_agent"]
 EVENTS = "zeek-agent-process-events"
@@ -173,7 +173,7 @@ def status(agent: RunningAgent) -> str:
     config, _ = load(None, {}, {"state_dir": str(agent.state)})
     asked = responders.connect(config)
     try:
-        return as_text(gather(asked))
+        return as_text(gather_status(asked))
     finally:
         asked.close()
 

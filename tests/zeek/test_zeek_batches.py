@@ -63,7 +63,7 @@ def test_cells_are_written_as_from_json_takes_them(kind: str, cell: object, expe
 @given(st.lists(st.tuples(st.sampled_from([Change.ADD, Change.DELETE, None]), st.text(max_size=40)), max_size=60))
 def test_no_row_is_lost_or_reordered_and_a_batch_has_one_change(rows: list[tuple[Change | None, str]]) -> None:
     whole = report([(change, (number, text)) for number, (change, text) in enumerate(rows)])
-    sent = [taken(one.frame) for one in batches.split(whole, "/t", CONTEXT, 7, 300)]
+    sent = [taken(one.frame) for one in batches.split_report(whole, "/t", CONTEXT, 7, 300)]
     numbers = [row["c0"] for one in sent for row in json.loads(one.rows)]
     assert numbers == list(range(len(rows)))
     changes = [one.context.change for one in sent for _ in json.loads(one.rows)]
@@ -79,7 +79,7 @@ def test_no_row_is_lost_or_reordered_and_a_batch_has_one_change(rows: list[tuple
 def test_the_same_report_is_split_the_same_way() -> None:
     whole = report([(Change.ADD, (number, "x" * (number * 37 % 90))) for number in range(200)])
     first, second = (
-        [taken(one.frame).rows for one in batches.split(whole, "/t", Context("Hagent", now, "q"), 100, 2000)]
+        [taken(one.frame).rows for one in batches.split_report(whole, "/t", Context("Hagent", now, "q"), 100, 2000)]
         for now in (1.0, 2.0)
     )
     assert first == second

@@ -70,7 +70,7 @@ log = logging.getLogger("zeek_agent.collector")
 
 @dataclass(frozen=True, slots=True)
 class CollectorLimits:
-    """CollectorLimits for all clients together, and for each of them."""
+    """Limits for all clients together, and for each of them."""
 
     connections: int = 1000
     agents: int = 10_000
