@@ -53,7 +53,7 @@ class AccessPolicy:
     def __init__(self, settings: AccessSettings | None = None, protected: Iterable[str] = ()) -> None:
         settings = settings or AccessSettings()
         self.protected = tuple(dict.fromkeys(normal(form) for path in protected for form in (path, _real(path))))
-        """The agent's own files and directories, which are denied whatever the configuration says."""
+        """The agent's own files and directories, which are always denied, whatever the configuration."""
         self.filesystems_allow = settings.filesystems_allow
         self.reports_only = settings.mode == "report"
         self.literals = tuple(rule for rule in settings.paths_deny if _WILDCARDS.isdisjoint(rule))
@@ -83,9 +83,9 @@ class AccessPolicy:
         )
 
     def may_read(self, path: str) -> bool:
-        """Whether a file that has this absolute path may be hashed; its contents also need `contents`.
+        """Whether a file with this absolute path may be hashed; reading its contents also requires `contents`.
 
-        Symbolic links are not followed here: ask for the path as written and for all that the file has.
+        Symbolic links are not followed here: check the path as written and every other path of the file.
         """
         return not self.denies(path) and self.allows(path)
 

@@ -125,7 +125,7 @@ class Agent:
             self._connect(url)
 
     def _start_bridge(self) -> Bridge | None:
-        """Let osquery's tables come and go, unless that is switched off."""
+        """Start the osquery bridge, unless it is disabled."""
         if self._config.osquery.socket == "off":
             return None
         from zeek_agent.osquery.bridge import Bridge
@@ -164,7 +164,7 @@ class Agent:
         return self._collector.connect()
 
     async def _start_control(self) -> None:
-        """Listen for commands. Where there can be no socket, say in a read-only state directory, go on without."""
+        """Listen for commands. Continue without if the socket cannot be created, as in a read-only state directory."""
         answer = answering(self.database, lambda: self.runner, self.status)
         control = ControlServer(self._places.socket, self._config.control.group, answer)
         try:

@@ -1,7 +1,7 @@
 """The agent's own log: standard error or a file, and the last entries for the table zeek_agent_log.
 
-One line a record: control characters and raw bytes, which names from the host may hold, are escaped. A line, and an
-entry's message, have at most `LINE_BYTES`: what is logged may come from whoever would like to fill the disk.
+One line per record: control characters and raw bytes, which names from the host may contain, are escaped. A line, and
+an entry's message, have at most `LINE_BYTES`, because logged text may come from someone who wants to fill the disk.
 """
 
 from __future__ import annotations

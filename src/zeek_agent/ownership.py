@@ -65,7 +65,7 @@ class _Place:
     """Why users other than root and the agent's could replace the file; None if nobody can."""
 
     def enter(self, directory: int) -> None:
-        """Go on in that directory, and note whether others could replace what is in it."""
+        """Continue in that directory, and record whether others could replace its files."""
         self.leave()
         self.descriptor = directory
         status = os.fstat(directory)

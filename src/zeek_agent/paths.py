@@ -1,7 +1,7 @@
 """Locations of configuration, state directory, control socket and history.
 
-Root uses the system's directories; everybody else the XDG base directories. With an own state directory, the control
-socket lies in it.
+Root uses the system's directories, everybody else the XDG base directories. If a state directory is set, the control
+socket is in it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Declarations: Zeek's types, columns and parameters, as data.
 
 A table is declared once. The SQL declaration, the documentation, Zeek's record types, the shell's help and the
-contract tests are derived from the declaration. This module knows nothing of SQLite, Zeek's wire or the host.
+contract tests are derived from the declaration. This module is independent of SQLite, Zeek's protocol and the host.
 """
 
 from __future__ import annotations

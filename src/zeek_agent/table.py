@@ -1,6 +1,4 @@
-"""Tables: a declaration with the function that yields its rows, what a statement wants of it, and what it may ask of
-its surroundings.
-"""
+"""Tables: a declaration with the function that yields its rows, the constraints of a statement, and the context."""
 
 from __future__ import annotations
 
@@ -108,7 +106,7 @@ class Constraints:
         return self.equalities.get(column)
 
     def integers(self, column: str) -> list[int] | None:
-        """`equal` for a column of whole numbers, in ascending order; None also when one of the values is no integer."""
+        """`equal` for a column of whole numbers, in ascending order; None if one of the values is not an integer."""
         values = self.equalities.get(column)
         if values is None or not all(isinstance(value, int) for value in values):
             return None

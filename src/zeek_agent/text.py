@@ -2,11 +2,11 @@
 
 Inside the agent such text is a `str` that SQLite can store and that maps back to the same bytes: each byte that is not
 part of valid UTF-8 becomes one character of U+EF80…U+EFFF (the private range that MirBSD's OPTU-8 uses for this); a
-genuine character of that range is kept byte by byte the same way, so nothing is ambiguous. Ordinary text, which is
-nearly all of it, is unchanged, and SQL compares it as one would expect.
+genuine character of that range is represented byte by byte in the same way, so nothing is ambiguous. Ordinary text,
+which is nearly all of it, is unchanged, and SQL compares it as expected.
 
-Towards Zeek and a terminal `escaped` writes what Zeek's own logs write: `\\xNN` for such bytes and for control
-characters, a backslash doubled.
+For Zeek and terminals, `escaped` writes the same as Zeek's own logs: `\\xNN` for such bytes and for control characters,
+and doubled backslashes.
 """
 
 from __future__ import annotations
