@@ -24,6 +24,7 @@ VERDICTS_KEPT: Final = 1024
 """Paths whose verdicts are cached, because repeated queries return to the same ones."""
 _WILDCARDS: Final = frozenset("*?[!")
 _COPY_PARTS_MIN: Final = 3
+"""Path components by which a copy of the agent's own files is recognized; fewer match unrelated files."""
 _ENDS: Final = frozenset({"", "/", ".", "-", "~"})
 _DEFAULT_DENY: Final = frozenset(access_defaults.PATHS_DENY)
 

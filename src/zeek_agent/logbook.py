@@ -28,6 +28,7 @@ LINE_BYTES: Final = 4096
 
 _NOTICE: Final = "… [{:,} bytes truncated] …"
 _NOTICE_BYTES: Final = 40
+"""Space for the notice with any number."""
 _HEAD_SHARE: Final = 0.75
 """The beginning tells what happened, and the end of a traceback the reason."""
 _TRACEBACK = logging.Formatter()

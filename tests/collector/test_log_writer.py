@@ -299,7 +299,7 @@ def test_times_in_headers_and_names_are_local(tmp_path: Path, monkeypatch: pytes
 
 def test_logs_rotate_at_multiples_of_the_interval(tmp_path: Path) -> None:
     clock = Clock(7200.0 * 1000 + 7000)
-    directory = logs(tmp_path, clock, rotate_interval=3600.0)
+    directory = logs(tmp_path, clock, rotate_interval_seconds=3600.0)
     log = directory.files["test"]
     opened = clock.now
     log.write((1.0, "before"))

@@ -187,7 +187,7 @@ async def test_a_client_that_does_not_read_is_bounded_and_disconnected(path: Pat
         finally:
             ended.set()
 
-    async with Agent(path, flood, send_timeout=0.3):
+    async with Agent(path, flood, send_timeout_seconds=0.3):
         _, writer = await asyncio.open_unix_connection(str(path), limit=1024)
         writer.write(b'{"request":"status"}\n')
         await asyncio.wait_for(ended.wait(), 10)

@@ -153,7 +153,7 @@ class Collector:
         self._logs = LogDirectory(
             Path(settings.logs),
             kind=settings.format,
-            rotate_interval=settings.rotate_interval,
+            rotate_interval_seconds=settings.rotate_interval,
             rotate_bytes=settings.rotate_bytes,
             clock=clock,
         )

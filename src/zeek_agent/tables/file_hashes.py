@@ -32,6 +32,7 @@ SETTLED_SECONDS: Final = 0.1
 _TOO_LARGE: Final = f"larger than {HASHED_BYTES_MAX} bytes, so without hashes"
 _WILDCARD: Final = re.compile(r"[*?\[\\]")
 _CHUNK_BYTES: Final = 1 << 20
+"""Bytes hashed between checks of the time limit."""
 
 file_hashes = Table(
     "file_hashes",
