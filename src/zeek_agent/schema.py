@@ -44,8 +44,8 @@ _ZEEK_SCRIPT_TYPES: Final = {
 
 ZEEK_KEYWORDS: Final = frozenset(
     """F T add addr any as assert bool break case const copy count default delete do double else enum event export
-    fallthrough file for function global hook if in interval is local module next of opaque option pattern port print
-    record redef return schedule set string subnet switch table time timeout type vector when while""".split()  # noqa: SIM905
+    fallthrough file for function global hook if in int interval is local module next of opaque option pattern port
+    print record redef return schedule set string subnet switch table time timeout type vector when while""".split()  # noqa: SIM905
 )
 """Words that cannot be a record's field."""
 

@@ -24,7 +24,8 @@ DEFAULT: Final = "the default pack"
 RESERVED: Final = frozenset({"zeek-agent", "reporter"})
 """Logs that the collector writes itself."""
 
-Seconds = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+"""At most some 30 years: what Zeek can hold as an interval has an end."""
 SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]
 Audience: TypeAlias = Literal["collector", "zeek"]
 

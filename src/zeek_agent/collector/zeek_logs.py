@@ -11,10 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Final
 
 from zeek_agent.collector import pack_file
-from zeek_agent.collector.columns import PackColumns, Selected, misfit
+from zeek_agent.collector.columns import BEHIND_STATEMENT, PackColumns, Selected, misfit
 from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
 from zeek_agent.database.sql_connection import Profile
@@ -30,6 +31,8 @@ MEMBER_TYPES: Final = frozenset({"string", "count", "int", "double", "bool"})
 
 _TAKEN_MODULES: Final = frozenset({"GLOBAL", "ZeekAgent", "ZeekAgentAPI"})
 _SHARED_NAMES: Final = frozenset({"enabled", "query_interval", "subscription", "log_policy"})
+_LOCAL_NAMES: Final = re.compile(r"(?:sql|batch_sql|query|query_interval|subscription)(?:_\d+)?|zeek_init")
+"""Names that an event cannot have, because the module's `zeek_init` uses them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,8 @@ def logs_of(file: PackFile, origin: str) -> list[ScriptLog]:
             for path, entry in file.logs.items()
             if file.queries_for("zeek", path) or not file.queries_for("collector", path)
         ]
+        if not logs:
+            raise ValueError("the pack has no log for Zeek")
         _check_names(logs)
     except ValueError as error:
         raise UsageError(f"{origin}: {error}") from None
@@ -183,10 +188,19 @@ def _module_and_event(file: PackFile, path: str, entry: LogEntry) -> tuple[str, 
     module, _, event = (entry.event or "").rpartition("::")
     if not module:
         module, event = f"ZeekAgent_{camel(path.removeprefix(PACKAGE_PREFIX))}", "query_result"
+        if not path.startswith(PACKAGE_PREFIX) and module in _package_modules():
+            raise ValueError(f'logs.{path}: our Zeek package has a module {module}: set event = "Module::name"')
     parts = [*module.split("::"), event]
-    if module in _TAKEN_MODULES or not ZEEK_KEYWORDS.isdisjoint(parts):
+    if module in _TAKEN_MODULES or _LOCAL_NAMES.fullmatch(event) or not ZEEK_KEYWORDS.isdisjoint(parts):
         raise ValueError(f"logs.{path}: event: {module}::{event} is already used in Zeek, choose another Module::name")
     return module, event
+
+
+@cache
+def _package_modules() -> frozenset[str]:
+    """The modules of the package's own logs."""
+    file, _ = pack_file.load()
+    return frozenset(_module_and_event(file, path, entry)[0] for path, entry in file.logs.items())
 
 
 def _suffix(file: PackFile, path: str, module: str, event: str) -> str:
@@ -281,14 +295,17 @@ def _batch_sql(
 ) -> str | None:
     """The statement for batches, whose result columns have the names of the record's fields; None if unchanged."""
     given = query.sql if query.batch_sql is None else query.batch_sql
-    if all(_is_named(column, one) for column, one in zip(record, whole, strict=True)):
+    is_unknown = any(one.is_declared_only for one in whole)
+    if not is_unknown and all(_is_named(column, one) for column, one in zip(record, whole, strict=True)):
         return None if query.batch_sql is None else given.strip()
-    inner = given.strip().rstrip(";").rstrip()
-    end = "\n" if "--" in inner else ""  # so that the bracket is not part of a comment
+    inner = given.strip().rstrip(BEHIND_STATEMENT) if is_unknown else columns.statement_text(place, given)
+    end = "\n" if "--" in inner else ""  # so that a comment does not take the bracket
     names = [f"c{number}" for number in range(1, len(record) + 1)]
     results = ", ".join(map(_result, names, record, whole))
     wrapped = f"WITH r({', '.join(names)}) AS ({inner}{end}) SELECT {results} FROM r"
-    _check_selected("", f"{place} (renamed)", record, columns.compiled(f"{place} (renamed)", wrapped, Profile.FULL))
+    if not is_unknown:
+        place = f"{place}, with the columns renamed as the fields"
+        _check_selected("", place, record, columns.compiled(place, wrapped, Profile.FULL))
     return wrapped
 
 
@@ -312,10 +329,16 @@ def _statement(file: PackFile, query: QueryEntry, batch_sql: str | None) -> Scri
         timing=Timing(max(seconds, SCHEDULE_MIN_SECONDS) if seconds else 0.0, subscription.value),
         requires_tables=query.requires_tables,
         if_missing_tables=query.if_missing_tables,
-        groups=() if query.hosts else query.groups,
+        groups=() if query.hosts else _groups(query),
         hosts=query.hosts,
         is_enabled=query.enabled,
     )
+
+
+def _groups(query: QueryEntry) -> tuple[str, ...]:
+    """The groups to query, each once. Every agent is in `all`, and would run the query once more for another group."""
+    lower = tuple(dict.fromkeys(group.lower() for group in query.groups))
+    return ("all",) if "all" in lower else tuple(dict.fromkeys(query.groups))
 
 
 def _check_names(logs: Sequence[ScriptLog]) -> None:

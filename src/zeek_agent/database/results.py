@@ -79,6 +79,8 @@ class Statement:
     tables: frozenset[str]
     headings: tuple[Heading, ...] = ()
     """The columns with their origin and, unless it is an untyped expression, their type."""
+    text: str = ""
+    """The statement as SQLite read it, up to its semicolon: what follows in the text was not compiled."""
 
 
 class RowErrors:

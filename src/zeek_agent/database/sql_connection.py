@@ -26,7 +26,7 @@ from zeek_agent.database.sandbox import (
 )
 from zeek_agent.database.scans import IndexedScan, SharedScans
 from zeek_agent.database.virtual_tables import Layout, NumbersNeeded, TableModule, quoted
-from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
+from zeek_agent.errors import AccessDeniedError, LimitError, SqlError, UnknownTableError
 from zeek_agent.host.files.reads import FileReads
 from zeek_agent.schema import Row, Value
 from zeek_agent.table import Constraints, Table, TableContext
@@ -117,6 +117,7 @@ class SqlConnection:
         self._store_uri = store.uri if store else None
         self._views = profile is Profile.FULL and store is not None
         self._headings: list[Heading] = []
+        self._text = ""
         self._explains = False
         self._cacheable: dict[str, None] = {}
         self._encode = msgspec.msgpack.Encoder().encode
@@ -152,7 +153,7 @@ class SqlConnection:
         with suppress(apsw.ExecTraceAbort), self._statement(sql, compile_only=True):
             pass
         heads = tuple(self._headings)
-        return Statement(tuple(head.column() for head in heads), frozenset(self._authorizer.tables), heads)
+        return Statement(tuple(head.column() for head in heads), frozenset(self._authorizer.tables), heads, self._text)
 
     def is_current(self, catalog: Catalog, store: AttachedStore | None) -> bool:
         """Whether the connection still has these tables and this store."""
@@ -230,6 +231,7 @@ class SqlConnection:
             raise AccessDeniedError("statements may only read")
         self._authorizer.check_compiled()
         self._explains = bool(cursor.is_explain)
+        self._text = sql
         self._headings += headings(cursor.description_full, self._names)
         self.run.value_bytes = value_limit(self._limits, len(self._headings))
         self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, self.run.value_bytes)
@@ -252,8 +254,11 @@ class SqlConnection:
             return SqlError("the statement makes a text that is not valid UTF-8")
         message = self._hidden.redact(str(error)) or type(error).__name__
         _, missing, name = message.rpartition("no such table: ")
-        why = self.catalog.gone.get(name.rpartition(".")[2]) if missing else None
-        return SqlError(f"{message} any more: {why}" if why else message)
+        if not missing:
+            return SqlError(message)
+        table = name.rpartition(".")[2]
+        why = self.catalog.gone.get(table)
+        return UnknownTableError(f"{message} any more: {why}" if why else message, table)
 
     def _prepare(self, profile: Profile, store: AttachedStore | None) -> None:
         """Set up everything that the connection needs before it accepts statements."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from json.encoder import encode_basestring
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -43,6 +43,8 @@ class ProtocolError(ZeekAgentError):
 
 class Nothing(Struct, tag_field="@data-type", tag="none", frozen=True):
     """An unset field. Its `data` is skipped, because small JSON can take thirty times as much memory."""
+
+    data: ClassVar[None] = None
 
 
 class Boolean(Struct, tag_field="@data-type", tag="boolean", frozen=True, gc=False):
@@ -200,8 +202,6 @@ def to_cell(value: Data) -> Value:
 
     Raises ProtocolError for an invalid time, interval or port.
     """
-    if isinstance(value, Nothing):
-        return None
     convert = _PLAIN.get(type(value))
     return value.data if convert is None else convert(value.data)  # type: ignore[return-value]
 

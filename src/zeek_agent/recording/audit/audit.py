@@ -309,12 +309,14 @@ class AuditSockets(AuditSource):
         for call in calls:
             found = open_by_namespace[call.process.netns or self._own]
             own = found.get(call.inode or 0)
+            if own is not None and not _is_connected_to(own, *_peer(call)):
+                own = None  # its descriptor had been reused before the record was read
             state = call.state
             if state is None and own is not None:
                 if own.state == TcpState.SYN_SENT and time.time() < call.event.time + _CONNECTING_SECONDS_MAX:
                     self._connecting.append(call)
                     continue
-                state = "established" if own.state in {TcpState.ESTABLISHED, TcpState.CLOSE_WAIT} else "failed"
+                state = None if own.state == TcpState.SYN_SENT else "established"
             flow = _flow(call, own, found.get(call.listener or 0))
             if not self._exclusions.flow(flow):
                 rows.append(socket_event(flow, state, call.direction, call.process, time=call.event.time))
@@ -372,16 +374,25 @@ def _open_sockets(pid: int, own: bool) -> dict[int, InternetSocket]:
         return {}
 
 
-def _flow(call: _CompletedCall, own: InternetSocket | None, listener: InternetSocket | None) -> Flow:
-    """Both ends: the peer from the record, the local end from the socket if it was still open."""
+def _peer(call: _CompletedCall) -> tuple[bytes, int]:
+    """The peer's address and port by the record."""
     assert call.event.address is not None
     peer = audit_records.internet_address(call.event.address)
     assert peer is not None
-    remote, remote_port = peer
+    return on_the_wire(b"", peer[0])[1], peer[1]
+
+
+def _is_connected_to(own: InternetSocket, remote: bytes, remote_port: int) -> bool:
+    """Whether a socket has that peer. A connection to the unspecified address is one to the host itself."""
+    return own.connected and own.remote_port == remote_port and (own.remote == remote or not any(remote))
+
+
+def _flow(call: _CompletedCall, own: InternetSocket | None, listener: InternetSocket | None) -> Flow:
+    """Both ends: the peer from the record, the local end from the socket if it was still open."""
     netns = call.process.netns
-    if own is not None and own.connected:
+    if own is not None:
         return Flow(own.protocol, own.local, own.local_port, own.remote, own.remote_port, own.cookie, netns)
-    _, remote = on_the_wire(b"", remote)
+    remote, remote_port = _peer(call)
     if listener is not None:
         specific = any(listener.local) and len(listener.local) == len(remote)
         ours = listener.local if specific else None

@@ -48,6 +48,7 @@ class _OpenSocket:
     process: Process | None = None
     searches: int = 0
     missed: int = 0
+    missing_since: float = 0.0
 
 
 class SocketChanges:
@@ -55,7 +56,8 @@ class SocketChanges:
 
     `find` returns the owners of sockets, by inode. The owner of a socket is searched for up to `attribution_timeout`
     seconds. A socket missing from a list is gone after `misses` more lists, because the kernel's dump can omit a socket
-    while others are opened and closed. Times are seconds since the epoch.
+    while others are opened and closed. An attempt to connect that is gone waits `outcome_timeout` seconds for the
+    kernel's report of its outcome. Times are seconds since the epoch.
     """
 
     def __init__(
@@ -65,11 +67,13 @@ class SocketChanges:
         *,
         attribution_timeout: float,
         misses: int = 0,
+        outcome_timeout: float = 0.0,
     ) -> None:
         self._find = find
         self._exclusions = exclusions
         self._attribution_timeout = attribution_timeout
         self._misses = misses
+        self._outcome_timeout = outcome_timeout
         self._open: dict[object, _OpenSocket] = {}
         self._unreported: dict[object, _OpenSocket] = {}
         self._members: dict[int | None, set[object]] = {}
@@ -91,23 +95,28 @@ class SocketChanges:
         members = self._members[netns]
         for key in before - members:
             entry = self._open[key]
+            if not entry.missed:
+                entry.missing_since = now
             entry.missed += 1
-            if entry.missed > self._misses:
+            awaits_outcome = entry.state is None and now < entry.missing_since + self._outcome_timeout
+            if entry.missed > self._misses and not awaits_outcome:
                 self._close(key, now)
             else:
                 members.add(key)
 
-    def destroyed(self, netns: int | None, socket: InternetSocket, now: float) -> None:
-        """Record a close that the kernel reported; no list may have contained the socket."""
+    def destroyed(self, netns: int | None, socket: InternetSocket, now: float, *, was_established: bool | None) -> None:
+        """Record a close that the kernel reported; no list may have contained the socket.
+
+        `was_established`: whether its connection ever was; None if the kernel did not report that.
+        """
         key = _key(netns, socket)
         if key in self._open:
-            self._close(key, now)
+            self._close(key, now, was_established)
         elif key not in self._closed and socket.connected:
             self._closed[key] = now
-            entry = _OpenSocket(_flow(netns, socket), "established", None, 0, socket.uid, now)
+            entry = _OpenSocket(_flow(netns, socket), None, None, 0, socket.uid, now)
             entry.direction = self._direction(entry.flow)
-            self._report(entry, "established", now)
-            self._report(entry, "closed", now)
+            self._report_unseen(entry, now, was_established)
 
     def collect(self, now: float) -> list[SocketEvent]:
         """The rows since the last call."""
@@ -129,6 +138,16 @@ class SocketChanges:
             self._close(key, now)
         del self._members[netns], self._listeners[netns]
 
+    def has_attempts(self, netns: int | None) -> bool:
+        """Whether a network namespace has an attempt to connect whose outcome is not known yet."""
+        return any(self._open[key].state is None for key in self._members[netns])
+
+    def end_waiting(self, now: float) -> None:
+        """Close the attempts that wait for the kernel's report."""
+        for key, entry in list(self._open.items()):
+            if entry.state is None and entry.missed:
+                self._close(key, now)
+
     def _note(self, netns: int | None, sockets: Iterable[InternetSocket], now: float) -> None:
         """Add new sockets and update the others."""
         present: set[object] = set()
@@ -141,6 +160,9 @@ class SocketChanges:
             key = _key(netns, socket)
             present.add(key)
             entry = self._open.get(key)
+            if entry is not None and entry.state is None and entry.flow[3:5] != socket[4:6]:
+                self._close(key, now)  # the same socket connects to another peer
+                entry = None
             if entry is None:
                 entry = _OpenSocket(_flow(netns, socket), state, None, socket.inode, socket.uid, now)
                 self._open[key] = self._unreported[key] = entry
@@ -194,17 +216,28 @@ class SocketChanges:
             self._attribution_timeout if entry.inode else max(self._attribution_timeout, _ACCEPT_TIMEOUT_SECONDS)
         )
 
-    def _close(self, key: object, now: float) -> None:
+    def _close(self, key: object, now: float, was_established: bool | None = None) -> None:
         entry = self._open.pop(key)
         unreported = self._unreported.pop(key, None)
         self._members.get(entry.flow.netns, set()).discard(key)
         self._closed[key] = now
         if entry.state is None:
-            self._report(entry, "failed", now)
+            self._report_unseen(entry, now, was_established)
             return
         if unreported is not None:
             self._report(entry, entry.state, entry.since)
         self._report(entry, "closed", now)
+
+    def _report_unseen(self, entry: _OpenSocket, now: float, was_established: bool | None) -> None:
+        """Report the end of a connection that no list has shown as established.
+
+        It may have been established between two lists. If the kernel did not report that, the state is `closed` alone,
+        which claims neither success nor failure.
+        """
+        at = entry.missing_since if entry.missed else now
+        if was_established:
+            self._report(entry, "established", at)
+        self._report(entry, "failed" if was_established is False else "closed", at)
 
     def _report(self, entry: _OpenSocket, state: SocketState, at: float) -> None:
         if self._exclusions.process(entry.process) or self._exclusions.flow(entry.flow):
