@@ -83,7 +83,7 @@ def test_rows_are_numbered_and_can_be_read_by_another_connection(path: Path, rea
     store.close()
 
 
-def test_rows_are_committed_without_being_asked(path: Path) -> None:
+def test_rows_are_committed_without_a_flush(path: Path) -> None:
     store = EventStore(path, [THINGS], EventSettings(commit_interval=0.05))
     store.append("things_events", [thing(1)])
     until_sync(lambda: store.last_seq("things_events") == 1, 2.0)
@@ -124,7 +124,7 @@ def test_the_id_and_the_numbers_outlive_a_restart(path: Path) -> None:
     again.close()
 
 
-def test_a_number_is_never_used_again(path: Path) -> None:
+def test_a_number_is_never_reused(path: Path) -> None:
     settings = EventSettings(retention_age=3600)
     store = EventStore(path, [THINGS], settings)
     store.append("things_events", [thing(n, time_=1.0) for n in range(10)])
@@ -185,7 +185,7 @@ def test_a_row_that_does_not_fit_is_counted_and_the_others_are_stored(path: Path
     store.close()
 
 
-def test_what_the_queue_cannot_hold_is_counted_and_append_does_not_wait(path: Path) -> None:
+def test_rows_beyond_the_queue_are_counted_and_append_does_not_block(path: Path) -> None:
     store = EventStore(path, [THINGS], EventSettings(queue_rows=100, commit_interval=3600.0))
     for number in range(25):
         store.append("things_events", [thing(number)] * 10)
@@ -219,7 +219,7 @@ def test_many_threads_lose_nothing(path: Path, read: Read) -> None:
     store.close()
 
 
-def test_an_unknown_table_is_a_mistake_of_the_caller() -> None:
+def test_an_unknown_table_is_an_error_of_the_caller() -> None:
     store = EventStore(None, [THINGS])
     with pytest.raises(KeyError):
         store.append("nothing_events", [thing(1)])
@@ -254,7 +254,7 @@ def test_the_files_stay_within_their_bytes_and_the_oldest_rows_go_first(path: Pa
     assert count > 5_000  # type: ignore[operator]
 
 
-def test_room_is_taken_from_the_table_with_the_oldest_rows(path: Path) -> None:
+def test_space_is_freed_in_the_table_with_the_oldest_rows(path: Path) -> None:
     old, new = declared(("time", "time"), ("text", "text"), name="old_events"), THINGS
     store = EventStore(path, [old, new], EventSettings(retention_bytes=2_000_000))
     store.append("old_events", [(1_000_000_000.0 + n, "x" * 100) for n in range(100)])
@@ -267,7 +267,7 @@ def test_room_is_taken_from_the_table_with_the_oldest_rows(path: Path) -> None:
     store.close()
 
 
-def test_a_reader_that_stays_does_not_let_the_log_grow_without_end(path: Path) -> None:
+def test_a_long_reader_does_not_make_the_log_grow_without_bound(path: Path) -> None:
     limit = 1_000_000
     store = EventStore(path, [THINGS], EventSettings(retention_bytes=limit, queue_rows=3_000))
     store.append("things_events", [thing(0)])
@@ -288,7 +288,7 @@ def test_a_reader_that_stays_does_not_let_the_log_grow_without_end(path: Path) -
     store.close()
 
 
-def test_what_was_delivered_is_known_at_once_and_after_a_restart(path: Path) -> None:
+def test_delivery_state_is_available_immediately_and_after_a_restart(path: Path) -> None:
     store = EventStore(path, [THINGS])
     assert store.delivered("query") is None
     store.acknowledge("query", {"things_events": 3}, None)

@@ -39,6 +39,7 @@ _ORIGINAL, _REPLY, _STATUS, _STATUS_MASK = 1, 2, 3, 26
 _IP, _PROTOCOL = 1, 2
 _SO_ATTACH_FILTER: Final = 26
 _BUFFER_BYTES: Final = 4 << 20
+"""Receive buffer for bursts of translated connections."""
 _REFUSALS: Final = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
 SYSCTL: Final = Path("/proc/sys/net/netfilter")
 
