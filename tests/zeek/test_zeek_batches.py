@@ -138,7 +138,7 @@ async def test_a_stock_package_is_offered_the_columns_of_version_2() -> None:
         assert one.runner.installed[0].recipient.profile is Profile.STOCK
 
 
-async def test_a_query_goes_on_only_once_the_script_has_acknowledged() -> None:
+async def test_a_query_continues_only_after_the_scripts_acknowledgement() -> None:
     async with connected(many(1)) as (_one, client):
         await client.hello(features=FEATURES)
         await client.install("q", wanted(schedule=0.05, subscription=Subscription.SNAPSHOTS))

@@ -69,7 +69,7 @@ class ContainedDatabase(SqlDatabase):
         self, sql: str, *, profile: Profile = Profile.FULL, lane: Lane = Lane.SNAPSHOTS, origin: str = "local"
     ) -> Statement:
         self.check_length(sql, origin)
-        self._note(sql, origin)
+        self._log_statement(sql, origin)
         return await self._compile(sql, profile, origin)
 
     async def query(
@@ -86,7 +86,7 @@ class ContainedDatabase(SqlDatabase):
             rows = [row async for row in _rows(encoded)]
         finally:
             encoded.close()
-        return Result(encoded.columns, rows, encoded.errors, encoded.size, encoded.files)
+        return Result(encoded.columns, rows, encoded.errors, encoded.size_bytes, encoded.files)
 
     async def encoded(
         self,
@@ -100,7 +100,7 @@ class ContainedDatabase(SqlDatabase):
         change: str | None = None,
     ) -> EncodedResult:
         self.check_length(sql, origin)
-        self._note(sql, origin)
+        self._log_statement(sql, origin)
         asked_at = time.monotonic()
         statement = await self._compile(sql, profile, origin)
         kind = WorkerClass.EVENTS if self._reads_only_events(statement) else WorkerClass.SNAPSHOTS

@@ -28,13 +28,13 @@ _decode_files: Final = msgspec.msgpack.Decoder(Omissions).decode
 class EncodedResult:
     """A result that is not in this process. Frames are read from the spool each time they are iterated.
 
-    `size` is the size of the packed rows in bytes, `row_count` their number.
+    `size_bytes` is the size of the packed rows, `row_count` their number.
     """
 
     def __init__(self, file: int, head: Head) -> None:
         self.columns = tuple(ResultColumn(name, ZeekType.parse(kind)) for name, kind in head.columns)
         self.row_count = head.rows
-        self.size = head.size
+        self.size_bytes = head.size_bytes
         self.errors = tuple(head.errors)
         self.files = _decode_files(head.files) if head.files else Omissions()
         self._file = file

@@ -128,12 +128,15 @@ class CompiledStatement(Struct, frozen=True, tag="compiled"):
 
 
 class Head(Struct, frozen=True, tag="head"):
-    """The statement has ended well: its frames follow, or are already there. `size` is that of the packed rows."""
+    """The statement has ended well: its frames follow, or are already there.
+
+    `size_bytes` is the size of the packed rows; columns are `(name, type)`.
+    """
 
     id: int
     columns: list[tuple[str, str]]
     rows: int
-    size: int
+    size_bytes: int
     errors: list[str]
     files: bytes
     """The omissions of files, as msgpack; empty when there are none."""

@@ -77,14 +77,14 @@ def sock_diag_of(pid: str) -> int:
 def packed_translations() -> bytes:
     """The address translations of this network namespace, as msgpack. Blocks. Raises SqlError."""
     try:
-        return _encode(list(conntrack.translations().items()))
+        return _encode(list(conntrack.list_translations().items()))
     except OSError as error:
         raise SqlError(f"address translations: {error}") from error
 
 
 def passed_iterator(program: str) -> int:
     """A descriptor of a BPF iterator, for one pass. Raises SqlError."""
-    loaded = iterators.loaded()
+    loaded = iterators.loaded_iterators()
     if program not in PROGRAMS or not isinstance(loaded, iterators.Iterators):
         raise SqlError(f"there is no iterator {program}")
     try:

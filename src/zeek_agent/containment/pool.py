@@ -55,6 +55,8 @@ RESTART_SECONDS: Final = (1.0, 60.0)
 
 T = TypeVar("T")
 
+_STATEMENTS_FAULT: Final = frozenset({KillCause.TIME, KillCause.MEMORY, KillCause.CRASH, KillCause.PROTOCOL})
+
 
 @dataclass(slots=True)
 class Rest:
@@ -121,6 +123,7 @@ class WorkerPool:
         self._restart_pause = RESTART_SECONDS[0]
         self._empty_since: float | None = None
         self._closed = False
+        self._ending: asyncio.Task[None] | None = None
         self.killed: Counter[str] = Counter()
         """Workers that were killed or lost, by cause, since the agent started."""
         self.zygote_starts = 0
@@ -183,6 +186,8 @@ class WorkerPool:
         if self._zygote is not None:
             self._zygote.close()
             await self._zygote.wait(SHUTDOWN_SECONDS)
+        if self._ending is not None:
+            await self._ending
         for worker in self.processes:
             if worker.is_alive:
                 log.warning("worker %d is left behind: it was killed and does not end", worker.pid)
@@ -198,7 +203,7 @@ class WorkerPool:
         try:
             result = await work(worker)
         except SqlError:
-            if worker.cause in (KillCause.TIME, KillCause.MEMORY, KillCause.CRASH, KillCause.PROTOCOL):
+            if worker.cause in _STATEMENTS_FAULT and self._zygote is not None and self._zygote.is_running():
                 self._let_rest(key, worker.cause)
             raise
         self._resting.pop(key, None)
@@ -267,14 +272,16 @@ class WorkerPool:
             or time.monotonic() - max(worker.busy_since for worker in own) < SECOND_WORKER_SECONDS
         ):
             return False
-        alive = sum(worker.counts for worker in self.processes) + self._starting.total()
-        if alive < self._limits.processes:
+        if self._alive() + self._starting.total() < self._limits.processes:
             return True
-        idle = [worker for worker in self.processes if worker.state is WorkerState.IDLE]
-        if not idle:
-            return False
-        self._retire(min(idle, key=lambda worker: worker.idle_since))
-        return True
+        idle = [worker for worker in self.processes if worker.state is WorkerState.IDLE and worker.counts]
+        if idle and not any(worker.is_ending for worker in self.processes):
+            self._retire(min(idle, key=lambda worker: worker.idle_since))
+        return False
+
+    def _alive(self) -> int:
+        """Processes that take a place, those included that are about to end."""
+        return sum(worker.is_alive and worker.state is not WorkerState.ABANDONED for worker in self.processes)
 
     async def _start(self, recipient: str, kind: WorkerClass) -> WorkerProcess:
         abandoned = sum(worker.state is WorkerState.ABANDONED for worker in self.processes)
@@ -339,7 +346,9 @@ class WorkerPool:
         if self._closed:
             return
         log.error("the zygote of worker processes has ended; the next is started in %g s", self._restart_pause)
-        self._zygote = None
+        zygote, self._zygote = self._zygote, None
+        if zygote is not None:
+            self._ending = asyncio.get_running_loop().create_task(zygote.wait(START_SECONDS))
         self._restart_after = time.monotonic() + self._restart_pause
         self._restart_pause = min(self._restart_pause * 2, RESTART_SECONDS[1])
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
-from zeek_agent import errors
 from zeek_agent.containment import channel, messages
 from zeek_agent.containment.channel import ChannelError
 from zeek_agent.containment.encoded_result import EncodedResult
@@ -31,7 +30,7 @@ from zeek_agent.containment.messages import (
     StatementFailed,
 )
 from zeek_agent.containment.protections import Protections
-from zeek_agent.errors import LimitError, SqlError
+from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 
 if TYPE_CHECKING:
     from zeek_agent.containment.zygote import Started
@@ -146,6 +145,11 @@ class WorkerProcess:
         return self._cause is None and self.state not in (WorkerState.DEAD, WorkerState.ABANDONED)
 
     @property
+    def is_ending(self) -> bool:
+        """Whether it was told to end, and is still there."""
+        return self._cause is not None and self.state not in (WorkerState.DEAD, WorkerState.ABANDONED)
+
+    @property
     def is_alive(self) -> bool:
         return self.state is not WorkerState.DEAD
 
@@ -237,9 +241,7 @@ class WorkerProcess:
                 result.finish()
                 self._free()
             case StatementFailed() if message.id == self._id:
-                kind = getattr(errors, message.kind, SqlError)
-                is_error = isinstance(kind, type) and issubclass(kind, SqlError)
-                self._reject(kind(message.text) if is_error else SqlError(message.text))
+                self._reject(_KINDS.get(message.kind, SqlError)(message.text))
                 self.is_spent = message.spent
                 self._free()
             case _:
@@ -342,6 +344,9 @@ class WorkerProcess:
 def _lost() -> SqlError:
     return SqlError("the statement's worker process was lost: it crashed, or needed more than limits.worker_bytes")
 
+
+_KINDS: Final[dict[str, type[SqlError]]] = {"AccessDeniedError": AccessDeniedError, "LimitError": LimitError}
+"""Errors that the agent treats differently from others."""
 
 _ERRORS: Final[dict[KillCause, Callable[[], SqlError]]] = {
     KillCause.TIME: lambda: LimitError("the statement took longer than limits.time; its process was killed"),

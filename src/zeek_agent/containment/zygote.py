@@ -66,6 +66,10 @@ class Zygote:
     def pid(self) -> int:
         return self._process.pid
 
+    def is_running(self) -> bool:
+        """Whether it has not ended; its workers end with it."""
+        return self._process.poll() is None
+
     async def start(self, spawn: Spawn) -> Started:
         """Start a worker. Raises WorkerLostError."""
         own, theirs = channel.pair()

@@ -1,7 +1,7 @@
 """The result of a statement: typed columns, rows whose cells fit them, and counts of omissions.
 
 A result column that comes from a table's column has that column's type. An expression is typed by its alias
-(`max(pid) AS "pid:count"`, the suffix is cut off), else by what SQLite made of it: `int`, `real`, `text`, `blob`.
+(`max(pid) AS "pid:count"`, the suffix is removed), else by SQLite's storage class: `int`, `real`, `text`, `blob`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from zeek_agent.database.encodings import FrameBatch
 
 BATCH_ROWS: Final = 1000
+"""Rows converted at a time; only a batch with a misfit is converted again row by row."""
 ERRORS_SHOWN: Final = 10
+"""Errors of rows that a result describes; the others are only counted."""
 
 Origin: TypeAlias = "tuple[str, str | None, str | None, str | None, str | None]"
 """apsw's `description_full` of a column: name, declared type, database, table, column."""
@@ -42,14 +44,14 @@ class Result:
     and address `str`; blob `bytes` (or `str`); port `(number, protocol)`; set and vector a tuple of cells; record a
     tuple of `(name, value)` pairs; None for NULL. All cells are hashable.
 
-    `errors` describes rows that were left out because a value does not fit its column: the first ten, then the number
-    of the others. `size` is the size of the packed rows in bytes. `files` counts the files that were left out.
+    `errors` describes rows that were omitted because a value does not fit its column: the first ten, then the number
+    of the others. `size_bytes` is the size of the packed rows. `files` counts the omitted files.
     """
 
     columns: tuple[ResultColumn, ...]
     rows: list[tuple[Value, ...]] = field(repr=False)
     errors: tuple[str, ...] = ()
-    size: int = 0
+    size_bytes: int = 0
     files: Omissions = field(default_factory=Omissions)
 
     @property
@@ -58,11 +60,11 @@ class Result:
 
 
 class EncodedRows(Protocol):
-    """A result whose rows are frames in another process's file. `size` is that of the packed rows in bytes."""
+    """A result whose rows are frames in another process's file. `size_bytes` is that of the packed rows."""
 
     columns: tuple[ResultColumn, ...]
     row_count: int
-    size: int
+    size_bytes: int
     errors: tuple[str, ...]
     files: Omissions
 
@@ -78,7 +80,7 @@ class EncodedRows(Protocol):
 class Heading:
     """A result column before its values are known: `type` is None for an expression without a type.
 
-    `declared` is the table's column or parameter that it comes from; None for an expression.
+    `declared` is the column or parameter of a table that it comes from; None for an expression.
     """
 
     name: str
@@ -92,19 +94,21 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A compiled statement: its columns, and the names of the tables that it reads, also through views.
+    """A compiled statement: its columns and the names of the tables that it reads, directly or through views.
 
-    The type of an expression without a type in its alias is known only with its values; it is `text` here.
+    An expression without a type in its alias is `text` here; its type is only known once there are values.
     """
 
     columns: tuple[ResultColumn, ...]
     tables: frozenset[str]
     headings: tuple[Heading, ...] = ()
-    """The columns with what is known of their origin; those of expressions without a type have none."""
+    """The columns with their origin and, unless it is an untyped expression, their type."""
+    text: str = ""
+    """The statement as SQLite read it, up to its semicolon: what follows in the text was not compiled."""
 
 
-class Errors:
-    """Rows left out of one statement: the first few texts, and how many."""
+class RowErrors:
+    """Errors of the rows omitted from one result: the first few texts, and a count."""
 
     def __init__(self) -> None:
         self._texts: dict[str, None] = {}
@@ -121,7 +125,7 @@ class Errors:
 
 
 def headings(description: Sequence[Origin], tables: Mapping[str, Table]) -> tuple[Heading, ...]:
-    """The columns of a compiled statement. `tables` is by every name under which a table can be read."""
+    """The columns of a compiled statement. `tables` has every name under which a table can be read."""
     return tuple(_heading(origin, tables) for origin in description)
 
 
@@ -149,13 +153,13 @@ def _declared(table: Table, name: str) -> Column | Parameter | None:
 
 
 class ResultTyping:
-    """Brings rows as SQLite gave them into result form, a batch at a time.
+    """Converts SQLite's rows to result form, a batch at a time.
 
     The type of an expression without a type in its alias depends on all its values: `kinds` has the Python types of
     each column's cells.
     """
 
-    def __init__(self, heads: Sequence[Heading], errors: Errors, kinds: Sequence[Collection[type]]) -> None:
+    def __init__(self, heads: Sequence[Heading], errors: RowErrors, kinds: Sequence[Collection[type]]) -> None:
         self._errors = errors
         self.columns = tuple(
             ResultColumn(head.name, head.type or _storage_type(kinds[index] if kinds else ()))
@@ -171,8 +175,8 @@ class ResultTyping:
             return _decode_each(batch, self.columns, self._decoders, self._errors)
 
 
-def typed(heads: Sequence[Heading], rows: list[tuple[Any, ...]], errors: Errors) -> tuple[ResultColumn, ...]:
-    """Bring rows as SQLite gave them into result form, in place; those that do not fit are left out and counted."""
+def convert_rows(heads: Sequence[Heading], rows: list[tuple[Any, ...]], errors: RowErrors) -> tuple[ResultColumn, ...]:
+    """Convert SQLite's rows to result form, in place; rows that do not fit are omitted and counted."""
     untyped = any(head.type is None for head in heads)
     kinds = [set(map(type, cells)) for cells in zip(*rows, strict=True)] if untyped else ()
     typing = ResultTyping(heads, errors, kinds)
@@ -192,7 +196,7 @@ def typed(heads: Sequence[Heading], rows: list[tuple[Any, ...]], errors: Errors)
 
 
 def _storage_type(kinds: Collection[type]) -> ZeekType:
-    """What version 2 sends for an expression. Integers among reals are reals; other mixtures go by the first here."""
+    """The type that version 2 sends for an expression: of several types among the cells, the first one listed here."""
     for kind, name in ((str, "text"), (bytes, "blob"), (float, "real"), (int, "int")):
         if kind in kinds:
             return ZeekType(name)
@@ -210,7 +214,7 @@ def _decode_batch(batch: list[tuple[Any, ...]], decoders: list[CellDecoder]) -> 
 
 
 def _decode_each(
-    batch: list[tuple[Any, ...]], columns: Sequence[ResultColumn], decoders: list[CellDecoder], errors: Errors
+    batch: list[tuple[Any, ...]], columns: Sequence[ResultColumn], decoders: list[CellDecoder], errors: RowErrors
 ) -> list[tuple[Any, ...]]:
     fitting = []
     for row in batch:

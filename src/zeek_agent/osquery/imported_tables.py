@@ -10,14 +10,14 @@ import msgspec
 from msgspec import Struct
 
 from zeek_agent.osquery.client import OsqueryClient
-from zeek_agent.osquery.imported import Offered, OsqueryReader, Rules, tables
+from zeek_agent.osquery.imported import ImportRules, OsqueryReader, OsqueryTable, tables
 from zeek_agent.table import Table
 
 
 class ImportDescription(Struct, frozen=True):
     """What a worker needs to know of osquery. `null` is what stands for NULL in its rows."""
 
-    offered: list[Offered]
+    offered: list[OsqueryTable]
     taken: list[str]
     rows_max: int
     required: Mapping[str, frozenset[str]]
@@ -29,7 +29,7 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(ImportDescription).decode
 
 
-def describe(offered: Iterable[Offered], taken: Collection[str], reader: OsqueryReader, timeout: float) -> bytes:
+def describe(offered: Iterable[OsqueryTable], taken: Collection[str], reader: OsqueryReader, timeout: float) -> bytes:
     """The description; empty without tables."""
     found = list(offered)
     if not found:
@@ -44,6 +44,6 @@ def tables_from(description: bytes, dial: Callable[[], socket.socket], redact: C
         return []
     found = _decode(description)
     client = OsqueryClient(lambda: "osquery", found.timeout, dial=lambda path, timeout: dial())
-    reader = OsqueryReader(client, Rules(found.rows_max, required=found.required), redact)
+    reader = OsqueryReader(client, ImportRules(found.rows_max, required=found.required), redact)
     reader.null = found.null
     return list(tables(found.offered, found.taken, reader))

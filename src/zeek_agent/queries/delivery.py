@@ -1,4 +1,4 @@
-"""Shared by both kinds of installed queries: running statements, reports to the recipient, and state on disk."""
+"""Running statements, reporting to the recipient, and saving delivery state, for both kinds of installed queries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from zeek_agent.database.results import Result
-from zeek_agent.queries.installed import Installed, QueryState, shown
+from zeek_agent.queries.installed import Installed, QueryState, clipped_statement
 from zeek_agent.queries.subscriptions import Change, Report
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SNAPSHOT_BYTES_MAX: Final = 64 * 1024 * 1024
-"""Largest packed snapshot that is kept on disk."""
-ERROR_INTERVAL: Final = 60.0
-"""Seconds after which a query's unchanged run-time error is reported again."""
+"""Largest packed snapshot kept on disk: hundreds of thousands of rows, and still small next to the event store."""
+ERROR_INTERVAL_SECONDS: Final = 60.0
+"""Interval at which a query's unchanged run-time error is reported again, so that a frequent query floods no log."""
 
 
 class Delivery:
-    """Runs the statements of installed queries and delivers their rows. `monotonic` gives seconds."""
+    """Runs the statements of installed queries and delivers their rows."""
 
     def __init__(
         self, database: SqlDatabase, store: EventStore | None, monotonic: Callable[[], float] = time.monotonic
@@ -40,7 +40,7 @@ class Delivery:
         self._run = secrets.token_hex(4)
         self._reports = 0
 
-    async def query(self, installed: Installed) -> Result:
+    async def run_statement(self, installed: Installed) -> Result:
         """The result as rows."""
         from zeek_agent.database.database import Lane
 
@@ -78,8 +78,10 @@ class Delivery:
             )
         await self._report_omissions(installed, result)
         if isinstance(result, Result):
-            return replace(draft, columns=result.columns, rows=[(change, row) for row in result.rows], size=result.size)
-        return replace(draft, columns=result.columns, encoded=result, size=result.size)
+            return replace(
+                draft, columns=result.columns, rows=[(change, row) for row in result.rows], size_bytes=result.size_bytes
+            )
+        return replace(draft, columns=result.columns, encoded=result, size_bytes=result.size_bytes)
 
     async def _report_omissions(self, installed: Installed, result: Result | EncodedRows) -> None:
         if result.errors:
@@ -102,7 +104,7 @@ class Delivery:
     async def deliver(self, installed: Installed, report: Report) -> None:
         """Deliver a report and return once the recipient has it. Its encoded rows are closed."""
         try:
-            if report.row_count or (installed.query.once and installed.recipient.recognizes_replays):
+            if report.row_count or (installed.query.runs_once and installed.recipient.recognizes_replays):
                 # only the end of a query that runs once is worth a report without rows
                 await installed.recipient.deliver(report)
                 installed.rows += report.row_count
@@ -110,9 +112,9 @@ class Delivery:
             if report.encoded is not None:
                 report.encoded.close()
 
-    def remember(self, installed: Installed) -> None:
-        """Save the recipient's state to disk, so that changes during its absence are reported later."""
-        if self._store is None or not installed.durable or installed.query.once:
+    def save_state(self, installed: Installed) -> None:
+        """Save the delivery state to disk, so that changes during the recipient's absence are reported later."""
+        if self._store is None or not installed.durable or installed.query.runs_once:
             return
         packed = installed.snapshot.pack() if installed.snapshot is not None else None
         if packed is not None and len(packed) > SNAPSHOT_BYTES_MAX:
@@ -124,15 +126,15 @@ class Delivery:
         installed.errors += 1
         installed.state = QueryState.FAILING
         now = self._monotonic()
-        if message == installed.last_error and now - installed.last_error_reported < ERROR_INTERVAL:
+        if message == installed.last_error and now - installed.last_error_reported < ERROR_INTERVAL_SECONDS:
             return
         installed.last_error, installed.last_error_reported = message, now
         log.warning("query %s of %s failed: %s", installed.query_id, installed.recipient.identity, message)
-        text = f"could not run query (statement: {shown(installed.query)} ({message}))"
-        await installed.recipient.fail(installed.query_id, installed.query, text)
+        text = f"could not run query (statement: {clipped_statement(installed.query)} ({message}))"
+        await installed.recipient.report_error(installed.query_id, installed.query, text)
 
     async def _report_files(self, installed: Installed, files: Omissions) -> None:
-        """Report skipped files to the recipient: once, and again when there is another cause.
+        """Report skipped files to the recipient: once, and again for each new cause.
 
         A stock package gets one report only, because it treats each error as a failure of the query.
         """
@@ -145,4 +147,4 @@ class Delivery:
         installed.files_reported |= files.causes
         log.warning("query %s of %s: %s", installed.query_id, installed.recipient.identity, files.summary())
         text = f"could not read all files (statement: {installed.query.sql} ({files.summary()}))"
-        await installed.recipient.fail(installed.query_id, installed.query, text)
+        await installed.recipient.report_error(installed.query_id, installed.query, text)

@@ -21,7 +21,7 @@ from zeek_agent.database.encodings import (
     FrameBatch,
     RowsEncoding,
 )
-from zeek_agent.database.results import Errors, Heading, ResultColumn, ResultTyping
+from zeek_agent.database.results import Heading, ResultColumn, ResultTyping, RowErrors
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.schema import Row
 from zeek_agent.zeek.frames import batch_frames, event_frames
@@ -86,7 +86,7 @@ class ResultWriter:
             view = view[written:]
         return at
 
-    def settle(self, heads: Sequence[Heading], errors: Errors) -> tuple[ResultColumn, ...]:
+    def settle(self, heads: Sequence[Heading], errors: RowErrors) -> tuple[ResultColumn, ...]:
         """The columns, once all rows are there."""
         if self._blocks:
             self._write_block()
@@ -96,8 +96,10 @@ class ResultWriter:
 
     def _note_kinds(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Remember which types of values each column has."""
-        kinds = [set(map(type, cells)) for cells in zip(*rows, strict=True)]
-        self._kinds = [one | other for one, other in zip(self._kinds, kinds, strict=True)] if self._kinds else kinds
+        for index, cells in enumerate(zip(*rows, strict=True)):
+            if index == len(self._kinds):
+                self._kinds.append(set())
+            self._kinds[index].update(map(type, cells))
 
     def rows(self, change: Change | None) -> Iterator[ChangedRow]:
         """The rows in result form."""

@@ -173,7 +173,7 @@ class Worker:
 
     def _receive(self) -> tuple[Any, list[int]] | None:
         """The next message; shared scans are forgotten when none comes."""
-        if self._scans.expire() and not _readable(self._connection, self._scans.seconds * 1.5):
+        if self._scans.expire() and not _readable(self._connection, self._scans.max_age_seconds * 1.5):
             self._scans.clear()
         received = channel.receive(self._connection)
         if received is None:
@@ -291,7 +291,7 @@ class AgentLog(logging.Handler):
             self._second, self._sent = second, 0
         self._sent += 1
         if self._sent <= LOG_LINES_PER_SECOND:
-            self._write(LogLine(record.name, record.levelno, clipped(record.getMessage(), LOG_CHARACTERS)))
+            self._write(LogLine(record.name, record.levelno, clipped(self.format(record), LOG_CHARACTERS)))
 
 
 def _readable(connection: socket.socket, seconds: float) -> bool:

@@ -22,15 +22,15 @@ class Acknowledgements:
         self._reports: dict[str, _Awaited] = {}
 
     def expect(self, report: Report) -> None:
-        """Accept acknowledgements for this report until `forget`."""
+        """Accept acknowledgements for this report until `stop_expecting`."""
         self._reports[report.query_id] = _Awaited(report)
 
-    def forget(self, report: Report) -> None:
+    def stop_expecting(self, report: Report) -> None:
         """Stop accepting acknowledgements: the delivery succeeded or failed."""
         self._reports.pop(report.query_id, None)
 
     def accept(self, ack: protocol.RowsAck) -> bool:
-        """Record an acknowledgement. False if no report is waiting for it, as after a cancelled query."""
+        """Record an acknowledgement. Returns False if no report is waiting for it, for example of a cancelled query."""
         awaited = self._reports.get(ack.query_id)
         if awaited is None or (awaited.report.stream, awaited.report.window[1]) != (ack.stream, ack.high):
             return False
@@ -40,11 +40,11 @@ class Acknowledgements:
         return True
 
     def index(self, report: Report) -> int:
-        """The number of the last batch that was acknowledged; -1 for none."""
+        """The number of the last acknowledged batch; -1 for none."""
         return self._reports[report.query_id].index
 
     async def wait(self, report: Report, index: int, seconds: float) -> None:
-        """Return when the batch `index` is acknowledged. Raises TimeoutError after `seconds` without any progress."""
+        """Wait until the batch `index` is acknowledged. Raises TimeoutError after `seconds` without progress."""
         awaited = self._reports[report.query_id]
         while awaited.index < index:
             awaited.progress.clear()
