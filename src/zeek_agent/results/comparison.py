@@ -1,0 +1,398 @@
+"""The differences between a new result and the stored one, found in a worker process.
+
+Memory does not grow with the stored result. With the new one it grows by 24 bytes per row, a hash and a place, and with
+the differences: one range of hashes is compared at a time.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from zeek_agent.results.delta import ADDITION, REMOVAL, finish
+from zeek_agent.results.packed_result import PackedResult
+from zeek_agent.results.state import (
+    HASH_BYTES,
+    HASH_MODULUS,
+    ROW_OVERHEAD,
+    ROWS_MAX,
+    Basis,
+    ColumnTypes,
+    DamagedResultError,
+    OverBudgetError,
+    ResultState,
+    RowCells,
+    digest,
+    may_be_unread,
+    pack,
+    pack_unread,
+    row_hasher,
+    unpack_row,
+)
+
+if TYPE_CHECKING:
+    from zeek_agent.host.files.reads import Omissions
+    from zeek_agent.results.reader import ResultReader
+
+_T = TypeVar("_T")
+
+_RANGE_ROWS: Final = 16_384
+_RANGES_MAX: Final = 256
+_FETCHED_ROWS: Final = 256
+_FETCHED_BYTES: Final = 1_048_576
+
+
+class Reporting(StrEnum):
+    """Which rows the recipient gets."""
+
+    CHANGES = "changes"
+    """Rows that are gone, then new ones; none where nothing is stored yet."""
+    NEW = "new"
+    """New rows only."""
+    ALL = "all"
+    """The whole result."""
+
+
+class RowChange(StrEnum):
+    """Change of a row since the stored result."""
+
+    GONE = "gone"
+    NEW = "new"
+
+
+@dataclass(slots=True)
+class Difference:
+    """What to report, and the delta to apply once the recipient has it."""
+
+    delta_bytes: int
+    """Length of the delta file; 0 if the stored result stays as it is and there is no delta."""
+    digest: bytes
+    """Of the result after the delta."""
+    rows: int
+    """Number of its rows."""
+    stored_bytes: int
+    """Its size in the file of stored results."""
+    changes: Callable[[], Iterator[tuple[RowChange | None, RowCells]]] = field(repr=False)
+    """The rows to report, in order; None for those of a whole result. They are decoded one by one."""
+
+
+@dataclass(slots=True)
+class _Gone:
+    """Rows that the stored result has too many times."""
+
+    records: bytearray = field(default_factory=bytearray)
+    lengths: array[int] = field(default_factory=lambda: array("I"))
+
+
+@dataclass(slots=True)
+class _New:
+    """Rows that the stored result lacks or has too few times, and their places in the new result."""
+
+    records: bytearray = field(default_factory=bytearray)
+    places: array[int] = field(default_factory=lambda: array("Q"))
+    times: dict[int, int] = field(default_factory=dict)
+    """How often a row is new, by its place, unless once."""
+
+
+@dataclass(slots=True)
+class _Range:
+    """Hashes of a result's rows that begin with the same bits, and the places of these rows."""
+
+    hashes: bytearray = field(default_factory=bytearray)
+    places: array[int] = field(default_factory=lambda: array("Q"))
+
+    def counts(self) -> tuple[Counter[bytes], dict[bytes, int]]:
+        """How often each hash is there, and the first place of each."""
+        joined = bytes(self.hashes)
+        hashes = [joined[at : at + HASH_BYTES] for at in range(0, len(joined), HASH_BYTES)]
+        self.hashes = bytearray()
+        return Counter(hashes), dict(zip(reversed(hashes), reversed(self.places), strict=True))
+
+
+def compare(
+    basis: Basis,
+    columns: ColumnTypes,
+    rows: Iterable[RowCells],
+    descriptor: int,
+    *,
+    reporting: Reporting,
+    reported: bool,
+    omissions: Callable[[], Omissions],
+    reader: Callable[[], ResultReader],
+) -> Difference:
+    """Compare the rows of a result with the stored ones, and write the delta file.
+
+    `descriptor` is an empty file, open for reading and writing. `reported` is whether this query's recipient has had a
+    report already, so that nothing is to be done when nothing has changed. `omissions` is called when all rows are
+    there; rows of files that became unreadable are kept. `reader` opens the stored results; it is called only when
+    they are needed. Raises ResultStateError, OSError, and what `rows` raises.
+    """
+    packed = PackedResult(descriptor, basis.hash_key)
+    packed.extend(rows)
+    return compare_packed(
+        basis, columns, packed, descriptor, reporting=reporting, reported=reported, omitted=omissions(), reader=reader
+    )
+
+
+def compare_packed(
+    basis: Basis,
+    columns: ColumnTypes,
+    packed: PackedResult,
+    descriptor: int,
+    *,
+    reporting: Reporting,
+    reported: bool,
+    omitted: Omissions,
+    reader: Callable[[], ResultReader],
+) -> Difference:
+    """The same for rows that are packed."""
+    state = basis.state if basis.state is not None and basis.state.columns == columns else None
+    comparison = _Comparison(basis, state, columns, packed, reader)
+    return comparison.run(descriptor, reporting, reported, omitted)
+
+
+class _Comparison:
+    """One comparison: `state` is what the result is compared with, None if there is nothing."""
+
+    def __init__(
+        self,
+        basis: Basis,
+        state: ResultState | None,
+        columns: ColumnTypes,
+        packed: PackedResult,
+        reader: Callable[[], ResultReader],
+    ) -> None:
+        self._basis = basis
+        self._state = state
+        self._columns = columns
+        self._packed = packed
+        self._reader = reader
+        self._gone = _Gone()
+        self._new = _New()
+        self._total = int.from_bytes(state.total) if state else 0
+        self._rows = state.rows if state else 0
+        self._row_bytes = state.row_bytes if state else 0
+        self._held = 0
+        """Rows that the result lacks and that are kept."""
+
+    def run(self, descriptor: int, reporting: Reporting, reported: bool, omitted: Omissions) -> Difference:
+        state = self._state
+        before = frozenset[str]()
+        if state is not None and reporting is not Reporting.ALL:
+            if omitted.unread or not reported:
+                before = self._reader().unread(state.query)
+            unread = omitted.unread & before
+        else:
+            unread = omitted.unread
+        if state is None or self._packed.sequence != state.sequence:
+            is_unread = None
+            if omitted.unread and state is not None and reporting is not Reporting.ALL:
+                newly = not omitted.unread <= before
+                is_unread = may_be_unread(omitted.unread, newly, omitted.all_paths)
+            self._compare(is_unread)
+        return self._outcome(descriptor, reporting, reported, unread)
+
+    # Comparing
+
+    def _compare(self, is_unread: Callable[[RowCells], bool] | None) -> None:
+        state = self._state
+        number = _number_of_ranges(max(self._packed.rows, state.rows if state else 0))
+        ranges, total = self._hashed(number)
+        if state is not None and state.rows == self._packed.rows and int.from_bytes(state.total) == total:
+            return  # only their order has changed
+        stored = _Stored()
+        for index, one in enumerate(ranges):
+            new, places = one.counts()
+            old, lengths = self._stored_range(index, number, stored)
+            if new != old:
+                self._note_gone(new, old, lengths, is_unread)
+                self._note_new(new, old, places)
+        if state is not None and digest(stored.total % HASH_MODULUS, stored.rows) != state.digest:
+            raise DamagedResultError("the stored result is not the one that its digest describes")
+
+    def _hashed(self, number: int) -> tuple[list[_Range], int]:
+        """The hashes of all rows in ranges, and their sum."""
+        ranges = [_Range() for _ in range(number)]
+        shift = 8 - (number - 1).bit_length()
+        copy = row_hasher(self._basis.hash_key).copy
+        total = 0
+        for batch, places in self._packed.batches():
+            hashes = []
+            for row in batch:
+                hasher = copy()
+                hasher.update(row)
+                hashes.append(hasher.digest())
+            total += sum(map(int.from_bytes, hashes))
+            if number == 1:
+                ranges[0].hashes += b"".join(hashes)
+                ranges[0].places.extend(places)
+                continue
+            for hash_, place in zip(hashes, places, strict=True):
+                one = ranges[hash_[0] >> shift]
+                one.hashes += hash_
+                one.places.append(place)
+        return ranges, total % HASH_MODULUS
+
+    def _stored_range(self, index: int, number: int, stored: _Stored) -> tuple[dict[bytes, int], dict[bytes, int]]:
+        """Times and lengths of the stored rows in a range, by hash."""
+        if self._state is None:
+            return {}, {}
+        step = 256 // number
+        high = bytes([(index + 1) * step]) if index + 1 < number else None
+        rows = self._reader().hashes(self._state.query, bytes([index * step]), high)
+        old = {hash_: times for hash_, times, _ in rows}
+        stored.rows += sum(old.values())
+        stored.total += sum(map(int.from_bytes, old))
+        if len(rows) != sum(old.values()):
+            stored.total += sum(int.from_bytes(hash_) * (times - 1) for hash_, times in old.items() if times > 1)
+        return old, {hash_: length for hash_, _, length in rows}
+
+    def _note_gone(
+        self,
+        new: Counter[bytes],
+        old: dict[bytes, int],
+        lengths: dict[bytes, int],
+        is_unread: Callable[[RowCells], bool] | None,
+    ) -> None:
+        gone = sorted(hash_ for hash_, times in old.items() - new.items() if times > new[hash_])
+        kept = self._kept(gone, lengths, is_unread) if is_unread else frozenset()
+        for hash_ in gone:
+            times = old[hash_] - new[hash_]
+            if hash_ in kept:
+                self._held += times
+                continue
+            self._gone.records += REMOVAL.pack(hash_, times)
+            self._gone.lengths.append(lengths[hash_])
+            self._total -= int.from_bytes(hash_) * times
+            self._rows -= times
+            if times == old[hash_]:
+                self._row_bytes -= lengths[hash_] + ROW_OVERHEAD
+
+    def _kept(
+        self, hashes: list[bytes], lengths: dict[bytes, int], is_unread: Callable[[RowCells], bool]
+    ) -> frozenset[bytes]:
+        """The hashes of rows that may be missing only because their file was not read."""
+        kept = set()
+        for part in _parts(hashes, [lengths[hash_] for hash_ in hashes]):
+            for hash_, row in zip(part, self._stored_rows(part), strict=True):
+                if is_unread(unpack_row(row)):
+                    kept.add(hash_)
+        return frozenset(kept)
+
+    def _note_new(self, new: Counter[bytes], old: dict[bytes, int], places: dict[bytes, int]) -> None:
+        for hash_ in sorted(hash_ for hash_, times in new.items() - old.items() if times > old.get(hash_, 0)):
+            times = new[hash_] - old.get(hash_, 0)
+            place = places[hash_]
+            offset, length = self._packed.append(place)
+            self._new.records += ADDITION.pack(hash_, offset, length, times)
+            self._new.places.append(place)
+            if times > 1:
+                self._new.times[place] = times
+            self._total += int.from_bytes(hash_) * times
+            self._rows += times
+            if hash_ not in old:
+                self._row_bytes += length + ROW_OVERHEAD
+
+    def _stored_rows(self, hashes: Sequence[bytes]) -> list[bytes]:
+        assert self._state is not None
+        return self._reader().packed_rows(self._state.query, hashes, self._basis.hash_key)
+
+    # What follows from it
+
+    def _outcome(self, descriptor: int, reporting: Reporting, reported: bool, unread: frozenset[str]) -> Difference:
+        state = self._state
+        is_same = state is not None and not self._gone.records and not self._new.records
+        if is_same and state is not None:
+            if reported:
+                return Difference(0, state.digest, state.rows, state.stored_bytes, _nothing)
+            if unread == self._reader().unread(state.query):
+                return Difference(0, state.digest, state.rows, state.stored_bytes, self._changes(reporting))
+        packed_unread = pack_unread(unread)
+        size = self._row_bytes + len(pack(self._columns)) + len(packed_unread)
+        if size > self._basis.bytes_max:
+            raise OverBudgetError(
+                f"its result takes {size} bytes to store, more than the {self._basis.bytes_max} left for it: select "
+                "fewer rows or columns, or raise limits.state_bytes"
+            )
+        if self._rows > ROWS_MAX:
+            raise OverBudgetError(f"its result has {self._rows} rows, too many to be compared")
+        sequence = self._packed.sequence if not self._held else b""
+        if is_same and state is not None:
+            sequence = state.sequence
+        length = finish(
+            descriptor,
+            replaces=state is None,
+            columns=self._columns,
+            total=(self._total % HASH_MODULUS).to_bytes(HASH_BYTES),
+            rows=self._rows,
+            row_bytes=self._row_bytes,
+            sequence=sequence,
+            rows_end=self._packed.end,
+            additions=self._new.records,
+            removals=self._gone.records,
+            unread=packed_unread,
+        )
+        new = digest(self._total % HASH_MODULUS, self._rows)
+        return Difference(length, new, self._rows, size, self._changes(reporting))
+
+    def _changes(self, reporting: Reporting) -> Callable[[], Iterator[tuple[RowChange | None, RowCells]]]:
+        if reporting is Reporting.ALL:
+            return self._all_rows
+        if self._state is None:
+            return _nothing
+        return self._new_rows if reporting is Reporting.NEW else self._gone_and_new_rows
+
+    def _all_rows(self) -> Iterator[tuple[RowChange | None, RowCells]]:
+        for batch, _ in self._packed.batches():
+            for row in batch:
+                yield None, unpack_row(row)
+
+    def _gone_and_new_rows(self) -> Iterator[tuple[RowChange | None, RowCells]]:
+        records = self._gone.records
+        for part in _parts(range(len(self._gone.lengths)), self._gone.lengths):
+            gone = list(REMOVAL.iter_unpack(records[part[0] * REMOVAL.size : (part[-1] + 1) * REMOVAL.size]))
+            for (_, times), row in zip(gone, self._stored_rows([hash_ for hash_, _ in gone]), strict=True):
+                cells = unpack_row(row)
+                for _ in range(times):
+                    yield RowChange.GONE, cells
+        yield from self._new_rows()
+
+    def _new_rows(self) -> Iterator[tuple[RowChange | None, RowCells]]:
+        for place in sorted(self._new.places):
+            cells = unpack_row(self._packed.row(place))
+            for _ in range(self._new.times.get(place, 1)):
+                yield RowChange.NEW, cells
+
+
+@dataclass(slots=True)
+class _Stored:
+    """What was read of the stored result."""
+
+    total: int = 0
+    rows: int = 0
+
+
+def _nothing() -> Iterator[tuple[RowChange | None, RowCells]]:
+    return iter(())
+
+
+def _number_of_ranges(rows: int) -> int:
+    """A power of two, so that the hashes of a range begin with the same bits."""
+    wanted = -(-rows // _RANGE_ROWS)
+    return min(_RANGES_MAX, 1 << max(0, wanted - 1).bit_length())
+
+
+def _parts(items: Sequence[_T], lengths: Sequence[int]) -> Iterator[Sequence[_T]]:
+    """The items in parts whose rows fit into memory together."""
+    first = size = 0
+    for index, length in enumerate(lengths):
+        size += length
+        if index + 1 - first == _FETCHED_ROWS or size >= _FETCHED_BYTES:
+            yield items[first : index + 1]
+            first, size = index + 1, 0
+    if first < len(items):
+        yield items[first:]
