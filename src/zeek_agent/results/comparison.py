@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -100,17 +100,44 @@ class _New:
 
 @dataclass(slots=True)
 class _Range:
-    """Hashes of a result's rows that begin with the same bits, and the places of these rows."""
+    """Hashes of a result's rows that begin with the same bits, joined, and the places of these rows."""
 
     hashes: bytearray = field(default_factory=bytearray)
     places: array[int] = field(default_factory=lambda: array("Q"))
 
-    def counts(self) -> tuple[Counter[bytes], dict[bytes, int]]:
-        """How often each hash is there, and the first place of each."""
-        joined = bytes(self.hashes)
-        hashes = [joined[at : at + HASH_BYTES] for at in range(0, len(joined), HASH_BYTES)]
-        self.hashes = bytearray()
-        return Counter(hashes), dict(zip(reversed(hashes), reversed(self.places), strict=True))
+
+@dataclass(frozen=True, slots=True)
+class _Multiset:
+    """Hashes, and how often those are there that are there more than once."""
+
+    distinct: Set[bytes]
+    more: Mapping[bytes, int]
+
+    @classmethod
+    def of(cls, hashes: list[bytes]) -> _Multiset:
+        distinct = frozenset(hashes)
+        if len(distinct) == len(hashes):
+            return cls(distinct, {})
+        return cls(distinct, {hash_: times for hash_, times in Counter(hashes).items() if times > 1})
+
+    @property
+    def rows(self) -> int:
+        return len(self.distinct) + sum(self.more.values()) - len(self.more)
+
+    @property
+    def total(self) -> int:
+        more = sum(int.from_bytes(hash_) * (times - 1) for hash_, times in self.more.items())
+        return sum(map(int.from_bytes, self.distinct)) + more
+
+    def times(self, hash_: bytes) -> int:
+        return self.more.get(hash_, 1) if hash_ in self.distinct else 0
+
+    def __sub__(self, other: _Multiset) -> dict[bytes, int]:
+        """How much more often each hash is here than in another one, in the order of the hashes."""
+        fewer = {hash_ for hash_, times in self.more.items() if times > other.times(hash_)}
+        return {
+            hash_: self.times(hash_) - other.times(hash_) for hash_ in sorted((self.distinct - other.distinct) | fewer)
+        }
 
 
 def compare(
@@ -204,18 +231,20 @@ class _Comparison:
         ranges, total = self._hashed(number)
         if state is not None and state.rows == self._packed.rows and int.from_bytes(state.total) == total:
             return  # only their order has changed
-        stored = _Stored()
-        for index, one in enumerate(ranges):
-            new, places = one.counts()
-            old, lengths = self._stored_range(index, number, stored)
-            if new != old:
-                self._note_gone(new, old, lengths, is_unread)
-                self._note_new(new, old, places)
-        if state is not None and digest(stored.total % HASH_MODULUS, stored.rows) != state.digest:
+        stored_total = stored_rows = 0
+        for index, (hashes, places) in enumerate(ranges):
+            new, old = _Multiset.of(hashes), self._stored_range(index, number)
+            stored_total += old.total
+            stored_rows += old.rows
+            self._note_gone(new, old, is_unread)
+            self._note_new(new, old, hashes, places)
+        if state is not None and digest(stored_total % HASH_MODULUS, stored_rows) != state.digest:
             raise DamagedResultError("the stored result is not the one that its digest describes")
 
-    def _hashed(self, number: int) -> tuple[list[_Range], int]:
-        """The hashes of all rows in ranges, and their sum."""
+    def _hashed(self, number: int) -> tuple[Iterable[tuple[list[bytes], Sequence[int]]], int]:
+        """The hashes of all rows and their places, by range, and the sum of the hashes."""
+        all_hashes: list[bytes] = []
+        all_places = array("Q")
         ranges = [_Range() for _ in range(number)]
         shift = 8 - (number - 1).bit_length()
         copy = row_hasher(self._basis.hash_key).copy
@@ -228,40 +257,31 @@ class _Comparison:
                 hashes.append(hasher.digest())
             total += sum(map(int.from_bytes, hashes))
             if number == 1:
-                ranges[0].hashes += b"".join(hashes)
-                ranges[0].places.extend(places)
+                all_hashes += hashes
+                all_places.extend(places)
                 continue
             for hash_, place in zip(hashes, places, strict=True):
                 one = ranges[hash_[0] >> shift]
                 one.hashes += hash_
                 one.places.append(place)
-        return ranges, total % HASH_MODULUS
+        return [(all_hashes, all_places)] if number == 1 else _used_up(ranges), total % HASH_MODULUS
 
-    def _stored_range(self, index: int, number: int, stored: _Stored) -> tuple[dict[bytes, int], dict[bytes, int]]:
-        """Times and lengths of the stored rows in a range, by hash."""
+    def _stored_range(self, index: int, number: int) -> _Multiset:
         if self._state is None:
-            return {}, {}
+            return _Multiset(frozenset(), {})
         step = 256 // number
         high = bytes([(index + 1) * step]) if index + 1 < number else None
-        rows = self._reader().hashes(self._state.query, bytes([index * step]), high)
-        old = {hash_: times for hash_, times, _ in rows}
-        stored.rows += sum(old.values())
-        stored.total += sum(map(int.from_bytes, old))
-        if len(rows) != sum(old.values()):
-            stored.total += sum(int.from_bytes(hash_) * (times - 1) for hash_, times in old.items() if times > 1)
-        return old, {hash_: length for hash_, _, length in rows}
+        joined, more = self._reader().hashes(self._state.query, bytes([index * step]), high)
+        return _Multiset(frozenset(_split(joined)), more)
 
-    def _note_gone(
-        self,
-        new: Counter[bytes],
-        old: dict[bytes, int],
-        lengths: dict[bytes, int],
-        is_unread: Callable[[RowCells], bool] | None,
-    ) -> None:
-        gone = sorted(hash_ for hash_, times in old.items() - new.items() if times > new[hash_])
-        kept = self._kept(gone, lengths, is_unread) if is_unread else frozenset()
-        for hash_ in gone:
-            times = old[hash_] - new[hash_]
+    def _note_gone(self, new: _Multiset, old: _Multiset, is_unread: Callable[[RowCells], bool] | None) -> None:
+        if not (gone := old - new):
+            return
+        assert self._state is not None
+        hashes = list(gone)
+        lengths = dict(zip(hashes, self._reader().lengths(self._state.query, hashes), strict=True))
+        kept = self._kept(hashes, lengths, is_unread) if is_unread else frozenset()
+        for hash_, times in gone.items():
             if hash_ in kept:
                 self._held += times
                 continue
@@ -269,7 +289,7 @@ class _Comparison:
             self._gone.lengths.append(lengths[hash_])
             self._total -= int.from_bytes(hash_) * times
             self._rows -= times
-            if times == old[hash_]:
+            if times == old.times(hash_):
                 self._row_bytes -= lengths[hash_] + ROW_OVERHEAD
 
     def _kept(
@@ -283,10 +303,13 @@ class _Comparison:
                     kept.add(hash_)
         return frozenset(kept)
 
-    def _note_new(self, new: Counter[bytes], old: dict[bytes, int], places: dict[bytes, int]) -> None:
-        for hash_ in sorted(hash_ for hash_, times in new.items() - old.items() if times > old.get(hash_, 0)):
-            times = new[hash_] - old.get(hash_, 0)
-            place = places[hash_]
+    def _note_new(self, new: _Multiset, old: _Multiset, hashes: list[bytes], places: Sequence[int]) -> None:
+        if not (more := new - old):
+            return
+        entries = zip(reversed(hashes), reversed(places), strict=True)
+        first = {hash_: place for hash_, place in entries if hash_ in more}
+        for hash_, times in more.items():
+            place = first[hash_]
             offset, length = self._packed.append(place)
             self._new.records += ADDITION.pack(hash_, offset, length, times)
             self._new.places.append(place)
@@ -294,7 +317,7 @@ class _Comparison:
                 self._new.times[place] = times
             self._total += int.from_bytes(hash_) * times
             self._rows += times
-            if hash_ not in old:
+            if hash_ not in old.distinct:
                 self._row_bytes += length + ROW_OVERHEAD
 
     def _stored_rows(self, hashes: Sequence[bytes]) -> list[bytes]:
@@ -368,12 +391,16 @@ class _Comparison:
                 yield RowChange.NEW, cells
 
 
-@dataclass(slots=True)
-class _Stored:
-    """What was read of the stored result."""
+def _used_up(ranges: list[_Range]) -> Iterator[tuple[list[bytes], Sequence[int]]]:
+    """The ranges in their order, each forgotten once it was used."""
+    ranges.reverse()
+    while ranges:
+        one = ranges.pop()
+        yield _split(bytes(one.hashes)), one.places
 
-    total: int = 0
-    rows: int = 0
+
+def _split(joined: bytes) -> list[bytes]:
+    return [joined[at : at + HASH_BYTES] for at in range(0, len(joined), HASH_BYTES)]
 
 
 def _nothing() -> Iterator[tuple[RowChange | None, RowCells]]:

@@ -40,24 +40,32 @@ class ResultReader:
             return unpack_unread(packed)
         raise DamagedResultError("a stored result is missing")
 
-    def hashes(self, query: int, low: bytes, high: bytes | None) -> list[tuple[bytes, int, int]]:
-        """Hash, times and length of the rows with hashes from `low` up to but not including `high`, unordered."""
-        sql = "SELECT h, n, length(row) FROM rows WHERE q = ? AND h >= ?"
-        if high is None:
-            return self._rows(sql, (query, low))
-        return self._rows(f"{sql} AND h < ?", (query, low, high))
+    def hashes(self, query: int, low: bytes, high: bytes | None) -> tuple[bytes, dict[bytes, int]]:
+        """Hashes of the rows with hashes from `low` up to but not including `high`, joined, in any order.
+
+        Also how often those rows are there that are there more than once.
+        """
+        where = "q = ? AND h >= ?" if high is None else "q = ? AND h >= ? AND h < ?"
+        bindings = (query, low) if high is None else (query, low, high)
+        # SQLite joins them in a third of the time that it takes to fetch them one by one.
+        joined = f"SELECT CAST(group_concat(h, '') AS BLOB), count(*), sum(n) FROM rows WHERE {where}"
+        ((hashes, number, times),) = self._rows(joined, bindings)
+        if number == times:
+            return hashes, {}
+        more = dict(self._rows(f"SELECT h, n FROM rows WHERE {where} AND n > 1", bindings)) if hashes else {}
+        return hashes or b"", more
+
+    def lengths(self, query: int, hashes: Sequence[bytes]) -> list[int]:
+        """The lengths of the packed rows with these hashes."""
+        lengths = self._of_each("SELECT length(row) FROM rows WHERE q = ? AND h = ?", query, hashes)
+        if None in lengths:
+            raise DamagedResultError("a stored row is missing")
+        return lengths
 
     def packed_rows(self, query: int, hashes: Sequence[bytes], hash_key: bytes) -> list[bytes]:
         """The packed rows with these hashes, in their order."""
-        rows = []
+        rows = self._of_each("SELECT row FROM rows WHERE q = ? AND h = ?", query, hashes)
         hasher = row_hasher(hash_key)
-        try:
-            with self._connection:
-                for hash_ in hashes:
-                    row = self._connection.execute("SELECT row FROM rows WHERE q = ? AND h = ?", (query, hash_)).get
-                    rows.append(row)
-        except apsw.Error as error:
-            raise _failure(error) from error
         for hash_, row in zip(hashes, rows, strict=True):
             of_row = hasher.copy()
             of_row.update(row or b"")
@@ -75,6 +83,16 @@ class ResultReader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _of_each(self, sql: str, query: int, hashes: Sequence[bytes]) -> list[Any]:
+        """The value that a statement has for each hash, None where it has no row, all in one transaction."""
+        execute, values = self._connection.execute, []
+        try:
+            with self._connection:
+                values += [execute(sql, (query, hash_)).get for hash_ in hashes]
+        except apsw.Error as error:
+            raise _failure(error) from error
+        return values
 
     def _rows(self, sql: str, bindings: Sequence[int | bytes]) -> list[tuple[Any, ...]]:
         try:

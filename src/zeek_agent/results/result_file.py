@@ -157,15 +157,24 @@ class ResultFile:
         self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
         self.took_snapshots = True
 
-    def is_intact(self) -> bool:
-        """Whether SQLite finds no damage."""
-        return self._rows("PRAGMA quick_check(1)") == [("ok",)]
+    def is_intact(self, state: ResultState | None) -> bool:
+        """Whether the file is not damaged, and the rows of a stored result are those that its digest describes.
 
-    def matches(self, state: ResultState) -> bool:
-        """Whether the rows of a stored result are those that its digest describes."""
+        Read from the disk, not from this connection's cache. Raises apsw.CorruptError for a damaged file.
+        """
+        connection = apsw.Connection(self.uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        try:
+            connection.set_busy_timeout(_BUSY_MILLISECONDS)
+            if (found := connection.execute("PRAGMA quick_check(1)").get) != "ok":
+                raise apsw.CorruptError(str(found))
+            return state is None or self._matches(connection, state)
+        finally:
+            connection.close()
+
+    def _matches(self, connection: apsw.Connection, state: ResultState) -> bool:
         hasher = row_hasher(self.hash_key)
         total = rows = 0
-        for hash_, times, row in self._connection.execute("SELECT h, n, row FROM rows WHERE q = ?", (state.query,)):
+        for hash_, times, row in connection.execute("SELECT h, n, row FROM rows WHERE q = ?", (state.query,)):
             of_row = hasher.copy()
             of_row.update(row)
             if of_row.digest() != hash_:

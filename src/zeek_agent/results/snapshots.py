@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 from zeek_agent.events.event_file import read
 from zeek_agent.host.files.reads import Omissions
 from zeek_agent.results.comparison import Reporting, compare_packed
+from zeek_agent.results.delta import check_list
 from zeek_agent.results.packed_result import PackedResult
 from zeek_agent.results.reader import ResultReader
-from zeek_agent.results.state import ColumnTypes, ResultStateError
+from zeek_agent.results.state import ColumnTypes, InvalidDeltaError, ResultStateError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,6 +111,10 @@ class _Snapshot:
         size = 0
         for _ in range(self._length(0x80, 0x0F, b"\xde", b"\xdf")):
             row, times = self._blob(), self._number()
+            try:
+                check_list(row, len(self.columns), len(self.columns))
+            except InvalidDeltaError as error:
+                raise ValueError("a snapshot with a row that cannot be decoded") from error
             if times > _ROW_TIMES_MAX:
                 raise ValueError(f"a snapshot with the same row {times} times")
             for _ in range(times):

@@ -123,7 +123,7 @@ def unpack_row(packed: bytes) -> RowCells:
         raise DamagedResultError(f"a stored row cannot be decoded: {error}") from error
     if not isinstance(cells, list):
         raise DamagedResultError("a stored row is not a list of cells")
-    return tuple(map(_frozen, cells))
+    return tuple([_frozen(cell) if type(cell) is list else cell for cell in cells])
 
 
 def _frozen(cell: Value) -> Value:
