@@ -521,6 +521,31 @@ os.kill(os.getpid(), signal.SIGSTOP)
     assert run(opened(), rows(2_000, "turn 39"), reported=False) == []
 
 
+def test_a_hostile_reader_cannot_keep_results_from_being_saved(
+    opened: Callable[..., ResultStore], monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    """A shared lock on the byte that writers lock needs no more than a descriptor that was opened for reading."""
+    monkeypatch.setattr(result_file, "_BUSY_MILLISECONDS", 100)
+    store = opened()
+    run(store, rows(10))
+    script = f"""
+import fcntl, os, struct
+descriptor = os.open({str(path.with_name("results.db-shm"))!r}, os.O_RDONLY)
+fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 120)
+print("locked", flush=True)
+input()
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"locked\n"
+        before = store.basis("query").uri
+        assert len(run(store, rows(12))) == 2
+        assert store.basis("query").uri != before
+        reader.kill()
+    store.close()
+    assert run(opened(), rows(12), reported=False) == []
+
+
 @pytest.mark.parametrize("step", ["copy complete", "log removed"])
 def test_a_crash_while_the_file_is_replaced_loses_nothing(
     step: str, opened: Callable[..., ResultStore], path: Path

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -163,8 +163,7 @@ class ResultStore:
             except OverBudgetError:
                 self.forget(key)
                 raise
-            self._make_room_in_log()
-            with self._file.transaction():
+            with self._transaction():
                 if old is None or trailer.replaces or trailer.columns != old.columns:
                     if old is not None:
                         self._file.remove(old.query)
@@ -186,8 +185,7 @@ class ResultStore:
                 old = self._states.get(key)
             if old is None:
                 return
-            self._make_room_in_log()
-            with self._file.transaction():
+            with self._transaction():
                 self._file.remove(old.query)
             with self._figures:
                 del self._states[key]
@@ -202,7 +200,7 @@ class ResultStore:
                 state = self._states.get(key)
                 if state is None or new_key in self._states:
                     return False
-            with self._file.transaction():
+            with self._transaction():
                 self._file.rename(state.query, new_key)
             with self._figures:
                 self._states[new_key] = self._states.pop(key)
@@ -224,7 +222,7 @@ class ResultStore:
                 if key in installed and last_use.get(key, now) < now - _TOUCHED_SECONDS
             ]
             if touched:
-                with self._file.transaction():
+                with self._transaction():
                     self._file.touch(touched, now)
             for key in old:
                 self.forget(key)
@@ -245,7 +243,7 @@ class ResultStore:
     def take_snapshots(self, results: Mapping[str, float]) -> None:
         """The results of these keys come from the event store, where they were used last at these times."""
         with self._used("save a result to"):
-            with self._file.transaction():
+            with self._transaction():
                 for key, used in results.items():
                     if (state := self.state(key)) is not None:
                         self._file.touch([state.query], used)
@@ -366,16 +364,27 @@ class ResultStore:
             f"stored results: {path} is damaged ({error}): moved to {aside}, queries that report differences start over"
         )
 
-    def _make_room_in_log(self) -> None:
-        """Write to a copy of the file when readers have kept the write-ahead log from being reused for too long."""
-        if self._file.may_write():
-            return
-        log.warning("stored results: readers do not let go of %s: replacing it by a copy", self._file.path)
-        self._adopt_renewed(self._file.renewed())
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """A transaction, in a copy of the file if readers block this one.
 
-    def _adopt_renewed(self, file: ResultFile) -> None:
+        One that is stuck keeps the write-ahead log from being reused, a hostile one may hold the lock of writers.
+        """
+        if not self._file.may_write():
+            self._renew()
+        with ExitStack() as transaction:
+            try:
+                transaction.enter_context(self._file.transaction())
+            except (apsw.BusyError, apsw.LockedError):
+                self._renew()
+                transaction.enter_context(self._file.transaction())
+            yield
+
+    def _renew(self) -> None:
+        log.warning("stored results: readers block %s: replacing it by a copy", self._file.path)
+        renewed = self._file.renewed()
         with self._figures:
-            self._file = file
+            self._file = renewed
 
     def _log_notice(self, notice: str) -> None:
         self.notice = notice
