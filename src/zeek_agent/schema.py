@@ -1,7 +1,7 @@
 """Declarations: Zeek's types, columns and parameters, as data.
 
 A table is declared once. The SQL declaration, the documentation, Zeek's record types, the shell's help and the
-contract tests are derived from the declaration. This module knows nothing of SQLite, Zeek's wire or the host.
+contract tests are derived from the declaration. This module is independent of SQLite, Zeek's protocol and the host.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ Value: TypeAlias = "bool | int | float | str | bytes | Sequence[Value] | Mapping
 """A cell as a table yields it: time and interval as float seconds, address as text, port as `(number, protocol)`,
 set and vector as sequences, record as a mapping."""
 
+SqliteValue: TypeAlias = "int | float | str | bytes | None"
+"""A value in one of SQLite's storage classes."""
+
 Row: TypeAlias = Sequence[Value]
-Kind = Literal["snapshot", "events"]
+TableKind = Literal["snapshot", "events"]
 
 SCALAR_TYPES: Final = frozenset(
     {"address", "blob", "bool", "count", "enum", "int", "interval", "port", "real", "record", "text", "time"}
@@ -41,8 +44,8 @@ _ZEEK_SCRIPT_TYPES: Final = {
 
 ZEEK_KEYWORDS: Final = frozenset(
     """F T add addr any as assert bool break case const copy count default delete do double else enum event export
-    fallthrough file for function global hook if in interval is local module next of opaque option pattern port print
-    record redef return schedule set string subnet switch table time timeout type vector when while""".split()  # noqa: SIM905
+    fallthrough file for function global hook if in int interval is local module next of opaque option pattern port
+    print record redef return schedule set string subnet switch table time timeout type vector when while""".split()  # noqa: SIM905
 )
 """Words that cannot be a record's field."""
 
@@ -88,7 +91,7 @@ def _parse_type(text: str) -> ZeekType:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column; `added` marks those that version 2 of the agent did not have (hidden from a stock package's `*`)."""
+    """A column; `added` if version 2 of the agent did not have it (it is then hidden from a stock package's `*`)."""
 
     name: str
     type: str
@@ -104,7 +107,7 @@ class Column:
 
 
 SEQUENCE: Final = Column("seq", "count", "number of the row in the event store, never reused", added=True)
-"""The last column of every event table; the store gives it out."""
+"""The last column of every event table, assigned by the event store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,5 +133,5 @@ class Parameter:
 
 
 def zeek_field(column: str) -> str:
-    """A column's name as a record field: one that is a keyword of Zeek's gets a `_` behind it."""
+    """A column's name as a record field: Zeek's keywords get a trailing `_`."""
     return f"{column}_" if column in ZEEK_KEYWORDS else column

@@ -28,7 +28,7 @@ def test_objects_that_were_not_built_are_named(tmp_path: Path) -> None:
     btf = tmp_path / "vmlinux"
     btf.touch()
     try:
-        libbpf.library()
+        libbpf.load_library()
     except libbpf.LibbpfMissingError:
         pytest.skip("needs libbpf")
     reason = probe.why_not(("nothing",), release="6.1", btf=str(btf))
@@ -123,7 +123,7 @@ def test_where_control_groups_are_mounted(tmp_path: Path, line: str, found: str 
 
 
 @pytest.mark.root
-def test_a_refusal_tells_its_reason() -> None:
+def test_a_rejected_program_reports_the_reason() -> None:
     if probe.why_not(("processes",)) is not None:
         pytest.skip("no eBPF here")
     opened = libbpf.BpfObject("processes")

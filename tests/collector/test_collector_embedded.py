@@ -19,8 +19,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from zeek_agent.collector import summary
 from zeek_agent.collector.in_process import InProcessListener
-from zeek_agent.collector.server import Collector, Limits
-from zeek_agent.collector.summary import View
+from zeek_agent.collector.server import Collector, CollectorLimits
+from zeek_agent.collector.summary import SummaryView
 from zeek_agent.destination import EMBEDDED, PATH, formerly_embedded
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.zeek import protocol
@@ -29,12 +29,12 @@ from zeek_agent.zeek.protocol import InstallQuery, ZeekHello, ZeekShutdown
 URL = f"ws://localhost{PATH}"
 
 
-def embedded(logs: Path, limits: Limits | None = None) -> Collector:
+def embedded(logs: Path, limits: CollectorLimits | None = None) -> Collector:
     return Collector(replace(SETTINGS, logs=str(logs)), PACK, limits=limits)
 
 
 @asynccontextmanager
-async def started(logs: Path, limits: Limits | None = None) -> AsyncIterator[Collector]:
+async def started(logs: Path, limits: CollectorLimits | None = None) -> AsyncIterator[Collector]:
     collector = embedded(logs, limits)
     await collector.start_embedded()
     try:
@@ -49,7 +49,7 @@ async def agent_in(collector: Collector, agent_id: str = "HAbc", url: str = URL)
         yield Agent(connection, collector, agent_id)
 
 
-async def test_an_agent_joins_reports_and_is_told_of_the_end(tmp_path: Path) -> None:
+async def test_an_agent_joins_reports_and_receives_the_shutdown_message(tmp_path: Path) -> None:
     async with started(tmp_path) as collector, agent_in(collector) as agent:
         hello, *queries = await agent.join()
         assert isinstance(hello, ZeekHello)
@@ -94,8 +94,8 @@ async def test_the_bytes_are_those_of_tcp(tmp_path: Path) -> None:
         assert await conversation(inside.connect()) == over_tcp
 
 
-async def test_what_cannot_be_served_is_refused_as_over_tcp(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with started(tmp_path, Limits(connections=1)) as collector:
+async def test_invalid_requests_are_refused_as_over_tcp(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with started(tmp_path, CollectorLimits(connections=1)) as collector:
         async with agent_in(collector, url="ws://localhost/elsewhere") as agent:
             assert (await agent.error()).code == "invalid_uri"
         async with agent_in(collector) as agent:
@@ -115,7 +115,7 @@ async def test_what_cannot_be_served_is_refused_as_over_tcp(tmp_path: Path, capl
     assert "Traceback" not in caplog.text
 
 
-async def test_many_connections_come_and_go(tmp_path: Path) -> None:
+async def test_many_connections_open_and_close(tmp_path: Path) -> None:
     async with started(tmp_path) as collector:
         for number in range(200):
             async with agent_in(collector, f"H{number}") as agent:
@@ -142,7 +142,7 @@ async def test_an_embedded_collector_has_no_address(tmp_path: Path) -> None:
         collector.connect()
 
 
-async def test_people_see_that_it_is_embedded_and_why_it_has_not_started(tmp_path: Path) -> None:
+async def test_the_status_shows_that_it_is_embedded_and_why_it_has_not_started(tmp_path: Path) -> None:
     collector = embedded(tmp_path)
     async with started(tmp_path):
         with pytest.raises(UsageError):
@@ -150,7 +150,7 @@ async def test_people_see_that_it_is_embedded_and_why_it_has_not_started(tmp_pat
     for start, head in ((False, "collector in the agent not started: "), (True, "collector in the agent for 0 s: ")):
         if start:
             await collector.start_embedded()
-        view = View.after(None, collector.stats, collector.stats.started)
+        view = SummaryView.after(None, collector.stats, collector.stats.started)
         console = Console(file=io.StringIO(), width=200)
         console.print(summary.screen(collector, view))
         text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -202,7 +202,7 @@ async def test_logs_that_cannot_be_written_are_tried_again_and_not_held(tmp_path
     await collector.stop()
 
 
-def test_the_embedded_collector_is_known_by_a_name_that_no_url_has() -> None:
+def test_the_embedded_collector_has_a_name_that_is_not_a_url() -> None:
     assert str(EMBEDDED) == "embedded"
     assert EMBEDDED.title == "the embedded collector"
     assert formerly_embedded("127.0.0.1:27759") == ("ws://127.0.0.1:27759/v1/messages/json",)

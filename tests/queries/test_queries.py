@@ -20,12 +20,12 @@ from zeek_agent.queries.delivery import Delivery
 from zeek_agent.queries.event_strategy import EventStrategy
 from zeek_agent.queries.installed import QueryState
 from zeek_agent.queries.runner import QueryRunner
-from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Change, Query, Subscription
+from zeek_agent.queries.subscriptions import SCHEDULE_MIN_SECONDS, Change, Query, Subscription
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table, TableContext
 
 ADD, DELETE = Change.ADD, Change.DELETE
-SCHEDULE = SCHEDULE_MIN
+SCHEDULE = SCHEDULE_MIN_SECONDS
 NOW = time.time()
 
 
@@ -67,7 +67,7 @@ async def world(path: Path) -> AsyncIterator[World]:
     tables = [things, happenings]
     store = EventStore(path / "events.db", tables, EventSettings())
     database = Database(tables, TableContext(NobodysAgent(), AccessPolicy()), LimitSettings(), store)
-    database.scans.seconds = 0.0
+    database.scans.max_age_seconds = 0.0
     runner = QueryRunner(database, store)
     try:
         yield World(database, store, runner, rows)
@@ -96,7 +96,7 @@ async def settle(world: World, runs: int = 2) -> None:
 
 
 @pytest.mark.parametrize("schedule", [1e-9, 0.001, 0.049])
-async def test_a_schedule_that_is_too_short_is_raised_and_that_is_said_once(
+async def test_a_schedule_that_is_too_short_is_raised_with_one_report(
     here: World, caplog: pytest.LogCaptureFixture, schedule: float
 ) -> None:
     zeek = Recorder()
@@ -105,7 +105,7 @@ async def test_a_schedule_that_is_too_short_is_raised_and_that_is_said_once(
     for _ in range(5):
         await zeek.next()
     (installed,) = here.runner.installed
-    assert installed.query.schedule == SCHEDULE_MIN
+    assert installed.query.schedule == SCHEDULE_MIN_SECONDS
     notice = f"runs every 0.05 s, the shortest possible schedule, instead of every {schedule:g} s"
     assert zeek.failures.get_nowait() == f"query {notice} (statement: SELECT * FROM things)"
     assert zeek.failures.empty()
@@ -114,16 +114,16 @@ async def test_a_schedule_that_is_too_short_is_raised_and_that_is_said_once(
     ]
 
 
-async def test_a_stock_package_is_not_told_of_a_raised_schedule_since_it_takes_that_for_an_error(here: World) -> None:
+async def test_a_stock_package_gets_no_report_of_a_raised_schedule(here: World) -> None:
     zeek = Recorder(profile=Profile.STOCK)
     await here.runner.install(zeek, "q1", Query("SELECT * FROM things", "e", 0.01, Subscription.SNAPSHOTS))
     await zeek.next()
-    assert here.runner.installed[0].query.schedule == SCHEDULE_MIN
+    assert here.runner.installed[0].query.schedule == SCHEDULE_MIN_SECONDS
     assert zeek.failures.empty()
 
 
 @pytest.mark.parametrize("schedule", [0.05, 0.25, 60.0])
-async def test_any_other_schedule_stays_as_it_is(here: World, schedule: float) -> None:
+async def test_any_other_schedule_is_unchanged(here: World, schedule: float) -> None:
     zeek = Recorder()
     await here.runner.install(zeek, "q1", Query("SELECT * FROM things", "e", schedule, Subscription.SNAPSHOTS))
     await zeek.next()
@@ -160,7 +160,7 @@ async def test_snapshots_send_all_rows_each_time(here: World) -> None:
         assert await zeek.next() == [(None, ("a", 1)), (None, ("b", 2))]
 
 
-async def test_differences_send_nothing_first_then_what_went_and_what_came(here: World) -> None:
+async def test_differences_send_nothing_first_and_then_removed_and_added_rows(here: World) -> None:
     zeek = Recorder()
     await here.runner.install(zeek, "q", query(subscription=Subscription.DIFFERENCES))
     await settle(here)
@@ -179,7 +179,7 @@ async def test_snapshot_plus_differences_send_all_rows_first(here: World) -> Non
     assert await zeek.next() == [(ADD, ("b", 2))]
 
 
-async def test_events_on_a_snapshot_table_send_what_came(here: World) -> None:
+async def test_events_on_a_snapshot_table_send_added_rows(here: World) -> None:
     zeek = Recorder()
     await here.runner.install(zeek, "q", query(subscription=Subscription.EVENTS))
     await settle(here)
@@ -215,7 +215,7 @@ async def test_new_events_are_joined_with_the_history(here: World) -> None:
     assert await zeek.next() == [(ADD, ("stop", "start"))]
 
 
-async def test_events_during_an_outage_come_when_zeek_is_back_under_a_new_query_id(tmp_path: Path) -> None:
+async def test_events_during_an_outage_are_delivered_under_a_new_query_id(tmp_path: Path) -> None:
     events = query("SELECT what FROM happenings", Subscription.EVENTS)
     differences = query(subscription=Subscription.DIFFERENCES)
     async with world(tmp_path) as before:
@@ -251,11 +251,11 @@ async def test_rows_that_were_not_taken_are_sent_again_to_the_next(here: World) 
     assert await again.next() == [(ADD, ("under way",))]
 
 
-async def test_the_last_acknowledged_events_come_again_to_a_zeek_that_takes_the_place_of_a_killed_one(
+async def test_the_last_acknowledged_events_are_replayed_to_the_successor_of_a_killed_zeek(
     here: World,
 ) -> None:
     events = query("SELECT what FROM happenings", Subscription.EVENTS)
-    killed = Recorder(life="zeek_1")
+    killed = Recorder(incarnation="zeek_1")
     await here.runner.install(killed, "q1", events)
     await settle(here, 1)
     here.happen((1.0, "a"))
@@ -264,27 +264,27 @@ async def test_the_last_acknowledged_events_come_again_to_a_zeek_that_takes_the_
     assert await killed.next() == [(ADD, ("b",))]
     await settle(here, 1)
     here.runner.drop(killed)
-    successor = Recorder(life="zeek_2")
+    successor = Recorder(incarnation="zeek_2")
     await here.runner.install(successor, "q2", events)
     assert [row for _, row in await successor.next()] == [("a",), ("b",)]
 
 
-async def test_a_zeek_that_ended_in_order_has_all_it_acknowledged(here: World) -> None:
+async def test_nothing_is_replayed_after_a_clean_shutdown_of_zeek(here: World) -> None:
     events = query("SELECT what FROM happenings", Subscription.EVENTS)
-    ended = Recorder(life="zeek_1")
+    ended = Recorder(incarnation="zeek_1")
     await here.runner.install(ended, "q1", events)
     await settle(here, 1)
     here.happen((1.0, "a"))
     assert await ended.next() == [(ADD, ("a",))]
     await settle(here, 1)
     here.runner.drop(ended, in_order=True)
-    successor = Recorder(life="zeek_2")
+    successor = Recorder(incarnation="zeek_2")
     await here.runner.install(successor, "q2", events)
     await settle(here)
     assert successor.reports.empty()
 
 
-async def test_a_slow_recipient_gets_differences_of_what_it_has(here: World) -> None:
+async def test_a_slow_recipient_gets_differences_from_its_last_result(here: World) -> None:
     zeek = Recorder()
     await here.runner.install(zeek, "q", query(subscription=Subscription.DIFFERENCES))
     await settle(here)
@@ -297,10 +297,10 @@ async def test_a_slow_recipient_gets_differences_of_what_it_has(here: World) -> 
     assert await zeek.next() == [(ADD, ("d", 4))]
 
 
-async def test_a_large_backlog_is_worked_off_slice_by_slice_in_order(
+async def test_a_large_backlog_is_delivered_slice_by_slice_in_order(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zeek_agent.queries.event_strategy.EVENT_SLICE", 10)
+    monkeypatch.setattr("zeek_agent.queries.event_strategy.EVENT_SLICE_ROWS", 10)
     zeek = Recorder()
     await here.runner.install(zeek, "q", query("SELECT what FROM happenings", Subscription.EVENTS))
     await settle(here, 1)
@@ -321,10 +321,10 @@ class Retained:
     def __init__(self, first: int, last: int) -> None:
         self.bounds = first, last
 
-    def first(self, table: str) -> int:
+    def first_seq(self, table: str) -> int:
         return self.bounds[0]
 
-    def last(self, table: str) -> int:
+    def last_seq(self, table: str) -> int:
         return self.bounds[1]
 
 
@@ -349,7 +349,7 @@ async def test_events_that_retention_removed_before_they_were_delivered_are_coun
     assert installed.lost == lost
 
 
-async def test_an_error_at_run_time_is_reported_once_and_the_query_goes_on(here: World) -> None:
+async def test_a_run_time_error_is_reported_once_and_the_query_continues(here: World) -> None:
     zeek = Recorder()
     sql = "SELECT name FROM things WHERE json_extract(name, '$') IS NULL"
     here.things[:] = [("not json", 1)]
@@ -398,7 +398,7 @@ async def test_a_query_for_those_that_lack_a_table_does_not_run_where_it_is(here
     assert zeek.reports.empty()
 
 
-async def test_an_id_that_is_known_already_is_ignored(here: World) -> None:
+async def test_an_id_that_is_already_installed_is_ignored(here: World) -> None:
     zeek = Recorder()
     await here.runner.install(zeek, "q", query(subscription=Subscription.SNAPSHOTS))
     await here.runner.install(zeek, "q", query("SELECT 1", Subscription.SNAPSHOTS))
@@ -439,7 +439,7 @@ async def test_a_row_that_does_not_fit_its_type_is_reported_and_the_others_are_s
     assert "size" in await asyncio.wait_for(zeek.failures.get(), 5)
 
 
-async def test_what_was_delivered_under_an_earlier_identity_counts(tmp_path: Path) -> None:
+async def test_deliveries_under_an_earlier_identity_count(tmp_path: Path) -> None:
     events = query("SELECT what FROM happenings", Subscription.EVENTS)
     differences = query(subscription=Subscription.DIFFERENCES)
     async with world(tmp_path) as before:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
 from zeek_agent.errors import LimitError, SqlError
-from zeek_agent.host.files.contents import LONGEST_LINE
+from zeek_agent.host.files.contents import LINE_BYTES_MAX
 from zeek_agent.host.files.gate import Gate, Purpose
 from zeek_agent.host.files.reads import FileReads
 from zeek_agent.tables.files import files_columns, files_lines, files_list
@@ -52,7 +52,7 @@ def test_files_are_listed_with_their_attributes(tmp_path: Path) -> None:
     }
 
 
-def test_types_are_told_and_links_followed(tmp_path: Path) -> None:
+def test_types_are_listed_and_links_followed(tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
     (tmp_path / "dir").chmod(0o1777)
     (tmp_path / "link").symlink_to("dir")
@@ -108,8 +108,12 @@ def test_a_line_of_a_megabyte_is_kept_and_an_endless_one_is_cut(tmp_path: Path) 
     reads = FileReads()
     assert [len(row["content"]) for row in ask(files_lines, str(file), reads=reads)] == [1_000_000, 5]
     assert not reads.omissions()
-    file.write_bytes(b"x" * LONGEST_LINE + b"\n" + b"y" * (3 * LONGEST_LINE + 1) + b"\nshort")
-    assert [len(row["content"]) for row in ask(files_lines, str(file), reads=reads)] == [LONGEST_LINE, LONGEST_LINE, 5]
+    file.write_bytes(b"x" * LINE_BYTES_MAX + b"\n" + b"y" * (3 * LINE_BYTES_MAX + 1) + b"\nshort")
+    assert [len(row["content"]) for row in ask(files_lines, str(file), reads=reads)] == [
+        LINE_BYTES_MAX,
+        LINE_BYTES_MAX,
+        5,
+    ]
     assert reads.omissions().truncated == 1
     assert "longer than" in reads.omissions().summary()
 
@@ -168,7 +172,7 @@ def test_secrets_are_denied_by_default() -> None:
     assert ask(files_lines, "/proc/thread-self/environ") == []
 
 
-def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     """Opening a FIFO would wait for its other end, or wake a process that waits there."""
     os.mkfifo(tmp_path / "fifo")
     assert content(f"{tmp_path}/*") == []
@@ -211,7 +215,7 @@ def test_columns_are_split_at_white_space_and_comments_left_out(tmp_path: Path) 
     ]
 
 
-def test_columns_have_types_and_what_does_not_fit_is_null(tmp_path: Path) -> None:
+def test_columns_have_types_and_misfits_are_null(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_bytes(b"a:1:-2:3.5:\xff\nb:-1:x:nan:\nc:1_0:99999999999999999999:1e400:z")
     assert columns(file, "$1:text,$2:count,$3:int,$4:real,$5:blob", ":") == [
@@ -221,7 +225,7 @@ def test_columns_have_types_and_what_does_not_fit_is_null(tmp_path: Path) -> Non
     ]
 
 
-def test_column_0_is_the_whole_line_and_a_column_may_be_asked_for_twice(tmp_path: Path) -> None:
+def test_column_0_is_the_whole_line_and_a_column_may_be_requested_twice(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_text(" one two \n")
     assert columns(file, " $0:text , $2:text,$2:blob,$9:int") == [("one two", "two", "two", None)]

@@ -21,12 +21,12 @@ from recording import Event, Recording
 from waiting import until_sync
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events.event_file import read
-from zeek_agent.events.past import Past
+from zeek_agent.events.event_file import read_rows
+from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.source import Sink, Source
 from zeek_agent.recording.supervisor import Supervisor
-from zeek_agent.recording.system_log.journal import Journal, entries, log_entry
+from zeek_agent.recording.system_log.journal import Journal, log_entry, read_entries
 from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SystemLogEntry
 from zeek_agent.recording.system_log.syslog import Syslog
 from zeek_agent.tables.system_logs import TABLES
@@ -58,9 +58,7 @@ def logged(recording: Recording, message: str) -> Event:
 
 
 @root
-def test_an_entry_is_a_row_with_what_the_journal_knows_for_certain(
-    journal: PrivateJournal, recording: Recording
-) -> None:
+def test_an_entry_is_a_row_with_the_journals_trusted_fields(journal: PrivateJournal, recording: Recording) -> None:
     journal.write(
         MESSAGE="session opened for user root", PRIORITY=6, SYSLOG_IDENTIFIER="sshd", SYSLOG_FACILITY=10, SYSLOG_PID=1
     )
@@ -109,7 +107,7 @@ def test_any_bytes_arrive_as_they_are(journal: PrivateJournal, recording: Record
 
 
 @root
-def test_what_programs_say_of_themselves_is_not_trusted(journal: PrivateJournal, recording: Recording) -> None:
+def test_fields_set_by_programs_are_not_trusted(journal: PrivateJournal, recording: Recording) -> None:
     journal.write(MESSAGE="odd fields", PRIORITY="7; DROP", SYSLOG_FACILITY="-1", SYSLOG_IDENTIFIER=b"\xff", _PID=1)
     event = logged(recording, "odd fields")
     assert (event["level"], event["facility"], event["pid"]) == (None, None, os.getpid())
@@ -117,7 +115,7 @@ def test_what_programs_say_of_themselves_is_not_trusted(journal: PrivateJournal,
 
 
 @root
-def test_of_a_field_that_comes_twice_the_first_counts(journal: PrivateJournal, recording: Recording) -> None:
+def test_the_first_value_of_a_repeated_field_counts(journal: PrivateJournal, recording: Recording) -> None:
     journal.write(("MESSAGE", "one of two"), ("MESSAGE", "two of two"), PRIORITY=1)
     recorded = recording.expect(TABLE, level="1", seconds=10)
     assert [event["message"] in {"one of two", "two of two"} for event in recorded] == [True]
@@ -149,13 +147,13 @@ class Run:
     def __init__(self, path: Path, sources: Sequence[Source], **settings: float) -> None:
         self.store = EventStore(path, TABLES, EventSettings(**settings))  # type: ignore[arg-type]
         chosen = {"system_logs": list(sources)}
-        self.supervisor = Supervisor(SourceSettings(), self.store, choose=lambda *_: chosen, interval=0.02)
+        self.supervisor = Supervisor(SourceSettings(), self.store, choose=lambda *_: chosen, interval_seconds=0.02)
         self.supervisor.start()
 
     def messages(self) -> list[str]:
         self.supervisor.drain()
         self.store.flush()
-        return [message for (message,) in read(self.store.uri, f"SELECT message FROM {TABLE} ORDER BY seq")]
+        return [message for (message,) in read_rows(self.store.uri, f"SELECT message FROM {TABLE} ORDER BY seq")]
 
     def expect(self, *messages: str) -> None:
         until_sync(lambda: self.messages() == list(messages))
@@ -173,7 +171,7 @@ def own_journal() -> Iterator[PrivateJournal]:
 
 @root
 @pytest.mark.parametrize("meanwhile", [(), ("--rotate",), ("--flush",), ("--rotate", "--vacuum-files=1")])
-def test_a_restart_goes_on_after_the_last_entry(
+def test_a_restart_continues_after_the_last_entry(
     own_journal: PrivateJournal, tmp_path: Path, meanwhile: Sequence[str]
 ) -> None:
     (own_journal.root / "var/log/journal").mkdir()
@@ -204,21 +202,21 @@ def test_a_restart_goes_on_after_the_last_entry(
 
 
 @root
-def test_after_a_reboot_that_took_the_journal_along_it_goes_on_by_time(own_journal: PrivateJournal) -> None:
+def test_after_a_reboot_that_deleted_the_journal_it_continues_by_time(own_journal: PrivateJournal) -> None:
     own_journal.write(MESSAGE="before the last row")
     until_sync(lambda: "before the last row" in own_journal.read("--output=cat"))
     now = time.time()
     own_journal.write(MESSAGE="after the last row")
     source = own_journal.source()
     lost = f"s={'1' * 32};i=7;b={'2' * 32};m=3;t={int(now * 1e6):x};x=4"
-    source.resume(lambda _: Past(lost, now))
+    source.resume(lambda _: RecordingPosition(lost, now))
     with Recording([source]) as recording:
         logged(recording, "after the last row")
     assert not recording.events(TABLE, message="before the last row")
 
 
 @root
-def test_what_is_older_than_the_retention_is_not_picked_up(own_journal: PrivateJournal, tmp_path: Path) -> None:
+def test_entries_older_than_the_retention_are_not_recorded(own_journal: PrivateJournal, tmp_path: Path) -> None:
     first = Run(tmp_path / "events.db", [own_journal.source()], retention_age=0.5)
     own_journal.write(MESSAGE="one")
     first.expect("one")
@@ -254,7 +252,7 @@ def test_a_journalctl_that_is_killed_is_started_again_and_nothing_is_missing_or_
 def test_a_journalctl_that_cannot_work_gives_way_to_the_files_of_syslog(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("zeek_agent.recording.system_log.journal._REST", 0.01)
+    monkeypatch.setattr("zeek_agent.recording.system_log.journal._RESTART_PAUSE_SECONDS", 0.01)
     caplog.set_level(logging.INFO)
     journalctl = tmp_path / "journalctl"
     journalctl.write_text("#!/bin/sh\necho 'Failed to open the journal: no luck' >&2\nexit 3\n")
@@ -293,7 +291,7 @@ class Ends(Source):
         pass
 
 
-def test_syslog_goes_on_after_what_the_journal_has_given(tmp_path: Path) -> None:
+def test_syslog_continues_after_the_journals_last_entry(tmp_path: Path) -> None:
     def line(seconds: float, message: str) -> str:
         return f"{datetime.fromtimestamp(time.time() + seconds, UTC).isoformat()} host prog: {message}\n"
 
@@ -307,7 +305,7 @@ def test_syslog_goes_on_after_what_the_journal_has_given(tmp_path: Path) -> None
     run.end()
 
 
-def test_why_there_is_no_journal_is_said_in_one_line(tmp_path: Path) -> None:
+def test_the_reason_for_a_missing_journal_is_one_line(tmp_path: Path) -> None:
     settings = SourceSettings()
     assert Journal(settings, ["no-such-journalctl"]).probe() == "no-such-journalctl is not installed"
     places = [tmp_path / "run", tmp_path / "var"]
@@ -346,14 +344,14 @@ def test_any_fields_are_read_from_the_export_format(
 ) -> None:
     stream = b"".join(exported(one, as_text=as_text) for one, as_text in written)
     wanted = [dict(reversed(one)) for one, _ in written]
-    assert list(entries(io.BytesIO(stream))) == wanted
-    incomplete = list(entries(io.BytesIO(stream[: len(stream) - cut])))
+    assert list(read_entries(io.BytesIO(stream))) == wanted
+    incomplete = list(read_entries(io.BytesIO(stream[: len(stream) - cut])))
     assert incomplete == wanted[: len(incomplete)]
 
 
 @given(st.binary(max_size=200))
 def test_nonsense_in_place_of_the_export_format_does_no_harm(stream: bytes) -> None:
-    for one in entries(io.BytesIO(stream)):
+    for one in read_entries(io.BytesIO(stream)):
         with pytest.raises((KeyError, ValueError)):
             log_entry(one)
 
@@ -376,7 +374,7 @@ def test_a_huge_value_is_skipped_without_being_held(as_text: bool) -> None:
     places = [("__CURSOR", CURSOR.encode()), ("__REALTIME_TIMESTAMP", b"1700000000000000")]
     huge = exported([*places, ("MESSAGE", b"m" * 20_000_000), ("PRIORITY", b"3")], as_text=as_text)
     stream = Counting(huge + exported([*places, ("MESSAGE", b"next")], as_text=True))
-    first, second = map(log_entry, entries(stream))
+    first, second = map(log_entry, read_entries(stream))
     assert first.message == "m" * MESSAGE_BYTES
     assert first.level == "3"
     assert second.message == "next"

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from recording import Recording
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events.event_file import read
-from zeek_agent.events.past import Past
+from zeek_agent.events.event_file import read_rows
+from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore
-from zeek_agent.recording.system_log.file_tail import Position, Tail
+from zeek_agent.recording.system_log.file_tail import FilePosition, FileTail
 from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES
 from zeek_agent.recording.system_log.syslog import FILES, Syslog, log_entry
 from zeek_agent.tables.system_logs import TABLES
@@ -93,7 +93,7 @@ def test_any_line_is_a_row(line: bytes) -> None:
 # Lines of files that grow and are rotated.
 
 
-def new(tail: Tail) -> list[str]:
+def new(tail: FileTail) -> list[str]:
     return [line.decode() for line in tail.lines()]
 
 
@@ -102,14 +102,14 @@ def append(path: Path, *lines: str) -> None:
         stream.writelines(f"{line}\n" for line in lines)
 
 
-Follow = Callable[..., Tail]
+Follow = Callable[..., FileTail]
 
 
 @pytest.fixture
 def follow() -> Iterator[Follow]:
     """Makes tails that are closed at the end."""
     with ExitStack() as opened:
-        yield lambda *arguments: opened.enter_context(closing(Tail(*arguments)))
+        yield lambda *arguments: opened.enter_context(closing(FileTail(*arguments)))
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
-def test_only_what_comes_after_the_end_is_new(log: Path, follow: Follow) -> None:
+def test_only_lines_after_the_end_are_new(log: Path, follow: Follow) -> None:
     tail = follow(log)
     assert new(tail) == []
     append(log, "one", "two")
@@ -182,7 +182,7 @@ def test_rotation_neither_loses_nor_repeats_a_line(
     assert new(tail) == ["two"]
 
 
-def test_what_is_still_written_to_the_renamed_file_is_read(log: Path, follow: Follow) -> None:
+def test_lines_still_written_to_the_renamed_file_are_read(log: Path, follow: Follow) -> None:
     tail = follow(log)
     with log.open("a") as stream:
         rename(log)
@@ -203,7 +203,7 @@ def test_a_file_that_is_cut_is_read_from_its_beginning(log: Path, follow: Follow
     assert new(tail) == ["two"]
 
 
-def test_a_file_whose_predecessor_is_gone_is_read_from_its_beginning(log: Path, follow: Follow) -> None:
+def test_a_file_whose_predecessor_was_deleted_is_read_from_its_beginning(log: Path, follow: Follow) -> None:
     tail = follow(log)
     append(log, "one")
     assert new(tail) == ["one"]
@@ -215,7 +215,7 @@ def test_a_file_whose_predecessor_is_gone_is_read_from_its_beginning(log: Path, 
     assert new(follow(log, tail.position)) == ["two"]
 
 
-def test_a_file_that_comes_later_is_read_from_its_beginning(tmp_path: Path, follow: Follow) -> None:
+def test_a_file_that_is_created_later_is_read_from_its_beginning(tmp_path: Path, follow: Follow) -> None:
     tail = follow(tmp_path / "later")
     assert new(tail) == []
     append(tmp_path / "later", "first")
@@ -228,7 +228,7 @@ def test_neither_links_nor_pipes_are_followed(tmp_path: Path, follow: Follow) ->
     (tmp_path / "link").symlink_to(secret)
     os.mkfifo(tmp_path / "pipe")
     for name in ("link", "pipe"):
-        assert new(follow(tmp_path / name, Position(0, 0))) == []
+        assert new(follow(tmp_path / name, FilePosition(0, 0))) == []
         assert Syslog(SourceSettings(syslog_files=(str(tmp_path / name),))).probe() is not None
 
 
@@ -251,13 +251,13 @@ class Run:
         self.store = EventStore(path, TABLES, EventSettings())
         self.source = syslog
         assert syslog.probe() is None
-        syslog.resume(self.store.past)
+        syslog.resume(self.store.recording_position)
         syslog.start(self.store.append)
 
     def messages(self) -> list[str]:
         self.source.drain()
         self.store.flush()
-        return [message for (message,) in read(self.store.uri, f"SELECT message FROM {TABLE} ORDER BY seq")]
+        return [message for (message,) in read_rows(self.store.uri, f"SELECT message FROM {TABLE} ORDER BY seq")]
 
     def end(self) -> None:
         self.source.stop()
@@ -276,7 +276,7 @@ def test_lines_of_several_files_are_rows(log: Path) -> None:
     assert f"{auth.stat().st_ino}:{auth.stat().st_size}" in event["cursor"]
 
 
-def test_a_restart_goes_on_after_the_last_line_of_each_file(log: Path, tmp_path: Path) -> None:
+def test_a_restart_continues_after_the_last_line_of_each_file(log: Path, tmp_path: Path) -> None:
     auth, store = log.with_name("auth.log"), tmp_path / "events.db"
     append(auth, "old")
     first = Run(store, source(log, auth))
@@ -294,11 +294,11 @@ def test_a_restart_goes_on_after_the_last_line_of_each_file(log: Path, tmp_path:
     second.end()
 
 
-def test_a_file_that_an_earlier_run_did_not_know_is_read_from_when_that_ended(log: Path, tmp_path: Path) -> None:
+def test_a_file_unknown_to_the_earlier_run_is_read_from_the_end_of_that_run(log: Path, tmp_path: Path) -> None:
     other = tmp_path / "messages"
     append(other, line("long ago", time.time() - 3_600), line("just now", time.time() + 1))
     syslog = source(log, other)
-    syslog.resume(lambda _: Past(f"{log.stat().st_ino}:{log.stat().st_size}", time.time() - 60))
+    syslog.resume(lambda _: RecordingPosition(f"{log.stat().st_ino}:{log.stat().st_size}", time.time() - 60))
     with Recording([syslog]) as recording:
         recording.expect(TABLE, message="just now")
         append(other, line("an hour back by its own clock", time.time() - 3_600))

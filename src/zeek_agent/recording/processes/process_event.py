@@ -57,11 +57,11 @@ class Exit(NamedTuple):
 
 
 _new: Final = tuple.__new__
-"""Makes a named tuple in a third of the time that its own constructor takes."""
+"""Creates a named tuple in a third of its constructor's time."""
 
 
 def process_event(process: Process, at: int, boot_time: float, ended: Exit | None) -> ProcessEvent:
-    """A process that started (`ended` is None) or stopped at `at`, ns since the boot at `boot_time`."""
+    """A process that started (`ended` is None) or stopped at `at`, in ns since the boot at `boot_time`."""
     return _new(
         ProcessEvent,
         (
@@ -98,7 +98,7 @@ def process_event(process: Process, at: int, boot_time: float, ended: Exit | Non
 
 
 def exit_code(status: int | None) -> int | None:
-    """The exit code in a wait status; minus its number for the signal that ended a process."""
+    """The exit code in a wait status; the negative number of the signal if one ended the process."""
     if status is None:
         return None
     signal = status & 0x7F

@@ -18,11 +18,11 @@ SocketState = Literal["established", "closed", "failed", "listen", "expired"]
 Direction = Literal["outbound", "inbound"]
 
 Ends: TypeAlias = "tuple[int | None, str | None, int | None, str | None, int | None]"
-"""Protocol, local address and port, remote address and port, as a socket has them."""
+"""A socket's protocol, local address and port, remote address and port."""
 
 
 class SocketEvent(NamedTuple):
-    """A row of `sockets_events`, which describes the columns. None: not known, or there is none."""
+    """A row of `sockets_events`, which describes the columns. None means unknown or not applicable."""
 
     time: float
     pid: int | None
@@ -67,7 +67,7 @@ class SocketEvent(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """A socket's ends, with addresses in network form (4 or 16 bytes). None: not known; no peer is all zeros."""
+    """A socket's ends, with addresses in network form (4 or 16 bytes). None means unknown; no peer is all zeros."""
 
     protocol: int | None
     local: bytes | None
@@ -79,7 +79,7 @@ class Flow(NamedTuple):
 
 
 class Translation(NamedTuple):
-    """A connection's ends as they are on the other side of an address translation (NAT); all None without one."""
+    """A connection's ends on the other side of an address translation (NAT); all None without one."""
 
     local_addr: str | None
     local_port: int | None
@@ -89,7 +89,7 @@ class Translation(NamedTuple):
 
 UNTRANSLATED: Final = Translation(None, None, None, None)
 _new: Final = tuple.__new__
-"""Makes a named tuple in a third of the time that its own constructor takes."""
+"""Creates a named tuple in a third of its constructor's time."""
 
 
 def socket_event(
