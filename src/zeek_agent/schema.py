@@ -10,13 +10,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from msgspec import Struct
 
 Value: TypeAlias = "bool | int | float | str | bytes | Sequence[Value] | Mapping[str, Value] | None"
 """A cell as a table yields it: time and interval as float seconds, address as text, port as `(number, protocol)`,
 set and vector as sequences, record as a mapping."""
 
 Row: TypeAlias = Sequence[Value]
+EventRow: TypeAlias = "Row | Struct"
+"""A row to be recorded: its values, or a record with a field for each recorded column, in order."""
 Kind = Literal["snapshot", "events"]
 
 SCALAR_TYPES: Final = frozenset(

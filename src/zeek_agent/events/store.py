@@ -20,7 +20,7 @@ from zeek_agent.config import EventSettings
 from zeek_agent.events.event_file import Delivered, EventFile, Gap, WriteBatch, disk_uri, read, read_delivered
 from zeek_agent.events.migrations import NewerStoreError
 from zeek_agent.events.past import Past
-from zeek_agent.schema import Row
+from zeek_agent.schema import EventRow
 from zeek_agent.table import Table
 
 __all__ = ["Delivered", "EventStore", "Gap", "NewerStoreError", "TableCounters"]
@@ -54,7 +54,7 @@ class TableCounters:
 
 class _Rows(NamedTuple):
     table: str
-    rows: Sequence[Row]
+    rows: Sequence[EventRow]
 
 
 class EventStore:
@@ -138,7 +138,7 @@ class EventStore:
         ended = [gap.begin - 2 * _HEARTBEAT for gap in self._file.gaps if gap.source == "agent"]
         return Past(until=min(max(*ended, oldest), now)) if ended else Past()
 
-    def append(self, table: str, rows: Sequence[Row]) -> None:
+    def append(self, table: str, rows: Sequence[EventRow]) -> None:
         """Queue rows, one value a column; never blocks. KeyError for a table that is not the store's."""
         counters = self.counters[table]
         if not rows:

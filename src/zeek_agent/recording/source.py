@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from zeek_agent.events.past import Past
 
 if TYPE_CHECKING:
-    from zeek_agent.schema import Row
+    from zeek_agent.schema import EventRow
 
-Sink: TypeAlias = "Callable[[str, Sequence[Row]], None]"
+Sink: TypeAlias = "Callable[[str, Sequence[EventRow]], None]"
 """Takes rows of the named event table; never blocks, may be called from any thread."""
 
 
@@ -74,6 +74,6 @@ class Source(ABC):
     def drain(self) -> None:  # noqa: B027
         """Hand over now what the kernel holds, so that a query that follows sees it."""
 
-    def complete(self, table: str, rows: Sequence[Row]) -> Sequence[Row]:
+    def complete(self, table: str, rows: Sequence[EventRow]) -> Sequence[EventRow]:
         """Rows that another source has recorded, with what this one knows of them; never raises, from any thread."""
         return rows
