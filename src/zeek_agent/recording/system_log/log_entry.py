@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 SYSTEM_LOGS_EVENTS: Final = "system_logs_events"
 MESSAGE_BYTES: Final = 65_536
 """So much of a message is kept."""
 
 
-class SystemLogEntry(NamedTuple):
+class SystemLogEntry(Struct, frozen=True, gc=False):
     """A row; None for values that a source does not have."""
 
     time: float
