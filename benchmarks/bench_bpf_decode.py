@@ -17,7 +17,7 @@ from pathlib import Path
 
 from zeek_agent.config import EventSettings, SourceSettings
 from zeek_agent.events.store import EventStore
-from zeek_agent.recording.bpf_monitor import Monitor, Stream
+from zeek_agent.recording.bpf_monitor import BpfMonitor, RecordStream
 from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.processes.process_event import process_event
 from zeek_agent.recording.processes.process_tracker import ProcessTracker
@@ -61,7 +61,7 @@ def main() -> None:
 
 def record() -> tuple[list[bytes], list[bytes], ProcessCache]:
     """Records of processes that each make one connection over loopback, and the cache that knows them."""
-    monitor = Monitor(cache := ProcessCache())
+    monitor = BpfMonitor(cache := ProcessCache())
     sockets = EbpfSockets(monitor, SourceSettings())
     kept: tuple[list[bytes], list[bytes]] = ([], [])
     with tempfile.TemporaryDirectory() as directory, socket.create_server(("127.0.0.1", 0), backlog=4096) as server:
@@ -77,7 +77,7 @@ def record() -> tuple[list[bytes], list[bytes], ProcessCache]:
     return *kept, cache
 
 
-def keep(stream: Stream, records: list[bytes]) -> None:
+def keep(stream: RecordStream, records: list[bytes]) -> None:
     """Also put a stream's records into a list."""
     handle = stream.handle
 

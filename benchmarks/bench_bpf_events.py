@@ -25,7 +25,7 @@ from typing import Any
 
 from zeek_agent.config import EventSettings, SourceSettings
 from zeek_agent.events.store import EventStore
-from zeek_agent.recording.bpf_monitor import Monitor
+from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.processes.process_event import ProcessEvent
@@ -116,7 +116,7 @@ def serve(load: str) -> None:
     """
     descriptor = enable_statistics()
     settings = SourceSettings()
-    monitor = Monitor(ProcessCache(), settings.ring_bytes)
+    monitor = BpfMonitor(ProcessCache(), settings.ring_bytes)
     sources = [EbpfProcesses(monitor, settings), EbpfSockets(monitor, settings)]
     counts = {"exec": 0, "tcp": 0, "udp": 0}
 
@@ -144,7 +144,7 @@ def serve(load: str) -> None:
 
 
 def tell(
-    seconds: float, monitor: Monitor, sources: Sequence[Source], store: EventStore, counts: dict[str, int]
+    seconds: float, monitor: BpfMonitor, sources: Sequence[Source], store: EventStore, counts: dict[str, int]
 ) -> None:
     """Print the figures: processor time of those seconds, or of the whole run when they are fewer than one."""
     started, cpu = time.monotonic(), time.process_time()

@@ -28,7 +28,7 @@ from zeek_agent.queries.subscriptions import Change, Query, Report
 from zeek_agent.schema import ZeekType
 from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.back_pressure import Sender
-from zeek_agent.zeek.connection import SEND_BUFFER, WRITE_LIMIT
+from zeek_agent.zeek.connection import SEND_BUFFER_BYTES, WRITE_BUFFER_BYTES
 from zeek_agent.zeek.instance import Instance, Traffic
 
 ROUNDS = 5
@@ -90,10 +90,10 @@ def instance(sender: Sender) -> Instance:
 async def through_connection(port: int, report: Report) -> list[tuple[float, float]]:
     """Rows a second and processor seconds a row of some deliveries."""
     measured = []
-    options: dict[str, Any] = {"compression": None, "ping_interval": None, "write_limit": WRITE_LIMIT}
+    options: dict[str, Any] = {"compression": None, "ping_interval": None, "write_limit": WRITE_BUFFER_BYTES}
     async with connect(f"ws://127.0.0.1:{port}", **options) as websocket:
         raw: socket.socket = websocket.transport.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         recipient = instance(Sender(websocket, ZeekSettings()))
         for _ in range(ROUNDS):
             gc.collect()

@@ -116,7 +116,7 @@ def measure(path: str, size: int, report: Table) -> None:
     host = TableContext(agent=None, access=AccessPolicy())  # type: ignore[arg-type]  # no table here asks for it
     database = Database([], host, LimitSettings(time=60.0))
     bridge = Bridge(OsquerySettings(socket=path, time=60.0), database)
-    bridge.look_blocking()
+    bridge.refresh_blocking()
     table = database.tables["big"]
     wanted = Constraints(host, columns=frozenset(COLUMNS))
 

@@ -87,8 +87,8 @@ def main() -> None:
 
         for way in ("/proc", "iterators"):
             if way == "iterators":
-                iterators.load()
-                if iterators.loaded() is None:
+                iterators.load_iterators()
+                if iterators.loaded_iterators() is None:
                     print(f"no iterators: {iterators.why_no_iterators()}")
                     break
             for table in (processes, sockets):

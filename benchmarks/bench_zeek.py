@@ -33,8 +33,8 @@ from zeek_agent.queries.subscriptions import Report
 from zeek_agent.schema import ZeekType
 from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.back_pressure import Sender
-from zeek_agent.zeek.batches import split
-from zeek_agent.zeek.connection import SEND_BUFFER, WRITE_LIMIT
+from zeek_agent.zeek.batches import split_report
+from zeek_agent.zeek.connection import SEND_BUFFER_BYTES, WRITE_BUFFER_BYTES
 from zeek_agent.zeek.instance import Instance, Traffic
 
 PACKAGES: Final = {"stock": os.environ.get("ZEEK_AGENT_STOCK_PACKAGE"), "ours": str(Path("zeek/scripts").absolute())}
@@ -147,11 +147,11 @@ def wait_for(port: int) -> None:
 
 async def minimal_client(port: int, rows: int) -> None:
     """Join, wait for the query, have all frames ready, then only send."""
-    options: dict[str, Any] = {"compression": None, "ping_interval": None, "write_limit": WRITE_LIMIT}
+    options: dict[str, Any] = {"compression": None, "ping_interval": None, "write_limit": WRITE_BUFFER_BYTES}
     url = f"ws://127.0.0.1:{port}{PATH}"
     async with connect(url, additional_headers={"X-Application-Name": "benchmark"}, **options) as websocket:
         raw: socket.socket = websocket.transport.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         await websocket.send(protocol.subscription_message(protocol.subscriptions(AGENT_ID, (), "linux")))
         await websocket.recv()
         context = protocol.Context(AGENT_ID, time.time(), "hello")
@@ -191,7 +191,7 @@ def ready(event: protocol.InstallQuery, rows: int) -> list[list[bytes]]:
     if event.query.event == protocol.ROWS:
         topic = protocol.response_topic(AGENT_ID, event.instance)
         about = protocol.Context(AGENT_ID, time.time(), event.query_id)
-        return [[one.frame] for one in split(report, topic, about, settings.batch_rows, settings.batch_bytes)]
+        return [[one.frame] for one in split_report(report, topic, about, settings.batch_rows, settings.batch_bytes)]
     recipient = Instance(event.instance, AGENT_ID, "", None, settings, Traffic(), 0.0)  # type: ignore[arg-type]
     return list(recipient.batches(report))
 

@@ -13,6 +13,9 @@ from places import ROOT
 import zeek_agent
 
 PACKAGE = Path(zeek_agent.__file__).parent
+LOADERS = {"import_module", "__import__"}
+LOADS_OWN_MODULES = {"tables"}
+"""Modules that import modules by a name that they make up, all of them from their own package."""
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -25,10 +28,19 @@ def modules(package: Path) -> dict[str, Path]:
 
 
 def imports(name: str, tree: ast.AST, known: dict[str, Path], package: str = "zeek_agent") -> set[str]:
-    """The modules of the package that a module imports, anywhere in its code and for type checking too."""
-    named: set[str] = set()
+    """The modules of the package that a module imports, anywhere in its code, for type checking or by name too.
+
+    Importing a module runs the packages that it is in, so it imports these, too.
+    """
+    named: set[str] = {f"{package}.{name.rpartition('.')[0]}"} if "." in name else set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in LOADERS:
+            is_known = isinstance(node.args[0], ast.Constant)
+            assert is_known or name in LOADS_OWN_MODULES, f"{name} imports by name: {ast.unparse(node)}"
+            named |= {node.args[0].value} if is_known else set()
+        elif isinstance(node, ast.Attribute) and _inside(ast.unparse(node), known, package):
+            named.add(ast.unparse(node))
+        elif isinstance(node, ast.Import):
             named |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name} has a relative import"
@@ -89,3 +101,32 @@ def test_circles_and_upward_imports_are_found(tmp_path: Path) -> None:
     assert upward(edges, {"": 0, "low": 1, "high": 2}) == ["low imports high"]
     with pytest.raises(CycleError):
         TopologicalSorter(edges).prepare()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import importlib\nimportlib.import_module('zeek_agent.high')",
+        "from importlib import import_module\nimport_module('zeek_agent.high')",
+        "__import__('zeek_agent.high')",
+        "import zeek_agent\nzeek_agent.high.function()",
+    ],
+)
+def test_imports_by_name_are_found(tmp_path: Path, code: str) -> None:
+    (tmp_path / "low.py").write_text(code)
+    (tmp_path / "high.py").touch()
+    assert upward(graph(tmp_path), {"": 0, "low": 1, "high": 2}) == ["low imports high"]
+
+
+def test_an_import_by_a_name_that_is_not_in_the_code_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "low.py").write_text("def load(name):\n    return __import__(name)\n")
+    with pytest.raises(AssertionError, match="low imports by name: __import__\\(name\\)"):
+        graph(tmp_path)
+
+
+def test_a_package_that_imports_its_own_module_is_a_circle_with_it(tmp_path: Path) -> None:
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "__init__.py").write_text("from zeek_agent.room import inner\n")
+    (tmp_path / "room" / "inner.py").touch()
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph(tmp_path)).prepare()

@@ -222,7 +222,7 @@ def test_surroundings_that_are_missing_are_named(tmp_path: Path) -> None:
     }.items():
         loaded, _ = config.load(None, {"HOME": "/nonexistent"}, {name: value})
         with pytest.raises(UsageError) as caught:
-            config_check.check_surroundings(loaded)
+            config_check.check_files_and_groups(loaded)
         assert name in str(caught.value) or str(value) in str(caught.value)
 
 

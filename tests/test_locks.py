@@ -74,23 +74,23 @@ def older(path: Path, mode: int = 0o644) -> int:
 
 def test_a_lock_file_is_for_its_owner_only_and_names_the_holder(tmp_path: Path) -> None:
     file = tmp_path / "lock"
-    lock = locks.take(file)
+    lock = locks.acquire_lock(file)
     assert is_private(file)
     assert int(file.read_text().split()[0]) == os.getpid()
-    with pytest.raises(locks.HeldError, match=rf"\(pid {os.getpid()}, since 20.* UTC\)"):
-        locks.take(file)
+    with pytest.raises(locks.LockHeldError, match=rf"\(pid {os.getpid()}, since 20.* UTC\)"):
+        locks.acquire_lock(file)
     lock.close()
-    locks.take(file).close()
+    locks.acquire_lock(file).close()
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_a_file_that_others_could_open_is_replaced_so_that_their_descriptors_lock_nothing(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     theirs = older(file)
-    locks.take(file).close()
+    locks.acquire_lock(file).close()
     assert is_private(file)
     fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    locks.take(file).close()
+    locks.acquire_lock(file).close()
     os.close(theirs)
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
@@ -105,11 +105,11 @@ def test_another_user_who_holds_an_older_lock_file_is_passed_by(
     os.chown(file, 0, NOBODY)
     with locks_of_another_user(file) as held:
         assert held == [file]
-        lock = locks.take(file)
+        lock = locks.acquire_lock(file)
         assert is_private(file)
         assert "another user holds the lock" in caplog.text
-        with pytest.raises(locks.HeldError):
-            locks.take(file)
+        with pytest.raises(locks.LockHeldError):
+            locks.acquire_lock(file)
         lock.close()
 
 
@@ -121,7 +121,7 @@ def test_a_set_user_id_program_does_not_make_another_user_an_agent(place: Path) 
     program.chmod(0o4755)
     with locks_of_another_user(file, then=program) as held:
         assert held == [file]
-        locks.take(file).close()
+        locks.acquire_lock(file).close()
 
 
 def test_a_descriptor_that_can_only_read_is_not_an_agent(tmp_path: Path) -> None:
@@ -129,20 +129,20 @@ def test_a_descriptor_that_can_only_read_is_not_an_agent(tmp_path: Path) -> None
     file = tmp_path / "lock"
     theirs = older(file)
     fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    locks.take(file).close()
+    locks.acquire_lock(file).close()
     os.close(theirs)
 
 
 def test_an_agent_of_an_older_version_that_runs_is_respected(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     with running(OLDER_AGENT, file) as process:
-        with pytest.raises(locks.HeldError, match=rf"pid {process.pid}, since 20.* UTC"):
-            locks.take(file)
+        with pytest.raises(locks.LockHeldError, match=rf"pid {process.pid}, since 20.* UTC"):
+            locks.acquire_lock(file)
         file.write_text("")
-        with pytest.raises(locks.HeldError, match=rf"\(pid {process.pid}\)"):
-            locks.take(file)
+        with pytest.raises(locks.LockHeldError, match=rf"\(pid {process.pid}\)"):
+            locks.acquire_lock(file)
         assert stat.S_IMODE(file.stat().st_mode) == 0o644
-    locks.take(file).close()
+    locks.acquire_lock(file).close()
     assert is_private(file)
 
 
@@ -150,7 +150,7 @@ def test_an_agent_of_an_older_version_that_starts_later_is_excluded(tmp_path: Pa
     file = tmp_path / "lock"
     file.touch(0o644)
     opened_before = os.open(file, os.O_RDWR)
-    lock = locks.take(file)
+    lock = locks.acquire_lock(file)
     opened_after = os.open(file, os.O_RDWR)
     for descriptor in (opened_before, opened_after):
         with pytest.raises(BlockingIOError):
@@ -168,14 +168,14 @@ def test_of_agents_that_replace_a_file_at_the_same_time_one_gets_the_lock(tmp_pa
         theirs = older(file)
         fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
         taken: list[locks.FileLock] = []
-        refused: list[locks.HeldError] = []
+        refused: list[locks.LockHeldError] = []
         together = threading.Barrier(contenders)
 
         def contend(file: Path = file, together: threading.Barrier = together) -> None:
             together.wait()
             try:
-                taken.append(locks.take(file))  # noqa: B023
-            except locks.HeldError as error:
+                taken.append(locks.acquire_lock(file))  # noqa: B023
+            except locks.LockHeldError as error:
                 refused.append(error)  # noqa: B023
 
         threads = [threading.Thread(target=contend) for _ in range(contenders)]
@@ -196,7 +196,7 @@ def test_a_file_of_another_user_is_replaced(place: Path) -> None:
     os.chown(file, NOBODY, NOBODY)
     with locks_of_another_user(file) as held:
         assert held == [file]
-        locks.take(file).close()
+        locks.acquire_lock(file).close()
     assert is_private(file)
 
 
@@ -207,7 +207,7 @@ def test_a_link_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path: Path) -
     for make_link in (Path.symlink_to, Path.hardlink_to):
         file = tmp_path / make_link.__name__
         make_link(file, target)
-        locks.take(file).close()
+        locks.acquire_lock(file).close()
         assert is_private(file)
         assert not file.samefile(target)
     assert target.read_text() == "precious"
@@ -216,9 +216,9 @@ def test_a_link_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path: Path) -
 def test_a_pipe_in_the_place_of_a_lock_file_blocks_nobody(tmp_path: Path) -> None:
     for name in ("lock", "other.new"):
         os.mkfifo(tmp_path / name)
-    locks.take(tmp_path / "lock").close()
+    locks.acquire_lock(tmp_path / "lock").close()
     os.close(older(tmp_path / "other"))
-    locks.take(tmp_path / "other").close()
+    locks.acquire_lock(tmp_path / "other").close()
     assert is_private(tmp_path / "lock")
     assert is_private(tmp_path / "other")
 
@@ -229,9 +229,9 @@ def test_a_directory_in_the_place_of_a_lock_file_is_put_aside_with_what_is_in_it
     for name in ("lock", "other.new"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "within").touch()
-    locks.take(tmp_path / "lock").close()
+    locks.acquire_lock(tmp_path / "lock").close()
     os.close(older(tmp_path / "other"))
-    locks.take(tmp_path / "other").close()
+    locks.acquire_lock(tmp_path / "other").close()
     assert is_private(tmp_path / "lock")
     assert is_private(tmp_path / "other")
     aside = sorted(path.parent.name for path in tmp_path.glob("*/within"))
@@ -244,7 +244,7 @@ def test_what_a_crash_left_of_a_replacement_is_used(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     os.close(older(file))
     (tmp_path / "lock.new").touch(0o600)
-    locks.take(file).close()
+    locks.acquire_lock(file).close()
     assert is_private(file)
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
@@ -253,12 +253,12 @@ def test_a_full_disk_takes_no_lock_away(tmp_path: Path, caplog: pytest.LogCaptur
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
-        lock = locks.take(tmp_path / "lock")
+        lock = locks.acquire_lock(tmp_path / "lock")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "cannot write the process id to a lock file" in caplog.text
-    with pytest.raises(locks.HeldError):
-        locks.take(tmp_path / "lock")
+    with pytest.raises(locks.LockHeldError):
+        locks.acquire_lock(tmp_path / "lock")
     lock.close()
 
 
@@ -360,7 +360,7 @@ import sys
 from pathlib import Path
 from zeek_agent.events import scratch
 scratch._IN_MEMORY = Path(sys.argv[1])
-scratch.Scratch().close()
+scratch.ScratchDirectory().close()
 """
 
 
@@ -382,5 +382,5 @@ def test_scratch_directories_of_other_users_are_left_alone(tmp_path: Path, monke
     theirs.mkdir()
     os.chown(theirs, NOBODY, NOBODY)
     monkeypatch.setattr(scratch, "_IN_MEMORY", tmp_path)
-    scratch.Scratch().close()
+    scratch.ScratchDirectory().close()
     assert theirs.exists()

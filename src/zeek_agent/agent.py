@@ -17,7 +17,7 @@ from zeek_agent import __version__, heap, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.control.answers import answering
-from zeek_agent.control.server import ControlServer, NoPlaceError
+from zeek_agent.control.server import ControlServer, SocketNotCreatedError
 from zeek_agent.database.database import Database
 from zeek_agent.destination import EMBEDDED, formerly_embedded
 from zeek_agent.errors import ZeekAgentError
@@ -169,7 +169,7 @@ class Agent:
         control = ControlServer(self._places.socket, self._config.control.group, answer)
         try:
             await control.start()
-        except NoPlaceError as error:
+        except SocketNotCreatedError as error:
             log.warning("%s; commands cannot connect to this agent", error)
         else:
             self._parts.push_async_callback(control.stop)
@@ -213,7 +213,7 @@ class Agent:
         self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
     ) -> Sequence[Row]:
         self._drain_blocking()
-        return event_file.read(self.store.uri, sql, bindings, check)
+        return event_file.read_rows(self.store.uri, sql, bindings, check)
 
     def connections(self) -> Iterable[Row]:
         return [connection.status() for connection in self._connections]

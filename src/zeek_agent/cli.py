@@ -175,7 +175,7 @@ def run(
     from zeek_agent.agent import run_agent
     from zeek_agent.terminal import config_check
 
-    config_check.check_surroundings(config)
+    config_check.check_files_and_groups(config)
     return asyncio.run(run_agent(config, origins, warnings))
 
 
@@ -258,7 +258,7 @@ def status(given: Given, *, form: str) -> None:
     config, _ = given.load()
     responder = responders.connect(config)
     try:
-        report = status_report.gather(responder)
+        report = status_report.gather_status(responder)
     finally:
         responder.close()
     width = _printer("table").width
@@ -274,7 +274,7 @@ def doctor(given: Given, *, form: str, zeek: Sequence[str]) -> int:
     from zeek_agent.terminal import doctor
 
     config, origins = given.load({"zeek.destinations": list(zeek) or None})
-    checks = doctor.examine(config, origins)
+    checks = doctor.run_checks(config, origins)
     click.echo(doctor.as_json(checks) if form == "json" else doctor.as_text(checks, sys.stdout.isatty()), nl=False)
     return 1 if any(check.verdict == "fail" for check in checks) else 0
 
@@ -292,7 +292,7 @@ def config_check(given: Given) -> None:
     from zeek_agent.terminal import config_check
 
     loaded, origins = given.load()
-    config_check.check_surroundings(loaded)
+    config_check.check_files_and_groups(loaded)
     file = config.config_file(given.config_file, os.environ)
     click.echo(f"the configuration is valid ({file or 'no file'})")
     for name, value, origin, default in config.rows(loaded, origins):

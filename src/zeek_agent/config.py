@@ -1,7 +1,7 @@
 """Configuration: one frozen object from flags, environment and a TOML file.
 
 Every setting is declared here with its default; `docs/configuration.md` and the table `zeek_agent_config` are derived
-from these declarations. `load` lives in the same module so that a setting's name, type and check are in one place.
+from these declarations. `load` is in the same module to keep a setting's name, type and checks in one place.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -321,16 +320,16 @@ class Config(Section, frozen=True):
 
 ENVIRONMENT_PREFIX: Final = "ZEEK_AGENT_"
 ENVIRONMENT_SHORT: Final = {"ZEEK_AGENT_ZEEK": "zeek.destinations"}
-"""Variables with names of their own, in addition to the general `ZEEK_AGENT_SECTION__KEY`."""
+"""Variables with a special name, in addition to the general `ZEEK_AGENT_SECTION__KEY`."""
 
 
 RENAMED: Final[Mapping[str, str]] = {}
-"""Present names of settings by those of earlier versions, which still work, with a warning; both dotted."""
+"""Current names of settings, by their names in earlier versions, which still work with a warning; both dotted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting as it is declared: dotted name, type, meaning, default."""
+    """The declaration of a setting: dotted name, type, meaning, default."""
 
     name: str
     type: Any
@@ -339,7 +338,7 @@ class Setting:
 
     @property
     def expected(self) -> str:
-        """What values it takes, in words."""
+        """The values that it accepts, in words."""
         return setting_types.in_words(self.type)
 
     @property
@@ -348,9 +347,9 @@ class Setting:
         return _variable(self.name)
 
     def convert(self, value: object, origin: str, called: str | None = None) -> object:
-        """Check a value and give it its type. Raises UsageError that names the key, the place and what is expected.
+        """Check and convert a value. Raises UsageError that names the key, its origin and the expected values.
 
-        `called` is the key as the message names it, where that is not the setting's name.
+        `called` is the key's name in the message if it differs from the setting's.
         """
         try:
             if not isinstance(value, float) or math.isfinite(value):
@@ -361,7 +360,7 @@ class Setting:
         raise UsageError(f"{origin}: {called or self.name}: expected {self.expected}, got {shown}")
 
     def parse(self, text: str, origin: str, called: str | None = None) -> object:
-        """Read a value from text, as the environment and `--set` give it."""
+        """Convert a value given as text by the environment or `--set`."""
         return self.convert(setting_types.from_text(self.type, text), origin, called)
 
 
@@ -390,13 +389,13 @@ def load(
     renamed: Mapping[str, str] = RENAMED,
     warn: Callable[[str], None] = log.warning,
 ) -> tuple[Config, dict[str, str]]:
-    """The configuration, and where each setting comes from (by dotted name).
+    """The configuration, and the origin of each setting (by dotted name).
 
     Precedence: flags, environment, file, defaults. `path` must exist; without one, `ZEEK_AGENT_CONFIG` and then the
     default location are tried. `flags` are by dotted name; a `str` for a setting of another type is parsed like an
-    environment variable. Raises UsageError that names place, key and remedy.
+    environment variable. Raises UsageError that names origin, key and remedy.
 
-    `renamed` is as RENAMED; `warn` gets a line for each setting that is given under a former name.
+    `renamed` is like RENAMED; `warn` is called with a message for each setting given under a former name.
     """
     environment = os.environ if environment is None else environment
     values = {name: setting.default for name, setting in settings().items()}
@@ -414,7 +413,7 @@ def load(
 
 
 def config_file(path: Path | None, environment: Mapping[str, str]) -> Path | None:
-    """The file to read: the one that is named, else the default one when it exists."""
+    """The file to read: the given one, or else the default one if it exists."""
     if path is None and (named := environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")):
         path = Path(named)
     if path is not None:
@@ -433,13 +432,13 @@ class SettingStatus(NamedTuple):
 
 
 def rows(config: Config, origins: Mapping[str, str]) -> Iterator[SettingStatus]:
-    """Every setting. None holds a secret: they name files that do."""
+    """Every setting. None contains a secret; they only name files that do."""
     for name, setting in settings().items():
         yield SettingStatus(name, _shown(get(config, name)), origins.get(name, "default"), _shown(setting.default))
 
 
 def get(config: Config, name: str) -> object:
-    """The value of the setting of that dotted name."""
+    """The value of the setting with that dotted name."""
     value: object = config
     for part in name.split("."):
         value = getattr(value, part)
@@ -447,7 +446,7 @@ def get(config: Config, name: str) -> object:
 
 
 def literal(value: object) -> str:
-    """A value as TOML writes it; unset is empty."""
+    """A value in TOML syntax; empty if unset."""
     return "" if value is None else _literal(value)
 
 
@@ -468,7 +467,7 @@ def _build(section: type[Section], prefix: str, values: Mapping[str, object]) ->
 
 
 _Given: TypeAlias = tuple[str, object, str]
-"""A setting's present name, its value and where that comes from."""
+"""A setting's current name, value and origin."""
 
 
 def _variable(name: str) -> str:
@@ -477,14 +476,14 @@ def _variable(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """A setting and the name, present or former, under which it is given."""
+    """A setting and the name, current or former, under which it was given."""
 
     setting: Setting
     name: str
 
     @property
     def called(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return self.name if self.name == self.setting.name else f"{self.name} (now {self.setting.name})"
 
     def origin(self, place: str) -> str:
@@ -493,7 +492,7 @@ class _Named:
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """The names under which settings may be given: their own, and those that they had before."""
+    """The names under which settings may be given: current and former ones."""
 
     renamed: Mapping[str, str]
     warn: Callable[[str], None]
@@ -505,9 +504,9 @@ class _Names:
         return name in settings() or name in self.renamed
 
     def resolved(self, given: Iterable[str], place: str, spell: Callable[[str], str] = str) -> Iterator[_Named]:
-        """The settings that one place gives, all by known names; `spell` is how that place writes a name.
+        """The settings given by one source, all under known names; `spell` turns a name into that source's spelling.
 
-        A former name counts unless the setting is given twice; either way there is a warning.
+        A former name is used unless the current one is given too; either way there is a warning.
         """
         taken = set(given) & settings().keys()
         for name in sorted(given):
@@ -537,7 +536,7 @@ def _file_values(file: Path, names: _Names) -> Iterator[_Given]:
 
 
 def _flatten(document: Mapping[str, object], prefix: str, origin: str, names: _Names) -> Iterator[tuple[str, object]]:
-    """Values by dotted name, present or former, not yet converted."""
+    """Values by dotted name, current or former, not yet converted."""
     for key, value in document.items():
         name = f"{prefix}{key}"
         if name in names:
@@ -551,7 +550,7 @@ def _flatten(document: Mapping[str, object], prefix: str, origin: str, names: _N
 
 
 def _environment_values(environment: Mapping[str, str], names: _Names) -> Iterator[_Given]:
-    """Empty variables count as not set; names without `__` that mean nothing are left alone."""
+    """Values of variables that are not empty. Unknown names without `__` are ignored."""
     known = {_variable(name): name for name in names}
     given: dict[str, str] = {}
     for variable in sorted(environment, key=lambda name: (name not in ENVIRONMENT_SHORT, name)):
@@ -595,18 +594,19 @@ def _unknown(name: str, origin: str) -> UsageError:
 
 
 def _check(values: dict[str, object], origins: Mapping[str, str]) -> None:
-    """What a type cannot say: destinations are URLs, an upper bound is not below its lower one."""
-    if values["zeek.destinations"]:
-        from zeek_agent import destination
+    """Check what types cannot express: syntax of destinations, upper bounds not below lower ones."""
+    from zeek_agent import destination
 
+    if values["zeek.destinations"]:
         try:
             urls = [str(destination.parse(text)) for text in cast("Sequence[str]", values["zeek.destinations"])]
         except UsageError as error:
             raise UsageError(f"{origins['zeek.destinations']}: zeek.destinations: {error}") from None
         values["zeek.destinations"] = tuple(dict.fromkeys(urls))
-    listen = cast("str", values["collector.listen"])
-    if not re.fullmatch(r"(\[[0-9a-fA-F:.%\w]+\]|[^:\s]+):\d{1,5}", listen) or int(listen.rpartition(":")[2]) > 65535:
-        raise UsageError(f"{origins['collector.listen']}: collector.listen: expected HOST:PORT, got {listen!r}")
+    try:
+        destination.parse_listen(cast("str", values["collector.listen"]))
+    except ValueError as error:
+        raise UsageError(f"{origins['collector.listen']}: collector.listen: {error}") from None
     for low, high in (("zeek.reconnect_min", "zeek.reconnect_max"), ("zeek.window_bytes", "zeek.window_bytes_max")):
         if cast("float", values[low]) > cast("float", values[high]):
             origin = origins[high] if origins[high] != "default" else origins[low]

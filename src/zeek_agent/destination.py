@@ -1,4 +1,4 @@
-"""Where Zeek listens: what a user writes, as one URL."""
+"""Destinations: a Zeek to connect to, as one canonical URL, and addresses to listen on."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ PATH: Final = "/v1/messages/json"
 """Of Zeek's WebSocket server."""
 DEFAULT_PORT: Final = 27759
 
+_LISTEN = re.compile(r"(\[[0-9a-fA-F:.%\w]+\]|[^:\s]+):\d{1,5}")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A WebSocket server; its text is its name or else the canonical URL, under which it is known everywhere."""
+    """A WebSocket server; `str` gives its name or else the canonical URL, which identifies it everywhere."""
 
     scheme: str
     host: str
@@ -38,7 +39,7 @@ class Destination:
 
     @property
     def title(self) -> str:
-        """The server in a sentence."""
+        """The server as named in a sentence."""
         return f"the {self.name} collector" if self.name else f"Zeek at {self.url}"
 
     def __str__(self) -> str:
@@ -46,13 +47,13 @@ class Destination:
 
 
 EMBEDDED: Final = Destination("ws", "localhost", DEFAULT_PORT, name="embedded")
-"""The embedded collector, which the agent reaches within its process; its URL is for the opening handshake only."""
+"""The embedded collector, which runs in the agent's process; its URL is only used in the opening handshake."""
 
 
 def parse(text: str) -> Destination:
-    """Read `ws://host[:port][/path]`, `wss://…` or `host[:port]`, which is `ws`; an IPv6 address may stand in brackets.
+    """Parse `ws://host[:port][/path]`, `wss://…` or `host[:port]`, which means `ws`; brackets are for IPv6 addresses.
 
-    The port is 27759, Zeek's default, unless given. Raises UsageError for anything else.
+    The default port is 27759, Zeek's default. Raises UsageError for anything else.
     """
     text = text.strip()
     try:
@@ -62,12 +63,20 @@ def parse(text: str) -> Destination:
 
 
 def formerly_embedded(listen: str) -> tuple[str, ...]:
-    """What the embedded collector was known as when it listened on TCP at `listen`, as HOST:PORT."""
-    host, _, port = listen.rpartition(":")
-    if int(port) == 0:
+    """The names of the embedded collector in versions in which it listened on TCP at `listen`, HOST:PORT."""
+    host, port = parse_listen(listen)
+    if port == 0:
         return ()
-    hosts = ("127.0.0.1", "[::1]") if host == "localhost" else (host,)
-    return tuple(str(parse(f"ws://{host}:{port}")) for host in hosts)
+    hosts = ("127.0.0.1", "::1") if host == "localhost" else (host,)
+    return tuple(str(parse(f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}")) for host in hosts)
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Parse HOST:PORT, where an IPv6 address is in brackets. Raises ValueError for anything else."""
+    if _LISTEN.fullmatch(text) is None or int(text.rpartition(":")[2]) > 65535:
+        raise ValueError(f"expected HOST:PORT, got {text!r}")
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _from_bare(text: str) -> Destination:

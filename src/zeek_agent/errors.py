@@ -26,6 +26,14 @@ class SqlError(ZeekAgentError):
     """A statement could not be compiled or run."""
 
 
+class UnknownTableError(SqlError):
+    """A statement reads a table that there is not; `table` is its name."""
+
+    def __init__(self, message: str, table: str) -> None:
+        super().__init__(message)
+        self.table = table
+
+
 class AccessDeniedError(SqlError):
     """A statement touches a table, file, function or pragma that it may not use."""
 

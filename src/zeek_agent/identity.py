@@ -143,12 +143,12 @@ def only_one(file: Path) -> Iterator[None]:
     directory = file.parent
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=STATE_MODE)
-        if reason := locks.exposure(directory):
+        if reason := locks.directory_exposure(directory):
             raise ZeekAgentError(f"the state directory {reason}: {locks.EXPOSURE_ADVICE} or choose another --state-dir")
         if reason := locks.group_exposure(directory):
             log.warning("the state directory %s, who can replace the agent's files: chmod g-w it", reason)
-        lock = locks.take(file)
-    except locks.HeldError as error:
+        lock = locks.acquire_lock(file)
+    except locks.LockHeldError as error:
         raise ZeekAgentError(
             f"another agent{error.holder} uses {directory}; stop it or choose another --state-dir"
         ) from None

@@ -1,16 +1,17 @@
 """Exclusive locks on files that no other user of the host can hold.
 
-flock(2) needs an open descriptor and nothing else, so any user who can open a lock file can hold its lock and keep the
-agent from starting. A lock file here is therefore mode 0600 and owned by the agent's user or root.
+flock(2) needs only an open descriptor, so any user who can open a lock file can hold its lock and keep the agent from
+starting. A lock file here is therefore mode 0600 and owned by the agent's user or root.
 
-Older versions made lock files that everybody could open, and changing the mode does not revoke a descriptor that
-somebody has open. A lock file with a wider mode or another owner is therefore replaced by a new one, never adopted. Its
-lock still counts when an agent holds it: an agent of an older version that runs now, or starts later, is excluded.
+Older versions created lock files that everybody could open, and changing the mode does not revoke an open descriptor.
+A lock file with a wider mode or another owner is therefore replaced by a new one, never adopted. Its lock still counts
+when an agent holds it: an agent of an older version that runs now, or starts later, is excluded.
 """
 
 from __future__ import annotations
 
 import errno
+import importlib.util
 import logging
 import os
 import re
@@ -27,18 +28,22 @@ from zeek_agent.errors import ZeekAgentError
 log = logging.getLogger(__name__)
 
 ATTEMPTS: Final = 100
+"""How often a file that other processes keep replacing is tried; all of them together wait for about a second."""
 ATTEMPT_PAUSE_SECONDS: Final = 0.01
+"""Time for another process to finish a replacement, which takes a few system calls."""
 
 EXPOSURE_ADVICE: Final = "chown it to the agent's user, chmod go-w it,"
 
 _MODE: Final = 0o600
-_OPEN: Final = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+_OPEN_FLAGS: Final = (
+    os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+)
 _NOT_A_LOCK_FILE: Final = frozenset({errno.ELOOP, errno.EACCES, errno.ENXIO, errno.EISDIR})
-"""Errors of opening a symbolic link, a file of somebody else, a socket, a directory."""
+"""Errors when opening a symbolic link, another user's file, a socket or a directory."""
 
 
-class HeldError(ZeekAgentError):
-    """Another process holds the lock. `holder` is its description, ` (pid 123, since …)`, or empty when unknown."""
+class LockHeldError(ZeekAgentError):
+    """Another process holds the lock. `holder` describes it, ` (pid 123, since …)`, or is empty when unknown."""
 
     def __init__(self, path: Path, holder: str) -> None:
         super().__init__(f"{path} is locked by another process{holder}")
@@ -46,13 +51,13 @@ class HeldError(ZeekAgentError):
 
 
 class FileLock:
-    """A lock that is held until `close`, or until the process ends, however it ends."""
+    """A lock that is held until `close` or until the process ends for any reason."""
 
     def __init__(self, *descriptors: int) -> None:
         self._descriptors = list(descriptors)
 
     def add(self, descriptor: int) -> None:
-        """Hold one more descriptor for as long as the lock."""
+        """Keep another descriptor open for as long as the lock is held."""
         self._descriptors.append(descriptor)
 
     def close(self) -> None:
@@ -60,29 +65,44 @@ class FileLock:
             os.close(self._descriptors.pop())
 
 
-def take(path: Path, older: Path | None = None) -> FileLock:
-    """Lock the file at `path`, which is created when it is not there.
+def acquire_lock(path: Path, legacy_directory: Path | None = None) -> FileLock:
+    """Lock the file at `path`, which is created if it does not exist.
 
-    `older` is the directory that older versions locked instead: an agent that holds it is respected, and it is locked
-    too where that is possible, which excludes older versions that start later. Raises HeldError when another agent has
-    the lock, and OSError.
+    `legacy_directory` is the directory that older versions locked instead: an agent that holds it is respected, and it
+    is locked too where possible, which excludes older versions that start later. Raises LockHeldError when another
+    agent holds the lock, and OSError.
     """
-    try:
-        import fcntl  # noqa: F401
-    except ImportError:  # not a Unix
+    if not _has_flock():
         return FileLock()
-    lock = _take(path)
+    lock = _acquire_at(path)
     try:
-        if older is not None:
-            _take_older(older, path, lock)
+        if legacy_directory is not None:
+            _lock_legacy_directory(legacy_directory, path, lock)
     except BaseException:
         lock.close()
         raise
     return lock
 
 
-def exposure(directory: Path) -> str | None:
-    """Why others than the agent's user and root control the files in a directory; None when they do not.
+def lock_directory(directory: Path) -> FileLock:
+    """Lock a private directory itself: no other user can hold its lock, because no other user can open it.
+
+    Raises BlockingIOError when another process holds the lock, and OSError when it is not a directory.
+    """
+    if not _has_flock():
+        return FileLock()
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not _flock(descriptor):
+            raise BlockingIOError(errno.EWOULDBLOCK, "the directory is locked by another process", str(directory))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return FileLock(descriptor)
+
+
+def directory_exposure(directory: Path) -> str | None:
+    """Why users other than the agent's and root control the files in a directory; None when they do not.
 
     Raises OSError.
     """
@@ -102,19 +122,19 @@ def group_exposure(directory: Path) -> str | None:
     return None
 
 
-def _take(path: Path) -> FileLock:
+def _acquire_at(path: Path) -> FileLock:
     for _ in range(ATTEMPTS):
-        lock = _attempt(path)
+        lock = _try_acquire(path)
         if lock is not None:
             return lock
         time.sleep(ATTEMPT_PAUSE_SECONDS)
     raise OSError(errno.EAGAIN, "the lock file keeps being replaced", str(path))
 
 
-def _attempt(path: Path) -> FileLock | None:
-    """One attempt; None when another process replaced the file meanwhile."""
+def _try_acquire(path: Path) -> FileLock | None:
+    """One attempt; None when another process has replaced the file meanwhile."""
     try:
-        descriptor = os.open(path, _OPEN | os.O_CREAT, _MODE)
+        descriptor = os.open(path, _OPEN_FLAGS | os.O_CREAT, _MODE)
     except OSError as error:
         if error.errno in _NOT_A_LOCK_FILE and os.path.lexists(path) and not _is_private(path.lstat()):
             _put_aside_directory(path)
@@ -141,19 +161,19 @@ def _attempt(path: Path) -> FileLock | None:
 
 
 def _refuse_if_held_by_agent(path: Path, descriptor: int, status: os.stat_result) -> None:
-    """Raises HeldError unless another user holds the lock, which a private file excludes."""
+    """Raises LockHeldError unless another user holds the lock, which a private file excludes."""
     if _is_private(status):
-        raise HeldError(path, _holder(descriptor))
+        raise LockHeldError(path, _holder(descriptor))
     pid = _agent_holding(descriptor)
     if pid is not None:
-        raise HeldError(path, _holder(descriptor) or f" (pid {pid})")
+        raise LockHeldError(path, _holder(descriptor) or f" (pid {pid})")
     log.warning("%s: another user holds the lock on this file of an older version; replacing it", path)
 
 
 def _replace(path: Path, replaced: os.stat_result) -> FileLock | None:
-    """Put a private lock file, locked already, in the place of another file; None when that is not there any more.
+    """Replace a file with a private lock file that is already locked; None when that file is no longer there.
 
-    Whoever has locked `<path>.new` may replace, so of two processes that try at the same time one succeeds.
+    Only the process that has locked `<path>.new` may replace it, so of two that try at the same time one succeeds.
     """
     new = path.with_name(f"{path.name}.new")
     descriptor = _open_new(new)
@@ -177,7 +197,7 @@ def _replace(path: Path, replaced: os.stat_result) -> FileLock | None:
 
 
 def _put_aside_directory(path: Path) -> None:
-    """Rename a directory that somebody made in place of a lock file: a file cannot be renamed over it."""
+    """Rename a directory that was created in place of a lock file: a file cannot be renamed over it."""
     if stat.S_ISDIR(path.lstat().st_mode):
         aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         path.rename(aside)
@@ -185,32 +205,32 @@ def _put_aside_directory(path: Path) -> None:
 
 
 def _open_new(new: Path) -> int | None:
-    """Create the file that replaces a lock file, or open that of a process that replaces it now, or died while it did.
+    """Create the file that replaces a lock file, or open one left by a process that is replacing it or died doing so.
 
-    None when something else had the name, which is removed.
+    None when the name belonged to something else, which is removed.
     """
     with suppress(FileExistsError):
-        return os.open(new, _OPEN | os.O_CREAT | os.O_EXCL, _MODE)
+        return os.open(new, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, _MODE)
     with suppress(FileNotFoundError):
         if not _is_private(new.lstat()):
             _put_aside_directory(new)
             new.unlink(missing_ok=True)
             return None
-        descriptor = os.open(new, _OPEN)
+        descriptor = os.open(new, _OPEN_FLAGS)
         if _is_private(os.fstat(descriptor)):
             return descriptor
         os.close(descriptor)
     return None
 
 
-def _take_older(directory: Path, path: Path, lock: FileLock) -> None:
+def _lock_legacy_directory(directory: Path, path: Path, lock: FileLock) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     kept = False
     try:
         kept = _flock(descriptor)
         pid = None if kept else _agent_holding(descriptor)
     except OSError as error:
-        # Some network file systems lock no directories, for older versions as little as for this one.
+        # Some network file systems cannot lock directories, so an older version has no lock there either.
         log.debug("cannot lock the directory %s: %s", directory, error.strerror)
         return
     finally:
@@ -219,10 +239,16 @@ def _take_older(directory: Path, path: Path, lock: FileLock) -> None:
     if kept:
         lock.add(descriptor)
     elif pid is not None:
-        raise HeldError(path, f" (pid {pid})")
+        raise LockHeldError(path, f" (pid {pid})")
+
+
+def _has_flock() -> bool:
+    """Whether this is a Unix."""
+    return importlib.util.find_spec("fcntl") is not None
 
 
 def _flock(descriptor: int) -> bool:
+    """Take the descriptor's lock; False when another one holds it."""
     import fcntl
 
     try:
@@ -237,7 +263,7 @@ def _is_trusted(uid: int) -> bool:
 
 
 def _is_private(status: os.stat_result) -> bool:
-    """Whether no other user can have opened the file. A second link would be a file that is something else as well."""
+    """Whether no other user can have opened the file. With a second link it would also be some other file."""
     return (
         stat.S_ISREG(status.st_mode)
         and _is_trusted(status.st_uid)
@@ -254,17 +280,17 @@ def _is_at(path: Path, status: os.stat_result) -> bool:
 
 
 def _signed(descriptor: int) -> FileLock:
-    """The lock, with its holder written to the file: process id and time."""
+    """The lock, after writing its holder to the file: process id and time."""
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d %d\n" % (os.getpid(), int(time.time())), 0)
-    except OSError as error:  # a full disk; the lock holds without
+    except OSError as error:  # a full disk; the lock is valid all the same
         log.warning("cannot write the process id to a lock file: %s", error.strerror)
     return FileLock(descriptor)
 
 
 def _holder(descriptor: int) -> str:
-    """` (pid 123, since 2026-01-01 12:00:00 UTC)`, or nothing while the holder has yet to write it."""
+    """` (pid 123, since 2026-01-01 12:00:00 UTC)`, or empty until the holder has written it."""
     with suppress(ValueError, OSError):
         pid, since = os.pread(descriptor, 64, 0).split()
         at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(int(since)))
@@ -275,15 +301,15 @@ def _holder(descriptor: int) -> str:
 def _agent_holding(descriptor: int) -> int | None:
     """The process that holds the lock on an open file, if it can be an agent; None when it is another user's.
 
-    Any user can lock a file that he can read, and hand the descriptor to a program that is set-user-ID root. He cannot
-    open root's file for writing, though, as an agent does. A directory nobody can open for writing; there a process
-    counts that runs as the agent's user or root in every respect and executes Python: a program like sudo runs as root
-    in every respect while it waits for the password of whoever gave it the descriptor.
+    Any user can lock a file that they can read, and pass the descriptor to a set-user-ID root program. They cannot open
+    root's file for writing, though, as an agent does. Nobody can open a directory for writing; there a process counts
+    if all its user ids are the agent's user or root and it executes Python: a program like sudo has all its user ids
+    root while it waits for the password of the user who passed it the descriptor.
     """
     name = _lock_name(descriptor)
     directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
     for pid in _trusted_processes():
-        # The process may end while it is looked at.
+        # The process may end meanwhile.
         with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
                 info = entry.read_text(errors="replace")
@@ -297,7 +323,7 @@ def _agent_holding(descriptor: int) -> int | None:
 
 
 def _runs_python(pid: int) -> bool:
-    """Whether the process executes an interpreter, as agents do, or this one's executable, whatever its name is."""
+    """Whether the process executes a Python interpreter, as agents do, or the same executable as this process."""
     executable = Path(f"/proc/{pid}/exe")
     return executable.readlink().name.startswith(("python", "pypy")) or executable.samefile("/proc/self/exe")
 
@@ -313,7 +339,7 @@ def _trusted_processes() -> Iterator[int]:
 
 
 def _lock_name(descriptor: int) -> str:
-    """How the kernel names the file in lists of locks. Its device is that of the mount, which `st_dev` may not be."""
+    """The kernel's name of the file in lists of locks. It has the mount's device, which may differ from `st_dev`."""
     info = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
     status = os.fstat(descriptor)
     major, minor = os.major(status.st_dev), os.minor(status.st_dev)
@@ -325,6 +351,6 @@ def _lock_name(descriptor: int) -> str:
 
 
 def _field(info: str, name: str) -> str | None:
-    """A field of a file in /proc/PID/fdinfo; `ino` is there since Linux 5.14."""
+    """A field of a file in /proc/PID/fdinfo; `ino` exists since Linux 5.14."""
     found = re.search(rf"^{name}:\s+(\S+)", info, re.MULTILINE)
     return found[1] if found else None

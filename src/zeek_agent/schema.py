@@ -19,10 +19,13 @@ Value: TypeAlias = "bool | int | float | str | bytes | Sequence[Value] | Mapping
 """A cell as a table yields it: time and interval as float seconds, address as text, port as `(number, protocol)`,
 set and vector as sequences, record as a mapping."""
 
+SqliteValue: TypeAlias = "int | float | str | bytes | None"
+"""A value in one of SQLite's storage classes."""
+
 Row: TypeAlias = Sequence[Value]
 EventRow: TypeAlias = "Row | Struct"
 """A row to be recorded: its values, or a record with a field for each recorded column, in order."""
-Kind = Literal["snapshot", "events"]
+TableKind = Literal["snapshot", "events"]
 
 SCALAR_TYPES: Final = frozenset(
     {"address", "blob", "bool", "count", "enum", "int", "interval", "port", "real", "record", "text", "time"}
@@ -46,8 +49,8 @@ _ZEEK_SCRIPT_TYPES: Final = {
 
 ZEEK_KEYWORDS: Final = frozenset(
     """F T add addr any as assert bool break case const copy count default delete do double else enum event export
-    fallthrough file for function global hook if in interval is local module next of opaque option pattern port print
-    record redef return schedule set string subnet switch table time timeout type vector when while""".split()  # noqa: SIM905
+    fallthrough file for function global hook if in int interval is local module next of opaque option pattern port
+    print record redef return schedule set string subnet switch table time timeout type vector when while""".split()  # noqa: SIM905
 )
 """Words that cannot be a record's field."""
 

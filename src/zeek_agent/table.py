@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.host.files.reads import FileReads
-from zeek_agent.schema import SEQUENCE, Column, Kind, Parameter, Row, Value
+from zeek_agent.schema import SEQUENCE, Column, Parameter, Row, TableKind, Value
 
 
 class AgentView(Protocol):
@@ -144,7 +144,7 @@ class Table:
         parameters: Iterable[Parameter] = (),
         examples: Iterable[str] = (),
         platforms: Iterable[str] = ("linux",),
-        kind: Kind = "snapshot",
+        kind: TableKind = "snapshot",
         remote: Remote | None = None,
         alias: bool = False,
     ) -> None:
@@ -158,7 +158,7 @@ class Table:
         self.parameters = tuple(parameters)
         self.examples = tuple(examples)
         self.platforms = tuple(platforms)
-        self.kind: Kind = kind
+        self.kind: TableKind = kind
         self.remote = remote
         self.alias = alias
         """Whether it is another table under a second name, which lists of tables leave out."""

@@ -64,10 +64,10 @@ def clipped(text: str, characters: int = SHOWN) -> str:
     """The beginning of a text that may be long, with the size of the whole: `SELECT … (3,900,000 bytes)`."""
     if len(text) <= characters:
         return text
-    return f"{text[:characters]}… ({size(text):,} bytes)"
+    return f"{text[:characters]}… ({byte_length(text):,} bytes)"
 
 
-def size(text: str) -> int:
+def byte_length(text: str) -> int:
     """Bytes of the text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 

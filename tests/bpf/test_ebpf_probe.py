@@ -28,7 +28,7 @@ def test_objects_that_were_not_built_are_named(tmp_path: Path) -> None:
     btf = tmp_path / "vmlinux"
     btf.touch()
     try:
-        libbpf.library()
+        libbpf.load_library()
     except libbpf.LibbpfMissingError:
         pytest.skip("needs libbpf")
     reason = probe.why_not(("nothing",), release="6.1", btf=str(btf))

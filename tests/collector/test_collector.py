@@ -143,7 +143,7 @@ async def test_json_logs(tmp_path: Path) -> None:
 
 
 async def test_the_life_of_an_agent_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "FLUSH_INTERVAL", 0.02)
+    monkeypatch.setattr(server, "FLUSH_INTERVAL_SECONDS", 0.02)
     clock = Clock()
     async with collecting(tmp_path, clock=clock) as collector:
         async with agent_of(collector) as agent:
@@ -174,7 +174,7 @@ async def test_the_life_of_an_agent_is_logged(tmp_path: Path, monkeypatch: pytes
 
 
 async def test_rows_keep_an_agent_from_going_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "FLUSH_INTERVAL", 0.02)
+    monkeypatch.setattr(server, "FLUSH_INTERVAL_SECONDS", 0.02)
     clock = Clock()
     async with collecting(tmp_path, clock=clock) as collector, agent_of(collector) as agent:
         await agent.join()
@@ -205,7 +205,7 @@ async def test_a_host_is_unknown_until_its_hello_and_goes_by_its_address_without
 
 
 async def test_hellos_are_broadcast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HELLO_INTERVAL", 0.05)
+    monkeypatch.setattr(server, "HELLO_INTERVAL_SECONDS", 0.05)
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
         await agent.subscribe()
         message = protocol.read_message(await agent.receive())
@@ -295,7 +295,7 @@ async def test_ipv6_can_be_listened_on(tmp_path: Path) -> None:
 async def test_a_disk_that_fails_holds_no_agent_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server, "FLUSH_INTERVAL", 0.02)
+    monkeypatch.setattr(server, "FLUSH_INTERVAL_SECONDS", 0.02)
     place = tmp_path / "logs"
     place.write_text("in the way")
     with caplog.at_level(logging.INFO, "zeek_agent.collector"):

@@ -19,8 +19,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from zeek_agent.collector import summary
 from zeek_agent.collector.in_process import InProcessListener
-from zeek_agent.collector.server import Collector, Limits
-from zeek_agent.collector.summary import View
+from zeek_agent.collector.server import Collector, CollectorLimits
+from zeek_agent.collector.summary import SummaryView
 from zeek_agent.destination import EMBEDDED, PATH, formerly_embedded
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.zeek import protocol
@@ -29,12 +29,12 @@ from zeek_agent.zeek.protocol import InstallQuery, ZeekHello, ZeekShutdown
 URL = f"ws://localhost{PATH}"
 
 
-def embedded(logs: Path, limits: Limits | None = None) -> Collector:
+def embedded(logs: Path, limits: CollectorLimits | None = None) -> Collector:
     return Collector(replace(SETTINGS, logs=str(logs)), PACK, limits=limits)
 
 
 @asynccontextmanager
-async def started(logs: Path, limits: Limits | None = None) -> AsyncIterator[Collector]:
+async def started(logs: Path, limits: CollectorLimits | None = None) -> AsyncIterator[Collector]:
     collector = embedded(logs, limits)
     await collector.start_embedded()
     try:
@@ -95,7 +95,7 @@ async def test_the_bytes_are_those_of_tcp(tmp_path: Path) -> None:
 
 
 async def test_what_cannot_be_served_is_refused_as_over_tcp(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with started(tmp_path, Limits(connections=1)) as collector:
+    async with started(tmp_path, CollectorLimits(connections=1)) as collector:
         async with agent_in(collector, url="ws://localhost/elsewhere") as agent:
             assert (await agent.error()).code == "invalid_uri"
         async with agent_in(collector) as agent:
@@ -150,7 +150,7 @@ async def test_people_see_that_it_is_embedded_and_why_it_has_not_started(tmp_pat
     for start, head in ((False, "collector in the agent not started: "), (True, "collector in the agent for 0 s: ")):
         if start:
             await collector.start_embedded()
-        view = View.after(None, collector.stats, collector.stats.started)
+        view = SummaryView.after(None, collector.stats, collector.stats.started)
         console = Console(file=io.StringIO(), width=200)
         console.print(summary.screen(collector, view))
         text = console.file.getvalue()  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ from zeek_agent.collector import intake, server
 from zeek_agent.collector.agents import Agents
 from zeek_agent.collector.intake import Intake
 from zeek_agent.collector.log_files import LogDirectory
-from zeek_agent.collector.server import Collector, Limits
+from zeek_agent.collector.server import Collector, CollectorLimits
 from zeek_agent.destination import PATH
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.zeek import broker_json, protocol
@@ -174,7 +174,7 @@ async def test_long_errors_of_an_agent_are_cut_and_say_whose_they_are(tmp_path: 
 
 
 async def test_a_message_that_is_too_large_ends_the_connection_of_its_sender_only(tmp_path: Path) -> None:
-    limits = Limits(message_bytes=10_000)
+    limits = CollectorLimits(message_bytes=10_000)
     async with collecting(tmp_path, limits=limits) as collector, agent_of(collector) as agent:
         await agent.join()
         async with agent_of(collector, "HBig") as other:
@@ -216,7 +216,7 @@ async def test_control_characters_in_messages_stay_in_one_line(tmp_path: Path) -
 
 
 async def test_connections_and_agents_are_limited(tmp_path: Path) -> None:
-    limits = Limits(connections=2, agents=1)
+    limits = CollectorLimits(connections=2, agents=1)
     async with collecting(tmp_path, limits=limits) as collector, agent_of(collector, "HOne") as one:
         await one.join()
         async with agent_of(collector, "HTwo") as two:
@@ -233,7 +233,7 @@ async def test_connections_and_agents_are_limited(tmp_path: Path) -> None:
 
 
 async def test_a_hello_that_cannot_be_logged_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "FLUSH_INTERVAL", 0.02)
+    monkeypatch.setattr(server, "FLUSH_INTERVAL_SECONDS", 0.02)
     clock = Clock()
     async with collecting(tmp_path, clock=clock) as collector, agent_of(collector) as agent:
         await agent.join()
@@ -277,7 +277,7 @@ async def test_the_longest_values_are_taken(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_never_subscribes_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "OPENING_TIMEOUT", 0.05)
+    monkeypatch.setattr(server, "OPENING_TIMEOUT_SECONDS", 0.05)
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
         assert (await agent.error()).context == "no subscription in time"
         with pytest.raises(ConnectionClosed):
@@ -313,7 +313,7 @@ def test_whatever_an_agent_says_is_logged_whole_or_refused(event: str, arguments
 
 def say_and_read(place: Path, event: str, arguments: list[str]) -> None:
     directory = LogDirectory(place)
-    taker = Intake(PACK, directory, Agents(timeout=1, limit=10), time.time)
+    taker = Intake(PACK, directory, Agents(timeout_seconds=1, limit=10), time.time)
     frame = protocol.event_message("/x", event, *arguments)
     with suppress(ProtocolError):
         taker.handle(protocol.agent_event(protocol.read_message(frame)))
@@ -354,7 +354,7 @@ def raw_frame(first: int, payload: bytes, length: int | None = None) -> bytes:
 
 async def test_unfinished_messages_take_no_more_than_the_pool_and_the_largest_is_closed_first(tmp_path: Path) -> None:
     mib = 2**20
-    limits = Limits(unread_bytes=4 * mib)
+    limits = CollectorLimits(unread_bytes=4 * mib)
     async with collecting(tmp_path, limits=limits) as collector, agent_of(collector) as agent:
         await agent.join()
         held = [await opened_raw(collector, raw_frame(0x81, bytes(n * mib), 30 * mib)) for n in (1, 3)]
@@ -374,7 +374,7 @@ async def test_unfinished_messages_take_no_more_than_the_pool_and_the_largest_is
 
 
 async def test_messages_that_wait_to_be_read_count_too(tmp_path: Path) -> None:
-    async with collecting(tmp_path, limits=Limits(unread_bytes=2**20)) as collector:
+    async with collecting(tmp_path, limits=CollectorLimits(unread_bytes=2**20)) as collector:
         written = asyncio.Event()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(collector, "_wait_for_disk", written.wait)
@@ -423,7 +423,7 @@ async def test_an_endless_request_is_refused(tmp_path: Path) -> None:
 
 
 async def test_connections_that_never_end_their_request_are_limited(tmp_path: Path) -> None:
-    async with collecting(tmp_path, limits=Limits(connections=1)) as collector:
+    async with collecting(tmp_path, limits=CollectorLimits(connections=1)) as collector:
         silent = [await asyncio.open_connection(*collector.address) for _ in range(3)]
         await until(lambda: collector.stats.refused == 1)
         with suppress(ConnectionResetError):

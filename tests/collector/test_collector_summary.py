@@ -20,7 +20,7 @@ from waiting import until
 from zeek_agent import logbook
 from zeek_agent.collector import summary
 from zeek_agent.collector.server import Collector
-from zeek_agent.collector.summary import View, printable
+from zeek_agent.collector.summary import SummaryView, printable
 from zeek_agent.zeek import broker_json, protocol
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\nhost\u202e\u200b[red]x[/red]"
@@ -48,9 +48,9 @@ def rendered(renderable: Any) -> str:
 
 async def test_the_screen_shows_agents_logs_and_errors(tmp_path: Path) -> None:
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
-        before = View.after(None, collector.stats, 100.0)
+        before = SummaryView.after(None, collector.stats, 100.0)
         await hostile_agent_with_rows(collector, agent)
-        view = View.after(before, collector.stats, 102.0)
+        view = SummaryView.after(before, collector.stats, 102.0)
         text = rendered(summary.screen(collector, view))
     assert "1 connection, 7 messages" in text
     assert "HAbc" in text
@@ -64,7 +64,7 @@ async def test_the_screen_shows_agents_logs_and_errors(tmp_path: Path) -> None:
 async def test_hostile_names_reach_no_terminal(tmp_path: Path) -> None:
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
         await hostile_agent_with_rows(collector, agent)
-        view = View.after(None, collector.stats, 100.0)
+        view = SummaryView.after(None, collector.stats, 100.0)
         texts = [rendered(summary.screen(collector, view)), summary.line(view)]
     for text in texts:
         assert "\x1b" not in text
@@ -75,10 +75,10 @@ async def test_hostile_names_reach_no_terminal(tmp_path: Path) -> None:
 
 async def test_the_line_tells_rates_and_the_last_error(tmp_path: Path) -> None:
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
-        before = View.after(None, collector.stats, 100.0)
+        before = SummaryView.after(None, collector.stats, 100.0)
         assert summary.line(before) == "agents 0 connected, 0 known; rows 0; errors 0"
         await hostile_agent_with_rows(collector, agent)
-        text = summary.line(View.after(before, collector.stats, 110.0))
+        text = summary.line(SummaryView.after(before, collector.stats, 110.0))
     assert text.startswith("agents 1 connected, 1 known; rows 5 (things-events 0.5/s")
     assert "; errors 1; last: error from Zeek Agent: " in text
     assert "\n" not in text
@@ -92,7 +92,7 @@ async def test_an_agent_that_left_is_shown_as_away_or_shut_down(tmp_path: Path) 
             await two.send(protocol.agent_shutdown(protocol.Context("HDown", 0.0)))
             await until(lambda: collector.stats.messages == 3)
         await until(lambda: collector.stats.connections == 0)
-        text = rendered(summary.screen(collector, View.after(None, collector.stats, 0.0)))
+        text = rendered(summary.screen(collector, SummaryView.after(None, collector.stats, 0.0)))
     assert "away" in next(line for line in text.splitlines() if "HAway" in line)
     assert "shut down" in next(line for line in text.splitlines() if "HDown" in line)
 
@@ -106,7 +106,7 @@ async def shown_for_a_moment(collector: Collector, stream: Any) -> None:
 
 
 async def test_without_a_terminal_it_is_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summary, "LINE_INTERVAL", 0.05)
+    monkeypatch.setattr(summary, "LINE_INTERVAL_SECONDS", 0.05)
     stream = io.StringIO()
     async with collecting(tmp_path) as collector:
         await shown_for_a_moment(collector, stream)
@@ -116,7 +116,7 @@ async def test_without_a_terminal_it_is_plain_lines(tmp_path: Path, monkeypatch:
 async def test_a_reader_that_went_away_ends_it_quietly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(summary, "LINE_INTERVAL", 0.05)
+    monkeypatch.setattr(summary, "LINE_INTERVAL_SECONDS", 0.05)
     reading, writing = os.pipe()
     os.close(reading)
     async with collecting(tmp_path) as collector:
@@ -126,7 +126,7 @@ async def test_a_reader_that_went_away_ends_it_quietly(
 
 
 async def test_on_a_terminal_it_is_a_live_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summary, "LIVE_INTERVAL", 0.05)
+    monkeypatch.setattr(summary, "LIVE_INTERVAL_SECONDS", 0.05)
     master, slave = pty.openpty()
     try:
         async with collecting(tmp_path) as collector:
@@ -142,7 +142,7 @@ async def test_on_a_terminal_it_is_a_live_view(tmp_path: Path, monkeypatch: pyte
 async def test_what_is_logged_meanwhile_scrolls_by_above_the_live_view(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(summary, "LIVE_INTERVAL", 0.05)
+    monkeypatch.setattr(summary, "LIVE_INTERVAL_SECONDS", 0.05)
     monkeypatch.setenv("TERM", "xterm")
     erase_line, view = "\x1b[2K", "collector on 127.0.0.1"
     handler = logbook.StandardError()
@@ -176,7 +176,7 @@ async def test_failing_disks_and_open_ports_are_shown(tmp_path: Path, monkeypatc
     place.write_text("in the way")
     async with collecting(place) as collector:
         collector.warning = "anyone can reach this"
-        view = View.after(None, collector.stats, 0.0)
+        view = SummaryView.after(None, collector.stats, 0.0)
         assert "anyone can reach this" in rendered(summary.screen(collector, view))
         assert f"cannot write {place}: " in summary.line(view)
 

@@ -105,6 +105,48 @@ def test_a_statement_whose_columns_have_the_names_of_the_fields_is_asked_as_it_i
     assert f'local batch_sql = "{wrapped}";' in renamed
 
 
+@pytest.mark.parametrize("end", [";", " ; ;\n", "; -- all of them", " /* all */ ; /* of; them */"])
+def test_what_follows_a_statement_is_not_wrapped_with_it(end: str) -> None:
+    renamed = SMALL.replace('"path"', '"place"').replace("""'/var/spool/*')\"""", f"""'/var/spool/*'){end}\"""")
+    renamed = renamed.replace('sql = "', "sql = '''").replace(f'{end}"', f"{end}'''")
+    written = " ".join(script(renamed).replace('"\n\t    + "', "").split())
+    assert r"""AS \"size:count\" FROM r""" in written
+    assert re.search(r"FROM files_list\('/var/spool/\*'\)( /\* all \*/)?\) SELECT c1", written)
+
+
+def test_a_table_that_only_agents_have_is_one_that_the_query_requires() -> None:
+    text = """
+    [logs.packages]
+    fields = [
+      { name = "name", type = "string" }, { name = "ips", type = "set[addr]" },
+      { name = "size.kib", type = "double" }, { name = "size.port", type = "count" },
+    ]
+    [[queries]]
+    log = "packages"
+    sql = "SELECT name, ips, size FROM deb_packages"
+    """
+    with pytest.raises(UsageError, match=r"queries\[0\].sql: no such table: deb_packages .*requires_tables"):
+        script(text)
+    required = text + 'requires_tables = ["deb_packages"]'
+    assert fields(script(required)) == [
+        "name: string &log &optional;",
+        "ips: set[addr] &log &optional;",
+        "size: ColumnsSize &log &optional;",
+    ]
+    written = script(required).replace('"\n\t    + "', "")
+    assert (
+        r"""WITH r(c1, c2, c3) AS (SELECT name, ips, size FROM deb_packages) SELECT c1 AS \"name:text\",""" in written
+    )
+    assert r"""c2 AS \"ips:set[address]\", iif(c3 IS NULL, NULL, json_object('kib', c3 -> 'kib',""" in written
+    with pytest.raises(UsageError, match="no such table: deb_packages"):
+        script(required.replace(', type = "count"', ""))
+
+
+def test_an_agent_that_is_in_all_groups_runs_a_query_once() -> None:
+    assert "ZeekAgent::query(query);" in script(SMALL + 'groups = ["linux", "All"]')
+    assert script(SMALL + 'groups = ["linux", "linux"]') == script(SMALL + 'groups = ["linux"]')
+
+
 def test_queries_for_groups_hosts_and_tables() -> None:
     more = """
     groups = ["linux", "Web-\\"1\\""]
@@ -191,7 +233,21 @@ def test_nothing_in_a_pack_ends_a_comment_or_a_string() -> None:
             SMALL.replace("[logs.open-files]", '[logs.open-files]\nevent = "Mine::event"'),
             "Mine::event is already used in Zeek",
         ),
+        *(
+            (
+                SMALL.replace("[logs.open-files]", f'[logs.open-files]\nevent = "Mine::{name}"'),
+                f"Mine::{name} is already used in Zeek",
+            )
+            for name in ("query", "sql", "batch_sql_2", "zeek_init")
+        ),
+        *(
+            (SMALL.replace("open-files", name), f"our Zeek package has a module ZeekAgent_{module}: set event")
+            for name, module in (("files", "Files"), ("SSH", "SSH"), ("process-events", "ProcessEvents"))
+        ),
         (SMALL.replace("open-files", "policy"), "ZeekAgent_Policy::log_policy would be defined twice"),
+        (SMALL.replace("/*')", "/*'); SELECT 1"), "queries[0].sql: only one statement at a time"),
+        (SMALL + "schedule = inf", "Expected `float` <= 1000000000.0 (at queries[0].schedule)"),
+        (SMALL + 'only = "collector"', "the pack has no log for Zeek"),
         (
             SMALL.replace("[logs.open-files]", '[logs.open-files]\nevent = "Mine::write_rows"'),
             "Mine::write_rows would be defined twice",

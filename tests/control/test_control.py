@@ -30,7 +30,7 @@ from zeek_agent.control.messages import (
     Rows,
     StatusRequest,
 )
-from zeek_agent.control.server import CONNECTIONS_MAX, Answer, ControlServer, NoPlaceError
+from zeek_agent.control.server import CONNECTIONS_MAX, Answer, ControlServer, SocketNotCreatedError
 from zeek_agent.errors import AccessDeniedError, SqlError, UsageError, ZeekAgentError
 from zeek_agent.schema import Column, Parameter
 from zeek_agent.table import Table
@@ -265,7 +265,7 @@ async def test_what_is_in_the_way_is_named(path: Path, tmp_path: Path) -> None:
         await ControlServer(tmp_path / "a", "no-such-group", answer_with_rows).start()
     with pytest.raises(UsageError, match=r"control\.socket"):
         await ControlServer(tmp_path / ("a" * 120), None, answer_with_rows).start()
-    with pytest.raises(NoPlaceError, match=r"cannot create the control socket .*File exists"):
+    with pytest.raises(SocketNotCreatedError, match=r"cannot create the control socket .*File exists"):
         await ControlServer(path / "below", None, answer_with_rows).start()
 
 
@@ -316,7 +316,7 @@ def test_many_rows_become_several_frames_with_their_changes() -> None:
     changes: list[messages.ChangeName | None] = ["Add" if number % 2 else "Delete" for number in range(1000)]
     lines = list(messages.encode_frame(Rows(rows, changes)))
     assert 3 <= len(lines) <= 5
-    assert max(map(len, lines)) < 2 * messages.ROWS_BYTES
+    assert max(map(len, lines)) < 2 * messages.ROWS_FRAME_BYTES
     frames = [messages.decode_frame(line) for line in lines]
     assert [row for frame in frames for row in frame.rows] == rows  # type: ignore[union-attr]
     assert [change for frame in frames for change in frame.changes] == changes  # type: ignore[union-attr]

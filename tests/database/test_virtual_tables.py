@@ -11,7 +11,7 @@ import pytest
 from sql import Recorder, database
 
 from zeek_agent.database.database import Database, Lane, Profile
-from zeek_agent.database.virtual_tables import LOOKUPS_BEFORE_HOLDING
+from zeek_agent.database.virtual_tables import LOOKUPS_BEFORE_INDEXING
 from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
 from zeek_agent.schema import Parameter, Row
 from zeek_agent.table import Constraints
@@ -51,7 +51,7 @@ def listing() -> Recorder:
 @pytest.fixture
 async def db(processes: Recorder, listing: Recorder) -> AsyncIterator[Database]:
     opened = database(processes, listing, process_table("others"))
-    opened.scans.seconds = 0
+    opened.scans.max_age_seconds = 0
     yield opened
     await opened.aclose()
 
@@ -204,7 +204,7 @@ async def test_a_join_scans_the_inner_table_only_a_few_times() -> None:
     found = await rows(db, "SELECT count(*), max(value) FROM outer_rows LEFT JOIN inner_rows USING (key)")
     assert found == [(500, "v98")]
     assert len(outer.scans) == 1
-    assert len(inner.scans) == LOOKUPS_BEFORE_HOLDING + 1
+    assert len(inner.scans) == LOOKUPS_BEFORE_INDEXING + 1
     inner.scans.clear()
     assert await rows(db, "SELECT count(*) FROM outer_rows, inner_rows AS a, inner_rows AS b WHERE a.key < 10") == [
         (500 * 5 * 250,)
@@ -423,9 +423,9 @@ async def test_statements_of_one_tick_share_a_scan() -> None:
     results = await asyncio.gather(*(db.query(sql) for sql in statements))
     assert slow.count == 1
     assert [len(result.rows) for result in results] == [20, 20, 20, 16]
-    await asyncio.sleep(db.scans.seconds * 2)
+    await asyncio.sleep(db.scans.max_age_seconds * 2)
     assert (await db.query("SELECT max(scan), max(n) FROM t")).rows == [(2, 19)]
-    await asyncio.sleep(db.scans.seconds * 3)
+    await asyncio.sleep(db.scans.max_age_seconds * 3)
     assert not db.scans.expire(), "nothing is kept after its moment"
     await db.aclose()
 

@@ -86,14 +86,14 @@ def test_rows_are_numbered_and_can_be_read_by_another_connection(path: Path, rea
     store.append("things_events", [thing(7, "seven"), thing(8, "eight")])
     assert store.flush()
     assert read(store, "SELECT seq, number, text FROM store.things_events") == [(1, 7, "seven"), (2, 8, "eight")]
-    assert (store.first("things_events"), store.last("things_events")) == (1, 2)
+    assert (store.first_seq("things_events"), store.last_seq("things_events")) == (1, 2)
     store.close()
 
 
 def test_rows_are_committed_without_being_asked(path: Path) -> None:
     store = EventStore(path, [THINGS], EventSettings(commit_interval=0.05))
     store.append("things_events", [thing(1)])
-    until_sync(lambda: store.last("things_events") == 1, 2.0)
+    until_sync(lambda: store.last_seq("things_events") == 1, 2.0)
     store.close()
 
 
@@ -124,10 +124,10 @@ def test_the_id_and_the_numbers_outlive_a_restart(path: Path) -> None:
     store.append("things_events", [thing(1)])
     store.close()
     again = EventStore(path, [THINGS])
-    assert (again.id, again.last("things_events")) == (store.id, 1)
+    assert (again.id, again.last_seq("things_events")) == (store.id, 1)
     again.append("things_events", [thing(2)])
     again.flush()
-    assert again.last("things_events") == 2
+    assert again.last_seq("things_events") == 2
     again.close()
 
 
@@ -137,14 +137,14 @@ def test_a_number_is_never_used_again(path: Path) -> None:
     store.append("things_events", [thing(n, time_=1.0) for n in range(10)])
     store.close()
     again = EventStore(path, [THINGS], settings)
-    until_sync(lambda: again.first("things_events") == 0)
+    until_sync(lambda: again.first_seq("things_events") == 0)
     assert again.counters["things_events"].expired == 10
     again.close()
     third = EventStore(path, [THINGS], settings)
-    assert (third.first("things_events"), third.last("things_events")) == (0, 10)
+    assert (third.first_seq("things_events"), third.last_seq("things_events")) == (0, 10)
     third.append("things_events", [thing(11)])
     third.flush()
-    assert (third.first("things_events"), third.last("things_events")) == (11, 11)
+    assert (third.first_seq("things_events"), third.last_seq("things_events")) == (11, 11)
     third.close()
 
 
@@ -269,7 +269,7 @@ def test_old_rows_expire(path: Path) -> None:
     store.close()
     store = EventStore(path, [THINGS], EventSettings(retention_age=60))
     until_sync(lambda: store.counters["things_events"].expired == 2)
-    assert store.first("things_events") == 3
+    assert store.first_seq("things_events") == 3
     store.close()
 
 
@@ -285,7 +285,7 @@ def test_the_files_stay_within_their_bytes_and_the_oldest_rows_go_first(path: Pa
     (row,) = read(store, "SELECT count(*), min(seq), max(seq), max(number) FROM store.things_events")
     count, low, high, newest = row
     assert (high, newest) == (60_000, 59_999)
-    assert low == store.first("things_events")
+    assert low == store.first_seq("things_events")
     assert counters.evicted == 60_000 - count  # type: ignore[operator]
     assert count > 5_000  # type: ignore[operator]
 
@@ -299,7 +299,7 @@ def test_room_is_taken_from_the_table_with_the_oldest_rows(path: Path) -> None:
     until_sync(lambda: store.counters["things_events"].stored == 3_000)
     store.append("things_events", [thing(n, "x" * 500) for n in range(1_000)])
     store.flush()
-    assert store.first("old_events") == 0
+    assert store.first_seq("old_events") == 0
     store.close()
 
 
@@ -372,7 +372,7 @@ def test_a_damaged_file_is_moved_aside(path: Path, content: bytes, caplog: pytes
     assert path.with_name("events.db.damaged").read_bytes() == content
     store.append("things_events", [thing(1)])
     assert store.flush()
-    assert store.last("things_events") == 1
+    assert store.last_seq("things_events") == 1
     store.close()
 
 
@@ -381,7 +381,7 @@ def test_damage_in_the_middle_of_a_run_loses_no_row_that_is_still_queued(path: P
     for _ in range(15):
         store.append("things_events", [thing(n, "x" * 500) for n in range(1_000)])
         store.flush()
-    first_id, last = store.id, store.last("things_events")
+    first_id, last = store.id, store.last_seq("things_events")
     with path.open("r+b") as file:
         file.seek(16_384)
         file.write(os.urandom(path.stat().st_size - 16_384))
@@ -392,7 +392,7 @@ def test_damage_in_the_middle_of_a_run_loses_no_row_that_is_still_queued(path: P
     assert store.notice is not None
     assert "is damaged" in store.notice
     assert store.counters["things_events"].lost == {}
-    assert store.last("things_events") == last + 10_000
+    assert store.last_seq("things_events") == last + 10_000
     store.close()
 
 
@@ -448,7 +448,7 @@ def test_readers_of_a_store_in_memory_and_its_writer_wait_for_each_other() -> No
     ended.set()
     for reader in readers:
         reader.join()
-    assert store.last("things_events") == 2_000
+    assert store.last_seq("things_events") == 2_000
     assert store.counters["things_events"].lost == {}
     store.close()
 
@@ -466,7 +466,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_left_for_memory_and_returned_to(
     small_disk: Path, read: Read, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = EventStore(small_disk / "events.db", [THINGS], retry=0.2)
+    store = EventStore(small_disk / "events.db", [THINGS], retry_seconds=0.2)
     store.append("things_events", [thing(n) for n in range(100)])
     store.acknowledge("query", {"things_events": 40}, None)
     store.flush()
@@ -493,7 +493,7 @@ def test_a_full_disk_is_left_for_memory_and_returned_to(
     assert store.counters["things_events"].lost == {}
     store.close()
     again = EventStore(small_disk / "events.db", [THINGS])
-    assert again.last("things_events") == 1_101
+    assert again.last_seq("things_events") == 1_101
     assert [gap[3] for gap in again.gaps()] == ["stopped"]
     again.close()
 
@@ -521,7 +521,7 @@ while True:
     store.append("things_events", [thing(number + n, "x" * 100) for n in range(100)])
     number += 100
     store.flush()
-    print(store.last("things_events"), flush=True)
+    print(store.last_seq("things_events"), flush=True)
 """
 
 
@@ -542,7 +542,7 @@ def test_kill_9_under_load_leaves_all_that_was_committed(path: Path, read: Read)
     store = EventStore(path, [THINGS])
     assert store.notice is None
     assert read(store, "PRAGMA store.integrity_check") == [("ok",)]
-    assert store.last("things_events") >= committed
+    assert store.last_seq("things_events") >= committed
     assert read(store, f"SELECT count(*) FROM store.things_events WHERE seq = number + 1 AND seq <= {committed}") == [
         (committed,)
     ]

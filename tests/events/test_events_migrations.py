@@ -117,7 +117,7 @@ def test_a_store_of_any_earlier_agent_keeps_its_rows_its_numbers_and_what_was_de
     assert store.id == dump.STORE_ID
     for table in TABLES:
         numbers = (3, 5) if table.name in before else (0, 0)
-        assert (store.first(table.name), store.last(table.name)) == numbers
+        assert (store.first_seq(table.name), store.last_seq(table.name)) == numbers
     seqs = dict.fromkeys(before, 4)
     assert store.delivered("events of all tables") == Delivered(seqs)
     assert store.delivered("differences") == Delivered({}, b"\x00a packed snapshot\xff")
@@ -238,7 +238,7 @@ async def test_a_state_with_100_000_events_of_the_tree_before_loses_none_and_del
             await runner.close()
             store.append(table, [[now, *(None for _ in store_table(table).recorded[1:])]])
             assert store.flush()
-            again = Recorder(life="zeek_2")
+            again = Recorder(incarnation="zeek_2")
             await runner.install(again, table, Query(SQL[table], "Test::row", 0.02, Subscription.EVENTS))
             assert [row for _, row in await again.next()] == [(number + 6, None, None)]
     finally:

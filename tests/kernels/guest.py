@@ -108,7 +108,7 @@ def load(name: str) -> None:
             loaded.resize("records", 1 << 20)
         loaded.load()
         for program in loaded.programs:
-            loaded.attach(program, directory if loaded.section(program).startswith("cgroup") else None)
+            loaded.attach(program, directory if loaded.section_name(program).startswith("cgroup") else None)
     finally:
         os.close(directory)
         loaded.close()

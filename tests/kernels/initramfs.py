@@ -75,10 +75,10 @@ def _padded(raw: bytes) -> bytes:
     return raw + bytes(-len(raw) % 4)
 
 
-def build(init: Path, packages: Iterable[Path], library: Path, mapped: Iterable[Path]) -> bytes:
+def build(init: Path, packages: Iterable[Path], load_library: Path, mapped: Iterable[Path]) -> bytes:
     """An archive that runs `init`, a Python program, with these packages in /agent, on this system's Python.
 
-    `library` is opened by its name, and `mapped` are all shared objects that the program comes to use.
+    `load_library` is opened by its name, and `mapped` are all shared objects that the program comes to use.
     """
     archive = Archive()
     interpreter = Path(sys.executable).resolve()
@@ -89,8 +89,8 @@ def build(init: Path, packages: Iterable[Path], library: Path, mapped: Iterable[
             archive.tree(package, f"/agent/{package.name}")
         else:
             archive.copy(package, f"/agent/{package.name}")
-    archive.copy(library)
-    for linked in sorted({path for binary in (interpreter, library, *mapped) for path in links(binary)}):
+    archive.copy(load_library)
+    for linked in sorted({path for binary in (interpreter, load_library, *mapped) for path in links(binary)}):
         archive.copy(linked)
     for name in EMPTY:
         archive.directory(name)

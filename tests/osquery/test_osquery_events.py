@@ -13,7 +13,7 @@ from sql import Recorder, events
 
 from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
-from zeek_agent.osquery.recording import OVERLAP
+from zeek_agent.osquery.recording import OVERLAP_SECONDS
 from zeek_agent.table import Table
 
 T0 = 1_795_489_155
@@ -35,7 +35,7 @@ async def recording(
     store = EventStore(osquery.path.parent / "events.db", [table for table in tables if isinstance(table, Table)])
 
     def recorded(sql: str) -> list[tuple[Any, ...]]:
-        return event_file.read(store.uri, sql)
+        return event_file.read_rows(store.uri, sql)
 
     try:
         async with Bridged(osquery, tables, event_tables=patterns, store=store, recorded=recorded, **more) as bridged:
@@ -55,7 +55,7 @@ def happen(osquery: Osqueryd, *rows: tuple[Any, ...]) -> None:
 
 async def look(bridged: Bridged) -> None:
     bridged.bridge.client.forget_answers()
-    await bridged.bridge.look()
+    await bridged.bridge.refresh()
     bridged.store.flush()  # type: ignore[attr-defined]
 
 
@@ -84,7 +84,7 @@ async def test_only_the_newest_are_asked_for(osquery: Osqueryd) -> None:
         osquery.statements.clear()
         await look(bridged)
         (statement,) = osquery.asked("file_events")
-        assert f"WHERE time >= {T0 + 1000 - OVERLAP} ORDER BY time" in statement
+        assert f"WHERE time >= {T0 + 1000 - OVERLAP_SECONDS} ORDER BY time" in statement
 
 
 async def test_events_of_one_second_and_late_ones_are_told_apart(osquery: Osqueryd) -> None:

@@ -18,7 +18,7 @@ from thrift.transport.TTransport import TBufferedTransport
 
 from zeek_agent.config import LimitSettings
 from zeek_agent.events.store import EventStore
-from zeek_agent.osquery.export import NAME, ColumnConstraints, Constraint, QueryContext, chosen, statement
+from zeek_agent.osquery.export import NAME, ColumnConstraints, OsqueryConstraint, QueryContext, chosen, statement
 from zeek_agent.schema import Column, Parameter, Row
 from zeek_agent.table import Constraints, Table
 
@@ -193,7 +193,7 @@ async def test_event_tables_are_read_from_the_store(osquery: Osqueryd, tmp_path:
 
 
 async def test_our_tables_do_not_come_back_as_osquerys(bridged: Bridged, osquery: Osqueryd) -> None:
-    await bridged.bridge.look()
+    await bridged.bridge.refresh()
     assert not [name for name in bridged.db.tables if "zeek_" in name]
 
 
@@ -201,18 +201,18 @@ async def test_registers_again_after_a_restart_and_leaves_in_good_order(osquery:
     async with Bridged(osquery, [processes], export=("*",)) as bridged:
         (first,) = osquery.registered
         osquery.stop()
-        await bridged.bridge.look()
+        await bridged.bridge.refresh()
         assert not bridged.source("export")["active"]
         osquery.start()
         await asyncio.sleep(1.1)
-        await bridged.bridge.look()
+        await bridged.bridge.refresh()
         (second,) = osquery.registered
         assert second != first
         assert len(await rows(osquery, "zeek_processes")) == 3
         assert not Path(f"{osquery.path}.{first}").exists()
         assert oct(Path(f"{osquery.path}.{second}").stat().st_mode & 0o777) == "0o600"
         osquery.registered.clear()
-        await bridged.bridge.look()
+        await bridged.bridge.refresh()
         assert len(osquery.registered) == 1
     assert osquery.registered == {}
     assert list(osquery.path.parent.glob("osquery.em.*")) == []
@@ -227,7 +227,7 @@ async def test_a_registration_that_is_refused_is_tried_again(osquery: Osqueryd, 
         assert "Duplicate extension" in bridged.source("export")["last_error"]
         assert "deb_packages" in bridged.db.tables
         del osquery.registered[7]
-        await bridged.bridge.look()
+        await bridged.bridge.refresh()
         assert bridged.source("export")["active"]
 
 
@@ -272,5 +272,7 @@ def test_tables_that_begin_with_the_prefix_keep_their_name() -> None:
 )
 def test_only_what_cannot_lose_rows_is_handed_on(constraints: dict[str, list[tuple[int, str]]], where: str) -> None:
     table = Table("t", "", description="", columns=[Column("n", "count", ""), Column("t", "text", "")])
-    given = [ColumnConstraints(name, [Constraint(*pair) for pair in pairs]) for name, pairs in constraints.items()]
+    given = [
+        ColumnConstraints(name, [OsqueryConstraint(*pair) for pair in pairs]) for name, pairs in constraints.items()
+    ]
     assert statement(table, QueryContext(given, ["n"]), 10) == f"SELECT `n` FROM `t`{where} LIMIT 11"

@@ -13,7 +13,7 @@ from sql import Recorder
 
 from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.database.database import Lane
-from zeek_agent.database.remote_tables import KEYS_AT_ONCE
+from zeek_agent.database.remote_tables import KEYS_PER_LOOKUP
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.osquery.imported import REQUIRED
 
@@ -200,7 +200,7 @@ async def test_what_must_be_given_a_value_gets_it_from_a_join_in_batches(bridged
     sql = "SELECT p.pid, f.size FROM processes p JOIN file f ON f.path = p.exe ORDER BY p.pid"
     assert await bridged.rows(sql) == [(pid, len(exe)) for pid, exe, _ in PROCESSES]
     given = [len(scan["path"]) for scan in osquery.tables["file"].generated if scan]
-    assert given == [KEYS_AT_ONCE, 50]
+    assert given == [KEYS_PER_LOOKUP, 50]
 
 
 async def test_a_long_list_of_values_is_not_sent_as_one_statement(bridged: Bridged, osquery: Osqueryd) -> None:
@@ -208,7 +208,7 @@ async def test_a_long_list_of_values_is_not_sent_as_one_statement(bridged: Bridg
     assert await bridged.rows(sql) == [(100,)]
     assert await bridged.asks(sql) == ["SELECT `size` FROM `deb_packages`" + LIMIT]
     assert await bridged.rows("SELECT count(*) FROM file WHERE path IN (SELECT exe FROM processes)") == [(150,)]
-    assert [len(scan["path"]) for scan in osquery.tables["file"].generated if scan] == [KEYS_AT_ONCE, 50]
+    assert [len(scan["path"]) for scan in osquery.tables["file"].generated if scan] == [KEYS_PER_LOOKUP, 50]
 
 
 async def test_an_or_of_columns_is_answered_or_says_what_to_do(bridged: Bridged) -> None:

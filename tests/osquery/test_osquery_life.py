@@ -29,12 +29,12 @@ from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.osquery import bridge as bridges
 from zeek_agent.osquery import client as clients
 from zeek_agent.osquery import wire
-from zeek_agent.osquery.client import OsqueryClient, RestingError
+from zeek_agent.osquery.client import CooldownError, OsqueryClient
 from zeek_agent.osquery.wire import (
-    GoneError,
+    ConnectionLostError,
     ImpostorError,
     OsqueryRefusedError,
-    SlowError,
+    ReplyTimeoutError,
     ThriftConnection,
     UnreachableError,
 )
@@ -108,12 +108,12 @@ async def test_tables_that_change_are_followed(path: Path) -> None:
         async with Bridged(osquery, []) as bridged:
             osquery.tables["more"] = FakeTable({"a": "TEXT"}, [("x",)], owner=5)
             del osquery.tables["deb_packages"]
-            await bridged.bridge.look()
+            await bridged.bridge.refresh()
             assert await bridged.rows("SELECT * FROM more") == [("x",)]
             with pytest.raises(SqlError, match="no such table: deb_packages any more: osquery no longer has it"):
                 await bridged.rows("SELECT * FROM deb_packages")
             osquery.tables["more"] = FakeTable({"a": "TEXT", "b": "BIGINT"}, [("x", 1)], owner=6)
-            await bridged.bridge.look()
+            await bridged.bridge.refresh()
             assert await bridged.rows("SELECT * FROM more") == [("x", 1)]
 
 
@@ -122,7 +122,7 @@ async def test_looking_again_asks_for_nothing_that_is_known(path: Path) -> None:
         async with Bridged(osquery, []) as bridged:
             osquery.statements.clear()
             generation = bridged.db.tables
-            await bridged.bridge.look()
+            await bridged.bridge.refresh()
             assert len(osquery.statements) == 1
             assert bridged.db.tables is generation
 
@@ -193,18 +193,18 @@ def test_the_rest_after_harm_grows_and_ends_with_success(path: Path) -> None:
 
         osquery.hang_up_on = "deb_packages"
         for rest in (60, 120, 240):
-            with pytest.raises(GoneError):
+            with pytest.raises(ConnectionLostError):
                 ask(1)
             now[0] += rest - 1
-            with pytest.raises(RestingError, match="for 1 s"):
+            with pytest.raises(CooldownError, match="for 1 s"):
                 ask(2)
             now[0] += 1.1
         osquery.hang_up_on = None
         ask(3)
         osquery.hang_up_on = "deb_packages"
-        with pytest.raises(GoneError):
+        with pytest.raises(ConnectionLostError):
             ask(4)
-        with pytest.raises(RestingError, match="for 60 s"):
+        with pytest.raises(CooldownError, match="for 60 s"):
             ask(5)
         client.close()
 
@@ -245,7 +245,7 @@ async def test_the_statements_own_time_limit_holds_while_osquery_works(path: Pat
 
 
 async def test_a_question_that_was_given_up_late_rests_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "LONG", 0.1)
+    monkeypatch.setattr(clients, "UNANSWERED_SECONDS", 0.1)
     with Osqueryd(path, usual_tables()) as osquery:
         async with Bridged(osquery, [], limits=LimitSettings(time=0.3)) as bridged:
             osquery.delay = 1.0
@@ -287,9 +287,9 @@ async def test_an_error_of_osquery_is_told(path: Path) -> None:
 def test_garbage_is_an_error_and_ends_the_connection(path: Path, answer: bytes) -> None:
     with answering(path, answer):
         connection = ThriftConnection(str(path), 2.0)
-        with pytest.raises((GoneError, OsqueryRefusedError)):
+        with pytest.raises((ConnectionLostError, OsqueryRefusedError)):
             connection.query("SELECT 1")
-        with pytest.raises(GoneError):
+        with pytest.raises(ConnectionLostError):
             connection.query("SELECT 1")
         connection.close()
 
@@ -298,7 +298,7 @@ def test_an_answer_without_end_is_given_up(path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(wire, "REPLY_BYTES_MAX", 100_000)
     with Osqueryd(path, {"big": FakeTable({"t": "TEXT"}, [("x" * 1000,)] * 1000)}):
         connection = ThriftConnection(str(path), 5.0)
-        with pytest.raises(GoneError, match="longer than 100000 bytes"):
+        with pytest.raises(ConnectionLostError, match="longer than 100000 bytes"):
             connection.query("SELECT t FROM big")
         connection.close()
 
@@ -308,7 +308,7 @@ def test_silence_is_not_waited_for(path: Path) -> None:
         listener.bind(str(path))
         listener.listen()
         connection = ThriftConnection(str(path), 0.2)
-        with pytest.raises(SlowError):
+        with pytest.raises(ReplyTimeoutError):
             connection.query("SELECT 1")
         connection.close()
 
@@ -421,8 +421,8 @@ def test_an_impostor_where_osquery_usually_is_is_a_warning(
     monkeypatch.setattr(bridges, "DAEMON_SOCKETS", (str(shared_path),))
     with impostor(shared_path, NOBODY):
         bridge = bridges.Bridge(OsquerySettings(), database())
-        bridge.look_blocking()
-        bridge.look_blocking()
+        bridge.refresh_blocking()
+        bridge.refresh_blocking()
         bridge.close()
         (found,) = doctor._osquery(OsquerySettings())
     assert [record.levelname for record in caplog.records if "may be another user's" in record.message] == ["WARNING"]

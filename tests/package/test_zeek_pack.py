@@ -58,7 +58,8 @@ FROM json_each('[null, 1600000000.5]')
 log = "from-statement"
 subscription = "SnapshotPlusDifferences"
 sql = '''
-SELECT name, uid, is_system, home AS "when", count(*) AS "rows:count", max(1.5) AS "interval:interval" FROM users
+SELECT name, uid, is_system, home AS "when", count(*) AS "rows:count", max(1.5) AS "interval:interval",
+  2 AS "int:count" FROM users
 WHERE uid = '0' GROUP BY uid'''
 """
 
@@ -82,7 +83,7 @@ EVERY_TYPE = {
     "extra.share": 2.5,
     "unset": None,
 }
-FROM_STATEMENT = {"name": "root", "uid": "0", "is_system": True, "when": "/root", "rows": 1, "interval": 1.5}
+FROM_STATEMENT = {"name": "root", "uid": "0", "is_system": True, "when": "/root", "rows": 1, "interval": 1.5, "int": 2}
 
 SITE = """
 @load {script}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from zeek_agent.queries.result_backlog import AT_ONCE, Backlog
+from zeek_agent.queries.result_backlog import CONCURRENT_QUERIES, Backlog
 
 
-async def occupy(backlog: Backlog, size: int, ran: list[int], delivered: asyncio.Event) -> None:
+async def occupy(backlog: Backlog, size_bytes: int, ran: list[int], delivered: asyncio.Event) -> None:
     async with backlog.slot() as slot:
-        ran.append(size)
-        slot.fill(size)
+        ran.append(size_bytes)
+        slot.hold_result(size_bytes)
         await delivered.wait()
 
 
@@ -20,15 +20,15 @@ async def settle() -> None:
 
 
 async def test_no_query_runs_while_too_much_waits() -> None:
-    backlog, ran, delivered = Backlog(limit=100), list[int](), asyncio.Event()
+    backlog, ran, delivered = Backlog(limit_bytes=100), list[int](), asyncio.Event()
     tasks = [asyncio.create_task(occupy(backlog, 60, ran, delivered)) for _ in range(6)]
     await settle()
     assert ran == [60, 60]
-    assert backlog.size == 120
+    assert backlog.size_bytes == 120
     delivered.set()
     await asyncio.gather(*tasks)
     assert len(ran) == 6
-    assert backlog.size == 0
+    assert backlog.size_bytes == 0
 
 
 async def test_only_some_run_at_once_before_their_size_is_known() -> None:
@@ -38,18 +38,18 @@ async def test_only_some_run_at_once_before_their_size_is_known() -> None:
         async with backlog.slot() as slot:
             running.append(number)
             await finish.wait()
-            slot.fill(0)
+            slot.hold_result(0)
 
     tasks = [asyncio.create_task(run(number)) for number in range(5)]
     await settle()
-    assert running == list(range(AT_ONCE))
+    assert running == list(range(CONCURRENT_QUERIES))
     finish.set()
     await asyncio.gather(*tasks)
     assert running == list(range(5))
 
 
 async def test_a_query_that_fails_or_is_cancelled_gives_its_place_to_the_next() -> None:
-    backlog, ran, never = Backlog(limit=1), list[int](), asyncio.Event()
+    backlog, ran, never = Backlog(limit_bytes=1), list[int](), asyncio.Event()
     for _ in range(3):
         try:
             async with backlog.slot():
@@ -63,4 +63,4 @@ async def test_a_query_that_fails_or_is_cancelled_gives_its_place_to_the_next() 
         waiting[number].cancel()
         await settle()
     await asyncio.gather(*waiting, return_exceptions=True)
-    assert backlog.size == 0
+    assert backlog.size_bytes == 0

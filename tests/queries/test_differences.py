@@ -31,14 +31,14 @@ rows = st.lists(st.tuples(cells, cells), max_size=12)
 def test_a_row_that_is_there_twice_and_then_once_is_gone_once() -> None:
     before = ResultSnapshot(COLUMNS, [("a", 1), ("a", 1), ("b", 2)])
     now = ResultSnapshot(COLUMNS, [("a", 1), ("c", 3)])
-    assert sorted(before.gone(now)) == [("a", 1), ("b", 2)]
-    assert before.new(now) == [("c", 3)]
+    assert sorted(before.removed_rows(now)) == [("a", 1), ("b", 2)]
+    assert before.added_rows(now) == [("c", 3)]
 
 
 @given(rows, rows)
 def test_old_rows_less_those_gone_plus_those_new_are_the_new_rows(old: list[tuple], new: list[tuple]) -> None:
     before, now = ResultSnapshot(COLUMNS, old), ResultSnapshot(COLUMNS, new)
-    gone, added = before.gone(now), before.new(now)
+    gone, added = before.removed_rows(now), before.added_rows(now)
     exactly = [Counter(map(repr, some)) for some in (old, gone, added, new)]
     assert exactly[0] - exactly[1] + exactly[2] == exactly[3]
     assert not exactly[1] & exactly[2]

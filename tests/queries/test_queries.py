@@ -20,12 +20,12 @@ from zeek_agent.queries.delivery import Delivery
 from zeek_agent.queries.event_strategy import EventStrategy
 from zeek_agent.queries.installed import QueryState
 from zeek_agent.queries.runner import QueryRunner
-from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Change, Query, Subscription
+from zeek_agent.queries.subscriptions import SCHEDULE_MIN_SECONDS, Change, Query, Subscription
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table, TableContext
 
 ADD, DELETE = Change.ADD, Change.DELETE
-SCHEDULE = SCHEDULE_MIN
+SCHEDULE = SCHEDULE_MIN_SECONDS
 NOW = time.time()
 
 
@@ -67,7 +67,7 @@ async def world(path: Path) -> AsyncIterator[World]:
     tables = [things, happenings]
     store = EventStore(path / "events.db", tables, EventSettings())
     database = Database(tables, TableContext(NobodysAgent(), AccessPolicy()), LimitSettings(), store)
-    database.scans.seconds = 0.0
+    database.scans.max_age_seconds = 0.0
     runner = QueryRunner(database, store)
     try:
         yield World(database, store, runner, rows)
@@ -105,7 +105,7 @@ async def test_a_schedule_that_is_too_short_is_raised_and_that_is_said_once(
     for _ in range(5):
         await zeek.next()
     (installed,) = here.runner.installed
-    assert installed.query.schedule == SCHEDULE_MIN
+    assert installed.query.schedule == SCHEDULE_MIN_SECONDS
     notice = f"runs every 0.05 s, the shortest possible schedule, instead of every {schedule:g} s"
     assert zeek.failures.get_nowait() == f"query {notice} (statement: SELECT * FROM things)"
     assert zeek.failures.empty()
@@ -118,7 +118,7 @@ async def test_a_stock_package_is_not_told_of_a_raised_schedule_since_it_takes_t
     zeek = Recorder(profile=Profile.STOCK)
     await here.runner.install(zeek, "q1", Query("SELECT * FROM things", "e", 0.01, Subscription.SNAPSHOTS))
     await zeek.next()
-    assert here.runner.installed[0].query.schedule == SCHEDULE_MIN
+    assert here.runner.installed[0].query.schedule == SCHEDULE_MIN_SECONDS
     assert zeek.failures.empty()
 
 
@@ -255,7 +255,7 @@ async def test_the_last_acknowledged_events_come_again_to_a_zeek_that_takes_the_
     here: World,
 ) -> None:
     events = query("SELECT what FROM happenings", Subscription.EVENTS)
-    killed = Recorder(life="zeek_1")
+    killed = Recorder(incarnation="zeek_1")
     await here.runner.install(killed, "q1", events)
     await settle(here, 1)
     here.happen((1.0, "a"))
@@ -264,21 +264,21 @@ async def test_the_last_acknowledged_events_come_again_to_a_zeek_that_takes_the_
     assert await killed.next() == [(ADD, ("b",))]
     await settle(here, 1)
     here.runner.drop(killed)
-    successor = Recorder(life="zeek_2")
+    successor = Recorder(incarnation="zeek_2")
     await here.runner.install(successor, "q2", events)
     assert [row for _, row in await successor.next()] == [("a",), ("b",)]
 
 
 async def test_a_zeek_that_ended_in_order_has_all_it_acknowledged(here: World) -> None:
     events = query("SELECT what FROM happenings", Subscription.EVENTS)
-    ended = Recorder(life="zeek_1")
+    ended = Recorder(incarnation="zeek_1")
     await here.runner.install(ended, "q1", events)
     await settle(here, 1)
     here.happen((1.0, "a"))
     assert await ended.next() == [(ADD, ("a",))]
     await settle(here, 1)
     here.runner.drop(ended, in_order=True)
-    successor = Recorder(life="zeek_2")
+    successor = Recorder(incarnation="zeek_2")
     await here.runner.install(successor, "q2", events)
     await settle(here)
     assert successor.reports.empty()
@@ -300,7 +300,7 @@ async def test_a_slow_recipient_gets_differences_of_what_it_has(here: World) -> 
 async def test_a_large_backlog_is_worked_off_slice_by_slice_in_order(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zeek_agent.queries.event_strategy.EVENT_SLICE", 10)
+    monkeypatch.setattr("zeek_agent.queries.event_strategy.EVENT_SLICE_ROWS", 10)
     zeek = Recorder()
     await here.runner.install(zeek, "q", query("SELECT what FROM happenings", Subscription.EVENTS))
     await settle(here, 1)
@@ -321,10 +321,10 @@ class Retained:
     def __init__(self, first: int, last: int) -> None:
         self.bounds = first, last
 
-    def first(self, table: str) -> int:
+    def first_seq(self, table: str) -> int:
         return self.bounds[0]
 
-    def last(self, table: str) -> int:
+    def last_seq(self, table: str) -> int:
         return self.bounds[1]
 
 

@@ -73,7 +73,9 @@ def store() -> EventStore:
 
 def supervisor(store: EventStore, sources: Sequence[Source], clock: Callable[[], float] = time.time) -> Supervisor:
     chosen = {"processes": list(sources)}
-    return Supervisor(SourceSettings(), store, choose=lambda settings, redact: chosen, clock=clock, interval=0.02)
+    return Supervisor(
+        SourceSettings(), store, choose=lambda settings, redact: chosen, clock=clock, interval_seconds=0.02
+    )
 
 
 def test_the_first_source_that_works_is_taken_and_the_others_say_why_not(store: EventStore) -> None:
@@ -93,7 +95,7 @@ def test_the_first_source_that_works_is_taken_and_the_others_say_why_not(store: 
     assert third.sink is None
     chosen.stop()
     store.flush()
-    assert store.last("processes_events") == 2
+    assert store.last_seq("processes_events") == 2
     store.close()
 
 
@@ -156,7 +158,7 @@ def test_an_error_while_draining_counts_as_a_failure(store: EventStore) -> None:
 def test_when_no_source_works_that_is_said_once_and_none_is_active(
     store: EventStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zeek_agent.recording.supervisor._TRY_AGAIN", 0.01)
+    monkeypatch.setattr("zeek_agent.recording.supervisor._RETRY_SECONDS", 0.01)
     only = Scripted("only", "not here")
     chosen = supervisor(store, [only])
     chosen.start()

@@ -350,7 +350,7 @@ class Bridged:
         return next(row for row in (one._asdict() for one in self.bridge.status()) if row["backend"] == backend)
 
     async def __aenter__(self) -> Bridged:
-        await self.bridge.look()
+        await self.bridge.refresh()
         return self
 
     async def __aexit__(self, *_: object) -> None:

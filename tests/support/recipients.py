@@ -27,7 +27,7 @@ class Recorder:
     profile: Profile = Profile.FULL
     durable: bool = True
     recognizes_replays: bool = True
-    life: str = "zeek_1"
+    incarnation: str = "zeek_1"
     reports: asyncio.Queue[Report] = field(default_factory=asyncio.Queue)
     failures: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -39,7 +39,7 @@ class Recorder:
         await self.gate.wait()
         self.reports.put_nowait(report)
 
-    async def fail(self, query_id: str, query: Query, message: str) -> None:
+    async def report_error(self, query_id: str, query: Query, message: str) -> None:
         self.failures.put_nowait(message)
 
     async def next(self) -> list[tuple[Change | None, Row]]:

@@ -17,7 +17,7 @@ from zeek_agent.config import AccessSettings
 from zeek_agent.errors import LimitError
 from zeek_agent.host.files.reads import FileReads
 from zeek_agent.tables import file_hashes as module
-from zeek_agent.tables.file_hashes import ALGORITHMS, LARGEST, SETTLED, file_hashes
+from zeek_agent.tables.file_hashes import ALGORITHMS, HASHED_BYTES_MAX, SETTLED_SECONDS, file_hashes
 
 
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
@@ -68,7 +68,7 @@ def test_a_name_with_wildcards_can_be_given_as_it_is(tmp_path: Path) -> None:
 def test_only_the_hashes_that_are_wanted_are_computed_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_text("one")
-    time.sleep(2 * SETTLED)
+    time.sleep(2 * SETTLED_SECONDS)
     computed = reads(monkeypatch)
     (row,) = ask(file_hashes, str(file), columns=["path", "size"])
     assert [row[name] for name in ALGORITHMS] == [None, None, None]
@@ -93,16 +93,16 @@ def test_what_the_kernel_makes_up_is_read_each_time() -> None:
     hashes = set()
     for _ in range(3):
         hashes.add(ask(file_hashes, "/proc/uptime")[0]["sha256"])
-        time.sleep(2 * SETTLED)
+        time.sleep(2 * SETTLED_SECONDS)
     assert len(hashes) == 3
 
 
 def test_a_file_that_is_too_large_has_no_hashes(tmp_path: Path) -> None:
     file = tmp_path / "large"
     with file.open("wb") as sparse:
-        sparse.truncate(LARGEST + 1)
+        sparse.truncate(HASHED_BYTES_MAX + 1)
     (row,) = ask(file_hashes, str(file))
-    assert (row["size"], row["md5"], row["sha1"], row["sha256"]) == (LARGEST + 1, None, None, None)
+    assert (row["size"], row["md5"], row["sha1"], row["sha256"]) == (HASHED_BYTES_MAX + 1, None, None, None)
 
 
 def test_what_the_access_rules_deny_is_not_read(tmp_path: Path) -> None:

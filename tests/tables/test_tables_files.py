@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
 from zeek_agent.errors import LimitError, SqlError
-from zeek_agent.host.files.contents import LONGEST_LINE
+from zeek_agent.host.files.contents import LINE_BYTES_MAX
 from zeek_agent.host.files.gate import Gate, Purpose
 from zeek_agent.host.files.reads import FileReads
 from zeek_agent.tables.files import files_columns, files_lines, files_list
@@ -108,8 +108,12 @@ def test_a_line_of_a_megabyte_is_kept_and_an_endless_one_is_cut(tmp_path: Path) 
     reads = FileReads()
     assert [len(row["content"]) for row in ask(files_lines, str(file), reads=reads)] == [1_000_000, 5]
     assert not reads.omissions()
-    file.write_bytes(b"x" * LONGEST_LINE + b"\n" + b"y" * (3 * LONGEST_LINE + 1) + b"\nshort")
-    assert [len(row["content"]) for row in ask(files_lines, str(file), reads=reads)] == [LONGEST_LINE, LONGEST_LINE, 5]
+    file.write_bytes(b"x" * LINE_BYTES_MAX + b"\n" + b"y" * (3 * LINE_BYTES_MAX + 1) + b"\nshort")
+    assert [len(row["content"]) for row in ask(files_lines, str(file), reads=reads)] == [
+        LINE_BYTES_MAX,
+        LINE_BYTES_MAX,
+        5,
+    ]
     assert reads.omissions().truncated == 1
     assert "longer than" in reads.omissions().summary()
 

@@ -18,7 +18,7 @@ from zeek_agent.database.database import Database
 from zeek_agent.errors import SqlError
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
-from zeek_agent.recording.bpf_monitor import Monitor
+from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.table import TableContext
@@ -45,7 +45,7 @@ os.waitpid(pid, 0)
 def tree() -> Iterator[Tree]:
     """Asks for a tree while process events are recorded."""
     store = EventStore(None, events.TABLES)
-    source = EbpfProcesses(Monitor(ProcessCache()), SourceSettings(ignore_self=False))
+    source = EbpfProcesses(BpfMonitor(ProcessCache()), SourceSettings(ignore_self=False))
     if (reason := source.probe()) is not None:
         pytest.skip(reason)
     source.start(store.append)

@@ -249,7 +249,7 @@ def test_sockets_of_other_network_namespaces_are_seen() -> None:
 def test_without_privileges_other_users_sockets_have_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run in a forked process, which fails if an assertion does."""
     # iterators that root has loaded in this process would still show all
-    monkeypatch.setattr("zeek_agent.tables.sockets.loaded", lambda: None)
+    monkeypatch.setattr("zeek_agent.tables.sockets.loaded_iterators", lambda: None)
 
     def look_around() -> None:
         os.setgroups([])
@@ -310,8 +310,8 @@ def test_the_kernels_two_ways_to_list_sockets_agree() -> None:
         bound.bind(("127.0.0.1", 0))
         for protocol in (TCP, UDP):
             own = {row["local_port"] for row in mine(protocol=protocol).values()}
-            by_netlink = {found._replace(cookie=None) for found in inet_diag.sockets([protocol])}
-            by_proc = set(proc_net.sockets(protocol))
+            by_netlink = {found._replace(cookie=None) for found in inet_diag.list_sockets([protocol])}
+            by_proc = set(proc_net.list_sockets(protocol))
             assert own
             assert {found for found in by_netlink if found.local_port in own} == {
                 found for found in by_proc if found.local_port in own

@@ -315,7 +315,7 @@ async def test_doctor_shows_no_more_than_some_of_what_a_zeek_says(answer: str) -
 
 
 async def test_ever_new_event_queries_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_strategy, "PROGRESS_MAX", 10)
+    monkeypatch.setattr(event_strategy, "REMEMBERED_QUERIES_MAX", 10)
     async with connected(tmp_path) as (agent, client):
         for number in range(30):
             wanted = query(

@@ -183,7 +183,7 @@ async def test_brokers_server_gets_no_short_frames_and_the_log_says_so_once(
 
 
 async def test_a_zeek_that_says_hello_first_is_told_again_who_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zeek_agent.zeek.session.HELLO_REPLY_TIME", 0.2)
+    monkeypatch.setattr("zeek_agent.zeek.session.HELLO_REPLY_SECONDS", 0.2)
     async with connected() as (_, client):
         await client.expect(AgentHello)
         await client.hello()  # an answer
@@ -198,7 +198,7 @@ async def test_a_zeek_that_says_hello_first_is_told_again_who_is_there(monkeypat
 async def test_new_addresses_and_tables_are_told_at_once(
     monkeypatch: pytest.MonkeyPatch, name: str, changed: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr("zeek_agent.zeek.session.HELLO_CHECK_INTERVAL", 0.02)
+    monkeypatch.setattr("zeek_agent.zeek.session.HELLO_CHECK_INTERVAL_SECONDS", 0.02)
     async with connected() as (one, client):
         await client.expect(AgentHello)
         kinds, (row,) = one.database.results["SELECT * FROM zeek_agent"]

@@ -124,8 +124,8 @@ def test_reals_always_have_a_point_or_an_exponent() -> None:
 
 
 def test_containers_have_no_holes() -> None:
-    assert broker_json.plain(READER.read(encoded("vector[count]", (1, None, "x", 2)))) == (1, 2)
-    assert broker_json.plain(READER.read(encoded("set[address]", ["::1", "nowhere"]))) == ("::1",)
+    assert broker_json.to_cell(READER.read(encoded("vector[count]", (1, None, "x", 2)))) == (1, 2)
+    assert broker_json.to_cell(READER.read(encoded("set[address]", ["::1", "nowhere"]))) == ("::1",)
 
 
 def test_records_are_written_by_their_values_types() -> None:
@@ -138,8 +138,8 @@ def test_records_are_written_by_their_values_types() -> None:
 @given(cell_source=st.data())
 def test_cells_survive_the_way_there_and_back(type_name: str, cell_source: st.DataObject) -> None:
     cell = cell_source.draw(CELLS[type_name])
-    assert broker_json.plain(READER.read(encoded(type_name, cell))) == cell
-    assert broker_json.plain(READER.read(encoded(f"vector[{type_name}]", (cell, cell)))) == (cell, cell)
+    assert broker_json.to_cell(READER.read(encoded(type_name, cell))) == cell
+    assert broker_json.to_cell(READER.read(encoded(f"vector[{type_name}]", (cell, cell)))) == (cell, cell)
 
 
 @given(TYPES, ANYTHING)
@@ -203,7 +203,7 @@ def test_identifiers_are_written_unchanged(identifier: str) -> None:
     ],
 )
 def test_reads_what_zeek_writes_valid_or_not(raw: bytes, value: object) -> None:
-    assert broker_json.plain(READER.read(raw)) == value
+    assert broker_json.to_cell(READER.read(raw)) == value
 
 
 @pytest.mark.parametrize(
@@ -243,13 +243,13 @@ def test_what_makes_no_sense_is_refused_in_words(raw: bytes) -> None:
 )
 def test_values_that_are_none_of_their_type_are_refused(value: broker_json.Data) -> None:
     with pytest.raises(ProtocolError):
-        broker_json.plain(value)
+        broker_json.to_cell(value)
 
 
 @given(st.binary() | st.text().map(str.encode))
 def test_no_bytes_whatsoever_raise_anything_but_a_protocol_error(raw: bytes) -> None:
     for frame in (raw, b'{"@data-type":"string","data":"' + raw + b'"}', b'{"@data-type":"count","data":' + raw + b"}"):
         try:
-            broker_json.plain(READER.read(frame))
+            broker_json.to_cell(READER.read(frame))
         except ProtocolError:
             continue

@@ -10,56 +10,56 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.protocol import State
 
 from zeek_agent.config import ZeekSettings
-from zeek_agent.zeek.back_pressure import CAUTION, Sender, Window
+from zeek_agent.zeek.back_pressure import QUICK_PONGS_TO_REOPEN, Sender, Window
 
 SETTINGS = ZeekSettings(window_bytes=1000, window_bytes_max=3000, slow_pong=0.2)
 QUICK, MIDDLING, LATE = 0.01, 0.1, 0.3
 
 
-def run(window: Window, seconds: float, times: int = 1, size: int = 100) -> None:
+def run(window: Window, seconds: float, times: int = 1, size_bytes: int = 100) -> None:
     for _ in range(times):
-        window.sent(size)
-        window.acknowledged(size, seconds)
+        window.add_sent(size_bytes)
+        window.acknowledged(size_bytes, seconds)
 
 
 def test_grows_with_quick_pongs_up_to_its_bound() -> None:
     window = Window(SETTINGS)
     run(window, QUICK, 5)
-    assert window.limit == 1500
+    assert window.limit_bytes == 1500
     run(window, QUICK, 100)
-    assert window.limit == 3000
+    assert window.limit_bytes == 3000
 
 
 def test_holds_while_pongs_take_longer() -> None:
     window = Window(SETTINGS)
     run(window, MIDDLING, 50)
-    assert window.limit == 1000
+    assert window.limit_bytes == 1000
 
 
 def test_shuts_to_one_batch_at_a_time_when_a_pong_is_late() -> None:
     window = Window(SETTINGS)
     run(window, LATE)
     assert window.has_room(5000)
-    window.sent(5000)
+    window.add_sent(5000)
     assert not window.has_room(1)
 
 
 def test_opens_again_after_many_quick_pongs_in_a_row() -> None:
     window = Window(SETTINGS)
     run(window, LATE)
-    run(window, QUICK, CAUTION - 1)
-    assert window.limit == 0
+    run(window, QUICK, QUICK_PONGS_TO_REOPEN - 1)
+    assert window.limit_bytes == 0
     run(window, LATE)
-    run(window, QUICK, CAUTION - 1)
-    assert window.limit == 0
+    run(window, QUICK, QUICK_PONGS_TO_REOPEN - 1)
+    assert window.limit_bytes == 0
     run(window, QUICK)
-    assert window.limit == 1000
+    assert window.limit_bytes == 1000
 
 
 def test_a_batch_larger_than_the_window_goes_alone() -> None:
     window = Window(SETTINGS)
     assert window.has_room(10_000)
-    window.sent(10)
+    window.add_sent(10)
     assert not window.has_room(10_000)
 
 
@@ -104,7 +104,7 @@ async def test_waits_for_room_and_goes_on_with_a_pong() -> None:
     tasks = [asyncio.create_task(one.send([bytes([48 + number]) * 600])) for number in range(3)]
     await settle()
     assert len(wire.sent) == 1
-    assert one.window.under_way == 600
+    assert one.window.in_flight_bytes == 600
     wire.pongs[0].set_result(0.0)
     await settle()
     assert len(wire.sent) == 2
@@ -139,7 +139,7 @@ async def test_a_lost_connection_frees_whoever_waits() -> None:
     wire.close()
     for result in await asyncio.gather(*waiting, return_exceptions=True):
         assert isinstance(result, ConnectionError)
-    assert one.window.under_way == 0
+    assert one.window.in_flight_bytes == 0
     assert one.waiting_since is None
 
 
@@ -148,7 +148,7 @@ async def test_short_frames_are_filled_up_where_the_server_needs_it() -> None:
     one = Sender(wire, SETTINGS, frame_bytes_min=8)  # type: ignore[arg-type]
     await one.send([b"[1]", b"[1,2,3,4,5]"])
     assert wire.sent == [b"[1]     ", b"[1,2,3,4,5]"]
-    assert one.window.under_way == one.sent_bytes == 8 + 11
+    assert one.window.in_flight_bytes == one.sent_bytes == 8 + 11
 
 
 async def test_a_cancelled_sender_leaves_its_turn_to_the_next() -> None:

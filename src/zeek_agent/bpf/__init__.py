@@ -1,1 +1,1 @@
-"""eBPF: the programs, what loads them, and what reads the records that they send."""
+"""eBPF programs, their loader, and readers of their records."""

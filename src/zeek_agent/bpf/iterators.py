@@ -1,7 +1,8 @@
-"""All processes, and all holders of sockets, in one pass through the kernel's lists: a tenth of what /proc costs.
+"""All processes, and all holders of sockets, by BPF iterators: one pass through the kernel's lists, at a tenth of the
+cost of /proc.
 
-The facts have the names and the meaning that they have in `procfs`. Where iterators cannot be used `open_iterators`
-says why, and the caller reads /proc.
+Attributes have the names and meanings of those in `procfs`. If iterators cannot be used, `why_no_iterators` returns the
+reason, and callers read /proc.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _loaded: Iterators | None = None
 
-_PART: Final = 1 << 18
+_READ_BYTES: Final = 1 << 18
 _STATES: Final = (
     (0x402, "I"),  # TASK_UNINTERRUPTIBLE without load
     (0x01, "S"),
@@ -46,7 +47,7 @@ _STATES: Final = (
 
 @dataclass(slots=True)
 class Task:
-    """A process; `utime` and `stime` in seconds, sizes in bytes, `start_ticks` since the boot."""
+    """A process; `utime` and `stime` in seconds, sizes in bytes, `start_ticks` since boot."""
 
     name: str
     pid: int
@@ -81,7 +82,7 @@ class Task:
 
     @property
     def cmdline(self) -> str | None:
-        """The arguments joined by spaces, read from /proc; ProcessLookupError tells that the process is gone."""
+        """The arguments joined by spaces, read from /proc. Raises ProcessLookupError if the process is gone."""
         if self.vsize == 0:  # a kernel thread or a zombie
             return None
         try:
@@ -93,10 +94,10 @@ class Task:
 
 
 class Iterators:
-    """The loaded object. Any thread may ask."""
+    """The loaded BPF object. Thread-safe."""
 
     def __init__(self) -> None:
-        """Load it; what is asked for first is attached then. Raises OSError."""
+        """Load it; each iterator is attached on first use. Raises OSError."""
         self._lock = threading.Lock()
         self._attached: set[str] = set()
         self._object = BpfObject("iterators")
@@ -108,13 +109,13 @@ class Iterators:
             raise
 
     def close(self) -> None:
-        """Give the kernel's memory back."""
+        """Release the kernel's memory."""
         self._object.close()
 
     def tasks(self) -> list[Task]:
-        """All processes in ascending order of their pids."""
+        """All processes in ascending order of pids."""
         tasks = _tasks(self._read("tasks"))
-        if not tasks or tasks[0].pid != 1:  # some kernels begin behind it
+        if not tasks or tasks[0].pid != 1:  # some kernels begin after it
             tasks[:0] = _from_proc(1)
         entities = {task.pid: task for task in tasks}
         for task in tasks:
@@ -124,7 +125,7 @@ class Iterators:
         return tasks
 
     def socket_holders(self, pids: Collection[int] | None = None) -> dict[int, list[tuple[int, int]]]:
-        """By the socket's inode the processes that have it open, with their lowest descriptor, as in `procfs`."""
+        """Holders of sockets by inode, with their lowest descriptor, as in `procfs`."""
         holders: dict[int, list[tuple[int, int]]] = {}
         for pid, descriptor, inode in HOLDER.iter_unpack(self._read("socket_holders")):
             holding = holders.get(inode)
@@ -142,18 +143,18 @@ class Iterators:
             if program not in self._attached:
                 self._object.attach(program)
                 self._attached.add(program)
-            descriptor = self._object.iterate(program)
+            descriptor = self._object.open_iterator(program)
         try:
             parts = []
-            while part := os.read(descriptor, _PART):
+            while part := os.read(descriptor, _READ_BYTES):
                 parts.append(part)
             return b"".join(parts)
         finally:
             os.close(descriptor)
 
 
-def load() -> None:
-    """Load one for the whole program, in a tenth of a second; without effect where it cannot be, which is logged."""
+def load_iterators() -> None:
+    """Load the process-wide object, which takes a tenth of a second; if that is not possible, log why."""
     global _loaded  # noqa: PLW0603
     if _loaded is not None:
         return
@@ -167,13 +168,13 @@ def load() -> None:
         log.info("falling back to /proc for processes and sockets: %s", reason)
 
 
-def loaded() -> Iterators | None:
-    """The program's own, if it was worth it to load one: for a single question it is not."""
+def loaded_iterators() -> Iterators | None:
+    """The process-wide object, if loaded; for a single query loading it is not worth it."""
     return _loaded
 
 
 def why_no_iterators() -> str | None:
-    """None when `Iterators` can be tried here; else why not."""
+    """Why `Iterators` cannot be used here; None if they can be tried."""
     return why_not(("iterators",))
 
 
@@ -185,8 +186,8 @@ class _Record(NamedTuple):
     utime: int
     stime: int
     runtime: int
-    told_utime: int
-    told_stime: int
+    reported_utime: int
+    reported_stime: int
     started: int
     vsize: int
     rsize: int
@@ -226,7 +227,7 @@ def _tasks(raw: bytes) -> list[Task]:
 
 
 def _path(raw: bytes, at: int) -> tuple[str | None, int]:
-    """The path that begins at `at`, and where the next thing begins. None for none, and for one that was cut."""
+    """The path that begins at `at`, and the position after it. None for an empty or truncated path."""
     if raw[at] == 0:
         return (None if raw[at + 1] else "/"), at + 2
     end = raw.index(b"\0\0", at) + 1
@@ -241,8 +242,8 @@ def _task(
         record.utime + of_threads[0],
         record.stime + of_threads[1],
         record.runtime + of_threads[2],
-        record.told_utime,
-        record.told_stime,
+        record.reported_utime,
+        record.reported_stime,
     )
     return Task(
         name=_kernel_name(record) if record.kernel else records.comm(record.name),
@@ -273,7 +274,7 @@ def _task(
 
 
 def _kernel_name(record: _Record) -> str:
-    """Kernel threads have longer names than their tasks have room for."""
+    """The full name of a kernel thread, which can be longer than its task's name."""
     try:
         with open(f"/proc/{record.pid}/comm", "rb") as file:  # noqa: PTH123
             return text.from_bytes(file.read().rstrip(b"\n"))

@@ -1,7 +1,7 @@
-"""The system's libbpf, by ctypes: open, load and attach an object, and use its maps.
+"""ctypes binding of the system's libbpf: open, load and attach an object, and use its maps.
 
-Only what the agent needs of <bpf/libbpf.h> and <bpf/bpf.h>, at libbpf 1.0's interface. A refusal of the kernel becomes
-an OSError that holds the last lines of libbpf's own log, which name the reason.
+Only the part of <bpf/libbpf.h> and <bpf/bpf.h> that the agent needs, with libbpf 1.0's interface. If the kernel rejects
+a program, the OSError contains the last lines of libbpf's log, which give the reason.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _DEBUG: Final = 2
 _NO_REASONS: Final = ("processed ", "-- END PROG LOAD LOG")
-_MESSAGE: Final = 1 << 20  # the log of a refused program comes as one message, with the reason at its end
+_MESSAGE_BYTES: Final = 1 << 20  # the log of a refused program comes as one message, with the reason at its end
 _SIGNATURES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "libbpf_set_print": (c_void_p, [_PRINT]),
     "libbpf_num_possible_cpus": (c_int, []),
@@ -63,8 +63,8 @@ class LibbpfMissingError(OSError):
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """libbpf, its functions declared and its log captured. Raises LibbpfMissingError."""
+def load_library() -> ctypes.CDLL:
+    """libbpf, with its functions declared and its log captured. Raises LibbpfMissingError."""
     try:
         lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
@@ -80,7 +80,7 @@ def library() -> ctypes.CDLL:
 def _capture(level: int, form: bytes, arguments: int) -> int:
     if level >= _DEBUG:
         return 0
-    buffer = ctypes.create_string_buffer(_MESSAGE)
+    buffer = ctypes.create_string_buffer(_MESSAGE_BYTES)
     ctypes.CDLL(None).vsnprintf(buffer, c_size_t(len(buffer)), c_char_p(form), c_void_p(arguments))
     message = buffer.value.decode(errors="replace").strip()
     if message:
@@ -94,12 +94,12 @@ _callback = _PRINT(_capture)
 
 
 class BpfObject:
-    """A compiled object of this package: opened at once; to be sized, then loaded, then attached."""
+    """A compiled object of this package, open from the start; resize its maps, then load it, then attach programs."""
 
     def __init__(self, name: str) -> None:
-        """Open `NAME.bpf.o`. Raises FileNotFoundError when the package was built without it."""
+        """Open `NAME.bpf.o`. Raises FileNotFoundError if the package was built without it."""
         self.name = name
-        self._library = library()
+        self._library = load_library()
         self._image = resources.files(__package__).joinpath(f"{name}.bpf.o").read_bytes()
         self._links: dict[str, int] = {}
         with self._explained("open"):
@@ -110,11 +110,11 @@ class BpfObject:
         self.programs = self._by_name("bpf_object__next_program", "bpf_program__name")
 
     def resize(self, map_name: str, entries: int) -> None:
-        """Set a map's number of entries (a ring's bytes), before the load."""
+        """Set a map's number of entries (a ring's size in bytes) before loading."""
         self._check(self._library.bpf_map__set_max_entries(self._maps[map_name], entries), map_name)
 
     def configure(self, settings: bytes) -> None:
-        """Set the object's one constant, `settings`, before the load."""
+        """Set the object's constant `settings` before loading."""
         (handle,) = (handle for name, handle in self._maps.items() if name.endswith(".rodata"))
         size = c_size_t()
         self._library.bpf_map__initial_value(handle, ctypes.byref(size))
@@ -122,18 +122,18 @@ class BpfObject:
         self._check(self._library.bpf_map__set_initial_value(handle, padded, size.value), "settings")
 
     def leave_out(self, program: str) -> None:
-        """Do not load a program."""
+        """Exclude a program from loading."""
         self._check(self._library.bpf_program__set_autoload(self.programs.pop(program), False), program)
 
     def load(self) -> None:
-        """Hand maps and programs to the kernel."""
+        """Load maps and programs into the kernel."""
         with self._explained("load"):
             self._check(self._library.bpf_object__load(self._handle), self.name)
 
     def attach(self, program: str, cgroup: int | None = None) -> None:
-        """Attach a program where its section says; one for control groups at the group that is open as `cgroup`."""
+        """Attach a program to the hook of its section, or to the control group whose descriptor is `cgroup`."""
         with self._explained(f"attach {program}"):
-            handle, section = self.programs[program], self.section(program)
+            handle, section = self.programs[program], self.section_name(program)
             if cgroup is not None:
                 link = self._library.bpf_program__attach_cgroup(handle, cgroup)
             elif section.startswith("tracepoint/"):
@@ -145,13 +145,13 @@ class BpfObject:
                 raise _error(program)
             self._links[program] = link
 
-    def section(self, program: str) -> str:
-        """The section of a program, which is its type and its hook."""
+    def section_name(self, program: str) -> str:
+        """The section of a program, which gives its type and hook."""
         name: bytes = self._library.bpf_program__section_name(self.programs[program])
         return name.decode()
 
-    def iterate(self, program: str) -> int:
-        """A descriptor from which an attached iterator's output is read, once."""
+    def open_iterator(self, program: str) -> int:
+        """A descriptor from which an attached iterator's output can be read once."""
         fd: int = self._library.bpf_iter_create(self._library.bpf_link__fd(self._links[program]))
         if fd < 0:
             raise OSError(-fd, f"{self.name}: iterator {program}: {os.strerror(-fd)}")
@@ -167,12 +167,12 @@ class BpfObject:
         fd: int = self._library.bpf_program__fd(self.programs[program])
         return fd
 
-    def put(self, map_name: str, key: bytes, value: bytes) -> None:
+    def update_element(self, map_name: str, key: bytes, value: bytes) -> None:
         """Set an element of a map."""
         self._check(self._library.bpf_map_update_elem(self.map_fd(map_name), key, value, 0), map_name)
 
     def per_cpu_counters(self, map_name: str, count: int) -> list[int]:
-        """The only element of a per-CPU array, which is `count` 64-bit counters, summed over the CPUs."""
+        """The `count` 64-bit counters in the only element of a per-CPU array, summed over the CPUs."""
         cpus = self._library.libbpf_num_possible_cpus()
         values = (c_uint64 * (cpus * count))()
         element = self.map_fd(map_name), bytes(4), ctypes.cast(values, c_char_p)
@@ -180,7 +180,7 @@ class BpfObject:
         return [sum(values[kind::count]) for kind in range(count)]
 
     def close(self) -> None:
-        """Detach everything and give the kernel's memory back. May be called twice."""
+        """Detach everything and release the kernel's memory. May be called twice."""
         for link in self._links.values():
             self._library.bpf_link__destroy(link)
         self._links.clear()

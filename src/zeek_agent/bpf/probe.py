@@ -1,4 +1,4 @@
-"""Whether eBPF sources can work here, and if not, what to do about it."""
+"""Checks whether eBPF sources can work here, and the remedy if not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from zeek_agent.bpf.libbpf import LibbpfMissingError, library
+from zeek_agent.bpf.libbpf import LibbpfMissingError, load_library
 from zeek_agent.bpf.tracepoints import tracefs
 from zeek_agent.host.linux import capabilities
 from zeek_agent.host.linux.capabilities import Capability
@@ -18,19 +18,19 @@ from zeek_agent.host.linux.mounts import mounts
 
 OLDEST_KERNEL: Final = (5, 15)
 _NEEDED: Final = (Capability.BPF, Capability.PERFMON)
-"""Capabilities that each object needs. CAP_SYS_ADMIN includes them, and those of single objects."""
+"""Capabilities that every object needs. CAP_SYS_ADMIN covers them and those of single objects."""
 _NEEDED_FOR: Final = {"udp": (Capability.NET_ADMIN,)}
 
 
 def why_not(objects: Sequence[str], *, release: str | None = None, btf: str = "/sys/kernel/btf/vmlinux") -> str | None:
-    """None when these objects of ours can be tried here; else the first obstacle and its remedy."""
+    """Why these objects cannot work here: the first obstacle and its remedy; None if they can be tried."""
     release = platform.release() if release is None else release
     if _version(release) < OLDEST_KERNEL:
         return f"kernel {release} is too old for eBPF sources: 5.15 or later is needed"
     if not Path(btf).exists():
         return f"the kernel has no type information ({btf}): one built with CONFIG_DEBUG_INFO_BTF is needed"
     try:
-        library()
+        load_library()
     except LibbpfMissingError as error:
         return str(error.args[0])
     missing = [name for name in objects if not resources.files(__package__).joinpath(f"{name}.bpf.o").is_file()]
@@ -53,21 +53,21 @@ def _why_not_permitted(objects: Sequence[str], held: set[Capability]) -> str | N
 
 
 def why_no_tracepoints() -> str | None:
-    """None when the numbers of tracepoints can be looked up; else why not."""
+    """Why the numbers of tracepoints cannot be looked up; None if they can."""
     if tracefs() is not None or Capability.SYS_ADMIN in capabilities.effective():
         return None
     return "tracefs is not mounted, or not accessible to this user: mount -t tracefs none /sys/kernel/tracing, as root"
 
 
 def cgroup2(mountinfo: str = "/proc/self/mountinfo") -> str | None:
-    """Where the root of control group version 2's hierarchy is mounted; None when it is not."""
+    """The mount point of the root of the control group hierarchy, version 2; None if it is not mounted."""
     return next(
         (mount.mount_point for mount in mounts(mountinfo) if mount.kind == "cgroup2" and mount.root == "/"), None
     )
 
 
 def why_no_cgroup2() -> str | None:
-    """None when programs can be attached to the root of the control groups; else why not."""
+    """Why programs cannot be attached to the root control group; None if they can."""
     mounted = cgroup2()
     if mounted is None:
         return "cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified"

@@ -1,4 +1,4 @@
-"""The records of `records.h` in Python: layouts, and what their bytes mean."""
+"""Decoders of the records in `records.h`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 from zeek_agent import text
 
-KINDS: Final = 16
-"""Loss counters of an object: one a kind of record."""
+RECORD_KINDS: Final = 16
+"""Number of an object's loss counters: one per kind of record."""
 
 PROCESS: Final = Struct("<HHIQQQIIIIIIIIi16s4x")
 FORK: Final = Struct("<QI4x")
@@ -23,10 +23,10 @@ SOCKET: Final = Struct("<HBBIQQQQIIIi16s16sHHI16s")
 
 EXEC_PATHS: Final = PROCESS.size + EXEC.size
 EXEC_ARGUMENTS: Final = EXEC_PATHS + 1024 + 256
-"""Where in an exec's record the paths and the arguments begin."""
+"""Offsets of the paths and the arguments in an exec's record."""
 
 
-class Kind(IntEnum):
+class RecordKind(IntEnum):
     """`enum record_kind`."""
 
     EXEC = 1
@@ -88,10 +88,10 @@ def comm(raw: bytes) -> str:
 
 @lru_cache(maxsize=8192)
 def path(parts: bytes, flags: int) -> str | None:
-    """Path components from the leaf to the root, each with its NUL, as the kernel shows such a path.
+    """Join path components, given from the leaf to the root and each with its NUL, to a path as the kernel shows it.
 
-    `flags` are those of an executable (shift those of a working directory). None when it could not be walked to its
-    end. A name of more than 255 bytes would be two components: no file system has them.
+    `flags` are those of an executable (shift those of a working directory). None if the kernel's walk was incomplete. A
+    name of more than 255 bytes would be two components, but no file system has such names.
     """
     if flags & Flags.EXE_CUT:
         return None
@@ -101,11 +101,11 @@ def path(parts: bytes, flags: int) -> str | None:
 
 
 def processor_time(
-    utime: int, stime: int, runtime: int, told_utime: int = 0, told_stime: int = 0
+    utime: int, stime: int, runtime: int, reported_utime: int = 0, reported_stime: int = 0
 ) -> tuple[float, float]:
     """User and system time in seconds, from the ticks' (ns) and the exact sum, scaled as the kernel does.
 
-    What was told before (ns) does not shrink (`cputime_adjust` in kernel/sched/cputime.c).
+    Previously reported times (ns) do not decrease (`cputime_adjust` in kernel/sched/cputime.c).
     """
     if stime == 0:
         system = 0
@@ -113,10 +113,10 @@ def processor_time(
         system = runtime
     else:
         system = stime * runtime // (stime + utime)
-    system = max(system, told_stime)
+    system = max(system, reported_stime)
     user = runtime - system
-    if user < told_utime:
-        user, system = told_utime, runtime - told_utime
+    if user < reported_utime:
+        user, system = reported_utime, runtime - reported_utime
     return user / 1e9, system / 1e9
 
 

@@ -1,4 +1,4 @@
-"""Perf events of kernel tracepoints, also where tracefs is not mounted."""
+"""Perf events of kernel tracepoints, even if tracefs is not mounted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PERF_FLAG_FD_CLOEXEC: Final = 8
 
 
 def open_tracepoint(category: str, name: str) -> int:
-    """A perf event of the tracepoint, for a BPF program to be attached to. Raises OSError."""
+    """A perf event of the tracepoint, to which a BPF program can be attached. Raises OSError."""
     attributes = struct.pack("=IIQ", _PERF_TYPE_TRACEPOINT, _PERF_ATTR_SIZE, _tracepoint_id(category, name))
     buffer = ctypes.create_string_buffer(attributes, _PERF_ATTR_SIZE)
     number = _PERF_EVENT_OPEN.get(platform.machine())
@@ -30,7 +30,7 @@ def open_tracepoint(category: str, name: str) -> int:
 
 
 def tracefs() -> str | None:
-    """The directory of tracepoints, where tracefs is mounted and may be looked into; else None."""
+    """The directory of tracepoints; None if tracefs is not mounted or not accessible."""
     return next((directory for directory in _MOUNTED if os.access(directory, os.X_OK, effective_ids=True)), None)
 
 
@@ -50,7 +50,7 @@ def _tracepoint_id(category: str, name: str) -> int:
 
 
 def _detached_tracefs() -> int:
-    """tracefs as an open directory that nobody else sees: it is mounted nowhere (fsopen(2))."""
+    """tracefs as an open directory without a mount point, so that nobody else sees it (fsopen(2))."""
     context = _syscall("fsopen", _FSOPEN, b"tracefs", _CLOEXEC)
     try:
         _syscall("fsconfig", _FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)

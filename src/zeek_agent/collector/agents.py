@@ -1,7 +1,7 @@
 """Agents known to a collector: identity, time of the last message, and state.
 
-The rules are those of the Zeek Agent package: an agent joins with its first hello, reconnects when its hello query has
-a new id, and is offline after a time of silence.
+As in the Zeek Agent package, an agent joins with its first hello, reconnects when its hello query has a new id, and is
+offline after a period of silence.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
 from zeek_agent.collector.log_formats import Field, TsvFormat
-from zeek_agent.text import clipped, size
+from zeek_agent.text import byte_length, clipped
 from zeek_agent.zeek import message_limits
 from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import AgentHello
@@ -34,7 +34,7 @@ LOG_FIELDS: Final = (
     Field("os_name", "string"),
 )
 HELLO_BYTES: Final = 16_384
-"""Most bytes that are kept of a hello."""
+"""Maximum of a hello; with interfaces in the hundreds it has a few KB."""
 
 _LINE: Final = TsvFormat(LOG, LOG_FIELDS)
 _AGENT_ID = re.compile(r"[\w.:@+-]{1,128}", re.ASCII)
@@ -42,7 +42,7 @@ _AGENT_ID = re.compile(r"[\w.:@+-]{1,128}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class KnownAgent:
-    """An agent by its last hello. `state` is the last line of its life cycle; times are seconds since the epoch."""
+    """An agent's last hello. `state` is the last state logged; times are seconds since the epoch."""
 
     id: str
     hello_id: str
@@ -57,11 +57,11 @@ class KnownAgent:
 
     @property
     def name(self) -> str:
-        """The host's name, or an address when it has none."""
+        """The host's name, or an address if it has none."""
         return self.hostname or next(iter(self.addresses or ()), "<unknown>")
 
     def log_values(self, now: float) -> tuple[Any, ...]:
-        """The life-cycle line, in the order of `LOG_FIELDS`."""
+        """The line for `zeek-agent.log`, in the order of `LOG_FIELDS`."""
         return (
             now,
             self.state,
@@ -78,8 +78,8 @@ class KnownAgent:
 class Agents:
     """Agents by id; at most `limit` of them."""
 
-    def __init__(self, *, timeout: float, limit: int) -> None:
-        self._timeout = timeout
+    def __init__(self, *, timeout_seconds: float, limit: int) -> None:
+        self._timeout_seconds = timeout_seconds
         self._limit = limit
         self._agents: dict[str, KnownAgent] = {}
 
@@ -93,7 +93,7 @@ class Agents:
         return self._agents.get(agent_id)
 
     def hello(self, event: AgentHello, now: float) -> KnownAgent:
-        """Record a hello; the state of the agent says what it meant. Raises ProtocolError for an unusable one."""
+        """Record a hello; the agent's state tells its meaning. Raises ProtocolError for an unusable one."""
         agent = replace(_agent(event), last_seen=now)
         try:
             line = _LINE.line(agent.log_values(now))
@@ -110,14 +110,14 @@ class Agents:
         return agent
 
     def mark_seen(self, agent_id: str, now: float) -> KnownAgent | None:
-        """Update the time of the agent's last message; the agent, if known. Raises ProtocolError for an invalid id."""
+        """Update the time of an agent's last message. Returns the agent, if known. Raises ProtocolError if invalid."""
         agent = self._agents.get(_checked_id(agent_id))
         if agent is not None:
             agent = self._agents[agent_id] = replace(agent, last_seen=now)
         return agent
 
     def shutdown(self, agent_id: str, now: float) -> KnownAgent | None:
-        """Record a shutdown message; the agent, if known. It stays known until its timeout."""
+        """Record a shutdown message. Returns the agent, if known. It stays known until its timeout."""
         agent = self._agents.get(agent_id)
         if agent is not None:
             agent = self._agents[agent_id] = replace(agent, state="shutdown", last_seen=now)
@@ -125,7 +125,7 @@ class Agents:
 
     def expired(self, now: float) -> list[KnownAgent]:
         """Remove and return the agents that have timed out."""
-        silent = [agent for agent in self._agents.values() if now - agent.last_seen >= self._timeout]
+        silent = [agent for agent in self._agents.values() if now - agent.last_seen >= self._timeout_seconds]
         for agent in silent:
             del self._agents[agent.id]
         return [replace(agent, state="offline") for agent in silent]
@@ -154,7 +154,7 @@ def _checked_id(agent_id: str) -> str:
 
 
 def _bounded(text: str, name: str) -> str:
-    if size(text) > message_limits.NAME_BYTES_MAX:
+    if byte_length(text) > message_limits.NAME_BYTES_MAX:
         raise ProtocolError(f"{name} is longer than {message_limits.NAME_BYTES_MAX:,} bytes: {clipped(text)}")
     return text
 

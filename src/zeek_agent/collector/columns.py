@@ -1,24 +1,32 @@
-"""The columns of a pack's queries, from compiling them: names, types and meaning.
+"""Names, types and meanings of the columns of a pack's queries, from compiling them.
 
-A pack declares a log once. Where it leaves out fields or types they come from the log's first query, compiled against
-the declared tables; an expression is typed by its alias, as in any statement (`count(*) AS "processes:count"`).
+A pack declares a log once. Fields or types that it omits are those of the log's first query, compiled against the
+declared tables; an expression is typed by its alias, as in any statement (`count(*) AS "processes:count"`).
 """
 
 from __future__ import annotations
 
+import re
+import string
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
 from zeek_agent.collector.pack_file import Audience, FieldEntry, PackFile, QueryEntry, check_names, columns_of
 from zeek_agent.database.sql_connection import Profile
-from zeek_agent.errors import SqlError
+from zeek_agent.errors import SqlError, UnknownTableError
 from zeek_agent.schema import ZeekType
 from zeek_agent.text import clipped
 
 if TYPE_CHECKING:
     from zeek_agent.collector.statements import Statements
+    from zeek_agent.database.results import Statement
+
+BEHIND_STATEMENT: Final = f"{string.whitespace};"
+
+_COLUMN_TYPES: Final = {"string": "text", "addr": "address", "double": "real"}
+"""What columns call the types of fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +36,17 @@ class Selected:
     name: str
     type: ZeekType
     summary: str = ""
+    is_declared_only: bool = False
+    """Whether only the pack says so, because the statement reads a table that is not known here."""
 
     @property
     def log_type(self) -> str:
-        """Its type as packs and logs write it; `record` for a record."""
+        """Its type in packs and logs; `record` for a record."""
         return _log_type(self.type)
 
 
 class PackColumns:
-    """Columns and fields of one pack. Statements are compiled when they are needed first."""
+    """Columns and fields of one pack. Statements are compiled on first use."""
 
     def __init__(self, file: PackFile) -> None:
         self._file = file
@@ -59,29 +69,73 @@ class PackColumns:
         """The columns of the query, for any agent or for one with batches. Raises ValueError that names `place`."""
         if batches and query.batch_sql is not None:
             return self.compiled(f"{place}.batch_sql", query.batch_sql, Profile.FULL)
-        return self.compiled(f"{place}.sql", query.sql, Profile.FULL if batches else Profile.STOCK)
+        try:
+            return self.compiled(f"{place}.sql", query.sql, Profile.FULL if batches else Profile.STOCK)
+        except _UndeclaredTableError as error:
+            known = {table.lower() for table in query.requires_tables}
+            selected = _declared(self._file.logs[query.log].fields_for("zeek"))
+            if query.batch_sql is None and error.table.lower() in known and selected:
+                return selected
+            advice = "if agents have it, add it to requires_tables and declare the log's fields with their types"
+            raise ValueError(f"{error} ({advice})") from None
+
+    def statement_text(self, place: str, sql: str) -> str:
+        """The statement without what follows it: semicolons, comments. Raises ValueError that names `place`."""
+        return self._compile(place, sql, Profile.FULL).text.strip().rstrip(BEHIND_STATEMENT)
 
     def compiled(self, place: str, sql: str, profile: Profile) -> list[Selected]:
         """The columns of a statement. Raises ValueError that names `place`."""
-        if self._statements is None:
-            from zeek_agent.collector.statements import Statements
-
-            self._statements = Statements()
-        try:
-            headings = self._statements.compile(sql, profile).headings
-        except SqlError as error:
-            raise ValueError(f"{place}: {error}") from None
         selected = []
-        for heading in headings:
+        for heading in self._compile(place, sql, profile).headings:
             if heading.type is None:
                 name = clipped(" ".join(heading.name.split()))
                 raise ValueError(f'{place}: {name} has no type: select it AS "name:type", such as "name:count"')
             selected.append(Selected(heading.name, heading.type, heading.declared.summary if heading.declared else ""))
         return selected
 
+    def _compile(self, place: str, sql: str, profile: Profile) -> Statement:
+        if self._statements is None:
+            from zeek_agent.collector.statements import Statements
+
+            self._statements = Statements()
+        try:
+            return self._statements.compile(sql, profile)
+        except UnknownTableError as error:
+            raise _UndeclaredTableError(f"{place}: {error}", error.table) from None
+        except SqlError as error:
+            raise ValueError(f"{place}: {error}") from None
+
+
+class _UndeclaredTableError(ValueError):
+    """A statement of the pack reads a table that is not declared here."""
+
+    def __init__(self, message: str, table: str) -> None:
+        super().__init__(message)
+        self.table = table
+
+
+def _declared(fields: tuple[FieldEntry, ...]) -> list[Selected] | None:
+    """The columns as the log's fields declare them; None if they do not declare all."""
+    if not fields or not all(field.type for field in fields):
+        return None
+    try:
+        return [
+            Selected(
+                record or members[0].name, _zeek_type("record" if record else members[0].type), is_declared_only=True
+            )
+            for record, members in columns_of(fields)
+        ]
+    except ValueError:
+        return None
+
+
+def _zeek_type(log_type: str) -> ZeekType:
+    """The type of a column for a field of this type. Raises ValueError if there is none."""
+    return ZeekType.parse(re.sub(r"\w+", lambda word: _COLUMN_TYPES.get(word[0], word[0]), log_type))
+
 
 def _typed(path: str, fields: tuple[FieldEntry, ...] | None, selected: list[Selected]) -> tuple[FieldEntry, ...]:
-    """The fields with the types of the columns; without fields, one for each column."""
+    """The fields with the types of the columns; without fields, one per column."""
     if fields is None:
         for column in selected:
             if column.type.name == "record":

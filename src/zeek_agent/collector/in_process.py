@@ -1,7 +1,7 @@
 """A listening socket without an address: only this process can connect to it.
 
-The embedded collector serves the agent through it. asyncio and websockets treat it as any listening socket, so from
-the opening handshake to the close frame the code and the bytes are those of a TCP connection.
+The embedded collector serves the agent through it. asyncio and websockets treat it like any listening socket, so that
+code and bytes are those of a TCP connection from the opening handshake to the close frame.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PEER: Final = "embedded"
 
 
 class InProcessListener(socket.socket):
-    """Accepts what `connect_here` has connected. Readable, as a listening socket is, while a connection waits."""
+    """Accepts connections of `connect_here`. Like a listening socket, it is readable while a connection waits."""
 
     def __init__(self) -> None:
         ours, self._bell = socket.socketpair()
@@ -24,7 +24,7 @@ class InProcessListener(socket.socket):
         self._waiting: deque[socket.socket] = deque()
 
     def connect_here(self) -> socket.socket:
-        """The client's end of a new connection. Raises OSError when the listener is closed."""
+        """The client's end of a new connection. Raises OSError if the listener is closed."""
         client, served = socket.socketpair()
         try:
             self._bell.send(b"\0")
@@ -39,7 +39,7 @@ class InProcessListener(socket.socket):
         """No-op: only this process can connect, one connection at a time."""
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The server's end of the connection that waited longest. Raises BlockingIOError when none waits."""
+        """The server's end of the connection that has waited longest. Raises BlockingIOError if none is waiting."""
         self.recv(1)
         return self._waiting.popleft(), PEER
 

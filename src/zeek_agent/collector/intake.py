@@ -1,6 +1,6 @@
-"""What agents report, turned into log lines: rows of queries, the agents' life cycle, errors.
+"""Turns messages from agents into log lines: rows of queries, state changes of agents, errors.
 
-Knows nothing of sockets: messages in, log lines out. Errors go to `reporter.log`, as Zeek's do.
+Independent of sockets: messages in, log lines out. Errors go to `reporter.log`, like Zeek's.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ REPORTER_FIELDS: Final = (
     Field("location", "string"),
 )
 REPORTS_PER_SECOND: Final = 20
-"""Maximum lines per second in `reporter.log`; one line reports the number of those beyond."""
+"""Maximum lines per second in `reporter.log`, so that a faulty agent cannot fill the disk; a line counts the others."""
 
 _CHANGES: Final = {Change.ADD: "new", Change.DELETE: "gone", None: None}
-_MESSAGE_LENGTH: Final = 1000
-_ERROR_SHOWN: Final = 800
+_MESSAGE_CHARACTERS: Final = 1000
+_ERROR_CHARACTERS: Final = 800
 
 log = logging.getLogger("zeek_agent.collector")
 
@@ -51,7 +51,7 @@ class IntakeCounters:
     refused: int = 0
     agent_errors: int = 0
     recent: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=20))
-    """The last errors: when, and what."""
+    """Times and texts of the last errors."""
 
 
 class Intake:
@@ -90,7 +90,9 @@ class Intake:
             case AgentError(context, text):
                 self.agents.mark_seen(context.agent_id, now)
                 self.counters.agent_errors += 1
-                self.report("ERROR", f"error from Zeek Agent: {clipped(text, _ERROR_SHOWN)} [{context.agent_id}]", now)
+                self.report(
+                    "ERROR", f"error from Zeek Agent: {clipped(text, _ERROR_CHARACTERS)} [{context.agent_id}]", now
+                )
             case ResultBatch():
                 raise ProtocolError("rows in batches, which this collector does not support")
         return None
@@ -101,15 +103,15 @@ class Intake:
         self.report("ERROR", why)
 
     def expire(self) -> None:
-        """Write the last line of agents that have gone silent."""
+        """Log agents that have timed out."""
         now = self._clock()
         for agent in self.agents.expired(now):
             self._life_cycle_line(agent, now)
 
     def report(self, level: Level, text: str, now: float | None = None) -> None:
-        """Write a line to `reporter.log`, unless there were very many in the last second."""
+        """Write a line to `reporter.log`, unless there were too many in the last second."""
         now = self._clock() if now is None else now
-        text = text[:_MESSAGE_LENGTH]
+        text = text[:_MESSAGE_CHARACTERS]
         self.counters.recent.append((now, text))
         if len(self._reports) == REPORTS_PER_SECOND and 0 <= now - self._reports[0] < 1:
             self._unreported += 1

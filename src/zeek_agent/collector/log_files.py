@@ -1,8 +1,8 @@
-"""The directory of logs: buffered files that hold whole lines only, rotated by time and size as Zeek names them.
+"""The directory of logs: buffered files that always contain whole lines, rotated by time and size, with Zeek's names.
 
-`write` may be called from the event loop: it only puts a line into memory. `flush` does what touches the disk and may
-run in another thread. A disk that fails is an error that is counted and tried again at the next flush; lines wait
-meanwhile, up to a bound, beyond which they are counted as dropped.
+`write` may be called from the event loop: it only adds a line in memory. `flush` accesses the disk, and may run in
+another thread. Disk errors are counted and retried at the next flush; meanwhile lines wait, up to a limit, beyond which
+they are counted as dropped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zeek_agent.errors import UsageError
 from zeek_agent.locks import FileLock
 
 PENDING_BYTES: Final = 8 * 1024 * 1024
-"""Most bytes of one log that wait in memory for the disk, unless a single line is longer."""
+"""Maximum of one log waiting in memory for the disk, unless a single line is longer; some seconds of a busy log."""
 
 LOCK: Final = ".lock"
 """The lock file in the directory of logs. Older versions locked the directory itself, which every user can open."""
@@ -68,11 +68,11 @@ class LogFile:
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes that wait for a flush."""
+        """Bytes waiting for a flush."""
         return self._pending_bytes
 
     def write(self, values: Sequence[Any]) -> None:
-        """Add a line. Raises ValueError when a value does not fit its field; nothing is written then."""
+        """Add a line. Raises ValueError, and adds nothing, if a value does not fit its field."""
         line = self._layout.line(values)
         with self._lock:
             if self._pending and self._pending_bytes + len(line) > PENDING_BYTES:
@@ -85,7 +85,7 @@ class LogFile:
         self.rows += 1
 
     def flush(self) -> None:
-        """Write pending lines, then rotate if it is time. Raises OSError; the lines are kept for the next flush."""
+        """Write pending lines, then rotate if due. Raises OSError; the lines are kept for the next flush."""
         with self._lock:
             lines, self._pending = self._pending, []
             taken, self._pending_bytes = self._pending_bytes, 0
@@ -129,15 +129,15 @@ class LogFile:
             self._pending, self._pending_bytes = [], 0
 
     def move_leftover(self) -> None:
-        """Rename a file that an earlier run left to its final name. Raises OSError."""
+        """Rename the file of an earlier run to its final name. Raises OSError."""
         if self._fd is None and os.path.lexists(self._file):
             self._file.rename(_free_name(self._directory, self.path, _opened_at(self._file)))
 
     def _open(self, since: float) -> None:
-        """Have the file open; a new one counts as opened when its first line came."""
+        """Open the file unless it is open; a new one counts as opened when its first line was added."""
         if self._fd is not None and self._in_place():
             return
-        if self._fd is not None:  # someone took the file away
+        if self._fd is not None:  # the file was removed or renamed
             fd, self._fd = self._fd, None
             os.close(fd)
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -163,21 +163,21 @@ class LogFile:
             return False
 
     def _append(self, content: bytes) -> None:
-        """All of it or nothing: after an error the file ends where it ended before."""
+        """Write everything or nothing: after an error the file has its previous length."""
         assert self._fd is not None
         rest = memoryview(content)
         try:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
         except OSError:
-            with suppress(OSError):  # the error of the write has the cause
+            with suppress(OSError):  # the error of the write shows the cause
                 os.ftruncate(self._fd, self._size)
             raise
         self._size += len(content)
 
 
 class LogDirectory:
-    """All logs of a collector, in one directory that no other collector writes to."""
+    """All logs of a collector, in a directory that no other collector writes to."""
 
     def __init__(
         self,
@@ -213,10 +213,10 @@ class LogDirectory:
         return file
 
     def start(self) -> None:
-        """Lock the directory and rename the logs that an earlier run left.
+        """Lock the directory and rename logs of an earlier run.
 
-        Raises UsageError when another collector has the directory. A directory that cannot be made or written is an
-        error that is counted, and tried again with each flush. Both are in `last_error`.
+        Raises UsageError if another collector uses the directory. If it cannot be created or written, the error is
+        counted, and retried at each flush. Both are in `last_error`.
         """
         errors = self.errors
         try:
@@ -229,7 +229,7 @@ class LogDirectory:
         self.failing = self.errors > errors
 
     def flush(self) -> None:
-        """Write what waits, in all logs. Errors are counted, and kept in `last_error`."""
+        """Write the pending lines of all logs. Errors are counted, and kept in `last_error`."""
         errors = self.errors
         try:
             self._prepare()
@@ -240,7 +240,7 @@ class LogDirectory:
         self.failing = self.errors > errors
 
     def close(self) -> None:
-        """Write what can be written and end all files."""
+        """Write as much as possible and end all files."""
         self.flush()
         for file in self.files.values():
             file.drop_pending()
@@ -251,7 +251,7 @@ class LogDirectory:
         self.release()
 
     def release(self) -> None:
-        """Let another collector have the directory."""
+        """Unlock the directory for other collectors."""
         self._ready = False
         if self._lock is not None:
             self._lock.close()
@@ -288,25 +288,25 @@ class LogDirectory:
         if self._lock is not None:
             return
         try:
-            self._lock = locks.take(self.directory / LOCK, older=self.directory)
-        except locks.HeldError as error:
+            self._lock = locks.acquire_lock(self.directory / LOCK, legacy_directory=self.directory)
+        except locks.LockHeldError as error:
             raise UsageError(
                 f"another collector{error.holder} writes its logs to {self.directory}: "
                 "stop it, or choose another directory"
             ) from None
-        if reason := locks.exposure(self.directory) or locks.group_exposure(self.directory):
+        if reason := locks.directory_exposure(self.directory) or locks.group_exposure(self.directory):
             log.warning("other users can replace the logs: %s", reason)
 
 
 def _free_name(directory: Path, path: str, opened: float) -> Path:
-    """`<path>.<time of opening>.log`; the next second that is free when that name is taken."""
+    """`<path>.<time of opening>.log`, or the first later second whose name is free."""
     while os.path.lexists(target := directory / f"{path}.{local_time(opened)}.log"):
         opened += 1
     return target
 
 
 def _opened_at(file: Path) -> float:
-    """When an earlier run's log was opened, as its header says, or last written; its mode is narrowed if need be."""
+    """When an earlier run's log was opened, by its header, or last written; its mode is narrowed if necessary."""
     status = file.lstat()
     if not stat.S_ISREG(status.st_mode):
         return status.st_mtime

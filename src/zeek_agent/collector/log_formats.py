@@ -1,9 +1,9 @@
-"""Zeek's log format: TSV as its ASCII writer writes it, byte for byte, or JSON.
+"""Zeek's log formats: TSV exactly like its ASCII writer, or JSON.
 
 The rules are those of Zeek 9 with its default settings (`src/logging/writers/ascii`, `src/threading/formatters`,
-`ODesc::AddBytes`, `util::escape_utf8`). A value is `None` when unset, else bool, int, float, str or bytes by the
-field's type; times and intervals are seconds, a port is its number or a `(number, protocol)` pair, a set or vector a
-sequence. A `str` is host text (`zeek_agent.text`): bytes that are not UTF-8 are written as those bytes in hex.
+`ODesc::AddBytes`, `util::escape_utf8`). A value is `None` if unset, otherwise bool, int, float, str or bytes by the
+field's type; times and intervals are seconds, a port is its number or a `(number, protocol)` pair, a set or vector is a
+sequence. A `str` is host text (`zeek_agent.text`): bytes that are not UTF-8 are written in hex.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SCALARS: Final = ("time", "string", "count", "int", "interval", "double", "bool"
 DATE_FORMAT: Final = "%Y-%m-%d-%H-%M-%S"
 
 _CONTAINER = re.compile(r"(set|vector)\[(\w+)\]")
-_SHOWN_LENGTH = 100
+_SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Field:
 
 
 class Format(Protocol):
-    """How a log is written. `line` raises ValueError, naming the field, for a value that its type cannot hold."""
+    """The format of a log. `line` raises ValueError, naming the field, for a value that does not fit its type."""
 
     def header(self, opened: float) -> bytes: ...
 
@@ -68,7 +68,7 @@ def make_format(kind: FormatName, path: str, fields: Sequence[Field]) -> Format:
 
 
 def local_time(moment: float) -> str:
-    """A moment as Zeek names it in `#open`, `#close` and names of rotated files: local time."""
+    """Local time in Zeek's format for `#open`, `#close` and names of rotated files."""
     return time.strftime(DATE_FORMAT, time.localtime(moment))
 
 
@@ -104,7 +104,7 @@ class TsvFormat:
 
 
 class JsonFormat:
-    """One object a line, without the unset fields; strings by Zeek's default policy (`STRING_ESCAPE_POLICY_HEX`)."""
+    """One object per line without unset fields; strings by Zeek's default policy (`STRING_ESCAPE_POLICY_HEX`)."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self._renders = tuple((field.name, _json_render(field)) for field in fields)
@@ -163,8 +163,8 @@ def _sequence(values: Any) -> Iterable[Any]:
 
 def _misfit(value: Any, name: str) -> ValueError:
     shown = repr(value)
-    if len(shown) > _SHOWN_LENGTH:
-        shown = f"{shown[:_SHOWN_LENGTH]}…"
+    if len(shown) > _SHOWN_CHARACTERS:
+        shown = f"{shown[:_SHOWN_CHARACTERS]}…"
     return ValueError(f"not a {name}: {shown}")
 
 
@@ -191,7 +191,7 @@ def _seconds(value: Any) -> str:
 
 
 def _double(value: Any) -> str:
-    """Six decimals, trailing zeros cut, `.0` for what is integral; never an exponent."""
+    """Six decimals without trailing zeros, `.0` for integers; never an exponent."""
     number = _number(value, "double")
     if not math.isfinite(number):
         return "nan" if math.isnan(number) else str(number)
@@ -200,7 +200,7 @@ def _double(value: Any) -> str:
 
 
 def _json_double(value: Any) -> str:
-    """The shortest decimal, placed as rapidjson's `Prettify` does; `null` for what JSON cannot hold."""
+    """The shortest decimal, formatted like rapidjson's `Prettify`; `null` for numbers that JSON lacks."""
     number = _number(value, "number")
     if not math.isfinite(number):
         return "null"
@@ -221,7 +221,7 @@ def _json_double(value: Any) -> str:
 
 
 def _address(value: Any) -> str:
-    """The canonical form; an IPv4 address that is mapped into IPv6 is an IPv4 address, as in Zeek."""
+    """The canonical form; an IPv4-mapped IPv6 address is written as IPv4, as in Zeek."""
     if not isinstance(value, str):
         raise _misfit(value, "addr")
     try:
@@ -298,7 +298,7 @@ def _tsv_member(value: Any) -> str:
 
 
 def _tsv_escaped(text: str, cut: re.Pattern[str]) -> str:
-    """Cut at separators and backslashes; a piece with one bad character has all its non-ASCII bytes in hex."""
+    """Split at separators and backslashes; in a part with a bad character, all non-ASCII bytes are in hex."""
     if _BAD.search(text) is None:
         return cut.sub(lambda match: _CUTS[match[0]], text)
     return "".join(

@@ -16,7 +16,7 @@ from zeek_agent.collector.columns import PackColumns
 from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
 from zeek_agent.errors import UsageError
-from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Query, Subscription
+from zeek_agent.queries.subscriptions import SCHEDULE_MIN_SECONDS, Query, Subscription
 
 log = logging.getLogger("zeek_agent.collector")
 
@@ -91,8 +91,8 @@ def _pack(file: PackFile, origin: str, schedule: float | None) -> Pack:
     enabled = [query for query, entry in wanted if entry.enabled]
     if too_frequent := sum(one.query.is_too_frequent for one in enabled):
         notice = "%s: queries with a schedule below %g s will run every %g s: %d"
-        log.warning(notice, origin, SCHEDULE_MIN, SCHEDULE_MIN, too_frequent)
-    return Pack(logs, tuple(replace(one, query=one.query.slowed()) for one in enabled))
+        log.warning(notice, origin, SCHEDULE_MIN_SECONDS, SCHEDULE_MIN_SECONDS, too_frequent)
+    return Pack(logs, tuple(replace(one, query=one.query.with_minimum_schedule()) for one in enabled))
 
 
 def _log(path: str, entry: LogEntry, fields: tuple[FieldEntry, ...]) -> Log:

@@ -1,7 +1,7 @@
-"""A query pack as it is written: a TOML file, its keys, and what is wrong with a wrong one.
+"""The file format of query packs: a TOML file, its keys, and error messages.
 
 `[logs.NAME]` declares a log's fields in the order in which its queries select them; `[[queries]]` are the statements
-that fill it. The collector reads a pack (`pack`), and a Zeek script can be made of it (`zeek_script`).
+that fill it. The collector reads a pack (`pack`), and `zeek_script` generates a Zeek script from it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ DEFAULT: Final = "the default pack"
 RESERVED: Final = frozenset({"zeek-agent", "reporter"})
 """Logs that the collector writes itself."""
 
-Seconds = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+"""At most some 30 years: what Zeek can hold as an interval has an end."""
 SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]
 Audience: TypeAlias = Literal["collector", "zeek"]
 
@@ -36,10 +37,10 @@ _UNKNOWN_KEY = re.compile(r"unknown field `(?P<key>[^`]*)`(?: - at `\$(?P<place>
 
 
 class FieldEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """A field; a row without a value for one that is not `optional` is refused.
+    """A field; a row without a value is refused unless the field is `optional`.
 
-    Consecutive fields `name.member` are the members of one record column `name`; `key` is a member's name in that
-    record where the log calls it otherwise. Without a `type` it is that of the column which the query selects.
+    Consecutive fields `name.member` are the members of a record column `name`; `key` is a member's name in that record
+    if the log's name differs. The default `type` is that of the column that the query selects.
     """
 
     name: str
@@ -51,9 +52,9 @@ class FieldEntry(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LogEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """A log. `change` is false where rows only ever appear, so that the field of that name is left out.
+    """A log. `change` is false if rows are only added, in which case the field of that name is omitted.
 
-    Without `fields` they are the columns that the log's first query selects.
+    The default `fields` are the columns that the log's first query selects.
     """
 
     fields: tuple[FieldEntry, ...] | None = None
@@ -66,7 +67,7 @@ class LogEntry(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class QueryEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """A statement; missing keys have the pack's own defaults. `hosts` are agent ids, for a query to these only.
+    """A statement; missing keys have the pack's defaults. `hosts` are agent ids, for a query of only these.
 
     `batch_sql` is the statement for agents that support batches.
     """
@@ -85,7 +86,7 @@ class QueryEntry(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PackFile(Struct, frozen=True, forbid_unknown_fields=True):
-    """The file as it is written."""
+    """The contents of the file."""
 
     logs: dict[str, LogEntry]
     queries: tuple[QueryEntry, ...]
@@ -93,7 +94,7 @@ class PackFile(Struct, frozen=True, forbid_unknown_fields=True):
     subscription: SubscriptionName = "Differences"
 
     def queries_for(self, audience: Audience, log: str | None = None) -> list[tuple[str, QueryEntry]]:
-        """The queries that are for the collector or for Zeek, of all logs or one, each with its place in the file."""
+        """The queries for the collector or for Zeek, of all logs or one, each with its position in the file."""
         return [
             (f"queries[{number}]", entry)
             for number, entry in enumerate(self.queries)
@@ -102,9 +103,9 @@ class PackFile(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load(path: Path | None = None) -> tuple[PackFile, str]:
-    """The file in `path`, or the default pack, and what errors call it.
+    """The pack in the file `path`, or the default pack, and its name in errors.
 
-    Raises UsageError that names the file, the place in it and what is wrong.
+    Raises UsageError that names the file, the position and the problem.
     """
     if path is None:
         text = resources.files(__package__).joinpath("default.toml").read_text("utf-8")
@@ -118,7 +119,7 @@ def load(path: Path | None = None) -> tuple[PackFile, str]:
 
 
 def parse(text: str, origin: str) -> PackFile:
-    """Read a pack's text. Raises UsageError that begins with `origin`."""
+    """Parse a pack. Raises UsageError that begins with `origin`."""
     try:
         file = msgspec.convert(tomllib.loads(text), PackFile)
     except tomllib.TOMLDecodeError as error:
@@ -136,7 +137,7 @@ def parse(text: str, origin: str) -> PackFile:
 
 
 def columns_of(fields: tuple[FieldEntry, ...]) -> Iterator[tuple[str, tuple[FieldEntry, ...]]]:
-    """The fields by the column that carries them: a record's name with its members, or an empty name with one field."""
+    """The fields by their column: a record's name with its members, or an empty name with one field."""
     for record, members in groupby(fields, key=lambda field: field.name.rpartition(".")[0]):
         if record:
             yield record, tuple(members)
@@ -170,7 +171,7 @@ def _check_query(entry: QueryEntry, logs: Mapping[str, LogEntry]) -> None:
 
 
 def _explained(message: str) -> str:
-    """msgspec's message in the file's terms, with the nearest key for an unknown one."""
+    """msgspec's message in terms of the file, with the nearest key for an unknown one."""
     unknown = _UNKNOWN_KEY.search(message)
     if unknown is None:
         return re.sub(r" - at `\$\.?([^`]*)`", r" (at \1)", message)

@@ -1,9 +1,9 @@
-"""Memory for received messages that the collector has not read yet, bounded for all connections together.
+"""A bound on the memory of received messages that the collector has not read yet, for all connections together.
 
-The longest message that an agent may send has 32 MiB, so a bound per connection alone would let a thousand clients take
-32 GiB. Each connection has an allowance instead, which is more than agents send in ordinary messages; what it holds
-beyond that comes from a pool. When the pool is empty, the connection that holds most is closed. So a client with an
-unfinished message cannot keep others from sending theirs, and one within its allowance is never closed.
+The longest message that an agent may send has 32 MiB, so with only a limit per connection a thousand clients could take
+32 GiB. Instead, each connection has an allowance, which exceeds agents' ordinary messages; anything beyond that comes
+from a pool. When the pool is exhausted, the connection with the largest share is closed. So a client with an unfinished
+message cannot block others, and one within its allowance is never closed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ ALLOWANCE_BYTES: Final = 512 * 1024
 POOL_BYTES: Final = 128 * 1024 * 1024
 """Four of the longest messages."""
 OPENING_BYTES: Final = 16_384
-"""The HTTP request. An agent's has 300 bytes, a proxy may add some hundreds."""
+"""Maximum of the HTTP request. An agent's has 300 bytes, a proxy may add some hundreds."""
 SUBSCRIPTION_BYTES: Final = 1024 * 1024
-"""Everything until the subscription is taken. Its topics have at most 131,072 bytes, each of which may be escaped."""
+"""Everything up to the subscription, whose topics have at most 131,072 bytes, each of which may be escaped."""
 _FRAME_BYTES: Final = 256
-"""Memory of a frame object, so that empty frames count too."""
+"""Memory of a frame object, counted so that empty frames are bounded too."""
 
 
 class ReceiveMemory:
-    """The pool and the connections that may take from it. `refuse` reports a client that got no connection."""
+    """The pool, and the connections that share it. `refuse` reports a client whose connection was refused."""
 
     def __init__(self, *, connections: int, pool_bytes: int, refuse: Callable[[str], None]) -> None:
         self.connections: set[BoundedConnection] = set()
@@ -44,11 +44,11 @@ class ReceiveMemory:
 
     @property
     def pool_used_bytes(self) -> int:
-        """Bytes that connections hold beyond their allowances."""
+        """Bytes used by connections beyond their allowances."""
         return self._pool_used
 
     def update(self, connection: BoundedConnection, unread_bytes: int) -> None:
-        """Record the memory of a connection, and close the largest one while the pool is exceeded."""
+        """Record the memory of a connection, and close the largest ones while the pool is exceeded."""
         self._pool_used -= self._used_by.pop(connection, 0)
         if unread_bytes > ALLOWANCE_BYTES:
             self._used_by[connection] = unread_bytes - ALLOWANCE_BYTES
@@ -73,7 +73,7 @@ class BoundedConnection(PongBound, ServerConnection):
 
     @property
     def unread_bytes(self) -> int:
-        """Bytes of messages that were not read yet, and of a frame that is not complete."""
+        """Bytes of unread messages and of an incomplete frame."""
         return self._messages_bytes + self._unfinished_bytes + len(self.protocol.reader.buffer)
 
     def connection_made(self, transport: Any) -> None:
@@ -127,7 +127,7 @@ class BoundedConnection(PongBound, ServerConnection):
         self._subscribed = True
 
     def disconnect(self, code: CloseCode, reason: str) -> None:
-        """End the connection and drop what was received and not read."""
+        """End the connection and discard unread messages."""
         super().disconnect(code, reason)
         self._disconnected = True
         for frame in self.recv_messages.frames.queue:  # `receive` may be about to take one, so they stay
@@ -138,5 +138,5 @@ class BoundedConnection(PongBound, ServerConnection):
 
 
 def bounded_by(memory: ReceiveMemory) -> type[BoundedConnection]:
-    """The class of connections that share this memory, for websockets to make."""
+    """The class that websockets instantiates for connections that share this memory."""
     return type("BoundedConnection", (BoundedConnection,), {"memory": memory})

@@ -1,7 +1,7 @@
-"""Rows from the wire as the values of a log's fields.
+"""Converts received rows to the values of a log's fields.
 
-As strict as Zeek when it converts a received vector to a record: each value must be of the field's own type (a count
-is not an integer), too few values are an error, surplus ones are ignored.
+As strict as Zeek's conversion of a received vector to a record: each value must have the field's type (a count is not
+an integer), too few values are an error, surplus ones are ignored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
 
 
 def row_reader(columns: Sequence[FieldEntry]) -> RowReader:
-    """The function that reads rows of these columns. It raises ProtocolError that names the column."""
+    """A function that reads rows of these columns. It raises ProtocolError that names the column."""
     readers = tuple(_columns(columns))
 
     def read_row(row: broker_json.Vector) -> list[Any]:
@@ -65,7 +65,7 @@ def _single(column: FieldEntry) -> _Column:
 
     def read(value: Data) -> Sequence[Any]:
         if type(value) is kind and (element is None or all(type(member) is element for member in value.data)):
-            return (broker_json.plain(value),)
+            return (broker_json.to_cell(value),)
         if type(value) is broker_json.Nothing and column.optional:
             return unset
         raise ProtocolError(f"{column.name} is a {type(value).__name__.lower()}, not a {column.type}")

@@ -1,8 +1,7 @@
 """The collector: a substitute for Zeek that agents connect to, over TCP or, embedded in an agent, within its process.
 
-It implements the server side of the agents' protocol on a WebSocket as Zeek does, acts as one Zeek instance that
-installs the queries of a pack, and writes the results as Zeek logs. There is no authentication, as there is none in
-Zeek's server.
+Like Zeek, it implements the server side of the agents' protocol on a WebSocket. It acts as one Zeek instance that
+installs the queries of a pack, and writes the results as Zeek logs. Like Zeek's server, it has no authentication.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from zeek_agent.collector.log_files import PENDING_BYTES, LogDirectory
 from zeek_agent.collector.pack import Pack, PackQuery
 from zeek_agent.collector.receive_memory import POOL_BYTES, BoundedConnection, ReceiveMemory, bounded_by
 from zeek_agent.config import CollectorSettings
-from zeek_agent.destination import PATH
+from zeek_agent.destination import PATH, parse_listen
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.text import clipped, size
+from zeek_agent.text import byte_length, clipped
 from zeek_agent.zeek import message_limits, protocol
 from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import Message, ZeekHello
@@ -46,17 +45,22 @@ ZEEK_VERSION: Final = "9.0.0"
 ZEEK_VERSION_NUMBER: Final = 90_000
 """The Zeek version that it reports; agents send it the hello of package 2.4 and later."""
 
-HELLO_INTERVAL: Final = 60.0
-FLUSH_INTERVAL: Final = 1.0
+HELLO_INTERVAL_SECONDS: Final = 60.0
+"""As in Zeek's package."""
+FLUSH_INTERVAL_SECONDS: Final = 1.0
+"""Bounds what is lost if the collector is killed."""
 MESSAGES_WAITING: Final = 4
-OPENING_TIMEOUT: Final = 10.0
-"""Seconds that a client may take until it subscribes."""
-PING_INTERVAL: Final = 5.0
-PONG_TIMEOUT: Final = 60.0
+"""Messages of a client that are read ahead; bounds their memory."""
+OPENING_TIMEOUT_SECONDS: Final = 10.0
+"""How long a client may take until it subscribes."""
+PING_INTERVAL_SECONDS: Final = 5.0
+"""As in Zeek's WebSocket server."""
+PONG_TIMEOUT_SECONDS: Final = 60.0
+"""A client that has not answered a ping for so long is considered dead."""
 BACKLOG_BYTES: Final = PENDING_BYTES // 2
-"""Bytes that wait for the disk, beyond which agents are not read until some are written."""
+"""If more than this waits for the disk, agents are not read until some is written."""
 SEND_BYTES: Final = 1024 * 1024
-"""Bytes that wait for a client that does not read, beyond which it misses broadcasts."""
+"""If more than this waits for a client that does not read, the client misses broadcasts."""
 
 _APPLICATION_NAME = re.compile(r"[A-Za-z0-9/_.:=*@-]+")
 _ALPHABET: Final = string.digits + string.ascii_letters
@@ -65,21 +69,21 @@ log = logging.getLogger("zeek_agent.collector")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits for all clients together, and for each of them."""
+class CollectorLimits:
+    """CollectorLimits for all clients together, and for each of them."""
 
     connections: int = 1000
     agents: int = 10_000
     message_bytes: int = 32 * 1024 * 1024
-    """Room for the longest value that an agent sends (4 MiB) when each byte of it is escaped."""
+    """Enough for an agent's longest value (4 MiB) with every byte escaped."""
     unread_bytes: int = POOL_BYTES
-    """Received and not read yet, of all connections together, beyond an allowance of each."""
+    """Received but unread, of all connections together, beyond the allowance of each."""
     per_connection: int = 1000
     """Subscriptions of one connection, and agents behind it."""
 
 
 @dataclass(slots=True, eq=False)
-class Client:
+class CollectorClient:
     """A connection, its subscriptions, and the agents that have sent a hello on it."""
 
     connection: BoundedConnection
@@ -101,7 +105,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class LogStats:
-    """Rows of one log since the start, and those that were lost to a disk that failed."""
+    """Rows of one log since the start, and rows lost because of a failing disk."""
 
     path: str
     rows: int
@@ -109,13 +113,13 @@ class LogStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Stats:
+class CollectorStats:
     """The collector at one moment."""
 
     started: float
     connections: int
     unread_bytes: int
-    """What connections hold that was not read yet, beyond the allowance of each."""
+    """Unread bytes of connections, beyond the allowance of each."""
     agents: tuple[KnownAgent, ...]
     connected: frozenset[str]
     logs: tuple[LogStats, ...]
@@ -138,14 +142,14 @@ class Collector:
         pack: Pack,
         *,
         clock: Callable[[], float] = time.time,
-        limits: Limits | None = None,
+        limits: CollectorLimits | None = None,
     ) -> None:
         self.instance = f"zeek_{_unique()}"
         self.warning: str | None = None
         self._topics = (protocol.response_topic("", "all").rstrip("/"), protocol.response_topic("", self.instance))
         self._settings = settings
         self._clock = clock
-        self._limits = limits or Limits()
+        self._limits = limits or CollectorLimits()
         self._logs = LogDirectory(
             Path(settings.logs),
             kind=settings.format,
@@ -153,12 +157,12 @@ class Collector:
             rotate_bytes=settings.rotate_bytes,
             clock=clock,
         )
-        known = Agents(timeout=settings.agent_timeout, limit=self._limits.agents)
+        known = Agents(timeout_seconds=settings.agent_timeout, limit=self._limits.agents)
         self._intake = Intake(pack, self._logs, known, clock)
         self._queries = {f"za_{_unique()}": query for query in pack.queries}
-        self._clients: set[Client] = set()
+        self._clients: set[CollectorClient] = set()
         self._memory = ReceiveMemory(
-            # Includes those in their opening handshake; the others get an answer.
+            # Includes those in their opening handshake; others are refused with an answer.
             connections=2 * self._limits.connections,
             pool_bytes=self._limits.unread_bytes,
             refuse=self._intake.refuse,
@@ -175,8 +179,8 @@ class Collector:
         self._started = 0.0
 
     async def start(self) -> tuple[str, int]:
-        """Listen; the address and port that are listened on. Raises UsageError when that is not possible."""
-        host, port = _host_and_port(self._settings.listen)
+        """Start listening. Returns address and port. Raises UsageError if that is not possible."""
+        host, port = parse_listen(self._settings.listen)
         self._logs.start()
         try:
             self._server = await self._serve(host=host, port=port)
@@ -196,7 +200,7 @@ class Collector:
     async def start_embedded(self) -> None:
         """Serve only connections made by `connect`. May be retried after a failure.
 
-        Raises ZeekAgentError when the logs cannot be locked or written: rows wait in the agent's event store then.
+        Raises ZeekAgentError if the logs cannot be locked or written: rows then wait in the agent's event store.
         """
         if self._server is not None:
             return
@@ -210,7 +214,7 @@ class Collector:
         log.info("embedded, logs in %s", self._logs.directory)
 
     def connect(self) -> socket.socket:
-        """The client's end of a new connection to the embedded collector. Raises OSError when it is not started."""
+        """The client's end of a new connection to the embedded collector. Raises OSError if it is not started."""
         if self._listener is None:
             raise ConnectionRefusedError("the embedded collector is not running")
         return self._listener.connect_here()
@@ -223,8 +227,8 @@ class Collector:
             compression=None,
             max_size=self._limits.message_bytes,
             max_queue=MESSAGES_WAITING,
-            ping_interval=PING_INTERVAL,
-            ping_timeout=PONG_TIMEOUT,
+            ping_interval=PING_INTERVAL_SECONDS,
+            ping_timeout=PONG_TIMEOUT_SECONDS,
             close_timeout=2,
             server_header=None,
             create_connection=bounded_by(self._memory),
@@ -255,7 +259,7 @@ class Collector:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Address and port that are listened on. Raises LookupError when there are none."""
+        """The listening address and port. Raises LookupError if there are none."""
         if self._server is None or self._listener is not None:
             raise LookupError("the collector does not listen")
         host, port, *_ = next(iter(self._server.sockets)).getsockname()
@@ -263,7 +267,7 @@ class Collector:
 
     @property
     def place(self) -> str:
-        """Where agents connect, for messages."""
+        """The listening address, for messages."""
         try:
             host, port = self.address
         except LookupError:
@@ -271,10 +275,10 @@ class Collector:
         return f"on {host} port {port}"
 
     @property
-    def stats(self) -> Stats:
+    def stats(self) -> CollectorStats:
         """The current state."""
         counters = self._intake.counters
-        return Stats(
+        return CollectorStats(
             started=self._started,
             connections=self._connections,
             unread_bytes=self._memory.pool_used_bytes,
@@ -298,7 +302,7 @@ class Collector:
 
     async def _handle(self, connection: ServerConnection) -> None:
         assert isinstance(connection, BoundedConnection)
-        client = Client(connection)
+        client = CollectorClient(connection)
         self._connections += 1
         try:
             if await self._open(client):
@@ -313,8 +317,8 @@ class Collector:
             self._connections -= 1
             self._clients.discard(client)
 
-    async def _open(self, client: Client) -> bool:
-        """Check path and name, read the subscription, acknowledge it. False if the client was refused."""
+    async def _open(self, client: CollectorClient) -> bool:
+        """Check path and name, read and acknowledge the subscription. Returns False if the client was refused."""
         request = client.connection.request
         assert request is not None
         if request.path != PATH:
@@ -328,10 +332,10 @@ class Collector:
         await client.connection.send(protocol.ack(f"collector-websocket-{next(self._numbers)}", ZEEK_VERSION))
         return True
 
-    async def _subscribe(self, client: Client) -> str | None:
-        """Read the client's subscription; returns the error, if any. The message itself is not kept."""
+    async def _subscribe(self, client: CollectorClient) -> str | None:
+        """Read the client's subscription. Returns the error, if any. The message itself is not kept."""
         try:
-            async with asyncio.timeout(OPENING_TIMEOUT):
+            async with asyncio.timeout(OPENING_TIMEOUT_SECONDS):
                 client.topics = self._subscription(await client.connection.receive())
         except TimeoutError:
             return "no subscription in time"
@@ -344,14 +348,14 @@ class Collector:
         topics = protocol.read_subscription(raw)
         if len(topics) > self._limits.per_connection:
             raise ProtocolError(f"more than {self._limits.per_connection} subscriptions")
-        if long := next((topic for topic in topics if size(topic) > message_limits.TOPIC_BYTES_MAX), None):
+        if long := next((topic for topic in topics if byte_length(topic) > message_limits.TOPIC_BYTES_MAX), None):
             raise ProtocolError(f"a topic is longer than {message_limits.TOPIC_BYTES_MAX:,} bytes: {clipped(long)}")
-        if sum(map(size, topics)) > message_limits.SUBSCRIPTION_BYTES_MAX:
+        if sum(map(byte_length, topics)) > message_limits.SUBSCRIPTION_BYTES_MAX:
             raise ProtocolError(f"subscriptions of more than {message_limits.SUBSCRIPTION_BYTES_MAX:,} bytes")
         return tuple(topics)
 
-    def _handle_message(self, client: Client, raw: bytes) -> KnownAgent | ProtocolError | None:
-        """Handle a message; returns the agent after a hello, or the error.
+    def _handle_message(self, client: CollectorClient, raw: bytes) -> KnownAgent | ProtocolError | None:
+        """Handle a message. Returns the agent after a hello, or the error.
 
         The message itself is not kept: a client that does not read its answer would keep it in memory.
         """
@@ -367,7 +371,7 @@ class Collector:
             self._intake.refuse(f"message from {client.peer}: {error}")
             return ProtocolError(str(error))
 
-    async def _answer(self, client: Client, outcome: KnownAgent | ProtocolError | None) -> None:
+    async def _answer(self, client: CollectorClient, outcome: KnownAgent | ProtocolError | None) -> None:
         if isinstance(outcome, ProtocolError):
             await client.connection.send(protocol.error("deserialization_failed", "failed to create Zeek event"))
         elif outcome is not None:
@@ -388,14 +392,14 @@ class Collector:
     def _hello(self) -> ZeekHello:
         return ZeekHello(self.instance, ZEEK_VERSION, ZEEK_VERSION_NUMBER)
 
-    async def _publish(self, sender: Client, frames: Iterable[tuple[str, str]]) -> None:
-        """Send to all subscribers, and wait only for the sender, for whom the frames are."""
+    async def _publish(self, sender: CollectorClient, frames: Iterable[tuple[str, str]]) -> None:
+        """Send to all subscribers, but wait only for the agent that the frames are for."""
         for topic, frame in frames:
             self._broadcast(topic, frame, but=sender)
             if sender.subscribes_to(topic):
                 await sender.connection.send(frame)
 
-    def _broadcast(self, topic: str, frame: str, but: Client | None = None) -> None:
+    def _broadcast(self, topic: str, frame: str, but: CollectorClient | None = None) -> None:
         for client in self._clients:
             if client is not but and client.subscribes_to(topic):
                 _send_soon(client, frame)
@@ -411,13 +415,13 @@ class Collector:
     async def _send_hellos(self) -> None:
         topic = protocol.group_topic("all")
         while True:
-            await asyncio.sleep(HELLO_INTERVAL)
+            await asyncio.sleep(HELLO_INTERVAL_SECONDS)
             self._broadcast(topic, protocol.zeek_hello(topic, self._hello))
 
     async def _flush_logs(self) -> None:
         while not self._stopping:
             with suppress(TimeoutError):
-                async with asyncio.timeout(FLUSH_INTERVAL):
+                async with asyncio.timeout(FLUSH_INTERVAL_SECONDS):
                     await self._flush_wanted.wait()
             self._flush_wanted.clear()
             self._intake.expire()
@@ -429,7 +433,7 @@ class Collector:
                 self._flushed.notify_all()
 
     async def _wait_for_disk(self) -> None:
-        """Stop reading from an agent while too much waits for a slow disk, but not while the disk fails."""
+        """Pause reading from an agent while too much waits for a slow disk, but not while the disk fails."""
         if self._logs.pending_bytes < BACKLOG_BYTES or self._logs.failing or self._stopping:
             return
         self._flush_wanted.set()
@@ -452,8 +456,8 @@ class Collector:
             log.warning("%s", self.warning)
 
 
-async def _refuse(client: Client, code: str, context: str) -> bool:
-    """Send the error and close. Always False."""
+async def _refuse(client: CollectorClient, code: str, context: str) -> bool:
+    """Send the error and close. Always returns False."""
     await client.connection.send(protocol.error(code, context))
     await client.connection.close(CloseCode.POLICY_VIOLATION, context)
     return False
@@ -471,7 +475,7 @@ def _topics(query: PackQuery, agent_id: str) -> Iterable[str]:
         yield protocol.group_topic(group, agent_id)
 
 
-def _send_soon(client: Client, frame: str) -> None:
+def _send_soon(client: CollectorClient, frame: str) -> None:
     if client.connection.transport.get_write_buffer_size() < SEND_BYTES:
         broadcast([client.connection], frame)
 
@@ -486,13 +490,6 @@ def _websocket_logger() -> logging.Logger:
 
 def _not_a_failed_handshake(record: logging.LogRecord) -> bool:
     return record.msg != "opening handshake failed"
-
-
-def _host_and_port(listen: str) -> tuple[str, int]:
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"collector.listen: expected HOST:PORT, got {listen!r}")
-    return host.strip("[]"), int(port)
 
 
 def _unique() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from zeek_agent.config import LimitSettings
@@ -9,17 +10,21 @@ from zeek_agent.database.results import Statement
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
+from zeek_agent.errors import SqlError
 from zeek_agent.table import Table, TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
 
 PLATFORMS: Final = ("linux", "darwin", "win32")
 
+_NO_STATEMENT: Final = re.compile(r"(?>[\s;]|--[^\n]*|/\*.*?(?:\*/|\Z))*+", re.DOTALL)
+"""Blanks, semicolons and comments, which may follow a statement."""
+
 _NO_AGENT: Final[Any] = None
-"""Compiling a statement reads no table, so no table uses its agent."""
+"""Compiling a statement reads no table, so that no agent is needed."""
 
 
 class Statements:
-    """The built-in tables of all platforms and those of plug-ins, as statements see them."""
+    """Compiles statements against the built-in tables of all platforms and those of plug-ins."""
 
     def __init__(self) -> None:
         self._limits = LimitSettings()
@@ -27,7 +32,7 @@ class Statements:
         self._connections: dict[Profile, SqlConnection] = {}
 
     def compile(self, sql: str, profile: Profile) -> Statement:
-        """The statement's columns and tables. Raises SqlError and its kinds."""
+        """The statement's columns and tables. Raises SqlError or a subclass, also for more than one statement."""
         connection = self._connections.get(profile)
         if connection is None:
             context = TableContext(_NO_AGENT)
@@ -35,7 +40,10 @@ class Statements:
                 self._catalog, profile, context=context, limits=self._limits, scans=SharedScans()
             )
             self._connections[profile] = connection
-        return connection.compile(sql, Run(self._limits))
+        statement = connection.compile(sql, Run(self._limits))
+        if not _NO_STATEMENT.fullmatch(sql[len(statement.text) :]):
+            raise SqlError("only one statement at a time")
+        return statement
 
     def close(self) -> None:
         for connection in self._connections.values():

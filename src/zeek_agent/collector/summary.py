@@ -1,6 +1,6 @@
 """Summary of a collector: a live view on a terminal, periodic lines elsewhere.
 
-Names come from hosts that may be hostile: all text is made printable before it is shown.
+Hosts may be hostile and choose their names, so all text is made printable.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from zeek_agent.collector.agents import KnownAgent
-    from zeek_agent.collector.server import Collector, Stats
+    from zeek_agent.collector.server import Collector, CollectorStats
 
 log = logging.getLogger(__name__)
 
-LIVE_INTERVAL: Final = 1.0
-LINE_INTERVAL: Final = 10.0
+LIVE_INTERVAL_SECONDS: Final = 1.0
+LINE_INTERVAL_SECONDS: Final = 10.0
 AGENTS_SHOWN: Final = 20
 ERRORS_SHOWN: Final = 5
-_TEXT_LENGTH: Final = 200
+_TEXT_CHARACTERS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """A collector's state, and how many rows a second each log got since the view before."""
+class SummaryView:
+    """A collector's state, and the rate of rows per log since the previous view."""
 
-    stats: Stats
+    stats: CollectorStats
     now: float
     rates: Mapping[str, float]
 
     @classmethod
-    def after(cls, before: View | None, stats: Stats, now: float) -> View:
+    def after(cls, before: SummaryView | None, stats: CollectorStats, now: float) -> SummaryView:
         earlier = {log.path: log.rows for log in before.stats.logs} if before else {}
         seconds = max(now - before.now, 0.001) if before else float("inf")
         return cls(stats, now, {log.path: (log.rows - earlier.get(log.path, 0)) / seconds for log in stats.logs})
@@ -55,10 +55,10 @@ async def show(collector: Collector, stream: TextIO | None = None) -> None:
 
 
 async def _show_lines(collector: Collector, stream: TextIO) -> None:
-    view = View.after(None, collector.stats, time.time())
+    view = SummaryView.after(None, collector.stats, time.time())
     while True:
-        await asyncio.sleep(LINE_INTERVAL)
-        view = View.after(view, collector.stats, time.time())
+        await asyncio.sleep(LINE_INTERVAL_SECONDS)
+        view = SummaryView.after(view, collector.stats, time.time())
         stream.write(f"{line(view)}\n")
         stream.flush()
 
@@ -67,7 +67,7 @@ async def _show_live(collector: Collector, stream: TextIO) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    view = View.after(None, collector.stats, time.time())
+    view = SummaryView.after(None, collector.stats, time.time())
     # Log lines on the same terminal scroll by above the view.
     with Live(
         screen(collector, view),
@@ -77,12 +77,12 @@ async def _show_live(collector: Collector, stream: TextIO) -> None:
         redirect_stderr=sys.stderr.isatty(),
     ) as live:
         while True:
-            await asyncio.sleep(LIVE_INTERVAL)
-            view = View.after(view, collector.stats, time.time())
+            await asyncio.sleep(LIVE_INTERVAL_SECONDS)
+            view = SummaryView.after(view, collector.stats, time.time())
             live.update(screen(collector, view), refresh=True)
 
 
-def line(view: View) -> str:
+def line(view: SummaryView) -> str:
     """One line: agents, rows, the busiest logs, errors."""
     stats = view.stats
     rates = sorted(((rate, path) for path, rate in view.rates.items() if rate > 0), reverse=True)
@@ -100,7 +100,7 @@ def line(view: View) -> str:
     return "; ".join(parts)
 
 
-def screen(collector: Collector, view: View) -> RenderableType:
+def screen(collector: Collector, view: SummaryView) -> RenderableType:
     """The live view: agents, logs, errors."""
     from rich.console import Group
     from rich.text import Text
@@ -119,7 +119,7 @@ def screen(collector: Collector, view: View) -> RenderableType:
     return Group(Text(head, style="bold"), *warnings, _agents(view), _logs(view), *errors)
 
 
-def _agents(view: View) -> RenderableType:
+def _agents(view: SummaryView) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
@@ -136,7 +136,7 @@ def _agents(view: View) -> RenderableType:
     return table
 
 
-def _logs(view: View) -> RenderableType:
+def _logs(view: SummaryView) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
@@ -150,15 +150,15 @@ def _logs(view: View) -> RenderableType:
     return table
 
 
-def _state(stats: Stats, agent: KnownAgent) -> str:
+def _state(stats: CollectorStats, agent: KnownAgent) -> str:
     if agent.id in stats.connected:
         return "connected"
     return "shut down" if agent.state == "shutdown" else "away"
 
 
 def printable(text: str) -> str:
-    """Text in one line that a terminal shows as it is: no control, no change of direction, nothing invisible."""
-    text = escaped(text[:_TEXT_LENGTH])
+    """Text on one line without characters that control the terminal, change direction or are invisible."""
+    text = escaped(text[:_TEXT_CHARACTERS])
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

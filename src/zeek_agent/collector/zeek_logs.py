@@ -1,8 +1,8 @@
-"""The logs of a pack as a Zeek script writes them: names, records and statements, checked against the declared tables.
+"""The logs of a pack for a Zeek script: names, records and statements, checked against the declared tables.
 
-Agents answer in one of two ways, and a script takes both. Agents that know batches send rows as JSON objects, so that a
-result column must have its record field's name; where it has not, or a name is one of Zeek's keywords, the statement is
-wrapped in one that gives it. Other agents send each row by position, where names do not matter.
+A script accepts two kinds of answers. Agents that support batches send rows as JSON objects, so a result column must
+have its record field's name; if it does not, or a name is a Zeek keyword, the statement is wrapped in one that renames
+it. Other agents send each row by position, where names do not matter.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Final
 
 from zeek_agent.collector import pack_file
-from zeek_agent.collector.columns import PackColumns, Selected, misfit
+from zeek_agent.collector.columns import BEHIND_STATEMENT, PackColumns, Selected, misfit
 from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
 from zeek_agent.database.sql_connection import Profile
 from zeek_agent.errors import UsageError
-from zeek_agent.queries.subscriptions import SCHEDULE_MIN, Subscription
+from zeek_agent.queries.subscriptions import SCHEDULE_MIN_SECONDS, Subscription
 from zeek_agent.schema import ZEEK_KEYWORDS, zeek_field
 
 PACKAGE_PREFIX: Final = "zeek-agent-"
@@ -30,11 +31,13 @@ MEMBER_TYPES: Final = frozenset({"string", "count", "int", "double", "bool"})
 
 _TAKEN_MODULES: Final = frozenset({"GLOBAL", "ZeekAgent", "ZeekAgentAPI"})
 _SHARED_NAMES: Final = frozenset({"enabled", "query_interval", "subscription", "log_policy"})
+_LOCAL_NAMES: Final = re.compile(r"(?:sql|batch_sql|query|query_interval|subscription)(?:_\d+)?|zeek_init")
+"""Names that an event cannot have, because the module's `zeek_init` uses them."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordMember:
-    """A field of a script's record, and what the log calls it."""
+    """A field of a script's record, and its name in the log."""
 
     name: str
     log_name: str
@@ -47,7 +50,7 @@ class RecordMember:
 
 @dataclass(frozen=True, slots=True)
 class ScriptStatement:
-    """A query as the script installs it. `batch_sql` is set if agents that support batches get another statement."""
+    """A query installed by the script. `batch_sql` is set if agents that support batches get a different statement."""
 
     sql: str
     batch_sql: str | None
@@ -61,7 +64,7 @@ class ScriptStatement:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The options of a query: those that are equal in a module are one."""
+    """The options of a query; queries of a module with equal options share them."""
 
     seconds: float
     subscription: str
@@ -69,7 +72,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class ScriptLog:
-    """A log as the script writes it. `basic` is how many columns agents send that know no batches."""
+    """A log written by the script. `basic` is the number of columns sent by agents that do not support batches."""
 
     path: str
     module: str
@@ -86,7 +89,7 @@ class ScriptLog:
         return self.path.removeprefix(PACKAGE_PREFIX).replace("-", "_")
 
     def name(self, stem: str) -> str:
-        """A name of the module that is there once for each log: `LOG`, `Columns`, `write_row`."""
+        """A name that the module defines once per log: `LOG`, `Columns`, `write_row`."""
         if not self.suffix:
             return stem
         if stem.isupper():
@@ -99,18 +102,18 @@ class ScriptLog:
 
     @property
     def log_event(self) -> str:
-        """The event that Zeek raises for each line, as for the logs of its own scripts."""
+        """The event that Zeek raises for each line, like for the logs of its own scripts."""
         return f"log_{self.stem}"
 
     @property
     def has_store(self) -> bool:
-        """Whether a line names its event for good."""
+        """Whether a line identifies its event permanently."""
         names = {column.log_name for column in self.columns}
         return not self.has_change and "seq" in names and "store" not in names
 
     @property
     def required(self) -> list[tuple[str, ...]]:
-        """The fields, by their path in a row, without which it is refused."""
+        """The required fields, by their path in a row."""
         return [
             (column.name, member.name) if column.members else (column.name,)
             for column in self.columns
@@ -120,7 +123,7 @@ class ScriptLog:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """What the log calls a field whose name in the record is another one."""
+        """Fields whose name in the log differs from that in the record."""
         names = {}
         for column in self.columns:
             for member in column.members:
@@ -131,7 +134,7 @@ class ScriptLog:
 
 
 def logs_of(file: PackFile, origin: str) -> list[ScriptLog]:
-    """The pack's logs for Zeek. Raises UsageError that begins with `origin` and names the place."""
+    """The pack's logs for Zeek. Raises UsageError that begins with `origin` and names the position."""
     try:
         columns = PackColumns(file)
         logs = [
@@ -139,6 +142,8 @@ def logs_of(file: PackFile, origin: str) -> list[ScriptLog]:
             for path, entry in file.logs.items()
             if file.queries_for("zeek", path) or not file.queries_for("collector", path)
         ]
+        if not logs:
+            raise ValueError("the pack has no log for Zeek")
         _check_names(logs)
     except ValueError as error:
         raise UsageError(f"{origin}: {error}") from None
@@ -183,14 +188,23 @@ def _module_and_event(file: PackFile, path: str, entry: LogEntry) -> tuple[str, 
     module, _, event = (entry.event or "").rpartition("::")
     if not module:
         module, event = f"ZeekAgent_{camel(path.removeprefix(PACKAGE_PREFIX))}", "query_result"
+        if not path.startswith(PACKAGE_PREFIX) and module in _package_modules():
+            raise ValueError(f'logs.{path}: our Zeek package has a module {module}: set event = "Module::name"')
     parts = [*module.split("::"), event]
-    if module in _TAKEN_MODULES or not ZEEK_KEYWORDS.isdisjoint(parts):
+    if module in _TAKEN_MODULES or _LOCAL_NAMES.fullmatch(event) or not ZEEK_KEYWORDS.isdisjoint(parts):
         raise ValueError(f"logs.{path}: event: {module}::{event} is already used in Zeek, choose another Module::name")
     return module, event
 
 
+@cache
+def _package_modules() -> frozenset[str]:
+    """The modules of the package's own logs."""
+    file, _ = pack_file.load()
+    return frozenset(_module_and_event(file, path, entry)[0] for path, entry in file.logs.items())
+
+
 def _suffix(file: PackFile, path: str, module: str, event: str) -> str:
-    """What tells the log's names from those of the module's other logs; nothing where it is the only one."""
+    """The suffix that distinguishes the log's names from those of the module's other logs; empty without others."""
     others = [
         other
         for other, entry in file.logs.items()
@@ -257,7 +271,7 @@ def _check_type(path: str, place: str, column: RecordMember, one: Selected) -> N
 
 
 def _check_basic(path: str, place: str, columns: Sequence[RecordMember], first: Sequence[Selected]) -> None:
-    """Rows of agents that know no batches have the first of the columns."""
+    """Check that agents that do not support batches send the first columns."""
     if len(first) > len(columns):
         raise ValueError(f"{place}.sql: {misfit(path, len(columns), list(first))}")
     for column, one in zip(columns, first, strict=False):
@@ -265,7 +279,7 @@ def _check_basic(path: str, place: str, columns: Sequence[RecordMember], first: 
 
 
 def _explained(columns: Sequence[RecordMember], selected: Sequence[Selected]) -> tuple[RecordMember, ...]:
-    """The columns with what the tables' declarations say of them, where the pack says nothing."""
+    """The columns with descriptions from the tables' declarations, unless the pack has its own."""
     return tuple(
         replace(
             column,
@@ -279,16 +293,19 @@ def _explained(columns: Sequence[RecordMember], selected: Sequence[Selected]) ->
 def _batch_sql(
     place: str, query: QueryEntry, record: Sequence[RecordMember], whole: Sequence[Selected], columns: PackColumns
 ) -> str | None:
-    """The statement for batches, with result columns that are called as the record's fields; None for the same one."""
+    """The statement for batches, whose result columns have the names of the record's fields; None if unchanged."""
     given = query.sql if query.batch_sql is None else query.batch_sql
-    if all(_is_named(column, one) for column, one in zip(record, whole, strict=True)):
+    is_unknown = any(one.is_declared_only for one in whole)
+    if not is_unknown and all(_is_named(column, one) for column, one in zip(record, whole, strict=True)):
         return None if query.batch_sql is None else given.strip()
-    inner = given.strip().rstrip(";").rstrip()
+    inner = given.strip().rstrip(BEHIND_STATEMENT) if is_unknown else columns.statement_text(place, given)
     end = "\n" if "--" in inner else ""  # so that a comment does not take the bracket
     names = [f"c{number}" for number in range(1, len(record) + 1)]
     results = ", ".join(map(_result, names, record, whole))
     wrapped = f"WITH r({', '.join(names)}) AS ({inner}{end}) SELECT {results} FROM r"
-    _check_selected("", f"{place} (renamed)", record, columns.compiled(f"{place} (renamed)", wrapped, Profile.FULL))
+    if not is_unknown:
+        place = f"{place}, with the columns renamed as the fields"
+        _check_selected("", place, record, columns.compiled(place, wrapped, Profile.FULL))
     return wrapped
 
 
@@ -309,17 +326,23 @@ def _statement(file: PackFile, query: QueryEntry, batch_sql: str | None) -> Scri
     return ScriptStatement(
         sql=query.sql.strip(),
         batch_sql=batch_sql,
-        timing=Timing(max(seconds, SCHEDULE_MIN) if seconds else 0.0, subscription.value),
+        timing=Timing(max(seconds, SCHEDULE_MIN_SECONDS) if seconds else 0.0, subscription.value),
         requires_tables=query.requires_tables,
         if_missing_tables=query.if_missing_tables,
-        groups=() if query.hosts else query.groups,
+        groups=() if query.hosts else _groups(query),
         hosts=query.hosts,
         is_enabled=query.enabled,
     )
 
 
+def _groups(query: QueryEntry) -> tuple[str, ...]:
+    """The groups to query, each once. Every agent is in `all`, and would run the query once more for another group."""
+    lower = tuple(dict.fromkeys(group.lower() for group in query.groups))
+    return ("all",) if "all" in lower else tuple(dict.fromkeys(query.groups))
+
+
 def _check_names(logs: Sequence[ScriptLog]) -> None:
-    """Raises ValueError where two things in a module would have the same name."""
+    """Raises ValueError if two definitions in a module would have the same name."""
     for module in {log.module for log in logs}:
         taken: set[str] = set(_SHARED_NAMES)
         for log in (log for log in logs if log.module == module):
@@ -342,7 +365,7 @@ def _sql_text(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """A pack's text for a comment: one line of printable characters."""
+    """A pack's text as a comment: one line of printable characters."""
     text = " ".join("".join(one if one.isprintable() else " " for one in text).split())
     return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
 

@@ -13,14 +13,16 @@ from zeek_agent.control.messages import Columns, Declarations, Facts, Frame, Not
 from zeek_agent.database.database import Database, Lane, Profile
 
 if TYPE_CHECKING:
-    from zeek_agent.control.server import Answer
+    from zeek_agent.control.server import AnswerFunction
     from zeek_agent.database.database import ResultColumn
     from zeek_agent.queries.runner import QueryRunner
     from zeek_agent.queries.subscriptions import Query, Report
 
 
-def answering(database: Database, runner: Callable[[], QueryRunner], status: Callable[[], Mapping[str, Any]]) -> Answer:
-    """The function that answers requests from a database, a runner of repeated queries and facts about the agent."""
+def answering(
+    database: Database, runner: Callable[[], QueryRunner], status: Callable[[], Mapping[str, Any]]
+) -> AnswerFunction:
+    """A function that answers requests, given a database, a runner of repeated queries and the agent's status."""
 
     async def answer(request: Request, origin: str) -> AsyncGenerator[Frame, None]:
         match request:
@@ -50,21 +52,21 @@ _CHANGES: Mapping[str | None, messages.ChangeName | None] = {"Add": "Add", "Dele
 
 
 class _Subscriber:
-    """Recipient of a repeated query's reports; takes the next when the last was passed on."""
+    """Recipient of a repeated query's reports, which accepts the next one when the last was passed on."""
 
     profile = Profile.FULL
     durable = False
     recognizes_replays = False
 
     def __init__(self, origin: str) -> None:
-        self.identity = self.life = f"{origin} {secrets.token_hex(8)}"
+        self.identity = self.incarnation = f"{origin} {secrets.token_hex(8)}"
         self.reports: asyncio.Queue[Report | str] = asyncio.Queue(1)
 
     async def deliver(self, report: Report) -> None:
         await self.reports.put(report)
         await self.reports.join()
 
-    async def fail(self, query_id: str, query: Query, message: str) -> None:
+    async def report_error(self, query_id: str, query: Query, message: str) -> None:
         await self.reports.put(message)
 
 

@@ -1,16 +1,16 @@
-"""The control socket: how `query`, `shell` and `status` talk to a running agent.
+"""The protocol between a running agent and `query`, `shell` and `status`, over a Unix socket.
 
-A Unix socket that carries JSON, one object per line. The client sends a request, the agent answers with frames, of
-which the last is `done` or `failed`:
+Messages are JSON objects, one per line. The client sends a request, and the agent answers with frames, of which the
+last is `done` or `failed`:
 
     {"request":"query","sql":"SELECT pid, name FROM processes LIMIT 1"}
     {"frame":"columns","columns":[["pid","count"],["name","text"]]}
     {"frame":"rows","rows":[[1,"systemd"]]}
     {"frame":"done"}
 
-Cells are JSON's own, ports `[80,"tcp"]`, sets and vectors arrays, records arrays of `[name,value]`; bytes are
-`{"base64":"…"}`, numbers that JSON lacks `{"float":"inf"}`. A `subscribe` request is answered until the client closes.
-This module holds the messages and the blocking client; `server` is the agent's side.
+Cells are JSON values, ports `[80,"tcp"]`, sets and vectors arrays, records arrays of `[name,value]`; bytes are
+`{"base64":"…"}`, numbers that JSON lacks `{"float":"inf"}`. A `subscribe` request is answered until the client closes
+the connection. This module has the messages and the blocking client; `server` is the agent's side.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ from zeek_agent.schema import Column, Parameter
 from zeek_agent.table import Table
 
 REQUEST_BYTES_MAX: Final = 1024 * 1024
-ROWS_BYTES: Final = 256 * 1024
+"""Bounds memory; `limits.statement_bytes` is usually lower."""
+ROWS_FRAME_BYTES: Final = 256 * 1024
 """Rows are sent in frames of about this size; one larger row is a frame of its own."""
-CONNECT_TIMEOUT: Final = 5.0
+CONNECT_TIMEOUT_SECONDS: Final = 5.0
 
 SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]
 ChangeName = Literal["Add", "Delete"]
 
 
 class QueryRequest(Struct, frozen=True, tag_field="request", tag="query", forbid_unknown_fields=True):
-    """Run a statement once. Profile `stock` shows tables as a stock Zeek package sees them."""
+    """Run a statement once. Profile `stock` shows tables as to a stock Zeek package."""
 
     sql: str
     profile: Literal["full", "stock"] = "full"
 
 
 class SubscribeRequest(Struct, frozen=True, tag_field="request", tag="subscribe", forbid_unknown_fields=True):
-    """Run a statement every `schedule` seconds and report in one of the four ways."""
+    """Run a statement every `schedule` seconds and report by a subscription."""
 
     sql: str
     subscription: SubscriptionName
@@ -55,11 +56,11 @@ class SubscribeRequest(Struct, frozen=True, tag_field="request", tag="subscribe"
 
 
 class StatusRequest(Struct, frozen=True, tag_field="request", tag="status", forbid_unknown_fields=True):
-    """Facts about the running agent."""
+    """Get the status of the running agent."""
 
 
 class TablesRequest(Struct, frozen=True, tag_field="request", tag="tables", forbid_unknown_fields=True):
-    """The declarations of all tables."""
+    """Get the declarations of all tables."""
 
 
 Request: TypeAlias = QueryRequest | SubscribeRequest | StatusRequest | TablesRequest
@@ -79,7 +80,7 @@ class Rows(Struct, frozen=True, tag_field="frame", tag="rows"):
 
 
 class Note(Struct, frozen=True, tag_field="frame", tag="note"):
-    """A problem that does not end the answer: a row that was left out, a run that failed.
+    """A problem that does not end the answer: an omitted row, a failed run.
 
     A `warning` is not a failure: files that rules or limits excluded.
     """
@@ -139,7 +140,7 @@ def encode_frame(frame: Frame) -> Iterator[bytes]:
     for index, row in enumerate(frame.rows, 1):
         encoded.append(_encode(_to_wire(row)))
         size += len(encoded[-1])
-        if size >= ROWS_BYTES or index == len(frame.rows):
+        if size >= ROWS_FRAME_BYTES or index == len(frame.rows):
             changes = b"" if frame.changes is None else b',"changes":' + _encode(frame.changes[first:index])
             yield b'{"frame":"rows","rows":[' + b",".join(encoded) + b"]" + changes + b"}\n"
             encoded, size, first = [], 0, index
@@ -196,7 +197,7 @@ def declare(tables: Iterable[Table]) -> list[dict[str, Any]]:
 
 
 def declared(data: Iterable[dict[str, Any]]) -> list[Table]:
-    """The tables that `declare` described; they have declarations only, no rows."""
+    """Tables from the data of `declare`; they have only declarations, no rows."""
     return [
         Table(
             one["name"],
@@ -214,7 +215,7 @@ def declared(data: Iterable[dict[str, Any]]) -> list[Table]:
 
 
 class NoAgentError(ZeekAgentError):
-    """No agent answers on the socket."""
+    """No agent is listening on the socket."""
 
 
 class ControlClient:
@@ -223,7 +224,7 @@ class ControlClient:
     Raises NoAgentError if no agent is listening, ZeekAgentError that names the remedy if access is denied.
     """
 
-    def __init__(self, path: Path, timeout: float = CONNECT_TIMEOUT) -> None:
+    def __init__(self, path: Path, timeout: float = CONNECT_TIMEOUT_SECONDS) -> None:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX)
         try:
@@ -264,7 +265,7 @@ class ControlClient:
             yield frame
 
     def close(self) -> None:
-        """End the connection; the agent is stopping what it was doing for it."""
+        """Close the connection; the agent aborts its work for it."""
         self._lines.close()
         self._socket.close()
 

@@ -21,22 +21,26 @@ from zeek_agent.text import clipped
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 64
-SEND_TIMEOUT: Final = 60.0
-"""Seconds that a client may leave its answer unread."""
+"""Far more than interactive users open; bounds memory and descriptors."""
+SEND_TIMEOUT_SECONDS: Final = 60.0
+"""How long a client may leave its answer unread."""
 PATH_BYTES_MAX: Final = 107
+"""Linux's limit on a socket's path (unix(7))."""
 
-Answer: TypeAlias = Callable[[Request, str], AsyncGenerator[Frame, None]]
-"""Yields the frames that answer a request of the named client, without the last one; closed when the client goes."""
+AnswerFunction: TypeAlias = Callable[[Request, str], AsyncGenerator[Frame, None]]
+"""Yields the frames of the answer to a client's request, without the last one; closed if the client disconnects."""
 
 
-class NoPlaceError(ZeekAgentError):
-    """The system does not let a socket be made at the path."""
+class SocketNotCreatedError(ZeekAgentError):
+    """The system does not allow creating a socket at the path."""
 
 
 class ControlServer:
-    """Listens on a Unix socket and answers requests. The socket is for its owner and, when given, a group."""
+    """Listens on a Unix socket and answers requests. Its owner and, if given, a group may use the socket."""
 
-    def __init__(self, path: Path, group: str | None, answer: Answer, *, send_timeout: float = SEND_TIMEOUT) -> None:
+    def __init__(
+        self, path: Path, group: str | None, answer: AnswerFunction, *, send_timeout: float = SEND_TIMEOUT_SECONDS
+    ) -> None:
         self.path = path
         self._group = group
         self._answer = answer
@@ -45,9 +49,9 @@ class ControlServer:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Begin to listen.
+        """Start listening.
 
-        Raises UsageError for a path or group that cannot be, NoPlaceError when the system refuses, ZeekAgentError when
+        Raises UsageError for an invalid path or group, SocketNotCreatedError if the system refuses, ZeekAgentError if
         something else is at the path.
         """
         listener = _listener(self.path, self._group)
@@ -56,7 +60,7 @@ class ControlServer:
         )
 
     async def stop(self) -> None:
-        """End all connections and remove the socket."""
+        """Close all connections and remove the socket."""
         if self._server is None:
             return
         self._server.close()
@@ -85,7 +89,7 @@ class ControlServer:
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request after the other. A client that closes while it is answered ends the answer."""
+        """Answer requests one after the other. A client that closes its connection ends the current answer."""
         origin = _peer(writer)
         line = await _read_line(reader)
         while line:
@@ -129,7 +133,7 @@ class ControlServer:
 
 
 async def _read_line(reader: asyncio.StreamReader) -> bytes:
-    """The next line, empty at the end. Of one that is too long, the end is thrown away and the start returned."""
+    """The next line, empty at the end. Only the beginning of a line that is too long is returned."""
     start = b""
     while True:
         try:
@@ -173,7 +177,7 @@ def _listener(path: Path, group: str | None) -> socket.socket:
         fresh.replace(path)
     except OSError as error:
         listener.close()
-        raise NoPlaceError(f"cannot create the control socket {path}: {error.strerror}") from None
+        raise SocketNotCreatedError(f"cannot create the control socket {path}: {error.strerror}") from None
     except ZeekAgentError:
         listener.close()
         raise
@@ -181,7 +185,7 @@ def _listener(path: Path, group: str | None) -> socket.socket:
 
 
 def group_id(group: str) -> int:
-    """The number of the group that `control.group` names. Raises UsageError when there is none."""
+    """The id of the group in `control.group`. Raises UsageError if it does not exist."""
     import grp
 
     try:
@@ -191,13 +195,13 @@ def group_id(group: str) -> int:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove the socket of an agent that ended without doing so. Raises ZeekAgentError when something else is there."""
+    """Remove the socket left by a crashed agent. Raises ZeekAgentError if something else is at the path."""
     if not path.exists() and not path.is_symlink():
         return
     if not path.is_socket():
         raise ZeekAgentError(f"cannot create the control socket: {path} exists and is not a socket; remove it")
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(messages.CONNECT_TIMEOUT)
+        probe.settimeout(messages.CONNECT_TIMEOUT_SECONDS)
         refused = probe.connect_ex(str(path))
     if refused not in (errno.ECONNREFUSED, errno.ENOENT):
         raise ZeekAgentError(f"another agent listens on {path}; stop it or set another control.socket")

@@ -1,27 +1,23 @@
-"""Cells on their way from a table into SQLite, and from SQLite into a result.
+"""Conversion of cells from a table's values to SQLite's, and from SQLite's to a result's.
 
-Both ways work on whole columns of a batch: the types that occur are found in C, and a column that holds only what fits
-passes untouched. `ValueError` means that a cell does not fit its type; its text is for the operator.
+Both directions convert whole columns of a batch: the set of types is computed in C, and a column whose values need no
+conversion is returned unchanged. `ValueError` means that a cell does not fit its type; its text is for the operator.
 
 In SQLite a port is `{"port": 80, "proto": "tcp"}`, a set or vector a JSON array, a record a JSON object. An integer
-above SQLite's 2⁶³-1 (a socket cookie) is held as decimal text and is an integer again in a result.
+above SQLite's 2⁶³-1 (a socket cookie) is stored as decimal text and is an integer again in a result.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import msgspec
 
 from zeek_agent import text
-from zeek_agent.schema import Value, ZeekType
-
-Stored: TypeAlias = "int | float | str | bytes | None"
-"""What SQLite holds."""
-Cells: TypeAlias = "Sequence[Any]"
+from zeek_agent.schema import SqliteValue, Value, ZeekType
 
 INT64_MAX: Final = 2**63 - 1
 INT64_MIN: Final = -(2**63)
@@ -33,8 +29,8 @@ _TEXTS: Final = frozenset({"text", "enum", "address"})
 _NONE: Final = type(None)
 
 
-class Encoder:
-    """Takes the cells of one column into SQLite. `max_bytes` bounds one text or blob."""
+class CellEncoder:
+    """Converts the cells of one table column for SQLite. `max_bytes` bounds one text or blob."""
 
     def __init__(self, zeek_type: ZeekType) -> None:
         self._one = _encoder(zeek_type)
@@ -49,7 +45,7 @@ class Encoder:
         )
 
     def column(self, cells: tuple[Any, ...], max_bytes: int) -> tuple[Any, ...]:
-        """The same tuple when all its cells can be stored as they are, else one that can. Raises ValueError."""
+        """The cells as SQLite stores them; the same tuple if none needs conversion. Raises ValueError."""
         kinds = set(map(type, cells))
         kinds.discard(_NONE)
         if kinds == {self._plain}:
@@ -63,13 +59,13 @@ class Encoder:
         return tuple([None if cell is None else _bounded(self._one(cell), max_bytes) for cell in cells])
 
 
-def encode(zeek_type: ZeekType, value: Value) -> Stored:
-    """One cell as SQLite holds it. Raises ValueError when it does not fit the type."""
+def encode(zeek_type: ZeekType, value: Value) -> SqliteValue:
+    """One cell as SQLite stores it. Raises ValueError when it does not fit the type."""
     return None if value is None else _encoder(zeek_type)(value)
 
 
 class CellDecoder:
-    """Takes the cells of one result column out of SQLite."""
+    """Converts the cells of one result column from SQLite."""
 
     def __init__(self, zeek_type: ZeekType) -> None:
         self._name = zeek_type.name
@@ -93,15 +89,15 @@ class CellDecoder:
         return kinds == {plain} or (name == "blob" and kinds <= {str, bytes})
 
 
-def decode(zeek_type: ZeekType, stored: Stored) -> Value:
-    """One cell as a result has it. Raises ValueError when it does not fit the type."""
+def decode(zeek_type: ZeekType, stored: SqliteValue) -> Value:
+    """One cell in result form. Raises ValueError when it does not fit the type."""
     return None if stored is None else _decoder(zeek_type)(stored)
 
 
 # Into SQLite
 
 
-def _bounded(stored: Stored, max_bytes: int) -> Stored:
+def _bounded(stored: SqliteValue, max_bytes: int) -> SqliteValue:
     if isinstance(stored, str | bytes) and len(stored) * 4 > max_bytes:
         length = len(stored.encode()) if isinstance(stored, str) else len(stored)
         if length > max_bytes:
@@ -110,7 +106,7 @@ def _bounded(stored: Stored, max_bytes: int) -> Stored:
 
 
 @lru_cache(maxsize=256)
-def _encoder(zeek_type: ZeekType) -> Callable[[Any], Stored]:
+def _encoder(zeek_type: ZeekType) -> Callable[[Any], SqliteValue]:
     name = zeek_type.name
     if zeek_type.element is not None or name in {"port", "record"}:
         plain = _json_form(zeek_type)
@@ -122,7 +118,7 @@ def _encoder(zeek_type: ZeekType) -> Callable[[Any], Stored]:
     return {"bool": _encode_bool, "blob": _encode_blob}.get(name, _encode_text)
 
 
-def _encode_integer(value: Any) -> Stored:
+def _encode_integer(value: Any) -> SqliteValue:
     if not isinstance(value, int):
         raise _misfit(value, "an integer")
     if INT64_MIN <= value <= INT64_MAX:
@@ -132,19 +128,19 @@ def _encode_integer(value: Any) -> Stored:
     raise ValueError(f"{value} does not fit 64 bits")
 
 
-def _encode_bool(value: Any) -> Stored:
+def _encode_bool(value: Any) -> SqliteValue:
     if isinstance(value, int) and value in (0, 1):
         return int(value)
     raise _misfit(value, "true or false")
 
 
-def _encode_real(value: Any) -> Stored:
+def _encode_real(value: Any) -> SqliteValue:
     if isinstance(value, float | int) and not isinstance(value, bool):
         return float(value)
     raise _misfit(value, "a number")
 
 
-def _encode_text(value: Any) -> Stored:
+def _encode_text(value: Any) -> SqliteValue:
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, bytes):
@@ -152,7 +148,7 @@ def _encode_text(value: Any) -> Stored:
     raise _misfit(value, "text")
 
 
-def _encode_blob(value: Any) -> Stored:
+def _encode_blob(value: Any) -> SqliteValue:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str):
@@ -161,7 +157,7 @@ def _encode_blob(value: Any) -> Stored:
 
 
 def storable(value: str) -> str:
-    """Text that SQLite takes: lone surrogates, which UTF-8 cannot hold, as host bytes are kept (`text`)."""
+    """Text that SQLite accepts: lone surrogates, which UTF-8 cannot encode, become text like host bytes (`text`)."""
     if value.isascii():
         return value
     try:
@@ -173,7 +169,7 @@ def storable(value: str) -> str:
 
 @lru_cache(maxsize=256)
 def _json_form(zeek_type: ZeekType) -> Callable[[Any], Any]:
-    """JSON form of a value of this type."""
+    """Converter from a value of this type to its JSON form."""
     name = zeek_type.name
     if zeek_type.element is not None:
         element = _json_form(zeek_type.element)
@@ -202,7 +198,7 @@ def _json_port(value: Any) -> Any:
 
 
 def _json_any(value: Any) -> Any:
-    """A record's value, which may hold anything that JSON can."""
+    """A value in a record, which may be anything that JSON can represent."""
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, bytes):
@@ -246,7 +242,7 @@ def _parse_json(stored: Any, zeek_type: ZeekType) -> Any:
 
 @lru_cache(maxsize=256)
 def _result_form(zeek_type: ZeekType) -> Callable[[Any], Any]:
-    """Result form of a value that was JSON."""
+    """Converter from a parsed JSON value to result form."""
     name = zeek_type.name
     if zeek_type.element is not None:
         element = _result_form(zeek_type.element)
@@ -260,7 +256,7 @@ def _result_form(zeek_type: ZeekType) -> Callable[[Any], Any]:
 
 
 def _arranged(items: list[Any]) -> tuple[Any, ...]:
-    """A set's members, each once and in one order, so that equal sets are equal."""
+    """A set's members without duplicates and in a fixed order, so that equal sets compare equal."""
     return tuple(sorted(set(items)))
 
 

@@ -1,7 +1,7 @@
 """SQL over all tables of the host: statements in, typed rows out, off the event loop.
 
-Statements run in the threads of a lane, each thread with its own connections; results are complete before they are
-handed over, so no transaction on the event store outlives its statement.
+Statements run in the threads of a lane, each of which has its own connections. Results are complete when they are
+returned, so no transaction on the event store outlives its statement.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import ALIASES, AttachedStore, Catalog, Profile, SqlConnection
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.table import Table, TableContext
-from zeek_agent.text import STATEMENT_SHOWN, clipped, size
+from zeek_agent.text import STATEMENT_SHOWN, byte_length, clipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["ALIASES", "Database", "Lane", "Profile", "Result", "ResultColumn", "Statement"]
 
-AUDITED: Final = 1_000
-"""Statements that the audit log remembers, so that a repeated one is not written each time."""
+AUDITED_STATEMENTS_KEPT: Final = 1_000
+"""Statements that the audit log remembers, so that a repeated one is not logged each time."""
 
-AUDIT_BYTES: Final = 3_000
-"""A longer statement is on record with its beginning and its hash: a line of the log has room for 4 KB."""
+AUDITED_STATEMENT_BYTES: Final = 3_000
+"""Longer statements are logged by their beginning and hash: a line of the log has room for 4 KB."""
 
-_audit = logging.getLogger("zeek_agent.audit")
+_audit_log = logging.getLogger("zeek_agent.audit")
 _T = TypeVar("_T")
 
 
 class Lane(StrEnum):
-    """Which threads run a statement, so that a slow one does not delay those of another lane."""
+    """The group of threads that runs a statement, so that a slow one does not delay those of other lanes."""
 
     EVENTS = "events"
     SNAPSHOTS = "snapshots"
@@ -52,10 +52,10 @@ class Lane(StrEnum):
 
 
 class Database:
-    """The tables of this host under SQL.
+    """The tables of this host, for SQL.
 
-    `window` bounds what event tables show: per table `(low, high)`, only rows with low < seq <= high; absent: all that
-    is retained. `<event table>_history` always shows all that is retained.
+    A statement's `window` limits event tables, by name, to rows with low < seq <= high; by default they show all
+    retained rows. `<event table>_history` always shows all retained rows.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class Database:
         return self._catalog.tables
 
     @property
-    def names(self) -> frozenset[str]:
-        """Every readable name: those of tables, and the additional ones of event tables."""
+    def readable_names(self) -> frozenset[str]:
+        """Every name that a statement can read: tables, and the additional names of event tables."""
         return frozenset(self._catalog.readable())
 
     def add(self, table: Table) -> None:
@@ -101,8 +101,8 @@ class Database:
         del tables[name]
         self._change(tables)
 
-    def exchange(self, gone: Iterable[str], new: Iterable[Table], why: str | None = None) -> None:
-        """Remove tables and add others, as one change. Unknown names are ignored.
+    def replace_tables(self, gone: Iterable[str], new: Iterable[Table], why: str | None = None) -> None:
+        """Remove and add tables as one change. Unknown names are ignored.
 
         `why` is the reason in the error for a statement that uses a removed table.
         """
@@ -113,7 +113,7 @@ class Database:
         self._change(tables, {name: reason for name, reason in reasons.items() if reason and name not in tables})
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call `listener` after each table that is added or removed, in the thread that made the change."""
+        """Call `listener` after each change of the tables, in the thread that made it."""
         self._listeners.append(listener)
 
     async def query(
@@ -137,19 +137,19 @@ class Database:
     async def prepare(
         self, sql: str, *, profile: Profile = Profile.FULL, lane: Lane = Lane.SNAPSHOTS, origin: str = "local"
     ) -> Statement:
-        """Compile one statement without running it: its columns and the tables that it reads. Raises like `query`."""
+        """Compile one statement without running it. Raises the same exceptions as `query`."""
         return await self._submit(sql, profile, lane, origin, lambda connection, run: connection.compile(sql, run))
 
     def check_length(self, sql: str, origin: str) -> None:
-        """Raises LimitError for a statement that is too long, which is then on record; nothing else is done with it."""
+        """Raises LimitError for a statement that is too long, after logging it to the audit log."""
         most = self.limits.statement_bytes
-        if size(sql) > most:
+        if byte_length(sql) > most:
             error = LimitError(f"the statement is longer than {most} bytes (limits.statement_bytes)")
             _audit_refusal(sql, origin, error)
             raise error
 
     def close(self) -> None:
-        """End what runs, the threads and the connections. Blocks until they have ended."""
+        """Cancel running statements, then end threads and connections. Blocks until they have ended."""
         with self._lock:
             self._closed = True
             lanes = list(self._lanes.values())
@@ -179,8 +179,8 @@ class Database:
         self, sql: str, profile: Profile, lane: Lane, origin: str, work: Callable[[SqlConnection, Run], _T]
     ) -> _T:
         self.check_length(sql, origin)
-        self._note(sql, origin)
-        run = Run(self.limits, shared_for=0.0 if lane is Lane.LOCAL else self.scans.seconds)
+        self._log_statement(sql, origin)
+        run = Run(self.limits, shared_for=0.0 if lane is Lane.LOCAL else self.scans.max_age_seconds)
         future = self._executor(lane).submit(partial(self._work, profile, lane, run, work))
         try:
             return await asyncio.wrap_future(future)
@@ -193,14 +193,14 @@ class Database:
         finally:
             self._expire_scans()
 
-    def _note(self, sql: str, origin: str) -> None:
-        """Write the statement to the audit log: at level info when it is new, else debug."""
+    def _log_statement(self, sql: str, origin: str) -> None:
+        """Write the statement to the audit log, at level info the first time and debug when it is repeated."""
         key = (origin, _digest(sql))
         known = key in self._audited
         self._audited[key] = None
-        if len(self._audited) > AUDITED:
+        if len(self._audited) > AUDITED_STATEMENTS_KEPT:
             del self._audited[next(iter(self._audited))]
-        _audit.log(logging.DEBUG if known else logging.INFO, "%s: %s", origin, _on_record(sql))
+        _audit_log.log(logging.DEBUG if known else logging.INFO, "%s: %s", origin, _on_record(sql))
 
     def _executor(self, lane: Lane) -> ThreadPoolExecutor:
         with self._lock:
@@ -214,13 +214,13 @@ class Database:
 
     def _work(self, profile: Profile, lane: Lane, run: Run, work: Callable[[SqlConnection, Run], _T]) -> _T:
         connection = self._connection(profile)
-        with self._counted(run, lane):
+        with self._registered(run, lane):
             run.check()
             return work(connection, run)
 
     @contextmanager
-    def _counted(self, run: Run, lane: Lane) -> Iterator[None]:
-        """The statement among those that run. Event statements may take twice the memory, so others end first."""
+    def _registered(self, run: Run, lane: Lane) -> Iterator[None]:
+        """Register the statement as running. Event statements may take twice the memory, so that others end first."""
         with self._lock:
             if not self._runs:
                 self._memory_idle = apsw.memory_used()
@@ -236,7 +236,7 @@ class Database:
                 self._runs.discard(run)
 
     def _connection(self, profile: Profile) -> SqlConnection:
-        """This thread's connection for the profile, reopened after tables or the store have changed."""
+        """This thread's connection for the profile, reopened if the tables or the store have changed."""
         connections: dict[Profile, SqlConnection] = self._local.__dict__.setdefault("connections", {})
         connection = connections.get(profile)
         catalog, store = self._catalog, self._store
@@ -255,22 +255,22 @@ class Database:
         return connections[profile]
 
     def _expire_scans(self) -> None:
-        """Forget shared scans a moment after the last statement that could use them."""
+        """Discard shared scans shortly after the last statement that could use them."""
         if self._expiry is None and self.scans.expire():
-            self._expiry = asyncio.get_running_loop().call_later(self.scans.seconds * 1.5, self._expired)
+            self._expiry = asyncio.get_running_loop().call_later(self.scans.max_age_seconds * 1.5, self._on_expiry_due)
 
-    def _expired(self) -> None:
+    def _on_expiry_due(self) -> None:
         self._expiry = None
         self._expire_scans()
 
 
 def _audit_refusal(sql: str, origin: str, error: SqlError) -> None:
-    _audit.warning("refused, %s: %s: %s", origin, error, _on_record(sql))
+    _audit_log.warning("refused, %s: %s: %s", origin, error, _on_record(sql))
 
 
 def _on_record(sql: str) -> str:
     """A statement in the audit log: in full, or its beginning and its hash."""
-    if size(sql) <= AUDIT_BYTES:
+    if byte_length(sql) <= AUDITED_STATEMENT_BYTES:
         return sql
     return f"{clipped(sql, STATEMENT_SHOWN)}, SHA-256 {_digest(sql).hex()}"
 

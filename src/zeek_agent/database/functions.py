@@ -1,6 +1,6 @@
-"""SQL functions: those of the agent, and which of SQLite's may be used. The documentation is made from `FUNCTIONS`.
+"""The agent's SQL functions, and the list of SQLite's that are allowed. The documentation is made from `FUNCTIONS`.
 
-Some of SQLite's own are replaced here since one call of them can take hours on long texts: `instr`, `replace` and
+Some of SQLite's functions are replaced because a single call can take hours on long texts: `instr`, `replace` and
 `trim` compare byte by byte.
 """
 
@@ -16,17 +16,19 @@ from zeek_agent.access import compile_regex
 from zeek_agent.community_id import community_id
 from zeek_agent.errors import LimitError, SqlError
 
-REGEX_MAX_PATTERN: Final = 2_000
-REGEX_MAX_MEMORY: Final = 1 << 20
-REGEX_MAX_STEPS: Final = 100_000_000
+REGEX_CHARACTERS_MAX: Final = 2_000
+"""Bounds the time to compile a pattern, which no check interrupts."""
+REGEX_MEMORY_BYTES_MAX: Final = 1 << 20
+"""Bounds RE2's program and its cache of states, which `limits.memory_bytes` does not cover."""
+REGEX_STEPS_MAX: Final = 100_000_000
 """Bound of program size times text length: RE2's worst case takes about 20 ns a step."""
-REPLACE_MAX: Final = 1 << 26
+REPLACE_CHARACTERS_MAX: Final = 1 << 26
 """Characters; the limit on values is usually lower, but is checked only once the value exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """An SQL function; `arguments` are the numbers of arguments that it takes."""
+    """An SQL function; `arguments` lists the possible numbers of arguments."""
 
     name: str
     signature: str
@@ -34,7 +36,7 @@ class Function:
     call: Callable[..., Any]
     arguments: tuple[int, ...]
     replaces: bool = False
-    """Takes the place of SQLite's function of that name, with the same meaning."""
+    """Whether it replaces SQLite's function of that name, with the same meaning."""
 
 
 def regexp(pattern: Any, value: Any) -> int | None:
@@ -61,17 +63,17 @@ def regex_match(value: Any, pattern: Any, group: Any) -> str | None:
 def _search(pattern: Any, value: Any) -> Any:
     regex = _regex(_text(pattern))
     raw = _text(value).encode()
-    if regex.programsize * len(raw) > REGEX_MAX_STEPS:
+    if regex.programsize * len(raw) > REGEX_STEPS_MAX:
         raise LimitError(f"a regular expression of this size takes too long on a text of {len(raw)} bytes")
     return regex.search(raw)
 
 
 @lru_cache(maxsize=128)
 def _regex(pattern: str) -> Any:
-    if len(pattern) > REGEX_MAX_PATTERN:
-        raise LimitError(f"a regular expression is longer than {REGEX_MAX_PATTERN} characters")
+    if len(pattern) > REGEX_CHARACTERS_MAX:
+        raise LimitError(f"a regular expression is longer than {REGEX_CHARACTERS_MAX} characters")
     try:
-        return compile_regex(pattern.encode(), REGEX_MAX_MEMORY)
+        return compile_regex(pattern.encode(), REGEX_MEMORY_BYTES_MAX)
     except ValueError as error:
         raise SqlError(f"not a regular expression (RE2): {error}") from error
 
@@ -150,8 +152,8 @@ def replace(value: Any, old: Any, new: Any) -> Any:
     content, old, new = _text(value), _text(old), _text(new)
     if not old:
         return content
-    if len(content) + content.count(old) * (len(new) - len(old)) > REPLACE_MAX:
-        raise LimitError(f"replace: the result is longer than {REPLACE_MAX} characters")
+    if len(content) + content.count(old) * (len(new) - len(old)) > REPLACE_CHARACTERS_MAX:
+        raise LimitError(f"replace: the result is longer than {REPLACE_CHARACTERS_MAX} characters")
     return content.replace(old, new)
 
 
@@ -238,4 +240,4 @@ json_insert json_object json_pretty json_quote json_remove json_replace json_set
 subtype -> ->>
 """
 BUILT_IN: Final = frozenset(_BUILT_IN.split())
-"""Those of SQLite's functions that statements may call: they read nothing but their arguments and end soon."""
+"""SQLite's functions that statements may call: they read only their arguments and return quickly."""

@@ -1,11 +1,11 @@
 """Virtual tables whose rows another program provides, with as few round trips per statement as possible.
 
-Constraints whose values are known go with the lookup. Values that come out of other tables, in a join, are not known
-before the statement runs: it runs once to collect them, then all of them are fetched at once, and the
-statement runs again on the result. A table that needs a value (`Remote.required`, `decisive`) is queried
-in batches of values; any other one is queried for a few values, or for all its rows when there are many.
+Constraints with known values are part of the lookup. In a join, values from other tables are not known before the
+statement runs: it runs once to collect them, then all of them are fetched at once, and it runs again on the result. A
+table that needs a value (`Remote.required`, `decisive`) is queried in batches of values; any other one is queried for a
+few values, or for all its rows when there are many.
 
-The lookup also has the columns that are read, and a LIMIT where nothing else restricts the rows.
+The lookup also names the columns that are read, and has a LIMIT if nothing else restricts the rows.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import apsw
 import msgspec
 
 from zeek_agent.database.cells import INT64_MAX, INT64_MIN
-from zeek_agent.database.scans import HeldScan
+from zeek_agent.database.scans import IndexedScan
 from zeek_agent.database.virtual_tables import (
-    FULL_SCAN_ROWS,
+    ASSUMED_SCAN_ROWS,
     Layout,
     RowCursor,
-    Surroundings,
+    StatementContext,
     TableModule,
     TableReader,
     columns_used,
@@ -36,14 +36,14 @@ from zeek_agent.database.virtual_tables import (
 from zeek_agent.errors import SqlError
 from zeek_agent.table import Bound, Remote
 
-KEYS_AT_ONCE: Final = 100
-"""Values of a required column that go into one lookup."""
-FEW_KEYS: Final = 20
-"""Maximum values of a join that are fetched by value; beyond that, all rows are fetched."""
-FEW_ROUNDS: Final = 2
-"""How often a table is queried for collected values; after that for all rows."""
-PASSES: Final = 6
-"""How often a statement is run to collect values; after that each value is fetched at once."""
+KEYS_PER_LOOKUP: Final = 100
+"""Values of a required column in one lookup, to bound the length of its statement."""
+FETCHED_KEYS_MAX: Final = 20
+"""Values of a join that are fetched by value; for more, fetching all rows is assumed to be faster."""
+KEYED_ROUNDS_MAX: Final = 2
+"""How often a table is queried for collected values before all its rows are fetched, since more values may follow."""
+COLLECTING_RUNS_MAX: Final = 6
+"""How often a statement runs to collect values, enough for a chain of joins; later values are fetched one by one."""
 
 _ALL_AT_ONCE: Final = "IN"
 _EQUALITIES: Final = frozenset({"=", _ALL_AT_ONCE})
@@ -63,13 +63,13 @@ _UNDERSTOOD: Final = {
     "int": frozenset({*_EQUALITIES, "<", "<=", ">", ">="}),
     "count": _EQUALITIES,
 }
-"""By column type, what the other program compares as SQLite here does. An unsigned number beyond 2⁶³ has another sign
-there, reals are rounded on their way, blobs are texts.
+"""By column type, the operators that the other program evaluates as SQLite does here. There, an unsigned number beyond
+2⁶³ has another sign, reals are rounded in transit, and blobs are texts.
 """
 
 
 class Term(NamedTuple):
-    """A constraint whose value Filter is given. `known`: the value is written in the statement.
+    """A constraint whose value is passed to Filter; `known` if the value is a constant of the statement.
 
     The field `number` is -1 for LIMIT and OFFSET.
     """
@@ -80,7 +80,7 @@ class Term(NamedTuple):
 
 
 class RemotePlan(NamedTuple):
-    """The decision of BestIndex, for Filter."""
+    """The plan that BestIndex passes to Filter."""
 
     terms: tuple[Term, ...]
     used: tuple[int, ...]
@@ -91,19 +91,19 @@ def _parse_plan(plan: str) -> RemotePlan:
     return msgspec.json.decode(plan, type=RemotePlan)
 
 
-class RemoteSurroundings(Surroundings, Protocol):
+class RemoteStatementContext(StatementContext, Protocol):
     """The part of an SQL connection that a remote table uses."""
 
     lookups: RemoteLookups
 
 
 class RemoteModule:
-    """Makes a remote table's virtual table in one connection."""
+    """Module that creates a remote table's virtual table in one connection."""
 
-    def __init__(self, surroundings: RemoteSurroundings, layout: Layout) -> None:
-        self.surroundings = surroundings
+    def __init__(self, statement: RemoteStatementContext, layout: Layout) -> None:
+        self.statement = statement
         self.layout = layout
-        self.reading = TableModule(surroundings, layout, layout.table.rows)
+        self.reading = TableModule(statement, layout, layout.table.rows)
         remote = layout.table.remote or Remote()
         self.opaque = remote.opaque
         self.required = {number for number, column in enumerate(layout.fields) if column.name in remote.required}
@@ -127,7 +127,7 @@ class RemoteTable:
 
     def BestIndexObject(self, info: apsw.IndexInfo) -> bool:  # noqa: N802
         """Push down what the other program can evaluate, and LIMIT if nothing else restricts the rows."""
-        self.module.surroundings.use(self.module.layout.table)
+        self.module.statement.check_table(self.module.layout.table)
         terms: list[Term] = []
         limits: list[int] = []
         exact = info.nOrderBy == 0
@@ -149,7 +149,7 @@ class RemoteTable:
                 terms.append(Term(-1, _LIMITS[info.get_aConstraint_op(which)], known=True))
                 info.set_aConstraintUsage_argvIndex(which, len(terms))
         narrowed = any(term.operator in _EQUALITIES for term in terms)
-        info.estimatedRows = 1 if narrowed else FULL_SCAN_ROWS
+        info.estimatedRows = 1 if narrowed else ASSUMED_SCAN_ROWS
         info.estimatedCost = info.estimatedRows
         plan = RemotePlan(tuple(terms), columns_used(info.colUsed, len(self.module.layout.fields)))
         info.idxStr = msgspec.json.encode(plan).decode()
@@ -179,14 +179,14 @@ class RemoteTable:
             for term in terms
         ):
             return True
-        self.module.surroundings.missing = self.module.requirement
+        self.module.statement.missing = self.module.requirement
         return False
 
     def Open(self) -> RemoteCursor:  # noqa: N802
         return RemoteCursor(self.module)
 
     def Disconnect(self) -> None:  # noqa: N802
-        """Nothing is held beyond the connection."""
+        """Nothing to release."""
 
     Destroy = Disconnect
 
@@ -197,37 +197,37 @@ class RemoteCursor(RowCursor):
     __slots__ = ("_module",)
 
     def __init__(self, module: RemoteModule) -> None:
-        super().__init__(module.surroundings)
+        super().__init__(module.statement)
         self._module = module
 
     def _rows_for(self, plan: str, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
         parsed = _parse_plan(plan)
-        layout, lookups = self._module.layout, self._module.surroundings.lookups
-        known: list[tuple[Term, Value]] = []
-        unknown: list[tuple[Term, Value]] = []
+        layout, lookups = self._module.layout, self._module.statement.lookups
+        known: list[tuple[Term, Operand]] = []
+        unknown: list[tuple[Term, Operand]] = []
         for term, given in zip(parsed.terms, values, strict=True):
             value = _value(layout, term, given)
             if value == frozenset() or (given is None and term.number >= 0):
                 return iter(())
             (known if term.known else unknown).append((term, value))
-        if self._surroundings.run.numbered:
+        if self._statement.run.numbered:
             return self._numbered(dict(known + unknown))
         lookup = lookups.lookup(self._module, parsed, tuple(known))
         return lookup.select(tuple(value for _, value in unknown))
 
-    def _numbered(self, values: Mapping[Term, Value]) -> Iterator[Sequence[Any]]:
-        """All rows have to be fetched, so that one has the same number whatever it is found by."""
+    def _numbered(self, values: Mapping[Term, Operand]) -> Iterator[Sequence[Any]]:
+        """Fetch all rows, so that a row has the same number whichever constraint finds it."""
         if self._module.required:
             raise SqlError(f"{self._module.requirement}; a value in each part of an OR is not enough: use UNION")
         equal = {term.number: value for term, value in values.items() if term.operator in _EQUALITIES and value}
         return TableReader(self._module.reading, ()).numbered().select(equal)
 
 
-Value = Any
-"""The operand of a term: the frozen set of equal cells, one number or text, or None if it cannot be pushed down."""
+Operand = Any
+"""Operand of a term: the frozen set of equal cells, one number or text, or None if it cannot be pushed down."""
 
 
-def _value(layout: Layout, term: Term, given: Any) -> Value:
+def _value(layout: Layout, term: Term, given: Any) -> Operand:
     if term.number < 0:
         return given
     zeek_type = layout.fields[term.number].type
@@ -249,23 +249,23 @@ class RemoteLookup:
 
     module: RemoteModule
     plan: RemotePlan
-    known: tuple[tuple[Term, Value], ...]
-    seen: dict[tuple[Value, ...], int] = field(default_factory=dict)
+    known: tuple[tuple[Term, Operand], ...]
+    seen: dict[tuple[Operand, ...], int] = field(default_factory=dict)
     """Values of the unknown terms, numbered in order of appearance."""
     answered: int = 0
-    """The answer has the rows of the first `answered` values."""
+    """How many of the values in `seen`, from the first, the answer covers."""
     complete: bool = False
-    """Whether it has the rows of all others too."""
-    answer: HeldScan | None = None
+    """Whether the answer also covers all other values."""
+    answer: IndexedScan | None = None
     direct: bool = False
-    """Whether new values are fetched at once."""
+    """Whether a new value is fetched immediately instead of being collected."""
     rounds: int = 0
     rows: list[Sequence[Any]] = field(default_factory=list)
-    fetched_by: tuple[Term, Mapping[Term, Value]] | None = None
+    fetched_by: tuple[Term, Mapping[Term, Operand]] | None = None
     fetched: frozenset[Any] = frozenset()
 
-    def select(self, values: tuple[Value, ...]) -> Iterator[Sequence[Any]]:
-        """Rows for these values of the unknown terms; none until they have been fetched."""
+    def select(self, values: tuple[Operand, ...]) -> Iterator[Sequence[Any]]:
+        """Rows for these values of the unknown terms; empty until they have been fetched."""
         if not self.complete and values not in self.seen:
             self.seen[values] = len(self.seen)
             if self.direct or not self._unknown:
@@ -287,7 +287,7 @@ class RemoteLookup:
             values = {values[index] for values in self.seen}
             among = term.operator in _EQUALITIES and None not in values
             keys = frozenset().union(*values) if among else frozenset()
-            if len(values) == 1 and len(keys) <= KEYS_AT_ONCE:
+            if len(values) == 1 and len(keys) <= KEYS_PER_LOOKUP:
                 pushed[term] = values.pop()
             elif among:
                 varying[term] = keys
@@ -299,18 +299,18 @@ class RemoteLookup:
         self.rounds += 1
         self.answered = len(self.seen)
         self.complete = keyed is None and all(pushed.get(one) is None for one in self._unknown)
-        self.answer = HeldScan(self.rows)
+        self.answer = IndexedScan(self.rows)
 
     @property
     def has_unfetched(self) -> bool:
-        """Whether there are values that were not fetched yet."""
+        """Whether some values have not been fetched yet."""
         return not self.complete and self.answered < len(self.seen)
 
     @property
     def _unknown(self) -> list[Term]:
         return [term for term in self.plan.terms if not term.known]
 
-    def _keys(self, varying: Mapping[Term, frozenset[Any]], pushed: Mapping[Term, Value]) -> Term | None:
+    def _keys(self, varying: Mapping[Term, frozenset[Any]], pushed: Mapping[Term, Operand]) -> Term | None:
         """The term whose values are fetched, or None to fetch all rows."""
         required = self.module.required
         if required and not any(
@@ -322,13 +322,13 @@ class RemoteLookup:
                 raise SqlError(self.module.requirement)
             return found
         decisive = next((term for term in varying if term.number in self.module.decisive), None)
-        if decisive is not None or self.rounds >= FEW_ROUNDS:
+        if decisive is not None or self.rounds >= KEYED_ROUNDS_MAX:
             return decisive
-        few = [term for term, values in varying.items() if len(values) <= FEW_KEYS]
+        few = [term for term, values in varying.items() if len(values) <= FETCHED_KEYS_MAX]
         return min(few, key=lambda term: len(varying[term]), default=None)
 
-    def _fetch_keys(self, pushed: Mapping[Term, Value], term: Term, keys: frozenset[Any]) -> None:
-        """Fetch the keys that were not fetched yet, in batches."""
+    def _fetch_keys(self, pushed: Mapping[Term, Operand], term: Term, keys: frozenset[Any]) -> None:
+        """Fetch the keys that have not been fetched yet, in batches."""
         if self.fetched_by != (term, pushed):
             self.fetched_by, self.fetched, self.rows = (term, pushed), frozenset(), []
         for batch in _batches(keys - self.fetched):
@@ -336,7 +336,7 @@ class RemoteLookup:
             self.rows += [row for row in rows if row[term.number] in batch]
         self.fetched = keys
 
-    def _fetch(self, terms: Mapping[Term, Value], *, limited: bool) -> list[Sequence[Any]]:
+    def _fetch(self, terms: Mapping[Term, Operand], *, limited: bool) -> list[Sequence[Any]]:
         fields = self.module.layout.fields
         equal: dict[int, frozenset[Any]] = {}
         bounds: list[Bound] = []
@@ -359,7 +359,7 @@ class RemoteLookup:
 
 def _batches(values: frozenset[Any]) -> Iterator[frozenset[Any]]:
     remaining = iter(sorted(values))
-    while batch := frozenset(islice(remaining, KEYS_AT_ONCE)):
+    while batch := frozenset(islice(remaining, KEYS_PER_LOOKUP)):
         yield batch
 
 
@@ -370,8 +370,8 @@ class RemoteLookups:
         self._lookups: dict[tuple[Layout, RemotePlan, tuple[Any, ...]], RemoteLookup] = {}
         self._direct = False
 
-    def lookup(self, module: RemoteModule, plan: RemotePlan, known: tuple[tuple[Term, Value], ...]) -> RemoteLookup:
-        """The lookup in that table with these known values; two uses in a statement may share it."""
+    def lookup(self, module: RemoteModule, plan: RemotePlan, known: tuple[tuple[Term, Operand], ...]) -> RemoteLookup:
+        """The lookup in that table with these known values, shared by all its uses in the statement."""
         key = (module.layout, plan, known)
         lookup = self._lookups.get(key)
         if lookup is None:
@@ -380,9 +380,9 @@ class RemoteLookups:
         return lookup
 
     def fetch(self, *, last: bool) -> bool:
-        """Fetch the values that the run of the statement has collected. Returns whether it has to run again.
+        """Fetch the values collected while the statement ran. Returns whether it has to run again.
 
-        After the `last` time, further values are fetched at once.
+        After the `last` time, further values are fetched immediately.
         """
         waiting = [lookup for lookup in self._lookups.values() if lookup.has_unfetched]
         for lookup in waiting:

@@ -1,7 +1,7 @@
 """The result of a statement: typed columns, rows whose cells fit them, and counts of omissions.
 
 A result column that comes from a table's column has that column's type. An expression is typed by its alias
-(`max(pid) AS "pid:count"`, the suffix is cut off), else by what SQLite made of it: `int`, `real`, `text`, `blob`.
+(`max(pid) AS "pid:count"`, the suffix is removed), else by SQLite's storage class: `int`, `real`, `text`, `blob`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from zeek_agent.table import Table
 from zeek_agent.text import clipped
 
 BATCH_ROWS: Final = 1000
+"""Rows converted at a time; only a batch with a misfit is converted again row by row."""
 ERRORS_SHOWN: Final = 10
+"""Errors of rows that a result describes; the others are only counted."""
 
 Origin: TypeAlias = "tuple[str, str | None, str | None, str | None, str | None]"
 """apsw's `description_full` of a column: name, declared type, database, table, column."""
@@ -39,14 +41,14 @@ class Result:
     and address `str`; blob `bytes` (or `str`); port `(number, protocol)`; set and vector a tuple of cells; record a
     tuple of `(name, value)` pairs; None for NULL. All cells are hashable.
 
-    `errors` describes rows that were left out because a value does not fit its column: the first ten, then the number
-    of the others. `size` is the size of the packed rows in bytes. `files` counts the files that were left out.
+    `errors` describes rows that were omitted because a value does not fit its column: the first ten, then the number
+    of the others. `size_bytes` is the size of the packed rows. `files` counts the omitted files.
     """
 
     columns: tuple[ResultColumn, ...]
     rows: list[tuple[Value, ...]] = field(repr=False)
     errors: tuple[str, ...] = ()
-    size: int = 0
+    size_bytes: int = 0
     files: Omissions = field(default_factory=Omissions)
 
 
@@ -54,7 +56,7 @@ class Result:
 class Heading:
     """A result column before its values are known: `type` is None for an expression without a type.
 
-    `declared` is the table's column or parameter that it comes from; None for an expression.
+    `declared` is the column or parameter of a table that it comes from; None for an expression.
     """
 
     name: str
@@ -68,19 +70,21 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A compiled statement: its columns, and the names of the tables that it reads, also through views.
+    """A compiled statement: its columns and the names of the tables that it reads, directly or through views.
 
-    The type of an expression without a type in its alias is known only with its values; it is `text` here.
+    An expression without a type in its alias is `text` here; its type is only known once there are values.
     """
 
     columns: tuple[ResultColumn, ...]
     tables: frozenset[str]
     headings: tuple[Heading, ...] = ()
-    """The columns with what is known of their origin; those of expressions without a type have none."""
+    """The columns with their origin and, unless it is an untyped expression, their type."""
+    text: str = ""
+    """The statement as SQLite read it, up to its semicolon: what follows in the text was not compiled."""
 
 
-class Errors:
-    """Rows left out of one statement: the first few texts, and how many."""
+class RowErrors:
+    """Errors of the rows omitted from one result: the first few texts, and a count."""
 
     def __init__(self) -> None:
         self._texts: dict[str, None] = {}
@@ -97,7 +101,7 @@ class Errors:
 
 
 def headings(description: Sequence[Origin], tables: Mapping[str, Table]) -> tuple[Heading, ...]:
-    """The columns of a compiled statement. `tables` is by every name under which a table can be read."""
+    """The columns of a compiled statement. `tables` has every name under which a table can be read."""
     return tuple(_heading(origin, tables) for origin in description)
 
 
@@ -124,9 +128,9 @@ def _declared(table: Table, name: str) -> Column | Parameter | None:
     return None
 
 
-def typed(heads: Sequence[Heading], rows: list[tuple[Any, ...]], errors: Errors) -> tuple[ResultColumn, ...]:
-    """Bring rows as SQLite gave them into result form, in place; those that do not fit are left out and counted."""
-    columns = _settle(heads, rows)
+def convert_rows(heads: Sequence[Heading], rows: list[tuple[Any, ...]], errors: RowErrors) -> tuple[ResultColumn, ...]:
+    """Convert SQLite's rows to result form, in place; rows that do not fit are omitted and counted."""
+    columns = _result_columns(heads, rows)
     decoders = [CellDecoder(column.type) for column in columns]
     kept: list[tuple[Any, ...]] | None = None
     for start in range(0, len(rows), BATCH_ROWS):
@@ -146,14 +150,14 @@ def typed(heads: Sequence[Heading], rows: list[tuple[Any, ...]], errors: Errors)
     return columns
 
 
-def _settle(heads: Sequence[Heading], rows: list[tuple[Any, ...]]) -> tuple[ResultColumn, ...]:
+def _result_columns(heads: Sequence[Heading], rows: list[tuple[Any, ...]]) -> tuple[ResultColumn, ...]:
     return tuple(
         head.column() if head.type else head.column(row[index] for row in rows) for index, head in enumerate(heads)
     )
 
 
 def _storage_type(cells: Iterable[Any]) -> ZeekType:
-    """What version 2 sends for an expression. Integers among reals are reals; other mixtures go by the first here."""
+    """The type that version 2 sends for an expression: of several types among the cells, the first one listed here."""
     kinds = set(map(type, cells))
     for kind, name in ((str, "text"), (bytes, "blob"), (float, "real"), (int, "int")):
         if kind in kinds:
@@ -172,7 +176,7 @@ def _decode_batch(batch: list[tuple[Any, ...]], decoders: list[CellDecoder]) -> 
 
 
 def _decode_each(
-    batch: list[tuple[Any, ...]], columns: Sequence[ResultColumn], decoders: list[CellDecoder], errors: Errors
+    batch: list[tuple[Any, ...]], columns: Sequence[ResultColumn], decoders: list[CellDecoder], errors: RowErrors
 ) -> list[tuple[Any, ...]]:
     fitting = []
     for row in batch:

@@ -1,8 +1,8 @@
 """The sandbox of a statement: it may only read, only what access rules allow, and within limits.
 
-Time is checked between SQLite's instructions, and by tables between rows. One single call of a function is bounded by
-the sizes that it can be given: see `functions` and `confine`. SQLite's memory is one pool of the whole process, so the
-bound on it is checked, not set: a set one would let a greedy statement starve the event store's writer.
+Time is checked between SQLite's instructions, and by tables between rows. A single function call is bounded by the
+size of its arguments: see `functions` and `confine`. SQLite has one memory pool per process, so the bound is checked
+here instead of being set in SQLite, where a greedy statement would starve the event store's writer.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ import apsw
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import LimitSettings
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
-from zeek_agent.database.results import Errors
+from zeek_agent.database.results import RowErrors
 from zeek_agent.errors import AccessDeniedError, LimitError
 
 STEPS_BETWEEN_CHECKS: Final = 200
+"""Steps of SQLite's virtual machine between checks; a step may be a slow function call, so there are not many."""
 PRAGMAS: Final = frozenset({"table_info", "table_xinfo"})
 TABLE_FUNCTIONS: Final = frozenset({"json_each", "json_tree", *(f"pragma_{name}" for name in PRAGMAS)})
 SCHEMA_TABLES: Final = frozenset({"sqlite_master", "sqlite_schema"})
-"""The list of the tables of `main`. That of `temp` names what is only for views."""
+"""The list of tables in `main`. The list of `temp` is not readable: it names objects that are only for views."""
 TRIPWIRE: Final = "sqlite_source_id"
-"""A function of SQLite that no statement may call: a view that does is refused by its own name, when it is used."""
+"""An SQLite function that no statement may call: a view that calls it is refused, by the view's name, when used."""
 
 _ROW_BYTES_SHARE: Final = 4
+"""A row may take this part of `limits.result_bytes`, so that one row cannot exceed the memory bound unchecked."""
 _READING: Final = frozenset({apsw.SQLITE_SELECT, apsw.SQLITE_RECURSIVE})
 _STRUCTURE_LIMITS: Final = {
     apsw.SQLITE_LIMIT_COLUMN: 1_000,
@@ -42,7 +44,7 @@ _STRUCTURE_LIMITS: Final = {
     apsw.SQLITE_LIMIT_TRIGGER_DEPTH: 1,
     apsw.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
-"""Lower than SQLite's defaults where one instruction's time or memory grows with it."""
+"""Lower than SQLite's defaults if the time or memory of a single instruction grows with the limit."""
 
 
 class Run:
@@ -57,18 +59,18 @@ class Run:
     ) -> None:
         self.limits = limits
         self.value_bytes = limits.value_bytes
-        self.errors = Errors()
+        self.errors = RowErrors()
         self.numbered = False
         """Whether rows need numbers that stay the same in all scans of a table (`virtual_tables.NumbersNeeded`)."""
         self._clock = clock
         self.scans_since = clock() - shared_for
-        """When a scan of another statement may have begun at the earliest to serve this one too."""
+        """The earliest begin of another statement's scan that this statement may share."""
         self._memory_ceiling = 0
         self._deadline = clock() + limits.time
         self._cancelled: str | None = None
 
     def start(self, memory_ceiling: int) -> None:
-        """From now on time counts. `memory_ceiling` is what all of SQLite in this process may have in use."""
+        """Start the clock. `memory_ceiling` bounds the memory that SQLite uses in the whole process."""
         self._deadline = self._clock() + self.limits.time
         self._memory_ceiling = memory_ceiling
 
@@ -83,7 +85,7 @@ class Run:
             raise LimitError(f"the statement took longer than {self.limits.time:g} s (limits.time)")
 
     def progress(self) -> bool:
-        """The same from within SQLite, memory included."""
+        """The same check as SQLite's progress handler, including memory."""
         self.check()
         if apsw.memory_used() > self._memory_ceiling:
             raise LimitError(
@@ -93,7 +95,7 @@ class Run:
 
 
 def confine(connection: apsw.Connection, limits: LimitSettings) -> None:
-    """Set the connection's limits, switch off what could reach outside, and add the agent's functions."""
+    """Set the connection's limits, disable everything that could reach outside it, and add the agent's functions."""
     connection.limit(apsw.SQLITE_LIMIT_SQL_LENGTH, limits.statement_bytes)
     connection.limit(apsw.SQLITE_LIMIT_LENGTH, limits.value_bytes)
     for limit, value in _STRUCTURE_LIMITS.items():
@@ -108,12 +110,12 @@ def confine(connection: apsw.Connection, limits: LimitSettings) -> None:
 
 
 def value_limit(limits: LimitSettings, columns: int) -> int:
-    """Bytes that one value of a result of so many columns may have, so that a row stays bounded too."""
+    """Maximum size of one value in a result with that many columns, so that a row is bounded too."""
     return min(limits.value_bytes, limits.result_bytes // _ROW_BYTES_SHARE // max(columns, 1))
 
 
-class Names:
-    """Unguessable names for objects that views need and statements must not reach."""
+class HiddenNames:
+    """Unguessable names of objects that views need but statements must not reach."""
 
     def __init__(self) -> None:
         self._suffix = f"_{secrets.token_hex(16)}"
@@ -121,25 +123,25 @@ class Names:
         """The schema of the event store."""
         self.window = f"event_window{self._suffix}"
 
-    def hide(self, text: str) -> str:
-        """The text without these names, for SQLite's plans and errors."""
+    def redact(self, text: str) -> str:
+        """Remove these names from a text, such as SQLite's plans and errors."""
         return text.replace(self._suffix, "")
 
 
 class Authorizer:
     """SQLite's authorizer: called for each action of a statement while it is compiled.
 
-    What may be read is a list: the agent's tables, `TABLE_FUNCTIONS` and `SCHEMA_TABLES`; whatever else SQLite has, or
-    will have, is refused. `readable` maps each name that can be read to the name of its table. `tables` collects the
-    tables that are read, from `begin` on. Raises AccessDeniedError, which ends the compilation.
+    Only listed objects may be read: the agent's tables, `TABLE_FUNCTIONS` and `SCHEMA_TABLES`; anything else that
+    SQLite has, or will have, is refused. `readable` maps each readable name to the name of its table. `tables` collects
+    the tables that are read, from `start_statement` on. Raises AccessDeniedError, which ends the compilation.
 
-    A table of which no column is read is told by the name that stands in the statement, which a WITH may have given to
-    rows of its own. What such a name stands for shows elsewhere: the agent's tables call `use`, the store's own tables
-    are behind views that call `TRIPWIRE`, SQLite's pragmas are asked for when they run, and rows of a WITH are compiled
-    within their name, which `settle` demands of any other name.
+    For a table of which no column is read, SQLite passes the name as written in the statement, and a WITH may have
+    given that name to its own rows. What such a name refers to is found elsewhere: the agent's tables call
+    `check_table`, the store's own tables are hidden by views that call `TRIPWIRE`, SQLite's pragmas are authorized when
+    they run, and rows of a WITH are compiled within their name, which `check_compiled` requires of any other name.
     """
 
-    def __init__(self, policy: AccessPolicy, readable: Mapping[str, str], names: Names) -> None:
+    def __init__(self, policy: AccessPolicy, readable: Mapping[str, str], names: HiddenNames) -> None:
         self._policy = policy
         self._readable = {name.lower(): table for name, table in readable.items()}
         self._names = {table: [name for name, of in readable.items() if of == table] for table in readable.values()}
@@ -151,19 +153,19 @@ class Authorizer:
         """True while the agent itself uses the connection."""
         self.tables: set[str] = set()
 
-    def begin(self) -> None:
-        """Another statement is about to be compiled."""
+    def start_statement(self) -> None:
+        """Reset for the compilation of another statement."""
         self.tables.clear()
         self._unsettled.clear()
         self._within.clear()
 
-    def settle(self) -> None:
-        """Check a compiled statement. Raises AccessDeniedError if it reads anything that is not declared."""
+    def check_compiled(self) -> None:
+        """Check a compiled statement. Raises AccessDeniedError if it reads an undeclared table."""
         for name in self._unsettled - self._within:
             raise _unreadable(name)
 
-    def use(self, table: str) -> None:
-        """A statement reads one of the agent's tables. Raises AccessDeniedError when it may not."""
+    def check_table(self, table: str) -> None:
+        """Record that a statement reads one of the agent's tables. Raises AccessDeniedError if it may not."""
         if not self._policy.may_query(*self._names[table]):
             raise AccessDeniedError(f"table {table} may not be queried (access.tables_deny, access.tables_allow)")
         self.tables.add(table)
@@ -197,7 +199,7 @@ class Authorizer:
             if table is None and name not in TABLE_FUNCTIONS | SCHEMA_TABLES:
                 self._unsettled.add(name)
         elif table is not None and schema in self._schemas:
-            self.use(table)
+            self.check_table(table)
         elif name != self._window and (schema != "main" or name not in TABLE_FUNCTIONS | SCHEMA_TABLES):
             raise _unreadable(name)
 

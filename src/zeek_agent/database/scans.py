@@ -1,4 +1,4 @@
-"""Scans of snapshot tables: one scan for several statements of the same moment, one scan for all loops of a join."""
+"""Scans of snapshot tables, shared by simultaneous statements or by all iterations of a join."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from typing import Any, Final
 from zeek_agent.schema import Row
 from zeek_agent.table import Table
 
-SHARED_ROWS: Final = 50_000
-HELD_ROWS: Final = 100_000
+SHARED_ROWS_MAX: Final = 50_000
+"""Rows of a shared scan, which stay in memory after their statement: more than a busy host has processes or sockets."""
+INDEXED_ROWS_MAX: Final = 100_000
+"""Rows of an indexed scan, which only its statement holds; a longer table is read again for each lookup."""
 
 
 class SharedScans:
-    """Full scans of tables, kept for a moment so that the statements of one tick share them. Thread-safe.
+    """Full scans of tables, kept briefly so that statements of the same schedule share them. Thread-safe.
 
-    `seconds` is the maximum age of a scan, when a statement is submitted, that the statement may share; an interactive
-    statement shares only scans that began later. What one scan may hold is bounded by SHARED_ROWS; a longer one is not
-    shared.
+    `max_age_seconds` is the maximum age, when a statement is submitted, of a scan that it may share; an interactive
+    statement shares only scans that began later. A scan of more than SHARED_ROWS_MAX rows is not shared.
     """
 
-    def __init__(self, seconds: float = 0.1, clock: Callable[[], float] = time.monotonic) -> None:
-        self.seconds = seconds
+    def __init__(self, max_age_seconds: float = 0.1, clock: Callable[[], float] = time.monotonic) -> None:
+        self.max_age_seconds = max_age_seconds
         self._clock = clock
         self._lock = threading.Lock()
         self._scans: dict[str, _Scan] = {}
@@ -37,7 +38,7 @@ class SharedScans:
         scan: Callable[[], Iterator[Row]],
         check: Callable[[], None],
     ) -> Iterator[Row]:
-        """All rows of the table with at least these columns, of a scan that began at `since` or later."""
+        """All rows of the table with at least these columns, from a scan that began at `since` or later."""
         with self._lock:
             entry = self._scans.get(table.name)
             leads = entry is None or entry.table is not table or entry.began < since or not columns <= entry.columns
@@ -50,24 +51,24 @@ class SharedScans:
         return scan() if entry.rows is None else iter(entry.rows)
 
     def expire(self) -> bool:
-        """Discard old scans. Returns whether any is left."""
+        """Discard expired scans. Returns whether any is left."""
         with self._lock:
-            limit = self._clock() - self.seconds
+            limit = self._clock() - self.max_age_seconds
             self._scans = {
                 name: entry for name, entry in self._scans.items() if not entry.done.is_set() or entry.ended > limit
             }
             return bool(self._scans)
 
     def clear(self) -> None:
-        """Forget all scans."""
+        """Discard all scans."""
         with self._lock:
             self._scans.clear()
 
     def _lead(self, entry: _Scan, scan: Callable[[], Iterator[Row]]) -> Iterator[Row]:
         try:
             rows = scan()
-            first = list(islice(rows, SHARED_ROWS))
-            if len(first) < SHARED_ROWS:
+            first = list(islice(rows, SHARED_ROWS_MAX))
+            if len(first) < SHARED_ROWS_MAX:
                 entry.rows = first
                 return iter(first)
             return chain(first, rows)
@@ -84,7 +85,7 @@ class SharedScans:
 
 
 class _Scan:
-    """`rows` stays None when the scan failed or was too long; followers then scan themselves."""
+    """`rows` stays None if the scan failed or was too long; statements that waited for it then scan themselves."""
 
     __slots__ = ("began", "columns", "done", "ended", "rows", "table")
 
@@ -97,7 +98,7 @@ class _Scan:
         self.rows: list[Row] | None = None
 
 
-class HeldScan:
+class IndexedScan:
     """All rows of one scan, indexed by the value of any column."""
 
     def __init__(self, rows: list[Sequence[Any]]) -> None:
@@ -105,7 +106,7 @@ class HeldScan:
         self._indexes: dict[int, dict[Any, list[Sequence[Any]]]] = {}
 
     def select(self, equalities: Mapping[int, frozenset[Any]]) -> Iterator[Sequence[Any]]:
-        """At least the rows whose cells are among the wanted ones; keys are positions in the row."""
+        """At least the rows whose cells are among the given ones; keys are positions in the row."""
         if not equalities:
             return iter(self._rows)
         position, wanted = next(iter(equalities.items()))

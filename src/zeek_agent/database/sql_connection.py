@@ -12,64 +12,66 @@ import apsw
 import msgspec
 
 from zeek_agent.config import LimitSettings
-from zeek_agent.database.remote_tables import PASSES, RemoteLookups, RemoteModule
-from zeek_agent.database.results import Errors, Heading, Result, Statement, headings, typed
+from zeek_agent.database.remote_tables import COLLECTING_RUNS_MAX, RemoteLookups, RemoteModule
+from zeek_agent.database.results import Heading, Result, RowErrors, Statement, convert_rows, headings
 from zeek_agent.database.sandbox import (
     STEPS_BETWEEN_CHECKS,
     TABLE_FUNCTIONS,
     TRIPWIRE,
     Authorizer,
-    Names,
+    HiddenNames,
     Run,
     confine,
     value_limit,
 )
-from zeek_agent.database.scans import HeldScan, SharedScans
+from zeek_agent.database.scans import IndexedScan, SharedScans
 from zeek_agent.database.virtual_tables import Layout, NumbersNeeded, TableModule, quoted
-from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
+from zeek_agent.errors import AccessDeniedError, LimitError, SqlError, UnknownTableError
 from zeek_agent.host.files.reads import FileReads
 from zeek_agent.schema import Row, Value
 from zeek_agent.table import Constraints, Table, TableContext
 
 ALIASES: Final = {"process_events": "processes_events", "socket_events": "sockets_events"}
-"""Names of the first generation of the agent."""
+"""Table names of the agent's version 1."""
 
 BUSY_MILLISECONDS: Final = 2_000
-PUSHED_DOWN_VALUES: Final = 40
+"""Maximum wait for the event store's writer, as between its own connections."""
+PUSHED_DOWN_VALUES_MAX: Final = 40
+"""Values of an IN list that are passed on to the store, within SQLite's limit on bound variables of this connection."""
 
-CACHEABLE_MAX: Final = 100
-"""Compiled and accepted statements that may stay compiled."""
-CACHEABLE_CHARACTERS: Final = 4_096
-"""A longer one is compiled each time."""
+CACHED_STATEMENTS_MAX: Final = 100
+"""Statements that stay compiled: some hundred KB of memory, and more than a Zeek usually installs."""
+CACHED_CHARACTERS_MAX: Final = 4_096
+"""Longer statements are compiled each time, so that the cache has a bounded size."""
 
 _ALL: Final = (0, 2**63 - 1)
 
 
 class Profile(StrEnum):
-    """The kind of client: for a stock Zeek package, `*` omits the columns that version 2 did not have."""
+    """The kind of client. For a stock Zeek package, `*` omits columns that version 2 did not have."""
 
     FULL = "full"
     STOCK = "stock"
 
 
 class AttachedStore(Protocol):
-    """The event store, as readers attach it."""
+    """The event store as seen by readers that attach it."""
 
     @property
     def uri(self) -> str:
-        """Another one after the store had to change its file."""
+        """Changes whenever the store changes its file."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The tables at one moment. `generation` changes with each table that comes or goes."""
+    """The tables at one moment. `generation` changes with each table that is added or removed."""
 
     generation: int
     tables: Mapping[str, Table]
     layouts: Mapping[Profile, Mapping[str, Layout]]
     gone: Mapping[str, str]
-    """Why tables that were there are not, by name."""
+    """Why tables were removed, by name."""
 
     @classmethod
     def of(cls, generation: int, tables: Iterable[Table], gone: Mapping[str, str] | None = None) -> Catalog:
@@ -81,7 +83,7 @@ class Catalog:
         return cls(generation, by_name, layouts, gone or {})
 
     def readable(self) -> dict[str, str]:
-        """Every readable name, with its table."""
+        """Every readable name, and the name of its table."""
         names = {name: name for name in self.tables}
         for name, table in self.tables.items():
             if table.kind == "events":
@@ -107,7 +109,7 @@ class SqlConnection:
         self.context = context
         self.scans = scans
         self.run = Run(limits)
-        self.held: dict[tuple[Layout, tuple[Value, ...]], HeldScan] = {}
+        self.held: dict[tuple[Layout, tuple[Value, ...]], IndexedScan] = {}
         self.lookups = RemoteLookups()
         self.missing: str | None = None
         self._limits = limits
@@ -115,12 +117,13 @@ class SqlConnection:
         self._store_uri = store.uri if store else None
         self._views = profile is Profile.FULL and store is not None
         self._headings: list[Heading] = []
+        self._text = ""
         self._explains = False
         self._cacheable: dict[str, None] = {}
         self._encode = msgspec.msgpack.Encoder().encode
         readable = catalog.readable()
         self._names = {name: catalog.tables[table] for name, table in readable.items()}
-        self._hidden = Names()
+        self._hidden = HiddenNames()
         self._authorizer = Authorizer(context.access, readable, self._hidden)
         self._connection = apsw.Connection(
             ":memory:", apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
@@ -132,48 +135,48 @@ class SqlConnection:
             raise
 
     def query(self, sql: str, run: Run, window: Mapping[str, tuple[int, int]] | None = None) -> Result:
-        """Run one statement. Raises SqlError and its kinds."""
+        """Run one statement. Raises SqlError or a subclass."""
         self.run = run
         self._set_window(window or {})
         try:
-            return self._answer(sql)
+            return self._run_statement(sql)
         except NumbersNeeded:
             run.numbered = True
-            return self._answer(sql)
+            return self._run_statement(sql)
         finally:
             self.held.clear()
             self.lookups.clear()
 
     def compile(self, sql: str, run: Run) -> Statement:
-        """Compile one statement without running it. Raises SqlError and its kinds."""
+        """Compile one statement without running it. Raises SqlError or a subclass."""
         self.run = run
         with suppress(apsw.ExecTraceAbort), self._statement(sql, compile_only=True):
             pass
         heads = tuple(self._headings)
-        return Statement(tuple(head.column() for head in heads), frozenset(self._authorizer.tables), heads)
+        return Statement(tuple(head.column() for head in heads), frozenset(self._authorizer.tables), heads, self._text)
 
     def is_current(self, catalog: Catalog, store: AttachedStore | None) -> bool:
-        """Whether the connection still shows these tables of this store."""
+        """Whether the connection still has these tables and this store."""
         return self.catalog is catalog and self._store_uri == (store.uri if store else None)
 
-    def use(self, table: Table) -> None:
-        """One of the tables is read by the statement that is being compiled. Raises AccessDeniedError."""
-        self._authorizer.use(table.name)
+    def check_table(self, table: Table) -> None:
+        """Check that the statement being compiled may read the table. Raises AccessDeniedError."""
+        self._authorizer.check_table(table.name)
 
     def close(self) -> None:
         self._connection.close(force=True)
 
-    def _answer(self, sql: str) -> Result:
-        """The result, after the statement's lookups in remote tables have been fetched."""
-        for left in reversed(range(PASSES)):
-            result = self._query(sql)
+    def _run_statement(self, sql: str) -> Result:
+        """Run the statement as often as its lookups in remote tables require, and return the result."""
+        for left in reversed(range(COLLECTING_RUNS_MAX)):
+            result = self._collect_rows(sql)
             if not self.lookups.fetch(last=left == 0):
                 return result
-        return self._query(sql)
+        return self._collect_rows(sql)
 
-    def _query(self, sql: str) -> Result:
+    def _collect_rows(self, sql: str) -> Result:
         limits = self._limits
-        self.run.errors = Errors()
+        self.run.errors = RowErrors()
         self.context = replace(self.context, reads=FileReads(limits))
         rows: list[tuple[Any, ...]] = []
         left = limits.result_bytes
@@ -185,20 +188,20 @@ class SqlConnection:
                 if len(rows) >= limits.rows:
                     raise LimitError(f"the result has more than {limits.rows} rows (limits.rows)")
                 rows.append(row)
-        columns = typed(self._headings, rows, self.run.errors)
+        columns = convert_rows(self._headings, rows, self.run.errors)
         files = self.context.reads.omissions()
         return Result(columns, rows, self.run.errors.texts(), limits.result_bytes - left, files)
 
     @contextmanager
     def _statement(self, sql: str, *, compile_only: bool = False) -> Iterator[apsw.Cursor]:
-        """A cursor over the statement's rows; `_headings` is set. What goes wrong, also in the body, is an SqlError."""
+        """A cursor over the statement's rows; sets `_headings`. Errors, also those of the body, become SqlError."""
         self._headings.clear()
-        self._authorizer.begin()
+        self._authorizer.start_statement()
         self.missing = None
         cursor = self._connection.cursor()
-        cursor.exec_trace = self._abort_compiled if compile_only else self._compiled
+        cursor.exec_trace = self._stop_after_compile if compile_only else self._on_compiled
         try:
-            # One that was refused once it was compiled must not be taken from the cache, as it would not be compiled.
+            # A statement that was refused after its compilation must not come from the cache, which skips the checks.
             cursor.execute(sql, can_cache=not compile_only and sql in self._cacheable)
             if not self._headings:
                 raise SqlError("there is no statement")
@@ -213,31 +216,32 @@ class SqlConnection:
             self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, self._limits.value_bytes)
 
     def _note_cacheable(self, sql: str) -> None:
-        if len(sql) <= CACHEABLE_CHARACTERS:
+        if len(sql) <= CACHED_CHARACTERS_MAX:
             self._cacheable[sql] = None
-            if len(self._cacheable) > CACHEABLE_MAX:
+            if len(self._cacheable) > CACHED_STATEMENTS_MAX:
                 del self._cacheable[next(iter(self._cacheable))]
 
-    def _compiled(self, cursor: apsw.Cursor, sql: str, bindings: apsw.Bindings | None) -> bool:
-        """apsw calls this with each statement of the text, before it runs."""
+    def _on_compiled(self, cursor: apsw.Cursor, sql: str, bindings: apsw.Bindings | None) -> bool:
+        """Called by apsw with each statement of the text, before it runs."""
         if not cursor.has_vdbe:
             return True
         if self._headings:
             raise SqlError("only one statement at a time")
         if not cursor.is_readonly or not cursor.description_full:
             raise AccessDeniedError("statements may only read")
-        self._authorizer.settle()
+        self._authorizer.check_compiled()
         self._explains = bool(cursor.is_explain)
+        self._text = sql
         self._headings += headings(cursor.description_full, self._names)
         self.run.value_bytes = value_limit(self._limits, len(self._headings))
         self._connection.limit(apsw.SQLITE_LIMIT_LENGTH, self.run.value_bytes)
         return True
 
-    def _abort_compiled(self, cursor: apsw.Cursor, sql: str, bindings: apsw.Bindings | None) -> bool:
-        return self._compiled(cursor, sql, bindings) and not cursor.has_vdbe
+    def _stop_after_compile(self, cursor: apsw.Cursor, sql: str, bindings: apsw.Bindings | None) -> bool:
+        return self._on_compiled(cursor, sql, bindings) and not cursor.has_vdbe
 
     def _sql_error(self, error: BaseException) -> SqlError:
-        """The error of SQLite, in terms of the user's statement."""
+        """SQLite's error in terms of the user's statement."""
         if isinstance(error, apsw.TooBigError):
             most = self.run.value_bytes
             setting = "value_bytes" if most == self._limits.value_bytes else "result_bytes"
@@ -248,13 +252,16 @@ class SqlConnection:
             return SqlError(self.missing)
         if isinstance(error, UnicodeDecodeError):
             return SqlError("the statement makes a text that is not valid UTF-8")
-        message = self._hidden.hide(str(error)) or type(error).__name__
+        message = self._hidden.redact(str(error)) or type(error).__name__
         _, missing, name = message.rpartition("no such table: ")
-        why = self.catalog.gone.get(name.rpartition(".")[2]) if missing else None
-        return SqlError(f"{message} any more: {why}" if why else message)
+        if not missing:
+            return SqlError(message)
+        table = name.rpartition(".")[2]
+        why = self.catalog.gone.get(table)
+        return UnknownTableError(f"{message} any more: {why}" if why else message, table)
 
     def _prepare(self, profile: Profile, store: AttachedStore | None) -> None:
-        """Everything that the connection needs before it takes statements."""
+        """Set up everything that the connection needs before it accepts statements."""
         connection = self._connection
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.set_busy_timeout(BUSY_MILLISECONDS)
@@ -287,7 +294,7 @@ class SqlConnection:
         self._connection.execute(f"CREATE VIRTUAL TABLE main.{quoted(name)} USING {quoted(name)}")
 
     def _add_remote_table(self, layout: Layout) -> None:
-        """Eponymous: there may be hundreds, and SQLite makes one only when a statement names it."""
+        """Add an eponymous virtual table, created only when a statement names it, because there may be hundreds."""
         name = layout.table.name
         module = RemoteModule(self, layout)
         self._connection.create_module(
@@ -300,7 +307,7 @@ class SqlConnection:
         )
 
     def _add_event_views(self, tables: Iterable[Table]) -> None:
-        """Event tables as views of the store, bounded by the window."""
+        """Add event tables as views of the store, bounded by the window."""
         connection, window = self._connection, self._hidden.window
         connection.execute(f"CREATE TEMP TABLE {window}(name TEXT PRIMARY KEY, low INTEGER, high INTEGER)")
         for table in tables:
@@ -315,15 +322,15 @@ class SqlConnection:
                 connection.execute(f"CREATE TEMP VIEW {quoted(alias)} AS {windowed}")
 
     def _add_tripwires(self) -> None:
-        """Views in the place of the store's own tables, which SQLite would find under their plain names."""
+        """Hide the store's own tables, which SQLite would find under their plain names, behind views."""
         known = {name.lower() for name in self._names}
         stored = self._connection.execute(f"SELECT name FROM {self._hidden.store}.sqlite_schema WHERE type = 'table'")
         for name in [str(name) for (name,) in stored]:
-            if name.lower() not in known and not name.startswith("sqlite_"):  # a prefix that no view can have
+            if name.lower() not in known and not name.startswith("sqlite_"):  # a prefix that views cannot have
                 self._connection.execute(f"CREATE TEMP VIEW {quoted(name)} AS SELECT {TRIPWIRE}()")
 
     def _add_event_tables(self, layouts: Iterable[Layout], *, stored: bool) -> None:
-        """Event tables as virtual tables, for hidden columns, which views cannot have."""
+        """Add event tables as virtual tables, which, unlike views, can have hidden columns."""
         for layout in layouts:
             name = layout.table.name
             for alias in (name, f"{name}_history", *_aliases(layout.table)):
@@ -339,7 +346,7 @@ class SqlConnection:
             sql = select
             bindings: list[Any] = list(self._window.get(name, _ALL) if windowed else _ALL)
             for column, values in wanted.equalities.items():
-                if len(values) <= PUSHED_DOWN_VALUES:
+                if len(values) <= PUSHED_DOWN_VALUES_MAX:
                     sql += f" AND {quoted(column)} IN ({', '.join('?' * len(values))})"
                     bindings += values
             with self._trusted():
@@ -348,7 +355,7 @@ class SqlConnection:
         return rows
 
     def _stored(self, table: Table) -> str:
-        """The store's table, with nulls for columns that a store lacks which an earlier agent wrote last."""
+        """The store's table, with nulls for columns missing from a store that an earlier agent wrote last."""
         stored = f"{self._hidden.store}.{quoted(table.name)}"
         held = {
             name.lower()
@@ -363,7 +370,7 @@ class SqlConnection:
         return f"(SELECT {', '.join(columns)} {f'FROM {stored}' if held else 'WHERE 0'})"
 
     def _set_window(self, window: Mapping[str, tuple[int, int]]) -> None:
-        """Bound the event tables: only rows with low < seq <= high."""
+        """Limit the event tables to rows with low < seq <= high."""
         unknown = window.keys() - self.catalog.tables.keys()
         if unknown:
             raise SqlError(f"there is no event table {', '.join(sorted(unknown))}")
@@ -376,7 +383,7 @@ class SqlConnection:
 
     @contextmanager
     def _trusted(self) -> Iterator[None]:
-        """The agent's own statements are compiled meanwhile."""
+        """Allow everything while the agent compiles its own statements."""
         self._authorizer.trusted = True
         try:
             yield
@@ -384,7 +391,7 @@ class SqlConnection:
             self._authorizer.trusted = False
 
     def _hide_names(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(self._hidden.hide(cell) if isinstance(cell, str) else cell for cell in row)
+        return tuple(self._hidden.redact(cell) if isinstance(cell, str) else cell for cell in row)
 
 
 def _aliases(table: Table) -> list[str]:

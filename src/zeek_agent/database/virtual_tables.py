@@ -1,11 +1,11 @@
-"""Tables as SQLite sees them: a virtual-table module driven by the declarations of `schema`.
+"""SQLite virtual tables, driven by the declarations of `schema`.
 
-Equality on a column, and a whole IN list, reach the table as `Constraints.equalities`; SQLite checks each row again, so
-a table may ignore them. Parameters are hidden columns `_name`: arguments of the table as a function, or equalities.
-Each use of a table in a statement has its own cursor, and with it its own parameters.
+Equality on a column, and a whole IN list, are passed to the table as `Constraints.equalities`; SQLite checks each row
+again, so a table may ignore them. Parameters are hidden columns `_name`, set by arguments of the table as a function or
+by equalities. Each use of a table in a statement has its own cursor, and so its own parameters.
 
-A join that reads a table repeatedly, once per row of another, pays for the first few lookups; then the table is
-scanned once and indexed in memory (`scans.HeldScan`).
+In a join that reads a table repeatedly, once per row of another, the first few lookups read the table; then it is
+scanned once and indexed in memory (`scans.IndexedScan`).
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import apsw
 
-from zeek_agent.database.cells import INT64_MAX, INT64_MIN, Encoder, encode
+from zeek_agent.database.cells import INT64_MAX, INT64_MIN, CellEncoder, encode
 from zeek_agent.database.sandbox import Run
-from zeek_agent.database.scans import HELD_ROWS, HeldScan, SharedScans
+from zeek_agent.database.scans import INDEXED_ROWS_MAX, IndexedScan, SharedScans
 from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
 from zeek_agent.schema import Row, Value, ZeekType
 from zeek_agent.table import Bound, Constraints, Table, TableContext
 
 CHUNK_ROWS: Final = 64
-LOOKUPS_BEFORE_HOLDING: Final = 4
-FULL_SCAN_ROWS: Final = 1_000
+"""Rows converted at a time, so that a LIMIT reads few rows too many."""
+LOOKUPS_BEFORE_INDEXING: Final = 4
+"""Lookups by value before a join reads the whole table, which costs about as much as a few of them."""
+ASSUMED_SCAN_ROWS: Final = 1_000
+"""Estimate for SQLite's planner of a scan's rows; it only has to be much larger than a lookup's."""
 
 _PUSHED_DOWN: Final = frozenset({"address", "blob", "bool", "count", "enum", "int", "interval", "real", "text", "time"})
 
 
 class NumbersNeeded(Exception):  # noqa: N818 - a request to the session, not a failure
-    """SQLite needs a row's number, to identify it in another scan of the table (OR over two columns, RIGHT
-    JOIN). The statement has to run again with `Run.numbered`: each table is then scanned once and its rows numbered.
+    """SQLite needs a row's number to identify it in another scan of the table (OR over two columns, RIGHT JOIN). The
+    statement has to run again with `Run.numbered`: each table is then scanned once and its rows are numbered.
     """
 
 
@@ -56,8 +59,8 @@ class VirtualColumn:
 
 
 class Layout:
-    """A table's columns in the order that SQLite sees: shown ones, parameters (so that they come first among the
-    hidden ones, which a function's arguments fill), and hidden ones.
+    """A table's columns in SQLite's order: visible columns, parameters (first among the hidden columns, because the
+    arguments of a function set these in order), and other hidden columns.
     """
 
     def __init__(self, table: Table, *, hide_added: bool) -> None:
@@ -76,7 +79,7 @@ class Layout:
             *(column for column in columns if column.hidden),
         )
         self.rearranged = [field.position for field in self.fields] != list(range(len(columns)))
-        self.encoders = [Encoder(field.type) for field in self.fields]
+        self.encoders = [CellEncoder(field.type) for field in self.fields]
 
     @property
     def sql(self) -> str:
@@ -84,7 +87,7 @@ class Layout:
 
 
 class ScanPlan(NamedTuple):
-    """The decision of BestIndex, for Filter: the columns whose values are arguments, and the columns that are read."""
+    """The plan that BestIndex passes to Filter: columns whose values are arguments, and columns that are read."""
 
     arguments: tuple[int, ...]
     used: tuple[int, ...]
@@ -99,33 +102,33 @@ def _parse_plan(plan: str) -> ScanPlan:
     return ScanPlan(tuple(arguments), tuple(used))
 
 
-class Surroundings(Protocol):
+class StatementContext(Protocol):
     """The part of an SQL connection that a virtual table uses."""
 
     context: TableContext
     scans: SharedScans
     run: Run
-    held: dict[tuple[Layout, tuple[Value, ...]], HeldScan]
+    held: dict[tuple[Layout, tuple[Value, ...]], IndexedScan]
     missing: str | None
 
-    def use(self, table: Table) -> None:
-        """A statement that is being compiled reads the table. Raises AccessDeniedError when it may not."""
+    def check_table(self, table: Table) -> None:
+        """Check that the statement being compiled may read the table. Raises AccessDeniedError."""
 
 
 class TableModule:
-    """Makes one table's virtual table in one connection. `rows` reads other than the table's own function does;
-    `stored` says that its cells are already as SQLite holds them.
+    """Module that creates one table's virtual table in one connection. `rows` replaces the table's own function;
+    `stored` if its cells are already in SQLite's form.
     """
 
     def __init__(
         self,
-        surroundings: Surroundings,
+        statement: StatementContext,
         layout: Layout,
         rows: Callable[[Constraints], Iterable[Row]] | None = None,
         *,
         stored: bool = False,
     ) -> None:
-        self.surroundings = surroundings
+        self.statement = statement
         self.layout = layout
         self.scan = rows or layout.table.rows
         self.shared = rows is None
@@ -153,8 +156,8 @@ class VirtualTable:
         }
 
     def BestIndexObject(self, info: apsw.IndexInfo) -> bool:  # noqa: N802
-        """Take all equalities that can be used; refuse plans without a parameter's value."""
-        self.module.surroundings.use(self.module.layout.table)
+        """Use all equalities that can be pushed down; refuse plans without a required parameter."""
+        self.module.statement.check_table(self.module.layout.table)
         arguments: list[int] = []
         for which in range(info.nConstraint):
             number = info.get_aConstraint_iColumn(which)
@@ -175,11 +178,11 @@ class VirtualTable:
                 info.set_aConstraintUsage_in(which, True)
         for number in self._required.difference(arguments):
             name, table = self.module.layout.fields[number].name, self.module.layout.table.name
-            self.module.surroundings.missing = f"table {table}: parameter {name} is required"
+            self.module.statement.missing = f"table {table}: parameter {name} is required"
             return False
         narrowed = any(number not in self._parameters for number in arguments)
-        info.estimatedCost = 1 if narrowed else FULL_SCAN_ROWS
-        info.estimatedRows = 1 if narrowed else FULL_SCAN_ROWS
+        info.estimatedCost = 1 if narrowed else ASSUMED_SCAN_ROWS
+        info.estimatedRows = 1 if narrowed else ASSUMED_SCAN_ROWS
         info.idxStr = ScanPlan(tuple(arguments), columns_used(info.colUsed, len(self.module.layout.fields))).text()
         return True
 
@@ -190,7 +193,7 @@ class VirtualTable:
         return TableCursor(self.module)
 
     def Disconnect(self) -> None:  # noqa: N802
-        """Nothing is held beyond the connection."""
+        """Nothing to release."""
 
     Destroy = Disconnect
 
@@ -198,13 +201,13 @@ class VirtualTable:
 class RowCursor(ABC):
     """One use of a table in a running statement. SQLite calls Filter once, or once per row of an outer loop."""
 
-    __slots__ = ("Column", "_row", "_rows", "_surroundings")
+    __slots__ = ("Column", "_row", "_rows", "_statement")
 
     Column: Callable[[int], Any]
-    """The lookup method of the current row, because SQLite calls it for each cell."""
+    """Bound method of the current row instead of one defined here, because SQLite calls it for each cell."""
 
-    def __init__(self, surroundings: Surroundings) -> None:
-        self._surroundings = surroundings
+    def __init__(self, statement: StatementContext) -> None:
+        self._statement = statement
         self._rows: Iterator[Sequence[Any]] = iter(())
         self._row: Sequence[Any] | None = None
 
@@ -214,7 +217,7 @@ class RowCursor(ABC):
 
     @abstractmethod
     def _rows_for(self, plan: str, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        """The rows of BestIndex's plan, each with its number as a last cell when the run is `numbered`."""
+        """The rows for BestIndex's plan, each with its number as the last cell if the run is `numbered`."""
 
     def Eof(self) -> bool:  # noqa: N802
         return self._row is None
@@ -225,7 +228,7 @@ class RowCursor(ABC):
             self.Column = row.__getitem__
 
     def Rowid(self) -> int:  # noqa: N802
-        if not self._surroundings.run.numbered:
+        if not self._statement.run.numbered:
             raise NumbersNeeded
         return int(self._row[-1])  # type: ignore[index]
 
@@ -239,11 +242,11 @@ class TableCursor(RowCursor):
     __slots__ = ("_held", "_lookups", "_module", "_parameters", "_too_long")
 
     def __init__(self, module: TableModule) -> None:
-        super().__init__(module.surroundings)
+        super().__init__(module.statement)
         self._module = module
         self._lookups = 0
         self._parameters: tuple[Value, ...] | None = None
-        self._held: HeldScan | None = None
+        self._held: IndexedScan | None = None
         self._too_long = False
 
     def Close(self) -> None:  # noqa: N802
@@ -274,13 +277,13 @@ class TableCursor(RowCursor):
         if self._held is not None and parameters == self._parameters:
             return self._held.select(equal)
         reader = TableReader(self._module, parameters)
-        if self._surroundings.run.numbered:
+        if self._statement.run.numbered:
             return reader.numbered().select(equal)
         if parameters != self._parameters:
             self._parameters, self._lookups, self._held, self._too_long = parameters, 0, None, False
         self._lookups += 1
-        if not self._too_long and self._lookups > (LOOKUPS_BEFORE_HOLDING if equal else 1):
-            self._held = reader.hold(plan.used)
+        if not self._too_long and self._lookups > (LOOKUPS_BEFORE_INDEXING if equal else 1):
+            self._held = reader.index_all(plan.used)
             self._too_long = self._held is None
         return reader.rows(plan.used, equal) if self._held is None else self._held.select(equal)
 
@@ -292,7 +295,7 @@ class TableReader:
         self._module = module
         self._layout = module.layout
         self._parameters = parameters
-        self._run = module.surroundings.run
+        self._run = module.statement.run
 
     def rows(
         self,
@@ -301,32 +304,34 @@ class TableReader:
         bounds: Sequence[Bound] = (),
         limit: int | None = None,
     ) -> Iterator[Sequence[Any]]:
-        """Rows as SQLite holds them, converted in chunks. Cells that are not used are not looked at."""
+        """Rows in SQLite's form, converted in chunks. Unused cells are not converted."""
         chunks = self._chunks(self._open(used, equal, bounds, limit), tuple(used))
         return chain.from_iterable(chunks)
 
-    def hold(self, used: Iterable[int]) -> HeldScan | None:
-        """All rows, or None when they are too many to hold."""
-        rows = list(islice(self.rows(used, {}), HELD_ROWS + 1))
-        return HeldScan(rows) if len(rows) <= HELD_ROWS else None
+    def index_all(self, used: Iterable[int]) -> IndexedScan | None:
+        """All rows, or None if there are too many to keep in memory."""
+        rows = list(islice(self.rows(used, {}), INDEXED_ROWS_MAX + 1))
+        return IndexedScan(rows) if len(rows) <= INDEXED_ROWS_MAX else None
 
-    def numbered(self) -> HeldScan:
-        """All rows, each with its number as a last cell: one scan for the whole statement."""
-        held = self._module.surroundings.held
+    def numbered(self) -> IndexedScan:
+        """All rows, each with its number as the last cell, from one scan for the whole statement."""
+        held = self._module.statement.held
         key = (self._layout, self._parameters)
         if key not in held:
-            rows = list(islice(self.rows(range(len(self._layout.fields)), {}), HELD_ROWS + 1))
-            if len(rows) > HELD_ROWS:
-                raise LimitError(f"table {self._layout.table.name}: more than {HELD_ROWS} rows for this kind of join")
-            held[key] = HeldScan([(*row, number) for number, row in enumerate(rows)])
+            rows = list(islice(self.rows(range(len(self._layout.fields)), {}), INDEXED_ROWS_MAX + 1))
+            if len(rows) > INDEXED_ROWS_MAX:
+                raise LimitError(
+                    f"table {self._layout.table.name}: more than {INDEXED_ROWS_MAX} rows for this kind of join"
+                )
+            held[key] = IndexedScan([(*row, number) for number, row in enumerate(rows)])
         return held[key]
 
     def _open(
         self, used: Iterable[int], equal: Mapping[int, frozenset[Any]], bounds: Sequence[Bound], limit: int | None
     ) -> Iterator[Row]:
-        table, fields, surroundings = self._layout.table, self._layout.fields, self._module.surroundings
+        table, fields, statement = self._layout.table, self._layout.fields, self._module.statement
         wanted = Constraints(
-            context=surroundings.context,
+            context=statement.context,
             parameters={
                 parameter.name: value for parameter, value in zip(table.parameters, self._parameters, strict=True)
             },
@@ -342,11 +347,11 @@ class TableReader:
 
         if equal or table.parameters or not self._module.shared:
             return self._guarded(scan)
-        share, run = surroundings.scans, self._run
+        share, run = statement.scans, self._run
         return self._guarded(lambda: share.rows(table, wanted.columns, run.scans_since, scan, run.check))
 
     def _guarded(self, scan: Callable[[], Iterator[Row]]) -> Iterator[Row]:
-        """The scan, with its failures reported as the table's."""
+        """The scan's rows; its exceptions become errors that name the table."""
         try:
             yield from scan()
         except (ZeekAgentError, apsw.Error):
@@ -405,7 +410,7 @@ class TableReader:
 
 
 def _parameters(table: Table, given: Mapping[int, Any]) -> tuple[Value, ...] | None:
-    """The parameters' values in order, defaults where none is given; None when one is NULL, which equals nothing.
+    """The parameters' values in order, or their defaults; None when one is NULL, which equals nothing.
 
     Raises SqlError when a value is not of the parameter's type.
     """
@@ -427,10 +432,10 @@ def _parameters(table: Table, given: Mapping[int, Any]) -> tuple[Value, ...] | N
 
 
 def comparable(zeek_type: ZeekType, value: Any) -> frozenset[Any] | None:
-    """The cells of a column that SQLite holds equal to the value (or to one of a set of values).
+    """The cells of a column that SQLite considers equal to the value (or to one of a set of values).
 
-    None when they cannot be named: then the column is not constrained. SQLite compares numbers with text by the
-    column's affinity, which this follows.
+    None when they cannot be enumerated: then the column is not constrained. Like SQLite, this compares numbers and text
+    by the column's affinity.
     """
     cells: set[Any] = set()
     for one in value if isinstance(value, set | frozenset) else (value,):
@@ -455,7 +460,7 @@ def comparable(zeek_type: ZeekType, value: Any) -> frozenset[Any] | None:
 
 
 def number_from(content: str, otherwise: Any) -> Any:
-    """Text that is a number as that number. More lenient than SQLite, never stricter."""
+    """Convert numeric text to a number. More lenient than SQLite, never stricter."""
     for read in (int, float):
         try:
             return read(content)
@@ -465,7 +470,7 @@ def number_from(content: str, otherwise: Any) -> Any:
 
 
 def columns_used(columns: set[int], number: int) -> tuple[int, ...]:
-    """The columns that a statement reads, of `number`; SQLite's number 63 means all from there on."""
+    """The columns, out of `number`, that a statement reads; SQLite's column 63 means all from 63 on."""
     past = range(63, number) if 63 in columns else ()
     return tuple(sorted(columns.union(past)))
 

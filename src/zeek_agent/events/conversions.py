@@ -1,4 +1,4 @@
-"""What becomes of a stored value when its column's type changes.
+"""Conversion of stored values when their column's type changes.
 
 A value keeps its meaning or becomes NULL; the rules are in docs/architecture.md ("Upgrades of the event store").
 Whatever `convert` returns can be read as a value of the new type.
@@ -11,18 +11,15 @@ import math
 import re
 import socket
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from zeek_agent import text
-from zeek_agent.schema import ZeekType
-
-SqliteValue: TypeAlias = "int | float | str | bytes | None"
-"""What SQLite holds."""
+from zeek_agent.schema import SqliteValue, ZeekType
 
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
 _EXACT_MAX: Final = 2**53
-"""Up to here a REAL holds every whole number."""
+"""Up to here a REAL represents every integer exactly."""
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,19}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _TRUTH: Final = {"1": 1, "true": 1, "t": 1, "0": 0, "false": 0, "f": 0}
@@ -31,20 +28,20 @@ _TEXTS: Final = frozenset({"text", "enum"})
 
 
 def keeps_values(old: ZeekType, new: ZeekType) -> bool:
-    """Whether every stored value of the old type is one of the new type as it is."""
+    """Whether every stored value of the old type is valid for the new type unchanged."""
     if old == new or old.sqlite != new.sqlite:
         return old == new
     return new.name in _TEXTS | _REALS or new.name == "int"
 
 
 def convert(value: SqliteValue, new: ZeekType) -> SqliteValue:
-    """The value as a column of type `new` holds it; None when it has no counterpart there."""
+    """The value as stored in a column of type `new`; None when that type cannot represent it."""
     if value is None:
         return None
     try:
         converted = _SCALARS[new.name](value) if new.element is None else _compact(_members(value, new.element))
         if isinstance(converted, str):
-            converted.encode()  # SQLite holds no lone surrogates, which JSON can spell
+            converted.encode()  # JSON can contain lone surrogates, which SQLite cannot store
         return converted
     except (ValueError, OverflowError, RecursionError):  # a UnicodeError or JSONDecodeError is a ValueError
         return None
@@ -131,7 +128,7 @@ def _record(value: Any) -> dict[str, Any]:
 
 
 def _members(value: SqliteValue, element: ZeekType) -> list[Any]:
-    """The members of a JSON array; a value that is none of these is the only member."""
+    """The members of a JSON array; any other value is the only member."""
     members: Any = value
     if isinstance(value, str) and value.lstrip().startswith("["):
         members = json.loads(value)
@@ -141,7 +138,7 @@ def _members(value: SqliteValue, element: ZeekType) -> list[Any]:
 
 
 def _member(value: Any, element: ZeekType) -> Any:
-    """A member as it stands in JSON; raises ValueError when it is not one of the element's type."""
+    """A member in JSON form; raises ValueError when it is not of the element's type."""
     if element.name == "port":
         return _port(value.split("/") if isinstance(value, str) else value)
     if element.name == "record":

@@ -1,6 +1,6 @@
-"""The event store's SQLite file: its tables, what is written to it in one transaction, what is removed again.
+"""The event store's SQLite file: tables, transactions and retention.
 
-Used by one thread at a time. `events.EventStore` owns it and decides what happens when the disk refuses.
+Used by one thread at a time. `events.EventStore` owns it and handles errors of the disk.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from zeek_agent import __version__, text
-from zeek_agent.events.layout import Conversion, columns, declare, quoted, sequence, set_sequence
+from zeek_agent.events.layout import Conversion, columns, declare, last_sequence, quoted, set_sequence
 from zeek_agent.events.migrations import MIGRATIONS, Migration, migrate, refuse_newer
 from zeek_agent.schema import EventRow, Row, Value
 from zeek_agent.table import Table
 
 if TYPE_CHECKING:
-    from zeek_agent.events.scratch import Scratch
+    from zeek_agent.events.scratch import ScratchDirectory
 
 MISFITS: Final = (
     apsw.BindingsError,
@@ -39,15 +39,21 @@ MISFITS: Final = (
     TypeError,
     ValueError,
 )
-"""Errors of a row that does not fit its table; UnicodeEncodeError is a ValueError."""
+"""Exceptions for a row that does not fit its table; UnicodeEncodeError is a ValueError."""
 
 _READ_AND_WRITE: Final = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 _BUSY_MILLISECONDS: Final = 2_000
+"""Maximum wait for the lock of another connection, well above the duration of one transaction."""
 _STEPS_BETWEEN_CHECKS: Final = 100_000
+"""Steps of SQLite's virtual machine between calls of `check`: some milliseconds."""
 _PAGE_BYTES: Final = 4_096
+"""SQLite's default, stated because the bounds are calculated from it."""
 _DELETE_ROWS: Final = 5_000
+"""Rows per deleting transaction, as many as one commit adds, to keep the write-ahead log short."""
 _GAPS_KEPT: Final = 1_000
-_DELIVERED_KEPT: Final = 30 * 86_400.0
+"""Bounds the file of an agent that is restarted again and again."""
+_DELIVERED_KEPT_SECONDS: Final = 30 * 86_400.0
+"""Delivery state of a query that was not installed for a month is of no use: its rows have expired."""
 _DELIVERED: Final = "_delivered (key, seqs, snapshot, under_way, time)"
 _GAPS: Final = '_gaps (source, "from", until, cause)'
 
@@ -65,7 +71,7 @@ class Delivered:
 
 
 class Gap(NamedTuple):
-    """A time without recording, in seconds since the epoch; a row of `zeek_agent_gaps`."""
+    """A period without recording, in seconds since the epoch; a row of `zeek_agent_gaps`."""
 
     source: str
     begin: float
@@ -81,16 +87,17 @@ class WriteBatch:
     delivered: dict[str, Delivered] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
-    """Tables to be made, or changed to these columns, before rows are written."""
+    """Tables to create, or to change to these columns, before rows are written."""
 
 
 class EventFile:
-    """An open event store, at `path` or, if that is None, in files that end with this process, in memory if possible.
+    """An open event store, at `path` or, if that is None, in temporary files, in memory if possible.
 
-    `first` and `last` are the committed bounds of `seq` by table; `last` never goes back, also when retention has
-    emptied the table. Rows take at most about `bytes_max` on disk, the write-ahead log included, unless a reader holds
-    a transaction open. The time since the last run is noted as a gap unless the file is `resumed` within one run.
-    Opening raises apsw.Error or OSError when the file cannot be used, NewerStoreError when a later agent wrote it.
+    `first_seq` and `last_seq` are the committed bounds of `seq` by table; `last_seq` never decreases, even when
+    retention has emptied the table. Rows take at most about `bytes_max` on disk, including the write-ahead log, unless
+    a reader holds a transaction open. The time since the last run is recorded as a gap unless the file is `resumed`
+    within one run. Opening raises apsw.Error or OSError when the file cannot be used, NewerStoreError when a later
+    agent wrote it.
     """
 
     def __init__(
@@ -112,13 +119,13 @@ class EventFile:
         self._tables = {table.name: table for table in tables}
         self._inserts: dict[str, str] = {}
         self._converters: dict[str, Callable[[Row], Row] | None] = {}
-        self.first: dict[str, int] = {}
-        self.last: dict[str, int] = {}
-        self._scratch: Scratch | None = None
+        self.first_seq: dict[str, int] = {}
+        self.last_seq: dict[str, int] = {}
+        self._scratch: ScratchDirectory | None = None
         if path is None:
-            from zeek_agent.events.scratch import Scratch
+            from zeek_agent.events.scratch import ScratchDirectory
 
-            self._scratch = Scratch()
+            self._scratch = ScratchDirectory()
             path = self._scratch.path / "events.db"
         self._file = path
         try:
@@ -149,17 +156,17 @@ class EventFile:
             with connection:
                 self._declare(table)
         with connection:
-            self.id = self._begin(now, resumed)
+            self.id = self._begin_run(now, resumed)
             self.gaps = self._read_gaps()
-        names = self._rows(
+        names = self._select(
             "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT GLOB '_*' AND name NOT GLOB 'sqlite_*'"
         )
         self._stored = {name: self._has_time(name) for (name,) in names}
         for name in self._stored:
-            self._read_bounds(name)
+            self._read_seq_bounds(name)
 
     def _declare(self, table: Table) -> None:
-        """Make the table, or let it follow its declaration."""
+        """Create the table, or adapt it to its declaration."""
         names = [quoted(column.name) for column in table.recorded]
         self._inserts[table.name] = (
             f"INSERT INTO {quoted(table.name)} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
@@ -173,10 +180,10 @@ class EventFile:
             return any(column.name == "time" for column in declared.recorded)
         return "time" in columns(self._connection, table)
 
-    def _begin(self, now: float, resumed: bool) -> str:
-        """Mark the store as in use, note the time since its last use as a gap. Returns its id."""
+    def _begin_run(self, now: float, resumed: bool) -> str:
+        """Mark the store as in use and record the time since its last use as a gap. Returns its id."""
         execute = self._connection.execute
-        for store_id, alive, clean in self._rows("SELECT id, alive, clean FROM _store"):
+        for store_id, alive, clean in self._select("SELECT id, alive, clean FROM _store"):
             if alive < now and not resumed:
                 cause = "stopped" if clean else "crashed"
                 execute(f"INSERT INTO {_GAPS} VALUES ('agent', ?, ?, ?)", (alive, now, cause))
@@ -187,25 +194,25 @@ class EventFile:
         return store_id
 
     def _read_gaps(self) -> list[Gap]:
-        return [Gap(*row) for row in self._rows('SELECT source, "from", until, cause FROM _gaps ORDER BY "from"')]
+        return [Gap(*row) for row in self._select('SELECT source, "from", until, cause FROM _gaps ORDER BY "from"')]
 
-    def _rows(self, sql: str, bindings: tuple[int | float | str, ...] = ()) -> list[tuple[Any, ...]]:
+    def _select(self, sql: str, bindings: tuple[int | float | str, ...] = ()) -> list[tuple[Any, ...]]:
         return self._connection.execute(sql, bindings).fetchall()
 
-    def _value(self, sql: str, bindings: tuple[int | float | str, ...] = ()) -> Any:
+    def _scalar(self, sql: str, bindings: tuple[int | float | str, ...] = ()) -> Any:
         """The first row's first column; None when there is no row."""
-        return next((row[0] for row in self._rows(sql, bindings)), None)
+        return next((row[0] for row in self._select(sql, bindings)), None)
 
-    def _read_bounds(self, table: str) -> None:
-        self.first[table] = self._value(f"SELECT min(seq) FROM {quoted(table)}") or 0
-        self.last[table] = sequence(self._connection, table)
+    def _read_seq_bounds(self, table: str) -> None:
+        self.first_seq[table] = self._scalar(f"SELECT min(seq) FROM {quoted(table)}") or 0
+        self.last_seq[table] = last_sequence(self._connection, table)
 
     def continue_from(self, last: Mapping[str, int]) -> None:
         """Number new rows after these, so that cursors of a store that this one replaces stay valid."""
         with self._connection:
             for table in self._tables.keys() & last.keys():
-                set_sequence(self._connection, table, max(last[table], self.last[table]))
-                self._read_bounds(table)
+                set_sequence(self._connection, table, max(last[table], self.last_seq[table]))
+                self._read_seq_bounds(table)
 
     def adopt(self, uri: str, last: Mapping[str, int], rows_max: int) -> None:
         """Take over from the store at `uri`, which this one replaces: delivery state, gaps, the newest rows by `last`.
@@ -217,7 +224,7 @@ class EventFile:
             with self._connection:
                 for name, table in self._tables.items():
                     names = ", ".join(quoted(column) for column in ("seq", *(c.name for c in table.recorded)))
-                    after = max(self.last[name], last.get(name, 0) - rows_max)
+                    after = max(self.last_seq[name], last.get(name, 0) - rows_max)
                     self._connection.execute(
                         f"INSERT INTO main.{quoted(name)} ({names}) "
                         f"SELECT {names} FROM other.{quoted(name)} WHERE seq > ?",
@@ -235,12 +242,12 @@ class EventFile:
             self._connection.execute("DETACH other")
         self.gaps = self._read_gaps()
         for name in self._tables:
-            self._read_bounds(name)
+            self._read_seq_bounds(name)
 
     def write(self, batch: WriteBatch, now: float) -> Counter[str]:
-        """Commit the batch and the sign of life. Returns the rows that did not fit, by table; raises apsw.Error."""
+        """Commit the batch and the heartbeat. Returns the rows that did not fit, by table; raises apsw.Error."""
         misfits: Counter[str] = Counter()
-        self.conversions.clear()  # those of an attempt that failed
+        self.conversions.clear()  # left by a failed attempt
         execute = self._connection.execute
         with self._connection:
             for new in batch.tables:
@@ -257,11 +264,11 @@ class EventFile:
                 execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", gap)
             execute("UPDATE _store SET alive = ?", (now,))
         for new in batch.tables:
-            self._read_bounds(new.name)
+            self._read_seq_bounds(new.name)
         for table in batch.rows:
-            self.last[table] = sequence(self._connection, table)
-            if self.first[table] == 0:
-                self._read_bounds(table)
+            self.last_seq[table] = last_sequence(self._connection, table)
+            if self.first_seq[table] == 0:
+                self._read_seq_bounds(table)
         self.gaps += batch.gaps
         return misfits
 
@@ -285,7 +292,7 @@ class EventFile:
         return True
 
     def may_write(self) -> bool:
-        """False while readers keep the write-ahead log from being reused and it has become too large."""
+        """False while the write-ahead log is too large and readers prevent its reuse."""
         if _size(f"{self._file}-wal") <= self._wal_bytes_max:
             return True
         try:
@@ -294,62 +301,62 @@ class EventFile:
             return False
         return True
 
-    def expire(self, now: float, age: float) -> Counter[str]:
-        """Remove rows older than `age` seconds, oldest first. Returns the number of rows, by table.
+    def expire(self, now: float, age_seconds: float) -> Counter[str]:
+        """Remove rows older than `age_seconds`, oldest first. Returns the number of rows, by table.
 
-        Rows without a time go with the next row that has one.
+        Rows without a time are removed together with the next row that has one.
         """
         removed: Counter[str] = Counter()
         for table, timed in self._stored.items():
-            if timed and self.first[table]:
-                rows, oldest = f"SELECT seq FROM {quoted(table)} WHERE", now - age
-                young = self._value(f"{rows} time >= ? ORDER BY seq LIMIT 1", (oldest,)) or self.last[table] + 1
-                old = self._value(f"{rows} time < ? AND seq < ? ORDER BY seq DESC LIMIT 1", (oldest, young))
-                removed[table] += self._delete(table, old or 0)
+            if timed and self.first_seq[table]:
+                rows, oldest = f"SELECT seq FROM {quoted(table)} WHERE", now - age_seconds
+                young = self._scalar(f"{rows} time >= ? ORDER BY seq LIMIT 1", (oldest,)) or self.last_seq[table] + 1
+                old = self._scalar(f"{rows} time < ? AND seq < ? ORDER BY seq DESC LIMIT 1", (oldest, young))
+                removed[table] += self._delete_through(table, old or 0)
         with self._connection:
             self._connection.execute(
                 "DELETE FROM _gaps WHERE until < ? OR rowid <= (SELECT max(rowid) FROM _gaps) - ?",
-                (now - age, _GAPS_KEPT),
+                (now - age_seconds, _GAPS_KEPT),
             )
-            self._connection.execute("DELETE FROM _delivered WHERE time < ?", (now - _DELIVERED_KEPT,))
-        self.gaps = [gap for gap in self.gaps[-_GAPS_KEPT:] if gap.end >= now - age]
+            self._connection.execute("DELETE FROM _delivered WHERE time < ?", (now - _DELIVERED_KEPT_SECONDS,))
+        self.gaps = [gap for gap in self.gaps[-_GAPS_KEPT:] if gap.end >= now - age_seconds]
         return removed
 
     def evict(self) -> Counter[str]:
-        """Remove the oldest rows when all take too much room. Returns the number of rows, by table."""
+        """Remove the oldest rows when the file is too large. Returns the number of rows, by table."""
         removed: Counter[str] = Counter()
         if self._used_bytes() <= self._rows_bytes_max:
             return removed
-        while self._used_bytes() > self._rows_bytes_max * 0.95 and (table := self._oldest()) is not None:
-            share = (self.last[table] - self.first[table]) // 20
-            removed[table] += self._delete(table, self.first[table] + min(max(share, 100), _DELETE_ROWS))
-        if self._value("PRAGMA page_count") * _PAGE_BYTES > self._rows_bytes_max:
+        while self._used_bytes() > self._rows_bytes_max * 0.95 and (table := self._table_with_oldest_row()) is not None:
+            share = (self.last_seq[table] - self.first_seq[table]) // 20
+            removed[table] += self._delete_through(table, self.first_seq[table] + min(max(share, 100), _DELETE_ROWS))
+        if self._scalar("PRAGMA page_count") * _PAGE_BYTES > self._rows_bytes_max:
             self._connection.execute("PRAGMA incremental_vacuum").fetchall()
         return removed
 
     def _used_bytes(self) -> int:
-        pages = self._value("PRAGMA page_count") - self._value("PRAGMA freelist_count")
+        pages = self._scalar("PRAGMA page_count") - self._scalar("PRAGMA freelist_count")
         return int(pages) * _PAGE_BYTES
 
-    def _oldest(self) -> str | None:
-        """The table that holds the oldest row."""
+    def _table_with_oldest_row(self) -> str | None:
+        """The table with the oldest row; None when all are empty."""
         oldest: tuple[float, str] | None = None
         for table, timed in self._stored.items():
-            if first := self.first[table]:
+            if first := self.first_seq[table]:
                 column = "time" if timed else "0"
-                time = self._value(f"SELECT {column} FROM {quoted(table)} WHERE seq = ?", (first,)) or 0
+                time = self._scalar(f"SELECT {column} FROM {quoted(table)} WHERE seq = ?", (first,)) or 0
                 oldest = min(oldest or (time, table), (time, table))
         return oldest and oldest[1]
 
-    def _delete(self, table: str, upto: int) -> int:
+    def _delete_through(self, table: str, upto: int) -> int:
         """Delete the rows up to and including that `seq`, in steps that keep the log short. Returns how many."""
         removed = 0
-        while self.first[table] and self.first[table] <= upto:
-            step = min(upto, self.first[table] + _DELETE_ROWS)
+        while self.first_seq[table] and self.first_seq[table] <= upto:
+            step = min(upto, self.first_seq[table] + _DELETE_ROWS)
             with self._connection:
                 self._connection.execute(f"DELETE FROM {quoted(table)} WHERE seq <= ?", (step,))
                 removed += self._connection.changes()
-            self._read_bounds(table)
+            self._read_seq_bounds(table)
         return removed
 
     def close(self, now: float, *, clean: bool) -> None:
@@ -366,20 +373,20 @@ class EventFile:
             self._scratch.close()
 
 
-def read_delivered(uri: str, key: str) -> Delivered | None:
-    """What has been committed under that key, read by a connection of its own."""
+def read_delivery_state(uri: str, key: str) -> Delivered | None:
+    """The committed delivery state of a key, read over a separate connection."""
     sql = "SELECT seqs, snapshot, under_way FROM _delivered WHERE key = ?"
-    for seqs, snapshot, under_way in read(uri, sql, (key,)):
+    for seqs, snapshot, under_way in read_rows(uri, sql, (key,)):
         return Delivered(json.loads(seqs), snapshot, json.loads(under_way))
     return None
 
 
-def read(
+def read_rows(
     uri: str, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
 ) -> list[tuple[Any, ...]]:
-    """The rows of a statement on the store at `uri`, read by a connection of its own.
+    """The rows of a statement on the store at `uri`, read over a separate connection.
 
-    `check` is called now and then and ends the statement by raising.
+    `check` is called regularly and ends the statement by raising.
     """
 
     def progress() -> bool:
@@ -401,7 +408,7 @@ def disk_uri(path: Path) -> str:
 
 
 def _prepare(path: Path) -> str:
-    """Make the directory and an empty file that only its owner can read (command lines are in it). Returns its name."""
+    """Create the directory and an empty file, private because it holds command lines. Returns the file's name."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     return str(path.absolute())
@@ -415,14 +422,14 @@ def _size(path: str) -> int:
 
 
 def _values(rows: Sequence[EventRow]) -> Iterable[Row]:
-    """The values of rows that are all of the first one's kind; one of another kind is a misfit (TypeError)."""
+    """The values of rows of the first one's type. Binding a row of the other type raises TypeError, as any misfit does."""
     if isinstance(rows[0], Struct):
         return map(astuple, cast("Sequence[Struct]", rows))
     return cast("Sequence[Row]", rows)
 
 
 def _converter(table: Table) -> Callable[[Row], Row] | None:
-    """What turns a row into SQLite's values; None when they are that already."""
+    """A function that turns a row into SQLite's values; None when no column needs conversion."""
     steps: list[tuple[int, Callable[[Value], Value]]] = []
     for index, column in enumerate(table.recorded):
         if column.zeek_type.name in {"set", "vector", "record", "port"}:
@@ -442,14 +449,14 @@ def _converter(table: Table) -> Callable[[Row], Row] | None:
 
 
 def _json(value: Value) -> Value:
-    """Compact JSON; a `str` is JSON already."""
+    """Compact JSON; a `str` is assumed to be JSON."""
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
 
 
 def _plain(value: object) -> object:
-    """JSON form of a value that JSON does not have."""
+    """JSON form of a type that JSON lacks."""
     if isinstance(value, bytes):
         return text.from_bytes(value)
     if isinstance(value, Set):
@@ -468,7 +475,7 @@ def _without_surrogates(row: Row) -> Row:
 
 
 def _storable(value: str) -> str:
-    """The text with its lone surrogates, which SQLite cannot hold, as raw bytes."""
+    """The text with lone surrogates, which SQLite cannot store, replaced by raw bytes."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
-"""The tables of the event store's file follow their declarations, and no row is lost on the way.
+"""Adapts the event store's tables to their declarations without losing a row.
 
-A new column is NULL in the rows that are there. A column that is no longer declared stays in the file with its values,
-hidden from every reader, until retention has removed the rows. A column whose type changes has its values converted.
+A new column is NULL in existing rows. A column that is no longer declared stays in the file with its values, hidden
+from every reader, until retention has removed the rows. When a column's type changes, its values are converted.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import apsw
 
-from zeek_agent.events.conversions import SqliteValue, convert, keeps_values
-from zeek_agent.schema import ZeekType
+from zeek_agent.events.conversions import convert, keeps_values
+from zeek_agent.schema import SqliteValue, ZeekType
 from zeek_agent.table import Table
 
 _REBUILT: Final = "_rebuilt"
@@ -22,7 +22,7 @@ _REBUILT: Final = "_rebuilt"
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A column whose stored values were converted, since its type has changed."""
+    """A column whose stored values were converted because its type changed."""
 
     table: str
     column: str
@@ -33,12 +33,12 @@ class Conversion:
 
 
 def columns(connection: apsw.Connection, table: str) -> dict[str, str]:
-    """The columns that the file's table has now, with SQLite's types; empty when there is no such table."""
+    """The present columns of a table in the file, with SQLite's types; empty when there is no such table."""
     return {name: kind for _, name, kind, *_ in connection.execute(f"PRAGMA main.table_info({quoted(table)})")}
 
 
 def declare(connection: apsw.Connection, table: Table) -> list[Conversion]:
-    """Make the table, or let it follow the declaration, within a transaction; `seq` goes on where it was."""
+    """Create the table, or adapt it to the declaration, within a transaction; `seq` continues where it was."""
     wanted = {column.name: column.zeek_type for column in table.recorded}
     present = {name.lower(): kind for name, kind in columns(connection, table.name).items()}
     recorded = _recorded_types(connection, table.name)
@@ -62,8 +62,8 @@ def declare(connection: apsw.Connection, table: Table) -> list[Conversion]:
     return conversions
 
 
-def sequence(connection: apsw.Connection, table: str) -> int:
-    """The highest `seq` that was given out; 0 when none was."""
+def last_sequence(connection: apsw.Connection, table: str) -> int:
+    """The highest `seq` ever assigned; 0 when none was."""
     return int(connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).get or 0)
 
 
@@ -74,13 +74,13 @@ def set_sequence(connection: apsw.Connection, table: str, seq: int) -> None:
 
 
 def quoted(name: str) -> str:
-    """The name as SQL writes it."""
+    """The name as an SQL identifier."""
     escaped = name.replace('"', '""')
     return f'"{escaped}"'
 
 
 def _recorded_types(connection: apsw.Connection, table: str) -> dict[str, ZeekType]:
-    """Zeek's types of the stored values, as far as this version knows them."""
+    """Zeek's types of the stored values, except for types that this version does not know."""
     known = {}
     for name, kind in connection.execute('SELECT name, type FROM _columns WHERE "table" = ?', (table,)):
         with suppress(ValueError):  # a type of a later version
@@ -89,7 +89,7 @@ def _recorded_types(connection: apsw.Connection, table: str) -> dict[str, ZeekTy
 
 
 def _changes(held: str, old: ZeekType | None, new: ZeekType) -> bool:
-    """Whether values may have to change. Where the old type is not on record, SQLite's type is all there is."""
+    """Whether values may have to change. If the old type is not recorded, only SQLite's type can be compared."""
     return held != new.sqlite or (old is not None and not keeps_values(old, new))
 
 
@@ -101,7 +101,7 @@ def _create(name: str, kinds: Mapping[str, str]) -> str:
 def _rebuild(
     connection: apsw.Connection, table: str, changed: Mapping[str, ZeekType], recorded: Mapping[str, ZeekType]
 ) -> list[Conversion]:
-    """Copy all rows, with the values of the changed columns converted. Needs room for a second copy on disk."""
+    """Copy all rows, converting the values of changed columns. Needs disk space for a second copy of the table."""
     held = columns(connection, table)
     new = {name.lower(): kind for name, kind in changed.items()}
     kept = [name for name in held if name.lower() != "seq"]
@@ -130,7 +130,7 @@ def _rebuild(
         )
     finally:
         connection.create_scalar_function("_converted", None, 2)
-    last = max(sequence(connection, table), sequence(connection, _REBUILT))
+    last = max(last_sequence(connection, table), last_sequence(connection, _REBUILT))
     connection.execute(f"DROP TABLE {quoted(table)}")
     connection.execute(f"ALTER TABLE {_REBUILT} RENAME TO {quoted(table)}")
     set_sequence(connection, table, last)

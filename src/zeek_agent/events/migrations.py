@@ -1,12 +1,12 @@
-"""Versions of the event store: numbered, forward-only changes of its file, each in a transaction of its own.
+"""Migrations of the event store: numbered, forward-only changes of its file, each in its own transaction.
 
-`PRAGMA user_version` holds the number of the last migration that the file has seen; 0 is every store that was written
-before they were numbered. An agent refuses a store whose number is higher than the last it knows.
+`PRAGMA user_version` is the number of the last migration applied to the file; 0 means that the store was written
+before migrations were numbered. An agent refuses a store whose number is higher than the last it knows.
 
-Columns that are added, removed or change their type need no migration: `layout` derives that from the declaration and
-keeps the rows. A migration is needed for a column that is renamed (`renamed_column`), for values whose meaning
-changes, and for the bookkeeping tables. Add it at the end of `MIGRATIONS`, never change one that was released, and add
-a dump of the store as it was before (tests/events/stores/dump.py).
+Adding or removing a column, or changing its type, needs no migration: `layout` derives that from the declaration and
+keeps the rows. A migration is needed to rename a column (`renamed_column`), for values whose meaning changes, and for
+the bookkeeping tables. Add it at the end of `MIGRATIONS`, never change one that was released, and add a dump of the
+store as it was before (tests/events/stores/dump.py).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Migration:
 
 
 def _number_the_store(connection: apsw.Connection) -> None:
-    """The bookkeeping as it was when stores got a number, from none or from that of any agent before."""
+    """Bring the bookkeeping tables, if any, to the state in which stores were first numbered."""
     execute = connection.execute
     execute("CREATE TABLE IF NOT EXISTS _store (id TEXT NOT NULL, alive REAL NOT NULL, clean INTEGER NOT NULL) STRICT")
     execute("ALTER TABLE _store ADD COLUMN written_by TEXT")
@@ -77,7 +77,7 @@ _FIRST_TYPES: Final = {
     **dict.fromkeys(("vsize", "rsize", "protocol", "cookie", "facility"), "count"),
     **dict.fromkeys(("local_port", "remote_port", "translated_local_port", "translated_remote_port"), "count"),
 }
-"""Zeek's types of the built-in tables' columns in stores without a number, where they were not on record."""
+"""Zeek's types of the built-in tables' columns in unnumbered stores, which did not record them."""
 
 
 MIGRATIONS: Final[Sequence[Migration]] = (Migration("store version and column types are recorded", _number_the_store),)
@@ -85,7 +85,7 @@ VERSION: Final = len(MIGRATIONS)
 
 
 def refuse_newer(connection: apsw.Connection, path: Path, known: int = VERSION) -> None:
-    """Raises NewerStoreError when a later agent has changed the store; reads its number and writer, nothing else."""
+    """Raises NewerStoreError when a later agent has changed the store; reads only its number and writer."""
     if (version := _version(connection)) <= known:
         return
     raise NewerStoreError(
@@ -96,7 +96,7 @@ def refuse_newer(connection: apsw.Connection, path: Path, known: int = VERSION) 
 
 
 def migrate(connection: apsw.Connection, path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> None:
-    """Bring the store to the last version, step by step: after a crash it is at one of them. Raises apsw.Error."""
+    """Apply the missing migrations one by one, so that a crash leaves a valid version. Raises apsw.Error."""
     existing = bool(columns(connection, "_store"))
     for number, migration in enumerate(migrations, 1):
         if _version(connection) >= number:
@@ -111,7 +111,7 @@ def migrate(connection: apsw.Connection, path: Path, migrations: Sequence[Migrat
 
 
 def renamed_column(table: str, old: str, new: str) -> Migration:
-    """A column of an event table, also of one that not every store has, gets another name; its values stay."""
+    """Rename a column of an event table, which not every store has to have; its values are kept."""
 
     def apply(connection: apsw.Connection) -> None:
         present = columns(connection, table)
@@ -127,7 +127,7 @@ def _version(connection: apsw.Connection) -> int:
 
 
 def _writer(connection: apsw.Connection) -> str:
-    """The version of the agent that wrote the store last, if this one can read it."""
+    """The version of the agent that last wrote the store, if it is readable."""
     try:
         version = connection.execute("SELECT written_by FROM _store").get
     except apsw.Error:

@@ -17,9 +17,9 @@ from typing import Final, NamedTuple
 import apsw
 
 from zeek_agent.config import EventSettings
-from zeek_agent.events.event_file import Delivered, EventFile, Gap, WriteBatch, disk_uri, read, read_delivered
+from zeek_agent.events.event_file import Delivered, EventFile, Gap, WriteBatch, disk_uri, read_delivery_state, read_rows
 from zeek_agent.events.migrations import NewerStoreError
-from zeek_agent.events.past import Past
+from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.schema import EventRow
 from zeek_agent.table import Table
 
@@ -27,15 +27,21 @@ __all__ = ["Delivered", "EventStore", "Gap", "NewerStoreError", "TableCounters"]
 
 log = logging.getLogger(__name__)
 
-_BATCH_ROWS: Final = 1_000
+_COMMIT_ROWS: Final = 1_000
+"""Queued rows that are committed without waiting; the cost of a transaction is then small next to its rows'."""
 _COMMIT_ROWS_MAX: Final = 5_000
-_HEARTBEAT: Final = 5.0
-_BUSY_WAIT: Final = 0.1
-_MEMORY_BYTES: Final = 33_554_432
-_MEMORY_ROWS: Final = 20_000
+"""Rows per transaction, so that one commit of a long queue does not grow the write-ahead log beyond its bound."""
+_HEARTBEAT_SECONDS: Final = 5.0
+"""Interval of retention and of the store's time stamp, so that a gap after a crash starts at most that much early."""
+_BUSY_WAIT_SECONDS: Final = 0.1
+"""Pause while readers block the write-ahead log, so that waiting for them costs next to no CPU time."""
+_MEMORY_STORE_BYTES: Final = 32 << 20
+"""Maximum size of a store in memory: any host that runs an agent can spare it."""
+_ROWS_CARRIED_OVER: Final = 20_000
+"""Newest rows of each table that are copied to another file: those most likely to be undelivered yet."""
 _DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
 _UNUSABLE: Final = (apsw.Error, OSError, NewerStoreError)
-_PASSING: Final = (apsw.BusyError, apsw.LockedError)
+_TRANSIENT: Final = (apsw.BusyError, apsw.LockedError)
 
 
 @dataclass(slots=True)
@@ -52,7 +58,7 @@ class TableCounters:
     lost: Counter[str] = field(default_factory=Counter)
 
 
-class _Rows(NamedTuple):
+class _QueuedRows(NamedTuple):
     table: str
     rows: Sequence[EventRow]
 
@@ -60,10 +66,10 @@ class _Rows(NamedTuple):
 class EventStore:
     """Event tables in an SQLite file at `path`; in memory when `path` is None or the file cannot be used.
 
-    In the latter case, or when a damaged file was moved aside, `notice` says so in one line and it is logged. A disk
-    that refuses in the middle of a run (full, say) is tried again every `retry` seconds. `id` and `uri` change with
-    each change of the file: a reader compares `uri` with what it has attached. `seq` goes on counting, so that a
-    cursor stays valid. Raises NewerStoreError, and leaves the file as it is, when a later agent wrote it.
+    In the latter case, or when a damaged file was moved aside, `notice` describes it in one line and is logged. A disk
+    that fails in the middle of a run (because it is full, say) is retried every `retry_seconds`. `id` and `uri` change
+    with the file: a reader compares `uri` with what it has attached. `seq` continues across files, so that a cursor
+    stays valid. Raises NewerStoreError, and leaves the file as it is, when a later agent wrote it.
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class EventStore:
         tables: Sequence[Table],
         settings: EventSettings | None = None,
         clock: Callable[[], float] = time.time,
-        retry: float = 60.0,
+        retry_seconds: float = 60.0,
     ) -> None:
         self._settings = settings or EventSettings()
         self._tables = [table for table in tables if table.kind == "events"]
@@ -80,18 +86,18 @@ class EventStore:
         self.counters = {table.name: TableCounters() for table in self._tables}
         self.notice: str | None = None
         self._changed = threading.Condition()
-        self._queue: deque[_Rows | Gap | Table | str] = deque()
+        self._queue: deque[_QueuedRows | Gap | Table | str] = deque()
         self._queued_rows = 0
         self._unsaved: dict[str, Delivered] = {}
         self._writing = WriteBatch()
         self._submitted = 0
         self._committed = 0
-        self._hurry = False
+        self._commit_requested = False
         self._closed = False
         self._housekeeping_due = 0.0
-        self._retry = retry
+        self._retry_seconds = retry_seconds
         self._retry_due = 0.0
-        self._left: Path | None = None
+        self._path_to_retry: Path | None = None
         self._was_damaged = False
         self._file = self._open(path)
         self._writer = threading.Thread(target=self._run, name="event-store", daemon=True)
@@ -99,26 +105,26 @@ class EventStore:
 
     @property
     def id(self) -> str:
-        """Name of this series of sequence numbers, made once a file."""
+        """Name of this series of sequence numbers, created once per file."""
         return self._file.id
 
     @property
     def uri(self) -> str:
-        """The URI that a reader in this process attaches, read-only."""
+        """The URI under which a reader in this process attaches the store, read-only."""
         return self._file.uri
 
-    def first(self, table: str) -> int:
-        """Lowest retained `seq`; 0 when no row is there."""
-        return self._file.first.get(table, 0)
+    def first_seq(self, table: str) -> int:
+        """Lowest retained `seq`; 0 when the table is empty."""
+        return self._file.first_seq.get(table, 0)
 
-    def last(self, table: str) -> int:
-        """Highest committed `seq`, whether or not the row is still there; 0 when there was none yet."""
-        return self._file.last.get(table, 0)
+    def last_seq(self, table: str) -> int:
+        """Highest committed `seq`, whether or not the row is still there; 0 when no row was ever committed."""
+        return self._file.last_seq.get(table, 0)
 
     def gaps(self) -> list[Gap]:
         return list(self._file.gaps)
 
-    def past(self, table: str) -> Past:
+    def recording_position(self, table: str) -> RecordingPosition:
         """The recording position of a table with the columns `time` and `cursor`, including queued rows.
 
         If none of its rows is left, it was recorded until shortly before the last run ended; no event of that time
@@ -128,18 +134,18 @@ class EventStore:
         now = self._clock()
         oldest = now - self._settings.retention_age
         try:
-            newest = read(self.uri, f'SELECT cursor, time FROM "{table}" ORDER BY seq DESC LIMIT 1')
+            newest = read_rows(self.uri, f'SELECT cursor, time FROM "{table}" ORDER BY seq DESC LIMIT 1')
         except apsw.Error as error:
             log.error("event store: cannot read the recording position of %s: %s", table, error)
-            return Past()
+            return RecordingPosition()
         for cursor, time_ in newest:
             if time_ >= oldest:
-                return Past(cursor, min(time_, now))
-        ended = [gap.begin - 2 * _HEARTBEAT for gap in self._file.gaps if gap.source == "agent"]
-        return Past(until=min(max(*ended, oldest), now)) if ended else Past()
+                return RecordingPosition(cursor, min(time_, now))
+        ended = [gap.begin - 2 * _HEARTBEAT_SECONDS for gap in self._file.gaps if gap.source == "agent"]
+        return RecordingPosition(until=min(max(*ended, oldest), now)) if ended else RecordingPosition()
 
     def append(self, table: str, rows: Sequence[EventRow]) -> None:
-        """Queue rows, one value a column; never blocks. KeyError for a table that is not the store's."""
+        """Queue rows with one value per column; never blocks. KeyError for a table that the store does not have."""
         counters = self.counters[table]
         if not rows:
             return
@@ -151,19 +157,17 @@ class EventStore:
                 rows = rows[:room]
                 if not rows:
                     return
-            self._queue.append(_Rows(table, rows))
+            self._queue.append(_QueuedRows(table, rows))
             self._submitted += 1
             was_empty = self._queued_rows == 0
             self._queued_rows += len(rows)
-            if was_empty or self._queued_rows >= _BATCH_ROWS:
+            if was_empty or self._queued_rows >= _COMMIT_ROWS:
                 self._changed.notify_all()
 
-    def declare(self, table: Table, timeout: float = 10.0) -> bool:
-        """Add an event table, or one whose columns have changed. Waits until its rows can be read.
+    def declare(self, table: Table, timeout_seconds: float = 10.0) -> bool:
+        """Add an event table, or update one whose columns have changed. Waits until its rows can be read.
 
-        Stored rows stay, as do those that were appended before.
-
-        False when that took longer than `timeout` seconds.
+        Rows that were stored or appended before are kept. Returns False on timeout.
         """
         with self._changed:
             self._tables = [*(one for one in self._tables if one.name != table.name), table]
@@ -171,10 +175,10 @@ class EventStore:
             self._queue.append(table)
             self._submitted += 1
             self._changed.notify_all()
-        return self.flush(timeout)
+        return self.flush(timeout_seconds)
 
     def record_gap(self, source: str, begin: float, end: float, cause: str) -> None:
-        """Note that `source` recorded nothing, or not all, from `begin` until `end` (seconds since the epoch)."""
+        """Record that `source` missed some or all events from `begin` until `end` (seconds since the epoch)."""
         with self._changed:
             self._queue.append(Gap(source, begin, end, cause))
             self._submitted += 1
@@ -198,25 +202,25 @@ class EventStore:
                 if key in unsaved:
                     return unsaved[key]
         try:
-            return read_delivered(self.uri, key)
+            return read_delivery_state(self.uri, key)
         except apsw.Error as error:
             log.error("event store: cannot read the delivery state (%s): rows are sent again", error)
             return None
 
-    def flush(self, timeout: float = 10.0) -> bool:
-        """Wait until what was appended before is committed. False when it took longer than `timeout` seconds."""
+    def flush(self, timeout_seconds: float = 10.0) -> bool:
+        """Wait until everything appended so far is committed. Returns False on timeout."""
         with self._changed:
             target = self._submitted
-            self._hurry = True
+            self._commit_requested = True
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: self._committed >= target, timeout)
+            return self._changed.wait_for(lambda: self._committed >= target, timeout_seconds)
 
-    def close(self, timeout: float = 10.0) -> None:
+    def close(self, timeout_seconds: float = 10.0) -> None:
         """Commit the queue and close the file cleanly. Later rows are counted as lost."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._writer.join(timeout)
+        self._writer.join(timeout_seconds)
 
     def _run(self) -> None:
         last = False
@@ -227,22 +231,22 @@ class EventStore:
             with self._changed:
                 self._writing = WriteBatch()
                 self._committed += operations
-                self._hurry = self._hurry and self._committed < self._submitted
+                self._commit_requested = self._commit_requested and self._committed < self._submitted
                 self._changed.notify_all()
         self._file.close(self._clock(), clean=True)
 
     def _next_batch(self) -> tuple[WriteBatch, int, bool]:
-        """What to commit now, the number of queue entries in it, and whether it is the last before the end."""
+        """The next transaction, the number of queue entries in it, and whether it is the last one before the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed, min(_HEARTBEAT, self._retry))
+            self._changed.wait_for(lambda: self._queue or self._closed, min(_HEARTBEAT_SECONDS, self._retry_seconds))
             if self._queue:
                 self._changed.wait_for(self._is_due, self._settings.commit_interval)
             batch, operations, rows = WriteBatch(), 0, 0
             while self._queue and rows < _COMMIT_ROWS_MAX:
                 if isinstance(first := self._queue[0], Table) and first.name in batch.rows:
-                    break  # those rows have the columns of the declaration before
+                    break  # rows queued before it have the columns of the previous declaration
                 match self._queue.popleft():
-                    case _Rows(table, added):
+                    case _QueuedRows(table, added):
                         batch.rows.setdefault(table, []).extend(added)
                         rows += len(added)
                     case Gap() as gap:
@@ -257,29 +261,29 @@ class EventStore:
             return batch, operations, self._closed and not self._queue
 
     def _is_due(self) -> bool:
-        return self._hurry or self._closed or self._queued_rows >= _BATCH_ROWS
+        return self._commit_requested or self._closed or self._queued_rows >= _COMMIT_ROWS
 
     def _commit(self, batch: WriteBatch) -> None:
-        """Write the batch, to memory if need be; rows that cannot be stored at all are counted as lost."""
+        """Write the batch, to memory if necessary; rows that cannot be stored at all are counted as lost."""
         while True:
             try:
                 if self._file.may_write():
-                    self._count(batch, self._file.write(batch, self._clock()))
+                    self._count_rows(batch, self._file.write(batch, self._clock()))
                     self._report_conversions(self._file)
                     return
-            except _PASSING as error:
+            except _TRANSIENT as error:
                 log.debug("event store: %s", error)
             except (apsw.Error, OSError) as error:
-                if self._file.path is None or not self._replace(error):
+                if self._file.path is None or not self._replace_file(error):
                     self._discard(batch, error)
                     return
                 continue
             if self._closed:
                 self._discard(batch, TimeoutError("readers are blocking the event store"))
                 return
-            time.sleep(_BUSY_WAIT)
+            time.sleep(_BUSY_WAIT_SECONDS)
 
-    def _count(self, batch: WriteBatch, misfits: Counter[str]) -> None:
+    def _count_rows(self, batch: WriteBatch, misfits: Counter[str]) -> None:
         for table, rows in batch.rows.items():
             self.counters[table].stored += len(rows)
         for table, number in (+misfits).items():
@@ -308,19 +312,19 @@ class EventStore:
             for table, number in self._file.evict().items():
                 self._counters_of(table).evicted += number
             if (now := time.monotonic()) >= self._housekeeping_due:
-                self._housekeeping_due = now + _HEARTBEAT
+                self._housekeeping_due = now + _HEARTBEAT_SECONDS
                 for table, number in self._file.expire(self._clock(), self._settings.retention_age).items():
                     self._counters_of(table).expired += number
-        except _PASSING as error:
+        except _TRANSIENT as error:
             log.debug("event store: %s", error)
         except (apsw.Error, OSError) as error:
             if self._file.path is not None:
-                self._replace(error)
+                self._replace_file(error)
             else:
                 log.error("event store: %s", error)
 
     def _counters_of(self, table: str) -> TableCounters:
-        """The counters of a table that has rows in the file, also when it is not, or not yet, one of this run's."""
+        """The counters of a table that has rows in the file, even if this run has not declared it (yet)."""
         return self.counters.setdefault(table, TableCounters())
 
     def _open(self, path: Path | None) -> EventFile:
@@ -338,68 +342,69 @@ class EventStore:
             else:
                 self._report_conversions(opened)
                 return opened
-        return EventFile(None, self._tables, min(limit, _MEMORY_BYTES), now)
+        return EventFile(None, self._tables, min(limit, _MEMORY_STORE_BYTES), now)
 
-    def _replace(self, error: Exception) -> bool:
-        """Continue with another file, because `error` makes this one unusable. False if there is none."""
+    def _replace_file(self, error: Exception) -> bool:
+        """Continue with another file, because `error` makes this one unusable. Returns False if that fails too."""
         try:
             if isinstance(error, _DAMAGED) and not self._was_damaged:
                 self._was_damaged = True
                 self._replace_damaged(error)
             else:
-                self._leave(error)
+                self._fall_back_to_memory(error)
         except _UNUSABLE as failure:
             log.error("event store: cannot store events: %s", failure)
             return False
         return True
 
     def _replace_damaged(self, error: Exception) -> None:
-        """Replace a damaged file by a new one with the rows that are still readable."""
+        """Replace a damaged file with a new one that has the rows that are still readable."""
         old, path = self._file, self._file.path
         assert path is not None
-        self._close(old)
+        self._close_file(old)
         try:
             aside = self._move_aside(path, error)
         except OSError as failure:
-            self._leave(failure)
+            self._fall_back_to_memory(failure)
         else:
             self._switch_file(old, self._open(path), disk_uri(aside))
 
-    def _leave(self, error: Exception) -> None:
+    def _fall_back_to_memory(self, error: Exception) -> None:
         """Continue in memory, and retry the file later."""
         old, path = self._file, self._file.path
         new = self._open(None)
         self._log_notice(f"event store: cannot write {path} ({error}): events are kept in memory only")
-        self._left, self._retry_due = path, time.monotonic() + self._retry
+        self._path_to_retry, self._retry_due = path, time.monotonic() + self._retry_seconds
         self._switch_file(old, new, old.uri)
-        self._close(old)
+        self._close_file(old)
 
     def _return_to_disk(self) -> None:
-        """Leave memory when the disk, which refused in the middle of this run, takes rows again."""
-        if self._left is None or time.monotonic() < self._retry_due:
+        """Leave memory when the disk, which failed in the middle of this run, can be written again."""
+        if self._path_to_retry is None or time.monotonic() < self._retry_due:
             return
-        self._retry_due = time.monotonic() + self._retry
+        self._retry_due = time.monotonic() + self._retry_seconds
         try:
-            new = EventFile(self._left, self._tables, self._settings.retention_bytes, self._clock(), resumed=True)
+            limit = self._settings.retention_bytes
+            new = EventFile(self._path_to_retry, self._tables, limit, self._clock(), resumed=True)
         except _UNUSABLE as error:
-            log.debug("event store: still cannot use %s: %s", self._left, error)
+            log.debug("event store: still cannot use %s: %s", self._path_to_retry, error)
             return
         self._report_conversions(new)
-        self.notice, self._left = None, None
+        self.notice, self._path_to_retry = None, None
         log.warning("event store: events are kept in %s again", new.path)
         old = self._file
         self._switch_file(old, new, old.uri)
-        self._close(old)
+        self._close_file(old)
 
     def _switch_file(self, old: EventFile, new: EventFile, uri: str) -> None:
         try:
-            new.adopt(uri, old.last, _MEMORY_ROWS)
+            new.adopt(uri, old.last_seq, _ROWS_CARRIED_OVER)
         except apsw.Error as error:
             log.error("event store: undelivered rows are lost, others are sent again: %s", error)
-        new.continue_from(old.last)
+        new.continue_from(old.last_seq)
         self._file = new
 
-    def _close(self, file: EventFile) -> None:
+    def _close_file(self, file: EventFile) -> None:
         try:
             file.close(self._clock(), clean=False)
         except apsw.Error as error:

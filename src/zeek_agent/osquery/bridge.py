@@ -1,4 +1,4 @@
-"""The agent's life with an osquery that starts, stops and changes its tables whenever it likes."""
+"""Keeps both sides' tables up to date while osquery starts, stops and changes its tables at any time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import apsw
 from zeek_agent.errors import SqlError
 from zeek_agent.osquery import export, imported, recording
 from zeek_agent.osquery.client import OsqueryClient
-from zeek_agent.osquery.imported import Offered, OsqueryReader, Rules
-from zeek_agent.osquery.wire import GoneError, ImpostorError, OsqueryRefusedError, UnreachableError
+from zeek_agent.osquery.imported import ImportRules, OsqueryReader, OsqueryTable
+from zeek_agent.osquery.wire import ConnectionLostError, ImpostorError, OsqueryRefusedError, UnreachableError
 from zeek_agent.recording.status import SourceStatus
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ OFF: Final = "off"
 AUTO: Final = "auto"
 DAEMON_SOCKETS: Final = ("/var/osquery/osquery.em", "/var/run/osquery.em")
 SHELL_SOCKET: Final = ".osquery/shell.em"
-SETTLE: Final = 0.5
-"""Seconds after a lost connection before one looks again."""
+RECHECK_DELAY_SECONDS: Final = 0.5
+"""Pause after a lost connection, in which a restarting osquery creates its socket again."""
 
-_FAILURES: Final = (UnreachableError, GoneError, OsqueryRefusedError)
+_FAILURES: Final = (UnreachableError, ConnectionLostError, OsqueryRefusedError)
 
 
 def find_socket(setting: str) -> str:
-    """The path of osquery's socket. Raises UnreachableError when osquery is nowhere where it usually is."""
+    """The path of osquery's socket. Raises UnreachableError if none of the usual sockets exists."""
     if setting != AUTO:
         return setting
     for path in (*map(Path, DAEMON_SOCKETS), Path.home() / SHELL_SOCKET):
@@ -51,17 +51,17 @@ def find_socket(setting: str) -> str:
 
 
 @dataclass(slots=True)
-class Seen:
-    """What a look at osquery found: nothing, with the reason, when it is not there."""
+class Discovery:
+    """The tables found in osquery, or the reason why there are none."""
 
     reason: str | None = None
-    offered: Mapping[str, Offered] = field(default_factory=dict)
+    offered: Mapping[str, OsqueryTable] = field(default_factory=dict)
     impostor: bool = False
-    """Whether something is there that may be another user's."""
+    """Whether the process at the socket may be another user's."""
 
 
 class Bridge:
-    """osquery's tables in the database, as long as osquery has them; and ours in osquery, if so configured.
+    """Provides osquery's tables in the database as long as osquery has them, and ours in osquery if configured.
 
     `recorded` runs a statement on the event store, from any thread.
     """
@@ -77,60 +77,60 @@ class Bridge:
         self._database = database
         self._store = store
         self._recorded = recorded
-        self._taken = frozenset(database.names)
+        self._taken = frozenset(database.readable_names)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lost = asyncio.Event()
         self.client = OsqueryClient(lambda: find_socket(settings.socket), settings.time, on_loss=self._notice_loss)
-        rules = Rules(
+        rules = ImportRules(
             settings.rows,
             settings.tables_exclude,
             settings.event_tables if store is not None else (),
             imported.required(settings.required_columns),
         )
         self._reader = OsqueryReader(self.client, rules, database.context.access.redact)
-        self._seen = Seen("not checked yet")
-        self._told: str | None = ""
+        self._discovery = Discovery("not checked yet")
+        self._logged_reason: str | None = ""
         self._connections = 0
-        self._imports: Mapping[str, Offered] = {}
+        self._imports: Mapping[str, OsqueryTable] = {}
         self._names: frozenset[str] = frozenset()
-        self._recorders: dict[str, recording.Recorder] = {}
+        self._recorders: dict[str, recording.EventCopier] = {}
         tables = export.chosen(database.tables.values(), settings.export)
         self._ours = tables.keys()
         self._extension = export.Extension(tables, self._ask_database, settings.rows)
         self._export = export.Export(self._extension, tables) if tables else None
 
     async def run(self) -> None:
-        """Until cancelled. Nothing that osquery does ends it."""
+        """Run until cancelled, whatever osquery does."""
         self._loop = asyncio.get_running_loop()
         try:
             while True:
-                await self.look()
+                await self.refresh()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._lost.wait(), self._settings.refresh)
-                    await asyncio.sleep(SETTLE)
+                    await asyncio.sleep(RECHECK_DELAY_SECONDS)
                 self._lost.clear()
         finally:
             await asyncio.shield(asyncio.to_thread(self.close))
 
-    async def look(self) -> None:
-        """Look once at what osquery offers, and let the database follow."""
+    async def refresh(self) -> None:
+        """Discover osquery's tables once, and update the database."""
         self._loop = asyncio.get_running_loop()
         self._follow(await asyncio.to_thread(self._look))
 
-    def look_blocking(self) -> None:
-        """The same where no event loop runs yet."""
+    def refresh_blocking(self) -> None:
+        """The same without a running event loop."""
         self._follow(self._look())
 
     def close(self) -> None:
-        """Take our tables back from osquery and leave. Blocks."""
+        """Remove our tables from osquery and disconnect. Blocks."""
         self.client.interrupt()
         if self._export is not None:
             self._export.close(self.client)
         self.client.close()
 
     def status(self) -> Iterable[SourceStatus]:
-        """One for each direction, and one for each event table that is recorded."""
-        counters, reason = self.client.counters, self._seen.reason
+        """One status per direction, and one per recorded event table."""
+        counters, reason = self.client.counters, self._discovery.reason
         here = reason is None
         yield SourceStatus(
             "osquery",
@@ -142,7 +142,7 @@ class Bridge:
             last_error=counters.last_error,
         )
         for name, recorder in list(self._recorders.items()):
-            active = here and name in self._seen.offered
+            active = here and name in self._discovery.offered
             why = None if active else reason or "osquery currently has no such table"
             yield SourceStatus(
                 "osquery",
@@ -162,28 +162,28 @@ class Bridge:
             )
 
     def _notice_loss(self) -> None:
-        """Called in whatever thread lost the connection."""
+        """Called in the thread that lost the connection."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._lost.set)
 
-    def _look(self) -> Seen:
+    def _look(self) -> Discovery:
         client = self.client
         client.forget_old()
         try:
             with client.connected() as connection:
                 if client.connections != self._connections:
                     self._reader.null = connection.options().get("nullvalue", "")
-                    self._connections, self._seen = client.connections, Seen()
+                    self._connections, self._discovery = client.connections, Discovery()
             if self._export is not None:
                 self._register(self._export)
             ours = self._export.uuids if self._export is not None else frozenset()
-            found = imported.offered(client, self._reader.rules, self._seen.offered, ours)
+            found = imported.offered(client, self._reader.rules, self._discovery.offered, ours)
             self._record(found)
         except _FAILURES as error:
-            return Seen(str(error), impostor=isinstance(error, ImpostorError))
+            return Discovery(str(error), impostor=isinstance(error, ImpostorError))
         except (KeyError, ValueError) as error:
-            return Seen(f"its list of tables is invalid: {error!r}")
-        return Seen(None, found)
+            return Discovery(f"its list of tables is invalid: {error!r}")
+        return Discovery(None, found)
 
     def _register(self, ours: export.Export) -> None:
         try:
@@ -191,8 +191,8 @@ class Bridge:
         except (OsqueryRefusedError, OSError) as error:
             self._extension.last_error = str(error)
 
-    def _record(self, found: Mapping[str, Offered]) -> None:
-        """Read the event tables that are to be recorded."""
+    def _record(self, found: Mapping[str, OsqueryTable]) -> None:
+        """Read the recorded event tables."""
         for name, one in found.items():
             wanted = one.events and self._reader.rules.records(name) and self._may_import(one)
             if not wanted or self._store is None:
@@ -203,25 +203,25 @@ class Bridge:
                 table = recording.event_table(own, one)
                 if not self._store.declare(table):
                     continue
-                recorder = recording.Recorder(one, table, self._reader, self._store, self._recorded)
+                recorder = recording.EventCopier(one, table, self._reader, self._store, self._recorded)
                 self._recorders[name] = recorder
             try:
                 recorder.read(self.client)
             except (OsqueryRefusedError, apsw.Error) as error:
                 recorder.last_error = str(error)
 
-    def _follow(self, seen: Seen) -> None:
-        """Let the database have the tables that osquery has now; in the event loop's thread."""
-        self._seen = seen
+    def _follow(self, seen: Discovery) -> None:
+        """Update the database to osquery's current tables; called in the event loop's thread."""
+        self._discovery = seen
         imports = {name: one for name, one in seen.offered.items() if not one.events and self._may_import(one)}
         known = self._database.tables
         events = [one.table for one in self._recorders.values() if known.get(one.table.name) is not one.table]
         if imports != self._imports or events:
             new = list(imported.tables(imports.values(), self._taken, self._reader))
-            self._database.exchange(self._names, [*new, *events], seen.reason or "osquery no longer has it")
+            self._database.replace_tables(self._names, [*new, *events], seen.reason or "osquery no longer has it")
             self._imports, self._names = imports, frozenset(table.name for table in new)
-        if seen.reason != self._told:
-            self._told = seen.reason
+        if seen.reason != self._logged_reason:
+            self._logged_reason = seen.reason
             if seen.reason is None:
                 log.info("osquery at %s: %d tables", self.client.path, len(imports))
             else:
@@ -229,13 +229,13 @@ class Bridge:
                 level = logging.INFO if expected else logging.WARNING
                 log.log(level, "osquery cannot be used: %s", seen.reason)
 
-    def _may_import(self, one: Offered) -> bool:
-        """Not what comes from this agent; and what may not be queried must not be there under another name either."""
+    def _may_import(self, one: OsqueryTable) -> bool:
+        """Exclude this agent's own tables, and forbidden tables, which must not be readable under another name."""
         policy = self._database.context.access
         return one.name not in self._ours and policy.may_query(one.name, f"{imported.PREFIX}{one.name}")
 
     def _ask_database(self, sql: str) -> Result:
-        """Run a statement for osquery, in the thread of its call. Raises SqlError."""
+        """Run a statement for osquery in the thread of its call. Raises SqlError."""
         from zeek_agent.database.database import Lane
 
         if self._loop is None:

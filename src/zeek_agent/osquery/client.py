@@ -1,7 +1,7 @@
-"""One connection to osquery for the whole agent, and manners: nothing is asked twice at a time or right after harm.
+"""One connection to osquery for the whole agent, which shares results and does not repeat harmful queries.
 
-osquery's watchdog ends a worker that takes too much memory or processor time, and a worker that is ended over a query
-would be ended again by its repetition: after a question was not answered, its like is refused for a while.
+osquery's watchdog kills a worker that uses too much memory or processor time, and repeating the query would kill the
+next worker too: after an unanswered query, similar ones are refused for some time.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from zeek_agent.osquery.wire import (
-    CHECK_INTERVAL,
+    CHECK_INTERVAL_SECONDS,
     CancelCheck,
-    GoneError,
+    ConnectionLostError,
     OsqueryRefusedError,
     OsqueryRow,
     ThriftConnection,
@@ -26,27 +26,27 @@ from zeek_agent.osquery.wire import (
 
 log = logging.getLogger(__name__)
 
-RECONNECT_MIN: Final = 1.0
-RECONNECT_MAX: Final = 15.0
-REST_MIN: Final = 60.0
-"""Seconds until a kind of question may be asked again that osquery did not survive, or not answer."""
-REST_MAX: Final = 3_600.0
-LONG: Final = 2.0
-"""Seconds of work after which a question that was given up counts as one that was not answered."""
-SHARED_FOR: Final = 0.5
-"""Seconds that an answer serves statements that ask the same."""
-SHARED_ROWS: Final = 50_000
+RECONNECT_SECONDS_MIN: Final = 1.0
+RECONNECT_SECONDS_MAX: Final = 15.0
+COOLDOWN_SECONDS_MIN: Final = 60.0
+"""How long a kind of query that osquery did not answer, or survive, is refused at first; each failure doubles it."""
+COOLDOWN_SECONDS_MAX: Final = 3_600.0
+UNANSWERED_SECONDS: Final = 2.0
+"""A query that was cancelled after this time counts as unanswered."""
+SHARED_SECONDS: Final = 0.5
+"""How long identical statements share a result."""
+SHARED_ROWS_MAX: Final = 50_000
 
-Cells: TypeAlias = "Sequence[tuple[Any, ...]]"
+DecodedRows: TypeAlias = "Sequence[tuple[Any, ...]]"
 
 
-class RestingError(OsqueryRefusedError):
-    """Such a question was not answered a short while ago and is not asked again yet."""
+class CooldownError(OsqueryRefusedError):
+    """Such a query was not answered recently, and is not repeated yet."""
 
 
 @dataclass(slots=True)
-class Rest:
-    """A kind of question that is left alone until a time."""
+class Cooldown:
+    """A kind of query that is refused until a time."""
 
     until: float
     seconds: float
@@ -54,16 +54,16 @@ class Rest:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SharedAnswer:
     at: float
-    rows: Cells
+    rows: DecodedRows
 
 
 @dataclass(slots=True)
 class OsqueryCounters:
-    """Since the start of the agent."""
+    """Counts since the agent started."""
 
-    questions: int = 0
+    sql: int = 0
     shared: int = 0
     rows: int = 0
     undecodable: int = 0
@@ -71,27 +71,27 @@ class OsqueryCounters:
 
 
 class OsqueryClient:
-    """osquery at a socket. Thread-safe: who comes second waits.
+    """osquery at a socket. Thread-safe: one call at a time.
 
-    `find` gives the socket's path each time a connection is made, and raises UnreachableError when there is none.
-    `timeout` bounds one question, in seconds. `on_loss` is called when a connection was lost.
+    `find` returns the socket's path for each connection, and raises UnreachableError if there is none. `on_loss` is
+    called when a connection was lost. `timeout_seconds` bounds one query.
     """
 
     def __init__(
         self,
         find: Callable[[], str],
-        timeout: float,
+        timeout_seconds: float,
         *,
         on_loss: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = OsqueryCounters()
         self.path = ""
-        """The socket that the connection was made to."""
+        """The socket of the connection."""
         self.connections = 0
-        """How many were made: another number says that osquery may be another one."""
+        """Number of connections made: if it changed, osquery may have been restarted."""
         self._find = find
-        self._timeout = timeout
+        self._timeout = timeout_seconds
         self._on_loss = on_loss
         self._clock = clock
         self._lock = threading.RLock()
@@ -99,19 +99,19 @@ class OsqueryClient:
         self._closed = False
         self._connection: ThriftConnection | None = None
         self._unreachable: tuple[float, float, UnreachableError] | None = None
-        self._rests: dict[str, Rest] = {}
-        self._answers: dict[str, Answer] = {}
+        self._cooldowns: dict[str, Cooldown] = {}
+        self._answers: dict[str, SharedAnswer] = {}
 
     def shared_query(
-        self, sql: str, kind: str, decode: Callable[[Sequence[OsqueryRow]], Cells], check: CancelCheck
-    ) -> Cells:
-        """The rows of a statement. Questions of one `kind` share their fate.
+        self, sql: str, kind: str, decode: Callable[[Sequence[OsqueryRow]], DecodedRows], check: CancelCheck
+    ) -> DecodedRows:
+        """The rows of a statement. After an unanswered query, all of its `kind` are refused for some time.
 
-        Raises UnreachableError, GoneError, RefusedError, and what `check` raises.
+        Raises UnreachableError, ConnectionLostError, OsqueryRefusedError, and whatever `check` raises.
         """
         with self._turn(check) as interruptible:
             answer = self._answers.get(sql)
-            if answer is not None and self._clock() - answer.at < SHARED_FOR:
+            if answer is not None and self._clock() - answer.at < SHARED_SECONDS:
                 self.counters.shared += 1
                 return answer.rows
             rows = decode(self._query(sql, kind, interruptible))
@@ -120,36 +120,36 @@ class OsqueryClient:
             return rows
 
     def query(self, sql: str) -> Sequence[OsqueryRow]:
-        """Rows of one of the bridge's own statements: small ones, never shared and never refused."""
+        """Rows of one of the bridge's own statements, which are small, never shared and never refused."""
         with self._turn() as interruptible:
             return self._query(sql, None, interruptible)
 
     @contextmanager
     def connected(self) -> Iterator[ThriftConnection]:
-        """The connection, for other calls than queries."""
+        """The connection, for calls other than queries."""
         with self._turn() as interruptible:
             connection = self._connect()
             connection.check = interruptible
             try:
                 yield connection
-            except GoneError as error:
+            except ConnectionLostError as error:
                 self._lose(error)
                 raise
 
     def forget_old(self) -> None:
-        """Let go of answers and rests whose time is over."""
+        """Discard expired results and cooldowns."""
         with self._lock:
             now = self._clock()
-            self._answers = {sql: one for sql, one in self._answers.items() if now - one.at < SHARED_FOR}
-            self._rests = {kind: rest for kind, rest in self._rests.items() if now < rest.until + rest.seconds}
+            self._answers = {sql: one for sql, one in self._answers.items() if now - one.at < SHARED_SECONDS}
+            self._cooldowns = {kind: rest for kind, rest in self._cooldowns.items() if now < rest.until + rest.seconds}
 
     def forget_answers(self) -> None:
-        """Share none of the answers so far with whoever asks next."""
+        """Stop sharing the results so far."""
         with self._lock:
             self._answers.clear()
 
     def interrupt(self) -> None:
-        """End what is being asked now, and whoever waits for his turn."""
+        """Abort the current call and those waiting for the connection."""
         self._epoch += 1
 
     def close(self) -> None:
@@ -160,15 +160,15 @@ class OsqueryClient:
 
     @contextmanager
     def _turn(self, check: CancelCheck = lambda: None) -> Iterator[CancelCheck]:
-        """Wait for the connection; gives what has to be called while one waits for an answer."""
+        """Wait for the connection. Yields the function to call while waiting for a reply."""
         epoch = self._epoch
 
         def interruptible() -> None:
             check()
             if self._epoch != epoch:
-                raise GoneError("the agent has stopped waiting")
+                raise ConnectionLostError("the agent has stopped waiting")
 
-        while not self._lock.acquire(timeout=CHECK_INTERVAL):
+        while not self._lock.acquire(timeout=CHECK_INTERVAL_SECONDS):
             interruptible()
         try:
             yield interruptible
@@ -176,34 +176,34 @@ class OsqueryClient:
             self._lock.release()
 
     def _query(self, sql: str, kind: str | None, check: CancelCheck) -> Sequence[OsqueryRow]:
-        rest = self._rests.get(kind) if kind is not None else None
+        rest = self._cooldowns.get(kind) if kind is not None else None
         if rest is not None and self._clock() < rest.until:
             seconds = rest.until - self._clock()
-            raise RestingError(f"{rest.cause}; such a query will not be repeated for {seconds:.0f} s")
+            raise CooldownError(f"{rest.cause}; such a query will not be repeated for {seconds:.0f} s")
         connection = self._connect()
-        self.counters.questions += 1
+        self.counters.sql += 1
         connection.check = check
         began = self._clock()
         try:
             rows = connection.query(sql)
-        except GoneError as error:
-            self._rest(kind, f"osquery did not answer: {error}", rest)
+        except ConnectionLostError as error:
+            self._start_cooldown(kind, f"osquery did not answer: {error}", rest)
             self._lose(error)
             raise
         except OsqueryRefusedError as error:
             self.counters.last_error = str(error)
             raise
         except BaseException as error:
-            if self._clock() - began > LONG:
-                self._rest(kind, f"osquery took too long: {error}", rest)
+            if self._clock() - began > UNANSWERED_SECONDS:
+                self._start_cooldown(kind, f"osquery took too long: {error}", rest)
             self._drop()
             raise
         if rest is not None and kind is not None:
-            del self._rests[kind]
+            del self._cooldowns[kind]
         return rows
 
     def _connect(self) -> ThriftConnection:
-        """The connection, made anew when osquery has ended it meanwhile."""
+        """The connection, reopened if osquery has closed it meanwhile."""
         if self._connection is not None and not self._connection.is_stale():
             return self._connection
         self._drop()
@@ -217,18 +217,18 @@ class OsqueryClient:
             self.path = self._find()
             self._connection = ThriftConnection(self.path, self._timeout)
         except UnreachableError as error:
-            pause = min(self._unreachable[1] * 2, RECONNECT_MAX) if self._unreachable else RECONNECT_MIN
+            pause = min(self._unreachable[1] * 2, RECONNECT_SECONDS_MAX) if self._unreachable else RECONNECT_SECONDS_MIN
             self._unreachable = (now + pause, pause, error.with_traceback(None))
             raise
         self._unreachable = None
         self.connections += 1
         return self._connection
 
-    def _rest(self, kind: str | None, cause: str, before: Rest | None) -> None:
+    def _start_cooldown(self, kind: str | None, cause: str, before: Cooldown | None) -> None:
         if kind is None:
             return
-        seconds = min(before.seconds * 2, REST_MAX) if before else REST_MIN
-        self._rests[kind] = Rest(self._clock() + seconds, seconds, cause)
+        seconds = min(before.seconds * 2, COOLDOWN_SECONDS_MAX) if before else COOLDOWN_SECONDS_MIN
+        self._cooldowns[kind] = Cooldown(self._clock() + seconds, seconds, cause)
 
     def _lose(self, error: Exception) -> None:
         self.counters.last_error = str(error)
@@ -241,8 +241,8 @@ class OsqueryClient:
             self._connection.close()
             self._connection = None
 
-    def _keep(self, sql: str, rows: Cells) -> None:
-        if len(rows) <= SHARED_ROWS:
-            self._answers[sql] = Answer(self._clock(), rows)
+    def _keep(self, sql: str, rows: DecodedRows) -> None:
+        if len(rows) <= SHARED_ROWS_MAX:
+            self._answers[sql] = SharedAnswer(self._clock(), rows)
             if len(self._answers) > 32:
                 del self._answers[next(iter(self._answers))]

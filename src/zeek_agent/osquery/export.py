@@ -1,7 +1,7 @@
 """The agent's tables in osquery: an extension that osquery calls for rows.
 
-osquery gives the extension a number when it registers and then calls it at `<osquery's socket>.<number>`. A call never
-leads to a question to osquery: only the agent's own tables are offered, and both would wait for each other.
+osquery assigns a number to the extension when it registers, and then calls it at `<osquery's socket>.<number>`. A call
+never queries osquery, because both would wait for each other: only the agent's own tables are exported.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from zeek_agent import __version__, text
-from zeek_agent.database.cells import Stored, encode
+from zeek_agent.database.cells import encode
 from zeek_agent.database.results import Result
 from zeek_agent.errors import SqlError, ZeekAgentError
-from zeek_agent.osquery import questions
+from zeek_agent.osquery import osquery_sql
 from zeek_agent.osquery.client import OsqueryClient
 from zeek_agent.osquery.wire import RECEIVE_BYTES, interface
-from zeek_agent.schema import ZeekType
+from zeek_agent.schema import SqliteValue, ZeekType
 from zeek_agent.table import Table
 
 log = logging.getLogger(__name__)
@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 NAME: Final = "zeek_agent"
 PREFIX: Final = "zeek_"
 SDK_VERSION: Final = "4.0.0"
-"""Oldest osquery whose interface this is."""
-IDLE_TIMEOUT: Final = 300.0
-SHARED_FOR: Final = 1.0
-"""Seconds that rows serve calls for the same: a join in osquery asks once a row."""
-SHARED_ANSWERS: Final = 64
+"""Oldest osquery with this interface."""
+IDLE_TIMEOUT_SECONDS: Final = 300.0
+SHARED_SECONDS: Final = 1.0
+"""How long identical calls share rows, because a join in osquery makes one call per row."""
+SHARED_ANSWERS_MAX: Final = 64
 
 INDEX, REQUIRED, HIDDEN = 1, 2, 16
 _TYPES: Final = {"INTEGER": "BIGINT", "REAL": "DOUBLE", "BLOB": "BLOB"}
@@ -46,12 +46,12 @@ _EQUALS: Final = 2
 _RANGES: Final = {4: ">", 8: "<=", 16: "<", 32: ">="}
 
 QueryFunction: TypeAlias = "Callable[[str], Result]"
-"""Runs a statement on the agent's tables, in any thread. Raises SqlError."""
+"""Runs a statement on the agent's tables; callable in any thread. Raises SqlError."""
 OsqueryRows: TypeAlias = "list[dict[str, str | bytes]]"
 
 
 def chosen(tables: Iterable[Table], patterns: Sequence[str]) -> dict[str, Table]:
-    """The tables that osquery gets, by the name that they have there."""
+    """The exported tables, by their names in osquery."""
     return {
         table.name if table.name.startswith(PREFIX) else f"{PREFIX}{table.name}": table
         for table in tables
@@ -76,29 +76,29 @@ def _type(zeek_type: ZeekType) -> str:
     return "UNSIGNED BIGINT" if zeek_type.name == "count" else _TYPES.get(zeek_type.sqlite, "TEXT")
 
 
-class Constraint(msgspec.Struct):
-    """Operator (a number) and value, as osquery gives them."""
+class OsqueryConstraint(msgspec.Struct):
+    """Operator (a number) and value, as received from osquery."""
 
     op: int
     expr: str
 
 
 class ColumnConstraints(msgspec.Struct):
-    """What a statement in osquery wants of one column; an empty text stands for an empty list."""
+    """Constraints of a statement in osquery on one column; an empty string means an empty list."""
 
     name: str
-    given: list[Constraint] | str = msgspec.field(default="", name="list")
+    given: list[OsqueryConstraint] | str = msgspec.field(default="", name="list")
 
 
 class QueryContext(msgspec.Struct):
-    """What a statement in osquery wants of a table."""
+    """The part of a statement in osquery that concerns a table."""
 
     constraints: list[ColumnConstraints] = []
     colsUsed: list[str] | None = None  # noqa: N815 - osquery's name
 
 
 def statement(table: Table, context: QueryContext, rows_max: int) -> str:
-    """The SQL that gives at least the rows that osquery wants; it checks each again."""
+    """A statement for at least the rows that osquery wants; it checks each row again."""
     types = {column.name: column.zeek_type for column in table.columns}
     types |= {parameter.column: parameter.zeek_type for parameter in table.parameters}
     used = [name for name in types if context.colsUsed is None or name in context.colsUsed]
@@ -107,13 +107,13 @@ def statement(table: Table, context: QueryContext, rows_max: int) -> str:
         if column.name in types and not isinstance(column.given, str):
             conditions += _conditions(column.name, types[column.name], column.given)
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    shown = ", ".join(map(questions.name, used)) or "1"
-    return f"SELECT {shown} FROM {questions.name(table.name)}{where} LIMIT {rows_max + 1}"
+    shown = ", ".join(map(osquery_sql.identifier, used)) or "1"
+    return f"SELECT {shown} FROM {osquery_sql.identifier(table.name)}{where} LIMIT {rows_max + 1}"
 
 
-def _conditions(name: str, zeek_type: ZeekType, constraints: Sequence[Constraint]) -> list[str]:
-    """Values are alternatives; of anything else only what stands alone is sure to be meant."""
-    quoted = questions.name(name)
+def _conditions(name: str, zeek_type: ZeekType, constraints: Sequence[OsqueryConstraint]) -> list[str]:
+    """Conditions for the constraints. Equalities are alternatives; any other constraint is only used on its own."""
+    quoted = osquery_sql.identifier(name)
     values = [_literal(zeek_type, one.expr) for one in constraints]
     if not constraints or None in values:
         return []
@@ -125,19 +125,19 @@ def _conditions(name: str, zeek_type: ZeekType, constraints: Sequence[Constraint
 
 
 def _literal(zeek_type: ZeekType, expression: str) -> str | None:
-    """The value as SQL writes it; None when a column of that type cannot be compared with it here."""
+    """The value as an SQL literal; None if it cannot be compared with a column of that type here."""
     if "\0" in expression or zeek_type.sqlite == "BLOB":
         return None
     if zeek_type.sqlite == "TEXT":
-        return questions.literal(expression)
+        return osquery_sql.literal(expression)
     for read in (int, float):
         with suppress(ValueError):
-            return questions.literal(read(expression))
+            return osquery_sql.literal(read(expression))
     return None
 
 
 def cells(result: Result) -> OsqueryRows:
-    """Rows as osquery takes them: texts by column, what is null left out."""
+    """Rows in osquery's form: text by column, without nulls."""
     names = [(column.name, column.type) for column in result.columns]
     return [
         {
@@ -149,7 +149,7 @@ def cells(result: Result) -> OsqueryRows:
     ]
 
 
-def _cell(stored: Stored) -> str | bytes:
+def _cell(stored: SqliteValue) -> str | bytes:
     match stored:
         case str():
             return stored if stored.isascii() else text.to_bytes(stored)
@@ -159,7 +159,7 @@ def _cell(stored: Stored) -> str | bytes:
 
 
 class Extension:
-    """What osquery calls. `uuid` is the number that it gave to the extension."""
+    """The service that osquery calls. `uuid` is the number that it assigned to the extension."""
 
     def __init__(self, tables: Mapping[str, Table], query: QueryFunction, rows_max: int) -> None:
         self.uuid = 0
@@ -176,11 +176,11 @@ class Extension:
         return self._status(0, "OK")
 
     def shutdown(self) -> None:
-        """osquery ends; it will be registered with again when it is back."""
+        """osquery is shutting down; the extension registers again when it is back."""
         log.info("osquery announced its shutdown")
 
     def call(self, registry: str, item: str, request: Mapping[str, str | bytes]) -> Any:
-        """Rows or columns of a table. What goes wrong is told in the status."""
+        """Rows or columns of a table. Errors are returned in the status."""
         self.calls += 1
         try:
             if registry != "table" or item not in self._tables:
@@ -206,7 +206,7 @@ class Extension:
     def _generate(self, table: Table, sql: str) -> OsqueryRows:
         now = time.monotonic()
         with self._lock:
-            self._shared = {key: one for key, one in self._shared.items() if now - one[0] < SHARED_FOR}
+            self._shared = {key: one for key, one in self._shared.items() if now - one[0] < SHARED_SECONDS}
             if sql in self._shared:
                 return self._shared[sql][1]
         rows = cells(self._query(sql))
@@ -215,7 +215,7 @@ class Extension:
                 f"table {table.name}: more than {self._rows_max} rows (osquery.rows); restrict the query by time"
             )
         with self._lock:
-            if len(self._shared) < SHARED_ANSWERS:
+            if len(self._shared) < SHARED_ANSWERS_MAX:
                 self._shared[sql] = (time.monotonic(), rows)
         return rows
 
@@ -224,20 +224,20 @@ class Extension:
 
 
 class Export:
-    """Keeps the extension registered, and serves it."""
+    """Keeps the extension registered and serves it."""
 
     def __init__(self, extension: Extension, tables: Mapping[str, Table]) -> None:
         self.extension = extension
         self.registered = False
         self._registry = {"table": {name: routes(table) for name, table in tables.items()}}
-        self._server: Server | None = None
+        self._server: ExtensionServer | None = None
 
     @property
     def uuids(self) -> frozenset[int]:
         return frozenset({self.extension.uuid} if self.registered else ())
 
     def keep_registered(self, client: OsqueryClient) -> None:
-        """Register when osquery does not know the extension, or no more. Raises as a call of the connection does."""
+        """Register unless osquery still knows the extension. Raises the exceptions of a call on the connection."""
         with client.connected() as connection:
             if self.registered and connection.extensions().get(self.extension.uuid) == NAME:
                 return
@@ -247,7 +247,7 @@ class Export:
             )
             self.extension.uuid = uuid = connection.register(info, self._registry)
             try:
-                self._server = Server(Path(client.path), self.extension)
+                self._server = ExtensionServer(Path(client.path), self.extension)
             except OSError:
                 connection.deregister(uuid)
                 raise
@@ -255,7 +255,7 @@ class Export:
         log.info("exported %d tables to osquery, extension %d", len(self._registry["table"]), uuid)
 
     def close(self, client: OsqueryClient) -> None:
-        """Take the tables back."""
+        """Unregister the tables."""
         if self.registered:
             with suppress(ZeekAgentError), client.connected() as connection:
                 connection.deregister(self.extension.uuid)
@@ -268,10 +268,10 @@ class Export:
             self._server = None
 
 
-class Server:
-    """Serves an extension beside osquery's socket, each connection in a thread of its own.
+class ExtensionServer:
+    """Serves an extension at a socket next to osquery's, with one thread per connection.
 
-    osquery's user may connect. Raises OSError when the socket cannot be made.
+    osquery's user may connect. Raises OSError if the socket cannot be created.
     """
 
     def __init__(self, manager: Path, extension: Extension) -> None:
@@ -317,7 +317,7 @@ class Server:
         from thriftpy2.thrift import TException, TProcessor
         from thriftpy2.transport import TCyBufferedTransport, TSocket
 
-        connection.settimeout(IDLE_TIMEOUT)
+        connection.settimeout(IDLE_TIMEOUT_SECONDS)
         transport = TCyBufferedTransport(TSocket(sock=connection), RECEIVE_BYTES)  # type: ignore[no-untyped-call]
         protocol = TCyBinaryProtocol(transport)  # type: ignore[no-untyped-call]
         processor = TProcessor(interface().Extension, self._extension)
@@ -325,7 +325,7 @@ class Server:
             while True:
                 processor.process(protocol, protocol)
         except (OSError, EOFError, TException):
-            pass  # the caller has hung up
+            pass  # the caller closed the connection
         except (ProtocolError, AttributeError, LookupError, MemoryError, SystemError, TypeError, ValueError) as error:
             log.warning("invalid call from osquery: %s: %s", type(error).__name__, error)
         finally:

@@ -1,4 +1,4 @@
-"""osquery's tables as tables of this agent: what there is, under which names, and how one is read."""
+"""osquery's tables as tables of this agent: discovery, names and reading."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from zeek_agent.access import REDACTED
 from zeek_agent.errors import LimitError, SqlError
-from zeek_agent.osquery import questions
+from zeek_agent.osquery import osquery_sql
 from zeek_agent.osquery.client import OsqueryClient
-from zeek_agent.osquery.wire import GoneError, OsqueryRefusedError, OsqueryRow, UnreachableError
+from zeek_agent.osquery.wire import ConnectionLostError, OsqueryRefusedError, OsqueryRow, UnreachableError
 from zeek_agent.schema import Column
 from zeek_agent.table import Constraints, Remote, Table
 
@@ -20,12 +20,12 @@ OFFERED: Final = (
     "SELECT name, owner_uuid FROM osquery_registry WHERE registry = 'table' AND active = 1 AND internal = 0"
 )
 SUBSCRIBERS: Final = "SELECT name FROM osquery_events WHERE type = 'subscriber'"
-DECODED_TOGETHER: Final = 1_000
-"""Rows whose cells are decoded column by column, few enough to stay in the processor's cache."""
+DECODED_ROWS: Final = 1_000
+"""Rows decoded together column by column, few enough to stay in the processor's cache."""
 COMMAND_LINES: Final = frozenset({"cmdline", "command"})
 """Columns whose text `access.redact` masks."""
 ENVIRONMENTS: Final = frozenset({"env_variables"})
-"""Columns that show nothing, as nobody is shown the environment of a process."""
+"""Columns whose values are withheld, because the environment of a process is never shown."""
 
 REQUIRED: Final[Mapping[str, frozenset[str]]] = {
     table: frozenset(columns.split())
@@ -58,7 +58,7 @@ REQUIRED: Final[Mapping[str, frozenset[str]]] = {
         "yara_process": "pid",
     }.items()
 }
-"""Columns of which one must be given a value, as osquery's table specifications say; the protocol does not tell."""
+"""Columns of which one requires a value, by osquery's table specifications; the protocol does not report it."""
 
 OF_A_USER: Final = frozenset(
     {
@@ -67,12 +67,12 @@ OF_A_USER: Final = frozenset(
         *("safari_extensions", "shell_history", "ssh_configs", "user_ssh_keys", "vscode_extensions"),
     }
 )
-"""Tables that show what belongs to osquery's own user unless `uid` is given a value, as in a join with `users`."""
+"""Tables that only show items of osquery's own user unless `uid` has a value, as in a join with `users`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Offered:
-    """A table that osquery has: whose it is (0: osquery's own, else an extension's uuid), and its columns."""
+class OsqueryTable:
+    """A table in osquery: its owner (0 for osquery itself, else an extension's uuid), and its columns."""
 
     name: str
     owner: int
@@ -81,8 +81,8 @@ class Offered:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What of osquery is taken over, and how much of it at a time."""
+class ImportRules:
+    """Which of osquery's tables are imported, and how many rows at a time."""
 
     rows_max: int
     exclude: Sequence[str] = ()
@@ -107,11 +107,11 @@ def required(additional: Iterable[str]) -> dict[str, frozenset[str]]:
 
 
 def offered(
-    client: OsqueryClient, rules: Rules, known: Mapping[str, Offered], ours: Collection[int]
-) -> dict[str, Offered]:
-    """What osquery has now, by name. Columns of tables that are `known` with the same owner are not asked for again.
+    client: OsqueryClient, rules: ImportRules, known: Mapping[str, OsqueryTable], ours: Collection[int]
+) -> dict[str, OsqueryTable]:
+    """osquery's current tables, by name. Columns of tables that are `known` with the same owner are not queried again.
 
-    Tables of the extensions `ours` are left out. Raises UnreachableError, GoneError and RefusedError.
+    Tables of the extensions `ours` are omitted. Raises UnreachableError, ConnectionLostError and OsqueryRefusedError.
     """
     rows = [_texts(row) for row in client.query(OFFERED)]
     owners = {row["name"]: int(row.get("owner_uuid") or 0) for row in rows}
@@ -126,31 +126,31 @@ def offered(
             found[name] = before
         elif columns := _columns(client, name):
             events = name in subscribers or (name.endswith("_events") and name != "osquery_events")
-            found[name] = Offered(name, owner, columns, events)
+            found[name] = OsqueryTable(name, owner, columns, events)
     return found
 
 
 def _columns(client: OsqueryClient, table: str) -> tuple[Column, ...]:
-    """The table's columns; none when it has gone meanwhile."""
+    """The table's columns; none if it has been removed meanwhile."""
     try:
-        rows = [_texts(row) for row in client.query(f"PRAGMA table_info({questions.name(table)})")]
+        rows = [_texts(row) for row in client.query(f"PRAGMA table_info({osquery_sql.identifier(table)})")]
         types = [(row["name"], row["type"]) for row in sorted(rows, key=lambda row: int(row["cid"]))]
     except (OsqueryRefusedError, KeyError, ValueError):
         types = []
     if not types:
         try:
             with client.connected() as connection:
-                types = connection.columns(f"SELECT * FROM {questions.name(table)}")
+                types = connection.columns(f"SELECT * FROM {osquery_sql.identifier(table)}")
         except OsqueryRefusedError:
             return ()
-    return tuple(Column(name, questions.TYPES.get(kind.upper(), "text"), f"osquery's {kind}") for name, kind in types)
+    return tuple(Column(name, osquery_sql.TYPES.get(kind.upper(), "text"), f"osquery's {kind}") for name, kind in types)
 
 
 def _texts(row: OsqueryRow) -> dict[str, str]:
     return {name: value if isinstance(value, str) else value.decode(errors="replace") for name, value in row.items()}
 
 
-def tables(found: Iterable[Offered], taken: Collection[str], reader: OsqueryReader) -> Iterator[Table]:
+def tables(found: Iterable[OsqueryTable], taken: Collection[str], reader: OsqueryReader) -> Iterator[Table]:
     """The tables for SQL: each under its own name, unless that is taken, and as `osquery_<name>`."""
     names = {one.name for one in found} | set(taken)
     for one in found:
@@ -161,7 +161,7 @@ def tables(found: Iterable[Offered], taken: Collection[str], reader: OsqueryRead
             yield _table(prefixed, one, reader, alias=one.name not in taken)
 
 
-def _table(name: str, one: Offered, reader: OsqueryReader, *, alias: bool) -> Table:
+def _table(name: str, one: OsqueryTable, reader: OsqueryReader, *, alias: bool) -> Table:
     names = {column.name for column in one.columns}
     decisive = {"uid"} & names if one.name in OF_A_USER else set()
     opaque = (COMMAND_LINES | ENVIRONMENTS) & names
@@ -179,28 +179,30 @@ def _table(name: str, one: Offered, reader: OsqueryReader, *, alias: bool) -> Ta
 
 
 class OsqueryReader:
-    """Reads rows of osquery's tables. `null` is what stands there for NULL; `redact` masks command lines."""
+    """Reads rows of osquery's tables. `null` is osquery's text for NULL; `redact` masks command lines."""
 
-    def __init__(self, client: OsqueryClient, rules: Rules, redact: Callable[[str], str]) -> None:
+    def __init__(self, client: OsqueryClient, rules: ImportRules, redact: Callable[[str], str]) -> None:
         self.rules = rules
         self.null = ""
         self._client = client
         self._redact = redact
 
-    def rows(self, name: str, table: Offered, wanted: Constraints) -> Iterator[tuple[Any, ...]]:
-        """The rows with the columns that are wanted; other cells are None.
+    def rows(self, name: str, table: OsqueryTable, wanted: Constraints) -> Iterator[tuple[Any, ...]]:
+        """The rows with the wanted columns; other cells are None.
 
-        Raises SqlError when osquery cannot or will not answer, LimitError when there are too many rows.
+        Raises SqlError if osquery does not answer, LimitError if there are too many rows.
         """
         read = [column for column in table.columns if column.name in wanted.columns]
 
         def decode(rows: Sequence[OsqueryRow]) -> list[tuple[Any, ...]]:
             return self.decoded(name, rows, table.columns, read)
 
-        sql = questions.select(table.name, read, wanted, self.rules.rows_max)
+        sql = osquery_sql.select_statement(table.name, read, wanted, self.rules.rows_max)
         try:
-            rows = self._client.shared_query(sql, questions.kind(table.name, read, wanted), decode, wanted.check)
-        except (UnreachableError, GoneError, OsqueryRefusedError) as error:
+            rows = self._client.shared_query(
+                sql, osquery_sql.statement_kind(table.name, read, wanted), decode, wanted.check
+            )
+        except (UnreachableError, ConnectionLostError, OsqueryRefusedError) as error:
             raise SqlError(f"table {name}: osquery: {error}") from error
         if len(rows) > self.rules.rows_max:
             raise LimitError(
@@ -211,17 +213,17 @@ class OsqueryReader:
     def decoded(
         self, name: str, rows: Sequence[OsqueryRow], columns: Sequence[Column], read: Collection[Column]
     ) -> list[tuple[Any, ...]]:
-        """osquery's rows as tuples with a cell for each of the columns, None for those that were not read.
+        """osquery's rows as tuples with one cell per column, None for columns that were not read.
 
         Command lines are masked.
         """
         failed = self._undecodable(name)
         decoders = [
-            questions.OsqueryDecoder(column, self.null, failed) if column in read else None for column in columns
+            osquery_sql.OsqueryDecoder(column, self.null, failed) if column in read else None for column in columns
         ]
         decoded: list[tuple[Any, ...]] = []
-        for start in range(0, len(rows), DECODED_TOGETHER):
-            chunk = rows[start : start + DECODED_TOGETHER]
+        for start in range(0, len(rows), DECODED_ROWS):
+            chunk = rows[start : start + DECODED_ROWS]
             nothing = [None] * len(chunk)
             cells = (nothing if decoder is None else decoder.column(chunk) for decoder in decoders)
             decoded += zip(*cells, strict=True)

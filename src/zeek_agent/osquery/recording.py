@@ -1,7 +1,7 @@
 """osquery's event tables, copied into the event store.
 
-A question from outside always gets all that osquery has buffered, so only what is about as new as the newest row known
-is asked for, and each event is taken once. osquery tells whole seconds, and events may come late: hence the overlap.
+An external query always gets all events that osquery has buffered, so only events about as new as the newest known row
+are queried, and each is recorded once. The overlap is needed because times are whole seconds and events may be late.
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from zeek_agent.osquery import questions
+from zeek_agent.osquery import osquery_sql
 from zeek_agent.osquery.client import OsqueryClient
-from zeek_agent.osquery.imported import Offered, OsqueryReader
+from zeek_agent.osquery.imported import OsqueryReader, OsqueryTable
 from zeek_agent.osquery.wire import OsqueryRefusedError, OsqueryRow
 from zeek_agent.schema import SEQUENCE, Column
 from zeek_agent.table import Table
 
 log = logging.getLogger(__name__)
 
-OVERLAP: Final = 60
-"""Seconds before the newest known event from which events are read again."""
-REMEMBERED: Final = 50_000
+OVERLAP_SECONDS: Final = 60
+"""How long before the newest known event events are read again, because they may be late."""
+REMEMBERED_EVENTS: Final = 50_000
 EID: Final = Column("eid", "text", "osquery's event id")
 
 
 class RowStore(Protocol):
-    """What is needed of the event store."""
+    """The part of the event store used here."""
 
     def declare(self, table: Table) -> bool: ...
 
     def append(self, table: str, rows: Sequence[Sequence[Any]]) -> None: ...
 
 
-def event_table(name: str, one: Offered) -> Table:
-    """The table in the event store."""
+def event_table(name: str, one: OsqueryTable) -> Table:
+    """The declaration of the table in the event store."""
     columns = [
         Column("time", "time", "when it happened, in whole seconds") if column.name == "time" else column
         for column in one.columns
@@ -49,12 +49,12 @@ def event_table(name: str, one: Offered) -> Table:
     )
 
 
-class Recorder:
+class EventCopier:
     """Copies one event table. `recorded` runs a statement on the event store."""
 
     def __init__(
         self,
-        one: Offered,
+        one: OsqueryTable,
         table: Table,
         reader: OsqueryReader,
         store: RowStore,
@@ -73,9 +73,9 @@ class Recorder:
         self._known: dict[Any, float] | None = None
 
     def read(self, client: OsqueryClient) -> None:
-        """Take what is new. Raises as a question to osquery does."""
+        """Record new events. Raises the exceptions of a query to osquery."""
         known = self._known if self._known is not None else self._remembered()
-        since = int(max(known.values(), default=0.0)) - OVERLAP
+        since = int(max(known.values(), default=0.0)) - OVERLAP_SECONDS
         rows = self._rows(client, since)
         fresh = [row for row in rows if self._key(row) not in known]
         self._store.append(self.table.name, fresh)
@@ -85,17 +85,17 @@ class Recorder:
             self._skip(times)
         known |= times
         newest = max(known.values(), default=0.0)
-        self._known = {key: time for key, time in known.items() if time >= newest - OVERLAP}
+        self._known = {key: time for key, time in known.items() if time >= newest - OVERLAP_SECONDS}
 
     def _remembered(self) -> dict[Any, float]:
-        """The events that the store has had last, from before this start."""
-        columns = ", ".join(questions.name(column.name) for column in self.table.recorded)
-        sql = f"SELECT {columns} FROM {questions.name(self.table.name)} ORDER BY seq DESC LIMIT {REMEMBERED}"
-        rows = self._recorded(sql)
+        """The latest events in the store, recorded before this start."""
+        columns = ", ".join(osquery_sql.identifier(column.name) for column in self.table.recorded)
+        table = osquery_sql.identifier(self.table.name)
+        rows = self._recorded(f"SELECT {columns} FROM {table} ORDER BY seq DESC LIMIT {REMEMBERED_EVENTS}")
         return {self._key(row): float(self._time(row)) for row in rows}
 
     def _rows(self, client: OsqueryClient, since: int) -> list[tuple[Any, ...]]:
-        """osquery's rows from a time on, oldest first, `eid` last (None when the table has none)."""
+        """osquery's rows from a time on, oldest first, with `eid` as the last cell (None if the table has none)."""
         if self._numbered:
             try:
                 return self._asked(client, since, self.table.recorded)
@@ -106,9 +106,10 @@ class Recorder:
         return [(*row, None) for row in self._asked(client, since, self.table.recorded[:-1])]
 
     def _asked(self, client: OsqueryClient, since: int, columns: Sequence[Column]) -> list[tuple[Any, ...]]:
-        shown = ", ".join(map(questions.expression, columns))
+        shown = ", ".join(map(osquery_sql.column_expression, columns))
         newer = f" WHERE time >= {since} ORDER BY time" if self._timed else ""
-        sql = f"SELECT {shown} FROM {questions.name(self.offered.name)}{newer} LIMIT {self._reader.rules.rows_max}"
+        table = osquery_sql.identifier(self.offered.name)
+        sql = f"SELECT {shown} FROM {table}{newer} LIMIT {self._reader.rules.rows_max}"
 
         def decode(rows: Sequence[OsqueryRow]) -> list[tuple[Any, ...]]:
             return self._reader.decoded(self.table.name, rows, columns, columns)
@@ -116,14 +117,14 @@ class Recorder:
         return list(client.shared_query(sql, f"events of {self.offered.name}", decode, lambda: None))
 
     def _skip(self, times: dict[Any, float]) -> None:
-        """There are more events in a few seconds than one answer may hold: go on behind them."""
+        """Skip ahead: there are more events in a few seconds than one result may have."""
         self.lost += 1
         self.last_error = f"{self.offered.name}: more events at once than osquery.rows; some are not recorded"
         log.warning("osquery: %s", self.last_error)
-        times[None] = max(times.values(), default=0.0) + OVERLAP + 1
+        times[None] = max(times.values(), default=0.0) + OVERLAP_SECONDS + 1
 
     def _key(self, row: Sequence[Any]) -> Any:
-        """What tells an event from others: numbers may be used again by an osquery that starts anew."""
+        """The identity of an event; its number alone may be reused by an osquery that was restarted."""
         return (row[-1], self._time(row)) if row[-1] is not None else tuple(row)
 
     def _time(self, row: Sequence[Any]) -> Any:

@@ -1,7 +1,7 @@
 """osquery's extension protocol, client side: one connection, one call at a time.
 
-A reply has no end mark but its own structure, and there is no way to cancel a call: a connection whose reply was not
-read to its end, for whatever reason, is of no more use.
+The end of a reply follows only from its structure, and a call cannot be cancelled: a connection whose reply was not
+read completely, for any reason, is unusable.
 """
 
 from __future__ import annotations
@@ -23,39 +23,42 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 OsqueryRow: TypeAlias = "Mapping[str, str | bytes]"
-"""A row as osquery sends it: every value is text, or bytes where it is not valid UTF-8."""
+"""A row as osquery sends it: every value is text, or bytes if it is not valid UTF-8."""
 
 CancelCheck: TypeAlias = "Callable[[], None]"
-"""Called while one waits; raises what ends the waiting."""
+"""Called while waiting; raises an exception to end the wait."""
 
 RECEIVE_BYTES: Final = 65_536
-CHECK_INTERVAL: Final = 0.1
+"""Buffer size, so that a large reply takes few system calls."""
+CHECK_INTERVAL_SECONDS: Final = 0.1
+"""How soon a cancelled statement stops waiting."""
 REPLY_BYTES_MAX: Final = 268_435_456
+"""Bounds the memory of one reply, far above that of `osquery.rows` rows."""
 
 
 class UnreachableError(ZeekAgentError):
-    """No osquery can be reached; the message says why and what to do."""
+    """osquery cannot be reached; the message gives the reason and the remedy."""
 
 
 class ImpostorError(UnreachableError):
-    """What is at the socket may be another user's, who could make up rows and be shown what is asked."""
+    """The process at the socket may be another user's, who could forge rows and read the statements."""
 
 
-class GoneError(ZeekAgentError):
-    """The connection was lost, or became useless, in the middle of a call."""
+class ConnectionLostError(ZeekAgentError):
+    """The connection was lost, or became unusable, during a call."""
 
 
-class SlowError(GoneError):
-    """The answer did not come in time."""
+class ReplyTimeoutError(ConnectionLostError):
+    """The reply did not arrive in time."""
 
 
 class OsqueryRefusedError(ZeekAgentError):
-    """osquery answered that it cannot do what was asked."""
+    """osquery replied with an error."""
 
 
 @cache
 def interface() -> ModuleType:
-    """The protocol's structures and services. Raises UnreachableError when the extra is not installed."""
+    """The protocol's structures and services. Raises UnreachableError if the extra is not installed."""
     try:
         import thriftpy2
     except ImportError:
@@ -67,46 +70,48 @@ def interface() -> ModuleType:
 
 
 class ThriftConnection:
-    """A connection to osquery. Calls raise GoneError, SlowError and RefusedError; after the first two it is closed.
+    """A connection to osquery. Calls raise ConnectionLostError, ReplyTimeoutError and OsqueryRefusedError.
 
-    `timeout` bounds a whole call, in seconds; `check` is called while one waits for the answer.
+    The first two close it.
+
+    `timeout_seconds` bounds a whole call; `check` is called while waiting for the reply.
     """
 
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout_seconds: float) -> None:
         self.check: CancelCheck = lambda: None
-        self._timeout = timeout
+        self._timeout = timeout_seconds
         service = interface().ExtensionManager
-        self._stream = _Stream(_connected(path, timeout))
+        self._stream = _BoundedSocket(_connected(path, timeout_seconds))
         self._client = _client(self._stream, service)
 
     def query(self, sql: str) -> Sequence[OsqueryRow]:
-        """Run a statement in osquery. Raises RefusedError with what SQLite says of it."""
+        """Run a statement in osquery. Raises OsqueryRefusedError with SQLite's message."""
         return self._rows("query", text.to_bytes(sql))
 
     def columns(self, sql: str) -> list[tuple[str, str]]:
-        """Name and type of each column that a statement would give, without running it."""
+        """Name and type of each column of a statement's result, without running it."""
         return [(name, str(kind)) for row in self._rows("getQueryColumns", sql) for name, kind in row.items()]
 
     def options(self) -> dict[str, str]:
-        """osquery's flags with their present values."""
+        """osquery's flags and their current values."""
         return {name: option.value or "" for name, option in self._call("options").items()}
 
     def extensions(self) -> dict[int, str]:
-        """Names of the extensions that are registered, by uuid."""
+        """Names of the registered extensions, by uuid."""
         return {uuid: info.name for uuid, info in self._call("extensions").items()}
 
     def register(self, info: Any, registry: Mapping[str, Mapping[str, Sequence[Mapping[str, str]]]]) -> int:
-        """Register an extension; the uuid that osquery gave to it. Raises RefusedError."""
+        """Register an extension and return the uuid that osquery assigned to it. Raises OsqueryRefusedError."""
         status = self._call("registerExtension", info, registry)
         _require(status)
         return int(status.uuid)
 
     def deregister(self, uuid: int) -> None:
-        """Take an extension's registration back. Raises RefusedError when osquery does not know it."""
+        """Unregister an extension. Raises OsqueryRefusedError if osquery does not know it."""
         _require(self._call("deregisterExtension", uuid))
 
     def is_stale(self) -> bool:
-        """Whether the other side has ended the connection, or sent what nobody asked for."""
+        """Whether the peer has closed the connection, or sent unexpected data."""
         return self._stream.closed or self._stream.readable(0)
 
     def close(self) -> None:
@@ -121,31 +126,31 @@ class ThriftConnection:
         self._stream.begin(time.monotonic() + self._timeout, self.check)
         try:
             return getattr(self._client, method)(*arguments)
-        except GoneError:
+        except ConnectionLostError:
             self.close()
             raise
         except _refusal() as error:
             raise OsqueryRefusedError(f"it failed: {error.message}") from error
         except (OSError, EOFError) as error:
             self.close()
-            raise GoneError(f"the connection was lost: {error}") from error
+            raise ConnectionLostError(f"the connection was lost: {error}") from error
         except ZeekAgentError:
             self.close()
             raise
         except Exception as error:
             self.close()
-            raise GoneError(_explain(error)) from error
+            raise ConnectionLostError(_explain(error)) from error
 
 
 def _refusal() -> type[Any]:
-    """What thriftpy2 raises for a complete reply that says that the call failed."""
+    """thriftpy2's exception for a complete reply that reports the failure of the call."""
     from thriftpy2.thrift import TApplicationException
 
     return TApplicationException
 
 
 def _explain(error: Exception) -> str:
-    """What thriftpy2 raises for an end in the middle of a reply, or for what is no reply at all."""
+    """Text for thriftpy2's exceptions for an incomplete or invalid reply."""
     from thriftpy2.transport import TTransportException
 
     if isinstance(error, TTransportException):
@@ -158,10 +163,10 @@ def _require(status: Any) -> None:
         raise OsqueryRefusedError(str(getattr(status, "message", None) or "refused without giving a reason"))
 
 
-def _connected(path: str, timeout: float) -> socket.socket:
-    """A connection to a process of root's or of the agent's own user. Raises UnreachableError and ImpostorError."""
+def _connected(path: str, timeout_seconds: float) -> socket.socket:
+    """A connection to a process of root or the agent's own user. Raises UnreachableError and ImpostorError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(timeout)
+    connection.settimeout(timeout_seconds)
     try:
         doubt = ownership.distrusted(Path(path))
         if doubt is None:
@@ -185,7 +190,7 @@ _IMPOSTOR: Final = (
 
 
 def _doubt_about_peer(connection: socket.socket) -> str | None:
-    """Who listens may be somebody else than the owner of the socket's file: unix(7), SO_PEERCRED."""
+    """Why the listener is not trusted; it may be another user's than the socket's file (unix(7), SO_PEERCRED)."""
     if not hasattr(socket, "SO_PEERCRED"):
         return None
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -194,7 +199,7 @@ def _doubt_about_peer(connection: socket.socket) -> str | None:
 
 
 def reason(error: OSError) -> str:
-    """Why a socket cannot be connected to, and what to do about it."""
+    """Why a connection to a socket failed, and the remedy."""
     match error.errno:
         case errno.ENOENT:
             return "no such socket; osquery is not running, or uses another --extensions_socket"
@@ -205,7 +210,7 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _client(stream: _Stream, service: Any) -> Any:
+def _client(stream: _BoundedSocket, service: Any) -> Any:
     from thriftpy2.protocol import TCyBinaryProtocol
     from thriftpy2.thrift import TClient
     from thriftpy2.transport import TCyBufferedTransport, TSocket
@@ -214,8 +219,8 @@ def _client(stream: _Stream, service: Any) -> Any:
     return TClient(service, TCyBinaryProtocol(transport))  # type: ignore[no-untyped-call]
 
 
-class _Stream:
-    """A socket that gives up: at a deadline, when `check` raises, and on a reply that never ends."""
+class _BoundedSocket:
+    """A socket whose reads end at a deadline, when `check` raises, and when a reply is too long."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -227,24 +232,24 @@ class _Stream:
         self.closed = False
 
     def begin(self, deadline: float, check: CancelCheck) -> None:
-        """Start of a call."""
+        """Start the deadline of a call."""
         if self.closed:
-            raise GoneError("the connection is closed")
+            raise ConnectionLostError("the connection is closed")
         self._deadline, self._check, self._left = deadline, check, REPLY_BYTES_MAX
-        self._socket.settimeout(max(deadline - time.monotonic(), CHECK_INTERVAL))
+        self._socket.settimeout(max(deadline - time.monotonic(), CHECK_INTERVAL_SECONDS))
 
     def readable(self, seconds: float) -> bool:
         return bool(self._poll.poll(seconds * 1_000))
 
     def recv(self, size: int) -> bytes:
-        while not self.readable(CHECK_INTERVAL):
+        while not self.readable(CHECK_INTERVAL_SECONDS):
             self._check()
             if time.monotonic() > self._deadline:
-                raise SlowError("no reply in time")
+                raise ReplyTimeoutError("no reply in time")
         data = self._socket.recv(size)
         self._left -= len(data)
         if self._left < 0:
-            raise GoneError(f"the answer is longer than {REPLY_BYTES_MAX} bytes")
+            raise ConnectionLostError(f"the answer is longer than {REPLY_BYTES_MAX} bytes")
         return data
 
     def sendall(self, data: bytes) -> None:

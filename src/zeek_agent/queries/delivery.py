@@ -1,4 +1,4 @@
-"""Shared by both kinds of installed queries: running statements, reports to the recipient, and state on disk."""
+"""Running statements, reporting to the recipient, and saving delivery state, for both kinds of installed queries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from zeek_agent.queries.installed import Installed, QueryState, shown
+from zeek_agent.queries.installed import Installed, QueryState, clipped_statement
 from zeek_agent.queries.subscriptions import Change, Report
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SNAPSHOT_BYTES_MAX: Final = 64 * 1024 * 1024
-"""Largest packed snapshot that is kept on disk."""
-ERROR_INTERVAL: Final = 60.0
-"""Seconds after which a query's unchanged run-time error is reported again."""
+"""Largest packed snapshot kept on disk: hundreds of thousands of rows, and still small next to the event store."""
+ERROR_INTERVAL_SECONDS: Final = 60.0
+"""Interval at which a query's unchanged run-time error is reported again, so that a frequent query floods no log."""
 
 
 class Delivery:
-    """Runs the statements of installed queries and delivers their rows. `monotonic` gives seconds."""
+    """Runs the statements of installed queries and delivers their rows."""
 
     def __init__(
         self, database: Database, store: EventStore | None, monotonic: Callable[[], float] = time.monotonic
@@ -37,7 +37,7 @@ class Delivery:
         self._run = secrets.token_hex(4)
         self._reports = 0
 
-    async def query(self, installed: Installed, window: Mapping[str, tuple[int, int]] | None = None) -> Result:
+    async def run_statement(self, installed: Installed, window: Mapping[str, tuple[int, int]] | None = None) -> Result:
         from zeek_agent.database.database import Lane
 
         result = await self._database.query(
@@ -59,8 +59,8 @@ class Delivery:
         rows: Sequence[tuple[Change | None, Row]],
         window: tuple[int, int] | None = None,
     ) -> None:
-        if not rows and not (installed.query.once and installed.recipient.recognizes_replays):
-            return  # only the end of a query that runs once is worth a report of its own
+        if not rows and not (installed.query.runs_once and installed.recipient.recognizes_replays):
+            return  # only the end of a one-time query is reported without rows
         store = self._store.id if self._store else ""
         if window is None:
             self._reports += 1
@@ -77,9 +77,9 @@ class Delivery:
         await installed.recipient.deliver(report)
         installed.rows += len(rows)
 
-    def remember(self, installed: Installed) -> None:
-        """Save the recipient's state to disk, so that changes during its absence are reported later."""
-        if self._store is None or not installed.durable or installed.query.once:
+    def save_state(self, installed: Installed) -> None:
+        """Save the delivery state to disk, so that changes during the recipient's absence are reported later."""
+        if self._store is None or not installed.durable or installed.query.runs_once:
             return
         packed = installed.snapshot.pack() if installed.snapshot is not None else None
         if packed is not None and len(packed) > SNAPSHOT_BYTES_MAX:
@@ -91,15 +91,15 @@ class Delivery:
         installed.errors += 1
         installed.state = QueryState.FAILING
         now = self._monotonic()
-        if message == installed.last_error and now - installed.last_error_reported < ERROR_INTERVAL:
+        if message == installed.last_error and now - installed.last_error_reported < ERROR_INTERVAL_SECONDS:
             return
         installed.last_error, installed.last_error_reported = message, now
         log.warning("query %s of %s failed: %s", installed.query_id, installed.recipient.identity, message)
-        text = f"could not run query (statement: {shown(installed.query)} ({message}))"
-        await installed.recipient.fail(installed.query_id, installed.query, text)
+        text = f"could not run query (statement: {clipped_statement(installed.query)} ({message}))"
+        await installed.recipient.report_error(installed.query_id, installed.query, text)
 
     async def _report_files(self, installed: Installed, files: Omissions) -> None:
-        """Report skipped files to the recipient: once, and again when there is another cause.
+        """Report skipped files to the recipient: once, and again for each new cause.
 
         A stock package gets one report only, because it treats each error as a failure of the query.
         """
@@ -112,4 +112,4 @@ class Delivery:
         installed.files_reported |= files.causes
         log.warning("query %s of %s: %s", installed.query_id, installed.recipient.identity, files.summary())
         text = f"could not read all files (statement: {installed.query.sql} ({files.summary()}))"
-        await installed.recipient.fail(installed.query_id, installed.query, text)
+        await installed.recipient.report_error(installed.query_id, installed.query, text)

@@ -1,4 +1,4 @@
-"""What changed between two results, as multisets of whole rows, and how a result is kept on disk for that."""
+"""Differences between two results as multisets of whole rows, and the form in which a result is kept on disk."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _unpacked = msgspec.msgpack.Decoder(tuple[int, ColumnTypes, dict[bytes, int], fr
 
 
 class ResultSnapshot:
-    """A result as a multiset of rows. Two rows are the same when all their cells are, types included.
+    """A result as a multiset of rows. Two rows are equal when all their cells are, types included.
 
-    Rows are held encoded: a quarter of the memory, which counts where a result has ten thousands of them.
+    Rows are kept encoded, which takes a quarter of the memory; a result may have tens of thousands of them.
     """
 
     __slots__ = ("_rows", "columns", "unread")
@@ -38,22 +38,22 @@ class ResultSnapshot:
         self.unread = frozenset(unread)
         """Paths of files whose rows were already missing in the first result."""
 
-    def all(self) -> list[RowCells]:
-        """All rows, each as often as it is there."""
-        return _cells_of(self._rows)
+    def all_rows(self) -> list[RowCells]:
+        """All rows, repeated as often as they occur."""
+        return _decoded_rows(self._rows)
 
-    def gone(self, later: ResultSnapshot) -> list[RowCells]:
-        """Rows of this snapshot that `later` has no more, each as often as it is missing."""
-        return _cells_of(self._rows - later._rows)
+    def removed_rows(self, later: ResultSnapshot) -> list[RowCells]:
+        """Rows of this snapshot that `later` lacks, repeated as often as they are missing."""
+        return _decoded_rows(self._rows - later._rows)
 
-    def new(self, later: ResultSnapshot) -> list[RowCells]:
-        """Rows of `later` that this snapshot has not, each as often as it is new."""
-        return _cells_of(later._rows - self._rows)
+    def added_rows(self, later: ResultSnapshot) -> list[RowCells]:
+        """Rows of `later` that this snapshot lacks, repeated as often as they are new."""
+        return _decoded_rows(later._rows - self._rows)
 
-    def hold(self, earlier: ResultSnapshot, is_unread: Callable[[RowCells], bool]) -> None:
-        """Take over the rows of an earlier snapshot that are missing only since their file could not be read."""
+    def keep_unread(self, earlier: ResultSnapshot, is_unread: Callable[[RowCells], bool]) -> None:
+        """Take over rows of an earlier snapshot that are missing only because their file could not be read."""
         for row, times in (earlier._rows - self._rows).items():
-            if is_unread(_cells(_decode(row))):
+            if is_unread(_decoded_cells(_decode(row))):
                 self._rows[row] += times
 
     def __eq__(self, other: object) -> bool:
@@ -67,7 +67,7 @@ class ResultSnapshot:
 
     @classmethod
     def unpack(cls, packed: bytes) -> ResultSnapshot:
-        """The snapshot that `pack` wrote, also that of an earlier release. Raises ValueError when it is not one."""
+        """The snapshot that `pack` of this or an earlier release returned. Raises ValueError for anything else."""
         try:
             content = zlib.decompress(packed)
             try:
@@ -85,11 +85,10 @@ class ResultSnapshot:
 
 
 def unread_rows(unread: Collection[str], newly_unread: bool, all_paths: bool) -> Callable[[RowCells], bool]:
-    """A predicate: whether a row may be missing only because a file was not read, wholly or in part.
+    """A predicate: whether a row may be missing only because a file was not read completely.
 
-    `unread` are the paths of such files, and of directories. A row with one of them, or with a path below it, is
-    missing for that; a row without any path as long as some file is `newly_unread`. Where `all_paths` is false any row
-    may be.
+    `unread` are the paths of such files and directories. A row qualifies if it contains one of them or a path below
+    one; a row without any path qualifies if some file is `newly_unread`. If `all_paths` is false, every row does.
     """
     paths = frozenset(unread)
 
@@ -111,13 +110,13 @@ def _is_among(path: str, paths: frozenset[str]) -> bool:
     return True
 
 
-def _cells_of(rows: Counter[bytes]) -> list[RowCells]:
-    return [cells for row, times in rows.items() for cells in [_cells(_decode(row))] * times]
+def _decoded_rows(rows: Counter[bytes]) -> list[RowCells]:
+    return [cells for row, times in rows.items() for cells in [_decoded_cells(_decode(row))] * times]
 
 
-def _cells(row: Sequence[Value]) -> RowCells:
-    return tuple(_frozen(cell) for cell in row)
+def _decoded_cells(row: Sequence[Value]) -> RowCells:
+    return tuple(_hashable(cell) for cell in row)
 
 
-def _frozen(cell: Value) -> Value:
-    return tuple(_frozen(part) for part in cell) if isinstance(cell, list) else cell
+def _hashable(cell: Value) -> Value:
+    return tuple(_hashable(part) for part in cell) if isinstance(cell, list) else cell

@@ -19,9 +19,9 @@ class QueryState(StrEnum):
 
     RUNNING = "running"
     WAITING = "waiting"
-    """Its `requires_tables` are not all there, or one of its `if_missing_tables` is."""
+    """One of its `requires_tables` is missing, or one of its `if_missing_tables` exists."""
     FAILING = "failing"
-    """Its last run ended with an error."""
+    """Its last run failed."""
 
 
 @dataclass(slots=True)
@@ -33,19 +33,19 @@ class Installed:
     recipient: Recipient
     key: str
     durable: bool
-    """Whether its progress is kept on disk; never for a second, identical query at the same time."""
-    size: int
-    """Bytes of its texts."""
+    """Whether its progress is kept on disk; never for a second identical query installed at the same time."""
+    size_bytes: int
+    """Size of its strings."""
     state: QueryState = QueryState.RUNNING
     event_tables: frozenset[str] = frozenset()
     seen: dict[str, int] = field(default_factory=dict)
-    """By event table: the last sequence number that was delivered."""
+    """Last delivered sequence number, by event table."""
     under_way: dict[str, int] = field(default_factory=dict)
-    """End of a report that was sent in an earlier life and not acknowledged."""
+    """End of a report that was sent but not acknowledged, maybe to an earlier incarnation, by event table."""
     backlog: Backlog = field(default_factory=Backlog)
     snapshot: ResultSnapshot | None = None
     reported: bool = False
-    """Whether a first result was reported in this life of the query."""
+    """Whether a first result was reported since it was installed."""
     runs: int = 0
     rows: int = 0
     lost: int = 0
@@ -56,9 +56,9 @@ class Installed:
     last_error: str | None = None
     last_error_reported: float = float("-inf")
     files: Omissions = field(default_factory=Omissions)
-    """The files that the last run left out."""
+    """Files that the last run omitted."""
     files_reported: frozenset[str] = frozenset()
-    """The causes already reported to its recipient."""
+    """Causes already reported to its recipient."""
 
     def status(self) -> QueryStatus:
         query, files = self.query, self.files
@@ -109,12 +109,12 @@ class QueryStatus(NamedTuple):
     files_causes: list[str]
 
 
-def shown(query: Query) -> str:
-    """The statement, cut for messages."""
+def clipped_statement(query: Query) -> str:
+    """The statement, shortened for messages."""
     return clipped(query.sql, STATEMENT_SHOWN)
 
 
 def query_key(identity: str, query: Query) -> str:
-    """Key of a query, independent of its id: recipient, statement, and the kind of report."""
+    """Key of a query, independent of its id: recipient, statement and kind of report."""
     parts = (identity, query.sql, query.event, query.cookie or "", query.subscription or "")
     return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()

@@ -1,7 +1,7 @@
 """Runs installed queries: schedule, delivery, and progress.
 
-Each query is a task: run, compare, deliver, remember, wait for its next turn. A query never runs again before its last
-rows were delivered, so that a slow Zeek bounds the agent's memory instead of filling it.
+Each query is a task: run, compare, deliver, save state, wait for the next run. A query never runs again before its last
+rows were delivered, so that a slow Zeek cannot make the agent's memory grow.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from weakref import WeakValueDictionary
 from zeek_agent.errors import SqlError
 from zeek_agent.queries.delivery import Delivery
 from zeek_agent.queries.event_strategy import EventStrategy
-from zeek_agent.queries.installed import Installed, QueryState, query_key, shown
+from zeek_agent.queries.installed import Installed, QueryState, clipped_statement, query_key
 from zeek_agent.queries.result_backlog import Backlog
 from zeek_agent.queries.snapshot_strategy import SnapshotStrategy
 from zeek_agent.queries.subscriptions import Query, Recipient, Subscription
-from zeek_agent.text import size
+from zeek_agent.text import byte_length
 
 if TYPE_CHECKING:
     from zeek_agent.database.database import Database
@@ -35,7 +35,7 @@ class QueryRunner:
     """Runs installed queries on a database and delivers their rows to their recipients.
 
     `drain` brings the event store up to date with the kernel; it is awaited before an event query reads. `formerly`
-    maps a recipient's identity to earlier ones: rows delivered under one of them are not delivered again.
+    maps a recipient's identity to earlier ones: rows delivered under one of those are not delivered again.
     """
 
     def __init__(
@@ -59,8 +59,10 @@ class QueryRunner:
         self._tables_changed = asyncio.Event()
         self._delivery = Delivery(database, store, monotonic)
         self._snapshots = SnapshotStrategy(self._delivery)
-        self._events = None if store is None else EventStrategy(self._delivery, store, drain, self._keys, monotonic)
-        database.on_change(self._notice_tables)
+        self._events = (
+            None if store is None else EventStrategy(self._delivery, store, drain, self._installed_keys, monotonic)
+        )
+        database.on_change(self._on_tables_changed)
 
     @property
     def installed(self) -> Sequence[Installed]:
@@ -68,7 +70,7 @@ class QueryRunner:
         return tuple(self._installed.values())
 
     async def install(self, recipient: Recipient, query_id: str, query: Query) -> None:
-        """Start a query; an id that is known already is ignored. A schedule that is too short is raised.
+        """Start a query, unless its id is already installed. Too short a schedule is raised to the minimum.
 
         A statement that does not compile is reported to the recipient and not installed.
         """
@@ -78,53 +80,51 @@ class QueryRunner:
         key = query_key(recipient.identity, query)
         is_duplicate = any(other.key == key and other.durable for other in self._installed.values())
         durable = recipient.durable and not is_duplicate
-        size_of_texts = size(query_id) + query.size
-        installed = Installed(query_id, query.slowed(), recipient, key, durable, size_of_texts)
+        size_of_texts = byte_length(query_id) + query.size_bytes
+        installed = Installed(query_id, query.with_minimum_schedule(), recipient, key, durable, size_of_texts)
         self._installed[query_id] = installed
-        task = asyncio.create_task(self._live(installed, query.schedule), name=f"query {query_id}")
+        task = asyncio.create_task(self._run_on_schedule(installed, query.schedule), name=f"query {query_id}")
         self._tasks[query_id] = task
-        task.add_done_callback(lambda done: self._forget(query_id, done))
+        task.add_done_callback(lambda done: self._on_task_done(query_id, done))
 
     def cancel(self, query_id: str) -> None:
-        """End a query; an unknown id is ignored."""
+        """Cancel a query; an unknown id is ignored."""
         if task := self._tasks.get(query_id):
             self._installed.pop(query_id, None)
             task.cancel()
 
     def drop(self, recipient: Recipient, *, in_order: bool = False) -> None:
-        """End all queries of a recipient that is gone; `in_order` when it has ended well and nothing is in doubt."""
+        """Cancel all queries of a recipient that is gone; `in_order` if it shut down cleanly and lost nothing."""
         for installed in self.installed:
             if installed.recipient is recipient:
                 self.cancel(installed.query_id)
                 if in_order and self._events is not None:
-                    self._events.forget(installed.key)
+                    self._events.discard_progress(installed.key)
 
     async def close(self) -> None:
-        """End all queries."""
+        """Cancel all queries."""
         tasks = list(self._tasks.values())
         for query_id in list(self._tasks):
             self.cancel(query_id)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _forget(self, query_id: str, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, query_id: str, task: asyncio.Task[None]) -> None:
         if self._tasks.get(query_id) is task:
             del self._tasks[query_id]
             self._installed.pop(query_id, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("query %s ended: %s", query_id, error, exc_info=error)
 
-    def _keys(self) -> set[str]:
+    def _installed_keys(self) -> set[str]:
         return {installed.key for installed in self._installed.values()}
 
-    def _notice_tables(self) -> None:
-        """Called when tables come or go, in the event loop's thread."""
+    def _on_tables_changed(self) -> None:
+        """Called in the event loop's thread when tables were added or removed."""
         self._tables_changed.set()
         self._tables_changed = asyncio.Event()
 
-    # A query's life
-
-    async def _live(self, installed: Installed, wanted: float | None) -> None:
-        """Run a query at its schedule until it is cancelled or its recipient is gone."""
+    async def _run_on_schedule(self, installed: Installed, wanted: float | None) -> None:
+        """Run a query on its schedule until it is cancelled or its recipient is gone."""
         with suppress(ConnectionError):
             if installed.query.schedule != wanted:
                 await self._report_raised_schedule(installed, wanted)
@@ -133,21 +133,23 @@ class QueryRunner:
                 return
             start = self._monotonic()
             while True:
-                await self._turn(installed)
-                if installed.query.once:
+                await self._run_once(installed)
+                if installed.query.runs_once:
                     return
-                await self._sleep(start, installed.query.schedule or 0.0)
+                await self._wait_for_next_run(start, installed.query.schedule or 0.0)
                 await self._wait_for_tables(installed)
 
     async def _report_raised_schedule(self, installed: Installed, wanted: float | None) -> None:
-        """Report once per query. A stock package gets no report, because it would log it as an error."""
+        """Report the raised schedule, once per query. A stock package gets no report: it would log it as an error."""
         from zeek_agent.database.database import Profile
 
         recipient, query = installed.recipient, installed.query
         notice = f"runs every {query.schedule:g} s, the shortest possible schedule, instead of every {wanted:g} s"
-        log.warning("query %s of %s %s: %s", installed.query_id, recipient.identity, notice, shown(query))
+        log.warning("query %s of %s %s: %s", installed.query_id, recipient.identity, notice, clipped_statement(query))
         if recipient.profile is Profile.FULL:
-            await recipient.fail(installed.query_id, query, f"query {notice} (statement: {shown(query)})")
+            await recipient.report_error(
+                installed.query_id, query, f"query {notice} (statement: {clipped_statement(query)})"
+            )
 
     async def _wait_for_tables(self, installed: Installed) -> None:
         query = installed.query
@@ -156,13 +158,13 @@ class QueryRunner:
             and query.if_missing_tables.isdisjoint(self._database.tables.keys())
         ):
             if installed.state is not QueryState.WAITING:
-                log.info("query %s is waiting for its tables: %s", installed.query_id, shown(query))
+                log.info("query %s is waiting for its tables: %s", installed.query_id, clipped_statement(query))
             installed.state = QueryState.WAITING
             await self._tables_changed.wait()
         if installed.state is QueryState.WAITING:
             installed.state = QueryState.RUNNING
 
-    async def _sleep(self, start: float, schedule: float) -> None:
+    async def _wait_for_next_run(self, start: float, schedule: float) -> None:
         """Wait for the next multiple of the schedule, so that queries installed together also run together."""
         now = self._monotonic()
         turns = int((now - start) / schedule) + 1
@@ -175,9 +177,9 @@ class QueryRunner:
                 query.sql, profile=installed.recipient.profile, origin=installed.recipient.identity
             )
         except SqlError as error:
-            message = f"could not compile query (failed to compile SQL statement: {shown(query)} ({error}))"
+            message = f"could not compile query (failed to compile SQL statement: {clipped_statement(query)} ({error}))"
             log.warning("query %s of %s: %s", installed.query_id, installed.recipient.identity, message)
-            await installed.recipient.fail(installed.query_id, query, message)
+            await installed.recipient.report_error(installed.query_id, query, message)
             return False
         if query.subscription is Subscription.EVENTS and self._store is not None:
             tables = self._database.tables
@@ -187,27 +189,27 @@ class QueryRunner:
         kind = "events" if installed.event_tables else "snapshots"
         installed.backlog = self._backlogs.setdefault(f"{kind} {installed.recipient.identity}", installed.backlog)
         if self._store is not None:
-            delivered = self._delivered(installed, self._store) if installed.durable else None
-            self._strategy(installed).restore(installed, delivered)
+            delivered = self._saved_state(installed, self._store) if installed.durable else None
+            self._strategy_for(installed).restore(installed, delivered)
         return True
 
-    def _strategy(self, installed: Installed) -> EventStrategy | SnapshotStrategy:
+    def _strategy_for(self, installed: Installed) -> EventStrategy | SnapshotStrategy:
         return self._events if installed.event_tables and self._events is not None else self._snapshots
 
-    def _delivered(self, installed: Installed, store: EventStore) -> Delivered | None:
-        """The delivery state of the query, under its recipient's identity or else under an earlier one."""
+    def _saved_state(self, installed: Installed, store: EventStore) -> Delivered | None:
+        """The delivery state of the query under its recipient's identity, or else under an earlier one."""
         identity = installed.recipient.identity
         for known_as in (identity, *self._formerly.get(identity, ())):
             if delivered := store.delivered(query_key(known_as, installed.query)):
                 return delivered
         return None
 
-    async def _turn(self, installed: Installed) -> None:
-        """One run. An error of the statement is reported, and the query goes on at its next turn."""
+    async def _run_once(self, installed: Installed) -> None:
+        """Run the query once. An error of the statement is reported, and the query runs again as scheduled."""
         installed.last_run = self._clock()
         started = self._monotonic()
         try:
-            await self._strategy(installed).run(installed)
+            await self._strategy_for(installed).run(installed)
         except SqlError as error:
             await self._delivery.report_error(installed, str(error))
         else:

@@ -1,4 +1,4 @@
-"""Snapshot queries: each run delivers the result, or how it differs from the last one that was delivered."""
+"""Snapshot queries: each run delivers the result, or its difference from the last one delivered."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 
 class SnapshotStrategy:
-    """Runs queries of everything but events."""
+    """Runs queries of all tables but event tables."""
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
 
     def restore(self, installed: Installed, delivered: Delivered | None) -> None:
-        """Compare the first result with what the recipient already has."""
+        """Load the result that the recipient already has, to compare the first one with."""
         if delivered is None or delivered.snapshot is None:
             return
         try:
@@ -39,10 +39,10 @@ class SnapshotStrategy:
             await self._report(installed, slot)
 
     async def _report(self, installed: Installed, slot: Slot) -> None:
-        """Deliver a result, or how it differs from the last one that was delivered."""
-        result = await self._delivery.query(installed)
-        slot.fill(result.size)
-        if installed.query.once or installed.query.subscription is Subscription.SNAPSHOTS:
+        """Deliver a result, or its difference from the last one delivered."""
+        result = await self._delivery.run_statement(installed)
+        slot.hold_result(result.size_bytes)
+        if installed.query.runs_once or installed.query.subscription is Subscription.SNAPSHOTS:
             await self._delivery.deliver(installed, result.columns, [(None, row) for row in result.rows])
             return
         columns = result.columns
@@ -59,7 +59,7 @@ class SnapshotStrategy:
         await self._delivery.deliver(installed, columns, _changes(installed, before, snapshot))
         installed.snapshot, installed.reported = snapshot, True
         if before != snapshot:
-            self._delivery.remember(installed)
+            self._delivery.save_state(installed)
 
 
 def _reports_all(installed: Installed) -> bool:
@@ -68,10 +68,10 @@ def _reports_all(installed: Installed) -> bool:
 
 
 def _hold_unread(before: ResultSnapshot, now: ResultSnapshot, files: Omissions) -> None:
-    """Keep rows of files that were readable before and are not now: they may still exist."""
+    """Keep rows of files that could be read before and now cannot: the files may still exist."""
     newly = not files.unread <= before.unread
     if files.unread:
-        now.hold(before, unread_rows(files.unread, newly, files.all_paths))
+        now.keep_unread(before, unread_rows(files.unread, newly, files.all_paths))
     now.unread = files.unread & before.unread
 
 
@@ -80,10 +80,10 @@ def _changes(
 ) -> list[tuple[Change | None, Row]]:
     subscription = installed.query.subscription
     if _reports_all(installed):
-        return [(None, row) for row in now.all()]
+        return [(None, row) for row in now.all_rows()]
     if before is None:
         return []
-    new: list[tuple[Change | None, Row]] = [(Change.ADD, row) for row in before.new(now)]
+    new: list[tuple[Change | None, Row]] = [(Change.ADD, row) for row in before.added_rows(now)]
     if subscription is Subscription.EVENTS:
         return new
-    return [*((Change.DELETE, row) for row in before.gone(now)), *new]
+    return [*((Change.DELETE, row) for row in before.removed_rows(now)), *new]

@@ -1,4 +1,4 @@
-"""Queries as Zeek sends them, the four subscriptions, reports, and their recipients."""
+"""Queries as Zeek sends them, subscriptions, reports and recipients."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
-from zeek_agent.text import size
+from zeek_agent.text import byte_length
 
 if TYPE_CHECKING:
     from zeek_agent.database.database import Profile, ResultColumn
     from zeek_agent.schema import Row
 
 
-SCHEDULE_MIN: Final = 0.05
-"""Minimum seconds between runs: each run costs the host a scan."""
+SCHEDULE_MIN_SECONDS: Final = 0.05
+"""Minimum interval between runs, because each run costs the host a scan."""
 
 
 class Subscription(StrEnum):
-    """How results of a repeated query are reported."""
+    """What a repeated query reports."""
 
     SNAPSHOTS = "Snapshots"
     DIFFERENCES = "Differences"
@@ -36,7 +36,7 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query as Zeek sends it. `schedule` is in seconds; none above 0, or no subscription, means once."""
+    """A query as Zeek sends it. `schedule` is in seconds; it runs once without a positive one or a subscription."""
 
     sql: str
     event: str
@@ -47,29 +47,31 @@ class Query:
     if_missing_tables: frozenset[str] = frozenset()
 
     @property
-    def once(self) -> bool:
+    def runs_once(self) -> bool:
         return self.schedule is None or self.schedule <= 0 or self.subscription is None
 
     @property
-    def size(self) -> int:
-        """Bytes of its texts."""
-        return sum(map(size, (self.sql, self.event, self.cookie or "", *self.requires_tables, *self.if_missing_tables)))
+    def size_bytes(self) -> int:
+        """Size of its strings."""
+        return sum(
+            map(byte_length, (self.sql, self.event, self.cookie or "", *self.requires_tables, *self.if_missing_tables))
+        )
 
     @property
     def is_too_frequent(self) -> bool:
-        """Whether it wants to run more often than every `SCHEDULE_MIN` seconds."""
-        return not self.once and self.schedule is not None and self.schedule < SCHEDULE_MIN
+        """Whether its schedule is shorter than `SCHEDULE_MIN_SECONDS`."""
+        return not self.runs_once and self.schedule is not None and self.schedule < SCHEDULE_MIN_SECONDS
 
-    def slowed(self) -> Query:
-        """The same, but not too frequent."""
-        return replace(self, schedule=SCHEDULE_MIN) if self.is_too_frequent else self
+    def with_minimum_schedule(self) -> Query:
+        """The same query, with its schedule raised to the minimum if necessary."""
+        return replace(self, schedule=SCHEDULE_MIN_SECONDS) if self.is_too_frequent else self
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """Rows for one query's recipient, in order. `change` is None for snapshot rows.
 
-    A report is known by its stream, store and window; an event query's is sent again under the same ones.
+    A report is identified by its stream, store and window, which stay the same when one of an event query is repeated.
     """
 
     query_id: str
@@ -77,11 +79,11 @@ class Report:
     columns: tuple[ResultColumn, ...]
     rows: Sequence[tuple[Change | None, Row]] = field(repr=False)
     stream: str = ""
-    """Key of the query, independent of its id and stable over restarts of both sides."""
+    """Key of the query, independent of its id and stable across restarts of both sides."""
     store: str = ""
     window: tuple[int, int] = (0, 0)
-    """Of an event query: sequence numbers after the first and up to the second, of the first table when there are
-    several. Of another query the numbers of the last report and this one, and `store` is another one in each run."""
+    """For an event query: sequence numbers after the first and up to the second, of the first table if there are
+    several. For others: the numbers of the last report and this one; `store` then differs in each run."""
 
 
 class Recipient(Protocol):
@@ -89,7 +91,7 @@ class Recipient(Protocol):
 
     @property
     def identity(self) -> str:
-        """Stable across restarts of either side: the destination. Key of what was delivered."""
+        """Stable across restarts of either side: the destination. Part of the delivery state's key."""
         ...
 
     @property
@@ -97,21 +99,21 @@ class Recipient(Protocol):
 
     @property
     def durable(self) -> bool:
-        """Whether its delivery state is saved to disk for its next life."""
+        """Whether its delivery state is saved to disk for its next incarnation."""
         ...
 
     @property
-    def life(self) -> str:
-        """Changes when it may have lost rows that it had acknowledged: a Zeek instance's id."""
+    def incarnation(self) -> str:
+        """Changes when it may have lost rows that it had acknowledged: the id of a Zeek instance."""
         ...
 
     @property
     def recognizes_replays(self) -> bool:
-        """Whether it recognizes a report that is sent again unchanged."""
+        """Whether it recognizes a report that is sent a second time."""
         ...
 
     async def deliver(self, report: Report) -> None:
         """Send the rows and return once the recipient has them. Raises ConnectionError when it is gone."""
 
-    async def fail(self, query_id: str, query: Query, message: str) -> None:
+    async def report_error(self, query_id: str, query: Query, message: str) -> None:
         """Report that a query could not be compiled or run."""

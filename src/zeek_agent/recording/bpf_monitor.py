@@ -1,7 +1,7 @@
-"""The reader of all BPF ring buffers, which also feeds the process cache.
+"""The reader of all BPF ring buffers, which also updates the process cache.
 
-Process records are read before socket records that were pending at the same time, so that a connection always
-finds the program that opened it.
+Process records are read before socket records that were pending at the same time, so that the program that opened a
+connection is always known.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 
 from zeek_agent.bpf import iterators
 from zeek_agent.bpf.libbpf import BpfObject
-from zeek_agent.bpf.records import KINDS, Kind
+from zeek_agent.bpf.records import RECORD_KINDS, RecordKind
 from zeek_agent.bpf.ring import Ring
 from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.processes.process_changes import ProcessChange
@@ -26,22 +26,26 @@ from zeek_agent.recording.processes.process_tracker import ProcessTracker
 
 log = logging.getLogger(__name__)
 
-_TICK: Final = 0.1
-_HOUSEKEEPING: Final = 1.0
-_WRITING: Final = 0.0001
-_TIMEOUT: Final = 0.05
+_TICK_SECONDS: Final = 0.1
+"""Maximum delay of a record; a ring that fills up faster wakes the reader earlier."""
+_HOUSEKEEPING_SECONDS: Final = 1.0
+"""Interval of expiry and reconciliation, which need not be exact."""
+_INCOMPLETE_PAUSE_SECONDS: Final = 0.0001
+"""A program takes microseconds to complete a record."""
+_INCOMPLETE_TIMEOUT_SECONDS: Final = 0.05
+"""Bounds the wait for a writer whose CPU was taken away in the middle of a record."""
 _MIB: Final = 1 << 20
 
 
 def ring_size(configured: int, default: int) -> int:
-    """The bytes of a ring: the configured ones, else `default` for each CPU; a power of two of whole pages."""
+    """The size of a ring in bytes: as configured, or `default` per CPU; a power of two of whole pages."""
     cpus = max(os.cpu_count() or 1, 2)
     wanted = max(configured or min(default * cpus, 32 * _MIB), mmap.PAGESIZE)
     return 1 << (wanted - 1).bit_length()
 
 
 @dataclass(slots=True)
-class Stream:
+class RecordStream:
     """A loaded object, its ring buffer, and the handler of its records."""
 
     object: BpfObject
@@ -54,7 +58,7 @@ class Stream:
         """Records dropped because the ring buffer was full, by kind."""
         if self._finally_lost is not None:
             return self._finally_lost
-        return self.object.per_cpu_counters("lost", KINDS)
+        return self.object.per_cpu_counters("lost", RECORD_KINDS)
 
     def close(self) -> None:
         self._finally_lost = self.lost()
@@ -62,7 +66,7 @@ class Stream:
         self.object.close()
 
 
-class Monitor:
+class BpfMonitor:
     """Loads the process object while there are users; other objects join with `add`."""
 
     def __init__(self, cache: ProcessCache, ring_bytes: int = 0) -> None:
@@ -72,11 +76,11 @@ class Monitor:
         self.on_tick: list[Callable[[], None]] = []
         self.on_failure: list[Callable[[str], None]] = []
         self._tracker = ProcessTracker(cache)
-        self._processes: Stream | None = None
-        self._others: list[Stream] = []
+        self._processes: RecordStream | None = None
+        self._others: list[RecordStream] = []
         self._users = 0
         self.lock = threading.RLock()
-        """Held while records are read."""
+        """Locked while records are read."""
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._housekeeping = 0.0
@@ -106,12 +110,12 @@ class Monitor:
                 self._processes.close()
             self._processes = None
 
-    def add(self, stream: Stream) -> None:
+    def add(self, stream: RecordStream) -> None:
         """Read this ring buffer too; the reading thread calls the handler."""
         with self.lock:
             self._others.append(stream)
 
-    def remove(self, stream: Stream) -> None:
+    def remove(self, stream: RecordStream) -> None:
         """Handle the records left in the ring buffer, and close it."""
         self.drain()
         with self.lock:
@@ -125,7 +129,7 @@ class Monitor:
             if self._processes is None or self._failed:
                 return
             marks = [(stream, stream.ring.end()) for stream in self._others]
-            self._note_losses()  # before records that came after them, and then those of meanwhile
+            self._note_losses()  # before the records that follow them, and again after reading
             caught_up = self._catch_up(self._processes)
             self._note_losses()
             if caught_up:
@@ -134,20 +138,20 @@ class Monitor:
             self._tick()
 
     def received(self) -> int:
-        """Records of processes so far."""
+        """Number of process records so far."""
         return self._processes.received if self._processes else 0
 
     def undecoded(self) -> int:
-        """Records of processes that could not be read."""
+        """Number of process records that could not be decoded."""
         return self._tracker.undecoded
 
-    def lost(self) -> Counter[Kind]:
+    def lost(self) -> Counter[RecordKind]:
         """Process records dropped because the ring buffer was full."""
         with self.lock:
             if self._processes is None:
                 return Counter()
             return Counter(
-                {kind: count for kind, count in zip(Kind, self._processes.lost()[1:], strict=False) if count}
+                {kind: count for kind, count in zip(RecordKind, self._processes.lost()[1:], strict=False) if count}
             )
 
     def _start(self) -> None:
@@ -162,7 +166,7 @@ class Monitor:
         except OSError:
             loaded.close()
             raise
-        self._processes = Stream(loaded, Ring(loaded.map_fd("records"), size), self._processes_changed)
+        self._processes = RecordStream(loaded, Ring(loaded.map_fd("records"), size), self._processes_changed)
         self.cache.seed()
         self._missed = 0
         self._failed = False
@@ -176,14 +180,14 @@ class Monitor:
             return
         self._missed = lost.total()
         self._unreconciled = True
-        if lost[Kind.EXEC] or lost[Kind.FORK]:
+        if lost[RecordKind.EXEC] or lost[RecordKind.FORK]:
             self.cache.execs_lost_until = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def _run(self, ring: Ring) -> None:
-        iterators.load()
+        iterators.load_iterators()
         try:
             while not self._stopping.is_set():
-                ring.wait(_TICK)
+                ring.wait(_TICK_SECONDS)
                 self.drain()
         except Exception as error:
             self._failed = True
@@ -191,19 +195,19 @@ class Monitor:
             for callback in self.on_failure:
                 callback(f"the reader ended: {error}")
 
-    def _catch_up(self, stream: Stream) -> bool:
+    def _catch_up(self, stream: RecordStream) -> bool:
         """Read all pending records. False if one is not completed in time: then socket records have to wait."""
         end = stream.ring.end()
-        deadline = time.monotonic() + _TIMEOUT
+        deadline = time.monotonic() + _INCOMPLETE_TIMEOUT_SECONDS
         while True:
             self._consume(stream, end)
             if stream.ring.passed(end):
                 return True
             if time.monotonic() > deadline:
                 return False
-            time.sleep(_WRITING)
+            time.sleep(_INCOMPLETE_PAUSE_SECONDS)
 
-    def _consume(self, stream: Stream, end: int) -> None:
+    def _consume(self, stream: RecordStream, end: int) -> None:
         while batch := stream.ring.read(end):
             stream.received += len(batch)
             stream.handle(batch)
@@ -217,7 +221,7 @@ class Monitor:
         now = time.monotonic()
         if now < self._housekeeping:
             return
-        self._housekeeping = now + _HOUSEKEEPING
+        self._housekeeping = now + _HOUSEKEEPING_SECONDS
         boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         settled = self._tracker.settled(boot)
         if settled and self.on_change is not None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _LOOPBACK = bytes(15) + b"\x01"
 _NOBODY = -1
-"""A process id that neither a process has nor an event of an unknown one."""
+"""A process id that no process has, nor an event whose process is unknown."""
 
 
 class Owned(Protocol):
@@ -42,20 +42,20 @@ class Exclusions:
         self._loopback = settings.ignore_loopback
 
     def process(self, process: Process | None) -> bool:
-        """Whether the process is left out, and with it its connections."""
+        """Whether the process is excluded, and with it its connections."""
         return process is not None and (
             process.exe in self._executables or process.uid in self._uids or process.pid == self._own
         )
 
     def without(self, events: list[_Event]) -> list[_Event]:
-        """The events but those of processes that are left out."""
+        """The events, except those of excluded processes."""
         own, uids, executables = self._own, self._uids, self._executables
         return [
             event for event in events if event.pid != own and event.uid not in uids and event.exe not in executables
         ]
 
     def flow(self, flow: Flow) -> bool:
-        """Whether the connection is left out for its addresses."""
+        """Whether the connection is excluded by its addresses."""
         return self._loopback and (_is_loopback(flow.local) or _is_loopback(flow.remote))
 
 

@@ -1,4 +1,4 @@
-"""Reads netlink(7) multicasts, in a thread of its own or on demand."""
+"""Reads netlink(7) multicasts, in a separate thread or on demand."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from zeek_agent.recording.periodic import hurry
+from zeek_agent.recording.periodic import raise_priority
 
-_PART: Final = 65_536
-_TURN: Final = 1_000
+_DATAGRAM_BYTES_MAX: Final = 65_536
+"""More than any netlink message that the kernel multicasts."""
+_DATAGRAMS_PER_TURN: Final = 1_000
+"""Datagrams read before `settle`, so that a flood does not delay rows."""
 _SO_RCVBUFFORCE: Final = 33
 
 
 class Listener:
-    """Calls `receive` with each datagram, in order; `settle` within `batch` seconds of it, and every `tick` seconds.
+    """Calls `receive` with each datagram, in order, and `settle` within `batch_seconds` of it and every `tick_seconds`.
 
     Both are called by one thread at a time. `overrun` is called when the kernel dropped datagrams, `failed` with the
-    reason why the listener ended by itself. An `urgent` one gets a higher priority, because it reads short-lived state.
+    reason when the listener ended by itself. `urgent` raises the priority, for a listener that reads short-lived state.
     """
 
     def __init__(
@@ -33,8 +35,8 @@ class Listener:
         settle: Callable[[], None],
         overrun: Callable[[], None],
         failed: Callable[[str], None],
-        batch: float = 0.02,
-        tick: float = 0.5,
+        batch_seconds: float = 0.02,
+        tick_seconds: float = 0.5,
         urgent: bool = False,
     ) -> None:
         channel.setblocking(False)
@@ -43,8 +45,8 @@ class Listener:
         self._settle = settle
         self._overrun = overrun
         self._failed = failed
-        self._batch = batch
-        self._tick = tick
+        self._batch_seconds = batch_seconds
+        self._tick_seconds = tick_seconds
         self._urgent = urgent
         self._lock = threading.Lock()
         self._wake, self._stopping = os.pipe2(os.O_CLOEXEC)
@@ -70,7 +72,7 @@ class Listener:
 
     def _run(self) -> None:
         if self._urgent:
-            hurry()
+            raise_priority()
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
@@ -83,19 +85,19 @@ class Listener:
                 with self._lock:
                     if ready:
                         self._receive_pending()
-                        due = min(due, time.monotonic() + self._batch)
+                        due = min(due, time.monotonic() + self._batch_seconds)
                     if time.monotonic() >= due:
                         self._settle()
-                        due = time.monotonic() + self._tick
+                        due = time.monotonic() + self._tick_seconds
         except Exception as error:  # noqa: BLE001 - whatever it is, the source has ended and must be replaced
             self._failed(f"{type(error).__name__}: {error}")
 
     def _receive_pending(self) -> bool:
-        """Handle up to `_TURN` datagrams. False if no more are pending."""
+        """Handle up to `_DATAGRAMS_PER_TURN` datagrams. Returns False if no more are pending."""
         receive, recv = self._receive, self._channel.recv
-        for _ in range(_TURN):
+        for _ in range(_DATAGRAMS_PER_TURN):
             try:
-                datagram = recv(_PART)
+                datagram = recv(_DATAGRAM_BYTES_MAX)
             except BlockingIOError:
                 return False
             except OSError as error:
@@ -107,9 +109,9 @@ class Listener:
         return True
 
 
-def enlarge(channel: socket.socket, size: int) -> None:
-    """Set the receive buffer to `size` bytes, beyond the system's limit if permitted."""
+def enlarge(channel: socket.socket, size_bytes: int) -> None:
+    """Set the size of the receive buffer, beyond the system's limit if permitted."""
     try:
-        channel.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
+        channel.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size_bytes)
     except PermissionError:
-        channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size_bytes)

@@ -1,4 +1,4 @@
-"""Runs a function periodically in a thread of its own, and on demand."""
+"""Runs a function periodically in a separate thread, and on demand."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-_FIRST: Final = -19
+_URGENT_NICENESS: Final = -19
 
 
 class Periodic:
-    """Calls `work` every `interval` seconds, less often if it takes long: the pause is at least `share` times as long.
+    """Calls `work` every `interval_seconds`, less often if it takes long: the pause is at least `share` times as long.
 
-    `work` is called by one thread at a time. `failed` is called with the reason why the thread ended by itself. An
-    `urgent` one gets a higher priority, because it reads short-lived state.
+    `work` is called by one thread at a time. `failed` is called with the reason when the thread ended by itself.
+    `urgent` raises the priority, for work that reads short-lived state.
     """
 
     def __init__(
         self,
         work: Callable[[], None],
-        interval: float,
+        interval_seconds: float,
         failed: Callable[[str], None],
         *,
         share: float = 3.0,
         urgent: bool = False,
     ) -> None:
         self._work = work
-        self._interval = interval
+        self._interval_seconds = interval_seconds
         self._failed = failed
         self._share = share
         self._urgent = urgent
@@ -41,7 +41,7 @@ class Periodic:
         self._thread.start()
 
     def now(self) -> None:
-        """Do it now, in the caller's thread."""
+        """Call `work` now, in the caller's thread."""
         with self._lock:
             self._work()
 
@@ -52,18 +52,18 @@ class Periodic:
 
     def _run(self) -> None:
         if self._urgent:
-            hurry()
-        rest = self._interval
+            raise_priority()
+        rest = self._interval_seconds
         try:
             while not self._ended.wait(rest):
                 begun = time.monotonic()
                 self.now()
-                rest = max(self._interval, self._share * (time.monotonic() - begun))
+                rest = max(self._interval_seconds, self._share * (time.monotonic() - begun))
         except Exception as error:  # noqa: BLE001 - whatever it is, the source has ended and must be replaced
             self._failed(f"{type(error).__name__}: {error}")
 
 
-def hurry() -> None:
-    """Let the calling thread go before others, where we may."""
+def raise_priority() -> None:
+    """Raise the priority of the calling thread, if permitted."""
     with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _FIRST)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _URGENT_NICENESS)

@@ -1,7 +1,7 @@
-"""The event sources: which kinds of event there are, and which backends record each.
+"""The registry of event sources: the kinds of event, and the backends that record each.
 
-A new kind is one entry of `KINDS` and a setting of its name in `config.SourceSettings`; everything else is derived from
-these and from the sources themselves.
+A new kind is an entry of `KINDS` and a setting with its name in `config.SourceSettings`; everything else is derived
+from these and from the sources themselves.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from zeek_agent.recording.processes.process_cache import ProcessCache
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
-    from zeek_agent.recording.bpf_monitor import Monitor
+    from zeek_agent.recording.bpf_monitor import BpfMonitor
     from zeek_agent.recording.source import Source
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What the sources of one agent have in common: the settings and one process cache."""
+class SourceContext:
+    """The objects that all sources of an agent share: the settings and the process cache."""
 
     settings: SourceSettings
     cache: ProcessCache
 
     @cached_property
-    def monitor(self) -> Monitor:
-        """The reader of BPF rings, for process and socket events in their order."""
-        from zeek_agent.recording.bpf_monitor import Monitor
+    def monitor(self) -> BpfMonitor:
+        """The reader of BPF rings, which keeps process and socket events in order."""
+        from zeek_agent.recording.bpf_monitor import BpfMonitor
 
-        return Monitor(self.cache, self.settings.ring_bytes)
+        return BpfMonitor(self.cache, self.settings.ring_bytes)
 
 
-def _processes(shared: Shared) -> list[Source]:
+def _processes(shared: SourceContext) -> list[Source]:
     from zeek_agent.recording.audit.audit import AuditProcesses
     from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
     from zeek_agent.recording.processes.proc_connector import ProcConnector
@@ -50,13 +50,13 @@ def _processes(shared: Shared) -> list[Source]:
     ]
 
 
-def _translations(_: Shared) -> list[Source]:
+def _translations(_: SourceContext) -> list[Source]:
     from zeek_agent.recording.sockets.conntrack import Conntrack
 
     return [Conntrack()]
 
 
-def _sockets(shared: Shared) -> list[Source]:
+def _sockets(shared: SourceContext) -> list[Source]:
     from zeek_agent.recording.audit.audit import AuditSockets
     from zeek_agent.recording.snapshots import SocketSnapshots
     from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
@@ -71,17 +71,17 @@ def _sockets(shared: Shared) -> list[Source]:
     ]
 
 
-def _system_logs(shared: Shared) -> list[Source]:
+def _system_logs(shared: SourceContext) -> list[Source]:
     from zeek_agent.recording.system_log.journal import Journal
     from zeek_agent.recording.system_log.syslog import Syslog
 
     return [Journal(shared.settings), Syslog(shared.settings)]
 
 
-Backends: TypeAlias = Callable[[Shared], "list[Source]"]
-"""Makes the sources of one kind, in order of preference."""
+BackendFactory: TypeAlias = Callable[[SourceContext], "list[Source]"]
+"""Creates the sources of one kind, in order of preference."""
 
-KINDS: Final[Mapping[str, Backends]] = {
+KINDS: Final[Mapping[str, BackendFactory]] = {
     "processes": _processes,
     "translations": _translations,
     "sockets": _sockets,
@@ -93,14 +93,14 @@ KINDS: Final[Mapping[str, Backends]] = {
 def candidates(
     settings: SourceSettings, redact: Callable[[str], str] = lambda command_line: command_line
 ) -> dict[str, list[Source]]:
-    """Sources by kind, in order of preference; only the one that the setting names, unless that is `auto`.
+    """Sources by kind, in order of preference; unless the setting is `auto`, only the one that it names.
 
-    `redact` masks command lines before anything keeps them.
+    `redact` masks secrets in command lines before they are stored anywhere.
     """
     if not sys.platform.startswith("linux"):
         return {kind: [] for kind in KINDS}
     cache = ProcessCache(settings.process_cache, settings.process_grace, redact=redact)
-    shared = Shared(settings, cache)
+    shared = SourceContext(settings, cache)
     return {kind: _chosen(backends(shared), getattr(settings, kind)) for kind, backends in KINDS.items()}
 
 

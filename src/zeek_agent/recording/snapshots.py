@@ -1,7 +1,7 @@
 """Process and socket events from differences between snapshots, without any privilege.
 
-Processes and sockets that live shorter than an interval are missed, and end times are accurate to an interval. Of other
-users' processes an unprivileged agent sees less: those fields are null.
+Processes and sockets that exist for less than an interval are missed, and end times are accurate to an interval. An
+unprivileged agent sees less of other users' processes: those fields are null.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zeek_agent.host.linux.internet_sockets import TCP, UDP
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.periodic import Periodic
 from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS
-from zeek_agent.recording.processes.process_life import ProcessLife
+from zeek_agent.recording.processes.process_lifecycle import ProcessLifecycle
 from zeek_agent.recording.sockets.socket_changes import WANTED_STATES, SocketChanges
 from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS
 from zeek_agent.recording.sockets.socket_owners import SocketOwners, living_owners
@@ -57,7 +57,7 @@ class Snapshots(Source):
             periodic.now()
 
     def drain(self) -> None:
-        """Compare now, whenever the next turn would be."""
+        """Compare now instead of waiting for the interval."""
         if self._periodic is not None:
             self._periodic.now()
 
@@ -71,7 +71,7 @@ class Snapshots(Source):
 
 
 class ProcessSnapshots(Snapshots):
-    """Processes that appeared, disappeared, or have another executable than before."""
+    """Processes that appeared, disappeared, or changed their executable."""
 
     kind = "processes"
     shortcoming = "processes that live for less than two intervals are missed"
@@ -84,7 +84,7 @@ class ProcessSnapshots(Snapshots):
         return None
 
     def _begin(self) -> None:
-        self._life = ProcessLife(self._cache, self._exclusions, _PROC)
+        self._life = ProcessLifecycle(self._cache, self._exclusions, _PROC)
         self._cache.seed()
         self._known = self._present()
 
@@ -120,7 +120,7 @@ class SocketSnapshots(Snapshots):
 
     def probe(self) -> str | None:
         try:
-            next(inet_diag.sockets(_PROTOCOLS), None)
+            next(inet_diag.list_sockets(_PROTOCOLS), None)
         except OSError as error:
             return f"cannot list sockets: {error}"
         return None

@@ -1,4 +1,4 @@
-"""What `zeek_agent_sources` shows of an event source."""
+"""The status of an event source in `zeek_agent_sources`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class SourceStatus(NamedTuple):
-    """A row of `zeek_agent_sources`, which describes the columns. Counters run since the agent started."""
+    """A row of `zeek_agent_sources`, which describes the columns. Counters start with the agent."""
 
     source: str
     backend: str

@@ -1,4 +1,4 @@
-"""Chooses a backend for each kind of event, and another one when that fails."""
+"""Chooses a backend for each kind of event, and replaces it if it fails."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_WATCH: Final = 1.0
-_TRY_AGAIN: Final = 60.0
-_QUIET: Final = 3
-_LONGEST: Final = 60.0
-"""Seconds after which continuing losses are recorded as a gap; further losses are the next gap."""
+_CHECK_INTERVAL_SECONDS: Final = 1.0
+"""Interval of checks for failed sources, and so the accuracy of gaps."""
+_RETRY_SECONDS: Final = 60.0
+"""Interval at which a kind without a working backend is tried again; a probe costs little."""
+_QUIET_CHECKS: Final = 3
+"""Checks without further losses after which a gap ends."""
+_GAP_SECONDS_MAX: Final = 60.0
+"""Continuing losses are recorded as a gap after this time; further losses are the next gap."""
 
 
 @dataclass(slots=True)
-class _Recorder:
+class _KindState:
     """One kind of event and its backends."""
 
     kind: str
@@ -46,7 +49,7 @@ class _Recorder:
 
 
 class Supervisor:
-    """Runs the best working backend of each kind, and monitors it from a thread of its own."""
+    """Runs the best working backend of each kind, and monitors it in a separate thread."""
 
     def __init__(
         self,
@@ -56,18 +59,18 @@ class Supervisor:
         choose: Callable[[SourceSettings, Callable[[str], str]], Mapping[str, Sequence[Source]]] = candidates,
         redact: Callable[[str], str] = lambda command_line: command_line,
         clock: Callable[[], float] = time.time,
-        interval: float = _WATCH,
+        interval_seconds: float = _CHECK_INTERVAL_SECONDS,
     ) -> None:
         self._store = store
         self._clock = clock
-        self._interval = interval
-        self._recorders = [_Recorder(kind, sources) for kind, sources in choose(settings, redact).items()]
+        self._interval_seconds = interval_seconds
+        self._recorders = [_KindState(kind, sources) for kind, sources in choose(settings, redact).items()]
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="sources", daemon=True)
 
     def start(self) -> None:
-        """Start the sources. Never raises: what cannot be started is in `rows` with its reason."""
+        """Start the sources. Never raises: `rows` shows why a source could not be started."""
         with self._lock:
             for recorder in self._recorders:
                 for source in recorder.sources:
@@ -100,7 +103,7 @@ class Supervisor:
     def status(self) -> list[SourceStatus]:
         return [self._status(recorder, source) for recorder in self._recorders for source in recorder.sources]
 
-    def _status(self, recorder: _Recorder, source: Source) -> SourceStatus:
+    def _status(self, recorder: _KindState, source: Source) -> SourceStatus:
         counters, active = source.counters, source is recorder.active
         stored = [self._store.counters[table].lost for table in recorder.tables] if active else []
         reason = None if active else recorder.reasons.get(source.backend, "a better one is active")
@@ -116,8 +119,8 @@ class Supervisor:
             last_error=counters.last_error,
         )
 
-    def _activate(self, recorder: _Recorder, sources: Sequence[Source]) -> None:
-        """Start the first of these that works."""
+    def _activate(self, recorder: _KindState, sources: Sequence[Source]) -> None:
+        """Start the first of these sources that works."""
         for source in sources:
             reason = self._try(recorder, source)
             if reason is None:
@@ -131,15 +134,15 @@ class Supervisor:
                 log.info("%s events: %s cannot be used: %s", recorder.kind, source.backend, reason)
             recorder.reasons[source.backend] = reason
         if recorder.sources:
-            recorder.try_again = time.monotonic() + _TRY_AGAIN
+            recorder.try_again = time.monotonic() + _RETRY_SECONDS
             if not recorder.warned:
                 recorder.warned = True
                 reasons = "; ".join(f"{backend}: {reason}" for backend, reason in recorder.reasons.items())
                 level = logging.WARNING if any(source.essential for source in recorder.sources) else logging.INFO
                 log.log(level, "%s events are not recorded: no backend works (%s)", recorder.kind, reasons)
 
-    def _try(self, recorder: _Recorder, source: Source) -> str | None:
-        """None if the source has been started, else the reason."""
+    def _try(self, recorder: _KindState, source: Source) -> str | None:
+        """Start the source. Returns None, or the reason if it could not be started."""
 
         def sink(table: str, rows: Sequence[EventRow]) -> None:
             recorder.tables.add(table)
@@ -152,7 +155,7 @@ class Supervisor:
         try:
             reason = source.probe()
             if reason is None:
-                source.resume(self._store.past)
+                source.resume(self._store.recording_position)
                 source.start(sink)
         except (OSError, ImportError) as error:
             self._stop(source)
@@ -166,12 +169,12 @@ class Supervisor:
             log.warning("%s source %s failed to stop cleanly: %s", source.kind, source.backend, error)
 
     def _watch(self) -> None:
-        while not self._ended.wait(self._interval):
+        while not self._ended.wait(self._interval_seconds):
             with self._lock:
                 for recorder in self._recorders:
                     self._check(recorder)
 
-    def _check(self, recorder: _Recorder) -> None:
+    def _check(self, recorder: _KindState) -> None:
         now = self._clock()
         source = recorder.active
         if source is not None and source.failure is not None:
@@ -185,8 +188,8 @@ class Supervisor:
             recorder.unrecorded_since = None
         recorder.checked = now
 
-    def _replace(self, recorder: _Recorder, failed: Source, failure: str) -> None:
-        """Replace a failed source by the next best."""
+    def _replace(self, recorder: _KindState, failed: Source, failure: str) -> None:
+        """Replace a failed source with the next best."""
         log.error("%s events: source %s has failed: %s", recorder.kind, failed.backend, failure)
         self._note_losses(recorder, failed, at_end=True)
         self._stop(failed)
@@ -195,8 +198,8 @@ class Supervisor:
         recorder.reasons[failed.backend] = failure
         self._activate(recorder, recorder.sources[recorder.sources.index(failed) + 1 :])
 
-    def _note_losses(self, recorder: _Recorder, source: Source, *, at_end: bool = False) -> None:
-        """Record the time in which the kernel's buffer overflowed as a gap, once that is over or has been long."""
+    def _note_losses(self, recorder: _KindState, source: Source, *, at_end: bool = False) -> None:
+        """Record a period of overruns of the kernel's buffer as a gap, when it is over or has lasted long."""
         now, lost = self._clock(), source.counters.lost["overrun"]
         if lost > recorder.lost:
             recorder.losing_since = recorder.losing_since or recorder.checked or now
@@ -204,8 +207,8 @@ class Supervisor:
         recorder.lost = lost
         if recorder.losing_since is None:
             return
-        over = at_end or now >= recorder.losing_until + _QUIET * self._interval
-        if over or now >= recorder.losing_since + _LONGEST:
+        over = at_end or now >= recorder.losing_until + _QUIET_CHECKS * self._interval_seconds
+        if over or now >= recorder.losing_since + _GAP_SECONDS_MAX:
             self._store.record_gap(recorder.kind, recorder.losing_since, recorder.losing_until, "overrun")
             log.warning("%s events were lost: the kernel's buffer was full", recorder.kind)
             recorder.losing_since = None

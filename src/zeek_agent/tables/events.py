@@ -51,11 +51,12 @@ sockets_events = Table(
     "opened and closed connections, listening ports and opened packet sockets",
     description=(
         "One row per state change of a connection or listening socket, with the process behind it, from the event "
-        "store. A packet socket (packet(7)), as used by sniffers, has a row when it is opened: `family` is `packet`, "
-        "`state` is `listen`, and protocol, addresses, ports and `cookie` are null. Values that a source cannot "
-        "provide are null; `zeek_agent_sources` shows the active backend and its losses. Where the host translates "
-        "addresses (NAT), as for containers, the `translated_` columns contain the addresses and ports that a sensor "
-        "outside the host sees. They are null for untranslated connections."
+        "store. Without eBPF, an attempt to connect can end before its outcome is observed: it has a row with `closed` "
+        "and none with `established` or `failed`. A packet socket (packet(7)), as used by sniffers, has a row when it "
+        "is opened: `family` is `packet`, `state` is `listen`, and protocol, addresses, ports and `cookie` are null. "
+        "Values that a source cannot provide are null; `zeek_agent_sources` shows the active backend and its losses. "
+        "Where the host translates addresses (NAT), as for containers, the `translated_` columns contain the addresses "
+        "and ports that a sensor outside the host sees. They are null for untranslated connections."
     ),
     columns=[
         Column("time", "time", "when it happened"),

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from io import FileIO
 from typing import Final
 
-from zeek_agent.host.files.gate import Purpose, RefusedError
+from zeek_agent.host.files.file_rules import RefusedError
+from zeek_agent.host.files.gate import Purpose
 from zeek_agent.host.files.globbing import Match
 from zeek_agent.host.files.reads import Omission
 from zeek_agent.schema import Column, Row
@@ -22,15 +23,15 @@ from zeek_agent.tables.files import PATTERN, asked_pattern, matched
 from zeek_agent.text import from_os
 
 ALGORITHMS: Final = ("md5", "sha1", "sha256")
-LARGEST: Final = 256 << 20
+HASHED_BYTES_MAX: Final = 256 << 20
 """Bytes of a file; what is larger is not read."""
-CACHED: Final = 4096
+CACHED_HASHES_MAX: Final = 4096
 """Files whose hashes are remembered."""
-SETTLED: Final = 0.1
+SETTLED_SECONDS: Final = 0.1
 """Seconds after a change of a file in which another one could pass unnoticed, since the kernel's stamps are coarse."""
-_TOO_LARGE: Final = f"larger than {LARGEST} bytes, so without hashes"
+_TOO_LARGE: Final = f"larger than {HASHED_BYTES_MAX} bytes, so without hashes"
 _WILDCARD: Final = re.compile(r"[*?\[\\]")
-_CHUNK: Final = 1 << 20
+_CHUNK_BYTES: Final = 1 << 20
 
 file_hashes = Table(
     "file_hashes",
@@ -118,7 +119,7 @@ def _cached(
         wanted.context.reads.leave_out(Omission.TRUNCATED, path, found)
         return known
     # What the kernel makes up (proc(5), sysfs(5)) has another size than it says.
-    if size == attributes.st_size and time.time() - attributes.st_ctime > SETTLED:
+    if size == attributes.st_size and time.time() - attributes.st_ctime > SETTLED_SECONDS:
         _remember(state, found, os.fstat(file.fileno()))
     return known | found
 
@@ -129,7 +130,7 @@ def _remember(state: _State, found: dict[str, str], after: os.stat_result) -> No
     with _lock:
         _known[state] = _known.get(state, {}) | found
         _known.move_to_end(state)
-        while len(_known) > CACHED:
+        while len(_known) > CACHED_HASHES_MAX:
             _known.popitem(last=False)
 
 
@@ -140,7 +141,7 @@ def _hashes(
 
     `size` is what the file says it has. Raises OSError, also for a file of the kernel's that has nothing to read yet.
     """
-    if size > LARGEST:
+    if size > HASHED_BYTES_MAX:
         return size, _TOO_LARGE
     reads = wanted.context.reads
     states = [hashlib.new(name, usedforsecurity=False) for name in algorithms]
@@ -149,8 +150,8 @@ def _hashes(
         wanted.check()
         if reads.seconds_left <= 0:
             return size, "hashing took longer than limits.files_time allows"
-        with reads.timed():
-            chunk = file.read(_CHUNK)
+        with reads.measure_time():
+            chunk = file.read(_CHUNK_BYTES)
             if chunk is None:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             for state in states:
@@ -158,7 +159,7 @@ def _hashes(
         if not chunk:
             return size, {state.name: state.hexdigest() for state in states}
         size += len(chunk)
-        if size > LARGEST:
+        if size > HASHED_BYTES_MAX:
             return size, _TOO_LARGE
 
 

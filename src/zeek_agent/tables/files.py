@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from zeek_agent.errors import SqlError
 from zeek_agent.host.files.contents import lines
-from zeek_agent.host.files.gate import Gate, RefusedError
+from zeek_agent.host.files.file_rules import RefusedError
+from zeek_agent.host.files.gate import Gate
 from zeek_agent.host.files.globbing import Match, listing, matching, open_gate
 from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import Omission

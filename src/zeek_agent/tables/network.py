@@ -44,10 +44,10 @@ _counters = attrgetter(*_COUNTERS)
 
 
 @network_interfaces.snapshot
-def interfaces(_: Constraints) -> Iterator[Row]:
+def list_interfaces(_: Constraints) -> Iterator[Row]:
     from zeek_agent.host.linux import interfaces as rtnetlink
 
-    found = rtnetlink.interfaces()
+    found = rtnetlink.list_interfaces()
     names = {interface.index: interface.name for interface in found}
     for interface in found:
         counters = (None,) * len(_COUNTERS) if interface.statistics is None else _counters(interface.statistics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 
-from zeek_agent.bpf.iterators import Task, loaded
+from zeek_agent.bpf.iterators import Task, loaded_iterators
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.schema import Column, Row, Value
 from zeek_agent.table import Constraints, Table
@@ -71,7 +71,7 @@ def running(wanted: Constraints) -> Iterator[Row]:
 def _processes(wanted: Constraints) -> Iterable[ProcfsProcess | Task]:
     """All processes, or those that are asked for: few from /proc, all by the kernel's iterator if that is loaded."""
     pids = wanted.integers("pid")
-    if pids is None and wanted.context.proc == "/proc" and (iterators := loaded()) is not None:
+    if pids is None and wanted.context.proc == "/proc" and (iterators := loaded_iterators()) is not None:
         return iterators.tasks()
     return Procfs(wanted.context.proc).processes(pids)
 

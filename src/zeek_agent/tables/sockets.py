@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from socket import if_indextoname
 from typing import NamedTuple, TypeAlias
 
-from zeek_agent.bpf.iterators import loaded
+from zeek_agent.bpf.iterators import loaded_iterators
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
 from zeek_agent.host.linux.host_sockets import packet_sockets_by_namespace, sockets_by_namespace
 from zeek_agent.host.linux.internet_sockets import (
@@ -22,7 +22,7 @@ from zeek_agent.host.linux.internet_sockets import (
     state_mask,
 )
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, socket_holders
-from zeek_agent.recording.sockets.conntrack import translations
+from zeek_agent.recording.sockets.conntrack import list_translations
 from zeek_agent.recording.sockets.socket_event import UNTRANSLATED, Ends, Translation
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table
@@ -135,7 +135,7 @@ Held: TypeAlias = tuple[InternetSocket, int | None, int | None, int | None, Owne
 @sockets.snapshot
 def open_sockets(wanted: Constraints) -> Iterator[Row]:
     with_community_id = wanted.needs("community_id")
-    translated = translations() if wanted.needs(*TRANSLATED) else {}
+    translated = list_translations() if wanted.needs(*TRANSLATED) else {}
     for found, netns, pid, fd, owner in _held(wanted, PROTOCOLS, _states(wanted)):
         yield (
             pid,
@@ -227,7 +227,7 @@ def _held(wanted: Constraints, protocols: Collection[int], states: int) -> Itera
     listed = list(sockets_by_namespace(procfs.root, pids, protocols, states, wanted.check))
     if not any(found for _, found in listed):
         return
-    iterators = loaded() if only_pids is None and procfs.root == "/proc" else None
+    iterators = loaded_iterators() if only_pids is None and procfs.root == "/proc" else None
     holders = iterators.socket_holders() if iterators else socket_holders(procfs.root, pids, wanted.check)
     nobody: list[tuple[int | None, int | None]] = [(None, None)] if only_pids is None else []
     owners: dict[int | None, Owner] = {None: Owner()}

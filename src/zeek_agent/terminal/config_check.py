@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from zeek_agent.config import Config
 
 
-def check_surroundings(config: Config) -> None:
-    """Raises UsageError that names the setting, what is wrong and what to do."""
+def check_files_and_groups(config: Config) -> None:
+    """Raises UsageError that names the setting, the problem and the remedy."""
     AccessPolicy(config.access)
     tls = config.zeek.tls
     for name, file in (("ca_file", tls.ca_file), ("certificate", tls.certificate), ("key", tls.key)):

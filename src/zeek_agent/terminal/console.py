@@ -31,8 +31,8 @@ from zeek_agent.text import escaped, from_bytes
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBERS: Final = frozenset({"count", "int", "interval", "real"})
 _BRACKETS: Final = {"set": ("{", "}"), "vector": ("[", "]"), "record": ("{", "}")}
-_NARROWEST: Final = 12
-"""Columns of a table are not cut below this many characters to fit a terminal."""
+_COLUMN_CHARACTERS_MIN: Final = 12
+"""Minimum width of a column that is truncated to fit a terminal; less is not readable."""
 
 RED, GREEN, YELLOW, DIM, BOLD, PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
 
@@ -47,7 +47,7 @@ class Mode(StrEnum):
 
 
 class Printer:
-    """Writes rows to a stream in a mode. `width` is the terminal's; None: not a terminal, nothing is cut."""
+    """Writes rows to a stream in a mode. `width` is the terminal's; without one, nothing is truncated."""
 
     def __init__(self, out: TextIO, mode: Mode = Mode.TABLE, *, width: int | None = None, color: bool = False) -> None:
         self.out = out
@@ -57,7 +57,7 @@ class Printer:
 
     @classmethod
     def for_stream(cls, out: TextIO, mode: Mode, environment: Mapping[str, str]) -> Printer:
-        """A printer that uses width and colour of a terminal; `NO_COLOR` and `TERM=dumb` are respected."""
+        """A printer with the terminal's width and colour; respects `NO_COLOR` and `TERM=dumb`."""
         terminal = out.isatty()
         color = terminal and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
         return cls(out, mode, width=shutil.get_terminal_size().columns if terminal else None, color=color)
@@ -68,7 +68,7 @@ class Printer:
         rows: Sequence[Sequence[Any]],
         changes: Sequence[str | None] | None = None,
     ) -> None:
-        """Write a result; with `changes`, each row says whether it was added or deleted."""
+        """Write a result; with `changes`, each row is marked as added or deleted."""
         write = {Mode.TABLE: self._table, Mode.LINE: self._lines, Mode.JSON: self._json, Mode.CSV: self._csv}
         write[self.mode](columns, rows, changes)
         self.out.flush()
@@ -126,7 +126,7 @@ class Printer:
         rows: Sequence[Sequence[Any]],
         changes: Sequence[str | None] | None,
     ) -> None:
-        """An array of objects, one a line; reports of a repeated query are objects a line without an array."""
+        """An array of objects, one per line; reports of a repeated query are lines of objects without an array."""
         names = _unique([escaped(name) for name, _ in columns])
         kinds = [kind for _, kind in columns]
         lines = []
@@ -162,7 +162,7 @@ _SIGNS: Final[dict[str | None, tuple[str, str]]] = {None: (" ", ""), "Add": ("+"
 
 
 def display(kind: ZeekType, value: Any) -> str:
-    """A cell for reading: unset is `-`, and a text that would look like it is escaped, as in Zeek's logs."""
+    """A cell for display: `-` if unset; text that would look like that is escaped, as in Zeek's logs."""
     if value is None:
         return "-"
     text = _text(kind, value)
@@ -202,7 +202,7 @@ def _any(value: Any) -> str:
 
 
 def plain(kind: ZeekType, value: Any) -> Any:
-    """A cell as JSON has it; numbers that JSON lacks are texts."""
+    """A cell as a JSON value; numbers that JSON lacks become strings."""
     if value is None:
         return None
     match kind.name:
@@ -246,7 +246,7 @@ def _csv_text(text: str) -> str:
 
 
 def iso_time(seconds: float) -> str:
-    """`2026-01-01T12:00:00.250000Z`; a number that is no date stays a number."""
+    """`2026-01-01T12:00:00.250000Z`; a number outside the range of dates stays a number."""
     try:
         return (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     except (OverflowError, ValueError):
@@ -254,7 +254,7 @@ def iso_time(seconds: float) -> str:
 
 
 def display_width(text: str) -> int:
-    """Terminal cells that a text takes: wide characters two, combining ones none."""
+    """Width of a text in terminal cells: wide characters take two, combining ones none."""
     if text.isascii():
         return len(text)
     return sum(
@@ -264,14 +264,14 @@ def display_width(text: str) -> int:
 
 
 def fit(widths: Sequence[int], room: int) -> list[int] | None:
-    """Column widths cut so that the table fits, the widest first; None when it cannot."""
+    """Column widths reduced, the widest first, so that the table fits; None if it cannot."""
     fitted = list(widths)
     excess = sum(fitted) + 2 * (len(fitted) - 1) - room
     while excess > 0:
         widest = max(fitted)
         second = max((width for width in fitted if width < widest), default=0)
         same = [index for index, width in enumerate(fitted) if width == widest]
-        target = max(second, _NARROWEST, widest - -(-excess // len(same)))
+        target = max(second, _COLUMN_CHARACTERS_MIN, widest - -(-excess // len(same)))
         if target >= widest:
             return None
         for index in same:
@@ -303,7 +303,7 @@ def _cut(cell: str, width: int) -> tuple[str, int]:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """Names that occur again get a number: `pid`, `pid:2`."""
+    """Number repeated names: `pid`, `pid:2`."""
     seen: dict[str, int] = {}
     unique = []
     for name in names:

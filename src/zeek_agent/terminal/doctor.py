@@ -1,7 +1,7 @@
-"""`zeek-agent doctor`: what the agent needs and can do on this host, and what to do about what is missing.
+"""`zeek-agent doctor`: checks of the agent's requirements and abilities on this host, with remedies.
 
-Each check is a function that yields verdicts: `fail` for what `run` cannot do without, `warn` for what it does worse
-without, `ok` for what is there.
+Each check is a function that yields verdicts: `fail` if `run` would not work, `warn` if it would work worse, otherwise
+`ok`.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ WITHOUT_CAPABILITY: Final = {
     Capability.PERFMON: "eBPF cannot trace processes and sockets",
     Capability.BPF: "eBPF cannot be loaded",
 }
-"""What does not work without each capability."""
+"""The consequence of each missing capability."""
 NETLINK_AUDIT: Final = 9
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One verdict: subject, finding, and advice unless it is ok."""
+    """A verdict: subject, finding, and advice unless it is ok."""
 
     name: str
     verdict: Verdict
@@ -63,8 +63,8 @@ class Check:
     advice: str | None = None
 
 
-def examine(config: Config, origins: Mapping[str, str]) -> list[Check]:
-    """All checks, in the order in which one would fix problems."""
+def run_checks(config: Config, origins: Mapping[str, str]) -> list[Check]:
+    """All checks, in the order in which problems should be fixed."""
     places = paths.locate(config)
     checks = [*_python(), *_configuration(config), *_state(places.state, config.events.retention_bytes)]
     checks += _files(config)
@@ -103,7 +103,7 @@ def _python() -> Iterator[Check]:
 
 def _configuration(config: Config) -> Iterator[Check]:
     try:
-        config_check.check_surroundings(config)
+        config_check.check_files_and_groups(config)
     except UsageError as error:
         yield Check("configuration", "fail", str(error), "fix that setting; `zeek-agent config check` shows all")
     else:
@@ -111,14 +111,14 @@ def _configuration(config: Config) -> Iterator[Check]:
 
 
 def _state(state: Path, wanted: int) -> Iterator[Check]:
-    """The state directory, or where it would be made: writable, and with room for the event store."""
+    """Whether the state directory, existing or to be created, is writable and has space for the event store."""
     place = next(path for path in (state, *state.parents) if os.access(path, os.F_OK))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         advice = "the agent's id and events will not outlive it; run as root or choose another --state-dir"
         yield Check("state directory", "warn", f"{state} is not writable", advice)
         return
     if place == state:
-        if reason := locks.exposure(state):
+        if reason := locks.directory_exposure(state):
             yield Check("state directory", "fail", reason, f"{locks.EXPOSURE_ADVICE} or choose another --state-dir")
             return
         if reason := locks.group_exposure(state):
@@ -133,7 +133,7 @@ def _state(state: Path, wanted: int) -> Iterator[Check]:
 
 
 def _files(config: Config, proc: Path = Path("/proc")) -> Iterator[Check]:
-    """What the path gate relies on, and what of it the configuration has switched off."""
+    """The preconditions of the path gate, and the protections disabled by the configuration."""
     protected = _sysctl(proc / "sys/fs/protected_hardlinks")
     if protected == "0":
         advice = "any user can create hard links to files in access.paths_deny: sysctl fs.protected_hardlinks=1"
@@ -152,7 +152,7 @@ def _files(config: Config, proc: Path = Path("/proc")) -> Iterator[Check]:
 
 
 def _sysctl(file: Path) -> str | None:
-    """The value of a kernel setting; None where the kernel does not have it or does not show it."""
+    """The value of a kernel setting; None if it does not exist or is not readable."""
     try:
         return file.read_text().strip()
     except OSError:
@@ -160,7 +160,7 @@ def _sysctl(file: Path) -> str | None:
 
 
 def _store(path: Path) -> Iterator[Check]:
-    """The event store of earlier runs, if any: whether this version can continue it."""
+    """Whether this version can use the event store of earlier runs, if any."""
     from zeek_agent.terminal.local_responder import StoredEvents
 
     if not os.access(path, os.R_OK):
@@ -213,8 +213,8 @@ def _collector(logs: Path) -> Iterator[Check]:
             yield _collector_check(f"cannot write {logs}")
             return
         if lock.exists():
-            locks.take(lock, older=logs).close()
-    except locks.HeldError as error:
+            locks.acquire_lock(lock, legacy_directory=logs).close()
+    except locks.LockHeldError as error:
         yield _collector_check(f"another collector{error.holder} writes its logs to {logs}")
     except OSError as error:
         yield _collector_check(f"cannot write {error.filename or logs}: {error.strerror}")
@@ -248,7 +248,7 @@ def _active_sources(rows: Sequence[Sequence[Any]]) -> Iterator[Check]:
 
 
 def _shortcomings() -> dict[tuple[str, str], str]:
-    """What each source, by kind and backend, misses that the best one records."""
+    """The shortcomings of each source, by kind and backend."""
     from zeek_agent.config import SourceSettings
     from zeek_agent.recording.registry import candidates
 

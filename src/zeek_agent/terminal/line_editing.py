@@ -1,4 +1,4 @@
-"""Readline: history that is kept, completion. Where Python has no readline, lines are read plainly."""
+"""Line editing with readline: saved history, completion. Without readline in Python, lines are read without editing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def line_editing(history: Path, completions: Callable[[str, str], list[str]]) -> Iterator[None]:
-    """While this is open, `input` edits. `completions(before, word)` says what the word at the cursor may become."""
+    """Enable line editing for `input`. `completions(before, word)` returns completions of the word at the cursor."""
     try:
         import readline
     except ImportError:
@@ -28,7 +28,7 @@ def line_editing(history: Path, completions: Callable[[str, str], list[str]]) ->
         if state == 0:
             try:
                 found[:] = completions(readline.get_line_buffer()[: readline.get_begidx()], word)
-            except Exception as error:  # noqa: BLE001  readline would hide it, and the line must stay editable
+            except Exception as error:  # noqa: BLE001  readline would ignore it, and editing must continue
                 log.debug("completion failed: %s", error)
                 found.clear()
         return found[state] if state < len(found) else None
@@ -56,7 +56,7 @@ def _load(read: Callable[[str], None], history: Path) -> None:
 
 
 def _save(write: Callable[[str], None], history: Path) -> None:
-    """Statements may hold secrets: the history is its owner's only."""
+    """Save the history, readable only by its owner, because statements may contain secrets."""
     try:
         history.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(history, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))

@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 
 class StoredEvents:
-    """The event store of a state directory, read-only: the events stored by an agent, and no new ones."""
+    """The event store of a state directory, read-only: events stored by an agent, but no new ones."""
 
     def __init__(self, path: Path) -> None:
         self.uri = f"file:{quote(str(path.absolute()))}?mode=ro"
@@ -52,7 +52,7 @@ class StoredEvents:
 
     @classmethod
     def at(cls, path: Path) -> StoredEvents | None:
-        """The store in that file; None when there is none, and with a notice when it cannot be read."""
+        """The store in that file; None if there is none, or, with a warning, if it cannot be read."""
         try:
             return cls(path) if path.exists() else None
         except (apsw.Error, OSError) as error:
@@ -62,15 +62,15 @@ class StoredEvents:
         return None
 
     def first(self, table: str) -> int:
-        """Lowest retained `seq`; 0 when no row is there."""
+        """Lowest retained `seq`; 0 when the table is empty."""
         return int(self._connection.execute(f'SELECT min(seq) FROM "{table}"').get or 0)
 
     def last(self, table: str) -> int:
-        """Highest `seq` that was given out; 0 when none was."""
+        """Highest `seq` ever assigned; 0 when none was."""
         return int(self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).get or 0)
 
     def gaps(self) -> Sequence[Row]:
-        """Times without recording: source, from, until, cause."""
+        """Periods without recording: source, from, until, cause."""
         return self._connection.execute('SELECT source, "from", until, cause FROM _gaps ORDER BY "from"').fetchall()
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class StoredEvents:
 
 
 class LocalAgent:
-    """Substitute for a running agent: it has an identity and a configuration, and does nothing."""
+    """Substitute for a running agent: identity and configuration without any activity."""
 
     def __init__(self, config: Config, origins: Mapping[str, str], places: Paths, store: StoredEvents | None) -> None:
         stored = identity.read(places.identity)
@@ -101,7 +101,7 @@ class LocalAgent:
     def recorded(
         self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
     ) -> Sequence[Row]:
-        return event_file.read(self._store.uri, sql, bindings, check) if self._store else ()
+        return event_file.read_rows(self._store.uri, sql, bindings, check) if self._store else ()
 
     def connections(self) -> Iterable[Row]:
         return ()
@@ -136,7 +136,7 @@ def open_database(config: Config, origins: Mapping[str, str]) -> Database:
 
 
 class LocalResponder:
-    """Answers requests in this process, with an event loop that runs during a request."""
+    """Answers requests in this process, with an event loop that runs only during a request."""
 
     remote = False
 
@@ -173,7 +173,7 @@ class LocalResponder:
         self._loop.close()
 
     def _wait(self, work: Awaitable[_T]) -> _T:
-        """Run the loop until the work is done. An interrupt ends the work and is raised here."""
+        """Run the loop until the work is done. An interrupt cancels the work and is raised here."""
         return run_until_done(self._loop.get_loop(), work)
 
     def _open_bridge(self, database: Database) -> Bridge | None:
@@ -184,7 +184,7 @@ class LocalResponder:
         if settings.socket in (bridge.OFF, bridge.AUTO):
             return None
         opened = bridge.Bridge(msgspec.structs.replace(settings, export=()), database)
-        opened.look_blocking()
+        opened.refresh_blocking()
         return opened
 
     def _repeater(self) -> QueryRunner:

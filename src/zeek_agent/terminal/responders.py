@@ -1,4 +1,4 @@
-"""Queries of the host, through a running agent's control socket if there is one, or else in this process."""
+"""Queries of the host through a running agent's control socket, or else in this process."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _F = TypeVar("_F", bound=Frame)
 
 
 class Responder(Protocol):
-    """Answers requests. Closing the iterator of an answer ends the answer."""
+    """Answers requests. Closing the iterator of an answer aborts it."""
 
     @property
     def remote(self) -> bool:
-        """Whether the session is with a running agent."""
+        """Whether a running agent answers."""
         ...
 
     def responses(self, request: Request) -> Generator[Frame, None, None]:
@@ -72,7 +72,7 @@ class AgentResponder:
 
 
 def connect(config: Config) -> AgentResponder:
-    """A responder in the running agent. Raises NoAgentError if none is running, ZeekAgentError if it is unreachable."""
+    """A responder of the running agent. Raises NoAgentError if none is running, ZeekAgentError if it is unreachable."""
     refusal: ZeekAgentError | None = None
     sockets = paths.locate(config).sockets
     for path in sockets:
@@ -86,7 +86,7 @@ def connect(config: Config) -> AgentResponder:
 
 
 def open_responder(config: Config, origins: Mapping[str, str]) -> Responder:
-    """A responder in the running agent, or else in this process, with a warning if a running agent is unreachable."""
+    """A responder of the running agent, or else in this process, with a warning if a running agent is unreachable."""
     try:
         return connect(config)
     except NoAgentError:
@@ -106,7 +106,7 @@ def query(responder: Responder, sql: str) -> tuple[list[tuple[str, ZeekType]], l
     for frame in responder.responses(messages.QueryRequest(sql)):
         match frame:
             case Columns():
-                columns = typed(frame)
+                columns = typed_columns(frame)
             case Rows():
                 rows.extend(frame.rows)
             case Note():
@@ -114,7 +114,7 @@ def query(responder: Responder, sql: str) -> tuple[list[tuple[str, ZeekType]], l
     return columns, rows, notes
 
 
-def typed(frame: Columns) -> list[tuple[str, ZeekType]]:
+def typed_columns(frame: Columns) -> list[tuple[str, ZeekType]]:
     """Names and types of result columns."""
     return [(name, ZeekType.parse(kind)) for name, kind in frame.columns]
 
@@ -126,7 +126,7 @@ def tables(responder: Responder) -> list[Table]:
 
 
 def status(responder: Responder) -> dict[str, Any]:
-    """Facts about the agent."""
+    """The status of the agent."""
     return _only(responder.responses(messages.StatusRequest()), Facts).facts
 
 
@@ -138,7 +138,7 @@ def _only(frames: Iterator[Frame], kind: type[_F]) -> _F:
 
 
 def _drained(frame: _F, frames: Iterator[Frame]) -> _F:
-    """The frame, once the answer has been read to its end, so that the connection can be used again."""
+    """The frame, after reading the rest of the answer, so that the connection can be used again."""
     for _ in frames:
         pass
     return frame

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zeek_agent.table import Table
     from zeek_agent.terminal.responders import Responder
 
-DEFAULT_SCHEDULE: Final = 2.0
+DEFAULT_SCHEDULE_SECONDS: Final = 2.0
 KEYWORDS: Final = tuple(
     """SELECT FROM WHERE AND OR NOT IN LIKE GLOB REGEXP BETWEEN IS NULL AS JOIN LEFT INNER CROSS ON USING GROUP ORDER BY
     HAVING LIMIT OFFSET UNION ALL EXCEPT INTERSECT DISTINCT WITH CASE WHEN THEN ELSE END CAST EXISTS ASC DESC
@@ -32,7 +32,7 @@ KEYWORDS: Final = tuple(
 )
 _FINAL: Final = frozenset({"NULL", "ALL", "END", "ASC", "DESC", "EXISTS", "VALUES", "CAST"})
 _UNFINISHED: Final = frozenset(KEYWORDS) - _FINAL
-"""Words that no statement ends with."""
+"""Words that cannot end a statement."""
 
 _TOKEN: Final = re.compile(
     r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/|[\w$.]+|[^\s\w]|['"]""",
@@ -76,7 +76,7 @@ class Shell:
                     self._printer.out.write("\n")
 
     def run_script(self, lines: Iterable[str]) -> None:
-        """Run lines that were not typed: a statement ends with `;` or with the input."""
+        """Run lines that are not typed: a statement ends with `;` or with the input."""
         for line in lines:
             self.feed(line.rstrip("\n"), waiting=True)
             if self._done:
@@ -84,7 +84,7 @@ class Shell:
         self._run_buffer()
 
     def feed(self, line: str, *, waiting: bool) -> None:
-        """Take one line. With `waiting`, only `;` ends a statement, else also the end of a line that may end one."""
+        """Process a line. A statement ends with `;` or, unless `waiting`, with a line that can end one."""
         if not self._buffer and line.lstrip().startswith("."):
             self._guarded(lambda: self._command(line.strip()))
             return
@@ -164,7 +164,7 @@ class Shell:
             for frame in frames:
                 match frame:
                     case Columns():
-                        columns = responders.typed(frame)
+                        columns = responders.typed_columns(frame)
                     case Rows(rows=rows, changes=changes):
                         self._printer.write(columns, rows, None if subscription == "Snapshots" else changes)
                     case Note(message=message):
@@ -176,7 +176,7 @@ class Shell:
     # Completion
 
     def completions(self, before: str, word: str) -> list[str]:
-        """What `word` may become, given the line before it."""
+        """Completions of `word`, given the line before it."""
         if before == "" and word.startswith("."):
             return [name for name in COMMANDS if name.startswith(word)]
         if re.fullmatch(r"\s*\.mode\s+", before):
@@ -192,7 +192,7 @@ class Shell:
         return [name for name in (*columns, *names) if name.startswith(word)] + keywords
 
     def _columns_in_reach(self, text: str) -> set[str]:
-        """Columns of the tables that a statement names; of all while it names none."""
+        """Columns of the tables in a statement, or of all tables if it has none yet."""
         words = set(re.findall(r"[\w$]+", text))
         reach = [table for table in self.tables if table.name in words] or self.tables
         return {column.name for table in reach for column in table.columns} | {
@@ -212,7 +212,7 @@ class Command:
 def _repeated(name: str, subscription: SubscriptionName, what: str) -> Command:
     return Command(
         f"{name} [SECS] SQL",
-        f"run a query every SECS seconds ({DEFAULT_SCHEDULE:g}) and show {what}; Ctrl-C stops",
+        f"run a query every SECS seconds ({DEFAULT_SCHEDULE_SECONDS:g}) and show {what}; Ctrl-C stops",
         lambda shell, argument: shell.repeat(subscription, argument),
     )
 
@@ -233,7 +233,7 @@ COMMANDS: Final = {
 
 
 def find_table(tables: Iterable[Table], name: str) -> Table:
-    """The table of that name. Raises UsageError that names the nearest one."""
+    """The table with that name. Raises UsageError that suggests the nearest one."""
     from difflib import get_close_matches
 
     by_name = {table.name: table for table in tables}
@@ -245,9 +245,9 @@ def find_table(tables: Iterable[Table], name: str) -> Table:
 
 
 def split_schedule(argument: str) -> tuple[float, str]:
-    """`5 SELECT …` as seconds and statement; without a number every two seconds. Raises UsageError."""
+    """Split `5 SELECT …` into seconds, two by default, and statement. Raises UsageError."""
     match = re.match(r"(\d+(?:\.\d*)?|\.\d+)s?\s+(.*)", argument, re.DOTALL)
-    schedule, sql = (float(match[1]), match[2]) if match else (DEFAULT_SCHEDULE, argument)
+    schedule, sql = (float(match[1]), match[2]) if match else (DEFAULT_SCHEDULE_SECONDS, argument)
     if not sql:
         raise UsageError("missing query; example: .diffs 2 SELECT name FROM users")
     if schedule <= 0:
@@ -256,7 +256,7 @@ def split_schedule(argument: str) -> tuple[float, str]:
 
 
 def is_complete(text: str, *, waiting: bool) -> bool:
-    """Whether a statement ends here: after `;`, or when not `waiting` for it, where nothing is left open."""
+    """Whether a statement ends here: after `;` or, unless `waiting` for that, if nothing is left open."""
     tokens = _tokens(text)
     if not tokens:
         return not waiting

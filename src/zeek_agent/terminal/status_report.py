@@ -1,4 +1,4 @@
-"""Output of `zeek-agent status`: facts about the running agent, and its own tables."""
+"""Output of `zeek-agent status`: the running agent's properties, and its own tables."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ PARTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class StatusReport:
-    """Facts by name, and the rows of each part."""
+    """Properties by name, and the rows of each part."""
 
     facts: dict[str, Any]
     parts: Mapping[str, tuple[Sequence[tuple[str, ZeekType]], list[Row]]]
 
 
-def gather(responder: Responder) -> StatusReport:
+def gather_status(responder: Responder) -> StatusReport:
     """Query the agent for the contents of the report."""
     parts = {}
     for name, sql in PARTS.items():
@@ -46,7 +46,7 @@ OMITTED: Final = frozenset({"id", "sql", "cookie", "endpoint", "window_bytes"})
 
 
 def as_text(report: StatusReport, width: int | None = None) -> str:
-    """As text: the facts, then one table per part; `width` is the terminal's."""
+    """The report as text: properties, then one table per part; `width` is the terminal's."""
     out = io.StringIO()
     out.write(facts_text(report.facts))
     printer = Printer(out, width=width)
@@ -58,13 +58,13 @@ def as_text(report: StatusReport, width: int | None = None) -> str:
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:
-    """One line per fact."""
+    """One line per property."""
     width = max(map(len, facts), default=0)
     return "".join(f"{name:{width}}  {_fact(value)}\n" for name, value in facts.items())
 
 
 def as_json(report: StatusReport) -> str:
-    """One object: the facts, and one list per part."""
+    """The report as an object: properties, and one list per part."""
     document = dict(report.facts)
     for part, (columns, rows) in report.parts.items():
         document[part] = [
@@ -84,7 +84,7 @@ def _fact(value: object) -> str:
 def _without_empty(
     columns: Sequence[tuple[str, ZeekType]], rows: list[Row]
 ) -> tuple[list[tuple[str, ZeekType]], list[Row]]:
-    """Omit columns that are unset in every row, and those of no use to a reader."""
+    """Omit columns that are unset in every row, and those of no interest to people."""
     kept = [
         index
         for index, (name, _) in enumerate(columns)

@@ -1,4 +1,4 @@
-"""Tables described for reading, and as record types of Zeek's script language."""
+"""Descriptions of tables as text, and as record types of Zeek's script language."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def describe_table(table: Table) -> str:
 
 
 def parameter_summary(parameter: Parameter) -> str:
-    """What a parameter means, and what it is when not given."""
+    """The meaning of a parameter, and its default."""
     if parameter.default is not None:
         return f"{parameter.summary} (parameter, default {parameter.default!r})"
     return f"{parameter.summary} (parameter{', required' if parameter.required else ''})"

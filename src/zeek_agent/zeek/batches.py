@@ -1,8 +1,8 @@
-"""Rows in batches, acknowledged by script: the extension of version 1 of the API that our Zeek package supports.
+"""Rows in batches that the script acknowledges: an extension of version 1 of the API that our Zeek package supports.
 
-A batch is one event with the rows as one JSON text, which Zeek's `from_json` turns into a script's records: twice as
-fast as typed values, and by name, so that records may grow. The script acknowledges each batch with the number of the
-last one that its handlers have processed, and recognizes a repeated batch by stream, store and window.
+A batch is one event with all rows as one JSON text, which Zeek's `from_json` turns into a script's records. This is
+twice as fast as typed values, and by name, so that records can be extended. The script acknowledges each batch with the
+number of the last one that its handlers have processed, and recognizes a repeated batch by stream, store and window.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class OutgoingBatch:
     """A batch ready to be sent."""
 
     index: int
@@ -36,21 +36,23 @@ class Outgoing:
     frame: bytes
 
 
-def split(report: Report, topic: str, context: Context, rows_max: int, bytes_max: int) -> Iterator[Outgoing]:
-    """The report's rows as batches of one change each; the same report is split the same way each time.
+def split_report(
+    report: Report, topic: str, context: Context, rows_max: int, bytes_max: int
+) -> Iterator[OutgoingBatch]:
+    """The report's rows as batches of one change each; the same report is always split the same way.
 
-    A batch has at most `rows_max` rows and, but for a single larger one, about `bytes_max` bytes. A report without rows
-    is a batch without rows.
+    A batch has at most `rows_max` rows and, except for a single larger row, about `bytes_max` bytes. A report without
+    rows is a batch without rows.
     """
     encode = object_encoder(report.columns)
     pending: tuple[Change | None, list[bytes]] | None = None
     index, size = 0, 0
 
-    def outgoing(change: Change | None, rows: list[bytes], *, last: bool) -> Outgoing:
+    def outgoing(change: Change | None, rows: list[bytes], *, last: bool) -> OutgoingBatch:
         batch = Batch(report.store, report.stream, *report.window, index=index, last=last)
         about = Context(context.agent_id, context.host_time, context.query_id, change, context.cookie)
         text = b"[" + b",".join(rows) + b"]"
-        return Outgoing(index, len(rows), protocol.rows(topic, about, batch, text.decode()).encode())
+        return OutgoingBatch(index, len(rows), protocol.rows(topic, about, batch, text.decode()).encode())
 
     for change, row in report.rows:
         encoded = encode(row)
@@ -67,7 +69,7 @@ def split(report: Report, topic: str, context: Context, rows_max: int, bytes_max
 
 
 def object_encoder(columns: Sequence[ResultColumn]) -> Callable[[Row], bytes]:
-    """The function that writes rows of these columns as JSON objects, without the fields that are unset."""
+    """A function that writes rows of these columns as JSON objects, without unset fields."""
     fields = [(column.name, _converter(column.type)) for column in columns]
 
     def encode_row(row: Row) -> bytes:
@@ -83,7 +85,7 @@ def object_encoder(columns: Sequence[ResultColumn]) -> Callable[[Row], bytes]:
 
 
 def _converter(kind: ZeekType) -> Callable[[Any], Value] | None:
-    """The function that converts a cell of the type for `from_json`; None if none is needed."""
+    """A function that converts a cell of the type for `from_json`; None if no conversion is needed."""
     if kind.element is not None:
         member = _converter(kind.element)
         return list if member is None else lambda cells: [member(cell) for cell in cells if cell is not None]
@@ -99,7 +101,7 @@ def _seconds(value: float) -> float | None:
 
 
 def _record(pairs: Mapping[str, Value] | Sequence[tuple[str, Value]]) -> dict[str, Value]:
-    """A record by its fields' names, without the type that a name may end with."""
+    """A record by field names, without their type suffixes."""
     fields = pairs.items() if isinstance(pairs, Mapping) else pairs
     return {
         name.partition(":")[0]: _text(cell) if isinstance(cell, str | bytes) else cell
@@ -127,15 +129,15 @@ class Acknowledgements:
         self._reports: dict[str, _Awaited] = {}
 
     def expect(self, report: Report) -> None:
-        """Accept acknowledgements for this report until `forget`."""
+        """Accept acknowledgements for this report until `stop_expecting`."""
         self._reports[report.query_id] = _Awaited(report)
 
-    def forget(self, report: Report) -> None:
+    def stop_expecting(self, report: Report) -> None:
         """Stop accepting acknowledgements: the delivery succeeded or failed."""
         self._reports.pop(report.query_id, None)
 
     def accept(self, ack: protocol.RowsAck) -> bool:
-        """Record an acknowledgement. False if no report is waiting for it, as after a cancelled query."""
+        """Record an acknowledgement. Returns False if no report is waiting for it, for example of a cancelled query."""
         awaited = self._reports.get(ack.query_id)
         if awaited is None or (awaited.report.stream, awaited.report.window[1]) != (ack.stream, ack.high):
             return False
@@ -145,11 +147,11 @@ class Acknowledgements:
         return True
 
     def index(self, report: Report) -> int:
-        """The number of the last batch that was acknowledged; -1 for none."""
+        """The number of the last acknowledged batch; -1 for none."""
         return self._reports[report.query_id].index
 
     async def wait(self, report: Report, index: int, seconds: float) -> None:
-        """Return when the batch `index` is acknowledged. Raises TimeoutError after `seconds` without any progress."""
+        """Wait until the batch `index` is acknowledged. Raises TimeoutError after `seconds` without progress."""
         awaited = self._reports[report.query_id]
         while awaited.index < index:
             awaited.progress.clear()

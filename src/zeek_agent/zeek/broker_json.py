@@ -1,7 +1,7 @@
 """Broker's data model in JSON, as Zeek uses it on a WebSocket: reading and writing.
 
 Each value is an object `{"@data-type": TYPE, "data": DATA}`. Reading produces one small struct per type, because Broker
-is strict about types and a count is not an integer; `plain` turns a struct into a cell. Writing produces JSON text
+is strict about types and a count is not an integer; `to_cell` turns a struct into a cell. Writing produces JSON text
 directly, which is several times faster than building objects: one function per type for single values, `row_encoder`
 for result rows.
 
@@ -42,7 +42,7 @@ class ProtocolError(ZeekAgentError):
 
 
 class Nothing(Struct, tag_field="@data-type", tag="none", frozen=True):
-    """An unset field. Whatever a peer puts into its `data` is skipped: small JSON can take thirty times as much."""
+    """An unset field. Its `data` is skipped, because small JSON can take thirty times as much memory."""
 
     data: ClassVar[None] = None
 
@@ -146,14 +146,15 @@ _PORT = re.compile(r"([0-9]{1,5})(?:/(\w+|\?))?", re.ASCII)
 
 
 REPAIR_BYTES_MAX: Final = 4 * 1024 * 1024
-"""Longest message that is repaired, which takes up to forty times its size; `zeek.message_bytes_max` by default."""
+"""Longest message that is repaired, which takes up to forty times its size; the default of `zeek.message_bytes_max`."""
 
 
 class MessageReader:
-    """Reads messages of one shape from a peer's bytes, leniently.
+    """Parses a peer's messages of one shape, leniently.
 
-    Zeek copies strings raw into its JSON: control characters, bytes that are not UTF-8, `\\v`, `inf`. What the strict
-    parser refuses is repaired and parsed again, up to a length. Host bytes become host text (`text.from_bytes`).
+    Zeek copies strings unescaped into its JSON: control characters, bytes that are not UTF-8, `\\v`, `inf`. Messages
+    that the strict parser refuses are repaired and parsed again, up to a size. Host bytes become host text
+    (`text.from_bytes`).
     """
 
     def __init__(self, shape: type[T] | Any) -> None:
@@ -184,7 +185,7 @@ _NOT_FINITE = re.compile(r'("data"\s*:\s*)[+-]?(?:inf|nan)\b')
 
 
 def repaired(raw: bytes) -> bytes:
-    """Strict JSON with the same meaning as Zeek's loose JSON. Raises ValueError when it is not even that."""
+    """Strict JSON with the meaning of Zeek's loose JSON. Raises ValueError if it is not even that."""
     text = _VERTICAL_TAB.sub(r"\1\\u000b", from_bytes(raw))
     text = _NOT_FINITE.sub(r"\1null", text)
     loose = json.loads(text, strict=False, parse_constant=lambda _: None, parse_float=_finite)
@@ -196,10 +197,10 @@ def _finite(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def plain(value: Data) -> Value:
+def to_cell(value: Data) -> Value:
     """A value as a cell: seconds for time and interval, `(number, protocol)` for a port, tuples for containers.
 
-    Raises ProtocolError for a time, interval or port that is not one.
+    Raises ProtocolError for an invalid time, interval or port.
     """
     convert = _PLAIN.get(type(value))
     return value.data if convert is None else convert(value.data)  # type: ignore[return-value]
@@ -232,11 +233,11 @@ def port_number(text: str) -> tuple[int, str]:
 
 
 def _members(members: list[Data]) -> tuple[Value, ...]:
-    return tuple([plain(member) for member in members])
+    return tuple([to_cell(member) for member in members])
 
 
 def _entries(entries: list[Entry]) -> tuple[tuple[Value, Value], ...]:
-    return tuple([(plain(entry.key), plain(entry.value)) for entry in entries])
+    return tuple([(to_cell(entry.key), to_cell(entry.value)) for entry in entries])
 
 
 _PLAIN: Final[Mapping[type, Callable[[Any], Value]]] = {
@@ -258,12 +259,12 @@ _PROTOCOLS: Final = frozenset({"tcp", "udp", "icmp"})
 
 
 def quoted(text: str) -> str:
-    """A JSON string of the text as it is; a lone surrogate, which no UTF-8 can hold, becomes U+FFFD."""
+    """The text as a JSON string, unchanged except that lone surrogates, which UTF-8 cannot encode, become U+FFFD."""
     return encode_basestring(text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text))
 
 
 def string(text: str) -> str:
-    """Text that a peer must find unchanged: identifiers, cookies, SQL."""
+    """Text that a peer must receive unchanged: identifiers, cookies, SQL."""
     return f'{{"@data-type":"string","data":{quoted(text)}}}'
 
 
@@ -306,7 +307,7 @@ def real(value: object) -> str:
 
 
 def timestamp(seconds: object) -> str:
-    """Seconds since the epoch as a UTC time with microseconds. Broker counts nanoseconds in 64 bits: 1677 to 2262."""
+    """Seconds since the epoch as a UTC time with microseconds, from 1677 to 2262: Broker has 64-bit nanoseconds."""
     number = _float(seconds)
     if number is None or abs(number) * 10**9 >= _NANOSECONDS_MAX:
         return NONE
@@ -320,7 +321,7 @@ def _second(second: int) -> str:
 
 
 def timespan(seconds: object) -> str:
-    """Seconds as a whole number of the largest of `s ms us ns` that loses nothing."""
+    """Seconds as a whole number of the largest unit out of `s ms us ns` that is exact."""
     number = _float(seconds)
     if number is None or abs(number) * 10**9 >= _NANOSECONDS_MAX:
         return NONE
@@ -334,7 +335,7 @@ def timespan(seconds: object) -> str:
 
 
 def address(text: object) -> str:
-    """An IPv4 or IPv6 address; a zone (`%eth0`) is left out, since Zeek refuses it."""
+    """An IPv4 or IPv6 address without its zone (`%eth0`), which Zeek refuses."""
     if not isinstance(text, str):
         return NONE
     text = text.partition("%")[0]
@@ -346,7 +347,7 @@ def address(text: object) -> str:
 
 
 def port(value: object) -> str:
-    """`(80, "tcp")`; a protocol other than TCP, UDP and ICMP is an unknown one to Zeek."""
+    """`(80, "tcp")`; Zeek knows no protocols other than TCP, UDP and ICMP."""
     match value:
         case (int(number), str(protocol)) if 0 <= number <= 65535:
             name = protocol.lower()
@@ -365,7 +366,7 @@ def set_of(members: Iterable[str]) -> str:
 
 
 def record(value: object) -> str:
-    """A record of `files_columns`: each field has the type in its name (`c1:int`), else the type of its value."""
+    """A record of `files_columns`: a field has the type in its name (`c1:int`), or else the type of its value."""
     if isinstance(value, Mapping):
         return vector(_field(name, member) for name, member in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -419,7 +420,7 @@ _SCALARS: Final[Mapping[str, ValueEncoder]] = {
 
 @lru_cache(maxsize=256)
 def encoder(zeek_type: ZeekType) -> ValueEncoder:
-    """The function that writes cells of that type. None, and what does not fit the type, is written as `none`."""
+    """A function that writes cells of that type. None, and any value that does not fit, is written as `none`."""
     if zeek_type.element is None:
         return _SCALARS[zeek_type.name]
     encode_member = encoder(zeek_type.element)
@@ -429,13 +430,13 @@ def encoder(zeek_type: ZeekType) -> ValueEncoder:
         if not isinstance(value, Iterable) or isinstance(value, str | bytes):
             return NONE
         members = (encode_member(member) for member in value)
-        return wrap(member for member in members if member is not NONE)  # Zeek refuses a container with holes
+        return wrap(member for member in members if member is not NONE)  # Zeek refuses unset members of a container
 
     return encode_container
 
 
 def row_encoder(columns: Sequence[ResultColumn]) -> Callable[[Row], str]:
-    """The function that writes rows of these columns as records: one vector, with one member per column."""
+    """A function that writes rows of these columns as records, which are vectors with one member per column."""
     encoders = tuple(encoder(column.type) for column in columns)
 
     def encode_row(row: Row) -> str:
@@ -447,4 +448,4 @@ def row_encoder(columns: Sequence[ResultColumn]) -> Callable[[Row], str]:
 
 def cells(row: Vector) -> tuple[Value, ...]:
     """A received record's fields as cells."""
-    return cast("tuple[Value, ...]", plain(row))
+    return cast("tuple[Value, ...]", to_cell(row))

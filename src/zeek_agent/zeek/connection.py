@@ -1,7 +1,7 @@
 """The connection to one Zeek, maintained for as long as the agent runs.
 
-Each attempt connects, subscribes, waits for the acknowledgement and then works as a `Session` until that ends. The
-delay between attempts is random, up to a bound that doubles with each failure: Zeek accepts few clients at once, and
+Each attempt connects, subscribes, waits for the acknowledgement and then runs a `Session` until that ends. The delay
+between attempts is random, up to a bound that doubles with each failure, because Zeek accepts few clients at once and
 all agents find a restarted Zeek in the same second.
 """
 
@@ -23,7 +23,7 @@ from websockets.exceptions import WebSocketException
 from zeek_agent import __version__, destination
 from zeek_agent.destination import Destination
 from zeek_agent.errors import UsageError
-from zeek_agent.text import clipped, size
+from zeek_agent.text import byte_length, clipped
 from zeek_agent.zeek import broker_json, connection_errors, message_limits, protocol, tls
 from zeek_agent.zeek.instance import Traffic
 from zeek_agent.zeek.pongs import BoundedClientConnection
@@ -39,14 +39,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 APPLICATION: Final = f"zeek-agent/{__version__}"
-"""One name for all agents: Zeek keeps metrics by name."""
-SEND_BUFFER: Final = 128 * 1024
-"""Bytes in the kernel's send buffer; the answer to Zeek's ping is queued behind them."""
+"""The same name for all agents, because Zeek keeps metrics by name."""
+SEND_BUFFER_BYTES: Final = 128 * 1024
+"""The kernel's send buffer is small, because the answer to Zeek's ping is queued behind it."""
 MESSAGES_WAITING: Final = 4
-"""Messages that are read ahead, each of up to `message_bytes_max`."""
-WRITE_LIMIT: Final = 32 * 1024
-CLOSE_TIMEOUT: Final = 2.0
-SHUTDOWN_TIMEOUT: Final = 3.0
+"""Messages that are read ahead, each of up to `message_bytes_max`; bounds their memory."""
+WRITE_BUFFER_BYTES: Final = 32 * 1024
+"""The library's write buffer, added to the kernel's."""
+CLOSE_TIMEOUT_SECONDS: Final = 2.0
+"""Wait for the peer's close frame, which a Zeek that does not read never sends."""
+SHUTDOWN_TIMEOUT_SECONDS: Final = 3.0
+"""Time to send the shutdown message; service managers wait longer before they kill the agent."""
 BROKER_NOTE: Final = "%s is Broker's own server, which drops clients after short frames: padding them to %d bytes"
 
 
@@ -56,7 +59,7 @@ class ConnectionState(StrEnum):
     CONNECTING = "connecting"
     CONNECTED = "connected"
     WAITING = "waiting"
-    """For the next attempt, after a failure."""
+    """For the delay until the next attempt, after a failure."""
     STOPPED = "stopped"
 
 
@@ -81,7 +84,7 @@ class ConnectionStatus(NamedTuple):
 
 
 class _ConnectDirectly(connect):
-    """The library's client without redirects: an impostor could redirect the agent anywhere."""
+    """The library's client without redirects, because an impostor could redirect the agent anywhere."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
@@ -90,7 +93,7 @@ class _ConnectDirectly(connect):
 async def open_websocket(
     target: Destination, settings: ZeekSettings, application: str, connected: socket.socket | None = None
 ) -> ClientConnection:
-    """A WebSocket to the destination itself, over the `connected` socket if one is given.
+    """A WebSocket to the destination, over the `connected` socket if one is given.
 
     Raises OSError, WebSocketException and UsageError.
     """
@@ -105,17 +108,17 @@ async def open_websocket(
         max_queue=MESSAGES_WAITING,
         ping_interval=None,
         open_timeout=settings.connect_timeout,
-        close_timeout=CLOSE_TIMEOUT,
-        write_limit=WRITE_LIMIT,
+        close_timeout=CLOSE_TIMEOUT_SECONDS,
+        write_limit=WRITE_BUFFER_BYTES,
         create_connection=BoundedClientConnection,
         proxy=None,
     )
 
 
 class ZeekConnection:
-    """Keeps the agent connected to one destination. Raises UsageError for a destination that cannot be one.
+    """Keeps the agent connected to one destination. Raises UsageError for an invalid destination.
 
-    `dial` makes the connected socket of a destination that is not reached over the network; it raises OSError.
+    `dial` connects to a destination that is not reached over the network; it raises OSError.
     """
 
     def __init__(
@@ -157,7 +160,7 @@ class ZeekConnection:
 
     @property
     def session(self) -> Session | None:
-        """The session with Zeek, while there is one."""
+        """The current session with Zeek, if any."""
         return self._session
 
     async def run(self) -> None:
@@ -173,10 +176,10 @@ class ZeekConnection:
             self._enter(ConnectionState.STOPPED)
 
     async def shutdown(self) -> None:
-        """Send the shutdown message, close the connection and end `run`, within a few seconds."""
+        """Send the shutdown message, close the connection and end `run` within a few seconds."""
         self._stopping = True
         if self._session is not None:
-            await self._session.send_shutdown(SHUTDOWN_TIMEOUT)
+            await self._session.send_shutdown(SHUTDOWN_TIMEOUT_SECONDS)
         if self._work is not None:
             self._work.cancel()
 
@@ -191,8 +194,8 @@ class ZeekConnection:
             instances=len(session.instances) if session else 0,
             queries=sum(len(session.queries(one)) for one in session.instances.values()) if session else 0,
             queued_rows=self.traffic.queued_rows,
-            unacknowledged_bytes=session.sender.window.under_way if session else 0,
-            window_bytes=session.sender.window.limit if session else self._settings.window_bytes,
+            unacknowledged_bytes=session.sender.window.in_flight_bytes if session else 0,
+            window_bytes=session.sender.window.limit_bytes if session else self._settings.window_bytes,
             sent_rows=self.traffic.sent_rows,
             sent_bytes=self._sent_bytes + (session.sender.sent_bytes if session else 0),
             dropped_rows=self.traffic.dropped_rows.total(),
@@ -217,7 +220,7 @@ class ZeekConnection:
             self._reconnects += 1
 
     def _pause(self, failures: int) -> float:
-        """Seconds until the next attempt: anything up to a bound that doubles."""
+        """Seconds until the next attempt: random, up to a bound that doubles with each failure."""
         bound = self._settings.reconnect_min * 2.0 ** min(max(failures - 1, 0), 30)
         return random.uniform(0, min(bound, self._settings.reconnect_max))
 
@@ -256,7 +259,7 @@ class ZeekConnection:
         connected = await self._dial() if self._dial is not None else None
         websocket = await open_websocket(self.destination, self._settings, APPLICATION, connected)
         raw_socket: socket.socket = websocket.transport.get_extra_info("socket")
-        raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         return websocket
 
     async def _subscribe(self, websocket: ClientConnection) -> protocol.Ack:
@@ -273,7 +276,7 @@ class ZeekConnection:
         except TimeoutError:
             raise connection_errors.UnusableError(connection_errors.NO_ACK.format(seconds=seconds)) from None
         for name in (answer.endpoint, answer.version):
-            if size(name) > message_limits.NAME_BYTES_MAX:
+            if byte_length(name) > message_limits.NAME_BYTES_MAX:
                 raise connection_errors.UnusableError(
                     connection_errors.LONG_NAME.format(most=message_limits.NAME_BYTES_MAX, name=clipped(name))
                 )
@@ -282,7 +285,7 @@ class ZeekConnection:
         return answer
 
     def _note_failure(self, error: Exception) -> None:
-        """Log why a connection failed or ended: once per cause, until it has worked again."""
+        """Log why a connection failed or ended, once per cause until it has worked again."""
         text = connection_errors.explain(error, self.destination)
         level = logging.DEBUG if text == self._logged_error else logging.WARNING
         log.log(level, "%s; retrying", text)
@@ -294,14 +297,14 @@ class ZeekConnection:
 
 
 def _platform_group(platform: str) -> str:
-    """The group of all agents on a system, as the agent's second version named them."""
+    """The group of all agents on a platform, with version 2's names."""
     return {"win32": "windows"}.get(platform, platform)
 
 
 async def _close(websocket: ClientConnection) -> None:
-    """Close in any state, with a close frame, but without waiting long for a peer that does not read."""
+    """Close in any state with a close frame, but do not wait long for a peer that does not read."""
     try:
-        async with asyncio.timeout(CLOSE_TIMEOUT):
+        async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
             await websocket.close()
     except TimeoutError:
         websocket.transport.abort()

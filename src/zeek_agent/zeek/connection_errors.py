@@ -38,13 +38,13 @@ _CLOSE_CODES: Final = {
 }
 
 
-_SHOWN: Final = 1_000
+_CHARACTERS_MAX: Final = 1_000
 """Characters: text from the peer may be part of the cause."""
 
 
 def explain(error: BaseException, destination: Destination) -> str:
     """One line that names the destination, what went wrong and the likely cause."""
-    return clipped(_explained(error, destination), _SHOWN)
+    return clipped(_explained(error, destination), _CHARACTERS_MAX)
 
 
 def _explained(error: BaseException, destination: Destination) -> str:

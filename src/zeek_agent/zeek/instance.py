@@ -1,4 +1,4 @@
-"""A Zeek instance behind a connection: it installs queries and gets their rows, one event a row."""
+"""A Zeek instance behind a connection, which installs queries and receives their rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from zeek_agent.database.database import Profile
 from zeek_agent.text import STATEMENT_SHOWN, clipped
 from zeek_agent.zeek import broker_json, protocol
-from zeek_agent.zeek.batches import Acknowledgements, split
+from zeek_agent.zeek.batches import Acknowledgements, split_report
 from zeek_agent.zeek.protocol import Context, RowsAck, ZeekHello
 
 if TYPE_CHECKING:
@@ -31,24 +31,24 @@ class Traffic:
     """Traffic over the connections to one destination since the agent started."""
 
     queued_rows: int = 0
-    """Rows that were handed over for delivery and are not sent yet."""
+    """Rows that were submitted for delivery and are not sent yet."""
     sent_rows: int = 0
     dropped_rows: Counter[str] = field(default_factory=Counter)
     """Rows that were not acknowledged when their delivery ended, by cause: `disconnected` or `cancelled`.
 
-    What becomes of them is the query's business: events are delivered again.
+    The query decides what happens to them: events are delivered again.
     """
 
 
 def chosen_profile(hello: ZeekHello | None) -> Profile:
-    """The shape of tables for an instance: one that takes batches knows columns by name, a stock one by position."""
+    """The profile for an instance: one that accepts batches identifies columns by name, a stock one by position."""
     supports_batches = hello is not None and protocol.BATCHES in hello.features
     return Profile.FULL if supports_batches else Profile.STOCK
 
 
 @dataclass(eq=False, slots=True)
 class Instance:
-    """A recipient of reports. `identity` is the destination, since Zeek's own ids change at each start."""
+    """A recipient of reports. `identity` is the destination, because Zeek's own ids change at each start."""
 
     id: str
     agent_id: str
@@ -60,7 +60,7 @@ class Instance:
     clock: Callable[[], float] = time.time
     hello: ZeekHello | None = None
     is_disabled: bool = False
-    """Whether its package is too old to talk to."""
+    """Whether its package is too old."""
     acknowledgements: Acknowledgements = field(default_factory=Acknowledgements)
 
     @property
@@ -69,22 +69,22 @@ class Instance:
 
     @property
     def durable(self) -> bool:
-        """What Zeek was sent is remembered: a change while it is away is reported when it is back."""
+        """Delivery state is saved: a change during Zeek's absence is reported when it is back."""
         return True
 
     @property
-    def life(self) -> str:
-        """A restarted Zeek has another id, and may have lost rows that it had received."""
+    def incarnation(self) -> str:
+        """A restarted Zeek has a different id, and may have lost rows that it had received."""
         return self.id
 
     @property
     def recognizes_replays(self) -> bool:
-        """A stock package logs each row it gets, also one that it got before."""
+        """A stock package does not: it logs each row that it receives, even a second time."""
         return self.profile is not Profile.STOCK
 
     async def deliver(self, report: Report) -> None:
-        """Send the rows and return when Zeek has taken them. Raises ConnectionError when the connection is lost."""
-        delivery = _Delivery(self.traffic, len(report.rows))
+        """Send the rows and return when Zeek has accepted them. Raises ConnectionError if the connection is lost."""
+        delivery = _ReportDelivery(self.traffic, len(report.rows))
         try:
             if report.query.event == protocol.ROWS:
                 await self._deliver_batches(report, delivery)
@@ -98,8 +98,8 @@ class Instance:
         finally:
             delivery.end("cancelled" if self.sender.is_open else "disconnected")
 
-    async def _deliver_batches(self, report: Report, delivery: _Delivery) -> None:
-        """Send batches until the script has acknowledged all; one without a timely acknowledgement is sent again."""
+    async def _deliver_batches(self, report: Report, delivery: _ReportDelivery) -> None:
+        """Send batches until the script has acknowledged all; unacknowledged ones are sent again after a timeout."""
         topic = protocol.response_topic(self.agent_id, self.id)
         context = Context(self.agent_id, self.clock(), report.query_id, cookie=report.query.cookie)
         self.acknowledgements.expect(report)
@@ -108,7 +108,7 @@ class Instance:
             while True:
                 last = -1
                 acknowledged = self.acknowledgements.index(report)
-                for batch in split(report, topic, context, self.settings.batch_rows, self.settings.batch_bytes):
+                for batch in split_report(report, topic, context, self.settings.batch_rows, self.settings.batch_bytes):
                     last = batch.index
                     if last > acknowledged:
                         pong = await self.sender.send([batch.frame])
@@ -126,24 +126,24 @@ class Instance:
                 else:
                     return
         finally:
-            self.acknowledgements.forget(report)
+            self.acknowledgements.stop_expecting(report)
 
     def acknowledge(self, ack: RowsAck) -> None:
-        """Zeek's script has seen a batch."""
+        """Record that Zeek's script has processed a batch."""
         if not self.acknowledgements.accept(ack):
             log.debug("unexpected acknowledgement: %s", ack)
 
-    async def fail(self, query_id: str, query: Query, message: str) -> None:
+    async def report_error(self, query_id: str, query: Query, message: str) -> None:
         """Report that a query could not be compiled or run. Raises ConnectionError if the connection is lost."""
         await self.sender.send([self.error_frame(message, query_id, query.cookie)])
 
     def error_frame(self, message: str, query_id: str | None = None, cookie: str | None = None) -> bytes:
-        """An error as it is sent to this instance."""
+        """An error as a message for this instance."""
         context = Context(self.agent_id, self.clock(), query_id, cookie=cookie)
         return protocol.agent_error(self.id, context, message).encode()
 
     def batches(self, report: Report) -> Iterator[list[bytes]]:
-        """The rows as frames, in batches of at most `batch_rows` and, but for a single larger row, `batch_bytes`."""
+        """The rows as frames, in batches of up to `batch_rows` and, except for a single larger row, `batch_bytes`."""
         encode = broker_json.row_encoder(report.columns)
         head, tail = protocol.event_frame(protocol.response_topic(self.agent_id, self.id), report.query.event)
         now = self.clock()
@@ -165,8 +165,8 @@ class Instance:
             yield batch
 
 
-class _Delivery:
-    """Keeps the count of one report's rows: to be sent, under way, acknowledged."""
+class _ReportDelivery:
+    """Counts one report's rows: waiting, in flight, acknowledged."""
 
     def __init__(self, traffic: Traffic, rows: int) -> None:
         self._traffic = traffic
@@ -187,7 +187,7 @@ class _Delivery:
             await asyncio.shield(self._pongs[-1][1])
 
     def end(self, cause: str) -> None:
-        """Count what was not acknowledged as dropped."""
+        """Count unacknowledged rows as dropped."""
         self._settle()
         self._traffic.queued_rows -= self._queued
         if self._unacknowledged:

@@ -1,8 +1,8 @@
-"""Limits on the names and texts in messages, checked before any part of a message is kept, logged or passed on.
+"""Limits on the names and strings in messages, checked before any part of a message is stored, logged or passed on.
 
 A message that exceeds a limit is refused as a whole, with an error that names the field; nothing else is affected.
-A connection's frames are at most `zeek.message_bytes_max` long, so without these bounds each of a thousand queries
-could hold four megabytes, several times over.
+Frames can be `zeek.message_bytes_max` long, so without these limits each of a thousand queries could occupy four
+megabytes, several times over.
 """
 
 from __future__ import annotations
@@ -10,28 +10,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from zeek_agent.text import clipped, size
+from zeek_agent.text import byte_length, clipped
 from zeek_agent.zeek.protocol import CancelQuery, InstallQuery, RowsAck, ZeekEvent, ZeekHello
 
 NAME_BYTES_MAX: Final = 1_024
-"""Instances, queries, events, streams, tables, features, versions. Zeek's own are of 20 to 60 bytes."""
+"""Names of instances, queries, events, streams, tables, features, versions. Zeek's own have 20 to 60 bytes."""
 NAMES_MAX: Final = 1_000
-"""Tables that one query requires or must miss, features of one package. An agent with osquery's has 300 tables."""
+"""Tables in one query's conditions, or features of one package. An agent with osquery has 300 tables."""
 TOPIC_BYTES_MAX: Final = 1_024
+"""A topic contains one or two names."""
 SUBSCRIPTION_BYTES_MAX: Final = 131_072
-"""Topics of one connection to the collector. An agent in a hundred groups has 400 of 80 bytes."""
+"""Total of the topics of one connection to the collector. An agent in a hundred groups has 400 topics of 80 bytes."""
 COOKIE_BYTES_MAX: Final = 65_536
-"""A script's own text, which goes back with each row or batch. The packages send none, or a few words; a script may
-put a record as JSON there."""
+"""A script's own text, which is returned with each row or batch. The packages send none, or a few words; a script may
+send a record as JSON."""
 INSTALLED_BYTES_MAX: Final = 16 * 1024 * 1024
-"""Texts of all queries that are installed over one connection. A cluster of 60 nodes with 20 queries of 2 KB each
-needs 2.4 MB."""
+"""Total strings of all queries installed over one connection. A cluster of 60 nodes with 20 queries of 2 KB each needs
+2.4 MB."""
 
 
 def excess(event: ZeekEvent) -> str | None:
     """The limit that a message exceeds, as text; None if it exceeds none."""
     for what, text, most in _texts(event):
-        if size(text) > most:
+        if byte_length(text) > most:
             return f"{what} is longer than {most:,} bytes: {clipped(text)}"
     for what, names in _sets(event):
         if len(names) > NAMES_MAX:

@@ -1,4 +1,4 @@
-"""A bound on pongs that wait for a peer: each ping is answered at once, whether or not the peer reads the answers."""
+"""Bounds the pongs waiting for a peer: each ping is answered immediately, whether or not the peer reads the answers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from websockets.asyncio.connection import Connection
 from websockets.frames import CloseCode
 
 PONG_BYTES_MAX: Final = 65_536
-"""Pongs that may wait in memory. A peer that pings each second and does not read for an hour has 14 KB of them."""
+"""Pongs waiting in memory. A peer that pings every second and does not read for an hour accumulates 14 KB."""
 UNREAD_PONGS: Final = f"more than {PONG_BYTES_MAX:,} bytes of pongs were not read"
 
 
 class PongBound(Connection):
-    """Ends the connection of a peer that pings and does not read. Other data in the write buffer does not count."""
+    """Ends the connection of a peer that pings but does not read. Other data in the write buffer does not count."""
 
     _pong_bytes = 0
 

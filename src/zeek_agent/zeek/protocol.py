@@ -3,7 +3,7 @@
 The agent writes hellos, rows, errors and a shutdown message, and reads Zeek's requests; a server (the collector) does
 the reverse. Writing returns the JSON text of one frame. Reading takes a frame's bytes: `read_message` returns its kind,
 `zeek_event` and `agent_event` its contents. Records travel as vectors by position; trailing fields that a newer peer
-adds are ignored.
+adds are ignored. All messages are in this module, because most are written by one side and read by the other.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ ZEEK_SHUTDOWN: Final = "ZeekAgentAPI::zeek_shutdown_v1"
 INSTALL_QUERY: Final = "ZeekAgentAPI::install_query_v1"
 CANCEL_QUERY: Final = "ZeekAgentAPI::cancel_query_v1"
 ROWS: Final = "ZeekAgentAPI::rows_v1"
-"""A query with this event wants its rows in batches."""
+"""A query with this event requests its rows in batches."""
 ROWS_ACK: Final = "ZeekAgentAPI::rows_ack_v1"
 BATCHES: Final = "batches"
-"""The feature, named in both hellos, of sending and taking rows in batches."""
+"""The feature, named in both hellos, of sending and accepting rows in batches."""
 
 HELLO_FIELDS: Final = (
     "agent_id",
@@ -54,14 +54,14 @@ HELLO_FIELDS: Final = (
     "uptime",
     "tables",
 )
-"""Fields of `AgentHelloV1`, as package 2.4 has them."""
+"""Fields of `AgentHelloV1` in package 2.4."""
 BROKER_INDEX: Final = HELLO_FIELDS.index("uptime")
 HELLO_FIELDS_BROKER: Final = (*HELLO_FIELDS[:BROKER_INDEX], "broker", *HELLO_FIELDS[BROKER_INDEX:])
 """The same for packages up to 2.3, which come with Zeek before 8.1."""
 
 BROKER_FRAME_BYTES: Final = 2048
-"""Payload from which a text frame is safe with Broker's own server: it drops a client when it reads a shorter one in
-pieces, which happens when several are under way (zeek/broker#458), and on any network. Blanks may follow the JSON."""
+"""Minimum payload of a text frame for Broker's own server, which drops a client when it receives a shorter one in
+pieces, as happens with several frames in flight (zeek/broker#458) and on any network. Blanks may follow the JSON."""
 
 _ENUM: Final = "ZeekAgent::"
 _QUERY_FIELDS: Final = 7
@@ -70,22 +70,22 @@ _VERSION = re.compile(r"v?([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})(?:-([0-9]{1,6
 
 
 def host_topic(agent_id: str) -> str:
-    """Zeek to one agent."""
+    """Topic of messages from Zeek to one agent."""
     return f"/zeek-agent/query/host/{agent_id}"
 
 
 def group_topic(group: str, agent_id: str | None = None) -> str:
-    """Zeek to the agents of a group, or to one agent as a member of it."""
+    """Topic of messages from Zeek to the agents of a group, or to one agent as its member."""
     return f"/zeek-agent/query/group/{group}" if agent_id is None else f"/zeek-agent/query/group/{agent_id}/{group}"
 
 
 def response_topic(agent_id: str, instance: str = "all") -> str:
-    """An agent to one Zeek instance, or to all."""
+    """Topic of messages from an agent to one Zeek instance, or to all."""
     return f"/zeek-agent/response/{instance}/{agent_id}"
 
 
 def subscriptions(agent_id: str, groups: Iterable[str], platform: str) -> list[str]:
-    """The topics that an agent listens to. Zeek lower-cases group names, so each is also subscribed in lower case."""
+    """The topics of an agent. Zeek lower-cases group names, so the agent also subscribes to those in lower case."""
     topics = [host_topic(agent_id)]
     for name in ("all", platform, *groups):
         for group in (name, name.lower()):
@@ -95,25 +95,25 @@ def subscriptions(agent_id: str, groups: Iterable[str], platform: str) -> list[s
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The server's answer to the subscription."""
+    """The server's acknowledgement of the subscription."""
 
     endpoint: str
     version: str
 
     @property
     def is_broker(self) -> bool:
-        """Whether it is Broker's own WebSocket server, of Zeek before 8.1; its package knows 13 hello fields."""
+        """Whether it is Broker's own WebSocket server, of Zeek before 8.1, whose package expects 13 hello fields."""
         return _UUID.fullmatch(self.endpoint) is not None
 
     @property
     def lacks_backend(self) -> bool:
-        """Whether Zeek runs without a cluster backend: it then takes events and loses them all."""
+        """Whether Zeek runs without a cluster backend, in which case it accepts events and loses them all."""
         return self.endpoint.startswith("-")
 
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """The server could not do something with a message that it does not name."""
+    """The server could not process a message, which it does not identify."""
 
     code: str
     context: str
@@ -121,7 +121,7 @@ class Error:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """An event as it came, with the topic it was published to."""
+    """A received event, and the topic to which it was published."""
 
     topic: str
     event: str
@@ -141,7 +141,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class ZeekHello:
-    """A Zeek instance is there. `package_version` may be empty."""
+    """A Zeek instance announces itself. `package_version` may be empty."""
 
     instance: str
     version: str = ""
@@ -152,7 +152,7 @@ class ZeekHello:
 
     @property
     def package_number(self) -> int | None:
-        """The package's version as `major·10⁸ + minor·10⁶ + patch·10⁴ + commit`; None when it is none."""
+        """The package's version as `major·10⁸ + minor·10⁶ + patch·10⁴ + commit`; None if it is not a version."""
         match = _VERSION.match(self.package_version)
         if match is None:
             return None
@@ -180,7 +180,7 @@ class CancelQuery:
 
 @dataclass(frozen=True, slots=True)
 class RowsAck:
-    """The handlers have seen the batches of a window up to `index`."""
+    """The script's handlers have processed the batches of a window up to `index`."""
 
     instance: str
     query_id: str
@@ -191,8 +191,8 @@ class RowsAck:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Where a batch belongs: the query's stream, the event store's window (after `low`, up to `high`; both 0 when the
-    rows are not those of an event query), the number within the report, and whether it is the report's last."""
+    """The identity of a batch: the query's stream, the event store's window (after `low`, up to `high`; both 0 unless
+    it is an event query's), the number within the report, and whether it is the report's last."""
 
     store: str
     stream: str
@@ -204,9 +204,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class AgentHello:
-    """`columns` is the agent's row of `zeek_agent`: 12 fields, or 13 of an agent that talks to an old package.
+    """`columns` is the agent's row of `zeek_agent`: 12 fields, or 13 from an agent connected to an old package.
 
-    An agent with features sends their set as one field more, which a package that does not know them ignores.
+    An agent with features sends them as an additional field, which other packages ignore.
     """
 
     context: Context
@@ -221,7 +221,7 @@ class AgentHello:
         return frozenset()
 
     def named(self) -> dict[str, Value]:
-        """The fields as cells by name; only as many as the agent sent."""
+        """The fields that the agent sent, as cells by name."""
         fields = self.columns.data
         has_broker = len(fields) > BROKER_INDEX and isinstance(fields[BROKER_INDEX], broker_json.String)
         return dict(
@@ -242,7 +242,7 @@ class AgentError:
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """A row for a query; `event` is the event that the query named."""
+    """A row of a query's result; `event` is the query's event."""
 
     event: str
     context: Context
@@ -251,7 +251,7 @@ class ResultRow:
 
 @dataclass(frozen=True, slots=True)
 class ResultBatch:
-    """Rows for a query, as a JSON array of objects."""
+    """Rows of a query's result, as a JSON array of objects."""
 
     context: Context
     batch: Batch
@@ -362,7 +362,7 @@ def _batch(record: Sequence[Data]) -> Batch:
 
 
 def _query(record: Sequence[Data]) -> Query:
-    """A `ZeekAgent::Query`. Fields beyond the seven of version 1 are a newer Zeek's and are ignored."""
+    """A `ZeekAgent::Query`. Fields beyond the seven of version 1, from a newer Zeek, are ignored."""
     if len(record) < _QUERY_FIELDS:
         raise ProtocolError(f"query has {len(record)} fields instead of {_QUERY_FIELDS}")
     schedule = _optional(record, 1, broker_json.Timespan, "schedule_")
@@ -392,7 +392,7 @@ E = TypeVar("E", Subscription, Change)
 
 
 def _enumerator(kind: type[E], value: broker_json.EnumValue | None) -> E | None:
-    """The member of that name; None for an unknown one, which a newer peer may have."""
+    """The member with that name; None for an unknown one, which a newer peer may send."""
     try:
         return None if value is None else kind(value.data.removeprefix(_ENUM))
     except ValueError:

@@ -1,4 +1,4 @@
-"""One WebSocket to Zeek from its acknowledgement to its end: hellos, Zeek instances and their requests."""
+"""One WebSocket to Zeek, from the acknowledgement to its end: hellos, Zeek instances and their requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zeek_agent.database.database import Lane, Profile, Result, ResultColumn
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.schema import ZeekType
-from zeek_agent.text import STATEMENT_SHOWN, clipped, size
+from zeek_agent.text import STATEMENT_SHOWN, byte_length, clipped
 from zeek_agent.zeek import broker_json, message_limits, protocol
 from zeek_agent.zeek.back_pressure import Sender
 from zeek_agent.zeek.connection_errors import UnusableError
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HELLO_RETRY_MAX: Final = 5.0
-"""Maximum seconds until a failed hello is retried."""
-ERRORS_MAX: Final = 100
-"""Error reports that may wait for a slow Zeek."""
-HELLO_REPLY_TIME: Final = 1.0
-"""Seconds in which a first hello of a Zeek counts as the reply to ours; a later one means that Zeek missed ours."""
-HELLO_CHECK_INTERVAL: Final = 2.0
-"""Seconds between checks for changes that Zeek needs at once."""
+HELLO_RETRY_SECONDS_MAX: Final = 5.0
+"""Maximum delay until a failed hello is retried."""
+QUEUED_ERRORS_MAX: Final = 100
+"""Error reports waiting for a slow Zeek; further ones are only logged."""
+HELLO_REPLY_SECONDS: Final = 1.0
+"""A first hello of a Zeek within this time is the reply to ours; a later one means that Zeek missed ours."""
+HELLO_CHECK_INTERVAL_SECONDS: Final = 2.0
+"""Interval of checks for changes that Zeek needs immediately."""
 HELLO_SQL: Final = "SELECT * FROM zeek_agent"
 _WATCHED: Final = (protocol.HELLO_FIELDS.index("addresses"), protocol.HELLO_FIELDS.index("tables"))
 _BROKER: Final = ResultColumn("broker", ZeekType("text"))
@@ -80,18 +80,18 @@ class Session:
         self._traffic = traffic
         self._clock = clock
         self._monotonic = monotonic
-        self._errors: asyncio.Queue[bytes] = asyncio.Queue(ERRORS_MAX)
+        self._errors: asyncio.Queue[bytes] = asyncio.Queue(QUEUED_ERRORS_MAX)
         self._problems: Counter[str] = Counter()
         self._hello_at = monotonic()
         self._hello_wanted = asyncio.Event()
         self._last_sent: tuple[object, ...] | None = None
 
     def queries(self, instance: Instance) -> list[Installed]:
-        """The queries that an instance has installed now."""
+        """The queries currently installed by an instance."""
         return [one for one in self._runner.installed if one.recipient is instance]
 
     async def run(self) -> None:
-        """Serve the connection until it ends. Raises ConnectionClosed or ConnectionError with the cause."""
+        """Run until the connection ends. Raises ConnectionClosed or ConnectionError with the cause."""
         try:
             await _first_to_end(
                 self._read(), self._send_hellos(), self._watch_hello(), self._send_errors(), self._check_liveness()
@@ -101,7 +101,7 @@ class Session:
                 self._drop(instance_id)
 
     async def send_shutdown(self, seconds: float) -> None:
-        """Cancel all queries, send the shutdown message and close, all within `seconds`."""
+        """Cancel all queries, send the shutdown message and close, within `seconds` in total."""
         for instance_id in list(self.instances):
             self._drop(instance_id)
         message = protocol.agent_shutdown(Context(self._identity.agent, self._clock()))
@@ -114,7 +114,7 @@ class Session:
             self._websocket.transport.abort()
 
     async def _send_hellos(self) -> None:
-        """Send the agent's row of `zeek_agent` at once, at each interval and on request, under one query id."""
+        """Send the agent's row of `zeek_agent` at the start, at each interval and on request, under one query id."""
         query_id = f"agent_hello_{secrets.token_hex(11)}"
         while True:
             pause = self._settings.hello_interval
@@ -122,7 +122,7 @@ class Session:
                 columns = await self._hello_record()
             except SqlError as error:
                 self._log_problem("hello", f"cannot send hello to Zeek at {self._url}: {error}")
-                pause = min(pause, HELLO_RETRY_MAX)
+                pause = min(pause, HELLO_RETRY_SECONDS_MAX)
             else:
                 context = Context(self._identity.agent, self._clock(), query_id)
                 await self.sender.send([protocol.agent_hello(context, columns).encode()])
@@ -133,9 +133,9 @@ class Session:
                     await self._hello_wanted.wait()
 
     async def _watch_hello(self) -> None:
-        """Request a hello as soon as the addresses or the tables differ from those of the last one."""
+        """Request a hello as soon as the addresses or tables differ from those in the last one."""
         while True:
-            await asyncio.sleep(HELLO_CHECK_INTERVAL)
+            await asyncio.sleep(HELLO_CHECK_INTERVAL_SECONDS)
             try:
                 watched = _watched(await self._hello_row())
             except SqlError as error:
@@ -226,15 +226,15 @@ class Session:
             self._cancel(instance, event.query_id)
 
     def _refuse(self, event: ZeekEvent, reason: str) -> None:
-        """Skip a message that exceeds a limit, and send an error to the instance if it can be addressed."""
+        """Skip a message that exceeds a limit, and report an error to the instance if it can be identified."""
         self._log_problem("size", f"skipped a message of Zeek at {self._url}: {reason}")
-        if size(event.instance) > message_limits.NAME_BYTES_MAX:
+        if byte_length(event.instance) > message_limits.NAME_BYTES_MAX:
             return
         instance = self._instance(event.instance)
         if instance is None or instance.is_disabled:
             return
         if isinstance(event, InstallQuery):
-            known = event.query_id if size(event.query_id) <= message_limits.NAME_BYTES_MAX else None
+            known = event.query_id if byte_length(event.query_id) <= message_limits.NAME_BYTES_MAX else None
             self._post_error(instance, f"could not install query ({reason})", known)
         elif isinstance(event, ZeekHello):
             self._post_error(instance, f"could not process hello ({reason})")
@@ -261,7 +261,7 @@ class Session:
         return instance
 
     def _handle_hello(self, instance: Instance, hello: ZeekHello) -> None:
-        if instance.hello is None and self._monotonic() - self._hello_at > HELLO_REPLY_TIME:
+        if instance.hello is None and self._monotonic() - self._hello_at > HELLO_REPLY_SECONDS:
             self._hello_wanted.set()
         instance.hello = hello
         was_disabled = instance.is_disabled
@@ -289,12 +289,12 @@ class Session:
         await self._runner.install(instance, event.query_id, event.query)
 
     def _exceeded_limit(self, instance: Instance, query: Query) -> str | None:
-        """The limit that one more query would exceed."""
-        number, texts = 0, query.size
+        """The limit that another query would exceed."""
+        number, texts = 0, query.size_bytes
         for one in self._runner.installed:
             number += one.recipient is instance
             if isinstance(one.recipient, Instance) and one.recipient.sender is self.sender:
-                texts += one.size
+                texts += one.size_bytes
         if number >= self._settings.queries_max:
             return f"{self._settings.queries_max} queries"
         if texts > message_limits.INSTALLED_BYTES_MAX:
@@ -302,7 +302,7 @@ class Session:
         return None
 
     def _cancel(self, instance: Instance, query_id: str) -> None:
-        """Cancel a query of this instance; it cannot cancel those of others."""
+        """Cancel a query of this instance; an instance cannot cancel those of others."""
         if any(one.query_id == query_id for one in self.queries(instance)):
             self._runner.cancel(query_id)
         else:
@@ -316,7 +316,7 @@ class Session:
     def _post_error(
         self, instance: Instance, message: str, query_id: str | None = None, cookie: str | None = None
     ) -> None:
-        """Queue an error, without blocking the reader; when the queue is full it is only logged."""
+        """Queue an error without blocking the reader; if the queue is full, it is only logged."""
         frame = instance.error_frame(message, query_id, cookie)
         try:
             self._errors.put_nowait(frame)
@@ -328,7 +328,7 @@ class Session:
             await self.sender.send([await self._errors.get()])
 
     def _log_problem(self, kind: str, text: str) -> None:
-        """Log a mistake of the peer: the first, tenth, hundredth… of its kind on this connection."""
+        """Log a protocol error of the peer: the first, tenth, hundredth… of its kind on this connection."""
         self._problems[kind] += 1
         times = self._problems[kind]
         is_power_of_ten = str(times).rstrip("0") == "1"
@@ -336,12 +336,12 @@ class Session:
 
 
 def _watched(hello: Result) -> tuple[object, ...]:
-    """The fields of a hello whose changes Zeek needs at once."""
+    """The fields of a hello whose changes Zeek needs immediately."""
     return tuple(hello.rows[0][index] for index in _WATCHED)
 
 
 async def _first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
-    """Run all until one ends, which is expected to raise; cancel the others."""
+    """Run all until one ends, normally by an exception; then cancel the others."""
     tasks = [asyncio.create_task(part) for part in parts]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""TLS towards Zeek: trusted authorities and the agent's certificate."""
+"""TLS to Zeek: trusted authorities and the agent's certificate."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from zeek_agent.errors import UsageError
 def client_context(settings: TlsSettings) -> ssl.SSLContext:
     """A context that checks Zeek's certificate and host name, unless the settings are `insecure`.
 
-    An insecure one also takes a server without any certificate, the default of Zeek before 8.1: encrypted,
-    but not authenticated. Raises UsageError, which names the file, for a file that cannot be read.
+    An insecure context also accepts a server without any certificate, the default of Zeek before 8.1: encrypted, but
+    not authenticated. Raises UsageError, which names the file, for an unreadable file.
     """
     context = _trust(settings)
     if settings.certificate is not None:

@@ -8,7 +8,7 @@ import pytest
 
 from zeek_agent.config import LimitSettings
 from zeek_agent.host.files import reads as reads_module
-from zeek_agent.host.files.reads import FLOOR_BYTES, FLOOR_LINES, FLOORS, Allowance, FileReads, Omission
+from zeek_agent.host.files.reads import FLOOR_BYTES, FLOOR_FILES, FLOOR_LINES, Allowance, FileReads, Omission
 
 LIMITS = LimitSettings(
     file_bytes=1_000_000, file_lines=10_000, files_bytes=4_000_000, files_lines=40_000, files_time=2.0
@@ -23,7 +23,7 @@ def nothing_logged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def exhausted() -> FileReads:
     reads = FileReads(LIMITS)
-    reads.took(Allowance(LIMITS.files_bytes, LIMITS.files_lines))
+    reads.charge(Allowance(LIMITS.files_bytes, LIMITS.files_lines))
     return reads
 
 
@@ -32,7 +32,7 @@ def test_a_file_gets_its_own_limit_and_later_ones_a_share_of_what_is_left() -> N
     given = []
     for _ in range(8):
         given.append(reads.allowance(BOB))
-        reads.took(given[-1])
+        reads.charge(given[-1])
     assert given[0] == (1_000_000, 10_000)
     assert given == sorted(given, reverse=True)
     assert given[-1] == (FLOOR_BYTES, FLOOR_LINES)
@@ -40,16 +40,16 @@ def test_a_file_gets_its_own_limit_and_later_ones_a_share_of_what_is_left() -> N
 
 def test_bytes_and_lines_run_out_each_by_itself() -> None:
     reads = FileReads(LIMITS)
-    reads.took(Allowance(LIMITS.files_bytes, 0))
+    reads.charge(Allowance(LIMITS.files_bytes, 0))
     assert reads.allowance(BOB) == (FLOOR_BYTES, 10_000)
 
 
 def test_when_all_is_used_up_a_few_files_of_each_user_still_get_a_little() -> None:
     reads = exhausted()
-    assert [reads.allowance(BOB) for _ in range(FLOORS)] == [(FLOOR_BYTES, FLOOR_LINES)] * FLOORS
+    assert [reads.allowance(BOB) for _ in range(FLOOR_FILES)] == [(FLOOR_BYTES, FLOOR_LINES)] * FLOOR_FILES
     assert reads.allowance(BOB) == (0, 0)
     assert reads.allowance(ALICE) == (FLOOR_BYTES, FLOOR_LINES)
-    assert [reads.allowance() for _ in range(2 * FLOORS)] == [(FLOOR_BYTES, FLOOR_LINES)] * 2 * FLOORS
+    assert [reads.allowance() for _ in range(2 * FLOOR_FILES)] == [(FLOOR_BYTES, FLOOR_LINES)] * 2 * FLOOR_FILES
 
 
 def test_small_limits_are_kept_to() -> None:
@@ -60,10 +60,10 @@ def test_small_limits_are_kept_to() -> None:
 def test_the_time_of_reading_adds_up() -> None:
     now = iter([0.0, 0.5, 10.0, 11.75])
     reads = FileReads(LIMITS, clock=lambda: next(now))
-    with reads.timed():
+    with reads.measure_time():
         pass
     assert reads.seconds_left == 1.5
-    with reads.timed():
+    with reads.measure_time():
         pass
     assert reads.seconds_left == -0.25
 
@@ -104,7 +104,7 @@ def test_what_is_only_reported_is_no_omission_of_its_rows(caplog: pytest.LogCapt
 def test_the_log_does_not_grow_with_the_files_that_users_make(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reads_module, "_REMEMBERED", 10)
+    monkeypatch.setattr(reads_module, "_LOGGED_FILES_MAX", 10)
     caplog.set_level(logging.INFO)
     for _ in range(3):
         reads = FileReads()
@@ -113,6 +113,6 @@ def test_the_log_does_not_grow_with_the_files_that_users_make(
         assert reads.omissions().refused == 50
     assert len(caplog.records) == 11
     assert "more than 10 files" in caplog.records[-1].getMessage()
-    monkeypatch.setattr(reads_module, "_REPEAT_AFTER", 0.0)
+    monkeypatch.setattr(reads_module, "_REPEAT_AFTER_SECONDS", 0.0)
     FileReads().leave_out(Omission.REFUSED, "/later", "denied")
     assert caplog.records[-1].getMessage() == "/later refused: denied"

@@ -10,7 +10,7 @@ import pytest
 from mounting import bind, in_mount_namespace, mount, overlay, unmount
 
 from zeek_agent.host.files.statx import status_at, status_of
-from zeek_agent.host.linux.mounts import OWN_MOUNTINFO, Mount, MountTable, mounts, parsed
+from zeek_agent.host.linux.mounts import OWN_MOUNTINFO, Mount, MountTable, mounts, parse_mountinfo
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -22,7 +22,7 @@ def mounted_at(place: str | Path) -> Mount:
 
 def test_a_line_of_mountinfo_is_taken_apart() -> None:
     text = rb"36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue" + b"\n"
-    assert list(parsed(text)) == [Mount(36, "98:0", "/mnt1", "/mnt 2", "ext3")]
+    assert list(parse_mountinfo(text)) == [Mount(36, "98:0", "/mnt1", "/mnt 2", "ext3")]
 
 
 @pytest.mark.root
@@ -70,7 +70,7 @@ def test_an_overlay_names_its_layers(tmp_path: Path) -> None:
 
     assert in_mount_namespace(scene) == tuple(map(str, layers))
     options = "lowerdir+=/a,lowerdir+=/b,datadir+=/c,upperdir=/d,workdir=/e"
-    (newer,) = parsed(f"1 2 0:3 / /place rw - overlay overlay rw,{options}".encode())
+    (newer,) = parse_mountinfo(f"1 2 0:3 / /place rw - overlay overlay rw,{options}".encode())
     assert newer.layers == ("/a", "/b", "/c", "/d")
 
 
@@ -121,5 +121,5 @@ def test_the_agents_own_table_lists_what_the_kernel_does() -> None:
 
 
 def test_ecryptfs_lies_on_the_directory_that_it_encrypts() -> None:
-    (mount,) = parsed(b"1 2 0:3 / /home/a/Private rw - ecryptfs /home/a/.Private\\040dir rw,ecryptfs_sig=0")
+    (mount,) = parse_mountinfo(b"1 2 0:3 / /home/a/Private rw - ecryptfs /home/a/.Private\\040dir rw,ecryptfs_sig=0")
     assert mount.layers == ("/home/a/.Private dir",)

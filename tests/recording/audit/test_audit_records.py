@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeek_agent.recording.audit import audit_records
-from zeek_agent.recording.audit.audit_records import Assembler, Event
+from zeek_agent.recording.audit.audit_records import Assembler, AuditEvent
 
 EXECVE_CALL = (0xC000_003E, 59)
 CALL = (
@@ -24,11 +24,11 @@ def datagram(kind: int, body: str | bytes, serial: int = 42, time: str = "170000
     return struct.pack("=IHHII", 16 + len(raw), kind, 0, 0, 0) + raw
 
 
-def assembled(*datagrams: bytes) -> list[Event]:
+def assembled(*datagrams: bytes) -> list[AuditEvent]:
     assembler = Assembler({EXECVE_CALL})
     events = []
     for raw in datagrams:
-        record = audit_records.parse(raw)
+        record = audit_records.parse_record(raw)
         if record is None:
             continue
         if record.kind == audit_records.SYSCALL:
@@ -89,13 +89,13 @@ def test_events_of_several_processors_are_told_apart() -> None:
 
 def test_other_system_calls_and_kinds_of_records_are_left_alone() -> None:
     assert assembled(datagram(1300, CALL.replace("syscall=59", "syscall=44")), datagram(1320, "")) == []
-    assert audit_records.parse(datagram(1305, "op=set audit_enabled=1")) is None
+    assert audit_records.parse_record(datagram(1305, "op=set audit_enabled=1")) is None
 
 
 def test_events_that_never_end_do_not_pile_up() -> None:
     assembler = Assembler({EXECVE_CALL})
     for serial in range(10_000):
-        record = audit_records.parse(datagram(1300, CALL, serial))
+        record = audit_records.parse_record(datagram(1300, CALL, serial))
         assert record is not None
         assembler.begin(record)
     assert len(assembler._pending) <= 2_000
@@ -128,4 +128,4 @@ def test_what_the_kernel_encodes_is_decoded(value: str) -> None:
     raw = value.encode()
     plain = all(0x20 < byte < 0x7F and byte != 0x22 for byte in raw)
     written = b'"' + raw + b'"' if plain else raw.hex().upper().encode()
-    assert audit_records.decoded(written) == raw
+    assert audit_records.decode_text(written) == raw

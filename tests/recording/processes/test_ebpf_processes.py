@@ -18,7 +18,7 @@ from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
-from zeek_agent.recording.bpf_monitor import Monitor
+from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.process_cache import ProcessCache
 
@@ -43,7 +43,7 @@ SHOWN = (
 
 def source(**settings: object) -> EbpfProcesses:
     wanted = SourceSettings(**settings)  # type: ignore[arg-type]
-    return EbpfProcesses(Monitor(ProcessCache(), wanted.ring_bytes), wanted)
+    return EbpfProcesses(BpfMonitor(ProcessCache(), wanted.ring_bytes), wanted)
 
 
 @pytest.fixture(scope="module")

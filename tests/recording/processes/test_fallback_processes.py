@@ -21,7 +21,7 @@ from zeek_agent.config import SourceSettings
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.recording.audit.audit import AuditProcesses
 from zeek_agent.recording.audit.audit_rules import AuditControl
-from zeek_agent.recording.bpf_monitor import Monitor
+from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.processes import proc_connector
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.proc_connector import ProcConnector
@@ -42,7 +42,7 @@ root = pytest.mark.root
 def source(backend: str, **settings: object) -> Source:
     wanted = SourceSettings(**{"audit_rules": True, "snapshot_interval": 0.1, **settings})  # type: ignore[arg-type]
     if backend == "ebpf":
-        return EbpfProcesses(Monitor(ProcessCache(), 0), wanted)
+        return EbpfProcesses(BpfMonitor(ProcessCache(), 0), wanted)
     makers: dict[str, type[ProcConnector | AuditProcesses | ProcessSnapshots]] = {
         "proc_connector": ProcConnector,
         "audit": AuditProcesses,
@@ -206,7 +206,7 @@ def test_the_last_thread_ends_the_process_also_when_the_first_went_before() -> N
 
 @root
 def test_messages_that_the_process_connector_had_to_drop_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proc_connector, "_BUFFER", 4_096)
+    monkeypatch.setattr(proc_connector, "_BUFFER_BYTES", 4_096)
     with Recording([source("proc_connector")]) as recording:
         counters = recording.sources[0].counters
         with recording.sources[0]._listener._lock:  # type: ignore[attr-defined]

@@ -110,7 +110,7 @@ def test_a_process_ends_once() -> None:
 
 
 def test_exited_processes_are_kept_for_the_grace_period_only() -> None:
-    cache = ProcessCache(grace=60)
+    cache = ProcessCache(grace_seconds=60)
     cache.begin(process(7, 10 * SECOND))
     cache.begin(process(8, 10 * SECOND))
     cache.exit(7, 20 * SECOND)

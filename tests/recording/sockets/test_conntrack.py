@@ -24,7 +24,13 @@ from zeek_agent.config import SourceSettings
 from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.linux.namespaces import in_network_namespace
-from zeek_agent.recording.sockets.conntrack import Conntrack, TrackedConnection, Translations, Tuple, parse
+from zeek_agent.recording.sockets.conntrack import (
+    ConnectionTuple,
+    Conntrack,
+    TrackedConnection,
+    Translations,
+    parse_connection,
+)
 from zeek_agent.recording.sockets.socket_event import SocketEvent, Translation
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.tables import events
@@ -130,40 +136,42 @@ def message(connection: TrackedConnection, ports: tuple[int, int] = (2, 3)) -> b
     return parts + attribute(3, struct.pack("!I", 0x198))
 
 
-def ends(addresses: st.SearchStrategy[object]) -> st.SearchStrategy[Tuple]:
+def ends(addresses: st.SearchStrategy[object]) -> st.SearchStrategy[ConnectionTuple]:
     port, address = st.integers(0, 65_535), addresses.map(str)
-    return st.builds(Tuple, address, port, address, port)
+    return st.builds(ConnectionTuple, address, port, address, port)
 
 
 CONNECTIONS = st.one_of(
     st.builds(TrackedConnection, st.sampled_from([6, 17, 132, 136]), ends(addresses), ends(addresses))
     for addresses in (st.ip_addresses(v=4), st.ip_addresses(v=6).filter(lambda address: address.ipv4_mapped is None))
 )
-INSIDE = TrackedConnection(6, Tuple("10.0.0.2", 1000, "192.0.2.1", 80), Tuple("192.0.2.1", 80, "198.51.100.1", 2000))
+INSIDE = TrackedConnection(
+    6, ConnectionTuple("10.0.0.2", 1000, "192.0.2.1", 80), ConnectionTuple("192.0.2.1", 80, "198.51.100.1", 2000)
+)
 CLIENTS_VIEW = (6, "10.0.0.2", 1000, "192.0.2.1", 80)
 SERVERS_VIEW = (6, "192.0.2.1", 80, "198.51.100.1", 2000)
 BEYOND = Translation("198.51.100.1", 2000, "192.0.2.1", 80)
 
 
 def test_a_message_of_the_kernel_holds_both_directions() -> None:
-    assert parse(MASQUERADED) == TrackedConnection(
-        6, Tuple("10.1.0.2", 39846, "10.2.0.2", 80), Tuple("10.2.0.2", 80, "10.2.0.1", 39846)
+    assert parse_connection(MASQUERADED) == TrackedConnection(
+        6, ConnectionTuple("10.1.0.2", 39846, "10.2.0.2", 80), ConnectionTuple("10.2.0.2", 80, "10.2.0.1", 39846)
     )
 
 
 @given(CONNECTIONS)
 def test_messages_are_understood(connection: TrackedConnection) -> None:
-    assert parse(message(connection)) == connection
+    assert parse_connection(message(connection)) == connection
 
 
 @given(CONNECTIONS, st.integers(0, 200))
 def test_a_message_that_is_cut_is_refused_in_an_orderly_way(connection: TrackedConnection, length: int) -> None:
     with suppress(struct.error, LookupError, ValueError):
-        assert parse(message(connection)[:length]) in {None, connection}
+        assert parse_connection(message(connection)[:length]) in {None, connection}
 
 
 def test_protocols_without_ports_are_left_out() -> None:
-    assert parse(message(INSIDE, ports=(5, 6))) is None
+    assert parse_connection(message(INSIDE, ports=(5, 6))) is None
 
 
 def test_each_end_finds_what_is_on_the_other_side() -> None:
@@ -172,12 +180,16 @@ def test_each_end_finds_what_is_on_the_other_side() -> None:
     assert known.find(CLIENTS_VIEW) == BEYOND
     assert known.find(SERVERS_VIEW) == Translation("192.0.2.1", 80, "10.0.0.2", 1000)
     assert known.find((17, *CLIENTS_VIEW[1:])) is None
-    known.begin(TrackedConnection(6, Tuple("10.0.0.3", 1, "192.0.2.1", 80), Tuple("192.0.2.1", 80, "10.0.0.3", 1)))
+    known.begin(
+        TrackedConnection(
+            6, ConnectionTuple("10.0.0.3", 1, "192.0.2.1", 80), ConnectionTuple("192.0.2.1", 80, "10.0.0.3", 1)
+        )
+    )
     assert len(known) == 1, "what is not translated is not kept"
 
 
 def test_an_ended_connection_is_known_for_a_while_unless_it_begins_again() -> None:
-    known = Translations(grace=60)
+    known = Translations(grace_seconds=60)
     known.begin(INSIDE)
     known.end(INSIDE, 100.0)
     known.expire(159.0)
@@ -200,7 +212,7 @@ def test_the_oldest_translation_is_given_up_for_room() -> None:
 
 
 def test_after_lost_messages_what_is_not_listed_any_more_has_ended() -> None:
-    known, other = Translations(grace=60), INSIDE._replace(protocol=17)
+    known, other = Translations(grace_seconds=60), INSIDE._replace(protocol=17)
     known.begin(INSIDE)
     known.replace({other}, 100.0)
     assert known.find((17, *CLIENTS_VIEW[1:])) == BEYOND
@@ -281,7 +293,9 @@ class Network:
         self.supervisor.drain()
         assert self.store.flush()
         names = [column.name for column in events.sockets_events.columns]
-        rows = event_file.read(self.store.uri, f"SELECT {', '.join(names)} FROM sockets_events WHERE pid = ?", [pid])
+        rows = event_file.read_rows(
+            self.store.uri, f"SELECT {', '.join(names)} FROM sockets_events WHERE pid = ?", [pid]
+        )
         found = [dict(zip(names, row, strict=True)) for row in rows]
         return [event for event in found if all(event[name] == value for name, value in wanted.items())]
 

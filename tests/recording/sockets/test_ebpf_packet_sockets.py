@@ -17,8 +17,8 @@ from recording import Event, Recording
 from test_ebpf_sockets import TABLE, datagrams, listener, other_namespace, sources
 
 from zeek_agent.bpf import libbpf
-from zeek_agent.bpf.records import Kind
-from zeek_agent.recording.bpf_monitor import Stream
+from zeek_agent.bpf.records import RecordKind
+from zeek_agent.recording.bpf_monitor import RecordStream
 from zeek_agent.recording.sockets import ebpf_sockets
 from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
 
@@ -50,7 +50,7 @@ def packet_socket(kind: socket.SocketKind = socket.SOCK_RAW) -> socket.socket:
     return socket.socket(socket.AF_PACKET, kind, socket.htons(ETH_P_ALL))
 
 
-def packet_stream(source: object) -> Stream:
+def packet_stream(source: object) -> RecordStream:
     assert isinstance(source, EbpfSockets)
     (stream,) = [stream for stream in source._streams if stream.object.name == "packet"]
     return stream
@@ -138,13 +138,13 @@ def test_the_agents_own_can_be_left_out() -> None:
 
 def test_those_that_the_ring_has_no_room_for_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = 40  # the kernel takes some 10 ms to close one
-    monkeypatch.setattr(ebpf_sockets, "_PACKET_RING", 4096)
+    monkeypatch.setattr(ebpf_sockets, "_PACKET_RING_BYTES", 4096)
     with Recording(recorded := sources()) as recording:
         with recorded[1]._monitor.lock:
             for _ in range(opened):
                 packet_socket().close()
         rows = len(recording.events(TABLE, family="packet", pid=os.getpid()))
-        lost = packet_stream(recorded[1]).lost()[Kind.PACKET]
+        lost = packet_stream(recorded[1]).lost()[RecordKind.PACKET]
         assert (rows > 0, lost > 0, rows + lost) == (True, True, opened)
         assert recorded[1].counters.lost["overrun"] >= lost
 

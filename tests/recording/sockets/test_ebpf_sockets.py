@@ -19,7 +19,7 @@ from recording import Event, Recording, generate, load_generator
 from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.recording.bpf_monitor import Monitor
+from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
@@ -40,7 +40,7 @@ os.execv("/bin/bash", ["bash", "-c", f"read go; for n in 1 2 3 4; do ( : </dev/t
 
 def sources(**settings: object) -> list[EbpfProcesses | EbpfSockets]:
     wanted = SourceSettings(**{"ignore_self": False, **settings})  # type: ignore[arg-type]
-    monitor = Monitor(ProcessCache(), wanted.ring_bytes)
+    monitor = BpfMonitor(ProcessCache(), wanted.ring_bytes)
     return [EbpfProcesses(monitor, wanted), EbpfSockets(monitor, wanted)]
 
 

@@ -21,12 +21,12 @@ from recording import Event, Recording
 from waiting import until_sync
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events.event_file import read
-from zeek_agent.events.past import Past
+from zeek_agent.events.event_file import read_rows
+from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.source import Sink, Source
 from zeek_agent.recording.supervisor import Supervisor
-from zeek_agent.recording.system_log.journal import Journal, entries, log_entry
+from zeek_agent.recording.system_log.journal import Journal, log_entry, read_entries
 from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SystemLogEntry
 from zeek_agent.recording.system_log.syslog import Syslog
 from zeek_agent.tables.system_logs import TABLES
@@ -149,13 +149,13 @@ class Run:
     def __init__(self, path: Path, sources: Sequence[Source], **settings: float) -> None:
         self.store = EventStore(path, TABLES, EventSettings(**settings))  # type: ignore[arg-type]
         chosen = {"system_logs": list(sources)}
-        self.supervisor = Supervisor(SourceSettings(), self.store, choose=lambda *_: chosen, interval=0.02)
+        self.supervisor = Supervisor(SourceSettings(), self.store, choose=lambda *_: chosen, interval_seconds=0.02)
         self.supervisor.start()
 
     def messages(self) -> list[str]:
         self.supervisor.drain()
         self.store.flush()
-        return [message for (message,) in read(self.store.uri, f"SELECT message FROM {TABLE} ORDER BY seq")]
+        return [message for (message,) in read_rows(self.store.uri, f"SELECT message FROM {TABLE} ORDER BY seq")]
 
     def expect(self, *messages: str) -> None:
         until_sync(lambda: self.messages() == list(messages))
@@ -211,7 +211,7 @@ def test_after_a_reboot_that_took_the_journal_along_it_goes_on_by_time(own_journ
     own_journal.write(MESSAGE="after the last row")
     source = own_journal.source()
     lost = f"s={'1' * 32};i=7;b={'2' * 32};m=3;t={int(now * 1e6):x};x=4"
-    source.resume(lambda _: Past(lost, now))
+    source.resume(lambda _: RecordingPosition(lost, now))
     with Recording([source]) as recording:
         logged(recording, "after the last row")
     assert not recording.events(TABLE, message="before the last row")
@@ -254,7 +254,7 @@ def test_a_journalctl_that_is_killed_is_started_again_and_nothing_is_missing_or_
 def test_a_journalctl_that_cannot_work_gives_way_to_the_files_of_syslog(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("zeek_agent.recording.system_log.journal._REST", 0.01)
+    monkeypatch.setattr("zeek_agent.recording.system_log.journal._RESTART_PAUSE_SECONDS", 0.01)
     caplog.set_level(logging.INFO)
     journalctl = tmp_path / "journalctl"
     journalctl.write_text("#!/bin/sh\necho 'Failed to open the journal: no luck' >&2\nexit 3\n")
@@ -346,14 +346,14 @@ def test_any_fields_are_read_from_the_export_format(
 ) -> None:
     stream = b"".join(exported(one, as_text=as_text) for one, as_text in written)
     wanted = [dict(reversed(one)) for one, _ in written]
-    assert list(entries(io.BytesIO(stream))) == wanted
-    incomplete = list(entries(io.BytesIO(stream[: len(stream) - cut])))
+    assert list(read_entries(io.BytesIO(stream))) == wanted
+    incomplete = list(read_entries(io.BytesIO(stream[: len(stream) - cut])))
     assert incomplete == wanted[: len(incomplete)]
 
 
 @given(st.binary(max_size=200))
 def test_nonsense_in_place_of_the_export_format_does_no_harm(stream: bytes) -> None:
-    for one in entries(io.BytesIO(stream)):
+    for one in read_entries(io.BytesIO(stream)):
         with pytest.raises((KeyError, ValueError)):
             log_entry(one)
 
@@ -376,7 +376,7 @@ def test_a_huge_value_is_skipped_without_being_held(as_text: bool) -> None:
     places = [("__CURSOR", CURSOR.encode()), ("__REALTIME_TIMESTAMP", b"1700000000000000")]
     huge = exported([*places, ("MESSAGE", b"m" * 20_000_000), ("PRIORITY", b"3")], as_text=as_text)
     stream = Counting(huge + exported([*places, ("MESSAGE", b"next")], as_text=True))
-    first, second = map(log_entry, entries(stream))
+    first, second = map(log_entry, read_entries(stream))
     assert first.message == "m" * MESSAGE_BYTES
     assert first.level == "3"
     assert second.message == "next"

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from recording import Recording
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events.event_file import read
-from zeek_agent.events.past import Past
+from zeek_agent.events.event_file import read_rows
+from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore
-from zeek_agent.recording.system_log.file_tail import Position, Tail
+from zeek_agent.recording.system_log.file_tail import FilePosition, FileTail
 from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SystemLogEntry
 from zeek_agent.recording.system_log.syslog import FILES, Syslog, log_entry
 from zeek_agent.tables.system_logs import TABLES
@@ -93,7 +93,7 @@ def test_any_line_is_a_row(line: bytes) -> None:
 # Lines of files that grow and are rotated.
 
 
-def new(tail: Tail) -> list[str]:
+def new(tail: FileTail) -> list[str]:
     return [line.decode() for line in tail.lines()]
 
 
@@ -102,14 +102,14 @@ def append(path: Path, *lines: str) -> None:
         stream.writelines(f"{line}\n" for line in lines)
 
 
-Follow = Callable[..., Tail]
+Follow = Callable[..., FileTail]
 
 
 @pytest.fixture
 def follow() -> Iterator[Follow]:
     """Makes tails that are closed at the end."""
     with ExitStack() as opened:
-        yield lambda *arguments: opened.enter_context(closing(Tail(*arguments)))
+        yield lambda *arguments: opened.enter_context(closing(FileTail(*arguments)))
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_neither_links_nor_pipes_are_followed(tmp_path: Path, follow: Follow) ->
     (tmp_path / "link").symlink_to(secret)
     os.mkfifo(tmp_path / "pipe")
     for name in ("link", "pipe"):
-        assert new(follow(tmp_path / name, Position(0, 0))) == []
+        assert new(follow(tmp_path / name, FilePosition(0, 0))) == []
         assert Syslog(SourceSettings(syslog_files=(str(tmp_path / name),))).probe() is not None
 
 
@@ -251,13 +251,13 @@ class Run:
         self.store = EventStore(path, TABLES, EventSettings())
         self.source = syslog
         assert syslog.probe() is None
-        syslog.resume(self.store.past)
+        syslog.resume(self.store.recording_position)
         syslog.start(self.store.append)
 
     def messages(self) -> list[str]:
         self.source.drain()
         self.store.flush()
-        return [message for (message,) in read(self.store.uri, f"SELECT message FROM {TABLE} ORDER BY seq")]
+        return [message for (message,) in read_rows(self.store.uri, f"SELECT message FROM {TABLE} ORDER BY seq")]
 
     def end(self) -> None:
         self.source.stop()
@@ -298,7 +298,7 @@ def test_a_file_that_an_earlier_run_did_not_know_is_read_from_when_that_ended(lo
     other = tmp_path / "messages"
     append(other, line("long ago", time.time() - 3_600), line("just now", time.time() + 1))
     syslog = source(log, other)
-    syslog.resume(lambda _: Past(f"{log.stat().st_ino}:{log.stat().st_size}", time.time() - 60))
+    syslog.resume(lambda _: RecordingPosition(f"{log.stat().st_ino}:{log.stat().st_size}", time.time() - 60))
     with Recording([syslog]) as recording:
         recording.expect(TABLE, message="just now")
         append(other, line("an hour back by its own clock", time.time() - 3_600))

@@ -1,4 +1,4 @@
-"""When an account last logged in: lastlog(8), or the database of its successor lastlog2(8)."""
+"""Last logins, from lastlog(8) or the database of its successor lastlog2(8)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ LASTLOG: Final = Path("/var/log/lastlog")
 LASTLOG2: Final = Path("/var/lib/lastlog/lastlog2.db")
 
 _RECORD: Final = struct.Struct("=I32s256s")
-"""One a uid: seconds since the epoch, terminal, host."""
+"""One record per uid: seconds since the epoch, terminal, host."""
 
 
 def by_uid(uid: int, file: Path = LASTLOG) -> float | None:
-    """The time of the last login, in seconds since the epoch; None when there was none or there is no such record."""
+    """The time of the last login, in seconds since the epoch; None without a login or a record."""
     try:
         with file.open("rb") as records:
             records.seek(uid * _RECORD.size)
@@ -28,7 +28,7 @@ def by_uid(uid: int, file: Path = LASTLOG) -> float | None:
 
 
 def by_name(file: Path = LASTLOG2) -> dict[str, float]:
-    """The last logins that lastlog2 knows, in seconds since the epoch. Empty when it is not in use or not readable."""
+    """The last logins in lastlog2's database, in seconds since the epoch. Empty if it is unused or unreadable."""
     if not file.exists():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Accounts and groups, from the name service switch (nsswitch.conf(5)): local files and directory services alike."""
+"""Accounts and groups from the name service switch (nsswitch.conf(5)): local files and directory services."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Account:
 
 
 def accounts() -> Iterator[Account]:
-    """All accounts that the name service enumerates; directory services may leave out theirs."""
+    """All accounts that the name service enumerates; directory services may omit theirs."""
     import pwd
 
     return map(_account, pwd.getpwall())
 
 
 def accounts_named(names: Iterable[str]) -> Iterator[Account]:
-    """The accounts of these names that exist, also those that are not enumerated."""
+    """The existing accounts with these names, including those that are not enumerated."""
     import pwd
 
     for name in names:
@@ -57,17 +57,17 @@ def accounts_named(names: Iterable[str]) -> Iterator[Account]:
 
 
 def groups_of(account: Account) -> list[str]:
-    """Names of all groups that a login of this account is in; a group without a name is its number."""
+    """Names of all groups that a login of this account belongs to; a nameless group is given by its number."""
     return [_group_name(gid) for gid in os.getgrouplist(os.fsdecode(to_bytes(account.name)), account.gid)]
 
 
 def is_admin(uid: int, groups: Iterable[str]) -> bool:
-    """Whether an account may act as root: it is uid 0, or in a group that sudo trusts."""
+    """Whether an account may act as root: uid 0, or a member of a group that sudo trusts."""
     return uid == 0 or not ADMIN_GROUPS.isdisjoint(groups)
 
 
 def first_human_uid(login_defs: Path = Path("/etc/login.defs")) -> int:
-    """UID_MIN of login.defs(5); lower uids are the system's."""
+    """UID_MIN of login.defs(5); lower uids belong to the system."""
     try:
         setting = re.search(rb"^\s*UID_MIN\s+(\d+)", login_defs.read_bytes(), re.MULTILINE)
     except OSError:

@@ -7,21 +7,22 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from zeek_agent.host.files.gate import OpenedFile, Purpose, RefusedError
+from zeek_agent.host.files.file_rules import RefusedError
+from zeek_agent.host.files.gate import OpenedFile, Purpose
 from zeek_agent.host.files.globbing import Match
-from zeek_agent.host.files.private_keys import HEADER_WITHIN, KeyMask, has_header
+from zeek_agent.host.files.private_keys import HEADER_BYTES, KeyMask, has_header
 from zeek_agent.host.files.reads import Allowance, FileReads, Omission
 
-LONGEST_LINE: Final = 2 << 20
-"""Bytes of a line that are kept; the rest of a longer one is left out, and the file counted as truncated."""
-_CHUNK: Final = 1 << 18
+LINE_BYTES_MAX: Final = 2 << 20
+"""Maximum of a line, well above any log's; the rest is omitted, and the file counted as truncated."""
+_CHUNK_BYTES: Final = 1 << 18
 
 
 def lines(match: Match, reads: FileReads, check: Callable[[], None] = lambda: None) -> Iterator[bytes]:
     """The lines of a regular file without their ends.
 
-    A file that cannot or may not be read has no lines, and one that exceeds a limit only its first; `reads` counts
-    both. Anything but a regular file is never opened.
+    An unreadable or forbidden file yields no lines, and one that exceeds a limit only its first; `reads` counts both.
+    Anything but a regular file is never opened.
     """
     try:
         opened = match.open(Purpose.CONTENTS)
@@ -32,7 +33,7 @@ def lines(match: Match, reads: FileReads, check: Callable[[], None] = lambda: No
     except RefusedError as error:
         reads.leave_out(error.omission, match.path, str(error))
     except FileNotFoundError:
-        return  # it has gone since its directory was listed
+        return  # removed after its directory was listed
     except OSError as error:
         reads.leave_out(Omission.SKIPPED, match.path, error.strerror or str(error))
 
@@ -62,12 +63,12 @@ class _Lines:
                     self._lines += 1
                     yield line
         finally:
-            self._reads.took(Allowance(self._bytes, self._lines))
+            self._reads.charge(Allowance(self._bytes, self._lines))
             if self._truncated is not None:
                 self._reads.leave_out(Omission.TRUNCATED, self._path, self._truncated)
 
     def _texts(self, most: int) -> Iterator[bytes]:
-        """The file in pieces of whole lines, without the last one's end; of a line too long its beginning."""
+        """The file in chunks of whole lines, without the last newline; a line that is too long is truncated."""
         kept = b""
         cut = False
         while chunk := self._read(most):
@@ -82,29 +83,29 @@ class _Lines:
             yield kept
 
     def _beginning(self, kept: bytes, cut: bool, more: bytes) -> tuple[bytes, bool]:
-        """The part of an unfinished line to keep, and whether it was cut."""
-        if cut or len(kept) + len(more) <= LONGEST_LINE:
+        """The part of an unfinished line to keep, and whether it was truncated."""
+        if cut or len(kept) + len(more) <= LINE_BYTES_MAX:
             return kept if cut else kept + more, cut
-        self._reads.leave_out(Omission.TRUNCATED, self._path, f"a line is longer than {LONGEST_LINE} bytes")
-        return (kept + more)[:LONGEST_LINE], True
+        self._reads.leave_out(Omission.TRUNCATED, self._path, f"a line is longer than {LINE_BYTES_MAX} bytes")
+        return (kept + more)[:LINE_BYTES_MAX], True
 
     def _read(self, most: int) -> bytes:
-        """The next piece of the file, empty at its end or where a limit ends it, which is noted."""
+        """The next chunk of the file, empty at its end or at a limit, which is recorded."""
         self._check()
         if self._seconds_left <= 0:
             self._truncated = "reading took longer than limits.file_time or limits.files_time allows"
             return b""
         left = most - self._bytes
         before = self._reads.seconds_left
-        with self._reads.timed():
-            chunk = self._opened.file.read(min(_CHUNK, left) or 1)
+        with self._reads.measure_time():
+            chunk = self._opened.file.read(min(_CHUNK_BYTES, left) or 1)
         self._seconds_left -= before - self._reads.seconds_left
         if chunk is None:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         if chunk and not left:
             self._truncated = "larger than limits.file_bytes or limits.files_bytes allows"
             return b""
-        if self._bytes == 0 and not self._opened.masks_keys and has_header(chunk[:HEADER_WITHIN]):
+        if self._bytes == 0 and not self._opened.masks_keys and has_header(chunk[:HEADER_BYTES]):
             raise RefusedError("begins with a private key")
         self._bytes += len(chunk)
         return chunk

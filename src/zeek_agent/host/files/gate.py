@@ -1,16 +1,12 @@
 """The path gate: opens a path that a query names, or refuses it.
 
 A path is walked one component at a time. Each is opened with `O_PATH | O_NOFOLLOW`, which neither reads nor follows
-anything, and the mount it lies on is checked before anything below it is touched, because a FUSE or network file system
-can hang its callers, and not even SIGKILL ends that. Links are resolved by their text. The magic links of proc(5),
-whose text is not where they lead, are therefore never followed, except `exe`, whose target may be hashed.
+anything, and its mount is checked before anything below it is touched, because a FUSE or network file system can hang
+its callers so that not even SIGKILL ends them. Links are resolved by their text. The magic links of proc(5), whose text
+is not their target, are therefore never followed, except `exe`, whose target may be hashed.
 
-The rules apply to all names of a file: the path as written, the path it has when all links are resolved, and each path
-that it has through the agent's other mounts of the same file system. A proc, sys or device file system counts as
-mounted at its usual place. Files with several hard links are also compared with the literal denied paths by device and
-inode.
-
-Checks are on the open descriptor, so exchanging a link or directory meanwhile has no effect.
+`file_rules` decides what may be read. Checks are on the open descriptor, so exchanging a link or directory meanwhile
+has no effect.
 """
 
 from __future__ import annotations
@@ -19,17 +15,16 @@ import errno
 import os
 import re
 import stat
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import Enum, auto
 from io import FileIO
 from itertools import islice
 from pathlib import Path
 from stat import S_ISLNK
-from typing import Final, NamedTuple, TypeAlias
-from weakref import WeakKeyDictionary
+from typing import Final, NamedTuple
 
-from zeek_agent.access import AccessPolicy, Contents
+from zeek_agent.access import AccessPolicy
+from zeek_agent.host.files.file_rules import FileRules, Listed, RefusedError
 from zeek_agent.host.files.mount_rules import (
     STACKED,
     hazard,
@@ -39,51 +34,32 @@ from zeek_agent.host.files.mount_rules import (
     only_root_mounts_for,
     own_mounts,
 )
-from zeek_agent.host.files.path_handle import PathHandle, belongs_there, joined, readable_by_all, user_of
+from zeek_agent.host.files.path_handle import PathHandle, joined, user_of
 from zeek_agent.host.files.reads import FileReads, Omission
 from zeek_agent.host.files.statx import FileStatus, entry_types, status_at, status_of
-from zeek_agent.host.linux.mounts import Mount, parsed
-from zeek_agent.text import from_os
+from zeek_agent.host.linux.mounts import Mount, parse_mountinfo
 
 DEPTH_MAX: Final = 100
-"""Directories on the way to a file, each of which holds a descriptor while it is walked."""
+"""Directories on the path to a file, each of which keeps a descriptor open during the walk."""
 LINKS_MAX: Final = 40
-"""Links on the way to a file, as in the kernel (path_resolution(7))."""
+"""Links on the path to a file, as in the kernel (path_resolution(7))."""
 DIRECTORIES_KEPT: Final = 32
-"""Directories that one statement keeps open, since links and patterns come back to the same few."""
+"""Directories that one statement keeps open, because links and patterns return to the same few."""
 DESCRIPTORS_KEPT: Final = 256
-"""Descriptors that they may hold in all, with the directories above them: users choose how deep their links lead."""
-_SHORT_CHAIN: Final = 2
-"""Links in a row that are resolved one by one, from directories that are mostly kept open: as many as Debian's
-alternatives have."""
-_ENTRIES_TOGETHER: Final = 256
-_REFRESH_EVERY: Final = 8
-"""Lookups between two checks whether the mounts have changed."""
+"""Total descriptors of these and the directories above them, because users choose how deep their links lead."""
+_CACHED_CHAIN_LINKS: Final = 2
+"""Consecutive links that are resolved from cached directories: as many as Debian's alternatives have."""
+_ENTRIES_PER_READ: Final = 256
+"""Directory entries between checks of the statement's limits."""
+_LOOKUPS_PER_REFRESH: Final = 8
+"""Lookups between checks for changed mounts; each check is a system call."""
 _SPECIAL_NAMES: Final = frozenset({"", ".", ".."})
 _O_PATH: Final = getattr(os, "O_PATH", 0)
 _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
-_PLACE: Final = _O_PATH | getattr(os, "O_NOFOLLOW", 0) | _CLOEXEC
-_READ: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | _CLOEXEC
+_PATH_FLAGS: Final = _O_PATH | getattr(os, "O_NOFOLLOW", 0) | _CLOEXEC
+_READ_FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | _CLOEXEC
 _ORDINARY_PROC_LINKS: Final = frozenset({"self", "thread-self", "mounts", "net"})
 _PROCESS: Final = re.compile(r"/\d+(?:/task/\d+)?")
-_USUAL_PLACES: Final = {
-    "proc": "/proc",
-    "sysfs": "/sys",
-    "devtmpfs": "/dev",
-    "debugfs": "/sys/kernel/debug",
-    "pstore": "/sys/fs/pstore",
-    "tracefs": "/sys/kernel/tracing",
-}
-_CASELESS: Final = frozenset({"exfat", "hfs", "hfsplus", "msdos", "ntfs3", "vfat"})
-"""Kinds where a file answers to its name in capitals and small letters."""
-_LOW_BITS: Final = (1 << 32) - 1
-_LINKS_KEPT_FOR: Final = 10.0
-"""Seconds for which it is remembered where the links in rules lead."""
-_links_in_rules: WeakKeyDictionary[AccessPolicy, tuple[float, list[tuple[str, str]]]] = WeakKeyDictionary()
-
-
-_KERNEL_PLACES: Final = ("/dev/", "/proc/", "/sys/")
-"""Mount points at which rules mean the kernel's file systems, not directories of those names in another root."""
 _LOGS: Final = "/var/log/"
 
 
@@ -94,21 +70,9 @@ class Purpose(Enum):
     HASH = auto()
 
 
-class RefusedError(Exception):
-    """A file or directory is left out by a rule; the message is the cause and does not name it."""
-
-    def __init__(self, cause: str, omission: Omission = Omission.REFUSED) -> None:
-        super().__init__(cause)
-        self.omission = omission
-
-
-Listed: TypeAlias = "tuple[str, FileStatus | RefusedError | OSError]"
-"""A name in a directory with its attributes, or why it has none."""
-
-
 class OpenedFile(NamedTuple):
-    """A regular file, open for reading. `masks_keys`: private keys in it are masked line by line; else a file that
-    begins with one is refused as a whole. `user` is the one who controls how many files are there."""
+    """A regular file, open for reading. With `masks_keys`, private keys in it are masked line by line; otherwise a file
+    that begins with one is refused as a whole. `user` is the user who controls how many files are there."""
 
     file: FileIO
     masks_keys: bool
@@ -119,7 +83,7 @@ class OpenedFile(NamedTuple):
 class Gate:
     """Walks and opens paths for one statement, in one thread. Omissions are counted in `reads`.
 
-    `check` is called at each link, since users choose how long a way their links lead.
+    `check` is called at each link, because users choose the length of their chains of links.
     """
 
     def __init__(self, access: AccessPolicy, reads: FileReads, check: Callable[[], None] = lambda: None) -> None:
@@ -127,19 +91,19 @@ class Gate:
         self._check = check
         self.reads = reads
         self._table = own_mounts()
-        self._mounts = self._table.current()
-        self._hazards = hazards_among(self._mounts, access.filesystems_allow)
-        self._denied_objects: frozenset[tuple[int, int]] | None = None
+        self.mounts = self._table.current()
+        self._hazards = hazards_among(self.mounts, access.filesystems_allow)
+        self._rules = FileRules(access, reads)
         self._directories: dict[str, PathHandle] = {}
-        self._ways: dict[tuple[PathHandle, str], PathHandle] = {}
+        self._walked: dict[tuple[PathHandle, str], PathHandle] = {}
         self._descriptors_kept = 0
         self._mounts_reread = False
-        self._looked_up = 0
+        self._lookups = 0
         self._typed: dict[str, bool] = {}
-        self.root = self._root()
+        self.root = self._open_root()
         if self._hazards.causes:  # renaming the directory of a mount point causes no notification
             self._table.read()
-            self._refresh()
+            self._refresh_mounts()
 
     # Walking
 
@@ -164,7 +128,7 @@ class Gate:
             if entered is None:
                 entered = self.enter(handle, name)
                 if entered.status.is_directory:
-                    self._remember(path, entered)
+                    self._cache_directory(path, entered)
             if not S_ISLNK(entered.status.mode):
                 handle = entered
                 continue
@@ -179,7 +143,7 @@ class Gate:
         return handle
 
     def status(self, directory: PathHandle, name: str) -> FileStatus:
-        """Attributes of the target of a directory entry, or of a last link that is broken or not followed.
+        """Attributes of the target of a directory entry, or of the entry itself if it is a link that is not followed.
 
         Raises RefusedError for the mount point of a file system that may hang, and OSError.
         """
@@ -194,20 +158,20 @@ class Gate:
     def statuses(self, directory: PathHandle, names: Iterable[str], links: Collection[str]) -> Iterator[Listed]:
         """`status` of many entries of a directory, where `links` are likely to be links.
 
-        Entries that have gone are left out; for those without attributes comes the error.
+        Entries that were removed meanwhile are omitted; for others without attributes the error is returned.
         """
         descriptor, mount = directory.descriptor, directory.status.mount
         hazardous = False
         for number, name in enumerate(names):
-            if number % _REFRESH_EVERY == 0:
-                self._refresh()
+            if number % _LOOKUPS_PER_REFRESH == 0:
+                self._refresh_mounts()
                 hazardous = directory.path in self._hazards.directories
             try:
                 if name in links:
                     yield name, self._target_status(directory, name)
                     continue
             except (RefusedError, OSError):
-                pass  # a link that leads nowhere has attributes of its own
+                pass  # a dangling link has its own attributes
             try:
                 if not hazardous:
                     status = status_at(descriptor, name)
@@ -225,10 +189,10 @@ class Gate:
 
     def _target_status(self, directory: PathHandle, name: str) -> FileStatus:
         """Attributes of the target of a link. Raises RefusedError and OSError."""
-        for _ in range(_SHORT_CHAIN):
+        for _ in range(_CACHED_CHAIN_LINKS):
             text = self._link_text(directory, name)
             way, _, name = text.rstrip("/").rpartition("/")
-            directory = self._way(self.root if text[:1] == "/" else directory, way)
+            directory = self._walk_cached(self.root if text[:1] == "/" else directory, way)
             if name in _SPECIAL_NAMES:
                 break
             status = self.entry_status(directory, name)
@@ -236,30 +200,30 @@ class Gate:
                 return status
         return self.walk(directory, name).status
 
-    def _way(self, directory: PathHandle, way: str) -> PathHandle:
-        """`walk`, remembered, since links that lie together mostly lead to one directory."""
-        handle = self._ways.get((directory, way))
+    def _walk_cached(self, directory: PathHandle, way: str) -> PathHandle:
+        """`walk` with a cache, because links in one directory mostly lead to one directory."""
+        handle = self._walked.get((directory, way))
         if handle is None:
             handle = self.walk(directory, way)
-            self._make_room(len(self._ways), handle)
-            self._ways[directory, way] = handle
+            self._make_room(len(self._walked), handle)
+            self._walked[directory, way] = handle
         return handle
 
     def enter(self, directory: PathHandle, name: str) -> PathHandle:
         """Open an entry of a directory without following a link. Raises RefusedError and OSError."""
-        self._looked_up += 1
-        if self._looked_up % _REFRESH_EVERY == 0:
-            self._refresh()
+        self._lookups += 1
+        if self._lookups % _LOOKUPS_PER_REFRESH == 0:
+            self._refresh_mounts()
         if directory.path in self._hazards.directories:
             self._demand_harmless(directory, name)
         if directory.depth >= DEPTH_MAX:
             raise RefusedError(f"more than {DEPTH_MAX} directories deep")
-        descriptor = os.open(name, _PLACE, dir_fd=directory.descriptor)
+        descriptor = os.open(name, _PATH_FLAGS, dir_fd=directory.descriptor)
         try:
             status = status_of(descriptor)
             mount = directory.mount
             if status.mount != directory.status.mount:
-                mount = self._admitted(status.mount)
+                mount = self._admitted_mount(status.mount)
             return PathHandle(descriptor, status, mount, name, directory)
         except BaseException as error:
             os.close(descriptor)
@@ -267,16 +231,16 @@ class Gate:
                 self._demand_no_hazard(directory, name)
             raise
 
-    def _remember(self, path: str, directory: PathHandle) -> None:
+    def _cache_directory(self, path: str, directory: PathHandle) -> None:
         self._make_room(len(self._directories), directory)
         self._directories[path] = directory
 
     def _make_room(self, kept: int, directory: PathHandle) -> None:
-        """Forget the directories that are kept open where one more would be too many."""
+        """Close the cached directories if another one would exceed their limits."""
         self._descriptors_kept += directory.depth
         if kept >= DIRECTORIES_KEPT or self._descriptors_kept > DESCRIPTORS_KEPT:
             self._directories.clear()
-            self._ways.clear()
+            self._walked.clear()
             self._descriptors_kept = directory.depth
 
     def entry_status(self, directory: PathHandle, name: str) -> FileStatus:
@@ -284,9 +248,9 @@ class Gate:
 
         Raises RefusedError for the mount point of a file system that may hang, which is not touched, and OSError.
         """
-        self._looked_up += 1
-        if self._looked_up % _REFRESH_EVERY == 0:
-            self._refresh()
+        self._lookups += 1
+        if self._lookups % _LOOKUPS_PER_REFRESH == 0:
+            self._refresh_mounts()
         if directory.path in self._hazards.directories:
             self._demand_harmless(directory, name)
         try:
@@ -295,17 +259,17 @@ class Gate:
             self._demand_no_hazard(directory, name)
             raise
         if status.mount != directory.status.mount:
-            self._admitted(status.mount)
+            self._admitted_mount(status.mount)
         return status
 
     def entries(self, directory: PathHandle, check: Callable[[], None]) -> Iterator[list[os.DirEntry[str]]]:
-        """The entries of a directory, unsorted, some at a time. Raises RefusedError and OSError."""
+        """The entries of a directory, unsorted, in chunks. Raises RefusedError and OSError."""
         if directory.mount.kind == "proc" and directory.path_in_file_system().endswith("/map_files"):
             raise RefusedError("file names in proc(5) that reveal memory addresses")
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | _CLOEXEC, dir_fd=directory.descriptor)
         try:
             with os.scandir(descriptor) as entries:
-                while some := list(islice(entries, _ENTRIES_TOGETHER)):
+                while some := list(islice(entries, _ENTRIES_PER_READ)):
                     check()
                     yield some
         finally:
@@ -329,13 +293,13 @@ class Gate:
         return typed
 
     def working_directory(self) -> PathHandle:
-        """Where relative paths start. Raises RefusedError and OSError."""
+        """The directory to which paths are relative. Raises RefusedError and OSError."""
         return self.walk(self.root, str(Path.cwd()))
 
     def _link_text(self, directory: PathHandle, name: str, descriptor: int | None = None) -> str:
         """The text of a symbolic link, by its descriptor if it is open.
 
-        Raises RefusedError for a magic link, whose text is not where it leads, and OSError.
+        Raises RefusedError for a magic link, whose text is not its target, and OSError.
         """
         if directory.mount.kind == "proc":
             inside = directory.path_in_file_system()
@@ -350,28 +314,28 @@ class Gate:
     def open_regular(self, handle: PathHandle, written: str, purpose: Purpose) -> OpenedFile | None:
         """Open a regular file for reading, without side effects; None if it is anything else.
 
-        `written` is the path as the query has it, absolute. Raises RefusedError and OSError.
+        `written` is the absolute path as given in the query. Raises RefusedError and OSError.
         """
         if not stat.S_ISREG(handle.status.mode):
             return None
-        self._demand_readable(handle, written)
+        self._rules.demand_readable(self, handle, written)
         masks_keys = True
         if purpose is Purpose.CONTENTS:
-            masks_keys = self._demand_contents(handle, written)
+            masks_keys = self._rules.demand_contents(handle, written)
         file = _reopened(handle.descriptor, handle.status, handle.mount)
         return OpenedFile(file, masks_keys, user_of(handle), handle.path.startswith(_LOGS))
 
     def open_executable(self, process: PathHandle) -> OpenedFile | None:
         """Open the executable of a process, for its hash; None if it is not a regular file.
 
-        `process` is a process's or thread's directory in a proc file system, see `is_process`. The executable may be
-        deleted, and in another mount namespace, where that process's mountinfo has the kind of its file system.
+        `process` is a process's or thread's directory in a proc file system, see `is_process`. The executable may have
+        been deleted, or be in another mount namespace, where the process's mountinfo has its type of file system.
         Raises RefusedError and OSError.
         """
         descriptor = os.open("exe", _O_PATH | _CLOEXEC, dir_fd=process.descriptor)
         try:
             status = status_of(descriptor)
-            mount = self._current(status.mount)
+            mount = self._current_mount(status.mount)
             if mount is None:
                 mount = self._foreign_mount(process, status)
             else:
@@ -380,23 +344,23 @@ class Gate:
                 return None
             path = str(Path(f"/proc/self/fd/{descriptor}").readlink()).removesuffix(" (deleted)")
             inside = mount.root.rstrip("/") + path.removeprefix(mount.mount_point.rstrip("/"))
-            self._demand_allowed(mount, path, path, inside, executable=True)
-            self._demand_no_denied_object(status, mount)
+            self._rules.demand_allowed(self, mount, path, path, inside, executable=True)
+            self._rules.demand_no_denied_object(self, status, mount)
             return OpenedFile(_reopened(descriptor, status, mount), masks_keys=True)
         finally:
             os.close(descriptor)
 
     def is_process(self, directory: PathHandle) -> bool:
-        """Whether a directory is that of a process or thread in a proc file system, wherever that is mounted."""
+        """Whether a directory belongs to a process or thread in a proc file system, wherever that is mounted."""
         return directory.mount.kind == "proc" and _PROCESS.fullmatch(directory.path_in_file_system()) is not None
 
     # Mounts
 
-    def _root(self) -> PathHandle:
+    def _open_root(self) -> PathHandle:
         descriptor = os.open("/", _O_PATH | _CLOEXEC)
         try:
             status = status_of(descriptor)
-            mount = self._current(status.mount)
+            mount = self._current_mount(status.mount)
             if mount is None:
                 raise RefusedError("the root directory is on a mount that /proc/self/mountinfo does not list")
             return PathHandle(descriptor, status, mount, "/", None)
@@ -412,17 +376,17 @@ class Gate:
 
     def _demand_no_hazard(self, directory: PathHandle, name: str) -> None:
         """Raises RefusedError if a file system is mounted there that reveals its attributes to its owner only."""
-        if not self._mounts_reread:  # directories of mount points may have got other names
+        if not self._mounts_reread:  # directories of mount points may have been renamed
             self._mounts_reread = True
             self._table.read()
-            self._refresh()
+            self._refresh_mounts()
         cause = self._hazards.causes.get(joined(directory, name))
         if cause is not None:
             raise RefusedError(cause, Omission.SKIPPED)
 
-    def _admitted(self, number: int) -> Mount:
-        """The mount with this number, which the caller holds open. Raises RefusedError."""
-        mount = self._current(number)
+    def _admitted_mount(self, number: int) -> Mount:
+        """The mount with this number, which the caller keeps open. Raises RefusedError."""
+        mount = self._current_mount(number)
         if mount is None:
             raise RefusedError("on a mount in another mount namespace")
         self._demand_admitted(mount)
@@ -433,21 +397,21 @@ class Gate:
         if cause is not None:
             raise RefusedError(cause, Omission.SKIPPED)
 
-    def _current(self, number: int) -> Mount | None:
-        self._refresh()
-        return self._mounts.by_id.get(number)
+    def _current_mount(self, number: int) -> Mount | None:
+        self._refresh_mounts()
+        return self.mounts.by_id.get(number)
 
-    def _refresh(self) -> None:
+    def _refresh_mounts(self) -> None:
         mounted = self._table.current()
-        if mounted is not self._mounts:
-            self._mounts = mounted
+        if mounted is not self.mounts:
+            self.mounts = mounted
             self._hazards = hazards_among(mounted, self._access.filesystems_allow)
 
     def _foreign_mount(self, process: PathHandle, status: FileStatus) -> Mount:
-        """The mount of another mount namespace that a process's executable lies on, as that process sees it.
+        """The mount of a process's executable in another mount namespace, as that process sees it.
 
-        Its creator is not known: it is admitted if the agent has one of the same file system, or for its
-        kind. An overlay may lie on a user's FUSE file system, so it must be in a namespace where only root mounts.
+        Its creator is unknown: it is admitted if the agent has a mount of the same file system, or for its type. An
+        overlay may be on top of a user's FUSE file system, so it must be in a namespace where only root mounts.
         Raises RefusedError and OSError.
         """
         if (status.mount, status.device) == memory_mount():
@@ -456,137 +420,24 @@ class Gate:
             line = re.search(rb"^%d .*$" % status.mount, mountinfo.read(), re.MULTILINE)
         if line is None:
             raise RefusedError("on a mount in another mount namespace")
-        (mount,) = parsed(line[0])
+        (mount,) = parse_mountinfo(line[0])
         cause = self._foreign_hazard(process, mount)
         if cause is not None:
             raise RefusedError(cause, Omission.SKIPPED)
         return mount
 
     def _foreign_hazard(self, process: PathHandle, mount: Mount) -> str | None:
-        """Why a mount in the namespace of a process is not to be entered; None if it may be."""
-        same = self._mounts.by_device.get(mount.device)
+        """Why a mount in the namespace of a process must not be entered; None if it may be."""
+        same = self.mounts.by_device.get(mount.device)
         if same:
             causes = [self._hazards.mounts.get(each.id) for each in same]
             return None if None in causes else causes[0]
         rules = tuple(rule for rule in self._access.filesystems_allow if not rule.startswith("/"))
-        on_hazard = any(lies_on(layer, self._hazards, self._mounts) for layer in mount.layers)
-        # Checked after the mounts, since no user can go back to a namespace in which only root mounts.
+        on_hazard = any(lies_on(layer, self._hazards, self.mounts) for layer in mount.layers)
+        # Checked after the mounts, because no user can return to a namespace in which only root mounts.
         if mount.kind in STACKED and not only_root_mounts_for(process):
             on_hazard = True
         return hazard(mount, rules, on_hazard=on_hazard)
-
-    # Rules
-
-    def _demand_readable(self, handle: PathHandle, written: str) -> None:
-        """Raises RefusedError when a file may not even be hashed."""
-        mount, status = handle.mount, handle.status
-        inside = handle.path_in_file_system()
-        self._demand_allowed(mount, written, handle.path, inside)
-        if status.links != 1:
-            self._demand_no_denied_object(status, mount)
-
-    def _demand_allowed(self, mount: Mount, written: str, path: str, inside: str, *, executable: bool = False) -> None:
-        access = self._access
-        denies = access.denies_executable if executable else access.denies
-        if mount.kind in _CASELESS and not executable:
-            denies = access.denies_in_any_case
-        if any(denies(name) for name in self._names(mount, written, path, inside)):
-            raise RefusedError("denied by access.paths_deny, or one of the agent's own files")
-        if not access.allows(from_os(written)) or not access.allows(from_os(path)):
-            raise RefusedError("not in access.paths_allow")
-
-    def _names(self, mount: Mount, written: str, path: str, inside: str) -> set[str]:
-        """Every path of a file, for the rules."""
-        names = {written, path, *self._layer_names(mount, inside)}
-        if not inside.startswith(_KERNEL_PLACES):
-            names.add(inside)
-        usual = _USUAL_PLACES.get(mount.kind)
-        if usual is not None:
-            names.add(usual + inside)
-        for other in self._mounts.by_device.get(mount.device, ()):
-            root = other.root.rstrip("/")
-            if inside == other.root or inside.startswith(f"{root}/"):
-                names.add(other.mount_point.rstrip("/") + inside[len(root) :])
-        for denied, real in self._denied_by_links():
-            names |= {denied + name[len(real) :] for name in names if name == real or name.startswith(f"{real}/")}
-        if mount.kind in _CASELESS:  # there, dots and spaces at a name's end are none either
-            names |= {re.sub(r"[. ]+(?=/|\Z)", "", name) or "/" for name in names}
-            names |= {name.lower() for name in names}
-        return {from_os(name) for name in names}
-
-    def _layer_names(self, mount: Mount, inside: str) -> list[str]:
-        """The paths that a file of an overlay may have in the directories which that is made of."""
-        if not mount.layers or mount.mount_point == "/":
-            return []
-        return [layer.rstrip("/") + inside for layer in mount.layers]
-
-    def _denied_by_links(self) -> Sequence[tuple[str, str]]:
-        """Rules of `paths_deny` that use root's links: the path as written, and the resolved path."""
-        found = _links_in_rules.get(self._access)
-        now = time.monotonic()
-        if found is None or now > found[0]:
-            named = [(handle, self._path_by_links(handle)) for handle in self._access.denied_places]
-            found = now + _LINKS_KEPT_FOR, [(handle, real) for handle, real in named if real is not None]
-            _links_in_rules[self._access] = found
-        return found[1]
-
-    def _path_by_links(self, path: str) -> str | None:
-        """The path of what links of root lead to; None without links, or where a user's link could hide anything."""
-        handle, linked = self.root, False
-        try:
-            for name in path.split("/")[1:]:
-                status = self.entry_status(handle, name)
-                if S_ISLNK(status.mode):
-                    linked = True
-                    if status.uid != 0:
-                        return None
-                handle = self.walk(handle, name)
-        except (OSError, RefusedError):
-            return None  # missing, or not accessible
-        return handle.path if linked and handle.parent is not None else None
-
-    def _demand_no_denied_object(self, status: FileStatus, mount: Mount) -> None:
-        denied = (status.device, status.inode) in self._objects()
-        if mount.kind in STACKED and not denied:
-            # Its device is not that of the file below, and its inode's number has at most other high bits.
-            denied = any((status.inode ^ inode) & _LOW_BITS == 0 for _, inode in self._objects())
-        if denied:
-            raise RefusedError("a hard link to a file denied by access.paths_deny, or to one of the agent's own")
-
-    def _objects(self) -> frozenset[tuple[int, int]]:
-        """Device and inode of the literal denied paths and of the agent's own, as they are for this statement."""
-        if self._denied_objects is None:
-            found: set[tuple[int, int]] = set()
-            for path in (*self._access.literals, *self._access.protected):
-                try:
-                    handle = self.walk(self.root, path)
-                    found.add((handle.status.device, handle.status.inode))
-                    if handle.status.is_directory and path in self._access.protected:
-                        found.update(self._objects_in(handle))
-                except (OSError, RefusedError):
-                    continue  # missing, or not accessible: no hard link of it can be opened either
-            self._denied_objects = frozenset(found)
-        return self._denied_objects
-
-    def _objects_in(self, directory: PathHandle) -> Iterator[tuple[int, int]]:
-        for entries in self.entries(directory, lambda: None):
-            for _, status in self.statuses(directory, [entry.name for entry in entries], ()):
-                if isinstance(status, FileStatus):
-                    yield status.device, status.inode
-
-    def _demand_contents(self, handle: PathHandle, written: str) -> bool:
-        """Raises RefusedError when the contents may not be read. Returns whether private keys in it are masked."""
-        usual = _USUAL_PLACES.get(handle.mount.kind)
-        name = from_os(usual + handle.path_in_file_system() if usual is not None else handle.path)
-        listed = self._access.contents(name)
-        if listed is Contents.CONFIGURED:
-            return False
-        cause = content_refusal(listed, readable_by_all=readable_by_all(handle), belongs_there=belongs_there(handle))
-        if cause is not None:
-            if not self._access.reports_only:
-                raise RefusedError(cause)
-            self.reads.leave_out(Omission.REPORTED, written, cause)
-        return True
 
 
 def _reopened(descriptor: int, status: FileStatus, mount: Mount) -> FileIO:
@@ -595,7 +446,7 @@ def _reopened(descriptor: int, status: FileStatus, mount: Mount) -> FileIO:
     Raises RefusedError if /proc is missing or not the kernel's.
     """
     try:
-        file = FileIO(os.open(f"/proc/self/fd/{descriptor}", _READ))
+        file = FileIO(os.open(f"/proc/self/fd/{descriptor}", _READ_FLAGS))
     except FileNotFoundError:
         if mount.kind == "proc":
             raise  # its process has ended
@@ -605,12 +456,3 @@ def _reopened(descriptor: int, status: FileStatus, mount: Mount) -> FileIO:
         file.close()
         raise RefusedError("/proc/self/fd opened a different file", Omission.SKIPPED)
     return file
-
-
-def content_refusal(listed: Contents, *, readable_by_all: bool, belongs_there: bool) -> str | None:
-    """Why the contents of a file that no setting admits may not be read; None when they may."""
-    if listed is Contents.UNLISTED:
-        return "contents are not on the list (access.files_allow extends it)"
-    if readable_by_all or (listed is Contents.PRIVATE and belongs_there):
-        return None
-    return "contents are not readable by every local user (access.files_allow permits them)"

@@ -1,8 +1,8 @@
-"""Paths that match a pattern, as glob(3) finds them, one by one, through the path gate.
+"""Paths that match a pattern like glob(3)'s, one by one, through the path gate.
 
-`*` matches any text, `?` one character, `[a-z]` and `[!a-z]` a class, a backslash takes the next character as it is.
-None of them matches a `/`, nor the dot that a hidden file's name begins with. Paths come in the order of their names
-within each directory; there is no limit to their number, and of a directory's names only so many are held at a time.
+`*` matches any text, `?` one character, `[a-z]` and `[!a-z]` a class, and a backslash escapes the next character. None
+of them matches a `/`, nor the dot at the beginning of a hidden file's name. Paths are sorted by name within each
+directory. Their number is unlimited, but only so many names of a directory are in memory at a time.
 """
 
 from __future__ import annotations
@@ -17,40 +17,41 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.host.files.gate import Gate, OpenedFile, Purpose, RefusedError
+from zeek_agent.host.files.file_rules import RefusedError
+from zeek_agent.host.files.gate import Gate, OpenedFile, Purpose
 from zeek_agent.host.files.path_handle import PathHandle
 from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import FileReads, Omission
 from zeek_agent.host.files.statx import FileStatus
 
-PATTERN_MAX: Final = 8_192
-"""Characters of a pattern: twice those of the longest path, as each of them may have a backslash."""
-PARTS_MAX: Final = 200
-"""Parts of a pattern, each of which is a search inside that for the one before it."""
+PATTERN_CHARACTERS_MAX: Final = 8_192
+"""Twice the longest path, because each character may be escaped."""
+PATTERN_PARTS_MAX: Final = 200
+"""Parts of a pattern, each of which is a search nested in the previous one's."""
 _SPECIAL: Final = re.compile(r"[*?\[]")
 _PARTS: Final = re.compile(r"/+")
-_CHECK_EVERY: Final = 64
-_NAMES_TOGETHER: Final = 262_144
+_NAMES_PER_CHECK: Final = 64
+_NAMES_HELD_MAX: Final = 262_144
 """Names of one directory that are held at a time; a larger directory is read again for each further lot of them."""
-_NAMES_BEYOND: Final = 65_536
+_NAMES_SPARE: Final = 65_536
 """How many more are gathered before they are sorted and those that come last are dropped."""
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
 class Match:
-    """A matching path with its directory, which stays open until the next match is requested."""
+    """A matching path and its directory, which stays open until the next match is requested."""
 
     __slots__ = ("_directory", "_gate", "_name", "path")
 
     def __init__(self, gate: Gate | PortableGate, path: str, directory: PathHandle, name: str) -> None:
         self._gate = gate
         self.path = path
-        """As the pattern spells it, in the form of `os.fsdecode`."""
+        """The path as the pattern spells it, in the form of `os.fsdecode`."""
         self._directory = directory
         self._name = name
 
     def open(self, purpose: Purpose) -> OpenedFile | None:
-        """Open the regular file that the path leads to; None when it leads to anything else, which is never opened.
+        """Open the regular file at the path; None for anything else, which is never opened.
 
         Raises RefusedError and OSError.
         """
@@ -65,55 +66,55 @@ _Entry: TypeAlias = tuple[str, bool, bool]
 
 
 class _Group(NamedTuple):
-    """Those entries of one directory that match."""
+    """The matching entries of one directory."""
 
     directory: PathHandle
     path: str
-    """Of the directory as the pattern spells it, with a slash at its end, or empty."""
+    """The directory as the pattern spells it, with a trailing slash, or empty."""
     names: list[str]
-    """In order; `.` is the directory itself, as `path` has it."""
+    """Sorted; `.` is the directory itself."""
     links: Collection[str] = ()
-    """Which of them are likely to be links."""
+    """The names that are likely to be links."""
 
 
 def open_gate(access: AccessPolicy, reads: FileReads, check: Callable[[], None] = lambda: None) -> Gate | PortableGate:
-    """The path gate of this system, for one statement. `check` is called now and then."""
+    """The path gate of this system, for one statement. `check` is called regularly."""
     return Gate(access, reads, check) if hasattr(os, "O_PATH") else PortableGate(access, reads)
 
 
 def matching(gate: Gate | PortableGate, pattern: str, check: Callable[[], None] = lambda: None) -> Iterator[Match]:
-    """The existing paths, dangling links included. `check` is called now and then.
+    """The existing paths, including dangling links. `check` is called regularly.
 
     Directories that may not be read have no matches; those that the gate refuses to enter are counted in `gate.reads`.
     A relative pattern starts at the working directory.
     """
     for directory, path, names, _ in _groups(gate, pattern, check):
         for name in names:
-            yield Match(gate, _spelt(path, name), directory, name)
+            yield Match(gate, _joined_pattern(path, name), directory, name)
 
 
 def listing(
     gate: Gate | PortableGate, pattern: str, check: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[str, FileStatus | RefusedError | OSError]]:
-    """The same paths with the attributes of what they lead to (see `Gate.status`), or why those are not known."""
+    """The same paths with the attributes of their targets (see `Gate.status`), or the error of reading those."""
     for directory, path, names, links in _groups(gate, pattern, check):
         for number, (name, found) in enumerate(gate.statuses(directory, names, links)):
-            if number % _CHECK_EVERY == 0:
+            if number % _NAMES_PER_CHECK == 0:
                 check()
-            yield _spelt(path, name), found
+            yield _joined_pattern(path, name), found
 
 
 def _groups(gate: Gate | PortableGate, pattern: str, check: Callable[[], None]) -> Iterator[_Group]:
     if not pattern or "\0" in pattern:
         return
     # Patterns may come from columns such as a program's path, so one that is too long must not end the statement.
-    if len(pattern) > PATTERN_MAX:
-        cause = f"a pattern of more than {PATTERN_MAX} characters"
-        gate.reads.leave_out(Omission.REFUSED, pattern[:PATTERN_MAX], cause)
+    if len(pattern) > PATTERN_CHARACTERS_MAX:
+        cause = f"a pattern of more than {PATTERN_CHARACTERS_MAX} characters"
+        gate.reads.leave_out(Omission.REFUSED, pattern[:PATTERN_CHARACTERS_MAX], cause)
         return
     parts = [part for part in _PARTS.split(pattern) if part]
-    if len(parts) > PARTS_MAX:
-        gate.reads.leave_out(Omission.REFUSED, pattern, f"a pattern of more than {PARTS_MAX} parts")
+    if len(parts) > PATTERN_PARTS_MAX:
+        gate.reads.leave_out(Omission.REFUSED, pattern, f"a pattern of more than {PATTERN_PARTS_MAX} parts")
         return
     absolute = pattern.startswith("/")
     try:
@@ -134,7 +135,7 @@ class _Walk:
         self._directories_only = directories_only
 
     def below(self, directory: PathHandle, path: str, parts: list[str]) -> Iterator[_Group]:
-        """What matches the pattern's `parts` below a directory."""
+        """The matches of the pattern's `parts` below a directory."""
         for number, part in enumerate(parts, 1):
             rest = parts[number:]
             if _SPECIAL.search(part) is not None:
@@ -151,18 +152,20 @@ class _Walk:
         yield _Group(directory, path, ["."])
 
     def _wildcard(self, directory: PathHandle, path: str, part: str, rest: list[str]) -> Iterator[_Group]:
-        """What matches a part with wildcards, and the parts after it."""
+        """The matches of a part with wildcards and the parts after it."""
         for entries in self._entries(directory, path, part):
             if not rest and not self._directories_only:
                 links = {name for name, is_link, _ in entries if is_link}
                 yield _Group(directory, path, [name for name, _, _ in entries], links)
             else:
-                yield from self._deeper(directory, path, entries, rest)
+                yield from self._search_below(directory, path, entries, rest)
 
-    def _deeper(self, directory: PathHandle, path: str, entries: list[_Entry], rest: list[str]) -> Iterator[_Group]:
-        """What matches the pattern's `rest` below those entries that lead to directories."""
+    def _search_below(
+        self, directory: PathHandle, path: str, entries: list[_Entry], rest: list[str]
+    ) -> Iterator[_Group]:
+        """The matches of the pattern's `rest` below the entries that are, or link to, directories."""
         for number, (name, is_link, is_directory) in enumerate(entries):
-            if number % _CHECK_EVERY == 0:
+            if number % _NAMES_PER_CHECK == 0:
                 self._check()
             if is_link:
                 deeper = self._directory(directory, name, path + name)
@@ -183,7 +186,7 @@ class _Walk:
         return handle if handle.status.is_directory else self._directory(directory, name, path)
 
     def _literal(self, directory: PathHandle, path: str, name: str) -> Iterator[_Group]:
-        """The last part of a pattern, without wildcards, if it is there."""
+        """The last part of a pattern, without wildcards, if it exists."""
         try:
             self._gate.entry_status(directory, name)
         except OSError as error:
@@ -194,7 +197,7 @@ class _Walk:
         yield _Group(directory, path, [name])
 
     def _directory(self, directory: PathHandle, name: str, path: str) -> PathHandle | None:
-        """The directory that a name leads to, or None."""
+        """The directory that a name is or links to, or None."""
         try:
             handle = self._gate.walk(directory, name)
         except (OSError, RefusedError) as error:
@@ -205,8 +208,8 @@ class _Walk:
     def _entries(self, directory: PathHandle, path: str, part: str) -> Iterator[list[_Entry]]:
         """Entries of a directory that match one part of a pattern, in sorted chunks.
 
-        Their types come from getdents(2), so that checking them touches no mount point. Where the file system does
-        not report them, each may be either.
+        Their types are those of getdents(2), so that checking them touches no mount point. If the file system does not
+        report types, each may be a link or a directory.
         """
         last: str | None = ""
         while last is not None:
@@ -218,7 +221,7 @@ class _Walk:
             yield found
 
     def _lot(self, directory: PathHandle, part: str, after: str) -> tuple[list[_Entry], str | None]:
-        """The matches whose names come first after a name, and the last of them unless there are no more.
+        """The first matches in order after a name, and the last of them unless there are no more.
 
         Raises RefusedError and OSError.
         """
@@ -236,27 +239,27 @@ class _Walk:
                 and matches(name)
                 and (hidden or name[0] != ".")
             ]
-            if len(found) >= _NAMES_TOGETHER + _NAMES_BEYOND:
+            if len(found) >= _NAMES_HELD_MAX + _NAMES_SPARE:
                 last = _shortened(found)
-        if len(found) > _NAMES_TOGETHER:
+        if len(found) > _NAMES_HELD_MAX:
             last = _shortened(found)
         found.sort()
         return found, last
 
 
 def _shortened(found: list[_Entry]) -> str:
-    """Keep those whose names come first; the last of them."""
+    """Keep those whose names sort first, and return the last of them."""
     found.sort()
-    del found[_NAMES_TOGETHER:]
+    del found[_NAMES_HELD_MAX:]
     return found[-1][0]
 
 
-def _spelt(path: str, name: str) -> str:
+def _joined_pattern(path: str, name: str) -> str:
     return path if name == "." and path.endswith("/") else path + name
 
 
 def _leave_out(gate: Gate | PortableGate, path: str, error: OSError | RefusedError) -> None:
-    """Count a directory that could not be entered; a missing one, or another kind of file, is not an omission."""
+    """Count a directory that could not be entered, unless it does not exist or is not a directory."""
     if isinstance(error, RefusedError):
         gate.reads.leave_out(error.omission, path, str(error))
     elif error.errno not in _NOT_THERE:
@@ -278,5 +281,5 @@ def _matcher(part: str) -> Callable[[str], object]:
 
 
 def _as_fnmatch(part: str) -> str:
-    """The pattern in fnmatch's dialect: `[^…]` as `[!…]`, and what follows a backslash in a class of its own."""
+    """The pattern in fnmatch's syntax: `[^…]` as `[!…]`, and an escaped character as a class."""
     return re.sub(r"\\(.)|\[\^", lambda match: f"[{match[1]}]" if match[1] else "[!", part)

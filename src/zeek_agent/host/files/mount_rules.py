@@ -1,4 +1,4 @@
-"""Which mounts the path gate enters: those of the agent's own namespace that answer by themselves."""
+"""Rules on mounts: the path gate enters those of the agent's namespace whose file systems cannot hang."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from zeek_agent.host.linux.mounts import Mount, Mounts, MountTable
 from zeek_agent.text import from_os
 
 STACKED: Final = frozenset({"aufs", "ecryptfs", "overlay"})
-"""Kinds that lie on other file systems, and hang with them."""
+"""File systems on top of others, with which they hang."""
 _STACK_DEPTH: Final = 3
-"""How many file systems the kernel lets lie on each other, and one."""
+"""One more than the kernel allows on top of each other."""
 _BLOCK_DEVICES: Final = "/sys/dev/block"
 _LOOP_MAJORS: Final = frozenset({"7", "259"})
-"""Of loop devices, and of partitions of theirs and of others."""
+"""Major numbers of loop devices and of partitions, of theirs and others."""
 _NS_GET_USERNS: Final = 0xB701
 _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 
 
 def hazard(mount: Mount, admitted: tuple[str, ...], *, on_hazard: bool = False) -> str | None:
-    """Why a file system is not to be entered; None for one that answers by itself, or that the configuration admits."""
+    """Why a file system must not be entered; None if it cannot hang or the configuration admits it."""
     if admits_filesystem(admitted, mount.kind, from_os(mount.mount_point)):
         return None
     admits = "which may hang (access.filesystems_allow permits it)"
@@ -39,22 +39,22 @@ def hazard(mount: Mount, admitted: tuple[str, ...], *, on_hazard: bool = False) 
 
 
 class Hazards(NamedTuple):
-    """The mounts of file systems that are not to be entered."""
+    """The mounts that must not be entered."""
 
     mounts: Mapping[int, str]
-    """By the mount's number: why."""
+    """The reason, by the mount's number."""
     causes: Mapping[str, str]
     """The reason, by mount point. Not even an `O_PATH` descriptor is opened there: while the kernel audits system
     calls, a lookup also requests the file's capabilities from FUSE (`audit_copy_inode`), and waits for the answer."""
     directories: frozenset[str]
-    """The directories that these lie in."""
+    """The directories that contain these mount points."""
 
 
 @lru_cache(maxsize=8)
 def hazards_among(mounted: Mounts, admitted: tuple[str, ...]) -> Hazards:
-    """The hazards among the mounts; at each mount point the uppermost mount counts.
+    """The hazards among the mounts; at each mount point the topmost mount counts.
 
-    The root directory's is none: the agent runs from it.
+    The root directory's mount is not a hazard: the agent runs from it.
     """
     found = Hazards({}, {}, frozenset())
     for _ in range(_STACK_DEPTH):
@@ -74,14 +74,14 @@ def hazards_among(mounted: Mounts, admitted: tuple[str, ...]) -> Hazards:
 
 
 def backing_file(device: str) -> tuple[str, ...]:
-    """The file that a loop device, or a partition of one, shows; empty for any other device.
+    """The file behind a loop device or its partition; empty for any other device.
 
-    Desktops let a user set up and mount his own, also of a file on his FUSE mount, and the kernel then waits for that.
+    Desktops let users set up and mount their own, even with a file on a FUSE mount, for which the kernel then waits.
     """
     if device.partition(":")[0] not in _LOOP_MAJORS:
         return ()
     for way in ("loop", "../loop"):
-        with suppress(OSError):  # no loop device, or detached meanwhile
+        with suppress(OSError):  # not a loop device, or detached meanwhile
             text = Path(_BLOCK_DEVICES, device, way, "backing_file").read_bytes().removesuffix(b"\n")
             return (os.fsdecode(text).removesuffix(" (deleted)"),)
     return ()
@@ -95,7 +95,7 @@ def lies_on(path: str, hazards: Hazards, mounted: Mounts) -> bool:
 
 
 def only_root_mounts_for(process: PathHandle) -> bool:
-    """Whether only root can mount in a process's mount namespace, since the agent's user namespace owns it."""
+    """Whether only root can mount in a process's mount namespace, because the agent's user namespace owns it."""
     import fcntl
 
     try:

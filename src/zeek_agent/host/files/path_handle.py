@@ -1,4 +1,4 @@
-"""A component of a path, held open, and who may read it by its permissions and those of the directories above."""
+"""An open component of a path, and the users who may read it by its permissions and those of its parents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zeek_agent.host.linux.mounts import Mount
 
 
 class PathHandle:
-    """One component of a path, held open by an `O_PATH` descriptor that is closed with the last reference."""
+    """One component of a path, open by an `O_PATH` descriptor that is closed with the last reference."""
 
     __slots__ = ("depth", "descriptor", "mount", "name", "parent", "path", "status")
 
@@ -30,14 +30,14 @@ class PathHandle:
             os.close(self.descriptor)
 
     def ancestors(self) -> Iterator[PathHandle]:
-        """The directories above, the nearest first."""
+        """The parent directories, the nearest first."""
         handle = self.parent
         while handle is not None:
             yield handle
             handle = handle.parent
 
     def path_in_file_system(self) -> str:
-        """The path from the root of its file system, whichever part of that is mounted where."""
+        """The path from the root of its file system, whichever part of it is mounted."""
         names: list[str] = []
         handle = self
         while handle.parent is not None and handle.parent.status.mount == handle.status.mount:
@@ -60,8 +60,8 @@ def readable_by_all(handle: PathHandle) -> bool:
 def belongs_there(handle: PathHandle) -> bool:
     """Whether no user can have moved another user's secret here, by a link or by renaming a directory above it.
 
-    That holds where only root and the file's owner can write, groups aside, and where the only other user who can write
-    may read the file anywhere.
+    That is the case if only root and the file's owner can write to them, groups aside, and if the only other user who
+    can write may read the file anywhere.
     """
     above = [directory.status for directory in handle.ancestors()]
     if any(directory.mode & stat.S_IWOTH for directory in above):
@@ -74,7 +74,7 @@ def belongs_there(handle: PathHandle) -> bool:
 
 
 def user_of(handle: PathHandle) -> int:
-    """The user below whose directory a file lies: the owner of the topmost one that is not root's, or of the file."""
+    """The user whose directory contains a file: the owner of the topmost one that is not root's, or of the file."""
     user = handle.status.uid
     for directory in handle.ancestors():
         user = directory.status.uid or user

@@ -1,6 +1,6 @@
-"""The path gate where the system has no descriptors of mere places (macOS, Windows): by resolved paths, so with races.
+"""The path gate for systems without O_PATH descriptors (macOS, Windows): it resolves paths, and so has races.
 
-The rules are those of `gate`; mounts and hard links are not looked at.
+The rules are those of `file_rules`, without mounts and hard links.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Final
 
 from zeek_agent.access import AccessPolicy, Contents
-from zeek_agent.host.files.gate import Listed, OpenedFile, Purpose, RefusedError, content_refusal
+from zeek_agent.host.files.file_rules import Listed, RefusedError, content_refusal
+from zeek_agent.host.files.gate import OpenedFile, Purpose
 from zeek_agent.host.files.path_handle import PathHandle
 from zeek_agent.host.files.reads import FileReads, Omission
 from zeek_agent.host.files.statx import FileStatus
 from zeek_agent.host.linux.mounts import Mount
 from zeek_agent.text import from_os
 
-_ENTRIES_TOGETHER: Final = 256
+_ENTRIES_PER_READ: Final = 256
 _NO_DESCRIPTOR: Final = -1
-_SOMEWHERE: Final = Mount(0, "", "/", "/", "")
+_UNKNOWN_MOUNT: Final = Mount(0, "", "/", "/", "")
 _OWNED: Final = hasattr(os, "getuid")
 
 
@@ -34,10 +35,10 @@ class PortableGate:
     def __init__(self, access: AccessPolicy, reads: FileReads) -> None:
         self._access = access
         self.reads = reads
-        self.root = self._place("/", None)
+        self.root = self._handle_at("/", None)
 
     def walk(self, start: PathHandle, path: str) -> PathHandle:
-        return self._place(os.path.normpath(f"{start.path}/{path}"), start)
+        return self._handle_at(os.path.normpath(f"{start.path}/{path}"), start)
 
     def enter(self, directory: PathHandle, name: str) -> PathHandle:
         return self.walk(directory, name)
@@ -60,7 +61,7 @@ class PortableGate:
 
     def entries(self, directory: PathHandle, check: Callable[[], None]) -> Iterator[list[os.DirEntry[str]]]:
         with os.scandir(directory.path) as entries:
-            while some := list(islice(entries, _ENTRIES_TOGETHER)):
+            while some := list(islice(entries, _ENTRIES_PER_READ)):
                 check()
                 yield some
 
@@ -68,7 +69,7 @@ class PortableGate:
         return True
 
     def working_directory(self) -> PathHandle:
-        return self._place(str(Path.cwd()), None)
+        return self._handle_at(str(Path.cwd()), None)
 
     def open_regular(self, handle: PathHandle, written: str, purpose: Purpose) -> OpenedFile | None:
         if not stat.S_ISREG(handle.status.mode):
@@ -97,8 +98,8 @@ class PortableGate:
     def is_process(self, directory: PathHandle) -> bool:
         return False
 
-    def _place(self, path: str, parent: PathHandle | None) -> PathHandle:
-        handle = PathHandle(_NO_DESCRIPTOR, _status(os.stat(path)), _SOMEWHERE, path, None)  # noqa: PTH116
+    def _handle_at(self, path: str, parent: PathHandle | None) -> PathHandle:
+        handle = PathHandle(_NO_DESCRIPTOR, _status(os.stat(path)), _UNKNOWN_MOUNT, path, None)  # noqa: PTH116
         handle.parent = parent
         return handle
 

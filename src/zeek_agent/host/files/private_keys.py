@@ -1,11 +1,11 @@
 """Private keys in text files: recognised by their headers, masked line by line.
 
-A block runs from its header to its end mark, or to the first line that cannot be part of a key: a header in a comment
-must not hide the lines after it. Every other line of the file is returned as it is, and so is what precedes a header
-or follows an end mark on the same line. In a log, lines may begin with the time and a program's name, as the header's
-line does.
+A key extends from its header to its end marker, or to the first line that cannot be part of it, because a header in a
+comment must not hide the lines after it. Every other line of the file is returned unchanged, as is any text before a
+header or after an end marker on the same line. In a log, lines may begin with the time and a program's name, like the
+header's line.
 
-Lines come from files that users write, so all expressions are RE2's, whose time is linear in the text.
+Users write these files, so all expressions are RE2's, whose time is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import re2
 
 from zeek_agent.access import REDACTED
 
-HEADER_WITHIN: Final = 4_096
-"""Bytes at the beginning of a file in which a header makes the whole file a key file."""
+HEADER_BYTES: Final = 4_096
+"""A header within the first bytes makes the whole file a key file; text that precedes a key is rarely longer."""
 
 _MASK: Final = REDACTED.encode()
 _NUMBER: Final = re.compile(rb"[0-9]+")
@@ -61,21 +61,21 @@ def has_header(text: bytes) -> bool:
 class KeyMask:
     """Masks the private keys in the lines of one file, which are given in order.
 
-    Only a log may have lines of keys behind a prefix: elsewhere it could be a public key's type, and hide that key.
+    Lines of a key may have a prefix only in a log: elsewhere it could be a public key's type, and hide that key.
     """
 
     def __init__(self, *, is_log: bool = False) -> None:
         self._inside = False
         self._is_log = is_log
         self._prefix: list[bytes] = []
-        """The words before the header of the key that the next lines may go on with, without their numbers."""
+        """Words before the header of the current key, which its next lines may repeat, without their numbers."""
 
     def may_leave_alone(self, lines: bytes) -> bool:
-        """Whether none of these whole lines, which come next, has anything to mask."""
+        """Whether none of the next whole lines has anything to mask."""
         return not self._inside and not has_header(lines)
 
     def line(self, line: bytes) -> bytes:
-        """The line, with `***` in place of what belongs to a key."""
+        """The line, with `***` in place of parts of a key."""
         marks = list(_MARKS.finditer(line))
         if self._inside and not marks:
             prefix = b"" if _BODY_LINE.fullmatch(line) is not None else self._prefix_of(line)
@@ -104,7 +104,7 @@ class KeyMask:
         return b"".join(kept)
 
     def _prefix_of(self, line: bytes) -> bytes | None:
-        """What precedes a key's text in a line of a log that begins as the header's did; None in any other line."""
+        """The prefix of a log's line if it is that of the header's line; None in any other line."""
         if not self._prefix:
             return None
         words = line.split(None, len(self._prefix))
@@ -114,5 +114,5 @@ class KeyMask:
 
 
 def _without_numbers(text: bytes) -> list[bytes]:
-    """The words of a line's beginning, with each number as 0."""
+    """The words at the beginning of a line, with each number replaced by 0."""
     return [_NUMBER.sub(b"0", word) for word in text.split()]

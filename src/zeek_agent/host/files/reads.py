@@ -17,35 +17,40 @@ from zeek_agent.text import escaped, from_os
 log = logging.getLogger(__name__)
 
 FLOOR_BYTES: Final = 65_536
-"""Bytes that a statement reads of any file, so that large files of other users cannot hide it."""
+"""Bytes that a statement may read of any file, so that large files of other users cannot hide it."""
 FLOOR_LINES: Final = 1_000
-FLOORS: Final = 16
-"""Files of one user that get as much after the statement's budget is used up. Root's are not counted."""
-SHARE: Final = 2
-"""One file gets at most this part of what its statement has left."""
+"""The same for lines: more than configuration files have."""
+FLOOR_FILES: Final = 16
+"""Files of one user that get the minimum after the statement's budget is used up. Root's are not counted."""
+BUDGET_SHARE: Final = 2
+"""One file gets at most this fraction of its statement's remaining budget."""
 PATHS_KEPT: Final = 10_000
+"""Bounds the memory of the paths of unread files; with more, rows of any path may be missing."""
 CAUSES_KEPT: Final = 50
-_REPEAT_AFTER: Final = 3600.0
-_REMEMBERED: Final = 1_000
-_NO_MORE: Final = ("", "")
+"""Far more than there are, without the names of files."""
+_REPEAT_AFTER_SECONDS: Final = 3600.0
+"""A file that is skipped again and again is logged once an hour."""
+_LOGGED_FILES_MAX: Final = 1_000
+"""Bounds the log and the memory, because users control the number of skipped files."""
+_LIMIT_LOGGED: Final = ("", "")
 _logged: dict[tuple[str, str], float] = {}
 
 
 class Omission(StrEnum):
-    """How a file was left out."""
+    """The kind of omission of a file."""
 
     REFUSED = "refused"
     """A rule forbids it."""
     SKIPPED = "skipped"
-    """It could not be read, or its file system may hang."""
+    """It was not readable, or its file system may hang."""
     TRUNCATED = "truncated"
     """Only its beginning was read."""
     REPORTED = "reported"
-    """It was read since `access.mode` is `report`, and will be refused without that."""
+    """It was read because `access.mode` is `report`, and will be refused otherwise."""
 
 
 class Allowance(NamedTuple):
-    """What may be read of one file."""
+    """How much of one file may be read."""
 
     bytes: int
     lines: int
@@ -53,7 +58,7 @@ class Allowance(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Omissions:
-    """The files that a statement left out."""
+    """The files that a statement omitted."""
 
     refused: int = 0
     skipped: int = 0
@@ -64,15 +69,15 @@ class Omissions:
     examples: tuple[str, ...] = ()
     """For each cause a sentence with one of its paths."""
     unread: frozenset[str] = frozenset()
-    """Paths, as in the rows of the result, whose rows are missing or incomplete; at most `PATHS_KEPT`."""
+    """Paths of missing or incomplete rows, as rows of the result spell them; at most `PATHS_KEPT`."""
     all_paths: bool = True
-    """Whether `unread` has them all."""
+    """Whether `unread` is complete."""
 
     def __bool__(self) -> bool:
         return bool(self.causes)
 
     def summary(self) -> str:
-        """One line for people: how many files were left out, and an example of each cause."""
+        """One line of text: the number of omitted files, and an example of each cause."""
         counts = ", ".join(
             f"{count} {omission.value}"
             for omission, count in (
@@ -102,27 +107,27 @@ class FileReads:
         self._all_paths = True
 
     def allowance(self, user: int = 0) -> Allowance:
-        """The bytes that may be read of the next file, which lies in a user's directory.
+        """How much may be read of the next file, which is in a user's directory.
 
-        The bound is its own limit and a share of the budget for all files. When little is left, a few files of each
-        user still get some, so that neither large nor many files of one user hide those of others.
+        The bounds are the limit per file and a share of the budget for all files. When little is left, a few files of
+        each user still get the minimum, so that neither large nor many files of one user hide those of others.
         """
-        share = Allowance(self._bytes // SHARE, self._lines // SHARE)
+        share = Allowance(self._bytes // BUDGET_SHARE, self._lines // BUDGET_SHARE)
         if share.bytes < FLOOR_BYTES or share.lines < FLOOR_LINES:
             if user:
                 self._floors[user] += 1
-            if self._floors[user] <= FLOORS:
+            if self._floors[user] <= FLOOR_FILES:
                 share = Allowance(max(share.bytes, FLOOR_BYTES), max(share.lines, FLOOR_LINES))
         return Allowance(min(self.limits.file_bytes, share.bytes), min(self.limits.file_lines, share.lines))
 
-    def took(self, taken: Allowance) -> None:
-        """Bytes and lines that a file took."""
+    def charge(self, taken: Allowance) -> None:
+        """Charge the bytes and lines of a file to the budget."""
         self._bytes = max(0, self._bytes - taken.bytes)
         self._lines = max(0, self._lines - taken.lines)
 
     @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Counts the time of one read or computation against the statement's `limits.files_time`."""
+    def measure_time(self) -> Iterator[None]:
+        """Charge the time of one read or computation to the statement's `limits.files_time`."""
         begin = self._clock()
         try:
             yield
@@ -131,16 +136,16 @@ class FileReads:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds that reading may still take; not above 0 when they are used up."""
+        """Seconds that reading may still take; 0 or less when they are used up."""
         return self._seconds
 
     def leave_out(self, omission: Omission, path: str, cause: str) -> None:
-        """Count a file that is left out, for a cause that does not name it, and log it (the same once an hour).
+        """Count an omitted file by a cause that does not name it, and log it (once an hour).
 
-        A path is counted once, as long as `PATHS_KEPT` suffices. `path` is in the form of `os.fsdecode`.
+        A path is counted once, within the limit of `PATHS_KEPT`. `path` is in the form of `os.fsdecode`.
         """
         if from_os(path) in self._unread and omission is not Omission.REPORTED:
-            return  # another scan of the same statement has come by
+            return  # counted by another scan of the same statement
         self._counts[omission] += 1
         key = f"{omission.value}: {cause}"
         if key not in self._causes and len(self._causes) < CAUSES_KEPT:
@@ -156,9 +161,9 @@ class FileReads:
             self._all_paths = False
 
     def omissions(self) -> Omissions:
-        """What was left out until now."""
+        """The omissions until now."""
         if not self._causes:
-            return _NOTHING
+            return _NO_OMISSIONS
         return Omissions(
             refused=self._counts[Omission.REFUSED],
             skipped=self._counts[Omission.SKIPPED],
@@ -171,28 +176,28 @@ class FileReads:
         )
 
 
-_NOTHING: Final = Omissions()
+_NO_OMISSIONS: Final = Omissions()
 
 
 def _log_once(omission: Omission, path: str, cause: str) -> None:
     now = time.monotonic()
-    if now - _logged.get((path, cause), -_REPEAT_AFTER) < _REPEAT_AFTER:
+    if now - _logged.get((path, cause), -_REPEAT_AFTER_SECONDS) < _REPEAT_AFTER_SECONDS:
         return
-    if len(_logged) >= _REMEMBERED and not _forget_old(now):
+    if len(_logged) >= _LOGGED_FILES_MAX and not _may_log(now):
         return
     _logged[path, cause] = now
     level = logging.WARNING if omission is Omission.REPORTED else logging.INFO
     log.log(level, "%s %s: %s", path, omission.value, cause)
 
 
-def _forget_old(now: float) -> bool:
+def _may_log(now: float) -> bool:
     """Whether more may be logged, because users control the number of skipped files; the end is logged once."""
     for key, logged in list(_logged.items()):
-        if now - logged >= _REPEAT_AFTER:
+        if now - logged >= _REPEAT_AFTER_SECONDS:
             _logged.pop(key, None)
-    if len(_logged) < _REMEMBERED:
+    if len(_logged) < _LOGGED_FILES_MAX:
         return True
-    if _NO_MORE not in _logged:
-        _logged[_NO_MORE] = now
-        log.warning("more than %d files were omitted within an hour: others are only counted", _REMEMBERED)
+    if _LIMIT_LOGGED not in _logged:
+        _logged[_LIMIT_LOGGED] = now
+        log.warning("more than %d files were omitted within an hour: others are only counted", _LOGGED_FILES_MAX)
     return False

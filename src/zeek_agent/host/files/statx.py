@@ -1,4 +1,4 @@
-"""statx(2), which Python's `os` does not have before 3.15: attributes and the mount id in one call.
+"""statx(2), which Python's `os` lacks before 3.15: attributes and the mount id in one call.
 
 `AT_STATX_DONT_SYNC` lets a network or FUSE file system answer from its cache instead of contacting its server.
 """
@@ -26,7 +26,7 @@ _WANTED: Final = _BASIC_STATS | _MNT_ID
 
 _LAYOUT: Final = struct.Struct("<I12xIIIHxxQQ64xqI4x8xIIQ")
 """`struct statx` of <linux/stat.h> up to `stx_mnt_id`: mask, nlink, uid, gid, mode, ino, size, mtime, dev, mnt_id."""
-_SIZE: Final = 256
+_BUFFER_BYTES: Final = 256
 
 
 class FileStatus(NamedTuple):
@@ -47,7 +47,7 @@ class FileStatus(NamedTuple):
 
     @property
     def mtime(self) -> float:
-        """Last change of the content, in seconds since the epoch."""
+        """Last modification, in seconds since the epoch."""
         return self.mtime_seconds + self.mtime_nanoseconds * 1e-9
 
     @property
@@ -65,12 +65,12 @@ class FileStatus(NamedTuple):
 
 
 def status_of(descriptor: int) -> FileStatus:
-    """Attributes of the file of a descriptor, which may be an `O_PATH` one. Raises OSError."""
+    """Attributes of an open file, whose descriptor may be an `O_PATH` one. Raises OSError."""
     return status_at(descriptor, "", _FLAGS_OF_DESCRIPTOR)
 
 
 def status_at(directory: int, name: str, flags: int = _FLAGS) -> FileStatus:
-    """Attributes of a directory's entry, of a link itself. Raises OSError."""
+    """Attributes of a directory's entry; of a link, its own. Raises OSError."""
     buffer = _buffer.memory
     encoded = name.encode("utf-8", "surrogateescape")
     if _statx(directory, encoded, flags, _WANTED, buffer) != 0 and (
@@ -85,17 +85,17 @@ def status_at(directory: int, name: str, flags: int = _FLAGS) -> FileStatus:
 
 
 class _Buffer(threading.local):
-    """Where statx(2) writes, one for each thread."""
+    """The output buffer of statx(2), one per thread."""
 
     def __init__(self) -> None:
-        self.memory = ctypes.create_string_buffer(_SIZE)
+        self.memory = ctypes.create_string_buffer(_BUFFER_BYTES)
 
 
 _buffer: Final = _Buffer()
 _tuple: Final = tuple.__new__
 _unpacked: Final = _LAYOUT.unpack_from
 
-# Without argument types and errno a call takes a third less; a call that fails is made again with errno.
+# Without argument types and errno a call takes a third less time; a failed call is repeated with errno.
 _statx: Final[Any] = getattr(ctypes.CDLL(None), "statx", None) if os.name == "posix" else None
 _statx_with_errno: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "statx", None) if _statx else None
 
@@ -106,10 +106,9 @@ _getdents: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "getdents64",
 
 
 def entry_types(directory: int) -> list[int]:
-    """The types (`DT_DIR`, …) that the first entries of a directory come with, 0 where the file system does not report
-    them.
+    """The types (`DT_DIR`, …) of the first entries of a directory, 0 if the file system does not report them.
 
-    `.` and `..` are left out. Empty also where the C library does not have the call.
+    `.` and `..` are omitted. Empty also if the C library lacks the call.
     """
     if _getdents is None:
         return []

@@ -1,7 +1,7 @@
-"""The time of day of the kernel's stamps, which count from the boot.
+"""Conversion of the kernel's timestamps, which count from boot, to wall-clock time.
 
-The offset between the two clocks is constant until the clock is set: both follow the same corrections. It is
-measured again at each use, and kept unless it really moved, so that a process has the same start time in every row.
+The offset between the two clocks is constant until the clock is set: both follow the same corrections. It is measured
+at each use, but kept unless it really changed, so that a process has the same start time in every row.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-_MOVED: Final = 0.005
-_TRIES: Final = 9
+_MOVED_SECONDS: Final = 0.005
+_MEASUREMENTS: Final = 9
 
 
 class BootClock:
@@ -23,17 +23,17 @@ class BootClock:
         self._offset: float | None = None
 
     def boot_time(self) -> float:
-        """The time of the boot in seconds since the epoch: add a stamp since the boot to get its time of day."""
+        """The time of the boot in seconds since the epoch: add a timestamp since boot to get its wall-clock time."""
         offset = self._offset
-        if offset is None or abs(self._measure()[1] - offset) > _MOVED:
-            # A measurement that was interrupted looks like a moved clock: the tightest of some decides.
-            _, measured = min(self._measure() for _ in range(_TRIES))
-            if offset is None or abs(measured - offset) > _MOVED:
+        if offset is None or abs(self._measure()[1] - offset) > _MOVED_SECONDS:
+            # An interrupted measurement looks like a changed clock, so the quickest of several decides.
+            _, measured = min(self._measure() for _ in range(_MEASUREMENTS))
+            if offset is None or abs(measured - offset) > _MOVED_SECONDS:
                 self._offset = offset = measured
         return offset
 
     def _measure(self) -> tuple[float, float]:
-        """How long it took, and the offset."""
+        """The duration of the measurement, and the offset."""
         before = self._boot()
         now = self._wall()
         after = self._boot()
@@ -44,5 +44,5 @@ _clock = BootClock(lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
 def boot_time() -> float:
-    """The time of the boot by this system's clocks."""
+    """The time of the boot according to this system's clocks."""
     return _clock.boot_time()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Capability(IntEnum):
-    """Those that the agent uses, by their numbers in `linux/capability.h`."""
+    """The capabilities that the agent uses, by their numbers in `linux/capability.h`."""
 
     DAC_READ_SEARCH = 2
     NET_ADMIN = 12

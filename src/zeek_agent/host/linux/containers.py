@@ -1,6 +1,6 @@
-"""Which container a process is in, by its control group.
+"""The container of a process, by its control group.
 
-Container runtimes put each container into a control group that carries its id:
+Container runtimes put each container into a control group whose name contains its id:
 
 | Runtime | Control group |
 |---|---|
@@ -33,9 +33,9 @@ _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
 
 @lru_cache(maxsize=4096)
 def container_id(cgroup_path: str) -> str | None:
-    """The id that the runtime shows (64 hexadecimal digits), or the name where it only has names.
+    """The id that the runtime shows (64 hexadecimal digits), or the name if it has only names.
 
-    Of nested containers it is the innermost. None for a process outside containers, a container's monitor
+    For nested containers this is the innermost. None for a process outside containers, a container's monitor
     (`conmon`) and a virtual machine.
     """
     found: str | None = None

@@ -21,13 +21,13 @@ def sockets_by_namespace(
     states: int = ALL_STATES,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int | None, list[InternetSocket]]]:
-    """Sockets of the agent's own namespace and of those that these processes are in, each with its inode number.
+    """Sockets of the agent's own namespace and of those of these processes, each with the namespace's inode number.
 
-    Only the given protocols and states (a mask by number). Sockets of another namespace than the agent's need
-    CAP_SYS_ADMIN, or a process there that the agent may inspect; else they are left out.
+    Only the given protocols and states (a mask by number). Reading another namespace requires CAP_SYS_ADMIN, or a
+    process there that the agent may inspect; otherwise its sockets are omitted.
     """
     own = network_namespace(root, "self")
-    yield own, list(inet_diag.sockets(protocols, states, check))
+    yield own, list(inet_diag.list_sockets(protocols, states, check))
     for namespace, inside in _others(root, pids, own).items():
         yield namespace, _foreign(root, inside, protocols, states, check)
 
@@ -59,12 +59,12 @@ def _others(root: str, pids: Iterable[int], own: int | None) -> dict[int, list[i
 def _foreign(
     root: str, inside: Sequence[int], protocols: Collection[int], states: int, check: Callable[[], None]
 ) -> list[InternetSocket]:
-    """The sockets of the namespace of these processes, by the first one that still leads there."""
+    """The sockets of the namespace of these processes, through the first one that still exists."""
     failure: OSError | None = None
     for pid in inside:
         try:
             return in_network_namespace(
-                f"{root}/{pid}/ns/net", lambda: list(inet_diag.sockets(protocols, states, check))
+                f"{root}/{pid}/ns/net", lambda: list(inet_diag.list_sockets(protocols, states, check))
             )
         except FileNotFoundError:
             continue
@@ -74,7 +74,7 @@ def _foreign(
             return [
                 found
                 for protocol in protocols
-                for found in proc_net.sockets(protocol, f"{root}/{pid}/net", check)
+                for found in proc_net.list_sockets(protocol, f"{root}/{pid}/net", check)
                 if states >> found.state & 1
             ]
         except OSError as error:

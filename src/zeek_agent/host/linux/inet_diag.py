@@ -1,4 +1,4 @@
-"""Internet sockets of the calling thread's network namespace, from the kernel by sock_diag(7)."""
+"""Internet sockets of the calling thread's network namespace, from sock_diag(7)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from zeek_agent.host.linux.internet_sockets import ALL_STATES, PROTOCOLS, TCP, U
 _SOCK_DIAG_BY_FAMILY: Final = 20
 _REQUEST: Final = struct.Struct("=BBBBI48x")
 
-# struct inet_diag_msg of linux/inet_diag.h: its numbers are in the host's byte order, ports and addresses in the
-# network's, of which an IPv4 address takes the first 4 bytes.
+# struct inet_diag_msg of linux/inet_diag.h: numbers are in host byte order, ports and addresses in network byte order;
+# an IPv4 address is in the first 4 bytes.
 _NUMBERS: Final = struct.Struct("=BBBB4x32x4xII4x4x4xII")
 _ENDPOINTS: Final = struct.Struct(">4xHH16s16s")
 
 
-def sockets(
+def list_sockets(
     protocols: Collection[int] = PROTOCOLS,
     states: int = ALL_STATES,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[InternetSocket]:
     """The sockets of these protocols; `states` is a mask of TCP states by the kernel's numbers.
 
-    Protocols that this kernel does not offer by sock_diag come from /proc/net. Raises OSError when neither works.
+    Protocols for which this kernel has no sock_diag are read from /proc/net. Raises OSError when neither works.
     """
     for protocol in protocols:
         if protocol in {TCP, UDP, UDPLITE}:
@@ -37,7 +37,7 @@ def sockets(
             else:
                 for bodies in answers:
                     check()
-                    yield from parse(protocol, bodies)
+                    yield from parse_messages(protocol, bodies)
         else:
             yield from _from_proc(protocol, states, check)
 
@@ -46,7 +46,7 @@ def dump_on(channel: socket.socket, protocol: int, states: int) -> Iterator[Inte
     """The sockets of one protocol in the network namespace of an open netlink socket."""
     for family in (socket.AF_INET, socket.AF_INET6):
         request = _REQUEST.pack(family, protocol, 0, 0, states)
-        yield from parse(protocol, netlink.dump_on(channel, _SOCK_DIAG_BY_FAMILY, request))
+        yield from parse_messages(protocol, netlink.dump_on(channel, _SOCK_DIAG_BY_FAMILY, request))
 
 
 def _dump(family: int, protocol: int, states: int) -> list[bytes]:
@@ -55,11 +55,11 @@ def _dump(family: int, protocol: int, states: int) -> list[bytes]:
 
 
 def _from_proc(protocol: int, states: int, check: Callable[[], None]) -> Iterator[InternetSocket]:
-    return (found for found in proc_net.sockets(protocol, check=check) if states >> found.state & 1)
+    return (found for found in proc_net.list_sockets(protocol, check=check) if states >> found.state & 1)
 
 
-def parse(protocol: int, bodies: Iterable[bytes]) -> Iterator[InternetSocket]:
-    """The sockets in messages that hold a `struct inet_diag_msg` each."""
+def parse_messages(protocol: int, bodies: Iterable[bytes]) -> Iterator[InternetSocket]:
+    """The sockets in messages, each of which is a `struct inet_diag_msg`."""
     numbers, endpoints = _NUMBERS.unpack_from, _ENDPOINTS.unpack_from
     for body in bodies:
         family, state, _, _, cookie_low, cookie_high, uid, inode = numbers(body)

@@ -30,7 +30,7 @@ _HARDWARE: Final = {1: "ethernet", 32: "infiniband", 512: "ppp", 772: "loopback"
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """The first counters of struct rtnl_link_stats64, since the interface exists."""
+    """The first counters of struct rtnl_link_stats64, since the interface was created."""
 
     rx_packets: int
     tx_packets: int
@@ -63,7 +63,7 @@ class Interface:
     addresses: list[str] = field(default_factory=list)
 
 
-def interfaces() -> list[Interface]:
+def list_interfaces() -> list[Interface]:
     """All interfaces. Raises OSError when the kernel does not answer."""
     listed = map(_interface, dump(NETLINK_ROUTE, _RTM_GETLINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)))
     found = {interface.index: interface for interface in listed}
@@ -74,7 +74,7 @@ def interfaces() -> list[Interface]:
 
 
 def global_addresses() -> list[str]:
-    """The host's addresses that others can use: no loopback ones, no link-local ones. Raises OSError as above."""
+    """The host's addresses of global scope: not loopback, not link-local. Raises OSError as above."""
     return sorted({address for _, address, scope in _addresses() if scope == _SCOPE_GLOBAL})
 
 
@@ -83,7 +83,7 @@ def _addresses() -> Iterable[tuple[int, str, int]]:
     for body in dump(NETLINK_ROUTE, _RTM_GETADDR, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
         family, _, _, scope, index = _ADDRESS.unpack_from(body)
         values = dict(attributes(body, _ADDRESS.size))
-        # At the end of a point-to-point link IFA_ADDRESS is the peer's and IFA_LOCAL ours.
+        # On a point-to-point link, IFA_ADDRESS is the peer's address and IFA_LOCAL ours.
         raw = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS)
         if raw is not None and family in {socket.AF_INET, socket.AF_INET6}:
             yield index, socket.inet_ntop(family, raw), scope

@@ -18,7 +18,7 @@ PROTOCOLS: Final = (ICMP, TCP, UDP, ICMP6, UDPLITE, RAW)
 
 
 class TcpState(IntEnum):
-    """TCP states by the kernel's number (`include/net/tcp_states.h`), without 13: a socket that is merely bound.
+    """TCP states by the kernel's number (`include/net/tcp_states.h`), except 13, a socket that is only bound.
 
     A datagram socket is `ESTABLISHED` with a peer and `CLOSE` without.
     """
@@ -35,7 +35,7 @@ class TcpState(IntEnum):
     LISTEN = 10
     CLOSING = 11
     NEW_SYN_RECV = 12
-    """A request that waits at a listener."""
+    """A connection request in a listener's queue."""
 
 
 STATES: Final[dict[int, str]] = {
@@ -52,11 +52,11 @@ STATES: Final[dict[int, str]] = {
     TcpState.CLOSING: "CLOSING",
     TcpState.NEW_SYN_RECV: "SYN_RECEIVED",
 }
-"""What tables call them."""
+"""Their names in tables."""
 
 
 def state_mask(states: Iterable[int]) -> int:
-    """The bit of each state's number, as sock_diag(7) takes them."""
+    """The mask of these states' numbers for sock_diag(7)."""
     return sum(1 << state for state in set(states))
 
 
@@ -71,8 +71,8 @@ class InternetSocket(NamedTuple):
     """A socket of one network namespace. Addresses are in network form, both of 4 or both of 16 bytes.
 
     An IPv6 socket that is used for IPv4 has IPv4 addresses, as its packets do. `inode` is 0 for sockets that no process
-    can hold any more or yet: connections in TIME_WAIT, and those that a listener has not accepted. `cookie` names the
-    socket for as long as the system runs.
+    can have open: connections in TIME_WAIT, and those that a listener has not accepted yet. `cookie` identifies the
+    socket until the system is rebooted.
     """
 
     protocol: int
@@ -92,7 +92,7 @@ class InternetSocket(NamedTuple):
 
 
 def on_the_wire(local: bytes, remote: bytes) -> tuple[bytes, bytes]:
-    """Addresses of an IPv6 socket in the family that its packets have: IPv4 if one is an IPv4-mapped address."""
+    """Addresses of an IPv6 socket in the family of its packets: IPv4 if one is an IPv4-mapped address."""
     if local.startswith(_V4_MAPPED) or remote.startswith(_V4_MAPPED):
         return (
             _NONE_V4 if local == _NONE_V6 else local[12:],

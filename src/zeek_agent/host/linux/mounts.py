@@ -21,11 +21,11 @@ _LAYER: Final = re.compile(r"(?:^|,)(?:lowerdir\+?|datadir\+|upperdir)=([^,]*)")
 
 
 class Mount(NamedTuple):
-    """A mount: its number, the device of its file system, the directory of that which it shows, where it shows it, the
-    file system's kind.
+    """A mount: its number, the device of its file system, the mounted directory of that, its mount point, and the file
+    system's type.
 
-    Paths are in the form of `os.fsdecode`; the device is `major:minor`. The root of a mount that shows something
-    deleted is the name that it had.
+    Paths are in the form of `os.fsdecode`; the device is `major:minor`. If the mounted directory was deleted, `root` is
+    its former name.
     """
 
     id: int
@@ -34,17 +34,16 @@ class Mount(NamedTuple):
     mount_point: str
     kind: str
     layers: tuple[str, ...] = ()
-    """The directories that an overlay is made of, as far as its options name them by absolute paths; the one that
-    ecryptfs encrypts."""
+    """The layers of an overlay whose paths in its options are absolute; the directory that ecryptfs encrypts."""
 
 
 def mounts(mountinfo: str = OWN_MOUNTINFO) -> Iterator[Mount]:
-    """All mounts that the process sees, the uppermost of one mount point last."""
-    return parsed(Path(mountinfo).read_bytes())
+    """All mounts that the process sees, the topmost of each mount point last."""
+    return parse_mountinfo(Path(mountinfo).read_bytes())
 
 
-def parsed(mountinfo: bytes) -> Iterator[Mount]:
-    """The mounts that the text of a mountinfo file lists."""
+def parse_mountinfo(mountinfo: bytes) -> Iterator[Mount]:
+    """The mounts in the text of a mountinfo file."""
     for line in mountinfo.split(b"\n"):  # a carriage return may be part of a name, which the mounting user chooses
         if not line:
             continue
@@ -58,7 +57,7 @@ def parsed(mountinfo: bytes) -> Iterator[Mount]:
 
 
 def _layers(options: bytes) -> Iterator[str]:
-    """The absolute paths among the layers in an overlay's options, where a backslash takes a colon for a name's."""
+    """The absolute paths among the layers in an overlay's options, where colons of names are escaped."""
     for found in _LAYER.finditer(os.fsdecode(options)):
         for layer in _BETWEEN_COLONS.findall(_path(os.fsencode(found[1]))):
             path = _BACKSLASHED.sub(r"\1", layer)
@@ -81,8 +80,8 @@ class Mounts:
 class MountTable:
     """The agent's own mounts, read again whenever they have changed. Thread-safe.
 
-    Mount numbers are used again after an unmount, so a number is to be looked up only while a descriptor holds the
-    mount, with what `current` returns after that descriptor was opened.
+    Mount numbers are reused after an unmount, so a number must only be looked up while a descriptor keeps the mount, in
+    the result of a call of `current` after that descriptor was opened.
     """
 
     def __init__(self, mountinfo: str = OWN_MOUNTINFO) -> None:
@@ -100,13 +99,13 @@ class MountTable:
             return self._mounts
 
     def read(self) -> None:
-        """Read them again although none has come or gone, since their directories may have got other names."""
+        """Read them again although no mount has changed, because their directories may have been renamed."""
         with self._lock:
             self._mounts = self._read()
 
     def _read(self) -> Mounts:
         self._file.seek(0)
-        return Mounts(parsed(self._file.read()))
+        return Mounts(parse_mountinfo(self._file.read()))
 
 
 def _path(field: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Looking from inside another network namespace (network_namespaces(7))."""
+"""Running a function in another network namespace (network_namespaces(7))."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _CLONE_NEWNET: Final = 0x4000_0000
 
 
 def in_network_namespace(path: str, function: Callable[[], Result]) -> Result:
-    """What `function` returns when it runs in the namespace of that file (`/proc/PID/ns/net`).
+    """The result of `function`, run in the namespace of that file (`/proc/PID/ns/net`).
 
-    It runs in a thread of its own, which ends with it: no other thread ever changes its namespace. Raises OSError when
-    the namespace is gone or may not be entered (that takes CAP_SYS_ADMIN), and what `function` raises.
+    It runs in a separate thread, which ends with it, so that no other thread changes its namespace. Raises OSError when
+    the namespace is gone or must not be entered (which requires CAP_SYS_ADMIN), and whatever `function` raises.
     """
     results: list[Result] = []
     errors: list[Exception] = []

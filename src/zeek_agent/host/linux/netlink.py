@@ -21,7 +21,7 @@ _NLM_F_DUMP_INTR: Final = 0x10
 _HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _ERROR: Final = struct.Struct("=i")
-_BUFFER: Final = 1 << 16
+_BUFFER_BYTES: Final = 1 << 16
 _ATTEMPTS: Final = 5
 _TYPE_MASK: Final = 0x3FFF
 
@@ -29,17 +29,17 @@ _sequences = count(1)
 
 
 def dump(family: int, kind: int, request: bytes) -> list[bytes]:
-    """Send one dump request to the kernel; returns the bodies of all messages of the answer.
+    """Send one dump request to the kernel and return the bodies of all messages of the reply.
 
-    A dump that the kernel marks as interrupted by changes is repeated, a few times, and then used as it is.
-    Raises OSError with the kernel's reason, such as ENOENT for a family that it does not have.
+    A dump that the kernel marks as interrupted by changes is repeated a few times, and then used as it is. Raises
+    OSError with the kernel's reason, such as ENOENT for a family that it does not have.
     """
     with channel(family) as opened:
         return dump_on(opened, kind, request)
 
 
 def channel(family: int) -> socket.socket:
-    """A socket for several requests. It stays in the network namespace that it was opened in."""
+    """A socket for several requests. It stays in the network namespace in which it was opened."""
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
 
 
@@ -60,7 +60,7 @@ def _answer(opened: socket.socket, sequence: int) -> tuple[list[bytes], bool]:
     consistent = True
     unpack, size = _HEADER.unpack_from, _HEADER.size
     while True:
-        part = opened.recv(_BUFFER)
+        part = opened.recv(_BUFFER_BYTES)
         offset, end = 0, len(part)
         while offset + size <= end:
             length, kind, flags, answered, _ = unpack(part, offset)
@@ -79,7 +79,7 @@ def _answer(opened: socket.socket, sequence: int) -> tuple[list[bytes], bool]:
 
 
 def attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
-    """The attributes of a message from `offset` on, as type and value; also those nested in another's value."""
+    """The attributes from `offset` on, of a message or of another attribute's value, as type and value."""
     while offset + _ATTRIBUTE.size <= len(body):
         length, kind = _ATTRIBUTE.unpack_from(body, offset)
         if length < _ATTRIBUTE.size:

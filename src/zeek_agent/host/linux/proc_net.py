@@ -20,12 +20,12 @@ FILES: Final = {
 }
 
 
-def sockets(
+def list_sockets(
     protocol: int, directory: str = "/proc/thread-self/net", check: Callable[[], None] = lambda: None
 ) -> Iterator[InternetSocket]:
     """The sockets of one protocol in a network namespace, by default the calling thread's.
 
-    A file that the kernel does not have (no IPv6, no such protocol) has no sockets. Raises OSError for other troubles.
+    A missing file (no IPv6, no such protocol) means no sockets. Raises OSError for any other error.
     """
     for name in FILES[protocol]:
         try:
@@ -38,7 +38,7 @@ def sockets(
 
 
 class PacketSocket(NamedTuple):
-    """A socket of packet(7). `protocol` is an Ethernet type, 3 all of them; `interface` an index, 0 all of them."""
+    """A socket of packet(7). `protocol` is an Ethernet type, or 3 for all; `interface` an index, or 0 for all."""
 
     raw: bool
     protocol: int
@@ -48,7 +48,10 @@ class PacketSocket(NamedTuple):
 
 
 def packet_sockets(directory: str = "/proc/thread-self/net") -> Iterator[PacketSocket]:
-    """Those of a network namespace, by default the calling thread's; none without the file. Raises OSError."""
+    """The packet sockets of a network namespace, by default the calling thread's; none without the file.
+
+    Raises OSError.
+    """
     try:
         content = Path(directory, "packet").read_bytes()
     except FileNotFoundError:
@@ -59,7 +62,7 @@ def packet_sockets(directory: str = "/proc/thread-self/net") -> Iterator[PacketS
 
 
 def _parse(protocol: int, fields: list[bytes]) -> InternetSocket:
-    """Fields: slot, local and remote `ADDRESS:PORT`, state, queues, timer, retransmissions, uid, time-out, inode."""
+    """Fields: slot, local and remote `ADDRESS:PORT`, state, queues, timer, retransmissions, uid, timeout, inode."""
     local, local_port = _endpoint(fields[1])
     remote, remote_port = _endpoint(fields[2])
     local, remote = on_the_wire(local, remote)
@@ -69,7 +72,7 @@ def _parse(protocol: int, fields: list[bytes]) -> InternetSocket:
 
 
 def _endpoint(text: bytes) -> tuple[bytes, int]:
-    """`0100007F:1F90`: the address as 32-bit words in the host's byte order, the port as a number."""
+    """`0100007F:1F90`: the address as 32-bit words in host byte order, the port as a number."""
     address, _, port = text.partition(b":")
     raw = bytes.fromhex(address.decode())
     if sys.byteorder == "little":

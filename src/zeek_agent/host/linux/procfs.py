@@ -1,11 +1,11 @@
-"""Processes as proc(5) shows them.
+"""Processes from proc(5).
 
-`Procfs` is one scan of all processes, `ProcfsProcess` one of them. A process is addressed by a descriptor of its
-directory, so that everything read belongs to the same process, even when its pid is reused meanwhile.
+`Procfs` is one scan of all processes, `ProcfsProcess` one of them. A process is accessed through a descriptor of its
+directory, so that everything read belongs to the same process, even if its pid is reused meanwhile.
 """
 
 # ruff: noqa: PTH115, PTH208
-# Thousands of short reads a query, where pathlib costs more than the kernel.
+# A query makes thousands of short reads, for which pathlib costs more than the kernel.
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zeek_agent.host.linux.containers import container_id
 from zeek_agent.text import from_bytes, from_os
 
 UNSET_ID: Final = 0xFFFF_FFFF
-"""How the kernel writes a user or session id that was never set."""
+"""The kernel's value of a user or session id that was never set."""
 
 STATES: Final = {
     "R": "running",
@@ -36,16 +36,16 @@ STATES: Final = {
     "P": "parked",
 }
 
-# Where fields of /proc/PID/stat lie behind the name, which may hold any character, parentheses and spaces included.
+# Positions of fields in /proc/PID/stat after the name, which may contain any character, even parentheses and spaces.
 _STATE, _PPID, _TTY, _FLAGS, _UTIME, _STIME, _PRIORITY, _THREADS = 0, 1, 4, 6, 11, 12, 15, 17
 _START, _VSIZE, _RSS = 19, 20, 21
 _PF_KTHREAD: Final = 0x0020_0000
 
-_PART: Final = 65_536
+_READ_BYTES: Final = 65_536
 
 
 class Procfs:
-    """One scan of the processes below `root`; shared facts are read once."""
+    """One scan of the processes below `root`; shared values are read once."""
 
     def __init__(self, root: str = "/proc") -> None:
         self.root = root
@@ -67,7 +67,7 @@ class Procfs:
                     yield process
 
     def started(self, pid: int) -> int | None:
-        """When that process started, in ticks since the boot; None when there is none such."""
+        """The start of that process, in ticks since boot; None if it does not exist."""
         if pid not in self._started:
             with suppress(ProcessLookupError), ProcfsProcess(self, pid) as process:
                 self.note_start(pid, process.start_ticks)
@@ -78,7 +78,7 @@ class Procfs:
 
 
 class ProcfsProcess:
-    """One process. Missing or unreadable facts are None; ProcessLookupError means that the process is gone."""
+    """One process. Missing or unreadable values are None; ProcessLookupError means that the process is gone."""
 
     def __init__(self, procfs: Procfs, pid: int) -> None:
         self.pid = pid
@@ -96,7 +96,7 @@ class ProcfsProcess:
 
     @cached_property
     def _stat(self) -> tuple[bytes, list[bytes]]:
-        """The name, and the fields of /proc/PID/stat behind it."""
+        """The name, and the fields of /proc/PID/stat after it."""
         return self._current_stat()
 
     def _current_stat(self) -> tuple[bytes, list[bytes]]:
@@ -123,7 +123,7 @@ class ProcfsProcess:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this is a process; /proc also knows, but does not list, the other threads of one."""
+        """Whether this is a process; /proc also has unlisted directories of its other threads."""
         return b"\nTgid:\t%d\n" % self.pid in self._status
 
     @property
@@ -183,7 +183,7 @@ class ProcfsProcess:
 
     @property
     def is_ending(self) -> bool:
-        """Whether it has released its memory; its files, control group and namespaces are released with it."""
+        """Whether it has released its memory, and with it its files, control group and namespaces."""
         _, fields = self._current_stat()
         return fields[_VSIZE] == b"0" and not int(fields[_FLAGS]) & _PF_KTHREAD
 
@@ -193,7 +193,7 @@ class ProcfsProcess:
 
     @property
     def start_ticks(self) -> int:
-        """Start in ticks (USER_HZ) since the boot."""
+        """Start in ticks (USER_HZ) since boot."""
         return int(self._stat[1][_START])
 
     @property
@@ -230,7 +230,7 @@ class ProcfsProcess:
 
     @cached_property
     def cgroup(self) -> str | None:
-        """The control group; None for a process that is ending, which is shown at the root wherever it was."""
+        """The control group; None for a process that is ending, which the kernel shows in the root group."""
         raw = self._read("cgroup")
         path = cgroup_path(raw) if raw else None
         return None if path == "/" and self.is_ending else path
@@ -251,7 +251,7 @@ class ProcfsProcess:
 
     @property
     def parent_entity_id(self) -> str | None:
-        """The parent's; None when there is no parent, or it ended and its pid has a younger owner."""
+        """The parent's entity id; None without a parent, or if it ended and a younger process has its pid."""
         started = self._procfs.started(self.ppid) if self.ppid else None
         if started is None or started > self.start_ticks:
             return None
@@ -270,9 +270,9 @@ class ProcfsProcess:
         except PermissionError:
             return None
         try:
-            content = part = os.read(file, _PART)
-            while len(part) > 0 and len(content) >= _PART:
-                part = os.read(file, _PART)
+            content = part = os.read(file, _READ_BYTES)
+            while len(part) > 0 and len(content) >= _READ_BYTES:
+                part = os.read(file, _READ_BYTES)
                 content += part
         except PermissionError:
             return None
@@ -290,7 +290,7 @@ class ProcfsProcess:
             return None
 
     def _check_alive(self) -> None:
-        """Distinguish a process without that file from one that is gone: ProcessLookupError for the latter."""
+        """Tell a process without that file from one that is gone: raises ProcessLookupError for the latter."""
         try:
             os.stat("stat", dir_fd=self._directory)
         except FileNotFoundError as error:
@@ -300,9 +300,9 @@ class ProcfsProcess:
 def socket_holders(
     root: str, pids: Iterable[int], check: Callable[[], None] = lambda: None
 ) -> dict[int, list[tuple[int, int]]]:
-    """Holders of sockets: by inode, the processes that have the socket open, with their lowest descriptor.
+    """Holders of sockets, by inode: the processes that have the socket open, and their lowest descriptor.
 
-    Processes whose descriptors may not be read are left out.
+    Processes whose descriptors are not readable are omitted.
     """
     holders: dict[int, list[tuple[int, int]]] = {}
     readlink = os.readlink
@@ -326,7 +326,7 @@ def socket_holders(
 
 
 def network_namespace(root: str, pid: int | str) -> int | None:
-    """The inode number of a process's network namespace; None when the process is gone or may not be looked at."""
+    """The inode number of a process's network namespace; None if the process is gone or not accessible."""
     try:
         return int(os.readlink(f"{root}/{pid}/ns/net")[5:-1])
     except OSError:
@@ -334,7 +334,7 @@ def network_namespace(root: str, pid: int | str) -> int | None:
 
 
 def cgroup_path(raw: bytes) -> str:
-    """One path from /proc/PID/cgroup: that of the unified hierarchy or, if it is the root, the longest of version 1."""
+    """One path from /proc/PID/cgroup: of the unified hierarchy or, if that is the root, the longest of version 1."""
     paths = [line.split(b":", 2)[2] for line in raw.splitlines() if line.count(b":") >= 2]
     unified = next((line[3:] for line in raw.splitlines() if line.startswith(b"0::")), b"/")
     return from_bytes(unified if unified != b"/" else max(paths, key=len, default=b"/"))
@@ -342,7 +342,7 @@ def cgroup_path(raw: bytes) -> str:
 
 @lru_cache(maxsize=256)
 def tty_name(device: int) -> str | None:
-    """The terminal's name below /dev, by its device number: `pts/3`, `tty1`, `ttyS0`."""
+    """The terminal's name in /dev, by its device number: `pts/3`, `tty1`, `ttyS0`."""
     major, minor = (device >> 8) & 0xFFF, (device & 0xFF) | ((device >> 12) & 0xFFF00)
     if 136 <= major <= 143:
         return f"pts/{(major - 136) * 256 + minor}"

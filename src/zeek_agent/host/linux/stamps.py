@@ -1,4 +1,4 @@
-"""The kernel's stamps and ids as /proc has them: start times in ticks, this boot, ids that were never set."""
+"""Kernel timestamps and ids in /proc's representation: start times in ticks, the boot id, ids that were never set."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 @cache
 def boot_id() -> str:
-    """The kernel's name for this boot."""
+    """The kernel's id of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def start_ticks(nanoseconds: int) -> int:
-    """A kernel start stamp (boot time) in /proc's unit, rounded down as /proc does."""
+    """A start time of the kernel (since boot) in /proc's unit, rounded down as /proc does."""
     return nanoseconds * TICKS // 1_000_000_000
 
 
 def set_or_none(number: int) -> int | None:
-    """A login uid or session, None when it was never set."""
+    """A login uid or session; None if it was never set."""
     return None if number == procfs.UNSET_ID else number

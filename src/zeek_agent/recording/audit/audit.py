@@ -24,12 +24,12 @@ from zeek_agent.host.linux.namespaces import in_network_namespace
 from zeek_agent.host.linux.procfs import network_namespace
 from zeek_agent.host.linux.stamps import set_or_none
 from zeek_agent.recording.audit import audit_records
-from zeek_agent.recording.audit.audit_records import Assembler, Event
+from zeek_agent.recording.audit.audit_records import Assembler, AuditEvent
 from zeek_agent.recording.audit.audit_rules import (
     CALLS,
     NETLINK_AUDIT,
     AuditControl,
-    Rule,
+    AuditRule,
     calls_of,
     process_rules,
     socket_rules,
@@ -38,7 +38,7 @@ from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.listener import Listener, enlarge
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS
-from zeek_agent.recording.processes.process_life import ProcessLife, unknown_process
+from zeek_agent.recording.processes.process_lifecycle import ProcessLifecycle, unknown_process
 from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction, Flow, SocketState, socket_event
 from zeek_agent.recording.source import Sink, Source
 
@@ -48,10 +48,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _READ_LOG: Final = 1  # AUDIT_NLGRP_READLOG
-_BUFFER: Final = 16 << 20
-_CHECK: Final = 1.0
-_COMPARE: Final = 0.5
-_UNDER_WAY_MAX: Final = 60.0
+_BUFFER_BYTES: Final = 16 << 20
+"""Receive buffer for bursts, some ten thousand records."""
+_CHECK_SECONDS: Final = 1.0
+"""Interval of comparing the kernel's counter of lost records."""
+_COMPARE_SECONDS: Final = 0.5
+"""Interval of scans of /proc for processes that audit does not report: starts without exec, ends by a signal."""
+_CONNECTING_SECONDS_MAX: Final = 60.0
+"""How long a pending connect is followed; by default the kernel gives up after about two minutes."""
 
 _EXECS: Final = {(arch, call) for arch, calls in CALLS.items() for call in (calls.execve, calls.execveat)}
 _EXITS: Final = {(arch, calls.exit_group) for arch, calls in CALLS.items()}
@@ -62,7 +66,7 @@ _ACCEPTS: Final = {
 
 
 class AuditSource(Source):
-    """Reads audit records of system calls. Subclasses select the calls and interpret them."""
+    """Reads audit records of system calls, which subclasses select and interpret."""
 
     backend = "audit"
     calls: frozenset[tuple[int, int]]
@@ -76,15 +80,15 @@ class AuditSource(Source):
         self._listener: Listener | None = None
 
     @abstractmethod
-    def rules(self) -> Sequence[Rule]:
+    def rules(self) -> Sequence[AuditRule]:
         """Rules that make the kernel record the needed system calls."""
 
     @abstractmethod
-    def _on_call(self, event: Event) -> None:
+    def _on_call(self, event: AuditEvent) -> None:
         """Handle the first record of a system call; the others follow. Read short-lived state now."""
 
     @abstractmethod
-    def _on_complete(self, event: Event) -> None: ...
+    def _on_complete(self, event: AuditEvent) -> None: ...
 
     @abstractmethod
     def _hand_over(self) -> None:
@@ -95,7 +99,7 @@ class AuditSource(Source):
         try:
             with AuditControl() as control:
                 control.clean_up()
-        except OSError as error:  # no audit here, or not for us: then we have left no rules either
+        except OSError as error:  # no audit, or not permitted: then we cannot have left rules either
             log.debug("cannot list audit rules: %s", error)
 
     def probe(self) -> str | None:
@@ -128,7 +132,7 @@ class AuditSource(Source):
             settle=self._settle,
             overrun=self._overrun,
             failed=self.failed,
-            batch=0.005,
+            batch_seconds=0.005,
             urgent=True,
         )
         self._listener.start()
@@ -156,7 +160,7 @@ class AuditSource(Source):
 
     def _receive(self, datagram: bytes) -> None:
         try:
-            record = audit_records.parse(datagram)
+            record = audit_records.parse_record(datagram)
             if record is None:
                 return
             self._count_missed(record.serial)
@@ -172,7 +176,7 @@ class AuditSource(Source):
             self.counters.last_error = f"audit record: {error}"
 
     def _count_missed(self, serial: int) -> None:
-        """After an overflow of our socket, count the lost events of all kinds from the gap in their serial numbers."""
+        """After an overrun of our socket, count the lost events of all kinds by the gap in their serial numbers."""
         if self._missed and self._serial:
             self.counters.lost["overrun"] += max(serial - self._serial - 1, 0)
             self._missed = False
@@ -180,7 +184,7 @@ class AuditSource(Source):
 
     def _settle(self) -> None:
         now = time.monotonic()
-        if now >= self._checked + _CHECK:
+        if now >= self._checked + _CHECK_SECONDS:
             self._checked = now
             lost = self._control.status().lost
             self.counters.lost["overrun"] += max(lost - self._lost, 0)
@@ -189,7 +193,7 @@ class AuditSource(Source):
 
 
 class AuditProcesses(AuditSource):
-    """Executed programs and processes that exit by themselves; the others come from /proc, twice a second."""
+    """Executed programs and processes that exit by themselves; others are found in /proc twice a second."""
 
     kind = "processes"
     shortcoming = "processes that only fork are missed unless they live for a second"
@@ -197,19 +201,19 @@ class AuditProcesses(AuditSource):
     needed = frozenset(calls_of(("execve", "exit_group")))
 
     def start(self, sink: Sink) -> None:
-        self._life = ProcessLife(self._cache, self._exclusions)
+        self._life = ProcessLifecycle(self._cache, self._exclusions)
         self._cache.seed()
         self._compared = time.monotonic()
         super().start(sink)
 
-    def rules(self) -> Sequence[Rule]:
+    def rules(self) -> Sequence[AuditRule]:
         return process_rules()
 
-    def _on_call(self, event: Event) -> None:
+    def _on_call(self, event: AuditEvent) -> None:
         if _is(event, _EXECS) and event.call.get("success") == b"yes":
             event.token = self._life.read(event.number("pid"))
 
-    def _on_complete(self, event: Event) -> None:
+    def _on_complete(self, event: AuditEvent) -> None:
         pid, at = event.number("pid"), round((event.time - boot_time()) * 1e9)
         if _is(event, _EXITS):
             known = self._cache.lookup(pid)
@@ -227,17 +231,17 @@ class AuditProcesses(AuditSource):
 
     def _hand_over(self) -> None:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        if time.monotonic() >= self._compared + _COMPARE:
+        if time.monotonic() >= self._compared + _COMPARE_SECONDS:
             self._compared = time.monotonic()
             self._life.reconcile(now)
         if rows := self._life.collect(now, boot_time()):
             self._sink(PROCESSES_EVENTS, rows)
 
 
-class _Call(NamedTuple):
-    """A connect or accept that has completed, and the inodes of its socket and (accept) of the listener."""
+class _CompletedCall(NamedTuple):
+    """A completed connect or accept, and the inodes of its socket and, for accept, of the listener."""
 
-    event: Event
+    event: AuditEvent
     direction: Direction
     state: SocketState | None
     process: Process
@@ -246,7 +250,7 @@ class _Call(NamedTuple):
 
 
 class AuditSockets(AuditSource):
-    """Opened and accepted connections. Neither their end nor that of a listener is audited."""
+    """Opened and accepted connections. Neither their end nor a listener's is audited."""
 
     kind = "sockets"
     shortcoming = "ends of connections and failed ones, most UDP, ICMP and packet sockets are missed"
@@ -254,22 +258,22 @@ class AuditSockets(AuditSource):
     needed = frozenset(calls_of(("connect", "accept4")))
 
     def start(self, sink: Sink) -> None:
-        self._completed: list[_Call] = []
-        self._under_way: list[_Call] = []
+        self._completed: list[_CompletedCall] = []
+        self._connecting: list[_CompletedCall] = []
         self._own = network_namespace("/proc", "self")
         super().start(sink)
 
-    def rules(self) -> Sequence[Rule]:
+    def rules(self) -> Sequence[AuditRule]:
         return socket_rules()
 
-    def _on_call(self, event: Event) -> None:
+    def _on_call(self, event: AuditEvent) -> None:
         pid = event.number("pid")
         if _is(event, _CONNECTS):
             event.token = (_inode(pid, event.number("a0", 16)), None)
         elif event.call.get("success") == b"yes":
             event.token = (_inode(pid, event.number("exit")), _inode(pid, event.number("a0", 16)))
 
-    def _on_complete(self, event: Event) -> None:
+    def _on_complete(self, event: AuditEvent) -> None:
         if event.token is None or event.address is None or audit_records.internet_address(event.address) is None:
             return
         succeeded = event.call.get("success") == b"yes"
@@ -281,9 +285,9 @@ class AuditSockets(AuditSource):
         process = self._process(event)
         if not self._exclusions.process(process):
             state: SocketState | None = "established" if succeeded else None
-            self._completed.append(_Call(event, direction, state, process, inode, listener))
+            self._completed.append(_CompletedCall(event, direction, state, process, inode, listener))
 
-    def _process(self, event: Event) -> Process:
+    def _process(self, event: AuditEvent) -> Process:
         pid, at = event.number("pid"), round((event.time - boot_time()) * 1e9)
         known = self._cache.find(pid)
         if known is not None and known.exited and (known.until or 0) < at - 1_000_000_000:
@@ -293,8 +297,8 @@ class AuditSockets(AuditSource):
         return process
 
     def _hand_over(self) -> None:
-        calls, self._completed = self._under_way + self._completed, []
-        self._under_way = []
+        calls, self._completed = self._connecting + self._completed, []
+        self._connecting = []
         if not calls:
             return
         open_by_namespace = {
@@ -305,12 +309,14 @@ class AuditSockets(AuditSource):
         for call in calls:
             found = open_by_namespace[call.process.netns or self._own]
             own = found.get(call.inode or 0)
+            if own is not None and not _is_connected_to(own, *_peer(call)):
+                own = None  # its descriptor had been reused before the record was read
             state = call.state
             if state is None and own is not None:
-                if own.state == TcpState.SYN_SENT and time.time() < call.event.time + _UNDER_WAY_MAX:
-                    self._under_way.append(call)
+                if own.state == TcpState.SYN_SENT and time.time() < call.event.time + _CONNECTING_SECONDS_MAX:
+                    self._connecting.append(call)
                     continue
-                state = "established" if own.state in {TcpState.ESTABLISHED, TcpState.CLOSE_WAIT} else "failed"
+                state = None if own.state == TcpState.SYN_SENT else "established"
             flow = _flow(call, own, found.get(call.listener or 0))
             if not self._exclusions.flow(flow):
                 rows.append(socket_event(flow, state, call.direction, call.process, time=call.event.time))
@@ -319,10 +325,10 @@ class AuditSockets(AuditSource):
 
 
 def _subscribed() -> socket.socket:
-    """A socket that gets all audit records."""
+    """A socket that receives all audit records."""
     channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_AUDIT)
     try:
-        enlarge(channel, _BUFFER)
+        enlarge(channel, _BUFFER_BYTES)
         channel.bind((0, _READ_LOG))
     except OSError:
         channel.close()
@@ -330,12 +336,12 @@ def _subscribed() -> socket.socket:
     return channel
 
 
-def _is(event: Event, calls: set[tuple[int, int]]) -> bool:
+def _is(event: AuditEvent, calls: set[tuple[int, int]]) -> bool:
     return (event.arch, event.syscall) in calls
 
 
-def _fill_in(process: Process, event: Event, cache: ProcessCache) -> None:
-    """Fill in the facts of the record: program, users, parent."""
+def _fill_in(process: Process, event: AuditEvent, cache: ProcessCache) -> None:
+    """Fill in the record's fields: program, users, parent."""
     name, exe = event.text("comm"), event.text("exe")
     process.name = text.from_bytes(name) if name is not None else process.name
     process.exe = text.from_bytes(exe) if exe is not None else process.exe
@@ -348,7 +354,7 @@ def _fill_in(process: Process, event: Event, cache: ProcessCache) -> None:
 
 
 def _inode(pid: int, descriptor: int) -> int | None:
-    """The socket's inode number, while the process has it open."""
+    """The socket's inode number; None if the process no longer has it open."""
     try:
         target = os.readlink(f"/proc/{pid}/fd/{descriptor}")  # noqa: PTH115
     except OSError:
@@ -357,10 +363,10 @@ def _inode(pid: int, descriptor: int) -> int | None:
 
 
 def _open_sockets(pid: int, own: bool) -> dict[int, InternetSocket]:
-    """The sockets of the process's network namespace by inode; empty if it is gone or may not be entered."""
+    """The sockets of the process's network namespace by inode; empty if it is gone or not accessible."""
 
     def open_sockets() -> dict[int, InternetSocket]:
-        return {found.inode: found for found in inet_diag.sockets((TCP, UDP), ALL_STATES) if found.inode}
+        return {found.inode: found for found in inet_diag.list_sockets((TCP, UDP), ALL_STATES) if found.inode}
 
     try:
         return open_sockets() if own else in_network_namespace(f"/proc/{pid}/ns/net", open_sockets)
@@ -368,16 +374,25 @@ def _open_sockets(pid: int, own: bool) -> dict[int, InternetSocket]:
         return {}
 
 
-def _flow(call: _Call, own: InternetSocket | None, listener: InternetSocket | None) -> Flow:
-    """Both ends: the peer from the record, the local end from the socket if it was still open."""
+def _peer(call: _CompletedCall) -> tuple[bytes, int]:
+    """The peer's address and port by the record."""
     assert call.event.address is not None
     peer = audit_records.internet_address(call.event.address)
     assert peer is not None
-    remote, remote_port = peer
+    return on_the_wire(b"", peer[0])[1], peer[1]
+
+
+def _is_connected_to(own: InternetSocket, remote: bytes, remote_port: int) -> bool:
+    """Whether a socket has that peer. A connection to the unspecified address is one to the host itself."""
+    return own.connected and own.remote_port == remote_port and (own.remote == remote or not any(remote))
+
+
+def _flow(call: _CompletedCall, own: InternetSocket | None, listener: InternetSocket | None) -> Flow:
+    """Both ends: the peer from the record, the local end from the socket if it was still open."""
     netns = call.process.netns
-    if own is not None and own.connected:
+    if own is not None:
         return Flow(own.protocol, own.local, own.local_port, own.remote, own.remote_port, own.cookie, netns)
-    _, remote = on_the_wire(b"", remote)
+    remote, remote_port = _peer(call)
     if listener is not None:
         specific = any(listener.local) and len(listener.local) == len(remote)
         ours = listener.local if specific else None

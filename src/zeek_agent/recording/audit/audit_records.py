@@ -1,7 +1,7 @@
 """Audit records: `type=SYSCALL msg=audit(1700000000.123:42): arch=c000003e syscall=59 …`, several to an event.
 
-Values that hold anything but plain printable text are hexadecimal. What belongs to one event has its serial number;
-events of several processors are interleaved, and an EOE record ends each.
+Values that contain anything but plain printable text are hexadecimal. All records of an event have its serial number;
+events of several processors are interleaved, and each ends with an EOE record.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ _STAMP: Final = re.compile(rb"audit\((\d+)\.(\d+):(\d+)\): ?")
 _FIELD: Final = re.compile(rb'([\w\[\]]+)=("[^"]*"|[^ ]*)')
 _CALL: Final = re.compile(rb"arch=(\w+) syscall=(\d+) ")
 _ARGUMENT: Final = re.compile(r"a(\d+)(?:\[(\d+)\])?")
-_PENDING_MAX: Final = 2_000
-_ARGUMENTS_MAX: Final = 4_096
+_PENDING_EVENTS_MAX: Final = 2_000
+"""Events without their end are bounded, because it may have been lost."""
+_ARGUMENT_BYTES_MAX: Final = 4_096
+"""Bounds a row; eBPF bounds its arguments too."""
 
 
-class Record(NamedTuple):
-    """One record: its kind, the event's time (seconds since the epoch) and serial number, and the text behind them."""
+class AuditRecord(NamedTuple):
+    """One record: its kind, the event's time (seconds since the epoch) and serial number, and the text after them."""
 
     kind: int
     time: float
@@ -39,7 +41,7 @@ class Record(NamedTuple):
 
 
 @dataclass(slots=True)
-class Event:
+class AuditEvent:
     """The records of one system call. `call` are the fields of SYSCALL; `token` is the caller's own."""
 
     time: float
@@ -54,7 +56,7 @@ class Event:
         return int(self.call[name], base)
 
     def text(self, name: str) -> bytes | None:
-        return decoded(self.call.get(name, b"(null)"))
+        return decode_text(self.call.get(name, b"(null)"))
 
     @property
     def arch(self) -> int:
@@ -65,34 +67,34 @@ class Event:
         return int(self.call["syscall"])
 
     def command_line(self) -> tuple[bytes, bool]:
-        """The arguments, each with its NUL, and whether some are missing: at most 4 KiB."""
+        """The arguments, each with its NUL, up to 4 KiB, and whether some are missing."""
         parts: dict[int, bytes] = {}
         for (index, _), value in sorted(self.arguments.items()):
             parts[index] = parts.get(index, b"") + value
         line = b"".join(part + b"\0" for _, part in sorted(parts.items()))
-        return line[:_ARGUMENTS_MAX], len(line) > _ARGUMENTS_MAX
+        return line[:_ARGUMENT_BYTES_MAX], len(line) > _ARGUMENT_BYTES_MAX
 
 
 class Assembler:
-    """Puts the records of wanted system calls together: (architecture, number) of each that is wanted."""
+    """Assembles the records of the wanted system calls, given as (architecture, number)."""
 
     def __init__(self, wanted: Collection[tuple[int, int]]) -> None:
         self._wanted = {(f"{arch:x}".encode(), str(call).encode()) for arch, call in wanted}
-        self._pending: dict[int, Event] = {}
+        self._pending: dict[int, AuditEvent] = {}
 
-    def begin(self, record: Record) -> Event | None:
-        """The event that a SYSCALL record begins, if it is a wanted one."""
+    def begin(self, record: AuditRecord) -> AuditEvent | None:
+        """The event that a SYSCALL record begins, if it is wanted."""
         match = _CALL.match(record.body)
         if match is None or match.groups() not in self._wanted:
             return None
         fields = fields_of(record.body)
-        if len(self._pending) >= _PENDING_MAX:
+        if len(self._pending) >= _PENDING_EVENTS_MAX:
             del self._pending[next(iter(self._pending))]
-        event = self._pending[record.serial] = Event(record.time, record.serial, fields)
+        event = self._pending[record.serial] = AuditEvent(record.time, record.serial, fields)
         return event
 
-    def add(self, record: Record) -> Event | None:
-        """The event that this record completes, if it does."""
+    def add(self, record: AuditRecord) -> AuditEvent | None:
+        """The event that this record completes, if any."""
         event = self._pending.get(record.serial)
         if event is None:
             return None
@@ -101,29 +103,31 @@ class Assembler:
         if record.kind == EXECVE:
             _add_arguments(event, record.body)
         elif record.kind == CWD:
-            event.cwd = decoded(fields_of(record.body).get("cwd", b"(null)"))
+            event.cwd = decode_text(fields_of(record.body).get("cwd", b"(null)"))
         elif record.kind == SOCKADDR:
-            event.address = decoded(fields_of(record.body).get("saddr", b"(null)"))
+            event.address = decode_text(fields_of(record.body).get("saddr", b"(null)"))
         return None
 
 
-def parse(datagram: bytes) -> Record | None:
-    """The record in a netlink message; None for one of another kind. ValueError for one that is malformed."""
+def parse_record(datagram: bytes) -> AuditRecord | None:
+    """The record in a netlink message; None for other kinds. Raises ValueError if it is malformed."""
     kind = _HEADER.unpack_from(datagram)[1]
     if kind not in _KINDS:
         return None
     match = _STAMP.match(datagram, _HEADER.size)
     if match is None:
         raise ValueError(f"audit record of type {kind} without a stamp")
-    return Record(kind, int(match[1]) + int(match[2]) / 1_000, int(match[3]), datagram[match.end() :].rstrip(b"\0"))
+    return AuditRecord(
+        kind, int(match[1]) + int(match[2]) / 1_000, int(match[3]), datagram[match.end() :].rstrip(b"\0")
+    )
 
 
 def fields_of(body: bytes) -> dict[str, bytes]:
-    """`name=value` pairs, values as they stand there."""
+    """`name=value` pairs, with undecoded values."""
     return {name.decode(): value for name, value in _FIELD.findall(body)}
 
 
-def decoded(value: bytes) -> bytes | None:
+def decode_text(value: bytes) -> bytes | None:
     """Decode a text value: quoted, hexadecimal, or empty. Raises ValueError for anything else."""
     if value.startswith(b'"'):
         return value[1:-1]
@@ -132,11 +136,11 @@ def decoded(value: bytes) -> bytes | None:
     return bytes.fromhex(value.decode("ascii"))
 
 
-def _add_arguments(event: Event, body: bytes) -> None:
+def _add_arguments(event: AuditEvent, body: bytes) -> None:
     for name, value in fields_of(body).items():
         match = _ARGUMENT.fullmatch(name)
         if match is not None:
-            event.arguments[int(match[1]), int(match[2] or 0)] = decoded(value) or b""
+            event.arguments[int(match[1]), int(match[2] or 0)] = decode_text(value) or b""
 
 
 def internet_address(raw: bytes) -> tuple[bytes, int] | None:

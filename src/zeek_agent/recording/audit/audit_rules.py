@@ -1,7 +1,7 @@
 """The kernel's audit system: its state, its system call rules, and the agent's own rules among them.
 
-The key of our rules contains the agent's process and the previous state: `zeek-agent:PID:START:ENABLED:BACKLOG`. This
-distinguishes rules left by a crash from those of a running agent, and the previous state can be restored.
+The key of our rules contains the agent's process and the previous state: `zeek-agent:PID:START:ENABLED:BACKLOG`. It
+distinguishes rules left by a crash from those of a running agent, and allows restoring the previous state.
 Layouts: `struct audit_status`, `struct audit_rule_data` of linux/audit.h.
 """
 
@@ -33,7 +33,8 @@ _STATUS: Final = Struct("=10I")
 _STATUS_ENABLED: Final = 0x01
 _STATUS_BACKLOG: Final = 0x10
 _LOCKED: Final = 2
-_BACKLOG: Final = 8_192
+_BACKLOG_RECORDS: Final = 8_192
+"""Minimum of the kernel's queue for bursts, the default of distributions' rules."""
 
 _RULE: Final = Struct("=III64I64I64I64II")
 _AT_EXIT, _ALWAYS, _EQUAL = 4, 2, 0x4000_0000
@@ -41,8 +42,8 @@ _ARCH, _EXIT, _SUCCESS, _FAMILY, _KEY = 11, 103, 104, 113, 210
 _OWN: Final = "zeek-agent"
 
 
-class Calls(NamedTuple):
-    """Numbers of the system calls that matter, of one architecture."""
+class SystemCalls(NamedTuple):
+    """Numbers of the recorded system calls on one architecture."""
 
     execve: int
     execveat: int
@@ -53,17 +54,17 @@ class Calls(NamedTuple):
 
 
 CALLS: Final = {
-    0xC000_003E: Calls(59, 322, 231, 42, 43, 288),  # x86_64
-    0x4000_0003: Calls(11, 358, 252, 362, None, 364),  # i386
-    0xC000_00B7: Calls(221, 281, 94, 203, 202, 242),  # aarch64
+    0xC000_003E: SystemCalls(59, 322, 231, 42, 43, 288),  # x86_64
+    0x4000_0003: SystemCalls(11, 358, 252, 362, None, 364),  # i386
+    0xC000_00B7: SystemCalls(221, 281, 94, 203, 202, 242),  # aarch64
 }
-"""By the number of the architecture, as it is in audit records."""
+"""By the architecture's number in audit records."""
 
 _NATIVE: Final = {"x86_64": (0xC000_003E, 0x4000_0003), "aarch64": (0xC000_00B7,)}
 
 
 class AuditStatus(NamedTuple):
-    """`enabled` is 2 when rules are locked until the reboot; `daemon` is auditd's pid or 0; `lost` counts records."""
+    """`enabled` is 2 if rules are locked until reboot; `daemon` is auditd's pid or 0; `lost` counts records."""
 
     enabled: int
     daemon: int
@@ -72,8 +73,8 @@ class AuditStatus(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """Record these system calls when each field has its value. `calls` are numbers, `fields` the kernel's."""
+class AuditRule:
+    """A rule that records these system calls when each field has its value. `calls` and `fields` are numbers."""
 
     calls: tuple[int, ...]
     fields: tuple[tuple[int, int], ...]
@@ -107,9 +108,9 @@ class AuditControl:
             raise PermissionError(errno.EPERM, "audit rules are locked until reboot")
         enabled, backlog = self._before(status)
         self._key = f"{_OWN}:{os.getpid()}:{_started(os.getpid())}:{enabled}:{backlog}".encode()
-        self._set(1, max(_BACKLOG, status.backlog_limit) if status.backlog_limit else 0)
+        self._set(1, max(_BACKLOG_RECORDS, status.backlog_limit) if status.backlog_limit else 0)
 
-    def add(self, rules: Iterable[Rule]) -> list[bytes]:
+    def add(self, rules: Iterable[AuditRule]) -> list[bytes]:
         """Add rules, after `set_up`. Returns the argument for `remove`."""
         added = [_packed(rule, self._key) for rule in rules]
         for raw in added:
@@ -117,7 +118,7 @@ class AuditControl:
         return added
 
     def remove(self, added: Iterable[bytes]) -> None:
-        """Remove our rules; with the last ones the previous state is restored."""
+        """Remove our rules, and restore the previous state with the last ones."""
         for raw in added:
             self._delete(raw)
         self._restore(_parts(_key_of(raw)) for raw in added)
@@ -132,7 +133,7 @@ class AuditControl:
             self._restore(_parts(_key_of(raw)) for raw in left)
 
     def recorded(self) -> set[tuple[int, int]]:
-        """Architecture and number of the system calls that some rule records."""
+        """Architecture and number of the system calls recorded by some rule."""
         found = set()
         for raw in self._rules():
             flags, action, count, *rest = _RULE.unpack_from(raw)
@@ -173,7 +174,7 @@ class AuditControl:
             log.debug("an audit rule of the agent had already been removed")
 
     def _request(self, kind: int, body: bytes, last: int | None) -> list[bytes]:
-        """The bodies of the answer, up to a message of kind `last`, or up to the acknowledgement if None."""
+        """The bodies of the reply, up to a message of kind `last`, or up to the acknowledgement if None."""
         with self._lock:
             self._sequence += 1
             self._channel.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST_ACK, self._sequence, 0) + body)
@@ -199,38 +200,38 @@ class AuditControl:
                 return bodies
 
 
-def process_rules() -> list[Rule]:
+def process_rules() -> list[AuditRule]:
     """Rules for executed programs and exiting processes."""
     rules = []
     for arch, calls in _native():
-        rules.append(Rule((calls.execve, calls.execveat), ((_ARCH, arch), (_SUCCESS, 1))))
-        rules.append(Rule((calls.exit_group,), ((_ARCH, arch),)))
+        rules.append(AuditRule((calls.execve, calls.execveat), ((_ARCH, arch), (_SUCCESS, 1))))
+        rules.append(AuditRule((calls.exit_group,), ((_ARCH, arch),)))
     return rules
 
 
-def socket_rules() -> list[Rule]:
+def socket_rules() -> list[AuditRule]:
     """Rules for opened and accepted internet connections, including those still being opened."""
     rules = []
     for arch, calls in _native():
         accepted = [call for call in (calls.connect, calls.accept, calls.accept4) if call is not None]
         for family in (socket.AF_INET, socket.AF_INET6):
-            rules.append(Rule(tuple(accepted), ((_ARCH, arch), (_SUCCESS, 1), (_FAMILY, family))))
+            rules.append(AuditRule(tuple(accepted), ((_ARCH, arch), (_SUCCESS, 1), (_FAMILY, family))))
             under_way = (_EXIT, -errno.EINPROGRESS & 0xFFFF_FFFF)
-            rules.append(Rule((calls.connect,), ((_ARCH, arch), under_way, (_FAMILY, family))))
+            rules.append(AuditRule((calls.connect,), ((_ARCH, arch), under_way, (_FAMILY, family))))
     return rules
 
 
 def calls_of(names: Collection[str]) -> set[tuple[int, int]]:
-    """Architecture and number of these system calls, as this machine's programs make them."""
+    """Architecture and number of these system calls on this machine."""
     arch, calls = next(iter(_native()))
     return {(arch, getattr(calls, name)) for name in names if getattr(calls, name) is not None}
 
 
-def _native() -> list[tuple[int, Calls]]:
+def _native() -> list[tuple[int, SystemCalls]]:
     return [(arch, CALLS[arch]) for arch in _NATIVE.get(platform.machine(), ())]
 
 
-def _packed(rule: Rule, key: bytes) -> bytes:
+def _packed(rule: AuditRule, key: bytes) -> bytes:
     mask = [0] * 64
     for call in rule.calls:
         mask[call // 32] |= 1 << call % 32
@@ -255,7 +256,7 @@ def _packed(rule: Rule, key: bytes) -> bytes:
 
 
 def _key_of(raw: bytes) -> str:
-    """The key of a rule, at the end of its texts; empty if it has none."""
+    """The key of a rule, at the end of its strings; empty if it has none."""
     count = _RULE.unpack_from(raw)[2]
     for index in range(count):
         field = int.from_bytes(raw[268 + 4 * index : 272 + 4 * index], "little")
@@ -267,7 +268,7 @@ def _key_of(raw: bytes) -> str:
 
 
 def _parts(key: str) -> tuple[int, int, int, int] | None:
-    """Pid, start, enabled and backlog limit from a key of ours; None for another's."""
+    """Pid, start, enabled and backlog limit from one of our keys; None for others."""
     name, *numbers = key.split(":")
     if name != _OWN or len(numbers) != 4 or not all(number.isdecimal() for number in numbers):
         return None

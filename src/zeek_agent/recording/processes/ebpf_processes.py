@@ -5,7 +5,7 @@ from __future__ import annotations
 from zeek_agent.bpf.probe import why_not
 from zeek_agent.config import SourceSettings
 from zeek_agent.host.linux.boot_clock import boot_time
-from zeek_agent.recording.bpf_monitor import Monitor
+from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.processes.process_changes import ProcessChange
 from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS, process_event
@@ -18,7 +18,7 @@ class EbpfProcesses(Source):
     kind = "processes"
     backend = "ebpf"
 
-    def __init__(self, monitor: Monitor, settings: SourceSettings) -> None:
+    def __init__(self, monitor: BpfMonitor, settings: SourceSettings) -> None:
         super().__init__()
         self._monitor = monitor
         self._exclusions = Exclusions(settings)

@@ -18,7 +18,7 @@ from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.listener import Listener, enlarge
 from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS
-from zeek_agent.recording.processes.process_life import ProcessLife
+from zeek_agent.recording.processes.process_lifecycle import ProcessLifecycle
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _NLMSG_DONE: Final = 3
 _PROCESSES: Final = 1  # CN_IDX_PROC and CN_VAL_PROC: the connector's name, and its multicast group
 _LISTEN: Final = 1
 _IGNORE: Final = 2
-_BUFFER: Final = 16 << 20
+_BUFFER_BYTES: Final = 16 << 20
 
 _NETLINK: Final = Struct("=IHHII")
 _CONNECTOR: Final = Struct("=IIIIHH")
@@ -42,7 +42,7 @@ _DATA: Final = _BODY + _EVENT.size
 
 
 class _EventKind(IntEnum):
-    """The members of `enum proc_cn_event` that are used here."""
+    """The members of `enum proc_cn_event` used here."""
 
     CONFIRMED = 0
     FORK = 0x1
@@ -53,7 +53,7 @@ class _EventKind(IntEnum):
 
 
 class _Event(NamedTuple):
-    """`stamp` is CLOCK_MONOTONIC in ns; `ids` are those of the event's own struct, in its order."""
+    """`stamp` is CLOCK_MONOTONIC in ns; `ids` are the fields of the event's struct, in order."""
 
     what: int
     stamp: int
@@ -62,7 +62,7 @@ class _Event(NamedTuple):
 
 
 class ProcConnector(Source):
-    """Every fork, exec and exit; the process is read from /proc at once, and stays unknown if that is too late."""
+    """Every fork, exec and exit; the process is read from /proc immediately, and stays unknown if that is too late."""
 
     kind = "processes"
     backend = "proc_connector"
@@ -84,7 +84,7 @@ class ProcConnector(Source):
 
     def start(self, sink: Sink) -> None:
         self._sink = sink
-        self._life = ProcessLife(self._cache, self._exclusions)
+        self._life = ProcessLifecycle(self._cache, self._exclusions)
         self._threads: dict[int, int] = {}
         self._leaders: dict[int, int] = {}
         self._counts: dict[int, int] = {}
@@ -122,7 +122,7 @@ class ProcConnector(Source):
     def _receive(self, datagram: bytes) -> None:
         what, cpu, stamp = _EVENT.unpack_from(datagram, _BODY)
         self._count(_CONNECTOR.unpack_from(datagram, _HEAD)[2], cpu)
-        if what == _EventKind.CONFIRMED:  # also the confirmations of other listeners
+        if what == _EventKind.CONFIRMED:  # including the confirmations of other listeners
             return
         self.counters.received += 1
         ids = _IDS.unpack_from(datagram, _DATA)
@@ -192,7 +192,7 @@ def _subscribed() -> socket.socket:
     """A socket subscribed to process events, confirmed by the kernel. Raises OSError with the reason."""
     channel = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_CONNECTOR)
     try:
-        enlarge(channel, _BUFFER)
+        enlarge(channel, _BUFFER_BYTES)
         channel.bind((0, _PROCESSES))
         _send_operation(channel, _LISTEN)
         _await_confirmation(channel)

@@ -1,10 +1,10 @@
-"""Process cache: facts about live processes, and about exited ones for a grace period.
+"""Process cache: attributes of live processes, and of exited ones for a grace period.
 
-Event sources feed the cache with forks, execs and exits; a scan of /proc seeds it. A connection that is reported after
-its process has gone is then still attributed. Times are nanoseconds of CLOCK_BOOTTIME, the kernel's own stamps.
+Event sources update the cache with forks, execs and exits; a scan of /proc seeds it. A connection reported after its
+process has exited can then still be attributed. Times are nanoseconds of CLOCK_BOOTTIME, as in the kernel.
 
-A process is identified by its pid and its start (in ticks, as in /proc), so a reused pid cannot mix two. An exec begins
-a new version of the facts: a query for an earlier time returns the earlier version.
+A process is identified by its pid and start (in ticks, as in /proc), so that a reused pid does not mix two processes.
+An exec begins a new version of the attributes: a lookup for an earlier time returns the earlier version.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from zeek_agent.host.linux.stamps import TICKS, boot_id
 
 @dataclass(slots=True, eq=False)
 class Process:
-    """Facts about a process from `since` until it ends or executes another program (`until`).
+    """Attributes of a process from `since` until it ends or executes another program (`until`).
 
-    `exe` is as /proc/PID/exe shows it, `uid` and `gid` are the effective ids; None: not known, or not set.
+    `exe` is as in /proc/PID/exe, `uid` and `gid` are the effective ids; None means unknown or not set.
     """
 
     pid: int
@@ -67,35 +67,35 @@ class Process:
 
 
 class ProcessCache:
-    """Facts by pid and time. One thread writes; any thread may read."""
+    """Attributes by pid and time. One thread writes; any thread may read."""
 
     def __init__(
         self,
         exited_limit: int = 20_000,
-        grace: float = 60.0,
+        grace_seconds: float = 60.0,
         proc: str = "/proc",
         redact: Callable[[str], str] = lambda command_line: command_line,
     ) -> None:
-        """`redact` masks secrets in command lines; the cache holds only masked ones."""
+        """`redact` masks secrets in command lines before they are cached."""
         self._limit = exited_limit
-        self._grace = int(grace * 1e9)
+        self._grace_seconds = int(grace_seconds * 1e9)
         self._proc = proc
         self._redact = redact
         self._versions: dict[int, list[Process]] = {}
         self._ended: deque[Process] = deque()
         self.execs_lost_until = 0
-        """Until when executions may be missing, in boot time."""
+        """Boot time until which execs may be missing."""
 
     def __len__(self) -> int:
-        """Versions held, of living and exited processes."""
+        """Number of cached versions, of live and exited processes."""
         return sum(map(len, list(self._versions.values())))
 
     def __iter__(self) -> Iterator[Process]:
-        """All versions held, oldest first for each process."""
+        """All cached versions, oldest first for each process."""
         return (process for versions in list(self._versions.values()) for process in list(versions))
 
     def seed(self) -> None:
-        """Add the processes in /proc; existing entries stay."""
+        """Add the processes in /proc; existing entries are kept."""
         strangers = [pid for pid in _procfs(self._proc).pids() if self._living(pid) is None]
         shown = [process for pid in strangers if (process := self.read(pid)) is not None]
         for process in shown:
@@ -104,17 +104,17 @@ class ProcessCache:
             self._note_parent(process)
 
     def begin(self, process: Process) -> None:
-        """A process was forked: `process` holds its facts, unless the cache has it already (seen in /proc)."""
+        """Record the fork of `process`, unless the cache has it already (from /proc)."""
         living = self._living(process.pid)
         if living is None or living.start_ticks != process.start_ticks:
             self._add(process)
 
     def exec(self, process: Process) -> None:
-        """A program was executed: `process` holds the facts from `process.since` on."""
+        """Record an exec: `process` has the attributes from `process.since` on."""
         self._add(process)
 
     def exit(self, pid: int, at: int, ticks: int | None = None) -> Process | None:
-        """Record the end of a process; returns its last facts, or None if it is unknown or has already ended."""
+        """Record the end of a process; returns its last version, or None if it is unknown or has already ended."""
         process = self._living(pid)
         if process is None or (ticks is not None and process.start_ticks != ticks):
             return None
@@ -123,7 +123,7 @@ class ProcessCache:
         return process
 
     def lookup(self, pid: int, at: int | None = None, ticks: int | None = None) -> Process | None:
-        """The facts of `pid` at time `at` (default: the latest), of the process that started at `ticks` if given."""
+        """The version of `pid` at time `at` (default: the latest), of the process that started at `ticks` if given."""
         earliest = None
         for process in reversed(self._versions.get(pid, ())):
             if ticks is not None and process.start_ticks != ticks:
@@ -134,7 +134,7 @@ class ProcessCache:
         return earliest if ticks is not None else None
 
     def find(self, pid: int, at: int | None = None, ticks: int | None = None) -> Process | None:
-        """Like `lookup`, and reads /proc when the cache does not know the process."""
+        """Like `lookup`, but reads /proc if the process is not in the cache."""
         process = self.lookup(pid, at, ticks)
         if process is not None:
             return process
@@ -145,7 +145,7 @@ class ProcessCache:
         return process
 
     def read(self, pid: int) -> Process | None:
-        """The current facts from /proc, not added to the cache. None if there is no such process."""
+        """The process from /proc, not added to the cache. None if there is no such process."""
         process = read_process(pid, self._proc)
         if process is not None and process.cmdline is not None:
             process.cmdline = self._redact(process.cmdline)
@@ -154,16 +154,16 @@ class ProcessCache:
         return process
 
     def command_line(self, arguments: bytes, cut: bool = False) -> str | None:
-        """Arguments, each with its NUL, as one redacted line, with an ellipsis where the rest is cut off."""
+        """Arguments, each with its NUL, as one redacted line, with an ellipsis if truncated."""
         line = self._redact(text.from_bytes(arguments.rstrip(b"\0").replace(b"\0", b" ")))
         return f"{line} …" if cut else line or None
 
     def doubts(self, process: Process, name: str) -> bool:
-        """Whether a process that calls itself `name` now may have executed something that was lost."""
+        """Whether an exec of a process whose name is `name` now may have been lost."""
         return process.since <= self.execs_lost_until and process.name != name
 
     def reconcile(self, now: int | None = None) -> None:
-        """End what /proc no longer shows: for use after exits may have been missed."""
+        """End processes that are no longer in /proc, after exits may have been missed."""
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME) if now is None else now
         known = list(self._versions)
         alive = set(_procfs(self._proc).pids())
@@ -172,9 +172,9 @@ class ProcessCache:
                 self.exit(pid, now)
 
     def expire(self, now: int) -> None:
-        """Forget what ended before the grace period, and the oldest beyond the limit."""
+        """Remove processes that ended before the grace period, and the oldest beyond the limit."""
         ended = self._ended
-        oldest = now - self._grace
+        oldest = now - self._grace_seconds
         while ended and (len(ended) > self._limit or (ended[0].until or 0) < oldest):
             self._forget(ended.popleft())
 
@@ -211,7 +211,7 @@ class ProcessCache:
 
 
 def read_process(pid: int, proc: str = "/proc") -> Process | None:
-    """A process from /proc, without its parent's facts; None if there is no such process."""
+    """A process from /proc, without its parent's attributes; None if there is no such process."""
     try:
         with procfs.ProcfsProcess(_procfs(proc), pid) as shown:
             if not shown.is_leader:

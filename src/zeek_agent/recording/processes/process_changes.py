@@ -1,4 +1,4 @@
-"""Changes of processes, and the forks that wait to become one; shared by all backends."""
+"""Starts and ends of processes, and pending forks; shared by all backends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from zeek_agent.recording.processes.process_event import Exit
 
 FORK_TIMEOUT_NS: Final = 1_000_000_000
-"""How long a forked process may take to execute a program before it counts as started as a copy of its parent.
+"""How long a forked process may take to execute a program before it is reported as a copy of its parent.
 
 A shell takes well under a millisecond; a second leaves room for a busy machine and still reports a worker soon.
 """
@@ -26,7 +26,7 @@ class ProcessChange(NamedTuple):
 
 
 class PendingForks:
-    """Processes that were forked and have neither executed a program nor ended, by pid, the oldest first."""
+    """Forked processes that have neither executed a program nor ended, by pid, the oldest first."""
 
     def __init__(self) -> None:
         self._processes: dict[int, Process] = {}

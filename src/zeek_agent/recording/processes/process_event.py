@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 PROCESSES_EVENTS: Final = "processes_events"
 
 
-class ProcessEvent(Struct, frozen=True, gc=False):
+class ProcessEvent(Struct, frozen=True, gc=False):  # its values are scalars, so it is in no reference cycle
     """A row of `processes_events`, which describes the columns. None: not known."""
 
     time: float
@@ -59,7 +59,7 @@ class Exit(NamedTuple):
 
 
 def process_event(process: Process, at: int, boot_time: float, ended: Exit | None) -> ProcessEvent:
-    """A process that started (`ended` is None) or stopped at `at`, ns since the boot at `boot_time`."""
+    """A process that started (`ended` is None) or stopped at `at`, in ns since the boot at `boot_time`."""
     return ProcessEvent(
         boot_time + at / 1e9,
         process.name or None,
@@ -93,7 +93,7 @@ def process_event(process: Process, at: int, boot_time: float, ended: Exit | Non
 
 
 def exit_code(status: int | None) -> int | None:
-    """The exit code in a wait status; minus its number for the signal that ended a process."""
+    """The exit code in a wait status; the negative number of the signal if one ended the process."""
     if status is None:
         return None
     signal = status & 0x7F

@@ -1,4 +1,4 @@
-"""Updates the process cache from the kernel's fork, exec and exit records, and derives the starts and stops."""
+"""Updates the process cache from the kernel's fork, exec and exit records, and derives starts and stops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from zeek_agent import text
 from zeek_agent.bpf import records
-from zeek_agent.bpf.records import EXEC, EXEC_ARGUMENTS, EXEC_PATHS, EXIT, FORK, PROCESS, Flags, Kind
+from zeek_agent.bpf.records import EXEC, EXEC_ARGUMENTS, EXEC_PATHS, EXIT, FORK, PROCESS, Flags, RecordKind
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.containers import container_id
 from zeek_agent.host.linux.stamps import boot_id, set_or_none, start_ticks
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class ProcessTracker:
-    """Feeds one cache with one object's records."""
+    """Updates a cache from one BPF object's records."""
 
     def __init__(self, cache: ProcessCache) -> None:
         self.cache = cache
@@ -30,8 +30,8 @@ class ProcessTracker:
     def apply(self, batch: Iterable[bytes]) -> list[ProcessChange]:
         """Update the cache; returns starts and stops in the kernel's order.
 
-        A process that was forked and executes a program at once starts once, with that program. One that does not is
-        reported by `settled`, or with its end.
+        A process that is forked and soon executes a program starts once, with that program. One that does not is
+        reported by `settled`, or when it ends.
         """
         changes: list[ProcessChange] = []
         for record in batch:
@@ -43,7 +43,7 @@ class ProcessTracker:
         return changes
 
     def settled(self, now: int) -> list[ProcessChange]:
-        """Processes that were forked a while ago and go on as what they are."""
+        """Starts of processes that were forked a while ago and have not executed a program."""
         changes = []
         for process in self._forks.overdue(now):
             current = self._refreshed(process) if process.since <= self.cache.execs_lost_until else process
@@ -61,10 +61,10 @@ class ProcessTracker:
 
     def _apply(self, record: bytes, changes: list[ProcessChange]) -> None:
         kind = record[0]
-        if kind == Kind.EXEC:
+        if kind == RecordKind.EXEC:
             process = self._exec(record)
             changes.append(ProcessChange(process, process.since, None))
-        elif kind == Kind.EXIT:
+        elif kind == RecordKind.EXIT:
             self._exit(record, changes)
         else:
             self._fork(record)
@@ -111,7 +111,7 @@ class ProcessTracker:
         process = self.cache.exit(ended.pid, ended.since, ended.start_ticks)
         if process is None:
             if self.cache.lookup(ended.pid, ticks=ended.start_ticks) is not None:
-                return  # a second thread that saw itself as the last
+                return  # two threads ended at the same time, and both counted as the last
             self.cache.exec(ended)
             process = self.cache.exit(ended.pid, ended.since, ended.start_ticks) or ended
         process.uid, process.gid, process.ruid, process.rgid = ended.uid, ended.gid, ended.ruid, ended.rgid
@@ -171,7 +171,7 @@ class ProcessTracker:
         )
 
     def _complete(self, process: Process, filename: bytes) -> None:
-        """Fill in what did not fit into the record, from /proc if the process is still there."""
+        """Fill in what did not fit into the record from /proc, if the process still exists."""
         shown = self.cache.read(process.pid)
         if shown is not None and shown.start_ticks == process.start_ticks:
             process.exe = process.exe or shown.exe

@@ -1,4 +1,4 @@
-"""Interprets the kernel's socket records: process, direction, row."""
+"""Turns the kernel's socket records into rows with process and direction."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from zeek_agent.bpf import records
-from zeek_agent.bpf.records import SOCKET, Kind, SocketRecord
+from zeek_agent.bpf.records import SOCKET, RecordKind, SocketRecord
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.internet_sockets import on_the_wire
 from zeek_agent.host.linux.stamps import boot_id, start_ticks
@@ -25,14 +25,14 @@ from zeek_agent.recording.sockets.socket_event import (
 log = logging.getLogger(__name__)
 
 ACCEPT_TIMEOUT_NS: Final = 1_000_000_000
-"""Time for which a connection waits for its accepting process; then the listener's owner is the substitute (io_uring
-accepts without the traced system call)."""
-REMEMBERED_MAX: Final = 100_000
-"""Maximum open sockets whose process is remembered for their end."""
+"""How long a connection waits for its accepting process; then the listener's owner is used (io_uring accepts without
+the traced system call)."""
+REMEMBERED_SOCKETS_MAX: Final = 100_000
+"""Open sockets whose process is remembered for their end; bounds memory on a server with more connections."""
 
 
 class _Passive(NamedTuple):
-    """An inbound connection that was not accepted yet."""
+    """An inbound connection that has not been accepted yet."""
 
     at: int
     flow: Flow
@@ -52,7 +52,7 @@ class ConnectionTracker:
     def remember(self, cookie: int, process: Process | None, direction: Direction | None) -> None:
         """Remember the process and direction of an open socket."""
         self._open[cookie] = (process, direction)
-        if len(self._open) > REMEMBERED_MAX:
+        if len(self._open) > REMEMBERED_SOCKETS_MAX:
             oldest = next(iter(self._open))
             del self._open[oldest]
             self._substituted.discard(oldest)
@@ -84,16 +84,16 @@ class ConnectionTracker:
             self._end(record, flow, boot_time, rows)
             return
         process = self._process(record)
-        if kind == Kind.PACKET:
+        if kind == RecordKind.PACKET:
             rows.append(packet_event(process, record.netns, time=boot_time + record.time / 1e9))
-        elif kind == Kind.PASSIVE:
+        elif kind == RecordKind.PASSIVE:
             self._passive[cookie] = _Passive(record.time, flow, process)
-        elif kind == Kind.ACCEPTED and cookie in self._passive:
+        elif kind == RecordKind.ACCEPTED and cookie in self._passive:
             self._accept(cookie, process, boot_time, rows)
-        elif kind != Kind.ACCEPTED or self._open.get(cookie, (None, None))[0] is not process:
+        elif kind != RecordKind.ACCEPTED or self._open.get(cookie, (None, None))[0] is not process:
             state, direction = _MEANING[kind]
             rows.append(socket_event(flow, state, direction, process, time=boot_time + record.time / 1e9))
-            if kind != Kind.FAILED:
+            if kind != RecordKind.FAILED:
                 self.remember(cookie, process, direction)
 
     def _accept(
@@ -118,7 +118,7 @@ class ConnectionTracker:
         process, direction = self._open.pop(record.cookie, (None, None))
         if process is None:
             process = self._process(record)
-        if record.kind == Kind.UNLISTEN:
+        if record.kind == RecordKind.UNLISTEN:
             direction = None
         elif direction is None and process is not None:
             direction = "outbound" if record.outbound else "inbound"
@@ -128,7 +128,7 @@ class ConnectionTracker:
         rows.append(socket_event(flow, "closed", direction, process, time=when, stands_in=stands_in))
 
     def _process(self, record: SocketRecord) -> Process | None:
-        """The owner at the time of its system call."""
+        """The owner at the time of the system call."""
         if record.started == 0:  # open before the programs were attached
             return self._open.get(record.cookie, (None, None))[0]
         ticks = start_ticks(record.started)
@@ -146,15 +146,15 @@ class ConnectionTracker:
         return process
 
 
-_ENDS: Final = frozenset({Kind.CLOSED, Kind.UNLISTEN})
+_ENDS: Final = frozenset({RecordKind.CLOSED, RecordKind.UNLISTEN})
 _MEANING: Final[dict[int, tuple[SocketState, Direction | None]]] = {
-    Kind.CONNECTED: ("established", "outbound"),
-    Kind.FAILED: ("failed", "outbound"),
-    Kind.ACCEPTED: ("established", "inbound"),
-    Kind.LISTEN: ("listen", None),
-    Kind.BOUND: ("listen", None),
-    Kind.SENT: ("established", "outbound"),
-    Kind.RECEIVED: ("established", "inbound"),
+    RecordKind.CONNECTED: ("established", "outbound"),
+    RecordKind.FAILED: ("failed", "outbound"),
+    RecordKind.ACCEPTED: ("established", "inbound"),
+    RecordKind.LISTEN: ("listen", None),
+    RecordKind.BOUND: ("listen", None),
+    RecordKind.SENT: ("established", "outbound"),
+    RecordKind.RECEIVED: ("established", "inbound"),
 }
 
 

@@ -1,8 +1,8 @@
 """Address translation (NAT) on this host, from connection tracking's netlink messages (`nfnetlink_conntrack.h`).
 
-A container's connection leaves a host that masquerades with other addresses and ports than those of its socket, and
-Zeek sees it with these. Translations of the network namespace that the agent runs in are known here, whatever namespace
-the socket is in; a namespace's own translations inside of it are not.
+A masquerading host changes the addresses and ports of a container's connection, and Zeek sees the changed ones. This
+module knows the translations of the agent's network namespace, whichever namespace the socket is in, but not the
+translations inside other namespaces.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ _NFGENMSG: Final = struct.Struct("=BBH")
 _ORIGINAL, _REPLY, _STATUS, _STATUS_MASK = 1, 2, 3, 26
 _IP, _PROTOCOL = 1, 2
 _SO_ATTACH_FILTER: Final = 26
-_BUFFER: Final = 4 << 20
+_BUFFER_BYTES: Final = 4 << 20
 _REFUSALS: Final = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
 SYSCTL: Final = Path("/proc/sys/net/netfilter")
 
 _TRANSLATED_ONLY: Final = (
     (0x00, 0, 0, _MESSAGE.size + _NFGENMSG.size),  # A: where attributes begin
-    (0x01, 0, 0, _STATUS),  # X: which to look for
-    (0x20, 0, 0, 0xFFFF_F00C),  # A: where it is (SKF_AD_NLATTR)
-    (0x15, 3, 0, 0),  # none there: take the message
+    (0x01, 0, 0, _STATUS),  # X: the attribute to find
+    (0x20, 0, 0, 0xFFFF_F00C),  # A: its offset (SKF_AD_NLATTR)
+    (0x15, 3, 0, 0),  # missing: accept the message
     (0x07, 0, 0, 0),
     (0x40, 0, 0, 4),  # A: its value
     (0x45, 0, 1, _SRC_NAT | _DST_NAT),
     (0x06, 0, 0, 0xFFFF_FFFF),
     (0x06, 0, 0, 0),
 )
-"""A program for the kernel's packet filter: leaves out connections that are not translated, which may be very many."""
+"""A program for the kernel's packet filter that drops connections without translation, which may be very many."""
 
 
-class Tuple(NamedTuple):
-    """One direction of a connection, as its packets have it."""
+class ConnectionTuple(NamedTuple):
+    """The addresses and ports of one direction's packets."""
 
     source: str
     source_port: int
@@ -66,11 +66,11 @@ class Tuple(NamedTuple):
 
 
 class TrackedConnection(NamedTuple):
-    """A tracked connection: packets of the originator as they come in, and those that the reply is expected to have."""
+    """A tracked connection: the originator's packets as they arrive, and the expected reply packets."""
 
     protocol: int
-    original: Tuple
-    reply: Tuple
+    original: ConnectionTuple
+    reply: ConnectionTuple
 
     def views(self) -> Iterator[tuple[Ends, Translation]]:
         """Each end's own view, and the view from the other side of the translation; none if nothing is translated."""
@@ -82,11 +82,11 @@ class TrackedConnection(NamedTuple):
 
 
 class Translations:
-    """Address translations by view. Ended connections are kept for `grace` seconds, and at most `limit` in all."""
+    """Address translations by view. Ended connections are kept for `grace_seconds`, up to `limit` in total."""
 
-    def __init__(self, limit: int = 65_536, grace: float = 60.0) -> None:
+    def __init__(self, limit: int = 65_536, grace_seconds: float = 60.0) -> None:
         self._limit = limit
-        self._grace = grace
+        self._grace_seconds = grace_seconds
         self._connections: dict[TrackedConnection, float | None] = {}
         self._by_view: dict[Ends, Translation] = {}
         self._ended: deque[tuple[float, TrackedConnection]] = deque()
@@ -109,7 +109,7 @@ class Translations:
             self._ended.append((now, connection))
 
     def replace(self, connections: set[TrackedConnection], now: float) -> None:
-        """Set the current connections; the others have ended unobserved."""
+        """Set the current connections; any others have ended unobserved."""
         for connection in self._connections.keys() - connections:
             if self._connections[connection] is None:
                 self.end(connection, now)
@@ -117,8 +117,8 @@ class Translations:
             self.begin(connection)
 
     def expire(self, now: float) -> None:
-        """Forget what ended before the grace period, unless it has begun again."""
-        while self._ended and self._ended[0][0] < now - self._grace:
+        """Remove connections that ended before the grace period, unless they were opened again."""
+        while self._ended and self._ended[0][0] < now - self._grace_seconds:
             ended, connection = self._ended.popleft()
             if self._connections.get(connection) == ended:
                 self._forget(connection)
@@ -136,16 +136,16 @@ class Translations:
 
 
 class Conntrack(Source):
-    """Follows translations, and adds them to the rows of socket events that other sources record."""
+    """Tracks translations, and adds them to the socket events of other sources."""
 
     kind = "translations"
     backend = "conntrack"
     essential = False
 
-    def __init__(self, limit: int = 65_536, grace: float = 60.0, sysctl: Path = SYSCTL) -> None:
+    def __init__(self, limit: int = 65_536, grace_seconds: float = 60.0, sysctl: Path = SYSCTL) -> None:
         super().__init__()
         self._limit = limit
-        self._grace = grace
+        self._grace_seconds = grace_seconds
         self._sysctl = sysctl
         self._lock = threading.Lock()
         self._listener: Listener | None = None
@@ -167,7 +167,7 @@ class Conntrack(Source):
 
     def start(self, sink: Sink) -> None:
         """Translations of the calling thread's network namespace."""
-        self._translations = Translations(self._limit, self._grace)
+        self._translations = Translations(self._limit, self._grace_seconds)
         channel = _subscribed()
         try:
             self._requests = netlink.channel(_NETLINK_NETFILTER)
@@ -177,7 +177,13 @@ class Conntrack(Source):
             self._close()
             raise
         self._listener = Listener(
-            channel, self._receive, settle=self._settle, overrun=self._overrun, failed=self.failed, batch=0.1, tick=1.0
+            channel,
+            self._receive,
+            settle=self._settle,
+            overrun=self._overrun,
+            failed=self.failed,
+            batch_seconds=0.1,
+            tick_seconds=1.0,
         )
         self._listener.start()
 
@@ -221,7 +227,7 @@ class Conntrack(Source):
     def _apply(self, kind: int, body: bytes) -> None:
         self.counters.received += 1
         try:
-            connection = parse(body)
+            connection = parse_connection(body)
         except (struct.error, LookupError, ValueError) as error:
             self.counters.lost["decode"] += 1
             self.counters.last_error = f"invalid connection-tracking message: {error}"
@@ -256,17 +262,17 @@ class Conntrack(Source):
 
 
 def why_not(sysctl: Path = SYSCTL) -> str | None:
-    """None when connections are tracked here, so that some may be translated; else why not."""
+    """Why there are no translations here; None if connections are tracked, so that some may be translated."""
     if not (sysctl / "nf_conntrack_count").exists():
         return "connections are not tracked (module nf_conntrack is not loaded), so nothing is translated"
     return None
 
 
-def translations() -> dict[Ends, Translation]:
+def list_translations() -> dict[Ends, Translation]:
     """The translations of the calling thread's network namespace by each end's own view.
 
-    None where the kernel does not list them, or not to us (it takes CAP_NET_ADMIN). Raises OSError for other failures.
-    A list takes the kernel some 20 ms, however short it is: its table is large.
+    Empty if the kernel does not list them, or not to us (it requires CAP_NET_ADMIN). Raises OSError for other failures.
+    Even a short list takes the kernel some 20 ms, because its table is large.
     """
     if why_not() is not None or int((SYSCTL / "nf_conntrack_count").read_text()) == 0:
         return {}
@@ -279,10 +285,10 @@ def translations() -> dict[Ends, Translation]:
         raise
 
 
-def parse(body: bytes) -> TrackedConnection | None:
+def parse_connection(body: bytes) -> TrackedConnection | None:
     """The connection in a message, from its `struct nfgenmsg` on; None for protocols without ports.
 
-    Raises struct.error, LookupError or ValueError when the message is not one.
+    Raises struct.error, LookupError or ValueError for any other message.
     """
     found = dict(netlink.attributes(body, _NFGENMSG.size))
     protocol, original = _tuple(found[_ORIGINAL])
@@ -290,7 +296,7 @@ def parse(body: bytes) -> TrackedConnection | None:
     return None if original is None or reply is None else TrackedConnection(protocol, original, reply)
 
 
-def _tuple(nested: bytes) -> tuple[int, Tuple | None]:
+def _tuple(nested: bytes) -> tuple[int, ConnectionTuple | None]:
     parts = dict(netlink.attributes(nested, 0))
     ends = dict(netlink.attributes(parts[_IP], 0))
     transport = dict(netlink.attributes(parts[_PROTOCOL], 0))
@@ -299,15 +305,15 @@ def _tuple(nested: bytes) -> tuple[int, Tuple | None]:
         return protocol, None
     source, destination = (ends[1], ends[2]) if 1 in ends else (ends[3], ends[4])
     (source_port,), (destination_port,) = struct.unpack("!H", transport[2]), struct.unpack("!H", transport[3])
-    return protocol, Tuple(address_text(source), source_port, address_text(destination), destination_port)
+    return protocol, ConnectionTuple(address_text(source), source_port, address_text(destination), destination_port)
 
 
 def _listed(requests: socket.socket) -> Iterator[TrackedConnection]:
-    """Connections that are translated; from a kernel that cannot select by status all of them, twice."""
+    """Translated connections; a kernel that cannot select by status lists all connections, twice."""
     for status in (_SRC_NAT, _DST_NAT):
         wanted = _attribute(_STATUS, status) + _attribute(_STATUS_MASK, status)
         for body in netlink.dump_on(requests, _GET, _NFGENMSG.pack(socket.AF_UNSPEC, 0, 0) + wanted):
-            connection = parse(body)
+            connection = parse_connection(body)
             if connection is not None:
                 yield connection
 
@@ -317,10 +323,10 @@ def _attribute(kind: int, number: int) -> bytes:
 
 
 def _subscribed() -> socket.socket:
-    """A socket subscribed to the begin and end of translated connections."""
+    """A socket subscribed to the beginning and end of translated connections."""
     channel = netlink.channel(_NETLINK_NETFILTER)
     try:
-        enlarge(channel, _BUFFER)
+        enlarge(channel, _BUFFER_BYTES)
         program = b"".join(struct.pack("=HBBI", *instruction) for instruction in _TRANSLATED_ONLY)
         buffer = ctypes.create_string_buffer(program, len(program))
         filtered = struct.pack("@HP", len(_TRANSLATED_ONLY), ctypes.addressof(buffer))

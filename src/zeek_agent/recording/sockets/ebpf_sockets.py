@@ -16,7 +16,7 @@ from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.host.linux.host_sockets import sockets_by_namespace
 from zeek_agent.host.linux.internet_sockets import TCP, UDP, UDPLITE, TcpState
 from zeek_agent.host.linux.procfs import Procfs, socket_holders
-from zeek_agent.recording.bpf_monitor import Monitor, Stream, ring_size
+from zeek_agent.recording.bpf_monitor import BpfMonitor, RecordStream, ring_size
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.sockets.bpf_connections import ConnectionTracker
 from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction, SocketEvent
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_RING_PER_CPU: Final = 512 << 10
-_PACKET_RING: Final = 64 << 10  # for a sniffer now and then; whole pages on any machine
+_RING_BYTES_PER_CPU: Final = 512 << 10
+_PACKET_RING_BYTES: Final = 64 << 10  # for occasional sniffers; a multiple of any page size
 
 
 class EbpfSockets(Source):
-    """TCP connections and listeners, first datagrams of flows, opened packet sockets, with the process that acts."""
+    """TCP connections and listeners, first datagrams of flows and opened packet sockets, with the acting process."""
 
     kind = "sockets"
     backend = "ebpf"
 
-    def __init__(self, monitor: Monitor, settings: SourceSettings) -> None:
+    def __init__(self, monitor: BpfMonitor, settings: SourceSettings) -> None:
         super().__init__()
         self._monitor = monitor
         self._settings = settings
         self._exclusions = Exclusions(settings)
         self._tracker = ConnectionTracker(monitor.cache)
-        self._streams: list[Stream] = []
+        self._streams: list[RecordStream] = []
         self._sink: Sink | None = None
         monitor.on_tick.append(self._tick)
         monitor.on_failure.append(self.failed)
@@ -53,10 +53,10 @@ class EbpfSockets(Source):
         return why_not(("processes", "tcp")) or why_no_tracepoints()
 
     def start(self, sink: Sink) -> None:
-        """TCP must work; failures of datagram or packet sockets are only noted in `counters.last_error`."""
+        """TCP must work; failures of datagram or packet sockets are only recorded in `counters.last_error`."""
         self._monitor.open()
         self._sink = sink
-        size = ring_size(self._settings.ring_bytes, _RING_PER_CPU)
+        size = ring_size(self._settings.ring_bytes, _RING_BYTES_PER_CPU)
         try:
             self._streams.append(self._stream("tcp", size, _attach_all))
         except OSError:
@@ -64,7 +64,7 @@ class EbpfSockets(Source):
             raise
         obstacles = {
             "datagrams": self._add("udp", size, _attach_to_cgroups),
-            "packet sockets": self._add("packet", _PACKET_RING, _attach_all),
+            "packet sockets": self._add("packet", _PACKET_RING_BYTES, _attach_all),
         }
         missing = [f"{what} are not recorded: {why}" for what, why in obstacles.items() if why is not None]
         if missing:
@@ -77,7 +77,7 @@ class EbpfSockets(Source):
             self._monitor.add(stream)
 
     def _add(self, name: str, size: int, attach: Callable[[BpfObject], None]) -> str | None:
-        """None if one more object is active; else the reason."""
+        """Add an object. Returns None, or the reason if it could not be added."""
         failure = why_not((name,))
         if failure is not None:
             return failure
@@ -102,8 +102,8 @@ class EbpfSockets(Source):
             self._monitor.drain()
             self._count()
 
-    def _stream(self, name: str, size: int, attach: Callable[[BpfObject], None]) -> Stream:
-        """An object that is loaded, configured and attached, and its ring of `size` bytes."""
+    def _stream(self, name: str, size: int, attach: Callable[[BpfObject], None]) -> RecordStream:
+        """Load, configure and attach an object; returns it with its ring of `size` bytes."""
         settings = self._settings
         executables = _identities(settings.ignore_executables)
         own_pid = os.getpid() if settings.ignore_self else 0
@@ -116,10 +116,10 @@ class EbpfSockets(Source):
             loaded.configure(struct.pack("=4I", *filters))
             loaded.load()
             for uid in settings.ignore_uids:
-                loaded.put("ignored_uids", struct.pack("=I", uid), bytes(4))
+                loaded.update_element("ignored_uids", struct.pack("=I", uid), bytes(4))
             for identity in executables:
-                loaded.put("ignored_executables", identity, bytes(4))
-            stream = Stream(loaded, Ring(loaded.map_fd("records"), size), self._record)
+                loaded.update_element("ignored_executables", identity, bytes(4))
+            stream = RecordStream(loaded, Ring(loaded.map_fd("records"), size), self._record)
             attach(loaded)
         except OSError:
             loaded.close()
@@ -147,7 +147,7 @@ class EbpfSockets(Source):
 
 
 def open_sockets(cache: ProcessCache, proc: str = "/proc") -> Iterator[tuple[int, Process | None, Direction | None]]:
-    """Open sockets: cookie, a process that holds it, and the direction, as far as it can be determined afterwards.
+    """Open sockets: cookie, owner and direction, as far as these can be determined afterwards.
 
     A connection on a listening port is inbound.
     """
@@ -177,13 +177,13 @@ def _attach_to_cgroups(loaded: BpfObject) -> None:
     directory = os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for program in loaded.programs:
-            loaded.attach(program, directory if loaded.section(program).startswith("cgroup") else None)
+            loaded.attach(program, directory if loaded.section_name(program).startswith("cgroup") else None)
     finally:
         os.close(directory)
 
 
 def _identities(executables: tuple[str, ...]) -> list[bytes]:
-    """The existing ones, identified by inode and device as in the kernel (`struct executable`)."""
+    """The existing executables, identified by inode and device as in the kernel (`struct executable`)."""
     found = []
     for path in executables:
         try:

@@ -21,11 +21,11 @@ SocketState = Literal["established", "closed", "failed", "listen", "expired"]
 Direction = Literal["outbound", "inbound"]
 
 Ends: TypeAlias = "tuple[int | None, str | None, int | None, str | None, int | None]"
-"""Protocol, local address and port, remote address and port, as a socket has them."""
+"""A socket's protocol, local address and port, remote address and port."""
 
 
-class SocketEvent(Struct, frozen=True, gc=False):
-    """A row of `sockets_events`, which describes the columns. None: not known, or there is none."""
+class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so it is in no reference cycle
+    """A row of `sockets_events`, which describes the columns. None means unknown or not applicable."""
 
     time: float
     pid: int | None
@@ -71,7 +71,7 @@ class SocketEvent(Struct, frozen=True, gc=False):
 
 
 class Flow(NamedTuple):
-    """A socket's ends, with addresses in network form (4 or 16 bytes). None: not known; no peer is all zeros."""
+    """A socket's ends, with addresses in network form (4 or 16 bytes). None means unknown; no peer is all zeros."""
 
     protocol: int | None
     local: bytes | None
@@ -83,7 +83,7 @@ class Flow(NamedTuple):
 
 
 class Translation(NamedTuple):
-    """A connection's ends as they are on the other side of an address translation (NAT); all None without one."""
+    """A connection's ends on the other side of an address translation (NAT); all None without one."""
 
     local_addr: str | None
     local_port: int | None

@@ -1,4 +1,4 @@
-"""Which process holds a socket, looked for where it is likely first: among recent owners, then the youngest."""
+"""Finds the owner of a socket in the most likely order: recent owners, then the youngest processes."""
 
 # ruff: noqa: PTH115, PTH123, PTH208  where pathlib costs more than the kernel
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 
-_RECENT: Final = 64
+_RECENT_OWNERS: Final = 64
+"""Processes that are searched first: a few of them open most of a host's connections."""
 
 
 class SocketOwners:
@@ -22,9 +23,9 @@ class SocketOwners:
         self._recent: dict[int, None] = {}
 
     def find(self, inodes: Iterable[int]) -> dict[int, int]:
-        """The owner's pid by inode, of those that a visible process holds.
+        """The owner's pid by inode, for sockets of visible processes.
 
-        Where parent and child hold a socket, it is the parent: it opened the socket before it forked.
+        If parent and child both have a socket open, the owner is the parent: it opened the socket before the fork.
         """
         wanted = {f"socket:[{inode}]": inode for inode in inodes}
         found: dict[int, int] = {}
@@ -48,7 +49,7 @@ class SocketOwners:
     def _remember(self, pid: int) -> None:
         self._recent.pop(pid, None)
         self._recent[pid] = None
-        if len(self._recent) > _RECENT:
+        if len(self._recent) > _RECENT_OWNERS:
             del self._recent[next(iter(self._recent))]
 
     def _sockets(self, pid: int) -> list[str]:
@@ -72,7 +73,7 @@ class SocketOwners:
         return pid
 
     def _parent(self, pid: int) -> int:
-        """The parent's pid; 0 when there is none or the process is gone."""
+        """The parent's pid; 0 without one, or if the process is gone."""
         try:
             with open(f"{self._proc}/{pid}/stat", "rb", buffering=0) as file:
                 return int(file.read().rpartition(b")")[2].split()[1])
@@ -81,7 +82,7 @@ class SocketOwners:
 
 
 def living_owners(owners: SocketOwners, cache: ProcessCache, inodes: set[int], fed: bool) -> dict[int, Process]:
-    """The processes that hold these sockets now; from /proc unless the cache is `fed` with what processes do."""
+    """The current owners of these sockets; from /proc unless the cache is `fed` with process events."""
     found: dict[int, Process] = {}
     for inode, pid in owners.find(inodes).items():
         process = cache.find(pid) if fed else None

@@ -1,6 +1,7 @@
 """Socket events from frequent sock_diag(7) dumps of open sockets, and its multicasts of closed ones.
 
-A connection shorter than a round is known from the latter alone: both its ends, but not its process.
+A connection shorter than a round is known from the latter alone: both its ends, but not its process. The same message
+tells a TCP connection that was established from an attempt that failed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import errno
 import logging
 import os
 import socket
+import struct
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -35,13 +37,17 @@ log = logging.getLogger(__name__)
 _ROUND: Final = 0.025
 _SHARE: Final = 1.5
 _ATTRIBUTION_TIMEOUT: Final = 0.1
+_OUTCOME_TIMEOUT: Final = 4.0
+"""The kernel keeps a closed socket until the resolution of its peer's address has failed, after 3 seconds."""
 _NAMESPACES: Final = 1.0
 _NAMESPACES_MAX: Final = 1_000
 _DESTROYED: Final = 0b1111  # SKNLGRP_INET_TCP_DESTROY and those of UDP, TCP over IPv6, UDP over IPv6
 _BUFFER: Final = 4 << 20
 _MESSAGE: Final = 16
 _ATTRIBUTES: Final = 72  # behind struct inet_diag_msg
+_INFO: Final = 2  # INET_DIAG_INFO, a struct tcp_info
 _PROTOCOL: Final = 10  # INET_DIAG_PROTOCOL
+_RECEIVE_SPACE: Final = struct.Struct("=96xI")  # tcpi_rcv_space of struct tcp_info
 
 
 class _Namespace(NamedTuple):
@@ -82,7 +88,13 @@ class SocketPolling(Source):
 
     def start(self, sink: Sink) -> None:
         self._sink = sink
-        self._changes = SocketChanges(self._find, self._exclusions, attribution_timeout=_ATTRIBUTION_TIMEOUT, misses=1)
+        self._changes = SocketChanges(
+            self._find,
+            self._exclusions,
+            attribution_timeout=_ATTRIBUTION_TIMEOUT,
+            misses=1,
+            outcome_timeout=_OUTCOME_TIMEOUT,
+        )
         self._own = network_namespace("/proc", "self")
         self._namespaces = {self._own: _open(self._own)}
         self._look_at = 0.0
@@ -98,6 +110,7 @@ class SocketPolling(Source):
             return
         periodic, self._periodic = self._periodic, None
         periodic.stop()
+        self._changes.end_waiting(time.time())
         try:
             periodic.now()
         finally:
@@ -113,15 +126,15 @@ class SocketPolling(Source):
             self._enter_namespaces()
         for namespace in self._namespaces.values():
             self._changes.update(namespace.inode, _listed(namespace), time.time())
-            for gone in self._gone(namespace):
-                self._changes.destroyed(namespace.inode, gone, time.time())
+            for gone, was_established in self._gone(namespace):
+                self._changes.destroyed(namespace.inode, gone, time.time(), was_established=was_established)
         rows = self._changes.collect(time.time())
         self.counters.received += len(rows)
         if rows:
             self._sink(SOCKETS_EVENTS, rows)
 
-    def _gone(self, namespace: _Namespace) -> Iterator[InternetSocket]:
-        """Sockets that the kernel reported as closed since the last call."""
+    def _gone(self, namespace: _Namespace) -> Iterator[tuple[InternetSocket, bool | None]]:
+        """Sockets that the kernel reported as closed since the last call, and whether they were ever connected."""
         while True:
             try:
                 message = namespace.destroyed.recv(4_096)
@@ -133,9 +146,12 @@ class SocketPolling(Source):
                 self.counters.lost["overrun"] += 1  # of unknown number; those that a round has seen are not lost
                 continue
             body = message[_MESSAGE:]
-            protocol = next((value[0] for kind, value in netlink.attributes(body, _ATTRIBUTES) if kind == _PROTOCOL), 0)
+            attributes = dict(netlink.attributes(body, _ATTRIBUTES))
+            protocol = attributes.get(_PROTOCOL, b"\0")[0]
             if protocol in {TCP, UDP}:
-                yield from inet_diag.parse(protocol, [body])
+                was_established = _was_established(attributes.get(_INFO, b"")) if protocol == TCP else True
+                for gone in inet_diag.parse_messages(protocol, [body]):
+                    yield gone, was_established
 
     def _find(self, inodes: set[int]) -> dict[int, Process]:
         return living_owners(self._owners, self._cache, inodes, self._fed)
@@ -148,8 +164,9 @@ class SocketPolling(Source):
             if name.isdecimal() and (inode := network_namespace("/proc", name)) is not None:
                 members.setdefault(inode, name)
         for inode in self._namespaces.keys() - members.keys() - {self._own}:
-            self._changes.forget(inode, time.time())
-            self._namespaces.pop(inode).close()
+            if not self._changes.has_attempts(inode):
+                self._changes.forget(inode, time.time())
+                self._namespaces.pop(inode).close()
         for inode in list(members.keys() - self._namespaces.keys())[: _NAMESPACES_MAX - len(self._namespaces)]:
             self._enter(inode, members[inode])
 
@@ -159,6 +176,15 @@ class SocketPolling(Source):
         except OSError as error:
             self.counters.last_error = f"network namespace {inode}: {error}"
             log.debug("socket events: cannot enter network namespace %d: %s", inode, error)
+
+
+def _was_established(info: bytes) -> bool | None:
+    """Whether a TCP socket ever had an established connection, by its `struct tcp_info`; None if that is missing.
+
+    The kernel first sets the receive space when a connection is established, by either side, and never resets it.
+    A reset clears the counters of bytes and segments.
+    """
+    return _RECEIVE_SPACE.unpack_from(info)[0] > 0 if len(info) >= _RECEIVE_SPACE.size else None
 
 
 def _open(inode: int | None) -> _Namespace:

@@ -1,7 +1,7 @@
 """Entries of the systemd journal, from a `journalctl --follow` subprocess.
 
-It writes the journal's export format (systemd.io/JOURNAL_EXPORT_FORMATS), which carries any bytes as they are, and in
-which a value that is too long can be skipped without being held.
+It writes the journal's export format (systemd.io/JOURNAL_EXPORT_FORMATS), which transfers any bytes unchanged, and
+allows skipping a value that is too long without keeping it in memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zeek_agent.text import from_bytes
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
-    from zeek_agent.recording.source import Recorded, Sink
+    from zeek_agent.recording.source import PositionReader, Sink
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,14 @@ _FIELDS: Final = (
 )
 _READ_BYTES: Final = MESSAGE_BYTES + 128
 _CURSOR: Final = re.compile(r"s=[0-9a-f]+;i=[0-9a-f]+;b=[0-9a-f]+;m=[0-9a-f]+;t=[0-9a-f]+;x=[0-9a-f]+")
-_ATTEMPTS: Final = 3
-_STEADY: Final = 60.0
-_REST: Final = 0.5
-_STOP: Final = 5.0
+_FAILED_RUNS_MAX: Final = 3
+"""Consecutive runs of journalctl without an entry after which the source fails."""
+_STEADY_SECONDS: Final = 60.0
+"""A run of this length has worked, even if nothing was logged."""
+_RESTART_PAUSE_SECONDS: Final = 0.5
+"""Pause before a restart, longer after each failed run."""
+_STOP_TIMEOUT_SECONDS: Final = 5.0
+"""Time for journalctl to end on SIGTERM, which it does at once unless it hangs."""
 
 
 class Journal(Source):
@@ -82,7 +86,7 @@ class Journal(Source):
             return "no permission to read the system journal; it requires root or the group systemd-journal"
         return None
 
-    def resume(self, recorded: Recorded) -> None:
+    def resume(self, recorded: PositionReader) -> None:
         past = recorded(SYSTEM_LOGS_EVENTS)
         if past.cursor is not None:
             self._cursor = past.cursor if _CURSOR.fullmatch(past.cursor) else None
@@ -102,12 +106,12 @@ class Journal(Source):
             if self._process is not None:
                 self._process.terminate()
         if self._follower is not None:
-            self._follower.join(_STOP)
+            self._follower.join(_STOP_TIMEOUT_SECONDS)
             self._follower = None
 
     def _journalctl(self) -> subprocess.Popen[bytes]:
-        """Start it at the last known entry, which it repeats: `--after-cursor` would skip an entry if that one is gone.
-        A signal from the agent's terminal must not end it before the agent does."""
+        """Start journalctl at the last known entry, which it repeats: `--after-cursor` would skip an entry if that one
+        no longer exists. It has its own process group, so that a signal from the agent's terminal does not end it."""
         begin = f"--since=@{self._since:.6f}" if self._cursor is None else f"--cursor={self._cursor}"
         arguments = ("--follow", "--no-tail", "--quiet", "--output=export", f"--output-fields={','.join(_FIELDS)}")
         return subprocess.Popen(
@@ -119,17 +123,17 @@ class Journal(Source):
         )
 
     def _run(self, process: subprocess.Popen[bytes]) -> None:
-        """Read the output of journalctl, and restart it when it ends; fail when that does not help."""
+        """Read the output of journalctl, and restart it when it ends; fail if that does not help."""
         in_vain = 0
         try:
             while True:
                 begun, received = time.monotonic(), self.counters.received
                 reason = self._follow(process)
-                worked = self.counters.received > received or time.monotonic() - begun > _STEADY
+                worked = self.counters.received > received or time.monotonic() - begun > _STEADY_SECONDS
                 in_vain = 0 if worked else in_vain + 1
-                if in_vain >= _ATTEMPTS:
+                if in_vain >= _FAILED_RUNS_MAX:
                     break
-                if self._ended.wait(_REST * (1 + in_vain)):
+                if self._ended.wait(_RESTART_PAUSE_SECONDS * (1 + in_vain)):
                     return
                 log.warning("%s; restarting it", reason)
                 with self._lock:
@@ -141,14 +145,14 @@ class Journal(Source):
         self.failure = reason
 
     def _follow(self, process: subprocess.Popen[bytes]) -> str:
-        """Record entries until journalctl ends. Returns how it ended."""
+        """Record entries until journalctl ends. Returns the reason."""
         complaints: deque[bytes] = deque(maxlen=1)
         assert process.stdout is not None
         assert process.stderr is not None
         listener = threading.Thread(target=complaints.extend, args=(process.stderr,), name="journalctl", daemon=True)
         listener.start()
         with process:
-            for fields in entries(process.stdout):
+            for fields in read_entries(process.stdout):
                 self._record(fields)
             listener.join()
         complaint = from_bytes(b"".join(complaints)).strip()
@@ -168,10 +172,10 @@ class Journal(Source):
         self._sink(SYSTEM_LOGS_EVENTS, [entry])
 
 
-def entries(stream: BinaryIO | IO[bytes]) -> Iterator[dict[str, bytes]]:
-    """The entries of a stream in export format: of each field the first value, cut where it becomes too long.
+def read_entries(stream: BinaryIO | IO[bytes]) -> Iterator[dict[str, bytes]]:
+    """The entries of a stream in export format, with the first value of each field, truncated if it is too long.
 
-    An entry whose end is missing is left out.
+    An incomplete last entry is omitted.
     """
     fields: dict[str, bytes] = {}
     while line := stream.readline(_READ_BYTES):
@@ -220,12 +224,12 @@ def _text(fields: Mapping[str, bytes], name: str) -> str | None:
 
 
 def _number(fields: Mapping[str, bytes], name: str, largest: int = 2**32 - 1) -> int | None:
-    """A field's number; None when it holds anything else, as those may that a program sets itself."""
+    """A field's number; None for anything else, because programs can set some fields themselves."""
     value = fields.get(name, b"")
     number = int(value) if len(value) <= 10 and value.isdigit() else None
     return number if number is not None and number <= largest else None
 
 
 def _place(cursor: str | None) -> str | None:
-    """What of a cursor stays the same when the journal is moved from /run to /var: boot, times and a hash."""
+    """The part of a cursor that stays the same when the journal moves from /run to /var: boot, times and a hash."""
     return None if cursor is None else cursor.partition(";b=")[2]

@@ -1,4 +1,4 @@
-"""Entries of the system's log, from whichever source, as rows of the table `system_logs_events`."""
+"""Entries of the system's log, from any source, as rows of the table `system_logs_events`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from msgspec import Struct
 
 SYSTEM_LOGS_EVENTS: Final = "system_logs_events"
 MESSAGE_BYTES: Final = 65_536
-"""So much of a message is kept."""
+"""Maximum of a message, and more than syslog daemons accept; the rest is cut off."""
 
 
-class SystemLogEntry(Struct, frozen=True, gc=False):
-    """A row; None for values that a source does not have."""
+class SystemLogEntry(Struct, frozen=True, gc=False):  # its values are scalars, so it is in no reference cycle
+    """A row; None for values that a source does not provide."""
 
     time: float
     process: str | None
@@ -29,7 +29,7 @@ class SystemLogEntry(Struct, frozen=True, gc=False):
 
 
 def bounded(message: bytes) -> bytes:
-    """The message, cut where it becomes too long, between two characters if it is UTF-8."""
+    """The message, truncated if it is too long, between two characters if it is UTF-8."""
     if len(message) <= MESSAGE_BYTES:
         return message
     end = MESSAGE_BYTES

@@ -1,7 +1,7 @@
-"""Lines of the files that a syslog daemon writes, for hosts without a journal.
+"""Lines of a syslog daemon's files, for hosts without a journal.
 
-A line contains time, program, process id and message (RFC 3164 §4.1, or with a time stamp of RFC 3339, as
-rsyslog writes by default since version 8.2210 of Debian). Level and facility only where the priority was written too.
+A line contains time, program, process id and message (RFC 3164 §4.1, or with an RFC 3339 timestamp, which is rsyslog's
+default since version 8.2210 of Debian), and level and facility only if the priority is written too.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from msgspec.structs import replace
 
 from zeek_agent.recording.periodic import Periodic
 from zeek_agent.recording.source import Source
-from zeek_agent.recording.system_log.file_tail import BEGINNING, Position, Tail, regular
+from zeek_agent.recording.system_log.file_tail import BEGINNING, FilePosition, FileTail, regular_file_status
 from zeek_agent.recording.system_log.log_entry import SYSTEM_LOGS_EVENTS, SystemLogEntry, bounded
 from zeek_agent.text import from_bytes
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
-    from zeek_agent.recording.source import Recorded, Sink
+    from zeek_agent.recording.source import PositionReader, Sink
 
 FILES: Final = (("/var/log/syslog", "/var/log/messages"), ("/var/log/auth.log", "/var/log/secure"))
 """The first existing file of each pair: the log of all programs, and the authentication log."""
 
-_INTERVAL: Final = 1.0
+_INTERVAL_SECONDS: Final = 1.0
+"""Interval of reading new lines, which queries also trigger."""
 _BATCH_ROWS: Final = 1_000
-_DAY: Final = 86_400.0
+"""Rows passed on at a time, so that a large backlog takes little memory."""
+_DAY_SECONDS: Final = 86_400.0
 _CURSOR: Final = re.compile(r"\d+:\d+(,\d+:\d+)*")
 _MONTHS: Final = {
     name: number for number, name in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)
@@ -55,30 +57,30 @@ class Syslog(Source):
         super().__init__()
         self._choices = [(name,) for name in settings.syslog_files] or files
         self._own = os.getpid() if settings.ignore_self else None
-        self._tails: list[Tail] = []
-        self._younger: dict[Tail, float] = {}
+        self._tails: list[FileTail] = []
+        self._younger: dict[FileTail, float] = {}
         self._periodic: Periodic | None = None
 
     def probe(self) -> str | None:
         files = self._files()
-        present = [file for file in files if regular(file)]
+        present = [file for file in files if regular_file_status(file)]
         if not present:
             return f"neither {' nor '.join(name for choice in self._choices for name in choice)} exists as a file"
         denied = [str(file) for file in present if not os.access(file, os.R_OK)]
         return f"{' and '.join(denied)} is not readable; it requires root or the group adm" if denied else None
 
-    def resume(self, recorded: Recorded) -> None:
+    def resume(self, recorded: PositionReader) -> None:
         past = recorded(SYSTEM_LOGS_EVENTS)
         places = past.cursor.split(",") if past.cursor is not None and _CURSOR.fullmatch(past.cursor) else []
-        known = [Position(*map(int, place.split(":"))) for place in places]
+        known = [FilePosition(*map(int, place.split(":"))) for place in places]
         if past.cursor is not None or not self._tails:
             self._younger.clear()
             self._tails = [self._tail(file, known, past.until) for file in self._files()]
 
     def start(self, sink: Sink) -> None:
         self._sink = sink
-        self._tails = self._tails or [Tail(file) for file in self._files()]
-        self._periodic = Periodic(self._scan, _INTERVAL, self.failed)
+        self._tails = self._tails or [FileTail(file) for file in self._files()]
+        self._periodic = Periodic(self._scan, _INTERVAL_SECONDS, self.failed)
         self._periodic.start()
 
     def stop(self) -> None:
@@ -102,15 +104,15 @@ class Syslog(Source):
             next((file for file in map(Path, choice) if file.exists()), Path(choice[0])) for choice in self._choices
         ]
 
-    def _tail(self, file: Path, known: Sequence[Position], until: float | None) -> Tail:
-        """Continue at a known position; in another file with all lines younger than the recorded ones."""
+    def _tail(self, file: Path, known: Sequence[FilePosition], until: float | None) -> FileTail:
+        """Continue at a known position; in another file, with all lines younger than the recorded ones."""
         for position in known:
-            tail = Tail(file, position)
+            tail = FileTail(file, position)
             if tail.is_known():
                 return tail
         if until is None:
-            return Tail(file)
-        tail = Tail(file, BEGINNING)
+            return FileTail(file)
+        tail = FileTail(file, BEGINNING)
         self._younger[tail] = until
         return tail
 
@@ -122,7 +124,7 @@ class Syslog(Source):
                 continue
             self._younger.pop(tail, None)
 
-    def _record(self, tail: Tail, since: float) -> None:
+    def _record(self, tail: FileTail, since: float) -> None:
         """Record new lines that are younger than `since`."""
         rows: list[SystemLogEntry] = []
         now = time.time()
@@ -165,9 +167,9 @@ def log_entry(line: bytes, now: float) -> SystemLogEntry:
 
 
 def _time(header: re.Match[bytes], now: float) -> float:
-    """Seconds since the epoch, at most `now`, since retention goes by it; `now` where there is no such day.
+    """Seconds since the epoch, at most `now`, because retention depends on it; `now` for a nonexistent day.
 
-    A time without a zone is local. Without a year, it is in the last year in which it is past.
+    A time without a zone is local. Without a year, it is the latest such time that is not in the future.
     """
     try:
         if header["iso"]:
@@ -176,7 +178,7 @@ def _time(header: re.Match[bytes], now: float) -> float:
         month = _MONTHS[header["month"]]
         day, hour, minute, second = (int(header[name]) for name in ("day", "hour", "minute", "second"))
         written = datetime(year, month, day, hour, minute, second).timestamp()
-        if written > now + _DAY:
+        if written > now + _DAY_SECONDS:
             written = datetime(year - 1, month, day, hour, minute, second).timestamp()
         return min(written, now)
     except (KeyError, ValueError, OverflowError):

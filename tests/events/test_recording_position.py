@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zeek_agent.config import EventSettings
-from zeek_agent.events.past import Past
+from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.system_log.log_entry import SYSTEM_LOGS_EVENTS, SystemLogEntry
 from zeek_agent.tables.system_logs import TABLES
@@ -17,10 +17,10 @@ END = 10 * DAY
 """When the first run ended."""
 
 
-def past(path: Path, now: float) -> Past:
+def position(path: Path, now: float) -> RecordingPosition:
     store = EventStore(path, TABLES, EventSettings(retention_age=DAY), clock=lambda: now)
     try:
-        return store.past(SYSTEM_LOGS_EVENTS)
+        return store.recording_position(SYSTEM_LOGS_EVENTS)
     finally:
         store.close()
 
@@ -38,26 +38,26 @@ def record(path: Path, *times: float) -> None:
 
 
 def test_at_the_first_start_there_is_no_past(path: Path) -> None:
-    assert past(path, END) == Past()
+    assert position(path, END) == RecordingPosition()
 
 
 def test_the_last_row_tells_where_to_go_on(path: Path) -> None:
     record(path, END - 20, END - 5)
-    assert past(path, END + 60) == Past(f"at {END - 5}", END - 5)
+    assert position(path, END + 60) == RecordingPosition(f"at {END - 5}", END - 5)
 
 
 def test_a_last_row_that_is_too_old_does_not_count(path: Path) -> None:
     record(path, END - 5)
-    assert past(path, END + 3 * DAY) == Past(None, END + 2 * DAY)
+    assert position(path, END + 3 * DAY) == RecordingPosition(None, END + 2 * DAY)
 
 
 def test_without_a_row_it_was_recorded_until_a_little_before_the_end_of_the_last_run(path: Path) -> None:
     record(path)
-    until = past(path, END + 60).until
+    until = position(path, END + 60).until
     assert until is not None
     assert END - 60 < until < END
 
 
 def test_without_a_row_nothing_older_than_the_retention_is_wanted(path: Path) -> None:
     record(path)
-    assert past(path, END + 3 * DAY) == Past(None, END + 2 * DAY)
+    assert position(path, END + 3 * DAY) == RecordingPosition(None, END + 2 * DAY)

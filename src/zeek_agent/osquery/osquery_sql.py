@@ -1,7 +1,8 @@
-"""SQL towards osquery, and cells out of its answers.
+"""SQL statements for osquery, and decoding of its cells.
 
-Every value comes as text, and NULL as the text of osquery's flag `nullvalue`, empty by default. A text is asked for
-with a sign in front, which NULL does not get; a blob as hexadecimal digits, as osquery cuts it off at a zero byte.
+osquery returns every value as text, and NULL as the text of its flag `nullvalue`, empty by default. Statements
+therefore prefix text with a sign, which NULL does not get, and read blobs as hexadecimal digits, because osquery
+truncates them at a zero byte.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ TYPES: Final = {
 _INT64: Final = range(-(2**63), 2**63)
 
 
-def select(table: str, columns: Sequence[Column], wanted: Constraints, rows_max: int) -> str:
-    """The statement for what is wanted of a table; `columns` are those to be read, in order.
+def select_statement(table: str, columns: Sequence[Column], wanted: Constraints, rows_max: int) -> str:
+    """The statement that reads `columns`, in order, of the wanted rows of a table.
 
-    One row more than `rows_max` is asked for, so that one sees when there are more.
+    Its LIMIT is one more than `rows_max`, so that the caller can tell if there are more.
     """
     limit = rows_max + 1 if wanted.limit is None else min(wanted.limit, rows_max + 1)
     exact = " COLLATE BINARY" if wanted.limit is not None else ""
@@ -42,24 +43,24 @@ def select(table: str, columns: Sequence[Column], wanted: Constraints, rows_max:
         *map(_bounded, wanted.bounds),
     ]
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    shown = ", ".join(map(expression, columns)) or "1 AS one"
-    return f"SELECT {shown} FROM {name(table)}{where} LIMIT {limit}"
+    shown = ", ".join(map(column_expression, columns)) or "1 AS one"
+    return f"SELECT {shown} FROM {identifier(table)}{where} LIMIT {limit}"
 
 
-def kind(table: str, columns: Iterable[Column], wanted: Constraints) -> str:
-    """What statements have in common that differ in values only."""
+def statement_kind(table: str, columns: Iterable[Column], wanted: Constraints) -> str:
+    """A key shared by all statements that differ only in values."""
     shown = ",".join(column.name for column in columns)
     conditions = [*sorted(wanted.equalities), *(f"{bound.column} {bound.operator}" for bound in wanted.bounds)]
     return f"{table}({shown}) {' '.join(conditions)}"
 
 
-def name(identifier: str) -> str:
-    """The name as an SQL identifier; in double quotes, one that is not known would be a text."""
-    return "`" + identifier.replace("`", "``") + "`"
+def identifier(name: str) -> str:
+    """The name as an SQL identifier, not in double quotes, because SQLite reads an unknown one of these as text."""
+    return "`" + name.replace("`", "``") + "`"
 
 
 def literal(value: object) -> str:
-    """A value as SQL writes it. A text must hold no NUL."""
+    """A value as an SQL literal. Text must not contain NUL."""
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
     if isinstance(value, int | float):
@@ -67,9 +68,9 @@ def literal(value: object) -> str:
     raise TypeError(f"cannot be passed to osquery: {type(value).__name__}")
 
 
-def expression(column: Column) -> str:
-    """How a column is asked for, so that its cells come whole."""
-    quoted = name(column.name)
+def column_expression(column: Column) -> str:
+    """The expression that reads a column without loss."""
+    quoted = identifier(column.name)
     match column.type:
         case "text":
             return f"'{SIGN}' || {quoted} AS {quoted}"
@@ -80,21 +81,21 @@ def expression(column: Column) -> str:
 
 def _among(column: str, values: frozenset[Any], exact: str) -> str:
     ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
-    collated = f"{name(column)}{exact if any(isinstance(value, str) for value in ordered) else ''}"
+    collated = f"{identifier(column)}{exact if any(isinstance(value, str) for value in ordered) else ''}"
     if len(ordered) == 1:
         return f"{collated} = {literal(ordered[0])}"
     return f"{collated} IN ({', '.join(map(literal, ordered))})"
 
 
 def _bounded(bound: Bound) -> str:
-    """Version numbers and the like have collations of their own in osquery; here order is that of bytes."""
+    """A comparison by bytes, as in this agent; osquery has other collations for columns such as version numbers."""
     collate = " COLLATE BINARY" if isinstance(bound.value, str) and bound.operator not in ("LIKE", "GLOB") else ""
-    return f"{name(bound.column)}{collate} {bound.operator} {literal(bound.value)}"
+    return f"{identifier(bound.column)}{collate} {bound.operator} {literal(bound.value)}"
 
 
 class OsqueryDecoder:
-    """Takes one column's cells out of osquery's rows. `null` is what stands for NULL; `failed` is told of cells that
-    are not of the column's type, which become NULL.
+    """Decodes one column's cells of osquery's rows. `null` is osquery's text for NULL; `failed` is called with cells
+    that are not of the column's type, which become NULL.
     """
 
     def __init__(self, column: Column, null: str, failed: Callable[[str, str | bytes], None]) -> None:
@@ -107,7 +108,7 @@ class OsqueryDecoder:
         self._plain: type | None = {"int": int, "real": float, "time": float}.get(column.type)
 
     def column(self, rows: Sequence[OsqueryRow]) -> list[Any]:
-        """The column's cells, a row each; a cell that is missing is NULL."""
+        """The column's cells, one per row; a missing cell is NULL."""
         try:
             cells = list(map(itemgetter(self._name), rows))
         except KeyError:
@@ -118,8 +119,8 @@ class OsqueryDecoder:
             return [self._cell(cell) for cell in cells]
 
     def _fast(self, cells: list[Any]) -> list[Any]:
-        """All cells at once, where nothing is odd about any: plain text, or no NULL among numbers. Raises ValueError,
-        TypeError when there is.
+        """All cells at once, if none needs special treatment: plain text, or numbers without NULL. Otherwise raises
+        ValueError or TypeError.
         """
         if self._plain is not None:
             return self._checked(list(map(self._plain, cells)))
@@ -160,7 +161,7 @@ def _integer(cell: str | bytes) -> int:
 
 
 def _unsigned(cell: str | bytes) -> int:
-    """osquery casts to a signed number on the way: beyond 2⁶³ it comes with a minus."""
+    """osquery converts to a signed number: values from 2⁶³ on are negative."""
     number = int(cell)
     if number in _INT64 and number < 0:
         number += 2**64
@@ -170,7 +171,7 @@ def _unsigned(cell: str | bytes) -> int:
 
 
 def _real(cell: str | bytes) -> float | None:
-    """osquery writes `.0` behind whatever has no point, exponents too."""
+    """osquery appends `.0` to anything without a decimal point, even an exponent."""
     number = float(cell[:-2] if cell[-2:] in (".0", b".0") else cell)
     return number if number == number else None  # noqa: PLR0124 - not a number
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class RecordingPosition:
     """Recording position of an event table, unless it is older than the retention.
 
     `cursor` is that of the last row, None if no row is left; `until` is the end of recording (seconds since the

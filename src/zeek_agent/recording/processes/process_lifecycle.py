@@ -1,7 +1,7 @@
-"""Updates the process cache from forks, execs and exits without details, which are read from /proc at once.
+"""Updates the process cache from forks, execs and exits without details, which are read from /proc immediately.
 
-Details that are gone from /proc stay unknown, but every start and end of a process is recorded. As with eBPF, a
-process that is forked and executes a program within a second has started once, with that program.
+Details that are gone from /proc stay unknown, but every start and end of a process is recorded. As with eBPF, a process
+that is forked and executes a program within a second starts once, with that program.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from zeek_agent.recording.exclusions import Exclusions
 
 
-class ProcessLife:
+class ProcessLifecycle:
     """Receives events in order, with their boot time in ns; `collect` returns the rows."""
 
     def __init__(self, cache: ProcessCache, exclusions: Exclusions, proc: str = "/proc") -> None:
@@ -33,9 +33,9 @@ class ProcessLife:
         self._changes: list[ProcessChange] = []
 
     def fork(self, pid: int, parent_pid: int, at: int) -> None:
-        """`pid` began as a copy of its parent. Its start is /proc's, or from `at` when it has ended already.
+        """`pid` began as a copy of its parent. Its start is read from /proc, or `at` if it has already ended.
 
-        The latter is a few microseconds late: one of about two thousand such entity ids is off by a tick.
+        The latter is a few microseconds late: about one in two thousand such entity ids is off by a tick.
         """
         ticks = self._ticks(pid)
         if ticks is None or abs(ticks - start_ticks(at)) > TICKS:
@@ -65,7 +65,7 @@ class ProcessLife:
         self._forks.add(child)
 
     def read(self, pid: int) -> Process | None:
-        """The process from /proc, for `exec`; call it as soon as possible. Reads first what disappears first."""
+        """The process from /proc, for `exec`; call it as soon as possible. What disappears first is read first."""
         try:
             with procfs.ProcfsProcess(self._procfs, pid) as shown:
                 exe, cmdline = shown.exe, self.cache.command_line(to_bytes(shown.cmdline or ""))
@@ -75,7 +75,7 @@ class ProcessLife:
         return None if process is None else replace(process, exe=exe, cmdline=cmdline)
 
     def exec(self, pid: int, at: int, shown: Process | None) -> Process:
-        """`pid` executed a program; `shown` is the result of `read`. Unknown facts can be filled in until `collect`."""
+        """`pid` executed a program; `shown` is the result of `read`. Details can be filled in until `collect`."""
         self._forks.remove(pid)
         known = self.cache.lookup(pid)
         if known is not None and known.exited:
@@ -91,7 +91,7 @@ class ProcessLife:
         return process
 
     def exit(self, pid: int, at: int, status: int | None) -> None:
-        """`pid` ended with that wait status (None: not known)."""
+        """`pid` ended with that wait status (None: unknown)."""
         forked = self._forks.remove(pid)
         process = self.cache.exit(pid, at) or self.cache.lookup(pid)
         if process is None or process.until is None or process.until < at - FORK_TIMEOUT_NS:
@@ -118,10 +118,9 @@ class ProcessLife:
             process.rgid, process.gid = real, effective
 
     def reconcile(self, now: int) -> bool:
-        """After missed events: processes gone from /proc have ended, processes unknown to the cache have started.
+        """After missed events, compare with /proc: record the ends of missing processes and the starts of unknown ones.
 
-        The exit event of a process may still be pending, with details, so an end takes two scans: False requests
-        another.
+        A process's exit event may still be pending, with details, so an end takes two scans: False requests another.
         """
         known = {process.pid: process for process in self.cache if process.until is None}
         alive = set(self._procfs.pids())
@@ -164,7 +163,7 @@ class ProcessLife:
             return None
 
     def _end(self, process: Process, status: int | None) -> Exit:
-        """The exit, with the times that /proc shows until the parent has waited for it."""
+        """The exit, with the processor times that /proc shows until the parent has waited for it."""
         try:
             with procfs.ProcfsProcess(self._procfs, process.pid) as shown:
                 if shown.start_ticks == process.start_ticks:
@@ -175,7 +174,7 @@ class ProcessLife:
 
 
 def _after_exec(known: Process | None, shown: Process | None) -> Process | None:
-    """The facts after an exec of the process `known`: complete if it was still alive to be `shown`."""
+    """The version after an exec of the process `known`: complete if /proc still had it (`shown`)."""
     if known is None:
         return shown
     if shown is not None and shown.exe is not None:
@@ -190,7 +189,7 @@ def _same(shown: Process, known: Process) -> bool:
 
 
 def unknown_process(pid: int, at: int, ticks: int | None) -> Process:
-    """A process of which only the pid is known, and the start in ticks unless None."""
+    """A process of which only the pid is known, and maybe the start in ticks."""
     return Process(
         pid=pid,
         start_ticks=ticks or 0,
