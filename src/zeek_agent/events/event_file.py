@@ -422,7 +422,7 @@ def _size(path: str) -> int:
 
 
 def _values(rows: Sequence[EventRow]) -> Iterable[Row]:
-    """The values of rows of the first one's type. Binding a row of the other type raises TypeError, as any misfit does."""
+    """The values of rows of the first one's type. Binding a row of the other type raises TypeError, like any misfit."""
     if isinstance(rows[0], Struct):
         return map(astuple, cast("Sequence[Struct]", rows))
     return cast("Sequence[Row]", rows)
