@@ -53,7 +53,7 @@ class InMemory:
         now = ResultSnapshot(self._columns, rows)
         if self._last == now:
             return 0
-        changes = [*self._last.gone(now), *self._last.new(now)]
+        changes = [*self._last.removed_rows(now), *self._last.added_rows(now)]
         before = time.process_time()
         self._last = now
         self._store.acknowledge("query", {}, now.pack())

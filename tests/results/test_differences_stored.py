@@ -81,18 +81,18 @@ class Remembered:
         if before is not None and not everything:
             newly = not one.files.unread <= before.unread
             if one.files.unread:
-                now.hold(before, unread_rows(one.files.unread, newly, one.files.all_paths))
+                now.keep_unread(before, unread_rows(one.files.unread, newly, one.files.all_paths))
             now.unread = one.files.unread & before.unread
         if before == now and self.reported:
             self.pending = self.snapshot
             return None
         self.pending = now
         if everything:
-            return [(None, row) for row in now.all()]
+            return [(None, row) for row in now.all_rows()]
         if before is None:
             return []
-        gone = [(RowChange.GONE, row) for row in before.gone(now)]
-        new = [(RowChange.NEW, row) for row in before.new(now)]
+        gone = [(RowChange.GONE, row) for row in before.removed_rows(now)]
+        new = [(RowChange.NEW, row) for row in before.added_rows(now)]
         return new if self.reporting is Reporting.NEW else gone + new
 
     def acknowledged(self) -> None:

@@ -82,7 +82,7 @@ class Difference:
 
 @dataclass(slots=True)
 class _Gone:
-    """Rows that the stored result has too many times."""
+    """Surplus rows of the stored result: packed `Removal` records, and the lengths of the rows."""
 
     records: bytearray = field(default_factory=bytearray)
     lengths: array[int] = field(default_factory=lambda: array("I"))
@@ -90,12 +90,12 @@ class _Gone:
 
 @dataclass(slots=True)
 class _New:
-    """Rows that the stored result lacks or has too few times, and their places in the new result."""
+    """Surplus rows of the new result: packed `Addition` records, and the places of the rows."""
 
     records: bytearray = field(default_factory=bytearray)
     places: array[int] = field(default_factory=lambda: array("Q"))
     times: dict[int, int] = field(default_factory=dict)
-    """How often a row is new, by its place, unless once."""
+    """By place, the count of a row that is new more than once."""
 
 
 @dataclass(slots=True)
@@ -108,7 +108,7 @@ class _Range:
 
 @dataclass(frozen=True, slots=True)
 class _Multiset:
-    """Hashes, and how often those are there that are there more than once."""
+    """Distinct hashes, and the counts of those that occur more than once."""
 
     distinct: Set[bytes]
     more: Mapping[bytes, int]
@@ -133,7 +133,7 @@ class _Multiset:
         return self.more.get(hash_, 1) if hash_ in self.distinct else 0
 
     def __sub__(self, other: _Multiset) -> dict[bytes, int]:
-        """How much more often each hash is here than in another one, in the order of the hashes."""
+        """The surplus of each hash over another multiset, sorted by hash."""
         fewer = {hash_ for hash_, times in self.more.items() if times > other.times(hash_)}
         return {
             hash_: self.times(hash_) - other.times(hash_) for hash_ in sorted((self.distinct - other.distinct) | fewer)
@@ -154,8 +154,8 @@ def compare(
     """Compare the rows of a result with the stored ones, and write the delta file.
 
     `descriptor` is an empty file, open for reading and writing. `reported` is whether this query's recipient has had a
-    report already, so that nothing is to be done when nothing has changed. `omissions` is called when all rows are
-    there; rows of files that became unreadable are kept. `reader` opens the stored results; it is called only when
+    report already, so that nothing is to be done when nothing has changed. `omissions` is called after the last row;
+    rows of files that became unreadable are kept. `reader` opens the stored results; it is called only when
     they are needed. Raises ResultStateError, OSError, and what `rows` raises.
     """
     packed = PackedResult(descriptor, basis.hash_key)
@@ -359,6 +359,7 @@ class _Comparison:
             removals=self._gone.records,
             unread=packed_unread,
         )
+        self._new.records = bytearray()  # in the file now
         new = digest(self._total % HASH_MODULUS, self._rows)
         return Difference(length, new, self._rows, size, self._changes(reporting))
 
@@ -392,7 +393,7 @@ class _Comparison:
 
 
 def _used_up(ranges: list[_Range]) -> Iterator[tuple[list[bytes], Sequence[int]]]:
-    """The ranges in their order, each forgotten once it was used."""
+    """The ranges in order; each is released after use."""
     ranges.reverse()
     while ranges:
         one = ranges.pop()

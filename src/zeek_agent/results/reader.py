@@ -43,7 +43,7 @@ class ResultReader:
     def hashes(self, query: int, low: bytes, high: bytes | None) -> tuple[bytes, dict[bytes, int]]:
         """Hashes of the rows with hashes from `low` up to but not including `high`, joined, in any order.
 
-        Also how often those rows are there that are there more than once.
+        Also the counts of rows that occur more than once.
         """
         where = "q = ? AND h >= ?" if high is None else "q = ? AND h >= ? AND h < ?"
         bindings = (query, low) if high is None else (query, low, high)

@@ -284,7 +284,7 @@ def _state(query: int, columns: bytes, unread_bytes: int, *figures: Any) -> Resu
 
 
 def _finish_renewal(path: Path) -> None:
-    """Put a copy that is complete in the place of the file, whose write-ahead log is not for the copy."""
+    """Replace the file by a complete copy; the write-ahead log of the old file does not apply to the copy."""
     ready = Path(f"{path}{_RENEWED}")
     if not ready.exists():
         return

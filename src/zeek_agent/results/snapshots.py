@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from zeek_agent.events.event_file import read
+from zeek_agent.events.event_file import read_rows
 from zeek_agent.host.files.reads import Omissions
 from zeek_agent.results.comparison import Reporting, compare_packed
 from zeek_agent.results.delta import check_list
@@ -40,7 +40,7 @@ def take_snapshots(results: ResultStore, events: EventStore, directory: Path | N
     disk before it is cleared, so that after a crash it is done again, and it is not done again after that. `directory`
     is where a temporary file is made. Raises ResultStateError, apsw.Error or OSError, when nothing was cleared.
     """
-    kept = dict(read(events.uri, "SELECT key, time FROM _delivered WHERE snapshot IS NOT NULL"))
+    kept = dict(read_rows(events.uri, "SELECT key, time FROM _delivered WHERE snapshot IS NOT NULL"))
     taken: dict[str, float] = {}
     if not results.took_snapshots:
         for key, used in kept.items():
@@ -86,9 +86,8 @@ def take_snapshot(results: ResultStore, key: str, packed: bytes, directory: Path
 class _Snapshot:
     """A packed snapshot, read as a stream: inflated, it may be many times as large.
 
-    It is the zlib-compressed MessagePack array of its format, its columns, a map from packed rows to how often each is
-    there, and, in the present format, the paths that were not read. `unread` is known once `batches` has
-    ended. Raises ValueError.
+    It is a zlib-compressed MessagePack array: format, columns, a map from packed rows to counts, and, in the present
+    format, the paths of unread files. `unread` is set once `batches` has ended. Raises ValueError.
     """
 
     def __init__(self, packed: bytes) -> None:
@@ -106,7 +105,7 @@ class _Snapshot:
         self.columns = self._decoded_columns()
 
     def batches(self) -> Iterator[list[bytes]]:
-        """The packed rows, each as often as it is there."""
+        """The packed rows, repeated as often as in the result."""
         batch: list[bytes] = []
         size = 0
         for _ in range(self._length(0x80, 0x0F, b"\xde", b"\xdf")):

@@ -31,7 +31,7 @@ from zeek_agent.results.state import (
 )
 
 if TYPE_CHECKING:
-    from zeek_agent.events.scratch import Scratch
+    from zeek_agent.events.scratch import ScratchDirectory
 
 __all__ = ["NewerResultsError", "ResultStore", "Usage"]
 
@@ -82,7 +82,7 @@ class ResultStore:
         """Held for a moment, to look at or change `_states` and `_reserved`."""
         self._states: dict[str, ResultState] = {}
         self._reserved: dict[str, int] = {}
-        self._scratch: Scratch | None = None
+        self._scratch: ScratchDirectory | None = None
         self._was_damaged = False
         self._closed = False
         self._path = path
@@ -263,7 +263,7 @@ class ResultStore:
     # Budget; called with `_figures` held
 
     def _left(self, key: str) -> int:
-        """Bytes that the result of one query may take, beside those of others."""
+        """Bytes that the result of one query may take, in addition to the results of others."""
         taken = sum(
             max(state.stored_bytes, self._reserved.get(other, 0))
             for other, state in self._states.items()
@@ -319,9 +319,9 @@ class ResultStore:
         self._open_in_memory()
 
     def _open_in_memory(self) -> None:
-        from zeek_agent.events.scratch import Scratch
+        from zeek_agent.events.scratch import ScratchDirectory
 
-        self._scratch = Scratch()
+        self._scratch = ScratchDirectory()
         self._bytes_max = min(self._bytes_max, _MEMORY_BYTES)
         self._adopt(ResultFile(self._scratch.path / "results.db"))
 
