@@ -17,18 +17,12 @@ from zeek_agent import __version__, heap, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.bpf import iterators
-from zeek_agent.containment.contained_database import ContainedDatabase
-from zeek_agent.containment.needs import (
-    agent_rows,
-    packed_translations,
-    passed_iterator,
-    sock_diag_of,
-    worker_setup,
-)
+from zeek_agent.containment import needs
+from zeek_agent.containment.contained_database import ContainedDatabase, recipient_of
 from zeek_agent.control.answers import answering
 from zeek_agent.control.server import ControlServer, SocketNotCreatedError
 from zeek_agent.destination import EMBEDDED, formerly_embedded
-from zeek_agent.errors import SqlError, ZeekAgentError
+from zeek_agent.errors import ZeekAgentError
 from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.runner import QueryRunner
@@ -100,7 +94,7 @@ class Agent:
             TableContext(self, access),
             config.limits,
             self.store,
-            setup=worker_setup(config, places, self, self._started),
+            setup=needs.worker_setup(config, places, self, self._started),
             need=self._answer_need,
             directory=places.state,
             osquery=self._describe_osquery,
@@ -217,22 +211,8 @@ class Agent:
 
     async def _answer_need(self, need: Need) -> tuple[bytes, Sequence[int]]:
         """What a worker process cannot get on its own. Raises SqlError."""
-        match need.what:
-            case "agent":
-                return await asyncio.to_thread(agent_rows, self, need.name), ()
-            case "drain":
-                await self._drain()
-                return b"", ()
-            case "iterator":
-                return b"", [passed_iterator(need.name)]
-            case "sock_diag":
-                return b"", [await asyncio.to_thread(sock_diag_of, need.name)]
-            case "translations":
-                return await asyncio.to_thread(packed_translations), ()
-            case "osquery" if self._bridge is not None:
-                connection = await asyncio.to_thread(self._bridge.connect)
-                return b"", [connection.detach()]
-        raise SqlError(f"the agent has no {need.what}")
+        osquery = None if self._bridge is None else self._bridge.connect
+        return await needs.answer(need, self, self._drain, osquery)
 
     async def _drain(self) -> None:
         """Bring the event store up to date with what the kernel has."""
@@ -260,7 +240,14 @@ class Agent:
         return [connection.status() for connection in self._connections]
 
     def queries(self) -> Iterable[Row]:
-        return [installed.status() for installed in self.runner.installed]
+        pool, rows = self.database.pool, []
+        for installed in self.runner.installed:
+            statement = recipient_of(installed.recipient.identity), installed.query.sql
+            rows.append(installed.status(pool.usage(*statement), pool.resting_until(*statement)))
+        return rows
+
+    def workers(self) -> Iterable[Row]:
+        return self.database.pool.status()
 
     def sources(self) -> Iterable[Row]:
         return [*self.supervisor.status(), *(self._bridge.status() if self._bridge else ())]
@@ -289,6 +276,8 @@ class Agent:
             "state_dir": str(self._places.state),
             "store": {name: counters.stored for name, counters in self.store.counters.items()},
             "store_notice": self.store.notice,
+            "workers": self.database.pool.totals(),
+            "workers_killed": dict(self.database.pool.killed),
             "collector": None if self._collector is None else str(Path(self._config.collector.logs).absolute()),
             "collector_error": None if self._collector is None else self._collector.stats.disk_error,
         }

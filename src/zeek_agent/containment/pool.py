@@ -8,7 +8,6 @@ one is to blame when the worker has to be killed.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections import Counter, OrderedDict
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from zeek_agent.containment import spool
 from zeek_agent.containment.messages import Exited, Imports, RunStatement, Setup, Spawn
 from zeek_agent.containment.protections import WorkerClass
+from zeek_agent.containment.usage import Accounts, StatementKey, StatementUsage, cpu_seconds, memory, statement_key
 from zeek_agent.containment.worker_process import KillCause, NeedHandler, WorkerProcess, WorkerState
 from zeek_agent.containment.zygote import WorkerLostError, Zygote
 from zeek_agent.errors import LimitError, SqlError
@@ -65,6 +65,8 @@ class Rest:
     until: float
     seconds: float
     cause: KillCause
+    ends_at: float
+    """`until` as seconds since the epoch."""
     shown: str
     """`until` as UTC, the same in each message so that a repeated error is recognized."""
 
@@ -79,7 +81,13 @@ class WorkerStatus(NamedTuple):
     since: float
     statements: int
     cpu: float
-    memory: int
+    resident_bytes: int
+    peak_bytes: int
+    uid: int | None
+    capabilities: list[str] | None
+    seccomp: int | None
+    landlock_abi: int | None
+    missing: list[str] | None
 
 
 class SpawnSettings(NamedTuple):
@@ -117,7 +125,8 @@ class WorkerPool:
         self._starting: Counter[tuple[str, WorkerClass]] = Counter()
         self._number = 0
         self._changed = asyncio.Condition()
-        self._resting: OrderedDict[tuple[str, bytes], Rest] = OrderedDict()
+        self._resting: OrderedDict[StatementKey, Rest] = OrderedDict()
+        self._accounts = Accounts()
         self._expiry: asyncio.TimerHandle | None = None
         self._restart_after = 0.0
         self._restart_pause = RESTART_SECONDS[0]
@@ -126,6 +135,8 @@ class WorkerPool:
         self._ending: asyncio.Task[None] | None = None
         self.killed: Counter[str] = Counter()
         """Workers that were killed or lost, by cause, since the agent started."""
+        self.abandoned = 0
+        """Workers that did not end when they were killed, since the agent started."""
         self.zygote_starts = 0
 
     async def compile(self, recipient: str, sql: str, profile: str) -> CompiledStatement:
@@ -150,19 +161,25 @@ class WorkerPool:
 
     def status(self) -> Iterable[WorkerStatus]:
         """One per process."""
-        return [
-            WorkerStatus(
-                worker.recipient,
-                worker.kind.value,
-                worker.pid,
-                worker.state.value,
-                worker.since,
-                worker.statements,
-                worker.cpu,
-                worker.peak,
-            )
-            for worker in self._workers.values()
-        ]
+        return [_status_of(worker) for worker in self.processes]
+
+    def totals(self) -> dict[str, int]:
+        """The number of processes now, and counts since the agent started."""
+        return {
+            "running": self._alive(),
+            "abandoned": sum(worker.state is WorkerState.ABANDONED for worker in self.processes),
+            "abandoned_in_all": self.abandoned,
+            "zygote_starts": self.zygote_starts,
+        }
+
+    def usage(self, recipient: str, sql: str) -> StatementUsage:
+        """What a recipient's statement has used so far."""
+        return self._accounts.of(statement_key(recipient, sql))
+
+    def resting_until(self, recipient: str, sql: str) -> float | None:
+        """When the statement runs again, in seconds since the epoch; None if it does not rest."""
+        rest = self._resting.get(statement_key(recipient, sql))
+        return None if rest is None or rest.until <= time.monotonic() else rest.ends_at
 
     @property
     def zygote_pid(self) -> int | None:
@@ -172,6 +189,12 @@ class WorkerPool:
     def processes(self) -> Iterable[WorkerProcess]:
         """The workers that exist now."""
         return tuple(self._workers.values())
+
+    def cancel_all(self) -> None:
+        """Kill the workers that run statements."""
+        for worker in self.processes:
+            if worker.state is WorkerState.BUSY:
+                worker.kill(KillCause.CANCELLED)
 
     async def close(self) -> None:
         """Kill all workers and end the zygote; what waits in the kernel is left behind."""
@@ -197,9 +220,10 @@ class WorkerPool:
     async def _work(
         self, recipient: str, kind: WorkerClass, sql: str, work: Callable[[WorkerProcess], Awaitable[T]]
     ) -> T:
-        key = (recipient, hashlib.sha256(sql.encode(errors="surrogatepass")).digest())
+        key = statement_key(recipient, sql)
         self._refuse_resting(key)
         worker = await self._acquire(recipient, kind)
+        self._accounts.begin(worker.number, key, cpu_seconds(worker.pid) or worker.cpu)
         try:
             result = await work(worker)
         except SqlError:
@@ -209,17 +233,18 @@ class WorkerPool:
         self._resting.pop(key, None)
         return result
 
-    def _refuse_resting(self, key: tuple[str, bytes]) -> None:
+    def _refuse_resting(self, key: StatementKey) -> None:
         rest = self._resting.get(key)
         left = 0.0 if rest is None else rest.until - time.monotonic()
         if rest is not None and left > 0:
             raise LimitError(f"not run before {rest.shown}: its last run ended its worker process ({rest.cause})")
 
-    def _let_rest(self, key: tuple[str, bytes], cause: KillCause) -> None:
+    def _let_rest(self, key: StatementKey, cause: KillCause) -> None:
         before = self._resting.pop(key, None)
         seconds = REST_SECONDS if before is None else min(before.seconds * REST_GROWTH, REST_SECONDS_MAX)
-        shown = datetime.fromtimestamp(time.time() + seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._resting[key] = Rest(time.monotonic() + seconds, seconds, cause, shown)
+        ends_at = time.time() + seconds
+        shown = datetime.fromtimestamp(ends_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._resting[key] = Rest(time.monotonic() + seconds, seconds, cause, ends_at, shown)
         if len(self._resting) > RESTING_MAX:
             self._resting.popitem(last=False)
 
@@ -322,15 +347,29 @@ class WorkerPool:
 
     def _freed(self, worker: WorkerProcess) -> None:
         """A worker has ended its statement, or itself."""
+        self._account(worker)
         if worker.state is WorkerState.DEAD:
             del self._workers[worker.number], self._bound_to[worker.number]
             if worker.cause not in (None, KillCause.CLOSED, KillCause.CANCELLED):
-                self.killed[worker.cause.value] += 1
                 log.warning("worker %d of %s ended: %s", worker.pid, worker.recipient, worker.cause)
         elif worker.is_spent and worker.state is WorkerState.IDLE:
             self._retire(worker)
         if not self._closed:
             asyncio.get_running_loop().create_task(self._notify())
+
+    def _account(self, worker: WorkerProcess) -> None:
+        """Count the worker's end, and charge its statement; what a dead one used comes with its `Exited`."""
+        is_abandoned = worker.state is WorkerState.ABANDONED
+        ended = is_abandoned or (worker.state is WorkerState.DEAD and not worker.was_abandoned)
+        if ended and worker.cause not in (None, KillCause.CLOSED, KillCause.CANCELLED):
+            self.killed[worker.cause.value] += 1
+            if worker.cause in _STATEMENTS_FAULT:
+                self._accounts.count_kill(worker.number)
+        self.abandoned += is_abandoned
+        if worker.is_reaped:
+            self._accounts.end(worker.number, worker.cpu, worker.peak)
+        elif worker.state is not WorkerState.DEAD and not worker.is_spent:
+            self._accounts.end(worker.number, cpu_seconds(worker.pid) or worker.cpu, worker.peak)
 
     async def _notify(self) -> None:
         async with self._changed:
@@ -338,8 +377,10 @@ class WorkerPool:
 
     def _exited(self, exited: Exited) -> None:
         worker = self._workers.get(exited.worker)
-        if worker is not None:
-            worker.cpu, worker.peak = exited.cpu, exited.peak
+        if worker is None:
+            self._accounts.end(exited.worker, exited.cpu, exited.peak)
+        else:
+            worker.cpu, worker.peak, worker.is_reaped = exited.cpu, exited.peak, True
 
     def _zygote_lost(self) -> None:
         """Workers die with the zygote; a new one is started after a pause."""
@@ -349,6 +390,7 @@ class WorkerPool:
         zygote, self._zygote = self._zygote, None
         if zygote is not None:
             self._ending = asyncio.get_running_loop().create_task(zygote.wait(START_SECONDS))
+        self._accounts.forget_running()
         self._restart_after = time.monotonic() + self._restart_pause
         self._restart_pause = min(self._restart_pause * 2, RESTART_SECONDS[1])
 
@@ -376,3 +418,23 @@ class WorkerPool:
             self._ending = asyncio.get_running_loop().create_task(zygote.wait(START_SECONDS))
             return
         self._schedule_expiry()
+
+
+def _status_of(worker: WorkerProcess) -> WorkerStatus:
+    used, shown = memory(worker.pid), worker.protections
+    return WorkerStatus(
+        recipient=worker.recipient,
+        worker_class=worker.kind.value,
+        pid=worker.pid,
+        state=worker.state.value,
+        since=worker.since,
+        statements=worker.statements,
+        cpu=cpu_seconds(worker.pid) or worker.cpu,
+        resident_bytes=used.resident,
+        peak_bytes=max(used.peak, worker.peak),
+        uid=None if shown is None else shown.uid,
+        capabilities=None if shown is None else list(shown.capabilities),
+        seccomp=None if shown is None else shown.seccomp,
+        landlock_abi=None if shown is None else shown.landlock_abi,
+        missing=None if shown is None else list(shown.missing),
+    )

@@ -95,7 +95,7 @@ class WorkerProcess:
         self.recipient = recipient
         self.pid = started.pid
         self.state = WorkerState.STARTING
-        self.since = time.time()
+        self.was_abandoned = self.is_reaped = False
         self.statements = 0
         self.cpu = 0.0
         self.peak = 0
@@ -118,7 +118,7 @@ class WorkerProcess:
         self._loop.add_reader(self._pidfd, self._ended)
 
     async def ready(self) -> None:
-        """Wait until the worker has given up its privileges. Raises SqlError when it ends before."""
+        """Wait until the worker has dropped its privileges. Raises SqlError when it ends before."""
         await asyncio.shield(self._ready)
 
     async def compile(self, sql: str, profile: str, seconds: float) -> CompiledStatement:
@@ -138,6 +138,15 @@ class WorkerProcess:
     def release(self) -> None:
         """The statement that it was reserved for does not come."""
         self._free()
+
+    @property
+    def state(self) -> WorkerState:
+        return self._state
+
+    @state.setter
+    def state(self, state: WorkerState) -> None:
+        self._state = state
+        self.since = time.time()
 
     @property
     def counts(self) -> bool:
@@ -293,7 +302,6 @@ class WorkerProcess:
 
     def _ended(self) -> None:
         """The process is dead."""
-        was_abandoned = self.state is WorkerState.ABANDONED
         if self._connection.fileno() >= 0:
             self._read()
         self._loop.remove_reader(self._pidfd)
@@ -302,7 +310,7 @@ class WorkerProcess:
         self._cancel_timers()
         self._disconnect()
         self._fail()
-        if was_abandoned:
+        if self.was_abandoned:
             log.info("worker %d, which was abandoned, has ended", self.pid)
         self._on_free(self)
 
@@ -311,6 +319,7 @@ class WorkerProcess:
             return
         log.warning("worker %d does not end although it was killed: it waits in the kernel, and is abandoned", self.pid)
         self.state = WorkerState.ABANDONED
+        self.was_abandoned = True
         self._disconnect()
         self._fail()
         self._on_free(self)
