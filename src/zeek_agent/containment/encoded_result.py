@@ -81,7 +81,7 @@ class EncodedResult:
         self._close()
 
     def add(self, batch: SpoolBatch) -> None:
-        """The worker has written these frames. Raises ChannelError if the message makes no sense."""
+        """The worker has written these frames. Raises ChannelError if the message contradicts the spool."""
         lengths = array("I")
         lengths.frombytes(batch.lengths)
         end = batch.offset + sum(lengths)

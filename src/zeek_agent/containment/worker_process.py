@@ -118,7 +118,7 @@ class WorkerProcess:
         self._loop.add_reader(self._pidfd, self._ended)
 
     async def ready(self) -> None:
-        """Wait until the worker has given up its privileges. Raises SqlError when it ends before."""
+        """Wait until the worker has dropped its privileges. Raises SqlError when it ends before."""
         await asyncio.shield(self._ready)
 
     async def compile(self, sql: str, profile: str, seconds: float) -> CompiledStatement:

@@ -132,7 +132,7 @@ class Worker:
         logging.getLogger("zeek_agent").addHandler(AgentLog(self._send))
 
     def start(self, parent: int) -> None:
-        """Open the event store where this worker reads it, give up privileges, and report that it is ready.
+        """Open the event store where this worker reads it, drop privileges, and report that it is ready.
 
         `parent` is the process that must be alive.
         """
