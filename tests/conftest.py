@@ -72,7 +72,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for report in terminalreporter.getreports(outcome):
             name = report.nodeid.partition("[")[0]
             outcomes[name][outcome] += 1
-            seconds[name] += report.duration
+            seconds[name] += getattr(report, "duration", 0.0)  # a module that cannot be imported has none
     for name, counts in outcomes.items():
         told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
         terminalreporter.write_line(f"soak: {name}: {told} in {seconds[name]:.0f} s")

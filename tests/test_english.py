@@ -62,7 +62,14 @@ _CODE: Final = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 PAGES: Final = [
     *(
         ROOT / name
-        for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md", "packaging/zeek-agent.toml")
+        for name in (
+            "README.md",
+            "CHANGELOG.md",
+            "SECURITY.md",
+            "CONTRIBUTING.md",
+            "Makefile",
+            "packaging/zeek-agent.toml",
+        )
     ),
     *sorted((ROOT / "docs").glob("*.md")),
 ]

@@ -10,7 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from msgspec import Struct
 
 Value: TypeAlias = "bool | int | float | str | bytes | Sequence[Value] | Mapping[str, Value] | None"
 """A cell as a table yields it: time and interval as float seconds, address as text, port as `(number, protocol)`,
@@ -20,6 +23,8 @@ SqliteValue: TypeAlias = "int | float | str | bytes | None"
 """A value in one of SQLite's storage classes."""
 
 Row: TypeAlias = Sequence[Value]
+EventRow: TypeAlias = "Row | Struct"
+"""A row to be recorded: its values, or a record with a field for each recorded column, in order."""
 TableKind = Literal["snapshot", "events"]
 
 SCALAR_TYPES: Final = frozenset(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from msgspec import Struct
 from places import SUPPORT
 from waiting import until_sync
 
@@ -37,6 +38,12 @@ THINGS = declared(("time", "time"), ("number", "count"), ("text", "text"))
 
 def thing(number: int, text: str = "", time_: float | None = None) -> Row:
     return (time.time() if time_ is None else time_, number, text)
+
+
+class Thing(Struct, frozen=True, gc=False):
+    time: float
+    number: int
+    text: str | None
 
 
 class Reader:
@@ -183,6 +190,35 @@ def test_a_row_that_does_not_fit_is_counted_and_the_others_are_stored(path: Path
     assert store.counters["things_events"].lost == {"decode": 1}
     assert store.counters["things_events"].stored == 2
     store.close()
+
+
+def test_records_are_stored_by_the_order_of_their_fields(path: Path, read: Read) -> None:
+    table = declared(("time", "time"), ("number", "count"), ("text", "vector[text]"), name="vectors_events")
+    store = EventStore(path, [THINGS, table])
+    store.append("things_events", [Thing(1.0, 7, "seven"), Thing(2.0, 8, None), Thing(3.0, 9, "a\udcffb")])
+    store.append("vectors_events", [Thing(1.0, 7, ["a", "b"])])  # type: ignore[arg-type]
+    store.flush()
+    assert read(store, "SELECT * FROM store.things_events") == [
+        (1, 1.0, 7, "seven"),
+        (2, 2.0, 8, None),
+        (3, 3.0, 9, "a\uefed\uefb3\uefbfb"),
+    ]
+    assert read(store, "SELECT * FROM store.vectors_events") == [(1, 1.0, 7, '["a","b"]')]
+    store.close()
+
+
+@pytest.mark.parametrize("kind", ["text", "vector[text]"])
+def test_records_and_tuples_can_be_in_one_batch(path: Path, read: Read, kind: str) -> None:
+    table = declared(("time", "time"), ("number", "count"), ("text", kind))
+    for first, second in (thing(1), Thing(1.0, 2, "")), (Thing(1.0, 3, ""), thing(4)):
+        store = EventStore(path, [table], EventSettings(commit_interval=3600.0))
+        store.append("things_events", [first])
+        store.append("things_events", [second, Thing(1.0, 2**64, "")])
+        store.flush()
+        counters = store.counters["things_events"]
+        assert (counters.stored, counters.lost) == (2, {"decode": 1})
+        store.close()
+    assert read(store, "SELECT number FROM store.things_events") == [(1,), (2,), (3,), (4,)]
 
 
 def test_rows_beyond_the_queue_are_counted_and_append_does_not_block(path: Path) -> None:

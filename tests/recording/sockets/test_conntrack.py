@@ -374,7 +374,7 @@ def test_connections_that_exist_at_the_start_are_tracked_to_their_end(network: N
             names = [column.name for column in events.sockets_events.recorded]
             bare = SocketEvent(*(None if name.startswith("translated") else opened[name] for name in names))
             (completed,) = late.complete("sockets_events", [bare])
-            assert completed == tuple(opened[name] for name in names)
+            assert completed == SocketEvent(*(opened[name] for name in names))
             assert late.complete("processes_events", [bare]) == [bare]
         finally:
             late.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from zeek_agent.events.event_file import read_rows
 from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.system_log.file_tail import FilePosition, FileTail
-from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES
+from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SystemLogEntry
 from zeek_agent.recording.system_log.syslog import FILES, Syslog, log_entry
 from zeek_agent.tables.system_logs import TABLES
 from zeek_agent.text import to_bytes
@@ -321,7 +321,7 @@ def test_the_first_file_of_each_pair_that_is_there_is_taken(tmp_path: Path) -> N
 
 
 def test_a_hundred_thousand_lines_cost_a_second_or_two(log: Path) -> None:
-    rows: list[Sequence[object]] = []
+    rows: list[SystemLogEntry] = []
     syslog = source(log)
     syslog.start(lambda _, more: rows.extend(more))
     append(log, *(line(f"number {number}") for number in range(100_000)))
@@ -329,4 +329,4 @@ def test_a_hundred_thousand_lines_cost_a_second_or_two(log: Path) -> None:
     syslog.drain()
     assert time.process_time() - begun < 10
     syslog.stop()
-    assert [row[3] for row in rows] == [f"number {number}" for number in range(100_000)]
+    assert [row.message for row in rows] == [f"number {number}" for number in range(100_000)]
