@@ -110,7 +110,7 @@ def test_a_key_is_masked_also_where_a_piece_of_the_file_ends(
     tmp_path_factory: pytest.TempPathFactory, offset: int, key: list[bytes]
 ) -> None:
     file = tmp_path_factory.mktemp("keys") / "file"
-    before = [b"x" * (contents._CHUNK - 402), b"y" * offset]
+    before = [b"x" * (contents._CHUNK_BYTES - 402), b"y" * offset]
     file.write_bytes(b"\n".join([*before, *key, b"after"]))
     found = list(contents.lines(Listed(str(file)), FileReads()))  # type: ignore[arg-type]
     assert found == masked([*before, *key, b"after"])
