@@ -1,10 +1,10 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup run test soak test-kernels lint docs docs-check bench lock clean
+.PHONY: help setup run test soak test-kernels lint docs bench lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Set up the virtual environment, system packages (as root) and BPF objects
 	@./packaging/setup.sh
@@ -12,7 +12,7 @@ setup: ## Set up the virtual environment, system packages (as root) and BPF obje
 run: setup ## Run the agent with its embedded collector: Zeek logs grow in ./logs (more flags: ARGS="…")
 	@$(BIN)/zeek-agent run $(ARGS)
 
-test: setup ## Run all tests but the soaks (a selection: ARGS="-k sockets")
+test: setup ## Run all tests except the soaks (a selection: ARGS="-k sockets")
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 soak: setup ## Run the soaks: long runs, floods and rates (a selection: ARGS="-k outage")
@@ -30,18 +30,18 @@ lint: setup ## Check style, types, generated documentation and scripts, and NOTI
 	@$(BIN)/python zeek/reference.py --check
 	@$(BIN)/python packaging/check_notice.py
 
-docs: setup ## Generate what is generated of docs/ and of the Zeek package's scripts
+docs: setup ## Regenerate docs/ and the Zeek package's scripts
 	@$(BIN)/python -m zeek_agent.reference
 	@$(BIN)/python zeek/generate.py
 	@$(BIN)/python zeek/reference.py
 
-bench: setup ## Run the benchmarks, each prints a table
+bench: setup ## Run the benchmarks; each prints a table
 	@for benchmark in benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
 
-lock: setup ## Resolve the locked dependencies anew
+lock: setup ## Update the locked dependencies
 	@$(BIN)/pip install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --all-extras --group dev --output-file requirements.lock pyproject.toml
 
-clean: ## Remove what setup and builds made
+clean: ## Remove everything that setup and builds created
 	rm -rf .venv dist build .mypy_cache .pytest_cache .ruff_cache
 	find src -name '*.bpf.o' -delete

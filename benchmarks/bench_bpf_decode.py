@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from zeek_agent.config import EventSettings, SourceSettings
@@ -23,7 +23,7 @@ from zeek_agent.recording.processes.process_event import process_event
 from zeek_agent.recording.processes.process_tracker import ProcessTracker
 from zeek_agent.recording.sockets.bpf_connections import ConnectionTracker
 from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
-from zeek_agent.schema import Row
+from zeek_agent.schema import EventRow
 from zeek_agent.tables.events import TABLES
 
 ROOT = Path(__file__).parent.parent
@@ -37,10 +37,10 @@ def main() -> None:
     processes, connections, cache = record()
     print(f"{'records':28} {'count':>7} {'µs each':>8} {'per s':>9}")
 
-    def decode_processes() -> list[Row]:
+    def decode_processes() -> Sequence[EventRow]:
         return [process_event(process, at, 0.0, ended) for process, at, ended in ProcessTracker(cache).apply(processes)]
 
-    def decode_connections() -> list[Row]:
+    def decode_connections() -> Sequence[EventRow]:
         return ConnectionTracker(cache).rows(connections, 0.0)
 
     for name, records, decode, table in (
@@ -52,7 +52,7 @@ def main() -> None:
             settings = EventSettings(queue_rows=10_000_000)
             store = EventStore(Path(directory) / "events.db", TABLES, settings)
 
-            def decode_and_store(decode: Callable[[], list[Row]] = decode, table: str = table) -> None:
+            def decode_and_store(decode: Callable[[], Sequence[EventRow]] = decode, table: str = table) -> None:
                 store.append(table, decode())  # noqa: B023
 
             report(f"{name}, stored", len(records), decode_and_store, store.flush)

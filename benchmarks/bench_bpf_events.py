@@ -28,9 +28,11 @@ from zeek_agent.events.store import EventStore
 from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.recording.processes.process_event import ProcessEvent
 from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
+from zeek_agent.recording.sockets.socket_event import SocketEvent
 from zeek_agent.recording.source import Source
-from zeek_agent.schema import Row
+from zeek_agent.schema import EventRow
 from zeek_agent.tables.events import TABLES
 
 ROOT = Path(__file__).parent.parent
@@ -118,12 +120,12 @@ def serve(load: str) -> None:
     sources = [EbpfProcesses(monitor, settings), EbpfSockets(monitor, settings)]
     counts = {"exec": 0, "tcp": 0, "udp": 0}
 
-    def sink(table: str, rows: Sequence[Row]) -> None:
+    def sink(table: str, rows: Sequence[EventRow]) -> None:
         for row in rows:
-            if table == "processes_events":
-                counts["exec"] += row[16] == f"{load} nothing"
-            elif row[11] == "established" and row[13] == load:
-                counts["tcp" if row[6] == 6 else "udp"] += 1
+            if isinstance(row, ProcessEvent):
+                counts["exec"] += row.cmdline == f"{load} nothing"
+            elif isinstance(row, SocketEvent) and row.state == "established" and row.exe == load:
+                counts["tcp" if row.protocol == 6 else "udp"] += 1
         store.append(table, rows)
 
     with tempfile.TemporaryDirectory() as directory:

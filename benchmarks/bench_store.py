@@ -41,7 +41,7 @@ def measure(path: Path | None, rows: int, batch: int) -> tuple[float, float, flo
     if not store.flush(120):
         raise TimeoutError("the store did not keep up")
     took, cpu = time.perf_counter() - begun, time.process_time() - cpu
-    stored = store.last(TABLE.name)
+    stored = store.last_seq(TABLE.name)
     store.close()
     if stored != rows:
         raise ValueError(f"{rows - stored} of {rows} rows were lost: {store.counters}")

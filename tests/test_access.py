@@ -167,7 +167,7 @@ def test_secrets_are_not_read_by_default(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ALLOWED)
-def test_what_is_no_secret_is_read_by_default(path: str) -> None:
+def test_ordinary_files_are_read_by_default(path: str) -> None:
     assert AccessPolicy().may_read(path)
 
 
@@ -232,6 +232,6 @@ def test_every_pattern_of_redaction_is_applied() -> None:
     assert AccessPolicy(AccessSettings(redact=())).redact("password=x") == "password=x"
 
 
-def test_a_redaction_that_is_no_regular_expression_is_named() -> None:
+def test_an_invalid_redaction_pattern_is_named() -> None:
     with pytest.raises(UsageError, match=r"access\.redact: '\(' is not a regular expression"):
         AccessPolicy(AccessSettings(redact=("(",)))

@@ -79,7 +79,7 @@ def upward(edges: dict[str, set[str]], rank: dict[str, int]) -> list[str]:
     )
 
 
-def test_every_package_is_in_the_table_and_there_is_no_other() -> None:
+def test_the_table_lists_exactly_the_packages() -> None:
     assert {name.split(".")[0] for name in modules(PACKAGE)} == set(order())
 
 

@@ -100,7 +100,7 @@ def started(*arguments: str, program: Sequence[str] = PROGRAM, **streams: Any) -
         (["config", "check", "--set", "zeek.tls.ca_file=/nonexistent.pem"], "zeek.tls.ca_file"),
     ],
 )
-def test_wrong_use_is_one_line_and_exit_code_2(arguments: Sequence[str], named: str) -> None:
+def test_usage_errors_are_one_line_and_exit_code_2(arguments: Sequence[str], named: str) -> None:
     assert named in complaint(run(*arguments), 2)
 
 
@@ -125,7 +125,7 @@ def test_the_state_directory_can_come_from_the_environment(state: Path) -> None:
     assert str(state) in complaint(done, 1)
 
 
-def test_results_come_in_four_forms(state: Path) -> None:
+def test_results_have_four_formats(state: Path) -> None:
     sql = "SELECT 1 AS a, NULL AS b, 'x' AS c"
     texts = {
         mode: run("query", sql, "-f", mode, "--state-dir", str(state)).stdout
@@ -137,7 +137,7 @@ def test_results_come_in_four_forms(state: Path) -> None:
     assert texts["line"] == "a = 1\nb = -\nc = x\n"
 
 
-def test_sql_may_come_from_standard_input(state: Path) -> None:
+def test_sql_can_be_read_from_standard_input(state: Path) -> None:
     assert run("query", "-", "--format", "csv", "--state-dir", str(state), stdin="SELECT 7 AS n\n").stdout == "n\n7\n"
 
 
@@ -154,7 +154,7 @@ def test_limits_and_access_rules_hold_for_local_queries_too(state: Path) -> None
     assert "users" in complaint(denied, 1)
 
 
-def test_a_reader_that_goes_away_is_no_error_to_speak_of(state: Path) -> None:
+def test_a_reader_that_closes_the_pipe_causes_no_error_message(state: Path) -> None:
     sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 100000) SELECT i FROM n"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with started("query", sql, "--state-dir", str(state), **pipes) as process:
@@ -199,11 +199,11 @@ def test_tables_lists_describes_and_writes_zeek_records(state: Path) -> None:
     assert "type ProcessesEvents: record {\n" in records
 
 
-def test_status_says_that_no_agent_runs(state: Path) -> None:
+def test_status_reports_that_no_agent_is_running(state: Path) -> None:
     assert "no agent is running" in complaint(run("status", "--state-dir", str(state)), 1)
 
 
-def test_doctor_tells_what_is_there_and_what_to_do(state: Path) -> None:
+def test_doctor_reports_findings_and_advice(state: Path) -> None:
     done = run("doctor", "--format", "json", "--state-dir", str(state))
     checks = {check["name"]: check for check in json.loads(done.stdout)}
     assert checks.keys() >= {"python", "configuration", "state directory", "agent", "privileges", "kernel", "cgroup v2"}
@@ -229,7 +229,7 @@ def test_doctor_names_the_one_source_of_each_kind_that_will_be_used(state: Path)
     assert len([line for line in found if line.startswith("processes by ") and line.endswith(": will be used")]) == 1
 
 
-def test_doctor_fails_when_zeek_is_out_of_reach(state: Path) -> None:
+def test_doctor_fails_if_zeek_is_unreachable(state: Path) -> None:
     done = run("doctor", "--zeek", "127.0.0.1:1", "--format", "json", "--state-dir", str(state))
     (zeek,) = [check for check in json.loads(done.stdout) if check["name"] == "zeek"]
     assert zeek["verdict"] == "fail"
@@ -249,7 +249,7 @@ def later_store(state: Path) -> Path:
     return path
 
 
-def test_an_agent_refuses_the_store_of_a_later_one_and_leaves_it_as_it_is(later_store: Path, state: Path) -> None:
+def test_an_agent_refuses_the_store_of_a_later_one_and_does_not_change_it(later_store: Path, state: Path) -> None:
     before = later_store.read_bytes()
     refused = complaint(run("run", "--state-dir", str(state), "--set", "collector.listen=127.0.0.1:0"), 1)
     assert f"the event store {later_store} was written by zeek-agent 9.8.7 (store version 99, " in refused
@@ -280,7 +280,7 @@ async def test_doctor_explains_a_zeek_that_does_not_acknowledge(state: Path) -> 
     assert "did not acknowledge the subscription within 0.2 s" in check["found"]
 
 
-def test_config_check_prints_what_differs_and_where_from(tmp_path: Path) -> None:
+def test_config_check_prints_differing_settings_and_their_origin(tmp_path: Path) -> None:
     file = tmp_path / "agent.toml"
     file.write_text("[limits]\ntime = 3\n")
     done = run("config", "check", "--config", str(file), env=environment(ZEEK_AGENT_ZEEK="zeek"))
@@ -350,7 +350,7 @@ def test_an_agent_logs_the_present_name_of_a_setting(tmp_path: Path, state: Path
     assert warned == ['"command line: limits.seconds is deprecated, use its new name limits.time"']
 
 
-def test_an_agent_whose_state_directory_cannot_be_written_runs_without(tmp_path: Path) -> None:
+def test_an_agent_runs_without_a_writable_state_directory(tmp_path: Path) -> None:
     place = ("--state-dir", "/proc/nowhere", "--logs", str(tmp_path / "logs"))
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     with started("run", *place, **pipes) as process:
@@ -389,7 +389,7 @@ async def test_an_agent_serves_several_zeeks_at_once(state: Path) -> None:
             assert await asyncio.to_thread(process.wait, 20) == 0
 
 
-def test_what_is_amiss_with_the_pack_is_told_before_anything_starts(state: Path) -> None:
+def test_errors_in_the_pack_are_reported_before_anything_starts(state: Path) -> None:
     assert "cannot read the query pack /nowhere" in complaint(
         run("run", "--pack", "/nowhere", "--state-dir", str(state)), 2
     )
@@ -439,7 +439,7 @@ def test_the_shell_shows_differences_from_a_running_agent(agent: subprocess.Pope
 
 
 @pytest.mark.root
-def test_the_configured_group_may_ask_the_agent(tmp_path: Path, state: Path) -> None:
+def test_the_configured_group_may_query_the_agent(tmp_path: Path, state: Path) -> None:
     for directory in (tmp_path, *tmp_path.parents[:-1]):
         directory.chmod(directory.stat().st_mode | 0o011)
     group = grp.getgrgid(NOBODY).gr_name
@@ -469,7 +469,9 @@ def test_a_second_agent_is_refused_with_the_holders_name(agent: subprocess.Popen
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_agent_in_order(agent: subprocess.Popen[str], state: Path, number: signal.Signals) -> None:
+def test_a_signal_shuts_the_agent_down_in_order(
+    agent: subprocess.Popen[str], state: Path, number: signal.Signals
+) -> None:
     assert ending(agent, number) == 0
     assert not (state / "zeek-agent.sock").exists()
     assert "Traceback" not in (state.parent / "agent.log").read_text()

@@ -40,6 +40,6 @@ def test_both_directions_have_the_same() -> None:
     "flow",
     [(1, "1.2.3.4", 8, "5.6.7.8", 0), (6, "1.2.3.4", 1, "::1", 2), (6, "not one", 1, "1.2.3.4", 2)],
 )
-def test_what_is_no_flow_by_ports_is_an_error(flow: tuple[int, str, int, str, int]) -> None:
+def test_protocols_without_ports_are_an_error(flow: tuple[int, str, int, str, int]) -> None:
     with pytest.raises(ValueError, match=r"protocol 1|same family|not an address"):
         community_id(*flow)

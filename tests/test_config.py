@@ -28,7 +28,7 @@ def complaint(file: Path | None = None, environment: dict[str, str] | None = Non
     return message
 
 
-def test_flags_go_before_environment_before_file_before_defaults(file: Path) -> None:
+def test_flags_override_environment_overrides_file_overrides_defaults(file: Path) -> None:
     file.write_text('[limits]\ntime = 1\nrows = 1\nworkers = 1\n[log]\nlevel = "debug"\n')
     environment = {"ZEEK_AGENT_LIMITS__TIME": "2", "ZEEK_AGENT_LIMITS__ROWS": "2"}
     loaded, origins = config.load(file, environment, {"limits.time": 3})
@@ -61,7 +61,7 @@ def test_lists_with_spaces_in_them_can_be_given_as_json() -> None:
     assert loaded.access.redact == ("a, b", r"\d+")
 
 
-def test_variables_of_others_and_empty_ones_are_left_alone() -> None:
+def test_foreign_and_empty_variables_are_ignored() -> None:
     environment = {"ZEEK_AGENT_PORT": "tcp://10.0.0.1:80", "ZEEK_AGENT_STATE_DIR": "", "HOME": "/nonexistent"}
     loaded, origins = config.load(None, environment)
     assert loaded == config.Config()
@@ -115,7 +115,7 @@ def test_a_former_name_works_on_the_command_line_with_a_warning() -> None:
     assert warnings == ["command line: limits.seconds is deprecated, use its new name limits.time"]
 
 
-def test_where_one_place_gives_both_names_the_present_one_counts(file: Path) -> None:
+def test_the_current_name_wins_over_a_former_one_in_the_same_source(file: Path) -> None:
     file.write_text("limits.time = 1\nlimits.seconds = 2\n")
     variables = {"ZEEK_AGENT_BOUNDS__ROWS": "3", "ZEEK_AGENT_LIMITS__ROWS": "4"}
     loaded, origins, warnings = loaded_as_renamed(file, variables, {"directory": "/old", "state_dir": "/new"})
@@ -187,7 +187,7 @@ def test_a_wrong_type_names_key_and_expectation(file: Path, text: str, expected:
     assert complaint(file).startswith(f"{file}: {expected}")
 
 
-def test_values_that_make_no_sense_together_are_refused(file: Path) -> None:
+def test_inconsistent_values_are_refused(file: Path) -> None:
     file.write_text("[zeek]\nreconnect_min = 100\n")
     assert "zeek.reconnect_max (60.0) is less than zeek.reconnect_min (100.0)" in complaint(file)
     assert "expected HOST:PORT" in complaint(collector__listen="27759")
@@ -203,7 +203,7 @@ def test_a_file_that_is_missing_or_no_toml_is_named(file: Path, tmp_path: Path) 
     assert complaint(file).startswith(f"{file}: not valid TOML: ")
 
 
-def test_rows_tell_value_origin_and_default_of_every_setting() -> None:
+def test_rows_have_value_origin_and_default_of_every_setting() -> None:
     loaded, origins = config.load(None, {"HOME": "/nonexistent"}, {"zeek.groups": ["a", "b"], "log.level": "debug"})
     rows = {name: rest for name, *rest in config.rows(loaded, origins)}
     assert rows.keys() == config.settings().keys()
@@ -212,7 +212,7 @@ def test_rows_tell_value_origin_and_default_of_every_setting() -> None:
     assert rows["agent.id"] == [None, "default", None]
 
 
-def test_surroundings_that_are_missing_are_named(tmp_path: Path) -> None:
+def test_missing_files_and_groups_are_named(tmp_path: Path) -> None:
     for name, value in {
         "zeek.tls.ca_file": str(tmp_path / "absent.pem"),
         "control.group": "no-such-group",

@@ -37,7 +37,7 @@ library.fflush(out)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 @pytest.mark.parametrize(("kind", "is_one"), [("shared", True), ("default", False)])
-def test_threads_share_one_heap_when_told_to(kind: str, is_one: bool) -> None:
+def test_threads_share_one_heap_if_set(kind: str, is_one: bool) -> None:
     done = subprocess.run([sys.executable, "-c", THREADS, kind], capture_output=True, text=True, check=True)
     assert (done.stdout.count("<heap nr=") == 1) is is_one
 
@@ -64,7 +64,7 @@ print(full - resident())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
-def test_what_was_freed_goes_back_to_the_system() -> None:
+def test_freed_memory_is_returned_to_the_system() -> None:
     done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
     freed = 2_000 * 40_000 / 1024
     assert int(done.stdout) > freed / 2

@@ -64,7 +64,7 @@ def test_without_a_machine_id_the_id_stays_with_the_directory(file: Path, machin
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"id": "x"}', b'{"id": 5}', b"[]", b'{"id": "H-"}'])
-def test_a_damaged_file_is_replaced_and_mentioned(
+def test_a_damaged_file_is_replaced_and_logged(
     file: Path, machine: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     file.parent.mkdir()
@@ -74,14 +74,12 @@ def test_a_damaged_file_is_replaced_and_mentioned(
     assert identity.establish(file, machine_id_files=[machine]).agent == made.agent
 
 
-def test_a_configured_id_is_taken_as_it_is(file: Path) -> None:
+def test_a_configured_id_is_used_unchanged(file: Path) -> None:
     assert identity.establish(file, "web-1").agent == "web-1"
     assert not file.exists()
 
 
-def test_a_directory_that_cannot_be_written_is_mentioned(
-    tmp_path: Path, machine: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unwritable_directory_is_logged(tmp_path: Path, machine: Path, caplog: pytest.LogCaptureFixture) -> None:
     blocker = tmp_path / "file"
     blocker.touch()
     made = identity.establish(blocker / "identity.json", machine_id_files=[machine])
@@ -97,7 +95,7 @@ def test_nothing_but_the_identity_is_left_in_the_directory(file: Path, machine: 
     assert [path.name for path in file.parent.iterdir()] == ["identity.json"]
 
 
-def test_a_second_agent_learns_who_holds_the_directory(tmp_path: Path) -> None:
+def test_a_second_agent_gets_the_holder_of_the_directory(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     holder = f"""
 import sys

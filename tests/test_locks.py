@@ -97,7 +97,7 @@ def test_a_file_that_others_could_open_is_replaced_so_that_their_descriptors_loc
 
 @pytest.mark.root
 @pytest.mark.parametrize("mode", [0o644, 0o666, 0o640])
-def test_another_user_who_holds_an_older_lock_file_is_passed_by(
+def test_another_user_who_holds_an_older_lock_file_is_ignored(
     place: Path, mode: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = place / "lock"
@@ -133,7 +133,7 @@ def test_a_descriptor_that_can_only_read_is_not_an_agent(tmp_path: Path) -> None
     os.close(theirs)
 
 
-def test_an_agent_of_an_older_version_that_runs_is_respected(tmp_path: Path) -> None:
+def test_a_running_agent_of_an_older_version_is_respected(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     with running(OLDER_AGENT, file) as process:
         with pytest.raises(locks.LockHeldError, match=rf"pid {process.pid}, since 20.* UTC"):
@@ -200,7 +200,7 @@ def test_a_file_of_another_user_is_replaced(place: Path) -> None:
     assert is_private(file)
 
 
-def test_a_link_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path: Path) -> None:
+def test_a_link_is_replaced_and_its_target_is_not_changed(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("precious")
     target.chmod(0o600)
@@ -213,7 +213,7 @@ def test_a_link_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path: Path) -
     assert target.read_text() == "precious"
 
 
-def test_a_pipe_in_the_place_of_a_lock_file_blocks_nobody(tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_a_lock_file_does_not_block(tmp_path: Path) -> None:
     for name in ("lock", "other.new"):
         os.mkfifo(tmp_path / name)
     locks.acquire_lock(tmp_path / "lock").close()
@@ -223,7 +223,7 @@ def test_a_pipe_in_the_place_of_a_lock_file_blocks_nobody(tmp_path: Path) -> Non
     assert is_private(tmp_path / "other")
 
 
-def test_a_directory_in_the_place_of_a_lock_file_is_put_aside_with_what_is_in_it(
+def test_a_directory_in_place_of_a_lock_file_is_renamed_with_its_contents(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("lock", "other.new"):
@@ -240,7 +240,7 @@ def test_a_directory_in_the_place_of_a_lock_file_is_put_aside_with_what_is_in_it
         assert f"renamed to {name}" in caplog.text
 
 
-def test_what_a_crash_left_of_a_replacement_is_used(tmp_path: Path) -> None:
+def test_an_unfinished_replacement_of_a_crash_is_used(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     os.close(older(file))
     (tmp_path / "lock.new").touch(0o600)
@@ -249,7 +249,7 @@ def test_what_a_crash_left_of_a_replacement_is_used(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-def test_a_full_disk_takes_no_lock_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_does_not_prevent_a_lock(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
@@ -303,14 +303,14 @@ def logs(directory: Path) -> LogDirectory:
 
 
 @pytest.mark.root
-def test_another_user_who_holds_the_directory_of_logs_is_passed_by(place: Path) -> None:
+def test_another_user_who_holds_the_directory_of_logs_is_ignored(place: Path) -> None:
     with locks_of_another_user(place) as held:
         assert held == [place]
         logs(place).close()
     assert is_private(place / LOCK)
 
 
-def test_a_program_that_became_root_with_another_users_descriptor_is_no_collector(place: Path) -> None:
+def test_a_program_that_became_root_with_another_users_descriptor_is_not_a_collector(place: Path) -> None:
     """sudo, waiting for a password, runs as root in every respect and holds what it inherited as standard input."""
     descriptor = os.open(place, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -322,7 +322,7 @@ def test_a_program_that_became_root_with_another_users_descriptor_is_no_collecto
             waiting.kill()
 
 
-def test_a_collector_of_an_older_version_that_runs_is_respected(tmp_path: Path) -> None:
+def test_a_running_collector_of_an_older_version_is_respected(tmp_path: Path) -> None:
     with running(OLDER_COLLECTOR, tmp_path) as process, pytest.raises(UsageError) as refused:
         logs(tmp_path)
     assert f"another collector (pid {process.pid}) writes its logs to {tmp_path}" in str(refused.value)
@@ -340,7 +340,7 @@ def test_a_collector_of_an_older_version_that_starts_later_is_excluded(tmp_path:
 
 
 @pytest.mark.root
-def test_a_directory_of_logs_that_others_control_is_used_and_mentioned(
+def test_a_directory_of_logs_that_others_control_is_used_with_a_warning(
     place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place.chmod(0o777)

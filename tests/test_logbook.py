@@ -57,7 +57,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("kind", LONG)
-def test_lines_and_entries_are_cut_at_4_kb_and_say_so(file: Path, kind: str) -> None:
+def test_lines_and_entries_are_truncated_at_4_kb_with_a_notice(file: Path, kind: str) -> None:
     ring = logbook.set_up(LogSettings(file=str(file)))
     logging.getLogger("zeek_agent.x").warning("begin %s end", LONG[kind])
     (line,) = file.read_bytes().splitlines(keepends=True)
@@ -69,7 +69,7 @@ def test_lines_and_entries_are_cut_at_4_kb_and_say_so(file: Path, kind: str) -> 
 
 
 @given(st.text(), st.sampled_from([str, escaped]))
-def test_what_is_cut_is_counted_to_the_byte(text: str, render: Callable[[str], str]) -> None:
+def test_truncated_bytes_are_counted_exactly(text: str, render: Callable[[str], str]) -> None:
     text = text.encode(errors="replace").decode()
     for most in (60, 100, len(render(text).encode()) or 60):
         shown = logbook.cut(text, most, render)
@@ -89,7 +89,7 @@ def _kept(text: str, shown: str, found: re.Match[str], render: Callable[[str], s
     return [slice(0, head), slice(len(text) - tail, len(text))]
 
 
-def test_long_tracebacks_are_cut_in_the_middle(file: Path) -> None:
+def test_long_tracebacks_are_truncated_in_the_middle(file: Path) -> None:
     ring = logbook.set_up(LogSettings(file=str(file)))
 
     def fail(depth: int) -> None:
@@ -111,7 +111,7 @@ def test_long_tracebacks_are_cut_in_the_middle(file: Path) -> None:
     assert len(next(ring.rows())[3].encode()) <= 4_096
 
 
-def test_messages_on_a_terminal_are_cut_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_on_a_terminal_are_truncated_too(capsys: pytest.CaptureFixture[str]) -> None:
     logbook.to_terminal()
     logging.getLogger("zeek_agent.x").warning("%s", "\n" * 100_000)
     (line,) = capsys.readouterr().err.splitlines(keepends=True)
@@ -146,7 +146,7 @@ def test_rows_can_be_stored_whatever_was_logged(file: Path) -> None:
     assert message.encode() == "\uefff ?".encode()
 
 
-def test_a_file_that_is_moved_away_is_begun_anew(file: Path) -> None:
+def test_a_file_that_was_moved_is_reopened(file: Path) -> None:
     logbook.set_up(LogSettings(file=str(file)))
     log = logging.getLogger("zeek_agent.x")
     log.info("one")
@@ -156,7 +156,7 @@ def test_a_file_that_is_moved_away_is_begun_anew(file: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
-def test_a_file_is_private_whatever_the_umask_also_when_begun_anew(file: Path, mask: int) -> None:
+def test_a_file_is_private_whatever_the_umask_even_when_reopened(file: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
         logbook.set_up(LogSettings(file=str(file)))
@@ -192,7 +192,9 @@ def test_a_link_that_another_user_puts_in_its_place_is_not_followed_and_no_line_
     assert file.read_text().endswith("three\n")
 
 
-def test_a_file_whose_directory_is_gone_stops_nobody(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_whose_directory_was_removed_does_not_stop_the_agent(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     logbook.set_up(LogSettings(file=str(file)))
     file.unlink()
     file.parent.rename(file.parent.with_name("elsewhere"))
@@ -200,12 +202,12 @@ def test_a_file_whose_directory_is_gone_stops_nobody(file: Path, capsys: pytest.
     assert capsys.readouterr().err.splitlines()[1].endswith("zeek_agent.x: one")
 
 
-def test_a_file_that_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> None:
+def test_an_unwritable_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"log\.file: cannot write"):
         logbook.set_up(LogSettings(file=str(tmp_path / "absent" / "log")))
 
 
-def test_beside_a_live_view_only_warnings_are_printed_and_the_table_has_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_a_live_view_only_warnings_are_printed_and_the_table_has_all(capsys: pytest.CaptureFixture[str]) -> None:
     ring = logbook.set_up(LogSettings(), quiet=True)
     logging.getLogger("zeek_agent.test").info("in passing")
     logging.getLogger("zeek_agent.test").warning("look here")

@@ -85,7 +85,7 @@ def test_a_fault_is_printed_and_ends_the_command_with_1(tree: Path) -> None:
         ('    "ruff>=0.6",\n', "", "ruff is not in pyproject.toml any more"),
     ],
 )
-def test_a_dependency_that_comes_goes_or_changes_is_named(tree: Path, old: str, new: str, fault: str) -> None:
+def test_an_added_removed_or_changed_dependency_is_named(tree: Path, old: str, new: str, fault: str) -> None:
     changed(tree / "pyproject.toml", old, new)
     assert any(one.startswith(fault) for one in faults(tree)), faults(tree)
 
@@ -150,7 +150,7 @@ def test_a_file_with_anothers_mark_must_be_listed(tree: Path) -> None:
         ({}, []),
     ],
 )
-def test_what_metadata_states_is_understood(metadata: dict[str, Any], meanings: list[set[str]]) -> None:
+def test_license_metadata_is_understood(metadata: dict[str, Any], meanings: list[set[str]]) -> None:
     assert check_notice.stated(package(**metadata)) == meanings
 
 

@@ -174,9 +174,7 @@ def test_a_file_in_another_users_directory_may_be_named(theirs: Path) -> None:
     assert written(theirs / "a.log") == "line\n"
 
 
-def test_what_is_ones_own_is_trusted_also_behind_own_links_and_in_a_shared_directory(
-    tmp_path: Path, shared: Path
-) -> None:
+def test_own_files_are_trusted_even_behind_own_links_and_in_a_shared_directory(tmp_path: Path, shared: Path) -> None:
     (shared / "file").touch()
     (tmp_path / "link").symlink_to(shared / "file")
     assert distrusted(shared / "file") is None
@@ -186,7 +184,7 @@ def test_what_is_ones_own_is_trusted_also_behind_own_links_and_in_a_shared_direc
 
 
 @pytest.mark.parametrize("bits", [0o757, 0o775])
-def test_what_is_below_a_directory_that_others_write_is_not_trusted(tmp_path: Path, bits: int) -> None:
+def test_files_below_a_directory_that_others_can_write_are_not_trusted(tmp_path: Path, bits: int) -> None:
     (tmp_path / "deep" / "down").mkdir(parents=True)
     (tmp_path / "deep" / "down" / "file").touch()
     (tmp_path / "deep").chmod(bits)
@@ -196,7 +194,7 @@ def test_what_is_below_a_directory_that_others_write_is_not_trusted(tmp_path: Pa
 
 
 @pytest.mark.root
-def test_what_another_user_owns_or_has_linked_is_not_trusted(theirs: Path, shared: Path, tmp_path: Path) -> None:
+def test_files_that_another_user_owns_or_linked_are_not_trusted(theirs: Path, shared: Path, tmp_path: Path) -> None:
     (theirs / "mine").touch()
     assert f"a directory on the path belongs to uid {NOBODY}" in str(distrusted(theirs / "mine"))
     (shared / "file").touch()

@@ -14,7 +14,7 @@ def third_time() -> Iterator[str]:
     yield from ("", "", "found")
 
 
-async def test_what_is_found_is_given() -> None:
+async def test_a_true_result_is_returned() -> None:
     tries = third_time()
     assert until_sync(lambda: next(tries)) == "found"
     tries = third_time()
@@ -26,7 +26,7 @@ async def test_an_awaitable_is_awaited() -> None:
     assert await until(lambda: asyncio.to_thread(next, tries)) == "found"
 
 
-async def test_what_does_not_come_is_named() -> None:
+async def test_a_timeout_names_the_condition() -> None:
     with pytest.raises(AssertionError, match=r"not within 0 s: no rows come"):
         until_sync(lambda: None, 0, "no rows come")
     with pytest.raises(AssertionError, match=r"not within 0\.01 s: 3 of 4"):

@@ -109,7 +109,7 @@ def main() -> int:
     if wanted == page:
         return 0
     if "--check" in sys.argv[1:]:
-        sys.stderr.write(f"{PAGE.name} is stale: run `make docs`\n")
+        sys.stderr.write(f"docs/{PAGE.name} is stale: run `make docs`\n")
         return 1
     PAGE.write_text(wanted)
     return 0

@@ -1,4 +1,4 @@
-"""What statements may see: tables, files, and what of a command line."""
+"""Access rules of statements: tables, files, and redaction of command lines."""
 
 from __future__ import annotations
 
@@ -21,39 +21,40 @@ from zeek_agent.text import from_os, to_bytes
 
 REDACTED = "***"
 VERDICTS_KEPT: Final = 1024
-"""Paths whose verdicts are remembered, since repeated queries come back to the same ones."""
+"""Paths whose verdicts are cached, because repeated queries return to the same ones."""
 _WILDCARDS: Final = frozenset("*?[!")
-_TELLING_PARTS: Final = 3
+_COPY_PARTS_MIN: Final = 3
+"""Path components by which a copy of the agent's own files is recognized; fewer match unrelated files."""
 _ENDS: Final = frozenset({"", "/", ".", "-", "~"})
 _DEFAULT_DENY: Final = frozenset(access_defaults.PATHS_DENY)
 
 
 class Contents(Enum):
-    """What lets the contents of a file be read."""
+    """The reason why the contents of a file may be read."""
 
     CONFIGURED = auto()
-    """`access.files_allow` or `access.paths_allow` has it."""
+    """It is in `access.files_allow` or `access.paths_allow`."""
     PUBLIC = auto()
-    """It is on the list of files that may be read where every local user may read them."""
+    """It is on the list of files whose contents may be read if every local user may read them."""
     PRIVATE = auto()
-    """It is on the list of files that may be read although not every local user may."""
+    """It is on the list of files whose contents may be read although not every local user may read them."""
     UNLISTED = auto()
-    """Nothing: it may only be listed and hashed."""
+    """None: it may only be listed and hashed."""
 
 
 class AccessPolicy:
-    """The configured rules, compiled. Frozen after construction; any thread may ask.
+    """The configured rules, compiled. Immutable after construction, and thread-safe.
 
-    `protected` are absolute paths of the agent's own files and directories. Patterns of files: `*` and `?` stay inside
-    one directory, `**` crosses directories, `/**/` also matches `/`, `[…]` is a class. A pattern that starts with `!`
-    takes back what earlier patterns of its list matched. Raises UsageError for a redaction pattern that is no regular
+    `protected` are absolute paths of the agent's own files and directories. In file patterns, `*` and `?` do not match
+    `/`, `**` crosses directories, `/**/` also matches `/`, `[…]` is a class. A pattern that starts with `!` excludes
+    what earlier patterns of its list matched. Raises UsageError for a redaction pattern that is not a regular
     expression.
     """
 
     def __init__(self, settings: AccessSettings | None = None, protected: Iterable[str] = ()) -> None:
         settings = settings or AccessSettings()
         self.protected = tuple(dict.fromkeys(normal(form) for path in protected for form in (path, _real(path))))
-        """The agent's own files and directories, which are denied whatever the configuration says."""
+        """The agent's own files and directories, which are always denied, whatever the configuration."""
         self.filesystems_allow = settings.filesystems_allow
         self.reports_only = settings.mode == "report"
         self.literals = tuple(rule for rule in settings.paths_deny if _WILDCARDS.isdisjoint(rule))
@@ -83,9 +84,9 @@ class AccessPolicy:
         )
 
     def may_read(self, path: str) -> bool:
-        """Whether a file that has this absolute path may be hashed; its contents also need `contents`.
+        """Whether a file with this absolute path may be hashed; reading its contents also requires `contents`.
 
-        Symbolic links are not followed here: ask for the path as written and for all that the file has.
+        Symbolic links are not followed here: check the path as written and every other path of the file.
         """
         return not self.denies(path) and self.allows(path)
 
@@ -142,13 +143,13 @@ def normal(path: str) -> str:
 
 
 def _is_own(path: str, own: str) -> bool:
-    """Whether a path is the agent's own, lies in it, or is a rotated or saved copy of it by its name.
+    """Whether a path is the agent's own, is inside it, or is a rotated or saved copy of it by its name.
 
-    A path that goes on like it below another root (a snapshot, a layer, a container) is taken for a copy, unless the
-    agent's own is too short a path to tell.
+    A path that ends like it below another root (a snapshot, a layer, a container) is treated as a copy, unless the
+    agent's own path is too short for that.
     """
     at = path.find(own)
-    while at >= 0 and (at == 0 or own.count("/") >= _TELLING_PARTS):
+    while at >= 0 and (at == 0 or own.count("/") >= _COPY_PARTS_MIN):
         if path[at + len(own) : at + len(own) + 1] in _ENDS:
             return True
         at = path.find(own, at + 1)
@@ -156,7 +157,7 @@ def _is_own(path: str, own: str) -> bool:
 
 
 def _fixed(rule: str) -> str:
-    """The path that a rule begins with: all of it, or the directory before its first wildcard."""
+    """The beginning of a rule: the whole path, or the directory before its first wildcard."""
     wildcard = re.search(r"[*?\[]", rule)
     return normal(rule if wildcard is None else rule[: wildcard.start()].rpartition("/")[0] or "/")
 
@@ -166,12 +167,12 @@ def _real(path: str) -> str:
 
 
 def admits_filesystem(rules: Sequence[str], kind: str, place: str) -> bool:
-    """Whether one of the rules of `access.filesystems_allow` names a file system, by its kind or its mount point."""
+    """Whether a rule of `access.filesystems_allow` names a file system, by its type or mount point."""
     return any(normal(rule) == place if rule.startswith("/") else fnmatch.fnmatchcase(kind, rule) for rule in rules)
 
 
 class _PathRules:
-    """A list of path globs; the last one that matches decides, `!` turns its meaning round."""
+    """A list of path globs; the last one that matches decides, and `!` inverts its meaning."""
 
     def __init__(self, patterns: Sequence[str], *, caseless: bool = False) -> None:
         flags = "(?si)" if caseless else "(?s)"
@@ -222,7 +223,7 @@ def _class_regex(members: str) -> str:
 
 
 def _compile_redaction(patterns: Sequence[str]) -> Any | None:
-    """One regular expression for all patterns, None when there are none."""
+    """One regular expression for all patterns; None if there are none."""
     for pattern in patterns:
         try:
             compile_regex(pattern)
@@ -232,7 +233,7 @@ def _compile_redaction(patterns: Sequence[str]) -> Any | None:
 
 
 def compile_regex(pattern: str | bytes, max_memory: int = 8 << 20) -> Any:
-    """Compile with RE2, whose matching time is linear in the text. Raises ValueError for what it does not take."""
+    """Compile with RE2, whose matching time is linear in the text. Raises ValueError for an unsupported pattern."""
     options = re2.Options()
     options.log_errors = False
     options.max_mem = max_memory

@@ -1,4 +1,4 @@
-"""Default rules of the path gate: what is never read, whose contents may be read, which file systems may be entered.
+"""Default rules of the path gate: files that are never read, files whose contents may be read, and file systems.
 
 docs/security.md prints these lists; `config.AccessSettings` takes its defaults from here. Patterns are those of
 `access.AccessPolicy`: `*` stays inside one directory, `**` crosses directories, `/**/` also matches `/`, and a pattern
@@ -307,8 +307,8 @@ PATHS_DENY: Final = (
     "/**/*.img",
     "/**/*.raw",
     "/**/*.iso",
-    # The kernel's own files, among them those that show root, and no other user, where programs lie in memory. A proc,
-    # sys or device file system is treated as if it were mounted at its usual place.
+    # The kernel's own files, including those that reveal the memory layout of programs to root only. A proc, sys or
+    # device file system is treated as if it were mounted at its usual mount point.
     "/proc/[0-9]*/cmdline",
     "/proc/[0-9]*/task/*/cmdline",
     "/proc/**/environ",
@@ -342,7 +342,7 @@ PATHS_DENY: Final = (
     "/sys/kernel/tracing/**",
     "/dev/**",
 )
-"""Neither contents nor hashes, whoever may read the file."""
+"""Files whose contents and hashes are never read, whoever may read the file."""
 
 CONTENTS_PUBLIC: Final = (
     "/etc/**",
@@ -418,7 +418,7 @@ CONTENTS_PUBLIC: Final = (
     "/proc/[0-9]*/task/*/status",
     "/sys/**",
 )
-"""Contents of these files may be read where every local user may read them."""
+"""Files whose contents may be read if every local user may read them."""
 
 CONTENTS_PRIVATE: Final = (
     "/etc/ssh/sshd_config",
@@ -434,7 +434,7 @@ CONTENTS_PRIVATE: Final = (
     "/var/log/**",
     "!/var/log/journal/**",
 )
-"""Contents of these files may be read although not every local user may read them."""
+"""Files whose contents may be read although not every local user may read them."""
 
 LOCAL_FILE_SYSTEMS: Final = frozenset(
     {
@@ -492,4 +492,4 @@ LOCAL_FILE_SYSTEMS: Final = frozenset(
         "zfs",
     }
 )
-"""Kinds that answer by themselves. Any other may wait for a server or a user's program, where SIGKILL may not help."""
+"""File systems that cannot hang. Any other may wait for a server or a user's program, where SIGKILL may not help."""

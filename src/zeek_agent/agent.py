@@ -1,4 +1,4 @@
-"""The running agent: builds the parts from the configuration, runs them until told to stop, ends them in order."""
+"""The running agent: builds its parts from the configuration, runs them, and shuts them down in order on a signal."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 async def run_agent(config: Config, origins: Mapping[str, str], warnings: Sequence[str] = ()) -> int:
-    """Run until SIGTERM or SIGINT. Raises ZeekAgentError when the agent cannot start.
+    """Run until SIGTERM or SIGINT. Raises ZeekAgentError if the agent cannot start.
 
     `warnings` about the configuration are logged.
     """
@@ -66,7 +66,7 @@ async def run_agent(config: Config, origins: Mapping[str, str], warnings: Sequen
 
 
 class Agent:
-    """The parts and their life: entered to start them, left to end them. Also what the agent's own tables show."""
+    """The agent's parts, as a context manager that starts and stops them; also the data of the agent's own tables."""
 
     def __init__(
         self, config: Config, origins: Mapping[str, str], places: Paths, who: Identity, ring: RecentLines
@@ -125,7 +125,7 @@ class Agent:
             self._connect(url)
 
     def _start_bridge(self) -> Bridge | None:
-        """Let osquery's tables come and go, unless that is switched off."""
+        """Start the osquery bridge, unless it is disabled."""
         if self._config.osquery.socket == "off":
             return None
         from zeek_agent.osquery.bridge import Bridge
@@ -164,7 +164,7 @@ class Agent:
         return self._collector.connect()
 
     async def _start_control(self) -> None:
-        """Listen for commands. Where there can be no socket, say in a read-only state directory, go on without."""
+        """Listen for commands. Continue without if the socket cannot be created, as in a read-only state directory."""
         answer = answering(self.database, lambda: self.runner, self.status)
         control = ControlServer(self._places.socket, self._config.control.group, answer)
         try:
@@ -201,7 +201,7 @@ class Agent:
         self.supervisor.drain()
         self.store.flush()
 
-    # What the agent's own tables show
+    # Data of the agent's own tables
 
     def uptime(self) -> float:
         return time.monotonic() - self._started
@@ -254,7 +254,7 @@ class Agent:
 
 
 class Coalesced:
-    """Runs a function for all who ask at about the same time. Who asks while it runs waits for one more run."""
+    """Runs a function once for simultaneous callers. A call during a run waits for one more run."""
 
     def __init__(self, function: Callable[[], Awaitable[None]]) -> None:
         self._function = function

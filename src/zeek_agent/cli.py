@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Exit codes: 0 done, 1 failed, 2 wrong use."""
+"""The command line: parse, call, print. Exit codes: 0 success, 1 failure, 2 usage error."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _drop_output() -> None:
-    """Standard output cannot be written: discard the rest, including output flushed at exit."""
+    """Handle a closed standard output: discard the rest, including output flushed at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""Community ID, version 1: the same short text for both directions of a flow, as Zeek's `community_id` logs it.
+"""Community ID, version 1: the same short text for both directions of a flow, as in Zeek's `community_id` field.
 
 Specification: https://github.com/corelight/community-id-spec
 """
@@ -11,7 +11,7 @@ from hashlib import sha1
 from typing import Final
 
 PORT_PROTOCOLS: Final = frozenset({6, 17, 132})
-"""TCP, UDP and SCTP, the protocols whose ports this module takes as ports."""
+"""TCP, UDP and SCTP, the protocols whose ports are supported here."""
 
 
 def community_id(protocol: int, local: str, local_port: int, remote: str, remote_port: int, *, seed: int = 0) -> str:

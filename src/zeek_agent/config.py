@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 Positive = Annotated[float, Meta(gt=0)]
 PositiveInt = Annotated[int, Meta(gt=0)]
-Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -401,7 +400,7 @@ def load(
     values = {name: setting.default for name, setting in settings().items()}
     origins = dict.fromkeys(values, "default")
     file = config_file(path, environment)
-    names = _Names(renamed, warn)
+    names = _SettingNames(renamed, warn)
     for name, value, origin in (
         *(_file_values(file, names) if file else ()),
         *_environment_values(environment, names),
@@ -475,7 +474,7 @@ def _variable(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Named:
+class _GivenSetting:
     """A setting and the name, current or former, under which it was given."""
 
     setting: Setting
@@ -491,7 +490,7 @@ class _Named:
 
 
 @dataclass(frozen=True, slots=True)
-class _Names:
+class _SettingNames:
     """The names under which settings may be given: current and former ones."""
 
     renamed: Mapping[str, str]
@@ -503,7 +502,7 @@ class _Names:
     def __contains__(self, name: str) -> bool:
         return name in settings() or name in self.renamed
 
-    def resolved(self, given: Iterable[str], place: str, spell: Callable[[str], str] = str) -> Iterator[_Named]:
+    def resolved(self, given: Iterable[str], place: str, spell: Callable[[str], str] = str) -> Iterator[_GivenSetting]:
         """The settings given by one source, all under known names; `spell` turns a name into that source's spelling.
 
         A former name is used unless the current one is given too; either way there is a warning.
@@ -517,10 +516,10 @@ class _Names:
                     continue
                 self.warn(f"{place}: {spell(name)} is deprecated, use its new name {spell(now)}")
                 taken.add(now)
-            yield _Named(settings()[now], name)
+            yield _GivenSetting(settings()[now], name)
 
 
-def _file_values(file: Path, names: _Names) -> Iterator[_Given]:
+def _file_values(file: Path, names: _SettingNames) -> Iterator[_Given]:
     import tomllib
 
     try:
@@ -535,7 +534,9 @@ def _file_values(file: Path, names: _Names) -> Iterator[_Given]:
         yield one.setting.name, one.setting.convert(given[one.name], place, one.called), one.origin(place)
 
 
-def _flatten(document: Mapping[str, object], prefix: str, origin: str, names: _Names) -> Iterator[tuple[str, object]]:
+def _flatten(
+    document: Mapping[str, object], prefix: str, origin: str, names: _SettingNames
+) -> Iterator[tuple[str, object]]:
     """Values by dotted name, current or former, not yet converted."""
     for key, value in document.items():
         name = f"{prefix}{key}"
@@ -549,7 +550,7 @@ def _flatten(document: Mapping[str, object], prefix: str, origin: str, names: _N
             raise UsageError(f"{origin}: {name}: expected a section ([{name}]), got {shorten(_literal(value), 80)}")
 
 
-def _environment_values(environment: Mapping[str, str], names: _Names) -> Iterator[_Given]:
+def _environment_values(environment: Mapping[str, str], names: _SettingNames) -> Iterator[_Given]:
     """Values of variables that are not empty. Unknown names without `__` are ignored."""
     known = {_variable(name): name for name in names}
     given: dict[str, str] = {}
@@ -567,7 +568,7 @@ def _environment_values(environment: Mapping[str, str], names: _Names) -> Iterat
         yield one.setting.name, one.setting.parse(environment[variable], place, one.called), place
 
 
-def _flag_values(flags: Mapping[str, object], names: _Names) -> Iterator[_Given]:
+def _flag_values(flags: Mapping[str, object], names: _SettingNames) -> Iterator[_Given]:
     place = "command line"
     if unknown := [name for name in flags if name not in names]:
         raise _unknown(unknown[0], place)

@@ -12,14 +12,14 @@ SYSTEM_CONFIG: Final = Path("/etc/zeek-agent/zeek-agent.toml")
 
 
 def default_config(environment: Mapping[str, str] = os.environ) -> Path:
-    """The configuration that is read when none is named."""
+    """The default path of the configuration file."""
     if is_root():
         return SYSTEM_CONFIG
     return xdg_directory(environment, "XDG_CONFIG_HOME", ".config") / "zeek-agent.toml"
 
 
 def xdg_directory(environment: Mapping[str, str], variable: str, fallback: str) -> Path:
-    """The directory of ours under an XDG base directory; a relative one is ignored, as the specification wants."""
+    """The agent's directory in an XDG base directory; a relative one is ignored, as the specification requires."""
     base = Path(environment.get(variable) or "")
     if not base.is_absolute():
         base = Path(environment.get("HOME") or "~").expanduser() / fallback

@@ -1,17 +1,17 @@
-"""The errors that people and Zeek get to see. Each message says what was tried, on what, and what to do."""
+"""Errors shown to users and sent to Zeek. Each message tells what was tried, on what, and what to do."""
 
 from typing import Final
 
 from zeek_agent.text import clipped
 
 MESSAGE_CHARACTERS: Final = 2_000
-"""An error's message may repeat what a peer or a table said, is kept as the last error and put into others."""
+"""An error's message may contain text from a peer or a table, and is stored and repeated in other messages."""
 
 
 class ZeekAgentError(Exception):
-    """Something failed; the message is complete and fit for an operator. Ends the program with exit code 1.
+    """Something failed; the message is a complete text for an operator. Ends the program with exit code 1.
 
-    A message of more than `MESSAGE_CHARACTERS` is cut.
+    A message of more than `MESSAGE_CHARACTERS` is truncated.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -19,7 +19,7 @@ class ZeekAgentError(Exception):
 
 
 class UsageError(ZeekAgentError):
-    """The user asked for something that cannot be: a flag, a configuration value, a file. Exit code 2."""
+    """The user gave something invalid: a flag, a configuration value, a file. Exit code 2."""
 
 
 class SqlError(ZeekAgentError):
@@ -35,8 +35,8 @@ class UnknownTableError(SqlError):
 
 
 class AccessDeniedError(SqlError):
-    """A statement touches a table, file, function or pragma that it may not use."""
+    """A statement uses a forbidden table, file, function or pragma."""
 
 
 class LimitError(SqlError):
-    """A statement ran into a limit on time, rows or size."""
+    """A statement exceeded a limit on time, rows or size."""

@@ -1,4 +1,4 @@
-"""The C library's heap, kept small."""
+"""Keeps the C library's heap small."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _ARENA_MAX: Final = -8
 
 
 def share() -> None:
-    """Let all threads share one heap, before there are any.
+    """Let all threads share one heap; to be called before there are any.
 
-    By default glibc gives each a heap of its own, which keeps what its largest result once took: mallopt(3). Elsewhere
-    nothing is done.
+    By default, glibc has a heap per thread, each of which stays as large as its largest result was: mallopt(3). With
+    other C libraries, nothing is done.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(_ARENA_MAX, 1)
 
 
 def trim() -> None:
-    """Give what was freed back to the system: after the start, which needs more than what follows. malloc_trim(3)."""
+    """Return freed memory to the system, after the start, which needs the most memory. malloc_trim(3)."""
     gc.collect()
     gc.freeze()
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):

@@ -1,4 +1,4 @@
-"""Who this agent is: an id that stays, an id of this start, and the lock that makes it the only one here.
+"""Identity of the agent: a permanent id, an id of this start, and a lock that makes it the only agent here.
 
 The agent id is kept in the state directory together with a keyed hash of the machine id (machine-id(5)), so that a
 cloned image gets an id of its own. Without a machine id (some containers) the agent id is bound to the directory only.
@@ -28,17 +28,17 @@ log = logging.getLogger(__name__)
 MACHINE_ID_FILES: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 
 STATE_MODE: Final = 0o711
-"""Of a state directory: the control socket in it can be reached, the files are protected each by itself."""
+"""Mode of a state directory: its control socket is reachable, and each file is protected by its own mode."""
 
 _DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What the agent is called towards Zeek."""
+    """The agent's names in messages to Zeek."""
 
     agent: str
-    """`H` and base62 of 16 bytes; the same over restarts."""
+    """`H` and base62 of 16 bytes; the same across restarts."""
     instance: str
     """`I` and base62 of 16 bytes; new at each start."""
 
@@ -46,16 +46,16 @@ class Identity:
 class _Stored(msgspec.Struct, frozen=True):
     id: str
     machine: str | None = None
-    """Keyed hash of the machine id that the agent id was made on; None when there was none."""
+    """Keyed hash of the machine id when the agent id was generated; None if there was none."""
 
 
 def establish(
     file: Path, configured: str | None = None, machine_id_files: Sequence[Path] = MACHINE_ID_FILES
 ) -> Identity:
-    """The identity of an agent that starts: read from `file`, or made and kept there.
+    """The identity of a starting agent: read from `file`, or generated and stored there.
 
-    A `configured` agent id is taken as it is. Where the file cannot be written the id holds for this start only, which
-    is logged.
+    A `configured` agent id is used unchanged. If the file cannot be written, the id is only for this start, which is
+    logged.
     """
     instance = new_id("I")
     if configured is not None:
@@ -74,7 +74,7 @@ def establish(
 
 
 def read(file: Path) -> _Stored | None:
-    """What is kept in `file`, or None; a file that cannot be read or makes no sense is logged."""
+    """The contents of `file`, or None; an unreadable or invalid file is logged."""
     try:
         stored = msgspec.json.decode(file.read_bytes(), type=_Stored)
     except FileNotFoundError:
@@ -102,7 +102,7 @@ def new_id(prefix: str) -> str:
 
 
 def machine_hash(files: Sequence[Path] = MACHINE_ID_FILES) -> str | None:
-    """A hash of the machine id that does not tell it, as machine-id(5) asks for; None when there is none."""
+    """A hash that does not reveal the machine id, as machine-id(5) requires; None if there is none."""
     for file in files:
         try:
             text = file.read_text("ascii").strip()
@@ -114,7 +114,7 @@ def machine_hash(files: Sequence[Path] = MACHINE_ID_FILES) -> str | None:
 
 
 def _write(file: Path, stored: _Stored) -> None:
-    """Replace the file in one step, so that a crash leaves the old one or the new one."""
+    """Replace the file atomically, so that a crash leaves the old or the new one."""
     import tempfile
 
     try:
@@ -135,10 +135,10 @@ def _write(file: Path, stored: _Stored) -> None:
 
 @contextmanager
 def only_one(file: Path) -> Iterator[None]:
-    """Hold the lock of a state directory. Raises ZeekAgentError that names the holder when another agent has it.
+    """Lock a state directory. Raises ZeekAgentError that names the holder if another agent has locked it.
 
-    Also raises ZeekAgentError for a directory that other users control. A directory that cannot be written goes
-    without a lock, which is logged.
+    Also raises ZeekAgentError for a directory that other users control. A directory that is not writable is not locked,
+    which is logged.
     """
     directory = file.parent
     try:

@@ -1,7 +1,7 @@
 """The agent's own log: standard error or a file, and the last entries for the table zeek_agent_log.
 
-One line a record: control characters and raw bytes, which names from the host may hold, are escaped. A line, and an
-entry's message, have at most `LINE_BYTES`: what is logged may come from whoever would like to fill the disk.
+One line per record: control characters and raw bytes, which names from the host may contain, are escaped. A line, and
+an entry's message, have at most `LINE_BYTES`, because logged text may come from someone who wants to fill the disk.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from zeek_agent.config import LogSettings
 
 LINE_BYTES: Final = 4096
-"""Bytes of a line with its end, and of a message in the table, at most."""
+"""Maximum of a line with its newline, and of a message in the table."""
 
 _NOTICE: Final = "… [{:,} bytes truncated] …"
 _NOTICE_BYTES: Final = 40
+"""Space for the notice with any number."""
 _HEAD_SHARE: Final = 0.75
-"""The beginning says what happened; the end of a traceback says why."""
+"""The beginning tells what happened, and the end of a traceback the reason."""
 _TRACEBACK = logging.Formatter()
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -44,7 +45,7 @@ class LineFormatter(logging.Formatter):
 
 
 class StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what is standard error at the time: a live view puts something in its place that writes above it."""
+    """Writes to the current standard error: a live view replaces it to write above the view."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -52,9 +53,9 @@ class StandardError(logging.StreamHandler[TextIO]):
 
 
 class AgentLogFile(logging.StreamHandler[TextIO]):
-    """Appends to a file of the agent's own, which is opened again when it was moved away, as by logrotate.
+    """Appends to the agent's own log file, which is reopened if it was moved, for example by logrotate.
 
-    While it cannot be written, lines go to standard error. Raises OSError when it cannot be opened to begin with.
+    While it cannot be written, lines go to standard error. Raises OSError if it cannot be opened at first.
     """
 
     def __init__(self, path: Path) -> None:
@@ -127,9 +128,9 @@ class RecentLines(logging.Handler):
 
 
 def cut(text: str, most: int, render: Callable[[str], str] = str) -> str:
-    """The text as `render` shows it, if that has at most so many bytes; else without a piece, whose size it tells.
+    """The text rendered by `render` if it has at most that many bytes, otherwise without a part, whose size is given.
 
-    `render` is used on pieces too, and must show each character by itself.
+    `render` is also applied to parts, so it must render each character independently.
     """
     if len(text) <= most and len((whole := render(text)).encode()) <= most:
         return whole
@@ -152,7 +153,7 @@ def _fitting(characters: Iterable[str], room: int, render: Callable[[str], str])
 
 
 def _message(record: logging.LogRecord) -> str:
-    """The message with a traceback behind it, as text that SQLite can store."""
+    """The message followed by a traceback, as text that SQLite can store."""
     try:
         message = record.getMessage()
     except (TypeError, ValueError) as error:
@@ -169,10 +170,10 @@ def _raw_byte(match: re.Match[str]) -> str:
 
 
 def set_up(settings: LogSettings, *, quiet: bool = False, warnings: Iterable[str] = ()) -> RecentLines:
-    """Send the log where the settings say. Raises UsageError when the file cannot be written.
+    """Set up the log according to the settings. Raises UsageError if the file cannot be written.
 
-    `quiet`: only warnings go to standard error, where a live view is shown; the table has all. `warnings` about the
-    configuration are logged first: they came up before there was a log.
+    With `quiet`, only warnings go to standard error, where there is a live view; the table has all entries. `warnings`
+    about the configuration, which preceded the log, are logged first.
     """
     handler: logging.Handler
     if settings.file is None:
@@ -199,7 +200,7 @@ def set_up(settings: LogSettings, *, quiet: bool = False, warnings: Iterable[str
 
 
 def to_terminal() -> None:
-    """For commands: warnings and worse go to standard error, the message alone. Who asks here need not be audited."""
+    """Set up the log of commands: only messages of warnings and errors, to standard error, and no audit log."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_MessageFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

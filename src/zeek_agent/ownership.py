@@ -1,11 +1,11 @@
-"""Whose files are: log files that only their owner, or one group, can read, and paths that nobody else can replace.
+"""File ownership: log files readable only by their owner or one group, and paths that nobody else can replace.
 
 The agent runs as root in directories that other users may be able to write to. What it finds there is trusted only if
 it belongs to root or to the agent's own user; so are the symbolic links on the way.
 """
 
 # ruff: noqa: PTH116
-# Works on descriptors of directories, which pathlib does not know.
+# Works on descriptors of directories, which pathlib does not support.
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def _flags(*names: str) -> int:
 
 LOG_MODE: Final = 0o600
 LOG_MODE_GROUP: Final = 0o640
-"""Of a log file in a directory that hands its group on (setgid): the administrator means that group to read it."""
+"""Mode of a log file in a setgid directory: the administrator wants the directory's group to read it."""
 
 LINKS_MAX: Final = 40
-"""Symbolic links on the way to a file, as many as Linux follows."""
+"""Symbolic links on the path to a file, as many as Linux follows."""
 
 
 _CAN_WALK: Final = hasattr(os, "O_PATH")
-"""Elsewhere only the file itself is looked at."""
+"""On other systems only the file itself is checked."""
 _DIRECTORY: Final = _flags("PATH", "DIRECTORY", "CLOEXEC")
 _LOOK: Final = _flags("PATH", "NOFOLLOW", "CLOEXEC")
 _APPEND: Final = _flags("WRONLY", "APPEND", "CLOEXEC")
 _UNAMBIGUOUS: Final = _flags("NOFOLLOW", "NONBLOCK")
-"""Neither a link nor a pipe without a reader, which would be waited for."""
+"""Do not follow a link, or wait for the reader of a pipe."""
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 _OWN_DESCRIPTORS: Final = "/proc/self/fd"
 
 
 class UntrustedError(PermissionError):
-    """What is at a path may be somebody else's, for this reason."""
+    """The file at a path may be another user's; the message is the reason."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(errno.EPERM, f"it may be another user's: {reason}", str(path))
@@ -55,17 +55,17 @@ class UntrustedError(PermissionError):
 
 @dataclass(slots=True)
 class _Place:
-    """The directory in which a path ends, and the name there."""
+    """The directory of a path's last component, and that component."""
 
     path: Path
     name: str
     descriptor: int | None = None
-    """Of the directory; None where one cannot walk, and `name` is the whole path."""
+    """Descriptor of the directory; None if the system has no O_PATH, and `name` is the whole path."""
     reason: str | None = None
-    """Why others than root and the agent's user could put something else at the path; None if nobody can."""
+    """Why users other than root and the agent's could replace the file; None if nobody can."""
 
     def enter(self, directory: int) -> None:
-        """Go on in that directory, and note whether others could replace what is in it."""
+        """Continue in that directory, and record whether others could replace its files."""
         self.leave()
         self.descriptor = directory
         status = os.fstat(directory)
@@ -82,13 +82,13 @@ class _Place:
 
 
 def create_log(path: Path) -> int:
-    """A descriptor of a new log file, with its mode set whatever the umask is. Raises OSError, also if it is there."""
+    """A descriptor of a new log file, with its mode independent of the umask. Raises OSError, also if it exists."""
     with _place(path, follow_last=False) as place:
         return _create(place)
 
 
 def open_log(path: Path) -> int:
-    """A descriptor that appends to a log file, which is made if need be, and loses what `LOG_MODE_GROUP` lacks.
+    """A descriptor that appends to a log file. Creates it if necessary, and removes bits not in `LOG_MODE_GROUP`.
 
     Raises UntrustedError for a file that another user owns or may have linked or put there, and OSError.
     """
@@ -100,14 +100,14 @@ def open_log(path: Path) -> int:
 
 
 def read_log(path: Path) -> int:
-    """A descriptor that reads a regular file that is there. Raises OSError."""
+    """A descriptor that reads an existing regular file. Raises OSError."""
     return os.open(path, os.O_RDONLY | _flags("CLOEXEC") | _UNAMBIGUOUS)
 
 
 def narrow_log(descriptor: int) -> None:
-    """Take from a log file's mode what `LOG_MODE_GROUP` lacks. Raises OSError.
+    """Remove the bits of a log file's mode that are not in `LOG_MODE_GROUP`. Raises OSError.
 
-    A file with a second name is left alone: somebody else may need it under that.
+    A file with a second link is not changed, because something else may need that.
     """
     status = os.fstat(descriptor)
     mode = stat.S_IMODE(status.st_mode)
@@ -116,9 +116,9 @@ def narrow_log(descriptor: int) -> None:
 
 
 def distrusted(path: Path) -> str | None:
-    """Why what is at the path may be, or may be replaced by, another user's; None if it is root's or the agent's.
+    """Why the file at the path may be, or may be replaced by, another user's; None if it is root's or the agent's.
 
-    A directory with the sticky bit (`/tmp`) keeps what is there from others. Raises OSError when there is nothing.
+    A directory with the sticky bit (`/tmp`) protects its files from other users. Raises OSError if nothing is there.
     """
     try:
         with _place(path, follow_last=True) as place:
@@ -129,15 +129,15 @@ def distrusted(path: Path) -> str | None:
 
 
 def is_trusted(uid: int) -> bool:
-    """Whether it is root's number or that of the agent's own user."""
+    """Whether the uid is root's or that of the agent's own user."""
     return uid in (0, os.geteuid() if hasattr(os, "geteuid") else 0)
 
 
 @contextmanager
 def _place(path: Path, *, follow_last: bool) -> Iterator[_Place]:
-    """Walk to the directory that a path ends in, one name at a time, so that what was looked at is what is used.
+    """Walk to the directory of a path's last component, one name at a time, so that the checked directories are used.
 
-    Raises OSError that names the path; UntrustedError for a symbolic link of somebody else.
+    Raises OSError that names the path; UntrustedError for another user's symbolic link.
     """
     place = _Place(path, str(path.absolute()))
     try:
@@ -185,7 +185,7 @@ def _walk(place: _Place, *, follow_last: bool) -> None:
 
 
 def _target(place: _Place, status: os.stat_result, link: int) -> Path:
-    """Where a symbolic link leads, if it may be followed."""
+    """The target of a symbolic link, if it may be followed."""
     if not is_trusted(status.st_uid):
         raise UntrustedError(place.path, f"the symbolic link {place.name} on the path belongs to uid {status.st_uid}")
     if place.reason is not None:
@@ -194,7 +194,7 @@ def _target(place: _Place, status: os.stat_result, link: int) -> Path:
 
 
 def _is_own_descriptor(place: _Place) -> bool:
-    """Whether the name is one of this process's own descriptors, as /dev/stdout leads to."""
+    """Whether the name is one of this process's own descriptors, like the target of /dev/stdout."""
     try:
         return place.descriptor is not None and os.path.samestat(os.fstat(place.descriptor), os.stat(_OWN_DESCRIPTORS))
     except FileNotFoundError:

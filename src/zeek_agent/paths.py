@@ -1,7 +1,7 @@
-"""Where things are: configuration, state directory, control socket, history.
+"""Locations of configuration, state directory, control socket and history.
 
-Root uses the system's directories; everybody else the XDG base directories. With an own state directory, the control
-socket lies in it.
+Root uses the system's directories, everybody else the XDG base directories. If a state directory is set, the control
+socket is in it.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ SYSTEM_SOCKET: Final = Path("/run/zeek-agent") / SOCKET
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The places of one agent. Nothing of it need exist yet."""
+    """The locations of one agent's files, which need not exist yet."""
 
     state: Path
     socket: Path
-    """Where the agent of this state directory listens."""
+    """The control socket of the agent with this state directory."""
     sockets: tuple[Path, ...]
-    """Where `query`, `shell` and `status` look for a running agent, best first."""
+    """The control sockets at which `query`, `shell` and `status` look for a running agent, in order."""
     history: Path
-    """The shell's history; each user's own."""
+    """The user's shell history."""
 
     @property
     def identity(self) -> Path:
@@ -49,7 +49,7 @@ class Paths:
 
 
 def locate(config: Config, environment: Mapping[str, str] = os.environ) -> Paths:
-    """The places that a configuration means for the current user."""
+    """The locations for a configuration and the current user."""
     own_state = xdg_directory(environment, "XDG_STATE_HOME", ".local/state")
     if config.state_dir is not None:
         state = Path(config.state_dir).expanduser().absolute()
@@ -72,9 +72,9 @@ def locate(config: Config, environment: Mapping[str, str] = os.environ) -> Paths
 
 
 def protected(config: Config, places: Paths) -> tuple[str, ...]:
-    """The agent's own files and directories, which no statement may read whatever the configuration allows.
+    """The agent's own files and directories, which no statement may read, whatever the configuration allows.
 
-    Those are the state directory, the agent's log, the embedded collector's logs, and the files of its TLS keys.
+    These are the state directory, the agent's log, the embedded collector's logs, and the files of its TLS keys.
     """
     files = [config.log.file, config.zeek.tls.key, config.zeek.tls.certificate]
     if not config.zeek.destinations:

@@ -50,7 +50,7 @@ LISTED_BY: Final = {"access.paths_deny": "security.md#never-read"}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the pages, or check them; the exit code."""
+    """Write the pages, or check them. Returns the exit code."""
     check = "--check" in arguments
     root = Path(next((argument for argument in arguments if not argument.startswith("-")), "."))
     wanted = pages()
@@ -72,13 +72,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def with_tables(readme: str) -> str:
-    """The README with its list of tables as it should be."""
+    """The README with the current list of tables."""
     rows = [(f"[{table.name}](docs/tables.md#{table.name})", table.summary) for table in all_tables()]
     return _replaced(readme, README_BEGIN, README_END, _markdown_table(("Table", "Rows"), rows))
 
 
 def with_lists(security: str) -> str:
-    """The security page with the path gate's lists as they are."""
+    """The security page with the path gate's current lists."""
     lists = (
         ("Never read", "Neither contents nor hashes are available, unless `access.paths_deny` is changed:", PATHS_DENY),
         ("Contents", "Contents are readable if every local user can read the file:", CONTENTS_PUBLIC),
@@ -94,7 +94,7 @@ def with_lists(security: str) -> str:
 
 
 def with_logs(collector: str) -> str:
-    """The collector's page with its list of logs as the default pack declares them."""
+    """The collector's page with the logs of the default pack."""
     file, _ = pack_file.load()
     rows = [("`zeek-agent.log`", "Agents", ", ".join(f"`{state}`" for state in get_args(AgentState)))]
     for path, log in file.logs.items():
@@ -106,7 +106,7 @@ def with_logs(collector: str) -> str:
 
 
 def _filled(entries: Iterable[str]) -> str:
-    """The entries side by side; those with blanks in them in quotes."""
+    """The entries in one paragraph; those with blanks in quotes."""
     words = [f'"{entry}"' if " " in entry else entry for entry in entries]
     lines = textwrap.wrap("  ".join(word.replace(" ", "\0") for word in words), 110, break_on_hyphens=False)
     return "\n".join(lines).replace("\0", " ")

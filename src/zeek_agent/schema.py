@@ -1,7 +1,7 @@
 """Declarations: Zeek's types, columns and parameters, as data.
 
 A table is declared once. The SQL declaration, the documentation, Zeek's record types, the shell's help and the
-contract tests are derived from the declaration. This module knows nothing of SQLite, Zeek's wire or the host.
+contract tests are derived from the declaration. This module is independent of SQLite, Zeek's protocol and the host.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from msgspec import Struct
 
 Value: TypeAlias = "bool | int | float | str | bytes | Sequence[Value] | Mapping[str, Value] | None"
 """A cell as a table yields it: time and interval as float seconds, address as text, port as `(number, protocol)`,
@@ -20,6 +23,8 @@ SqliteValue: TypeAlias = "int | float | str | bytes | None"
 """A value in one of SQLite's storage classes."""
 
 Row: TypeAlias = Sequence[Value]
+EventRow: TypeAlias = "Row | Struct"
+"""A row to be recorded: its values, or a record with a field for each recorded column, in order."""
 TableKind = Literal["snapshot", "events"]
 
 SCALAR_TYPES: Final = frozenset(
@@ -91,7 +96,7 @@ def _parse_type(text: str) -> ZeekType:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column; `added` marks those that version 2 of the agent did not have (hidden from a stock package's `*`)."""
+    """A column; `added` if version 2 of the agent did not have it (it is then hidden from a stock package's `*`)."""
 
     name: str
     type: str
@@ -107,7 +112,7 @@ class Column:
 
 
 SEQUENCE: Final = Column("seq", "count", "number of the row in the event store, never reused", added=True)
-"""The last column of every event table; the store gives it out."""
+"""The last column of every event table, assigned by the event store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,5 +138,5 @@ class Parameter:
 
 
 def zeek_field(column: str) -> str:
-    """A column's name as a record field: one that is a keyword of Zeek's gets a `_` behind it."""
+    """A column's name as a record field: Zeek's keywords get a trailing `_`."""
     return f"{column}_" if column in ZEEK_KEYWORDS else column

@@ -1,4 +1,4 @@
-"""The types of settings: what they take, in words, and what a text means for them."""
+"""The types of settings: descriptions of their values, and conversion from text."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _TRUTH: Final = {
 
 
 def in_words(kind: Any) -> str:
-    """What values a type takes: `a whole number > 0`."""
+    """A description of a type's values: `a whole number > 0`."""
     return _expected(_plain_type(inspect.type_info(kind)))
 
 
 def from_text(kind: Any, text: str) -> object:
-    """The value that a text means for a type; the text itself where it means nothing, for a check to name."""
+    """Convert text to a value of a type; returns invalid text unchanged, for the error of a later check."""
     return _from_text(_plain_type(inspect.type_info(kind)), text)
 
 

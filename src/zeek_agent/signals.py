@@ -1,4 +1,4 @@
-"""Being told to stop."""
+"""Graceful shutdown on SIGTERM and SIGINT."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 @contextmanager
 def stop_signals() -> Iterator[asyncio.Future[str]]:
-    """While this is open, SIGTERM and SIGINT do nothing but complete the future, with the signal's name."""
+    """Within this context, SIGTERM and SIGINT only complete the future, with the signal's name."""
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[str] = loop.create_future()
 
@@ -31,10 +31,10 @@ def stop_signals() -> Iterator[asyncio.Future[str]]:
 
 
 def run_until_done(loop: asyncio.AbstractEventLoop, work: Awaitable[_T]) -> _T:
-    """Run the loop until the work is done. SIGINT ends the work, and then raises KeyboardInterrupt here.
+    """Run the loop until the work is done. SIGINT cancels the work, and then raises KeyboardInterrupt here.
 
-    `asyncio.Runner` raises it within the loop when the work is done at that moment, and leaves a loop that stops at
-    once when it is run again.
+    `asyncio.Runner` raises it within the loop if the work is done at that moment, and leaves a loop that stops
+    immediately when it is run again.
     """
     task = loop.create_task(_result(work))
     interrupted = False

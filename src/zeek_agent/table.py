@@ -1,6 +1,4 @@
-"""Tables: a declaration with the function that yields its rows, what a statement wants of it, and what it may ask of
-its surroundings.
-"""
+"""Tables: a declaration with the function that yields its rows, the constraints of a statement, and the context."""
 
 from __future__ import annotations
 
@@ -15,9 +13,7 @@ from zeek_agent.schema import SEQUENCE, Column, Parameter, Row, TableKind, Value
 
 
 class AgentView(Protocol):
-    """The running agent as tables show it. The methods from `connections` on yield rows of the table that they are
-    named after.
-    """
+    """The running agent's data for tables. The methods from `connections` on yield rows of the table of that name."""
 
     id: str
     instance: str
@@ -55,19 +51,19 @@ class AgentView(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TableContext:
-    """Handed to every table with the constraints of the statement."""
+    """Passed to every table with the constraints of the statement."""
 
     agent: AgentView
     access: AccessPolicy = field(default_factory=AccessPolicy)
     reads: FileReads = field(default_factory=FileReads)
-    """The statement's budget for reading files, and what it had to leave out."""
+    """The statement's budget for reading files, and its omissions."""
     clock: Callable[[], float] = time.time
     proc: str = "/proc"
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a column must satisfy besides equality: `column operator value`."""
+    """A constraint on a column other than equality: `column operator value`."""
 
     column: str
     operator: Literal["<", "<=", ">", ">=", "LIKE", "GLOB"]
@@ -76,11 +72,11 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """How a table is asked that another program keeps, where each scan is a round trip.
+    """Properties of a table that another program provides, where each scan is a round trip.
 
-    Only such a table is given `Constraints.bounds` and `limit`. Of the columns `required`, one must be given a value;
-    on a value of the columns `decisive` it depends what the table shows at all. The columns `opaque` differ here from
-    what the other program compares: constraints on them are not handed over.
+    Only such a table gets `Constraints.bounds` and `limit`. One of the columns `required` must have a value. The values
+    of the columns `decisive` determine which rows the table has at all. The columns `opaque` differ here from those
+    that the other program compares, so that constraints on them are not passed on.
     """
 
     required: frozenset[str] = frozenset()
@@ -90,9 +86,9 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """What a statement wants from a table: parameters, and the values that some columns must equal.
+    """A statement's constraints on a table: parameters, and the values that some columns must equal.
 
-    A table may use `equal`, `bounds` and `columns` to do less work; it need not: SQLite checks each row again.
+    A table may use `equal`, `bounds` and `columns` to do less work, but need not, because SQLite checks each row again.
     """
 
     context: TableContext
@@ -100,17 +96,17 @@ class Constraints:
     equalities: Mapping[str, frozenset[Value]] = field(default_factory=dict)
     columns: frozenset[str] = frozenset()
     check: Callable[[], None] = lambda: None
-    """Raises LimitError when the statement's time is up; long loops call it every few hundred steps."""
+    """Raises LimitError if the statement's time is up; long loops call it every few hundred steps."""
     bounds: Sequence[Bound] = ()
     limit: int | None = None
-    """So many rows that satisfy all of this are enough."""
+    """This many rows that satisfy all constraints are enough."""
 
     def equal(self, column: str) -> frozenset[Value] | None:
         """The values that `column` may have, or None when any value will do."""
         return self.equalities.get(column)
 
     def integers(self, column: str) -> list[int] | None:
-        """`equal` for a column of whole numbers, in ascending order; None also when one of the values is no integer."""
+        """`equal` for a column of whole numbers, in ascending order; None if one of the values is not an integer."""
         values = self.equalities.get(column)
         if values is None or not all(isinstance(value, int) for value in values):
             return None
@@ -130,7 +126,7 @@ Snapshot: TypeAlias = Callable[[Constraints], Iterable[Row]]
 class Table:
     """A table's declaration and, for a snapshot table, the function that yields its rows.
 
-    Rows have one value a column, in the order of `columns`. Event tables have no function: sources append their rows
+    Rows have one value per column, in the order of `columns`. Event tables have no function: sources append their rows
     to the event store, in the order of `recorded`.
     """
 

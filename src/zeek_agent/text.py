@@ -2,11 +2,11 @@
 
 Inside the agent such text is a `str` that SQLite can store and that maps back to the same bytes: each byte that is not
 part of valid UTF-8 becomes one character of U+EF80…U+EFFF (the private range that MirBSD's OPTU-8 uses for this); a
-genuine character of that range is kept byte by byte the same way, so nothing is ambiguous. Ordinary text, which is
-nearly all of it, is unchanged, and SQL compares it as one would expect.
+genuine character of that range is represented byte by byte in the same way, so nothing is ambiguous. Ordinary text,
+which is nearly all of it, is unchanged, and SQL compares it as expected.
 
-Towards Zeek and a terminal `escaped` writes what Zeek's own logs write: `\\xNN` for such bytes and for control
-characters, a backslash doubled.
+For Zeek and terminals, `escaped` writes the same as Zeek's own logs: `\\xNN` for such bytes and for control characters,
+and doubled backslashes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import re
 from typing import Final
 
 SHOWN: Final = 200
-"""Characters of text from elsewhere that a message repeats."""
+"""Characters of external text in a message."""
 STATEMENT_SHOWN: Final = 1_000
-"""The same of a statement, by which its author must know it again."""
+"""Characters of a statement in a message, enough for its author to recognize it."""
 
 _RAW = 0xEF00
 _GENUINE = re.compile("[\uef80-\uefff]")
@@ -28,7 +28,7 @@ _UNSAFE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\\\\uef80-\uefff\ud800-\udfff]")
 
 
 def from_bytes(raw: bytes) -> str:
-    """Host bytes as text that SQLite can store; `to_bytes` gives the same bytes back."""
+    """Host bytes as text that SQLite can store; `to_bytes` is the inverse."""
     try:
         text = raw.decode()
     except UnicodeDecodeError:
@@ -41,12 +41,12 @@ def from_bytes(raw: bytes) -> str:
 
 
 def from_os(text: str) -> str:
-    """The same for a `str` that Python decoded from the system (`os.listdir`, `pwd`), surrogates and all."""
+    """The same for a `str` that Python decoded from the system (`os.listdir`, `pwd`), including surrogates."""
     return text if text.isascii() else from_bytes(os.fsencode(text))
 
 
 def to_bytes(text: str) -> bytes:
-    """The host's bytes again. Lone surrogates, which no host text has here, become `?`."""
+    """The original bytes. Lone surrogates, which host text does not contain here, become `?`."""
     if text.isascii():
         return text.encode()
     text = _LONE_SURROGATE.sub("?", text)
@@ -54,21 +54,21 @@ def to_bytes(text: str) -> bytes:
 
 
 def escaped(text: str) -> str:
-    """Printable form: control characters and raw bytes as `\\xNN`, a backslash doubled; valid UTF-8 stays."""
+    """Printable form: control characters and raw bytes as `\\xNN`, backslashes doubled, valid UTF-8 unchanged."""
     if _UNSAFE.search(text) is None:
         return text
     return _UNSAFE.sub(_escape, text)
 
 
 def clipped(text: str, characters: int = SHOWN) -> str:
-    """The beginning of a text that may be long, with the size of the whole: `SELECT … (3,900,000 bytes)`."""
+    """The beginning of a text that may be long, with its total size: `SELECT … (3,900,000 bytes)`."""
     if len(text) <= characters:
         return text
     return f"{text[:characters]}… ({byte_length(text):,} bytes)"
 
 
 def byte_length(text: str) -> int:
-    """Bytes of the text in UTF-8."""
+    """Size of the text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 

@@ -128,7 +128,7 @@ def test_holders_of_sockets_are_those_that_proc_shows(iterators: Iterators) -> N
         assert only == {inodes[0]: [(child.pid, shared.fileno())]}
 
 
-def test_looking_often_leaves_nothing_open(iterators: Iterators) -> None:
+def test_repeated_scans_leave_no_descriptors_open(iterators: Iterators) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(50):
         iterators.tasks()

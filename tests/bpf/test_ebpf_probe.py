@@ -123,7 +123,7 @@ def test_where_control_groups_are_mounted(tmp_path: Path, line: str, found: str 
 
 
 @pytest.mark.root
-def test_a_refusal_tells_its_reason() -> None:
+def test_a_rejected_program_reports_the_reason() -> None:
     if probe.why_not(("processes",)) is not None:
         pytest.skip("no eBPF here")
     opened = libbpf.BpfObject("processes")

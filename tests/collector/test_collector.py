@@ -194,7 +194,7 @@ async def test_a_hello_with_the_broker_field_is_understood(tmp_path: Path) -> No
     assert read(tmp_path, "zeek-agent")[0]["uptime"] == 1.5
 
 
-async def test_a_host_is_unknown_until_its_hello_and_goes_by_its_address_without_a_name(tmp_path: Path) -> None:
+async def test_a_host_is_unknown_until_its_hello_and_shown_by_address_without_a_name(tmp_path: Path) -> None:
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
         await agent.subscribe()
         await agent.result(*THING)
@@ -214,7 +214,7 @@ async def test_hellos_are_broadcast(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert protocol.zeek_event(message) == ZeekHello(collector.instance, "9.0.0", 90000, "")
 
 
-async def test_stopping_cancels_the_queries_and_says_goodbye(tmp_path: Path) -> None:
+async def test_stopping_cancels_queries_and_sends_the_shutdown_message(tmp_path: Path) -> None:
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
         installed = {event.query_id for event in await agent.join() if isinstance(event, InstallQuery)}
         await collector.stop()
@@ -335,9 +335,7 @@ async def test_stopping_does_not_wait_for_agents_that_are_held_back(
     assert len(read(tmp_path, "things")) == collector.stats.rows
 
 
-async def test_a_client_that_speaks_no_websocket_is_no_traceback(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_client_without_websocket_causes_no_traceback(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with collecting(tmp_path) as collector:
         reader, writer = await asyncio.open_connection(*collector.address)
         writer.write(b"\x16\x03\x01 hello\r\n\r\n")

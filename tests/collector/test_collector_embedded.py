@@ -49,7 +49,7 @@ async def agent_in(collector: Collector, agent_id: str = "HAbc", url: str = URL)
         yield Agent(connection, collector, agent_id)
 
 
-async def test_an_agent_joins_reports_and_is_told_of_the_end(tmp_path: Path) -> None:
+async def test_an_agent_joins_reports_and_receives_the_shutdown_message(tmp_path: Path) -> None:
     async with started(tmp_path) as collector, agent_in(collector) as agent:
         hello, *queries = await agent.join()
         assert isinstance(hello, ZeekHello)
@@ -94,7 +94,7 @@ async def test_the_bytes_are_those_of_tcp(tmp_path: Path) -> None:
         assert await conversation(inside.connect()) == over_tcp
 
 
-async def test_what_cannot_be_served_is_refused_as_over_tcp(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_invalid_requests_are_refused_as_over_tcp(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with started(tmp_path, CollectorLimits(connections=1)) as collector:
         async with agent_in(collector, url="ws://localhost/elsewhere") as agent:
             assert (await agent.error()).code == "invalid_uri"
@@ -115,7 +115,7 @@ async def test_what_cannot_be_served_is_refused_as_over_tcp(tmp_path: Path, capl
     assert "Traceback" not in caplog.text
 
 
-async def test_many_connections_come_and_go(tmp_path: Path) -> None:
+async def test_many_connections_open_and_close(tmp_path: Path) -> None:
     async with started(tmp_path) as collector:
         for number in range(200):
             async with agent_in(collector, f"H{number}") as agent:
@@ -142,7 +142,7 @@ async def test_an_embedded_collector_has_no_address(tmp_path: Path) -> None:
         collector.connect()
 
 
-async def test_people_see_that_it_is_embedded_and_why_it_has_not_started(tmp_path: Path) -> None:
+async def test_the_status_shows_that_it_is_embedded_and_why_it_has_not_started(tmp_path: Path) -> None:
     collector = embedded(tmp_path)
     async with started(tmp_path):
         with pytest.raises(UsageError):
@@ -202,7 +202,7 @@ async def test_logs_that_cannot_be_written_are_tried_again_and_not_held(tmp_path
     await collector.stop()
 
 
-def test_the_embedded_collector_is_known_by_a_name_that_no_url_has() -> None:
+def test_the_embedded_collector_has_a_name_that_is_not_a_url() -> None:
     assert str(EMBEDDED) == "embedded"
     assert EMBEDDED.title == "the embedded collector"
     assert formerly_embedded("127.0.0.1:27759") == ("ws://127.0.0.1:27759/v1/messages/json",)

@@ -118,7 +118,7 @@ HOSTILE: dict[str, Callable[[Collector], str | bytes]] = {
 
 
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
-async def test_a_hostile_message_is_an_error_and_nothing_else(
+async def test_a_hostile_message_only_causes_an_error(
     tmp_path: Path, hostile: Callable[[Collector], str | bytes]
 ) -> None:
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
@@ -137,7 +137,7 @@ async def test_a_hostile_message_is_an_error_and_nothing_else(
 
 
 @pytest.mark.parametrize("first", ['{"a": 1}', "[1]", "nonsense", "[" * 5000, '["x"'])
-async def test_a_first_message_that_is_no_subscription_is_refused(tmp_path: Path, first: str) -> None:
+async def test_a_first_message_other_than_a_subscription_is_refused(tmp_path: Path, first: str) -> None:
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
         await agent.send(first)
         assert (await agent.error()).code == "deserialization_failed"
@@ -163,7 +163,7 @@ async def test_topics_that_are_too_long_are_refused(tmp_path: Path, topics: list
     assert len(line["message"]) < 400
 
 
-async def test_long_errors_of_an_agent_are_cut_and_say_whose_they_are(tmp_path: Path) -> None:
+async def test_long_errors_of_an_agent_are_truncated_but_name_it(tmp_path: Path) -> None:
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
         await agent.join()
         frame = protocol.agent_error(collector.instance, Context("HAbc", 0.0), "x" * 1_000_000)
@@ -276,7 +276,7 @@ async def test_the_longest_values_are_taken(tmp_path: Path) -> None:
     assert line["name"] == "\\x01\\xff" * 2**20
 
 
-async def test_a_client_that_never_subscribes_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_never_subscribes_is_disconnected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "OPENING_TIMEOUT_SECONDS", 0.05)
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
         assert (await agent.error()).context == "no subscription in time"
@@ -305,7 +305,7 @@ events = st.sampled_from(
 
 
 @given(events, st.one_of(things, st.lists(values, max_size=3)), st.booleans())
-def test_whatever_an_agent_says_is_logged_whole_or_refused(event: str, arguments: list[str], honest: bool) -> None:
+def test_any_message_is_logged_completely_or_refused(event: str, arguments: list[str], honest: bool) -> None:
     """No exception but ProtocolError, and lines that a reader of logs can take apart."""
     with TemporaryDirectory() as place:
         say_and_read(Path(place), event, [CONTEXT, *arguments] if honest else arguments)

@@ -73,7 +73,7 @@ async def test_hostile_names_reach_no_terminal(tmp_path: Path) -> None:
         assert "[red]x[/red]" in text
 
 
-async def test_the_line_tells_rates_and_the_last_error(tmp_path: Path) -> None:
+async def test_the_line_shows_rates_and_the_last_error(tmp_path: Path) -> None:
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
         before = SummaryView.after(None, collector.stats, 100.0)
         assert summary.line(before) == "agents 0 connected, 0 known; rows 0; errors 0"
@@ -139,9 +139,7 @@ async def test_on_a_terminal_it_is_a_live_view(tmp_path: Path, monkeypatch: pyte
     assert "none yet" in shown
 
 
-async def test_what_is_logged_meanwhile_scrolls_by_above_the_live_view(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_log_lines_scroll_above_the_live_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "LIVE_INTERVAL_SECONDS", 0.05)
     monkeypatch.setenv("TERM", "xterm")
     erase_line, view = "\x1b[2K", "collector on 127.0.0.1"

@@ -299,7 +299,7 @@ def test_times_in_headers_and_names_are_local(tmp_path: Path, monkeypatch: pytes
 
 def test_logs_rotate_at_multiples_of_the_interval(tmp_path: Path) -> None:
     clock = Clock(7200.0 * 1000 + 7000)
-    directory = logs(tmp_path, clock, rotate_interval=3600.0)
+    directory = logs(tmp_path, clock, rotate_interval_seconds=3600.0)
     log = directory.files["test"]
     opened = clock.now
     log.write((1.0, "before"))
@@ -329,7 +329,7 @@ def test_logs_rotate_by_size_also_when_the_name_is_taken(tmp_path: Path) -> None
     directory.close()
 
 
-def test_logs_of_an_earlier_run_are_put_aside(tmp_path: Path) -> None:
+def test_logs_of_an_earlier_run_are_renamed(tmp_path: Path) -> None:
     clock = Clock()
     first = logs(tmp_path, clock)
     first.files["test"].write((1.0, "earlier"))
@@ -344,14 +344,14 @@ def test_logs_of_an_earlier_run_are_put_aside(tmp_path: Path) -> None:
     assert parse_log((tmp_path / "test.log").read_bytes()) == [(2.0, "now")]
 
 
-def test_a_file_without_a_header_is_put_aside_by_the_time_of_its_last_write(tmp_path: Path) -> None:
+def test_a_file_without_a_header_is_renamed_by_the_time_of_its_last_write(tmp_path: Path) -> None:
     (tmp_path / "test.log").write_text('{"t":1.0}\n')
     os.utime(tmp_path / "test.log", (1_700_000_000, 1_700_000_000))
     logs(tmp_path, Clock()).close()
     assert names(tmp_path) == [f"test.{local_time(1_700_000_000)}.log"]
 
 
-def test_a_link_in_the_place_of_a_log_is_not_written_through(tmp_path: Path) -> None:
+def test_a_link_in_place_of_a_log_is_not_written_through(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("precious")
     directory = logs(tmp_path / "logs", Clock())

@@ -83,7 +83,7 @@ def test_event_queries_run_often_and_only_where_there_are_events() -> None:
         assert entry.query.requires_tables == {table}
 
 
-def test_schedules_that_are_too_short_are_raised_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_schedules_that_are_too_short_are_raised_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     quick = pack.load(schedule=0.001)
     assert query_of("zeek-agent-users", quick)[0].query.schedule == 0.05
     assert query_of("zeek-agent-process-events", quick)[0].query.schedule == 0.5
@@ -99,7 +99,7 @@ def test_a_schedule_replaces_that_of_snapshots_but_not_of_events() -> None:
 
 
 @pytest.mark.parametrize("entry", pack.load().queries, ids=lambda entry: entry.query.event)
-def test_every_query_of_the_default_pack_selects_what_its_log_declares(entry: pack.PackQuery) -> None:
+def test_every_query_of_the_default_pack_selects_its_logs_fields(entry: pack.PackQuery) -> None:
     columns = list(pack_file.columns_of(pack.load().logs[entry.query.event].columns))
     headings = Statements().compile(entry.query.sql, Profile.STOCK).headings
     assert len(headings) == len(columns)
@@ -120,7 +120,7 @@ def test_events_are_numbered_also_where_version_2_has_the_table() -> None:
     assert ours.query.requires_tables - stock.query.requires_tables == stock.query.if_missing_tables
 
 
-def test_a_pack_of_ones_own() -> None:
+def test_a_custom_pack() -> None:
     given = parse(
         """
         schedule = 5

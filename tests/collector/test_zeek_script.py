@@ -45,7 +45,7 @@ def program(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
 
 
-def test_fields_and_types_come_from_the_statement_where_the_pack_has_none() -> None:
+def test_fields_and_types_default_to_those_of_the_statement() -> None:
     written = script(UNTYPED)
     assert fields(written) == [
         "gid: count &log &optional;",
@@ -68,7 +68,7 @@ def test_a_type_may_be_left_out_of_a_declared_field() -> None:
     assert [column.type for column in log.columns] == ["string", "count"]
 
 
-def test_what_fields_mean_comes_from_the_pack_or_else_from_the_table() -> None:
+def test_descriptions_of_fields_are_the_packs_or_else_the_tables() -> None:
     written = script(SMALL.replace('"string" }', '"string", summary = "where it\\n is" }'))
     assert "\t\t## Where it is.\n\t\tpath: string" in written
     assert "\t\t## Size in bytes.\n\t\tsize: count" in written
@@ -85,7 +85,7 @@ def test_columns_of_batches_only_are_those_of_batch_sql() -> None:
     assert [column.name for column in log.columns] == ["path", "size"]
 
 
-def test_a_star_is_what_each_kind_of_agent_sends() -> None:
+def test_a_star_selects_the_columns_of_each_kind_of_agent() -> None:
     """Agents that know no batches leave out the columns that version 2 did not have."""
     text = '[logs.all]\n[[queries]]\nlog = "all"\nsql = "SELECT * FROM users"\n'
     basic, whole = fields(script(text), "Basic"), fields(script(text))
@@ -96,7 +96,7 @@ def test_a_star_is_what_each_kind_of_agent_sends() -> None:
     ]
 
 
-def test_a_statement_whose_columns_have_the_names_of_the_fields_is_asked_as_it_is() -> None:
+def test_a_statement_whose_columns_have_the_fields_names_is_not_wrapped() -> None:
     assert "$batch_stmt" not in script(SMALL)
     renamed = script(SMALL.replace('"path"', '"place"')).replace('"\n\t    + "', "")
     inner = "SELECT path, size FROM files_list('/var/spool/*')"
@@ -172,7 +172,7 @@ def test_queries_for_groups_hosts_and_tables() -> None:
     assert "$schedule_=query_interval_2, $subscription=subscription_2" in " ".join(written.split())
 
 
-def test_queries_that_are_not_enabled_are_not_asked() -> None:
+def test_disabled_queries_are_not_installed() -> None:
     off = SMALL + "enabled = false\n"
     assert "const enabled = F &redef;" in script(off)
     assert "ZeekAgent::query(query);" in script(off)
@@ -181,7 +181,7 @@ def test_queries_that_are_not_enabled_are_not_asked() -> None:
     assert "/var/spool" not in script(both)
 
 
-def test_what_is_for_one_side_only_is_not_for_the_other() -> None:
+def test_queries_for_one_audience_are_not_installed_by_the_other() -> None:
     text = SMALL + 'only = "zeek"\n[logs.other]\n[[queries]]\nlog = "other"\nsql = "SELECT name FROM users"\n'
     text += 'only = "collector"\n'
     assert [log.path for log in pack.parse(text, "p.toml").logs.values()] == ["other"]
@@ -297,7 +297,7 @@ def test_the_command_writes_the_script_of_a_pack_or_of_the_default_one(tmp_path:
         (("good.toml", "--output", "none/out.zeek"), "cannot write none/out.zeek: No such file or directory"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_exit_code_2(
+def test_errors_are_one_line_and_exit_code_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

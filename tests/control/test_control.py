@@ -97,7 +97,7 @@ async def send_raw(path: Path, *lines: bytes) -> list[dict[str, Any]]:
     return answers
 
 
-async def test_a_client_asks_several_times_on_one_connection(path: Path) -> None:
+async def test_a_client_sends_several_requests_on_one_connection(path: Path) -> None:
     async with Agent(path, answer_with_rows):
         first, second = await ask(path, QueryRequest("SELECT 1"), StatusRequest())
     assert first == [COLUMNS, Rows([(1, "x"), (2, None)])]
@@ -155,7 +155,7 @@ async def test_requests_may_be_sent_ahead(path: Path) -> None:
     assert [frame["frame"] for frame in frames].count("facts") >= 1
 
 
-async def test_a_client_that_goes_ends_its_answer(path: Path) -> None:
+async def test_a_client_that_disconnects_aborts_its_answer(path: Path) -> None:
     ended = asyncio.Event()
 
     async def endless(request: Request, origin: str) -> AsyncGenerator[Frame, None]:
@@ -173,7 +173,7 @@ async def test_a_client_that_goes_ends_its_answer(path: Path) -> None:
         await asyncio.wait_for(ended.wait(), 5)
 
 
-async def test_a_client_that_does_not_read_is_let_go_and_bounded(path: Path) -> None:
+async def test_a_client_that_does_not_read_is_bounded_and_disconnected(path: Path) -> None:
     sent = 0
     ended = asyncio.Event()
 
@@ -187,7 +187,7 @@ async def test_a_client_that_does_not_read_is_let_go_and_bounded(path: Path) -> 
         finally:
             ended.set()
 
-    async with Agent(path, flood, send_timeout=0.3):
+    async with Agent(path, flood, send_timeout_seconds=0.3):
         _, writer = await asyncio.open_unix_connection(str(path), limit=1024)
         writer.write(b'{"request":"status"}\n')
         await asyncio.wait_for(ended.wait(), 10)
@@ -253,7 +253,7 @@ async def test_a_stale_socket_is_replaced(path: Path) -> None:
         assert await ask(path, StatusRequest())
 
 
-async def test_what_is_in_the_way_is_named(path: Path, tmp_path: Path) -> None:
+async def test_an_obstacle_at_the_path_is_named(path: Path, tmp_path: Path) -> None:
     async with Agent(path, answer_with_rows):
         with pytest.raises(ZeekAgentError, match="another agent listens on"):
             await ControlServer(path, None, answer_with_rows).start()
@@ -275,7 +275,7 @@ def test_nobody_there_is_an_error_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-async def test_who_may_not_connect_is_told_what_to_do(path: Path, tmp_path: Path) -> None:
+async def test_a_user_without_permission_to_connect_gets_advice(path: Path, tmp_path: Path) -> None:
     for directory in (tmp_path, *tmp_path.parents):
         if directory.stat().st_uid == os.getuid() and directory != Path("/"):
             directory.chmod(directory.stat().st_mode | 0o011)
@@ -284,7 +284,7 @@ async def test_who_may_not_connect_is_told_what_to_do(path: Path, tmp_path: Path
             ControlClient(path)
 
 
-def test_an_agent_of_another_version_is_told_apart(path: Path) -> None:
+def test_an_agent_of_another_version_is_recognized(path: Path) -> None:
     with pytest.raises(ZeekAgentError, match="a different version"):
         messages.decode_frame(b'{"frame":"hologram"}\n')
     with pytest.raises(ZeekAgentError, match="a different version"):

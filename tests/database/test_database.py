@@ -148,17 +148,17 @@ async def test_double_quotes_make_a_text_where_no_column_is(db: Database) -> Non
         ("SELECT 1 \0", ""),
     ],
 )
-async def test_a_statement_in_error_is_told_in_sqlites_words(db: Database, sql: str, message: str) -> None:
+async def test_an_invalid_statement_is_reported_with_sqlites_message(db: Database, sql: str, message: str) -> None:
     with pytest.raises(SqlError) as caught:
         await db.query(sql)
     assert message in str(caught.value)
 
 
-async def test_a_trailing_semicolon_or_comment_is_no_second_statement(db: Database) -> None:
+async def test_a_trailing_semicolon_or_comment_is_not_a_second_statement(db: Database) -> None:
     assert (await db.query("SELECT 1; -- one\n")).rows == [(1,)]
 
 
-async def test_compiling_tells_columns_and_tables_without_a_scan() -> None:
+async def test_compiling_returns_columns_and_tables_without_a_scan() -> None:
     processes = Recorder("processes", PROCESSES, ROWS)
     db = database(processes, Recorder("sockets", [("pid", "count")], []), Recorder("users", [("uid", "count")], []))
     statement = await db.prepare(
@@ -224,7 +224,7 @@ async def test_a_window_bounds_event_tables_and_not_their_history(recorded: Data
 
 
 @pytest.mark.parametrize("profile", list(Profile))
-async def test_tables_that_an_event_statement_reads_are_told_by_their_own_names(
+async def test_tables_of_an_event_statement_are_reported_by_their_own_names(
     recorded: Database, profile: Profile
 ) -> None:
     for name in ("processes_events", "process_events", "processes_events_history"):
@@ -273,7 +273,7 @@ async def test_without_a_store_event_tables_are_empty(profile: Profile) -> None:
     ],
 )
 @pytest.mark.parametrize("profile", list(Profile))
-async def test_the_stores_own_bookkeeping_is_out_of_reach(recorded: Database, profile: Profile, sql: str) -> None:
+async def test_the_stores_bookkeeping_tables_are_not_accessible(recorded: Database, profile: Profile, sql: str) -> None:
     with pytest.raises(SqlError):
         await recorded.query(sql, profile=profile)
     assert (await recorded.query("SELECT count(*) FROM processes_events", profile=profile)).rows == [(5,)]
@@ -303,7 +303,7 @@ async def test_a_store_that_changes_its_file_is_followed(tmp_path: Path) -> None
     await db.aclose()
 
 
-async def test_a_window_on_what_is_no_table_is_refused(recorded: Database) -> None:
+async def test_a_window_on_an_unknown_table_is_refused(recorded: Database) -> None:
     with pytest.raises(SqlError, match="no event table nowhere"):
         await recorded.query("SELECT 1", window={"nowhere": (0, 1)})
 
@@ -389,7 +389,7 @@ async def test_cancelling_the_task_ends_the_statement() -> None:
     await db.aclose()
 
 
-async def test_closing_ends_what_runs_and_the_threads() -> None:
+async def test_closing_cancels_statements_and_ends_the_threads() -> None:
     db = database(sleeper("slow"))
     tasks = [asyncio.create_task(db.query("SELECT * FROM slow", lane=lane)) for lane in Lane]
     await asyncio.sleep(0.05)
@@ -407,7 +407,7 @@ async def test_closing_ends_what_runs_and_the_threads() -> None:
 # Tables that come and go
 
 
-async def test_tables_come_and_go_while_it_runs(db: Database) -> None:
+async def test_tables_are_added_and_removed_at_run_time(db: Database) -> None:
     calls: list[str] = []
     db.on_change(lambda: calls.append(",".join(sorted(db.tables))))
     extra = Recorder("extra", [("n", "count")], [(7,)])

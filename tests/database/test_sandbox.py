@@ -192,7 +192,7 @@ READINGS = (
 
 
 @pytest.mark.parametrize("name", built_in_names())
-async def test_what_sqlite_has_by_itself_is_not_read_in_any_way(store: EventStore, name: str) -> None:
+async def test_sqlites_own_tables_are_not_readable_in_any_way(store: EventStore, name: str) -> None:
     db = database(table(), EVENTS, store=store)
     for profile in Profile:
         for reading in READINGS:
@@ -382,9 +382,7 @@ def sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[SqlConne
 
 @settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(sql=NESTED)
-def test_nothing_of_what_may_not_be_read_comes_out_however_it_is_nested(
-    sessions: list[SqlConnection], sql: str
-) -> None:
+def test_nothing_unreadable_is_returned_however_it_is_nested(sessions: list[SqlConnection], sql: str) -> None:
     for session in sessions:
         run = Run(LimitSettings(time=5.0))
         run.start(memory_ceiling=1 << 40)
@@ -398,7 +396,7 @@ def test_nothing_of_what_may_not_be_read_comes_out_however_it_is_nested(
             assert not (isinstance(cell, str) and cell.startswith("key "))
 
 
-async def test_what_sqlite_tells_of_its_plans_and_errors_names_nothing_that_is_hidden(store: EventStore) -> None:
+async def test_plans_and_errors_of_sqlite_contain_no_hidden_names(store: EventStore) -> None:
     db = database(table(), EVENTS, store=store)
     told = []
     for sql in (
@@ -501,7 +499,7 @@ async def ask_others(db: Database, watched: Watched) -> None:
 
 
 @pytest.mark.parametrize("hog", HOGS)
-async def test_what_would_hold_the_agent_ends_at_a_limit(hog: str) -> None:
+async def test_statements_that_would_block_the_agent_end_at_a_limit(hog: str) -> None:
     limits = LimitSettings(time=0.5, memory_bytes=32 << 20, result_bytes=64 << 20, rows=200_000)
     db = database(table(), limits=limits)
     await db.query("SELECT 1")
@@ -675,7 +673,7 @@ async def test_community_ids_are_those_of_the_reference(
         ("in_cidr_block('x', '10.0.0.1')", "in_cidr_block: 'x'"),
     ],
 )
-async def test_wrong_arguments_are_told(db: Database, expression: str, message: str) -> None:
+async def test_wrong_arguments_are_reported(db: Database, expression: str, message: str) -> None:
     with pytest.raises(SqlError, match=message):
         await value(db, expression)
 

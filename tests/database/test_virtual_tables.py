@@ -108,13 +108,13 @@ async def test_values_that_nothing_can_equal_need_no_scan(db: Database, processe
     assert processes.scans == []
 
 
-async def test_the_table_learns_which_columns_are_read(db: Database, processes: Recorder) -> None:
+async def test_the_table_receives_the_columns_that_are_read(db: Database, processes: Recorder) -> None:
     await rows(db, "SELECT name FROM processes WHERE startup > 1")
     await rows(db, "SELECT count(*) FROM processes")
     assert [set(scan.columns) for scan in processes.scans] == [{"name", "startup"}, set()]
 
 
-async def test_columns_past_the_sixty_third_are_known_to_be_read() -> None:
+async def test_columns_after_the_sixty_third_are_marked_as_read() -> None:
     wide = Recorder("wide", [(f"c{index}", "count") for index in range(80)], [tuple(range(80))])
     db = database(wide)
     assert await rows(db, "SELECT c70, c2 FROM wide") == [(70, 2)]
@@ -257,7 +257,7 @@ async def test_joins_agree_with_sqlites_own_tables() -> None:
     ],
     ids=lambda cell: f"{type(cell).__name__}{len(cell)}",
 )
-async def test_hostile_cells_come_through(cell: str | bytes) -> None:
+async def test_hostile_cells_are_returned_unchanged(cell: str | bytes) -> None:
     kind = "blob" if isinstance(cell, bytes) else "text"
     db = database(Recorder("t", [("c", kind), ("n", "count")], [(cell, 1), (None, 2)]))
     [(found, _), (null, _)] = await rows(db, "SELECT c, n FROM t")
@@ -293,7 +293,7 @@ async def test_hostile_cells_come_through(cell: str | bytes) -> None:
         ("text", b"raw\xff", "raw\uefff"),
     ],
 )
-async def test_each_type_comes_back_as_it_was(kind: str, cell: object, expected: object) -> None:
+async def test_each_type_is_returned_unchanged(kind: str, cell: object, expected: object) -> None:
     db = database(Recorder("t", [("c", kind)], [(cell,), (None,)]))
     result = await db.query("SELECT c FROM t")
     assert result.errors == ()
@@ -327,7 +327,7 @@ async def test_containers_are_json_within_sql() -> None:
         ("text", "x" * 5_000_000, "longer than"),
     ],
 )
-async def test_a_bad_row_is_left_out_and_told(kind: str, bad: object, reason: str) -> None:
+async def test_a_bad_row_is_omitted_and_reported(kind: str, bad: object, reason: str) -> None:
     good = {"count": 1, "int": 1, "real": 1.0, "bool": True, "text": "t", "address": "::1", "port": (1, "tcp")}
     cell = good.get(kind, [1])
     db = database(Recorder("t", [("n", "count"), ("c", kind)], [(1, cell), (2, bad), (3, cell)]))
@@ -340,7 +340,7 @@ async def test_a_bad_row_is_left_out_and_told(kind: str, bad: object, reason: st
     await db.aclose()
 
 
-async def test_rows_of_the_wrong_width_are_left_out() -> None:
+async def test_rows_of_the_wrong_width_are_omitted() -> None:
     db = database(Recorder("t", [("a", "count"), ("b", "count")], [(1, 2), (3,), (4, 5, 6)]))
     result = await db.query("SELECT a FROM t")
     assert result.rows == [(1,)]
@@ -462,7 +462,7 @@ async def test_a_failed_scan_is_not_shared() -> None:
     await db.aclose()
 
 
-async def test_local_statements_see_what_is_now() -> None:
+async def test_local_statements_see_the_current_state() -> None:
     table = process_table()
     db = database(table)
     for _ in range(2):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from msgspec import Struct
 from places import SUPPORT
 from waiting import until_sync
 
@@ -37,6 +38,12 @@ THINGS = declared(("time", "time"), ("number", "count"), ("text", "text"))
 
 def thing(number: int, text: str = "", time_: float | None = None) -> Row:
     return (time.time() if time_ is None else time_, number, text)
+
+
+class Thing(Struct, frozen=True, gc=False):
+    time: float
+    number: int
+    text: str | None
 
 
 class Reader:
@@ -83,7 +90,7 @@ def test_rows_are_numbered_and_can_be_read_by_another_connection(path: Path, rea
     store.close()
 
 
-def test_rows_are_committed_without_being_asked(path: Path) -> None:
+def test_rows_are_committed_without_a_flush(path: Path) -> None:
     store = EventStore(path, [THINGS], EventSettings(commit_interval=0.05))
     store.append("things_events", [thing(1)])
     until_sync(lambda: store.last_seq("things_events") == 1, 2.0)
@@ -124,7 +131,7 @@ def test_the_id_and_the_numbers_outlive_a_restart(path: Path) -> None:
     again.close()
 
 
-def test_a_number_is_never_used_again(path: Path) -> None:
+def test_a_number_is_never_reused(path: Path) -> None:
     settings = EventSettings(retention_age=3600)
     store = EventStore(path, [THINGS], settings)
     store.append("things_events", [thing(n, time_=1.0) for n in range(10)])
@@ -185,7 +192,36 @@ def test_a_row_that_does_not_fit_is_counted_and_the_others_are_stored(path: Path
     store.close()
 
 
-def test_what_the_queue_cannot_hold_is_counted_and_append_does_not_wait(path: Path) -> None:
+def test_records_are_stored_by_the_order_of_their_fields(path: Path, read: Read) -> None:
+    table = declared(("time", "time"), ("number", "count"), ("text", "vector[text]"), name="vectors_events")
+    store = EventStore(path, [THINGS, table])
+    store.append("things_events", [Thing(1.0, 7, "seven"), Thing(2.0, 8, None), Thing(3.0, 9, "a\udcffb")])
+    store.append("vectors_events", [Thing(1.0, 7, ["a", "b"])])  # type: ignore[arg-type]
+    store.flush()
+    assert read(store, "SELECT * FROM store.things_events") == [
+        (1, 1.0, 7, "seven"),
+        (2, 2.0, 8, None),
+        (3, 3.0, 9, "a\uefed\uefb3\uefbfb"),
+    ]
+    assert read(store, "SELECT * FROM store.vectors_events") == [(1, 1.0, 7, '["a","b"]')]
+    store.close()
+
+
+@pytest.mark.parametrize("kind", ["text", "vector[text]"])
+def test_records_and_tuples_can_be_in_one_batch(path: Path, read: Read, kind: str) -> None:
+    table = declared(("time", "time"), ("number", "count"), ("text", kind))
+    for first, second in (thing(1), Thing(1.0, 2, "")), (Thing(1.0, 3, ""), thing(4)):
+        store = EventStore(path, [table], EventSettings(commit_interval=3600.0))
+        store.append("things_events", [first])
+        store.append("things_events", [second, Thing(1.0, 2**64, "")])
+        store.flush()
+        counters = store.counters["things_events"]
+        assert (counters.stored, counters.lost) == (2, {"decode": 1})
+        store.close()
+    assert read(store, "SELECT number FROM store.things_events") == [(1,), (2,), (3,), (4,)]
+
+
+def test_rows_beyond_the_queue_are_counted_and_append_does_not_block(path: Path) -> None:
     store = EventStore(path, [THINGS], EventSettings(queue_rows=100, commit_interval=3600.0))
     for number in range(25):
         store.append("things_events", [thing(number)] * 10)
@@ -219,7 +255,7 @@ def test_many_threads_lose_nothing(path: Path, read: Read) -> None:
     store.close()
 
 
-def test_an_unknown_table_is_a_mistake_of_the_caller() -> None:
+def test_an_unknown_table_is_an_error_of_the_caller() -> None:
     store = EventStore(None, [THINGS])
     with pytest.raises(KeyError):
         store.append("nothing_events", [thing(1)])
@@ -254,7 +290,7 @@ def test_the_files_stay_within_their_bytes_and_the_oldest_rows_go_first(path: Pa
     assert count > 5_000  # type: ignore[operator]
 
 
-def test_room_is_taken_from_the_table_with_the_oldest_rows(path: Path) -> None:
+def test_space_is_freed_in_the_table_with_the_oldest_rows(path: Path) -> None:
     old, new = declared(("time", "time"), ("text", "text"), name="old_events"), THINGS
     store = EventStore(path, [old, new], EventSettings(retention_bytes=2_000_000))
     store.append("old_events", [(1_000_000_000.0 + n, "x" * 100) for n in range(100)])
@@ -267,7 +303,7 @@ def test_room_is_taken_from_the_table_with_the_oldest_rows(path: Path) -> None:
     store.close()
 
 
-def test_a_reader_that_stays_does_not_let_the_log_grow_without_end(path: Path) -> None:
+def test_a_long_reader_does_not_make_the_log_grow_without_bound(path: Path) -> None:
     limit = 1_000_000
     store = EventStore(path, [THINGS], EventSettings(retention_bytes=limit, queue_rows=3_000))
     store.append("things_events", [thing(0)])
@@ -288,7 +324,7 @@ def test_a_reader_that_stays_does_not_let_the_log_grow_without_end(path: Path) -
     store.close()
 
 
-def test_what_was_delivered_is_known_at_once_and_after_a_restart(path: Path) -> None:
+def test_delivery_state_is_available_immediately_and_after_a_restart(path: Path) -> None:
     store = EventStore(path, [THINGS])
     assert store.delivered("query") is None
     store.acknowledge("query", {"things_events": 3}, None)

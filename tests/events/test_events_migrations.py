@@ -106,7 +106,7 @@ def kept(path: Path, table: Table, rows: Sequence[Sequence[Any]]) -> None:
 
 
 @pytest.mark.parametrize("sql", DUMPS, ids=lambda path: path.stem)
-def test_a_store_of_any_earlier_agent_keeps_its_rows_its_numbers_and_what_was_delivered(sql: Path, path: Path) -> None:
+def test_a_store_of_any_earlier_agent_keeps_rows_numbers_and_delivery_state(sql: Path, path: Path) -> None:
     connection = restored(path, sql)
     before = content(connection, event_tables(connection))
     connection.close()
@@ -300,7 +300,7 @@ def test_a_renamed_column_keeps_its_values(path: Path) -> None:
     connection.close()
 
 
-def test_a_renamed_column_of_a_table_that_is_not_there_is_no_matter(path: Path) -> None:
+def test_a_renamed_column_of_a_missing_table_is_ignored(path: Path) -> None:
     opened(path, migrations=[*MIGRATIONS, RENAMED]).close(dump.NOW, clean=True)
     assert reading(path).pragma("user_version") == VERSION + 1
 
@@ -392,7 +392,7 @@ def values(path: Path, name: str = "things_events") -> list[dict[str, Any]]:
         connection.close()
 
 
-async def test_a_column_that_is_not_declared_any_more_is_hidden_and_keeps_its_values(path: Path) -> None:
+async def test_a_column_that_is_no_longer_declared_is_hidden_and_keeps_its_values(path: Path) -> None:
     both, one = declared({"time": "time", "a": "text", "b": "text"}), declared({"time": "time", "a": "text"})
     kept(path, both, [(dump.NOW, "a1", "b1")])
     kept(path, one, [(dump.NOW, "a2")])
@@ -408,7 +408,7 @@ async def test_a_column_that_is_not_declared_any_more_is_hidden_and_keeps_its_va
     assert [(row["seq"], row["b"]) for row in values(path)] == [(1, "b1"), (2, None), (3, "b3")]
 
 
-def test_rows_with_a_hidden_time_are_not_taken_for_old(path: Path) -> None:
+def test_rows_with_a_hidden_time_do_not_count_as_old(path: Path) -> None:
     kept(path, declared({"time": "time", "a": "text"}), [(time.time(), "a1")])
     file = opened(path, [declared({"a": "text"})])
     assert file.expire(time.time() + 1_000.0, 1.0)["things_events"] == 0
@@ -426,9 +426,7 @@ def test_rows_without_a_time_stay_as_long_as_the_rows_after_them(path: Path) -> 
     file.close(0.0, clean=True)
 
 
-def test_a_changed_type_converts_values_and_tells_which_could_not_be(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_changed_type_converts_values_and_reports_failures(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     kept(
         path, declared({"time": "time", "a": "text", "b": "count"}), [(1.0, text, 5) for text in ("7", "-1", "x", None)]
     )
@@ -442,7 +440,7 @@ def test_a_changed_type_converts_values_and_tells_which_could_not_be(
     assert "things_events.a: values were converted from text to count; 2 could not be" in caplog.text
 
 
-def test_a_type_that_sqlite_does_not_tell_apart_is_converted_too(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_type_that_sqlite_does_not_distinguish_is_converted_too(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     kept(path, declared({"a": "text", "b": "int"}), [("::1", 1), ("nowhere", -1)])
     after = declared({"a": "address", "b": "count"})
@@ -462,7 +460,7 @@ def test_the_last_number_is_kept_when_a_changed_table_has_lost_its_newest_rows(p
     assert values(path) == [{"seq": 4, "a": 4}]
 
 
-def test_a_column_whose_name_differs_in_case_only_is_the_same(path: Path) -> None:
+def test_a_column_name_that_differs_only_in_case_is_the_same(path: Path) -> None:
     kept(path, declared({"Number": "text"}), [("1",)])
     kept(path, declared({"number": "count"}), [(2,)])
     assert [list(row.values()) for row in values(path)] == [[1, 1], [2, 2]]
@@ -592,7 +590,7 @@ STORED = st.one_of(
 
 
 @given(STORED, st.sampled_from(KINDS))
-def test_what_was_converted_can_be_stored_and_read_as_its_new_type(value: Any, kind: ZeekType) -> None:
+def test_converted_values_can_be_stored_and_read_with_the_new_type(value: Any, kind: ZeekType) -> None:
     result = convert(value, kind)
     cells.decode(kind, result)
     assert convert(result, kind) == result
@@ -628,7 +626,7 @@ def newer(path: Path, written_by: str = "4.5.6", *, unreadable: bool = False) ->
 
 
 @pytest.mark.parametrize("unreadable", [False, True], ids=["readable", "unreadable"])
-def test_a_later_agents_store_is_refused_in_one_line_and_left_as_it_is(path: Path, unreadable: bool) -> None:
+def test_a_later_agents_store_is_refused_in_one_line_and_not_changed(path: Path, unreadable: bool) -> None:
     before = newer(path, unreadable=unreadable)
     with pytest.raises(NewerStoreError) as caught:
         EventStore(path, TABLES)
@@ -650,7 +648,7 @@ def test_an_agent_writes_its_version_into_the_store(path: Path) -> None:
     assert reading(path).execute("SELECT written_by FROM _store").get == __version__
 
 
-def test_a_column_of_a_later_agent_with_the_same_version_of_the_store_is_no_obstacle(path: Path) -> None:
+def test_a_column_of_a_later_agent_with_the_same_store_version_is_accepted(path: Path) -> None:
     kept(path, declared({"a": "text"}), [("1",)])
     connection = apsw.Connection(str(path))
     connection.execute("UPDATE _columns SET type = 'subnet'")

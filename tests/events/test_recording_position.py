@@ -37,11 +37,11 @@ def record(path: Path, *times: float) -> None:
     store.close()
 
 
-def test_at_the_first_start_there_is_no_past(path: Path) -> None:
+def test_at_the_first_start_there_is_no_position(path: Path) -> None:
     assert position(path, END) == RecordingPosition()
 
 
-def test_the_last_row_tells_where_to_go_on(path: Path) -> None:
+def test_the_position_is_that_of_the_last_row(path: Path) -> None:
     record(path, END - 20, END - 5)
     assert position(path, END + 60) == RecordingPosition(f"at {END - 5}", END - 5)
 
@@ -51,13 +51,13 @@ def test_a_last_row_that_is_too_old_does_not_count(path: Path) -> None:
     assert position(path, END + 3 * DAY) == RecordingPosition(None, END + 2 * DAY)
 
 
-def test_without_a_row_it_was_recorded_until_a_little_before_the_end_of_the_last_run(path: Path) -> None:
+def test_without_rows_recording_ended_shortly_before_the_end_of_the_last_run(path: Path) -> None:
     record(path)
     until = position(path, END + 60).until
     assert until is not None
     assert END - 60 < until < END
 
 
-def test_without_a_row_nothing_older_than_the_retention_is_wanted(path: Path) -> None:
+def test_without_rows_the_position_is_not_older_than_the_retention(path: Path) -> None:
     record(path)
     assert position(path, END + 3 * DAY) == RecordingPosition(None, END + 2 * DAY)

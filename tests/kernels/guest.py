@@ -23,7 +23,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from zeek_agent.bpf.iterators import Iterators, Task
 from zeek_agent.bpf.libbpf import BpfObject
@@ -32,8 +35,7 @@ from zeek_agent.config import SourceSettings
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, socket_holders
 from zeek_agent.recording.registry import candidates
 from zeek_agent.recording.source import Source
-from zeek_agent.schema import Row
-from zeek_agent.tables import events
+from zeek_agent.schema import EventRow
 
 WAIT = 60.0
 MODULES = Path("/modules")
@@ -62,11 +64,10 @@ class Events:
         self._sources = sources
         self._found: list[tuple[str, dict[str, Any]]] = []
         self._lock = threading.Lock()
-        self._columns = {table.name: [column.name for column in table.recorded] for table in events.TABLES}
 
-    def append(self, table: str, rows: Sequence[Row]) -> None:
+    def append(self, table: str, rows: Sequence[EventRow]) -> None:
         with self._lock:
-            self._found += [(table, dict(zip(self._columns[table], row, strict=True))) for row in rows]
+            self._found += [(table, asdict(cast("Struct", row))) for row in rows]
 
     def expect(self, table: str, **wanted: object) -> dict[str, Any]:
         """The event with these values, as soon as it is there."""

@@ -78,7 +78,7 @@ async def test_events_are_recorded_once_though_osquery_shows_them_all(osquery: O
         assert bridged.db.tables["file_events"].kind == "events"
 
 
-async def test_only_the_newest_are_asked_for(osquery: Osqueryd) -> None:
+async def test_only_the_newest_are_queried(osquery: Osqueryd) -> None:
     happen(osquery, event(0), event(1000))
     async with recording(osquery) as bridged:
         osquery.statements.clear()
@@ -87,7 +87,7 @@ async def test_only_the_newest_are_asked_for(osquery: Osqueryd) -> None:
         assert f"WHERE time >= {T0 + 1000 - OVERLAP_SECONDS} ORDER BY time" in statement
 
 
-async def test_events_of_one_second_and_late_ones_are_told_apart(osquery: Osqueryd) -> None:
+async def test_events_of_one_second_and_late_ones_are_distinguished(osquery: Osqueryd) -> None:
     happen(osquery, event(1, T0), event(2, T0))
     async with recording(osquery) as bridged:
         happen(osquery, event(3, T0), event(4, T0 - 5))
@@ -103,7 +103,7 @@ async def test_a_number_that_is_used_again_is_another_event(osquery: Osqueryd) -
         assert await paths(bridged) == ["/etc/1", "/etc/again"]
 
 
-async def test_after_a_restart_of_the_agent_recording_goes_on_where_it_was(osquery: Osqueryd) -> None:
+async def test_after_a_restart_of_the_agent_recording_continues(osquery: Osqueryd) -> None:
     happen(osquery, event(1), event(2))
     async with recording(osquery) as bridged:
         await look(bridged)
@@ -121,7 +121,7 @@ async def test_command_lines_are_masked_before_they_are_kept(osquery: Osqueryd) 
         assert await bridged.rows("SELECT cmdline FROM process_events_history") == [("login --***",), (None,)]
 
 
-async def test_events_without_a_number_are_told_apart_by_their_cells(osquery: Osqueryd) -> None:
+async def test_events_without_a_number_are_distinguished_by_their_cells(osquery: Osqueryd) -> None:
     rows = [(T0, "/a"), (T0, "/b")]
     osquery.tables["other_events"] = FakeTable({"time": "BIGINT", "target_path": "TEXT"}, rows)
     async with recording(osquery, patterns=("other_*",)) as bridged:
@@ -132,7 +132,7 @@ async def test_events_without_a_number_are_told_apart_by_their_cells(osquery: Os
         assert "file_events" not in bridged.db.tables
 
 
-async def test_more_events_than_one_answer_holds_come_over_several(osquery: Osqueryd) -> None:
+async def test_more_events_than_one_result_may_have_are_read_in_several(osquery: Osqueryd) -> None:
     happen(osquery, *(event(n, T0 + n * 100) for n in range(10)))
     async with recording(osquery, rows=4) as bridged:
         for _ in range(5):

@@ -139,7 +139,7 @@ async def test_one_more_call_for_the_same_is_answered_from_memory(
     assert len(processes.scans) == 1
 
 
-async def test_what_cannot_be_done_is_told_in_the_status(bridged: Bridged, osquery: Osqueryd) -> None:
+async def test_failures_are_reported_in_the_status(bridged: Bridged, osquery: Osqueryd) -> None:
     with Caller(osquery) as caller:
         for table, complaint in (
             ("zeek_listing", "parameter _pattern is required"),
@@ -192,7 +192,7 @@ async def test_event_tables_are_read_from_the_store(osquery: Osqueryd, tmp_path:
         store.close()
 
 
-async def test_our_tables_do_not_come_back_as_osquerys(bridged: Bridged, osquery: Osqueryd) -> None:
+async def test_our_tables_are_not_imported_from_osquery(bridged: Bridged, osquery: Osqueryd) -> None:
     await bridged.bridge.refresh()
     assert not [name for name in bridged.db.tables if "zeek_" in name]
 
@@ -270,7 +270,9 @@ def test_tables_that_begin_with_the_prefix_keep_their_name() -> None:
         ({"t": []}, ""),
     ],
 )
-def test_only_what_cannot_lose_rows_is_handed_on(constraints: dict[str, list[tuple[int, str]]], where: str) -> None:
+def test_only_constraints_that_cannot_lose_rows_are_passed_on(
+    constraints: dict[str, list[tuple[int, str]]], where: str
+) -> None:
     table = Table("t", "", description="", columns=[Column("n", "count", ""), Column("t", "text", "")])
     given = [
         ColumnConstraints(name, [OsqueryConstraint(*pair) for pair in pairs]) for name, pairs in constraints.items()

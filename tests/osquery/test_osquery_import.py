@@ -80,7 +80,7 @@ async def test_types_and_null_are_restored(bridged: Bridged) -> None:
     assert [str(column.type) for column in result.columns] == ["int", "count", "real", "text", "blob"]
 
 
-async def test_null_by_another_text_is_known_from_osquerys_flag(tmp_path: Path) -> None:
+async def test_the_text_of_null_is_read_from_osquerys_flag(tmp_path: Path) -> None:
     with Osqueryd(tmp_path / "osquery.em", usual_tables(), null="(null)") as osquery:
         async with Bridged(osquery, []) as bridged:
             assert await bridged.rows("SELECT * FROM odd WHERE t IS NULL") == [(None,) * 5]
@@ -144,7 +144,7 @@ async def test_cells_that_are_not_of_their_columns_type_become_null_and_are_coun
         ("SELECT size FROM deb_packages WHERE name = 'X' COLLATE NOCASE", "SELECT {name}, `size` FROM {t}{limit}"),
     ],
 )
-async def test_what_is_wanted_is_asked_for_and_no_more(bridged: Bridged, here: str, there: str) -> None:
+async def test_only_wanted_columns_and_rows_are_queried(bridged: Bridged, here: str, there: str) -> None:
     names = {column: f"'=' || `{column}` AS `{column}`" for column in ("name", "version")}
     assert await bridged.asks(here) == [there.format(t="`deb_packages`", limit=LIMIT, **names)]
 
@@ -165,7 +165,7 @@ async def test_what_is_wanted_is_asked_for_and_no_more(bridged: Bridged, here: s
         "SELECT name FROM {t} WHERE weight = 7.5 AND version GLOB '1.*'",
     ],
 )
-async def test_rows_are_those_of_a_table_of_ones_own(osquery: Osqueryd, sql: str) -> None:
+async def test_rows_equal_those_of_an_sqlite_table(osquery: Osqueryd, sql: str) -> None:
     columns = [("name", "text"), ("version", "text"), ("size", "int"), ("weight", "real")]
     rows = list(osquery.tables["deb_packages"].rows)  # type: ignore[arg-type]
     async with Bridged(osquery, [*own_tables(), Recorder("twin", columns, rows)]) as bridged:
@@ -190,13 +190,13 @@ async def test_a_table_of_ours_is_scanned_once_for_a_join(osquery: Osqueryd, lan
         assert len(processes.scans) == 1
 
 
-async def test_constant_constraints_of_a_join_go_with_the_question(bridged: Bridged) -> None:
+async def test_constant_constraints_of_a_join_are_part_of_the_query(bridged: Bridged) -> None:
     sql = "SELECT 1 FROM processes p JOIN deb_packages d ON d.size = p.pid * 1000 AND d.name LIKE 'package1%'"
     (statement,) = await bridged.asks(sql)
     assert statement.endswith("WHERE `name` LIKE 'package1%'" + LIMIT)
 
 
-async def test_what_must_be_given_a_value_gets_it_from_a_join_in_batches(bridged: Bridged, osquery: Osqueryd) -> None:
+async def test_required_columns_get_their_values_from_a_join_in_batches(bridged: Bridged, osquery: Osqueryd) -> None:
     sql = "SELECT p.pid, f.size FROM processes p JOIN file f ON f.path = p.exe ORDER BY p.pid"
     assert await bridged.rows(sql) == [(pid, len(exe)) for pid, exe, _ in PROCESSES]
     given = [len(scan["path"]) for scan in osquery.tables["file"].generated if scan]
@@ -211,7 +211,7 @@ async def test_a_long_list_of_values_is_not_sent_as_one_statement(bridged: Bridg
     assert [len(scan["path"]) for scan in osquery.tables["file"].generated if scan] == [KEYS_PER_LOOKUP, 50]
 
 
-async def test_an_or_of_columns_is_answered_or_says_what_to_do(bridged: Bridged) -> None:
+async def test_an_or_of_columns_is_answered_or_the_error_has_advice(bridged: Bridged) -> None:
     sql = "SELECT name FROM deb_packages WHERE name = 'package1' OR size = 5000 ORDER BY 1"
     assert await bridged.rows(sql) == [("package1",), ("package5",)]
     with pytest.raises(SqlError, match="use UNION"):
@@ -220,7 +220,7 @@ async def test_an_or_of_columns_is_answered_or_says_what_to_do(bridged: Bridged)
     assert await bridged.rows(sql) == [(0, "package0"), (1, "package1")]
 
 
-async def test_without_the_value_that_is_needed_the_error_says_which(bridged: Bridged) -> None:
+async def test_the_error_names_a_missing_required_value(bridged: Bridged) -> None:
     with pytest.raises(SqlError, match="table file: a value for directory or path is required"):
         await bridged.rows("SELECT * FROM file")
     with pytest.raises(SqlError, match="required"):
@@ -236,7 +236,7 @@ async def test_required_columns_of_other_tables_can_be_configured(osquery: Osque
             await bridged.rows("SELECT * FROM deb_packages")
 
 
-async def test_tables_of_a_user_are_asked_for_each_user(osquery: Osqueryd) -> None:
+async def test_tables_of_a_user_are_queried_for_each_user(osquery: Osqueryd) -> None:
     history = FakeTable(
         {"uid": "BIGINT", "command": "TEXT"},
         lambda given: [(uid, f"ls {uid}") for uid in sorted(given.get("uid", {0}))],
@@ -266,7 +266,7 @@ async def test_command_lines_are_masked_and_not_searched_for_there(osquery: Osqu
         assert await bridged.rows("SELECT 1 FROM crontab WHERE command LIKE '%secret%'") == []
 
 
-async def test_environments_of_containers_are_not_told_and_not_searched_for(osquery: Osqueryd) -> None:
+async def test_environments_of_containers_are_neither_returned_nor_searchable(osquery: Osqueryd) -> None:
     rows = [("web", "PASSWORD_FILE=x, KEY=a"), ("db", "")]
     osquery.tables["docker_containers"] = FakeTable({"name": "TEXT", "env_variables": "TEXT"}, rows)
     async with Bridged(osquery, []) as bridged:

@@ -82,7 +82,7 @@ def answering(path: Path, answer: bytes, *, hang_up: bool = True) -> Iterator[No
 # Coming and going
 
 
-async def test_tables_come_and_go_with_osquery(path: Path) -> None:
+async def test_tables_are_added_and_removed_with_osquery(path: Path) -> None:
     osquery = Osqueryd(path, usual_tables())
     changes = []
     async with living(Bridged(osquery, [])) as bridged:
@@ -117,7 +117,7 @@ async def test_tables_that_change_are_followed(path: Path) -> None:
             assert await bridged.rows("SELECT * FROM more") == [("x", 1)]
 
 
-async def test_looking_again_asks_for_nothing_that_is_known(path: Path) -> None:
+async def test_a_refresh_does_not_query_known_tables_again(path: Path) -> None:
     with Osqueryd(path, usual_tables()) as osquery:
         async with Bridged(osquery, []) as bridged:
             osquery.statements.clear()
@@ -145,7 +145,7 @@ async def test_a_table_that_vanished_since_gives_osquerys_error(path: Path) -> N
                 await bridged.rows("SELECT * FROM deb_packages")
 
 
-async def test_while_osquery_is_away_a_query_says_so_at_once(path: Path) -> None:
+async def test_a_query_fails_immediately_while_osquery_is_not_running(path: Path) -> None:
     osquery = Osqueryd(path, usual_tables()).start()
     async with Bridged(osquery, []) as bridged:
         osquery.stop()
@@ -157,7 +157,7 @@ async def test_while_osquery_is_away_a_query_says_so_at_once(path: Path) -> None
 # Harm
 
 
-async def test_tables_that_are_told_in_no_known_way_are_no_tables(path: Path) -> None:
+async def test_invalid_descriptions_of_tables_are_ignored(path: Path) -> None:
     class Odd(Osqueryd):
         def query(self, sql: str) -> Any:
             return super().query("SELECT 'x' AS something" if "osquery_registry" in sql else sql)
@@ -224,7 +224,7 @@ def test_attempts_to_connect_become_rarer(path: Path) -> None:
     assert tried == [0.0, 1.0, 3.0, 7.0, 15.0, 30.0, 45.0, 60.0, 75.0, 90.0]
 
 
-async def test_a_slow_answer_is_given_up(path: Path) -> None:
+async def test_a_slow_reply_is_abandoned(path: Path) -> None:
     with Osqueryd(path, usual_tables()) as osquery:
         async with Bridged(osquery, [], time=0.3) as bridged:
             osquery.delay = 2.0
@@ -244,7 +244,7 @@ async def test_the_statements_own_time_limit_holds_while_osquery_works(path: Pat
                 await asyncio.gather(*(bridged.rows(f"SELECT * FROM deb_packages WHERE size = {n}") for n in range(3)))
 
 
-async def test_a_question_that_was_given_up_late_rests_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_query_that_was_cancelled_late_has_a_cooldown_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clients, "UNANSWERED_SECONDS", 0.1)
     with Osqueryd(path, usual_tables()) as osquery:
         async with Bridged(osquery, [], limits=LimitSettings(time=0.3)) as bridged:
@@ -255,7 +255,7 @@ async def test_a_question_that_was_given_up_late_rests_too(path: Path, monkeypat
                 await bridged.rows("SELECT name FROM deb_packages")
 
 
-async def test_an_error_of_osquery_is_told(path: Path) -> None:
+async def test_an_error_of_osquery_is_reported(path: Path) -> None:
     with Osqueryd(path, usual_tables()) as osquery:
 
         def broken(given: object) -> list[tuple[str]]:
@@ -294,7 +294,7 @@ def test_garbage_is_an_error_and_ends_the_connection(path: Path, answer: bytes) 
         connection.close()
 
 
-def test_an_answer_without_end_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_reply_is_abandoned(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "REPLY_BYTES_MAX", 100_000)
     with Osqueryd(path, {"big": FakeTable({"t": "TEXT"}, [("x" * 1000,)] * 1000)}):
         connection = ThriftConnection(str(path), 5.0)
@@ -303,7 +303,7 @@ def test_an_answer_without_end_is_given_up(path: Path, monkeypatch: pytest.Monke
         connection.close()
 
 
-def test_silence_is_not_waited_for(path: Path) -> None:
+def test_a_silent_peer_is_not_waited_for(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -313,7 +313,7 @@ def test_silence_is_not_waited_for(path: Path) -> None:
         connection.close()
 
 
-def test_why_there_is_no_connection_is_told(path: Path) -> None:
+def test_the_reason_for_a_failed_connection_is_reported(path: Path) -> None:
     with pytest.raises(UnreachableError, match="no such socket; osquery is not running"):
         ThriftConnection(str(path), 1.0)
     osquery = Osqueryd(path, {}).start()
@@ -323,7 +323,7 @@ def test_why_there_is_no_connection_is_told(path: Path) -> None:
 
 
 @pytest.mark.root
-def test_who_may_not_use_the_socket_is_told(path: Path) -> None:
+def test_missing_permission_for_the_socket_is_reported(path: Path) -> None:
     with Osqueryd(path, {}):
         path.chmod(0o600)
         os.seteuid(65_534)
@@ -381,7 +381,7 @@ async def test_another_users_socket_is_not_used(shared_path: Path, caplog: pytes
                 assert f"may be another user's: it belongs to uid {NOBODY}" in row["reason"]
         assert "may be another user's" in caplog.text
         config = Config(osquery=OsquerySettings(socket=str(shared_path)), state_dir=str(shared_path.parent))
-        (found,) = [one for one in doctor.examine(config, {}) if one.name == "osquery"]
+        (found,) = [one for one in doctor.run_checks(config, {}) if one.name == "osquery"]
     assert found.verdict == "warn"
     assert "may be another user's" in found.found
 
@@ -429,7 +429,7 @@ def test_an_impostor_where_osquery_usually_is_is_a_warning(
     assert found.verdict == "warn"
 
 
-def test_without_the_extra_the_reason_says_what_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_reason_names_the_package_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "thriftpy2", None)
     wire.interface.cache_clear()
     with Osqueryd(path, {}), pytest.raises(UnreachableError, match=r"install zeek-agent\[osquery\]"):
@@ -438,7 +438,7 @@ def test_without_the_extra_the_reason_says_what_to_install(path: Path, monkeypat
     wire.interface.cache_clear()
 
 
-def test_bytes_that_are_no_utf8_come_whole(path: Path) -> None:
+def test_bytes_that_are_not_utf8_are_returned_unchanged(path: Path) -> None:
     with Osqueryd(path, {"raw": FakeTable({"t": "TEXT"}, [("a\uefff\uef80",), ("ü",)])}):
         connection = ThriftConnection(str(path), 5.0)
         assert [row["t"] for row in connection.query("SELECT t FROM raw")] == [b"a\xff\x80", "ü"]
@@ -449,7 +449,7 @@ def test_bytes_that_are_no_utf8_come_whole(path: Path) -> None:
 # Where it is looked for, and what doctor says
 
 
-def test_the_daemons_socket_is_looked_for_and_then_the_shells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_daemons_socket_is_preferred_to_the_shells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     daemon, home = tmp_path / "osquery.em", tmp_path / "home"
     monkeypatch.setattr(bridges, "DAEMON_SOCKETS", (str(daemon),))
     monkeypatch.setattr(Path, "home", lambda: home)
@@ -463,10 +463,10 @@ def test_the_daemons_socket_is_looked_for_and_then_the_shells(tmp_path: Path, mo
     assert bridges.find_socket("/elsewhere") == "/elsewhere"
 
 
-def test_doctor_asks_osquery_who_it_is(path: Path) -> None:
+def test_doctor_queries_osquerys_version(path: Path) -> None:
     def check(where: str) -> list[doctor.Check]:
         config = Config(osquery=OsquerySettings(socket=where), state_dir=str(path.parent))
-        return [one for one in doctor.examine(config, {}) if one.name == "osquery"]
+        return [one for one in doctor.run_checks(config, {}) if one.name == "osquery"]
 
     with Osqueryd(path, usual_tables()):
         (found,) = check(str(path))

@@ -371,7 +371,7 @@ async def test_a_cluster_attributes_on_its_workers_and_logs_nothing_twice(tmp_pa
 
 @needs_zeek
 @pytest.mark.root
-async def test_connections_that_were_open_before_the_agent_came_are_attributed(tmp_path: Path) -> None:
+async def test_connections_that_were_open_before_the_agent_are_attributed(tmp_path: Path) -> None:
     logs = tmp_path / "zeek"
     with (
         zeek(logs, "-i", "lo", "-f", "host 127.7.7.9", site=LOCAL) as url,
@@ -422,7 +422,7 @@ event zeek_init() { Log::create_stream(LOG, Log::RecordStream($columns=Info, $pa
 
 
 @needs_zeek
-async def test_a_script_asks_an_agent_and_gets_rows_no_rows_or_an_error(tmp_path: Path) -> None:
+async def test_a_script_queries_an_agent_and_gets_rows_no_rows_or_an_error(tmp_path: Path) -> None:
     logs = tmp_path / "zeek"
     with zeek(logs, site=ASK) as url:
         async with running(tmp_path, f"--zeek={url}"):

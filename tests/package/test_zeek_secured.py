@@ -46,7 +46,9 @@ async def refusal(directory: Path, url: str, files: Files) -> str:
     return str(rows[0]["last_error"])
 
 
-async def test_a_zeek_that_asks_for_certificates_takes_only_agents_that_have_one(tmp_path: Path, files: Files) -> None:
+async def test_a_zeek_that_requires_certificates_accepts_only_agents_that_have_one(
+    tmp_path: Path, files: Files
+) -> None:
     (option,) = re.findall(r"```zeek\n(redef ZeekAgent::listen_address = .*?)```", DOCUMENTED, re.DOTALL)
     for documented, ours in {
         "0.0.0.0": "127.0.0.1",
@@ -100,7 +102,7 @@ def nginx(directory: Path, files: Files, zeek_port: int) -> Iterator[str]:
 
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
-async def test_agents_come_through_nginx_as_documented(tmp_path: Path, files: Files) -> None:
+async def test_agents_connect_through_nginx_as_documented(tmp_path: Path, files: Files) -> None:
     """Also after Zeek was gone."""
     one, lives = Zeek(), (tmp_path / "zeek-1", tmp_path / "zeek-2")
 

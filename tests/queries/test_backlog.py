@@ -31,7 +31,7 @@ async def test_no_query_runs_while_too_much_waits() -> None:
     assert backlog.size_bytes == 0
 
 
-async def test_only_some_run_at_once_before_their_size_is_known() -> None:
+async def test_concurrent_queries_are_limited_before_their_size_is_known() -> None:
     backlog, running, finish = Backlog(), list[int](), asyncio.Event()
 
     async def run(number: int) -> None:

@@ -28,7 +28,7 @@ cells = st.recursive(
 rows = st.lists(st.tuples(cells, cells), max_size=12)
 
 
-def test_a_row_that_is_there_twice_and_then_once_is_gone_once() -> None:
+def test_a_row_that_occurs_twice_and_then_once_is_removed_once() -> None:
     before = ResultSnapshot(COLUMNS, [("a", 1), ("a", 1), ("b", 2)])
     now = ResultSnapshot(COLUMNS, [("a", 1), ("c", 3)])
     assert sorted(before.removed_rows(now)) == [("a", 1), ("b", 2)]
@@ -36,7 +36,7 @@ def test_a_row_that_is_there_twice_and_then_once_is_gone_once() -> None:
 
 
 @given(rows, rows)
-def test_old_rows_less_those_gone_plus_those_new_are_the_new_rows(old: list[tuple], new: list[tuple]) -> None:
+def test_old_rows_minus_removed_plus_added_are_the_new_rows(old: list[tuple], new: list[tuple]) -> None:
     before, now = ResultSnapshot(COLUMNS, old), ResultSnapshot(COLUMNS, new)
     gone, added = before.removed_rows(now), before.added_rows(now)
     exactly = [Counter(map(repr, some)) for some in (old, gone, added, new)]
@@ -45,14 +45,14 @@ def test_old_rows_less_those_gone_plus_those_new_are_the_new_rows(old: list[tupl
 
 
 @given(rows, st.randoms())
-def test_the_order_of_rows_is_no_difference(some: list[tuple], shuffler: random.Random) -> None:
+def test_the_order_of_rows_is_not_a_difference(some: list[tuple], shuffler: random.Random) -> None:
     shuffled = list(some)
     shuffler.shuffle(shuffled)
     assert ResultSnapshot(COLUMNS, some) == ResultSnapshot(COLUMNS, shuffled)
 
 
 @given(rows)
-def test_a_snapshot_comes_back_from_disk_as_it_was(some: list[tuple]) -> None:
+def test_a_snapshot_is_restored_from_disk_unchanged(some: list[tuple]) -> None:
     snapshot = ResultSnapshot(COLUMNS, some)
     assert ResultSnapshot.unpack(snapshot.pack()) == snapshot
 
@@ -63,7 +63,7 @@ def test_a_snapshot_of_the_release_before_is_read() -> None:
     assert ResultSnapshot.unpack(packed) == ResultSnapshot(COLUMNS, [("a", 1), ("a", 1)])
 
 
-def test_what_was_unread_comes_back_from_disk() -> None:
+def test_unread_paths_are_restored_from_disk() -> None:
     snapshot = ResultSnapshot(COLUMNS, [("a", 1)], unread=["/etc/shadow"])
     assert ResultSnapshot.unpack(snapshot.pack()).unread == {"/etc/shadow"}
 

@@ -96,7 +96,7 @@ async def settle(world: World, runs: int = 2) -> None:
 
 
 @pytest.mark.parametrize("schedule", [1e-9, 0.001, 0.049])
-async def test_a_schedule_that_is_too_short_is_raised_and_that_is_said_once(
+async def test_a_schedule_that_is_too_short_is_raised_with_one_report(
     here: World, caplog: pytest.LogCaptureFixture, schedule: float
 ) -> None:
     zeek = Recorder()
@@ -114,7 +114,7 @@ async def test_a_schedule_that_is_too_short_is_raised_and_that_is_said_once(
     ]
 
 
-async def test_a_stock_package_is_not_told_of_a_raised_schedule_since_it_takes_that_for_an_error(here: World) -> None:
+async def test_a_stock_package_gets_no_report_of_a_raised_schedule(here: World) -> None:
     zeek = Recorder(profile=Profile.STOCK)
     await here.runner.install(zeek, "q1", Query("SELECT * FROM things", "e", 0.01, Subscription.SNAPSHOTS))
     await zeek.next()
@@ -123,7 +123,7 @@ async def test_a_stock_package_is_not_told_of_a_raised_schedule_since_it_takes_t
 
 
 @pytest.mark.parametrize("schedule", [0.05, 0.25, 60.0])
-async def test_any_other_schedule_stays_as_it_is(here: World, schedule: float) -> None:
+async def test_any_other_schedule_is_unchanged(here: World, schedule: float) -> None:
     zeek = Recorder()
     await here.runner.install(zeek, "q1", Query("SELECT * FROM things", "e", schedule, Subscription.SNAPSHOTS))
     await zeek.next()
@@ -160,7 +160,7 @@ async def test_snapshots_send_all_rows_each_time(here: World) -> None:
         assert await zeek.next() == [(None, ("a", 1)), (None, ("b", 2))]
 
 
-async def test_differences_send_nothing_first_then_what_went_and_what_came(here: World) -> None:
+async def test_differences_send_nothing_first_and_then_removed_and_added_rows(here: World) -> None:
     zeek = Recorder()
     await here.runner.install(zeek, "q", query(subscription=Subscription.DIFFERENCES))
     await settle(here)
@@ -179,7 +179,7 @@ async def test_snapshot_plus_differences_send_all_rows_first(here: World) -> Non
     assert await zeek.next() == [(ADD, ("b", 2))]
 
 
-async def test_events_on_a_snapshot_table_send_what_came(here: World) -> None:
+async def test_events_on_a_snapshot_table_send_added_rows(here: World) -> None:
     zeek = Recorder()
     await here.runner.install(zeek, "q", query(subscription=Subscription.EVENTS))
     await settle(here)
@@ -215,7 +215,7 @@ async def test_new_events_are_joined_with_the_history(here: World) -> None:
     assert await zeek.next() == [(ADD, ("stop", "start"))]
 
 
-async def test_events_during_an_outage_come_when_zeek_is_back_under_a_new_query_id(tmp_path: Path) -> None:
+async def test_events_during_an_outage_are_delivered_under_a_new_query_id(tmp_path: Path) -> None:
     events = query("SELECT what FROM happenings", Subscription.EVENTS)
     differences = query(subscription=Subscription.DIFFERENCES)
     async with world(tmp_path) as before:
@@ -251,7 +251,7 @@ async def test_rows_that_were_not_taken_are_sent_again_to_the_next(here: World) 
     assert await again.next() == [(ADD, ("under way",))]
 
 
-async def test_the_last_acknowledged_events_come_again_to_a_zeek_that_takes_the_place_of_a_killed_one(
+async def test_the_last_acknowledged_events_are_replayed_to_the_successor_of_a_killed_zeek(
     here: World,
 ) -> None:
     events = query("SELECT what FROM happenings", Subscription.EVENTS)
@@ -269,7 +269,7 @@ async def test_the_last_acknowledged_events_come_again_to_a_zeek_that_takes_the_
     assert [row for _, row in await successor.next()] == [("a",), ("b",)]
 
 
-async def test_a_zeek_that_ended_in_order_has_all_it_acknowledged(here: World) -> None:
+async def test_nothing_is_replayed_after_a_clean_shutdown_of_zeek(here: World) -> None:
     events = query("SELECT what FROM happenings", Subscription.EVENTS)
     ended = Recorder(incarnation="zeek_1")
     await here.runner.install(ended, "q1", events)
@@ -284,7 +284,7 @@ async def test_a_zeek_that_ended_in_order_has_all_it_acknowledged(here: World) -
     assert successor.reports.empty()
 
 
-async def test_a_slow_recipient_gets_differences_of_what_it_has(here: World) -> None:
+async def test_a_slow_recipient_gets_differences_from_its_last_result(here: World) -> None:
     zeek = Recorder()
     await here.runner.install(zeek, "q", query(subscription=Subscription.DIFFERENCES))
     await settle(here)
@@ -297,7 +297,7 @@ async def test_a_slow_recipient_gets_differences_of_what_it_has(here: World) -> 
     assert await zeek.next() == [(ADD, ("d", 4))]
 
 
-async def test_a_large_backlog_is_worked_off_slice_by_slice_in_order(
+async def test_a_large_backlog_is_delivered_slice_by_slice_in_order(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zeek_agent.queries.event_strategy.EVENT_SLICE_ROWS", 10)
@@ -349,7 +349,7 @@ async def test_events_that_retention_removed_before_they_were_delivered_are_coun
     assert installed.lost == lost
 
 
-async def test_an_error_at_run_time_is_reported_once_and_the_query_goes_on(here: World) -> None:
+async def test_a_run_time_error_is_reported_once_and_the_query_continues(here: World) -> None:
     zeek = Recorder()
     sql = "SELECT name FROM things WHERE json_extract(name, '$') IS NULL"
     here.things[:] = [("not json", 1)]
@@ -398,7 +398,7 @@ async def test_a_query_for_those_that_lack_a_table_does_not_run_where_it_is(here
     assert zeek.reports.empty()
 
 
-async def test_an_id_that_is_known_already_is_ignored(here: World) -> None:
+async def test_an_id_that_is_already_installed_is_ignored(here: World) -> None:
     zeek = Recorder()
     await here.runner.install(zeek, "q", query(subscription=Subscription.SNAPSHOTS))
     await here.runner.install(zeek, "q", query("SELECT 1", Subscription.SNAPSHOTS))
@@ -439,7 +439,7 @@ async def test_a_row_that_does_not_fit_its_type_is_reported_and_the_others_are_s
     assert "size" in await asyncio.wait_for(zeek.failures.get(), 5)
 
 
-async def test_what_was_delivered_under_an_earlier_identity_counts(tmp_path: Path) -> None:
+async def test_deliveries_under_an_earlier_identity_count(tmp_path: Path) -> None:
     events = query("SELECT what FROM happenings", Subscription.EVENTS)
     differences = query(subscription=Subscription.DIFFERENCES)
     async with world(tmp_path) as before:

@@ -81,7 +81,7 @@ async def test_files_left_out_are_counted_by_kind_and_cause(rig: Rig) -> None:
     assert {cause.partition(":")[0] for cause in files.causes} == {"refused", "truncated"}
 
 
-async def test_the_recipient_is_told_once_and_again_for_another_cause(rig: Rig) -> None:
+async def test_omitted_files_are_reported_once_and_again_for_another_cause(rig: Rig) -> None:
     zeek = Recorder()
     (rig.directory / "secret").write_text("line\n")
     await rig.install(zeek, rig.lines())
@@ -97,7 +97,7 @@ async def test_the_recipient_is_told_once_and_again_for_another_cause(rig: Rig) 
     assert zeek.failures.empty()
 
 
-async def test_a_stock_package_is_told_once_at_most(rig: Rig) -> None:
+async def test_a_stock_package_gets_at_most_one_report(rig: Rig) -> None:
     zeek = Recorder(profile=Profile.STOCK)
     (rig.directory / "secret").write_text("line\n")
     await rig.install(zeek, rig.lines())
@@ -108,7 +108,7 @@ async def test_a_stock_package_is_told_once_at_most(rig: Rig) -> None:
     assert rig.installed.files.truncated == 1
 
 
-async def test_a_query_that_leaves_out_files_goes_on_as_running(rig: Rig) -> None:
+async def test_a_query_that_omits_files_keeps_running(rig: Rig) -> None:
     (rig.directory / "secret").write_text("line\n")
     await rig.install(Recorder(), rig.lines())
     assert rig.installed.state.value == "running"
@@ -123,7 +123,7 @@ async def test_a_query_that_leaves_out_files_goes_on_as_running(rig: Rig) -> Non
         "SELECT path AS p, sha256 FROM file_hashes('{}/*')",
     ],
 )
-async def test_rows_of_a_file_that_may_not_be_read_any_more_are_not_gone(rig: Rig, sql: str) -> None:
+async def test_rows_of_a_file_that_is_no_longer_readable_are_not_removed(rig: Rig, sql: str) -> None:
     zeek = Recorder()
     (rig.directory / "a").write_text("first\n")
     (rig.directory / "b").write_text("second\n")
@@ -140,7 +140,7 @@ async def test_rows_of_a_file_that_may_not_be_read_any_more_are_not_gone(rig: Ri
     assert zeek.reports.empty()
 
 
-async def test_a_file_that_really_went_is_gone_while_another_may_not_be_read(rig: Rig) -> None:
+async def test_a_deleted_file_is_reported_while_another_is_not_readable(rig: Rig) -> None:
     zeek = Recorder()
     (rig.directory / "a").write_text("first\n")
     (rig.directory / "secret").write_text("never\n")
@@ -149,7 +149,7 @@ async def test_a_file_that_really_went_is_gone_while_another_may_not_be_read(rig
     assert await zeek.next() == [(DELETE, (f"{rig.directory}/a", b"first"))]
 
 
-async def test_lines_beyond_a_limit_are_not_gone_and_new_ones_before_it_are_new(rig: Rig) -> None:
+async def test_lines_beyond_a_limit_are_not_removed_and_new_ones_before_it_are_added(rig: Rig) -> None:
     zeek = Recorder()
     file = rig.directory / "a"
     file.write_text("first\nlast\n")

@@ -102,7 +102,7 @@ def test_a_recipe_that_the_tree_has_outgrown_fails_with_the_reason(step: Step, r
         ("tests/test_bad.py", "def test_bad() -> None:\n    raise OSError\n", "(?s)pytest .*failed:.*test_bad"),
     ],
 )
-def test_what_does_not_pass_the_checks_is_shown(
+def test_failures_of_the_checks_are_shown(
     path: str, text: str, reason: str, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if path.startswith("tests/"):

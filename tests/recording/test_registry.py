@@ -66,7 +66,7 @@ def test_the_page_on_sources_names_the_setting(kind: str) -> None:
     assert f"`sources.{kind}`" in (ROOT / "docs/sources.md").read_text()
 
 
-def test_a_new_backend_is_known_to_doctor_without_another_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_a_new_backend_without_another_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     known = registry.KINDS["system_logs"]
     monkeypatch.setitem(registry.KINDS, "system_logs", lambda shared: [*known(shared), Timers()])  # type: ignore[index]
     found = [check.found for check in doctor._sources(SourceSettings()) if "timers" in check.found]

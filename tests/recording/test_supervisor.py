@@ -78,7 +78,7 @@ def supervisor(store: EventStore, sources: Sequence[Source], clock: Callable[[],
     )
 
 
-def test_the_first_source_that_works_is_taken_and_the_others_say_why_not(store: EventStore) -> None:
+def test_the_first_working_source_is_used_and_the_others_have_a_reason(store: EventStore) -> None:
     best, second, third = Scripted("best", "no BTF"), Scripted("second", refuses=True), Scripted("third")
     chosen = supervisor(store, [best, second, third, Scripted("fourth")])
     chosen.start()
@@ -124,7 +124,7 @@ def test_a_source_that_fails_is_replaced_which_is_logged_and_a_gap(
 
 
 @pytest.mark.root
-def test_events_go_on_when_a_real_source_breaks() -> None:
+def test_recording_continues_when_a_real_source_breaks() -> None:
     store = EventStore(None, TABLES)
     settings, cache = SourceSettings(snapshot_interval=0.05), ProcessCache()
     connector = ProcConnector(cache, settings)
@@ -155,7 +155,7 @@ def test_an_error_while_draining_counts_as_a_failure(store: EventStore) -> None:
     store.close()
 
 
-def test_when_no_source_works_that_is_said_once_and_none_is_active(
+def test_a_kind_without_a_working_source_is_logged_once(
     store: EventStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zeek_agent.recording.supervisor._RETRY_SECONDS", 0.01)
@@ -184,7 +184,7 @@ def test_a_time_of_losses_is_one_gap(store: EventStore) -> None:
     store.close()
 
 
-def test_losses_that_go_on_are_a_gap_every_minute(store: EventStore) -> None:
+def test_continuing_losses_are_a_gap_every_minute(store: EventStore) -> None:
     source, now = Scripted("lossy"), time.time()
 
     def clock() -> float:
@@ -204,7 +204,7 @@ def test_losses_that_go_on_are_a_gap_every_minute(store: EventStore) -> None:
     store.close()
 
 
-def test_what_the_store_cannot_take_is_shown_with_the_source(store: EventStore) -> None:
+def test_rows_that_the_store_loses_are_shown_with_the_source(store: EventStore) -> None:
     source = Scripted("source")
     chosen = supervisor(store, [source])
     chosen.start()

@@ -33,10 +33,6 @@ class Btf:
     def structure(self, name: str) -> Type:
         return next(type_ for type_ in self.types if type_.kind == _STRUCT and type_.name == name)
 
-    def enumeration(self, name: str) -> dict[str, int]:
-        found = next(type_ for type_ in self.types if type_.kind == _ENUM and type_.name == name)
-        return {member: value for member, _, value in found.members}
-
     def leaves(self, structure: Type, at: int = 0, prefix: str = "") -> list[tuple[str, int, int]]:
         """Name, offset and size in bytes of every field, those of structures inside included."""
         found = []

@@ -11,10 +11,12 @@ from functools import cache
 from typing import Any
 
 import pytest
+from msgspec import Struct
+from msgspec.structs import astuple
 from places import ROOT
 
 from zeek_agent.recording.source import Source
-from zeek_agent.schema import Row
+from zeek_agent.schema import EventRow
 from zeek_agent.tables import builtin_tables
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -29,7 +31,7 @@ class Recording:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
-        self._rows: list[tuple[str, Row]] = []
+        self._rows: list[tuple[str, EventRow]] = []
         self._lock = threading.Lock()
 
     def __enter__(self) -> Recording:
@@ -51,7 +53,8 @@ class Recording:
         with self._lock:
             rows = [row for name, row in self._rows if name == table]
         columns = COLUMNS[table]
-        found = [dict(zip(columns, row, strict=True)) for row in rows]
+        values = [astuple(row) if isinstance(row, Struct) else row for row in rows]
+        found = [dict(zip(columns, row, strict=True)) for row in values]
         return [event for event in found if all(event[column] == value for column, value in wanted.items())]
 
     def expect(self, table: str, count: int = 1, seconds: float = 5.0, **wanted: object) -> list[Event]:
@@ -64,7 +67,7 @@ class Recording:
             time.sleep(0.02)
         return found
 
-    def _append(self, table: str, rows: Iterable[Row]) -> None:
+    def _append(self, table: str, rows: Iterable[EventRow]) -> None:
         with self._lock:
             self._rows.extend((table, row) for row in rows)
 

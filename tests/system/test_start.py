@@ -96,7 +96,7 @@ def doctors_verdicts(agent: RunningAgent) -> str:
 
 
 @pytest.mark.root
-async def test_another_user_who_holds_every_lock_he_can_does_not_keep_the_agent_from_starting(place: Path) -> None:
+async def test_another_user_who_holds_every_possible_lock_does_not_prevent_the_start(place: Path) -> None:
     state, logs = place / "state", place / "logs"
     async with running(place) as agent:
         await agent.logged("zeek-agent", {"type_": "join"})
@@ -112,7 +112,7 @@ async def test_another_user_who_holds_every_lock_he_can_does_not_keep_the_agent_
 
 
 @pytest.mark.root
-async def test_another_user_who_holds_the_locks_of_an_older_version_does_not_either(place: Path) -> None:
+async def test_another_user_who_holds_an_older_versions_locks_does_not_prevent_the_start(place: Path) -> None:
     state, logs = place / "state", place / "logs"
     for directory in (state, logs):
         directory.mkdir(mode=0o755)
@@ -257,7 +257,7 @@ def test_the_collector_alone_needs_its_port_and_its_logs(tmp_path: Path, busy: s
     assert message.startswith(f"zeek-agent: {expected}")
 
 
-async def test_what_was_delivered_over_tcp_is_not_delivered_again(tmp_path: Path) -> None:
+async def test_rows_delivered_over_tcp_are_not_delivered_again(tmp_path: Path) -> None:
     """An older version's embedded collector listened on `collector.listen`, and was known by that address."""
     settings: dict[str, Any] = {"collector.schedule": 1}
     earlier = Collector(CollectorSettings(listen="127.0.0.1:0", logs=str(tmp_path / "earlier")), pack.load(schedule=1))

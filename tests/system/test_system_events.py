@@ -41,7 +41,7 @@ def load(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-async def test_what_the_buffers_have_no_room_for_is_counted_and_the_agent_answers_meanwhile(tmp_path: Path) -> None:
+async def test_events_beyond_the_buffers_are_counted_and_the_agent_still_answers(tmp_path: Path) -> None:
     """Of the load's own events each is there once or was counted as lost; that the count is exact, the sources show."""
     exe = load_generator()
     small = {**QUIET, "sources.ring_bytes": 16384, "sources.ignore_self": "false"}
@@ -168,7 +168,7 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
 
 
 @pytest.mark.parametrize(("processes", "sockets", "more"), BACKENDS, ids=[f"{one}-{two}" for one, two, _ in BACKENDS])
-async def test_each_backend_can_be_chosen_and_tells_of_a_process_and_its_connection(
+async def test_each_backend_can_be_chosen_and_records_a_process_and_its_connection(
     tmp_path: Path, processes: str, sockets: str, more: dict[str, object]
 ) -> None:
     settings = {**QUIET, "sources.processes": processes, "sources.sockets": sockets, **more}

@@ -151,7 +151,7 @@ def _wrong_types() -> Iterator[bytes]:
             yield (name.join(parts[: index + 1]) + '"@data-type":"port"' + name.join(parts[index + 1 :])).encode()
 
 
-async def test_messages_that_make_no_sense_are_skipped(tmp_path: Path) -> None:
+async def test_invalid_messages_are_skipped(tmp_path: Path) -> None:
     async with zeek_server() as zeek, running(tmp_path, f"--zeek={zeek.url()}") as agent:
         client = await zeek.client()
         await client.expect(AgentHello)
@@ -198,7 +198,7 @@ HARMLESS = {"regex", "blob"}
 
 
 @pytest.mark.root
-async def test_statements_that_would_hold_the_agent_end_while_events_go_on_in_time(tmp_path: Path) -> None:
+async def test_statements_that_would_block_the_agent_end_while_events_are_delivered(tmp_path: Path) -> None:
     settings = {"limits.time": 1.0, "limits.memory_bytes": 64 * MEGABYTE, "limits.result_bytes": 32 * MEGABYTE}
     async with zeek_server() as zeek, running(tmp_path, f"--zeek={zeek.url()}", settings=settings) as agent:
         client = await zeek.client()

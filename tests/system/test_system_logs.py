@@ -66,7 +66,7 @@ def messages(client: Client) -> list[str]:
 
 
 @pytest.mark.root
-async def test_the_captured_query_gets_what_is_logged_to_the_journal(tmp_path: Path) -> None:
+async def test_the_captured_query_gets_entries_of_the_journal(tmp_path: Path) -> None:
     with private_journal() as journal:
         async with zeek_server() as zeek:
             async with beside(journal, tmp_path, f"--zeek={zeek.url()}") as agent:

@@ -52,7 +52,7 @@ def listener() -> Iterator[int]:
 
 
 @pytest.mark.root
-async def test_what_comes_and_goes_is_in_the_logs(tmp_path: Path) -> None:
+async def test_starts_and_ends_are_in_the_logs(tmp_path: Path) -> None:
     mark = f"zz{secrets.token_hex(4)}"
     settings = {"collector.schedule": 1}
     async with running(tmp_path, settings=settings, private_files=True) as agent:
@@ -134,7 +134,7 @@ async def test_zeek_cut_reads_the_logs(tmp_path: Path) -> None:
     assert f"new\t127.0.0.1\t{port}\tLISTEN" in cut.stdout.decode().splitlines()
 
 
-async def test_without_privileges_the_agent_shows_what_it_may_see(tmp_path: Path) -> None:
+async def test_without_privileges_the_agent_shows_accessible_rows(tmp_path: Path) -> None:
     """Run as whoever runs the tests: the account itself, a process and a socket are there."""
     async with running(tmp_path, settings={"collector.schedule": 1}) as agent:
         await compared_once(agent)

@@ -93,7 +93,7 @@ async def runs(agent: RunningAgent, query_id: str) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize(("number", "silence"), [(1_500, 3), pytest.param(7_500, 20, marks=pytest.mark.soak)])
-async def test_a_zeek_that_does_not_read_and_then_is_gone_misses_nothing(
+async def test_a_zeek_that_stops_reading_and_then_ends_misses_nothing(
     tmp_path: Path, number: int, silence: int
 ) -> None:
     """Seconds of not reading, then of absence, under 500 events a second and a snapshot of processes each second."""
@@ -170,7 +170,7 @@ async def test_a_zeek_that_closes_at_random_gets_every_event(tmp_path: Path) -> 
 
 
 @pytest.mark.root
-async def test_an_agent_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+async def test_a_killed_agent_continues_where_it_was(tmp_path: Path) -> None:
     """Nothing that was recorded before or after is missing; what happens while no agent runs, nobody sees."""
     async with zeek_server() as zeek:
         async with running(tmp_path, f"--zeek={zeek.url()}") as agent:

@@ -148,7 +148,7 @@ async def compared(agent: RunningAgent) -> None:
 
 
 @pytest.mark.zeek
-async def test_zeek_logs_what_happens_here_also_after_restarts_of_either_side(zeek: Zeek, tmp_path: Path) -> None:
+async def test_zeek_logs_events_even_after_restarts_of_either_side(zeek: Zeek, tmp_path: Path) -> None:
     await zeek.start()
     async with running(tmp_path, f"--zeek={zeek.url}") as agent:
         await zeek.logged("zeek-agent", {"type_": "join", "hid": AGENT_ID})

@@ -6,6 +6,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
+from msgspec import Struct
 
 from zeek_agent.config import SettingStatus
 from zeek_agent.events.event_file import Gap
@@ -49,7 +50,7 @@ PYTHON_TYPES = {
 def test_a_record_has_the_columns_of_its_table(name: str) -> None:
     columns = [column.name for column in _recorded(TABLES[name])]
     renamed = OTHER_NAMES.get(name, {})
-    assert [renamed.get(field, field) for field in RECORDS[name]._fields] == columns
+    assert [renamed.get(field, field) for field in _fields(RECORDS[name])] == columns
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -65,6 +66,11 @@ def test_every_event_table_has_a_record() -> None:
 
 def _recorded(table: Table) -> Any:
     return table.recorded if table.kind == "events" else table.columns
+
+
+def _fields(record: Any) -> tuple[str, ...]:
+    """The names of the fields, of a struct or of a named tuple."""
+    return record.__struct_fields__ if issubclass(record, Struct) else record._fields
 
 
 def _types(hint: Any) -> set[type]:

@@ -57,7 +57,7 @@ def test_only_regular_files_have_rows(tmp_path: Path) -> None:
     ]
 
 
-def test_a_name_with_wildcards_can_be_given_as_it_is(tmp_path: Path) -> None:
+def test_a_name_with_wildcards_can_be_given_literally(tmp_path: Path) -> None:
     for name in ("a[1]", "a1", "x\\*"):
         (tmp_path / name).write_text(name)
     assert [Path(row["path"]).name for row in ask(file_hashes, f"{tmp_path}/a[1]")] == ["a[1]", "a1"]
@@ -80,7 +80,7 @@ def test_only_the_hashes_that_are_wanted_are_computed_and_once(tmp_path: Path, m
     assert computed == [("sha256",), ("md5",)]
 
 
-def test_a_file_that_changed_is_read_again_whatever_its_times_say(tmp_path: Path) -> None:
+def test_a_changed_file_is_read_again_whatever_its_timestamps(tmp_path: Path) -> None:
     file = tmp_path / "file"
     for content in (b"one", b"two"):
         file.write_bytes(content)
@@ -89,7 +89,7 @@ def test_a_file_that_changed_is_read_again_whatever_its_times_say(tmp_path: Path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_what_the_kernel_makes_up_is_read_each_time() -> None:
+def test_kernel_files_are_read_each_time() -> None:
     hashes = set()
     for _ in range(3):
         hashes.add(ask(file_hashes, "/proc/uptime")[0]["sha256"])
@@ -105,7 +105,7 @@ def test_a_file_that_is_too_large_has_no_hashes(tmp_path: Path) -> None:
     assert (row["size"], row["md5"], row["sha1"], row["sha256"]) == (HASHED_BYTES_MAX + 1, None, None, None)
 
 
-def test_what_the_access_rules_deny_is_not_read(tmp_path: Path) -> None:
+def test_files_denied_by_access_rules_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "link").symlink_to("secret")
     (tmp_path / "open").write_text("open")

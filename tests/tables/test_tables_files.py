@@ -52,7 +52,7 @@ def test_files_are_listed_with_their_attributes(tmp_path: Path) -> None:
     }
 
 
-def test_types_are_told_and_links_followed(tmp_path: Path) -> None:
+def test_types_are_listed_and_links_followed(tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
     (tmp_path / "dir").chmod(0o1777)
     (tmp_path / "link").symlink_to("dir")
@@ -172,7 +172,7 @@ def test_secrets_are_denied_by_default() -> None:
     assert ask(files_lines, "/proc/thread-self/environ") == []
 
 
-def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     """Opening a FIFO would wait for its other end, or wake a process that waits there."""
     os.mkfifo(tmp_path / "fifo")
     assert content(f"{tmp_path}/*") == []
@@ -215,7 +215,7 @@ def test_columns_are_split_at_white_space_and_comments_left_out(tmp_path: Path) 
     ]
 
 
-def test_columns_have_types_and_what_does_not_fit_is_null(tmp_path: Path) -> None:
+def test_columns_have_types_and_misfits_are_null(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_bytes(b"a:1:-2:3.5:\xff\nb:-1:x:nan:\nc:1_0:99999999999999999999:1e400:z")
     assert columns(file, "$1:text,$2:count,$3:int,$4:real,$5:blob", ":") == [
@@ -225,7 +225,7 @@ def test_columns_have_types_and_what_does_not_fit_is_null(tmp_path: Path) -> Non
     ]
 
 
-def test_column_0_is_the_whole_line_and_a_column_may_be_asked_for_twice(tmp_path: Path) -> None:
+def test_column_0_is_the_whole_line_and_a_column_may_be_requested_twice(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_text(" one two \n")
     assert columns(file, " $0:text , $2:text,$2:blob,$9:int") == [("one two", "two", "two", None)]

@@ -70,7 +70,7 @@ def by_relation(rows: list[dict[str, Any]], relation: str) -> list[dict[str, Any
 
 
 @pytest.mark.root
-def test_the_tree_goes_on_through_processes_that_have_ended(tree: Tree) -> None:
+def test_the_tree_continues_through_processes_that_have_ended(tree: Tree) -> None:
     script = '/bin/sh -c "/bin/sleep 60 >/dev/null 2>&1 & echo \\$\\$ \\$!"; true'
     with subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE, text=True) as shell:
         assert shell.stdout is not None
@@ -109,7 +109,7 @@ def test_the_tree_goes_on_through_processes_that_have_ended(tree: Tree) -> None:
 
 
 @pytest.mark.root
-def test_a_process_that_is_gone_is_found_with_what_it_last_was(tree: Tree) -> None:
+def test_an_ended_process_is_found_with_its_last_attributes(tree: Tree) -> None:
     begun = time.monotonic()
     gone = subprocess.Popen(["/bin/sh", "-c", "exec /bin/sh -c 'exit 3'"], user=65534, group=65534, extra_groups=[])
     gone.wait()
@@ -154,7 +154,7 @@ def test_without_recorded_events_the_living_relatives_are_there() -> None:
     assert all(row["running"] for row in by_relation(rows, "self") + ancestors)
 
 
-def test_a_parent_that_was_not_recorded_is_there_with_what_its_child_tells() -> None:
+def test_an_unrecorded_parent_is_described_by_its_child() -> None:
     store = EventStore(None, events.TABLES)
     try:
         store.append("processes_events", [_started("b-5000022-200", "b-5000021-100", pid=5000022, ppid=5000021)])

@@ -98,7 +98,7 @@ def test_a_process_is_described_in_full(tmp_path: Path) -> None:
         assert me["start_time"] < row["start_time"]
 
 
-def test_the_start_time_is_the_same_in_every_look() -> None:
+def test_the_start_time_is_the_same_in_every_scan() -> None:
     assert {row["start_time"] for _ in range(50) for row in ask(processes, pid=os.getpid())} == {
         ask(processes, pid=os.getpid())[0]["start_time"]
     }
@@ -110,7 +110,7 @@ def test_a_pid_that_is_not_there_has_no_row() -> None:
     assert ask(processes, pid=10**30) == []
 
 
-def test_a_thread_is_no_process() -> None:
+def test_a_thread_is_not_a_process() -> None:
     done = threading.Event()
     thread = threading.Thread(target=done.wait)
     thread.start()
@@ -182,7 +182,7 @@ def test_secrets_in_command_lines_are_masked() -> None:
         assert row["cmdline"].endswith("***")
 
 
-def test_a_zombie_has_a_row_without_what_it_gave_back() -> None:
+def test_a_zombie_has_a_row_without_released_resources() -> None:
     process = subprocess.Popen(["true"])
     until_sync(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
     (row,) = ask(processes, pid=process.pid)
@@ -238,7 +238,7 @@ def test_the_controlling_terminal_is_named() -> None:
 
 
 @pytest.mark.root
-def test_effective_and_real_ids_are_told_apart() -> None:
+def test_effective_and_real_ids_are_distinguished() -> None:
     def become() -> None:
         os.setresgid(5, 6, 6)
         os.setresuid(1234, 2345, 0)

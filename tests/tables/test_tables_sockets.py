@@ -202,7 +202,7 @@ def test_a_socket_that_nobody_holds_has_no_process() -> None:
     assert [row[name] for name in ("pid", "process", "fd", "uid", "exe", "entity_id")] == [None] * 6
 
 
-def test_states_and_protocols_are_asked_of_the_kernel() -> None:
+def test_states_and_protocols_are_selected_in_the_kernel() -> None:
     with connected() as (listener, client, _):
         port = listener.getsockname()[1]
         serving = [row for row in ask(sockets, state="LISTEN") if row["protocol"] == TCP]
@@ -273,7 +273,7 @@ def test_without_privileges_other_users_sockets_have_no_process(monkeypatch: pyt
 
 
 @pytest.mark.root
-def test_who_sees_whole_packets_is_shown_in_all_namespaces() -> None:
+def test_sniffers_are_shown_in_all_namespaces() -> None:
     def sniff() -> None:
         assert ctypes.CDLL(None).unshare(CLONE_NEWNET) == 0
         kept.append(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)))
@@ -294,7 +294,7 @@ def open_now() -> tuple[int, int]:
     return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
 
 
-def test_looking_leaves_nothing_open() -> None:
+def test_scans_leave_no_descriptors_open() -> None:
     ask(sockets)
     ask(processes)
     before = open_now()
@@ -318,7 +318,7 @@ def test_the_kernels_two_ways_to_list_sockets_agree() -> None:
             }
 
 
-def test_proc_stands_in_where_the_kernel_has_no_sock_diag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proc_is_the_fallback_without_sock_diag(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> list[bytes]:
         raise FileNotFoundError("no such family")
 

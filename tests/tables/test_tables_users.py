@@ -56,7 +56,7 @@ def test_names_that_do_not_exist_have_no_row() -> None:
     assert ask(users, name=["no such user", "nul\0", "\uefff"]) == []
 
 
-def test_groups_are_looked_up_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_are_only_looked_up_if_selected(monkeypatch: pytest.MonkeyPatch) -> None:
     def unexpected(_: Account) -> list[str]:
         raise AssertionError
 
@@ -74,18 +74,18 @@ def test_groups_are_looked_up_only_when_asked_for(monkeypatch: pytest.MonkeyPatc
         (1000, ["users", "sudoers"], False),
     ],
 )
-def test_administrators_are_told_by_uid_and_group(uid: int, groups: list[str], expected: bool) -> None:
+def test_administrators_are_recognized_by_uid_and_group(uid: int, groups: list[str], expected: bool) -> None:
     assert is_admin(uid, groups) is expected
 
 
 @pytest.mark.parametrize(
     ("uid", "expected"), [(0, True), (999, True), (1000, False), (61184, True), (65534, True), (100000, False)]
 )
-def test_accounts_of_the_system_are_told_by_uid(uid: int, expected: bool) -> None:
+def test_system_accounts_are_recognized_by_uid(uid: int, expected: bool) -> None:
     assert is_system(uid, 1000) is expected
 
 
-def test_the_first_uid_of_a_person_comes_from_login_defs(tmp_path: Path) -> None:
+def test_the_first_uid_of_people_is_read_from_login_defs(tmp_path: Path) -> None:
     file = tmp_path / "login.defs"
     assert first_human_uid(file) == 1000
     file.write_bytes(b"# UID_MIN 1\nSUB_UID_MIN 2\n  UID_MIN\t\t 500 \xff\nUID_MAX 60000\n")

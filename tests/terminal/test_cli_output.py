@@ -36,7 +36,7 @@ def printed(mode: Mode, rows: list[Any] = ROWS, columns: Any = COLUMNS, changes:
     return out.getvalue()
 
 
-def test_a_table_aligns_and_tells_unset_empty_and_dash_apart() -> None:
+def test_a_table_is_aligned_and_distinguishes_unset_empty_and_dash() -> None:
     assert printed(Mode.TABLE).splitlines() == [
         "pid  name                  started                      tags",
         "---  --------------------  ---------------------------  ------",
@@ -77,7 +77,7 @@ def test_json_keeps_columns_of_the_same_name_and_odd_numbers() -> None:
     assert json.loads(printed(Mode.JSON, [(math.inf, 2)], columns)) == [{"x": "inf", "x:2": 2}]
 
 
-def test_csv_reads_back_and_tells_null_from_empty() -> None:
+def test_csv_reads_back_and_distinguishes_null_from_empty() -> None:
     text = printed(Mode.CSV)
     rows = list(csv.reader(io.StringIO(text)))
     assert rows[0] == ["pid", "name", "started", "tags"]
@@ -122,7 +122,7 @@ def test_changes_are_signed_and_coloured() -> None:
     ]
 
 
-def test_a_table_is_cut_to_the_terminal_and_one_that_cannot_be_goes_line_by_line() -> None:
+def test_a_table_is_truncated_to_the_terminal_or_else_printed_line_by_line() -> None:
     rows = [(1, "x" * 500)]
     columns = [("n", ZeekType("count")), ("long", ZeekType("text"))]
     lines = printed(Mode.TABLE, rows, columns, width=40).splitlines()

@@ -94,7 +94,7 @@ def test_ctrl_c_ends_a_repeated_query_and_a_line_but_not_the_shell(terminal: Ter
     assert terminal.end() == 0
 
 
-def test_a_schedule_that_is_too_short_is_raised_and_that_is_said(terminal: Terminal) -> None:
+def test_a_schedule_that_is_too_short_is_raised_with_a_warning(terminal: Terminal) -> None:
     terminal.type(".snapshots 0.001 SELECT 5 AS five\n")
     terminal.expect(r"runs every 0\.05 s, the shortest possible schedule, instead of every 0\.001 s.*five.*5.*five")
     terminal.type("\x03")

@@ -65,7 +65,7 @@ def privileges(checks: Checks) -> dict[str, Any]:
     return check
 
 
-def test_an_ordinary_user_is_told_what_to_grant_and_what_goes_without() -> None:
+def test_an_ordinary_user_learns_what_to_grant_and_what_works_without() -> None:
     if subprocess.run([*AS_NOBODY, *PROGRAM, "--version"], cwd="/", capture_output=True, check=False).returncode:
         pytest.skip("the tests' Python is not for other users")
     checks = doctor(Path("/nonexistent/state"), prefix=AS_NOBODY)
@@ -86,7 +86,7 @@ def test_an_ordinary_user_is_told_what_to_grant_and_what_goes_without() -> None:
     assert privileges(checks)["advice"].startswith("run as root, or grant them; without them, ")
 
 
-def test_root_with_fewer_capabilities_is_not_told_to_become_root(state: Path) -> None:
+def test_root_with_fewer_capabilities_is_not_advised_to_become_root(state: Path) -> None:
     checks = doctor(state, prefix=without("bpf"))
     refused = "root lacks capabilities here; its unit or container must allow it"
     assert told(checks, "sockets by ebpf") == ("warn", f"not permitted without CAP_BPF: {refused}")
@@ -97,7 +97,7 @@ def test_root_with_fewer_capabilities_is_not_told_to_become_root(state: Path) ->
     assert privileges(checks)["advice"].startswith("allow them in its unit (CapabilityBoundingSet) or container; ")
 
 
-def test_only_what_is_better_than_what_is_used_is_worth_a_warning(state: Path) -> None:
+def test_only_a_better_source_is_worth_a_warning(state: Path) -> None:
     checks = doctor(state, prefix=["setpriv", "--bounding-set", "-audit_read,-audit_control"])
     assert told(checks, "processes by ebpf") == ("ok", "will be used")
     assert told(checks, "sockets by ebpf") == ("ok", "will be used")
@@ -124,7 +124,7 @@ def test_in_a_container_without_privileges_snapshots_remain(state: Path) -> None
     assert (verdict, found) == ("ok", "will be used; processes that live for less than two intervals are missed")
 
 
-def test_what_the_kernel_lacks_is_named(state: Path) -> None:
+def test_missing_kernel_features_are_named(state: Path) -> None:
     checks = doctor(state, prefix=with_mounts("mount -t tmpfs none /sys/kernel/btf"))
     assert told(checks, "processes by ebpf")[1].startswith(
         "the kernel has no type information (/sys/kernel/btf/vmlinux): "
@@ -158,7 +158,7 @@ def agent(state: Path, prefix: list[str]) -> Iterator[None]:
         process.wait(30)
 
 
-def test_a_running_agent_tells_why_it_uses_no_better_source(state: Path) -> None:
+def test_a_running_agent_reports_why_it_uses_no_better_source(state: Path) -> None:
     with agent(state, without("bpf")):
         checks = doctor(state, prefix=[])
     assert told(checks, "sockets by inet_diag, active")[0] == "warn"
@@ -169,7 +169,7 @@ def test_a_running_agent_tells_why_it_uses_no_better_source(state: Path) -> None
     assert check["advice"].startswith("not by ebpf: not permitted without CAP_BPF: root lacks")
 
 
-def test_a_running_agent_tells_what_its_source_does_not_record(state: Path) -> None:
+def test_a_running_agent_reports_the_shortcomings_of_its_source(state: Path) -> None:
     prefix = [*with_mounts("mount -t tracefs none /sys/kernel/tracing"), *without("net_admin")]
     with agent(state, prefix):
         checks = doctor(state, prefix=[])
@@ -190,7 +190,7 @@ def test_hard_links_that_any_user_can_make_are_worth_a_warning(tmp_path: Path) -
     assert verdicts == {"0": ("hard links", "warn"), "1": ("hard links", "ok")}
 
 
-def test_rules_that_are_switched_off_are_worth_a_warning(state: Path) -> None:
+def test_disabled_rules_are_worth_a_warning(state: Path) -> None:
     checks = doctor(state, "--set=access.mode=report", '--set=access.filesystems_allow=["nfs4"]', prefix=[])
     warned = {check["name"]: check["found"] for check in checks if check["verdict"] == "warn"}
     assert "contents that are on no list are read" in warned["file contents"]

@@ -97,7 +97,7 @@ def test_a_script_runs_statements_over_several_lines_and_the_last_without_semico
     ]
 
 
-def test_errors_are_told_in_a_line_and_the_rest_runs(answers: Answers) -> None:
+def test_errors_are_one_line_and_the_rest_runs(answers: Answers) -> None:
     out, errors = run(answers, "bad;", ".nonsense", "SELECT 1;")
     assert errors == "error: no such thing\\x1b[2J\nerror: no command .nonsense; .help lists them\n"
     assert "SELECT 1" in out
@@ -151,7 +151,7 @@ def test_typed_lines_that_may_end_a_statement_do(text: str) -> None:
     "text",
     ["SELECT", "SELECT a,", "SELECT (1", "SELECT 'a", "SELECT a FROM", "WHERE x =", "/* a", "SELECT 'a;", "x IN"],
 )
-def test_typed_lines_that_leave_something_open_go_on(text: str) -> None:
+def test_typed_lines_that_leave_something_open_continue(text: str) -> None:
     assert not is_complete(text, waiting=False)
 
 
@@ -162,7 +162,7 @@ def test_statements_keep_their_text(text: str) -> None:
         assert statement == statement.strip()
 
 
-def test_completion_knows_where_it_is(answers: Answers) -> None:
+def test_completion_depends_on_the_position(answers: Answers) -> None:
     shell = Shell(answers, Printer(io.StringIO()), io.StringIO())
     assert shell.completions("SELECT * FROM ", "u") == ["users"]
     assert shell.completions("SELECT * FROM users, ", "p") == ["processes"]

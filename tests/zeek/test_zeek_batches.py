@@ -63,7 +63,7 @@ def test_cells_are_written_as_from_json_takes_them(kind: str, cell: object, expe
 @given(st.lists(st.tuples(st.sampled_from([Change.ADD, Change.DELETE, None]), st.text(max_size=40)), max_size=60))
 def test_no_row_is_lost_or_reordered_and_a_batch_has_one_change(rows: list[tuple[Change | None, str]]) -> None:
     whole = report([(change, (number, text)) for number, (change, text) in enumerate(rows)])
-    sent = [taken(one.frame) for one in batches.split(whole, "/t", CONTEXT, 7, 300)]
+    sent = [taken(one.frame) for one in batches.split_report(whole, "/t", CONTEXT, 7, 300)]
     numbers = [row["c0"] for one in sent for row in json.loads(one.rows)]
     assert numbers == list(range(len(rows)))
     changes = [one.context.change for one in sent for _ in json.loads(one.rows)]
@@ -79,7 +79,7 @@ def test_no_row_is_lost_or_reordered_and_a_batch_has_one_change(rows: list[tuple
 def test_the_same_report_is_split_the_same_way() -> None:
     whole = report([(Change.ADD, (number, "x" * (number * 37 % 90))) for number in range(200)])
     first, second = (
-        [taken(one.frame).rows for one in batches.split(whole, "/t", Context("Hagent", now, "q"), 100, 2000)]
+        [taken(one.frame).rows for one in batches.split_report(whole, "/t", Context("Hagent", now, "q"), 100, 2000)]
         for now in (1.0, 2.0)
     )
     assert first == second
@@ -133,7 +133,7 @@ async def test_a_stock_package_is_offered_the_columns_of_version_2() -> None:
         assert one.runner.installed[0].recipient.profile is Profile.STOCK
 
 
-async def test_a_query_goes_on_only_once_the_script_has_acknowledged() -> None:
+async def test_a_query_continues_only_after_the_scripts_acknowledgement() -> None:
     async with connected(many(1)) as (_one, client):
         await client.hello(features=FEATURES)
         await client.install("q", wanted(schedule=0.05, subscription=Subscription.SNAPSHOTS))

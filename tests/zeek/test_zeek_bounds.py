@@ -126,7 +126,7 @@ async def still_serves(client: Client) -> None:
     await client.expect(ResultRow, lambda row: row.context.query_id == "ordinary")
 
 
-async def test_hundreds_of_refused_statements_of_megabytes_cost_nothing(tmp_path: Path) -> None:
+async def test_hundreds_of_refused_statements_of_megabytes_take_no_memory(tmp_path: Path) -> None:
     async with connected(tmp_path) as (agent, client):
         with Retained() as retained:
             for number in range(TIMES):
@@ -175,7 +175,7 @@ TOO_LONG: dict[str, tuple[dict[str, object], str]] = {
 
 
 @pytest.mark.parametrize("kind", TOO_LONG)
-async def test_a_query_with_something_too_long_is_refused_in_few_words(tmp_path: Path, kind: str) -> None:
+async def test_a_query_with_a_field_that_is_too_long_is_refused_briefly(tmp_path: Path, kind: str) -> None:
     fields, told = TOO_LONG[kind]
     async with connected(tmp_path) as (agent, client):
         frame = protocol.install_query(client.topic, client.instance, "q", query(**{**SLOW, **fields}))
@@ -234,7 +234,7 @@ async def test_ids_that_are_too_long_are_not_kept_nor_repeated(tmp_path: Path) -
         assert client.of(AgentError)[0].context.query_id is None
 
 
-async def test_what_is_just_short_enough_is_taken_and_comes_back_whole(tmp_path: Path) -> None:
+async def test_values_of_the_maximum_length_are_accepted_and_returned(tmp_path: Path) -> None:
     cookie, event, query_id = "ü" * 32_768, f"Test::{'e' * 1_018}", "q" * 1_024
     async with connected(tmp_path) as (_, client):
         await client.install(query_id, query(event=event, cookie=cookie), instance="i" * 1_024)
@@ -266,7 +266,7 @@ async def test_statements_that_wait_for_a_table_or_a_slow_zeek_are_bounded_toget
         await client.expect(ResultRow, lambda row: row.context.query_id == "q99")
 
 
-async def test_statements_that_are_denied_are_on_record_in_a_line_each(tmp_path: Path) -> None:
+async def test_denied_statements_are_audited_in_one_line_each(tmp_path: Path) -> None:
     async with connected(tmp_path) as (agent, client):
         with Retained() as retained:
             for number in range(100):
@@ -283,7 +283,7 @@ async def test_statements_that_are_denied_are_on_record_in_a_line_each(tmp_path:
     assert asked[1].endswith(f"table secret may not be queried (access.tables_deny, access.tables_allow): {shown}")
 
 
-async def test_a_zeek_that_calls_itself_by_megabytes_is_not_kept(tmp_path: Path) -> None:
+async def test_a_zeek_with_a_name_of_megabytes_is_not_stored(tmp_path: Path) -> None:
     async with zeek_server(protocol.Ack(HALF, HALF)) as zeek:
         database = Database([HELLO.table], TableContext(HelloAgent(), AccessPolicy()))  # type: ignore[arg-type]
         connection = ZeekConnection(zeek.url(), FAST, IDENTITY, database, QueryRunner(database))
@@ -302,7 +302,7 @@ async def test_a_zeek_that_calls_itself_by_megabytes_is_not_kept(tmp_path: Path)
 @pytest.mark.parametrize(
     "answer", [protocol.ack("x", HALF), protocol.error(HALF, HALF)], ids=["acknowledgement", "error"]
 )
-async def test_doctor_shows_no_more_than_some_of_what_a_zeek_says(answer: str) -> None:
+async def test_doctor_truncates_text_from_a_zeek(answer: str) -> None:
     async def answer_once(websocket: ServerConnection) -> None:
         await websocket.recv()
         await websocket.send(answer)
@@ -314,7 +314,9 @@ async def test_doctor_shows_no_more_than_some_of_what_a_zeek_says(answer: str) -
     assert len(check.found) < 400
 
 
-async def test_ever_new_event_queries_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_installing_new_event_queries_again_and_again_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(event_strategy, "REMEMBERED_QUERIES_MAX", 10)
     async with connected(tmp_path) as (agent, client):
         for number in range(30):
@@ -328,13 +330,13 @@ async def test_ever_new_event_queries_do_not_fill_the_memory(tmp_path: Path, mon
         assert len(agent.runner._events._progress) == 10  # type: ignore[union-attr]
 
 
-def test_an_error_repeats_no_more_than_some_of_what_it_is_about() -> None:
+def test_an_error_truncates_the_text_that_caused_it() -> None:
     for kind in (SqlError, LimitError, UsageError, broker_json.ProtocolError):
         assert str(kind(f"near {LONG}")) == f"near {LONG[:1_995]}… (3,900,005 bytes)"
         assert str(kind("short")) == "short"
 
 
-async def test_rows_that_are_left_out_are_told_in_short() -> None:
+async def test_omitted_rows_are_reported_briefly() -> None:
     def fail(wanted: Constraints) -> Iterator[Row]:
         raise OSError(f"cannot read {LONG}")
 

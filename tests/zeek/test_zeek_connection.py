@@ -132,7 +132,7 @@ def many(number: int) -> Rows:
     return rows
 
 
-async def test_subscribes_and_says_hello_at_once() -> None:
+async def test_subscribes_and_sends_a_hello_immediately() -> None:
     async with connected(groups=("Web",)) as (one, client):
         hello = await client.expect(AgentHello)
     assert set(client.topics) == {
@@ -166,7 +166,7 @@ async def test_old_servers_get_a_thirteenth_hello_field() -> None:
 
 
 @pytest.mark.parametrize("ack", [BROKER_ACK, CLUSTER_ACK])
-async def test_brokers_server_gets_no_short_frames_and_the_log_says_so_once(
+async def test_brokers_server_gets_no_short_frames_which_is_logged_once(
     ack: protocol.Ack, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -182,7 +182,7 @@ async def test_brokers_server_gets_no_short_frames_and_the_log_says_so_once(
     assert sum("Broker's own server" in record.message for record in caplog.records) == ack.is_broker
 
 
-async def test_a_zeek_that_says_hello_first_is_told_again_who_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_zeek_that_sends_its_hello_first_gets_another_hello(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zeek_agent.zeek.session.HELLO_REPLY_SECONDS", 0.2)
     async with connected() as (_, client):
         await client.expect(AgentHello)
@@ -195,7 +195,7 @@ async def test_a_zeek_that_says_hello_first_is_told_again_who_is_there(monkeypat
 
 
 @pytest.mark.parametrize(("name", "changed"), [("addresses", ("192.0.2.9",)), ("tables", ("users", "osquery_time"))])
-async def test_new_addresses_and_tables_are_told_at_once(
+async def test_new_addresses_and_tables_are_sent_immediately(
     monkeypatch: pytest.MonkeyPatch, name: str, changed: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr("zeek_agent.zeek.session.HELLO_CHECK_INTERVAL_SECONDS", 0.02)
@@ -293,7 +293,7 @@ async def test_a_statement_that_does_not_compile_is_reported() -> None:
     assert (error.context.query_id, error.context.cookie) == ("q1", "c")
 
 
-async def test_a_statement_that_fails_is_reported_and_goes_on() -> None:
+async def test_a_failed_statement_is_reported_and_runs_again() -> None:
     async with connected() as (one, client):
         await client.install("q1", query("SELECT broken", schedule=0.05, subscription=Subscription.SNAPSHOTS))
         error = await client.expect(AgentError)
@@ -323,7 +323,7 @@ async def test_a_silent_instance_is_forgotten_with_its_queries() -> None:
 
 
 @pytest.mark.parametrize("version", ["2.0.2-7", "1.9.9", "0.4.22"])
-async def test_a_package_that_is_too_old_is_told_so_and_ignored(version: str) -> None:
+async def test_a_package_that_is_too_old_gets_an_error_and_is_ignored(version: str) -> None:
     async with connected() as (one, client):
         await client.install("q1", query(schedule=60.0, subscription=Subscription.SNAPSHOTS))
         await client.expect(ResultRow)
@@ -346,7 +346,7 @@ async def test_other_packages_are_served(version: str) -> None:
         await client.expect(ResultRow)
 
 
-async def test_a_query_with_fields_of_a_newer_zeek_is_taken() -> None:
+async def test_a_query_with_fields_of_a_newer_zeek_is_accepted() -> None:
     record = protocol.query_record(query())
     longer = (
         record.removesuffix("]}")
@@ -424,7 +424,7 @@ async def test_finds_a_zeek_that_is_restarted(caplog: pytest.LogCaptureFixture) 
     assert "nothing is listening there" in warnings[1]
 
 
-async def test_says_farewell_when_it_stops(caplog: pytest.LogCaptureFixture) -> None:
+async def test_sends_the_shutdown_message_when_it_stops(caplog: pytest.LogCaptureFixture) -> None:
     async with connected() as (one, client):
         await client.install("q1", query(schedule=60.0, subscription=Subscription.SNAPSHOTS))
         await client.expect(ResultRow)
@@ -490,7 +490,7 @@ async def test_the_loop_never_stalls_for_a_large_result() -> None:
     assert longest < whole / 3
 
 
-async def test_a_zeek_that_does_not_read_bounds_what_is_under_way_and_gets_all_afterwards() -> None:
+async def test_a_zeek_that_does_not_read_bounds_data_in_flight_and_gets_all_afterwards() -> None:
     rows = many(20_000)
     async with connected(rows, window_bytes=262_144) as (one, client):
         client.pause()
@@ -510,7 +510,7 @@ async def test_a_zeek_that_does_not_read_bounds_what_is_under_way_and_gets_all_a
     assert (paused.state, done.reconnects, done.dropped_rows) == ("connected", 0, 0)
 
 
-async def test_a_late_pong_leaves_one_batch_under_way_at_a_time() -> None:
+async def test_a_late_pong_leaves_one_batch_in_flight_at_a_time() -> None:
     async with connected(many(400), slow_pong=0.1) as (one, client):
         await client.expect(AgentHello)
         client.pause()
@@ -523,7 +523,7 @@ async def test_a_late_pong_leaves_one_batch_under_way_at_a_time() -> None:
         assert one.connection.status().window_bytes == 0
 
 
-async def test_a_zeek_that_is_dead_is_left_and_the_rows_are_counted() -> None:
+async def test_a_dead_zeek_is_disconnected_and_the_rows_are_counted() -> None:
     async with zeek_server() as zeek, agent(zeek.url(), many(5_000), pong_timeout=0.5) as one:
         client = await zeek.client()
         client.pause()
@@ -609,7 +609,7 @@ async def test_mutilated_frames_neither_stop_nor_disturb_the_connection() -> Non
         assert one.connection.status().reconnects == 0
 
 
-async def test_raw_control_bytes_in_a_query_are_taken() -> None:
+async def test_raw_control_bytes_in_a_query_are_accepted() -> None:
     rows = Rows()
     rows.results["SELECT \x01\x0b\uefff"] = (columns("text"), [("here",)])
     frame = protocol.install_query(protocol.group_topic("all"), "zeek_1", "q1", query("SELECT CONTROL")).encode()
@@ -776,7 +776,7 @@ async def test_reports_go_only_through_an_open_connection() -> None:
             await instance.deliver(Report("q", query(), columns("count"), [(None, (1,))]))
 
 
-async def test_a_zeek_that_pings_and_does_not_read_is_left() -> None:
+async def test_a_zeek_that_pings_and_does_not_read_is_disconnected() -> None:
     async with zeek_server() as zeek, agent(zeek.url()) as one:
         client = await zeek.client()
         transport = client.websocket.transport

@@ -112,7 +112,7 @@ def test_cells_are_written_as_their_type(type_name: str, cell: object, tag: str,
         ("record", "text"),
     ],
 )
-def test_what_does_not_fit_its_type_is_unset_and_never_another_type(type_name: str, cell: object) -> None:
+def test_values_that_do_not_fit_their_type_are_unset(type_name: str, cell: object) -> None:
     assert encoded(type_name, cell) == broker_json.NONE
 
 
@@ -136,7 +136,7 @@ def test_records_are_written_by_their_values_types() -> None:
 
 @pytest.mark.parametrize("type_name", list(CELLS))
 @given(cell_source=st.data())
-def test_cells_survive_the_way_there_and_back(type_name: str, cell_source: st.DataObject) -> None:
+def test_cells_survive_a_round_trip(type_name: str, cell_source: st.DataObject) -> None:
     cell = cell_source.draw(CELLS[type_name])
     assert broker_json.to_cell(READER.read(encoded(type_name, cell))) == cell
     assert broker_json.to_cell(READER.read(encoded(f"vector[{type_name}]", (cell, cell)))) == (cell, cell)
@@ -155,7 +155,7 @@ def test_any_value_in_a_column_of_any_type_gives_a_value_of_that_type_or_none(ty
 
 
 @given(st.binary())
-def test_any_bytes_of_the_host_are_written_escaped_and_can_be_told_back(raw: bytes) -> None:
+def test_any_host_bytes_are_escaped_reversibly(raw: bytes) -> None:
     written = json.loads(encoded("text", text.from_bytes(raw)))["data"]
     back = re.sub(
         rb"\\(?:x([0-9a-f]{2})|\\)",
@@ -223,7 +223,7 @@ def test_reads_what_zeek_writes_valid_or_not(raw: bytes, value: object) -> None:
     ],
     ids=range(11),
 )
-def test_what_makes_no_sense_is_refused_in_words(raw: bytes) -> None:
+def test_invalid_values_are_refused_with_a_reason(raw: bytes) -> None:
     with pytest.raises(ProtocolError) as refusal:
         READER.read(raw)
     assert 10 < len(str(refusal.value)) < 300
@@ -241,13 +241,13 @@ def test_what_makes_no_sense_is_refused_in_words(raw: bytes) -> None:
         broker_json.Port("65536/tcp"),
     ],
 )
-def test_values_that_are_none_of_their_type_are_refused(value: broker_json.Data) -> None:
+def test_values_that_are_not_of_their_type_are_refused(value: broker_json.Data) -> None:
     with pytest.raises(ProtocolError):
         broker_json.to_cell(value)
 
 
 @given(st.binary() | st.text().map(str.encode))
-def test_no_bytes_whatsoever_raise_anything_but_a_protocol_error(raw: bytes) -> None:
+def test_arbitrary_bytes_raise_only_protocol_errors(raw: bytes) -> None:
     for frame in (raw, b'{"@data-type":"string","data":"' + raw + b'"}', b'{"@data-type":"count","data":' + raw + b"}"):
         try:
             broker_json.to_cell(READER.read(frame))

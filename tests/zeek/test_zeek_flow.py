@@ -36,7 +36,7 @@ def test_holds_while_pongs_take_longer() -> None:
     assert window.limit_bytes == 1000
 
 
-def test_shuts_to_one_batch_at_a_time_when_a_pong_is_late() -> None:
+def test_shrinks_to_one_batch_at_a_time_when_a_pong_is_late() -> None:
     window = Window(SETTINGS)
     run(window, LATE)
     assert window.has_room(5000)
@@ -56,7 +56,7 @@ def test_opens_again_after_many_quick_pongs_in_a_row() -> None:
     assert window.limit_bytes == 1000
 
 
-def test_a_batch_larger_than_the_window_goes_alone() -> None:
+def test_a_batch_larger_than_the_window_is_sent_alone() -> None:
     window = Window(SETTINGS)
     assert window.has_room(10_000)
     window.add_sent(10)
@@ -98,7 +98,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_waits_for_room_and_goes_on_with_a_pong() -> None:
+async def test_waits_for_the_window_and_continues_with_a_pong() -> None:
     wire = Wire()
     one = sender(wire)
     tasks = [asyncio.create_task(one.send([bytes([48 + number]) * 600])) for number in range(3)]
@@ -130,7 +130,7 @@ async def test_senders_take_turns() -> None:
     assert [frame[:1] for frame in wire.sent] == [b"a", b"b", b"a", b"b", b"a", b"b"]
 
 
-async def test_a_lost_connection_frees_whoever_waits() -> None:
+async def test_a_lost_connection_releases_waiting_senders() -> None:
     wire = Wire()
     one = sender(wire)
     await one.send([b"x" * 900])
@@ -143,7 +143,7 @@ async def test_a_lost_connection_frees_whoever_waits() -> None:
     assert one.waiting_since is None
 
 
-async def test_short_frames_are_filled_up_where_the_server_needs_it() -> None:
+async def test_short_frames_are_padded_if_the_server_needs_it() -> None:
     wire = Wire()
     one = Sender(wire, SETTINGS, frame_bytes_min=8)  # type: ignore[arg-type]
     await one.send([b"[1]", b"[1,2,3,4,5]"])

@@ -100,7 +100,7 @@ def test_every_other_message_arrives_as_it_was_sent() -> None:
         ("-websocket-0", False, True),
     ],
 )
-def test_the_acknowledgement_tells_which_server_it_is(endpoint: str, is_broker: bool, lacks_backend: bool) -> None:
+def test_the_acknowledgement_identifies_the_server(endpoint: str, is_broker: bool, lacks_backend: bool) -> None:
     ack = Ack(endpoint, "9")
     assert (ack.is_broker, ack.lacks_backend) == (is_broker, lacks_backend)
 
@@ -121,7 +121,7 @@ def test_an_unknown_subscription_or_change_is_none() -> None:
     assert event.query.subscription is None
 
 
-def test_events_of_others_are_none_of_ours() -> None:
+def test_events_of_others_are_ignored() -> None:
     assert protocol.zeek_event(message(protocol.event_message("/t", "Other::event"))) is None
 
 
@@ -145,7 +145,7 @@ def test_metadata_and_further_elements_are_ignored() -> None:
     ],
     ids=range(8),
 )
-def test_a_query_of_the_wrong_shape_is_refused_in_words(arguments: tuple[str, ...]) -> None:
+def test_a_malformed_query_is_refused_with_a_reason(arguments: tuple[str, ...]) -> None:
     with pytest.raises(ProtocolError):
         protocol.zeek_event(message(protocol.event_message("/t", protocol.INSTALL_QUERY, *arguments)))
 
@@ -162,7 +162,7 @@ def test_a_query_of_the_wrong_shape_is_refused_in_words(arguments: tuple[str, ..
         '{"type":"ack","endpoint":5}',
     ],
 )
-def test_frames_that_are_no_events_are_refused(frame: str) -> None:
+def test_frames_other_than_events_are_refused(frame: str) -> None:
     with pytest.raises(ProtocolError):
         protocol.read_message(frame)
 
@@ -216,6 +216,6 @@ def test_destinations_are_read(text: str, url: str) -> None:
         "a:1:2",
     ],
 )
-def test_what_is_no_destination_is_refused_in_words(text: str) -> None:
+def test_invalid_destinations_are_refused_with_a_reason(text: str) -> None:
     with pytest.raises(UsageError, match="not a destination"):
         destination.parse(text)

@@ -46,7 +46,7 @@ async def failure(context: ssl.SSLContext | None, settings: TlsSettings, scheme:
         return str(one.connection.status().last_error)
 
 
-async def test_a_trusted_zeek_is_talked_to(files: Files) -> None:
+async def test_a_trusted_zeek_is_accepted(files: Files) -> None:
     assert await hello(server_context(files), TlsSettings(ca_file=files.ca))
 
 
@@ -105,7 +105,7 @@ def test_a_locked_key_is_an_error_and_no_prompt(files: Files) -> None:
         tls.client_context(TlsSettings(certificate=files.path("agent.pem"), key=files.path("locked.key")))
 
 
-async def test_a_bad_setting_is_told_and_the_agent_goes_on() -> None:
+async def test_a_bad_setting_is_reported_and_the_agent_continues() -> None:
     async with agent("wss://127.0.0.1:1", tls=TlsSettings(ca_file="missing.pem")) as one:
         await until(lambda: one.connection.status().reconnects > 1)
         assert "missing.pem" in str(one.connection.status().last_error)

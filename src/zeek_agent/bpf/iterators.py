@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _loaded: Iterators | None = None
 
 _READ_BYTES: Final = 1 << 18
+"""Buffer size, so that a scan of all processes takes few system calls."""
 _STATES: Final = (
     (0x402, "I"),  # TASK_UNINTERRUPTIBLE without load
     (0x01, "S"),

@@ -36,7 +36,9 @@ REPORTS_PER_SECOND: Final = 20
 
 _CHANGES: Final = {Change.ADD: "new", Change.DELETE: "gone", None: None}
 _MESSAGE_CHARACTERS: Final = 1000
+"""Maximum length of a line in `reporter.log`, for the eye."""
 _ERROR_CHARACTERS: Final = 800
+"""Maximum of an agent's own text in it, which leaves room for its id."""
 
 log = logging.getLogger("zeek_agent.collector")
 

@@ -30,6 +30,7 @@ LOCK: Final = ".lock"
 """The lock file in the directory of logs. Older versions locked the directory itself, which every user can open."""
 
 _HEADER_BYTES: Final = 4096
+"""Beginning of a log that contains its `#open` line."""
 _OPENED = re.compile(rb"^#open\t(\d{4}(?:-\d{2}){5})$", re.MULTILINE)
 
 log = logging.getLogger("zeek_agent.collector")
@@ -44,7 +45,7 @@ class LogFile:
         path: str,
         layout: Format,
         *,
-        rotate_interval: float = 0.0,
+        rotate_interval_seconds: float = 0.0,
         rotate_bytes: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -54,7 +55,7 @@ class LogFile:
         self._directory = directory
         self._file = directory / f"{path}.log"
         self._layout = layout
-        self._rotate_interval = rotate_interval
+        self._rotate_interval_seconds = rotate_interval_seconds
         self._rotate_bytes = rotate_bytes
         self._clock = clock
         self._lock = threading.Lock()
@@ -145,8 +146,8 @@ class LogFile:
         self._opened = since
         self._fd = ownership.create_log(self._file)
         self._size = 0
-        if self._rotate_interval > 0:
-            self._rotate_at = (self._opened // self._rotate_interval + 1) * self._rotate_interval
+        if self._rotate_interval_seconds > 0:
+            self._rotate_at = (self._opened // self._rotate_interval_seconds + 1) * self._rotate_interval_seconds
         try:
             self._append(self._layout.header(self._opened))
         except OSError:
@@ -184,7 +185,7 @@ class LogDirectory:
         directory: Path,
         *,
         kind: FormatName = "tsv",
-        rotate_interval: float = 0.0,
+        rotate_interval_seconds: float = 0.0,
         rotate_bytes: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -194,7 +195,7 @@ class LogDirectory:
         self.last_error: str | None = None
         self.failing = False
         self._kind = kind
-        self._rotate_interval = rotate_interval
+        self._rotate_interval_seconds = rotate_interval_seconds
         self._rotate_bytes = rotate_bytes
         self._clock = clock
         self._lock: FileLock | None = None
@@ -206,7 +207,7 @@ class LogDirectory:
             self.directory,
             path,
             make_format(self._kind, path, fields),
-            rotate_interval=self._rotate_interval,
+            rotate_interval_seconds=self._rotate_interval_seconds,
             rotate_bytes=self._rotate_bytes,
             clock=self._clock,
         )

@@ -28,6 +28,7 @@ DATE_FORMAT: Final = "%Y-%m-%d-%H-%M-%S"
 
 _CONTAINER = re.compile(r"(set|vector)\[(\w+)\]")
 _SHOWN_CHARACTERS = 100
+"""Characters of an invalid value in an error."""
 
 
 @dataclass(frozen=True, slots=True)

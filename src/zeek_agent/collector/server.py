@@ -70,7 +70,7 @@ log = logging.getLogger("zeek_agent.collector")
 
 @dataclass(frozen=True, slots=True)
 class CollectorLimits:
-    """CollectorLimits for all clients together, and for each of them."""
+    """Limits for all clients together, and for each of them."""
 
     connections: int = 1000
     agents: int = 10_000
@@ -153,7 +153,7 @@ class Collector:
         self._logs = LogDirectory(
             Path(settings.logs),
             kind=settings.format,
-            rotate_interval=settings.rotate_interval,
+            rotate_interval_seconds=settings.rotate_interval,
             rotate_bytes=settings.rotate_bytes,
             clock=clock,
         )

@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LIVE_INTERVAL_SECONDS: Final = 1.0
+"""Fast enough for people, and cheap."""
 LINE_INTERVAL_SECONDS: Final = 10.0
+"""Keeps the output of a service short."""
 AGENTS_SHOWN: Final = 20
+"""The latest agents, as many as fit on a small terminal."""
 ERRORS_SHOWN: Final = 5
+"""The latest errors; all are in `reporter.log`."""
 _TEXT_CHARACTERS: Final = 200
+"""Maximum of a text from an agent."""
 
 
 @dataclass(frozen=True, slots=True)

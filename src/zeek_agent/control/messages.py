@@ -35,6 +35,7 @@ REQUEST_BYTES_MAX: Final = 1024 * 1024
 ROWS_FRAME_BYTES: Final = 256 * 1024
 """Rows are sent in frames of about this size; one larger row is a frame of its own."""
 CONNECT_TIMEOUT_SECONDS: Final = 5.0
+"""A running agent accepts at once; a hung one must not block commands."""
 
 SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]
 ChangeName = Literal["Add", "Delete"]
@@ -224,11 +225,11 @@ class ControlClient:
     Raises NoAgentError if no agent is listening, ZeekAgentError that names the remedy if access is denied.
     """
 
-    def __init__(self, path: Path, timeout: float = CONNECT_TIMEOUT_SECONDS) -> None:
+    def __init__(self, path: Path, timeout_seconds: float = CONNECT_TIMEOUT_SECONDS) -> None:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX)
         try:
-            self._socket.settimeout(timeout)
+            self._socket.settimeout(timeout_seconds)
             self._socket.connect(str(path))
             self._socket.settimeout(None)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):

@@ -39,12 +39,17 @@ class ControlServer:
     """Listens on a Unix socket and answers requests. Its owner and, if given, a group may use the socket."""
 
     def __init__(
-        self, path: Path, group: str | None, answer: AnswerFunction, *, send_timeout: float = SEND_TIMEOUT_SECONDS
+        self,
+        path: Path,
+        group: str | None,
+        answer: AnswerFunction,
+        *,
+        send_timeout_seconds: float = SEND_TIMEOUT_SECONDS,
     ) -> None:
         self.path = path
         self._group = group
         self._answer = answer
-        self._send_timeout = send_timeout
+        self._send_timeout_seconds = send_timeout_seconds
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -127,7 +132,7 @@ class ControlServer:
     async def _send(self, writer: asyncio.StreamWriter, frame: Frame) -> None:
         for line in messages.encode_frame(frame):
             writer.write(line)
-            async with asyncio.timeout(self._send_timeout):
+            async with asyncio.timeout(self._send_timeout_seconds):
                 await writer.drain()
             await asyncio.sleep(0)
 

@@ -22,6 +22,7 @@ from zeek_agent.schema import SqliteValue, Value, ZeekType
 INT64_MAX: Final = 2**63 - 1
 INT64_MIN: Final = -(2**63)
 UINT64_MAX: Final = 2**64 - 1
+"""Bounds of SQLite's integers, and of Zeek's count."""
 
 _INTEGERS: Final = frozenset({"count", "int"})
 _REALS: Final = frozenset({"real", "time", "interval"})

@@ -180,7 +180,7 @@ class Database:
     ) -> _T:
         self.check_length(sql, origin)
         self._log_statement(sql, origin)
-        run = Run(self.limits, shared_for=0.0 if lane is Lane.LOCAL else self.scans.max_age_seconds)
+        run = Run(self.limits, shared_seconds=0.0 if lane is Lane.LOCAL else self.scans.max_age_seconds)
         future = self._executor(lane).submit(partial(self._work, profile, lane, run, work))
         try:
             return await asyncio.wrap_future(future)

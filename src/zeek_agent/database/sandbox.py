@@ -55,7 +55,7 @@ class Run:
     """
 
     def __init__(
-        self, limits: LimitSettings, *, shared_for: float = 0.0, clock: Callable[[], float] = time.monotonic
+        self, limits: LimitSettings, *, shared_seconds: float = 0.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.limits = limits
         self.value_bytes = limits.value_bytes
@@ -63,7 +63,7 @@ class Run:
         self.numbered = False
         """Whether rows need numbers that stay the same in all scans of a table (`virtual_tables.NumbersNeeded`)."""
         self._clock = clock
-        self.scans_since = clock() - shared_for
+        self.scans_since = clock() - shared_seconds
         """The earliest begin of another statement's scan that this statement may share."""
         self._memory_ceiling = 0
         self._deadline = clock() + limits.time

@@ -12,15 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from urllib.parse import quote
 
 import apsw
+from msgspec import Struct
+from msgspec.structs import astuple
 
 from zeek_agent import __version__, text
 from zeek_agent.events.layout import Conversion, columns, declare, last_sequence, quoted, set_sequence
 from zeek_agent.events.migrations import MIGRATIONS, Migration, migrate, refuse_newer
-from zeek_agent.schema import Row, Value
+from zeek_agent.schema import EventRow, Row, Value
 from zeek_agent.table import Table
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ class Gap(NamedTuple):
 class WriteBatch:
     """The contents of one transaction."""
 
-    rows: dict[str, list[Row]] = field(default_factory=dict)
+    rows: dict[str, list[EventRow]] = field(default_factory=dict)
     delivered: dict[str, Delivered] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
@@ -270,20 +272,21 @@ class EventFile:
         self.gaps += batch.gaps
         return misfits
 
-    def _insert(self, table: str, rows: Sequence[Row]) -> int:
+    def _insert(self, table: str, rows: Sequence[EventRow]) -> int:
         """Insert the rows that fit; returns how many did not."""
         sql, convert = self._inserts[table], self._converters[table]
+        values = _values(rows)
         try:
             with self._connection:
-                # apsw copies named tuples into lists, which takes longer than making plain tuples of them here.
-                self._connection.executemany(sql, map(tuple, rows) if convert is None else map(convert, rows))
+                self._connection.executemany(sql, values if convert is None else map(convert, values))
         except MISFITS:
             return sum(not self._insert_one(sql, convert, row) for row in rows)
         return 0
 
-    def _insert_one(self, sql: str, convert: Callable[[Row], Row] | None, row: Row) -> bool:
+    def _insert_one(self, sql: str, convert: Callable[[Row], Row] | None, row: EventRow) -> bool:
+        values = astuple(row) if isinstance(row, Struct) else row
         try:
-            self._connection.execute(sql, _without_surrogates(row if convert is None else convert(row)))
+            self._connection.execute(sql, _without_surrogates(values if convert is None else convert(values)))
         except MISFITS:
             return False
         return True
@@ -416,6 +419,13 @@ def _size(path: str) -> int:
         return os.stat(path).st_size  # noqa: PTH116
     except FileNotFoundError:
         return 0
+
+
+def _values(rows: Sequence[EventRow]) -> Iterable[Row]:
+    """The values of rows of the first one's type. Binding a row of the other type raises TypeError, like any misfit."""
+    if isinstance(rows[0], Struct):
+        return map(astuple, cast("Sequence[Struct]", rows))
+    return cast("Sequence[Row]", rows)
 
 
 def _converter(table: Table) -> Callable[[Row], Row] | None:

@@ -20,7 +20,7 @@ from zeek_agent.config import EventSettings
 from zeek_agent.events.event_file import Delivered, EventFile, Gap, WriteBatch, disk_uri, read_delivery_state, read_rows
 from zeek_agent.events.migrations import NewerStoreError
 from zeek_agent.events.recording_position import RecordingPosition
-from zeek_agent.schema import Row
+from zeek_agent.schema import EventRow
 from zeek_agent.table import Table
 
 __all__ = ["Delivered", "EventStore", "Gap", "NewerStoreError", "TableCounters"]
@@ -60,7 +60,7 @@ class TableCounters:
 
 class _QueuedRows(NamedTuple):
     table: str
-    rows: Sequence[Row]
+    rows: Sequence[EventRow]
 
 
 class EventStore:
@@ -144,7 +144,7 @@ class EventStore:
         ended = [gap.begin - 2 * _HEARTBEAT_SECONDS for gap in self._file.gaps if gap.source == "agent"]
         return RecordingPosition(until=min(max(*ended, oldest), now)) if ended else RecordingPosition()
 
-    def append(self, table: str, rows: Sequence[Row]) -> None:
+    def append(self, table: str, rows: Sequence[EventRow]) -> None:
         """Queue rows with one value per column; never blocks. KeyError for a table that the store does not have."""
         counters = self.counters[table]
         if not rows:

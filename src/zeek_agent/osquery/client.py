@@ -28,14 +28,17 @@ log = logging.getLogger(__name__)
 
 RECONNECT_SECONDS_MIN: Final = 1.0
 RECONNECT_SECONDS_MAX: Final = 15.0
+"""Bounds of the delay between connection attempts, which doubles with each failure."""
 COOLDOWN_SECONDS_MIN: Final = 60.0
 """How long a kind of query that osquery did not answer, or survive, is refused at first; each failure doubles it."""
 COOLDOWN_SECONDS_MAX: Final = 3_600.0
+"""Maximum of that time."""
 UNANSWERED_SECONDS: Final = 2.0
 """A query that was cancelled after this time counts as unanswered."""
 SHARED_SECONDS: Final = 0.5
 """How long identical statements share a result."""
 SHARED_ROWS_MAX: Final = 50_000
+"""Rows of a shared result, as for scans of the agent's own tables."""
 
 DecodedRows: TypeAlias = "Sequence[tuple[Any, ...]]"
 

@@ -36,9 +36,11 @@ PREFIX: Final = "zeek_"
 SDK_VERSION: Final = "4.0.0"
 """Oldest osquery with this interface."""
 IDLE_TIMEOUT_SECONDS: Final = 300.0
+"""How long an idle connection of osquery keeps its thread."""
 SHARED_SECONDS: Final = 1.0
 """How long identical calls share rows, because a join in osquery makes one call per row."""
 SHARED_ANSWERS_MAX: Final = 64
+"""Bounds the memory of shared rows."""
 
 INDEX, REQUIRED, HIDDEN = 1, 2, 16
 _TYPES: Final = {"INTEGER": "BIGINT", "REAL": "DOUBLE", "BLOB": "BLOB"}

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 OVERLAP_SECONDS: Final = 60
 """How long before the newest known event events are read again, because they may be late."""
 REMEMBERED_EVENTS: Final = 50_000
+"""Events of the overlap that are recognized, which bounds their memory."""
 EID: Final = Column("eid", "text", "osquery's event id")
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from zeek_agent.events.recording_position import RecordingPosition
 
 if TYPE_CHECKING:
-    from zeek_agent.schema import Row
+    from zeek_agent.schema import EventRow
 
-Sink: TypeAlias = "Callable[[str, Sequence[Row]], None]"
+Sink: TypeAlias = "Callable[[str, Sequence[EventRow]], None]"
 """Accepts rows of the named event table; never blocks, may be called from any thread."""
 
 
@@ -74,6 +74,6 @@ class Source(ABC):
     def drain(self) -> None:  # noqa: B027
         """Pass on events pending in the kernel, so that a subsequent query sees them."""
 
-    def complete(self, table: str, rows: Sequence[Row]) -> Sequence[Row]:
+    def complete(self, table: str, rows: Sequence[EventRow]) -> Sequence[EventRow]:
         """Add this source's information to rows of another one; never raises, may be called from any thread."""
         return rows

@@ -16,7 +16,7 @@ from zeek_agent.recording.status import SourceStatus
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
     from zeek_agent.events.store import EventStore
-    from zeek_agent.schema import Row
+    from zeek_agent.schema import EventRow
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class Supervisor:
     def _try(self, recorder: _KindState, source: Source) -> str | None:
         """Start the source. Returns None, or the reason if it could not be started."""
 
-        def sink(table: str, rows: Sequence[Row]) -> None:
+        def sink(table: str, rows: Sequence[EventRow]) -> None:
             recorder.tables.add(table)
             for other in self._recorders:
                 if other.active is not None:

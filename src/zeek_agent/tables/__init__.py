@@ -1,7 +1,6 @@
-"""The tables: one module per family. No other package knows columns.
+"""The tables: one module per family. Columns are only declared in this package.
 
-Each module here whose name does not begin with an underscore has a sequence `TABLES`; there is no other list that a new
-one has to be added to.
+Each module whose name does not begin with an underscore has a sequence `TABLES`; a new module needs no other entry.
 """
 
 from __future__ import annotations

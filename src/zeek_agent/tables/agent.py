@@ -252,7 +252,7 @@ def _addresses() -> list[str]:
 
 
 def _resolved_addresses() -> list[str]:
-    """The addresses that the host's own name resolves to, where no kernel interface is at hand."""
+    """The addresses to which the host's own name resolves, without a kernel interface."""
     import ipaddress
 
     try:
@@ -265,7 +265,7 @@ def _resolved_addresses() -> list[str]:
 
 @cache
 def _os_name() -> str:
-    """The distribution's name for itself (os-release(5)), else what the platform says."""
+    """The distribution's name (os-release(5)), or else the platform's."""
     for file in ("/etc/os-release", "/usr/lib/os-release"):
         try:
             content = from_bytes(Path(file).read_bytes())

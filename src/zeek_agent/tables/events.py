@@ -1,4 +1,4 @@
-"""Event tables, which event sources append to."""
+"""Event tables, to which event sources append."""
 
 from __future__ import annotations
 

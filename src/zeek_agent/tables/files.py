@@ -23,7 +23,7 @@ from zeek_agent.table import Constraints, Table
 from zeek_agent.text import from_bytes, from_os, to_bytes
 
 COLUMNS_MAX: Final = 1_000
-"""Columns that one statement may ask `files_columns` for."""
+"""Columns that one statement may request from `files_columns`; bounds the size of a row."""
 _EVERYWHERE = ("linux", "darwin", "win32")
 PATTERN = Parameter(
     "pattern", "text", "path with wildcards as in glob(3): `*`, `?` and `[…]` stay within one path component"
@@ -159,9 +159,9 @@ def split(wanted: Constraints) -> Iterator[Row]:
 
 
 def matched(wanted: Constraints, pattern: str | None = None) -> Iterator[Match]:
-    """The paths that match a pattern, the statement's if none is given.
+    """The paths that match a pattern, by default the statement's.
 
-    What a pattern may not hold is the statement's error, not an empty answer.
+    An invalid pattern is an error of the statement, not an empty result.
     """
     for match in matching(_gate(wanted), asked_pattern(wanted) if pattern is None else pattern, wanted.check):
         wanted.check()
@@ -194,7 +194,7 @@ def _natural(text: bytes) -> int | None:
 
 
 def _real(text: bytes) -> float | None:
-    """A finite number; Python's own readings (`1_000`, `nan`) are none."""
+    """A finite number, without Python's extensions (`1_000`, `nan`)."""
     try:
         number = float(text) if b"_" not in text else math.nan
     except ValueError:
@@ -213,7 +213,7 @@ _CONVERSIONS: Final[dict[str, Callable[[bytes], Value]]] = {
 
 @lru_cache(maxsize=64)
 def _extractor(columns: str, separator: str) -> Callable[[bytes], dict[str, Value]]:
-    """What makes a record of a line. Raises SqlError when `columns` is not as `$1:text,$2:count`."""
+    """A function that turns a line into a record. Raises SqlError unless `columns` has the form `$1:text,$2:count`."""
     wanted: list[tuple[str, int, Callable[[bytes], Value]]] = []
     names: set[str] = set()
     parts = columns.split(",", COLUMNS_MAX)
@@ -226,7 +226,7 @@ def _extractor(columns: str, separator: str) -> Callable[[bytes], dict[str, Valu
                 f"files_columns: {part.strip()!r} is not a column; write $NUMBER:TYPE with one of the types "
                 f"{', '.join(_CONVERSIONS)}"
             )
-        # Where a value alone does not tell its Zeek type, the field's name does, as with the alias of an expression.
+        # If a value does not determine its Zeek type, the field's name does, like the alias of an expression.
         name = f"c{int(found[1])}" + (":int" if found[2] == "int" else "")
         while name in names:
             name += "_"
@@ -244,7 +244,7 @@ def _extractor(columns: str, separator: str) -> Callable[[bytes], dict[str, Valu
 
 @lru_cache(maxsize=64)
 def _ignorer(pattern: str) -> Callable[[bytes], bool]:
-    """Whether a line is to be left out. Raises SqlError when the pattern is no regular expression."""
+    """A predicate for lines to omit. Raises SqlError if the pattern is not a regular expression."""
     import re2
 
     options = re2.Options()

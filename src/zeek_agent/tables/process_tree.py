@@ -53,7 +53,7 @@ process_tree = Table(
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A process of the family, as much of it as is known."""
+    """A process of the tree, with everything known about it."""
 
     entity_id: str
     parent: str | None
@@ -88,7 +88,7 @@ class Member:
 
 
 PROCESSES_MAX: Final = 50_000
-"""Living processes, and members of one tree that have ended; each takes about a kilobyte while a statement runs."""
+"""Running processes, and ended members of one tree; each takes about a kilobyte while a statement runs."""
 
 RecordedRows: TypeAlias = Callable[[str, Sequence[Any]], Sequence[Row]]
 """Runs a statement on the event store."""
@@ -107,7 +107,7 @@ _FACTS: Final = (
     "iif(state = 'stopped', time - duration, time), iif(state = 'stopped', time, NULL), parent_name, parent_exe "
     "FROM processes_events WHERE entity_id IN (SELECT value FROM json_each(?)) ORDER BY seq"
 )
-"""What makes a Member, each time the process started, executed something or ended."""
+"""The columns of a Member, for each event of the process: start, exec, end."""
 
 
 @process_tree.snapshot
@@ -139,7 +139,7 @@ def family(wanted: Constraints) -> Iterator[Row]:
 
 
 def _living(wanted: Constraints, pids: Sequence[int] | None = None) -> Iterator[Member]:
-    """The processes that /proc shows now, all or those of `pids`, their parents as they are now."""
+    """The processes currently in /proc, all or those of `pids`, with their current parents."""
     redact = wanted.context.access.redact
     for process in Procfs(wanted.context.proc).processes(pids):
         wanted.check()
@@ -162,7 +162,7 @@ def _living(wanted: Constraints, pids: Sequence[int] | None = None) -> Iterator[
 
 
 def _root(wanted: Constraints, living: Mapping[str, Member], recorded: RecordedRows) -> str | None:
-    """The process that is asked for, by its entity id; None when there never was one that is known."""
+    """The requested process, by its entity id; None if it is unknown."""
     pid, entity = wanted.parameter("pid"), wanted.parameter("entity_id")
     if pid is None and entity is None:
         raise SqlError("table process_tree: parameter _pid or _entity_id is required")
@@ -178,7 +178,7 @@ def _links(recorded: RecordedRows, sql: str, entities: Iterable[str]) -> dict[st
 
 
 def _ancestors(root: str, parents: dict[str, str | None], recorded: RecordedRows) -> list[str]:
-    """The parent, its parent, and so on; `parents` learns of those that have ended."""
+    """The parent, its parent, and so on; adds parents that have ended to `parents`."""
     lineage = [root]
     while True:
         entity = lineage[-1]
@@ -192,7 +192,7 @@ def _ancestors(root: str, parents: dict[str, str | None], recorded: RecordedRows
 
 
 def _descendants(root: str, parents: dict[str, str | None], recorded: RecordedRows) -> dict[str, set[str]]:
-    """Children by parent, generation by generation; `parents` learns of those that have ended."""
+    """Children by parent, generation by generation; adds those that have ended to `parents`."""
     children: dict[str, set[str]] = {}
     for child, parent in parents.items():
         if parent is not None:
@@ -211,7 +211,7 @@ def _descendants(root: str, parents: dict[str, str | None], recorded: RecordedRo
 
 
 def _recorded_facts(entities: Iterable[str], recorded: RecordedRows) -> dict[str, Member]:
-    """What the event store tells of these processes."""
+    """These processes as recorded in the event store."""
     facts: dict[str, Member] = {}
     row: Any
     for row in recorded(_FACTS, [json.dumps(list(entities))]):
@@ -221,7 +221,7 @@ def _recorded_facts(entities: Iterable[str], recorded: RecordedRows) -> dict[str
 
 
 def _with_living(facts: Mapping[str, Member], living: Mapping[str, Member]) -> dict[str, Member]:
-    """What is known of each process: /proc counts for those that have not ended, but for who started them."""
+    """Everything known about each process: from /proc if it has not ended, except for its recorded parent."""
     known = dict(facts)
     for entity, shown in living.items():
         past = facts.get(entity)
@@ -236,7 +236,7 @@ def _with_living(facts: Mapping[str, Member], living: Mapping[str, Member]) -> d
 
 
 def _merged(before: Member | None, event: Member) -> Member:
-    """What was known, and a later event of the same process: what that does not know stays."""
+    """Merge an earlier and a later event of a process: fields unknown to the later one are kept."""
     if before is None:
         return event
     start = before.start_time if event.exit_time is None else event.start_time or before.start_time
@@ -254,14 +254,14 @@ def _merged(before: Member | None, event: Member) -> Member:
 
 
 def _add_unrecorded(known: dict[str, Member], lineage: Sequence[str]) -> None:
-    """Parents of which nothing is recorded themselves, since they ended too early: what their child tells."""
+    """Parents without events of their own, because they ended too early, as described by their children's events."""
     for child, parent in pairwise(lineage):
         if parent not in known and (told := known.get(child)) is not None:
             known[parent] = Member(parent, None, told.ppid, None, told.parent_name, told.parent_exe)
 
 
 def _by_age(entities: Iterable[str], known: Mapping[str, Member]) -> list[str]:
-    """Youngest first, as a stack takes them."""
+    """Youngest first, in the order for a stack."""
     return sorted(entities, key=lambda entity: (known[entity].start_time or 0.0, known[entity].pid or 0), reverse=True)
 
 

@@ -69,7 +69,7 @@ def running(wanted: Constraints) -> Iterator[Row]:
 
 
 def _processes(wanted: Constraints) -> Iterable[ProcfsProcess | Task]:
-    """All processes, or those that are asked for: few from /proc, all by the kernel's iterator if that is loaded."""
+    """All processes, or the requested ones: a few from /proc, all from the kernel's iterator if that is loaded."""
     pids = wanted.integers("pid")
     if pids is None and wanted.context.proc == "/proc" and (iterators := loaded_iterators()) is not None:
         return iterators.tasks()
@@ -77,7 +77,7 @@ def _processes(wanted: Constraints) -> Iterable[ProcfsProcess | Task]:
 
 
 def _reader(column: str, wanted: Constraints) -> Callable[[ProcfsProcess | Task], Value]:
-    """How to get that column's value; nothing is read for a column that the statement does not use."""
+    """A function that reads the value of that column; nothing is read for columns that the statement does not use."""
     if column not in wanted.columns or column == "startup":
         return _unread
     if column == "cmdline":

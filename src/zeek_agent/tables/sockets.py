@@ -113,13 +113,13 @@ packet_sockets = Table(
 
 TRANSLATED = ("translated_local_addr", "translated_local_port", "translated_remote_addr", "translated_remote_port")
 _NUMBER_OF_STATE = {name: [number for number, text in STATES.items() if text == name] for name in STATES.values()}
-_BOUND = state_mask((TcpState.LISTEN, TcpState.CLOSE))
-_NOBODYS = state_mask((TcpState.TIME_WAIT, TcpState.NEW_SYN_RECV))
+_BOUND_STATES = state_mask((TcpState.LISTEN, TcpState.CLOSE))
+_UNOWNED_STATES = state_mask((TcpState.TIME_WAIT, TcpState.NEW_SYN_RECV))
 """TIME_WAIT and NEW_SYN_RECV: busy hosts have tens of thousands, and no process holds one."""
 
 
 class Owner(NamedTuple):
-    """What a row tells of the process that holds a socket."""
+    """The columns of a row that describe the process with the socket."""
 
     process: str | None = None
     exe: str | None = None
@@ -128,8 +128,8 @@ class Owner(NamedTuple):
     entity_id: str | None = None
 
 
-Held: TypeAlias = tuple[InternetSocket, int | None, int | None, int | None, Owner]
-"""A socket, its network namespace, and one of its holders: pid, descriptor, what a row tells of it."""
+OwnedSocket: TypeAlias = tuple[InternetSocket, int | None, int | None, int | None, Owner]
+"""A socket, its network namespace, and one of its owners: pid, descriptor, columns."""
 
 
 @sockets.snapshot
@@ -162,7 +162,7 @@ def open_sockets(wanted: Constraints) -> Iterator[Row]:
 
 @listening_ports.snapshot
 def listeners(wanted: Constraints) -> Iterator[Row]:
-    for found, netns, pid, _, owner in _held(wanted, (TCP, UDP, UDPLITE), _BOUND):
+    for found, netns, pid, _, owner in _held(wanted, (TCP, UDP, UDPLITE), _BOUND_STATES):
         if found.local_port and (found.state == TcpState.LISTEN or found.protocol != TCP):
             yield (
                 pid,
@@ -214,8 +214,8 @@ def _interface(index: int) -> str | None:
         return None
 
 
-def _held(wanted: Constraints, protocols: Collection[int], states: int) -> Iterator[Held]:
-    """The sockets that may be wanted, once for each process that holds them."""
+def _held(wanted: Constraints, protocols: Collection[int], states: int) -> Iterator[OwnedSocket]:
+    """The sockets that may be wanted, once per process that has them open."""
     only_protocols = wanted.integers("protocol")
     if only_protocols is not None:
         protocols = [protocol for protocol in protocols if protocol in only_protocols]
@@ -223,7 +223,7 @@ def _held(wanted: Constraints, protocols: Collection[int], states: int) -> Itera
     only_pids = wanted.integers("pid")
     pids = procfs.pids() if only_pids is None else only_pids
     if only_pids is not None:
-        states &= ~_NOBODYS
+        states &= ~_UNOWNED_STATES
     listed = list(sockets_by_namespace(procfs.root, pids, protocols, states, wanted.check))
     if not any(found for _, found in listed):
         return
@@ -259,7 +259,7 @@ def _owner(procfs: Procfs, pid: int | None, wanted: Constraints) -> Owner:
 
 
 def _states(wanted: Constraints) -> int:
-    """The states that a statement asks for, as a mask. Only TCP has a state to ask for."""
+    """The requested states, as a mask. Only TCP sockets have states."""
     names = wanted.equal("state")
     if names is None:
         return ALL_STATES

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 HISTORY_ENTRIES: Final = 5_000
+"""Bounds the history file."""
 
 log = logging.getLogger(__name__)
 

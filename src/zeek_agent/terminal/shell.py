@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from zeek_agent.terminal.responders import Responder
 
 DEFAULT_SCHEDULE_SECONDS: Final = 2.0
+"""Interval of repeated queries without a number: people can follow it."""
 KEYWORDS: Final = tuple(
     """SELECT FROM WHERE AND OR NOT IN LIKE GLOB REGEXP BETWEEN IS NULL AS JOIN LEFT INNER CROSS ON USING GROUP ORDER BY
     HAVING LIMIT OFFSET UNION ALL EXCEPT INTERSECT DISTINCT WITH CASE WHEN THEN ELSE END CAST EXISTS ASC DESC

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from zeek_agent.table import Table
 
 WIDTH: Final = 100
+"""Width of descriptions in characters."""
 
 
 def list_tables(tables: Iterable[Table]) -> str:

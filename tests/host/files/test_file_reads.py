@@ -38,13 +38,13 @@ def test_a_file_gets_its_own_limit_and_later_ones_a_share_of_what_is_left() -> N
     assert given[-1] == (FLOOR_BYTES, FLOOR_LINES)
 
 
-def test_bytes_and_lines_run_out_each_by_itself() -> None:
+def test_budgets_of_bytes_and_lines_are_independent() -> None:
     reads = FileReads(LIMITS)
     reads.charge(Allowance(LIMITS.files_bytes, 0))
     assert reads.allowance(BOB) == (FLOOR_BYTES, 10_000)
 
 
-def test_when_all_is_used_up_a_few_files_of_each_user_still_get_a_little() -> None:
+def test_when_the_budget_is_used_up_a_few_files_of_each_user_get_the_minimum() -> None:
     reads = exhausted()
     assert [reads.allowance(BOB) for _ in range(FLOOR_FILES)] == [(FLOOR_BYTES, FLOOR_LINES)] * FLOOR_FILES
     assert reads.allowance(BOB) == (0, 0)
@@ -52,7 +52,7 @@ def test_when_all_is_used_up_a_few_files_of_each_user_still_get_a_little() -> No
     assert [reads.allowance() for _ in range(2 * FLOOR_FILES)] == [(FLOOR_BYTES, FLOOR_LINES)] * 2 * FLOOR_FILES
 
 
-def test_small_limits_are_kept_to() -> None:
+def test_small_limits_are_respected() -> None:
     reads = FileReads(LimitSettings(file_bytes=10, file_lines=2, files_bytes=15, files_lines=3))
     assert reads.allowance() == (10, 2)
 
@@ -68,7 +68,7 @@ def test_the_time_of_reading_adds_up() -> None:
     assert reads.seconds_left == -0.25
 
 
-def test_a_path_that_is_left_out_twice_counts_once_and_each_cause_has_an_example() -> None:
+def test_a_path_that_is_omitted_twice_counts_once_and_each_cause_has_an_example() -> None:
     reads = FileReads()
     for _ in range(2):
         reads.leave_out(Omission.REFUSED, "/a", "denied")
@@ -94,7 +94,7 @@ def test_paths_and_causes_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPa
     assert len(found.causes) == reads_module.CAUSES_KEPT
 
 
-def test_what_is_only_reported_is_no_omission_of_its_rows(caplog: pytest.LogCaptureFixture) -> None:
+def test_files_that_are_only_reported_do_not_count_as_unread(caplog: pytest.LogCaptureFixture) -> None:
     reads = FileReads()
     reads.leave_out(Omission.REPORTED, "/a", "on no list")
     assert (reads.omissions().reported, reads.omissions().unread) == (1, frozenset())

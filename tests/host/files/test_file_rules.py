@@ -103,7 +103,7 @@ def test_a_users_link_hides_nothing_behind_a_rule(tmp: Path) -> None:
     assert read_anyhow(f"{tmp}/users/worm", access=access) == []
 
 
-def test_a_denied_file_is_denied_however_its_path_is_spelt(tmp: Path) -> None:
+def test_a_denied_file_is_denied_by_any_spelling_of_its_path(tmp: Path) -> None:
     write(tmp / "a" / "secret", "secret\n")
     (tmp / "b" / "c").mkdir(parents=True)
     (tmp / "b" / "up").symlink_to("../a")
@@ -215,7 +215,7 @@ def test_a_file_of_a_case_insensitive_file_system_is_denied_by_any_name_that_it_
 # Whose contents may be read
 
 
-def test_configuration_that_only_its_owner_may_read_is_read_where_the_list_says_so(tmp: Path) -> None:
+def test_private_configuration_on_the_list_is_read(tmp: Path) -> None:
     files = {
         "/etc/ssh/sshd_config": 0o600,
         "/etc/ssh/sshd_config.d/10-local.conf": 0o600,
@@ -286,7 +286,7 @@ def soft_linked(secret: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
 @pytest.mark.parametrize("give", [linked, moved, directory_moved, linked_in_log, moved_in_log, soft_linked])
-def test_nobody_elses_file_is_read_under_a_listed_name(tmp: Path, give: Callable[[Path], None], mode: int) -> None:
+def test_another_users_file_is_not_read_under_a_listed_name(tmp: Path, give: Callable[[Path], None], mode: int) -> None:
     def scene() -> list[str]:
         Path("/var/log").mkdir(parents=True)
         write("/home/bob/.ssh/authorized_keys", f"{KEY}\n", owner=1000)
@@ -335,7 +335,7 @@ def test_contents_on_a_list_are_those_that_every_user_may_read(tmp: Path) -> Non
     assert in_empty_root(scene, tmp) == (expected, [], [])
 
 
-def test_the_configuration_lets_more_be_read_but_nothing_that_is_denied(tmp: Path) -> None:
+def test_the_configuration_can_allow_more_files_but_not_denied_ones(tmp: Path) -> None:
     def scene() -> tuple[list[str], list[str]]:
         write("/srv/app/log", "log\n", 0o600)
         write("/srv/app/.env", "TOKEN=secret\n")
@@ -349,7 +349,7 @@ def test_the_configuration_lets_more_be_read_but_nothing_that_is_denied(tmp: Pat
     assert in_empty_root(scene, tmp) == ([], ["log"])
 
 
-def test_report_mode_reads_what_would_be_refused_and_logs_it_but_nothing_that_is_denied(
+def test_report_mode_reads_and_logs_files_that_would_be_refused_but_not_denied_ones(
     tmp: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp / "unlisted", "unlisted\n")

@@ -65,7 +65,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "a.conf/*",
     ],
 )
-def test_a_pattern_matches_what_it_does_in_a_shell(tree: Path, pattern: str) -> None:
+def test_a_pattern_matches_like_in_a_shell(tree: Path, pattern: str) -> None:
     code = f'shopt -s nullglob; for f in {pattern}; do [ -e "$f" -o -L "$f" ] && printf \'%s\\0\' "$f"; done; true'
     bash = shutil.which("bash")
     if bash is None:

@@ -203,7 +203,7 @@ def test_links_to_the_descriptors_of_a_process_are_not_followed(tmp: Path, kind:
     assert [row["type"] for row in attributes.values()] == ["other", "other"]
 
 
-def test_where_roots_processes_lie_in_memory_is_told_in_no_way() -> None:
+def test_the_memory_layout_of_roots_processes_is_not_revealed() -> None:
     """The agent may see it, other users may not: /proc/PID/stat shows those who may not trace a process no address."""
     with process(lambda: None) as pid:
         directory = f"/proc/{pid}"
@@ -259,7 +259,7 @@ def test_other_file_systems_of_the_kernel_are_denied_elsewhere_too(tmp: Path, ki
     assert read == []
 
 
-def test_sysfs_elsewhere_gives_what_it_gives_at_sys(tmp: Path) -> None:
+def test_sysfs_elsewhere_is_read_as_at_sys(tmp: Path) -> None:
     place = tmp / "elsewhere"
     place.mkdir()
 
@@ -271,7 +271,7 @@ def test_sysfs_elsewhere_gives_what_it_gives_at_sys(tmp: Path) -> None:
     assert elsewhere == usual
 
 
-def test_devices_and_what_lies_beside_them_are_not_read() -> None:
+def test_devices_and_other_files_in_dev_are_not_read() -> None:
     assert read_anyhow("/dev/*") == []
     assert listed("/dev/null")["/dev/null"]["type"] == "char"
     shared = Path("/dev/shm/zeek-agent-test")
@@ -370,7 +370,7 @@ def test_the_executable_of_a_process_in_another_mount_namespace_is_hashed(
         assert found == [sha256(static_program())]
 
 
-def test_an_overlay_of_the_agents_own_is_known_in_every_namespace(tmp: Path) -> None:
+def test_the_agents_own_overlay_is_recognized_in_every_namespace(tmp: Path) -> None:
     (tmp / "place").mkdir()
     executable(tmp / "source" / "program")
 
@@ -643,7 +643,7 @@ def test_an_image_on_a_file_system_that_hangs_is_not_entered(tmp: Path, monkeypa
 
 
 @needs_fuse
-def test_what_is_mounted_uppermost_at_a_place_counts(tmp: Path) -> None:
+def test_the_topmost_mount_of_a_mount_point_counts(tmp: Path) -> None:
     fuse = SilentFuse()
     place = tmp / "place"
     place.mkdir()
@@ -661,7 +661,7 @@ def test_what_is_mounted_uppermost_at_a_place_counts(tmp: Path) -> None:
 
 
 @needs_fuse
-def test_a_file_system_that_comes_and_goes_while_it_is_looked_at_is_never_touched(tmp: Path) -> None:
+def test_a_file_system_that_is_mounted_and_unmounted_meanwhile_is_never_touched(tmp: Path) -> None:
     fuse = SilentFuse()
     users = tmp / "users"
     for number in range(20):
@@ -734,7 +734,7 @@ def test_an_automounter_is_not_waited_for(tmp: Path) -> None:
 
 
 @needs_fuse
-def test_a_directory_without_entry_types_is_listed_without_a_look_at_what_is_mounted_there(tmp: Path) -> None:
+def test_a_directory_without_entry_types_is_listed_without_touching_mounts(tmp: Path) -> None:
     make = shutil.which("mke2fs", path=f"{os.environ.get('PATH')}:/sbin:/usr/sbin")
     if make is None:
         pytest.skip("needs mke2fs")
@@ -763,7 +763,7 @@ def test_a_directory_without_entry_types_is_listed_without_a_look_at_what_is_mou
 # Names, links and directories
 
 
-def test_any_name_is_walked_read_and_told(tmp: Path) -> None:
+def test_files_with_any_name_are_read_and_listed(tmp: Path) -> None:
     names = [
         os.fsdecode(name)
         for name in (b"new\nline", b"\xff\xfe", b"\xc3\xa9", b" ", b"-", b"a*b", b"\\", b"'\"", b"x" * 255)
@@ -793,7 +793,7 @@ def test_dots_are_resolved_as_the_kernel_does(tmp: Path, way: str) -> None:
     assert lines("/../.." + f"{tmp}/{way}", READS_ALL) == expected
 
 
-def test_links_in_a_circle_and_too_many_of_them_are_given_up(tmp: Path) -> None:
+def test_circular_and_too_many_links_are_errors(tmp: Path) -> None:
     write(tmp / "file", "content\n")
     (tmp / "one").symlink_to("two")
     (tmp / "two").symlink_to("one")
@@ -860,7 +860,7 @@ def test_a_pattern_too_long_for_any_path_is_refused_and_does_not_end_the_stateme
         assert all(cause.startswith("refused: a pattern of more than") for cause in omissions.causes)
 
 
-def test_any_path_that_the_kernel_takes_may_be_spelt_with_backslashes(tmp: Path) -> None:
+def test_any_valid_path_may_be_escaped_with_backslashes(tmp: Path) -> None:
     deep = tmp / "/".join(["[*?]" * 60] * 14)
     file = write(deep / ("[*?]" * 60), "content\n")
     escaped = "".join(f"\\{each}" if each in "[]*?" else each for each in str(file))
@@ -868,9 +868,7 @@ def test_any_path_that_the_kernel_takes_may_be_spelt_with_backslashes(tmp: Path)
     assert hashes(str(file), READS_ALL) == [sha256("content\n")]
 
 
-def test_names_of_a_large_directory_come_in_lots_complete_and_in_order(
-    tmp: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_of_a_large_directory_are_complete_and_sorted(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{number * 7919 % 1000:03d}" for number in range(100)]
     for name in names:
         write(tmp / name / "file", name)
@@ -900,7 +898,7 @@ def test_a_pattern_with_a_slash_at_its_end_means_directories(tmp: Path) -> None:
     assert read_anyhow(f"{tmp}/*/", f"{tmp}/file/", f"{tmp}/directory/") == []
 
 
-def test_a_path_that_is_deeper_than_the_gate_goes_is_refused_and_counted(tmp: Path) -> None:
+def test_a_path_that_is_too_deep_is_refused_and_counted(tmp: Path) -> None:
     deep = "/".join("d" * 120)
     write(tmp / deep / "file", "content\n")
     write(tmp / "d" / "file", "content\n")
@@ -912,7 +910,7 @@ def test_a_path_that_is_deeper_than_the_gate_goes_is_refused_and_counted(tmp: Pa
     assert lines(f"{tmp}/*/file", READS_ALL) == ["content"]
 
 
-def test_a_name_or_path_too_long_for_the_kernel_is_no_file(tmp: Path) -> None:
+def test_a_name_or_path_too_long_for_the_kernel_matches_nothing(tmp: Path) -> None:
     (tmp / "long").symlink_to("x" * 4000)
     write(tmp / "open", "open\n")
     reads = FileReads()
@@ -1172,7 +1170,7 @@ def test_a_proc_that_is_not_the_kernels_or_not_there_refuses_all(tmp: Path) -> N
     assert "does not exist" in missing.summary()
 
 
-def test_an_agent_in_a_root_directory_that_is_no_mount_says_why_it_reads_nothing(tmp: Path) -> None:
+def test_an_agent_whose_root_directory_is_not_a_mount_reports_why_it_reads_nothing(tmp: Path) -> None:
     (tmp / "root" / "proc").mkdir(parents=True)
 
     def scene() -> str:

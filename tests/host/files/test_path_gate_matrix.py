@@ -45,7 +45,7 @@ def attacks() -> list[object]:
     ],
 )
 @pytest.mark.parametrize(("mounted", "link", "table", "user"), attacks())
-def test_no_secret_is_told_and_every_ordinary_file_is(
+def test_no_secret_is_revealed_and_every_ordinary_file_is_read(
     tmp_path: Path, mounted: str, link: str, table: str, user: str, tries: int, seconds: int
 ) -> None:
     if mounted == "fuse" and not Path("/dev/fuse").exists():
@@ -106,7 +106,7 @@ class Steps:
 @pytest.mark.timeout(2 * SOAK_SECONDS)
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("strike", World.STRIKES)
-def test_whatever_changes_between_two_steps_no_secret_is_told(tmp_path: Path, strike: str, table: str) -> None:
+def test_no_secret_is_revealed_whatever_changes_between_two_steps(tmp_path: Path, strike: str, table: str) -> None:
     """The same without chance: the change comes before the first system call, before the second, and so on."""
     if strike.startswith("fuse") and not Path("/dev/fuse").exists():
         pytest.skip("needs /dev/fuse")

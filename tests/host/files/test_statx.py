@@ -134,7 +134,7 @@ def test_threads_do_not_share_the_buffer(tmp_path: Path) -> None:
     assert wrong == []
 
 
-def test_types_come_with_the_entries_of_a_directory(tmp_path: Path) -> None:
+def test_directory_entries_have_types(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
         assert entry_types(descriptor) == []

@@ -53,11 +53,11 @@ def test_the_runtimes_id_is_found(path: str, expected: str) -> None:
         f"/docker/{ID}0",
     ],
 )
-def test_other_control_groups_are_no_containers(path: str) -> None:
+def test_other_control_groups_are_not_containers(path: str) -> None:
     assert container_id(path) is None
 
 
-def test_an_entity_id_tells_boots_processes_and_reused_pids_apart() -> None:
+def test_an_entity_id_distinguishes_boots_processes_and_reused_pids() -> None:
     boot = "4f3a9c21-d07b-4d7e-9b58-2f2b64f0a1c3"
     assert entity_id(boot, 1234, 567890) == "4f3a9c21d07b-1234-567890"
     ids = {entity_id(boot, 1, 23), entity_id(boot, 12, 3), entity_id("5" + boot[1:], 1, 23), entity_id(boot, 1, 24)}

@@ -75,7 +75,7 @@ def test_an_overlay_names_its_layers(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_the_table_is_read_again_when_a_mount_comes_or_goes_and_only_then(tmp_path: Path) -> None:
+def test_the_table_is_read_again_only_when_a_mount_is_added_or_removed(tmp_path: Path) -> None:
     def scene() -> None:
         table = MountTable()
         before = table.current()

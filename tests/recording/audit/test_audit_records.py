@@ -55,7 +55,7 @@ def test_an_exec_is_put_together_from_its_records() -> None:
     assert event.cwd == b"/work_dir"
 
 
-def test_a_long_argument_comes_in_parts_over_several_records() -> None:
+def test_a_long_argument_is_split_over_several_records() -> None:
     (event,) = assembled(
         datagram(1300, CALL),
         datagram(1309, 'argc=3 a0="sh" a1_len=12 a1[0]=616161'),
@@ -75,7 +75,7 @@ def test_many_arguments_keep_their_order_and_are_cut_at_4_kib() -> None:
     assert line.split(b"\0")[:-1] == [f"{number:04}".encode() for number in range(819)]
 
 
-def test_events_of_several_processors_are_told_apart() -> None:
+def test_events_of_several_processors_are_separated() -> None:
     events = assembled(
         datagram(1300, CALL, 1),
         datagram(1300, CALL, 2),
@@ -115,7 +115,7 @@ def test_socket_addresses(raw: str, expected: tuple[bytes, int] | None) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_malformed_records_are_refused_and_nothing_else(body: bytes) -> None:
+def test_malformed_records_are_refused_without_effect_on_others(body: bytes) -> None:
     for kind in (1300, 1306, 1307, 1309, 1320):
         try:
             assembled(datagram(1300, CALL), datagram(kind, body), datagram(1320, ""))
@@ -124,7 +124,7 @@ def test_malformed_records_are_refused_and_nothing_else(body: bytes) -> None:
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=0x24F, exclude_characters="\0"), min_size=1, max_size=50))
-def test_what_the_kernel_encodes_is_decoded(value: str) -> None:
+def test_values_encoded_by_the_kernel_are_decoded(value: str) -> None:
     raw = value.encode()
     plain = all(0x20 < byte < 0x7F and byte != 0x22 for byte in raw)
     written = b'"' + raw + b'"' if plain else raw.hex().upper().encode()

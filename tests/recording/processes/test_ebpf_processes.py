@@ -58,7 +58,7 @@ def run(*command: str, **options: object) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_program_starts_and_stops_with_all_that_is_known_of_it(recording: Recording) -> None:
+def test_a_program_starts_and_stops_with_all_its_attributes(recording: Recording) -> None:
     begun = time.monotonic()
     with (
         subprocess.Popen(["/bin/sleep", "0.05"], cwd="/usr") as sleeping,
@@ -85,7 +85,7 @@ def test_a_program_starts_and_stops_with_all_that_is_known_of_it(recording: Reco
 
 
 @pytest.mark.parametrize(("command", "code"), [("exit 7", 7), ("kill -9 $$", -signal.SIGKILL)])
-def test_the_exit_code_or_signal_is_told(recording: Recording, command: str, code: int) -> None:
+def test_the_exit_code_or_signal_is_recorded(recording: Recording, command: str, code: int) -> None:
     shell = run("/bin/sh", "-c", command)
     (stopped,) = recording.expect(TABLE, pid=shell.pid, state="stopped")
     assert stopped["exit_code"] == code == shell.returncode
@@ -102,7 +102,7 @@ def test_a_script_shows_its_interpreter_and_its_own_path(recording: Recording, t
     assert started["name"] == "script"
 
 
-def test_a_failed_exec_is_no_start(recording: Recording, tmp_path: Path) -> None:
+def test_a_failed_exec_is_not_a_start(recording: Recording, tmp_path: Path) -> None:
     code = f"import os\ntry: os.execv({str(tmp_path / 'missing')!r}, ['missing'])\nexcept OSError: os._exit(3)"
     process = run(sys.executable, "-c", code)
     recording.expect(TABLE, pid=process.pid, state="stopped", exit_code=3)
@@ -176,7 +176,7 @@ def test_a_process_that_only_forks_is_started_too(recording: Recording) -> None:
     assert started["time"] < stopped["time"]
 
 
-def test_threads_are_no_processes(recording: Recording) -> None:
+def test_threads_are_not_processes(recording: Recording) -> None:
     thread = threading.Thread(target=lambda: None)
     thread.start()
     number = thread.native_id
@@ -198,7 +198,7 @@ def test_the_last_thread_ends_the_process_also_when_the_first_went_before(record
     assert stopped["duration"] > 0.1
 
 
-def test_what_the_configuration_leaves_out_is_not_recorded() -> None:
+def test_excluded_processes_and_connections_are_not_recorded() -> None:
     true = str(Path("/bin/true").resolve())
     with Recording([source(ignore_executables=(true,), ignore_uids=(65534,))]) as recording:
         left_out = run("/bin/true")
@@ -222,7 +222,7 @@ def test_every_exec_at_full_speed_is_there(executions: int) -> None:
 
 
 @pytest.mark.parametrize("ring_bytes", [128 * 1024, 512 * 1024], ids=["less than a window", "two windows"])
-def test_long_records_are_whole_however_often_the_ring_comes_round(ring_bytes: int) -> None:
+def test_long_records_are_complete_when_the_ring_wraps(ring_bytes: int) -> None:
     with Recording([processes := source(ring_bytes=ring_bytes)]) as recording:
         made = {}
         for number in range(200):
@@ -259,7 +259,7 @@ def test_records_that_the_ring_has_no_room_for_are_counted_exactly() -> None:
         assert tiny_after - tiny_before == ample_after - ample_before >= 3 * 201
 
 
-def test_a_reader_that_fails_is_told_and_can_be_stopped() -> None:
+def test_a_failed_reader_is_reported_and_can_be_stopped() -> None:
     def full(*_: object) -> None:
         raise RuntimeError("nowhere to put it")
 

@@ -82,7 +82,7 @@ def go_on(process: subprocess.Popen[bytes]) -> None:
     process.stdin.flush()
 
 
-def test_a_program_starts_and_stops_with_all_that_is_known_of_it(recording: Recording) -> None:
+def test_a_program_starts_and_stops_with_all_its_attributes(recording: Recording) -> None:
     begun = time.time()
     with waiting("/bin/cat", "-", cwd="/usr") as program:
         (started,) = recording.expect(TABLE, pid=program.pid, state="started", exe="/usr/bin/cat")
@@ -120,7 +120,7 @@ def test_a_process_that_executes_something_else_stays_the_same_process(recording
 
 
 @pytest.mark.parametrize(("command", "code"), [("exit 7", 7), ("kill -9 $$", -signal.SIGKILL)])
-def test_how_a_process_ended_is_told_where_that_is_known(recording: Recording, command: str, code: int) -> None:
+def test_the_exit_code_is_recorded_if_known(recording: Recording, command: str, code: int) -> None:
     with waiting("/bin/sh", "-c", f"read line; {command}") as shell:
         recording.expect(TABLE, pid=shell.pid, state="started")
     (stopped,) = recording.expect(TABLE, pid=shell.pid, state="stopped")
@@ -137,7 +137,7 @@ def test_a_process_that_only_forks_is_started_too(recording: Recording) -> None:
     assert started["ppid"] == os.getpid()
 
 
-def test_a_failed_exec_is_no_start(recording: Recording) -> None:
+def test_a_failed_exec_is_not_a_start(recording: Recording) -> None:
     with waiting("/bin/sh", "-c", "/nonexistent; read line", stderr=subprocess.DEVNULL) as shell:
         recording.expect(TABLE, pid=shell.pid, state="started")
     recording.expect(TABLE, pid=shell.pid, state="stopped")
@@ -221,7 +221,7 @@ def test_messages_that_the_process_connector_had_to_drop_are_counted(monkeypatch
 
 
 @root
-def test_what_the_configuration_leaves_out_is_not_recorded() -> None:
+def test_excluded_processes_and_connections_are_not_recorded() -> None:
     left_out = source("proc_connector", ignore_executables=("/usr/bin/cat",), ignore_uids=(65534,))
     with Recording([left_out]) as recording:
         with (
@@ -251,7 +251,7 @@ os.kill(os.getpid(), 9)
 
 
 @root
-def test_own_audit_rules_go_with_the_agent_also_after_a_crash() -> None:
+def test_own_audit_rules_are_removed_with_the_agent_even_after_a_crash() -> None:
     with AuditControl() as control:
         before = control.status()
     others = rules()
@@ -324,7 +324,7 @@ def test_a_running_audit_daemon_is_left_alone(auditd: Path) -> None:
 
 
 @root
-def test_without_rules_the_audit_backend_says_what_to_do() -> None:
+def test_without_rules_the_audit_backend_gives_advice() -> None:
     if rules():
         pytest.skip("the system has audit rules")
     reason = source("audit", audit_rules=False).probe()

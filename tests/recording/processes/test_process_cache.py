@@ -71,7 +71,7 @@ def exe_at(cache: ProcessCache, pid: int, at: int | None = None, ticks: int | No
     return found and found.exe
 
 
-def test_facts_are_those_of_the_time_that_is_asked_for() -> None:
+def test_attributes_are_those_of_the_requested_time() -> None:
     cache = ProcessCache()
     cache.begin(process(7, 10 * SECOND))
     cache.exec(process(7, 10 * SECOND, 20 * SECOND, "/bin/two"))
@@ -92,7 +92,7 @@ def test_a_pid_that_is_used_again_is_another_process() -> None:
     assert exe_at(cache, 7, ticks=start_ticks(20 * SECOND)) is None
 
 
-def test_a_process_whose_end_was_missed_ends_when_its_pid_is_used_again() -> None:
+def test_a_process_whose_end_was_missed_ends_when_its_pid_is_reused() -> None:
     cache = ProcessCache()
     cache.begin(process(7, 10 * SECOND))
     first = cache.lookup(7)
@@ -133,7 +133,7 @@ def test_exited_processes_are_bounded_in_number() -> None:
     assert exe_at(cache, 900) is None
 
 
-def test_what_proc_shows_is_there_from_the_start() -> None:
+def test_processes_in_proc_are_cached_from_the_start() -> None:
     cache = ProcessCache()
     cache.seed()
     own = cache.lookup(os.getpid())
@@ -157,7 +157,7 @@ def test_processes_that_are_gone_from_proc_end() -> None:
     assert (gone.exited, here.exited) == (True, False)
 
 
-def test_a_thread_and_an_unknown_pid_are_no_process() -> None:
+def test_a_thread_and_an_unknown_pid_are_not_processes() -> None:
     assert read_process(2**22 + 1) is None
     cache = ProcessCache()
     assert cache.find(os.getpid(), ticks=1) is None

@@ -174,7 +174,7 @@ def test_protocols_without_ports_are_left_out() -> None:
     assert parse_connection(message(INSIDE, ports=(5, 6))) is None
 
 
-def test_each_end_finds_what_is_on_the_other_side() -> None:
+def test_each_end_finds_the_other_side_of_the_translation() -> None:
     known = Translations()
     known.begin(INSIDE)
     assert known.find(CLIENTS_VIEW) == BEYOND
@@ -188,7 +188,7 @@ def test_each_end_finds_what_is_on_the_other_side() -> None:
     assert len(known) == 1, "what is not translated is not kept"
 
 
-def test_an_ended_connection_is_known_for_a_while_unless_it_begins_again() -> None:
+def test_an_ended_connection_is_kept_for_a_while_unless_it_is_reopened() -> None:
     known = Translations(grace_seconds=60)
     known.begin(INSIDE)
     known.end(INSIDE, 100.0)
@@ -202,7 +202,7 @@ def test_an_ended_connection_is_known_for_a_while_unless_it_begins_again() -> No
     assert (known.find(CLIENTS_VIEW), known.find(SERVERS_VIEW), len(known)) == (None, None, 0)
 
 
-def test_the_oldest_translation_is_given_up_for_room() -> None:
+def test_the_oldest_translation_is_evicted() -> None:
     known = Translations(limit=10)
     for port in range(1, 21):
         known.begin(INSIDE._replace(original=INSIDE.original._replace(source_port=port)))
@@ -211,7 +211,7 @@ def test_the_oldest_translation_is_given_up_for_room() -> None:
     assert known.find((6, "10.0.0.2", 11, "192.0.2.1", 80)) == BEYOND
 
 
-def test_after_lost_messages_what_is_not_listed_any_more_has_ended() -> None:
+def test_after_lost_messages_unlisted_connections_have_ended() -> None:
     known, other = Translations(grace_seconds=60), INSIDE._replace(protocol=17)
     known.begin(INSIDE)
     known.replace({other}, 100.0)
@@ -220,7 +220,7 @@ def test_after_lost_messages_what_is_not_listed_any_more_has_ended() -> None:
     assert (known.find(CLIENTS_VIEW), len(known)) == (None, 1)
 
 
-def test_the_reasons_why_nothing_is_followed_say_what_to_do(tmp_path: Path) -> None:
+def test_reasons_for_missing_translations_include_advice(tmp_path: Path) -> None:
     assert "nf_conntrack is not loaded" in str(Conntrack(sysctl=tmp_path).probe())
     (tmp_path / "nf_conntrack_count").write_text("0\n")
     assert "CONFIG_NF_CONNTRACK_EVENTS" in str(Conntrack(sysctl=tmp_path).probe())
@@ -247,7 +247,7 @@ def test_a_host_that_tracks_no_connections_is_nothing_to_warn_of(
 
 
 @pytest.mark.root
-def test_who_may_not_follow_translations_is_told_what_it_takes() -> None:
+def test_missing_permission_for_translations_names_the_capability() -> None:
     source = Conntrack()
     if (reason := source.probe()) is not None:
         pytest.skip(reason)
@@ -354,7 +354,7 @@ def test_both_ends_of_a_connection_that_is_passed_on_have_the_other_side(network
 
 
 @pytest.mark.root
-def test_what_is_not_translated_has_none(network: Network) -> None:
+def test_a_connection_without_translation_has_none(network: Network) -> None:
     with network.talking(TCP, ("host", "10.91.0.1", 7001), ("inside", "10.91.0.1", 7001)) as (server, client, _, seen):
         assert seen[0] == "10.91.0.2"
         for pid in (server, client):
@@ -365,7 +365,7 @@ def test_what_is_not_translated_has_none(network: Network) -> None:
 
 
 @pytest.mark.root
-def test_connections_that_are_there_at_the_start_are_known_and_so_is_their_end(network: Network) -> None:
+def test_connections_that_exist_at_the_start_are_tracked_to_their_end(network: Network) -> None:
     late = Conntrack()
     with network.talking(TCP, ("outside", "10.92.0.2", 7002), ("inside", "10.92.0.2", 7002)) as (_, pid, _, _):
         network.on_host(lambda: late.start(network.store.append))
@@ -374,7 +374,7 @@ def test_connections_that_are_there_at_the_start_are_known_and_so_is_their_end(n
             names = [column.name for column in events.sockets_events.recorded]
             bare = SocketEvent(*(None if name.startswith("translated") else opened[name] for name in names))
             (completed,) = late.complete("sockets_events", [bare])
-            assert completed == tuple(opened[name] for name in names)
+            assert completed == SocketEvent(*(opened[name] for name in names))
             assert late.complete("processes_events", [bare]) == [bare]
         finally:
             late.stop()

@@ -74,7 +74,7 @@ def test_a_packet_socket_is_a_row_without_ends(recording: Recording, kind: socke
     assert before - 0.1 < event["time"] < time.time() + 0.1
 
 
-def test_other_sockets_are_none_of_them(recording: Recording) -> None:
+def test_other_sockets_are_not_packet_sockets(recording: Recording) -> None:
     opened = (
         "import socket; [socket.socket(family, socket.SOCK_RAW if family == 16 else socket.SOCK_DGRAM) "
         "for family in (1, 2, 10, 16)]; socket.socketpair(); socket.socket(17, socket.SOCK_RAW)"
@@ -149,7 +149,7 @@ def test_those_that_the_ring_has_no_room_for_are_counted(monkeypatch: pytest.Mon
         assert recorded[1].counters.lost["overrun"] >= lost
 
 
-def test_the_rest_goes_on_without_the_system_calls_tracepoint(
+def test_other_sockets_are_recorded_without_the_system_calls_tracepoint(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     attached = libbpf.open_tracepoint

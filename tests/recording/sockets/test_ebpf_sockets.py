@@ -194,7 +194,7 @@ def test_a_connection_that_is_refused_has_failed(recording: Recording) -> None:
     assert not recording.events(TABLE, local_port=port, remote_port=failed["local_port"], state="established")
 
 
-def test_a_listener_comes_and_goes(recording: Recording) -> None:
+def test_a_listener_opens_and_closes(recording: Recording) -> None:
     with listener() as (port, _):
         (listening,) = recording.expect(TABLE, local_port=port, state="listen")
     (closed,) = recording.expect(TABLE, cookie=listening["cookie"], state="closed")
@@ -244,7 +244,7 @@ def test_a_connection_that_nobody_accepts_belongs_to_the_listener(recording: Rec
         assert event["listener_stands_in"] is True
 
 
-def test_for_who_accepts_by_io_uring_the_listener_stands_in(recording: Recording) -> None:
+def test_for_an_accept_by_io_uring_the_listeners_owner_is_the_substitute(recording: Recording) -> None:
     with subprocess.Popen([load_generator(), "uring-accept"], stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         told = server.stdout.readline().split()
@@ -375,7 +375,7 @@ def test_a_raw_packet_without_ports_has_addresses(recording: Recording) -> None:
     assert event["community_id"] is None
 
 
-def test_a_user_who_is_not_root_is_told(recording: Recording) -> None:
+def test_a_user_other_than_root_gets_the_reason(recording: Recording) -> None:
     with listener() as (port, _):
         command = [load_generator(), "tcp", "127.0.0.1", str(port)]
         subprocess.run(command, user=65534, group=65534, capture_output=True, check=True)
@@ -501,7 +501,7 @@ def test_records_that_the_ring_has_no_room_for_are_counted() -> None:
         assert counters.lost["overrun"] > 200
 
 
-def test_children_of_a_program_whose_start_was_lost_are_not_taken_for_what_it_was_before() -> None:
+def test_children_of_a_program_whose_exec_was_lost_do_not_inherit_its_old_attributes() -> None:
     processes, sockets = sources()
     processes._monitor.ring_bytes = 4096
     bash = str(Path("/bin/bash").resolve())
@@ -521,7 +521,7 @@ def test_children_of_a_program_whose_start_was_lost_are_not_taken_for_what_it_wa
     assert {event["process"] for event in found} == {"bash"}
 
 
-def test_lost_executions_make_no_wrong_attribution() -> None:
+def test_lost_execs_cause_no_wrong_attribution() -> None:
     processes, sockets = sources()
     monitor = processes._monitor
     monitor.ring_bytes = 4096

@@ -233,7 +233,7 @@ def test_every_connect_and_accept_is_audited_at_200_a_second(number: int) -> Non
 
 
 @root
-def test_audited_connections_that_stay_open_are_there_with_both_ends() -> None:
+def test_audited_connections_that_stay_open_are_recorded_with_both_ends() -> None:
     with (
         Recording(sources("audit")) as recording,
         server("127.0.0.1", -1) as (server_pid, port),
@@ -249,7 +249,7 @@ def test_audited_connections_that_stay_open_are_there_with_both_ends() -> None:
 
 @root
 @pytest.mark.parametrize("shut_down", [False, True])
-def test_a_connection_that_is_under_way_is_audited_when_it_is_decided(shut_down: bool) -> None:
+def test_a_pending_connection_is_audited_when_it_succeeds_or_fails(shut_down: bool) -> None:
     with (
         Recording(sources("audit")) as recording,
         server("127.0.0.1", 5.0) as (_, port),
@@ -300,7 +300,7 @@ def test_an_accept_whose_descriptor_is_reused_before_its_record_is_read_keeps_it
     assert peers == [("established", port) for port in ports]
 
 
-def test_connections_that_are_open_when_it_looks_are_there_with_their_processes(recording: Recording) -> None:
+def test_connections_that_are_open_at_a_scan_are_recorded_with_their_processes(recording: Recording) -> None:
     with server("127.0.0.1", -1) as (server_pid, port):
 
         def check(state: str) -> None:
@@ -324,7 +324,7 @@ def test_a_socket_event_names_its_process_as_the_process_table_does(recording: R
         assert event["parent_entity_id"] == shown.parent_entity_id
 
 
-def test_a_listener_comes_and_goes(recording: Recording) -> None:
+def test_a_listener_opens_and_closes(recording: Recording) -> None:
     with server("127.0.0.1", 0.3) as (pid, port):
         (event,) = recording.expect(TABLE, pid=pid, state="listen")
         assert (event["local_addr"], event["local_port"], event["protocol"]) == ("127.0.0.1", port, 6)
@@ -332,7 +332,7 @@ def test_a_listener_comes_and_goes(recording: Recording) -> None:
     recording.expect(TABLE, pid=pid, state="closed", local_port=port, remote_port=None)
 
 
-def test_what_was_open_before_is_not_reported_until_it_closes() -> None:
+def test_sockets_that_were_open_before_are_not_reported_until_they_close() -> None:
     with server("127.0.0.1", -1) as (_, port), socket.create_connection(("127.0.0.1", port)) as connection:
         own_port = connection.getsockname()[1]
         with Recording(sources("snapshots")) as recording:

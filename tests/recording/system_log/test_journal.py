@@ -58,9 +58,7 @@ def logged(recording: Recording, message: str) -> Event:
 
 
 @root
-def test_an_entry_is_a_row_with_what_the_journal_knows_for_certain(
-    journal: PrivateJournal, recording: Recording
-) -> None:
+def test_an_entry_is_a_row_with_the_journals_trusted_fields(journal: PrivateJournal, recording: Recording) -> None:
     journal.write(
         MESSAGE="session opened for user root", PRIORITY=6, SYSLOG_IDENTIFIER="sshd", SYSLOG_FACILITY=10, SYSLOG_PID=1
     )
@@ -109,7 +107,7 @@ def test_any_bytes_arrive_as_they_are(journal: PrivateJournal, recording: Record
 
 
 @root
-def test_what_programs_say_of_themselves_is_not_trusted(journal: PrivateJournal, recording: Recording) -> None:
+def test_fields_set_by_programs_are_not_trusted(journal: PrivateJournal, recording: Recording) -> None:
     journal.write(MESSAGE="odd fields", PRIORITY="7; DROP", SYSLOG_FACILITY="-1", SYSLOG_IDENTIFIER=b"\xff", _PID=1)
     event = logged(recording, "odd fields")
     assert (event["level"], event["facility"], event["pid"]) == (None, None, os.getpid())
@@ -117,7 +115,7 @@ def test_what_programs_say_of_themselves_is_not_trusted(journal: PrivateJournal,
 
 
 @root
-def test_of_a_field_that_comes_twice_the_first_counts(journal: PrivateJournal, recording: Recording) -> None:
+def test_the_first_value_of_a_repeated_field_counts(journal: PrivateJournal, recording: Recording) -> None:
     journal.write(("MESSAGE", "one of two"), ("MESSAGE", "two of two"), PRIORITY=1)
     recorded = recording.expect(TABLE, level="1", seconds=10)
     assert [event["message"] in {"one of two", "two of two"} for event in recorded] == [True]
@@ -173,7 +171,7 @@ def own_journal() -> Iterator[PrivateJournal]:
 
 @root
 @pytest.mark.parametrize("meanwhile", [(), ("--rotate",), ("--flush",), ("--rotate", "--vacuum-files=1")])
-def test_a_restart_goes_on_after_the_last_entry(
+def test_a_restart_continues_after_the_last_entry(
     own_journal: PrivateJournal, tmp_path: Path, meanwhile: Sequence[str]
 ) -> None:
     (own_journal.root / "var/log/journal").mkdir()
@@ -204,7 +202,7 @@ def test_a_restart_goes_on_after_the_last_entry(
 
 
 @root
-def test_after_a_reboot_that_took_the_journal_along_it_goes_on_by_time(own_journal: PrivateJournal) -> None:
+def test_after_a_reboot_that_deleted_the_journal_it_continues_by_time(own_journal: PrivateJournal) -> None:
     own_journal.write(MESSAGE="before the last row")
     until_sync(lambda: "before the last row" in own_journal.read("--output=cat"))
     now = time.time()
@@ -218,7 +216,7 @@ def test_after_a_reboot_that_took_the_journal_along_it_goes_on_by_time(own_journ
 
 
 @root
-def test_what_is_older_than_the_retention_is_not_picked_up(own_journal: PrivateJournal, tmp_path: Path) -> None:
+def test_entries_older_than_the_retention_are_not_recorded(own_journal: PrivateJournal, tmp_path: Path) -> None:
     first = Run(tmp_path / "events.db", [own_journal.source()], retention_age=0.5)
     own_journal.write(MESSAGE="one")
     first.expect("one")
@@ -293,7 +291,7 @@ class Ends(Source):
         pass
 
 
-def test_syslog_goes_on_after_what_the_journal_has_given(tmp_path: Path) -> None:
+def test_syslog_continues_after_the_journals_last_entry(tmp_path: Path) -> None:
     def line(seconds: float, message: str) -> str:
         return f"{datetime.fromtimestamp(time.time() + seconds, UTC).isoformat()} host prog: {message}\n"
 
@@ -307,7 +305,7 @@ def test_syslog_goes_on_after_what_the_journal_has_given(tmp_path: Path) -> None
     run.end()
 
 
-def test_why_there_is_no_journal_is_said_in_one_line(tmp_path: Path) -> None:
+def test_the_reason_for_a_missing_journal_is_one_line(tmp_path: Path) -> None:
     settings = SourceSettings()
     assert Journal(settings, ["no-such-journalctl"]).probe() == "no-such-journalctl is not installed"
     places = [tmp_path / "run", tmp_path / "var"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from zeek_agent.events.event_file import read_rows
 from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.system_log.file_tail import FilePosition, FileTail
-from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES
+from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SystemLogEntry
 from zeek_agent.recording.system_log.syslog import FILES, Syslog, log_entry
 from zeek_agent.tables.system_logs import TABLES
 from zeek_agent.text import to_bytes
@@ -119,7 +119,7 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
-def test_only_what_comes_after_the_end_is_new(log: Path, follow: Follow) -> None:
+def test_only_lines_after_the_end_are_new(log: Path, follow: Follow) -> None:
     tail = follow(log)
     assert new(tail) == []
     append(log, "one", "two")
@@ -182,7 +182,7 @@ def test_rotation_neither_loses_nor_repeats_a_line(
     assert new(tail) == ["two"]
 
 
-def test_what_is_still_written_to_the_renamed_file_is_read(log: Path, follow: Follow) -> None:
+def test_lines_still_written_to_the_renamed_file_are_read(log: Path, follow: Follow) -> None:
     tail = follow(log)
     with log.open("a") as stream:
         rename(log)
@@ -203,7 +203,7 @@ def test_a_file_that_is_cut_is_read_from_its_beginning(log: Path, follow: Follow
     assert new(tail) == ["two"]
 
 
-def test_a_file_whose_predecessor_is_gone_is_read_from_its_beginning(log: Path, follow: Follow) -> None:
+def test_a_file_whose_predecessor_was_deleted_is_read_from_its_beginning(log: Path, follow: Follow) -> None:
     tail = follow(log)
     append(log, "one")
     assert new(tail) == ["one"]
@@ -215,7 +215,7 @@ def test_a_file_whose_predecessor_is_gone_is_read_from_its_beginning(log: Path, 
     assert new(follow(log, tail.position)) == ["two"]
 
 
-def test_a_file_that_comes_later_is_read_from_its_beginning(tmp_path: Path, follow: Follow) -> None:
+def test_a_file_that_is_created_later_is_read_from_its_beginning(tmp_path: Path, follow: Follow) -> None:
     tail = follow(tmp_path / "later")
     assert new(tail) == []
     append(tmp_path / "later", "first")
@@ -276,7 +276,7 @@ def test_lines_of_several_files_are_rows(log: Path) -> None:
     assert f"{auth.stat().st_ino}:{auth.stat().st_size}" in event["cursor"]
 
 
-def test_a_restart_goes_on_after_the_last_line_of_each_file(log: Path, tmp_path: Path) -> None:
+def test_a_restart_continues_after_the_last_line_of_each_file(log: Path, tmp_path: Path) -> None:
     auth, store = log.with_name("auth.log"), tmp_path / "events.db"
     append(auth, "old")
     first = Run(store, source(log, auth))
@@ -294,7 +294,7 @@ def test_a_restart_goes_on_after_the_last_line_of_each_file(log: Path, tmp_path:
     second.end()
 
 
-def test_a_file_that_an_earlier_run_did_not_know_is_read_from_when_that_ended(log: Path, tmp_path: Path) -> None:
+def test_a_file_unknown_to_the_earlier_run_is_read_from_the_end_of_that_run(log: Path, tmp_path: Path) -> None:
     other = tmp_path / "messages"
     append(other, line("long ago", time.time() - 3_600), line("just now", time.time() + 1))
     syslog = source(log, other)
@@ -321,7 +321,7 @@ def test_the_first_file_of_each_pair_that_is_there_is_taken(tmp_path: Path) -> N
 
 
 def test_a_hundred_thousand_lines_cost_a_second_or_two(log: Path) -> None:
-    rows: list[Sequence[object]] = []
+    rows: list[SystemLogEntry] = []
     syslog = source(log)
     syslog.start(lambda _, more: rows.extend(more))
     append(log, *(line(f"number {number}") for number in range(100_000)))
@@ -329,4 +329,4 @@ def test_a_hundred_thousand_lines_cost_a_second_or_two(log: Path) -> None:
     syslog.drain()
     assert time.process_time() - begun < 10
     syslog.stop()
-    assert [row[3] for row in rows] == [f"number {number}" for number in range(100_000)]
+    assert [row.message for row in rows] == [f"number {number}" for number in range(100_000)]

@@ -19,6 +19,7 @@ ADMIN_GROUPS: Final = frozenset({"sudo", "wheel", "admin"})
 """Groups whose members may become root with sudo, in the default setup of distributions."""
 
 _UID_MIN: Final = 1000
+"""The default of login.defs(5)."""
 _DYNAMIC_UIDS: Final = range(61_184, 65_520)
 _NOBODY: Final = frozenset({65_534, 65_535})
 

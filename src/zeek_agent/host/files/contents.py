@@ -16,6 +16,7 @@ from zeek_agent.host.files.reads import Allowance, FileReads, Omission
 LINE_BYTES_MAX: Final = 2 << 20
 """Maximum of a line, well above any log's; the rest is omitted, and the file counted as truncated."""
 _CHUNK_BYTES: Final = 1 << 18
+"""Bytes per read, between checks of the limits."""
 
 
 def lines(match: Match, reads: FileReads, check: Callable[[], None] = lambda: None) -> Iterator[bytes]:

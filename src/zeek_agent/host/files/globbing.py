@@ -31,6 +31,7 @@ PATTERN_PARTS_MAX: Final = 200
 _SPECIAL: Final = re.compile(r"[*?\[]")
 _PARTS: Final = re.compile(r"/+")
 _NAMES_PER_CHECK: Final = 64
+"""Names between checks of the statement's limits."""
 _NAMES_HELD_MAX: Final = 262_144
 """Names of one directory that are held at a time; a larger directory is read again for each further lot of them."""
 _NAMES_SPARE: Final = 65_536

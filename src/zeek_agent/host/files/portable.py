@@ -24,6 +24,7 @@ from zeek_agent.host.linux.mounts import Mount
 from zeek_agent.text import from_os
 
 _ENTRIES_PER_READ: Final = 256
+"""Directory entries between checks of the statement's limits."""
 _NO_DESCRIPTOR: Final = -1
 _UNKNOWN_MOUNT: Final = Mount(0, "", "/", "/", "")
 _OWNED: Final = hasattr(os, "getuid")

@@ -28,6 +28,7 @@ _WANTED: Final = _BASIC_STATS | _MNT_ID
 _LAYOUT: Final = struct.Struct("<I12xIIIHxxQQ64xqI4x8xIIQ")
 """`struct statx` of <linux/stat.h> up to `stx_mnt_id`: mask, nlink, uid, gid, mode, ino, size, mtime, dev, mnt_id."""
 _BUFFER_BYTES: Final = 256
+"""Size of `struct statx`."""
 
 
 class FileStatus(NamedTuple):
@@ -152,6 +153,7 @@ _syscall_with_errno: Final[Any] = ctypes.CDLL(None, use_errno=True).syscall if _
 _ENTRY: Final = struct.Struct("<QqHB")
 """`struct linux_dirent64` of getdents64(2) up to the name: inode, position, length, type."""
 _ENTRIES_BYTES: Final = 4_096
+"""Buffer for some entries of a directory, which show whether the file system reports types."""
 _getdents: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "getdents64", None) if _statx else None
 
 

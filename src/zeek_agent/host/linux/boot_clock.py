@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import Final
 
 _MOVED_SECONDS: Final = 0.005
+"""A smaller change of the offset is inaccuracy of its measurement."""
 _MEASUREMENTS: Final = 9
+"""Repetitions, of which at least one is unlikely to be interrupted."""
 
 
 class BootClock:

@@ -22,7 +22,9 @@ _HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _ERROR: Final = struct.Struct("=i")
 _BUFFER_BYTES: Final = 1 << 16
+"""More than the kernel puts into one datagram of a dump."""
 _ATTEMPTS: Final = 5
+"""How often a dump interrupted by changes is requested before it is used as it is."""
 _TYPE_MASK: Final = 0x3FFF
 
 _sequences = count(1)

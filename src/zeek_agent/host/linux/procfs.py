@@ -42,6 +42,7 @@ _START, _VSIZE, _RSS = 19, 20, 21
 _PF_KTHREAD: Final = 0x0020_0000
 
 _READ_BYTES: Final = 65_536
+"""More than nearly all files of a process, so that one read suffices."""
 
 
 class Procfs:

@@ -55,7 +55,7 @@ _CHECK_SECONDS: Final = 1.0
 _COMPARE_SECONDS: Final = 0.5
 """Interval of scans of /proc for processes that audit does not report: starts without exec, ends by a signal."""
 _CONNECTING_SECONDS_MAX: Final = 60.0
-"""How long a pending connect is followed; by default the kernel gives up after about two minutes."""
+"""How long a pending connect is followed; by default the kernel retries for about two minutes."""
 
 _EXECS: Final = {(arch, call) for arch, calls in CALLS.items() for call in (calls.execve, calls.execveat)}
 _EXITS: Final = {(arch, calls.exit_group) for arch, calls in CALLS.items()}

@@ -31,6 +31,7 @@ _PROCESSES: Final = 1  # CN_IDX_PROC and CN_VAL_PROC: the connector's name, and 
 _LISTEN: Final = 1
 _IGNORE: Final = 2
 _BUFFER_BYTES: Final = 16 << 20
+"""Receive buffer for bursts of forks."""
 
 _NETLINK: Final = Struct("=IHHII")
 _CONNECTOR: Final = Struct("=IIIIHH")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from msgspec import Struct
+
 if TYPE_CHECKING:
     from zeek_agent.recording.processes.process_cache import Process
 
 PROCESSES_EVENTS: Final = "processes_events"
 
 
-class ProcessEvent(NamedTuple):
+class ProcessEvent(Struct, frozen=True, gc=False):  # its values are scalars, so it is in no reference cycle
     """A row of `processes_events`, which describes the columns. None: not known."""
 
     time: float
@@ -56,44 +58,37 @@ class Exit(NamedTuple):
     rsize: int | None = None
 
 
-_new: Final = tuple.__new__
-"""Creates a named tuple in a third of its constructor's time."""
-
-
 def process_event(process: Process, at: int, boot_time: float, ended: Exit | None) -> ProcessEvent:
     """A process that started (`ended` is None) or stopped at `at`, in ns since the boot at `boot_time`."""
-    return _new(
-        ProcessEvent,
-        (
-            boot_time + at / 1e9,
-            process.name or None,
-            process.pid,
-            process.ppid,
-            process.uid,
-            process.gid,
-            process.ruid,
-            process.rgid,
-            process.priority,
-            (at - process.started) / 1e9 if ended else None,
-            ended.vsize if ended else process.vsize,
-            ended.rsize if ended else process.rsize,
-            ended.utime if ended else None,
-            ended.stime if ended else None,
-            "stopped" if ended else "started",
-            process.exe,
-            process.cmdline,
-            process.cwd,
-            exit_code(ended.status) if ended else None,
-            process.loginuid,
-            process.session,
-            process.cgroup,
-            process.container_id,
-            process.netns,
-            process.entity_id or None,
-            process.parent_entity_id or None,
-            process.parent_name or None,
-            process.parent_exe,
-        ),
+    return ProcessEvent(
+        boot_time + at / 1e9,
+        process.name or None,
+        process.pid,
+        process.ppid,
+        process.uid,
+        process.gid,
+        process.ruid,
+        process.rgid,
+        process.priority,
+        (at - process.started) / 1e9 if ended else None,
+        ended.vsize if ended else process.vsize,
+        ended.rsize if ended else process.rsize,
+        ended.utime if ended else None,
+        ended.stime if ended else None,
+        "stopped" if ended else "started",
+        process.exe,
+        process.cmdline,
+        process.cwd,
+        exit_code(ended.status) if ended else None,
+        process.loginuid,
+        process.session,
+        process.cgroup,
+        process.container_id,
+        process.netns,
+        process.entity_id or None,
+        process.parent_entity_id or None,
+        process.parent_name or None,
+        process.parent_exe,
     )
 
 

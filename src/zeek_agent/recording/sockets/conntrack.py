@@ -25,7 +25,7 @@ from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Ends, Sock
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
-    from zeek_agent.schema import Row
+    from zeek_agent.schema import EventRow
 
 _NETLINK_NETFILTER: Final = 12
 _NEW: Final = 0x100  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW
@@ -39,6 +39,7 @@ _ORIGINAL, _REPLY, _STATUS, _STATUS_MASK = 1, 2, 3, 26
 _IP, _PROTOCOL = 1, 2
 _SO_ATTACH_FILTER: Final = 26
 _BUFFER_BYTES: Final = 4 << 20
+"""Receive buffer for bursts of translated connections."""
 _REFUSALS: Final = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
 SYSCTL: Final = Path("/proc/sys/net/netfilter")
 
@@ -198,7 +199,7 @@ class Conntrack(Source):
         if listener is not None:
             listener.drain()
 
-    def complete(self, table: str, rows: Sequence[Row]) -> Sequence[Row]:
+    def complete(self, table: str, rows: Sequence[EventRow]) -> Sequence[EventRow]:
         """Add the addresses on the other side of the translation to rows of translated connections."""
         if table != SOCKETS_EVENTS:
             return rows

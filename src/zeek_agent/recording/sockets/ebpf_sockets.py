@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _RING_BYTES_PER_CPU: Final = 512 << 10
+"""Holds several thousand connections per CPU while the reader is busy."""
 _PACKET_RING_BYTES: Final = 64 << 10  # for occasional sniffers; a multiple of any page size
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
 from zeek_agent.host.linux.internet_sockets import address_text
 
@@ -21,7 +24,7 @@ Ends: TypeAlias = "tuple[int | None, str | None, int | None, str | None, int | N
 """A socket's protocol, local address and port, remote address and port."""
 
 
-class SocketEvent(NamedTuple):
+class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so it is in no reference cycle
     """A row of `sockets_events`, which describes the columns. None means unknown or not applicable."""
 
     time: float
@@ -58,7 +61,8 @@ class SocketEvent(NamedTuple):
 
     def translated(self, translation: Translation) -> SocketEvent:
         """The event of a connection whose addresses are translated."""
-        return self._replace(
+        return replace(
+            self,
             translated_local_addr=translation.local_addr,
             translated_local_port=translation.local_port,
             translated_remote_addr=translation.remote_addr,
@@ -88,8 +92,6 @@ class Translation(NamedTuple):
 
 
 UNTRANSLATED: Final = Translation(None, None, None, None)
-_new: Final = tuple.__new__
-"""Creates a named tuple in a third of its constructor's time."""
 
 
 def socket_event(
@@ -111,34 +113,30 @@ def socket_event(
     protocol, local, local_port, remote, remote_port, cookie, netns = flow
     some = local or remote
     has_peer = remote is not None and (any(remote) or remote_port)
-    return _new(
-        SocketEvent,
-        (
-            time,
-            process.pid if process else None,
-            process.name or None if process else None,
-            process.uid if process else uid,
-            process.gid if process else None,
-            family if some is None else "IPv4" if len(some) == 4 else "IPv6",
-            protocol,
-            None if local is None else address_text(local),
-            local_port,
-            address_text(remote) if remote is not None and has_peer else None,
-            remote_port if has_peer else None,
-            state,
-            direction,
-            process.exe if process else None,
-            process.cmdline if process else None,
-            process.loginuid if process else None,
-            cookie,
-            netns,
-            process.container_id if process else None,
-            process.entity_id or None if process else None,
-            process.parent_entity_id or None if process else None,
-            flow_id(flow) if has_peer else None,
-            stands_in,
-            *UNTRANSLATED,
-        ),
+    return SocketEvent(
+        time,
+        process.pid if process else None,
+        process.name or None if process else None,
+        process.uid if process else uid,
+        process.gid if process else None,
+        family if some is None else "IPv4" if len(some) == 4 else "IPv6",
+        protocol,
+        None if local is None else address_text(local),
+        local_port,
+        address_text(remote) if remote is not None and has_peer else None,
+        remote_port if has_peer else None,
+        state,
+        direction,
+        process.exe if process else None,
+        process.cmdline if process else None,
+        process.loginuid if process else None,
+        cookie,
+        netns,
+        process.container_id if process else None,
+        process.entity_id or None if process else None,
+        process.parent_entity_id or None if process else None,
+        flow_id(flow) if has_peer else None,
+        stands_in,
     )
 
 

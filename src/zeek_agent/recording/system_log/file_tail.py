@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 _LINE_BYTES_MAX: Final = 65_536
+"""Longer lines are truncated, as for messages of the journal."""
 _ROTATED: Final = re.compile(r"[.-]\d[\d.T-]*")
 
 

@@ -35,6 +35,7 @@ _FIELDS: Final = (
     *("_COMM", "_EXE", "_PID", "_UID", "_SYSTEMD_UNIT"),
 )
 _READ_BYTES: Final = MESSAGE_BYTES + 128
+"""A field's name and the part of its value that is kept."""
 _CURSOR: Final = re.compile(r"s=[0-9a-f]+;i=[0-9a-f]+;b=[0-9a-f]+;m=[0-9a-f]+;t=[0-9a-f]+;x=[0-9a-f]+")
 _FAILED_RUNS_MAX: Final = 3
 """Consecutive runs of journalctl without an entry after which the source fails."""

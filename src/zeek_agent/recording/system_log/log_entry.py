@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 SYSTEM_LOGS_EVENTS: Final = "system_logs_events"
 MESSAGE_BYTES: Final = 65_536
 """Maximum of a message, and more than syslog daemons accept; the rest is cut off."""
 
 
-class SystemLogEntry(NamedTuple):
+class SystemLogEntry(Struct, frozen=True, gc=False):  # its values are scalars, so it is in no reference cycle
     """A row; None for values that a source does not provide."""
 
     time: float

@@ -14,6 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from zeek_agent.recording.periodic import Periodic
 from zeek_agent.recording.source import Source
 from zeek_agent.recording.system_log.file_tail import BEGINNING, FilePosition, FileTail, regular_file_status
@@ -130,7 +132,7 @@ class Syslog(Source):
             for line in tail.lines():
                 entry = log_entry(line, now)
                 if entry.time > since and (self._own is None or entry.pid != self._own):
-                    rows.append(entry._replace(cursor=self._cursor()))
+                    rows.append(replace(entry, cursor=self._cursor()))
                 if len(rows) >= _BATCH_ROWS:
                     self._hand_over(rows)
                     rows = []
