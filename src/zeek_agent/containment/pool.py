@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from zeek_agent.containment import spool
+from zeek_agent.containment.channel import close_all
 from zeek_agent.containment.messages import Exited, Imports, RunStatement, Setup, Spawn
 from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.usage import Accounts, StatementKey, StatementUsage, cpu_seconds, memory, statement_key
@@ -150,12 +151,16 @@ class WorkerPool:
         """Run a statement: returns once it has ended well, while frames may still be written. Raises SqlError."""
 
         async def run(worker: WorkerProcess) -> EncodedResult:
+            files: list[int] = []
             try:
-                file = spool.create(self._directory)
+                files.append(spool.create(self._directory))
+                if statement.comparison is not None:
+                    files.append(spool.create(self._directory))
             except OSError as error:
+                close_all(files)
                 worker.release()
                 raise SqlError(f"there is no room for a result: {error.strerror}") from error
-            return await worker.run(statement, file, self._limits.time)
+            return await worker.run(statement, files, self._limits.time)
 
         return await self._work(recipient, kind, statement.sql, run)
 
