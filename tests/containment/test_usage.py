@@ -13,6 +13,7 @@ from workers import contained, resident
 
 from zeek_agent.config import LimitSettings
 from zeek_agent.containment import usage
+from zeek_agent.containment.cpu_share import BURST_SECONDS
 from zeek_agent.containment.usage import Accounts, statement_key
 from zeek_agent.errors import LimitError, SqlError
 
@@ -25,12 +26,13 @@ COUNT = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 10
 
 
 async def test_a_statement_that_ended_its_worker_is_shown_as_killed_and_resting(tmp_path: Path) -> None:
-    async with contained(tmp_path, limits=LimitSettings(time=1.0)) as database:
+    async with contained(tmp_path, limits=LimitSettings(time=1.0, cpu=0.001)) as database:
         with pytest.raises(LimitError, match="killed"):
             await database.query(SLOW, origin=ZEEK)
         pool = database.pool
         await until(lambda: pool.usage(ZEEK, SLOW).killed)
         await until(lambda: pool.usage(ZEEK, SLOW).cpu > 0.1)
+        assert BURST_SECONDS - pool._shares[ZEEK]._saved > 0.09
         assert pool.usage(ZEEK, SLOW).killed == 1
         until_when = pool.resting_until(ZEEK, SLOW)
         assert until_when is not None

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from zeek_agent.containment import spool
 from zeek_agent.containment.channel import close_all
+from zeek_agent.containment.cpu_share import CpuShare
 from zeek_agent.containment.messages import Exited, Imports, RunStatement, Setup, Spawn
 from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.usage import Accounts, StatementKey, StatementUsage, cpu_seconds, memory, statement_key
@@ -128,6 +129,7 @@ class WorkerPool:
         self._changed = asyncio.Condition()
         self._resting: OrderedDict[StatementKey, Rest] = OrderedDict()
         self._accounts = Accounts()
+        self._shares: dict[str, CpuShare] = {}
         self._expiry: asyncio.TimerHandle | None = None
         self._restart_after = 0.0
         self._restart_pause = RESTART_SECONDS[0]
@@ -227,6 +229,8 @@ class WorkerPool:
     ) -> T:
         key = statement_key(recipient, sql)
         self._refuse_resting(key)
+        if (seconds := self._share_of(recipient).wait_seconds) > 0:
+            await asyncio.sleep(seconds)
         worker = await self._acquire(recipient, kind)
         self._accounts.begin(worker.number, key, cpu_seconds(worker.pid) or worker.cpu)
         try:
@@ -237,6 +241,17 @@ class WorkerPool:
             raise
         self._resting.pop(key, None)
         return result
+
+    def _share_of(self, recipient: str) -> CpuShare:
+        share = self._shares.get(recipient)
+        if share is None:
+            share = self._shares[recipient] = CpuShare(self._limits.cpu)
+        return share
+
+    def _charge(self, worker: WorkerProcess) -> None:
+        """Count the processor time that the worker has used since this was last called."""
+        if (seconds := worker.take_uncharged_cpu()) > 0:
+            self._share_of(worker.recipient).use(seconds)
 
     def _refuse_resting(self, key: StatementKey) -> None:
         rest = self._resting.get(key)
@@ -353,6 +368,7 @@ class WorkerPool:
     def _freed(self, worker: WorkerProcess) -> None:
         """A worker has ended its statement, or itself."""
         self._account(worker)
+        self._charge(worker)
         if worker.state is WorkerState.DEAD:
             del self._workers[worker.number], self._bound_to[worker.number]
             if worker.cause not in (None, KillCause.CLOSED, KillCause.CANCELLED):
@@ -371,10 +387,12 @@ class WorkerPool:
             if worker.cause in _STATEMENTS_FAULT:
                 self._accounts.count_kill(worker.number)
         self.abandoned += is_abandoned
-        if worker.is_reaped:
+        if worker.state is not WorkerState.DEAD:
+            worker.cpu = cpu_seconds(worker.pid) or worker.cpu
+            if worker.is_spent or is_abandoned:
+                worker.peak = memory(worker.pid).peak
+        if worker.is_reaped or worker.state is not WorkerState.DEAD:
             self._accounts.end(worker.number, worker.cpu, worker.peak)
-        elif worker.state is not WorkerState.DEAD and not worker.is_spent:
-            self._accounts.end(worker.number, cpu_seconds(worker.pid) or worker.cpu, worker.peak)
 
     async def _notify(self) -> None:
         async with self._changed:
@@ -382,10 +400,11 @@ class WorkerPool:
 
     def _exited(self, exited: Exited) -> None:
         worker = self._workers.get(exited.worker)
-        if worker is None:
-            self._accounts.end(exited.worker, exited.cpu, exited.peak)
-        else:
+        if worker is not None:
             worker.cpu, worker.peak, worker.is_reaped = exited.cpu, exited.peak, True
+            self._charge(worker)
+        elif (charged := self._accounts.end(exited.worker, exited.cpu, exited.peak)) is not None:
+            self._share_of(charged.recipient).use(charged.cpu)
 
     def _zygote_lost(self) -> None:
         """Workers die with the zygote; a new one is started after a pause."""
@@ -412,6 +431,7 @@ class WorkerPool:
         for worker in self.processes:
             if worker.state is WorkerState.IDLE and now - worker.idle_since > WORKER_IDLE_SECONDS:
                 self._retire(worker)
+        self._shares = {recipient: share for recipient, share in self._shares.items() if not share.is_full}
         if self._workers or self._starting.total():
             self._empty_since = None
         elif self._empty_since is None:

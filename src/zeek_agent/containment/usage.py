@@ -58,6 +58,13 @@ class StatementUsage:
     """Runs that ended with the death of their worker process."""
 
 
+class Charge(NamedTuple):
+    """Processor time in seconds that a recipient's statement used."""
+
+    recipient: str
+    cpu: float
+
+
 class Accounts:
     """Charges statements with the use of the worker processes that run them, one at a time each."""
 
@@ -73,13 +80,16 @@ class Accounts:
         """A worker that has used so much processor time begins with a statement."""
         self._running[worker] = key, cpu
 
-    def end(self, worker: int, cpu: float, peak: int) -> None:
-        """The worker's statement has ended, if it had one. `cpu` and `peak` are the worker's in all."""
-        if (begun := self._running.pop(worker, None)) is not None:
-            key, before = begun
-            usage = self._opened(key)
-            usage.cpu += max(0.0, cpu - before)
-            usage.peak = max(usage.peak, peak)
+    def end(self, worker: int, cpu: float, peak: int) -> Charge | None:
+        """The worker's statement has ended: what it used, None if it had none. `cpu` and `peak` are the worker's."""
+        begun = self._running.pop(worker, None)
+        if begun is None:
+            return None
+        key, before = begun
+        usage, used = self._opened(key), max(0.0, cpu - before)
+        usage.cpu += used
+        usage.peak = max(usage.peak, peak)
+        return Charge(key[0], used)
 
     def count_kill(self, worker: int) -> None:
         """The worker was killed because of its statement. Its use is not known yet: `end` follows."""

@@ -168,10 +168,11 @@ def open_agent(config: Config, origins: Mapping[str, str], osquery: OsqueryTable
     async def record_nothing() -> None:
         """The store has all events that there are."""
 
+    nobody_waits = msgspec.structs.replace(config.limits, cpu=float(os.cpu_count() or 1))
     database = ContainedDatabase(
         tables,
         context,
-        config.limits,
+        nobody_waits,
         store,
         setup=needs.worker_setup(config, places, agent, agent.started),
         need=lambda need: needs.answer(need, agent, record_nothing, osquery.connect),
