@@ -32,6 +32,18 @@ READ_TOGETHER_BYTES: Final = 1 << 20
 _decode_files: Final = msgspec.msgpack.Decoder(Omissions).decode
 
 
+class DeltaDescriptor:
+    """A delta file that a worker has written; `length` is 0 if nothing has changed."""
+
+    def __init__(self, file: int, length: int) -> None:
+        self.file = file
+        self.length = length
+        self._close = weakref.finalize(self, os.close, file)
+
+    def close(self) -> None:
+        self._close()
+
+
 class EncodedResult:
     """A result that is not in this process. Frames are read from the spool each time they are iterated.
 
@@ -40,9 +52,19 @@ class EncodedResult:
     when the spool turns out to lack what the worker reported.
     """
 
-    def __init__(self, file: int, head: Head, limits: LimitSettings, on_fault: Callable[[], None]) -> None:
-        if not (0 <= head.rows <= limits.rows and 0 <= head.size_bytes <= limits.result_bytes):
+    def __init__(
+        self,
+        file: int,
+        head: Head,
+        limits: LimitSettings,
+        on_fault: Callable[[], None],
+        delta: DeltaDescriptor | None = None,
+    ) -> None:
+        rows_max = limits.rows if delta is None else 2 * limits.rows
+        if not (0 <= head.rows <= rows_max and 0 <= head.size_bytes <= limits.result_bytes):
             raise ChannelError(f"a result of {head.rows} rows and {head.size_bytes} bytes exceeds the limits")
+        self.delta = delta
+        """The difference from the stored result, to be applied once the rows are delivered."""
         self.columns = tuple(ResultColumn(name, ZeekType.parse(kind)) for name, kind in head.columns)
         self.row_count = head.rows
         self.size_bytes = head.size_bytes
@@ -82,7 +104,7 @@ class EncodedResult:
         self._close()
 
     def add(self, batch: SpoolBatch) -> None:
-        """The worker has written these frames. Raises ChannelError if the message makes no sense."""
+        """The worker has written these frames. Raises ChannelError if the message contradicts the spool."""
         lengths = array("I")
         lengths.frombytes(batch.lengths)
         end = batch.offset + sum(lengths)
@@ -139,6 +161,6 @@ def _read_frames(file: int, offset: int, lengths: array[int]) -> list[bytes]:
 
 
 def _read_files(file: int, offset: int, length: int) -> Omissions:
-    if not (0 <= offset and 0 < length <= OMISSIONS_BYTES_MAX and offset + length <= os.fstat(file).st_size):
+    if not (offset >= 0 and 0 < length <= OMISSIONS_BYTES_MAX and offset + length <= os.fstat(file).st_size):
         raise ChannelError("the omissions of files are outside the spool, or too long")
     return _decode_files(spool.read(file, offset, length))

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from zeek_agent.containment.protections import Protections, WorkerAccount, WorkerClass
 from zeek_agent.database.encodings import Encoding
+from zeek_agent.results.comparison import Comparison
 
 # Agent to zygote
 
@@ -88,7 +89,7 @@ class Compile(Struct, frozen=True, tag="compile"):
 
 
 class RunStatement(Struct, frozen=True, tag="run"):
-    """Run a statement. Comes with the spool as a descriptor."""
+    """Run a statement. Comes with the spool as a descriptor, and with the delta file if there is a comparison."""
 
     id: int
     sql: str
@@ -100,6 +101,7 @@ class RunStatement(Struct, frozen=True, tag="run"):
     """Bounds of `seq` by event table."""
     scans_since: float
     """Monotonic clock: a scan that began earlier is not shared."""
+    comparison: Comparison | None = None
 
 
 class Give(Struct, frozen=True, tag="give"):
@@ -139,13 +141,16 @@ class Head(Struct, frozen=True, tag="head"):
     size_bytes: int
     errors: list[str]
     files: tuple[int, int] | None
-    """Where the omissions of files are in the spool, as msgpack: offset and length. They can be longer than a packet."""
+    """Where the omissions of files are in the spool, as msgpack: offset and length; longer than a packet if need be."""
+    delta_bytes: int = 0
+    """Length of the delta file; 0 for none."""
 
 
 class SpoolBatch(Struct, frozen=True, tag="batch"):
     """Frames in the spool: consecutive from `offset` on, of so many rows, and no more frames than rows.
 
-    Only a result without rows may have a batch without rows, as its only one. `lengths` are their lengths in bytes, as native unsigned 32-bit integers. They are sent to the recipient together.
+    Only a result without rows may have a batch without rows, as its only one. `lengths` are their lengths in bytes, as
+    native unsigned 32-bit integers. They are sent to the recipient together.
     """
 
     id: int

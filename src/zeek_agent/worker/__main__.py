@@ -20,6 +20,7 @@ import msgspec
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import Config
 from zeek_agent.containment import channel, messages
+from zeek_agent.containment.lockdown import die_with
 from zeek_agent.containment.messages import Exited, Setup, Spawn, Spawned
 from zeek_agent.tables import builtin_tables, plugin_tables
 from zeek_agent.worker.serve import Shared, Worker
@@ -98,8 +99,14 @@ class Zygote:
 
 
 def main() -> None:
-    """The socket to the agent is the descriptor whose number is the only argument."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The arguments are the descriptor of the socket to the agent, and the agent's pid.
+
+    Signals that a terminal or a service manager sends to all processes of the agent are for the agent alone, which ends
+    this one in its turn. The kernel ends it with the agent even if it has been stopped.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    die_with(int(sys.argv[2]))
     control = socket.socket(fileno=int(sys.argv[1]))
     received = channel.receive(control)
     if received is None:

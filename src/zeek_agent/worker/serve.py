@@ -11,8 +11,9 @@ import socket
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
@@ -36,14 +37,17 @@ from zeek_agent.containment.messages import (
     StatementFailed,
 )
 from zeek_agent.containment.protections import WorkerClass, WorkerLimits
+from zeek_agent.database.encodings import FRAME_BYTES_MAX, OMISSIONS_BYTES_MAX
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
-from zeek_agent.errors import SqlError, ZeekAgentError
+from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
 from zeek_agent.host.linux import host_sockets
 from zeek_agent.osquery import imported_tables
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.recording.sockets import conntrack
+from zeek_agent.results.comparison import Comparison, RowChange, compare
+from zeek_agent.results.reader import ResultReader
 from zeek_agent.table import TableContext
 from zeek_agent.table_declarations import declared
 from zeek_agent.text import clipped
@@ -55,13 +59,17 @@ if TYPE_CHECKING:
 
     from zeek_agent.access import AccessPolicy
     from zeek_agent.config import Config
-    from zeek_agent.database.encodings import FrameBatch
+    from zeek_agent.database.encodings import Encoding, FrameBatch
     from zeek_agent.database.results import ResultColumn
     from zeek_agent.database.sql_connection import StreamedStatement
+    from zeek_agent.host.files.reads import Omissions
     from zeek_agent.table import Table
 
 LOG_LINES_PER_SECOND: Final = 10
 LOG_CHARACTERS: Final = 2_000
+ERROR_CHARACTERS: Final = 10_000
+FRAMES_PER_MESSAGE: Final = 10_000
+"""Their lengths fit into a packet."""
 NICENESS: Final = 5
 """Of snapshot workers: a scan of the host can wait, events cannot."""
 SPOOL_SHARE: Final = 4
@@ -77,6 +85,16 @@ class Shared:
     config: Config
     access: AccessPolicy
     tables: Sequence[Table]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStatement:
+    """A statement that has ended well, and its rows."""
+
+    columns: Sequence[ResultColumn]
+    rows: ResultWriter
+    streamed: StreamedStatement
+    run: Run
 
 
 class StoreAt:
@@ -119,7 +137,7 @@ class Worker:
         logging.getLogger("zeek_agent").addHandler(AgentLog(self._send))
 
     def start(self, parent: int) -> None:
-        """Open the event store where this worker reads it, give up privileges, and report that it is ready.
+        """Open the event store where this worker reads it, drop privileges, and report that it is ready.
 
         `parent` is the process that must be alive.
         """
@@ -189,7 +207,7 @@ class Worker:
                 case Compile():
                     self._compile(message)
                 case RunStatement():
-                    self._run(message, descriptors[0])
+                    self._run(message, *descriptors)
         except ZeekAgentError as error:
             self._fail(type(error).__name__, str(error))
         except OSError as error:
@@ -202,7 +220,7 @@ class Worker:
         return True
 
     def _fail(self, kind: str, text: str, *, spent: bool = False) -> None:
-        self._send(StatementFailed(self._statement, kind, text, spent))
+        self._send(StatementFailed(self._statement, kind, clipped(text, ERROR_CHARACTERS), spent))
 
     def _compile(self, message: Compile) -> None:
         run = self._started(Run(self._limits))
@@ -210,42 +228,63 @@ class Worker:
         columns = [(column.name, str(column.type)) for column in statement.columns]
         self._send(CompiledStatement(message.id, columns, sorted(statement.tables)))
 
-    def _run(self, message: RunStatement, spool: int) -> None:
+    def _run(self, message: RunStatement, spool: int, delta: int = -1) -> None:
         run = self._started(Run(self._limits))
         run.scans_since = message.scans_since
         rows = ResultWriter(spool)
         streamed = self._sql(Profile(message.profile)).stream(message.sql, run, rows, message.window)
-        columns = rows.settle(streamed.headings, run.errors)
-        change = None if message.change is None else Change(message.change)
-        if rows.is_complete:
-            fitting = list(rows.rows(change))
-            self._send(self._head(columns, len(fitting), streamed, run))
-            self._send_batches(self._write(rows, frames(columns, iter(fitting), message.encoding)))
+        finished = FinishedStatement(rows.settle(streamed.headings, run.errors), rows, streamed, run)
+        if message.comparison is not None:
+            self._send_differences(finished, message.encoding, message.comparison, delta)
         else:
-            batches = list(self._write(rows, frames(columns, rows.rows(change), message.encoding)))
-            self._send(self._head(columns, sum(batch.rows for batch in batches), streamed, run))
-            self._send_batches(batches)
+            self._send_rows(finished, message.encoding, None if message.change is None else Change(message.change))
         used = resource.getrusage(resource.RUSAGE_SELF)
         self._send(Finished(message.id, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024))
 
-    def _head(
-        self, columns: Sequence[ResultColumn], count: int, streamed: StreamedStatement, run: Run
-    ) -> messages.Head:
+    def _send_rows(self, finished: FinishedStatement, encoding: Encoding, change: Change | None) -> None:
+        """Send all rows: frames of a small result as they are encoded, those of a large one at the end."""
+        rows, columns = finished.rows, finished.columns
+        if rows.is_complete:
+            fitting = list(rows.rows(change))
+            self._send(self._head(finished, len(fitting)))
+            self._send_batches(_write(self._statement, rows, frames(columns, iter(fitting), encoding)))
+        else:
+            batches = list(_write(self._statement, rows, frames(columns, rows.rows(change), encoding)))
+            self._send(self._head(finished, sum(batch.rows for batch in batches)))
+            self._send_batches(batches)
+
+    def _send_differences(
+        self, finished: FinishedStatement, encoding: Encoding, comparison: Comparison, delta: int
+    ) -> None:
+        """Send how the result differs from the stored one, and leave the difference in the delta file."""
+        rows, columns = finished.rows, finished.columns
+        with ExitStack() as stack:
+            difference = compare(
+                comparison.basis,
+                tuple((column.name, str(column.type)) for column in columns),
+                (row for _, row in rows.rows(None)),  # type: ignore[misc]
+                delta,
+                reporting=comparison.reporting,
+                reported=comparison.reported,
+                omissions=lambda: finished.streamed.files,
+                reader=cache(lambda: stack.enter_context(ResultReader(comparison.basis.uri))),
+            )
+            changes = ((_CHANGES[change], cells) for change, cells in difference.changes())
+            batches = list(_write(self._statement, rows, frames(columns, changes, encoding)))
+        self._send(self._head(finished, sum(batch.rows for batch in batches), difference.delta_bytes))
+        self._send_batches(batches)
+
+    def _head(self, finished: FinishedStatement, count: int, delta_bytes: int = 0) -> Head:
+        streamed = finished.streamed
         return Head(
             self._statement,
-            [(column.name, str(column.type)) for column in columns],
+            [(column.name, str(column.type)) for column in finished.columns],
             count,
             streamed.size,
-            list(run.errors.texts()),
-            _encode(streamed.files) if streamed.files else b"",
+            list(finished.run.errors.texts()),
+            _write_files(finished.rows, streamed.files) if streamed.files else None,
+            delta_bytes,
         )
-
-    def _write(self, rows: ResultWriter, batches: Iterator[FrameBatch]) -> Iterator[SpoolBatch]:
-        """Write frames to the spool and describe where they are."""
-        for batch in batches:
-            lengths = array("I", map(len, batch.frames)).tobytes()
-            offset = rows.write(b"".join(batch.frames))
-            yield SpoolBatch(self._statement, offset, lengths, batch.rows)
 
     def _send_batches(self, batches: Iterable[SpoolBatch]) -> None:
         for batch in batches:
@@ -273,7 +312,35 @@ class Worker:
         return connection
 
     def _send(self, message: messages.FromWorker) -> None:
-        channel.send(self._connection, messages.encode(message))
+        body = messages.encode(message)
+        if len(body) > channel.INLINE_BYTES:
+            raise LimitError(f"the names of the result's columns take more than {channel.INLINE_BYTES} bytes")
+        channel.send(self._connection, body)
+
+
+def _write(statement: int, rows: ResultWriter, batches: Iterator[FrameBatch]) -> Iterator[SpoolBatch]:
+    """Write frames to the spool and describe where they are. Raises LimitError for a frame that is too long."""
+    for batch in batches:
+        lengths = array("I", map(len, batch.frames))
+        if max(lengths) > FRAME_BYTES_MAX:
+            raise LimitError(f"a row takes {max(lengths)} bytes when encoded, more than {FRAME_BYTES_MAX}")
+        offset = rows.write_all(batch.frames)
+        for start in range(0, len(lengths), FRAMES_PER_MESSAGE):
+            part = lengths[start : start + FRAMES_PER_MESSAGE]
+            count = batch.rows if len(lengths) <= FRAMES_PER_MESSAGE else len(part)
+            yield SpoolBatch(statement, offset, part.tobytes(), count)
+            offset += sum(part)
+
+
+def _write_files(rows: ResultWriter, files: Omissions) -> tuple[int, int]:
+    """Write the omissions of files to the spool, without the paths if there are too many: where they are."""
+    packed = _encode(files)
+    if len(packed) > OMISSIONS_BYTES_MAX:
+        packed = _encode(replace(files, unread=frozenset(), all_paths=False))
+    return rows.write(packed), len(packed)
+
+
+_CHANGES: Final = {RowChange.GONE: Change.DELETE, RowChange.NEW: Change.ADD, None: None}
 
 
 class AgentLog(logging.Handler):
