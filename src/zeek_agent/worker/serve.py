@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import resource
 import select
 import socket
 import time
@@ -238,6 +237,8 @@ class Worker:
             self._send_differences(finished, message.encoding, message.comparison, delta)
         else:
             self._send_rows(finished, message.encoding, None if message.change is None else Change(message.change))
+        import resource
+
         used = resource.getrusage(resource.RUSAGE_SELF)
         self._send(Finished(message.id, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024))
 
