@@ -267,7 +267,6 @@ class WorkerProcess:
             case CompiledStatement() if (
                 message.id == self._id and self._request is not None and not self._request.files
             ):
-                self.succeeded = True
                 self._resolve(message)
                 self._free()
             case Head() if message.id == self._id and self._request is not None and self._request.files:
