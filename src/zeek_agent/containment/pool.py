@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
 from zeek_agent.containment import spool
 from zeek_agent.containment.channel import close_all
+from zeek_agent.containment.cpu_share import CpuShare
 from zeek_agent.containment.messages import Exited, Imports, RunStatement, Setup, Spawn
 from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.worker_process import KillCause, NeedHandler, WorkerProcess, WorkerState
@@ -126,6 +127,7 @@ class WorkerPool:
         self._waiting: dict[Place, int] = {}
         """How many statements wait, by place: the place comes first that has waited longest for a turn."""
         self._resting: OrderedDict[StatementKey, Rest] = OrderedDict()
+        self._shares: dict[str, CpuShare] = {}
         self._expiry: asyncio.TimerHandle | None = None
         self._restart_after = 0.0
         self._restart_pause = RESTART_SECONDS[0]
@@ -211,7 +213,21 @@ class WorkerPool:
         self, recipient: str, kind: WorkerClass, sql: str, work: Callable[[WorkerProcess], Awaitable[T]]
     ) -> T:
         key = (recipient, hashlib.sha256(sql.encode(errors="surrogatepass")).digest())
+        self._refuse_resting(key)
+        if (seconds := self._share_of(recipient).wait_seconds) > 0:
+            await asyncio.sleep(seconds)
         return await work(await self._acquire(key, kind))
+
+    def _share_of(self, recipient: str) -> CpuShare:
+        share = self._shares.get(recipient)
+        if share is None:
+            share = self._shares[recipient] = CpuShare(self._limits.cpu)
+        return share
+
+    def _charge(self, worker: WorkerProcess) -> None:
+        """Count the processor time that the worker has used since this was last called."""
+        if (seconds := worker.take_uncharged_cpu()) > 0:
+            self._share_of(worker.recipient).use(seconds)
 
     def _refuse_resting(self, key: StatementKey) -> None:
         rest = self._resting.get(key)
@@ -391,6 +407,7 @@ class WorkerPool:
 
     def _freed(self, worker: WorkerProcess) -> None:
         """A worker has ended its statement, or itself."""
+        self._charge(worker)
         if worker.state is WorkerState.DEAD:
             del self._workers[worker.number], self._bound_to[worker.number]
             if worker.cause not in (None, KillCause.CLOSED, KillCause.CANCELLED):
@@ -420,6 +437,7 @@ class WorkerPool:
         worker = self._workers.get(exited.worker)
         if worker is not None:
             worker.cpu, worker.peak = exited.cpu, exited.peak
+            self._charge(worker)
 
     def _zygote_lost(self) -> None:
         """Workers die with the zygote; a new one is started after a pause."""
@@ -445,6 +463,7 @@ class WorkerPool:
         for worker in self.processes:
             if worker.state is WorkerState.IDLE and now - worker.idle_since > WORKER_IDLE_SECONDS:
                 self._retire(worker)
+        self._shares = {recipient: share for recipient, share in self._shares.items() if not share.is_full}
         if self._workers or self._starting.total():
             self._empty_since = None
         elif self._empty_since is None:

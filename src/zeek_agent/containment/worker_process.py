@@ -115,6 +115,7 @@ class WorkerProcess:
         self.since = time.time()
         self.statements = 0
         self.cpu = 0.0
+        self._charged_cpu = 0.0
         self.peak = 0
         self.protections: Protections | None = None
         self.busy_since = self.idle_since = time.monotonic()
@@ -164,6 +165,11 @@ class WorkerProcess:
         self.state = WorkerState.BUSY
         self.statement, self.succeeded = statement, False
         self.busy_since = time.monotonic()
+
+    def take_uncharged_cpu(self) -> float:
+        """Processor seconds used since this was last called, as far as the worker or the zygote has reported them."""
+        seconds, self._charged_cpu = self.cpu - self._charged_cpu, self.cpu
+        return seconds
 
     def release(self) -> None:
         """The statement that it was reserved for does not come."""

@@ -27,6 +27,7 @@ from zeek_agent.containment.messages import (
     Finished,
     Give,
     Head,
+    Imports,
     LogLine,
     Need,
     RunStatement,
@@ -41,6 +42,7 @@ from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
 from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
+from zeek_agent.host.files import statx
 from zeek_agent.host.linux import host_sockets
 from zeek_agent.osquery import imported_tables
 from zeek_agent.queries.subscriptions import Change
@@ -62,7 +64,6 @@ if TYPE_CHECKING:
     from zeek_agent.database.results import ResultColumn
     from zeek_agent.database.sql_connection import StreamedStatement
     from zeek_agent.host.files.reads import Omissions
-    from zeek_agent.table import Table
 
 LOG_LINES_PER_SECOND: Final = 10
 LOG_CHARACTERS: Final = 2_000
@@ -83,7 +84,7 @@ class Shared:
     setup: Setup
     config: Config
     access: AccessPolicy
-    tables: Sequence[Table]
+    catalog: Catalog
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +120,14 @@ class Worker:
         self._statement = 0
         self._scans = SharedScans()
         imports = spawn.imports
-        tables = [
-            *shared.tables,
-            *declared(imports.events),
-            *imported_tables.tables_from(imports.osquery, self._dial_osquery, shared.access.redact),
-        ]
-        self._catalog = Catalog.of(spawn.generation, tables, imports.gone)
+        self._catalog = shared.catalog
+        if imports != Imports():
+            tables = [
+                *shared.catalog.tables.values(),
+                *declared(imports.events),
+                *imported_tables.tables_from(imports.osquery, self._dial_osquery, shared.access.redact),
+            ]
+            self._catalog = Catalog.of(spawn.generation, tables, imports.gone)
         self._store = StoreAt(spawn.store_uri) if spawn.store_uri else None
         agent = AgentProxy(shared.setup, self.ask, self._catalog.tables.values, spawn.store_uri)
         self._context = TableContext(agent, shared.access)
@@ -152,6 +155,7 @@ class Worker:
             account=self._shared.setup.account,
             limits=WorkerLimits(limits.worker_bytes, SPOOL_SHARE * limits.result_bytes),
         )
+        statx.probe_again()
         self._send(messages.Ready(protections))
 
     def serve(self) -> None:
