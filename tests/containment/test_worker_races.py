@@ -268,6 +268,18 @@ async def test_no_process_outlives_a_killed_agent(tmp_path: Path, stopped: bool)
         await until(lambda: not any(map(is_running, pids)))
 
 
+async def test_a_killed_statement_costs_its_recipient_processor_time(tmp_path: Path) -> None:
+    """Its worker cannot report it any more, so the zygote does."""
+    from test_workers import SLOW
+
+    async with contained(tmp_path, limits=LimitSettings(time=0.2)) as database:
+        with pytest.raises(LimitError, match="was killed"):
+            await database.query(SLOW, origin="ws://hostile")
+        share = database.pool._share_of("ws://hostile")
+        await until(lambda: share._saved < 19)
+        assert not database.pool._unaccounted
+
+
 async def test_a_clock_that_jumps_changes_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from test_workers import SLOW
 

@@ -117,7 +117,7 @@ class ContainedDatabase(SqlDatabase):
         bounds = dict(window) if window else None
         run = RunStatement(0, sql, profile.value, encoding, change, bounds, since, comparison)  # type: ignore[arg-type]
         try:
-            return await self.pool.run(recipient_of(origin), kind, run)
+            return await self.pool.run(recipient_of(origin), kind, run, opens_files=self._opens_files(statement))
         except AccessDeniedError as error:
             audit_refusal(sql, origin, error)
             raise
@@ -149,6 +149,15 @@ class ContainedDatabase(SqlDatabase):
         tables = self._catalog.tables
         return bool(statement.tables) and all(
             name in tables and tables[name].kind == "events" for name in statement.tables
+        )
+
+    def _opens_files(self, statement: Statement) -> bool:
+        """Whether it reads a table that is given patterns of paths, or one that has just gone."""
+        tables = self._catalog.readable()
+        return any(
+            name not in tables
+            or any(parameter.name == "pattern" for parameter in self._catalog.tables[tables[name]].parameters)
+            for name in statement.tables
         )
 
     def _bound(self) -> SpawnSettings:

@@ -47,7 +47,7 @@ SECOND_WORKER_SECONDS: Final = 1.0
 """A recipient's second snapshot worker is started once the first has been busy that long."""
 SHUTDOWN_SECONDS: Final = 0.5
 ABANDONED_MAX: Final = 4
-"""Abandoned processes; with so many, no more snapshot workers are started until one is gone."""
+"""Abandoned processes; with so many, statements that open files are not run until one is gone."""
 REST_SECONDS: Final = 60.0
 REST_GROWTH: Final = 4
 REST_SECONDS_MAX: Final = 600.0
@@ -121,6 +121,8 @@ class WorkerPool:
         self._zygote: Zygote | None = None
         self._workers: dict[int, WorkerProcess] = {}
         self._bound_to: dict[int, SpawnSettings] = {}
+        self._unaccounted: dict[int, WorkerProcess] = {}
+        """Dead ones whose processor time the zygote has yet to report."""
         self._starting: Counter[Place] = Counter()
         self._number = 0
         self._sleepers: list[asyncio.Future[None]] = []
@@ -145,8 +147,16 @@ class WorkerPool:
             recipient, WorkerClass.SNAPSHOTS, sql, lambda worker: worker.compile(sql, profile, seconds)
         )
 
-    async def run(self, recipient: str, kind: WorkerClass, statement: RunStatement) -> EncodedResult:
-        """Run a statement: returns once it has ended well, while frames may still be written. Raises SqlError."""
+    async def run(
+        self, recipient: str, kind: WorkerClass, statement: RunStatement, *, opens_files: bool = True
+    ) -> EncodedResult:
+        """Run a statement: returns once it has ended well, while frames may still be written. Raises SqlError.
+
+        `opens_files` is whether it reads a table that opens paths, which may lead to a file system that hangs.
+        """
+        abandoned = sum(worker.state is WorkerState.ABANDONED for worker in self.processes)
+        if opens_files and abandoned >= ABANDONED_MAX:
+            raise SqlError(f"not run: {abandoned} processes wait in the kernel, for file systems that do not answer")
 
         async def run(worker: WorkerProcess) -> EncodedResult:
             files: list[int] = []
@@ -348,9 +358,6 @@ class WorkerPool:
 
     async def _start(self, key: StatementKey, kind: WorkerClass) -> WorkerProcess:
         place = (key[0], kind)
-        abandoned = sum(worker.state is WorkerState.ABANDONED for worker in self.processes)
-        if abandoned >= ABANDONED_MAX and kind is WorkerClass.SNAPSHOTS:
-            raise SqlError(f"not run: {abandoned} processes wait in the kernel, for file systems that do not answer")
         if (pause := self._restart_after - time.monotonic()) > 0:
             raise SqlError(f"not run: worker processes cannot be started; next attempt in {pause:.0f} s")
         worker: WorkerProcess | None = None
@@ -410,6 +417,8 @@ class WorkerPool:
         self._charge(worker)
         if worker.state is WorkerState.DEAD:
             del self._workers[worker.number], self._bound_to[worker.number]
+            if not worker.is_accounted and self._zygote is not None:
+                self._unaccounted[worker.number] = worker
             if worker.cause not in (None, KillCause.CLOSED, KillCause.CANCELLED):
                 self.killed[worker.cause.value] += 1
                 log.warning("worker %d of %s ended: %s", worker.pid, worker.recipient, worker.cause)
@@ -434,8 +443,9 @@ class WorkerPool:
         return len(waiting) > room + ending
 
     def _exited(self, exited: Exited) -> None:
-        worker = self._workers.get(exited.worker)
+        worker = self._workers.get(exited.worker) or self._unaccounted.pop(exited.worker, None)
         if worker is not None:
+            worker.is_accounted = True
             worker.cpu, worker.peak = exited.cpu, exited.peak
             self._charge(worker)
 
@@ -445,6 +455,7 @@ class WorkerPool:
             return
         log.error("the zygote of worker processes has ended; the next is started in %g s", self._restart_pause)
         zygote, self._zygote = self._zygote, None
+        self._unaccounted.clear()
         if zygote is not None:
             self._ending = asyncio.get_running_loop().create_task(zygote.wait(START_SECONDS))
         self._restart_after = time.monotonic() + self._restart_pause

@@ -124,6 +124,8 @@ class WorkerProcess:
         """The statement that it was reserved for last."""
         self.succeeded = False
         """Whether that has run to its end."""
+        self.is_accounted = False
+        """Whether the zygote has reported its end."""
         self._limits = limits
         self._on_fault = on_fault
         self._is_signalled = False
