@@ -119,18 +119,5 @@ def test_statements_that_ran_long_ago_are_forgotten_first(monkeypatch: pytest.Mo
     monkeypatch.setattr(usage, "STATEMENTS_MAX", 2)
     accounts, keys = Accounts(), [statement_key("z", str(number)) for number in range(3)]
     for key in (keys[0], keys[1], keys[0], keys[2]):
-        accounts.begin(1, key, 1.0)
-        accounts.end(1, 1.5, 10)
+        accounts.charge(key, 0.5, 10)
     assert [accounts.of(key).cpu for key in keys] == [1.0, 0.0, 0.5]
-    accounts.end(1, 9.0, 10)
-    assert accounts.of(keys[2]).cpu == 0.5
-
-
-def test_a_worker_that_is_reaped_before_or_after_its_death_is_noticed_is_charged_once() -> None:
-    accounts, key = Accounts(), statement_key("z", "SELECT 1")
-    accounts.begin(1, key, 0.0)
-    accounts.count_kill(1)
-    accounts.end(1, 2.0, 5)
-    accounts.end(1, 3.0, 7)
-    accounts.count_kill(1)
-    assert (accounts.of(key).cpu, accounts.of(key).peak, accounts.of(key).killed) == (2.0, 5, 1)

@@ -7,18 +7,19 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 STATEMENTS_MAX: Final = 10_000
 """Statements whose use is remembered; the one that ran longest ago is forgotten first."""
 _PROCESS_CLOCK: Final = 2
 """CPUCLOCK_SCHED (include/linux/posix-timers.h): time on a processor in nanoseconds, user and system."""
 
-StatementKey = tuple[str, bytes]
+StatementKey: TypeAlias = "tuple[str, bytes]"
+"""Recipient, and digest of the statement, which may be long."""
 
 
 def statement_key(recipient: str, sql: str) -> StatementKey:
-    """Recipient and hash of the statement: it may be long."""
+    """The key of a recipient's statement."""
     return recipient, hashlib.sha256(sql.encode(errors="surrogatepass")).digest()
 
 
@@ -49,7 +50,7 @@ def memory(pid: int) -> Memory:
 
 @dataclass(slots=True)
 class StatementUsage:
-    """What a recipient's statement has used so far, compilation included."""
+    """What a recipient's statement has used so far, its compilation and the start of its workers included."""
 
     cpu: float = 0.0
     peak: int = 0
@@ -58,47 +59,25 @@ class StatementUsage:
     """Runs that ended with the death of their worker process."""
 
 
-class Charge(NamedTuple):
-    """Processor time in seconds that a recipient's statement used."""
-
-    recipient: str
-    cpu: float
-
-
 class Accounts:
-    """Charges statements with the use of the worker processes that run them, one at a time each."""
+    """The accounts of statements. A worker process runs one at a time, so what it uses is that statement's."""
 
     def __init__(self) -> None:
         self._usage: OrderedDict[StatementKey, StatementUsage] = OrderedDict()
-        self._running: dict[int, tuple[StatementKey, float]] = {}
 
     def of(self, key: StatementKey) -> StatementUsage:
         """The account of a statement; empty if it has not run."""
         return self._usage.get(key) or StatementUsage()
 
-    def begin(self, worker: int, key: StatementKey, cpu: float) -> None:
-        """A worker that has used so much processor time begins with a statement."""
-        self._running[worker] = key, cpu
-
-    def end(self, worker: int, cpu: float, peak: int) -> Charge | None:
-        """The worker's statement has ended: what it used, None if it had none. `cpu` and `peak` are the worker's."""
-        begun = self._running.pop(worker, None)
-        if begun is None:
-            return None
-        key, before = begun
-        usage, used = self._opened(key), max(0.0, cpu - before)
-        usage.cpu += used
+    def charge(self, key: StatementKey, cpu: float, peak: int) -> None:
+        """A statement has used processor time, in a worker with this maximum of resident memory."""
+        usage = self._opened(key)
+        usage.cpu += cpu
         usage.peak = max(usage.peak, peak)
-        return Charge(key[0], used)
 
-    def count_kill(self, worker: int) -> None:
-        """The worker was killed because of its statement. Its use is not known yet: `end` follows."""
-        if (begun := self._running.get(worker)) is not None:
-            self._opened(begun[0]).killed += 1
-
-    def forget_running(self) -> None:
-        """The use of workers that have ended will not be reported."""
-        self._running.clear()
+    def count_kill(self, key: StatementKey) -> None:
+        """The statement's worker was killed because of it."""
+        self._opened(key).killed += 1
 
     def _opened(self, key: StatementKey) -> StatementUsage:
         usage = self._usage.setdefault(key, StatementUsage())
