@@ -257,7 +257,7 @@ class WorkerPool:
 
     def _charge(self, worker: WorkerProcess) -> None:
         """Count the processor time that the worker has used since this was last called, and its memory."""
-        if worker.state is not WorkerState.DEAD:
+        if worker.state is not WorkerState.DEAD and not worker.is_accounted:
             worker.cpu = cpu_seconds(worker.pid) or worker.cpu
             if not worker.succeeded:
                 worker.peak = max(worker.peak, memory(worker.pid).peak)
@@ -535,7 +535,7 @@ def _status_of(worker: WorkerProcess) -> WorkerStatus:
         state=worker.state.value,
         since=worker.since,
         statements=worker.statements,
-        cpu=cpu_seconds(worker.pid) or worker.cpu,
+        cpu=worker.cpu if worker.is_accounted else cpu_seconds(worker.pid) or worker.cpu,
         resident_bytes=used.resident,
         peak_bytes=max(used.peak, worker.peak),
         uid=None if shown is None else shown.uid,

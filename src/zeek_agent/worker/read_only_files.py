@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 
@@ -27,6 +26,8 @@ def _written_files() -> list[int]:
 
 
 def _is_written_file(descriptor: int) -> bool:
+    import fcntl
+
     try:
         is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
     except OSError:
