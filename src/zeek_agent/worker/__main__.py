@@ -21,6 +21,7 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import Config
 from zeek_agent.containment import channel, messages
 from zeek_agent.containment.messages import Exited, Setup, Spawn, Spawned
+from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.tables import builtin_tables, plugin_tables
 from zeek_agent.worker.serve import Shared, Worker
 
@@ -75,6 +76,11 @@ class Zygote:
             for descriptor in self._wakeup:
                 os.close(descriptor)
             self._control.close()
+            if spawn.kind is WorkerClass.COLLECTOR:
+                from zeek_agent.collector import process
+
+                process.run(connection, parent)
+                os._exit(0)
             worker = Worker(connection, self._shared, spawn)
             worker.start(parent)
             worker.serve()
@@ -99,7 +105,8 @@ class Zygote:
 
 def main() -> None:
     """The socket to the agent is the descriptor whose number is the only argument."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a terminal or a service to end the agent
+        signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     received = channel.receive(control)
     if received is None:
