@@ -154,7 +154,7 @@ class Agent:
         return bridge
 
     def _prepare_collector(self) -> None:
-        """Make the embedded collector; its process starts when its connection is dialled. Raises UsageError for a bad pack."""
+        """Make the embedded collector; its process starts when it is dialled. Raises UsageError for a bad pack."""
         from zeek_agent.collector import pack
         from zeek_agent.collector.embedded import EmbeddedCollector
         from zeek_agent.collector.summary import show

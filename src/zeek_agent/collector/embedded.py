@@ -105,34 +105,29 @@ class EmbeddedCollector:
         await asyncio.gather(*self._reports, return_exceptions=True)
 
     async def _launch(self) -> None:
+        """Start a process and wait until it is confined. Raises ZeekAgentError, and shows the reason in `stats`."""
         try:
-            process = await CollectorProcess.start(self._start, self._note, self._lost)
+            self._process = await self._launched()
         except ZeekAgentError as error:
-            self._failed(error)
+            self.stats = replace(self.stats, disk_errors=self.stats.disk_errors + 1, disk_error=str(error))
             raise
+
+    async def _launched(self) -> CollectorProcess:
+        process = await CollectorProcess.start(self._start, self._note, self._lost)
+        level = logging.getLogger("zeek_agent").getEffectiveLevel()
         try:
-            process.send(
-                Begin(self._settings, self._pack, os.getpid(), logging.getLogger("zeek_agent").getEffectiveLevel())
-            )
+            process.send(Begin(self._settings, self._pack, os.getpid(), level))
             async with asyncio.timeout(READY_SECONDS):
                 await asyncio.shield(process.ready)
-        except TimeoutError:
+        except BaseException as reason:
             process.discard()
-            error = ZeekAgentError(f"{self.logs} does not answer: its process was not ready after {READY_SECONDS:g} s")
-            self._failed(error)
-            raise error from None
-        except (ZeekAgentError, OSError) as reason:
-            process.discard()
-            error = reason if isinstance(reason, ZeekAgentError) else ZeekAgentError(f"its process has ended: {reason}")
-            self._failed(error)
-            raise error from None
-        except BaseException:
-            process.discard()
+            if isinstance(reason, TimeoutError):
+                text = f"{self.logs} does not answer: its process was not ready after {READY_SECONDS:g} s"
+                raise ZeekAgentError(text) from None
+            if isinstance(reason, OSError):
+                raise ZeekAgentError(f"its process has ended: {reason}") from reason
             raise
-        self._process = process
-
-    def _failed(self, error: ZeekAgentError) -> None:
-        self.stats = replace(self.stats, disk_errors=self.stats.disk_errors + 1, disk_error=str(error))
+        return process
 
     def _note(self, stats: CollectorStats) -> None:
         error = stats.disk_error
@@ -151,7 +146,7 @@ class EmbeddedCollector:
 
 
 class CollectorProcess:
-    """One process of the collector. `note` is called with its figures, `lost` when it has ended and was ready before."""
+    """One process of the collector. `note` is called with its figures, `lost` at an end that nobody asked for."""
 
     def __init__(
         self, started: Started, note: Callable[[CollectorStats], None], lost: Callable[[CollectorProcess], None]

@@ -34,6 +34,8 @@ class Zygote:
         config = msgspec.msgpack.decode(setup.config, type=Config)
         access = AccessPolicy(config.access, setup.protected)
         self._shared = Shared(setup, config, access, [*builtin_tables(), *plugin_tables()])
+        if not config.zeek.destinations:
+            from zeek_agent.collector import process  # noqa: F401 - shared with the embedded collector's process
         self._workers: dict[int, int] = {}
         self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
