@@ -13,6 +13,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import apsw
+
 from zeek_agent import __version__, heap, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
@@ -33,6 +35,9 @@ from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.recording.supervisor import Supervisor
+from zeek_agent.results.snapshots import take_snapshots
+from zeek_agent.results.state import ResultStateError
+from zeek_agent.results.store import ResultStore
 from zeek_agent.signals import stop_signals
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
@@ -107,9 +112,11 @@ class Agent:
             iterators=lambda: iterators.loaded_iterators() is not None,
         )
         self.supervisor = Supervisor(config.sources, self.store, redact=access.redact)
+        self.results = ResultStore(places.results, config.limits.state_bytes)
         self.runner = QueryRunner(
             self.database,
             self.store,
+            results=self.results,
             drain=Coalesced(self._drain),
             formerly={str(EMBEDDED): formerly_embedded(config.collector.listen)},
         )
@@ -132,6 +139,8 @@ class Agent:
         log.info("zeek-agent %s, agent %s, state in %s", __version__, self.id, self._places.state)
         parts = self._parts
         parts.push_async_callback(asyncio.to_thread, self.store.close)
+        parts.push_async_callback(asyncio.to_thread, self.results.close)
+        await asyncio.to_thread(self._take_snapshots)
         parts.push_async_callback(self.database.aclose)
         parts.push_async_callback(asyncio.to_thread, self.supervisor.stop)
         await asyncio.to_thread(self.supervisor.start)
@@ -142,6 +151,13 @@ class Agent:
         await self._start_control()
         for url in self._config.zeek.destinations or (EMBEDDED,):
             self._connect(url)
+
+    def _take_snapshots(self) -> None:
+        """Take over what an earlier release kept in the event store; without it, queries start over."""
+        try:
+            take_snapshots(self.results, self.store, self._places.state)
+        except (ResultStateError, apsw.Error, OSError) as error:
+            log.warning("last results of queries cannot be taken over from the event store: %s", error)
 
     def _start_bridge(self) -> Bridge | None:
         """Start the osquery bridge, unless it is disabled."""
@@ -288,6 +304,8 @@ class Agent:
             "state_dir": str(self._places.state),
             "store": {name: counters.stored for name, counters in self.store.counters.items()},
             "store_notice": self.store.notice,
+            "results_notice": self.results.notice,
+            "results_bytes": self.results.usage().bytes,
             "collector": None if self._collector is None else str(self._collector.logs),
             "collector_error": None if self._collector is None else self._collector.stats.disk_error,
             "collector_pid": None if self._collector is None else self._collector.pid,

@@ -58,7 +58,9 @@ async def test_an_error_of_a_statement_is_reported_as_such(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("rows", [7, 200_000])
 async def test_a_large_result_is_complete_and_in_order(tmp_path: Path, rows: int) -> None:
-    sql = MANY_ROWS.format(rows=rows, columns="i AS \"n:count\", CASE WHEN i = 1 THEN NULL ELSE 'row ' || i END AS late")
+    sql = MANY_ROWS.format(
+        rows=rows, columns="i AS \"n:count\", CASE WHEN i = 1 THEN NULL ELSE 'row ' || i END AS late"
+    )
     async with contained(tmp_path) as database:
         result = await database.query(sql)
     assert [row[0] for row in result.rows] == list(range(1, rows + 1))

@@ -133,7 +133,7 @@ class Iterators(IteratorReader):
     """The loaded object. Any thread may ask."""
 
     def __init__(self) -> None:
-        """Load it; what is asked for first is attached then. Raises OSError."""
+        """Load it; each iterator is attached on first use. Raises OSError."""
         self._lock = threading.Lock()
         self._attached: set[str] = set()
         self._object = BpfObject("iterators")

@@ -6,7 +6,6 @@ A body that is too long for one packet travels in a sealed memory file whose des
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 from collections.abc import Sequence
@@ -39,6 +38,8 @@ def send(channel: socket.socket, body: bytes, descriptors: Sequence[int] = ()) -
     if len(body) <= INLINE_BYTES:
         socket.send_fds(channel, [_INLINE + body], descriptors)
         return
+    import fcntl
+
     file = os.memfd_create("zeek-agent", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(file, "wb", closefd=False) as stream:
@@ -81,6 +82,8 @@ def close_all(descriptors: Sequence[int]) -> None:
 
 
 def _read_file(file: int) -> bytes:
+    import fcntl
+
     try:
         seals = fcntl.fcntl(file, fcntl.F_GET_SEALS)
         size = os.fstat(file).st_size

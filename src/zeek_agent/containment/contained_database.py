@@ -17,6 +17,7 @@ from zeek_agent.database.encodings import Encoding, RowsEncoding
 from zeek_agent.database.results import Result, ResultColumn, Statement
 from zeek_agent.database.sql_connection import Profile
 from zeek_agent.errors import AccessDeniedError
+from zeek_agent.results.comparison import Comparison
 from zeek_agent.schema import ZeekType
 from zeek_agent.table_declarations import declare
 
@@ -65,6 +66,8 @@ class ContainedDatabase(SqlDatabase):
         self._compiled: OrderedDict[tuple[str, Profile, int], Statement] = OrderedDict()
         self.pool = WorkerPool(setup, self.limits, self._bound, need, directory)
 
+    compares_results = True
+
     async def prepare(
         self, sql: str, *, profile: Profile = Profile.FULL, lane: Lane = Lane.SNAPSHOTS, origin: str = "local"
     ) -> Statement:
@@ -98,15 +101,17 @@ class ContainedDatabase(SqlDatabase):
         window: Mapping[str, tuple[int, int]] | None = None,
         origin: str = "local",
         change: str | None = None,
+        comparison: Comparison | None = None,
     ) -> EncodedResult:
         self.check_length(sql, origin)
         self._log_statement(sql, origin)
         asked_at = time.monotonic()
         statement = await self._compile(sql, profile, origin)
-        kind = WorkerClass.EVENTS if self._reads_only_events(statement) else WorkerClass.SNAPSHOTS
+        is_contained = comparison is None and self._reads_only_events(statement)
+        kind = WorkerClass.EVENTS if is_contained else WorkerClass.SNAPSHOTS
         since = asked_at if lane is Lane.LOCAL else asked_at - SHARED_SECONDS
         bounds = dict(window) if window else None
-        run = RunStatement(0, sql, profile.value, encoding, change, bounds, since)  # type: ignore[arg-type]
+        run = RunStatement(0, sql, profile.value, encoding, change, bounds, since, comparison)  # type: ignore[arg-type]
         try:
             return await self.pool.run(recipient_of(origin), kind, run)
         except AccessDeniedError as error:

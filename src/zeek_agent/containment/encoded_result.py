@@ -25,13 +25,27 @@ if TYPE_CHECKING:
 _decode_files: Final = msgspec.msgpack.Decoder(Omissions).decode
 
 
+class DeltaDescriptor:
+    """A delta file that a worker has written; `length` is 0 if nothing has changed."""
+
+    def __init__(self, file: int, length: int) -> None:
+        self.file = file
+        self.length = length
+        self._close = weakref.finalize(self, os.close, file)
+
+    def close(self) -> None:
+        self._close()
+
+
 class EncodedResult:
     """A result that is not in this process. Frames are read from the spool each time they are iterated.
 
     `size_bytes` is the size of the packed rows, `row_count` their number.
     """
 
-    def __init__(self, file: int, head: Head) -> None:
+    def __init__(self, file: int, head: Head, delta: DeltaDescriptor | None = None) -> None:
+        self.delta = delta
+        """The difference from the stored result, to be applied once the rows are delivered."""
         self.columns = tuple(ResultColumn(name, ZeekType.parse(kind)) for name, kind in head.columns)
         self.row_count = head.rows
         self.size_bytes = head.size_bytes
@@ -67,7 +81,7 @@ class EncodedResult:
         self._close()
 
     def add(self, batch: SpoolBatch) -> None:
-        """The worker has written these frames. Raises ChannelError if the message makes no sense."""
+        """The worker has written these frames. Raises ChannelError if the message contradicts the spool."""
         lengths = array("I")
         lengths.frombytes(batch.lengths)
         end = batch.offset + sum(lengths)

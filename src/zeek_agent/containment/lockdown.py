@@ -8,7 +8,6 @@ call. A step that this host cannot do (an ordinary user, a kernel without Landlo
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import stat
 import time
@@ -37,10 +36,10 @@ _SET_BOUNDING: Final = kernel.capability_mask(("CAP_SETPCAP",))
 _SECUREBITS: Final = 0x1 | 0x2 | 0x40 | 0x80
 """SECBIT_NOROOT and SECBIT_NO_CAP_AMBIENT_RAISE, both locked: uid 0 and execve(2) give no capabilities."""
 _LIMITS: Final = {
-    "data": resource.RLIMIT_DATA,
-    "fsize": resource.RLIMIT_FSIZE,
-    "core": resource.RLIMIT_CORE,
-    "nofile": resource.RLIMIT_NOFILE,
+    "data": "RLIMIT_DATA",
+    "fsize": "RLIMIT_FSIZE",
+    "core": "RLIMIT_CORE",
+    "nofile": "RLIMIT_NOFILE",
 }
 
 
@@ -128,12 +127,21 @@ def _grants(worker_class: WorkerClass, needs: Needs, log_directory: str | None, 
 
 
 def _set_limits(limits: WorkerLimits) -> None:
+    import resource
+
     wanted = {"data": limits.data_bytes, "fsize": limits.file_bytes, "core": 0, "nofile": limits.open_files}
     for name, value in wanted.items():
         if value is not None:
-            _, hard = resource.getrlimit(_LIMITS[name])
+            number = getattr(resource, _LIMITS[name])
+            _, hard = resource.getrlimit(number)
             most = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(_LIMITS[name], (most, most))
+            resource.setrlimit(number, (most, most))
+
+
+def _read_limits() -> dict[str, int]:
+    import resource
+
+    return {name: resource.getrlimit(getattr(resource, number))[0] for name, number in _LIMITS.items()}
 
 
 def _set_oom_score(report: _Report) -> None:
@@ -231,7 +239,7 @@ def _read_back(worker_class: WorkerClass, wanted: tuple[str, ...], report: _Repo
         no_new_privileges=kernel.prctl(kernel.PR_GET_NO_NEW_PRIVS) == 1,
         seccomp=kernel.prctl(kernel.PR_GET_SECCOMP),
         landlock_abi=report.landlock_abi,
-        limits={name: resource.getrlimit(number)[0] for name, number in _LIMITS.items()},
+        limits=_read_limits(),
         oom_score_adj=report.oom_score_adj,
         dumpable=kernel.prctl(kernel.PR_GET_DUMPABLE) != 0,
         missing=tuple(report.missing),

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from zeek_agent.containment.protections import Protections, WorkerAccount, WorkerClass
 from zeek_agent.database.encodings import Encoding
+from zeek_agent.results.comparison import Comparison
 
 # Agent to zygote
 
@@ -88,7 +89,7 @@ class Compile(Struct, frozen=True, tag="compile"):
 
 
 class RunStatement(Struct, frozen=True, tag="run"):
-    """Run a statement. Comes with the spool as a descriptor."""
+    """Run a statement. Comes with the spool as a descriptor, and with the delta file if there is a comparison."""
 
     id: int
     sql: str
@@ -100,6 +101,7 @@ class RunStatement(Struct, frozen=True, tag="run"):
     """Bounds of `seq` by event table."""
     scans_since: float
     """Monotonic clock: a scan that began earlier is not shared."""
+    comparison: Comparison | None = None
 
 
 class Give(Struct, frozen=True, tag="give"):
@@ -140,6 +142,8 @@ class Head(Struct, frozen=True, tag="head"):
     errors: list[str]
     files: bytes
     """The omissions of files, as msgpack; empty when there are none."""
+    delta_bytes: int = 0
+    """Length of the delta file; 0 for none."""
 
 
 class SpoolBatch(Struct, frozen=True, tag="batch"):

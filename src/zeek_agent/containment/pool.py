@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from zeek_agent.containment import spool
+from zeek_agent.containment.channel import close_all
+from zeek_agent.containment.cpu_share import CpuShare
 from zeek_agent.containment.messages import Exited, Imports, RunStatement, Setup, Spawn
 from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.worker_process import KillCause, NeedHandler, WorkerProcess, WorkerState
@@ -119,6 +121,7 @@ class WorkerPool:
         self._number = 0
         self._changed = asyncio.Condition()
         self._resting: OrderedDict[tuple[str, bytes], Rest] = OrderedDict()
+        self._shares: dict[str, CpuShare] = {}
         self._expiry: asyncio.TimerHandle | None = None
         self._restart_after = 0.0
         self._restart_pause = RESTART_SECONDS[0]
@@ -140,12 +143,16 @@ class WorkerPool:
         """Run a statement: returns once it has ended well, while frames may still be written. Raises SqlError."""
 
         async def run(worker: WorkerProcess) -> EncodedResult:
+            files: list[int] = []
             try:
-                file = spool.create(self._directory)
+                files.append(spool.create(self._directory))
+                if statement.comparison is not None:
+                    files.append(spool.create(self._directory))
             except OSError as error:
+                close_all(files)
                 worker.release()
                 raise SqlError(f"there is no room for a result: {error.strerror}") from error
-            return await worker.run(statement, file, self._limits.time)
+            return await worker.run(statement, files, self._limits.time)
 
         return await self._work(recipient, kind, statement.sql, run)
 
@@ -218,6 +225,8 @@ class WorkerPool:
     ) -> T:
         key = (recipient, hashlib.sha256(sql.encode(errors="surrogatepass")).digest())
         self._refuse_resting(key)
+        if (seconds := self._share_of(recipient).wait_seconds) > 0:
+            await asyncio.sleep(seconds)
         worker = await self._acquire(recipient, kind)
         try:
             result = await work(worker)
@@ -227,6 +236,17 @@ class WorkerPool:
             raise
         self._resting.pop(key, None)
         return result
+
+    def _share_of(self, recipient: str) -> CpuShare:
+        share = self._shares.get(recipient)
+        if share is None:
+            share = self._shares[recipient] = CpuShare(self._limits.cpu)
+        return share
+
+    def _charge(self, worker: WorkerProcess) -> None:
+        """Count the processor time that the worker has used since this was last called."""
+        if (seconds := worker.take_uncharged_cpu()) > 0:
+            self._share_of(worker.recipient).use(seconds)
 
     def _refuse_resting(self, key: tuple[str, bytes]) -> None:
         rest = self._resting.get(key)
@@ -349,6 +369,7 @@ class WorkerPool:
 
     def _freed(self, worker: WorkerProcess) -> None:
         """A worker has ended its statement, or itself."""
+        self._charge(worker)
         if worker.state is WorkerState.DEAD:
             del self._workers[worker.number], self._bound_to[worker.number]
             if worker.cause not in (None, KillCause.CLOSED, KillCause.CANCELLED):
@@ -369,6 +390,7 @@ class WorkerPool:
         worker = self._workers.get(exited.worker)
         if worker is not None:
             worker.cpu, worker.peak = exited.cpu, exited.peak
+            self._charge(worker)
 
     def _zygote_lost(self) -> None:
         """Workers die with the zygote; a new one is started after a pause."""
@@ -395,6 +417,7 @@ class WorkerPool:
         for worker in self.processes:
             if worker.state is WorkerState.IDLE and now - worker.idle_since > WORKER_IDLE_SECONDS:
                 self._retire(worker)
+        self._shares = {recipient: share for recipient, share in self._shares.items() if not share.is_full}
         if self._workers or self._starting.total() or self._collectors:
             self._empty_since = None
         elif self._empty_since is None:

@@ -223,7 +223,7 @@ class Unavailable(Exception):  # noqa: N818 - a state of the host, not a fault
 
 
 def architecture(machine: str | None = None, pointer_bytes: int = struct.calcsize("P")) -> Architecture:
-    """The architecture of this process. Raises Unavailable if there is no table of system calls for it."""
+    """The architecture of this process. Raises Unavailable if its system calls are not listed here."""
     name = machine or os.uname().machine
     if name not in ARCHITECTURES or pointer_bytes != 8:
         raise Unavailable(f"no table of system calls for {name} with pointers of {pointer_bytes} bytes")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zeek_agent.containment import channel, messages
 from zeek_agent.containment.channel import ChannelError
-from zeek_agent.containment.encoded_result import EncodedResult
+from zeek_agent.containment.encoded_result import DeltaDescriptor, EncodedResult
 from zeek_agent.containment.messages import (
     Compile,
     CompiledStatement,
@@ -30,7 +30,7 @@ from zeek_agent.containment.messages import (
     StatementFailed,
 )
 from zeek_agent.containment.protections import Protections
-from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
+from zeek_agent.errors import AccessDeniedError, DamagedStateError, LimitError, SqlError
 
 if TYPE_CHECKING:
     from zeek_agent.containment.zygote import Started
@@ -72,10 +72,10 @@ class WorkerState(StrEnum):
 
 @dataclass(slots=True)
 class _Request:
-    """What was asked of the worker last. `spool` is closed here unless a result takes it over."""
+    """What was asked of the worker last. The files are closed with it unless a result takes them over."""
 
     reply: asyncio.Future[Any]
-    spool: int | None
+    files: Sequence[int]
 
 
 class WorkerProcess:
@@ -98,6 +98,7 @@ class WorkerProcess:
         self.since = time.time()
         self.statements = 0
         self.cpu = 0.0
+        self._charged_cpu = 0.0
         self.peak = 0
         self.protections: Protections | None = None
         self.busy_since = self.idle_since = time.monotonic()
@@ -118,22 +119,30 @@ class WorkerProcess:
         self._loop.add_reader(self._pidfd, self._ended)
 
     async def ready(self) -> None:
-        """Wait until the worker has given up its privileges. Raises SqlError when it ends before."""
+        """Wait until the worker has dropped its privileges. Raises SqlError when it ends before."""
         await asyncio.shield(self._ready)
 
     async def compile(self, sql: str, profile: str, seconds: float) -> CompiledStatement:
         """Compile a statement; the worker is killed after the seconds. Raises SqlError."""
         return await self._ask(lambda number: Compile(number, sql, profile), seconds)  # type: ignore[no-any-return]
 
-    async def run(self, statement: RunStatement, spool: int, seconds: float) -> EncodedResult:
-        """Run a statement; returns when its result's head is known. Raises SqlError. The spool is the result's."""
-        return await self._ask(lambda number: messages.numbered(statement, number), seconds, spool)  # type: ignore[no-any-return]
+    async def run(self, statement: RunStatement, files: Sequence[int], seconds: float) -> EncodedResult:
+        """Run a statement; returns when its result's head is known. Raises SqlError.
+
+        `files` are the spool and, for a comparison, the delta file: from now on they are the result's.
+        """
+        return await self._ask(lambda number: messages.numbered(statement, number), seconds, files)  # type: ignore[no-any-return]
 
     def take(self) -> None:
         """Reserve the idle or new worker for one statement."""
         assert self.state in (WorkerState.STARTING, WorkerState.IDLE)
         self.state = WorkerState.BUSY
         self.busy_since = time.monotonic()
+
+    def take_uncharged_cpu(self) -> float:
+        """Processor seconds used since this was last called, as far as the worker or the zygote has reported them."""
+        seconds, self._charged_cpu = self.cpu - self._charged_cpu, self.cpu
+        return seconds
 
     def release(self) -> None:
         """The statement that it was reserved for does not come."""
@@ -175,17 +184,16 @@ class WorkerProcess:
             log.error("cannot kill worker %d: CAP_KILL is missing", self.pid)
         self._timers.append(self._loop.call_later(ABANDON_SECONDS, self._abandon))
 
-    async def _ask(self, message: Callable[[int], Any], seconds: float, spool: int | None = None) -> Any:
+    async def _ask(self, message: Callable[[int], Any], seconds: float, files: Sequence[int] = ()) -> Any:
         assert self._request is None
         assert self.state is WorkerState.BUSY
         self._id += 1
         self.statements += 1
-        request = self._request = _Request(self._loop.create_future(), spool)
+        request = self._request = _Request(self._loop.create_future(), files)
         deadline = self._loop.call_later(seconds + GRACE_SECONDS, self.kill, KillCause.TIME)
         self._timers = [deadline]
         try:
-            descriptors = () if spool is None else (spool,)
-            channel.send(self._connection, messages.encode(message(self._id)), descriptors)
+            channel.send(self._connection, messages.encode(message(self._id)), files)
         except OSError as error:
             log.debug("worker %d: %s", self.pid, error)
             self.kill(KillCause.CRASH)
@@ -229,9 +237,11 @@ class WorkerProcess:
             case CompiledStatement() if message.id == self._id and self._request is not None:
                 self._resolve(message)
                 self._free()
-            case Head() if message.id == self._id and self._request is not None and self._request.spool is not None:
-                result = self._result = EncodedResult(self._request.spool, message)
-                self._request.spool = None
+            case Head() if message.id == self._id and self._request is not None and self._request.files:
+                spool, *deltas = self._request.files
+                delta = DeltaDescriptor(deltas[0], message.delta_bytes) if deltas else None
+                self._request.files = ()
+                result = self._result = EncodedResult(spool, message, delta)
                 self._resolve(result)
             case SpoolBatch() if message.id == self._id and self._result is not None:
                 self._result.add(message)
@@ -275,8 +285,7 @@ class WorkerProcess:
     def _reject(self, error: SqlError) -> None:
         request, self._request = self._request, None
         if request is not None:
-            if request.spool is not None:
-                os.close(request.spool)
+            channel.close_all(request.files)
             if not request.reply.done():
                 request.reply.set_exception(error)
         if self._result is not None:
@@ -345,7 +354,11 @@ def _lost() -> SqlError:
     return SqlError("the statement's worker process was lost: it crashed, or needed more than limits.worker_bytes")
 
 
-_KINDS: Final[dict[str, type[SqlError]]] = {"AccessDeniedError": AccessDeniedError, "LimitError": LimitError}
+_KINDS: Final[dict[str, type[SqlError]]] = {
+    "AccessDeniedError": AccessDeniedError,
+    "LimitError": LimitError,
+    "DamagedResultError": DamagedStateError,
+}
 """Errors that the agent treats differently from others."""
 
 _ERRORS: Final[dict[KillCause, Callable[[], SqlError]]] = {

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from zeek_agent.database.encodings import Encoding
     from zeek_agent.database.results import EncodedRows
+    from zeek_agent.results.comparison import Comparison
 
 __all__ = ["ALIASES", "Database", "Lane", "Profile", "Result", "ResultColumn", "Statement"]
 
@@ -62,6 +63,9 @@ class SqlDatabase(ABC):
     A statement's `window` limits event tables, by name, to rows with low < seq <= high; by default they show all
     retained rows. `<event table>_history` always shows all retained rows.
     """
+
+    compares_results = False
+    """Whether `encoded` can compare a result with the stored one."""
 
     def __init__(
         self,
@@ -144,8 +148,12 @@ class SqlDatabase(ABC):
         window: Mapping[str, tuple[int, int]] | None = None,
         origin: str = "local",
         change: str | None = None,
+        comparison: Comparison | None = None,
     ) -> Result | EncodedRows:
-        """The same with the result in that encoding where a worker process encodes it; else as rows."""
+        """The same with the result in that encoding where a worker process encodes it; else as rows.
+
+        With a `comparison`, which only a database takes that `compares_results`, the rows are those that differ.
+        """
         return await self.query(sql, profile=profile, lane=lane, window=window, origin=origin)
 
     async def own_rows(self, name: str) -> Result:

@@ -59,6 +59,15 @@ class Result:
         return len(self.rows)
 
 
+class DeltaFileHandle(Protocol):
+    """An open delta file; `length` is 0 if nothing has changed."""
+
+    file: int
+    length: int
+
+    def close(self) -> None: ...
+
+
 class EncodedRows(Protocol):
     """A result whose rows are frames in another process's file. `size_bytes` is that of the packed rows."""
 
@@ -67,6 +76,11 @@ class EncodedRows(Protocol):
     size_bytes: int
     errors: tuple[str, ...]
     files: Omissions
+
+    @property
+    def delta(self) -> DeltaFileHandle | None:
+        """With a comparison: the difference from the stored result, to be applied once the rows are delivered."""
+        ...
 
     def batches(self) -> AsyncIterator[FrameBatch]:
         """All frames in order, from the first on, each time. Raises SqlError if they end early."""

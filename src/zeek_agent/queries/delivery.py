@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from zeek_agent.database.encodings import ControlEncoding
 from zeek_agent.database.results import Result
 from zeek_agent.queries.installed import Installed, QueryState, clipped_statement
 from zeek_agent.queries.subscriptions import Change, Report
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from zeek_agent.database.results import EncodedRows
     from zeek_agent.events.store import EventStore
     from zeek_agent.host.files.reads import Omissions
+    from zeek_agent.results.comparison import Comparison
     from zeek_agent.schema import Row
 
 log = logging.getLogger(__name__)
@@ -58,8 +60,12 @@ class Delivery:
         installed: Installed,
         change: Change | None = None,
         window: Mapping[str, tuple[int, int]] | None = None,
+        comparison: Comparison | None = None,
     ) -> Report:
-        """The result as a report in which each row has that change, encoded as the recipient wants it if possible."""
+        """The result as a report in which each row has that change, encoded as the recipient wants it if possible.
+
+        With a comparison, the rows are those that differ from the stored result, and always encoded.
+        """
         from zeek_agent.database.database import Lane
 
         draft = self._draft(installed, window[min(window)] if window else None)
@@ -70,6 +76,9 @@ class Delivery:
             "window": window,
             "origin": installed.recipient.identity,
         }
+        if comparison is not None:
+            arguments["comparison"] = comparison
+            encoding = encoding or ControlEncoding()
         if encoding is None:
             result: Result | EncodedRows = await self._database.query(installed.query.sql, **arguments)
         else:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from msgspec import Struct
+
 from zeek_agent.results.delta import ADDITION, REMOVAL, finish
 from zeek_agent.results.packed_result import PackedResult
 from zeek_agent.results.state import (
@@ -62,6 +64,17 @@ class RowChange(StrEnum):
 
     GONE = "gone"
     NEW = "new"
+
+
+class Comparison(Struct, frozen=True):
+    """What a result is compared with, and what is reported of it.
+
+    `reported` is whether the recipient has had a report already, so that nothing is due when nothing has changed.
+    """
+
+    basis: Basis
+    reporting: Reporting
+    reported: bool
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ when the agent closes its socket or dies.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import select
@@ -17,13 +16,24 @@ from typing import NoReturn
 
 import msgspec
 
+from zeek_agent import heap
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import Config
 from zeek_agent.containment import channel, messages
 from zeek_agent.containment.messages import Exited, Setup, Spawn, Spawned
 from zeek_agent.containment.protections import WorkerClass
+from zeek_agent.database.sql_connection import Catalog
+from zeek_agent.errors import SqlError, ZeekAgentError
 from zeek_agent.tables import builtin_tables, plugin_tables
+from zeek_agent.worker.agent_proxy import AgentProxy
 from zeek_agent.worker.serve import Shared, Worker
+from zeek_agent.worker.warm_up import warm_up
+
+log = logging.getLogger("zeek_agent.worker")
+
+
+def _ask_nobody(what: str, name: str) -> tuple[bytes, list[int]]:
+    raise SqlError(f"no agent answers while the zygote starts ({what} {name})")
 
 
 class Zygote:
@@ -33,9 +43,14 @@ class Zygote:
         self._control = control
         config = msgspec.msgpack.decode(setup.config, type=Config)
         access = AccessPolicy(config.access, setup.protected)
-        self._shared = Shared(setup, config, access, [*builtin_tables(), *plugin_tables()])
+        self._shared = Shared(setup, config, access, Catalog.of(0, [*builtin_tables(), *plugin_tables()]))
+        try:
+            warm_up(self._shared, AgentProxy(setup, _ask_nobody, self._shared.catalog.tables.values, None))
+        except (ZeekAgentError, OSError):
+            log.exception("workers will start more slowly")
         if not config.zeek.destinations:
             from zeek_agent.collector import process  # noqa: F401 - shared with the embedded collector's process
+        heap.trim()
         self._workers: dict[int, int] = {}
         self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
@@ -43,8 +58,6 @@ class Zygote:
 
     def run(self) -> None:
         """Until the agent closes the socket."""
-        gc.collect()
-        gc.freeze()
         while True:
             ready, _, _ = select.select([self._control.fileno(), self._wakeup[0]], [], [])
             if self._wakeup[0] in ready:
@@ -88,7 +101,7 @@ class Zygote:
             worker.serve()
             status = 0
         except BaseException:
-            logging.getLogger("zeek_agent.worker").exception("a worker process failed")
+            log.exception("a worker process failed")
         finally:
             os._exit(status)
 
@@ -109,6 +122,7 @@ def main() -> None:
     """The socket to the agent is the descriptor whose number is the only argument."""
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a terminal or a service to end the agent
         signal.signal(number, signal.SIG_IGN)
+    heap.share()
     control = socket.socket(fileno=int(sys.argv[1]))
     received = channel.receive(control)
     if received is None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import resource
 import select
 import socket
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
@@ -27,6 +27,7 @@ from zeek_agent.containment.messages import (
     Finished,
     Give,
     Head,
+    Imports,
     LogLine,
     Need,
     RunStatement,
@@ -40,10 +41,13 @@ from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
 from zeek_agent.errors import SqlError, ZeekAgentError
+from zeek_agent.host.files import statx
 from zeek_agent.host.linux import host_sockets
 from zeek_agent.osquery import imported_tables
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.recording.sockets import conntrack
+from zeek_agent.results.comparison import Comparison, RowChange, compare
+from zeek_agent.results.reader import ResultReader
 from zeek_agent.table import TableContext
 from zeek_agent.table_declarations import declared
 from zeek_agent.text import clipped
@@ -55,10 +59,9 @@ if TYPE_CHECKING:
 
     from zeek_agent.access import AccessPolicy
     from zeek_agent.config import Config
-    from zeek_agent.database.encodings import FrameBatch
+    from zeek_agent.database.encodings import Encoding, FrameBatch
     from zeek_agent.database.results import ResultColumn
     from zeek_agent.database.sql_connection import StreamedStatement
-    from zeek_agent.table import Table
 
 LOG_LINES_PER_SECOND: Final = 10
 LOG_CHARACTERS: Final = 2_000
@@ -76,7 +79,17 @@ class Shared:
     setup: Setup
     config: Config
     access: AccessPolicy
-    tables: Sequence[Table]
+    catalog: Catalog
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStatement:
+    """A statement that has ended well, and its rows."""
+
+    columns: Sequence[ResultColumn]
+    rows: ResultWriter
+    streamed: StreamedStatement
+    run: Run
 
 
 class StoreAt:
@@ -102,12 +115,14 @@ class Worker:
         self._statement = 0
         self._scans = SharedScans()
         imports = spawn.imports
-        tables = [
-            *shared.tables,
-            *declared(imports.events),
-            *imported_tables.tables_from(imports.osquery, self._dial_osquery, shared.access.redact),
-        ]
-        self._catalog = Catalog.of(spawn.generation, tables, imports.gone)
+        self._catalog = shared.catalog
+        if imports != Imports():
+            tables = [
+                *shared.catalog.tables.values(),
+                *declared(imports.events),
+                *imported_tables.tables_from(imports.osquery, self._dial_osquery, shared.access.redact),
+            ]
+            self._catalog = Catalog.of(spawn.generation, tables, imports.gone)
         self._store = StoreAt(spawn.store_uri) if spawn.store_uri else None
         agent = AgentProxy(shared.setup, self.ask, self._catalog.tables.values, spawn.store_uri)
         self._context = TableContext(agent, shared.access)
@@ -119,7 +134,7 @@ class Worker:
         logging.getLogger("zeek_agent").addHandler(AgentLog(self._send))
 
     def start(self, parent: int) -> None:
-        """Open the event store where this worker reads it, give up privileges, and report that it is ready.
+        """Open the event store where this worker reads it, drop privileges, and report that it is ready.
 
         `parent` is the process that must be alive.
         """
@@ -135,6 +150,7 @@ class Worker:
             account=self._shared.setup.account,
             limits=WorkerLimits(limits.worker_bytes, SPOOL_SHARE * limits.result_bytes),
         )
+        statx.probe_again()
         self._send(messages.Ready(protections))
 
     def serve(self) -> None:
@@ -189,7 +205,7 @@ class Worker:
                 case Compile():
                     self._compile(message)
                 case RunStatement():
-                    self._run(message, descriptors[0])
+                    self._run(message, *descriptors)
         except ZeekAgentError as error:
             self._fail(type(error).__name__, str(error))
         except OSError as error:
@@ -210,34 +226,64 @@ class Worker:
         columns = [(column.name, str(column.type)) for column in statement.columns]
         self._send(CompiledStatement(message.id, columns, sorted(statement.tables)))
 
-    def _run(self, message: RunStatement, spool: int) -> None:
+    def _run(self, message: RunStatement, spool: int, delta: int = -1) -> None:
         run = self._started(Run(self._limits))
         run.scans_since = message.scans_since
         rows = ResultWriter(spool)
         streamed = self._sql(Profile(message.profile)).stream(message.sql, run, rows, message.window)
-        columns = rows.settle(streamed.headings, run.errors)
-        change = None if message.change is None else Change(message.change)
-        if rows.is_complete:
-            fitting = list(rows.rows(change))
-            self._send(self._head(columns, len(fitting), streamed, run))
-            self._send_batches(self._write(rows, frames(columns, iter(fitting), message.encoding)))
+        finished = FinishedStatement(rows.settle(streamed.headings, run.errors), rows, streamed, run)
+        if message.comparison is not None:
+            self._send_differences(finished, message.encoding, message.comparison, delta)
         else:
-            batches = list(self._write(rows, frames(columns, rows.rows(change), message.encoding)))
-            self._send(self._head(columns, sum(batch.rows for batch in batches), streamed, run))
-            self._send_batches(batches)
+            self._send_rows(finished, message.encoding, None if message.change is None else Change(message.change))
+        import resource
+
         used = resource.getrusage(resource.RUSAGE_SELF)
         self._send(Finished(message.id, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024))
 
-    def _head(
-        self, columns: Sequence[ResultColumn], count: int, streamed: StreamedStatement, run: Run
-    ) -> messages.Head:
+    def _send_rows(self, finished: FinishedStatement, encoding: Encoding, change: Change | None) -> None:
+        """Send all rows: frames of a small result as they are encoded, those of a large one at the end."""
+        rows, columns = finished.rows, finished.columns
+        if rows.is_complete:
+            fitting = list(rows.rows(change))
+            self._send(self._head(finished, len(fitting)))
+            self._send_batches(self._write(rows, frames(columns, iter(fitting), encoding)))
+        else:
+            batches = list(self._write(rows, frames(columns, rows.rows(change), encoding)))
+            self._send(self._head(finished, sum(batch.rows for batch in batches)))
+            self._send_batches(batches)
+
+    def _send_differences(
+        self, finished: FinishedStatement, encoding: Encoding, comparison: Comparison, delta: int
+    ) -> None:
+        """Send how the result differs from the stored one, and leave the difference in the delta file."""
+        rows, columns = finished.rows, finished.columns
+        with ExitStack() as stack:
+            difference = compare(
+                comparison.basis,
+                tuple((column.name, str(column.type)) for column in columns),
+                (row for _, row in rows.rows(None)),  # type: ignore[misc]
+                delta,
+                reporting=comparison.reporting,
+                reported=comparison.reported,
+                omissions=lambda: finished.streamed.files,
+                reader=cache(lambda: stack.enter_context(ResultReader(comparison.basis.uri))),
+            )
+            changes = ((_CHANGES[change], cells) for change, cells in difference.changes())
+            batches = list(self._write(rows, frames(columns, changes, encoding)))
+        self._send(self._head(finished, sum(batch.rows for batch in batches), difference.delta_bytes))
+        self._send_batches(batches)
+
+    def _head(self, finished: FinishedStatement, count: int, delta_bytes: int = 0) -> Head:
+        streamed = finished.streamed
         return Head(
             self._statement,
-            [(column.name, str(column.type)) for column in columns],
+            [(column.name, str(column.type)) for column in finished.columns],
             count,
             streamed.size,
-            list(run.errors.texts()),
+            list(finished.run.errors.texts()),
             _encode(streamed.files) if streamed.files else b"",
+            delta_bytes,
         )
 
     def _write(self, rows: ResultWriter, batches: Iterator[FrameBatch]) -> Iterator[SpoolBatch]:
@@ -274,6 +320,9 @@ class Worker:
 
     def _send(self, message: messages.FromWorker) -> None:
         channel.send(self._connection, messages.encode(message))
+
+
+_CHANGES: Final = {RowChange.GONE: Change.DELETE, RowChange.NEW: Change.ADD, None: None}
 
 
 class AgentLog(logging.Handler):
