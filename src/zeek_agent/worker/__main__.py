@@ -48,8 +48,6 @@ class Zygote:
             warm_up(self._shared, AgentProxy(setup, _ask_nobody, self._shared.catalog.tables.values, None))
         except (ZeekAgentError, OSError):
             log.exception("workers will start more slowly")
-        if not config.zeek.destinations:
-            from zeek_agent.collector import process  # noqa: F401 - shared with the embedded collector's process
         heap.trim()
         self._workers: dict[int, int] = {}
         self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
