@@ -309,7 +309,7 @@ class Agent:
             "collector": None if self._collector is None else str(self._collector.logs),
             "collector_error": None if self._collector is None else self._collector.stats.disk_error,
             "collector_pid": None if self._collector is None else self._collector.pid,
-            "collector_restarts": None if self._collector is None else self._collector.restarts,
+            "collector_lost": None if self._collector is None else self._collector.lost,
         }
 
 

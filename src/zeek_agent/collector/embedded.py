@@ -62,7 +62,7 @@ class EmbeddedCollector:
     def __init__(self, settings: CollectorSettings, pack: Pack, start: StartProcess) -> None:
         self.logs = Path(settings.logs).absolute()
         self.stats = CollectorStats()
-        self.restarts = 0
+        self.lost = 0
         """Processes that ended without having been told to."""
         self._settings = structs.replace(settings, logs=str(self.logs))
         self._pack = pack
@@ -82,17 +82,15 @@ class EmbeddedCollector:
 
     async def dial(self) -> socket.socket:
         """A socket connected to the collector. Raises ZeekAgentError if that cannot start now."""
-        if self._process is None:
-            await self._launch()
-        assert self._process is not None
+        process = self._process or await self._launch()
         client, served = socket.socketpair()
         with served:
             try:
-                self._process.send(Serve(), served.fileno())
+                process.send(Serve(), served.fileno())
             except OSError as error:
                 client.close()
-                self._process.kill()
-                raise ZeekAgentError(f"its process {self._process.pid} does not answer: {error}") from error
+                process.kill()
+                raise ZeekAgentError(f"its process {process.pid} does not answer: {error.strerror}") from error
         return client
 
     async def stop(self) -> None:
@@ -104,22 +102,23 @@ class EmbeddedCollector:
             report.cancel()
         await asyncio.gather(*self._reports, return_exceptions=True)
 
-    async def _launch(self) -> None:
+    async def _launch(self) -> CollectorProcess:
         """Start a process and wait until it is confined. Raises ZeekAgentError, and shows the reason in `stats`."""
         try:
-            self._process = await self._launched()
+            return await self._launched()
         except ZeekAgentError as error:
             self.stats = replace(self.stats, disk_errors=self.stats.disk_errors + 1, disk_error=str(error))
             raise
 
     async def _launched(self) -> CollectorProcess:
-        process = await CollectorProcess.start(self._start, self._note, self._lost)
+        process = self._process = await CollectorProcess.start(self._start, self._note, self._note_loss)
         level = logging.getLogger("zeek_agent").getEffectiveLevel()
         try:
             process.send(Begin(self._settings, self._pack, os.getpid(), level))
             async with asyncio.timeout(READY_SECONDS):
                 await asyncio.shield(process.ready)
         except BaseException as reason:
+            self._process = None
             process.discard()
             if isinstance(reason, TimeoutError):
                 text = f"{self.logs} does not answer: its process was not ready after {READY_SECONDS:g} s"
@@ -133,12 +132,12 @@ class EmbeddedCollector:
         error = stats.disk_error
         self.stats = replace(stats, disk_error=None if error is None else clipped(error, _ERROR_CHARACTERS))
 
-    def _lost(self, process: CollectorProcess) -> None:
+    def _note_loss(self, process: CollectorProcess) -> None:
         """The process has ended on its own."""
-        if process is not self._process:
+        if process is not self._process or not process.was_ready:
             return
         self._process = None
-        self.restarts += 1
+        self.lost += 1
         self.stats = CollectorStats(disk_error=f"its process {process.pid} has ended; another one is about to start")
         report = asyncio.get_running_loop().create_task(process.report_end())
         self._reports.add(report)
@@ -190,6 +189,10 @@ class CollectorProcess:
             exited(end)
         return process
 
+    @property
+    def was_ready(self) -> bool:
+        return self.ready.done() and self.ready.exception() is None
+
     def send(self, message: messages.ToCollector, *descriptors: int) -> None:
         """Raises OSError."""
         channel.send(self._connection, messages.encode(message), descriptors)
@@ -212,20 +215,21 @@ class CollectorProcess:
         self._disconnect()
 
     async def stop(self) -> None:
-        """Have it end, at most within `STOP_SECONDS`."""
+        """Have it end, within `STOP_SECONDS`, or kill it."""
         self._lost = _ignore
+        if self._connection.fileno() < 0:
+            await self._end()
+            return
         try:
             self.send(Stop())
             async with asyncio.timeout(STOP_SECONDS):
                 await self._ended.wait()
-            return
         except OSError as error:  # a TimeoutError, too
-            if self._ended.is_set():
-                return
-            log.warning(
-                "the embedded collector does not end (%s); it is killed, its last lines may be missing",
-                str(error) or f"after {STOP_SECONDS:g} s",
-            )
+            reason = error.strerror or f"after {STOP_SECONDS:g} s"
+            log.warning("the embedded collector does not end (%s): killed, its last lines may be missing", reason)
+            await self._end()
+
+    async def _end(self) -> None:
         self.kill()
         try:
             async with asyncio.timeout(KILL_SECONDS):
