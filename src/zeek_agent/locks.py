@@ -283,7 +283,7 @@ def _signed(descriptor: int, holder: int) -> FileLock:
     """The lock, after writing its holder to the file: process id and time."""
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d %d\n" % (os.getpid(), int(time.time())), 0)
+        os.pwrite(descriptor, b"%d %d\n" % (holder, int(time.time())), 0)
     except OSError as error:  # a full disk; the lock is valid all the same
         log.warning("cannot write the process id to a lock file: %s", error.strerror)
     return FileLock(descriptor)

@@ -46,7 +46,7 @@ LOGS_REPLACED: Final = 3
 """Exit code when the log directory is not the one that the lockdown permits; the agent then starts another process."""
 
 _READABLE: Final = ("/etc/localtime", "/usr/share/zoneinfo", "/proc/self", "/dev/null")
-"""Read in addition to the log directory and Python's libraries."""
+"""Read in addition to the log directory and, where its owner can, Python's libraries."""
 
 log = logging.getLogger("zeek_agent.collector")
 
@@ -63,6 +63,7 @@ def run(connection: socket.socket, parent: int) -> None:
     begin = messages.decode_to_collector(received[0])
     assert isinstance(begin, Begin)
     agent = AgentChannel(connection)
+    _let_go_of_descriptors(connection.fileno())
     _log_to(agent, begin.log_level)
     collector = Collector(begin.settings, begin.pack, limits=LIMITS, holder=begin.agent_pid)
     try:
@@ -89,8 +90,13 @@ class AgentChannel:
         channel.send(self.connection, messages.encode(message))
 
 
+def pinned(descriptor: int) -> str:
+    """A path that leads to an open file, whatever its name leads to now and whoever may look it up."""
+    return f"/proc/self/fd/{descriptor}"
+
+
 class LogDirectoryHandle:
-    """The log directory as it was before the lockdown, which permits writing to it and to no other of that name."""
+    """The log directory that the lockdown permits, which may not be the one that has its name later."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -98,8 +104,8 @@ class LogDirectoryHandle:
 
     @property
     def pinned(self) -> str:
-        """A path that leads to this directory, whatever its name leads to now."""
-        return f"/proc/self/fd/{self._descriptor}"
+        """A path that leads to this directory."""
+        return pinned(self._descriptor)
 
     def is_in_place(self) -> bool:
         """Whether the path still leads to it."""
@@ -147,22 +153,36 @@ def _log_to(agent: AgentChannel, level: int) -> None:
 
 
 def _lock_down(directory: LogDirectoryHandle, parent: int) -> Protections:
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    os.close(null)
-    return lock_down(
-        WorkerClass.COLLECTOR,
-        parent=parent,
-        account=directory_owner(directory.pinned),
-        limits=WorkerLimits(DATA_BYTES, file_bytes=None),
-        log_directory=directory.pinned,
-        readable=[path for path in _readable() if os.access(path, os.F_OK)],
-    )
+    """Give up privileges. What is granted is opened before, because the log directory's owner may not reach it."""
+    readable = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in _readable() if os.access(path, os.F_OK)]
+    try:
+        return lock_down(
+            WorkerClass.COLLECTOR,
+            parent=parent,
+            account=directory_owner(directory.pinned),
+            limits=WorkerLimits(DATA_BYTES, file_bytes=None),
+            log_directory=directory.pinned,
+            readable=[pinned(descriptor) for descriptor in readable],
+        )
+    finally:
+        channel.close_all(readable)
 
 
 def _readable() -> Iterable[str]:
     return dict.fromkeys((*_READABLE, *filter(None, sys.path)))
+
+
+def _let_go_of_descriptors(kept: int) -> None:
+    """Replace what was inherited by the null device, standard output included.
+
+    The numbers stay in use, so that objects of the zygote that still hold one cannot close another file.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        if int(name) not in (kept, null):
+            with suppress(OSError):  # the descriptor of the listing itself
+                os.dup2(null, int(name), inheritable=int(name) <= 2)
+    os.close(null)
 
 
 async def _serve(
