@@ -11,7 +11,6 @@ import encodings.idna  # noqa: F401
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
 import time
@@ -53,8 +52,6 @@ log = logging.getLogger("zeek_agent.collector")
 
 def run(connection: socket.socket, parent: int) -> None:
     """Serve until the end. `connection` is the socket to the agent, `parent` the process that must be alive."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # sent to all processes of a service or terminal, to end the agent
-        signal.signal(number, signal.SIG_IGN)
     gc.enable()
     heap.share()
     received = channel.receive(connection)

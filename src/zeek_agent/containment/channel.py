@@ -50,6 +50,21 @@ def send(channel: socket.socket, body: bytes, descriptors: Sequence[int] = ()) -
         os.close(file)
 
 
+def receive_body(channel: socket.socket) -> bytes | None:
+    """The same from a peer that is not trusted: one packet's body, without descriptors or a memory file.
+
+    Such a descriptor is never installed here: close(2) on a file of a hung FUSE file system would wait for it.
+    """
+    packet, _, flags, _ = channel.recvmsg(1 + INLINE_BYTES, 0, socket.MSG_CMSG_CLOEXEC)
+    if flags & socket.MSG_CTRUNC:
+        raise ChannelError("a packet has descriptors")
+    if not packet:
+        return None
+    if flags & socket.MSG_TRUNC or packet[:1] != _INLINE:
+        raise ChannelError("a packet is longer than allowed, or has no known kind")
+    return packet[1:]
+
+
 def receive(channel: socket.socket) -> tuple[bytes, list[int]] | None:
     """One packet's body and descriptors, which the caller closes; None at the end of the connection.
 

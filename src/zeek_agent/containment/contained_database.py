@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -20,6 +21,7 @@ from zeek_agent.errors import AccessDeniedError
 from zeek_agent.results.comparison import Comparison
 from zeek_agent.schema import ZeekType
 from zeek_agent.table_declarations import declare
+from zeek_agent.text import byte_length
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +37,8 @@ SHARED_SECONDS: Final = 0.1
 """Maximum age of a scan that a scheduled statement may share."""
 COMPILED_MAX: Final = 1_000
 """Statements whose tables are remembered, so that each run need not be compiled first."""
+COMPILED_NAMES_BYTES_MAX: Final = 16_384
+"""A statement whose columns' and tables' names are longer is compiled each time."""
 
 _decode_rows: Final = msgspec.msgpack.Decoder(list[list[Any]]).decode
 
@@ -63,7 +67,7 @@ class ContainedDatabase(SqlDatabase):
         self._osquery = osquery
         self._iterators = iterators
         self._imports = (0, Imports())
-        self._compiled: OrderedDict[tuple[str, Profile, int], Statement] = OrderedDict()
+        self._compiled: OrderedDict[tuple[bytes, Profile, int], Statement] = OrderedDict()
         self.pool = WorkerPool(setup, self.limits, self._bound, need, directory)
 
     compares_results = True
@@ -113,7 +117,7 @@ class ContainedDatabase(SqlDatabase):
         bounds = dict(window) if window else None
         run = RunStatement(0, sql, profile.value, encoding, change, bounds, since, comparison)  # type: ignore[arg-type]
         try:
-            return await self.pool.run(recipient_of(origin), kind, run)
+            return await self.pool.run(recipient_of(origin), kind, run, opens_files=self._opens_files(statement))
         except AccessDeniedError as error:
             audit_refusal(sql, origin, error)
             raise
@@ -123,7 +127,7 @@ class ContainedDatabase(SqlDatabase):
 
     async def _compile(self, sql: str, profile: Profile, origin: str) -> Statement:
         """The statement, compiled once for each set of tables."""
-        key = (sql, profile, self._catalog.generation)
+        key = (hashlib.sha256(sql.encode(errors="surrogatepass")).digest(), profile, self._catalog.generation)
         known = self._compiled.get(key)
         if known is not None:
             self._compiled.move_to_end(key)
@@ -134,7 +138,9 @@ class ContainedDatabase(SqlDatabase):
             audit_refusal(sql, origin, error)
             raise
         columns = tuple(ResultColumn(name, ZeekType.parse(kind)) for name, kind in answer.columns)
-        statement = self._compiled[key] = Statement(columns, frozenset(answer.tables))
+        statement = Statement(columns, frozenset(answer.tables))
+        if sum(map(byte_length, (*(name for name, _ in answer.columns), *answer.tables))) <= COMPILED_NAMES_BYTES_MAX:
+            self._compiled[key] = statement
         if len(self._compiled) > COMPILED_MAX:
             self._compiled.popitem(last=False)
         return statement
@@ -143,6 +149,15 @@ class ContainedDatabase(SqlDatabase):
         tables = self._catalog.tables
         return bool(statement.tables) and all(
             name in tables and tables[name].kind == "events" for name in statement.tables
+        )
+
+    def _opens_files(self, statement: Statement) -> bool:
+        """Whether it reads a table that is given patterns of paths, or one that has just gone."""
+        tables = self._catalog.readable()
+        return any(
+            name not in tables
+            or any(parameter.name == "pattern" for parameter in self._catalog.tables[tables[name]].parameters)
+            for name in statement.tables
         )
 
     def _bound(self) -> SpawnSettings:

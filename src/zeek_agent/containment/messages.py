@@ -140,16 +140,17 @@ class Head(Struct, frozen=True, tag="head"):
     rows: int
     size_bytes: int
     errors: list[str]
-    files: bytes
-    """The omissions of files, as msgpack; empty when there are none."""
+    files: tuple[int, int] | None
+    """Where the omissions of files are in the spool, as msgpack: offset and length; longer than a packet if need be."""
     delta_bytes: int = 0
     """Length of the delta file; 0 for none."""
 
 
 class SpoolBatch(Struct, frozen=True, tag="batch"):
-    """Frames in the spool: consecutive from `offset` on, of so many rows.
+    """Frames in the spool: consecutive from `offset` on, of so many rows, and no more frames than rows.
 
-    `lengths` are their lengths in bytes, as native unsigned 32-bit integers. They are sent to the recipient together.
+    Only a result without rows may have a batch without rows, as its only one. `lengths` are their lengths in bytes, as
+    native unsigned 32-bit integers. They are sent to the recipient together.
     """
 
     id: int

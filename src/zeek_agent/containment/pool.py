@@ -12,11 +12,12 @@ import hashlib
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
 from zeek_agent.containment import spool
 from zeek_agent.containment.channel import close_all
@@ -46,7 +47,7 @@ SECOND_WORKER_SECONDS: Final = 1.0
 """A recipient's second snapshot worker is started once the first has been busy that long."""
 SHUTDOWN_SECONDS: Final = 0.5
 ABANDONED_MAX: Final = 4
-"""Abandoned processes; with so many, no more snapshot workers are started until one is gone."""
+"""Abandoned processes; with so many, statements that open files are not run until one is gone."""
 REST_SECONDS: Final = 60.0
 REST_GROWTH: Final = 4
 REST_SECONDS_MAX: Final = 600.0
@@ -56,6 +57,10 @@ RESTART_SECONDS: Final = (1.0, 60.0)
 """Pause after the zygote was lost: the first, and the longest."""
 
 T = TypeVar("T")
+StatementKey: TypeAlias = "tuple[str, bytes]"
+"""Recipient, and digest of the statement."""
+Place: TypeAlias = "tuple[str, WorkerClass]"
+"""Recipient and class: whose workers of which kind."""
 
 _STATEMENTS_FAULT: Final = frozenset({KillCause.TIME, KillCause.MEMORY, KillCause.CRASH, KillCause.PROTOCOL})
 
@@ -116,11 +121,15 @@ class WorkerPool:
         self._zygote: Zygote | None = None
         self._workers: dict[int, WorkerProcess] = {}
         self._bound_to: dict[int, SpawnSettings] = {}
-        self._starting: Counter[tuple[str, WorkerClass]] = Counter()
+        self._unaccounted: dict[int, WorkerProcess] = {}
+        """Dead ones whose processor time the zygote has yet to report."""
+        self._starting: Counter[Place] = Counter()
         self._collectors: dict[int, Callable[[Exited], None]] = {}
         self._number = 0
-        self._changed = asyncio.Condition()
-        self._resting: OrderedDict[tuple[str, bytes], Rest] = OrderedDict()
+        self._sleepers: list[asyncio.Future[None]] = []
+        self._waiting: dict[Place, int] = {}
+        """How many statements wait, by place: the place comes first that has waited longest for a turn."""
+        self._resting: OrderedDict[StatementKey, Rest] = OrderedDict()
         self._shares: dict[str, CpuShare] = {}
         self._expiry: asyncio.TimerHandle | None = None
         self._restart_after = 0.0
@@ -139,8 +148,16 @@ class WorkerPool:
             recipient, WorkerClass.SNAPSHOTS, sql, lambda worker: worker.compile(sql, profile, seconds)
         )
 
-    async def run(self, recipient: str, kind: WorkerClass, statement: RunStatement) -> EncodedResult:
-        """Run a statement: returns once it has ended well, while frames may still be written. Raises SqlError."""
+    async def run(
+        self, recipient: str, kind: WorkerClass, statement: RunStatement, *, opens_files: bool = True
+    ) -> EncodedResult:
+        """Run a statement: returns once it has ended well, while frames may still be written. Raises SqlError.
+
+        `opens_files` is whether it reads a table that opens paths, which may lead to a file system that hangs.
+        """
+        abandoned = sum(worker.state is WorkerState.ABANDONED for worker in self.processes)
+        if opens_files and abandoned >= ABANDONED_MAX:
+            raise SqlError(f"not run: {abandoned} processes wait in the kernel, for file systems that do not answer")
 
         async def run(worker: WorkerProcess) -> EncodedResult:
             files: list[int] = []
@@ -202,6 +219,7 @@ class WorkerPool:
     async def close(self) -> None:
         """Kill all workers and end the zygote; what waits in the kernel is left behind."""
         self._closed = True
+        self._wake()
         if self._expiry is not None:
             self._expiry.cancel()
         for worker in self.processes:
@@ -227,15 +245,7 @@ class WorkerPool:
         self._refuse_resting(key)
         if (seconds := self._share_of(recipient).wait_seconds) > 0:
             await asyncio.sleep(seconds)
-        worker = await self._acquire(recipient, kind)
-        try:
-            result = await work(worker)
-        except SqlError:
-            if worker.cause in _STATEMENTS_FAULT and self._zygote is not None and self._zygote.is_running():
-                self._let_rest(key, worker.cause)
-            raise
-        self._resting.pop(key, None)
-        return result
+        return await work(await self._acquire(key, kind))
 
     def _share_of(self, recipient: str) -> CpuShare:
         share = self._shares.get(recipient)
@@ -248,13 +258,19 @@ class WorkerPool:
         if (seconds := worker.take_uncharged_cpu()) > 0:
             self._share_of(worker.recipient).use(seconds)
 
-    def _refuse_resting(self, key: tuple[str, bytes]) -> None:
+    def _refuse_resting(self, key: StatementKey) -> None:
         rest = self._resting.get(key)
         left = 0.0 if rest is None else rest.until - time.monotonic()
         if rest is not None and left > 0:
             raise LimitError(f"not run before {rest.shown}: its last run ended its worker process ({rest.cause})")
 
-    def _let_rest(self, key: tuple[str, bytes], cause: KillCause) -> None:
+    def _let_rest(self, worker: WorkerProcess) -> None:
+        """Called when a worker ended during its statement."""
+        cause = worker.cause
+        if cause not in _STATEMENTS_FAULT or self._zygote is None or not self._zygote.is_running():
+            return
+        assert cause is not None
+        key: StatementKey = worker.statement  # type: ignore[assignment]
         before = self._resting.pop(key, None)
         seconds = REST_SECONDS if before is None else min(before.seconds * REST_GROWTH, REST_SECONDS_MAX)
         shown = datetime.fromtimestamp(time.time() + seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -264,23 +280,50 @@ class WorkerPool:
 
     # Workers
 
-    async def _acquire(self, recipient: str, kind: WorkerClass) -> WorkerProcess:
+    async def _acquire(self, key: StatementKey, kind: WorkerClass) -> WorkerProcess:
         """A worker for one statement: an idle one, or a new one, or the next that is free."""
-        while True:
-            if self._closed:
-                raise SqlError("the database is closed")
-            worker = self._idle(recipient, kind)
-            if worker is not None:
-                worker.take()
-                return worker
-            if self._may_start(recipient, kind):
-                return await self._start(recipient, kind)
-            async with self._changed:
-                try:
-                    async with asyncio.timeout(SECOND_WORKER_SECONDS):
-                        await self._changed.wait()
-                except TimeoutError:
-                    continue
+        place = (key[0], kind)
+        with self._in_turn(place):
+            while True:
+                if self._closed:
+                    raise SqlError("the database is closed")
+                self._refuse_resting(key)
+                worker = self._idle(*place)
+                if worker is not None:
+                    worker.take(key)
+                    return worker
+                if self._may_start(place):
+                    break
+                await self._change()
+        return await self._start(key, kind)
+
+    @contextmanager
+    def _in_turn(self, place: Place) -> Iterator[None]:
+        """Count a statement that waits; places without a worker get theirs in the order in which they began to wait."""
+        self._waiting[place] = self._waiting.get(place, 0) + 1
+        try:
+            yield
+        finally:
+            left = self._waiting.pop(place) - 1
+            if left:
+                self._waiting[place] = left  # at the end: it has had its turn
+
+    async def _change(self) -> None:
+        """Wait until a worker may be free, or time has made a second one possible."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append(future)
+        try:
+            async with asyncio.timeout(SECOND_WORKER_SECONDS):
+                await future
+        except TimeoutError:
+            self._sleepers.remove(future)
+
+    def _wake(self) -> None:
+        """Have all that wait look again, in the order in which they came."""
+        waiters, self._sleepers = self._sleepers, []
+        for future in waiters:
+            if not future.done():
+                future.set_result(None)
 
     def _idle(self, recipient: str, kind: WorkerClass) -> WorkerProcess | None:
         bound = self._bound()
@@ -299,47 +342,66 @@ class WorkerPool:
             if worker.recipient == recipient and worker.kind is kind and worker.counts
         ]
 
-    def _may_start(self, recipient: str, kind: WorkerClass) -> bool:
+    def _may_start(self, place: Place) -> bool:
         """Whether the recipient may have one more; another recipient's idle worker ends for it if need be."""
-        own = self._of(recipient, kind)
-        number = len(own) + self._starting[recipient, kind]
-        most = self._limits.workers if kind is WorkerClass.SNAPSHOTS else 1
+        own = self._of(*place)
+        number = len(own) + self._starting[place]
+        most = self._limits.workers if place[1] is WorkerClass.SNAPSHOTS else 1
         if number >= most:
             return False
         if number and (
-            self._starting[recipient, kind]
-            or time.monotonic() - max(worker.busy_since for worker in own) < SECOND_WORKER_SECONDS
+            self._starting[place] or time.monotonic() - max(worker.busy_since for worker in own) < SECOND_WORKER_SECONDS
         ):
             return False
-        if self._alive() + self._starting.total() < self._limits.processes:
+        room = self._limits.processes - self._alive() - self._starting.total()
+        if room > len(self._before(place)):
             return True
+        if room <= 0:
+            self._make_room()
+        return False
+
+    def _before(self, place: Place) -> list[Place]:
+        """Those that have no worker and have waited longer than this one for their first, or than a second one."""
+        waiting = [one for one in self._waiting if not self._starting[one] and not self._of(*one)]
+        return waiting[: waiting.index(place)] if place in waiting else waiting
+
+    def _make_room(self) -> None:
+        """End the worker that has been idle longest, unless one is ending already."""
         idle = [worker for worker in self.processes if worker.state is WorkerState.IDLE and worker.counts]
         if idle and not any(worker.is_ending for worker in self.processes):
             self._retire(min(idle, key=lambda worker: worker.idle_since))
-        return False
 
     def _alive(self) -> int:
         """Processes that take a place, those included that are about to end."""
         return sum(worker.is_alive and worker.state is not WorkerState.ABANDONED for worker in self.processes)
 
-    async def _start(self, recipient: str, kind: WorkerClass) -> WorkerProcess:
-        abandoned = sum(worker.state is WorkerState.ABANDONED for worker in self.processes)
-        if abandoned >= ABANDONED_MAX and kind is WorkerClass.SNAPSHOTS:
-            raise SqlError(f"not run: {abandoned} processes wait in the kernel, for file systems that do not answer")
+    async def _start(self, key: StatementKey, kind: WorkerClass) -> WorkerProcess:
+        place = (key[0], kind)
         if (pause := self._restart_after - time.monotonic()) > 0:
             raise SqlError(f"not run: worker processes cannot be started; next attempt in {pause:.0f} s")
-        self._starting[recipient, kind] += 1
+        worker: WorkerProcess | None = None
+        self._starting[place] += 1
         try:
             async with asyncio.timeout(START_SECONDS):
-                worker = await self._spawn(recipient, kind)
+                worker = await self._spawn(*place)
                 await worker.ready()
+            worker.take(key)
         except (WorkerLostError, TimeoutError) as error:
+            if worker is not None:
+                worker.kill(KillCause.CRASH)
+            elif isinstance(error, TimeoutError) and self._zygote is not None:
+                self._zygote.kill()
             reason = str(error) or f"not ready after {START_SECONDS:g} s"
             raise SqlError(f"cannot start a worker process: {reason}") from error
+        except BaseException:
+            if worker is not None:
+                worker.kill(KillCause.CANCELLED)
+            raise
         finally:
-            self._starting[recipient, kind] -= 1
-            await self._notify()
-        worker.take()
+            self._starting[place] -= 1
+            if not self._starting[place]:
+                del self._starting[place]
+            self._wake()
         self._restart_pause = RESTART_SECONDS[0]
         return worker
 
@@ -348,8 +410,18 @@ class WorkerPool:
         bound = self._bound()
         spawn = Spawn(self._next_number(), kind, bound.store_uri, bound.generation, bound.iterators, bound.imports)
         started = await zygote.start(spawn)
-        worker = WorkerProcess(spawn, recipient, started, self._need, self._freed)
+        worker = WorkerProcess(
+            spawn,
+            recipient,
+            started,
+            limits=self._limits,
+            need=self._need,
+            on_free=self._freed,
+            on_fault=self._let_rest,
+        )
         self._workers[worker.number], self._bound_to[worker.number] = worker, bound
+        if self._closed:
+            worker.kill(KillCause.CLOSED)
         self._schedule_expiry()
         return worker
 
@@ -372,23 +444,37 @@ class WorkerPool:
         self._charge(worker)
         if worker.state is WorkerState.DEAD:
             del self._workers[worker.number], self._bound_to[worker.number]
+            if not worker.is_accounted and self._zygote is not None:
+                self._unaccounted[worker.number] = worker
             if worker.cause not in (None, KillCause.CLOSED, KillCause.CANCELLED):
                 self.killed[worker.cause.value] += 1
                 log.warning("worker %d of %s ended: %s", worker.pid, worker.recipient, worker.cause)
-        elif worker.is_spent and worker.state is WorkerState.IDLE:
-            self._retire(worker)
-        if not self._closed:
-            asyncio.get_running_loop().create_task(self._notify())
+        elif worker.state is WorkerState.IDLE:
+            if worker.succeeded:
+                self._resting.pop(worker.statement, None)  # type: ignore[call-overload]
+            if worker.is_spent:
+                self._retire(worker)
+            elif self._is_wanted_elsewhere(worker):
+                self._retire(worker)
+                place = (worker.recipient, worker.kind)
+                if place in self._waiting:
+                    self._waiting[place] = self._waiting.pop(place)
+        self._wake()
 
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    def _is_wanted_elsewhere(self, worker: WorkerProcess) -> bool:
+        """Whether a recipient without a worker waits for this one's place: nobody keeps a place by being busy."""
+        place = (worker.recipient, worker.kind)
+        waiting = [one for one in self._before(place) if one != place]
+        room = self._limits.processes - self._alive() - self._starting.total()
+        ending = sum(one.is_ending for one in self.processes)
+        return len(waiting) > room + ending
 
     def _exited(self, exited: Exited) -> None:
         if (on_exit := self._collectors.pop(exited.worker, None)) is not None:
             on_exit(exited)
-        worker = self._workers.get(exited.worker)
+        worker = self._workers.get(exited.worker) or self._unaccounted.pop(exited.worker, None)
         if worker is not None:
+            worker.is_accounted = True
             worker.cpu, worker.peak = exited.cpu, exited.peak
             self._charge(worker)
 
@@ -399,6 +485,7 @@ class WorkerPool:
         log.error("the zygote of worker processes has ended; the next is started in %g s", self._restart_pause)
         zygote, self._zygote = self._zygote, None
         self._collectors.clear()
+        self._unaccounted.clear()
         if zygote is not None:
             self._ending = asyncio.get_running_loop().create_task(zygote.wait(START_SECONDS))
         self._restart_after = time.monotonic() + self._restart_pause

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -31,8 +32,10 @@ from zeek_agent.containment.messages import (
 )
 from zeek_agent.containment.protections import Protections
 from zeek_agent.errors import AccessDeniedError, DamagedStateError, LimitError, SqlError
+from zeek_agent.text import clipped
 
 if TYPE_CHECKING:
+    from zeek_agent.config import LimitSettings
     from zeek_agent.containment.zygote import Started
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,15 @@ ABANDON_SECONDS: Final = 1.0
 """A killed process that is still there then waits in the kernel for something that may never come: it is abandoned."""
 CANCEL_SECONDS: Final = 0.1
 """How long a cancelled statement may go on; there is no message that ends it."""
+
+MESSAGES_PER_TURN: Final = 32
+"""Messages of a worker that are handled before others get their turn: a flood may delay nobody else."""
+LOG_LINES_PER_SECOND: Final = 10
+"""Of a worker; further lines are dropped."""
+LOG_LINES_PER_SECOND_MAX: Final = 1_000
+"""A worker that sends more is killed. Its own limit is the lower one."""
+LOG_CHARACTERS: Final = 2_000
+ERROR_CHARACTERS: Final = 10_000
 
 NeedHandler = Callable[[Need], Awaitable[tuple[bytes, Sequence[int]]]]
 """Answers a worker's need with rows as msgpack and descriptors, which are closed once sent. Raises SqlError."""
@@ -79,15 +91,20 @@ class _Request:
 
 
 class WorkerProcess:
-    """A worker. `on_free` is called when it can take another statement, or never again."""
+    """A worker. `on_free` is called when it can take another statement, or never again, and `on_fault` when it ended
+    during the statement `statement`, before whoever waits for that gets the error.
+    """
 
     def __init__(
         self,
         spawn: Spawn,
         recipient: str,
         started: Started,
+        *,
+        limits: LimitSettings,
         need: NeedHandler,
         on_free: Callable[[WorkerProcess], None],
+        on_fault: Callable[[WorkerProcess], None],
     ) -> None:
         self.number = spawn.worker
         self.kind = spawn.kind
@@ -103,6 +120,16 @@ class WorkerProcess:
         self.protections: Protections | None = None
         self.busy_since = self.idle_since = time.monotonic()
         self.is_spent = False
+        self.statement: Hashable = None
+        """The statement that it was reserved for last."""
+        self.succeeded = False
+        """Whether that has run to its end."""
+        self.is_accounted = False
+        """Whether the zygote has reported its end."""
+        self._limits = limits
+        self._on_fault = on_fault
+        self._is_signalled = False
+        self._log = WorkerLog()
         self._loop = asyncio.get_running_loop()
         self._connection = started.connection
         self._pidfd = started.pidfd
@@ -114,6 +141,7 @@ class WorkerProcess:
         self._id = 0
         self._cause: KillCause | None = None
         self._timers: list[asyncio.TimerHandle] = []
+        self._abandonment: asyncio.TimerHandle | None = None
         self._giving: asyncio.Task[None] | None = None
         self._loop.add_reader(self._connection, self._read)
         self._loop.add_reader(self._pidfd, self._ended)
@@ -133,10 +161,11 @@ class WorkerProcess:
         """
         return await self._ask(lambda number: messages.numbered(statement, number), seconds, files)  # type: ignore[no-any-return]
 
-    def take(self) -> None:
+    def take(self, statement: Hashable) -> None:
         """Reserve the idle or new worker for one statement."""
         assert self.state in (WorkerState.STARTING, WorkerState.IDLE)
         self.state = WorkerState.BUSY
+        self.statement, self.succeeded = statement, False
         self.busy_since = time.monotonic()
 
     def take_uncharged_cpu(self) -> float:
@@ -164,25 +193,28 @@ class WorkerProcess:
 
     def kill(self, cause: KillCause) -> None:
         """End the process at once. What is not dead after a second is abandoned."""
-        if self.state in (WorkerState.DEAD, WorkerState.ABANDONED) or self._cause is not None:
-            return
-        self._cause = cause
+        self._cause = self._cause or cause
         self._signal()
 
     def retire(self) -> None:
         """Let an idle worker end by closing its socket; it is killed if it does not."""
-        self._cause = self._cause or KillCause.CLOSED
+        if self._cause is not None:
+            return
+        self._cause = KillCause.CLOSED
         self._disconnect()
         self._timers.append(self._loop.call_later(GRACE_SECONDS, self._signal))
 
     def _signal(self) -> None:
+        if self._is_signalled or self.state in (WorkerState.DEAD, WorkerState.ABANDONED):
+            return
+        self._is_signalled = True
         try:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         except ProcessLookupError:
             log.debug("worker %d has ended already", self.pid)
         except PermissionError:
             log.error("cannot kill worker %d: CAP_KILL is missing", self.pid)
-        self._timers.append(self._loop.call_later(ABANDON_SECONDS, self._abandon))
+        self._abandonment = self._loop.call_later(ABANDON_SECONDS, self._abandon)
 
     async def _ask(self, message: Callable[[int], Any], seconds: float, files: Sequence[int] = ()) -> Any:
         assert self._request is None
@@ -206,56 +238,75 @@ class WorkerProcess:
 
     # What the worker sends
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Handle what has come, but not more than `MESSAGES_PER_TURN`. Returns whether there may be more."""
+        cause = KillCause.CRASH
         try:
-            while (received := channel.receive(self._connection)) is not None:
-                body, descriptors = received
-                channel.close_all(descriptors)
+            for _ in range(MESSAGES_PER_TURN):
+                body = channel.receive_body(self._connection)
+                if body is None:
+                    break
                 self._handle(messages.decode_from_worker(body))
                 if self._connection.fileno() < 0:
-                    return
+                    return False
+            else:
+                return True
         except BlockingIOError:
-            return
-        except ConnectionError as error:
+            return False
+        except (ChannelError, ValueError, RecursionError) as error:
+            log.error("worker %d sent an invalid message and was killed: %s", self.pid, clipped(str(error)))
+            cause = KillCause.PROTOCOL
+        except OSError as error:
             log.debug("worker %d: %s", self.pid, error)
-        except (ChannelError, ValueError, KeyError) as error:
-            log.error("worker %d sent an invalid message and was killed: %s", self.pid, error)
-            self.kill(KillCause.PROTOCOL)
+        self.kill(cause)
         self._disconnect()
         self._fail()
+        return False
 
     def _handle(self, message: Any) -> None:
         match message:
             case LogLine():
-                logging.getLogger(message.logger).log(message.level, "%s", message.text)
-            case Ready():
+                self._log.write(message)
+            case Ready() if not self._ready.done():
                 self.protections = message.protections
-                if not self._ready.done():
-                    self._ready.set_result(None)
+                self._ready.set_result(None)
             case Need() if self._giving is None and message.id == self._id and self.state is WorkerState.BUSY:
                 self._giving = self._loop.create_task(self._give(message))
-            case CompiledStatement() if message.id == self._id and self._request is not None:
+            case CompiledStatement() if (
+                message.id == self._id and self._request is not None and not self._request.files
+            ):
                 self._resolve(message)
                 self._free()
             case Head() if message.id == self._id and self._request is not None and self._request.files:
-                spool, *deltas = self._request.files
-                delta = DeltaDescriptor(deltas[0], message.delta_bytes) if deltas else None
-                self._request.files = ()
-                result = self._result = EncodedResult(spool, message, delta)
-                self._resolve(result)
+                self._result = self._begin_result(self._request, message)
+                self._resolve(self._result)
             case SpoolBatch() if message.id == self._id and self._result is not None:
                 self._result.add(message)
             case Finished() if message.id == self._id and self._result is not None:
+                if not (0 <= message.cpu < math.inf and message.peak >= 0):
+                    raise ChannelError(f"a worker cannot have used {message.cpu} s and {message.peak} bytes")
+                self._result.finish()
                 self.cpu, self.peak = message.cpu, message.peak
-                result, self._result = self._result, None
-                result.finish()
+                self.succeeded, self._result = True, None
                 self._free()
-            case StatementFailed() if message.id == self._id:
-                self._reject(_KINDS.get(message.kind, SqlError)(message.text))
+            case StatementFailed() if message.id == self._id and (self._request or self._result) is not None:
+                self._reject(_KINDS.get(message.kind, SqlError)(clipped(message.text, ERROR_CHARACTERS)))
                 self.is_spent = message.spent
                 self._free()
             case _:
                 raise ChannelError(f"{type(message).__name__} was not expected")
+
+    def _begin_result(self, request: _Request, head: Head) -> EncodedResult:
+        """The result, which has the request's files from now on."""
+        delta = None
+        if len(request.files) > 1:
+            delta = DeltaDescriptor(request.files[1], head.delta_bytes)
+        spool, request.files = request.files[0], ()
+        try:
+            return EncodedResult(spool, head, self._limits, lambda: self.kill(KillCause.PROTOCOL), delta)
+        except BaseException:
+            os.close(spool)
+            raise
 
     async def _give(self, need: Need) -> None:
         descriptors: Sequence[int] = ()
@@ -264,6 +315,9 @@ class WorkerProcess:
             answer = Give(need.id, rows)
         except SqlError as error:
             answer = Give(need.id, error=str(error))
+        except Exception as error:
+            log.exception("a worker's request for %s %s failed", need.what, clipped(need.name))
+            answer = Give(need.id, error=f"the agent failed to answer, see its log: {clipped(repr(error))}")
         finally:
             self._giving = None
         try:
@@ -303,12 +357,14 @@ class WorkerProcess:
     def _ended(self) -> None:
         """The process is dead."""
         was_abandoned = self.state is WorkerState.ABANDONED
-        if self._connection.fileno() >= 0:
-            self._read()
+        if self._connection.fileno() >= 0 and not self._is_signalled and self._read():
+            return  # the rest of what it sent comes first
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self.state = WorkerState.DEAD
         self._cancel_timers()
+        if self._abandonment is not None:
+            self._abandonment.cancel()
         self._disconnect()
         self._fail()
         if was_abandoned:
@@ -332,6 +388,8 @@ class WorkerProcess:
         if not self._ready.done():
             self._ready.set_exception(error())
             self._ready.exception()
+        if self._request is not None or self._result is not None:
+            self._on_fault(self)
         self._reject(error())
 
     @property
@@ -348,6 +406,34 @@ class WorkerProcess:
         for timer in self._timers:
             timer.cancel()
         self._timers = []
+
+
+class WorkerLog:
+    """A worker's part of the agent's log: it can neither fill it nor write as another part of the agent."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._lines = 0
+
+    def write(self, line: LogLine) -> None:
+        """Log the line, unless there are too many. Raises ChannelError if there are so many that it is an attack."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._lines = second, 0
+        self._lines += 1
+        if self._lines > LOG_LINES_PER_SECOND_MAX:
+            raise ChannelError("a flood of log lines")
+        if self._lines == LOG_LINES_PER_SECOND + 1:
+            log.warning("further log lines of a worker in this second are dropped")
+        if self._lines > LOG_LINES_PER_SECOND:
+            return
+        known = line.logger in logging.Logger.manager.loggerDict and line.logger.startswith(_OWN_LOGGERS)
+        logger = logging.getLogger(line.logger) if known and line.logger != _AUDIT else log
+        logger.log(min(max(line.level, logging.DEBUG), logging.ERROR), "%s", clipped(line.text, LOG_CHARACTERS))
+
+
+_OWN_LOGGERS: Final = "zeek_agent."
+_AUDIT: Final = "zeek_agent.audit"
 
 
 def _lost() -> SqlError:

@@ -48,7 +48,7 @@ class Zygote:
         self._loop = asyncio.get_running_loop()
         own, theirs = channel.pair()
         try:
-            command = [sys.executable, "-I", "-m", "zeek_agent.worker", str(theirs.fileno())]
+            command = [sys.executable, "-I", "-m", "zeek_agent.worker", str(theirs.fileno()), str(os.getpid())]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], cwd="/", env=_environment()
             )
@@ -95,6 +95,14 @@ class Zygote:
         if self._control.fileno() >= 0:
             self._loop.remove_reader(self._control)
             self._control.close()
+        for answer in self._starting.values():
+            if not answer.done():
+                answer.set_exception(WorkerLostError("the zygote of worker processes has ended"))
+
+    def kill(self) -> None:
+        """End it, and with it all workers, because it does not answer."""
+        log.error("the zygote of worker processes does not answer and is killed")
+        self._process.kill()
 
     async def wait(self, seconds: float) -> None:
         """Wait for its end; kill it after so many seconds."""
@@ -133,9 +141,6 @@ class Zygote:
 
     def _lost(self) -> None:
         self.close()
-        for answer in self._starting.values():
-            if not answer.done():
-                answer.set_exception(WorkerLostError("the zygote of worker processes has ended"))
         self._on_loss()
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from msgspec import Struct
+
+FRAME_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Longest frame. The agent holds one whole, and copies of it while it is sent."""
+OMISSIONS_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Longest description of the files that a statement omitted; the agent holds it whole."""
 
 
 class RowsEncoding(Struct, frozen=True, tag="rows"):

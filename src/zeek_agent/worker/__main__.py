@@ -20,6 +20,7 @@ from zeek_agent import heap
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import Config
 from zeek_agent.containment import channel, messages
+from zeek_agent.containment.lockdown import die_with
 from zeek_agent.containment.messages import Exited, Setup, Spawn, Spawned
 from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.database.sql_connection import Catalog
@@ -117,9 +118,14 @@ class Zygote:
 
 
 def main() -> None:
-    """The socket to the agent is the descriptor whose number is the only argument."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a terminal or a service to end the agent
+    """The arguments are the descriptor of the socket to the agent, and the agent's pid.
+
+    Signals that a terminal or a service manager sends to all processes of the agent are for the agent alone, which ends
+    this one in its turn. The kernel ends it with the agent even if it has been stopped.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    die_with(int(sys.argv[2]))
     heap.share()
     control = socket.socket(fileno=int(sys.argv[1]))
     received = channel.receive(control)

@@ -29,6 +29,7 @@ from zeek_agent.zeek.frames import batch_frames, event_frames
 HELD_BYTES: Final = 4 * 1024 * 1024
 """Packed rows that are held in memory. As Python objects they take about ten times as much."""
 BLOCK_ROWS: Final = 1_000
+JOINED_BYTES: Final = 1 << 20
 
 ChangedRow: TypeAlias = "tuple[Change | None, Row]"
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -84,6 +85,15 @@ class ResultWriter:
             written = os.pwrite(self._spool, view, self._end)
             self._end += written
             view = view[written:]
+        return at
+
+    def write_all(self, frames: Sequence[bytes]) -> int:
+        """Append frames one after the other. Returns the offset. Short ones are joined, long ones not copied."""
+        if sum(map(len, frames)) <= JOINED_BYTES:
+            return self.write(b"".join(frames))
+        at = self._end
+        for frame in frames:
+            self.write(frame)
         return at
 
     def settle(self, heads: Sequence[Heading], errors: RowErrors) -> tuple[ResultColumn, ...]:

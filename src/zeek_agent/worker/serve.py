@@ -11,7 +11,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,10 +37,11 @@ from zeek_agent.containment.messages import (
     StatementFailed,
 )
 from zeek_agent.containment.protections import WorkerClass, WorkerLimits
+from zeek_agent.database.encodings import FRAME_BYTES_MAX, OMISSIONS_BYTES_MAX
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
-from zeek_agent.errors import SqlError, ZeekAgentError
+from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
 from zeek_agent.host.files import statx
 from zeek_agent.host.linux import host_sockets
 from zeek_agent.osquery import imported_tables
@@ -62,9 +63,13 @@ if TYPE_CHECKING:
     from zeek_agent.database.encodings import Encoding, FrameBatch
     from zeek_agent.database.results import ResultColumn
     from zeek_agent.database.sql_connection import StreamedStatement
+    from zeek_agent.host.files.reads import Omissions
 
 LOG_LINES_PER_SECOND: Final = 10
 LOG_CHARACTERS: Final = 2_000
+ERROR_CHARACTERS: Final = 10_000
+FRAMES_PER_MESSAGE: Final = 10_000
+"""Their lengths fit into a packet."""
 NICENESS: Final = 5
 """Of snapshot workers: a scan of the host can wait, events cannot."""
 SPOOL_SHARE: Final = 4
@@ -218,7 +223,7 @@ class Worker:
         return True
 
     def _fail(self, kind: str, text: str, *, spent: bool = False) -> None:
-        self._send(StatementFailed(self._statement, kind, text, spent))
+        self._send(StatementFailed(self._statement, kind, clipped(text, ERROR_CHARACTERS), spent))
 
     def _compile(self, message: Compile) -> None:
         run = self._started(Run(self._limits))
@@ -247,9 +252,9 @@ class Worker:
         if rows.is_complete:
             fitting = list(rows.rows(change))
             self._send(self._head(finished, len(fitting)))
-            self._send_batches(self._write(rows, frames(columns, iter(fitting), encoding)))
+            self._send_batches(_write(self._statement, rows, frames(columns, iter(fitting), encoding)))
         else:
-            batches = list(self._write(rows, frames(columns, rows.rows(change), encoding)))
+            batches = list(_write(self._statement, rows, frames(columns, rows.rows(change), encoding)))
             self._send(self._head(finished, sum(batch.rows for batch in batches)))
             self._send_batches(batches)
 
@@ -270,7 +275,7 @@ class Worker:
                 reader=cache(lambda: stack.enter_context(ResultReader(comparison.basis.uri))),
             )
             changes = ((_CHANGES[change], cells) for change, cells in difference.changes())
-            batches = list(self._write(rows, frames(columns, changes, encoding)))
+            batches = list(_write(self._statement, rows, frames(columns, changes, encoding)))
         self._send(self._head(finished, sum(batch.rows for batch in batches), difference.delta_bytes))
         self._send_batches(batches)
 
@@ -282,16 +287,9 @@ class Worker:
             count,
             streamed.size,
             list(finished.run.errors.texts()),
-            _encode(streamed.files) if streamed.files else b"",
+            _write_files(finished.rows, streamed.files) if streamed.files else None,
             delta_bytes,
         )
-
-    def _write(self, rows: ResultWriter, batches: Iterator[FrameBatch]) -> Iterator[SpoolBatch]:
-        """Write frames to the spool and describe where they are."""
-        for batch in batches:
-            lengths = array("I", map(len, batch.frames)).tobytes()
-            offset = rows.write(b"".join(batch.frames))
-            yield SpoolBatch(self._statement, offset, lengths, batch.rows)
 
     def _send_batches(self, batches: Iterable[SpoolBatch]) -> None:
         for batch in batches:
@@ -319,7 +317,32 @@ class Worker:
         return connection
 
     def _send(self, message: messages.FromWorker) -> None:
-        channel.send(self._connection, messages.encode(message))
+        body = messages.encode(message)
+        if len(body) > channel.INLINE_BYTES:
+            raise LimitError(f"the names of the result's columns take more than {channel.INLINE_BYTES} bytes")
+        channel.send(self._connection, body)
+
+
+def _write(statement: int, rows: ResultWriter, batches: Iterator[FrameBatch]) -> Iterator[SpoolBatch]:
+    """Write frames to the spool and describe where they are. Raises LimitError for a frame that is too long."""
+    for batch in batches:
+        lengths = array("I", map(len, batch.frames))
+        if max(lengths) > FRAME_BYTES_MAX:
+            raise LimitError(f"a row takes {max(lengths)} bytes when encoded, more than {FRAME_BYTES_MAX}")
+        offset = rows.write_all(batch.frames)
+        for start in range(0, len(lengths), FRAMES_PER_MESSAGE):
+            part = lengths[start : start + FRAMES_PER_MESSAGE]
+            count = batch.rows if len(lengths) <= FRAMES_PER_MESSAGE else len(part)
+            yield SpoolBatch(statement, offset, part.tobytes(), count)
+            offset += sum(part)
+
+
+def _write_files(rows: ResultWriter, files: Omissions) -> tuple[int, int]:
+    """Write the omissions of files to the spool, without the paths if there are too many: where they are."""
+    packed = _encode(files)
+    if len(packed) > OMISSIONS_BYTES_MAX:
+        packed = _encode(replace(files, unread=frozenset(), all_paths=False))
+    return rows.write(packed), len(packed)
 
 
 _CHANGES: Final = {RowChange.GONE: Change.DELETE, RowChange.NEW: Change.ADD, None: None}
