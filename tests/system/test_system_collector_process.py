@@ -167,6 +167,34 @@ async def test_a_removed_log_directory_is_created_again_and_no_event_is_missing(
 
 
 @pytest.mark.root
+async def test_a_full_disk_is_shown_and_lines_wait_for_it(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "logs", logs], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a file system: {mounted.stderr.decode()}")
+    try:
+        async with running(tmp_path, settings=SETTINGS) as agent:
+            await asked_for_events(agent)
+            await agent.logged("zeek-agent", {"type_": "join"})
+            pid = await collector_of(agent)
+            program = program_in(tmp_path)
+            for _ in range(60):
+                subprocess.run([program, "x" * 2000], check=True)
+
+            def shown() -> bool:
+                return "No space left on device" in str(facts(agent)["collector_error"])
+
+            await until(lambda: asyncio.to_thread(shown), 30, "the error is not shown")
+            subprocess.run(["mount", "-o", "remount,size=64m", logs], check=True)
+            await arrive(agent, program, await recorded(agent, program, 120))
+            await until(lambda: asyncio.to_thread(lambda: facts(agent)["collector_error"] is None), 30, "it stays")
+            assert await collector_of(agent) == pid
+    finally:
+        subprocess.run(["umount", logs], check=True)
+
+
+@pytest.mark.root
 async def test_a_signal_to_all_processes_ends_the_agent_in_order(tmp_path: Path) -> None:
     """As by a service manager or a terminal: the processes of the agent leave it to the agent."""
     async with running(tmp_path, settings=SETTINGS) as agent:
