@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("zeek_agent.collector")
 
 READY_SECONDS: Final = 20.0
-"""Time to lock the logs and to give up privileges; the directory may be on a slow file system."""
+"""Time to lock the logs and to drop privileges; the directory may be on a slow file system."""
 STOP_SECONDS: Final = 4.0
 """Time to send the shutdown message and to write the last lines."""
 KILL_SECONDS: Final = 1.0

@@ -1,4 +1,4 @@
-"""The process of the embedded collector: prepare the logs with the agent's privileges, give them up, then serve.
+"""The process of the embedded collector: prepare the logs with the agent's privileges, drop them, then serve.
 
 It receives its connections from the agent, and can open nothing but logs. It ends when the agent says so or is gone.
 """
@@ -150,7 +150,7 @@ def _log_to(agent: AgentChannel, level: int) -> None:
 
 
 def _lock_down(directory: LogDirectoryHandle, parent: int) -> Protections:
-    """Give up privileges. What is granted is opened before, because the log directory's owner may not reach it."""
+    """Drop privileges. What is granted is opened before, because the log directory's owner may not reach it."""
     readable = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in _readable() if os.access(path, os.F_OK)]
     try:
         return lock_down(
