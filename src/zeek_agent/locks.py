@@ -69,8 +69,8 @@ def acquire_lock(path: Path, legacy_directory: Path | None = None, holder: int |
     """Lock the file at `path`, which is created if it does not exist.
 
     `legacy_directory` is the directory that older versions locked instead: an agent that holds it is respected, and it
-    is locked too where possible, which excludes older versions that start later. `holder` is the process that the lock names,
-    if not this one. Raises LockHeldError when another agent holds the lock, and OSError.
+    is locked too where possible, which excludes older versions that start later. `holder` is the process that the lock
+    names, if not this one. Raises LockHeldError when another agent holds the lock, and OSError.
     """
     if not _has_flock():
         return FileLock()
