@@ -39,7 +39,7 @@ from zeek_agent.zeek.connection import ZeekConnection
 from zeek_agent.zeek.connection_errors import UnusableError
 
 if TYPE_CHECKING:
-    from zeek_agent.collector.server import Collector
+    from zeek_agent.collector.embedded import EmbeddedCollector
     from zeek_agent.config import Config
     from zeek_agent.containment.messages import Need
     from zeek_agent.destination import Destination
@@ -89,7 +89,7 @@ class Agent:
         self._ring = ring
         self._started = time.monotonic()
         self._connections: list[ZeekConnection] = []
-        self._collector: Collector | None = None
+        self._collector: EmbeddedCollector | None = None
         self._bridge: Bridge | None = None
         access = AccessPolicy(config.access, paths.protected(config, places))
         tables = [*builtin_tables(), *plugin_tables()]
@@ -164,9 +164,9 @@ class Agent:
         return bridge
 
     def _prepare_collector(self) -> None:
-        """Make the embedded collector; it starts when its connection is dialled. Raises UsageError for a bad pack."""
+        """Make the embedded collector; its process starts when it is dialled. Raises UsageError for a bad pack."""
         from zeek_agent.collector import pack
-        from zeek_agent.collector.server import Collector
+        from zeek_agent.collector.embedded import EmbeddedCollector
         from zeek_agent.collector.summary import show
 
         settings = self._config.collector
@@ -177,9 +177,9 @@ class Agent:
                 self._origins["collector.listen"],
             )
         queries = pack.load(Path(settings.pack) if settings.pack else None, schedule=settings.schedule)
-        self._collector = Collector(settings, queries)
+        self._collector = EmbeddedCollector(settings, queries, self.database.pool.start_collector)
         self._parts.push_async_callback(self._collector.stop)
-        sys.stdout.write(f"zeek-agent {__version__}: logs in {Path(settings.logs).absolute()}; Ctrl-C ends\n")
+        sys.stdout.write(f"zeek-agent {__version__}: logs in {self._collector.logs}; Ctrl-C ends\n")
         sys.stdout.flush()
         self._background(show(self._collector), "summary")
 
@@ -187,10 +187,9 @@ class Agent:
         """A socket that is connected to the embedded collector. Raises UnusableError when that cannot start now."""
         assert self._collector is not None
         try:
-            await self._collector.start_embedded()
+            return await self._collector.dial()
         except ZeekAgentError as error:
             raise UnusableError(f"cannot start: {error}; events are still recorded") from None
-        return self._collector.connect()
 
     async def _start_control(self) -> None:
         """Listen for commands. Continue without if the socket cannot be created, as in a read-only state directory."""
@@ -296,8 +295,10 @@ class Agent:
             "workers_killed": dict(self.database.pool.killed),
             "results_notice": self.results.notice,
             "results_bytes": self.results.usage().bytes,
-            "collector": None if self._collector is None else str(Path(self._config.collector.logs).absolute()),
+            "collector": None if self._collector is None else str(self._collector.logs),
             "collector_error": None if self._collector is None else self._collector.stats.disk_error,
+            "collector_pid": None if self._collector is None else self._collector.pid,
+            "collector_lost": None if self._collector is None else self._collector.lost,
         }
 
 

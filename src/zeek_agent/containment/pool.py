@@ -25,7 +25,7 @@ from zeek_agent.containment.messages import Exited, Imports, RunStatement, Setup
 from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.usage import Accounts, StatementKey, StatementUsage, cpu_seconds, memory, statement_key
 from zeek_agent.containment.worker_process import KillCause, NeedHandler, WorkerProcess, WorkerState
-from zeek_agent.containment.zygote import WorkerLostError, Zygote
+from zeek_agent.containment.zygote import Started, WorkerLostError, Zygote
 from zeek_agent.errors import LimitError, SqlError
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class WorkerPool:
         self._unaccounted: dict[int, WorkerProcess] = {}
         """Dead ones whose processor time the zygote has yet to report."""
         self._starting: Counter[Place] = Counter()
+        self._collectors: dict[int, Callable[[Exited], None]] = {}
         self._number = 0
         self._sleepers: list[asyncio.Future[None]] = []
         self._waiting: dict[Place, int] = {}
@@ -180,6 +181,24 @@ class WorkerPool:
             return await worker.run(statement, files, self._limits.time)
 
         return await self._work(recipient, kind, statement.sql, run)
+
+    async def start_collector(self, on_exit: Callable[[Exited], None]) -> Started:
+        """Start a process of the collector's class, which runs no statements and which the caller ends.
+
+        `on_exit` is called at its end, unless the zygote ends first. Raises SqlError.
+        """
+        if (pause := self._restart_after - time.monotonic()) > 0:
+            raise SqlError(f"worker processes cannot be started; next attempt in {pause:.0f} s")
+        number = self._next_number()
+        self._collectors[number] = on_exit
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                zygote = self._running_zygote()
+                return await zygote.start(Spawn(number, WorkerClass.COLLECTOR, None, 0, False, Imports()))
+        except (WorkerLostError, TimeoutError) as error:
+            self._collectors.pop(number, None)
+            reason = str(error) or f"the zygote does not answer within {START_SECONDS:g} s"
+            raise SqlError(f"cannot start a worker process: {reason}") from error
 
     def status(self) -> Iterable[WorkerStatus]:
         """One per process."""
@@ -417,13 +436,10 @@ class WorkerPool:
         return worker
 
     async def _spawn(self, recipient: str, kind: WorkerClass) -> WorkerProcess:
-        if self._zygote is None:
-            self._zygote = Zygote(self._setup, self._exited, self._zygote_lost)
-            self.zygote_starts += 1
-        self._number += 1
+        zygote = self._running_zygote()
         bound = self._bound()
-        spawn = Spawn(self._number, kind, bound.store_uri, bound.generation, bound.iterators, bound.imports)
-        started = await self._zygote.start(spawn)
+        spawn = Spawn(self._next_number(), kind, bound.store_uri, bound.generation, bound.iterators, bound.imports)
+        started = await zygote.start(spawn)
         worker = WorkerProcess(
             spawn,
             recipient,
@@ -438,6 +454,17 @@ class WorkerPool:
             worker.kill(KillCause.CLOSED)
         self._schedule_expiry()
         return worker
+
+    def _running_zygote(self) -> Zygote:
+        """Raises WorkerLostError."""
+        if self._zygote is None:
+            self._zygote = Zygote(self._setup, self._exited, self._zygote_lost)
+            self.zygote_starts += 1
+        return self._zygote
+
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number
 
     def _retire(self, worker: WorkerProcess) -> None:
         worker.retire()
@@ -481,6 +508,8 @@ class WorkerPool:
         return len(waiting) > room + ending
 
     def _exited(self, exited: Exited) -> None:
+        if (on_exit := self._collectors.pop(exited.worker, None)) is not None:
+            on_exit(exited)
         worker = self._workers.get(exited.worker) or self._unaccounted.pop(exited.worker, None)
         if worker is not None:
             worker.is_accounted = True
@@ -493,6 +522,7 @@ class WorkerPool:
             return
         log.error("the zygote of worker processes has ended; the next is started in %g s", self._restart_pause)
         zygote, self._zygote = self._zygote, None
+        self._collectors.clear()
         self._unaccounted.clear()
         if zygote is not None:
             self._ending = asyncio.get_running_loop().create_task(zygote.wait(START_SECONDS))
@@ -513,7 +543,7 @@ class WorkerPool:
             if worker.state is WorkerState.IDLE and now - worker.idle_since > WORKER_IDLE_SECONDS:
                 self._retire(worker)
         self._shares = {recipient: share for recipient, share in self._shares.items() if not share.is_full}
-        if self._workers or self._starting.total():
+        if self._workers or self._starting.total() or self._collectors:
             self._empty_since = None
         elif self._empty_since is None:
             self._empty_since = now
