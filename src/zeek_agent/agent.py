@@ -262,7 +262,7 @@ class Agent:
         return rows
 
     def workers(self) -> Iterable[Row]:
-        return self.database.pool.status()
+        return [*self.database.pool.status(), *(self._collector.status() if self._collector else ())]
 
     def sources(self) -> Iterable[Row]:
         return [*self.supervisor.status(), *(self._bridge.status() if self._bridge else ())]

@@ -112,6 +112,9 @@ async def test_it_has_no_privileges_and_belongs_to_the_owner_of_the_logs(tmp_pat
             assert status["Uid"] == status["Gid"] == [str(owner)] * 4
             assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "700\n"
             assert status_of(agent.pid)["CapEff"] != none
+            (row,) = await agent.ask("SELECT * FROM zeek_agent_workers WHERE class = 'collector'")
+            shown = tuple(row[name] for name in ("recipient", "pid", "state", "uid", "capabilities", "missing"))
+            assert shown == ("embedded", pid, "busy", owner, (), ())
             for file in agent.logs.glob("*.log"):
                 assert (file.stat().st_uid, file.stat().st_mode & 0o777) == (owner, 0o600)
             opened = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]

@@ -60,7 +60,7 @@ async def workers_of_all_kinds(agent: RunningAgent) -> list[dict[str, Any]]:
 
     async def complete() -> list[dict[str, Any]]:
         await agent.ask("SELECT count(*) FROM processes_events")
-        workers = await agent.ask("SELECT * FROM zeek_agent_workers WHERE uid IS NOT NULL")
+        workers = await agent.ask("SELECT * FROM zeek_agent_workers WHERE uid IS NOT NULL AND class <> 'collector'")
         found = {(worker["recipient"], worker["class"]) for worker in workers}
         wanted = {(recipient, kind) for recipient in ("embedded", "control uid=0") for kind in CONFINED}
         return workers if wanted <= found else []

@@ -25,6 +25,10 @@ from zeek_agent.collector.stats import CollectorStats
 from zeek_agent.containment import channel
 from zeek_agent.containment.channel import ChannelError
 from zeek_agent.containment.messages import LogLine, Ready
+from zeek_agent.containment.pool import WorkerStatus
+from zeek_agent.containment.protections import WorkerClass
+from zeek_agent.containment.usage import cpu_seconds, memory
+from zeek_agent.destination import EMBEDDED
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.text import clipped
 
@@ -79,6 +83,10 @@ class EmbeddedCollector:
     def protections(self) -> Protections | None:
         """What confines the process."""
         return None if self._process is None else self._process.protections
+
+    def status(self) -> list[WorkerStatus]:
+        """Its row of `zeek_agent_workers`, if there is a process."""
+        return [] if self._process is None else [self._process.status()]
 
     async def dial(self) -> socket.socket:
         """A socket connected to the collector. Raises ZeekAgentError if that cannot start now."""
@@ -154,13 +162,14 @@ class CollectorProcess:
         self.protections: Protections | None = None
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = self._loop.create_future()
-        self.status: asyncio.Future[int] = self._loop.create_future()
+        self.exit_status: asyncio.Future[int] = self._loop.create_future()
         """How it ended, as from waitpid(2)."""
         self._connection = started.connection
         self._pidfd = started.pidfd
         self._note = note
         self._lost = lost
         self._ended = asyncio.Event()
+        self._since = time.time()
         self._second = 0
         self._received = 0
         self._refused: str | None = None
@@ -181,13 +190,33 @@ class CollectorProcess:
         def exited(end: Exited) -> None:
             if process is None:
                 early.append(end)
-            elif not process.status.done():
-                process.status.set_result(end.status)
+            elif not process.exit_status.done():
+                process.exit_status.set_result(end.status)
 
         process = cls(await start(exited), note, lost)
         for end in early:
             exited(end)
         return process
+
+    def status(self) -> WorkerStatus:
+        """As in `zeek_agent_workers`."""
+        used, shown = memory(self.pid), self.protections
+        return WorkerStatus(
+            recipient=str(EMBEDDED),
+            worker_class=WorkerClass.COLLECTOR.value,
+            pid=self.pid,
+            state="starting" if shown is None else "busy",
+            since=self._since,
+            statements=0,
+            cpu=cpu_seconds(self.pid) or 0.0,
+            resident_bytes=used.resident,
+            peak_bytes=used.peak,
+            uid=None if shown is None else shown.uid,
+            capabilities=None if shown is None else list(shown.capabilities),
+            seccomp=None if shown is None else shown.seccomp,
+            landlock_abi=None if shown is None else shown.landlock_abi,
+            missing=None if shown is None else list(shown.missing),
+        )
 
     @property
     def was_ready(self) -> bool:
@@ -242,7 +271,7 @@ class CollectorProcess:
         """Log how it ended, once that is known."""
         try:
             async with asyncio.timeout(EXIT_STATUS_SECONDS):
-                how = _described(await asyncio.shield(self.status))
+                how = _described(await asyncio.shield(self.exit_status))
         except TimeoutError:
             how = "has ended, as has its zygote"
         log.error("process %d of the embedded collector %s; another one is started", self.pid, self._refused or how)
@@ -284,7 +313,7 @@ class CollectorProcess:
             case State():
                 self._note(message.stats)
             case Ready() if not self.ready.done():
-                self.protections = message.protections
+                self.protections, self._since = message.protections, time.time()
                 self.ready.set_result(None)
             case StartFailed() if not self.ready.done():
                 self.ready.set_exception(ZeekAgentError(message.text))
