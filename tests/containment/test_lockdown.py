@@ -409,7 +409,15 @@ def helper_attempts(server: Path, port: int) -> dict[str, Callable[[], object]]:
         (Needs(other_users=True), set()),
         (Needs(other_users=True, user_database=True), {"unix"}),
     ],
-    ids=repr,
+    ids=[
+        "nothing",
+        "user database",
+        "network",
+        "network and user database",
+        "program",
+        "other users",
+        "other users and user database",
+    ],
 )
 def test_a_helper_has_exactly_what_its_table_declared(needs: Needs, permitted: set[str], places: Path) -> None:
     with ExitStack() as opened:
