@@ -151,7 +151,9 @@ async def test_one_hostile_zeek_delays_no_row_of_an_honest_one(tmp_path: Path) -
         await attacker.expect(AgentHello)
         await victim.expect(AgentHello)
         for number in range(20):
-            await attacker.install(f"h{number}", Query(f"{LIKES} -- {number}", "Test::hostile", schedule=0.5))
+            sql = f"{LIKES} -- {number}"
+            query = Query(sql, "Test::hostile", schedule=0.5, subscription=Subscription.SNAPSHOTS)
+            await attacker.install(f"h{number}", query)
         await until(lambda: busy_for(agent, hostile.url()))
         await victim.install("now", Query("SELECT pid FROM processes WHERE pid = 1", "Test::now", schedule=0.0))
         events = Query(
