@@ -19,18 +19,12 @@ from zeek_agent import __version__, heap, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.bpf import iterators
-from zeek_agent.containment.contained_database import ContainedDatabase
-from zeek_agent.containment.needs import (
-    agent_rows,
-    packed_translations,
-    passed_iterator,
-    sock_diag_of,
-    worker_setup,
-)
+from zeek_agent.containment import needs
+from zeek_agent.containment.contained_database import ContainedDatabase, recipient_of
 from zeek_agent.control.answers import answering
 from zeek_agent.control.server import ControlServer, SocketNotCreatedError
 from zeek_agent.destination import EMBEDDED, formerly_embedded
-from zeek_agent.errors import SqlError, ZeekAgentError
+from zeek_agent.errors import ZeekAgentError
 from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.runner import QueryRunner
@@ -45,7 +39,7 @@ from zeek_agent.zeek.connection import ZeekConnection
 from zeek_agent.zeek.connection_errors import UnusableError
 
 if TYPE_CHECKING:
-    from zeek_agent.collector.server import Collector
+    from zeek_agent.collector.embedded import EmbeddedCollector
     from zeek_agent.config import Config
     from zeek_agent.containment.messages import Need
     from zeek_agent.destination import Destination
@@ -95,7 +89,7 @@ class Agent:
         self._ring = ring
         self._started = time.monotonic()
         self._connections: list[ZeekConnection] = []
-        self._collector: Collector | None = None
+        self._collector: EmbeddedCollector | None = None
         self._bridge: Bridge | None = None
         access = AccessPolicy(config.access, paths.protected(config, places))
         tables = [*builtin_tables(), *plugin_tables()]
@@ -105,7 +99,7 @@ class Agent:
             TableContext(self, access),
             config.limits,
             self.store,
-            setup=worker_setup(config, places, self, self._started),
+            setup=needs.worker_setup(config, places, self, self._started),
             need=self._answer_need,
             directory=places.state,
             osquery=self._describe_osquery,
@@ -170,9 +164,9 @@ class Agent:
         return bridge
 
     def _prepare_collector(self) -> None:
-        """Make the embedded collector; it starts when its connection is dialled. Raises UsageError for a bad pack."""
+        """Make the embedded collector; its process starts when it is dialled. Raises UsageError for a bad pack."""
         from zeek_agent.collector import pack
-        from zeek_agent.collector.server import Collector
+        from zeek_agent.collector.embedded import EmbeddedCollector
         from zeek_agent.collector.summary import show
 
         settings = self._config.collector
@@ -183,9 +177,9 @@ class Agent:
                 self._origins["collector.listen"],
             )
         queries = pack.load(Path(settings.pack) if settings.pack else None, schedule=settings.schedule)
-        self._collector = Collector(settings, queries)
+        self._collector = EmbeddedCollector(settings, queries, self.database.pool.start_collector)
         self._parts.push_async_callback(self._collector.stop)
-        sys.stdout.write(f"zeek-agent {__version__}: logs in {Path(settings.logs).absolute()}; Ctrl-C ends\n")
+        sys.stdout.write(f"zeek-agent {__version__}: logs in {self._collector.logs}; Ctrl-C ends\n")
         sys.stdout.flush()
         self._background(show(self._collector), "summary")
 
@@ -193,10 +187,9 @@ class Agent:
         """A socket that is connected to the embedded collector. Raises UnusableError when that cannot start now."""
         assert self._collector is not None
         try:
-            await self._collector.start_embedded()
+            return await self._collector.dial()
         except ZeekAgentError as error:
             raise UnusableError(f"cannot start: {error}; events are still recorded") from None
-        return self._collector.connect()
 
     async def _start_control(self) -> None:
         """Listen for commands. Continue without if the socket cannot be created, as in a read-only state directory."""
@@ -233,22 +226,8 @@ class Agent:
 
     async def _answer_need(self, need: Need) -> tuple[bytes, Sequence[int]]:
         """What a worker process cannot get on its own. Raises SqlError."""
-        match need.what:
-            case "agent":
-                return await asyncio.to_thread(agent_rows, self, need.name), ()
-            case "drain":
-                await self._drain()
-                return b"", ()
-            case "iterator":
-                return b"", [passed_iterator(need.name)]
-            case "sock_diag":
-                return b"", [await asyncio.to_thread(sock_diag_of, need.name)]
-            case "translations":
-                return await asyncio.to_thread(packed_translations), ()
-            case "osquery" if self._bridge is not None:
-                connection = await asyncio.to_thread(self._bridge.connect)
-                return b"", [connection.detach()]
-        raise SqlError(f"the agent has no {need.what}")
+        osquery = None if self._bridge is None else self._bridge.connect
+        return await needs.answer(need, self, self._drain, osquery)
 
     async def _drain(self) -> None:
         """Bring the event store up to date with what the kernel has."""
@@ -276,7 +255,14 @@ class Agent:
         return [connection.status() for connection in self._connections]
 
     def queries(self) -> Iterable[Row]:
-        return [installed.status() for installed in self.runner.installed]
+        pool, rows = self.database.pool, []
+        for installed in self.runner.installed:
+            statement = recipient_of(installed.recipient.identity), installed.query.sql
+            rows.append(installed.status(pool.usage(*statement), pool.resting_until(*statement)))
+        return rows
+
+    def workers(self) -> Iterable[Row]:
+        return self.database.pool.status()
 
     def sources(self) -> Iterable[Row]:
         return [*self.supervisor.status(), *(self._bridge.status() if self._bridge else ())]
@@ -305,10 +291,14 @@ class Agent:
             "state_dir": str(self._places.state),
             "store": {name: counters.stored for name, counters in self.store.counters.items()},
             "store_notice": self.store.notice,
+            "workers": self.database.pool.totals(),
+            "workers_killed": dict(self.database.pool.killed),
             "results_notice": self.results.notice,
             "results_bytes": self.results.usage().bytes,
-            "collector": None if self._collector is None else str(Path(self._config.collector.logs).absolute()),
+            "collector": None if self._collector is None else str(self._collector.logs),
             "collector_error": None if self._collector is None else self._collector.stats.disk_error,
+            "collector_pid": None if self._collector is None else self._collector.pid,
+            "collector_lost": None if self._collector is None else self._collector.lost,
         }
 
 

@@ -18,7 +18,7 @@ from hung_mount import OWN_MOUNTS, hung_mount
 from mounting import needs_fuse
 from recording import load_generator
 from running_agent import STOP, RunningAgent, running
-from test_system_containment import LIKES, memory_of
+from test_system_statements import LIKES, memory_of
 from waiting import until
 from websockets.exceptions import ConnectionClosed
 from workers import descendants
@@ -235,7 +235,7 @@ class TimedEvents(list[Any]):
             self.delays.append(time.time() - at)
 
 
-async def test_events_beside_a_hostile_zeek(tmp_path: Path, record_property: Figures) -> None:
+async def test_events_with_a_hostile_zeek(tmp_path: Path, record_property: Figures) -> None:
     """First alone, then with another Zeek whose statements cannot be ended politely."""
     per_second = int(os.environ.get("SOAK_EVENTS_PER_SECOND", "1000"))
     seconds = int(30 * MINUTES)

@@ -1,236 +1,151 @@
-"""What an asker can do to the real program: the limits hold, others' statements and the recording go on."""
+"""The processes of a running agent under the privileges of its systemd unit, as /proc shows them."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import random
-import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hung_mount import OWN_MOUNTS, hung_mount
-from mounting import needs_fuse
-from running_agent import STOP, RunningAgent, running
+from lockdown import MACHINE
+from running_agent import RunningAgent, running
+from unit import unit_settings, with_units_privileges
 from waiting import until
-from workers import descendants, is_running, resident
-from zeek_server import Client, zeek_server
 
-from zeek_agent.errors import ZeekAgentError
-from zeek_agent.queries.subscriptions import Query, Subscription
-from zeek_agent.zeek.protocol import AgentError, AgentHello, ResultRow
+from zeek_agent.containment import accounts, kernel, landlock
 
 pytestmark = pytest.mark.root
-
-LIKES = f"SELECT {' + '.join(['(a LIKE b)'] * 25)} FROM (SELECT {{a}} AS a, {{b}} AS b)".format(
-    a="printf('%.*c', 4000000, 'a')", b="'%' || printf('%.*c', 250, 'a') || 'b'"
-)
-"""Twenty-five pattern matches on 4 MB, each one step of SQLite."""
-WIDE = (
-    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000000) SELECT "
-    + ", ".join(f"i + {number} AS c{number}" for number in range(40))
-    + " FROM n"
-)
-"""A million rows of forty columns: within `limits.rows`, and 200 MB if it is packed."""
-FEW = WIDE.replace("LIMIT 1000000", "LIMIT 550000")
-"""The same within `limits.result_bytes`."""
-NOBODY = "--zeek=ws://127.0.0.1:9"
-"""Without the embedded collector, whose queries would be in the way."""
-ONE_STATEMENT_BYTES = 160 << 20
+READS_OTHERS = kernel.capability_mask(("CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE"))
+UNITS = kernel.capability_mask(tuple(unit_settings()["CapabilityBoundingSet"])) & kernel.bounding_set()
+CONFINED = {"events": 0, "snapshots": READS_OTHERS}
+"""Capabilities by class."""
 
 
-async def fails(agent: RunningAgent, sql: str) -> str:
-    """The error of a statement on the control socket."""
-    with pytest.raises(ZeekAgentError) as caught:
-        await agent.ask(sql)
-    return str(caught.value)
+def status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def memory_of(agent: RunningAgent) -> int:
-    """Bytes that the agent and all its processes have resident, shared pages once for each."""
-    return sum(resident(pid) for pid in (agent.pid, *descendants(agent.pid)))
+def capabilities(pid: int) -> dict[str, int]:
+    return {name: int(value, 16) for name, value in status(pid).items() if name.startswith("Cap")}
 
 
-async def test_pattern_matches_that_take_a_minute_are_ended_at_the_limit(tmp_path: Path) -> None:
-    async with running(tmp_path, NOBODY, settings={"limits.time": 0.5}) as agent:
-        assert "longer than limits.time" in await fails(agent, LIKES)
-        assert "not run before" in await fails(agent, LIKES)
-        assert await agent.ask("SELECT 1 AS one") == [{"one": 1}]
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-async def test_an_ignore_pattern_that_takes_a_minute_is_ended_at_the_limit(tmp_path: Path) -> None:
-    """One match on one line, too varied for the automaton to remember its states."""
-    chance = random.Random(1)
-    (tmp_path / "lines").write_bytes(bytes(chance.choices(b"ab", k=8_000_000)))
-    sql = f"SELECT * FROM files_columns('{tmp_path}/lines', '$1:text', ' ', 'a.{{900}}Z')"
-    settings = {"limits.time": 0.5, "access.files_allow": f'["{tmp_path}/lines"]'}
-    async with running(tmp_path, NOBODY, settings=settings) as agent:
-        assert "longer than limits.time" in await fails(agent, sql)
-        assert await agent.ask("SELECT 1 AS one") == [{"one": 1}]
+def limit(pid: int, name: str) -> str:
+    (line,) = [line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if line.startswith(name)]
+    return line.removeprefix(name).split()[1]
 
 
-@needs_fuse
-async def test_a_hung_mount_that_is_allowed_stops_only_the_statements_that_enter_it(tmp_path: Path) -> None:
-    place = tmp_path / "hung"
-    place.mkdir()
-    settings = {"limits.time": 0.2, "access.filesystems_allow": '["fuse"]'}
-    async with running(tmp_path, NOBODY, settings=settings, prefix=OWN_MOUNTS) as agent:
-        with hung_mount(agent.pid, place):
-            hung = f"SELECT * FROM files_list('{place}/*')"
-            recorded = "SELECT count(*) AS number FROM processes_events"
-            waiting = [asyncio.create_task(fails(agent, f"{hung} -- {number}")) for number in range(4)]
-            honest = 0
-            while not all(one.done() for one in waiting):
-                assert await agent.ask("SELECT pid FROM processes WHERE pid = 1") == [{"pid": 1}]
-                assert (await agent.ask(recorded))[0]["number"] >= 0
-                honest += 1
-            assert honest > 1
-            for one in waiting:
-                assert "longer than limits.time" in await one
-            stuck = [pid for pid in descendants(agent.pid) if state(pid) == "D"]
-            assert len(stuck) == 4
-            assert "wait in the kernel" in await fails(agent, f"{hung} -- 5")
-            assert "wait in the kernel" in await fails(agent, "SELECT * FROM files_list('/etc/passwd')")
-            assert await agent.ask("SELECT pid FROM processes WHERE pid = 1") == [{"pid": 1}]
-            assert (await agent.ask(recorded))[0]["number"] >= 0
-            agent.process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(agent.process.wait, STOP) == 0
-            assert [pid for pid in stuck if is_running(pid)] == stuck
-        await until(lambda: not any(map(is_running, stuck)))
-
-
-async def test_every_worker_sees_mounts_that_are_made_later(tmp_path: Path) -> None:
-    place = tmp_path / "later"
-    place.mkdir()
-    async with running(tmp_path, NOBODY, settings={"limits.workers": 1}, prefix=OWN_MOUNTS) as agent:
-        assert not await agent.ask(f"SELECT path FROM files_list('{place}/*')")
-        agent.run_beside("mount", "-t", "tmpfs", "later", str(place))
-        agent.run_beside("touch", str(place / "file"))
-        for _ in range(3):
-            found = await agent.ask(f"SELECT path, size FROM files_list('{place}/*')")
-            assert found == [{"path": str(place / "file"), "size": 0}]
-            workers = [pid for pid in descendants(agent.pid) if not descendants(pid)]
-            for pid in workers:
-                os.kill(pid, signal.SIGKILL)
-            await until(lambda pids=tuple(workers): not any(map(is_running, pids)))
-
-
-@needs_fuse
-async def test_the_daemon_of_a_hung_mount_that_ends_gives_the_places_back(tmp_path: Path) -> None:
-    place = tmp_path / "hung"
-    place.mkdir()
-    settings = {"limits.time": 0.2, "access.filesystems_allow": '["fuse"]'}
-    async with running(tmp_path, NOBODY, settings=settings, prefix=OWN_MOUNTS) as agent:
-        with hung_mount(agent.pid, place):
-            hung = f"SELECT * FROM files_list('{place}/*')"
-            await asyncio.gather(*(fails(agent, f"{hung} -- {number}") for number in range(4)))
-            assert "wait in the kernel" in await fails(agent, "SELECT * FROM files_list('/etc/passwd')")
-
-        async def lists() -> bool:
-            try:
-                return bool(await agent.ask("SELECT path FROM files_list('/etc/passwd')"))
-            except ZeekAgentError:
-                return False
-
-        await until(lists)
-
-
-def state(pid: int) -> str:
-    """The letter that ps(1) shows."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-async def test_one_hostile_zeek_delays_no_row_of_an_honest_one(tmp_path: Path) -> None:
-    """It installs statements that look at no clock, as many as it likes."""
-    async with (
-        zeek_server() as hostile,
-        zeek_server() as honest,
-        running(tmp_path, f"--zeek={hostile.url()}", f"--zeek={honest.url()}", settings={"limits.time": 2}) as agent,
-    ):
-        attacker, victim = await hostile.client(), await honest.client()
-        await attacker.expect(AgentHello)
-        await victim.expect(AgentHello)
-        for number in range(20):
-            sql = f"{LIKES} -- {number}"
-            query = Query(sql, "Test::hostile", schedule=0.5, subscription=Subscription.SNAPSHOTS)
-            await attacker.install(f"h{number}", query)
-        await until(lambda: busy_for(agent, hostile.url()))
-        await victim.install("now", Query("SELECT pid FROM processes WHERE pid = 1", "Test::now", schedule=0.0))
-        events = Query(
-            "SELECT cmdline FROM processes_events WHERE state = 'started'",
-            "Test::events",
-            schedule=0.2,
-            subscription=Subscription.EVENTS,
-        )
-        await victim.install("events", events)
-        await victim.expect(ResultRow, lambda row: row.context.query_id == "now")
-        await until(lambda: agent.ask("SELECT 1 FROM zeek_agent_queries WHERE id = 'events' AND runs > 0"))
-        for number in range(50):
-            process = await asyncio.create_subprocess_exec("sleep", f"0.0{number}")
-            await process.wait()
-        await victim.expect(ResultRow, lambda row: "sleep 0.0" in repr(row.columns), number=50)
-        rows = [repr(row.columns) for row in victim.of(ResultRow, lambda row: "sleep 0.0" in repr(row.columns))]
-        assert len(rows) == len(set(rows)) == 50
-        assert not attacker.of(ResultRow)
-        await attacker.expect(AgentError, lambda error: "longer than" in error.message)
-
-
-async def busy_for(agent: RunningAgent, recipient: str) -> bool:
-    return len(descendants(agent.pid)) >= 3
-
-
-@pytest.mark.parametrize("sql", [WIDE, FEW], ids=["too large", "large"])
-async def test_a_statement_raises_the_memory_of_all_processes_by_less_than_160_mib(tmp_path: Path, sql: str) -> None:
-    async with zeek_server() as zeek, running(tmp_path, f"--zeek={zeek.url()}", settings={"limits.time": 60}) as agent:
-        client = await zeek.client()
-        await client.expect(AgentHello)
-        await agent.ask("SELECT count(*) FROM processes")
-        before, main = memory_of(agent), agent.resident()
-        most = most_main = before
-        most_main = main
-        await client.install("q", Query(sql, "Test::rows", schedule=0.0))
-        ended = asyncio.create_task(until(lambda: done(client), 100))
-        while not ended.done():
-            most, most_main = max(most, memory_of(agent)), max(most_main, agent.resident())
-            await asyncio.sleep(0.05)
-        await ended
-    assert most - before < ONE_STATEMENT_BYTES
-    assert most_main - main < 32 << 20
-
-
-def done(client: Client) -> bool:
-    return bool(client.of(AgentError)) or len(client.of(ResultRow)) >= 550_000
-
-
-async def test_no_asker_makes_a_statement_that_takes_more(tmp_path: Path) -> None:
-    """Whatever grows in SQLite, in Python or in the encoding."""
-    hungry = [
-        "SELECT group_concat(printf('%.*c', 2000000, 'a'), '') FROM (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL "
-        "SELECT i + 1 FROM n LIMIT 400) SELECT * FROM n)",
-        "WITH RECURSIVE n(i, v) AS (SELECT 1, printf('%.*c', 4000000, 'a') UNION ALL SELECT i + 1, v FROM n LIMIT 300) "
-        "SELECT * FROM n ORDER BY v || i",
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 300) "
-        "SELECT i, CAST(printf('%.*c', 4000000, 'a') AS BLOB) AS v FROM n",
-        "SELECT " + ", ".join(["replace(printf('%.*c', 200000, 'a'), 'a', char(1))"] * 40),
-        "SELECT " + ", ".join(["CAST(printf('%.*c', 800000, 'a') AS BLOB)"] * 40),
-        "SELECT " + ", ".join(["printf('%.*c', 4000000, 'a')"] * 8),
-    ]
-    async with running(tmp_path, NOBODY, settings={"limits.time": 20}) as agent:
-        await agent.ask("SELECT count(*) FROM processes")
-        for sql in hungry:
-            before = memory_of(agent)
-            most = before
-            asked = asyncio.create_task(outcome(agent, sql))
-            while not asked.done():
-                most = max(most, memory_of(agent))
-                await asyncio.sleep(0.02)
-            assert "may not be used" not in await asked
-            assert most - before < ONE_STATEMENT_BYTES, sql
-            assert await agent.ask("SELECT 1 AS one") == [{"one": 1}]
-
-
-async def outcome(agent: RunningAgent, sql: str) -> str:
+def landlock_version() -> int:
     try:
-        return f"{len(await agent.ask(sql))} rows"
-    except ZeekAgentError as error:
-        return str(error)
+        return landlock.version()
+    except landlock.Unavailable:
+        return 0
+
+
+def zygote_of(agent: RunningAgent) -> int:
+    """Its only child that is Python, of its own main thread or another."""
+    for task in Path(f"/proc/{agent.pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if b"zeek_agent.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+    raise AssertionError("the agent has no zygote")
+
+
+async def workers_of_all_kinds(agent: RunningAgent) -> list[dict[str, Any]]:
+    """Workers after event, snapshot and control queries: of the embedded collector and of this user."""
+
+    async def complete() -> list[dict[str, Any]]:
+        await agent.ask("SELECT count(*) FROM processes_events")
+        workers = await agent.ask("SELECT * FROM zeek_agent_workers WHERE uid IS NOT NULL")
+        found = {(worker["recipient"], worker["class"]) for worker in workers}
+        wanted = {(recipient, kind) for recipient in ("embedded", "control uid=0") for kind in CONFINED}
+        return workers if wanted <= found else []
+
+    return await until(complete, 30, "not all kinds of workers have been started")
+
+
+async def test_each_process_has_the_privileges_of_its_kind(tmp_path: Path) -> None:
+    prefix = with_units_privileges()
+    async with running(tmp_path, prefix=prefix, settings={"collector.schedule": 1}) as agent:
+        workers = await workers_of_all_kinds(agent)
+        zygote = zygote_of(agent)
+        for pid in (agent.pid, zygote):
+            assert status(pid)["Uid"].split() == ["0"] * 4
+            assert status(pid)["NoNewPrivs"] == "1"
+            assert {name: mask for name, mask in capabilities(pid).items() if mask & ~UNITS} == {}
+            assert capabilities(pid)["CapEff"] == capabilities(pid)["CapBnd"] == UNITS
+        expected = accounts.worker_account()
+        for worker in workers:
+            pid, mask, shown = worker["pid"], CONFINED[worker["class"]], status(worker["pid"])
+            assert worker["missing"] == ()
+            assert shown["Uid"].split() == [str(expected.uid)] * 4 == [str(worker["uid"])] * 4
+            assert shown["Gid"].split() == [str(expected.gid)] * 4
+            assert shown["Groups"] == ""
+            assert capabilities(pid) == {"CapInh": 0, "CapPrm": mask, "CapEff": mask, "CapBnd": mask, "CapAmb": 0}
+            assert list(worker["capabilities"]) == list(kernel.capability_names(mask))
+            assert shown["NoNewPrivs"] == "1"
+            assert (int(shown["Seccomp"]), worker["seccomp"]) == ((2, 2) if MACHINE is not None else (0, 0))
+            assert worker["landlock_abi"] == (landlock_version() if worker["class"] == "events" else 0)
+            assert int(shown["PPid"]) == zygote
+            assert shown["Name"] == accounts.WORKER_NAME
+            assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "700\n"
+            assert limit(pid, "Max core file size") == "0"
+            assert int(limit(pid, "Max data size")) == 167_772_160
+            assert children(pid) == []
+
+
+async def test_the_zygote_and_snapshot_workers_hold_no_file_of_the_state_and_event_workers_only_read(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, settings={"collector.schedule": 1}) as agent:
+        workers = await workers_of_all_kinds(agent)
+        held = {pid: _open_files(pid) for pid in (zygote_of(agent), *(worker["pid"] for worker in workers))}
+        assert not [path for path, _ in held[zygote_of(agent)] if path.startswith(str(agent.state))]
+        for worker in workers:
+            files = [(path, flags) for path, flags in held[worker["pid"]] if path.startswith(str(agent.state))]
+            state = [(path, flags) for path, flags in files if not path.endswith(" (deleted)")]  # that is a spool
+            assert [file for file in state if file[1] & os.O_ACCMODE != os.O_RDONLY] == []
+            assert {Path(path).name.partition("-")[0] for path, _ in state} <= {"events.db", "results.db"}
+            if worker["class"] == "events":
+                assert state
+
+
+def _open_files(pid: int) -> list[tuple[str, int]]:
+    """Paths, and the flags with which they were opened."""
+    found = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        lines = Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text().splitlines()
+        flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
+        found.append((str(descriptor.readlink()), flags))
+    return found
+
+
+async def test_protections_that_the_agent_may_not_apply_are_named(tmp_path: Path) -> None:
+    prefix = with_units_privileges("CAP_SETUID", "CAP_SETPCAP")
+    async with running(tmp_path, prefix=prefix) as agent:
+        sql = "SELECT uid, seccomp, missing FROM zeek_agent_workers WHERE recipient = 'control uid=0'"
+        (worker,) = await agent.ask(sql)
+        assert worker["uid"] == 0
+        assert worker["seccomp"] == (2 if MACHINE is not None else 0)
+        missing = "\n".join(worker["missing"])
+        assert "own user: the agent lacks CAP_SETUID or CAP_SETGID" in missing
+        assert "bounding set: the agent lacks CAP_SETPCAP" in missing
+
+
+async def test_the_status_shows_workers_and_their_totals(tmp_path: Path) -> None:
+    async with running(tmp_path) as agent:
+        from zeek_agent.control.messages import ControlClient, Facts, StatusRequest
+
+        await agent.ask("SELECT 1")
+        client = ControlClient(agent.state / "zeek-agent.sock")
+        (frame,) = client.responses(StatusRequest())
+        client.close()
+        assert isinstance(frame, Facts)
+        totals = frame.facts["workers"]
+        assert totals["running"] >= 1
+        assert (totals["zygote_starts"], totals["abandoned"], totals["abandoned_in_all"]) == (1, 0, 0)
+        assert frame.facts["workers_killed"] == {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,7 +20,10 @@ from zeek_agent.host.linux.namespaces import in_network_namespace
 from zeek_agent.recording.sockets import conntrack
 
 if TYPE_CHECKING:
+    import socket
+
     from zeek_agent.config import Config
+    from zeek_agent.containment.messages import Need
     from zeek_agent.paths import Paths
     from zeek_agent.table import AgentView
 
@@ -49,11 +53,40 @@ def worker_setup(config: Config, places: Paths, agent: AgentView, started: float
     )
 
 
+async def answer(
+    need: Need,
+    agent: AgentView,
+    drain: Callable[[], Awaitable[None]],
+    connect_osquery: Callable[[], socket.socket] | None,
+) -> tuple[bytes, Sequence[int]]:
+    """What a worker process cannot get on its own: rows as msgpack, and descriptors. Raises SqlError.
+
+    `drain` brings the event store up to date; `connect_osquery` blocks, and is None without osquery.
+    """
+    match need.what:
+        case "agent":
+            return await asyncio.to_thread(agent_rows, agent, need.name), ()
+        case "drain":
+            await drain()
+            return b"", ()
+        case "iterator":
+            return b"", [passed_iterator(need.name)]
+        case "sock_diag":
+            return b"", [await asyncio.to_thread(sock_diag_of, need.name)]
+        case "translations":
+            return await asyncio.to_thread(packed_translations), ()
+        case "osquery" if connect_osquery is not None:
+            connection = await asyncio.to_thread(connect_osquery)
+            return b"", [connection.detach()]
+    raise SqlError(f"the agent has no {need.what}")
+
+
 def agent_rows(agent: AgentView, name: str) -> bytes:
     """Rows of one of the agent's own tables, as msgpack. Raises SqlError for another table."""
     readers: Mapping[str, object] = {
         "connections": agent.connections,
         "queries": agent.queries,
+        "workers": agent.workers,
         "sources": agent.sources,
         "gaps": agent.gaps,
         "log": agent.log,

@@ -8,7 +8,6 @@ one is to blame when the worker has to be killed.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections import Counter, OrderedDict
@@ -24,8 +23,9 @@ from zeek_agent.containment.channel import close_all
 from zeek_agent.containment.cpu_share import CpuShare
 from zeek_agent.containment.messages import Exited, Imports, RunStatement, Setup, Spawn
 from zeek_agent.containment.protections import WorkerClass
+from zeek_agent.containment.usage import Accounts, StatementKey, StatementUsage, cpu_seconds, memory, statement_key
 from zeek_agent.containment.worker_process import KillCause, NeedHandler, WorkerProcess, WorkerState
-from zeek_agent.containment.zygote import WorkerLostError, Zygote
+from zeek_agent.containment.zygote import Started, WorkerLostError, Zygote
 from zeek_agent.errors import LimitError, SqlError
 
 if TYPE_CHECKING:
@@ -57,8 +57,6 @@ RESTART_SECONDS: Final = (1.0, 60.0)
 """Pause after the zygote was lost: the first, and the longest."""
 
 T = TypeVar("T")
-StatementKey: TypeAlias = "tuple[str, bytes]"
-"""Recipient, and digest of the statement."""
 Place: TypeAlias = "tuple[str, WorkerClass]"
 """Recipient and class: whose workers of which kind."""
 
@@ -72,6 +70,8 @@ class Rest:
     until: float
     seconds: float
     cause: KillCause
+    ends_at: float
+    """`until` as seconds since the epoch."""
     shown: str
     """`until` as UTC, the same in each message so that a repeated error is recognized."""
 
@@ -86,7 +86,13 @@ class WorkerStatus(NamedTuple):
     since: float
     statements: int
     cpu: float
-    memory: int
+    resident_bytes: int
+    peak_bytes: int
+    uid: int | None
+    capabilities: list[str] | None
+    seccomp: int | None
+    landlock_abi: int | None
+    missing: list[str] | None
 
 
 class SpawnSettings(NamedTuple):
@@ -124,11 +130,13 @@ class WorkerPool:
         self._unaccounted: dict[int, WorkerProcess] = {}
         """Dead ones whose processor time the zygote has yet to report."""
         self._starting: Counter[Place] = Counter()
+        self._collectors: dict[int, Callable[[Exited], None]] = {}
         self._number = 0
         self._sleepers: list[asyncio.Future[None]] = []
         self._waiting: dict[Place, int] = {}
         """How many statements wait, by place: the place comes first that has waited longest for a turn."""
         self._resting: OrderedDict[StatementKey, Rest] = OrderedDict()
+        self._accounts = Accounts()
         self._shares: dict[str, CpuShare] = {}
         self._expiry: asyncio.TimerHandle | None = None
         self._restart_after = 0.0
@@ -138,6 +146,8 @@ class WorkerPool:
         self._ending: asyncio.Task[None] | None = None
         self.killed: Counter[str] = Counter()
         """Workers that were killed or lost, by cause, since the agent started."""
+        self.abandoned = 0
+        """Workers that did not end when they were killed, since the agent started."""
         self.zygote_starts = 0
 
     async def compile(self, recipient: str, sql: str, profile: str) -> CompiledStatement:
@@ -172,21 +182,45 @@ class WorkerPool:
 
         return await self._work(recipient, kind, statement.sql, run)
 
+    async def start_collector(self, on_exit: Callable[[Exited], None]) -> Started:
+        """Start a process of the collector's class, which runs no statements and which the caller ends.
+
+        `on_exit` is called at its end, unless the zygote ends first. Raises SqlError.
+        """
+        if (pause := self._restart_after - time.monotonic()) > 0:
+            raise SqlError(f"worker processes cannot be started; next attempt in {pause:.0f} s")
+        number = self._next_number()
+        self._collectors[number] = on_exit
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                zygote = self._running_zygote()
+                return await zygote.start(Spawn(number, WorkerClass.COLLECTOR, None, 0, False, Imports()))
+        except (WorkerLostError, TimeoutError) as error:
+            self._collectors.pop(number, None)
+            reason = str(error) or f"the zygote does not answer within {START_SECONDS:g} s"
+            raise SqlError(f"cannot start a worker process: {reason}") from error
+
     def status(self) -> Iterable[WorkerStatus]:
         """One per process."""
-        return [
-            WorkerStatus(
-                worker.recipient,
-                worker.kind.value,
-                worker.pid,
-                worker.state.value,
-                worker.since,
-                worker.statements,
-                worker.cpu,
-                worker.peak,
-            )
-            for worker in self._workers.values()
-        ]
+        return [_status_of(worker) for worker in self.processes]
+
+    def totals(self) -> dict[str, int]:
+        """The number of processes now, and counts since the agent started."""
+        return {
+            "running": self._alive(),
+            "abandoned": sum(worker.state is WorkerState.ABANDONED for worker in self.processes),
+            "abandoned_in_all": self.abandoned,
+            "zygote_starts": self.zygote_starts,
+        }
+
+    def usage(self, recipient: str, sql: str) -> StatementUsage:
+        """What a recipient's statement has used so far."""
+        return self._accounts.of(statement_key(recipient, sql))
+
+    def resting_until(self, recipient: str, sql: str) -> float | None:
+        """When the statement runs again, in seconds since the epoch; None if it does not rest."""
+        rest = self._resting.get(statement_key(recipient, sql))
+        return None if rest is None or rest.until <= time.monotonic() else rest.ends_at
 
     @property
     def zygote_pid(self) -> int | None:
@@ -196,6 +230,12 @@ class WorkerPool:
     def processes(self) -> Iterable[WorkerProcess]:
         """The workers that exist now."""
         return tuple(self._workers.values())
+
+    def cancel_all(self) -> None:
+        """Kill the workers that run statements."""
+        for worker in self.processes:
+            if worker.state is WorkerState.BUSY:
+                worker.kill(KillCause.CANCELLED)
 
     async def close(self) -> None:
         """Kill all workers and end the zygote; what waits in the kernel is left behind."""
@@ -222,7 +262,7 @@ class WorkerPool:
     async def _work(
         self, recipient: str, kind: WorkerClass, sql: str, work: Callable[[WorkerProcess], Awaitable[T]]
     ) -> T:
-        key = (recipient, hashlib.sha256(sql.encode(errors="surrogatepass")).digest())
+        key = statement_key(recipient, sql)
         self._refuse_resting(key)
         if (seconds := self._share_of(recipient).wait_seconds) > 0:
             await asyncio.sleep(seconds)
@@ -235,9 +275,16 @@ class WorkerPool:
         return share
 
     def _charge(self, worker: WorkerProcess) -> None:
-        """Count the processor time that the worker has used since this was last called."""
-        if (seconds := worker.take_uncharged_cpu()) > 0:
+        """Count the processor time that the worker has used since this was last called, and its memory."""
+        if worker.state is not WorkerState.DEAD and not worker.is_accounted:
+            worker.cpu = cpu_seconds(worker.pid) or worker.cpu
+            if not worker.succeeded:
+                worker.peak = max(worker.peak, memory(worker.pid).peak)
+        seconds = max(0.0, worker.take_uncharged_cpu())
+        if seconds > 0:
             self._share_of(worker.recipient).use(seconds)
+        if worker.statement is not None:
+            self._accounts.charge(worker.statement, seconds, worker.peak)  # type: ignore[arg-type]
 
     def _refuse_resting(self, key: StatementKey) -> None:
         rest = self._resting.get(key)
@@ -252,10 +299,12 @@ class WorkerPool:
             return
         assert cause is not None
         key: StatementKey = worker.statement  # type: ignore[assignment]
+        self._accounts.count_kill(key)
         before = self._resting.pop(key, None)
         seconds = REST_SECONDS if before is None else min(before.seconds * REST_GROWTH, REST_SECONDS_MAX)
-        shown = datetime.fromtimestamp(time.time() + seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._resting[key] = Rest(time.monotonic() + seconds, seconds, cause, shown)
+        ends_at = time.time() + seconds
+        shown = datetime.fromtimestamp(ends_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._resting[key] = Rest(time.monotonic() + seconds, seconds, cause, ends_at, shown)
         if len(self._resting) > RESTING_MAX:
             self._resting.popitem(last=False)
 
@@ -387,13 +436,10 @@ class WorkerPool:
         return worker
 
     async def _spawn(self, recipient: str, kind: WorkerClass) -> WorkerProcess:
-        if self._zygote is None:
-            self._zygote = Zygote(self._setup, self._exited, self._zygote_lost)
-            self.zygote_starts += 1
-        self._number += 1
+        zygote = self._running_zygote()
         bound = self._bound()
-        spawn = Spawn(self._number, kind, bound.store_uri, bound.generation, bound.iterators, bound.imports)
-        started = await self._zygote.start(spawn)
+        spawn = Spawn(self._next_number(), kind, bound.store_uri, bound.generation, bound.iterators, bound.imports)
+        started = await zygote.start(spawn)
         worker = WorkerProcess(
             spawn,
             recipient,
@@ -409,18 +455,29 @@ class WorkerPool:
         self._schedule_expiry()
         return worker
 
+    def _running_zygote(self) -> Zygote:
+        """Raises WorkerLostError."""
+        if self._zygote is None:
+            self._zygote = Zygote(self._setup, self._exited, self._zygote_lost)
+            self.zygote_starts += 1
+        return self._zygote
+
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number
+
     def _retire(self, worker: WorkerProcess) -> None:
         worker.retire()
 
     def _freed(self, worker: WorkerProcess) -> None:
         """A worker has ended its statement, or itself."""
         self._charge(worker)
+        self._count_end(worker)
         if worker.state is WorkerState.DEAD:
             del self._workers[worker.number], self._bound_to[worker.number]
             if not worker.is_accounted and self._zygote is not None:
                 self._unaccounted[worker.number] = worker
             if worker.cause not in (None, KillCause.CLOSED, KillCause.CANCELLED):
-                self.killed[worker.cause.value] += 1
                 log.warning("worker %d of %s ended: %s", worker.pid, worker.recipient, worker.cause)
         elif worker.state is WorkerState.IDLE:
             if worker.succeeded:
@@ -434,6 +491,14 @@ class WorkerPool:
                     self._waiting[place] = self._waiting.pop(place)
         self._wake()
 
+    def _count_end(self, worker: WorkerProcess) -> None:
+        """Count a worker that was killed or lost: one that does not die when it is abandoned."""
+        is_abandoned = worker.state is WorkerState.ABANDONED
+        self.abandoned += is_abandoned
+        has_ended = is_abandoned or (worker.state is WorkerState.DEAD and not worker.was_abandoned)
+        if has_ended and worker.cause not in (None, KillCause.CLOSED, KillCause.CANCELLED):
+            self.killed[worker.cause.value] += 1
+
     def _is_wanted_elsewhere(self, worker: WorkerProcess) -> bool:
         """Whether a recipient without a worker waits for this one's place: nobody keeps a place by being busy."""
         place = (worker.recipient, worker.kind)
@@ -443,6 +508,8 @@ class WorkerPool:
         return len(waiting) > room + ending
 
     def _exited(self, exited: Exited) -> None:
+        if (on_exit := self._collectors.pop(exited.worker, None)) is not None:
+            on_exit(exited)
         worker = self._workers.get(exited.worker) or self._unaccounted.pop(exited.worker, None)
         if worker is not None:
             worker.is_accounted = True
@@ -455,6 +522,7 @@ class WorkerPool:
             return
         log.error("the zygote of worker processes has ended; the next is started in %g s", self._restart_pause)
         zygote, self._zygote = self._zygote, None
+        self._collectors.clear()
         self._unaccounted.clear()
         if zygote is not None:
             self._ending = asyncio.get_running_loop().create_task(zygote.wait(START_SECONDS))
@@ -475,7 +543,7 @@ class WorkerPool:
             if worker.state is WorkerState.IDLE and now - worker.idle_since > WORKER_IDLE_SECONDS:
                 self._retire(worker)
         self._shares = {recipient: share for recipient, share in self._shares.items() if not share.is_full}
-        if self._workers or self._starting.total():
+        if self._workers or self._starting.total() or self._collectors:
             self._empty_since = None
         elif self._empty_since is None:
             self._empty_since = now
@@ -486,3 +554,23 @@ class WorkerPool:
             self._ending = asyncio.get_running_loop().create_task(zygote.wait(START_SECONDS))
             return
         self._schedule_expiry()
+
+
+def _status_of(worker: WorkerProcess) -> WorkerStatus:
+    used, shown = memory(worker.pid), worker.protections
+    return WorkerStatus(
+        recipient=worker.recipient,
+        worker_class=worker.kind.value,
+        pid=worker.pid,
+        state=worker.state.value,
+        since=worker.since,
+        statements=worker.statements,
+        cpu=worker.cpu if worker.is_accounted else cpu_seconds(worker.pid) or worker.cpu,
+        resident_bytes=used.resident,
+        peak_bytes=max(used.peak, worker.peak),
+        uid=None if shown is None else shown.uid,
+        capabilities=None if shown is None else list(shown.capabilities),
+        seccomp=None if shown is None else shown.seccomp,
+        landlock_abi=None if shown is None else shown.landlock_abi,
+        missing=None if shown is None else list(shown.missing),
+    )

@@ -112,7 +112,7 @@ class WorkerProcess:
         self.recipient = recipient
         self.pid = started.pid
         self.state = WorkerState.STARTING
-        self.since = time.time()
+        self.was_abandoned = False
         self.statements = 0
         self.cpu = 0.0
         self._charged_cpu = 0.0
@@ -176,6 +176,15 @@ class WorkerProcess:
     def release(self) -> None:
         """The statement that it was reserved for does not come."""
         self._free()
+
+    @property
+    def state(self) -> WorkerState:
+        return self._state
+
+    @state.setter
+    def state(self, state: WorkerState) -> None:
+        self._state = state
+        self.since = time.time()
 
     @property
     def counts(self) -> bool:
@@ -356,7 +365,6 @@ class WorkerProcess:
 
     def _ended(self) -> None:
         """The process is dead."""
-        was_abandoned = self.state is WorkerState.ABANDONED
         if self._connection.fileno() >= 0 and not self._is_signalled and self._read():
             return  # the rest of what it sent comes first
         self._loop.remove_reader(self._pidfd)
@@ -367,7 +375,7 @@ class WorkerProcess:
             self._abandonment.cancel()
         self._disconnect()
         self._fail()
-        if was_abandoned:
+        if self.was_abandoned:
             log.info("worker %d, which was abandoned, has ended", self.pid)
         self._on_free(self)
 
@@ -376,6 +384,7 @@ class WorkerProcess:
             return
         log.warning("worker %d does not end although it was killed: it waits in the kernel, and is abandoned", self.pid)
         self.state = WorkerState.ABANDONED
+        self.was_abandoned = True
         self._disconnect()
         self._fail()
         self._on_free(self)

@@ -50,7 +50,12 @@ class Zygote:
         try:
             command = [sys.executable, "-I", "-m", "zeek_agent.worker", str(theirs.fileno()), str(os.getpid())]
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], cwd="/", env=_environment()
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                cwd="/",
+                env=_environment(),
+                process_group=0,  # Ctrl-C in a terminal interrupts the shell's statement, and not the zygote
             )
         except OSError as error:
             own.close()

@@ -22,6 +22,7 @@ from zeek_agent.config import Config
 from zeek_agent.containment import channel, messages
 from zeek_agent.containment.lockdown import die_with
 from zeek_agent.containment.messages import Exited, Setup, Spawn, Spawned
+from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.database.sql_connection import Catalog
 from zeek_agent.errors import SqlError, ZeekAgentError
 from zeek_agent.tables import builtin_tables, plugin_tables
@@ -89,6 +90,11 @@ class Zygote:
             for descriptor in self._wakeup:
                 os.close(descriptor)
             self._control.close()
+            if spawn.kind is WorkerClass.COLLECTOR:
+                from zeek_agent.collector import process
+
+                process.run(connection, parent)
+                os._exit(0)
             worker = Worker(connection, self._shared, spawn)
             worker.start(parent)
             worker.serve()

@@ -64,6 +64,9 @@ class AgentProxy:
     def queries(self) -> Iterable[Row]:
         return self._agent_rows("queries")
 
+    def workers(self) -> Iterable[Row]:
+        return self._agent_rows("workers")
+
     def sources(self) -> Iterable[Row]:
         return self._agent_rows("sources")
 

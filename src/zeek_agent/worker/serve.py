@@ -53,6 +53,7 @@ from zeek_agent.table import TableContext
 from zeek_agent.table_declarations import declared
 from zeek_agent.text import clipped
 from zeek_agent.worker.agent_proxy import AgentProxy, PassedIterators, passed_sock_diag, passed_translations
+from zeek_agent.worker.read_only_files import reopen_read_only
 from zeek_agent.worker.result_writer import ResultWriter, frames
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ class Worker:
         if self._kind is WorkerClass.EVENTS:
             for profile in Profile:
                 self._sql(profile)
+            reopen_read_only()
         else:
             os.nice(NICENESS)
         limits = self._limits
