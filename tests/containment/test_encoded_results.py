@@ -16,21 +16,23 @@ from workers import contained
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.containment import channel, messages
 from zeek_agent.containment.contained_database import ContainedDatabase
+from zeek_agent.containment.encoded_result import EncodedResult
 from zeek_agent.database.database import Database, Result
 from zeek_agent.database.encodings import (
-    FRAME_BYTES_MAX,
     BatchesEncoding,
     ControlEncoding,
     Encoding,
     EventsEncoding,
+    FrameBatch,
     RowsEncoding,
 )
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables
-from zeek_agent.worker import result_writer
+from zeek_agent.worker import result_writer, serve
 from zeek_agent.worker.result_writer import ResultWriter, frames
 
 T = TypeVar("T")
@@ -197,12 +199,38 @@ def test_names_that_do_not_fit_a_message_are_a_clear_error(run: Run[Any], in_wor
     assert run(in_workers.query("SELECT 1")).rows == [(1,)]
 
 
-def test_a_row_whose_encoding_is_too_long_is_a_clear_error(run: Run[Any], in_workers: ContainedDatabase) -> None:
-    sql = "SELECT " + ", ".join(["replace(printf('%.*c', 700000, 'a'), 'a', char(1))"] * 10)
-    for number, encoding in enumerate(ENCODINGS[1:]):
-        with pytest.raises(SqlError, match=f"more than {FRAME_BYTES_MAX}|more memory|was lost"):
-            run(read(in_workers, f"{sql} -- {number}", encoding, None))
-        assert run(in_workers.query("SELECT 1")).rows == [(1,)]
+@pytest.fixture
+def spool() -> Iterator[int]:
+    file = os.memfd_create("spool")
+    yield file
+    os.close(file)
+
+
+def test_a_row_whose_encoding_is_too_long_is_a_clear_error(spool: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "FRAME_BYTES_MAX", 100)
+    batches = [FrameBatch([b"x" * 100], 1), FrameBatch([b"x" * 101], 1)]
+    written = serve._write(1, ResultWriter(spool), iter(batches))
+    assert next(written).rows == 1
+    with pytest.raises(LimitError, match="a row takes 101 bytes when encoded"):
+        next(written)
+
+
+def test_a_batch_of_many_frames_is_described_in_several_messages(spool: int) -> None:
+    """`zeek.batch_rows` may be large, and the lengths of a batch's frames have to fit a message."""
+    frames = [b"%d" % number for number in range(150_000)]
+    written = list(serve._write(1, ResultWriter(spool), iter([FrameBatch(frames, len(frames))])))
+    head = messages.Head(1, [], len(frames), 1, [], None)
+    result = EncodedResult(os.dup(spool), head, LimitSettings(), lambda: None)
+    for part in written:
+        assert len(messages.encode(part)) < channel.INLINE_BYTES
+        result.add(part)
+    result.finish()
+
+    async def read_all() -> list[bytes]:
+        return [frame async for batch in result.batches() for frame in batch.frames]
+
+    assert asyncio.run(read_all()) == frames
+    result.close()
 
 
 def test_memory_that_is_exhausted_ends_the_statement_alone(run: Run[Any], in_workers: ContainedDatabase) -> None:
