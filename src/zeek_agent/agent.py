@@ -247,6 +247,7 @@ class Agent:
             "cpu_seconds": times.user + times.system,
             "state_dir": str(self._places.state),
             "store": {name: counters.stored for name, counters in self.store.counters.items()},
+            "store_evicted": {name: counters.evicted for name, counters in self.store.counters.items()},
             "store_notice": self.store.notice,
             "collector": None if self._collector is None else str(Path(self._config.collector.logs).absolute()),
             "collector_error": None if self._collector is None else self._collector.stats.disk_error,

@@ -17,7 +17,16 @@ from typing import Final, NamedTuple
 import apsw
 
 from zeek_agent.config import EventSettings
-from zeek_agent.events.event_file import Delivered, EventFile, Gap, WriteBatch, disk_uri, read_delivery_state, read_rows
+from zeek_agent.events.event_file import (
+    Delivered,
+    EventFile,
+    Gap,
+    WriteBatch,
+    count_rows,
+    disk_uri,
+    read_delivery_state,
+    read_rows,
+)
 from zeek_agent.events.migrations import NewerStoreError
 from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.schema import EventRow
@@ -120,6 +129,18 @@ class EventStore:
     def last_seq(self, table: str) -> int:
         """Highest committed `seq`, whether or not the row is still there; 0 when no row was ever committed."""
         return self._file.last_seq.get(table, 0)
+
+    def has_holes(self, table: str, after: int) -> bool:
+        """Whether retention may have removed rows after this `seq` although older ones are still there."""
+        return self._file.may_have_holes(table, after)
+
+    def missing(self, table: str, low: int, high: int) -> int:
+        """How many rows with low < seq <= high retention has removed; reads the file."""
+        try:
+            return max(0, high - low - count_rows(self.uri, table, low, high))
+        except apsw.Error as error:
+            log.error("event store: cannot count the rows of %s that are missing: %s", table, error)
+            return 0
 
     def gaps(self) -> list[Gap]:
         return list(self._file.gaps)
@@ -309,7 +330,7 @@ class EventStore:
         """Enforce the limits on age and size."""
         self._return_to_disk()
         try:
-            for table, number in self._file.evict().items():
+            for table, number in self._file.evict(self._clock(), self._settings.retention_age).items():
                 self._counters_of(table).evicted += number
             if (now := time.monotonic()) >= self._housekeeping_due:
                 self._housekeeping_due = now + _HEARTBEAT_SECONDS
