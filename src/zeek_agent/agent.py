@@ -85,7 +85,7 @@ class Agent:
         self._bridge: Bridge | None = None
         access = AccessPolicy(config.access, paths.protected(config, places))
         tables = [*builtin_tables(), *plugin_tables()]
-        self.store = EventStore(places.store, tables, config.events)
+        self.store = EventStore(places.store, tables, config.events, state_bytes=config.limits.state_bytes)
         self.database = Database(tables, TableContext(self, access), config.limits, self.store)
         self.supervisor = Supervisor(config.sources, self.store, redact=access.redact)
         self.runner = QueryRunner(
@@ -248,6 +248,7 @@ class Agent:
             "state_dir": str(self._places.state),
             "store": {name: counters.stored for name, counters in self.store.counters.items()},
             "store_evicted": {name: counters.evicted for name, counters in self.store.counters.items()},
+            "delivery_states": self.store.delivery_states(),
             "store_notice": self.store.notice,
             "collector": None if self._collector is None else str(Path(self._config.collector.logs).absolute()),
             "collector_error": None if self._collector is None else self._collector.stats.disk_error,

@@ -125,6 +125,13 @@ class LimitSettings(Section, frozen=True):
     ] = 67_108_864
     files_lines: Annotated[PositiveInt, Meta(description="maximum number of lines to read over all files")] = 500_000
     files_time: Annotated[Positive, Meta(description="maximum seconds for reading and hashing files")] = 5.0
+    state_bytes: Annotated[
+        PositiveInt,
+        Meta(
+            description="maximum number of bytes for the last results of all queries that report differences; "
+            "one query gets at most 64 MiB of it"
+        ),
+    ] = 268_435_456
 
 
 class AccessSettings(Section, frozen=True):

@@ -22,6 +22,7 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from zeek_agent import __version__, text
+from zeek_agent.events.delivery_states import Delivered, DeliveryStates
 from zeek_agent.events.layout import Conversion, columns, declare, last_sequence, quoted, set_sequence
 from zeek_agent.events.migrations import MIGRATIONS, Migration, migrate, refuse_newer
 from zeek_agent.events.usage import Shares, Usage
@@ -61,24 +62,9 @@ _RETENTION_GAPS_KEPT: Final = 200
 """Gaps for rows that were evicted, so that many producers cannot push out the gaps with other causes."""
 _GAP_TOLERANCE_SECONDS: Final = 600.0
 """Evicted rows closer to each other than this share a gap."""
-_DELIVERED_KEPT_SECONDS: Final = 30 * 86_400.0
-"""Delivery state of a query that was not installed for a month is of no use: its rows have expired."""
-_DELIVERED: Final = "_delivered (key, seqs, snapshot, under_way, time)"
 RETENTION: Final = "retention"
 """Begins the cause of gaps that retention left."""
 _GAPS: Final = '_gaps (source, "from", until, cause)'
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """Delivery state of a query: the last acknowledged `seq` by table, and for differences the last snapshot.
-
-    `under_way` is the end of a report that was sent and not yet acknowledged, so that it can be sent again unchanged.
-    """
-
-    seqs: Mapping[str, int]
-    snapshot: bytes | None = None
-    under_way: Mapping[str, int] = field(default_factory=dict)
 
 
 class Gap(NamedTuple):
@@ -106,9 +92,9 @@ class EventFile:
 
     `first_seq` and `last_seq` are the committed bounds of `seq` by table; `last_seq` never decreases, even when
     retention has emptied the table. Rows take at most about `bytes_max` on disk, including the write-ahead log, unless
-    a reader holds a transaction open. The time since the last run is recorded as a gap unless the file is `resumed`
-    within one run. Opening raises apsw.Error or OSError when the file cannot be used, NewerStoreError when a later
-    agent wrote it.
+    a reader holds a transaction open; delivery states take at most about `state_bytes` more. The time since the last
+    run is recorded as a gap unless the file is `resumed` within one run. Opening raises apsw.Error or OSError when the
+    file cannot be used, NewerStoreError when a later agent wrote it.
     """
 
     def __init__(
@@ -118,6 +104,7 @@ class EventFile:
         bytes_max: int,
         now: float,
         *,
+        state_bytes: int = 2**28,
         resumed: bool = False,
         migrations: Sequence[Migration] = MIGRATIONS,
     ) -> None:
@@ -130,6 +117,9 @@ class EventFile:
         self._tables = {table.name: table for table in tables}
         self._inserts: dict[str, str] = {}
         self._converters: dict[str, Callable[[Row], Row] | None] = {}
+        self._state_bytes = state_bytes
+        self.states_refused: list[str] = []
+        """Keys of the last batch whose delivery state was not stored, or without its snapshot."""
         self._eviction_logged = -math.inf
         self.first_seq: dict[str, int] = {}
         self.last_seq: dict[str, int] = {}
@@ -165,6 +155,7 @@ class EventFile:
         connection.execute(f"PRAGMA journal_size_limit={self._wal_pages * _PAGE_BYTES}")
         migrate(connection, self._file, migrations)
         self._usage = Usage(connection)
+        self._states = DeliveryStates(connection, self._state_bytes)
         for table in self._tables.values():
             with connection:
                 self._declare(table)
@@ -250,10 +241,10 @@ class EventFile:
                     self._usage.note_holes(name, last.get(name, 0))
                     if self.path is not None and after > self.last_seq[name]:
                         self._note_rows_left_behind(name, self.last_seq[name], after)
-                self._connection.execute(
-                    f"INSERT OR REPLACE INTO main.{_DELIVERED} "
-                    "SELECT key, seqs, snapshot, under_way, time FROM other._delivered"
-                )
+                if left := self._states.adopt():
+                    log.error(
+                        "event store: %d queries' delivery states are too large to be copied (%s)", left, self._file
+                    )
                 self._connection.execute(
                     f'INSERT INTO main.{_GAPS} SELECT source, "from", until, cause FROM other._gaps '
                     'EXCEPT SELECT source, "from", until, cause FROM main._gaps'
@@ -278,8 +269,9 @@ class EventFile:
         """Commit the batch and the heartbeat. Returns the rows that did not fit, by table; raises apsw.Error."""
         misfits: Counter[str] = Counter()
         self.conversions.clear()  # left by a failed attempt
+        self.states_refused.clear()
         execute = self._connection.execute
-        with self._connection:
+        with self._connection, self._states.unchanged_on_error():
             for new in batch.tables:
                 self._tables[new.name] = new
                 self._declare(new)
@@ -289,9 +281,8 @@ class EventFile:
                 misfits[table] = self._insert(table, rows)
                 self._usage.add(table, self.last_seq.get(table, 0))
             for key, delivered in batch.delivered.items():
-                seqs, under_way = json.dumps(dict(delivered.seqs)), json.dumps(dict(delivered.under_way))
-                row = (key, seqs, delivered.snapshot, under_way, now)
-                execute(f"INSERT OR REPLACE INTO {_DELIVERED} VALUES (?, ?, ?, ?, ?)", row)
+                if not self._states.save(key, delivered, now):
+                    self.states_refused.append(key)
             for gap in batch.gaps:
                 execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", gap)
             execute("UPDATE _store SET alive = ?", (now,))
@@ -351,7 +342,7 @@ class EventFile:
                 "(SELECT rowid FROM _gaps ORDER BY rowid DESC LIMIT -1 OFFSET ?)",
                 (now - age_seconds, _GAPS_KEPT),
             )
-            self._connection.execute("DELETE FROM _delivered WHERE time < ?", (now - _DELIVERED_KEPT_SECONDS,))
+            self._states.expire(now)
         self.gaps = self._read_gaps()
         return removed
 
@@ -373,7 +364,7 @@ class EventFile:
             self.gaps = self._read_gaps()
             for table in removed:
                 self._read_seq_bounds(table)
-        if self._scalar("PRAGMA page_count") * _PAGE_BYTES > self._rows_bytes_max:
+        if self._scalar("PRAGMA page_count") * _PAGE_BYTES > self._rows_bytes_max + self._states.disk_bytes:
             self._connection.execute("PRAGMA incremental_vacuum").fetchall()
         return removed
 
@@ -422,8 +413,9 @@ class EventFile:
         return True
 
     def _used_bytes(self) -> int:
+        """Bytes of the events and what goes with them, without delivery states."""
         pages = self._scalar("PRAGMA page_count") - self._scalar("PRAGMA freelist_count")
-        return int(pages) * _PAGE_BYTES
+        return int(pages) * _PAGE_BYTES - self._states.disk_bytes
 
     def _delete_through(self, table: str, upto: int) -> int:
         """Delete the rows up to and including that `seq`, in steps that keep the log short. Returns how many."""
@@ -436,6 +428,16 @@ class EventFile:
                 removed += self._connection.changes()
             self._read_seq_bounds(table)
         return removed
+
+    @property
+    def states(self) -> int:
+        """Number of queries whose delivery state is stored."""
+        return self._states.count
+
+    @property
+    def states_bytes(self) -> int:
+        """About the bytes on disk of all delivery states."""
+        return self._states.disk_bytes
 
     def may_have_holes(self, table: str, after: int) -> bool:
         """Whether rows after this `seq` may be missing between others."""

@@ -6,6 +6,7 @@ Any thread appends; one writer thread commits. Every lost row is counted by tabl
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -16,9 +17,9 @@ from typing import Final, NamedTuple
 
 import apsw
 
-from zeek_agent.config import EventSettings
+from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.events.delivery_states import STATES_MAX, Delivered
 from zeek_agent.events.event_file import (
-    Delivered,
     EventFile,
     Gap,
     WriteBatch,
@@ -48,6 +49,7 @@ _MEMORY_STORE_BYTES: Final = 32 << 20
 """Maximum size of a store in memory: any host that runs an agent can spare it."""
 _ROWS_CARRIED_OVER: Final = 20_000
 """Newest rows of each table that are copied to another file: those most likely to be undelivered yet."""
+_REFUSED_STATES_LOG_SECONDS: Final = 60.0
 _DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
 _UNUSABLE: Final = (apsw.Error, OSError, NewerStoreError)
 _TRANSIENT: Final = (apsw.BusyError, apsw.LockedError)
@@ -88,7 +90,13 @@ class EventStore:
         settings: EventSettings | None = None,
         clock: Callable[[], float] = time.time,
         retry_seconds: float = 60.0,
+        *,
+        state_bytes: int = LimitSettings().state_bytes,
     ) -> None:
+        self._state_bytes = state_bytes
+        self.states_refused = 0
+        """Delivery states that were not stored, or without their snapshot, because of their limits."""
+        self._states_refused_logged = -math.inf
         self._settings = settings or EventSettings()
         self._tables = [table for table in tables if table.kind == "events"]
         self._clock = clock
@@ -228,6 +236,10 @@ class EventStore:
             log.error("event store: cannot read the delivery state (%s): rows are sent again", error)
             return None
 
+    def delivery_states(self) -> dict[str, int]:
+        """Figures of the stored delivery states, and how often one was refused since the start."""
+        return {"queries": self._file.states, "bytes": self._file.states_bytes, "refused": self.states_refused}
+
     def flush(self, timeout_seconds: float = 10.0) -> bool:
         """Wait until everything appended so far is committed. Returns False on timeout."""
         with self._changed:
@@ -291,6 +303,7 @@ class EventStore:
                 if self._file.may_write():
                     self._count_rows(batch, self._file.write(batch, self._clock()))
                     self._report_conversions(self._file)
+                    self._report_refused_states(self._file)
                     return
             except _TRANSIENT as error:
                 log.debug("event store: %s", error)
@@ -320,6 +333,17 @@ class EventStore:
                 *(one.table, one.column, one.old, one.new, one.nulled),
             )
         file.conversions.clear()
+
+    def _report_refused_states(self, file: EventFile) -> None:
+        """Count them, and log them at most once a minute: a query's state changes with each delivery."""
+        self.states_refused += len(file.states_refused)
+        if file.states_refused and time.monotonic() >= self._states_refused_logged + _REFUSED_STATES_LOG_SECONDS:
+            self._states_refused_logged = time.monotonic()
+            log.error(
+                "event store: no room for the delivery states of %d queries: %d queries (at most %d) take %d bytes "
+                "(limits.state_bytes: %d). After a restart of the agent these queries begin like new ones",
+                *(len(file.states_refused), file.states, STATES_MAX, file.states_bytes, self._state_bytes),
+            )
 
     def _discard(self, batch: WriteBatch, error: Exception) -> None:
         log.error("event store: rows are lost: %s", error)
@@ -354,16 +378,22 @@ class EventStore:
         if path is not None:
             try:
                 try:
-                    opened = EventFile(path, self._tables, limit, now)
+                    opened = EventFile(path, self._tables, limit, now, state_bytes=self._state_bytes)
                 except _DAMAGED as error:
                     self._move_aside(path, error)
-                    opened = EventFile(path, self._tables, limit, now)
+                    opened = EventFile(path, self._tables, limit, now, state_bytes=self._state_bytes)
             except (apsw.Error, OSError) as error:
                 self._log_notice(f"event store: cannot use {path} ({error}): events are kept in memory only")
             else:
                 self._report_conversions(opened)
                 return opened
-        return EventFile(None, self._tables, min(limit, _MEMORY_STORE_BYTES), now)
+        return EventFile(
+            None,
+            self._tables,
+            min(limit, _MEMORY_STORE_BYTES),
+            now,
+            state_bytes=min(self._state_bytes, _MEMORY_STORE_BYTES),
+        )
 
     def _replace_file(self, error: Exception) -> bool:
         """Continue with another file, because `error` makes this one unusable. Returns False if that fails too."""
@@ -406,7 +436,14 @@ class EventStore:
         self._retry_due = time.monotonic() + self._retry_seconds
         try:
             limit = self._settings.retention_bytes
-            new = EventFile(self._path_to_retry, self._tables, limit, self._clock(), resumed=True)
+            new = EventFile(
+                self._path_to_retry,
+                self._tables,
+                limit,
+                self._clock(),
+                state_bytes=self._state_bytes,
+                resumed=True,
+            )
         except _UNUSABLE as error:
             log.debug("event store: still cannot use %s: %s", self._path_to_retry, error)
             return

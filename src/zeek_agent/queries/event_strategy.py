@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from zeek_agent.queries.subscriptions import Change
 
 if TYPE_CHECKING:
-    from zeek_agent.events.event_file import Delivered
+    from zeek_agent.events.delivery_states import Delivered
     from zeek_agent.events.store import EventStore
     from zeek_agent.queries.delivery import Delivery
     from zeek_agent.queries.installed import Installed
