@@ -242,9 +242,7 @@ class EventFile:
                     if self.path is not None and after > self.last_seq[name]:
                         self._note_rows_left_behind(name, self.last_seq[name], after)
                 if left := self._states.adopt():
-                    log.error(
-                        "event store: %d queries' delivery states are too large to be copied (%s)", left, self._file
-                    )
+                    log.error("event store: the delivery states of %d queries are too large for %s", left, self._file)
                 self._connection.execute(
                     f'INSERT INTO main.{_GAPS} SELECT source, "from", until, cause FROM other._gaps '
                     'EXCEPT SELECT source, "from", until, cause FROM main._gaps'
