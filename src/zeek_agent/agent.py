@@ -249,6 +249,7 @@ class Agent:
             "store": {name: counters.stored for name, counters in self.store.counters.items()},
             "store_evicted": {name: counters.evicted for name, counters in self.store.counters.items()},
             "delivery_states": self.store.delivery_states(),
+            "store_files_left": self.store.files_left,
             "store_notice": self.store.notice,
             "collector": None if self._collector is None else str(Path(self._config.collector.logs).absolute()),
             "collector_error": None if self._collector is None else self._collector.stats.disk_error,

@@ -5,6 +5,7 @@ Used by one thread at a time. `events.EventStore` owns it and handles errors of 
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from zeek_agent import __version__, text
+from zeek_agent.events import replacement
 from zeek_agent.events.delivery_states import Delivered, DeliveryStates
 from zeek_agent.events.layout import Conversion, columns, declare, last_sequence, quoted, set_sequence
 from zeek_agent.events.migrations import MIGRATIONS, Migration, migrate, refuse_newer
@@ -50,6 +52,8 @@ MISFITS: Final = (
 _READ_AND_WRITE: Final = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 _BUSY_MILLISECONDS: Final = 2_000
 """Maximum wait for the lock of another connection, well above the duration of one transaction."""
+_CHECKPOINT_MILLISECONDS: Final = 200
+"""Maximum wait for readers to end, once the write-ahead log is full; then others get their turn before the next try."""
 _STEPS_BETWEEN_CHECKS: Final = 100_000
 """Steps of SQLite's virtual machine between calls of `check`: some milliseconds."""
 _PAGE_BYTES: Final = 4_096
@@ -74,6 +78,10 @@ class Gap(NamedTuple):
     begin: float
     end: float
     cause: str
+
+
+_opened: Final = itertools.count()
+"""Makes the URI of each file differ from that of the one it replaces, although the path and the id are the same."""
 
 
 @dataclass(slots=True)
@@ -106,6 +114,7 @@ class EventFile:
         *,
         state_bytes: int = 2**28,
         resumed: bool = False,
+        copy_of: EventFile | None = None,
         migrations: Sequence[Migration] = MIGRATIONS,
     ) -> None:
         self.path = path
@@ -131,6 +140,10 @@ class EventFile:
             path = self._scratch.path / "events.db"
         self._file = path
         try:
+            if copy_of is not None:
+                copy_of.copy_into(path)
+            elif self.path is not None:
+                replacement.finish(path)
             self._connection = apsw.Connection(_prepare(path), flags=_READ_AND_WRITE)
         except BaseException:
             self._remove_scratch()
@@ -141,7 +154,7 @@ class EventFile:
             self._connection.close()
             self._remove_scratch()
             raise
-        self.uri: Final = f"{disk_uri(path)}&store={self.id}"
+        self.uri: Final = f"{disk_uri(path)}&store={self.id}&opened={next(_opened)}"
 
     def _open(self, now: float, resumed: bool, migrations: Sequence[Migration]) -> None:
         connection = self._connection
@@ -316,11 +329,25 @@ class EventFile:
         """False while the write-ahead log is too large and readers prevent its reuse."""
         if _size(f"{self._file}-wal") <= self._wal_bytes_max:
             return True
+        self._connection.set_busy_timeout(_CHECKPOINT_MILLISECONDS)
         try:
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except (apsw.BusyError, apsw.LockedError):
             return False
+        finally:
+            self._connection.set_busy_timeout(_BUSY_MILLISECONDS)
         return True
+
+    def is_held_by_reader(self) -> bool:
+        """Whether a reader's transaction keeps the write-ahead log, which is half full or more, from being reused."""
+        if _size(f"{self._file}-wal") <= self._wal_bytes_max // 2:
+            return False
+        frames, done = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        return done < frames
+
+    def copy_into(self, path: Path) -> None:
+        """Write a copy of everything that is committed. Raises apsw.Error or OSError."""
+        self._connection.execute("VACUUM INTO ?", (_prepare(path),))
 
     def expire(self, now: float, age_seconds: float) -> Counter[str]:
         """Remove rows older than `age_seconds`, oldest first. Returns the number of rows, by table.

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 import apsw
 
 from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.events import replacement
 from zeek_agent.events.delivery_states import STATES_MAX, Delivered
 from zeek_agent.events.event_file import (
     EventFile,
@@ -50,6 +51,8 @@ _MEMORY_STORE_BYTES: Final = 32 << 20
 _ROWS_CARRIED_OVER: Final = 20_000
 """Newest rows of each table that are copied to another file: those most likely to be undelivered yet."""
 _REFUSED_STATES_LOG_SECONDS: Final = 60.0
+_BLOCKED_CHECK_SECONDS: Final = 1.0
+"""Interval at which a reader that blocks the write-ahead log is looked for and reported."""
 _DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
 _UNUSABLE: Final = (apsw.Error, OSError, NewerStoreError)
 _TRANSIENT: Final = (apsw.BusyError, apsw.LockedError)
@@ -80,7 +83,12 @@ class EventStore:
     In the latter case, or when a damaged file was moved aside, `notice` describes it in one line and is logged. A disk
     that fails in the middle of a run (because it is full, say) is retried every `retry_seconds`. `id` and `uri` change
     with the file: a reader compares `uri` with what it has attached. `seq` continues across files, so that a cursor
-    stays valid. Raises NewerStoreError, and leaves the file as it is, when a later agent wrote it.
+    stays valid.
+
+    `on_blocked_reader` is called, about once a second and in the writer's thread, while a reader keeps the write-ahead
+    log from being reused, with the seconds since that was noticed. If the log is full and the reader does not end
+    within `blocked_seconds`, the store continues in a copy of the file. Raises NewerStoreError, and leaves the file as
+    it is, when a later agent wrote it.
     """
 
     def __init__(
@@ -92,7 +100,15 @@ class EventStore:
         retry_seconds: float = 60.0,
         *,
         state_bytes: int = LimitSettings().state_bytes,
+        on_blocked_reader: Callable[[float], None] | None = None,
+        blocked_seconds: float = 5.0,
     ) -> None:
+        self._on_blocked_reader = on_blocked_reader
+        self._blocked_seconds = blocked_seconds
+        self._blocked_since: float | None = None
+        self._blocked_checked = 0.0
+        self.files_left = 0
+        """Files that were replaced by a copy, because a reader did not end."""
         self._state_bytes = state_bytes
         self.states_refused = 0
         """Delivery states that were not stored, or without their snapshot, because of their limits."""
@@ -300,7 +316,7 @@ class EventStore:
         """Write the batch, to memory if necessary; rows that cannot be stored at all are counted as lost."""
         while True:
             try:
-                if self._file.may_write():
+                if self._may_write():
                     self._count_rows(batch, self._file.write(batch, self._clock()))
                     self._report_conversions(self._file)
                     self._report_refused_states(self._file)
@@ -312,10 +328,62 @@ class EventStore:
                     self._discard(batch, error)
                     return
                 continue
-            if self._closed:
-                self._discard(batch, TimeoutError("readers are blocking the event store"))
-                return
             time.sleep(_BUSY_WAIT_SECONDS)
+
+    def _may_write(self) -> bool:
+        """Whether the write-ahead log has room. If readers keep it from being reused for too long, go on in a copy."""
+        may_write, now = self._file.may_write(), time.monotonic()
+        if may_write and now < self._blocked_checked + _BLOCKED_CHECK_SECONDS:
+            return True
+        self._blocked_checked = now
+        if may_write and not self._file.is_held_by_reader():
+            self._blocked_since = None
+            return True
+        if self._blocked_since is None:
+            self._blocked_since = now
+        blocked = now - self._blocked_since
+        self._report_blocked_reader(blocked)
+        if may_write or self._closed:  # at the end, what is queued may exceed the limit
+            return True
+        if blocked < self._blocked_seconds:
+            return False
+        self._leave_file(blocked)
+        return True
+
+    def _report_blocked_reader(self, blocked: float) -> None:
+        if self._on_blocked_reader is None:
+            return
+        try:
+            self._on_blocked_reader(blocked)
+        except Exception:
+            log.exception("event store: cannot end the reader that blocks the write-ahead log")
+
+    def _leave_file(self, blocked: float) -> None:
+        """Go on in a copy of the file, because a reader that does not end keeps its log from being reused.
+
+        Raises apsw.Error or OSError, for example when there is no room for a copy.
+        """
+        old, started = self._file, time.monotonic()
+        if old.path is None:
+            self._file = self._open_in_memory(copy_of=old)
+            self._close_file(old)
+        else:
+            copy = replacement.unfinished(old.path)
+            try:
+                old.copy_into(copy)
+            except BaseException:
+                copy.unlink(missing_ok=True)
+                raise
+            self._close_file(old)
+            replacement.replace(old.path)
+            self._file = self._open_file(old.path, resumed=True)
+        self._blocked_since = None
+        self.files_left += 1
+        log.warning(
+            "event store: a reader has blocked the write-ahead log for %.1f s: continuing in a copy of the file, which "
+            "took %.1f s; the old one is gone when the reader ends",
+            *(blocked, time.monotonic() - started),
+        )
 
     def _count_rows(self, batch: WriteBatch, misfits: Counter[str]) -> None:
         for table, rows in batch.rows.items():
@@ -374,25 +442,35 @@ class EventStore:
 
     def _open(self, path: Path | None) -> EventFile:
         """The store at `path`, else a fresh one in place of a damaged file, else one in memory."""
-        limit, now = self._settings.retention_bytes, self._clock()
         if path is not None:
             try:
                 try:
-                    opened = EventFile(path, self._tables, limit, now, state_bytes=self._state_bytes)
+                    opened = self._open_file(path)
                 except _DAMAGED as error:
                     self._move_aside(path, error)
-                    opened = EventFile(path, self._tables, limit, now, state_bytes=self._state_bytes)
+                    opened = self._open_file(path)
             except (apsw.Error, OSError) as error:
                 self._log_notice(f"event store: cannot use {path} ({error}): events are kept in memory only")
             else:
                 self._report_conversions(opened)
                 return opened
+        return self._open_in_memory()
+
+    def _open_file(self, path: Path, *, resumed: bool = False) -> EventFile:
+        limit, now = self._settings.retention_bytes, self._clock()
+        return EventFile(path, self._tables, limit, now, state_bytes=self._state_bytes, resumed=resumed)
+
+    def _open_in_memory(self, copy_of: EventFile | None = None) -> EventFile:
+        limit = min(self._settings.retention_bytes, _MEMORY_STORE_BYTES)
+        state_bytes = min(self._state_bytes, _MEMORY_STORE_BYTES)
         return EventFile(
             None,
             self._tables,
-            min(limit, _MEMORY_STORE_BYTES),
-            now,
-            state_bytes=min(self._state_bytes, _MEMORY_STORE_BYTES),
+            limit,
+            self._clock(),
+            state_bytes=state_bytes,
+            resumed=copy_of is not None,
+            copy_of=copy_of,
         )
 
     def _replace_file(self, error: Exception) -> bool:
@@ -435,15 +513,7 @@ class EventStore:
             return
         self._retry_due = time.monotonic() + self._retry_seconds
         try:
-            limit = self._settings.retention_bytes
-            new = EventFile(
-                self._path_to_retry,
-                self._tables,
-                limit,
-                self._clock(),
-                state_bytes=self._state_bytes,
-                resumed=True,
-            )
+            new = self._open_file(self._path_to_retry, resumed=True)
         except _UNUSABLE as error:
             log.debug("event store: still cannot use %s: %s", self._path_to_retry, error)
             return
