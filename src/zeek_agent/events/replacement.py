@@ -15,7 +15,7 @@ def unfinished(path: Path) -> Path:
 
 
 def replace(path: Path) -> None:
-    """Put the unfinished copy in the place of the file, which nobody writes any more. Raises OSError."""
+    """Replace the file, which nobody writes any more, with the unfinished copy. Raises OSError."""
     copy = unfinished(path)
     with copy.open("rb") as file:
         os.fsync(file.fileno())
