@@ -232,8 +232,9 @@ class WorkerPool:
         return tuple(self._workers.values())
 
     def end_readers(self) -> None:
-        """Kill the workers that may keep the event store's writer waiting: those without a statement, which read nothing
-        for anyone, and those whose statement has used up its time.
+        """Kill the workers that may keep the event store's writer waiting.
+
+        These are those without a statement, which have nothing to read, and those whose statement has used up its time.
         """
         late = time.monotonic() - self._limits.time
         for worker in self.processes:
