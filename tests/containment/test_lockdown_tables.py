@@ -43,7 +43,7 @@ def query(statement: str) -> list[dict[str, Any]]:
         scans=SharedScans(),
         store=None,
     )
-    run = Run(limits, shared_for=0.0)
+    run = Run(limits, shared_seconds=0.0)
     run.start(memory_ceiling=1 << 40)
     result = connection.query(statement, run, None)
     connection.close()

@@ -16,7 +16,7 @@ import pytest
 from running_agent import running
 from scripted_worker import open_descriptors
 from waiting import until
-from workers import contained, resident
+from workers import contained, descendants, is_running, resident
 
 from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.containment import pool as pool_module
@@ -28,23 +28,6 @@ from zeek_agent.tables import builtin_tables
 
 BRIEF = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 3000) SELECT i, hex(i) FROM n"
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
-
-
-def children(pid: int) -> list[int]:
-    """All descendants of a process."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(FileNotFoundError):
-            for child in map(int, (task / "children").read_text().split()):
-                found += [child, *children(child)]
-    return found
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @asynccontextmanager
@@ -260,7 +243,7 @@ async def test_signals_for_the_whole_service_are_the_agents_alone(tmp_path: Path
 async def test_no_process_outlives_a_killed_agent(tmp_path: Path, stopped: bool) -> None:
     async with running(tmp_path) as agent:
         agent.query("SELECT count(*) FROM processes")
-        pids = children(agent.pid)
+        pids = descendants(agent.pid)
         assert len(pids) >= 2
         for pid in pids if stopped else ():
             os.kill(pid, signal.SIGSTOP)
@@ -278,6 +261,16 @@ async def test_a_killed_statement_costs_its_recipient_processor_time(tmp_path: P
         share = database.pool._share_of("ws://hostile")
         await until(lambda: share._saved < 19.9)
         assert not database.pool._unaccounted
+
+
+async def test_workers_share_no_open_file_of_the_zygote(tmp_path: Path) -> None:
+    """Descriptors that are shared by a fork share their offset, and mountinfo(5) announces a change only once."""
+    async with contained(tmp_path) as database:
+        await database.query("SELECT path FROM files_list('/etc/hosts')")
+        opened = [str(link.readlink()) for link in Path(f"/proc/{database.pool.zygote_pid}/fd").iterdir()]
+    files = [name for name in opened if name.startswith("/") and name != "/dev/null"]
+    assert not [name for name in files if "/proc/" in name], opened
+    assert sum(name.startswith("socket:") for name in opened) == 1, opened
 
 
 async def test_a_clock_that_jumps_changes_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

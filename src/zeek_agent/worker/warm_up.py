@@ -62,6 +62,7 @@ def warm_up(shared: Shared, agent: AgentView) -> None:
                 connection.close()
     finally:
         os.close(spool)
+        mount_rules.own_mounts.cache_clear()  # forked workers would share its offset, and one notice of a change
 
 
 def _allowed(statements: Iterable[str], shared: Shared) -> list[str]:
