@@ -91,9 +91,16 @@ class Agent:
         self._connections: list[ZeekConnection] = []
         self._collector: EmbeddedCollector | None = None
         self._bridge: Bridge | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         access = AccessPolicy(config.access, paths.protected(config, places))
         tables = [*builtin_tables(), *plugin_tables()]
-        self.store = EventStore(places.store, tables, config.events)
+        self.store = EventStore(
+            places.store,
+            tables,
+            config.events,
+            state_bytes=config.limits.state_bytes,
+            on_blocked_reader=self._end_readers,
+        )
         self.database = ContainedDatabase(
             tables,
             TableContext(self, access),
@@ -130,6 +137,7 @@ class Agent:
 
     async def _start(self) -> None:
         """Start the parts, each after those that it needs; they end in the reverse order."""
+        self._loop = asyncio.get_running_loop()
         log.info("zeek-agent %s, agent %s, state in %s", __version__, self.id, self._places.state)
         parts = self._parts
         parts.push_async_callback(asyncio.to_thread, self.store.close)
@@ -221,6 +229,11 @@ class Agent:
         task.add_done_callback(_report_failure)
         self._parts.push_async_callback(_cancelled, task)
 
+    def _end_readers(self, blocked_seconds: float) -> None:
+        """Called in the store's writer thread while a reader keeps its write-ahead log from being reused."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.database.pool.end_readers)
+
     def _describe_osquery(self) -> bytes:
         return b"" if self._bridge is None else self._bridge.imported()
 
@@ -290,6 +303,9 @@ class Agent:
             "cpu_seconds": times.user + times.system,
             "state_dir": str(self._places.state),
             "store": {name: counters.stored for name, counters in self.store.counters.items()},
+            "store_evicted": {name: counters.evicted for name, counters in self.store.counters.items()},
+            "delivery_states": self.store.delivery_states(),
+            "store_files_left": self.store.files_left,
             "store_notice": self.store.notice,
             "workers": self.database.pool.totals(),
             "workers_killed": dict(self.database.pool.killed),

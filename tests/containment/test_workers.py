@@ -222,3 +222,13 @@ async def test_nothing_is_left_behind(tmp_path: Path) -> None:
     await until(lambda: not any(map(resident, pids)))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert not list(tmp_path.iterdir())
+
+
+async def test_idle_workers_are_ended_while_the_event_store_waits_for_its_readers(tmp_path: Path) -> None:
+    async with contained(tmp_path) as database:
+        await database.query("SELECT 1")
+        (worker,) = database.pool.processes
+        database.pool.end_readers()
+        await until(lambda: not resident(worker.pid))
+        assert (await database.query("SELECT 1")).rows == [(1,)]
+        assert database.pool.killed == {"blocking": 1}

@@ -231,6 +231,16 @@ class WorkerPool:
         """The workers that exist now."""
         return tuple(self._workers.values())
 
+    def end_readers(self) -> None:
+        """Kill the workers that may keep the event store's writer waiting.
+
+        These are those without a statement, which have nothing to read, and those whose statement has used up its time.
+        """
+        late = time.monotonic() - self._limits.time
+        for worker in self.processes:
+            if worker.state is WorkerState.IDLE or (worker.state is WorkerState.BUSY and worker.busy_since < late):
+                worker.kill(KillCause.BLOCKING)
+
     def cancel_all(self) -> None:
         """Kill the workers that run statements."""
         for worker in self.processes:

@@ -69,6 +69,8 @@ class KillCause(StrEnum):
     CRASH = "crash"
     CANCELLED = "cancelled"
     CLOSED = "closed"
+    BLOCKING = "blocking"
+    """It kept the event store's writer from reusing its log."""
 
 
 class WorkerState(StrEnum):
@@ -463,4 +465,5 @@ _ERRORS: Final[dict[KillCause, Callable[[], SqlError]]] = {
     KillCause.CRASH: _lost,
     KillCause.CANCELLED: lambda: SqlError("the statement was cancelled"),
     KillCause.CLOSED: lambda: SqlError("the database is closed"),
+    KillCause.BLOCKING: lambda: LimitError("the statement read the event store for so long that recording had to wait"),
 }

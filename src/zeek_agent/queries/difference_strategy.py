@@ -19,7 +19,7 @@ from zeek_agent.results.state import ResultStateError, UnavailableError
 
 if TYPE_CHECKING:
     from zeek_agent.database.results import DeltaFileHandle
-    from zeek_agent.events.event_file import Delivered
+    from zeek_agent.events.delivery_states import Delivered
     from zeek_agent.queries.delivery import Delivery
     from zeek_agent.queries.installed import Installed
     from zeek_agent.queries.result_backlog import Slot

@@ -26,7 +26,7 @@ from zeek_agent.text import byte_length
 
 if TYPE_CHECKING:
     from zeek_agent.database.database import SqlDatabase
-    from zeek_agent.events.event_file import Delivered
+    from zeek_agent.events.delivery_states import Delivered
     from zeek_agent.events.store import EventStore
     from zeek_agent.results.store import ResultStore
 

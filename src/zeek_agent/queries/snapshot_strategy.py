@@ -9,7 +9,7 @@ from zeek_agent.queries.differences import ResultSnapshot, unread_rows
 from zeek_agent.queries.subscriptions import Change, Subscription
 
 if TYPE_CHECKING:
-    from zeek_agent.events.event_file import Delivered
+    from zeek_agent.events.delivery_states import Delivered
     from zeek_agent.host.files.reads import Omissions
     from zeek_agent.queries.delivery import Delivery
     from zeek_agent.queries.installed import Installed

@@ -144,6 +144,11 @@ zeek_agent_sources = Table(
         Column("lost_overrun", "count", "events lost because the kernel's buffer was full"),
         Column("lost_decode", "count", "events lost because they could not be decoded"),
         Column("lost_store", "count", "events lost because the event store could not accept them"),
+        Column(
+            "evicted",
+            "count",
+            "events removed from the store before `events.retention_age` because it was full; see `zeek_agent_gaps`",
+        ),
         Column("last_error", "text", "the last error"),
     ],
     examples=["SELECT source, backend, reason FROM zeek_agent_sources WHERE NOT active"],
@@ -153,7 +158,11 @@ zeek_agent_sources = Table(
 zeek_agent_gaps = Table(
     "zeek_agent_gaps",
     "periods with missing events",
-    description="One row per known gap in the event tables: the agent was down, or a source failed or lost events.",
+    description=(
+        "One row per known gap in the event tables: the agent was down, a source failed or lost events, or the store "
+        "was full. In the last case the cause begins with `retention` and names the producer of the removed events, "
+        "and other events of the period are still there."
+    ),
     columns=[
         Column("source", "text", "kind of events that are missing: `processes`, `sockets`, …"),
         Column("from", "time", "start of the gap"),
