@@ -8,7 +8,8 @@ import random
 import signal
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,23 @@ class Marks:
         assert sorted(self.arrived()) == sorted(self.made)
 
 
+@asynccontextmanager
+async def alive(*clients: Client) -> AsyncIterator[None]:
+    """Zeeks that greet again and again, as the agent would otherwise take them for dead after a while."""
+
+    async def greet() -> None:
+        while True:
+            for client in clients:
+                await client.hello()
+            await asyncio.sleep(10)
+
+    greeting = asyncio.create_task(greet())
+    try:
+        yield
+    finally:
+        greeting.cancel()
+
+
 def surroundings(directory: Path) -> list[str]:
     """Files that are hard to read; patterns that match them."""
     place = directory / "files"
@@ -113,9 +131,11 @@ async def test_hostile_statements(tmp_path: Path, record_property: Figures) -> N
     async with (
         zeek_server() as zeek,
         running(tmp_path, f"--zeek={zeek.url()}", settings=settings, prefix=OWN_MOUNTS) as agent,
+        AsyncExitStack() as stack,
     ):
         client = await zeek.client()
         await client.expect(AgentHello)
+        await stack.enter_async_context(alive(client))
         marks = Marks(client)
         await marks.install(agent)
         with hung_mount(agent.pid, tmp_path / "files" / "hung"):
@@ -243,10 +263,12 @@ async def test_events_with_a_hostile_zeek(tmp_path: Path, record_property: Figur
         zeek_server() as hostile,
         zeek_server() as honest,
         running(tmp_path, f"--zeek={honest.url()}", f"--zeek={hostile.url()}", settings={"limits.time": 1}) as agent,
+        AsyncExitStack() as stack,
     ):
         attacker, victim = await hostile.client(), await honest.client()
         await attacker.expect(AgentHello)
         await victim.expect(AgentHello)
+        await stack.enter_async_context(alive(attacker, victim))
         timed = TimedEvents()
         victim.events = timed
         sql = "SELECT time, cmdline FROM processes_events WHERE state = 'started' AND cmdline = '/bin/true soak-x'"
@@ -262,7 +284,7 @@ async def test_events_with_a_hostile_zeek(tmp_path: Path, record_property: Figur
                     await attacker.install(f"h{number}", query)
             timed.delays.clear()
             command = (load_generator(), "exec", str(made), str(per_second), "/bin/true")
-            process = await asyncio.create_subprocess_exec(*map(str, command), "soak-x")
+            process = await asyncio.create_subprocess_exec(*command, "soak-x", stdout=asyncio.subprocess.DEVNULL)
             await process.wait()
             await until(lambda: len(timed.delays) >= made, 60)
             assert len(timed.delays) == made
@@ -280,9 +302,11 @@ async def test_a_hung_mount(tmp_path: Path, record_property: Figures) -> None:
     async with (
         zeek_server() as zeek,
         running(tmp_path, f"--zeek={zeek.url()}", settings=settings, prefix=OWN_MOUNTS) as agent,
+        AsyncExitStack() as stack,
     ):
         client = await zeek.client()
         await client.expect(AgentHello)
+        await stack.enter_async_context(alive(client))
         marks = Marks(client)
         await marks.install(agent)
         with hung_mount(agent.pid, place):
