@@ -30,7 +30,19 @@ from typing import Any
 import apsw
 import pytest
 from children import child, exit_code, fork
-from lockdown import MACHINE, NUMBERS, ORDINARY_UID, ROOT, as_ordinary_user, locked, number, outcome, outcomes
+from lockdown import (
+    MACHINE,
+    NUMBERS,
+    ORDINARY_UID,
+    ROOMY_BYTES,
+    ROOT,
+    as_ordinary_user,
+    locked,
+    number,
+    outcome,
+    outcomes,
+)
+from workers import resident
 
 from zeek_agent.collector.log_files import LogDirectory
 from zeek_agent.collector.log_formats import Field
@@ -578,10 +590,10 @@ def test_memory_beyond_the_limit_is_an_error_and_not_the_end() -> None:
     def work() -> list[str]:
         return [outcome(lambda: bytearray(256 << 20)), outcome(lambda: bytearray(1 << 20))]
 
-    limits = WorkerLimits(data_bytes=128 << 20)
-    protections, found = locked(SNAPSHOTS, work, account=ACCOUNT, limits=limits)
+    data_bytes = resident(os.getpid(), "VmData") + (64 << 20)
+    protections, found = locked(SNAPSHOTS, work, account=ACCOUNT, limits=WorkerLimits(data_bytes=data_bytes))
     assert found == ["MemoryError", "ok"]
-    assert protections["limits"]["data"] == 128 << 20
+    assert protections["limits"]["data"] == data_bytes
 
 
 def test_files_and_descriptors_are_limited() -> None:
@@ -594,7 +606,7 @@ def test_files_and_descriptors_are_limited() -> None:
             outcome(lambda: [os.open("/", os.O_RDONLY) for _ in range(40)]),
         ]
 
-    limits = WorkerLimits(file_bytes=4_096, open_files=40)
+    limits = WorkerLimits(data_bytes=ROOMY_BYTES, file_bytes=4_096, open_files=40)
     assert locked(SNAPSHOTS, work, account=ACCOUNT, limits=limits)[1] == ["ok", "EFBIG", "EMFILE"]
     os.close(spool)
 

@@ -12,7 +12,7 @@ from typing import Any
 from children import exit_code, fork
 
 from zeek_agent.containment.lockdown import lock_down
-from zeek_agent.containment.protections import WorkerClass
+from zeek_agent.containment.protections import WorkerClass, WorkerLimits
 
 ORDINARY_UID = 12_345
 ROOT = os.geteuid() == 0
@@ -50,6 +50,10 @@ def outcome(attempt: Callable[[], object]) -> str:
     return "ok"
 
 
+ROOMY_BYTES = 8 << 30
+"""The child has all the memory of the tests before it, which may be more than a worker may have."""
+
+
 def locked(
     worker_class: WorkerClass,
     work: Callable[[], Any],
@@ -62,6 +66,7 @@ def locked(
     `before` runs in that process before the lockdown.
     """
     parent = os.getpid()
+    options.setdefault("limits", WorkerLimits(data_bytes=ROOMY_BYTES))
     reading, writing = os.pipe()
 
     def worker() -> None:
