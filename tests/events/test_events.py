@@ -290,19 +290,6 @@ def test_the_files_stay_within_their_bytes_and_the_oldest_rows_go_first(path: Pa
     assert count > 5_000  # type: ignore[operator]
 
 
-def test_space_is_freed_in_the_table_with_the_oldest_rows(path: Path) -> None:
-    old, new = declared(("time", "time"), ("text", "text"), name="old_events"), THINGS
-    store = EventStore(path, [old, new], EventSettings(retention_bytes=2_000_000))
-    store.append("old_events", [(1_000_000_000.0 + n, "x" * 100) for n in range(100)])
-    store.flush()
-    store.append("things_events", [thing(n, "x" * 500) for n in range(3_000)])
-    until_sync(lambda: store.counters["things_events"].stored == 3_000)
-    store.append("things_events", [thing(n, "x" * 500) for n in range(1_000)])
-    store.flush()
-    assert store.first_seq("old_events") == 0
-    store.close()
-
-
 def test_a_long_reader_does_not_make_the_log_grow_without_bound(path: Path) -> None:
     limit = 1_000_000
     store = EventStore(path, [THINGS], EventSettings(retention_bytes=limit, queue_rows=3_000))

@@ -28,7 +28,8 @@ from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.database import cells
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.events.conversions import convert, keeps_values
-from zeek_agent.events.event_file import Delivered, EventFile
+from zeek_agent.events.delivery_states import Delivered
+from zeek_agent.events.event_file import EventFile
 from zeek_agent.events.layout import columns
 from zeek_agent.events.migrations import MIGRATIONS, VERSION, Migration, migrate, renamed_column
 from zeek_agent.events.store import EventStore, NewerStoreError

@@ -84,10 +84,10 @@ def test_the_first_working_source_is_used_and_the_others_have_a_reason(store: Ev
     chosen.start()
     third.emit((1.0, 1), (2.0, 2))
     assert chosen.status() == [
-        ("processes", "best", False, "no BTF", 0, 0, 0, 0, None),
-        ("processes", "second", False, "refused after all", 0, 0, 0, 0, None),
-        ("processes", "third", True, None, 2, 0, 0, 0, None),
-        ("processes", "fourth", False, "a better one is active", 0, 0, 0, 0, None),
+        ("processes", "best", False, "no BTF", 0, 0, 0, 0, 0, None),
+        ("processes", "second", False, "refused after all", 0, 0, 0, 0, 0, None),
+        ("processes", "third", True, None, 2, 0, 0, 0, 0, None),
+        ("processes", "fourth", False, "a better one is active", 0, 0, 0, 0, 0, None),
     ]
     chosen.drain()
     assert third.drained == 1

@@ -5,7 +5,10 @@ Used by one thread at a time. `events.EventStore` owns it and handles errors of 
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
+import math
 import os
 import secrets
 from collections import Counter
@@ -20,13 +23,18 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from zeek_agent import __version__, text
+from zeek_agent.events import replacement
+from zeek_agent.events.delivery_states import Delivered, DeliveryStates
 from zeek_agent.events.layout import Conversion, columns, declare, last_sequence, quoted, set_sequence
 from zeek_agent.events.migrations import MIGRATIONS, Migration, migrate, refuse_newer
+from zeek_agent.events.usage import Shares, Usage
 from zeek_agent.schema import EventRow, Row, Value
 from zeek_agent.table import Table
 
 if TYPE_CHECKING:
     from zeek_agent.events.scratch import ScratchDirectory
+
+log = logging.getLogger(__name__)
 
 MISFITS: Final = (
     apsw.BindingsError,
@@ -44,6 +52,8 @@ MISFITS: Final = (
 _READ_AND_WRITE: Final = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 _BUSY_MILLISECONDS: Final = 2_000
 """Maximum wait for the lock of another connection, well above the duration of one transaction."""
+_CHECKPOINT_MILLISECONDS: Final = 200
+"""Maximum wait for readers to end, once the write-ahead log is full; then others get their turn before the next try."""
 _STEPS_BETWEEN_CHECKS: Final = 100_000
 """Steps of SQLite's virtual machine between calls of `check`: some milliseconds."""
 _PAGE_BYTES: Final = 4_096
@@ -52,22 +62,13 @@ _DELETE_ROWS: Final = 5_000
 """Rows per deleting transaction, as many as one commit adds, to keep the write-ahead log short."""
 _GAPS_KEPT: Final = 1_000
 """Bounds the file of an agent that is restarted again and again."""
-_DELIVERED_KEPT_SECONDS: Final = 30 * 86_400.0
-"""Delivery state of a query that was not installed for a month is of no use: its rows have expired."""
-_DELIVERED: Final = "_delivered (key, seqs, snapshot, under_way, time)"
+_RETENTION_GAPS_KEPT: Final = 200
+"""Gaps for rows that were evicted, so that many producers cannot push out the gaps with other causes."""
+_GAP_TOLERANCE_SECONDS: Final = 600.0
+"""Evicted rows closer to each other than this share a gap."""
+RETENTION: Final = "retention"
+"""Begins the cause of gaps that retention left."""
 _GAPS: Final = '_gaps (source, "from", until, cause)'
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """Delivery state of a query: the last acknowledged `seq` by table, and for differences the last snapshot.
-
-    `under_way` is the end of a report that was sent and not yet acknowledged, so that it can be sent again unchanged.
-    """
-
-    seqs: Mapping[str, int]
-    snapshot: bytes | None = None
-    under_way: Mapping[str, int] = field(default_factory=dict)
 
 
 class Gap(NamedTuple):
@@ -77,6 +78,10 @@ class Gap(NamedTuple):
     begin: float
     end: float
     cause: str
+
+
+_opened: Final = itertools.count()
+"""Makes the URI of each file differ from that of the one it replaces, although the path and the id are the same."""
 
 
 @dataclass(slots=True)
@@ -95,9 +100,9 @@ class EventFile:
 
     `first_seq` and `last_seq` are the committed bounds of `seq` by table; `last_seq` never decreases, even when
     retention has emptied the table. Rows take at most about `bytes_max` on disk, including the write-ahead log, unless
-    a reader holds a transaction open. The time since the last run is recorded as a gap unless the file is `resumed`
-    within one run. Opening raises apsw.Error or OSError when the file cannot be used, NewerStoreError when a later
-    agent wrote it.
+    a reader holds a transaction open; delivery states take at most about `state_bytes` more. The time since the last
+    run is recorded as a gap unless the file is `resumed` within one run. Opening raises apsw.Error or OSError when the
+    file cannot be used, NewerStoreError when a later agent wrote it.
     """
 
     def __init__(
@@ -107,7 +112,9 @@ class EventFile:
         bytes_max: int,
         now: float,
         *,
+        state_bytes: int = 2**28,
         resumed: bool = False,
+        copy_of: EventFile | None = None,
         migrations: Sequence[Migration] = MIGRATIONS,
     ) -> None:
         self.path = path
@@ -119,6 +126,10 @@ class EventFile:
         self._tables = {table.name: table for table in tables}
         self._inserts: dict[str, str] = {}
         self._converters: dict[str, Callable[[Row], Row] | None] = {}
+        self._state_bytes = state_bytes
+        self.states_refused: list[str] = []
+        """Keys of the last batch whose delivery state was not stored, or without its snapshot."""
+        self._eviction_logged = -math.inf
         self.first_seq: dict[str, int] = {}
         self.last_seq: dict[str, int] = {}
         self._scratch: ScratchDirectory | None = None
@@ -129,6 +140,10 @@ class EventFile:
             path = self._scratch.path / "events.db"
         self._file = path
         try:
+            if copy_of is not None:
+                copy_of.copy_into(path)
+            elif self.path is not None:
+                replacement.finish(path)
             self._connection = apsw.Connection(_prepare(path), flags=_READ_AND_WRITE)
         except BaseException:
             self._remove_scratch()
@@ -139,7 +154,7 @@ class EventFile:
             self._connection.close()
             self._remove_scratch()
             raise
-        self.uri: Final = f"{disk_uri(path)}&store={self.id}"
+        self.uri: Final = f"{disk_uri(path)}&store={self.id}&opened={next(_opened)}"
 
     def _open(self, now: float, resumed: bool, migrations: Sequence[Migration]) -> None:
         connection = self._connection
@@ -152,6 +167,8 @@ class EventFile:
         connection.execute(f"PRAGMA wal_autocheckpoint={self._wal_pages}")
         connection.execute(f"PRAGMA journal_size_limit={self._wal_pages * _PAGE_BYTES}")
         migrate(connection, self._file, migrations)
+        self._usage = Usage(connection)
+        self._states = DeliveryStates(connection, self._state_bytes)
         for table in self._tables.values():
             with connection:
                 self._declare(table)
@@ -163,7 +180,10 @@ class EventFile:
         )
         self._stored = {name: self._has_time(name) for (name,) in names}
         for name in self._stored:
+            with connection:
+                self._usage.declare(name)
             self._read_seq_bounds(name)
+        self._holes = dict(self._usage.holes())
 
     def _declare(self, table: Table) -> None:
         """Create the table, or adapt it to its declaration."""
@@ -230,10 +250,12 @@ class EventFile:
                         f"SELECT {names} FROM other.{quoted(name)} WHERE seq > ?",
                         (after,),
                     )
-                self._connection.execute(
-                    f"INSERT OR REPLACE INTO main.{_DELIVERED} "
-                    "SELECT key, seqs, snapshot, under_way, time FROM other._delivered"
-                )
+                    self._usage.add(name, self.last_seq[name])
+                    self._usage.note_holes(name, last.get(name, 0))
+                    if self.path is not None and after > self.last_seq[name]:
+                        self._note_rows_left_behind(name, self.last_seq[name], after)
+                if left := self._states.adopt():
+                    log.error("event store: the delivery states of %d queries are too large for %s", left, self._file)
                 self._connection.execute(
                     f'INSERT INTO main.{_GAPS} SELECT source, "from", until, cause FROM other._gaps '
                     'EXCEPT SELECT source, "from", until, cause FROM main._gaps'
@@ -241,25 +263,37 @@ class EventFile:
         finally:
             self._connection.execute("DETACH other")
         self.gaps = self._read_gaps()
+        self._holes = dict(self._usage.holes())
         for name in self._tables:
             self._read_seq_bounds(name)
+
+    def _note_rows_left_behind(self, table: str, after: int, upto: int) -> None:
+        """Record a gap for the rows of `other` that are too many to be carried over."""
+        if self._stored[table]:
+            self._connection.execute(
+                f"INSERT INTO main.{_GAPS} SELECT ?, min(time), max(time), ? "
+                f"FROM other.{quoted(table)} WHERE seq > ? AND seq <= ? HAVING count(time) > 0",
+                (gap_source(table), f"{RETENTION}: only the newest rows were copied to another file", after, upto),
+            )
 
     def write(self, batch: WriteBatch, now: float) -> Counter[str]:
         """Commit the batch and the heartbeat. Returns the rows that did not fit, by table; raises apsw.Error."""
         misfits: Counter[str] = Counter()
         self.conversions.clear()  # left by a failed attempt
+        self.states_refused.clear()
         execute = self._connection.execute
-        with self._connection:
+        with self._connection, self._states.unchanged_on_error():
             for new in batch.tables:
                 self._tables[new.name] = new
                 self._declare(new)
+                self._usage.declare(new.name)
                 self._stored[new.name] = self._has_time(new.name)
             for table, rows in batch.rows.items():
                 misfits[table] = self._insert(table, rows)
+                self._usage.add(table, self.last_seq.get(table, 0))
             for key, delivered in batch.delivered.items():
-                seqs, under_way = json.dumps(dict(delivered.seqs)), json.dumps(dict(delivered.under_way))
-                row = (key, seqs, delivered.snapshot, under_way, now)
-                execute(f"INSERT OR REPLACE INTO {_DELIVERED} VALUES (?, ?, ?, ?, ?)", row)
+                if not self._states.save(key, delivered, now):
+                    self.states_refused.append(key)
             for gap in batch.gaps:
                 execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", gap)
             execute("UPDATE _store SET alive = ?", (now,))
@@ -295,11 +329,25 @@ class EventFile:
         """False while the write-ahead log is too large and readers prevent its reuse."""
         if _size(f"{self._file}-wal") <= self._wal_bytes_max:
             return True
+        self._connection.set_busy_timeout(_CHECKPOINT_MILLISECONDS)
         try:
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except (apsw.BusyError, apsw.LockedError):
             return False
+        finally:
+            self._connection.set_busy_timeout(_BUSY_MILLISECONDS)
         return True
+
+    def is_held_by_reader(self) -> bool:
+        """Whether a reader's transaction keeps the write-ahead log, which is half full or more, from being reused."""
+        if _size(f"{self._file}-wal") <= self._wal_bytes_max // 2:
+            return False
+        frames, done = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        return done < frames
+
+    def copy_into(self, path: Path) -> None:
+        """Write a copy of everything that is committed. Raises apsw.Error or OSError."""
+        self._connection.execute("VACUUM INTO ?", (_prepare(path),))
 
     def expire(self, now: float, age_seconds: float) -> Counter[str]:
         """Remove rows older than `age_seconds`, oldest first. Returns the number of rows, by table.
@@ -315,38 +363,84 @@ class EventFile:
                 removed[table] += self._delete_through(table, old or 0)
         with self._connection:
             self._connection.execute(
-                "DELETE FROM _gaps WHERE until < ? OR rowid <= (SELECT max(rowid) FROM _gaps) - ?",
+                "DELETE FROM _gaps WHERE until < ? OR rowid IN "
+                "(SELECT rowid FROM _gaps ORDER BY rowid DESC LIMIT -1 OFFSET ?)",
                 (now - age_seconds, _GAPS_KEPT),
             )
-            self._connection.execute("DELETE FROM _delivered WHERE time < ?", (now - _DELIVERED_KEPT_SECONDS,))
-        self.gaps = [gap for gap in self.gaps[-_GAPS_KEPT:] if gap.end >= now - age_seconds]
+            self._states.expire(now)
+        self.gaps = self._read_gaps()
         return removed
 
-    def evict(self) -> Counter[str]:
-        """Remove the oldest rows when the file is too large. Returns the number of rows, by table."""
+    def evict(self, now: float, age_seconds: float) -> Counter[str]:
+        """Remove rows when the file is too large, and record gaps for those younger than `age_seconds`.
+
+        Rows are taken from the producers with the most bytes, in tables that have more than an equal share of the
+        file, so that no table, producer or minute displaces the others. Returns the number of rows, by table.
+        """
         removed: Counter[str] = Counter()
         if self._used_bytes() <= self._rows_bytes_max:
             return removed
-        while self._used_bytes() > self._rows_bytes_max * 0.95 and (table := self._table_with_oldest_row()) is not None:
-            share = (self.last_seq[table] - self.first_seq[table]) // 20
-            removed[table] += self._delete_through(table, self.first_seq[table] + min(max(share, 100), _DELETE_ROWS))
-        if self._scalar("PRAGMA page_count") * _PAGE_BYTES > self._rows_bytes_max:
+        shares, goal = Shares(self._usage.totals(), len(self._stored)), int(self._rows_bytes_max * 0.95)
+        while (excess := self._used_bytes() - goal) > 0 and shares.next() is not None:
+            with self._connection:
+                removed += self._evict_some(shares, excess, now - age_seconds)
+        if removed:
+            self._holes = dict(self._usage.holes())
+            self.gaps = self._read_gaps()
+            for table in removed:
+                self._read_seq_bounds(table)
+        if self._scalar("PRAGMA page_count") * _PAGE_BYTES > self._rows_bytes_max + self._states.disk_bytes:
             self._connection.execute("PRAGMA incremental_vacuum").fetchall()
         return removed
 
-    def _used_bytes(self) -> int:
-        pages = self._scalar("PRAGMA page_count") - self._scalar("PRAGMA freelist_count")
-        return int(pages) * _PAGE_BYTES
+    def _evict_some(self, shares: Shares, bytes_wanted: int, oldest: float) -> Counter[str]:
+        """Evict rows for one transaction. Returns the number of rows, by table."""
+        removed: Counter[str] = Counter()
+        while (left := _DELETE_ROWS - removed.total()) > 0 and bytes_wanted > 0 and (turn := shares.next()) is not None:
+            table, producer = turn
+            taken = self._usage.take(table, producer, left, bytes_wanted, self.last_seq[table])
+            if taken.end is not None and taken.begin is not None and taken.end >= oldest:
+                self._note_eviction(table, producer, max(taken.begin, oldest), taken.end)
+            shares.reduce(table, producer, taken.bytes)
+            removed[table] += taken.rows
+            bytes_wanted -= taken.bytes
+        return removed
 
-    def _table_with_oldest_row(self) -> str | None:
-        """The table with the oldest row; None when all are empty."""
-        oldest: tuple[float, str] | None = None
-        for table, timed in self._stored.items():
-            if first := self.first_seq[table]:
-                column = "time" if timed else "0"
-                time = self._scalar(f"SELECT {column} FROM {quoted(table)} WHERE seq = ?", (first,)) or 0
-                oldest = min(oldest or (time, table), (time, table))
-        return oldest and oldest[1]
+    def _note_eviction(self, table: str, producer: str, begin: float, end: float) -> None:
+        """Record that rows of a period are gone, in one gap for all that are close to each other."""
+        source, cause = gap_source(table), f"{RETENTION}: the store is full ({producer})"
+        if self._extend_gap(source, cause, begin, end):
+            return
+        kept = self._scalar("SELECT count(*) FROM _gaps WHERE cause GLOB ?", (f"{RETENTION}: *",))
+        if kept >= _RETENTION_GAPS_KEPT:
+            cause = f"{RETENTION}: the store is full (several producers)"
+            if self._extend_gap(source, cause, begin, end, within_seconds=math.inf):
+                return
+        if begin >= self._eviction_logged + _GAP_TOLERANCE_SECONDS:
+            self._eviction_logged = begin
+            log.warning("event store: full: rows of %s are being removed (%s); see zeek_agent_gaps", source, producer)
+        self._connection.execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", (source, begin, end, cause))
+
+    def _extend_gap(
+        self, source: str, cause: str, begin: float, end: float, within_seconds: float = _GAP_TOLERANCE_SECONDS
+    ) -> bool:
+        """Extend the gaps with the same cause that are near, to one; False if there are none."""
+        near = self._select(
+            'SELECT rowid, "from", until FROM _gaps WHERE source = ? AND cause = ? AND "from" <= ? AND until >= ?',
+            (source, cause, end + within_seconds, begin - within_seconds),
+        )
+        if not near:
+            return False
+        first = near[0][0]
+        begin, end = min(begin, *(row[1] for row in near)), max(end, *(row[2] for row in near))
+        self._connection.execute('UPDATE _gaps SET "from" = ?, until = ? WHERE rowid = ?', (begin, end, first))
+        self._connection.executemany("DELETE FROM _gaps WHERE rowid = ?", ((row[0],) for row in near[1:]))
+        return True
+
+    def _used_bytes(self) -> int:
+        """Bytes of the events and what goes with them, without delivery states."""
+        pages = self._scalar("PRAGMA page_count") - self._scalar("PRAGMA freelist_count")
+        return int(pages) * _PAGE_BYTES - self._states.disk_bytes
 
     def _delete_through(self, table: str, upto: int) -> int:
         """Delete the rows up to and including that `seq`, in steps that keep the log short. Returns how many."""
@@ -354,10 +448,25 @@ class EventFile:
         while self.first_seq[table] and self.first_seq[table] <= upto:
             step = min(upto, self.first_seq[table] + _DELETE_ROWS)
             with self._connection:
+                self._usage.subtract(table, step)
                 self._connection.execute(f"DELETE FROM {quoted(table)} WHERE seq <= ?", (step,))
                 removed += self._connection.changes()
             self._read_seq_bounds(table)
         return removed
+
+    @property
+    def states(self) -> int:
+        """Number of queries whose delivery state is stored."""
+        return self._states.count
+
+    @property
+    def states_bytes(self) -> int:
+        """About the bytes on disk of all delivery states."""
+        return self._states.disk_bytes
+
+    def may_have_holes(self, table: str, after: int) -> bool:
+        """Whether rows after this `seq` may be missing between others."""
+        return self._holes.get(table, 0) > after
 
     def close(self, now: float, *, clean: bool) -> None:
         """Close the file; `clean` marks an orderly end of the run."""
@@ -400,6 +509,17 @@ def read_rows(
         return connection.execute(sql, bindings).fetchall()
     finally:
         connection.close()
+
+
+def count_rows(uri: str, table: str, low: int, high: int) -> int:
+    """The number of rows with low < seq <= high, read over a separate connection."""
+    ((rows,),) = read_rows(uri, f"SELECT count(*) FROM {quoted(table)} WHERE seq > ? AND seq <= ?", (low, high))
+    return int(rows)
+
+
+def gap_source(table: str) -> str:
+    """The kind of events in a table, as in `zeek_agent_gaps`."""
+    return table.removesuffix("_events")
 
 
 def disk_uri(path: Path) -> str:

@@ -80,7 +80,23 @@ _FIRST_TYPES: Final = {
 """Zeek's types of the built-in tables' columns in unnumbered stores, which did not record them."""
 
 
-MIGRATIONS: Final[Sequence[Migration]] = (Migration("store version and column types are recorded", _number_the_store),)
+def _account_for_rows(connection: apsw.Connection) -> None:
+    """Add the figures that eviction needs; opening the store fills them in."""
+    connection.execute(
+        'CREATE TABLE _usage ("table" TEXT, producer TEXT, minute INTEGER, rows INTEGER NOT NULL, '
+        "bytes INTEGER NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL, "
+        'PRIMARY KEY ("table", producer, minute)) STRICT, WITHOUT ROWID'
+    )
+    connection.execute(
+        'CREATE TABLE _accounts ("table" TEXT PRIMARY KEY, definition TEXT NOT NULL, evicted INTEGER NOT NULL) '
+        "STRICT, WITHOUT ROWID"
+    )
+
+
+MIGRATIONS: Final[Sequence[Migration]] = (
+    Migration("store version and column types are recorded", _number_the_store),
+    Migration("disk usage is recorded by table, producer and minute", _account_for_rows),
+)
 VERSION: Final = len(MIGRATIONS)
 
 

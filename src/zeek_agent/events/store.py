@@ -6,6 +6,7 @@ Any thread appends; one writer thread commits. Every lost row is counted by tabl
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -16,8 +17,18 @@ from typing import Final, NamedTuple
 
 import apsw
 
-from zeek_agent.config import EventSettings
-from zeek_agent.events.event_file import Delivered, EventFile, Gap, WriteBatch, disk_uri, read_delivery_state, read_rows
+from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.events import replacement
+from zeek_agent.events.delivery_states import STATES_MAX, Delivered
+from zeek_agent.events.event_file import (
+    EventFile,
+    Gap,
+    WriteBatch,
+    count_rows,
+    disk_uri,
+    read_delivery_state,
+    read_rows,
+)
 from zeek_agent.events.migrations import NewerStoreError
 from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.schema import EventRow
@@ -39,6 +50,9 @@ _MEMORY_STORE_BYTES: Final = 32 << 20
 """Maximum size of a store in memory: any host that runs an agent can spare it."""
 _ROWS_CARRIED_OVER: Final = 20_000
 """Newest rows of each table that are copied to another file: those most likely to be undelivered yet."""
+_REFUSED_STATES_LOG_SECONDS: Final = 60.0
+_BLOCKED_CHECK_SECONDS: Final = 1.0
+"""Interval at which a reader that blocks the write-ahead log is looked for and reported."""
 _DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
 _UNUSABLE: Final = (apsw.Error, OSError, NewerStoreError)
 _TRANSIENT: Final = (apsw.BusyError, apsw.LockedError)
@@ -69,7 +83,12 @@ class EventStore:
     In the latter case, or when a damaged file was moved aside, `notice` describes it in one line and is logged. A disk
     that fails in the middle of a run (because it is full, say) is retried every `retry_seconds`. `id` and `uri` change
     with the file: a reader compares `uri` with what it has attached. `seq` continues across files, so that a cursor
-    stays valid. Raises NewerStoreError, and leaves the file as it is, when a later agent wrote it.
+    stays valid.
+
+    `on_blocked_reader` is called, about once a second and in the writer's thread, while a reader keeps the write-ahead
+    log from being reused, with the seconds since that was noticed. If the log is full and the reader does not end
+    within `blocked_seconds`, the store continues in a copy of the file. Raises NewerStoreError, and leaves the file as
+    it is, when a later agent wrote it.
     """
 
     def __init__(
@@ -79,7 +98,21 @@ class EventStore:
         settings: EventSettings | None = None,
         clock: Callable[[], float] = time.time,
         retry_seconds: float = 60.0,
+        *,
+        state_bytes: int = LimitSettings().state_bytes,
+        on_blocked_reader: Callable[[float], None] | None = None,
+        blocked_seconds: float = 5.0,
     ) -> None:
+        self._on_blocked_reader = on_blocked_reader
+        self._blocked_seconds = blocked_seconds
+        self._blocked_since: float | None = None
+        self._blocked_checked = 0.0
+        self.files_left = 0
+        """Files that were replaced by a copy, because a reader did not end."""
+        self._state_bytes = state_bytes
+        self.states_refused = 0
+        """Delivery states that were not stored, or without their snapshot, because of their limits."""
+        self._states_refused_logged = -math.inf
         self._settings = settings or EventSettings()
         self._tables = [table for table in tables if table.kind == "events"]
         self._clock = clock
@@ -120,6 +153,18 @@ class EventStore:
     def last_seq(self, table: str) -> int:
         """Highest committed `seq`, whether or not the row is still there; 0 when no row was ever committed."""
         return self._file.last_seq.get(table, 0)
+
+    def has_holes(self, table: str, after: int) -> bool:
+        """Whether retention may have removed rows after this `seq` although older ones are still there."""
+        return self._file.may_have_holes(table, after)
+
+    def missing(self, table: str, low: int, high: int) -> int:
+        """How many rows with low < seq <= high retention has removed; reads the file."""
+        try:
+            return max(0, high - low - count_rows(self.uri, table, low, high))
+        except apsw.Error as error:
+            log.error("event store: cannot count the rows of %s that are missing: %s", table, error)
+            return 0
 
     def gaps(self) -> list[Gap]:
         return list(self._file.gaps)
@@ -207,6 +252,10 @@ class EventStore:
             log.error("event store: cannot read the delivery state (%s): rows are sent again", error)
             return None
 
+    def delivery_states(self) -> dict[str, int]:
+        """Figures of the stored delivery states, and how often one was refused since the start."""
+        return {"queries": self._file.states, "bytes": self._file.states_bytes, "refused": self.states_refused}
+
     def flush(self, timeout_seconds: float = 10.0) -> bool:
         """Wait until everything appended so far is committed. Returns False on timeout."""
         with self._changed:
@@ -267,9 +316,10 @@ class EventStore:
         """Write the batch, to memory if necessary; rows that cannot be stored at all are counted as lost."""
         while True:
             try:
-                if self._file.may_write():
+                if self._may_write():
                     self._count_rows(batch, self._file.write(batch, self._clock()))
                     self._report_conversions(self._file)
+                    self._report_refused_states(self._file)
                     return
             except _TRANSIENT as error:
                 log.debug("event store: %s", error)
@@ -278,10 +328,62 @@ class EventStore:
                     self._discard(batch, error)
                     return
                 continue
-            if self._closed:
-                self._discard(batch, TimeoutError("readers are blocking the event store"))
-                return
             time.sleep(_BUSY_WAIT_SECONDS)
+
+    def _may_write(self) -> bool:
+        """Whether the write-ahead log has room. If readers keep it from being reused for too long, go on in a copy."""
+        may_write, now = self._file.may_write(), time.monotonic()
+        if may_write and now < self._blocked_checked + _BLOCKED_CHECK_SECONDS:
+            return True
+        self._blocked_checked = now
+        if may_write and not self._file.is_held_by_reader():
+            self._blocked_since = None
+            return True
+        if self._blocked_since is None:
+            self._blocked_since = now
+        blocked = now - self._blocked_since
+        self._report_blocked_reader(blocked)
+        if may_write or self._closed:  # at the end, what is queued may exceed the limit
+            return True
+        if blocked < self._blocked_seconds:
+            return False
+        self._leave_file(blocked)
+        return True
+
+    def _report_blocked_reader(self, blocked: float) -> None:
+        if self._on_blocked_reader is None:
+            return
+        try:
+            self._on_blocked_reader(blocked)
+        except Exception:
+            log.exception("event store: cannot end the reader that blocks the write-ahead log")
+
+    def _leave_file(self, blocked: float) -> None:
+        """Go on in a copy of the file, because a reader that does not end keeps its log from being reused.
+
+        Raises apsw.Error or OSError, for example when there is no room for a copy.
+        """
+        old, started = self._file, time.monotonic()
+        if old.path is None:
+            self._file = self._open_in_memory(copy_of=old)
+            self._close_file(old)
+        else:
+            copy = replacement.unfinished(old.path)
+            try:
+                old.copy_into(copy)
+            except BaseException:
+                copy.unlink(missing_ok=True)
+                raise
+            self._close_file(old)
+            replacement.replace(old.path)
+            self._file = self._open_file(old.path, resumed=True)
+        self._blocked_since = None
+        self.files_left += 1
+        log.warning(
+            "event store: a reader has blocked the write-ahead log for %.1f s: continuing in a copy of the file, which "
+            "took %.1f s; the old one is gone when the reader ends",
+            *(blocked, time.monotonic() - started),
+        )
 
     def _count_rows(self, batch: WriteBatch, misfits: Counter[str]) -> None:
         for table, rows in batch.rows.items():
@@ -300,6 +402,17 @@ class EventStore:
             )
         file.conversions.clear()
 
+    def _report_refused_states(self, file: EventFile) -> None:
+        """Count them, and log them at most once a minute: a query's state changes with each delivery."""
+        self.states_refused += len(file.states_refused)
+        if file.states_refused and time.monotonic() >= self._states_refused_logged + _REFUSED_STATES_LOG_SECONDS:
+            self._states_refused_logged = time.monotonic()
+            log.error(
+                "event store: no room for the delivery states of %d queries: %d queries (at most %d) take %d bytes "
+                "(limits.state_bytes: %d). After a restart of the agent these queries begin like new ones",
+                *(len(file.states_refused), file.states, STATES_MAX, file.states_bytes, self._state_bytes),
+            )
+
     def _discard(self, batch: WriteBatch, error: Exception) -> None:
         log.error("event store: rows are lost: %s", error)
         for table, rows in batch.rows.items():
@@ -309,7 +422,7 @@ class EventStore:
         """Enforce the limits on age and size."""
         self._return_to_disk()
         try:
-            for table, number in self._file.evict().items():
+            for table, number in self._file.evict(self._clock(), self._settings.retention_age).items():
                 self._counters_of(table).evicted += number
             if (now := time.monotonic()) >= self._housekeeping_due:
                 self._housekeeping_due = now + _HEARTBEAT_SECONDS
@@ -329,20 +442,36 @@ class EventStore:
 
     def _open(self, path: Path | None) -> EventFile:
         """The store at `path`, else a fresh one in place of a damaged file, else one in memory."""
-        limit, now = self._settings.retention_bytes, self._clock()
         if path is not None:
             try:
                 try:
-                    opened = EventFile(path, self._tables, limit, now)
+                    opened = self._open_file(path)
                 except _DAMAGED as error:
                     self._move_aside(path, error)
-                    opened = EventFile(path, self._tables, limit, now)
+                    opened = self._open_file(path)
             except (apsw.Error, OSError) as error:
                 self._log_notice(f"event store: cannot use {path} ({error}): events are kept in memory only")
             else:
                 self._report_conversions(opened)
                 return opened
-        return EventFile(None, self._tables, min(limit, _MEMORY_STORE_BYTES), now)
+        return self._open_in_memory()
+
+    def _open_file(self, path: Path, *, resumed: bool = False) -> EventFile:
+        limit, now = self._settings.retention_bytes, self._clock()
+        return EventFile(path, self._tables, limit, now, state_bytes=self._state_bytes, resumed=resumed)
+
+    def _open_in_memory(self, copy_of: EventFile | None = None) -> EventFile:
+        limit = min(self._settings.retention_bytes, _MEMORY_STORE_BYTES)
+        state_bytes = min(self._state_bytes, _MEMORY_STORE_BYTES)
+        return EventFile(
+            None,
+            self._tables,
+            limit,
+            self._clock(),
+            state_bytes=state_bytes,
+            resumed=copy_of is not None,
+            copy_of=copy_of,
+        )
 
     def _replace_file(self, error: Exception) -> bool:
         """Continue with another file, because `error` makes this one unusable. Returns False if that fails too."""
@@ -384,8 +513,7 @@ class EventStore:
             return
         self._retry_due = time.monotonic() + self._retry_seconds
         try:
-            limit = self._settings.retention_bytes
-            new = EventFile(self._path_to_retry, self._tables, limit, self._clock(), resumed=True)
+            new = self._open_file(self._path_to_retry, resumed=True)
         except _UNUSABLE as error:
             log.debug("event store: still cannot use %s: %s", self._path_to_retry, error)
             return

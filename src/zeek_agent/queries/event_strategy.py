@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from zeek_agent.queries.subscriptions import Change
 
 if TYPE_CHECKING:
-    from zeek_agent.events.event_file import Delivered
+    from zeek_agent.events.delivery_states import Delivered
     from zeek_agent.events.store import EventStore
     from zeek_agent.queries.delivery import Delivery
     from zeek_agent.queries.installed import Installed
@@ -92,17 +92,23 @@ class EventStrategy:
         while window := self.window(installed):
             installed.under_way = {table: high for table, (_, high) in window.items()}
             async with installed.backlog.slot() as slot:
-                result = await self._delivery.run_statement(installed, window)
-                slot.hold_result(result.size_bytes)
-                if result.rows and installed.recipient.recognizes_replays:
+                report = await self._delivery.report(installed, Change.ADD, window)
+                missing = await self._missing_rows(window)
+                slot.hold_result(report.size_bytes)
+                if report.row_count and installed.recipient.recognizes_replays:
                     self._delivery.save_state(installed)
                     await asyncio.to_thread(self._store.flush)
-                added = [(Change.ADD, row) for row in result.rows]
-                await self._delivery.deliver(installed, result.columns, added, window[min(window)])
+                await self._delivery.deliver(installed, report)
+            installed.lost += missing
             installed.seen.update(installed.under_way)
             installed.under_way = {}
             self._delivery.save_state(installed)
             self.note_progress(installed)
+
+    async def _missing_rows(self, window: Mapping[str, tuple[int, int]]) -> int:
+        """How many rows of the window retention had removed when the statement ran, or while it did."""
+        holes = [(table, low, high) for table, (low, high) in window.items() if self._store.has_holes(table, low)]
+        return sum([await asyncio.to_thread(self._store.missing, *hole) for hole in holes])
 
     def note_progress(self, installed: Installed) -> None:
         if not installed.durable:

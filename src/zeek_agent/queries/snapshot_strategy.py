@@ -9,7 +9,7 @@ from zeek_agent.queries.differences import ResultSnapshot, unread_rows
 from zeek_agent.queries.subscriptions import Change, Subscription
 
 if TYPE_CHECKING:
-    from zeek_agent.events.event_file import Delivered
+    from zeek_agent.events.delivery_states import Delivered
     from zeek_agent.host.files.reads import Omissions
     from zeek_agent.queries.delivery import Delivery
     from zeek_agent.queries.installed import Installed
@@ -40,11 +40,13 @@ class SnapshotStrategy:
 
     async def _report(self, installed: Installed, slot: Slot) -> None:
         """Deliver a result, or its difference from the last one delivered."""
+        if installed.query.runs_once or installed.query.subscription is Subscription.SNAPSHOTS:
+            report = await self._delivery.report(installed)
+            slot.hold_result(report.size_bytes)
+            await self._delivery.deliver(installed, report)
+            return
         result = await self._delivery.run_statement(installed)
         slot.hold_result(result.size_bytes)
-        if installed.query.runs_once or installed.query.subscription is Subscription.SNAPSHOTS:
-            await self._delivery.deliver(installed, result.columns, [(None, row) for row in result.rows])
-            return
         columns = result.columns
         files = result.files
         snapshot = ResultSnapshot(
@@ -56,7 +58,7 @@ class SnapshotStrategy:
             _hold_unread(before, snapshot, files)
         if before == snapshot and installed.reported:
             return
-        await self._delivery.deliver(installed, columns, _changes(installed, before, snapshot))
+        await self._delivery.deliver_rows(installed, columns, _changes(installed, before, snapshot))
         installed.snapshot, installed.reported = snapshot, True
         if before != snapshot:
             self._delivery.save_state(installed)

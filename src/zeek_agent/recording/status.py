@@ -16,4 +16,5 @@ class SourceStatus(NamedTuple):
     lost_overrun: int = 0
     lost_decode: int = 0
     lost_store: int = 0
+    evicted: int = 0
     last_error: str | None = None

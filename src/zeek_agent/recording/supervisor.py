@@ -105,7 +105,8 @@ class Supervisor:
 
     def _status(self, recorder: _KindState, source: Source) -> SourceStatus:
         counters, active = source.counters, source is recorder.active
-        stored = [self._store.counters[table].lost for table in recorder.tables] if active else []
+        tables = [self._store.counters[table] for table in recorder.tables] if active else []
+        stored = [table.lost for table in tables]
         reason = None if active else recorder.reasons.get(source.backend, "a better one is active")
         return SourceStatus(
             source=recorder.kind,
@@ -116,6 +117,7 @@ class Supervisor:
             lost_overrun=counters.lost["overrun"],
             lost_decode=counters.lost["decode"] + sum(lost["decode"] for lost in stored),
             lost_store=counters.lost["store"] + sum(lost["store"] for lost in stored),
+            evicted=sum(table.evicted for table in tables),
             last_error=counters.last_error,
         )
 

@@ -104,6 +104,11 @@ def open_on_mount(directory: int, name: str) -> int:
     return descriptor
 
 
+def probe_again() -> None:
+    """Forget whether there is openat2(2): a filter of system calls has been installed."""
+    _has_openat2.cache_clear()
+
+
 def status_on_mount(directory: int, name: str) -> FileStatus:
     """As `status_at`, of an entry on the directory's own mount. Raises OSError as `open_on_mount` does."""
     descriptor = open_on_mount(directory, name)
