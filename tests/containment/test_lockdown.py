@@ -34,6 +34,7 @@ from lockdown import (
     MACHINE,
     NUMBERS,
     ORDINARY_UID,
+    ROOMY,
     ROOMY_BYTES,
     ROOT,
     as_ordinary_user,
@@ -509,7 +510,9 @@ def test_a_declared_socket_of_another_user_is_refused(places: Path) -> None:
 
         def work() -> None:
             with pytest.raises(LockdownError, match="not a socket of root's"):
-                lock_down(HELPER, parent=parent, account=ACCOUNT, needs=Needs(unix_sockets=(str(server),)))
+                lock_down(
+                    HELPER, parent=parent, limits=ROOMY, account=ACCOUNT, needs=Needs(unix_sockets=(str(server),))
+                )
 
         parent = os.getpid()
         assert exit_code(fork(work)) == 0
@@ -540,7 +543,7 @@ def test_proc_shows_what_protections_say(worker_class: WorkerClass, capabilities
     logs = str(places / "logs") if worker_class is COLLECTOR else None
 
     def work() -> None:
-        found = lock_down(worker_class, parent=parent, account=ACCOUNT, log_directory=logs)
+        found = lock_down(worker_class, parent=parent, limits=ROOMY, account=ACCOUNT, log_directory=logs)
         assert found.missing == (() if LANDLOCK or worker_class is SNAPSHOTS else ("Landlock",))
         assert found.no_new_privileges
         assert (found.seccomp, found.oom_score_adj, found.dumpable) == (2, 700, False)
@@ -619,7 +622,7 @@ def test_a_worker_dies_with_its_parent(worker_class: WorkerClass) -> None:
         parent = os.getpid()
 
         def worker() -> None:
-            lock_down(worker_class, parent=parent, account=ACCOUNT)
+            lock_down(worker_class, parent=parent, limits=ROOMY, account=ACCOUNT)
             os.write(writing, b"%d" % os.getpid())
             while True:
                 signal.pause()
@@ -656,7 +659,7 @@ def test_a_process_with_threads_is_not_locked_down() -> None:
         thread = threading.Thread(target=stop.wait)
         thread.start()
         with pytest.raises(LockdownError, match="single thread"):
-            lock_down(SNAPSHOTS, parent=parent, account=ACCOUNT)
+            lock_down(SNAPSHOTS, parent=parent, limits=ROOMY, account=ACCOUNT)
         stop.set()
         thread.join()
 
@@ -670,7 +673,7 @@ def test_no_worker_that_runs_sql_is_root(account: WorkerAccount | None) -> None:
 
     def work() -> None:
         with pytest.raises(LockdownError, match=r"as root|needs an account"):
-            lock_down(SNAPSHOTS, parent=parent, account=account)
+            lock_down(SNAPSHOTS, parent=parent, limits=ROOMY, account=account)
 
     assert exit_code(fork(work)) == 0
 
@@ -681,7 +684,7 @@ def test_a_failing_step_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def work() -> None:
         with pytest.raises(OSError, match="Operation not permitted"):
-            lock_down(SNAPSHOTS, parent=parent, account=ACCOUNT)
+            lock_down(SNAPSHOTS, parent=parent, limits=ROOMY, account=ACCOUNT)
 
     parent = os.getpid()
 
@@ -713,7 +716,7 @@ def test_a_call_of_another_abi_ends_the_process() -> None:
     parent = os.getpid()
 
     def x32() -> None:
-        lock_down(SNAPSHOTS, parent=parent, account=ACCOUNT)
+        lock_down(SNAPSHOTS, parent=parent, limits=ROOMY, account=ACCOUNT)
         kernel.syscall(0x4000_0000 | 39)
 
     assert exit_code(fork(x32)) == -signal.SIGSYS
@@ -740,7 +743,7 @@ def test_a_call_of_another_architecture_ends_the_process() -> None:
 
     def confined() -> None:
         call = i386_getpid()
-        lock_down(SNAPSHOTS, parent=parent, account=ACCOUNT)
+        lock_down(SNAPSHOTS, parent=parent, limits=ROOMY, account=ACCOUNT)
         call()
 
     assert exit_code(fork(confined)) == -signal.SIGSYS
@@ -781,14 +784,19 @@ def test_an_event_worker_follows_a_store_that_it_opened_before(places: Path) -> 
 
     def worker() -> None:
         ours.close()
+        theirs.recv(1)
         open_store()
-        lock_down(EVENTS, parent=parent_pid, account=ACCOUNT)
+        lock_down(EVENTS, parent=parent_pid, account=ACCOUNT, limits=ROOMY)
+        theirs.send(b".")
         os.write(writing, json.dumps(work()).encode())
 
     writer.close()  # a connection to SQLite must not cross a fork
     pid = fork(worker)
     theirs.close()
     writer = apsw.Connection(str(path))
+    writer.execute("SELECT * FROM t").fetchall()
+    ours.send(b"?")
+    assert ours.recv(1) == b"."
     for rows in (1, 5_000, 50_000):
         writer.execute(
             "INSERT INTO t WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
@@ -827,7 +835,7 @@ def test_a_number_that_a_process_has_is_refused_unless_it_is_a_worker() -> None:
     number_taken = 0x7FFF_5A98
     account = WorkerAccount(number_taken, number_taken)
     parent = os.getpid()
-    with child(lambda: lock_down(SNAPSHOTS, parent=parent, account=account) and None):
+    with child(lambda: lock_down(SNAPSHOTS, parent=parent, limits=ROOMY, account=account) and None):
         assert worker_account("no-such-account", [number_taken]) == account
     with (
         child(lambda: os.setresuid(number_taken, 0, 0)) as pid,

@@ -54,6 +54,9 @@ ROOMY_BYTES = 8 << 30
 """The child has all the memory of the tests before it, which may be more than a worker may have."""
 
 
+ROOMY = WorkerLimits(data_bytes=ROOMY_BYTES)
+
+
 def locked(
     worker_class: WorkerClass,
     work: Callable[[], Any],
@@ -66,7 +69,7 @@ def locked(
     `before` runs in that process before the lockdown.
     """
     parent = os.getpid()
-    options.setdefault("limits", WorkerLimits(data_bytes=ROOMY_BYTES))
+    options.setdefault("limits", ROOMY)
     reading, writing = os.pipe()
 
     def worker() -> None:

@@ -42,7 +42,6 @@ from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
 from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
-from zeek_agent.host.files import statx
 from zeek_agent.host.linux import host_sockets
 from zeek_agent.osquery import imported_tables
 from zeek_agent.queries.subscriptions import Change
@@ -157,7 +156,6 @@ class Worker:
             account=self._shared.setup.account,
             limits=WorkerLimits(limits.worker_bytes, SPOOL_SHARE * limits.result_bytes),
         )
-        statx.probe_again()
         self._send(messages.Ready(protections))
 
     def serve(self) -> None:
