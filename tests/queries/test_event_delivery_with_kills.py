@@ -125,11 +125,11 @@ async def test_event_workers_are_killed_at_any_time(
                         os.kill(busy[0].pid, signal.SIGKILL)
                     kills += 1
             assert not runner.installed[0].lost
-            assert runner.installed[0].errors > 5
+            assert runner.installed[0].errors > 0
             await runner.close()
     finally:
         store.close()
-    assert kills > 20
+    assert kills > 5, "how many there can be depends on how fast the machine is"
     assert set(recipient.all_taken()) == set(map(float, range(EVENTS)))
     if kind is Package:
         assert len(recipient.all_taken()) == EVENTS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from tempfile import TemporaryDirectory
@@ -12,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from zeek_agent.containment import own_code
 from zeek_agent.containment.accounts import directory_owner, worker_account
 from zeek_agent.containment.protections import Protections, WorkerAccount, WorkerClass
 
@@ -46,7 +46,7 @@ def _started(kind: WorkerClass, account: WorkerAccount | None, logs: str) -> sub
     if kind is WorkerClass.COLLECTOR:
         arguments.append(logs)
     return subprocess.Popen(
-        [sys.executable, "-I", "-m", "zeek_agent.worker.trial", *arguments],
+        own_code.command("zeek_agent.worker.trial", *arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -10,12 +10,11 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zeek_agent.containment import channel, messages
+from zeek_agent.containment import channel, messages, own_code
 from zeek_agent.containment.channel import ChannelError
 from zeek_agent.containment.messages import Exited, Setup, Spawn, Spawned
 
@@ -48,7 +47,7 @@ class Zygote:
         self._loop = asyncio.get_running_loop()
         own, theirs = channel.pair()
         try:
-            command = [sys.executable, "-I", "-m", "zeek_agent.worker", str(theirs.fileno()), str(os.getpid())]
+            command = own_code.command("zeek_agent.worker.__main__", str(theirs.fileno()), str(os.getpid()))
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
