@@ -9,7 +9,7 @@ import signal
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +241,15 @@ async def test_mutated_frames(tmp_path: Path, record_property: Figures) -> None:
     assert slope(samples) < 20
 
 
+DELIVERY = "SELECT id, runs, rows, lost, errors, last_error FROM zeek_agent_queries WHERE id = 'events'"
+
+
+async def lost_in_the_kernel(agent: RunningAgent) -> int:
+    """Events that the kernel's buffer did not take, which the agent counts and reports as a gap."""
+    sources = await agent.ask("SELECT lost_overrun FROM zeek_agent_sources WHERE source = 'processes' AND active")
+    return int(sources[0]["lost_overrun"])
+
+
 class TimedEvents(list[Any]):
     """Events, and when they came."""
 
@@ -276,7 +285,7 @@ async def test_events_with_a_hostile_zeek(tmp_path: Path, record_property: Figur
         await victim.install("events", query)
         await until(lambda: agent.ask("SELECT 1 FROM zeek_agent_queries WHERE id = 'events' AND runs > 0"), 30)
         p99 = []
-        made = per_second * seconds
+        made, lost = per_second * seconds, 0
         for attacked in (False, True):
             if attacked:
                 for number in range(50):
@@ -286,11 +295,15 @@ async def test_events_with_a_hostile_zeek(tmp_path: Path, record_property: Figur
             command = (load_generator(), "exec", str(made), str(per_second), "/bin/true")
             process = await asyncio.create_subprocess_exec(*command, "soak-x", stdout=asyncio.subprocess.DEVNULL)
             await process.wait()
-            await until(lambda: len(timed.delays) >= made, 60)
-            assert len(timed.delays) == made
+            before = lost
+            with suppress(AssertionError):
+                await until(lambda: len(timed.delays) >= made, 20)
+            lost = await lost_in_the_kernel(agent)
+            assert made - (lost - before) <= len(timed.delays) <= made, await agent.ask(DELIVERY)
             p99.append(statistics.quantiles(timed.delays, n=100)[98])
             record_property(f"p99 {'attacked' if attacked else 'alone'}, s", round(p99[-1], 3))
         assert attacker.of(AgentError)
+        record_property("lost in the kernel, and counted", lost)
     assert p99[1] <= 2 * p99[0]
 
 
