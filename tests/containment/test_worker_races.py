@@ -20,6 +20,7 @@ from workers import contained, descendants, is_running, resident
 
 from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.containment import pool as pool_module
+from zeek_agent.containment import rests
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.worker_process import WorkerProcess, WorkerState
 from zeek_agent.errors import LimitError, SqlError
@@ -166,13 +167,13 @@ async def test_statements_that_wait_do_not_kill_one_worker_each(tmp_path: Path) 
 async def test_the_rest_grows_although_the_statement_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from test_workers import SLOW
 
-    monkeypatch.setattr(pool_module, "REST_SECONDS", 0.01)
+    monkeypatch.setattr(rests, "FIRST_SECONDS", 0.01)
     async with contained(tmp_path, limits=LimitSettings(time=0.1)) as database:
         for expected in (0.01, 0.04, 0.16):
             with pytest.raises(LimitError, match="was killed"):
                 await database.query(SLOW)
             database._compiled.clear()
-            (rest,) = database.pool._resting.values()
+            (rest,) = database.pool._resting._rests.values()
             assert rest.seconds == pytest.approx(expected)
             await asyncio.sleep(expected + 0.02)
         await database.query("SELECT 1")

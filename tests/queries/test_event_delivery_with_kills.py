@@ -17,7 +17,7 @@ from waiting import until
 from workers import contained
 
 from zeek_agent.config import EventSettings, LimitSettings
-from zeek_agent.containment import pool
+from zeek_agent.containment import rests
 from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.worker_process import WorkerState
 from zeek_agent.database.encodings import BatchesEncoding, EventsEncoding
@@ -98,8 +98,8 @@ def number(frame: bytes) -> float:
 async def test_event_workers_are_killed_at_any_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Package]
 ) -> None:
-    monkeypatch.setattr(pool, "REST_SECONDS", 0.01)
-    monkeypatch.setattr(pool, "REST_GROWTH", 1)
+    monkeypatch.setattr(rests, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(rests, "GROWTH", 1)
     monkeypatch.setattr(event_strategy, "EVENT_SLICE_ROWS", 300)
     chance = random.Random(11)
     store = EventStore(tmp_path / "events.db", builtin_tables(), EventSettings())

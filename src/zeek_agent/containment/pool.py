@@ -1,4 +1,4 @@
-"""Worker processes by recipient: who gets one, for how long it stays, and which statements have to rest.
+"""Worker processes by recipient: who gets one, and for how long it stays.
 
 A recipient is a destination, or a local user. Each has an event worker and up to `limits.workers` snapshot workers, so
 that nobody's statement waits for another recipient's. A worker runs one statement at a time, so it is certain which
@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -23,10 +21,11 @@ from zeek_agent.containment.channel import close_all
 from zeek_agent.containment.cpu_share import CpuShare
 from zeek_agent.containment.messages import Exited, Imports, RunStatement, Setup, Spawn
 from zeek_agent.containment.protections import WorkerClass
+from zeek_agent.containment.rests import RestingStatements
 from zeek_agent.containment.usage import Accounts, StatementKey, StatementUsage, cpu_seconds, memory, statement_key
 from zeek_agent.containment.worker_process import KillCause, NeedHandler, WorkerProcess, WorkerState
 from zeek_agent.containment.zygote import Started, WorkerLostError, Zygote
-from zeek_agent.errors import LimitError, SqlError
+from zeek_agent.errors import SqlError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -48,11 +47,6 @@ SECOND_WORKER_SECONDS: Final = 1.0
 SHUTDOWN_SECONDS: Final = 0.5
 ABANDONED_MAX: Final = 4
 """Abandoned processes; with so many, statements that open files are not run until one is gone."""
-REST_SECONDS: Final = 60.0
-REST_GROWTH: Final = 4
-REST_SECONDS_MAX: Final = 600.0
-RESTING_MAX: Final = 10_000
-"""Statements that are remembered as the reason for a killed worker."""
 RESTART_SECONDS: Final = (1.0, 60.0)
 """Pause after the zygote was lost: the first, and the longest."""
 
@@ -61,19 +55,6 @@ Place: TypeAlias = "tuple[str, WorkerClass]"
 """Recipient and class: whose workers of which kind."""
 
 _STATEMENTS_FAULT: Final = frozenset({KillCause.TIME, KillCause.MEMORY, KillCause.CRASH, KillCause.PROTOCOL})
-
-
-@dataclass(slots=True)
-class Rest:
-    """A statement that killed a worker: it is not run before `until` (monotonic seconds)."""
-
-    until: float
-    seconds: float
-    cause: KillCause
-    ends_at: float
-    """`until` as seconds since the epoch."""
-    shown: str
-    """`until` as UTC, the same in each message so that a repeated error is recognized."""
 
 
 class WorkerStatus(NamedTuple):
@@ -135,7 +116,7 @@ class WorkerPool:
         self._sleepers: list[asyncio.Future[None]] = []
         self._waiting: dict[Place, int] = {}
         """How many statements wait, by place: the place comes first that has waited longest for a turn."""
-        self._resting: OrderedDict[StatementKey, Rest] = OrderedDict()
+        self._resting = RestingStatements()
         self._accounts = Accounts()
         self._shares: dict[str, CpuShare] = {}
         self._expiry: asyncio.TimerHandle | None = None
@@ -219,8 +200,7 @@ class WorkerPool:
 
     def resting_until(self, recipient: str, sql: str) -> float | None:
         """When the statement runs again, in seconds since the epoch; None if it does not rest."""
-        rest = self._resting.get(statement_key(recipient, sql))
-        return None if rest is None or rest.until <= time.monotonic() else rest.ends_at
+        return self._resting.ends_at(statement_key(recipient, sql))
 
     @property
     def zygote_pid(self) -> int | None:
@@ -273,7 +253,7 @@ class WorkerPool:
         self, recipient: str, kind: WorkerClass, sql: str, work: Callable[[WorkerProcess], Awaitable[T]]
     ) -> T:
         key = statement_key(recipient, sql)
-        self._refuse_resting(key)
+        self._resting.check(key)
         if (seconds := self._share_of(recipient).wait_seconds) > 0:
             await asyncio.sleep(seconds)
         return await work(await self._acquire(key, kind))
@@ -296,12 +276,6 @@ class WorkerPool:
         if worker.statement is not None:
             self._accounts.charge(worker.statement, seconds, worker.peak)  # type: ignore[arg-type]
 
-    def _refuse_resting(self, key: StatementKey) -> None:
-        rest = self._resting.get(key)
-        left = 0.0 if rest is None else rest.until - time.monotonic()
-        if rest is not None and left > 0:
-            raise LimitError(f"not run before {rest.shown}: its last run ended its worker process ({rest.cause})")
-
     def _let_rest(self, worker: WorkerProcess) -> None:
         """Called when a worker ended during its statement."""
         cause = worker.cause
@@ -310,13 +284,7 @@ class WorkerPool:
         assert cause is not None
         key: StatementKey = worker.statement  # type: ignore[assignment]
         self._accounts.count_kill(key)
-        before = self._resting.pop(key, None)
-        seconds = REST_SECONDS if before is None else min(before.seconds * REST_GROWTH, REST_SECONDS_MAX)
-        ends_at = time.time() + seconds
-        shown = datetime.fromtimestamp(ends_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._resting[key] = Rest(time.monotonic() + seconds, seconds, cause, ends_at, shown)
-        if len(self._resting) > RESTING_MAX:
-            self._resting.popitem(last=False)
+        self._resting.begin(key, cause)
 
     # Workers
 
@@ -327,7 +295,7 @@ class WorkerPool:
             while True:
                 if self._closed:
                     raise SqlError("the database is closed")
-                self._refuse_resting(key)
+                self._resting.check(key)
                 worker = self._idle(*place)
                 if worker is not None:
                     worker.take(key)
@@ -491,7 +459,7 @@ class WorkerPool:
                 log.warning("worker %d of %s ended: %s", worker.pid, worker.recipient, worker.cause)
         elif worker.state is WorkerState.IDLE:
             if worker.succeeded:
-                self._resting.pop(worker.statement, None)  # type: ignore[call-overload]
+                self._resting.forget(worker.statement)  # type: ignore[arg-type]
             if worker.is_spent:
                 self._retire(worker)
             elif self._is_wanted_elsewhere(worker):
