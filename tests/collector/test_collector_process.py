@@ -29,6 +29,7 @@ from zeek_agent.collector.process_messages import Begin, StartFailed, State
 from zeek_agent.collector.server import Collector
 from zeek_agent.collector.stats import CollectorStats
 from zeek_agent.containment import channel, landlock
+from zeek_agent.containment.agent_log import AgentLog
 from zeek_agent.containment.messages import Exited, LogLine, Ready
 from zeek_agent.containment.protections import Protections, WorkerClass
 from zeek_agent.containment.zygote import Started
@@ -291,7 +292,7 @@ async def test_a_cancelled_start_leaves_no_process(tmp_path: Path) -> None:
 
 def test_log_lines_beyond_the_limit_are_counted() -> None:
     ours, theirs = channel.pair()
-    handler = process.AgentLog(process.AgentChannel(theirs))
+    handler = AgentLog(process.AgentChannel(theirs).send, process.LOG_LINES_PER_SECOND)
     logger = logging.Logger("zeek_agent.collector")
     logger.addHandler(handler)
     while time.monotonic() % 1 > 0.5:

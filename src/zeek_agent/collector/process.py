@@ -13,7 +13,6 @@ import logging
 import os
 import socket
 import sys
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -25,11 +24,11 @@ from zeek_agent.collector.process_messages import LOG_LINES_PER_SECOND, Begin, S
 from zeek_agent.collector.server import Collector, CollectorLimits
 from zeek_agent.containment import channel
 from zeek_agent.containment.accounts import directory_owner
+from zeek_agent.containment.agent_log import AgentLog
 from zeek_agent.containment.lockdown import lock_down
-from zeek_agent.containment.messages import LogLine, Ready
+from zeek_agent.containment.messages import Ready
 from zeek_agent.containment.protections import LockdownError, WorkerClass, WorkerLimits
 from zeek_agent.errors import ZeekAgentError
-from zeek_agent.text import clipped
 
 if TYPE_CHECKING:
     from zeek_agent.collector.stats import CollectorStats
@@ -40,7 +39,6 @@ LIMITS: Final = CollectorLimits(connections=8, agents=8)
 DATA_BYTES: Final = 512 << 20
 """Enough for `LIMITS.unread_bytes`, a message that is being read, and all logs' lines that wait for a full disk."""
 STATE_INTERVAL_SECONDS: Final = 1.0
-LOG_CHARACTERS: Final = 2_000
 LOGS_REPLACED: Final = 3
 """Exit code when the log directory is not the one that the lockdown permits; the agent then starts another process."""
 
@@ -112,39 +110,11 @@ class LogDirectoryHandle:
             return False
 
 
-class AgentLog(logging.Handler):
-    """Sends records to the agent's log, at most so many per second; a line counts those that were not sent."""
-
-    def __init__(self, agent: AgentChannel) -> None:
-        super().__init__()
-        self._agent = agent
-        self._second = 0
-        self._sent = 0
-        self._dropped = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._sent = second, 0
-        text = clipped(self.format(record), LOG_CHARACTERS)
-        if self._dropped:
-            text = f"{text} (and {self._dropped} more lines before this one)"
-        try:
-            if self._sent >= LOG_LINES_PER_SECOND:
-                raise BlockingIOError
-            self._agent.send(LogLine(record.name, record.levelno, text))
-        except OSError:  # too many, or the agent does not read
-            self._dropped += 1
-        else:
-            self._sent += 1
-            self._dropped = 0
-
-
 def _log_to(agent: AgentChannel, level: int) -> None:
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
-    root.addHandler(AgentLog(agent))
+    root.addHandler(AgentLog(agent.send, LOG_LINES_PER_SECOND))
     root.setLevel(level)
     logging.getLogger("websockets").setLevel(max(level, logging.WARNING))
 

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from zeek_agent.containment import channel, messages
+from zeek_agent.containment.agent_log import LINE_CHARACTERS, LINES_PER_SECOND
 from zeek_agent.containment.channel import ChannelError
 from zeek_agent.containment.encoded_result import DeltaDescriptor, EncodedResult
 from zeek_agent.containment.messages import (
@@ -49,11 +50,8 @@ CANCEL_SECONDS: Final = 0.1
 
 MESSAGES_PER_TURN: Final = 32
 """Messages of a worker that are handled before others get their turn: a flood may delay nobody else."""
-LOG_LINES_PER_SECOND: Final = 10
-"""Of a worker; further lines are dropped."""
 LOG_LINES_PER_SECOND_MAX: Final = 1_000
 """A worker that sends more is killed. Its own limit is the lower one."""
-LOG_CHARACTERS: Final = 2_000
 ERROR_CHARACTERS: Final = 10_000
 
 NeedHandler = Callable[[Need], Awaitable[tuple[bytes, Sequence[int]]]]
@@ -434,13 +432,13 @@ class WorkerLog:
         self._lines += 1
         if self._lines > LOG_LINES_PER_SECOND_MAX:
             raise ChannelError("a flood of log lines")
-        if self._lines == LOG_LINES_PER_SECOND + 1:
+        if self._lines == LINES_PER_SECOND + 1:
             log.warning("further log lines of a worker in this second are dropped")
-        if self._lines > LOG_LINES_PER_SECOND:
+        if self._lines > LINES_PER_SECOND:
             return
         known = line.logger in logging.Logger.manager.loggerDict and line.logger.startswith(_OWN_LOGGERS)
         logger = logging.getLogger(line.logger) if known and line.logger != _AUDIT else log
-        logger.log(min(max(line.level, logging.DEBUG), logging.ERROR), "%s", clipped(line.text, LOG_CHARACTERS))
+        logger.log(min(max(line.level, logging.DEBUG), logging.ERROR), "%s", clipped(line.text, LINE_CHARACTERS))
 
 
 _OWN_LOGGERS: Final = "zeek_agent."

@@ -7,9 +7,8 @@ import logging
 import os
 import select
 import socket
-import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -20,6 +19,7 @@ import msgspec
 
 from zeek_agent.bpf import iterators
 from zeek_agent.containment import channel, messages
+from zeek_agent.containment.agent_log import AgentLog
 from zeek_agent.containment.lockdown import lock_down
 from zeek_agent.containment.messages import (
     Compile,
@@ -28,7 +28,6 @@ from zeek_agent.containment.messages import (
     Give,
     Head,
     Imports,
-    LogLine,
     Need,
     RunStatement,
     Setup,
@@ -65,8 +64,6 @@ if TYPE_CHECKING:
     from zeek_agent.database.sql_connection import StreamedStatement
     from zeek_agent.host.files.reads import Omissions
 
-LOG_LINES_PER_SECOND: Final = 10
-LOG_CHARACTERS: Final = 2_000
 ERROR_CHARACTERS: Final = 10_000
 FRAMES_PER_MESSAGE: Final = 10_000
 """Their lengths fit into a packet."""
@@ -346,24 +343,6 @@ def _write_files(rows: ResultWriter, files: Omissions) -> tuple[int, int]:
 
 
 _CHANGES: Final = {RowChange.GONE: Change.DELETE, RowChange.NEW: Change.ADD, None: None}
-
-
-class AgentLog(logging.Handler):
-    """Sends records to the agent's log, at most so many per second."""
-
-    def __init__(self, send: Callable[[LogLine], None]) -> None:
-        super().__init__(logging.INFO)
-        self._write = send
-        self._second = 0
-        self._sent = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._sent = second, 0
-        self._sent += 1
-        if self._sent <= LOG_LINES_PER_SECOND:
-            self._write(LogLine(record.name, record.levelno, clipped(self.format(record), LOG_CHARACTERS)))
 
 
 def _readable(connection: socket.socket, seconds: float) -> bool:
