@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from stored_results import BUDGET, COLUMNS, Delta, omitted, run
 
 from zeek_agent.host.files.reads import Omissions
-from zeek_agent.queries.differences import ResultSnapshot, unread_rows
+from zeek_agent.queries.differences import ResultSnapshot
 from zeek_agent.results import comparison, packed_result
 from zeek_agent.results.comparison import Reporting, RowChange
+from zeek_agent.results.state import may_be_unread
 from zeek_agent.results.store import ResultStore
 
 OTHER_COLUMNS = (("name", "text"), ("pid", "int"))
@@ -81,7 +82,7 @@ class Remembered:
         if before is not None and not everything:
             newly = not one.files.unread <= before.unread
             if one.files.unread:
-                now.keep_unread(before, unread_rows(one.files.unread, newly, one.files.all_paths))
+                now.keep_unread(before, may_be_unread(one.files.unread, newly, one.files.all_paths))
             now.unread = one.files.unread & before.unread
         if before == now and self.reported:
             self.pending = self.snapshot

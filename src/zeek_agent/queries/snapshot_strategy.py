@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from zeek_agent.queries.differences import ResultSnapshot, unread_rows
+from zeek_agent.queries.differences import ResultSnapshot
 from zeek_agent.queries.subscriptions import Change, Subscription
+from zeek_agent.results.state import may_be_unread
 
 if TYPE_CHECKING:
     from zeek_agent.events.delivery_states import Delivered
@@ -73,7 +74,7 @@ def _hold_unread(before: ResultSnapshot, now: ResultSnapshot, files: Omissions) 
     """Keep rows of files that could be read before and now cannot: the files may still exist."""
     newly = not files.unread <= before.unread
     if files.unread:
-        now.keep_unread(before, unread_rows(files.unread, newly, files.all_paths))
+        now.keep_unread(before, may_be_unread(files.unread, newly, files.all_paths))
     now.unread = files.unread & before.unread
 
 
