@@ -356,4 +356,4 @@ def _described(status: int) -> str:
 
 
 def _ignore(_: CollectorProcess) -> None:
-    """Its end is no loss."""
+    """Nothing is lost when it ends."""

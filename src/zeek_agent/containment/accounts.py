@@ -1,4 +1,4 @@
-"""The user that workers run as: one that owns no files and runs nothing else."""
+"""The user account of worker processes, which owns no files and runs nothing else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def worker_account(
     """The account, or a number that no account, no other process and no user's subordinate ids have.
 
     Workers of an agent that was killed may still have the number. Queries the name service, so call it before any
-    lockdown, once. Raises LockdownError if there is no such user.
+    lockdown, once. Raises LockdownError if no such account or number is available.
     """
     import pwd
 

@@ -14,7 +14,7 @@ from typing import Final
 INLINE_BYTES: Final = 160_000
 """Longest body in a packet, below the send buffer. A worker, which may make no memory file, sends nothing longer."""
 SEND_BUFFER: Final = 212_992
-"""Linux's default limit on what a process may ask for."""
+"""The default of net.core.wmem_max: the largest send buffer that an unprivileged process gets."""
 BODY_BYTES_MAX: Final = 64 * 1024 * 1024
 """Longest body that is accepted: what the agent's own tables can hold."""
 DESCRIPTORS_MAX: Final = 2

@@ -34,7 +34,7 @@ class Setup(Struct, frozen=True, tag="setup"):
     started: float
     """Monotonic clock, in seconds."""
     account: WorkerAccount | None
-    """The user that workers become; None where the agent is not root."""
+    """The account that workers switch to; None if the agent is not root."""
 
 
 class Imports(Struct, frozen=True):

@@ -36,7 +36,7 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 def worker_setup(config: Config, places: Paths, agent: AgentView, started: float) -> Setup:
     """The first message to the zygote. `started` is the agent's start on the monotonic clock, in seconds.
 
-    Raises ZeekAgentError if there is no user that workers can become.
+    Raises ZeekAgentError if no account is available for workers.
     """
     try:
         account = worker_account() if os.geteuid() == 0 else None
