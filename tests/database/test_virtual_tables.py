@@ -108,6 +108,37 @@ async def test_values_that_nothing_can_equal_need_no_scan(db: Database, processe
     assert processes.scans == []
 
 
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("SELECT pid FROM processes WHERE pid IN (SELECT 1 WHERE 0)", []),
+        ("SELECT pid FROM processes WHERE pid IN (SELECT pid FROM others WHERE name = 'nothing')", []),
+        ("SELECT pid FROM processes WHERE name IN (SELECT name FROM others WHERE pid IN (SELECT 1 WHERE 0))", []),
+        ("SELECT pid FROM processes WHERE pid IN (SELECT 1 WHERE 0) AND name IN ('sh', 'init')", []),
+        (
+            "SELECT p.pid FROM processes p LEFT JOIN others o ON o.pid IN (SELECT 1 WHERE 0) AND p.pid = 2",
+            [1, 2, 3, 10],
+        ),
+        ("SELECT pid FROM processes WHERE pid IN (SELECT 1 WHERE 0) OR name = 'init'", [1]),
+        ("SELECT pid FROM processes WHERE pid NOT IN (SELECT 1 WHERE 0)", [1, 2, 3, 10]),
+        (
+            "SELECT pid FROM processes WHERE pid IN (1, 2) UNION SELECT pid FROM others WHERE pid IN (SELECT 3)",
+            [1, 2, 3],
+        ),
+    ],
+)
+async def test_an_empty_list_has_no_rows(db: Database, sql: str, expected: list[int]) -> None:
+    assert sorted(str(row) for row in await rows(db, sql)) == sorted(f"({pid},)" for pid in expected)
+
+
+async def test_a_list_that_was_empty_once_is_passed_whole_again_later(db: Database, processes: Recorder) -> None:
+    sql = "SELECT pid FROM processes WHERE pid IN (SELECT position + 1 FROM listing WHERE _pattern = '{}')"
+    assert await rows(db, sql.format("")) == []
+    processes.scans.clear()
+    assert await rows(db, sql.format("ab")) == [(1,), (2,)]
+    assert processes.equalities == [{"pid": {1, 2}}]
+
+
 async def test_the_table_receives_the_columns_that_are_read(db: Database, processes: Recorder) -> None:
     await rows(db, "SELECT name FROM processes WHERE startup > 1")
     await rows(db, "SELECT count(*) FROM processes")

@@ -62,6 +62,8 @@ class Run:
         self.errors = RowErrors()
         self.numbered = False
         """Whether rows need numbers that stay the same in all scans of a table (`virtual_tables.NumbersNeeded`)."""
+        self.lists_at_once = True
+        """Whether tables receive all values of an IN at once, rather than one by one (`virtual_tables.ListLost`)."""
         self._clock = clock
         self.scans_since = clock() - shared_seconds
         """The earliest begin of another statement's scan that this statement may share."""

@@ -24,7 +24,15 @@ from zeek_agent.database.sandbox import (
     value_limit,
 )
 from zeek_agent.database.scans import IndexedScan, SharedScans
-from zeek_agent.database.virtual_tables import Layout, ModuleTable, NumbersNeeded, RunAgain, TableModule, quoted
+from zeek_agent.database.virtual_tables import (
+    Layout,
+    ListLost,
+    ModuleTable,
+    NumbersNeeded,
+    RunAgain,
+    TableModule,
+    quoted,
+)
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError, UnknownTableError
 from zeek_agent.host.files.reads import FileReads, Omissions
 from zeek_agent.schema import Row, Value
@@ -42,6 +50,9 @@ CACHED_STATEMENTS_MAX: Final = 100
 """Statements that stay compiled: some hundred KB of memory, and more than a Zeek usually installs."""
 CACHED_CHARACTERS_MAX: Final = 4_096
 """Longer statements are compiled each time, so that the cache has a bounded size."""
+
+_NO_MESSAGE: Final = frozenset({"<NULL>", "SQL logic error"})
+"""The text of an exception for which SQLite has no message."""
 
 RERUNS_MAX: Final = 6
 """How often a statement runs again after deferred reads, enough for a chain of joins."""
@@ -179,10 +190,13 @@ class SqlConnection:
         self.run = run
         self._set_window(window or {})
         try:
-            return self._answer(sql, rows)
-        except NumbersNeeded:
-            run.numbered = True
-            return self._answer(sql, rows)
+            while True:
+                try:
+                    return self._answer(sql, rows)
+                except NumbersNeeded:
+                    run.numbered = True
+                except ListLost:
+                    run.lists_at_once = False
         finally:
             self.held.clear()
             self.kept.clear()
@@ -259,7 +273,8 @@ class SqlConnection:
         cursor.exec_trace = self._stop_after_compile if compile_only else self._on_compiled
         try:
             # A statement that was refused after its compilation must not come from the cache, which skips the checks.
-            cursor.execute(sql, can_cache=not compile_only and sql in self._cacheable)
+            cacheable = not compile_only and self.run.lists_at_once and sql in self._cacheable
+            cursor.execute(sql, can_cache=cacheable)
             if not self._headings:
                 raise SqlError("there is no statement")
             self._note_cacheable(sql)
@@ -267,6 +282,8 @@ class SqlConnection:
         except (apsw.Error, ValueError, OverflowError, MemoryError, RecursionError) as error:
             if isinstance(error, apsw.ExecTraceAbort):
                 raise
+            if isinstance(error, apsw.SQLError) and str(error) in _NO_MESSAGE and self.run.lists_at_once:
+                raise ListLost from error
             raise self._sql_error(error) from error
         finally:
             cursor.close(force=True)

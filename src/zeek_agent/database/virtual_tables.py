@@ -128,6 +128,12 @@ class StatementContext(Protocol):
         ...
 
 
+class ListLost(Exception):  # noqa: N818 - likewise
+    """A table was to receive all values of an IN at once, but apsw fails, without a message, if there are none. The
+    statement has to be compiled again, with `Run.lists_at_once` unset, and run again.
+    """
+
+
 class ModuleTable(Table, ABC):
     """A snapshot table that is not read by `TableModule` but by a virtual-table module of its own."""
 
@@ -195,7 +201,7 @@ class VirtualTable:
             info.set_aConstraintUsage_argvIndex(which, len(arguments))
             if parameter:
                 info.set_aConstraintUsage_omit(which, True)
-            elif info.get_aConstraintUsage_in(which):
+            elif self.module.statement.run.lists_at_once and info.get_aConstraintUsage_in(which):
                 info.set_aConstraintUsage_in(which, True)
         for number in self._required.difference(arguments):
             name, table = self.module.layout.fields[number].name, self.module.layout.table.name
