@@ -190,6 +190,11 @@ def sql_page() -> str:
         "## Agent functions",
         _markdown_table(("Function", "Result"), own),
         "Patterns use RE2, whose run time is linear in the length of the text.",
+        "## Text and bytes",
+        "Names, paths and lines on the host are bytes. In SQL they are text, also in columns of type `blob` such as "
+        "`files_lines.content`, so `=`, `LIKE`, `GLOB` and all functions work on them. A byte that is not part of "
+        "valid UTF-8 is a single character there, from U+EF80 to U+EFFF, and is printed as `\\xNN`. Result columns of "
+        "type `blob` contain the original bytes; in Zeek, `text` and `blob` are both `string`.",
         "## SQLite functions",
         "The following functions are available; `randomblob` only within the limit on values. "
         + ", ".join(f"`{name}`" for name in sorted(BUILT_IN)),

@@ -301,6 +301,45 @@ async def test_hostile_cells_are_returned_unchanged(cell: str | bytes) -> None:
     await db.aclose()
 
 
+LINES = [(1, b"PermitRootLogin yes"), (2, b"permit \xff all"), (3, "Bücher".encode()), (4, b"42"), (5, None)]
+
+
+@pytest.mark.parametrize(
+    ("where", "numbers"),
+    [
+        ("line LIKE 'permit%'", [1, 2]),
+        ("line LIKE '%ALL'", [2]),
+        ("line NOT LIKE 'permit%'", [3, 4]),
+        ("line GLOB 'Permit*'", [1]),
+        ("line GLOB 'B?cher'", [3]),
+        ("line = 'PermitRootLogin yes'", [1]),
+        ("line <> 'PermitRootLogin yes'", [2, 3, 4]),
+        ("line IN ('42', 'Bücher')", [3, 4]),
+        ("line = 42", [4]),
+        ("line BETWEEN 'A' AND 'C'", [3]),
+        ("line REGEXP 'all$'", [2]),
+        ("instr(line, 'Root') = 7", [1]),
+        ("CAST(line AS TEXT) LIKE '%all'", [2]),
+        ("line = 'PermitRootLogin' || ' yes'", [1]),
+        ("line IN (SELECT line FROM lines WHERE number > 2)", [3, 4]),
+    ],
+)
+async def test_bytes_match_text(where: str, numbers: list[int]) -> None:
+    db = database(Recorder("lines", [("number", "count"), ("line", "blob")], LINES))
+    result = await db.query(f"SELECT number, line FROM lines WHERE {where}")
+    assert result.rows == [LINES[number - 1] for number in numbers]
+    assert [str(column.type) for column in result.columns] == ["count", "blob"]
+    await db.aclose()
+
+
+@pytest.mark.parametrize("blob", ["x'3432'", "CAST('42' AS BLOB)", "(SELECT x'3432')"])
+async def test_comparing_bytes_with_a_blob_is_an_error_that_names_the_column(blob: str) -> None:
+    db = database(Recorder("lines", [("number", "count"), ("line", "blob")], LINES))
+    with pytest.raises(SqlError, match="table lines: column line is text in SQL: compare it with a text, not a blob"):
+        await db.query(f"SELECT number FROM lines WHERE line = {blob}")
+    await db.aclose()
+
+
 @pytest.mark.parametrize(
     ("kind", "cell", "expected"),
     [

@@ -12,6 +12,7 @@ import apsw
 import msgspec
 
 from zeek_agent.config import LimitSettings
+from zeek_agent.database.cells import restore_blobs
 from zeek_agent.database.results import Heading, Result, RowErrors, Statement, convert_rows, headings
 from zeek_agent.database.sandbox import (
     STEPS_BETWEEN_CHECKS,
@@ -251,7 +252,7 @@ class SqlConnection:
         count = 0
         add = rows.begin()
         with self._statement(sql) as cursor:
-            for row in map(self._hide_names, cursor) if self._explains else cursor:
+            for row in self._rows(cursor):
                 packed = self._encode(row)
                 left -= len(packed)
                 if left < 0:
@@ -262,6 +263,12 @@ class SqlConnection:
                 add(row, packed)
         files = self.context.reads.omissions()
         return StreamedStatement(tuple(self._headings), limits.result_bytes - left, files)
+
+    def _rows(self, cursor: apsw.Cursor) -> Iterable[tuple[Any, ...]]:
+        if self._explains:
+            return map(self._hide_names, cursor)
+        blobs = [index for index, heading in enumerate(self._headings) if heading.is_blob]
+        return (restore_blobs(row, blobs) for row in cursor) if blobs else cursor
 
     @contextmanager
     def _statement(self, sql: str, *, compile_only: bool = False) -> Iterator[apsw.Cursor]:

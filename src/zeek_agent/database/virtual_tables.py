@@ -59,7 +59,7 @@ class VirtualColumn:
     @property
     def declaration(self) -> str:
         hidden = " HIDDEN" if self.hidden or self.parameter else ""
-        return f"{quoted(self.name)} {self.type.sqlite}{hidden}"
+        return f"{quoted(self.name)} {'TEXT' if self.type.name == 'blob' else self.type.sqlite}{hidden}"
 
 
 class Layout:
@@ -290,6 +290,10 @@ class TableCursor(RowCursor):
             if field.parameter:
                 given[field.position] = value
                 continue
+            if field.type.name == "blob" and not self._module.stored and _has_bytes(value):
+                raise SqlError(
+                    f"table {layout.table.name}: column {field.name} is text in SQL: compare it with a text, not a blob"
+                )
             wanted = comparable(field.type, value)
             if wanted is not None:
                 equal[number] = equal[number] & wanted if number in equal else wanted
@@ -468,9 +472,7 @@ def comparable(zeek_type: ZeekType, value: Any) -> frozenset[Any] | None:
     for one in value if isinstance(value, set | frozenset) else (value,):
         if one is None:
             continue
-        if zeek_type.sqlite == "BLOB":
-            cells.add(one)
-        elif zeek_type.sqlite == "TEXT":
+        if zeek_type.sqlite in {"TEXT", "BLOB"}:  # blobs are text in SQL
             if isinstance(one, int | float):
                 return None
             cells.add(one)
@@ -484,6 +486,12 @@ def comparable(zeek_type: ZeekType, value: Any) -> frozenset[Any] | None:
                 return None
             cells.add(number)
     return frozenset(cells)
+
+
+def _has_bytes(value: Any) -> bool:
+    return isinstance(value, bytes) or (
+        isinstance(value, set | frozenset) and any(isinstance(one, bytes) for one in value)
+    )
 
 
 def number_from(content: str, otherwise: Any) -> Any:

@@ -57,7 +57,7 @@ files_lines = Table(
     description=(
         "One row per line of each matching regular file. Files that are unreadable, denied or too large are omitted or "
         "truncated, and counted in `zeek_agent_queries`; see [security](security.md#contents). Lines of private keys "
-        "read `***`."
+        "read `***`. In SQL, `content` is [text](sql.md#text-and-bytes)."
     ),
     columns=[
         Column("path", "text", "full path of the file"),
