@@ -1,0 +1,478 @@
+"""Event tables for statements that also read the host, as copies of recorded events.
+
+A reader's transaction keeps the event store from reusing its write-ahead log, and reading the host can take any time.
+Therefore the store is not attached to the statement's connection. When SQLite starts to read an event table, the rows
+that the statement wants are copied into a database in memory, in transactions of a few milliseconds each.
+
+Comparisons whose values are known by then restrict the copy. A table that is looked up by many values, as in a join, is
+copied without these comparisons, and the copy is indexed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, Protocol
+
+import apsw
+import msgspec
+
+from zeek_agent.database.sandbox import Run
+from zeek_agent.database.virtual_tables import PUSHED_DOWN, Layout, RowCursor, StatementContext, columns_used, quoted
+from zeek_agent.errors import LimitError
+from zeek_agent.schema import SEQUENCE, ZeekType
+from zeek_agent.table import Table
+
+ALL_ROWS: Final = (0, 2**63 - 1)
+"""The window of a table that shows all its rows: low < seq <= high."""
+SLICE_ROWS: Final = 20_000
+"""Rows read in one transaction: some tens of milliseconds at most."""
+NARROW_COPIES_MAX: Final = 2
+"""Copies for different values, before a table is copied once for all values and indexed."""
+VALUES_MAX: Final = 1_000
+"""Values of an IN list that restrict a copy; a longer list does not."""
+MEMORY_SHARE: Final = 2
+"""Copies may take this part of `limits.memory_bytes`; the rest is for sorting and grouping."""
+
+_ASSUMED_ROWS: Final = 100_000
+"""Estimate for SQLite's planner of the rows of a table without a window."""
+_BUSY_MILLISECONDS: Final = 2_000
+_REPLACEMENT_SECONDS: Final = 2.0
+"""While the store replaces its file, which takes milliseconds, there is no file of that name."""
+_PAGE_BYTES: Final = 4_096
+_STEPS_BETWEEN_CHECKS: Final = 5_000
+_OPERATORS: Final = {
+    apsw.SQLITE_INDEX_CONSTRAINT_EQ: "=",
+    apsw.SQLITE_INDEX_CONSTRAINT_GT: ">",
+    apsw.SQLITE_INDEX_CONSTRAINT_GE: ">=",
+    apsw.SQLITE_INDEX_CONSTRAINT_LT: "<",
+    apsw.SQLITE_INDEX_CONSTRAINT_LE: "<=",
+}
+EQUALITIES: Final = frozenset({"=", "IN"})
+_CELL_TYPES: Final[Mapping[str, tuple[type, ...]]] = {"TEXT": (str,), "BLOB": (bytes,)}
+_NUMBERS: Final = (int, float)
+
+
+class PlannedTerm(NamedTuple):
+    """A comparison of a column with a value, in BestIndex's plan. `literal` identifies the value if it is a literal."""
+
+    number: int
+    operator: str
+    literal: int | None
+
+
+class EventPlan(NamedTuple):
+    """The plan that BestIndex passes to Filter."""
+
+    terms: tuple[PlannedTerm, ...]
+    used: tuple[int, ...]
+
+
+class Term(NamedTuple):
+    """A comparison and its value, which for IN is a frozenset."""
+
+    column: str
+    operator: str
+    value: Any
+
+    @property
+    def sql(self) -> str:
+        if self.operator == "IN":
+            return f"{quoted(self.column)} IN ({', '.join('?' * len(self.value))})"
+        return f"{quoted(self.column)} {self.operator} ?"
+
+    @property
+    def bindings(self) -> tuple[Any, ...]:
+        return tuple(self.value) if self.operator == "IN" else (self.value,)
+
+
+@lru_cache(maxsize=1024)
+def _parse_plan(plan: str) -> EventPlan:
+    return msgspec.json.decode(plan, type=EventPlan)
+
+
+class EventStatementContext(StatementContext, Protocol):
+    """The part of an SQL connection that an event table uses."""
+
+    event_copies: EventCopies
+
+
+class EventCopy:
+    """Rows of one event table, in a database in memory of its own, which has no connection to the store."""
+
+    def __init__(self, connection: apsw.Connection, columns: frozenset[str], terms: frozenset[Term]) -> None:
+        self.columns = columns
+        self.terms = terms
+        self._connection = connection
+        self._indexed: set[str] = set()
+
+    @property
+    def size(self) -> int:
+        return _number(self._connection, "PRAGMA page_count") * _PAGE_BYTES
+
+    def select(self, cells: str, terms: Iterable[Term]) -> Iterator[tuple[Any, ...]]:
+        """The rows that satisfy all terms, in the order of `seq` if none has to be looked up."""
+        left = self._unsatisfied(terms)
+        where = f" WHERE {' AND '.join(term.sql for term in left)}" if left else ""
+        values = [value for term in left for value in term.bindings]
+        return self._connection.execute(f"SELECT {cells} FROM copy{where}", values)
+
+    def close(self) -> None:
+        self._connection.close(force=True)
+
+    def index(self, terms: Iterable[Term], bytes_max: int) -> None:
+        """Index a column by which rows are looked up: one compared for equality, if there is one.
+
+        Raises apsw.FullError if the copy becomes larger than `bytes_max`.
+        """
+        left = self._unsatisfied(terms)
+        if not left:
+            return
+        by = next((term for term in left if term.operator in EQUALITIES), left[0]).column
+        if by != SEQUENCE.name and by not in self._indexed:
+            self._connection.execute(_page_limit(bytes_max))
+            self._connection.execute(f"CREATE INDEX {quoted(f'by {by}')} ON copy({quoted(by)})")
+            self._indexed.add(by)
+
+    def _unsatisfied(self, terms: Iterable[Term]) -> list[Term]:
+        """The terms that do not hold for all rows anyway."""
+        return [term for term in terms if term not in self.terms]
+
+
+@dataclass(slots=True)
+class _Reader:
+    """How a statement has read one table by one plan so far."""
+
+    seen: list[frozenset[Term]] = field(default_factory=list)
+    varying: set[tuple[str, str]] = field(default_factory=set)
+    """Columns and operators of terms that have too many values to restrict the copy."""
+
+    def restriction(self, terms: frozenset[Term]) -> frozenset[Term]:
+        """The terms that restrict the copy from which rows for all `terms` are read."""
+        if terms not in self.seen and len(self.seen) <= NARROW_COPIES_MAX:
+            self.seen.append(terms)
+        if len(self.seen) > NARROW_COPIES_MAX:
+            common = frozenset.intersection(*self.seen, terms)
+            for known in (*self.seen, terms):
+                self.varying |= {(term.column, term.operator) for term in known - common}
+        return frozenset(term for term in terms if (term.column, term.operator) not in self.varying)
+
+
+class EventCopies:
+    """The recorded events that a statement reads, and what they may take. One statement at a time.
+
+    All tables of a statement are read as of the same moment, except for rows that retention removes meanwhile.
+    """
+
+    def __init__(self, uri: str, tables: Iterable[Table], bytes_max: int) -> None:
+        self._uri = uri
+        self._bytes_max = bytes_max
+        self._tables = list(tables)
+        self._window: Mapping[str, tuple[int, int]] = {}
+        self._run: Run | None = None
+        self._ends: dict[str, tuple[int, int]] | None = None
+        self._copies: dict[tuple[str, bool], list[EventCopy]] = {}
+        self._readers: dict[tuple[str, bool, str], _Reader] = {}
+
+    def begin(self, run: Run, window: Mapping[str, tuple[int, int]]) -> None:
+        self._run = run
+        self._window = window
+
+    def clear(self) -> None:
+        """Forget everything that the statement has read."""
+        for copies in self._copies.values():
+            for copy in copies:
+                copy.close()
+        self._copies.clear()
+        self._readers.clear()
+        self._ends = None
+        self._run = None
+        self._window = {}
+
+    def stored_names(self) -> list[str]:
+        """The names of all tables and views in the store. Raises apsw.Error."""
+        connection = self._open()
+        try:
+            return stored_names(connection, "store")
+        finally:
+            connection.close()
+
+    def expected_rows(self, table: Table, *, windowed: bool) -> int:
+        """An estimate for SQLite's planner."""
+        low, high = self._bounds(table, windowed=windowed)
+        return max(1, min(high - low, _ASSUMED_ROWS))
+
+    def rows(
+        self, layout: Layout, plan: str, used: Sequence[int], terms: frozenset[Term], *, windowed: bool
+    ) -> Iterator[tuple[Any, ...]]:
+        """Rows that satisfy all terms, with `used` cells at their places and `seq` at the end."""
+        reader = self._readers.setdefault((layout.table.name, windowed, plan), _Reader())
+        columns = frozenset(layout.fields[number].name for number in used) | {term.column for term in terms}
+        try:
+            copy = self._copy(layout.table, columns, reader.restriction(terms), windowed=windowed)
+            copy.index(terms, self._bytes_left + copy.size)
+            return copy.select(_cells(layout, used), terms)
+        except apsw.FullError as error:
+            raise LimitError(
+                f"table {layout.table.name}: the events that the statement joins with other tables take more than "
+                f"{self._bytes_max} bytes (1/{MEMORY_SHARE} of limits.memory_bytes): restrict them by time or other "
+                "columns, read fewer columns, or raise the limit"
+            ) from error
+
+    def _copy(self, table: Table, columns: frozenset[str], terms: frozenset[Term], *, windowed: bool) -> EventCopy:
+        copies = self._copies.setdefault((table.name, windowed), [])
+        for copy in copies:
+            if copy.terms == terms and columns <= copy.columns:
+                return copy
+        copy = self._make(table, columns, terms, self._bounds(table, windowed=windowed))
+        copies.append(copy)
+        return copy
+
+    @property
+    def _bytes_left(self) -> int:
+        return self._bytes_max - sum(copy.size for copies in self._copies.values() for copy in copies)
+
+    def _make(
+        self, table: Table, columns: frozenset[str], terms: frozenset[Term], bounds: tuple[int, int]
+    ) -> EventCopy:
+        connection = self._open()
+        try:
+            first, last = self._positions(connection).get(table.name, (0, 0))
+            copied = [column for column in table.columns if column.name in columns and column != SEQUENCE]
+            declared = (f"{quoted(column.name)} {column.zeek_type.sqlite}" for column in copied)
+            connection.execute(_page_limit(self._bytes_left))
+            connection.execute(f"CREATE TABLE copy({', '.join(('seq INTEGER PRIMARY KEY', *declared))})")
+            names = ", ".join(("seq", *(quoted(column.name) for column in copied)))
+            stored = stored_table(connection, "store", table)
+            where = " AND ".join(("seq > ? AND seq <= ?", *(term.sql for term in terms)))
+            insert = f"INSERT INTO copy({names}) SELECT {names} FROM {stored} WHERE {where}"
+            values = [value for term in terms for value in term.bindings]
+            after, end = max(bounds[0], first - 1), min(bounds[1], last)
+            while (start := _next_sequence(connection, stored, after)) is not None and start <= end:
+                after = min(start + SLICE_ROWS - 1, end)
+                connection.execute(insert, (start - 1, after, *values))
+            connection.execute("DETACH store")
+        except BaseException:
+            connection.close(force=True)
+            raise
+        return EventCopy(connection, columns | {SEQUENCE.name}, terms)
+
+    def _open(self) -> apsw.Connection:
+        """An empty database in memory with the store attached. Raises apsw.Error."""
+        connection = apsw.Connection(
+            ":memory:", apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+        )
+        try:
+            connection.execute("PRAGMA temp_store=MEMORY; PRAGMA journal_mode=OFF")
+            connection.set_busy_timeout(_BUSY_MILLISECONDS)
+            if self._run is not None:
+                connection.set_progress_handler(self._run.progress, _STEPS_BETWEEN_CHECKS)
+            self._attach(connection)
+        except BaseException:
+            connection.close(force=True)
+            raise
+        return connection
+
+    def _attach(self, connection: apsw.Connection) -> None:
+        give_up_at = time.monotonic() + _REPLACEMENT_SECONDS
+        while True:
+            try:
+                connection.execute("ATTACH ? AS store", (self._uri,))
+                connection.execute("SELECT 1 FROM store.sqlite_schema").fetchall()
+                return
+            except apsw.CantOpenError:
+                if time.monotonic() > give_up_at:
+                    raise
+                if any(name == "store" for _, name, _ in connection.execute("PRAGMA database_list").fetchall()):
+                    connection.execute("DETACH store")
+                time.sleep(0.02)
+
+    def _positions(self, connection: apsw.Connection) -> Mapping[str, tuple[int, int]]:
+        """The first and last `seq` of each table, when the statement read the first of them."""
+        if self._ends is None:
+            ends: dict[str, tuple[int, int]] = {}
+            known = frozenset(stored_names(connection, "store"))
+            connection.execute("BEGIN")
+            try:
+                for table in self._tables:
+                    if table.name in known:
+                        select = f"SELECT seq FROM store.{quoted(table.name)} ORDER BY seq"
+                        first = _number(connection, f"{select} LIMIT 1")
+                        ends[table.name] = (first, _number(connection, f"{select} DESC LIMIT 1"))
+            finally:
+                connection.execute("COMMIT")
+            self._ends = ends
+        return self._ends
+
+    def _bounds(self, table: Table, *, windowed: bool) -> tuple[int, int]:
+        return self._window.get(table.name, ALL_ROWS) if windowed else ALL_ROWS
+
+
+class EventModule:
+    """Module that creates one event table's virtual table in one connection."""
+
+    def __init__(self, statement: EventStatementContext, layout: Layout, *, windowed: bool) -> None:
+        self.statement = statement
+        self.layout = layout
+        self.windowed = windowed
+
+    def Create(  # noqa: N802 - apsw's name
+        self, connection: apsw.Connection, module: str, database: str, name: str, *arguments: Any
+    ) -> tuple[str, EventTable]:
+        return self.layout.sql, EventTable(self)
+
+    Connect = Create
+
+
+class EventTable:
+    """One virtual table of a connection."""
+
+    def __init__(self, module: EventModule) -> None:
+        self.module = module
+
+    def BestIndexObject(self, info: apsw.IndexInfo) -> bool:  # noqa: N802
+        """Use every comparison with a value; SQLite checks each row again."""
+        statement, layout = self.module.statement, self.module.layout
+        statement.check_table(layout.table)
+        terms: list[PlannedTerm] = []
+        for which in range(info.nConstraint):
+            term = self._term(info, which)
+            if term is not None:
+                terms.append(term)
+                info.set_aConstraintUsage_argvIndex(which, len(terms))
+        rows = statement.event_copies.expected_rows(layout.table, windowed=self.module.windowed)
+        if any(term.operator in EQUALITIES for term in terms):
+            rows //= 1_000
+        elif terms:
+            rows //= 4
+        info.estimatedRows = max(1, rows)
+        info.estimatedCost = info.estimatedRows + 1
+        plan = EventPlan(tuple(terms), columns_used(info.colUsed, len(layout.fields)))
+        info.idxStr = msgspec.json.encode(plan).decode()
+        return True
+
+    def _term(self, info: apsw.IndexInfo, which: int) -> PlannedTerm | None:
+        """The comparison to use, or None if only SQLite can evaluate it."""
+        operator = _OPERATORS.get(info.get_aConstraint_op(which))
+        number = info.get_aConstraint_iColumn(which)
+        if operator is None or number < 0 or not info.get_aConstraint_usable(which):
+            return None
+        if self.module.layout.fields[number].type.name not in PUSHED_DOWN:
+            return None
+        if info.get_aConstraint_collation(which) != "BINARY":
+            return None
+        if operator == "=" and info.get_aConstraintUsage_in(which):
+            info.set_aConstraintUsage_in(which, True)
+            return PlannedTerm(number, "IN", None)
+        literal = info.get_aConstraint_rhs(which)
+        return PlannedTerm(number, operator, None if literal is None else hash(literal))
+
+    def Open(self) -> EventCursor:  # noqa: N802
+        return EventCursor(self.module)
+
+    def Disconnect(self) -> None:  # noqa: N802
+        """Nothing to release."""
+
+    Destroy = Disconnect
+
+
+class EventCursor(RowCursor):
+    """One use of an event table in a running statement."""
+
+    __slots__ = ("_module",)
+
+    def __init__(self, module: EventModule) -> None:
+        super().__init__(module.statement)
+        self._module = module
+
+    def Rowid(self) -> int:  # noqa: N802
+        """`seq`, which is the same in each copy."""
+        return int(self._row[-1])  # type: ignore[index]
+
+    def _rows_for(self, plan: str, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        module = self._module
+        parsed = _parse_plan(plan)
+        terms: set[Term] = set()
+        for planned, value in zip(parsed.terms, values, strict=True):
+            column = module.layout.fields[planned.number]
+            wanted = _comparable(column.type, planned.operator, value)
+            if wanted is _NOTHING:
+                return iter(())
+            if wanted is not _ANYTHING:
+                terms.add(Term(column.name, planned.operator, wanted))
+        return module.statement.event_copies.rows(
+            module.layout, plan, parsed.used, frozenset(terms), windowed=module.windowed
+        )
+
+
+_NOTHING: Final = object()
+_ANYTHING: Final = object()
+
+
+def _comparable(zeek_type: ZeekType, operator: str, value: Any) -> Any:
+    """The value if the store compares it with the column's cells as the statement does, else `_ANYTHING`.
+
+    `_NOTHING` if it is NULL, with which no comparison is true.
+    """
+    fitting = _CELL_TYPES.get(zeek_type.sqlite, _NUMBERS)
+    if operator != "IN":
+        if value is None:
+            return _NOTHING
+        return value if isinstance(value, fitting) else _ANYTHING
+    values = frozenset(one for one in value if one is not None)
+    if not values:
+        return _NOTHING
+    if len(values) > VALUES_MAX or not all(isinstance(one, fitting) for one in values):
+        return _ANYTHING
+    return values
+
+
+def _cells(layout: Layout, used: Sequence[int]) -> str:
+    """What to select so that each used cell is at its place, and `seq` at the end."""
+    wanted = set(used)
+    cells = [
+        quoted(layout.fields[number].name) if number in wanted else "NULL"
+        for number in range(max(used, default=-1) + 1)
+    ]
+    return ", ".join((*cells, "seq"))
+
+
+def _page_limit(bytes_max: int) -> str:
+    return f"PRAGMA main.max_page_count={max(1, bytes_max // _PAGE_BYTES)}"
+
+
+def _next_sequence(connection: apsw.Connection, stored: str, after: int) -> int | None:
+    """The first `seq` after this one."""
+    return _number(connection, f"SELECT seq FROM {stored} WHERE seq > ? ORDER BY seq LIMIT 1", after) or None
+
+
+def _number(connection: apsw.Connection, sql: str, *bindings: int) -> int:
+    """The number that a statement selects; 0 if it has no row."""
+    row: Any
+    for row in connection.execute(sql, bindings).fetchall():
+        return int(row[0])
+    return 0
+
+
+def stored_names(connection: apsw.Connection, schema: str) -> list[str]:
+    """The names of all tables and views in an attached store."""
+    stored = connection.execute(f"SELECT name FROM {schema}.sqlite_schema WHERE type IN ('table', 'view')")
+    return [str(name) for (name,) in stored.fetchall()]
+
+
+def stored_table(connection: apsw.Connection, schema: str, table: Table) -> str:
+    """A table of an attached store, with nulls for columns missing from a store that an earlier agent wrote last."""
+    stored = f"{schema}.{quoted(table.name)}"
+    held = {
+        str(name).lower()
+        for _, name, *_ in connection.execute(f"PRAGMA {schema}.table_info({quoted(table.name)})").fetchall()
+    }
+    if all(column.name.lower() in held for column in table.columns):
+        return stored
+    columns = [
+        quoted(column.name) if column.name.lower() in held else f"NULL AS {quoted(column.name)}"
+        for column in table.columns
+    ]
+    return f"(SELECT {', '.join(columns)} {f'FROM {stored}' if held else 'WHERE 0'})"
