@@ -22,7 +22,7 @@ import msgspec
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.virtual_tables import PUSHED_DOWN, Layout, RowCursor, StatementContext, columns_used, quoted
 from zeek_agent.errors import LimitError
-from zeek_agent.schema import SEQUENCE, ZeekType
+from zeek_agent.schema import SEQUENCE
 from zeek_agent.table import Table
 
 ALL_ROWS: Final = (0, 2**63 - 1)
@@ -31,8 +31,6 @@ SLICE_ROWS: Final = 20_000
 """Rows read in one transaction: some tens of milliseconds at most."""
 NARROW_COPIES_MAX: Final = 2
 """Copies for different values, before a table is copied once for all values and indexed."""
-VALUES_MAX: Final = 1_000
-"""Values of an IN list that restrict a copy; a longer list does not."""
 MEMORY_SHARE: Final = 2
 """Copies may take this part of `limits.memory_bytes`; the rest is for sorting and grouping."""
 
@@ -50,7 +48,6 @@ _OPERATORS: Final = {
     apsw.SQLITE_INDEX_CONSTRAINT_LT: "<",
     apsw.SQLITE_INDEX_CONSTRAINT_LE: "<=",
 }
-EQUALITIES: Final = frozenset({"=", "IN"})
 _CELL_TYPES: Final[Mapping[str, tuple[type, ...]]] = {"TEXT": (str,), "BLOB": (bytes,)}
 _NUMBERS: Final = (int, float)
 
@@ -71,7 +68,7 @@ class EventPlan(NamedTuple):
 
 
 class Term(NamedTuple):
-    """A comparison and its value, which for IN is a frozenset."""
+    """A comparison and its value."""
 
     column: str
     operator: str
@@ -79,13 +76,7 @@ class Term(NamedTuple):
 
     @property
     def sql(self) -> str:
-        if self.operator == "IN":
-            return f"{quoted(self.column)} IN ({', '.join('?' * len(self.value))})"
         return f"{quoted(self.column)} {self.operator} ?"
-
-    @property
-    def bindings(self) -> tuple[Any, ...]:
-        return tuple(self.value) if self.operator == "IN" else (self.value,)
 
 
 @lru_cache(maxsize=1024)
@@ -116,7 +107,7 @@ class EventCopy:
         """The rows that satisfy all terms, in the order of `seq` if none has to be looked up."""
         left = self._unsatisfied(terms)
         where = f" WHERE {' AND '.join(term.sql for term in left)}" if left else ""
-        values = [value for term in left for value in term.bindings]
+        values = [term.value for term in left]
         return self._connection.execute(f"SELECT {cells} FROM copy{where}", values)
 
     def close(self) -> None:
@@ -130,7 +121,7 @@ class EventCopy:
         left = self._unsatisfied(terms)
         if not left:
             return
-        by = next((term for term in left if term.operator in EQUALITIES), left[0]).column
+        by = next((term for term in left if term.operator == "="), left[0]).column
         if by != SEQUENCE.name and by not in self._indexed:
             self._connection.execute(_page_limit(bytes_max))
             self._connection.execute(f"CREATE INDEX {quoted(f'by {by}')} ON copy({quoted(by)})")
@@ -248,7 +239,7 @@ class EventCopies:
             stored = stored_table(connection, "store", table)
             where = " AND ".join(("seq > ? AND seq <= ?", *(term.sql for term in terms)))
             insert = f"INSERT INTO copy({names}) SELECT {names} FROM {stored} WHERE {where}"
-            values = [value for term in terms for value in term.bindings]
+            values = [term.value for term in terms]
             after, end = max(bounds[0], first - 1), min(bounds[1], last)
             while (start := _next_sequence(connection, stored, after)) is not None and start <= end:
                 after = min(start + SLICE_ROWS - 1, end)
@@ -333,7 +324,7 @@ class EventTable:
         self.module = module
 
     def BestIndexObject(self, info: apsw.IndexInfo) -> bool:  # noqa: N802
-        """Use every comparison with a value; SQLite checks each row again."""
+        """Use every comparison with a value; SQLite checks each row again. Values of an IN come one by one."""
         statement, layout = self.module.statement, self.module.layout
         statement.check_table(layout.table)
         terms: list[PlannedTerm] = []
@@ -343,7 +334,7 @@ class EventTable:
                 terms.append(term)
                 info.set_aConstraintUsage_argvIndex(which, len(terms))
         rows = statement.event_copies.expected_rows(layout.table, windowed=self.module.windowed)
-        if any(term.operator in EQUALITIES for term in terms):
+        if any(term.operator == "=" for term in terms):
             rows //= 1_000
         elif terms:
             rows //= 4
@@ -363,9 +354,6 @@ class EventTable:
             return None
         if info.get_aConstraint_collation(which) != "BINARY":
             return None
-        if operator == "=" and info.get_aConstraintUsage_in(which):
-            info.set_aConstraintUsage_in(which, True)
-            return PlannedTerm(number, "IN", None)
         literal = info.get_aConstraint_rhs(which)
         return PlannedTerm(number, operator, None if literal is None else hash(literal))
 
@@ -397,36 +385,15 @@ class EventCursor(RowCursor):
         terms: set[Term] = set()
         for planned, value in zip(parsed.terms, values, strict=True):
             column = module.layout.fields[planned.number]
-            wanted = _comparable(column.type, planned.operator, value)
-            if wanted is _NOTHING:
-                return iter(())
-            if wanted is not _ANYTHING:
-                terms.add(Term(column.name, planned.operator, wanted))
+            if value is None:
+                return iter(())  # no comparison with NULL is true
+            if isinstance(
+                value, _CELL_TYPES.get(column.type.sqlite, _NUMBERS)
+            ):  # else SQLite would convert one of them
+                terms.add(Term(column.name, planned.operator, value))
         return module.statement.event_copies.rows(
             module.layout, plan, parsed.used, frozenset(terms), windowed=module.windowed
         )
-
-
-_NOTHING: Final = object()
-_ANYTHING: Final = object()
-
-
-def _comparable(zeek_type: ZeekType, operator: str, value: Any) -> Any:
-    """The value if the store compares it with the column's cells as the statement does, else `_ANYTHING`.
-
-    `_NOTHING` if it is NULL, with which no comparison is true.
-    """
-    fitting = _CELL_TYPES.get(zeek_type.sqlite, _NUMBERS)
-    if operator != "IN":
-        if value is None:
-            return _NOTHING
-        return value if isinstance(value, fitting) else _ANYTHING
-    values = frozenset(one for one in value if one is not None)
-    if not values:
-        return _NOTHING
-    if len(values) > VALUES_MAX or not all(isinstance(one, fitting) for one in values):
-        return _ANYTHING
-    return values
 
 
 def _cells(layout: Layout, used: Sequence[int]) -> str:
