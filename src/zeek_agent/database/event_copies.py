@@ -29,13 +29,14 @@ ALL_ROWS: Final = (0, 2**63 - 1)
 """The window of a table that shows all its rows: low < seq <= high."""
 SLICE_ROWS: Final = 20_000
 """Rows read in one transaction: some tens of milliseconds at most."""
-NARROW_COPIES_MAX: Final = 2
-"""Copies for different values, before a table is copied once for all values and indexed."""
+NARROW_COPIES_MAX: Final = 1
+"""Copies restricted to one set of values. If others follow, as in a join, a copy for all values is made and indexed."""
 MEMORY_SHARE: Final = 2
 """Copies may take this part of `limits.memory_bytes`; the rest is for sorting and grouping."""
 
 _ASSUMED_ROWS: Final = 100_000
-"""Estimate for SQLite's planner of the rows of a table without a window."""
+_ASSUMED_WINDOW_ROWS: Final = 1_000
+"""Estimates for SQLite's planner: of a window, whose plan is used for later ones too, so many that it is read first."""
 _BUSY_MILLISECONDS: Final = 2_000
 _REPLACEMENT_SECONDS: Final = 2.0
 """While the store replaces its file, which takes milliseconds, there is no file of that name."""
@@ -192,8 +193,7 @@ class EventCopies:
 
     def expected_rows(self, table: Table, *, windowed: bool) -> int:
         """An estimate for SQLite's planner."""
-        low, high = self._bounds(table, windowed=windowed)
-        return max(1, min(high - low, _ASSUMED_ROWS))
+        return _ASSUMED_WINDOW_ROWS if windowed and table.name in self._window else _ASSUMED_ROWS
 
     def rows(
         self, layout: Layout, plan: str, used: Sequence[int], terms: frozenset[Term], *, windowed: bool
