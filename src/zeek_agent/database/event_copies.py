@@ -39,7 +39,7 @@ _ASSUMED_WINDOW_ROWS: Final = 1_000
 """Estimates for SQLite's planner: of a window, whose plan is used for later ones too, so many that it is read first."""
 _BUSY_MILLISECONDS: Final = 2_000
 _REPLACEMENT_SECONDS: Final = 2.0
-"""While the store replaces its file, which takes milliseconds, there is no file of that name."""
+"""While the store replaces its file, which takes milliseconds, its file does not exist."""
 _PAGE_BYTES: Final = 4_096
 _STEPS_BETWEEN_CHECKS: Final = 5_000
 _OPERATORS: Final = {
@@ -102,7 +102,9 @@ class EventCopy:
 
     @property
     def size(self) -> int:
-        return _number(self._connection, "PRAGMA page_count") * _PAGE_BYTES
+        pages: Any
+        ((pages,),) = self._connection.execute("PRAGMA page_count").fetchall()
+        return int(pages) * _PAGE_BYTES
 
     def select(self, cells: str, terms: Iterable[Term]) -> Iterator[tuple[Any, ...]]:
         """The rows that satisfy all terms, in the order of `seq` if none has to be looked up."""
@@ -241,7 +243,7 @@ class EventCopies:
             insert = f"INSERT INTO copy({names}) SELECT {names} FROM {stored} WHERE {where}"
             values = [term.value for term in terms]
             after, end = max(bounds[0], first - 1), min(bounds[1], last)
-            while (start := _next_sequence(connection, stored, after)) is not None and start <= end:
+            while after < end and (start := _next_sequence(connection, stored, after)) <= end:
                 after = min(start + SLICE_ROWS - 1, end)
                 connection.execute(insert, (start - 1, after, *values))
             connection.execute("DETACH store")
@@ -283,18 +285,16 @@ class EventCopies:
     def _positions(self, connection: apsw.Connection) -> Mapping[str, tuple[int, int]]:
         """The first and last `seq` of each table, when the statement read the first of them."""
         if self._ends is None:
-            ends: dict[str, tuple[int, int]] = {}
             known = frozenset(stored_names(connection, "store"))
-            connection.execute("BEGIN")
-            try:
-                for table in self._tables:
-                    if table.name in known:
-                        select = f"SELECT seq FROM store.{quoted(table.name)} ORDER BY seq"
-                        first = _number(connection, f"{select} LIMIT 1")
-                        ends[table.name] = (first, _number(connection, f"{select} DESC LIMIT 1"))
-            finally:
-                connection.execute("COMMIT")
-            self._ends = ends
+            names = [table.name for table in self._tables if table.name in known]
+            selects = [
+                f"(SELECT seq FROM store.{quoted(name)} ORDER BY seq {order} LIMIT 1)"
+                for name in names
+                for order in ("ASC", "DESC")
+            ]
+            row: Any
+            (row,) = connection.execute(f"SELECT {', '.join(selects) or 'NULL'}").fetchall()
+            self._ends = {name: (row[2 * n] or 0, row[2 * n + 1] or 0) for n, name in enumerate(names)}
         return self._ends
 
     def _bounds(self, table: Table, *, windowed: bool) -> tuple[int, int]:
@@ -410,17 +410,12 @@ def _page_limit(bytes_max: int) -> str:
     return f"PRAGMA main.max_page_count={max(1, bytes_max // _PAGE_BYTES)}"
 
 
-def _next_sequence(connection: apsw.Connection, stored: str, after: int) -> int | None:
-    """The first `seq` after this one."""
-    return _number(connection, f"SELECT seq FROM {stored} WHERE seq > ? ORDER BY seq LIMIT 1", after) or None
-
-
-def _number(connection: apsw.Connection, sql: str, *bindings: int) -> int:
-    """The number that a statement selects; 0 if it has no row."""
+def _next_sequence(connection: apsw.Connection, stored: str, after: int) -> int:
+    """The first `seq` after this one; if there is none, the largest possible one."""
     row: Any
-    for row in connection.execute(sql, bindings).fetchall():
+    for row in connection.execute(f"SELECT seq FROM {stored} WHERE seq > ? ORDER BY seq LIMIT 1", (after,)).fetchall():
         return int(row[0])
-    return 0
+    return ALL_ROWS[1]
 
 
 def stored_names(connection: apsw.Connection, schema: str) -> list[str]:
