@@ -19,8 +19,11 @@ from zeek_agent.containment.messages import Need
 from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.worker_process import WorkerState
 from zeek_agent.database.database import Profile
+from zeek_agent.database.encodings import RowsEncoding
 from zeek_agent.errors import LimitError
 from zeek_agent.events.store import EventStore
+from zeek_agent.results.comparison import Comparison, Reporting
+from zeek_agent.results.store import ResultStore
 from zeek_agent.schema import Row
 from zeek_agent.tables import builtin_tables
 from zeek_agent.tables.events import processes_events, sockets_events
@@ -165,3 +168,21 @@ async def test_more_events_than_fit_are_an_error_that_says_what_to_do(tmp_path: 
         assert (await database.query("SELECT count(cmdline) FROM processes_events")).rows == [(20_000,)]
         (worker,) = [one for one in database.pool.processes if one.kind is WorkerClass.SNAPSHOTS]
         assert worker.statements >= 5, "the worker did not survive"
+
+
+async def test_differences_of_event_tables_only_are_read_from_the_store_itself(tmp_path: Path) -> None:
+    events = "SELECT count(DISTINCT processes_events.cmdline || processes_events.pid) FROM processes_events"
+    results = ResultStore(None, 1_000_000)
+    async with recorded(tmp_path, 20_000, limits=LimitSettings(memory_bytes=16_000_000)) as (database, _):
+        for sql, fits in ((f"{events}, processes WHERE processes.pid = 1", False), (events, True)):
+            comparison = Comparison(results.basis("query"), Reporting.CHANGES, reported=False)
+            ran = database.encoded(sql, RowsEncoding(), comparison=comparison)
+            if fits:
+                encoded = await ran
+                assert [batch.rows async for batch in encoded.batches()] == [1]
+                encoded.close()
+            else:
+                with pytest.raises(LimitError, match="joins with other tables"):
+                    await ran
+        assert {worker.kind for worker in database.pool.processes} == {WorkerClass.SNAPSHOTS}
+    results.close()
