@@ -116,19 +116,19 @@ class EventCopy:
     def close(self) -> None:
         self._connection.close(force=True)
 
-    def index(self, terms: Iterable[Term], bytes_max: int) -> None:
-        """Index a column by which rows are looked up: one compared for equality, if there is one.
-
-        Raises apsw.FullError if the copy becomes larger than `bytes_max`.
-        """
+    def column_to_index(self, terms: Iterable[Term]) -> str | None:
+        """The column by which rows are looked up, one compared for equality if possible; None if it has an index."""
         left = self._unsatisfied(terms)
         if not left:
-            return
-        by = next((term for term in left if term.operator == "="), left[0]).column
-        if by != SEQUENCE.name and by not in self._indexed:
-            self._connection.execute(_page_limit(bytes_max))
-            self._connection.execute(f"CREATE INDEX {quoted(f'by {by}')} ON copy({quoted(by)})")
-            self._indexed.add(by)
+            return None
+        column = next((term for term in left if term.operator == "="), left[0]).column
+        return None if column == SEQUENCE.name or column in self._indexed else column
+
+    def index(self, column: str, bytes_max: int) -> None:
+        """Raises apsw.FullError if the copy becomes larger than `bytes_max`."""
+        self._connection.execute(_page_limit(bytes_max))
+        self._connection.execute(f"CREATE INDEX {quoted(f'by {column}')} ON copy({quoted(column)})")
+        self._indexed.add(column)
 
     def _unsatisfied(self, terms: Iterable[Term]) -> list[Term]:
         """The terms that do not hold for all rows anyway."""
@@ -205,7 +205,9 @@ class EventCopies:
         columns = frozenset(layout.fields[number].name for number in used) | {term.column for term in terms}
         try:
             copy = self._copy(layout.table, columns, reader.restriction(terms), windowed=windowed)
-            copy.index(terms, self._bytes_left + copy.size)
+            column = copy.column_to_index(terms)
+            if column is not None:
+                copy.index(column, self._bytes_left + copy.size)
             return copy.select(_cells(layout, used), terms)
         except apsw.FullError as error:
             raise LimitError(
