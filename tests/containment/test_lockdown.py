@@ -855,6 +855,30 @@ def test_a_number_that_a_process_has_is_refused_unless_it_is_a_worker() -> None:
         worker_account("no-such-account", [number_taken])
 
 
+@pytest.mark.root
+def test_a_number_that_only_programs_of_a_worker_have_is_not_refused() -> None:
+    number_taken = 0x7FFF_5A98
+    account = WorkerAccount(number_taken, number_taken)
+    parent = os.getpid()
+    reading, writing = os.pipe()
+
+    def helper() -> None:
+        os.setpgid(0, 0)
+        lock_down(HELPER, parent=parent, limits=ROOMY, account=account, privileges=Privileges(programs=("/bin/sleep",)))
+        pid = os.posix_spawn("/bin/sleep", ["sleep", "3600"], {})
+        os.write(writing, b"%d" % pid)
+
+    with child(helper) as pid:
+        program = int(os.read(reading, 20))
+        try:
+            assert os.getpgid(program) == pid
+            assert worker_account("no-such-account", [number_taken]) == account
+        finally:
+            os.kill(program, signal.SIGKILL)
+    os.close(reading)
+    os.close(writing)
+
+
 def test_the_numbers_avoid_ranges_that_others_use() -> None:
     used = [range(1_000, 60_514), range(61_184, 65_536), range(65_536, 0x7FFE_0000), range(0x7FFE_0000, 0x7FFF_0000)]
     used.append(range(0x8000_0000, 0x1_0000_0000))

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import struct
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -28,6 +29,7 @@ from zeek_agent.database.cells import storable
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.host import programs
 from zeek_agent.table import Table
+from zeek_agent.worker import table_spool
 
 pytestmark = pytest.mark.root
 
@@ -322,6 +324,26 @@ async def test_a_compromised_worker_gets_no_helper_for_a_table_that_it_may_not_r
         for name in ("talk_declared", "processes", "nowhere"):
             with pytest.raises(AccessDeniedError, match=f"table {name} is not for helper processes"):
                 await db.pool._give(worker, Need(1, "table", name))
+
+
+@pytest.mark.parametrize(
+    ("content", "size_bytes", "error"),
+    [
+        (b"", 4, "spool ends early"),
+        (struct.pack("=I", 10), 14, "spool ends early"),
+        (struct.pack("=I", 1 << 31) + b"x", 5, "longer than the spool"),
+        (struct.pack("=I", 1) + b"\xc1", 5, "damaged"),
+        (struct.pack("=I", 1) + b"\x01", 5, "damaged"),
+    ],
+    ids=["empty", "truncated", "long", "no msgpack", "no rows"],
+)
+def test_a_damaged_spool_is_an_error(content: bytes, size_bytes: int, error: str) -> None:
+    spool = os.memfd_create("test")
+    os.write(spool, content)
+    with pytest.raises(SqlError, match=error):
+        list(table_spool.read_rows(spool, size_bytes))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(spool)
 
 
 # Ends

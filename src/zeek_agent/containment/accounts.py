@@ -138,5 +138,5 @@ def _processes_of(number: int, proc: str) -> Iterator[tuple[int, str]]:
         if confined and name == WORKER_NAME:
             workers.add(int(entry))
         else:
-            found[int(entry)] = name, int(status[b"NSpgid"].split()[0]) if confined else 0
+            found[int(entry)] = name, int(status.get(b"NSpgid", b"0").split()[0]) if confined else 0
     return ((pid, name) for pid, (name, group) in found.items() if group not in workers)

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -48,7 +49,8 @@ def run_program(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=_ENVIRONMENT,
-            preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - a helper has a single thread
+            # only in a process with a single thread, as helpers are: elsewhere a lock could be held by another
+            preexec_fn=_die_with_parent(os.getpid()) if threading.active_count() == 1 else None,  # noqa: PLW1509
         )
     finally:
         os.close(descriptor)
