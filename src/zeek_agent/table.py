@@ -76,20 +76,6 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
-    """Properties of a table that another program provides, where each scan is a round trip.
-
-    Only such a table gets `Constraints.bounds` and `limit`. One of the columns `required` must have a value. The values
-    of the columns `decisive` determine which rows the table has at all. The columns `opaque` differ here from those
-    that the other program compares, so that constraints on them are not passed on.
-    """
-
-    required: frozenset[str] = frozenset()
-    decisive: frozenset[str] = frozenset()
-    opaque: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
 class Constraints:
     """A statement's constraints on a table: parameters, and the values that some columns must equal.
 
@@ -103,6 +89,7 @@ class Constraints:
     check: Callable[[], None] = lambda: None
     """Raises LimitError if the statement's time is up; long loops call it every few hundred steps."""
     bounds: Sequence[Bound] = ()
+    """Only for tables with a virtual-table module of their own, as is `limit`."""
     limit: int | None = None
     """This many rows that satisfy all constraints are enough."""
 
@@ -146,7 +133,6 @@ class Table:
         examples: Iterable[str] = (),
         platforms: Iterable[str] = ("linux",),
         kind: TableKind = "snapshot",
-        remote: Remote | None = None,
         alias: bool = False,
         privileges: Privileges = NO_PRIVILEGES,
     ) -> None:
@@ -161,15 +147,14 @@ class Table:
         self.examples = tuple(examples)
         self.platforms = tuple(platforms)
         self.kind: TableKind = kind
-        self.remote = remote
         self.alias = alias
         """Whether it is another table under a second name, which lists of tables leave out."""
         self.privileges = privileges
         """What its function may use; see "Tables with privileges" in docs/security.md."""
         if not isinstance(privileges, Privileges):
             raise TypeError(f"table {name}: privileges must be an object of the class Privileges, not {privileges!r}")
-        if privileges != NO_PRIVILEGES and (kind == "events" or remote is not None):
-            raise ValueError(f"table {name}: only a snapshot table that is read on this host may declare privileges")
+        if privileges != NO_PRIVILEGES and kind == "events":
+            raise ValueError(f"table {name}: only a snapshot table may declare privileges")
         self._snapshot: Snapshot | None = None
         names = [column.name for column in self.columns] + [parameter.column for parameter in self.parameters]
         if len(set(names)) != len(names):

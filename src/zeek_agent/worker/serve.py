@@ -55,7 +55,7 @@ from zeek_agent.table_declarations import declared
 from zeek_agent.text import clipped
 from zeek_agent.worker import table_spool
 from zeek_agent.worker.agent_proxy import AgentProxy, PassedIterators, passed_sock_diag, passed_translations
-from zeek_agent.worker.read_only_files import reopen_read_only
+from zeek_agent.worker.open_files import let_go_of_standard_streams, reopen_read_only
 from zeek_agent.worker.result_writer import ResultWriter, frames
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ class Worker:
             os.nice(NICENESS)
         if self._kind is WorkerClass.HELPER:
             os.setpgid(0, 0)  # what its programs start ends with it
+        let_go_of_standard_streams()
         limits = self._limits
         try:
             protections = lock_down(
