@@ -379,6 +379,22 @@ async def test_a_helper_that_hangs_ends_at_the_time_limit(
                 await db.query(f"SELECT * FROM wait('{how}')")
 
 
+async def test_a_helper_that_cannot_be_killed_is_abandoned_and_its_statement_fails(
+    tmp_path: Path, plugin: tuple[Path, list[Table]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with database(tmp_path, plugin, time=0.5) as db:
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "pidfd_send_signal", lambda *_: None)
+            with pytest.raises(LimitError, match=r"limits\.time"):
+                await db.query("SELECT * FROM wait('asleep')")
+        (abandoned,) = helpers(db)
+        assert abandoned.state == "abandoned"
+        assert [worker.cause for worker in db.pool.processes if worker.kind.value == "snapshots"] == [None]
+        assert await answer(db, "SELECT answer FROM wait('')") == "awake"
+        os.kill(abandoned.pid, signal.SIGKILL)
+        await until(lambda: abandoned.pid not in [one.pid for one in helpers(db)], 10)
+
+
 async def test_a_helper_ends_with_the_statement_that_waits_for_it(
     tmp_path: Path, plugin: tuple[Path, list[Table]]
 ) -> None:

@@ -59,7 +59,7 @@ def talked(wanted):
 
 def dialled(wanted):
     def dial():
-        with socket.create_connection(("127.0.0.1", wanted.parameter("port")), 5) as client:
+        with socket.create_connection(("localhost", wanted.parameter("port")), 5) as client:
             return client.recv(100).decode()
     return [(os.getpid(), code(dial))]
 

@@ -74,7 +74,11 @@ class HelperPool:
                 f"table {need.name} was not read within limits.time: all {self._most} helper processes were busy"
             ) from None
         try:
-            helper = await self._helper(asker.statement, grant, need.name)  # type: ignore[arg-type]
+            try:
+                async with asyncio.timeout(max(asker.seconds_left, 0)):
+                    helper = await self._helper(asker.statement, grant, need.name)  # type: ignore[arg-type]
+            except TimeoutError:
+                raise LimitError(f"table {need.name}: its helper process did not start within limits.time") from None
             return await self._read(helper, asker, need)
         finally:
             self._turns.release()

@@ -87,7 +87,9 @@ class SpawnSettings(NamedTuple):
 
 
 class WorkerPool:
-    """Runs statements in worker processes. All methods belong to the event loop's thread.
+    """Runs statements in worker processes, and has helpers read their tables with privileges (`helper_pool`).
+
+    All methods belong to the event loop's thread.
 
     `bound` gives the present settings of new workers, `need` answers what workers ask for during a statement, `grant`
     is what a helper gets for a table with privileges, and spools are made in `directory`.
