@@ -13,13 +13,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple, Protocol
 
 import apsw
 
 from zeek_agent.database.cells import INT64_MAX, INT64_MIN, CellEncoder, encode
+from zeek_agent.database.privileged_tables import read_table
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import INDEXED_ROWS_MAX, IndexedScan, SharedScans
 from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
@@ -152,7 +153,7 @@ class TableModule:
     ) -> None:
         self.statement = statement
         self.layout = layout
-        self.scan = rows or layout.table.rows
+        self.scan = rows or partial(read_table, layout.table)
         self.shared = rows is None
         self.stored = stored
 
