@@ -13,6 +13,14 @@ import msgspec
 
 from zeek_agent.config import LimitSettings
 from zeek_agent.database.cells import restore_blobs
+from zeek_agent.database.event_copies import (
+    ALL_ROWS,
+    MEMORY_SHARE,
+    EventCopies,
+    EventModule,
+    stored_names,
+    stored_table,
+)
 from zeek_agent.database.results import Heading, Result, RowErrors, Statement, convert_rows, headings
 from zeek_agent.database.sandbox import (
     STEPS_BETWEEN_CHECKS,
@@ -57,8 +65,6 @@ _NO_MESSAGE: Final = frozenset({"<NULL>", "SQL logic error"})
 
 RERUNS_MAX: Final = 6
 """How often a statement runs again after deferred reads, enough for a chain of joins."""
-
-_ALL: Final = (0, 2**63 - 1)
 
 
 class Profile(StrEnum):
@@ -134,7 +140,11 @@ class StreamedStatement(NamedTuple):
 
 
 class SqlConnection:
-    """An SQLite connection. Any thread may use it, but only one at a time."""
+    """An SQLite connection. Any thread may use it, but only one at a time.
+
+    With `copies`, statements read copies of recorded events, and no transaction on the store is open while they read
+    anything else (`event_copies`); otherwise the store is attached.
+    """
 
     def __init__(
         self,
@@ -145,6 +155,7 @@ class SqlConnection:
         limits: LimitSettings,
         scans: SharedScans,
         store: AttachedStore | None = None,
+        copies: bool = False,
     ) -> None:
         self.catalog = catalog
         self.context = context
@@ -158,7 +169,10 @@ class SqlConnection:
         self._limits = limits
         self._window: dict[str, tuple[int, int]] = {}
         self._store_uri = store.uri if store else None
-        self._views = profile is Profile.FULL and store is not None
+        self._copies = copies and store is not None
+        self._views = profile is Profile.FULL and store is not None and not copies
+        events = [table for table in catalog.tables.values() if table.kind == "events"]
+        self.event_copies = EventCopies(self._store_uri or "", events, limits.memory_bytes // MEMORY_SHARE)
         self._headings: list[Heading] = []
         self._text = ""
         self._explains = False
@@ -190,6 +204,7 @@ class SqlConnection:
         """Run one statement and hand its rows, as SQLite gives them, to `rows`. Raises SqlError and its kinds."""
         self.run = run
         self._set_window(window or {})
+        self.event_copies.begin(run, self._window)
         try:
             while True:
                 try:
@@ -202,6 +217,7 @@ class SqlConnection:
             self.held.clear()
             self.kept.clear()
             self._deferred.clear()
+            self.event_copies.clear()
 
     def compile(self, sql: str, run: Run) -> Statement:
         """Compile one statement without running it. Raises SqlError or a subclass."""
@@ -354,14 +370,19 @@ class SqlConnection:
             elif layout.table.kind == "snapshot":
                 self._add_table(layout.table.name, TableModule(self, layout))
         events = [layout for layout in layouts.values() if layout.table.kind == "events"]
-        if store is not None and events:
+        stored: list[str] = []
+        if self._copies and events:
+            stored = self.event_copies.stored_names()
+        elif store is not None and events:
             connection.execute(f"ATTACH ? AS {self._hidden.store}", (self._store_uri,))
-        if store is None or profile is Profile.STOCK:
+            stored = stored_names(connection, self._hidden.store)
+        if self._copies:
+            self._add_copied_event_tables(events)
+        elif store is None or profile is Profile.STOCK:
             self._add_event_tables(events, stored=store is not None)
         else:
             self._add_event_views([layout.table for layout in events])
-        if store is not None and events:
-            self._add_tripwires()
+        self._add_tripwires(stored)
         confine(connection, self._limits)
         connection.authorizer = self._authorizer
         connection.set_progress_handler(self._progress, STEPS_BETWEEN_CHECKS)
@@ -370,7 +391,7 @@ class SqlConnection:
     def _progress(self) -> bool:
         return self.run.progress()
 
-    def _add_table(self, name: str, module: TableModule) -> None:
+    def _add_table(self, name: str, module: TableModule | EventModule) -> None:
         self._connection.create_module(name, module, use_bestindex_object=True, read_only=True)  # type: ignore[arg-type]
         self._connection.execute(f"CREATE VIRTUAL TABLE main.{quoted(name)} USING {quoted(name)}")
 
@@ -390,7 +411,7 @@ class SqlConnection:
         connection, window = self._connection, self._hidden.window
         connection.execute(f"CREATE TEMP TABLE {window}(name TEXT PRIMARY KEY, low INTEGER, high INTEGER)")
         for table in tables:
-            connection.execute(f"INSERT INTO temp.{window} VALUES (?, ?, ?)", (table.name, *_ALL))
+            connection.execute(f"INSERT INTO temp.{window} VALUES (?, ?, ?)", (table.name, *ALL_ROWS))
             columns = ", ".join(quoted(column.name) for column in table.columns)
             select = f"SELECT {columns} FROM {self._stored(table)}"
             bound = f"(SELECT {{}} FROM temp.{window} WHERE name = '{table.name}')"
@@ -400,11 +421,10 @@ class SqlConnection:
             for alias in _aliases(table):
                 connection.execute(f"CREATE TEMP VIEW {quoted(alias)} AS {windowed}")
 
-    def _add_tripwires(self) -> None:
-        """Hide the store's own tables, which SQLite would find under their plain names, behind views."""
+    def _add_tripwires(self, stored: Iterable[str]) -> None:
+        """Refuse the store's own tables, which SQLite would find under their plain names, by views of these names."""
         known = {name.lower() for name in self._names}
-        stored = self._connection.execute(f"SELECT name FROM {self._hidden.store}.sqlite_schema WHERE type = 'table'")
-        for name in [str(name) for (name,) in stored]:
+        for name in stored:
             if name.lower() not in known and not name.startswith("sqlite_"):  # a prefix that views cannot have
                 self._connection.execute(f"CREATE TEMP VIEW {quoted(name)} AS SELECT {TRIPWIRE}()")
 
@@ -416,6 +436,12 @@ class SqlConnection:
                 rows = self._stored_rows(layout, windowed=not alias.endswith("_history")) if stored else _no_rows
                 self._add_table(alias, TableModule(self, layout, rows, stored=True))
 
+    def _add_copied_event_tables(self, layouts: Iterable[Layout]) -> None:
+        for layout in layouts:
+            name = layout.table.name
+            for alias in (name, f"{name}_history", *_aliases(layout.table)):
+                self._add_table(alias, EventModule(self, layout, windowed=not alias.endswith("_history")))
+
     def _stored_rows(self, layout: Layout, *, windowed: bool) -> Callable[[Constraints], Iterable[Row]]:
         columns = ", ".join(quoted(field.name) for field in layout.fields)
         name = layout.table.name
@@ -423,7 +449,7 @@ class SqlConnection:
 
         def rows(wanted: Constraints) -> Iterable[Row]:
             sql = select
-            bindings: list[Any] = list(self._window.get(name, _ALL) if windowed else _ALL)
+            bindings: list[Any] = list(self._window.get(name, ALL_ROWS) if windowed else ALL_ROWS)
             for column, values in wanted.equalities.items():
                 if len(values) <= PUSHED_DOWN_VALUES_MAX:
                     sql += f" AND {quoted(column)} IN ({', '.join('?' * len(values))})"
@@ -435,18 +461,7 @@ class SqlConnection:
 
     def _stored(self, table: Table) -> str:
         """The store's table, with nulls for columns missing from a store that an earlier agent wrote last."""
-        stored = f"{self._hidden.store}.{quoted(table.name)}"
-        held = {
-            name.lower()
-            for _, name, *_ in self._connection.execute(f"PRAGMA {self._hidden.store}.table_info({quoted(table.name)})")
-        }
-        if all(column.name.lower() in held for column in table.columns):
-            return stored
-        columns = [
-            quoted(column.name) if column.name.lower() in held else f"NULL AS {quoted(column.name)}"
-            for column in table.columns
-        ]
-        return f"(SELECT {', '.join(columns)} {f'FROM {stored}' if held else 'WHERE 0'})"
+        return stored_table(self._connection, self._hidden.store, table)
 
     def _set_window(self, window: Mapping[str, tuple[int, int]]) -> None:
         """Limit the event tables to rows with low < seq <= high."""
@@ -454,7 +469,7 @@ class SqlConnection:
         if unknown:
             raise SqlError(f"there is no event table {', '.join(sorted(unknown))}")
         if self._views and window != self._window:
-            bounds = [(*window.get(name, _ALL), name) for name in window.keys() | self._window.keys()]
+            bounds = [(*window.get(name, ALL_ROWS), name) for name in window.keys() | self._window.keys()]
             update = f"UPDATE temp.{self._hidden.window} SET low = ?, high = ? WHERE name = ?"
             with self._trusted():
                 self._connection.executemany(update, bounds)
