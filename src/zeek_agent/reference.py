@@ -24,6 +24,7 @@ from zeek_agent.collector import pack_file
 from zeek_agent.collector.agents import AgentState
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
+from zeek_agent.database.time_columns import TIME_AGGREGATES
 from zeek_agent.table import Table
 from zeek_agent.tables import builtin_tables
 from zeek_agent.terminal.table_text import parameter_summary, privileges_summary, zeek_record
@@ -149,6 +150,7 @@ def tables_page(tables: Iterable[Table]) -> str:
         "from the event store: a query installed with the subscription `Events` returns the events since its last run, "
         "a one-time query returns all retained events. `<table>_history` always contains all retained events.",
         "In SQL, times are seconds since the epoch and intervals are seconds, both as real numbers; "
+        "`timestamp('2026-11-28T03:20:00Z')` and `ago('10 minutes')` are such times ([times](sql.md#times)), and "
         "`datetime(time, 'unixepoch')` formats them. Sets, vectors, records and ports are JSON, for "
         "`json_each` and `->>`. A result column that is a table's column keeps its type; the alias of an expression "
         'can declare its type: `SELECT max(pid) AS "pid:count"`. Any value can be null. Columns marked ⁺ are not part '
@@ -193,6 +195,18 @@ def sql_page() -> str:
         "## Agent functions",
         _markdown_table(("Function", "Result"), own),
         "Patterns use RE2, whose run time is linear in the length of the text.",
+        "## Times",
+        "Times are seconds since the epoch, and intervals are seconds, both as real numbers. Commands print times as "
+        "`2026-11-28T03:20:00.000000Z`, but such a text does not compare with a time: write "
+        "`time > timestamp('2026-11-28')` or `time > ago('10 minutes')`.",
+        "Comparing a column of type `time` or `interval` with a text literal other than a number, or with `date()`, "
+        "`datetime()` or `time()`, is an error, unless the statement gives the column's name to something else. Other "
+        "text, such as that of another column, is not recognized.",
+        "`query` and `shell` print an expression as a time (interval) if it is one of these functions of a column of "
+        "that type, named directly, in a statement with neither `*` nor `UNION`: "
+        + ", ".join(f"`{name}`" for name in TIME_AGGREGATES)
+        + "; for intervals also `sum` and `total`. `timestamp` and `ago` are printed as times, too. Zeek receives all "
+        'of these as `double`, unless the alias declares a type: `SELECT max(time) AS "last:time"`.',
         "## Text and bytes",
         "Names, paths and lines on the host are bytes. In SQL they are text, also in columns of type `blob` such as "
         "`files_lines.content`, so `=`, `LIKE`, `GLOB` and all functions work on them. A byte that is not part of "

@@ -33,6 +33,7 @@ from zeek_agent.database.sandbox import (
     value_limit,
 )
 from zeek_agent.database.scans import IndexedScan, SharedScans
+from zeek_agent.database.time_columns import check_comparisons
 from zeek_agent.database.virtual_tables import (
     Layout,
     ListLost,
@@ -327,6 +328,8 @@ class SqlConnection:
         if not cursor.is_readonly or not cursor.description_full:
             raise AccessDeniedError("statements may only read")
         self._authorizer.check_compiled()
+        if self._authorizer.tables:
+            check_comparisons(sql, self._names)
         self._explains = bool(cursor.is_explain)
         self._text = sql
         self._headings += headings(cursor.description_full, self._names)
@@ -383,7 +386,7 @@ class SqlConnection:
         else:
             self._add_event_views([layout.table for layout in events])
         self._add_tripwires(stored)
-        confine(connection, self._limits)
+        confine(connection, self._limits, lambda: self.run.began)
         connection.authorizer = self._authorizer
         connection.set_progress_handler(self._progress, STEPS_BETWEEN_CHECKS)
         self._authorizer.trusted = False
