@@ -26,7 +26,10 @@ COLUMNS_MAX: Final = 1_000
 """Columns that one statement may request from `files_columns`; bounds the size of a row."""
 _EVERYWHERE = ("linux", "darwin", "win32")
 PATTERN = Parameter(
-    "pattern", "text", "path with wildcards as in glob(3): `*`, `?` and `[…]` stay within one path component"
+    "pattern",
+    "text",
+    "path with wildcards as in glob(3): `*`, `?` and `[…]` stay within one path component, and a component `**` is any "
+    "number of directories",
 )
 
 files_list = Table(
@@ -163,7 +166,9 @@ def matched(wanted: Constraints, pattern: str | None = None) -> Iterator[Match]:
 
     An invalid pattern is an error of the statement, not an empty result.
     """
-    for match in matching(_gate(wanted), asked_pattern(wanted) if pattern is None else pattern, wanted.check):
+    explain = pattern is None
+    searched = asked_pattern(wanted) if pattern is None else pattern
+    for match in matching(_gate(wanted), searched, wanted.check, explain=explain):
         wanted.check()
         yield match
 
