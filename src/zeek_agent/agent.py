@@ -213,7 +213,7 @@ class Agent:
         self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
     ) -> Sequence[Row]:
         self._drain_blocking()
-        return event_file.read_rows(self.store.uri, sql, bindings, check)
+        return event_file.read_events(self.store.uri, sql, bindings, check)
 
     def connections(self) -> Iterable[Row]:
         return [connection.status() for connection in self._connections]

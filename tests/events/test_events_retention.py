@@ -127,7 +127,10 @@ def test_a_flood_of_one_table_leaves_the_others_their_share(
     chosen = random.Random(1)
     for second in range(120):
         clock.now = START + second
-        rows = [row(SOCKETS, clock.now, uid=chosen.choice(uids), exe="/bin/nc", cmdline="x" * 4_000) for _ in range(50)]
+        rows = [
+            row(SOCKETS, clock.now, uid=chosen.choice(uids), exe="/bin/nc", cmdline=f"{second} {n} {'x' * 4_000}")
+            for n in range(50)
+        ]
         store.append("sockets_events", rows)
         assert store.flush(60)
     assert store.counters["sockets_events"].evicted > 5_000
@@ -255,7 +258,7 @@ def test_removed_rows_that_had_expired_are_no_gap(tmp_path: Path, clock: Clock) 
     store = EventStore(tmp_path / "old.db", list(TABLES.values()), settings, clock)
     clock.now += 7_200
     for _ in range(20):
-        store.append("processes_events", [process(START, ATTACKER, "/bin/true", "x" * 300) for _ in range(1_000)])
+        store.append("processes_events", [process(START, ATTACKER, "/bin/true", f"{n:0100}") for n in range(1_000)])
         store.flush()
     counters = store.counters["processes_events"]
     assert counters.evicted + counters.expired > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -27,6 +27,7 @@ from zeek_agent.database.sandbox import (
 from zeek_agent.database.scans import IndexedScan, SharedScans
 from zeek_agent.database.virtual_tables import Layout, NumbersNeeded, TableModule, quoted
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError, UnknownTableError
+from zeek_agent.events.references import shared_columns, text_of
 from zeek_agent.host.files.reads import FileReads
 from zeek_agent.schema import Row, Value
 from zeek_agent.table import Constraints, Table, TableContext
@@ -355,19 +356,28 @@ class SqlConnection:
         return rows
 
     def _stored(self, table: Table) -> str:
-        """The store's table, with nulls for columns missing from a store that an earlier agent wrote last."""
-        stored = f"{self._hidden.store}.{quoted(table.name)}"
+        """The store's table with the texts that its rows refer to.
+
+        Columns missing from a store that an earlier agent wrote last are null.
+        """
+        store = self._hidden.store
+        stored = f"{store}.{quoted(table.name)}"
         held = {
-            name.lower()
-            for _, name, *_ in self._connection.execute(f"PRAGMA {self._hidden.store}.table_info({quoted(table.name)})")
+            str(name).lower(): str(kind)
+            for _, name, kind, *_ in self._connection.execute(f"PRAGMA {store}.table_info({quoted(table.name)})")
         }
-        if all(column.name.lower() in held for column in table.columns):
+        shared = shared_columns(held) if self._has_texts() else []
+        if not shared and all(column.name.lower() in held for column in table.columns):
             return stored
         columns = [
-            quoted(column.name) if column.name.lower() in held else f"NULL AS {quoted(column.name)}"
-            for column in table.columns
+            f"{_stored_value(column.name, held, shared, store)} AS {quoted(column.name)}" for column in table.columns
         ]
         return f"(SELECT {', '.join(columns)} {f'FROM {stored}' if held else 'WHERE 0'})"
+
+    def _has_texts(self) -> bool:
+        """Whether the store has texts that are stored once, which those of earlier agents have not."""
+        sql = f"SELECT 1 FROM {self._hidden.store}.sqlite_schema WHERE name = '_texts'"
+        return bool(self._connection.execute(sql).fetchall())
 
     def _set_window(self, window: Mapping[str, tuple[int, int]]) -> None:
         """Limit the event tables to rows with low < seq <= high."""
@@ -392,6 +402,13 @@ class SqlConnection:
 
     def _hide_names(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(self._hidden.redact(cell) if isinstance(cell, str) else cell for cell in row)
+
+
+def _stored_value(column: str, held: Container[str], shared: Container[str], schema: str) -> str:
+    name = column.lower()
+    if name not in held:
+        return "NULL"
+    return text_of(column, schema) if name in shared else quoted(column)
 
 
 def _aliases(table: Table) -> list[str]:

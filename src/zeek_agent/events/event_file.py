@@ -27,6 +27,8 @@ from zeek_agent.events import replacement
 from zeek_agent.events.delivery_states import Delivered, DeliveryStates
 from zeek_agent.events.layout import Conversion, columns, declare, last_sequence, quoted, set_sequence
 from zeek_agent.events.migrations import MIGRATIONS, Migration, migrate, refuse_newer
+from zeek_agent.events.references import shared_columns, text_of
+from zeek_agent.events.texts import Texts
 from zeek_agent.events.usage import Shares, Usage
 from zeek_agent.schema import EventRow, Row, Value
 from zeek_agent.table import Table
@@ -126,6 +128,7 @@ class EventFile:
         self._tables = {table.name: table for table in tables}
         self._inserts: dict[str, str] = {}
         self._converters: dict[str, Callable[[Row], Row] | None] = {}
+        self._sharers: dict[str, Callable[[list[Any]], list[Any]] | None] = {}
         self._state_bytes = state_bytes
         self.states_refused: list[str] = []
         """Keys of the last batch whose delivery state was not stored, or without its snapshot."""
@@ -168,6 +171,7 @@ class EventFile:
         connection.execute(f"PRAGMA journal_size_limit={self._wal_pages * _PAGE_BYTES}")
         migrate(connection, self._file, migrations)
         self._usage = Usage(connection)
+        self._texts = Texts(connection)
         self._states = DeliveryStates(connection, self._state_bytes)
         for table in self._tables.values():
             with connection:
@@ -183,6 +187,9 @@ class EventFile:
             with connection:
                 self._usage.declare(name)
             self._read_seq_bounds(name)
+        if self.conversions:
+            with connection:
+                self._texts.recount(self._stored)
         self._holes = dict(self._usage.holes())
 
     def _declare(self, table: Table) -> None:
@@ -192,6 +199,7 @@ class EventFile:
             f"INSERT INTO {quoted(table.name)} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
         )
         self._converters[table.name] = _converter(table)
+        self._sharers[table.name] = self._texts.sharer({c.name: c.zeek_type.sqlite for c in table.recorded})
         self.conversions += declare(self._connection, table)
 
     def _has_time(self, table: str) -> bool:
@@ -242,18 +250,22 @@ class EventFile:
         self._connection.execute("ATTACH ? AS other", (uri,))
         try:
             with self._connection:
+                self._texts.adopt()
                 for name, table in self._tables.items():
-                    names = ", ".join(quoted(column) for column in ("seq", *(c.name for c in table.recorded)))
+                    stored = ("seq", *(column.name for column in table.recorded))
+                    names = ", ".join(map(quoted, stored))
+                    values = ", ".join(map(self._texts.adopted, stored))
                     after = max(self.last_seq[name], last.get(name, 0) - rows_max)
                     self._connection.execute(
                         f"INSERT INTO main.{quoted(name)} ({names}) "
-                        f"SELECT {names} FROM other.{quoted(name)} WHERE seq > ?",
+                        f"SELECT {values} FROM other.{quoted(name)} WHERE seq > ?",
                         (after,),
                     )
                     self._usage.add(name, self.last_seq[name])
                     self._usage.note_holes(name, last.get(name, 0))
                     if self.path is not None and after > self.last_seq[name]:
                         self._note_rows_left_behind(name, self.last_seq[name], after)
+                self._texts.recount(self._stored)
                 if left := self._states.adopt():
                     log.error("event store: the delivery states of %d queries are too large for %s", left, self._file)
                 self._connection.execute(
@@ -282,12 +294,14 @@ class EventFile:
         self.conversions.clear()  # left by a failed attempt
         self.states_refused.clear()
         execute = self._connection.execute
-        with self._connection, self._states.unchanged_on_error():
+        with self._connection, self._states.unchanged_on_error(), self._texts.forgotten_on_error():
             for new in batch.tables:
                 self._tables[new.name] = new
                 self._declare(new)
                 self._usage.declare(new.name)
                 self._stored[new.name] = self._has_time(new.name)
+            if self.conversions:
+                self._texts.recount(self._stored)
             for table, rows in batch.rows.items():
                 misfits[table] = self._insert(table, rows)
                 self._usage.add(table, self.last_seq.get(table, 0))
@@ -308,21 +322,28 @@ class EventFile:
 
     def _insert(self, table: str, rows: Sequence[EventRow]) -> int:
         """Insert the rows that fit; returns how many did not."""
-        sql, convert = self._inserts[table], self._converters[table]
+        sql, convert, share = self._inserts[table], self._converters[table], self._sharers[table]
         values = _values(rows)
         try:
             with self._connection:
-                self._connection.executemany(sql, values if convert is None else map(convert, values))
+                values = values if convert is None else map(convert, values)
+                self._connection.executemany(sql, values if share is None else share(list(values)))
+                self._texts.use()
         except MISFITS:
-            return sum(not self._insert_one(sql, convert, row) for row in rows)
+            self._texts.forget()
+            return sum(not self._insert_one(table, row) for row in rows)
         return 0
 
-    def _insert_one(self, sql: str, convert: Callable[[Row], Row] | None, row: EventRow) -> bool:
+    def _insert_one(self, table: str, row: EventRow) -> bool:
         values = astuple(row) if isinstance(row, Struct) else row
+        convert, share = self._converters[table], self._sharers[table]
         try:
-            self._connection.execute(sql, _without_surrogates(values if convert is None else convert(values)))
+            values = _without_surrogates(values if convert is None else convert(values))
+            self._connection.execute(self._inserts[table], values if share is None else share([values])[0])
         except MISFITS:
+            self._texts.forget()
             return False
+        self._texts.use()
         return True
 
     def may_write(self) -> bool:
@@ -401,6 +422,7 @@ class EventFile:
             taken = self._usage.take(table, producer, left, bytes_wanted, self.last_seq[table])
             if taken.end is not None and taken.begin is not None and taken.end >= oldest:
                 self._note_eviction(table, producer, max(taken.begin, oldest), taken.end)
+            self._texts.release(taken.references)
             shares.reduce(table, producer, taken.bytes)
             removed[table] += taken.rows
             bytes_wanted -= taken.bytes
@@ -449,6 +471,7 @@ class EventFile:
             step = min(upto, self.first_seq[table] + _DELETE_ROWS)
             with self._connection:
                 self._usage.subtract(table, step)
+                self._texts.release_through(table, step)
                 self._connection.execute(f"DELETE FROM {quoted(table)} WHERE seq <= ?", (step,))
                 removed += self._connection.changes()
             self._read_seq_bounds(table)
@@ -491,7 +514,12 @@ def read_delivery_state(uri: str, key: str) -> Delivered | None:
 
 
 def read_rows(
-    uri: str, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
+    uri: str,
+    sql: str,
+    bindings: Sequence[int | float | str | None] = (),
+    check: Callable[[], None] = lambda: None,
+    *,
+    prepare: Callable[[apsw.Connection], None] = lambda connection: None,
 ) -> list[tuple[Any, ...]]:
     """The rows of a statement on the store at `uri`, read over a separate connection.
 
@@ -506,9 +534,31 @@ def read_rows(
     try:
         connection.set_busy_timeout(_BUSY_MILLISECONDS)
         connection.set_progress_handler(progress, _STEPS_BETWEEN_CHECKS)
+        prepare(connection)
         return connection.execute(sql, bindings).fetchall()
     finally:
         connection.close()
+
+
+def read_events(
+    uri: str, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
+) -> list[tuple[Any, ...]]:
+    """As `read_rows`, with event tables as their readers know them."""
+    return read_rows(uri, sql, bindings, check, prepare=_show_texts)
+
+
+def _show_texts(connection: apsw.Connection) -> None:
+    """Put views in front of the tables whose rows refer to texts."""
+    tables = {str(name) for (name,) in connection.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'")}
+    if "_texts" not in tables:  # no agent has migrated the store yet
+        return
+    for table in tables:
+        present = columns(connection, table)
+        if not table.startswith("_") and (shared := shared_columns(present)):
+            shown = ", ".join(
+                f"{text_of(name)} AS {quoted(name)}" if name in shared else quoted(name) for name in present
+            )
+            connection.execute(f"CREATE TEMP VIEW {quoted(table)} AS SELECT {shown} FROM main.{quoted(table)}")
 
 
 def count_rows(uri: str, table: str, low: int, high: int) -> int:

@@ -93,9 +93,18 @@ def _account_for_rows(connection: apsw.Connection) -> None:
     )
 
 
+def _share_texts(connection: apsw.Connection) -> None:
+    """Add the table of texts that are stored once; rows that are there keep theirs."""
+    connection.execute(
+        "CREATE TABLE _texts (id INTEGER PRIMARY KEY AUTOINCREMENT, hash BLOB NOT NULL UNIQUE, text TEXT NOT NULL, "
+        "refs INTEGER NOT NULL) STRICT"
+    )
+
+
 MIGRATIONS: Final[Sequence[Migration]] = (
     Migration("store version and column types are recorded", _number_the_store),
     Migration("disk usage is recorded by table, producer and minute", _account_for_rows),
+    Migration("long command lines and paths are stored once", _share_texts),
 )
 VERSION: Final = len(MIGRATIONS)
 

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from zeek_agent.events.layout import columns, quoted
+from zeek_agent.events.references import length_of, references_in, shared_columns
 
 _CELLS_PER_STEP: Final = 64
 """Minutes that one step may take from; more would rarely be needed for the rows of one transaction."""
@@ -52,6 +53,13 @@ class Total(NamedTuple):
     """Its last minute."""
 
 
+class _TakenRow(NamedTuple):
+    seq: int
+    size: int
+    time: float | None
+    references: str | None
+
+
 class Taken(NamedTuple):
     """Rows that one step of eviction removed."""
 
@@ -60,6 +68,8 @@ class Taken(NamedTuple):
     begin: float | None
     """Time of the oldest one; None if the table has no times."""
     end: float | None
+    references: list[str]
+    """To texts, as `Texts.release` takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,7 @@ class _Expressions:
     size: str
     program: str
     time: str
+    references: str
 
     def definition(self) -> str:
         """Changes when figures that are on disk no longer describe the rows."""
@@ -131,7 +142,7 @@ class Usage:
             'WHERE "table" = ?1 AND producer = ?2 ORDER BY rows > 1 DESC, weight DESC, minute LIMIT ?3',
             (table, producer, _CELLS_PER_STEP),
         )
-        taken: list[tuple[int, int, float | None]] = []
+        taken: list[_TakenRow] = []
         size = 0
         for weight, minute, rows, low, high in cells:
             lighter = 2 * weight < cells[0][0] or (rows == 1 < cells[0][2])
@@ -140,9 +151,10 @@ class Usage:
             wanted = min(max(rows // 2, 1), rows_max - len(taken))
             removed = self._take_from((table, producer, minute), (low, high), wanted, keep)
             taken += removed
-            size += sum(row[1] for row in removed)
-        times = [row[2] for row in taken if row[2] is not None]
-        return Taken(len(taken), size, min(times, default=None), max(times, default=None))
+            size += sum(row.size for row in removed)
+        times = [row.time for row in taken if row.time is not None]
+        references = [row.references for row in taken if row.references is not None]
+        return Taken(len(taken), size, min(times, default=None), max(times, default=None), references)
 
     def note_holes(self, table: str, seq: int) -> None:
         """Take note that rows up to this `seq` may be missing between others."""
@@ -157,26 +169,27 @@ class Usage:
 
     def _take_from(
         self, cell: tuple[str, str, int], bounds: tuple[int, int], wanted: int, keep: int
-    ) -> list[tuple[int, int, float | None]]:
-        """Remove rows of a producer's minute; returns their `seq`, size and time."""
+    ) -> list[_TakenRow]:
+        """Remove rows of a producer's minute."""
         table, producer, minute = cell
         sql, name = self._expressions[table], quoted(table)
         rows = self._select(
-            "SELECT seq, size, time FROM ("
+            "SELECT seq, size, time, refs FROM ("
             "SELECT *, row_number() OVER (PARTITION BY program ORDER BY seq) AS n FROM ("
-            f"SELECT seq, {sql.size} AS size, {sql.time} AS time, {sql.program} AS program FROM {name} "
+            f"SELECT seq, {sql.size} AS size, {sql.time} AS time, {sql.program} AS program, "
+            f"{sql.references} AS refs FROM {name} "
             f"WHERE seq BETWEEN ? AND ? AND seq <> ? AND {sql.producer} = ? AND {sql.minute} = ? "
             f"ORDER BY seq LIMIT {_ROWS_EXAMINED})) "
             f"ORDER BY min(n, {_FIRST_ROWS + 1}) DESC, iif(n > {_FIRST_ROWS}, seq, -seq) LIMIT ?",
             (*bounds, keep, producer, minute, wanted),
         )
         if rows:
-            self._connection.executemany(f"DELETE FROM {name} WHERE seq = ?", ((seq,) for seq, _, _ in rows))
-            self.note_holes(table, max(seq for seq, _, _ in rows))
-            self._discount(cell, len(rows), sum(size for _, size, _ in rows))
+            self._connection.executemany(f"DELETE FROM {name} WHERE seq = ?", ((row[0],) for row in rows))
+            self.note_holes(table, max(row[0] for row in rows))
+            self._discount(cell, len(rows), sum(row[1] for row in rows))
         elif not bounds[0] <= keep <= bounds[1]:  # the figures are wrong, so correct them
             self._connection.execute('DELETE FROM _usage WHERE "table" = ? AND producer = ? AND minute = ?', cell)
-        return rows
+        return [_TakenRow(*row) for row in rows]
 
     def _cells(self, table: str, where: str, binding: int) -> list[tuple[Any, ...]]:
         """Producer, minute, rows, bytes, first and last `seq` of the rows, by producer and minute.
@@ -261,11 +274,14 @@ def _expressions(present: Mapping[str, str]) -> _Expressions:
     timed = names.get("time") in _NUMBERS
     long = [name for name, kind in names.items() if kind in _LONG and name not in _SHORT]
     fixed = _ROW_BYTES + _SHORT_BYTES * (len(names) - len(long))
-    size = " + ".join([str(fixed), *(f"ifnull(octet_length({quoted(name)}), 0)" for name in long)])
+    shared = shared_columns(names)
+    lengths = [length_of(name) if name in shared else f"ifnull(octet_length({quoted(name)}), 0)" for name in long]
+    size = " + ".join([str(fixed), *lengths])
     minute = "CAST(ifnull(time, 0) / 60 AS INTEGER)" if timed else "0"
     programs = [quoted(name) for name in ("exe", "process", "name", "identifier") if name in names]
     program = f"coalesce({', '.join([*programs, repr('')])})" if programs else "''"
-    return _Expressions(_producer(names), minute, size, program, "time" if timed else "NULL")
+    time = "time" if timed else "NULL"
+    return _Expressions(_producer(names), minute, size, program, time, references_in(names))
 
 
 def _producer(names: Mapping[str, str]) -> str:
