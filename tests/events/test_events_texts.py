@@ -65,7 +65,7 @@ async def database(store: EventStore) -> AsyncIterator[Database]:
 def texts(uri: str) -> list[tuple[Any, ...]]:
     connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
     try:
-        return connection.execute("SELECT text, refs FROM _texts ORDER BY id").fetchall()
+        return connection.execute("SELECT text, refs FROM _texts JOIN _text_uses USING (id) ORDER BY id").fetchall()
     finally:
         connection.close()
 
@@ -126,6 +126,7 @@ async def test_columns_keep_their_types_and_names_even_without_rows(database: Da
     [
         "SELECT text FROM _texts",
         "SELECT count(*) FROM _texts",
+        "SELECT hash FROM _text_uses",
         "SELECT text FROM store._texts",
         "SELECT text FROM main._texts",
         "WITH processes_events AS (SELECT * FROM _texts) SELECT * FROM processes_events",
@@ -185,12 +186,14 @@ def test_references_are_counted_whatever_happens_to_rows(tmp_path: Path, seed: i
         if step % 7 == 0:
             file.expire(now, 600.0)
         connection = file._connection
-        refs = dict(connection.execute("SELECT id, refs FROM _texts WHERE refs > 0"))
+        refs = dict(connection.execute("SELECT id, refs FROM _text_uses WHERE refs > 0"))
         assert refs == counted(connection, [table.name for table in tables])
         if step % 20 == 19:
             file.close(now, clean=True)
             file = EventFile(tmp_path / "events.db", tables, 1_500_000, now)
-    assert file._connection.execute("SELECT count(*) FROM _texts WHERE refs <= 0").get in {0, 1, 2, 3}
+    stray = "SELECT count(*) FROM _texts WHERE id NOT IN (SELECT id FROM _text_uses)"
+    assert file._connection.execute(stray).get == 0
+    assert file._connection.execute("SELECT count(*) FROM _text_uses WHERE refs <= 0").get in {0, 1, 2, 3}
     file.close(now, clean=True)
 
 
@@ -198,11 +201,11 @@ def test_texts_go_with_their_last_row(tmp_path: Path) -> None:
     file = EventFile(tmp_path / "events.db", [PROCESSES], 2**24, 1e6)
     file.write(WriteBatch(rows={PROCESSES.name: [row(PROCESSES, 1e6, cmdline=LONG, exe=LONG)]}), 1e6)
     file.write(WriteBatch(rows={PROCESSES.name: [row(PROCESSES, 1e6 + 100, cmdline=LONG)]}), 1e6 + 100)
-    assert list(file._connection.execute("SELECT refs FROM _texts")) == [(3,)]
+    assert list(file._connection.execute("SELECT refs FROM _text_uses")) == [(3,)]
     file.expire(1e6 + 150, 100.0)
-    assert list(file._connection.execute("SELECT refs FROM _texts")) == [(1,)]
+    assert list(file._connection.execute("SELECT refs FROM _text_uses")) == [(1,)]
     file.expire(1e6 + 300, 100.0)
-    assert list(file._connection.execute("SELECT refs FROM _texts")) == []
+    assert list(file._connection.execute("SELECT refs FROM _text_uses")) == []
     file.write(WriteBatch(rows={PROCESSES.name: [row(PROCESSES, 1e6 + 300, cmdline=LONG)]}), 1e6 + 300)
     assert read_events(file.uri, "SELECT cmdline FROM processes_events") == [(LONG,)]
     file.close(1e6, clean=True)
@@ -219,7 +222,7 @@ def test_a_store_that_replaces_another_takes_the_texts_over(tmp_path: Path) -> N
     assert found == [(text,) * len(COLUMNS) for text in TEXTS]
     assert read_events(new.uri, "SELECT cmdline, exe FROM sockets_events") == [("z" * 500, None), (None, LONG)]
     connection = new._connection
-    refs = dict(connection.execute("SELECT id, refs FROM _texts"))
+    refs = dict(connection.execute("SELECT id, refs FROM _text_uses"))
     assert refs == counted(connection, [PROCESSES.name, SOCKETS.name])
     for file in (old, new):
         file.close(1e6, clean=True)
@@ -236,7 +239,9 @@ def test_a_column_that_changes_its_type_converts_the_texts(tmp_path: Path) -> No
     file = EventFile(tmp_path / "events.db", [things("blob")], 2**24, 1e6)
     found = read_events(file.uri, "SELECT exe, cwd FROM things_events ORDER BY seq")
     assert found == [(None if text is None else text.encode(), LONG) for text in TEXTS]
-    assert dict(file._connection.execute("SELECT text, refs FROM _texts")) == {LONG: len(TEXTS)}
+    assert dict(file._connection.execute("SELECT text, refs FROM _texts JOIN _text_uses USING (id)")) == {
+        LONG: len(TEXTS)
+    }
     file.close(1e6, clean=True)
 
 

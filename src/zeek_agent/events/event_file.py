@@ -410,8 +410,9 @@ class EventFile:
             self.gaps = self._read_gaps()
             for table in removed:
                 self._read_seq_bounds(table)
-        if self._scalar("PRAGMA page_count") * _PAGE_BYTES > self._rows_bytes_max + self._states.disk_bytes:
-            self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+        limit = self._rows_bytes_max + self._states.disk_bytes
+        if (pages := self._scalar("PRAGMA page_count") - limit // _PAGE_BYTES) > 0:  # the rest is soon used again
+            self._connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
         return removed
 
     def _evict_some(self, shares: Shares, bytes_wanted: int, oldest: float) -> Counter[str]:

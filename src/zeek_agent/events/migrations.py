@@ -95,8 +95,9 @@ def _account_for_rows(connection: apsw.Connection) -> None:
 
 def _share_texts(connection: apsw.Connection) -> None:
     """Add the table of texts that are stored once; rows that are there keep theirs."""
+    connection.execute("CREATE TABLE _texts (id INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT")
     connection.execute(
-        "CREATE TABLE _texts (id INTEGER PRIMARY KEY AUTOINCREMENT, hash BLOB NOT NULL UNIQUE, text TEXT NOT NULL, "
+        "CREATE TABLE _text_uses (id INTEGER PRIMARY KEY AUTOINCREMENT, hash BLOB NOT NULL UNIQUE, "
         "refs INTEGER NOT NULL) STRICT"
     )
 

@@ -26,26 +26,27 @@ class Texts:
     """The texts of one store, over the connection of its writer. Raises apsw.Error.
 
     Who adds rows calls `use` once they are stored, and who removes rows calls `release`, so that each text is kept as
-    long as a row refers to it. Triggers would do the same at several times the cost of the rows themselves.
+    long as a row refers to it. Triggers would do the same at several times the cost of the rows themselves. The counts
+    have a table of their own because SQLite writes all of a row, here the text, when it changes.
     """
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
         self._references: dict[str, str] = {}
         self._used: Counter[str] = Counter()
-        connection.execute("DELETE FROM _texts WHERE refs <= 0")
+        self._remove_unused()
 
     def recount(self, tables: Iterable[str]) -> None:
         """Count the references again, after changes that no trigger has seen."""
-        self._connection.execute("UPDATE _texts SET refs = 0")
+        self._connection.execute("UPDATE _text_uses SET refs = 0")
         for table in tables:
             for name in shared_columns(columns(self._connection, table)):
                 self._connection.execute(
-                    "UPDATE _texts SET refs = refs + number FROM "
+                    "UPDATE _text_uses SET refs = refs + number FROM "
                     f"(SELECT {text_id(name)} AS found, count(*) AS number FROM {quoted(table)} "
                     f"WHERE {quoted(name)} >= '{MARK}' GROUP BY found) WHERE id = found"
                 )
-        self._connection.execute("DELETE FROM _texts WHERE refs <= 0")
+        self._remove_unused()
         self.forget()
 
     def forget(self) -> None:
@@ -66,8 +67,11 @@ class Texts:
             released.update(value for value in json.loads(values) if value is not None and value >= MARK)
         if released:
             self._change("-", released)
-            gone = ((_id_of(reference),) for reference in released)
-            self._connection.executemany("DELETE FROM _texts WHERE id = ? AND refs <= 0", gone)
+            for reference in released:
+                number = _id_of(reference)
+                self._connection.execute("DELETE FROM _text_uses WHERE id = ? AND refs <= 0", (number,))
+                if self._connection.changes():
+                    self._connection.execute("DELETE FROM _texts WHERE id = ?", (number,))
             self.forget()
 
     def release_through(self, table: str, seq: int) -> None:
@@ -78,9 +82,13 @@ class Texts:
 
     def _change(self, sign: str, references: Mapping[str, int]) -> None:
         self._connection.executemany(
-            f"UPDATE _texts SET refs = refs {sign} ? WHERE id = ?",
+            f"UPDATE _text_uses SET refs = refs {sign} ? WHERE id = ?",
             ((number, _id_of(reference)) for reference, number in references.items()),
         )
+
+    def _remove_unused(self) -> None:
+        self._connection.execute("DELETE FROM _text_uses WHERE refs <= 0")
+        self._connection.execute("DELETE FROM _texts WHERE id NOT IN (SELECT id FROM _text_uses)")
 
     @contextmanager
     def forgotten_on_error(self) -> Iterator[None]:
@@ -116,7 +124,11 @@ class Texts:
     def adopt(self) -> None:
         """Take over the texts of the attached store `other`, within a transaction; `recount` removes unused ones."""
         self._connection.execute(
-            "INSERT OR IGNORE INTO main._texts (hash, text, refs) SELECT hash, text, 0 FROM other._texts WHERE true"
+            "INSERT OR IGNORE INTO main._text_uses (hash, refs) SELECT hash, 0 FROM other._text_uses"
+        )
+        self._connection.execute(
+            "INSERT OR IGNORE INTO main._texts (id, text) SELECT here.id, text FROM other._texts "
+            "JOIN other._text_uses AS there USING (id) JOIN main._text_uses AS here ON here.hash = there.hash"
         )
 
     def adopted(self, column: str) -> str:
@@ -125,7 +137,7 @@ class Texts:
             return quoted(column)
         name = quoted(column)
         found = (
-            "(SELECT here.id FROM other._texts AS there JOIN main._texts AS here ON here.hash = there.hash "
+            "(SELECT here.id FROM other._text_uses AS there JOIN main._text_uses AS here ON here.hash = there.hash "
             f"WHERE there.id = {text_id(column)})"
         )
         reference = f"'{MARK}' || {found} || substr({name}, instr({name}, ':'))"
@@ -143,10 +155,11 @@ class Texts:
     def _reference(self, text: str) -> str:
         content = text.encode()
         digest = blake2b(content, digest_size=16).digest()
-        number = self._connection.execute("SELECT id FROM _texts WHERE hash = ?", (digest,)).get
+        number = self._connection.execute("SELECT id FROM _text_uses WHERE hash = ?", (digest,)).get
         if number is None:
-            self._connection.execute("INSERT INTO _texts (hash, text, refs) VALUES (?, ?, 0)", (digest, text))
+            self._connection.execute("INSERT INTO _text_uses (hash, refs) VALUES (?, 0)", (digest,))
             number = self._connection.last_insert_rowid()
+            self._connection.execute("INSERT INTO _texts (id, text) VALUES (?, ?)", (number, text))
         reference = f"{MARK}{number}:{len(content)}"
         if len(text) <= _CACHED_LENGTH_MAX:
             if len(self._references) >= _CACHED_TEXTS_MAX:
