@@ -66,7 +66,7 @@ event Minimal::rows(agent: string, index: count, rows: string)
     }}
 event zeek_init()
     {{
-    Log::create_stream(LOG, Log::RecordStream($columns=Info, $path="minimal"));
+    Log::create_stream(LOG, Log::Stream($columns=Info, $path="minimal"));
     }}
 """
 

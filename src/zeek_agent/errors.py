@@ -27,9 +27,9 @@ class SqlError(ZeekAgentError):
 
 
 class UnknownTableError(SqlError):
-    """A statement reads a table that there is not; `table` is its name."""
+    """A statement reads a table that does not exist; `table` is its name, empty if only the message is known."""
 
-    def __init__(self, message: str, table: str) -> None:
+    def __init__(self, message: str, table: str = "") -> None:
         super().__init__(message)
         self.table = table
 

@@ -17,6 +17,7 @@ from acting import NOBODY, acting_as
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zeek_agent import errors
 from zeek_agent.control import messages
 from zeek_agent.control.messages import (
     Columns,
@@ -338,3 +339,9 @@ def test_notes_and_declarations_survive_the_wire() -> None:
     assert isinstance(frame, messages.Declarations)
     (copy,) = messages.declared(frame.tables)
     assert vars(copy) == vars(table)
+
+
+@pytest.mark.parametrize("kind", [name for name in vars(errors) if name.endswith("Error")])
+def test_every_error_of_the_agent_reaches_the_client_as_what_it_is(kind: str) -> None:
+    error = messages._error(messages.Failed(kind, "the reason"))
+    assert (type(error).__name__, str(error)) == (kind, "the reason")

@@ -312,7 +312,7 @@ event ZeekAgent::connection_attributed(c: connection, is_orig: bool, process: Ze
     ZeekAgent::query([$sql_stmt="SELECT name FROM users WHERE uid = '0'", $event_=Probe::row], ZeekAgent::Host,
                      process$hid);
     }
-event zeek_init() { Log::create_stream(LOG, Log::RecordStream($columns=Info, $path="probe")); }
+event zeek_init() { Log::create_stream(LOG, Log::Stream($columns=Info, $path="probe")); }
 """
 
 
@@ -417,7 +417,7 @@ event ZeekAgent::agent_joined(id: string, hello: ZeekAgentAPI::AgentHelloV1)
     when [id] ( local wrong = ZeekAgent::ask(id, "SELECT name FROM nowhere", Rows) )
         { log_answer("wrong", wrong); }
     }
-event zeek_init() { Log::create_stream(LOG, Log::RecordStream($columns=Info, $path="ask")); }
+event zeek_init() { Log::create_stream(LOG, Log::Stream($columns=Info, $path="ask")); }
 """
 
 

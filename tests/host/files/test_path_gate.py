@@ -500,6 +500,53 @@ def test_a_mount_point_of_fuse_is_not_even_looked_up(
 
 
 @needs_fuse
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_mount_point_of_fuse_in_a_renamed_directory_is_not_even_looked_up(
+    tmp: Path, monkeypatch: pytest.MonkeyPatch, *, stacked: bool
+) -> None:
+    """The user renames after the mounts were read, of which the kernel does not notify."""
+    looked_up: list[str] = []
+    opened, attributes = os.open, gate_module.status_at
+
+    def open_noted(path: Any, *arguments: Any, **more: Any) -> int:
+        looked_up.append(str(path))
+        return opened(path, *arguments, **more)
+
+    def status_noted(directory: int, name: str, *arguments: Any) -> Any:
+        looked_up.append(name)
+        return attributes(directory, name, *arguments)
+
+    fuse = SilentFuse()
+    for name in ("one", "other"):
+        (tmp / "users" / name / "inner").mkdir(parents=True)
+
+    def scene() -> tuple[list[str], list[str]]:
+        os.chown(tmp / "users", NOBODY, NOBODY)
+        if stacked:
+            mount("below", tmp / "users" / "other" / "inner", "tmpfs")
+        fuse.mount(tmp / "users" / "other" / "inner")
+        gate = gate_module.Gate(DEFAULT, FileReads())
+        users = gate.walk(gate.root, str(tmp / "users"))
+        exchange(os.fsencode(tmp / "users" / "one"), os.fsencode(tmp / "users" / "other"))
+        monkeypatch.setattr(os, "open", open_noted)
+        monkeypatch.setattr(gate_module, "status_at", status_noted)
+        directory = gate.walk(users, "one")
+        causes = []
+        for look_up in (gate.enter, gate.entry_status, gate.status):
+            try:
+                look_up(directory, "inner")
+            except RefusedError as refused:
+                causes.append(str(refused))
+        causes += [str(found) for _, found in gate.statuses(directory, ["inner"], ())]
+        return causes, [name for name in looked_up if name == "inner"]
+
+    causes, touched = in_mount_namespace(scene, fuse=fuse, seconds=30)
+    assert touched == []
+    assert causes == 4 * ["on a fuse file system, which may hang (access.filesystems_allow permits it)"]
+    assert fuse.requests == []
+
+
+@needs_fuse
 @pytest.mark.parametrize("renamed", [False, True])
 def test_a_file_system_of_one_user_alone_is_listed_too(tmp: Path, *, renamed: bool) -> None:
     fuse = SilentFuse()

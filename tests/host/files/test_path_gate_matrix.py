@@ -71,6 +71,8 @@ class Steps:
         (os, "open"),
         (os, "readlink"),
         (os, "scandir"),
+        (gate, "open_on_mount"),
+        (gate, "status_on_mount"),
         (gate, "status_of"),
         (gate, "status_at"),
         (gate, "entry_types"),

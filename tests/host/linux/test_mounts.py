@@ -22,7 +22,7 @@ def mounted_at(place: str | Path) -> Mount:
 
 def test_a_line_of_mountinfo_is_taken_apart() -> None:
     text = rb"36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue" + b"\n"
-    assert list(parse_mountinfo(text)) == [Mount(36, "98:0", "/mnt1", "/mnt 2", "ext3")]
+    assert list(parse_mountinfo(text)) == [Mount(36, "98:0", "/mnt1", "/mnt 2", "ext3", parent=35)]
 
 
 @pytest.mark.root

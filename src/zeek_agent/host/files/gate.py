@@ -2,8 +2,10 @@
 
 A path is walked one component at a time. Each is opened with `O_PATH | O_NOFOLLOW`, which neither reads nor follows
 anything, and its mount is checked before anything below it is touched, because a FUSE or network file system can hang
-its callers so that not even SIGKILL ends them. Links are resolved by their text. The magic links of proc(5), whose text
-is not their target, are therefore never followed, except `exe`, whose target may be hashed.
+its callers so that not even SIGKILL ends them. Even `O_PATH` looks up what is mounted, and while system calls are
+audited that hangs too, so no mount is crossed before its mount point is known to be harmless. Links are resolved by
+their text. The magic links of proc(5), whose text is not their target, are therefore never followed, except `exe`,
+whose target may be hashed.
 
 `file_rules` decides what may be read. Checks are on the open descriptor, so exchanging a link or directory meanwhile
 has no effect.
@@ -30,13 +32,14 @@ from zeek_agent.host.files.mount_rules import (
     hazard,
     hazards_among,
     lies_on,
+    lowest_parent,
     memory_mount,
     only_root_mounts_for,
     own_mounts,
 )
-from zeek_agent.host.files.path_handle import PathHandle, joined, user_of
+from zeek_agent.host.files.path_handle import PathHandle, joined, user_of, users_can_rename
 from zeek_agent.host.files.reads import FileReads, Omission
-from zeek_agent.host.files.statx import FileStatus, entry_types, status_at, status_of
+from zeek_agent.host.files.statx import FileStatus, entry_types, open_on_mount, status_at, status_of, status_on_mount
 from zeek_agent.host.linux.mounts import Mount, parse_mountinfo
 
 DEPTH_MAX: Final = 100
@@ -174,7 +177,7 @@ class Gate:
                 pass  # a dangling link has its own attributes
             try:
                 if not hazardous:
-                    status = status_at(descriptor, name)
+                    status = status_on_mount(descriptor, name)
                     if status.mount == mount and not S_ISLNK(status.mode):
                         yield name, status
                         continue
@@ -218,7 +221,13 @@ class Gate:
             self._demand_harmless(directory, name)
         if directory.depth >= DEPTH_MAX:
             raise RefusedError(f"more than {DEPTH_MAX} directories deep")
-        descriptor = os.open(name, _PATH_FLAGS, dir_fd=directory.descriptor)
+        try:
+            descriptor = open_on_mount(directory.descriptor, name)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self._demand_harmless_mount(directory, name)
+            descriptor = os.open(name, _PATH_FLAGS, dir_fd=directory.descriptor)
         try:
             status = status_of(descriptor)
             mount = directory.mount
@@ -254,10 +263,14 @@ class Gate:
         if directory.path in self._hazards.directories:
             self._demand_harmless(directory, name)
         try:
-            status = status_at(directory.descriptor, name)
+            status = status_on_mount(directory.descriptor, name)
         except PermissionError:
             self._demand_no_hazard(directory, name)
             raise
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            status = self._mount_point_status(directory, name)
         if status.mount != directory.status.mount:
             self._admitted_mount(status.mount)
         return status
@@ -307,7 +320,11 @@ class Gate:
                 raise RefusedError("a magic link of proc(5)")
         if descriptor is not None:
             return os.readlink("", dir_fd=descriptor)
-        return os.readlink(name, dir_fd=directory.descriptor)
+        descriptor = open_on_mount(directory.descriptor, name)
+        try:
+            return os.readlink("", dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
 
     # Opening
 
@@ -373,6 +390,27 @@ class Gate:
         cause = self._hazards.causes.get(joined(directory, name))
         if cause is not None:
             raise RefusedError(cause, Omission.SKIPPED)
+
+    def _demand_harmless_mount(self, directory: PathHandle, name: str) -> None:
+        """Raises RefusedError if what is mounted on an entry may hang on a mere lookup.
+
+        No notification follows when a user renames a directory above a mount point, and the next name may come before
+        the mounts are read. But a mount stays on its parent mount: where users can rename, it suffices that one on the
+        directory's mount may hang.
+        """
+        self._refresh_mounts()
+        self._demand_harmless(directory, name)
+        if self._hazards.causes and users_can_rename(directory):
+            self._table.read()
+            self._refresh_mounts()
+            for number, cause in self._hazards.mounts.items():
+                if lowest_parent(number, self.mounts) == directory.status.mount:
+                    raise RefusedError(cause, Omission.SKIPPED)
+
+    def _mount_point_status(self, directory: PathHandle, name: str) -> FileStatus:
+        """Attributes of what is mounted on an entry of a directory. Raises RefusedError and OSError."""
+        self._demand_harmless_mount(directory, name)
+        return status_at(directory.descriptor, name)
 
     def _demand_no_hazard(self, directory: PathHandle, name: str) -> None:
         """Raises RefusedError if a file system is mounted there that reveals its attributes to its owner only."""

@@ -73,6 +73,14 @@ def hazards_among(mounted: Mounts, admitted: tuple[str, ...]) -> Hazards:
     return found
 
 
+def lowest_parent(number: int, mounted: Mounts) -> int:
+    """The mount on which a mount, or the lowest of the stack that it is on top of, is mounted."""
+    mount = mounted.by_id[number]
+    while (below := mounted.by_id.get(mount.parent)) is not None and below.mount_point == mount.mount_point != "/":
+        mount = below
+    return mount.parent
+
+
 def backing_file(device: str) -> tuple[str, ...]:
     """The file behind a loop device or its partition; empty for any other device.
 

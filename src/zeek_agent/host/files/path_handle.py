@@ -73,6 +73,14 @@ def belongs_there(handle: PathHandle) -> bool:
     return len(others) == 1 and reachable and handle.status.links == 1 and bool(handle.status.mode & stat.S_IROTH)
 
 
+def users_can_rename(directory: PathHandle) -> bool:
+    """Whether anyone but root may be able to rename a directory, or one above it."""
+    return any(
+        each.status.uid != 0 or (each.status.mode & stat.S_IWOTH and not each.status.mode & stat.S_ISVTX)
+        for each in (directory, *directory.ancestors())
+    )
+
+
 def user_of(handle: PathHandle) -> int:
     """The user whose directory contains a file: the owner of the topmost one that is not root's, or of the file."""
     user = handle.status.uid

@@ -11,6 +11,7 @@ import os
 import stat
 import struct
 import threading
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
@@ -85,6 +86,44 @@ def status_at(directory: int, name: str, flags: int = _FLAGS) -> FileStatus:
     return found
 
 
+def open_on_mount(directory: int, name: str) -> int:
+    """An `O_PATH` descriptor of a directory's entry, or of a link itself, on the directory's own mount.
+
+    Raises OSError, with EXDEV for a mount point: the kernel refuses to cross it before it touches what is mounted.
+    Where the kernel or a filter of system calls lacks openat2(2), a mount point is opened like anything else.
+    """
+    if not _has_openat2():
+        return os.open(name, _ENTRY_FLAGS, dir_fd=directory)
+    encoded = name.encode("utf-8", "surrogateescape")
+    descriptor: int = _syscall(_OPENAT2, directory, encoded, _HOW, _HOW_BYTES)
+    if descriptor < 0:
+        descriptor = _syscall_with_errno(_OPENAT2, directory, encoded, _HOW, _HOW_BYTES)
+        if descriptor < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), name)
+    return descriptor
+
+
+def status_on_mount(directory: int, name: str) -> FileStatus:
+    """As `status_at`, of an entry on the directory's own mount. Raises OSError as `open_on_mount` does."""
+    descriptor = open_on_mount(directory, name)
+    try:
+        return status_of(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@cache
+def _has_openat2() -> bool:
+    if _syscall is None:
+        return False
+    descriptor: int = _syscall(_OPENAT2, _AT_FDCWD, b".", _HOW, _HOW_BYTES)
+    if descriptor < 0:
+        return False
+    os.close(descriptor)
+    return True
+
+
 class _Buffer(threading.local):
     """The output buffer of statx(2), one per thread."""
 
@@ -99,6 +138,17 @@ _unpacked: Final = _LAYOUT.unpack_from
 # Without argument types and errno a call takes a third less time; a failed call is repeated with errno.
 _statx: Final[Any] = getattr(ctypes.CDLL(None), "statx", None) if os.name == "posix" else None
 _statx_with_errno: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "statx", None) if _statx else None
+
+_OPENAT2: Final = 437
+"""The number of the system call on all architectures but Alpha."""
+_AT_FDCWD: Final = -100
+_RESOLVE_NO_XDEV: Final = 1
+_ENTRY_FLAGS: Final = getattr(os, "O_PATH", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_HOW: Final = struct.pack("=QQQ", _ENTRY_FLAGS, 0, _RESOLVE_NO_XDEV)
+"""`struct open_how` of <linux/openat2.h>: flags, mode, resolve."""
+_HOW_BYTES: Final = ctypes.c_size_t(len(_HOW))
+_syscall: Final[Any] = ctypes.CDLL(None).syscall if _statx else None
+_syscall_with_errno: Final[Any] = ctypes.CDLL(None, use_errno=True).syscall if _statx else None
 
 _ENTRY: Final = struct.Struct("<QqHB")
 """`struct linux_dirent64` of getdents64(2) up to the name: inode, position, length, type."""

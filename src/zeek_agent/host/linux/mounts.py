@@ -35,6 +35,8 @@ class Mount(NamedTuple):
     kind: str
     layers: tuple[str, ...] = ()
     """The layers of an overlay whose paths in its options are absolute; the directory that ecryptfs encrypts."""
+    parent: int = 0
+    """The number of the mount that it is mounted on."""
 
 
 def mounts(mountinfo: str = OWN_MOUNTINFO) -> Iterator[Mount]:
@@ -47,13 +49,13 @@ def parse_mountinfo(mountinfo: bytes) -> Iterator[Mount]:
     for line in mountinfo.split(b"\n"):  # a carriage return may be part of a name, which the mounting user chooses
         if not line:
             continue
-        number, _, device, root, mount_point, *rest = line.split(b" ")
+        number, parent, device, root, mount_point, *rest = line.split(b" ")
         kind, source, options = rest[rest.index(b"-") + 1 :][:3]
         layers = tuple(_layers(options)) if kind == b"overlay" else ()
         if kind == b"ecryptfs":
             layers = (_path(source),)
         top = _path(root).removesuffix(_DELETED) or "/"
-        yield Mount(int(number), device.decode(), top, _path(mount_point), os.fsdecode(kind), layers)
+        yield Mount(int(number), device.decode(), top, _path(mount_point), os.fsdecode(kind), layers, int(parent))
 
 
 def _layers(options: bytes) -> Iterator[str]:
