@@ -24,11 +24,13 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from zeek_agent.config import ZeekSettings
 from zeek_agent.database.database import ResultColumn
+from zeek_agent.database.encodings import EventsEncoding
 from zeek_agent.queries.subscriptions import Change, Query, Report
 from zeek_agent.schema import ZeekType
 from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.back_pressure import Sender
 from zeek_agent.zeek.connection import SEND_BUFFER_BYTES, WRITE_BUFFER_BYTES
+from zeek_agent.zeek.frames import event_frames
 from zeek_agent.zeek.instance import Instance, Traffic
 
 ROUNDS = 5
@@ -108,14 +110,16 @@ def work_of_codec(sample: list[tuple[Any, ...]], report: Report) -> dict[str, Ca
     """What is measured without a connection, by name."""
     encode = broker_json.row_encoder(COLUMNS)
     recipient = instance(None)  # type: ignore[arg-type]
-    frames = [frame for batch in recipient.batches(report) for frame in batch]
+    encoding = recipient.encoding(report)
+    assert isinstance(encoding, EventsEncoding)
+    frames = [frame for batch in event_frames(report.columns, report.rows, encoding) for frame in batch.frames]
 
     def encode_rows() -> None:
         for row in sample:
             encode(row)
 
     def encode_frames() -> None:
-        for _ in recipient.batches(report):
+        for _ in event_frames(report.columns, report.rows, encoding):
             pass
 
     def read_frames() -> None:

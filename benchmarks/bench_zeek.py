@@ -28,13 +28,14 @@ from websockets.asyncio.client import connect
 
 from zeek_agent.config import ZeekSettings
 from zeek_agent.database.database import ResultColumn
+from zeek_agent.database.encodings import EventsEncoding
 from zeek_agent.destination import PATH
 from zeek_agent.queries.subscriptions import Report
 from zeek_agent.schema import ZeekType
 from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.back_pressure import Sender
-from zeek_agent.zeek.batches import split_report
 from zeek_agent.zeek.connection import SEND_BUFFER_BYTES, WRITE_BUFFER_BYTES
+from zeek_agent.zeek.frames import batch_frames, event_frames
 from zeek_agent.zeek.instance import Instance, Traffic
 
 PACKAGES: Final = {"stock": os.environ.get("ZEEK_AGENT_STOCK_PACKAGE"), "ours": str(Path("zeek/scripts").absolute())}
@@ -188,12 +189,13 @@ def ready(event: protocol.InstallQuery, rows: int) -> list[list[bytes]]:
     settings = ZeekSettings()
     answer = [(None, row(number)) for number in range(rows)]
     report = Report(event.query_id, event.query, COLUMNS, answer, window=(0, 1))
-    if event.query.event == protocol.ROWS:
-        topic = protocol.response_topic(AGENT_ID, event.instance)
-        about = protocol.Context(AGENT_ID, time.time(), event.query_id)
-        return [[one.frame] for one in split_report(report, topic, about, settings.batch_rows, settings.batch_bytes)]
     recipient = Instance(event.instance, AGENT_ID, "", None, settings, Traffic(), 0.0)  # type: ignore[arg-type]
-    return list(recipient.batches(report))
+    encoding = recipient.encoding(report)
+    if isinstance(encoding, EventsEncoding):
+        frames = event_frames(report.columns, report.rows, encoding)
+    else:
+        frames = batch_frames(report.columns, report.rows, encoding)
+    return [batch.frames for batch in frames]
 
 
 async def _discard(websocket: Any) -> None:

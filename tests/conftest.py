@@ -68,14 +68,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
     seconds: Counter[str] = Counter()
+    figures: defaultdict[str, list[str]] = defaultdict(list)
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.getreports(outcome):
             name = report.nodeid.partition("[")[0]
             outcomes[name][outcome] += 1
             seconds[name] += getattr(report, "duration", 0.0)  # a module that cannot be imported has none
+            figures[name] += [f"; {what}: {figure}" for what, figure in getattr(report, "user_properties", ())]
     for name, counts in outcomes.items():
         told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
-        terminalreporter.write_line(f"soak: {name}: {told} in {seconds[name]:.0f} s")
+        terminalreporter.write_line(f"soak: {name}: {told} in {seconds[name]:.0f} s{''.join(figures[name])}")
 
 
 @pytest.fixture(autouse=True)

@@ -117,8 +117,17 @@ def test_every_promise_of_security_names_tests_that_exist() -> None:
     table = (ROOT / "docs/security.md").read_text().partition("## Tests of these promises\n")[2].partition("\n## ")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ") and "tests/" in line]
     assert len(rows) > 20
+    tests = r"`(tests/[a-z_/]+\.py)`: ((?:`[a-z0-9_]+`(?:, )?)+)"
     for row in rows:
-        for file, names in re.findall(r"`(tests/[a-z_/]+\.py)`: ((?:`[a-z0-9_]+`(?:, )?)+)", row):
+        assert re.fullmatch(rf"\| [^|]+ \| {tests}(?:; {tests})* \|", row), row
+        for file, names in re.findall(tests, row):
             code = (ROOT / file).read_text()
             for name in re.findall(r"`([a-z0-9_]+)`", names):
                 assert f"def test_{name}(" in code, f"{file} has no test_{name}"
+
+
+def test_the_limits_of_worker_processes_are_described_with_the_rest() -> None:
+    limits = (ROOT / "docs/architecture.md").read_text().partition("## Limits\n")[2]
+    for name in ("processes", "workers", "worker_bytes", "time", "cpu", "memory_bytes", "state_bytes"):
+        assert f"limits.{name}" in config.settings()
+        assert f"`limits.{name}`" in limits

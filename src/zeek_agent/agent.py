@@ -13,18 +13,25 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import apsw
+
 from zeek_agent import __version__, heap, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
+from zeek_agent.bpf import iterators
+from zeek_agent.containment import needs
+from zeek_agent.containment.contained_database import ContainedDatabase, recipient_of
 from zeek_agent.control.answers import answering
 from zeek_agent.control.server import ControlServer, SocketNotCreatedError
-from zeek_agent.database.database import Database
 from zeek_agent.destination import EMBEDDED, formerly_embedded
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.recording.supervisor import Supervisor
+from zeek_agent.results.snapshots import take_snapshots
+from zeek_agent.results.state import ResultStateError
+from zeek_agent.results.store import ResultStore
 from zeek_agent.signals import stop_signals
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
@@ -32,8 +39,9 @@ from zeek_agent.zeek.connection import ZeekConnection
 from zeek_agent.zeek.connection_errors import UnusableError
 
 if TYPE_CHECKING:
-    from zeek_agent.collector.server import Collector
+    from zeek_agent.collector.embedded import EmbeddedCollector
     from zeek_agent.config import Config
+    from zeek_agent.containment.messages import Need
     from zeek_agent.destination import Destination
     from zeek_agent.identity import Identity
     from zeek_agent.logbook import RecentLines
@@ -81,16 +89,35 @@ class Agent:
         self._ring = ring
         self._started = time.monotonic()
         self._connections: list[ZeekConnection] = []
-        self._collector: Collector | None = None
+        self._collector: EmbeddedCollector | None = None
         self._bridge: Bridge | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         access = AccessPolicy(config.access, paths.protected(config, places))
         tables = [*builtin_tables(), *plugin_tables()]
-        self.store = EventStore(places.store, tables, config.events, state_bytes=config.limits.state_bytes)
-        self.database = Database(tables, TableContext(self, access), config.limits, self.store)
+        self.store = EventStore(
+            places.store,
+            tables,
+            config.events,
+            state_bytes=config.limits.state_bytes,
+            on_blocked_reader=self._end_readers,
+        )
+        self.database = ContainedDatabase(
+            tables,
+            TableContext(self, access),
+            config.limits,
+            self.store,
+            setup=needs.worker_setup(config, places, self, self._started),
+            need=self._answer_need,
+            directory=places.state,
+            osquery=self._describe_osquery,
+            iterators=lambda: iterators.loaded_iterators() is not None,
+        )
         self.supervisor = Supervisor(config.sources, self.store, redact=access.redact)
+        self.results = ResultStore(places.results, config.limits.state_bytes)
         self.runner = QueryRunner(
             self.database,
             self.store,
+            results=self.results,
             drain=Coalesced(self._drain),
             formerly={str(EMBEDDED): formerly_embedded(config.collector.listen)},
         )
@@ -110,10 +137,13 @@ class Agent:
 
     async def _start(self) -> None:
         """Start the parts, each after those that it needs; they end in the reverse order."""
+        self._loop = asyncio.get_running_loop()
         log.info("zeek-agent %s, agent %s, state in %s", __version__, self.id, self._places.state)
         parts = self._parts
         parts.push_async_callback(asyncio.to_thread, self.store.close)
-        parts.push_async_callback(asyncio.to_thread, self.database.close)
+        parts.push_async_callback(asyncio.to_thread, self.results.close)
+        await asyncio.to_thread(self._take_snapshots)
+        parts.push_async_callback(self.database.aclose)
         parts.push_async_callback(asyncio.to_thread, self.supervisor.stop)
         await asyncio.to_thread(self.supervisor.start)
         parts.push_async_callback(self.runner.close)
@@ -123,6 +153,13 @@ class Agent:
         await self._start_control()
         for url in self._config.zeek.destinations or (EMBEDDED,):
             self._connect(url)
+
+    def _take_snapshots(self) -> None:
+        """Take over what an earlier release kept in the event store; without it, queries start over."""
+        try:
+            take_snapshots(self.results, self.store, self._places.state)
+        except (ResultStateError, apsw.Error, OSError) as error:
+            log.warning("last results of queries cannot be taken over from the event store: %s", error)
 
     def _start_bridge(self) -> Bridge | None:
         """Start the osquery bridge, unless it is disabled."""
@@ -135,9 +172,9 @@ class Agent:
         return bridge
 
     def _prepare_collector(self) -> None:
-        """Make the embedded collector; it starts when its connection is dialled. Raises UsageError for a bad pack."""
+        """Make the embedded collector; its process starts when it is dialled. Raises UsageError for a bad pack."""
         from zeek_agent.collector import pack
-        from zeek_agent.collector.server import Collector
+        from zeek_agent.collector.embedded import EmbeddedCollector
         from zeek_agent.collector.summary import show
 
         settings = self._config.collector
@@ -148,9 +185,9 @@ class Agent:
                 self._origins["collector.listen"],
             )
         queries = pack.load(Path(settings.pack) if settings.pack else None, schedule=settings.schedule)
-        self._collector = Collector(settings, queries)
+        self._collector = EmbeddedCollector(settings, queries, self.database.pool.start_collector)
         self._parts.push_async_callback(self._collector.stop)
-        sys.stdout.write(f"zeek-agent {__version__}: logs in {Path(settings.logs).absolute()}; Ctrl-C ends\n")
+        sys.stdout.write(f"zeek-agent {__version__}: logs in {self._collector.logs}; Ctrl-C ends\n")
         sys.stdout.flush()
         self._background(show(self._collector), "summary")
 
@@ -158,10 +195,9 @@ class Agent:
         """A socket that is connected to the embedded collector. Raises UnusableError when that cannot start now."""
         assert self._collector is not None
         try:
-            await self._collector.start_embedded()
+            return await self._collector.dial()
         except ZeekAgentError as error:
             raise UnusableError(f"cannot start: {error}; events are still recorded") from None
-        return self._collector.connect()
 
     async def _start_control(self) -> None:
         """Listen for commands. Continue without if the socket cannot be created, as in a read-only state directory."""
@@ -193,6 +229,19 @@ class Agent:
         task.add_done_callback(_report_failure)
         self._parts.push_async_callback(_cancelled, task)
 
+    def _end_readers(self, blocked_seconds: float) -> None:
+        """Called in the store's writer thread while a reader keeps its write-ahead log from being reused."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.database.pool.end_readers)
+
+    def _describe_osquery(self) -> bytes:
+        return b"" if self._bridge is None else self._bridge.imported()
+
+    async def _answer_need(self, need: Need) -> tuple[bytes, Sequence[int]]:
+        """What a worker process cannot get on its own. Raises SqlError."""
+        osquery = None if self._bridge is None else self._bridge.connect
+        return await needs.answer(need, self, self._drain, osquery)
+
     async def _drain(self) -> None:
         """Bring the event store up to date with what the kernel has."""
         await asyncio.to_thread(self._drain_blocking)
@@ -219,7 +268,14 @@ class Agent:
         return [connection.status() for connection in self._connections]
 
     def queries(self) -> Iterable[Row]:
-        return [installed.status() for installed in self.runner.installed]
+        pool, rows = self.database.pool, []
+        for installed in self.runner.installed:
+            statement = recipient_of(installed.recipient.identity), installed.query.sql
+            rows.append(installed.status(pool.usage(*statement), pool.resting_until(*statement)))
+        return rows
+
+    def workers(self) -> Iterable[Row]:
+        return [*self.database.pool.status(), *(self._collector.status() if self._collector else ())]
 
     def sources(self) -> Iterable[Row]:
         return [*self.supervisor.status(), *(self._bridge.status() if self._bridge else ())]
@@ -251,8 +307,14 @@ class Agent:
             "delivery_states": self.store.delivery_states(),
             "store_files_left": self.store.files_left,
             "store_notice": self.store.notice,
-            "collector": None if self._collector is None else str(Path(self._config.collector.logs).absolute()),
+            "workers": self.database.pool.totals(),
+            "workers_killed": dict(self.database.pool.killed),
+            "results_notice": self.results.notice,
+            "results_bytes": self.results.usage().bytes,
+            "collector": None if self._collector is None else str(self._collector.logs),
             "collector_error": None if self._collector is None else self._collector.stats.disk_error,
+            "collector_pid": None if self._collector is None else self._collector.pid,
+            "collector_lost": None if self._collector is None else self._collector.lost,
         }
 
 

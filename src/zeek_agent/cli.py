@@ -186,7 +186,8 @@ def run(
 def query(given: Given, *, sql: str, mode: str) -> int:
     """Run one SQL statement and print its rows; SQL `-` is read from standard input.
 
-    The statement runs in a running agent, or else in this process.
+    The statement is sent to a running agent. Without one, it runs in a worker process if root runs the command, or else
+    in this process.
     """
     from zeek_agent.terminal import responders
 
@@ -252,7 +253,10 @@ def tables(given: Given, *, name: str | None, zeek: bool) -> None:
 @click.option("--format", "-f", "form", type=click.Choice(["text", "json"]), default="text", help="Output format.")
 @_settings
 def status(given: Given, *, form: str) -> None:
-    """Show the running agent: identity, connections, sources, queries, event store. Exit code 1 if none is running."""
+    """Show the running agent: identity, connections, sources, queries, worker processes, event store.
+
+    Exit code 1 if none is running.
+    """
     from zeek_agent.terminal import responders, status_report
 
     config, _ = given.load()

@@ -114,7 +114,21 @@ class LimitSettings(Section, frozen=True):
     memory_bytes: Annotated[
         PositiveInt, Meta(description="memory in bytes for SQLite's sorting, grouping and intermediate rows")
     ] = 134_217_728
-    workers: Annotated[PositiveInt, Meta(description="number of snapshot queries that run concurrently")] = 2
+    workers: Annotated[
+        PositiveInt,
+        Meta(description="number of snapshot queries that run concurrently, per destination and per local user"),
+    ] = 2
+    processes: Annotated[PositiveInt, Meta(description="maximum number of worker processes in all")] = 8
+    cpu: Annotated[
+        Positive,
+        Meta(
+            description="processor time for the statements of one destination or local user, in seconds per second; "
+            "20 s may be saved, and statements wait once they are used up"
+        ),
+    ] = 0.25
+    worker_bytes: Annotated[
+        PositiveInt, Meta(description="maximum memory of a worker process in bytes, in which one statement runs")
+    ] = 167_772_160
     file_bytes: Annotated[PositiveInt, Meta(description="maximum number of bytes to read lines from, per file")] = (
         16_777_216
     )

@@ -34,6 +34,10 @@ class UnknownTableError(SqlError):
         self.table = table
 
 
+class DamagedStateError(SqlError):
+    """The stored result of a query is damaged."""
+
+
 class AccessDeniedError(SqlError):
     """A statement uses a forbidden table, file, function or pragma."""
 

@@ -65,16 +65,16 @@ class FileLock:
             os.close(self._descriptors.pop())
 
 
-def acquire_lock(path: Path, legacy_directory: Path | None = None) -> FileLock:
+def acquire_lock(path: Path, legacy_directory: Path | None = None, holder: int | None = None) -> FileLock:
     """Lock the file at `path`, which is created if it does not exist.
 
     `legacy_directory` is the directory that older versions locked instead: an agent that holds it is respected, and it
-    is locked too where possible, which excludes older versions that start later. Raises LockHeldError when another
-    agent holds the lock, and OSError.
+    is locked too where possible, which excludes older versions that start later. `holder` is the process that the lock
+    names, if not this one. Raises LockHeldError when another agent holds the lock, and OSError.
     """
     if not _has_flock():
         return FileLock()
-    lock = _acquire_at(path)
+    lock = _acquire_at(path, os.getpid() if holder is None else holder)
     try:
         if legacy_directory is not None:
             _lock_legacy_directory(legacy_directory, path, lock)
@@ -122,23 +122,23 @@ def group_exposure(directory: Path) -> str | None:
     return None
 
 
-def _acquire_at(path: Path) -> FileLock:
+def _acquire_at(path: Path, holder: int) -> FileLock:
     for _ in range(ATTEMPTS):
-        lock = _try_acquire(path)
+        lock = _try_acquire(path, holder)
         if lock is not None:
             return lock
         time.sleep(ATTEMPT_PAUSE_SECONDS)
     raise OSError(errno.EAGAIN, "the lock file keeps being replaced", str(path))
 
 
-def _try_acquire(path: Path) -> FileLock | None:
+def _try_acquire(path: Path, holder: int) -> FileLock | None:
     """One attempt; None when another process has replaced the file meanwhile."""
     try:
         descriptor = os.open(path, _OPEN_FLAGS | os.O_CREAT, _MODE)
     except OSError as error:
         if error.errno in _NOT_A_LOCK_FILE and os.path.lexists(path) and not _is_private(path.lstat()):
             _put_aside_directory(path)
-            return _replace(path, path.lstat()) if os.path.lexists(path) else None
+            return _replace(path, path.lstat(), holder) if os.path.lexists(path) else None
         raise
     kept = False
     try:
@@ -148,8 +148,8 @@ def _try_acquire(path: Path) -> FileLock | None:
             _refuse_if_held_by_agent(path, descriptor, status)
         elif _is_private(status):
             kept = _is_at(path, status)
-            return _signed(descriptor) if kept else None
-        lock = _replace(path, status)
+            return _signed(descriptor, holder) if kept else None
+        lock = _replace(path, status, holder)
         if lock is not None and locked:
             # An older version that opened the file before it was replaced finds it locked.
             lock.add(descriptor)
@@ -170,7 +170,7 @@ def _refuse_if_held_by_agent(path: Path, descriptor: int, status: os.stat_result
     log.warning("%s: another user holds the lock on this file of an older version; replacing it", path)
 
 
-def _replace(path: Path, replaced: os.stat_result) -> FileLock | None:
+def _replace(path: Path, replaced: os.stat_result, holder: int) -> FileLock | None:
     """Replace a file with a private lock file that is already locked; None when that file is no longer there.
 
     Only the process that has locked `<path>.new` may replace it, so of two that try at the same time one succeeds.
@@ -190,7 +190,7 @@ def _replace(path: Path, replaced: os.stat_result) -> FileLock | None:
         with suppress(FileNotFoundError):
             new.replace(path)
         kept = _is_at(path, status)
-        return _signed(descriptor) if kept else None
+        return _signed(descriptor, holder) if kept else None
     finally:
         if not kept:
             os.close(descriptor)
@@ -279,11 +279,11 @@ def _is_at(path: Path, status: os.stat_result) -> bool:
         return False
 
 
-def _signed(descriptor: int) -> FileLock:
+def _signed(descriptor: int, holder: int) -> FileLock:
     """The lock, after writing its holder to the file: process id and time."""
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d %d\n" % (os.getpid(), int(time.time())), 0)
+        os.pwrite(descriptor, b"%d %d\n" % (holder, int(time.time())), 0)
     except OSError as error:  # a full disk; the lock is valid all the same
         log.warning("cannot write the process id to a lock file: %s", error.strerror)
     return FileLock(descriptor)

@@ -47,6 +47,11 @@ class Paths:
         """The event store's database."""
         return self.state / "events.db"
 
+    @property
+    def results(self) -> Path:
+        """The last results of differences queries."""
+        return self.state / "results.db"
+
 
 def locate(config: Config, environment: Mapping[str, str] = os.environ) -> Paths:
     """The locations for a configuration and the current user."""

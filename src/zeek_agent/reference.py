@@ -219,7 +219,8 @@ def cli_page() -> str:
         "# Command line",
         "Exit codes: 0 success, 1 failure, 2 usage error. Errors are one line on standard error.",
         "`query`, `shell`, `tables`, `status` and `doctor` connect to a running agent through its control socket. "
-        "Without one, all but `status` work in their own process, with the events stored by an agent.",
+        "Without one, all but `status` read the host themselves, with the events stored by an agent; statements of "
+        "root's commands run in worker processes, as in a running agent.",
         *(_command_section(command, f"zeek-agent {path}") for path, command in _commands(commands)),
         "## Shell commands",
         _markdown_table(

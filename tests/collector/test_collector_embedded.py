@@ -1,4 +1,4 @@
-"""The collector inside an agent's process: the same protocol as over TCP, on sockets that nobody else can reach."""
+"""The collector on passed sockets: the same protocol as over TCP, on sockets that nobody else can reach."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from zeek_agent.collector import summary
-from zeek_agent.collector.in_process import InProcessListener
+from zeek_agent.collector.passed_connections import PassedConnections
 from zeek_agent.collector.server import Collector, CollectorLimits
 from zeek_agent.collector.summary import SummaryView
 from zeek_agent.destination import EMBEDDED, PATH, formerly_embedded
@@ -43,9 +43,20 @@ async def started(logs: Path, limits: CollectorLimits | None = None) -> AsyncIte
         await collector.stop()
 
 
+def connected_to(collector: Collector) -> socket.socket:
+    """The client's end of a new connection."""
+    client, served = socket.socketpair()
+    try:
+        collector.serve_connection(served)
+    except OSError:
+        client.close()
+        raise
+    return client
+
+
 @asynccontextmanager
 async def agent_in(collector: Collector, agent_id: str = "HAbc", url: str = URL) -> AsyncIterator[Agent]:
-    async with connect(url, sock=collector.connect(), compression=None) as connection:
+    async with connect(url, sock=connected_to(collector), compression=None) as connection:
         yield Agent(connection, collector, agent_id)
 
 
@@ -91,7 +102,7 @@ async def test_the_bytes_are_those_of_tcp(tmp_path: Path) -> None:
         assert b" 101 " in over_tcp
         assert b"\x8a\x02hi" in over_tcp
         assert b"collector-websocket-0" in over_tcp
-        assert await conversation(inside.connect()) == over_tcp
+        assert await conversation(connected_to(inside)) == over_tcp
 
 
 async def test_invalid_requests_are_refused_as_over_tcp(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -107,7 +118,7 @@ async def test_invalid_requests_are_refused_as_over_tcp(tmp_path: Path, caplog: 
             with pytest.raises(InvalidStatus, match="503"):
                 async with agent_in(collector):
                     pass
-        client = collector.connect()
+        client = connected_to(collector)
         client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         client.settimeout(5)
         assert await asyncio.to_thread(client.recv, 1) in (b"", b"H")
@@ -131,7 +142,7 @@ async def test_many_connections_open_and_close(tmp_path: Path) -> None:
 async def test_an_embedded_collector_has_no_address(tmp_path: Path) -> None:
     collector = embedded(tmp_path)
     with pytest.raises(ConnectionRefusedError):
-        collector.connect()
+        connected_to(collector)
     await collector.start_embedded()
     await collector.start_embedded()
     with pytest.raises(LookupError):
@@ -139,7 +150,7 @@ async def test_an_embedded_collector_has_no_address(tmp_path: Path) -> None:
     assert collector.place == "in the agent"
     await collector.stop()
     with pytest.raises(ConnectionRefusedError):
-        collector.connect()
+        connected_to(collector)
 
 
 async def test_the_status_shows_that_it_is_embedded_and_why_it_has_not_started(tmp_path: Path) -> None:
@@ -161,15 +172,19 @@ async def test_the_status_shows_that_it_is_embedded_and_why_it_has_not_started(t
 
 
 def test_closing_ends_connections_that_nobody_accepted() -> None:
-    listener = InProcessListener()
+    listener = PassedConnections()
     with pytest.raises(BlockingIOError):
         listener.accept()
-    client = listener.connect_here()
+    client, served = socket.socketpair()
+    listener.add(served)
     listener.close()
     assert client.recv(1) == b""
     client.close()
+    client, served = socket.socketpair()
     with pytest.raises(OSError, match="Bad file descriptor"):
-        listener.connect_here()
+        listener.add(served)
+    assert client.recv(1) == b""
+    client.close()
 
 
 async def test_logs_that_are_locked_are_tried_again(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from zeek_agent.control.server import CONNECTIONS_MAX, AnswerFunction, ControlSe
 from zeek_agent.errors import AccessDeniedError, SqlError, UsageError, ZeekAgentError
 from zeek_agent.schema import Column, Parameter
 from zeek_agent.table import Table
+from zeek_agent.table_declarations import declare, declared
 
 COLUMNS = Columns([("a", "int"), ("b", "text")])
 
@@ -335,9 +336,9 @@ def test_notes_and_declarations_survive_the_wire() -> None:
         kind="events",
         alias=True,
     )
-    frame = messages.decode_frame(next(messages.encode_frame(messages.Declarations(messages.declare([table])))))
+    frame = messages.decode_frame(next(messages.encode_frame(messages.Declarations(declare([table])))))
     assert isinstance(frame, messages.Declarations)
-    (copy,) = messages.declared(frame.tables)
+    (copy,) = declared(frame.tables)
     assert vars(copy) == vars(table)
 
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeek_agent.queries.differences import ResultSnapshot, unread_rows
+from zeek_agent.queries.differences import ResultSnapshot
+from zeek_agent.results.state import may_be_unread
 
 COLUMNS = (("name", "text"), ("pid", "count"))
 
@@ -82,9 +83,9 @@ def test_unread_paths_are_restored_from_disk() -> None:
 def test_a_row_is_held_for_its_path_or_while_some_file_is_newly_unread(
     row: tuple[str, int], newly_unread: bool, held: bool
 ) -> None:
-    is_unread = unread_rows({"/etc/a", "/srv"}, newly_unread=newly_unread, all_paths=True)
+    is_unread = may_be_unread(frozenset({"/etc/a", "/srv"}), newly_unread=newly_unread, all_paths=True)
     assert is_unread(row) is held
-    assert unread_rows({"/etc/a"}, newly_unread=False, all_paths=False)(row)
+    assert may_be_unread(frozenset({"/etc/a"}), newly_unread=False, all_paths=False)(row)
 
 
 @given(st.binary(max_size=64))

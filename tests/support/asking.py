@@ -42,6 +42,9 @@ class Agent:
     def queries(self) -> Iterable[Row]:
         return ()
 
+    def workers(self) -> Iterable[Row]:
+        return ()
+
     def sources(self) -> Iterable[Row]:
         return ()
 

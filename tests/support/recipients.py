@@ -35,6 +35,9 @@ class Recorder:
     def __post_init__(self) -> None:
         self.gate.set()
 
+    def encoding(self, report: Report) -> None:
+        """It takes plain rows."""
+
     async def deliver(self, report: Report) -> None:
         await self.gate.wait()
         self.reports.put_nowait(report)

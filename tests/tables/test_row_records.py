@@ -9,6 +9,7 @@ import pytest
 from msgspec import Struct
 
 from zeek_agent.config import SettingStatus
+from zeek_agent.containment.pool import WorkerStatus
 from zeek_agent.events.event_file import Gap
 from zeek_agent.logbook import LogLine
 from zeek_agent.queries.installed import QueryStatus
@@ -27,12 +28,16 @@ RECORDS = {
     "system_logs_events": SystemLogEntry,
     "zeek_agent_sources": SourceStatus,
     "zeek_agent_queries": QueryStatus,
+    "zeek_agent_workers": WorkerStatus,
     "zeek_agent_connections": ConnectionStatus,
     "zeek_agent_gaps": Gap,
     "zeek_agent_log": LogLine,
     "zeek_agent_config": SettingStatus,
 }
-OTHER_NAMES = {"zeek_agent_gaps": {"begin": "from", "end": "until"}}
+OTHER_NAMES = {
+    "zeek_agent_gaps": {"begin": "from", "end": "until"},
+    "zeek_agent_workers": {"worker_class": "class"},
+}
 """Columns whose names Python does not take for a field, or that read badly as one."""
 PYTHON_TYPES = {
     "count": {int},

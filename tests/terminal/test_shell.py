@@ -14,6 +14,7 @@ from zeek_agent.control.messages import Columns, Declarations, Facts, Frame, Pau
 from zeek_agent.errors import SqlError, UsageError
 from zeek_agent.schema import Column
 from zeek_agent.table import Table
+from zeek_agent.table_declarations import declare
 from zeek_agent.terminal.console import Mode, Printer
 from zeek_agent.terminal.shell import Shell, find_table, is_complete, split_schedule, split_statements
 
@@ -41,7 +42,7 @@ class Answers:
         self.asked.append(request)
         match request:
             case messages.TablesRequest():
-                yield Declarations(messages.declare(TABLES))
+                yield Declarations(declare(TABLES))
             case messages.StatusRequest():
                 yield Facts({"running": True, "uptime": 1.26, "store": {"users_events": 3}, "store_notice": None})
             case messages.QueryRequest(sql="bad"):

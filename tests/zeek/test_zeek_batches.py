@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -14,17 +15,22 @@ from waiting import until
 from zeek_server import Client, zeek_server
 
 from zeek_agent.database.database import Profile, ResultColumn
+from zeek_agent.database.encodings import BatchesEncoding, FrameBatch
 from zeek_agent.queries.subscriptions import Change, Query, Report, Subscription
 from zeek_agent.schema import ZeekType
-from zeek_agent.zeek import batches, protocol
-from zeek_agent.zeek.protocol import Context, ResultBatch
+from zeek_agent.zeek import frames, protocol
+from zeek_agent.zeek.protocol import ResultBatch
 
 FEATURES = frozenset({protocol.BATCHES})
-CONTEXT = Context("Hagent", 1.0, "q")
 
 
 def report(rows: list[tuple[Change | None, tuple[object, ...]]], kinds: tuple[str, ...] = ("count", "text")) -> Report:
     return Report("q", Query("SELECT", protocol.ROWS), columns(*kinds), rows, "stream", "store", (10, 20))  # type: ignore[arg-type]
+
+
+def split(whole: Report, rows: int, size: int, now: float = 1.0) -> Iterator[FrameBatch]:
+    encoding = BatchesEncoding("/t", "Hagent", now, "q", None, rows, size, whole.store, whole.stream, *whole.window)
+    return frames.batch_frames(whole.columns, whole.rows, encoding)
 
 
 def taken(frame: bytes) -> ResultBatch:
@@ -34,7 +40,7 @@ def taken(frame: bytes) -> ResultBatch:
 
 
 def encoded(kind: str, cell: object) -> object:
-    text = batches.object_encoder([ResultColumn("cell", ZeekType.parse(kind))])((cell,))  # type: ignore[arg-type]
+    text = frames.object_encoder([ResultColumn("cell", ZeekType.parse(kind))])((cell,))  # type: ignore[arg-type]
     return json.loads(text).get("cell")
 
 
@@ -63,7 +69,7 @@ def test_cells_are_written_as_from_json_takes_them(kind: str, cell: object, expe
 @given(st.lists(st.tuples(st.sampled_from([Change.ADD, Change.DELETE, None]), st.text(max_size=40)), max_size=60))
 def test_no_row_is_lost_or_reordered_and_a_batch_has_one_change(rows: list[tuple[Change | None, str]]) -> None:
     whole = report([(change, (number, text)) for number, (change, text) in enumerate(rows)])
-    sent = [taken(one.frame) for one in batches.split_report(whole, "/t", CONTEXT, 7, 300)]
+    sent = [taken(frame) for batch in split(whole, 7, 300) for frame in batch.frames]
     numbers = [row["c0"] for one in sent for row in json.loads(one.rows)]
     assert numbers == list(range(len(rows)))
     changes = [one.context.change for one in sent for _ in json.loads(one.rows)]
@@ -79,8 +85,7 @@ def test_no_row_is_lost_or_reordered_and_a_batch_has_one_change(rows: list[tuple
 def test_the_same_report_is_split_the_same_way() -> None:
     whole = report([(Change.ADD, (number, "x" * (number * 37 % 90))) for number in range(200)])
     first, second = (
-        [taken(one.frame).rows for one in batches.split_report(whole, "/t", Context("Hagent", now, "q"), 100, 2000)]
-        for now in (1.0, 2.0)
+        [taken(frame).rows for batch in split(whole, 100, 2000, now) for frame in batch.frames] for now in (1.0, 2.0)
     )
     assert first == second
     assert all(len(rows) < 2200 for rows in first)

@@ -70,6 +70,17 @@ class Rows:
         kinds, rows = self.results[sql]
         return Result(kinds, list(rows))
 
+    async def own_rows(self, name: str) -> Result:
+        self.asked.append(name)
+        if f"SELECT * FROM {name}" not in self.results:
+            raise SqlError("no luck")
+        kinds, rows = self.results[f"SELECT * FROM {name}"]
+        return Result(kinds, list(rows))
+
+    async def encoded(self, sql: str, encoding: object, **arguments: object) -> Result:
+        """A database without worker processes."""
+        return await self.query(sql, **arguments)
+
     async def prepare(self, sql: str, **_: object) -> Statement:
         if sql not in self.results and sql != "SELECT broken":
             raise SqlError("no such table: nowhere")
@@ -713,8 +724,7 @@ async def test_doctor_does_not_follow_a_redirect_either() -> None:
 
 async def test_an_unsent_hello_is_tried_again() -> None:
     rows = Rows()
-    good = rows.results["SELECT * FROM zeek_agent"]
-    rows.results["SELECT * FROM zeek_agent"] = (columns("text"), [("H",)])
+    good = rows.results.pop("SELECT * FROM zeek_agent")
     async with connected(rows, hello_interval=0.05) as (_, client):
         await until(lambda: len(rows.asked) > 1)
         rows.results["SELECT * FROM zeek_agent"] = good

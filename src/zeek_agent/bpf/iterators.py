@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -29,7 +30,7 @@ from zeek_agent.host.linux.stamps import TICKS, boot_id, set_or_none, start_tick
 
 log = logging.getLogger(__name__)
 
-_loaded: Iterators | None = None
+_loaded: IteratorReader | None = None
 
 _READ_BYTES: Final = 1 << 18
 """Buffer size, so that a scan of all processes takes few system calls."""
@@ -94,24 +95,12 @@ class Task:
         return text.from_bytes(raw.rstrip(b"\0").replace(b"\0", b" ")) if raw else None
 
 
-class Iterators:
-    """The loaded BPF object. Thread-safe."""
+class IteratorReader(ABC):
+    """Decodes what iterators return."""
 
-    def __init__(self) -> None:
-        """Load it; each iterator is attached on first use. Raises OSError."""
-        self._lock = threading.Lock()
-        self._attached: set[str] = set()
-        self._object = BpfObject("iterators")
-        try:
-            self._object.configure(struct.pack("=II", mmap.PAGESIZE, os.cpu_count() or 1))
-            self._object.load()
-        except OSError:
-            self._object.close()
-            raise
-
-    def close(self) -> None:
-        """Release the kernel's memory."""
-        self._object.close()
+    @abstractmethod
+    def _read(self, program: str) -> bytes:
+        """The whole output of one of the iterator programs."""
 
     def tasks(self) -> list[Task]:
         """All processes in ascending order of pids."""
@@ -139,19 +128,53 @@ class Iterators:
         kept = ((inode, [holder for holder in holding if holder[0] in pids]) for inode, holding in holders.items())
         return {inode: holding for inode, holding in kept if holding}
 
-    def _read(self, program: str) -> bytes:
+
+class Iterators(IteratorReader):
+    """The loaded object. Any thread may ask."""
+
+    def __init__(self) -> None:
+        """Load it; each iterator is attached on first use. Raises OSError."""
+        self._lock = threading.Lock()
+        self._attached: set[str] = set()
+        self._object = BpfObject("iterators")
+        try:
+            self._object.configure(struct.pack("=II", mmap.PAGESIZE, os.cpu_count() or 1))
+            self._object.load()
+        except OSError:
+            self._object.close()
+            raise
+
+    def close(self) -> None:
+        """Give the kernel's memory back."""
+        self._object.close()
+
+    def open(self, program: str) -> int:
+        """A descriptor from which one pass can be read; the caller closes it. Raises OSError."""
         with self._lock:
             if program not in self._attached:
                 self._object.attach(program)
                 self._attached.add(program)
-            descriptor = self._object.open_iterator(program)
-        try:
-            parts = []
-            while part := os.read(descriptor, _READ_BYTES):
-                parts.append(part)
-            return b"".join(parts)
-        finally:
-            os.close(descriptor)
+            return self._object.open_iterator(program)
+
+    def _read(self, program: str) -> bytes:
+        return read_all(self.open(program))
+
+
+def read_all(descriptor: int) -> bytes:
+    """The output of an iterator, which is closed."""
+    try:
+        parts = []
+        while part := os.read(descriptor, _READ_BYTES):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
+def use(reader: IteratorReader) -> None:
+    """Let tables read with this one: in a process that cannot load BPF programs."""
+    global _loaded  # noqa: PLW0603
+    _loaded = reader
 
 
 def load_iterators() -> None:
@@ -169,7 +192,7 @@ def load_iterators() -> None:
         log.info("falling back to /proc for processes and sockets: %s", reason)
 
 
-def loaded_iterators() -> Iterators | None:
+def loaded_iterators() -> IteratorReader | None:
     """The process-wide object, if loaded; for a single query loading it is not worth it."""
     return _loaded
 

@@ -178,7 +178,10 @@ class LogFile:
 
 
 class LogDirectory:
-    """All logs of a collector, in a directory that no other collector writes to."""
+    """All logs of a collector, in a directory that no other collector writes to.
+
+    `holder` is the process that the lock names, if not this one.
+    """
 
     def __init__(
         self,
@@ -188,6 +191,7 @@ class LogDirectory:
         rotate_interval_seconds: float = 0.0,
         rotate_bytes: int = 0,
         clock: Callable[[], float] = time.time,
+        holder: int | None = None,
     ) -> None:
         self.directory = directory
         self.files: dict[str, LogFile] = {}
@@ -198,6 +202,7 @@ class LogDirectory:
         self._rotate_interval_seconds = rotate_interval_seconds
         self._rotate_bytes = rotate_bytes
         self._clock = clock
+        self._holder = holder
         self._lock: FileLock | None = None
         self._ready = False
 
@@ -289,7 +294,7 @@ class LogDirectory:
         if self._lock is not None:
             return
         try:
-            self._lock = locks.acquire_lock(self.directory / LOCK, legacy_directory=self.directory)
+            self._lock = locks.acquire_lock(self.directory / LOCK, legacy_directory=self.directory, holder=self._holder)
         except locks.LockHeldError as error:
             raise UsageError(
                 f"another collector{error.holder} writes its logs to {self.directory}: "

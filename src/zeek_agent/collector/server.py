@@ -1,4 +1,4 @@
-"""The collector: a substitute for Zeek that agents connect to, over TCP or, embedded in an agent, within its process.
+"""The collector: a substitute for Zeek that agents connect to, over TCP or, embedded in an agent, over passed sockets.
 
 Like Zeek, it implements the server side of the agents' protocol on a WebSocket. It acts as one Zeek instance that
 installs the queries of a pack, and writes the results as Zeek logs. Like Zeek's server, it has no authentication.
@@ -28,11 +28,12 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from zeek_agent.collector.agents import Agents, KnownAgent
-from zeek_agent.collector.in_process import InProcessListener
 from zeek_agent.collector.intake import Intake
 from zeek_agent.collector.log_files import PENDING_BYTES, LogDirectory
 from zeek_agent.collector.pack import Pack, PackQuery
+from zeek_agent.collector.passed_connections import PassedConnections
 from zeek_agent.collector.receive_memory import POOL_BYTES, BoundedConnection, ReceiveMemory, bounded_by
+from zeek_agent.collector.stats import CollectorStats, LogStats
 from zeek_agent.config import CollectorSettings
 from zeek_agent.destination import PATH, parse_listen
 from zeek_agent.errors import UsageError, ZeekAgentError
@@ -103,36 +104,6 @@ class CollectorClient:
         return topic.startswith(self.topics)
 
 
-@dataclass(frozen=True, slots=True)
-class LogStats:
-    """Rows of one log since the start, and rows lost because of a failing disk."""
-
-    path: str
-    rows: int
-    dropped: int
-
-
-@dataclass(frozen=True, slots=True)
-class CollectorStats:
-    """The collector at one moment."""
-
-    started: float
-    connections: int
-    unread_bytes: int
-    """Unread bytes of connections, beyond the allowance of each."""
-    agents: tuple[KnownAgent, ...]
-    connected: frozenset[str]
-    logs: tuple[LogStats, ...]
-    messages: int
-    rows: int
-    refused: int
-    ignored: int
-    agent_errors: int
-    disk_errors: int
-    disk_error: str | None
-    recent_errors: tuple[tuple[float, str], ...]
-
-
 class Collector:
     """Serves agents from `start` or `start_embedded` to `stop`."""
 
@@ -143,7 +114,9 @@ class Collector:
         *,
         clock: Callable[[], float] = time.time,
         limits: CollectorLimits | None = None,
+        holder: int | None = None,
     ) -> None:
+        """`holder` is the process that the lock on the logs names, if not this one."""
         self.instance = f"zeek_{_unique()}"
         self.warning: str | None = None
         self._topics = (protocol.response_topic("", "all").rstrip("/"), protocol.response_topic("", self.instance))
@@ -156,6 +129,7 @@ class Collector:
             rotate_interval_seconds=settings.rotate_interval,
             rotate_bytes=settings.rotate_bytes,
             clock=clock,
+            holder=holder,
         )
         known = Agents(timeout_seconds=settings.agent_timeout, limit=self._limits.agents)
         self._intake = Intake(pack, self._logs, known, clock)
@@ -170,7 +144,7 @@ class Collector:
         self._connections = 0
         self._numbers = count()
         self._server: Server | None = None
-        self._listener: InProcessListener | None = None
+        self._listener: PassedConnections | None = None
         self._flush_task: asyncio.Task[None]
         self._hello_task: asyncio.Task[None]
         self._stopping = False
@@ -197,27 +171,33 @@ class Collector:
             self._log_disk_state()
         return self.address
 
-    async def start_embedded(self) -> None:
-        """Serve only connections made by `connect`. May be retried after a failure.
+    def prepare(self) -> None:
+        """Lock the log directory and move an earlier run's logs, for which the embedded collector still has privileges.
 
-        Raises ZeekAgentError if the logs cannot be locked or written: rows then wait in the agent's event store.
+        May be retried after a failure. Raises ZeekAgentError if the logs cannot be locked or written: rows then wait in
+        the agent's event store.
         """
-        if self._server is not None:
-            return
-        await asyncio.to_thread(self._logs.start)
+        self._logs.start()
         if self._logs.failing:
             self._logs.release()
             raise ZeekAgentError(str(self._logs.last_error))
-        self._listener = InProcessListener()
+
+    async def start_embedded(self) -> None:
+        """Serve only connections that `serve_connection` is given. Raises ZeekAgentError as `prepare`."""
+        if self._server is not None:
+            return
+        await asyncio.to_thread(self.prepare)
+        self._listener = PassedConnections()
         self._server = await self._serve(sock=self._listener)
         self._begin()
         log.info("embedded, logs in %s", self._logs.directory)
 
-    def connect(self) -> socket.socket:
-        """The client's end of a new connection to the embedded collector. Raises OSError if it is not started."""
+    def serve_connection(self, connection: socket.socket) -> None:
+        """Serve the other end of a socket pair. Raises OSError if the embedded collector is not started."""
         if self._listener is None:
+            connection.close()
             raise ConnectionRefusedError("the embedded collector is not running")
-        return self._listener.connect_here()
+        self._listener.add(connection)
 
     async def _serve(self, **where: Any) -> Server:
         return await serve(

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
 from zeek_agent.text import escaped
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from zeek_agent.collector.agents import KnownAgent
-    from zeek_agent.collector.server import Collector, CollectorStats
+    from zeek_agent.collector.stats import CollectorStats
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,20 @@ ERRORS_SHOWN: Final = 5
 """The latest errors; all are in `reporter.log`."""
 _TEXT_CHARACTERS: Final = 200
 """Maximum of a text from an agent."""
+
+
+class Summarized(Protocol):
+    """A collector in this process, or the agent's view of its embedded one."""
+
+    @property
+    def stats(self) -> CollectorStats: ...
+    @property
+    def place(self) -> str:
+        """Where it can be reached, for messages."""
+        ...
+
+    @property
+    def warning(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +64,7 @@ class SummaryView:
         return cls(stats, now, {log.path: (log.rows - earlier.get(log.path, 0)) / seconds for log in stats.logs})
 
 
-async def show(collector: Collector, stream: TextIO | None = None) -> None:
+async def show(collector: Summarized, stream: TextIO | None = None) -> None:
     """Show the collector's state on `stream` (standard output) until cancelled."""
     stream = stream or sys.stdout
     try:
@@ -59,7 +73,7 @@ async def show(collector: Collector, stream: TextIO | None = None) -> None:
         log.warning("cannot write summaries to standard output: %s", error.strerror)
 
 
-async def _show_lines(collector: Collector, stream: TextIO) -> None:
+async def _show_lines(collector: Summarized, stream: TextIO) -> None:
     view = SummaryView.after(None, collector.stats, time.time())
     while True:
         await asyncio.sleep(LINE_INTERVAL_SECONDS)
@@ -68,7 +82,7 @@ async def _show_lines(collector: Collector, stream: TextIO) -> None:
         stream.flush()
 
 
-async def _show_live(collector: Collector, stream: TextIO) -> None:
+async def _show_live(collector: Summarized, stream: TextIO) -> None:
     from rich.console import Console
     from rich.live import Live
 
@@ -105,7 +119,7 @@ def line(view: SummaryView) -> str:
     return "; ".join(parts)
 
 
-def screen(collector: Collector, view: SummaryView) -> RenderableType:
+def screen(collector: Summarized, view: SummaryView) -> RenderableType:
     """The live view: agents, logs, errors."""
     from rich.console import Group
     from rich.text import Text

@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from zeek_agent.control import messages
-from zeek_agent.control.messages import Columns, Declarations, Facts, Frame, Note, Pause, Request, Rows
-from zeek_agent.database.database import Database, Lane, Profile
+from zeek_agent.control.messages import Columns, Declarations, EncodedLines, Facts, Frame, Note, Pause, Request, Rows
+from zeek_agent.database.database import Lane, Profile, Result, SqlDatabase
+from zeek_agent.database.encodings import ControlEncoding
+from zeek_agent.table_declarations import declare
 
 if TYPE_CHECKING:
     from zeek_agent.control.server import AnswerFunction
-    from zeek_agent.database.database import ResultColumn
+    from zeek_agent.database.results import EncodedRows, ResultColumn
     from zeek_agent.queries.runner import QueryRunner
     from zeek_agent.queries.subscriptions import Query, Report
 
 
 def answering(
-    database: Database, runner: Callable[[], QueryRunner], status: Callable[[], Mapping[str, Any]]
+    database: SqlDatabase, runner: Callable[[], QueryRunner], status: Callable[[], Mapping[str, Any]]
 ) -> AnswerFunction:
     """A function that answers requests, given a database, a runner of repeated queries and the agent's status."""
 
-    async def answer(request: Request, origin: str) -> AsyncGenerator[Frame, None]:
+    async def answer(request: Request, origin: str) -> AsyncGenerator[Frame | EncodedLines, None]:
         match request:
             case messages.QueryRequest():
-                result = await database.query(
-                    request.sql, profile=Profile(request.profile), lane=Lane.LOCAL, origin=origin
-                )
-                yield _columns(result.columns)
-                yield Rows(result.rows)
-                for error in result.errors:
-                    yield Note(error)
-                if result.files:
-                    yield Note(result.files.summary(), warning=True)
+                async for frame in _query(database, request, origin):
+                    yield frame
             case messages.SubscribeRequest():
                 async with aclosing(_subscribe(database, runner(), request, origin)) as frames:
                     async for frame in frames:
@@ -43,9 +38,27 @@ def answering(
             case messages.StatusRequest():
                 yield Facts(dict(status()))
             case messages.TablesRequest():
-                yield Declarations(messages.declare(database.tables.values()))
+                yield Declarations(declare(database.tables.values()))
 
     return answer
+
+
+async def _query(
+    database: SqlDatabase, request: messages.QueryRequest, origin: str
+) -> AsyncGenerator[Frame | EncodedLines, None]:
+    """The result of one statement."""
+    profile = Profile(request.profile)
+    result = await database.encoded(request.sql, ControlEncoding(), profile=profile, lane=Lane.LOCAL, origin=origin)
+    yield _columns(result.columns)
+    if isinstance(result, Result):
+        yield Rows(result.rows)
+    else:
+        async for lines in _lines(result):
+            yield lines
+    for error in result.errors:
+        yield Note(error)
+    if result.files:
+        yield Note(result.files.summary(), warning=True)
 
 
 _CHANGES: Mapping[str | None, messages.ChangeName | None] = {"Add": "Add", "Delete": "Delete", None: None}
@@ -57,6 +70,9 @@ class _Subscriber:
     profile = Profile.FULL
     durable = False
     recognizes_replays = False
+
+    def encoding(self, report: Report) -> ControlEncoding:
+        return ControlEncoding()
 
     def __init__(self, origin: str) -> None:
         self.identity = self.incarnation = f"{origin} {secrets.token_hex(8)}"
@@ -71,8 +87,8 @@ class _Subscriber:
 
 
 async def _subscribe(
-    database: Database, runner: QueryRunner, request: messages.SubscribeRequest, origin: str
-) -> AsyncGenerator[Frame, None]:
+    database: SqlDatabase, runner: QueryRunner, request: messages.SubscribeRequest, origin: str
+) -> AsyncGenerator[Frame | EncodedLines, None]:
     """The reports of a repeated query, each ended by `Pause`, until the generator is closed."""
     from zeek_agent.queries.subscriptions import Query, Subscription
 
@@ -91,11 +107,23 @@ async def _subscribe(
                 if report.columns != known:
                     known = report.columns
                     yield _columns(known)
-                yield Rows([row for _, row in report.rows], [_CHANGES[change] for change, _ in report.rows])
+                if report.encoded is None:
+                    yield Rows([row for _, row in report.rows], [_CHANGES[change] for change, _ in report.rows])
+                else:
+                    async for lines in _lines(report.encoded):
+                        yield lines
                 yield Pause()
             subscriber.reports.task_done()
     finally:
         runner.cancel(query_id)
+
+
+async def _lines(rows: EncodedRows) -> AsyncIterator[EncodedLines]:
+    try:
+        async for batch in rows.batches():
+            yield EncodedLines(batch.frames)
+    finally:
+        rows.close()
 
 
 def _columns(columns: tuple[ResultColumn, ...]) -> Columns:

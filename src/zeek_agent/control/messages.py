@@ -18,17 +18,15 @@ from __future__ import annotations
 import base64
 import math
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 
 from zeek_agent import errors
 from zeek_agent.errors import ZeekAgentError
-from zeek_agent.schema import Column, Parameter
-from zeek_agent.table import Table
 
 REQUEST_BYTES_MAX: Final = 1024 * 1024
 """Bounds memory; `limits.statement_bytes` is usually lower."""
@@ -119,6 +117,13 @@ class Failed(Struct, frozen=True, tag_field="frame", tag="failed"):
 
 Frame: TypeAlias = Columns | Rows | Note | Facts | Declarations | Pause | Done | Failed
 
+
+class EncodedLines(NamedTuple):
+    """Frames that a worker process has encoded: lines as they are sent."""
+
+    lines: Sequence[bytes]
+
+
 _encode = msgspec.json.Encoder().encode
 _requests: Final[msgspec.json.Decoder[Request]] = msgspec.json.Decoder(Request)
 _frames: Final[msgspec.json.Decoder[Frame]] = msgspec.json.Decoder(Frame)
@@ -132,8 +137,11 @@ def decode_request(line: bytes) -> Request:
         raise errors.UsageError(f"not a request: {error}") from None
 
 
-def encode_frame(frame: Frame) -> Iterator[bytes]:
+def encode_frame(frame: Frame | EncodedLines) -> Iterator[bytes]:
     """The lines of a frame; rows are split by size."""
+    if isinstance(frame, EncodedLines):
+        yield from frame.lines
+        return
     if not isinstance(frame, Rows):
         yield _encode(frame) + b"\n"
         return
@@ -174,45 +182,6 @@ def _from_wire(value: Any) -> Any:
     if isinstance(value, dict):
         return base64.b64decode(value["base64"]) if "base64" in value else float(value["float"])
     return value
-
-
-def declare(tables: Iterable[Table]) -> list[dict[str, Any]]:
-    """Tables as plain data."""
-    return [
-        {
-            "name": table.name,
-            "summary": table.summary,
-            "description": table.description,
-            "columns": [[column.name, column.type, column.summary, column.added] for column in table.columns],
-            "parameters": [
-                [parameter.name, parameter.type, parameter.summary, parameter.default, parameter.required]
-                for parameter in table.parameters
-            ],
-            "examples": table.examples,
-            "platforms": table.platforms,
-            "kind": table.kind,
-            "alias": table.alias,
-        }
-        for table in tables
-    ]
-
-
-def declared(data: Iterable[dict[str, Any]]) -> list[Table]:
-    """Tables from the data of `declare`; they have only declarations, no rows."""
-    return [
-        Table(
-            one["name"],
-            one["summary"],
-            description=one["description"],
-            columns=[Column(*column) for column in one["columns"]],
-            parameters=[Parameter(*parameter) for parameter in one["parameters"]],
-            examples=one["examples"],
-            platforms=one["platforms"],
-            kind=one["kind"],
-            alias=one["alias"],
-        )
-        for one in data
-    ]
 
 
 class NoAgentError(ZeekAgentError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from zeek_agent.control import messages
-from zeek_agent.control.messages import Done, Failed, Frame, Request
+from zeek_agent.control.messages import Done, EncodedLines, Failed, Frame, Request
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import clipped
 
@@ -27,7 +27,7 @@ SEND_TIMEOUT_SECONDS: Final = 60.0
 PATH_BYTES_MAX: Final = 107
 """Linux's limit on a socket's path (unix(7))."""
 
-AnswerFunction: TypeAlias = Callable[[Request, str], AsyncGenerator[Frame, None]]
+AnswerFunction: TypeAlias = Callable[[Request, str], AsyncGenerator[Frame | EncodedLines, None]]
 """Yields the frames of the answer to a client's request, without the last one; closed if the client disconnects."""
 
 
@@ -129,7 +129,7 @@ class ControlServer:
             shown = clipped(repr(error))
             await self._send(writer, Failed("ZeekAgentError", f"internal error, see the agent's log: {shown}"))
 
-    async def _send(self, writer: asyncio.StreamWriter, frame: Frame) -> None:
+    async def _send(self, writer: asyncio.StreamWriter, frame: Frame | EncodedLines) -> None:
         for line in messages.encode_frame(frame):
             writer.write(line)
             async with asyncio.timeout(self._send_timeout_seconds):

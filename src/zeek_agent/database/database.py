@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,16 +21,21 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import apsw
 
 from zeek_agent.config import LimitSettings
+from zeek_agent.database.cells import decode, encode
 from zeek_agent.database.results import Result, ResultColumn, Statement
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import ALIASES, AttachedStore, Catalog, Profile, SqlConnection
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
-from zeek_agent.table import Table, TableContext
+from zeek_agent.table import Constraints, Table, TableContext
 from zeek_agent.text import STATEMENT_SHOWN, byte_length, clipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from zeek_agent.database.encodings import Encoding
+    from zeek_agent.database.results import EncodedRows
+    from zeek_agent.results.comparison import Comparison
 
 __all__ = ["ALIASES", "Database", "Lane", "Profile", "Result", "ResultColumn", "Statement"]
 
@@ -51,35 +57,30 @@ class Lane(StrEnum):
     LOCAL = "local"
 
 
-class Database:
-    """The tables of this host, for SQL.
+class SqlDatabase(ABC):
+    """The tables of this host, for SQL, and the audit log of its statements.
 
     A statement's `window` limits event tables, by name, to rows with low < seq <= high; by default they show all
     retained rows. `<event table>_history` always shows all retained rows.
     """
 
+    compares_results = False
+    """Whether `encoded` can compare a result with the stored one."""
+
     def __init__(
         self,
         tables: Iterable[Table],
         context: TableContext,
-        limits: LimitSettings | None = None,
-        store: AttachedStore | None = None,
+        limits: LimitSettings | None,
+        store: AttachedStore | None,
     ) -> None:
         self.context = context
         self.limits = limits or LimitSettings()
-        self.scans = SharedScans()
         self._store = store
         self._catalog = Catalog.of(1, tables)
         self._listeners: list[Callable[[], None]] = []
         self._audited: dict[tuple[str, bytes], None] = {}
         self._lock = threading.Lock()
-        self._lanes: dict[Lane, ThreadPoolExecutor] = {}
-        self._local = threading.local()
-        self._connections: set[SqlConnection] = set()
-        self._runs: set[Run] = set()
-        self._memory_idle = 0
-        self._expiry: asyncio.TimerHandle | None = None
-        self._closed = False
 
     @property
     def tables(self) -> Mapping[str, Table]:
@@ -116,6 +117,112 @@ class Database:
         """Call `listener` after each change of the tables, in the thread that made it."""
         self._listeners.append(listener)
 
+    @abstractmethod
+    async def query(
+        self,
+        sql: str,
+        *,
+        profile: Profile = Profile.FULL,
+        lane: Lane = Lane.SNAPSHOTS,
+        window: Mapping[str, tuple[int, int]] | None = None,
+        origin: str = "local",
+    ) -> Result:
+        """Run one statement. Raises SqlError, AccessDeniedError or LimitError.
+
+        `origin` names the requester in the audit log. Cancelling the task ends the statement.
+        """
+
+    @abstractmethod
+    async def prepare(
+        self, sql: str, *, profile: Profile = Profile.FULL, lane: Lane = Lane.SNAPSHOTS, origin: str = "local"
+    ) -> Statement:
+        """Compile one statement without running it: its columns and the tables that it reads. Raises like `query`."""
+
+    async def encoded(
+        self,
+        sql: str,
+        encoding: Encoding,
+        *,
+        profile: Profile = Profile.FULL,
+        lane: Lane = Lane.SNAPSHOTS,
+        window: Mapping[str, tuple[int, int]] | None = None,
+        origin: str = "local",
+        change: str | None = None,
+        comparison: Comparison | None = None,
+    ) -> Result | EncodedRows:
+        """The same with the result in that encoding where a worker process encodes it; else as rows.
+
+        With a `comparison`, which only a database takes that `compares_results`, the rows are those that differ.
+        """
+        return await self.query(sql, profile=profile, lane=lane, window=window, origin=origin)
+
+    async def own_rows(self, name: str) -> Result:
+        """The rows of one of the agent's own tables as a stock package sees it, without SQL. Raises SqlError."""
+        return await asyncio.to_thread(self._own_rows, self._catalog.tables[name])
+
+    def _own_rows(self, table: Table) -> Result:
+        shown = [index for index, column in enumerate(table.columns) if not column.added]
+        types = [table.columns[index].zeek_type for index in shown]
+        wanted = Constraints(self.context, columns=frozenset(table.columns[index].name for index in shown))
+        try:
+            rows = [
+                tuple(decode(kind, encode(kind, row[index])) for index, kind in zip(shown, types, strict=True))
+                for row in table.rows(wanted)
+            ]
+        except (ValueError, OSError) as error:
+            raise SqlError(f"table {table.name}: {error}") from error
+        columns = tuple(ResultColumn(table.columns[index].name, kind) for index, kind in zip(shown, types, strict=True))
+        return Result(columns, rows)
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """End what runs."""
+
+    def check_length(self, sql: str, origin: str) -> None:
+        """Raises LimitError for a statement that is too long, which is then on record; nothing else is done with it."""
+        most = self.limits.statement_bytes
+        if byte_length(sql) > most:
+            error = LimitError(f"the statement is longer than {most} bytes (limits.statement_bytes)")
+            audit_refusal(sql, origin, error)
+            raise error
+
+    def _change(self, tables: Mapping[str, Table], gone: Mapping[str, str] | None = None) -> None:
+        with self._lock:
+            before = self._catalog
+            self._catalog = Catalog.of(before.generation + 1, tables.values(), before.gone if gone is None else gone)
+        for listener in self._listeners:
+            listener()
+
+    def _log_statement(self, sql: str, origin: str) -> None:
+        """Write the statement to the audit log: at level info when it is new, else debug."""
+        key = (origin, _digest(sql))
+        known = key in self._audited
+        self._audited[key] = None
+        if len(self._audited) > AUDITED_STATEMENTS_KEPT:
+            del self._audited[next(iter(self._audited))]
+        _audit_log.log(logging.DEBUG if known else logging.INFO, "%s: %s", origin, _on_record(sql))
+
+
+class Database(SqlDatabase):
+    """SQL in this process: within a worker, for commands without an agent that an ordinary user runs, and in tests."""
+
+    def __init__(
+        self,
+        tables: Iterable[Table],
+        context: TableContext,
+        limits: LimitSettings | None = None,
+        store: AttachedStore | None = None,
+    ) -> None:
+        super().__init__(tables, context, limits, store)
+        self.scans = SharedScans()
+        self._lanes: dict[Lane, ThreadPoolExecutor] = {}
+        self._local = threading.local()
+        self._connections: set[SqlConnection] = set()
+        self._runs: set[Run] = set()
+        self._memory_idle = 0
+        self._expiry: asyncio.TimerHandle | None = None
+        self._closed = False
+
     async def query(
         self,
         sql: str,
@@ -140,14 +247,6 @@ class Database:
         """Compile one statement without running it. Raises the same exceptions as `query`."""
         return await self._submit(sql, profile, lane, origin, lambda connection, run: connection.compile(sql, run))
 
-    def check_length(self, sql: str, origin: str) -> None:
-        """Raises LimitError for a statement that is too long, after logging it to the audit log."""
-        most = self.limits.statement_bytes
-        if byte_length(sql) > most:
-            error = LimitError(f"the statement is longer than {most} bytes (limits.statement_bytes)")
-            _audit_refusal(sql, origin, error)
-            raise error
-
     def close(self) -> None:
         """Cancel running statements, then end threads and connections. Blocks until they have ended."""
         with self._lock:
@@ -168,13 +267,6 @@ class Database:
             self._expiry.cancel()
         await asyncio.to_thread(self.close)
 
-    def _change(self, tables: Mapping[str, Table], gone: Mapping[str, str] | None = None) -> None:
-        with self._lock:
-            before = self._catalog
-            self._catalog = Catalog.of(before.generation + 1, tables.values(), before.gone if gone is None else gone)
-        for listener in self._listeners:
-            listener()
-
     async def _submit(
         self, sql: str, profile: Profile, lane: Lane, origin: str, work: Callable[[SqlConnection, Run], _T]
     ) -> _T:
@@ -188,19 +280,10 @@ class Database:
             run.cancel()
             raise
         except AccessDeniedError as error:
-            _audit_refusal(sql, origin, error)
+            audit_refusal(sql, origin, error)
             raise
         finally:
             self._expire_scans()
-
-    def _log_statement(self, sql: str, origin: str) -> None:
-        """Write the statement to the audit log, at level info the first time and debug when it is repeated."""
-        key = (origin, _digest(sql))
-        known = key in self._audited
-        self._audited[key] = None
-        if len(self._audited) > AUDITED_STATEMENTS_KEPT:
-            del self._audited[next(iter(self._audited))]
-        _audit_log.log(logging.DEBUG if known else logging.INFO, "%s: %s", origin, _on_record(sql))
 
     def _executor(self, lane: Lane) -> ThreadPoolExecutor:
         with self._lock:
@@ -264,7 +347,7 @@ class Database:
         self._expire_scans()
 
 
-def _audit_refusal(sql: str, origin: str, error: SqlError) -> None:
+def audit_refusal(sql: str, origin: str, error: SqlError) -> None:
     _audit_log.warning("refused, %s: %s: %s", origin, error, _on_record(sql))
 
 

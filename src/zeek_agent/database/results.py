@@ -6,15 +6,18 @@ A result column that comes from a table's column has that column's type. An expr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from zeek_agent.database.cells import CellDecoder
 from zeek_agent.host.files.reads import Omissions
 from zeek_agent.schema import Column, Parameter, Value, ZeekType
 from zeek_agent.table import Table
 from zeek_agent.text import clipped
+
+if TYPE_CHECKING:
+    from zeek_agent.database.encodings import FrameBatch
 
 BATCH_ROWS: Final = 1000
 """Rows converted at a time; only a batch with a misfit is converted again row by row."""
@@ -51,6 +54,41 @@ class Result:
     size_bytes: int = 0
     files: Omissions = field(default_factory=Omissions)
 
+    @property
+    def row_count(self) -> int:
+        return len(self.rows)
+
+
+class DeltaFileHandle(Protocol):
+    """An open delta file; `length` is 0 if nothing has changed."""
+
+    file: int
+    length: int
+
+    def close(self) -> None: ...
+
+
+class EncodedRows(Protocol):
+    """A result whose rows are frames in another process's file. `size_bytes` is that of the packed rows."""
+
+    columns: tuple[ResultColumn, ...]
+    row_count: int
+    size_bytes: int
+    errors: tuple[str, ...]
+    files: Omissions
+
+    @property
+    def delta(self) -> DeltaFileHandle | None:
+        """With a comparison: the difference from the stored result, to be applied once the rows are delivered."""
+        ...
+
+    def batches(self) -> AsyncIterator[FrameBatch]:
+        """All frames in order, from the first on, each time. Raises SqlError if they end early."""
+        ...
+
+    def close(self) -> None:
+        """The result is not read any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Heading:
@@ -63,9 +101,9 @@ class Heading:
     type: ZeekType | None
     declared: Column | Parameter | None = None
 
-    def column(self, cells: Iterable[Any] = ()) -> ResultColumn:
-        """The column, typed by its cells if nothing else determines the type."""
-        return ResultColumn(self.name, self.type or _storage_type(cells))
+    def column(self) -> ResultColumn:
+        """The column; `text` when its type depends on its values."""
+        return ResultColumn(self.name, self.type or _storage_type(()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +166,38 @@ def _declared(table: Table, name: str) -> Column | Parameter | None:
     return None
 
 
+class ResultTyping:
+    """Converts SQLite's rows to result form, a batch at a time.
+
+    The type of an expression without a type in its alias depends on all its values: `kinds` has the Python types of
+    each column's cells.
+    """
+
+    def __init__(self, heads: Sequence[Heading], errors: RowErrors, kinds: Sequence[Collection[type]]) -> None:
+        self._errors = errors
+        self.columns = tuple(
+            ResultColumn(head.name, head.type or _storage_type(kinds[index] if kinds else ()))
+            for index, head in enumerate(heads)
+        )
+        self._decoders = [CellDecoder(column.type) for column in self.columns]
+
+    def fit(self, batch: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """The rows in result form, the same list if they already are; those that do not fit are omitted and counted."""
+        try:
+            return _decode_batch(batch, self._decoders)
+        except ValueError:
+            return _decode_each(batch, self.columns, self._decoders, self._errors)
+
+
 def convert_rows(heads: Sequence[Heading], rows: list[tuple[Any, ...]], errors: RowErrors) -> tuple[ResultColumn, ...]:
     """Convert SQLite's rows to result form, in place; rows that do not fit are omitted and counted."""
-    columns = _result_columns(heads, rows)
-    decoders = [CellDecoder(column.type) for column in columns]
+    untyped = any(head.type is None for head in heads)
+    kinds = [set(map(type, cells)) for cells in zip(*rows, strict=True)] if untyped else ()
+    typing = ResultTyping(heads, errors, kinds)
     kept: list[tuple[Any, ...]] | None = None
     for start in range(0, len(rows), BATCH_ROWS):
         batch = rows[start : start + BATCH_ROWS]
-        try:
-            fitting = _decode_batch(batch, decoders)
-        except ValueError:
-            fitting = _decode_each(batch, columns, decoders, errors)
+        fitting = typing.fit(batch)
         if len(fitting) < len(batch) and kept is None:
             kept = rows[:start]
         if kept is not None:
@@ -147,18 +206,11 @@ def convert_rows(heads: Sequence[Heading], rows: list[tuple[Any, ...]], errors: 
             rows[start : start + BATCH_ROWS] = fitting
     if kept is not None:
         rows[:] = kept
-    return columns
+    return typing.columns
 
 
-def _result_columns(heads: Sequence[Heading], rows: list[tuple[Any, ...]]) -> tuple[ResultColumn, ...]:
-    return tuple(
-        head.column() if head.type else head.column(row[index] for row in rows) for index, head in enumerate(heads)
-    )
-
-
-def _storage_type(cells: Iterable[Any]) -> ZeekType:
+def _storage_type(kinds: Collection[type]) -> ZeekType:
     """The type that version 2 sends for an expression: of several types among the cells, the first one listed here."""
-    kinds = set(map(type, cells))
     for kind, name in ((str, "text"), (bytes, "blob"), (float, "real"), (int, "int")):
         if kind in kinds:
             return ZeekType(name)

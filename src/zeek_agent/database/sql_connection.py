@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import apsw
 import msgspec
@@ -28,7 +28,7 @@ from zeek_agent.database.scans import IndexedScan, SharedScans
 from zeek_agent.database.virtual_tables import Layout, NumbersNeeded, TableModule, quoted
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError, UnknownTableError
 from zeek_agent.events.references import shared_columns, text_of
-from zeek_agent.host.files.reads import FileReads
+from zeek_agent.host.files.reads import FileReads, Omissions
 from zeek_agent.schema import Row, Value
 from zeek_agent.table import Constraints, Table, TableContext
 
@@ -93,6 +93,33 @@ class Catalog:
         return names
 
 
+class RowSink(Protocol):
+    """Takes the rows of a statement."""
+
+    def begin(self) -> Callable[[tuple[Any, ...], bytes], None]:
+        """Discard all rows: the statement starts, or starts again. The function takes a row, plain and as msgpack."""
+        ...
+
+
+class RowList:
+    """The rows in a list."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Any, ...]] = []
+
+    def begin(self) -> Callable[[tuple[Any, ...], bytes], None]:
+        self.rows = rows = []
+        return lambda row, packed: rows.append(row)
+
+
+class StreamedStatement(NamedTuple):
+    """What is known once all rows were handed over; `size` is that of the packed rows in bytes."""
+
+    headings: tuple[Heading, ...]
+    size: int
+    files: Omissions
+
+
 class SqlConnection:
     """An SQLite connection. Any thread may use it, but only one at a time."""
 
@@ -136,14 +163,23 @@ class SqlConnection:
             raise
 
     def query(self, sql: str, run: Run, window: Mapping[str, tuple[int, int]] | None = None) -> Result:
-        """Run one statement. Raises SqlError or a subclass."""
+        """Run one statement. Raises SqlError and its kinds."""
+        rows = RowList()
+        statement = self.stream(sql, run, rows, window)
+        columns = convert_rows(statement.headings, rows.rows, run.errors)
+        return Result(columns, rows.rows, run.errors.texts(), statement.size, statement.files)
+
+    def stream(
+        self, sql: str, run: Run, rows: RowSink, window: Mapping[str, tuple[int, int]] | None = None
+    ) -> StreamedStatement:
+        """Run one statement and hand its rows, as SQLite gives them, to `rows`. Raises SqlError and its kinds."""
         self.run = run
         self._set_window(window or {})
         try:
-            return self._run_statement(sql)
+            return self._answer(sql, rows)
         except NumbersNeeded:
             run.numbered = True
-            return self._run_statement(sql)
+            return self._answer(sql, rows)
         finally:
             self.held.clear()
             self.lookups.clear()
@@ -167,31 +203,33 @@ class SqlConnection:
     def close(self) -> None:
         self._connection.close(force=True)
 
-    def _run_statement(self, sql: str) -> Result:
-        """Run the statement as often as its lookups in remote tables require, and return the result."""
+    def _answer(self, sql: str, rows: RowSink) -> StreamedStatement:
+        """The result, after the statement's lookups in remote tables have been fetched."""
         for left in reversed(range(COLLECTING_RUNS_MAX)):
-            result = self._collect_rows(sql)
+            statement = self._query(sql, rows)
             if not self.lookups.fetch(last=left == 0):
-                return result
-        return self._collect_rows(sql)
+                return statement
+        return self._query(sql, rows)
 
-    def _collect_rows(self, sql: str) -> Result:
+    def _query(self, sql: str, rows: RowSink) -> StreamedStatement:
         limits = self._limits
         self.run.errors = RowErrors()
         self.context = replace(self.context, reads=FileReads(limits))
-        rows: list[tuple[Any, ...]] = []
         left = limits.result_bytes
+        count = 0
+        add = rows.begin()
         with self._statement(sql) as cursor:
             for row in map(self._hide_names, cursor) if self._explains else cursor:
-                left -= len(self._encode(row))
+                packed = self._encode(row)
+                left -= len(packed)
                 if left < 0:
                     raise LimitError(f"the result is larger than {limits.result_bytes} bytes (limits.result_bytes)")
-                if len(rows) >= limits.rows:
+                count += 1
+                if count > limits.rows:
                     raise LimitError(f"the result has more than {limits.rows} rows (limits.rows)")
-                rows.append(row)
-        columns = convert_rows(self._headings, rows, self.run.errors)
+                add(row, packed)
         files = self.context.reads.omissions()
-        return Result(columns, rows, self.run.errors.texts(), limits.result_bytes - left, files)
+        return StreamedStatement(tuple(self._headings), limits.result_bytes - left, files)
 
     @contextmanager
     def _statement(self, sql: str, *, compile_only: bool = False) -> Iterator[apsw.Cursor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from zeek_agent.errors import SqlError
-from zeek_agent.osquery import export, imported, recording
+from zeek_agent.osquery import export, imported, imported_tables, recording
 from zeek_agent.osquery.client import OsqueryClient
 from zeek_agent.osquery.imported import ImportRules, OsqueryReader, OsqueryTable
-from zeek_agent.osquery.wire import ConnectionLostError, ImpostorError, OsqueryRefusedError, UnreachableError
+from zeek_agent.osquery.wire import ConnectionLostError, ImpostorError, OsqueryRefusedError, UnreachableError, connect
 from zeek_agent.recording.status import SourceStatus
 
 if TYPE_CHECKING:
     from zeek_agent.config import OsquerySettings
-    from zeek_agent.database.database import Database
+    from zeek_agent.database.database import SqlDatabase
     from zeek_agent.database.results import Result
     from zeek_agent.schema import Row
 
@@ -69,7 +70,7 @@ class Bridge:
     def __init__(
         self,
         settings: OsquerySettings,
-        database: Database,
+        database: SqlDatabase,
         store: recording.RowStore | None = None,
         recorded: Callable[[str], Sequence[Row]] = lambda sql: (),
     ) -> None:
@@ -160,6 +161,17 @@ class Bridge:
             yield SourceStatus(
                 "osquery", "export", registered, why, received=extension.rows, last_error=extension.last_error
             )
+
+    def imported(self) -> bytes:
+        """osquery's tables for worker processes, which make them with `imported_tables.tables_from`."""
+        return imported_tables.describe(self._imports.values(), self._taken, self._reader, self._settings.time)
+
+    def connect(self) -> socket.socket:
+        """A connection to osquery for a worker process. Blocks. Raises SqlError."""
+        try:
+            return connect(find_socket(self._settings.socket), self._settings.time)
+        except UnreachableError as error:
+            raise SqlError(f"osquery: {error}") from error
 
     def _notice_loss(self) -> None:
         """Called in the thread that lost the connection."""

@@ -18,6 +18,7 @@ from zeek_agent.osquery.wire import (
     CHECK_INTERVAL_SECONDS,
     CancelCheck,
     ConnectionLostError,
+    Dial,
     OsqueryRefusedError,
     OsqueryRow,
     ThriftConnection,
@@ -77,7 +78,7 @@ class OsqueryClient:
     """osquery at a socket. Thread-safe: one call at a time.
 
     `find` returns the socket's path for each connection, and raises UnreachableError if there is none. `on_loss` is
-    called when a connection was lost. `timeout_seconds` bounds one query.
+    called when a connection was lost. `timeout_seconds` bounds one query. `dial` connects to the path within a timeout.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class OsqueryClient:
         timeout_seconds: float,
         *,
         on_loss: Callable[[], None] = lambda: None,
+        dial: Dial | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = OsqueryCounters()
@@ -96,6 +98,7 @@ class OsqueryClient:
         self._find = find
         self._timeout = timeout_seconds
         self._on_loss = on_loss
+        self._dial = dial
         self._clock = clock
         self._lock = threading.RLock()
         self._epoch = 0
@@ -218,7 +221,7 @@ class OsqueryClient:
             raise type(known)(str(known))
         try:
             self.path = self._find()
-            self._connection = ThriftConnection(self.path, self._timeout)
+            self._connection = ThriftConnection(self.path, self._timeout, self._dial)
         except UnreachableError as error:
             pause = min(self._unreachable[1] * 2, RECONNECT_SECONDS_MAX) if self._unreachable else RECONNECT_SECONDS_MIN
             self._unreachable = (now + pause, pause, error.with_traceback(None))

@@ -69,6 +69,10 @@ def interface() -> ModuleType:
     return module
 
 
+Dial: TypeAlias = Callable[[str, float], socket.socket]
+"""Connects to a path within so many seconds. Raises UnreachableError."""
+
+
 class ThriftConnection:
     """A connection to osquery. Calls raise ConnectionLostError, ReplyTimeoutError and OsqueryRefusedError.
 
@@ -77,11 +81,11 @@ class ThriftConnection:
     `timeout_seconds` bounds a whole call; `check` is called while waiting for the reply.
     """
 
-    def __init__(self, path: str, timeout_seconds: float) -> None:
+    def __init__(self, path: str, timeout_seconds: float, dial: Dial | None = None) -> None:
         self.check: CancelCheck = lambda: None
         self._timeout = timeout_seconds
         service = interface().ExtensionManager
-        self._stream = _BoundedSocket(_connected(path, timeout_seconds))
+        self._stream = _BoundedSocket((dial or connect)(path, timeout_seconds))
         self._client = _client(self._stream, service)
 
     def query(self, sql: str) -> Sequence[OsqueryRow]:
@@ -163,7 +167,7 @@ def _require(status: Any) -> None:
         raise OsqueryRefusedError(str(getattr(status, "message", None) or "refused without giving a reason"))
 
 
-def _connected(path: str, timeout_seconds: float) -> socket.socket:
+def connect(path: str, timeout_seconds: float) -> socket.socket:
     """A connection to a process of root or the agent's own user. Raises UnreachableError and ImpostorError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout_seconds)

@@ -6,15 +6,20 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
+from zeek_agent.database.encodings import ControlEncoding
+from zeek_agent.database.results import Result
 from zeek_agent.queries.installed import Installed, QueryState, clipped_statement
 from zeek_agent.queries.subscriptions import Change, Report
 
 if TYPE_CHECKING:
-    from zeek_agent.database.database import Database, Result, ResultColumn
+    from zeek_agent.database.database import ResultColumn, SqlDatabase
+    from zeek_agent.database.results import EncodedRows
     from zeek_agent.events.store import EventStore
     from zeek_agent.host.files.reads import Omissions
+    from zeek_agent.results.comparison import Comparison
     from zeek_agent.schema import Row
 
 log = logging.getLogger(__name__)
@@ -29,7 +34,7 @@ class Delivery:
     """Runs the statements of installed queries and delivers their rows."""
 
     def __init__(
-        self, database: Database, store: EventStore | None, monotonic: Callable[[], float] = time.monotonic
+        self, database: SqlDatabase, store: EventStore | None, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._database = database
         self._store = store
@@ -37,45 +42,84 @@ class Delivery:
         self._run = secrets.token_hex(4)
         self._reports = 0
 
-    async def run_statement(self, installed: Installed, window: Mapping[str, tuple[int, int]] | None = None) -> Result:
+    async def run_statement(self, installed: Installed) -> Result:
+        """The result as rows."""
         from zeek_agent.database.database import Lane
 
         result = await self._database.query(
             installed.query.sql,
             profile=installed.recipient.profile,
-            lane=Lane.EVENTS if window else Lane.SNAPSHOTS,
-            window=window,
+            lane=Lane.SNAPSHOTS,
             origin=installed.recipient.identity,
         )
+        await self._report_omissions(installed, result)
+        return result
+
+    async def report(
+        self,
+        installed: Installed,
+        change: Change | None = None,
+        window: Mapping[str, tuple[int, int]] | None = None,
+        comparison: Comparison | None = None,
+    ) -> Report:
+        """The result as a report in which each row has that change, encoded as the recipient wants it if possible.
+
+        With a comparison, the rows are those that differ from the stored result, and always encoded.
+        """
+        from zeek_agent.database.database import Lane
+
+        draft = self._draft(installed, window[min(window)] if window else None)
+        encoding = installed.recipient.encoding(draft)
+        arguments: dict[str, Any] = {
+            "profile": installed.recipient.profile,
+            "lane": Lane.EVENTS if window else Lane.SNAPSHOTS,
+            "window": window,
+            "origin": installed.recipient.identity,
+        }
+        if comparison is not None:
+            arguments["comparison"] = comparison
+            encoding = encoding or ControlEncoding()
+        if encoding is None:
+            result: Result | EncodedRows = await self._database.query(installed.query.sql, **arguments)
+        else:
+            result = await self._database.encoded(
+                installed.query.sql, encoding, change=None if change is None else change.value, **arguments
+            )
+        await self._report_omissions(installed, result)
+        if isinstance(result, Result):
+            return replace(
+                draft, columns=result.columns, rows=[(change, row) for row in result.rows], size_bytes=result.size_bytes
+            )
+        return replace(draft, columns=result.columns, encoded=result, size_bytes=result.size_bytes)
+
+    async def _report_omissions(self, installed: Installed, result: Result | EncodedRows) -> None:
         if result.errors:
             await self.report_error(installed, f"rows omitted: {'; '.join(result.errors)}")
         await self._report_files(installed, result.files)
-        return result
 
-    async def deliver(
-        self,
-        installed: Installed,
-        columns: tuple[ResultColumn, ...],
-        rows: Sequence[tuple[Change | None, Row]],
-        window: tuple[int, int] | None = None,
-    ) -> None:
-        if not rows and not (installed.query.runs_once and installed.recipient.recognizes_replays):
-            return  # only the end of a one-time query is reported without rows
+    def _draft(self, installed: Installed, window: tuple[int, int] | None) -> Report:
         store = self._store.id if self._store else ""
         if window is None:
             self._reports += 1
             store, window = f"{store}/{self._run}", (self._reports - 1, self._reports)
-        report = Report(
-            installed.query_id,
-            installed.query,
-            columns,
-            rows,
-            stream=installed.key,
-            store=store,
-            window=window,
-        )
-        await installed.recipient.deliver(report)
-        installed.rows += len(rows)
+        return Report(installed.query_id, installed.query, (), stream=installed.key, store=store, window=window)
+
+    async def deliver_rows(
+        self, installed: Installed, columns: tuple[ResultColumn, ...], rows: Sequence[tuple[Change | None, Row]]
+    ) -> None:
+        """Deliver rows that are here."""
+        await self.deliver(installed, replace(self._draft(installed, None), columns=columns, rows=rows))
+
+    async def deliver(self, installed: Installed, report: Report) -> None:
+        """Deliver a report and return once the recipient has it. Its encoded rows are closed."""
+        try:
+            if report.row_count or (installed.query.runs_once and installed.recipient.recognizes_replays):
+                # only the end of a query that runs once is worth a report without rows
+                await installed.recipient.deliver(report)
+                installed.rows += report.row_count
+        finally:
+            if report.encoded is not None:
+                report.encoded.close()
 
     def save_state(self, installed: Installed) -> None:
         """Save the delivery state to disk, so that changes during the recipient's absence are reported later."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import posixpath
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -82,32 +81,6 @@ class ResultSnapshot:
         snapshot = cls(columns, (), unread)
         snapshot._rows.update(rows)
         return snapshot
-
-
-def unread_rows(unread: Collection[str], newly_unread: bool, all_paths: bool) -> Callable[[RowCells], bool]:
-    """A predicate: whether a row may be missing only because a file was not read completely.
-
-    `unread` are the paths of such files and directories. A row qualifies if it contains one of them or a path below
-    one; a row without any path qualifies if some file is `newly_unread`. If `all_paths` is false, every row does.
-    """
-    paths = frozenset(unread)
-
-    def is_unread(row: RowCells) -> bool:
-        if not all_paths:
-            return True
-        mentioned = [cell for cell in row if isinstance(cell, str) and cell.startswith("/")]
-        return any(_is_among(path, paths) for path in mentioned) if mentioned else newly_unread
-
-    return is_unread
-
-
-def _is_among(path: str, paths: frozenset[str]) -> bool:
-    while path not in paths:
-        above = posixpath.dirname(path)
-        if above == path:
-            return False
-        path = above
-    return True
 
 
 def _decoded_rows(rows: Counter[bytes]) -> list[RowCells]:

@@ -92,14 +92,13 @@ class EventStrategy:
         while window := self.window(installed):
             installed.under_way = {table: high for table, (_, high) in window.items()}
             async with installed.backlog.slot() as slot:
-                result = await self._delivery.run_statement(installed, window)
+                report = await self._delivery.report(installed, Change.ADD, window)
                 missing = await self._missing_rows(window)
-                slot.hold_result(result.size_bytes)
-                if result.rows and installed.recipient.recognizes_replays:
+                slot.hold_result(report.size_bytes)
+                if report.row_count and installed.recipient.recognizes_replays:
                     self._delivery.save_state(installed)
                     await asyncio.to_thread(self._store.flush)
-                added = [(Change.ADD, row) for row in result.rows]
-                await self._delivery.deliver(installed, result.columns, added, window[min(window)])
+                await self._delivery.deliver(installed, report)
             installed.lost += missing
             installed.seen.update(installed.under_way)
             installed.under_way = {}

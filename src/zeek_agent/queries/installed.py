@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from zeek_agent.containment.usage import StatementUsage
 from zeek_agent.host.files.reads import Omissions
 from zeek_agent.queries.differences import ResultSnapshot
 from zeek_agent.queries.result_backlog import Backlog
@@ -60,8 +61,9 @@ class Installed:
     files_reported: frozenset[str] = frozenset()
     """Causes already reported to its recipient."""
 
-    def status(self) -> QueryStatus:
-        query, files = self.query, self.files
+    def status(self, usage: StatementUsage | None = None, resting_until: float | None = None) -> QueryStatus:
+        """Its row; `usage` is what its statement used in worker processes."""
+        query, files, used = self.query, self.files, usage or StatementUsage()
         return QueryStatus(
             id=self.query_id,
             recipient=self.recipient.identity,
@@ -82,6 +84,10 @@ class Installed:
             files_skipped=files.skipped,
             files_truncated=files.truncated,
             files_causes=sorted(files.causes),
+            killed=used.killed,
+            resting_until=resting_until,
+            cpu=used.cpu,
+            peak_bytes=used.peak,
         )
 
 
@@ -107,6 +113,10 @@ class QueryStatus(NamedTuple):
     files_skipped: int
     files_truncated: int
     files_causes: list[str]
+    killed: int
+    resting_until: float | None
+    cpu: float
+    peak_bytes: int
 
 
 def clipped_statement(query: Query) -> str:

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 
 from zeek_agent.errors import SqlError
 from zeek_agent.queries.delivery import Delivery
+from zeek_agent.queries.difference_strategy import DifferenceStrategy
 from zeek_agent.queries.event_strategy import EventStrategy
 from zeek_agent.queries.installed import Installed, QueryState, clipped_statement, query_key
 from zeek_agent.queries.result_backlog import Backlog
@@ -24,9 +25,10 @@ from zeek_agent.queries.subscriptions import Query, Recipient, Subscription
 from zeek_agent.text import byte_length
 
 if TYPE_CHECKING:
-    from zeek_agent.database.database import Database
+    from zeek_agent.database.database import SqlDatabase
     from zeek_agent.events.delivery_states import Delivered
     from zeek_agent.events.store import EventStore
+    from zeek_agent.results.store import ResultStore
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +42,10 @@ class QueryRunner:
 
     def __init__(
         self,
-        database: Database,
+        database: SqlDatabase,
         store: EventStore | None = None,
         *,
+        results: ResultStore | None = None,
         drain: Callable[[], Awaitable[None]] | None = None,
         formerly: Mapping[str, Sequence[str]] | None = None,
         clock: Callable[[], float] = time.time,
@@ -56,9 +59,12 @@ class QueryRunner:
         self._installed: dict[str, Installed] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._backlogs: WeakValueDictionary[str, Backlog] = WeakValueDictionary()
+        self._discards: set[asyncio.Future[None]] = set()
         self._tables_changed = asyncio.Event()
         self._delivery = Delivery(database, store, monotonic)
-        self._snapshots = SnapshotStrategy(self._delivery)
+        self._snapshots: SnapshotStrategy | DifferenceStrategy = SnapshotStrategy(self._delivery)
+        if results is not None and database.compares_results:
+            self._snapshots = DifferenceStrategy(self._delivery, results, self._known_as)
         self._events = (
             None if store is None else EventStrategy(self._delivery, store, drain, self._installed_keys, monotonic)
         )
@@ -85,7 +91,7 @@ class QueryRunner:
         self._installed[query_id] = installed
         task = asyncio.create_task(self._run_on_schedule(installed, query.schedule), name=f"query {query_id}")
         self._tasks[query_id] = task
-        task.add_done_callback(lambda done: self._on_task_done(query_id, done))
+        task.add_done_callback(lambda done: self._on_task_done(installed, done))
 
     def cancel(self, query_id: str) -> None:
         """Cancel a query; an unknown id is ignored."""
@@ -107,11 +113,16 @@ class QueryRunner:
         for query_id in list(self._tasks):
             self.cancel(query_id)
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._discards, return_exceptions=True)
 
-    def _on_task_done(self, query_id: str, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, installed: Installed, task: asyncio.Task[None]) -> None:
+        query_id = installed.query_id
         if self._tasks.get(query_id) is task:
             del self._tasks[query_id]
             self._installed.pop(query_id, None)
+        if isinstance(self._snapshots, DifferenceStrategy) and not installed.durable:
+            self._discards.add(discard := asyncio.ensure_future(self._snapshots.discard(installed)))
+            discard.add_done_callback(self._discards.discard)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("query %s ended: %s", query_id, error, exc_info=error)
 
@@ -193,8 +204,13 @@ class QueryRunner:
             self._strategy_for(installed).restore(installed, delivered)
         return True
 
-    def _strategy_for(self, installed: Installed) -> EventStrategy | SnapshotStrategy:
+    def _strategy_for(self, installed: Installed) -> EventStrategy | SnapshotStrategy | DifferenceStrategy:
         return self._events if installed.event_tables and self._events is not None else self._snapshots
+
+    def _known_as(self, installed: Installed) -> list[str]:
+        """The query's keys under earlier identities of its recipient."""
+        earlier = self._formerly.get(installed.recipient.identity, ())
+        return [query_key(identity, installed.query) for identity in earlier]
 
     def _saved_state(self, installed: Installed, store: EventStore) -> Delivered | None:
         """The delivery state of the query under its recipient's identity, or else under an earlier one."""

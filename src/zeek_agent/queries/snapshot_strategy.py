@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from zeek_agent.queries.differences import ResultSnapshot, unread_rows
+from zeek_agent.queries.differences import ResultSnapshot
 from zeek_agent.queries.subscriptions import Change, Subscription
+from zeek_agent.results.state import may_be_unread
 
 if TYPE_CHECKING:
     from zeek_agent.events.delivery_states import Delivered
@@ -40,11 +41,13 @@ class SnapshotStrategy:
 
     async def _report(self, installed: Installed, slot: Slot) -> None:
         """Deliver a result, or its difference from the last one delivered."""
+        if installed.query.runs_once or installed.query.subscription is Subscription.SNAPSHOTS:
+            report = await self._delivery.report(installed)
+            slot.hold_result(report.size_bytes)
+            await self._delivery.deliver(installed, report)
+            return
         result = await self._delivery.run_statement(installed)
         slot.hold_result(result.size_bytes)
-        if installed.query.runs_once or installed.query.subscription is Subscription.SNAPSHOTS:
-            await self._delivery.deliver(installed, result.columns, [(None, row) for row in result.rows])
-            return
         columns = result.columns
         files = result.files
         snapshot = ResultSnapshot(
@@ -56,7 +59,7 @@ class SnapshotStrategy:
             _hold_unread(before, snapshot, files)
         if before == snapshot and installed.reported:
             return
-        await self._delivery.deliver(installed, columns, _changes(installed, before, snapshot))
+        await self._delivery.deliver_rows(installed, columns, _changes(installed, before, snapshot))
         installed.snapshot, installed.reported = snapshot, True
         if before != snapshot:
             self._delivery.save_state(installed)
@@ -71,7 +74,7 @@ def _hold_unread(before: ResultSnapshot, now: ResultSnapshot, files: Omissions) 
     """Keep rows of files that could be read before and now cannot: the files may still exist."""
     newly = not files.unread <= before.unread
     if files.unread:
-        now.keep_unread(before, unread_rows(files.unread, newly, files.all_paths))
+        now.keep_unread(before, may_be_unread(files.unread, newly, files.all_paths))
     now.unread = files.unread & before.unread
 
 

@@ -11,6 +11,8 @@ from zeek_agent.text import byte_length
 
 if TYPE_CHECKING:
     from zeek_agent.database.database import Profile, ResultColumn
+    from zeek_agent.database.encodings import Encoding
+    from zeek_agent.database.results import EncodedRows
     from zeek_agent.schema import Row
 
 
@@ -71,19 +73,28 @@ class Query:
 class Report:
     """Rows for one query's recipient, in order. `change` is None for snapshot rows.
 
+    The rows are in `rows`, or, if a worker process has encoded them as the recipient wanted, in `encoded`.
+
     A report is identified by its stream, store and window, which stay the same when one of an event query is repeated.
     """
 
     query_id: str
     query: Query
     columns: tuple[ResultColumn, ...]
-    rows: Sequence[tuple[Change | None, Row]] = field(repr=False)
+    rows: Sequence[tuple[Change | None, Row]] = field(default=(), repr=False)
     stream: str = ""
     """Key of the query, independent of its id and stable across restarts of both sides."""
     store: str = ""
     window: tuple[int, int] = (0, 0)
     """For an event query: sequence numbers after the first and up to the second, of the first table if there are
     several. For others: the numbers of the last report and this one; `store` then differs in each run."""
+    encoded: EncodedRows | None = None
+    size_bytes: int = 0
+    """Size of the packed rows."""
+
+    @property
+    def row_count(self) -> int:
+        return len(self.rows) if self.encoded is None else self.encoded.row_count
 
 
 class Recipient(Protocol):
@@ -110,6 +121,10 @@ class Recipient(Protocol):
     @property
     def recognizes_replays(self) -> bool:
         """Whether it recognizes a report that is sent a second time."""
+        ...
+
+    def encoding(self, report: Report) -> Encoding | None:
+        """The encoding in which it takes the report, which has no columns and rows yet; None for plain rows."""
         ...
 
     async def deliver(self, report: Report) -> None:

@@ -83,9 +83,53 @@ zeek_agent_queries = Table(
         ),
         Column("files_truncated", "count", "files truncated in the last run"),
         Column("files_causes", "vector[text]", "why files were refused, skipped or truncated in the last run"),
+        Column("killed", "count", "runs that ended with the death of their worker process", added=True),
+        Column(
+            "resting_until",
+            "time",
+            "time before which the query is not run because it ended its worker process; null if it may run",
+            added=True,
+        ),
+        Column("cpu", "interval", "processor time of its runs in worker processes", added=True),
+        Column(
+            "peak_bytes",
+            "count",
+            "maximum memory of a worker process up to the end of one of its runs; an earlier statement of the same "
+            "recipient may have used it",
+            added=True,
+        ),
     ],
     examples=["SELECT id, state, runs, rows, last_duration, last_error FROM zeek_agent_queries"],
     platforms=_EVERYWHERE,
+)
+
+zeek_agent_workers = Table(
+    "zeek_agent_workers",
+    "worker processes, in which statements and the embedded collector run",
+    description="One row per worker process, with the protections that hold in it. An idle worker ends after a minute. "
+    "The embedded collector is always busy.",
+    columns=[
+        Column("recipient", "text", "destination or local user whose statements it runs"),
+        Column("class", "text", "`events`, `snapshots`, `collector` or `helper`"),
+        Column("pid", "count", "process id"),
+        Column(
+            "state",
+            "text",
+            "`starting`, `idle`, `busy`, or `abandoned`: it was killed, and waits in the kernel for a file system",
+        ),
+        Column("since", "time", "when it entered that state"),
+        Column("statements", "count", "statements that it has compiled or run"),
+        Column("cpu", "interval", "processor time"),
+        Column("resident_bytes", "count", "resident memory"),
+        Column("peak_bytes", "count", "maximum of its resident memory"),
+        Column("uid", "count", "user that it runs as; this and the rest are null until it has started"),
+        Column("capabilities", "vector[text]", "its capabilities"),
+        Column("seccomp", "count", "mode of its system call filter: 2, or 0 if the kernel has none"),
+        Column("landlock_abi", "count", "version of Landlock that restricts it; 0 if none does"),
+        Column("missing", "vector[text]", "protections that this host cannot give it, with the reason"),
+    ],
+    examples=["SELECT recipient, class, state, statements, cpu, resident_bytes, missing FROM zeek_agent_workers"],
+    platforms=("linux",),
 )
 
 zeek_agent_sources = Table(
@@ -227,6 +271,11 @@ def queries(wanted: Constraints) -> Iterable[Row]:
     return wanted.context.agent.queries()
 
 
+@zeek_agent_workers.snapshot
+def workers(wanted: Constraints) -> Iterable[Row]:
+    return wanted.context.agent.workers()
+
+
 @zeek_agent_sources.snapshot
 def sources(wanted: Constraints) -> Iterable[Row]:
     return wanted.context.agent.sources()
@@ -289,6 +338,7 @@ TABLES = (
     zeek_agent,
     zeek_agent_tables,
     zeek_agent_queries,
+    zeek_agent_workers,
     zeek_agent_sources,
     zeek_agent_gaps,
     zeek_agent_connections,

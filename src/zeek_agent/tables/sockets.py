@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from socket import if_indextoname
 from typing import NamedTuple, TypeAlias
 
 from zeek_agent.bpf.iterators import loaded_iterators
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
 from zeek_agent.host.linux.host_sockets import packet_sockets_by_namespace, sockets_by_namespace
+from zeek_agent.host.linux.interfaces import list_interfaces
 from zeek_agent.host.linux.internet_sockets import (
     ALL_STATES,
     PROTOCOLS,
@@ -186,7 +186,8 @@ def sniffers(wanted: Constraints) -> Iterator[Row]:
     pids = procfs.pids()
     listed = list(packet_sockets_by_namespace(procfs.root, pids))
     holders = socket_holders(procfs.root, pids, wanted.check) if any(found for _, found in listed) else {}
-    own = listed[0][0]
+    own, here = listed[0]
+    names = {each.index: each.name for each in list_interfaces()} if any(socket.interface for socket in here) else {}
     for netns, found in listed:
         for socket in found:
             for pid, fd in holders.get(socket.inode, [(None, None)]):
@@ -196,7 +197,7 @@ def sniffers(wanted: Constraints) -> Iterator[Row]:
                     owner.process,
                     "raw" if socket.raw else "datagram",
                     socket.protocol,
-                    _interface(socket.interface) if netns == own and socket.interface else None,
+                    names.get(socket.interface) if netns == own else None,
                     socket.uid,
                     owner.exe,
                     owner.cmdline,
@@ -205,13 +206,6 @@ def sniffers(wanted: Constraints) -> Iterator[Row]:
                     owner.container_id,
                     owner.entity_id,
                 )
-
-
-def _interface(index: int) -> str | None:
-    try:
-        return if_indextoname(index)
-    except OSError:
-        return None
 
 
 def _held(wanted: Constraints, protocols: Collection[int], states: int) -> Iterator[OwnedSocket]:

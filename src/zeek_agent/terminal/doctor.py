@@ -14,10 +14,9 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 import msgspec
@@ -28,15 +27,14 @@ from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events.store import NewerStoreError
 from zeek_agent.host.linux import capabilities
 from zeek_agent.host.linux.capabilities import Capability
-from zeek_agent.terminal import config_check, console, responders
+from zeek_agent.terminal import config_check, console, responders, worker_checks
+from zeek_agent.terminal.check import Check, kernel_setting
 from zeek_agent.text import clipped, escaped
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config, OsquerySettings, SourceSettings, ZeekSettings
     from zeek_agent.destination import Destination
     from zeek_agent.zeek.protocol import Ack, Error, Message
-
-Verdict = Literal["ok", "warn", "fail"]
 
 KERNEL_MIN: Final = (5, 15)
 WITHOUT_CAPABILITY: Final = {
@@ -48,19 +46,13 @@ WITHOUT_CAPABILITY: Final = {
     Capability.AUDIT_READ: "the audit backend is not available",
     Capability.PERFMON: "eBPF cannot trace processes and sockets",
     Capability.BPF: "eBPF cannot be loaded",
+    Capability.SETUID: "worker processes, which run SQL, have no user of their own",
+    Capability.SETGID: "worker processes have no group of their own",
+    Capability.SETPCAP: "the bounding set of worker processes is not restricted",
+    Capability.KILL: "worker processes of another user cannot be killed when they hang",
 }
 """The consequence of each missing capability."""
 NETLINK_AUDIT: Final = 9
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A verdict: subject, finding, and advice unless it is ok."""
-
-    name: str
-    verdict: Verdict
-    found: str
-    advice: str | None = None
 
 
 def run_checks(config: Config, origins: Mapping[str, str]) -> list[Check]:
@@ -72,6 +64,7 @@ def run_checks(config: Config, origins: Mapping[str, str]) -> list[Check]:
     checks += _agent(config)
     if sys.platform == "linux":
         checks += [*_privileges(), *_kernel(), *_bpf(), *_cgroup(), *_audit()]
+        checks += [*worker_checks.protections(config), *worker_checks.fuse_timeout()]
     checks += _osquery(config.osquery)
     for url in config.zeek.destinations:
         checks += _zeek(url, config.zeek)
@@ -134,7 +127,7 @@ def _state(state: Path, wanted: int) -> Iterator[Check]:
 
 def _files(config: Config, proc: Path = Path("/proc")) -> Iterator[Check]:
     """The preconditions of the path gate, and the protections disabled by the configuration."""
-    protected = _sysctl(proc / "sys/fs/protected_hardlinks")
+    protected = kernel_setting(proc / "sys/fs/protected_hardlinks")
     if protected == "0":
         advice = "any user can create hard links to files in access.paths_deny: sysctl fs.protected_hardlinks=1"
         yield Check("hard links", "warn", "fs.protected_hardlinks is 0", advice)
@@ -145,18 +138,10 @@ def _files(config: Config, proc: Path = Path("/proc")) -> Iterator[Check]:
         yield Check("file contents", "warn", 'access.mode is "report": contents that are on no list are read', advice)
     if config.access.filesystems_allow:
         admitted = ", ".join(config.access.filesystems_allow)
-        timeout = _sysctl(proc / "sys/fs/fuse/max_request_timeout")
+        timeout = kernel_setting(proc / "sys/fs/fuse/max_request_timeout")
         bounded = "" if timeout in (None, "0") else f"; fs.fuse.max_request_timeout is {timeout} s"
         advice = "a statement that accesses a hung one never ends, and cannot be killed"
         yield Check("file systems", "warn", f"access.filesystems_allow permits {admitted}{bounded}", advice)
-
-
-def _sysctl(file: Path) -> str | None:
-    """The value of a kernel setting; None if it does not exist or is not readable."""
-    try:
-        return file.read_text().strip()
-    except OSError:
-        return None
 
 
 def _store(path: Path) -> Iterator[Check]:
@@ -198,6 +183,8 @@ def _agent(config: Config) -> Iterator[Check]:
         sql = "SELECT source, backend, active, reason, last_error FROM zeek_agent_sources WHERE source <> 'osquery'"
         _, rows, _ = responders.query(running, sql)
         yield from _active_sources(rows)
+        yield from worker_checks.lacking(responders.query(running, worker_checks.LACKING)[1])
+        yield from worker_checks.service(int(facts["pid"]))
     finally:
         running.close()
 

@@ -1,4 +1,7 @@
-"""Queries in this process, without a running agent: the same tables, and the events stored by an agent."""
+"""Queries without a running agent: the same tables, and the events stored by an agent.
+
+Statements run in worker processes if this process is root's, as in a running agent; an ordinary user's run in here.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +22,9 @@ import msgspec
 from zeek_agent import __version__, identity, logbook, paths
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
-from zeek_agent.control.messages import Frame, Request
-from zeek_agent.database.database import Database
+from zeek_agent.control.messages import EncodedLines, Frame, Request, decode_frame
+from zeek_agent.database.database import Database, SqlDatabase
+from zeek_agent.errors import SqlError
 from zeek_agent.events import event_file
 from zeek_agent.events.migrations import refuse_newer
 from zeek_agent.events.store import NewerStoreError
@@ -29,6 +34,7 @@ from zeek_agent.tables import builtin_tables, plugin_tables
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config
+    from zeek_agent.containment.pool import WorkerPool
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
     from zeek_agent.queries.runner import QueryRunner
@@ -85,14 +91,16 @@ class LocalAgent:
         self.id = config.agent.id or (stored.id if stored else "")
         self.instance = identity.new_id("I")
         self.hostname = config.agent.hostname or socket.gethostname()
-        self.database: Database | None = None
+        self.database: SqlDatabase | None = None
+        self.pool: WorkerPool | None = None
+        """The worker processes of the database, if its statements run in some."""
         self._config = config
         self._origins = origins
         self._store = store
-        self._started = time.monotonic()
+        self.started = time.monotonic()
 
     def uptime(self) -> float:
-        return time.monotonic() - self._started
+        return time.monotonic() - self.started
 
     def tables(self) -> Iterable[Table]:
         tables = self.database.tables.values() if self.database is not None else ()
@@ -109,6 +117,9 @@ class LocalAgent:
     def queries(self) -> Iterable[Row]:
         return ()
 
+    def workers(self) -> Iterable[Row]:
+        return self.pool.status() if self.pool is not None else ()
+
     def sources(self) -> Iterable[Row]:
         return ()
 
@@ -122,21 +133,57 @@ class LocalAgent:
         return configuration.rows(self._config, self._origins)
 
 
-def open_database(config: Config, origins: Mapping[str, str]) -> Database:
-    """A database of this host's tables and, read-only, of the events in the state directory, if any."""
+class OsqueryTables:
+    """osquery's tables for worker processes, once there is a bridge."""
+
+    def __init__(self) -> None:
+        self.bridge: Bridge | None = None
+
+    def describe(self) -> bytes:
+        return b"" if self.bridge is None else self.bridge.imported()
+
+    def connect(self) -> socket.socket:
+        """Blocks. Raises SqlError."""
+        if self.bridge is None:
+            raise SqlError("osquery is not used here")
+        return self.bridge.connect()
+
+
+def open_agent(config: Config, origins: Mapping[str, str], osquery: OsqueryTables, *, contained: bool) -> LocalAgent:
+    """An agent whose database has this host's tables and, read-only, the events in the state directory, if any.
+
+    `contained` runs its statements in worker processes. Raises ZeekAgentError if there is no user for them.
+    """
     places = paths.locate(config)
     store = StoredEvents.at(places.store)
     agent = LocalAgent(config, origins, places, store)
     tables = [*builtin_tables(), *plugin_tables()]
-    database = Database(
-        tables, TableContext(agent, AccessPolicy(config.access, paths.protected(config, places))), config.limits, store
+    context = TableContext(agent, AccessPolicy(config.access, paths.protected(config, places)))
+    if not contained:
+        agent.database = Database(tables, context, config.limits, store)
+        return agent
+    from zeek_agent.containment import needs
+    from zeek_agent.containment.contained_database import ContainedDatabase
+
+    async def record_nothing() -> None:
+        """The store has all events that there are."""
+
+    nobody_waits = msgspec.structs.replace(config.limits, cpu=float(os.cpu_count() or 1))
+    database = ContainedDatabase(
+        tables,
+        context,
+        nobody_waits,
+        store,
+        setup=needs.worker_setup(config, places, agent, agent.started),
+        need=lambda need: needs.answer(need, agent, record_nothing, osquery.connect),
+        osquery=osquery.describe,
     )
-    agent.database = database
-    return database
+    agent.database, agent.pool = database, database.pool
+    return agent
 
 
 class LocalResponder:
-    """Answers requests in this process, with an event loop that runs only during a request."""
+    """Answers requests without an agent, with an event loop that runs only during a request."""
 
     remote = False
 
@@ -144,39 +191,60 @@ class LocalResponder:
         self._config = config
         self._origins = origins
         self._loop = asyncio.Runner()
-        self._database: Database | None = None
+        self._agent: LocalAgent | None = None
         self._runner: QueryRunner | None = None
-        self._bridge: Bridge | None = None
+        self._osquery = OsqueryTables()
         logbook.to_terminal()
 
     def responses(self, request: Request) -> Generator[Frame, None, None]:
         from zeek_agent.control.answers import answering
 
-        if self._database is None:
-            self._database = open_database(self._config, self._origins)
-            self._bridge = self._open_bridge(self._database)
-        answer = answering(self._database, self._repeater, self._status)
+        database = self._opened()
+        self._wait(asyncio.sleep(0))  # worker processes may have ended since the last request
+        answer = answering(database, self._repeater, self._status)
         frames = answer(request, f"local uid={os.getuid()} pid={os.getpid()}")
         try:
             while (frame := self._wait(anext(frames, None))) is not None:
-                yield frame
+                if isinstance(frame, EncodedLines):
+                    yield from map(decode_frame, frame.lines)
+                else:
+                    yield frame
         finally:
             self._wait(frames.aclose())
 
     def close(self) -> None:
         if self._runner is not None:
             self._wait(self._runner.close())
-        if self._bridge is not None:
-            self._bridge.close()
-        if self._database is not None:
-            self._wait(self._database.aclose())
+        if self._osquery.bridge is not None:
+            self._osquery.bridge.close()
+        if self._agent is not None:
+            self._wait(self._opened().aclose())
         self._loop.close()
+
+    def _opened(self) -> SqlDatabase:
+        """The database, opened at the first request."""
+        if self._agent is None:
+            contained = sys.platform == "linux" and os.geteuid() == 0
+            self._agent = open_agent(self._config, self._origins, self._osquery, contained=contained)
+            assert self._agent.database is not None
+            self._osquery.bridge = self._open_bridge(self._agent.database)
+        assert self._agent.database is not None
+        return self._agent.database
 
     def _wait(self, work: Awaitable[_T]) -> _T:
         """Run the loop until the work is done. An interrupt cancels the work and is raised here."""
-        return run_until_done(self._loop.get_loop(), work)
+        try:
+            return run_until_done(self._loop.get_loop(), work)
+        except KeyboardInterrupt:
+            self._kill_statement()
+            raise
 
-    def _open_bridge(self, database: Database) -> Bridge | None:
+    def _kill_statement(self) -> None:
+        """End the interrupted statement at once: nothing does so while the loop does not run."""
+        if self._agent is not None and self._agent.pool is not None:
+            self._agent.pool.cancel_all()
+
+    def _open_bridge(self, database: SqlDatabase) -> Bridge | None:
         """Add osquery's tables if a socket is configured; searching for one would slow down each command."""
         from zeek_agent.osquery import bridge
 
@@ -190,8 +258,7 @@ class LocalResponder:
     def _repeater(self) -> QueryRunner:
         from zeek_agent.queries.runner import QueryRunner
 
-        assert self._database is not None
-        self._runner = self._runner or QueryRunner(self._database)
+        self._runner = self._runner or QueryRunner(self._opened())
         return self._runner
 
     def _status(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from zeek_agent.control.messages import (
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.schema import Row, ZeekType
 from zeek_agent.table import Table
+from zeek_agent.table_declarations import declared
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config
@@ -122,7 +123,7 @@ def typed_columns(frame: Columns) -> list[tuple[str, ZeekType]]:
 def tables(responder: Responder) -> list[Table]:
     """The declarations of all tables, by name."""
     frame = _only(responder.responses(messages.TablesRequest()), Declarations)
-    return sorted(messages.declared(frame.tables), key=lambda table: table.name)
+    return sorted(declared(frame.tables), key=lambda table: table.name)
 
 
 def status(responder: Responder) -> dict[str, Any]:

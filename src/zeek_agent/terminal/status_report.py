@@ -21,6 +21,7 @@ PARTS: Final = {
     "connections": "SELECT * FROM zeek_agent_connections",
     "sources": "SELECT * FROM zeek_agent_sources",
     "queries": "SELECT * FROM zeek_agent_queries",
+    "workers": "SELECT * FROM zeek_agent_workers",
 }
 
 

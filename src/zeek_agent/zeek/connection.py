@@ -31,7 +31,7 @@ from zeek_agent.zeek.session import Session
 
 if TYPE_CHECKING:
     from zeek_agent.config import ZeekSettings
-    from zeek_agent.database.database import Database
+    from zeek_agent.database.database import SqlDatabase
     from zeek_agent.destination import Destination
     from zeek_agent.identity import Identity
     from zeek_agent.queries.runner import QueryRunner
@@ -126,7 +126,7 @@ class ZeekConnection:
         url: str | Destination,
         settings: ZeekSettings,
         identity: Identity,
-        database: Database,
+        database: SqlDatabase,
         runner: QueryRunner,
         *,
         dial: Callable[[], Awaitable[socket.socket]] | None = None,

@@ -6,21 +6,24 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from websockets.exceptions import ConnectionClosed
 
 from zeek_agent.database.database import Profile
+from zeek_agent.database.encodings import BatchesEncoding, EventsEncoding
 from zeek_agent.text import STATEMENT_SHOWN, clipped
-from zeek_agent.zeek import broker_json, protocol
-from zeek_agent.zeek.batches import Acknowledgements, split_report
+from zeek_agent.zeek import protocol
+from zeek_agent.zeek.acknowledgements import Acknowledgements
+from zeek_agent.zeek.frames import batch_frames, event_frames
 from zeek_agent.zeek.protocol import Context, RowsAck, ZeekHello
 
 if TYPE_CHECKING:
     from zeek_agent.config import ZeekSettings
-    from zeek_agent.queries.subscriptions import Change, Query, Report
+    from zeek_agent.database.encodings import FrameBatch
+    from zeek_agent.queries.subscriptions import Query, Report
     from zeek_agent.zeek.back_pressure import Sender
 
 log = logging.getLogger(__name__)
@@ -82,15 +85,45 @@ class Instance:
         """A stock package does not: it logs each row that it receives, even a second time."""
         return self.profile is not Profile.STOCK
 
+    def encoding(self, report: Report) -> EventsEncoding | BatchesEncoding:
+        """Batches for our package's handler, one event per row for any other."""
+        query, settings, now = report.query, self.settings, self.clock()
+        topic = protocol.response_topic(self.agent_id, self.id)
+        if query.event != protocol.ROWS:
+            return EventsEncoding(
+                topic=topic,
+                event=query.event,
+                agent_id=self.agent_id,
+                host_time=now,
+                query_id=report.query_id,
+                cookie=query.cookie,
+                batch_rows=settings.batch_rows,
+                batch_bytes=settings.batch_bytes,
+            )
+        low, high = report.window
+        return BatchesEncoding(
+            topic=topic,
+            agent_id=self.agent_id,
+            host_time=now,
+            query_id=report.query_id,
+            cookie=query.cookie,
+            batch_rows=settings.batch_rows,
+            batch_bytes=settings.batch_bytes,
+            store=report.store,
+            stream=report.stream,
+            low=low,
+            high=high,
+        )
+
     async def deliver(self, report: Report) -> None:
         """Send the rows and return when Zeek has accepted them. Raises ConnectionError if the connection is lost."""
-        delivery = _ReportDelivery(self.traffic, len(report.rows))
+        delivery = _ReportDelivery(self.traffic, report.row_count)
         try:
             if report.query.event == protocol.ROWS:
                 await self._deliver_batches(report, delivery)
             else:
-                for batch in self.batches(report):
-                    delivery.sent(len(batch), await self.sender.send(batch))
+                async for batch in self.frames(report):
+                    delivery.sent(batch.rows, await self.sender.send(batch.frames))
                     await asyncio.sleep(0)
             await delivery.acknowledged()
         except ConnectionClosed as error:
@@ -100,18 +133,16 @@ class Instance:
 
     async def _deliver_batches(self, report: Report, delivery: _ReportDelivery) -> None:
         """Send batches until the script has acknowledged all; unacknowledged ones are sent again after a timeout."""
-        topic = protocol.response_topic(self.agent_id, self.id)
-        context = Context(self.agent_id, self.clock(), report.query_id, cookie=report.query.cookie)
         self.acknowledgements.expect(report)
         highest = -1
         try:
             while True:
                 last = -1
                 acknowledged = self.acknowledgements.index(report)
-                for batch in split_report(report, topic, context, self.settings.batch_rows, self.settings.batch_bytes):
-                    last = batch.index
+                async for batch in self.frames(report):
+                    last += 1
                     if last > acknowledged:
-                        pong = await self.sender.send([batch.frame])
+                        pong = await self.sender.send(batch.frames)
                         delivery.sent(batch.rows if last > highest else 0, pong)
                         highest = max(highest, last)
                         await asyncio.sleep(0)
@@ -128,6 +159,20 @@ class Instance:
         finally:
             self.acknowledgements.stop_expecting(report)
 
+    async def frames(self, report: Report) -> AsyncIterator[FrameBatch]:
+        """The report's frames, in the batches in which they are sent."""
+        if report.encoded is not None:
+            async for batch in report.encoded.batches():
+                yield batch
+            return
+        encoding = self.encoding(report)
+        if isinstance(encoding, EventsEncoding):
+            frames = event_frames(report.columns, report.rows, encoding)
+        else:
+            frames = batch_frames(report.columns, report.rows, encoding)
+        for batch in frames:
+            yield batch
+
     def acknowledge(self, ack: RowsAck) -> None:
         """Record that Zeek's script has processed a batch."""
         if not self.acknowledgements.accept(ack):
@@ -141,28 +186,6 @@ class Instance:
         """An error as a message for this instance."""
         context = Context(self.agent_id, self.clock(), query_id, cookie=cookie)
         return protocol.agent_error(self.id, context, message).encode()
-
-    def batches(self, report: Report) -> Iterator[list[bytes]]:
-        """The rows as frames, in batches of up to `batch_rows` and, except for a single larger row, `batch_bytes`."""
-        encode = broker_json.row_encoder(report.columns)
-        head, tail = protocol.event_frame(protocol.response_topic(self.agent_id, self.id), report.query.event)
-        now = self.clock()
-        heads: dict[Change | None, str] = {}
-        batch: list[bytes] = []
-        size = 0
-        for change, row in report.rows:
-            start = heads.get(change)
-            if start is None:
-                context = Context(self.agent_id, now, report.query_id, change, report.query.cookie)
-                start = heads[change] = f"{head}{protocol.context_record(context)},"
-            frame = f"{start}{encode(row)}{tail}".encode()
-            if batch and (len(batch) >= self.settings.batch_rows or size + len(frame) > self.settings.batch_bytes):
-                yield batch
-                batch, size = [], 0
-            batch.append(frame)
-            size += len(frame)
-        if batch:
-            yield batch
 
 
 class _ReportDelivery:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from zeek_agent.database.database import Lane, Profile, Result, ResultColumn
+from zeek_agent.database.results import Result, ResultColumn
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.schema import ZeekType
 from zeek_agent.text import STATEMENT_SHOWN, byte_length, clipped
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
     from zeek_agent.config import ZeekSettings
-    from zeek_agent.database.database import Database
+    from zeek_agent.database.database import SqlDatabase
     from zeek_agent.identity import Identity
     from zeek_agent.queries.installed import Installed
     from zeek_agent.queries.runner import QueryRunner
@@ -41,7 +41,6 @@ HELLO_REPLY_SECONDS: Final = 1.0
 """A first hello of a Zeek within this time is the reply to ours; a later one means that Zeek missed ours."""
 HELLO_CHECK_INTERVAL_SECONDS: Final = 2.0
 """Interval of checks for changes that Zeek needs immediately."""
-HELLO_SQL: Final = "SELECT * FROM zeek_agent"
 _WATCHED: Final = (protocol.HELLO_FIELDS.index("addresses"), protocol.HELLO_FIELDS.index("tables"))
 _BROKER: Final = ResultColumn("broker", ZeekType("text"))
 _FEATURES: Final = ResultColumn("features", ZeekType.parse("set[text]"))
@@ -59,7 +58,7 @@ class Session:
         url: str,
         identity: Identity,
         settings: ZeekSettings,
-        database: Database,
+        database: SqlDatabase,
         runner: QueryRunner,
         traffic: Traffic,
         clock: Callable[[], float] = time.time,
@@ -145,10 +144,7 @@ class Session:
                     self._hello_wanted.set()
 
     async def _hello_row(self) -> Result:
-        result = await self._database.query(HELLO_SQL, profile=Profile.STOCK, lane=Lane.EVENTS, origin="agent")
-        if len(result.rows) != 1 or len(result.columns) != len(protocol.HELLO_FIELDS):
-            raise SqlError(f"{HELLO_SQL} gave {len(result.rows)} rows of {len(result.columns)} columns")
-        return result
+        return await self._database.own_rows("zeek_agent")
 
     async def _hello_record(self) -> str:
         result = await self._hello_row()

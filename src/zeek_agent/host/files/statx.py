@@ -100,6 +100,9 @@ def open_on_mount(directory: int, name: str) -> int:
         descriptor = _syscall_with_errno(_OPENAT2, directory, encoded, _HOW, _HOW_BYTES)
         if descriptor < 0:
             number = ctypes.get_errno()
+            if number == errno.ENOSYS:  # a filter of system calls was installed since the first call
+                _has_openat2.cache_clear()
+                return os.open(name, _ENTRY_FLAGS, dir_fd=directory)
             raise OSError(number, os.strerror(number), name)
     return descriptor
 

@@ -10,6 +10,10 @@ class Capability(IntEnum):
     """The capabilities that the agent uses, by their numbers in `linux/capability.h`."""
 
     DAC_READ_SEARCH = 2
+    KILL = 5
+    SETGID = 6
+    SETUID = 7
+    SETPCAP = 8
     NET_ADMIN = 12
     SYS_PTRACE = 19
     SYS_ADMIN = 21

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from zeek_agent.host.linux import inet_diag, proc_net
@@ -12,6 +13,17 @@ from zeek_agent.host.linux.proc_net import PacketSocket
 from zeek_agent.host.linux.procfs import network_namespace
 
 log = logging.getLogger(__name__)
+
+_open_channel: Callable[[int], socket.socket] | None = None
+
+
+def use(open_channel: Callable[[int], socket.socket]) -> None:
+    """Enter no other network namespace: this function opens a sock_diag(7) socket in that of a process.
+
+    For a process that may not enter namespaces itself. It raises OSError.
+    """
+    global _open_channel  # noqa: PLW0603
+    _open_channel = open_channel
 
 
 def sockets_by_namespace(
@@ -63,6 +75,9 @@ def _foreign(
     failure: OSError | None = None
     for pid in inside:
         try:
+            if _open_channel is not None:
+                with _open_channel(pid) as channel:
+                    return inet_diag.sockets_on(channel, protocols, states, f"{root}/{pid}/net", check)
             return in_network_namespace(
                 f"{root}/{pid}/ns/net", lambda: list(inet_diag.list_sockets(protocols, states, check))
             )

@@ -42,6 +42,23 @@ def list_sockets(
             yield from _from_proc(protocol, states, check)
 
 
+def sockets_on(
+    channel: socket.socket, protocols: Collection[int], states: int, proc_net_path: str, check: Callable[[], None]
+) -> list[InternetSocket]:
+    """The same in the network namespace of an open netlink socket, whose /proc/PID/net is at that path."""
+    found: list[InternetSocket] = []
+    for protocol in protocols:
+        check()
+        try:
+            if protocol not in {TCP, UDP, UDPLITE}:
+                raise FileNotFoundError(protocol)
+            found += dump_on(channel, protocol, states)
+        except FileNotFoundError:
+            listed = proc_net.list_sockets(protocol, proc_net_path, check)
+            found += (one for one in listed if states >> one.state & 1)
+    return found
+
+
 def dump_on(channel: socket.socket, protocol: int, states: int) -> Iterator[InternetSocket]:
     """The sockets of one protocol in the network namespace of an open netlink socket."""
     for family in (socket.AF_INET, socket.AF_INET6):

@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
@@ -269,12 +269,23 @@ def why_not(sysctl: Path = SYSCTL) -> str | None:
     return None
 
 
+_provider: Callable[[], dict[Ends, Translation]] | None = None
+
+
+def use(provider: Callable[[], dict[Ends, Translation]]) -> None:
+    """Let this function answer `list_translations`: in a process that may not ask the kernel."""
+    global _provider  # noqa: PLW0603
+    _provider = provider
+
+
 def list_translations() -> dict[Ends, Translation]:
     """The translations of the calling thread's network namespace by each end's own view.
 
     Empty if the kernel does not list them, or not to us (it requires CAP_NET_ADMIN). Raises OSError for other failures.
     Even a short list takes the kernel some 20 ms, because its table is large.
     """
+    if _provider is not None:
+        return _provider()
     if why_not() is not None or int((SYSCTL / "nf_conntrack_count").read_text()) == 0:
         return {}
     try:

@@ -1,4 +1,4 @@
-"""A listening socket without an address: only this process can connect to it.
+"""A listening socket without an address: it accepts only connections that this process was passed.
 
 The embedded collector serves the agent through it. asyncio and websockets treat it like any listening socket, so that
 code and bytes are those of a TCP connection from the opening handshake to the close frame.
@@ -14,8 +14,8 @@ PEER: Final = "embedded"
 """The peer address of an accepted connection."""
 
 
-class InProcessListener(socket.socket):
-    """Accepts connections of `connect_here`. Like a listening socket, it is readable while a connection waits."""
+class PassedConnections(socket.socket):
+    """Accepts connections given to `add`. Like a listening socket, it is readable while a connection waits."""
 
     def __init__(self) -> None:
         ours, self._bell = socket.socketpair()
@@ -23,20 +23,20 @@ class InProcessListener(socket.socket):
         self.setblocking(False)
         self._waiting: deque[socket.socket] = deque()
 
-    def connect_here(self) -> socket.socket:
-        """The client's end of a new connection. Raises OSError if the listener is closed."""
-        client, served = socket.socketpair()
+    def add(self, connection: socket.socket) -> None:
+        """Have the server's end of a connection accepted; it is closed here on failure.
+
+        Raises OSError if the listener is closed.
+        """
         try:
             self._bell.send(b"\0")
         except OSError:
-            client.close()
-            served.close()
+            connection.close()
             raise
-        self._waiting.append(served)
-        return client
+        self._waiting.append(connection)
 
     def listen(self, backlog: int = 0, /) -> None:
-        """No-op: only this process can connect, one connection at a time."""
+        """No-op: connections are passed one at a time."""
 
     def accept(self) -> tuple[socket.socket, Any]:
         """The server's end of the connection that has waited longest. Raises BlockingIOError if none is waiting."""

@@ -1,0 +1,187 @@
+"""The tables of this host under SQL, in worker processes: no statement runs in this one."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from zeek_agent.containment.messages import Imports, RunStatement
+from zeek_agent.containment.pool import SpawnSettings, WorkerPool
+from zeek_agent.containment.protections import WorkerClass
+from zeek_agent.database.database import Lane, SqlDatabase, audit_refusal
+from zeek_agent.database.encodings import Encoding, RowsEncoding
+from zeek_agent.database.results import Result, ResultColumn, Statement
+from zeek_agent.database.sql_connection import Profile
+from zeek_agent.errors import AccessDeniedError
+from zeek_agent.results.comparison import Comparison
+from zeek_agent.schema import ZeekType
+from zeek_agent.table_declarations import declare
+from zeek_agent.text import byte_length
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from zeek_agent.config import LimitSettings
+    from zeek_agent.containment.encoded_result import EncodedResult
+    from zeek_agent.containment.messages import Setup
+    from zeek_agent.containment.worker_process import NeedHandler
+    from zeek_agent.database.sql_connection import AttachedStore
+    from zeek_agent.table import Table, TableContext
+
+SHARED_SECONDS: Final = 0.1
+"""Maximum age of a scan that a scheduled statement may share."""
+COMPILED_MAX: Final = 1_000
+"""Statements whose tables are remembered, so that each run need not be compiled first."""
+COMPILED_NAMES_BYTES_MAX: Final = 16_384
+"""A statement whose columns' and tables' names are longer is compiled each time."""
+
+_decode_rows: Final = msgspec.msgpack.Decoder(list[list[Any]]).decode
+
+
+class ContainedDatabase(SqlDatabase):
+    """Runs statements in workers; made and used in the event loop's thread.
+
+    `osquery` describes osquery's tables for the workers; `iterators` is whether BPF iterators can be passed.
+    """
+
+    def __init__(
+        self,
+        tables: Iterable[Table],
+        context: TableContext,
+        limits: LimitSettings,
+        store: AttachedStore | None,
+        *,
+        setup: Setup,
+        need: NeedHandler,
+        directory: Path | None = None,
+        osquery: Callable[[], bytes] = bytes,
+        iterators: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__(tables, context, limits, store)
+        self._own = frozenset(self.tables)
+        self._osquery = osquery
+        self._iterators = iterators
+        self._imports = (0, Imports())
+        self._compiled: OrderedDict[tuple[bytes, Profile, int], Statement] = OrderedDict()
+        self.pool = WorkerPool(setup, self.limits, self._bound, need, directory)
+
+    compares_results = True
+
+    async def prepare(
+        self, sql: str, *, profile: Profile = Profile.FULL, lane: Lane = Lane.SNAPSHOTS, origin: str = "local"
+    ) -> Statement:
+        self.check_length(sql, origin)
+        self._log_statement(sql, origin)
+        return await self._compile(sql, profile, origin)
+
+    async def query(
+        self,
+        sql: str,
+        *,
+        profile: Profile = Profile.FULL,
+        lane: Lane = Lane.SNAPSHOTS,
+        window: Mapping[str, tuple[int, int]] | None = None,
+        origin: str = "local",
+    ) -> Result:
+        encoded = await self.encoded(sql, RowsEncoding(), profile=profile, lane=lane, window=window, origin=origin)
+        try:
+            rows = [row async for row in _rows(encoded)]
+        finally:
+            encoded.close()
+        return Result(encoded.columns, rows, encoded.errors, encoded.size_bytes, encoded.files)
+
+    async def encoded(
+        self,
+        sql: str,
+        encoding: Encoding,
+        *,
+        profile: Profile = Profile.FULL,
+        lane: Lane = Lane.SNAPSHOTS,
+        window: Mapping[str, tuple[int, int]] | None = None,
+        origin: str = "local",
+        change: str | None = None,
+        comparison: Comparison | None = None,
+    ) -> EncodedResult:
+        self.check_length(sql, origin)
+        self._log_statement(sql, origin)
+        asked_at = time.monotonic()
+        statement = await self._compile(sql, profile, origin)
+        is_contained = comparison is None and self._reads_only_events(statement)
+        kind = WorkerClass.EVENTS if is_contained else WorkerClass.SNAPSHOTS
+        since = asked_at if lane is Lane.LOCAL else asked_at - SHARED_SECONDS
+        bounds = dict(window) if window else None
+        run = RunStatement(0, sql, profile.value, encoding, change, bounds, since, comparison)  # type: ignore[arg-type]
+        try:
+            return await self.pool.run(recipient_of(origin), kind, run, opens_files=self._opens_files(statement))
+        except AccessDeniedError as error:
+            audit_refusal(sql, origin, error)
+            raise
+
+    async def aclose(self) -> None:
+        await self.pool.close()
+
+    async def _compile(self, sql: str, profile: Profile, origin: str) -> Statement:
+        """The statement, compiled once for each set of tables."""
+        key = (hashlib.sha256(sql.encode(errors="surrogatepass")).digest(), profile, self._catalog.generation)
+        known = self._compiled.get(key)
+        if known is not None:
+            self._compiled.move_to_end(key)
+            return known
+        try:
+            answer = await self.pool.compile(recipient_of(origin), sql, profile.value)
+        except AccessDeniedError as error:
+            audit_refusal(sql, origin, error)
+            raise
+        columns = tuple(ResultColumn(name, ZeekType.parse(kind)) for name, kind in answer.columns)
+        statement = Statement(columns, frozenset(answer.tables))
+        if sum(map(byte_length, (*(name for name, _ in answer.columns), *answer.tables))) <= COMPILED_NAMES_BYTES_MAX:
+            self._compiled[key] = statement
+        if len(self._compiled) > COMPILED_MAX:
+            self._compiled.popitem(last=False)
+        return statement
+
+    def _reads_only_events(self, statement: Statement) -> bool:
+        tables = self._catalog.tables
+        return bool(statement.tables) and all(
+            name in tables and tables[name].kind == "events" for name in statement.tables
+        )
+
+    def _opens_files(self, statement: Statement) -> bool:
+        """Whether it reads a table that is given patterns of paths, or one that has just gone."""
+        tables = self._catalog.readable()
+        return any(
+            name not in tables
+            or any(parameter.name == "pattern" for parameter in self._catalog.tables[tables[name]].parameters)
+            for name in statement.tables
+        )
+
+    def _bound(self) -> SpawnSettings:
+        uri = f"{self._store.uri}&readonly_shm=1" if self._store else None
+        catalog = self._catalog
+        if self._imports[0] != catalog.generation:
+            added = [table for name, table in catalog.tables.items() if name not in self._own]
+            events = declare(table for table in added if table.kind == "events")
+            osquery = self._osquery() if len(events) < len(added) else b""
+            self._imports = catalog.generation, Imports(events, osquery, dict(catalog.gone))
+        return SpawnSettings(uri, catalog.generation, self._iterators(), self._imports[1])
+
+
+def recipient_of(origin: str) -> str:
+    """Whose workers a requester uses: a destination's, or a local user's, whatever the process."""
+    return origin.partition(" pid=")[0]
+
+
+async def _rows(encoded: EncodedResult) -> AsyncIterator[tuple[Any, ...]]:
+    async for batch in encoded.batches():
+        for frame in batch.frames:
+            for row in _decode_rows(frame):
+                yield tuple([_frozen(cell) if type(cell) is list else cell for cell in row])
+
+
+def _frozen(cell: list[Any]) -> tuple[Any, ...]:
+    return tuple(_frozen(part) if isinstance(part, list) else part for part in cell)

@@ -1,0 +1,87 @@
+"""What processes and statements use: processor time and memory of a process, and the account of each statement."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
+
+STATEMENTS_MAX: Final = 10_000
+"""Statements whose use is remembered; the one that ran longest ago is forgotten first."""
+_PROCESS_CLOCK: Final = 2
+"""CPUCLOCK_SCHED (include/linux/posix-timers.h): time on a processor in nanoseconds, user and system."""
+
+StatementKey: TypeAlias = "tuple[str, bytes]"
+"""Recipient, and digest of the statement, which may be long."""
+
+
+def statement_key(recipient: str, sql: str) -> StatementKey:
+    """The key of a recipient's statement."""
+    return recipient, hashlib.sha256(sql.encode(errors="surrogatepass")).digest()
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """Processor time that the process has used (clock_getcpuclockid(3)); None if it is gone."""
+    try:
+        return time.clock_gettime(~pid << 3 | _PROCESS_CLOCK)
+    except OSError:
+        return None
+
+
+class Memory(NamedTuple):
+    """Resident memory in bytes: now, and the most that there ever was."""
+
+    resident: int
+    peak: int
+
+
+def memory(pid: int) -> Memory:
+    """Memory of the process; zeros if it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return Memory(0, 0)
+    fields = dict(line.split(":", 1) for line in lines if line.startswith(("VmRSS:", "VmHWM:")))
+    return Memory(*(int(fields.get(name, "0 kB").split()[0]) * 1024 for name in ("VmRSS", "VmHWM")))
+
+
+@dataclass(slots=True)
+class StatementUsage:
+    """What a recipient's statement has used so far, its compilation and the start of its workers included."""
+
+    cpu: float = 0.0
+    peak: int = 0
+    """The most memory of a worker process until the end of a run: an earlier statement may have needed it."""
+    killed: int = 0
+    """Runs that ended with the death of their worker process."""
+
+
+class Accounts:
+    """The accounts of statements. A worker process runs one at a time, so what it uses is that statement's."""
+
+    def __init__(self) -> None:
+        self._usage: OrderedDict[StatementKey, StatementUsage] = OrderedDict()
+
+    def of(self, key: StatementKey) -> StatementUsage:
+        """The account of a statement; empty if it has not run."""
+        return self._usage.get(key) or StatementUsage()
+
+    def charge(self, key: StatementKey, cpu: float, peak: int) -> None:
+        """A statement has used processor time, in a worker with this maximum of resident memory."""
+        usage = self._opened(key)
+        usage.cpu += cpu
+        usage.peak = max(usage.peak, peak)
+
+    def count_kill(self, key: StatementKey) -> None:
+        """The statement's worker was killed because of it."""
+        self._opened(key).killed += 1
+
+    def _opened(self, key: StatementKey) -> StatementUsage:
+        usage = self._usage.setdefault(key, StatementUsage())
+        self._usage.move_to_end(key)
+        if len(self._usage) > STATEMENTS_MAX:
+            self._usage.popitem(last=False)
+        return usage

@@ -1,0 +1,48 @@
+"""Declarations of tables as plain data, for other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from zeek_agent.schema import Column, Parameter
+from zeek_agent.table import Table
+
+
+def declare(tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """Tables as plain data."""
+    return [
+        {
+            "name": table.name,
+            "summary": table.summary,
+            "description": table.description,
+            "columns": [[column.name, column.type, column.summary, column.added] for column in table.columns],
+            "parameters": [
+                [parameter.name, parameter.type, parameter.summary, parameter.default, parameter.required]
+                for parameter in table.parameters
+            ],
+            "examples": table.examples,
+            "platforms": table.platforms,
+            "kind": table.kind,
+            "alias": table.alias,
+        }
+        for table in tables
+    ]
+
+
+def declared(data: Iterable[dict[str, Any]]) -> list[Table]:
+    """The tables that `declare` described; they have declarations only, no rows."""
+    return [
+        Table(
+            one["name"],
+            one["summary"],
+            description=one["description"],
+            columns=[Column(*column) for column in one["columns"]],
+            parameters=[Parameter(*parameter) for parameter in one["parameters"]],
+            examples=one["examples"],
+            platforms=one["platforms"],
+            kind=one["kind"],
+            alias=one["alias"],
+        )
+        for one in data
+    ]
