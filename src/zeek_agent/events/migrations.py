@@ -95,10 +95,15 @@ def _account_for_rows(connection: apsw.Connection) -> None:
 
 def _share_texts(connection: apsw.Connection) -> None:
     """Add the table of texts that are stored once; rows that are there keep theirs."""
-    connection.execute("CREATE TABLE _texts (id INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT")
+    connection.execute("CREATE TABLE _texts (id INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL) STRICT")
+    connection.execute("CREATE TABLE _text_uses (id INTEGER PRIMARY KEY, refs INTEGER NOT NULL) STRICT")
+
+
+def _count_rows_later(connection: apsw.Connection) -> None:
+    """Add the `seq` up to which rows are accounted for; so far each row was when it was added."""
+    connection.execute("ALTER TABLE _accounts ADD COLUMN counted INTEGER NOT NULL DEFAULT 0")
     connection.execute(
-        "CREATE TABLE _text_uses (id INTEGER PRIMARY KEY AUTOINCREMENT, hash BLOB NOT NULL UNIQUE, "
-        "refs INTEGER NOT NULL) STRICT"
+        'UPDATE _accounts SET counted = seq FROM sqlite_sequence WHERE sqlite_sequence.name = _accounts."table"'
     )
 
 
@@ -106,6 +111,7 @@ MIGRATIONS: Final[Sequence[Migration]] = (
     Migration("store version and column types are recorded", _number_the_store),
     Migration("disk usage is recorded by table, producer and minute", _account_for_rows),
     Migration("long command lines and paths are stored once", _share_texts),
+    Migration("rows are accounted for when the store fills up", _count_rows_later),
 )
 VERSION: Final = len(MIGRATIONS)
 

@@ -22,10 +22,11 @@ def shared_columns(present: Mapping[str, str]) -> list[str]:
 
 def text_of(column: str, schema: str = "main") -> str:
     """SQL for the text in a column of the store in `schema`; in a result it still counts as that column."""
-    # SQLite takes the origin of a subquery's column from its last part, so that the column keeps its declaration.
+    # SQLite takes the origin of a subquery's column from its last part, so that the column keeps its declaration; only
+    # the first row counts.
     return (
         f"(SELECT text FROM {schema}._texts WHERE \"{column}\" >= '{MARK}' AND id = {text_id(column)} "
-        f'UNION ALL SELECT "{column}" WHERE "{column}" < \'{MARK}\')'
+        f'UNION ALL SELECT "{column}")'
     )
 
 

@@ -1,7 +1,8 @@
 """Disk usage of the events by table, producer and minute, and the rows that eviction removes.
 
-The writer keeps the figures in the tables `_usage` and `_accounts` of the store, in the transactions that add and
-remove rows, so that eviction finds the producer and the minutes to take from without reading events.
+The writer keeps the figures in the tables `_usage` and `_accounts` of the store, so that eviction finds the producer
+and the minutes to take from without reading events. Rows need to be counted before eviction only, so the writer starts
+when the store is half full: most stores expire their rows long before, and counting costs a fifth of storing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import apsw
 
-from zeek_agent.events.layout import columns, quoted
+from zeek_agent.events.layout import columns, last_sequence, quoted
 from zeek_agent.events.references import length_of, references_in, shared_columns
 
 _CELLS_PER_STEP: Final = 64
@@ -96,34 +97,49 @@ class Usage:
         self._expressions: dict[str, _Expressions] = {}
 
     def declare(self, table: str) -> None:
-        """Begin with a table, or take note of its changed columns; rows that are there are counted if necessary."""
+        """Begin with a table, or take note of its changed columns; then its rows are counted again."""
         self._expressions[table] = expressions = _expressions(columns(self._connection, table))
         definition = expressions.definition()
         execute = self._connection.execute
         if execute('SELECT definition FROM _accounts WHERE "table" = ?', (table,)).get == definition:
             return
         execute('DELETE FROM _usage WHERE "table" = ?', (table,))
-        self.add(table, 0)
         execute(
-            'INSERT INTO _accounts ("table", definition, evicted) VALUES (?, ?, 0) '
-            'ON CONFLICT ("table") DO UPDATE SET definition = excluded.definition',
+            'INSERT INTO _accounts ("table", definition, evicted, counted) VALUES (?, ?, 0, 0) '
+            'ON CONFLICT ("table") DO UPDATE SET definition = excluded.definition, counted = 0',
             (table, definition),
         )
 
-    def add(self, table: str, after: int) -> None:
-        """Count the rows of a table that were added after the one with this `seq`."""
-        for cell in self._cells(table, "seq > ?", after):
+    def uncounted(self, last: Mapping[str, int]) -> dict[str, int]:
+        """The highest number of rows that are still to be counted, by table; `last` is the highest `seq` of each."""
+        counted = dict(self._select('SELECT "table", counted FROM _accounts'))
+        return {table: seq - counted[table] for table, seq in last.items() if counted.get(table, seq) < seq}
+
+    def count(self, table: str, rows_max: int) -> bool:
+        """Count some of the rows that were added since the last call, within a transaction. False if none are left."""
+        after = self._counted(table)
+        sql = f"SELECT max(seq), count(*) FROM (SELECT seq FROM {quoted(table)} WHERE seq > ? ORDER BY seq LIMIT ?)"
+        ((upto, rows),) = self._select(sql, (after, rows_max))
+        if rows < rows_max:  # the rows with the last numbers may be gone already
+            upto = last_sequence(self._connection, table)
+        for cell in self._cells(table, "seq > ? AND seq <= ?", after, upto):
             self._connection.execute(
                 "INSERT INTO _usage VALUES (?, ?, ?, ?, ?, ?, ?) "
                 'ON CONFLICT ("table", producer, minute) DO UPDATE SET rows = rows + excluded.rows, '
                 "bytes = bytes + excluded.bytes, low = min(low, excluded.low), high = max(high, excluded.high)",
                 (table, *cell),
             )
+        self._connection.execute('UPDATE _accounts SET counted = ? WHERE "table" = ?', (upto, table))
+        return bool(rows == rows_max)
 
     def subtract(self, table: str, upto: int) -> None:
         """Discount the rows up to this `seq`, which are about to be removed."""
-        for producer, minute, rows, size, _, _ in self._cells(table, "seq <= ?", upto):
+        for producer, minute, rows, size, _, _ in self._cells(table, "seq <= ?", min(upto, self._counted(table))):
             self._discount((table, producer, minute), rows, size)
+
+    def _counted(self, table: str) -> int:
+        ((seq,),) = self._select('SELECT counted FROM _accounts WHERE "table" = ?', (table,))
+        return int(seq)
 
     def totals(self) -> dict[tuple[str, str], Total]:
         """Bytes by table and producer."""
@@ -191,7 +207,7 @@ class Usage:
             self._connection.execute('DELETE FROM _usage WHERE "table" = ? AND producer = ? AND minute = ?', cell)
         return [_TakenRow(*row) for row in rows]
 
-    def _cells(self, table: str, where: str, binding: int) -> list[tuple[Any, ...]]:
+    def _cells(self, table: str, where: str, *bindings: int) -> list[tuple[Any, ...]]:
         """Producer, minute, rows, bytes, first and last `seq` of the rows, by producer and minute.
 
         The limit keeps SQLite from merging the two statements, so that only the results of the expressions are sorted.
@@ -201,7 +217,7 @@ class Usage:
             "SELECT producer, minute, count(*), sum(size), min(seq), max(seq) FROM ("
             f"SELECT {sql.producer} AS producer, {sql.minute} AS minute, {sql.size} AS size, seq "
             f"FROM {quoted(table)} WHERE {where} LIMIT -1) GROUP BY 1, 2",
-            (binding,),
+            bindings,
         )
 
     def _discount(self, cell: tuple[str, str, int], rows: int, size: int) -> None:
