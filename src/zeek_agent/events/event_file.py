@@ -546,9 +546,9 @@ class EventFile:
 
 def read_delivery_state(uri: str, key: str) -> Delivered | None:
     """The committed delivery state of a key, read over a separate connection."""
-    sql = "SELECT seqs, snapshot, under_way FROM _delivered WHERE key = ?"
-    for seqs, snapshot, under_way in read_rows(uri, sql, (key,)):
-        return Delivered(json.loads(seqs), snapshot, json.loads(under_way))
+    sql = "SELECT seqs, snapshot, under_way, owner FROM _delivered WHERE key = ?"
+    for seqs, snapshot, under_way, owner in read_rows(uri, sql, (key,)):
+        return Delivered(json.loads(seqs), snapshot, json.loads(under_way), owner)
     return None
 
 

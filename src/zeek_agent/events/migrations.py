@@ -107,11 +107,17 @@ def _count_rows_later(connection: apsw.Connection) -> None:
     )
 
 
+def _record_owners(connection: apsw.Connection) -> None:
+    """Add the recipients of delivery states; those of present ones are unknown until they are saved again."""
+    connection.execute("ALTER TABLE _delivered ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
+
+
 MIGRATIONS: Final[Sequence[Migration]] = (
     Migration("store version and column types are recorded", _number_the_store),
     Migration("disk usage is recorded by table, producer and minute", _account_for_rows),
     Migration("long command lines and paths are stored once", _share_texts),
     Migration("rows are accounted for when the store fills up", _count_rows_later),
+    Migration("delivery states have the recipient whose share they count towards", _record_owners),
 )
 VERSION: Final = len(MIGRATIONS)
 

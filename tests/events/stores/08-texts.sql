@@ -1,7 +1,7 @@
-PRAGMA user_version = 4;
+PRAGMA user_version = 5;
 CREATE TABLE _accounts ("table" TEXT PRIMARY KEY, definition TEXT NOT NULL, evicted INTEGER NOT NULL, counted INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
 CREATE TABLE _columns ("table" TEXT, name TEXT, type TEXT NOT NULL, PRIMARY KEY ("table", name)) STRICT, WITHOUT ROWID;
-CREATE TABLE "_delivered" (key TEXT PRIMARY KEY, seqs TEXT NOT NULL, snapshot BLOB, under_way TEXT NOT NULL, time REAL NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE "_delivered" (key TEXT PRIMARY KEY, seqs TEXT NOT NULL, snapshot BLOB, under_way TEXT NOT NULL, time REAL NOT NULL, owner TEXT NOT NULL DEFAULT '') STRICT, WITHOUT ROWID;
 CREATE TABLE _gaps (source TEXT, "from" REAL, until REAL, cause TEXT) STRICT;
 CREATE TABLE _store (id TEXT NOT NULL, alive REAL NOT NULL, clean INTEGER NOT NULL, written_by TEXT) STRICT;
 CREATE TABLE _text_uses (id INTEGER PRIMARY KEY, refs INTEGER NOT NULL) STRICT;
@@ -86,9 +86,9 @@ INSERT INTO "_columns" VALUES ('system_logs_events', 'process', 'text');
 INSERT INTO "_columns" VALUES ('system_logs_events', 'time', 'time');
 INSERT INTO "_columns" VALUES ('system_logs_events', 'uid', 'count');
 INSERT INTO "_columns" VALUES ('system_logs_events', 'unit', 'text');
-INSERT INTO "_delivered" VALUES ('differences', '{}', X'0061207061636B656420736E617073686F74FF', '{}', 1790000000.0);
-INSERT INTO "_delivered" VALUES ('events of all tables', '{"processes_events": 4, "sockets_events": 4, "system_logs_events": 4}', NULL, '{}', 1790000000.0);
-INSERT INTO "_delivered" VALUES ('events with a report under way', '{"processes_events": 3}', NULL, '{"processes_events": 5}', 1790000000.0);
+INSERT INTO "_delivered" VALUES ('differences', '{}', X'0061207061636B656420736E617073686F74FF', '{}', 1790000000.0, '');
+INSERT INTO "_delivered" VALUES ('events of all tables', '{"processes_events": 4, "sockets_events": 4, "system_logs_events": 4}', NULL, '{}', 1790000000.0, '');
+INSERT INTO "_delivered" VALUES ('events with a report under way', '{"processes_events": 3}', NULL, '{"processes_events": 5}', 1790000000.0, '');
 INSERT INTO "_gaps" VALUES ('processes', 1789999950.0, 1789999960.0, 'overrun');
 INSERT INTO "_store" VALUES ('0123456789abcdef', 1790000000.0, 1, '3.0.0');
 INSERT INTO "processes_events" VALUES (3, 1789999902.0, '/usr/bin/true', NULL, 9223372036854775807, 0, 4294967295, NULL, 0, 'Grüße, 世界', 86400.0, NULL, 4294967295, 86400.0, 0.0, NULL, 'raw , quote '', new
