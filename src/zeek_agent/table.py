@@ -73,20 +73,6 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
-    """Properties of a table that another program provides, where each scan is a round trip.
-
-    Only such a table gets `Constraints.bounds` and `limit`. One of the columns `required` must have a value. The values
-    of the columns `decisive` determine which rows the table has at all. The columns `opaque` differ here from those
-    that the other program compares, so that constraints on them are not passed on.
-    """
-
-    required: frozenset[str] = frozenset()
-    decisive: frozenset[str] = frozenset()
-    opaque: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
 class Constraints:
     """A statement's constraints on a table: parameters, and the values that some columns must equal.
 
@@ -100,6 +86,7 @@ class Constraints:
     check: Callable[[], None] = lambda: None
     """Raises LimitError if the statement's time is up; long loops call it every few hundred steps."""
     bounds: Sequence[Bound] = ()
+    """Only for tables with a virtual-table module of their own, as is `limit`."""
     limit: int | None = None
     """This many rows that satisfy all constraints are enough."""
 
@@ -143,7 +130,6 @@ class Table:
         examples: Iterable[str] = (),
         platforms: Iterable[str] = ("linux",),
         kind: TableKind = "snapshot",
-        remote: Remote | None = None,
         alias: bool = False,
     ) -> None:
         self.name = name
@@ -157,7 +143,6 @@ class Table:
         self.examples = tuple(examples)
         self.platforms = tuple(platforms)
         self.kind: TableKind = kind
-        self.remote = remote
         self.alias = alias
         """Whether it is another table under a second name, which lists of tables leave out."""
         self._snapshot: Snapshot | None = None

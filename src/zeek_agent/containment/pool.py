@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WORKER_IDLE_SECONDS: Final = 60.0
+WORKER_IDLE_SECONDS: Final = 20.0
 """An idle worker ends after that: it costs about 5 MB, and a new one starts in 10 ms."""
 ZYGOTE_IDLE_SECONDS: Final = 300.0
 """The zygote ends so long after the last worker: it costs about 17 MB, and a new one takes 150 ms."""

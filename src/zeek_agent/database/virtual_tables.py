@@ -42,6 +42,10 @@ class NumbersNeeded(Exception):  # noqa: N818 - a request to the session, not a 
     """
 
 
+class RunAgain(Exception):  # noqa: N818 - likewise
+    """This run of the statement need not go on: deferred reads (`StatementContext.defer`) have to come first."""
+
+
 @dataclass(frozen=True, slots=True)
 class VirtualColumn:
     """A column of the virtual table: a column of the table, or a parameter (`position` is then past the columns)."""
@@ -109,10 +113,27 @@ class StatementContext(Protocol):
     scans: SharedScans
     run: Run
     held: dict[tuple[Layout, tuple[Value, ...]], IndexedScan]
+    kept: dict[Any, Any]
+    """What tables with a module of their own keep for the statement."""
     missing: str | None
 
     def check_table(self, table: Table) -> None:
         """Check that the statement being compiled may read the table. Raises AccessDeniedError."""
+
+    def defer(self, read: Callable[[], None]) -> bool:
+        """Have `read` called when this run of the statement ends, and run the statement again afterwards.
+
+        False if the statement has run too often for that.
+        """
+        ...
+
+
+class ModuleTable(Table, ABC):
+    """A snapshot table that is not read by `TableModule` but by a virtual-table module of its own."""
+
+    @abstractmethod
+    def module(self, statement: StatementContext, layout: Layout) -> Any:
+        """The module, as apsw's `create_module` takes it, for one connection."""
 
 
 class TableModule:

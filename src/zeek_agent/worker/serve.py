@@ -51,7 +51,7 @@ from zeek_agent.table import TableContext
 from zeek_agent.table_declarations import declared
 from zeek_agent.text import clipped
 from zeek_agent.worker.agent_proxy import AgentProxy, PassedIterators, passed_sock_diag, passed_translations
-from zeek_agent.worker.read_only_files import reopen_read_only
+from zeek_agent.worker.open_files import let_go_of_standard_streams, reopen_read_only
 from zeek_agent.worker.result_writer import ResultWriter, frames
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ class Worker:
             reopen_read_only()
         else:
             os.nice(NICENESS)
+        let_go_of_standard_streams()
         limits = self._limits
         protections = lock_down(
             self._kind,
