@@ -194,7 +194,7 @@ class Usage:
             "SELECT *, row_number() OVER (PARTITION BY program ORDER BY seq) AS n FROM ("
             f"SELECT seq, {sql.size} AS size, {sql.time} AS time, {sql.program} AS program, "
             f"{sql.references} AS refs FROM {name} "
-            f"WHERE seq BETWEEN ? AND ? AND seq <> ? AND {sql.producer} = ? AND {sql.minute} = ? "
+            f"WHERE seq BETWEEN ? AND ? AND seq <> ? AND {_narrowed(producer)} {sql.producer} = ? AND {sql.minute} = ? "
             f"ORDER BY seq LIMIT {_ROWS_EXAMINED})) "
             f"ORDER BY min(n, {_FIRST_ROWS + 1}) DESC, iif(n > {_FIRST_ROWS}, seq, -seq) LIMIT ?",
             (*bounds, keep, producer, minute, wanted),
@@ -298,6 +298,15 @@ def _expressions(present: Mapping[str, str]) -> _Expressions:
     program = f"coalesce({', '.join([*programs, repr('')])})" if programs else "''"
     time = "time" if timed else "NULL"
     return _Expressions(_producer(names), minute, size, program, time, references_in(names))
+
+
+def _narrowed(producer: str) -> str:
+    """SQL that precedes the comparison with a producer: most rows of others are ruled out at a fraction of its cost."""
+    kind, _, number = producer.rpartition(" ")
+    column, operator = {"loginuid": ("loginuid", "="), "uid": ("uid", "="), "uids from": ("uid", ">=")}.get(
+        kind, ("", "")
+    )
+    return f"{column} {operator} {int(number)} AND" if column else ""
 
 
 def _producer(names: Mapping[str, str]) -> str:
