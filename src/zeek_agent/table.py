@@ -9,6 +9,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.host.files.reads import FileReads
+from zeek_agent.privileges import NO_PRIVILEGES, Privileges
 from zeek_agent.schema import SEQUENCE, Column, Parameter, Row, TableKind, Value
 
 
@@ -60,6 +61,8 @@ class TableContext:
     reads: FileReads = field(default_factory=FileReads)
     """The statement's budget for reading files, and its omissions."""
     clock: Callable[[], float] = time.time
+    helper: Callable[[Table, Constraints], Iterable[Row]] | None = None
+    """Yields the rows of a table that declares privileges, from a helper process; None reads it in this process."""
     proc: str = "/proc"
 
 
@@ -131,6 +134,7 @@ class Table:
         platforms: Iterable[str] = ("linux",),
         kind: TableKind = "snapshot",
         alias: bool = False,
+        privileges: Privileges = NO_PRIVILEGES,
     ) -> None:
         self.name = name
         self.summary = summary
@@ -145,6 +149,12 @@ class Table:
         self.kind: TableKind = kind
         self.alias = alias
         """Whether it is another table under a second name, which lists of tables leave out."""
+        self.privileges = privileges
+        """What its function may use; see "Tables with privileges" in docs/security.md."""
+        if not isinstance(privileges, Privileges):
+            raise TypeError(f"table {name}: privileges must be an object of the class Privileges, not {privileges!r}")
+        if privileges != NO_PRIVILEGES and kind == "events":
+            raise ValueError(f"table {name}: only a snapshot table may declare privileges")
         self._snapshot: Snapshot | None = None
         names = [column.name for column in self.columns] + [parameter.column for parameter in self.parameters]
         if len(set(names)) != len(names):
