@@ -15,6 +15,9 @@ from recipients import NobodysAgent
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.database.database import Database, Profile
+from zeek_agent.database.sandbox import Run
+from zeek_agent.database.scans import SharedScans
+from zeek_agent.database.sql_connection import Catalog, SqlConnection
 from zeek_agent.errors import SqlError
 from zeek_agent.events.event_file import EventFile, WriteBatch, read_events
 from zeek_agent.events.references import MARK
@@ -105,6 +108,32 @@ async def test_readers_see_the_texts(store: EventStore, database: Database, prof
     result = await database.query("SELECT count(*) FROM processes_events WHERE exe IS NULL", profile=profile)
     assert list(result.rows) == [(1,)]
     assert read_events(store.uri, f"SELECT pid, {', '.join(COLUMNS)} FROM processes_events") == wanted
+
+
+@pytest.mark.parametrize("profile", Profile)
+def test_copies_of_events_have_the_texts(store: EventStore, profile: Profile) -> None:
+    rows = [row(PROCESSES, pid=n, **dict.fromkeys(COLUMNS, text)) for n, text in enumerate(TEXTS)]
+    store.append("processes_events", rows)
+    assert store.flush()
+    limits, context = LimitSettings(), TableContext(NobodysAgent(), AccessPolicy())
+    connection = SqlConnection(
+        *(Catalog.of(1, list(TABLES.values())), profile),
+        context=context,
+        limits=limits,
+        scans=SharedScans(),
+        store=store,
+        copies=True,
+    )
+
+    def read(sql: str) -> list[Row]:
+        run = Run(limits)
+        run.start(apsw.memory_used() + limits.memory_bytes)
+        return list(connection.query(sql, run, None).rows)
+
+    found = read(f"SELECT pid, {', '.join(COLUMNS)} FROM processes_events ORDER BY seq")
+    assert found == [(n, *[text] * len(COLUMNS)) for n, text in enumerate(TEXTS)]
+    assert read(f"SELECT pid FROM processes_events WHERE cmdline = '{LONG}'") == [(TEXTS.index(LONG),)]
+    connection.close()
 
 
 @pytest.mark.parametrize("profile", Profile)
