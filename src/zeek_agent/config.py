@@ -147,7 +147,7 @@ class LimitSettings(Section, frozen=True):
         PositiveInt,
         Meta(
             description="maximum number of bytes for the last results of all queries that report differences; "
-            "one query gets at most 64 MiB of it"
+            "one query gets at most 64 MiB of it, and destinations share it equally when it is short"
         ),
     ] = 268_435_456
 

@@ -463,7 +463,10 @@ class SqlConnection:
         return rows
 
     def _stored(self, table: Table) -> str:
-        """The store's table, with nulls for columns missing from a store that an earlier agent wrote last."""
+        """The store's table with the texts that its rows refer to.
+
+        Columns missing from a store that an earlier agent wrote last are null.
+        """
         return stored_table(self._connection, self._hidden.store, table)
 
     def _set_window(self, window: Mapping[str, tuple[int, int]]) -> None:
