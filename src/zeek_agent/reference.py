@@ -227,7 +227,7 @@ def sql_page() -> str:
         "A statement that exceeds its limit on time, rows, memory or length fails with an error; see "
         "[limits](configuration.md#limits). The events that it reads together with other tables, as in `processes JOIN "
         "processes_events`, have to fit into half of `limits.memory_bytes`: restrict them by time, as in "
-        "`WHERE processes_events.time > unixepoch() - 600`. [Access rules](configuration.md#access) restrict the "
+        "`WHERE processes_events.time > ago('10 minutes')`. [Access rules](configuration.md#access) restrict the "
         "tables and file contents that can be read.",
     ]
     return "\n\n".join(parts) + "\n"
