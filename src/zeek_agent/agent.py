@@ -261,9 +261,9 @@ class Agent:
 
     def recorded(
         self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
-    ) -> Sequence[Row]:
+    ) -> Iterable[Row]:
         self._drain_blocking()
-        return event_file.read_events(self.store.uri, sql, bindings, check)
+        return event_file.iterate_events(self.store.uri, sql, bindings, check)
 
     def connections(self) -> Iterable[Row]:
         return [connection.status() for connection in self._connections]

@@ -30,10 +30,10 @@ class AgentView(Protocol):
 
     def recorded(
         self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
-    ) -> Sequence[Row]:
+    ) -> Iterable[Row]:
         """The rows of a statement on the event store, which holds all that has happened until now; none without one.
 
-        `check` ends a statement that takes too long, by raising.
+        `check` ends a statement that takes too long, by raising. A transaction on the store is open until the last row.
         """
         ...
 

@@ -33,8 +33,8 @@ class Agent:
 
     def recorded(
         self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
-    ) -> Sequence[Row]:
-        return event_file.read_rows(self.store.uri, sql, bindings, check) if self.store else ()
+    ) -> Iterable[Row]:
+        return event_file.iterate_rows(self.store.uri, sql, bindings, check) if self.store else ()
 
     def connections(self) -> Iterable[Row]:
         return ()

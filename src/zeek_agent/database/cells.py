@@ -38,6 +38,7 @@ class CellEncoder:
     def __init__(self, zeek_type: ZeekType) -> None:
         self._one = _encoder(zeek_type)
         self._is_blob = zeek_type.name == "blob"
+        self._is_bool = zeek_type.name == "bool"
         self._plain: type | None = (
             int
             if zeek_type.name in _INTEGERS
@@ -60,6 +61,8 @@ class CellEncoder:
                 return cells
             if self._plain is str and sum(map(len, present)) <= max_bytes and all(map(str.isascii, present)):
                 return cells
+        if self._is_bool and kinds == {bool} and None not in cells:
+            return tuple(map(int, cells))
         if (
             self._is_blob
             and kinds == {bytes}

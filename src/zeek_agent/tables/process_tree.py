@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.host.linux.procfs import Procfs
@@ -51,8 +50,7 @@ process_tree = Table(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A process of the tree, with everything known about it."""
 
     entity_id: str
@@ -87,10 +85,10 @@ class Member:
         )
 
 
-PROCESSES_MAX: Final = 50_000
-"""Running processes, and ended members of one tree; each takes about a kilobyte while a statement runs."""
+PROCESSES_MAX: Final = 75_000
+"""Members of one tree; each takes about a kilobyte while a statement runs."""
 
-RecordedRows: TypeAlias = Callable[[str, Sequence[Any]], Sequence[Row]]
+RecordedRows: TypeAlias = Callable[[str, Sequence[Any]], Iterable[Row]]
 """Runs a statement on the event store."""
 
 _LAST_WITH_PID: Final = "SELECT entity_id FROM processes_events WHERE pid = ? ORDER BY seq DESC LIMIT 1"
@@ -98,10 +96,16 @@ _PARENTS: Final = (
     "SELECT DISTINCT entity_id, parent_entity_id FROM processes_events "
     "WHERE parent_entity_id IS NOT NULL AND entity_id IN (SELECT value FROM json_each(?))"
 )
-_CHILDREN: Final = (
+_FURTHER_CHILDREN: Final = (
+    "WITH members AS (SELECT value FROM json_each(?)) "
     "SELECT DISTINCT entity_id, parent_entity_id FROM processes_events "
-    "WHERE entity_id <> '' AND parent_entity_id IN (SELECT value FROM json_each(?))"
+    "WHERE entity_id <> '' AND parent_entity_id IN members AND entity_id NOT IN members"
 )
+_STARTS: Final = (
+    "SELECT entity_id, parent_entity_id FROM processes_events "
+    "WHERE state = 'started' AND entity_id <> '' AND parent_entity_id IS NOT NULL ORDER BY seq"
+)
+"""Every recorded start, in the order of events: a process starts after its parent."""
 _FACTS: Final = (
     "SELECT entity_id, parent_entity_id, pid, ppid, name, exe, cmdline, uid, "
     "iif(state = 'stopped', time - duration, time), iif(state = 'stopped', time, NULL), parent_name, parent_exe "
@@ -180,9 +184,13 @@ def _links(recorded: RecordedRows, sql: str, entities: Iterable[str]) -> dict[st
 def _ancestors(root: str, parents: dict[str, str | None], recorded: RecordedRows) -> list[str]:
     """The parent, its parent, and so on; adds parents that have ended to `parents`."""
     lineage = [root]
+    traced = False
     while True:
         entity = lineage[-1]
-        if entity not in parents:
+        if entity not in parents and not traced:
+            traced = True
+            _trace(entity, parents, recorded)
+        if entity not in parents:  # its start was not recorded, but perhaps its end
             parents[entity] = None
             parents.update(_links(recorded, _PARENTS, [entity]))
         parent = parents[entity]
@@ -191,23 +199,65 @@ def _ancestors(root: str, parents: dict[str, str | None], recorded: RecordedRows
         lineage.append(parent)
 
 
-def _descendants(root: str, parents: dict[str, str | None], recorded: RecordedRows) -> dict[str, set[str]]:
-    """Children by parent, generation by generation; adds those that have ended to `parents`."""
-    children: dict[str, set[str]] = {}
-    for child, parent in parents.items():
-        if parent is not None:
-            children.setdefault(parent, set()).add(child)
-    found: dict[str, set[str]] = {}
-    generation = {root}
-    while generation:
-        for child, parent in _links(recorded, _CHILDREN, generation).items():
-            if parents.setdefault(child, parent) == parent:
-                children.setdefault(parent, set()).add(child)
-        found.update({entity: children[entity] for entity in generation if entity in children})
-        if len(parents) > PROCESSES_MAX:
+def _trace(entity: str, parents: dict[str, str | None], recorded: RecordedRows) -> None:
+    """Add the recorded ancestors to `parents`, up to a known one, in one pass from the last event to the first."""
+    row: Any
+    for row in recorded(f"{_STARTS} DESC", []):
+        child, parent = row
+        if child == entity:
+            parents[child] = entity = parent
+            if entity in parents:
+                return
+
+
+class _Descendants:
+    """A process and its descendants, as far as known. `parents` gets those that are found."""
+
+    def __init__(self, root: str, parents: dict[str, str | None]) -> None:
+        self.members: set[str] = set()
+        self.children: dict[str, set[str]] = {}
+        self._parents = parents
+        for child, parent in parents.items():
+            if parent is not None:
+                self.children.setdefault(parent, set()).add(child)
+        self._admit(root)
+
+    def add(self, child: str, parent: str) -> None:
+        """Add the child of a member. A process that is known as another one's child is not added."""
+        if self._parents.setdefault(child, parent) == parent and child not in self.members:
+            self.children.setdefault(parent, set()).add(child)
+            self._admit(child)
+
+    def _admit(self, entity: str) -> None:
+        """Add the process with its known descendants."""
+        waiting = [entity]
+        while waiting:
+            member = waiting.pop()
+            if member not in self.members:
+                self.members.add(member)
+                waiting += self.children.get(member, ())
+        if len(self.members) > PROCESSES_MAX:
             raise LimitError(f"table process_tree: the tree has more than {PROCESSES_MAX} processes")
-        generation = {child for entity in generation for child in children.get(entity, ())} - found.keys()
-    return found
+
+
+def _descendants(root: str, parents: dict[str, str | None], recorded: RecordedRows) -> dict[str, set[str]]:
+    """Children by parent; adds those that have ended to `parents`.
+
+    One pass over all starts, in their order, finds nearly all generations. Further passes are only for a member whose
+    start is recorded after that of a child, or not at all.
+    """
+    found = _Descendants(root, parents)
+    members, add = found.members, found.add
+    complete = 0
+    row: Any
+    while complete < len(members):
+        for row in recorded(_STARTS, []):
+            if row[1] in members:
+                add(*row)
+        complete = len(members)
+        for child, parent in _links(recorded, _FURTHER_CHILDREN, members).items():
+            add(child, parent)
+    return {parent: children for parent, children in found.children.items() if parent in members}
 
 
 def _recorded_facts(entities: Iterable[str], recorded: RecordedRows) -> dict[str, Member]:
@@ -215,8 +265,8 @@ def _recorded_facts(entities: Iterable[str], recorded: RecordedRows) -> dict[str
     facts: dict[str, Member] = {}
     row: Any
     for row in recorded(_FACTS, [json.dumps(list(entities))]):
-        event = Member(*row)
-        facts[event.entity_id] = _merged(facts.get(event.entity_id), event)
+        before = facts.get(row[0])
+        facts[row[0]] = Member._make((*row, False)) if before is None else _merged(before, row)
     return facts
 
 
@@ -228,28 +278,29 @@ def _with_living(facts: Mapping[str, Member], living: Mapping[str, Member]) -> d
         if past is None:
             known[entity] = shown
         elif past.exit_time is not None:
-            known[entity] = replace(past, start_time=shown.start_time)
+            known[entity] = past._replace(start_time=shown.start_time)
         else:
             ppid = past.ppid if past.parent is not None else shown.ppid
-            known[entity] = replace(shown, parent=past.parent or shown.parent, ppid=ppid)
+            known[entity] = shown._replace(parent=past.parent or shown.parent, ppid=ppid)
     return known
 
 
-def _merged(before: Member | None, event: Member) -> Member:
-    """Merge an earlier and a later event of a process: fields unknown to the later one are kept."""
-    if before is None:
-        return event
-    start = before.start_time if event.exit_time is None else event.start_time or before.start_time
-    return replace(
-        event,
-        parent=event.parent or before.parent,
-        name=event.name or before.name,
-        exe=event.exe or before.exe,
-        cmdline=event.cmdline or before.cmdline,
-        uid=before.uid if event.uid is None else event.uid,
-        start_time=start,
-        parent_name=event.parent_name or before.parent_name,
-        parent_exe=event.parent_exe or before.parent_exe,
+def _merged(before: Member, event: Sequence[Any]) -> Member:
+    """Merge a later event of a process, a row of `_FACTS`: what it does not contain is kept."""
+    entity, parent, pid, ppid, name, exe, cmdline, uid, start, end, parent_name, parent_exe = event
+    return Member(
+        entity,
+        parent or before.parent,
+        pid,
+        ppid,
+        name or before.name,
+        exe or before.exe,
+        cmdline or before.cmdline,
+        before.uid if uid is None else uid,
+        before.start_time if end is None else start or before.start_time,
+        end,
+        parent_name or before.parent_name,
+        parent_exe or before.parent_exe,
     )
 
 
@@ -262,7 +313,9 @@ def _add_unrecorded(known: dict[str, Member], lineage: Sequence[str]) -> None:
 
 def _by_age(entities: Iterable[str], known: Mapping[str, Member]) -> list[str]:
     """Youngest first, in the order for a stack."""
-    return sorted(entities, key=lambda entity: (known[entity].start_time or 0.0, known[entity].pid or 0), reverse=True)
+    members = [known[entity] for entity in entities]
+    ages = [(member.start_time or 0.0, member.pid or 0, member.entity_id) for member in members]
+    return [entity for _, _, entity in sorted(ages, reverse=True)]
 
 
 TABLES = (process_tree,)

@@ -52,11 +52,11 @@ class AgentProxy:
 
     def recorded(
         self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
-    ) -> Sequence[Row]:
+    ) -> Iterable[Row]:
         if self._store_uri is None:
             return ()
         self._ask("drain", "")
-        return event_file.read_events(self._store_uri, sql, bindings, check)
+        return event_file.iterate_events(self._store_uri, sql, bindings, check)
 
     def connections(self) -> Iterable[Row]:
         return self._agent_rows("connections")
