@@ -574,8 +574,12 @@ def iterate_rows(
     check: Callable[[], None] = lambda: None,
     *,
     prepare: Callable[[apsw.Connection], None] = lambda connection: None,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Iterator[tuple[Any, ...]]:
-    """The same one by one. A transaction is open until the last row, or until the iterator is closed."""
+    """The same one by one. A transaction is open until the last row, or until the iterator is closed.
+
+    The statement can also call `functions`.
+    """
 
     def progress() -> bool:
         check()
@@ -587,6 +591,8 @@ def iterate_rows(
         connection.set_progress_handler(progress, _STEPS_BETWEEN_CHECKS)
         connection.execute("PRAGMA temp_store=MEMORY")  # workers create no files
         prepare(connection)
+        for name, function in (functions or {}).items():
+            connection.create_scalar_function(name, function)
         yield from connection.execute(sql, bindings)
     finally:
         connection.close(force=True)
@@ -600,10 +606,14 @@ def read_events(
 
 
 def iterate_events(
-    uri: str, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
+    uri: str,
+    sql: str,
+    bindings: Sequence[int | float | str | None] = (),
+    check: Callable[[], None] = lambda: None,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Iterator[tuple[Any, ...]]:
     """As `iterate_rows`, with event tables as their readers know them."""
-    return iterate_rows(uri, sql, bindings, check, prepare=_show_texts)
+    return iterate_rows(uri, sql, bindings, check, prepare=_show_texts, functions=functions)
 
 
 def _show_texts(connection: apsw.Connection) -> None:

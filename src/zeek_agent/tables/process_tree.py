@@ -88,28 +88,23 @@ class Member(NamedTuple):
 PROCESSES_MAX: Final = 75_000
 """Members of one tree; each takes about a kilobyte while a statement runs."""
 
-RecordedRows: TypeAlias = Callable[[str, Sequence[Any]], Iterable[Row]]
-"""Runs a statement on the event store."""
+RecordedRows: TypeAlias = Callable[..., Iterable[Row]]
+"""Runs a statement on the event store, with bindings and functions."""
 
 _LAST_WITH_PID: Final = "SELECT entity_id FROM processes_events WHERE pid = ? ORDER BY seq DESC LIMIT 1"
 _PARENTS: Final = (
     "SELECT DISTINCT entity_id, parent_entity_id FROM processes_events "
     "WHERE parent_entity_id IS NOT NULL AND entity_id IN (SELECT value FROM json_each(?))"
 )
-_FURTHER_CHILDREN: Final = (
-    "WITH members AS (SELECT value FROM json_each(?)) "
-    "SELECT DISTINCT entity_id, parent_entity_id FROM processes_events "
-    "WHERE entity_id <> '' AND parent_entity_id IN members AND entity_id NOT IN members"
-)
 _STARTS: Final = (
     "SELECT entity_id, parent_entity_id FROM processes_events "
     "WHERE state = 'started' AND entity_id <> '' AND parent_entity_id IS NOT NULL ORDER BY seq"
 )
 """Every recorded start, in the order of events: a process starts after its parent."""
-_FACTS: Final = (
+_EVENTS: Final = (
     "SELECT entity_id, parent_entity_id, pid, ppid, name, exe, cmdline, uid, "
     "iif(state = 'stopped', time - duration, time), iif(state = 'stopped', time, NULL), parent_name, parent_exe "
-    "FROM processes_events WHERE entity_id IN (SELECT value FROM json_each(?)) ORDER BY seq"
+    "FROM processes_events WHERE entity_id <> '' AND is_wanted(entity_id, parent_entity_id) ORDER BY seq"
 )
 """The columns of a Member, for each event of the process: start, exec, end."""
 
@@ -124,8 +119,9 @@ def family(wanted: Constraints) -> Iterator[Row]:
     parents = {member.entity_id: member.parent for member in living.values()}
     parents.update(_links(recorded, _PARENTS, living))
     ancestors = _ancestors(root, parents, recorded)
-    children = _descendants(root, parents, recorded)
-    facts = _recorded_facts({root, *ancestors}.union(*children.values()), recorded)
+    descent = _Descent(root, parents, ancestors)
+    facts = _recorded_facts(descent, recorded)
+    children = descent.children
     unsure = [fact.pid for fact in facts.values() if fact.pid and not fact.exit_time and fact.entity_id not in living]
     living |= {member.entity_id: member for member in _living(wanted, unsure)}
     known = _with_living(facts, living)
@@ -139,7 +135,8 @@ def family(wanted: Constraints) -> Iterator[Row]:
     while waiting:
         depth, entity = waiting.pop()
         yield known[entity].row("descendant", depth)
-        waiting += [(depth + 1, child) for child in _by_age(children.get(entity, ()), known)]
+        if entity in children:
+            waiting += [(depth + 1, child) for child in _by_age(children[entity], known)]
 
 
 def _living(wanted: Constraints, pids: Sequence[int] | None = None) -> Iterator[Member]:
@@ -210,64 +207,68 @@ def _trace(entity: str, parents: dict[str, str | None], recorded: RecordedRows) 
                 return
 
 
-class _Descendants:
-    """A process and its descendants, as far as known. `parents` gets those that are found."""
+class _Descent:
+    """A process and its descendants, as events show them. `parents` gets those that are found."""
 
-    def __init__(self, root: str, parents: dict[str, str | None]) -> None:
+    def __init__(self, root: str, parents: dict[str, str | None], ancestors: Iterable[str]) -> None:
         self.members: set[str] = set()
         self.children: dict[str, set[str]] = {}
+        self.is_complete = True
         self._parents = parents
+        self._ancestors = frozenset(ancestors)
+        self._passed: set[int] = set()
+        """Hashes of processes that an event concerned while they were not members."""
         for child, parent in parents.items():
             if parent is not None:
                 self.children.setdefault(parent, set()).add(child)
         self._admit(root)
 
-    def add(self, child: str, parent: str) -> None:
-        """Add the child of a member. A process that is known as another one's child is not added."""
-        if self._parents.setdefault(child, parent) == parent and child not in self.members:
-            self.children.setdefault(parent, set()).add(child)
-            self._admit(child)
+    def begin_pass(self) -> None:
+        """The events come again, from the first on."""
+        self.is_complete = True
+        self._passed.clear()
+
+    def is_wanted(self, entity: str, parent: str | None) -> bool:
+        """Whether the next event is one of a member, or of an ancestor. A member's child becomes a member."""
+        if entity in self.members:
+            return True
+        if parent in self.members:
+            if self._parents.setdefault(entity, parent) == parent:
+                self.children.setdefault(parent, set()).add(entity)
+                self._admit(entity)
+                return True
+        else:
+            self._passed.add(hash(entity if parent is None else parent))
+        return entity in self._ancestors
 
     def _admit(self, entity: str) -> None:
-        """Add the process with its known descendants."""
+        """Add a process with its known descendants."""
         waiting = [entity]
         while waiting:
             member = waiting.pop()
             if member not in self.members:
                 self.members.add(member)
                 waiting += self.children.get(member, ())
+                if hash(member) in self._passed:
+                    self.is_complete = False
         if len(self.members) > PROCESSES_MAX:
             raise LimitError(f"table process_tree: the tree has more than {PROCESSES_MAX} processes")
 
 
-def _descendants(root: str, parents: dict[str, str | None], recorded: RecordedRows) -> dict[str, set[str]]:
-    """Children by parent; adds those that have ended to `parents`.
+def _recorded_facts(descent: _Descent, recorded: RecordedRows) -> dict[str, Member]:
+    """The process, its ancestors and its descendants as recorded in the event store, which completes the descent.
 
-    One pass over all starts, in their order, finds nearly all generations. Further passes are only for a member whose
-    start is recorded after that of a child, or not at all.
+    One pass over the events is enough unless a process is recorded after its child, which happens within a batch.
     """
-    found = _Descendants(root, parents)
-    members, add = found.members, found.add
-    complete = 0
-    row: Any
-    while complete < len(members):
-        for row in recorded(_STARTS, []):
-            if row[1] in members:
-                add(*row)
-        complete = len(members)
-        for child, parent in _links(recorded, _FURTHER_CHILDREN, members).items():
-            add(child, parent)
-    return {parent: children for parent, children in found.children.items() if parent in members}
-
-
-def _recorded_facts(entities: Iterable[str], recorded: RecordedRows) -> dict[str, Member]:
-    """These processes as recorded in the event store."""
-    facts: dict[str, Member] = {}
-    row: Any
-    for row in recorded(_FACTS, [json.dumps(list(entities))]):
-        before = facts.get(row[0])
-        facts[row[0]] = Member._make((*row, False)) if before is None else _merged(before, row)
-    return facts
+    while True:
+        facts: dict[str, Member] = {}
+        descent.begin_pass()
+        row: Any
+        for row in recorded(_EVENTS, functions={"is_wanted": descent.is_wanted}):
+            before = facts.get(row[0])
+            facts[row[0]] = Member._make((*row, False)) if before is None else _merged(before, row)
+        if descent.is_complete:
+            return facts
 
 
 def _with_living(facts: Mapping[str, Member], living: Mapping[str, Member]) -> dict[str, Member]:
@@ -286,7 +287,7 @@ def _with_living(facts: Mapping[str, Member], living: Mapping[str, Member]) -> d
 
 
 def _merged(before: Member, event: Sequence[Any]) -> Member:
-    """Merge a later event of a process, a row of `_FACTS`: what it does not contain is kept."""
+    """Merge a later event of a process, a row of `_EVENTS`: what it does not contain is kept."""
     entity, parent, pid, ppid, name, exe, cmdline, uid, start, end, parent_name, parent_exe = event
     return Member(
         entity,
