@@ -1,0 +1,32 @@
+"""The arguments of a process, as they are kept and shown."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+_encode = msgspec.json.Encoder().encode
+
+
+class CommandLine(NamedTuple):
+    """Masked arguments, separated by NULs. `cut`: there are more, and the last one is incomplete."""
+
+    arguments: str
+    cut: bool = False
+
+    @property
+    def cmdline(self) -> str:
+        """The arguments joined by blanks, with an ellipsis if there are more."""
+        line = self.arguments.replace("\0", " ")
+        return f"{line} …" if self.cut else line
+
+    @property
+    def argv(self) -> list[str] | None:
+        """The arguments; None if they are not all known."""
+        return None if self.cut else self.arguments.split("\0")
+
+    @property
+    def argv_json(self) -> str | None:
+        """`argv` as the event store holds a vector."""
+        return None if self.cut else _encode(self.arguments.split("\0")).decode()
