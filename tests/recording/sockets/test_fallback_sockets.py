@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import socket
@@ -320,7 +321,9 @@ def test_a_socket_event_names_its_process_as_the_process_table_does(recording: R
     with server("127.0.0.1", 0.3) as (pid, port), ProcfsProcess(Procfs(), pid) as shown:
         (event,) = recording.expect(TABLE, local_port=port, state="listen")
         assert (event["pid"], event["entity_id"]) == (pid, shown.entity_id)
-        assert (event["netns"], event["cmdline"]) == (shown.netns, shown.cmdline)
+        assert event["netns"] == shown.netns
+        assert "\0".join(json.loads(event["argv"])).encode() + b"\0" == shown.arguments
+        assert event["cmdline"] == " ".join(json.loads(event["argv"]))
         assert event["parent_entity_id"] == shown.parent_entity_id
 
 
