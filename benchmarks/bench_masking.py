@@ -73,7 +73,7 @@ def main() -> None:
 def kept(path: Path | None) -> dict[str, list[bytes]]:
     """The records, from the file if there is one."""
     if path is not None and path.exists():
-        found: dict[str, list[bytes]] = pickle.loads(path.read_bytes())  # noqa: S301  our own
+        found: dict[str, list[bytes]] = pickle.loads(path.read_bytes())
         return found
     records = {"ordinary": record(ORDINARY), "secret": record(SECRET)}
     if path is not None:

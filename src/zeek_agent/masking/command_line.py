@@ -27,6 +27,8 @@ class CommandLine(NamedTuple):
         return None if self.cut else self.arguments.split("\0")
 
     @property
-    def argv_json(self) -> str | None:
-        """`argv` as the event store holds a vector."""
-        return None if self.cut else _encode(self.arguments.split("\0")).decode()
+    def stored_argv(self) -> str | None:
+        """`argv` as the event store holds it: empty if it is `cmdline` split at its blanks, else as JSON."""
+        if self.cut:
+            return None
+        return "" if " " not in self.arguments else _encode(self.arguments.split("\0")).decode()

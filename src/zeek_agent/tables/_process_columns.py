@@ -15,7 +15,6 @@ _COLUMNS = {
             "argv",
             "vector[text]",
             "arguments, with secrets masked; null if they are unknown, or more than an event holds (4 KB)",
-            hidden=True,
         ),
         Column("loginuid", "count", "login user id (audit), which setuid does not change"),
         Column("session", "count", "login session id (audit)"),
@@ -28,6 +27,6 @@ _COLUMNS = {
 }
 
 
-def process_columns(*names: str, added: bool = False) -> list[Column]:
-    """The columns of these names; `added` as in `Column`."""
-    return [replace(_COLUMNS[name], added=added) for name in names]
+def process_columns(*names: str, added: bool = False, hidden: bool = False) -> list[Column]:
+    """The columns of these names; `added` and `hidden` as in `Column`."""
+    return [replace(_COLUMNS[name], added=added, hidden=hidden) for name in names]

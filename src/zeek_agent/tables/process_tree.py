@@ -39,7 +39,7 @@ process_tree = Table(
         Column("running", "bool", "whether it is still running"),
         *process_columns("entity_id"),
         Column("parent_entity_id", "text", "`entity_id` of the process that started it"),
-        *process_columns("argv"),
+        *process_columns("argv", hidden=True),
     ],
     parameters=[
         Parameter("pid", "count", "process id; either this or `entity_id` must be given", required=False),
@@ -68,8 +68,8 @@ class Member:
     exit_time: float | None = None
     parent_name: str | None = None
     parent_exe: str | None = None
-    argv: str | None = None
-    """JSON, as the event store holds it."""
+    argv: str | list[str] | None = None
+    """JSON if it is from the event store."""
     running: bool = False
 
     def row(self, relation: str, depth: int) -> Row:
@@ -87,7 +87,7 @@ class Member:
             self.running,
             self.entity_id,
             self.parent,
-            None if self.argv is None else json.loads(self.argv),
+            json.loads(self.argv) if isinstance(self.argv, str) else self.argv,
         )
 
 
@@ -159,7 +159,7 @@ def _living(wanted: Constraints, pids: Sequence[int] | None = None) -> Iterator[
                 command_line.cmdline if command_line else None,
                 process.uid,
                 process.start_time,
-                argv=command_line.argv_json if command_line else None,
+                argv=command_line.argv if command_line else None,
                 running=process.state not in {"zombie", "dead"},
             )
         except ProcessLookupError:

@@ -46,7 +46,8 @@ processes = Table(
         Column("start_time", "time", "when the process started", added=True),
         *process_columns("loginuid", "session", added=True),
         Column("tty", "text", "controlling terminal, such as `pts/0`", added=True),
-        *process_columns("cgroup", "container_id", "netns", "entity_id", "parent_entity_id", "argv", added=True),
+        *process_columns("cgroup", "container_id", "netns", "entity_id", "parent_entity_id", added=True),
+        *process_columns("argv", added=True, hidden=True),
     ],
     examples=[
         "SELECT name, pid, uid, exe FROM processes WHERE pid = 1",

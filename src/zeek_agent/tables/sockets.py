@@ -64,7 +64,7 @@ sockets = Table(
         Column("translated_local_port", "count", "translated local port", added=True),
         Column("translated_remote_addr", "address", "translated peer address", added=True),
         Column("translated_remote_port", "count", "translated peer port", added=True),
-        *process_columns("argv", added=True),
+        *process_columns("argv", added=True, hidden=True),
     ],
     examples=[
         "SELECT pid, process, local_addr, local_port FROM sockets WHERE state = 'LISTEN'",
@@ -85,7 +85,8 @@ listening_ports = Table(
         Column("address", "address", "local address; all zero for all addresses of the host"),
         Column("port", "count", "port number"),
         Column("uid", "count", "user who created the socket"),
-        *process_columns("exe", "cmdline", "netns", "container_id", "entity_id", "argv"),
+        *process_columns("exe", "cmdline", "netns", "container_id", "entity_id"),
+        *process_columns("argv", hidden=True),
     ],
     examples=["SELECT protocol, port, address, process, exe FROM listening_ports ORDER BY protocol, port"],
 )
@@ -107,7 +108,8 @@ packet_sockets = Table(
         Column("uid", "count", "user who created the socket"),
         *process_columns("exe", "cmdline"),
         Column("fd", "count", "the process's lowest file descriptor for the socket"),
-        *process_columns("netns", "container_id", "entity_id", "argv"),
+        *process_columns("netns", "container_id", "entity_id"),
+        *process_columns("argv", hidden=True),
     ],
     examples=["SELECT pid, exe, interface FROM packet_sockets WHERE ethertype = 3"],
 )

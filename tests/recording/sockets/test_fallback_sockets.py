@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import socket
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import communityid
 import pytest
-from recording import Event, Recording
+from recording import Event, Recording, argv_of
 from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
@@ -322,8 +321,9 @@ def test_a_socket_event_names_its_process_as_the_process_table_does(recording: R
         (event,) = recording.expect(TABLE, local_port=port, state="listen")
         assert (event["pid"], event["entity_id"]) == (pid, shown.entity_id)
         assert event["netns"] == shown.netns
-        assert "\0".join(json.loads(event["argv"])).encode() + b"\0" == shown.arguments
-        assert event["cmdline"] == " ".join(json.loads(event["argv"]))
+        assert shown.arguments is not None
+        assert "\0".join(argv_of(event)).encode() + b"\0" == shown.arguments
+        assert event["cmdline"] == " ".join(argv_of(event))
         assert event["parent_entity_id"] == shown.parent_entity_id
 
 

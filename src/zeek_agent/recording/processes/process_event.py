@@ -44,7 +44,7 @@ class ProcessEvent(Struct, frozen=True, gc=False):  # its values are scalars, so
     parent_name: str | None
     parent_exe: str | None
     argv: str | None = None
-    """JSON, as the event store holds it."""
+    """As the event store holds it (`CommandLine.stored_argv`)."""
 
 
 class Exit(NamedTuple):
@@ -92,7 +92,7 @@ def process_event(process: Process, at: int, boot_time: float, ended: Exit | Non
         process.parent_entity_id or None,
         process.parent_name or None,
         process.parent_exe,
-        command_line.argv_json if command_line else None,
+        command_line.stored_argv if command_line else None,
     )
 
 

@@ -55,7 +55,7 @@ class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so 
     translated_remote_addr: str | None = None
     translated_remote_port: int | None = None
     argv: str | None = None
-    """JSON, as the event store holds it."""
+    """As the event store holds it (`CommandLine.stored_argv`)."""
 
     @property
     def ends(self) -> Ends:
@@ -140,7 +140,7 @@ def socket_event(
         process.parent_entity_id or None if process else None,
         flow_id(flow) if has_peer else None,
         stands_in,
-        argv=command_line.argv_json if command_line else None,
+        argv=command_line.stored_argv if command_line else None,
     )
 
 
