@@ -206,9 +206,9 @@ def test_names_of_other_settings_are_none_of_secrets(name: str) -> None:
 
 def test_a_shells_text_is_read_as_the_shell_reads_it() -> None:
     text = """a 'b c'"d\\"e"\\ f; g|h && (i 'j k"""
-    found = [[word.value for word in words] for words in commands(text)]
-    assert found == [["a", 'b cd"e f'], ["g"], ["h"], ["i", "j k"]]
-    for words in commands(text):
+    found = [([word.value for word in words], piped) for words, piped in commands(text)]
+    assert found == [(["a", 'b cd"e f'], False), (["g"], True), (["h"], False), (["i", "j k"], False)]
+    for words, _ in commands(text):
         for word in words:
             assert shlex.split(text[word.start : word.end] + ("'" if word.value == "j k" else "")) == [word.value]
 

@@ -10,6 +10,7 @@ from zeek_agent.masking.forms import SUFFIXES, is_reference, masked_value
 from zeek_agent.masking.hints import hinted
 from zeek_agent.masking.names import is_secret
 from zeek_agent.masking.programs import (
+    ALSO_NAMES,
     INTERPRETERS,
     MESSENGERS,
     PASSWORD_READERS,
@@ -19,7 +20,7 @@ from zeek_agent.masking.programs import (
     WRAPPERS,
     Program,
 )
-from zeek_agent.masking.shell_text import commands, is_assignment, is_variable, quoted
+from zeek_agent.masking.shell_text import Word, commands, is_assignment, is_variable, quoted
 from zeek_agent.masking.text_rules import MASK, Kind, masked_text
 
 _DEPTH_MAX: Final = 4
@@ -29,6 +30,7 @@ _PLAIN: Final = "plain"
 """The form of a value that is not secret."""
 _GUESSED: Final = "?"
 """The form of a value of an option that only its name shows to be secret."""
+_STDIN_OPTION: Final = re.compile(r"^-.*stdin$|^--passphrase-fd|^stdin$")
 _BLANK: Final = re.compile(r"\s")
 
 
@@ -64,7 +66,7 @@ def _entries() -> dict[str, list[_Entry]]:
 
 
 _BY_NAME: Final = _entries()
-_NESTED: Final = _BY_NAME.keys() | WRAPPERS | SEARCHERS
+_NESTED: Final = (_BY_NAME.keys() | WRAPPERS | SEARCHERS) - ALSO_NAMES
 
 
 def masked_command(arguments: list[str], depth: int = 0, *, cut: bool = False, shell: bool = False) -> list[str]:
@@ -119,6 +121,10 @@ class _Command:
 
     def _next(self, index: int, argument: str) -> str:
         pending, self._pending = self._pending, None
+        if pending == _PLAIN and argument.startswith(
+            "-"
+        ):  # of an option that takes a value in some of the programs only
+            pending = None
         if pending is not None:
             return self._value(argument, pending, separate=True)
         if index == 0:
@@ -264,19 +270,26 @@ def masked_script(script: str, depth: int) -> str:
     parts: list[str] = []
     position = 0
     found = list(commands(script))
-    feeds = len(found) > 1 and any(program_name(word.value) in PASSWORD_READERS for words in found for word in words)
-    for words in found:
+    for number, (words, piped) in enumerate(found):
         before = [word.value for word in words]
         first = next((index for index, word in enumerate(before) if not is_assignment(word)), len(before))
         after = [masked_text(word, shell=True) for word in before[:first]]
         after += masked_command(before[first:], depth, shell=True)
-        if feeds:
+        if piped and number + 1 < len(found) and _reads_password(found[number + 1].words):
             after = _masked_output(after)
         for word, value, masked in zip(words, before, after, strict=True):
             if masked != value:
                 parts += [script[position : word.start], quoted(masked)]
                 position = word.end
     return "".join([*parts, script[position:]])
+
+
+def _reads_password(words: list[Word]) -> bool:
+    """Whether a command reads a password from standard input."""
+    values = [word.value for word in words]
+    if any(program_name(value) in PASSWORD_READERS for value in values):
+        return True
+    return any(_STDIN_OPTION.search(value) for value in values) or ("sudo" in values and "-S" in values)
 
 
 def _masked_output(words: list[str]) -> list[str]:

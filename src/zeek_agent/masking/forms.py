@@ -10,7 +10,7 @@ from zeek_agent.masking.names import is_secret
 from zeek_agent.masking.text_rules import MASK, masked_text
 
 SUFFIXES: Final = "!:%,@=/&;"
-_REFERENCES: Final = ("env:", "file:", "fd:", "stdin", "prompt", "@")
+_REFERENCES: Final = ("env:", "file:", "fd:")
 _SOURCES: Final = frozenset({"pass", "key", "hexkey", "hexpass"})
 
 
@@ -21,7 +21,7 @@ def masked_value(value: str, form: str) -> str:
 
 def is_reference(value: str) -> bool:
     """Whether the value says where the secret is instead of being one."""
-    return value.startswith(_REFERENCES)
+    return value.startswith(_REFERENCES) or value in {"stdin", "prompt"}
 
 
 def _behind(separator: str, value: str) -> str:

@@ -151,7 +151,7 @@ PROGRAMS: Final = (
     ),
     Program("lftp", "lftp(1): -u user[,pass]", "-u, --user, --password", valued="pefc"),
     Program("open", "lftp(1): open -u user[,pass], a command of lftp -c and -e", "-u, --user, --password", valued="pe"),
-    Program("ncftp ncftpget ncftpput ncftpls", "ncftpput(1): -p XX", "-p -j", valued="uPdfot"),
+    Program("ncftp ncftpget ncftpput ncftpls", "ncftpput(1): -p XX", "-p", valued="uPdfot"),
     Program("rclone", "rclone obscure, rclone flags: --sftp-pass and others", after="obscure", positional=(0,)),
     Program("sshpass", "sshpass(1): -p password", "-p", valued="fdPe"),
     Program("plink pscp psftp", "PuTTY manual 3.8.3.8: -pw", "-pw", plain="-pwfile"),
@@ -205,7 +205,7 @@ PROGRAMS: Final = (
         valued="tLUN",
     ),
     Program(
-        "useradd usermod groupadd groupmod luseradd",
+        "useradd usermod groupadd groupmod",
         "useradd(8), usermod(8), groupadd(8): -p, --password",
         "-p --password",
         valued="bcdDefgGkKRsuZ",
@@ -213,6 +213,9 @@ PROGRAMS: Final = (
     Program("htpasswd", "htpasswd(1): -b passwordfile username password", last_with="b", valued="Cr"),
     Program("mkpasswd", "mkpasswd(1): mkpasswd PASSWORD SALT", positional=(0,), valued="mSRP"),
     Program("kadmin kadmin.local", "kadmin(1): -w password; addprinc -pw password", "-w -pw", valued="rpqckse"),
+    Program(
+        "addprinc add_principal ank cpw change_password", "kadmin(1): addprinc -pw password, a command of -q", "-pw"
+    ),
     Program("ipa-client-install", "ipa-client-install(1): -w, --password", "-w --password", valued="p"),
     Program(
         "ipa-server-install ipa-replica-install",
@@ -257,9 +260,12 @@ PROGRAMS: Final = (
         "--security-set-pass --security-unlock --security-erase --security-erase-enhanced --security-disable",
     ),
     Program(
-        "pkcs11-tool pkcs15-tool pkcs15-init",
-        "pkcs11-tool(1): -p, --pin; --so-pin; --new-pin; --puk",
-        "-p --pin --so-pin --new-pin --puk",
+        "pkcs11-tool", "pkcs11-tool(1): -p, --pin; --so-pin; --new-pin; --puk", "-p --pin --so-pin --new-pin --puk"
+    ),
+    Program(
+        "pkcs15-tool pkcs15-init pkcs15-crypt",
+        "pkcs15-init(1): --pin, --so-pin, --puk",
+        "--pin --so-pin --puk --so-puk",
     ),
     Program(
         "yubico-piv-tool ykman", "yubico-piv-tool(1): -P, --pin; -N, --new-pin; -k, --key", "-P --pin -N --new-pin"
@@ -377,11 +383,12 @@ PROGRAMS: Final = (
         valued="aCdDeElLmMnOPrRtuvxZ",
     ),
     Program(
-        "check_mysql check_mysql_query check_pgsql check_ldap check_ssh check_ftp check_mssql",
+        "check_mysql check_mysql_query check_pgsql",
         "Monitoring Plugins: check_mysql -p, --password",
         "-p --password",
         valued="HPudfgks",
     ),
+    Program("check_ldap", "Monitoring Plugins: check_ldap -P, --pass", "-P --pass", valued="Hptbacfw"),
     Program(
         "check_http",
         "Monitoring Plugins: check_http -a, --authorization=AUTH_PAIR; -b",
@@ -464,22 +471,20 @@ SHELLS: Final = words("sh bash dash ash zsh ksh mksh fish csh tcsh busybox rbash
 """Shells, of which an argument can be a script."""
 WRAPPERS: Final = SHELLS | words(
     """
-    ansible at batch chpst chroot chrt cgexec crictl ctr daemonize dbus-run-session docker doas env envdir exec
-    expect faketime find firejail flock fakeroot gosu ionice kubectl lxc lxc-attach machinectl mosh nerdctl nice
-    nohup nsenter numactl lftp oc parallel pkexec podman prlimit proot proxychains proxychains4 rlwrap runuser
-    run-parts s6-setuidgid salt screen script setarch setpriv setsid setuidgid softlimit srun ssh
-    start-stop-daemon stdbuf strace ltrace su sudo systemd-cat systemd-inhibit systemd-run taskset tmux torsocks
-    time timeout tini dumb-init unbuffer unshare valgrind watch xargs xvfb-run gdb perf catchsegv command
-    builtin eval nsjail bwrap sshpass ssh-agent with-contenv
+    ansible at batch builtin bwrap catchsegv cgexec chpst chroot chrt command crictl ctr daemonize
+    dbus-run-session doas docker dumb-init env envdir eval exec expect fakeroot faketime find firejail flock gdb
+    gosu ionice kadmin kadmin.local kubectl lftp ltrace lxc lxc-attach machinectl mosh nerdctl nice nohup
+    nsenter nsjail numactl oc parallel perf pkexec podman prlimit proot proxychains proxychains4 rlwrap
+    run-parts runuser s6-setuidgid salt screen script setarch setpriv setsid setuidgid softlimit srun ssh
+    ssh-agent sshpass start-stop-daemon stdbuf strace su sudo systemd-cat systemd-inhibit systemd-run taskset
+    time timeout tini tmux torsocks unbuffer unshare valgrind watch with-contenv xargs xvfb-run
     """
 )
 """Programs that run another one: what stands behind its name is read as its arguments, and text as a shell's."""
 SCRIPT_READERS: Final = SHELLS | words("at batch parallel runuser screen script ssh su tmux watch xargs")
 """Those of which an argument that begins with `NAME=` is a script; for others it sets a variable."""
-PASSWORD_READERS: Final = words(
-    "chpasswd cryptsetup docker kinit newusers passwd podman smbpasswd sudo helm faillock gpg openssl ssh-add"
-)
-"""Programs that can read a password from standard input, such as what `echo` writes."""
+PASSWORD_READERS: Final = words("chpasswd cryptsetup kinit newusers smbpasswd")
+"""Programs that read a password from standard input, such as what `echo` writes; others do with an option for it."""
 INTERPRETERS: Final = words("python python2 python3 perl ruby node php lua deno bun")
 """Programs whose first argument can be one of `PROGRAMS`, but whose text is not a shell's."""
 SEARCHERS: Final = words(
@@ -489,5 +494,7 @@ SEARCHERS: Final = words(
     """
 )
 """Programs whose arguments are patterns: `password=` in one of these is what is searched for, not a secret."""
+ALSO_NAMES: Final = words("[ locate test tr whereis which")
+"""Those that are also common names of hosts, users and images, so that `ssh test …` runs none of them."""
 MESSENGERS: Final = words("logger wall notify-send git hg svn xmessage zenity")
 """Programs that take prose, in which `token: …` is not a header."""

@@ -32,8 +32,15 @@ class Word(NamedTuple):
     end: int
 
 
-def commands(text: str) -> Iterator[list[Word]]:
-    """The words of each command. An unbalanced quote reaches to the end of the text."""
+class Command(NamedTuple):
+    """The words of a command, and whether its output is another one's input."""
+
+    words: list[Word]
+    piped: bool
+
+
+def commands(text: str) -> Iterator[Command]:
+    """The commands. An unbalanced quote reaches to the end of the text."""
     command: list[Word] = []
     parts: list[str] = []
     start = 0
@@ -44,7 +51,7 @@ def commands(text: str) -> Iterator[list[Word]]:
                 command.append(Word("".join(parts), start, match.start()))
                 parts = []
             if kind == "end" and command:
-                yield command
+                yield Command(command, match[0] in {"|", "|&"})
                 command = []
             continue
         if not parts:
@@ -54,7 +61,7 @@ def commands(text: str) -> Iterator[list[Word]]:
     if parts:
         command.append(Word("".join(parts), start, len(text)))
     if command:
-        yield command
+        yield Command(command, piped=False)
 
 
 def quoted(value: str) -> str:

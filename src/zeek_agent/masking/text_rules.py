@@ -130,7 +130,8 @@ def masked_text(
     if "://" in text:
         _mask_urls(text, spans, cut)
     for match in _SCHEMES.finditer(text) if " " in text or "+" in text else ():
-        if _looks_random(match[2]) or (match[1] in {"Bearer", "Basic"} and not match[2].isalpha()):
+        alone = match.span() == (0, len(text)) and kind is Kind.DATA
+        if _looks_random(match[2]) or (match[1] in {"Bearer", "Basic"} and (alone or not match[2].isalpha())):
             spans.add(*match.span(2))
     for match in _TOKENS.finditer(text):
         spans.add(*match.span())
