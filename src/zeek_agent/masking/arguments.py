@@ -30,6 +30,7 @@ _PLAIN: Final = "plain"
 """The form of a value that is not secret."""
 _GUESSED: Final = "?"
 """The form of a value of an option that only its name shows to be secret."""
+_SUDO_STDIN: Final = re.compile(r"-[A-Za-z]*S")
 _STDIN_OPTION: Final = re.compile(r"^-.*stdin$|^--passphrase-fd|^stdin$")
 _BLANK: Final = re.compile(r"\s")
 
@@ -48,6 +49,7 @@ class _Entry:
         self.after = tuple(program.after.split())
         single_dash = any(len(name) > 3 and name[0] == "-" and name[1] != "-" for name in self.options)
         self.letters = {name[1]: form for name, form in self.options.items() if len(name) == 2 and not single_dash}
+        self.has_slash_options = any(name[0] == "/" for name in self.options)
         self.attached = [
             name for name, form in self.options.items() if form == "!" and len(name) > 2 and not name.startswith("--")
         ]
@@ -89,6 +91,7 @@ class _Command:
         self._texts_are_scripts = False
         self._kind = Kind.DATA
         self._entries: list[_Entry] = []
+        self._active: list[_Entry] = []
         self._counts: dict[int, int] = {}
         self._pending: str | None = None
         self._begin(0)
@@ -113,6 +116,7 @@ class _Command:
         given = [entry for entry in _BY_NAME.get(name, ()) if self._applies(entry, index)]
         self._entries = given
         self._counts = {id(entry): 0 for entry in given if not entry.after}
+        self._active = [entry for entry in given if not entry.after]
 
     def _applies(self, entry: _Entry, index: int) -> bool:
         if entry.program.given:
@@ -143,14 +147,11 @@ class _Command:
         return not any(entry.begins(argument) for entry in self._entries)
 
     def _has_slash_options(self) -> bool:
-        return any(name[0] == "/" for entry in self._entries for name in entry.options)
-
-    def _active(self) -> list[_Entry]:
-        return [entry for entry in self._entries if id(entry) in self._counts]
+        return any(entry.has_slash_options for entry in self._entries)
 
     def _positional(self, index: int, argument: str) -> str:
         form: str | None = None
-        for entry in self._active():
+        for entry in self._active:
             self._counts[id(entry)] += 1
             number = self._counts[id(entry)]
             if 0 in entry.program.positional or number in entry.program.positional:
@@ -160,8 +161,9 @@ class _Command:
             if argument in entry.follows or argument.rpartition(":")[2] in entry.follows:
                 self._pending = ""
         for entry in self._entries:
-            if id(entry) not in self._counts and entry.begins(argument):
+            if entry.after and id(entry) not in self._counts and entry.begins(argument):
                 self._counts[id(entry)] = 0
+                self._active.append(entry)
         return self._text(argument) if form is None else self._value(argument, form, separate=True)
 
     def _has_letter(self, entry: _Entry) -> bool:
@@ -191,14 +193,14 @@ class _Command:
 
     def _form(self, name: str) -> str | None:
         """How the value of an option is written, if the manual names it."""
-        for entry in reversed(self._active()):
+        for entry in reversed(self._active):
             if name in entry.options:
                 return entry.options[name]
         return None
 
     def _cluster(self, argument: str) -> str | None:
         """Options of one letter, of which the last can have its value attached: `-pX`, `-sSu user:pw`."""
-        active = self._active()
+        active = self._active
         if argument.startswith("--") or not active:
             return None
         for entry in active:
@@ -289,7 +291,9 @@ def _reads_password(words: list[Word]) -> bool:
     values = [word.value for word in words]
     if any(program_name(value) in PASSWORD_READERS for value in values):
         return True
-    return any(_STDIN_OPTION.search(value) for value in values) or ("sudo" in values and "-S" in values)
+    return any(_STDIN_OPTION.search(value) for value in values) or (
+        "sudo" in values and any(map(_SUDO_STDIN.match, values))
+    )
 
 
 def _masked_output(words: list[str]) -> list[str]:

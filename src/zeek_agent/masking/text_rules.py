@@ -67,7 +67,7 @@ _ENDS: Final = {"?": "&#", "&": "&#", ";": ";", ",": ",", "/": "/", "|": "|", "#
 HINT: Final = (
     rf"(?i:(?:{_STEM})[\w.\-]*\\?[\"']?\]?\s*(?:[=:\s]|%3d)|authorization|cookie"
     r"|://[^/?#\s:@\x00]*(?::[^/?#\s\x00]*)?@|(?:bearer|basic|digest|negotiate|token|apikey|splunk|ssws)[ +]"
-    r"|identified\s|[?&](?:key|sig|[\w-]*signature|code|state|pin)=|chpasswd|smbpasswd|-stdin|sudo\s+-\w*S)"
+    r"|identified\s|[?&](?:key|sig|[\w-]*signature|code|state|pin)=|chpasswd|smbpasswd|cryptsetup|kinit|newusers|-stdin|sudo\s+-\w*S)"
     rf"|{'|'.join(map(re.escape, TOKEN_PREFIXES))}|eyJ|PRIVATE KEY|hooks\.slack|/api/webhooks/|\bbot\d{{6}}"
 )
 """Is in any argument in which this module could mask something."""
@@ -125,22 +125,34 @@ def masked_text(
         return text
     spans = Spans()
     if kind is not Kind.PATTERN and ("=" in text or ":" in text or "%3" in text):
-        _mask_settings(text, spans, shell=shell, prose=kind is Kind.PROSE, joined=joined, whole=whole and not joined)
-        _mask_headers(text, spans, joined)
+        whole = whole and not joined
+        _mask_settings(text, spans, shell=shell, prose=kind is Kind.PROSE, joined=joined, whole=whole)
+        lower = text.lower()
+        if "authorization" in lower or "cookie" in lower:
+            _mask_headers(text, spans, joined)
     if "://" in text:
         _mask_urls(text, spans, cut)
-    for match in _SCHEMES.finditer(text) if " " in text or "+" in text else ():
-        alone = match.span() == (0, len(text)) and kind is Kind.DATA
-        if _looks_random(match[2]) or (match[1] in {"Bearer", "Basic"} and (alone or not match[2].isalpha())):
-            spans.add(*match.span(2))
-    for match in _TOKENS.finditer(text):
-        spans.add(*match.span())
+    if " " in text or "+" in text:
+        _mask_schemes(text, spans, kind)
     if "'" in text:
         for match in _SQL.finditer(text):
             spans.add(match.end(), _closing(text, match.end(), "'"))
+    _mask_tokens(text, spans, cut)
+    return spans.applied(text)
+
+
+def _mask_schemes(text: str, spans: Spans, kind: Kind) -> None:
+    for match in _SCHEMES.finditer(text):
+        alone = match.span() == (0, len(text)) and kind is Kind.DATA
+        if _looks_random(match[2]) or (match[1] in {"Bearer", "Basic"} and (alone or not match[2].isalpha())):
+            spans.add(*match.span(2))
+
+
+def _mask_tokens(text: str, spans: Spans, cut: bool) -> None:
+    for match in _TOKENS.finditer(text):
+        spans.add(*match.span())
     if cut and (match := _CUT_TOKEN.search(text)) is not None:
         spans.add(*match.span())
-    return spans.applied(text)
 
 
 def _mask_settings(text: str, spans: Spans, *, shell: bool, prose: bool, joined: bool, whole: bool) -> None:
