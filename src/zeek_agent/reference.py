@@ -96,7 +96,9 @@ def with_lists(security: str) -> str:
     text = "\n\n".join(f"### {title}\n\n{lead}\n\n```\n{_filled(entries)}\n```" for title, lead, entries in lists)
     security = _replaced(security, LISTS_BEGIN, LISTS_END, text)
     masked = (program for program in PROGRAMS if not _is_only_plain(program))
-    names = sorted({name for program in masked for name in program.names.split()}, key=str.lower)
+    names = sorted(
+        {name for program in masked for name in program.names.split()}, key=lambda name: (name.lower(), name)
+    )
     return _replaced(security, PROGRAMS_BEGIN, PROGRAMS_END, f"```\n{_filled(names)}\n```")
 
 
