@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -179,7 +180,32 @@ def run(
     return asyncio.run(run_agent(config, origins, warnings))
 
 
-@commands.command()
+class StatementCommand(click.Command):
+    """A command with a statement among its arguments, which may begin with a comment: `-- why`, like an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Move such a statement behind `--`, where click does not look for options."""
+        names = {name: option for option in self.params for name in option.opts if isinstance(option, click.Option)}
+        takes_value = False
+        for index, argument in enumerate(args):
+            if argument == "--":
+                break
+            if not takes_value and _is_comment(argument, names):
+                return super().parse_args(ctx, [*args[:index], *args[index + 1 :], "--", argument])
+            option = None if takes_value else names.get(argument)
+            takes_value = option is not None and not option.is_flag and not option.count
+        return super().parse_args(ctx, args)
+
+
+def _is_comment(argument: str, options: Container[str]) -> bool:
+    """Whether an argument that begins with `--` cannot be an option, given or mistyped."""
+    match = re.fullmatch(r"(--[^\s=]+)(=.*)?", argument, re.DOTALL)
+    if match is not None and (match[1] in options or "\n" not in argument):
+        return False
+    return argument.startswith("--")
+
+
+@commands.command(cls=StatementCommand)
 @click.argument("sql")
 @click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="Output format of rows.")
 @_settings
@@ -187,7 +213,7 @@ def query(given: Given, *, sql: str, mode: str) -> int:
     """Run one SQL statement and print its rows; SQL `-` is read from standard input.
 
     The statement is sent to a running agent. Without one, it runs in a worker process if root runs the command, or else
-    in this process.
+    in this process; standard error says so, and how old the newest recorded event is.
     """
     from zeek_agent.terminal import responders
 
@@ -195,11 +221,15 @@ def query(given: Given, *, sql: str, mode: str) -> int:
     responder = responders.open_responder(config, origins)
     try:
         columns, rows, notes = responders.query(responder, sys.stdin.read() if sql == "-" else sql)
+        notice = responder.notice
     finally:
         responder.close()
     _printer(mode).write(columns, rows)
+    sys.stdout.flush()
+    if notice is not None:
+        _warn(notice)
     for note in notes:
-        _fail(note.message, 1)
+        _warn(note.message)
     return 0 if all(note.warning for note in notes) else 1
 
 
@@ -210,13 +240,16 @@ def shell(given: Given, *, mode: str) -> int:
     """Run SQL interactively; `.help` lists commands. Statements can also be piped in."""
     from zeek_agent import paths
     from zeek_agent.terminal import responders
+    from zeek_agent.terminal.pager import Pager
     from zeek_agent.terminal.shell import Shell
 
     config, origins = given.load()
     responder = responders.open_responder(config, origins)
     try:
-        shell = Shell(responder, _printer(mode), sys.stderr)
-        if sys.stdin.isatty():
+        interactive = sys.stdin.isatty()
+        pager = Pager.from_environment(os.environ) if interactive and sys.stdout.isatty() else None
+        shell = Shell(responder, _printer(mode), sys.stderr, pager)
+        if interactive:
             shell.run_interactive(paths.locate(config).history)
             return 0
         shell.run_script(sys.stdin)
