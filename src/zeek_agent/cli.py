@@ -85,11 +85,15 @@ class Given:
     assignments: Sequence[str]
 
     def load(
-        self, flags: Mapping[str, object] | None = None, warn: Callable[[str], None] | None = None
+        self,
+        flags: Mapping[str, object] | None = None,
+        warn: Callable[[str], None] | None = None,
+        refuse: Callable[[UsageError], None] | None = None,
     ) -> tuple[Config, dict[str, str]]:
         """The configuration and its origins; `flags` by dotted name, None for those that were not given.
 
         `warn` is called with a line for each setting under a former name; the default writes to standard error.
+        `refuse` is called with each error, instead of raising the first one.
         """
         from zeek_agent import config
 
@@ -97,11 +101,15 @@ class Given:
         for assignment in self.assignments:
             key, equals, value = assignment.partition("=")
             if not equals:
-                raise UsageError(f"--set {assignment}: expected KEY=VALUE")
+                error = UsageError(f"--set {assignment}: expected KEY=VALUE")
+                if refuse is None:
+                    raise error
+                refuse(error)
+                continue
             values[key.strip()] = value
         flags = {"state_dir": self.state_dir, **(flags or {})}
         values |= {name: value for name, value in flags.items() if value is not None}
-        return config.load(self.config_file, flags=values, warn=warn or _warn)
+        return config.load(self.config_file, flags=values, warn=warn or _warn, refuse=refuse)
 
 
 def _settings(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -323,18 +331,28 @@ def config_group() -> None:
 
 @config_group.command("check")
 @_settings
-def config_check(given: Given) -> None:
-    """Check the configuration for `run`, and print settings that differ from the defaults, with their origin."""
+def config_check(given: Given) -> int:
+    """Check the configuration for `run`, and print settings that differ from the defaults, with their origin.
+
+    All errors are reported, one per line, with those of the query pack, whose statements are compiled and compared with
+    the types of their logs' fields. Exit code 2 if there are any.
+    """
     from zeek_agent import config
     from zeek_agent.terminal import config_check
 
-    loaded, origins = given.load()
-    config_check.check_files_and_groups(loaded)
+    refused: list[UsageError] = []
+    loaded, origins = given.load(refuse=refused.append)
+    errors, warnings = config_check.all_problems(loaded)
+    for message in (*map(str, refused), *errors, *warnings):
+        _warn(message)
+    if refused or errors:
+        return 2
     file = config.config_file(given.config_file, os.environ)
     click.echo(f"the configuration is valid ({file or 'no file'})")
     for name, value, origin, default in config.rows(loaded, origins):
         if origin != "default":
             click.echo(escaped(f"{name} = {value}    from {origin}, default {'unset' if default is None else default}"))
+    return 0
 
 
 @commands.command()

@@ -278,7 +278,7 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         f"`{directories.SYSTEM_CONFIG}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for other users, "
         "if it exists;\n"
         "4. the default.",
-        "Unknown keys and invalid values are errors. `zeek-agent config check` reports them, and prints the settings "
+        "Unknown keys and invalid values are errors. `zeek-agent config check` reports all of them, and prints the settings "
         "that differ from the defaults. The table `zeek_agent_config` shows every setting of a running agent and its "
         "origin.",
         "A renamed setting still works under its old name: in the file, in the environment and with "
