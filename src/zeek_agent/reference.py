@@ -278,9 +278,9 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         f"`{directories.SYSTEM_CONFIG}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for other users, "
         "if it exists;\n"
         "4. the default.",
-        "Unknown keys and invalid values are errors. `zeek-agent config check` reports all of them, and prints the settings "
-        "that differ from the defaults. The table `zeek_agent_config` shows every setting of a running agent and its "
-        "origin.",
+        "Unknown keys and invalid values are errors. `zeek-agent config check` reports all of them, and prints the "
+        "settings that differ from the defaults. The table `zeek_agent_config` shows every setting of a running agent "
+        "and its origin.",
         "A renamed setting still works under its old name: in the file, in the environment and with "
         "`--set`. A warning, which `zeek-agent config check` also prints, gives the new name. If one source contains "
         "both names, the new one takes precedence.",
@@ -296,6 +296,9 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         ),
         "With `--state-dir DIR` the control socket is `DIR/zeek-agent.sock`. Commands of other users also try root's "
         "socket, which is accessible to the group named by `control.group`.",
+        "`make run` keeps state in `state` in the clone (in `state-USER` if that belongs to another user). The other "
+        "commands of the clone's program, `.venv/bin/zeek-agent`, look there first if neither `state_dir` nor "
+        "`control.socket` is set.",
     ]
     by_section = itertools.groupby(config.settings().values(), lambda one: one.name.rpartition(".")[0])
     for section, settings in by_section:
