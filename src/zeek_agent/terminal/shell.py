@@ -258,6 +258,8 @@ class Shell:
     def repeat(self, subscription: SubscriptionName, argument: str) -> None:
         """Run a query repeatedly and show its reports, each with its time, until Ctrl-C."""
         schedule, sql = split_schedule(argument)
+        if self._interactive:
+            self._say(f"Runs every {schedule:g} s; Ctrl-C stops.")
         columns: list[tuple[str, ZeekType]] = []
         rows: list[Row] = []
         changes: list[str | None] = []
