@@ -283,7 +283,7 @@ def test_doctor_names_the_one_source_of_each_kind_that_will_be_used(state: Path)
     done = run("doctor", "--format", "json", "--state-dir", str(state), "--set", "sources.sockets=snapshots")
     found = [check["found"] for check in json.loads(done.stdout) if check["name"] == "events"]
     assert "sockets by snapshots: will be used" in found
-    assert len([line for line in found if line.startswith("processes by ") and line.endswith(": will be used")]) == 1
+    assert len([line for line in found if line.startswith("processes by ") and ": will be used" in line]) == 1
 
 
 def test_doctor_fails_if_zeek_is_unreachable(state: Path) -> None:

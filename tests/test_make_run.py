@@ -111,7 +111,7 @@ def test_missing_programs_are_one_line_with_their_packages(clone: Clone, names: 
     assert clone.setup() == (0, [f"setup: not installed, because only root can: {' '.join(names)}"])
 
 
-def test_an_ordinary_user_without_clang_goes_on_without_ebpf(clone: Clone) -> None:
+def test_without_clang_an_ordinary_user_has_no_ebpf(clone: Clone) -> None:
     clone.without("clang")
     objects = clone.path / "src/zeek_agent/bpf"
     for name, moment in (("tcp.bpf.o", 10), ("tcp.bpf.c", 20), ("udp.bpf.o", 30), ("record.h", 15)):

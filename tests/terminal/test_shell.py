@@ -157,7 +157,7 @@ def test_unknown_names_are_answered_with_the_nearest(answers: Answers) -> None:
     ]
 
 
-def test_a_script_is_told_that_no_agent_is_running() -> None:
+def test_a_script_gets_a_note_that_no_agent_is_running() -> None:
     out, errors = run(Answers("no agent is running: \x1b"), "SELECT 1;")
     assert errors == "note: no agent is running: \\x1b\n"
     assert out == "sql\nSELECT 1\n"
