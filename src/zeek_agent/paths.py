@@ -86,13 +86,13 @@ def locate_for_commands(config: Config, environment: Mapping[str, str] = os.envi
     places = locate(config, environment)
     if config.state_dir is not None or config.control.socket is not None:
         return places
-    states = _states_of_clone(source)
+    states = states_of_clone(source)
     stored = (state for state in states if os.access(state / "events.db", os.R_OK))
     sockets = (*(state / SOCKET for state in states), *places.sockets)
     return replace(places, state=next(stored, places.state), sockets=sockets)
 
 
-def _states_of_clone(source: Path) -> list[Path]:
+def states_of_clone(source: Path = SOURCE) -> list[Path]:
     """The existing state directories of `make run`, the current user's first; see packaging/run.sh."""
     if not (source / "packaging/run.sh").exists():
         return []

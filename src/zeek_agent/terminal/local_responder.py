@@ -190,8 +190,16 @@ def open_agent(config: Config, origins: Mapping[str, str], osquery: OsqueryTable
     store = StoredEvents.at(places.store)
     agent = LocalAgent(config, origins, places, store)
     tables = [*builtin_tables(), *plugin_tables()]
-    protected = dict.fromkeys((*paths.protected(config, places), *paths.protected(config, paths.locate(config))))
-    context = TableContext(agent, AccessPolicy(config.access, tuple(protected)))
+    protected = tuple(
+        dict.fromkeys(
+            (
+                *paths.protected(config, places),
+                *paths.protected(config, paths.locate(config)),
+                *map(str, paths.states_of_clone()),
+            )
+        )
+    )
+    context = TableContext(agent, AccessPolicy(config.access, protected))
     if not contained:
         agent.database = Database(tables, context, config.limits, store)
         return agent
@@ -207,9 +215,7 @@ def open_agent(config: Config, origins: Mapping[str, str], osquery: OsqueryTable
         context,
         nobody_waits,
         store,
-        setup=msgspec.structs.replace(
-            needs.worker_setup(config, places, agent, agent.started), protected=tuple(protected)
-        ),
+        setup=msgspec.structs.replace(needs.worker_setup(config, places, agent, agent.started), protected=protected),
         need=lambda need: needs.answer(need, agent, record_nothing, osquery.connect),
         osquery=osquery.describe,
     )
