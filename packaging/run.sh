@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
-# Runs the agent of this clone: `make run`. Its state and logs lie in the clone, so that clones share none. A directory
-# that belongs to another user is left alone: ./state then becomes ./state-USER. As root, the embedded collector writes
-# to ./logs as the owner of that directory, so ./logs is used whoever owns it.
+# Runs the agent of this clone: `make run`. Its state and logs lie in the clone, so that clones share none. ./state and
+# ./logs are for the clone's owner, another user has ./state-USER and ./logs-USER. As root, the embedded collector writes
+# as the owner of its directory, so the owner of the clone can read ./logs after `sudo make run`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 program=.venv/bin/zeek-agent
-user=$(id -un 2>/dev/null || id -u)
+user=$(id -un 2>/dev/null) || user=$(id -u)
 
 say() { printf '%s\n' "$*" >&2; }
 
 own() {
-    if [[ -e $1 && ! -O $1 ]]; then echo "$1-$user"; else echo "$1"; fi
+    if [[ ! -O . || (-e $1 && ! -O $1) ]]; then echo "$1-$user"; else echo "$1"; fi
 }
 
 state=$(own state)
 logs=logs
-[[ $(id -u) -eq 0 ]] || logs=$(own logs)
+if [[ $(id -u) -ne 0 ]]; then
+    logs=$(own logs)
+elif [[ ! -e logs ]]; then
+    mkdir logs && chown --reference=. logs
+fi
 if [[ ! -e $state ]]; then
     (umask 022 && mkdir -m 0711 "$state") 2>/dev/null || {
         say "make run: cannot create $PWD/$state: clone the repository into a directory of your own"

@@ -23,7 +23,22 @@ from places import ROOT
 from zeek_agent import paths
 from zeek_agent.config import Config, load
 
-SYSTEM = ("bash", "basename", "dirname", "env", "grep", "id", "mkdir", "mktemp", "printf", "rm", "tail", "touch", "cp")
+SYSTEM = (
+    "bash",
+    "basename",
+    "chown",
+    "dirname",
+    "env",
+    "grep",
+    "id",
+    "mkdir",
+    "mktemp",
+    "printf",
+    "rm",
+    "tail",
+    "touch",
+    "cp",
+)
 """What every system has, and the scripts use."""
 OTHERS = ("clang", "git", "make", "ip", "ps", "openssl", "nft", "mkfs.btrfs")
 PYTHON = """#!/bin/sh
@@ -199,16 +214,27 @@ def test_events_of_an_earlier_release_are_pointed_to_once(made: Clone) -> None:
 
 
 @pytest.mark.root
-def test_two_users_of_one_clone_do_not_meet(made: Clone) -> None:
+def test_users_of_one_clone_do_not_meet(made: Clone) -> None:
     made.path.chmod(0o777)
-    for name in ("state", "logs"):
-        (made.path / name).mkdir()
-    assert made.run(*RUN, "-h") == (0, arguments("state-nobody", "logs-nobody", "-h"))
-    assert made.run(*RUN, "-h", user=0) == (0, arguments("state", "logs", "-h"))
-    os.chown(made.path / "state", NOBODY, NOBODY)
-    os.chown(made.path / "logs", NOBODY, NOBODY)
+    assert made.run(*RUN, "-h", user=0) == (0, arguments("state-root", "logs", "-h"))
+    assert (made.path / "state-root").stat().st_uid == 0
+    assert (made.path / "logs").stat().st_uid == NOBODY, "the collector writes as the clone's owner"
     assert made.run(*RUN, "-h") == (0, arguments("state", "logs", "-h"))
     assert made.run(*RUN, "-h", user=0) == (0, arguments("state-root", "logs", "-h"))
+    other = NOBODY - 1
+    assert made.run(*RUN, "-h", user=other) == (0, arguments(f"state-{other}", f"logs-{other}", "-h"))
+    os.chown(made.path / "state", other, other)
+    assert made.run(*RUN, "-h") == (0, arguments("state-nobody", "logs", "-h"))
+
+
+@pytest.mark.root
+def test_commands_of_a_clone_look_for_their_users_agent_before_others(tmp_path: Path) -> None:
+    (tmp_path / "packaging").mkdir()
+    (tmp_path / "packaging/run.sh").touch()
+    for name, owner in (("state", NOBODY), ("state-a", NOBODY), ("state-root", 0)):
+        (tmp_path / name).mkdir()
+        os.chown(tmp_path / name, owner, owner)
+    assert [state.name for state in paths.states_of_clone(tmp_path)] == ["state-root", "state", "state-a"]
 
 
 def test_commands_of_a_clone_look_for_its_agent_first(tmp_path: Path) -> None:

@@ -96,14 +96,8 @@ def states_of_clone(source: Path = SOURCE) -> list[Path]:
     """The existing state directories of `make run`, the current user's first; see packaging/run.sh."""
     if not (source / "packaging/run.sh").exists():
         return []
-    import pwd
-
-    own = source / "state"
-    try:
-        named = source / f"state-{pwd.getpwuid(os.geteuid()).pw_name}"
-    except KeyError:  # a user without an account
-        named = source / f"state-{os.geteuid()}"
-    return [state for state in (named, own) if os.access(state, os.F_OK)]
+    states = [state for state in (source / "state", *sorted(source.glob("state-*"))) if state.is_dir()]
+    return sorted(states, key=lambda state: state.stat().st_uid != os.geteuid())
 
 
 def protected(config: Config, places: Paths) -> tuple[str, ...]:

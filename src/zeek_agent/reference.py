@@ -303,7 +303,7 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         ),
         "With `--state-dir DIR` the control socket is `DIR/zeek-agent.sock`. Commands of other users also try root's "
         "socket, which is accessible to the group named by `control.group`.",
-        "`make run` keeps state in `state` in the clone (in `state-USER` if that belongs to another user). The other "
+        "`make run` keeps state in `state` in the clone, or in `state-USER` for users who do not own the clone. The other "
         "commands of the clone's program, `.venv/bin/zeek-agent`, look there first if neither `state_dir` nor "
         "`control.socket` is set.",
     ]
