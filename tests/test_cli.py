@@ -98,7 +98,7 @@ def started(*arguments: str, program: Sequence[str] = PROGRAM, **streams: Any) -
         (["run", "--zeek", "zeek:99999"], "zeek:99999"),
         (["collector", "--listen", "nowhere"], "expected HOST:PORT"),
         (["collector", "--pack", "/nonexistent.toml"], "/nonexistent.toml"),
-        (["tables", "procesess"], "did you mean processes?"),
+        (["tables", "procesess", "--state-dir", "/nonexistent"], "did you mean processes?"),
         (["config", "check", "--set", "zeek.tls.ca_file=/nonexistent.pem"], "zeek.tls.ca_file"),
     ],
 )

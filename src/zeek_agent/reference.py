@@ -303,8 +303,8 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         ),
         "With `--state-dir DIR` the control socket is `DIR/zeek-agent.sock`. Commands of other users also try root's "
         "socket, which is accessible to the group named by `control.group`.",
-        "`make run` keeps state in `state` in the clone, or in `state-USER` for users who do not own the clone. The other "
-        "commands of the clone's program, `.venv/bin/zeek-agent`, look there first if neither `state_dir` nor "
+        "`make run` keeps state in `state` in the clone, or in `state-USER` for users who do not own the clone. The "
+        "other commands of the clone's program, `.venv/bin/zeek-agent`, look there first if neither `state_dir` nor "
         "`control.socket` is set.",
     ]
     by_section = itertools.groupby(config.settings().values(), lambda one: one.name.rpartition(".")[0])
