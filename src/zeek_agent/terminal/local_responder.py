@@ -228,7 +228,7 @@ class LocalResponder:
 
     place = "this process"
 
-    def __init__(self, config: Config, origins: Mapping[str, str], reason: str) -> None:
+    def __init__(self, config: Config, origins: Mapping[str, str], reason: str = "no agent is running") -> None:
         """`reason` says why no agent answers."""
         self._config = config
         self._origins = origins
