@@ -116,6 +116,10 @@ python=$(find_python)
 [[ -n $python ]] || fail "Python 3.11 or later is needed: apt install python3 python3-venv (or set PYTHON)"
 if [[ -w . ]] && mkdir -p "$venv" && [[ -w $venv ]]; then
     : >>"$log" || fail "cannot write $PWD/$log: remove it"
+    if command -v flock >/dev/null; then  # one at a time, as for `make run` and `make test` in two terminals
+        exec 9>"$venv/.setup.lock"
+        flock 9
+    fi
 elif is_current; then
     log=/dev/null
 else

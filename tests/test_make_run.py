@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ SYSTEM = (
     "bash",
     "basename",
     "chown",
+    "flock",
     "dirname",
     "env",
     "grep",
@@ -116,6 +118,13 @@ has_header = pytest.mark.skipif(not Path("/usr/include/bpf/bpf_helpers.h").exist
 def test_setup_says_one_line_and_nothing_when_it_is_done(clone: Clone) -> None:
     assert clone.setup() == (0, ["setup: installing Python packages"])
     assert clone.setup() == (0, [])
+
+
+@has_header
+def test_two_setups_at_once_install_once(clone: Clone) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        found = sorted(lines for _, lines in threads.map(lambda _: clone.setup(), range(4)))
+    assert found == [[], [], [], ["setup: installing Python packages"]]
 
 
 @has_header
