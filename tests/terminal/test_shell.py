@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Generator
 from pathlib import Path
@@ -174,6 +175,15 @@ def test_results_can_go_to_a_private_file(answers: Answers, tmp_path: Path) -> N
     assert errors == ""
     _, errors = run(answers, f".output {tmp_path}/none/rows.csv")
     assert errors == f"error: cannot write {tmp_path}/none/rows.csv: No such file or directory\n"
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full")
+def test_a_full_disk_is_an_error_and_the_shell_goes_on(answers: Answers) -> None:
+    full = "error: cannot write /dev/full: No space left on device\n"
+    out, errors = run(answers, ".output /dev/full", "SELECT 1;", ".output", "SELECT 2;")
+    assert out == "sql\nSELECT 2\n"
+    assert errors == full * 2
+    assert run(answers, ".output /dev/full", ".tables")[1] == full
 
 
 def test_reports_of_repeated_queries_have_their_time(answers: Answers, tmp_path: Path) -> None:

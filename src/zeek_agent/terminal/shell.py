@@ -102,10 +102,14 @@ class Shell:
         self.close()
 
     def close(self) -> None:
-        """Close the file of `.output`, if any."""
-        if self._printer is not self._terminal:
-            self._printer.out.close()
-            self._printer = self._terminal
+        """Close the file of `.output`, if any; rows that cannot be written are reported."""
+        printer, self._printer = self._printer, self._terminal
+        if printer is not self._terminal:
+            try:
+                printer.out.close()
+            except OSError as error:
+                self.failed = True
+                self._complain(f"cannot write {printer.out.name}: {error.strerror or error}")
 
     def feed(self, text: str) -> None:
         """Process typed or pasted text, which may have several lines, up to the last `;`; the rest waits for more."""
@@ -192,7 +196,14 @@ class Shell:
             Printer(text, self._printer.mode, width=self._printer.width, color=self._printer.color).write(columns, rows)
             self._pager.show(text.getvalue() + end, self._terminal.out)
 
-    def _write_file(self, write: Callable[[], None]) -> None:
+    def _put(self, text: str) -> None:
+        """Write the output of a command."""
+        if self._printer is self._terminal:
+            self._printer.out.write(text)
+        else:
+            self._write_file(lambda: self._printer.out.write(text))
+
+    def _write_file(self, write: Callable[[], object]) -> None:
         """Write to the file of `.output`. Raises ZeekAgentError if that fails."""
         try:
             write()
@@ -217,10 +228,10 @@ class Shell:
 
     def list_tables(self, _: str) -> None:
         self._tables = None
-        self._printer.out.write(list_tables(self.tables))
+        self._put(list_tables(self.tables))
 
     def schema(self, argument: str) -> None:
-        self._printer.out.write(describe_table(find_table(self.tables, argument)))
+        self._put(describe_table(find_table(self.tables, argument)))
 
     def mode(self, argument: str) -> None:
         if not argument:
@@ -250,7 +261,7 @@ class Shell:
         self._say(f"pager: {'off' if self._pager is None else escaped(' '.join(self._pager.command))}")
 
     def status(self, _: str) -> None:
-        self._printer.out.write(facts_text(responders.status(self._responder)))
+        self._put(facts_text(responders.status(self._responder)))
 
     def quit(self, _: str) -> None:
         self._done = True
