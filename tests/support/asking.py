@@ -38,7 +38,7 @@ class Agent:
         check: Callable[[], None] = lambda: None,
         functions: Mapping[str, Callable[..., Any]] | None = None,
     ) -> Iterable[Row]:
-        return event_file.iterate_rows(self.store.uri, sql, bindings, check, functions=functions) if self.store else ()
+        return event_file.iterate_events(self.store.uri, sql, bindings, check, functions) if self.store else ()
 
     def connections(self) -> Iterable[Row]:
         return ()

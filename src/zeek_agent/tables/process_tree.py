@@ -38,6 +38,7 @@ process_tree = Table(
         Column("running", "bool", "whether it is still running"),
         *process_columns("entity_id"),
         Column("parent_entity_id", "text", "`entity_id` of the process that started it"),
+        *process_columns("argv", hidden=True),
     ],
     parameters=[
         Parameter("pid", "count", "process id; either this or `entity_id` must be given", required=False),
@@ -65,9 +66,12 @@ class Member(NamedTuple):
     exit_time: float | None = None
     parent_name: str | None = None
     parent_exe: str | None = None
+    argv: str | list[str] | None = None
+    """JSON if it is from the event store."""
     running: bool = False
 
-    def row(self, relation: str, depth: int) -> Row:
+    def row(self, relation: str, depth: int, *, with_argv: bool) -> Row:
+        argv = self.argv if with_argv else None
         return (
             relation,
             depth,
@@ -82,6 +86,7 @@ class Member(NamedTuple):
             self.running,
             self.entity_id,
             self.parent,
+            json.loads(argv) if isinstance(argv, str) else argv,
         )
 
 
@@ -103,7 +108,7 @@ _STARTS: Final = (
 """Every recorded start, in the order of events: a process starts after its parent."""
 _EVENTS: Final = (
     "SELECT entity_id, parent_entity_id, pid, ppid, name, exe, cmdline, uid, "
-    "iif(state = 'stopped', time - duration, time), iif(state = 'stopped', time, NULL), parent_name, parent_exe "
+    "iif(state = 'stopped', time - duration, time), iif(state = 'stopped', time, NULL), parent_name, parent_exe, argv "
     "FROM processes_events WHERE entity_id <> '' AND is_wanted(entity_id, parent_entity_id) ORDER BY seq"
 )
 """The columns of a Member, for each event of the process: start, exec, end."""
@@ -128,23 +133,25 @@ def family(wanted: Constraints) -> Iterator[Row]:
     _add_unrecorded(known, [*sorted(children.get(root, ()))[:1], root, *ancestors])
     if root not in known:
         return
+    with_argv = wanted.needs("argv")
     for depth, entity in reversed(list(enumerate(ancestors, 1))):
-        yield known[entity].row("ancestor", depth)
-    yield known[root].row("self", 0)
+        yield known[entity].row("ancestor", depth, with_argv=with_argv)
+    yield known[root].row("self", 0, with_argv=with_argv)
     waiting = [(1, child) for child in _by_age(children.get(root, ()), known)]
     while waiting:
         depth, entity = waiting.pop()
-        yield known[entity].row("descendant", depth)
+        yield known[entity].row("descendant", depth, with_argv=with_argv)
         if entity in children:
             waiting += [(depth + 1, child) for child in _by_age(children[entity], known)]
 
 
 def _living(wanted: Constraints, pids: Sequence[int] | None = None) -> Iterator[Member]:
     """The processes currently in /proc, all or those of `pids`, with their current parents."""
-    redact = wanted.context.access.redact
+    masked = wanted.context.access.masker.command_line
     for process in Procfs(wanted.context.proc).processes(pids):
         wanted.check()
         try:
+            command_line = masked(process.arguments) if process.arguments else None
             member = Member(
                 process.entity_id,
                 process.parent_entity_id,
@@ -152,9 +159,10 @@ def _living(wanted: Constraints, pids: Sequence[int] | None = None) -> Iterator[
                 process.ppid,
                 process.name,
                 process.exe,
-                None if process.cmdline is None else redact(process.cmdline),
+                command_line.cmdline if command_line else None,
                 process.uid,
                 process.start_time,
+                argv=command_line.argv if command_line else None,
                 running=process.state not in {"zombie", "dead"},
             )
         except ProcessLookupError:
@@ -288,7 +296,7 @@ def _with_living(facts: Mapping[str, Member], living: Mapping[str, Member]) -> d
 
 def _merged(before: Member, event: Sequence[Any]) -> Member:
     """Merge a later event of a process, a row of `_EVENTS`: what it does not contain is kept."""
-    entity, parent, pid, ppid, name, exe, cmdline, uid, start, end, parent_name, parent_exe = event
+    entity, parent, pid, ppid, name, exe, cmdline, uid, start, end, parent_name, parent_exe, argv = event
     return Member(
         entity,
         parent or before.parent,
@@ -296,12 +304,13 @@ def _merged(before: Member, event: Sequence[Any]) -> Member:
         ppid,
         name or before.name,
         exe or before.exe,
-        cmdline or before.cmdline,
+        before.cmdline if cmdline is None else cmdline,
         before.uid if uid is None else uid,
         before.start_time if end is None else start or before.start_time,
         end,
         parent_name or before.parent_name,
         parent_exe or before.parent_exe,
+        before.argv if cmdline is None else argv,
     )
 
 

@@ -1,14 +1,19 @@
-"""Checks that files and groups named by the configuration exist, and that patterns are valid."""
+"""Checks that files and groups named by the configuration exist, and that patterns and the query pack are valid."""
 
 from __future__ import annotations
 
 import fnmatch
 import logging
 import os
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from msgspec import structs
+
 from zeek_agent.access import AccessPolicy
+from zeek_agent.config import AccessSettings
 from zeek_agent.control.server import group_id
 from zeek_agent.errors import UsageError
 
@@ -23,8 +28,8 @@ _SIMILAR: Final = 0.8
 _PLATFORMS: Final = ("linux", "darwin", "win32")
 
 
-def check_table_rules(config: Config) -> None:
-    """Raises UsageError for a rule on tables that matches none, with the nearest name.
+def _table_rules(config: Config) -> Iterator[UsageError]:
+    """Rules on tables that match none, with the nearest name.
 
     While osquery may add tables of any name, a name that resembles no other one is only logged.
     """
@@ -43,12 +48,12 @@ def check_table_rules(config: Config) -> None:
         similar = get_close_matches(rule, known, n=1, cutoff=_SIMILAR)
         message = f"access.tables_{kind}: there is no table {rule!r}{f'; did you mean {near[0]!r}?' if near else ''}"
         advice = "`zeek-agent tables` lists the tables"
-        if not imports:
-            raise UsageError(f"{message}; {advice}")
-        advice += f"; for one of osquery's, write {_OSQUERY_PREFIX}{rule}"
-        if similar:
-            raise UsageError(f"{message}; {advice}")
-        log.warning("%s; %s", message, advice)
+        if imports:
+            advice += f"; for one of osquery's, write {_OSQUERY_PREFIX}{rule}"
+        if similar or not imports:
+            yield UsageError(f"{message}; {advice}")
+        else:
+            log.warning("%s; %s", message, advice)
 
 
 _OSQUERY_PREFIX: Final = "osquery_"
@@ -69,21 +74,62 @@ def _table_names() -> list[str]:
 
 
 def check_files_and_groups(config: Config) -> None:
-    """Raises UsageError that names the setting, the problem and the remedy."""
-    AccessPolicy(config.access)
-    check_table_rules(config)
+    """Raises UsageError that names the setting, the problem and the remedy, for the first problem."""
+    for problem in _problems(config):
+        raise problem
+    if _uses_pack(config):
+        from zeek_agent.collector import pack
+
+        pack.load(_pack_file(config), schedule=config.collector.schedule)
+
+
+def all_problems(config: Config) -> tuple[list[str], list[str]]:
+    """All errors and all warnings; the statements of the query pack are compiled, too."""
+    errors = [str(problem) for problem in _problems(config)]
+    warnings: list[str] = []
+    if _uses_pack(config):
+        from zeek_agent.collector import pack_check
+
+        for found in pack_check.problems(_pack_file(config)):
+            (warnings if found.is_warning else errors).append(found.text)
+    return errors, warnings
+
+
+def _uses_pack(config: Config) -> bool:
+    return not config.zeek.destinations or config.collector.pack is not None
+
+
+def _pack_file(config: Config) -> Path | None:
+    return Path(config.collector.pack) if config.collector.pack else None
+
+
+def _problems(config: Config) -> Iterator[UsageError]:
+    yield from _access(config.access)
+    yield from _table_rules(config)
     tls = config.zeek.tls
     for name, file in (("ca_file", tls.ca_file), ("certificate", tls.certificate), ("key", tls.key)):
         if file is not None and not os.access(file, os.R_OK):
-            raise UsageError(f"zeek.tls.{name}: cannot read {file}")
+            yield UsageError(f"zeek.tls.{name}: cannot read {file}")
     if config.control.group is not None:
-        group_id(config.control.group)
+        yield from _refused(partial(group_id, config.control.group))
     if config.log.file is not None and not Path(config.log.file).absolute().parent.is_dir():
-        raise UsageError(f"log.file: no such directory: {Path(config.log.file).absolute().parent}")
+        yield UsageError(f"log.file: no such directory: {Path(config.log.file).absolute().parent}")
     for item in config.osquery.required_columns:
         if not all(item.partition(".")[::2]):
-            raise UsageError(f"osquery.required_columns: expected `table.column`, got {item!r}")
-    if not config.zeek.destinations or config.collector.pack is not None:
-        from zeek_agent.collector import pack
+            yield UsageError(f"osquery.required_columns: expected `table.column`, got {item!r}")
 
-        pack.load(Path(config.collector.pack) if config.collector.pack else None, schedule=config.collector.schedule)
+
+def _access(settings: AccessSettings) -> Iterator[UsageError]:
+    """The problems of the access rules, each by itself."""
+    default = AccessSettings()
+    for name, value in structs.asdict(settings).items():
+        if value != getattr(default, name):
+            for one in [(item,) for item in value] if isinstance(value, tuple) else [value]:
+                yield from _refused(partial(AccessPolicy, structs.replace(default, **{name: one})))
+
+
+def _refused(check: Callable[[], object]) -> Iterator[UsageError]:
+    try:
+        check()
+    except UsageError as error:
+        yield error
