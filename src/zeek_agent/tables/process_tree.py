@@ -90,8 +90,8 @@ class Member(NamedTuple):
         )
 
 
-PROCESSES_MAX: Final = 75_000
-"""Members of one tree; each takes about a kilobyte while a statement runs."""
+PROCESSES_MAX: Final = 60_000
+"""Members of one tree; each takes almost two kilobytes while a statement runs, and a worker has 160 MB."""
 
 RecordedRows: TypeAlias = Callable[..., Iterable[Row]]
 """Runs a statement on the event store, with bindings and functions."""
