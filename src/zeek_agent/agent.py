@@ -27,6 +27,7 @@ from zeek_agent.destination import EMBEDDED, formerly_embedded
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
+from zeek_agent.host.hostname import hostname
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.results.snapshots import take_snapshots
@@ -81,7 +82,6 @@ class Agent:
     ) -> None:
         self.id = who.agent
         self.instance = who.instance
-        self.hostname = config.agent.hostname or socket.gethostname()
         self._config = config
         self._origins = origins
         self._places = places
@@ -251,6 +251,10 @@ class Agent:
         self.store.flush()
 
     # Data of the agent's own tables
+
+    @property
+    def hostname(self) -> str:
+        return hostname(self._config.agent.hostname)
 
     def uptime(self) -> float:
         return time.monotonic() - self._started
