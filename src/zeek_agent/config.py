@@ -185,6 +185,20 @@ class AccessSettings(Section, frozen=True):
             " For the migration from an older release; will be removed in the next one"
         ),
     ] = "enforce"
+    user_database: Annotated[
+        bool,
+        Meta(
+            description="query the name service's daemons (sssd, nslcd, systemd-userdbd) for accounts, in a helper "
+            "process; false: local files only"
+        ),
+    ] = True
+    privileges_allow: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="what tables may use of the [privileges](security.md#tables-with-privileges) that they declare:"
+            " names of tables (all of them), paths of programs and of Unix sockets that only a group can use"
+        ),
+    ] = ()
     redact: Annotated[
         tuple[str, ...], Meta(description="regular expressions (RE2) for text in command lines to replace by `***`")
     ] = (r"(?i)(?:password|passwd|token|secret|api[-_]?key)[=:\s]+\S+",)

@@ -106,6 +106,8 @@ async def test_the_zygote_and_snapshot_workers_hold_no_file_of_the_state_and_eve
         held = {pid: _open_files(pid) for pid in (zygote_of(agent), *(worker["pid"] for worker in workers))}
         assert not [path for path, _ in held[zygote_of(agent)] if path.startswith(str(agent.state))]
         for worker in workers:
+            streams = [str(Path(f"/proc/{worker['pid']}/fd/{number}").readlink()) for number in range(3)]
+            assert streams == ["/dev/null"] * 3
             files = [(path, flags) for path, flags in held[worker["pid"]] if path.startswith(str(agent.state))]
             state = [(path, flags) for path, flags in files if not path.endswith(" (deleted)")]  # that is a spool
             assert [file for file in state if file[1] & os.O_ACCMODE != os.O_RDONLY] == []

@@ -12,7 +12,6 @@ import apsw
 import msgspec
 
 from zeek_agent.config import LimitSettings
-from zeek_agent.database.remote_tables import COLLECTING_RUNS_MAX, RemoteLookups, RemoteModule
 from zeek_agent.database.results import Heading, Result, RowErrors, Statement, convert_rows, headings
 from zeek_agent.database.sandbox import (
     STEPS_BETWEEN_CHECKS,
@@ -25,7 +24,7 @@ from zeek_agent.database.sandbox import (
     value_limit,
 )
 from zeek_agent.database.scans import IndexedScan, SharedScans
-from zeek_agent.database.virtual_tables import Layout, NumbersNeeded, TableModule, quoted
+from zeek_agent.database.virtual_tables import Layout, ModuleTable, NumbersNeeded, RunAgain, TableModule, quoted
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError, UnknownTableError
 from zeek_agent.host.files.reads import FileReads, Omissions
 from zeek_agent.schema import Row, Value
@@ -43,6 +42,9 @@ CACHED_STATEMENTS_MAX: Final = 100
 """Statements that stay compiled: some hundred KB of memory, and more than a Zeek usually installs."""
 CACHED_CHARACTERS_MAX: Final = 4_096
 """Longer statements are compiled each time, so that the cache has a bounded size."""
+
+RERUNS_MAX: Final = 6
+"""How often a statement runs again after deferred reads, enough for a chain of joins."""
 
 _ALL: Final = (0, 2**63 - 1)
 
@@ -137,7 +139,9 @@ class SqlConnection:
         self.scans = scans
         self.run = Run(limits)
         self.held: dict[tuple[Layout, tuple[Value, ...]], IndexedScan] = {}
-        self.lookups = RemoteLookups()
+        self.kept: dict[Any, Any] = {}
+        self._deferred: list[Callable[[], None]] = []
+        self._reruns_left = 0
         self.missing: str | None = None
         self._limits = limits
         self._window: dict[str, tuple[int, int]] = {}
@@ -181,7 +185,8 @@ class SqlConnection:
             return self._answer(sql, rows)
         finally:
             self.held.clear()
-            self.lookups.clear()
+            self.kept.clear()
+            self._deferred.clear()
 
     def compile(self, sql: str, run: Run) -> Statement:
         """Compile one statement without running it. Raises SqlError or a subclass."""
@@ -199,16 +204,30 @@ class SqlConnection:
         """Check that the statement being compiled may read the table. Raises AccessDeniedError."""
         self._authorizer.check_table(table.name)
 
+    def defer(self, read: Callable[[], None]) -> bool:
+        """Have `read` called when this run of the statement ends, and run the statement again afterwards.
+
+        False if the statement has run too often for that.
+        """
+        if self._reruns_left:
+            self._deferred.append(read)
+        return self._reruns_left > 0
+
     def close(self) -> None:
         self._connection.close(force=True)
 
     def _answer(self, sql: str, rows: RowSink) -> StreamedStatement:
-        """The result, after the statement's lookups in remote tables have been fetched."""
-        for left in reversed(range(COLLECTING_RUNS_MAX)):
-            statement = self._query(sql, rows)
-            if not self.lookups.fetch(last=left == 0):
-                return statement
-        return self._query(sql, rows)
+        """The result of the statement's last run, after which no reads are deferred."""
+        self._deferred.clear()
+        for self._reruns_left in reversed(range(RERUNS_MAX + 1)):
+            with suppress(RunAgain):
+                statement = self._query(sql, rows)
+                if not self._deferred:
+                    break
+            due, self._deferred = self._deferred, []
+            for read in due:
+                read()
+        return statement
 
     def _query(self, sql: str, rows: RowSink) -> StreamedStatement:
         limits = self._limits
@@ -306,8 +325,8 @@ class SqlConnection:
         connection.drop_modules(TABLE_FUNCTIONS)
         layouts = self.catalog.layouts[profile]
         for layout in layouts.values():
-            if layout.table.remote is not None:
-                self._add_remote_table(layout)
+            if isinstance(layout.table, ModuleTable):
+                self._add_module_table(layout.table, layout)
             elif layout.table.kind == "snapshot":
                 self._add_table(layout.table.name, TableModule(self, layout))
         events = [layout for layout in layouts.values() if layout.table.kind == "events"]
@@ -331,13 +350,11 @@ class SqlConnection:
         self._connection.create_module(name, module, use_bestindex_object=True, read_only=True)  # type: ignore[arg-type]
         self._connection.execute(f"CREATE VIRTUAL TABLE main.{quoted(name)} USING {quoted(name)}")
 
-    def _add_remote_table(self, layout: Layout) -> None:
+    def _add_module_table(self, table: ModuleTable, layout: Layout) -> None:
         """Add an eponymous virtual table, created only when a statement names it, because there may be hundreds."""
-        name = layout.table.name
-        module = RemoteModule(self, layout)
         self._connection.create_module(
-            name,
-            module,  # type: ignore[arg-type]
+            table.name,
+            table.module(self, layout),
             use_bestindex_object=True,
             eponymous=True,
             eponymous_only=True,

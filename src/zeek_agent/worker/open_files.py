@@ -1,4 +1,4 @@
-"""Makes open files read-only: SQLite opens the write-ahead log for writing, even for a connection that only reads."""
+"""Takes the right to write from what a worker has open."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ import os
 import stat
 
 
+def let_go_of_standard_streams() -> None:
+    """Replace standard input, output and error by the null device: what a worker says goes through its socket."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for descriptor in range(3):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
 def reopen_read_only() -> None:
     """Open regular files again for reading that this process could write, under the same numbers.
 
-    Standard output and standard error stay as they are. A lock (fcntl(2)) on such a file would be lost; SQLite has
+    SQLite opens the write-ahead log for writing, even for a connection that only reads. Standard output and standard
+    error stay as they are. A lock (fcntl(2)) on such a file would be lost; SQLite has
     none on the log. Raises OSError.
     """
     for descriptor in _written_files():
