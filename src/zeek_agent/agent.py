@@ -113,7 +113,7 @@ class Agent:
             iterators=lambda: iterators.loaded_iterators() is not None,
         )
         self.supervisor = Supervisor(config.sources, self.store, redact=access.redact)
-        self.results = ResultStore(places.results, config.limits.state_bytes)
+        self.results = ResultStore(places.results, config.limits.state_bytes, clock=self.store.age_clock)
         self.runner = QueryRunner(
             self.database,
             self.store,

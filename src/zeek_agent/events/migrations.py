@@ -93,9 +93,22 @@ def _account_for_rows(connection: apsw.Connection) -> None:
     )
 
 
+def _measure_ages(connection: apsw.Connection) -> None:
+    """Add the store's own clock, and until when rows were recorded by it; the first rows are noted when it runs."""
+    connection.execute(
+        "CREATE TABLE _age_clock ("
+        "boot_id TEXT NOT NULL, base REAL NOT NULL, at REAL NOT NULL, ahead REAL NOT NULL) STRICT"
+    )
+    connection.execute(
+        'CREATE TABLE _ages ("table" TEXT, seq INTEGER, since REAL NOT NULL, at REAL NOT NULL, ahead REAL NOT NULL, '
+        'PRIMARY KEY ("table", seq)) STRICT, WITHOUT ROWID'
+    )
+
+
 MIGRATIONS: Final[Sequence[Migration]] = (
     Migration("store version and column types are recorded", _number_the_store),
     Migration("disk usage is recorded by table, producer and minute", _account_for_rows),
+    Migration("the age of rows is measured on a clock that nobody sets", _measure_ages),
 )
 VERSION: Final = len(MIGRATIONS)
 

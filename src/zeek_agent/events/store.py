@@ -19,6 +19,7 @@ import apsw
 
 from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.events import replacement
+from zeek_agent.events.ages import STEP_SECONDS, AgeClock, BootTime, system_boot_time
 from zeek_agent.events.delivery_states import STATES_MAX, Delivered
 from zeek_agent.events.event_file import (
     EventFile,
@@ -87,7 +88,9 @@ class EventStore:
 
     `on_blocked_reader` is called, about once a second and in the writer's thread, while a reader keeps the write-ahead
     log from being reused, with the seconds since that was noticed. If the log is full and the reader does not end
-    within `blocked_seconds`, the store continues in a copy of the file. Raises NewerStoreError, and leaves the file as
+    within `blocked_seconds`, the store continues in a copy of the file. Ages are measured by `boot_time`, so that
+    setting the clock removes nothing; a `clock` other than the system's also measures ages unless `boot_time` is given.
+    Raises NewerStoreError, and leaves the file as
     it is, when a later agent wrote it.
     """
 
@@ -102,6 +105,7 @@ class EventStore:
         state_bytes: int = LimitSettings().state_bytes,
         on_blocked_reader: Callable[[float], None] | None = None,
         blocked_seconds: float = 5.0,
+        boot_time: BootTime | None = None,
     ) -> None:
         self._on_blocked_reader = on_blocked_reader
         self._blocked_seconds = blocked_seconds
@@ -116,6 +120,10 @@ class EventStore:
         self._settings = settings or EventSettings()
         self._tables = [table for table in tables if table.kind == "events"]
         self._clock = clock
+        if boot_time is None:
+            boot_time = system_boot_time() if clock is time.time else BootTime("of this clock", clock)
+        self._age_clock = AgeClock(boot_time)
+        self._clock_ahead: float | None = None
         self.counters = {table.name: TableCounters() for table in self._tables}
         self.notice: str | None = None
         self._changed = threading.Condition()
@@ -133,6 +141,8 @@ class EventStore:
         self._path_to_retry: Path | None = None
         self._was_damaged = False
         self._file = self._open(path)
+        self.age_clock: Callable[[], float] = self._age_clock
+        """A clock in seconds that is not set, and that goes on across restarts."""
         self._writer = threading.Thread(target=self._run, name="event-store", daemon=True)
         self._writer.start()
 
@@ -426,6 +436,7 @@ class EventStore:
                 self._counters_of(table).evicted += number
             if (now := time.monotonic()) >= self._housekeeping_due:
                 self._housekeeping_due = now + _HEARTBEAT_SECONDS
+                self._note_clock_step()
                 for table, number in self._file.expire(self._clock(), self._settings.retention_age).items():
                     self._counters_of(table).expired += number
         except _TRANSIENT as error:
@@ -435,6 +446,15 @@ class EventStore:
                 self._replace_file(error)
             else:
                 log.error("event store: %s", error)
+
+    def _note_clock_step(self) -> None:
+        ahead, before = self._clock() - self._age_clock(), self._clock_ahead
+        if before is not None and abs(ahead - before) > STEP_SECONDS:
+            log.warning(
+                "event store: the clock was set %s by %.0f s; events are removed by the time since their recording",
+                *("forward" if ahead > before else "back", abs(ahead - before)),
+            )
+        self._clock_ahead = ahead
 
     def _counters_of(self, table: str) -> TableCounters:
         """The counters of a table that has rows in the file, even if this run has not declared it (yet)."""
@@ -458,7 +478,12 @@ class EventStore:
 
     def _open_file(self, path: Path, *, resumed: bool = False) -> EventFile:
         limit, now = self._settings.retention_bytes, self._clock()
-        return EventFile(path, self._tables, limit, now, state_bytes=self._state_bytes, resumed=resumed)
+        return EventFile(
+            *(path, self._tables, limit, now),
+            state_bytes=self._state_bytes,
+            age_clock=self._age_clock,
+            resumed=resumed,
+        )
 
     def _open_in_memory(self, copy_of: EventFile | None = None) -> EventFile:
         limit = min(self._settings.retention_bytes, _MEMORY_STORE_BYTES)
@@ -469,6 +494,7 @@ class EventStore:
             limit,
             self._clock(),
             state_bytes=state_bytes,
+            age_clock=self._age_clock,
             resumed=copy_of is not None,
             copy_of=copy_of,
         )
