@@ -1,24 +1,26 @@
-PRAGMA user_version = 3;
-CREATE TABLE _accounts ("table" TEXT PRIMARY KEY, definition TEXT NOT NULL, evicted INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+PRAGMA user_version = 6;
+CREATE TABLE _accounts ("table" TEXT PRIMARY KEY, definition TEXT NOT NULL, evicted INTEGER NOT NULL, counted INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
 CREATE TABLE _age_clock (boot_id TEXT NOT NULL, base REAL NOT NULL, at REAL NOT NULL, ahead REAL NOT NULL) STRICT;
 CREATE TABLE _ages ("table" TEXT, seq INTEGER, since REAL NOT NULL, at REAL NOT NULL, ahead REAL NOT NULL, PRIMARY KEY ("table", seq)) STRICT, WITHOUT ROWID;
 CREATE TABLE _columns ("table" TEXT, name TEXT, type TEXT NOT NULL, PRIMARY KEY ("table", name)) STRICT, WITHOUT ROWID;
-CREATE TABLE "_delivered" (key TEXT PRIMARY KEY, seqs TEXT NOT NULL, snapshot BLOB, under_way TEXT NOT NULL, time REAL NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE "_delivered" (key TEXT PRIMARY KEY, seqs TEXT NOT NULL, snapshot BLOB, under_way TEXT NOT NULL, time REAL NOT NULL, owner TEXT NOT NULL DEFAULT '') STRICT, WITHOUT ROWID;
 CREATE TABLE _gaps (source TEXT, "from" REAL, until REAL, cause TEXT) STRICT;
 CREATE TABLE _store (id TEXT NOT NULL, alive REAL NOT NULL, clean INTEGER NOT NULL, written_by TEXT) STRICT;
+CREATE TABLE _text_uses (id INTEGER PRIMARY KEY, refs INTEGER NOT NULL) STRICT;
+CREATE TABLE _texts (id INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL) STRICT;
 CREATE TABLE _usage ("table" TEXT, producer TEXT, minute INTEGER, rows INTEGER NOT NULL, bytes INTEGER NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL, PRIMARY KEY ("table", producer, minute)) STRICT, WITHOUT ROWID;
 CREATE TABLE "processes_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "name" TEXT, "pid" INTEGER, "ppid" INTEGER, "uid" INTEGER, "gid" INTEGER, "ruid" INTEGER, "rgid" INTEGER, "priority" TEXT, "duration" REAL, "vsize" INTEGER, "rsize" INTEGER, "utime" REAL, "stime" REAL, "state" TEXT, "exe" TEXT, "cmdline" TEXT, "cwd" TEXT, "exit_code" INTEGER, "loginuid" INTEGER, "session" INTEGER, "cgroup" TEXT, "container_id" TEXT, "netns" INTEGER, "entity_id" TEXT, "parent_entity_id" TEXT, "parent_name" TEXT, "parent_exe" TEXT) STRICT;
 CREATE TABLE "sockets_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "pid" INTEGER, "process" TEXT, "uid" INTEGER, "gid" INTEGER, "family" TEXT, "protocol" INTEGER, "local_addr" TEXT, "local_port" INTEGER, "remote_addr" TEXT, "remote_port" INTEGER, "state" TEXT, "direction" TEXT, "exe" TEXT, "cmdline" TEXT, "loginuid" INTEGER, "cookie" INTEGER, "netns" INTEGER, "container_id" TEXT, "entity_id" TEXT, "parent_entity_id" TEXT, "community_id" TEXT, "listener_stands_in" INTEGER, "translated_local_addr" TEXT, "translated_local_port" INTEGER, "translated_remote_addr" TEXT, "translated_remote_port" INTEGER) STRICT;
 CREATE TABLE "system_logs_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "process" TEXT, "level" TEXT, "message" TEXT, "eventid" TEXT, "pid" INTEGER, "uid" INTEGER, "exe" TEXT, "unit" TEXT, "identifier" TEXT, "facility" INTEGER, "cursor" TEXT) STRICT;
 INSERT INTO "_accounts" VALUES ('processes_events', 'CASE WHEN loginuid < 4294967295 THEN ''loginuid '' || loginuid WHEN container_id <> '''' THEN ''container '' || substr(container_id, 1, 200) WHEN uid = 0 AND cgroup <> '''' THEN ''cgroup '' || substr(cgroup, 1, 200) WHEN uid < 65536 THEN ''uid '' || uid WHEN uid >= 65536 THEN ''uids from '' || (uid / 65536 * 65536) ELSE ''unknown'' END
 CAST(ifnull(time, 0) / 60 AS INTEGER)
-116 + ifnull(octet_length("exe"), 0) + ifnull(octet_length("cmdline"), 0) + ifnull(octet_length("cwd"), 0) + ifnull(octet_length("cgroup"), 0) + ifnull(octet_length("parent_exe"), 0)', 0);
+116 + CASE WHEN "exe" >= ''􏿿'' THEN CAST(substr("exe", instr("exe", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("exe"), 0) END + CASE WHEN "cmdline" >= ''􏿿'' THEN CAST(substr("cmdline", instr("cmdline", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("cmdline"), 0) END + CASE WHEN "cwd" >= ''􏿿'' THEN CAST(substr("cwd", instr("cwd", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("cwd"), 0) END + CASE WHEN "cgroup" >= ''􏿿'' THEN CAST(substr("cgroup", instr("cgroup", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("cgroup"), 0) END + CASE WHEN "parent_exe" >= ''􏿿'' THEN CAST(substr("parent_exe", instr("parent_exe", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("parent_exe"), 0) END', 0, 0);
 INSERT INTO "_accounts" VALUES ('sockets_events', 'CASE WHEN loginuid < 4294967295 THEN ''loginuid '' || loginuid WHEN container_id <> '''' THEN ''container '' || substr(container_id, 1, 200) WHEN uid < 65536 THEN ''uid '' || uid WHEN uid >= 65536 THEN ''uids from '' || (uid / 65536 * 65536) ELSE ''unknown'' END
 CAST(ifnull(time, 0) / 60 AS INTEGER)
-124 + ifnull(octet_length("exe"), 0) + ifnull(octet_length("cmdline"), 0)', 0);
+124 + CASE WHEN "exe" >= ''􏿿'' THEN CAST(substr("exe", instr("exe", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("exe"), 0) END + CASE WHEN "cmdline" >= ''􏿿'' THEN CAST(substr("cmdline", instr("cmdline", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("cmdline"), 0) END', 0, 0);
 INSERT INTO "_accounts" VALUES ('system_logs_events', 'CASE WHEN uid < 65536 THEN ''uid '' || uid WHEN uid >= 65536 THEN ''uids from '' || (uid / 65536 * 65536) ELSE ''unknown'' END
 CAST(ifnull(time, 0) / 60 AS INTEGER)
-52 + ifnull(octet_length("message"), 0) + ifnull(octet_length("exe"), 0) + ifnull(octet_length("unit"), 0) + ifnull(octet_length("identifier"), 0) + ifnull(octet_length("cursor"), 0)', 0);
+52 + ifnull(octet_length("message"), 0) + CASE WHEN "exe" >= ''􏿿'' THEN CAST(substr("exe", instr("exe", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("exe"), 0) END + ifnull(octet_length("unit"), 0) + ifnull(octet_length("identifier"), 0) + ifnull(octet_length("cursor"), 0)', 0, 0);
 INSERT INTO "_age_clock" VALUES ('of this clock', 0.0, 1790000000.0, 0.0);
 INSERT INTO "_columns" VALUES ('processes_events', 'cgroup', 'text');
 INSERT INTO "_columns" VALUES ('processes_events', 'cmdline', 'text');
@@ -87,21 +89,11 @@ INSERT INTO "_columns" VALUES ('system_logs_events', 'process', 'text');
 INSERT INTO "_columns" VALUES ('system_logs_events', 'time', 'time');
 INSERT INTO "_columns" VALUES ('system_logs_events', 'uid', 'count');
 INSERT INTO "_columns" VALUES ('system_logs_events', 'unit', 'text');
-INSERT INTO "_delivered" VALUES ('differences', '{}', X'0061207061636B656420736E617073686F74FF', '{}', 1790000000.0);
-INSERT INTO "_delivered" VALUES ('events of all tables', '{"processes_events": 4, "sockets_events": 4, "system_logs_events": 4}', NULL, '{}', 1790000000.0);
-INSERT INTO "_delivered" VALUES ('events with a report under way', '{"processes_events": 3}', NULL, '{"processes_events": 5}', 1790000000.0);
+INSERT INTO "_delivered" VALUES ('differences', '{}', X'0061207061636B656420736E617073686F74FF', '{}', 1790000000.0, '');
+INSERT INTO "_delivered" VALUES ('events of all tables', '{"processes_events": 4, "sockets_events": 4, "system_logs_events": 4}', NULL, '{}', 1790000000.0, '');
+INSERT INTO "_delivered" VALUES ('events with a report under way', '{"processes_events": 3}', NULL, '{"processes_events": 5}', 1790000000.0, '');
 INSERT INTO "_gaps" VALUES ('processes', 1789999950.0, 1789999960.0, 'overrun');
 INSERT INTO "_store" VALUES ('0123456789abcdef', 1790000000.0, 1, '3.0.0');
-INSERT INTO "_usage" VALUES ('processes_events', 'container Grüße, 世界', 29833331, 2, 341, 1, 4);
-INSERT INTO "_usage" VALUES ('processes_events', 'container raw , quote '', new
-line', 29833331, 2, 347, 2, 5);
-INSERT INTO "_usage" VALUES ('processes_events', 'loginuid 0', 29833331, 1, 231, 3, 3);
-INSERT INTO "_usage" VALUES ('sockets_events', 'container Grüße, 世界', 29833331, 2, 332, 2, 5);
-INSERT INTO "_usage" VALUES ('sockets_events', 'loginuid 0', 29833331, 2, 321, 1, 4);
-INSERT INTO "_usage" VALUES ('sockets_events', 'uids from 9223372036854710272', 29833331, 1, 137, 3, 3);
-INSERT INTO "_usage" VALUES ('system_logs_events', 'uid 0', 29833331, 2, 260, 1, 4);
-INSERT INTO "_usage" VALUES ('system_logs_events', 'uids from 4294901760', 29833331, 2, 204, 2, 5);
-INSERT INTO "_usage" VALUES ('system_logs_events', 'unknown', 29833331, 1, 153, 3, 3);
 INSERT INTO "processes_events" VALUES (3, 1789999902.0, '/usr/bin/true', NULL, 9223372036854775807, 0, 4294967295, NULL, 0, 'Grüße, 世界', 86400.0, NULL, 4294967295, 86400.0, 0.0, NULL, 'raw , quote '', new
 line', '/usr/bin/true', 'Grüße, 世界', NULL, 0, 4294967295, 'raw , quote '', new
 line', NULL, 4294967295, 'raw , quote '', new
