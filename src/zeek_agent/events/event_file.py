@@ -191,6 +191,8 @@ class EventFile:
             self._connection.close()
             self._remove_scratch()
             raise
+        if self.path is not None:
+            _unsaved(self.path).unlink(missing_ok=True)
         self.uri: Final = f"{disk_uri(path)}&store={self.id}&opened={next(_opened)}"
 
     def _open(self, now: float, resumed: bool, migrations: Sequence[Migration]) -> None:
@@ -258,6 +260,8 @@ class EventFile:
         for store_id, alive, clean in self._select("SELECT id, alive, clean FROM _store"):
             if alive != now and not resumed:
                 cause = "stopped" if clean else "crashed"
+                if not clean and self._had_unsaved_rows():
+                    cause = "stopped; the disk was full or failed"
                 if alive > now:
                     cause += "; the clock was set back"
                 execute(f"INSERT INTO {_GAPS} VALUES ('agent', ?, ?, ?)", (min(alive, now), now, cause))
@@ -266,6 +270,10 @@ class EventFile:
         store_id = secrets.token_hex(8)
         execute("INSERT INTO _store (id, alive, clean, written_by) VALUES (?, ?, 0, ?)", (store_id, now, __version__))
         return store_id
+
+    def _had_unsaved_rows(self) -> bool:
+        """Whether the last run ended in order but could not write to the file."""
+        return self.path is not None and _unsaved(self.path).exists()
 
     def _read_gaps(self) -> list[Gap]:
         return [Gap(*row) for row in self._select('SELECT source, "from", until, cause FROM _gaps ORDER BY "from"')]
@@ -291,7 +299,7 @@ class EventFile:
     def adopt(self, uri: str, last: Mapping[str, int], rows_max: int) -> None:
         """Take over from the store at `uri`, which this one replaces: delivery state, gaps, the newest rows by `last`.
 
-        All or nothing: raises apsw.Error when something cannot be read.
+        All or nothing: raises apsw.Error when something cannot be read or there is no room.
         """
         self._connection.execute("ATTACH ? AS other", (uri,))
         try:
@@ -318,6 +326,10 @@ class EventFile:
                     f'INSERT INTO main.{_GAPS} SELECT source, "from", until, cause FROM other._gaps '
                     'EXCEPT SELECT source, "from", until, cause FROM main._gaps'
                 )
+        except BaseException:
+            self._states.recount()
+            self._texts.forget()
+            raise
         finally:
             self._connection.execute("DETACH other")
         self.gaps = self._read_gaps()
@@ -660,6 +672,21 @@ def gap_source(table: str) -> str:
 def disk_uri(path: Path) -> str:
     """The URI that a reader attaches for the store at `path`."""
     return f"file:{quote(str(path.absolute()))}?mode=ro"
+
+
+def note_unsaved(path: Path) -> None:
+    """Leave a sign for the next run that this one ended in order, although the store at `path` cannot be written.
+
+    An empty file needs no room on most file systems; without it the next run takes this one's end for a crash.
+    """
+    try:
+        _unsaved(path).touch(0o600)
+    except OSError as error:
+        log.debug("event store: %s", error)
+
+
+def _unsaved(path: Path) -> Path:
+    return path.with_name(f"{path.name}.unsaved")
 
 
 def _prepare(path: Path) -> str:

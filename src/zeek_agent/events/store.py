@@ -27,6 +27,7 @@ from zeek_agent.events.event_file import (
     WriteBatch,
     count_rows,
     disk_uri,
+    note_unsaved,
     read_delivery_state,
     read_rows,
 )
@@ -139,6 +140,8 @@ class EventStore:
         self._retry_seconds = retry_seconds
         self._retry_due = 0.0
         self._path_to_retry: Path | None = None
+        self._seq_on_disk: Mapping[str, int] = {}
+        """The highest `seq` of each table in the file that is to be used again."""
         self._was_damaged = False
         self._file = self._open(path)
         self.age_clock: Callable[[], float] = self._age_clock
@@ -297,7 +300,21 @@ class EventStore:
                 self._committed += operations
                 self._commit_requested = self._commit_requested and self._committed < self._submitted
                 self._changed.notify_all()
-        self._file.close(self._clock(), clean=True)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Close the file at the end of a run. What is in memory because the disk failed has one more chance."""
+        if (path := self._path_to_retry) is not None:
+            self._retry_due = 0.0
+            self._return_to_disk()
+            if self._path_to_retry is not None:
+                lost = sum(max(0, last - self._seq_on_disk.get(name, 0)) for name, last in self._file.last_seq.items())
+                log.error("event store: %s still cannot be written: the last %d events are lost", path, lost)
+                note_unsaved(path)
+        try:
+            self._file.close(self._clock(), clean=True)
+        except apsw.Error as error:
+            log.error("event store: cannot close %s in order: %s", self._file.path, error)
 
     def _next_batch(self) -> tuple[WriteBatch, int, bool]:
         """The next transaction, the number of queue entries in it, and whether it is the last one before the end."""
@@ -535,24 +552,36 @@ class EventStore:
         new = self._open(None)
         self._log_notice(f"event store: cannot write {path} ({error}): events are kept in memory only")
         self._path_to_retry, self._retry_due = path, time.monotonic() + self._retry_seconds
+        self._seq_on_disk = dict(old.last_seq)
         self._switch_file(old, new, old.uri)
         self._close_file(old)
 
     def _return_to_disk(self) -> None:
-        """Leave memory when the disk, which failed in the middle of this run, can be written again."""
+        """Leave memory when the disk, which failed in the middle of this run, can be written again.
+
+        If there is no room for all rows, the oldest are left behind, which is recorded as a gap.
+        """
         if self._path_to_retry is None or time.monotonic() < self._retry_due:
             return
         self._retry_due = time.monotonic() + self._retry_seconds
         try:
             new = self._open_file(self._path_to_retry, resumed=True)
+            try:
+                carried = _carry_over(self._file, new)
+            except BaseException:
+                self._close_file(new)
+                raise
         except _UNUSABLE as error:
             log.debug("event store: still cannot use %s: %s", self._path_to_retry, error)
             return
         self._report_conversions(new)
         self.notice, self._path_to_retry = None, None
         log.warning("event store: events are kept in %s again", new.path)
-        old = self._file
-        self._switch_file(old, new, old.uri)
+        if carried < _ROWS_CARRIED_OVER:
+            log.error(
+                "event store: no room for more than the last %d events of each table; see zeek_agent_gaps", carried
+            )
+        old, self._file = self._file, new
         self._close_file(old)
 
     def _switch_file(self, old: EventFile, new: EventFile, uri: str) -> None:
@@ -581,3 +610,21 @@ class EventStore:
     def _log_notice(self, notice: str) -> None:
         self.notice = notice
         log.error(notice)
+
+
+def _carry_over(old: EventFile, new: EventFile) -> int:
+    """Move to another file with as many of the newest rows as there is room for; returns their number, by table.
+
+    Raises apsw.Error when not even the gap that says so can be stored.
+    """
+    rows = _ROWS_CARRIED_OVER
+    while True:
+        try:
+            new.adopt(old.uri, old.last_seq, rows)
+            new.continue_from(old.last_seq)
+        except apsw.FullError:
+            if rows == 0:
+                raise
+            rows //= 4
+        else:
+            return rows
