@@ -6,6 +6,7 @@ import pytest
 
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.containers import container_id
+from zeek_agent.host.linux.procfs import cgroup_path
 
 ID = "3f2a" * 16
 OTHER = "b0c1" * 16
@@ -122,6 +123,32 @@ def test_the_runtimes_id_is_found(path: str, expected: str) -> None:
 )
 def test_other_control_groups_are_not_containers(path: str) -> None:
     assert container_id(path) is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("0::/system.slice/ssh.service", "/system.slice/ssh.service"),
+        ("", "/"),
+        ("5:memory:/\n0::/", "/"),
+        (f"12:pids:/docker/{ID}\n5:memory:/docker/{ID}\n1:name=systemd:/docker/{ID}\n0::/", f"/docker/{ID}"),
+        (f"5:memory:/docker/{ID}\n0::/system.slice/containerd.service", f"/docker/{ID}"),
+        (f"5:cpuset,memory:/\n4:pids:/docker/{ID}\n0::/system.slice/containerd.service", f"/docker/{ID}"),
+        (
+            f"5:memory:/system.slice/containerd.service/{POD}:cri-containerd:{ID}\n0::/system.slice/containerd.service",
+            f"/system.slice/containerd.service/{POD}:cri-containerd:{ID}",
+        ),
+        (
+            "5:memory:/user.slice\n4:pids:/user.slice/a\n0::/user.slice/user-0.slice/session-1.scope",
+            "/user.slice/user-0.slice/session-1.scope",
+        ),
+        ("5:freezer:/elsewhere\n0::/system.slice/ssh.service", "/system.slice/ssh.service"),
+        ("1:name=systemd:/user.slice/session-1.scope\n5:memory:/user.slice", "/user.slice/session-1.scope"),
+        ("0::/a:b::c", "/a:b::c"),
+    ],
+)
+def test_one_control_group_of_both_versions_is_shown(lines: str, expected: str) -> None:
+    assert cgroup_path(lines.encode()) == expected
 
 
 def test_an_entity_id_distinguishes_boots_processes_and_reused_pids() -> None:
