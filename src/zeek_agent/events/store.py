@@ -236,9 +236,12 @@ class EventStore:
         return self.flush(timeout_seconds)
 
     def record_gap(self, source: str, begin: float, end: float, cause: str) -> None:
-        """Record that `source` missed some or all events from `begin` until `end` (seconds since the epoch)."""
+        """Record that `source` missed some or all events from `begin` until `end` (seconds since the epoch).
+
+        If the clock was set back in between, the gap has the present time only.
+        """
         with self._changed:
-            self._queue.append(Gap(source, begin, end, cause))
+            self._queue.append(Gap(source, min(begin, end), end, cause))
             self._submitted += 1
             self._changed.notify_all()
 
