@@ -20,6 +20,8 @@ STEP_SECONDS: Final = 1.0
 _SPAN_SECONDS: Final = 60.0
 _SPANS: Final = 1_000
 """Spans that the retention of a table is divided into at most; rows stay up to one of them longer."""
+_SAVED_SECONDS: Final = 30.0
+"""After a reboot rows stay up to this much longer; in return an idle store does not write at each heartbeat."""
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -94,10 +96,17 @@ class Ages:
         return StoredClock(*rows[0]) if rows else None
 
     def save_clock(self, clock: AgeClock, now: float) -> None:
+        """Keep the clock, within a transaction, unless what is kept is recent and the time of day was not set since."""
+        stored, present = self.stored_clock(), clock.stored(now)
+        if (
+            stored is not None
+            and (stored.boot_id, stored.base) == (present.boot_id, present.base)
+            and present.at < stored.at + _SAVED_SECONDS
+            and abs(present.ahead - stored.ahead) <= STEP_SECONDS
+        ):
+            return
         self._connection.execute("DELETE FROM _age_clock")
-        self._connection.execute(
-            "INSERT INTO _age_clock (boot_id, base, at, ahead) VALUES (?, ?, ?, ?)", clock.stored(now)
-        )
+        self._connection.execute("INSERT INTO _age_clock (boot_id, base, at, ahead) VALUES (?, ?, ?, ?)", present)
 
     def note(self, last: Mapping[str, int], at: float, now: float, age_seconds: float) -> None:
         """Record that the rows of each table up to the last `seq` are there, within a transaction."""
