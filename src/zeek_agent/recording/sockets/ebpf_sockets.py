@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.bpf.libbpf import BpfObject
-from zeek_agent.bpf.probe import cgroup2, why_no_cgroup2, why_no_tracepoints, why_not
+from zeek_agent.bpf.probe import cgroup2, has_tracepoint, why_no_cgroup2, why_no_tracepoints, why_not
 from zeek_agent.bpf.ring import Ring
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.host.linux.host_sockets import sockets_by_namespace
@@ -20,6 +20,7 @@ from zeek_agent.recording.bpf_monitor import BpfMonitor, RecordStream, ring_size
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.sockets.bpf_connections import ConnectionTracker
 from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction, SocketEvent
+from zeek_agent.recording.sockets.socket_owners import SocketOwners, living_owners
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ class EbpfSockets(Source):
         self._monitor = monitor
         self._settings = settings
         self._exclusions = Exclusions(settings)
-        self._tracker = ConnectionTracker(monitor.cache)
+        owners = SocketOwners()
+        self._tracker = ConnectionTracker(
+            monitor.cache, lambda inodes: living_owners(owners, monitor.cache, inodes, fed=True)
+        )
         self._streams: list[RecordStream] = []
         self._sink: Sink | None = None
         monitor.on_tick.append(self._tick)
@@ -111,6 +115,7 @@ class EbpfSockets(Source):
         filters = (own_pid, settings.ignore_loopback, len(settings.ignore_uids), len(executables))
         loaded = BpfObject(name)
         try:
+            _leave_out_missing_tracepoints(loaded)
             loaded.resize("records", size)
             loaded.resize("ignored_uids", len(settings.ignore_uids) or 1)
             loaded.resize("ignored_executables", len(executables) or 1)
@@ -163,6 +168,14 @@ def open_sockets(cache: ProcessCache, proc: str = "/proc") -> Iterator[tuple[int
             if each.protocol == TCP and each.state != TcpState.LISTEN:
                 direction = "inbound" if each.local_port in listening else "outbound"
             yield each.cookie, cache.find(holding[0][0]), direction
+
+
+def _leave_out_missing_tracepoints(loaded: BpfObject) -> None:
+    """Exclude programs for tracepoints that only later kernels have."""
+    for program in list(loaded.programs):
+        kind, _, tracepoint = loaded.section_name(program).partition("/")
+        if kind == "tp_btf" and not has_tracepoint(tracepoint):
+            loaded.leave_out(program)
 
 
 def _attach_all(loaded: BpfObject) -> None:

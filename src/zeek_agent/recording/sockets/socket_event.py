@@ -54,6 +54,8 @@ class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so 
     translated_local_port: int | None = None
     translated_remote_addr: str | None = None
     translated_remote_port: int | None = None
+    mptcp_token: int | None = None
+    correction: bool = False
 
     @property
     def ends(self) -> Ends:
@@ -69,6 +71,15 @@ class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so 
             translated_remote_port=translation.remote_port,
         )
 
+    def corrected(self, process: Process | None) -> SocketEvent:
+        """The same event with its process, which was unknown: the row that corrects one in which a holder stood in."""
+        return replace(
+            self,
+            **_process_columns(process),
+            listener_stands_in=False,
+            correction=True,
+        )
+
 
 class Flow(NamedTuple):
     """A socket's ends, with addresses in network form (4 or 16 bytes). None means unknown; no peer is all zeros."""
@@ -80,6 +91,7 @@ class Flow(NamedTuple):
     remote_port: int | None
     cookie: int | None = None
     netns: int | None = None
+    mptcp_token: int | None = None
 
 
 class Translation(NamedTuple):
@@ -107,10 +119,10 @@ def socket_event(
 ) -> SocketEvent:
     """The event of a flow at `time` (seconds since the epoch), by `process`; `uid` is used if that is unknown.
 
-    `stands_in`: the process is the listener, because the accepting process is unknown. `family` is used if no
+    `stands_in`: the process holds the socket, because the one that accepted or read is unknown. `family` is used if no
     address is known.
     """
-    protocol, local, local_port, remote, remote_port, cookie, netns = flow
+    protocol, local, local_port, remote, remote_port, cookie, netns, mptcp_token = flow
     some = local or remote
     has_peer = remote is not None and (any(remote) or remote_port)
     return SocketEvent(
@@ -137,7 +149,23 @@ def socket_event(
         process.parent_entity_id or None if process else None,
         flow_id(flow) if has_peer else None,
         stands_in,
+        mptcp_token=mptcp_token,
     )
+
+
+def _process_columns(process: Process | None) -> dict[str, int | str | None]:
+    return {
+        "pid": process.pid if process else None,
+        "process": process.name or None if process else None,
+        "uid": process.uid if process else None,
+        "gid": process.gid if process else None,
+        "exe": process.exe if process else None,
+        "cmdline": process.cmdline if process else None,
+        "loginuid": process.loginuid if process else None,
+        "container_id": process.container_id if process else None,
+        "entity_id": process.entity_id or None if process else None,
+        "parent_entity_id": process.parent_entity_id or None if process else None,
+    }
 
 
 def packet_event(process: Process | None, netns: int, *, time: float) -> SocketEvent:
