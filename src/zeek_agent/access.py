@@ -17,6 +17,7 @@ import re2
 from zeek_agent import access_defaults
 from zeek_agent.config import AccessSettings
 from zeek_agent.errors import UsageError
+from zeek_agent.privileges import Privileges
 from zeek_agent.text import from_os, to_bytes
 
 REDACTED = "***"
@@ -61,6 +62,9 @@ class AccessPolicy:
         """The denied paths without wildcards, which are also recognised by device and inode."""
         self.denied_places = tuple(sorted({_fixed(rule.removeprefix("!")) for rule in settings.paths_deny} - {"/"}))
         """The paths that the rules of `paths_deny` begin with: up to the directory before their first wildcard."""
+        self.user_database = settings.user_database
+        """Whether tables may query the name service's daemons."""
+        self._privileges_allow = frozenset(settings.privileges_allow)
         self._tables_allow = settings.tables_allow
         self._tables_deny = settings.tables_deny
         self._paths_allow = _PathRules(settings.paths_allow)
@@ -82,6 +86,27 @@ class AccessPolicy:
         return not self._tables_allow or any(
             fnmatch.fnmatchcase(name, glob) for name in names for glob in self._tables_allow
         )
+
+    def refused_privilege(self, table: str, privileges: Privileges) -> str | None:
+        """The first of a table's declared privileges that the configuration does not permit, in words.
+
+        The user database is another setting. Sockets depend on their permissions: see `group_sockets`.
+        """
+        if table in self._privileges_allow:
+            return None
+        for program in privileges.programs:
+            if program not in self._privileges_allow:
+                return f"the program {program}"
+        if privileges.network:
+            return "the network"
+        if privileges.other_users and privileges.any_unix_socket:
+            return "Unix sockets together with other users' files"
+        return None
+
+    def group_sockets(self, table: str, privileges: Privileges) -> tuple[str, ...]:
+        """The declared Unix sockets that the table may also use if only a group may connect to them."""
+        allowed = self._privileges_allow
+        return tuple(path for path in privileges.unix_sockets if table in allowed or path in allowed)
 
     def may_read(self, path: str) -> bool:
         """Whether a file with this absolute path may be hashed; reading its contents also requires `contents`.

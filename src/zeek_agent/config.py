@@ -112,7 +112,11 @@ class LimitSettings(Section, frozen=True):
     statement_bytes: Annotated[PositiveInt, Meta(description="maximum length of a statement in bytes")] = 100_000
     value_bytes: Annotated[PositiveInt, Meta(description="maximum length of a text or blob value in bytes")] = 4_194_304
     memory_bytes: Annotated[
-        PositiveInt, Meta(description="memory in bytes for SQLite's sorting, grouping and intermediate rows")
+        PositiveInt,
+        Meta(
+            description="memory in bytes for SQLite's sorting, grouping and intermediate rows; up to half of it for "
+            "recorded events that a statement reads together with other tables"
+        ),
     ] = 134_217_728
     workers: Annotated[
         PositiveInt,
@@ -143,7 +147,7 @@ class LimitSettings(Section, frozen=True):
         PositiveInt,
         Meta(
             description="maximum number of bytes for the last results of all queries that report differences; "
-            "one query gets at most 64 MiB of it"
+            "one query gets at most 64 MiB of it, and destinations share it equally when it is short"
         ),
     ] = 268_435_456
 
@@ -185,6 +189,20 @@ class AccessSettings(Section, frozen=True):
             " For the migration from an older release; will be removed in the next one"
         ),
     ] = "enforce"
+    user_database: Annotated[
+        bool,
+        Meta(
+            description="query the name service's daemons (sssd, nslcd, systemd-userdbd) for accounts, in a helper "
+            "process; false: local files only"
+        ),
+    ] = True
+    privileges_allow: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="what tables may use of the [privileges](security.md#tables-with-privileges) that they declare:"
+            " names of tables (all of them), paths of programs and of Unix sockets that only a group can use"
+        ),
+    ] = ()
     redact: Annotated[
         tuple[str, ...], Meta(description="regular expressions (RE2) for text in command lines to replace by `***`")
     ] = (r"(?i)(?:password|passwd|token|secret|api[-_]?key)[=:\s]+\S+",)

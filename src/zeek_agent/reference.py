@@ -26,7 +26,7 @@ from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
 from zeek_agent.table import Table
 from zeek_agent.tables import builtin_tables
-from zeek_agent.terminal.table_text import parameter_summary, zeek_record
+from zeek_agent.terminal.table_text import parameter_summary, privileges_summary, zeek_record
 
 PLATFORMS: Final = {"linux": "Linux", "darwin": "macOS", "win32": "Windows"}
 GENERATED: Final = "<!-- Written by `make docs` from the declarations in the code. -->"
@@ -174,7 +174,10 @@ def _table_section(table: Table) -> str:
     if table.examples:
         parts.append("```sql\n" + "\n".join(f"{example};" for example in table.examples) + "\n```")
     parts.append(f"<details><summary>Zeek record</summary>\n\n```zeek\n{zeek_record(table)}```\n\n</details>")
-    parts.append(f"Kind: {table.kind}. Platforms: {_platforms(table)}.")
+    privileges = (
+        f" [Privileges](security.md#tables-with-privileges): {used}." if (used := privileges_summary(table)) else ""
+    )
+    parts.append(f"Kind: {table.kind}. Platforms: {_platforms(table)}.{privileges}")
     return "\n\n".join(parts)
 
 
@@ -203,8 +206,10 @@ def sql_page() -> str:
         "`WITH` hides a table of that name, as in SQLite; avoid names that begin with `sqlite_`.",
         "## Limits",
         "A statement that exceeds its limit on time, rows, memory or length fails with an error; see "
-        "[limits](configuration.md#limits). [Access rules](configuration.md#access) restrict the tables and file "
-        "contents that can be read.",
+        "[limits](configuration.md#limits). The events that it reads together with other tables, as in `processes JOIN "
+        "processes_events`, have to fit into half of `limits.memory_bytes`: restrict them by time, as in "
+        "`WHERE processes_events.time > unixepoch() - 600`. [Access rules](configuration.md#access) restrict the "
+        "tables and file contents that can be read.",
     ]
     return "\n\n".join(parts) + "\n"
 

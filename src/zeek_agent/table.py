@@ -9,6 +9,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.host.files.reads import FileReads
+from zeek_agent.privileges import NO_PRIVILEGES, Privileges
 from zeek_agent.schema import SEQUENCE, Column, Parameter, Row, TableKind, Value
 
 
@@ -60,6 +61,8 @@ class TableContext:
     reads: FileReads = field(default_factory=FileReads)
     """The statement's budget for reading files, and its omissions."""
     clock: Callable[[], float] = time.time
+    helper: Callable[[Table, Constraints], Iterable[Row]] | None = None
+    """Yields the rows of a table that declares privileges, from a helper process; None reads it in this process."""
     proc: str = "/proc"
 
 
@@ -70,20 +73,6 @@ class Bound:
     column: str
     operator: Literal["<", "<=", ">", ">=", "LIKE", "GLOB"]
     value: int | float | str
-
-
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """Properties of a table that another program provides, where each scan is a round trip.
-
-    Only such a table gets `Constraints.bounds` and `limit`. One of the columns `required` must have a value. The values
-    of the columns `decisive` determine which rows the table has at all. The columns `opaque` differ here from those
-    that the other program compares, so that constraints on them are not passed on.
-    """
-
-    required: frozenset[str] = frozenset()
-    decisive: frozenset[str] = frozenset()
-    opaque: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +89,7 @@ class Constraints:
     check: Callable[[], None] = lambda: None
     """Raises LimitError if the statement's time is up; long loops call it every few hundred steps."""
     bounds: Sequence[Bound] = ()
+    """Only for tables with a virtual-table module of their own, as is `limit`."""
     limit: int | None = None
     """This many rows that satisfy all constraints are enough."""
 
@@ -143,8 +133,8 @@ class Table:
         examples: Iterable[str] = (),
         platforms: Iterable[str] = ("linux",),
         kind: TableKind = "snapshot",
-        remote: Remote | None = None,
         alias: bool = False,
+        privileges: Privileges = NO_PRIVILEGES,
     ) -> None:
         self.name = name
         self.summary = summary
@@ -157,9 +147,14 @@ class Table:
         self.examples = tuple(examples)
         self.platforms = tuple(platforms)
         self.kind: TableKind = kind
-        self.remote = remote
         self.alias = alias
         """Whether it is another table under a second name, which lists of tables leave out."""
+        self.privileges = privileges
+        """What its function may use; see "Tables with privileges" in docs/security.md."""
+        if not isinstance(privileges, Privileges):
+            raise TypeError(f"table {name}: privileges must be an object of the class Privileges, not {privileges!r}")
+        if privileges != NO_PRIVILEGES and kind == "events":
+            raise ValueError(f"table {name}: only a snapshot table may declare privileges")
         self._snapshot: Snapshot | None = None
         names = [column.name for column in self.columns] + [parameter.column for parameter in self.parameters]
         if len(set(names)) != len(names):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
+from zeek_agent.privileges import Privileges
 from zeek_agent.schema import Column, Parameter
 from zeek_agent.table import Table
 
@@ -25,6 +27,7 @@ def declare(tables: Iterable[Table]) -> list[dict[str, Any]]:
             "platforms": table.platforms,
             "kind": table.kind,
             "alias": table.alias,
+            "privileges": asdict(table.privileges),
         }
         for table in tables
     ]
@@ -43,6 +46,11 @@ def declared(data: Iterable[dict[str, Any]]) -> list[Table]:
             platforms=one["platforms"],
             kind=one["kind"],
             alias=one["alias"],
+            privileges=_privileges(**one.get("privileges", {})),
         )
         for one in data
     ]
+
+
+def _privileges(unix_sockets: Iterable[str] = (), programs: Iterable[str] = (), **flags: bool) -> Privileges:
+    return Privileges(tuple(unix_sockets), tuple(programs), **flags)

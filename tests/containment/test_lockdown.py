@@ -47,11 +47,13 @@ from workers import resident
 
 from zeek_agent.collector.log_files import LogDirectory
 from zeek_agent.collector.log_formats import Field
-from zeek_agent.containment import kernel, landlock, programs, seccomp
+from zeek_agent.containment import kernel, landlock, seccomp
 from zeek_agent.containment.accounts import NUMBERS as ACCOUNT_NUMBERS
 from zeek_agent.containment.accounts import WORKER_NAME, directory_owner, worker_account
 from zeek_agent.containment.lockdown import die_with, lock_down
-from zeek_agent.containment.protections import LockdownError, Needs, WorkerAccount, WorkerClass, WorkerLimits
+from zeek_agent.containment.protections import LockdownError, WorkerAccount, WorkerClass, WorkerLimits
+from zeek_agent.host import program_files
+from zeek_agent.privileges import Privileges
 
 EVENTS, SNAPSHOTS, COLLECTOR, HELPER = WorkerClass
 ACCOUNT = WorkerAccount(ACCOUNT_NUMBERS[0], ACCOUNT_NUMBERS[0]) if ROOT else None
@@ -293,8 +295,8 @@ def test_a_snapshot_worker_reads_what_belongs_to_others(places: Path) -> None:
         assert set(for_root.values()) == {"ok"} or for_root.pop("executable of process 1") == "EACCES"  # a container's
         attempts = {name: attempts[name] for name in for_root}
         assert outcomes(SNAPSHOTS, attempts, account=ACCOUNT) == dict.fromkeys(attempts, "ok")
-        reading = Needs(other_users=True)
-        assert outcomes(HELPER, attempts, account=ACCOUNT, needs=reading) == dict.fromkeys(attempts, "ok")
+        reading = Privileges(other_users=True)
+        assert outcomes(HELPER, attempts, account=ACCOUNT, privileges=reading) == dict.fromkeys(attempts, "ok")
         helped = outcomes(HELPER, attempts, account=ACCOUNT)
         assert helped == dict.fromkeys(attempts, "EACCES") | {"sockets": "ok", "interfaces": "ok"}
 
@@ -412,15 +414,15 @@ def helper_attempts(server: Path, port: int) -> dict[str, Callable[[], object]]:
 
 
 @pytest.mark.parametrize(
-    ("needs", "permitted"),
+    ("privileges", "permitted"),
     [
-        (Needs(), set()),
-        (Needs(user_database=True), {"unix"}),
-        (Needs(network=True), {"tcp", "udp"}),
-        (Needs(network=True, user_database=True), {"unix", "tcp", "udp"}),
-        (Needs(programs=("/bin/true",)), {"program", "fork"}),
-        (Needs(other_users=True), set()),
-        (Needs(other_users=True, user_database=True), {"unix"}),
+        (Privileges(), set()),
+        (Privileges(user_database=True), {"unix"}),
+        (Privileges(network=True), {"tcp", "udp"}),
+        (Privileges(network=True, user_database=True), {"unix", "tcp", "udp"}),
+        (Privileges(programs=("/bin/true",)), {"program", "fork"}),
+        (Privileges(other_users=True), set()),
+        (Privileges(other_users=True, user_database=True), {"unix"}),
     ],
     ids=[
         "nothing",
@@ -432,7 +434,9 @@ def helper_attempts(server: Path, port: int) -> dict[str, Callable[[], object]]:
         "other users and user database",
     ],
 )
-def test_a_helper_has_exactly_what_its_table_declared(needs: Needs, permitted: set[str], places: Path) -> None:
+def test_a_helper_has_exactly_what_its_table_declared(
+    privileges: Privileges, permitted: set[str], places: Path
+) -> None:
     with ExitStack() as opened:
         server = opened.enter_context(listening(places / "server"))
         abstract = opened.enter_context(socket.socket(socket.AF_UNIX))
@@ -440,10 +444,10 @@ def test_a_helper_has_exactly_what_its_table_declared(needs: Needs, permitted: s
         abstract.listen()
         port = opened.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
         attempts = helper_attempts(server, port)
-        found = outcomes(HELPER, attempts, account=ACCOUNT, needs=needs)
+        found = outcomes(HELPER, attempts, account=ACCOUNT, privileges=privileges)
     # Landlock scopes abstract sockets since version 6; without it they are as reachable as others.
     expected = set(permitted)
-    if "unix" in permitted and (LANDLOCK < 6 or needs.other_users):
+    if "unix" in permitted and (LANDLOCK < 6 or privileges.other_users):
         expected.add("abstract unix")
     assert {name for name in found if found[name] == "ok"} == expected
     assert set(found.values()) <= {"ok", "EPERM"}
@@ -458,7 +462,7 @@ def test_a_helper_runs_its_program_and_no_other(places: Path) -> None:
         "another one that it starts": lambda: run("/bin/sh", "-c", "/bin/true"),
         "a file that it makes": lambda: run("/bin/sh", "-c", f"echo > {written}"),
     }
-    assert outcomes(HELPER, attempts, account=ACCOUNT, needs=Needs(programs=("/bin/sh",))) == {
+    assert outcomes(HELPER, attempts, account=ACCOUNT, privileges=Privileges(programs=("/bin/sh",))) == {
         "the program": "ok",
         "another one": "EACCES",
         "another one that it starts": "RuntimeError",
@@ -471,10 +475,12 @@ def test_a_helper_runs_its_program_and_no_other(places: Path) -> None:
 def test_a_program_that_others_can_replace_is_refused(places: Path) -> None:
     mine = places / "program"
     shutil.copy("/bin/true", mine)
-    with pytest.raises(LockdownError, match="replace the program"):
-        programs.executables(str(mine))
-    assert programs.executables("/bin/sh")[0] == os.path.realpath("/bin/sh")
-    assert "ld-" in programs.executables("/bin/sh")[1]
+    with pytest.raises(program_files.ProgramError, match="replace the program"), program_files.executables(str(mine)):
+        pass
+    with program_files.executables("/bin/sh") as files:
+        paths = list(files)
+    assert paths[0] == os.path.realpath("/bin/sh")
+    assert "ld-" in paths[1]
 
 
 @pytest.mark.root
@@ -496,7 +502,8 @@ def test_a_declared_socket_gives_its_group_but_never_roots(
             HELPER,
             lambda: outcome(helper_attempts(server, 1)["unix"]),
             account=ACCOUNT,
-            needs=Needs(unix_sockets=(str(server),)),
+            privileges=Privileges(unix_sockets=(str(server),)),
+            group_sockets=(str(server),),
         )
     assert protections["groups"] == groups
     assert found == result
@@ -511,19 +518,23 @@ def test_a_declared_socket_of_another_user_is_refused(places: Path) -> None:
         def work() -> None:
             with pytest.raises(LockdownError, match="not a socket of root's"):
                 lock_down(
-                    HELPER, parent=parent, limits=ROOMY, account=ACCOUNT, needs=Needs(unix_sockets=(str(server),))
+                    HELPER,
+                    parent=parent,
+                    limits=ROOMY,
+                    account=ACCOUNT,
+                    privileges=Privileges(unix_sockets=(str(server),)),
                 )
 
         parent = os.getpid()
         assert exit_code(fork(work)) == 0
 
 
-def test_needs_that_would_let_others_files_out_are_refused() -> None:
+def test_privileges_that_would_let_others_files_out_are_refused() -> None:
     for extra in ({"network": True}, {"programs": ("/bin/true",)}):
         with pytest.raises(ValueError, match="neither programs nor the network"):
-            Needs(other_users=True, **extra)  # type: ignore[arg-type]
+            Privileges(other_users=True, **extra)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="absolute"):
-        Needs(unix_sockets=("run/socket",))
+        Privileges(unix_sockets=("run/socket",))
 
 
 STATUS = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Name")
@@ -842,6 +853,30 @@ def test_a_number_that_a_process_has_is_refused_unless_it_is_a_worker() -> None:
         pytest.raises(LockdownError, match=f"process {pid} .* has it"),
     ):
         worker_account("no-such-account", [number_taken])
+
+
+@pytest.mark.root
+def test_a_number_that_only_programs_of_a_worker_have_is_not_refused() -> None:
+    number_taken = 0x7FFF_5A98
+    account = WorkerAccount(number_taken, number_taken)
+    parent = os.getpid()
+    reading, writing = os.pipe()
+
+    def helper() -> None:
+        os.setpgid(0, 0)
+        lock_down(HELPER, parent=parent, limits=ROOMY, account=account, privileges=Privileges(programs=("/bin/sleep",)))
+        pid = os.posix_spawn("/bin/sleep", ["sleep", "3600"], {})
+        os.write(writing, b"%d" % pid)
+
+    with child(helper) as pid:
+        program = int(os.read(reading, 20))
+        try:
+            assert os.getpgid(program) == pid
+            assert worker_account("no-such-account", [number_taken]) == account
+        finally:
+            os.kill(program, signal.SIGKILL)
+    os.close(reading)
+    os.close(writing)
 
 
 def test_the_numbers_avoid_ranges_that_others_use() -> None:

@@ -15,16 +15,23 @@ from hypothesis import strategies as st
 from lockdown import NUMBERS
 
 from zeek_agent.containment import seccomp
-from zeek_agent.containment.protections import Needs, WorkerClass
+from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.seccomp import ARCHITECTURES, Instruction, compiled, rules
 from zeek_agent.containment.syscalls import NEWEST
+from zeek_agent.privileges import NO_PRIVILEGES, Privileges
 
 PID = 4_242
 EVENTS, SNAPSHOTS, COLLECTOR, HELPER = WorkerClass
 ALLOWED = "allowed"
 KILLED = "killed"
-EVERYTHING = Needs(("/run/socket",), ("/bin/true",), network=True, user_database=True)
-CLASSES = [(EVENTS, Needs()), (SNAPSHOTS, Needs()), (COLLECTOR, Needs()), (HELPER, Needs()), (HELPER, EVERYTHING)]
+EVERYTHING = Privileges(("/run/socket",), ("/bin/true",), network=True, user_database=True)
+CLASSES = [
+    (EVENTS, Privileges()),
+    (SNAPSHOTS, Privileges()),
+    (COLLECTOR, Privileges()),
+    (HELPER, Privileges()),
+    (HELPER, EVERYTHING),
+]
 MACHINES = list(ARCHITECTURES)
 
 
@@ -52,9 +59,11 @@ def verdict(code: Sequence[Instruction], number: int, arguments: Sequence[int] =
 
 
 class Filter:
-    def __init__(self, worker_class: WorkerClass, needs: Needs = seccomp.NO_NEEDS, machine: str = "x86_64") -> None:
+    def __init__(
+        self, worker_class: WorkerClass, privileges: Privileges = NO_PRIVILEGES, machine: str = "x86_64"
+    ) -> None:
         self.machine = ARCHITECTURES[machine]
-        self.code = compiled(rules(worker_class, needs, PID), self.machine)
+        self.code = compiled(rules(worker_class, privileges, PID), self.machine)
 
     def __call__(self, name: str, *arguments: int) -> str:
         return verdict(self.code, self.machine.numbers[name], arguments, self.machine.audit)
@@ -64,12 +73,12 @@ class Filter:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize(("worker_class", "needs"), CLASSES, ids=repr)
+@pytest.mark.parametrize(("worker_class", "privileges"), CLASSES, ids=repr)
 @given(arguments=st.lists(st.integers(0, (1 << 64) - 1), min_size=6, max_size=6))
 def test_calls_that_no_worker_needs_are_refused_whatever_their_arguments(
-    worker_class: WorkerClass, needs: Needs, machine: str, arguments: list[int]
+    worker_class: WorkerClass, privileges: Privileges, machine: str, arguments: list[int]
 ) -> None:
-    applied = Filter(worker_class, needs, machine)
+    applied = Filter(worker_class, privileges, machine)
     for name, numbers in NUMBERS.items():
         expected = "ENOSYS" if name in {"openat2", "clone3"} else "EPERM"
         assert applied.number(numbers[MACHINES.index(machine)], *arguments) == expected, name
@@ -87,12 +96,12 @@ def test_every_other_architecture_and_abi_is_killed(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize(("worker_class", "needs"), CLASSES, ids=repr)
+@pytest.mark.parametrize(("worker_class", "privileges"), CLASSES, ids=repr)
 def test_a_call_without_a_rule_is_refused_and_one_of_a_newer_kernel_is_missing(
-    worker_class: WorkerClass, needs: Needs, machine: str
+    worker_class: WorkerClass, privileges: Privileges, machine: str
 ) -> None:
-    applied = Filter(worker_class, needs, machine)
-    named = {applied.machine.numbers.get(rule.name) for rule in rules(worker_class, needs, PID)}
+    applied = Filter(worker_class, privileges, machine)
+    named = {applied.machine.numbers.get(rule.name) for rule in rules(worker_class, privileges, PID)}
     rest = set(range(NEWEST + 1)) - named
     assert {applied.number(number) for number in rest} == {"EPERM"}
     assert {applied.number(number) for number in range(NEWEST + 1, 700)} == {"ENOSYS"}
@@ -115,14 +124,14 @@ def test_files_are_opened_to_read_only(machine: str) -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_threads_are_not_processes_and_namespaces_are_neither(machine: str) -> None:
     thread, process, vfork, namespace = 0x3D_0F00, 0x0120_0011, 0x4111, 0x1000_0000
-    for worker_class, needs, permitted in (
-        (EVENTS, Needs(), set()),
-        (SNAPSHOTS, Needs(), {thread}),
-        (COLLECTOR, Needs(), {thread}),
-        (HELPER, Needs(), {thread}),
+    for worker_class, privileges, permitted in (
+        (EVENTS, Privileges(), set()),
+        (SNAPSHOTS, Privileges(), {thread}),
+        (COLLECTOR, Privileges(), {thread}),
+        (HELPER, Privileges(), {thread}),
         (HELPER, EVERYTHING, {thread, process, vfork}),
     ):
-        applied = Filter(worker_class, needs, machine)
+        applied = Filter(worker_class, privileges, machine)
         cloned = (thread, process, vfork, thread | namespace, process | namespace)
         assert {flags for flags in cloned if applied("clone", flags) == ALLOWED} == permitted
 
@@ -132,26 +141,26 @@ def test_sockets_are_those_that_the_class_needs(machine: str) -> None:
     unix, diag, route, audit = (1, 1, 0), (16, 3, 4), (16, 3 | os.O_CLOEXEC, 0), (16, 3, 9)
     tcp, udp6, raw, packet = (2, 1, 6), (10, 2, 17), (2, 3, 1), (17, 3, 3)
     everything = (unix, diag, route, audit, tcp, udp6, raw, packet)
-    for worker_class, needs, permitted in (
-        (EVENTS, Needs(), set()),
-        (SNAPSHOTS, Needs(), {diag, route}),
-        (COLLECTOR, Needs(), set()),
-        (HELPER, Needs(), {diag, route}),
-        (HELPER, Needs(user_database=True), {diag, route, unix}),
-        (HELPER, Needs(unix_sockets=("/run/x",)), {diag, route, unix}),
-        (HELPER, Needs(network=True), {diag, route, tcp, udp6}),
+    for worker_class, privileges, permitted in (
+        (EVENTS, Privileges(), set()),
+        (SNAPSHOTS, Privileges(), {diag, route}),
+        (COLLECTOR, Privileges(), set()),
+        (HELPER, Privileges(), {diag, route}),
+        (HELPER, Privileges(user_database=True), {diag, route, unix}),
+        (HELPER, Privileges(unix_sockets=("/run/x",)), {diag, route, unix}),
+        (HELPER, Privileges(network=True), {diag, route, tcp, udp6}),
         (HELPER, EVERYTHING, {diag, route, unix, tcp, udp6}),
     ):
-        applied = Filter(worker_class, needs, machine)
+        applied = Filter(worker_class, privileges, machine)
         assert {each for each in everything if applied("socket", *each) == ALLOWED} == permitted
         assert (applied("connect", 3, 0, 16) == ALLOWED) == (len(permitted) > 2)
         assert {applied(name, 3) for name in ("bind", "accept", "accept4")} == {"EPERM"}
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize(("worker_class", "needs"), CLASSES, ids=repr)
-def test_conditions_that_hold_in_every_class(worker_class: WorkerClass, needs: Needs, machine: str) -> None:
-    applied = Filter(worker_class, needs, machine)
+@pytest.mark.parametrize(("worker_class", "privileges"), CLASSES, ids=repr)
+def test_conditions_that_hold_in_every_class(worker_class: WorkerClass, privileges: Privileges, machine: str) -> None:
+    applied = Filter(worker_class, privileges, machine)
     for name in ("kill", "tgkill"):
         assert applied(name, PID, 9) == ALLOWED
         assert {applied(name, pid, 9) for pid in (0, 1, -1, -PID, PID + 1)} == {"EPERM"}

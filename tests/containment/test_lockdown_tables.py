@@ -15,11 +15,12 @@ from lockdown import MACHINE, ORDINARY_UID, ROOT, locked
 
 from zeek_agent.config import LimitSettings
 from zeek_agent.containment.accounts import NUMBERS
-from zeek_agent.containment.protections import Needs, WorkerAccount, WorkerClass
+from zeek_agent.containment.protections import WorkerAccount, WorkerClass
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
 from zeek_agent.host.files.mount_rules import memory_mount
+from zeek_agent.privileges import Privileges
 from zeek_agent.table import Table, TableContext
 from zeek_agent.tables import builtin_tables
 
@@ -102,7 +103,9 @@ def test_processes_of_other_users_have_their_executables_and_sockets_in_a_worker
         ):
             assert in_worker(statement) == query(statement) != [], statement
         statement = f"SELECT exe, cwd FROM processes WHERE pid = {pid}"
-        assert in_worker(statement, worker_class=WorkerClass.HELPER, needs=Needs(other_users=True)) == query(statement)
+        assert in_worker(statement, worker_class=WorkerClass.HELPER, privileges=Privileges(other_users=True)) == query(
+            statement
+        )
         hidden = in_worker(statement, worker_class=WorkerClass.HELPER)
         assert hidden == [{"exe": "None", "cwd": "None"}]
 

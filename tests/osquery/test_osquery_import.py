@@ -13,9 +13,11 @@ from sql import Recorder
 
 from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.database.database import Lane
-from zeek_agent.database.remote_tables import KEYS_PER_LOOKUP
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.osquery.imported import REQUIRED
+from zeek_agent.osquery.lookups import KEYS_PER_LOOKUP
+from zeek_agent.schema import Row
+from zeek_agent.table import Constraints
 
 PROCESSES = [(n, f"/bin/{n % 150}", n % 3) for n in range(500)]
 LIMIT = " LIMIT 200001"
@@ -115,6 +117,10 @@ async def test_cells_that_are_not_of_their_columns_type_become_null_and_are_coun
             "SELECT {name}, `size` FROM {t} WHERE `name` COLLATE BINARY = 'package7' LIMIT 1",
         ),
         (
+            "SELECT size FROM deb_packages WHERE name = lower('PACKAGE7') LIMIT 1",
+            "SELECT {name}, `size` FROM {t} WHERE `name` COLLATE BINARY = 'package7' LIMIT 1",
+        ),
+        (
             "SELECT size FROM deb_packages WHERE size IN (1000, 2000, NULL)",
             "SELECT `size` FROM {t} WHERE `size` IN (1000, 2000){limit}",
         ),
@@ -209,6 +215,45 @@ async def test_a_long_list_of_values_is_not_sent_as_one_statement(bridged: Bridg
     assert await bridged.asks(sql) == ["SELECT `size` FROM `deb_packages`" + LIMIT]
     assert await bridged.rows("SELECT count(*) FROM file WHERE path IN (SELECT exe FROM processes)") == [(150,)]
     assert [len(scan["path"]) for scan in osquery.tables["file"].generated if scan] == [KEYS_PER_LOOKUP, 50]
+
+
+async def test_two_constraints_of_the_same_kind_on_a_column_are_both_in_the_query(bridged: Bridged) -> None:
+    sql = "SELECT size FROM deb_packages WHERE size > 96000 AND size > 1000 LIMIT 1"
+    assert await bridged.rows(sql) == [(97000,)]
+    (statement,) = await bridged.asks(sql)
+    assert "`size` > 96000 AND `size` > 1000" in statement
+
+
+async def test_only_values_from_another_table_make_a_statement_run_again(osquery: Osqueryd) -> None:
+    runs = Recorder("runs", [("name", "text")], [("package1",), ("package2",)])
+    async with Bridged(osquery, [runs]) as bridged:
+
+        async def scans(condition: str) -> int:
+            runs.scans.clear()
+            sql = f"SELECT count(*) FROM runs CROSS JOIN deb_packages d WHERE runs.name = 'package1' AND {condition}"
+            assert await bridged.rows(sql) == [(1,)]
+            return len(runs.scans)
+
+        assert await scans("d.size IN (1000, 9999999)") == 1
+        assert await scans("d.size > (SELECT 98000)") == 1
+        assert await scans("d.name = runs.name") == 2
+
+
+async def test_no_more_values_are_collected_than_a_query_may_have(osquery: Osqueryd) -> None:
+    read = []
+
+    def rows(wanted: Constraints) -> Iterator[Row]:
+        for row in PROCESSES:
+            read.append(row)
+            yield row
+
+    processes = Recorder("processes", [("pid", "count"), ("exe", "text"), ("uid", "int")], rows)
+    sql = "SELECT count(*) FROM processes p CROSS JOIN deb_packages d ON d.size = p.pid * 1000 WHERE p.uid IN (0, 1, 2)"
+    async with Bridged(osquery, [processes]) as bridged:
+        assert await bridged.rows(sql) == [(100,)]
+        assert len(processes.scans) == 2
+        assert len(read) < 2 * len(PROCESSES)
+        assert len(osquery.asked("deb_packages")) == 1
 
 
 async def test_an_or_of_columns_is_answered_or_the_error_has_advice(bridged: Bridged) -> None:

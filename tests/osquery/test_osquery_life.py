@@ -488,6 +488,9 @@ def test_a_query_without_a_running_agent_uses_a_socket_that_is_named(
         assert json.loads(capfd.readouterr().out) == [{"name": "package7", "size": 7000}]
         assert run_command(["query", *arguments, "SELECT name FROM zeek_agent_tables WHERE name LIKE '%users'"]) == 0
         assert [row["name"] for row in json.loads(capfd.readouterr().out)] == ["users", "osquery_users"]
+        join = "SELECT u.username, f.size FROM osquery_users u JOIN file f ON f.path = u.directory ORDER BY u.uid"
+        assert run_command(["query", *arguments, join]) == 0
+        assert [tuple(row.values()) for row in json.loads(capfd.readouterr().out)] == [("root", 5), ("ann", 9)]
 
 
 async def test_the_examples_of_the_documentation_work(path: Path) -> None:

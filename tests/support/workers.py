@@ -46,7 +46,7 @@ async def contained(
         account=worker_account() if os.geteuid() == 0 else None,
     )
     database = ContainedDatabase(
-        builtin_tables(),
+        [*builtin_tables(), *arguments.pop("plugins", ())],
         TableContext(NobodysAgent(), AccessPolicy(config.access, setup.protected)),
         config.limits,
         store,

@@ -116,7 +116,12 @@ def _subordinate(path: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _processes_of(number: int, proc: str) -> Iterator[tuple[int, str]]:
-    """Processes with this uid or gid, except workers that an earlier agent left."""
+    """Processes with this uid or gid, except workers of another agent, or that an earlier one left, and their programs.
+
+    The programs of a worker are in its process group, and cannot leave it.
+    """
+    found: dict[int, tuple[str, int]] = {}
+    workers: set[int] = set()
     for entry in os.listdir(proc):  # noqa: PTH208
         if not entry.isdigit():
             continue
@@ -128,5 +133,10 @@ def _processes_of(number: int, proc: str) -> Iterator[tuple[int, str]]:
         ids = {int(part) for kind in (b"Uid", b"Gid") for part in status[kind].split()}
         name = status[b"Name"].decode(errors="replace")
         confined = status.get(b"Seccomp", b"").strip() == b"2" and status.get(b"NoNewPrivs", b"").strip() == b"1"
-        if number in ids and not (confined and name == WORKER_NAME):
-            yield int(entry), name
+        if number not in ids or status[b"State"][:1] in b"ZX":
+            continue
+        if confined and name == WORKER_NAME:
+            workers.add(int(entry))
+        else:
+            found[int(entry)] = name, int(status.get(b"NSpgid", b"0").split()[0]) if confined else 0
+    return ((pid, name) for pid, (name, group) in found.items() if group not in workers)

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from zeek_agent.containment.helper_pool import Grant
 from zeek_agent.containment.messages import Imports, RunStatement
 from zeek_agent.containment.pool import SpawnSettings, WorkerPool
 from zeek_agent.containment.protections import WorkerClass
+from zeek_agent.containment.usage import recipient_of
 from zeek_agent.database.database import Lane, SqlDatabase, audit_refusal
 from zeek_agent.database.encodings import Encoding, RowsEncoding
+from zeek_agent.database.privileged_tables import granted_privileges
 from zeek_agent.database.results import Result, ResultColumn, Statement
 from zeek_agent.database.sql_connection import Profile
 from zeek_agent.errors import AccessDeniedError
+from zeek_agent.privileges import NO_PRIVILEGES
 from zeek_agent.results.comparison import Comparison
 from zeek_agent.schema import ZeekType
 from zeek_agent.table_declarations import declare
@@ -68,7 +72,7 @@ class ContainedDatabase(SqlDatabase):
         self._iterators = iterators
         self._imports = (0, Imports())
         self._compiled: OrderedDict[tuple[bytes, Profile, int], Statement] = OrderedDict()
-        self.pool = WorkerPool(setup, self.limits, self._bound, need, directory)
+        self.pool = WorkerPool(setup, self.limits, self._bound, need, directory, grant=self._grant)
 
     compares_results = True
 
@@ -160,6 +164,14 @@ class ContainedDatabase(SqlDatabase):
             for name in statement.tables
         )
 
+    def _grant(self, name: str) -> Grant:
+        """What a helper that reads the table gets. Raises SqlError."""
+        table = self._catalog.tables.get(name)
+        access = self.context.access
+        if table is None or table.privileges == NO_PRIVILEGES or not access.may_query(name):
+            raise AccessDeniedError(f"table {name} is not for helper processes")
+        return Grant(granted_privileges(table, access), access.group_sockets(name, table.privileges))
+
     def _bound(self) -> SpawnSettings:
         uri = f"{self._store.uri}&readonly_shm=1" if self._store else None
         catalog = self._catalog
@@ -169,11 +181,6 @@ class ContainedDatabase(SqlDatabase):
             osquery = self._osquery() if len(events) < len(added) else b""
             self._imports = catalog.generation, Imports(events, osquery, dict(catalog.gone))
         return SpawnSettings(uri, catalog.generation, self._iterators(), self._imports[1])
-
-
-def recipient_of(origin: str) -> str:
-    """Whose workers a requester uses: a destination's, or a local user's, whatever the process."""
-    return origin.partition(" pid=")[0]
 
 
 async def _rows(encoded: EncodedResult) -> AsyncIterator[tuple[Any, ...]]:

@@ -56,6 +56,8 @@ class Grant:
 
     path: str
     rights: int
+    descriptor: int | None = None
+    """The open file, where it must not be looked up again by its path."""
 
 
 class Unavailable(Exception):  # noqa: N818 - a state of the host, not a fault
@@ -98,7 +100,7 @@ def restrict(abi: int, grants: Sequence[Grant], *, network: int = 0) -> None:
 
 
 def _add(ruleset: int, grant: Grant, handled: int) -> None:
-    descriptor = os.open(grant.path, os.O_PATH | os.O_CLOEXEC)
+    descriptor = os.open(grant.path, os.O_PATH | os.O_CLOEXEC) if grant.descriptor is None else os.dup(grant.descriptor)
     try:
         possible = handled if stat.S_ISDIR(os.fstat(descriptor).st_mode) else handled & _OF_FILES
         rule = ctypes.create_string_buffer(_PATH_BENEATH.pack(grant.rights & possible, descriptor))

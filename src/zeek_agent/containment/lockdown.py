@@ -11,23 +11,17 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from zeek_agent.containment import kernel, landlock, seccomp
 from zeek_agent.containment.accounts import WORKER_NAME
 from zeek_agent.containment.landlock import Grant
-from zeek_agent.containment.programs import executables
-from zeek_agent.containment.protections import (
-    NO_NEEDS,
-    LockdownError,
-    Needs,
-    Protections,
-    WorkerAccount,
-    WorkerClass,
-    WorkerLimits,
-)
+from zeek_agent.containment.protections import LockdownError, Protections, WorkerAccount, WorkerClass, WorkerLimits
+from zeek_agent.host.program_files import ProgramError, executables
+from zeek_agent.privileges import NO_PRIVILEGES, Privileges
 
 OOM_SCORE_ADJ: Final = 700
 _READS_OTHER_USERS: Final = ("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")
@@ -54,13 +48,21 @@ class _Report:
     by_design: list[str] = field(default_factory=list)
 
 
+class _Sockets(NamedTuple):
+    """The declared Unix sockets, and those of them whose groups a helper may join."""
+
+    declared: Sequence[str]
+    by_group: Collection[str]
+
+
 def lock_down(
     worker_class: WorkerClass,
     *,
     parent: int,
     account: WorkerAccount | None = None,
     limits: WorkerLimits | None = None,
-    needs: Needs = NO_NEEDS,
+    privileges: Privileges = NO_PRIVILEGES,
+    group_sockets: Collection[str] = (),
     log_directory: str | None = None,
     readable: Sequence[str] = (),
 ) -> Protections:
@@ -68,27 +70,30 @@ def lock_down(
 
     `parent` is the pid of the process that forked this one: the worker dies with it. `account` is the user to become,
     where the agent has the privilege; only the collector may run as uid 0. The collector writes below `log_directory`
-    and reads there and in `readable`. Raises LockdownError or OSError: the process must then end.
+    and reads there and in `readable`. A helper joins the groups of those declared sockets that are in `group_sockets`
+    and that only a group may connect to; it refuses to start if there are others. Raises LockdownError or OSError: the
+    process must then end.
     """
     if os.listdir("/proc/self/task") != [str(os.getpid())]:  # noqa: PTH208
         raise LockdownError("the lockdown needs a process with a single thread")
     if (worker_class is WorkerClass.COLLECTOR) != (log_directory is not None):
         raise LockdownError("a log directory is for the collector, which needs one")
     report = _Report()
-    confined = worker_class is not WorkerClass.SNAPSHOTS and not needs.other_users
-    filter_code = _seccomp_filter(worker_class, needs, report)
-    grants = _grants(worker_class, needs, log_directory, readable)
-    time.tzset()  # reads the time zone before opening files is denied
-    kernel.set_name(WORKER_NAME)
-    _set_limits(limits or WorkerLimits())
-    _set_oom_score(report)
+    confined = worker_class is not WorkerClass.SNAPSHOTS and not privileges.other_users
+    filter_code = _seccomp_filter(worker_class, privileges, report)
+    sockets = _Sockets(privileges.unix_sockets, group_sockets)
     wanted = () if confined else _READS_OTHER_USERS
-    _drop_privileges(worker_class, account, needs, wanted, report)
-    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    if confined:
-        _restrict_files(grants, needs, report)
-    else:
-        report.by_design.append("Landlock: it would confine CAP_SYS_PTRACE to the worker itself")
+    with _grants(worker_class, privileges, log_directory, readable) as grants:
+        time.tzset()  # reads the time zone before opening files is denied
+        kernel.set_name(WORKER_NAME)
+        _set_limits(limits or WorkerLimits())
+        _set_oom_score(report)
+        _drop_privileges(worker_class, account, sockets, wanted, report)
+        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+        if confined:
+            _restrict_files(grants, privileges, report)
+        else:
+            report.by_design.append("Landlock: it would confine CAP_SYS_PTRACE to the worker itself")
     if filter_code is not None:
         seccomp.install(filter_code, seccomp.architecture())
         report.filtered = True
@@ -107,23 +112,39 @@ def die_with(parent: int) -> None:
         raise LockdownError(f"the parent, process {parent}, has ended")
 
 
-def _seccomp_filter(worker_class: WorkerClass, needs: Needs, report: _Report) -> list[seccomp.Instruction] | None:
+def _seccomp_filter(
+    worker_class: WorkerClass, privileges: Privileges, report: _Report
+) -> list[seccomp.Instruction] | None:
     try:
         machine = seccomp.architecture()
         seccomp.require(machine)
     except seccomp.Unavailable as unavailable:
         report.missing.append(f"seccomp: {unavailable}")
         return None
-    return seccomp.compiled(seccomp.rules(worker_class, needs, os.getpid()), machine)
+    return seccomp.compiled(seccomp.rules(worker_class, privileges, os.getpid()), machine)
 
 
-def _grants(worker_class: WorkerClass, needs: Needs, log_directory: str | None, readable: Sequence[str]) -> list[Grant]:
-    if worker_class is WorkerClass.EVENTS:
-        return []
-    if log_directory is not None:
-        return [Grant(log_directory, landlock.WRITE), *(Grant(path, landlock.READ) for path in readable)]
-    programs = dict.fromkeys(path for program in needs.programs for path in executables(program))
-    return [Grant("/", landlock.READ), *(Grant(path, landlock.EXECUTE | landlock.READ_FILE) for path in programs)]
+@contextmanager
+def _grants(
+    worker_class: WorkerClass, privileges: Privileges, log_directory: str | None, readable: Sequence[str]
+) -> Iterator[list[Grant]]:
+    """The files that the worker may use; programs are those that were checked, whatever has their names later."""
+    with ExitStack() as opened:
+        if worker_class is WorkerClass.EVENTS:
+            grants = []
+        elif log_directory is not None:
+            grants = [Grant(log_directory, landlock.WRITE), *(Grant(path, landlock.READ) for path in readable)]
+        else:
+            grants = [Grant("/", landlock.READ)]
+            for program in privileges.programs:
+                try:
+                    files = opened.enter_context(executables(program))
+                except (ProgramError, OSError) as error:
+                    raise LockdownError(f"program {program} cannot be used: {error}") from error
+                grants += [
+                    Grant(path, landlock.EXECUTE | landlock.READ_FILE, descriptor) for path, descriptor in files.items()
+                ]
+        yield grants
 
 
 def _set_limits(limits: WorkerLimits) -> None:
@@ -160,7 +181,11 @@ def _set_oom_score(report: _Report) -> None:
 
 
 def _drop_privileges(
-    worker_class: WorkerClass, account: WorkerAccount | None, needs: Needs, wanted: tuple[str, ...], report: _Report
+    worker_class: WorkerClass,
+    account: WorkerAccount | None,
+    sockets: _Sockets,
+    wanted: tuple[str, ...],
+    report: _Report,
 ) -> None:
     effective, permitted, _ = kernel.capability_sets()
     kept = kernel.capability_mask(wanted) & permitted
@@ -173,7 +198,7 @@ def _drop_privileges(
     elif permitted:
         report.missing.append("bounding set: the agent lacks CAP_SETPCAP")
     if effective & _SET_IDS == _SET_IDS:
-        _become(worker_class, account, needs, report)
+        _become(worker_class, account, sockets, report)
     else:
         reason = "the agent does not run as root" if os.getuid() else "the agent lacks CAP_SETUID or CAP_SETGID"
         report.missing.append(f"own user: {reason}, so the worker runs as the agent's user, uid {os.getuid()}")
@@ -184,23 +209,23 @@ def _drop_privileges(
         report.missing.append(f"the agent lacks {' and '.join(sorted(missing))}, so others' processes stay hidden")
 
 
-def _become(worker_class: WorkerClass, account: WorkerAccount | None, needs: Needs, report: _Report) -> None:
+def _become(worker_class: WorkerClass, account: WorkerAccount | None, sockets: _Sockets, report: _Report) -> None:
     if account is None:
         raise LockdownError(f"a worker of class {worker_class} needs an account to run as")
     if worker_class is not WorkerClass.COLLECTOR and 0 in (account.uid, account.gid):
         raise LockdownError(f"a worker of class {worker_class} may not run as root")
     kernel.prctl(kernel.PR_SET_KEEPCAPS, 1)
-    os.setgroups(_groups(account, needs, report) if worker_class is WorkerClass.HELPER else [])
+    os.setgroups(_groups(account, sockets, report) if worker_class is WorkerClass.HELPER else [])
     os.setresgid(account.gid, account.gid, account.gid)
     os.setresuid(account.uid, account.uid, account.uid)
     if account.uid == 0:
         report.by_design.append("own user: the log directory belongs to root")
 
 
-def _groups(account: WorkerAccount, needs: Needs, report: _Report) -> list[int]:
+def _groups(account: WorkerAccount, sockets: _Sockets, report: _Report) -> list[int]:
     """The groups that the declared Unix sockets admit and that others do not need to be in; never root's."""
     groups: list[int] = []
-    for path in needs.unix_sockets:
+    for path in sockets.declared:
         try:
             status = os.stat(path)  # noqa: PTH116
         except FileNotFoundError:
@@ -210,19 +235,23 @@ def _groups(account: WorkerAccount, needs: Needs, report: _Report) -> list[int]:
         if status.st_mode & stat.S_IWOTH:
             continue
         if status.st_mode & stat.S_IWGRP and status.st_gid not in (0, account.gid):
+            if path not in sockets.by_group:
+                raise LockdownError(
+                    f"only the group {status.st_gid} may connect to {path}: permit it with access.privileges_allow"
+                )
             groups.append(status.st_gid)
         elif status.st_gid != account.gid:
             report.missing.append(f"{path}: only root can connect to it, so it has to be connected before the lockdown")
     return sorted(set(groups))
 
 
-def _restrict_files(grants: Sequence[Grant], needs: Needs, report: _Report) -> None:
+def _restrict_files(grants: Sequence[Grant], privileges: Privileges, report: _Report) -> None:
     try:
         abi = landlock.version()
     except landlock.Unavailable as unavailable:
         report.missing.append(f"Landlock: {unavailable}")
         return
-    landlock.restrict(abi, grants, network=landlock.CONNECT_TCP if needs.network else 0)
+    landlock.restrict(abi, grants, network=landlock.CONNECT_TCP if privileges.network else 0)
     report.landlock_abi = abi
 
 

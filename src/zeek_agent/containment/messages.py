@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from zeek_agent.containment.protections import Protections, WorkerAccount, WorkerClass
 from zeek_agent.database.encodings import Encoding
+from zeek_agent.privileges import NO_PRIVILEGES, Privileges
 from zeek_agent.results.comparison import Comparison
 
 # Agent to zygote
@@ -59,6 +60,10 @@ class Spawn(Struct, frozen=True, tag="spawn"):
     iterators: bool
     """Whether the agent can pass BPF iterators."""
     imports: Imports
+    privileges: Privileges = NO_PRIVILEGES
+    """Of a helper."""
+    group_sockets: tuple[str, ...] = ()
+    """The declared sockets of a helper that it may also use if only a group may connect to them."""
 
 
 class Spawned(Struct, frozen=True, tag="spawned"):
@@ -110,6 +115,21 @@ class Give(Struct, frozen=True, tag="give"):
     id: int
     rows: bytes = b""
     error: str | None = None
+    kind: str = "SqlError"
+    """The name of the error's class."""
+
+
+class ReadTable(Struct, frozen=True, tag="read_table"):
+    """Read a table with privileges: the request to a helper. Comes with the spool for the rows as a descriptor.
+
+    `arguments` are a `TableArguments` as msgpack, which the agent passes on as a snapshot worker has sent it.
+    """
+
+    id: int
+    table: str
+    arguments: bytes
+    seconds: float
+    """What is left of the statement's time."""
 
 
 # Worker to agent
@@ -119,6 +139,22 @@ class Ready(Struct, frozen=True, tag="ready"):
     """The worker is locked down and waits; what protects the host from it, and why something does not."""
 
     protections: Protections
+
+
+class NotReady(Struct, frozen=True, tag="not_ready"):
+    """A helper cannot have the privileges of its table: the reason. The process ends."""
+
+    reason: str
+
+
+class TableRead(Struct, frozen=True, tag="table_read"):
+    """A helper has written so many bytes to the spool. `errors` are about omitted rows; the rest as in `Finished`."""
+
+    id: int
+    size_bytes: int
+    errors: list[str]
+    cpu: float
+    peak: int
 
 
 class CompiledStatement(Struct, frozen=True, tag="compiled"):
@@ -180,11 +216,31 @@ class StatementFailed(Struct, frozen=True, tag="failed"):
 
 
 class Need(Struct, frozen=True, tag="need"):
-    """The running statement needs rows of the agent (`what` = `agent`), a BPF iterator, an osquery connection, …"""
+    """The running statement needs rows of the agent (`what` = `agent`), a BPF iterator, an osquery connection, …
+
+    The rows of a table with privileges (`table`) come as the descriptor of a spool, with a `TableRows` as `Give.rows`.
+    """
 
     id: int
-    what: Literal["agent", "drain", "iterator", "osquery", "sock_diag", "translations"]
+    what: Literal["agent", "drain", "iterator", "osquery", "sock_diag", "table", "translations"]
     name: str = ""
+    arguments: bytes = b""
+    """For a table: a `TableArguments` as msgpack."""
+
+
+class TableArguments(Struct, frozen=True):
+    """What a statement asks of a table: as in `Constraints`."""
+
+    parameters: dict[str, Any]
+    equalities: dict[str, list[Any]]
+    columns: list[str]
+
+
+class TableRows(Struct, frozen=True):
+    """Rows in a spool: their size in bytes, and errors about omitted ones."""
+
+    size_bytes: int
+    errors: list[str]
 
 
 class LogLine(Struct, frozen=True, tag="log"):
@@ -197,13 +253,17 @@ class LogLine(Struct, frozen=True, tag="log"):
 
 ToZygote: TypeAlias = Setup | Spawn
 FromZygote: TypeAlias = Spawned | Exited
-ToWorker: TypeAlias = Compile | RunStatement | Give
-FromWorker: TypeAlias = Ready | CompiledStatement | Head | SpoolBatch | Finished | StatementFailed | Need | LogLine
+ToWorker: TypeAlias = Compile | RunStatement | ReadTable | Give
+FromWorker: TypeAlias = (
+    Ready | NotReady | CompiledStatement | Head | SpoolBatch | Finished | TableRead | StatementFailed | Need | LogLine
+)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_zygote = msgspec.msgpack.Decoder(ToZygote).decode
 decode_from_zygote = msgspec.msgpack.Decoder(FromZygote).decode
 decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
+decode_arguments = msgspec.msgpack.Decoder(TableArguments).decode
+decode_table_rows = msgspec.msgpack.Decoder(TableRows).decode
 decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 from zeek_agent.containment import spool
 from zeek_agent.containment.channel import close_all
 from zeek_agent.containment.cpu_share import CpuShare
+from zeek_agent.containment.helper_pool import Grant, HelperPool
 from zeek_agent.containment.messages import Exited, Imports, RunStatement, Setup, Spawn
 from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.rests import RestingStatements
@@ -28,11 +29,11 @@ from zeek_agent.containment.zygote import Started, WorkerLostError, Zygote
 from zeek_agent.errors import SqlError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Sequence
 
     from zeek_agent.config import LimitSettings
     from zeek_agent.containment.encoded_result import EncodedResult
-    from zeek_agent.containment.messages import CompiledStatement
+    from zeek_agent.containment.messages import CompiledStatement, Need
 
 log = logging.getLogger(__name__)
 
@@ -86,10 +87,12 @@ class SpawnSettings(NamedTuple):
 
 
 class WorkerPool:
-    """Runs statements in worker processes. All methods belong to the event loop's thread.
+    """Runs statements in worker processes, and has helpers read their tables with privileges (`helper_pool`).
 
-    `bound` gives the present settings of new workers, `need` answers what workers ask for during a statement, and
-    spools are made in `directory`.
+    All methods belong to the event loop's thread.
+
+    `bound` gives the present settings of new workers, `need` answers what workers ask for during a statement, `grant`
+    is what a helper gets for a table with privileges, and spools are made in `directory`.
     """
 
     def __init__(
@@ -99,12 +102,15 @@ class WorkerPool:
         bound: Callable[[], SpawnSettings],
         need: NeedHandler,
         directory: Path | None = None,
+        *,
+        grant: Callable[[str], Grant] | None = None,
     ) -> None:
         self._setup = setup
         self._limits = limits
         self._bound = bound
         self._need = need
         self._directory = directory
+        self._helpers = HelperPool(self._start_helper, self._check_abandoned, grant, directory)
         self._zygote: Zygote | None = None
         self._workers: dict[int, WorkerProcess] = {}
         self._bound_to: dict[int, SpawnSettings] = {}
@@ -145,9 +151,8 @@ class WorkerPool:
 
         `opens_files` is whether it reads a table that opens paths, which may lead to a file system that hangs.
         """
-        abandoned = sum(worker.state is WorkerState.ABANDONED for worker in self.processes)
-        if opens_files and abandoned >= ABANDONED_MAX:
-            raise SqlError(f"not run: {abandoned} processes wait in the kernel, for file systems that do not answer")
+        if opens_files:
+            self._check_abandoned()
 
         async def run(worker: WorkerProcess) -> EncodedResult:
             files: list[int] = []
@@ -218,6 +223,8 @@ class WorkerPool:
         """
         late = time.monotonic() - self._limits.time
         for worker in self.processes:
+            if worker.kind is WorkerClass.HELPER:
+                continue  # it has no store
             if worker.state is WorkerState.IDLE or (worker.state is WorkerState.BUSY and worker.busy_since < late):
                 worker.kill(KillCause.BLOCKING)
 
@@ -361,7 +368,7 @@ class WorkerPool:
             self._starting[place] or time.monotonic() - max(worker.busy_since for worker in own) < SECOND_WORKER_SECONDS
         ):
             return False
-        room = self._limits.processes - self._alive() - self._starting.total()
+        room = self._room()
         if room > len(self._before(place)):
             return True
         if room <= 0:
@@ -375,15 +382,22 @@ class WorkerPool:
 
     def _make_room(self) -> None:
         """End the worker that has been idle longest, unless one is ending already."""
-        idle = [worker for worker in self.processes if worker.state is WorkerState.IDLE and worker.counts]
-        if idle and not any(worker.is_ending for worker in self.processes):
+        workers = [worker for worker in self.processes if worker.kind is not WorkerClass.HELPER]
+        idle = [worker for worker in workers if worker.state is WorkerState.IDLE and worker.counts]
+        if idle and not any(worker.is_ending for worker in workers):
             self._retire(min(idle, key=lambda worker: worker.idle_since))
+
+    def _room(self) -> int:
+        """How many more processes there may be; helpers have places of their own, so that none waits for its asker."""
+        starting = sum(number for (_, kind), number in self._starting.items() if kind is not WorkerClass.HELPER)
+        helpers = sum(_takes_place(worker) for worker in self.processes if worker.kind is WorkerClass.HELPER)
+        return self._limits.processes - (self._alive() - helpers) - starting
 
     def _alive(self) -> int:
         """Processes that take a place, those included that are about to end."""
-        return sum(worker.is_alive and worker.state is not WorkerState.ABANDONED for worker in self.processes)
+        return sum(map(_takes_place, self.processes))
 
-    async def _start(self, key: StatementKey, kind: WorkerClass) -> WorkerProcess:
+    async def _start(self, key: StatementKey, kind: WorkerClass, grant: Grant | None = None) -> WorkerProcess:
         place = (key[0], kind)
         if (pause := self._restart_after - time.monotonic()) > 0:
             raise SqlError(f"not run: worker processes cannot be started; next attempt in {pause:.0f} s")
@@ -391,7 +405,7 @@ class WorkerPool:
         self._starting[place] += 1
         try:
             async with asyncio.timeout(START_SECONDS):
-                worker = await self._spawn(*place)
+                worker = await self._spawn(*place, grant)
                 await worker.ready()
             worker.take(key)
         except (WorkerLostError, TimeoutError) as error:
@@ -413,17 +427,34 @@ class WorkerPool:
         self._restart_pause = RESTART_SECONDS[0]
         return worker
 
-    async def _spawn(self, recipient: str, kind: WorkerClass) -> WorkerProcess:
+    def _check_abandoned(self) -> None:
+        """Raises SqlError if so many processes wait in the kernel that no other may join them."""
+        abandoned = sum(worker.state is WorkerState.ABANDONED for worker in self.processes)
+        if abandoned >= ABANDONED_MAX:
+            raise SqlError(f"not run: {abandoned} processes wait in the kernel, for file systems that do not answer")
+
+    async def _start_helper(self, key: StatementKey, grant: Grant) -> WorkerProcess:
+        """A new helper, reserved for the statement. Raises SqlError."""
+        return await self._start(key, WorkerClass.HELPER, grant)
+
+    async def _spawn(self, recipient: str, kind: WorkerClass, grant: Grant | None) -> WorkerProcess:
         zygote = self._running_zygote()
-        bound = self._bound()
-        spawn = Spawn(self._next_number(), kind, bound.store_uri, bound.generation, bound.iterators, bound.imports)
+        bound, number = self._bound(), self._next_number()
+        if grant is None:
+            spawn = Spawn(number, kind, bound.store_uri, bound.generation, bound.iterators, bound.imports)
+        else:
+            spawn = Spawn(number, kind, None, 0, False, Imports(), grant.privileges, grant.group_sockets)
         started = await zygote.start(spawn)
+
+        async def give(need: Need) -> tuple[bytes, Sequence[int]]:
+            return await self._give(worker, need)
+
         worker = WorkerProcess(
             spawn,
             recipient,
             started,
             limits=self._limits,
-            need=self._need,
+            need=give,
             on_free=self._freed,
             on_fault=self._let_rest,
         )
@@ -432,6 +463,14 @@ class WorkerPool:
             worker.kill(KillCause.CLOSED)
         self._schedule_expiry()
         return worker
+
+    async def _give(self, worker: WorkerProcess, need: Need) -> tuple[bytes, Sequence[int]]:
+        """Answer a worker's need. A helper gets nothing but the privileges of its table. Raises SqlError."""
+        if worker.kind is WorkerClass.HELPER:
+            raise SqlError(f"a helper process has no {need.what} {need.name}".rstrip())
+        if need.what == "table":
+            return await self._helpers.read(worker, need)
+        return await self._need(need)
 
     def _running_zygote(self) -> Zygote:
         """Raises WorkerLostError."""
@@ -457,6 +496,8 @@ class WorkerPool:
                 self._unaccounted[worker.number] = worker
             if worker.cause not in (None, KillCause.CLOSED, KillCause.CANCELLED):
                 log.warning("worker %d of %s ended: %s", worker.pid, worker.recipient, worker.cause)
+        elif worker.kind is WorkerClass.HELPER:
+            self._helpers.freed(worker)
         elif worker.state is WorkerState.IDLE:
             if worker.succeeded:
                 self._resting.forget(worker.statement)  # type: ignore[arg-type]
@@ -481,8 +522,8 @@ class WorkerPool:
         """Whether a recipient without a worker waits for this one's place: nobody keeps a place by being busy."""
         place = (worker.recipient, worker.kind)
         waiting = [one for one in self._before(place) if one != place]
-        room = self._limits.processes - self._alive() - self._starting.total()
-        ending = sum(one.is_ending for one in self.processes)
+        room = self._room()
+        ending = sum(one.is_ending for one in self.processes if one.kind is not WorkerClass.HELPER)
         return len(waiting) > room + ending
 
     def _exited(self, exited: Exited) -> None:
@@ -532,6 +573,10 @@ class WorkerPool:
             self._ending = asyncio.get_running_loop().create_task(zygote.wait(START_SECONDS))
             return
         self._schedule_expiry()
+
+
+def _takes_place(worker: WorkerProcess) -> bool:
+    return worker.is_alive and worker.state is not WorkerState.ABANDONED
 
 
 def _status_of(worker: WorkerProcess) -> WorkerStatus:

@@ -1,4 +1,4 @@
-"""The classes of worker processes, what each needs, and the record of the restrictions that hold in a worker."""
+"""The classes of worker processes, their limits, and the record of the restrictions that hold in a worker."""
 
 from __future__ import annotations
 
@@ -17,37 +17,7 @@ class WorkerClass(StrEnum):
     COLLECTOR = "collector"
     """Writes logs below one directory. Its connections are passed in."""
     HELPER = "helper"
-    """Runs tables with declared needs, and has what `Needs` lists."""
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What a table needs in addition to reading files that every user can read."""
-
-    unix_sockets: tuple[str, ...] = ()
-    """Paths of sockets that belong to root."""
-    programs: tuple[str, ...] = ()
-    """Absolute paths of programs that belong to root and that nobody else can replace."""
-    network: bool = False
-    """Outgoing connections and datagrams over IPv4 and IPv6."""
-    user_database: bool = False
-    """The name service's daemons (nscd, sssd, nslcd, systemd-userdbd), which listen on Unix sockets."""
-    other_users: bool = False
-    """Other users' processes and files, as in a snapshot worker. Excludes `programs` and `network`."""
-
-    def __post_init__(self) -> None:
-        if self.other_users and (self.programs or self.network):
-            raise ValueError("a table that reads other users' files may use neither programs nor the network")
-        for path in (*self.unix_sockets, *self.programs):
-            if not path.startswith("/"):
-                raise ValueError(f"not an absolute path: {path}")
-
-    @property
-    def any_unix_socket(self) -> bool:
-        return bool(self.unix_sockets) or self.user_database
-
-
-NO_NEEDS = Needs()
+    """Runs tables that declare privileges, and has what they declare."""
 
 
 @dataclass(frozen=True, slots=True)

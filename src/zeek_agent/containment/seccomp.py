@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from zeek_agent.containment import kernel
-from zeek_agent.containment.protections import NO_NEEDS, Needs, WorkerClass
+from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.syscalls import ARCHITECTURES, NEWEST, Architecture
+from zeek_agent.privileges import NO_PRIVILEGES, Privileges
 
 _SET_MODE_FILTER: Final = 1
 _GET_ACTION_AVAIL: Final = 2
@@ -103,7 +104,10 @@ _CREATIONS: Final = """
     fsync fdatasync flock fchmod rename renameat renameat2 unlink unlinkat mkdir mkdirat rmdir
 """
 
-_OF_PROGRAMS: Final = "vfork fork wait4 waitid setsid arch_prctl execve"
+_OF_CLIENTS: Final = " connect setsockopt timerfd_create timerfd_settime timerfd_gettime "
+"""The timers are those of systemd's event loop, which libnss_systemd and D-Bus clients use."""
+_OF_PROGRAMS: Final = "vfork fork wait4 waitid arch_prctl execve"
+"""No setsid and setpgid: what a program starts stays in the helper's process group, which ends with the helper."""
 
 _PROT_WRITE_EXEC: Final = (0x2, 0x4)
 _MAP_SHARED: Final = 0x01
@@ -191,7 +195,7 @@ _FALLBACKS: Final = tuple(Rule(name, (), errno.ENOSYS) for name in ("openat2", "
 """The filter cannot see their flags, which lie behind a pointer."""
 
 
-def rules(worker_class: WorkerClass, needs: Needs = NO_NEEDS, pid: int = 0) -> list[Rule]:
+def rules(worker_class: WorkerClass, privileges: Privileges = NO_PRIVILEGES, pid: int = 0) -> list[Rule]:
     """What a worker of that class may call. It may send signals to `pid` only, which is its own."""
     named = _BASE
     if worker_class is WorkerClass.EVENTS:
@@ -206,13 +210,13 @@ def rules(worker_class: WorkerClass, needs: Needs = NO_NEEDS, pid: int = 0) -> l
     else:
         named += _LOOKUPS
         sockets = [_NETLINK]
-        sockets += [_UNIX] if needs.any_unix_socket else []
-        sockets += [_INTERNET] if needs.network else []
+        sockets += [_UNIX] if privileges.any_unix_socket else []
+        sockets += [_INTERNET] if privileges.network else []
         if len(sockets) > 1:
-            named += " connect setsockopt "
-        if needs.programs:
+            named += _OF_CLIENTS
+        if privileges.programs:
             named += _OF_PROGRAMS
-        special = [*_OPENED_TO_READ, _PROCESSES if needs.programs else _THREADS, Rule("socket", tuple(sockets))]
+        special = [*_OPENED_TO_READ, _PROCESSES if privileges.programs else _THREADS, Rule("socket", tuple(sockets))]
     own_signals = [Rule(name, ((is_one_of(0, pid),),)) for name in ("kill", "tgkill")]
     always = [*_MEMORY, *_DESCRIPTORS, _PRCTL, _READ_LIMITS, *own_signals, *_FALLBACKS]
     return [*special, *(Rule(name, ((),)) for name in named.split()), *always]

@@ -18,6 +18,11 @@ StatementKey: TypeAlias = "tuple[str, bytes]"
 """Recipient, and digest of the statement, which may be long."""
 
 
+def recipient_of(origin: str) -> str:
+    """Whose workers and whose budgets a requester uses: a destination's, or a local user's, whatever the process."""
+    return origin.partition(" pid=")[0]
+
+
 def statement_key(recipient: str, sql: str) -> StatementKey:
     """The key of a recipient's statement."""
     return recipient, hashlib.sha256(sql.encode(errors="surrogatepass")).digest()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from zeek_agent.containment import channel, messages
@@ -25,11 +26,14 @@ from zeek_agent.containment.messages import (
     Head,
     LogLine,
     Need,
+    NotReady,
+    ReadTable,
     Ready,
     RunStatement,
     Spawn,
     SpoolBatch,
     StatementFailed,
+    TableRead,
 )
 from zeek_agent.containment.protections import Protections
 from zeek_agent.errors import AccessDeniedError, DamagedStateError, LimitError, SqlError
@@ -43,6 +47,8 @@ log = logging.getLogger(__name__)
 
 GRACE_SECONDS: Final = 2.0
 """How long after its time limit a statement's worker is killed; in nearly all cases SQLite has ended it earlier."""
+HELPER_GRACE_SECONDS: Final = 0.5
+"""The same for a helper: the statement that waits for its rows fails before its own worker would be killed."""
 ABANDON_SECONDS: Final = 1.0
 """A killed process that is still there then waits in the kernel for something that may never come: it is abandoned."""
 CANCEL_SECONDS: Final = 0.1
@@ -88,6 +94,8 @@ class _Request:
 
     reply: asyncio.Future[Any]
     files: Sequence[int]
+    answer: type
+    """The message that answers it."""
 
 
 class WorkerProcess:
@@ -143,6 +151,9 @@ class WorkerProcess:
         self._timers: list[asyncio.TimerHandle] = []
         self._abandonment: asyncio.TimerHandle | None = None
         self._giving: asyncio.Task[None] | None = None
+        self._helped: asyncio.Task[None] | None = None
+        """The part of `_giving` that ends with this worker: a helper reads a table for it."""
+        self._deadline = 0.0
         self._loop.add_reader(self._connection, self._read)
         self._loop.add_reader(self._pidfd, self._ended)
 
@@ -152,14 +163,24 @@ class WorkerProcess:
 
     async def compile(self, sql: str, profile: str, seconds: float) -> CompiledStatement:
         """Compile a statement; the worker is killed after the seconds. Raises SqlError."""
-        return await self._ask(lambda number: Compile(number, sql, profile), seconds)  # type: ignore[no-any-return]
+        return await self._ask(lambda number: Compile(number, sql, profile), CompiledStatement, seconds)  # type: ignore[no-any-return]
 
     async def run(self, statement: RunStatement, files: Sequence[int], seconds: float) -> EncodedResult:
         """Run a statement; returns when its result's head is known. Raises SqlError.
 
         `files` are the spool and, for a comparison, the delta file: from now on they are the result's.
         """
-        return await self._ask(lambda number: messages.numbered(statement, number), seconds, files)  # type: ignore[no-any-return]
+        return await self._ask(lambda number: messages.numbered(statement, number), Head, seconds, files)  # type: ignore[no-any-return]
+
+    async def read_table(self, table: str, arguments: bytes, spool: int, seconds: float) -> TableRead:
+        """Have a helper read a table into the spool, which stays the caller's. Raises SqlError."""
+        message = partial(ReadTable, table=table, arguments=arguments, seconds=seconds)
+        return await self._ask(message, TableRead, seconds, passed=[spool], grace=HELPER_GRACE_SECONDS)  # type: ignore[no-any-return]
+
+    @property
+    def seconds_left(self) -> float:
+        """What is left of its statement's time."""
+        return self._deadline - self._loop.time()
 
     def take(self, statement: Hashable) -> None:
         """Reserve the idle or new worker for one statement."""
@@ -225,16 +246,27 @@ class WorkerProcess:
             log.error("cannot kill worker %d: CAP_KILL is missing", self.pid)
         self._abandonment = self._loop.call_later(ABANDON_SECONDS, self._abandon)
 
-    async def _ask(self, message: Callable[[int], Any], seconds: float, files: Sequence[int] = ()) -> Any:
+    async def _ask(
+        self,
+        message: Callable[[int], Any],
+        answer: type,
+        seconds: float,
+        files: Sequence[int] = (),
+        *,
+        passed: Sequence[int] = (),
+        grace: float = GRACE_SECONDS,
+    ) -> Any:
+        """The answer. The files are the request's from now on; those `passed` stay the caller's."""
         assert self._request is None
         assert self.state is WorkerState.BUSY
         self._id += 1
         self.statements += 1
-        request = self._request = _Request(self._loop.create_future(), files)
-        deadline = self._loop.call_later(seconds + GRACE_SECONDS, self.kill, KillCause.TIME)
+        request = self._request = _Request(self._loop.create_future(), files, answer)
+        self._deadline = self._loop.time() + seconds
+        deadline = self._loop.call_later(seconds + grace, self.kill, KillCause.TIME)
         self._timers = [deadline]
         try:
-            channel.send(self._connection, messages.encode(message(self._id)), files)
+            channel.send(self._connection, messages.encode(message(self._id)), [*files, *passed])
         except OSError as error:
             log.debug("worker %d: %s", self.pid, error)
             self.kill(KillCause.CRASH)
@@ -276,26 +308,24 @@ class WorkerProcess:
         match message:
             case LogLine():
                 self._log.write(message)
-            case Ready() if not self._ready.done():
-                self.protections = message.protections
-                self._ready.set_result(None)
+            case Ready() | NotReady() if not self._ready.done():
+                self._begin(message)
             case Need() if self._giving is None and message.id == self._id and self.state is WorkerState.BUSY:
                 self._giving = self._loop.create_task(self._give(message))
-            case CompiledStatement() if (
-                message.id == self._id and self._request is not None and not self._request.files
-            ):
+                self._helped = self._giving if message.what == "table" else None
+            case CompiledStatement() | TableRead() if self._answers(message):
+                if isinstance(message, TableRead):
+                    self._note_usage(message)
                 self._resolve(message)
                 self._free()
-            case Head() if message.id == self._id and self._request is not None and self._request.files:
+            case Head() if self._answers(message) and self._request is not None:
                 self._result = self._begin_result(self._request, message)
                 self._resolve(self._result)
             case SpoolBatch() if message.id == self._id and self._result is not None:
                 self._result.add(message)
             case Finished() if message.id == self._id and self._result is not None:
-                if not (0 <= message.cpu < math.inf and message.peak >= 0):
-                    raise ChannelError(f"a worker cannot have used {message.cpu} s and {message.peak} bytes")
+                self._note_usage(message)
                 self._result.finish()
-                self.cpu, self.peak = message.cpu, message.peak
                 self.succeeded, self._result = True, None
                 self._free()
             case StatementFailed() if message.id == self._id and (self._request or self._result) is not None:
@@ -304,6 +334,22 @@ class WorkerProcess:
                 self._free()
             case _:
                 raise ChannelError(f"{type(message).__name__} was not expected")
+
+    def _begin(self, message: Ready | NotReady) -> None:
+        if isinstance(message, Ready):
+            self.protections = message.protections
+            self._ready.set_result(None)
+        else:
+            self._cause = self._cause or KillCause.CLOSED
+            self._ready.set_exception(SqlError(clipped(message.reason, ERROR_CHARACTERS)))
+
+    def _answers(self, message: CompiledStatement | Head | TableRead) -> bool:
+        return message.id == self._id and self._request is not None and type(message) is self._request.answer
+
+    def _note_usage(self, message: Finished | TableRead) -> None:
+        if not (0 <= message.cpu < math.inf and message.peak >= 0):
+            raise ChannelError(f"a worker cannot have used {message.cpu} s and {message.peak} bytes")
+        self.cpu, self.peak = message.cpu, message.peak
 
     def _begin_result(self, request: _Request, head: Head) -> EncodedResult:
         """The result, which has the request's files from now on."""
@@ -323,12 +369,12 @@ class WorkerProcess:
             rows, descriptors = await self._need(need)
             answer = Give(need.id, rows)
         except SqlError as error:
-            answer = Give(need.id, error=str(error))
+            answer = Give(need.id, error=str(error), kind=type(error).__name__)
         except Exception as error:
             log.exception("a worker's request for %s %s failed", need.what, clipped(need.name))
             answer = Give(need.id, error=f"the agent failed to answer, see its log: {clipped(repr(error))}")
         finally:
-            self._giving = None
+            self._giving = self._helped = None
         try:
             if self._connection.fileno() >= 0:
                 channel.send(self._connection, messages.encode(answer), descriptors)
@@ -391,6 +437,8 @@ class WorkerProcess:
 
     def _fail(self) -> None:
         """Whoever waits gets an error; after the reason for it is known."""
+        if self._helped is not None:
+            self._helped.cancel()
         if self._cause is None:
             self._cause = KillCause.CRASH
         error = _ERRORS[self._cause]

@@ -13,13 +13,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple, Protocol
 
 import apsw
 
 from zeek_agent.database.cells import INT64_MAX, INT64_MIN, CellEncoder, encode
+from zeek_agent.database.privileged_tables import read_table
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import INDEXED_ROWS_MAX, IndexedScan, SharedScans
 from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
@@ -33,13 +34,18 @@ LOOKUPS_BEFORE_INDEXING: Final = 4
 ASSUMED_SCAN_ROWS: Final = 1_000
 """Estimate for SQLite's planner of a scan's rows; it only has to be much larger than a lookup's."""
 
-_PUSHED_DOWN: Final = frozenset({"address", "blob", "bool", "count", "enum", "int", "interval", "real", "text", "time"})
+PUSHED_DOWN: Final = frozenset({"address", "blob", "bool", "count", "enum", "int", "interval", "real", "text", "time"})
+"""Column types whose cells compare in a table as in SQLite."""
 
 
 class NumbersNeeded(Exception):  # noqa: N818 - a request to the session, not a failure
     """SQLite needs a row's number to identify it in another scan of the table (OR over two columns, RIGHT JOIN). The
     statement has to run again with `Run.numbered`: each table is then scanned once and its rows are numbered.
     """
+
+
+class RunAgain(Exception):  # noqa: N818 - likewise
+    """This run of the statement need not go on: deferred reads (`StatementContext.defer`) have to come first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +115,27 @@ class StatementContext(Protocol):
     scans: SharedScans
     run: Run
     held: dict[tuple[Layout, tuple[Value, ...]], IndexedScan]
+    kept: dict[Any, Any]
+    """What tables with a module of their own keep for the statement."""
     missing: str | None
 
     def check_table(self, table: Table) -> None:
         """Check that the statement being compiled may read the table. Raises AccessDeniedError."""
+
+    def defer(self, read: Callable[[], None]) -> bool:
+        """Have `read` called when this run of the statement ends, and run the statement again afterwards.
+
+        False if the statement has run too often for that.
+        """
+        ...
+
+
+class ModuleTable(Table, ABC):
+    """A snapshot table that is not read by `TableModule` but by a virtual-table module of its own."""
+
+    @abstractmethod
+    def module(self, statement: StatementContext, layout: Layout) -> Any:
+        """The module, as apsw's `create_module` takes it, for one connection."""
 
 
 class TableModule:
@@ -130,7 +153,7 @@ class TableModule:
     ) -> None:
         self.statement = statement
         self.layout = layout
-        self.scan = rows or layout.table.rows
+        self.scan = rows or partial(read_table, layout.table)
         self.shared = rows is None
         self.stored = stored
 
@@ -187,7 +210,7 @@ class VirtualTable:
         return True
 
     def _pushes_down(self, number: int, collation: str) -> bool:
-        return collation == "BINARY" and self.module.layout.fields[number].type.name in _PUSHED_DOWN
+        return collation == "BINARY" and self.module.layout.fields[number].type.name in PUSHED_DOWN
 
     def Open(self) -> TableCursor:  # noqa: N802
         return TableCursor(self.module)

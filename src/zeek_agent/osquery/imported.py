@@ -11,9 +11,10 @@ from zeek_agent.access import REDACTED
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.osquery import osquery_sql
 from zeek_agent.osquery.client import OsqueryClient
+from zeek_agent.osquery.lookups import ImportedTable
 from zeek_agent.osquery.wire import ConnectionLostError, OsqueryRefusedError, OsqueryRow, UnreachableError
 from zeek_agent.schema import Column
-from zeek_agent.table import Constraints, Remote, Table
+from zeek_agent.table import Constraints, Table
 
 PREFIX: Final = "osquery_"
 OFFERED: Final = (
@@ -166,13 +167,15 @@ def _table(name: str, one: OsqueryTable, reader: OsqueryReader, *, alias: bool) 
     decisive = {"uid"} & names if one.name in OF_A_USER else set()
     opaque = (COMMAND_LINES | ENVIRONMENTS) & names
     needed = reader.rules.required.get(one.name, frozenset()) & names
-    table = Table(
+    table = ImportedTable(
         name,
         f"osquery's table {one.name}",
         description=f"The table {one.name} of the osquery running on the host.",
         columns=one.columns,
-        remote=Remote(required=needed, decisive=frozenset(decisive), opaque=opaque),
         alias=alias,
+        required=needed,
+        decisive=frozenset(decisive),
+        opaque=opaque,
     )
     table.snapshot(lambda wanted: reader.rows(name, one, wanted))
     return table

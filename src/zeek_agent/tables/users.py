@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from zeek_agent.host.accounts import last_login, name_service
+from zeek_agent.privileges import Privileges
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table
 
@@ -34,6 +35,7 @@ users = Table(
         "SELECT * FROM users WHERE name = 'root'",
     ],
     platforms=("linux", "darwin"),
+    privileges=Privileges(user_database=True),
 )
 
 

@@ -33,7 +33,14 @@ def describe_table(table: Table) -> str:
     if table.examples:
         parts += ["", "Examples:", *(f"  {example}" for example in table.examples)]
     parts += ["", f"Platforms: {', '.join(table.platforms)}"]
+    if privileges := privileges_summary(table):
+        parts.append(f"Privileges: {privileges}")
     return "\n".join(parts) + "\n"
+
+
+def privileges_summary(table: Table) -> str:
+    """What a table may use beyond reading; empty for most."""
+    return ", ".join(table.privileges.texts())
 
 
 def parameter_summary(parameter: Parameter) -> str:

@@ -51,12 +51,21 @@ class Zygote:
             log.exception("workers will start more slowly")
         heap.trim()
         self._workers: dict[int, int] = {}
+        self._helpers: set[int] = set()
+        """Pids of helpers, each of which leads a process group of its own."""
         self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def run(self) -> None:
-        """Until the agent closes the socket."""
+        """Until the agent closes the socket. Helpers and their programs end first: nobody could end these later."""
+        try:
+            self._serve()
+        finally:
+            for helper in tuple(self._helpers):
+                self._end_programs(helper)
+
+    def _serve(self) -> None:
         while True:
             ready, _, _ = select.select([self._control.fileno(), self._wakeup[0]], [], [])
             if self._wakeup[0] in ready:
@@ -78,6 +87,8 @@ class Zygote:
         channel.close_all(descriptors)
         pidfd = os.pidfd_open(pid)
         self._workers[pid] = spawn.worker
+        if spawn.kind is WorkerClass.HELPER:
+            self._helpers.add(pid)
         channel.send(self._control, messages.encode(Spawned(spawn.worker, pid)), [pidfd])
         os.close(pidfd)
 
@@ -107,14 +118,30 @@ class Zygote:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status, used = os.wait4(-1, os.WNOHANG)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if ended is None:
                 return
+            if ended.si_pid in self._helpers:
+                self._end_programs(ended.si_pid)
+            pid, status, used = os.wait4(ended.si_pid, 0)
             cpu = used.ru_utime + used.ru_stime
             exited = Exited(self._workers.pop(pid, -1), status, cpu, used.ru_maxrss * 1024)
             channel.send(self._control, messages.encode(exited))
+
+    def _end_programs(self, helper: int) -> None:
+        """Kill a helper's process group, which has what its programs have started.
+
+        The group cannot be another one's, since the helper has not been reaped yet.
+        """
+        self._helpers.remove(helper)
+        try:
+            os.killpg(helper, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        except PermissionError:
+            log.exception("cannot kill the programs of helper %d: CAP_KILL is missing", helper)
 
 
 def main() -> None:

@@ -29,18 +29,21 @@ from zeek_agent.containment.messages import (
     Head,
     Imports,
     Need,
+    NotReady,
+    ReadTable,
     RunStatement,
     Setup,
     Spawn,
     SpoolBatch,
     StatementFailed,
+    TableRead,
 )
-from zeek_agent.containment.protections import WorkerClass, WorkerLimits
+from zeek_agent.containment.protections import LockdownError, WorkerClass, WorkerLimits
 from zeek_agent.database.encodings import FRAME_BYTES_MAX, OMISSIONS_BYTES_MAX
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
-from zeek_agent.errors import LimitError, SqlError, ZeekAgentError
+from zeek_agent.errors import AccessDeniedError, LimitError, SqlError, ZeekAgentError
 from zeek_agent.host.linux import host_sockets
 from zeek_agent.osquery import imported_tables
 from zeek_agent.queries.subscriptions import Change
@@ -50,6 +53,7 @@ from zeek_agent.results.reader import ResultReader
 from zeek_agent.table import TableContext
 from zeek_agent.table_declarations import declared
 from zeek_agent.text import clipped
+from zeek_agent.worker import table_spool
 from zeek_agent.worker.agent_proxy import AgentProxy, PassedIterators, passed_sock_diag, passed_translations
 from zeek_agent.worker.open_files import let_go_of_standard_streams, reopen_read_only
 from zeek_agent.worker.result_writer import ResultWriter, frames
@@ -63,6 +67,8 @@ if TYPE_CHECKING:
     from zeek_agent.database.results import ResultColumn
     from zeek_agent.database.sql_connection import StreamedStatement
     from zeek_agent.host.files.reads import Omissions
+    from zeek_agent.schema import Row
+    from zeek_agent.table import Constraints, Table
 
 ERROR_CHARACTERS: Final = 10_000
 FRAMES_PER_MESSAGE: Final = 10_000
@@ -113,9 +119,11 @@ class Worker:
         self._connection = connection
         self._shared = shared
         self._limits = shared.config.limits
+        self._spawn = spawn
         self._kind = spawn.kind
         self._statement = 0
         self._scans = SharedScans()
+        self._current = Run(self._limits)
         imports = spawn.imports
         self._catalog = shared.catalog
         if imports != Imports():
@@ -127,8 +135,9 @@ class Worker:
             self._catalog = Catalog.of(spawn.generation, tables, imports.gone)
         self._store = StoreAt(spawn.store_uri) if spawn.store_uri else None
         agent = AgentProxy(shared.setup, self.ask, self._catalog.tables.values, spawn.store_uri)
-        self._context = TableContext(agent, shared.access)
-        self._connections: dict[Profile, SqlConnection] = {}
+        helper = self._rows_from_helper if spawn.kind is WorkerClass.SNAPSHOTS else None
+        self._context = TableContext(agent, shared.access, helper=helper)
+        self._connections: dict[tuple[Profile, bool], SqlConnection] = {}
         if spawn.iterators:
             iterators.use(PassedIterators(self.ask))
         host_sockets.use(partial(passed_sock_diag, self.ask))
@@ -142,18 +151,28 @@ class Worker:
         """
         if self._kind is WorkerClass.EVENTS:
             for profile in Profile:
-                self._sql(profile)
+                self._sql(profile, attached=True)
             reopen_read_only()
         else:
             os.nice(NICENESS)
+        if self._kind is WorkerClass.HELPER:
+            os.setpgid(0, 0)  # what its programs start ends with it
         let_go_of_standard_streams()
         limits = self._limits
-        protections = lock_down(
-            self._kind,
-            parent=parent,
-            account=self._shared.setup.account,
-            limits=WorkerLimits(limits.worker_bytes, SPOOL_SHARE * limits.result_bytes),
-        )
+        try:
+            protections = lock_down(
+                self._kind,
+                parent=parent,
+                account=self._shared.setup.account,
+                limits=WorkerLimits(limits.worker_bytes, SPOOL_SHARE * limits.result_bytes),
+                privileges=self._spawn.privileges,
+                group_sockets=self._spawn.group_sockets,
+            )
+        except (LockdownError, OSError) as error:
+            if self._kind is not WorkerClass.HELPER:
+                raise
+            self._send(NotReady(clipped(str(error), ERROR_CHARACTERS)))
+            os._exit(0)
         self._send(messages.Ready(protections))
 
     def serve(self) -> None:
@@ -169,9 +188,9 @@ class Worker:
             finally:
                 channel.close_all(descriptors)
 
-    def ask(self, what: str, name: str) -> tuple[bytes, list[int]]:
+    def ask(self, what: str, name: str, arguments: bytes = b"") -> tuple[bytes, list[int]]:
         """Ask the agent for something while a statement runs. Raises SqlError."""
-        self._send(Need(self._statement, what, name))  # type: ignore[arg-type]
+        self._send(Need(self._statement, what, name, arguments))  # type: ignore[arg-type]
         received = channel.receive(self._connection)
         if received is None:
             raise SystemExit(0)
@@ -181,8 +200,18 @@ class Worker:
             raise SystemExit(1)
         if answer.error is not None:
             channel.close_all(descriptors)
-            raise SqlError(answer.error)
+            raise _ERRORS.get(answer.kind, SqlError)(answer.error)
         return answer.rows, descriptors
+
+    def _rows_from_helper(self, table: Table, wanted: Constraints) -> Iterator[Row]:
+        """The rows of a table with privileges, which a helper process has read."""
+        packed, descriptors = self.ask("table", table.name, table_spool.packed_arguments(table.name, wanted))
+        if len(descriptors) != 1:
+            raise SqlError(f"the agent passed no rows of table {table.name}")
+        where = messages.decode_table_rows(packed)
+        for error in where.errors:
+            self._current.errors.add(error)
+        return table_spool.read_rows(descriptors[0], where.size_bytes)
 
     def _dial_osquery(self) -> socket.socket:
         _, descriptors = self.ask("osquery", "")
@@ -209,6 +238,8 @@ class Worker:
                     self._compile(message)
                 case RunStatement():
                     self._run(message, *descriptors)
+                case ReadTable() if self._kind is WorkerClass.HELPER:
+                    self._read_table(message, *descriptors)
         except ZeekAgentError as error:
             self._fail(type(error).__name__, str(error))
         except OSError as error:
@@ -233,7 +264,7 @@ class Worker:
         run = self._started(Run(self._limits))
         run.scans_since = message.scans_since
         rows = ResultWriter(spool)
-        streamed = self._sql(Profile(message.profile)).stream(message.sql, run, rows, message.window)
+        streamed = self._sql_for(message, run).stream(message.sql, run, rows, message.window)
         finished = FinishedStatement(rows.settle(streamed.headings, run.errors), rows, streamed, run)
         if message.comparison is not None:
             self._send_differences(finished, message.encoding, message.comparison, delta)
@@ -243,6 +274,26 @@ class Worker:
 
         used = resource.getrusage(resource.RUSAGE_SELF)
         self._send(Finished(message.id, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024))
+
+    def _read_table(self, message: ReadTable, spool: int) -> None:
+        """Write a table's rows to the spool. An error ends this helper, for the next may have what was missing."""
+        table = self._catalog.tables[message.table]
+        try:
+            size_bytes, errors = table_spool.write_rows(
+                spool,
+                table,
+                messages.decode_arguments(message.arguments),
+                self._context,
+                limits=self._limits,
+                seconds=message.seconds,
+            )
+        except SqlError as error:
+            self._fail(type(error).__name__, str(error), spent=True)
+            return
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        self._send(TableRead(message.id, size_bytes, errors, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024))
 
     def _send_rows(self, finished: FinishedStatement, encoding: Encoding, change: Change | None) -> None:
         """Send all rows: frames of a small result as they are encoded, those of a large one at the end."""
@@ -295,20 +346,34 @@ class Worker:
 
     def _started(self, run: Run) -> Run:
         """The statement's clock runs from now on, and SQLite's memory is bounded."""
+        self._current = run
         run.start(memory_ceiling=apsw.memory_used() + self._limits.memory_bytes)
         return run
 
-    def _sql(self, profile: Profile) -> SqlConnection:
-        connection = self._connections.get(profile)
+    def _sql_for(self, message: RunStatement, run: Run) -> SqlConnection:
+        """The connection for a statement: with the store attached only if it reads nothing else."""
+        profile = Profile(message.profile)
+        if self._kind is WorkerClass.EVENTS:
+            return self._sql(profile, attached=True)
+        copying = self._sql(profile)
+        if message.comparison is None:  # else statements that read only event tables run in an event worker
+            return copying
+        tables = copying.compile(message.sql, run).tables
+        only_events = bool(tables) and all(self._catalog.tables[name].kind == "events" for name in tables)
+        return self._sql(profile, attached=True) if only_events else copying
+
+    def _sql(self, profile: Profile, *, attached: bool = False) -> SqlConnection:
+        connection = self._connections.get((profile, attached))
         if connection is None:
             try:
-                connection = self._connections[profile] = SqlConnection(
+                connection = self._connections[profile, attached] = SqlConnection(
                     self._catalog,
                     profile,
                     context=self._context,
                     limits=self._limits,
                     scans=self._scans,
                     store=self._store,
+                    copies=not attached,
                 )
             except apsw.Error as error:
                 raise SqlError(f"cannot open the database: {error}") from error
@@ -343,6 +408,7 @@ def _write_files(rows: ResultWriter, files: Omissions) -> tuple[int, int]:
     return rows.write(packed), len(packed)
 
 
+_ERRORS: Final = {each.__name__: each for each in (AccessDeniedError, LimitError)}
 _CHANGES: Final = {RowChange.GONE: Change.DELETE, RowChange.NEW: Change.ADD, None: None}
 
 

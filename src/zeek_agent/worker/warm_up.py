@@ -15,6 +15,7 @@ from zeek_agent.database.encodings import BatchesEncoding, ControlEncoding, Enco
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Profile, SqlConnection
+from zeek_agent.host import programs  # noqa: F401
 from zeek_agent.host.files import mount_rules
 from zeek_agent.table import TableContext
 from zeek_agent.worker.result_writer import ResultWriter, frames
@@ -28,9 +29,11 @@ STATEMENTS: Final = (
     "SELECT * FROM sockets WHERE pid = 1",
     "SELECT * FROM files_list('/etc/host*')",
     "SELECT * FROM files_lines('/etc/hostname')",
-    "SELECT name FROM users WHERE uid = 0",
 )
-"""One for each kind of reader of the host."""
+"""One for each kind of reader of the host.
+
+None of a table with privileges: it would run as root here, and leave connections to daemons to the workers.
+"""
 _ENCODINGS: Final[tuple[Encoding, ...]] = (
     RowsEncoding(),
     ControlEncoding(),
@@ -41,6 +44,9 @@ _ENCODINGS: Final[tuple[Encoding, ...]] = (
 
 def warm_up(shared: Shared, agent: AgentView) -> None:
     """Run a few statements and encode their rows."""
+    import grp  # noqa: F401  for the table users
+    import pwd  # noqa: F401
+
     mount_rules.memory_mount()
     context = TableContext(agent, shared.access)
     limits = shared.config.limits

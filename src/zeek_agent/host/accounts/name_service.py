@@ -24,6 +24,11 @@ _DYNAMIC_UIDS: Final = range(61_184, 65_520)
 _NOBODY: Final = frozenset({65_534, 65_535})
 
 
+_LOCAL_SERVICES: Final = frozenset({"files", "db", "altfiles", "extrausers"})
+"""Services of nsswitch.conf(5) that read files only."""
+_ACCOUNT_DATABASES: Final = frozenset({b"passwd", b"group", b"initgroups"})
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """An entry of passwd(5)."""
@@ -39,6 +44,32 @@ class Account:
     def full_name(self) -> str:
         """The first field of GECOS."""
         return self.gecos.partition(",")[0]
+
+
+def has_daemons(nsswitch: Path = Path("/etc/nsswitch.conf"), userdb: Path = Path("/run/systemd/userdb")) -> bool:
+    """Whether accounts or groups come from more than local files: from daemons, which are reached by Unix sockets.
+
+    `systemd`, which most distributions configure, has further accounts only where a service offers some in `userdb`.
+    """
+    try:
+        lines = nsswitch.read_bytes().splitlines()
+    except OSError:
+        return False  # the C library then reads files only
+    services: set[str] = set()
+    for line in lines:
+        database, _, sources = line.partition(b"#")[0].partition(b":")
+        if database.strip() in _ACCOUNT_DATABASES:
+            services.update(re.sub(rb"\[[^\]]*\]", b" ", sources).decode(errors="replace").split())
+    if "systemd" in services and not _has_entries(userdb):
+        services.remove("systemd")
+    return not services <= _LOCAL_SERVICES
+
+
+def _has_entries(directory: Path) -> bool:
+    try:
+        return any(directory.iterdir())
+    except OSError:
+        return False
 
 
 def accounts() -> Iterator[Account]:

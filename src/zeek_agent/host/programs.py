@@ -1,0 +1,116 @@
+"""Running a program that a table declares.
+
+The kernel executes the file that was checked (`/proc/self/fd/N`), as fexecve(3) does, whatever has its name then.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from zeek_agent.host.program_files import ProgramError, open_program
+
+OUTPUT_BYTES_MAX: Final = 16 << 20
+"""Most that a program may write to its standard output."""
+ERRORS_BYTES_MAX: Final = 4096
+"""The beginning of its standard error, which an error message quotes; the rest is discarded."""
+CHECK_SECONDS: Final = 0.1
+"""How often a table's time is checked while its program writes nothing."""
+
+_ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/", "TZ": "UTC"}
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def run_program(
+    program: str,
+    arguments: Sequence[str] = (),
+    *,
+    check: Callable[[], None] = lambda: None,
+    output_bytes_max: int = OUTPUT_BYTES_MAX,
+) -> bytes:
+    """The standard output of a program that the table has declared. Its standard input is empty, its environment fixed.
+
+    `check` is the table's `Constraints.check`. Raises ProgramError if the program may not be executed, fails or writes
+    more than `output_bytes_max`, and OSError.
+    """
+    descriptor = open_program(program)
+    try:
+        process = subprocess.Popen(
+            [program, *arguments],
+            executable=f"/proc/self/fd/{descriptor}",
+            pass_fds=[descriptor],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_ENVIRONMENT,
+            # only in a process with a single thread, as helpers are: elsewhere a lock could be held by another
+            preexec_fn=_die_with_parent(os.getpid()) if threading.active_count() == 1 else None,  # noqa: PLW1509
+        )
+    finally:
+        os.close(descriptor)
+    try:
+        assert process.stdin is not None
+        process.stdin.close()
+        output, errors = _outputs(process, program, check, output_bytes_max)
+        status = process.wait()
+    except BaseException:
+        _abandon(process)
+        raise
+    finally:
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+    if status != 0:
+        how = f"was ended by signal {-status}" if status < 0 else f"failed with exit code {status}"
+        said = errors.decode(errors="replace").strip()
+        raise ProgramError(f"{program} {how}{': ' if said else ''}{said}")
+    return bytes(output)
+
+
+def _outputs(
+    process: subprocess.Popen[bytes], program: str, check: Callable[[], None], output_bytes_max: int
+) -> tuple[bytearray, bytearray]:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    output, errors = bytearray(), bytearray()
+    left = {process.stdout.fileno(): output, process.stderr.fileno(): errors}
+    while left:
+        check()
+        readable, _, _ = select.select(list(left), [], [], CHECK_SECONDS)
+        for pipe in readable:
+            content = os.read(pipe, 65_536)
+            if not content:
+                del left[pipe]
+            elif left[pipe] is output:
+                output += content
+            else:
+                errors += content[: ERRORS_BYTES_MAX - len(errors)]
+        if len(output) > output_bytes_max:
+            raise ProgramError(f"{program} wrote more than {output_bytes_max} bytes")
+    return output, errors
+
+
+def _abandon(process: subprocess.Popen[bytes]) -> None:
+    """End the program where that is permitted: a helper may signal nobody, and its programs end with it."""
+    try:
+        process.kill()
+    except PermissionError:
+        return
+    process.wait()
+
+
+def _die_with_parent(parent: int) -> Callable[[], None]:
+    """What a program's process does before it executes the program."""
+    libc = ctypes.CDLL(None)
+
+    def prepare() -> None:
+        if libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0) != 0 or os.getppid() != parent:
+            os._exit(1)
+
+    return prepare

@@ -1,0 +1,427 @@
+"""osquery's tables as SQLite virtual tables, with few round trips per statement.
+
+Constraints with known values are part of the question. In a join, the values come from rows of other tables: they are
+collected while the statement runs, then fetched together, and the statement runs again (`StatementContext.defer`). A
+table that osquery answers only by value (`ImportedTable.required`), or for its own user without one (`decisive`), is
+asked in batches of values; any other one for a few values, or for all its rows when there are many.
+
+The question also names the columns that are read, and has a LIMIT if nothing else restricts the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from functools import lru_cache
+from itertools import chain, islice
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import apsw
+import msgspec
+
+from zeek_agent.database.cells import INT64_MAX, INT64_MIN
+from zeek_agent.database.scans import IndexedScan
+from zeek_agent.database.virtual_tables import (
+    ASSUMED_SCAN_ROWS,
+    Layout,
+    ModuleTable,
+    RowCursor,
+    RunAgain,
+    StatementContext,
+    TableModule,
+    TableReader,
+    columns_used,
+    comparable,
+    number_from,
+)
+from zeek_agent.errors import SqlError
+from zeek_agent.schema import Column
+from zeek_agent.table import Bound
+
+KEYS_PER_LOOKUP: Final = 100
+"""Values in one question, to bound the length of its statement."""
+COLLECTED_KEYS_MAX: Final = 20
+"""Values of a join that are fetched by value; for more, fetching all rows is assumed to be faster."""
+KEYED_ROUNDS_MAX: Final = 1
+"""How often collected values are fetched by value before all rows are, since more values may follow."""
+
+_ALL_AT_ONCE: Final = "IN"
+_EQUALITIES: Final = frozenset({"=", _ALL_AT_ONCE})
+_PATTERNS: Final = frozenset({"LIKE", "GLOB"})
+_OPERATORS: Final = {
+    apsw.SQLITE_INDEX_CONSTRAINT_EQ: "=",
+    apsw.SQLITE_INDEX_CONSTRAINT_GT: ">",
+    apsw.SQLITE_INDEX_CONSTRAINT_GE: ">=",
+    apsw.SQLITE_INDEX_CONSTRAINT_LT: "<",
+    apsw.SQLITE_INDEX_CONSTRAINT_LE: "<=",
+    apsw.SQLITE_INDEX_CONSTRAINT_LIKE: "LIKE",
+    apsw.SQLITE_INDEX_CONSTRAINT_GLOB: "GLOB",
+}
+_LIMITS: Final = {apsw.SQLITE_INDEX_CONSTRAINT_LIMIT: "limit", apsw.SQLITE_INDEX_CONSTRAINT_OFFSET: "offset"}
+_UNDERSTOOD: Final = {
+    "text": frozenset({*_EQUALITIES, *_PATTERNS, "<", "<=", ">", ">="}),
+    "int": frozenset({*_EQUALITIES, "<", "<=", ">", ">="}),
+    "count": _EQUALITIES,
+}
+"""By column type, the operators that osquery evaluates as SQLite does here. There, an unsigned number beyond 2⁶³ has
+another sign, reals are rounded in transit, and blobs are texts.
+"""
+
+
+class Term(NamedTuple):
+    """A constraint whose value is passed to Filter; `known` if the value is a constant of the statement.
+
+    The field `number` is -1 for LIMIT and OFFSET.
+    """
+
+    number: int
+    operator: str
+    known: bool
+
+
+Operand: TypeAlias = Any
+"""Operand of a term: the frozen set of equal cells, one number or text, or None if it cannot be pushed down."""
+
+Values: TypeAlias = "tuple[tuple[Term, Operand], ...]"
+"""Terms with their operands. The same term can occur twice, as in `size > 1 AND size > 5`."""
+
+
+class LookupPlan(NamedTuple):
+    """The plan that BestIndex passes to Filter."""
+
+    terms: tuple[Term, ...]
+    used: tuple[int, ...]
+
+
+@lru_cache(maxsize=1024)
+def _parse_plan(plan: str) -> LookupPlan:
+    return msgspec.json.decode(plan, type=LookupPlan)
+
+
+class ImportedTable(ModuleTable):
+    """A table of osquery, where each scan is a round trip.
+
+    One of the columns `required` must have a value. The values of the columns `decisive` determine which rows the table
+    has at all. The columns `opaque` differ here from those that osquery compares, so that constraints on them are not
+    passed on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        summary: str,
+        *,
+        description: str,
+        columns: Iterable[Column],
+        alias: bool,
+        required: frozenset[str] = frozenset(),
+        decisive: frozenset[str] = frozenset(),
+        opaque: frozenset[str] = frozenset(),
+    ) -> None:
+        super().__init__(name, summary, description=description, columns=columns, alias=alias)
+        self.required = required
+        self.decisive = decisive
+        self.opaque = opaque
+
+    def module(self, statement: StatementContext, layout: Layout) -> LookupModule:
+        return LookupModule(statement, layout, self)
+
+
+class LookupModule:
+    """Module that creates the virtual table of an imported table in one connection."""
+
+    def __init__(self, statement: StatementContext, layout: Layout, table: ImportedTable) -> None:
+        self.statement = statement
+        self.layout = layout
+        self.reading = TableModule(statement, layout, table.rows)
+        self.opaque = table.opaque
+        self.required = {number for number, column in enumerate(layout.fields) if column.name in table.required}
+        self.decisive = {number for number, column in enumerate(layout.fields) if column.name in table.decisive}
+        names = " or ".join(sorted(table.required))
+        self.requirement = f"table {table.name}: a value for {names} is required (=, IN, or LIKE a text)"
+
+    def Create(  # noqa: N802 - apsw's name
+        self, connection: apsw.Connection, module: str, database: str, name: str, *arguments: Any
+    ) -> tuple[str, LookupTable]:
+        return self.layout.sql, LookupTable(self)
+
+    Connect = Create
+
+    def lookup(self, plan: LookupPlan, known: Values) -> Lookup:
+        """The lookup with these known values, shared by all its uses in the statement."""
+        kept = self.statement.kept
+        key = (self.layout, plan, known)
+        if key not in kept:
+            kept[key] = self._lookup(plan, known)
+        lookup: Lookup = kept[key]
+        return lookup
+
+    def _lookup(self, plan: LookupPlan, known: Values) -> Lookup:
+        """A new lookup of the kind that the constraints call for."""
+        equal = [term for term in plan.terms if not term.known and term.operator in _EQUALITIES]
+        given = {term.number for term, value in known if value is not None}
+        needed = self.required or self.decisive
+        if needed and not needed & given:
+            key = next((term for term in equal if term.number in needed), None)
+            if key is not None:
+                return KeyedLookup(self, plan, known, key, optional=False)
+            if self.required:
+                raise SqlError(self.requirement)
+        return KeyedLookup(self, plan, known, equal[0], optional=True) if equal else ScanLookup(self, plan, known)
+
+
+class LookupTable:
+    """One virtual table of a connection."""
+
+    def __init__(self, module: LookupModule) -> None:
+        self.module = module
+
+    def BestIndexObject(self, info: apsw.IndexInfo) -> bool:  # noqa: N802
+        """Push down what osquery can evaluate, and LIMIT if nothing else restricts the rows."""
+        self.module.statement.check_table(self.module.layout.table)
+        terms: list[Term] = []
+        limits: list[int] = []
+        exact = info.nOrderBy == 0
+        for which in range(info.nConstraint):
+            if info.get_aConstraint_op(which) in _LIMITS:
+                limits.append(which)
+                continue
+            term = self._term(info, which)
+            if term is None:
+                exact = False
+                continue
+            exact = exact and term.operator != _ALL_AT_ONCE
+            terms.append(term)
+            info.set_aConstraintUsage_argvIndex(which, len(terms))
+        if not self._is_answerable(terms):
+            return False
+        if exact:
+            for which in limits:
+                terms.append(Term(-1, _LIMITS[info.get_aConstraint_op(which)], known=True))
+                info.set_aConstraintUsage_argvIndex(which, len(terms))
+        narrowed = any(term.operator in _EQUALITIES for term in terms)
+        info.estimatedRows = 1 if narrowed else ASSUMED_SCAN_ROWS
+        info.estimatedCost = info.estimatedRows
+        plan = LookupPlan(tuple(terms), columns_used(info.colUsed, len(self.module.layout.fields)))
+        info.idxStr = msgspec.json.encode(plan).decode()
+        return True
+
+    def _term(self, info: apsw.IndexInfo, which: int) -> Term | None:
+        """The constraint to push down, or None if only SQLite can evaluate it."""
+        operator = _OPERATORS.get(info.get_aConstraint_op(which))
+        number = info.get_aConstraint_iColumn(which)
+        if operator is None or number < 0 or not info.get_aConstraint_usable(which):
+            return None
+        column = self.module.layout.fields[number]
+        if operator not in _UNDERSTOOD.get(column.type.name, ()) or column.name in self.module.opaque:
+            return None
+        if operator not in _PATTERNS and info.get_aConstraint_collation(which) != "BINARY":
+            return None
+        if operator == "=" and info.get_aConstraintUsage_in(which):
+            info.set_aConstraintUsage_in(which, True)
+            return Term(number, _ALL_AT_ONCE, known=False)
+        return Term(number, operator, known=info.get_aConstraint_rhs(which) is not None)
+
+    def _is_answerable(self, terms: Iterable[Term]) -> bool:
+        """Whether one of the required columns is given a value."""
+        required = self.module.required
+        if not required or any(
+            term.number in required and (term.operator in _EQUALITIES or (term.operator in _PATTERNS and term.known))
+            for term in terms
+        ):
+            return True
+        self.module.statement.missing = self.module.requirement
+        return False
+
+    def Open(self) -> LookupCursor:  # noqa: N802
+        return LookupCursor(self.module)
+
+    def Disconnect(self) -> None:  # noqa: N802
+        """Nothing to release."""
+
+    Destroy = Disconnect
+
+
+class LookupCursor(RowCursor):
+    """One use of an imported table in a running statement."""
+
+    __slots__ = ("_module",)
+
+    def __init__(self, module: LookupModule) -> None:
+        super().__init__(module.statement)
+        self._module = module
+
+    def _rows_for(self, plan: str, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        parsed = _parse_plan(plan)
+        known: list[tuple[Term, Operand]] = []
+        varying: list[tuple[Term, Operand]] = []
+        for term, given in zip(parsed.terms, values, strict=True):
+            value = _value(self._module.layout, term, given)
+            if value == frozenset() or (given is None and term.number >= 0):
+                return iter(())
+            (known if term.known else varying).append((term, value))
+        if self._statement.run.numbered:
+            return self._numbered((*known, *varying))
+        return self._module.lookup(parsed, tuple(known)).select(tuple(varying))
+
+    def _numbered(self, values: Values) -> Iterator[Sequence[Any]]:
+        """Fetch all rows, so that a row has the same number whichever constraint finds it."""
+        if self._module.required:
+            raise SqlError(f"{self._module.requirement}; a value in each part of an OR is not enough: use UNION")
+        return TableReader(self._module.reading, ()).numbered().select(_equalities(values))
+
+
+def _value(layout: Layout, term: Term, given: Any) -> Operand:
+    if term.number < 0:
+        return given
+    zeek_type = layout.fields[term.number].type
+    if term.operator in _EQUALITIES:
+        cells = comparable(zeek_type, given)
+        return None if cells is None or any(isinstance(cell, str) and "\0" in cell for cell in cells) else cells
+    if zeek_type.sqlite == "TEXT":
+        plain = isinstance(given, str) and "\0" not in given and (given.isascii() or term.operator in _PATTERNS)
+        return given if plain else None
+    bound = number_from(given, None) if isinstance(given, str) else given
+    if not isinstance(bound, int | float) or not math.isfinite(bound) or not INT64_MIN <= bound <= INT64_MAX:
+        return None
+    return bound
+
+
+def _equalities(values: Values) -> dict[int, frozenset[Any]]:
+    return {term.number: value for term, value in values if term.operator in _EQUALITIES and value is not None}
+
+
+class Lookup(ABC):
+    """What a statement reads of a table with the same known values."""
+
+    def __init__(self, module: LookupModule, plan: LookupPlan, known: Values) -> None:
+        self._module = module
+        self._plan = plan
+        self._known = known
+        self._exact: tuple[Values, list[Sequence[Any]]] | None = None
+        """The first values of the other terms that rows were fetched for, and these rows."""
+
+    def select(self, values: Values) -> Iterator[Sequence[Any]]:
+        """At least the rows with these values of the other terms; none if the statement will run again."""
+        if self._exact is not None and self._exact[0] == values:
+            return iter(self._exact[1])
+        return self._find(values)
+
+    @abstractmethod
+    def _find(self, values: Values) -> Iterator[Sequence[Any]]:
+        """`select` for values other than the first."""
+
+    def _fetch_exactly(self, values: Values) -> list[Sequence[Any]]:
+        rows = self._fetch(values, limited=True)
+        self._exact = values, rows
+        return rows
+
+    def _fetch(self, values: Values, *, limited: bool) -> list[Sequence[Any]]:
+        """The rows with the known values and these; `limited` if SQLite's LIMIT applies to exactly them."""
+        fields = self._module.layout.fields
+        equal: dict[int, frozenset[Any]] = {}
+        bounds: list[Bound] = []
+        limits: dict[str, int] = {}
+        exact = limited
+        for (number, operator, _), value in (*self._known, *values):
+            if number < 0:
+                limits[operator] = value
+            elif value is None:
+                exact = False
+            elif operator in _EQUALITIES:
+                equal[number] = equal[number] & value if number in equal else value
+            else:
+                bounds.append(Bound(fields[number].name, operator, value))  # type: ignore[arg-type]
+        limit = limits["limit"] + max(limits.get("offset", 0), 0) if exact and limits.get("limit", -1) >= 0 else None
+        if not all(equal.values()):
+            return []
+        return list(TableReader(self._module.reading, ()).rows(self._plan.used, equal, bounds, limit))
+
+
+class ScanLookup(Lookup):
+    """A lookup without equality to values of other tables: a question with its first values, then one for all rows."""
+
+    def __init__(self, module: LookupModule, plan: LookupPlan, known: Values) -> None:
+        super().__init__(module, plan, known)
+        self._all: list[Sequence[Any]] | None = None
+
+    def _find(self, values: Values) -> Iterator[Sequence[Any]]:
+        if self._exact is None:
+            return iter(self._fetch_exactly(values))
+        if self._all is None:
+            self._all = self._fetch((), limited=False)
+        return iter(self._all)
+
+
+class KeyedLookup(Lookup):
+    """A lookup by values of the term `key`; if `optional`, for all rows rather than those of many values."""
+
+    def __init__(self, module: LookupModule, plan: LookupPlan, known: Values, key: Term, *, optional: bool) -> None:
+        super().__init__(module, plan, known)
+        self._key = key
+        self._optional = optional
+        self._rows: dict[Any, list[Sequence[Any]]] = {}
+        self._wanted: set[Any] = set()
+        self._wanted_for: set[Values] = set()
+        self._rounds = 0
+        self._all: IndexedScan | None = None
+
+    def _find(self, values: Values) -> Iterator[Sequence[Any]]:
+        keys = next(value for term, value in values if term == self._key)
+        if keys is None and not self._optional:
+            if self._module.required:
+                raise SqlError(self._module.requirement)
+            return iter(self._fetch((), limited=False))
+        if self._all is None and keys is None:
+            self._fetch_all()
+        if self._all is None and not keys <= self._rows.keys():
+            if self._is_first_list():
+                if len(keys) <= KEYS_PER_LOOKUP:
+                    return iter(self._fetch_exactly(values))
+            elif self._wanted or self._module.statement.defer(self._fetch_wanted):
+                self._want(keys, values)
+                return iter(())
+            self._fetch_keys(keys)
+        if self._all is not None:
+            return self._all.select(_equalities(values))
+        return chain.from_iterable(self._rows[key] for key in keys)
+
+    def _is_first_list(self) -> bool:
+        """Whether these are the first values of an IN, whose list is probably the same for the whole statement."""
+        return self._key.operator == _ALL_AT_ONCE and self._exact is None and not self._rows
+
+    def _want(self, keys: frozenset[Any], values: Values) -> None:
+        """Collect values, until there are so many that all rows will be fetched."""
+        self._wanted |= keys
+        self._wanted_for.add(values)
+        if self._optional and len(self._wanted) > COLLECTED_KEYS_MAX:
+            raise RunAgain
+
+    def _fetch_wanted(self) -> None:
+        keys, values = self._wanted, self._wanted_for
+        self._wanted, self._wanted_for = set(), set()
+        if len(values) == 1 and self._exact is None and len(keys) <= KEYS_PER_LOOKUP:
+            self._fetch_exactly(values.pop())
+        else:
+            self._fetch_keys(keys)
+
+    def _fetch_keys(self, keys: AbstractSet[Any]) -> None:
+        """Fetch the rows of keys that have not been fetched yet."""
+        missing = sorted(keys - self._rows.keys())
+        self._rounds += 1
+        if self._optional and (len(missing) > COLLECTED_KEYS_MAX or self._rounds > KEYED_ROUNDS_MAX):
+            self._fetch_all()
+            return
+        remaining = iter(missing)
+        while batch := frozenset(islice(remaining, KEYS_PER_LOOKUP)):
+            found: dict[Any, list[Sequence[Any]]] = {key: [] for key in batch}
+            for row in self._fetch(((self._key, batch),), limited=False):
+                if row[self._key.number] in found:
+                    found[row[self._key.number]].append(row)
+            self._rows |= found
+
+    def _fetch_all(self) -> None:
+        self._all = IndexedScan(self._fetch((), limited=False))
+        self._rows.clear()
