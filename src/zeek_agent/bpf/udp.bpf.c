@@ -306,7 +306,9 @@ static __always_inline void report_packet(struct bpf_sock *sk, struct owner *own
 	event->flags = (is_unread ? SOCKET_UNREAD : 0) | (packet->is_cut ? SOCKET_CUT : 0);
 	put_owner(event, owner);
 	event->netns = netns_at(owner, sk);
-	event->socket = BPF_CORE_READ(kernel_socket(owner, sk), sk_socket, file, f_inode, i_ino);
+	event->socket = 0;
+	if (is_unread) /* the holder may have to be looked for */
+		event->socket = BPF_CORE_READ(kernel_socket(owner, sk), sk_socket, file, f_inode, i_ino);
 	bpf_ringbuf_submit(event, wakeup());
 }
 
