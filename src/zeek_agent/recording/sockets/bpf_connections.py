@@ -13,7 +13,7 @@ from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.internet_sockets import TCP, on_the_wire
 from zeek_agent.host.linux.stamps import boot_id, start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
-from zeek_agent.recording.sockets.pending_flows import PendingFlow, PendingFlows
+from zeek_agent.recording.sockets.pending_flows import FlowMap, PendingFlow, PendingFlows
 from zeek_agent.recording.sockets.socket_event import (
     Direction,
     Flow,
@@ -30,8 +30,10 @@ ACCEPT_TIMEOUT_NS: Final = 1_000_000_000
 (io_uring accepts without the traced system call)."""
 REMEMBERED_SOCKETS_MAX: Final = 100_000
 """Open sockets whose process is remembered for their end; bounds memory on a server with more connections."""
-SUBSTITUTED_SOCKETS_MAX: Final = 10_000
-"""Sockets whose rows can be corrected when the process is known at last."""
+PENDING_FLOWS_MAX: Final = 20_000
+"""Inbound connections, and as many datagram flows, that wait for their process; more, as in a flood, wait less."""
+SUBSTITUTED_FLOWS_MAX: Final = 10_000
+"""Flows whose rows can be corrected when the process is known at last."""
 _HOLDER_AGE_MAX_NS: Final = 10_000_000_000
 """How long a found holder of a socket is used, so that datagrams that nobody reads cost few searches."""
 
@@ -68,7 +70,7 @@ class ConnectionTracker:
         self._unread = PendingFlows()
         self._accepts: dict[int, _Accept] = {}
         self._open: dict[int, _Open] = {}
-        self._substituted: dict[int, dict[Hashable, list[SocketEvent]]] = {}
+        self._substituted: FlowMap[list[SocketEvent]] = FlowMap()
         self._holders: dict[int, tuple[int, Process | None]] = {}
         self.undecoded = 0
 
@@ -85,6 +87,9 @@ class ConnectionTracker:
             except (ValueError, LookupError, struct.error):
                 self.undecoded += 1
                 log.exception("a socket record cannot be read: %s", record.hex())
+        for flows in (self._unaccepted, self._unread):
+            for pending in flows.pop_surplus(PENDING_FLOWS_MAX):
+                self._begin(pending, pending.holder, boot_time, rows, stands_in=True)
         return rows
 
     def overdue(self, now: int, boot_time: float) -> list[SocketEvent]:
@@ -119,8 +124,10 @@ class ConnectionTracker:
             self._arrive(record, flow, process, boot_time, rows)
         elif kind == RecordKind.ACCEPTED:
             self._accept(record, process, boot_time, rows)
-        elif kind == RecordKind.RECEIVED and record.flags & SocketFlags.UNREAD:
-            self._unread.add(PendingFlow(record.cookie, _key(record), record.time, flow, process, record.socket))
+        elif kind == RecordKind.RECEIVED and record.flags & _UNREAD:
+            key = _key(record)
+            pending = PendingFlow(record.cookie, key, record.time, flow, process, record.socket)
+            self._unread.add(record.cookie, key, pending)
         elif kind == RecordKind.READ:
             self._read(record, process, boot_time, rows)
         else:
@@ -143,7 +150,7 @@ class ConnectionTracker:
         """A connection came in. Of two CPUs, the one that accepts it can be faster than the one that receives it."""
         pending = PendingFlow(record.socket, record.cookie, record.time, flow, process)
         accept = self._accepts.get(record.socket)
-        if record.flags & SocketFlags.OWNED:
+        if record.flags & _OWNED:
             self._begin(pending, process, boot_time, rows)
         elif accept is not None and _is_accept_of(accept.record, record):
             self._begin(pending, accept.process, boot_time, rows)
@@ -152,18 +159,18 @@ class ConnectionTracker:
             else:
                 del self._accepts[record.socket]
         else:
-            self._unaccepted.add(pending)
+            self._unaccepted.add(record.socket, record.cookie, pending)
 
     def _accept(self, record: SocketRecord, process: Process | None, boot_time: float, rows: list[SocketEvent]) -> None:
         """A process accepted a connection: a TCP connection, or an MPTCP connection with all its subflows so far."""
-        waiting = self._unaccepted.pop_all(record.socket)
+        if record.token:
+            waiting = self._unaccepted.pop_all(record.socket)
+        else:
+            connection = self._unaccepted.pop(record.socket, record.cookie)
+            waiting = [] if connection is None else [connection]
         for pending in waiting:
             self._begin(pending, process, boot_time, rows)
-        late = [
-            key
-            for key, substitutes in self._substituted.get(record.socket, {}).items()
-            if record.token == (substitutes[0].mptcp_token or 0) and (record.token or key == record.cookie)
-        ]
+        late = self._late(record) if len(self._substituted) else []
         for key in late:
             self._correct(record.socket, key, process, rows)
         known = bool(waiting or late) or (record.cookie in self._open and not record.token)
@@ -171,12 +178,21 @@ class ConnectionTracker:
             self._accepts.pop(record.socket, None)  # the newest is the last
             self._accepts[record.socket] = _Accept(record, process, known)
 
+    def _late(self, accepted: SocketRecord) -> list[Hashable]:
+        """The flows in which the listener stood in for the process that accepts now."""
+        late: list[Hashable] = []
+        for cookie in self._substituted.keys(accepted.socket):
+            rows = self._substituted.get(accepted.socket, cookie)
+            if rows and accepted.token == (rows[0].mptcp_token or 0) and (accepted.token or cookie == accepted.cookie):
+                late.append(cookie)
+        return late
+
     def _read(self, record: SocketRecord, process: Process | None, boot_time: float, rows: list[SocketEvent]) -> None:
         """A process read a datagram: the first of this flow or, if it did not ask for the sender, of any."""
-        if record.flags & SocketFlags.ANY_FLOW:
+        if record.flags & _ANY_FLOW:
             first = self._unread.pop_first(record.cookie)
             if first is not None:
-                shared = bool(record.flags & SocketFlags.SHARED)
+                shared = bool(record.flags & _SHARED)
                 self._begin(first, process, boot_time, rows, stands_in=shared)
             return
         key = _key(record)
@@ -204,16 +220,13 @@ class ConnectionTracker:
             return
         self._remember(flow.cookie, _Open(process, "inbound", self._listener(flow.cookie), stands_in))
         if stands_in:
-            self._substituted.setdefault(pending.socket, {})[pending.key] = [row]
-            if len(self._substituted) > SUBSTITUTED_SOCKETS_MAX:
-                del self._substituted[next(iter(self._substituted))]
+            self._substituted.add(pending.socket, pending.key, [row])
+            if len(self._substituted) > SUBSTITUTED_FLOWS_MAX:
+                self._substituted.pop_oldest()
 
     def _correct(self, socket: int, key: Hashable, process: Process | None, rows: list[SocketEvent]) -> None:
         """Repeat the rows of a flow in which a holder stood in, now that its process is known."""
-        flows = self._substituted.get(socket, {})
-        substitutes = flows.pop(key, [])
-        if not flows:
-            self._substituted.pop(socket, None)
+        substitutes = self._substituted.pop(socket, key) or []
         rows += [row.corrected(process) for row in substitutes]
         for row in substitutes:
             opened = self._open.get(row.cookie) if row.cookie is not None else None
@@ -226,7 +239,7 @@ class ConnectionTracker:
             holder = None if _is_gone(pending.holder, pending.at) else pending.holder
             self._begin(pending, holder, boot_time, rows, stands_in=True)
         opened = self._open.pop(cookie, _Open(None, None))
-        if record.flags & SocketFlags.FLOW_ENDED and opened.listener is not None:
+        if record.flags & _FLOW_ENDED and opened.listener is not None:
             self._open[cookie] = _Open(None, None, opened.listener)
         if record.kind == RecordKind.UNLISTEN:
             process, direction, stands_in = opened.listener or opened.process, None, False
@@ -239,17 +252,17 @@ class ConnectionTracker:
         when = boot_time + record.time / 1e9
         row = socket_event(flow, "closed", direction, process, time=when, stands_in=stands_in)
         rows.append(row)
-        if record.kind == RecordKind.CLOSED:
-            in_tcp = record.protocol == TCP
-            socket, of_flow = (record.socket, cookie) if in_tcp else (cookie, _key(record))
-            self._substituted.get(socket, {}).get(of_flow, []).append(row)
+        if stands_in:
+            substituted = self._substituted.get(*_identity(record))
+            if substituted is not None:
+                substituted.append(row)
 
     def _pending_of(self, record: SocketRecord) -> list[PendingFlow]:
         """Remove the pending flows that end with this record."""
-        if record.protocol != TCP:
+        if record.protocol != TCP and not record.flags & _FLOW_ENDED:
             return self._unread.pop_all(record.cookie)
-        connection = self._unaccepted.pop(record.socket, record.cookie)
-        return [] if connection is None else [connection]
+        pending = (self._unaccepted if record.protocol == TCP else self._unread).pop(*_identity(record))
+        return [] if pending is None else [pending]
 
     def _remember(self, cookie: int, opened: _Open) -> None:
         self._open[cookie] = opened
@@ -291,6 +304,14 @@ class ConnectionTracker:
         return process
 
 
+# As plain numbers, whose bits are tested several times as fast.
+_OWNED: Final = SocketFlags.OWNED.value
+_UNREAD: Final = SocketFlags.UNREAD.value
+_ANY_FLOW: Final = SocketFlags.ANY_FLOW.value
+_SHARED: Final = SocketFlags.SHARED.value
+_FLOW_ENDED: Final = SocketFlags.FLOW_ENDED.value
+_CUT: Final = SocketFlags.CUT.value
+
 _ENDS: Final = frozenset({RecordKind.CLOSED, RecordKind.UNLISTEN})
 _MEANING: Final[dict[int, tuple[SocketState, Direction | None]]] = {
     RecordKind.CONNECTED: ("established", "outbound"),
@@ -307,6 +328,11 @@ def _key(record: SocketRecord) -> FlowKey:
     return record.protocol, record.remote, record.remote_port, record.local_port
 
 
+def _identity(record: SocketRecord) -> tuple[int, Hashable]:
+    """The socket and, within it, the key of a flow."""
+    return (record.socket, record.cookie) if record.protocol == TCP else (record.cookie, _key(record))
+
+
 def _is_gone(holder: Process | None, at: int) -> bool:
     """Whether the holder ended before this time (ns since boot), or is not known."""
     return holder is None or (holder.exited and holder.until is not None and holder.until < at)
@@ -321,7 +347,7 @@ def _is_accept_of(accepted: SocketRecord, arrived: SocketRecord) -> bool:
 
 def _flow(record: SocketRecord) -> Flow:
     local, remote = record.local, record.remote
-    if record.flags & SocketFlags.CUT:
+    if record.flags & _CUT:
         return Flow(None, local, None, remote, None, record.cookie or None, record.netns or None)
     if record.family == 4:
         local, remote = local[:4], remote[:4]

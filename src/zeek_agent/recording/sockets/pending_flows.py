@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from zeek_agent.recording.processes.process_cache import Process
     from zeek_agent.recording.sockets.socket_event import Flow
+
+T = TypeVar("T")
 
 
 class PendingFlow(NamedTuple):
@@ -26,42 +28,71 @@ class PendingFlow(NamedTuple):
     inode: int = 0
 
 
-class PendingFlows:
-    """Pending flows by socket and, within a socket, by key; both in the order of arrival."""
+class FlowMap(Generic[T]):
+    """A value for each flow: by socket and, within a socket, by key; in the order in which they were added."""
 
     def __init__(self) -> None:
-        self._by_socket: dict[int, dict[Hashable, PendingFlow]] = {}
-        self._arrivals: deque[tuple[int, int, Hashable]] = deque()
+        self._values: OrderedDict[tuple[int, Hashable], T] = OrderedDict()
+        self._keys: dict[int, dict[Hashable, None]] = {}
 
-    def add(self, pending: PendingFlow) -> None:
-        """Add a flow."""
-        self._by_socket.setdefault(pending.socket, {})[pending.key] = pending
-        self._arrivals.append((pending.at, pending.socket, pending.key))
+    def __len__(self) -> int:
+        return len(self._values)
 
-    def pop(self, socket: int, key: Hashable) -> PendingFlow | None:
-        """Remove this flow; None if it is not pending."""
-        flows = self._by_socket.get(socket)
-        if flows is None or key not in flows:
-            return None
-        pending = flows.pop(key)
-        if not flows:
-            del self._by_socket[socket]
-        return pending
+    def __iter__(self) -> Iterator[T]:
+        """All values, the oldest first."""
+        return iter(self._values.values())
 
-    def pop_first(self, socket: int) -> PendingFlow | None:
-        """Remove the flow of this socket that has waited longest; None if the socket has none."""
-        flows = self._by_socket.get(socket)
-        return self.pop(socket, next(iter(flows))) if flows else None
+    def add(self, socket: int, key: Hashable, value: T) -> None:
+        """Add a flow, or replace its value."""
+        self._values[socket, key] = value
+        self._keys.setdefault(socket, {})[key] = None
 
-    def pop_all(self, socket: int) -> list[PendingFlow]:
-        """Remove all flows of this socket."""
-        return list(self._by_socket.pop(socket, {}).values())
+    def get(self, socket: int, key: Hashable) -> T | None:
+        """The value of a flow."""
+        return self._values.get((socket, key))
+
+    def keys(self, socket: int) -> list[Hashable]:
+        """The flows of a socket, the oldest first."""
+        return list(self._keys.get(socket, ()))
+
+    def pop(self, socket: int, key: Hashable) -> T | None:
+        """Remove a flow; None if there is no such flow."""
+        value = self._values.pop((socket, key), None)
+        if value is not None:
+            self._forget(socket, key)
+        return value
+
+    def pop_first(self, socket: int) -> T | None:
+        """Remove the oldest flow of a socket; None if there is none."""
+        keys = self._keys.get(socket)
+        return self.pop(socket, next(iter(keys))) if keys else None
+
+    def pop_all(self, socket: int) -> list[T]:
+        """Remove all flows of a socket."""
+        return [self._values.pop((socket, key)) for key in self._keys.pop(socket, ())]
+
+    def pop_oldest(self) -> T:
+        """Remove the oldest flow of all. Raises KeyError if there is none."""
+        (socket, key), value = self._values.popitem(last=False)
+        self._forget(socket, key)
+        return value
+
+    def _forget(self, socket: int, key: Hashable) -> None:
+        keys = self._keys[socket]
+        del keys[key]
+        if not keys:
+            del self._keys[socket]
+
+
+class PendingFlows(FlowMap[PendingFlow]):
+    """Pending flows, in the order of arrival."""
 
     def pop_overdue(self, before: int) -> Iterator[PendingFlow]:
         """Remove the flows that began at `before` or earlier."""
-        while self._arrivals and self._arrivals[0][0] <= before:
-            at, socket, key = self._arrivals.popleft()
-            current = self._by_socket.get(socket, {}).get(key)
-            if current is not None and current.at == at:
-                self.pop(socket, key)
-                yield current
+        while self._values and next(iter(self)).at <= before:
+            yield self.pop_oldest()
+
+    def pop_surplus(self, maximum: int) -> Iterator[PendingFlow]:
+        """Remove the oldest flows if there are more than `maximum`."""
+        while len(self) > maximum:
+            yield self.pop_oldest()
