@@ -50,6 +50,9 @@ class _Open(NamedTuple):
     stands_in: bool = False
 
 
+_NOT_KNOWN: Final = _Open(None, None)
+
+
 class _Accept(NamedTuple):
     """An accept whose connection is not known, or an MPTCP connection that may still get subflows from before it."""
 
@@ -141,7 +144,7 @@ class ConnectionTracker:
         rows.append(socket_event(flow, state, direction, process, time=boot_time + record.time / 1e9))
         if record.kind == RecordKind.FAILED:
             return
-        listener = process if state == "listen" else self._listener(record.cookie)
+        listener = process if state == "listen" else None if record.protocol == TCP else self._listener(record.cookie)
         self._remember(record.cookie, _Open(process, direction, listener))
 
     def _arrive(
@@ -218,7 +221,8 @@ class ConnectionTracker:
         rows.append(row)
         if flow.cookie is None:
             return
-        self._remember(flow.cookie, _Open(process, "inbound", self._listener(flow.cookie), stands_in))
+        listener = None if flow.protocol == TCP else self._listener(flow.cookie)
+        self._remember(flow.cookie, _Open(process, "inbound", listener, stands_in))
         if stands_in:
             self._substituted.add(pending.socket, pending.key, [row])
             if len(self._substituted) > SUBSTITUTED_FLOWS_MAX:
@@ -235,10 +239,10 @@ class ConnectionTracker:
 
     def _end(self, record: SocketRecord, flow: Flow, boot_time: float, rows: list[SocketEvent]) -> None:
         cookie = record.cookie
-        for pending in self._pending_of(record):
+        for pending in () if record.outbound and record.protocol == TCP else self._pending_of(record):
             holder = None if _is_gone(pending.holder, pending.at) else pending.holder
             self._begin(pending, holder, boot_time, rows, stands_in=True)
-        opened = self._open.pop(cookie, _Open(None, None))
+        opened = self._open.pop(cookie, _NOT_KNOWN)
         if record.flags & _FLOW_ENDED and opened.listener is not None:
             self._open[cookie] = _Open(None, None, opened.listener)
         if record.kind == RecordKind.UNLISTEN:
