@@ -105,33 +105,36 @@ struct extension {
 	__be16 fragment; /* of a fragment's header */
 };
 
-static __always_inline bool is_extension(__u8 protocol)
+static __always_inline bool is_extension(__u32 protocol)
 {
 	return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING || protocol == IPPROTO_FRAGMENT ||
 	       protocol == IPPROTO_AH || protocol == IPPROTO_DSTOPTS || protocol == IPPROTO_MH ||
 	       protocol == IPPROTO_HIP || protocol == IPPROTO_SHIM6;
 }
 
-/* Walks IPv6's extension headers (RFC 8200); gives as below. */
-static __always_inline __u32 skip_extensions(struct __sk_buff *skb, struct packet *packet, __u32 at)
+/* Walks IPv6's extension headers (RFC 8200) from the first one's protocol. Gives the protocol behind them, and in the
+ * upper bits where its header begins; 0 for what is no first fragment. A function of its own, verified once.
+ */
+__noinline __u32 skip_extensions(struct __sk_buff *skb, __u32 protocol)
 {
-	for (int i = 0; i < EXTENSION_HEADERS && is_extension(packet->protocol); i++) {
+	__u32 at = sizeof(struct ipv6);
+
+	for (int i = 0; i < EXTENSION_HEADERS && is_extension(protocol); i++) {
 		struct extension extension;
 		if (bpf_skb_load_bytes(skb, at, &extension, sizeof(extension)))
 			return 0;
-		if (packet->protocol == IPPROTO_FRAGMENT) {
+		if (protocol == IPPROTO_FRAGMENT) {
 			if (extension.fragment & bpf_htons(0xfff8))
 				return 0;
 			at += 8;
-		} else if (packet->protocol == IPPROTO_AH) {
+		} else if (protocol == IPPROTO_AH) {
 			at += (extension.length + 2) * 4;
 		} else {
 			at += (extension.length + 1) * 8;
 		}
-		packet->protocol = extension.next;
+		protocol = extension.next;
 	}
-	packet->is_cut = is_extension(packet->protocol);
-	return at;
+	return at << 8 | (protocol & 0xff);
 }
 
 /* Fills in addresses; gives where the transport's header begins, 0 for what is no first fragment. */
@@ -155,7 +158,12 @@ static __always_inline __u32 read_addresses(struct __sk_buff *skb, struct packet
 		packet->protocol = header.protocol;
 		__builtin_memcpy(packet->local, outbound ? header.source : header.destination, 16);
 		__builtin_memcpy(packet->remote, outbound ? header.destination : header.source, 16);
-		return skip_extensions(skb, packet, sizeof(header));
+		if (!is_extension(header.protocol))
+			return sizeof(header);
+		__u32 found = skip_extensions(skb, header.protocol);
+		packet->protocol = found;
+		packet->is_cut = is_extension(packet->protocol);
+		return found >> 8;
 	}
 	return 0;
 }
@@ -211,17 +219,17 @@ static __always_inline __u32 netns_at(struct owner *owner, struct bpf_sock *sk)
 	return BPF_CORE_READ(kernel_socket(owner, sk), __sk_common.skc_net.net, ns.inum);
 }
 
-/* Whether the current task has the socket open at one of its first descriptors. It has not when it only lets a queue
- * of netfilter go on, or was interrupted.
+/* Whether the current task has the file open at one of its first descriptors. It has not when it only lets a queue of
+ * netfilter go on, or was interrupted. A function of its own, verified once.
  */
-static __always_inline bool holds(struct file *file)
+__noinline bool holds(__u64 file)
 {
 	struct fdtable *table = BPF_CORE_READ(current_task(), files, fdt);
 	struct file **files = BPF_CORE_READ(table, fd);
 	__u32 size = BPF_CORE_READ(table, max_fds);
 
 	for (__u32 i = 0; i < DESCRIPTORS && i < size; i++) {
-		struct file *each = NULL;
+		__u64 each = 0;
 		bpf_probe_read_kernel(&each, sizeof(each), files + i);
 		if (each == file)
 			return true;
@@ -247,7 +255,7 @@ static __always_inline struct owner *owner_of(struct bpf_sock *sk, bool outbound
 	struct file *file = BPF_CORE_READ(kernel_socket(owner, sk), sk_socket, file);
 	if (!file)
 		owner->ignored = 1;
-	else if (outbound && (is_new || (owner->pid && holds(file))))
+	else if (outbound && (is_new || (owner->pid && holds((__u64)file))))
 		take(owner);
 	return owner;
 }
