@@ -59,11 +59,6 @@ def why_no_tracepoints() -> str | None:
     return "tracefs is not mounted, or not accessible to this user: mount -t tracefs none /sys/kernel/tracing, as root"
 
 
-def has_tracepoint(name: str, btf: str = "/sys/kernel/btf/vmlinux") -> bool:
-    """Whether the running kernel has this tracepoint, by its type information."""
-    return b"\0btf_trace_%b\0" % name.encode() in Path(btf).read_bytes()
-
-
 def cgroup2(mountinfo: str = "/proc/self/mountinfo") -> str | None:
     """The mount point of the root of the control group hierarchy, version 2; None if it is not mounted."""
     return next(

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,8 @@ class Outcome:
         self.netns = Path(f"/run/netns/{network}").stat().st_ino
         self.is_late = mode == "late"
         inbound = flows + (self.is_late and flows)
-        until_sync(lambda: len(self.read(recording, direction="inbound", state="established")) >= inbound * 98 // 100)
+        with suppress(AssertionError):  # some may be missing, which the tests judge
+            until_sync(lambda: len(self.read(recording, direction="inbound", state="established")) >= inbound, 5)
         self.rows = self.read(recording)
 
     def read(self, recording: Recording, **wanted: object) -> list[Event]:
@@ -120,10 +122,12 @@ def test_every_row_names_the_process_that_acted(network: str, kind: str, mode: s
     assert outcome.wrong() == []
     assert len(outcome.attributed() & outcome.pids.keys()) >= 2 * flows * 98 // 100
     assert lost == 0
-    substitutes = [row for row in outcome.rows if row["listener_stands_in"]]
+    substitutes = {(row["cookie"], row["remote_port"]) for row in outcome.rows if row["listener_stands_in"]}
     corrections = {(row["cookie"], row["remote_port"]) for row in outcome.rows if row["correction"]}
-    assert bool(substitutes) == (mode == "late")
-    assert {(row["cookie"], row["remote_port"]) for row in substitutes} == corrections
+    assert corrections <= substitutes
+    assert len(substitutes - corrections) <= 2 * flows * 2 // 100
+    if mode == "late":
+        assert len(substitutes) >= flows * 98 // 100
 
 
 def test_subflows_of_an_mptcp_connection_belong_to_its_processes_and_share_its_token(network: str) -> None:
@@ -138,6 +142,22 @@ def test_subflows_of_an_mptcp_connection_belong_to_its_processes_and_share_its_t
     assert {row["process"] for row in further} == {"python"}
     for row in further:
         assert row["pid"] == outcome.tokens[row["direction"], row["mptcp_token"]]
+
+
+def test_flows_that_wait_for_their_process_are_recorded_when_recording_stops() -> None:
+    with (
+        Recording(sources()) as recorder,
+        bound_socket() as server,
+        socket.create_server(("127.0.0.1", 0)) as listening,
+    ):
+        unaccepted = socket.create_connection(listening.getsockname())
+        ports = {unaccepted.getsockname()[1], send_to(server)}
+        for source in reversed(recorder.sources):
+            source.stop()
+        rows = recorder.events(TABLE, direction="inbound", state="established")
+        unaccepted.close()
+    found = {row["remote_port"]: (row["pid"], row["listener_stands_in"]) for row in rows}
+    assert {port: found.get(port) for port in ports} == dict.fromkeys(ports, (os.getpid(), True))
 
 
 def bound_socket(family: int = socket.AF_INET) -> socket.socket:
@@ -169,7 +189,9 @@ def test_the_first_datagram_belongs_to_the_child_that_reads_it_not_to_the_parent
         reader = fork(lambda: read(server) and None)
         port = send_to(server)
         assert exit_code(reader) == 0
-        (received,) = recording.expect(TABLE, direction="inbound", remote_port=port, state="established")
+        (received,) = recording.expect(
+            TABLE, direction="inbound", local_port=server.getsockname()[1], remote_port=port, state="established"
+        )
         (bound,) = recording.expect(TABLE, state="listen", cookie=received["cookie"])
     (closed,) = recording.expect(TABLE, state="closed", cookie=received["cookie"])
     assert (received["pid"], received["listener_stands_in"], received["correction"]) == (reader, False, False)
@@ -193,10 +215,14 @@ def test_each_of_several_readers_has_the_flows_that_it_read(recording: Recording
 def test_an_unread_datagram_waits_and_then_has_a_holder_that_is_corrected(recording: Recording) -> None:
     with bound_socket() as server:
         port = send_to(server)
-        (substitute,) = recording.expect(TABLE, direction="inbound", remote_port=port, state="established")
+        (substitute,) = recording.expect(
+            TABLE, direction="inbound", local_port=server.getsockname()[1], remote_port=port, state="established"
+        )
         reader = fork(lambda: server.recvfrom(9) and None)
         assert exit_code(reader) == 0
-        (correction,) = recording.expect(TABLE, direction="inbound", remote_port=port, correction=True)
+        (correction,) = recording.expect(
+            TABLE, direction="inbound", local_port=server.getsockname()[1], remote_port=port, correction=True
+        )
     (closed,) = recording.expect(TABLE, state="closed", cookie=substitute["cookie"])
     assert (substitute["pid"], substitute["listener_stands_in"]) == (os.getpid(), True)
     assert (correction["pid"], correction["listener_stands_in"]) == (reader, False)
@@ -223,7 +249,7 @@ def test_the_holder_of_an_unread_datagram_is_a_living_process(recording: Recordi
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.sendto(b"x", ("127.0.0.1", server_port))
             port = client.getsockname()[1]
-        (row,) = recording.expect(TABLE, direction="inbound", remote_port=port, local_port=server_port)
+        (row,) = recording.expect(TABLE, direction="inbound", local_port=server_port, remote_port=port)
     finally:
         os.write(gone, b".")
     assert (row["pid"], row["listener_stands_in"]) == (daemon, True)
@@ -237,7 +263,9 @@ def test_which_of_several_plain_reads_got_a_flow_is_marked_as_unknown(recording:
             reader = fork(lambda: server.recv(9) and None)
             port = send_to(server)
             assert exit_code(reader) == 0
-            rows += recording.expect(TABLE, direction="inbound", remote_port=port, pid=reader)
+            rows += recording.expect(
+                TABLE, direction="inbound", local_port=server.getsockname()[1], remote_port=port, pid=reader
+            )
     assert [row["listener_stands_in"] for row in rows] == [False, True]
 
 
@@ -246,7 +274,9 @@ def test_a_child_that_sends_from_its_parents_connected_socket_is_the_sender(reco
         client.connect(server.getsockname())
         sender = fork(lambda: client.send(b"x") and None)
         assert exit_code(sender) == 0
-        (sent,) = recording.expect(TABLE, direction="outbound", local_port=client.getsockname()[1])
+        (sent,) = recording.expect(
+            TABLE, direction="outbound", local_port=client.getsockname()[1], remote_port=server.getsockname()[1]
+        )
     (closed,) = recording.expect(TABLE, state="closed", cookie=sent["cookie"])
     assert (sent["pid"], closed["pid"]) == (sender, sender)
 
@@ -254,11 +284,13 @@ def test_a_child_that_sends_from_its_parents_connected_socket_is_the_sender(reco
 def test_a_late_accept_is_a_marked_correction_and_the_end_agrees(recording: Recording) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         port = client.getsockname()[1]
-        (substitute,) = recording.expect(TABLE, direction="inbound", remote_port=port, state="established")
+        (substitute,) = recording.expect(
+            TABLE, direction="inbound", local_port=server.getsockname()[1], remote_port=port, state="established"
+        )
         acceptor = fork(lambda: accept_and_close(server))
         assert exit_code(acceptor) == 0
-    (closed,) = recording.expect(TABLE, direction="inbound", remote_port=port, state="closed")
-    rows = recording.events(TABLE, direction="inbound", remote_port=port, state="established")
+    (closed,) = recording.expect(TABLE, cookie=substitute["cookie"], state="closed")
+    rows = recording.events(TABLE, cookie=substitute["cookie"], state="established")
     assert [(row["pid"], row["listener_stands_in"], row["correction"]) for row in rows] == [
         (os.getpid(), True, False),
         (acceptor, False, True),
@@ -271,13 +303,17 @@ def test_a_connection_that_was_reset_before_its_accept_is_not_established_again(
     with socket.create_server(("127.0.0.1", 0)) as server:
         client = socket.create_connection(server.getsockname())
         port = client.getsockname()[1]
-        recording.expect(TABLE, direction="inbound", remote_port=port, state="established")
+        recording.expect(
+            TABLE, direction="inbound", local_port=server.getsockname()[1], remote_port=port, state="established"
+        )
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         client.close()
-        recording.expect(TABLE, direction="inbound", remote_port=port, state="closed")
+        recording.expect(
+            TABLE, direction="inbound", local_port=server.getsockname()[1], remote_port=port, state="closed"
+        )
         acceptor = fork(lambda: accept_and_close(server))
         assert exit_code(acceptor) == 0
-        rows = recording.expect(TABLE, 4, direction="inbound", remote_port=port)
+        rows = recording.expect(TABLE, 4, direction="inbound", local_port=server.getsockname()[1], remote_port=port)
     assert [(row["state"], row["pid"], row["listener_stands_in"], row["correction"]) for row in rows] == [
         ("established", os.getpid(), True, False),
         ("closed", os.getpid(), True, False),

@@ -114,6 +114,14 @@ class ConnectionTracker:
                 self._change(accept.record, _flow(accept.record), accept.process, boot_time, rows)
         return rows
 
+    def remaining(self, boot_time: float) -> list[SocketEvent]:
+        """Rows for all inbound flows that still wait, when recording stops."""
+        rows: list[SocketEvent] = []
+        for flows in (self._unaccepted, self._unread):
+            for pending in flows.pop_surplus(0):
+                self._begin(pending, pending.holder, boot_time, rows, stands_in=True)
+        return rows
+
     def _apply(self, record: SocketRecord, boot_time: float, rows: list[SocketEvent]) -> None:
         kind = record.kind
         flow = _flow(record)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.bpf.libbpf import BpfObject
-from zeek_agent.bpf.probe import cgroup2, has_tracepoint, why_no_cgroup2, why_no_tracepoints, why_not
+from zeek_agent.bpf.probe import cgroup2, why_no_cgroup2, why_no_tracepoints, why_not
 from zeek_agent.bpf.ring import Ring
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.host.linux.host_sockets import sockets_by_namespace
@@ -96,6 +96,7 @@ class EbpfSockets(Source):
         if self._sink is None:
             return
         self.drain()
+        self._emit(self._tracker.remaining(boot_time()))
         for stream in self._streams:
             self._monitor.remove(stream)
         self._streams.clear()
@@ -115,7 +116,7 @@ class EbpfSockets(Source):
         filters = (own_pid, settings.ignore_loopback, len(settings.ignore_uids), len(executables))
         loaded = BpfObject(name)
         try:
-            _leave_out_missing_tracepoints(loaded)
+            loaded.leave_out_missing()
             loaded.resize("records", size)
             loaded.resize("ignored_uids", len(settings.ignore_uids) or 1)
             loaded.resize("ignored_executables", len(executables) or 1)
@@ -168,14 +169,6 @@ def open_sockets(cache: ProcessCache, proc: str = "/proc") -> Iterator[tuple[int
             if each.protocol == TCP and each.state != TcpState.LISTEN:
                 direction = "inbound" if each.local_port in listening else "outbound"
             yield each.cookie, cache.find(holding[0][0]), direction
-
-
-def _leave_out_missing_tracepoints(loaded: BpfObject) -> None:
-    """Exclude programs for tracepoints that only later kernels have."""
-    for program in list(loaded.programs):
-        kind, _, tracepoint = loaded.section_name(program).partition("/")
-        if kind == "tp_btf" and not has_tracepoint(tracepoint):
-            loaded.leave_out(program)
 
 
 def _attach_all(loaded: BpfObject) -> None:
