@@ -23,7 +23,8 @@ export {
 	## Forwards user names to the workers, as JSON.
 	global user_rows: event(agent_id: string, is_gone: bool, rows: string);
 
-	## Raised when a connection is first attributed to a process.
+	## Raised when a connection is attributed to a process, and again if the agent corrects the process: that of a
+	## connection that was accepted late.
 	##
 	## c: the connection.
 	##
