@@ -54,6 +54,8 @@ class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so 
     translated_local_port: int | None = None
     translated_remote_addr: str | None = None
     translated_remote_port: int | None = None
+    argv: str | None = None
+    """As the event store holds it (`CommandLine.stored_argv`)."""
     mptcp_token: int | None = None
     correction: bool = False
 
@@ -73,12 +75,9 @@ class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so 
 
     def corrected(self, process: Process | None) -> SocketEvent:
         """The same event with its process, which was unknown: the row that corrects one in which a holder stood in."""
-        return replace(
-            self,
-            **_process_columns(process),
-            listener_stands_in=False,
-            correction=True,
-        )
+        attributed = socket_event(_NO_FLOW, None, None, process, time=self.time)
+        columns = {name: getattr(attributed, name) for name in _PROCESS_COLUMNS}
+        return replace(self, **columns, listener_stands_in=False, correction=True)
 
 
 class Flow(NamedTuple):
@@ -92,6 +91,14 @@ class Flow(NamedTuple):
     cookie: int | None = None
     netns: int | None = None
     mptcp_token: int | None = None
+
+
+_NO_FLOW: Final = Flow(None, None, None, None, None)
+_PROCESS_COLUMNS: Final = (
+    *("pid", "process", "uid", "gid", "exe", "cmdline", "argv", "loginuid"),
+    *("container_id", "entity_id", "parent_entity_id"),
+)
+"""The columns of an event that describe its process."""
 
 
 class Translation(NamedTuple):
@@ -124,6 +131,7 @@ def socket_event(
     """
     protocol, local, local_port, remote, remote_port, cookie, netns, mptcp_token = flow
     some = local or remote
+    command_line = process.command_line if process else None
     has_peer = remote is not None and (any(remote) or remote_port)
     return SocketEvent(
         time,
@@ -140,7 +148,7 @@ def socket_event(
         state,
         direction,
         process.exe if process else None,
-        process.cmdline if process else None,
+        command_line.cmdline if command_line else None,
         process.loginuid if process else None,
         cookie,
         netns,
@@ -149,28 +157,14 @@ def socket_event(
         process.parent_entity_id or None if process else None,
         flow_id(flow) if has_peer else None,
         stands_in,
+        argv=command_line.stored_argv if command_line else None,
         mptcp_token=mptcp_token,
     )
 
 
-def _process_columns(process: Process | None) -> dict[str, int | str | None]:
-    return {
-        "pid": process.pid if process else None,
-        "process": process.name or None if process else None,
-        "uid": process.uid if process else None,
-        "gid": process.gid if process else None,
-        "exe": process.exe if process else None,
-        "cmdline": process.cmdline if process else None,
-        "loginuid": process.loginuid if process else None,
-        "container_id": process.container_id if process else None,
-        "entity_id": process.entity_id or None if process else None,
-        "parent_entity_id": process.parent_entity_id or None if process else None,
-    }
-
-
 def packet_event(process: Process | None, netns: int, *, time: float) -> SocketEvent:
     """A packet socket (packet(7)), which has no ends, was opened by `process` at `time` (seconds since the epoch)."""
-    return socket_event(Flow(*5 * (None,), netns=netns), "listen", None, process, time=time, family="packet")
+    return socket_event(_NO_FLOW._replace(netns=netns), "listen", None, process, time=time, family="packet")
 
 
 def flow_id(flow: Flow) -> str | None:
