@@ -227,10 +227,12 @@ static __always_inline int accepted(long descriptor)
 		return 0;
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
 		return 0;
+	struct sock *connection = sk;
 	take(&owner);
 	owner.socket = (__u64)sk;
 	if (protocol == IPPROTO_MPTCP && bpf_core_field_exists(((struct mptcp_sock *)sk)->token)) {
 		owner.token = BPF_CORE_READ((struct mptcp_sock *)sk, token);
+		connection = BPF_CORE_READ((struct mptcp_sock *)sk, first);
 		keep_mptcp_owner(&owner);
 	}
 	struct socket_event *event = bpf_ringbuf_reserve(&records, sizeof(*event), 0);
@@ -239,7 +241,8 @@ static __always_inline int accepted(long descriptor)
 		return 0;
 	}
 	put_socket(event, sk, RECORD_ACCEPTED);
-	event->cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	/* of the first subflow, because the token is gone when MPTCP fell back to TCP */
+	event->cookie = BPF_CORE_READ(connection, __sk_common.skc_cookie.counter);
 	event->socket = owner.socket;
 	event->outbound = 0;
 	event->flags = 0;

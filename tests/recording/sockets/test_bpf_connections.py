@@ -117,6 +117,19 @@ def test_a_subflow_of_another_connection_at_the_same_address_waits(tracker: Conn
     assert named(rows) == [("established", ACCEPTOR, False)]
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_an_mptcp_connection_that_fell_back_to_tcp_before_its_accept(tracker: ConnectionTracker, late: bool) -> None:
+    """The kernel has forgotten the token; the accept tells the first subflow's cookie."""
+    waiting = [record(RecordKind.PASSIVE, LISTENER, cookie=cookie, token=77, remote_port=cookie) for cookie in (1, 2)]
+    before = rows_of(tracker, *waiting, later=late)
+    rows = rows_of(tracker, record(RecordKind.ACCEPTED, ACCEPTOR, cookie=1), later=True)
+    assert len(before) == 2 * late
+    assert [(row["cookie"], row["pid"], row["correction"]) for row in rows] == [
+        (1, ACCEPTOR, late),
+        (2, ACCEPTOR, late),
+    ]
+
+
 def test_all_subflows_of_a_late_accept_are_corrected(tracker: ConnectionTracker) -> None:
     waiting = [record(RecordKind.PASSIVE, LISTENER, cookie=cookie, token=77, remote_port=cookie) for cookie in (1, 2)]
     assert named(rows_of(tracker, *waiting, later=True)) == 2 * [("established", LISTENER, True)]

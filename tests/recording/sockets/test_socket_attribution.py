@@ -82,8 +82,9 @@ class Outcome:
 
     def acting(self, event: Event) -> int | None:
         """The process that acted; None if the row is not of a flow of the load."""
-        if event["mptcp_token"] is not None:
-            return self.tokens.get((event["direction"], event["mptcp_token"]))
+        by_token = self.tokens.get((event["direction"], event["mptcp_token"]))
+        if by_token is not None:
+            return by_token
         port = event["local_port"] if event["direction"] == "outbound" else event["remote_port"]
         return self.pids.get((event["direction"], port))
 

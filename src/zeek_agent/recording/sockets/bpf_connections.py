@@ -174,29 +174,31 @@ class ConnectionTracker:
 
     def _accept(self, record: SocketRecord, process: Process | None, boot_time: float, rows: list[SocketEvent]) -> None:
         """A process accepted a connection: a TCP connection, or an MPTCP connection with all its subflows so far."""
-        if record.token:
-            waiting = self._unaccepted.pop_all(record.socket)
-        else:
-            connection = self._unaccepted.pop(record.socket, record.cookie)
-            waiting = [] if connection is None else [connection]
-        for pending in waiting:
-            self._begin(pending, process, boot_time, rows)
-        late = self._late(record) if len(self._substituted) else []
-        for key in late:
-            self._correct(record.socket, key, process, rows)
-        known = bool(waiting or late) or (record.cookie in self._open and not record.token)
-        if record.token or not known:
+        token = record.token or self._token(record)
+        waiting = late = 0
+        for cookie in self._unaccepted.keys(record.socket):
+            pending = self._unaccepted.get(record.socket, cookie)
+            if pending is not None and (cookie == record.cookie or token == pending.flow.mptcp_token):
+                self._unaccepted.pop(record.socket, cookie)
+                self._begin(pending, process, boot_time, rows)
+                waiting += 1
+        for cookie in self._substituted.keys(record.socket):
+            substitutes = self._substituted.get(record.socket, cookie)
+            if substitutes and (cookie == record.cookie or token == substitutes[0].mptcp_token):
+                self._correct(record.socket, cookie, process, rows)
+                late += 1
+        is_known = bool(waiting or late) or record.cookie in self._open
+        if token or not is_known:
             self._accepts.pop(record.socket, None)  # the newest is the last
-            self._accepts[record.socket] = _Accept(record, process, known)
+            self._accepts[record.socket] = _Accept(record._replace(token=token), process, is_known)
 
-    def _late(self, accepted: SocketRecord) -> list[Hashable]:
-        """The flows in which the listener stood in for the process that accepts now."""
-        late: list[Hashable] = []
-        for cookie in self._substituted.keys(accepted.socket):
-            rows = self._substituted.get(accepted.socket, cookie)
-            if rows and accepted.token == (rows[0].mptcp_token or 0) and (accepted.token or cookie == accepted.cookie):
-                late.append(cookie)
-        return late
+    def _token(self, accepted: SocketRecord) -> int:
+        """The token of an MPTCP connection that fell back to TCP before its accept: that of its first subflow."""
+        pending = self._unaccepted.get(accepted.socket, accepted.cookie)
+        if pending is not None:
+            return pending.flow.mptcp_token or 0
+        rows = self._substituted.get(accepted.socket, accepted.cookie)
+        return (rows[0].mptcp_token if rows else None) or 0
 
     def _read(self, record: SocketRecord, process: Process | None, boot_time: float, rows: list[SocketEvent]) -> None:
         """A process read a datagram: the first of this flow or, if it did not ask for the sender, of any."""
@@ -352,6 +354,8 @@ def _is_gone(holder: Process | None, at: int) -> bool:
 
 def _is_accept_of(accepted: SocketRecord, arrived: SocketRecord) -> bool:
     """Whether a process accepted this connection, and not another one whose socket had the same address in memory."""
+    if accepted.cookie and accepted.cookie == arrived.cookie:
+        return True
     if accepted.token or arrived.token:
         return accepted.token == arrived.token
     return _key(accepted) == _key(arrived) and accepted.local == arrived.local
