@@ -82,6 +82,16 @@ def test_an_accept_whose_connection_was_not_recorded_has_a_row(tracker: Connecti
     assert named(rows_of(tracker, record(RecordKind.CLOSED, LISTENER, cookie=9))) == [("closed", ACCEPTOR, False)]
 
 
+@pytest.mark.parametrize("protocol", [6, 17])
+@pytest.mark.parametrize("outbound", [0, 1])
+def test_the_end_of_a_flow_whose_other_records_were_lost(
+    tracker: ConnectionTracker, protocol: int, outbound: int
+) -> None:
+    """Of an inbound flow, the kernel's owner is only a holder."""
+    rows = rows_of(tracker, record(RecordKind.CLOSED, LISTENER, cookie=9, protocol=protocol, outbound=outbound))
+    assert named(rows) == [("closed", LISTENER, not outbound)]
+
+
 def test_an_accept_is_not_taken_for_that_of_a_later_socket_at_the_same_address(tracker: ConnectionTracker) -> None:
     rows = rows_of(
         tracker,

@@ -260,7 +260,8 @@ class ConnectionTracker:
         else:
             process, direction, stands_in = opened.process, opened.direction, opened.stands_in
         if process is None and not stands_in:
-            process = self._process(record)
+            process = self._process(record)  # of an inbound flow whose records were lost, only a holder is known
+            stands_in = process is not None and record.kind == RecordKind.CLOSED and not record.outbound
         if direction is None and process is not None and record.kind != RecordKind.UNLISTEN:
             direction = "outbound" if record.outbound else "inbound"
         when = boot_time + record.time / 1e9
