@@ -1,5 +1,7 @@
-PRAGMA user_version = 5;
+PRAGMA user_version = 6;
 CREATE TABLE _accounts ("table" TEXT PRIMARY KEY, definition TEXT NOT NULL, evicted INTEGER NOT NULL, counted INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
+CREATE TABLE _age_clock (boot_id TEXT NOT NULL, base REAL NOT NULL, at REAL NOT NULL, ahead REAL NOT NULL) STRICT;
+CREATE TABLE _ages ("table" TEXT, seq INTEGER, since REAL NOT NULL, at REAL NOT NULL, ahead REAL NOT NULL, PRIMARY KEY ("table", seq)) STRICT, WITHOUT ROWID;
 CREATE TABLE _columns ("table" TEXT, name TEXT, type TEXT NOT NULL, PRIMARY KEY ("table", name)) STRICT, WITHOUT ROWID;
 CREATE TABLE "_delivered" (key TEXT PRIMARY KEY, seqs TEXT NOT NULL, snapshot BLOB, under_way TEXT NOT NULL, time REAL NOT NULL, owner TEXT NOT NULL DEFAULT '') STRICT, WITHOUT ROWID;
 CREATE TABLE _gaps (source TEXT, "from" REAL, until REAL, cause TEXT) STRICT;
@@ -19,6 +21,7 @@ CAST(ifnull(time, 0) / 60 AS INTEGER)
 INSERT INTO "_accounts" VALUES ('system_logs_events', 'CASE WHEN uid < 65536 THEN ''uid '' || uid WHEN uid >= 65536 THEN ''uids from '' || (uid / 65536 * 65536) ELSE ''unknown'' END
 CAST(ifnull(time, 0) / 60 AS INTEGER)
 52 + ifnull(octet_length("message"), 0) + CASE WHEN "exe" >= ''􏿿'' THEN CAST(substr("exe", instr("exe", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("exe"), 0) END + ifnull(octet_length("unit"), 0) + ifnull(octet_length("identifier"), 0) + ifnull(octet_length("cursor"), 0)', 0, 0);
+INSERT INTO "_age_clock" VALUES ('of this clock', 0.0, 1790000000.0, 0.0);
 INSERT INTO "_columns" VALUES ('processes_events', 'argv', 'vector[text]');
 INSERT INTO "_columns" VALUES ('processes_events', 'cgroup', 'text');
 INSERT INTO "_columns" VALUES ('processes_events', 'cmdline', 'text');
