@@ -83,7 +83,8 @@ sockets_events = Table(
         Column(
             "listener_stands_in",
             "bool",
-            "the accepting process is unknown (io_uring); the columns show the listening process instead",
+            "the process that accepted or read the flow is unknown; the columns show another one that has the socket "
+            "open, such as the listening process",
             added=True,
         ),
         Column("translated_local_addr", "address", "translated local address, as seen outside the host", added=True),
@@ -91,6 +92,18 @@ sockets_events = Table(
         Column("translated_remote_addr", "address", "translated peer address", added=True),
         Column("translated_remote_port", "count", "translated peer port", added=True),
         *process_columns("argv", added=True),
+        Column(
+            "mptcp_token",
+            "count",
+            "MPTCP: the connection's token on this host (RFC 8684), the same for all its subflows; null for plain TCP",
+            added=True,
+        ),
+        Column(
+            "correction",
+            "bool",
+            "the row repeats an earlier one that had `listener_stands_in`, with the process that is known now",
+            added=True,
+        ),
     ],
     examples=[
         "SELECT time, process, remote_addr, remote_port FROM sockets_events WHERE direction = 'outbound'",
