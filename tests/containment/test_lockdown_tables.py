@@ -19,7 +19,7 @@ from zeek_agent.containment.protections import WorkerAccount, WorkerClass
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
-from zeek_agent.host.files.mount_rules import memory_mount
+from zeek_agent.host.files.statx import memory_mount
 from zeek_agent.privileges import Privileges
 from zeek_agent.table import Table, TableContext
 from zeek_agent.tables import builtin_tables

@@ -137,6 +137,8 @@ int tasks(struct bpf_iter__task *context)
 
 	if (!task)
 		return 0;
+	struct task_struct *leader = task->group_leader;
+	struct mm_struct *mm = task->mm;
 	bool is_process = task->pid == task->tgid;
 	struct signal_struct *signal = task->signal;
 	record.pid = task->pid;
@@ -144,19 +146,23 @@ int tasks(struct bpf_iter__task *context)
 	record.utime = task->utime;
 	record.stime = task->stime;
 	record.runtime = task->se.sum_exec_runtime;
-	if (!is_process) {
+	record.describes = !is_process && mm && !leader->mm;
+	if (!is_process && !record.describes) {
 		bpf_seq_write(seq, &record, sizeof(record));
 		return 0;
 	}
 	const struct cred *cred = task->cred;
-	struct mm_struct *mm = task->mm;
-	record.utime += signal->utime;
-	record.stime += signal->stime;
-	record.runtime += signal->sum_sched_runtime;
-	record.told_utime = signal->prev_cputime.utime;
-	record.told_stime = signal->prev_cputime.stime;
-	record.started = task->start_boottime;
-	record.parent = task->real_parent->tgid;
+	struct file *exe = BPF_CORE_READ(mm, exe_file);
+	struct inode *inode = BPF_CORE_READ(exe, f_inode);
+	if (is_process) {
+		record.utime += signal->utime;
+		record.stime += signal->stime;
+		record.runtime += signal->sum_sched_runtime;
+		record.told_utime = signal->prev_cputime.utime;
+		record.told_stime = signal->prev_cputime.stime;
+	}
+	record.started = leader->start_boottime;
+	record.parent = leader->real_parent->tgid;
 	record.uid = cred->euid.val;
 	record.gid = cred->egid.val;
 	record.ruid = cred->uid.val;
@@ -177,10 +183,12 @@ int tasks(struct bpf_iter__task *context)
 		record.vsize = (__u64)mm->total_vm * settings.page_size;
 		record.rsize = resident_exactly(mm) * settings.page_size;
 	}
-	bpf_probe_read_kernel(record.name, COMM, task->comm);
+	record.exe_inode = BPF_CORE_READ(inode, i_ino);
+	record.exe_device = BPF_CORE_READ(inode, i_sb, s_dev);
+	record.exe_mntns = mntns_of(exe);
+	bpf_probe_read_kernel(record.name, COMM, leader->comm);
 	bpf_seq_write(seq, &record, sizeof(record));
 
-	struct file *exe = BPF_CORE_READ(mm, exe_file);
 	write_path(seq, BPF_CORE_READ(exe, f_path.mnt), BPF_CORE_READ(exe, f_path.dentry));
 	write_path(seq, BPF_CORE_READ(task, fs, pwd.mnt), BPF_CORE_READ(task, fs, pwd.dentry));
 	write_control_group(seq, task);
