@@ -26,7 +26,7 @@ from zeek_agent.recording.sockets.conntrack import list_translations
 from zeek_agent.recording.sockets.socket_event import UNTRANSLATED, Ends, Translation
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table
-from zeek_agent.tables._process_columns import process_columns
+from zeek_agent.tables._process_columns import EXECUTABLE, process_columns
 
 sockets = Table(
     "sockets",
@@ -64,6 +64,7 @@ sockets = Table(
         Column("translated_local_port", "count", "translated local port", added=True),
         Column("translated_remote_addr", "address", "translated peer address", added=True),
         Column("translated_remote_port", "count", "translated peer port", added=True),
+        *process_columns(*EXECUTABLE, added=True),
     ],
     examples=[
         "SELECT pid, process, local_addr, local_port FROM sockets WHERE state = 'LISTEN'",
@@ -85,6 +86,7 @@ listening_ports = Table(
         Column("port", "count", "port number"),
         Column("uid", "count", "user who created the socket"),
         *process_columns("exe", "cmdline", "netns", "container_id", "entity_id"),
+        *process_columns(*EXECUTABLE, added=True),
     ],
     examples=["SELECT protocol, port, address, process, exe FROM listening_ports ORDER BY protocol, port"],
 )
@@ -107,6 +109,7 @@ packet_sockets = Table(
         *process_columns("exe", "cmdline"),
         Column("fd", "count", "the process's lowest file descriptor for the socket"),
         *process_columns("netns", "container_id", "entity_id"),
+        *process_columns(*EXECUTABLE, added=True),
     ],
     examples=["SELECT pid, exe, interface FROM packet_sockets WHERE ethertype = 3"],
 )
@@ -126,6 +129,8 @@ class Owner(NamedTuple):
     cmdline: str | None = None
     container_id: str | None = None
     entity_id: str | None = None
+    executable: tuple[int | None, int | None, int | None] = (None, None, None)
+    """The columns of `EXECUTABLE`."""
 
 
 OwnedSocket: TypeAlias = tuple[InternetSocket, int | None, int | None, int | None, Owner]
@@ -157,6 +162,7 @@ def open_sockets(wanted: Constraints) -> Iterator[Row]:
             owner.entity_id,
             _community_id(found) if with_community_id else None,
             *(_translation(found, translated) if translated else UNTRANSLATED),
+            *owner.executable,
         )
 
 
@@ -177,6 +183,7 @@ def listeners(wanted: Constraints) -> Iterator[Row]:
                 netns,
                 owner.container_id,
                 owner.entity_id,
+                *owner.executable,
             )
 
 
@@ -205,6 +212,7 @@ def sniffers(wanted: Constraints) -> Iterator[Row]:
                     netns,
                     owner.container_id,
                     owner.entity_id,
+                    *owner.executable,
                 )
 
 
@@ -247,6 +255,9 @@ def _owner(procfs: Procfs, pid: int | None, wanted: Constraints) -> Owner:
                 None if cmdline is None else wanted.context.access.redact(cmdline),
                 process.container_id if wanted.needs("container_id") else None,
                 process.entity_id if wanted.needs("entity_id") else None,
+                (process.exe_device, process.exe_inode, process.exe_mntns)
+                if wanted.needs(*EXECUTABLE)
+                else (None, None, None),
             )
     except ProcessLookupError:
         return Owner()

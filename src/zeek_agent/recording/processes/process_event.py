@@ -43,6 +43,9 @@ class ProcessEvent(Struct, frozen=True, gc=False):  # its values are scalars, so
     parent_entity_id: str | None
     parent_name: str | None
     parent_exe: str | None
+    exe_device: int | None
+    exe_inode: int | None
+    exe_mntns: int | None
 
 
 class Exit(NamedTuple):
@@ -89,6 +92,9 @@ def process_event(process: Process, at: int, boot_time: float, ended: Exit | Non
         process.parent_entity_id or None,
         process.parent_name or None,
         process.parent_exe,
+        process.exe_device,
+        process.exe_inode,
+        process.exe_mntns,
     )
 
 

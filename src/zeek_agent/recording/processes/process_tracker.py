@@ -76,6 +76,8 @@ class ProcessTracker:
         if copied is not None:
             if not self.cache.doubts(copied, process.name):
                 process.exe = copied.exe
+                process.exe_device, process.exe_inode = copied.exe_device, copied.exe_inode
+                process.exe_mntns = copied.exe_mntns
                 process.cmdline = copied.cmdline
             process.cwd = copied.cwd
             process.cgroup = copied.cgroup
@@ -86,9 +88,10 @@ class ProcessTracker:
     def _exec(self, record: bytes) -> Process:
         process = self._described(record)
         self._forks.remove(process.pid)
-        (process.vsize, _, _, total, size, exe_end, cwd_end, cgroup_end, filename_end) = EXEC.unpack_from(
-            record, PROCESS.size
+        (process.vsize, inode, device, total, size, exe_end, cwd_end, cgroup_end, filename_end, mntns) = (
+            EXEC.unpack_from(record, PROCESS.size)
         )
+        process.exe_device, process.exe_inode, process.exe_mntns = records.device(device), inode, mntns or None
         flags = record[2] | record[3] << 8
         paths = record[EXEC_PATHS : EXEC_PATHS + filename_end]
         arguments = record[EXEC_ARGUMENTS : EXEC_ARGUMENTS + size]
@@ -117,6 +120,7 @@ class ProcessTracker:
         process.uid, process.gid, process.ruid, process.rgid = ended.uid, ended.gid, ended.ruid, ended.rgid
         if self.cache.doubts(process, ended.name):
             process.exe = process.cmdline = None
+            process.forget_executable()
         process.name = ended.name
         if self._forks.remove(process.pid) is not None:
             changes.append(ProcessChange(process, process.since, None))

@@ -54,6 +54,9 @@ class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so 
     translated_local_port: int | None = None
     translated_remote_addr: str | None = None
     translated_remote_port: int | None = None
+    exe_device: int | None = None
+    exe_inode: int | None = None
+    exe_mntns: int | None = None
 
     @property
     def ends(self) -> Ends:
@@ -137,6 +140,9 @@ def socket_event(
         process.parent_entity_id or None if process else None,
         flow_id(flow) if has_peer else None,
         stands_in,
+        exe_device=process.exe_device if process else None,
+        exe_inode=process.exe_inode if process else None,
+        exe_mntns=process.exe_mntns if process else None,
     )
 
 
