@@ -20,7 +20,8 @@ from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.bpf import iterators
 from zeek_agent.containment import needs
-from zeek_agent.containment.contained_database import ContainedDatabase, recipient_of
+from zeek_agent.containment.contained_database import ContainedDatabase
+from zeek_agent.containment.usage import recipient_of
 from zeek_agent.control.answers import answering
 from zeek_agent.control.server import ControlServer, SocketNotCreatedError
 from zeek_agent.destination import EMBEDDED, formerly_embedded
@@ -262,7 +263,7 @@ class Agent:
         self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
     ) -> Sequence[Row]:
         self._drain_blocking()
-        return event_file.read_rows(self.store.uri, sql, bindings, check)
+        return event_file.read_events(self.store.uri, sql, bindings, check)
 
     def connections(self) -> Iterable[Row]:
         return [connection.status() for connection in self._connections]

@@ -112,7 +112,11 @@ class LimitSettings(Section, frozen=True):
     statement_bytes: Annotated[PositiveInt, Meta(description="maximum length of a statement in bytes")] = 100_000
     value_bytes: Annotated[PositiveInt, Meta(description="maximum length of a text or blob value in bytes")] = 4_194_304
     memory_bytes: Annotated[
-        PositiveInt, Meta(description="memory in bytes for SQLite's sorting, grouping and intermediate rows")
+        PositiveInt,
+        Meta(
+            description="memory in bytes for SQLite's sorting, grouping and intermediate rows; up to half of it for "
+            "recorded events that a statement reads together with other tables"
+        ),
     ] = 134_217_728
     workers: Annotated[
         PositiveInt,
@@ -143,7 +147,7 @@ class LimitSettings(Section, frozen=True):
         PositiveInt,
         Meta(
             description="maximum number of bytes for the last results of all queries that report differences; "
-            "one query gets at most 64 MiB of it"
+            "one query gets at most 64 MiB of it, and destinations share it equally when it is short"
         ),
     ] = 268_435_456
 

@@ -206,8 +206,10 @@ def sql_page() -> str:
         "`WITH` hides a table of that name, as in SQLite; avoid names that begin with `sqlite_`.",
         "## Limits",
         "A statement that exceeds its limit on time, rows, memory or length fails with an error; see "
-        "[limits](configuration.md#limits). [Access rules](configuration.md#access) restrict the tables and file "
-        "contents that can be read.",
+        "[limits](configuration.md#limits). The events that it reads together with other tables, as in `processes JOIN "
+        "processes_events`, have to fit into half of `limits.memory_bytes`: restrict them by time, as in "
+        "`WHERE processes_events.time > unixepoch() - 600`. [Access rules](configuration.md#access) restrict the "
+        "tables and file contents that can be read.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -121,3 +121,16 @@ def test_statements_that_ran_long_ago_are_forgotten_first(monkeypatch: pytest.Mo
     for key in (keys[0], keys[1], keys[0], keys[2]):
         accounts.charge(key, 0.5, 10)
     assert [accounts.of(key).cpu for key in keys] == [1.0, 0.0, 0.5]
+
+
+def test_a_recipient_displaces_no_accounts_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage, "STATEMENTS_MAX", 2)
+    monkeypatch.setattr(usage, "RECIPIENTS_MAX", 2)
+    accounts, honest = Accounts(), statement_key("honest", "SELECT 1")
+    accounts.charge(honest, 1.0, 0)
+    for number in range(10):
+        accounts.charge(statement_key("hostile", str(number)), 1.0, 0)
+    assert accounts.of(honest).cpu == 1.0
+    for number in range(2):
+        accounts.charge(statement_key(f"uid={number}", ""), 1.0, 0)
+    assert accounts.of(honest).cpu == 0.0

@@ -732,7 +732,7 @@ def test_any_text_gives_a_result_or_an_error_and_never_writes(store: EventStore,
             listing,
             EVENTS,
             store=store,
-            limits=LimitSettings(time=0.3),
+            limits=LimitSettings(time=1.0),
         )
         outcome = (await asyncio.gather(db.query(sql, profile=profile), return_exceptions=True))[0]
         if isinstance(outcome, Result):

@@ -13,7 +13,7 @@ import pytest
 from zeek_agent.config import EventSettings
 from zeek_agent.events import delivery_states
 from zeek_agent.events.delivery_states import Delivered
-from zeek_agent.events.event_file import EventFile, WriteBatch
+from zeek_agent.events.event_file import EventFile, WriteBatch, read_rows
 from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Column
 from zeek_agent.table import Table
@@ -136,3 +136,50 @@ def test_states_too_large_for_the_next_file_stay_behind(tmp_path: Path, caplog: 
     assert "the delivery states of 1 queries are too large" in caplog.text
     for file in (old, new):
         file.close(NOW, clean=True)
+
+
+def save(file: EventFile, owner: str, queries: range, size: int) -> None:
+    for query in queries:
+        state = Delivered({"things_events": 1}, os.urandom(size) if size else None, owner=owner)
+        file.write(WriteBatch(delivered={f"{owner} {query}": state}), NOW + query)
+
+
+def snapshots(file: EventFile, owner: str) -> int:
+    sql = "SELECT count(snapshot) FROM _delivered WHERE owner = ?"
+    return int(read_rows(file.uri, sql, (owner,))[0][0])
+
+
+def test_a_recipient_within_its_share_of_the_bytes_is_never_refused(file: EventFile) -> None:
+    save(file, "greedy", range(10), MEGABYTE)
+    assert 6 <= snapshots(file, "greedy") <= 8
+    for query in range(3):
+        save(file, "modest", range(query, query + 1), MEGABYTE)
+        assert file.states_refused == []
+    assert snapshots(file, "modest") == 3
+    assert snapshots(file, "greedy") >= 3
+    save(file, "greedy", range(10, 12), MEGABYTE)
+    assert file.states_refused == ["greedy 11"]
+    assert snapshots(file, "modest") == 3
+    assert file.states_bytes <= 8 * MEGABYTE
+    file._states.recount()
+    assert file.states_bytes <= 8 * MEGABYTE
+
+
+def test_a_recipient_within_its_share_of_the_states_is_never_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_states, "STATES_MAX", 100)
+    file = opened(tmp_path / "events.db")
+    save(file, "greedy", range(150), 0)
+    assert (file.states, file.states_refused) == (100, ["greedy 149"])
+    save(file, "modest", range(60), 0)
+    assert (file.states, file.states_refused) == (100, ["modest 59"])
+    sql = "SELECT owner, count(*), min(time) FROM _delivered GROUP BY owner ORDER BY owner"
+    assert read_rows(file.uri, sql) == [("greedy", 50, NOW + 50), ("modest", 50, NOW)]
+    file.close(NOW, clean=True)
+    file = opened(tmp_path / "events.db")
+    save(file, "third", range(40), 0)
+    counts = dict(read_rows(file.uri, "SELECT owner, count(*) FROM _delivered GROUP BY owner"))
+    assert counts["third"] == 33
+    assert min(counts.values()) == 33
+    file.close(NOW, clean=True)

@@ -127,7 +127,10 @@ def test_a_flood_of_one_table_leaves_the_others_their_share(
     chosen = random.Random(1)
     for second in range(120):
         clock.now = START + second
-        rows = [row(SOCKETS, clock.now, uid=chosen.choice(uids), exe="/bin/nc", cmdline="x" * 4_000) for _ in range(50)]
+        rows = [
+            row(SOCKETS, clock.now, uid=chosen.choice(uids), exe="/bin/nc", cmdline=f"{second} {n} {'x' * 4_000}")
+            for n in range(50)
+        ]
         store.append("sockets_events", rows)
         assert store.flush(60)
     assert store.counters["sockets_events"].evicted > 5_000
@@ -148,10 +151,12 @@ def test_a_flood_of_one_table_leaves_the_others_their_share(
         ({}, "unknown"),
     ],
 )
-def test_the_producer_of_a_row(store: EventStore, values: dict[str, object], producer: str) -> None:
-    store.append("processes_events", [row(PROCESSES, START, **values)])
-    store.flush()
-    assert read(store, "SELECT producer FROM _usage") == [(producer,)]
+def test_the_producer_of_a_row(tmp_path: Path, values: dict[str, object], producer: str) -> None:
+    file = EventFile(tmp_path / "events.db", [PROCESSES], BYTES, START)
+    file.write(WriteBatch(rows={"processes_events": [row(PROCESSES, START, **values)]}), START)
+    file.update_usage()
+    assert read_rows(file.uri, "SELECT producer FROM _usage") == [(producer,)]
+    file.close(START, clean=True)
 
 
 def test_a_normal_load_loses_its_oldest_minutes_first(store: EventStore, clock: Clock) -> None:
@@ -176,6 +181,7 @@ def recounted(connection: apsw.Connection, file: EventFile) -> list[tuple[Any, .
     connection.execute("SAVEPOINT here; DELETE FROM _usage; UPDATE _accounts SET definition = ''")
     for table in file.last_seq:
         file._usage.declare(table)
+    file.update_usage()
     counted = connection.execute(
         'SELECT "table", producer, minute, rows, bytes FROM _usage ORDER BY 1, 2, 3'
     ).fetchall()
@@ -209,6 +215,9 @@ def test_the_figures_stay_those_of_the_rows(tmp_path: Path, seed: int) -> None:
         file.evict(now, 3_600.0)
         if step % 7 == 0:
             file.expire(now, 600.0)
+        if chosen.random() < 0.5:
+            continue
+        file.update_usage()
         figures = connection.execute('SELECT "table", producer, minute, rows, bytes FROM _usage ORDER BY 1, 2, 3')
         assert figures.fetchall() == recounted(connection, file)
     file.close(now, clean=True)
@@ -255,7 +264,7 @@ def test_removed_rows_that_had_expired_are_no_gap(tmp_path: Path, clock: Clock) 
     store = EventStore(tmp_path / "old.db", list(TABLES.values()), settings, clock)
     clock.now += 7_200
     for _ in range(20):
-        store.append("processes_events", [process(START, ATTACKER, "/bin/true", "x" * 300) for _ in range(1_000)])
+        store.append("processes_events", [process(START, ATTACKER, "/bin/true", f"{n:0100}") for n in range(1_000)])
         store.flush()
     counters = store.counters["processes_events"]
     assert counters.evicted + counters.expired > 0
@@ -293,6 +302,31 @@ def test_a_flood_of_log_entries_keeps_the_position_to_continue_from(store: Event
         store.flush()
         assert store.recording_position("system_logs_events").cursor == f"{batch}-999"
     assert store.counters["system_logs_events"].evicted > 10_000
+
+
+def test_rows_are_counted_only_when_the_store_fills_up(tmp_path: Path) -> None:
+    file = EventFile(tmp_path / "events.db", [PROCESSES], 4 * BYTES, START)
+    statements: list[str] = []
+    file._connection.exec_trace = lambda cursor, sql, bindings: statements.append(sql) or True
+
+    def counted(seconds: range) -> int:
+        statements.clear()
+        for second in seconds:
+            now = START + second
+            rows = [process(now, ATTACKER, "/usr/bin/flood", "x" * 100) for _ in range(500)]
+            file.write(WriteBatch(rows={"processes_events": rows}), now)
+            file.evict(now, 86_400.0)
+        return sum("GROUP BY" in sql for sql in statements)
+
+    assert counted(range(10)) == 0
+    assert read_rows(file.uri, "SELECT count(*) FROM _usage") == [(0,)]
+    assert 0 < counted(range(10, 60)) < 50
+    file.expire(START + 110, 60.0)
+    file.update_usage()
+    ((rows,),) = read_rows(file.uri, "SELECT count(*) FROM processes_events")
+    assert read_rows(file.uri, "SELECT sum(rows) FROM _usage") == [(rows,)]
+    assert rows > 0
+    file.close(START, clean=True)
 
 
 def test_retention_costs_little_next_to_storing(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ async def test_event_workers_are_killed_at_any_time(
     monkeypatch.setattr(rests, "GROWTH", 1)
     monkeypatch.setattr(event_strategy, "EVENT_SLICE_ROWS", 300)
     chance = random.Random(11)
-    store = EventStore(tmp_path / "events.db", builtin_tables(), EventSettings())
+    store = EventStore(tmp_path / "events.db", builtin_tables(), EventSettings(retention_age=1e10))
     width = len(next(table for table in builtin_tables() if table.name == "processes_events").recorded)
     try:
         async with contained(tmp_path, store, limits=LimitSettings(cpu=100.0)) as database:

@@ -176,6 +176,73 @@ def test_a_result_that_no_longer_fits_after_delivery_starts_over(opened: Callabl
     assert run(store, rows(20), key="first") == []
 
 
+def test_a_recipient_within_its_share_gets_the_room_of_one_with_more(
+    opened: Callable[..., ResultStore], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opened(bytes_max=60_000)
+    for query in range(9):
+        store.claim(f"greedy {query}", "greedy")
+        run(store, rows(150), key=f"greedy {query}")
+    used = store.usage().bytes
+    assert used > 50_000
+    each = store.state("greedy 0").stored_bytes  # type: ignore[union-attr]
+
+    for query in range(4):
+        store.claim(f"modest {query}", "modest")
+        run(store, rows(150), key=f"modest {query}")
+        assert store.digest(f"modest {query}") is not None
+    greedy = [query for query in range(9) if store.digest(f"greedy {query}") is not None]
+    assert 30_000 - each <= len(greedy) * each <= 60_000 - 4 * each
+    assert store.usage().bytes <= 60_000
+    assert "a query of greedy starts over" in caplog.text
+
+    store.claim("greedy 9", "greedy")
+    with Delta(store, "greedy 9") as delta, pytest.raises(OverBudgetError):
+        delta.compare(rows(400))
+    assert all(store.digest(f"modest {query}") for query in range(4))
+
+
+def test_a_result_that_was_dropped_for_another_recipient_starts_over(opened: Callable[..., ResultStore]) -> None:
+    store = opened(bytes_max=30_000)
+    store.claim("greedy", "greedy")
+    store.claim("modest", "modest")
+    run(store, rows(500), key="greedy")
+    with Delta(store, "greedy") as delta:
+        delta.compare(rows(501))
+        run(store, rows(300), key="modest")
+        with pytest.raises(StaleDeltaError):
+            store.apply("greedy", delta.descriptor, delta.length, delta.expected)
+    assert store.digest("greedy") is None
+    assert store.basis("greedy").bytes_max < 30_000
+
+
+def test_shares_outlive_a_restart(opened: Callable[..., ResultStore]) -> None:
+    store = opened(bytes_max=30_000)
+    store.claim("greedy", "greedy")
+    run(store, rows(500), key="greedy")
+    store.close()
+    store = opened(bytes_max=30_000)
+    store.claim("greedy 2", "greedy")
+    assert store.basis("greedy 2").bytes_max < 12_000
+    store.claim("modest", "modest")
+    assert store.basis("modest").bytes_max == 15_000
+
+
+def test_a_file_without_recipients_is_opened_and_shared(opened: Callable[..., ResultStore], path: Path) -> None:
+    store = opened(bytes_max=30_000)
+    run(store, rows(500), key="earlier")
+    store.close()
+    connection = apsw.Connection(str(path))
+    connection.execute("ALTER TABLE queries DROP COLUMN owner; PRAGMA user_version = 1")
+    connection.close()
+    store = opened(bytes_max=30_000)
+    assert run(store, rows(501), key="earlier") == [(RowChange.NEW, ("row 500", 500))]
+    store.claim("modest", "modest")
+    run(store, rows(300), key="modest")
+    assert store.digest("modest") is not None
+    assert store.digest("earlier") is None
+
+
 # Crashes
 
 
@@ -391,7 +458,7 @@ def test_a_file_of_a_later_version_is_left_as_it_is(opened: Callable[..., Result
     run(store, rows(3))
     store.close()
     connection = apsw.Connection(str(path))
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 3")
     connection.close()
     before = path.read_bytes()
     with pytest.raises(NewerResultsError, match="later version"):

@@ -14,6 +14,7 @@ from zeek_agent.containment.helper_pool import Grant
 from zeek_agent.containment.messages import Imports, RunStatement
 from zeek_agent.containment.pool import SpawnSettings, WorkerPool
 from zeek_agent.containment.protections import WorkerClass
+from zeek_agent.containment.usage import recipient_of
 from zeek_agent.database.database import Lane, SqlDatabase, audit_refusal
 from zeek_agent.database.encodings import Encoding, RowsEncoding
 from zeek_agent.database.privileged_tables import granted_privileges
@@ -180,11 +181,6 @@ class ContainedDatabase(SqlDatabase):
             osquery = self._osquery() if len(events) < len(added) else b""
             self._imports = catalog.generation, Imports(events, osquery, dict(catalog.gone))
         return SpawnSettings(uri, catalog.generation, self._iterators(), self._imports[1])
-
-
-def recipient_of(origin: str) -> str:
-    """Whose workers a requester uses: a destination's, or a local user's, whatever the process."""
-    return origin.partition(" pid=")[0]
 
 
 async def _rows(encoded: EncodedResult) -> AsyncIterator[tuple[Any, ...]]:

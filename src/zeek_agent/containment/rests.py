@@ -20,7 +20,8 @@ FIRST_SECONDS: Final = 60.0
 GROWTH: Final = 4
 SECONDS_MAX: Final = 600.0
 """Longer, and an operator who corrected the cause would wait for it."""
-REMEMBERED_MAX: Final = 10_000
+REMEMBERED_MAX: Final = 2_000
+"""A statement that rests has used seconds of a core, of which each recipient has a share: this many take hours."""
 
 
 @dataclass(slots=True)

@@ -5,17 +5,28 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
-STATEMENTS_MAX: Final = 10_000
-"""Statements whose use is remembered; the one that ran longest ago is forgotten first."""
+STATEMENTS_MAX: Final = 1_000
+"""Statements of a recipient whose use is remembered; the one that ran longest ago is forgotten first."""
+RECIPIENTS_MAX: Final = 100
+"""Recipients whose statements are remembered, with the same rule: each uid that asks is one."""
 _PROCESS_CLOCK: Final = 2
 """CPUCLOCK_SCHED (include/linux/posix-timers.h): time on a processor in nanoseconds, user and system."""
 
+_K = TypeVar("_K", bound=Hashable)
+_V = TypeVar("_V")
+
 StatementKey: TypeAlias = "tuple[str, bytes]"
 """Recipient, and digest of the statement, which may be long."""
+
+
+def recipient_of(origin: str) -> str:
+    """Whose workers and whose budgets a requester uses: a destination's, or a local user's, whatever the process."""
+    return origin.partition(" pid=")[0]
 
 
 def statement_key(recipient: str, sql: str) -> StatementKey:
@@ -60,14 +71,19 @@ class StatementUsage:
 
 
 class Accounts:
-    """The accounts of statements. A worker process runs one at a time, so what it uses is that statement's."""
+    """The accounts of statements. A worker process runs one at a time, so what it uses is that statement's.
+
+    One recipient's statements do not displace another's.
+    """
 
     def __init__(self) -> None:
-        self._usage: OrderedDict[StatementKey, StatementUsage] = OrderedDict()
+        self._usage: OrderedDict[str, OrderedDict[bytes, StatementUsage]] = OrderedDict()
 
     def of(self, key: StatementKey) -> StatementUsage:
         """The account of a statement; empty if it has not run."""
-        return self._usage.get(key) or StatementUsage()
+        recipient, digest = key
+        statements = self._usage.get(recipient)
+        return (statements and statements.get(digest)) or StatementUsage()
 
     def charge(self, key: StatementKey, cpu: float, peak: int) -> None:
         """A statement has used processor time, in a worker with this maximum of resident memory."""
@@ -80,8 +96,17 @@ class Accounts:
         self._opened(key).killed += 1
 
     def _opened(self, key: StatementKey) -> StatementUsage:
-        usage = self._usage.setdefault(key, StatementUsage())
-        self._usage.move_to_end(key)
-        if len(self._usage) > STATEMENTS_MAX:
-            self._usage.popitem(last=False)
-        return usage
+        recipient, digest = key
+        statements = _latest(self._usage, recipient, OrderedDict, RECIPIENTS_MAX)
+        return _latest(statements, digest, StatementUsage, STATEMENTS_MAX)
+
+
+def _latest(remembered: OrderedDict[_K, _V], key: _K, new: Callable[[], _V], most: int) -> _V:
+    """The value of a key, which is now the last to be forgotten."""
+    value = remembered.get(key)
+    if value is None:
+        value = remembered[key] = new()
+        if len(remembered) > most:
+            remembered.popitem(last=False)
+    remembered.move_to_end(key)
+    return value

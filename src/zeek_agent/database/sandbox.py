@@ -147,6 +147,8 @@ class Authorizer:
         self._names = {table: [name for name, of in readable.items() if of == table] for table in readable.values()}
         self._schemas = {"main", "temp", names.store}
         self._window = names.window
+        self._texts = ("_texts", names.store)
+        """Only views can read it there: nobody else knows the schema's name."""
         self._unsettled: set[str] = set()
         self._within: set[str] = set()
         self.trusted = True
@@ -200,7 +202,11 @@ class Authorizer:
                 self._unsettled.add(name)
         elif table is not None and schema in self._schemas:
             self.check_table(table)
-        elif name != self._window and (schema != "main" or name not in TABLE_FUNCTIONS | SCHEMA_TABLES):
+        elif (
+            (name, schema) != self._texts
+            and name != self._window
+            and (schema != "main" or name not in TABLE_FUNCTIONS | SCHEMA_TABLES)
+        ):
             raise _unreadable(name)
 
     def _call(self, function: str, within: str | None) -> None:

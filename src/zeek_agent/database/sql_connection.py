@@ -12,6 +12,14 @@ import apsw
 import msgspec
 
 from zeek_agent.config import LimitSettings
+from zeek_agent.database.event_copies import (
+    ALL_ROWS,
+    MEMORY_SHARE,
+    EventCopies,
+    EventModule,
+    stored_names,
+    stored_table,
+)
 from zeek_agent.database.results import Heading, Result, RowErrors, Statement, convert_rows, headings
 from zeek_agent.database.sandbox import (
     STEPS_BETWEEN_CHECKS,
@@ -45,8 +53,6 @@ CACHED_CHARACTERS_MAX: Final = 4_096
 
 RERUNS_MAX: Final = 6
 """How often a statement runs again after deferred reads, enough for a chain of joins."""
-
-_ALL: Final = (0, 2**63 - 1)
 
 
 class Profile(StrEnum):
@@ -122,7 +128,11 @@ class StreamedStatement(NamedTuple):
 
 
 class SqlConnection:
-    """An SQLite connection. Any thread may use it, but only one at a time."""
+    """An SQLite connection. Any thread may use it, but only one at a time.
+
+    With `copies`, statements read copies of recorded events, and no transaction on the store is open while they read
+    anything else (`event_copies`); otherwise the store is attached.
+    """
 
     def __init__(
         self,
@@ -133,6 +143,7 @@ class SqlConnection:
         limits: LimitSettings,
         scans: SharedScans,
         store: AttachedStore | None = None,
+        copies: bool = False,
     ) -> None:
         self.catalog = catalog
         self.context = context
@@ -146,7 +157,10 @@ class SqlConnection:
         self._limits = limits
         self._window: dict[str, tuple[int, int]] = {}
         self._store_uri = store.uri if store else None
-        self._views = profile is Profile.FULL and store is not None
+        self._copies = copies and store is not None
+        self._views = profile is Profile.FULL and store is not None and not copies
+        events = [table for table in catalog.tables.values() if table.kind == "events"]
+        self.event_copies = EventCopies(self._store_uri or "", events, limits.memory_bytes // MEMORY_SHARE)
         self._headings: list[Heading] = []
         self._text = ""
         self._explains = False
@@ -178,6 +192,7 @@ class SqlConnection:
         """Run one statement and hand its rows, as SQLite gives them, to `rows`. Raises SqlError and its kinds."""
         self.run = run
         self._set_window(window or {})
+        self.event_copies.begin(run, self._window)
         try:
             return self._answer(sql, rows)
         except NumbersNeeded:
@@ -187,6 +202,7 @@ class SqlConnection:
             self.held.clear()
             self.kept.clear()
             self._deferred.clear()
+            self.event_copies.clear()
 
     def compile(self, sql: str, run: Run) -> Statement:
         """Compile one statement without running it. Raises SqlError or a subclass."""
@@ -330,14 +346,19 @@ class SqlConnection:
             elif layout.table.kind == "snapshot":
                 self._add_table(layout.table.name, TableModule(self, layout))
         events = [layout for layout in layouts.values() if layout.table.kind == "events"]
-        if store is not None and events:
+        stored: list[str] = []
+        if self._copies and events:
+            stored = self.event_copies.stored_names()
+        elif store is not None and events:
             connection.execute(f"ATTACH ? AS {self._hidden.store}", (self._store_uri,))
-        if store is None or profile is Profile.STOCK:
+            stored = stored_names(connection, self._hidden.store)
+        if self._copies:
+            self._add_copied_event_tables(events)
+        elif store is None or profile is Profile.STOCK:
             self._add_event_tables(events, stored=store is not None)
         else:
             self._add_event_views([layout.table for layout in events])
-        if store is not None and events:
-            self._add_tripwires()
+        self._add_tripwires(stored)
         confine(connection, self._limits)
         connection.authorizer = self._authorizer
         connection.set_progress_handler(self._progress, STEPS_BETWEEN_CHECKS)
@@ -346,7 +367,7 @@ class SqlConnection:
     def _progress(self) -> bool:
         return self.run.progress()
 
-    def _add_table(self, name: str, module: TableModule) -> None:
+    def _add_table(self, name: str, module: TableModule | EventModule) -> None:
         self._connection.create_module(name, module, use_bestindex_object=True, read_only=True)  # type: ignore[arg-type]
         self._connection.execute(f"CREATE VIRTUAL TABLE main.{quoted(name)} USING {quoted(name)}")
 
@@ -366,7 +387,7 @@ class SqlConnection:
         connection, window = self._connection, self._hidden.window
         connection.execute(f"CREATE TEMP TABLE {window}(name TEXT PRIMARY KEY, low INTEGER, high INTEGER)")
         for table in tables:
-            connection.execute(f"INSERT INTO temp.{window} VALUES (?, ?, ?)", (table.name, *_ALL))
+            connection.execute(f"INSERT INTO temp.{window} VALUES (?, ?, ?)", (table.name, *ALL_ROWS))
             columns = ", ".join(quoted(column.name) for column in table.columns)
             select = f"SELECT {columns} FROM {self._stored(table)}"
             bound = f"(SELECT {{}} FROM temp.{window} WHERE name = '{table.name}')"
@@ -376,11 +397,10 @@ class SqlConnection:
             for alias in _aliases(table):
                 connection.execute(f"CREATE TEMP VIEW {quoted(alias)} AS {windowed}")
 
-    def _add_tripwires(self) -> None:
-        """Hide the store's own tables, which SQLite would find under their plain names, behind views."""
+    def _add_tripwires(self, stored: Iterable[str]) -> None:
+        """Refuse the store's own tables, which SQLite would find under their plain names, by views of these names."""
         known = {name.lower() for name in self._names}
-        stored = self._connection.execute(f"SELECT name FROM {self._hidden.store}.sqlite_schema WHERE type = 'table'")
-        for name in [str(name) for (name,) in stored]:
+        for name in stored:
             if name.lower() not in known and not name.startswith("sqlite_"):  # a prefix that views cannot have
                 self._connection.execute(f"CREATE TEMP VIEW {quoted(name)} AS SELECT {TRIPWIRE}()")
 
@@ -392,6 +412,12 @@ class SqlConnection:
                 rows = self._stored_rows(layout, windowed=not alias.endswith("_history")) if stored else _no_rows
                 self._add_table(alias, TableModule(self, layout, rows, stored=True))
 
+    def _add_copied_event_tables(self, layouts: Iterable[Layout]) -> None:
+        for layout in layouts:
+            name = layout.table.name
+            for alias in (name, f"{name}_history", *_aliases(layout.table)):
+                self._add_table(alias, EventModule(self, layout, windowed=not alias.endswith("_history")))
+
     def _stored_rows(self, layout: Layout, *, windowed: bool) -> Callable[[Constraints], Iterable[Row]]:
         columns = ", ".join(quoted(field.name) for field in layout.fields)
         name = layout.table.name
@@ -399,7 +425,7 @@ class SqlConnection:
 
         def rows(wanted: Constraints) -> Iterable[Row]:
             sql = select
-            bindings: list[Any] = list(self._window.get(name, _ALL) if windowed else _ALL)
+            bindings: list[Any] = list(self._window.get(name, ALL_ROWS) if windowed else ALL_ROWS)
             for column, values in wanted.equalities.items():
                 if len(values) <= PUSHED_DOWN_VALUES_MAX:
                     sql += f" AND {quoted(column)} IN ({', '.join('?' * len(values))})"
@@ -410,19 +436,11 @@ class SqlConnection:
         return rows
 
     def _stored(self, table: Table) -> str:
-        """The store's table, with nulls for columns missing from a store that an earlier agent wrote last."""
-        stored = f"{self._hidden.store}.{quoted(table.name)}"
-        held = {
-            name.lower()
-            for _, name, *_ in self._connection.execute(f"PRAGMA {self._hidden.store}.table_info({quoted(table.name)})")
-        }
-        if all(column.name.lower() in held for column in table.columns):
-            return stored
-        columns = [
-            quoted(column.name) if column.name.lower() in held else f"NULL AS {quoted(column.name)}"
-            for column in table.columns
-        ]
-        return f"(SELECT {', '.join(columns)} {f'FROM {stored}' if held else 'WHERE 0'})"
+        """The store's table with the texts that its rows refer to.
+
+        Columns missing from a store that an earlier agent wrote last are null.
+        """
+        return stored_table(self._connection, self._hidden.store, table)
 
     def _set_window(self, window: Mapping[str, tuple[int, int]]) -> None:
         """Limit the event tables to rows with low < seq <= high."""
@@ -430,7 +448,7 @@ class SqlConnection:
         if unknown:
             raise SqlError(f"there is no event table {', '.join(sorted(unknown))}")
         if self._views and window != self._window:
-            bounds = [(*window.get(name, _ALL), name) for name in window.keys() | self._window.keys()]
+            bounds = [(*window.get(name, ALL_ROWS), name) for name in window.keys() | self._window.keys()]
             update = f"UPDATE temp.{self._hidden.window} SET low = ?, high = ? WHERE name = ?"
             with self._trusted():
                 self._connection.executemany(update, bounds)

@@ -34,7 +34,8 @@ LOOKUPS_BEFORE_INDEXING: Final = 4
 ASSUMED_SCAN_ROWS: Final = 1_000
 """Estimate for SQLite's planner of a scan's rows; it only has to be much larger than a lookup's."""
 
-_PUSHED_DOWN: Final = frozenset({"address", "blob", "bool", "count", "enum", "int", "interval", "real", "text", "time"})
+PUSHED_DOWN: Final = frozenset({"address", "blob", "bool", "count", "enum", "int", "interval", "real", "text", "time"})
+"""Column types whose cells compare in a table as in SQLite."""
 
 
 class NumbersNeeded(Exception):  # noqa: N818 - a request to the session, not a failure
@@ -209,7 +210,7 @@ class VirtualTable:
         return True
 
     def _pushes_down(self, number: int, collation: str) -> bool:
-        return collation == "BINARY" and self.module.layout.fields[number].type.name in _PUSHED_DOWN
+        return collation == "BINARY" and self.module.layout.fields[number].type.name in PUSHED_DOWN
 
     def Open(self) -> TableCursor:  # noqa: N802
         return TableCursor(self.module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 import apsw
 
-_TABLE: Final = "_delivered (key, seqs, snapshot, under_way, time)"
+_TABLE: Final = "_delivered (key, seqs, snapshot, under_way, time, owner)"
 _PAYLOAD: Final = "octet_length(key) + octet_length(seqs) + ifnull(octet_length(snapshot), 0) + octet_length(under_way)"
 _KEPT_SECONDS: Final = 30 * 86_400.0
 """Delivery state of a query that was not installed for a month is of no use: its rows have expired."""
@@ -32,12 +33,16 @@ class Delivered:
     seqs: Mapping[str, int]
     snapshot: bytes | None = None
     under_way: Mapping[str, int] = field(default_factory=dict)
+    owner: str = field(default="", compare=False)
+    """The recipient, whose share of the limits the state counts towards."""
 
 
 class DeliveryStates:
     """The delivery states in the file of a connection: `count` of them, which take about `disk_bytes`.
 
     A snapshot that would exceed `bytes_max` is not stored, and neither is the state of a query beyond `STATES_MAX`.
+    Recipients share both equally when they are short: one that is within its share gets the room of the one with the
+    most, whose oldest states and largest snapshots are dropped.
     """
 
     def __init__(self, connection: apsw.Connection, bytes_max: int) -> None:
@@ -47,37 +52,83 @@ class DeliveryStates:
 
     def recount(self) -> None:
         """Count what is in the file, after changes that did not go through `save` or were rolled back."""
-        sizes = [int(size) for (size,) in self._select(f"SELECT {_PAYLOAD} FROM main._delivered")]
-        self.count, self.disk_bytes = len(sizes), sum(map(_disk_bytes, sizes))
+        self._counts: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+        for owner, size in self._select(f"SELECT owner, {_PAYLOAD} FROM main._delivered"):
+            self._counts[owner] += 1
+            self._bytes[owner] += _disk_bytes(size)
+        self._sum()
+
+    def _sum(self) -> None:
+        self.count, self.disk_bytes = self._counts.total(), self._bytes.total()
 
     @contextmanager
     def unchanged_on_error(self) -> Iterator[None]:
         """Restore the figures when the transaction fails."""
-        figures = self.count, self.disk_bytes
+        figures = self._counts.copy(), self._bytes.copy()
         try:
             yield
         except BaseException:
-            self.count, self.disk_bytes = figures
+            self._counts, self._bytes = figures
+            self._sum()
             raise
 
     def save(self, key: str, state: Delivered, now: float) -> bool:
         """Replace the state of a query, within a transaction. Returns whether it was stored completely."""
         seqs, under_way = json.dumps(dict(state.seqs)), json.dumps(dict(state.under_way))
-        held = self._select(f"SELECT {_PAYLOAD} FROM _delivered WHERE key = ?", key)
-        before = int(held[0][0]) if held else None
-        if before is None and self.count >= STATES_MAX:
+        held = self._select(f"SELECT owner, {_PAYLOAD} FROM _delivered WHERE key = ?", key)
+        for owner, size in held:
+            self._add(owner, -1, -_disk_bytes(size))
+        if not held and self.count >= STATES_MAX and not self._drop_state(state.owner):
             return False
         snapshot, fixed = state.snapshot, len(key) + len(seqs) + len(under_way)
-        others = self.disk_bytes - (0 if before is None else _disk_bytes(before))
-        complete = snapshot is None or others + _disk_bytes(fixed + len(snapshot)) <= self._bytes_max
+        complete = snapshot is None or self._has_room(key, state.owner, _disk_bytes(fixed + len(snapshot)))
         if not complete:
             snapshot = None
         self._connection.execute(
-            f"INSERT OR REPLACE INTO {_TABLE} VALUES (?, ?, ?, ?, ?)", (key, seqs, snapshot, under_way, now)
+            f"INSERT OR REPLACE INTO {_TABLE} VALUES (?, ?, ?, ?, ?, ?)",
+            (key, seqs, snapshot, under_way, now, state.owner),
         )
-        self.count += before is None
-        self.disk_bytes = others + _disk_bytes(fixed + len(snapshot or b""))
+        self._add(state.owner, 1, _disk_bytes(fixed + len(snapshot or b"")))
         return complete
+
+    def _add(self, owner: str, count: int, size: int) -> None:
+        self._counts[owner] += count
+        self._bytes[owner] += size
+        if not self._counts[owner]:
+            del self._counts[owner], self._bytes[owner]
+        self._sum()
+
+    def _drop_state(self, owner: str) -> bool:
+        """Drop the oldest state of the recipient with the most, if it has more than its share and `owner` has not."""
+        share = STATES_MAX // len(self._counts.keys() | {owner})
+        most = max(self._counts, key=self._counts.__getitem__)
+        if self._counts[owner] >= share or self._counts[most] <= share:
+            return False
+        sql = f"SELECT key, {_PAYLOAD} FROM _delivered WHERE owner = ? ORDER BY time LIMIT 1"
+        ((oldest, size),) = self._select(sql, most)
+        self._connection.execute("DELETE FROM _delivered WHERE key = ?", (oldest,))
+        self._add(most, -1, -_disk_bytes(size))
+        return True
+
+    def _has_room(self, key: str, owner: str, size: int) -> bool:
+        """Whether a state of this size fits, if need be once snapshots of those with too much were dropped."""
+        share = self._bytes_max // len(self._bytes.keys() | {owner})
+        while self.disk_bytes + size > self._bytes_max:
+            most = max(self._bytes, key=self._bytes.__getitem__, default=owner)
+            if self._bytes[owner] + size > share or self._bytes[most] <= share:
+                return False
+            sql = (
+                f"SELECT key, {_PAYLOAD}, {_PAYLOAD} - octet_length(snapshot) FROM _delivered "
+                "WHERE owner = ? AND key <> ? AND snapshot IS NOT NULL ORDER BY octet_length(snapshot) DESC LIMIT 1"
+            )
+            largest = self._select(sql, most, key)
+            if not largest:
+                return False
+            ((other, before, after),) = largest
+            self._connection.execute("UPDATE _delivered SET snapshot = NULL WHERE key = ?", (other,))
+            self._add(most, 0, _disk_bytes(after) - _disk_bytes(before))
+        return True
 
     def adopt(self) -> int:
         """Take over the states of the attached store `other`, within a transaction. Returns how many do not fit."""
@@ -86,7 +137,7 @@ class DeliveryStates:
         keys = [key for key, payload in states[:STATES_MAX] if (left := left - _disk_bytes(payload)) >= 0]
         self._connection.executemany(
             f"INSERT OR REPLACE INTO main.{_TABLE} "
-            "SELECT key, seqs, snapshot, under_way, time FROM other._delivered WHERE key = ?",
+            "SELECT key, seqs, snapshot, under_way, time, owner FROM other._delivered WHERE key = ?",
             ((key,) for key in keys),
         )
         self.recount()

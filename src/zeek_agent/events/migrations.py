@@ -93,9 +93,31 @@ def _account_for_rows(connection: apsw.Connection) -> None:
     )
 
 
+def _share_texts(connection: apsw.Connection) -> None:
+    """Add the table of texts that are stored once; rows that are there keep theirs."""
+    connection.execute("CREATE TABLE _texts (id INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL) STRICT")
+    connection.execute("CREATE TABLE _text_uses (id INTEGER PRIMARY KEY, refs INTEGER NOT NULL) STRICT")
+
+
+def _count_rows_later(connection: apsw.Connection) -> None:
+    """Add the `seq` up to which rows are accounted for; so far each row was when it was added."""
+    connection.execute("ALTER TABLE _accounts ADD COLUMN counted INTEGER NOT NULL DEFAULT 0")
+    connection.execute(
+        'UPDATE _accounts SET counted = seq FROM sqlite_sequence WHERE sqlite_sequence.name = _accounts."table"'
+    )
+
+
+def _record_owners(connection: apsw.Connection) -> None:
+    """Add the recipients of delivery states; those of present ones are unknown until they are saved again."""
+    connection.execute("ALTER TABLE _delivered ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
+
+
 MIGRATIONS: Final[Sequence[Migration]] = (
     Migration("store version and column types are recorded", _number_the_store),
     Migration("disk usage is recorded by table, producer and minute", _account_for_rows),
+    Migration("long command lines and paths are stored once", _share_texts),
+    Migration("rows are accounted for when the store fills up", _count_rows_later),
+    Migration("delivery states have the recipient whose share they count towards", _record_owners),
 )
 VERSION: Final = len(MIGRATIONS)
 

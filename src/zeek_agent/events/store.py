@@ -230,15 +230,20 @@ class EventStore:
             self._changed.notify_all()
 
     def acknowledge(
-        self, key: str, seqs: Mapping[str, int], snapshot: bytes | None, under_way: Mapping[str, int] | None = None
+        self,
+        key: str,
+        seqs: Mapping[str, int],
+        snapshot: bytes | None,
+        under_way: Mapping[str, int] | None = None,
+        owner: str = "",
     ) -> None:
-        """Replace the delivery state of the query `key`; it is on disk with the next commit."""
+        """Replace the delivery state of the query `key` of a recipient; it is on disk with the next commit."""
         with self._changed:
             if key not in self._unsaved:
                 self._queue.append(key)
                 self._submitted += 1
                 self._changed.notify_all()
-            self._unsaved[key] = Delivered(dict(seqs), snapshot, dict(under_way or {}))
+            self._unsaved[key] = Delivered(dict(seqs), snapshot, dict(under_way or {}), owner)
 
     def delivered(self, key: str) -> Delivered | None:
         """The delivery state of the query `key`, also from before the last start."""

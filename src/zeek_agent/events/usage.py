@@ -1,7 +1,8 @@
 """Disk usage of the events by table, producer and minute, and the rows that eviction removes.
 
-The writer keeps the figures in the tables `_usage` and `_accounts` of the store, in the transactions that add and
-remove rows, so that eviction finds the producer and the minutes to take from without reading events.
+The writer keeps the figures in the tables `_usage` and `_accounts` of the store, so that eviction finds the producer
+and the minutes to take from without reading events. Rows need to be counted before eviction only, so the writer starts
+when the store is half full: most stores expire their rows long before, and counting costs a fifth of storing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any, Final, NamedTuple
 
 import apsw
 
-from zeek_agent.events.layout import columns, quoted
+from zeek_agent.events.layout import columns, last_sequence, quoted
+from zeek_agent.events.references import length_of, references_in, shared_columns
 
 _CELLS_PER_STEP: Final = 64
 """Minutes that one step may take from; more would rarely be needed for the rows of one transaction."""
@@ -52,6 +54,13 @@ class Total(NamedTuple):
     """Its last minute."""
 
 
+class _TakenRow(NamedTuple):
+    seq: int
+    size: int
+    time: float | None
+    references: str | None
+
+
 class Taken(NamedTuple):
     """Rows that one step of eviction removed."""
 
@@ -60,6 +69,8 @@ class Taken(NamedTuple):
     begin: float | None
     """Time of the oldest one; None if the table has no times."""
     end: float | None
+    references: list[str]
+    """To texts, as `Texts.release` takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +82,7 @@ class _Expressions:
     size: str
     program: str
     time: str
+    references: str
 
     def definition(self) -> str:
         """Changes when figures that are on disk no longer describe the rows."""
@@ -85,34 +97,49 @@ class Usage:
         self._expressions: dict[str, _Expressions] = {}
 
     def declare(self, table: str) -> None:
-        """Begin with a table, or take note of its changed columns; rows that are there are counted if necessary."""
+        """Begin with a table, or take note of its changed columns; then its rows are counted again."""
         self._expressions[table] = expressions = _expressions(columns(self._connection, table))
         definition = expressions.definition()
         execute = self._connection.execute
         if execute('SELECT definition FROM _accounts WHERE "table" = ?', (table,)).get == definition:
             return
         execute('DELETE FROM _usage WHERE "table" = ?', (table,))
-        self.add(table, 0)
         execute(
-            'INSERT INTO _accounts ("table", definition, evicted) VALUES (?, ?, 0) '
-            'ON CONFLICT ("table") DO UPDATE SET definition = excluded.definition',
+            'INSERT INTO _accounts ("table", definition, evicted, counted) VALUES (?, ?, 0, 0) '
+            'ON CONFLICT ("table") DO UPDATE SET definition = excluded.definition, counted = 0',
             (table, definition),
         )
 
-    def add(self, table: str, after: int) -> None:
-        """Count the rows of a table that were added after the one with this `seq`."""
-        for cell in self._cells(table, "seq > ?", after):
+    def uncounted(self, last: Mapping[str, int]) -> dict[str, int]:
+        """The highest number of rows that are still to be counted, by table; `last` is the highest `seq` of each."""
+        counted = dict(self._select('SELECT "table", counted FROM _accounts'))
+        return {table: seq - counted[table] for table, seq in last.items() if counted.get(table, seq) < seq}
+
+    def count(self, table: str, rows_max: int) -> bool:
+        """Count some of the rows that were added since the last call, within a transaction. False if none are left."""
+        after = self._counted(table)
+        sql = f"SELECT max(seq), count(*) FROM (SELECT seq FROM {quoted(table)} WHERE seq > ? ORDER BY seq LIMIT ?)"
+        ((upto, rows),) = self._select(sql, (after, rows_max))
+        if rows < rows_max:  # the rows with the last numbers may be gone already
+            upto = last_sequence(self._connection, table)
+        for cell in self._cells(table, "seq > ? AND seq <= ?", after, upto):
             self._connection.execute(
                 "INSERT INTO _usage VALUES (?, ?, ?, ?, ?, ?, ?) "
                 'ON CONFLICT ("table", producer, minute) DO UPDATE SET rows = rows + excluded.rows, '
                 "bytes = bytes + excluded.bytes, low = min(low, excluded.low), high = max(high, excluded.high)",
                 (table, *cell),
             )
+        self._connection.execute('UPDATE _accounts SET counted = ? WHERE "table" = ?', (upto, table))
+        return bool(rows == rows_max)
 
     def subtract(self, table: str, upto: int) -> None:
         """Discount the rows up to this `seq`, which are about to be removed."""
-        for producer, minute, rows, size, _, _ in self._cells(table, "seq <= ?", upto):
+        for producer, minute, rows, size, _, _ in self._cells(table, "seq <= ?", min(upto, self._counted(table))):
             self._discount((table, producer, minute), rows, size)
+
+    def _counted(self, table: str) -> int:
+        ((seq,),) = self._select('SELECT counted FROM _accounts WHERE "table" = ?', (table,))
+        return int(seq)
 
     def totals(self) -> dict[tuple[str, str], Total]:
         """Bytes by table and producer."""
@@ -131,7 +158,7 @@ class Usage:
             'WHERE "table" = ?1 AND producer = ?2 ORDER BY rows > 1 DESC, weight DESC, minute LIMIT ?3',
             (table, producer, _CELLS_PER_STEP),
         )
-        taken: list[tuple[int, int, float | None]] = []
+        taken: list[_TakenRow] = []
         size = 0
         for weight, minute, rows, low, high in cells:
             lighter = 2 * weight < cells[0][0] or (rows == 1 < cells[0][2])
@@ -140,9 +167,10 @@ class Usage:
             wanted = min(max(rows // 2, 1), rows_max - len(taken))
             removed = self._take_from((table, producer, minute), (low, high), wanted, keep)
             taken += removed
-            size += sum(row[1] for row in removed)
-        times = [row[2] for row in taken if row[2] is not None]
-        return Taken(len(taken), size, min(times, default=None), max(times, default=None))
+            size += sum(row.size for row in removed)
+        times = [row.time for row in taken if row.time is not None]
+        references = [row.references for row in taken if row.references is not None]
+        return Taken(len(taken), size, min(times, default=None), max(times, default=None), references)
 
     def note_holes(self, table: str, seq: int) -> None:
         """Take note that rows up to this `seq` may be missing between others."""
@@ -157,28 +185,29 @@ class Usage:
 
     def _take_from(
         self, cell: tuple[str, str, int], bounds: tuple[int, int], wanted: int, keep: int
-    ) -> list[tuple[int, int, float | None]]:
-        """Remove rows of a producer's minute; returns their `seq`, size and time."""
+    ) -> list[_TakenRow]:
+        """Remove rows of a producer's minute."""
         table, producer, minute = cell
         sql, name = self._expressions[table], quoted(table)
         rows = self._select(
-            "SELECT seq, size, time FROM ("
+            "SELECT seq, size, time, refs FROM ("
             "SELECT *, row_number() OVER (PARTITION BY program ORDER BY seq) AS n FROM ("
-            f"SELECT seq, {sql.size} AS size, {sql.time} AS time, {sql.program} AS program FROM {name} "
-            f"WHERE seq BETWEEN ? AND ? AND seq <> ? AND {sql.producer} = ? AND {sql.minute} = ? "
+            f"SELECT seq, {sql.size} AS size, {sql.time} AS time, {sql.program} AS program, "
+            f"{sql.references} AS refs FROM {name} "
+            f"WHERE seq BETWEEN ? AND ? AND seq <> ? AND {_narrowed(producer)} {sql.producer} = ? AND {sql.minute} = ? "
             f"ORDER BY seq LIMIT {_ROWS_EXAMINED})) "
             f"ORDER BY min(n, {_FIRST_ROWS + 1}) DESC, iif(n > {_FIRST_ROWS}, seq, -seq) LIMIT ?",
             (*bounds, keep, producer, minute, wanted),
         )
         if rows:
-            self._connection.executemany(f"DELETE FROM {name} WHERE seq = ?", ((seq,) for seq, _, _ in rows))
-            self.note_holes(table, max(seq for seq, _, _ in rows))
-            self._discount(cell, len(rows), sum(size for _, size, _ in rows))
+            self._connection.executemany(f"DELETE FROM {name} WHERE seq = ?", ((row[0],) for row in rows))
+            self.note_holes(table, max(row[0] for row in rows))
+            self._discount(cell, len(rows), sum(row[1] for row in rows))
         elif not bounds[0] <= keep <= bounds[1]:  # the figures are wrong, so correct them
             self._connection.execute('DELETE FROM _usage WHERE "table" = ? AND producer = ? AND minute = ?', cell)
-        return rows
+        return [_TakenRow(*row) for row in rows]
 
-    def _cells(self, table: str, where: str, binding: int) -> list[tuple[Any, ...]]:
+    def _cells(self, table: str, where: str, *bindings: int) -> list[tuple[Any, ...]]:
         """Producer, minute, rows, bytes, first and last `seq` of the rows, by producer and minute.
 
         The limit keeps SQLite from merging the two statements, so that only the results of the expressions are sorted.
@@ -188,7 +217,7 @@ class Usage:
             "SELECT producer, minute, count(*), sum(size), min(seq), max(seq) FROM ("
             f"SELECT {sql.producer} AS producer, {sql.minute} AS minute, {sql.size} AS size, seq "
             f"FROM {quoted(table)} WHERE {where} LIMIT -1) GROUP BY 1, 2",
-            (binding,),
+            bindings,
         )
 
     def _discount(self, cell: tuple[str, str, int], rows: int, size: int) -> None:
@@ -261,11 +290,23 @@ def _expressions(present: Mapping[str, str]) -> _Expressions:
     timed = names.get("time") in _NUMBERS
     long = [name for name, kind in names.items() if kind in _LONG and name not in _SHORT]
     fixed = _ROW_BYTES + _SHORT_BYTES * (len(names) - len(long))
-    size = " + ".join([str(fixed), *(f"ifnull(octet_length({quoted(name)}), 0)" for name in long)])
+    shared = shared_columns(names)
+    lengths = [length_of(name) if name in shared else f"ifnull(octet_length({quoted(name)}), 0)" for name in long]
+    size = " + ".join([str(fixed), *lengths])
     minute = "CAST(ifnull(time, 0) / 60 AS INTEGER)" if timed else "0"
     programs = [quoted(name) for name in ("exe", "process", "name", "identifier") if name in names]
     program = f"coalesce({', '.join([*programs, repr('')])})" if programs else "''"
-    return _Expressions(_producer(names), minute, size, program, "time" if timed else "NULL")
+    time = "time" if timed else "NULL"
+    return _Expressions(_producer(names), minute, size, program, time, references_in(names))
+
+
+def _narrowed(producer: str) -> str:
+    """SQL that precedes the comparison with a producer: most rows of others are ruled out at a fraction of its cost."""
+    kind, _, number = producer.rpartition(" ")
+    column, operator = {"loginuid": ("loginuid", "="), "uid": ("uid", "="), "uids from": ("uid", ">=")}.get(
+        kind, ("", "")
+    )
+    return f"{column} {operator} {int(number)} AND" if column else ""
 
 
 def _producer(names: Mapping[str, str]) -> str:

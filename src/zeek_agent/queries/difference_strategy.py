@@ -82,6 +82,7 @@ class DifferenceStrategy:
 
     async def _report_changes(self, installed: Installed, slot: Slot) -> None:
         key = result_key(installed)
+        self._results.claim(key, installed.owner)
         await self._save_earlier(key, installed)
         expected = self._results.digest(key)
         comparison = Comparison(self._results.basis(key), _reporting(installed), installed.reported)

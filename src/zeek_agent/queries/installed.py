@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from zeek_agent.containment.usage import StatementUsage
+from zeek_agent.containment.usage import StatementUsage, recipient_of
 from zeek_agent.host.files.reads import Omissions
 from zeek_agent.queries.differences import ResultSnapshot
 from zeek_agent.queries.result_backlog import Backlog
@@ -60,6 +60,11 @@ class Installed:
     """Files that the last run omitted."""
     files_reported: frozenset[str] = frozenset()
     """Causes already reported to its recipient."""
+
+    @property
+    def owner(self) -> str:
+        """Whose share of the budgets for stored states it counts towards."""
+        return recipient_of(self.recipient.identity)
 
     def status(self, usage: StatementUsage | None = None, resting_until: float | None = None) -> QueryStatus:
         """Its row; `usage` is what its statement used in worker processes."""

@@ -28,7 +28,7 @@ from zeek_agent.results.state import (
     unpack_columns,
 )
 
-VERSION: Final = 1
+VERSION: Final = 2
 _READ_AND_WRITE: Final = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 _BUSY_MILLISECONDS: Final = 2_000
 _PAGE_BYTES: Final = 4_096
@@ -41,7 +41,7 @@ CREATE TABLE file (hash_key BLOB NOT NULL, took_snapshots INTEGER NOT NULL) STRI
 CREATE TABLE queries (
     q INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, columns BLOB NOT NULL, sum BLOB NOT NULL,
     count INTEGER NOT NULL, bytes INTEGER NOT NULL, unread BLOB NOT NULL, sequence BLOB NOT NULL,
-    updated REAL NOT NULL, durable INTEGER NOT NULL
+    updated REAL NOT NULL, durable INTEGER NOT NULL, owner TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE rows (
     q INTEGER NOT NULL, h BLOB NOT NULL, n INTEGER NOT NULL, row BLOB NOT NULL, PRIMARY KEY (q, h)
@@ -89,6 +89,10 @@ class ResultFile:
                 connection.execute(_SCHEMA)
                 connection.execute("INSERT INTO file VALUES (?, 0)", (secrets.token_bytes(KEY_BYTES),))
                 connection.execute(f"PRAGMA user_version = {VERSION}")
+        elif version == 1:
+            with self.transaction():
+                connection.execute("ALTER TABLE queries ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
+                connection.execute(f"PRAGMA user_version = {VERSION}")
         ((self.hash_key, took),) = self._rows("SELECT hash_key, took_snapshots FROM file")
         self.took_snapshots = bool(took)
         with self.transaction():
@@ -109,6 +113,10 @@ class ResultFile:
     def states(self) -> dict[str, ResultState]:
         """All stored results, by key. Raises DamagedResultError."""
         return {key: _state(*rest) for key, *rest in self._rows(f"SELECT key, {_STATE} FROM queries")}
+
+    def owners(self) -> dict[str, str]:
+        """The recipients of all stored results, by key; empty for those that an earlier agent stored."""
+        return dict(self._rows("SELECT key, owner FROM queries"))
 
     def state(self, query: int) -> ResultState:
         ((_, *rest),) = self._rows(f"SELECT key, {_STATE} FROM queries WHERE q = ?", (query,))
@@ -136,7 +144,7 @@ class ResultFile:
     def last_use(self) -> dict[str, float]:
         return dict(self._rows("SELECT key, updated FROM queries"))
 
-    def update(self, query: int, delta: DeltaFile, now: float) -> None:
+    def update(self, query: int, delta: DeltaFile, now: float, owner: str) -> None:
         """Change a result, within a transaction, to the one that a delta describes. Raises InvalidDeltaError."""
         trailer, unread = delta.trailer, delta.unread()
         ((total, rows, size),) = self._rows("SELECT sum, count, bytes FROM queries WHERE q = ?", (query,))
@@ -147,8 +155,9 @@ class ResultFile:
         if (change.total % HASH_MODULUS, change.rows, change.row_bytes) != described:
             raise InvalidDeltaError("a delta file does not lead to the result that it describes")
         self._connection.execute(
-            "UPDATE queries SET sum = ?, count = ?, bytes = ?, unread = ?, sequence = ?, updated = ? WHERE q = ?",
-            (trailer.total, trailer.rows, trailer.row_bytes, unread, trailer.sequence, now, query),
+            "UPDATE queries SET sum = ?, count = ?, bytes = ?, unread = ?, sequence = ?, updated = ?, owner = ? "
+            "WHERE q = ?",
+            (trailer.total, trailer.rows, trailer.row_bytes, unread, trailer.sequence, now, owner, query),
         )
 
     def set_took_snapshots(self) -> None:

@@ -57,7 +57,7 @@ def take_snapshots(results: ResultStore, events: EventStore, directory: Path | N
     if not results.in_memory:
         for key in kept:
             if (delivered := events.delivered(key)) is not None:
-                events.acknowledge(key, delivered.seqs, None, delivered.under_way)
+                events.acknowledge(key, delivered.seqs, None, delivered.under_way, owner=delivered.owner)
     return len(taken)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -61,7 +62,9 @@ class ResultStore:
     In the latter case, or when a damaged file was moved aside, `notice` says so in one line and it is logged. All
     methods can be called from any thread. Those that raise UnavailableError write to the disk and may take seconds:
     call them outside the event loop. The others never wait for the disk. Results take at most `bytes_max`, one query's
-    at most `query_bytes_max`. Raises NewerResultsError, and leaves the file as it is, when a later agent wrote it.
+    at most `query_bytes_max`. Recipients share `bytes_max` equally when it is short: one that needs room within its
+    share gets that of recipients with more than theirs. Raises NewerResultsError, and leaves the file as it is, when a
+    later agent wrote it.
     """
 
     def __init__(
@@ -79,9 +82,10 @@ class ResultStore:
         self._writing = threading.RLock()
         """Held while the file is used."""
         self._figures = threading.Lock()
-        """Held for a moment, to look at or change `_states` and `_reserved`."""
+        """Held for a moment, to look at or change `_states`, `_reserved` and `_owners`."""
         self._states: dict[str, ResultState] = {}
         self._reserved: dict[str, int] = {}
+        self._owners: dict[str, str] = {}
         self._scratch: ScratchDirectory | None = None
         self._was_damaged = False
         self._closed = False
@@ -108,6 +112,14 @@ class ResultStore:
         """The digest of the stored result; None if there is none."""
         state = self.state(key)
         return None if state is None else state.digest
+
+    def claim(self, key: str, owner: str) -> None:
+        """The result of the query `key` counts towards the share of this recipient, until `release` or `forget`.
+
+        It continues to do so while a result is stored.
+        """
+        with self._figures:
+            self._owners[key] = owner
 
     def basis(self, key: str) -> Basis:
         """What a worker needs to compare a result of the query `key`."""
@@ -138,6 +150,8 @@ class ResultStore:
         """Reserve no more room for a delta that will not be applied."""
         with self._figures:
             self._reserved.pop(key, None)
+            if key not in self._states:
+                self._owners.pop(key, None)
 
     # Writing
 
@@ -163,6 +177,7 @@ class ResultStore:
             except OverBudgetError:
                 self.forget(key)
                 raise
+            self._make_room(key, _size(trailer))
             with self._transaction():
                 if old is None or trailer.replaces or trailer.columns != old.columns:
                     if old is not None:
@@ -170,7 +185,7 @@ class ResultStore:
                     query = self._file.create(key, trailer.columns, durable)
                 else:
                     query = old.query
-                self._file.update(query, delta, self._clock())
+                self._file.update(query, delta, self._clock(), self._owners.get(key, ""))
                 new = self._file.state(query)
             with self._figures:
                 self._states[key] = new
@@ -189,6 +204,7 @@ class ResultStore:
                 self._file.remove(old.query)
             with self._figures:
                 del self._states[key]
+                self._owners.pop(key, None)
 
     def rename(self, key: str, new_key: str) -> bool:
         """Continue a result under another key, that of a recipient's present identity. False if there is none.
@@ -204,6 +220,7 @@ class ResultStore:
                 self._file.rename(state.query, new_key)
             with self._figures:
                 self._states[new_key] = self._states.pop(key)
+                self._owners.setdefault(new_key, self._owners.pop(key, ""))
             return True
 
     def expire(self, installed: Collection[str]) -> None:
@@ -263,14 +280,43 @@ class ResultStore:
     # Budget; called with `_figures` held
 
     def _left(self, key: str) -> int:
-        """Bytes that the result of one query may take, in addition to the results of others."""
-        taken = sum(
-            max(state.stored_bytes, self._reserved.get(other, 0))
-            for other, state in self._states.items()
-            if other != key
-        )
-        taken += sum(size for other, size in self._reserved.items() if other != key and other not in self._states)
-        return max(0, min(self._query_bytes_max, self._bytes_max - taken))
+        """Bytes that the result of one query may take: what others leave, or its recipient's share of the budget."""
+        taken: Counter[str] = Counter()
+        for other in self._states.keys() | self._reserved.keys():
+            if other != key:
+                stored = self._states[other].stored_bytes if other in self._states else 0
+                taken[self._owners.get(other, "")] += max(stored, self._reserved.get(other, 0))
+        owner = self._owners.get(key, "")
+        share = self._bytes_max // len(taken.keys() | {owner})
+        return max(0, min(self._query_bytes_max, max(self._bytes_max - taken.total(), share - taken[owner])))
+
+    def _make_room(self, key: str, size: int) -> None:
+        """Drop results of recipients with more than their share, the largest first, until this one fits."""
+        while (victim := self._result_to_drop(key, size)) is not None:
+            log.warning(
+                "stored results: no room (limits.state_bytes): a query of %s starts over, because that recipient's "
+                "results take more than an equal share",
+                self._owners.get(victim) or "an unknown recipient",
+            )
+            self.forget(victim)
+
+    def _result_to_drop(self, key: str, size: int) -> str | None:
+        """The largest result of the recipient with the most bytes; None if there is room, or nobody has too much."""
+        with self._figures:
+            stored = {other: state.stored_bytes for other, state in self._states.items() if other != key}
+            owners = {other: self._owners.get(other, "") for other in stored}
+            owner = self._owners.get(key, "")
+            if sum(stored.values()) + size <= self._bytes_max:
+                return None
+            taken: Counter[str] = Counter()
+            for other, taken_bytes in stored.items():
+                taken[owners[other]] += taken_bytes
+            share = self._bytes_max // len(taken.keys() | {owner})
+            del taken[owner]
+            largest = max(taken, key=taken.__getitem__, default=None)
+            if largest is None or taken[largest] <= share:
+                return None
+            return max((other for other in stored if owners[other] == largest), key=stored.__getitem__)
 
     def _check_budget(self, key: str, size: int) -> None:
         if size > (left := self._left(key)):
@@ -327,12 +373,12 @@ class ResultStore:
 
     def _adopt(self, file: ResultFile) -> None:
         try:
-            states = file.states()
+            states, owners = file.states(), file.owners()
         except BaseException:
             file.close()
             raise
         with self._figures:
-            self._file, self._states = file, states
+            self._file, self._states, self._owners = file, states, owners
             self._reserved.clear()
 
     def _replace_damaged(self, error: Exception) -> None:

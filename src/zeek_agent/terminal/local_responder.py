@@ -109,7 +109,7 @@ class LocalAgent:
     def recorded(
         self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
     ) -> Sequence[Row]:
-        return event_file.read_rows(self._store.uri, sql, bindings, check) if self._store else ()
+        return event_file.read_events(self._store.uri, sql, bindings, check) if self._store else ()
 
     def connections(self) -> Iterable[Row]:
         return ()

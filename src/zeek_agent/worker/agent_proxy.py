@@ -56,7 +56,7 @@ class AgentProxy:
         if self._store_uri is None:
             return ()
         self._ask("drain", "")
-        return event_file.read_rows(self._store_uri, sql, bindings, check)
+        return event_file.read_events(self._store_uri, sql, bindings, check)
 
     def connections(self) -> Iterable[Row]:
         return self._agent_rows("connections")

@@ -137,7 +137,7 @@ class Worker:
         agent = AgentProxy(shared.setup, self.ask, self._catalog.tables.values, spawn.store_uri)
         helper = self._rows_from_helper if spawn.kind is WorkerClass.SNAPSHOTS else None
         self._context = TableContext(agent, shared.access, helper=helper)
-        self._connections: dict[Profile, SqlConnection] = {}
+        self._connections: dict[tuple[Profile, bool], SqlConnection] = {}
         if spawn.iterators:
             iterators.use(PassedIterators(self.ask))
         host_sockets.use(partial(passed_sock_diag, self.ask))
@@ -151,7 +151,7 @@ class Worker:
         """
         if self._kind is WorkerClass.EVENTS:
             for profile in Profile:
-                self._sql(profile)
+                self._sql(profile, attached=True)
             reopen_read_only()
         else:
             os.nice(NICENESS)
@@ -264,7 +264,7 @@ class Worker:
         run = self._started(Run(self._limits))
         run.scans_since = message.scans_since
         rows = ResultWriter(spool)
-        streamed = self._sql(Profile(message.profile)).stream(message.sql, run, rows, message.window)
+        streamed = self._sql_for(message, run).stream(message.sql, run, rows, message.window)
         finished = FinishedStatement(rows.settle(streamed.headings, run.errors), rows, streamed, run)
         if message.comparison is not None:
             self._send_differences(finished, message.encoding, message.comparison, delta)
@@ -350,17 +350,30 @@ class Worker:
         run.start(memory_ceiling=apsw.memory_used() + self._limits.memory_bytes)
         return run
 
-    def _sql(self, profile: Profile) -> SqlConnection:
-        connection = self._connections.get(profile)
+    def _sql_for(self, message: RunStatement, run: Run) -> SqlConnection:
+        """The connection for a statement: with the store attached only if it reads nothing else."""
+        profile = Profile(message.profile)
+        if self._kind is WorkerClass.EVENTS:
+            return self._sql(profile, attached=True)
+        copying = self._sql(profile)
+        if message.comparison is None:  # else statements that read only event tables run in an event worker
+            return copying
+        tables = copying.compile(message.sql, run).tables
+        only_events = bool(tables) and all(self._catalog.tables[name].kind == "events" for name in tables)
+        return self._sql(profile, attached=True) if only_events else copying
+
+    def _sql(self, profile: Profile, *, attached: bool = False) -> SqlConnection:
+        connection = self._connections.get((profile, attached))
         if connection is None:
             try:
-                connection = self._connections[profile] = SqlConnection(
+                connection = self._connections[profile, attached] = SqlConnection(
                     self._catalog,
                     profile,
                     context=self._context,
                     limits=self._limits,
                     scans=self._scans,
                     store=self._store,
+                    copies=not attached,
                 )
             except apsw.Error as error:
                 raise SqlError(f"cannot open the database: {error}") from error
