@@ -8,22 +8,27 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from recording import Recording, load_generator
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.bpf.records import EXEC, PROCESS, RecordKind
+from zeek_agent.config import EventSettings, SourceSettings
+from zeek_agent.events.store import EventStore
 from zeek_agent.host.linux.executables import file_object, mount_namespace
 from zeek_agent.recording.audit.audit import AuditProcesses
 from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.proc_connector import ProcConnector
 from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.recording.processes.process_event import process_event
+from zeek_agent.recording.processes.process_tracker import ProcessTracker
 from zeek_agent.recording.snapshots import ProcessSnapshots
 from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
 from zeek_agent.recording.source import Source
+from zeek_agent.tables.events import TABLES
 
 pytestmark = pytest.mark.root
 PROCESSES, SOCKETS = "processes_events", "sockets_events"
@@ -210,6 +215,20 @@ def test_an_executable_in_memory_is_in_no_mount_namespace() -> None:
         (event,) = recording.expect(PROCESSES, pid=process.pid, state="stopped")
     assert event["exe"] == "/memfd:perl (deleted)"
     assert (event["exe_inode"], event["exe_mntns"]) == (inode, None)
+
+
+def test_a_file_whose_inode_number_the_event_store_cannot_hold_is_recorded(tmp_path: Path) -> None:
+    """A user's FUSE file system chooses its inode numbers."""
+    process = PROCESS.pack(RecordKind.EXEC, 0, 4_194_300, *3 * [1], *9 * [0], b"true")
+    files = EXEC.pack(4096, 2**64 - 1, 0xFE00001, 0, 0, 5, 5, 5, 5, 4026531832)
+    record = process + files + b"true\0".ljust(1024 + 256, b"\0")
+    (change,) = ProcessTracker(ProcessCache()).apply([record])
+    with closing(EventStore(tmp_path / "events.db", TABLES, EventSettings())) as store:
+        store.append(PROCESSES, [process_event(change.process, change.at, 1.8e9, None)])
+        store.flush()
+        assert (store.counters[PROCESSES].stored, store.counters[PROCESSES].lost.total()) == (1, 0)
+    assert (change.process.exe, change.process.exe_inode) == ("/true", None)
+    assert (change.process.exe_device, change.process.exe_mntns) == (os.makedev(0xFE, 1), 4026531832)
 
 
 @pytest.mark.parametrize("backend", [ProcConnector, AuditProcesses, ProcessSnapshots])

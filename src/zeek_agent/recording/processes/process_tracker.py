@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Iterable
+from typing import Final
 
 from zeek_agent import text
 from zeek_agent.bpf import records
@@ -17,6 +18,9 @@ from zeek_agent.recording.processes.process_changes import PendingForks, Process
 from zeek_agent.recording.processes.process_event import Exit
 
 log = logging.getLogger(__name__)
+
+_INODE_MAX: Final = 2**63 - 1
+"""The event store holds no larger integer. A user's FUSE file system can have any inode number."""
 
 
 class ProcessTracker:
@@ -91,7 +95,8 @@ class ProcessTracker:
         (process.vsize, inode, device, total, size, exe_end, cwd_end, cgroup_end, filename_end, mntns) = (
             EXEC.unpack_from(record, PROCESS.size)
         )
-        process.exe_device, process.exe_inode, process.exe_mntns = records.device(device), inode, mntns or None
+        process.exe_device, process.exe_mntns = records.device(device), mntns or None
+        process.exe_inode = inode if inode <= _INODE_MAX else None
         flags = record[2] | record[3] << 8
         paths = record[EXEC_PATHS : EXEC_PATHS + filename_end]
         arguments = record[EXEC_ARGUMENTS : EXEC_ARGUMENTS + size]
