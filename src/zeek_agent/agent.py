@@ -36,6 +36,7 @@ from zeek_agent.results.store import ResultStore
 from zeek_agent.signals import stop_signals
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
+from zeek_agent.text import escaped
 from zeek_agent.zeek.connection import ZeekConnection
 from zeek_agent.zeek.connection_errors import UnusableError
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from zeek_agent.logbook import RecentLines
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
+    from zeek_agent.recording.status import SourceStatus
     from zeek_agent.schema import Row
     from zeek_agent.table import Table
 
@@ -66,7 +68,7 @@ async def run_agent(config: Config, origins: Mapping[str, str], warnings: Sequen
     places = paths.locate(config)
     with identity.only_one(places.lock):
         who = identity.establish(places.identity, config.agent.id)
-        agent = Agent(config, origins, places, who, ring)
+        agent = Agent(config, origins, places, who, ring, quiet=quiet)
         with stop_signals() as stopped:
             async with agent:
                 heap.trim()
@@ -78,8 +80,16 @@ class Agent:
     """The agent's parts, as a context manager that starts and stops them; also the data of the agent's own tables."""
 
     def __init__(
-        self, config: Config, origins: Mapping[str, str], places: Paths, who: Identity, ring: RecentLines
+        self,
+        config: Config,
+        origins: Mapping[str, str],
+        places: Paths,
+        who: Identity,
+        ring: RecentLines,
+        *,
+        quiet: bool = False,
     ) -> None:
+        """With `quiet`, standard error has no messages about what works."""
         self.id = who.agent
         self.instance = who.instance
         self.hostname = config.agent.hostname or socket.gethostname()
@@ -88,6 +98,7 @@ class Agent:
         self._places = places
         self._identity = who
         self._ring = ring
+        self._quiet = quiet
         self._started = time.monotonic()
         self._connections: list[ZeekConnection] = []
         self._collector: EmbeddedCollector | None = None
@@ -151,6 +162,8 @@ class Agent:
         self._bridge = self._start_bridge()
         if not self._config.zeek.destinations:
             self._prepare_collector()
+        elif self._config.log.file is not None and sys.stdout.isatty():
+            self._announce(f"connecting to {', '.join(self._config.zeek.destinations)}")
         await self._start_control()
         for url in self._config.zeek.destinations or (EMBEDDED,):
             self._connect(url)
@@ -188,9 +201,16 @@ class Agent:
         queries = pack.load(Path(settings.pack) if settings.pack else None, schedule=settings.schedule)
         self._collector = EmbeddedCollector(settings, queries, self.database.pool.start_collector)
         self._parts.push_async_callback(self._collector.stop)
-        sys.stdout.write(f"zeek-agent {__version__}: logs in {self._collector.logs}; Ctrl-C ends\n")
-        sys.stdout.flush()
+        self._announce(f"logs in {self._collector.logs}")
         self._background(show(self._collector), "summary")
+
+    def _announce(self, what: str) -> None:
+        """Write to standard output what this agent does, if the log does not say so there."""
+        lines = [f"zeek-agent {__version__}: {what}; Ctrl-C ends"]
+        if self._quiet or self._config.log.file is not None:
+            lines.append(f"recording {_recorded(self.supervisor.status())}")
+        sys.stdout.write("".join(f"{escaped(line)}\n" for line in lines))
+        sys.stdout.flush()
 
     async def _dial_collector(self) -> socket.socket:
         """A socket that is connected to the embedded collector. Raises UnusableError when that cannot start now."""
@@ -317,6 +337,15 @@ class Agent:
             "collector_pid": None if self._collector is None else self._collector.pid,
             "collector_lost": None if self._collector is None else self._collector.lost,
         }
+
+
+def _recorded(sources: Iterable[SourceStatus]) -> str:
+    """Which kinds of events are recorded, and how."""
+    kinds = dict.fromkeys(source.source for source in sources)
+    active = {source.source: source.backend for source in sources if source.active}
+    missing = [kind for kind in kinds if kind not in active]
+    recorded = ", ".join(f"{kind} by {backend}" for kind, backend in active.items()) or "no events"
+    return recorded + (f"; not {', '.join(missing)}: `zeek-agent doctor` says why" if missing else "")
 
 
 class Coalesced:

@@ -225,9 +225,16 @@ def cli_page() -> str:
         "Exit codes: 0 success, 1 failure, 2 usage error. Errors are one line on standard error.",
         "`query`, `shell`, `tables`, `status` and `doctor` connect to a running agent through its control socket. "
         "Without one, all but `status` read the host themselves, with the events stored by an agent; statements of "
-        "root's commands run in worker processes, as in a running agent.",
+        "root's commands run in worker processes, as in a running agent. `query` and `shell` then write a line to "
+        "standard error (an interactive shell to the terminal) with the age of the newest stored event. In a clone in "
+        "which `make run` was used, [its agent](configuration.md#locations) comes first.",
         *(_command_section(command, f"zeek-agent {path}") for path, command in _commands(commands)),
         "## Shell commands",
+        "Anything that is not a command is SQL. A statement ends with `;`, typed, pasted or piped in, and can span "
+        "several lines. On a terminal, results are followed by their number of rows, and those longer than the "
+        "terminal are shown in a pager. A file of `.output` is created readable only by its owner, and overwritten "
+        "if it exists. Reports of repeated queries begin with a line with their time, in JSON they have a key `time`; "
+        "CSV has no times.",
         _markdown_table(
             ("Command", "Purpose"),
             [(f"`{command.usage}`", command.summary) for command in COMMANDS.values()],
@@ -283,9 +290,9 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         f"`{directories.SYSTEM_CONFIG}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for other users, "
         "if it exists;\n"
         "4. the default.",
-        "Unknown keys and invalid values are errors. `zeek-agent config check` reports them, and prints the settings "
-        "that differ from the defaults. The table `zeek_agent_config` shows every setting of a running agent and its "
-        "origin.",
+        "Unknown keys and invalid values are errors. `zeek-agent config check` reports all of them, and prints the "
+        "settings that differ from the defaults. The table `zeek_agent_config` shows every setting of a running agent "
+        "and its origin.",
         "A renamed setting still works under its old name: in the file, in the environment and with "
         "`--set`. A warning, which `zeek-agent config check` also prints, gives the new name. If one source contains "
         "both names, the new one takes precedence.",
@@ -301,6 +308,9 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         ),
         "With `--state-dir DIR` the control socket is `DIR/zeek-agent.sock`. Commands of other users also try root's "
         "socket, which is accessible to the group named by `control.group`.",
+        "`make run` keeps state in `state` in the clone, or in `state-USER` for users who do not own the clone. The "
+        "other commands of the clone's program, `.venv/bin/zeek-agent`, look there first if neither `state_dir` nor "
+        "`control.socket` is set.",
     ]
     by_section = itertools.groupby(config.settings().values(), lambda one: one.name.rpartition(".")[0])
     for section, settings in by_section:

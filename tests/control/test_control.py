@@ -255,6 +255,26 @@ async def test_a_stale_socket_is_replaced(path: Path) -> None:
         assert await ask(path, StatusRequest())
 
 
+async def test_a_path_longer_than_the_systems_limit_works(tmp_path: Path) -> None:
+    directory = tmp_path / ("deep-" * 20) / ("clone-" * 20)
+    path = directory / "zeek-agent.sock"
+    for _ in range(2):
+        async with Agent(path, answer_with_rows):
+            assert path.is_socket()
+            assert await asyncio.to_thread(ask_once, path) == [COLUMNS, Rows([(1, "x"), (2, None)])]
+        assert list(directory.iterdir()) == []
+    with pytest.raises(NoAgentError):
+        ControlClient(tmp_path / ("deep-" * 30) / "zeek-agent.sock")
+
+
+def ask_once(path: Path) -> list[Frame]:
+    client = ControlClient(path)
+    try:
+        return list(client.responses(QueryRequest("SELECT 1")))
+    finally:
+        client.close()
+
+
 async def test_an_obstacle_at_the_path_is_named(path: Path, tmp_path: Path) -> None:
     async with Agent(path, answer_with_rows):
         with pytest.raises(ZeekAgentError, match="another agent listens on"):

@@ -655,6 +655,19 @@ async def test_a_zeek_without_backend_is_explained() -> None:
     assert "without a cluster backend" in error
 
 
+async def test_a_collector_is_not_taken_for_the_zeek_that_it_imitates(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    collector = protocol.Ack("collector-websocket-1", "9.0.0")
+    async with zeek_server(collector) as zeek, agent(zeek.url()) as one:
+        await until(lambda: one.connection.status().state == "connected")
+        assert one.connection.status().zeek_version is None
+        assert f"connected to the collector at {zeek.url()}{PATH}" in caplog.messages
+    async with zeek_server() as zeek, agent(zeek.url()) as one:
+        await until(lambda: one.connection.status().state == "connected")
+        assert one.connection.status().zeek_version == CLUSTER_ACK.version
+        assert f"connected to Zeek at {zeek.url()}{PATH}, version {CLUSTER_ACK.version}" in caplog.messages
+
+
 async def test_a_server_that_closes_without_an_answer_is_explained() -> None:
     async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()

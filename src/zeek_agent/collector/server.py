@@ -309,7 +309,7 @@ class Collector:
         if problem is not None:
             return await _refuse(client, "deserialization_failed", problem)
         client.connection.subscribed()
-        await client.connection.send(protocol.ack(f"collector-websocket-{next(self._numbers)}", ZEEK_VERSION))
+        await client.connection.send(protocol.ack(f"{protocol.COLLECTOR_ENDPOINT}{next(self._numbers)}", ZEEK_VERSION))
         return True
 
     async def _subscribe(self, client: CollectorClient) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final
@@ -22,6 +23,10 @@ from what useradd(8), FreeIPA and sssd assign.
 
 WORKER_NAME: Final = "zeek-worker"
 """The short name of workers, as in ps(1)."""
+
+CHECKS: Final = 20
+"""How often processes are checked: a worker of another agent has the number for a moment before it is confined."""
+CHECK_PAUSE_SECONDS: Final = 0.1
 
 _NOBODY: Final = frozenset({65_534, 65_535, 0xFFFF_FFFE, 0xFFFF_FFFF})
 _SUBORDINATE: Final = ("/etc/subuid", "/etc/subgid")
@@ -98,7 +103,13 @@ def _taken(number: int, proc: str, subordinate: Iterable[str]) -> str | None:
         for owner, first, count in _subordinate(path):
             if first <= number < first + count:
                 return f"{path} assigns it to {owner}"
-    return next((f"process {pid} ({name}) has it" for pid, name in _processes_of(number, proc)), None)
+    for attempt in range(CHECKS):
+        others = [f"process {pid} ({name}) has it" for pid, name in _processes_of(number, proc)]
+        if not others:
+            return None
+        if attempt + 1 < CHECKS:
+            time.sleep(CHECK_PAUSE_SECONDS)
+    return others[0]
 
 
 def _subordinate(path: str) -> Iterator[tuple[str, int, int]]:

@@ -186,7 +186,8 @@ zeek_agent_connections = Table(
         Column(
             "zeek_version",
             "text",
-            "Zeek's version; Broker's version if connected to Broker's own server (packages up to 2.3)",
+            "Zeek's version; Broker's version if connected to Broker's own server (packages up to 2.3); null if "
+            "connected to a collector",
         ),
         Column("instances", "count", "Zeek instances reached through the connection"),
         Column("queries", "count", "queries installed by these instances"),

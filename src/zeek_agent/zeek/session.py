@@ -242,7 +242,8 @@ class Session:
             if len(self.instances) >= self._settings.instances_max:
                 self._log_problem("instances", f"too many Zeek instances at {self._url}: {instance_id} is ignored")
                 return None
-            log.info("new Zeek instance %s at %s", instance_id, self._url)
+            kind = "collector" if self.ack.is_collector else "Zeek instance"
+            log.info("new %s %s at %s", kind, instance_id, self._url)
             instance = self.instances[instance_id] = Instance(
                 id=instance_id,
                 agent_id=self._identity.agent,
