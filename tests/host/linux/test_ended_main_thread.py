@@ -23,6 +23,7 @@ from waiting import until_sync
 from zeek_agent.bpf import iterators as bpf_iterators
 from zeek_agent.bpf.iterators import Iterators, Task, why_no_iterators
 from zeek_agent.config import SourceSettings
+from zeek_agent.containment import usage
 from zeek_agent.containment.needs import sock_diag_of
 from zeek_agent.host.linux.procfs import (
     Procfs,
@@ -167,6 +168,11 @@ def test_sockets_in_a_network_of_its_own(reader: str) -> None:
         assert row["netns"] != network_namespace("/proc", "self")
         with socket.socket(fileno=sock_diag_of(str(pid))) as channel:
             assert channel.family == socket.AF_NETLINK
+
+
+def test_the_memory_of_a_worker_counts() -> None:
+    with without_main_thread() as pid, child() as other:
+        assert usage.memory(pid).peak == pytest.approx(usage.memory(other).peak, rel=0.5)
 
 
 def test_its_executable_can_be_hashed() -> None:

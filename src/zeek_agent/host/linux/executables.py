@@ -28,18 +28,28 @@ def file_object(path: str) -> FileObject | None:
     """The file at this path in the agent's mount namespace; None if there is none or its device is unknown."""
     try:
         status = status_at(_WORKING_DIRECTORY, path, FOLLOW_WITHOUT_SYNC)
-        device = file_system_device(status, b"" if status.device_major else Path(OWN_MOUNTINFO).read_bytes())
+        device = stated_device(status)
+        if device is None:
+            device = device_of_mount(status.mount, Path(OWN_MOUNTINFO).read_bytes())
     except OSError:
         return None
     return None if device is None else FileObject(device, status.inode)
 
 
-def file_system_device(status: FileStatus, mountinfo: bytes) -> int | None:
-    """The device of a file's file system; None if that has no block device, and `mountinfo` not the file's mount."""
-    if status.device_major or (status.mount, status.device) == memory_mount():
-        return status.device
-    line = re.search(rb"^%d \d+ (\d+):(\d+) " % status.mount, mountinfo, re.MULTILINE)
+def stated_device(status: FileStatus) -> int | None:
+    """The device of a file's file system if stat(2) reports it; None for file systems without a block device."""
+    return status.device if status.device_major or is_in_memory(status) else None
+
+
+def device_of_mount(mount: int, mountinfo: bytes) -> int | None:
+    """The device of the file system of a mount with this number; None if it is not in this mount namespace."""
+    line = re.search(rb"^%d \d+ (\d+):(\d+) " % mount, mountinfo, re.MULTILINE)
     return None if line is None else os.makedev(int(line[1]), int(line[2]))
+
+
+def is_in_memory(status: FileStatus) -> bool:
+    """Whether this is a file of memfd_create(2), which is in no mount namespace."""
+    return (status.mount, status.device) == memory_mount()
 
 
 def mount_namespace(pid: int | str) -> int | None:

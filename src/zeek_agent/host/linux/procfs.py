@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Final
 
 from zeek_agent.host.entity_id import entity_id
-from zeek_agent.host.files.statx import FOLLOW_WITHOUT_SYNC, FileStatus, memory_mount, status_at
+from zeek_agent.host.files.statx import FOLLOW_WITHOUT_SYNC, FileStatus, status_at
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.host.linux.containers import container_id
-from zeek_agent.host.linux.executables import file_system_device
+from zeek_agent.host.linux.executables import device_of_mount, is_in_memory, mount_namespace, stated_device
+from zeek_agent.host.linux.mounts import OWN_MOUNTINFO
 from zeek_agent.text import from_bytes, from_os
 
 UNSET_ID: Final = 0xFFFF_FFFF
@@ -62,6 +63,19 @@ class Procfs:
         self.ticks = os.sysconf("SC_CLK_TCK")
         self.page = os.sysconf("SC_PAGE_SIZE")
         self._started: dict[int, int] = {}
+
+    @cached_property
+    def own_mountinfo(self) -> bytes:
+        """The agent's mounts; empty if unknown."""
+        try:
+            return Path(OWN_MOUNTINFO).read_bytes()
+        except OSError:
+            return b""
+
+    @cached_property
+    def own_mntns(self) -> int | None:
+        """The agent's mount namespace."""
+        return mount_namespace("self")
 
     def pids(self) -> list[int]:
         """The ids of all processes that this agent may see, in ascending order."""
@@ -235,26 +249,37 @@ class ProcfsProcess:
     def exe(self) -> str | None:
         return self._living_link("exe")
 
-    @cached_property
+    @property
     def exe_device(self) -> int | None:
-        """The device of the executable's file system, encoded as by makedev(3); None if unknown."""
-        found = self._executable
-        if found is None:
-            return None
-        return file_system_device(found, b"" if found.device_major else self._living_file("mountinfo") or b"")
+        """The device of the executable's file system, encoded as by makedev(3)."""
+        return self._exe_mount[0]
 
     @property
     def exe_inode(self) -> int | None:
         return None if self._executable is None else self._executable.inode
 
-    @cached_property
+    @property
     def exe_mntns(self) -> int | None:
-        """The process's mount namespace; None if the executable is in none (memfd_create(2)) or unknown."""
+        """The mount namespace in which the executable was opened."""
+        return self._exe_mount[1]
+
+    @cached_property
+    def _exe_mount(self) -> tuple[int | None, int | None]:
+        """Device and namespace of the mount with the executable, looked up in the agent's and the process's namespace.
+
+        The process may have left the namespace in which it was executed.
+        """
         found = self._executable
-        if found is None or (found.mount, found.device) == memory_mount():
-            return None
-        link = self._living_link("ns/mnt")
-        return int(link[5:-1]) if link else None
+        if found is None:
+            return None, None
+        if is_in_memory(found):
+            return found.device, None
+        device = device_of_mount(found.mount, self._procfs.own_mountinfo)
+        if device is not None:
+            return device, self._procfs.own_mntns
+        device = device_of_mount(found.mount, self._living_file("mountinfo") or b"")
+        link = None if device is None else self._living_link("ns/mnt")
+        return stated_device(found) if device is None else device, int(link[5:-1]) if link else None
 
     @cached_property
     def _executable(self) -> FileStatus | None:
