@@ -124,7 +124,7 @@ class Agent:
             osquery=self._describe_osquery,
             iterators=lambda: iterators.loaded_iterators() is not None,
         )
-        self.supervisor = Supervisor(config.sources, self.store, redact=access.redact)
+        self.supervisor = Supervisor(config.sources, self.store, masker=access.masker)
         self.results = ResultStore(places.results, config.limits.state_bytes)
         self.runner = QueryRunner(
             self.database,

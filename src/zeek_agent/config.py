@@ -203,9 +203,17 @@ class AccessSettings(Section, frozen=True):
             " names of tables (all of them), paths of programs and of Unix sockets that only a group can use"
         ),
     ] = ()
+    mask: Annotated[
+        bool,
+        Meta(description="mask [secrets in command lines](security.md#command-lines)"),
+    ] = True
     redact: Annotated[
-        tuple[str, ...], Meta(description="regular expressions (RE2) for text in command lines to replace by `***`")
-    ] = (r"(?i)(?:password|passwd|token|secret|api[-_]?key)[=:\s]+\S+",)
+        tuple[str, ...],
+        Meta(
+            description="regular expressions (RE2) for other text in command lines to replace by `***`; they are "
+            "applied to the arguments joined by blanks"
+        ),
+    ] = ()
 
 
 class EventSettings(Section, frozen=True):

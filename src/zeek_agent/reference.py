@@ -24,6 +24,8 @@ from zeek_agent.collector import pack_file
 from zeek_agent.collector.agents import AgentState
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
+from zeek_agent.masking.programs import PROGRAMS, Program
+from zeek_agent.schema import Column
 from zeek_agent.table import Table
 from zeek_agent.tables import builtin_tables
 from zeek_agent.terminal.table_text import parameter_summary, privileges_summary, zeek_record
@@ -36,6 +38,8 @@ README_BEGIN: Final = "<!-- tables: generated -->\n"
 README_END: Final = "<!-- tables: end -->\n"
 LISTS_BEGIN: Final = "<!-- lists: generated -->\n"
 LISTS_END: Final = "<!-- lists: end -->\n"
+PROGRAMS_BEGIN: Final = "<!-- programs: generated -->\n"
+PROGRAMS_END: Final = "<!-- programs: end -->\n"
 LOGS_BEGIN: Final = "<!-- logs: generated -->\n"
 LOGS_END: Final = "<!-- logs: end -->\n"
 LINES: Final = {
@@ -78,7 +82,7 @@ def with_tables(readme: str) -> str:
 
 
 def with_lists(security: str) -> str:
-    """The security page with the path gate's current lists."""
+    """The security page with the path gate's current lists, and the programs whose secrets are masked."""
     lists = (
         ("Never read", "Neither contents nor hashes are available, unless `access.paths_deny` is changed:", PATHS_DENY),
         ("Contents", "Contents are readable if every local user can read the file:", CONTENTS_PUBLIC),
@@ -90,7 +94,16 @@ def with_lists(security: str) -> str:
         ("File systems", "File system types that are entered:", sorted(LOCAL_FILE_SYSTEMS)),
     )
     text = "\n\n".join(f"### {title}\n\n{lead}\n\n```\n{_filled(entries)}\n```" for title, lead, entries in lists)
-    return _replaced(security, LISTS_BEGIN, LISTS_END, text)
+    security = _replaced(security, LISTS_BEGIN, LISTS_END, text)
+    masked = (program for program in PROGRAMS if not _is_only_plain(program))
+    names = sorted(
+        {name for program in masked for name in program.names.split()}, key=lambda name: (name.lower(), name)
+    )
+    return _replaced(security, PROGRAMS_BEGIN, PROGRAMS_END, f"```\n{_filled(names)}\n```")
+
+
+def _is_only_plain(program: Program) -> bool:
+    return not (program.secrets or program.positional or program.follows or program.last_with)
 
 
 def with_logs(collector: str) -> str:
@@ -152,7 +165,7 @@ def tables_page(tables: Iterable[Table]) -> str:
         "`datetime(time, 'unixepoch')` formats them. Sets, vectors, records and ports are JSON, for "
         "`json_each` and `->>`. A result column that is a table's column keeps its type; the alias of an expression "
         'can declare its type: `SELECT max(pid) AS "pid:count"`. Any value can be null. Columns marked ⁺ are not part '
-        "of `SELECT *` for a stock Zeek package, which expects exactly the others.",
+        "of `SELECT *` for a stock Zeek package, which expects exactly the others; columns marked ⁻ of no `SELECT *`.",
         _markdown_table(("Table", "Rows", "Kind", "Platforms", "Columns"), overview),
     ]
     parts += [_table_section(table) for table in tables]
@@ -160,10 +173,7 @@ def tables_page(tables: Iterable[Table]) -> str:
 
 
 def _table_section(table: Table) -> str:
-    columns = [
-        (f"`{column.name}`{' ⁺' if column.added else ''}", str(column.zeek_type), column.summary)
-        for column in table.columns
-    ]
+    columns = [(f"`{column.name}`{_mark(column)}", str(column.zeek_type), column.summary) for column in table.columns]
     parts = [f"## {table.name}", f"{_sentence(table.summary)} {table.description}"]
     if table.parameters:
         arguments = [(f"`{one.column}`", str(one.zeek_type), parameter_summary(one)) for one in table.parameters]
@@ -179,6 +189,12 @@ def _table_section(table: Table) -> str:
     )
     parts.append(f"Kind: {table.kind}. Platforms: {_platforms(table)}.{privileges}")
     return "\n\n".join(parts)
+
+
+def _mark(column: Column) -> str:
+    if column.hidden:
+        return " ⁻"
+    return " ⁺" if column.added else ""
 
 
 def sql_page() -> str:

@@ -86,8 +86,8 @@ class Task:
         return round(round(boot_time(), 2) + self.start_ticks / TICKS, 2)
 
     @property
-    def cmdline(self) -> str | None:
-        """The arguments joined by spaces, read from /proc. Raises ProcessLookupError if the process is gone."""
+    def arguments(self) -> bytes | None:
+        """As in `procfs`, read from /proc. Raises ProcessLookupError if the process is gone."""
         if self.vsize == 0:  # a kernel thread or a zombie
             return None
         try:
@@ -95,10 +95,10 @@ class Task:
                 raw = file.read()
         except FileNotFoundError as error:
             raise ProcessLookupError(self.pid) from error
-        if not raw:  # the main thread has ended
+        if not raw or raw.endswith(b"\0\0"):  # the main thread has ended; empty arguments or padding
             with ProcfsProcess(Procfs(), self.pid) as shown:
-                return shown.cmdline
-        return text.from_bytes(raw.rstrip(b"\0").replace(b"\0", b" ")) if raw else None
+                return shown.arguments
+        return raw
 
 
 class IteratorReader(ABC):

@@ -27,7 +27,7 @@ from zeek_agent.events import replacement
 from zeek_agent.events.delivery_states import Delivered, DeliveryStates
 from zeek_agent.events.layout import Conversion, columns, declare, last_sequence, quoted, set_sequence
 from zeek_agent.events.migrations import MIGRATIONS, Migration, migrate, refuse_newer
-from zeek_agent.events.references import shared_columns, text_of
+from zeek_agent.events.references import shared_columns, value_of
 from zeek_agent.events.texts import Texts, adopted
 from zeek_agent.events.usage import Shares, Usage
 from zeek_agent.schema import EventRow, Row, Value
@@ -593,10 +593,8 @@ def _show_texts(connection: apsw.Connection) -> None:
         return
     for table in tables:
         present = columns(connection, table)
-        if not table.startswith("_") and (shared := shared_columns(present)):
-            shown = ", ".join(
-                f"{text_of(name)} AS {quoted(name)}" if name in shared else quoted(name) for name in present
-            )
+        if not table.startswith("_") and shared_columns(present):
+            shown = ", ".join(f"{value_of(name, present)} AS {quoted(name)}" for name in present)
             connection.execute(f"CREATE TEMP VIEW {quoted(table)} AS SELECT {shown} FROM main.{quoted(table)}")
 
 
@@ -649,10 +647,13 @@ def _converter(table: Table) -> Callable[[Row], Row] | None:
         return None
 
     def convert(row: Row) -> Row:
-        values = list(row)
+        values: list[Value] | None = None
         for index, step in steps:
-            values[index] = step(values[index])
-        return values
+            value = row[index]
+            if (stored := step(value)) is not value:
+                values = list(row) if values is None else values
+                values[index] = stored
+        return row if values is None else values
 
     return convert
 

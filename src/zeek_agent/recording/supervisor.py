@@ -16,6 +16,7 @@ from zeek_agent.recording.status import SourceStatus
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
     from zeek_agent.events.store import EventStore
+    from zeek_agent.masking.masker import Masker
     from zeek_agent.schema import EventRow
 
 log = logging.getLogger(__name__)
@@ -56,15 +57,15 @@ class Supervisor:
         settings: SourceSettings,
         store: EventStore,
         *,
-        choose: Callable[[SourceSettings, Callable[[str], str]], Mapping[str, Sequence[Source]]] = candidates,
-        redact: Callable[[str], str] = lambda command_line: command_line,
+        choose: Callable[[SourceSettings, Masker | None], Mapping[str, Sequence[Source]]] = candidates,
+        masker: Masker | None = None,
         clock: Callable[[], float] = time.time,
         interval_seconds: float = _CHECK_INTERVAL_SECONDS,
     ) -> None:
         self._store = store
         self._clock = clock
         self._interval_seconds = interval_seconds
-        self._recorders = [_KindState(kind, sources) for kind, sources in choose(settings, redact).items()]
+        self._recorders = [_KindState(kind, sources) for kind, sources in choose(settings, masker).items()]
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="sources", daemon=True)

@@ -39,6 +39,7 @@ processes_events = Table(
         ),
         Column("parent_name", "text", "the parent's short name", added=True),
         Column("parent_exe", "text", "path of the parent's executable", added=True),
+        *process_columns("argv", added=True),
         *process_columns(*EXECUTABLE, added=True),
     ],
     examples=[
@@ -89,6 +90,7 @@ sockets_events = Table(
         Column("translated_local_port", "count", "translated local port", added=True),
         Column("translated_remote_addr", "address", "translated peer address", added=True),
         Column("translated_remote_port", "count", "translated peer port", added=True),
+        *process_columns("argv", added=True),
         *process_columns(*EXECUTABLE, added=True),
     ],
     examples=[

@@ -64,6 +64,7 @@ sockets = Table(
         Column("translated_local_port", "count", "translated local port", added=True),
         Column("translated_remote_addr", "address", "translated peer address", added=True),
         Column("translated_remote_port", "count", "translated peer port", added=True),
+        *process_columns("argv", added=True, hidden=True),
         *process_columns(*EXECUTABLE, added=True),
     ],
     examples=[
@@ -86,6 +87,7 @@ listening_ports = Table(
         Column("port", "count", "port number"),
         Column("uid", "count", "user who created the socket"),
         *process_columns("exe", "cmdline", "netns", "container_id", "entity_id"),
+        *process_columns("argv", hidden=True),
         *process_columns(*EXECUTABLE, added=True),
     ],
     examples=["SELECT protocol, port, address, process, exe FROM listening_ports ORDER BY protocol, port"],
@@ -109,6 +111,7 @@ packet_sockets = Table(
         *process_columns("exe", "cmdline"),
         Column("fd", "count", "the process's lowest file descriptor for the socket"),
         *process_columns("netns", "container_id", "entity_id"),
+        *process_columns("argv", hidden=True),
         *process_columns(*EXECUTABLE, added=True),
     ],
     examples=["SELECT pid, exe, interface FROM packet_sockets WHERE ethertype = 3"],
@@ -129,6 +132,7 @@ class Owner(NamedTuple):
     cmdline: str | None = None
     container_id: str | None = None
     entity_id: str | None = None
+    argv: list[str] | None = None
     executable: tuple[int | None, int | None, int | None] = (None, None, None)
     """The columns of `EXECUTABLE`."""
 
@@ -162,6 +166,7 @@ def open_sockets(wanted: Constraints) -> Iterator[Row]:
             owner.entity_id,
             _community_id(found) if with_community_id else None,
             *(_translation(found, translated) if translated else UNTRANSLATED),
+            owner.argv,
             *owner.executable,
         )
 
@@ -183,6 +188,7 @@ def listeners(wanted: Constraints) -> Iterator[Row]:
                 netns,
                 owner.container_id,
                 owner.entity_id,
+                owner.argv,
                 *owner.executable,
             )
 
@@ -212,6 +218,7 @@ def sniffers(wanted: Constraints) -> Iterator[Row]:
                     netns,
                     owner.container_id,
                     owner.entity_id,
+                    owner.argv,
                     *owner.executable,
                 )
 
@@ -248,13 +255,15 @@ def _owner(procfs: Procfs, pid: int | None, wanted: Constraints) -> Owner:
         return Owner()
     try:
         with ProcfsProcess(procfs, pid) as process:
-            cmdline = process.cmdline if wanted.needs("cmdline") else None
+            raw = process.arguments if wanted.needs("cmdline", "argv") else None
+            command_line = wanted.context.access.masker.command_line(raw) if raw else None
             return Owner(
                 process.name,
                 process.exe if wanted.needs("exe") else None,
-                None if cmdline is None else wanted.context.access.redact(cmdline),
+                command_line.cmdline if command_line else None,
                 process.container_id if wanted.needs("container_id") else None,
                 process.entity_id if wanted.needs("entity_id") else None,
+                command_line.argv if command_line else None,
                 (process.exe_device, process.exe_inode, process.exe_mntns)
                 if wanted.needs(*EXECUTABLE)
                 else (None, None, None),

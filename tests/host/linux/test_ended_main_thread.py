@@ -34,7 +34,7 @@ from zeek_agent.host.linux.procfs import (
 )
 from zeek_agent.recording.audit import audit
 from zeek_agent.recording.exclusions import Exclusions
-from zeek_agent.recording.processes.process_cache import ProcessCache, read_process
+from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.processes.process_lifecycle import ProcessLifecycle
 from zeek_agent.recording.snapshots import ProcessSnapshots
 from zeek_agent.recording.sockets.socket_owners import SocketOwners
@@ -190,7 +190,7 @@ def test_process_tree_shows_it_running() -> None:
 def test_event_sources_read_it(listener: socket.socket) -> None:
     inode = os.fstat(listener.fileno()).st_ino
     with without_main_thread() as pid:
-        process = read_process(pid)
+        process = ProcessCache().read(pid)
         assert process is not None
         assert (process.exe, process.cwd) == (PYTHON, str(Path.cwd()))
         assert process.cgroup == ask(processes, pid=os.getpid())[0]["cgroup"]

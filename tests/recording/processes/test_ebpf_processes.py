@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from children import exit_code, fork
-from recording import Recording, generate, load_generator
+from recording import Recording, argv_of, generate, load_generator
 from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
@@ -136,6 +136,27 @@ def test_a_deleted_executable_and_one_in_memory_are_named_as_proc_names_them(
     os.close(descriptor)
     (started,) = recording.expect(TABLE, pid=process.pid, state="started")
     assert started["exe"] == f"{gone} (deleted)"
+
+
+@pytest.mark.parametrize("arguments", [[""], ["", ""], ["a", ""], ["a", "", ""], ["", "a b", '"', "ü"]])
+def test_empty_arguments_are_kept(recording: Recording, arguments: list[str]) -> None:
+    process = run("/bin/true", *arguments)
+    (started,) = recording.expect(TABLE, pid=process.pid, state="started")
+    assert argv_of(started) == ["/bin/true", *arguments]
+    assert started["cmdline"] == " ".join(["/bin/true", *arguments])
+
+
+def test_a_program_without_a_name_has_an_empty_command_line(recording: Recording) -> None:
+    process = run("", executable="/bin/true")
+    (started,) = recording.expect(TABLE, pid=process.pid, state="started")
+    assert (argv_of(started), started["cmdline"]) == ([""], "")
+
+
+def test_arguments_that_are_cut_are_masked_and_have_no_vector(recording: Recording) -> None:
+    process = run("/bin/true", "y" * 4_000, "--password", "hunter2" * 100)
+    (started,) = recording.expect(TABLE, pid=process.pid, state="started")
+    assert started["argv"] is None
+    assert started["cmdline"] == f"/bin/true {'y' * 4_000} --password *** …"
 
 
 def test_long_arguments_are_cut_with_a_mark(recording: Recording) -> None:

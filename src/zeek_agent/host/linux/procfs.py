@@ -44,7 +44,7 @@ STATES: Final = {
 
 # Positions of fields in /proc/PID/stat after the name, as in `_stat_fields`.
 _STATE, _PPID, _TTY, _FLAGS, _UTIME, _STIME, _PRIORITY, _THREADS = 0, 1, 4, 6, 11, 12, 15, 17
-_START, _VSIZE, _RSS = 19, 20, 21
+_START, _VSIZE, _RSS, _STACK = 19, 20, 21, 25
 _PF_KTHREAD: Final = 0x0020_0000
 
 _LINKS_OF_TWO_THREADS: Final = 4
@@ -296,10 +296,14 @@ class ProcfsProcess:
         return self._living_link("cwd")
 
     @cached_property
-    def cmdline(self) -> str | None:
-        """The arguments joined by spaces; None for kernel threads and zombies, which have none."""
+    def arguments(self) -> bytes | None:
+        """The arguments, each with its NUL, unmasked; None for kernel threads and zombies, which have none."""
         raw = self._read("cmdline") or self._living_file("cmdline")
-        return from_bytes(raw.rstrip(b"\0").replace(b"\0", b" ")) if raw else None
+        if not raw:
+            return None
+        if raw.endswith(b"\0\0") and raw.count(b"\0") > (self._argument_count() or len(raw)):
+            return raw.rstrip(b"\0") + b"\0"  # a title that the process wrote over its arguments, and padding
+        return raw
 
     @cached_property
     def loginuid(self) -> int | None:
@@ -337,6 +341,20 @@ class ProcfsProcess:
         if started is None or started > self.start_ticks:
             return None
         return entity_id(self._procfs.boot_id, self.ppid, started)
+
+    def _argument_count(self) -> int | None:
+        """The number of arguments that the kernel passed (argc, at the start of the stack); None if inaccessible."""
+        start = int(self._acting[_STACK])
+        try:
+            memory = os.open(f"{self._thread}mem", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+        except OSError:
+            return None
+        try:
+            return int.from_bytes(os.pread(memory, 4, start), "little") if start else None
+        except OSError:
+            return None
+        finally:
+            os.close(memory)
 
     def _audit_id(self, name: str) -> int | None:
         raw = self._living_file(name)

@@ -43,9 +43,11 @@ class ProcessEvent(Struct, frozen=True, gc=False):  # its values are scalars, so
     parent_entity_id: str | None
     parent_name: str | None
     parent_exe: str | None
-    exe_device: int | None
-    exe_inode: int | None
-    exe_mntns: int | None
+    argv: str | None = None
+    """As the event store holds it (`CommandLine.stored_argv`)."""
+    exe_device: int | None = None
+    exe_inode: int | None = None
+    exe_mntns: int | None = None
 
 
 class Exit(NamedTuple):
@@ -63,6 +65,7 @@ class Exit(NamedTuple):
 
 def process_event(process: Process, at: int, boot_time: float, ended: Exit | None) -> ProcessEvent:
     """A process that started (`ended` is None) or stopped at `at`, in ns since the boot at `boot_time`."""
+    command_line = process.command_line
     return ProcessEvent(
         boot_time + at / 1e9,
         process.name or None,
@@ -80,7 +83,7 @@ def process_event(process: Process, at: int, boot_time: float, ended: Exit | Non
         ended.stime if ended else None,
         "stopped" if ended else "started",
         process.exe,
-        process.cmdline,
+        command_line.cmdline if command_line else None,
         process.cwd,
         exit_code(ended.status) if ended else None,
         process.loginuid,
@@ -92,6 +95,7 @@ def process_event(process: Process, at: int, boot_time: float, ended: Exit | Non
         process.parent_entity_id or None,
         process.parent_name or None,
         process.parent_exe,
+        command_line.stored_argv if command_line else None,
         process.exe_device,
         process.exe_inode,
         process.exe_mntns,
