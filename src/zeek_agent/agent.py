@@ -28,6 +28,7 @@ from zeek_agent.destination import EMBEDDED, formerly_embedded
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
+from zeek_agent.host.hostname import hostname
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.results.snapshots import take_snapshots
@@ -92,7 +93,6 @@ class Agent:
         """With `quiet`, standard error has no messages about what works."""
         self.id = who.agent
         self.instance = who.instance
-        self.hostname = config.agent.hostname or socket.gethostname()
         self._config = config
         self._origins = origins
         self._places = places
@@ -125,7 +125,7 @@ class Agent:
             iterators=lambda: iterators.loaded_iterators() is not None,
         )
         self.supervisor = Supervisor(config.sources, self.store, masker=access.masker)
-        self.results = ResultStore(places.results, config.limits.state_bytes)
+        self.results = ResultStore(places.results, config.limits.state_bytes, clock=self.store.age_clock)
         self.runner = QueryRunner(
             self.database,
             self.store,
@@ -272,6 +272,10 @@ class Agent:
         self.store.flush()
 
     # Data of the agent's own tables
+
+    @property
+    def hostname(self) -> str:
+        return hostname(self._config.agent.hostname)
 
     def uptime(self) -> float:
         return time.monotonic() - self._started

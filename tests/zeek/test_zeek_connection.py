@@ -205,9 +205,12 @@ async def test_a_zeek_that_sends_its_hello_first_gets_another_hello(monkeypatch:
         assert len({hello.context.query_id for hello in client.of(AgentHello)}) == 1
 
 
-@pytest.mark.parametrize(("name", "changed"), [("addresses", ("192.0.2.9",)), ("tables", ("users", "osquery_time"))])
-async def test_new_addresses_and_tables_are_sent_immediately(
-    monkeypatch: pytest.MonkeyPatch, name: str, changed: tuple[str, ...]
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("hostname", "renamed"), ("addresses", ("192.0.2.9",)), ("tables", ("users", "osquery_time"))],
+)
+async def test_a_new_host_name_new_addresses_and_tables_are_sent_immediately(
+    monkeypatch: pytest.MonkeyPatch, name: str, changed: str | tuple[str, ...]
 ) -> None:
     monkeypatch.setattr("zeek_agent.zeek.session.HELLO_CHECK_INTERVAL_SECONDS", 0.02)
     async with connected() as (one, client):

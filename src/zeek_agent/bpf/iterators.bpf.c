@@ -99,7 +99,7 @@ static __always_inline int write_path(struct seq_file *seq, struct vfsmount *vfs
 	return 0;
 }
 
-static __always_inline int write_control_group(struct seq_file *seq, struct task_struct *task)
+static __noinline int write_control_group(struct seq_file *seq, struct task_struct *task)
 {
 	struct kernfs_node *node = control_group(task);
 
@@ -128,15 +128,10 @@ static __always_inline __u32 terminal(struct signal_struct *signal)
 	return (minor & 0xff) | tty->driver->major << 8 | (minor & ~0xff) << 12;
 }
 
-SEC("iter/task")
-int tasks(struct bpf_iter__task *context)
+/* Whether paths follow. Functions of their own, because one has not enough stack for the record and a path. */
+static __noinline bool write_record(struct seq_file *seq, struct task_struct *task)
 {
-	struct task_struct *task = context->task;
-	struct seq_file *seq = context->meta->seq;
 	struct task_record record = {};
-
-	if (!task)
-		return 0;
 	struct task_struct *leader = task->group_leader;
 	struct mm_struct *mm = task->mm;
 	bool is_process = task->pid == task->tgid;
@@ -149,7 +144,7 @@ int tasks(struct bpf_iter__task *context)
 	record.describes = !is_process && mm && !leader->mm;
 	if (!is_process && !record.describes) {
 		bpf_seq_write(seq, &record, sizeof(record));
-		return 0;
+		return false;
 	}
 	const struct cred *cred = task->cred;
 	struct file *exe = BPF_CORE_READ(mm, exe_file);
@@ -188,10 +183,28 @@ int tasks(struct bpf_iter__task *context)
 	record.exe_mntns = mntns_of(exe);
 	bpf_probe_read_kernel(record.name, COMM, leader->comm);
 	bpf_seq_write(seq, &record, sizeof(record));
+	return true;
+}
+
+static __noinline int write_paths(struct seq_file *seq, struct task_struct *task)
+{
+	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
 
 	write_path(seq, BPF_CORE_READ(exe, f_path.mnt), BPF_CORE_READ(exe, f_path.dentry));
 	write_path(seq, BPF_CORE_READ(task, fs, pwd.mnt), BPF_CORE_READ(task, fs, pwd.dentry));
-	write_control_group(seq, task);
+	return 0;
+}
+
+SEC("iter/task")
+int tasks(struct bpf_iter__task *context)
+{
+	struct task_struct *task = context->task;
+	struct seq_file *seq = context->meta->seq;
+
+	if (task && write_record(seq, task)) {
+		write_paths(seq, task);
+		write_control_group(seq, task);
+	}
 	return 0;
 }
 

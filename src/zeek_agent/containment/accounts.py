@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from zeek_agent.containment.protections import LockdownError, WorkerAccount
+from zeek_agent.text import escaped, from_os
 
 ACCOUNT: Final = "_zeek-agent"
 """The account that an administrator or a package can create for workers."""
@@ -50,12 +51,13 @@ def worker_account(
         entry = pwd.getpwnam(account)
     except KeyError:
         return _numbered(numbers, account, proc, subordinate)
-    if entry.pw_uid in {0, *_NOBODY} or entry.pw_gid in {0, *_NOBODY}:
+    uid, gid = entry.pw_uid & 0xFFFF_FFFF, entry.pw_gid & 0xFFFF_FFFF  # `pwd` returns 4294967295 as -1
+    if uid in {0, *_NOBODY} or gid in {0, *_NOBODY}:
         raise LockdownError(
-            f"account {account} has uid {entry.pw_uid} and gid {entry.pw_gid}: workers need a uid and a gid that are "
-            "neither root's nor nobody's"
+            f"account {account} has uid {uid} and gid {gid}: workers need a uid and a gid that are neither root's nor "
+            "nobody's"
         )
-    return WorkerAccount(entry.pw_uid, entry.pw_gid, account)
+    return WorkerAccount(uid, gid, account)
 
 
 def directory_owner(path: str) -> WorkerAccount:
@@ -96,9 +98,9 @@ def _taken(number: int, proc: str, subordinate: Iterable[str]) -> str | None:
     import pwd
 
     with suppress(KeyError):
-        return f"it is the account {pwd.getpwuid(number).pw_name}"
+        return f"it is the account {escaped(from_os(pwd.getpwuid(number).pw_name))}"
     with suppress(KeyError):
-        return f"it is the group {grp.getgrgid(number).gr_name}"
+        return f"it is the group {escaped(from_os(grp.getgrgid(number).gr_name))}"
     for path in subordinate:
         for owner, first, count in _subordinate(path):
             if first <= number < first + count:

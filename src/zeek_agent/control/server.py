@@ -183,13 +183,16 @@ def _listener(path: Path, group: str | None) -> socket.socket:
 
 
 def group_id(group: str) -> int:
-    """The id of the group in `control.group`. Raises UsageError if it does not exist."""
+    """The id of the group in `control.group`. Raises UsageError if it does not exist or cannot own a file."""
     import grp
 
     try:
-        return grp.getgrnam(group).gr_gid
+        number = grp.getgrnam(group).gr_gid
     except KeyError:
         raise UsageError(f"control.group: no such group: {group!r}") from None
+    if number in {-1, 0xFFFF_FFFF}:  # chown(2) would leave the group as it is
+        raise UsageError(f"control.group: group {group!r} has gid 4294967295, which cannot own a file")
+    return number
 
 
 def _remove_stale(path: Path) -> None:
@@ -212,6 +215,6 @@ def _peer(writer: asyncio.StreamWriter) -> str:
     connection = writer.get_extra_info("socket")
     if not hasattr(socket, "SO_PEERCRED"):
         return "control"
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, _ = struct.unpack("3i", raw)
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    pid, uid, _ = struct.unpack("iII", raw)
     return f"control uid={uid} pid={pid}"

@@ -210,7 +210,10 @@ class Supervisor:
         recorder.lost = lost
         if recorder.losing_since is None:
             return
-        over = at_end or now >= recorder.losing_until + _QUIET_CHECKS * self._interval_seconds
+        quiet = now - recorder.losing_until
+        over = (
+            at_end or quiet < 0 or quiet >= _QUIET_CHECKS * self._interval_seconds
+        )  # below 0 if the clock was set back
         if over or now >= recorder.losing_since + _GAP_SECONDS_MAX:
             self._store.record_gap(recorder.kind, recorder.losing_since, recorder.losing_until, "overrun")
             log.warning("%s events were lost: the kernel's buffer was full", recorder.kind)

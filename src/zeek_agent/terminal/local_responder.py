@@ -28,6 +28,7 @@ from zeek_agent.errors import SqlError
 from zeek_agent.events import event_file
 from zeek_agent.events.migrations import refuse_newer
 from zeek_agent.events.store import NewerStoreError
+from zeek_agent.host.hostname import hostname
 from zeek_agent.signals import run_until_done
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
@@ -108,7 +109,6 @@ class LocalAgent:
         stored = identity.read(places.identity)
         self.id = config.agent.id or (stored.id if stored else "")
         self.instance = identity.new_id("I")
-        self.hostname = config.agent.hostname or socket.gethostname()
         self.database: SqlDatabase | None = None
         self.pool: WorkerPool | None = None
         """The worker processes of the database, if its statements run in some."""
@@ -117,6 +117,10 @@ class LocalAgent:
         self._places = places
         self._store = store
         self.started = time.monotonic()
+
+    @property
+    def hostname(self) -> str:
+        return hostname(self._config.agent.hostname)
 
     def uptime(self) -> float:
         return time.monotonic() - self.started

@@ -491,10 +491,25 @@ def _stat_fields(raw: bytes) -> list[bytes]:
 
 
 def cgroup_path(raw: bytes) -> str:
-    """One path from /proc/PID/cgroup: of the unified hierarchy or, if that is the root, the longest of version 1."""
-    paths = [line.split(b":", 2)[2] for line in raw.splitlines() if line.count(b":") >= 2]
-    unified = next((line[3:] for line in raw.splitlines() if line.startswith(b"0::")), b"/")
-    return from_bytes(unified if unified != b"/" else max(paths, key=len, default=b"/"))
+    """One path from /proc/PID/cgroup: of the unified hierarchy or, if that is the root, the longest of version 1.
+
+    Where both are in use, version 1's memory or pids controller decides if its path tells more: with runtimes that
+    know version 1 only, a container's process is in the unified group of the runtime.
+    """
+    lines = [line.split(b":", 2) for line in raw.splitlines() if line.count(b":") >= 2]
+    unified = next((path for number, controllers, path in lines if (number, controllers) == (b"0", b"")), b"/")
+    if unified == b"/":
+        return from_bytes(max((path for _, _, path in lines), key=len, default=b"/"))
+    by_controller = {name: path for _, names, path in lines for name in names.split(b",")}
+    v1 = next((by_controller[name] for name in (b"memory", b"pids") if by_controller.get(name, b"/") != b"/"), b"/")
+    return from_bytes(v1 if _tells_more(v1, unified) else unified)
+
+
+def _tells_more(v1: bytes, unified: bytes) -> bool:
+    """The same as in bpf/task.h: in another top-level group, or deeper. systemd's groups are the same in both."""
+    if v1 == b"/":
+        return False
+    return v1.count(b"/") > unified.count(b"/") or v1.split(b"/")[1] != unified.split(b"/")[1]
 
 
 @lru_cache(maxsize=256)
