@@ -219,7 +219,7 @@ class LookupTable:
             return None
         if operator not in _PATTERNS and info.get_aConstraint_collation(which) != "BINARY":
             return None
-        if operator == "=" and info.get_aConstraintUsage_in(which):
+        if operator == "=" and self.module.statement.run.lists_at_once and info.get_aConstraintUsage_in(which):
             info.set_aConstraintUsage_in(which, True)
             return Term(number, _ALL_AT_ONCE, known=False)
         return Term(number, operator, known=info.get_aConstraint_rhs(which) is not None)

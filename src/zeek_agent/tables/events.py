@@ -60,7 +60,9 @@ sockets_events = Table(
         "Values that a source cannot provide are null; `zeek_agent_sources` shows the active backend and its losses. "
         "Where the host translates addresses (NAT), as for containers, the `translated_` columns contain the addresses "
         "and ports that a sensor outside the host sees. They are null for untranslated connections. `exe_device`, "
-        "`exe_inode` and `exe_mntns` are those of `processes_events`."
+        "`exe_inode` and `exe_mntns` are those of `processes_events`. For more about the process than these columns contain, join its events as in the last example: a process has a row with "
+        "`started` for its fork and one for each program that it executed, and `max(p.seq)` with `GROUP BY s.seq` "
+        "takes the last one before the connection."
     ),
     columns=[
         Column("time", "time", "when it happened"),
@@ -97,8 +99,10 @@ sockets_events = Table(
         "SELECT time, process, remote_addr, remote_port FROM sockets_events WHERE direction = 'outbound'",
         "SELECT time, exe, cmdline, uid, netns FROM sockets_events WHERE family = 'packet'",
         (
-            "SELECT s.time, p.cmdline, s.remote_addr FROM sockets_events AS s "
-            "JOIN processes_events_history AS p ON s.entity_id = p.entity_id WHERE p.state = 'started'"
+            'SELECT s.time, s.remote_addr, p.cmdline, p.cwd, p.parent_exe, max(p.seq) AS "started:count" '
+            "FROM sockets_events AS s LEFT JOIN processes_events_history AS p "
+            "ON p.entity_id = s.entity_id AND p.state = 'started' AND p.time <= s.time "
+            "WHERE s.state = 'established' GROUP BY s.seq"
         ),
     ],
     kind="events",
