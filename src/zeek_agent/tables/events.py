@@ -60,7 +60,8 @@ sockets_events = Table(
         "Values that a source cannot provide are null; `zeek_agent_sources` shows the active backend and its losses. "
         "Where the host translates addresses (NAT), as for containers, the `translated_` columns contain the addresses "
         "and ports that a sensor outside the host sees. They are null for untranslated connections. `exe_device`, "
-        "`exe_inode` and `exe_mntns` are those of `processes_events`. For more about the process than these columns contain, join its events as in the last example: a process has a row with "
+        "`exe_inode` and `exe_mntns` are those of `processes_events`. For more about the process than these columns "
+        "contain, join its events as in the last example: a process has a row with "
         "`started` for its fork and one for each program that it executed, and `max(p.seq)` with `GROUP BY s.seq` "
         "takes the last one before the connection."
     ),
