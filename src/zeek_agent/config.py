@@ -266,7 +266,11 @@ class SourceSettings(Section, frozen=True):
     ignore_loopback: Annotated[bool, Meta(description="ignore connections over loopback")] = False
     ignore_self: Annotated[bool, Meta(description="ignore the agent's own process")] = True
     ignore_executables: Annotated[
-        tuple[str, ...], Meta(description="ignore processes of these executables (full paths)")
+        tuple[str, ...],
+        Meta(
+            description="ignore processes that execute one of these files (full paths) in the host's mount namespace, "
+            "from the start of recording on and only with eBPF; see docs/security.md"
+        ),
     ] = ()
     ignore_uids: Annotated[tuple[int, ...], Meta(description="ignore processes of these users")] = ()
     process_cache: Annotated[PositiveInt, Meta(description="exited processes to keep in the cache")] = 20_000

@@ -15,13 +15,14 @@ from asking import Agent
 from children import child
 from lockdown import MACHINE, ORDINARY_UID, ROOT, locked
 
+from zeek_agent.bpf import iterators
 from zeek_agent.config import LimitSettings
 from zeek_agent.containment.accounts import NUMBERS
 from zeek_agent.containment.protections import WorkerAccount, WorkerClass
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
-from zeek_agent.host.files.mount_rules import memory_mount
+from zeek_agent.host.files.statx import memory_mount
 from zeek_agent.privileges import Privileges
 from zeek_agent.table import Table, TableContext
 from zeek_agent.tables import builtin_tables
@@ -33,6 +34,12 @@ TABLES = [table for table in builtin_tables() if table.kind == "snapshot"]
 OF_OTHER_PROGRAMS = {"processes", "process_tree", "sockets", "listening_ports", "packet_sockets"}
 """Tables whose rows come and go."""
 CLONE_NEWNET = 0x4000_0000
+
+
+@pytest.fixture(autouse=True)
+def without_iterators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers do not inherit those that other tests of this process may have loaded."""
+    monkeypatch.setattr(iterators, "_loaded", None)
 
 
 def query(statement: str) -> list[dict[str, Any]]:

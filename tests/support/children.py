@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pty
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from pathlib import Path
+from typing import Final, NoReturn
+
+from waiting import until_sync
+
+_EXIT: Final = {"x86_64": 60, "aarch64": 93}
+"""The number of exit(2) by machine."""
 
 
 def fork(work: Callable[[], int | None]) -> int:
@@ -71,5 +79,24 @@ def child(work: Callable[[], object] = lambda: None) -> Iterator[int]:
         yield pid
     finally:
         os.close(ready)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+@contextmanager
+def without_main_thread(work: Callable[[], object] = lambda: None, *, threads: int = 1) -> Iterator[int]:
+    """The pid of a process whose main thread has ended after its work, while others wait until the block ends."""
+
+    def end() -> None:
+        work()
+        for _ in range(threads):
+            threading.Thread(target=signal.pause).start()
+        ctypes.CDLL(None).syscall(_EXIT[os.uname().machine], 0)  # of the calling thread only
+
+    pid = fork(end)
+    try:
+        until_sync(lambda: b") Z " in Path(f"/proc/{pid}/stat").read_bytes())
+        yield pid
+    finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

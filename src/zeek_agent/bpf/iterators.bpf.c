@@ -99,7 +99,7 @@ static __always_inline int write_path(struct seq_file *seq, struct vfsmount *vfs
 	return 0;
 }
 
-static __always_inline int write_control_group(struct seq_file *seq, struct task_struct *task)
+static __noinline int write_control_group(struct seq_file *seq, struct task_struct *task)
 {
 	struct kernfs_node *node = control_group(task);
 
@@ -128,15 +128,12 @@ static __always_inline __u32 terminal(struct signal_struct *signal)
 	return (minor & 0xff) | tty->driver->major << 8 | (minor & ~0xff) << 12;
 }
 
-SEC("iter/task")
-int tasks(struct bpf_iter__task *context)
+/* Whether paths follow. Functions of their own, because one has not enough stack for the record and a path. */
+static __noinline bool write_record(struct seq_file *seq, struct task_struct *task)
 {
-	struct task_struct *task = context->task;
-	struct seq_file *seq = context->meta->seq;
 	struct task_record record = {};
-
-	if (!task)
-		return 0;
+	struct task_struct *leader = task->group_leader;
+	struct mm_struct *mm = task->mm;
 	bool is_process = task->pid == task->tgid;
 	struct signal_struct *signal = task->signal;
 	record.pid = task->pid;
@@ -144,19 +141,23 @@ int tasks(struct bpf_iter__task *context)
 	record.utime = task->utime;
 	record.stime = task->stime;
 	record.runtime = task->se.sum_exec_runtime;
-	if (!is_process) {
+	record.describes = !is_process && mm && !leader->mm;
+	if (!is_process && !record.describes) {
 		bpf_seq_write(seq, &record, sizeof(record));
-		return 0;
+		return false;
 	}
 	const struct cred *cred = task->cred;
-	struct mm_struct *mm = task->mm;
-	record.utime += signal->utime;
-	record.stime += signal->stime;
-	record.runtime += signal->sum_sched_runtime;
-	record.told_utime = signal->prev_cputime.utime;
-	record.told_stime = signal->prev_cputime.stime;
-	record.started = task->start_boottime;
-	record.parent = task->real_parent->tgid;
+	struct file *exe = BPF_CORE_READ(mm, exe_file);
+	struct inode *inode = BPF_CORE_READ(exe, f_inode);
+	if (is_process) {
+		record.utime += signal->utime;
+		record.stime += signal->stime;
+		record.runtime += signal->sum_sched_runtime;
+		record.told_utime = signal->prev_cputime.utime;
+		record.told_stime = signal->prev_cputime.stime;
+	}
+	record.started = leader->start_boottime;
+	record.parent = leader->real_parent->tgid;
 	record.uid = cred->euid.val;
 	record.gid = cred->egid.val;
 	record.ruid = cred->uid.val;
@@ -177,13 +178,33 @@ int tasks(struct bpf_iter__task *context)
 		record.vsize = (__u64)mm->total_vm * settings.page_size;
 		record.rsize = resident_exactly(mm) * settings.page_size;
 	}
-	bpf_probe_read_kernel(record.name, COMM, task->comm);
+	record.exe_inode = BPF_CORE_READ(inode, i_ino);
+	record.exe_device = BPF_CORE_READ(inode, i_sb, s_dev);
+	record.exe_mntns = mntns_of(exe);
+	bpf_probe_read_kernel(record.name, COMM, leader->comm);
 	bpf_seq_write(seq, &record, sizeof(record));
+	return true;
+}
 
-	struct file *exe = BPF_CORE_READ(mm, exe_file);
+static __noinline int write_paths(struct seq_file *seq, struct task_struct *task)
+{
+	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
+
 	write_path(seq, BPF_CORE_READ(exe, f_path.mnt), BPF_CORE_READ(exe, f_path.dentry));
 	write_path(seq, BPF_CORE_READ(task, fs, pwd.mnt), BPF_CORE_READ(task, fs, pwd.dentry));
-	write_control_group(seq, task);
+	return 0;
+}
+
+SEC("iter/task")
+int tasks(struct bpf_iter__task *context)
+{
+	struct task_struct *task = context->task;
+	struct seq_file *seq = context->meta->seq;
+
+	if (task && write_record(seq, task)) {
+		write_paths(seq, task);
+		write_control_group(seq, task);
+	}
 	return 0;
 }
 

@@ -13,7 +13,7 @@ import os
 import struct
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -75,6 +75,9 @@ class Task:
     container_id: str | None
     netns: int | None
     entity_id: str
+    exe_device: int | None
+    exe_inode: int | None
+    exe_mntns: int | None
     parent_entity_id: str | None = None
 
     @property
@@ -92,10 +95,10 @@ class Task:
                 raw = file.read()
         except FileNotFoundError as error:
             raise ProcessLookupError(self.pid) from error
-        if raw.endswith(b"\0\0"):  # empty arguments or padding, which takes more to tell
+        if not raw or raw.endswith(b"\0\0"):  # the main thread has ended; empty arguments or padding
             with ProcfsProcess(Procfs(), self.pid) as shown:
                 return shown.arguments
-        return raw or None
+        return raw
 
 
 class IteratorReader(ABC):
@@ -119,17 +122,11 @@ class IteratorReader(ABC):
 
     def socket_holders(self, pids: Collection[int] | None = None) -> dict[int, list[tuple[int, int]]]:
         """Holders of sockets by inode, with their lowest descriptor, as in `procfs`."""
-        holders: dict[int, list[tuple[int, int]]] = {}
+        holders: dict[int, dict[int, int]] = {}
         for pid, descriptor, inode in HOLDER.iter_unpack(self._read("socket_holders")):
-            holding = holders.get(inode)
-            if holding is None:
-                holders[inode] = [(pid, descriptor)]
-            elif holding[-1][0] != pid:
-                holding.append((pid, descriptor))
-        if pids is None:
-            return holders
-        kept = ((inode, [holder for holder in holding if holder[0] in pids]) for inode, holding in holders.items())
-        return {inode: holding for inode, holding in kept if holding}
+            if pids is None or pid in pids:
+                holders.setdefault(inode, {}).setdefault(pid, descriptor)
+        return {inode: list(holding.items()) for inode, holding in holders.items()}
 
 
 class Iterators(IteratorReader):
@@ -206,7 +203,7 @@ def why_no_iterators() -> str | None:
 
 
 class _Record(NamedTuple):
-    """`struct task_record`."""
+    """`struct task_record`. `describes`: a thread that describes its process, whose main thread has ended."""
 
     pid: int
     tgid: int
@@ -232,25 +229,47 @@ class _Record(NamedTuple):
     state: int
     kernel: int
     name: bytes
+    describes: int
+    exe_inode: int
+    exe_device: int
+    exe_mntns: int
 
 
 def _tasks(raw: bytes) -> list[Task]:
     found: list[tuple[_Record, list[str | None]]] = []
     of_threads: dict[int, tuple[int, int, int]] = {}
+    describing: dict[int, tuple[_Record, list[str | None]]] = {}
     at = 0
     while at < len(raw):
         record = _Record._make(TASK.unpack_from(raw, at))
         at += TASK.size
-        if record.pid == record.tgid:
+        is_process = record.pid == record.tgid
+        if is_process or record.describes:
             paths = []
             for _ in range(3):
                 path, at = _path(raw, at)
                 paths.append(path)
-            found.append((record, paths))
-        else:
+            if is_process:
+                found.append((record, paths))
+            else:
+                describing.setdefault(record.tgid, (record, paths))
+        if not is_process:
             utime, stime, runtime = of_threads.get(record.tgid, (0, 0, 0))
             of_threads[record.tgid] = (utime + record.utime, stime + record.stime, runtime + record.runtime)
+    if describing:
+        found = [_described(record, paths, describing) for record, paths in found]
     return [_task(record, of_threads.get(record.pid, (0, 0, 0)), *paths) for record, paths in found]
+
+
+def _described(
+    ended: _Record, paths: list[str | None], describing: Mapping[int, tuple[_Record, list[str | None]]]
+) -> tuple[_Record, list[str | None]]:
+    """A process as the oldest living thread describes it, if its main thread has ended."""
+    if ended.vsize or ended.pid not in describing:
+        return ended, paths
+    thread, paths = describing[ended.pid]
+    whole = ("pid", "utime", "stime", "runtime", "reported_utime", "reported_stime")
+    return thread._replace(**{name: getattr(ended, name) for name in whole}), paths
 
 
 def _path(raw: bytes, at: int) -> tuple[str | None, int]:
@@ -297,6 +316,9 @@ def _task(
         container_id=container_id(cgroup) if cgroup else None,
         netns=record.netns or None,
         entity_id=entity_id(boot_id(), record.pid, ticks),
+        exe_device=records.device(record.exe_device) if record.exe_inode else None,
+        exe_inode=record.exe_inode or None,
+        exe_mntns=record.exe_mntns or None,
     )
 
 

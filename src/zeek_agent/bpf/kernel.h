@@ -60,6 +60,7 @@ struct mount {
 	struct mount *mnt_parent;
 	struct dentry *mnt_mountpoint;
 	struct vfsmount mnt;
+	struct mnt_namespace *mnt_ns;
 };
 
 struct path {
@@ -152,6 +153,10 @@ struct ns_common {
 };
 
 struct net {
+	struct ns_common ns;
+};
+
+struct mnt_namespace {
 	struct ns_common ns;
 };
 

@@ -5,17 +5,10 @@
 
 #include "common.h"
 
-struct executable {
-	__u64 inode;
-	__u32 device;
-	__u32 reserved;
-};
-
 const volatile struct {
 	__u32 own_pid; /* 0: not left out */
 	__u32 ignore_loopback;
-	__u32 ignored_uids; /* how many are in the maps */
-	__u32 ignored_executables;
+	__u32 ignored_uids; /* how many are in the map */
 } settings;
 
 struct {
@@ -24,13 +17,6 @@ struct {
 	__type(value, __u32);
 	__uint(max_entries, 1024);
 } ignored_uids SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, struct executable);
-	__type(value, __u32);
-	__uint(max_entries, 1024);
-} ignored_executables SEC(".maps");
 
 struct owner {
 	__u64 started;
@@ -69,21 +55,12 @@ static __always_inline __u32 current_pid(void)
 	return BPF_CORE_READ(current_task(), tgid);
 }
 
-static __always_inline bool left_out(struct task_struct *task, __u32 pid, __u32 uid)
+/* Not by executable: a process can change what the kernel holds for it (PR_SET_MM_EXE_FILE of prctl(2)). */
+static __always_inline bool left_out(__u32 pid, __u32 uid)
 {
 	if (settings.own_pid && pid == settings.own_pid)
 		return true;
-	if (settings.ignored_uids && bpf_map_lookup_elem(&ignored_uids, &uid))
-		return true;
-	if (settings.ignored_executables) {
-		struct inode *inode = BPF_CORE_READ(task, mm, exe_file, f_inode);
-		struct executable executable = {
-			.inode = BPF_CORE_READ(inode, i_ino),
-			.device = BPF_CORE_READ(inode, i_sb, s_dev),
-		};
-		return bpf_map_lookup_elem(&ignored_executables, &executable);
-	}
-	return false;
+	return settings.ignored_uids && bpf_map_lookup_elem(&ignored_uids, &uid);
 }
 
 /* The current task becomes the owner. */
@@ -98,7 +75,7 @@ static __always_inline void take(struct owner *owner)
 	owner->acted = bpf_ktime_get_boot_ns();
 	owner->uid = BPF_CORE_READ(cred, euid.val);
 	owner->gid = BPF_CORE_READ(cred, egid.val);
-	owner->ignored = left_out(task, owner->pid, owner->uid);
+	owner->ignored = left_out(owner->pid, owner->uid);
 	bpf_probe_read_kernel(owner->name, COMM, leader->comm);
 }
 

@@ -132,6 +132,8 @@ static __always_inline void fill(struct exec_event *event, struct task_struct *t
 	event->vsize = (__u64)mm->total_vm * PAGE_SIZE;
 	event->inode = exe->f_inode->i_ino;
 	event->device = exe->f_inode->i_sb->s_dev;
+	event->exe_mntns = mntns_of(exe);
+	event->reserved = 0;
 	event->filename_end = 0;
 	flags = put_path(event, BPF_CORE_READ(exe, f_path.mnt), BPF_CORE_READ(exe, f_path.dentry));
 	event->exe_end = event->filename_end;

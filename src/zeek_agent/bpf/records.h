@@ -101,7 +101,8 @@ struct exec_event {
 	__u16 cwd_end;
 	__u16 cgroup_end;
 	__u16 filename_end;
-	__u16 reserved[3];
+	__u16 reserved;
+	__u32 exe_mntns;
 	char paths[PATHS + COMPONENT];
 };
 
@@ -133,8 +134,9 @@ struct socket_event {
 	char name[COMM];
 };
 
-/* One task. Of a thread that is not a process only the first five fields count. Behind a process's record stand its
- * executable, working directory and control group: components as in exec_event, then a NUL and a byte of flags. */
+/* One task. Of a thread that is not a process only the first five fields count, unless it describes its process, whose
+ * main thread has ended. Behind the record of a process, or of such a thread, stand its executable, working directory
+ * and control group: components as in exec_event, then a NUL and a byte of flags. */
 struct task_record {
 	__u32 pid;
 	__u32 tgid;
@@ -160,7 +162,10 @@ struct task_record {
 	__u32 state;
 	__u32 kernel; /* a kernel thread */
 	char name[COMM];
-	__u32 reserved;
+	__u32 describes; /* a thread that describes its process */
+	__u64 exe_inode;
+	__u32 exe_device;
+	__u32 exe_mntns;
 };
 
 /* A socket that a process has open. */

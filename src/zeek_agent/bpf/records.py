@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import IntEnum, IntFlag
 from functools import lru_cache
 from struct import Struct
@@ -16,8 +17,8 @@ RECORD_KINDS: Final = 16
 PROCESS: Final = Struct("<HHIQQQIIIIIIIIi16s4x")
 FORK: Final = Struct("<QI4x")
 EXIT: Final = Struct("<QQQQQI4x")
-EXEC: Final = Struct("<QQIIHHHHH6x")
-TASK: Final = Struct("<IIQQQQQQQQIIIIIIIIIIiII16s4x")
+EXEC: Final = Struct("<QQIIHHHHH2xI")
+TASK: Final = Struct("<IIQQQQQQQQIIIIIIIIIIiII16sIQII")
 HOLDER: Final = Struct("<IIQ")
 SOCKET: Final = Struct("<HBBIQQQQQIIIi16s16sHHIHH16s4x")
 
@@ -94,6 +95,11 @@ class SocketRecord(NamedTuple):
     outbound: int
     flags: int
     name: bytes
+
+
+def device(number: int) -> int:
+    """A device number of the kernel (`dev_t`), as makedev(3) and stat(2) encode it."""
+    return os.makedev(number >> 20, number & 0xFFFFF)
 
 
 def comm(raw: bytes) -> str:

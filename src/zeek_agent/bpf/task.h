@@ -10,6 +10,14 @@ static __always_inline __u32 netns_of(struct task_struct *task)
 	return BPF_CORE_READ(task, nsproxy, net_ns, ns.inum);
 }
 
+/* The mount namespace in which the file has its path: that of the mount through which it was opened, which need not be
+ * the task's. 0 for a file that is not in a namespace: memfd, or unmounted since. */
+static __always_inline __u32 mntns_of(struct file *file)
+{
+	struct mount *mount = container_of(BPF_CORE_READ(file, f_path.mnt), struct mount, mnt);
+	return BPF_CORE_READ(mount, mnt_ns, ns.inum);
+}
+
 /* Not by bpf_core_type_exists(): libbpf 1.1 looks for a type that the kernel lacks in modules, for CAP_SYS_ADMIN only. */
 static __always_inline bool counts_together(struct mm_struct *mm)
 {

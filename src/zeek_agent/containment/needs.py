@@ -17,6 +17,7 @@ from zeek_agent.containment.protections import LockdownError
 from zeek_agent.errors import SqlError, ZeekAgentError
 from zeek_agent.host.linux import netlink
 from zeek_agent.host.linux.namespaces import in_network_namespace
+from zeek_agent.host.linux.procfs import living_directory
 from zeek_agent.recording.sockets import conntrack
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ def agent_rows(agent: AgentView, name: str) -> bytes:
 def sock_diag_of(pid: str) -> int:
     """A descriptor of a sock_diag(7) socket in the network namespace of a process. Blocks. Raises SqlError."""
     try:
-        opened = in_network_namespace(f"/proc/{int(pid)}/ns/net", lambda: netlink.channel(netlink.NETLINK_SOCK_DIAG))
+        path = f"{living_directory('/proc', int(pid))}/ns/net"
+        opened = in_network_namespace(path, lambda: netlink.channel(netlink.NETLINK_SOCK_DIAG))
     except (OSError, ValueError) as error:
         raise SqlError(f"network namespace of process {pid}: {error}") from error
     return opened.detach()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
+from zeek_agent.host.linux.procfs import living_directory
+
 STATEMENTS_MAX: Final = 1_000
 """Statements of a recipient whose use is remembered; the one that ran longest ago is forgotten first."""
 RECIPIENTS_MAX: Final = 100
@@ -52,7 +54,7 @@ class Memory(NamedTuple):
 def memory(pid: int) -> Memory:
     """Memory of the process; zeros if it is gone."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+        lines = Path(f"{living_directory('/proc', pid)}/status").read_text(errors="replace").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return Memory(0, 0)
     fields = dict(line.split(":", 1) for line in lines if line.startswith(("VmRSS:", "VmHWM:")))

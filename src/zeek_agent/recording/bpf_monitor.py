@@ -109,6 +109,7 @@ class BpfMonitor:
             if self._processes is not None:
                 self._processes.close()
             self._processes = None
+            self.cache.forget_executables()
 
     def add(self, stream: RecordStream) -> None:
         """Read this ring buffer too; the reading thread calls the handler."""
@@ -167,6 +168,7 @@ class BpfMonitor:
             loaded.close()
             raise
         self._processes = RecordStream(loaded, Ring(loaded.map_fd("records"), size), self._processes_changed)
+        self.cache.forget_executables()
         self.cache.seed()
         self._missed = 0
         self._failed = False
@@ -181,7 +183,7 @@ class BpfMonitor:
         self._missed = lost.total()
         self._unreconciled = True
         if lost[RecordKind.EXEC] or lost[RecordKind.FORK]:
-            self.cache.execs_lost_until = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            self.cache.miss_execs(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
     def _run(self, ring: Ring) -> None:
         iterators.load_iterators()

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from zeek_agent.schema import Column
+
+EXECUTABLE: Final = ("exe_device", "exe_inode", "exe_mntns")
+"""The columns that identify the executable whose path is `exe`."""
 
 _COLUMNS = {
     column.name: column
     for column in (
-        Column("exe", "text", "path of the process's executable"),
+        Column("exe", "text", "path of the process's executable; `exe_inode` and `exe_device` identify the file"),
+        Column("exe_device", "count", "device number of the executable's file system, as makedev(3) encodes it"),
+        Column("exe_inode", "count", "inode number of the executable, which identifies it together with `exe_device`"),
+        Column("exe_mntns", "count", "inode number of the mount namespace in which `exe` is the path of that file"),
         Column("cmdline", "text", "arguments joined by one blank each, with secrets masked (`***`)"),
         Column(
             "argv",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zeek_agent.schema import Column
 from zeek_agent.table import Table
-from zeek_agent.tables._process_columns import process_columns
+from zeek_agent.tables._process_columns import EXECUTABLE, process_columns
 
 processes_events = Table(
     "processes_events",
@@ -12,7 +12,8 @@ processes_events = Table(
     description=(
         "One row when a process starts (by executing a program, or by a fork without exec) and one when it stops, from "
         "the event store. Values that a source cannot provide are null; `zeek_agent_sources` shows the active backend "
-        "and its losses."
+        "and its losses. `exe_device`, `exe_inode` and `exe_mntns` identify the executable at the moment of the exec, "
+        "by eBPF only: other sources learn of it later, when the process may already execute something else."
     ),
     columns=[
         Column("time", "time", "when it happened"),
@@ -39,6 +40,7 @@ processes_events = Table(
         Column("parent_name", "text", "the parent's short name", added=True),
         Column("parent_exe", "text", "path of the parent's executable", added=True),
         *process_columns("argv", added=True),
+        *process_columns(*EXECUTABLE, added=True),
     ],
     examples=[
         "SELECT time, exe, cmdline, uid FROM processes_events WHERE state = 'started'",
@@ -57,8 +59,9 @@ sockets_events = Table(
         "is opened: `family` is `packet`, `state` is `listen`, and protocol, addresses, ports and `cookie` are null. "
         "Values that a source cannot provide are null; `zeek_agent_sources` shows the active backend and its losses. "
         "Where the host translates addresses (NAT), as for containers, the `translated_` columns contain the addresses "
-        "and ports that a sensor outside the host sees. They are null for untranslated connections. For more about the "
-        "process than these columns contain, join its events as in the last example: a process has a row with "
+        "and ports that a sensor outside the host sees. They are null for untranslated connections. `exe_device`, "
+        "`exe_inode` and `exe_mntns` are those of `processes_events`. For more about the process than these columns "
+        "contain, join its events as in the last example: a process has a row with "
         "`started` for its fork and one for each program that it executed, and `max(p.seq)` with `GROUP BY s.seq` "
         "takes the last one before the connection."
     ),
@@ -104,6 +107,7 @@ sockets_events = Table(
             "the row repeats an earlier one that had `listener_stands_in`, with the process that is known now",
             added=True,
         ),
+        *process_columns(*EXECUTABLE, added=True),
     ],
     examples=[
         "SELECT time, process, remote_addr, remote_port FROM sockets_events WHERE direction = 'outbound'",

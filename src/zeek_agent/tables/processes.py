@@ -9,15 +9,16 @@ from zeek_agent.bpf.iterators import Task, loaded_iterators
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.schema import Column, Row, Value
 from zeek_agent.table import Constraints, Table
-from zeek_agent.tables._process_columns import process_columns
+from zeek_agent.tables._process_columns import EXECUTABLE, process_columns
 
 processes = Table(
     "processes",
     "running processes",
     description=(
         "All processes at query time, including kernel threads. A process that exits during the query is omitted. "
-        "Details of other users' processes that the agent may not read are null. `WHERE pid = …` reads only that "
-        "process."
+        "Details of other users' processes that the agent may not read are null. Of a process whose main thread has "
+        "ended while others run, the oldest of these is shown: its executable, directory, namespace and state. "
+        "See [what `exe` proves](security.md#what-exe-proves). `WHERE pid = …` reads only that process."
     ),
     columns=[
         Column("name", "text", "short name of the process, at most 15 bytes for user processes (comm in proc(5))"),
@@ -48,6 +49,7 @@ processes = Table(
         Column("tty", "text", "controlling terminal, such as `pts/0`", added=True),
         *process_columns("cgroup", "container_id", "netns", "entity_id", "parent_entity_id", added=True),
         *process_columns("argv", added=True, hidden=True),
+        *process_columns(*EXECUTABLE, added=True),
     ],
     examples=[
         "SELECT name, pid, uid, exe FROM processes WHERE pid = 1",

@@ -26,7 +26,7 @@ from zeek_agent.recording.sockets.conntrack import list_translations
 from zeek_agent.recording.sockets.socket_event import UNTRANSLATED, Ends, Translation
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table
-from zeek_agent.tables._process_columns import process_columns
+from zeek_agent.tables._process_columns import EXECUTABLE, process_columns
 
 sockets = Table(
     "sockets",
@@ -65,6 +65,7 @@ sockets = Table(
         Column("translated_remote_addr", "address", "translated peer address", added=True),
         Column("translated_remote_port", "count", "translated peer port", added=True),
         *process_columns("argv", added=True, hidden=True),
+        *process_columns(*EXECUTABLE, added=True),
     ],
     examples=[
         "SELECT pid, process, local_addr, local_port FROM sockets WHERE state = 'LISTEN'",
@@ -87,6 +88,7 @@ listening_ports = Table(
         Column("uid", "count", "user who created the socket"),
         *process_columns("exe", "cmdline", "netns", "container_id", "entity_id"),
         *process_columns("argv", hidden=True),
+        *process_columns(*EXECUTABLE, added=True),
     ],
     examples=["SELECT protocol, port, address, process, exe FROM listening_ports ORDER BY protocol, port"],
 )
@@ -110,6 +112,7 @@ packet_sockets = Table(
         Column("fd", "count", "the process's lowest file descriptor for the socket"),
         *process_columns("netns", "container_id", "entity_id"),
         *process_columns("argv", hidden=True),
+        *process_columns(*EXECUTABLE, added=True),
     ],
     examples=["SELECT pid, exe, interface FROM packet_sockets WHERE ethertype = 3"],
 )
@@ -130,6 +133,8 @@ class Owner(NamedTuple):
     container_id: str | None = None
     entity_id: str | None = None
     argv: list[str] | None = None
+    executable: tuple[int | None, int | None, int | None] = (None, None, None)
+    """The columns of `EXECUTABLE`."""
 
 
 OwnedSocket: TypeAlias = tuple[InternetSocket, int | None, int | None, int | None, Owner]
@@ -162,6 +167,7 @@ def open_sockets(wanted: Constraints) -> Iterator[Row]:
             _community_id(found) if with_community_id else None,
             *(_translation(found, translated) if translated else UNTRANSLATED),
             owner.argv,
+            *owner.executable,
         )
 
 
@@ -183,6 +189,7 @@ def listeners(wanted: Constraints) -> Iterator[Row]:
                 owner.container_id,
                 owner.entity_id,
                 owner.argv,
+                *owner.executable,
             )
 
 
@@ -212,6 +219,7 @@ def sniffers(wanted: Constraints) -> Iterator[Row]:
                     owner.container_id,
                     owner.entity_id,
                     owner.argv,
+                    *owner.executable,
                 )
 
 
@@ -256,6 +264,9 @@ def _owner(procfs: Procfs, pid: int | None, wanted: Constraints) -> Owner:
                 process.container_id if wanted.needs("container_id") else None,
                 process.entity_id if wanted.needs("entity_id") else None,
                 command_line.argv if command_line else None,
+                (process.exe_device, process.exe_inode, process.exe_mntns)
+                if wanted.needs(*EXECUTABLE)
+                else (None, None, None),
             )
     except ProcessLookupError:
         return Owner()

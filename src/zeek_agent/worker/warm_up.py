@@ -17,6 +17,7 @@ from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Profile, SqlConnection
 from zeek_agent.host import programs  # noqa: F401
 from zeek_agent.host.files import mount_rules
+from zeek_agent.host.files.statx import memory_mount
 from zeek_agent.table import TableContext
 from zeek_agent.worker.result_writer import ResultWriter, frames
 
@@ -47,7 +48,7 @@ def warm_up(shared: Shared, agent: AgentView) -> None:
     import grp  # noqa: F401  for the table users
     import pwd  # noqa: F401
 
-    mount_rules.memory_mount()
+    memory_mount()
     context = TableContext(agent, shared.access)
     limits = shared.config.limits
     spool = os.memfd_create("zeek-agent-warm-up", os.MFD_CLOEXEC)

@@ -462,7 +462,7 @@ def test_loopback_can_be_left_out_by_the_kernel() -> None:
         assert recorded[1].counters.received < len(everything) + 40
 
 
-def test_executables_and_users_can_be_left_out_by_the_kernel() -> None:
+def test_executables_and_users_can_be_left_out() -> None:
     exe = load_generator()
     with listener() as (port, _):
         with Recording(sources(ignore_executables=(exe,))) as recording:

@@ -33,14 +33,22 @@ from zeek_agent.host.files.mount_rules import (
     hazards_among,
     lies_on,
     lowest_parent,
-    memory_mount,
     only_root_mounts_for,
     own_mounts,
 )
 from zeek_agent.host.files.path_handle import PathHandle, joined, user_of, users_can_rename
 from zeek_agent.host.files.reads import FileReads, Omission
-from zeek_agent.host.files.statx import FileStatus, entry_types, open_on_mount, status_at, status_of, status_on_mount
+from zeek_agent.host.files.statx import (
+    FileStatus,
+    entry_types,
+    memory_mount,
+    open_on_mount,
+    status_at,
+    status_of,
+    status_on_mount,
+)
 from zeek_agent.host.linux.mounts import Mount, parse_mountinfo
+from zeek_agent.host.linux.procfs import living_thread
 
 DEPTH_MAX: Final = 100
 """Directories on the path to a file, each of which keeps a descriptor open during the walk."""
@@ -349,7 +357,7 @@ class Gate:
         been deleted, or be in another mount namespace, where the process's mountinfo has its type of file system.
         Raises RefusedError and OSError.
         """
-        descriptor = os.open("exe", _O_PATH | _CLOEXEC, dir_fd=process.descriptor)
+        descriptor = _open_of_process(process, "exe", _O_PATH)
         try:
             status = status_of(descriptor)
             mount = self._current_mount(status.mount)
@@ -454,7 +462,7 @@ class Gate:
         """
         if (status.mount, status.device) == memory_mount():
             return Mount(status.mount, "", "/", "", "tmpfs")
-        with os.fdopen(os.open("mountinfo", os.O_RDONLY | _CLOEXEC, dir_fd=process.descriptor), "rb") as mountinfo:
+        with os.fdopen(_open_of_process(process, "mountinfo", os.O_RDONLY), "rb") as mountinfo:
             line = re.search(rb"^%d .*$" % status.mount, mountinfo.read(), re.MULTILINE)
         if line is None:
             raise RefusedError("on a mount in another mount namespace")
@@ -476,6 +484,17 @@ class Gate:
         if mount.kind in STACKED and not only_root_mounts_for(process):
             on_hazard = True
         return hazard(mount, rules, on_hazard=on_hazard)
+
+
+def _open_of_process(process: PathHandle, name: str, flags: int) -> int:
+    """Open a file of a process, by its oldest living thread if the main thread has ended. Raises OSError."""
+    try:
+        return os.open(name, flags | _CLOEXEC, dir_fd=process.descriptor)
+    except OSError as error:
+        thread = living_thread(process.descriptor) if error.errno in {errno.ENOENT, errno.EINVAL} else None
+        if thread is None:
+            raise
+        return os.open(f"{thread}{name}", flags | _CLOEXEC, dir_fd=process.descriptor)
 
 
 def _reopened(descriptor: int, status: FileStatus, mount: Mount) -> FileIO:

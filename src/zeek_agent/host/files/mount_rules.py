@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 from zeek_agent.access import admits_filesystem
 from zeek_agent.access_defaults import LOCAL_FILE_SYSTEMS
 from zeek_agent.host.files.path_handle import PathHandle
-from zeek_agent.host.files.statx import status_of
 from zeek_agent.host.linux.mounts import Mount, Mounts, MountTable
 from zeek_agent.text import from_os
 
@@ -124,14 +123,3 @@ def only_root_mounts_for(process: PathHandle) -> bool:
 def own_mounts() -> MountTable:
     """The mount table of this process."""
     return MountTable()
-
-
-@lru_cache(maxsize=1)
-def memory_mount() -> tuple[int, int]:
-    """Number and device of the kernel's internal mount on which memfd_create(2) makes its files."""
-    descriptor = os.memfd_create("zeek-agent", os.MFD_CLOEXEC)
-    try:
-        status = status_of(descriptor)
-        return status.mount, status.device
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,8 @@ _AT_NO_AUTOMOUNT: Final = 0x800
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_STATX_DONT_SYNC: Final = 0x4000
 _FLAGS: Final = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
+FOLLOW_WITHOUT_SYNC: Final = _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
+"""For `status_at`: attributes of what a link, even a magic one of proc(5), leads to."""
 _FLAGS_OF_DESCRIPTOR: Final = _FLAGS | _AT_EMPTY_PATH
 
 _BASIC_STATS: Final = 0x7FF
@@ -112,6 +114,17 @@ def status_on_mount(directory: int, name: str) -> FileStatus:
     descriptor = open_on_mount(directory, name)
     try:
         return status_of(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@cache
+def memory_mount() -> tuple[int, int]:
+    """Number and device of the kernel's internal mount on which memfd_create(2) makes its files."""
+    descriptor = os.memfd_create("zeek-agent", os.MFD_CLOEXEC)
+    try:
+        status = status_of(descriptor)
+        return status.mount, status.device
     finally:
         os.close(descriptor)
 

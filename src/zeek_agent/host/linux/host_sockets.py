@@ -10,7 +10,7 @@ from zeek_agent.host.linux import inet_diag, proc_net
 from zeek_agent.host.linux.internet_sockets import ALL_STATES, InternetSocket
 from zeek_agent.host.linux.namespaces import in_network_namespace
 from zeek_agent.host.linux.proc_net import PacketSocket
-from zeek_agent.host.linux.procfs import network_namespace
+from zeek_agent.host.linux.procfs import living_directory, network_namespace
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def packet_sockets_by_namespace(root: str, pids: Iterable[int]) -> Iterator[tupl
     for namespace, inside in _others(root, pids, own).items():
         for pid in inside:
             try:
-                found = list(proc_net.packet_sockets(f"{root}/{pid}/net"))
+                found = list(proc_net.packet_sockets(f"{living_directory(root, pid)}/net"))
             except OSError:  # gone, or not accessible
                 continue
             yield namespace, found
@@ -74,12 +74,13 @@ def _foreign(
     """The sockets of the namespace of these processes, through the first one that still exists."""
     failure: OSError | None = None
     for pid in inside:
+        directory = living_directory(root, pid)
         try:
             if _open_channel is not None:
                 with _open_channel(pid) as channel:
-                    return inet_diag.sockets_on(channel, protocols, states, f"{root}/{pid}/net", check)
+                    return inet_diag.sockets_on(channel, protocols, states, f"{directory}/net", check)
             return in_network_namespace(
-                f"{root}/{pid}/ns/net", lambda: list(inet_diag.list_sockets(protocols, states, check))
+                f"{directory}/ns/net", lambda: list(inet_diag.list_sockets(protocols, states, check))
             )
         except FileNotFoundError:
             continue
@@ -89,7 +90,7 @@ def _foreign(
             return [
                 found
                 for protocol in protocols
-                for found in proc_net.list_sockets(protocol, f"{root}/{pid}/net", check)
+                for found in proc_net.list_sockets(protocol, f"{directory}/net", check)
                 if states >> found.state & 1
             ]
         except OSError as error:

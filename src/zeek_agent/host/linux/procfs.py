@@ -2,6 +2,9 @@
 
 `Procfs` is one scan of all processes, `ProcfsProcess` one of them. A process is accessed through a descriptor of its
 directory, so that everything read belongs to the same process, even if its pid is reused meanwhile.
+
+The main thread of a process may end before the others. It then has no memory, files and namespaces any more, and
+/proc/PID lacks all that depends on them, or shows a zombie. Such values are read from the oldest living thread.
 """
 
 # ruff: noqa: PTH115, PTH208
@@ -17,8 +20,11 @@ from pathlib import Path
 from typing import Final
 
 from zeek_agent.host.entity_id import entity_id
+from zeek_agent.host.files.statx import FOLLOW_WITHOUT_SYNC, FileStatus, status_at
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.host.linux.containers import container_id
+from zeek_agent.host.linux.executables import device_of_mount, is_in_memory, mount_namespace, stated_device
+from zeek_agent.host.linux.mounts import OWN_MOUNTINFO
 from zeek_agent.text import from_bytes, from_os
 
 UNSET_ID: Final = 0xFFFF_FFFF
@@ -36,11 +42,13 @@ STATES: Final = {
     "P": "parked",
 }
 
-# Positions of fields in /proc/PID/stat after the name, which may contain any character, even parentheses and spaces.
+# Positions of fields in /proc/PID/stat after the name, as in `_stat_fields`.
 _STATE, _PPID, _TTY, _FLAGS, _UTIME, _STIME, _PRIORITY, _THREADS = 0, 1, 4, 6, 11, 12, 15, 17
 _START, _VSIZE, _RSS, _STACK = 19, 20, 21, 25
 _PF_KTHREAD: Final = 0x0020_0000
 
+_LINKS_OF_TWO_THREADS: Final = 4
+"""Links of the task directory of a process with two threads."""
 _READ_BYTES: Final = 65_536
 """More than nearly all files of a process, so that one read suffices."""
 
@@ -55,6 +63,19 @@ class Procfs:
         self.ticks = os.sysconf("SC_CLK_TCK")
         self.page = os.sysconf("SC_PAGE_SIZE")
         self._started: dict[int, int] = {}
+
+    @cached_property
+    def own_mountinfo(self) -> bytes:
+        """The agent's mounts; empty if unknown."""
+        try:
+            return Path(OWN_MOUNTINFO).read_bytes()
+        except OSError:
+            return b""
+
+    @cached_property
+    def own_mntns(self) -> int | None:
+        """The agent's mount namespace."""
+        return mount_namespace("self")
 
     def pids(self) -> list[int]:
         """The ids of all processes that this agent may see, in ascending order."""
@@ -104,8 +125,7 @@ class ProcfsProcess:
         raw = self._read("stat")
         if not raw:
             raise ProcessLookupError(self.pid)
-        head, _, tail = raw.rpartition(b")")
-        return head.partition(b"(")[2], tail.split()
+        return raw.rpartition(b")")[0].partition(b"(")[2], _stat_fields(raw)
 
     @cached_property
     def _status(self) -> bytes:
@@ -115,9 +135,25 @@ class ProcfsProcess:
         return raw
 
     @cached_property
+    def _thread(self) -> str:
+        """The directory of the oldest living thread, `task/TID/`, if the main thread has ended; otherwise empty."""
+        _, fields = self._stat
+        if fields[_VSIZE] != b"0" or int(fields[_THREADS]) < 2:
+            return ""
+        return living_thread(self._directory) or ""
+
+    @cached_property
+    def _acting(self) -> list[bytes]:
+        """The fields of the stat file of that thread, or else of the main thread."""
+        raw = self._read(f"{self._thread}stat") if self._thread else None
+        return _stat_fields(raw) if raw else self._stat[1]
+
+    @cached_property
     def _ids(self) -> tuple[list[bytes], list[bytes]]:
         """Real, effective, saved and file system ids: of the user, of the group."""
         raw = self._status
+        if b"\nVmSize:" not in raw and b"\nThreads:\t1\n" not in raw and self._thread:
+            raw = self._read(f"{self._thread}status") or raw
         users = raw.index(b"\nUid:") + 5
         groups = raw.index(b"\nGid:", users) + 5
         return raw[users : groups - 5].split(), raw[groups : raw.index(b"\n", groups)].split()
@@ -155,17 +191,17 @@ class ProcfsProcess:
 
     @property
     def priority(self) -> str:
-        return self._stat[1][_PRIORITY].decode()
+        return self._acting[_PRIORITY].decode()
 
     @property
     def vsize(self) -> int:
         """Bytes of address space."""
-        return int(self._stat[1][_VSIZE])
+        return int(self._acting[_VSIZE])
 
     @property
     def rsize(self) -> int:
         """Bytes in memory."""
-        return int(self._stat[1][_RSS]) * self._procfs.page
+        return int(self._acting[_RSS]) * self._procfs.page
 
     @property
     def utime(self) -> float:
@@ -179,14 +215,16 @@ class ProcfsProcess:
 
     @property
     def state(self) -> str:
-        letter = self._stat[1][_STATE].decode()
+        letter = self._acting[_STATE].decode()
         return STATES.get(letter, letter)
 
     @property
     def is_ending(self) -> bool:
-        """Whether it has released its memory, and with it its files, control group and namespaces."""
+        """Whether all its threads have released their memory, and with it their files, control group and namespaces."""
         _, fields = self._current_stat()
-        return fields[_VSIZE] == b"0" and not int(fields[_FLAGS]) & _PF_KTHREAD
+        if fields[_VSIZE] != b"0" or int(fields[_FLAGS]) & _PF_KTHREAD:
+            return False
+        return int(fields[_THREADS]) < 2 or living_thread(self._directory) is None
 
     @property
     def threads(self) -> int:
@@ -209,16 +247,58 @@ class ProcfsProcess:
 
     @cached_property
     def exe(self) -> str | None:
-        return self._link("exe")
+        return self._living_link("exe")
+
+    @property
+    def exe_device(self) -> int | None:
+        """The device of the executable's file system, encoded as by makedev(3)."""
+        return self._exe_mount[0]
+
+    @property
+    def exe_inode(self) -> int | None:
+        return None if self._executable is None else self._executable.inode
+
+    @property
+    def exe_mntns(self) -> int | None:
+        """The mount namespace in which the executable was opened."""
+        return self._exe_mount[1]
+
+    @cached_property
+    def _exe_mount(self) -> tuple[int | None, int | None]:
+        """Device and namespace of the mount with the executable, looked up in the agent's and the process's namespace.
+
+        The process may have left the namespace in which it was executed.
+        """
+        found = self._executable
+        if found is None:
+            return None, None
+        if is_in_memory(found):
+            return found.device, None
+        device = device_of_mount(found.mount, self._procfs.own_mountinfo)
+        if device is not None:
+            return device, self._procfs.own_mntns
+        device = device_of_mount(found.mount, self._living_file("mountinfo") or b"")
+        link = None if device is None else self._living_link("ns/mnt")
+        return stated_device(found) if device is None else device, int(link[5:-1]) if link else None
+
+    @cached_property
+    def _executable(self) -> FileStatus | None:
+        """Attributes of the executable, from the kernel's cache: its file system may not answer."""
+        if self.exe is None:
+            return None
+        try:
+            return status_at(self._directory, f"{self._thread}exe", FOLLOW_WITHOUT_SYNC)
+        except OSError:  # gone, not permitted, or before Linux 5.8
+            return None
 
     @cached_property
     def cwd(self) -> str | None:
-        return self._link("cwd")
+        return self._living_link("cwd")
 
     @cached_property
     def arguments(self) -> bytes | None:
         """The arguments, each with its NUL, unmasked; None for kernel threads and zombies, which have none."""
-        raw = self._read("cmdline")
+        raw = self._read("cmdline") or self._living_file("cmdline")
         if not raw:
             return None
         if raw.endswith(b"\0\0") and raw.count(b"\0") > (self._argument_count() or len(raw)):
@@ -236,7 +316,7 @@ class ProcfsProcess:
     @cached_property
     def cgroup(self) -> str | None:
         """The control group; None for a process that is ending, which the kernel shows in the root group."""
-        raw = self._read("cgroup")
+        raw = self._living_file("cgroup")
         path = cgroup_path(raw) if raw else None
         return None if path == "/" and self.is_ending else path
 
@@ -246,7 +326,7 @@ class ProcfsProcess:
 
     @cached_property
     def netns(self) -> int | None:
-        link = self._link("ns/net")
+        link = self._living_link("ns/net")
         return int(link[5:-1]) if link else None
 
     @property
@@ -264,9 +344,9 @@ class ProcfsProcess:
 
     def _argument_count(self) -> int | None:
         """The number of arguments that the kernel passed (argc, at the start of the stack); None if inaccessible."""
-        start = int(self._stat[1][_STACK])
+        start = int(self._acting[_STACK])
         try:
-            memory = os.open("mem", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+            memory = os.open(f"{self._thread}mem", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
         except OSError:
             return None
         try:
@@ -277,8 +357,16 @@ class ProcfsProcess:
             os.close(memory)
 
     def _audit_id(self, name: str) -> int | None:
-        raw = self._read(name)
+        raw = self._living_file(name)
         return int(raw) if raw and int(raw) != UNSET_ID else None
+
+    def _living_file(self, name: str) -> bytes | None:
+        return self._read(self._thread + name)
+
+    def _living_link(self, name: str) -> str | None:
+        """A link that an ended thread does not have."""
+        link = self._link(name)
+        return self._link(self._thread + name) if link is None and self._thread else link
 
     def _read(self, name: str) -> bytes | None:
         try:
@@ -316,6 +404,44 @@ class ProcfsProcess:
             raise ProcessLookupError(self.pid) from error
 
 
+def living_thread(directory: int) -> str | None:
+    """The oldest living thread of the process whose directory in /proc this is, as `task/TID/`; None without one."""
+    try:
+        tasks = os.open("task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:  # gone, or not permitted
+        return None
+    try:
+        for thread in os.listdir(tasks):
+            with suppress(OSError):  # gone meanwhile
+                stat = os.open(f"{thread}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=tasks)
+                try:
+                    raw = os.read(stat, _READ_BYTES)
+                finally:
+                    os.close(stat)
+                if raw and _stat_fields(raw)[_VSIZE] != b"0":
+                    return f"task/{thread}/"
+    except OSError:
+        return None
+    finally:
+        os.close(tasks)
+    return None
+
+
+def living_directory(root: str, pid: int | str) -> str:
+    """The directory of a process, or if its main thread has ended while others run, that of the oldest of these."""
+    directory = f"{root}/{pid}"
+    try:
+        if os.stat(f"{directory}/task").st_nlink < _LINKS_OF_TWO_THREADS:  # noqa: PTH116
+            return directory
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return directory
+    try:
+        return f"{directory}/{living_thread(descriptor) or ''}".rstrip("/")
+    finally:
+        os.close(descriptor)
+
+
 def socket_holders(
     root: str, pids: Iterable[int], check: Callable[[], None] = lambda: None
 ) -> dict[int, list[tuple[int, int]]]:
@@ -330,6 +456,9 @@ def socket_holders(
         directory = f"{root}/{pid}/fd/"
         try:
             descriptors = os.listdir(directory)
+            if not descriptors:  # few processes but kernel threads
+                directory = f"{living_directory(root, pid)}/fd/"
+                descriptors = os.listdir(directory)
         except OSError:
             continue
         for descriptor in descriptors:
@@ -347,9 +476,18 @@ def socket_holders(
 def network_namespace(root: str, pid: int | str) -> int | None:
     """The inode number of a process's network namespace; None if the process is gone or not accessible."""
     try:
-        return int(os.readlink(f"{root}/{pid}/ns/net")[5:-1])
+        try:
+            link = os.readlink(f"{root}/{pid}/ns/net")
+        except FileNotFoundError:
+            link = os.readlink(f"{living_directory(root, pid)}/ns/net")
     except OSError:
         return None
+    return int(link[5:-1])
+
+
+def _stat_fields(raw: bytes) -> list[bytes]:
+    """The fields of a stat file after the name, which may contain any character."""
+    return raw.rpartition(b")")[2].split()
 
 
 def cgroup_path(raw: bytes) -> str:

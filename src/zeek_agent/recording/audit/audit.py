@@ -21,7 +21,7 @@ from zeek_agent.host.linux import inet_diag
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.host.linux.internet_sockets import ALL_STATES, TCP, UDP, InternetSocket, TcpState, on_the_wire
 from zeek_agent.host.linux.namespaces import in_network_namespace
-from zeek_agent.host.linux.procfs import network_namespace
+from zeek_agent.host.linux.procfs import living_directory, network_namespace
 from zeek_agent.host.linux.stamps import set_or_none
 from zeek_agent.recording.audit import audit_records
 from zeek_agent.recording.audit.audit_records import Assembler, AuditEvent
@@ -356,7 +356,7 @@ def _fill_in(process: Process, event: AuditEvent, cache: ProcessCache) -> None:
 def _inode(pid: int, descriptor: int) -> int | None:
     """The socket's inode number; None if the process no longer has it open."""
     try:
-        target = os.readlink(f"/proc/{pid}/fd/{descriptor}")  # noqa: PTH115
+        target = os.readlink(f"{living_directory('/proc', pid)}/fd/{descriptor}")  # noqa: PTH115
     except OSError:
         return None
     return int(target[8:-1]) if target.startswith("socket:[") else None
@@ -369,7 +369,7 @@ def _open_sockets(pid: int, own: bool) -> dict[int, InternetSocket]:
         return {found.inode: found for found in inet_diag.list_sockets((TCP, UDP), ALL_STATES) if found.inode}
 
     try:
-        return open_sockets() if own else in_network_namespace(f"/proc/{pid}/ns/net", open_sockets)
+        return open_sockets() if own else in_network_namespace(f"{living_directory('/proc', pid)}/ns/net", open_sockets)
     except OSError:
         return {}
 

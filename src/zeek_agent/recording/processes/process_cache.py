@@ -28,6 +28,9 @@ class Process:
     """Attributes of a process from `since` until it ends or executes another program (`until`).
 
     `exe` is as in /proc/PID/exe, `uid` and `gid` are the effective ids; None means unknown or not set.
+
+    `exe_device`, `exe_inode` and `exe_mntns` identify the executable, and are known only from the record of its exec:
+    what /proc shows later may be another program, or a file that the process chose (PR_SET_MM_EXE_FILE of prctl(2)).
     """
 
     pid: int
@@ -57,6 +60,13 @@ class Process:
     rsize: int | None = None
     until: int | None = None
     exited: bool = False
+    exe_device: int | None = None
+    exe_inode: int | None = None
+    exe_mntns: int | None = None
+
+    def forget_executable(self) -> None:
+        """Note that the process may execute something else than was recorded."""
+        self.exe_device = self.exe_inode = self.exe_mntns = None
 
     def keep_parent(self, earlier: Process) -> None:
         """Keep the process that forked this one as its parent, even if that has ended and this one was reparented."""
@@ -155,6 +165,17 @@ class ProcessCache:
     def command_line(self, arguments: bytes | None, cut: bool = False) -> CommandLine | None:
         """Arguments, each with its NUL, masked; None if there are none or they could not be read."""
         return self._masker.command_line(arguments, cut=cut) if arguments else None
+
+    def miss_execs(self, until: int) -> None:
+        """Note that execs may be missing until this boot time, and with them the executables of living processes."""
+        self.execs_lost_until = until
+        self.forget_executables()
+
+    def forget_executables(self) -> None:
+        """Note that execs are not followed, so that living processes may execute something else than was recorded."""
+        for process in self:
+            if process.until is None:
+                process.forget_executable()
 
     def doubts(self, process: Process, name: str) -> bool:
         """Whether an exec of a process whose name is `name` now may have been lost."""

@@ -45,6 +45,9 @@ class ProcessEvent(Struct, frozen=True, gc=False):  # its values are scalars, so
     parent_exe: str | None
     argv: str | None = None
     """As the event store holds it (`CommandLine.stored_argv`)."""
+    exe_device: int | None = None
+    exe_inode: int | None = None
+    exe_mntns: int | None = None
 
 
 class Exit(NamedTuple):
@@ -93,6 +96,9 @@ def process_event(process: Process, at: int, boot_time: float, ended: Exit | Non
         process.parent_name or None,
         process.parent_exe,
         command_line.stored_argv if command_line else None,
+        process.exe_device,
+        process.exe_inode,
+        process.exe_mntns,
     )
 
 

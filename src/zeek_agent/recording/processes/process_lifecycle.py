@@ -179,7 +179,9 @@ def _after_exec(known: Process | None, shown: Process | None) -> Process | None:
     if shown is not None and shown.exe is not None:
         return shown
     name = shown.name if shown is not None else ""
-    return replace(known, name=name, exe=None, command_line=None, vsize=None, rsize=None, until=None)
+    process = replace(known, name=name, exe=None, command_line=None, vsize=None, rsize=None, until=None)
+    process.forget_executable()
+    return process
 
 
 def _same(shown: Process, known: Process) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Iterable
+from typing import Final
 
 from zeek_agent import text
 from zeek_agent.bpf import records
@@ -17,6 +18,9 @@ from zeek_agent.recording.processes.process_changes import PendingForks, Process
 from zeek_agent.recording.processes.process_event import Exit
 
 log = logging.getLogger(__name__)
+
+_INODE_MAX: Final = 2**63 - 1
+"""The event store holds no larger integer. A user's FUSE file system can have any inode number."""
 
 
 class ProcessTracker:
@@ -76,6 +80,8 @@ class ProcessTracker:
         if copied is not None:
             if not self.cache.doubts(copied, process.name):
                 process.exe = copied.exe
+                process.exe_device, process.exe_inode = copied.exe_device, copied.exe_inode
+                process.exe_mntns = copied.exe_mntns
                 process.command_line = copied.command_line
             process.cwd = copied.cwd
             process.cgroup = copied.cgroup
@@ -86,9 +92,11 @@ class ProcessTracker:
     def _exec(self, record: bytes) -> Process:
         process = self._described(record)
         self._forks.remove(process.pid)
-        (process.vsize, _, _, total, size, exe_end, cwd_end, cgroup_end, filename_end) = EXEC.unpack_from(
-            record, PROCESS.size
+        (process.vsize, inode, device, total, size, exe_end, cwd_end, cgroup_end, filename_end, mntns) = (
+            EXEC.unpack_from(record, PROCESS.size)
         )
+        process.exe_device, process.exe_mntns = records.device(device), mntns or None
+        process.exe_inode = inode if inode <= _INODE_MAX else None
         flags = record[2] | record[3] << 8
         paths = record[EXEC_PATHS : EXEC_PATHS + filename_end]
         arguments = record[EXEC_ARGUMENTS : EXEC_ARGUMENTS + size]
@@ -117,6 +125,7 @@ class ProcessTracker:
         process.uid, process.gid, process.ruid, process.rgid = ended.uid, ended.gid, ended.ruid, ended.rgid
         if self.cache.doubts(process, ended.name):
             process.exe = process.command_line = None
+            process.forget_executable()
         process.name = ended.name
         if self._forks.remove(process.pid) is not None:
             changes.append(ProcessChange(process, process.since, None))

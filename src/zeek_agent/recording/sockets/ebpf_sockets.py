@@ -111,21 +111,17 @@ class EbpfSockets(Source):
     def _stream(self, name: str, size: int, attach: Callable[[BpfObject], None]) -> RecordStream:
         """Load, configure and attach an object; returns it with its ring of `size` bytes."""
         settings = self._settings
-        executables = _identities(settings.ignore_executables)
         own_pid = os.getpid() if settings.ignore_self else 0
-        filters = (own_pid, settings.ignore_loopback, len(settings.ignore_uids), len(executables))
+        filters = (own_pid, settings.ignore_loopback, len(settings.ignore_uids))
         loaded = BpfObject(name)
         try:
             loaded.leave_out_missing()
             loaded.resize("records", size)
             loaded.resize("ignored_uids", len(settings.ignore_uids) or 1)
-            loaded.resize("ignored_executables", len(executables) or 1)
-            loaded.configure(struct.pack("=4I", *filters))
+            loaded.configure(struct.pack("=3I", *filters))
             loaded.load()
             for uid in settings.ignore_uids:
                 loaded.update_element("ignored_uids", struct.pack("=I", uid), bytes(4))
-            for identity in executables:
-                loaded.update_element("ignored_executables", identity, bytes(4))
             stream = RecordStream(loaded, Ring(loaded.map_fd("records"), size), self._record)
             attach(loaded)
         except OSError:
@@ -187,16 +183,3 @@ def _attach_to_cgroups(loaded: BpfObject) -> None:
             loaded.attach(program, directory if loaded.section_name(program).startswith("cgroup") else None)
     finally:
         os.close(directory)
-
-
-def _identities(executables: tuple[str, ...]) -> list[bytes]:
-    """The existing executables, identified by inode and device as in the kernel (`struct executable`)."""
-    found = []
-    for path in executables:
-        try:
-            status = os.stat(path)  # noqa: PTH116
-        except OSError:
-            continue
-        device = os.major(status.st_dev) << 20 | os.minor(status.st_dev)
-        found.append(struct.pack("=QII", status.st_ino, device, 0))
-    return found

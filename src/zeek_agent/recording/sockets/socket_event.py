@@ -58,6 +58,9 @@ class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so 
     """As the event store holds it (`CommandLine.stored_argv`)."""
     mptcp_token: int | None = None
     correction: bool = False
+    exe_device: int | None = None
+    exe_inode: int | None = None
+    exe_mntns: int | None = None
 
     @property
     def ends(self) -> Ends:
@@ -159,6 +162,9 @@ def socket_event(
         stands_in,
         argv=command_line.stored_argv if command_line else None,
         mptcp_token=mptcp_token,
+        exe_device=process.exe_device if process else None,
+        exe_inode=process.exe_inode if process else None,
+        exe_mntns=process.exe_mntns if process else None,
     )
 
 

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
+from zeek_agent.host.linux.procfs import living_directory
+
 if TYPE_CHECKING:
     from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 
@@ -57,6 +59,9 @@ class SocketOwners:
         directory = f"{self._proc}/{pid}/fd/"
         try:
             descriptors = os.listdir(directory)
+            if not descriptors:
+                directory = f"{living_directory(self._proc, pid)}/fd/"
+                descriptors = os.listdir(directory)
         except OSError:
             return []
         targets = []

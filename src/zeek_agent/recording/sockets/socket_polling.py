@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from zeek_agent.host.linux import inet_diag, netlink
 from zeek_agent.host.linux.internet_sockets import TCP, UDP, InternetSocket
 from zeek_agent.host.linux.namespaces import in_network_namespace
-from zeek_agent.host.linux.procfs import network_namespace
+from zeek_agent.host.linux.procfs import living_directory, network_namespace
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.listener import enlarge
 from zeek_agent.recording.periodic import Periodic
@@ -172,7 +172,9 @@ class SocketPolling(Source):
 
     def _enter(self, inode: int, pid: str) -> None:
         try:
-            self._namespaces[inode] = in_network_namespace(f"/proc/{pid}/ns/net", lambda: _open(inode))
+            self._namespaces[inode] = in_network_namespace(
+                f"{living_directory('/proc', pid)}/ns/net", lambda: _open(inode)
+            )
         except OSError as error:
             self.counters.last_error = f"network namespace {inode}: {error}"
             log.debug("socket events: cannot enter network namespace %d: %s", inode, error)
