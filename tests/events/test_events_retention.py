@@ -159,6 +159,20 @@ def test_the_producer_of_a_row(tmp_path: Path, values: dict[str, object], produc
     file.close(START, clean=True)
 
 
+def test_a_control_group_with_a_long_name_is_one_producer_with_this_name(tmp_path: Path) -> None:
+    """Its name is stored once (`Texts`), and the reference to it is not its name."""
+    group = f"/kubepods.slice/{'x' * 150}.scope"
+    file = EventFile(tmp_path / "events.db", [PROCESSES], BYTES, START)
+    for n in range(5):
+        file.write(WriteBatch(rows={"processes_events": [row(PROCESSES, START, uid=0, cgroup=group)]}), START + n)
+        file._texts.forget()
+    file.update_usage()
+    assert file._select("SELECT producer, rows FROM _usage") == [(f"cgroup {group}", 5)]
+    file.expire(START + 100, 10.0)
+    assert file._select("SELECT producer, rows FROM _usage") == []
+    file.close(START, clean=True)
+
+
 def test_a_normal_load_loses_its_oldest_minutes_first(store: EventStore, clock: Clock) -> None:
     for minute in range(100):
         clock.now = START + 60 * minute
