@@ -62,6 +62,8 @@ class Run:
         self.errors = RowErrors()
         self.numbered = False
         """Whether rows need numbers that stay the same in all scans of a table (`virtual_tables.NumbersNeeded`)."""
+        self.lists = True
+        """Whether a table is given all values of an IN at once, which is not possible if there are none."""
         self._clock = clock
         self.scans_since = clock() - shared_seconds
         """The earliest begin of another statement's scan that this statement may share."""

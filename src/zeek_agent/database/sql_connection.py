@@ -55,6 +55,14 @@ RERUNS_MAX: Final = 6
 """How often a statement runs again after deferred reads, enough for a chain of joins."""
 
 
+_NO_MESSAGE: Final = "<NULL>"
+"""apsw's error without a reason: it cannot give a table the values of an IN if there are none."""
+
+
+class _EmptyList(Exception):  # noqa: N818 - not an error: the statement runs again
+    """An IN has no values, so tables have to be given values one by one."""
+
+
 class Profile(StrEnum):
     """The kind of client. For a stock Zeek package, `*` omits columns that version 2 did not have."""
 
@@ -149,7 +157,7 @@ class SqlConnection:
         self.context = context
         self.scans = scans
         self.run = Run(limits)
-        self.held: dict[tuple[Layout, tuple[Value, ...]], IndexedScan] = {}
+        self.held: dict[tuple[TableModule, tuple[Value, ...]], IndexedScan] = {}
         self.kept: dict[Any, Any] = {}
         self._deferred: list[Callable[[], None]] = []
         self._reruns_left = 0
@@ -194,10 +202,7 @@ class SqlConnection:
         self._set_window(window or {})
         self.event_copies.begin(run, self._window)
         try:
-            return self._answer(sql, rows)
-        except NumbersNeeded:
-            run.numbered = True
-            return self._answer(sql, rows)
+            return self._answer_in_some_way(sql, rows)
         finally:
             self.held.clear()
             self.kept.clear()
@@ -231,6 +236,16 @@ class SqlConnection:
 
     def close(self) -> None:
         self._connection.close(force=True)
+
+    def _answer_in_some_way(self, sql: str, rows: RowSink) -> StreamedStatement:
+        """`_answer`, again with other ways to read tables if the statement turns out to need them."""
+        while True:
+            try:
+                return self._answer(sql, rows)
+            except NumbersNeeded:
+                self.run.numbered = True
+            except _EmptyList:
+                self.run.lists = False
 
     def _answer(self, sql: str, rows: RowSink) -> StreamedStatement:
         """The result of the statement's last run, after which no reads are deferred."""
@@ -275,7 +290,7 @@ class SqlConnection:
         cursor.exec_trace = self._stop_after_compile if compile_only else self._on_compiled
         try:
             # A statement that was refused after its compilation must not come from the cache, which skips the checks.
-            cursor.execute(sql, can_cache=not compile_only and sql in self._cacheable)
+            cursor.execute(sql, can_cache=not compile_only and self.run.lists and sql in self._cacheable)
             if not self._headings:
                 raise SqlError("there is no statement")
             self._note_cacheable(sql)
@@ -283,6 +298,8 @@ class SqlConnection:
         except (apsw.Error, ValueError, OverflowError, MemoryError, RecursionError) as error:
             if isinstance(error, apsw.ExecTraceAbort):
                 raise
+            if isinstance(error, apsw.SQLError) and str(error) == _NO_MESSAGE and self.run.lists:
+                raise _EmptyList from error
             raise self._sql_error(error) from error
         finally:
             cursor.close(force=True)
