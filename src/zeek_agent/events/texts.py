@@ -23,6 +23,8 @@ _COPIES_MAX: Final = 2
 _KNOWN_TEXTS_MAX: Final = 1_000
 _KNOWN_LENGTH_MAX: Final = 262_144
 _SEEN_TEXTS_MAX: Final = 4_096
+_ID_DIGITS_MAX: Final = 18
+"""Any number with so many digits fits SQLite's integers."""
 
 
 class Texts:
@@ -218,4 +220,6 @@ def adopted(column: str, offset: int) -> str:
 
 
 def _id_of(reference: str) -> int:
-    return int(reference[1 : reference.index(":")])
+    """The id of the text; 0, which no text has, for what is no reference because the file was changed or damaged."""
+    digits = reference[1 : _ID_DIGITS_MAX + 2].partition(":")[0]
+    return int(digits) if digits.isdecimal() and len(digits) <= _ID_DIGITS_MAX else 0
