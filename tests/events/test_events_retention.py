@@ -159,6 +159,24 @@ def test_the_producer_of_a_row(tmp_path: Path, values: dict[str, object], produc
     file.close(START, clean=True)
 
 
+def test_a_long_command_line_that_is_stored_once_costs_its_user_no_history(tmp_path: Path) -> None:
+    """A service whose rows count as if each had a copy would lose them to a flood with short ones."""
+    file = EventFile(tmp_path / "events.db", [SOCKETS], BYTES, START)
+    command_line, kept = "/usr/bin/java " + "-Dproperty=value " * 240, 0
+    for minute in range(20):
+        now = START + 60 * minute
+        service = [row(SOCKETS, now + n, uid=33, exe="/usr/bin/java", cmdline=command_line, pid=n) for n in range(40)]
+        file.write(WriteBatch(rows={"sockets_events": service}), now)
+        kept += len(service)
+        for second in range(10):
+            flood = [row(SOCKETS, now + second, uid=ATTACKER, exe="/tmp/flood", pid=n) for n in range(200)]
+            file.write(WriteBatch(rows={"sockets_events": flood}), now + second)
+            file.evict(now + second, 1e9)
+    assert file._scalar("SELECT count(*) FROM sockets_events WHERE uid = 33") == kept
+    assert file._scalar(f"SELECT count(*) FROM sockets_events WHERE uid = {ATTACKER}") < 40_000
+    file.close(START, clean=True)
+
+
 def test_a_control_group_with_a_long_name_is_one_producer_with_this_name(tmp_path: Path) -> None:
     """Its name is stored once (`Texts`), and the reference to it is not its name."""
     group = f"/kubepods.slice/{'x' * 150}.scope"

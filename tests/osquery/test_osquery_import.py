@@ -173,7 +173,8 @@ async def test_only_wanted_columns_and_rows_are_queried(bridged: Bridged, here: 
         "SELECT name FROM {t} WHERE name = x'7061636b61676531' OR name = 'package3'",
         "SELECT name FROM {t} WHERE name IN (SELECT exe FROM processes WHERE pid = -1) OR size = 9000",
         "SELECT name FROM {t} WHERE version IN (SELECT pid FROM processes WHERE pid = -1)",
-        "SELECT p.pid FROM processes p JOIN {t} ON version IN (SELECT q.pid FROM processes q WHERE q.pid + p.pid = 2)",
+        "SELECT p.pid FROM processes p JOIN {t} ON size IN (SELECT pid FROM processes q WHERE q.pid = p.pid * 400) "
+        "WHERE p.pid < 3 ORDER BY 1",
     ],
 )
 async def test_rows_equal_those_of_an_sqlite_table(osquery: Osqueryd, sql: str) -> None:
