@@ -9,8 +9,8 @@ help: ## Show this list
 setup: ## Set up the virtual environment, system packages (as root) and BPF objects
 	@./packaging/setup.sh
 
-run: setup ## Run the agent with its embedded collector: Zeek logs grow in ./logs (more flags: ARGS="…")
-	@$(BIN)/zeek-agent run $(ARGS)
+run: setup ## Run the agent with its embedded collector: Zeek logs in ./logs, state in ./state (more flags: ARGS="…")
+	@./packaging/run.sh $(ARGS)
 
 test: setup ## Run all tests except the soaks (a selection: ARGS="-k sockets")
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)

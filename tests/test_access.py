@@ -220,16 +220,18 @@ def test_a_rule_for_any_name_of_a_table_holds() -> None:
 
 
 def test_secrets_in_command_lines_are_hidden() -> None:
-    policy = AccessPolicy()
-    assert policy.redact("mysql --user=a --password=hunter2 db") == "mysql --user=a --*** db"
-    assert policy.redact("curl -H 'API_KEY: abc' TOKEN=x --secret y") == "curl -H '*** *** --***"
-    assert policy.redact("ls -l") == "ls -l"
+    masker = AccessPolicy().masker
+    assert masker.line("mysql --user=a --password=hunter2 db") == "mysql --user=a --password=*** db"
+    assert masker.command_line(b"curl\0-u\0a:b\0").argv == ["curl", "-u", "a:***"]
+    assert masker.line("ls -l") == "ls -l"
+    assert AccessPolicy(AccessSettings(mask=False)).masker.line("password=x") == "password=x"
 
 
-def test_every_pattern_of_redaction_is_applied() -> None:
-    policy = AccessPolicy(AccessSettings(redact=("a+", "(?i)B")))
-    assert policy.redact("aa-b-c") == "***-***-c"
-    assert AccessPolicy(AccessSettings(redact=())).redact("password=x") == "password=x"
+def test_every_pattern_of_redaction_is_applied_to_the_joined_arguments() -> None:
+    masker = AccessPolicy(AccessSettings(redact=("a+", "(?i)B", r"--with \S+"))).masker
+    assert masker.line("aa-b-c") == "***-***-c"
+    assert masker.command_line(b"run\0--with\0x\0--token=a").argv == ["run", "***", "***", "--token=***"]
+    assert masker.command_line(b"\0\0a\0").argv == ["", "", "***"]
 
 
 def test_an_invalid_redaction_pattern_is_named() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from zeek_agent import config
 from zeek_agent.errors import UsageError
@@ -246,3 +247,41 @@ def test_every_default_is_a_valid_value_and_survives_toml() -> None:
         if setting.default is not None:
             read = tomllib.loads(f"x = {config.literal(setting.default)}")["x"]
             assert setting.convert(read, "here") == setting.default
+
+
+def test_all_errors_can_be_collected(file: Path) -> None:
+    file.write_text('nonsense = 1\nzeek = 3\n[limits]\ntme = 3\nrows = "soon"\ntime = 5\n')
+    environment = {"ZEEK_AGENT_LIMITS__WORKERS": "many", "ZEEK_AGENT_LIMITS__NONE": "1"}
+    flags = {
+        "log.levle": "info",
+        "zeek.destinations": ["a:b:c", "zeek", "x:99999"],
+        "zeek.reconnect_min": 9,
+        "zeek.reconnect_max": 1,
+        "collector.listen": "nowhere",
+    }
+    refused: list[UsageError] = []
+    loaded, origins = config.load(file, environment, flags, refuse=refused.append)
+    assert [re.sub(r"\(.*", "", str(error)).removeprefix(f"{file}: ") for error in refused] == [
+        "unknown key nonsense",
+        "zeek: expected a section ",
+        "unknown key limits.tme; did you mean limits.time?",
+        'limits.rows: expected a whole number > 0, got "soon"',
+        "environment ZEEK_AGENT_LIMITS__NONE: unknown key limits.none; did you mean limits.time?",
+        'environment ZEEK_AGENT_LIMITS__WORKERS: limits.workers: expected a whole number > 0, got "many"',
+        "command line: unknown key log.levle; did you mean log.level?",
+        "command line: zeek.destinations: not a destination: 'a:b:c' ",
+        "command line: zeek.destinations: not a destination: 'x:99999' ",
+        "command line: collector.listen: expected HOST:PORT, got 'nowhere'",
+        "command line: zeek.reconnect_max ",
+    ]
+    assert loaded.limits == structs.replace(config.LimitSettings(), time=5.0)
+    assert origins["limits.time"] == str(file)
+    assert loaded.zeek.destinations == ("ws://zeek:27759/v1/messages/json",)
+    assert loaded.collector == config.CollectorSettings()
+
+
+def test_every_access_rule_is_checked() -> None:
+    access = config.AccessSettings(redact=("(", "fine", "["))
+    errors, warnings = config_check.all_problems(config.Config(access=access))
+    assert [error.partition(" is not")[0] for error in errors] == ["access.redact: '('", "access.redact: '['"]
+    assert warnings == []

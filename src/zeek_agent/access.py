@@ -1,4 +1,4 @@
-"""Access rules of statements: tables, files, and redaction of command lines."""
+"""Access rules of statements: tables, files, and masking of command lines."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import re2
 from zeek_agent import access_defaults
 from zeek_agent.config import AccessSettings
 from zeek_agent.errors import UsageError
+from zeek_agent.masking.masker import Masker
 from zeek_agent.privileges import Privileges
 from zeek_agent.text import from_os, to_bytes
 
-REDACTED = "***"
 VERDICTS_KEPT: Final = 1024
 """Paths whose verdicts are cached, because repeated queries return to the same ones."""
 _WILDCARDS: Final = frozenset("*?[!")
@@ -72,7 +72,8 @@ class AccessPolicy:
         self._files_allow = _PathRules(settings.files_allow)
         self._public = _PathRules(access_defaults.CONTENTS_PUBLIC)
         self._private = _PathRules(access_defaults.CONTENTS_PRIVATE)
-        self._redact = _compile_redaction(settings.redact)
+        self.masker = Masker(_compile_redaction(settings.redact), enabled=settings.mask)
+        """Masks command lines before they are stored or returned."""
         self._executables_deny = _PathRules([rule for rule in settings.paths_deny if rule not in _DEFAULT_DENY])
         self._paths_deny_caseless = _PathRules(settings.paths_deny, caseless=True)
         self._denied = lru_cache(VERDICTS_KEPT)(self._judge)
@@ -153,13 +154,6 @@ class AccessPolicy:
         if self._private.match(path):
             return Contents.PRIVATE
         return Contents.PUBLIC if self._public.match(path) else Contents.UNLISTED
-
-    def redact(self, cmdline: str) -> str:
-        """The command line with secrets replaced by `***`."""
-        if self._redact is None or self._redact.search(cmdline) is None:
-            return cmdline
-        redacted: str = self._redact.sub(REDACTED, cmdline)
-        return redacted
 
 
 def normal(path: str) -> str:

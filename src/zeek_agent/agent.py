@@ -28,6 +28,7 @@ from zeek_agent.destination import EMBEDDED, formerly_embedded
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.events import event_file
 from zeek_agent.events.store import EventStore
+from zeek_agent.host.hostname import hostname
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.results.snapshots import take_snapshots
@@ -36,6 +37,7 @@ from zeek_agent.results.store import ResultStore
 from zeek_agent.signals import stop_signals
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
+from zeek_agent.text import escaped
 from zeek_agent.zeek.connection import ZeekConnection
 from zeek_agent.zeek.connection_errors import UnusableError
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from zeek_agent.logbook import RecentLines
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
+    from zeek_agent.recording.status import SourceStatus
     from zeek_agent.schema import Row
     from zeek_agent.table import Table
 
@@ -66,7 +69,7 @@ async def run_agent(config: Config, origins: Mapping[str, str], warnings: Sequen
     places = paths.locate(config)
     with identity.only_one(places.lock):
         who = identity.establish(places.identity, config.agent.id)
-        agent = Agent(config, origins, places, who, ring)
+        agent = Agent(config, origins, places, who, ring, quiet=quiet)
         with stop_signals() as stopped:
             async with agent:
                 heap.trim()
@@ -78,16 +81,24 @@ class Agent:
     """The agent's parts, as a context manager that starts and stops them; also the data of the agent's own tables."""
 
     def __init__(
-        self, config: Config, origins: Mapping[str, str], places: Paths, who: Identity, ring: RecentLines
+        self,
+        config: Config,
+        origins: Mapping[str, str],
+        places: Paths,
+        who: Identity,
+        ring: RecentLines,
+        *,
+        quiet: bool = False,
     ) -> None:
+        """With `quiet`, standard error has no messages about what works."""
         self.id = who.agent
         self.instance = who.instance
-        self.hostname = config.agent.hostname or socket.gethostname()
         self._config = config
         self._origins = origins
         self._places = places
         self._identity = who
         self._ring = ring
+        self._quiet = quiet
         self._started = time.monotonic()
         self._connections: list[ZeekConnection] = []
         self._collector: EmbeddedCollector | None = None
@@ -113,8 +124,8 @@ class Agent:
             osquery=self._describe_osquery,
             iterators=lambda: iterators.loaded_iterators() is not None,
         )
-        self.supervisor = Supervisor(config.sources, self.store, redact=access.redact)
-        self.results = ResultStore(places.results, config.limits.state_bytes)
+        self.supervisor = Supervisor(config.sources, self.store, masker=access.masker)
+        self.results = ResultStore(places.results, config.limits.state_bytes, clock=self.store.age_clock)
         self.runner = QueryRunner(
             self.database,
             self.store,
@@ -151,6 +162,8 @@ class Agent:
         self._bridge = self._start_bridge()
         if not self._config.zeek.destinations:
             self._prepare_collector()
+        elif self._config.log.file is not None and sys.stdout.isatty():
+            self._announce(f"connecting to {', '.join(self._config.zeek.destinations)}")
         await self._start_control()
         for url in self._config.zeek.destinations or (EMBEDDED,):
             self._connect(url)
@@ -188,9 +201,16 @@ class Agent:
         queries = pack.load(Path(settings.pack) if settings.pack else None, schedule=settings.schedule)
         self._collector = EmbeddedCollector(settings, queries, self.database.pool.start_collector)
         self._parts.push_async_callback(self._collector.stop)
-        sys.stdout.write(f"zeek-agent {__version__}: logs in {self._collector.logs}; Ctrl-C ends\n")
-        sys.stdout.flush()
+        self._announce(f"logs in {self._collector.logs}")
         self._background(show(self._collector), "summary")
+
+    def _announce(self, what: str) -> None:
+        """Write to standard output what this agent does, if the log does not say so there."""
+        lines = [f"zeek-agent {__version__}: {what}; Ctrl-C ends"]
+        if self._quiet or self._config.log.file is not None:
+            lines.append(f"recording {_recorded(self.supervisor.status())}")
+        sys.stdout.write("".join(f"{escaped(line)}\n" for line in lines))
+        sys.stdout.flush()
 
     async def _dial_collector(self) -> socket.socket:
         """A socket that is connected to the embedded collector. Raises UnusableError when that cannot start now."""
@@ -252,6 +272,10 @@ class Agent:
         self.store.flush()
 
     # Data of the agent's own tables
+
+    @property
+    def hostname(self) -> str:
+        return hostname(self._config.agent.hostname)
 
     def uptime(self) -> float:
         return time.monotonic() - self._started
@@ -317,6 +341,15 @@ class Agent:
             "collector_pid": None if self._collector is None else self._collector.pid,
             "collector_lost": None if self._collector is None else self._collector.lost,
         }
+
+
+def _recorded(sources: Iterable[SourceStatus]) -> str:
+    """Which kinds of events are recorded, and how."""
+    kinds = dict.fromkeys(source.source for source in sources)
+    active = {source.source: source.backend for source in sources if source.active}
+    missing = [kind for kind in kinds if kind not in active]
+    recorded = ", ".join(f"{kind} by {backend}" for kind, backend in active.items()) or "no events"
+    return recorded + (f"; not {', '.join(missing)}: `zeek-agent doctor` says why" if missing else "")
 
 
 class Coalesced:

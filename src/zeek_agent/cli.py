@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -84,11 +85,15 @@ class Given:
     assignments: Sequence[str]
 
     def load(
-        self, flags: Mapping[str, object] | None = None, warn: Callable[[str], None] | None = None
+        self,
+        flags: Mapping[str, object] | None = None,
+        warn: Callable[[str], None] | None = None,
+        refuse: Callable[[UsageError], None] | None = None,
     ) -> tuple[Config, dict[str, str]]:
         """The configuration and its origins; `flags` by dotted name, None for those that were not given.
 
         `warn` is called with a line for each setting under a former name; the default writes to standard error.
+        `refuse` is called with each error, instead of raising the first one.
         """
         from zeek_agent import config
 
@@ -96,11 +101,15 @@ class Given:
         for assignment in self.assignments:
             key, equals, value = assignment.partition("=")
             if not equals:
-                raise UsageError(f"--set {assignment}: expected KEY=VALUE")
+                error = UsageError(f"--set {assignment}: expected KEY=VALUE")
+                if refuse is None:
+                    raise error
+                refuse(error)
+                continue
             values[key.strip()] = value
         flags = {"state_dir": self.state_dir, **(flags or {})}
         values |= {name: value for name, value in flags.items() if value is not None}
-        return config.load(self.config_file, flags=values, warn=warn or _warn)
+        return config.load(self.config_file, flags=values, warn=warn or _warn, refuse=refuse)
 
 
 def _settings(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -179,7 +188,32 @@ def run(
     return asyncio.run(run_agent(config, origins, warnings))
 
 
-@commands.command()
+class StatementCommand(click.Command):
+    """A command with a statement among its arguments, which may begin with a comment: `-- why`, like an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Move such a statement behind `--`, where click does not look for options."""
+        names = {name: option for option in self.params for name in option.opts if isinstance(option, click.Option)}
+        takes_value = False
+        for index, argument in enumerate(args):
+            if argument == "--":
+                break
+            if not takes_value and _is_comment(argument, names):
+                return super().parse_args(ctx, [*args[:index], *args[index + 1 :], "--", argument])
+            option = None if takes_value else names.get(argument)
+            takes_value = option is not None and not option.is_flag and not option.count
+        return super().parse_args(ctx, args)
+
+
+def _is_comment(argument: str, options: Container[str]) -> bool:
+    """Whether an argument that begins with `--` cannot be an option, given or mistyped."""
+    match = re.fullmatch(r"(--[^\s=]+)(=.*)?", argument, re.DOTALL)
+    if match is not None and (match[1] in options or "\n" not in argument):
+        return False
+    return argument.startswith("--")
+
+
+@commands.command(cls=StatementCommand)
 @click.argument("sql")
 @click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="Output format of rows.")
 @_settings
@@ -187,7 +221,7 @@ def query(given: Given, *, sql: str, mode: str) -> int:
     """Run one SQL statement and print its rows; SQL `-` is read from standard input.
 
     The statement is sent to a running agent. Without one, it runs in a worker process if root runs the command, or else
-    in this process.
+    in this process; standard error says so, and how old the newest recorded event is.
     """
     from zeek_agent.terminal import responders
 
@@ -195,11 +229,15 @@ def query(given: Given, *, sql: str, mode: str) -> int:
     responder = responders.open_responder(config, origins)
     try:
         columns, rows, notes = responders.query(responder, sys.stdin.read() if sql == "-" else sql)
+        notice = responder.notice
     finally:
         responder.close()
     _printer(mode).write(columns, rows)
+    sys.stdout.flush()
+    if notice is not None:
+        _warn(notice)
     for note in notes:
-        _fail(note.message, 1)
+        _warn(note.message)
     return 0 if all(note.warning for note in notes) else 1
 
 
@@ -210,13 +248,16 @@ def shell(given: Given, *, mode: str) -> int:
     """Run SQL interactively; `.help` lists commands. Statements can also be piped in."""
     from zeek_agent import paths
     from zeek_agent.terminal import responders
+    from zeek_agent.terminal.pager import Pager
     from zeek_agent.terminal.shell import Shell
 
     config, origins = given.load()
     responder = responders.open_responder(config, origins)
     try:
-        shell = Shell(responder, _printer(mode), sys.stderr)
-        if sys.stdin.isatty():
+        interactive = sys.stdin.isatty()
+        pager = Pager.from_environment(os.environ) if interactive and sys.stdout.isatty() else None
+        shell = Shell(responder, _printer(mode), sys.stderr, pager)
+        if interactive:
             shell.run_interactive(paths.locate(config).history)
             return 0
         shell.run_script(sys.stdin)
@@ -290,18 +331,28 @@ def config_group() -> None:
 
 @config_group.command("check")
 @_settings
-def config_check(given: Given) -> None:
-    """Check the configuration for `run`, and print settings that differ from the defaults, with their origin."""
+def config_check(given: Given) -> int:
+    """Check the configuration for `run`, and print settings that differ from the defaults, with their origin.
+
+    All errors are reported, one per line, with those of the query pack, whose statements are compiled and compared with
+    the types of their logs' fields. Exit code 2 if there are any.
+    """
     from zeek_agent import config
     from zeek_agent.terminal import config_check
 
-    loaded, origins = given.load()
-    config_check.check_files_and_groups(loaded)
+    refused: list[UsageError] = []
+    loaded, origins = given.load(refuse=refused.append)
+    errors, warnings = config_check.all_problems(loaded)
+    for message in (*map(str, refused), *errors, *warnings):
+        _warn(message)
+    if refused or errors:
+        return 2
     file = config.config_file(given.config_file, os.environ)
     click.echo(f"the configuration is valid ({file or 'no file'})")
     for name, value, origin, default in config.rows(loaded, origins):
         if origin != "default":
             click.echo(escaped(f"{name} = {value}    from {origin}, default {'unset' if default is None else default}"))
+    return 0
 
 
 @commands.command()

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, cast, get_type_hints
@@ -203,9 +203,17 @@ class AccessSettings(Section, frozen=True):
             " names of tables (all of them), paths of programs and of Unix sockets that only a group can use"
         ),
     ] = ()
+    mask: Annotated[
+        bool,
+        Meta(description="mask [secrets in command lines](security.md#command-lines)"),
+    ] = True
     redact: Annotated[
-        tuple[str, ...], Meta(description="regular expressions (RE2) for text in command lines to replace by `***`")
-    ] = (r"(?i)(?:password|passwd|token|secret|api[-_]?key)[=:\s]+\S+",)
+        tuple[str, ...],
+        Meta(
+            description="regular expressions (RE2) for other text in command lines to replace by `***`; they are "
+            "applied to the arguments joined by blanks"
+        ),
+    ] = ()
 
 
 class EventSettings(Section, frozen=True):
@@ -426,6 +434,7 @@ def load(
     *,
     renamed: Mapping[str, str] = RENAMED,
     warn: Callable[[str], None] = log.warning,
+    refuse: Callable[[UsageError], None] | None = None,
 ) -> tuple[Config, dict[str, str]]:
     """The configuration, and the origin of each setting (by dotted name).
 
@@ -433,20 +442,22 @@ def load(
     default location are tried. `flags` are by dotted name; a `str` for a setting of another type is parsed like an
     environment variable. Raises UsageError that names origin, key and remedy.
 
-    `renamed` is like RENAMED; `warn` is called with a message for each setting given under a former name.
+    `renamed` is like RENAMED; `warn` is called with a message for each setting given under a former name. `refuse` is
+    called with each error, instead of raising the first one; the result then has the default in its place.
     """
+    refuse = refuse or _raise
     environment = os.environ if environment is None else environment
     values = {name: setting.default for name, setting in settings().items()}
     origins = dict.fromkeys(values, "default")
     file = config_file(path, environment)
-    names = _SettingNames(renamed, warn)
+    names = _SettingNames(renamed, warn, refuse)
     for name, value, origin in (
         *(_file_values(file, names) if file else ()),
         *_environment_values(environment, names),
         *_flag_values(flags or {}, names),
     ):
         values[name], origins[name] = value, origin
-    _check(values, origins)
+    _check(values, origins, refuse)
     return cast("Config", _build(Config, "", values)), origins
 
 
@@ -534,6 +545,16 @@ class _SettingNames:
 
     renamed: Mapping[str, str]
     warn: Callable[[str], None]
+    refuse: Callable[[UsageError], None]
+
+    def converted(self, convert: Callable[[], object]) -> Iterator[object]:
+        """The converted value, or none if it is refused."""
+        try:
+            value = convert()
+        except UsageError as error:
+            self.refuse(error)
+        else:
+            yield value
 
     def __iter__(self) -> Iterator[str]:
         return iter((*settings(), *self.renamed))
@@ -564,13 +585,16 @@ def _file_values(file: Path, names: _SettingNames) -> Iterator[_Given]:
     try:
         document = tomllib.loads(file.read_bytes().decode())
     except OSError as error:
-        raise UsageError(f"cannot read the configuration {file}: {error.strerror}") from None
+        names.refuse(UsageError(f"cannot read the configuration {file}: {error.strerror}"))
+        return
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: not valid TOML: {error}") from None
+        names.refuse(UsageError(f"{file}: not valid TOML: {error}"))
+        return
     place = str(file)
     given = dict(_flatten(document, "", place, names))
     for one in names.resolved(given, place):
-        yield one.setting.name, one.setting.convert(given[one.name], place, one.called), one.origin(place)
+        for value in names.converted(partial(one.setting.convert, given[one.name], place, one.called)):
+            yield one.setting.name, value, one.origin(place)
 
 
 def _flatten(
@@ -582,11 +606,12 @@ def _flatten(
         if name in names:
             yield name, value
         elif not any(known.startswith(f"{name}.") for known in names):
-            raise _unknown(name, origin)
+            names.refuse(_unknown(name, origin))
         elif isinstance(value, Mapping):
             yield from _flatten(value, f"{name}.", origin, names)
         else:
-            raise UsageError(f"{origin}: {name}: expected a section ([{name}]), got {shorten(_literal(value), 80)}")
+            got = shorten(_literal(value), 80)
+            names.refuse(UsageError(f"{origin}: {name}: expected a section ([{name}]), got {got}"))
 
 
 def _environment_values(environment: Mapping[str, str], names: _SettingNames) -> Iterator[_Given]:
@@ -600,25 +625,25 @@ def _environment_values(environment: Mapping[str, str], names: _SettingNames) ->
             given[name] = variable
         elif "__" in variable:
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
-            raise _unknown(name, f"environment {variable}")
+            names.refuse(_unknown(name, f"environment {variable}"))
     for one in names.resolved(given, "environment", _variable):
         variable = given[one.name]
         place = f"environment {variable}"
-        yield one.setting.name, one.setting.parse(environment[variable], place, one.called), place
+        for value in names.converted(partial(one.setting.parse, environment[variable], place, one.called)):
+            yield one.setting.name, value, place
 
 
 def _flag_values(flags: Mapping[str, object], names: _SettingNames) -> Iterator[_Given]:
     place = "command line"
-    if unknown := [name for name in flags if name not in names]:
-        raise _unknown(unknown[0], place)
-    for one in names.resolved(flags, place):
-        value, setting = flags[one.name], one.setting
-        read = (
-            setting.parse(value, place, one.called)
-            if isinstance(value, str)
-            else setting.convert(value, place, one.called)
-        )
-        yield setting.name, read, one.origin(place)
+    for name in flags:
+        if name not in names:
+            names.refuse(_unknown(name, place))
+    known = {name: value for name, value in flags.items() if name in names}
+    for one in names.resolved(known, place):
+        value, setting = known[one.name], one.setting
+        read = setting.parse if isinstance(value, str) else setting.convert
+        for converted in names.converted(partial(read, value, place, one.called)):  # type: ignore[arg-type]
+            yield setting.name, converted, one.origin(place)
 
 
 def _unknown(name: str, origin: str) -> UsageError:
@@ -633,21 +658,32 @@ def _unknown(name: str, origin: str) -> UsageError:
     return UsageError(f"{origin}: unknown key {name}{hint}")
 
 
-def _check(values: dict[str, object], origins: Mapping[str, str]) -> None:
+def _raise(error: UsageError) -> None:
+    raise error
+
+
+def _check(values: dict[str, object], origins: dict[str, str], refuse: Callable[[UsageError], None]) -> None:
     """Check what types cannot express: syntax of destinations, upper bounds not below lower ones."""
     from zeek_agent import destination
 
+    def reject(message: str, *names: str) -> None:
+        refuse(UsageError(message))
+        for name in names:
+            values[name], origins[name] = settings()[name].default, "default"
+
     if values["zeek.destinations"]:
-        try:
-            urls = [str(destination.parse(text)) for text in cast("Sequence[str]", values["zeek.destinations"])]
-        except UsageError as error:
-            raise UsageError(f"{origins['zeek.destinations']}: zeek.destinations: {error}") from None
+        urls = []
+        for text in cast("Sequence[str]", values["zeek.destinations"]):
+            try:
+                urls.append(str(destination.parse(text)))
+            except UsageError as error:
+                refuse(UsageError(f"{origins['zeek.destinations']}: zeek.destinations: {error}"))
         values["zeek.destinations"] = tuple(dict.fromkeys(urls))
     try:
         destination.parse_listen(cast("str", values["collector.listen"]))
     except ValueError as error:
-        raise UsageError(f"{origins['collector.listen']}: collector.listen: {error}") from None
+        reject(f"{origins['collector.listen']}: collector.listen: {error}", "collector.listen")
     for low, high in (("zeek.reconnect_min", "zeek.reconnect_max"), ("zeek.window_bytes", "zeek.window_bytes_max")):
         if cast("float", values[low]) > cast("float", values[high]):
             origin = origins[high] if origins[high] != "default" else origins[low]
-            raise UsageError(f"{origin}: {high} ({values[high]}) is less than {low} ({values[low]})")
+            reject(f"{origin}: {high} ({values[high]}) is less than {low} ({values[low]})", low, high)

@@ -1,14 +1,14 @@
 """Locations of configuration, state directory, control socket and history.
 
 Root uses the system's directories, everybody else the XDG base directories. If a state directory is set, the control
-socket is in it.
+socket is in it. `make run` sets one in its clone, where the commands of the clone's program look first.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SOCKET: Final = "zeek-agent.sock"
 SYSTEM_STATE: Final = Path("/var/lib/zeek-agent")
 SYSTEM_SOCKET: Final = Path("/run/zeek-agent") / SOCKET
+SOURCE: Final = Path(__file__).resolve().parents[2]
+"""The clone, if the program runs from one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,28 @@ def locate(config: Config, environment: Mapping[str, str] = os.environ) -> Paths
         socket = (Path(runtime) / NAME if runtime else state) / SOCKET
         sockets = (socket, SYSTEM_SOCKET)
     return Paths(state, socket, sockets, own_state / "history")
+
+
+def locate_for_commands(config: Config, environment: Mapping[str, str] = os.environ, source: Path = SOURCE) -> Paths:
+    """The locations for commands other than `run`: in a clone, those of its `make run` come first, if it ever ran.
+
+    Without a running agent, stored events are those of `make run`, too.
+    """
+    places = locate(config, environment)
+    if config.state_dir is not None or config.control.socket is not None:
+        return places
+    states = states_of_clone(source)
+    stored = (state for state in states if os.access(state / "events.db", os.R_OK))
+    sockets = (*(state / SOCKET for state in states), *places.sockets)
+    return replace(places, state=next(stored, places.state), sockets=sockets)
+
+
+def states_of_clone(source: Path = SOURCE) -> list[Path]:
+    """The existing state directories of `make run`, the current user's first; see packaging/run.sh."""
+    if not (source / "packaging/run.sh").exists():
+        return []
+    states = [state for state in (source / "state", *sorted(source.glob("state-*"))) if state.is_dir()]
+    return sorted(states, key=lambda state: state.stat().st_uid != os.geteuid())
 
 
 def protected(config: Config, places: Paths) -> tuple[str, ...]:

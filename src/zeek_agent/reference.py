@@ -24,6 +24,8 @@ from zeek_agent.collector import pack_file
 from zeek_agent.collector.agents import AgentState
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
+from zeek_agent.masking.programs import PROGRAMS, Program
+from zeek_agent.schema import Column
 from zeek_agent.table import Table
 from zeek_agent.tables import builtin_tables
 from zeek_agent.terminal.table_text import parameter_summary, privileges_summary, zeek_record
@@ -36,6 +38,8 @@ README_BEGIN: Final = "<!-- tables: generated -->\n"
 README_END: Final = "<!-- tables: end -->\n"
 LISTS_BEGIN: Final = "<!-- lists: generated -->\n"
 LISTS_END: Final = "<!-- lists: end -->\n"
+PROGRAMS_BEGIN: Final = "<!-- programs: generated -->\n"
+PROGRAMS_END: Final = "<!-- programs: end -->\n"
 LOGS_BEGIN: Final = "<!-- logs: generated -->\n"
 LOGS_END: Final = "<!-- logs: end -->\n"
 LINES: Final = {
@@ -78,7 +82,7 @@ def with_tables(readme: str) -> str:
 
 
 def with_lists(security: str) -> str:
-    """The security page with the path gate's current lists."""
+    """The security page with the path gate's current lists, and the programs whose secrets are masked."""
     lists = (
         ("Never read", "Neither contents nor hashes are available, unless `access.paths_deny` is changed:", PATHS_DENY),
         ("Contents", "Contents are readable if every local user can read the file:", CONTENTS_PUBLIC),
@@ -90,7 +94,16 @@ def with_lists(security: str) -> str:
         ("File systems", "File system types that are entered:", sorted(LOCAL_FILE_SYSTEMS)),
     )
     text = "\n\n".join(f"### {title}\n\n{lead}\n\n```\n{_filled(entries)}\n```" for title, lead, entries in lists)
-    return _replaced(security, LISTS_BEGIN, LISTS_END, text)
+    security = _replaced(security, LISTS_BEGIN, LISTS_END, text)
+    masked = (program for program in PROGRAMS if not _is_only_plain(program))
+    names = sorted(
+        {name for program in masked for name in program.names.split()}, key=lambda name: (name.lower(), name)
+    )
+    return _replaced(security, PROGRAMS_BEGIN, PROGRAMS_END, f"```\n{_filled(names)}\n```")
+
+
+def _is_only_plain(program: Program) -> bool:
+    return not (program.secrets or program.positional or program.follows or program.last_with)
 
 
 def with_logs(collector: str) -> str:
@@ -152,7 +165,7 @@ def tables_page(tables: Iterable[Table]) -> str:
         "`datetime(time, 'unixepoch')` formats them. Sets, vectors, records and ports are JSON, for "
         "`json_each` and `->>`. A result column that is a table's column keeps its type; the alias of an expression "
         'can declare its type: `SELECT max(pid) AS "pid:count"`. Any value can be null. Columns marked ⁺ are not part '
-        "of `SELECT *` for a stock Zeek package, which expects exactly the others.",
+        "of `SELECT *` for a stock Zeek package, which expects exactly the others; columns marked ⁻ of no `SELECT *`.",
         _markdown_table(("Table", "Rows", "Kind", "Platforms", "Columns"), overview),
     ]
     parts += [_table_section(table) for table in tables]
@@ -160,10 +173,7 @@ def tables_page(tables: Iterable[Table]) -> str:
 
 
 def _table_section(table: Table) -> str:
-    columns = [
-        (f"`{column.name}`{' ⁺' if column.added else ''}", str(column.zeek_type), column.summary)
-        for column in table.columns
-    ]
+    columns = [(f"`{column.name}`{_mark(column)}", str(column.zeek_type), column.summary) for column in table.columns]
     parts = [f"## {table.name}", f"{_sentence(table.summary)} {table.description}"]
     if table.parameters:
         arguments = [(f"`{one.column}`", str(one.zeek_type), parameter_summary(one)) for one in table.parameters]
@@ -179,6 +189,12 @@ def _table_section(table: Table) -> str:
     )
     parts.append(f"Kind: {table.kind}. Platforms: {_platforms(table)}.{privileges}")
     return "\n\n".join(parts)
+
+
+def _mark(column: Column) -> str:
+    if column.hidden:
+        return " ⁻"
+    return " ⁺" if column.added else ""
 
 
 def sql_page() -> str:
@@ -225,9 +241,16 @@ def cli_page() -> str:
         "Exit codes: 0 success, 1 failure, 2 usage error. Errors are one line on standard error.",
         "`query`, `shell`, `tables`, `status` and `doctor` connect to a running agent through its control socket. "
         "Without one, all but `status` read the host themselves, with the events stored by an agent; statements of "
-        "root's commands run in worker processes, as in a running agent.",
+        "root's commands run in worker processes, as in a running agent. `query` and `shell` then write a line to "
+        "standard error (an interactive shell to the terminal) with the age of the newest stored event. In a clone in "
+        "which `make run` was used, [its agent](configuration.md#locations) comes first.",
         *(_command_section(command, f"zeek-agent {path}") for path, command in _commands(commands)),
         "## Shell commands",
+        "Anything that is not a command is SQL. A statement ends with `;`, typed, pasted or piped in, and can span "
+        "several lines. On a terminal, results are followed by their number of rows, and those longer than the "
+        "terminal are shown in a pager. A file of `.output` is created readable only by its owner, and overwritten "
+        "if it exists. Reports of repeated queries begin with a line with their time, in JSON they have a key `time`; "
+        "CSV has no times.",
         _markdown_table(
             ("Command", "Purpose"),
             [(f"`{command.usage}`", command.summary) for command in COMMANDS.values()],
@@ -283,9 +306,9 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         f"`{directories.SYSTEM_CONFIG}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for other users, "
         "if it exists;\n"
         "4. the default.",
-        "Unknown keys and invalid values are errors. `zeek-agent config check` reports them, and prints the settings "
-        "that differ from the defaults. The table `zeek_agent_config` shows every setting of a running agent and its "
-        "origin.",
+        "Unknown keys and invalid values are errors. `zeek-agent config check` reports all of them, and prints the "
+        "settings that differ from the defaults. The table `zeek_agent_config` shows every setting of a running agent "
+        "and its origin.",
         "A renamed setting still works under its old name: in the file, in the environment and with "
         "`--set`. A warning, which `zeek-agent config check` also prints, gives the new name. If one source contains "
         "both names, the new one takes precedence.",
@@ -301,6 +324,9 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         ),
         "With `--state-dir DIR` the control socket is `DIR/zeek-agent.sock`. Commands of other users also try root's "
         "socket, which is accessible to the group named by `control.group`.",
+        "`make run` keeps state in `state` in the clone, or in `state-USER` for users who do not own the clone. The "
+        "other commands of the clone's program, `.venv/bin/zeek-agent`, look there first if neither `state_dir` nor "
+        "`control.socket` is set.",
     ]
     by_section = itertools.groupby(config.settings().values(), lambda one: one.name.rpartition(".")[0])
     for section, settings in by_section:

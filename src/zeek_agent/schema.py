@@ -96,12 +96,14 @@ def _parse_type(text: str) -> ZeekType:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column; `added` if version 2 of the agent did not have it (it is then hidden from a stock package's `*`)."""
+    """A column; `added` if version 2 of the agent did not have it (it is then hidden from a stock package's `*`),
+    `hidden` if it is in no `*`; an event table, which can be an SQL view, cannot have such columns."""
 
     name: str
     type: str
     summary: str
     added: bool = False
+    hidden: bool = False
 
     def __post_init__(self) -> None:
         ZeekType.parse(self.type)

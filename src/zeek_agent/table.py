@@ -18,7 +18,11 @@ class AgentView(Protocol):
 
     id: str
     instance: str
-    hostname: str
+
+    @property
+    def hostname(self) -> str:
+        """The host's name at this moment."""
+        ...
 
     def uptime(self) -> float:
         """Seconds since the agent started."""

@@ -18,7 +18,9 @@ def declare(tables: Iterable[Table]) -> list[dict[str, Any]]:
             "name": table.name,
             "summary": table.summary,
             "description": table.description,
-            "columns": [[column.name, column.type, column.summary, column.added] for column in table.columns],
+            "columns": [
+                [column.name, column.type, column.summary, column.added, column.hidden] for column in table.columns
+            ],
             "parameters": [
                 [parameter.name, parameter.type, parameter.summary, parameter.default, parameter.required]
                 for parameter in table.parameters

@@ -77,13 +77,13 @@ def test_a_sleeping_process_has_the_same_sizes_and_times(iterators: Iterators) -
         time.sleep(0.1)
         found = task(iterators, sleeping.pid)
         with ProcfsProcess(Procfs(), sleeping.pid) as shown:
-            for name in ("name", "vsize", "rsize", "state", "threads", "tty", "start_time", "cmdline"):
+            for name in ("name", "vsize", "rsize", "state", "threads", "tty", "start_time", "arguments"):
                 assert getattr(found, name) == getattr(shown, name)
             assert found.utime + found.stime == pytest.approx(shown.utime + shown.stime, abs=0.02)
         sleeping.kill()
     assert found.cwd == "/usr"
     with pytest.raises(ProcessLookupError):
-        _ = found.cmdline
+        _ = found.arguments
 
 
 def test_threads_count_and_their_time_is_the_processs(iterators: Iterators) -> None:

@@ -100,6 +100,8 @@ def test_a_few_capabilities_are_enough(privileges: list[str]) -> None:
         "    source.start(lambda table, rows: None)\n"
         "    print(source.counters.last_error)\n"
         "print(os.getpid() in [task.pid for task in Iterators().tasks()])\n"
+        "for source in by_kind['sockets'] + by_kind['processes']:\n"
+        "    source.stop()\n"
     )
     mounting = 'mount -t tracefs none /sys/kernel/tracing && exec setpriv "$@"'
     command = ["unshare", "--mount", "sh", "-c", mounting, "sh", *privileges, sys.executable, "-c", code]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import time
@@ -15,7 +16,7 @@ from waiting import until
 from websockets.exceptions import ConnectionClosed
 from zeek_log import CAPTURED, Clock
 
-from zeek_agent.collector import pack, server
+from zeek_agent.collector import pack, server, summary
 from zeek_agent.collector.server import Collector
 from zeek_agent.config import CollectorSettings
 from zeek_agent.errors import UsageError
@@ -184,6 +185,46 @@ async def test_rows_keep_an_agent_from_going_offline(tmp_path: Path, monkeypatch
             await until(lambda: collector.stats.agents[0].last_seen == clock.now)
         assert [line.id for line in collector.stats.agents] == ["HAbc"]
     assert [line["type_"] for line in read(tmp_path, "zeek-agent")] == ["join"]
+
+
+@pytest.mark.parametrize("days", [3, 3650, -3650])
+async def test_a_step_of_the_clock_calls_no_agent_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    monkeypatch.setattr(server, "FLUSH_INTERVAL_SECONDS", 0.02)
+    clock, monotonic = Clock(), Clock(1_000.0)
+    async with collecting(tmp_path, clock=clock, monotonic=monotonic) as collector, agent_of(collector) as agent:
+        await agent.join()
+        clock.now += days * 86_400
+        monotonic.now += SETTINGS.agent_timeout - 1
+        await agent.result(*THING)
+        await until(lambda: collector.stats.rows == 1)
+        monotonic.now += SETTINGS.agent_timeout - 1
+        await asyncio.sleep(0.1)
+        assert [known.id for known in collector.stats.agents] == ["HAbc"]
+        monotonic.now += 1
+        await until(lambda: collector.stats.agents == ())
+    lines = read(tmp_path, "zeek-agent")
+    assert [line["type_"] for line in lines] == ["join", "offline"]
+    assert lines[1]["ts"] - lines[0]["ts"] == days * 86_400, "a line has the time of the day"
+
+
+@pytest.mark.parametrize("days", [3, 3650, -3650])
+async def test_a_step_of_the_clock_changes_no_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int) -> None:
+    monkeypatch.setattr(summary, "LINE_INTERVAL_SECONDS", 0.5)
+    written = io.StringIO()
+    async with collecting(tmp_path) as collector, agent_of(collector) as agent:
+        await agent.join()
+        shown = asyncio.create_task(summary.show(collector, written))
+        await asyncio.sleep(0.1)
+        for _ in range(10):
+            await agent.result(*THING)
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + days * 86_400)
+        await until(lambda: "/s" in written.getvalue())
+        shown.cancel()
+    rate = float(written.getvalue().partition("/s")[0].rpartition(" ")[2])
+    assert 0 < rate <= 20
 
 
 async def test_a_hello_with_the_broker_field_is_understood(tmp_path: Path) -> None:

@@ -317,6 +317,29 @@ def test_logs_rotate_at_multiples_of_the_interval(tmp_path: Path) -> None:
     assert parse_log((tmp_path / "test.log").read_bytes()) == [(2.0, "after")]
 
 
+def test_a_clock_that_was_set_back_does_not_stop_rotation(tmp_path: Path) -> None:
+    year = 365 * 86_400.0
+    clock = Clock(3600.0 * 500_000 + 10)
+    directory = logs(tmp_path, clock, rotate_interval_seconds=3600.0)
+    log = directory.files["test"]
+    first = local_time(clock.now)
+    log.write((1.0, "before"))
+    directory.flush()
+    clock.now -= 20  # a correction of seconds, across an interval's end
+    directory.flush()
+    assert names(tmp_path) == ["test.log"]
+    clock.now -= 10 * year
+    directory.flush()
+    assert names(tmp_path) == [f"test.{first}.log"]
+    second = local_time(clock.now)
+    log.write((2.0, "after"))
+    directory.flush()
+    clock.now += 3600
+    directory.flush()
+    assert names(tmp_path) == sorted((f"test.{first}.log", f"test.{second}.log"))
+    directory.close()
+
+
 def test_logs_rotate_by_size_also_when_the_name_is_taken(tmp_path: Path) -> None:
     clock = Clock()
     directory = logs(tmp_path, clock, rotate_bytes=400)

@@ -11,7 +11,7 @@ import pytest
 from places import ROOT
 from zeek_log import CAPTURED
 
-from zeek_agent.collector import pack, pack_file
+from zeek_agent.collector import pack, pack_check, pack_file
 from zeek_agent.collector.log_formats import TsvFormat
 from zeek_agent.collector.statements import Statements
 from zeek_agent.database.sql_connection import Profile
@@ -227,3 +227,104 @@ def test_every_log_of_the_default_pack_is_documented() -> None:
     documented = (DOCS / "collector.md").read_text()
     for log in pack.load().logs.values():
         assert log.path.removeprefix("zeek-agent") in documented
+
+
+WRONG = """
+shedule = 3
+
+[logs.users]
+fields = [{ name = "name", type = "string" }, { name = "uid", type = "counts" }, { name = "gid", type = "int" }]
+
+[logs.typo]
+fields = [{ name = "name", typ = "string" }]
+
+[logs."no name"]
+
+[[queries]]
+log = "uers"
+sql = "SELECT 1"
+
+[[queries]]
+log = "users"
+sql = "SELECT name, uid, gid FROM usres"
+
+[[queries]]
+log = "users"
+sql = "SELECT gid, uid, gid FROM users"
+
+[[queries]]
+log = "users"
+sql = "SELECT name, ui FROM users"
+
+[[queries]]
+log = "users"
+sql = "SELECT name FROM users"
+schedule = -1
+
+[[queries]]
+log = "users"
+sql = "SELECT name, count(*) FROM users"
+
+[[queries]]
+log = "users"
+sql = "SELECT name, uid, gid AS \\"gid:int\\", home FROM users"
+
+[[queries]]
+log = "users"
+sql = "SELECT name, uid, gid FROM deb_packages"
+
+[[queries]]
+log = "users"
+sql = "SELECT name, uid, gid FROM rpm_packages"
+requires_tables = ["rpm_packages"]
+
+[[queries]]
+log = "users"
+sql = "SELECT no FROM nowhere"
+only = "zeek"
+"""
+
+
+def test_all_problems_of_a_pack_are_found_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(WRONG)
+    found = list(pack_check.problems(file))
+    selects = "log users has fields for 3 columns, but the query selects"
+    assert [problem.text.removeprefix(f"{file}: ") for problem in found if not problem.is_warning] == [
+        "unknown key shedule; did you mean schedule?",
+        "logs.users: field uid: unknown type 'counts'",
+        "unknown key logs.typo.fields[0].typ; did you mean type?",
+        "logs.no name: not a valid log name (letters, digits, - and _; not reporter or zeek-agent)",
+        "query 'SELECT 1': there is no log uers; did you mean users?",
+        "Expected `float` >= 0.0 (at queries[4].schedule)",
+        "queries[1].sql: no such table: usres; did you mean users?",
+        "queries[2]: field name of log users is of type string, but gid is count",
+        "queries[2]: field gid of log users is of type int, but gid is count",
+        "queries[3].sql: no such column: ui",
+        f"queries[5]: {selects} 2: name, count(*)",
+    ]
+    assert [problem.text.removeprefix(f"{file}: ") for problem in found if problem.is_warning] == [
+        f"queries[6]: {selects} 4: name, uid, gid, home",
+        "queries[7].sql: no such table: deb_packages (if agents have it, for instance from osquery, add it to "
+        "requires_tables)",
+    ]
+
+
+@pytest.mark.parametrize("path", [None, *sorted((ROOT / "tests").rglob("*pack*.toml"))])
+def test_a_good_pack_has_no_problem(path: Path | None) -> None:
+    assert list(pack_check.problems(path)) == []
+
+
+def test_a_pack_that_cannot_be_read_is_one_problem(tmp_path: Path) -> None:
+    (missing,) = pack_check.problems(tmp_path / "p.toml")
+    assert missing.text == f"cannot read the query pack {tmp_path}/p.toml: No such file or directory"
+    (tmp_path / "p.toml").write_text("][")
+    (invalid,) = pack_check.problems(tmp_path / "p.toml")
+    assert invalid.text.startswith(f"{tmp_path}/p.toml: not valid TOML: ")
+
+
+def test_names_that_collide_are_a_problem(tmp_path: Path) -> None:
+    logs = "".join(f"[logs.{name}]\nevent = 'A::b'\nfields = []\n" for name in "ab")
+    (tmp_path / "p.toml").write_text(f"queries = []\n{logs}")
+    (problem,) = pack_check.problems(tmp_path / "p.toml")
+    assert "the same event A::b" in problem.text

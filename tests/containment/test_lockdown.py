@@ -43,6 +43,7 @@ from lockdown import (
     outcome,
     outcomes,
 )
+from waiting import until_sync
 from workers import resident
 
 from zeek_agent.collector.log_files import LogDirectory
@@ -853,6 +854,17 @@ def test_a_number_that_a_process_has_is_refused_unless_it_is_a_worker() -> None:
         pytest.raises(LockdownError, match=f"process {pid} .* has it"),
     ):
         worker_account("no-such-account", [number_taken])
+
+
+@pytest.mark.root
+def test_a_worker_that_another_agent_is_just_confining_is_waited_for() -> None:
+    """It has the number a moment before it has the rest."""
+    number = 0x7FFF_5A97
+    with subprocess.Popen(["setpriv", f"--reuid={number}", "sleep", "0.5"]) as other:
+        status = Path(f"/proc/{other.pid}/status")
+        until_sync(lambda: f"Uid:\t{number}" in status.read_text(), 5, "setpriv does not set the uid")
+        threading.Thread(target=other.wait).start()
+        assert worker_account("no-such-account", [number]) == WorkerAccount(number, number)
 
 
 @pytest.mark.root

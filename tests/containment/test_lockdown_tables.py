@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,24 @@ def test_processes_of_other_users_have_their_executables_and_sockets_in_a_worker
         )
         hidden = in_worker(statement, worker_class=WorkerClass.HELPER)
         assert hidden == [{"exe": "None", "cwd": "None"}]
+
+
+@pytest.mark.root
+def test_the_padding_of_a_title_is_not_taken_for_arguments_in_a_worker() -> None:
+    code = (
+        "import ctypes, os, time\n"
+        "fields = open('/proc/self/stat').read().rpartition(')')[2].split()\n"
+        "start, end = map(int, fields[45:47])\n"
+        "os.setresgid(65534, 65534, 65534), os.setresuid(65534, 65534, 65534)\n"
+        "ctypes.memset(start, 0, end - start), ctypes.memmove(start, b'title', 5)\n"
+        "print(flush=True), time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as titled:
+        assert titled.stdout is not None
+        titled.stdout.readline()
+        rows = in_worker(f"SELECT cmdline, argv FROM processes WHERE pid = {titled.pid}")
+        titled.kill()
+    assert rows == [{"cmdline": "title", "argv": "('title',)"}]
 
 
 @pytest.mark.root

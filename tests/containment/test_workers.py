@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from waiting import until
 from workers import contained, resident
 
 from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.containment import pool
 from zeek_agent.containment.messages import Need
 from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.worker_process import WorkerState
@@ -189,6 +191,17 @@ async def test_workers_are_bounded_and_shared_fairly(tmp_path: Path) -> None:
         )
         assert [one.rows for one in answers] == [[(number,)] for number in range(70)]
         assert len(list(database.pool.processes)) <= 3
+
+
+async def test_a_worker_that_is_free_at_the_very_end_of_a_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "SECOND_WORKER_SECONDS", 0.01)
+    async with contained(tmp_path) as database:
+        waiting = asyncio.create_task(database.pool._change())
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.02, database.pool._wake)
+        time.sleep(0.05)  # both are due now, and the task runs after them
+        await waiting
+        assert (await database.query("SELECT 1")).rows == [(1,)]
 
 
 async def test_a_need_is_answered_and_a_refused_one_is_an_error(tmp_path: Path) -> None:

@@ -99,12 +99,32 @@ async def send_raw(path: Path, *lines: bytes) -> list[dict[str, Any]]:
     return answers
 
 
+def make_reachable(place: Path) -> None:
+    """Let other users enter a directory that pytest made."""
+    for directory in (place, *place.parents):
+        if directory.stat().st_uid == os.getuid() and directory != Path("/"):
+            directory.chmod(directory.stat().st_mode | 0o011)
+
+
 async def test_a_client_sends_several_requests_on_one_connection(path: Path) -> None:
     async with Agent(path, answer_with_rows):
         first, second = await ask(path, QueryRequest("SELECT 1"), StatusRequest())
     assert first == [COLUMNS, Rows([(1, "x"), (2, None)])]
     assert isinstance(second[0], Facts)
     assert second[0].facts["origin"] == f"control uid={os.getuid()} pid={os.getpid()}"
+
+
+@pytest.mark.root
+async def test_large_uids_of_clients_are_not_negative(path: Path, tmp_path: Path) -> None:
+    make_reachable(tmp_path)
+    async with Agent(path, answer_with_rows):
+        path.chmod(0o666)
+        with acting_as(3_000_000_000, NOBODY):
+            client = ControlClient(path)
+        (status, *_) = await asyncio.to_thread(lambda: list(client.responses(StatusRequest())))
+        client.close()
+    assert isinstance(status, Facts)
+    assert status.facts["origin"] == f"control uid=3000000000 pid={os.getpid()}"
 
 
 @pytest.mark.parametrize(("sql", "error"), [("broken", SqlError), ("denied", AccessDeniedError)])
@@ -255,6 +275,26 @@ async def test_a_stale_socket_is_replaced(path: Path) -> None:
         assert await ask(path, StatusRequest())
 
 
+async def test_a_path_longer_than_the_systems_limit_works(tmp_path: Path) -> None:
+    directory = tmp_path / ("deep-" * 20) / ("clone-" * 20)
+    path = directory / "zeek-agent.sock"
+    for _ in range(2):
+        async with Agent(path, answer_with_rows):
+            assert path.is_socket()
+            assert await asyncio.to_thread(ask_once, path) == [COLUMNS, Rows([(1, "x"), (2, None)])]
+        assert list(directory.iterdir()) == []
+    with pytest.raises(NoAgentError):
+        ControlClient(tmp_path / ("deep-" * 30) / "zeek-agent.sock")
+
+
+def ask_once(path: Path) -> list[Frame]:
+    client = ControlClient(path)
+    try:
+        return list(client.responses(QueryRequest("SELECT 1")))
+    finally:
+        client.close()
+
+
 async def test_an_obstacle_at_the_path_is_named(path: Path, tmp_path: Path) -> None:
     async with Agent(path, answer_with_rows):
         with pytest.raises(ZeekAgentError, match="another agent listens on"):
@@ -278,9 +318,7 @@ def test_nobody_there_is_an_error_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.root
 async def test_a_user_without_permission_to_connect_gets_advice(path: Path, tmp_path: Path) -> None:
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory.stat().st_uid == os.getuid() and directory != Path("/"):
-            directory.chmod(directory.stat().st_mode | 0o011)
+    make_reachable(tmp_path)
     async with Agent(path, answer_with_rows):
         with acting_as(NOBODY, NOBODY), pytest.raises(ZeekAgentError, match=r"control\.group"):
             ControlClient(path)

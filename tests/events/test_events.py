@@ -485,6 +485,96 @@ def test_a_full_disk_is_left_for_memory_and_returned_to(
     again.close()
 
 
+def fill_up(disk: Path, leave_bytes: int = 0) -> Path:
+    """A file that takes all room of a disk but this."""
+    ballast = disk / "ballast"
+    ballast.touch()
+    while (free := os.statvfs(disk).f_bavail - leave_bytes // 4096) > 0:
+        with ballast.open("ab") as file:
+            file.write(b"\0" * 4096 * free)
+    return ballast
+
+
+def with_rows_in_memory(disk: Path, rows: int) -> tuple[EventStore, Path]:
+    """A store whose disk became full, with some rows there and then `rows` in memory; and what fills the disk."""
+    store = EventStore(disk / "events.db", [THINGS], retry_seconds=3_600)
+    store.append("things_events", [thing(n) for n in range(100)])
+    store.acknowledge("query", {"things_events": 40}, None)
+    store.flush()
+    ballast = fill_up(disk)
+    for first in range(0, rows, 100):
+        store.append(
+            "things_events", [thing(1_000 + first + n, "x" * 1_000, time_=NOW + first + n) for n in range(100)]
+        )
+        store.flush()
+    assert store.notice is not None
+    assert "in memory only" in store.notice
+    return store, ballast
+
+
+NOW = 2_000_000_000.0
+
+
+@pytest.mark.root
+def test_rows_in_memory_reach_a_disk_that_has_room_again_at_the_end(small_disk: Path, read: Read) -> None:
+    store, ballast = with_rows_in_memory(small_disk, 500)
+    ballast.unlink()
+    store.close()
+    again = EventStore(small_disk / "events.db", [THINGS])
+    assert read(again, "SELECT count(*), min(seq), max(seq) FROM store.things_events") == [(600, 1, 600)]
+    assert again.delivered("query") is not None
+    assert [gap.cause for gap in again.gaps()] == ["stopped"]
+    assert again.counters["things_events"].lost == {}
+    again.close()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("at_the_end", [True, False], ids=["at the end", "in the middle"])
+def test_rows_that_do_not_fit_on_the_disk_when_it_is_used_again_are_a_gap(
+    small_disk: Path, read: Read, at_the_end: bool
+) -> None:
+    store, ballast = with_rows_in_memory(small_disk, 1_500)
+    os.truncate(ballast, ballast.stat().st_size - 800_000)
+    if not at_the_end:
+        store._retry_due = 0.0
+        store.append("things_events", [])
+        store.record_gap("nothing", NOW, NOW, "to wake the writer")
+        until_sync(lambda: store.notice is None)
+    store.close()
+    again = EventStore(small_disk / "events.db", [THINGS])
+    ((count, first, last),) = read(
+        again, "SELECT count(*), min(seq), max(seq) FROM store.things_events WHERE seq > 100"
+    )
+    assert last == 1_600
+    assert count == last - first + 1 < 1_500
+    (gap,) = [gap for gap in again.gaps() if gap.source == "things"]
+    assert gap.begin == NOW
+    assert gap.end == NOW + first - 102
+    assert "only the newest rows" in gap.cause
+    (agent,) = [gap for gap in again.gaps() if gap.source == "agent"]
+    assert agent.cause == "stopped"
+    assert again.has_holes("things_events", 100)
+    assert again.missing("things_events", 0, 1_600) == 1_500 - count
+    again.close()
+
+
+@pytest.mark.root
+def test_an_orderly_end_while_the_disk_is_full_is_no_crash(
+    small_disk: Path, read: Read, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, ballast = with_rows_in_memory(small_disk, 500)
+    store.close()
+    assert "still cannot be written: the last 500 events are lost" in caplog.text
+    ballast.unlink()
+    again = EventStore(small_disk / "events.db", [THINGS])
+    assert read(again, "SELECT count(*) FROM store.things_events") == [(100,)]
+    assert [gap.cause for gap in again.gaps()] == ["stopped; the disk was full or failed"]
+    again.close()
+    last = EventStore(small_disk / "events.db", [THINGS])
+    assert [gap.cause for gap in last.gaps()][1:] == ["stopped"]
+    last.close()
+
+
 @pytest.mark.root
 def test_a_read_only_file_system_is_noticed(small_disk: Path) -> None:
     EventStore(small_disk / "events.db", [THINGS]).close()

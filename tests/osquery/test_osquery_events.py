@@ -118,7 +118,7 @@ async def test_command_lines_are_masked_before_they_are_kept(osquery: Osqueryd) 
     osquery.tables["process_events"] = FakeTable({"time": "BIGINT", "cmdline": "TEXT"}, rows)
     async with recording(osquery, patterns=("process_events",)) as bridged:
         await look(bridged)
-        assert await bridged.rows("SELECT cmdline FROM process_events_history") == [("login --***",), (None,)]
+        assert await bridged.rows("SELECT cmdline FROM process_events_history") == [("login --token=***",), (None,)]
 
 
 async def test_events_without_a_number_are_distinguished_by_their_cells(osquery: Osqueryd) -> None:

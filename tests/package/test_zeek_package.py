@@ -62,6 +62,12 @@ def logged(directory: Path) -> dict[tuple[str, int, int], dict[str, Any]]:
     return {key_of(line): line for line in records(directory / "conn.log")}
 
 
+async def listed_open_connections(agent: RunningAgent) -> bool:
+    """Whether Zeek's query for the connections that are open, which runs once, is over."""
+    sql = "SELECT id FROM zeek_agent_queries WHERE sql LIKE '%FROM sockets %'"
+    return not await agent.ask(sql)
+
+
 async def claimed(agent: RunningAgent) -> None:
     """Wait until Zeek has got the claims on all that has happened until now."""
     queries = "SELECT id, runs FROM zeek_agent_queries WHERE sql LIKE '%sockets_events%' AND schedule < 1"
@@ -381,11 +387,14 @@ async def test_connections_that_were_open_before_the_agent_are_attributed(tmp_pa
         with socket.create_connection(server.getsockname()) as client:
             peer, _ = server.accept()
             ends = ("tcp", client.getsockname()[1], server.getsockname()[1])
-            async with running(tmp_path, f"--zeek={url}"):
+            async with running(tmp_path, f"--zeek={url}") as agent:
                 await joined(logs)
-                await asyncio.sleep(1)
+                await claimed(agent)  # all queries are installed then
+                await until(lambda: listed_open_connections(agent), 30, "open connections are not listed")
+                await claimed(agent)
             client.sendall(b"ping")
             peer.close()
+            await asyncio.sleep(2)
     line = logged(logs)[ends]
     assert (line["orig_pid"], line["resp_pid"]) == (os.getpid(), os.getpid())
     assert line["orig_hid"] == AGENT_ID

@@ -204,6 +204,20 @@ def test_continuing_losses_are_a_gap_every_minute(store: EventStore) -> None:
     store.close()
 
 
+def test_a_time_of_losses_is_over_when_the_clock_was_set_back(store: EventStore) -> None:
+    source, begun = Scripted("lossy"), time.time()
+    chosen = supervisor(store, [source], clock=lambda: now)
+    now = begun
+    chosen.start()
+    source.counters.lost["overrun"] += 10
+    until_sync(lambda: chosen._recorders[0].losing_since is not None)
+    now = begun - 10 * 365 * 86_400
+    until_sync(lambda: store.flush() and bool(store.gaps()))
+    assert store.gaps() == [("processes", begun, begun, "overrun")]
+    chosen.stop()
+    store.close()
+
+
 def test_rows_that_the_store_loses_are_shown_with_the_source(store: EventStore) -> None:
     source = Scripted("source")
     chosen = supervisor(store, [source])

@@ -34,7 +34,7 @@ class Agent:
     def recorded(
         self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
     ) -> Sequence[Row]:
-        return event_file.read_rows(self.store.uri, sql, bindings, check) if self.store else ()
+        return event_file.read_events(self.store.uri, sql, bindings, check) if self.store else ()
 
     def connections(self) -> Iterable[Row]:
         return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import threading
@@ -70,6 +71,13 @@ class Recording:
     def _append(self, table: str, rows: Iterable[EventRow]) -> None:
         with self._lock:
             self._rows.extend((table, row) for row in rows)
+
+
+def argv_of(event: Event) -> list[str]:
+    """The arguments of an event's process, from the stored form: empty if the command line has no other blanks."""
+    argv: list[str] = json.loads(event["argv"]) if event["argv"] else event["cmdline"].split(" ")
+    assert event["argv"] is not None
+    return argv
 
 
 @cache

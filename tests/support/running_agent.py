@@ -87,6 +87,15 @@ class RunningAgent:
         finally:
             client.close()
 
+    def status(self) -> dict[str, Any]:
+        """The facts of `zeek-agent status`."""
+        client = messages.ControlClient(self.state / "zeek-agent.sock")
+        try:
+            frames = client.responses(messages.StatusRequest())
+            return dict(next(frame for frame in frames if isinstance(frame, messages.Facts)).facts)
+        finally:
+            client.close()
+
     async def ask(self, sql: str) -> list[dict[str, Any]]:
         """The same without blocking a server of the test."""
         return await asyncio.to_thread(self.query, sql)

@@ -140,6 +140,9 @@ THING = (
 async def collecting(
     logs: Path, *, settings: CollectorSettings = SETTINGS, given: Pack = PACK, **options: Any
 ) -> AsyncIterator[Collector]:
+    """A running collector. A `clock` also serves as the one that nobody sets, unless `monotonic` is given."""
+    if "clock" in options:
+        options.setdefault("monotonic", options["clock"])
     collector = Collector(replace(settings, logs=str(logs)), given, **options)
     await collector.start()
     try:

@@ -219,6 +219,16 @@ def listening_unix_sockets_of(pid: int) -> list[str]:
     return [line[7] for line in lines if int(line[3], 16) & 0x10000 and line[6] in sockets_of(pid)]
 
 
+async def test_the_embedded_collector_is_not_called_a_zeek(tmp_path: Path) -> None:
+    async with running(tmp_path) as agent:
+        await agent.logged("zeek-agent", {"type_": "join"})
+        row = await agent.connection()
+        assert (row["destination"], row["state"], row["zeek_version"]) == ("embedded", "connected", None)
+        said = agent.output.read_text()
+        assert "connected to the embedded collector\n" in said
+        assert "9.0.0" not in said
+
+
 async def test_nobody_can_connect_to_the_embedded_collector(tmp_path: Path) -> None:
     with collector(tmp_path / "other") as other:
         (listening,) = tcp_sockets_of(other.pid)

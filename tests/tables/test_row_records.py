@@ -47,7 +47,7 @@ PYTHON_TYPES = {
     "interval": {float},
     "text": {str},
     "address": {str},
-    "vector[text]": {list},
+    "vector[text]": {list, str},  # the latter is JSON, as the event store holds it
 }
 
 

@@ -129,11 +129,18 @@ async def test_sql_shows_what_the_table_declares(table: Table, database: Databas
     arguments = ", ".join(f"'{argument}'" for argument in ARGUMENTS.get(table.name, ()))
     for profile in Profile:
         result = await database.query(f"SELECT * FROM {table.name}{arguments and f'({arguments})'}", profile=profile)
-        shown = [column for column in table.columns if profile is Profile.FULL or not column.added]
+        shown = [
+            column for column in table.columns if not column.hidden and (profile is Profile.FULL or not column.added)
+        ]
         assert [(column.name, column.type) for column in result.columns] == [
             (column.name, column.zeek_type) for column in shown
         ]
         assert result.errors == ()
+        every = ", ".join(f'"{column.name}"' for column in table.columns)
+        result = await database.query(
+            f"SELECT {every} FROM {table.name}{arguments and f'({arguments})'}", profile=profile
+        )
+        assert [column.type for column in result.columns] == [column.zeek_type for column in table.columns]
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)

@@ -76,7 +76,7 @@ def test_the_tree_continues_through_processes_that_have_ended(tree: Tree) -> Non
         assert shell.stdout is not None
         inner, sleeper = map(int, shell.stdout.readline().split())
     try:
-        while _command_line(sleeper) != "/bin/sleep 60":
+        while _command_line(sleeper) != b"/bin/sleep\x0060\0":
             time.sleep(0.001)
         with ProcfsProcess(Procfs(), sleeper) as orphan:
             assert orphan.ppid not in {inner, shell.pid}
@@ -172,14 +172,29 @@ def test_an_unrecorded_parent_is_described_by_its_child() -> None:
     ]
 
 
+def test_empty_arguments_are_kept_of_living_and_of_ended_processes(tree: Tree) -> None:
+    arguments = ["sh", "-c", "read line; exit 3", "-", "", "a b", "", ""]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE) as child:
+        (living,) = by_relation(tree(child.pid), "self")
+    (ended,) = by_relation(tree(child.pid), "self")
+    for row in (living, ended):
+        assert (row["argv"], row["cmdline"]) == (arguments, " ".join(arguments))
+    assert ended["exit_time"] is not None
+    with subprocess.Popen(["sh", "-c", "exec -a '' true"], executable="/bin/bash") as child:
+        pass
+    (ended,) = by_relation(tree(child.pid), "self")
+    assert (ended["argv"], ended["cmdline"]) == ([""], "")
+
+
 def test_command_lines_are_masked() -> None:
-    access = AccessPolicy(AccessSettings(redact=(r"--password=\S+",)))
+    access = AccessPolicy(AccessSettings(redact=("input",)))
     with subprocess.Popen([sys.executable, "-c", "input()", "--password=secret"], stdin=subprocess.PIPE) as child:
         while "secret" not in str(_command_line(child.pid)):
             time.sleep(0.001)
         (row,) = by_relation(ask(process_tree, child.pid, access=access), "self")
         child.kill()
-    assert "secret" not in row["cmdline"]
+    assert row["argv"] == [sys.executable, "-c", "***()", "--password=***"]
+    assert row["cmdline"] == " ".join(row["argv"])
 
 
 async def test_a_process_must_be_named() -> None:
@@ -192,9 +207,9 @@ async def test_a_process_must_be_named() -> None:
         await database.aclose()
 
 
-def _command_line(pid: int) -> str | None:
+def _command_line(pid: int) -> bytes | None:
     with ProcfsProcess(Procfs(), pid) as process:
-        return process.cmdline
+        return process.arguments
 
 
 def _started(entity: str, parent: str, *, pid: int, ppid: int) -> list[Any]:

@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 from children import fork_in_terminal
 
+PASTE_MODE = r"\x1b\[\?2004[hl]\r?"
+"""What readline writes before and after each line, so that terminals mark pasted text."""
+
 
 class Terminal:
     """A shell on a pseudo-terminal, in a child process."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **more: str) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("ZEEK_AGENT_", "XDG_"))}
-        environment = {**kept, "HOME": str(home), "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+        environment = {**kept, "HOME": str(home), "TERM": "xterm", "COLUMNS": "100", "LINES": "40", **more}
         arguments = [sys.executable, "-m", "zeek_agent", "shell", "--state-dir", str(home / "state")]
         self.pid, self.descriptor = fork_in_terminal(lambda: os.execve(sys.executable, arguments, environment))
         self.seen = ""
@@ -33,7 +36,7 @@ class Terminal:
         while not (match := re.search(pattern, self.seen, re.DOTALL)):
             assert time.monotonic() < deadline, f"no {pattern!r} in {self.seen!r}"
             if select.select([self.descriptor], [], [], 0.2)[0]:
-                self.seen += self._read()
+                self.seen = re.sub(PASTE_MODE, "", self.seen + self._read())
         self.seen = self.seen[match.end() :]
         return match[0]
 
@@ -44,6 +47,7 @@ class Terminal:
             raise AssertionError(f"the shell ended: {self.seen}") from error
 
     def end(self) -> int:
+        """Type Ctrl-D; the exit code."""
         self.type("\x04")
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status)
@@ -59,21 +63,77 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
         os.close(started.descriptor)
 
 
-def test_statements_run_when_they_are_complete(terminal: Terminal) -> None:
+def test_statements_span_lines_until_their_semicolon(terminal: Terminal) -> None:
     terminal.type("SELECT 40 + 2 AS answer\n")
-    terminal.expect(r"answer.*42.*zeek-agent> ")
-    terminal.type("SELECT (1 +\n")
-    terminal.expect(r"\.\.\.> ")
-    terminal.type("6) AS seven;\n")
-    terminal.expect(r"seven.*7.*zeek-agent> ")
+    terminal.expect(r"End the statement with ; to run it\.\r\n   \.\.\.> ")
+    terminal.type("\n, 7 AS seven\n")
+    assert "End the" not in terminal.expect(r"seven.*\.\.\.> ")
+    terminal.type(";\n")
+    terminal.expect(r"answer.*seven.*42      7.*\(1 row\)\r\n.*zeek-agent> ")
+    terminal.type("SELECT 1 AS n WHERE 0;\n")
+    terminal.expect(r"\(0 rows\)\r\n.*zeek-agent> ")
     assert terminal.end() == 0
 
 
+PASTED = "SELECT\t40 +\n\t2\n\nAS answer;\nSELECT 'b' AS b;\n"
+"""Two statements with what terminals would take for completion and for the end of a statement."""
+
+
+def test_statements_can_be_pasted(terminal: Terminal) -> None:
+    terminal.type(f"\x1b[200~{PASTED}\x1b[201~\n")
+    terminal.expect(r"answer.*42\r\n.*\(1 row\)\r\n.*b.*\(1 row\)\r\n.*zeek-agent> ")
+    terminal.type(PASTED.replace("\t", " "))
+    seen = terminal.expect(r"answer.*42\r\n.*\(1 row\)\r\n.*b.*\(1 row\)\r\n.*zeek-agent> ")
+    assert "End the statement" not in seen
+    assert terminal.end() == 0
+
+
+def test_a_newcomer_finds_help_and_the_way_out(terminal: Terminal) -> None:
+    terminal.type("help\n")
+    terminal.expect(r"\.tables +list the tables.*zeek-agent> ")
+    terminal.type("SELECT count(*)\n")
+    terminal.expect(r"\.\.\.> ")
+    terminal.type(".tables\n")
+    terminal.expect(r"This is within a statement: end it with ;, or discard it with Ctrl-C\.\r\n.*\.\.\.> ")
+    terminal.type("FROM usres;\n")
+    terminal.expect(r"no such table: usres; did you mean users\?\r\n.*zeek-agent> ")
+    terminal.type("exit\n")
+    _, status = os.waitpid(terminal.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_the_greeting_says_that_no_agent_is_running_and_what_is_recorded(tmp_path: Path) -> None:
+    started = Terminal(tmp_path)
+    seen = started.expect(".*zeek-agent> ")
+    assert f"No agent is running: this host is read directly; no recorded events in {tmp_path}/state." in seen
+    assert started.end() == 0
+    os.close(started.descriptor)
+
+
+def test_long_results_are_shown_in_the_pager_and_others_are_not(tmp_path: Path) -> None:
+    pager = tmp_path / "pager"
+    pager.write_text("#!/bin/sh\nexec sed 's/^/paged: /'\n")
+    pager.chmod(0o755)
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT {}) SELECT i FROM n;\n"
+    started = Terminal(tmp_path, PAGER=str(pager))
+    started.expect("zeek-agent> ")
+    started.type(numbers.format(60))
+    started.expect(r"paged: 60\r\npaged: \(60 rows\)\r\n.*zeek-agent> ")
+    started.type(numbers.format(9))
+    assert "paged" not in started.expect(r".*\(9 rows\)\r\n.*zeek-agent> ")
+    started.type(".pager off\n")
+    started.expect("pager: off.*zeek-agent> ")
+    started.type(numbers.format(60))
+    assert "paged" not in started.expect(r".*\(60 rows\)\r\n.*zeek-agent> ")
+    assert started.end() == 0
+    os.close(started.descriptor)
+
+
 def test_tables_and_columns_complete(terminal: Terminal) -> None:
-    terminal.type("SELECT nam\t\n")
+    terminal.type("SELECT nam\t;\n")
     terminal.expect("SELECT name")
     terminal.expect("zeek-agent> ")
-    terminal.type("SELECT count(*) FROM network_i\t\n")
+    terminal.type("SELECT count(*) FROM network_i\t;\n")
     terminal.expect("FROM network_interfaces")
     terminal.expect("zeek-agent> ")
     assert terminal.end() == 0
@@ -81,7 +141,7 @@ def test_tables_and_columns_complete(terminal: Terminal) -> None:
 
 def test_ctrl_c_ends_a_repeated_query_and_a_line_but_not_the_shell(terminal: Terminal) -> None:
     terminal.type(".snapshots 0.1 SELECT 5 AS five\n")
-    terminal.expect("five.*five")
+    terminal.expect(r"Runs every 0\.1 s; Ctrl-C stops\..*five.*five")
     terminal.type("\x03")
     terminal.expect("zeek-agent> ")
     terminal.type("SELECT (never\n")
@@ -89,7 +149,7 @@ def test_ctrl_c_ends_a_repeated_query_and_a_line_but_not_the_shell(terminal: Ter
     time.sleep(0.2)  # Python overlooks a signal between the prompt and its wait for a key
     terminal.type("\x03")
     terminal.expect("zeek-agent> ")
-    terminal.type("SELECT 6 AS six\n")
+    terminal.type("SELECT 6 AS six;\n")
     terminal.expect("six.*6.*zeek-agent> ")
     assert terminal.end() == 0
 
@@ -103,8 +163,8 @@ def test_a_schedule_that_is_too_short_is_raised_with_a_warning(terminal: Termina
 
 
 def test_a_slow_statement_can_be_interrupted(terminal: Terminal) -> None:
-    terminal.type("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n\n")
-    terminal.expect("FROM n\r\n")
+    terminal.type("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n;\n")
+    terminal.expect("FROM n;\r\n")
     time.sleep(0.3)
     terminal.type("\x03")
     assert "took longer" not in terminal.expect(".*zeek-agent> ")
@@ -112,7 +172,7 @@ def test_a_slow_statement_can_be_interrupted(terminal: Terminal) -> None:
 
 
 def test_history_is_kept_for_the_next_time_and_private(tmp_path: Path, terminal: Terminal) -> None:
-    terminal.type("SELECT 'remembered'\n")
+    terminal.type("SELECT 'remembered';\n")
     terminal.expect("zeek-agent> ")
     assert terminal.end() == 0
     history = tmp_path / ".local/state/zeek-agent/history"
@@ -121,6 +181,6 @@ def test_history_is_kept_for_the_next_time_and_private(tmp_path: Path, terminal:
     again = Terminal(tmp_path)
     again.expect("zeek-agent> ")
     again.type("\x1b[A\n")
-    again.expect(r"SELECT 'remembered'\r\n.*remembered.*zeek-agent> ")
+    again.expect(r"SELECT 'remembered';\r\n.*remembered.*zeek-agent> ")
     assert again.end() == 0
     os.close(again.descriptor)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import re
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,12 +15,12 @@ from hypothesis import strategies as st
 
 from zeek_agent.control import messages
 from zeek_agent.control.messages import Columns, Declarations, Facts, Frame, Pause, Request, Rows
-from zeek_agent.errors import SqlError, UsageError
+from zeek_agent.errors import SqlError, UnknownTableError, UsageError
 from zeek_agent.schema import Column
 from zeek_agent.table import Table
 from zeek_agent.table_declarations import declare
 from zeek_agent.terminal.console import Mode, Printer
-from zeek_agent.terminal.shell import Shell, find_table, is_complete, split_schedule, split_statements
+from zeek_agent.terminal.shell import Shell, could_end, find_table, split_schedule, split_statements, take_statements
 
 TABLES = [
     Table(
@@ -33,9 +37,10 @@ TABLES = [
 class Answers:
     """A session that says what it was asked."""
 
-    remote = False
+    place = "this test"
 
-    def __init__(self) -> None:
+    def __init__(self, notice: str | None = None) -> None:
+        self.notice = notice
         self.asked: list[Request] = []
 
     def responses(self, request: Request) -> Generator[Frame, None, None]:
@@ -47,6 +52,12 @@ class Answers:
                 yield Facts({"running": True, "uptime": 1.26, "store": {"users_events": 3}, "store_notice": None})
             case messages.QueryRequest(sql="bad"):
                 raise SqlError("no such thing\x1b[2J")
+            case messages.QueryRequest(sql="SELECT * FROM usres") | messages.SubscribeRequest(sql="usres"):
+                raise UnknownTableError("no such table: usres")
+            case messages.QueryRequest(sql="SELECT u.nme FROM users u"):
+                raise SqlError("no such column: u.nme")
+            case messages.QueryRequest(sql="SELECT * FROM qqqqq"):
+                raise UnknownTableError("no such table: qqqqq")
             case messages.QueryRequest(sql=sql):
                 yield Columns([("sql", "text")])
                 yield Rows([(sql,)])
@@ -98,6 +109,98 @@ def test_a_script_runs_statements_over_several_lines_and_the_last_without_semico
     ]
 
 
+def test_statements_run_at_their_semicolon_not_at_the_end_of_the_line(answers: Answers) -> None:
+    shell = Shell(answers, Printer(io.StringIO(), Mode.CSV), io.StringIO())
+    asked = []
+    for line in ("SELECT 1; SELECT", "2", "", "FROM x;", "SELECT ';' /* ; */", "; -- done", "SELECT 3;\nSELECT 4\n;"):
+        shell.feed(line)
+        asked.append([one.sql for one in answers.asked if isinstance(one, messages.QueryRequest)])
+        answers.asked.clear()
+    assert asked == [
+        ["SELECT 1"],
+        [],
+        [],
+        ["SELECT\n2\n\nFROM x"],
+        [],
+        ["SELECT ';' /* ; */"],
+        ["-- done\nSELECT 3", "SELECT 4"],
+    ]
+
+
+@pytest.mark.parametrize("word", ["help", "HELP;", "?", ".help"])
+def test_help_lists_the_commands(answers: Answers, word: str) -> None:
+    out, errors = run(answers, word)
+    assert ".diffs [SECS] SQL" in out
+    assert "quit" in out
+    assert (errors, answers.asked) == ("", [])
+
+
+@pytest.mark.parametrize("word", ["quit", "exit", "exit;", "QUIT", ".quit"])
+def test_a_word_ends_the_shell(answers: Answers, word: str) -> None:
+    assert run(answers, word, "SELECT 1;") == ("", "")
+    assert answers.asked == []
+
+
+def test_these_words_are_sql_within_a_statement(answers: Answers) -> None:
+    run(answers, "SELECT", "exit", "FROM x;")
+    assert [one.sql for one in answers.asked if isinstance(one, messages.QueryRequest)] == ["SELECT\nexit\nFROM x"]
+
+
+def test_unknown_names_are_answered_with_the_nearest(answers: Answers) -> None:
+    script = ["SELECT * FROM usres;", ".diffs usres", "SELECT u.nme FROM users u;", "SELECT * FROM qqqqq;", ".tabels"]
+    _, errors = run(answers, *script)
+    assert errors.splitlines() == [
+        "error: no such table: usres; did you mean users?",
+        "error: no such table: usres; did you mean users?",
+        "error: no such column: u.nme; did you mean u.name?",
+        "error: no such table: qqqqq; `.tables` or `zeek-agent tables` lists all",
+        "error: no command .tabels; did you mean .tables?",
+    ]
+
+
+def test_a_script_gets_a_note_that_no_agent_is_running() -> None:
+    out, errors = run(Answers("no agent is running: \x1b"), "SELECT 1;")
+    assert errors == "note: no agent is running: \\x1b\n"
+    assert out == "sql\nSELECT 1\n"
+
+
+def test_results_can_go_to_a_private_file(answers: Answers, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    out, errors = run(
+        answers, f".output {file}", "SELECT 1;", ".mode json", "SELECT 2;", ".output", ".mode csv", "SELECT 3;"
+    )
+    assert file.read_text() == 'sql\nSELECT 1\n[{"sql":"SELECT 2"}]\n'
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert out == f"(1 row to {file})\n(1 row to {file})\nsql\nSELECT 3\n"
+    assert errors == ""
+    _, errors = run(answers, f".output {tmp_path}/none/rows.csv")
+    assert errors == f"error: cannot write {tmp_path}/none/rows.csv: No such file or directory\n"
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full")
+def test_a_full_disk_is_an_error_and_the_shell_goes_on(answers: Answers) -> None:
+    full = "error: cannot write /dev/full: No space left on device\n"
+    out, errors = run(answers, ".output /dev/full", "SELECT 1;", ".output", "SELECT 2;")
+    assert out == "sql\nSELECT 2\n"
+    assert errors == full * 2
+    assert run(answers, ".output /dev/full", ".tables")[1] == full
+
+
+def test_reports_of_repeated_queries_have_their_time(answers: Answers, tmp_path: Path) -> None:
+    out, _ = run(answers, ".snapshots SELECT 1", mode=Mode.TABLE)
+    stamp = r"-- \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\n"
+    report = rf"{stamp}sql\n-+\nSELECT 1\n"
+    assert re.fullmatch(rf"{report}\n{report}SELECT 1\n\n", out)
+    out, _ = run(answers, ".diffs SELECT 1", mode=Mode.JSON)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [(line["change"], line["row"]) for line in lines[1:]] == [
+        ("Delete", {"sql": "SELECT 1"}),
+        ("Add", {"sql": "SELECT 1"}),
+    ]
+    assert all(re.fullmatch(r"\d{4}-.*Z", line["time"]) for line in lines)
+    assert "20" not in run(answers, ".diffs SELECT 1")[0]
+
+
 def test_errors_are_one_line_and_the_rest_runs(answers: Answers) -> None:
     out, errors = run(answers, "bad;", ".nonsense", "SELECT 1;")
     assert errors == "error: no such thing\\x1b[2J\nerror: no command .nonsense; .help lists them\n"
@@ -142,18 +245,30 @@ def test_a_schedule_is_two_seconds_unless_given() -> None:
             split_schedule(wrong)
 
 
-@pytest.mark.parametrize("text", ["SELECT 1", "SELECT 'a;b'", "SELECT 1;", "SELECT count(*) FROM users", "-- x;\nx"])
-def test_typed_lines_that_may_end_a_statement_do(text: str) -> None:
-    assert is_complete(text, waiting=False)
-    assert is_complete(text, waiting=True) == text.endswith(";")
+@pytest.mark.parametrize("text", ["SELECT 1", "SELECT 'a;b'", "SELECT count(*) FROM users", "-- x;\nx"])
+def test_text_that_leaves_nothing_open_could_be_a_statement(text: str) -> None:
+    assert could_end(text)
+    assert take_statements(text) == ([], text)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["SELECT", "SELECT a,", "SELECT (1", "SELECT 'a", "SELECT a FROM", "WHERE x =", "/* a", "SELECT 'a;", "x IN"],
+    ["SELECT", "SELECT a,", "SELECT (1", "SELECT 'a", "SELECT a FROM", "WHERE x =", "/* a", "SELECT 'a;", "x IN", ""],
 )
-def test_typed_lines_that_leave_something_open_continue(text: str) -> None:
-    assert not is_complete(text, waiting=False)
+def test_text_that_leaves_something_open_is_no_statement(text: str) -> None:
+    assert not could_end(text)
+    assert take_statements(text) == ([], text)
+
+
+@given(st.text("a;'\" -\n/*(),"))
+def test_taking_statements_line_by_line_is_taking_them_at_once(text: str) -> None:
+    whole, rest = take_statements(text)
+    taken: list[str] = []
+    buffer = ""
+    for index, line in enumerate(text.split("\n")):
+        statements, buffer = take_statements(f"{buffer}\n{line}" if index else line)
+        taken += statements
+    assert (taken, buffer) == (whole, rest)
 
 
 @given(st.text("a;'\" -\n/*(),"))

@@ -205,9 +205,12 @@ async def test_a_zeek_that_sends_its_hello_first_gets_another_hello(monkeypatch:
         assert len({hello.context.query_id for hello in client.of(AgentHello)}) == 1
 
 
-@pytest.mark.parametrize(("name", "changed"), [("addresses", ("192.0.2.9",)), ("tables", ("users", "osquery_time"))])
-async def test_new_addresses_and_tables_are_sent_immediately(
-    monkeypatch: pytest.MonkeyPatch, name: str, changed: tuple[str, ...]
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("hostname", "renamed"), ("addresses", ("192.0.2.9",)), ("tables", ("users", "osquery_time"))],
+)
+async def test_a_new_host_name_new_addresses_and_tables_are_sent_immediately(
+    monkeypatch: pytest.MonkeyPatch, name: str, changed: str | tuple[str, ...]
 ) -> None:
     monkeypatch.setattr("zeek_agent.zeek.session.HELLO_CHECK_INTERVAL_SECONDS", 0.02)
     async with connected() as (one, client):
@@ -653,6 +656,19 @@ async def test_a_zeek_without_backend_is_explained() -> None:
         error = one.connection.status().last_error
     assert error is not None
     assert "without a cluster backend" in error
+
+
+async def test_a_collector_is_not_taken_for_the_zeek_that_it_imitates(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    collector = protocol.Ack("collector-websocket-1", "9.0.0")
+    async with zeek_server(collector) as zeek, agent(zeek.url()) as one:
+        await until(lambda: one.connection.status().state == "connected")
+        assert one.connection.status().zeek_version is None
+        assert f"connected to the collector at {zeek.url()}{PATH}" in caplog.messages
+    async with zeek_server() as zeek, agent(zeek.url()) as one:
+        await until(lambda: one.connection.status().state == "connected")
+        assert one.connection.status().zeek_version == CLUSTER_ACK.version
+        assert f"connected to Zeek at {zeek.url()}{PATH}, version {CLUSTER_ACK.version}" in caplog.messages
 
 
 async def test_a_server_that_closes_without_an_answer_is_explained() -> None:

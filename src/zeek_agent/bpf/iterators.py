@@ -83,8 +83,8 @@ class Task:
         return round(round(boot_time(), 2) + self.start_ticks / TICKS, 2)
 
     @property
-    def cmdline(self) -> str | None:
-        """The arguments joined by spaces, read from /proc. Raises ProcessLookupError if the process is gone."""
+    def arguments(self) -> bytes | None:
+        """As in `procfs`, read from /proc. Raises ProcessLookupError if the process is gone."""
         if self.vsize == 0:  # a kernel thread or a zombie
             return None
         try:
@@ -92,7 +92,10 @@ class Task:
                 raw = file.read()
         except FileNotFoundError as error:
             raise ProcessLookupError(self.pid) from error
-        return text.from_bytes(raw.rstrip(b"\0").replace(b"\0", b" ")) if raw else None
+        if raw.endswith(b"\0\0"):  # empty arguments or padding, which takes more to tell
+            with ProcfsProcess(Procfs(), self.pid) as shown:
+                return shown.arguments
+        return raw or None
 
 
 class IteratorReader(ABC):

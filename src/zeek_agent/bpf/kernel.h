@@ -130,6 +130,7 @@ struct kernfs_node___before_6_15 {
 
 struct cgroup {
 	struct kernfs_node *kn;
+	struct cgroup_root *root;
 };
 
 struct cgroup_subsys_state {

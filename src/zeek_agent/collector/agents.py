@@ -42,7 +42,7 @@ _AGENT_ID = re.compile(r"[\w.:@+-]{1,128}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class KnownAgent:
-    """An agent's last hello. `state` is the last state logged; times are seconds since the epoch."""
+    """An agent's last hello. `state` is the last state logged, `last_seen` a time on the monotonic clock."""
 
     id: str
     hello_id: str
@@ -76,7 +76,7 @@ class KnownAgent:
 
 
 class Agents:
-    """Agents by id; at most `limit` of them."""
+    """Agents by id; at most `limit` of them. Times are on the monotonic clock, which nobody sets."""
 
     def __init__(self, *, timeout_seconds: float, limit: int) -> None:
         self._timeout_seconds = timeout_seconds
@@ -96,7 +96,7 @@ class Agents:
         """Record a hello; the agent's state tells its meaning. Raises ProtocolError for an unusable one."""
         agent = replace(_agent(event), last_seen=now)
         try:
-            line = _LINE.line(agent.log_values(now))
+            line = _LINE.line(agent.log_values(0.0))
         except ValueError as error:
             raise ProtocolError(f"hello from {agent.id}: {error}") from None
         if len(line) + len(agent.hello_id) > HELLO_BYTES:

@@ -71,7 +71,7 @@ class PackColumns:
             return self.compiled(f"{place}.batch_sql", query.batch_sql, Profile.FULL)
         try:
             return self.compiled(f"{place}.sql", query.sql, Profile.FULL if batches else Profile.STOCK)
-        except _UndeclaredTableError as error:
+        except UndeclaredTableError as error:
             known = {table.lower() for table in query.requires_tables}
             selected = _declared(self._file.logs[query.log].fields_for("zeek"))
             if query.batch_sql is None and error.table.lower() in known and selected:
@@ -93,6 +93,16 @@ class PackColumns:
             selected.append(Selected(heading.name, heading.type, heading.declared.summary if heading.declared else ""))
         return selected
 
+    def headings(self, place: str, sql: str, profile: Profile) -> list[tuple[str, str | None]]:
+        """The names and log types of a statement's columns; None for an expression without a type.
+
+        Raises UndeclaredTableError, and ValueError that names `place`.
+        """
+        return [
+            (heading.name, None if heading.type is None else _wire_type(heading.type))
+            for heading in self._compile(place, sql, profile).headings
+        ]
+
     def _compile(self, place: str, sql: str, profile: Profile) -> Statement:
         if self._statements is None:
             from zeek_agent.collector.statements import Statements
@@ -101,12 +111,12 @@ class PackColumns:
         try:
             return self._statements.compile(sql, profile)
         except UnknownTableError as error:
-            raise _UndeclaredTableError(f"{place}: {error}", error.table) from None
+            raise UndeclaredTableError(f"{place}: {error}", error.table) from None
         except SqlError as error:
             raise ValueError(f"{place}: {error}") from None
 
 
-class _UndeclaredTableError(ValueError):
+class UndeclaredTableError(ValueError):
     """A statement of the pack reads a table that is not declared here."""
 
     def __init__(self, message: str, table: str) -> None:
@@ -160,6 +170,13 @@ def misfit(path: str, fields: int, selected: list[Selected]) -> str:
     """The error text for a query that selects more or fewer columns than its log has."""
     names = ", ".join(column.name for column in selected)
     return f"logs.{path}: its fields take {fields} columns, but the query selects {len(selected)}: {names}"
+
+
+def _wire_type(zeek_type: ZeekType) -> str:
+    """The type of a field that accepts the column's values as agents send them, which for an enum is not text."""
+    if zeek_type.element is not None:
+        return f"{zeek_type.name}[{_wire_type(zeek_type.element)}]"
+    return "enum" if zeek_type.name == "enum" else _log_type(zeek_type)
 
 
 def _log_type(zeek_type: ZeekType) -> str:

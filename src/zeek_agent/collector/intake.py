@@ -6,6 +6,7 @@ Independent of sockets: messages in, log lines out. Errors go to `reporter.log`,
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,10 +60,18 @@ class IntakeCounters:
 class Intake:
     """Handles agents' messages, one at a time."""
 
-    def __init__(self, pack: Pack, directory: LogDirectory, known: Agents, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        pack: Pack,
+        directory: LogDirectory,
+        known: Agents,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.counters = IntakeCounters()
         self.agents = known
         self._clock = clock
+        self._monotonic = monotonic
         self._results: dict[str, tuple[Log, RowReader, LogFile]] = {
             event: (zeek_log, row_reader(zeek_log.columns), directory.add(zeek_log.path, zeek_log.fields))
             for event, zeek_log in pack.logs.items()
@@ -83,14 +92,14 @@ class Intake:
             case ResultRow():
                 self._row(event, now)
             case AgentHello():
-                agent = self.agents.hello(event, now)
+                agent = self.agents.hello(event, self._monotonic())
                 self._life_cycle_line(agent, now)
                 return agent
             case AgentShutdown(context):
-                if leaving := self.agents.shutdown(context.agent_id, now):
+                if leaving := self.agents.shutdown(context.agent_id, self._monotonic()):
                     self._life_cycle_line(leaving, now)
             case AgentError(context, text):
-                self.agents.mark_seen(context.agent_id, now)
+                self.agents.mark_seen(context.agent_id, self._monotonic())
                 self.counters.agent_errors += 1
                 self.report(
                     "ERROR", f"error from Zeek Agent: {clipped(text, _ERROR_CHARACTERS)} [{context.agent_id}]", now
@@ -106,19 +115,19 @@ class Intake:
 
     def expire(self) -> None:
         """Log agents that have timed out."""
-        now = self._clock()
-        for agent in self.agents.expired(now):
-            self._life_cycle_line(agent, now)
+        for agent in self.agents.expired(self._monotonic()):
+            self._life_cycle_line(agent, self._clock())
 
     def report(self, level: Level, text: str, now: float | None = None) -> None:
         """Write a line to `reporter.log`, unless there were too many in the last second."""
         now = self._clock() if now is None else now
         text = text[:_MESSAGE_CHARACTERS]
         self.counters.recent.append((now, text))
-        if len(self._reports) == REPORTS_PER_SECOND and 0 <= now - self._reports[0] < 1:
+        moment = self._monotonic()
+        if len(self._reports) == REPORTS_PER_SECOND and moment - self._reports[0] < 1:
             self._unreported += 1
             return
-        self._reports.append(now)
+        self._reports.append(moment)
         if self._unreported:
             text, self._unreported = f"{text} (and {self._unreported} more messages before this one)", 0
         self._reporter.write((now, f"Reporter::{level}", text, None))
@@ -138,7 +147,7 @@ class Intake:
         self.counters.rows += 1
 
     def _leading(self, zeek_log: Log, context: Context, now: float) -> tuple[float | str | None, ...]:
-        agent = self.agents.mark_seen(context.agent_id, now)
+        agent = self.agents.mark_seen(context.agent_id, self._monotonic())
         host = agent.name if agent else "<unknown>"
         if zeek_log.change:
             return now, context.agent_id, host, _CHANGES[context.change]

@@ -100,8 +100,13 @@ class LogFile:
                 self._pending[:0], self._waiting_since = lines, since
                 self._pending_bytes += taken
             raise
-        if self._fd is not None and (self._clock() >= self._rotate_at or 0 < self._rotate_bytes <= self._size):
+        if self._fd is not None and (self._is_due() or 0 < self._rotate_bytes <= self._size):
             self.rotate()
+
+    def _is_due(self) -> bool:
+        """Whether the interval has passed, or the clock was set back by more than that."""
+        now = self._clock()
+        return now >= self._rotate_at or 0 < self._rotate_interval_seconds < self._opened - now
 
     def rotate(self) -> None:
         """Close the file and rename it to its final name. Raises OSError."""

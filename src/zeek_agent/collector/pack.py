@@ -69,6 +69,11 @@ def parse(text: str, origin: str, *, schedule: float | None = None) -> Pack:
     return _checked(pack_file.parse(text, origin), origin, schedule)
 
 
+def check(file: PackFile) -> None:
+    """Raises ValueError for the first thing that keeps the collector from using the pack."""
+    _pack(file, pack_file.DEFAULT, None)
+
+
 def _checked(file: PackFile, origin: str, schedule: float | None) -> Pack:
     try:
         return _pack(file, origin, schedule)

@@ -107,30 +107,44 @@ def load(path: Path | None = None) -> tuple[PackFile, str]:
 
     Raises UsageError that names the file, the position and the problem.
     """
+    origin = DEFAULT if path is None else str(path)
+    return _parsed(read(path), origin), origin
+
+
+def parse(text: str, origin: str) -> PackFile:
+    """Parse a pack. Raises UsageError that begins with `origin`."""
+    return _parsed(_document(text, origin), origin)
+
+
+def read(path: Path | None = None) -> dict[str, Any]:
+    """The TOML document of the pack in the file `path`, or of the default pack. Raises UsageError."""
     if path is None:
-        text = resources.files(__package__).joinpath("default.toml").read_text("utf-8")
-        return parse(text, DEFAULT), DEFAULT
+        return _document(resources.files(__package__).joinpath("default.toml").read_text("utf-8"), DEFAULT)
     try:
-        return parse(path.read_bytes().decode(), str(path)), str(path)
+        return _document(path.read_bytes().decode(), str(path))
     except OSError as error:
         raise UsageError(f"cannot read the query pack {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
 
 
-def parse(text: str, origin: str) -> PackFile:
-    """Parse a pack. Raises UsageError that begins with `origin`."""
+def _document(text: str, origin: str) -> dict[str, Any]:
     try:
-        file = msgspec.convert(tomllib.loads(text), PackFile)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{origin}: not valid TOML: {error}") from None
+
+
+def _parsed(document: dict[str, Any], origin: str) -> PackFile:
+    try:
+        file = msgspec.convert(document, PackFile)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{origin}: {_explained(str(error))}") from None
+        raise UsageError(f"{origin}: {explained(str(error))}") from None
     try:
         for path, log in file.logs.items():
-            _check_log(path, log)
+            check_log(path, log)
         for query in file.queries:
-            _check_query(query, file.logs)
+            check_query(query, file.logs)
     except ValueError as error:
         raise UsageError(f"{origin}: {error}") from None
     return file
@@ -145,9 +159,12 @@ def columns_of(fields: tuple[FieldEntry, ...]) -> Iterator[tuple[str, tuple[Fiel
             yield from (("", (field,)) for field in members)
 
 
-def _check_log(path: str, entry: LogEntry) -> None:
+def check_log(path: str, entry: LogEntry) -> None:
+    """Check what types cannot express. Raises ValueError."""
     if not _LOG_NAME.fullmatch(path) or path in RESERVED:
-        raise ValueError(f"logs.{path}: not a valid log name (letters, digits, - and _; not {' or '.join(RESERVED)})")
+        raise ValueError(
+            f"logs.{path}: not a valid log name (letters, digits, - and _; not {' or '.join(sorted(RESERVED))})"
+        )
     event = entry.event
     if event is not None and (not _EVENT_NAME.fullmatch(event) or event.startswith("ZeekAgentAPI::")):
         raise ValueError(f"logs.{path}: event: expected Module::name, got {event}")
@@ -162,7 +179,8 @@ def check_names(path: str, fields: tuple[FieldEntry, ...]) -> None:
             raise ValueError(f"logs.{path}: field {field.name}: not a valid name, or a duplicate")
 
 
-def _check_query(entry: QueryEntry, logs: Mapping[str, LogEntry]) -> None:
+def check_query(entry: QueryEntry, logs: Mapping[str, object]) -> None:
+    """Check what types cannot express; `logs` are the pack's, by name. Raises ValueError."""
     if entry.log not in logs:
         raise ValueError(f"query {entry.sql!r}: there is no log {entry.log}{_nearest(entry.log, logs)}")
     for group in entry.groups:
@@ -170,8 +188,13 @@ def _check_query(entry: QueryEntry, logs: Mapping[str, LogEntry]) -> None:
             raise ValueError(f"query {entry.sql!r}: not a group: {group!r}")
 
 
-def _explained(message: str) -> str:
-    """msgspec's message in terms of the file, with the nearest key for an unknown one."""
+def explained(message: str, entry: str = "") -> str:
+    """msgspec's message in terms of the file, with the nearest key for an unknown one.
+
+    `entry` is the place of the part of the file that the message is about, if not the whole file.
+    """
+    if entry:
+        message = message.replace("`$", f"`$.{entry}") if "`$" in message else f"{message} - at `$.{entry}`"
     unknown = _UNKNOWN_KEY.search(message)
     if unknown is None:
         return re.sub(r" - at `\$\.?([^`]*)`", r" (at \1)", message)

@@ -113,6 +113,7 @@ class Collector:
         pack: Pack,
         *,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         limits: CollectorLimits | None = None,
         holder: int | None = None,
     ) -> None:
@@ -121,7 +122,7 @@ class Collector:
         self.warning: str | None = None
         self._topics = (protocol.response_topic("", "all").rstrip("/"), protocol.response_topic("", self.instance))
         self._settings = settings
-        self._clock = clock
+        self._monotonic = monotonic
         self._limits = limits or CollectorLimits()
         self._logs = LogDirectory(
             Path(settings.logs),
@@ -132,7 +133,7 @@ class Collector:
             holder=holder,
         )
         known = Agents(timeout_seconds=settings.agent_timeout, limit=self._limits.agents)
-        self._intake = Intake(pack, self._logs, known, clock)
+        self._intake = Intake(pack, self._logs, known, clock, monotonic)
         self._queries = {f"za_{_unique()}": query for query in pack.queries}
         self._clients: set[CollectorClient] = set()
         self._memory = ReceiveMemory(
@@ -217,7 +218,7 @@ class Collector:
 
     def _begin(self) -> None:
         """Start the background tasks."""
-        self._started = self._clock()
+        self._started = self._monotonic()
         self._flush_task = asyncio.create_task(self._flush_logs())
         self._hello_task = asyncio.create_task(self._send_hellos())
         for task in (self._flush_task, self._hello_task):
@@ -309,7 +310,7 @@ class Collector:
         if problem is not None:
             return await _refuse(client, "deserialization_failed", problem)
         client.connection.subscribed()
-        await client.connection.send(protocol.ack(f"collector-websocket-{next(self._numbers)}", ZEEK_VERSION))
+        await client.connection.send(protocol.ack(f"{protocol.COLLECTOR_ENDPOINT}{next(self._numbers)}", ZEEK_VERSION))
         return True
 
     async def _subscribe(self, client: CollectorClient) -> str | None:

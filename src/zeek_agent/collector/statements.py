@@ -28,7 +28,7 @@ class Statements:
 
     def __init__(self) -> None:
         self._limits = LimitSettings()
-        self._catalog = Catalog.of(1, _declared_tables())
+        self._catalog = Catalog.of(1, declared_tables())
         self._connections: dict[Profile, SqlConnection] = {}
 
     def compile(self, sql: str, profile: Profile) -> Statement:
@@ -51,7 +51,8 @@ class Statements:
         self._connections.clear()
 
 
-def _declared_tables() -> list[Table]:
+def declared_tables() -> list[Table]:
+    """The built-in tables of all platforms, and those of plug-ins."""
     found = {
         table.name: table for platform in PLATFORMS for table in (*builtin_tables(platform), *plugin_tables(platform))
     }

@@ -21,7 +21,7 @@ class CollectorStats:
     """The collector at one moment."""
 
     started: float = 0.0
-    """Seconds since the epoch; 0 before the start."""
+    """On the monotonic clock, in seconds; 0 before the start."""
     connections: int = 0
     unread_bytes: int = 0
     """Unread bytes of connections, beyond the allowance of each."""

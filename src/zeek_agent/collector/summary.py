@@ -51,7 +51,7 @@ class Summarized(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SummaryView:
-    """A collector's state, and the rate of rows per log since the previous view."""
+    """A collector's state, and the rate of rows per log since the previous view. `now` is on the monotonic clock."""
 
     stats: CollectorStats
     now: float
@@ -74,10 +74,10 @@ async def show(collector: Summarized, stream: TextIO | None = None) -> None:
 
 
 async def _show_lines(collector: Summarized, stream: TextIO) -> None:
-    view = SummaryView.after(None, collector.stats, time.time())
+    view = SummaryView.after(None, collector.stats, time.monotonic())
     while True:
         await asyncio.sleep(LINE_INTERVAL_SECONDS)
-        view = SummaryView.after(view, collector.stats, time.time())
+        view = SummaryView.after(view, collector.stats, time.monotonic())
         stream.write(f"{line(view)}\n")
         stream.flush()
 
@@ -86,7 +86,7 @@ async def _show_live(collector: Summarized, stream: TextIO) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    view = SummaryView.after(None, collector.stats, time.time())
+    view = SummaryView.after(None, collector.stats, time.monotonic())
     # Log lines on the same terminal scroll by above the view.
     with Live(
         screen(collector, view),
@@ -97,7 +97,7 @@ async def _show_live(collector: Summarized, stream: TextIO) -> None:
     ) as live:
         while True:
             await asyncio.sleep(LIVE_INTERVAL_SECONDS)
-            view = SummaryView.after(view, collector.stats, time.time())
+            view = SummaryView.after(view, collector.stats, time.monotonic())
             live.update(screen(collector, view), refresh=True)
 
 

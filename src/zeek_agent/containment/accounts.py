@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 
 from zeek_agent.containment.protections import LockdownError, WorkerAccount
+from zeek_agent.text import escaped, from_os
 
 ACCOUNT: Final = "_zeek-agent"
 """The account that an administrator or a package can create for workers."""
@@ -22,6 +24,10 @@ from what useradd(8), FreeIPA and sssd assign.
 
 WORKER_NAME: Final = "zeek-worker"
 """The short name of workers, as in ps(1)."""
+
+CHECKS: Final = 20
+"""How often processes are checked: a worker of another agent has the number for a moment before it is confined."""
+CHECK_PAUSE_SECONDS: Final = 0.1
 
 _NOBODY: Final = frozenset({65_534, 65_535, 0xFFFF_FFFE, 0xFFFF_FFFF})
 _SUBORDINATE: Final = ("/etc/subuid", "/etc/subgid")
@@ -45,12 +51,13 @@ def worker_account(
         entry = pwd.getpwnam(account)
     except KeyError:
         return _numbered(numbers, account, proc, subordinate)
-    if entry.pw_uid in {0, *_NOBODY} or entry.pw_gid in {0, *_NOBODY}:
+    uid, gid = entry.pw_uid & 0xFFFF_FFFF, entry.pw_gid & 0xFFFF_FFFF  # `pwd` returns 4294967295 as -1
+    if uid in {0, *_NOBODY} or gid in {0, *_NOBODY}:
         raise LockdownError(
-            f"account {account} has uid {entry.pw_uid} and gid {entry.pw_gid}: workers need a uid and a gid that are "
-            "neither root's nor nobody's"
+            f"account {account} has uid {uid} and gid {gid}: workers need a uid and a gid that are neither root's nor "
+            "nobody's"
         )
-    return WorkerAccount(entry.pw_uid, entry.pw_gid, account)
+    return WorkerAccount(uid, gid, account)
 
 
 def directory_owner(path: str) -> WorkerAccount:
@@ -91,14 +98,20 @@ def _taken(number: int, proc: str, subordinate: Iterable[str]) -> str | None:
     import pwd
 
     with suppress(KeyError):
-        return f"it is the account {pwd.getpwuid(number).pw_name}"
+        return f"it is the account {escaped(from_os(pwd.getpwuid(number).pw_name))}"
     with suppress(KeyError):
-        return f"it is the group {grp.getgrgid(number).gr_name}"
+        return f"it is the group {escaped(from_os(grp.getgrgid(number).gr_name))}"
     for path in subordinate:
         for owner, first, count in _subordinate(path):
             if first <= number < first + count:
                 return f"{path} assigns it to {owner}"
-    return next((f"process {pid} ({name}) has it" for pid, name in _processes_of(number, proc)), None)
+    for attempt in range(CHECKS):
+        others = [f"process {pid} ({name}) has it" for pid, name in _processes_of(number, proc)]
+        if not others:
+            return None
+        if attempt + 1 < CHECKS:
+            time.sleep(CHECK_PAUSE_SECONDS)
+    return others[0]
 
 
 def _subordinate(path: str) -> Iterator[tuple[str, int, int]]:

@@ -31,7 +31,8 @@ class Setup(Struct, frozen=True, tag="setup"):
     protected: tuple[str, ...]
     agent_id: str
     instance: str
-    hostname: str
+    hostname: str | None
+    """The configured one; None for the system's, which may change."""
     started: float
     """Monotonic clock, in seconds."""
     account: WorkerAccount | None

@@ -47,7 +47,7 @@ def worker_setup(config: Config, places: Paths, agent: AgentView, started: float
         protected=paths.protected(config, places),
         agent_id=agent.id,
         instance=agent.instance,
-        hostname=agent.hostname,
+        hostname=config.agent.hostname,
         started=started,
         account=account,
     )

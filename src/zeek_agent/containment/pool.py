@@ -119,7 +119,7 @@ class WorkerPool:
         self._starting: Counter[Place] = Counter()
         self._collectors: dict[int, Callable[[Exited], None]] = {}
         self._number = 0
-        self._sleepers: list[asyncio.Future[None]] = []
+        self._sleepers: dict[asyncio.Future[None], None] = {}
         self._waiting: dict[Place, int] = {}
         """How many statements wait, by place: the place comes first that has waited longest for a turn."""
         self._resting = RestingStatements()
@@ -326,16 +326,18 @@ class WorkerPool:
     async def _change(self) -> None:
         """Wait until a worker may be free, or time has made a second one possible."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._sleepers.append(future)
+        self._sleepers[future] = None
         try:
             async with asyncio.timeout(SECOND_WORKER_SECONDS):
                 await future
         except TimeoutError:
-            self._sleepers.remove(future)
+            pass  # `_wake` may have been called at the same moment
+        finally:
+            self._sleepers.pop(future, None)
 
     def _wake(self) -> None:
         """Have all that wait look again, in the order in which they came."""
-        waiters, self._sleepers = self._sleepers, []
+        waiters, self._sleepers = self._sleepers, {}
         for future in waiters:
             if not future.done():
                 future.set_result(None)

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -26,7 +28,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from zeek_agent import errors
-from zeek_agent.errors import ZeekAgentError
+from zeek_agent.errors import UsageError, ZeekAgentError
 
 REQUEST_BYTES_MAX: Final = 1024 * 1024
 """Bounds memory; `limits.statement_bytes` is usually lower."""
@@ -34,6 +36,11 @@ ROWS_FRAME_BYTES: Final = 256 * 1024
 """Rows are sent in frames of about this size; one larger row is a frame of its own."""
 CONNECT_TIMEOUT_SECONDS: Final = 5.0
 """A running agent accepts at once; a hung one must not block commands."""
+
+PATH_BYTES_MAX: Final = 107
+"""Linux's limit on a socket's path (unix(7))."""
+NAME_BYTES_MAX: Final = 64
+"""Maximum of a file name that is appended to the path of an open directory."""
 
 SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]
 ChangeName = Literal["Add", "Delete"]
@@ -184,6 +191,27 @@ def _from_wire(value: Any) -> Any:
     return value
 
 
+@contextmanager
+def socket_address(path: Path) -> Iterator[str]:
+    """The address of a Unix socket: its path, or for a long path one that leads there while the context lasts.
+
+    Raises UsageError if there is no short address, and OSError if there is no such directory.
+    """
+    if len(os.fsencode(path)) <= PATH_BYTES_MAX:
+        yield str(path)
+        return
+    if not hasattr(os, "O_PATH") or len(os.fsencode(path.name)) > NAME_BYTES_MAX:
+        raise UsageError(
+            f"the control socket's path is longer than the {PATH_BYTES_MAX} bytes that the system allows: {path}; "
+            "set a shorter control.socket"
+        )
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
 class NoAgentError(ZeekAgentError):
     """No agent is listening on the socket."""
 
@@ -199,7 +227,8 @@ class ControlClient:
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.settimeout(timeout_seconds)
-            self._socket.connect(str(path))
+            with socket_address(path) as address:
+                self._socket.connect(address)
             self._socket.settimeout(None)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             self._socket.close()

@@ -24,9 +24,6 @@ CONNECTIONS_MAX: Final = 64
 """Far more than interactive users open; bounds memory and descriptors."""
 SEND_TIMEOUT_SECONDS: Final = 60.0
 """How long a client may leave its answer unread."""
-PATH_BYTES_MAX: Final = 107
-"""Linux's limit on a socket's path (unix(7))."""
-
 AnswerFunction: TypeAlias = Callable[[Request, str], AsyncGenerator[Frame | EncodedLines, None]]
 """Yields the frames of the answer to a client's request, without the last one; closed if the client disconnects."""
 
@@ -157,11 +154,6 @@ async def _read_line(reader: asyncio.StreamReader) -> bytes:
 def _listener(path: Path, group: str | None) -> socket.socket:
     """A listening socket. It appears at `path` in one step, with its owner, group and mode set."""
     fresh = path.with_name(f"{path.name}.new")
-    if len(os.fsencode(fresh)) > PATH_BYTES_MAX:
-        raise UsageError(
-            f"the control socket's path is longer than the {PATH_BYTES_MAX - 4} bytes that the system allows: {path}; "
-            "set a shorter control.socket"
-        )
     gid = None if group is None else group_id(group)
     listener = socket.socket(socket.AF_UNIX)
     try:
@@ -171,7 +163,8 @@ def _listener(path: Path, group: str | None) -> socket.socket:
         fresh.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:
-            listener.bind(str(fresh))
+            with messages.socket_address(fresh) as address:
+                listener.bind(address)
         finally:
             os.umask(mask)
         if gid is not None:
@@ -190,13 +183,16 @@ def _listener(path: Path, group: str | None) -> socket.socket:
 
 
 def group_id(group: str) -> int:
-    """The id of the group in `control.group`. Raises UsageError if it does not exist."""
+    """The id of the group in `control.group`. Raises UsageError if it does not exist or cannot own a file."""
     import grp
 
     try:
-        return grp.getgrnam(group).gr_gid
+        number = grp.getgrnam(group).gr_gid
     except KeyError:
         raise UsageError(f"control.group: no such group: {group!r}") from None
+    if number in {-1, 0xFFFF_FFFF}:  # chown(2) would leave the group as it is
+        raise UsageError(f"control.group: group {group!r} has gid 4294967295, which cannot own a file")
+    return number
 
 
 def _remove_stale(path: Path) -> None:
@@ -207,7 +203,8 @@ def _remove_stale(path: Path) -> None:
         raise ZeekAgentError(f"cannot create the control socket: {path} exists and is not a socket; remove it")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(messages.CONNECT_TIMEOUT_SECONDS)
-        refused = probe.connect_ex(str(path))
+        with messages.socket_address(path) as address:
+            refused = probe.connect_ex(address)
     if refused not in (errno.ECONNREFUSED, errno.ENOENT):
         raise ZeekAgentError(f"another agent listens on {path}; stop it or set another control.socket")
     path.unlink(missing_ok=True)
@@ -218,6 +215,6 @@ def _peer(writer: asyncio.StreamWriter) -> str:
     connection = writer.get_extra_info("socket")
     if not hasattr(socket, "SO_PEERCRED"):
         return "control"
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, _ = struct.unpack("3i", raw)
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    pid, uid, _ = struct.unpack("iII", raw)
     return f"control uid={uid} pid={pid}"

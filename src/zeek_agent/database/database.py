@@ -161,7 +161,7 @@ class SqlDatabase(ABC):
         return await asyncio.to_thread(self._own_rows, self._catalog.tables[name])
 
     def _own_rows(self, table: Table) -> Result:
-        shown = [index for index, column in enumerate(table.columns) if not column.added]
+        shown = [index for index, column in enumerate(table.columns) if not column.added and not column.hidden]
         types = [table.columns[index].zeek_type for index in shown]
         wanted = Constraints(self.context, columns=frozenset(table.columns[index].name for index in shown))
         try:

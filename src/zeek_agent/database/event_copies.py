@@ -11,7 +11,7 @@ copied without these comparisons, and the copy is indexed.
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol
@@ -30,7 +30,7 @@ from zeek_agent.database.virtual_tables import (
     quoted,
 )
 from zeek_agent.errors import LimitError
-from zeek_agent.events.references import shared_columns, text_of
+from zeek_agent.events.references import ARGV, shared_columns, value_of
 from zeek_agent.schema import SEQUENCE
 from zeek_agent.table import Table
 
@@ -448,15 +448,14 @@ def stored_table(connection: apsw.Connection, schema: str, table: Table) -> str:
     }
     has_texts = "_texts" in stored_names(connection, schema)  # earlier agents stored each text in its rows
     shared = shared_columns(held) if has_texts else []
-    if not shared and all(column.name.lower() in held for column in table.columns):
+    if not shared and ARGV not in held and all(column.name.lower() in held for column in table.columns):
         return stored
-    columns = [f"{_value(column.name, held, shared, schema)} AS {quoted(column.name)}" for column in table.columns]
+    columns = [
+        f"{_value(column.name, held, schema, texts=has_texts)} AS {quoted(column.name)}" for column in table.columns
+    ]
     return f"(SELECT {', '.join(columns)} {f'FROM {stored}' if held else 'WHERE 0'})"
 
 
-def _value(column: str, held: Container[str], shared: Container[str], schema: str) -> str:
+def _value(column: str, held: Mapping[str, str], schema: str, *, texts: bool) -> str:
     """SQL for the value of a column in a stored row."""
-    name = column.lower()
-    if name not in held:
-        return "NULL"
-    return text_of(column, schema) if name in shared else quoted(column)
+    return value_of(column, held, schema, texts=texts) if column.lower() in held else "NULL"

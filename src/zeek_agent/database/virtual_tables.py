@@ -72,7 +72,9 @@ class Layout:
     def __init__(self, table: Table, *, hide_added: bool) -> None:
         self.table = table
         columns = [
-            VirtualColumn(column.name, column.zeek_type, position, hidden=hide_added and column.added)
+            VirtualColumn(
+                column.name, column.zeek_type, position, hidden=column.hidden or (hide_added and column.added)
+            )
             for position, column in enumerate(table.columns)
         ]
         parameters = [

@@ -24,10 +24,11 @@ from msgspec.structs import astuple
 
 from zeek_agent import __version__, text
 from zeek_agent.events import replacement
+from zeek_agent.events.ages import AgeClock, Ages
 from zeek_agent.events.delivery_states import Delivered, DeliveryStates
 from zeek_agent.events.layout import Conversion, columns, declare, last_sequence, quoted, set_sequence
 from zeek_agent.events.migrations import MIGRATIONS, Migration, migrate, refuse_newer
-from zeek_agent.events.references import shared_columns, text_of
+from zeek_agent.events.references import shared_columns, value_of
 from zeek_agent.events.texts import Texts, adopted
 from zeek_agent.events.usage import Shares, Usage
 from zeek_agent.schema import EventRow, Row, Value
@@ -133,8 +134,9 @@ class EventFile:
     `first_seq` and `last_seq` are the committed bounds of `seq` by table; `last_seq` never decreases, even when
     retention has emptied the table. Rows take at most about `bytes_max` on disk, including the write-ahead log, unless
     a reader holds a transaction open; delivery states take at most about `state_bytes` more. The time since the last
-    run is recorded as a gap unless the file is `resumed` within one run. Opening raises apsw.Error or OSError when the
-    file cannot be used, NewerStoreError when a later agent wrote it.
+    run is recorded as a gap unless the file is `resumed` within one run. Ages are measured on `age_clock`, which this
+    starts if it is the first store that uses it, or else on the clock of the `now` that methods are given. Opening
+    raises apsw.Error or OSError when the file cannot be used, NewerStoreError when a later agent wrote it.
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class EventFile:
         now: float,
         *,
         state_bytes: int = 2**28,
+        age_clock: AgeClock | None = None,
         resumed: bool = False,
         copy_of: EventFile | None = None,
         migrations: Sequence[Migration] = MIGRATIONS,
@@ -160,6 +163,7 @@ class EventFile:
         self._converters: dict[str, Callable[[Row], Row] | None] = {}
         self._sharers: dict[str, Callable[[list[Any]], list[Any]] | None] = {}
         self._state_bytes = state_bytes
+        self._age_clock = age_clock
         self.states_refused: list[str] = []
         """Keys of the last batch whose delivery state was not stored, or without its snapshot."""
         self._eviction_logged = -math.inf
@@ -187,6 +191,8 @@ class EventFile:
             self._connection.close()
             self._remove_scratch()
             raise
+        if self.path is not None:
+            _unsaved(self.path).unlink(missing_ok=True)
         self.uri: Final = f"{disk_uri(path)}&store={self.id}&opened={next(_opened)}"
 
     def _open(self, now: float, resumed: bool, migrations: Sequence[Migration]) -> None:
@@ -203,10 +209,12 @@ class EventFile:
         self._usage = Usage(connection)
         self._texts = Texts(connection)
         self._states = DeliveryStates(connection, self._state_bytes)
+        self._ages = Ages(connection)
         for table in self._tables.values():
             with connection:
                 self._declare(table)
         with connection:
+            self._start_age_clock(now)
             self.id = self._begin_run(now, resumed)
             self.gaps = self._read_gaps()
         names = self._select(
@@ -235,18 +243,37 @@ class EventFile:
             return any(column.name == "time" for column in declared.recorded)
         return "time" in columns(self._connection, table)
 
+    def _start_age_clock(self, now: float) -> None:
+        if self._age_clock is not None:
+            latest = max(now, self._scalar("SELECT alive FROM _store") or now)
+            stored = self._ages.stored_clock()
+            self._age_clock.resume(stored, latest)
+            if stored is None:
+                self._ages.save_clock(self._age_clock, now)
+
+    def _age_now(self, now: float) -> float:
+        return now if self._age_clock is None else self._age_clock()
+
     def _begin_run(self, now: float, resumed: bool) -> str:
         """Mark the store as in use and record the time since its last use as a gap. Returns its id."""
         execute = self._connection.execute
         for store_id, alive, clean in self._select("SELECT id, alive, clean FROM _store"):
-            if alive < now and not resumed:
+            if alive != now and not resumed:
                 cause = "stopped" if clean else "crashed"
-                execute(f"INSERT INTO {_GAPS} VALUES ('agent', ?, ?, ?)", (alive, now, cause))
+                if not clean and self._had_unsaved_rows():
+                    cause = "stopped; the disk was full or failed"
+                if alive > now:
+                    cause += "; the clock was set back"
+                execute(f"INSERT INTO {_GAPS} VALUES ('agent', ?, ?, ?)", (min(alive, now), now, cause))
             execute("UPDATE _store SET alive = ?, clean = 0, written_by = ?", (now, __version__))
             return str(store_id)
         store_id = secrets.token_hex(8)
         execute("INSERT INTO _store (id, alive, clean, written_by) VALUES (?, ?, 0, ?)", (store_id, now, __version__))
         return store_id
+
+    def _had_unsaved_rows(self) -> bool:
+        """Whether the last run ended in order but could not write to the file."""
+        return self.path is not None and _unsaved(self.path).exists()
 
     def _read_gaps(self) -> list[Gap]:
         return [Gap(*row) for row in self._select('SELECT source, "from", until, cause FROM _gaps ORDER BY "from"')]
@@ -272,7 +299,7 @@ class EventFile:
     def adopt(self, uri: str, last: Mapping[str, int], rows_max: int) -> None:
         """Take over from the store at `uri`, which this one replaces: delivery state, gaps, the newest rows by `last`.
 
-        All or nothing: raises apsw.Error when something cannot be read.
+        All or nothing: raises apsw.Error when something cannot be read or there is no room.
         """
         self._connection.execute("ATTACH ? AS other", (uri,))
         try:
@@ -294,10 +321,15 @@ class EventFile:
                 self._texts.recount(self._stored)
                 if left := self._states.adopt():
                     log.error("event store: the delivery states of %d queries are too large for %s", left, self._file)
+                self._ages.adopt()
                 self._connection.execute(
                     f'INSERT INTO main.{_GAPS} SELECT source, "from", until, cause FROM other._gaps '
                     'EXCEPT SELECT source, "from", until, cause FROM main._gaps'
                 )
+        except BaseException:
+            self._states.recount()
+            self._texts.forget()
+            raise
         finally:
             self._connection.execute("DETACH other")
         self.gaps = self._read_gaps()
@@ -331,7 +363,7 @@ class EventFile:
             for table, rows in batch.rows.items():
                 misfits[table] = self._insert(table, rows)
             for key, delivered in batch.delivered.items():
-                if not self._states.save(key, delivered, now):
+                if not self._states.save(key, delivered, self._age_now(now)):
                     self.states_refused.append(key)
             for gap in batch.gaps:
                 execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", gap)
@@ -398,27 +430,46 @@ class EventFile:
     def expire(self, now: float, age_seconds: float) -> Counter[str]:
         """Remove rows older than `age_seconds`, oldest first. Returns the number of rows, by table.
 
-        Rows without a time are removed together with the next row that has one.
+        Rows without a time are removed together with the next row that has one. The time of day says how old a row is
+        only as long as the clock was not set since; the time of its recording says it always.
         """
         removed: Counter[str] = Counter()
+        at = self._age_now(now)
+        self._note_ages(at, now, age_seconds)
         for table, timed in self._stored.items():
             if timed and self.first_seq[table]:
+                removed[table] += self._delete_through(table, self._ages.recorded_before(table, at - age_seconds))
+            if timed and self.first_seq[table] > self._ages.last_before_step(table, at, now):
                 rows, oldest = f"SELECT seq FROM {quoted(table)} WHERE", now - age_seconds
                 young = self._scalar(f"{rows} time >= ? ORDER BY seq LIMIT 1", (oldest,)) or self.last_seq[table] + 1
                 old = self._scalar(f"{rows} time < ? AND seq < ? ORDER BY seq DESC LIMIT 1", (oldest, young))
                 removed[table] += self._delete_through(table, old or 0)
         with self._connection:
+            first = self._scalar("SELECT min(rowid) FROM _gaps") or 0
+            certain = first > self._ages.last_before_step("_gaps", at, now)
             self._connection.execute(
-                "DELETE FROM _gaps WHERE until < ? OR rowid IN "
+                "DELETE FROM _gaps WHERE until < ? OR rowid <= ? OR rowid IN "
                 "(SELECT rowid FROM _gaps ORDER BY rowid DESC LIMIT -1 OFFSET ?)",
-                (now - age_seconds, _GAPS_KEPT),
+                (
+                    now - age_seconds if certain else -math.inf,
+                    self._ages.recorded_before("_gaps", at - age_seconds),
+                    _GAPS_KEPT,
+                ),
             )
-            self._states.expire(now)
+            self._ages.forget(at - age_seconds)
+            self._states.expire(at)
         self.gaps = self._read_gaps()
         return removed
 
+    def _note_ages(self, at: float, now: float, age_seconds: float) -> None:
+        with self._connection:
+            last = {**self.last_seq, "_gaps": self._scalar("SELECT max(rowid) FROM _gaps") or 0}
+            self._ages.note(last, at, now, age_seconds)
+            if self._age_clock is not None:
+                self._ages.save_clock(self._age_clock, now)
+
     def evict(self, now: float, age_seconds: float) -> Counter[str]:
-        """Remove rows when the file is too large, and record gaps for those younger than `age_seconds`.
+        """Remove rows when the file is too large, and record gaps for those that may be younger than `age_seconds`.
 
         Rows are taken from the producers with the most bytes, in tables that have more than an equal share of the
         file, so that no table, producer or minute displaces the others. Returns the number of rows, by table.
@@ -433,7 +484,7 @@ class EventFile:
         shares, goal = Shares(self._usage.totals(), len(self._stored)), int(self._rows_bytes_max * 0.95)
         while (excess := self._used_bytes() - goal) > 0 and shares.next() is not None:
             with self._connection:
-                removed += self._evict_some(shares, excess, now - age_seconds)
+                removed += self._evict_some(shares, excess, self._oldest(now, age_seconds))
         if removed:
             self._holes = dict(self._usage.holes())
             self.gaps = self._read_gaps()
@@ -444,6 +495,14 @@ class EventFile:
             self._connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
         return removed
 
+    def _oldest(self, now: float, age_seconds: float) -> dict[str, float]:
+        """By table, the time before which rows have expired; none if the clock was set since they were recorded."""
+        at = self._age_now(now)
+        return {
+            table: now - age_seconds if first > self._ages.last_before_step(table, at, now) else -math.inf
+            for table, first in self.first_seq.items()
+        }
+
     def update_usage(self, rows_max: int | None = None) -> None:
         """Count new rows by producer and minute: all, or the first `rows_max` of each table that has as many."""
         for table, rows in self._usage.uncounted(self.last_seq).items():
@@ -453,14 +512,14 @@ class EventFile:
                     with self._connection:
                         more = self._usage.count(table, _COUNT_ROWS) and rows_max is None
 
-    def _evict_some(self, shares: Shares, bytes_wanted: int, oldest: float) -> Counter[str]:
+    def _evict_some(self, shares: Shares, bytes_wanted: int, oldest: Mapping[str, float]) -> Counter[str]:
         """Evict rows for one transaction. Returns the number of rows, by table."""
         removed: Counter[str] = Counter()
         while (left := _DELETE_ROWS - removed.total()) > 0 and bytes_wanted > 0 and (turn := shares.next()) is not None:
             table, producer = turn
             taken = self._usage.take(table, producer, left, bytes_wanted, self.last_seq[table])
-            if taken.end is not None and taken.begin is not None and taken.end >= oldest:
-                self._note_eviction(table, producer, max(taken.begin, oldest), taken.end)
+            if taken.end is not None and taken.begin is not None and taken.end >= oldest[table]:
+                self._note_eviction(table, producer, max(taken.begin, oldest[table]), taken.end)
             self._texts.release(taken.references)
             shares.reduce(table, producer, taken.bytes)
             removed[table] += taken.rows
@@ -492,10 +551,9 @@ class EventFile:
         )
         if not near:
             return False
-        first = near[0][0]
         begin, end = min(begin, *(row[1] for row in near)), max(end, *(row[2] for row in near))
-        self._connection.execute('UPDATE _gaps SET "from" = ?, until = ? WHERE rowid = ?', (begin, end, first))
-        self._connection.executemany("DELETE FROM _gaps WHERE rowid = ?", ((row[0],) for row in near[1:]))
+        self._connection.executemany("DELETE FROM _gaps WHERE rowid = ?", ((row[0],) for row in near))
+        self._connection.execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", (source, begin, end, cause))
         return True
 
     def _used_bytes(self) -> int:
@@ -593,10 +651,8 @@ def _show_texts(connection: apsw.Connection) -> None:
         return
     for table in tables:
         present = columns(connection, table)
-        if not table.startswith("_") and (shared := shared_columns(present)):
-            shown = ", ".join(
-                f"{text_of(name)} AS {quoted(name)}" if name in shared else quoted(name) for name in present
-            )
+        if not table.startswith("_") and shared_columns(present):
+            shown = ", ".join(f"{value_of(name, present)} AS {quoted(name)}" for name in present)
             connection.execute(f"CREATE TEMP VIEW {quoted(table)} AS SELECT {shown} FROM main.{quoted(table)}")
 
 
@@ -614,6 +670,21 @@ def gap_source(table: str) -> str:
 def disk_uri(path: Path) -> str:
     """The URI that a reader attaches for the store at `path`."""
     return f"file:{quote(str(path.absolute()))}?mode=ro"
+
+
+def note_unsaved(path: Path) -> None:
+    """Leave a sign for the next run that this one ended in order, although the store at `path` cannot be written.
+
+    An empty file needs no room on most file systems; without it the next run takes this one's end for a crash.
+    """
+    try:
+        _unsaved(path).touch(0o600)
+    except OSError as error:
+        log.debug("event store: %s", error)
+
+
+def _unsaved(path: Path) -> Path:
+    return path.with_name(f"{path.name}.unsaved")
 
 
 def _prepare(path: Path) -> str:
@@ -649,10 +720,13 @@ def _converter(table: Table) -> Callable[[Row], Row] | None:
         return None
 
     def convert(row: Row) -> Row:
-        values = list(row)
+        values: list[Value] | None = None
         for index, step in steps:
-            values[index] = step(values[index])
-        return values
+            value = row[index]
+            if (stored := step(value)) is not value:
+                values = list(row) if values is None else values
+                values[index] = stored
+        return row if values is None else values
 
     return convert
 

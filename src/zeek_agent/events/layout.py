@@ -14,7 +14,7 @@ from typing import Any, Final
 import apsw
 
 from zeek_agent.events.conversions import convert, keeps_values
-from zeek_agent.events.references import MARK, shared_columns, text_of
+from zeek_agent.events.references import MARK, shared_columns, value_of
 from zeek_agent.schema import SqliteValue, ZeekType
 from zeek_agent.table import Table
 
@@ -131,9 +131,8 @@ def _rebuild(
 
     kinds = {name: held[name] if kind is None else kind.sqlite for name, kind in zip(kept, targets, strict=True)}
     connection.execute(_create(_REBUILT, kinds))
-    shared = shared_columns(held)
     values = [
-        quoted(name) if kind is None else f"_converted({index}, {text_of(name) if name in shared else quoted(name)})"
+        quoted(name) if kind is None else f"_converted({index}, {value_of(name, held)})"
         for index, (name, kind) in enumerate(zip(kept, targets, strict=True))
     ]
     connection.create_scalar_function("_converted", converted, 2)

@@ -120,12 +120,25 @@ def _record_owners(connection: apsw.Connection) -> None:
     connection.execute("ALTER TABLE _delivered ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
 
 
+def _measure_ages(connection: apsw.Connection) -> None:
+    """Add the store's own clock, and until when rows were recorded by it; the first rows are noted when it runs."""
+    connection.execute(
+        "CREATE TABLE _age_clock ("
+        "boot_id TEXT NOT NULL, base REAL NOT NULL, at REAL NOT NULL, ahead REAL NOT NULL) STRICT"
+    )
+    connection.execute(
+        'CREATE TABLE _ages ("table" TEXT, seq INTEGER, since REAL NOT NULL, at REAL NOT NULL, ahead REAL NOT NULL, '
+        'PRIMARY KEY ("table", seq)) STRICT, WITHOUT ROWID'
+    )
+
+
 MIGRATIONS: Final[Sequence[Migration]] = (
     Migration("store version and column types are recorded", _number_the_store),
     Migration("disk usage is recorded by table, producer and minute", _account_for_rows),
     Migration("long command lines and paths are stored once", _share_texts),
     Migration("rows are accounted for when the store fills up", _count_rows_later),
     Migration("delivery states have the recipient whose share they count towards", _record_owners),
+    Migration("the age of rows is measured on a clock that nobody sets", _measure_ages),
 )
 VERSION: Final = len(MIGRATIONS)
 

@@ -1,7 +1,9 @@
-"""References of rows to texts that are stored once, in SQL.
+"""References of rows to texts that are stored once, and values that follow from other columns, in SQL.
 
 A reference is a text that begins with `MARK`, followed by the text's id and the row's share of its bytes. A text that
 begins with the mark itself is stored like a long one, so that there is no doubt.
+
+`argv` is an empty text if it is `cmdline` split at its blanks, as nearly always.
 """
 
 from __future__ import annotations
@@ -11,13 +13,30 @@ from typing import Final
 
 MARK: Final = "\U0010ffff"
 """The last code point, so that `>=` finds references; it is not a character, and hardly any text begins with it."""
-SHARED_COLUMNS: Final = frozenset({"exe", "cmdline", "cwd", "cgroup", "parent_exe"})
+ARGV: Final = "argv"
+SHARED_COLUMNS: Final = frozenset({"exe", "cmdline", "argv", "cwd", "cgroup", "parent_exe"})
 """Columns whose long values repeat: a process has one command line and many connections."""
 
 
 def shared_columns(present: Mapping[str, str]) -> list[str]:
     """Those of a table's columns, with SQLite's types, that may hold references."""
     return [name for name, kind in present.items() if name.lower() in SHARED_COLUMNS and kind == "TEXT"]
+
+
+def value_of(column: str, present: Mapping[str, str], schema: str = "main", *, texts: bool = True) -> str:
+    """SQL for the value of a column of a table with these columns; in a result it still counts as that column.
+
+    `texts`: whether the store has texts that rows refer to.
+    """
+    name = column.lower()
+    if name == ARGV and "cmdline" in present:
+        line = value_of("cmdline", present, schema, texts=texts)
+        split = f"""'[' || replace(json_quote({line}), ' ', '","') || ']'"""
+        stored = text_of(column, schema)[1:-1] if texts else f'SELECT "{column}"'
+        return f"(SELECT {split} WHERE \"{column}\" = '' UNION ALL {stored})"
+    if texts and name in SHARED_COLUMNS and present.get(name) == "TEXT":
+        return text_of(column, schema)
+    return f'"{column}"'
 
 
 def text_of(column: str, schema: str = "main") -> str:

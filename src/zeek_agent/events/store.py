@@ -19,6 +19,7 @@ import apsw
 
 from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.events import replacement
+from zeek_agent.events.ages import STEP_SECONDS, AgeClock, BootTime, system_boot_time
 from zeek_agent.events.delivery_states import STATES_MAX, Delivered
 from zeek_agent.events.event_file import (
     EventFile,
@@ -26,6 +27,7 @@ from zeek_agent.events.event_file import (
     WriteBatch,
     count_rows,
     disk_uri,
+    note_unsaved,
     read_delivery_state,
     read_rows,
 )
@@ -87,7 +89,9 @@ class EventStore:
 
     `on_blocked_reader` is called, about once a second and in the writer's thread, while a reader keeps the write-ahead
     log from being reused, with the seconds since that was noticed. If the log is full and the reader does not end
-    within `blocked_seconds`, the store continues in a copy of the file. Raises NewerStoreError, and leaves the file as
+    within `blocked_seconds`, the store continues in a copy of the file. Ages are measured by `boot_time`, so that
+    setting the clock removes nothing; a `clock` other than the system's also measures ages unless `boot_time` is given.
+    Raises NewerStoreError, and leaves the file as
     it is, when a later agent wrote it.
     """
 
@@ -102,6 +106,7 @@ class EventStore:
         state_bytes: int = LimitSettings().state_bytes,
         on_blocked_reader: Callable[[float], None] | None = None,
         blocked_seconds: float = 5.0,
+        boot_time: BootTime | None = None,
     ) -> None:
         self._on_blocked_reader = on_blocked_reader
         self._blocked_seconds = blocked_seconds
@@ -116,6 +121,10 @@ class EventStore:
         self._settings = settings or EventSettings()
         self._tables = [table for table in tables if table.kind == "events"]
         self._clock = clock
+        if boot_time is None:
+            boot_time = system_boot_time() if clock is time.time else BootTime("of this clock", clock)
+        self._age_clock = AgeClock(boot_time)
+        self._clock_ahead: float | None = None
         self.counters = {table.name: TableCounters() for table in self._tables}
         self.notice: str | None = None
         self._changed = threading.Condition()
@@ -131,8 +140,12 @@ class EventStore:
         self._retry_seconds = retry_seconds
         self._retry_due = 0.0
         self._path_to_retry: Path | None = None
+        self._seq_on_disk: Mapping[str, int] = {}
+        """The highest `seq` of each table in the file that is to be used again."""
         self._was_damaged = False
         self._file = self._open(path)
+        self.age_clock: Callable[[], float] = self._age_clock
+        """A clock in seconds that is not set, and that goes on across restarts."""
         self._writer = threading.Thread(target=self._run, name="event-store", daemon=True)
         self._writer.start()
 
@@ -223,9 +236,12 @@ class EventStore:
         return self.flush(timeout_seconds)
 
     def record_gap(self, source: str, begin: float, end: float, cause: str) -> None:
-        """Record that `source` missed some or all events from `begin` until `end` (seconds since the epoch)."""
+        """Record that `source` missed some or all events from `begin` until `end` (seconds since the epoch).
+
+        If the clock was set back in between, the gap has the present time only.
+        """
         with self._changed:
-            self._queue.append(Gap(source, begin, end, cause))
+            self._queue.append(Gap(source, min(begin, end), end, cause))
             self._submitted += 1
             self._changed.notify_all()
 
@@ -287,7 +303,21 @@ class EventStore:
                 self._committed += operations
                 self._commit_requested = self._commit_requested and self._committed < self._submitted
                 self._changed.notify_all()
-        self._file.close(self._clock(), clean=True)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Close the file at the end of a run. What is in memory because the disk failed has one more chance."""
+        if (path := self._path_to_retry) is not None:
+            self._retry_due = 0.0
+            self._return_to_disk()
+            if self._path_to_retry is not None:
+                lost = sum(max(0, last - self._seq_on_disk.get(name, 0)) for name, last in self._file.last_seq.items())
+                log.error("event store: %s still cannot be written: the last %d events are lost", path, lost)
+                note_unsaved(path)
+        try:
+            self._file.close(self._clock(), clean=True)
+        except apsw.Error as error:
+            log.error("event store: cannot close %s in order: %s", self._file.path, error)
 
     def _next_batch(self) -> tuple[WriteBatch, int, bool]:
         """The next transaction, the number of queue entries in it, and whether it is the last one before the end."""
@@ -431,6 +461,7 @@ class EventStore:
                 self._counters_of(table).evicted += number
             if (now := time.monotonic()) >= self._housekeeping_due:
                 self._housekeeping_due = now + _HEARTBEAT_SECONDS
+                self._note_clock_step()
                 for table, number in self._file.expire(self._clock(), self._settings.retention_age).items():
                     self._counters_of(table).expired += number
         except _TRANSIENT as error:
@@ -440,6 +471,15 @@ class EventStore:
                 self._replace_file(error)
             else:
                 log.error("event store: %s", error)
+
+    def _note_clock_step(self) -> None:
+        ahead, before = self._clock() - self._age_clock(), self._clock_ahead
+        if before is not None and abs(ahead - before) > STEP_SECONDS:
+            log.warning(
+                "event store: the clock was set %s by %.0f s; events are removed by the time since their recording",
+                *("forward" if ahead > before else "back", abs(ahead - before)),
+            )
+        self._clock_ahead = ahead
 
     def _counters_of(self, table: str) -> TableCounters:
         """The counters of a table that has rows in the file, even if this run has not declared it (yet)."""
@@ -463,7 +503,12 @@ class EventStore:
 
     def _open_file(self, path: Path, *, resumed: bool = False) -> EventFile:
         limit, now = self._settings.retention_bytes, self._clock()
-        return EventFile(path, self._tables, limit, now, state_bytes=self._state_bytes, resumed=resumed)
+        return EventFile(
+            *(path, self._tables, limit, now),
+            state_bytes=self._state_bytes,
+            age_clock=self._age_clock,
+            resumed=resumed,
+        )
 
     def _open_in_memory(self, copy_of: EventFile | None = None) -> EventFile:
         limit = min(self._settings.retention_bytes, _MEMORY_STORE_BYTES)
@@ -474,6 +519,7 @@ class EventStore:
             limit,
             self._clock(),
             state_bytes=state_bytes,
+            age_clock=self._age_clock,
             resumed=copy_of is not None,
             copy_of=copy_of,
         )
@@ -509,24 +555,36 @@ class EventStore:
         new = self._open(None)
         self._log_notice(f"event store: cannot write {path} ({error}): events are kept in memory only")
         self._path_to_retry, self._retry_due = path, time.monotonic() + self._retry_seconds
+        self._seq_on_disk = dict(old.last_seq)
         self._switch_file(old, new, old.uri)
         self._close_file(old)
 
     def _return_to_disk(self) -> None:
-        """Leave memory when the disk, which failed in the middle of this run, can be written again."""
+        """Leave memory when the disk, which failed in the middle of this run, can be written again.
+
+        If there is no room for all rows, the oldest are left behind, which is recorded as a gap.
+        """
         if self._path_to_retry is None or time.monotonic() < self._retry_due:
             return
         self._retry_due = time.monotonic() + self._retry_seconds
         try:
             new = self._open_file(self._path_to_retry, resumed=True)
+            try:
+                carried = _carry_over(self._file, new)
+            except BaseException:
+                self._close_file(new)
+                raise
         except _UNUSABLE as error:
             log.debug("event store: still cannot use %s: %s", self._path_to_retry, error)
             return
         self._report_conversions(new)
         self.notice, self._path_to_retry = None, None
         log.warning("event store: events are kept in %s again", new.path)
-        old = self._file
-        self._switch_file(old, new, old.uri)
+        if carried < _ROWS_CARRIED_OVER:
+            log.error(
+                "event store: no room for more than the last %d events of each table; see zeek_agent_gaps", carried
+            )
+        old, self._file = self._file, new
         self._close_file(old)
 
     def _switch_file(self, old: EventFile, new: EventFile, uri: str) -> None:
@@ -555,3 +613,21 @@ class EventStore:
     def _log_notice(self, notice: str) -> None:
         self.notice = notice
         log.error(notice)
+
+
+def _carry_over(old: EventFile, new: EventFile) -> int:
+    """Move to another file with as many of the newest rows as there is room for; returns their number, by table.
+
+    Raises apsw.Error when not even the gap that says so can be stored.
+    """
+    rows = _ROWS_CARRIED_OVER
+    while True:
+        try:
+            new.adopt(old.uri, old.last_seq, rows)
+            new.continue_from(old.last_seq)
+        except apsw.FullError:
+            if rows == 0:
+                raise
+            rows //= 4
+        else:
+            return rows

@@ -88,7 +88,7 @@ class Bridge:
             settings.event_tables if store is not None else (),
             imported.required(settings.required_columns),
         )
-        self._reader = OsqueryReader(self.client, rules, database.context.access.redact)
+        self._reader = OsqueryReader(self.client, rules, database.context.access.masker)
         self._discovery = Discovery("not checked yet")
         self._logged_reason: str | None = ""
         self._connections = 0

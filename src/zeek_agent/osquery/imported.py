@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-from zeek_agent.access import REDACTED
 from zeek_agent.errors import LimitError, SqlError
+from zeek_agent.masking.masker import Masker
+from zeek_agent.masking.text_rules import MASK
 from zeek_agent.osquery import osquery_sql
 from zeek_agent.osquery.client import OsqueryClient
 from zeek_agent.osquery.lookups import ImportedTable
@@ -24,7 +25,7 @@ SUBSCRIBERS: Final = "SELECT name FROM osquery_events WHERE type = 'subscriber'"
 DECODED_ROWS: Final = 1_000
 """Rows decoded together column by column, few enough to stay in the processor's cache."""
 COMMAND_LINES: Final = frozenset({"cmdline", "command"})
-"""Columns whose text `access.redact` masks."""
+"""Columns whose text is masked."""
 ENVIRONMENTS: Final = frozenset({"env_variables"})
 """Columns whose values are withheld, because the environment of a process is never shown."""
 
@@ -182,13 +183,13 @@ def _table(name: str, one: OsqueryTable, reader: OsqueryReader, *, alias: bool) 
 
 
 class OsqueryReader:
-    """Reads rows of osquery's tables. `null` is osquery's text for NULL; `redact` masks command lines."""
+    """Reads rows of osquery's tables. `null` is osquery's text for NULL; `masker` masks command lines."""
 
-    def __init__(self, client: OsqueryClient, rules: ImportRules, redact: Callable[[str], str]) -> None:
+    def __init__(self, client: OsqueryClient, rules: ImportRules, masker: Masker) -> None:
         self.rules = rules
         self.null = ""
         self._client = client
-        self._redact = redact
+        self._masker = masker
 
     def rows(self, name: str, table: OsqueryTable, wanted: Constraints) -> Iterator[tuple[Any, ...]]:
         """The rows with the wanted columns; other cells are None.
@@ -230,7 +231,7 @@ class OsqueryReader:
             nothing = [None] * len(chunk)
             cells = (nothing if decoder is None else decoder.column(chunk) for decoder in decoders)
             decoded += zip(*cells, strict=True)
-        return _redacted(decoded, columns, self._redact)
+        return _masked(decoded, columns, self._masker)
 
     def _undecodable(self, name: str) -> Callable[[str, str | bytes], None]:
         counters = self._client.counters
@@ -242,12 +243,10 @@ class OsqueryReader:
         return count
 
 
-def _redacted(
-    rows: list[tuple[Any, ...]], columns: Sequence[Column], redact: Callable[[str], str]
-) -> list[tuple[Any, ...]]:
+def _masked(rows: list[tuple[Any, ...]], columns: Sequence[Column], masker: Masker) -> list[tuple[Any, ...]]:
     """The rows with command lines and environments masked."""
     masks = {
-        index: redact if column.name in COMMAND_LINES else _withheld
+        index: masker.line if column.name in COMMAND_LINES else _withheld
         for index, column in enumerate(columns)
         if column.name in COMMAND_LINES | ENVIRONMENTS
     }
@@ -262,4 +261,4 @@ def _redacted(
 
 
 def _withheld(cell: str) -> str:
-    return REDACTED if cell else cell
+    return MASK if cell else cell

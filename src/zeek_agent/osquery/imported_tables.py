@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from zeek_agent.masking.masker import Masker
 from zeek_agent.osquery.client import OsqueryClient
 from zeek_agent.osquery.imported import ImportRules, OsqueryReader, OsqueryTable, tables
 from zeek_agent.table import Table
@@ -38,12 +39,12 @@ def describe(offered: Iterable[OsqueryTable], taken: Collection[str], reader: Os
     return _encode(ImportDescription(found, sorted(taken), rules.rows_max, rules.required, reader.null, timeout))
 
 
-def tables_from(description: bytes, dial: Callable[[], socket.socket], redact: Callable[[str], str]) -> list[Table]:
+def tables_from(description: bytes, dial: Callable[[], socket.socket], masker: Masker) -> list[Table]:
     """The tables. `dial` makes a connection to osquery; it raises SqlError."""
     if not description:
         return []
     found = _decode(description)
     client = OsqueryClient(lambda: "osquery", found.timeout, dial=lambda path, timeout: dial())
-    reader = OsqueryReader(client, ImportRules(found.rows_max, required=found.required), redact)
+    reader = OsqueryReader(client, ImportRules(found.rows_max, required=found.required), masker)
     reader.null = found.null
     return list(tables(found.offered, found.taken, reader))

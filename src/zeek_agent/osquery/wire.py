@@ -197,8 +197,8 @@ def _doubt_about_peer(connection: socket.socket) -> str | None:
     """Why the listener is not trusted; it may be another user's than the socket's file (unix(7), SO_PEERCRED)."""
     if not hasattr(socket, "SO_PEERCRED"):
         return None
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, _ = struct.unpack("3i", raw)
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    pid, uid, _ = struct.unpack("iII", raw)
     return None if ownership.is_trusted(uid) else f"process {pid}, which is listening there, belongs to uid {uid}"
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from zeek_agent.masking.masker import Masker
 from zeek_agent.recording.processes.process_cache import ProcessCache
 
 if TYPE_CHECKING:
@@ -90,16 +91,14 @@ KINDS: Final[Mapping[str, BackendFactory]] = {
 """The kinds of event, in the order in which their sources are started."""
 
 
-def candidates(
-    settings: SourceSettings, redact: Callable[[str], str] = lambda command_line: command_line
-) -> dict[str, list[Source]]:
+def candidates(settings: SourceSettings, masker: Masker | None = None) -> dict[str, list[Source]]:
     """Sources by kind, in order of preference; unless the setting is `auto`, only the one that it names.
 
-    `redact` masks secrets in command lines before they are stored anywhere.
+    `masker` masks secrets in command lines before they are stored anywhere.
     """
     if not sys.platform.startswith("linux"):
         return {kind: [] for kind in KINDS}
-    cache = ProcessCache(settings.process_cache, settings.process_grace, redact=redact)
+    cache = ProcessCache(settings.process_cache, settings.process_grace, masker=masker)
     shared = SourceContext(settings, cache)
     return {kind: _chosen(backends(shared), getattr(settings, kind)) for kind, backends in KINDS.items()}
 

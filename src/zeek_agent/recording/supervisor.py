@@ -16,6 +16,7 @@ from zeek_agent.recording.status import SourceStatus
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
     from zeek_agent.events.store import EventStore
+    from zeek_agent.masking.masker import Masker
     from zeek_agent.schema import EventRow
 
 log = logging.getLogger(__name__)
@@ -56,15 +57,15 @@ class Supervisor:
         settings: SourceSettings,
         store: EventStore,
         *,
-        choose: Callable[[SourceSettings, Callable[[str], str]], Mapping[str, Sequence[Source]]] = candidates,
-        redact: Callable[[str], str] = lambda command_line: command_line,
+        choose: Callable[[SourceSettings, Masker | None], Mapping[str, Sequence[Source]]] = candidates,
+        masker: Masker | None = None,
         clock: Callable[[], float] = time.time,
         interval_seconds: float = _CHECK_INTERVAL_SECONDS,
     ) -> None:
         self._store = store
         self._clock = clock
         self._interval_seconds = interval_seconds
-        self._recorders = [_KindState(kind, sources) for kind, sources in choose(settings, redact).items()]
+        self._recorders = [_KindState(kind, sources) for kind, sources in choose(settings, masker).items()]
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="sources", daemon=True)
@@ -209,7 +210,10 @@ class Supervisor:
         recorder.lost = lost
         if recorder.losing_since is None:
             return
-        over = at_end or now >= recorder.losing_until + _QUIET_CHECKS * self._interval_seconds
+        quiet = now - recorder.losing_until
+        over = (
+            at_end or quiet < 0 or quiet >= _QUIET_CHECKS * self._interval_seconds
+        )  # below 0 if the clock was set back
         if over or now >= recorder.losing_since + _GAP_SECONDS_MAX:
             self._store.record_gap(recorder.kind, recorder.losing_since, recorder.losing_until, "overrun")
             log.warning("%s events were lost: the kernel's buffer was full", recorder.kind)

@@ -10,7 +10,12 @@ _COLUMNS = {
     column.name: column
     for column in (
         Column("exe", "text", "path of the process's executable"),
-        Column("cmdline", "text", "arguments joined by spaces, with matches of `access.redact` masked"),
+        Column("cmdline", "text", "arguments joined by one blank each, with secrets masked (`***`)"),
+        Column(
+            "argv",
+            "vector[text]",
+            "arguments, with secrets masked; null if they are unknown, or more than an event holds (4 KB)",
+        ),
         Column("loginuid", "count", "login user id (audit), which setuid does not change"),
         Column("session", "count", "login session id (audit)"),
         Column("cgroup", "text", "path of the control group in the unified hierarchy, or the longest path"),
@@ -22,6 +27,6 @@ _COLUMNS = {
 }
 
 
-def process_columns(*names: str, added: bool = False) -> list[Column]:
-    """The columns of these names; `added` as in `Column`."""
-    return [replace(_COLUMNS[name], added=added) for name in names]
+def process_columns(*names: str, added: bool = False, hidden: bool = False) -> list[Column]:
+    """The columns of these names; `added` and `hidden` as in `Column`."""
+    return [replace(_COLUMNS[name], added=added, hidden=hidden) for name in names]

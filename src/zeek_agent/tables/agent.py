@@ -6,7 +6,6 @@ import platform
 import re
 import socket
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 
 from zeek_agent import version_number
@@ -19,11 +18,14 @@ _EVERYWHERE = ("linux", "darwin", "win32")
 zeek_agent = Table(
     "zeek_agent",
     "this agent and its host",
-    description="One row. The agent's hello message to Zeek contains it.",
+    description=(
+        "One row. The agent's hello message to Zeek contains it, and is sent again within two seconds when the host "
+        "name, the addresses or the tables change."
+    ),
     columns=[
         Column("id", "text", "the agent's id, unchanged by restarts"),
         Column("instance", "text", "id of this run of the agent"),
-        Column("hostname", "text", "the host's name"),
+        Column("hostname", "text", "the host's name at this moment, or the one set as `agent.hostname`"),
         Column("addresses", "set[address]", "the host's addresses, except loopback and link-local ones"),
         Column("platform", "text", "`Linux`, `Darwin` or `Windows`"),
         Column("os_name", "text", "name and version of the operating system"),
@@ -186,7 +188,8 @@ zeek_agent_connections = Table(
         Column(
             "zeek_version",
             "text",
-            "Zeek's version; Broker's version if connected to Broker's own server (packages up to 2.3)",
+            "Zeek's version; Broker's version if connected to Broker's own server (packages up to 2.3); null if "
+            "connected to a collector",
         ),
         Column("instances", "count", "Zeek instances reached through the connection"),
         Column("queries", "count", "queries installed by these instances"),
@@ -321,7 +324,6 @@ def _resolved_addresses() -> list[str]:
     return sorted(str(address) for address in addresses if not (address.is_loopback or address.is_link_local))
 
 
-@cache
 def _os_name() -> str:
     """The distribution's name (os-release(5)), or else the platform's."""
     for file in ("/etc/os-release", "/usr/lib/os-release"):

@@ -38,6 +38,7 @@ processes_events = Table(
         ),
         Column("parent_name", "text", "the parent's short name", added=True),
         Column("parent_exe", "text", "path of the parent's executable", added=True),
+        *process_columns("argv", added=True),
     ],
     examples=[
         "SELECT time, exe, cmdline, uid FROM processes_events WHERE state = 'started'",
@@ -86,6 +87,7 @@ sockets_events = Table(
         Column("translated_local_port", "count", "translated local port", added=True),
         Column("translated_remote_addr", "address", "translated peer address", added=True),
         Column("translated_remote_port", "count", "translated peer port", added=True),
+        *process_columns("argv", added=True),
     ],
     examples=[
         "SELECT time, process, remote_addr, remote_port FROM sockets_events WHERE direction = 'outbound'",

@@ -39,6 +39,7 @@ process_tree = Table(
         Column("running", "bool", "whether it is still running"),
         *process_columns("entity_id"),
         Column("parent_entity_id", "text", "`entity_id` of the process that started it"),
+        *process_columns("argv", hidden=True),
     ],
     parameters=[
         Parameter("pid", "count", "process id; either this or `entity_id` must be given", required=False),
@@ -67,6 +68,8 @@ class Member:
     exit_time: float | None = None
     parent_name: str | None = None
     parent_exe: str | None = None
+    argv: str | list[str] | None = None
+    """JSON if it is from the event store."""
     running: bool = False
 
     def row(self, relation: str, depth: int) -> Row:
@@ -84,6 +87,7 @@ class Member:
             self.running,
             self.entity_id,
             self.parent,
+            json.loads(self.argv) if isinstance(self.argv, str) else self.argv,
         )
 
 
@@ -104,7 +108,7 @@ _CHILDREN: Final = (
 )
 _FACTS: Final = (
     "SELECT entity_id, parent_entity_id, pid, ppid, name, exe, cmdline, uid, "
-    "iif(state = 'stopped', time - duration, time), iif(state = 'stopped', time, NULL), parent_name, parent_exe "
+    "iif(state = 'stopped', time - duration, time), iif(state = 'stopped', time, NULL), parent_name, parent_exe, argv "
     "FROM processes_events WHERE entity_id IN (SELECT value FROM json_each(?)) ORDER BY seq"
 )
 """The columns of a Member, for each event of the process: start, exec, end."""
@@ -140,10 +144,11 @@ def family(wanted: Constraints) -> Iterator[Row]:
 
 def _living(wanted: Constraints, pids: Sequence[int] | None = None) -> Iterator[Member]:
     """The processes currently in /proc, all or those of `pids`, with their current parents."""
-    redact = wanted.context.access.redact
+    masked = wanted.context.access.masker.command_line
     for process in Procfs(wanted.context.proc).processes(pids):
         wanted.check()
         try:
+            command_line = masked(process.arguments) if process.arguments else None
             member = Member(
                 process.entity_id,
                 process.parent_entity_id,
@@ -151,9 +156,10 @@ def _living(wanted: Constraints, pids: Sequence[int] | None = None) -> Iterator[
                 process.ppid,
                 process.name,
                 process.exe,
-                None if process.cmdline is None else redact(process.cmdline),
+                command_line.cmdline if command_line else None,
                 process.uid,
                 process.start_time,
+                argv=command_line.argv if command_line else None,
                 running=process.state not in {"zombie", "dead"},
             )
         except ProcessLookupError:
@@ -245,7 +251,8 @@ def _merged(before: Member | None, event: Member) -> Member:
         parent=event.parent or before.parent,
         name=event.name or before.name,
         exe=event.exe or before.exe,
-        cmdline=event.cmdline or before.cmdline,
+        cmdline=before.cmdline if event.cmdline is None else event.cmdline,
+        argv=before.argv if event.cmdline is None else event.argv,
         uid=before.uid if event.uid is None else event.uid,
         start_time=start,
         parent_name=event.parent_name or before.parent_name,

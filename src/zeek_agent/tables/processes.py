@@ -47,6 +47,7 @@ processes = Table(
         *process_columns("loginuid", "session", added=True),
         Column("tty", "text", "controlling terminal, such as `pts/0`", added=True),
         *process_columns("cgroup", "container_id", "netns", "entity_id", "parent_entity_id", added=True),
+        *process_columns("argv", added=True, hidden=True),
     ],
     examples=[
         "SELECT name, pid, uid, exe FROM processes WHERE pid = 1",
@@ -80,9 +81,9 @@ def _reader(column: str, wanted: Constraints) -> Callable[[ProcfsProcess | Task]
     """A function that reads the value of that column; nothing is read for columns that the statement does not use."""
     if column not in wanted.columns or column == "startup":
         return _unread
-    if column == "cmdline":
-        redact = wanted.context.access.redact
-        return lambda process: None if (cmdline := process.cmdline) is None else redact(cmdline)
+    if column in {"cmdline", "argv"}:
+        masked, form = wanted.context.access.masker.command_line, attrgetter(column)
+        return lambda process: form(masked(raw)) if (raw := process.arguments) else None
     return attrgetter(column)
 
 

@@ -64,6 +64,7 @@ sockets = Table(
         Column("translated_local_port", "count", "translated local port", added=True),
         Column("translated_remote_addr", "address", "translated peer address", added=True),
         Column("translated_remote_port", "count", "translated peer port", added=True),
+        *process_columns("argv", added=True, hidden=True),
     ],
     examples=[
         "SELECT pid, process, local_addr, local_port FROM sockets WHERE state = 'LISTEN'",
@@ -85,6 +86,7 @@ listening_ports = Table(
         Column("port", "count", "port number"),
         Column("uid", "count", "user who created the socket"),
         *process_columns("exe", "cmdline", "netns", "container_id", "entity_id"),
+        *process_columns("argv", hidden=True),
     ],
     examples=["SELECT protocol, port, address, process, exe FROM listening_ports ORDER BY protocol, port"],
 )
@@ -107,6 +109,7 @@ packet_sockets = Table(
         *process_columns("exe", "cmdline"),
         Column("fd", "count", "the process's lowest file descriptor for the socket"),
         *process_columns("netns", "container_id", "entity_id"),
+        *process_columns("argv", hidden=True),
     ],
     examples=["SELECT pid, exe, interface FROM packet_sockets WHERE ethertype = 3"],
 )
@@ -126,6 +129,7 @@ class Owner(NamedTuple):
     cmdline: str | None = None
     container_id: str | None = None
     entity_id: str | None = None
+    argv: list[str] | None = None
 
 
 OwnedSocket: TypeAlias = tuple[InternetSocket, int | None, int | None, int | None, Owner]
@@ -157,6 +161,7 @@ def open_sockets(wanted: Constraints) -> Iterator[Row]:
             owner.entity_id,
             _community_id(found) if with_community_id else None,
             *(_translation(found, translated) if translated else UNTRANSLATED),
+            owner.argv,
         )
 
 
@@ -177,6 +182,7 @@ def listeners(wanted: Constraints) -> Iterator[Row]:
                 netns,
                 owner.container_id,
                 owner.entity_id,
+                owner.argv,
             )
 
 
@@ -205,6 +211,7 @@ def sniffers(wanted: Constraints) -> Iterator[Row]:
                     netns,
                     owner.container_id,
                     owner.entity_id,
+                    owner.argv,
                 )
 
 
@@ -240,13 +247,15 @@ def _owner(procfs: Procfs, pid: int | None, wanted: Constraints) -> Owner:
         return Owner()
     try:
         with ProcfsProcess(procfs, pid) as process:
-            cmdline = process.cmdline if wanted.needs("cmdline") else None
+            raw = process.arguments if wanted.needs("cmdline", "argv") else None
+            command_line = wanted.context.access.masker.command_line(raw) if raw else None
             return Owner(
                 process.name,
                 process.exe if wanted.needs("exe") else None,
-                None if cmdline is None else wanted.context.access.redact(cmdline),
+                command_line.cmdline if command_line else None,
                 process.container_id if wanted.needs("container_id") else None,
                 process.entity_id if wanted.needs("entity_id") else None,
+                command_line.argv if command_line else None,
             )
     except ProcessLookupError:
         return Owner()

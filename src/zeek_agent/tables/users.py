@@ -14,7 +14,8 @@ users = Table(
     "user accounts",
     description=(
         "All accounts known to the system at query time: local ones, and those that directory services enumerate. "
-        "`WHERE name = …` also finds accounts that a directory service does not enumerate."
+        "`WHERE name = …` also finds accounts that a directory service does not enumerate. "
+        "Lines of `/etc/passwd` that include or exclude accounts of NIS (`+`, `-name`, `+@netgroup`) are not accounts."
     ),
     columns=[
         Column("name", "text", "login name"),

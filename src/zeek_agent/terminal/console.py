@@ -54,6 +54,7 @@ class Printer:
         self.mode = mode
         self.width = width
         self.color = color
+        self._moment: float | None = None
 
     @classmethod
     def for_stream(cls, out: TextIO, mode: Mode, environment: Mapping[str, str]) -> Printer:
@@ -67,8 +68,15 @@ class Printer:
         columns: Sequence[tuple[str, ZeekType]],
         rows: Sequence[Sequence[Any]],
         changes: Sequence[str | None] | None = None,
+        moment: float | None = None,
     ) -> None:
-        """Write a result; with `changes`, each row is marked as added or deleted."""
+        """Write a result; with `changes`, each row is marked as added or deleted.
+
+        `moment` is the time of a repeated query's report: a line above its rows, a key of JSON changes, not in CSV.
+        """
+        if moment is not None and self.mode in (Mode.TABLE, Mode.LINE):
+            self._put(f"-- {iso_time(int(moment))[:19]}Z", DIM)
+        self._moment = moment
         write = {Mode.TABLE: self._table, Mode.LINE: self._lines, Mode.JSON: self._json, Mode.CSV: self._csv}
         write[self.mode](columns, rows, changes)
         self.out.flush()
@@ -133,7 +141,8 @@ class Printer:
         for index, row in enumerate(rows):
             cells = {name: plain(kind, value) for name, kind, value in zip(names, kinds, row, strict=True)}
             if changes is not None:
-                cells = {"change": changes[index], "row": cells}
+                time = {} if self._moment is None else {"time": iso_time(self._moment)}
+                cells = {**time, "change": changes[index], "row": cells}
             lines.append(msgspec.json.encode(cells).decode())
         if changes is not None:
             self.out.writelines(f"{line}\n" for line in lines)
@@ -251,6 +260,18 @@ def iso_time(seconds: float) -> str:
         return (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     except (OverflowError, ValueError):
         return str(seconds)
+
+
+def age(seconds: float) -> str:
+    """A duration for people: `5 s`, `3 min`, `2 h 5 min`, `3 days`. A clock that was set back gives `0 s`."""
+    whole = max(int(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
+    if whole < 2 * 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86_400} days"
 
 
 def display_width(text: str) -> int:

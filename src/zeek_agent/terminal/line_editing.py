@@ -40,6 +40,8 @@ def line_editing(history: Path, completions: Callable[[str, str], list[str]]) ->
     readline.set_completer_delims(" \t\n,()=<>'\"+*/;|")
     libedit = "libedit" in (readline.__doc__ or "")
     readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
+    if not libedit:
+        readline.parse_and_bind("set enable-bracketed-paste on")  # tabs in pasted text do not complete
     try:
         yield
     finally:

@@ -28,9 +28,11 @@ from zeek_agent.errors import SqlError
 from zeek_agent.events import event_file
 from zeek_agent.events.migrations import refuse_newer
 from zeek_agent.events.store import NewerStoreError
+from zeek_agent.host.hostname import hostname
 from zeek_agent.signals import run_until_done
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
+from zeek_agent.terminal.console import age, iso_time
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config
@@ -50,6 +52,7 @@ class StoredEvents:
     """The event store of a state directory, read-only: events stored by an agent, but no new ones."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.uri = f"file:{quote(str(path.absolute()))}?mode=ro"
         self._connection = apsw.Connection(self.uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         self._connection.set_busy_timeout(2_000)
@@ -79,6 +82,22 @@ class StoredEvents:
         """Periods without recording: source, from, until, cause."""
         return self._connection.execute('SELECT source, "from", until, cause FROM _gaps ORDER BY "from"').fetchall()
 
+    def newest(self) -> float | None:
+        """When the newest event happened; None if there are none."""
+        tables = self._connection.execute(
+            "SELECT s.name FROM sqlite_sequence s JOIN pragma_table_info(s.name) c WHERE c.name = 'time'"
+        ).fetchall()
+        times = [self._newest_in(str(table)) for (table,) in tables]
+        return max((time_ for time_ in times if time_ is not None), default=None)
+
+    def _newest_in(self, table: str) -> float | None:
+        """Rows are stored nearly, but not exactly, in the order of their times."""
+        last = f'SELECT time FROM "{table}" ORDER BY seq DESC LIMIT 100'
+        found = self._connection.execute(
+            f"SELECT max(time) FROM ({last}) WHERE typeof(time) IN ('real', 'integer')"
+        ).get
+        return None if found is None else float(found)
+
     def close(self) -> None:
         self._connection.close()
 
@@ -90,17 +109,34 @@ class LocalAgent:
         stored = identity.read(places.identity)
         self.id = config.agent.id or (stored.id if stored else "")
         self.instance = identity.new_id("I")
-        self.hostname = config.agent.hostname or socket.gethostname()
         self.database: SqlDatabase | None = None
         self.pool: WorkerPool | None = None
         """The worker processes of the database, if its statements run in some."""
         self._config = config
         self._origins = origins
+        self._places = places
         self._store = store
         self.started = time.monotonic()
 
+    @property
+    def hostname(self) -> str:
+        return hostname(self._config.agent.hostname)
+
     def uptime(self) -> float:
         return time.monotonic() - self.started
+
+    def events_notice(self) -> str:
+        """Which events there are, and how old the newest is."""
+        if self._store is None:
+            exists = os.access(self._places.store, os.F_OK)
+            return f"no {'events are readable' if exists else 'recorded events'} in {self._places.state}"
+        try:
+            newest = self._store.newest()
+        except apsw.Error as error:
+            return f"the events in {self._store.path} cannot be read ({error})"
+        if newest is None:
+            return f"no recorded events in {self._store.path}"
+        return f"the newest event in {self._store.path} is {age(time.time() - newest)} old ({iso_time(newest)})"
 
     def tables(self) -> Iterable[Table]:
         tables = self.database.tables.values() if self.database is not None else ()
@@ -154,11 +190,20 @@ def open_agent(config: Config, origins: Mapping[str, str], osquery: OsqueryTable
 
     `contained` runs its statements in worker processes. Raises ZeekAgentError if there is no user for them.
     """
-    places = paths.locate(config)
+    places = paths.locate_for_commands(config)
     store = StoredEvents.at(places.store)
     agent = LocalAgent(config, origins, places, store)
     tables = [*builtin_tables(), *plugin_tables()]
-    context = TableContext(agent, AccessPolicy(config.access, paths.protected(config, places)))
+    protected = tuple(
+        dict.fromkeys(
+            (
+                *paths.protected(config, places),
+                *paths.protected(config, paths.locate(config)),
+                *map(str, paths.states_of_clone()),
+            )
+        )
+    )
+    context = TableContext(agent, AccessPolicy(config.access, protected))
     if not contained:
         agent.database = Database(tables, context, config.limits, store)
         return agent
@@ -174,7 +219,7 @@ def open_agent(config: Config, origins: Mapping[str, str], osquery: OsqueryTable
         context,
         nobody_waits,
         store,
-        setup=needs.worker_setup(config, places, agent, agent.started),
+        setup=msgspec.structs.replace(needs.worker_setup(config, places, agent, agent.started), protected=protected),
         need=lambda need: needs.answer(need, agent, record_nothing, osquery.connect),
         osquery=osquery.describe,
     )
@@ -185,16 +230,24 @@ def open_agent(config: Config, origins: Mapping[str, str], osquery: OsqueryTable
 class LocalResponder:
     """Answers requests without an agent, with an event loop that runs only during a request."""
 
-    remote = False
+    place = "this process"
 
-    def __init__(self, config: Config, origins: Mapping[str, str]) -> None:
+    def __init__(self, config: Config, origins: Mapping[str, str], reason: str = "no agent is running") -> None:
+        """`reason` says why no agent answers."""
         self._config = config
         self._origins = origins
+        self._reason = reason
         self._loop = asyncio.Runner()
         self._agent: LocalAgent | None = None
         self._runner: QueryRunner | None = None
         self._osquery = OsqueryTables()
         logbook.to_terminal()
+
+    @property
+    def notice(self) -> str | None:
+        self._opened()
+        assert self._agent is not None
+        return f"{self._reason}: this host is read directly; {self._agent.events_notice()}"
 
     def responses(self, request: Request) -> Generator[Frame, None, None]:
         from zeek_agent.control.answers import answering
@@ -262,4 +315,5 @@ class LocalResponder:
         return self._runner
 
     def _status(self) -> dict[str, Any]:
-        return {"running": False, "version": __version__, "state_dir": str(paths.locate(self._config).state)}
+        places = paths.locate_for_commands(self._config)
+        return {"running": False, "version": __version__, "state_dir": str(places.state)}

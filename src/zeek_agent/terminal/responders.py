@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from zeek_agent import paths
@@ -19,10 +20,11 @@ from zeek_agent.control.messages import (
     Request,
     Rows,
 )
-from zeek_agent.errors import ZeekAgentError
+from zeek_agent.errors import SqlError, ZeekAgentError
 from zeek_agent.schema import Row, ZeekType
 from zeek_agent.table import Table
 from zeek_agent.table_declarations import declared
+from zeek_agent.terminal.suggestions import with_suggestion
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config
@@ -34,8 +36,16 @@ class Responder(Protocol):
     """Answers requests. Closing the iterator of an answer aborts it."""
 
     @property
-    def remote(self) -> bool:
-        """Whether a running agent answers."""
+    def notice(self) -> str | None:
+        """What users should know about the answers so far: that no agent is running, how old the events are.
+
+        None if a running agent answers.
+        """
+        ...
+
+    @property
+    def place(self) -> str:
+        """Who answers, for the shell's greeting."""
         ...
 
     def responses(self, request: Request) -> Generator[Frame, None, None]:
@@ -48,10 +58,11 @@ class Responder(Protocol):
 class AgentResponder:
     """Sends requests to a running agent; each request has its own connection, so that it can be aborted."""
 
-    remote = True
+    notice: str | None = None
 
     def __init__(self, client: ControlClient) -> None:
         self._path = client.path
+        self.place = f"the running agent on {client.path}"
         self._client: ControlClient | None = client
 
     def responses(self, request: Request) -> Generator[Frame, None, None]:
@@ -75,7 +86,7 @@ class AgentResponder:
 def connect(config: Config) -> AgentResponder:
     """A responder of the running agent. Raises NoAgentError if none is running, ZeekAgentError if it is unreachable."""
     refusal: ZeekAgentError | None = None
-    sockets = paths.locate(config).sockets
+    sockets = paths.locate_for_commands(config).sockets
     for path in sockets:
         try:
             return AgentResponder(ControlClient(path))
@@ -88,23 +99,25 @@ def connect(config: Config) -> AgentResponder:
 
 def open_responder(config: Config, origins: Mapping[str, str]) -> Responder:
     """A responder of the running agent, or else in this process, with a warning if a running agent is unreachable."""
+    reason = "no agent is running"
     try:
         return connect(config)
     except NoAgentError:
         pass
     except ZeekAgentError as error:
         sys.stderr.write(f"zeek-agent: {error}; continuing without it\n")
+        reason = "the agent is not used"
     from zeek_agent.terminal.local_responder import LocalResponder
 
-    return LocalResponder(config, origins)
+    return LocalResponder(config, origins, reason)
 
 
 def query(responder: Responder, sql: str) -> tuple[list[tuple[str, ZeekType]], list[Row], list[Note]]:
-    """Columns, rows, and notes of omitted data. Raises SqlError."""
+    """Columns, rows, and notes of omitted data. Raises SqlError, which names the nearest name for an unknown one."""
     columns: list[tuple[str, ZeekType]] = []
     rows: list[Row] = []
     notes: list[Note] = []
-    for frame in responder.responses(messages.QueryRequest(sql)):
+    for frame in explained(responder, messages.QueryRequest(sql)):
         match frame:
             case Columns():
                 columns = typed_columns(frame)
@@ -113,6 +126,17 @@ def query(responder: Responder, sql: str) -> tuple[list[tuple[str, ZeekType]], l
             case Note():
                 notes.append(frame)
     return columns, rows, notes
+
+
+def explained(
+    responder: Responder, request: messages.QueryRequest | messages.SubscribeRequest
+) -> Generator[Frame, None, None]:
+    """The frames of the answer to a statement. Raises SqlError, which names the nearest name for an unknown one."""
+    try:
+        with closing(responder.responses(request)) as frames:
+            yield from frames
+    except SqlError as error:
+        raise type(error)(with_suggestion(str(error), request.sql, lambda: tables(responder))) from None
 
 
 def typed_columns(frame: Columns) -> list[tuple[str, ZeekType]]:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
-from collections.abc import Callable, Iterable
+import select
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
-from zeek_agent.control import messages
-from zeek_agent.control.messages import Columns, Note, Pause, Rows, SubscriptionName
+from zeek_agent.control.messages import Columns, Note, Pause, Rows, SubscribeRequest, SubscriptionName
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.terminal import responders
 from zeek_agent.terminal.console import Mode, Printer
 from zeek_agent.terminal.line_editing import line_editing
+from zeek_agent.terminal.pager import Pager
 from zeek_agent.terminal.status_report import facts_text
+from zeek_agent.terminal.suggestions import columns_of, named_in, nearest
 from zeek_agent.terminal.table_text import describe_table, list_tables
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
-    from zeek_agent.schema import ZeekType
+    from zeek_agent.schema import Row, ZeekType
     from zeek_agent.table import Table
     from zeek_agent.terminal.responders import Responder
 
@@ -44,12 +50,17 @@ _TOKEN: Final = re.compile(
 class Shell:
     """Reads statements and commands and writes their results."""
 
-    def __init__(self, responder: Responder, printer: Printer, errors: TextIO) -> None:
+    def __init__(self, responder: Responder, printer: Printer, errors: TextIO, pager: Pager | None = None) -> None:
+        """`pager` shows results that are longer than the terminal."""
         self._responder = responder
+        self._terminal = printer
         self._printer = printer
         self._errors = errors
+        self._pager = pager
         self._tables: list[Table] | None = None
-        self._buffer: list[str] = []
+        self._buffer = ""
+        self._interactive = False
+        self._hinted = False
         self._done = False
         self.failed = False
         """Whether a statement or command has failed."""
@@ -62,44 +73,76 @@ class Shell:
         return self._tables
 
     def run_interactive(self, history: Path) -> None:
-        """Read from the terminal until `.quit` or the end of input."""
+        """Read from the terminal until `quit` or the end of input."""
+        self._interactive = True
         with line_editing(history, self.completions):
-            where = "the running agent" if self._responder.remote else "this process because no agent is running"
-            self._printer.out.write(f"Zeek Agent shell, using {where}. .help lists commands, Ctrl-D exits.\n")
+            self._say(f"Zeek Agent shell, using {self._responder.place}.")
+            self._guarded(self._give_notice)
+            self._say("A statement ends with ; and can span several lines. help lists commands, Ctrl-D exits.")
             while not self._done:
                 try:
-                    self.feed(input("   ...> " if self._buffer else "zeek-agent> "), waiting=False)
+                    self.feed(input("   ...> " if self._buffer else "zeek-agent> "))
                 except EOFError:
-                    self._printer.out.write("\n")
-                    return
+                    self._say("")
+                    break
                 except KeyboardInterrupt:
-                    self._buffer.clear()
-                    self._printer.out.write("\n")
+                    self._buffer = ""
+                    self._say("")
+        self.close()
 
     def run_script(self, lines: Iterable[str]) -> None:
         """Run lines that are not typed: a statement ends with `;` or with the input."""
+        self._guarded(self._give_notice)
         for line in lines:
-            self.feed(line.rstrip("\n"), waiting=True)
+            self.feed(line.rstrip("\n"))
             if self._done:
-                return
-        self._run_buffer()
+                break
+        else:
+            self._run(split_statements(self._buffer))
+        self.close()
 
-    def feed(self, line: str, *, waiting: bool) -> None:
-        """Process a line. A statement ends with `;` or, unless `waiting`, with a line that can end one."""
-        if not self._buffer and line.lstrip().startswith("."):
-            self._guarded(lambda: self._command(line.strip()))
+    def close(self) -> None:
+        """Close the file of `.output`, if any; rows that cannot be written are reported."""
+        printer, self._printer = self._printer, self._terminal
+        if printer is not self._terminal:
+            try:
+                printer.out.close()
+            except OSError as error:
+                self.failed = True
+                self._complain(f"cannot write {printer.out.name}: {error.strerror or error}")
+
+    def feed(self, text: str) -> None:
+        """Process typed or pasted text, which may have several lines, up to the last `;`; the rest waits for more."""
+        for line in text.split("\n"):
+            if not self._done:
+                self._feed_line(line.rstrip("\r"))
+        self._hint()
+
+    def _feed_line(self, line: str) -> None:
+        word = line.strip().rstrip(";").rstrip().lower()
+        is_command = line.lstrip().startswith(".") and word.split()[0] in COMMANDS
+        if not self._buffer and (line.lstrip().startswith(".") or word in WORDS):
+            self._guarded(lambda: self._command(WORDS.get(word, line.strip())))
             return
         if not self._buffer and not line.strip():
             return
-        self._buffer.append(line)
-        text = "\n".join(self._buffer)
-        if is_complete(text, waiting=waiting):
-            self._run_buffer()
+        if self._interactive and self._buffer and (is_command or word in WORDS):
+            self._say("This is within a statement: end it with ;, or discard it with Ctrl-C.")
+            if is_command:
+                return
+        statements, self._buffer = take_statements(f"{self._buffer}\n{line}" if self._buffer else line)
+        if not self._buffer.strip() or (self._interactive and is_blank(self._buffer)):
+            self._buffer = ""
+        self._run(statements)
 
-    def _run_buffer(self) -> None:
-        text = "\n".join(self._buffer).strip()
-        self._buffer.clear()
-        for statement in split_statements(text):
+    def _hint(self) -> None:
+        """Say once how a statement ends, when one looks complete and no more pasted lines follow."""
+        if self._interactive and not self._hinted and could_end(self._buffer) and not _more_input():
+            self._hinted = True
+            self._say("End the statement with ; to run it.")
+
+    def _run(self, statements: Iterable[str]) -> None:
+        for statement in statements:
             self._guarded(lambda sql=statement: self._query(sql))  # type: ignore[misc]
 
     def _guarded(self, action: Callable[[], None]) -> None:
@@ -110,16 +153,62 @@ class Shell:
             self.failed = True
             self._complain(str(error))
 
-    def _complain(self, message: str) -> None:
-        self._printer.out.flush()
-        self._errors.write(f"error: {escaped(message)}\n")
+    def _complain(self, message: str, kind: str = "error") -> None:
+        self._terminal.out.flush()
+        self._errors.write(f"{kind}: {escaped(message)}\n")
         self._errors.flush()
+
+    def _give_notice(self) -> None:
+        notice = self._responder.notice
+        if notice is not None and self._interactive:
+            self._say(escaped(notice[:1].upper() + notice[1:] + "."))
+        elif notice is not None:
+            self._complain(notice, "note")
+
+    def _say(self, text: str) -> None:
+        """Write a line that is not part of any result."""
+        self._terminal.out.write(f"{text}\n")
+        self._terminal.out.flush()
 
     def _query(self, sql: str) -> None:
         columns, rows, notes = responders.query(self._responder, sql)
-        self._printer.write(columns, rows)
+        self._show(columns, rows)
         for note in notes:
             self._complain(note.message)
+
+    def _show(self, columns: Sequence[tuple[str, ZeekType]], rows: Sequence[Row]) -> None:
+        """Write a result; people also see how many rows it has."""
+        count = f"({len(rows):,} {'row' if len(rows) == 1 else 'rows'})"
+        if self._printer is not self._terminal:
+            self._write_file(lambda: self._printer.write(columns, rows))
+            self._say(f"{count[:-1]} to {escaped(self._printer.out.name)})")
+            return
+        if not self._interactive:
+            self._printer.write(columns, rows)
+            return
+        end = f"{count}\n" if self._printer.mode in (Mode.TABLE, Mode.LINE) else ""
+        if self._pager is None:
+            self._printer.write(columns, rows)
+            self._terminal.out.write(end)
+            self._terminal.out.flush()
+        else:
+            text = io.StringIO()
+            Printer(text, self._printer.mode, width=self._printer.width, color=self._printer.color).write(columns, rows)
+            self._pager.show(text.getvalue() + end, self._terminal.out)
+
+    def _put(self, text: str) -> None:
+        """Write the output of a command."""
+        if self._printer is self._terminal:
+            self._printer.out.write(text)
+        else:
+            self._write_file(lambda: self._printer.out.write(text))
+
+    def _write_file(self, write: Callable[[], object]) -> None:
+        """Write to the file of `.output`. Raises ZeekAgentError if that fails."""
+        try:
+            write()
+        except OSError as error:
+            raise ZeekAgentError(f"cannot write {self._printer.out.name}: {error.strerror or error}") from None
 
     # Commands
 
@@ -127,52 +216,97 @@ class Shell:
         name, _, argument = line.partition(" ")
         command = COMMANDS.get(name)
         if command is None:
-            raise UsageError(f"no command {name}; .help lists them")
+            near = nearest(name, COMMANDS, cutoff=0.75)
+            raise UsageError(f"no command {name}; " + (f"did you mean {near}?" if near else ".help lists them"))
         command.run(self, argument.strip().rstrip(";").rstrip())
 
     def help(self, _: str) -> None:
         width = max(len(command.usage) for command in COMMANDS.values())
         for command in dict.fromkeys(COMMANDS.values()):
-            self._printer.out.write(f"{command.usage:{width}}  {command.summary}\n")
-        self._printer.out.write("Anything else is SQL; it can span several lines and ends with ;\n")
+            self._terminal.out.write(f"{command.usage:{width}}  {command.summary}\n")
+        self._say("Anything else is SQL; it can span several lines and ends with ;")
 
     def list_tables(self, _: str) -> None:
         self._tables = None
-        self._printer.out.write(list_tables(self.tables))
+        self._put(list_tables(self.tables))
 
     def schema(self, argument: str) -> None:
-        self._printer.out.write(describe_table(find_table(self.tables, argument)))
+        self._put(describe_table(find_table(self.tables, argument)))
 
     def mode(self, argument: str) -> None:
         if not argument:
-            self._printer.out.write(f"{self._printer.mode}\n")
+            self._say(self._printer.mode)
             return
         if argument not in list(Mode):
             raise UsageError(f"no mode {argument!r}; modes are {', '.join(Mode)}")
-        self._printer.mode = Mode(argument)
+        self._printer.mode = self._terminal.mode = Mode(argument)
+
+    def output(self, argument: str) -> None:
+        """Write results to a file, readable only by its owner, or again to the terminal."""
+        self.close()
+        if not argument:
+            return
+        path = Path(argument).expanduser()
+        try:
+            file = open(path, "w", encoding="utf-8", opener=_create_private)  # noqa: SIM115
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from None
+        self._printer = Printer(file, self._terminal.mode)
+
+    def pager(self, argument: str) -> None:
+        if argument not in ("", "on", "off"):
+            raise UsageError(".pager takes on or off; the environment variable PAGER names the program")
+        if argument:
+            self._pager = Pager.from_environment(os.environ) if argument == "on" else None
+        self._say(f"pager: {'off' if self._pager is None else escaped(' '.join(self._pager.command))}")
 
     def status(self, _: str) -> None:
-        self._printer.out.write(facts_text(responders.status(self._responder)))
+        self._put(facts_text(responders.status(self._responder)))
 
     def quit(self, _: str) -> None:
         self._done = True
 
     def repeat(self, subscription: SubscriptionName, argument: str) -> None:
-        """Run a query repeatedly and show its reports until Ctrl-C."""
+        """Run a query repeatedly and show its reports, each with its time, until Ctrl-C."""
         schedule, sql = split_schedule(argument)
+        if self._interactive:
+            self._say(f"Runs every {schedule:g} s; Ctrl-C stops.")
         columns: list[tuple[str, ZeekType]] = []
-        with closing(self._responder.responses(messages.SubscribeRequest(sql, subscription, schedule))) as frames:
+        rows: list[Row] = []
+        changes: list[str | None] = []
+        with closing(responders.explained(self._responder, SubscribeRequest(sql, subscription, schedule))) as frames:
             for frame in frames:
                 match frame:
                     case Columns():
                         columns = responders.typed_columns(frame)
-                    case Rows(rows=rows, changes=changes):
-                        self._printer.write(columns, rows, None if subscription == "Snapshots" else changes)
+                    case Rows():
+                        rows += frame.rows
+                        changes += frame.changes or [None] * len(frame.rows)
                     case Note(message=message):
                         self._complain(message)
                     case Pause():
-                        self._printer.out.write("\n" if self._printer.mode in (Mode.TABLE, Mode.LINE) else "")
-                        self._printer.out.flush()
+                        self._report(columns, rows, None if subscription == "Snapshots" else changes)
+                        rows, changes = [], []
+
+    def _report(
+        self,
+        columns: Sequence[tuple[str, ZeekType]],
+        rows: Sequence[Row],
+        changes: Sequence[str | None] | None,
+    ) -> None:
+        """Write one report of a repeated query."""
+        if not rows and changes is not None:
+            return
+
+        def write() -> None:
+            self._printer.write(columns, rows, changes, time.time())
+            self._printer.out.write("\n" if self._printer.mode in (Mode.TABLE, Mode.LINE) else "")
+            self._printer.out.flush()
+
+        if self._printer is self._terminal:
+            write()
+        else:
+            self._write_file(write)
 
     # Completion
 
@@ -180,25 +314,20 @@ class Shell:
         """Completions of `word`, given the line before it."""
         if before == "" and word.startswith("."):
             return [name for name in COMMANDS if name.startswith(word)]
+        if re.fullmatch(r"\s*\.pager\s+", before):
+            return [value for value in ("on", "off") if value.startswith(word)]
         if re.fullmatch(r"\s*\.mode\s+", before):
             return [mode.value for mode in Mode if mode.value.startswith(word)]
         names = [table.name for table in self.tables]
         if re.search(r"(?i)(\b(from|join)\s+([\w$]+\s*,\s*)*|^\s*\.schema\s+)$", before):
             return [name for name in names if name.startswith(word)]
         alias, dot, start = word.rpartition(".")
-        columns = sorted(self._columns_in_reach("\n".join([*self._buffer, before, word])))
+        reach = named_in(self.tables, "\n".join([self._buffer, before, word])) or self.tables
+        columns = sorted(columns_of(reach))
         if dot:
             return [f"{alias}.{column}" for column in columns if column.startswith(start)]
         keywords = [keyword for keyword in KEYWORDS if keyword.startswith(word.upper())] if word else []
         return [name for name in (*columns, *names) if name.startswith(word)] + keywords
-
-    def _columns_in_reach(self, text: str) -> set[str]:
-        """Columns of the tables in a statement, or of all tables if it has none yet."""
-        words = set(re.findall(r"[\w$]+", text))
-        reach = [table for table in self.tables if table.name in words] or self.tables
-        return {column.name for table in reach for column in table.columns} | {
-            parameter.column for table in reach for parameter in table.parameters
-        }
 
 
 class Command:
@@ -226,22 +355,24 @@ COMMANDS: Final = {
     ".diffs": _repeated(".diffs", "Differences", "added (+) and removed (-) rows"),
     ".snapshot-plus-diffs": _repeated(".snapshot-plus-diffs", "SnapshotPlusDifferences", "all rows, then differences"),
     ".events": _repeated(".events", "Events", "new events"),
+    ".output": Command(".output [FILE]", "write results to FILE, or again to the terminal", Shell.output),
+    ".pager": Command(".pager [on|off]", "show long results with $PAGER (less), or do not", Shell.pager),
     ".status": Command(".status", "show the status of the agent", Shell.status),
-    ".help": Command(".help", "list the commands", Shell.help),
-    ".quit": Command(".quit", "exit the shell (also Ctrl-D)", Shell.quit),
+    ".help": Command(".help", "list the commands (also help)", Shell.help),
+    ".quit": Command(".quit", "exit the shell (also quit, exit and Ctrl-D)", Shell.quit),
     ".exit": Command(".exit", "same as .quit", Shell.quit),
 }
+WORDS: Final = {"help": ".help", "quit": ".quit", "exit": ".exit", "?": ".help"}
+"""What newcomers type for commands, where a statement would begin."""
 
 
 def find_table(tables: Iterable[Table], name: str) -> Table:
     """The table with that name. Raises UsageError that suggests the nearest one."""
-    from difflib import get_close_matches
-
     by_name = {table.name: table for table in tables}
     if name in by_name:
         return by_name[name]
-    near = get_close_matches(name, by_name, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    near = nearest(name, by_name, cutoff=0.4)
+    hint = f"; did you mean {near}?" if near else ""
     raise UsageError(f"no table {name!r}{hint}" if name else "name a table; .tables lists them")
 
 
@@ -256,18 +387,33 @@ def split_schedule(argument: str) -> tuple[float, str]:
     return schedule, sql
 
 
-def is_complete(text: str, *, waiting: bool) -> bool:
-    """Whether a statement ends here: after `;` or, unless `waiting` for that, if nothing is left open."""
+def take_statements(text: str) -> tuple[list[str], str]:
+    """The statements that end with `;`, without it, and the rest of the text."""
+    statements, start, before = [], 0, None
+    for match in _TOKEN.finditer(text):
+        opens_comment = before is not None and before.end() == match.start() and before[0] + match[0] == "/*"
+        if match[0] in ("'", '"') or opens_comment:
+            break
+        if match[0] == ";":
+            statements.append(text[start : match.start()])
+            start = match.end()
+        before = match
+    return [statement.strip() for statement in statements if _tokens(statement)], text[start:]
+
+
+def could_end(text: str) -> bool:
+    """Whether a text without `;` could be a whole statement: nothing is left open."""
     tokens = _tokens(text)
-    if not tokens:
-        return not waiting
-    if any(token in ("'", '"') for token in tokens) or _open_comment(text):
+    if not tokens or any(token in ("'", '"') for token in tokens) or _open_comment(text):
         return False
-    if tokens[-1] == ";":
-        return True
     depth = tokens.count("(") - tokens.count(")")
     unfinished = tokens[-1] in (",", "=", "<", ">", "+", "-", "/", "|") or tokens[-1].upper() in _UNFINISHED
-    return not (waiting or depth > 0 or unfinished)
+    return not (depth > 0 or unfinished)
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text is nothing but white space and comments, all closed."""
+    return not _tokens(text) and not _open_comment(text)
 
 
 def split_statements(text: str) -> list[str]:
@@ -279,6 +425,16 @@ def split_statements(text: str) -> list[str]:
             start = match.end()
     statements.append(text[start:])
     return [statement.strip() for statement in statements if _tokens(statement)]
+
+
+def _create_private(path: str, flags: int) -> int:
+    """A new file is readable only by its owner, like the history: rows may contain secrets."""
+    return os.open(path, flags, 0o600)
+
+
+def _more_input() -> bool:
+    """Whether lines wait on standard input, as while a text is pasted."""
+    return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
 def _tokens(text: str) -> list[str]:

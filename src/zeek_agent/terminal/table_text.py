@@ -51,10 +51,12 @@ def parameter_summary(parameter: Parameter) -> str:
 
 
 def zeek_record(table: Table) -> str:
-    """The table's columns as a record type of a Zeek script. Fields are optional: any cell may be unset."""
+    """The columns of `SELECT *` as a record type of a Zeek script. Fields are optional: any cell may be unset."""
     name = "".join(part.capitalize() for part in table.name.split("_"))
     lines = [f"## {table.summary[:1].upper()}{table.summary[1:]}.", f"type {name}: record {{"]
     for column in table.columns:
+        if column.hidden:
+            continue
         lines += textwrap.wrap(
             column.summary, WIDTH, initial_indent="\t## ", subsequent_indent="\t## ", break_long_words=False
         )

@@ -13,6 +13,7 @@ from zeek_agent.bpf import iterators
 from zeek_agent.containment.messages import Setup
 from zeek_agent.errors import SqlError
 from zeek_agent.events import event_file
+from zeek_agent.host.hostname import hostname
 from zeek_agent.recording.sockets.socket_event import Ends, Translation
 
 if TYPE_CHECKING:
@@ -38,11 +39,15 @@ class AgentProxy:
     ) -> None:
         self.id = setup.agent_id
         self.instance = setup.instance
-        self.hostname = setup.hostname
+        self._hostname = setup.hostname
         self._started = setup.started
         self._ask = ask
         self._tables = tables
         self._store_uri = store_uri
+
+    @property
+    def hostname(self) -> str:
+        return hostname(self._hostname)
 
     def uptime(self) -> float:
         return time.monotonic() - self._started

@@ -130,7 +130,7 @@ class Worker:
             tables = [
                 *shared.catalog.tables.values(),
                 *declared(imports.events),
-                *imported_tables.tables_from(imports.osquery, self._dial_osquery, shared.access.redact),
+                *imported_tables.tables_from(imports.osquery, self._dial_osquery, shared.access.masker),
             ]
             self._catalog = Catalog.of(spawn.generation, tables, imports.gone)
         self._store = StoreAt(spawn.store_uri) if spawn.store_uri else None

@@ -190,7 +190,7 @@ class ZeekConnection:
             state=self._state.value,
             since=self._since,
             endpoint=session.ack.endpoint if session else None,
-            zeek_version=session.ack.version if session else None,
+            zeek_version=session.ack.version if session and not session.ack.is_collector else None,
             instances=len(session.instances) if session else 0,
             queries=sum(len(session.queries(one)) for one in session.instances.values()) if session else 0,
             queued_rows=self.traffic.queued_rows,
@@ -244,7 +244,7 @@ class ZeekConnection:
             )
             self._enter(ConnectionState.CONNECTED)
             self._logged_error = None
-            log.info("connected to %s, version %s", self.destination.title, ack.version)
+            log.info("connected to %s", self._described(ack))
             if ack.is_broker and not self._logged_broker:
                 self._logged_broker = True
                 log.info(BROKER_NOTE, self._url, protocol.BROKER_FRAME_BYTES)
@@ -254,6 +254,12 @@ class ZeekConnection:
                 self._sent_bytes += self._session.sender.sent_bytes
                 self._session = None
             await _close(websocket)
+
+    def _described(self, ack: protocol.Ack) -> str:
+        """The server, with its version if it is a Zeek."""
+        if not ack.is_collector:
+            return f"{self.destination.title}, version {ack.version}"
+        return self.destination.title if self.destination.name else f"the collector at {self._url}"
 
     async def _open(self) -> ClientConnection:
         connected = await self._dial() if self._dial is not None else None

@@ -93,6 +93,10 @@ def subscriptions(agent_id: str, groups: Iterable[str], platform: str) -> list[s
     return list(dict.fromkeys(topics))
 
 
+COLLECTOR_ENDPOINT: Final = "collector-websocket-"
+"""How the names begin that a collector has for its side of a connection."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ack:
     """The server's acknowledgement of the subscription."""
@@ -104,6 +108,11 @@ class Ack:
     def is_broker(self) -> bool:
         """Whether it is Broker's own WebSocket server, of Zeek before 8.1, whose package expects 13 hello fields."""
         return _UUID.fullmatch(self.endpoint) is not None
+
+    @property
+    def is_collector(self) -> bool:
+        """Whether it is a collector, whose version is not a Zeek's: it only imitates one."""
+        return self.endpoint.startswith(COLLECTOR_ENDPOINT)
 
     @property
     def lacks_backend(self) -> bool:

@@ -41,7 +41,7 @@ HELLO_REPLY_SECONDS: Final = 1.0
 """A first hello of a Zeek within this time is the reply to ours; a later one means that Zeek missed ours."""
 HELLO_CHECK_INTERVAL_SECONDS: Final = 2.0
 """Interval of checks for changes that Zeek needs immediately."""
-_WATCHED: Final = (protocol.HELLO_FIELDS.index("addresses"), protocol.HELLO_FIELDS.index("tables"))
+_WATCHED: Final = tuple(map(protocol.HELLO_FIELDS.index, ("hostname", "addresses", "tables")))
 _BROKER: Final = ResultColumn("broker", ZeekType("text"))
 _FEATURES: Final = ResultColumn("features", ZeekType.parse("set[text]"))
 
@@ -132,7 +132,7 @@ class Session:
                     await self._hello_wanted.wait()
 
     async def _watch_hello(self) -> None:
-        """Request a hello as soon as the addresses or tables differ from those in the last one."""
+        """Request a hello as soon as the host name, addresses or tables differ from those in the last one."""
         while True:
             await asyncio.sleep(HELLO_CHECK_INTERVAL_SECONDS)
             try:
@@ -242,7 +242,8 @@ class Session:
             if len(self.instances) >= self._settings.instances_max:
                 self._log_problem("instances", f"too many Zeek instances at {self._url}: {instance_id} is ignored")
                 return None
-            log.info("new Zeek instance %s at %s", instance_id, self._url)
+            kind = "collector" if self.ack.is_collector else "Zeek instance"
+            log.info("new %s %s at %s", kind, instance_id, self._url)
             instance = self.instances[instance_id] = Instance(
                 id=instance_id,
                 agent_id=self._identity.agent,

@@ -32,6 +32,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "count": (0, 4_294_967_295, 2**63 - 1),
     "int": (-11, 0, 255),
     "interval": (0.0, 0.25, 86_400.0),
+    "vector[text]": ("", '["/bin/sh","-c","a b"]', '["/usr/bin/true"]'),
     "text": ("/usr/bin/true", "Grüße, 世界", "raw \uefff\uef80, quote ', new\nline"),
 }
 

@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from asking import ask
 from children import exit_code, fork
-from recording import Recording, generate, load_generator
+from recording import Recording, argv_of, generate, load_generator
 from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
@@ -21,6 +23,7 @@ from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.tables.processes import processes
 
 pytestmark = pytest.mark.root
 TABLE = "processes_events"
@@ -91,6 +94,66 @@ def test_the_exit_code_or_signal_is_recorded(recording: Recording, command: str,
     assert stopped["exit_code"] == code == shell.returncode
 
 
+ID = "3f2a" * 16
+UNIFIED, MEMORY, PIDS = (Path("/sys/fs/cgroup") / name for name in ("unified", "memory", "pids"))
+
+
+MOVED = 'for group; do echo $$ > "$group/cgroup.procs"; done; exec sleep 30'
+
+
+@contextmanager
+def sleeping_in(*groups: Path) -> Iterator[int]:
+    """The pid of sleep(1) in these control groups; a test of it needs both versions of them."""
+    missing = [root for root in (UNIFIED, MEMORY, PIDS) if not (root / "cgroup.procs").exists()]
+    if missing:
+        pytest.skip(f"needs control groups of both versions: there is no {missing[0]}")
+    made: list[Path] = []
+    try:
+        for part in [part for group in groups for part in (*reversed(group.parents), group)]:
+            if not part.exists():
+                part.mkdir()
+                made.append(part)
+        with subprocess.Popen(["/bin/sh", "-c", MOVED, "sh", *groups]) as process:
+            yield process.pid
+            process.kill()
+    finally:
+        for group in reversed(made):
+            until_sync(lambda group=group: _removed(group), 10, f"{group} is in use")  # type: ignore[misc]
+
+
+def _removed(group: Path) -> bool:
+    with suppress(OSError):
+        group.rmdir()
+    return not group.exists()
+
+
+@pytest.mark.parametrize(
+    ("unified", "v1", "expected", "container"),
+    [
+        ("zt.slice/runtime.service", f"zt-docker/{ID}", f"/zt-docker/{ID}", ID),
+        ("zt.slice/runtime.service", f"zt.slice/runtime.service/{ID}", f"/zt.slice/runtime.service/{ID}", ID),
+        ("zt.slice/shell.service", "zt.slice", "/zt.slice/shell.service", None),
+        ("zt.slice/shell.service", "zt.slice/shell.service", "/zt.slice/shell.service", None),
+        ("zt.slice/shell.service", ".", "/zt.slice/shell.service", None),
+        (".", f"zt-docker/{ID}", f"/zt-docker/{ID}", ID),
+    ],
+)
+@pytest.mark.parametrize("controllers", [(MEMORY, PIDS), (PIDS,)], ids=["memory and pids", "pids"])
+def test_a_container_of_version_1_is_found_where_both_versions_are_in_use(
+    recording: Recording, unified: str, v1: str, expected: str, container: str | None, controllers: tuple[Path, ...]
+) -> None:
+    others = [] if MEMORY in controllers else [MEMORY]
+    groups = [UNIFIED / unified, *(controller / v1 for controller in controllers), *others]
+    with sleeping_in(*groups) as pid:
+        (event,) = recording.expect(TABLE, pid=pid, name="sleep", state="started")
+        assert (event["cgroup"], event["container_id"]) == (expected, container)
+        with ProcfsProcess(Procfs(), pid) as shown:
+            assert (shown.cgroup, shown.container_id) == (expected, container)
+        for rows in (ask(processes, pid=pid), ask(processes)):
+            (row,) = [row for row in rows if row["pid"] == pid]
+            assert (row["cgroup"], row["container_id"]) == (expected, container)
+
+
 def test_a_script_shows_its_interpreter_and_its_own_path(recording: Recording, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\ntrue\n")
@@ -136,6 +199,27 @@ def test_a_deleted_executable_and_one_in_memory_are_named_as_proc_names_them(
     os.close(descriptor)
     (started,) = recording.expect(TABLE, pid=process.pid, state="started")
     assert started["exe"] == f"{gone} (deleted)"
+
+
+@pytest.mark.parametrize("arguments", [[""], ["", ""], ["a", ""], ["a", "", ""], ["", "a b", '"', "ü"]])
+def test_empty_arguments_are_kept(recording: Recording, arguments: list[str]) -> None:
+    process = run("/bin/true", *arguments)
+    (started,) = recording.expect(TABLE, pid=process.pid, state="started")
+    assert argv_of(started) == ["/bin/true", *arguments]
+    assert started["cmdline"] == " ".join(["/bin/true", *arguments])
+
+
+def test_a_program_without_a_name_has_an_empty_command_line(recording: Recording) -> None:
+    process = run("", executable="/bin/true")
+    (started,) = recording.expect(TABLE, pid=process.pid, state="started")
+    assert (argv_of(started), started["cmdline"]) == ([""], "")
+
+
+def test_arguments_that_are_cut_are_masked_and_have_no_vector(recording: Recording) -> None:
+    process = run("/bin/true", "y" * 4_000, "--password", "hunter2" * 100)
+    (started,) = recording.expect(TABLE, pid=process.pid, state="started")
+    assert started["argv"] is None
+    assert started["cmdline"] == f"/bin/true {'y' * 4_000} --password *** …"
 
 
 def test_long_arguments_are_cut_with_a_mark(recording: Recording) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from children import child
-from recording import Event, Recording, generate
+from recording import Event, Recording, argv_of, generate
 from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
@@ -100,6 +100,20 @@ def test_a_program_starts_and_stops_with_all_its_attributes(recording: Recording
     assert begun - CLOCKS <= started["time"] <= seen + CLOCKS
     assert seen - started["time"] - CLOCKS <= stopped["duration"] <= ended - begun + CLOCKS
     assert stopped["exit_code"] == (None if backend(recording) == "snapshots" else 0)
+
+
+def test_empty_arguments_are_kept(recording: Recording) -> None:
+    for arguments in (["-", "", ""], ["-", "a b", ""]):
+        with waiting("/bin/sh", "-c", "read line", *arguments) as program:
+            (started,) = recording.expect(TABLE, pid=program.pid, state="started", name="sh")
+        assert argv_of(started) == ["/bin/sh", "-c", "read line", *arguments]
+        assert started["cmdline"] == " ".join(["/bin/sh", "-c", "read line", *arguments])
+
+
+def test_a_program_without_a_name_has_an_empty_command_line(recording: Recording) -> None:
+    with waiting("", executable="/bin/cat") as program:
+        (started,) = recording.expect(TABLE, pid=program.pid, state="started", exe="/usr/bin/cat")
+    assert (argv_of(started), started["cmdline"]) == ([""], "")
 
 
 def test_a_process_that_executes_something_else_stays_the_same_process(recording: Recording) -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from zeek_agent.access import compile_regex
 from zeek_agent.host.linux.procfs import Procfs
 from zeek_agent.host.linux.procfs import ProcfsProcess as ShownProcess
 from zeek_agent.host.linux.stamps import TICKS, start_ticks
+from zeek_agent.masking.command_line import CommandLine
+from zeek_agent.masking.masker import Masker
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache, read_process
 
 SECOND = 1_000_000_000
@@ -56,7 +59,7 @@ def process(pid: int, started: int, since: int | None = None, exe: str = "/bin/o
         ruid=0,
         rgid=0,
         exe=exe,
-        cmdline=exe,
+        command_line=CommandLine(exe),
         cwd="/",
         loginuid=None,
         session=None,
@@ -158,26 +161,26 @@ def test_processes_that_are_gone_from_proc_end() -> None:
 
 
 def test_a_thread_and_an_unknown_pid_are_not_processes() -> None:
-    assert read_process(2**22 + 1) is None
+    assert read_process(2**22 + 1, Masker()) is None
     cache = ProcessCache()
     assert cache.find(os.getpid(), ticks=1) is None
     assert cache.find(os.getpid()) is not None
 
 
-def test_command_lines_are_redacted_before_they_are_kept() -> None:
-    cache = ProcessCache(redact=lambda line: line.replace("secret", "***"))
-    assert cache.command_line(b"login\0secret\0") == "login ***"
-    assert cache.command_line(b"login\0", cut=True) == "login …"
+def test_command_lines_are_masked_before_they_are_kept() -> None:
+    cache = ProcessCache(masker=Masker(compile_regex("secret|60")))
+    assert cache.command_line(b"login\0secret\0") == CommandLine("login\0***")
+    assert cache.command_line(b"login\0", cut=True) == CommandLine("login", cut=True)
+    assert cache.command_line(b"\0") == CommandLine("")
     assert cache.command_line(b"") is None
     with subprocess.Popen(["sleep", "60"], env={"secret": "secret"}) as sleeping:
         arguments = Path(f"/proc/{sleeping.pid}/cmdline")
         while not arguments.read_bytes():  # Popen returns a moment before an exec is complete
             time.sleep(0.001)
-        cache = ProcessCache(redact=lambda line: line.upper())
         found = cache.find(sleeping.pid)
         sleeping.kill()
     assert found is not None
-    assert found.cmdline == "SLEEP 60"
+    assert found.command_line == CommandLine("sleep\0***")
 
 
 @pytest.mark.root

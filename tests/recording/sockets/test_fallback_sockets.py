@@ -16,7 +16,7 @@ from pathlib import Path
 
 import communityid
 import pytest
-from recording import Event, Recording
+from recording import Event, Recording, argv_of
 from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
@@ -320,7 +320,10 @@ def test_a_socket_event_names_its_process_as_the_process_table_does(recording: R
     with server("127.0.0.1", 0.3) as (pid, port), ProcfsProcess(Procfs(), pid) as shown:
         (event,) = recording.expect(TABLE, local_port=port, state="listen")
         assert (event["pid"], event["entity_id"]) == (pid, shown.entity_id)
-        assert (event["netns"], event["cmdline"]) == (shown.netns, shown.cmdline)
+        assert event["netns"] == shown.netns
+        assert shown.arguments is not None
+        assert "\0".join(argv_of(event)).encode() + b"\0" == shown.arguments
+        assert event["cmdline"] == " ".join(argv_of(event))
         assert event["parent_entity_id"] == shown.parent_entity_id
 
 

@@ -140,3 +140,31 @@ def test_a_datagram_socket_with_a_peer_that_no_round_saw_was_established() -> No
     a_round = Rounds(misses=1)
     gone = LISTED._replace(protocol=UDP, state=TcpState.CLOSE, inode=0)
     assert a_round(gone=gone, was_established=True) == [("established", 1.0), ("closed", 1.0)]
+
+
+def test_a_clock_that_was_set_back_delays_no_row() -> None:
+    year = 365 * 86_400.0
+    changes = SocketChanges(
+        lambda _: {}, Exclusions(SourceSettings()), attribution_timeout=5.0, misses=0, outcome_timeout=5.0
+    )
+    changes.seed(NETNS, [], 10 * year)
+    unowned = LISTED._replace(state=TcpState.ESTABLISHED, inode=11, cookie=100)
+    changes.update(NETNS, [LISTED, unowned], 10 * year)
+    changes.update(NETNS, [unowned], 10 * year + 1)
+    assert changes.collect(10 * year + 1) == []
+    changes.update(NETNS, [unowned], 2.0)
+    assert sorted((row.state, row.time) for row in changes.collect(2.0)) == [
+        ("closed", 10 * year + 1),
+        ("established", 10 * year),
+    ]
+
+
+def test_closed_sockets_are_forgotten_after_the_clock_was_set_back() -> None:
+    changes = SocketChanges(lambda _: {}, Exclusions(SourceSettings()), attribution_timeout=0.0)
+    changes.seed(NETNS, [], 1_000_000.0)
+    for number in range(300):
+        now = 1_000_000.0 if number == 0 else 10.0 * number
+        gone = LISTED._replace(state=TcpState.CLOSE, inode=0, cookie=1_000 + number)
+        changes.destroyed(NETNS, gone, now, was_established=True)
+        changes.collect(now)
+    assert len(changes._closed) < 100

@@ -8,6 +8,8 @@ from typing import Final
 
 import apsw
 
+from zeek_agent.text import from_bytes
+
 LASTLOG: Final = Path("/var/log/lastlog")
 LASTLOG2: Final = Path("/var/lib/lastlog/lastlog2.db")
 
@@ -37,7 +39,9 @@ def by_name(file: Path = LASTLOG2) -> dict[str, float]:
         return {}
     try:
         return {
-            name: float(seconds) for name, seconds in database.execute("SELECT Name, Time FROM Lastlog2") if seconds
+            from_bytes(name): float(seconds)
+            for name, seconds in database.execute("SELECT CAST(Name AS BLOB), Time FROM Lastlog2")
+            if name and seconds
         }
     except apsw.Error:
         return {}

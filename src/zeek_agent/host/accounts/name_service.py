@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zeek_agent.text import from_os, to_bytes
+from zeek_agent.text import escaped, from_bytes, from_os, to_bytes
 
 if TYPE_CHECKING:
     from pwd import struct_passwd
@@ -21,7 +22,12 @@ ADMIN_GROUPS: Final = frozenset({"sudo", "wheel", "admin"})
 _UID_MIN: Final = 1000
 """The default of login.defs(5)."""
 _DYNAMIC_UIDS: Final = range(61_184, 65_520)
-_NOBODY: Final = frozenset({65_534, 65_535})
+_NOBODY: Final = frozenset({65_534, 65_535, 0xFFFF_FFFE, 0xFFFF_FFFF})
+_ID_MASK: Final = 0xFFFF_FFFF
+"""Python returns uids and gids as they are, except 4294967295, which it returns as -1."""
+_GROUPS_EXPECTED: Final = 64
+_GROUPS_MAX: Final = 1 << 20
+"""16 times what Linux assigns to a process."""
 
 
 _LOCAL_SERVICES: Final = frozenset({"files", "db", "altfiles", "extrausers"})
@@ -76,7 +82,7 @@ def accounts() -> Iterator[Account]:
     """All accounts that the name service enumerates; directory services may omit theirs."""
     import pwd
 
-    return map(_account, pwd.getpwall())
+    return (_account(entry) for entry in pwd.getpwall() if not _is_inclusion(entry))
 
 
 def accounts_named(names: Iterable[str]) -> Iterator[Account]:
@@ -90,7 +96,7 @@ def accounts_named(names: Iterable[str]) -> Iterator[Account]:
 
 def groups_of(account: Account) -> list[str]:
     """Names of all groups that a login of this account belongs to; a nameless group is given by its number."""
-    return [_group_name(gid) for gid in os.getgrouplist(os.fsdecode(to_bytes(account.name)), account.gid)]
+    return [_group_name(gid) for gid in _group_ids(to_bytes(account.name), account.gid)]
 
 
 def is_admin(uid: int, groups: Iterable[str]) -> bool:
@@ -112,11 +118,39 @@ def is_system(uid: int, first_human: int) -> bool:
     return uid < first_human or uid in _DYNAMIC_UIDS or uid in _NOBODY
 
 
+def _is_inclusion(entry: struct_passwd) -> bool:
+    """Whether an entry is a line such as `+`, `-name` or `+@netgroup`, which includes or excludes accounts of NIS.
+
+    glibc lists these lines as accounts with uid 0 but finds none of them by name; an account of a directory service may
+    have such a name.
+    """
+    import pwd
+
+    if not entry.pw_name.startswith(("+", "-")):
+        return False
+    try:
+        return pwd.getpwnam(entry.pw_name).pw_uid != entry.pw_uid
+    except KeyError:
+        return True
+
+
+def _group_ids(name: bytes, primary: int) -> list[int]:
+    """getgrouplist(3). `os.getgrouplist` takes only names that are valid UTF-8."""
+    libc = ctypes.CDLL(None)
+    size = _GROUPS_EXPECTED
+    while size <= _GROUPS_MAX:
+        found, count = (ctypes.c_uint32 * size)(), ctypes.c_int(size)
+        if libc.getgrouplist(name, ctypes.c_uint32(primary), found, ctypes.byref(count)) >= 0:
+            return found[: count.value]
+        size = max(2 * size, count.value)
+    raise OSError(f"getgrouplist: the account {escaped(from_bytes(name))} has more than {_GROUPS_MAX:,} groups")
+
+
 def _account(entry: struct_passwd) -> Account:
     return Account(
         from_os(entry.pw_name),
-        entry.pw_uid,
-        entry.pw_gid,
+        entry.pw_uid & _ID_MASK,
+        entry.pw_gid & _ID_MASK,
         from_os(entry.pw_gecos),
         from_os(entry.pw_dir),
         from_os(entry.pw_shell),

@@ -15,12 +15,12 @@ from typing import Any, Final
 
 import re2
 
-from zeek_agent.access import REDACTED
+from zeek_agent.masking.text_rules import MASK
 
 HEADER_BYTES: Final = 4_096
 """A header within the first bytes makes the whole file a key file; text that precedes a key is rarely longer."""
 
-_MASK: Final = REDACTED.encode()
+_MASK: Final = MASK.encode()
 _NUMBER: Final = re.compile(rb"[0-9]+")
 _BEGIN: Final = (
     rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"  # RFC 7468, OpenSSH, RFC 9580

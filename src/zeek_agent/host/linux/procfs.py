@@ -38,7 +38,7 @@ STATES: Final = {
 
 # Positions of fields in /proc/PID/stat after the name, which may contain any character, even parentheses and spaces.
 _STATE, _PPID, _TTY, _FLAGS, _UTIME, _STIME, _PRIORITY, _THREADS = 0, 1, 4, 6, 11, 12, 15, 17
-_START, _VSIZE, _RSS = 19, 20, 21
+_START, _VSIZE, _RSS, _STACK = 19, 20, 21, 25
 _PF_KTHREAD: Final = 0x0020_0000
 
 _READ_BYTES: Final = 65_536
@@ -216,10 +216,14 @@ class ProcfsProcess:
         return self._link("cwd")
 
     @cached_property
-    def cmdline(self) -> str | None:
-        """The arguments joined by spaces; None for kernel threads and zombies, which have none."""
+    def arguments(self) -> bytes | None:
+        """The arguments, each with its NUL, unmasked; None for kernel threads and zombies, which have none."""
         raw = self._read("cmdline")
-        return from_bytes(raw.rstrip(b"\0").replace(b"\0", b" ")) if raw else None
+        if not raw:
+            return None
+        if raw.endswith(b"\0\0") and raw.count(b"\0") > (self._argument_count() or len(raw)):
+            return raw.rstrip(b"\0") + b"\0"  # a title that the process wrote over its arguments, and padding
+        return raw
 
     @cached_property
     def loginuid(self) -> int | None:
@@ -257,6 +261,20 @@ class ProcfsProcess:
         if started is None or started > self.start_ticks:
             return None
         return entity_id(self._procfs.boot_id, self.ppid, started)
+
+    def _argument_count(self) -> int | None:
+        """The number of arguments that the kernel passed (argc, at the start of the stack); None if inaccessible."""
+        start = int(self._stat[1][_STACK])
+        try:
+            memory = os.open("mem", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+        except OSError:
+            return None
+        try:
+            return int.from_bytes(os.pread(memory, 4, start), "little") if start else None
+        except OSError:
+            return None
+        finally:
+            os.close(memory)
 
     def _audit_id(self, name: str) -> int | None:
         raw = self._read(name)
@@ -335,10 +353,25 @@ def network_namespace(root: str, pid: int | str) -> int | None:
 
 
 def cgroup_path(raw: bytes) -> str:
-    """One path from /proc/PID/cgroup: of the unified hierarchy or, if that is the root, the longest of version 1."""
-    paths = [line.split(b":", 2)[2] for line in raw.splitlines() if line.count(b":") >= 2]
-    unified = next((line[3:] for line in raw.splitlines() if line.startswith(b"0::")), b"/")
-    return from_bytes(unified if unified != b"/" else max(paths, key=len, default=b"/"))
+    """One path from /proc/PID/cgroup: of the unified hierarchy or, if that is the root, the longest of version 1.
+
+    Where both are in use, version 1's memory or pids controller decides if its path tells more: with runtimes that
+    know version 1 only, a container's process is in the unified group of the runtime.
+    """
+    lines = [line.split(b":", 2) for line in raw.splitlines() if line.count(b":") >= 2]
+    unified = next((path for number, controllers, path in lines if (number, controllers) == (b"0", b"")), b"/")
+    if unified == b"/":
+        return from_bytes(max((path for _, _, path in lines), key=len, default=b"/"))
+    by_controller = {name: path for _, names, path in lines for name in names.split(b",")}
+    v1 = next((by_controller[name] for name in (b"memory", b"pids") if by_controller.get(name, b"/") != b"/"), b"/")
+    return from_bytes(v1 if _tells_more(v1, unified) else unified)
+
+
+def _tells_more(v1: bytes, unified: bytes) -> bool:
+    """The same as in bpf/task.h: in another top-level group, or deeper. systemd's groups are the same in both."""
+    if v1 == b"/":
+        return False
+    return v1.count(b"/") > unified.count(b"/") or v1.split(b"/")[1] != unified.split(b"/")[1]
 
 
 @lru_cache(maxsize=256)

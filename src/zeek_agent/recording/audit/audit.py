@@ -225,7 +225,7 @@ class AuditProcesses(AuditSource):
             process = self._life.exec(pid, at, shown)
             process.since = max(process.since, process.started)
             _fill_in(process, event, self._cache)
-            process.cmdline = self._cache.command_line(*event.command_line())
+            process.command_line = self._cache.command_line(*event.command_line())
             if event.cwd is not None:
                 process.cwd = text.from_bytes(event.cwd)
 

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from sys import intern
 
-from zeek_agent import text
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux import procfs
 from zeek_agent.host.linux.stamps import TICKS, boot_id
+from zeek_agent.masking.command_line import CommandLine
+from zeek_agent.masking.masker import Masker
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +45,7 @@ class Process:
     ruid: int | None = None
     rgid: int | None = None
     exe: str | None = None
-    cmdline: str | None = None
+    command_line: CommandLine | None = None
     cwd: str | None = None
     loginuid: int | None = None
     session: int | None = None
@@ -74,13 +75,13 @@ class ProcessCache:
         exited_limit: int = 20_000,
         grace_seconds: float = 60.0,
         proc: str = "/proc",
-        redact: Callable[[str], str] = lambda command_line: command_line,
+        masker: Masker | None = None,
     ) -> None:
-        """`redact` masks secrets in command lines before they are cached."""
+        """`masker` masks secrets in command lines before they are cached; by default, those that the agent knows."""
         self._limit = exited_limit
         self._grace_seconds = int(grace_seconds * 1e9)
         self._proc = proc
-        self._redact = redact
+        self._masker = masker or Masker()
         self._versions: dict[int, list[Process]] = {}
         self._ended: deque[Process] = deque()
         self.execs_lost_until = 0
@@ -146,17 +147,14 @@ class ProcessCache:
 
     def read(self, pid: int) -> Process | None:
         """The process from /proc, not added to the cache. None if there is no such process."""
-        process = read_process(pid, self._proc)
-        if process is not None and process.cmdline is not None:
-            process.cmdline = self._redact(process.cmdline)
+        process = read_process(pid, self._masker, self._proc)
         if process is not None:
             self._note_parent(process)
         return process
 
-    def command_line(self, arguments: bytes, cut: bool = False) -> str | None:
-        """Arguments, each with its NUL, as one redacted line, with an ellipsis if truncated."""
-        line = self._redact(text.from_bytes(arguments.rstrip(b"\0").replace(b"\0", b" ")))
-        return f"{line} …" if cut else line or None
+    def command_line(self, arguments: bytes | None, cut: bool = False) -> CommandLine | None:
+        """Arguments, each with its NUL, masked; None if there are none or they could not be read."""
+        return self._masker.command_line(arguments, cut=cut) if arguments else None
 
     def doubts(self, process: Process, name: str) -> bool:
         """Whether an exec of a process whose name is `name` now may have been lost."""
@@ -210,7 +208,7 @@ class ProcessCache:
             del self._versions[process.pid]
 
 
-def read_process(pid: int, proc: str = "/proc") -> Process | None:
+def read_process(pid: int, masker: Masker, proc: str = "/proc") -> Process | None:
     """A process from /proc, without its parent's attributes; None if there is no such process."""
     try:
         with procfs.ProcfsProcess(_procfs(proc), pid) as shown:
@@ -234,7 +232,7 @@ def read_process(pid: int, proc: str = "/proc") -> Process | None:
                 ruid=shown.ruid,
                 rgid=shown.rgid,
                 exe=_shared(shown.exe),
-                cmdline=shown.cmdline,
+                command_line=masker.command_line(shown.arguments) if shown.arguments else None,
                 cwd=_shared(shown.cwd),
                 loginuid=shown.loginuid,
                 session=shown.session,

@@ -43,6 +43,8 @@ class ProcessEvent(Struct, frozen=True, gc=False):  # its values are scalars, so
     parent_entity_id: str | None
     parent_name: str | None
     parent_exe: str | None
+    argv: str | None = None
+    """As the event store holds it (`CommandLine.stored_argv`)."""
 
 
 class Exit(NamedTuple):
@@ -60,6 +62,7 @@ class Exit(NamedTuple):
 
 def process_event(process: Process, at: int, boot_time: float, ended: Exit | None) -> ProcessEvent:
     """A process that started (`ended` is None) or stopped at `at`, in ns since the boot at `boot_time`."""
+    command_line = process.command_line
     return ProcessEvent(
         boot_time + at / 1e9,
         process.name or None,
@@ -77,7 +80,7 @@ def process_event(process: Process, at: int, boot_time: float, ended: Exit | Non
         ended.stime if ended else None,
         "stopped" if ended else "started",
         process.exe,
-        process.cmdline,
+        command_line.cmdline if command_line else None,
         process.cwd,
         exit_code(ended.status) if ended else None,
         process.loginuid,
@@ -89,6 +92,7 @@ def process_event(process: Process, at: int, boot_time: float, ended: Exit | Non
         process.parent_entity_id or None,
         process.parent_name or None,
         process.parent_exe,
+        command_line.stored_argv if command_line else None,
     )
 
 

@@ -15,7 +15,6 @@ from zeek_agent.host.linux.stamps import TICKS, boot_id, start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 from zeek_agent.recording.processes.process_changes import FORK_TIMEOUT_NS, PendingForks, ProcessChange
 from zeek_agent.recording.processes.process_event import Exit, ProcessEvent, process_event
-from zeek_agent.text import to_bytes
 
 if TYPE_CHECKING:
     from zeek_agent.recording.exclusions import Exclusions
@@ -68,11 +67,11 @@ class ProcessLifecycle:
         """The process from /proc, for `exec`; call it as soon as possible. What disappears first is read first."""
         try:
             with procfs.ProcfsProcess(self._procfs, pid) as shown:
-                exe, cmdline = shown.exe, self.cache.command_line(to_bytes(shown.cmdline or ""))
+                exe, command_line = shown.exe, self.cache.command_line(shown.arguments)
         except ProcessLookupError:
             return None
         process = self.cache.read(pid)
-        return None if process is None else replace(process, exe=exe, cmdline=cmdline)
+        return None if process is None else replace(process, exe=exe, command_line=command_line)
 
     def exec(self, pid: int, at: int, shown: Process | None) -> Process:
         """`pid` executed a program; `shown` is the result of `read`. Details can be filled in until `collect`."""
@@ -180,7 +179,7 @@ def _after_exec(known: Process | None, shown: Process | None) -> Process | None:
     if shown is not None and shown.exe is not None:
         return shown
     name = shown.name if shown is not None else ""
-    return replace(known, name=name, exe=None, cmdline=None, vsize=None, rsize=None, until=None)
+    return replace(known, name=name, exe=None, command_line=None, vsize=None, rsize=None, until=None)
 
 
 def _same(shown: Process, known: Process) -> bool:

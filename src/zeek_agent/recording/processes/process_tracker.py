@@ -76,7 +76,7 @@ class ProcessTracker:
         if copied is not None:
             if not self.cache.doubts(copied, process.name):
                 process.exe = copied.exe
-                process.cmdline = copied.cmdline
+                process.command_line = copied.command_line
             process.cwd = copied.cwd
             process.cgroup = copied.cgroup
             process.container_id = copied.container_id
@@ -96,7 +96,7 @@ class ProcessTracker:
         process.cwd = records.path(paths[exe_end:cwd_end], flags >> 3 & 7)
         process.cgroup = records.path(paths[cwd_end:cgroup_end], Flags.EXE_CUT if flags & Flags.CGROUP_CUT else 0)
         process.container_id = container_id(process.cgroup) if process.cgroup else None
-        process.cmdline = self.cache.command_line(arguments, total > size)
+        process.command_line = self.cache.command_line(arguments, total > size)
         if flags & (Flags.EXE_CUT | Flags.CWD_CUT | Flags.CGROUP_CUT | Flags.ARGUMENTS_UNREADABLE):
             self._complete(process, paths[cgroup_end:].rstrip(b"\0"))
         earlier = self.cache.lookup(process.pid, ticks=process.start_ticks)
@@ -116,7 +116,7 @@ class ProcessTracker:
             process = self.cache.exit(ended.pid, ended.since, ended.start_ticks) or ended
         process.uid, process.gid, process.ruid, process.rgid = ended.uid, ended.gid, ended.ruid, ended.rgid
         if self.cache.doubts(process, ended.name):
-            process.exe = process.cmdline = None
+            process.exe = process.command_line = None
         process.name = ended.name
         if self._forks.remove(process.pid) is not None:
             changes.append(ProcessChange(process, process.since, None))
@@ -160,7 +160,7 @@ class ProcessTracker:
             ruid=ruid,
             rgid=rgid,
             exe=None,
-            cmdline=None,
+            command_line=None,
             cwd=None,
             loginuid=set_or_none(loginuid),
             session=set_or_none(session),
@@ -178,6 +178,6 @@ class ProcessTracker:
             process.cwd = process.cwd or shown.cwd
             process.cgroup = process.cgroup or shown.cgroup
             process.container_id = process.container_id or shown.container_id
-            process.cmdline = process.cmdline or shown.cmdline
+            process.command_line = process.command_line or shown.command_line
         if process.exe is None and filename.startswith(b"/"):
             process.exe = text.from_bytes(filename)

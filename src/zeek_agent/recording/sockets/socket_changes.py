@@ -98,7 +98,7 @@ class SocketChanges:
             if not entry.missed:
                 entry.missing_since = now
             entry.missed += 1
-            awaits_outcome = entry.state is None and now < entry.missing_since + self._outcome_timeout
+            awaits_outcome = entry.state is None and _is_within(self._outcome_timeout, entry.missing_since, now)
             if entry.missed > self._misses and not awaits_outcome:
                 self._close(key, now)
             else:
@@ -126,7 +126,7 @@ class SocketChanges:
                 del self._unreported[key]
                 self._report(entry, entry.state, entry.since)
         for key, at in list(self._closed.items()):
-            if at > now - _CLOSED_REMEMBERED_SECONDS:
+            if _is_within(_CLOSED_REMEMBERED_SECONDS, at, now):
                 break
             del self._closed[key]
         rows, self._rows = self._rows, []
@@ -212,9 +212,8 @@ class SocketChanges:
     def _is_due(self, entry: _OpenSocket, now: float) -> bool:
         if entry.process is not None:
             return True
-        return now >= entry.since + (
-            self._attribution_timeout if entry.inode else max(self._attribution_timeout, _ACCEPT_TIMEOUT_SECONDS)
-        )
+        timeout = self._attribution_timeout if entry.inode else max(self._attribution_timeout, _ACCEPT_TIMEOUT_SECONDS)
+        return not _is_within(timeout, entry.since, now)
 
     def _close(self, key: object, now: float, was_established: bool | None = None) -> None:
         entry = self._open.pop(key)
@@ -243,6 +242,11 @@ class SocketChanges:
         if self._exclusions.process(entry.process) or self._exclusions.flow(entry.flow):
             return
         self._rows.append(socket_event(entry.flow, state, entry.direction, entry.process, time=at, uid=entry.uid))
+
+
+def _is_within(seconds: float, begin: float, now: float) -> bool:
+    """Whether less than this has passed; not so if the clock was set back, which would make it pass much later."""
+    return 0 <= now - begin < seconds
 
 
 def _key(netns: int | None, socket: InternetSocket) -> object:

@@ -54,6 +54,8 @@ class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so 
     translated_local_port: int | None = None
     translated_remote_addr: str | None = None
     translated_remote_port: int | None = None
+    argv: str | None = None
+    """As the event store holds it (`CommandLine.stored_argv`)."""
 
     @property
     def ends(self) -> Ends:
@@ -112,6 +114,7 @@ def socket_event(
     """
     protocol, local, local_port, remote, remote_port, cookie, netns = flow
     some = local or remote
+    command_line = process.command_line if process else None
     has_peer = remote is not None and (any(remote) or remote_port)
     return SocketEvent(
         time,
@@ -128,7 +131,7 @@ def socket_event(
         state,
         direction,
         process.exe if process else None,
-        process.cmdline if process else None,
+        command_line.cmdline if command_line else None,
         process.loginuid if process else None,
         cookie,
         netns,
@@ -137,6 +140,7 @@ def socket_event(
         process.parent_entity_id or None if process else None,
         flow_id(flow) if has_peer else None,
         stands_in,
+        argv=command_line.stored_argv if command_line else None,
     )
 
 

@@ -1,0 +1,1 @@
+"""Masking of secrets in command lines: the option stays, its value becomes `***`."""
