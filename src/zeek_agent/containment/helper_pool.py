@@ -59,9 +59,10 @@ class HelperPool:
         self._directory = directory
         self._grant = grant
         self._most = most
-        self._turns = asyncio.Condition()
         self._reading: Counter[str] = Counter()
         """Helpers that read tables now, by recipient."""
+        self._waiting: list[tuple[str, asyncio.Future[None]]] = []
+        """Recipients that wait for a place, in the order in which they came."""
         self._helpers: dict[WorkerProcess, Grant] = {}
         self._starting = 0
 
@@ -82,16 +83,9 @@ class HelperPool:
     @asynccontextmanager
     async def _turn(self, asker: WorkerProcess, table: str) -> AsyncIterator[None]:
         """One of the places for helpers. Raises LimitError if there is none while the statement may run."""
-        recipient = asker.recipient
-
-        def has_place() -> bool:
-            left = self._most - self._reading.total()
-            return left > 1 or (left == 1 and not self._reading[recipient])
-
         try:
-            async with asyncio.timeout(max(asker.seconds_left, 0)), self._turns:
-                await self._turns.wait_for(has_place)
-                self._reading[recipient] += 1
+            async with asyncio.timeout(max(asker.seconds_left, 0)):
+                await self._take_place(asker.recipient)
         except TimeoutError:
             raise LimitError(
                 f"table {table} was not read within limits.time: all {self._most} helper processes were busy"
@@ -99,14 +93,37 @@ class HelperPool:
         try:
             yield
         finally:
-            self._reading[recipient] -= 1
-            if not self._reading[recipient]:
-                del self._reading[recipient]
-            asyncio.get_running_loop().create_task(self._wake())
+            self._leave_place(asker.recipient)
 
-    async def _wake(self) -> None:
-        async with self._turns:
-            self._turns.notify_all()
+    def _has_place(self, recipient: str) -> bool:
+        left = self._most - self._reading.total()
+        return left > 1 or (left == 1 and not self._reading[recipient])
+
+    async def _take_place(self, recipient: str) -> None:
+        if self._has_place(recipient):
+            self._reading[recipient] += 1
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((recipient, place))
+        try:
+            await place
+        except BaseException:
+            if place.cancelled():
+                self._waiting.remove((recipient, place))
+            else:
+                self._leave_place(recipient)
+            raise
+
+    def _leave_place(self, recipient: str) -> None:
+        """Give up a place, and give those that are free now to whoever has waited longest."""
+        self._reading[recipient] -= 1
+        if not self._reading[recipient]:
+            del self._reading[recipient]
+        for waiting in tuple(self._waiting):
+            if not waiting[1].done() and self._has_place(waiting[0]):
+                self._waiting.remove(waiting)
+                self._reading[waiting[0]] += 1
+                waiting[1].set_result(None)
 
     def freed(self, helper: WorkerProcess) -> None:
         """A helper has ended its work; one whose work failed is not used again."""
