@@ -137,6 +137,24 @@ async def test_a_start_that_is_cancelled_when_it_has_succeeded_keeps_no_descript
         await until(lambda: open_descriptors() <= before, 10)
 
 
+async def test_a_worker_that_dies_as_soon_as_it_is_ready_is_an_error_of_the_statement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = WorkerProcess.ready
+
+    async def ready_and_dead(self: WorkerProcess) -> None:
+        await ready(self)
+        os.kill(self.pid, signal.SIGKILL)
+        await until(lambda: not self.is_alive, 10)
+
+    async with contained(tmp_path) as database:
+        with monkeypatch.context() as patch:
+            patch.setattr(WorkerProcess, "ready", ready_and_dead)
+            with pytest.raises(SqlError, match="it ended as soon as it was ready"):
+                await database.query("SELECT 1")
+        assert (await database.query("SELECT 1")).rows == [(1,)]
+
+
 async def test_nobody_keeps_a_place_by_being_busy(tmp_path: Path) -> None:
     """With more recipients than processes each gets its turn, however many statements others have waiting."""
     async with contained(tmp_path, limits=LimitSettings(processes=2, workers=1)) as database:

@@ -115,7 +115,7 @@ class HelperPool:
             raise
 
     def _leave_place(self, recipient: str) -> None:
-        """Give up a place, and give those that are free now to whoever has waited longest."""
+        """Free a place, and hand free ones to those who have waited longest."""
         self._reading[recipient] -= 1
         if not self._reading[recipient]:
             del self._reading[recipient]

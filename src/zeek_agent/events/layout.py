@@ -75,7 +75,7 @@ def set_sequence(connection: apsw.Connection, table: str, seq: int) -> None:
 
 
 def store_marked_texts(connection: apsw.Connection, table: str, names: Iterable[str]) -> None:
-    """Store the texts in these columns that look like references, so that none is taken for one (`references`)."""
+    """Store the texts in these columns that look like references once, as `references` requires."""
     for column in map(quoted, names):
         offset = last_sequence(connection, "_texts")
         marked = f"{column} >= '{MARK}' AND typeof({column}) = 'text'"

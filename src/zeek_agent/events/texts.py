@@ -228,6 +228,6 @@ def adopted(column: str, offset: int) -> str:
 
 
 def _id_of(reference: str) -> int:
-    """The id of the text; 0, which no text has, for what is no reference because the file was changed or damaged."""
+    """The id of the text; 0, which no text has, if the file is damaged and this is not a reference."""
     digits = reference[1 : _ID_DIGITS_MAX + 2].partition(":")[0]
     return int(digits) if digits.isdecimal() and len(digits) <= _ID_DIGITS_MAX else 0
