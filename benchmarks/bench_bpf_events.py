@@ -1,6 +1,6 @@
 """What the eBPF sources cost: in the kernel, in the agent, and what is lost, at several rates.
 
-    python benchmarks/bench_bpf_events.py [--seconds 5] [--rates 10,100,1000,0]
+    python benchmarks/bench_bpf_events.py [--seconds 5] [--rates 10,100,1000,0] [--kinds exec,tcp,udp,connections,flows]
 
 Needs root and a C compiler. Rate 0 is as fast as the generator goes. The agent runs in a process of its own, with the
 event store, so that its processor time is what is measured.
@@ -36,12 +36,14 @@ from zeek_agent.schema import EventRow
 from zeek_agent.tables.events import TABLES
 
 ROOT = Path(__file__).parent.parent
+COUNTED = {"exec": "exec", "tcp": "tcp", "udp": "udp", "connections": "tcp", "flows": "udp"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rates", default="10,100,1000,0")
+    parser.add_argument("--kinds", default="exec,tcp,udp,connections,flows")
     parser.add_argument("--agent", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.agent:
@@ -53,36 +55,44 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         load = f"{directory}/load"
         subprocess.run(["cc", "-O2", "-o", load, ROOT / "benchmarks" / "load.c"], check=True)
-        titles = ("event", "rate/s", "made", "stored", "lost", "agent %", "µs each")
-        print("{:6} {:>7} {:>7} {:>7} {:>5} {:>8} {:>8}  µs in BPF, a call".format(*titles))
+        titles = ("event", "rate/s", "made", "stored", "lost", "agent %", "µs each", "BPF µs each")
+        print("{:11} {:>7} {:>7} {:>7} {:>5} {:>8} {:>8} {:>11}  µs in BPF, a call".format(*titles))
         with agent(load) as ask, accepting() as port:
             idle = ask_for(ask, options.seconds)
-            print(f"{'idle':6} {'':36} {idle['cpu'] / idle['seconds'] * 100:6.2f}")
-            for kind in ("exec", "tcp", "udp"):
+            print(f"{'idle':11} {'':36} {idle['cpu'] / idle['seconds'] * 100:6.2f}")
+            for kind in options.kinds.split(","):
                 for rate in map(float, options.rates.split(",")):
                     measure(ask, load, kind, rate, options.seconds, port)
 
 
 def measure(ask: subprocess.Popen[str], load: str, kind: str, rate: float, seconds: float, port: int) -> None:
-    """One line of the table: an `exec` is a process that starts and stops, `tcp` and `udp` such a one that connects."""
+    """One line of the table.
+
+    An `exec` is a process that starts and stops, `tcp` and `udp` such a one that connects. For `connections` and
+    `flows`, one process makes them all.
+    """
     count = int((rate or 1500) * seconds)
     command = [load, "nothing"] if kind == "exec" else [load, kind, "127.0.0.1", str(port)]
+    command = [load, "exec", str(count), str(rate), *command]
+    if kind in {"connections", "flows"}:
+        command = [load, kind, "127.0.0.1", str(port), str(count), str(rate)]
     before = ask_for(ask, 0)
     started = time.monotonic()
-    made = subprocess.run([load, "exec", str(count), str(rate), *command], capture_output=True, text=True, check=True)
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
     elapsed = time.monotonic() - started
     after = ask_for(ask, 0.5)
     lines = len(made.stdout.splitlines())
     cpu = after["cpu"] - before["cpu"]
-    busy = []
+    busy, total = [], 0
     for name, (nanoseconds, runs) in after["bpf"].items():
         nanoseconds, runs = nanoseconds - before["bpf"][name][0], runs - before["bpf"][name][1]
+        total += nanoseconds
         if runs:
             busy.append(f"{name[3:]} {nanoseconds / runs / 1000:.2f}")
     print(
-        f"{kind:6} {lines / elapsed:7.0f} {2 * lines if kind == 'exec' else lines:7} "
-        f"{after['counts'][kind] - before['counts'][kind]:7} {after['lost'] - before['lost']:5} "
-        f"{cpu / elapsed * 100:8.2f} {cpu / lines * 1e6:8.1f}  {', '.join(busy)}",
+        f"{kind:11} {lines / elapsed:7.0f} {2 * lines if kind == 'exec' else lines:7} "
+        f"{after['counts'][COUNTED[kind]] - before['counts'][COUNTED[kind]]:7} {after['lost'] - before['lost']:5} "
+        f"{cpu / elapsed * 100:8.2f} {cpu / lines * 1e6:8.1f} {total / lines / 1000:11.2f}  {', '.join(busy)}",
         flush=True,
     )
 
@@ -207,11 +217,18 @@ def accepting() -> Iterator[int]:
                 except OSError:
                     return
 
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
+        def read() -> None:
+            while other.recvfrom(9)[0] != b"end":
+                pass
+
+        threads = [threading.Thread(target=work, daemon=True) for work in (accept, read)]
+        for thread in threads:
+            thread.start()
         yield port
         server.shutdown(socket.SHUT_RDWR)
-        thread.join()
+        other.sendto(b"end", ("127.0.0.1", port))
+        for thread in threads:
+            thread.join()
 
 
 if __name__ == "__main__":

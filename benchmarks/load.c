@@ -7,6 +7,7 @@
  *   load udp-connected ADDRESS PORT                  the same, connected
  *   load fork-tcp ADDRESS PORT COUNT                 children connect without executing anything; prints as `tcp`
  *   load connections ADDRESS PORT COUNT PER_SECOND   connects and closes COUNT times, as one process; prints as `tcp`
+ *   load flows ADDRESS PORT COUNT PER_SECOND         the same with datagrams, each from a socket of its own
  *   load tcp-exec ADDRESS PORT PROGRAM ARGUMENT...   connects, prints as `tcp`, then becomes another program
  *   load uring-accept                                listens at a port of 127.0.0.1, prints pid, port, and accepts one
  *                                                    connection by io_uring; exit code 3 where that may not be used
@@ -119,14 +120,14 @@ static void pace(struct timespec *next, double per_second)
 	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, next, NULL);
 }
 
-static void connect_often(const char *address, const char *port, long count, double per_second)
+static void connect_often(const char *address, const char *port, int type, long count, double per_second)
 {
 	struct timespec next;
 
 	clock_gettime(CLOCK_MONOTONIC, &next);
 	for (long i = 0; i < count; i++) {
 		pace(&next, per_second);
-		close(open_socket(address, port, SOCK_STREAM, 1));
+		close(open_socket(address, port, type, type == SOCK_STREAM));
 	}
 }
 
@@ -185,7 +186,9 @@ int main(int argc, char **argv)
 	else if (!strcmp(mode, "fork-tcp") && argc == 5)
 		fork_and_connect(argv[2], argv[3], atol(argv[4]));
 	else if (!strcmp(mode, "connections") && argc == 6)
-		connect_often(argv[2], argv[3], atol(argv[4]), atof(argv[5]));
+		connect_often(argv[2], argv[3], SOCK_STREAM, atol(argv[4]), atof(argv[5]));
+	else if (!strcmp(mode, "flows") && argc == 6)
+		connect_often(argv[2], argv[3], SOCK_DGRAM, atol(argv[4]), atof(argv[5]));
 	else if (!strcmp(mode, "tcp-exec") && argc > 4) {
 		open_socket(argv[2], argv[3], SOCK_STREAM, 1);
 		execv(argv[4], argv + 4);

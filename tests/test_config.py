@@ -227,6 +227,46 @@ def test_missing_files_and_groups_are_named(tmp_path: Path) -> None:
         assert name in str(caught.value) or str(value) in str(caught.value)
 
 
+def loaded_with(**settings: object) -> config.Config:
+    values = {name.replace("__", "."): value for name, value in settings.items()}
+    return config.load(None, {"HOME": "/nonexistent"}, values)[0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["allow", "deny"])
+@pytest.mark.parametrize(
+    ("rule", "nearest"),
+    [
+        ("proceses", "processes"),
+        ("socket_event", "socket_events"),
+        ("file_lines", "files_lines"),
+        ("processes_event_history", "processes_events_history"),
+        ("deb_package", "deb_packages"),
+    ],
+)
+def test_an_unknown_table_in_access_rules_is_an_error_that_names_the_nearest(
+    kind: str, rule: str, nearest: str
+) -> None:
+    for socket in ("off", "auto"):
+        settings = loaded_with(**{f"access__tables_{kind}": ["users", rule], "osquery__socket": socket})
+        with pytest.raises(
+            UsageError, match=rf"access.tables_{kind}: there is no table '{rule}'; .*'{nearest}'.*tables"
+        ):
+            config_check.check_files_and_groups(settings)
+
+
+def test_rules_may_name_any_table_of_any_platform_and_of_osquery(caplog: pytest.LogCaptureFixture) -> None:
+    rules = ["users", "files_*", "*_events", "process_events", "processes_events_history", "deb_packages", "osquery_x"]
+    config_check.check_files_and_groups(loaded_with(access__tables_allow=rules, access__tables_deny=["zeek_agent_*"]))
+    assert caplog.messages == []
+    config_check.check_files_and_groups(loaded_with(access__tables_allow=["my_own_extension"]))
+    assert "there is no table 'my_own_extension'" in caplog.text
+    assert "write osquery_my_own_extension" in caplog.text
+    with pytest.raises(UsageError, match="there is no table 'my_own_extension'"):
+        config_check.check_files_and_groups(
+            loaded_with(access__tables_allow=["my_own_extension"], osquery__socket="off")
+        )
+
+
 @given(st.text(max_size=30))
 def test_any_text_for_any_setting_is_taken_or_refused_in_words(text: str) -> None:
     for setting in config.settings().values():

@@ -284,10 +284,14 @@ class Agent:
         return [table for table in self.database.tables.values() if not table.alias]
 
     def recorded(
-        self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
-    ) -> Sequence[Row]:
+        self,
+        sql: str,
+        bindings: Sequence[int | float | str | None] = (),
+        check: Callable[[], None] = lambda: None,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> Iterable[Row]:
         self._drain_blocking()
-        return event_file.read_events(self.store.uri, sql, bindings, check)
+        return event_file.iterate_events(self.store.uri, sql, bindings, check, functions)
 
     def connections(self) -> Iterable[Row]:
         return [connection.status() for connection in self._connections]

@@ -155,8 +155,10 @@ class LimitSettings(Section, frozen=True):
 class AccessSettings(Section, frozen=True):
     """Access rules for statements."""
 
-    tables_allow: Annotated[tuple[str, ...], Meta(description="if not empty: permit only these tables (globs)")] = ()
-    tables_deny: Annotated[tuple[str, ...], Meta(description="deny these tables (globs)")] = ()
+    tables_allow: Annotated[
+        tuple[str, ...], Meta(description="if not empty: permit only these tables (globs); unknown ones are errors")
+    ] = ()
+    tables_deny: Annotated[tuple[str, ...], Meta(description="deny these tables (globs); unknown ones are errors")] = ()
     paths_allow: Annotated[
         tuple[str, ...],
         Meta(description="if not empty: only contents and hashes of these files (globs); implies `files_allow`"),

@@ -24,6 +24,7 @@ from zeek_agent.collector import pack_file
 from zeek_agent.collector.agents import AgentState
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
+from zeek_agent.database.time_columns import TIME_AGGREGATES
 from zeek_agent.masking.programs import PROGRAMS, Program
 from zeek_agent.schema import Column
 from zeek_agent.table import Table
@@ -162,6 +163,7 @@ def tables_page(tables: Iterable[Table]) -> str:
         "from the event store: a query installed with the subscription `Events` returns the events since its last run, "
         "a one-time query returns all retained events. `<table>_history` always contains all retained events.",
         "In SQL, times are seconds since the epoch and intervals are seconds, both as real numbers; "
+        "`timestamp('2026-11-28T03:20:00Z')` and `ago('10 minutes')` are such times ([times](sql.md#times)), and "
         "`datetime(time, 'unixepoch')` formats them. Sets, vectors, records and ports are JSON, for "
         "`json_each` and `->>`. A result column that is a table's column keeps its type; the alias of an expression "
         'can declare its type: `SELECT max(pid) AS "pid:count"`. Any value can be null. Columns marked ⁺ are not part '
@@ -209,6 +211,23 @@ def sql_page() -> str:
         "## Agent functions",
         _markdown_table(("Function", "Result"), own),
         "Patterns use RE2, whose run time is linear in the length of the text.",
+        "## Times",
+        "Times are seconds since the epoch, and intervals are seconds, both as real numbers. Commands print times as "
+        "`2026-11-28T03:20:00.000000Z`, but such a text does not compare with a time: write "
+        "`time > timestamp('2026-11-28')` or `time > ago('10 minutes')`.",
+        "Comparing a column of type `time` or `interval` with a text literal other than a number, or with `date()`, "
+        "`datetime()` or `time()`, is an error, unless the statement gives the column's name to something else. Other "
+        "text, such as that of another column, is not recognized.",
+        "`query` and `shell` print an expression as a time (interval) if it is one of these functions of a column of "
+        "that type, named directly, in a statement with neither `*` nor `UNION`: "
+        + ", ".join(f"`{name}`" for name in TIME_AGGREGATES)
+        + "; for intervals also `sum` and `total`. `timestamp` and `ago` are printed as times, too. Zeek receives all "
+        'of these as `double`, unless the alias declares a type: `SELECT max(time) AS "last:time"`.',
+        "## Text and bytes",
+        "Names, paths and lines on the host are bytes. In SQL they are text, also in columns of type `blob` such as "
+        "`files_lines.content`, so `=`, `LIKE`, `GLOB` and all functions work on them. A byte that is not part of "
+        "valid UTF-8 is a single character there, from U+EF80 to U+EFFF, and is printed as `\\xNN`. Result columns of "
+        "type `blob` contain the original bytes; in Zeek, `text` and `blob` are both `string`.",
         "## SQLite functions",
         "The following functions are available; `randomblob` only within the limit on values. "
         + ", ".join(f"`{name}`" for name in sorted(BUILT_IN)),
@@ -224,7 +243,7 @@ def sql_page() -> str:
         "A statement that exceeds its limit on time, rows, memory or length fails with an error; see "
         "[limits](configuration.md#limits). The events that it reads together with other tables, as in `processes JOIN "
         "processes_events`, have to fit into half of `limits.memory_bytes`: restrict them by time, as in "
-        "`WHERE processes_events.time > unixepoch() - 600`. [Access rules](configuration.md#access) restrict the "
+        "`WHERE processes_events.time > ago('10 minutes')`. [Access rules](configuration.md#access) restrict the "
         "tables and file contents that can be read.",
     ]
     return "\n\n".join(parts) + "\n"

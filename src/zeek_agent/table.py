@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.host.files.reads import FileReads
@@ -33,11 +33,16 @@ class AgentView(Protocol):
         ...
 
     def recorded(
-        self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
-    ) -> Sequence[Row]:
+        self,
+        sql: str,
+        bindings: Sequence[int | float | str | None] = (),
+        check: Callable[[], None] = lambda: None,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> Iterable[Row]:
         """The rows of a statement on the event store, which holds all that has happened until now; none without one.
 
-        `check` ends a statement that takes too long, by raising.
+        `check` ends a statement that takes too long, by raising. A transaction on the store is open until the last row.
+        The statement can call `functions`.
         """
         ...
 

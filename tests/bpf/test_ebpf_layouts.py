@@ -59,6 +59,8 @@ def test_the_numbers_of_kinds_and_flags() -> None:
     header = (DIRECTORY / "records.h").read_text()
     kinds = {name: int(number) for name, number in re.findall(r"RECORD_(\w+) = (\d+)", header)}
     flags = {name: 1 << int(bit) for name, bit in re.findall(r"EXEC_(\w+) = 1 << (\d+)", header)}
+    socket_flags = {name: 1 << int(bit) for name, bit in re.findall(r"SOCKET_(\w+) = 1 << (\d+)", header)}
+    assert socket_flags == {flag.name: flag.value for flag in records.SocketFlags}
     assert kinds == {kind.name: kind.value for kind in records.RecordKind}
     assert flags == {flag.name: flag.value for flag in records.Flags}
     assert max(kinds.values()) < records.RECORD_KINDS

@@ -173,6 +173,22 @@ async def test_event_statements_run_in_a_worker_that_reads_nothing_else(tmp_path
     assert all(one is not None and one.worker_class is kind for kind, one in kinds.items())
 
 
+async def test_an_empty_list_has_no_rows_in_a_worker_too(tmp_path: Path) -> None:
+    sql = "SELECT pid FROM processes WHERE pid IN (SELECT pid FROM sockets WHERE local_port = 70000)"
+    async with contained(tmp_path) as database:
+        for _ in range(2):
+            assert (await database.query(sql)).rows == []
+        assert (await database.query("SELECT pid FROM processes WHERE pid IN (SELECT 1)")).rows == [(1,)]
+
+
+async def test_lines_match_text_and_are_returned_as_bytes(tmp_path: Path) -> None:
+    async with contained(tmp_path) as database:
+        for condition in ("LIKE 'ROOT:%'", "GLOB 'root:*'", f"= '{Path('/etc/passwd').read_text().splitlines()[0]}'"):
+            result = await database.query(f"SELECT content FROM files_lines('/etc/passwd') WHERE content {condition}")
+            assert [row[0][:5] for row in result.rows] == [b"root:"]  # type: ignore[index]
+            assert [str(column.type) for column in result.columns] == ["blob"]
+
+
 async def test_a_cancelled_statement_frees_its_worker(tmp_path: Path) -> None:
     async with contained(tmp_path, limits=LimitSettings(time=30.0, workers=1)) as database:
         await database.query("SELECT 1")

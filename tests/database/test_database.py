@@ -218,6 +218,7 @@ async def test_a_window_bounds_event_tables_and_not_their_history(recorded: Data
     assert await pids("processes_events") == [1, 2, 3, 4, 5]
     assert await pids("sockets_events", window) == [3]
     assert await pids("processes_events WHERE pid IN (1, 3)", window) == [3]
+    assert await pids("processes_events WHERE pid IN (SELECT pid FROM sockets_events WHERE pid = 7)", window) == []
     joined = "processes_events_history JOIN socket_events USING (pid)"
     assert await pids(joined, {"processes_events": (0, 0), "sockets_events": (0, 1)}) == [3]
     assert await pids(joined, {"sockets_events": (1, 1)}) == []

@@ -108,6 +108,37 @@ async def test_values_that_nothing_can_equal_need_no_scan(db: Database, processe
     assert processes.scans == []
 
 
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("SELECT pid FROM processes WHERE pid IN (SELECT 1 WHERE 0)", []),
+        ("SELECT pid FROM processes WHERE pid IN (SELECT pid FROM others WHERE name = 'nothing')", []),
+        ("SELECT pid FROM processes WHERE name IN (SELECT name FROM others WHERE pid IN (SELECT 1 WHERE 0))", []),
+        ("SELECT pid FROM processes WHERE pid IN (SELECT 1 WHERE 0) AND name IN ('sh', 'init')", []),
+        (
+            "SELECT p.pid FROM processes p LEFT JOIN others o ON o.pid IN (SELECT 1 WHERE 0) AND p.pid = 2",
+            [1, 2, 3, 10],
+        ),
+        ("SELECT pid FROM processes WHERE pid IN (SELECT 1 WHERE 0) OR name = 'init'", [1]),
+        ("SELECT pid FROM processes WHERE pid NOT IN (SELECT 1 WHERE 0)", [1, 2, 3, 10]),
+        (
+            "SELECT pid FROM processes WHERE pid IN (1, 2) UNION SELECT pid FROM others WHERE pid IN (SELECT 3)",
+            [1, 2, 3],
+        ),
+    ],
+)
+async def test_an_empty_list_has_no_rows(db: Database, sql: str, expected: list[int]) -> None:
+    assert sorted(str(row) for row in await rows(db, sql)) == sorted(f"({pid},)" for pid in expected)
+
+
+async def test_a_list_that_was_empty_once_is_passed_whole_again_later(db: Database, processes: Recorder) -> None:
+    sql = "SELECT pid FROM processes WHERE pid IN (SELECT position + 1 FROM listing WHERE _pattern = '{}')"
+    assert await rows(db, sql.format("")) == []
+    processes.scans.clear()
+    assert await rows(db, sql.format("ab")) == [(1,), (2,)]
+    assert processes.equalities == [{"pid": {1, 2}}]
+
+
 async def test_the_table_receives_the_columns_that_are_read(db: Database, processes: Recorder) -> None:
     await rows(db, "SELECT name FROM processes WHERE startup > 1")
     await rows(db, "SELECT count(*) FROM processes")
@@ -267,6 +298,45 @@ async def test_hostile_cells_are_returned_unchanged(cell: str | bytes) -> None:
     else:
         assert found == cell
         assert len(await rows(db, "SELECT a.n FROM t AS a, t AS b WHERE a.c = b.c")) == 1
+    await db.aclose()
+
+
+LINES = [(1, b"PermitRootLogin yes"), (2, b"permit \xff all"), (3, "Bücher".encode()), (4, b"42"), (5, None)]
+
+
+@pytest.mark.parametrize(
+    ("where", "numbers"),
+    [
+        ("line LIKE 'permit%'", [1, 2]),
+        ("line LIKE '%ALL'", [2]),
+        ("line NOT LIKE 'permit%'", [3, 4]),
+        ("line GLOB 'Permit*'", [1]),
+        ("line GLOB 'B?cher'", [3]),
+        ("line = 'PermitRootLogin yes'", [1]),
+        ("line <> 'PermitRootLogin yes'", [2, 3, 4]),
+        ("line IN ('42', 'Bücher')", [3, 4]),
+        ("line = 42", [4]),
+        ("line BETWEEN 'A' AND 'C'", [3]),
+        ("line REGEXP 'all$'", [2]),
+        ("instr(line, 'Root') = 7", [1]),
+        ("CAST(line AS TEXT) LIKE '%all'", [2]),
+        ("line = 'PermitRootLogin' || ' yes'", [1]),
+        ("line IN (SELECT line FROM lines WHERE number > 2)", [3, 4]),
+    ],
+)
+async def test_bytes_match_text(where: str, numbers: list[int]) -> None:
+    db = database(Recorder("lines", [("number", "count"), ("line", "blob")], LINES))
+    result = await db.query(f"SELECT number, line FROM lines WHERE {where}")
+    assert result.rows == [LINES[number - 1] for number in numbers]
+    assert [str(column.type) for column in result.columns] == ["count", "blob"]
+    await db.aclose()
+
+
+@pytest.mark.parametrize("blob", ["x'3432'", "CAST('42' AS BLOB)", "(SELECT x'3432')"])
+async def test_comparing_bytes_with_a_blob_is_an_error_that_names_the_column(blob: str) -> None:
+    db = database(Recorder("lines", [("number", "count"), ("line", "blob")], LINES))
+    with pytest.raises(SqlError, match="table lines: column line is text in SQL: compare it with a text, not a blob"):
+        await db.query(f"SELECT number FROM lines WHERE line = {blob}")
     await db.aclose()
 
 

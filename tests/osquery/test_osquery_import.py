@@ -175,6 +175,9 @@ async def test_only_wanted_columns_and_rows_are_queried(bridged: Bridged, here: 
         "SELECT name FROM {t} WHERE version IN (SELECT pid FROM processes WHERE pid = -1)",
         "SELECT p.pid FROM processes p JOIN {t} ON size IN (SELECT pid FROM processes q WHERE q.pid = p.pid * 400) "
         "WHERE p.pid < 3 ORDER BY 1",
+        "SELECT name FROM {t} WHERE size IN (SELECT 1 WHERE 0)",
+        "SELECT name FROM {t} WHERE size IN (SELECT 1 WHERE 0) OR name = 'package7'",
+        "SELECT p.pid FROM processes p LEFT JOIN {t} ON {t}.size IN (SELECT 1 WHERE 0) ORDER BY 1",
     ],
 )
 async def test_rows_equal_those_of_an_sqlite_table(osquery: Osqueryd, sql: str) -> None:
@@ -221,6 +224,15 @@ async def test_a_long_list_of_values_is_not_sent_as_one_statement(bridged: Bridg
     assert await bridged.asks(sql) == ["SELECT `size` FROM `deb_packages`" + LIMIT]
     assert await bridged.rows("SELECT count(*) FROM file WHERE path IN (SELECT exe FROM processes)") == [(150,)]
     assert [len(scan["path"]) for scan in osquery.tables["file"].generated if scan] == [KEYS_PER_LOOKUP, 50]
+
+
+async def test_a_required_value_from_an_empty_list_gives_no_rows_and_no_question(
+    bridged: Bridged, osquery: Osqueryd
+) -> None:
+    assert await bridged.rows("SELECT size FROM file WHERE path IN (SELECT exe FROM processes WHERE pid = -1)") == []
+    assert osquery.asked("file") == []
+    sql = "SELECT size FROM file WHERE path IN (SELECT exe FROM processes WHERE pid = 1)"
+    assert await bridged.rows(sql) == [(6,)]
 
 
 async def test_two_constraints_of_the_same_kind_on_a_column_are_both_in_the_query(bridged: Bridged) -> None:

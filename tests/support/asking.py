@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from zeek_agent.access import AccessPolicy
@@ -32,9 +32,13 @@ class Agent:
         return builtin_tables()
 
     def recorded(
-        self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
-    ) -> Sequence[Row]:
-        return event_file.read_events(self.store.uri, sql, bindings, check) if self.store else ()
+        self,
+        sql: str,
+        bindings: Sequence[int | float | str | None] = (),
+        check: Callable[[], None] = lambda: None,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> Iterable[Row]:
+        return event_file.iterate_events(self.store.uri, sql, bindings, check, functions) if self.store else ()
 
     def connections(self) -> Iterable[Row]:
         return ()

@@ -164,3 +164,11 @@ def test_columns_of_version_2_come_first_and_in_order(name: str) -> None:
     assert [column.added for column in table.columns] == [False] * len(known) + [True] * (
         len(table.columns) - len(known)
     )
+
+
+@pytest.mark.parametrize("table", SNAPSHOTS, ids=lambda table: table.name)
+async def test_each_column_can_be_compared_with_an_empty_list(database: Database, table: Table) -> None:
+    arguments = ", ".join(f"'{argument}'" for argument in ARGUMENTS.get(table.name, ()))
+    for column in table.columns:
+        sql = f'SELECT count(*) FROM {table.name}({arguments}) WHERE "{column.name}" IN (SELECT 1 WHERE 0)'
+        assert (await database.query(sql)).rows == [(0,)], column.name

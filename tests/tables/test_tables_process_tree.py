@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -15,15 +15,15 @@ from asking import Agent, ask
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, SourceSettings
 from zeek_agent.database.database import Database
-from zeek_agent.errors import SqlError
+from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.process_cache import ProcessCache
-from zeek_agent.table import TableContext
+from zeek_agent.table import Constraints, TableContext
 from zeek_agent.tables import events
-from zeek_agent.tables.process_tree import process_tree
+from zeek_agent.tables.process_tree import PROCESSES_MAX, process_tree
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -170,6 +170,75 @@ def test_an_unrecorded_parent_is_described_by_its_child() -> None:
         ("ancestor", 5000021, "parent", "/bin/parent"),
         ("self", 5000022, "child", "/bin/child"),
     ]
+
+
+def recorded(store: EventStore, links: Iterable[tuple[str, str | None]], states: Iterable[str] = ("started",)) -> None:
+    """Append starts, or ends, of processes with these parents."""
+    names = [column.name for column in events.processes_events.recorded]
+    rows = []
+    for number, (entity, parent) in enumerate(links):
+        for state in states:
+            cells = {"time": time.time(), "pid": 9_000_000 + number, "state": state, "name": entity}
+            cells |= {"entity_id": entity, "parent_entity_id": parent}
+            rows.append(tuple(cells.get(name) for name in names))
+    store.append("processes_events", rows)
+    assert store.flush(30)
+
+
+CHAIN: list[tuple[str, str | None]] = [(f"X-{n}", f"X-{n - 1}" if n else None) for n in range(30)]
+SCATTERED = [CHAIN[n * 7 % 30] for n in range(30)]
+
+
+@pytest.mark.parametrize("links", [CHAIN, CHAIN[::-1], SCATTERED], ids=["in order", "reversed", "scattered"])
+@pytest.mark.parametrize("states", [("started",), ("stopped",), ("started", "stopped")], ids="-".join)
+def test_all_generations_are_found_in_whatever_order_they_are_recorded(
+    links: list[tuple[str, str | None]], states: tuple[str, ...]
+) -> None:
+    store = EventStore(None, events.TABLES)
+    recorded(store, links, states)
+    recorded(store, [("Y-1", "Y-0"), ("Y-2", "X-99")], states)
+    rows = ask(process_tree, None, "X-10", store=store)
+    found = [(row["relation"], row["depth"], row["entity_id"]) for row in rows]
+    assert found == [
+        *[("ancestor", 10 - n, f"X-{n}") for n in range(10)],
+        ("self", 0, "X-10"),
+        *[("descendant", n - 10, f"X-{n}") for n in range(11, 30)],
+    ]
+    assert [row["entity_id"] for row in ask(process_tree, None, "X-29", store=store)] == [f"X-{n}" for n in range(30)]
+    store.close()
+
+
+def test_the_number_of_passes_over_the_store_does_not_grow_with_the_generations() -> None:
+    store = EventStore(None, events.TABLES)
+    recorded(store, CHAIN)
+    passes = []
+
+    class CountingAgent(Agent):
+        def recorded(self, sql: str, *rest: Any, **more: Any) -> Any:
+            passes.append(sql)
+            return super().recorded(sql, *rest, **more)
+
+    for root in ("X-0", "X-29"):
+        passes.clear()
+        wanted = Constraints(TableContext(CountingAgent(store)), {"pid": None, "entity_id": root})
+        assert len(list(process_tree.rows(wanted))) == 30
+        assert len(passes) <= 6
+    store.close()
+
+
+def test_a_process_may_have_fifty_thousand_children() -> None:
+    store = EventStore(None, events.TABLES)
+    recorded(store, [("X-0", None), *((f"C-{n}", "X-0") for n in range(50_000))], ("started", "stopped"))
+    rows = ask(process_tree, None, "X-0", store=store)
+    assert len(rows) == 50_001
+    assert len({row["entity_id"] for row in rows}) == 50_001
+    assert {row["depth"] for row in rows} == {0, 1}
+    recorded(store, [(f"D-{n}", "C-7") for n in range(PROCESSES_MAX - 50_001)])
+    assert len(ask(process_tree, None, "X-0", store=store)) == PROCESSES_MAX
+    recorded(store, [("E-1", "D-1")])
+    with pytest.raises(LimitError, match=f"more than {PROCESSES_MAX} processes"):
+        ask(process_tree, None, "X-0", store=store)
+    store.close()
 
 
 def test_empty_arguments_are_kept_of_living_and_of_ended_processes(tree: Tree) -> None:

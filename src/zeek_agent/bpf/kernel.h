@@ -284,6 +284,23 @@ struct socket {
 	struct sock *sk;
 };
 
+struct inet_connection_sock {
+	void *icsk_ulp_data;
+};
+
+struct tcp_sock {
+	bool is_mptcp;
+};
+
+struct mptcp_subflow_context {
+	struct sock *conn;
+};
+
+struct mptcp_sock {
+	__u32 token;
+	struct sock *first;
+};
+
 #pragma clang attribute pop
 
 #define AF_INET 2

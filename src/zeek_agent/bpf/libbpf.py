@@ -19,7 +19,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Final
 
-from zeek_agent.bpf.tracepoints import open_tracepoint
+from zeek_agent.bpf.tracepoints import has_tracepoint, open_tracepoint
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +124,13 @@ class BpfObject:
     def leave_out(self, program: str) -> None:
         """Exclude a program from loading."""
         self._check(self._library.bpf_program__set_autoload(self.programs.pop(program), False), program)
+
+    def leave_out_missing(self) -> None:
+        """Exclude programs whose tracepoints only later kernels have."""
+        for program in list(self.programs):
+            kind, _, tracepoint = self.section_name(program).partition("/")
+            if kind == "tp_btf" and not has_tracepoint(tracepoint):
+                self.leave_out(program)
 
     def load(self) -> None:
         """Load maps and programs into the kernel."""

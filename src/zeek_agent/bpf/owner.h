@@ -35,7 +35,7 @@ struct {
 struct owner {
 	__u64 started;
 	__u64 acted;
-	__u64 socket; /* the kernel's address of the socket */
+	__u64 socket; /* the kernel's address of the socket; of the MPTCP socket above a subflow */
 	__u32 pid;
 	__u32 uid;
 	__u32 gid;
@@ -51,12 +51,22 @@ struct owner {
 	__u8 family;
 	__u8 protocol;
 	__u8 state; /* TCP: the last one that was looked at; SCTP: the one in which it was taken */
-	__u8 reserved;
+	__u8 addressed; /* UDP: readers ask for the sender, so each read tells its flow */
+	__u32 token; /* of the MPTCP connection */
+	__u32 reader; /* UDP: the process that reads without asking for the sender */
+	__u32 unread; /* UDP: flows of which no datagram was read yet */
+	__u8 shared; /* UDP: several processes read like that */
+	__u8 reserved[3];
 };
 
 static __always_inline struct task_struct *current_task(void)
 {
 	return (struct task_struct *)bpf_get_current_task();
+}
+
+static __always_inline __u32 current_pid(void)
+{
+	return BPF_CORE_READ(current_task(), tgid);
 }
 
 static __always_inline bool left_out(struct task_struct *task, __u32 pid, __u32 uid)
@@ -95,6 +105,7 @@ static __always_inline void take(struct owner *owner)
 /* An owner that nobody became yet has only zeros: not known. */
 static __always_inline void put_owner(struct socket_event *event, const struct owner *owner)
 {
+	event->token = owner->token;
 	event->pid = owner->pid;
 	event->started = owner->started;
 	event->acted = owner->acted;

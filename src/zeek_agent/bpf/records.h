@@ -25,6 +25,16 @@ enum record_kind {
 	RECORD_RECEIVED = 12, /* first datagram of a flow, by the other side */
 	RECORD_UNLISTEN = 13,
 	RECORD_PACKET = 14, /* a packet socket was opened */
+	RECORD_READ = 15,   /* this process read the first datagram of a flow that the other side began */
+};
+
+enum socket_flags {
+	SOCKET_OWNED = 1 << 0,      /* PASSIVE: the owner has accepted the MPTCP connection above already */
+	SOCKET_UNREAD = 1 << 1,     /* RECEIVED: a READ will follow when a process reads the datagram */
+	SOCKET_ANY_FLOW = 1 << 2,   /* READ: of the longest waiting flow, because the reader did not ask for the sender */
+	SOCKET_SHARED = 1 << 3,     /* READ: and several processes read this socket like that */
+	SOCKET_FLOW_ENDED = 1 << 4, /* CLOSED, UNLISTEN: the flow ended, the socket is still open */
+	SOCKET_CUT = 1 << 5,        /* SENT, RECEIVED: too many extension headers to find protocol and ports */
 };
 
 enum exec_flags {
@@ -95,7 +105,10 @@ struct exec_event {
 	char paths[PATHS + COMPONENT];
 };
 
-/* `started` is the owner's; `acted` is when it became the owner (connected, accepted, bound). Ports in host order. */
+/* `started` is the owner's; `acted` is when it became the owner (connected, accepted, bound). Ports in host order.
+ * `socket` is the kernel's address of the socket that a process has open: of the MPTCP socket above a subflow, else of
+ * the TCP socket itself. For datagrams it is the inode of that socket.
+ */
 struct socket_event {
 	__u16 kind;
 	__u8 protocol;
@@ -105,6 +118,7 @@ struct socket_event {
 	__u64 started;
 	__u64 acted;
 	__u64 cookie;
+	__u64 socket;
 	__u32 uid;
 	__u32 gid;
 	__u32 netns;
@@ -113,7 +127,9 @@ struct socket_event {
 	__u8 remote[16];
 	__u16 local_port;
 	__u16 remote_port;
-	__u32 outbound;
+	__u32 token; /* of the MPTCP connection that a subflow belongs to */
+	__u16 outbound;
+	__u16 flags;
 	char name[COMM];
 };
 

@@ -19,7 +19,7 @@ EXIT: Final = Struct("<QQQQQI4x")
 EXEC: Final = Struct("<QQIIHHHHH6x")
 TASK: Final = Struct("<IIQQQQQQQQIIIIIIIIIIiII16s4x")
 HOLDER: Final = Struct("<IIQ")
-SOCKET: Final = Struct("<HBBIQQQQIIIi16s16sHHI16s")
+SOCKET: Final = Struct("<HBBIQQQQQIIIi16s16sHHIHH16s4x")
 
 EXEC_PATHS: Final = PROCESS.size + EXEC.size
 EXEC_ARGUMENTS: Final = EXEC_PATHS + 1024 + 256
@@ -43,6 +43,7 @@ class RecordKind(IntEnum):
     RECEIVED = 12
     UNLISTEN = 13
     PACKET = 14
+    READ = 15
 
 
 class Flags(IntFlag):
@@ -58,6 +59,17 @@ class Flags(IntFlag):
     ARGUMENTS_UNREADABLE = 128
 
 
+class SocketFlags(IntFlag):
+    """`enum socket_flags`."""
+
+    OWNED = 1
+    UNREAD = 2
+    ANY_FLOW = 4
+    SHARED = 8
+    FLOW_ENDED = 16
+    CUT = 32
+
+
 class SocketRecord(NamedTuple):
     """`struct socket_event`."""
 
@@ -69,6 +81,7 @@ class SocketRecord(NamedTuple):
     started: int
     acted: int
     cookie: int
+    socket: int
     uid: int
     gid: int
     netns: int
@@ -77,7 +90,9 @@ class SocketRecord(NamedTuple):
     remote: bytes
     local_port: int
     remote_port: int
+    token: int
     outbound: int
+    flags: int
     name: bytes
 
 

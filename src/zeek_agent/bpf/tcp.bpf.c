@@ -6,6 +6,8 @@
 LAYOUT(socket_event);
 
 #define IPPROTO_TCP 6
+#define IPPROTO_MPTCP 262
+#define MPTCP_CONNECTIONS 16384
 
 enum {
 	TCP_ESTABLISHED = 1,
@@ -22,6 +24,69 @@ struct {
 	__type(key, int);
 	__type(value, struct owner);
 } owners SEC(".maps");
+
+/* Who connected or accepted an MPTCP connection. A kernel worker opens its further subflows, and nobody accepts those. */
+struct mptcp_owner {
+	__u64 started;
+	__u64 acted;
+	__u32 pid;
+	__u32 uid;
+	__u32 gid;
+	__u32 token; /* another one is that of a former connection with the same address */
+	char name[COMM];
+	__u8 ignored;
+	__u8 reserved[7];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, __u64); /* the kernel's address of the MPTCP socket */
+	__type(value, struct mptcp_owner);
+	__uint(max_entries, MPTCP_CONNECTIONS);
+} mptcp_owners SEC(".maps");
+
+static __always_inline void keep_mptcp_owner(const struct owner *owner)
+{
+	struct mptcp_owner kept = {
+		.started = owner->started,
+		.acted = owner->acted,
+		.pid = owner->pid,
+		.uid = owner->uid,
+		.gid = owner->gid,
+		.token = owner->token,
+		.ignored = owner->ignored,
+	};
+
+	__builtin_memcpy(kept.name, owner->name, COMM);
+	bpf_map_update_elem(&mptcp_owners, &owner->socket, &kept, BPF_ANY);
+}
+
+static __always_inline bool take_mptcp_owner(struct owner *owner)
+{
+	struct mptcp_owner *kept = bpf_map_lookup_elem(&mptcp_owners, &owner->socket);
+
+	if (!kept || kept->token != owner->token)
+		return false;
+	owner->started = kept->started;
+	owner->acted = kept->acted;
+	owner->pid = kept->pid;
+	owner->uid = kept->uid;
+	owner->gid = kept->gid;
+	owner->ignored = kept->ignored;
+	__builtin_memcpy(owner->name, kept->name, COMM);
+	return true;
+}
+
+/* The MPTCP socket above a TCP socket; NULL for plain TCP. */
+static __always_inline struct mptcp_sock *mptcp_above(struct sock *sk)
+{
+	struct tcp_sock *tcp = (struct tcp_sock *)sk;
+
+	if (!bpf_core_field_exists(tcp->is_mptcp) || !BPF_CORE_READ(tcp, is_mptcp))
+		return NULL;
+	struct mptcp_subflow_context *subflow = BPF_CORE_READ((struct inet_connection_sock *)sk, icsk_ulp_data);
+	return (struct mptcp_sock *)BPF_CORE_READ(subflow, conn);
+}
 
 static __always_inline void put_ends(struct socket_event *event, const struct sock *sk)
 {
@@ -65,7 +130,7 @@ static __always_inline __u16 kind_of(int before, int now, bool outbound)
 	return before == TCP_LISTEN ? RECORD_UNLISTEN : RECORD_CLOSED;
 }
 
-static __always_inline void report(struct sock *sk, const struct owner *owner, __u16 kind)
+static __always_inline void report(struct sock *sk, const struct owner *owner, __u16 kind, __u16 flags)
 {
 	__u64 cookie = bpf_get_socket_cookie(sk);
 	struct socket_event *event = bpf_ringbuf_reserve(&records, sizeof(*event), 0);
@@ -77,6 +142,8 @@ static __always_inline void report(struct sock *sk, const struct owner *owner, _
 	put_socket(event, sk, kind);
 	event->cookie = cookie;
 	event->outbound = owner->outbound;
+	event->socket = owner->socket;
+	event->flags = flags;
 	put_owner(event, owner);
 	if (settings.ignore_loopback && kind != RECORD_LISTEN && kind != RECORD_UNLISTEN &&
 	    is_loopback(event->family, event->local, event->remote)) {
@@ -84,6 +151,33 @@ static __always_inline void report(struct sock *sk, const struct owner *owner, _
 		return;
 	}
 	bpf_ringbuf_submit(event, wakeup());
+}
+
+/* Notes what a process has open: the MPTCP socket above, which it gives, or the socket itself. */
+static __always_inline struct mptcp_sock *join(struct sock *sk, struct owner *owner)
+{
+	struct mptcp_sock *mptcp = mptcp_above(sk);
+
+	owner->socket = mptcp ? (__u64)mptcp : (__u64)sk;
+	owner->token = mptcp ? BPF_CORE_READ(mptcp, token) : 0;
+	return mptcp;
+}
+
+/* Who connects or listens: the current task, except for subflows that others open for an MPTCP connection. */
+static __always_inline void own(struct sock *sk, struct owner *owner)
+{
+	struct mptcp_sock *mptcp = join(sk, owner);
+
+	if (!mptcp || !owner->outbound) {
+		take(owner);
+		return;
+	}
+	if (take_mptcp_owner(owner))
+		return;
+	if (BPF_CORE_READ(mptcp, first) != sk)
+		return; /* of a connection that was open before: not known */
+	take(owner);
+	keep_mptcp_owner(owner);
 }
 
 static __always_inline int changed(struct sock *sk, int before, int now)
@@ -97,12 +191,14 @@ static __always_inline int changed(struct sock *sk, int before, int now)
 		return 0;
 	owner->state = now;
 	if (now == TCP_SYN_SENT || now == TCP_LISTEN) {
-		take(owner);
 		owner->outbound = now == TCP_SYN_SENT;
+		own(sk, owner);
 	}
-	__u16 kind = kind_of(before, now, owner->outbound);
+	__u16 kind = kind_of(before, now, owner->outbound), flags = 0;
+	if (kind == RECORD_PASSIVE && join(sk, owner) && take_mptcp_owner(owner))
+		flags = SOCKET_OWNED;
 	if (kind && !owner->ignored)
-		report(sk, owner, kind);
+		report(sk, owner, kind, flags);
 	return 0;
 }
 
@@ -125,19 +221,31 @@ static __always_inline int accepted(long descriptor)
 {
 	struct owner owner = {};
 	struct sock *sk = socket_at(descriptor);
-	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family), protocol = BPF_CORE_READ(sk, sk_protocol);
 
-	if ((family != AF_INET && family != AF_INET6) || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+	if (family != AF_INET && family != AF_INET6)
 		return 0;
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
+		return 0;
+	struct sock *connection = sk;
+	take(&owner);
+	owner.socket = (__u64)sk;
+	if (protocol == IPPROTO_MPTCP && bpf_core_field_exists(((struct mptcp_sock *)sk)->token)) {
+		owner.token = BPF_CORE_READ((struct mptcp_sock *)sk, token);
+		connection = BPF_CORE_READ((struct mptcp_sock *)sk, first);
+		keep_mptcp_owner(&owner);
+	}
 	struct socket_event *event = bpf_ringbuf_reserve(&records, sizeof(*event), 0);
 	if (!event) {
 		count_lost(RECORD_ACCEPTED);
 		return 0;
 	}
 	put_socket(event, sk, RECORD_ACCEPTED);
-	event->cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	/* of the first subflow, because the token is gone when MPTCP fell back to TCP */
+	event->cookie = BPF_CORE_READ(connection, __sk_common.skc_cookie.counter);
+	event->socket = owner.socket;
 	event->outbound = 0;
-	take(&owner);
+	event->flags = 0;
 	put_owner(event, &owner);
 	if (settings.ignore_loopback && is_loopback(event->family, event->local, event->remote)) {
 		bpf_ringbuf_discard(event, 0);

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import struct
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,12 @@ _PERF_EVENT_OPEN: Final = {"x86_64": 298, "aarch64": 241, "riscv64": 241, "ppc64
 _PERF_TYPE_TRACEPOINT: Final = 2
 _PERF_ATTR_SIZE: Final = 64
 _PERF_FLAG_FD_CLOEXEC: Final = 8
+
+
+@cache
+def has_tracepoint(name: str, btf: str = "/sys/kernel/btf/vmlinux") -> bool:
+    """Whether the running kernel has this tracepoint, by its type information."""
+    return b"\0btf_trace_%b\0" % name.encode() in Path(btf).read_bytes()
 
 
 def open_tracepoint(category: str, name: str) -> int:

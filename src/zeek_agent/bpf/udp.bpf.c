@@ -14,8 +14,19 @@ LAYOUT(socket_event);
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define IPPROTO_ICMPV6 58
+#define IPPROTO_HOPOPTS 0
+#define IPPROTO_ROUTING 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_AH 51
+#define IPPROTO_DSTOPTS 60
 #define IPPROTO_SCTP 132
+#define IPPROTO_MH 135
 #define IPPROTO_UDPLITE 136
+#define IPPROTO_HIP 139
+#define IPPROTO_SHIM6 140
+#define EXTENSION_HEADERS 16 /* that are walked at most */
+#define DESCRIPTORS 256	     /* among which a sender's socket is looked for */
+#define MSG_PEEK 2
 #define ICMP_ECHO 8
 #define ICMPV6_ECHO 128
 #define ICMPV6_REPLY 129
@@ -42,11 +53,17 @@ struct flow {
 	__u32 protocol;
 };
 
-/* When each flow was last seen; the oldest give way to new ones. */
+struct flow_state {
+	__u64 seen;
+	__u32 unread; /* the other side began it, and no process has read a datagram of it yet */
+	__u32 reserved;
+};
+
+/* The oldest give way to new ones. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct flow);
-	__type(value, __u64);
+	__type(value, struct flow_state);
 	__uint(max_entries, FLOWS);
 } flows SEC(".maps");
 
@@ -57,6 +74,7 @@ struct packet {
 	__u16 remote_port;
 	__u8 family;
 	__u8 protocol;
+	__u8 is_cut; /* the transport's header was not found */
 };
 
 struct ipv4 {
@@ -81,6 +99,44 @@ struct ipv6 {
 	__u8 destination[16];
 };
 
+struct extension {
+	__u8 next;
+	__u8 length;
+	__be16 fragment; /* of a fragment's header */
+};
+
+static __always_inline bool is_extension(__u32 protocol)
+{
+	return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING || protocol == IPPROTO_FRAGMENT ||
+	       protocol == IPPROTO_AH || protocol == IPPROTO_DSTOPTS || protocol == IPPROTO_MH ||
+	       protocol == IPPROTO_HIP || protocol == IPPROTO_SHIM6;
+}
+
+/* Walks IPv6's extension headers (RFC 8200) from the first one's protocol. Gives the protocol behind them, and in the
+ * upper bits where its header begins; 0 for what is no first fragment. A function of its own, verified once.
+ */
+__noinline __u32 skip_extensions(struct __sk_buff *skb, __u32 protocol)
+{
+	__u32 at = sizeof(struct ipv6);
+
+	for (int i = 0; i < EXTENSION_HEADERS && is_extension(protocol); i++) {
+		struct extension extension;
+		if (bpf_skb_load_bytes(skb, at, &extension, sizeof(extension)))
+			return 0;
+		if (protocol == IPPROTO_FRAGMENT) {
+			if (extension.fragment & bpf_htons(0xfff8))
+				return 0;
+			at += 8;
+		} else if (protocol == IPPROTO_AH) {
+			at += (extension.length + 2) * 4;
+		} else {
+			at += (extension.length + 1) * 8;
+		}
+		protocol = extension.next;
+	}
+	return at << 8 | (protocol & 0xff);
+}
+
 /* Fills in addresses; gives where the transport's header begins, 0 for what is no first fragment. */
 static __always_inline __u32 read_addresses(struct __sk_buff *skb, struct packet *packet, bool outbound)
 {
@@ -102,7 +158,12 @@ static __always_inline __u32 read_addresses(struct __sk_buff *skb, struct packet
 		packet->protocol = header.protocol;
 		__builtin_memcpy(packet->local, outbound ? header.source : header.destination, 16);
 		__builtin_memcpy(packet->remote, outbound ? header.destination : header.source, 16);
-		return sizeof(header);
+		if (!is_extension(header.protocol))
+			return sizeof(header);
+		__u32 found = skip_extensions(skb, header.protocol);
+		packet->protocol = found;
+		packet->is_cut = is_extension(packet->protocol);
+		return found >> 8;
 	}
 	return 0;
 }
@@ -158,23 +219,58 @@ static __always_inline __u32 netns_at(struct owner *owner, struct bpf_sock *sk)
 	return BPF_CORE_READ(kernel_socket(owner, sk), __sk_common.skc_net.net, ns.inum);
 }
 
-/* The owner, who is the current task when a socket sends that nobody was seen to use. The kernel's own sockets, which
- * send resets and tunnels' packets in anybody's context, are in no file; they are left out.
+/* Whether the current task has the file open at one of its first descriptors. It has not when it only lets a queue of
+ * netfilter go on, or was interrupted. A function of its own, verified once.
+ */
+__noinline bool holds(__u64 file)
+{
+	struct fdtable *table = BPF_CORE_READ(current_task(), files, fdt);
+	struct file **files = BPF_CORE_READ(table, fd);
+	__u32 size = BPF_CORE_READ(table, max_fds);
+
+	for (__u32 i = 0; i < DESCRIPTORS && i < size; i++) {
+		__u64 each = 0;
+		bpf_probe_read_kernel(&each, sizeof(each), files + i);
+		if (each == file)
+			return true;
+	}
+	return false;
+}
+
+/* The owner, who is the current task when a socket sends that nobody was seen to use, or that the task has from another
+ * one. The kernel's own sockets, which send resets and tunnels' packets in anybody's context, are in no file; they are
+ * left out.
  */
 static __always_inline struct owner *owner_of(struct bpf_sock *sk, bool outbound)
 {
 	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, 0);
+	bool is_new = !owner;
 
-	if (owner)
+	if (is_new)
+		owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!owner || (!is_new && !outbound))
 		return owner;
-	owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!owner)
-		return NULL;
-	if (!BPF_CORE_READ(kernel_socket(owner, sk), sk_socket, file))
+	if (!is_new && owner->pid == current_pid())
+		return owner;
+	struct file *file = BPF_CORE_READ(kernel_socket(owner, sk), sk_socket, file);
+	if (!file)
 		owner->ignored = 1;
-	else if (outbound)
+	else if (outbound && (is_new || (owner->pid && holds((__u64)file))))
 		take(owner);
 	return owner;
+}
+
+static __always_inline bool is_same_address(const __u8 *one, const __u8 *other)
+{
+	const __u64 *first = (const __u64 *)one, *second = (const __u64 *)other;
+
+	return first[0] == second[0] && first[1] == second[1];
+}
+
+/* Whether the socket's first peer is this one. */
+static __always_inline bool is_peer(const struct owner *owner, const __u8 *remote, __u16 remote_port)
+{
+	return owner->remote_port == remote_port && is_same_address(owner->remote, remote);
 }
 
 static __always_inline void remember(struct owner *owner, const struct packet *packet, bool outbound)
@@ -188,12 +284,14 @@ static __always_inline void remember(struct owner *owner, const struct packet *p
 		owner->protocol = packet->protocol;
 		owner->outbound = outbound;
 	}
-	if (owner->peers < 2)
-		owner->peers++;
+	if (owner->peers == 0)
+		owner->peers = 1;
+	else if (owner->peers == 1 && !is_peer(owner, packet->remote, packet->remote_port))
+		owner->peers = 2;
 }
 
 static __always_inline void report_packet(struct bpf_sock *sk, struct owner *owner, const struct packet *packet,
-					  __u64 cookie, bool outbound)
+					  __u64 cookie, bool outbound, bool is_unread)
 {
 	__u16 kind = outbound ? RECORD_SENT : RECORD_RECEIVED;
 	struct socket_event *event = bpf_ringbuf_reserve(&records, sizeof(*event), 0);
@@ -213,102 +311,17 @@ static __always_inline void report_packet(struct bpf_sock *sk, struct owner *own
 	event->local_port = packet->local_port;
 	event->remote_port = packet->remote_port;
 	event->outbound = outbound;
+	event->flags = (is_unread ? SOCKET_UNREAD : 0) | (packet->is_cut ? SOCKET_CUT : 0);
 	put_owner(event, owner);
 	event->netns = netns_at(owner, sk);
+	event->socket = 0;
+	if (is_unread) /* the holder may have to be looked for */
+		event->socket = BPF_CORE_READ(kernel_socket(owner, sk), sk_socket, file, f_inode, i_ino);
 	bpf_ringbuf_submit(event, wakeup());
 }
 
-static __always_inline bool is_new(const struct flow *flow)
-{
-	__u64 now = bpf_ktime_get_boot_ns();
-	__u64 *seen = bpf_map_lookup_elem(&flows, flow);
-
-	if (!seen) {
-		bpf_map_update_elem(&flows, flow, &now, BPF_ANY);
-		return true;
-	}
-	bool idle = now - *seen > FLOW_IDLE;
-	*seen = now;
-	return idle;
-}
-
-static __always_inline int datagram(struct __sk_buff *skb, bool outbound)
-{
-	struct packet packet = {};
-	struct flow flow = {};
-	struct bpf_sock *sk = skb->sk;
-
-	if (!sk)
-		return 1;
-	sk = bpf_sk_fullsock(sk);
-	if (!sk || !is_ours(sk, outbound))
-		return 1;
-	__u32 transport = read_addresses(skb, &packet, outbound);
-	if (!transport || !read_ports(skb, &packet, transport, outbound))
-		return 1;
-	if (settings.ignore_loopback && is_loopback(packet.family, packet.local, packet.remote))
-		return 1;
-	flow.cookie = bpf_get_socket_cookie(skb);
-	__builtin_memcpy(flow.remote, packet.remote, 16);
-	flow.remote_port = packet.remote_port;
-	flow.local_port = packet.local_port;
-	flow.protocol = packet.protocol;
-	if (!is_new(&flow))
-		return 1;
-	struct owner *owner = owner_of(sk, outbound);
-	if (!owner || owner->ignored)
-		return 1;
-	if (owner->state == SCTP_ESTABLISHED) /* accepted, whoever sends first */
-		outbound = false;
-	remember(owner, &packet, outbound);
-	report_packet(sk, owner, &packet, flow.cookie, outbound);
-	return 1;
-}
-
-SEC("cgroup_skb/egress")
-int on_egress(struct __sk_buff *skb)
-{
-	return datagram(skb, true);
-}
-
-SEC("cgroup_skb/ingress")
-int on_ingress(struct __sk_buff *skb)
-{
-	return datagram(skb, false);
-}
-
-/* The current task uses the socket. */
-static __always_inline struct owner *used(struct bpf_sock *sk)
-{
-	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-
-	if (owner && owner->pid != BPF_CORE_READ(current_task(), tgid))
-		take(owner);
-	return owner;
-}
-
-static __always_inline int used_address(struct bpf_sock_addr *context)
-{
-	if (context->protocol != IPPROTO_TCP && context->sk)
-		used(context->sk);
-	return 1;
-}
-
-#define ON_ADDRESS(hook)                                                                                               \
-	SEC("cgroup/" #hook)                                                                                           \
-	int on_##hook(struct bpf_sock_addr *context)                                                                   \
-	{                                                                                                              \
-		return used_address(context);                                                                          \
-	}
-
-ON_ADDRESS(connect4)
-ON_ADDRESS(connect6)
-ON_ADDRESS(sendmsg4)
-ON_ADDRESS(sendmsg6)
-ON_ADDRESS(recvmsg4)
-ON_ADDRESS(recvmsg6)
-
-static __always_inline void report_socket(const struct owner *owner, __u16 kind, __u64 cookie, __u32 netns)
+static __always_inline void report_socket(const struct owner *owner, __u16 kind, __u16 flags, __u64 cookie,
+					  __u32 netns)
 {
 	struct socket_event *event = bpf_ringbuf_reserve(&records, sizeof(*event), 0);
 
@@ -332,9 +345,278 @@ static __always_inline void report_socket(const struct owner *owner, __u16 kind,
 		event->remote_port = 0;
 	}
 	event->outbound = owner->outbound;
+	event->flags = flags;
+	event->socket = 0;
 	put_owner(event, owner);
 	event->netns = netns;
 	bpf_ringbuf_submit(event, wakeup());
+}
+
+/* The socket's only flow is over, or all are if the port is another one since: the socket was dissolved (connected to
+ * AF_UNSPEC), which passes no hook, or connects to another peer.
+ */
+static __always_inline void end_flow(struct owner *owner, __u64 cookie, __u32 netns)
+{
+	struct flow flow = {
+		.cookie = cookie,
+		.remote_port = owner->remote_port,
+		.local_port = owner->local_port,
+		.protocol = owner->protocol,
+	};
+
+	__builtin_memcpy(flow.remote, owner->remote, 16);
+	if (!owner->ignored)
+		report_socket(owner, owner->peers == 1 ? RECORD_CLOSED : RECORD_UNLISTEN, SOCKET_FLOW_ENDED, cookie,
+			      netns);
+	bpf_map_delete_elem(&flows, &flow);
+	owner->peers = 0;
+}
+
+static __always_inline bool is_udp(__u32 protocol)
+{
+	return protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE;
+}
+
+static __always_inline bool is_new(const struct flow *flow, bool is_unread)
+{
+	struct flow_state *state = bpf_map_lookup_elem(&flows, flow);
+	struct flow_state begun = {.seen = bpf_ktime_get_boot_ns(), .unread = is_unread};
+
+	if (!state) {
+		bpf_map_update_elem(&flows, flow, &begun, BPF_ANY);
+		return true;
+	}
+	bool idle = begun.seen - state->seen > FLOW_IDLE;
+	state->seen = begun.seen;
+	if (idle)
+		state->unread = is_unread;
+	return idle;
+}
+
+static __always_inline int datagram(struct __sk_buff *skb, bool outbound)
+{
+	struct packet packet = {};
+	struct flow flow = {};
+	struct bpf_sock *sk = skb->sk;
+
+	if (!sk)
+		return 1;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || !is_ours(sk, outbound))
+		return 1;
+	__u32 transport = read_addresses(skb, &packet, outbound);
+	if (!transport || (!packet.is_cut && !read_ports(skb, &packet, transport, outbound)))
+		return 1;
+	if (settings.ignore_loopback && is_loopback(packet.family, packet.local, packet.remote))
+		return 1;
+	flow.cookie = bpf_get_socket_cookie(skb);
+	__builtin_memcpy(flow.remote, packet.remote, 16);
+	flow.remote_port = packet.remote_port;
+	flow.local_port = packet.local_port;
+	flow.protocol = packet.protocol;
+	bool is_datagram = sk->type == SOCK_DGRAM && is_udp(packet.protocol);
+	if (!is_new(&flow, is_datagram && !outbound))
+		return 1;
+	struct owner *owner = owner_of(sk, outbound);
+	if (!owner || owner->ignored)
+		return 1;
+	if (owner->state == SCTP_ESTABLISHED) /* accepted, whoever sends first */
+		outbound = false;
+	if (is_datagram) {
+		if (owner->peers && owner->local_port != packet.local_port)
+			end_flow(owner, flow.cookie, netns_at(owner, sk));
+		if (!outbound)
+			__sync_fetch_and_add(&owner->unread, 1);
+	}
+	if (!packet.is_cut)
+		remember(owner, &packet, outbound);
+	report_packet(sk, owner, &packet, flow.cookie, outbound, is_datagram && !outbound);
+	return 1;
+}
+
+SEC("cgroup_skb/egress")
+int on_egress(struct __sk_buff *skb)
+{
+	return datagram(skb, true);
+}
+
+SEC("cgroup_skb/ingress")
+int on_ingress(struct __sk_buff *skb)
+{
+	return datagram(skb, false);
+}
+
+/* The current task uses the socket. */
+static __always_inline struct owner *used(struct bpf_sock *sk)
+{
+	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (owner && owner->pid != current_pid())
+		take(owner);
+	return owner;
+}
+
+static __always_inline int used_address(struct bpf_sock_addr *context)
+{
+	if (context->protocol != IPPROTO_TCP && context->sk)
+		used(context->sk);
+	return 1;
+}
+
+/* The address and port that a hook is called with, as in a packet: an IPv4-mapped address is an IPv4 one. */
+static __always_inline void read_peer(struct bpf_sock_addr *context, bool is_ipv6, __u8 *remote, __u16 *remote_port)
+{
+	__u32 *words = (__u32 *)remote;
+
+	*remote_port = bpf_ntohs(context->user_port);
+	if (!is_ipv6) {
+		words[0] = context->user_ip4;
+		return;
+	}
+	__u32 first = context->user_ip6[0], second = context->user_ip6[1];
+	__u32 third = context->user_ip6[2], fourth = context->user_ip6[3];
+	if (!first && !second && third == bpf_htonl(0xffff)) {
+		words[0] = fourth;
+		return;
+	}
+	words[0] = first;
+	words[1] = second;
+	words[2] = third;
+	words[3] = fourth;
+}
+
+static __always_inline int connects(struct bpf_sock_addr *context, bool is_ipv6)
+{
+	struct bpf_sock *sk = context->sk;
+
+	if (context->protocol == IPPROTO_TCP || !sk)
+		return 1;
+	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, 0);
+	if (owner && is_udp(context->protocol)) {
+		__u8 remote[16] = {};
+		__u16 remote_port;
+		read_peer(context, is_ipv6, remote, &remote_port);
+		bool has_moved = owner->peers && owner->local_port != sk->src_port;
+		if (has_moved || (owner->peers == 1 && !is_peer(owner, remote, remote_port)))
+			end_flow(owner, bpf_get_socket_cookie(context), netns_at(owner, sk));
+		owner->addressed = 0;
+	}
+	used(sk);
+	return 1;
+}
+
+SEC("cgroup/connect4")
+int on_connect4(struct bpf_sock_addr *context)
+{
+	return connects(context, false);
+}
+
+SEC("cgroup/connect6")
+int on_connect6(struct bpf_sock_addr *context)
+{
+	return connects(context, true);
+}
+
+SEC("cgroup/sendmsg4")
+int on_sendmsg4(struct bpf_sock_addr *context)
+{
+	return used_address(context);
+}
+
+SEC("cgroup/sendmsg6")
+int on_sendmsg6(struct bpf_sock_addr *context)
+{
+	return used_address(context);
+}
+
+/* The current task has read the first datagram of this flow. */
+static __always_inline void report_read(struct owner *owner, const struct flow *flow, __u8 family, __u16 flags)
+{
+	struct owner reader = {};
+	struct socket_event *event = bpf_ringbuf_reserve(&records, sizeof(*event), 0);
+
+	__sync_fetch_and_add(&owner->unread, -1);
+	if (!event) {
+		count_lost(RECORD_READ);
+		return;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->kind = RECORD_READ;
+	event->protocol = flow->protocol;
+	event->family = family;
+	event->time = bpf_ktime_get_boot_ns();
+	event->cookie = flow->cookie;
+	__builtin_memcpy(event->remote, flow->remote, 16);
+	event->local_port = flow->local_port;
+	event->remote_port = flow->remote_port;
+	event->flags = flags;
+	take(&reader);
+	put_owner(event, &reader);
+	bpf_ringbuf_submit(event, wakeup());
+}
+
+/* A process that asks for the sender has read a datagram. */
+static __always_inline int reads(struct bpf_sock_addr *context, bool is_ipv6)
+{
+	struct bpf_sock *sk = context->sk;
+	struct flow flow = {};
+
+	if (!sk || !is_udp(context->protocol))
+		return 1;
+	struct owner *owner = used(sk);
+	if (!owner)
+		return 1;
+	owner->addressed = 1;
+	if (!owner->unread)
+		return 1;
+	flow.cookie = bpf_get_socket_cookie(context);
+	flow.local_port = sk->src_port;
+	flow.protocol = context->protocol;
+	read_peer(context, is_ipv6, flow.remote, &flow.remote_port);
+	struct flow_state *state = bpf_map_lookup_elem(&flows, &flow);
+	if (!state || !state->unread)
+		return 1;
+	state->unread = 0;
+	report_read(owner, &flow, is_ipv6 ? 6 : 4, 0);
+	return 1;
+}
+
+SEC("cgroup/recvmsg4")
+int on_recvmsg4(struct bpf_sock_addr *context)
+{
+	return reads(context, false);
+}
+
+SEC("cgroup/recvmsg6")
+int on_recvmsg6(struct bpf_sock_addr *context)
+{
+	return reads(context, true);
+}
+
+/* A process that does not ask for the sender, which passes no hook of control groups, has read a datagram (Linux 6.3).
+ * Of which flow is not known: of the one that waits longest, if always the same process reads.
+ */
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(on_received, struct sock *sk, int result, int flags)
+{
+	struct flow flow = {};
+
+	if (result < 0 || flags & MSG_PEEK || !is_udp(sk->sk_protocol))
+		return 0;
+	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, 0);
+	if (!owner || owner->addressed || owner->ignored)
+		return 0;
+	__u32 pid = current_pid();
+	if (!owner->reader)
+		owner->reader = pid;
+	else if (owner->reader != pid)
+		owner->shared = 1;
+	if (!owner->unread)
+		return 0;
+	flow.cookie = bpf_get_socket_cookie(sk);
+	flow.protocol = sk->sk_protocol;
+	report_read(owner, &flow, 0, SOCKET_ANY_FLOW | (owner->shared ? SOCKET_SHARED : 0));
+	return 0;
 }
 
 /* An SCTP socket that was bound to a port waits for peers there. */
@@ -355,7 +637,7 @@ static __always_inline void listens(struct sock *sk, struct owner *owner)
 		BPF_CORE_READ_INTO((struct in6_addr *)owner->local, sk, __sk_common.skc_v6_rcv_saddr);
 	}
 	if (!owner->ignored)
-		report_socket(owner, RECORD_LISTEN, cookie, BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum));
+		report_socket(owner, RECORD_LISTEN, 0, cookie, BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum));
 }
 
 /* Who listens at or accepts an SCTP socket, which passes no hook of control groups: both change its state in the
@@ -401,7 +683,7 @@ static __always_inline int bound(struct bpf_sock *sk, __u8 family)
 		local[3] = sk->src_ip6[3];
 	}
 	if (!owner->ignored)
-		report_socket(owner, RECORD_BOUND, bpf_get_socket_cookie(sk), netns_at(owner, sk));
+		report_socket(owner, RECORD_BOUND, 0, bpf_get_socket_cookie(sk), netns_at(owner, sk));
 	return 1;
 }
 
@@ -423,7 +705,7 @@ int on_release(struct bpf_sock *sk)
 	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, 0);
 
 	if (owner && !owner->ignored && (owner->bound || owner->peers))
-		report_socket(owner, owner->peers == 1 ? RECORD_CLOSED : RECORD_UNLISTEN, bpf_get_socket_cookie(sk),
-			      netns_at(owner, sk));
+		report_socket(owner, owner->peers == 1 ? RECORD_CLOSED : RECORD_UNLISTEN, 0,
+			      bpf_get_socket_cookie(sk), netns_at(owner, sk));
 	return 1;
 }

@@ -12,6 +12,7 @@ from zeek_agent.control import messages
 from zeek_agent.control.messages import Columns, Declarations, EncodedLines, Facts, Frame, Note, Pause, Request, Rows
 from zeek_agent.database.database import Lane, Profile, Result, SqlDatabase
 from zeek_agent.database.encodings import ControlEncoding
+from zeek_agent.database.time_columns import with_time_types
 from zeek_agent.table_declarations import declare
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ async def _query(
     """The result of one statement."""
     profile = Profile(request.profile)
     result = await database.encoded(request.sql, ControlEncoding(), profile=profile, lane=Lane.LOCAL, origin=origin)
-    yield _columns(result.columns)
+    yield _columns(with_time_types(request.sql, database.readable_tables, result.columns))
     if isinstance(result, Result):
         yield Rows(result.rows)
     else:
@@ -106,7 +107,7 @@ async def _subscribe(
             else:
                 if report.columns != known:
                     known = report.columns
-                    yield _columns(known)
+                    yield _columns(with_time_types(request.sql, database.readable_tables, known))
                 if report.encoded is None:
                     yield Rows([row for _, row in report.rows], [_CHANGES[change] for change, _ in report.rows])
                 else:

@@ -4,7 +4,9 @@ Both directions convert whole columns of a batch: the set of types is computed i
 conversion is returned unchanged. `ValueError` means that a cell does not fit its type; its text is for the operator.
 
 In SQLite a port is `{"port": 80, "proto": "tcp"}`, a set or vector a JSON array, a record a JSON object. An integer
-above SQLite's 2⁶³-1 (a socket cookie) is stored as decimal text and is an integer again in a result.
+above SQLite's 2⁶³-1 (a socket cookie) is stored as decimal text and is an integer again in a result. A blob is text
+as in `zeek_agent.text`, because SQLite's blobs match no LIKE or GLOB and equal no text; a result column that is the
+table's column has its bytes again (`restore_blobs`).
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ class CellEncoder:
 
     def __init__(self, zeek_type: ZeekType) -> None:
         self._one = _encoder(zeek_type)
+        self._is_blob = zeek_type.name == "blob"
+        self._is_bool = zeek_type.name == "bool"
         self._plain: type | None = (
             int
             if zeek_type.name in _INTEGERS
@@ -57,6 +61,16 @@ class CellEncoder:
                 return cells
             if self._plain is str and sum(map(len, present)) <= max_bytes and all(map(str.isascii, present)):
                 return cells
+        if self._is_bool and kinds == {bool} and None not in cells:
+            return tuple(map(int, cells))
+        if (
+            self._is_blob
+            and kinds == {bytes}
+            and None not in cells
+            and sum(map(len, cells)) <= max_bytes
+            and all(map(bytes.isascii, cells))
+        ):
+            return tuple(map(bytes.decode, cells))
         return tuple([None if cell is None else _bounded(self._one(cell), max_bytes) for cell in cells])
 
 
@@ -151,10 +165,19 @@ def _encode_text(value: Any) -> SqliteValue:
 
 def _encode_blob(value: Any) -> SqliteValue:
     if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
+        return text.from_bytes(bytes(value))
     if isinstance(value, str):
         return storable(value)
     raise _misfit(value, "bytes")
+
+
+def restore_blobs(row: tuple[Any, ...], places: Iterable[int]) -> tuple[Any, ...]:
+    """The row from SQLite with the bytes of the blobs at these places."""
+    for place in places:
+        cell = row[place]
+        if isinstance(cell, str):
+            row = (*row[:place], text.to_bytes(cell), *row[place + 1 :])
+    return row
 
 
 def storable(value: str) -> str:

@@ -92,6 +92,12 @@ class SqlDatabase(ABC):
         """Every name that a statement can read: tables, and the additional names of event tables."""
         return frozenset(self._catalog.readable())
 
+    @property
+    def readable_tables(self) -> Mapping[str, Table]:
+        """The tables by all names under which statements can read them."""
+        catalog = self._catalog
+        return {name: catalog.tables[table] for name, table in catalog.readable().items()}
+
     def add(self, table: Table) -> None:
         """Add a table, or replace the one with the same name."""
         self._change({**self._catalog.tables, table.name: table})

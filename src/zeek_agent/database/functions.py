@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from zeek_agent.access import compile_regex
 from zeek_agent.community_id import community_id
+from zeek_agent.database.times import ago, timestamp
 from zeek_agent.errors import LimitError, SqlError
 
 REGEX_CHARACTERS_MAX: Final = 2_000
@@ -37,6 +38,8 @@ class Function:
     arguments: tuple[int, ...]
     replaces: bool = False
     """Whether it replaces SQLite's function of that name, with the same meaning."""
+    reads_clock: bool = False
+    """Whether the first argument of `call` is a function that returns the time at which the statement began."""
 
 
 def regexp(pattern: Any, value: Any) -> int | None:
@@ -204,15 +207,23 @@ def _number(value: Any) -> int:
 
 
 def _function(
-    call: Callable[..., Any], signature: str, arguments: tuple[int, ...], *, replaces: bool = False
+    call: Callable[..., Any],
+    signature: str,
+    arguments: tuple[int, ...],
+    *,
+    replaces: bool = False,
+    reads_clock: bool = False,
 ) -> Function:
-    return Function(call.__name__, signature, call.__doc__ or "", call, arguments, replaces)
+    summary = " ".join((call.__doc__ or "").split())
+    return Function(call.__name__, signature, summary, call, arguments, replaces, reads_clock)
 
 
 FUNCTIONS: Final = (
     _function(regexp, "value REGEXP pattern", (2,)),
     _function(regex_match, "regex_match(value, pattern, group)", (3,)),
     _function(split, "split(value, separators, index)", (3,)),
+    _function(timestamp, "timestamp(text)", (1,)),
+    _function(ago, "ago(text)", (1,), reads_clock=True),
     _function(in_cidr_block, "in_cidr_block(block, address)", (2,)),
     _function(
         community_id_v1,

@@ -101,6 +101,11 @@ class Heading:
     type: ZeekType | None
     declared: Column | Parameter | None = None
 
+    @property
+    def is_blob(self) -> bool:
+        """Whether it is a table's column of type blob, which is text within SQL."""
+        return self.type is not None and self.type.name == "blob" and self.declared is not None
+
     def column(self) -> ResultColumn:
         """The column; `text` when its type depends on its values."""
         return ResultColumn(self.name, self.type or _storage_type(()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 import apsw
@@ -62,9 +63,11 @@ class Run:
         self.errors = RowErrors()
         self.numbered = False
         """Whether rows need numbers that stay the same in all scans of a table (`virtual_tables.NumbersNeeded`)."""
-        self.lists = True
-        """Whether a table is given all values of an IN at once, which is not possible if there are none."""
+        self.lists_at_once = True
+        """Whether tables receive all values of an IN at once, rather than one by one (`virtual_tables.ListLost`)."""
         self._clock = clock
+        self.began = time.time()
+        """When the statement was submitted, for `ago`: the same each time that the statement runs again."""
         self.scans_since = clock() - shared_seconds
         """The earliest begin of another statement's scan that this statement may share."""
         self._memory_ceiling = 0
@@ -96,8 +99,11 @@ class Run:
         return False
 
 
-def confine(connection: apsw.Connection, limits: LimitSettings) -> None:
-    """Set the connection's limits, disable everything that could reach outside it, and add the agent's functions."""
+def confine(connection: apsw.Connection, limits: LimitSettings, now: Callable[[], float]) -> None:
+    """Set the connection's limits, disable everything that could reach outside it, and add the agent's functions.
+
+    `now` returns the time at which the statement began.
+    """
     connection.limit(apsw.SQLITE_LIMIT_SQL_LENGTH, limits.statement_bytes)
     connection.limit(apsw.SQLITE_LIMIT_LENGTH, limits.value_bytes)
     for limit, value in _STRUCTURE_LIMITS.items():
@@ -107,8 +113,9 @@ def confine(connection: apsw.Connection, limits: LimitSettings) -> None:
     connection.config(apsw.SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 0)
     connection.config(apsw.SQLITE_DBCONFIG_DQS_DML, 1)
     for function in FUNCTIONS:
+        call = partial(function.call, now) if function.reads_clock else function.call
         for count in function.arguments:
-            connection.create_scalar_function(function.name, function.call, count, deterministic=True)
+            connection.create_scalar_function(function.name, call, count, deterministic=True)
 
 
 def value_limit(limits: LimitSettings, columns: int) -> int:

@@ -12,6 +12,7 @@ import apsw
 import msgspec
 
 from zeek_agent.config import LimitSettings
+from zeek_agent.database.cells import restore_blobs
 from zeek_agent.database.event_copies import (
     ALL_ROWS,
     MEMORY_SHARE,
@@ -32,7 +33,16 @@ from zeek_agent.database.sandbox import (
     value_limit,
 )
 from zeek_agent.database.scans import IndexedScan, SharedScans
-from zeek_agent.database.virtual_tables import Layout, ModuleTable, NumbersNeeded, RunAgain, TableModule, quoted
+from zeek_agent.database.time_columns import check_comparisons
+from zeek_agent.database.virtual_tables import (
+    Layout,
+    ListLost,
+    ModuleTable,
+    NumbersNeeded,
+    RunAgain,
+    TableModule,
+    quoted,
+)
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError, UnknownTableError
 from zeek_agent.host.files.reads import FileReads, Omissions
 from zeek_agent.schema import Row, Value
@@ -51,16 +61,11 @@ CACHED_STATEMENTS_MAX: Final = 100
 CACHED_CHARACTERS_MAX: Final = 4_096
 """Longer statements are compiled each time, so that the cache has a bounded size."""
 
+_NO_MESSAGE: Final = frozenset({"<NULL>", "SQL logic error"})
+"""The text of an exception for which SQLite has no message."""
+
 RERUNS_MAX: Final = 6
 """How often a statement runs again after deferred reads, enough for a chain of joins."""
-
-
-_NO_MESSAGE: Final = "<NULL>"
-"""apsw's error without a reason: it cannot give a table the values of an IN if there are none."""
-
-
-class _EmptyList(Exception):  # noqa: N818 - not an error: the statement runs again
-    """An IN has no values, so tables have to be given values one by one."""
 
 
 class Profile(StrEnum):
@@ -202,7 +207,13 @@ class SqlConnection:
         self._set_window(window or {})
         self.event_copies.begin(run, self._window)
         try:
-            return self._answer_in_some_way(sql, rows)
+            while True:
+                try:
+                    return self._answer(sql, rows)
+                except NumbersNeeded:
+                    run.numbered = True
+                except ListLost:
+                    run.lists_at_once = False
         finally:
             self.held.clear()
             self.kept.clear()
@@ -237,16 +248,6 @@ class SqlConnection:
     def close(self) -> None:
         self._connection.close(force=True)
 
-    def _answer_in_some_way(self, sql: str, rows: RowSink) -> StreamedStatement:
-        """`_answer`, again with other ways to read tables if the statement turns out to need them."""
-        while True:
-            try:
-                return self._answer(sql, rows)
-            except NumbersNeeded:
-                self.run.numbered = True
-            except _EmptyList:
-                self.run.lists = False
-
     def _answer(self, sql: str, rows: RowSink) -> StreamedStatement:
         """The result of the statement's last run, after which no reads are deferred."""
         self._deferred.clear()
@@ -268,7 +269,7 @@ class SqlConnection:
         count = 0
         add = rows.begin()
         with self._statement(sql) as cursor:
-            for row in map(self._hide_names, cursor) if self._explains else cursor:
+            for row in self._rows(cursor):
                 packed = self._encode(row)
                 left -= len(packed)
                 if left < 0:
@@ -280,6 +281,12 @@ class SqlConnection:
         files = self.context.reads.omissions()
         return StreamedStatement(tuple(self._headings), limits.result_bytes - left, files)
 
+    def _rows(self, cursor: apsw.Cursor) -> Iterable[tuple[Any, ...]]:
+        if self._explains:
+            return map(self._hide_names, cursor)
+        blobs = [index for index, heading in enumerate(self._headings) if heading.is_blob]
+        return (restore_blobs(row, blobs) for row in cursor) if blobs else cursor
+
     @contextmanager
     def _statement(self, sql: str, *, compile_only: bool = False) -> Iterator[apsw.Cursor]:
         """A cursor over the statement's rows; sets `_headings`. Errors, also those of the body, become SqlError."""
@@ -290,7 +297,8 @@ class SqlConnection:
         cursor.exec_trace = self._stop_after_compile if compile_only else self._on_compiled
         try:
             # A statement that was refused after its compilation must not come from the cache, which skips the checks.
-            cursor.execute(sql, can_cache=not compile_only and self.run.lists and sql in self._cacheable)
+            cacheable = not compile_only and self.run.lists_at_once and sql in self._cacheable
+            cursor.execute(sql, can_cache=cacheable)
             if not self._headings:
                 raise SqlError("there is no statement")
             self._note_cacheable(sql)
@@ -298,8 +306,8 @@ class SqlConnection:
         except (apsw.Error, ValueError, OverflowError, MemoryError, RecursionError) as error:
             if isinstance(error, apsw.ExecTraceAbort):
                 raise
-            if isinstance(error, apsw.SQLError) and str(error) == _NO_MESSAGE and self.run.lists:
-                raise _EmptyList from error
+            if isinstance(error, apsw.SQLError) and str(error) in _NO_MESSAGE and self.run.lists_at_once:
+                raise ListLost from error
             raise self._sql_error(error) from error
         finally:
             cursor.close(force=True)
@@ -320,6 +328,8 @@ class SqlConnection:
         if not cursor.is_readonly or not cursor.description_full:
             raise AccessDeniedError("statements may only read")
         self._authorizer.check_compiled()
+        if self._authorizer.tables:
+            check_comparisons(sql, self._names)
         self._explains = bool(cursor.is_explain)
         self._text = sql
         self._headings += headings(cursor.description_full, self._names)
@@ -376,7 +386,7 @@ class SqlConnection:
         else:
             self._add_event_views([layout.table for layout in events])
         self._add_tripwires(stored)
-        confine(connection, self._limits)
+        confine(connection, self._limits, lambda: self.run.began)
         connection.authorizer = self._authorizer
         connection.set_progress_handler(self._progress, STEPS_BETWEEN_CHECKS)
         self._authorizer.trusted = False

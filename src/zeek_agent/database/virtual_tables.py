@@ -61,7 +61,7 @@ class VirtualColumn:
     @property
     def declaration(self) -> str:
         hidden = " HIDDEN" if self.hidden or self.parameter else ""
-        return f"{quoted(self.name)} {self.type.sqlite}{hidden}"
+        return f"{quoted(self.name)} {'TEXT' if self.type.name == 'blob' else self.type.sqlite}{hidden}"
 
 
 class Layout:
@@ -132,6 +132,12 @@ class StatementContext(Protocol):
         ...
 
 
+class ListLost(Exception):  # noqa: N818 - likewise
+    """A table was to receive all values of an IN at once, but apsw fails, without a message, if there are none. The
+    statement has to be compiled again, with `Run.lists_at_once` unset, and run again.
+    """
+
+
 class ModuleTable(Table, ABC):
     """A snapshot table that is not read by `TableModule` but by a virtual-table module of its own."""
 
@@ -199,7 +205,7 @@ class VirtualTable:
             info.set_aConstraintUsage_argvIndex(which, len(arguments))
             if parameter:
                 info.set_aConstraintUsage_omit(which, True)
-            elif takes_list(info, which, self.module.statement.run):
+            elif self.module.statement.run.lists_at_once and info.get_aConstraintUsage_in(which):
                 info.set_aConstraintUsage_in(which, True)
         for number in self._required.difference(arguments):
             name, table = self.module.layout.fields[number].name, self.module.layout.table.name
@@ -216,7 +222,7 @@ class VirtualTable:
         return (
             info.get_aConstraint_collation(which) == "BINARY"
             and kind.name in PUSHED_DOWN
-            and (self.module.statement.run.lists or not is_misread_list(info, which, kind))
+            and (self.module.statement.run.lists_at_once or not is_misread_list(info, which, kind))
         )
 
     def Open(self) -> TableCursor:  # noqa: N802
@@ -293,6 +299,10 @@ class TableCursor(RowCursor):
             if field.parameter:
                 given[field.position] = value
                 continue
+            if field.type.name == "blob" and not self._module.stored and _has_bytes(value):
+                raise SqlError(
+                    f"table {layout.table.name}: column {field.name} is text in SQL: compare it with a text, not a blob"
+                )
             wanted = comparable(field.type, value)
             if wanted is not None:
                 equal[number] = equal[number] & wanted if number in equal else wanted
@@ -471,9 +481,7 @@ def comparable(zeek_type: ZeekType, value: Any) -> frozenset[Any] | None:
     for one in value if isinstance(value, set | frozenset) else (value,):
         if one is None:
             continue
-        if zeek_type.sqlite == "BLOB":
-            cells.add(one)
-        elif zeek_type.sqlite == "TEXT":
+        if zeek_type.sqlite in {"TEXT", "BLOB"}:  # blobs are text in SQL
             if isinstance(one, int | float):
                 return None
             cells.add(one)
@@ -489,6 +497,12 @@ def comparable(zeek_type: ZeekType, value: Any) -> frozenset[Any] | None:
     return frozenset(cells)
 
 
+def _has_bytes(value: Any) -> bool:
+    return isinstance(value, bytes) or (
+        isinstance(value, set | frozenset) and any(isinstance(one, bytes) for one in value)
+    )
+
+
 def number_from(content: str, otherwise: Any) -> Any:
     """Convert numeric text to a number. More lenient than SQLite, never stricter."""
     for read in (int, float):
@@ -497,11 +511,6 @@ def number_from(content: str, otherwise: Any) -> Any:
         except ValueError:
             continue
     return otherwise
-
-
-def takes_list(info: apsw.IndexInfo, which: int, run: Run) -> bool:
-    """Whether the constraint is an IN whose values Filter is to get as one set, rather than one by one."""
-    return run.lists and bool(info.get_aConstraintUsage_in(which))
 
 
 def is_misread_list(info: apsw.IndexInfo, which: int, zeek_type: ZeekType) -> bool:

@@ -12,7 +12,7 @@ import math
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -622,6 +622,22 @@ def read_rows(
 
     `check` is called regularly and ends the statement by raising.
     """
+    return list(iterate_rows(uri, sql, bindings, check, prepare=prepare))
+
+
+def iterate_rows(
+    uri: str,
+    sql: str,
+    bindings: Sequence[int | float | str | None] = (),
+    check: Callable[[], None] = lambda: None,
+    *,
+    prepare: Callable[[apsw.Connection], None] = lambda connection: None,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+) -> Iterator[tuple[Any, ...]]:
+    """The same one by one. A transaction is open until the last row, or until the iterator is closed.
+
+    The statement can also call `functions`.
+    """
 
     def progress() -> bool:
         check()
@@ -631,17 +647,31 @@ def read_rows(
     try:
         connection.set_busy_timeout(_BUSY_MILLISECONDS)
         connection.set_progress_handler(progress, _STEPS_BETWEEN_CHECKS)
+        connection.execute("PRAGMA temp_store=MEMORY")  # workers create no files
         prepare(connection)
-        return connection.execute(sql, bindings).fetchall()
+        for name, function in (functions or {}).items():
+            connection.create_scalar_function(name, function)
+        yield from connection.execute(sql, bindings)
     finally:
-        connection.close()
+        connection.close(force=True)
 
 
 def read_events(
     uri: str, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
 ) -> list[tuple[Any, ...]]:
     """As `read_rows`, with event tables as their readers know them."""
-    return read_rows(uri, sql, bindings, check, prepare=_show_texts)
+    return list(iterate_events(uri, sql, bindings, check))
+
+
+def iterate_events(
+    uri: str,
+    sql: str,
+    bindings: Sequence[int | float | str | None] = (),
+    check: Callable[[], None] = lambda: None,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+) -> Iterator[tuple[Any, ...]]:
+    """As `iterate_rows`, with event tables as their readers know them."""
+    return iterate_rows(uri, sql, bindings, check, prepare=_show_texts, functions=functions)
 
 
 def _show_texts(connection: apsw.Connection) -> None:

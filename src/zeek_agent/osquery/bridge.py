@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +72,7 @@ class Bridge:
         settings: OsquerySettings,
         database: SqlDatabase,
         store: recording.RowStore | None = None,
-        recorded: Callable[[str], Sequence[Row]] = lambda sql: (),
+        recorded: Callable[[str], Iterable[Row]] = lambda sql: (),
     ) -> None:
         self._settings = settings
         self._database = database

@@ -36,7 +36,6 @@ from zeek_agent.database.virtual_tables import (
     comparable,
     is_misread_list,
     number_from,
-    takes_list,
 )
 from zeek_agent.errors import SqlError
 from zeek_agent.schema import Column
@@ -221,10 +220,10 @@ class LookupTable:
             return None
         if operator not in _PATTERNS and info.get_aConstraint_collation(which) != "BINARY":
             return None
-        lists = self.module.statement.run.lists
+        lists = self.module.statement.run.lists_at_once
         if not lists and number not in self.module.required and is_misread_list(info, which, column.type):
             return None
-        if operator == "=" and takes_list(info, which, self.module.statement.run):
+        if operator == "=" and lists and info.get_aConstraintUsage_in(which):
             info.set_aConstraintUsage_in(which, True)
             return Term(number, _ALL_AT_ONCE, known=False)
         return Term(number, operator, known=info.get_aConstraint_rhs(which) is not None)

@@ -7,7 +7,7 @@ are queried, and each is recorded once. The overlap is needed because times are 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from zeek_agent.osquery import osquery_sql
@@ -59,7 +59,7 @@ class EventCopier:
         table: Table,
         reader: OsqueryReader,
         store: RowStore,
-        recorded: Callable[[str], Sequence[Sequence[Any]]],
+        recorded: Callable[[str], Iterable[Sequence[Any]]],
     ) -> None:
         self.offered = one
         self.table = table

@@ -57,7 +57,10 @@ sockets_events = Table(
         "is opened: `family` is `packet`, `state` is `listen`, and protocol, addresses, ports and `cookie` are null. "
         "Values that a source cannot provide are null; `zeek_agent_sources` shows the active backend and its losses. "
         "Where the host translates addresses (NAT), as for containers, the `translated_` columns contain the addresses "
-        "and ports that a sensor outside the host sees. They are null for untranslated connections."
+        "and ports that a sensor outside the host sees. They are null for untranslated connections. For more about the "
+        "process than these columns contain, join its events as in the last example: a process has a row with "
+        "`started` for its fork and one for each program that it executed, and `max(p.seq)` with `GROUP BY s.seq` "
+        "takes the last one before the connection."
     ),
     columns=[
         Column("time", "time", "when it happened"),
@@ -80,7 +83,8 @@ sockets_events = Table(
         Column(
             "listener_stands_in",
             "bool",
-            "the accepting process is unknown (io_uring); the columns show the listening process instead",
+            "the process that accepted or read the flow is unknown; the columns show another one that has the socket "
+            "open, such as the listening process",
             added=True,
         ),
         Column("translated_local_addr", "address", "translated local address, as seen outside the host", added=True),
@@ -88,13 +92,27 @@ sockets_events = Table(
         Column("translated_remote_addr", "address", "translated peer address", added=True),
         Column("translated_remote_port", "count", "translated peer port", added=True),
         *process_columns("argv", added=True),
+        Column(
+            "mptcp_token",
+            "count",
+            "MPTCP: the connection's token on this host (RFC 8684), the same for all its subflows; null for plain TCP",
+            added=True,
+        ),
+        Column(
+            "correction",
+            "bool",
+            "the row repeats an earlier one that had `listener_stands_in`, with the process that is known now",
+            added=True,
+        ),
     ],
     examples=[
         "SELECT time, process, remote_addr, remote_port FROM sockets_events WHERE direction = 'outbound'",
         "SELECT time, exe, cmdline, uid, netns FROM sockets_events WHERE family = 'packet'",
         (
-            "SELECT s.time, p.cmdline, s.remote_addr FROM sockets_events AS s "
-            "JOIN processes_events_history AS p ON s.entity_id = p.entity_id WHERE p.state = 'started'"
+            'SELECT s.time, s.remote_addr, p.cmdline, p.cwd, p.parent_exe, max(p.seq) AS "started:count" '
+            "FROM sockets_events AS s LEFT JOIN processes_events_history AS p "
+            "ON p.entity_id = s.entity_id AND p.state = 'started' AND p.time <= s.time "
+            "WHERE s.state = 'established' GROUP BY s.seq"
         ),
     ],
     kind="events",

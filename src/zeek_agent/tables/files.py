@@ -26,7 +26,10 @@ COLUMNS_MAX: Final = 1_000
 """Columns that one statement may request from `files_columns`; bounds the size of a row."""
 _EVERYWHERE = ("linux", "darwin", "win32")
 PATTERN = Parameter(
-    "pattern", "text", "path with wildcards as in glob(3): `*`, `?` and `[…]` stay within one path component"
+    "pattern",
+    "text",
+    "path with wildcards as in glob(3): `*`, `?` and `[…]` stay within one path component, and a component `**` is any "
+    "number of directories",
 )
 
 files_list = Table(
@@ -57,7 +60,7 @@ files_lines = Table(
     description=(
         "One row per line of each matching regular file. Files that are unreadable, denied or too large are omitted or "
         "truncated, and counted in `zeek_agent_queries`; see [security](security.md#contents). Lines of private keys "
-        "read `***`."
+        "read `***`. In SQL, `content` is [text](sql.md#text-and-bytes)."
     ),
     columns=[
         Column("path", "text", "full path of the file"),
@@ -163,7 +166,9 @@ def matched(wanted: Constraints, pattern: str | None = None) -> Iterator[Match]:
 
     An invalid pattern is an error of the statement, not an empty result.
     """
-    for match in matching(_gate(wanted), asked_pattern(wanted) if pattern is None else pattern, wanted.check):
+    explain = pattern is None
+    searched = asked_pattern(wanted) if pattern is None else pattern
+    for match in matching(_gate(wanted), searched, wanted.check, explain=explain):
         wanted.check()
         yield match
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.host.linux.procfs import Procfs
@@ -52,8 +51,7 @@ process_tree = Table(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A process of the tree, with everything known about it."""
 
     entity_id: str
@@ -72,7 +70,8 @@ class Member:
     """JSON if it is from the event store."""
     running: bool = False
 
-    def row(self, relation: str, depth: int) -> Row:
+    def row(self, relation: str, depth: int, *, with_argv: bool) -> Row:
+        argv = self.argv if with_argv else None
         return (
             relation,
             depth,
@@ -87,29 +86,30 @@ class Member:
             self.running,
             self.entity_id,
             self.parent,
-            json.loads(self.argv) if isinstance(self.argv, str) else self.argv,
+            json.loads(argv) if isinstance(argv, str) else argv,
         )
 
 
-PROCESSES_MAX: Final = 50_000
-"""Running processes, and ended members of one tree; each takes about a kilobyte while a statement runs."""
+PROCESSES_MAX: Final = 60_000
+"""Members of one tree; each takes almost two kilobytes while a statement runs, and a worker has 160 MB."""
 
-RecordedRows: TypeAlias = Callable[[str, Sequence[Any]], Sequence[Row]]
-"""Runs a statement on the event store."""
+RecordedRows: TypeAlias = Callable[..., Iterable[Row]]
+"""Runs a statement on the event store, with bindings and functions."""
 
 _LAST_WITH_PID: Final = "SELECT entity_id FROM processes_events WHERE pid = ? ORDER BY seq DESC LIMIT 1"
 _PARENTS: Final = (
     "SELECT DISTINCT entity_id, parent_entity_id FROM processes_events "
     "WHERE parent_entity_id IS NOT NULL AND entity_id IN (SELECT value FROM json_each(?))"
 )
-_CHILDREN: Final = (
-    "SELECT DISTINCT entity_id, parent_entity_id FROM processes_events "
-    "WHERE entity_id <> '' AND parent_entity_id IN (SELECT value FROM json_each(?))"
+_STARTS: Final = (
+    "SELECT entity_id, parent_entity_id FROM processes_events "
+    "WHERE state = 'started' AND entity_id <> '' AND parent_entity_id IS NOT NULL ORDER BY seq"
 )
-_FACTS: Final = (
+"""Every recorded start, in the order of events: a process starts after its parent."""
+_EVENTS: Final = (
     "SELECT entity_id, parent_entity_id, pid, ppid, name, exe, cmdline, uid, "
     "iif(state = 'stopped', time - duration, time), iif(state = 'stopped', time, NULL), parent_name, parent_exe, argv "
-    "FROM processes_events WHERE entity_id IN (SELECT value FROM json_each(?)) ORDER BY seq"
+    "FROM processes_events WHERE entity_id <> '' AND is_wanted(entity_id, parent_entity_id) ORDER BY seq"
 )
 """The columns of a Member, for each event of the process: start, exec, end."""
 
@@ -124,22 +124,25 @@ def family(wanted: Constraints) -> Iterator[Row]:
     parents = {member.entity_id: member.parent for member in living.values()}
     parents.update(_links(recorded, _PARENTS, living))
     ancestors = _ancestors(root, parents, recorded)
-    children = _descendants(root, parents, recorded)
-    facts = _recorded_facts({root, *ancestors}.union(*children.values()), recorded)
+    descent = _Descent(root, parents, ancestors)
+    facts = _recorded_facts(descent, recorded)
+    children = descent.children
     unsure = [fact.pid for fact in facts.values() if fact.pid and not fact.exit_time and fact.entity_id not in living]
     living |= {member.entity_id: member for member in _living(wanted, unsure)}
     known = _with_living(facts, living)
     _add_unrecorded(known, [*sorted(children.get(root, ()))[:1], root, *ancestors])
     if root not in known:
         return
+    with_argv = wanted.needs("argv")
     for depth, entity in reversed(list(enumerate(ancestors, 1))):
-        yield known[entity].row("ancestor", depth)
-    yield known[root].row("self", 0)
+        yield known[entity].row("ancestor", depth, with_argv=with_argv)
+    yield known[root].row("self", 0, with_argv=with_argv)
     waiting = [(1, child) for child in _by_age(children.get(root, ()), known)]
     while waiting:
         depth, entity = waiting.pop()
-        yield known[entity].row("descendant", depth)
-        waiting += [(depth + 1, child) for child in _by_age(children.get(entity, ()), known)]
+        yield known[entity].row("descendant", depth, with_argv=with_argv)
+        if entity in children:
+            waiting += [(depth + 1, child) for child in _by_age(children[entity], known)]
 
 
 def _living(wanted: Constraints, pids: Sequence[int] | None = None) -> Iterator[Member]:
@@ -186,9 +189,13 @@ def _links(recorded: RecordedRows, sql: str, entities: Iterable[str]) -> dict[st
 def _ancestors(root: str, parents: dict[str, str | None], recorded: RecordedRows) -> list[str]:
     """The parent, its parent, and so on; adds parents that have ended to `parents`."""
     lineage = [root]
+    traced = False
     while True:
         entity = lineage[-1]
-        if entity not in parents:
+        if entity not in parents and not traced:
+            traced = True
+            _trace(entity, parents, recorded)
+        if entity not in parents:  # its start was not recorded, but perhaps its end
             parents[entity] = None
             parents.update(_links(recorded, _PARENTS, [entity]))
         parent = parents[entity]
@@ -197,33 +204,79 @@ def _ancestors(root: str, parents: dict[str, str | None], recorded: RecordedRows
         lineage.append(parent)
 
 
-def _descendants(root: str, parents: dict[str, str | None], recorded: RecordedRows) -> dict[str, set[str]]:
-    """Children by parent, generation by generation; adds those that have ended to `parents`."""
-    children: dict[str, set[str]] = {}
-    for child, parent in parents.items():
-        if parent is not None:
-            children.setdefault(parent, set()).add(child)
-    found: dict[str, set[str]] = {}
-    generation = {root}
-    while generation:
-        for child, parent in _links(recorded, _CHILDREN, generation).items():
-            if parents.setdefault(child, parent) == parent:
-                children.setdefault(parent, set()).add(child)
-        found.update({entity: children[entity] for entity in generation if entity in children})
-        if len(parents) > PROCESSES_MAX:
-            raise LimitError(f"table process_tree: the tree has more than {PROCESSES_MAX} processes")
-        generation = {child for entity in generation for child in children.get(entity, ())} - found.keys()
-    return found
-
-
-def _recorded_facts(entities: Iterable[str], recorded: RecordedRows) -> dict[str, Member]:
-    """These processes as recorded in the event store."""
-    facts: dict[str, Member] = {}
+def _trace(entity: str, parents: dict[str, str | None], recorded: RecordedRows) -> None:
+    """Add the recorded ancestors to `parents`, up to a known one, in one pass from the last event to the first."""
     row: Any
-    for row in recorded(_FACTS, [json.dumps(list(entities))]):
-        event = Member(*row)
-        facts[event.entity_id] = _merged(facts.get(event.entity_id), event)
-    return facts
+    for row in recorded(f"{_STARTS} DESC", []):
+        child, parent = row
+        if child == entity:
+            parents[child] = entity = parent
+            if entity in parents:
+                return
+
+
+class _Descent:
+    """A process and its descendants, as events show them. `parents` gets those that are found."""
+
+    def __init__(self, root: str, parents: dict[str, str | None], ancestors: Iterable[str]) -> None:
+        self.members: set[str] = set()
+        self.children: dict[str, set[str]] = {}
+        self.is_complete = True
+        self._parents = parents
+        self._ancestors = frozenset(ancestors)
+        self._passed: set[int] = set()
+        """Hashes of processes that an event concerned while they were not members."""
+        for child, parent in parents.items():
+            if parent is not None:
+                self.children.setdefault(parent, set()).add(child)
+        self._admit(root)
+
+    def begin_pass(self) -> None:
+        """The events come again, from the first on."""
+        self.is_complete = True
+        self._passed.clear()
+
+    def is_wanted(self, entity: str, parent: str | None) -> bool:
+        """Whether the next event is one of a member, or of an ancestor. A member's child becomes a member."""
+        if entity in self.members:
+            return True
+        if parent in self.members:
+            if self._parents.setdefault(entity, parent) == parent:
+                self.children.setdefault(parent, set()).add(entity)
+                self._admit(entity)
+                return True
+        else:
+            self._passed.add(hash(entity if parent is None else parent))
+        return entity in self._ancestors
+
+    def _admit(self, entity: str) -> None:
+        """Add a process with its known descendants."""
+        waiting = [entity]
+        while waiting:
+            member = waiting.pop()
+            if member not in self.members:
+                self.members.add(member)
+                waiting += self.children.get(member, ())
+                if hash(member) in self._passed:
+                    self.is_complete = False
+        if len(self.members) > PROCESSES_MAX:
+            raise LimitError(f"table process_tree: the tree has more than {PROCESSES_MAX} processes")
+
+
+def _recorded_facts(descent: _Descent, recorded: RecordedRows) -> dict[str, Member]:
+    """The process, its ancestors and its descendants as recorded in the event store, which completes the descent.
+
+    One pass over the events is enough unless a process is recorded after its child, which happens within a batch.
+    """
+    while True:
+        facts: dict[str, Member] = {}
+        descent.begin_pass()
+        row: Any
+        for row in recorded(_EVENTS, functions={"is_wanted": descent.is_wanted}):
+            before = facts.get(row[0])
+            facts[row[0]] = Member._make((*row, False)) if before is None else _merged(before, row)
+        if descent.is_complete:
+            return facts
 
 
 def _with_living(facts: Mapping[str, Member], living: Mapping[str, Member]) -> dict[str, Member]:
@@ -234,29 +287,30 @@ def _with_living(facts: Mapping[str, Member], living: Mapping[str, Member]) -> d
         if past is None:
             known[entity] = shown
         elif past.exit_time is not None:
-            known[entity] = replace(past, start_time=shown.start_time)
+            known[entity] = past._replace(start_time=shown.start_time)
         else:
             ppid = past.ppid if past.parent is not None else shown.ppid
-            known[entity] = replace(shown, parent=past.parent or shown.parent, ppid=ppid)
+            known[entity] = shown._replace(parent=past.parent or shown.parent, ppid=ppid)
     return known
 
 
-def _merged(before: Member | None, event: Member) -> Member:
-    """Merge an earlier and a later event of a process: fields unknown to the later one are kept."""
-    if before is None:
-        return event
-    start = before.start_time if event.exit_time is None else event.start_time or before.start_time
-    return replace(
-        event,
-        parent=event.parent or before.parent,
-        name=event.name or before.name,
-        exe=event.exe or before.exe,
-        cmdline=before.cmdline if event.cmdline is None else event.cmdline,
-        argv=before.argv if event.cmdline is None else event.argv,
-        uid=before.uid if event.uid is None else event.uid,
-        start_time=start,
-        parent_name=event.parent_name or before.parent_name,
-        parent_exe=event.parent_exe or before.parent_exe,
+def _merged(before: Member, event: Sequence[Any]) -> Member:
+    """Merge a later event of a process, a row of `_EVENTS`: what it does not contain is kept."""
+    entity, parent, pid, ppid, name, exe, cmdline, uid, start, end, parent_name, parent_exe, argv = event
+    return Member(
+        entity,
+        parent or before.parent,
+        pid,
+        ppid,
+        name or before.name,
+        exe or before.exe,
+        before.cmdline if cmdline is None else cmdline,
+        before.uid if uid is None else uid,
+        before.start_time if end is None else start or before.start_time,
+        end,
+        parent_name or before.parent_name,
+        parent_exe or before.parent_exe,
+        before.argv if cmdline is None else argv,
     )
 
 
@@ -269,7 +323,9 @@ def _add_unrecorded(known: dict[str, Member], lineage: Sequence[str]) -> None:
 
 def _by_age(entities: Iterable[str], known: Mapping[str, Member]) -> list[str]:
     """Youngest first, in the order for a stack."""
-    return sorted(entities, key=lambda entity: (known[entity].start_time or 0.0, known[entity].pid or 0), reverse=True)
+    members = [known[entity] for entity in entities]
+    ages = [(member.start_time or 0.0, member.pid or 0, member.entity_id) for member in members]
+    return [entity for _, _, entity in sorted(ages, reverse=True)]
 
 
 TABLES = (process_tree,)

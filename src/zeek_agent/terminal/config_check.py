@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
+import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
@@ -17,6 +19,58 @@ from zeek_agent.errors import UsageError
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config
+
+
+log = logging.getLogger(__name__)
+
+_SIMILAR: Final = 0.8
+"""Similarity (difflib's ratio) from which a name is a misspelt one."""
+_PLATFORMS: Final = ("linux", "darwin", "win32")
+
+
+def _table_rules(config: Config) -> Iterator[UsageError]:
+    """Rules on tables that match none, with the nearest name.
+
+    While osquery may add tables of any name, a name that resembles no other one is only logged.
+    """
+    from difflib import get_close_matches
+
+    rules = [("allow", rule) for rule in config.access.tables_allow]
+    rules += [("deny", rule) for rule in config.access.tables_deny]
+    if not rules:
+        return
+    known = _table_names()
+    imports = config.osquery.socket != "off"
+    for kind, rule in rules:
+        if any(fnmatch.fnmatchcase(name, rule) for name in known) or (imports and rule.startswith(_OSQUERY_PREFIX)):
+            continue
+        near = get_close_matches(rule, known, n=1, cutoff=0.5)
+        similar = get_close_matches(rule, known, n=1, cutoff=_SIMILAR)
+        message = f"access.tables_{kind}: there is no table {rule!r}{f'; did you mean {near[0]!r}?' if near else ''}"
+        advice = "`zeek-agent tables` lists the tables"
+        if imports:
+            advice += f"; for one of osquery's, write {_OSQUERY_PREFIX}{rule}"
+        if similar or not imports:
+            yield UsageError(f"{message}; {advice}")
+        else:
+            log.warning("%s; %s", message, advice)
+
+
+_OSQUERY_PREFIX: Final = "osquery_"
+
+
+def _table_names() -> list[str]:
+    """All names of tables that rules may mean, on any platform."""
+    from zeek_agent.database.database import ALIASES
+    from zeek_agent.osquery.table_names import OSQUERY_TABLES
+    from zeek_agent.tables import builtin_tables, plugin_tables
+
+    names = set(OSQUERY_TABLES)
+    for platform in _PLATFORMS:
+        for table in (*builtin_tables(platform), *plugin_tables(platform)):
+            names |= {table.name, f"{table.name}_history"} if table.kind == "events" else {table.name}
+    names |= {alias for alias, name in ALIASES.items() if name in names}
+    return sorted(names)
 
 
 def check_files_and_groups(config: Config) -> None:
@@ -51,6 +105,7 @@ def _pack_file(config: Config) -> Path | None:
 
 def _problems(config: Config) -> Iterator[UsageError]:
     yield from _access(config.access)
+    yield from _table_rules(config)
     tls = config.zeek.tls
     for name, file in (("ca_file", tls.ca_file), ("certificate", tls.certificate), ("key", tls.key)):
         if file is not None and not os.access(file, os.R_OK):

@@ -143,9 +143,13 @@ class LocalAgent:
         return [table for table in tables if not table.alias]
 
     def recorded(
-        self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
-    ) -> Sequence[Row]:
-        return event_file.read_events(self._store.uri, sql, bindings, check) if self._store else ()
+        self,
+        sql: str,
+        bindings: Sequence[int | float | str | None] = (),
+        check: Callable[[], None] = lambda: None,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> Iterable[Row]:
+        return event_file.iterate_events(self._store.uri, sql, bindings, check, functions) if self._store else ()
 
     def connections(self) -> Iterable[Row]:
         return ()

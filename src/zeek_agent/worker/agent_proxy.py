@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -56,12 +56,16 @@ class AgentProxy:
         return [table for table in self._tables() if not table.alias]
 
     def recorded(
-        self, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
-    ) -> Sequence[Row]:
+        self,
+        sql: str,
+        bindings: Sequence[int | float | str | None] = (),
+        check: Callable[[], None] = lambda: None,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> Iterable[Row]:
         if self._store_uri is None:
             return ()
         self._ask("drain", "")
-        return event_file.read_events(self._store_uri, sql, bindings, check)
+        return event_file.iterate_events(self._store_uri, sql, bindings, check, functions)
 
     def connections(self) -> Iterable[Row]:
         return self._agent_rows("connections")

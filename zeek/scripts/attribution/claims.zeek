@@ -197,6 +197,10 @@ function update_known(there: Claims, claim: Claim): bool
 			if ( claim?$until )
 				known$until = claim$until;
 
+			# The agent corrects the process of a flow that was accepted or read late.
+			if ( known$cookie != 0 && known$cookie == claim$cookie )
+				known$process = claim$process;
+
 			return T;
 			}
 

@@ -23,7 +23,8 @@ export {
 	## Forwards user names to the workers, as JSON.
 	global user_rows: event(agent_id: string, is_gone: bool, rows: string);
 
-	## Raised when a connection is first attributed to a process.
+	## Raised when a connection is attributed to a process, and again if the agent corrects the process: that of a
+	## connection that was accepted late.
 	##
 	## c: the connection.
 	##
@@ -135,15 +136,25 @@ function is_complete(row: ClaimRow): bool
 	    && row?$remote_port;
 	}
 
-# Attributes an end of a connection that is there now, if it was not yet.
+function is_same_process(one: Process, other: Process): bool
+	{
+	if ( one?$entity_id && other?$entity_id )
+		return one$entity_id == other$entity_id;
+
+	return one?$pid && other?$pid && one$pid == other$pid;
+	}
+
+# Attributes an end of a connection that is there now, if it was not yet, or was to a process that is corrected.
 function attribute(c: connection, is_orig: bool)
 	{
-	if ( is_orig ? c?$orig_process : c?$resp_process )
-		return;
-
 	local process = process_of(c, is_orig);
 
 	if ( ! process?$hid )
+		return;
+
+	if ( is_orig
+	    ? c?$orig_process && is_same_process(c$orig_process, process)
+	    : c?$resp_process && is_same_process(c$resp_process, process) )
 		return;
 
 	if ( is_orig )

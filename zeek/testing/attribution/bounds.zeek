@@ -18,7 +18,7 @@ event Test::begin()
 	Test::claim("A", "two", 12, 10.0.0.1, 1001/tcp, 10.0.0.2, 80/tcp, 1.0, "closed");
 	Test::claim("A", "three", 13, 10.0.0.1, 1002/tcp, 10.0.0.2, 80/tcp, 0.0);
 	schedule 901sec { Test::claim_later("A", "four", 14, 10.0.0.1, 1003/tcp, 10.0.0.2, 80/tcp, 901.0, "established",
-	                                    "outbound") };
+	                                    "outbound", 0) };
 	}
 
 event zeek_done()

@@ -14,10 +14,10 @@ event Test::begin()
 	Test::claim("A", "third", 13, 10.0.0.1, 1000/tcp, 10.0.0.2, 80/tcp, 20.0);
 	Test::claim("A", "third", 13, 10.0.0.1, 1000/tcp, 10.0.0.2, 80/tcp, 21.0, "closed");
 	schedule 5.5sec { Test::claim_later("A", "second", 12, 10.0.0.1, 1000/tcp, 10.0.0.2, 80/tcp, 4.0, "established",
-	                                    "outbound") };
+	                                    "outbound", 0) };
 	schedule 5.6sec { Test::claim_later("A", "second", 12, 10.0.0.1, 1000/tcp, 10.0.0.2, 80/tcp, 5.0, "closed",
-	                                    "outbound") };
+	                                    "outbound", 0) };
 	Test::claim("A", "early", 21, 10.0.0.1, 1001/udp, 10.0.0.2, 53/udp, 0.0);
 	schedule 101sec { Test::claim_later("A", "late", 22, 10.0.0.1, 1001/udp, 10.0.0.2, 53/udp, 99.9, "established",
-	                                    "outbound") };
+	                                    "outbound", 0) };
 	}

@@ -1,8 +1,10 @@
 """Paths that match a pattern like glob(3)'s, one by one, through the path gate.
 
 `*` matches any text, `?` one character, `[a-z]` and `[!a-z]` a class, and a backslash escapes the next character. None
-of them matches a `/`, nor the dot at the beginning of a hidden file's name. Paths are sorted by name within each
-directory. Their number is unlimited, but only so many names of a directory are in memory at a time.
+of them matches a `/`, nor the dot at the beginning of a hidden file's name. A part `**` matches any number of
+directories, also none, and as the last part everything below; it enters neither hidden directories nor links. Paths are
+sorted by name within each directory. Their number is unlimited, but only so many names of a directory are in memory at
+a time.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import errno
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
@@ -36,6 +38,15 @@ _NAMES_HELD_MAX: Final = 262_144
 """Names of one directory that are held at a time; a larger directory is read again for each further lot of them."""
 _NAMES_SPARE: Final = 65_536
 """How many more are gathered before they are sorted and those that come last are dropped."""
+RECURSED_DIRECTORIES_MAX: Final = 100_000
+"""Directories below `**` in one search, whose names are in memory until they are entered."""
+RECURSIVE: Final = "**"
+_TOO_MANY: Final = f"more than {RECURSED_DIRECTORIES_MAX} directories below **"
+_KERNEL_FILE_SYSTEMS: Final = frozenset(
+    """binder binfmt_misc bpf cgroup cgroup2 configfs cpuset debugfs devpts efivarfs fusectl mqueue nsfs proc pstore
+    resctrl rpc_pipefs securityfs selinuxfs sysfs tracefs""".split()  # noqa: SIM905
+)
+"""File systems without files on a disk. `**` does not enter them from another one."""
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
@@ -62,6 +73,7 @@ class Match:
         return gate.open_regular(gate.walk(self._directory, self._name), _absolute(self.path), purpose)
 
 
+NameFilter: TypeAlias = Callable[[str], object]
 _Entry: TypeAlias = tuple[str, bool, bool]
 """A name in a directory, and whether it is a link or a directory."""
 
@@ -83,13 +95,16 @@ def open_gate(access: AccessPolicy, reads: FileReads, check: Callable[[], None] 
     return Gate(access, reads, check) if hasattr(os, "O_PATH") else PortableGate(access, reads)
 
 
-def matching(gate: Gate | PortableGate, pattern: str, check: Callable[[], None] = lambda: None) -> Iterator[Match]:
+def matching(
+    gate: Gate | PortableGate, pattern: str, check: Callable[[], None] = lambda: None, *, explain: bool = True
+) -> Iterator[Match]:
     """The existing paths, including dangling links. `check` is called regularly.
 
-    Directories that may not be read have no matches; those that the gate refuses to enter are counted in `gate.reads`.
+    Directories that may not be read have no matches; those that the gate refuses to enter are counted in `gate.reads`,
+    as is, with `explain`, a pattern that matches nothing because it is written for another program.
     A relative pattern starts at the working directory.
     """
-    for directory, path, names, _ in _groups(gate, pattern, check):
+    for directory, path, names, _ in _groups(gate, pattern, check, explain=explain):
         for name in names:
             yield Match(gate, _joined_pattern(path, name), directory, name)
 
@@ -105,7 +120,42 @@ def listing(
             yield _joined_pattern(path, name), found
 
 
-def _groups(gate: Gate | PortableGate, pattern: str, check: Callable[[], None]) -> Iterator[_Group]:
+def _groups(
+    gate: Gate | PortableGate, pattern: str, check: Callable[[], None], *, explain: bool = True
+) -> Iterator[_Group]:
+    found = False
+    for group in _search(gate, pattern, check):
+        found = found or bool(group.names)
+        yield group
+    cause = None if found or not explain else misunderstanding(pattern)
+    if cause is not None:
+        gate.reads.leave_out(Omission.REFUSED, pattern[:PATTERN_CHARACTERS_MAX], cause)
+
+
+def misunderstanding(pattern: str) -> str | None:
+    """Why a pattern that matches nothing probably means something else; None if it seems to be right."""
+    if not pattern:
+        return "an empty pattern, which matches nothing"
+    for regex, cause in _MISUNDERSTOOD:
+        if regex.search(pattern) is not None:
+            return cause
+    if not pattern.startswith("/") and os.sep == "/":
+        return "does not begin with /, and nothing matches in the agent's working directory"
+    return None
+
+
+_MISUNDERSTOOD: Final = (
+    (re.compile(r"(?<!\\)\{[^{}]*,[^{}]*\}"), "braces are not expanded: use _pattern IN ('…', '…')"),
+    (re.compile(r"^~"), "~ is not expanded: write the directory, such as /home/*"),
+    (re.compile(r"\$[A-Z_a-z{]"), "variables are not expanded: write the path"),
+    (re.compile(r"%"), "% is no wildcard here: use *, or ** for any number of directories"),
+    (re.compile(r"\[[^]/]*(?:/|$)"), "[ without ] stands for itself; a class does not contain /"),
+    (re.compile(r"^\s|\s$"), "begins or ends with a blank"),
+)
+"""What other programs understand differently, and what to write here."""
+
+
+def _search(gate: Gate | PortableGate, pattern: str, check: Callable[[], None]) -> Iterator[_Group]:
     if not pattern or "\0" in pattern:
         return
     # Patterns may come from columns such as a program's path, so one that is too long must not end the statement.
@@ -134,11 +184,16 @@ class _Walk:
         self._gate = gate
         self._check = check
         self._directories_only = directories_only
+        self._directories_left = RECURSED_DIRECTORIES_MAX
 
     def below(self, directory: PathHandle, path: str, parts: list[str]) -> Iterator[_Group]:
         """The matches of the pattern's `parts` below a directory."""
         for number, part in enumerate(parts, 1):
             rest = parts[number:]
+            if part == RECURSIVE:
+                parts = [part, *(later for later in rest if later != ".")]
+                yield from self._recursive(directory, path, parts, frozenset({0}))
+                return
             if _SPECIAL.search(part) is not None:
                 yield from self._wildcard(directory, path, part, rest)
                 return
@@ -154,7 +209,7 @@ class _Walk:
 
     def _wildcard(self, directory: PathHandle, path: str, part: str, rest: list[str]) -> Iterator[_Group]:
         """The matches of a part with wildcards and the parts after it."""
-        for entries in self._entries(directory, path, part):
+        for entries in self._entries(directory, path, _name_filter(part)):
             if not rest and not self._directories_only:
                 links = {name for name, is_link, _ in entries if is_link}
                 yield _Group(directory, path, [name for name, _, _ in entries], links)
@@ -176,6 +231,55 @@ class _Walk:
                 continue
             if deeper is not None:
                 yield from self.below(deeper, f"{path}{name}/", rest)
+
+    def _recursive(
+        self, directory: PathHandle, path: str, parts: Sequence[str], states: frozenset[int]
+    ) -> Iterator[_Group]:
+        """The matches of a pattern with `**` below a directory; each path once, in whatever ways it matches.
+
+        `states` are the places in the pattern that have been reached: parts[state] is next.
+        """
+        steps = _Steps(parts, states)
+        for entries in self._entries(directory, path, steps.lead_on):
+            if not self._directories_only:
+                last = [name for name, _, _ in entries if steps.ends_at(name)]
+                yield _Group(directory, path, last, {name for name, is_link, _ in entries if is_link})
+            below = [entry for entry in entries if (entry[1] or entry[2]) and steps.go_below(entry[0])]
+            if len(below) > self._directories_left:
+                self._gate.reads.leave_out(Omission.TRUNCATED, path, _TOO_MANY)
+                del below[self._directories_left :]
+            self._directories_left -= len(below)
+            del entries
+            for name, is_link, is_directory in below:
+                yield from self._recurse(directory, path, (name, is_link, is_directory), steps)
+
+    def _recurse(self, directory: PathHandle, path: str, entry: _Entry, steps: _Steps) -> Iterator[_Group]:
+        """The matches below an entry, which may be a directory or a link."""
+        self._check()
+        name, is_link, is_directory = entry
+        explicit, implied = steps.after(name)
+        deeper = self._real_directory(directory, name, path + name) if is_directory else None
+        states = explicit | implied
+        if deeper is None and is_link and (explicit or steps.ends_explicitly_at(name)):
+            deeper, states = self._directory(directory, name, path + name), explicit
+        if deeper is None:
+            return
+        if self._directories_only and steps.ends_at(name):
+            yield _Group(deeper, f"{path}{name}/", ["."])
+        if not explicit and _is_kernels(deeper) and not _is_kernels(directory):
+            cause = "a file system of the kernel, which ** does not enter: begin the pattern there"
+            self._gate.reads.leave_out(Omission.SKIPPED, path + name, cause)
+        elif states:
+            yield from self._recursive(deeper, f"{path}{name}/", steps.parts, states)
+
+    def _real_directory(self, directory: PathHandle, name: str, path: str) -> PathHandle | None:
+        """The directory with that name, or None for anything else, such as a link."""
+        try:
+            handle = self._gate.enter(directory, name)
+        except (OSError, RefusedError) as error:
+            _leave_out(self._gate, path, error)
+            return None
+        return handle if handle.status.is_directory else None
 
     def _subdirectory(self, directory: PathHandle, name: str, path: str) -> PathHandle | None:
         """The directory with that name, which is most likely not a link, or None."""
@@ -206,8 +310,8 @@ class _Walk:
             return None
         return handle if handle.status.is_directory else None
 
-    def _entries(self, directory: PathHandle, path: str, part: str) -> Iterator[list[_Entry]]:
-        """Entries of a directory that match one part of a pattern, in sorted chunks.
+    def _entries(self, directory: PathHandle, path: str, wanted: NameFilter) -> Iterator[list[_Entry]]:
+        """Entries of a directory whose names are wanted, in sorted chunks.
 
         Their types are those of getdents(2), so that checking them touches no mount point. If the file system does not
         report types, each may be a link or a directory.
@@ -215,19 +319,17 @@ class _Walk:
         last: str | None = ""
         while last is not None:
             try:
-                found, last = self._lot(directory, part, last)
+                found, last = self._lot(directory, wanted, last)
             except (OSError, RefusedError) as error:
                 _leave_out(self._gate, path, error)
                 return
             yield found
 
-    def _lot(self, directory: PathHandle, part: str, after: str) -> tuple[list[_Entry], str | None]:
+    def _lot(self, directory: PathHandle, wanted: NameFilter, after: str) -> tuple[list[_Entry], str | None]:
         """The first matches in order after a name, and the last of them unless there are no more.
 
         Raises RefusedError and OSError.
         """
-        matches = _matcher(part)
-        hidden = part.startswith((".", "\\."))
         typed = self._gate.reports_types(directory)
         found: list[_Entry] = []
         last: str | None = None
@@ -235,10 +337,7 @@ class _Walk:
             found += [
                 (name, not typed or entry.is_symlink(), not typed or entry.is_dir(follow_symlinks=False))
                 for entry in entries
-                if (name := entry.name) > after
-                and (last is None or name < last)
-                and matches(name)
-                and (hidden or name[0] != ".")
+                if (name := entry.name) > after and (last is None or name < last) and wanted(name)
             ]
             if len(found) >= _NAMES_HELD_MAX + _NAMES_SPARE:
                 last = _shortened(found)
@@ -273,6 +372,57 @@ def _absolute(path: str) -> str:
 
 def _unescaped(part: str) -> str:
     return re.sub(r"\\(.)", r"\1", part) if "\\" in part else part
+
+
+def _is_kernels(directory: PathHandle) -> bool:
+    return directory.mount.kind in _KERNEL_FILE_SYSTEMS
+
+
+@lru_cache(maxsize=256)
+def _name_filter(part: str) -> NameFilter:
+    """Whether a name matches one part of a pattern other than `**`. Hidden names match only parts with the dot."""
+    if _SPECIAL.search(part) is None:
+        return _unescaped(part).__eq__
+    matches = _matcher(part)
+    if part.startswith((".", "\\.")):
+        return matches
+    return lambda name: name[0] != "." and matches(name)
+
+
+class _Steps:
+    """What the names in a directory lead to, at some places in a pattern with `**`."""
+
+    def __init__(self, parts: Sequence[str], states: frozenset[int]) -> None:
+        self.parts = parts
+        reached = set(states)
+        for state in sorted(states):  # `**` also matches no directory
+            while parts[state] == RECURSIVE and state + 1 < len(parts):
+                state += 1
+                reached.add(state)
+        self._implied = frozenset(state for state in reached if parts[state] == RECURSIVE)
+        self._explicit = [(state, _name_filter(parts[state])) for state in sorted(reached - self._implied)]
+        self._end = len(parts) - 1
+
+    def lead_on(self, name: str) -> bool:
+        """Whether the name matches, or is one that `**` looks into."""
+        return bool(self._implied and name[0] != ".") or any(matches(name) for _, matches in self._explicit)
+
+    def ends_explicitly_at(self, name: str) -> bool:
+        return any(state == self._end and matches(name) for state, matches in self._explicit)
+
+    def ends_at(self, name: str) -> bool:
+        """Whether the whole pattern matches with this name."""
+        return (self._end in self._implied and name[0] != ".") or self.ends_explicitly_at(name)
+
+    def go_below(self, name: str) -> bool:
+        """Whether there may be matches below the name, if it is a directory."""
+        explicit, implied = self.after(name)
+        return bool(explicit or implied) or self.ends_at(name)
+
+    def after(self, name: str) -> tuple[frozenset[int], frozenset[int]]:
+        """The places that are reached below the name: by a part that matches it, and by `**`."""
+        explicit = frozenset(state + 1 for state, matches in self._explicit if state < self._end and matches(name))
+        return explicit, self._implied if name[0] != "." else frozenset()
 
 
 @lru_cache(maxsize=256)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Hashable, Iterable
+from typing import Final, NamedTuple, TypeAlias
 
 from zeek_agent.bpf import records
-from zeek_agent.bpf.records import SOCKET, RecordKind, SocketRecord
+from zeek_agent.bpf.records import SOCKET, RecordKind, SocketFlags, SocketRecord
 from zeek_agent.host.entity_id import entity_id
-from zeek_agent.host.linux.internet_sockets import on_the_wire
+from zeek_agent.host.linux.internet_sockets import TCP, on_the_wire
 from zeek_agent.host.linux.stamps import boot_id, start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+from zeek_agent.recording.sockets.pending_flows import FlowMap, PendingFlow, PendingFlows
 from zeek_agent.recording.sockets.socket_event import (
     Direction,
     Flow,
@@ -25,37 +26,60 @@ from zeek_agent.recording.sockets.socket_event import (
 log = logging.getLogger(__name__)
 
 ACCEPT_TIMEOUT_NS: Final = 1_000_000_000
-"""How long a connection waits for its accepting process; then the listener's owner is used (io_uring accepts without
-the traced system call)."""
+"""How long an inbound flow waits for the process that accepts or reads it; then a holder of the socket is used
+(io_uring accepts without the traced system call)."""
 REMEMBERED_SOCKETS_MAX: Final = 100_000
 """Open sockets whose process is remembered for their end; bounds memory on a server with more connections."""
+PENDING_FLOWS_MAX: Final = 20_000
+"""Inbound connections, and as many datagram flows, that wait for their process; more, as in a flood, wait less."""
+SUBSTITUTED_FLOWS_MAX: Final = 10_000
+"""Flows whose rows can be corrected when the process is known at last."""
+_HOLDER_AGE_MAX_NS: Final = 10_000_000_000
+"""How long a found holder of a socket is used, so that datagrams that nobody reads cost few searches."""
+
+FlowKey: TypeAlias = tuple[int, bytes, int, int]
+"""What distinguishes the flows of a datagram socket: protocol, remote address and port, local port."""
 
 
-class _Passive(NamedTuple):
-    """An inbound connection that has not been accepted yet."""
+class _Open(NamedTuple):
+    """An open socket: the process and direction of its last flow, and the process that bound it."""
 
-    at: int
-    flow: Flow
     process: Process | None
+    direction: Direction | None
+    listener: Process | None = None
+    stands_in: bool = False
+
+
+_NOT_KNOWN: Final = _Open(None, None)
+
+
+class _Accept(NamedTuple):
+    """An accept whose connection is not known, or an MPTCP connection that may still get subflows from before it."""
+
+    record: SocketRecord
+    process: Process | None
+    matched: bool
 
 
 class ConnectionTracker:
-    """Turns records into rows."""
+    """Turns records into rows. `find_holders` searches for processes that have these sockets open, by inode."""
 
-    def __init__(self, cache: ProcessCache) -> None:
+    def __init__(
+        self, cache: ProcessCache, find_holders: Callable[[set[int]], dict[int, Process]] = lambda _: {}
+    ) -> None:
         self._cache = cache
-        self._passive: dict[int, _Passive] = {}
-        self._open: dict[int, tuple[Process | None, Direction | None]] = {}
-        self._substituted: set[int] = set()
+        self._find_holders = find_holders
+        self._unaccepted = PendingFlows()
+        self._unread = PendingFlows()
+        self._accepts: dict[int, _Accept] = {}
+        self._open: dict[int, _Open] = {}
+        self._substituted: FlowMap[list[SocketEvent]] = FlowMap()
+        self._holders: dict[int, tuple[int, Process | None]] = {}
         self.undecoded = 0
 
     def remember(self, cookie: int, process: Process | None, direction: Direction | None) -> None:
-        """Remember the process and direction of an open socket."""
-        self._open[cookie] = (process, direction)
-        if len(self._open) > REMEMBERED_SOCKETS_MAX:
-            oldest = next(iter(self._open))
-            del self._open[oldest]
-            self._substituted.discard(oldest)
+        """Remember the process and direction of a socket that was already open."""
+        self._remember(cookie, _Open(process, direction, process))
 
     def rows(self, batch: Iterable[bytes], boot_time: float) -> list[SocketEvent]:
         """Rows for these records, in the kernel's order; times are ns since the boot at `boot_time`."""
@@ -66,19 +90,40 @@ class ConnectionTracker:
             except (ValueError, LookupError, struct.error):
                 self.undecoded += 1
                 log.exception("a socket record cannot be read: %s", record.hex())
+        for flows in (self._unaccepted, self._unread):
+            for pending in flows.pop_surplus(PENDING_FLOWS_MAX):
+                self._begin(pending, pending.holder, boot_time, rows, stands_in=True)
         return rows
 
     def overdue(self, now: int, boot_time: float) -> list[SocketEvent]:
-        """Rows for inbound connections without an observed accept."""
+        """Rows for inbound flows that were not seen being accepted or read."""
         rows: list[SocketEvent] = []
-        for cookie, passive in list(self._passive.items()):
-            if passive.at > now - ACCEPT_TIMEOUT_NS:
+        due = now - ACCEPT_TIMEOUT_NS
+        for pending in self._unaccepted.pop_overdue(due):
+            self._begin(pending, pending.holder, boot_time, rows, stands_in=True)
+        unread = list(self._unread.pop_overdue(due))
+        self._look_for_holders({each.inode for each in unread if _is_gone(each.holder, each.at)}, now)
+        for pending in unread:
+            holder = self._holders[pending.inode][1] if _is_gone(pending.holder, pending.at) else pending.holder
+            self._begin(pending, holder, boot_time, rows, stands_in=True)
+        for socket, accept in list(self._accepts.items()):
+            if accept.record.time > due:
                 break
-            self._accept(cookie, passive.process, boot_time, rows, stands_in=True)
+            del self._accepts[socket]
+            if not accept.matched:
+                self._change(accept.record, _flow(accept.record), accept.process, boot_time, rows)
+        return rows
+
+    def remaining(self, boot_time: float) -> list[SocketEvent]:
+        """Rows for all inbound flows that still wait, when recording stops."""
+        rows: list[SocketEvent] = []
+        for flows in (self._unaccepted, self._unread):
+            for pending in flows.pop_surplus(0):
+                self._begin(pending, pending.holder, boot_time, rows, stands_in=True)
         return rows
 
     def _apply(self, record: SocketRecord, boot_time: float, rows: list[SocketEvent]) -> None:
-        kind, cookie = record.kind, record.cookie
+        kind = record.kind
         flow = _flow(record)
         if kind in _ENDS:
             self._end(record, flow, boot_time, rows)
@@ -87,50 +132,178 @@ class ConnectionTracker:
         if kind == RecordKind.PACKET:
             rows.append(packet_event(process, record.netns, time=boot_time + record.time / 1e9))
         elif kind == RecordKind.PASSIVE:
-            self._passive[cookie] = _Passive(record.time, flow, process)
-        elif kind == RecordKind.ACCEPTED and cookie in self._passive:
-            self._accept(cookie, process, boot_time, rows)
-        elif kind != RecordKind.ACCEPTED or self._open.get(cookie, (None, None))[0] is not process:
-            state, direction = _MEANING[kind]
-            rows.append(socket_event(flow, state, direction, process, time=boot_time + record.time / 1e9))
-            if kind != RecordKind.FAILED:
-                self.remember(cookie, process, direction)
+            self._arrive(record, flow, process, boot_time, rows)
+        elif kind == RecordKind.ACCEPTED:
+            self._accept(record, process, boot_time, rows)
+        elif kind == RecordKind.RECEIVED and record.flags & _UNREAD:
+            key = _key(record)
+            pending = PendingFlow(record.cookie, key, record.time, flow, process, record.socket)
+            self._unread.add(record.cookie, key, pending)
+        elif kind == RecordKind.READ:
+            self._read(record, process, boot_time, rows)
+        else:
+            self._change(record, flow, process, boot_time, rows)
 
-    def _accept(
+    def _change(
+        self, record: SocketRecord, flow: Flow, process: Process | None, boot_time: float, rows: list[SocketEvent]
+    ) -> None:
+        """A change of state by a process that is known."""
+        state, direction = _MEANING[record.kind]
+        rows.append(socket_event(flow, state, direction, process, time=boot_time + record.time / 1e9))
+        if record.kind == RecordKind.FAILED:
+            return
+        listener = process if state == "listen" else None if record.protocol == TCP else self._listener(record.cookie)
+        self._remember(record.cookie, _Open(process, direction, listener))
+
+    def _arrive(
+        self, record: SocketRecord, flow: Flow, process: Process | None, boot_time: float, rows: list[SocketEvent]
+    ) -> None:
+        """A connection came in. Of two CPUs, the one that accepts it can be faster than the one that receives it."""
+        pending = PendingFlow(record.socket, record.cookie, record.time, flow, process)
+        accept = self._accepts.get(record.socket)
+        if record.flags & _OWNED:
+            self._begin(pending, process, boot_time, rows)
+        elif accept is not None and _is_accept_of(accept.record, record):
+            self._begin(pending, accept.process, boot_time, rows)
+            if record.token:
+                self._accepts[record.socket] = accept._replace(matched=True)
+            else:
+                del self._accepts[record.socket]
+        else:
+            self._unaccepted.add(record.socket, record.cookie, pending)
+
+    def _accept(self, record: SocketRecord, process: Process | None, boot_time: float, rows: list[SocketEvent]) -> None:
+        """A process accepted a connection: a TCP connection, or an MPTCP connection with all its subflows so far."""
+        token = record.token or self._token(record)
+        waiting = late = 0
+        for cookie in self._unaccepted.keys(record.socket):
+            pending = self._unaccepted.get(record.socket, cookie)
+            if pending is not None and (cookie == record.cookie or token == pending.flow.mptcp_token):
+                self._unaccepted.pop(record.socket, cookie)
+                self._begin(pending, process, boot_time, rows)
+                waiting += 1
+        for cookie in self._substituted.keys(record.socket):
+            substitutes = self._substituted.get(record.socket, cookie)
+            if substitutes and (cookie == record.cookie or token == substitutes[0].mptcp_token):
+                self._correct(record.socket, cookie, process, rows)
+                late += 1
+        is_known = bool(waiting or late) or record.cookie in self._open
+        if token or not is_known:
+            self._accepts.pop(record.socket, None)  # the newest is the last
+            self._accepts[record.socket] = _Accept(record._replace(token=token), process, is_known)
+
+    def _token(self, accepted: SocketRecord) -> int:
+        """The token of an MPTCP connection that fell back to TCP before its accept: that of its first subflow."""
+        pending = self._unaccepted.get(accepted.socket, accepted.cookie)
+        if pending is not None:
+            return pending.flow.mptcp_token or 0
+        rows = self._substituted.get(accepted.socket, accepted.cookie)
+        return (rows[0].mptcp_token if rows else None) or 0
+
+    def _read(self, record: SocketRecord, process: Process | None, boot_time: float, rows: list[SocketEvent]) -> None:
+        """A process read a datagram: the first of this flow or, if it did not ask for the sender, of any."""
+        if record.flags & _ANY_FLOW:
+            first = self._unread.pop_first(record.cookie)
+            if first is not None:
+                shared = bool(record.flags & _SHARED)
+                self._begin(first, process, boot_time, rows, stands_in=shared)
+            return
+        key = _key(record)
+        pending = self._unread.pop(record.cookie, key)
+        if pending is not None:
+            self._begin(pending, process, boot_time, rows)
+        else:
+            self._correct(record.cookie, key, process, rows)
+
+    def _begin(
         self,
-        cookie: int,
+        pending: PendingFlow,
         process: Process | None,
         boot_time: float,
         rows: list[SocketEvent],
         *,
         stands_in: bool = False,
     ) -> None:
-        at, flow, _ = self._passive.pop(cookie)
-        row = socket_event(flow, "established", "inbound", process, time=boot_time + at / 1e9, stands_in=stands_in)
+        """The row of an inbound flow."""
+        flow = pending.flow
+        when = boot_time + pending.at / 1e9
+        row = socket_event(flow, "established", "inbound", process, time=when, stands_in=stands_in)
         rows.append(row)
-        self.remember(cookie, process, "inbound")
+        if flow.cookie is None:
+            return
+        listener = None if flow.protocol == TCP else self._listener(flow.cookie)
+        self._remember(flow.cookie, _Open(process, "inbound", listener, stands_in))
         if stands_in:
-            self._substituted.add(cookie)
+            self._substituted.add(pending.socket, pending.key, [row])
+            if len(self._substituted) > SUBSTITUTED_FLOWS_MAX:
+                self._substituted.pop_oldest()
+
+    def _correct(self, socket: int, key: Hashable, process: Process | None, rows: list[SocketEvent]) -> None:
+        """Repeat the rows of a flow in which a holder stood in, now that its process is known."""
+        substitutes = self._substituted.pop(socket, key) or []
+        rows += [row.corrected(process) for row in substitutes]
+        for row in substitutes:
+            opened = self._open.get(row.cookie) if row.cookie is not None else None
+            if row.cookie is not None and opened is not None and opened.stands_in:
+                self._open[row.cookie] = opened._replace(process=process, stands_in=False)
 
     def _end(self, record: SocketRecord, flow: Flow, boot_time: float, rows: list[SocketEvent]) -> None:
-        if record.cookie in self._passive:
-            self._accept(record.cookie, self._passive[record.cookie].process, boot_time, rows, stands_in=True)
-        process, direction = self._open.pop(record.cookie, (None, None))
-        if process is None:
-            process = self._process(record)
+        cookie = record.cookie
+        for pending in () if record.outbound and record.protocol == TCP else self._pending_of(record):
+            holder = None if _is_gone(pending.holder, pending.at) else pending.holder
+            self._begin(pending, holder, boot_time, rows, stands_in=True)
+        opened = self._open.pop(cookie, _NOT_KNOWN)
+        if record.flags & _FLOW_ENDED and opened.listener is not None:
+            self._open[cookie] = _Open(None, None, opened.listener)
         if record.kind == RecordKind.UNLISTEN:
-            direction = None
-        elif direction is None and process is not None:
+            process, direction, stands_in = opened.listener or opened.process, None, False
+        else:
+            process, direction, stands_in = opened.process, opened.direction, opened.stands_in
+        if process is None and not stands_in:
+            process = self._process(record)  # of an inbound flow whose records were lost, only a holder is known
+            stands_in = process is not None and record.kind == RecordKind.CLOSED and not record.outbound
+        if direction is None and process is not None and record.kind != RecordKind.UNLISTEN:
             direction = "outbound" if record.outbound else "inbound"
-        stands_in = record.cookie in self._substituted
-        self._substituted.discard(record.cookie)
         when = boot_time + record.time / 1e9
-        rows.append(socket_event(flow, "closed", direction, process, time=when, stands_in=stands_in))
+        row = socket_event(flow, "closed", direction, process, time=when, stands_in=stands_in)
+        rows.append(row)
+        if stands_in:
+            substituted = self._substituted.get(*_identity(record))
+            if substituted is not None:
+                substituted.append(row)
+
+    def _pending_of(self, record: SocketRecord) -> list[PendingFlow]:
+        """Remove the pending flows that end with this record."""
+        if record.protocol != TCP and not record.flags & _FLOW_ENDED:
+            return self._unread.pop_all(record.cookie)
+        pending = (self._unaccepted if record.protocol == TCP else self._unread).pop(*_identity(record))
+        return [] if pending is None else [pending]
+
+    def _remember(self, cookie: int, opened: _Open) -> None:
+        self._open[cookie] = opened
+        if len(self._open) > REMEMBERED_SOCKETS_MAX:
+            del self._open[next(iter(self._open))]
+
+    def _listener(self, cookie: int) -> Process | None:
+        """The process that bound an open socket."""
+        opened = self._open.get(cookie)
+        return None if opened is None else opened.listener
+
+    def _look_for_holders(self, inodes: set[int], now: int) -> None:
+        """Bring `_holders` up to date for these sockets."""
+        for inode, (found_at, holder) in list(self._holders.items()):
+            if found_at < now - _HOLDER_AGE_MAX_NS or (holder is not None and holder.exited):
+                del self._holders[inode]
+        unknown = inodes - self._holders.keys()
+        found = self._find_holders(unknown) if unknown else {}
+        for inode in unknown:
+            self._holders[inode] = (now, found.get(inode))
 
     def _process(self, record: SocketRecord) -> Process | None:
         """The owner at the time of the system call."""
         if record.started == 0:  # open before the programs were attached
-            return self._open.get(record.cookie, (None, None))[0]
+            opened = self._open.get(record.cookie)
+            return None if opened is None else opened.process or opened.listener
         ticks = start_ticks(record.started)
         process = self._cache.find(record.pid, record.acted, ticks)
         if process is not None and self._cache.doubts(process, records.comm(record.name)):
@@ -146,6 +319,14 @@ class ConnectionTracker:
         return process
 
 
+# As plain numbers, whose bits are tested several times as fast.
+_OWNED: Final = SocketFlags.OWNED.value
+_UNREAD: Final = SocketFlags.UNREAD.value
+_ANY_FLOW: Final = SocketFlags.ANY_FLOW.value
+_SHARED: Final = SocketFlags.SHARED.value
+_FLOW_ENDED: Final = SocketFlags.FLOW_ENDED.value
+_CUT: Final = SocketFlags.CUT.value
+
 _ENDS: Final = frozenset({RecordKind.CLOSED, RecordKind.UNLISTEN})
 _MEANING: Final[dict[int, tuple[SocketState, Direction | None]]] = {
     RecordKind.CONNECTED: ("established", "outbound"),
@@ -158,8 +339,33 @@ _MEANING: Final[dict[int, tuple[SocketState, Direction | None]]] = {
 }
 
 
+def _key(record: SocketRecord) -> FlowKey:
+    return record.protocol, record.remote, record.remote_port, record.local_port
+
+
+def _identity(record: SocketRecord) -> tuple[int, Hashable]:
+    """The socket and, within it, the key of a flow."""
+    return (record.socket, record.cookie) if record.protocol == TCP else (record.cookie, _key(record))
+
+
+def _is_gone(holder: Process | None, at: int) -> bool:
+    """Whether the holder ended before this time (ns since boot), or is not known."""
+    return holder is None or (holder.exited and holder.until is not None and holder.until < at)
+
+
+def _is_accept_of(accepted: SocketRecord, arrived: SocketRecord) -> bool:
+    """Whether a process accepted this connection, and not another one whose socket had the same address in memory."""
+    if accepted.cookie and accepted.cookie == arrived.cookie:
+        return True
+    if accepted.token or arrived.token:
+        return accepted.token == arrived.token
+    return _key(accepted) == _key(arrived) and accepted.local == arrived.local
+
+
 def _flow(record: SocketRecord) -> Flow:
     local, remote = record.local, record.remote
+    if record.flags & _CUT:
+        return Flow(None, local, None, remote, None, record.cookie or None, record.netns or None)
     if record.family == 4:
         local, remote = local[:4], remote[:4]
     else:
@@ -172,6 +378,7 @@ def _flow(record: SocketRecord) -> Flow:
         record.remote_port,
         record.cookie or None,
         record.netns or None,
+        record.token or None,
     )
 
 

@@ -20,6 +20,7 @@ from zeek_agent.recording.bpf_monitor import BpfMonitor, RecordStream, ring_size
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.sockets.bpf_connections import ConnectionTracker
 from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction, SocketEvent
+from zeek_agent.recording.sockets.socket_owners import SocketOwners, living_owners
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ class EbpfSockets(Source):
         self._monitor = monitor
         self._settings = settings
         self._exclusions = Exclusions(settings)
-        self._tracker = ConnectionTracker(monitor.cache)
+        owners = SocketOwners()
+        self._tracker = ConnectionTracker(
+            monitor.cache, lambda inodes: living_owners(owners, monitor.cache, inodes, fed=True)
+        )
         self._streams: list[RecordStream] = []
         self._sink: Sink | None = None
         monitor.on_tick.append(self._tick)
@@ -92,6 +96,7 @@ class EbpfSockets(Source):
         if self._sink is None:
             return
         self.drain()
+        self._emit(self._tracker.remaining(boot_time()))
         for stream in self._streams:
             self._monitor.remove(stream)
         self._streams.clear()
@@ -111,6 +116,7 @@ class EbpfSockets(Source):
         filters = (own_pid, settings.ignore_loopback, len(settings.ignore_uids), len(executables))
         loaded = BpfObject(name)
         try:
+            loaded.leave_out_missing()
             loaded.resize("records", size)
             loaded.resize("ignored_uids", len(settings.ignore_uids) or 1)
             loaded.resize("ignored_executables", len(executables) or 1)

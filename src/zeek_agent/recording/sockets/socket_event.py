@@ -56,6 +56,8 @@ class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so 
     translated_remote_port: int | None = None
     argv: str | None = None
     """As the event store holds it (`CommandLine.stored_argv`)."""
+    mptcp_token: int | None = None
+    correction: bool = False
 
     @property
     def ends(self) -> Ends:
@@ -71,6 +73,12 @@ class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so 
             translated_remote_port=translation.remote_port,
         )
 
+    def corrected(self, process: Process | None) -> SocketEvent:
+        """The same event with its process, which was unknown: the row that corrects one in which a holder stood in."""
+        attributed = socket_event(_NO_FLOW, None, None, process, time=self.time)
+        columns = {name: getattr(attributed, name) for name in _PROCESS_COLUMNS}
+        return replace(self, **columns, listener_stands_in=False, correction=True)
+
 
 class Flow(NamedTuple):
     """A socket's ends, with addresses in network form (4 or 16 bytes). None means unknown; no peer is all zeros."""
@@ -82,6 +90,15 @@ class Flow(NamedTuple):
     remote_port: int | None
     cookie: int | None = None
     netns: int | None = None
+    mptcp_token: int | None = None
+
+
+_NO_FLOW: Final = Flow(None, None, None, None, None)
+_PROCESS_COLUMNS: Final = (
+    *("pid", "process", "uid", "gid", "exe", "cmdline", "argv", "loginuid"),
+    *("container_id", "entity_id", "parent_entity_id"),
+)
+"""The columns of an event that describe its process."""
 
 
 class Translation(NamedTuple):
@@ -109,10 +126,10 @@ def socket_event(
 ) -> SocketEvent:
     """The event of a flow at `time` (seconds since the epoch), by `process`; `uid` is used if that is unknown.
 
-    `stands_in`: the process is the listener, because the accepting process is unknown. `family` is used if no
+    `stands_in`: the process holds the socket, because the one that accepted or read is unknown. `family` is used if no
     address is known.
     """
-    protocol, local, local_port, remote, remote_port, cookie, netns = flow
+    protocol, local, local_port, remote, remote_port, cookie, netns, mptcp_token = flow
     some = local or remote
     command_line = process.command_line if process else None
     has_peer = remote is not None and (any(remote) or remote_port)
@@ -141,12 +158,13 @@ def socket_event(
         flow_id(flow) if has_peer else None,
         stands_in,
         argv=command_line.stored_argv if command_line else None,
+        mptcp_token=mptcp_token,
     )
 
 
 def packet_event(process: Process | None, netns: int, *, time: float) -> SocketEvent:
     """A packet socket (packet(7)), which has no ends, was opened by `process` at `time` (seconds since the epoch)."""
-    return socket_event(Flow(*5 * (None,), netns=netns), "listen", None, process, time=time, family="packet")
+    return socket_event(_NO_FLOW._replace(netns=netns), "listen", None, process, time=time, family="packet")
 
 
 def flow_id(flow: Flow) -> str | None:
