@@ -427,3 +427,19 @@ async def test_helpers_are_bounded_and_none_waits_for_the_place_of_its_asker(
         alive = [one for one in helper_processes(db) if one.counts]
     assert 1 <= most <= helper_pool.HELPERS_MAX
     assert len(alive) <= helper_pool.HELPERS_MAX
+
+
+async def test_recipients_whose_helpers_hang_leave_a_place_to_others(
+    tmp_path: Path, plugin: tuple[Path, list[Table]]
+) -> None:
+    async with database(tmp_path, plugin, time=2.0, workers=4, processes=16) as db:
+        hanging = [
+            asyncio.create_task(db.query(f"SELECT {number} FROM wait('asleep')", origin=f"ws://zeek-{number % 2}"))
+            for number in range(8)
+        ]
+        await until(lambda: [one.state for one in helpers(db)].count("busy") == helper_pool.HELPERS_MAX - 1, 10)
+        for _ in range(5):
+            assert (await db.query("SELECT answer FROM wait('')", origin="ws://honest")).rows == [("awake",)]
+        assert not [one for one in hanging if one.done()]
+        results = await asyncio.gather(*hanging, return_exceptions=True)
+        assert [type(result) for result in results] == [LimitError] * 8

@@ -23,6 +23,7 @@ from zeek_agent.containment import pool as pool_module
 from zeek_agent.containment import rests
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.worker_process import WorkerProcess, WorkerState
+from zeek_agent.containment.zygote import Zygote
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.events.store import EventStore
 from zeek_agent.tables import builtin_tables
@@ -111,6 +112,47 @@ async def test_a_statement_that_is_cancelled_while_its_worker_starts_leaves_no_w
             assert (await database.query("SELECT 1", origin=f"ws://{step}")).rows == [(1,)]
         await until(lambda: all(one.state is WorkerState.IDLE for one in database.pool.processes if one.counts))
         assert len([one for one in database.pool.processes if one.counts]) <= database.limits.processes
+
+
+async def test_a_start_that_is_cancelled_when_it_has_succeeded_keeps_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = Zygote._handle
+    starting: list[asyncio.Task[Any]] = []
+
+    def cancelling(self: Zygote, body: bytes, descriptors: list[int]) -> None:
+        handle(self, body, descriptors)
+        while starting:
+            starting.pop().cancel()
+
+    async with contained(tmp_path) as database:
+        assert (await database.query("SELECT 1", origin="ws://other")).rows == [(1,)]
+        before = open_descriptors()
+        monkeypatch.setattr(Zygote, "_handle", cancelling)
+        for number in range(5):
+            start = asyncio.create_task(database.query(f"SELECT {number}"))
+            starting.append(start)
+            with pytest.raises(asyncio.CancelledError):
+                await start
+        await until(lambda: open_descriptors() <= before, 10)
+
+
+async def test_a_worker_that_dies_as_soon_as_it_is_ready_is_an_error_of_the_statement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = WorkerProcess.ready
+
+    async def ready_and_dead(self: WorkerProcess) -> None:
+        await ready(self)
+        os.kill(self.pid, signal.SIGKILL)
+        await until(lambda: not self.is_alive, 10)
+
+    async with contained(tmp_path) as database:
+        with monkeypatch.context() as patch:
+            patch.setattr(WorkerProcess, "ready", ready_and_dead)
+            with pytest.raises(SqlError, match="it ended as soon as it was ready"):
+                await database.query("SELECT 1")
+        assert (await database.query("SELECT 1")).rows == [(1,)]
 
 
 async def test_nobody_keeps_a_place_by_being_busy(tmp_path: Path) -> None:

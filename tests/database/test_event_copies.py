@@ -116,8 +116,7 @@ STATEMENTS = [
     "SELECT p.pid, s.time FROM processes AS p LEFT JOIN starts_events AS s ON s.pid = p.pid AND s.load < 20",
     "SELECT p.pid, s.time FROM starts_events AS s RIGHT JOIN processes AS p ON s.pid = p.pid",
     "SELECT p.pid, s.seq FROM processes AS p FULL JOIN starts_events AS s ON s.pid = p.pid AND s.seq % 2",
-    # The `+` keeps the set away from the table: apsw fails when a table is given an empty one.
-    "SELECT pid FROM processes WHERE +pid IN (SELECT pid FROM starts_events WHERE time > 100 AND name LIKE 'p%')",
+    "SELECT pid FROM processes WHERE pid IN (SELECT pid FROM starts_events WHERE time > 100 AND name LIKE 'p%')",
     "SELECT pid FROM starts_events WHERE pid IN (SELECT pid FROM processes WHERE name = 'p3' OR since > 50)",
     "SELECT pid FROM processes WHERE pid NOT IN (SELECT pid FROM starts_events WHERE pid IS NOT NULL)",
     "SELECT pid, (SELECT count(*) FROM starts_events AS s WHERE s.pid = p.pid) FROM processes AS p",
@@ -170,9 +169,46 @@ def test_rows_are_those_of_the_store(
     assert expected or window or "= NULL" in sql or "'a'" in sql
 
 
-def test_nothing_is_among_no_values(connect: Open) -> None:
-    sql = "SELECT pid FROM starts_events WHERE pid IN (SELECT pid FROM processes WHERE name = 'none')"
-    assert run(connect(), sql) == []
+@pytest.mark.parametrize("copies", [True, False])
+@pytest.mark.parametrize("profile", Profile)
+@pytest.mark.parametrize("table", ["starts_events", "processes"])
+def test_nothing_is_among_no_values(connect: Open, table: str, profile: Profile, copies: bool) -> None:
+    connection = connect(profile=profile, copies=copies)
+    among = f"SELECT count(*) FROM {table} WHERE pid {{}} IN (SELECT pid FROM processes WHERE name = '{{}}')"
+    every = run(connection, f"SELECT count(*) FROM {table} WHERE pid NOT NULL")
+    for _ in range(2):
+        assert run(connection, among.format("", "none")) == [(0,)]
+        assert run(connection, f"{among.format('NOT', 'none')} AND pid NOT NULL") == every
+        assert run(connection, among.format("", "p9")) != [(0,)]
+    sql = f"SELECT count(*) FROM processes AS p JOIN {table} AS t ON t.pid IN (SELECT pid FROM processes AS q WHERE "
+    assert run(connection, f"{sql} p.pid = 9 AND q.pid = 9)") == run(connection, among.format("", "p9"))
+
+
+@pytest.mark.parametrize("copies", [True, False])
+@pytest.mark.parametrize("profile", Profile)
+def test_texts_are_compared_with_the_numbers_of_a_subquery_as_numbers(
+    connect: Open, store: EventStore, profile: Profile, copies: bool
+) -> None:
+    store.append("starts_events", [(1.0, 1, "0003.0", None, None, set(), None)])
+    assert store.flush(10)
+    connection = connect(profile=profile, copies=copies)
+    sql = "SELECT s.name FROM starts_events AS s WHERE s.name IN (SELECT pid FROM processes WHERE pid > 0)"
+    assert run(connection, sql) == [("0003.0",)]
+    sql = "SELECT p.pid FROM processes AS p JOIN starts_events AS s ON s.name IN (SELECT pid FROM processes WHERE {})"
+    assert run(connection, sql.format("pid = p.pid AND pid = 3")) == [(3,)]
+
+
+@pytest.mark.parametrize("copies", [True, False])
+@pytest.mark.parametrize("profile", Profile)
+def test_a_window_does_not_apply_to_the_history_read_by_the_same_statement(
+    connect: Open, profile: Profile, copies: bool
+) -> None:
+    connection = connect(profile=profile, copies=copies)
+    sql = "SELECT count(h.seq), count(w.seq) FROM {} AS h FULL JOIN {} AS w ON h.seq = -w.seq"
+    history, windowed = "starts_events_history", "starts_events"
+    window = {"starts_events": (10, 30)}
+    assert run(connection, sql.format(history, windowed), window) == [(300, 20)]
+    assert run(connection, sql.format(windowed, history), window) == [(20, 300)]
 
 
 def test_columns_have_the_types_that_they_have_in_the_store(connect: Open) -> None:

@@ -29,9 +29,10 @@ from zeek_agent.database import cells
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.events.conversions import convert, keeps_values
 from zeek_agent.events.delivery_states import Delivered
-from zeek_agent.events.event_file import EventFile
+from zeek_agent.events.event_file import EventFile, WriteBatch, read_events
 from zeek_agent.events.layout import columns
 from zeek_agent.events.migrations import MIGRATIONS, VERSION, Migration, migrate, renamed_column
+from zeek_agent.events.references import MARK
 from zeek_agent.events.store import EventStore, NewerStoreError
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Query, Subscription
@@ -663,3 +664,42 @@ def test_the_store_is_readable_by_its_owner_only_after_an_upgrade(path: Path) ->
     os.chmod(path, 0o600)  # noqa: PTH101
     opened(path).close(dump.NOW, clean=True)
     assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("sql", [path for path in DUMPS if path.name < "08"], ids=lambda path: path.stem)
+def test_a_text_in_an_earlier_store_that_looks_like_a_reference_stays_what_it_is(path: Path, sql: Path) -> None:
+    """Any user could leave one there, by a program's name."""
+    (processes,) = [table for table in TABLES if table.name == "processes_events"]
+    marked = [MARK, f"{MARK}1:5", f"{MARK}1:5", f"{MARK}x" * 50, "plain"]
+    connection = restored(path, sql)
+    connection.execute("DELETE FROM processes_events")
+    insert = "INSERT INTO processes_events (time, exe, cmdline) VALUES (1e6, ?, ?)"
+    connection.executemany(insert, ((text, f"of {text}") for text in marked))
+    connection.close()
+    long = "long " * 100
+    file = EventFile(path, TABLES, BYTES, 1e6)
+    row = tuple({"time": 1e6 + 50, "cmdline": long}.get(column.name) for column in processes.recorded)
+    file.write(WriteBatch(rows={processes.name: [row] * 3}), 1e6)
+    sql_ = "SELECT exe, cmdline FROM processes_events ORDER BY seq"
+    assert read_events(file.uri, sql_) == [*((text, f"of {text}") for text in marked), *[(None, long)] * 3]
+    file.expire(1e6 + 20, 10.0)
+    assert read_events(file.uri, sql_) == [(None, long)] * 3
+    texts = "SELECT text, refs FROM _texts JOIN _text_uses USING (id)"
+    assert file._connection.execute(texts).fetchall() == [(long, 3)]
+    file.close(1e6, clean=True)
+
+
+def test_a_value_that_becomes_a_text_and_looks_like_a_reference_stays_what_it_is(path: Path) -> None:
+    def things(kind: str) -> Table:
+        declared = [Column("time", "time", "a value"), Column("exe", kind, "a value")]
+        return Table("things_events", "things", description="For tests.", columns=declared, kind="events")
+
+    marked = [MARK, f"{MARK}1:5", "plain"]
+    file = EventFile(path, [things("blob")], BYTES, 1e6)
+    file.write(WriteBatch(rows={"things_events": [(1e6, text.encode()) for text in marked]}), 1e6)
+    file.close(1e6, clean=True)
+    file = EventFile(path, [things("text")], BYTES, 1e6)
+    assert read_events(file.uri, "SELECT exe FROM things_events ORDER BY seq") == [(text,) for text in marked]
+    file.expire(1e6 + 20, 10.0)
+    assert file._connection.execute("SELECT text FROM _texts").fetchall() == []
+    file.close(1e6, clean=True)

@@ -159,6 +159,38 @@ def test_the_producer_of_a_row(tmp_path: Path, values: dict[str, object], produc
     file.close(START, clean=True)
 
 
+def test_a_long_command_line_that_is_stored_once_costs_its_user_no_history(tmp_path: Path) -> None:
+    """A service whose rows count as if each had a copy would lose them to a flood with short ones."""
+    file = EventFile(tmp_path / "events.db", [SOCKETS], BYTES, START)
+    command_line, kept = "/usr/bin/java " + "-Dproperty=value " * 240, 0
+    for minute in range(20):
+        now = START + 60 * minute
+        service = [row(SOCKETS, now + n, uid=33, exe="/usr/bin/java", cmdline=command_line, pid=n) for n in range(40)]
+        file.write(WriteBatch(rows={"sockets_events": service}), now)
+        kept += len(service)
+        for second in range(10):
+            flood = [row(SOCKETS, now + second, uid=ATTACKER, exe="/tmp/flood", pid=n) for n in range(200)]
+            file.write(WriteBatch(rows={"sockets_events": flood}), now + second)
+            file.evict(now + second, 1e9)
+    assert file._scalar("SELECT count(*) FROM sockets_events WHERE uid = 33") == kept
+    assert file._scalar(f"SELECT count(*) FROM sockets_events WHERE uid = {ATTACKER}") < 40_000
+    file.close(START, clean=True)
+
+
+def test_a_control_group_with_a_long_name_is_one_producer_with_this_name(tmp_path: Path) -> None:
+    """Its name is stored once (`Texts`), and the reference to it is not its name."""
+    group = f"/kubepods.slice/{'x' * 150}.scope"
+    file = EventFile(tmp_path / "events.db", [PROCESSES], BYTES, START)
+    for n in range(5):
+        file.write(WriteBatch(rows={"processes_events": [row(PROCESSES, START, uid=0, cgroup=group)]}), START + n)
+        file._texts.forget()
+    file.update_usage()
+    assert file._select("SELECT producer, rows FROM _usage") == [(f"cgroup {group}", 5)]
+    file.expire(START + 100, 10.0)
+    assert file._select("SELECT producer, rows FROM _usage") == []
+    file.close(START, clean=True)
+
+
 def test_a_normal_load_loses_its_oldest_minutes_first(store: EventStore, clock: Clock) -> None:
     for minute in range(100):
         clock.now = START + 60 * minute

@@ -240,6 +240,19 @@ def test_texts_go_with_their_last_row(tmp_path: Path) -> None:
     file.close(1e6, clean=True)
 
 
+@pytest.mark.parametrize(
+    "reference", [MARK, f"{MARK}:", f"{MARK}x:1", f"{MARK}{'9' * 30}:1", f"{MARK}-1:1", f"{MARK}7:1"]
+)
+def test_a_damaged_reference_does_not_end_recording(tmp_path: Path, reference: str) -> None:
+    file = EventFile(tmp_path / "events.db", [PROCESSES], 2**24, 1e6)
+    file.write(WriteBatch(rows={PROCESSES.name: [row(PROCESSES, 1e6, cmdline=LONG, exe="x")] * 3}), 1e6)
+    file._connection.execute("UPDATE processes_events SET exe = ?", (reference,))
+    file.expire(1e6 + 150, 100.0)
+    assert read_events(file.uri, "SELECT * FROM processes_events") == []
+    assert texts(file.uri) == []
+    file.close(1e6, clean=True)
+
+
 def test_a_store_that_replaces_another_takes_the_texts_over(tmp_path: Path) -> None:
     old = EventFile(tmp_path / "old.db", [PROCESSES, SOCKETS], 2**24, 1e6)
     new = EventFile(tmp_path / "new.db", [PROCESSES, SOCKETS], 2**24, 1e6)

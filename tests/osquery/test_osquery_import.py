@@ -169,6 +169,12 @@ async def test_only_wanted_columns_and_rows_are_queried(bridged: Bridged, here: 
         "WITH RECURSIVE c(n) AS (SELECT 8000 UNION SELECT size / 2 FROM {t}, c WHERE size = n) SELECT * FROM c",
         "SELECT count(*), sum(weight), max(version) FROM {t}",
         "SELECT name FROM {t} WHERE weight = 7.5 AND version GLOB '1.*'",
+        "SELECT name FROM {t} WHERE name IN (x'7061636b61676531', 'package2')",
+        "SELECT name FROM {t} WHERE name = x'7061636b61676531' OR name = 'package3'",
+        "SELECT name FROM {t} WHERE name IN (SELECT exe FROM processes WHERE pid = -1) OR size = 9000",
+        "SELECT name FROM {t} WHERE version IN (SELECT pid FROM processes WHERE pid = -1)",
+        "SELECT p.pid FROM processes p JOIN {t} ON size IN (SELECT pid FROM processes q WHERE q.pid = p.pid * 400) "
+        "WHERE p.pid < 3 ORDER BY 1",
         "SELECT name FROM {t} WHERE size IN (SELECT 1 WHERE 0)",
         "SELECT name FROM {t} WHERE size IN (SELECT 1 WHERE 0) OR name = 'package7'",
         "SELECT p.pid FROM processes p LEFT JOIN {t} ON {t}.size IN (SELECT 1 WHERE 0) ORDER BY 1",

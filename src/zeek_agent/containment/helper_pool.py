@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 
 HELPERS_MAX: Final = 4
 """Helpers that read tables at one time, in addition to `limits.processes`: a helper that had to wait for a place among
-those of its askers could wait for ever. Further ones wait in the order in which they were asked for."""
+those of its askers could wait for ever. Further ones wait in the order in which they were asked for, and the last place
+is for a recipient that has none: daemons that hang for some may not keep all the others from theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,10 @@ class HelperPool:
         self._directory = directory
         self._grant = grant
         self._most = most
-        self._turns = asyncio.Semaphore(most)
+        self._reading: Counter[str] = Counter()
+        """Helpers that read tables now, by recipient."""
+        self._waiting: list[tuple[str, asyncio.Future[None]]] = []
+        """Recipients that wait for a place, in the order in which they came."""
         self._helpers: dict[WorkerProcess, Grant] = {}
         self._starting = 0
 
@@ -66,22 +72,58 @@ class HelperPool:
             raise SqlError(f"there are no helper processes to read table {need.name}")
         grant = self._grant(need.name)
         self._check()
-        try:
-            async with asyncio.timeout(max(asker.seconds_left, 0)):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise LimitError(
-                f"table {need.name} was not read within limits.time: all {self._most} helper processes were busy"
-            ) from None
-        try:
+        async with self._turn(asker, need.name):
             try:
                 async with asyncio.timeout(max(asker.seconds_left, 0)):
                     helper = await self._helper(asker.statement, grant, need.name)  # type: ignore[arg-type]
             except TimeoutError:
                 raise LimitError(f"table {need.name}: its helper process did not start within limits.time") from None
             return await self._read(helper, asker, need)
+
+    @asynccontextmanager
+    async def _turn(self, asker: WorkerProcess, table: str) -> AsyncIterator[None]:
+        """One of the places for helpers. Raises LimitError if there is none while the statement may run."""
+        try:
+            async with asyncio.timeout(max(asker.seconds_left, 0)):
+                await self._take_place(asker.recipient)
+        except TimeoutError:
+            raise LimitError(
+                f"table {table} was not read within limits.time: all {self._most} helper processes were busy"
+            ) from None
+        try:
+            yield
         finally:
-            self._turns.release()
+            self._leave_place(asker.recipient)
+
+    def _has_place(self, recipient: str) -> bool:
+        left = self._most - self._reading.total()
+        return left > 1 or (left == 1 and not self._reading[recipient])
+
+    async def _take_place(self, recipient: str) -> None:
+        if self._has_place(recipient):
+            self._reading[recipient] += 1
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((recipient, place))
+        try:
+            await place
+        except BaseException:
+            if place.cancelled():
+                self._waiting.remove((recipient, place))
+            else:
+                self._leave_place(recipient)
+            raise
+
+    def _leave_place(self, recipient: str) -> None:
+        """Free a place, and hand free ones to those who have waited longest."""
+        self._reading[recipient] -= 1
+        if not self._reading[recipient]:
+            del self._reading[recipient]
+        for waiting in tuple(self._waiting):
+            if not waiting[1].done() and self._has_place(waiting[0]):
+                self._waiting.remove(waiting)
+                self._reading[waiting[0]] += 1
+                waiting[1].set_result(None)
 
     def freed(self, helper: WorkerProcess) -> None:
         """A helper has ended its work; one whose work failed is not used again."""

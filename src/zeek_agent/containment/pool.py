@@ -409,6 +409,8 @@ class WorkerPool:
             async with asyncio.timeout(START_SECONDS):
                 worker = await self._spawn(*place, grant)
                 await worker.ready()
+            if not worker.counts:
+                raise WorkerLostError("it ended as soon as it was ready")
             worker.take(key)
         except (WorkerLostError, TimeoutError) as error:
             if worker is not None:

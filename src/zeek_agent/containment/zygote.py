@@ -87,6 +87,8 @@ class Zygote:
             raise WorkerLostError(f"cannot reach the zygote: {error}") from error
         except BaseException:
             own.close()
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                os.close(answer.result()[1])  # cancelled just after the worker was there
             raise
         finally:
             theirs.close()

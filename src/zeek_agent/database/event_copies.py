@@ -20,7 +20,15 @@ import apsw
 import msgspec
 
 from zeek_agent.database.sandbox import Run
-from zeek_agent.database.virtual_tables import PUSHED_DOWN, Layout, RowCursor, StatementContext, columns_used, quoted
+from zeek_agent.database.virtual_tables import (
+    PUSHED_DOWN,
+    Layout,
+    RowCursor,
+    StatementContext,
+    columns_used,
+    is_misread_list,
+    quoted,
+)
 from zeek_agent.errors import LimitError
 from zeek_agent.events.references import ARGV, shared_columns, value_of
 from zeek_agent.schema import SEQUENCE
@@ -353,7 +361,8 @@ class EventTable:
         number = info.get_aConstraint_iColumn(which)
         if operator is None or number < 0 or not info.get_aConstraint_usable(which):
             return None
-        if self.module.layout.fields[number].type.name not in PUSHED_DOWN:
+        kind = self.module.layout.fields[number].type
+        if kind.name not in PUSHED_DOWN or is_misread_list(info, which, kind):
             return None
         if info.get_aConstraint_collation(which) != "BINARY":
             return None

@@ -162,7 +162,7 @@ class SqlConnection:
         self.context = context
         self.scans = scans
         self.run = Run(limits)
-        self.held: dict[tuple[Layout, tuple[Value, ...]], IndexedScan] = {}
+        self.held: dict[tuple[TableModule, tuple[Value, ...]], IndexedScan] = {}
         self.kept: dict[Any, Any] = {}
         self._deferred: list[Callable[[], None]] = []
         self._reruns_left = 0

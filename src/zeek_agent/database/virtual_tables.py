@@ -116,7 +116,7 @@ class StatementContext(Protocol):
     context: TableContext
     scans: SharedScans
     run: Run
-    held: dict[tuple[Layout, tuple[Value, ...]], IndexedScan]
+    held: dict[tuple[TableModule, tuple[Value, ...]], IndexedScan]
     kept: dict[Any, Any]
     """What tables with a module of their own keep for the statement."""
     missing: str | None
@@ -199,7 +199,7 @@ class VirtualTable:
                 if parameter:
                     return False
                 continue
-            if not parameter and not self._pushes_down(number, info.get_aConstraint_collation(which)):
+            if not parameter and not self._pushes_down(info, which):
                 continue
             arguments.append(number)
             info.set_aConstraintUsage_argvIndex(which, len(arguments))
@@ -217,8 +217,13 @@ class VirtualTable:
         info.idxStr = ScanPlan(tuple(arguments), columns_used(info.colUsed, len(self.module.layout.fields))).text()
         return True
 
-    def _pushes_down(self, number: int, collation: str) -> bool:
-        return collation == "BINARY" and self.module.layout.fields[number].type.name in PUSHED_DOWN
+    def _pushes_down(self, info: apsw.IndexInfo, which: int) -> bool:
+        kind = self.module.layout.fields[info.get_aConstraint_iColumn(which)].type
+        return (
+            info.get_aConstraint_collation(which) == "BINARY"
+            and kind.name in PUSHED_DOWN
+            and (self.module.statement.run.lists_at_once or not is_misread_list(info, which, kind))
+        )
 
     def Open(self) -> TableCursor:  # noqa: N802
         return TableCursor(self.module)
@@ -351,7 +356,7 @@ class TableReader:
     def numbered(self) -> IndexedScan:
         """All rows, each with its number as the last cell, from one scan for the whole statement."""
         held = self._module.statement.held
-        key = (self._layout, self._parameters)
+        key = (self._module, self._parameters)  # not the layout: a table and its history have the same one
         if key not in held:
             rows = list(islice(self.rows(range(len(self._layout.fields)), {}), INDEXED_ROWS_MAX + 1))
             if len(rows) > INDEXED_ROWS_MAX:
@@ -506,6 +511,14 @@ def number_from(content: str, otherwise: Any) -> Any:
         except ValueError:
             continue
     return otherwise
+
+
+def is_misread_list(info: apsw.IndexInfo, which: int, zeek_type: ZeekType) -> bool:
+    """Whether the constraint is an IN whose values SQLite would compare wrongly if it gave them one by one.
+
+    It then compares numbers of a subquery with a column of texts as texts, and otherwise the texts as numbers.
+    """
+    return zeek_type.sqlite == "TEXT" and bool(info.get_aConstraintUsage_in(which))
 
 
 def columns_used(columns: set[int], number: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from every reader, until retention has removed the rows. When a column's type ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,7 +14,7 @@ from typing import Any, Final
 import apsw
 
 from zeek_agent.events.conversions import convert, keeps_values
-from zeek_agent.events.references import value_of
+from zeek_agent.events.references import MARK, shared_columns, value_of
 from zeek_agent.schema import SqliteValue, ZeekType
 from zeek_agent.table import Table
 
@@ -72,6 +72,18 @@ def set_sequence(connection: apsw.Connection, table: str, seq: int) -> None:
     """Number the next row after `seq`."""
     connection.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
     connection.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, seq))
+
+
+def store_marked_texts(connection: apsw.Connection, table: str, names: Iterable[str]) -> None:
+    """Store the texts in these columns that look like references once, as `references` requires."""
+    for column in map(quoted, names):
+        offset = last_sequence(connection, "_texts")
+        marked = f"{column} >= '{MARK}' AND typeof({column}) = 'text'"
+        rows = f"FROM {quoted(table)} WHERE {marked}"
+        connection.execute(f"INSERT INTO _texts (id, text) SELECT rowid + ?, {column} {rows}", (offset,))
+        connection.execute(f"INSERT INTO _text_uses (id, refs) SELECT rowid + ?, 1 {rows}", (offset,))
+        reference = f"'{MARK}' || (rowid + ?) || ':' || octet_length({column})"
+        connection.execute(f"UPDATE {quoted(table)} SET {column} = {reference} WHERE {marked}", (offset,))
 
 
 def quoted(name: str) -> str:
@@ -135,6 +147,7 @@ def _rebuild(
     connection.execute(f"DROP TABLE {quoted(table)}")
     connection.execute(f"ALTER TABLE {_REBUILT} RENAME TO {quoted(table)}")
     set_sequence(connection, table, last)
+    store_marked_texts(connection, table, (name for name in shared_columns(kinds) if name.lower() in new))
     return [
         Conversion(table, name, str(recorded.get(name, held[name])), str(kind), number)
         for name, kind, number in zip(kept, targets, nulled, strict=True)

@@ -22,7 +22,8 @@ import apsw
 
 from zeek_agent import __version__
 from zeek_agent.errors import ZeekAgentError
-from zeek_agent.events.layout import columns, quoted
+from zeek_agent.events.layout import columns, quoted, store_marked_texts
+from zeek_agent.events.references import shared_columns
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +95,16 @@ def _account_for_rows(connection: apsw.Connection) -> None:
 
 
 def _share_texts(connection: apsw.Connection) -> None:
-    """Add the table of texts that are stored once; rows that are there keep theirs."""
+    """Add the table of texts that are stored once; rows that are there keep theirs, except what looks like a reference.
+
+    Any user could have named a program like that.
+    """
     connection.execute("CREATE TABLE _texts (id INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL) STRICT")
     connection.execute("CREATE TABLE _text_uses (id INTEGER PRIMARY KEY, refs INTEGER NOT NULL) STRICT")
+    tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT GLOB '_*' AND name NOT GLOB 'sqlite_*'"
+    for (table,) in connection.execute(tables).fetchall():
+        name = str(table)
+        store_marked_texts(connection, name, shared_columns(columns(connection, name)))
 
 
 def _count_rows_later(connection: apsw.Connection) -> None:

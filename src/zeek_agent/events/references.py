@@ -1,7 +1,7 @@
 """References of rows to texts that are stored once, and values that follow from other columns, in SQL.
 
-A reference is a text that begins with `MARK`, followed by the text's id and its length in bytes. A text that begins
-with the mark itself is stored like a long one, so that there is no doubt.
+A reference is a text that begins with `MARK`, followed by the text's id and the row's share of its bytes. A text that
+begins with the mark itself is stored like a long one, so that there is no doubt.
 
 `argv` is an empty text if it is `cmdline` split at its blanks, as nearly always.
 """
@@ -55,7 +55,7 @@ def text_id(column: str) -> str:
 
 
 def length_of(column: str) -> str:
-    """SQL for the length of a column's text in bytes."""
+    """SQL for the bytes that a row takes for a column's text: its length, or a share of one that is stored once."""
     stored = f'CAST(substr("{column}", instr("{column}", \':\') + 1) AS INTEGER)'
     return f'CASE WHEN "{column}" >= \'{MARK}\' THEN {stored} ELSE ifnull(octet_length("{column}"), 0) END'
 

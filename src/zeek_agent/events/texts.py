@@ -23,6 +23,10 @@ _COPIES_MAX: Final = 2
 _KNOWN_TEXTS_MAX: Final = 1_000
 _KNOWN_LENGTH_MAX: Final = 262_144
 _SEEN_TEXTS_MAX: Final = 4_096
+_REFERENCE_BYTES: Final = 16
+"""About the size of a reference itself."""
+_ID_DIGITS_MAX: Final = 18
+"""Any number with so many digits fits SQLite's integers."""
 
 
 class Texts:
@@ -36,14 +40,16 @@ class Texts:
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
-        self._references: dict[str, str] = {}
-        """By text, the least recently used first."""
-        self._known: dict[str, str] = {}
-        """The same by reference."""
+        self._references: dict[str, int] = {}
+        """Ids by text, the least recently used first."""
+        self._known: dict[int, str] = {}
+        """The same by id."""
+        self._uses: dict[int, int] = {}
+        """How many references to each of these were handed out."""
         self._known_length = 0
         self._copies: dict[int, int] = {}
         """Rows that have a text of their own, by the text's hash; the oldest first."""
-        self._used: Counter[str] = Counter()
+        self._used: Counter[int] = Counter()
         self._remove_unused()
 
     def recount(self, tables: Iterable[str]) -> None:
@@ -63,6 +69,7 @@ class Texts:
         """Assume that no text is stored: a transaction failed, or ids changed."""
         self._references.clear()
         self._known.clear()
+        self._uses.clear()
         self._known_length = 0
         self._used.clear()
 
@@ -74,17 +81,16 @@ class Texts:
 
     def release(self, references: Iterable[str]) -> None:
         """Discount the references of removed rows, as `references_in` gives them; unused texts are removed."""
-        released: Counter[str] = Counter()
+        released: Counter[int] = Counter()
         for values in references:
-            released.update(value for value in json.loads(values) if value is not None and value >= MARK)
+            released.update(_id_of(value) for value in json.loads(values) if value is not None and value >= MARK)
         if released:
             self._change("-", released)
-            for reference in released:
-                number = _id_of(reference)
+            for number in released:
                 self._connection.execute("DELETE FROM _text_uses WHERE id = ? AND refs <= 0", (number,))
                 if self._connection.changes():
                     self._connection.execute("DELETE FROM _texts WHERE id = ?", (number,))
-                    self._drop(reference)
+                    self._drop(number)
 
     def release_through(self, table: str, seq: int) -> None:
         """Discount the references of rows up to this `seq`, which are about to be removed."""
@@ -92,10 +98,10 @@ class Texts:
             sql = f"SELECT {references} AS found FROM {quoted(table)} WHERE seq <= ? AND found IS NOT NULL"
             self.release(str(found) for (found,) in self._connection.execute(sql, (seq,)).fetchall())
 
-    def _change(self, sign: str, references: Mapping[str, int]) -> None:
+    def _change(self, sign: str, references: Mapping[int, int]) -> None:
         self._connection.executemany(
             f"UPDATE _text_uses SET refs = refs {sign} ? WHERE id = ?",
-            ((number, _id_of(reference)) for reference, number in references.items()),
+            ((times, number) for number, times in references.items()),
         )
 
     def _remove_unused(self) -> None:
@@ -144,7 +150,6 @@ class Texts:
         for text, number in times.items():
             if (reference := self._reference(text, number)) is not None:
                 references[text] = reference
-                self._used[reference] += number
         if references:
             for number in found or range(len(rows)):
                 if (reference := references.get(rows[number][index])) is not None:
@@ -153,9 +158,10 @@ class Texts:
 
     def _reference(self, text: str, times: int) -> str | None:
         """A reference to a text that comes `times` more; None if it stays in its rows."""
-        if (reference := self._references.pop(text, None)) is not None:
-            self._references[text] = reference
-            return reference
+        if (number := self._references.pop(text, None)) is not None:
+            self._references[text] = number
+            self._uses[number] += times
+            return self._counted(number, text, times, self._uses[number])
         is_marked = text >= MARK
         if not is_marked:
             if len(text) > _LENGTH_MAX:
@@ -166,26 +172,30 @@ class Texts:
                 if len(self._copies) > _SEEN_TEXTS_MAX:
                     del self._copies[next(iter(self._copies))]
                 return None
-        length = len(text.encode())
         self._connection.execute("INSERT INTO _texts (text) VALUES (?)", (text,))
         number = self._connection.last_insert_rowid()
         self._connection.execute("INSERT INTO _text_uses (id, refs) VALUES (?, 0)", (number,))
-        reference = f"{MARK}{number}:{length}"
         if len(text) <= _LENGTH_MAX:
-            self._remember(text, reference)
-        return reference
+            self._remember(text, number, times)
+        return self._counted(number, text, times, times)
 
-    def _remember(self, text: str, reference: str) -> None:
-        self._references[text] = reference
-        self._known[reference] = text
+    def _counted(self, number: int, text: str, times: int, uses: int) -> str:
+        """A reference for `times` rows, with their share of the text's bytes after so many uses of it."""
+        self._used[number] += times
+        return f"{MARK}{number}:{max(len(text.encode()) // uses, _REFERENCE_BYTES)}"
+
+    def _remember(self, text: str, number: int, times: int) -> None:
+        self._references[text] = number
+        self._known[number] = text
+        self._uses[number] = times
         self._known_length += len(text)
         while self._known_length > _KNOWN_LENGTH_MAX or len(self._known) > _KNOWN_TEXTS_MAX:
             self._drop(next(iter(self._references.values())))
 
-    def _drop(self, reference: str) -> None:
-        """Remove a reference from the cache, if it is there."""
-        if (text := self._known.pop(reference, None)) is not None:
-            del self._references[text]
+    def _drop(self, number: int) -> None:
+        """Remove a text from the cache, if it is there."""
+        if (text := self._known.pop(number, None)) is not None:
+            del self._references[text], self._uses[number]
             self._known_length -= len(text)
 
     def adopt(self) -> int:
@@ -218,4 +228,6 @@ def adopted(column: str, offset: int) -> str:
 
 
 def _id_of(reference: str) -> int:
-    return int(reference[1 : reference.index(":")])
+    """The id of the text; 0, which no text has, if the file is damaged and this is not a reference."""
+    digits = reference[1 : _ID_DIGITS_MAX + 2].partition(":")[0]
+    return int(digits) if digits.isdecimal() and len(digits) <= _ID_DIGITS_MAX else 0

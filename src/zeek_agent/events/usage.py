@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from zeek_agent.events.layout import columns, last_sequence, quoted
-from zeek_agent.events.references import length_of, references_in, shared_columns
+from zeek_agent.events.references import MARK, length_of, references_in, shared_columns, text_of
 
 _CELLS_PER_STEP: Final = 64
 """Minutes that one step may take from; more would rarely be needed for the rows of one transaction."""
@@ -321,7 +321,9 @@ def _producer(names: Mapping[str, str]) -> str:
     if "container_id" in names:
         cases.append(f"WHEN container_id <> '' THEN 'container ' || substr(container_id, 1, {_PRODUCER_CHARACTERS})")
     if "cgroup" in names and by_uid:
-        cases.append(f"WHEN uid = 0 AND cgroup <> '' THEN 'cgroup ' || substr(cgroup, 1, {_PRODUCER_CHARACTERS})")
+        shared = "cgroup" in shared_columns(names)
+        name = f"CASE WHEN cgroup >= '{MARK}' THEN {text_of('cgroup')} ELSE cgroup END" if shared else "cgroup"
+        cases.append(f"WHEN uid = 0 AND cgroup <> '' THEN 'cgroup ' || substr({name}, 1, {_PRODUCER_CHARACTERS})")
     if by_uid:
         cases.append(f"WHEN uid < {_UIDS_TOGETHER} THEN 'uid ' || uid")
         cases.append(f"WHEN uid >= {_UIDS_TOGETHER} THEN 'uids from ' || (uid / {_UIDS_TOGETHER} * {_UIDS_TOGETHER})")

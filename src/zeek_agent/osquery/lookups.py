@@ -34,6 +34,7 @@ from zeek_agent.database.virtual_tables import (
     TableReader,
     columns_used,
     comparable,
+    is_misread_list,
     number_from,
 )
 from zeek_agent.errors import SqlError
@@ -219,7 +220,10 @@ class LookupTable:
             return None
         if operator not in _PATTERNS and info.get_aConstraint_collation(which) != "BINARY":
             return None
-        if operator == "=" and self.module.statement.run.lists_at_once and info.get_aConstraintUsage_in(which):
+        lists = self.module.statement.run.lists_at_once
+        if not lists and number not in self.module.required and is_misread_list(info, which, column.type):
+            return None
+        if operator == "=" and lists and info.get_aConstraintUsage_in(which):
             info.set_aConstraintUsage_in(which, True)
             return Term(number, _ALL_AT_ONCE, known=False)
         return Term(number, operator, known=info.get_aConstraint_rhs(which) is not None)
@@ -279,7 +283,9 @@ def _value(layout: Layout, term: Term, given: Any) -> Operand:
     zeek_type = layout.fields[term.number].type
     if term.operator in _EQUALITIES:
         cells = comparable(zeek_type, given)
-        return None if cells is None or any(isinstance(cell, str) and "\0" in cell for cell in cells) else cells
+        if cells is None or any(isinstance(cell, str) and "\0" in cell for cell in cells):
+            return None
+        return frozenset(cell for cell in cells if not isinstance(cell, bytes))  # no blob equals a text
     if zeek_type.sqlite == "TEXT":
         plain = isinstance(given, str) and "\0" not in given and (given.isascii() or term.operator in _PATTERNS)
         return given if plain else None
