@@ -27,6 +27,7 @@ from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.snapshots import ProcessSnapshots, SocketSnapshots
 from zeek_agent.recording.sockets import socket_polling
 from zeek_agent.recording.sockets.socket_event import SocketEvent
+from zeek_agent.recording.sockets.socket_owners import SocketOwners
 from zeek_agent.recording.sockets.socket_polling import SocketPolling
 from zeek_agent.recording.source import Source
 from zeek_agent.schema import Row
@@ -552,3 +553,9 @@ def test_sources_leave_no_descriptor_and_no_thread_behind(backend: str) -> None:
             assert process.returncode == 0
     # The module's recording has files open for moments.
     until_sync(lambda: held() == before, complaint=lambda: f"{held()} descriptors and threads, {before} before")
+
+
+def test_a_socket_under_several_descriptors_has_one_owner() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, server.dup():
+        inode = os.fstat(server.fileno()).st_ino
+        assert SocketOwners().find([inode]) == {inode: os.getpid()}

@@ -34,7 +34,7 @@ class SocketOwners:
         for pid in self._candidates():
             if not wanted:
                 break
-            held = [target for target in self._sockets(pid) if target in wanted]
+            held = {target for target in self._sockets(pid) if target in wanted}
             for target in held:
                 found[wanted.pop(target)] = self._eldest(pid, target)
             if held:
