@@ -123,6 +123,8 @@ class RunningAgent:
             return []
         content = file.read_bytes()
         content = content[: content.rfind(b"\n") + 1]
+        if not content:  # it has just been created
+            return []
         names = parse_header(content)["#fields"]
         return [dict(zip(names, record, strict=True)) for record in parse_log(content)]
 

@@ -17,7 +17,14 @@ pytestmark = pytest.mark.root
 DAY = 86_400.0
 TWO_HEARTBEATS = 11.0
 """Seconds in which the store looks for expired events twice."""
-STEPS = pytest.mark.parametrize("step", [3 * DAY, 3_650 * DAY, -3_650 * DAY], ids=["3d", "10y", "-10y"])
+STEPS = pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(3 * DAY, id="3d"),
+        pytest.param(3_650 * DAY, id="10y", marks=pytest.mark.soak),
+        pytest.param(-3_650 * DAY, id="-10y", marks=pytest.mark.soak),
+    ],
+)
 
 
 async def all_stored(agent: RunningAgent) -> bool:

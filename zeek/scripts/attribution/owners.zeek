@@ -152,9 +152,8 @@ function attribute(c: connection, is_orig: bool)
 	if ( ! process?$hid )
 		return;
 
-	if ( is_orig
-	    ? c?$orig_process && is_same_process(c$orig_process, process)
-	    : c?$resp_process && is_same_process(c$resp_process, process) )
+	if ( is_orig ? c?$orig_process && is_same_process(c$orig_process, process) :
+	    c?$resp_process && is_same_process(c$resp_process, process) )
 		return;
 
 	if ( is_orig )
