@@ -1,7 +1,8 @@
-"""Resident memory and processor time of the program at rest and with the default query pack.
+"""Memory and processor time of the program at rest and with the default query pack.
 
 "asked nothing" is connected to a Zeek without queries; "default pack" runs the embedded collector with its pack, once
 with eBPF and once without any event source. How many events the host gave meanwhile is shown, since they cost too.
+Resident memory and processor time are the main process's; PSS is the sum over all processes of the agent.
 Prints one table.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -28,11 +29,29 @@ def events(directory: Path) -> int:
     return int(ask(directory, EVENTS)[0][0] or 0)
 
 
+def processes(pid: int) -> Iterator[int]:
+    """The process and all that it has started."""
+    yield pid
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            yield from processes(int(child))
+
+
+def proportional(pid: int) -> tuple[float, int]:
+    """Megabytes of a process and all that it has started, shared ones divided among their users; and their number."""
+    sizes = []
+    for one in processes(pid):
+        lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+        sizes.append(next(int(line.split()[1]) for line in lines if line.startswith("Pss:")))
+    return sum(sizes) / 1024, len(sizes)
+
+
 async def watch(running: Agent, directory: Path, seconds: float) -> Sequence[str]:
-    """Cells of a row of the table: resident at once and in the end, of which anonymous, CPU, events."""
+    """Cells of a row of the table: resident at once and in the end, of which anonymous, peak, PSS, CPU, events."""
     await asyncio.sleep(SETTLING)
     first, cpu, before = running.resident, running.cpu_seconds, events(directory)
     await asyncio.sleep(seconds)
+    pss, count = proportional(running.process.pid)
     used = (running.cpu_seconds - cpu) / seconds
     rate = (events(directory) - before) / seconds
     anonymous, peak = running.memory("RssAnon"), running.memory("VmHWM")
@@ -41,6 +60,7 @@ async def watch(running: Agent, directory: Path, seconds: float) -> Sequence[str
         f"{running.resident:.1f}",
         f"{anonymous:.1f}",
         f"{peak:.1f}",
+        f"{pss:.1f} in {count}",
         f"{used * 100:.2f} %",
         f"{rate:.0f}",
     )
@@ -64,7 +84,15 @@ async def main() -> None:
     seconds: float = parser.parse_args().seconds
     table = Table(title=f"{seconds:g} s each; megabytes; processor time of one core")
     table.add_column("what")
-    for heading in (f"resident after {SETTLING:g} s", "in the end", "of it anonymous", "peak", "CPU", "events/s"):
+    for heading in (
+        f"resident after {SETTLING:g} s",
+        "in the end",
+        "of it anonymous",
+        "peak",
+        "PSS",
+        "CPU",
+        "events/s",
+    ):
         table.add_column(heading, justify="right")
     await case("asked nothing", seconds, table, with_zeek=True)
     await case("asked nothing, no event source", seconds, table, *NO_EVENTS, with_zeek=True)
