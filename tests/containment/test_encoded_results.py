@@ -150,7 +150,7 @@ def compare(
         assert [part.frames for part in parts] == [part.frames for part in wanted]
 
 
-@settings(max_examples=100, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(statements(), st.sampled_from([None, Change.ADD, Change.DELETE]))
 @example("SELECT 1 WHERE 0", None)
 @example("SELECT pid FROM processes WHERE pid = -1", Change.ADD)
@@ -256,7 +256,7 @@ def test_more_omitted_files_than_fit_a_message_are_reported(run: Run[Any], tmp_p
     assert files.refused == len(files.unread) == 2_000
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.integers() | st.text(max_size=9), min_size=2, max_size=2), max_size=40), st.integers(0, 60))
 def test_blocks_in_the_spool_change_nothing(monkeypatch: pytest.MonkeyPatch, rows: list[list[Any]], held: int) -> None:
     """Rows that are written and read back are those that stay in memory, wherever the blocks end."""

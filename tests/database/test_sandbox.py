@@ -720,7 +720,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EventStore]:
     opened.close()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sql=st.one_of(st.text(), st.lists(WORDS).map(" ".join), SOUND), profile=st.sampled_from(list(Profile)))
 def test_any_text_gives_a_result_or_an_error_and_never_writes(store: EventStore, sql: str, profile: Profile) -> None:
     before = Path(store.uri.removeprefix("file:").partition("?")[0]).read_bytes()

@@ -20,7 +20,7 @@ TWO_HEARTBEATS = 11.0
 STEPS = pytest.mark.parametrize(
     "step",
     [
-        pytest.param(3 * DAY, id="3d"),
+        pytest.param(3 * DAY, id="3d", marks=pytest.mark.soak),
         pytest.param(3_650 * DAY, id="10y", marks=pytest.mark.soak),
         pytest.param(-3_650 * DAY, id="-10y", marks=pytest.mark.soak),
     ],

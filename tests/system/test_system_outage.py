@@ -146,6 +146,7 @@ async def test_a_zeek_that_never_acknowledges_is_tried_again_until_it_does(tmp_p
 
 
 @pytest.mark.root
+@pytest.mark.soak
 async def test_a_zeek_that_closes_at_random_gets_every_event(tmp_path: Path) -> None:
     chance = random.Random(7)
     clients: list[Client] = []

@@ -179,7 +179,9 @@ async def busy_for(agent: RunningAgent, recipient: str) -> bool:
     return len(descendants(agent.pid)) >= 3
 
 
-@pytest.mark.parametrize("sql", [WIDE, FEW], ids=["too large", "large"])
+@pytest.mark.parametrize(
+    "sql", [pytest.param(WIDE, id="too large"), pytest.param(FEW, id="large", marks=pytest.mark.soak)]
+)
 async def test_a_statement_raises_the_memory_of_all_processes_by_less_than_160_mib(tmp_path: Path, sql: str) -> None:
     async with zeek_server() as zeek, running(tmp_path, f"--zeek={zeek.url()}", settings={"limits.time": 60}) as agent:
         client = await zeek.client()

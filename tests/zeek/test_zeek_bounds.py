@@ -36,7 +36,7 @@ from zeek_agent.zeek import broker_json, message_limits, protocol
 from zeek_agent.zeek.connection import ZeekConnection
 from zeek_agent.zeek.protocol import AgentError, AgentHello, ResultRow
 
-TIMES = 260
+TIMES = 100
 LONG = "x" * 3_900_000
 HALF = "x" * 1_900_000
 MOST = 30_000_000
