@@ -95,7 +95,7 @@ async def test_tables_are_added_and_removed_with_osquery(path: Path) -> None:
             assert len(await bridged.rows("SELECT * FROM deb_packages")) == 100
             assert bridged.source()["active"]
         await until(lambda: "deb_packages" not in bridged.db.tables)
-        assert "nothing is listening" in bridged.source()["reason"]
+        await until(lambda: "nothing is listening" in str(bridged.source()["reason"]))
         with pytest.raises(SqlError, match=r"no such table: deb_packages any more: .*nothing is listening"):
             await bridged.rows("SELECT * FROM deb_packages")
         with osquery:

@@ -156,7 +156,7 @@ class Run:
         return [message for (message,) in read_rows(self.store.uri, f"SELECT message FROM {TABLE} ORDER BY seq")]
 
     def expect(self, *messages: str) -> None:
-        until_sync(lambda: self.messages() == list(messages))
+        until_sync(lambda: self.messages() == list(messages), 30)
 
     def end(self) -> None:
         self.supervisor.stop()
