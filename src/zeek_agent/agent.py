@@ -90,7 +90,7 @@ class Agent:
         *,
         quiet: bool = False,
     ) -> None:
-        """With `quiet`, standard error has no messages about what works."""
+        """`quiet` keeps messages about normal operation off standard error."""
         self.id = who.agent
         self.instance = who.instance
         self._config = config

@@ -112,8 +112,9 @@ static __always_inline bool is_extension(__u32 protocol)
 	       protocol == IPPROTO_HIP || protocol == IPPROTO_SHIM6;
 }
 
-/* Walks IPv6's extension headers (RFC 8200) from the first one's protocol. Gives the protocol behind them, and in the
- * upper bits where its header begins; 0 for what is no first fragment. A function of its own, verified once.
+/* Walks IPv6's extension headers (RFC 8200) from the first one's protocol. Returns the protocol behind them, and in the
+ * upper bits the offset of its header, which is 0 unless this is the first fragment. A function of its own, so that the verifier
+ * checks it once.
  */
 __noinline __u32 skip_extensions(struct __sk_buff *skb, __u32 protocol)
 {
@@ -137,7 +138,7 @@ __noinline __u32 skip_extensions(struct __sk_buff *skb, __u32 protocol)
 	return at << 8 | (protocol & 0xff);
 }
 
-/* Fills in addresses; gives where the transport's header begins, 0 for what is no first fragment. */
+/* Fills in addresses; returns the offset of the transport header, 0 unless this is the first fragment. */
 static __always_inline __u32 read_addresses(struct __sk_buff *skb, struct packet *packet, bool outbound)
 {
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {

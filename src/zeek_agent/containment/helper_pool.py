@@ -69,7 +69,7 @@ class HelperPool:
     async def read(self, asker: WorkerProcess, need: Need) -> tuple[bytes, Sequence[int]]:
         """The answer to an asking worker: where a table's rows are, and the spool. Raises SqlError."""
         if self._grant is None:
-            raise SqlError(f"there are no helper processes to read table {need.name}")
+            raise SqlError(f"table {need.name} is read in a helper process, and none can be started here")
         grant = self._grant(need.name)
         self._check()
         async with self._turn(asker, need.name):
@@ -155,7 +155,7 @@ class HelperPool:
             file = spool.create(self._directory)
         except OSError as error:
             helper.release()
-            raise SqlError(f"there is no room for the rows of table {need.name}: {error.strerror}") from error
+            raise SqlError(f"cannot create a file for the rows of table {need.name}: {error.strerror}") from error
         try:
             seconds = max(asker.seconds_left, 0.0)
             read = await helper.read_table(need.name, need.arguments, file, seconds)

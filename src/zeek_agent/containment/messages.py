@@ -36,7 +36,7 @@ class Setup(Struct, frozen=True, tag="setup"):
     started: float
     """Monotonic clock, in seconds."""
     account: WorkerAccount | None
-    """The account that workers switch to; None if the agent is not root."""
+    """The account under which workers run; None if the agent is not root."""
 
 
 class Imports(Struct, frozen=True):

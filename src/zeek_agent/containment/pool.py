@@ -91,8 +91,8 @@ class WorkerPool:
 
     All methods belong to the event loop's thread.
 
-    `bound` gives the present settings of new workers, `need` answers what workers ask for during a statement, `grant`
-    is what a helper gets for a table with privileges, and spools are made in `directory`.
+    `bound` returns the current settings for new workers, `need` answers what workers ask for during a statement,
+    `grant` returns what a helper gets for a table with privileges, and spools are created in `directory`.
     """
 
     def __init__(
