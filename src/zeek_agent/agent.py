@@ -26,7 +26,7 @@ from zeek_agent.control.answers import answering
 from zeek_agent.control.server import ControlServer, SocketNotCreatedError
 from zeek_agent.destination import EMBEDDED, formerly_embedded
 from zeek_agent.errors import ZeekAgentError
-from zeek_agent.events import event_file
+from zeek_agent.events import reading
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.hostname import hostname
 from zeek_agent.queries.runner import QueryRunner
@@ -291,7 +291,7 @@ class Agent:
         functions: Mapping[str, Callable[..., Any]] | None = None,
     ) -> Iterable[Row]:
         self._drain_blocking()
-        return event_file.iterate_events(self.store.uri, sql, bindings, check, functions)
+        return reading.iterate_events(self.store.uri, sql, bindings, check, functions)
 
     def connections(self) -> Iterable[Row]:
         return [connection.status() for connection in self._connections]

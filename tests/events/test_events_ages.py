@@ -12,7 +12,8 @@ from waiting import until_sync
 from zeek_agent.config import EventSettings
 from zeek_agent.events.ages import AgeClock, BootTime
 from zeek_agent.events.delivery_states import Delivered
-from zeek_agent.events.event_file import EventFile, Gap, WriteBatch, read_rows
+from zeek_agent.events.event_file import EventFile, Gap, WriteBatch
+from zeek_agent.events.reading import read_rows
 from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Column
 from zeek_agent.table import Table

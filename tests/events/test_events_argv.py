@@ -17,7 +17,7 @@ from zeek_agent.database.database import Database, Profile
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, SqlConnection
-from zeek_agent.events.event_file import read_events
+from zeek_agent.events.reading import read_events
 from zeek_agent.events.references import MARK
 from zeek_agent.events.store import EventStore
 from zeek_agent.masking.command_line import CommandLine

@@ -17,7 +17,8 @@ from waiting import until_sync
 
 from zeek_agent.config import EventSettings
 from zeek_agent.events import replacement
-from zeek_agent.events.event_file import EventFile, read_rows
+from zeek_agent.events.event_file import EventFile
+from zeek_agent.events.reading import read_rows
 from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Table

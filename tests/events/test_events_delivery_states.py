@@ -13,7 +13,8 @@ import pytest
 from zeek_agent.config import EventSettings
 from zeek_agent.events import delivery_states
 from zeek_agent.events.delivery_states import Delivered
-from zeek_agent.events.event_file import EventFile, WriteBatch, read_rows
+from zeek_agent.events.event_file import EventFile, WriteBatch
+from zeek_agent.events.reading import read_rows
 from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Column
 from zeek_agent.table import Table

@@ -29,9 +29,10 @@ from zeek_agent.database import cells
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.events.conversions import convert, keeps_values
 from zeek_agent.events.delivery_states import Delivered
-from zeek_agent.events.event_file import EventFile, WriteBatch, read_events
+from zeek_agent.events.event_file import EventFile, WriteBatch
 from zeek_agent.events.layout import columns
 from zeek_agent.events.migrations import MIGRATIONS, VERSION, Migration, migrate, renamed_column
+from zeek_agent.events.reading import read_events
 from zeek_agent.events.references import MARK
 from zeek_agent.events.store import EventStore, NewerStoreError
 from zeek_agent.queries.runner import QueryRunner

@@ -16,7 +16,8 @@ from waiting import until
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.database.database import Database
-from zeek_agent.events.event_file import EventFile, Gap, WriteBatch, read_rows
+from zeek_agent.events.event_file import EventFile, Gap, WriteBatch
+from zeek_agent.events.reading import read_rows
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.installed import query_key
 from zeek_agent.queries.runner import QueryRunner

@@ -11,7 +11,7 @@ import pytest
 from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
 from sql import Recorder, events
 
-from zeek_agent.events import event_file
+from zeek_agent.events import reading
 from zeek_agent.events.store import EventStore
 from zeek_agent.osquery.recording import OVERLAP_SECONDS
 from zeek_agent.table import Table
@@ -35,7 +35,7 @@ async def recording(
     store = EventStore(osquery.path.parent / "events.db", [table for table in tables if isinstance(table, Table)])
 
     def recorded(sql: str) -> list[tuple[Any, ...]]:
-        return event_file.read_rows(store.uri, sql)
+        return reading.read_rows(store.uri, sql)
 
     try:
         async with Bridged(osquery, tables, event_tables=patterns, store=store, recorded=recorded, **more) as bridged:

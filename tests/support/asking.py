@@ -7,7 +7,7 @@ from typing import Any
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
-from zeek_agent.events import event_file
+from zeek_agent.events import reading
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.files.reads import FileReads
 from zeek_agent.schema import Row
@@ -38,7 +38,7 @@ class Agent:
         check: Callable[[], None] = lambda: None,
         functions: Mapping[str, Callable[..., Any]] | None = None,
     ) -> Iterable[Row]:
-        return event_file.iterate_events(self.store.uri, sql, bindings, check, functions) if self.store else ()
+        return reading.iterate_events(self.store.uri, sql, bindings, check, functions) if self.store else ()
 
     def connections(self) -> Iterable[Row]:
         return ()

@@ -6,32 +6,32 @@ Used by one thread at a time. `events.EventStore` owns it and handles errors of 
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 
 import apsw
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from zeek_agent import __version__, text
+from zeek_agent import __version__
 from zeek_agent.events import replacement
 from zeek_agent.events.ages import AgeClock, Ages
 from zeek_agent.events.delivery_states import Delivered, DeliveryStates
 from zeek_agent.events.layout import Conversion, columns, declare, last_sequence, quoted, set_sequence
 from zeek_agent.events.migrations import MIGRATIONS, Migration, migrate, refuse_newer
-from zeek_agent.events.references import shared_columns, value_of
+from zeek_agent.events.reading import BUSY_MILLISECONDS
+from zeek_agent.events.stored_rows import RowInsert, converter, values_of, without_surrogates
 from zeek_agent.events.texts import Texts, adopted
 from zeek_agent.events.usage import Shares, Usage
-from zeek_agent.schema import EventRow, Row, Value
+from zeek_agent.schema import EventRow, Row
 from zeek_agent.table import Table
 
 if TYPE_CHECKING:
@@ -53,17 +53,12 @@ MISFITS: Final = (
 """Exceptions for a row that does not fit its table; UnicodeEncodeError is a ValueError."""
 
 _READ_AND_WRITE: Final = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
-_BUSY_MILLISECONDS: Final = 2_000
-"""Maximum wait for the lock of another connection, well above the duration of one transaction."""
 _CHECKPOINT_MILLISECONDS: Final = 200
 """Maximum wait for readers to end, once the write-ahead log is full; then others get their turn before the next try."""
-_STEPS_BETWEEN_CHECKS: Final = 100_000
-"""Steps of SQLite's virtual machine between calls of `check`: some milliseconds."""
 _PAGE_BYTES: Final = 4_096
 """SQLite's default, stated because the bounds are calculated from it."""
 _DELETE_ROWS: Final = 5_000
 """Rows per deleting transaction, as many as one commit adds, to keep the write-ahead log short."""
-_INSERTED_TOGETHER: Final = 10
 _COUNT_ROWS: Final = 10_000
 """Rows counted per transaction, more than one commit adds, so that counting catches up with storing."""
 _GAPS_KEPT: Final = 1_000
@@ -88,33 +83,6 @@ class Gap(NamedTuple):
 
 _opened: Final = itertools.count()
 """Makes the URI of each file differ from that of the one it replaces, although the path and the id are the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Insert:
-    """The statements that insert one row, and several at once, which costs an eighth less for each."""
-
-    one: str
-    several: str
-    columns: int
-
-    @classmethod
-    def into(cls, table: Table) -> _Insert:
-        names = [quoted(column.name) for column in table.recorded]
-        row = f"({', '.join('?' * len(names))})"
-        insert = f"INSERT INTO {quoted(table.name)} ({', '.join(names)}) VALUES"
-        return cls(f"{insert} {row}", f"{insert} {', '.join([row] * _INSERTED_TOGETHER)}", len(names))
-
-    def execute(self, connection: apsw.Connection, rows: Sequence[Row]) -> None:
-        """Insert the rows. Raises apsw.BindingsError when one has too many or too few values."""
-        if set(map(len, rows)) - {self.columns}:  # otherwise the next row's values would be taken for the missing ones
-            raise apsw.BindingsError(f"a row does not have {self.columns} values")
-        together = len(rows) // _INSERTED_TOGETHER * _INSERTED_TOGETHER
-        if together:
-            groups = zip(*[iter(rows[:together])] * _INSERTED_TOGETHER, strict=True)
-            connection.executemany(self.several, map(tuple, map(itertools.chain.from_iterable, groups)))
-        if together < len(rows):
-            connection.executemany(self.one, rows[together:])
 
 
 @dataclass(slots=True)
@@ -159,7 +127,7 @@ class EventFile:
         self._rows_bytes_max = bytes_max - 2 * self._wal_pages * _PAGE_BYTES
         self._wal_bytes_max = max(bytes_max // 4, 4 * self._wal_pages * _PAGE_BYTES)
         self._tables = {table.name: table for table in tables}
-        self._inserts: dict[str, _Insert] = {}
+        self._inserts: dict[str, RowInsert] = {}
         self._converters: dict[str, Callable[[Row], Row] | None] = {}
         self._sharers: dict[str, Callable[[list[Any]], list[Any]] | None] = {}
         self._state_bytes = state_bytes
@@ -197,7 +165,7 @@ class EventFile:
 
     def _open(self, now: float, resumed: bool, migrations: Sequence[Migration]) -> None:
         connection = self._connection
-        connection.set_busy_timeout(_BUSY_MILLISECONDS)
+        connection.set_busy_timeout(BUSY_MILLISECONDS)
         refuse_newer(connection, self._file, len(migrations))
         connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
@@ -232,8 +200,8 @@ class EventFile:
 
     def _declare(self, table: Table) -> None:
         """Create the table, or adapt it to its declaration."""
-        self._inserts[table.name] = _Insert.into(table)
-        self._converters[table.name] = _converter(table)
+        self._inserts[table.name] = RowInsert.into(table)
+        self._converters[table.name] = converter(table)
         self._sharers[table.name] = self._texts.sharer({c.name: c.zeek_type.sqlite for c in table.recorded})
         self.conversions += declare(self._connection, table)
 
@@ -382,7 +350,7 @@ class EventFile:
         insert, convert, share = self._inserts[table], self._converters[table], self._sharers[table]
         try:
             with self._connection:
-                values = list(_values(rows) if convert is None else map(convert, _values(rows)))
+                values = list(values_of(rows) if convert is None else map(convert, values_of(rows)))
                 insert.execute(self._connection, values if share is None else share(values))
                 self._texts.use()
         except MISFITS:
@@ -395,7 +363,7 @@ class EventFile:
         convert, share = self._converters[table], self._sharers[table]
         try:
             with self._connection:
-                values = _without_surrogates(values if convert is None else convert(values))
+                values = without_surrogates(values if convert is None else convert(values))
                 self._connection.execute(self._inserts[table].one, values if share is None else share([values])[0])
                 self._texts.use()
         except MISFITS:
@@ -413,7 +381,7 @@ class EventFile:
         except (apsw.BusyError, apsw.LockedError):
             return False
         finally:
-            self._connection.set_busy_timeout(_BUSY_MILLISECONDS)
+            self._connection.set_busy_timeout(BUSY_MILLISECONDS)
         return True
 
     def is_held_by_reader(self) -> bool:
@@ -602,96 +570,6 @@ class EventFile:
             self._scratch.close()
 
 
-def read_delivery_state(uri: str, key: str) -> Delivered | None:
-    """The committed delivery state of a key, read over a separate connection."""
-    sql = "SELECT seqs, snapshot, under_way, owner FROM _delivered WHERE key = ?"
-    for seqs, snapshot, under_way, owner in read_rows(uri, sql, (key,)):
-        return Delivered(json.loads(seqs), snapshot, json.loads(under_way), owner)
-    return None
-
-
-def read_rows(
-    uri: str,
-    sql: str,
-    bindings: Sequence[int | float | str | None] = (),
-    check: Callable[[], None] = lambda: None,
-    *,
-    prepare: Callable[[apsw.Connection], None] = lambda connection: None,
-) -> list[tuple[Any, ...]]:
-    """The rows of a statement on the store at `uri`, read over a separate connection.
-
-    `check` is called regularly and ends the statement by raising.
-    """
-    return list(iterate_rows(uri, sql, bindings, check, prepare=prepare))
-
-
-def iterate_rows(
-    uri: str,
-    sql: str,
-    bindings: Sequence[int | float | str | None] = (),
-    check: Callable[[], None] = lambda: None,
-    *,
-    prepare: Callable[[apsw.Connection], None] = lambda connection: None,
-    functions: Mapping[str, Callable[..., Any]] | None = None,
-) -> Iterator[tuple[Any, ...]]:
-    """The same one by one. A transaction is open until the last row, or until the iterator is closed.
-
-    The statement can also call `functions`.
-    """
-
-    def progress() -> bool:
-        check()
-        return False
-
-    connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
-    try:
-        connection.set_busy_timeout(_BUSY_MILLISECONDS)
-        connection.set_progress_handler(progress, _STEPS_BETWEEN_CHECKS)
-        connection.execute("PRAGMA temp_store=MEMORY")  # workers create no files
-        prepare(connection)
-        for name, function in (functions or {}).items():
-            connection.create_scalar_function(name, function)
-        yield from connection.execute(sql, bindings)
-    finally:
-        connection.close(force=True)
-
-
-def read_events(
-    uri: str, sql: str, bindings: Sequence[int | float | str | None] = (), check: Callable[[], None] = lambda: None
-) -> list[tuple[Any, ...]]:
-    """As `read_rows`, with event tables as their readers know them."""
-    return list(iterate_events(uri, sql, bindings, check))
-
-
-def iterate_events(
-    uri: str,
-    sql: str,
-    bindings: Sequence[int | float | str | None] = (),
-    check: Callable[[], None] = lambda: None,
-    functions: Mapping[str, Callable[..., Any]] | None = None,
-) -> Iterator[tuple[Any, ...]]:
-    """As `iterate_rows`, with event tables as their readers know them."""
-    return iterate_rows(uri, sql, bindings, check, prepare=_show_texts, functions=functions)
-
-
-def _show_texts(connection: apsw.Connection) -> None:
-    """Put views in front of the tables whose rows refer to texts."""
-    tables = {str(name) for (name,) in connection.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'")}
-    if "_texts" not in tables:  # no agent has migrated the store yet
-        return
-    for table in tables:
-        present = columns(connection, table)
-        if not table.startswith("_") and shared_columns(present):
-            shown = ", ".join(f"{value_of(name, present)} AS {quoted(name)}" for name in present)
-            connection.execute(f"CREATE TEMP VIEW {quoted(table)} AS SELECT {shown} FROM main.{quoted(table)}")
-
-
-def count_rows(uri: str, table: str, low: int, high: int) -> int:
-    """The number of rows with low < seq <= high, read over a separate connection."""
-    ((rows,),) = read_rows(uri, f"SELECT count(*) FROM {quoted(table)} WHERE seq > ? AND seq <= ?", (low, high))
-    return int(rows)
-
-
 def gap_source(table: str) -> str:
     """The kind of events in a table, as in `zeek_agent_gaps`."""
     return table.removesuffix("_events")
@@ -729,68 +607,3 @@ def _size(path: str) -> int:
         return os.stat(path).st_size  # noqa: PTH116
     except FileNotFoundError:
         return 0
-
-
-def _values(rows: Sequence[EventRow]) -> Iterable[Row]:
-    """The values of rows of the first one's type. Binding a row of the other type raises TypeError, like any misfit."""
-    if isinstance(rows[0], Struct):
-        return map(astuple, cast("Sequence[Struct]", rows))
-    return cast("Sequence[Row]", rows)
-
-
-def _converter(table: Table) -> Callable[[Row], Row] | None:
-    """A function that turns a row into SQLite's values; None when no column needs conversion."""
-    steps: list[tuple[int, Callable[[Value], Value]]] = []
-    for index, column in enumerate(table.recorded):
-        if column.zeek_type.name in {"set", "vector", "record", "port"}:
-            steps.append((index, _json))
-        elif column.zeek_type.name == "blob":
-            steps.append((index, _bytes))
-    if not steps:
-        return None
-
-    def convert(row: Row) -> Row:
-        values: list[Value] | None = None
-        for index, step in steps:
-            value = row[index]
-            if (stored := step(value)) is not value:
-                values = list(row) if values is None else values
-                values[index] = stored
-        return row if values is None else values
-
-    return convert
-
-
-def _json(value: Value) -> Value:
-    """Compact JSON; a `str` is assumed to be JSON."""
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
-
-
-def _plain(value: object) -> object:
-    """JSON form of a type that JSON lacks."""
-    if isinstance(value, bytes):
-        return text.from_bytes(value)
-    if isinstance(value, Set):
-        return sorted(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"{type(value).__name__} is not a valid value for a row")
-
-
-def _bytes(value: Value) -> Value:
-    return text.to_bytes(value) if isinstance(value, str) else value
-
-
-def _without_surrogates(row: Row) -> Row:
-    return [_storable(value) if isinstance(value, str) and not value.isascii() else value for value in row]
-
-
-def _storable(value: str) -> str:
-    """The text with lone surrogates, which SQLite cannot store, replaced by raw bytes."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return text.from_bytes(value.encode(errors="surrogatepass"))
-    return value

@@ -21,17 +21,9 @@ from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.events import replacement
 from zeek_agent.events.ages import STEP_SECONDS, AgeClock, BootTime, system_boot_time
 from zeek_agent.events.delivery_states import STATES_MAX, Delivered
-from zeek_agent.events.event_file import (
-    EventFile,
-    Gap,
-    WriteBatch,
-    count_rows,
-    disk_uri,
-    note_unsaved,
-    read_delivery_state,
-    read_rows,
-)
+from zeek_agent.events.event_file import EventFile, Gap, WriteBatch, disk_uri, note_unsaved
 from zeek_agent.events.migrations import NewerStoreError
+from zeek_agent.events.reading import count_rows, read_delivery_state, read_rows
 from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.schema import EventRow
 from zeek_agent.table import Table

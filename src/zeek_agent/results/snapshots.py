@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from zeek_agent.events.event_file import read_rows
+from zeek_agent.events.reading import read_rows
 from zeek_agent.host.files.reads import Omissions
 from zeek_agent.results.comparison import Reporting, compare_packed
 from zeek_agent.results.delta import check_list

@@ -25,7 +25,7 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.control.messages import EncodedLines, Frame, Request, decode_frame
 from zeek_agent.database.database import Database, SqlDatabase
 from zeek_agent.errors import SqlError
-from zeek_agent.events import event_file
+from zeek_agent.events import reading
 from zeek_agent.events.migrations import refuse_newer
 from zeek_agent.events.store import NewerStoreError
 from zeek_agent.host.hostname import hostname
@@ -149,7 +149,7 @@ class LocalAgent:
         check: Callable[[], None] = lambda: None,
         functions: Mapping[str, Callable[..., Any]] | None = None,
     ) -> Iterable[Row]:
-        return event_file.iterate_events(self._store.uri, sql, bindings, check, functions) if self._store else ()
+        return reading.iterate_events(self._store.uri, sql, bindings, check, functions) if self._store else ()
 
     def connections(self) -> Iterable[Row]:
         return ()

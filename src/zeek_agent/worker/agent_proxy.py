@@ -12,7 +12,7 @@ import msgspec
 from zeek_agent.bpf import iterators
 from zeek_agent.containment.messages import Setup
 from zeek_agent.errors import SqlError
-from zeek_agent.events import event_file
+from zeek_agent.events import reading
 from zeek_agent.host.hostname import hostname
 from zeek_agent.recording.sockets.socket_event import Ends, Translation
 
@@ -65,7 +65,7 @@ class AgentProxy:
         if self._store_uri is None:
             return ()
         self._ask("drain", "")
-        return event_file.iterate_events(self._store_uri, sql, bindings, check, functions)
+        return reading.iterate_events(self._store_uri, sql, bindings, check, functions)
 
     def connections(self) -> Iterable[Row]:
         return self._agent_rows("connections")

@@ -20,8 +20,7 @@ from children import child, without_main_thread
 from recording import Recording
 from waiting import until_sync
 
-from zeek_agent.bpf import iterators as bpf_iterators
-from zeek_agent.bpf.iterators import Iterators, Task, why_no_iterators
+from zeek_agent.bpf.iterators import Task
 from zeek_agent.config import SourceSettings
 from zeek_agent.containment import usage
 from zeek_agent.containment.needs import sock_diag_of
@@ -58,21 +57,6 @@ CLONE_NEWNET = 0x4000_0000
 def listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening
-
-
-@pytest.fixture(params=["proc", "iterators"])
-def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """What the tables read processes with."""
-    if request.param == "proc":
-        monkeypatch.setattr(bpf_iterators, "_loaded", None)
-        yield "proc"
-        return
-    if (reason := why_no_iterators()) is not None:
-        pytest.skip(reason)
-    loaded = Iterators()
-    monkeypatch.setattr(bpf_iterators, "_loaded", loaded)
-    yield "iterators"
-    loaded.close()
 
 
 def row_of(pid: int) -> dict[str, Any]:

@@ -16,28 +16,11 @@ from children import child
 from mounting import CLONE_NEWNS, NOBODY, SilentFuse, in_mount_namespace, process, start, static_program, unshare
 from waiting import until_sync
 
-from zeek_agent.bpf import iterators as bpf_iterators
-from zeek_agent.bpf.iterators import Iterators, why_no_iterators
 from zeek_agent.host.linux.executables import file_object, mount_namespace
 from zeek_agent.tables.processes import processes
 
 pytestmark = pytest.mark.root
 IDENTITY = ("exe_device", "exe_inode", "exe_mntns")
-
-
-@pytest.fixture(params=["proc", "iterators"])
-def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """What the table reads processes with."""
-    if request.param == "proc":
-        monkeypatch.setattr(bpf_iterators, "_loaded", None)
-        yield "proc"
-        return
-    if (reason := why_no_iterators()) is not None:
-        pytest.skip(reason)
-    loaded = Iterators()
-    monkeypatch.setattr(bpf_iterators, "_loaded", loaded)
-    yield "iterators"
-    loaded.close()
 
 
 @pytest.fixture

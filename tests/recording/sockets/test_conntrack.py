@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeek_agent.config import SourceSettings
-from zeek_agent.events import event_file
+from zeek_agent.events import reading
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.linux.namespaces import in_network_namespace
 from zeek_agent.recording.sockets.conntrack import (
@@ -293,9 +293,7 @@ class Network:
         self.supervisor.drain()
         assert self.store.flush()
         names = [column.name for column in events.sockets_events.columns]
-        rows = event_file.read_rows(
-            self.store.uri, f"SELECT {', '.join(names)} FROM sockets_events WHERE pid = ?", [pid]
-        )
+        rows = reading.read_rows(self.store.uri, f"SELECT {', '.join(names)} FROM sockets_events WHERE pid = ?", [pid])
         found = [dict(zip(names, row, strict=True)) for row in rows]
         return [event for event in found if all(event[name] == value for name, value in wanted.items())]
 

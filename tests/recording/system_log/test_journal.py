@@ -21,7 +21,7 @@ from recording import Event, Recording
 from waiting import until_sync
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events.event_file import read_rows
+from zeek_agent.events.reading import read_rows
 from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.source import Sink, Source

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from recording import Recording
 
 from zeek_agent.config import EventSettings, SourceSettings
-from zeek_agent.events.event_file import read_rows
+from zeek_agent.events.reading import read_rows
 from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.system_log.file_tail import FilePosition, FileTail
