@@ -55,6 +55,9 @@ type AddressPort: record {
 global listeners: table[string] of table[port] of Listeners;
 global listener_numbers: table[string] of count;
 
+# Agents whose listeners were refused, of which the log has a warning.
+global crowded_agents: set[string];
+
 # The processes that accepted connections, by address and port: of services for which no agent reports a listener at that
 # address, such as those in containers.
 global responders: table[addr, port] of Process &create_expire=10min;
@@ -89,10 +92,11 @@ function take_listener(agent_id: string, is_gone: bool, row: Listener)
 		{
 		if ( number >= max_listeners )
 			{
-			if ( number == max_listeners )
+			if ( agent_id !in crowded_agents )
 				Reporter::warning(fmt("Zeek Agent: agent %s reports more than %d listening ports: others are ignored",
 				    agent_id, max_listeners));
 
+			add crowded_agents[agent_id];
 			return;
 			}
 
@@ -345,6 +349,7 @@ hook agent_removed(agent_id: string)
 	{
 	delete listeners[agent_id];
 	delete listener_numbers[agent_id];
+	delete crowded_agents[agent_id];
 
 	local gone: vector of AddressPort;
 

@@ -1,6 +1,6 @@
 # @TEST-DOC: known_services.log names the process that listens at the address, where one host alone has it.
 #
-# @TEST-EXEC: ${SCRIPTS}/flows flows.pcap 'tcp 10.0.0.1:1000 10.0.0.2:80 0 1' 'tcp 10.0.0.1:1001 10.0.0.3:80 0 1' 'tcp 10.0.0.1:1002 10.0.0.4:80 0 1' 'tcp 10.0.0.1:1003 10.0.0.2:81 0 1' 'tcp 10.0.0.1:1004 10.0.0.2:82 0 1' 'tcp 10.0.0.1:1005 10.0.0.2:83 0 1' 'tcp 10.0.0.1:1006 10.0.0.2:84 0 1' 'tcp 10.0.0.1:1007 10.0.0.2:85 0 1' 'udp 10.0.0.9:1 10.0.0.9:2 0 400'
+# @TEST-EXEC: ${SCRIPTS}/flows flows.pcap 'tcp 10.0.0.1:1000 10.0.0.2:80 0 1' 'tcp 10.0.0.1:1001 10.0.0.3:80 0 1' 'tcp 10.0.0.1:1002 10.0.0.4:80 0 1' 'tcp 10.0.0.1:1003 10.0.0.2:81 0 1' 'tcp 10.0.0.1:1004 10.0.0.2:82 0 1' 'tcp 10.0.0.1:1005 10.0.0.2:83 0 1' 'tcp 10.0.0.1:1006 10.0.0.2:84 0 1' 'tcp 10.0.0.1:1007 10.0.0.2:85 0 1' 'tcp 10.0.0.1:1008 10.0.0.2:86 0 1' 'tcp 10.0.0.1:1009 10.0.0.2:87 0 1' 'udp 10.0.0.9:1 10.0.0.9:2 0 400'
 # @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} ${PACKAGE}/attribution/known-services.zeek ${FILES}/claims.zeek %INPUT
 # @TEST-EXEC: zeek-cut -m host port_num hid pid process exe < known_services.log | (read -r head; echo "$head"; sort) > services
 # @TEST-EXEC: btest-diff services
@@ -43,4 +43,8 @@ event Test::begin()
 	# Only in a container, but known by its connection, as the kernel passes them on.
 	event ZeekAgent::listener_rows("A", F, listener("container", 12, 85, "0.0.0.0", F));
 	Test::claim("A", "container", 12, 10.0.0.2, 85/tcp, 10.0.0.1, 1007/tcp, 0.0, "established", "inbound");
+
+	# As a worker informs a proxy; of an agent that is not there any more.
+	event ZeekAgent::service_process(10.0.0.2, 86/tcp, ZeekAgent::Process($hid="A", $pid=16, $process="seen"));
+	event ZeekAgent::service_process(10.0.0.2, 87/tcp, ZeekAgent::Process($hid="Z", $pid=17, $process="gone"));
 	}
