@@ -65,8 +65,8 @@ static __always_inline bool take_mptcp_owner(struct owner *owner)
 {
 	struct mptcp_owner *kept = bpf_map_lookup_elem(&mptcp_owners, &owner->socket);
 
-	if (!kept || kept->token != owner->token)
-		return false;
+	if (!kept || !owner->token || kept->token != owner->token)
+		return false; /* a connection that fell back to TCP has no token */
 	owner->started = kept->started;
 	owner->acted = kept->acted;
 	owner->pid = kept->pid;
@@ -193,6 +193,10 @@ static __always_inline int changed(struct sock *sk, int before, int now)
 	if (now == TCP_SYN_SENT || now == TCP_LISTEN) {
 		owner->outbound = now == TCP_SYN_SENT;
 		own(sk, owner);
+	} else if (before == TCP_SYN_SENT && !owner->outbound) {
+		owner->outbound = 1; /* it began to connect before this program was attached */
+		if (join(sk, owner))
+			take_mptcp_owner(owner);
 	}
 	__u16 kind = kind_of(before, now, owner->outbound), flags = 0;
 	if (kind == RECORD_PASSIVE && join(sk, owner) && take_mptcp_owner(owner))

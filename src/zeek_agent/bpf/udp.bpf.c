@@ -670,6 +670,8 @@ static __always_inline int bound(struct bpf_sock *sk, __u8 family)
 	struct owner *owner = used(sk);
 	if (!owner)
 		return 1;
+	if (owner->peers) /* of before it was dissolved, which made it lose its port */
+		end_flow(owner, bpf_get_socket_cookie(sk), netns_at(owner, sk));
 	owner->bound = 1;
 	owner->family = family;
 	owner->protocol = sk->protocol;

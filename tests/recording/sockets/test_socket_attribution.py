@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import socket
@@ -10,7 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -355,6 +356,50 @@ def test_a_dissolved_socket_that_is_used_again_is_two_flows_each_with_its_end(re
     ends = [(row["state"], row["local_port"], row["remote_port"], row["pid"], row["direction"]) for row in rows]
     assert ends == [(state, *pair, os.getpid(), "outbound") for pair in ports for state in ("established", "closed")]
     assert ports[0][0] != ports[1][0]
+
+
+def test_a_dissolved_socket_that_is_bound_has_ended_its_flow(recording: Recording) -> None:
+    with bound_socket() as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(server.getsockname())
+        client.send(b"x")
+        ports = [client.getsockname()[1]]
+        dissolve(client)
+        client.bind(("127.0.0.1", 0))
+        ports.append(client.getsockname()[1])
+        cookie = int.from_bytes(client.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
+        peer = server.getsockname()[1]
+    recording.expect(TABLE, 2, state="closed", cookie=cookie)
+    assert [
+        (row["state"], row["local_port"], row["remote_port"]) for row in recording.events(TABLE, cookie=cookie)
+    ] == [
+        ("established", ports[0], peer),
+        ("closed", ports[0], peer),
+        ("listen", ports[1], None),
+        ("closed", ports[1], None),
+    ]
+
+
+@pytest.mark.parametrize("outcome", ["established", "failed"])
+def test_a_connection_that_began_before_recording_is_outbound(outcome: str) -> None:
+    """Its server's queue is full, so that the kernel repeats the first packet."""
+    with socket.socket() as server, socket.socket() as client, ExitStack() as queued:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for connection in (queued.enter_context(socket.socket()) for _ in range(2)):
+            connection.setblocking(False)
+            connection.connect_ex(server.getsockname())
+        client.setblocking(False)
+        assert client.connect_ex(server.getsockname()) == errno.EINPROGRESS
+        port = client.getsockname()[1]
+        with Recording(sources()) as recorder:
+            if outcome == "established":
+                server.accept()[0].close()
+            else:
+                server.close()
+            (row,) = recorder.expect(TABLE, local_port=port, state=outcome, seconds=10)
+            others = recorder.events(TABLE, local_port=port)
+    assert (row["direction"], row["pid"], row["listener_stands_in"]) == ("outbound", os.getpid(), False)
+    assert others == [row]
 
 
 def test_a_socket_that_connects_to_another_peer_is_two_flows_each_with_its_end(recording: Recording) -> None:

@@ -77,9 +77,14 @@ class ConnectionTracker:
         self._holders: dict[int, tuple[int, Process | None]] = {}
         self.undecoded = 0
 
-    def remember(self, cookie: int, process: Process | None, direction: Direction | None) -> None:
-        """Remember the process and direction of a socket that was already open."""
-        self._remember(cookie, _Open(process, direction, process))
+    def remember(
+        self, cookie: int, process: Process | None, direction: Direction | None, *, is_shared: bool = False
+    ) -> None:
+        """Remember the process and direction of a socket that was already open.
+
+        Of a connection that several processes have open (`is_shared`), which of them acted is not known.
+        """
+        self._remember(cookie, _Open(process, direction, process, is_shared and direction is not None))
 
     def rows(self, batch: Iterable[bytes], boot_time: float) -> list[SocketEvent]:
         """Rows for these records, in the kernel's order; times are ns since the boot at `boot_time`."""
