@@ -274,9 +274,11 @@ static __always_inline bool is_peer(const struct owner *owner, const __u8 *remot
 	return owner->remote_port == remote_port && is_same_address(owner->remote, remote);
 }
 
-static __always_inline void remember(struct owner *owner, const struct packet *packet, bool outbound)
+static __always_inline void remember(struct owner *owner, const struct packet *packet, __u16 socket_port,
+				     bool outbound)
 {
 	if (owner->peers == 0) {
+		owner->socket_port = socket_port;
 		__builtin_memcpy(owner->local, packet->local, 16);
 		__builtin_memcpy(owner->remote, packet->remote, 16);
 		owner->local_port = packet->local_port;
@@ -424,13 +426,13 @@ static __always_inline int datagram(struct __sk_buff *skb, bool outbound)
 	if (owner->state == SCTP_ESTABLISHED) /* accepted, whoever sends first */
 		outbound = false;
 	if (is_datagram) {
-		if (owner->peers && owner->local_port != packet.local_port)
+		if (owner->peers && owner->socket_port != sk->src_port)
 			end_flow(owner, flow.cookie, netns_at(owner, sk));
 		if (!outbound)
 			__sync_fetch_and_add(&owner->unread, 1);
 	}
 	if (!packet.is_cut)
-		remember(owner, &packet, outbound);
+		remember(owner, &packet, sk->src_port, outbound);
 	report_packet(sk, owner, &packet, flow.cookie, outbound, is_datagram && !outbound);
 	return 1;
 }
@@ -497,7 +499,7 @@ static __always_inline int connects(struct bpf_sock_addr *context, bool is_ipv6)
 		__u8 remote[16] = {};
 		__u16 remote_port;
 		read_peer(context, is_ipv6, remote, &remote_port);
-		bool has_moved = owner->peers && owner->local_port != sk->src_port;
+		bool has_moved = owner->peers && owner->socket_port != sk->src_port;
 		if (has_moved || (owner->peers == 1 && !is_peer(owner, remote, remote_port)))
 			end_flow(owner, bpf_get_socket_cookie(context), netns_at(owner, sk));
 		owner->addressed = 0;
@@ -620,16 +622,11 @@ int BPF_PROG(on_received, struct sock *sk, int result, int flags)
 	return 0;
 }
 
-/* An SCTP socket that was bound to a port waits for peers there. */
-static __always_inline void listens(struct sock *sk, struct owner *owner)
+/* The address and port that the socket is bound to. */
+static __always_inline void put_bound_end(struct owner *owner, struct sock *sk)
 {
-	__u64 cookie = bpf_get_socket_cookie(sk);
-
 	owner->local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
-	if (!owner->local_port || owner->bound)
-		return;
-	owner->bound = 1;
-	owner->protocol = IPPROTO_SCTP;
+	__builtin_memset(owner->local, 0, 16);
 	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET) {
 		owner->family = 4;
 		BPF_CORE_READ_INTO((__u32 *)owner->local, sk, __sk_common.skc_rcv_saddr);
@@ -637,6 +634,18 @@ static __always_inline void listens(struct sock *sk, struct owner *owner)
 		owner->family = 6;
 		BPF_CORE_READ_INTO((struct in6_addr *)owner->local, sk, __sk_common.skc_v6_rcv_saddr);
 	}
+}
+
+/* An SCTP socket that was bound to a port waits for peers there. */
+static __always_inline void listens(struct sock *sk, struct owner *owner)
+{
+	__u64 cookie = bpf_get_socket_cookie(sk);
+
+	if (owner->bound || !BPF_CORE_READ((struct inet_sock *)sk, inet_sport))
+		return;
+	owner->bound = 1;
+	owner->protocol = IPPROTO_SCTP;
+	put_bound_end(owner, sk);
 	if (!owner->ignored)
 		report_socket(owner, RECORD_LISTEN, 0, cookie, BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum));
 }
@@ -707,8 +716,11 @@ int on_release(struct bpf_sock *sk)
 {
 	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, 0);
 
-	if (owner && !owner->ignored && (owner->bound || owner->peers))
-		report_socket(owner, owner->peers == 1 ? RECORD_CLOSED : RECORD_UNLISTEN, 0,
-			      bpf_get_socket_cookie(sk), netns_at(owner, sk));
+	if (!owner || owner->ignored || (!owner->bound && !owner->peers))
+		return 1;
+	if (owner->bound && owner->peers > 1)
+		put_bound_end(owner, kernel_socket(owner, sk));
+	report_socket(owner, owner->peers == 1 ? RECORD_CLOSED : RECORD_UNLISTEN, 0, bpf_get_socket_cookie(sk),
+		      netns_at(owner, sk));
 	return 1;
 }

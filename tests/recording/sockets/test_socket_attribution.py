@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -415,6 +416,60 @@ def test_a_socket_that_connects_to_another_peer_is_two_flows_each_with_its_end(r
     assert [(row["state"], row["remote_port"]) for row in rows] == [
         (state, peer) for peer in peers for state in ("established", "closed")
     ]
+
+
+PROXY = """
+import socket
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.setsockopt(socket.IPPROTO_IP, 19, 1)  # IP_TRANSPARENT
+server.bind(("0.0.0.0", 5353))
+server.settimeout(5)
+for _ in range(2):
+    for port in (1000, 1001):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind(("10.99.0.1", port + 1000))
+            client.sendto(b"x", ("10.99.0.1", port))
+            server.recvfrom(9)
+"""
+TRANSPARENT = (
+    "nft add table ip proxy",
+    "nft add chain ip proxy pre { type filter hook prerouting priority mangle; }",
+    "nft add rule ip proxy pre udp dport 1000-1001 tproxy to 127.0.0.1:5353 meta mark set 1 accept",
+    "ip rule add fwmark 1 lookup 100",
+    "ip route add local 0.0.0.0/0 dev lo table 100",
+)
+
+
+def test_flows_of_a_transparent_proxy_do_not_end_each_other(network: str, recording: Recording) -> None:
+    """Its flows have other local ports than its socket."""
+    if shutil.which("nft") is None:
+        pytest.skip("needs nft")
+    for command in TRANSPARENT:
+        if subprocess.run(["ip", "netns", "exec", network, *command.split()], check=False).returncode:
+            pytest.skip("the kernel has no transparent proxies")
+    subprocess.run(["ip", "netns", "exec", network, sys.executable, "-c", PROXY], check=True)
+    netns = Path(f"/run/netns/{network}").stat().st_ino
+    (bound,) = recording.expect(TABLE, state="listen", netns=netns, local_port=5353)
+    recording.expect(TABLE, 2, state="established", cookie=bound["cookie"])
+    recording.expect(TABLE, state="closed", cookie=bound["cookie"])
+    rows = [(row["state"], row["local_port"]) for row in recording.events(TABLE, cookie=bound["cookie"])]
+    assert sorted(rows) == [("closed", 5353), ("established", 1000), ("established", 1001), ("listen", 5353)]
+
+
+def test_the_end_of_a_server_has_the_address_that_it_was_bound_to(recording: Recording) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("0.0.0.0", 0))
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+        ):
+            for client in (one, other):
+                client.sendto(b"x", ("127.0.0.1", server.getsockname()[1]))
+                server.recvfrom(9)
+        (bound,) = recording.expect(TABLE, state="listen", local_port=server.getsockname()[1], protocol=17)
+    (closed,) = recording.expect(TABLE, state="closed", cookie=bound["cookie"])
+    assert closed["direction"] is None
+    assert (closed["local_addr"], closed["local_port"]) == (bound["local_addr"], bound["local_port"])
 
 
 PADDING = b"\x01\x04\0\0\0\0"  # an option of padding that fills a header of 8 bytes
