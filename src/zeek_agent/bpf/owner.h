@@ -9,6 +9,7 @@ const volatile struct {
 	__u32 own_pid; /* 0: not left out */
 	__u32 ignore_loopback;
 	__u32 ignored_uids; /* how many are in the map */
+	__u32 sees_reads;   /* UDP: the kernel has the tracepoint at the end of each read */
 } settings;
 
 struct {

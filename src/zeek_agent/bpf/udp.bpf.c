@@ -25,7 +25,7 @@ LAYOUT(socket_event);
 #define IPPROTO_HIP 139
 #define IPPROTO_SHIM6 140
 #define EXTENSION_HEADERS 16 /* that are walked at most */
-#define DESCRIPTORS 256	     /* among which a sender's socket is looked for */
+#define DESCRIPTORS 1024     /* among which a sender's socket is looked for */
 #define MSG_PEEK 2
 #define ICMP_ECHO 8
 #define ICMPV6_ECHO 128
@@ -36,6 +36,7 @@ LAYOUT(socket_event);
 #define SOCK_DGRAM 2
 #define SOCK_RAW 3
 #define FLOWS 32768
+#define READERS 4096 /* threads that read at the same time; more are not asked whether they peek */
 #define FLOW_IDLE 60000000000ULL /* ns after which a flow is a new one, as for Zeek */
 
 struct {
@@ -66,6 +67,20 @@ struct {
 	__type(value, struct flow_state);
 	__uint(max_entries, FLOWS);
 } flows SEC(".maps");
+
+/* The first datagram of a flow, which a thread is reading, and perhaps only peeks at. */
+struct reading {
+	struct flow flow;
+	__u32 family;
+	__u32 reserved;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u32); /* the thread */
+	__type(value, struct reading);
+	__uint(max_entries, READERS);
+} readings SEC(".maps");
 
 struct packet {
 	__u8 local[16];
@@ -558,11 +573,28 @@ static __always_inline void report_read(struct owner *owner, const struct flow *
 	bpf_ringbuf_submit(event, wakeup());
 }
 
-/* A process that asks for the sender has read a datagram. */
+/* A process has read a datagram of this flow, perhaps the first one. */
+static __always_inline void was_read(struct owner *owner, const struct flow *flow, __u8 family)
+{
+	struct flow_state *state = bpf_map_lookup_elem(&flows, flow);
+
+	if (!state || !state->unread)
+		return;
+	state->unread = 0;
+	report_read(owner, flow, family, 0);
+}
+
+static __always_inline __u32 current_thread(void)
+{
+	return BPF_CORE_READ(current_task(), pid);
+}
+
+/* A process that asks for the sender reads a datagram; whether it only peeks at it is known at the end of the call. */
 static __always_inline int reads(struct bpf_sock_addr *context, bool is_ipv6)
 {
 	struct bpf_sock *sk = context->sk;
-	struct flow flow = {};
+	struct reading reading = {.family = is_ipv6 ? 6 : 4};
+	struct flow *flow = &reading.flow;
 
 	if (!sk || !is_udp(context->protocol))
 		return 1;
@@ -572,15 +604,16 @@ static __always_inline int reads(struct bpf_sock_addr *context, bool is_ipv6)
 	owner->addressed = 1;
 	if (!owner->unread)
 		return 1;
-	flow.cookie = bpf_get_socket_cookie(context);
-	flow.local_port = sk->src_port;
-	flow.protocol = context->protocol;
-	read_peer(context, is_ipv6, flow.remote, &flow.remote_port);
-	struct flow_state *state = bpf_map_lookup_elem(&flows, &flow);
+	flow->cookie = bpf_get_socket_cookie(context);
+	flow->local_port = sk->src_port;
+	flow->protocol = context->protocol;
+	read_peer(context, is_ipv6, flow->remote, &flow->remote_port);
+	struct flow_state *state = bpf_map_lookup_elem(&flows, flow);
 	if (!state || !state->unread)
 		return 1;
-	state->unread = 0;
-	report_read(owner, &flow, is_ipv6 ? 6 : 4, 0);
+	__u32 thread = current_thread();
+	if (!settings.sees_reads || bpf_map_update_elem(&readings, &thread, &reading, BPF_ANY))
+		was_read(owner, flow, reading.family);
 	return 1;
 }
 
@@ -596,18 +629,26 @@ int on_recvmsg6(struct bpf_sock_addr *context)
 	return reads(context, true);
 }
 
-/* A process that does not ask for the sender, which passes no hook of control groups, has read a datagram (Linux 6.3).
- * Of which flow is not known: of the one that waits longest, if always the same process reads.
+/* The end of each read (Linux 6.3). A process that does not ask for the sender passes no hook of control groups. Of which
+ * flow it has read is not known: of the one that waits longest, if always the same process reads.
  */
 SEC("tp_btf/sock_recv_length")
 int BPF_PROG(on_received, struct sock *sk, int result, int flags)
 {
 	struct flow flow = {};
+	__u32 thread = current_thread();
 
-	if (result < 0 || flags & MSG_PEEK || !is_udp(sk->sk_protocol))
+	if (!is_udp(sk->sk_protocol))
 		return 0;
 	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, 0);
-	if (!owner || owner->addressed || owner->ignored)
+	struct reading *reading = bpf_map_lookup_elem(&readings, &thread);
+	if (reading) {
+		if (owner && result >= 0 && !(flags & MSG_PEEK) && reading->flow.cookie == bpf_get_socket_cookie(sk))
+			was_read(owner, &reading->flow, reading->family);
+		bpf_map_delete_elem(&readings, &thread);
+		return 0;
+	}
+	if (!owner || owner->addressed || owner->ignored || result < 0 || flags & MSG_PEEK)
 		return 0;
 	__u32 pid = current_pid();
 	if (!owner->reader)

@@ -22,6 +22,8 @@ from recording import Event, Recording
 from test_ebpf_sockets import TABLE, sources
 from waiting import until_sync
 
+from zeek_agent.bpf.tracepoints import has_tracepoint
+
 pytestmark = pytest.mark.root
 LOAD = ROOT / "tests" / "support" / "prefork_load.py"
 SO_COOKIE = 57
@@ -200,6 +202,24 @@ def test_the_first_datagram_belongs_to_the_child_that_reads_it_not_to_the_parent
     assert (received["pid"], received["listener_stands_in"], received["correction"]) == (reader, False, False)
     assert bound["pid"] == os.getpid()
     assert (closed["pid"], closed["listener_stands_in"]) == (reader, False)
+
+
+@pytest.mark.parametrize(
+    "peek", [lambda server: server.recvfrom(9, socket.MSG_PEEK), lambda server: server.recv(9, socket.MSG_PEEK)]
+)
+def test_a_process_that_only_looks_at_the_first_datagram_is_not_its_reader(
+    recording: Recording, peek: Callable[[socket.socket], object]
+) -> None:
+    """Linux 6.3 tells them apart."""
+    if not has_tracepoint("sock_recv_length"):
+        pytest.skip("the kernel has no tracepoint at the end of reads")
+    with bound_socket() as server:
+        port = send_to(server)
+        peek(server)
+        reader = fork(lambda: server.recvfrom(9) and None)
+        assert exit_code(reader) == 0
+        (received,) = recording.expect(TABLE, direction="inbound", remote_port=port, state="established")
+    assert (received["pid"], received["listener_stands_in"]) == (reader, False)
 
 
 def test_each_of_several_readers_has_the_flows_that_it_read(recording: Recording) -> None:
