@@ -559,6 +559,33 @@ def test_rows_that_do_not_fit_on_the_disk_when_it_is_used_again_are_a_gap(
 
 
 @pytest.mark.root
+def test_a_return_to_the_disk_that_fails_halfway_leaves_no_gap(
+    small_disk: Path, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The room may be just enough for everything but the numbers of the next rows."""
+    store, ballast = with_rows_in_memory(small_disk, 500)
+    ballast.unlink()
+    attempts = []
+
+    def no_room(*_: object) -> None:
+        attempts.append(store)
+        raise apsw.FullError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("zeek_agent.events.event_file.set_sequence", no_room)
+        store._retry_due = 0.0
+        for _ in range(2):  # the second one is written after the attempt
+            store.record_gap("nothing", NOW, NOW, "to wake the writer")
+            store.flush()
+    assert attempts
+    store.close()
+    again = EventStore(small_disk / "events.db", [THINGS])
+    assert read(again, "SELECT count(*), min(seq), max(seq) FROM store.things_events") == [(600, 1, 600)]
+    assert {gap.source for gap in again.gaps()} == {"agent", "nothing"}
+    again.close()
+
+
+@pytest.mark.root
 def test_an_orderly_end_while_the_disk_is_full_is_no_crash(
     small_disk: Path, read: Read, caplog: pytest.LogCaptureFixture
 ) -> None:
