@@ -187,7 +187,11 @@ static __always_inline int changed(struct sock *sk, int before, int now)
 	if (now != TCP_ESTABLISHED && now != TCP_SYN_SENT && now != TCP_LISTEN && now != TCP_CLOSE)
 		return 0;
 	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!owner || owner->state == now)
+	if (!owner) { /* no memory */
+		count_lost(kind_of(before, now, before == TCP_SYN_SENT));
+		return 0;
+	}
+	if (owner->state == now)
 		return 0;
 	owner->state = now;
 	if (now == TCP_SYN_SENT || now == TCP_LISTEN) {

@@ -436,6 +436,8 @@ static __always_inline int datagram(struct __sk_buff *skb, bool outbound)
 	if (!is_new(&flow, is_datagram && !outbound))
 		return 1;
 	struct owner *owner = owner_of(sk, outbound);
+	if (!owner) /* no memory */
+		count_lost(outbound ? RECORD_SENT : RECORD_RECEIVED);
 	if (!owner || owner->ignored)
 		return 1;
 	if (owner->state == SCTP_ESTABLISHED) /* accepted, whoever sends first */

@@ -95,12 +95,13 @@ class EbpfSockets(Source):
     def stop(self) -> None:
         if self._sink is None:
             return
-        self.drain()
-        self._emit(self._tracker.remaining(boot_time()))
         for stream in self._streams:
             self._monitor.remove(stream)
-        self._streams.clear()
-        self._sink = None
+        with self._monitor.lock:
+            self._emit(self._tracker.remaining(boot_time()))
+            self._count()
+            self._streams.clear()
+            self._sink = None
         self._monitor.close()
 
     def drain(self) -> None:
