@@ -193,6 +193,7 @@ static __always_inline int changed(struct sock *sk, int before, int now)
 	}
 	if (owner->state == now)
 		return 0;
+	bool was_seen = owner->state == TCP_ESTABLISHED || owner->outbound;
 	owner->state = now;
 	if (now == TCP_SYN_SENT || now == TCP_LISTEN) {
 		owner->outbound = now == TCP_SYN_SENT;
@@ -205,6 +206,8 @@ static __always_inline int changed(struct sock *sk, int before, int now)
 	__u16 kind = kind_of(before, now, owner->outbound), flags = 0;
 	if (kind == RECORD_PASSIVE && join(sk, owner) && take_mptcp_owner(owner))
 		flags = SOCKET_OWNED;
+	if (kind == RECORD_CLOSED && !was_seen)
+		join(sk, owner); /* its accept may be waiting for it */
 	if (kind && !owner->ignored)
 		report(sk, owner, kind, flags);
 	return 0;

@@ -400,6 +400,21 @@ def test_a_dissolved_socket_that_is_bound_has_ended_its_flow(recording: Recordin
     ]
 
 
+def test_a_connection_that_waited_for_its_accept_when_recording_began_has_its_acceptor_to_the_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        port = client.getsockname()[1]
+        with Recording(sources()) as recorder:
+            acceptor = fork(lambda: accept_and_close(server))
+            assert exit_code(acceptor) == 0
+            client.close()
+            recorder.expect(TABLE, remote_port=port, state="closed")
+            rows = recorder.events(TABLE, remote_port=port, local_port=server.getsockname()[1])
+    assert [(row["state"], row["direction"], row["pid"], row["listener_stands_in"]) for row in rows] == [
+        ("established", "inbound", acceptor, False),
+        ("closed", "inbound", acceptor, False),
+    ]
+
+
 @pytest.mark.parametrize("outcome", ["established", "failed"])
 def test_a_connection_that_began_before_recording_is_outbound(outcome: str) -> None:
     """Its server's queue is full, so that the kernel repeats the first packet."""

@@ -257,6 +257,8 @@ class ConnectionTracker:
         for pending in () if record.outbound and record.protocol == TCP else self._pending_of(record):
             holder = None if _is_gone(pending.holder, pending.at) else pending.holder
             self._begin(pending, holder, boot_time, rows, stands_in=True)
+        if cookie not in self._open and record.kind == RecordKind.CLOSED and not record.outbound:
+            self._begin_accepted(record, boot_time, rows)
         opened = self._open.pop(cookie, _NOT_KNOWN)
         if record.flags & _FLOW_ENDED and opened.listener is not None:
             self._open[cookie] = _Open(None, None, opened.listener)
@@ -276,6 +278,15 @@ class ConnectionTracker:
             substituted = self._substituted.get(*_identity(record))
             if substituted is not None:
                 substituted.append(row)
+
+    def _begin_accepted(self, ended: SocketRecord, boot_time: float, rows: list[SocketEvent]) -> None:
+        """The row of a connection that was accepted, and is over, although it was not seen to come in."""
+        accept = self._accepts.get(ended.socket)
+        if accept is None or accept.matched or not _is_accept_of(accept.record, ended):
+            return
+        del self._accepts[ended.socket]
+        record = accept.record._replace(cookie=ended.cookie)
+        self._change(record, _flow(record), accept.process, boot_time, rows)
 
     def _pending_of(self, record: SocketRecord) -> list[PendingFlow]:
         """Remove the pending flows that end with this record."""
