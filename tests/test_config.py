@@ -116,6 +116,22 @@ def test_a_former_name_works_on_the_command_line_with_a_warning() -> None:
     assert warnings == ["command line: limits.seconds is deprecated, use its new name limits.time"]
 
 
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        ("redact = []", True),
+        ("redact = []\nmask = true", False),
+        ("redact = []\nmask = false", False),
+        ("redact = ['hunter2']", False),
+        ("", False),
+    ],
+)
+def test_an_empty_redact_which_once_showed_secrets_warns(file: Path, text: str, warned: bool) -> None:
+    file.write_text(f"[access]\n{text}\n")
+    _, _, warnings = loaded_as_renamed(file)
+    assert [("access.redact" in warning, str(file) in warning) for warning in warnings] == [(True, True)] * warned
+
+
 def test_the_current_name_wins_over_a_former_one_in_the_same_source(file: Path) -> None:
     file.write_text("limits.time = 1\nlimits.seconds = 2\n")
     variables = {"ZEEK_AGENT_BOUNDS__ROWS": "3", "ZEEK_AGENT_LIMITS__ROWS": "4"}

@@ -448,8 +448,9 @@ def load(
     default location are tried. `flags` are by dotted name; a `str` for a setting of another type is parsed like an
     environment variable. Raises UsageError that names origin, key and remedy.
 
-    `renamed` is like RENAMED; `warn` is called with a message for each setting given under a former name. `refuse` is
-    called with each error, instead of raising the first one; the result then has the default in its place.
+    `renamed` is like RENAMED; `warn` is called with a message for each setting given under a former name, or with a
+    value that used to mean something else. `refuse` is called with each error, instead of raising the first one; the
+    result then has the default in its place.
     """
     refuse = refuse or _raise
     environment = os.environ if environment is None else environment
@@ -464,6 +465,11 @@ def load(
     ):
         values[name], origins[name] = value, origin
     _check(values, origins, refuse)
+    if not values["access.redact"] and origins["access.redact"] != "default" and origins["access.mask"] == "default":
+        warn(
+            f"{origins['access.redact']}: an empty access.redact no longer shows command lines in full: set "
+            "access.mask = false for that, or true to silence this warning"
+        )
     return cast("Config", _build(Config, "", values)), origins
 
 
