@@ -341,3 +341,26 @@ def test_every_access_rule_is_checked() -> None:
     errors, warnings = config_check.all_problems(config.Config(access=access))
     assert [error.partition(" is not")[0] for error in errors] == ["access.redact: '('", "access.redact: '['"]
     assert warnings == []
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:9131", "[::1]:9131", "localhost:0", "127.8.9.10:1", "unix:/run/x.sock"])
+def test_metrics_are_served_locally(listen: str) -> None:
+    assert loaded_with(metrics__listen=listen).metrics.listen == listen
+
+
+@pytest.mark.parametrize(
+    ("listen", "problem"),
+    [
+        ("0.0.0.0:9131", "expected a loopback address"),
+        ("[::]:9131", "expected a loopback address"),
+        ("192.0.2.1:9131", "expected a loopback address"),
+        ("zeek.example.net:9131", "expected a loopback address"),
+        ("localhost.example.net:9131", "expected a loopback address"),
+        ("unix:relative.sock", "expected an absolute path"),
+        ("9131", "expected HOST:PORT"),
+        ("127.0.0.1:99999", "expected HOST:PORT"),
+    ],
+)
+def test_metrics_are_served_on_the_loopback_interface_only(listen: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=rf"metrics\.listen: {problem}"):
+        loaded_with(metrics__listen=listen)
