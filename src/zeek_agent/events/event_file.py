@@ -271,7 +271,8 @@ class EventFile:
     def adopt(self, uri: str, last: Mapping[str, int], rows_max: int) -> None:
         """Take over from the store at `uri`, which this one replaces: delivery state, gaps, the newest rows by `last`.
 
-        New rows are numbered after `last`. All or nothing: raises apsw.Error when something cannot be read or there is no room.
+        New rows are numbered after `last`. All or nothing: raises apsw.Error when something cannot be read or there is
+        no room.
         """
         self._connection.execute("ATTACH ? AS other", (uri,))
         try:
