@@ -39,7 +39,7 @@ def recording() -> Iterator[Recording]:
 
 @pytest.fixture
 def network() -> Iterator[str]:
-    """The name of a network namespace with two addresses, where MPTCP opens a second subflow from the second one."""
+    """The name of a network namespace with two addresses of each family."""
     name = f"zeek-agent-{os.getpid()}-mptcp"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
@@ -47,6 +47,8 @@ def network() -> Iterator[str]:
             "ip link set lo up",
             "ip address add 10.99.0.1/32 dev lo",
             "ip address add 10.99.0.2/32 dev lo",
+            "ip address add fd99::1/128 dev lo nodad",
+            "ip address add fd99::2/128 dev lo nodad",
         ):
             subprocess.run(["ip", "netns", "exec", name, *command.split()], check=True)
         yield name
@@ -54,20 +56,20 @@ def network() -> Iterator[str]:
         subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
-def use_mptcp(network: str) -> None:
+def use_mptcp(network: str, second: str = "10.99.0.2") -> None:
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262).close()
     except OSError:
         pytest.skip("the kernel has no MPTCP")
-    for command in ("limits set subflow 2 add_addr_accepted 2", "endpoint add 10.99.0.2 dev lo subflow"):
+    for command in ("limits set subflow 2 add_addr_accepted 2", f"endpoint add {second} dev lo subflow"):
         subprocess.run(["ip", "-n", network, "mptcp", *command.split()], check=True)
 
 
 class Outcome:
     """The rows of a load, compared with the truth."""
 
-    def __init__(self, recording: Recording, network: str, kind: str, mode: str, flows: int) -> None:
-        command = ["ip", "netns", "exec", network, sys.executable, str(LOAD), kind, mode, str(flows)]
+    def __init__(self, recording: Recording, network: str, kind: str, mode: str, flows: int, family: str = "4") -> None:
+        command = ["ip", "netns", "exec", network, sys.executable, str(LOAD), kind, mode, str(flows), family]
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
         truth = [json.loads(line) for line in done.stdout.splitlines()]
         self.pids = {(line["side"], line["port"]): line["pid"] for line in truth}
@@ -115,14 +117,21 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("flows", [30, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("flows", "family"),
+    [
+        (30, "4"),
+        pytest.param(1000, "4", marks=pytest.mark.soak),
+        pytest.param(1000, "6", marks=pytest.mark.soak),
+    ],
+)
 @pytest.mark.parametrize(("kind", "mode"), CASES)
-def test_every_row_names_the_process_that_acted(network: str, kind: str, mode: str, flows: int) -> None:
+def test_every_row_names_the_process_that_acted(network: str, kind: str, mode: str, flows: int, family: str) -> None:
     """None is wrong. Up to 2 of 100 may be missing: a sandbox's kernel hides what interrupts its own daemon."""
     if kind == "mptcp":
-        use_mptcp(network)
+        use_mptcp(network, "fd99::2" if family == "6" else "10.99.0.2")
     with Recording(sources()) as recording:
-        outcome = Outcome(recording, network, kind, mode, flows)
+        outcome = Outcome(recording, network, kind, mode, flows, family)
         lost = recording.sources[1].counters.lost["overrun"]
     assert outcome.wrong() == []
     assert len(outcome.attributed() & outcome.pids.keys()) >= 2 * flows * 98 // 100
@@ -302,6 +311,22 @@ def test_a_child_that_sends_from_its_parents_connected_socket_is_the_sender(reco
         )
     (closed,) = recording.expect(TABLE, state="closed", cookie=sent["cookie"])
     assert (sent["pid"], closed["pid"]) == (sender, sender)
+
+
+def test_a_sender_is_found_among_many_descriptors(recording: Recording) -> None:
+    def send_from(descriptor: int) -> None:
+        os.dup2(client.fileno(), descriptor)
+        client.close()
+        os.write(descriptor, b"x")
+
+    with bound_socket() as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(server.getsockname())
+        sender = fork(lambda: send_from(900))
+        assert exit_code(sender) == 0
+        (sent,) = recording.expect(
+            TABLE, direction="outbound", local_port=client.getsockname()[1], remote_port=server.getsockname()[1]
+        )
+    assert sent["pid"] == sender
 
 
 def test_a_late_accept_is_a_marked_correction_and_the_end_agrees(recording: Recording) -> None:
