@@ -105,7 +105,7 @@ EVENTS: Final = (
 ANSWERS: Final[Mapping[str, tuple[list[Row], list[Row]]]] = {
     "Which program opened the connection that Zeek reported?": ([{"process": "curl"}], []),
     "Which program is behind a Community ID?": ([{"process": "dig"}], [{"process": "curl"}]),
-    "Who talked to this network in the last hour?": (
+    "Which programs connected to this network in the last hour?": (
         [{"process": "rsync", "remote_addr": "203.0.113.5", "connections": 3}],
         [{"remote_addr": "203.0.113.6"}, {"remote_addr": "198.51.100.7"}],
     ),
