@@ -380,6 +380,10 @@ global are_users_stale = F;
 
 event forget_users()
 	{
+	# A Zeek that ends does at once what is scheduled, before it logs the last connections.
+	if ( zeek_is_terminating() )
+		return;
+
 	are_users_stale = F;
 	local gone: vector of UserKey;
 
