@@ -1,11 +1,8 @@
 # @TEST-DOC: Configuration files can set the options of the package and of the examples.
 #
-# @TEST-PORT: WS_PORT
-# @TEST-PORT: XPUB_PORT
-# @TEST-PORT: XSUB_PORT
-#
 # @TEST-EXEC: ln -s ${PACKAGE} zeek-agent
-# @TEST-EXEC: zeek ${FILES}/test.zeek zeek-agent zeek-agent/attribution/known-services.zeek zeek-agent/attribution/software.zeek ${EXAMPLES}/*.zeek %INPUT ZeekAgent::listen=F > output
+# @TEST-EXEC: ${SCRIPTS}/flows flows.pcap "udp 10.0.0.1:1 10.0.0.2:2 0 1"
+# @TEST-EXEC: zeek -C -r flows.pcap ${FILES}/test.zeek zeek-agent zeek-agent/attribution/known-services.zeek zeek-agent/attribution/software.zeek ${EXAMPLES}/*.zeek %INPUT > output
 # @TEST-EXEC: btest-diff output
 
 redef Config::config_files += { "options.dat" };
