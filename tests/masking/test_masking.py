@@ -234,6 +234,22 @@ def test_names_of_other_settings_are_none_of_secrets(name: str) -> None:
     assert not is_secret(name)
 
 
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [
+        ("mysql -phunter2 shop", "mysql -p*** shop"),
+        ("curl -u alice:hunter2 https://x", "curl -u alice:*** https://x"),
+        ("worker: tool --password hunter2 run", "worker: tool --password *** run"),
+        ("postgres: app shop 10.0.0.1(5432) idle", "postgres: app shop 10.0.0.1(5432) idle"),
+        ("nginx: master process /usr/sbin/nginx -g daemon on;", "nginx: master process /usr/sbin/nginx -g daemon on;"),
+        ("/opt/Password Manager/bin/token", "/opt/Password Manager/bin/token"),
+    ],
+)
+def test_the_title_that_a_process_gave_itself_is_read_as_a_line(title: str, expected: str) -> None:
+    assert masked(title) == [expected]
+    assert masked(title, "", "") == [expected, "", ""]
+
+
 def test_a_shells_text_is_read_as_the_shell_reads_it() -> None:
     text = """a 'b c'"d\\"e"\\ f; g|h && (i 'j k"""
     found = [([word.value for word in command.words], command.reads_pipe) for command in commands(text)]
