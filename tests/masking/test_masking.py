@@ -183,7 +183,8 @@ resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 for piece in ("pw=a ", "://a:b@", "authorization: ", '"password":"', "password=$((", "sh -c '", "mysql -pX;", "pass_",
               "-----BEGIN PRIVATE KEY-----", "password=.*", 'password="\\\\\\\\', "a=b,password=", "Bearer a1b2c3d4 ",
               "echo a|chpasswd;", "passwd|", "(echo a)|passwd;", "{ echo;}|su;", "passwd<<A\\n", '"$(a ',
-              "password: |\\n", "  ", "<password ", "'mysql -p',", "password for a ", "a:b@tcp(", "eyJ", "'", '"', "\\\\"):
+              "password: |\\n", "  ", "<password ", "'mysql -p',", "password for a ", "a:b@tcp(",
+              "eyJ", "'", '"', "\\\\"):
     for prefix in ("tool\\0", "sh\\0-c\\0", "python3\\0-c\\0", "mount\\0-o\\0password=x,"):
         for text in (piece * (200_000 // len(piece)), (piece + "\\0") * 40_000):
             Masker().command_line((prefix + text).encode(), cut=True)
