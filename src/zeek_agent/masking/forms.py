@@ -71,6 +71,11 @@ def _database_user(value: str) -> str:
     )
 
 
+def _percona_name(value: str) -> str:
+    members = (member.partition("=") for member in value.split(","))
+    return ",".join(f"p={MASK}" if name == "p" and secret else f"{name}{at}{secret}" for name, at, secret in members)
+
+
 def _database_setting(value: str) -> str:
     return _database_user(value) if "=" in value.partition("/")[0] else value
 
@@ -111,6 +116,7 @@ _FORMS: Final[Mapping[str, Callable[[str], str]]] = {
     **{separator: partial(_behind, separator) for separator in ":%,="},
     "@": _source,
     "/": _database_user,
+    "p=": _percona_name,
     "/=": _database_setting,
     "&": _login_at_host,
     ";": _list,

@@ -83,6 +83,12 @@ PROGRAMS: Final = (
     Program(
         "mysqld mariadbd mysqld_safe", "Galera: wsrep_sst_auth=user:password", "--wsrep_sst_auth: --wsrep-sst-auth:"
     ),
+    Program(
+        "pt-archiver pt-heartbeat pt-online-schema-change pt-slave-delay pt-table-checksum pt-table-sync",
+        "Percona Toolkit, DSN: p=password",
+        positional=(0,),
+        positional_form="p=",
+    ),
     Program("mycli", "mycli --help: -p, --password, --pass TEXT", "-p --password --pass", valued="hPuDSRlt"),
     Program("mydumper myloader", "mydumper(1): -p, --password", "-p --password"),
     Program(
@@ -586,6 +592,13 @@ PROGRAMS: Final = (
             "802-1x.private-key-password gsm.password pppoe.password"
         ),
     ),
+    Program("hostapd_cli", "hostapd_cli(1): set <name> <value>", after="set", settings=True),
+    Program(
+        "ss-local ss-redir ss-server ss-tunnel sslocal ssserver",
+        "ss-local(1): -k <password>",
+        "-k --password",
+        valued="spbltmnciaf",
+    ),
     Program("iwctl", "iwctl(1): --passphrase", "-P --passphrase"),
     Program("wpa_passphrase", "wpa_passphrase(8): wpa_passphrase ssid [passphrase]", positional=(2,)),
     Program("iwconfig", "iwconfig(8): key, enc", follows="key enc"),
@@ -676,5 +689,7 @@ ALSO_NAMES: Final = words("[ CONNECT connect locate send set setenv spawn su tes
 """Those that are also common names of hosts, users and images, so that `ssh test …` runs none of them."""
 MESSENGERS: Final = words("gh git glab hg hub logger mail mailx mutt notify-send svn wall xmessage zenity")
 """Programs that take prose, in which `token: …` is not a header."""
-NAMERS: Final = words("buildah crane crictl ctr docker nerdctl oras podman rclone rsync scp skopeo")
+NAMERS: Final = words(
+    "buildah crane crictl ctr docker keydb-cli nerdctl oras podman rclone redis-cli rsync scp skopeo valkey-cli"
+)
 """Programs that take `name:tag` or `name:path`, in which `token:x` is not a setting."""

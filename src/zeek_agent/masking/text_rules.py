@@ -56,6 +56,8 @@ _SQL: Final = _compiled(
     r"(?i)\b(?:password(?:\s+for\s+[^=]{1,200}=|\s*[=(]|\s)|identified\s+(?:with\s+\S+\s+)?(?:by|as)(?:\s+values|\s+password)?)"
     r"\s*(?:password\s*\(\s*)?(?:[EN]|U&)?('|\"|\$\w*\$)"
 )
+_PRAGMA: Final = _compiled(r"(?i)\bpragma\s+(?:hex)?(?:re)?key\s*=\s*[\"']?([^\"';]+)")
+"""A key of SQLCipher."""
 _SQL_WORD: Final = _compiled(r"(?i)\b(?:create|alter)\s+user\s+\S+\s+identified\s+by\s+([^\s'\";]+)")
 """A password as Oracle takes it: without quotes."""
 _CALL: Final = _compiled(r"\bauth\s*=?\s*\(\s*(?:\"[^\"]*\"|'[^']*')\s*,\s*[\"']([^\"']+)")
@@ -103,7 +105,7 @@ HINT: Final = (
     rf"(?i:(?:{_STEM})[\w.\-]*\\?[\"']?\]?\s*(?:[=:>\s]|%3d)|authorization|cookie|jdbc:oracle"
     r"|://[^/?#\s:@\x00]*(?::[^/?#\s\x00]*)?@|://[^/?#\s:@\x00]*:[^\s@\x00]*@|@\w*\(|\bauth\s*=?\s*\("
     r"|(?:bearer|basic|digest|negotiate|token|apikey|splunk|ssws)[ +]"
-    r"|:_auth=|[\"']value[\"']\s*:|identified\s|[?&](?:key|sig|[\w-]*signature|auth|code|state|pin)="
+    r"|pragma\s|:_auth=|[\"']value[\"']\s*:|identified\s|[?&](?:key|sig|[\w-]*signature|auth|code|state|pin)="
     r"|chpasswd|smbpasswd|cryptsetup|kinit|newusers|-stdin|sudo\s+-\w*S|<<|\|\s*su\b|\.pgpass|\.netrc|credentials)"
     rf"|{'|'.join(map(re.escape, TOKEN_PREFIXES))}|eyJ|PRIVATE KEY|AKIA|ASIA|\bsk-[A-Za-z0-9]{{20}}"
     r"|hooks\.slack|/api/webhooks/|\bbot\d{6}"
@@ -169,7 +171,7 @@ def masked_text(
         _mask_settings(text, spans, kind, shell=shell, joined=joined, whole=whole)
         lower = text.lower()
         if "authorization" in lower or "cookie" in lower:
-            _mask_headers(text, spans, joined)
+            _mask_headers(text, spans, joined, prose=kind is Kind.PROSE)
     if "://" in text:
         _mask_urls(text, spans, cut)
     if " " in text or "+" in text:
@@ -189,7 +191,7 @@ def _mask_statements(text: str, spans: Spans, shell: bool) -> None:
     for match in _MEMBERS.finditer(text):
         if is_secret(match[1] or match[3]):
             spans.add(*match.span(2 if match[1] else 4))
-    for pattern in (_SQL_WORD, _CALL, _NETRC, _ACCESS_KEY, _NPM_AUTH, _DSN, _JDBC_ORACLE):
+    for pattern in (_SQL_WORD, _PRAGMA, _CALL, _NETRC, _ACCESS_KEY, _NPM_AUTH, _DSN, _JDBC_ORACLE):
         for match in pattern.finditer(text):
             spans.add(*match.span(1))
     if "<" in text:
@@ -306,7 +308,7 @@ def _ends(text: str, match: Any, joined: bool, whole: bool) -> str:
     return before if before in {'"', "'"} else _ENDS.get(before, ";&") + _SPACES + "\"'"
 
 
-def _mask_headers(text: str, spans: Spans, joined: bool) -> None:
+def _mask_headers(text: str, spans: Spans, joined: bool, *, prose: bool) -> None:
     masked_until = 0
     for match in _HEADER.finditer(text):
         start = match.end()
@@ -321,7 +323,8 @@ def _mask_headers(text: str, spans: Spans, joined: bool) -> None:
             start = _after_scheme(text, start)
             end = _first_of(text, start, _SPACES + "\"'" if joined else "\n" if match.start() == 0 else "\n'\"")
             masked_until = end
-            if not _is_reference(text[start:end], shell=True):
+            in_sentence = prose and match.start() > 0 and not _looks_random(text[start:end].partition(" ")[0])
+            if not in_sentence and not _is_reference(text[start:end], shell=True):
                 spans.add(start, end)
 
 
@@ -377,7 +380,12 @@ def _any_of(characters: str) -> re.Pattern[str]:
 
 def _is_reference(value: str, shell: bool) -> bool:
     """Whether a value is masked already, or a shell's variable, a template's place or a pattern instead of a secret."""
-    return value == MASK or (shell and _REFERENCE.match(value) is not None) or _PATTERN.fullmatch(value) is not None
+    return (
+        value == MASK
+        or value.startswith("\\)")
+        or (shell and _REFERENCE.match(value) is not None)
+        or _PATTERN.fullmatch(value) is not None
+    )
 
 
 def is_file(value: str) -> bool:
