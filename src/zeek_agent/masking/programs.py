@@ -542,7 +542,7 @@ PROGRAMS: Final = (
     Program("snyk", "snyk auth [API_TOKEN]", after="auth", positional=(1,)),
     Program("lpass", "lpass(1): --password selects what is shown", plain="--password --username --notes"),
     Program("kdialog", "kdialog --help: --password <text>", plain="--password --newpassword"),
-    Program("send exp_send", "expect(1): send string, in a script of expect -c", positional=(0,)),
+    Program("send exp_send", "expect(1): send string, in a script of expect -c", positional=(0,), given="\\r"),
     Program("jq", "jq(1): --arg name value", plain="--argfile --slurpfile"),
     Program("ffmpeg ffprobe x264 x265", "ffmpeg(1): -pass n selects the pass", plain="-pass --pass"),
     Program("logger wall notify-send", "logger(1): arguments are the message", plain="-t --tag"),
