@@ -174,6 +174,8 @@ class _Command:
         """Whether it is the name of a program that this one runs, rather than a subcommand of that name."""
         if not self._wrapped or argument.startswith("-") or program_name(argument) not in _NESTED:
             return False
+        if any(entry.program.settings for entry in self._active) and is_secret_setting(argument):
+            return False
         return not any(entry.begins(argument) for entry in self._entries)
 
     def _has_slash_options(self) -> bool:
