@@ -109,7 +109,7 @@ def with_lists(security: str) -> str:
 
 
 def _is_only_plain(program: Program) -> bool:
-    return not (program.secrets or program.positional or program.follows or program.last_with)
+    return not (program.secrets or program.positional or program.follows or program.last_with or program.settings)
 
 
 def with_logs(collector: str) -> str:
