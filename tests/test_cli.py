@@ -412,6 +412,38 @@ def test_config_check_reports_all_errors_and_warnings(tmp_path: Path) -> None:
     assert "no such table: rpms" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["paths_allow", "paths_deny", "files_allow"])
+def test_rules_on_paths_that_can_match_none_are_errors(name: str) -> None:
+    done = run("config", "check", "--set", f'access.{name}=["/etc/a", "**/b", "!/c", "etc/d", "!~/e", "", "*.f"]')
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        f"zeek-agent: access.{name}: 'etc/d' matches no path; it has to begin with / or **",
+        f"zeek-agent: access.{name}: '!~/e' matches no path; ~ is not expanded: write the directory",
+        f"zeek-agent: access.{name}: '' matches no path; it has to begin with / or **",
+        f"zeek-agent: access.{name}: '*.f' matches no path; it has to begin with / or **",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "cause"),
+    [("/etc/{a,b}", "braces"), ("/$HOME/x", "variables"), ("/a/x ", "blank"), ("/a\\\\*", "backslash")],
+)
+def test_rules_on_paths_that_mean_something_else_are_warnings(rule: str, cause: str) -> None:
+    done = run("config", "check", "--set", f'access.paths_deny=["{rule}"]')
+    assert done.returncode == 0
+    assert cause in done.stderr
+
+
+def test_a_table_is_suggested_for_a_rule_only_if_it_is_similar() -> None:
+    rules = ['access.tables_deny=["nosuchthing", "procesess"]', "osquery.socket=off"]
+    done = run("config", "check", "--set", rules[0], "--set", rules[1])
+    assert done.stderr.splitlines() == [
+        "zeek-agent: access.tables_deny: there is no table 'nosuchthing'; `zeek-agent tables` lists the tables",
+        "zeek-agent: access.tables_deny: there is no table 'procesess'; did you mean 'processes'?; `zeek-agent tables` "
+        "lists the tables",
+    ]
+
+
 WITH_FORMER_NAME = [sys.executable, "-c", """
 import functools, sys
 from zeek_agent import cli, config
