@@ -231,16 +231,18 @@ class StatementText:
             return []
         return [(end, start) for (_, end), (start, _) in zip(left, right, strict=True)]
 
-    def choices(self, index: int) -> list[int]:
-        """Where the values of a CASE with an operand begin."""
-        found, depth = [], 0
-        for at in range(index, len(self.tokens)):
-            mark = self.at(at).mark
-            depth += (mark == "case") - (mark == "end")
-            if depth == 0:
-                break
-            if depth == 1 and mark == "when":
-                found.append(at + 1)
+    def choices(self) -> dict[int, list[int]]:
+        """Where the values of each CASE begin, by the index of the CASE."""
+        found: dict[int, list[int]] = {}
+        inside: list[int] = []
+        for at, token in enumerate(self.tokens):
+            if token.mark == "case":
+                found[at] = []
+                inside.append(at)
+            elif token.mark == "when" and inside:
+                found[inside[-1]].append(at + 1)
+            elif token.mark == "end" and inside:
+                inside.pop()
         return found
 
     def listed(self, opening: int) -> list[int]:
@@ -359,14 +361,14 @@ def check_comparisons(sql: str, tables: Mapping[str, Table]) -> None:
     Text that is a number is compared as one, and is no error.
     """
     statement = StatementText(sql, tables, follow_aliases=True)
+    for index, starts in statement.choices().items():
+        operand = statement.operand_at(index + 1)
+        if operand is not None and statement.at(operand.end).mark == "when":
+            for start in starts:
+                _check_value(statement, operand, start)
     for index, token in enumerate(statement.tokens):
         if token.mark in _COMPARISONS:
             _check_comparison(statement, index)
-        elif token.mark == "case":
-            operand = statement.operand_at(index + 1)
-            if operand is not None and statement.at(operand.end).mark == "when":
-                for at in statement.choices(index):
-                    _check_value(statement, operand, at)
         elif token.mark in {"between", "in"}:
             _check_list(statement, index)
         elif token.mark in {"like", "glob", "regexp"}:
