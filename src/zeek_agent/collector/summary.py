@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
-from zeek_agent.text import visible
+from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -177,7 +177,7 @@ def _state(stats: CollectorStats, agent: KnownAgent) -> str:
 
 def printable(text: str) -> str:
     """Text on one line without characters that control the terminal, change direction or are invisible."""
-    text = visible(text[:_TEXT_CHARACTERS])
+    text = escaped(text[:_TEXT_CHARACTERS])
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
