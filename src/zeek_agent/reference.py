@@ -110,7 +110,7 @@ def with_lists(security: str) -> str:
 
 
 def _is_only_plain(program: Program) -> bool:
-    return not (program.secrets or program.positional or program.follows or program.last_with)
+    return not (program.secrets or program.positional or program.follows or program.last_with or program.settings)
 
 
 def with_logs(collector: str) -> str:
@@ -234,8 +234,9 @@ def sql_page() -> str:
         "`2026-11-28T03:20:00.000000Z`, but such a text does not compare with a time: write "
         "`time > timestamp('2026-11-28')` or `time > ago('10 minutes')`.",
         "Comparing a column of type `time` or `interval` with a text literal other than a number, or with `date()`, "
-        "`datetime()` or `time()`, is an error, unless the statement gives the column's name to something else. Other "
-        "text, such as that of another column, is not recognized.",
+        "`datetime()` or `time()`, is an error, also under an alias (`max(time) AS last … HAVING last > '2026'`), "
+        "unless the statement gives the column's name or the alias to something else. Other text, such as that of "
+        "another column or of an expression, is not recognized.",
         "`query` and `shell` print an expression as a time (interval) if it is one of these functions of a column of "
         "that type, named directly, in a statement with neither `*` nor `UNION`: "
         + ", ".join(f"`{name}`" for name in TIME_AGGREGATES)
@@ -275,7 +276,8 @@ def cli_page() -> str:
     parts = [
         GENERATED,
         "# Command line",
-        "Exit codes: 0 success, 1 failure, 2 usage error. Errors are one line on standard error.",
+        "Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted by Ctrl-C. Errors are one line on standard "
+        "error.",
         "`query`, `shell`, `tables`, `watch`, `status` and `doctor` connect to a running agent through its control "
         "socket. Without one, all but `watch` and `status` read the host themselves, with the events stored by an "
         "agent; statements of root's commands run in worker processes, as in a running agent. `query` and `shell` then "

@@ -55,6 +55,8 @@ def _masked(arguments: list[str], cut: bool) -> list[str]:
     rest = arguments[count:]
     if rest and might_hold_secret("\0".join([*rest, ""]).encode()):
         rest = [MASK] * len(rest)
+    if " " in arguments[0] and count:  # a title, by which a program replaced its arguments
+        arguments = [_masked_line(text.to_bytes(arguments[0])), *arguments[1:]]
     return masked_command(arguments[:count], cut=cut and not rest) + rest
 
 
