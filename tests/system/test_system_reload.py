@@ -116,7 +116,7 @@ async def test_settings_that_need_a_restart_are_listed_and_keep_their_values(tmp
         await until(lambda: " debug zeek_agent" in agent.output.read_text())
 
 
-async def test_destinations_come_and_go(tmp_path: Path) -> None:
+async def test_destinations_are_added_and_removed(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"ws://127.0.0.1:{server.getsockname()[1]}/v1/messages/json"
         async with configured(tmp_path, "") as (agent, file):
