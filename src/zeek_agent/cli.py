@@ -199,15 +199,19 @@ def run(
         "osquery.socket": osquery_socket,
         "log.level": log_level,
     }
-    warnings: list[str] = []
-    config, origins = given.load(flags, warnings.append)
     import asyncio
 
     from zeek_agent.agent import run_agent
+    from zeek_agent.reload import Loaded
     from zeek_agent.terminal import config_check
 
-    config_check.check_files_and_groups(config)
-    return asyncio.run(run_agent(config, origins, warnings))
+    def load() -> Loaded:
+        warnings: list[str] = []
+        config, origins = given.load(flags, warnings.append)
+        config_check.check_files_and_groups(config)
+        return Loaded(config, origins, warnings)
+
+    return asyncio.run(run_agent(load))
 
 
 class StatementCommand(click.Command):
@@ -335,6 +339,24 @@ def status(given: Given, *, form: str) -> None:
         responder.close()
     width = _printer("table").width
     click.echo(status_report.as_json(report) if form == "json" else status_report.as_text(report, width), nl=False)
+
+
+@commands.command()
+@_settings
+def reload(given: Given) -> None:
+    """Have the running agent read its configuration again, as SIGHUP does, and print what was applied.
+
+    An invalid configuration is an error, and nothing of it is applied. Settings that need a restart are listed. The
+    agent reads the file that it was started with; options of this command only say which agent is meant.
+    """
+    from zeek_agent.terminal import responders
+
+    config, _ = given.load()
+    responder = responders.connect(config)
+    try:
+        click.echo(responders.reload(responder))
+    finally:
+        responder.close()
 
 
 @commands.command()

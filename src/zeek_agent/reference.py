@@ -27,6 +27,7 @@ from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
 from zeek_agent.database.time_columns import TIME_AGGREGATES
 from zeek_agent.masking.programs import PROGRAMS, Program
 from zeek_agent.metrics import agent_metrics, collector_metrics
+from zeek_agent.reload import LIVE
 from zeek_agent.schema import Column
 from zeek_agent.table import Table
 from zeek_agent.tables import builtin_tables
@@ -351,6 +352,15 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         "`--set`. A warning, which `zeek-agent config check` also prints, gives the new name. If one source contains "
         "both names, the new one takes precedence.",
         *_renamed_section(renamed),
+        "## Changes at run time",
+        "`zeek-agent reload`, or SIGHUP, has the running agent read its file and environment again. An invalid "
+        "configuration is an error, and nothing of it is applied. Otherwise these settings are applied: "
+        f"{', '.join(f'`{name}*`' if name.endswith('.') else f'`{name}`' for name in LIVE)}. Others keep their value "
+        "until a restart; the answer lists them.",
+        "New access rules and limits hold for statements that begin afterwards, and new masking for what is recorded "
+        "afterwards, except for processes whose command line is already known. A change in `zeek` reconnects to all "
+        "destinations, and one in `collector` restarts the embedded collector; no event is lost by that, but the "
+        "embedded collector may log some twice, with the same `seq`.",
         "## Locations",
         _markdown_table(
             ("", "root", "other users"),

@@ -27,6 +27,10 @@ class Masker:
         self._patterns = patterns
         self._enabled = enabled
 
+    def adopt(self, other: Masker) -> None:
+        """Mask by the rules of another one from now on."""
+        self._patterns, self._enabled = other._patterns, other._enabled
+
     def command_line(self, raw: bytes, *, cut: bool = False) -> CommandLine:
         """Arguments, each with its NUL, masked. `cut`: there are more, and the last one is incomplete."""
         raw = raw.removesuffix(b"\0")

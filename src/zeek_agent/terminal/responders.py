@@ -162,6 +162,11 @@ def metrics(responder: Responder) -> str:
     return _only(responder.responses(messages.MetricsRequest()), Text).text
 
 
+def reload(responder: Responder) -> str:
+    """Have the agent apply its configuration; what it says of it. Raises UsageError for an invalid configuration."""
+    return _only(responder.responses(messages.ReloadRequest()), Text).text
+
+
 def _only(frames: Iterator[Frame], kind: type[_F]) -> _F:
     for frame in frames:
         if isinstance(frame, kind):
