@@ -317,6 +317,25 @@ def show(options: argparse.Namespace, zeeks: list[Zeek], scores: dict[str, Score
         )
 
 
+def measure_claims(scripts: Path, flows: int, processes: int) -> tuple[str, str]:
+    """Bytes and microseconds for each claim that has no connection."""
+    environment = {**os.environ, "FLOWS": str(flows), "PROCESSES": str(processes)}
+    command = ["zeek", str(scripts), str(Path(__file__).parent / "claims.zeek"), "ZeekAgent::listen=F"]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300)
+    kept, size, duration = done.stdout.split()
+    assert int(kept) == flows
+    return size, duration
+
+
+def show_claims() -> None:
+    table = Table(title="100,000 open flows without a connection")
+    for heading in ("processes", "bytes per claim", "µs per row"):
+        table.add_column(heading, justify="right")
+    for processes in (100, 10_000, 100_000):
+        table.add_row(f"{processes:,}", *measure_claims(ROOT / "zeek" / "scripts", 100_000, processes))
+    Console(width=60).print(table)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=200.0, help="connections per second")
@@ -344,6 +363,7 @@ def main() -> None:
             zeeks.append(Zeek(label, directory / label, Path(scripts).absolute()))
         scores = asyncio.run(measure(options, directory, zeeks))
         show(options, zeeks, scores)
+        show_claims()
         if wrong := {name: score.wrong[:3] for name, score in scores.items() if score.wrong}:
             sys.exit(f"wrong processes: {json.dumps(wrong, indent=1)}")
 

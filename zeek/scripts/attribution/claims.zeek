@@ -189,7 +189,7 @@ global recent_ends: table[addr, port, addr, port] of time &create_expire=10sec;
 global user_names: table[string, count] of string;
 
 # Agents of which it was reported that they have too many claims.
-global crowded_agents: set[string];
+global crowded_agents: set[string] &create_expire=1day;
 global was_total_reported = F;
 
 function is_local_agent(agent_id: string): bool
@@ -877,8 +877,8 @@ function claims_expired(t: table[addr, port, addr, port] of Claim,
 	}
 
 # Looks for the process of an endpoint of a connection that is over, and keeps its claim if it may be needed again.
-function finish_endpoint(c: connection, is_orig: bool, local_h: addr,
-    local_p: port, remote_h: addr, remote_p: port)
+function finish_endpoint(c: connection, is_orig: bool, has_agent_: bool,
+    local_h: addr, local_p: port, remote_h: addr, remote_p: port)
 	{
 	if ( is_orig ? c?$orig_claim : c?$resp_claim )
 		{
@@ -886,20 +886,21 @@ function finish_endpoint(c: connection, is_orig: bool, local_h: addr,
 		name_user(is_orig ? c$orig_process : c$resp_process);
 
 		# A flow that goes on becomes another connection after a pause.
-		if ( ! claim?$until || claim$until + claim_lifetime > network_time() )
+		if ( ( ! claim?$until || claim$until + claim_lifetime > network_time() )
+		    && ! zeek_is_terminating() )
 			add_waiting(local_h, local_p, remote_h, remote_p, claim);
 
 		return;
 		}
 
-	if ( ! has_agent(local_h) )
+	if ( ! has_agent_ )
 		return;
 
 	local found = find_waiting(local_h, local_p, remote_h, remote_p, span_of(c));
 
 	if ( |found| > 0 )
 		attribute(c, is_orig, found[0]);
-	else
+	else if ( local_h in ids_by_address )
 		++claim_counts["unattributed"];
 	}
 
@@ -907,12 +908,16 @@ function finish_endpoint(c: connection, is_orig: bool, local_h: addr,
 function finish_connection(c: connection)
 	{
 	local id = c$id;
-	finish_endpoint(c, T, id$orig_h, id$orig_p, id$resp_h, id$resp_p);
-	finish_endpoint(c, F, id$resp_h, id$resp_p, id$orig_h, id$orig_p);
+	local has_orig = has_agent(id$orig_h);
+	local has_resp = has_agent(id$resp_h);
 
-	if ( has_agent(id$orig_h) || has_agent(id$resp_h) )
-		recent_ends[id$orig_h, id$orig_p, id$resp_h, id$resp_p] = c$start_time +
-		    c$duration;
+	if ( ! has_orig && ! has_resp && ! c?$orig_claim && ! c?$resp_claim )
+		return;
+
+	finish_endpoint(c, T, has_orig, id$orig_h, id$orig_p, id$resp_h, id$resp_p);
+	finish_endpoint(c, F, has_resp, id$resp_h, id$resp_p, id$orig_h, id$orig_p);
+	recent_ends[id$orig_h, id$orig_p, id$resp_h, id$resp_p] = c$start_time +
+	    c$duration;
 	}
 
 global claims_counter = Telemetry::register_counter_family(

@@ -271,6 +271,14 @@ function take_waiting(row: ClaimRow, source: ClaimSource, local_h: addr,
 		add_translated(local_p, remote_h, remote_p, claim);
 	}
 
+# Whether a flow that began before a connection can only be that connection, as there was none before.
+function is_first(c: connection, began: time): bool
+	{
+	local id = c$id;
+	return began + claim_slack >= c$start_time
+	    && [id$orig_h, id$orig_p, id$resp_h, id$resp_p] !in recent_ends;
+	}
+
 # Takes a row for the ends that a connection has on the wire, and attributes the connection if it is there. Nearly all rows
 # are the first one about an endpoint of a connection, or the one about its end.
 function take_row(row: ClaimRow, source: ClaimSource, local_h: addr,
@@ -310,8 +318,8 @@ function take_row(row: ClaimRow, source: ClaimSource, local_h: addr,
 			known$until = row$began;
 		}
 	else if ( row?$began
-	    && row$began >= c$start_time
 	    && row$began <= c$start_time + c$duration + claim_slack
+	    && ( row$began >= c$start_time || is_first(c, row$began) )
 	    && [local_h, local_p, remote_h, remote_p] !in claims )
 		{
 		++claims_taken;
@@ -463,10 +471,16 @@ event user_rows(agent_id: string, is_gone: bool, rows: string)
 
 # Agents' answers, at the node that asks.
 
+# Where claims of an agent are matched. All workers: any of them may see its connections.
+function claim_topic(agent_id: string): string
+	{
+	return Cluster::worker_topic;
+	}
+
 function hand_on_flows(ctx: Context, batch: ZeekAgentAPI::Batch, rows: any)
 	{
 	if ( Cluster::is_enabled() )
-		Cluster::publish(Cluster::worker_topic, claim_rows, ctx$agent_id,
+		Cluster::publish(claim_topic(ctx$agent_id), claim_rows, ctx$agent_id,
 		    ctx$host_time, rows as string);
 	else
 		take_claims(ctx$agent_id, ctx$host_time, rows as string);
