@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import shutil
@@ -26,11 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
@@ -137,6 +138,21 @@ class Zeek:
         return 1000 * (ended.cpu_seconds - begun.cpu_seconds) / max(ended.connections - begun.connections, 1)
 
 
+def fork(work: Callable[[], None]) -> int:
+    """Run `work` in a new process, which ends there whatever happens; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        if status:
+            traceback.print_exc()
+        os._exit(status)
+
+
 def serve(server: socket.socket) -> None:
     while True:
         connection, _ = server.accept()
@@ -152,10 +168,7 @@ def servers(number: int) -> Iterator[dict[int, int]]:
     for _ in range(number):
         with socket.create_server(("127.0.0.1", 0), backlog=1024) as server:
             port = server.getsockname()[1]
-            pid = os.fork()
-            if pid == 0:
-                serve(server)
-            found[port] = pid
+            found[port] = fork(partial(serve, server))
     try:
         yield found
     finally:
@@ -172,36 +185,25 @@ def run_client(ports: list[int], rate: float, seconds: float, truth: int) -> Non
         time.sleep(max(0.0, due - time.monotonic()))
         port = random.choice(ports)
         with socket.create_connection(("127.0.0.1", port)) as client:
-            own = client.getsockname()[1]
+            os.write(truth, b"%d %d %d %.6f\n" % (client.getsockname()[1], port, os.getpid(), time.time()))
             client.sendall(b"ping")
             client.recv(64)
-        os.write(truth, b"%d %d %d %.6f\n" % (own, port, os.getpid(), time.time()))
         number += 1
 
 
 def run_clients(ports: list[int], rate: float, seconds: float, truth: int) -> None:
     """Client processes, one after the other."""
+    os.setsid()
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
-        pid = os.fork()
-        if pid == 0:
-            run_client(ports, rate, left, truth)
-            os._exit(0)
-        os.waitpid(pid, 0)
+        os.waitpid(fork(partial(run_client, ports, rate, left, truth)), 0)
 
 
 @contextmanager
 def load(ports: list[int], rate: float, seconds: float, truth: Path) -> Iterator[None]:
     """Clients that connect `rate` times per second together."""
-    pids = []
     file = os.open(truth, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for _ in range(CLIENTS):
-        pid = os.fork()
-        if pid == 0:
-            os.setsid()
-            run_clients(ports, rate / CLIENTS, seconds, file)
-            os._exit(0)
-        pids.append(pid)
+    pids = [fork(partial(run_clients, ports, rate / CLIENTS, seconds, file)) for _ in range(CLIENTS)]
     os.close(file)
     try:
         yield
@@ -221,7 +223,7 @@ class Score:
     total: int = 0
     logged: int = 0
     both_ends: int = 0
-    wrong: list[Any] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
 
 
 def compare(zeek: Zeek, truth: Path, server_pids: dict[int, int]) -> Score:
@@ -245,7 +247,8 @@ def compare(zeek: Zeek, truth: Path, server_pids: dict[int, int]) -> Score:
             tagged = (entry["orig_pid"], entry["resp_pid"])
             score.both_ends += tagged == expected
             if any(one not in ("-", true) for one, true in zip(tagged, expected, strict=True)):
-                score.wrong.append((expected, entry))
+                ends = (entry["ts"], entry["conn_state"], *ports)
+                score.wrong.append(f"{' '.join(ends)}: logged {' '.join(tagged)}, true {' '.join(expected)}")
     return score
 
 
@@ -364,8 +367,8 @@ def main() -> None:
         scores = asyncio.run(measure(options, directory, zeeks))
         show(options, zeeks, scores)
         show_claims()
-        if wrong := {name: score.wrong[:3] for name, score in scores.items() if score.wrong}:
-            sys.exit(f"wrong processes: {json.dumps(wrong, indent=1)}")
+        if wrong := [f"{name}: {line}" for name, score in scores.items() for line in score.wrong[:10]]:
+            sys.exit("wrong processes:\n" + "\n".join(wrong))
 
 
 if __name__ == "__main__":

@@ -77,8 +77,20 @@ const flow_columns = "pid, process, uid, protocol, local_addr, local_port, remot
 
 # One row for a flow that begins and ends between two reports. Nearly all others that end were reported before, with their
 # command line.
+const flow_end =
+    "max(CASE WHEN state IN ('closed', 'failed', 'expired') THEN time END)";
 const flow_events = "SELECT min(CASE WHEN state = 'established' THEN time END) AS \"began:time\", "
-    + "max(CASE WHEN state IN ('closed', 'failed', 'expired') THEN time END) AS \"ended:time\", direction, " + flow_columns + ", max(CASE WHEN state <> 'closed' THEN cmdline END) AS cmdline, " + "max(translated_local_addr) AS \"translated_local_addr:address\", " + "max(translated_local_port) AS \"translated_local_port:count\", " + "max(translated_remote_addr) AS \"translated_remote_addr:address\", " + "max(translated_remote_port) AS \"translated_remote_port:count\" " + "FROM sockets_events WHERE remote_addr IS NOT NULL AND pid IS NOT NULL%s GROUP BY direction, " + flow_columns + " ORDER BY min(seq)";
+    + flow_end + " AS \"ended:time\", direction, " + flow_columns +
+    ", max(CASE WHEN state <> 'closed' THEN cmdline END) AS cmdline, " +
+    "max(translated_local_addr) AS \"translated_local_addr:address\", " +
+    "max(translated_local_port) AS \"translated_local_port:count\", " +
+    "max(translated_remote_addr) AS \"translated_remote_addr:address\", " +
+    "max(translated_remote_port) AS \"translated_remote_port:count\" " + "FROM sockets_events WHERE remote_addr IS NOT NULL AND pid IS NOT NULL%s GROUP BY direction, "
+    + flow_columns + "%s ORDER BY min(seq)";
+# Zeek may still have their connections.
+const recent_flows = fmt(flow_events, " AND time > unixepoch() - 120",
+    " HAVING coalesce(" + flow_end + ", unixepoch()) > unixepoch() - 70");
+
 global claims_taken = 0;
 const ended_states = set("closed", "failed", "expired");
 
@@ -289,7 +301,12 @@ function take_row(row: ClaimRow, source: ClaimSource, local_h: addr,
 
 	if ( ! counts_here(local_h, source) || ! connection_exists(id) )
 		{
-		take_waiting(row, source, local_h, local_p, remote_h, remote_p);
+		# What an agent reports late may be over for Zeek.
+		if ( ! row?$ended
+		    || row$ended + linger_time(local_p) > network_time()
+		    || row$ended + claim_lifetime > network_time()
+		    || [local_h, local_p, remote_h, remote_p] in claims )
+			take_waiting(row, source, local_h, local_p, remote_h, remote_p);
 		return;
 		}
 
@@ -522,9 +539,8 @@ function ask_for_present(agent_id: string)
 	    flow_columns);
 	query(Query($sql_stmt=sockets, $on_rows=hand_on_flows), Host, agent_id);
 
-	local past = fmt(flow_events, " AND time > unixepoch() - 120");
-	query(Query($sql_stmt=past, $on_rows=hand_on_flows, $requires_tables=set(
-	    "sockets_events")), Host, agent_id);
+	query(Query($sql_stmt=recent_flows, $on_rows=hand_on_flows,
+	    $requires_tables=set("sockets_events")), Host, agent_id);
 
 	query(Query($sql_stmt="SELECT uid, name FROM users", $on_rows=hand_on_users),
 	    Host, agent_id);
@@ -564,7 +580,7 @@ event zeek_init()
 	if ( ! attribute_connections )
 		return;
 
-	query(Query($sql_stmt=fmt(flow_events, ""), $on_rows=hand_on_flows,
+	query(Query($sql_stmt=fmt(flow_events, "", ""), $on_rows=hand_on_flows,
 	    $schedule_=claim_interval, $subscription=Events,
 	    $requires_tables=set("sockets_events")));
 

@@ -6,7 +6,7 @@
 # @TEST-EXEC: btest-diff conn
 # @TEST-EXEC: btest-diff zeek.out
 
-@load base/frameworks/telemetry
+module ZeekAgent;
 
 redef ZeekAgent::agent_timeout = 1day;
 redef table_expire_interval = 1sec;
@@ -49,5 +49,5 @@ event new_connection(c: connection)
 
 event zeek_done()
 	{
-	print "end", waiting();
+	print "end", waiting(), |owners|, |outbound_claims|, |inbound_claims|, |claims_by_agent|;
 	}
