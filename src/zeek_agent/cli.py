@@ -18,7 +18,9 @@ from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
-    from zeek_agent.config import CollectorSettings, Config
+    from zeek_agent.collector.server import Collector
+    from zeek_agent.config import CollectorSettings, Config, MetricsSettings
+    from zeek_agent.metrics.server import MetricsServer
     from zeek_agent.terminal.console import Printer
 
 NAME: Final = "zeek-agent"
@@ -291,7 +293,9 @@ def tables(given: Given, *, name: str | None, zeek: bool) -> None:
 
 
 @commands.command()
-@click.option("--format", "-f", "form", type=click.Choice(["text", "json"]), default="text", help="Output format.")
+@click.option(
+    "--format", "-f", "form", type=click.Choice(["text", "json", "prometheus"]), default="text", help="Output format."
+)
 @_settings
 def status(given: Given, *, form: str) -> None:
     """Show the running agent: identity, connections, sources, queries, worker processes, event store.
@@ -303,11 +307,51 @@ def status(given: Given, *, form: str) -> None:
     config, _ = given.load()
     responder = responders.connect(config)
     try:
+        if form == "prometheus":
+            click.echo(responders.metrics(responder), nl=False)
+            return
         report = status_report.gather_status(responder)
     finally:
         responder.close()
     width = _printer("table").width
     click.echo(status_report.as_json(report) if form == "json" else status_report.as_text(report, width), nl=False)
+
+
+@commands.command()
+@click.option("--since", metavar="AGO", help="Begin with recorded events: `10min`, `1h30m`, or a time in UTC.")
+@click.option(
+    "--process", "processes", multiple=True, metavar="NAME", help="A process id, a name, or the path of an executable."
+)
+@click.option("--user", "users", multiple=True, metavar="USER", help="A user name or id.")
+@click.option("--address", "addresses", multiple=True, metavar="ADDRESS", help="An address or block of an endpoint.")
+@click.option("--port", "ports", multiple=True, type=click.IntRange(0, 65535), help="A port of an endpoint.")
+@click.option("--container", "containers", multiple=True, metavar="ID", help="The beginning of a container id.")
+@click.option("--format", "-f", "form", type=click.Choice(["text", "json"]), default="text", help="Output format.")
+@_settings
+def watch(
+    given: Given,
+    *,
+    since: str | None,
+    processes: Sequence[str],
+    users: Sequence[str],
+    addresses: Sequence[str],
+    ports: Sequence[int],
+    containers: Sequence[str],
+    form: str,
+) -> None:
+    """Print events of processes and connections as the running agent records them, one line each.
+
+    An option can be repeated: events that match any of its values are shown. Of different options, all must match.
+    `*` and `?` are wildcards in NAME. Addresses and ports select connections. Exit code 1 if no agent is running; if it
+    ends later, the command waits for it and continues where it was.
+    """
+    from zeek_agent.terminal import responders, watch
+    from zeek_agent.terminal.watch_query import Filters
+
+    config, _ = given.load()
+    filters = Filters(processes, users, addresses, ports, containers)
+    start = None if since is None else watch.start_time(since)
+    watch.run(lambda: responders.connect(config), filters, sys.stdout, _warn, json=form == "json", since=start)
 
 
 @commands.command()
@@ -383,10 +427,10 @@ def collector(
     from zeek_agent import logbook
 
     logbook.set_up(config.log, warnings=warnings)
-    asyncio.run(_collect(config.collector))
+    asyncio.run(_collect(config.collector, config.metrics))
 
 
-async def _collect(settings: CollectorSettings) -> None:
+async def _collect(settings: CollectorSettings, metrics: MetricsSettings) -> None:
     import asyncio
 
     from zeek_agent.collector import pack, summary
@@ -397,11 +441,26 @@ async def _collect(settings: CollectorSettings) -> None:
     collector = Collector(settings, queries)
     with stop_signals() as stopped:
         await collector.start()
+        server = await _serve_metrics(metrics, collector)
         shown = asyncio.create_task(summary.show(collector))
         await stopped
         shown.cancel()
         await asyncio.wait([shown])
+        if server is not None:
+            await server.stop()
         await collector.stop()
+
+
+async def _serve_metrics(settings: MetricsSettings, collector: Collector) -> MetricsServer | None:
+    """Serve the collector's metrics, if the configuration says where."""
+    if settings.listen is None:
+        return None
+    from zeek_agent.metrics.collector_metrics import collector_text
+    from zeek_agent.metrics.server import MetricsServer
+
+    server = MetricsServer(settings, lambda: collector_text(collector.stats))
+    await server.start()
+    return server
 
 
 @commands.group("pack")

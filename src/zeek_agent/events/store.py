@@ -5,6 +5,7 @@ Any thread appends; one writer thread commits. Every lost row is counted by tabl
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -264,6 +265,17 @@ class EventStore:
         except apsw.Error as error:
             log.error("event store: cannot read the delivery state (%s): rows are sent again", error)
             return None
+
+    def disk_bytes(self) -> int:
+        """The size of the file and its write-ahead log; 0 in memory."""
+        path = self._file.path
+        if path is None:
+            return 0
+        sizes = 0
+        for file in (path, path.with_name(f"{path.name}-wal")):
+            with contextlib.suppress(OSError):
+                sizes += file.stat().st_size
+        return sizes
 
     def delivery_states(self) -> dict[str, int]:
         """Figures of the stored delivery states, and how often one was refused since the start."""
@@ -584,7 +596,7 @@ class EventStore:
             new.adopt(uri, old.last_seq, _ROWS_CARRIED_OVER)
         except apsw.Error as error:
             log.error("event store: undelivered rows are lost, others are sent again: %s", error)
-        new.continue_from(old.last_seq)
+            new.continue_from(old.last_seq)
         self._file = new
 
     def _close_file(self, file: EventFile) -> None:
@@ -616,7 +628,6 @@ def _carry_over(old: EventFile, new: EventFile) -> int:
     while True:
         try:
             new.adopt(old.uri, old.last_seq, rows)
-            new.continue_from(old.last_seq)
         except apsw.FullError:
             if rows == 0:
                 raise
