@@ -142,11 +142,12 @@ redef record connection += {
 	resp_claim: Claim &optional;
 };
 
-# Claims without a connection, by local and remote end. Few ends have several claims.
+# Claims without a connection, by local and remote end. Few ends have several claims. How long they are kept is decided when
+# they expire.
 global claims_expired: function(t: table[addr, port, addr, port] of Claim,
     local_h: addr, local_p: port, remote_h: addr, remote_p: port): interval;
-global claims: table[addr, port, addr, port] of Claim
-    &write_expire=claim_lifetime &expire_func=claims_expired;
+global claims: table[addr, port, addr, port] of Claim &write_expire=5sec
+    &expire_func=claims_expired;
 global more_claims: table[addr, port, addr, port] of Claims;
 
 # Those whose local address is not the one on the wire: it is not known, or translated on the way, as for containers,

@@ -263,24 +263,26 @@ function counts_here(a: addr, source: ClaimSource): bool
 	return source$is_counted;
 	}
 
-# Takes a row that waits for a connection.
+# Takes a row that waits for a connection. Says whether there was room.
 function take_waiting(row: ClaimRow, source: ClaimSource, local_h: addr,
-    local_p: port, remote_h: addr, remote_p: port)
+    local_p: port, remote_h: addr, remote_p: port): bool
 	{
 	if ( [local_h, local_p, remote_h, remote_p] in claims
 	    && update_waiting(row, source, local_h, local_p, remote_h, remote_p) )
-		return;
+		return T;
 
 	local claim = claim_in(row, source);
 
 	if ( ! add_waiting(local_h, local_p, remote_h, remote_p, claim) )
-		return;
+		return F;
 
 	++claims_taken;
 
 	if ( ! is_translated(row)
 	    && ( is_unspecified(local_h) || ! counts_here(local_h, source) ) )
 		add_translated(local_p, remote_h, remote_p, claim);
+
+	return T;
 	}
 
 # Whether a flow that began before a connection can only be that connection, as there was none before.
@@ -344,8 +346,24 @@ function take_row(row: ClaimRow, source: ClaimSource, local_h: addr,
 		return;
 		}
 
-	take_waiting(row, source, local_h, local_p, remote_h, remote_p);
-	decide(c, is_orig, local_h, local_p, remote_h, remote_p);
+	if ( take_waiting(row, source, local_h, local_p, remote_h, remote_p) )
+		{
+		decide(c, is_orig, local_h, local_p, remote_h, remote_p);
+		return;
+		}
+
+	# Connections have room.
+	if ( is_orig ? ! c?$orig_claim : ! c?$resp_claim )
+		{
+		local claim = claim_in(row, source);
+
+		if ( overlaps(claim, span_of(c)) )
+			{
+			--claim_counts["refused"];
+			++claims_taken;
+			attribute(c, is_orig, claim);
+			}
+		}
 	}
 
 function is_same_socket(row: ClaimRow, source: ClaimSource, claim: Claim): bool
