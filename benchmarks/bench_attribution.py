@@ -357,6 +357,7 @@ def main() -> None:
     if shutil.which("zeek") is None or os.geteuid() != 0:
         print("bench_attribution: needs zeek on PATH, and root")
         return
+    show_claims()  # while this process is small: its peak would count as that of its children
     with tempfile.TemporaryDirectory() as name:
         directory = options.keep or Path(name)
         zeeks = [Zeek("plain", directory / "plain", None)]
@@ -366,7 +367,6 @@ def main() -> None:
             zeeks.append(Zeek(label, directory / label, Path(scripts).absolute()))
         scores = asyncio.run(measure(options, directory, zeeks))
         show(options, zeeks, scores)
-        show_claims()
         if wrong := [f"{name}: {line}" for name, score in scores.items() for line in score.wrong[:10]]:
             sys.exit("wrong processes:\n" + "\n".join(wrong))
 

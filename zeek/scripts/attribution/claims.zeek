@@ -317,25 +317,6 @@ function remove_translated(local_p: port, remote_h: addr, remote_p: port)
 		}
 	}
 
-# Forgets the claims at the head that were removed by now.
-function advance(of_agent: AgentClaims)
-	{
-	while ( of_agent$head < |of_agent$ended|
-	    && of_agent$ended[of_agent$head]$claim$is_removed )
-		++of_agent$head;
-
-	if ( of_agent$head == |of_agent$ended| )
-		{
-		of_agent$ended = vector();
-		of_agent$head = 0;
-		}
-	else if ( of_agent$head > 1000 && of_agent$head > |of_agent$ended| / 2 )
-		{
-		of_agent$ended = of_agent$ended[of_agent$head :];
-		of_agent$head = 0;
-		}
-	}
-
 # Notes that a claim is no longer in the table.
 function count_out(claim: Claim, local_p: port, remote_h: addr, remote_p: port)
 	{
@@ -350,8 +331,6 @@ function count_out(claim: Claim, local_p: port, remote_h: addr, remote_p: port)
 
 	if ( of_agent$number == 0 )
 		delete claims_by_agent[claim$owner$hid];
-	else
-		advance(of_agent);
 	}
 
 # All claims in the table for two ends.
@@ -392,6 +371,43 @@ function remove_waiting(local_h: addr, local_p: port, remote_h: addr,
 	count_out(claim, local_p, remote_h, remote_p);
 	keep_waiting(local_h, local_p, remote_h, remote_p, remove_from(waiting_claims(
 	    local_h, local_p, remote_h, remote_p)));
+	}
+
+# Goes over the claims at the head that were removed, and removes those whose time is over. The table alone would not do:
+# Zeek never looks at entries from before the first packet.
+function advance(of_agent: AgentClaims)
+	{
+	local head = of_agent$head;
+	local number = |of_agent$ended|;
+
+	while ( head < number )
+		{
+		local first = of_agent$ended[head];
+
+		if ( ! first$claim$is_removed )
+			{
+			if ( first$claim$keep_until > network_time() )
+				break;
+
+			remove_waiting(first$local_h, first$local_p, first$remote_h, first$remote_p,
+			    first$claim);
+			}
+
+		++head;
+		}
+
+	of_agent$head = head;
+
+	if ( head == number )
+		{
+		of_agent$ended = vector();
+		of_agent$head = 0;
+		}
+	else if ( head > 1000 && head > number / 2 )
+		{
+		of_agent$ended = of_agent$ended[head:];
+		of_agent$head = 0;
+		}
 	}
 
 # The agent with the most claims.
@@ -476,6 +492,7 @@ function note_ended(local_h: addr, local_p: port, remote_h: addr,
     remote_p: port, claim: Claim)
 	{
 	local of_agent = claims_by_agent[claim$owner$hid];
+	advance(of_agent);
 	of_agent$ended += EndedClaim($claim=claim, $local_h=local_h, $local_p=local_p,
 	    $remote_h=remote_h, $remote_p=remote_p);
 	}

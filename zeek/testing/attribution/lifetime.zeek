@@ -1,6 +1,6 @@
 # @TEST-DOC: A claim is kept as long as its flow, translated or not, and no longer than Zeek can need it.
 #
-# @TEST-EXEC: ${SCRIPTS}/flows flows.pcap 'tcp 10.0.0.1:1000 192.0.2.1:80 0 1000' 'udp 10.0.0.1:1001 192.0.2.1:53 0 1' 'tcp 192.0.2.9:2000 10.0.0.1:8080 0 1000' 'tcp 10.0.0.1:1002 192.0.2.1:80 700 1000' 'udp 10.0.0.9:1 10.0.0.9:2 100 101' 'udp 10.0.0.9:1 10.0.0.9:2 200 201' 'udp 10.0.0.9:1 10.0.0.9:2 400 401' 'udp 10.0.0.9:1 10.0.0.9:2 600 601' 'udp 10.0.0.9:1 10.0.0.9:2 1100 1101' 'udp 10.0.0.9:1 10.0.0.9:2 1200 1201'
+# @TEST-EXEC: ${SCRIPTS}/flows flows.pcap 'tcp 10.0.0.1:1000 192.0.2.1:80 0 1000' 'udp 10.0.0.1:1001 192.0.2.1:53 0 1' 'tcp 192.0.2.9:2000 10.0.0.1:8080 0 1000' 'tcp 10.0.0.1:1002 192.0.2.1:80 700 1000' 'udp 10.0.0.9:1 10.0.0.9:2 100 101' 'udp 10.0.0.9:1 10.0.0.9:2 200 201' 'udp 10.0.0.9:1 10.0.0.9:2 400 401' 'udp 10.0.0.9:1 10.0.0.9:2 600 601' 'udp 10.0.0.9:1 10.0.0.9:2 1001.5 1006' 'udp 10.0.0.9:1 10.0.0.9:2 1100 1101' 'udp 10.0.0.9:1 10.0.0.9:2 1200 1201'
 # @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} ${FILES}/claims.zeek %INPUT > zeek.out
 # @TEST-EXEC: zeek-cut -m id.orig_h id.orig_p orig_process resp_process < conn.log | (read -r head; echo "$head"; sort) > conn
 # @TEST-EXEC: btest-diff conn
