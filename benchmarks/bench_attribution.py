@@ -58,6 +58,7 @@ redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = "tcp://127.0.0.1:{xsub}"
 redef Log::default_rotation_interval = 0secs;
 redef ZeekAgent::listen_port = {port}/tcp;
 redef ZeekAgent::local_agents = {{ "*" }};
+event zeek_done() {{ print fmt("claims %d", ZeekAgent::claim_counts["taken"]); }}
 """
 
 
@@ -131,6 +132,11 @@ class Zeek:
                     names = line.rstrip("\n").split("\t")[1:]
                 elif not line.startswith("#"):
                     yield dict(zip(names, line.rstrip("\n").split("\t"), strict=True))
+
+    def claims(self) -> int:
+        """How many claims it took."""
+        lines = (self.directory / "output").read_text().splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("claims ")), 0)
 
     def milliseconds_each(self, first: int, last: int) -> float:
         """Processor time per connection between two samples."""
@@ -218,9 +224,10 @@ def load(ports: list[int], rate: float, seconds: float, truth: Path) -> Iterator
 
 @dataclass
 class Score:
-    """The load's connections in a conn.log."""
+    """The load's connections in a conn.log. Claims are about these, two each, and about all other flows of the host."""
 
     total: int = 0
+    claims: int = 0
     logged: int = 0
     both_ends: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -228,7 +235,7 @@ class Score:
 
 def compare(zeek: Zeek, truth: Path, server_pids: dict[int, int]) -> Score:
     """Connections whose ports come several times are told apart by their order."""
-    score = Score()
+    score = Score(claims=zeek.claims())
     true_clients: dict[tuple[str, str], list[tuple[float, int]]] = {}
     for line in truth.read_text().splitlines():
         own, port, pid, at = line.split()
@@ -316,7 +323,7 @@ def show(options: argparse.Namespace, zeeks: list[Zeek], scores: dict[str, Score
         console.print(
             f"{zeek.name}: {more:.3f} ms of CPU per connection and {megabytes:.1f} MB more than plain Zeek; "
             f"{score.total} connections, {score.logged} logged, {score.both_ends} with both processes, "
-            f"{len(score.wrong)} with a wrong one"
+            f"{len(score.wrong)} with a wrong one; {score.claims} claims"
         )
 
 
