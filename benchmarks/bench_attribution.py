@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 from rig import agent
 
-ROOT: Final = Path(__file__).parent.parent
+ROOT: Final = Path(__file__).absolute().parent.parent
 SERVERS: Final = 8
 CLIENTS: Final = 8
 CONNECTIONS_PER_CLIENT: Final = 50
@@ -330,8 +330,11 @@ def show(options: argparse.Namespace, zeeks: list[Zeek], scores: dict[str, Score
 def measure_claims(scripts: Path, flows: int, processes: int) -> tuple[str, str]:
     """Bytes and microseconds for each claim that has no connection."""
     environment = {**os.environ, "FLOWS": str(flows), "PROCESSES": str(processes)}
-    command = ["zeek", str(scripts), str(Path(__file__).parent / "claims.zeek"), "ZeekAgent::listen=F"]
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300)
+    command = ["zeek", str(scripts), str(Path(__file__).parent.absolute() / "claims.zeek"), "ZeekAgent::listen=F"]
+    with tempfile.TemporaryDirectory() as logs:
+        done = subprocess.run(
+            command, cwd=logs, env=environment, check=True, capture_output=True, text=True, timeout=300
+        )
     kept, size, duration = done.stdout.split()
     assert int(kept) == flows
     return size, duration
