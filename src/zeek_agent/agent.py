@@ -102,6 +102,7 @@ class Agent:
         self._started = time.monotonic()
         self._connections: list[ZeekConnection] = []
         self._collector: EmbeddedCollector | None = None
+        self._collector_instances: tuple[str, ...] = ()
         self._bridge: Bridge | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         access = AccessPolicy(config.access, paths.protected(config, places))
@@ -200,9 +201,15 @@ class Agent:
             )
         queries = pack.load(Path(settings.pack) if settings.pack else None, schedule=settings.schedule)
         self._collector = EmbeddedCollector(settings, queries, self.database.pool.start_collector)
-        self._parts.push_async_callback(self._collector.stop)
+        self._parts.push_async_callback(self._stop_collector, self._collector)
         self._announce(f"logs in {self._collector.logs}")
         self._background(show(self._collector), "summary")
+
+    async def _stop_collector(self, collector: EmbeddedCollector) -> None:
+        """Stop it after its connection was shut down, and note that it has lost nothing if it ended in order."""
+        if await collector.stop():
+            for instance in self._collector_instances:
+                self.runner.ended_in_order(str(EMBEDDED), instance)
 
     def _announce(self, what: str) -> None:
         """Write to standard output what this agent does, if the log does not say so there."""
@@ -242,7 +249,12 @@ class Agent:
         )
         self._connections.append(connection)
         self._background(connection.run(), f"zeek {destination}")
-        self._parts.push_async_callback(connection.shutdown)
+        self._parts.push_async_callback(self._disconnect, connection)
+
+    async def _disconnect(self, connection: ZeekConnection) -> None:
+        instances = await connection.shutdown()
+        if connection.destination is EMBEDDED:
+            self._collector_instances = instances
 
     def _background(self, work: Any, name: str) -> None:
         """Run a part's coroutine until the end of the agent; should it fail before, that is logged."""

@@ -24,7 +24,7 @@ from msgspec.structs import astuple
 from zeek_agent import __version__
 from zeek_agent.events import replacement
 from zeek_agent.events.ages import AgeClock, Ages
-from zeek_agent.events.delivery_states import Delivered, DeliveryStates
+from zeek_agent.events.delivery_states import Delivered, DeliveryStates, EndedIncarnation
 from zeek_agent.events.layout import Conversion, columns, declare, last_sequence, quoted, set_sequence
 from zeek_agent.events.migrations import MIGRATIONS, Migration, migrate, refuse_newer
 from zeek_agent.events.reading import BUSY_MILLISECONDS
@@ -91,6 +91,7 @@ class WriteBatch:
 
     rows: dict[str, list[EventRow]] = field(default_factory=dict)
     delivered: dict[str, Delivered] = field(default_factory=dict)
+    ended: list[EndedIncarnation] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     """Tables to create, or to change to these columns, before rows are written."""
@@ -181,10 +182,12 @@ class EventFile:
         for table in self._tables.values():
             with connection:
                 self._declare(table)
+        connection.execute("PRAGMA synchronous=FULL")  # a power failure must not make this run's rows look unwritten
         with connection:
-            self._start_age_clock(now)
-            self.id = self._begin_run(now, resumed)
+            is_other_boot = self._start_age_clock(now)
+            self.id = self._begin_run(now, resumed, is_other_boot=is_other_boot)
             self.gaps = self._read_gaps()
+        connection.execute("PRAGMA synchronous=NORMAL")
         names = self._select(
             "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT GLOB '_*' AND name NOT GLOB 'sqlite_*'"
         )
@@ -211,19 +214,26 @@ class EventFile:
             return any(column.name == "time" for column in declared.recorded)
         return "time" in columns(self._connection, table)
 
-    def _start_age_clock(self, now: float) -> None:
-        if self._age_clock is not None:
-            latest = max(now, self._scalar("SELECT alive FROM _store") or now)
-            stored = self._ages.stored_clock()
-            self._age_clock.resume(stored, latest)
-            if stored is None:
-                self._ages.save_clock(self._age_clock, now)
+    def _start_age_clock(self, now: float) -> bool:
+        """Start or continue the clock. Returns whether the last run was in another boot."""
+        if self._age_clock is None:
+            return False
+        latest = max(now, self._scalar("SELECT alive FROM _store") or now)
+        stored = self._ages.stored_clock()
+        self._age_clock.resume(stored, latest)
+        if stored is None:
+            self._ages.save_clock(self._age_clock, now)
+        return stored is not None and stored.boot_id != self._age_clock.stored(now).boot_id
 
     def _age_now(self, now: float) -> float:
         return now if self._age_clock is None else self._age_clock()
 
-    def _begin_run(self, now: float, resumed: bool) -> str:
-        """Mark the store as in use and record the time since its last use as a gap. Returns its id."""
+    def _begin_run(self, now: float, resumed: bool, *, is_other_boot: bool) -> str:
+        """Mark the store as in use and record the time since its last use as a gap. Returns its id.
+
+        After a power failure rows may be missing that were delivered, and `seq` continues before them: it is another
+        series then, so that a recipient does not take new rows for those.
+        """
         execute = self._connection.execute
         for store_id, alive, clean in self._select("SELECT id, alive, clean FROM _store"):
             if alive != now and not resumed:
@@ -233,7 +243,10 @@ class EventFile:
                 if alive > now:
                     cause += "; the clock was set back"
                 execute(f"INSERT INTO {_GAPS} VALUES ('agent', ?, ?, ?)", (min(alive, now), now, cause))
-            execute("UPDATE _store SET alive = ?, clean = 0, written_by = ?", (now, __version__))
+            if is_other_boot and not clean:
+                log.warning("event store: the host ended without a shutdown; its last events may be missing")
+                store_id = secrets.token_hex(8)
+            execute("UPDATE _store SET id = ?, alive = ?, clean = 0, written_by = ?", (store_id, now, __version__))
             return str(store_id)
         store_id = secrets.token_hex(8)
         execute("INSERT INTO _store (id, alive, clean, written_by) VALUES (?, ?, 0, ?)", (store_id, now, __version__))
@@ -330,9 +343,7 @@ class EventFile:
                 self._texts.recount(self._stored)
             for table, rows in batch.rows.items():
                 misfits[table] = self._insert(table, rows)
-            for key, delivered in batch.delivered.items():
-                if not self._states.save(key, delivered, self._age_now(now)):
-                    self.states_refused.append(key)
+            self.states_refused += self._states.save_all(batch.delivered, batch.ended, self._age_now(now))
             for gap in batch.gaps:
                 execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", gap)
             execute("UPDATE _store SET alive = ?", (now,))

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,7 +20,7 @@ import apsw
 from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.events import replacement
 from zeek_agent.events.ages import STEP_SECONDS, AgeClock, BootTime, system_boot_time
-from zeek_agent.events.delivery_states import STATES_MAX, Delivered
+from zeek_agent.events.delivery_states import STATES_MAX, Delivered, EndedIncarnation, RecentProgress
 from zeek_agent.events.event_file import EventFile, Gap, WriteBatch, disk_uri, note_unsaved
 from zeek_agent.events.migrations import NewerStoreError
 from zeek_agent.events.reading import count_rows, read_delivery_state, read_rows
@@ -120,7 +120,7 @@ class EventStore:
         self.counters = {table.name: TableCounters() for table in self._tables}
         self.notice: str | None = None
         self._changed = threading.Condition()
-        self._queue: deque[_QueuedRows | Gap | Table | str] = deque()
+        self._queue: deque[_QueuedRows | Gap | Table | EndedIncarnation | str] = deque()
         self._queued_rows = 0
         self._unsaved: dict[str, Delivered] = {}
         self._writing = WriteBatch()
@@ -243,7 +243,9 @@ class EventStore:
         seqs: Mapping[str, int],
         snapshot: bytes | None,
         under_way: Mapping[str, int] | None = None,
+        *,
         owner: str = "",
+        recent: RecentProgress | None = None,
     ) -> None:
         """Replace the delivery state of the query `key` of a recipient; it is on disk with the next commit."""
         with self._changed:
@@ -251,19 +253,29 @@ class EventStore:
                 self._queue.append(key)
                 self._submitted += 1
                 self._changed.notify_all()
-            self._unsaved[key] = Delivered(dict(seqs), snapshot, dict(under_way or {}), owner)
+            self._unsaved[key] = Delivered(dict(seqs), snapshot, dict(under_way or {}), owner, recent)
+
+    def end_incarnation(self, owner: str, incarnation: str) -> None:
+        """Note that a recipient's incarnation ended in order: it lost nothing of what it had acknowledged."""
+        with self._changed:
+            self._queue.append(EndedIncarnation(owner, incarnation))
+            self._submitted += 1
+            self._changed.notify_all()
 
     def delivered(self, key: str) -> Delivered | None:
         """The delivery state of the query `key`, also from before the last start."""
         with self._changed:
-            for unsaved in (self._unsaved, self._writing.delivered):
-                if key in unsaved:
-                    return unsaved[key]
-        try:
-            return read_delivery_state(self.uri, key)
-        except apsw.Error as error:
-            log.error("event store: cannot read the delivery state (%s): rows are sent again", error)
-            return None
+            queued = [entry for entry in self._queue if isinstance(entry, EndedIncarnation)]
+            ended = [*self._writing.ended, *queued]
+            state = self._unsaved.get(key) or self._writing.delivered.get(key)
+        if state is None:
+            try:
+                state = read_delivery_state(self.uri, key)
+            except apsw.Error as error:
+                log.error("event store: cannot read the delivery state (%s): rows are sent again", error)
+        if state is not None and any(one.had(state) for one in ended):
+            return replace(state, recent=None)
+        return state
 
     def delivery_states(self) -> dict[str, int]:
         """Figures of the stored delivery states, and how often one was refused since the start."""
@@ -329,6 +341,8 @@ class EventStore:
                         batch.gaps.append(gap)
                     case Table() as table:
                         batch.tables.append(table)
+                    case EndedIncarnation() as ended:
+                        batch.ended.append(ended)
                     case key:
                         batch.delivered[key] = self._unsaved.pop(key)
                 operations += 1
