@@ -21,9 +21,11 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.bpf import iterators
 from zeek_agent.containment import needs
 from zeek_agent.containment.contained_database import ContainedDatabase
-from zeek_agent.containment.usage import recipient_of
+from zeek_agent.containment.usage import memory, recipient_of
+from zeek_agent.containment.worker_process import KillCause
 from zeek_agent.control.answers import answering
-from zeek_agent.control.server import ControlServer, SocketNotCreatedError
+from zeek_agent.control.server import ControlServer
+from zeek_agent.control.unix_listener import SocketNotCreatedError
 from zeek_agent.destination import EMBEDDED, formerly_embedded
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.events import reading
@@ -45,14 +47,17 @@ if TYPE_CHECKING:
     from zeek_agent.collector.embedded import EmbeddedCollector
     from zeek_agent.config import Config
     from zeek_agent.containment.messages import Need
+    from zeek_agent.containment.pool import WorkerStatus
     from zeek_agent.destination import Destination
     from zeek_agent.identity import Identity
     from zeek_agent.logbook import RecentLines
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
+    from zeek_agent.queries.installed import QueryStatus
     from zeek_agent.recording.status import SourceStatus
     from zeek_agent.schema import Row
     from zeek_agent.table import Table
+    from zeek_agent.zeek.connection import ConnectionStatus
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +171,7 @@ class Agent:
         elif self._config.log.file is not None and sys.stdout.isatty():
             self._announce(f"connecting to {', '.join(self._config.zeek.destinations)}")
         await self._start_control()
+        await self._start_metrics()
         for url in self._config.zeek.destinations or (EMBEDDED,):
             self._connect(url)
 
@@ -229,7 +235,7 @@ class Agent:
 
     async def _start_control(self) -> None:
         """Listen for commands. Continue without if the socket cannot be created, as in a read-only state directory."""
-        answer = answering(self.database, lambda: self.runner, self.status)
+        answer = answering(self.database, lambda: self.runner, self.status, self.metrics)
         control = ControlServer(self._places.socket, self._config.control.group, answer)
         try:
             await control.start()
@@ -237,6 +243,20 @@ class Agent:
             log.warning("%s; commands cannot connect to this agent", error)
         else:
             self._parts.push_async_callback(control.stop)
+
+    async def _start_metrics(self) -> None:
+        """Serve metrics, if the configuration says where. Continue without if that is not possible."""
+        if self._config.metrics.listen is None:
+            return
+        from zeek_agent.metrics.server import MetricsServer
+
+        server = MetricsServer(self._config.metrics, self.metrics)
+        try:
+            await server.start()
+        except ZeekAgentError as error:
+            log.error("%s; metrics are not served", error)
+        else:
+            self._parts.push_async_callback(server.stop)
 
     def _connect(self, destination: str | Destination) -> None:
         connection = ZeekConnection(
@@ -305,20 +325,20 @@ class Agent:
         self._drain_blocking()
         return reading.iterate_events(self.store.uri, sql, bindings, check, functions)
 
-    def connections(self) -> Iterable[Row]:
+    def connections(self) -> Sequence[ConnectionStatus]:
         return [connection.status() for connection in self._connections]
 
-    def queries(self) -> Iterable[Row]:
+    def queries(self) -> Sequence[QueryStatus]:
         pool, rows = self.database.pool, []
         for installed in self.runner.installed:
             statement = recipient_of(installed.recipient.identity), installed.query.sql
             rows.append(installed.status(pool.usage(*statement), pool.resting_until(*statement)))
         return rows
 
-    def workers(self) -> Iterable[Row]:
+    def workers(self) -> Sequence[WorkerStatus]:
         return [*self.database.pool.status(), *(self._collector.status() if self._collector else ())]
 
-    def sources(self) -> Iterable[Row]:
+    def sources(self) -> Sequence[SourceStatus]:
         return [*self.supervisor.status(), *(self._bridge.status() if self._bridge else ())]
 
     def gaps(self) -> Iterable[Row]:
@@ -357,6 +377,40 @@ class Agent:
             "collector_pid": None if self._collector is None else self._collector.pid,
             "collector_lost": None if self._collector is None else self._collector.lost,
         }
+
+    def metrics(self) -> str:
+        """The agent's metrics, in Prometheus' exposition format."""
+        from zeek_agent.metrics import agent_metrics
+
+        pool, times = self.database.pool, os.times()
+        return agent_metrics.agent_text(
+            agent_metrics.AgentFigures(
+                version=__version__,
+                id=self.id,
+                hostname=self.hostname,
+                uptime=self.uptime(),
+                cpu_seconds=times.user + times.system,
+                resident_bytes=memory(os.getpid()).resident,
+                sources=self.sources(),
+                gaps=self.store.gaps(),
+                connections=self.connections(),
+                queries=self.queries(),
+                workers=self.workers(),
+                workers_killed={cause.value: pool.killed[cause.value] for cause in KillCause},
+                workers_abandoned=pool.abandoned,
+                zygote_starts=pool.zygote_starts,
+                tables=self.store.counters,
+                store_bytes=self.store.disk_bytes(),
+                store_limit_bytes=self._config.events.retention_bytes,
+                store_degraded=self.store.notice is not None,
+                store_files_left=self.store.files_left,
+                delivery_states=self.store.delivery_states(),
+                results_bytes=self.results.usage().bytes,
+                collector=None if self._collector is None else self._collector.stats,
+                collector_restarts=0 if self._collector is None else self._collector.lost,
+                now=time.time(),
+            )
+        )
 
 
 def _recorded(sources: Iterable[SourceStatus]) -> str:

@@ -18,7 +18,9 @@ from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
-    from zeek_agent.config import CollectorSettings, Config
+    from zeek_agent.collector.server import Collector
+    from zeek_agent.config import CollectorSettings, Config, MetricsSettings
+    from zeek_agent.metrics.server import MetricsServer
     from zeek_agent.terminal.console import Printer
 
 NAME: Final = "zeek-agent"
@@ -291,7 +293,9 @@ def tables(given: Given, *, name: str | None, zeek: bool) -> None:
 
 
 @commands.command()
-@click.option("--format", "-f", "form", type=click.Choice(["text", "json"]), default="text", help="Output format.")
+@click.option(
+    "--format", "-f", "form", type=click.Choice(["text", "json", "prometheus"]), default="text", help="Output format."
+)
 @_settings
 def status(given: Given, *, form: str) -> None:
     """Show the running agent: identity, connections, sources, queries, worker processes, event store.
@@ -303,6 +307,9 @@ def status(given: Given, *, form: str) -> None:
     config, _ = given.load()
     responder = responders.connect(config)
     try:
+        if form == "prometheus":
+            click.echo(responders.metrics(responder), nl=False)
+            return
         report = status_report.gather_status(responder)
     finally:
         responder.close()
@@ -383,10 +390,10 @@ def collector(
     from zeek_agent import logbook
 
     logbook.set_up(config.log, warnings=warnings)
-    asyncio.run(_collect(config.collector))
+    asyncio.run(_collect(config.collector, config.metrics))
 
 
-async def _collect(settings: CollectorSettings) -> None:
+async def _collect(settings: CollectorSettings, metrics: MetricsSettings) -> None:
     import asyncio
 
     from zeek_agent.collector import pack, summary
@@ -397,11 +404,26 @@ async def _collect(settings: CollectorSettings) -> None:
     collector = Collector(settings, queries)
     with stop_signals() as stopped:
         await collector.start()
+        server = await _serve_metrics(metrics, collector)
         shown = asyncio.create_task(summary.show(collector))
         await stopped
         shown.cancel()
         await asyncio.wait([shown])
+        if server is not None:
+            await server.stop()
         await collector.stop()
+
+
+async def _serve_metrics(settings: MetricsSettings, collector: Collector) -> MetricsServer | None:
+    """Serve the collector's metrics, if the configuration says where."""
+    if settings.listen is None:
+        return None
+    from zeek_agent.metrics.collector_metrics import collector_text
+    from zeek_agent.metrics.server import MetricsServer
+
+    server = MetricsServer(settings, lambda: collector_text(collector.stats))
+    await server.start()
+    return server
 
 
 @commands.group("pack")

@@ -26,6 +26,7 @@ from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
 from zeek_agent.database.time_columns import TIME_AGGREGATES
 from zeek_agent.masking.programs import PROGRAMS, Program
+from zeek_agent.metrics import agent_metrics, collector_metrics
 from zeek_agent.schema import Column
 from zeek_agent.table import Table
 from zeek_agent.tables import builtin_tables
@@ -43,6 +44,8 @@ PROGRAMS_BEGIN: Final = "<!-- programs: generated -->\n"
 PROGRAMS_END: Final = "<!-- programs: end -->\n"
 LOGS_BEGIN: Final = "<!-- logs: generated -->\n"
 LOGS_END: Final = "<!-- logs: end -->\n"
+METRICS_BEGIN: Final = "<!-- metrics: generated -->\n"
+METRICS_END: Final = "<!-- metrics: end -->\n"
 LINES: Final = {
     "Events": "each event, from agents that record events",
     "Differences": "rows that appeared (`new`) and disappeared (`gone`) between two runs",
@@ -65,6 +68,8 @@ def main(arguments: Sequence[str]) -> int:
         wanted["docs/security.md"] = with_lists(security.read_text())
     if (collector := root / "docs/collector.md").exists():
         wanted["docs/collector.md"] = with_logs(collector.read_text())
+    if (metrics := root / "docs/metrics.md").exists():
+        wanted["docs/metrics.md"] = with_metrics(metrics.read_text())
     stale = [path for path, text in wanted.items() if not _is(root / path, text)]
     for path in stale:
         if check:
@@ -117,6 +122,18 @@ def with_logs(collector: str) -> str:
             rows.append((f"`{path}.log`", log.summary, LINES[subscription]))
     rows.append(("`reporter.log`", "Errors", "errors reported by agents, and invalid messages"))
     return _replaced(collector, LOGS_BEGIN, LOGS_END, _markdown_table(("Log", "Content", "Lines"), rows))
+
+
+def with_metrics(metrics: str) -> str:
+    """The page of the metrics with their list."""
+    parts = []
+    for title, families in (("Agent", agent_metrics.FAMILIES), ("Collector", collector_metrics.FAMILIES)):
+        rows = [
+            (f"`{one.name}`", one.kind, ", ".join(f"`{label}`" for label in one.labels), one.meaning)
+            for one in families
+        ]
+        parts.append(f"### {title}\n\n{_markdown_table(('Metric', 'Type', 'Labels', 'Meaning'), rows)}")
+    return _replaced(metrics, METRICS_BEGIN, METRICS_END, "\n\n".join(parts))
 
 
 def _filled(entries: Iterable[str]) -> str:

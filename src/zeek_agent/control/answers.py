@@ -9,7 +9,18 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from zeek_agent.control import messages
-from zeek_agent.control.messages import Columns, Declarations, EncodedLines, Facts, Frame, Note, Pause, Request, Rows
+from zeek_agent.control.messages import (
+    Columns,
+    Declarations,
+    EncodedLines,
+    Facts,
+    Frame,
+    Note,
+    Pause,
+    Request,
+    Rows,
+    Text,
+)
 from zeek_agent.database.database import Lane, Profile, Result, SqlDatabase
 from zeek_agent.database.encodings import ControlEncoding
 from zeek_agent.database.time_columns import with_time_types
@@ -23,9 +34,13 @@ if TYPE_CHECKING:
 
 
 def answering(
-    database: SqlDatabase, runner: Callable[[], QueryRunner], status: Callable[[], Mapping[str, Any]]
+    database: SqlDatabase,
+    runner: Callable[[], QueryRunner],
+    status: Callable[[], Mapping[str, Any]],
+    metrics: Callable[[], str] = str,
 ) -> AnswerFunction:
-    """A function that answers requests, given a database, a runner of repeated queries and the agent's status."""
+    """A function that answers requests, given a database, a runner of repeated queries, the agent's status and its
+    metrics, of which there are none without a running agent."""
 
     async def answer(request: Request, origin: str) -> AsyncGenerator[Frame | EncodedLines, None]:
         match request:
@@ -38,6 +53,8 @@ def answering(
                         yield frame
             case messages.StatusRequest():
                 yield Facts(dict(status()))
+            case messages.MetricsRequest():
+                yield Text(metrics())
             case messages.TablesRequest():
                 yield Declarations(declare(database.tables.values()))
 

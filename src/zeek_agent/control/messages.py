@@ -65,11 +65,15 @@ class StatusRequest(Struct, frozen=True, tag_field="request", tag="status", forb
     """Get the status of the running agent."""
 
 
+class MetricsRequest(Struct, frozen=True, tag_field="request", tag="metrics", forbid_unknown_fields=True):
+    """Get the metrics of the running agent."""
+
+
 class TablesRequest(Struct, frozen=True, tag_field="request", tag="tables", forbid_unknown_fields=True):
     """Get the declarations of all tables."""
 
 
-Request: TypeAlias = QueryRequest | SubscribeRequest | StatusRequest | TablesRequest
+Request: TypeAlias = QueryRequest | SubscribeRequest | StatusRequest | MetricsRequest | TablesRequest
 
 
 class Columns(Struct, frozen=True, tag_field="frame", tag="columns"):
@@ -101,6 +105,12 @@ class Facts(Struct, frozen=True, tag_field="frame", tag="facts"):
     facts: dict[str, Any]
 
 
+class Text(Struct, frozen=True, tag_field="frame", tag="text"):
+    """The answer to `metrics`: text in Prometheus' exposition format."""
+
+    text: str
+
+
 class Declarations(Struct, frozen=True, tag_field="frame", tag="tables"):
     """The answer to `tables`."""
 
@@ -122,7 +132,7 @@ class Failed(Struct, frozen=True, tag_field="frame", tag="failed"):
     message: str
 
 
-Frame: TypeAlias = Columns | Rows | Note | Facts | Declarations | Pause | Done | Failed
+Frame: TypeAlias = Columns | Rows | Note | Facts | Text | Declarations | Pause | Done | Failed
 
 
 class EncodedLines(NamedTuple):

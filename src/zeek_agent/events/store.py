@@ -5,6 +5,7 @@ Any thread appends; one writer thread commits. Every lost row is counted by tabl
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -276,6 +277,17 @@ class EventStore:
         if state is not None and any(one.had(state) for one in ended):
             return replace(state, recent=None)
         return state
+
+    def disk_bytes(self) -> int:
+        """The size of the file and its write-ahead log; 0 in memory."""
+        path = self._file.path
+        if path is None:
+            return 0
+        sizes = 0
+        for file in (path, path.with_name(f"{path.name}-wal")):
+            with contextlib.suppress(OSError):
+                sizes += file.stat().st_size
+        return sizes
 
     def delivery_states(self) -> dict[str, int]:
         """Figures of the stored delivery states, and how often one was refused since the start."""

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
-from zeek_agent.control.server import group_id
+from zeek_agent.control.unix_listener import group_id
 from zeek_agent.errors import UsageError
 
 if TYPE_CHECKING:
@@ -111,7 +111,9 @@ def _problems(config: Config) -> Iterator[UsageError]:
         if file is not None and not os.access(file, os.R_OK):
             yield UsageError(f"zeek.tls.{name}: cannot read {file}")
     if config.control.group is not None:
-        yield from _refused(partial(group_id, config.control.group))
+        yield from _refused(partial(group_id, config.control.group, "control"))
+    if config.metrics.group is not None:
+        yield from _refused(partial(group_id, config.metrics.group, "metrics"))
     if config.log.file is not None and not Path(config.log.file).absolute().parent.is_dir():
         yield UsageError(f"log.file: no such directory: {Path(config.log.file).absolute().parent}")
     for item in config.osquery.required_columns:

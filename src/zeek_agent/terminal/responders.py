@@ -19,6 +19,7 @@ from zeek_agent.control.messages import (
     Note,
     Request,
     Rows,
+    Text,
 )
 from zeek_agent.errors import SqlError, ZeekAgentError
 from zeek_agent.schema import Row, ZeekType
@@ -153,6 +154,11 @@ def tables(responder: Responder) -> list[Table]:
 def status(responder: Responder) -> dict[str, Any]:
     """The status of the agent."""
     return _only(responder.responses(messages.StatusRequest()), Facts).facts
+
+
+def metrics(responder: Responder) -> str:
+    """The metrics of the agent, in Prometheus' exposition format."""
+    return _only(responder.responses(messages.MetricsRequest()), Text).text
 
 
 def _only(frames: Iterator[Frame], kind: type[_F]) -> _F:
