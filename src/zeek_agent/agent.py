@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from zeek_agent.events import reading
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.hostname import hostname
 from zeek_agent.queries.runner import QueryRunner
+from zeek_agent.recording.registry import candidates
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.results.snapshots import take_snapshots
 from zeek_agent.results.state import ResultStateError
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
     from zeek_agent.queries.installed import QueryStatus
+    from zeek_agent.recording.bpf_objects import EarlyObjects
     from zeek_agent.recording.status import SourceStatus
     from zeek_agent.schema import Row
     from zeek_agent.table import Table
@@ -62,10 +65,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def run_agent(config: Config, origins: Mapping[str, str], warnings: Sequence[str] = ()) -> int:
+async def run_agent(
+    config: Config, origins: Mapping[str, str], warnings: Sequence[str] = (), early: EarlyObjects | None = None
+) -> int:
     """Run until SIGTERM or SIGINT. Raises ZeekAgentError if the agent cannot start.
 
-    `warnings` about the configuration are logged.
+    `warnings` about the configuration are logged. `early` has BPF objects that are being attached.
     """
     shows_summary = not config.zeek.destinations and sys.stdout.isatty()
     heap.share()
@@ -74,7 +79,7 @@ async def run_agent(config: Config, origins: Mapping[str, str], warnings: Sequen
     places = paths.locate(config)
     with identity.only_one(places.lock):
         who = identity.establish(places.identity, config.agent.id)
-        agent = Agent(config, origins, places, who, ring, quiet=quiet)
+        agent = Agent(config, origins, places, who, ring, quiet=quiet, early=early)
         with stop_signals() as stopped:
             async with agent:
                 heap.trim()
@@ -94,8 +99,9 @@ class Agent:
         ring: RecentLines,
         *,
         quiet: bool = False,
+        early: EarlyObjects | None = None,
     ) -> None:
-        """`quiet` keeps messages about normal operation off standard error."""
+        """`quiet` keeps messages about normal operation off standard error; `early` is as for `run_agent`."""
         self.id = who.agent
         self.instance = who.instance
         self._config = config
@@ -108,6 +114,8 @@ class Agent:
         self._connections: list[ZeekConnection] = []
         self._collector: EmbeddedCollector | None = None
         self._collector_instances: tuple[str, ...] = ()
+        self._early = early
+        self._records: Supervisor | None = None
         self._bridge: Bridge | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         access = AccessPolicy(config.access, paths.protected(config, places))
@@ -118,6 +126,7 @@ class Agent:
             config.events,
             state_bytes=config.limits.state_bytes,
             on_blocked_reader=self._end_readers,
+            recorded_until=self._recorded_until,
         )
         self.database = ContainedDatabase(
             tables,
@@ -130,7 +139,9 @@ class Agent:
             osquery=self._describe_osquery,
             iterators=lambda: iterators.loaded_iterators() is not None,
         )
-        self.supervisor = Supervisor(config.sources, self.store, masker=access.masker)
+        choose = partial(candidates, early=early)
+        self.supervisor = Supervisor(config.sources, self.store, choose=choose, masker=access.masker)
+        self._records = self.supervisor
         self.results = ResultStore(places.results, config.limits.state_bytes, clock=self.store.age_clock)
         self.runner = QueryRunner(
             self.database,
@@ -164,6 +175,8 @@ class Agent:
         parts.push_async_callback(self.database.aclose)
         parts.push_async_callback(asyncio.to_thread, self.supervisor.stop)
         await asyncio.to_thread(self.supervisor.start)
+        if self._early is not None:
+            await asyncio.to_thread(self._early.close)
         parts.push_async_callback(self.runner.close)
         self._bridge = self._start_bridge()
         if not self._config.zeek.destinations:
@@ -281,6 +294,10 @@ class Agent:
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(_report_failure)
         self._parts.push_async_callback(_cancelled, task)
+
+    def _recorded_until(self) -> float | None:
+        """Until when all events were appended to the store; called in its writer thread."""
+        return None if self._records is None else self._records.recorded_until()
 
     def _end_readers(self, blocked_seconds: float) -> None:
         """Called in the store's writer thread while a reader keeps its write-ahead log from being reused."""

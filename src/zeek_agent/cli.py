@@ -181,13 +181,19 @@ def run(
     }
     warnings: list[str] = []
     config, origins = given.load(flags, warnings.append)
-    import asyncio
+    from zeek_agent.recording import bpf_objects
 
-    from zeek_agent.agent import run_agent
-    from zeek_agent.terminal import config_check
+    early = bpf_objects.EarlyObjects(config.sources)
+    try:
+        import asyncio
 
-    config_check.check_files_and_groups(config)
-    return asyncio.run(run_agent(config, origins, warnings))
+        from zeek_agent.agent import run_agent
+        from zeek_agent.terminal import config_check
+
+        config_check.check_files_and_groups(config)
+        return asyncio.run(run_agent(config, origins, warnings, early))
+    finally:
+        early.close()
 
 
 class StatementCommand(click.Command):

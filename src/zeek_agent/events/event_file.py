@@ -93,6 +93,10 @@ class WriteBatch:
     delivered: dict[str, Delivered] = field(default_factory=dict)
     ended: list[EndedIncarnation] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
+    gap_ends: list[tuple[Gap, float]] = field(default_factory=list)
+    """Gaps that are there already, with their ends, which are known now."""
+    recorded_until: float | None = None
+    """Until when all events are stored with this batch; None: until now, minus infinity: not known."""
     tables: list[Table] = field(default_factory=list)
     """Tables to create, or to change to these columns, before rows are written."""
 
@@ -103,7 +107,8 @@ class EventFile:
     `first_seq` and `last_seq` are the committed bounds of `seq` by table; `last_seq` never decreases, even when
     retention has emptied the table. Rows take at most about `bytes_max` on disk, including the write-ahead log, unless
     a reader holds a transaction open; delivery states take at most about `state_bytes` more. The time since the last
-    run is recorded as a gap unless the file is `resumed` within one run. Ages are measured on `age_clock`, which this
+    run is recorded as a gap unless the file is `resumed` within one run; unless this `is_recording` already, its end
+    follows (`gap_ends` of a batch). Ages are measured on `age_clock`, which this
     starts if it is the first store that uses it, or else on the clock of the `now` that methods are given. Opening
     raises apsw.Error or OSError when the file cannot be used, NewerStoreError when a later agent wrote it.
     """
@@ -118,6 +123,7 @@ class EventFile:
         state_bytes: int = 2**28,
         age_clock: AgeClock | None = None,
         resumed: bool = False,
+        is_recording: bool = True,
         copy_of: EventFile | None = None,
         migrations: Sequence[Migration] = MIGRATIONS,
     ) -> None:
@@ -133,6 +139,9 @@ class EventFile:
         self._sharers: dict[str, Callable[[list[Any]], list[Any]] | None] = {}
         self._state_bytes = state_bytes
         self._age_clock = age_clock
+        self._is_recording = is_recording
+        self.restart_gap: Gap | None = None
+        """The time between the last run and this one, whose end may not be known yet."""
         self.states_refused: list[str] = []
         """Keys of the last batch whose delivery state was not stored, or without its snapshot."""
         self._eviction_logged = -math.inf
@@ -236,17 +245,21 @@ class EventFile:
         """
         execute = self._connection.execute
         for store_id, alive, clean in self._select("SELECT id, alive, clean FROM _store"):
-            if alive != now and not resumed:
+            if not resumed and (alive != now or not self._is_recording):
                 cause = "stopped" if clean else "crashed"
                 if not clean and self._had_unsaved_rows():
                     cause = "stopped; the disk was full or failed"
                 if alive > now:
                     cause += "; the clock was set back"
-                execute(f"INSERT INTO {_GAPS} VALUES ('agent', ?, ?, ?)", (min(alive, now), now, cause))
+                self.restart_gap = Gap("agent", min(alive, now), now, cause)
+                execute("DELETE FROM _gaps WHERE source = 'agent' AND \"from\" = ?", (self.restart_gap.begin,))
+                execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", self.restart_gap)
             if is_other_boot and not clean:
                 log.warning("event store: the host ended without a shutdown; its last events may be missing")
                 store_id = secrets.token_hex(8)
-            execute("UPDATE _store SET id = ?, alive = ?, clean = 0, written_by = ?", (store_id, now, __version__))
+            if self._is_recording and not resumed:
+                execute("UPDATE _store SET alive = ?", (now,))
+            execute("UPDATE _store SET id = ?, clean = 0, written_by = ?", (store_id, __version__))
             return str(store_id)
         store_id = secrets.token_hex(8)
         execute("INSERT INTO _store (id, alive, clean, written_by) VALUES (?, ?, 0, ?)", (store_id, now, __version__))
@@ -346,7 +359,8 @@ class EventFile:
             self.states_refused += self._states.save_all(batch.delivered, batch.ended, self._age_now(now))
             for gap in batch.gaps:
                 execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", gap)
-            execute("UPDATE _store SET alive = ?", (now,))
+            self._move_gap_ends(batch.gap_ends)
+            self._note_recorded_until(now if batch.recorded_until is None else batch.recorded_until)
         for new in batch.tables:
             self._read_seq_bounds(new.name)
         for table in batch.rows:
@@ -355,6 +369,19 @@ class EventFile:
                 self._read_seq_bounds(table)
         self.gaps += batch.gaps
         return misfits
+
+    def _move_gap_ends(self, ends: Iterable[tuple[Gap, float]]) -> None:
+        """Replace the ends of gaps, within a transaction."""
+        for (source, begin, _, cause), end in ends:
+            self._connection.execute(
+                'UPDATE _gaps SET until = ? WHERE source = ? AND "from" = ? AND cause = ?',
+                (max(begin, end), source, begin, cause),
+            )
+            self.gaps = self._read_gaps()
+
+    def _note_recorded_until(self, until: float) -> None:
+        if until != -math.inf:
+            self._connection.execute("UPDATE _store SET alive = ?", (until,))
 
     def _insert(self, table: str, rows: Sequence[EventRow]) -> int:
         """Insert the rows that fit; returns how many did not."""
@@ -568,10 +595,12 @@ class EventFile:
         return self._holes.get(table, 0) > after
 
     def close(self, now: float, *, clean: bool) -> None:
-        """Close the file; `clean` marks an orderly end of the run."""
+        """Close the file; `clean` marks an orderly end of the run, in which events were recorded until `now`."""
         try:
             if clean:
-                self._connection.execute("UPDATE _store SET alive = ?, clean = 1", (now,))
+                with self._connection:
+                    self._note_recorded_until(now)
+                    self._connection.execute("UPDATE _store SET clean = 1")
         finally:
             self._connection.close()
             self._remove_scratch()

@@ -41,6 +41,13 @@ processes_events = Table(
         Column("parent_exe", "text", "path of the parent's executable", added=True),
         *process_columns("argv", added=True),
         *process_columns(*EXECUTABLE, added=True),
+        Column(
+            "found_running",
+            "bool",
+            "the start was not observed: the process began while the agent was not recording and was found running "
+            "afterwards; the columns show it as it was then",
+            added=True,
+        ),
     ],
     examples=[
         "SELECT time, exe, cmdline, uid FROM processes_events WHERE state = 'started'",

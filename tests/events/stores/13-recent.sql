@@ -9,12 +9,12 @@ CREATE TABLE _store (id TEXT NOT NULL, alive REAL NOT NULL, clean INTEGER NOT NU
 CREATE TABLE _text_uses (id INTEGER PRIMARY KEY, refs INTEGER NOT NULL) STRICT;
 CREATE TABLE _texts (id INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL) STRICT;
 CREATE TABLE _usage ("table" TEXT, producer TEXT, minute INTEGER, rows INTEGER NOT NULL, bytes INTEGER NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL, PRIMARY KEY ("table", producer, minute)) STRICT, WITHOUT ROWID;
-CREATE TABLE "processes_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "name" TEXT, "pid" INTEGER, "ppid" INTEGER, "uid" INTEGER, "gid" INTEGER, "ruid" INTEGER, "rgid" INTEGER, "priority" TEXT, "duration" REAL, "vsize" INTEGER, "rsize" INTEGER, "utime" REAL, "stime" REAL, "state" TEXT, "exe" TEXT, "cmdline" TEXT, "cwd" TEXT, "exit_code" INTEGER, "loginuid" INTEGER, "session" INTEGER, "cgroup" TEXT, "container_id" TEXT, "netns" INTEGER, "entity_id" TEXT, "parent_entity_id" TEXT, "parent_name" TEXT, "parent_exe" TEXT, "argv" TEXT, "exe_device" INTEGER, "exe_inode" INTEGER, "exe_mntns" INTEGER) STRICT;
+CREATE TABLE "processes_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "name" TEXT, "pid" INTEGER, "ppid" INTEGER, "uid" INTEGER, "gid" INTEGER, "ruid" INTEGER, "rgid" INTEGER, "priority" TEXT, "duration" REAL, "vsize" INTEGER, "rsize" INTEGER, "utime" REAL, "stime" REAL, "state" TEXT, "exe" TEXT, "cmdline" TEXT, "cwd" TEXT, "exit_code" INTEGER, "loginuid" INTEGER, "session" INTEGER, "cgroup" TEXT, "container_id" TEXT, "netns" INTEGER, "entity_id" TEXT, "parent_entity_id" TEXT, "parent_name" TEXT, "parent_exe" TEXT, "argv" TEXT, "exe_device" INTEGER, "exe_inode" INTEGER, "exe_mntns" INTEGER, "found_running" INTEGER) STRICT;
 CREATE TABLE "sockets_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "pid" INTEGER, "process" TEXT, "uid" INTEGER, "gid" INTEGER, "family" TEXT, "protocol" INTEGER, "local_addr" TEXT, "local_port" INTEGER, "remote_addr" TEXT, "remote_port" INTEGER, "state" TEXT, "direction" TEXT, "exe" TEXT, "cmdline" TEXT, "loginuid" INTEGER, "cookie" INTEGER, "netns" INTEGER, "container_id" TEXT, "entity_id" TEXT, "parent_entity_id" TEXT, "community_id" TEXT, "listener_stands_in" INTEGER, "translated_local_addr" TEXT, "translated_local_port" INTEGER, "translated_remote_addr" TEXT, "translated_remote_port" INTEGER, "argv" TEXT, "mptcp_token" INTEGER, "correction" INTEGER, "exe_device" INTEGER, "exe_inode" INTEGER, "exe_mntns" INTEGER) STRICT;
 CREATE TABLE "system_logs_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "process" TEXT, "level" TEXT, "message" TEXT, "eventid" TEXT, "pid" INTEGER, "uid" INTEGER, "exe" TEXT, "unit" TEXT, "identifier" TEXT, "facility" INTEGER, "cursor" TEXT) STRICT;
 INSERT INTO "_accounts" VALUES ('processes_events', 'CASE WHEN loginuid < 4294967295 THEN ''loginuid '' || loginuid WHEN container_id <> '''' THEN ''container '' || substr(container_id, 1, 200) WHEN uid = 0 AND cgroup <> '''' THEN ''cgroup '' || substr(CASE WHEN cgroup >= ''􏿿'' THEN (SELECT text FROM main._texts WHERE "cgroup" >= ''􏿿'' AND id = CAST(substr("cgroup", 2) AS INTEGER) UNION ALL SELECT "cgroup") ELSE cgroup END, 1, 200) WHEN uid < 65536 THEN ''uid '' || uid WHEN uid >= 65536 THEN ''uids from '' || (uid / 65536 * 65536) ELSE ''unknown'' END
 CAST(ifnull(time, 0) / 60 AS INTEGER)
-128 + CASE WHEN "exe" >= ''􏿿'' THEN CAST(substr("exe", instr("exe", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("exe"), 0) END + CASE WHEN "cmdline" >= ''􏿿'' THEN CAST(substr("cmdline", instr("cmdline", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("cmdline"), 0) END + CASE WHEN "cwd" >= ''􏿿'' THEN CAST(substr("cwd", instr("cwd", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("cwd"), 0) END + CASE WHEN "cgroup" >= ''􏿿'' THEN CAST(substr("cgroup", instr("cgroup", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("cgroup"), 0) END + CASE WHEN "parent_exe" >= ''􏿿'' THEN CAST(substr("parent_exe", instr("parent_exe", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("parent_exe"), 0) END + CASE WHEN "argv" >= ''􏿿'' THEN CAST(substr("argv", instr("argv", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("argv"), 0) END', 0, 0);
+132 + CASE WHEN "exe" >= ''􏿿'' THEN CAST(substr("exe", instr("exe", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("exe"), 0) END + CASE WHEN "cmdline" >= ''􏿿'' THEN CAST(substr("cmdline", instr("cmdline", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("cmdline"), 0) END + CASE WHEN "cwd" >= ''􏿿'' THEN CAST(substr("cwd", instr("cwd", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("cwd"), 0) END + CASE WHEN "cgroup" >= ''􏿿'' THEN CAST(substr("cgroup", instr("cgroup", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("cgroup"), 0) END + CASE WHEN "parent_exe" >= ''􏿿'' THEN CAST(substr("parent_exe", instr("parent_exe", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("parent_exe"), 0) END + CASE WHEN "argv" >= ''􏿿'' THEN CAST(substr("argv", instr("argv", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("argv"), 0) END', 0, 0);
 INSERT INTO "_accounts" VALUES ('sockets_events', 'CASE WHEN loginuid < 4294967295 THEN ''loginuid '' || loginuid WHEN container_id <> '''' THEN ''container '' || substr(container_id, 1, 200) WHEN uid < 65536 THEN ''uid '' || uid WHEN uid >= 65536 THEN ''uids from '' || (uid / 65536 * 65536) ELSE ''unknown'' END
 CAST(ifnull(time, 0) / 60 AS INTEGER)
 144 + CASE WHEN "exe" >= ''􏿿'' THEN CAST(substr("exe", instr("exe", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("exe"), 0) END + CASE WHEN "cmdline" >= ''􏿿'' THEN CAST(substr("cmdline", instr("cmdline", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("cmdline"), 0) END + CASE WHEN "argv" >= ''􏿿'' THEN CAST(substr("argv", instr("argv", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("argv"), 0) END', 0, 0);
@@ -34,6 +34,7 @@ INSERT INTO "_columns" VALUES ('processes_events', 'exe_device', 'count');
 INSERT INTO "_columns" VALUES ('processes_events', 'exe_inode', 'count');
 INSERT INTO "_columns" VALUES ('processes_events', 'exe_mntns', 'count');
 INSERT INTO "_columns" VALUES ('processes_events', 'exit_code', 'int');
+INSERT INTO "_columns" VALUES ('processes_events', 'found_running', 'bool');
 INSERT INTO "_columns" VALUES ('processes_events', 'gid', 'count');
 INSERT INTO "_columns" VALUES ('processes_events', 'loginuid', 'count');
 INSERT INTO "_columns" VALUES ('processes_events', 'name', 'text');
@@ -109,15 +110,15 @@ INSERT INTO "processes_events" VALUES (3, 1789999902.0, '/usr/bin/true', NULL, 9
 line', '/usr/bin/true', 'Grüße, 世界', NULL, 0, 4294967295, 'raw , quote '', new
 line', NULL, 4294967295, 'raw , quote '', new
 line', '/usr/bin/true', NULL, 'raw , quote '', new
-line', '', 4294967295, NULL, 0);
+line', '', 4294967295, NULL, 0, 0);
 INSERT INTO "processes_events" VALUES (4, 1789999903.0, NULL, 9223372036854775807, 0, 4294967295, NULL, 0, 4294967295, 'raw , quote '', new
 line', NULL, 4294967295, 9223372036854775807, 0.0, NULL, 'raw , quote '', new
 line', '/usr/bin/true', 'Grüße, 世界', NULL, -11, 4294967295, 9223372036854775807, NULL, 'Grüße, 世界', 9223372036854775807, '/usr/bin/true', NULL, 'raw , quote '', new
-line', '/usr/bin/true', '["/bin/sh","-c","a b"]', NULL, 0, 4294967295);
+line', '/usr/bin/true', '["/bin/sh","-c","a b"]', NULL, 0, 4294967295, 1);
 INSERT INTO "processes_events" VALUES (5, 1789999904.0, 'raw , quote '', new
 line', 0, 4294967295, NULL, 0, 4294967295, 9223372036854775807, NULL, 0.25, 9223372036854775807, 0, NULL, 86400.0, '/usr/bin/true', 'Grüße, 世界', NULL, '/usr/bin/true', 0, 9223372036854775807, NULL, 'Grüße, 世界', 'raw , quote '', new
 line', 0, NULL, 'raw , quote '', new
-line', '/usr/bin/true', 'Grüße, 世界', NULL, 0, 4294967295, 9223372036854775807);
+line', '/usr/bin/true', 'Grüße, 世界', NULL, 0, 4294967295, 9223372036854775807, NULL);
 INSERT INTO "sockets_events" VALUES (3, 1789999902.0, 0, NULL, 9223372036854775807, 0, 'Grüße, 世界', NULL, '192.0.2.1', 4294967295, '::ffff:192.0.2.1', NULL, 'Grüße, 世界', 'raw , quote '', new
 line', '/usr/bin/true', NULL, 9223372036854775807, 0, 4294967295, NULL, '/usr/bin/true', 'Grüße, 世界', 'raw , quote '', new
 line', NULL, '2001:db8::1', 9223372036854775807, '192.0.2.1', NULL, '["/usr/bin/true"]', 0, 0, NULL, 0, 4294967295);
