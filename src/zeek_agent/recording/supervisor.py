@@ -81,7 +81,10 @@ class Supervisor:
                 for source in recorder.sources:
                     source.clean_up()
                 self._activate(recorder, recorder.sources, missed_since)
-            begun = max((recorder.checked for recorder in self._recorders if recorder.active), default=self._clock())
+            begun = max(
+                (one.checked for one in self._recorders if one.active and one.active.recorded_until() is not None),
+                default=self._clock(),
+            )
             for recorder in self._recorders:
                 if recorder.sources and recorder.active is None:
                     recorder.unrecorded_since = begun
@@ -234,7 +237,7 @@ class Supervisor:
         self._stop(failed)
         failed.counters.last_error = failure
         recorded_until = failed.recorded_until()
-        since = recorder.checked if recorded_until is None else min(recorder.checked, recorded_until)
+        since = recorder.checked if recorded_until is None else recorded_until
         recorder.active, recorder.unrecorded_since = None, since
         recorder.reasons[failed.backend] = failure
         self._activate(recorder, recorder.sources[recorder.sources.index(failed) + 1 :], since)

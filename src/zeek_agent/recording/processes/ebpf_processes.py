@@ -31,7 +31,8 @@ class EbpfProcesses(Source):
         self._monitor = monitor
         self._exclusions = Exclusions(settings)
         self._sink: Sink | None = None
-        self._complete_until: int | None = None
+        self._attached = 0
+        self._complete_until = 0
         self._found: dict[tuple[int, int], Process] = {}
         monitor.on_tick.append(self._count)
         monitor.on_drained.append(self._note_complete)
@@ -49,6 +50,7 @@ class EbpfProcesses(Source):
             except OSError:
                 self._monitor.on_change = self._sink = None
                 raise
+            self._attached = self._complete_until = self._monitor.attached
             self._report_found()
 
     def stop(self) -> None:
@@ -63,10 +65,10 @@ class EbpfProcesses(Source):
         self._monitor.close()
 
     def recording_since(self) -> float | None:
-        return boot_time() + self._monitor.attached / 1e9
+        return boot_time() + self._attached / 1e9
 
     def recorded_until(self) -> float | None:
-        return None if self._complete_until is None else boot_time() + self._complete_until / 1e9
+        return boot_time() + self._complete_until / 1e9
 
     def update_counters(self) -> None:
         with self._monitor.lock:
@@ -95,7 +97,7 @@ class EbpfProcesses(Source):
 
     def _note_complete(self, until: int) -> None:
         if self._sink is not None:
-            self._complete_until = min(until, self._monitor.oldest_fork() or until)
+            self._complete_until = max(self._attached, min(until, self._monitor.oldest_fork() or until))
 
     def drain(self) -> None:
         with self._monitor.lock:

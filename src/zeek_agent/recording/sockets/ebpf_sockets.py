@@ -38,7 +38,8 @@ class EbpfSockets(Source):
         self._monitor = monitor
         self._settings = settings
         self._is_recording = False
-        self._complete_until: int | None = None
+        self._attached = 0
+        self._complete_until = 0
         self._exclusions = Exclusions(settings)
         owners = SocketOwners()
         self._tracker = ConnectionTracker(
@@ -75,6 +76,7 @@ class EbpfSockets(Source):
             self._tracker.remember(cookie, process, direction)
         for stream in self._streams:
             self._monitor.add(stream)
+        self._attached = self._complete_until = max(stream.attached for stream in self._streams)
         self._is_recording = True
 
     def _add(self, name: str) -> str | None:
@@ -103,14 +105,14 @@ class EbpfSockets(Source):
         self._monitor.close()
 
     def recording_since(self) -> float | None:
-        return boot_time() + max(stream.attached for stream in self._streams) / 1e9 if self._streams else None
+        return boot_time() + self._attached / 1e9
 
     def recorded_until(self) -> float | None:
-        return None if self._complete_until is None else boot_time() + self._complete_until / 1e9
+        return boot_time() + self._complete_until / 1e9
 
     def _note_complete(self, until: int) -> None:
         if self._is_recording:
-            self._complete_until = min(until, self._tracker.oldest_pending() or until)
+            self._complete_until = max(self._attached, min(until, self._tracker.oldest_pending() or until))
 
     def update_counters(self) -> None:
         with self._monitor.lock:
