@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from running_agent import RunningAgent, started
@@ -23,7 +23,7 @@ from test_system_outage import BURST
 from waiting import until
 from zeek_program import Zeek, needs_zeek, records, tool
 
-pytestmark = [pytest.mark.root, needs_zeek]
+pytestmark = pytest.mark.root
 
 RATE: Final = 150
 MARK: Final = "order-of-kills"
@@ -141,6 +141,7 @@ MATRIX: Final = [
 ]
 
 
+@needs_zeek
 @pytest.mark.parametrize(("order", "zeek", "agent", "reconnects"), MATRIX)
 async def test_every_stored_event_is_in_zeeks_logs_whoever_ends_first_and_how(
     tmp_path: Path, order: str, zeek: str, agent: str, reconnects: bool
@@ -171,3 +172,45 @@ async def test_every_stored_event_is_in_zeeks_logs_whoever_ends_first_and_how(
     assert len({store for store, _ in stored}) == 1
     assert len(stored) > 3 * RATE
     assert not missing
+
+
+@pytest.mark.parametrize("how", ENDS)
+async def test_the_embedded_collector_logs_every_stored_event(tmp_path: Path, how: str) -> None:
+    def logged(agent: RunningAgent) -> Counter[int]:
+        files = agent.logs.glob("zeek-agent-process-events*.log")  # an end in order gives it its final name
+        lines = (line for file in files for line in records(file))
+        return Counter(line["seq"] for line in lines if str(line["cmdline"]).startswith(MARK))
+
+    async def more(agent: RunningAgent) -> None:
+        before = logged(agent).total()
+        await until(
+            lambda: asyncio.to_thread(lambda: logged(agent).total() > before + 3 * RATE), 30, "nothing is logged"
+        )
+
+    def selected(sql: str) -> set[Any]:
+        file = sqlite3.connect(f"file:{tmp_path / 'state' / 'events.db'}?mode=ro", uri=True)
+        try:
+            return {value for (value,) in file.execute(sql)}
+        finally:
+            file.close()
+
+    stored = f"SELECT seq FROM processes_events WHERE cmdline LIKE '{MARK}%'"
+    with load():
+        for _ in range(3):
+            with started(tmp_path, settings=SETTINGS) as agent:
+                await agent.ready()
+                await more(agent)
+                if how == "SIGKILL":
+                    agent.kill()
+            replayed = selected("SELECT incarnation FROM _delivered WHERE incarnation <> ''")
+            assert bool(replayed) == (how == "SIGKILL"), "only what a killed collector may have lost is sent again"
+    with started(tmp_path, settings=SETTINGS) as agent:
+        await agent.ready()
+        first = min(logged(agent))
+        await until(
+            lambda: asyncio.to_thread(
+                lambda: {seq for seq in selected(stored) if seq >= first} <= logged(agent).keys()
+            ),
+            20,
+            "not all are logged",
+        )
