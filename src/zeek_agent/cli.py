@@ -324,6 +324,43 @@ def status(given: Given, *, form: str) -> None:
 
 
 @commands.command()
+@click.option("--since", metavar="AGO", help="Begin with recorded events: `10min`, `1h30m`, or a time in UTC.")
+@click.option(
+    "--process", "processes", multiple=True, metavar="NAME", help="A process id, a name, or the path of an executable."
+)
+@click.option("--user", "users", multiple=True, metavar="USER", help="A user name or id.")
+@click.option("--address", "addresses", multiple=True, metavar="ADDRESS", help="An address or block of an endpoint.")
+@click.option("--port", "ports", multiple=True, type=click.IntRange(0, 65535), help="A port of an endpoint.")
+@click.option("--container", "containers", multiple=True, metavar="ID", help="The beginning of a container id.")
+@click.option("--format", "-f", "form", type=click.Choice(["text", "json"]), default="text", help="Output format.")
+@_settings
+def watch(
+    given: Given,
+    *,
+    since: str | None,
+    processes: Sequence[str],
+    users: Sequence[str],
+    addresses: Sequence[str],
+    ports: Sequence[int],
+    containers: Sequence[str],
+    form: str,
+) -> None:
+    """Print events of processes and connections as the running agent records them, one line each.
+
+    An option can be repeated: events that match any of its values are shown. Of different options, all must match.
+    `*` and `?` are wildcards in NAME. Addresses and ports select connections. Exit code 1 if no agent is running; if it
+    ends later, the command waits for it and continues where it was.
+    """
+    from zeek_agent.terminal import responders, watch
+    from zeek_agent.terminal.watch_query import Filters
+
+    config, _ = given.load()
+    filters = Filters(processes, users, addresses, ports, containers)
+    start = None if since is None else watch.start_time(since)
+    watch.run(lambda: responders.connect(config), filters, sys.stdout, _warn, json=form == "json", since=start)
+
+
+@commands.command()
 @click.option("--format", "-f", "form", type=click.Choice(["text", "json"]), default="text", help="Output format.")
 @click.option("--zeek", "-z", multiple=True, metavar="URL", help="Zeek to test, instead of the configured ones.")
 @_settings

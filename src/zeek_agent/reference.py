@@ -275,11 +275,11 @@ def cli_page() -> str:
         GENERATED,
         "# Command line",
         "Exit codes: 0 success, 1 failure, 2 usage error. Errors are one line on standard error.",
-        "`query`, `shell`, `tables`, `status` and `doctor` connect to a running agent through its control socket. "
-        "Without one, all but `status` read the host themselves, with the events stored by an agent; statements of "
-        "root's commands run in worker processes, as in a running agent. `query` and `shell` then write a line to "
-        "standard error (an interactive shell to the terminal) with the age of the newest stored event. In a clone in "
-        "which `make run` was used, [its agent](configuration.md#locations) comes first.",
+        "`query`, `shell`, `tables`, `watch`, `status` and `doctor` connect to a running agent through its control "
+        "socket. Without one, all but `watch` and `status` read the host themselves, with the events stored by an "
+        "agent; statements of root's commands run in worker processes, as in a running agent. `query` and `shell` then "
+        "write a line to standard error (an interactive shell to the terminal) with the age of the newest stored event."
+        " In a clone in which `make run` was used, [its agent](configuration.md#locations) comes first.",
         *(_command_section(command, f"zeek-agent {path}") for path, command in _commands(commands)),
         "## Shell commands",
         "Anything that is not a command is SQL. A statement ends with `;`, typed, pasted or piped in, and can span "

@@ -286,14 +286,19 @@ class EventFile:
     def continue_from(self, last: Mapping[str, int]) -> None:
         """Number new rows after these, so that cursors of a store that this one replaces stay valid."""
         with self._connection:
-            for table in self._tables.keys() & last.keys():
-                set_sequence(self._connection, table, max(last[table], self.last_seq[table]))
-                self._read_seq_bounds(table)
+            self._set_sequences(last)
+        for table in self._tables:
+            self._read_seq_bounds(table)
+
+    def _set_sequences(self, last: Mapping[str, int]) -> None:
+        for table in self._tables.keys() & last.keys():
+            set_sequence(self._connection, table, max(last[table], last_sequence(self._connection, table)))
 
     def adopt(self, uri: str, last: Mapping[str, int], rows_max: int) -> None:
         """Take over from the store at `uri`, which this one replaces: delivery state, gaps, the newest rows by `last`.
 
-        All or nothing: raises apsw.Error when something cannot be read or there is no room.
+        New rows are numbered after `last`. All or nothing: raises apsw.Error when something cannot be read or there is
+        no room.
         """
         self._connection.execute("ATTACH ? AS other", (uri,))
         try:
@@ -320,6 +325,7 @@ class EventFile:
                     f'INSERT INTO main.{_GAPS} SELECT source, "from", until, cause FROM other._gaps '
                     'EXCEPT SELECT source, "from", until, cause FROM main._gaps'
                 )
+                self._set_sequences(last)
         except BaseException:
             self._states.recount()
             self._texts.forget()

@@ -658,7 +658,7 @@ class EventStore:
             new.adopt(uri, old.last_seq, _ROWS_CARRIED_OVER)
         except apsw.Error as error:
             log.error("event store: undelivered rows are lost, others are sent again: %s", error)
-        new.continue_from(old.last_seq)
+            new.continue_from(old.last_seq)
         self._file = new
 
     def _close_file(self, file: EventFile) -> None:
@@ -690,7 +690,6 @@ def _carry_over(old: EventFile, new: EventFile) -> int:
     while True:
         try:
             new.adopt(old.uri, old.last_seq, rows)
-            new.continue_from(old.last_seq)
         except apsw.FullError:
             if rows == 0:
                 raise

@@ -71,7 +71,7 @@ def attach_sockets(name: str, settings: SourceSettings) -> AttachedObject:
         loaded.leave_out_missing()
         loaded.resize("records", size)
         loaded.resize("ignored_uids", len(settings.ignore_uids) or 1)
-        loaded.configure(struct.pack("=3I", *filters))
+        loaded.configure(struct.pack("=4I", *filters, "on_received" in loaded.programs))
         loaded.load()
         for uid in settings.ignore_uids:
             loaded.update_element("ignored_uids", struct.pack("=I", uid), bytes(4))

@@ -308,11 +308,12 @@ def _join(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) ->
 def _pad(cell: str, width: int, right: bool) -> str:
     taken = display_width(cell)
     if taken > width:
-        cell, taken = _cut(cell, width)
+        cell, taken = cut(cell, width)
     return " " * (width - taken) + cell if right else cell + " " * (width - taken)
 
 
-def _cut(cell: str, width: int) -> tuple[str, int]:
+def cut(cell: str, width: int) -> tuple[str, int]:
+    """The beginning of a text with `…`, so that it takes at most `width` terminal cells; and how many it takes."""
     kept, taken = [], 0
     for character in cell:
         more = display_width(character)

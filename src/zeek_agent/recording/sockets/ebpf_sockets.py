@@ -39,6 +39,7 @@ class EbpfSockets(Source):
         self._settings = settings
         self._is_recording = False
         self._attached = 0
+        self._drained_until = 0
         self._complete_until = 0
         self._exclusions = Exclusions(settings)
         owners = SocketOwners()
@@ -72,11 +73,11 @@ class EbpfSockets(Source):
             self.counters.last_error = "; ".join(missing)
             log.warning("socket events: %s", self.counters.last_error)
         # the programs are attached and the ring is not read yet, so no socket is missed between snapshot and events
-        for cookie, process, direction in open_sockets(self._monitor.cache):
-            self._tracker.remember(cookie, process, direction)
+        for cookie, process, direction, is_shared in open_sockets(self._monitor.cache):
+            self._tracker.remember(cookie, process, direction, is_shared=is_shared)
         for stream in self._streams:
             self._monitor.add(stream)
-        self._attached = self._complete_until = max(stream.attached for stream in self._streams)
+        self._attached = self._complete_until = self._drained_until = max(stream.attached for stream in self._streams)
         self._is_recording = True
 
     def _add(self, name: str) -> str | None:
@@ -95,13 +96,15 @@ class EbpfSockets(Source):
             return
         with self._monitor.lock:
             self._monitor.drain()
-            self._emit(self._tracker.remaining(boot_time()))
-            self._monitor.drain()
             self._is_recording = False
         for stream in self._streams:
             self._monitor.remove(stream)
-        self._streams.clear()
-        self._sink = None
+        with self._monitor.lock:
+            self._emit(self._tracker.remaining(boot_time()))
+            self._complete_until = min(self._drained_until, self._tracker.oldest_pending() or self._drained_until)
+            self._count()
+            self._streams.clear()
+            self._sink = None
         self._monitor.close()
 
     def recording_since(self) -> float | None:
@@ -112,6 +115,7 @@ class EbpfSockets(Source):
 
     def _note_complete(self, until: int) -> None:
         if self._is_recording:
+            self._drained_until = max(self._attached, until)
             self._complete_until = max(self._attached, min(until, self._tracker.oldest_pending() or until))
 
     def update_counters(self) -> None:
@@ -148,8 +152,10 @@ class EbpfSockets(Source):
         self.counters.lost["overrun"] = sum(sum(stream.lost()) for stream in self._streams)
 
 
-def open_sockets(cache: ProcessCache, proc: str = "/proc") -> Iterator[tuple[int, Process | None, Direction | None]]:
-    """Open sockets: cookie, owner and direction, as far as these can be determined afterwards.
+def open_sockets(
+    cache: ProcessCache, proc: str = "/proc"
+) -> Iterator[tuple[int, Process | None, Direction | None, bool]]:
+    """Open sockets: cookie, owner, direction, and whether several processes have it open, as far as can be determined.
 
     A connection on a listening port is inbound.
     """
@@ -163,4 +169,4 @@ def open_sockets(cache: ProcessCache, proc: str = "/proc") -> Iterator[tuple[int
             direction: Direction | None = None
             if each.protocol == TCP and each.state != TcpState.LISTEN:
                 direction = "inbound" if each.local_port in listening else "outbound"
-            yield each.cookie, cache.find(holding[0][0]), direction
+            yield each.cookie, cache.find(holding[0][0]), direction, len(holding) > 1
