@@ -182,8 +182,8 @@ class BpfMonitor:
         return self._tracker.oldest_fork()
 
     def remaining_forks(self) -> list[ProcessChange]:
-        """Starts of all forked processes that are not reported yet, when recording stops."""
-        return self._tracker.settled(None)
+        """Starts of all forked processes that are not reported yet, when recording stops; none after a failure."""
+        return [] if self._failed else self._tracker.settled(None)
 
     def has_pending(self, process: Process) -> bool:
         """Whether the fork of this process is not reported yet."""
