@@ -28,7 +28,7 @@ its logs and may not have written them."""
 STEPS_MAX: Final = 50
 """More than there are unless the clock jumped; bounds their size on disk."""
 INCARNATIONS_MAX: Final = 1_000
-"""Incarnations of recipients whose end in order is noted; bounds the memory of those that come and go."""
+"""Incarnations of recipients whose end in order is noted; bounds the memory of recipients that restart often."""
 
 
 def with_step(recent: RecentProgress, now: float, seen: Mapping[str, int]) -> RecentProgress:

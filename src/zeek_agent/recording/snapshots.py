@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.host.linux import inet_diag, procfs
@@ -100,7 +101,11 @@ class ProcessSnapshots(Snapshots):
 
     def _present(self) -> dict[int, tuple[int, str | None]]:
         """Start (in ticks) and executable of each process."""
-        return {process.pid: (process.start_ticks, process.exe) for process in self._procfs.processes()}
+        present: dict[int, tuple[int, str | None]] = {}
+        for process in self._procfs.processes():
+            with suppress(ProcessLookupError):  # it has ended
+                present[process.pid] = process.start_ticks, process.exe
+        return present
 
     def _compare(self) -> None:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
