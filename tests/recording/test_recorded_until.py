@@ -168,6 +168,22 @@ def test_events_lost_before_the_first_check_are_in_the_gap_of_the_overrun(path: 
     assert gap.end == NOW + 3.0
 
 
+def test_events_lost_before_a_source_reads_are_in_a_gap(path: Path) -> None:
+    """What the kernel records waits in buffers until the agent has started, and they may be too small."""
+
+    class Early(Punctual):
+        def start(self, sink: Sink) -> None:
+            super().start(sink)
+            self.real_losses = 5
+            self.update_counters()
+
+    run = Run(path, {"processes": [Early("early", NOW + 0.5, NOW + 1.0)]}, NOW + 3.0)
+    run.start()
+    run.stop()
+    ((_, begin, end, cause),) = run.store.gaps()
+    assert (begin, end, cause) == (NOW + 0.5, NOW + 3.0, "overrun")
+
+
 def test_a_failed_source_leaves_a_gap_from_the_last_event_that_it_has_passed_on(path: Path) -> None:
     failing, next_best = Punctual("failing", NOW, NOW - 0.3), Punctual("next", NOW + 4.0, NOW + 9.0)
     run = Run(path, {"processes": [failing, next_best]}, NOW, interval=0.01)

@@ -154,13 +154,16 @@ class Supervisor:
         """Start the first of these sources that works. Nobody recorded the kind since `missed_since`."""
         for source in sources:
             source.missed = None if missed_since is None else MissedTime(missed_since, self._store.entities_since)
+            lost_before = source.counters.lost["overrun"]
             reason = self._try(recorder, source)
             if reason is None:
                 since = source.recording_since()
                 recorder.checked = self._clock() if since is None else since
                 recorder.active = recorder.recorded_by = source
                 recorder.reasons.pop(source.backend, None)
-                recorder.lost = source.counters.lost["overrun"]
+                source.update_counters()
+                # it may have lost events since it was attached; a count that has become lower began again
+                recorder.lost = lost_before if source.counters.lost["overrun"] >= lost_before else 0
                 recorder.warned = False
                 log.info("%s events are recorded by %s", recorder.kind, source.backend)
                 return
