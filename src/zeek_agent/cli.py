@@ -1,7 +1,8 @@
-"""The command line: parse, call, print. Exit codes: 0 success, 1 failure, 2 usage error."""
+"""The command line: parse, call, print. Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted."""
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ import click
 
 from zeek_agent import __version__
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.text import escaped
+from zeek_agent.text import visible
 
 if TYPE_CHECKING:
     from zeek_agent.collector.server import Collector
@@ -29,7 +30,26 @@ MODES: Final = ("table", "json", "csv", "line")
 
 def main() -> None:
     """The program `zeek-agent`."""
+    _prepare_streams()
     sys.exit(run_command(sys.argv[1:]))
+
+
+def _prepare_streams() -> None:
+    """Make the standard streams usable: closed ones lead to /dev/null, and any byte or character can pass.
+
+    Output to a terminal is in its encoding, with other characters escaped, and all other output in UTF-8.
+    """
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:  # else a file opened later would be a standard stream
+        os.set_inheritable(null, True)
+    os.close(null)
+    sys.stdin = sys.stdin or open(0, errors="surrogateescape", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -70,7 +90,7 @@ def _explain(error: BaseException) -> int:
 
 
 def _warn(message: str) -> None:
-    sys.stderr.write(f"{NAME}: {escaped(message)}\n")
+    sys.stderr.write(f"{NAME}: {visible(message)}\n")
 
 
 def _fail(message: str, code: int) -> int:
@@ -179,19 +199,28 @@ def run(
         "osquery.socket": osquery_socket,
         "log.level": log_level,
     }
-    warnings: list[str] = []
-    config, origins = given.load(flags, warnings.append)
+
+    def read() -> tuple[Config, Mapping[str, str], list[str]]:
+        warnings: list[str] = []
+        return *given.load(flags, warnings.append), warnings
+
     from zeek_agent.recording import bpf_objects
 
-    early = bpf_objects.EarlyObjects(config.sources)
+    first = [read()]
+    early = bpf_objects.EarlyObjects(first[0][0].sources)
     try:
         import asyncio
 
         from zeek_agent.agent import run_agent
+        from zeek_agent.reload import Loaded
         from zeek_agent.terminal import config_check
 
-        config_check.check_files_and_groups(config)
-        return asyncio.run(run_agent(config, origins, warnings, early))
+        def load() -> Loaded:
+            config, origins, warnings = first.pop() if first else read()
+            config_check.check_files_and_groups(config)
+            return Loaded(config, origins, warnings)
+
+        return asyncio.run(run_agent(load, early))
     finally:
         early.close()
 
@@ -324,6 +353,24 @@ def status(given: Given, *, form: str) -> None:
 
 
 @commands.command()
+@_settings
+def reload(given: Given) -> None:
+    """Have the running agent read its configuration again, as SIGHUP does, and print what was applied.
+
+    An invalid configuration is an error, and nothing of it is applied. Settings that need a restart are listed. The
+    agent reads the file that it was started with; options of this command only say which agent is meant.
+    """
+    from zeek_agent.terminal import responders
+
+    config, _ = given.load()
+    responder = responders.connect(config)
+    try:
+        click.echo(responders.reload(responder))
+    finally:
+        responder.close()
+
+
+@commands.command()
 @click.option("--since", metavar="AGO", help="Begin with recorded events: `10min`, `1h30m`, or a time in UTC.")
 @click.option(
     "--process", "processes", multiple=True, metavar="NAME", help="A process id, a name, or the path of an executable."
@@ -401,7 +448,7 @@ def config_check(given: Given) -> int:
     click.echo(f"the configuration is valid ({file or 'no file'})")
     for name, value, origin, default in config.rows(loaded, origins):
         if origin != "default":
-            click.echo(escaped(f"{name} = {value}    from {origin}, default {'unset' if default is None else default}"))
+            click.echo(visible(f"{name} = {value}    from {origin}, default {'unset' if default is None else default}"))
     return 0
 
 

@@ -131,8 +131,7 @@ class EventFile:
         self.conversions: list[Conversion] = []
         """Columns whose stored values were converted; the owner reports and clears them."""
         self._wal_pages = max(16, min(2_000, bytes_max // 8 // _PAGE_BYTES))
-        self._rows_bytes_max = bytes_max - 2 * self._wal_pages * _PAGE_BYTES
-        self._wal_bytes_max = max(bytes_max // 4, 4 * self._wal_pages * _PAGE_BYTES)
+        self._limit_rows(bytes_max)
         self._tables = {table.name: table for table in tables}
         self._inserts: dict[str, RowInsert] = {}
         self._converters: dict[str, Callable[[Row], Row] | None] = {}
@@ -172,6 +171,16 @@ class EventFile:
         if self.path is not None:
             _unsaved(self.path).unlink(missing_ok=True)
         self.uri: Final = f"{disk_uri(path)}&store={self.id}&opened={next(_opened)}"
+
+    def set_limits(self, bytes_max: int, state_bytes: int) -> None:
+        """Use other limits from now on; `evict` brings the rows within them."""
+        self._limit_rows(bytes_max)
+        self._state_bytes = state_bytes
+        self._states.set_limit(state_bytes)
+
+    def _limit_rows(self, bytes_max: int) -> None:
+        self._rows_bytes_max = bytes_max - 2 * self._wal_pages * _PAGE_BYTES
+        self._wal_bytes_max = max(bytes_max // 4, 4 * self._wal_pages * _PAGE_BYTES)
 
     def _open(self, now: float, resumed: bool, migrations: Sequence[Migration]) -> None:
         connection = self._connection

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceContext:
-    """The objects that all sources of an agent share: the settings and the process cache."""
+    """The objects that all sources of an agent share: the settings, the process cache and the masker."""
 
     settings: SourceSettings
     cache: ProcessCache
+    masker: Masker
     early: EarlyObjects | None = None
 
     @cached_property
@@ -78,7 +79,7 @@ def _system_logs(shared: SourceContext) -> list[Source]:
     from zeek_agent.recording.system_log.journal import Journal
     from zeek_agent.recording.system_log.syslog import Syslog
 
-    return [Journal(shared.settings), Syslog(shared.settings)]
+    return [Journal(shared.settings, masker=shared.masker), Syslog(shared.settings, masker=shared.masker)]
 
 
 BackendFactory: TypeAlias = Callable[[SourceContext], "list[Source]"]
@@ -103,8 +104,9 @@ def candidates(
     """
     if not sys.platform.startswith("linux"):
         return {kind: [] for kind in KINDS}
+    masker = masker or Masker()
     cache = ProcessCache(settings.process_cache, settings.process_grace, masker=masker)
-    shared = SourceContext(settings, cache, early)
+    shared = SourceContext(settings, cache, masker, early)
     return {kind: _chosen(backends(shared), getattr(settings, kind)) for kind, backends in KINDS.items()}
 
 

@@ -23,6 +23,7 @@ from zeek_agent.terminal import responders, watch_query
 from zeek_agent.terminal.console import Mode, Printer, plain
 from zeek_agent.terminal.watch_lines import WatchLines
 from zeek_agent.terminal.watch_query import COLUMNS
+from zeek_agent.text import from_os
 
 if TYPE_CHECKING:
     from zeek_agent.terminal.responders import Responder
@@ -124,7 +125,7 @@ class Watch:
         uids = _users(responder)
         self.users.update({uid: name for name, uid in uids.items()})
         wanted = self._recorded(responder, watch_query.conditions(self._filters, uids.get))
-        marked = f"/* watch {secrets.token_hex(8)} */ {watch_query.statement(wanted)}"
+        marked = from_os(f"/* watch {secrets.token_hex(8)} */ {watch_query.statement(wanted)}")
         frames = _subscribed(self._connect(), SubscribeRequest(marked, "Events", SCHEDULE_SECONDS))
         if self._since is not None or self._last:
             self._wait_for_first_run(responder, marked)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from zeek_agent.terminal.console import BOLD, DIM, GREEN, PLAIN, RED, YELLOW, age, cut, display_width
 from zeek_agent.terminal.watch_query import PROCESSES
-from zeek_agent.text import escaped
+from zeek_agent.text import visible
 
 CYAN: Final = "\x1b[36m"
 PROCESSES_KNOWN: Final = 10_000
@@ -66,13 +66,13 @@ class WatchLines:
         parts = [f"{tree}{_named(event['name'], event['pid'])}"]
         parts.append(self._process(event, level) if event["kind"] == PROCESSES else _flow(event))
         if container is not None:
-            parts.append(f"(container {escaped(container.rpartition('/')[2][:_CONTAINER_SHOWN])})")
+            parts.append(f"(container {visible(container.rpartition('/')[2][:_CONTAINER_SHOWN])})")
         return " ".join(part for part in parts if part)
 
     def _process(self, event: Mapping[str, Any], level: int) -> str:
         if event["state"] == "stopped":
             return _ending(event)
-        command = escaped(event["cmdline"] or event["exe"] or "")
+        command = visible(event["cmdline"] or event["exe"] or "")
         if level or event["ppid"] is None:
             return command
         return f"{command} (from {_named(event['parent_name'], event['ppid'])})"
@@ -94,7 +94,7 @@ class WatchLines:
 
 
 def _user(uid: int | None, users: Mapping[int, str]) -> str:
-    return "-" if uid is None else escaped(users.get(uid, str(uid)))
+    return "-" if uid is None else visible(users.get(uid, str(uid)))
 
 
 def _verb(event: Mapping[str, Any]) -> tuple[str, str]:
@@ -102,12 +102,12 @@ def _verb(event: Mapping[str, Any]) -> tuple[str, str]:
     state = event["state"]
     verb = _VERBS.get((state, event["direction"])) or _VERBS.get((state, None))
     if verb is None:
-        return escaped(str(state)), ""
+        return visible(str(state)), ""
     return ("correct", verb[1]) if event["correction"] else verb
 
 
 def _named(name: str | None, pid: int | None) -> str:
-    return f"{escaped(name) if name else '?'}[{'?' if pid is None else pid}]"
+    return f"{visible(name) if name else '?'}[{'?' if pid is None else pid}]"
 
 
 def _ending(event: Mapping[str, Any]) -> str:
