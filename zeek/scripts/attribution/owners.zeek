@@ -616,7 +616,8 @@ event zeek_init()
 	    "sockets_events")));
 	}
 
-# User names last as long as the claims that they belong to.
+# How long the user names of an agent that left are kept, for connections that are logged later.
+const departed_user_lifetime = 5min;
 global are_users_stale = F;
 
 event forget_users()
@@ -642,5 +643,5 @@ hook agent_removed(agent_id: string)
 		return;
 
 	are_users_stale = T;
-	schedule claim_lifetime { forget_users() };
+	schedule departed_user_lifetime { forget_users() };
 	}
