@@ -30,10 +30,13 @@ event zeek_init() &priority=-1000
 	}
 
 # @TEST-START-FILE misread.zeek
+@load base/misc/version
+
 # Stands for arguments that this package would misread: without its own reading of them, Zeek ends with its trace all the same.
 @if ( Version::number >= 80100 )
 @load frameworks/cluster/backend/zeromq
 redef Cluster::Backend::ZeroMQ::run_proxy_thread = T;
-redef ZeekAgent::has_chosen_backend = T;
+module ZeekAgent;
+redef has_chosen_backend = T;
 @endif
 # @TEST-END-FILE
