@@ -9,11 +9,11 @@ export {
 	## Whether to query agents.
 	const enabled = T &redef;
 
-	## Patterns of the servers' configuration files.
+	## Patterns of the servers' configuration files. A change while Zeek runs takes effect at once.
 	option config_paths_to_watch = set("/etc/ssh/sshd_config",
 	    "/etc/ssh/sshd_config.d/*");
 
-	## Patterns of the files with keys, by platform.
+	## Patterns of the files with keys, by platform. A change while Zeek runs takes effect at once.
 	option key_paths_to_watch: table[string] of set[string] = {
 		["linux"] = set("/home/*/.ssh/authorized_keys", "/root/.ssh/authorized_keys"),
 		["darwin"] = set("/Users/*/.ssh/authorized_keys"),
