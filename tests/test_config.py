@@ -116,6 +116,22 @@ def test_a_former_name_works_on_the_command_line_with_a_warning() -> None:
     assert warnings == ["command line: limits.seconds is deprecated, use its new name limits.time"]
 
 
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        ("redact = []", True),
+        ("redact = []\nmask = true", False),
+        ("redact = []\nmask = false", False),
+        ("redact = ['hunter2']", False),
+        ("", False),
+    ],
+)
+def test_an_empty_redact_which_once_showed_secrets_warns(file: Path, text: str, warned: bool) -> None:
+    file.write_text(f"[access]\n{text}\n")
+    _, _, warnings = loaded_as_renamed(file)
+    assert [("access.redact" in warning, str(file) in warning) for warning in warnings] == [(True, True)] * warned
+
+
 def test_the_current_name_wins_over_a_former_one_in_the_same_source(file: Path) -> None:
     file.write_text("limits.time = 1\nlimits.seconds = 2\n")
     variables = {"ZEEK_AGENT_BOUNDS__ROWS": "3", "ZEEK_AGENT_LIMITS__ROWS": "4"}
@@ -325,3 +341,26 @@ def test_every_access_rule_is_checked() -> None:
     errors, warnings = config_check.all_problems(config.Config(access=access))
     assert [error.partition(" is not")[0] for error in errors] == ["access.redact: '('", "access.redact: '['"]
     assert warnings == []
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:9131", "[::1]:9131", "localhost:0", "127.8.9.10:1", "unix:/run/x.sock"])
+def test_metrics_are_served_locally(listen: str) -> None:
+    assert loaded_with(metrics__listen=listen).metrics.listen == listen
+
+
+@pytest.mark.parametrize(
+    ("listen", "problem"),
+    [
+        ("0.0.0.0:9131", "expected a loopback address"),
+        ("[::]:9131", "expected a loopback address"),
+        ("192.0.2.1:9131", "expected a loopback address"),
+        ("zeek.example.net:9131", "expected a loopback address"),
+        ("localhost.example.net:9131", "expected a loopback address"),
+        ("unix:relative.sock", "expected an absolute path"),
+        ("9131", "expected HOST:PORT"),
+        ("127.0.0.1:99999", "expected HOST:PORT"),
+    ],
+)
+def test_metrics_are_served_on_the_loopback_interface_only(listen: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=rf"metrics\.listen: {problem}"):
+        loaded_with(metrics__listen=listen)

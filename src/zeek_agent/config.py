@@ -354,6 +354,21 @@ class ControlSettings(Section, frozen=True):
     group: Annotated[str | None, Meta(description="group that may use the socket, in addition to its owner")] = None
 
 
+class MetricsSettings(Section, frozen=True):
+    """[Metrics](metrics.md) for Prometheus, of the agent and of `zeek-agent collector`."""
+
+    listen: Annotated[
+        str | None,
+        Meta(
+            description="`unix:PATH`, or HOST:PORT with a loopback address, which any local user can connect to; "
+            "unset: metrics are only shown by `zeek-agent status --format prometheus`"
+        ),
+    ] = None
+    group: Annotated[str | None, Meta(description="group that may use the Unix socket, in addition to its owner")] = (
+        None
+    )
+
+
 class Config(Section, frozen=True):
     """All settings."""
 
@@ -368,6 +383,7 @@ class Config(Section, frozen=True):
     osquery: OsquerySettings = OsquerySettings()
     log: LogSettings = LogSettings()
     control: ControlSettings = ControlSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
 
 ENVIRONMENT_PREFIX: Final = "ZEEK_AGENT_"
@@ -448,8 +464,9 @@ def load(
     default location are tried. `flags` are by dotted name; a `str` for a setting of another type is parsed like an
     environment variable. Raises UsageError that names origin, key and remedy.
 
-    `renamed` is like RENAMED; `warn` is called with a message for each setting given under a former name. `refuse` is
-    called with each error, instead of raising the first one; the result then has the default in its place.
+    `renamed` is like RENAMED; `warn` is called with a message for each setting given under a former name, or with a
+    value that used to mean something else. `refuse` is called with each error, instead of raising the first one; the
+    result then has the default in its place.
     """
     refuse = refuse or _raise
     environment = os.environ if environment is None else environment
@@ -464,7 +481,12 @@ def load(
     ):
         values[name], origins[name] = value, origin
     _check(values, origins, refuse)
-    return cast("Config", _build(Config, "", values)), origins
+    if not values["access.redact"] and origins["access.redact"] != "default" and origins["access.mask"] == "default":
+        warn(
+            f"{origins['access.redact']}: an empty access.redact no longer shows command lines in full: set "
+            "access.mask = false for that, or true to silence this warning"
+        )
+    return with_values(values), origins
 
 
 def config_file(path: Path | None, environment: Mapping[str, str]) -> Path | None:
@@ -498,6 +520,11 @@ def get(config: Config, name: str) -> object:
     for part in name.split("."):
         value = getattr(value, part)
     return value
+
+
+def with_values(values: Mapping[str, object]) -> Config:
+    """The configuration with these values of all settings, by their dotted names."""
+    return cast("Config", _build(Config, "", values))
 
 
 def literal(value: object) -> str:
@@ -685,11 +712,24 @@ def _check(values: dict[str, object], origins: dict[str, str], refuse: Callable[
             except UsageError as error:
                 refuse(UsageError(f"{origins['zeek.destinations']}: zeek.destinations: {error}"))
         values["zeek.destinations"] = tuple(dict.fromkeys(urls))
-    try:
-        destination.parse_listen(cast("str", values["collector.listen"]))
-    except ValueError as error:
-        reject(f"{origins['collector.listen']}: collector.listen: {error}", "collector.listen")
+    for name, problem in _listen_problems(values):
+        reject(f"{origins[name]}: {name}: {problem}", name)
     for low, high in (("zeek.reconnect_min", "zeek.reconnect_max"), ("zeek.window_bytes", "zeek.window_bytes_max")):
         if cast("float", values[low]) > cast("float", values[high]):
             origin = origins[high] if origins[high] != "default" else origins[low]
             reject(f"{origin}: {high} ({values[high]}) is less than {low} ({values[low]})", low, high)
+
+
+def _listen_problems(values: Mapping[str, object]) -> Iterator[tuple[str, ValueError]]:
+    """Addresses to listen on that are invalid: the setting, and what is wrong."""
+    from zeek_agent import destination
+
+    for name, parse in (
+        ("collector.listen", destination.parse_listen),
+        ("metrics.listen", destination.parse_local_listen),
+    ):
+        try:
+            if values[name] is not None:
+                parse(cast("str", values[name]))
+        except ValueError as problem:
+            yield name, problem

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -77,6 +78,26 @@ def parse_listen(text: str) -> tuple[str, int]:
         raise ValueError(f"expected HOST:PORT, got {text!r}")
     host, _, port = text.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def parse_local_listen(text: str) -> Path | tuple[str, int]:
+    """Parse `unix:PATH` with an absolute path, or HOST:PORT with an address of the loopback interface.
+
+    Raises ValueError for anything else.
+    """
+    if text.startswith("unix:"):
+        path = Path(text.removeprefix("unix:"))
+        if not path.is_absolute():
+            raise ValueError(f"expected an absolute path, got {str(path)!r}")
+        return path
+    host, port = parse_listen(text)
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        address = None
+    if address is None or not address.is_loopback:
+        raise ValueError(f"expected a loopback address such as 127.0.0.1, got {host!r}")
+    return str(address), port
 
 
 def _from_bare(text: str) -> Destination:

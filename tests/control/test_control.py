@@ -31,7 +31,8 @@ from zeek_agent.control.messages import (
     Rows,
     StatusRequest,
 )
-from zeek_agent.control.server import CONNECTIONS_MAX, AnswerFunction, ControlServer, SocketNotCreatedError
+from zeek_agent.control.server import CONNECTIONS_MAX, AnswerFunction, ControlServer
+from zeek_agent.control.unix_listener import SocketNotCreatedError
 from zeek_agent.errors import AccessDeniedError, SqlError, UsageError, ZeekAgentError
 from zeek_agent.schema import Column, Parameter
 from zeek_agent.table import Table

@@ -23,6 +23,7 @@ from mounting import (
     Counter,
     SilentFuse,
     bind,
+    demand_running,
     exchange,
     mount,
     overlay,
@@ -129,23 +130,28 @@ class Attack:
         }
         with ExitStack() as stack:
             pattern = exchange_links[self.link](stack)
-            stack.enter_context(process(lambda: None, user=self.uid, again=self._swap))
-            return self._ask(pattern)
+            attacker = stack.enter_context(process(self._prepare, user=self.uid, again=self._swap))
+            return self._ask(pattern, attacker)
+
+    def _prepare(self) -> None:
+        """Other test runs close pytest's directories to other users when they start, so names are relative."""
+        os.chdir(self.base)
 
     def _swap(self) -> None:
         """One step of the attacker."""
         one, other = self.pairs[self.swaps.value // 2 % len(self.pairs)]
-        exchange(os.fsencode(one), os.fsencode(other))
+        exchange(*(os.fsencode(entry.relative_to(self.base)) for entry in (one, other)))
         self.swaps.add()
 
     # Asking
 
-    def _ask(self, pattern: str) -> Report:
+    def _ask(self, pattern: str, attacker: int) -> Report:
         rules = (f"{self.vault}/secret", f"{self.vault}/s*t")
         access = AccessPolicy(AccessSettings(files_allow=("/**",), paths_deny=rules))
         parameters = ["$0:text", "", "^$"] if self.table == "files_columns" else []
         report = Report()
         while report.tries < self.tries or self.swaps.value < LEAST_SWAPS or not self._met_both(report):
+            demand_running(attacker)
             reads = FileReads()
             rows = ask(TABLES[self.table], pattern, *parameters, access=access, reads=reads)
             report.tries += 1

@@ -355,6 +355,12 @@ def process(
         os.waitpid(child, 0)
 
 
+def demand_running(pid: int) -> None:
+    """Raises RuntimeError if a child has ended."""
+    if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+        raise RuntimeError("the hostile process has ended, see its traceback on standard error")
+
+
 def _run_process(
     prepare: Callable[[], object],
     user: int,

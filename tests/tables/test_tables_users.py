@@ -18,7 +18,7 @@ from sql import database
 
 from zeek_agent.containment.accounts import worker_account
 from zeek_agent.containment.protections import LockdownError
-from zeek_agent.control.server import group_id
+from zeek_agent.control.unix_listener import group_id
 from zeek_agent.errors import UsageError
 from zeek_agent.host.accounts import last_login, name_service
 from zeek_agent.host.accounts.name_service import Account, first_human_uid, is_admin, is_system
@@ -140,7 +140,7 @@ def test_workers_are_not_given_an_id_that_the_kernel_ignores(tmp_path: Path, uid
 def test_the_control_sockets_group_must_be_able_to_own_a_file(tmp_path: Path) -> None:
     def ask_for_group() -> str:
         with pytest.raises(UsageError) as refused:
-            group_id("everyone")
+            group_id("everyone", "control")
         return str(refused.value)
 
     assert "4294967295" in with_accounts(ask_for_group, tmp_path)

@@ -65,11 +65,19 @@ class StatusRequest(Struct, frozen=True, tag_field="request", tag="status", forb
     """Get the status of the running agent."""
 
 
+class MetricsRequest(Struct, frozen=True, tag_field="request", tag="metrics", forbid_unknown_fields=True):
+    """Get the metrics of the running agent."""
+
+
+class ReloadRequest(Struct, frozen=True, tag_field="request", tag="reload", forbid_unknown_fields=True):
+    """Read the configuration again and apply what can be applied."""
+
+
 class TablesRequest(Struct, frozen=True, tag_field="request", tag="tables", forbid_unknown_fields=True):
     """Get the declarations of all tables."""
 
 
-Request: TypeAlias = QueryRequest | SubscribeRequest | StatusRequest | TablesRequest
+Request: TypeAlias = QueryRequest | SubscribeRequest | StatusRequest | MetricsRequest | ReloadRequest | TablesRequest
 
 
 class Columns(Struct, frozen=True, tag_field="frame", tag="columns"):
@@ -101,6 +109,12 @@ class Facts(Struct, frozen=True, tag_field="frame", tag="facts"):
     facts: dict[str, Any]
 
 
+class Text(Struct, frozen=True, tag_field="frame", tag="text"):
+    """The answer to `metrics`, in Prometheus' exposition format, and to `reload`, a sentence for people."""
+
+    text: str
+
+
 class Declarations(Struct, frozen=True, tag_field="frame", tag="tables"):
     """The answer to `tables`."""
 
@@ -122,7 +136,7 @@ class Failed(Struct, frozen=True, tag_field="frame", tag="failed"):
     message: str
 
 
-Frame: TypeAlias = Columns | Rows | Note | Facts | Declarations | Pause | Done | Failed
+Frame: TypeAlias = Columns | Rows | Note | Facts | Text | Declarations | Pause | Done | Failed
 
 
 class EncodedLines(NamedTuple):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
-import os
 import socket
 import struct
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from zeek_agent.control import messages
+from zeek_agent.control import messages, unix_listener
 from zeek_agent.control.messages import Done, EncodedLines, Failed, Frame, Request
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import clipped
@@ -26,10 +24,6 @@ SEND_TIMEOUT_SECONDS: Final = 60.0
 """How long a client may leave its answer unread."""
 AnswerFunction: TypeAlias = Callable[[Request, str], AsyncGenerator[Frame | EncodedLines, None]]
 """Yields the frames of the answer to a client's request, without the last one; closed if the client disconnects."""
-
-
-class SocketNotCreatedError(ZeekAgentError):
-    """The system does not allow creating a socket at the path."""
 
 
 class ControlServer:
@@ -56,7 +50,7 @@ class ControlServer:
         Raises UsageError for an invalid path or group, SocketNotCreatedError if the system refuses, ZeekAgentError if
         something else is at the path.
         """
-        listener = _listener(self.path, self._group)
+        listener = unix_listener.listening(self.path, self._group, "control", CONNECTIONS_MAX)
         self._server = await asyncio.start_unix_server(
             self._connected, sock=listener, limit=messages.REQUEST_BYTES_MAX, backlog=CONNECTIONS_MAX
         )
@@ -149,65 +143,6 @@ async def _read_line(reader: asyncio.StreamReader) -> bytes:
         except ConnectionError:
             return b""
         return start or line
-
-
-def _listener(path: Path, group: str | None) -> socket.socket:
-    """A listening socket. It appears at `path` in one step, with its owner, group and mode set."""
-    fresh = path.with_name(f"{path.name}.new")
-    gid = None if group is None else group_id(group)
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True)
-        _remove_stale(path)
-        fresh.unlink(missing_ok=True)
-        mask = os.umask(0o177)
-        try:
-            with messages.socket_address(fresh) as address:
-                listener.bind(address)
-        finally:
-            os.umask(mask)
-        if gid is not None:
-            os.chown(fresh, -1, gid)
-            fresh.chmod(0o660)
-        listener.listen(CONNECTIONS_MAX)
-        listener.setblocking(False)
-        fresh.replace(path)
-    except OSError as error:
-        listener.close()
-        raise SocketNotCreatedError(f"cannot create the control socket {path}: {error.strerror}") from None
-    except ZeekAgentError:
-        listener.close()
-        raise
-    return listener
-
-
-def group_id(group: str) -> int:
-    """The id of the group in `control.group`. Raises UsageError if it does not exist or cannot own a file."""
-    import grp
-
-    try:
-        number = grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise UsageError(f"control.group: no such group: {group!r}") from None
-    if number in {-1, 0xFFFF_FFFF}:  # chown(2) would leave the group as it is
-        raise UsageError(f"control.group: group {group!r} has gid 4294967295, which cannot own a file")
-    return number
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove the socket left by a crashed agent. Raises ZeekAgentError if something else is at the path."""
-    if not path.exists() and not path.is_symlink():
-        return
-    if not path.is_socket():
-        raise ZeekAgentError(f"cannot create the control socket: {path} exists and is not a socket; remove it")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(messages.CONNECT_TIMEOUT_SECONDS)
-        with messages.socket_address(path) as address:
-            refused = probe.connect_ex(address)
-    if refused not in (errno.ECONNREFUSED, errno.ENOENT):
-        raise ZeekAgentError(f"another agent listens on {path}; stop it or set another control.socket")
-    path.unlink(missing_ok=True)
 
 
 def _peer(writer: asyncio.StreamWriter) -> str:

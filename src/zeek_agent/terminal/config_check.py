@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from msgspec import structs
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
-from zeek_agent.control.server import group_id
+from zeek_agent.control.unix_listener import group_id
 from zeek_agent.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NEAR: Final = 0.6
+"""Similarity from which a name is worth suggesting."""
 _SIMILAR: Final = 0.8
 """Similarity (difflib's ratio) from which a name is a misspelt one."""
 _PLATFORMS: Final = ("linux", "darwin", "win32")
@@ -44,7 +47,7 @@ def _table_rules(config: Config) -> Iterator[UsageError]:
     for kind, rule in rules:
         if any(fnmatch.fnmatchcase(name, rule) for name in known) or (imports and rule.startswith(_OSQUERY_PREFIX)):
             continue
-        near = get_close_matches(rule, known, n=1, cutoff=0.5)
+        near = get_close_matches(rule, known, n=1, cutoff=_NEAR)
         similar = get_close_matches(rule, known, n=1, cutoff=_SIMILAR)
         message = f"access.tables_{kind}: there is no table {rule!r}{f'; did you mean {near[0]!r}?' if near else ''}"
         advice = "`zeek-agent tables` lists the tables"
@@ -106,12 +109,15 @@ def _pack_file(config: Config) -> Path | None:
 def _problems(config: Config) -> Iterator[UsageError]:
     yield from _access(config.access)
     yield from _table_rules(config)
+    yield from _path_rules(config.access)
     tls = config.zeek.tls
     for name, file in (("ca_file", tls.ca_file), ("certificate", tls.certificate), ("key", tls.key)):
         if file is not None and not os.access(file, os.R_OK):
             yield UsageError(f"zeek.tls.{name}: cannot read {file}")
     if config.control.group is not None:
-        yield from _refused(partial(group_id, config.control.group))
+        yield from _refused(partial(group_id, config.control.group, "control"))
+    if config.metrics.group is not None:
+        yield from _refused(partial(group_id, config.metrics.group, "metrics"))
     if config.log.file is not None and not Path(config.log.file).absolute().parent.is_dir():
         yield UsageError(f"log.file: no such directory: {Path(config.log.file).absolute().parent}")
     for item in config.osquery.required_columns:
@@ -126,6 +132,32 @@ def _access(settings: AccessSettings) -> Iterator[UsageError]:
         if value != getattr(default, name):
             for one in [(item,) for item in value] if isinstance(value, tuple) else [value]:
                 yield from _refused(partial(AccessPolicy, structs.replace(default, **{name: one})))
+
+
+def _path_rules(settings: AccessSettings) -> Iterator[UsageError]:
+    """Rules on paths that can match none. One that probably means something else is only logged."""
+    default = AccessSettings()
+    for name in _PATH_RULES:
+        for rule in () if getattr(settings, name) == getattr(default, name) else getattr(settings, name):
+            path = rule.removeprefix("!")
+            if not path.startswith(("/", "**")):
+                advice = (
+                    "~ is not expanded: write the directory" if path.startswith("~") else "it has to begin with / or **"
+                )
+                yield UsageError(f"access.{name}: {rule!r} matches no path; {advice}")
+            for regex, cause in _MISUNDERSTOOD:
+                if regex.search(path) is not None:
+                    log.warning("access.%s: %r: %s", name, rule, cause)
+
+
+_PATH_RULES: Final = ("paths_allow", "paths_deny", "files_allow")
+_MISUNDERSTOOD: Final = (
+    (re.compile(r"\{[^{}]*,[^{}]*\}"), "braces are not expanded: write a rule for each"),
+    (re.compile(r"\$[A-Z_a-z{]"), "variables are not expanded: write the path"),
+    (re.compile(r"\\[*?\[]"), "a backslash does not quote a wildcard: write [*], [?] or [[]"),
+    (re.compile(r"^\s|\s$"), "begins or ends with a blank"),
+)
+"""What other programs understand differently."""
 
 
 def _refused(check: Callable[[], object]) -> Iterator[UsageError]:

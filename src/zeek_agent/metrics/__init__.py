@@ -1,0 +1,1 @@
+"""Figures of the agent and the collector as Prometheus metrics."""

@@ -1,0 +1,54 @@
+"""The metrics of a collector, which is part of an agent or a program of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from zeek_agent.metrics.exposition import Exposition, Families
+
+if TYPE_CHECKING:
+    from zeek_agent.collector.stats import CollectorStats
+
+FAMILIES: Final = Families()
+"""Of a collector."""
+
+_AGENTS = FAMILIES.gauge("zeek_agent_collector_agents", "agents that said hello and have not left")
+_CONNECTIONS = FAMILIES.gauge("zeek_agent_collector_connections", "open connections of agents")
+_CONNECTED = FAMILIES.gauge("zeek_agent_collector_connected_agents", "agents with an open connection")
+_UNREAD = FAMILIES.gauge("zeek_agent_collector_unread_bytes", "unread bytes of connections beyond their allowance")
+_MESSAGES = FAMILIES.counter("zeek_agent_collector_messages_total", "messages received")
+_ROWS = FAMILIES.counter("zeek_agent_collector_rows_total", "rows received")
+_REFUSED = FAMILIES.counter("zeek_agent_collector_refused_total", "connections refused")
+_IGNORED = FAMILIES.counter("zeek_agent_collector_ignored_total", "messages ignored because they were invalid")
+_AGENT_ERRORS = FAMILIES.counter("zeek_agent_collector_agent_errors_total", "errors that agents reported")
+_DISK_ERRORS = FAMILIES.counter("zeek_agent_collector_disk_errors_total", "failed writes of logs")
+_DISK_FAILING = FAMILIES.gauge("zeek_agent_collector_disk_failing", "1 while the logs cannot be written")
+_LOG_ROWS = FAMILIES.counter("zeek_agent_collector_log_rows_total", "rows written to a log", ("log",))
+_LOG_DROPPED = FAMILIES.counter(
+    "zeek_agent_collector_log_dropped_total", "rows lost as the log was not writable", ("log",)
+)
+
+
+def collector_text(stats: CollectorStats) -> str:
+    """The metrics of a collector that is a program of its own."""
+    exposition = Exposition(FAMILIES)
+    add_collector(exposition, stats)
+    return exposition.text()
+
+
+def add_collector(exposition: Exposition, stats: CollectorStats) -> None:
+    """Add a collector's figures."""
+    exposition.add(_CONNECTIONS, stats.connections)
+    exposition.add(_CONNECTED, len(stats.connected))
+    exposition.add(_AGENTS, sum(agent.state not in ("shutdown", "offline") for agent in stats.agents))
+    exposition.add(_UNREAD, stats.unread_bytes)
+    exposition.add(_MESSAGES, stats.messages)
+    exposition.add(_ROWS, stats.rows)
+    exposition.add(_REFUSED, stats.refused)
+    exposition.add(_IGNORED, stats.ignored)
+    exposition.add(_AGENT_ERRORS, stats.agent_errors)
+    exposition.add(_DISK_ERRORS, stats.disk_errors)
+    exposition.add(_DISK_FAILING, stats.disk_error is not None)
+    for log in stats.logs:
+        exposition.add(_LOG_ROWS, log.rows, log.path)
+        exposition.add(_LOG_DROPPED, log.dropped, log.path)

@@ -1,0 +1,138 @@
+"""Serves metrics over HTTP/1.1 on a Unix socket or a loopback address, as `metrics.listen` says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zeek_agent import destination
+from zeek_agent.control import unix_listener
+from zeek_agent.errors import ZeekAgentError
+from zeek_agent.metrics.exposition import CONTENT_TYPE
+
+if TYPE_CHECKING:
+    from zeek_agent.config import MetricsSettings
+
+log = logging.getLogger(__name__)
+
+PATH: Final = "/metrics"
+CONNECTIONS_MAX: Final = 16
+"""A few Prometheus servers; bounds descriptors and memory."""
+REQUEST_BYTES_MAX: Final = 8_192
+TIMEOUT_SECONDS: Final = 10.0
+"""For the request, and for the client to take the answer: as long as Prometheus waits by default."""
+_REQUEST_LINE: Final = re.compile(rb"([A-Z]+) (\S+) HTTP/1\.[01]\r?\n")
+_HOST: Final = re.compile(rb"^host:[ \t]*(\S*?)(?::\d+)?[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+
+
+class MetricsServer:
+    """Answers `GET /metrics` with the text that `text` returns at that moment; one request per connection."""
+
+    def __init__(self, settings: MetricsSettings, text: Callable[[], str]) -> None:
+        """Takes `settings.listen`, which must be set and valid."""
+        assert settings.listen is not None
+        self._place = destination.parse_local_listen(settings.listen)
+        self._group = settings.group
+        self._text = text
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Start listening. Raises ZeekAgentError if that is not possible, UsageError for an unknown group."""
+        if isinstance(self._place, Path):
+            listener = unix_listener.listening(self._place, self._group, "metrics", CONNECTIONS_MAX)
+            self._server = await asyncio.start_unix_server(
+                self._connected, sock=listener, limit=REQUEST_BYTES_MAX, backlog=CONNECTIONS_MAX
+            )
+            return
+        host, port = self._place
+        try:
+            self._server = await asyncio.start_server(
+                self._connected, host, port, limit=REQUEST_BYTES_MAX, backlog=CONNECTIONS_MAX
+            )
+        except OSError as error:
+            raise ZeekAgentError(f"cannot serve metrics on {host} port {port}: {error.strerror or error}") from None
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on. Raises LookupError if it has none."""
+        if self._server is None or isinstance(self._place, Path):
+            raise LookupError("not a TCP server")
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def stop(self) -> None:
+        """Close all connections, and remove the socket."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        if isinstance(self._place, Path):
+            with contextlib.suppress(FileNotFoundError):
+                self._place.unlink()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            if len(self._connections) > CONNECTIONS_MAX:
+                return
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                writer.write(self._answer(await reader.readuntil(b"\n\r\n")))
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            log.debug("connection for metrics ended: %s", error or type(error).__name__)
+        except asyncio.CancelledError:
+            log.debug("connection for metrics closed: the program is stopping")
+        finally:
+            self._connections.discard(task)
+            writer.transport.abort()
+
+    def _answer(self, request: bytes) -> bytes:
+        """The response to the head of a request."""
+        line = _REQUEST_LINE.match(request)
+        if line is None:
+            return _response(HTTPStatus.BAD_REQUEST, "not an HTTP/1.1 request\n")
+        if isinstance(self._place, tuple) and not _names_this_host(request):
+            return _response(HTTPStatus.FORBIDDEN, "the Host header must have a loopback address or localhost\n")
+        method, target = line.groups()
+        if target.partition(b"?")[0] != PATH.encode():
+            return _response(HTTPStatus.NOT_FOUND, f"metrics are at {PATH}\n")
+        if method not in (b"GET", b"HEAD"):
+            return _response(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD\n", "Allow: GET, HEAD\r\n")
+        return _response(HTTPStatus.OK, self._text(), with_body=method == b"GET")
+
+
+def _names_this_host(request: bytes) -> bool:
+    """Whether the request was addressed to this host by address; a name could be a web page's (DNS rebinding)."""
+    host = _HOST.search(request)
+    if host is None:
+        return False
+    name = host[1].decode(errors="replace").strip("[]")
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _response(status: HTTPStatus, text: str, header: str = "", *, with_body: bool = True) -> bytes:
+    kind = CONTENT_TYPE if status is HTTPStatus.OK else "text/plain; charset=utf-8"
+    body = text.encode()
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\n{header}Content-Type: {kind}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + (body if with_body else b"")
