@@ -98,4 +98,3 @@ async def test_a_worker_asks_an_agent_about_a_connections_process(tmp_path: Path
     assert "does not allow" in found["forbidden"]
     assert found["unknown"] == "the agent is not connected"
     assert not [line for line in records(nodes.log("reporter")) if "nowhere" in line["message"]]
-
