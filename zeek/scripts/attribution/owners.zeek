@@ -68,6 +68,11 @@ type UserRow: record {
 
 type UserRows: vector of UserRow;
 
+type UserKey: record {
+	hid: string;
+	uid: count;
+};
+
 # A socket as agents without events tell of it.
 type SocketRow: record {
 	pid: count &optional;
@@ -370,4 +375,33 @@ event zeek_init()
 	    $event_=socket_row, $schedule_=socket_poll_interval,
 	    $subscription=Differences, $if_missing_tables=set(
 	    "sockets_events"))), "ZeekAgent::socket_poll_interval");
+	}
+
+# User names last as long as the claims that they belong to.
+global are_users_stale = F;
+
+event forget_users()
+	{
+	# A Zeek that ends does at once what is scheduled, before it logs the last connections.
+	if ( zeek_is_terminating() )
+		return;
+
+	are_users_stale = F;
+	local gone: vector of UserKey;
+
+	for ( [agent_id, uid] in user_names )
+		if ( agent_id !in agents )
+			gone += UserKey($hid=agent_id, $uid=uid);
+
+	for ( _, key in gone )
+		delete user_names[key$hid, key$uid];
+	}
+
+hook agent_removed(agent_id: string)
+	{
+	if ( are_users_stale )
+		return;
+
+	are_users_stale = T;
+	schedule claim_lifetime { forget_users() };
 	}

@@ -44,6 +44,10 @@ export {
 	global follow_options: function(query_id: string, interval_option: string,
 	    subscription_option: string &default="");
 
+	## How long it is known which one-time queries an agent that is gone has received. When it returns later, it receives
+	## those to its groups again.
+	const one_time_memory = 1day &redef;
+
 	## Decides whether an agent may be queried; break to refuse.
 	global may_query: hook(agent_id: string, q: Query);
 
@@ -70,6 +74,20 @@ type QueryState: record {
 global query_refused: event(query_id: string, agent_id: string);
 
 global queries: table[string] of QueryState;
+
+# Agents that are gone, until what they have received is forgotten.
+global forget_asked: function(t: set[string], agent_id: string): interval;
+global departed: set[string] &create_expire=one_time_memory
+    &expire_func=forget_asked;
+
+function forget_asked(t: set[string], agent_id: string): interval
+	{
+	for ( _, state in queries )
+		delete state$asked[agent_id];
+
+	return 0sec;
+	}
+
 global is_starting = T;
 
 function sql_text(value: string): string
@@ -171,7 +189,9 @@ function send_query(state: QueryState, agent_id: string)
 		}
 
 	delete state$refused[agent_id];
-	add state$asked[agent_id];
+
+	if ( runs_once(state$query) )
+		add state$asked[agent_id];
 
 	for ( _, topic in topics )
 		Cluster::publish(topic, ZeekAgentAPI::install_query_v1, zeek_instance,
@@ -249,12 +269,17 @@ event agent_connected(agent_id: string)
 	if ( agent_id !in agents )
 		return;
 
+	delete departed[agent_id];
+
 	for ( _, state in queries )
 		send_query(state, agent_id);
 	}
 
 event agent_left(agent_id: string, reason: string)
 	{
+	if ( agent_id !in agents )
+		add departed[agent_id];
+
 	local unanswered: vector of string;
 
 	for ( _, each in queries )
