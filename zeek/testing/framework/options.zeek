@@ -88,7 +88,7 @@ async def say(of: Agent, cookie: str) -> None:
 
 
 def show(label: str, of: Agent, text: str) -> None:
-    found = sorted({(query[0][:70], str(query[1]), query[2]) for query in of.queries.values() if text in query[0]})
+    found = sorted({(query[0][:12], str(query[1]), query[2]) for query in of.queries.values() if text in query[0]})
     print(label, found)
 
 
