@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from zeek_agent.events import reading
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.hostname import hostname
 from zeek_agent.queries.runner import QueryRunner
+from zeek_agent.recording.registry import candidates
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.reload import Changes, Loaded, compare
 from zeek_agent.results.snapshots import take_snapshots
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
     from zeek_agent.queries.installed import QueryStatus
+    from zeek_agent.recording.bpf_objects import EarlyObjects
     from zeek_agent.recording.status import SourceStatus
     from zeek_agent.schema import Row
     from zeek_agent.table import Table
@@ -64,10 +67,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def run_agent(load: Callable[[], Loaded]) -> int:
+async def run_agent(load: Callable[[], Loaded], early: EarlyObjects | None = None) -> int:
     """Run until SIGTERM or SIGINT. Raises ZeekAgentError if the agent cannot start.
 
-    `load` reads and checks the configuration, and does so again for SIGHUP and `zeek-agent reload`.
+    `load` reads and checks the configuration, and does so again for SIGHUP and `zeek-agent reload`. `early` has BPF
+    objects that are being attached.
     """
     loaded = load()
     config, origins = loaded.config, loaded.origins
@@ -78,7 +82,7 @@ async def run_agent(load: Callable[[], Loaded]) -> int:
     places = paths.locate(config)
     with identity.only_one(places.lock):
         who = identity.establish(places.identity, config.agent.id)
-        agent = Agent(config, origins, places, who, ring, quiet=quiet, load=load)
+        agent = Agent(config, origins, places, who, ring, quiet=quiet, load=load, early=early)
         with stop_signals() as stopped:
             async with agent:
                 with on_hangup(agent.reload_or_log):
@@ -100,8 +104,12 @@ class Agent:
         *,
         quiet: bool = False,
         load: Callable[[], Loaded] | None = None,
+        early: EarlyObjects | None = None,
     ) -> None:
-        """`quiet` keeps messages about normal operation off standard error. `load` reads the configuration again."""
+        """`quiet` keeps messages about normal operation off standard error. `load` reads the configuration again.
+
+        `early` is as for `run_agent`.
+        """
         self.id = who.agent
         self.instance = who.instance
         self._config = config
@@ -117,6 +125,9 @@ class Agent:
         self._running: dict[ZeekConnection, asyncio.Task[None]] = {}
         self._metrics: MetricsServer | None = None
         self._collector: EmbeddedCollector | None = None
+        self._collector_instances: tuple[str, ...] = ()
+        self._early = early
+        self._records: Supervisor | None = None
         self._summary: asyncio.Task[None] | None = None
         self._bridge: Bridge | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -130,6 +141,7 @@ class Agent:
             config.events,
             state_bytes=config.limits.state_bytes,
             on_blocked_reader=self._end_readers,
+            recorded_until=self._recorded_until,
         )
         self.database = ContainedDatabase(
             tables,
@@ -142,7 +154,9 @@ class Agent:
             osquery=self._describe_osquery,
             iterators=lambda: iterators.loaded_iterators() is not None,
         )
-        self.supervisor = Supervisor(config.sources, self.store, masker=access.masker)
+        choose = partial(candidates, early=early)
+        self.supervisor = Supervisor(config.sources, self.store, choose=choose, masker=access.masker)
+        self._records = self.supervisor
         self.results = ResultStore(places.results, config.limits.state_bytes, clock=self.store.age_clock)
         self.runner = QueryRunner(
             self.database,
@@ -176,6 +190,8 @@ class Agent:
         parts.push_async_callback(self.database.aclose)
         parts.push_async_callback(asyncio.to_thread, self.supervisor.stop)
         await asyncio.to_thread(self.supervisor.start)
+        if self._early is not None:
+            await asyncio.to_thread(self._early.close)
         parts.push_async_callback(self.runner.close)
         self._bridge = self._start_bridge()
         parts.push_async_callback(self._stop_collector)
@@ -236,12 +252,15 @@ class Agent:
         self._summary.add_done_callback(_report_failure)
 
     async def _stop_collector(self) -> None:
+        """Stop it after its connection was shut down, and note that it has lost nothing if it ended in order."""
         collector, self._collector = self._collector, None
         summary, self._summary = self._summary, None
         if summary is not None:
             await _cancelled(summary)
-        if collector is not None:
-            await collector.stop()
+        instances, self._collector_instances = self._collector_instances, ()
+        if collector is not None and await collector.stop():
+            for instance in instances:
+                self.runner.ended_in_order(str(EMBEDDED), instance)
 
     def _announce(self, what: str) -> None:
         """Write to standard output what this agent does, if the log does not say so there."""
@@ -310,7 +329,10 @@ class Agent:
         """Say goodbye to all destinations and end the connections to them."""
         running, self._running = self._running, {}
         self._connections.clear()
-        await asyncio.gather(*(connection.shutdown() for connection in running), return_exceptions=True)
+        ended = await asyncio.gather(*(connection.shutdown() for connection in running), return_exceptions=True)
+        for connection, instances in zip(running, ended, strict=True):
+            if connection.destination is EMBEDDED and not isinstance(instances, BaseException):
+                self._collector_instances = instances
         await asyncio.gather(*map(_cancelled, running.values()))
 
     def _background(self, work: Any, name: str) -> None:
@@ -318,6 +340,10 @@ class Agent:
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(_report_failure)
         self._parts.push_async_callback(_cancelled, task)
+
+    def _recorded_until(self) -> float | None:
+        """Until when all events were appended to the store; called in its writer thread."""
+        return None if self._records is None else self._records.recorded_until()
 
     def _end_readers(self, blocked_seconds: float) -> None:
         """Called in the store's writer thread while a reader keeps its write-ahead log from being reused."""
