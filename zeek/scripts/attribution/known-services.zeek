@@ -363,7 +363,8 @@ hook agent_removed(agent_id: string)
 
 event zeek_init()
 	{
-	query(Query($sql_stmt=listener_sql, $on_rows=hand_on_listeners,
+	follow_options(query(Query($sql_stmt=listener_sql, $on_rows=hand_on_listeners,
 	    $schedule_=listener_interval, $subscription=Differences,
-	    $requires_tables=set("listening_ports")));
+	    $requires_tables=set("listening_ports"))),
+	    "ZeekAgent::listener_interval");
 	}

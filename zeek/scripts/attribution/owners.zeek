@@ -603,17 +603,19 @@ event zeek_init()
 	if ( ! attribute_connections )
 		return;
 
-	query(Query($sql_stmt=fmt(flow_events, "", ""), $on_rows=hand_on_flows,
-	    $schedule_=claim_interval, $subscription=Events,
-	    $requires_tables=set("sockets_events")));
+	follow_options(query(Query($sql_stmt=fmt(flow_events, "", ""),
+	    $on_rows=hand_on_flows, $schedule_=claim_interval,
+	    $subscription=Events, $requires_tables=set("sockets_events"))),
+	    "ZeekAgent::claim_interval");
 
-	query(Query($sql_stmt="SELECT uid, name FROM users", $on_rows=hand_on_users,
-	    $schedule_=user_interval, $subscription=Differences));
+	follow_options(query(Query($sql_stmt="SELECT uid, name FROM users",
+	    $on_rows=hand_on_users, $schedule_=user_interval,
+	    $subscription=Differences)), "ZeekAgent::user_interval");
 
-	query(Query($sql_stmt="SELECT pid, process, protocol, local_addr, local_port, remote_addr, remote_port FROM sockets",
+	follow_options(query(Query($sql_stmt="SELECT pid, process, protocol, local_addr, local_port, remote_addr, remote_port FROM sockets",
 	    $event_=socket_row, $schedule_=socket_poll_interval,
 	    $subscription=Differences, $if_missing_tables=set(
-	    "sockets_events")));
+	    "sockets_events"))), "ZeekAgent::socket_poll_interval");
 	}
 
 # How long the user names of an agent that left are kept, for connections that are logged later.
