@@ -143,7 +143,7 @@ def test_a_table_that_only_agents_have_is_one_that_the_query_requires() -> None:
 
 
 def test_an_agent_that_is_in_all_groups_runs_a_query_once() -> None:
-    assert "ZeekAgent::query(query);" in script(SMALL + 'groups = ["linux", "All"]')
+    assert "ZeekAgent::query(query)," in script(SMALL + 'groups = ["linux", "All"]')
     assert script(SMALL + 'groups = ["linux", "linux"]') == script(SMALL + 'groups = ["linux"]')
 
 
@@ -163,9 +163,9 @@ def test_queries_for_groups_hosts_and_tables() -> None:
     written = script(SMALL + more)
     assert 'add query$requires_tables["files_list"];' in written
     assert 'add query$if_missing_tables["x"];' in written
-    assert 'ZeekAgent::query(query, ZeekAgent::Group, "linux");' in written
-    assert r'ZeekAgent::query(query, ZeekAgent::Group, "Web-\"1\"");' in written
-    assert 'ZeekAgent::query(query_2, ZeekAgent::Host, "HAbc");' in written
+    assert 'ZeekAgent::query(query, ZeekAgent::Group, "linux"),' in written
+    assert r'ZeekAgent::query(query, ZeekAgent::Group, "Web-\"1\""),' in written
+    assert 'ZeekAgent::query(query_2, ZeekAgent::Host, "HAbc"),' in written
     assert "option query_interval = 30sec;" in written
     assert "option query_interval_2 = 0.05sec;" in written
     assert "option subscription_2 = ZeekAgent::Events;" in written
@@ -175,7 +175,7 @@ def test_queries_for_groups_hosts_and_tables() -> None:
 def test_disabled_queries_are_not_installed() -> None:
     off = SMALL + "enabled = false\n"
     assert "const enabled = F &redef;" in script(off)
-    assert "ZeekAgent::query(query);" in script(off)
+    assert "ZeekAgent::query(query)," in script(off)
     both = off + """[[queries]]\nlog = "open-files"\nsql = "SELECT path, size FROM files_list('/tmp/*')"\n"""
     assert "const enabled = T &redef;" in script(both)
     assert "/var/spool" not in script(both)

@@ -125,7 +125,7 @@ async def test_another_local_user_cannot_inject_events_past_the_agents_port(shar
 
 
 @needs_zeek
-async def test_a_second_zeek_with_the_package_starts_beside_the_first(tmp_path: Path) -> None:
+async def test_two_zeeks_with_the_package_start_on_one_host(tmp_path: Path) -> None:
     first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
     port = free_port()
     with stand_alone(first, port), stand_alone(second, free_port()):

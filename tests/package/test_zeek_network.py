@@ -197,7 +197,7 @@ async def test_connections_through_address_translation_name_the_process_inside(t
 
 
 @pytest.mark.parametrize("first", ["inside", "host"])
-async def test_a_host_and_its_container_with_one_source_port_are_told_apart(
+async def test_a_host_and_its_container_with_one_source_port_are_not_mixed_up(
     tmp_path: Path, host: Host, first: str
 ) -> None:
     """Of the two connections to one server, the kernel gives the second one another port."""
