@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from zeek_agent import __version__, heap, identity, logbook, paths
+from zeek_agent import __version__, heap, identity, logbook, paths, service_manager
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.bpf import iterators
@@ -69,6 +69,7 @@ async def run_agent(config: Config, origins: Mapping[str, str], warnings: Sequen
     """
     shows_summary = not config.zeek.destinations and sys.stdout.isatty()
     heap.share()
+    manager = service_manager.ServiceManager()
     quiet = shows_summary and origins.get("log.level", "default") == "default"
     ring = logbook.set_up(config.log, quiet=quiet, warnings=warnings)
     places = paths.locate(config)
@@ -76,7 +77,7 @@ async def run_agent(config: Config, origins: Mapping[str, str], warnings: Sequen
         who = identity.establish(places.identity, config.agent.id)
         agent = Agent(config, origins, places, who, ring, quiet=quiet)
         with stop_signals() as stopped:
-            async with agent:
+            async with agent, service_manager.informed(manager, agent.summary, agent.problem):
                 heap.trim()
                 log.info("%s: stopping", await stopped)
     return 0
@@ -290,6 +291,18 @@ class Agent:
     def _drain_blocking(self) -> None:
         self.supervisor.drain()
         self.store.flush()
+
+    # For the service manager
+
+    def summary(self) -> str:
+        """What the agent does now, in one line."""
+        states = [connection.status() for connection in self._connections]
+        connected = sum(state.state == "connected" for state in states)
+        return f"recording {_recorded(self.supervisor.status())}; connected to {connected} of {len(states)}"
+
+    def problem(self) -> str | None:
+        """Why the agent is not healthy, so that a restart may help; None if it is."""
+        return self.store.problem() or self.supervisor.problem()
 
     # Data of the agent's own tables
 

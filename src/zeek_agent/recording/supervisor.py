@@ -27,6 +27,8 @@ _RETRY_SECONDS: Final = 60.0
 """Interval at which a kind without a working backend is tried again; a probe costs little."""
 _QUIET_CHECKS: Final = 3
 """Checks without further losses after which a gap ends."""
+_STALL_SECONDS: Final = 300.0
+"""Time without a check after which the monitoring thread counts as hung. Starting a source takes seconds."""
 _GAP_SECONDS_MAX: Final = 60.0
 """Continuing losses are recorded as a gap after this time; further losses are the next gap."""
 
@@ -68,6 +70,7 @@ class Supervisor:
         self._recorders = [_KindState(kind, sources) for kind, sources in choose(settings, masker).items()]
         self._lock = threading.RLock()
         self._ended = threading.Event()
+        self._checked = time.monotonic()
         self._watcher = threading.Thread(target=self._watch, name="sources", daemon=True)
 
     def start(self) -> None:
@@ -77,6 +80,7 @@ class Supervisor:
                 for source in recorder.sources:
                     source.clean_up()
                 self._activate(recorder, recorder.sources)
+        self._checked = time.monotonic()
         self._watcher.start()
 
     def drain(self) -> None:
@@ -100,6 +104,13 @@ class Supervisor:
                     self._note_losses(recorder, recorder.active, at_end=True)
                     self._stop(recorder.active)
                     recorder.active = None
+
+    def problem(self, now: float | None = None) -> str | None:
+        """Why a failed source would not be replaced, by the monotonic clock; None if the sources are monitored."""
+        if not self._watcher.is_alive():
+            return "the thread that monitors event sources has ended"
+        stalled = (time.monotonic() if now is None else now) - self._checked
+        return f"an event source has hung for {stalled:.0f} s" if stalled > _STALL_SECONDS else None
 
     def status(self) -> list[SourceStatus]:
         return [self._status(recorder, source) for recorder in self._recorders for source in recorder.sources]
@@ -173,6 +184,7 @@ class Supervisor:
 
     def _watch(self) -> None:
         while not self._ended.wait(self._interval_seconds):
+            self._checked = time.monotonic()
             with self._lock:
                 for recorder in self._recorders:
                     self._check(recorder)
