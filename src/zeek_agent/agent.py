@@ -18,8 +18,8 @@ import apsw
 from zeek_agent import __version__, heap, identity, logbook, paths, service_manager
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
-from zeek_agent.bpf import iterators
-from zeek_agent.containment import needs
+from zeek_agent.bpf import iterators, tracepoints
+from zeek_agent.containment import agent_capabilities, needs
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.usage import memory, recipient_of
 from zeek_agent.containment.worker_process import KillCause
@@ -46,6 +46,7 @@ from zeek_agent.zeek.connection_errors import UnusableError
 if TYPE_CHECKING:
     from zeek_agent.collector.embedded import EmbeddedCollector
     from zeek_agent.config import Config
+    from zeek_agent.containment.agent_capabilities import Dropped
     from zeek_agent.containment.messages import Need
     from zeek_agent.containment.pool import WorkerStatus
     from zeek_agent.destination import Destination
@@ -73,14 +74,33 @@ async def run_agent(config: Config, origins: Mapping[str, str], warnings: Sequen
     quiet = shows_summary and origins.get("log.level", "default") == "default"
     ring = logbook.set_up(config.log, quiet=quiet, warnings=warnings)
     places = paths.locate(config)
+    dropped = _drop_privileges(config, places)
     with identity.only_one(places.lock):
         who = identity.establish(places.identity, config.agent.id)
+        log.debug("dropped capabilities: %s", " ".join(dropped.names) or "none")
+        if dropped.directory is not None:
+            kept = " and ".join(agent_capabilities.FOR_OTHERS_DIRECTORIES)
+            log.info("kept %s, because %s belongs to another user", kept, dropped.directory)
         agent = Agent(config, origins, places, who, ring, quiet=quiet)
         with stop_signals() as stopped:
             async with agent, service_manager.informed(manager, agent.summary, agent.problem):
                 heap.trim()
                 log.info("%s: stopping", await stopped)
     return 0
+
+
+def _drop_privileges(config: Config, places: Paths) -> Dropped:
+    """Drop the capabilities that the agent does not need. Raises OSError."""
+    try:
+        tracepoints.keep_tracefs()
+    except OSError as error:
+        log.debug("tracefs cannot be opened, eBPF sources will report why: %s", error)
+    written = [places.state, places.socket.parent]
+    if config.log.file is not None:
+        written.append(Path(config.log.file).parent)
+    if not config.zeek.destinations:
+        written.append(Path(config.collector.logs))
+    return agent_capabilities.drop(written)
 
 
 class Agent:

@@ -40,7 +40,7 @@ _COMMIT_ROWS_MAX: Final = 5_000
 _HEARTBEAT_SECONDS: Final = 5.0
 """Interval of retention and of the store's time stamp, so that a gap after a crash starts at most that much early."""
 _STALL_SECONDS: Final = 300.0
-"""Time without progress after which the writer counts as hung. A slow disk takes seconds, a copy of the file minutes."""
+"""Time without progress after which the writer counts as hung; a copy of a large file on a slow disk takes less."""
 _BUSY_WAIT_SECONDS: Final = 0.1
 """Pause while readers block the write-ahead log, so that waiting for them costs next to no CPU time."""
 _MEMORY_STORE_BYTES: Final = 32 << 20
