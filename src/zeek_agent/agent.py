@@ -18,7 +18,7 @@ import apsw
 from zeek_agent import __version__, heap, identity, logbook, paths, service_manager
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
-from zeek_agent.bpf import iterators, tracepoints
+from zeek_agent.bpf import iterators, probe, tracepoints
 from zeek_agent.containment import agent_capabilities, needs
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.usage import memory, recipient_of
@@ -177,6 +177,11 @@ class Agent:
         """Start the parts, each after those that it needs; they end in the reverse order."""
         self._loop = asyncio.get_running_loop()
         log.info("zeek-agent %s, agent %s, state in %s", __version__, self.id, self._places.state)
+        if sys.platform == "linux" and not probe.is_built():
+            log.warning(
+                "this installation has no eBPF programs: short-lived processes and connections are missed. Install a "
+                "package or wheel that has them, or build with clang and libbpf-dev"
+            )
         parts = self._parts
         parts.push_async_callback(asyncio.to_thread, self.store.close)
         parts.push_async_callback(asyncio.to_thread, self.results.close)

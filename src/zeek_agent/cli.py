@@ -450,6 +450,34 @@ def pack_zeek(*, file: Path | None, output: Path | None) -> None:
         raise UsageError(f"cannot write {output}: {error.strerror}") from None
 
 
+@commands.group("service")
+def service_group() -> None:
+    """Install the agent as a systemd service, after an installation with pipx or uv."""
+
+
+@service_group.command("install")
+@click.option("--no-start", is_flag=True, help="Do not enable and start the service.")
+def service_install(*, no_start: bool) -> None:
+    """Write the systemd unit for this program, and a configuration if there is none; enable and start the service.
+
+    Run it again after an upgrade. Distribution packages contain the unit and do not need this.
+    """
+    from zeek_agent.service import installation
+
+    for line in installation.Service().install(installation.installed_program(), start=not no_start):
+        click.echo(line)
+
+
+@service_group.command("uninstall")
+@click.option("--purge", is_flag=True, help="Remove recorded events, logs and the configuration, too.")
+def service_uninstall(*, purge: bool) -> None:
+    """Stop the service and remove the unit that `service install` wrote."""
+    from zeek_agent.service import installation
+
+    for line in installation.Service().uninstall(purge=purge):
+        click.echo(line)
+
+
 def _printer(mode: str) -> Printer:
     from zeek_agent.terminal.console import Mode, Printer
 

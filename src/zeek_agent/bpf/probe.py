@@ -39,6 +39,11 @@ def why_not(objects: Sequence[str], *, release: str | None = None, btf: str = "/
     return _why_not_permitted(objects, capabilities.effective())
 
 
+def is_built() -> bool:
+    """Whether this installation has eBPF programs."""
+    return any(file.name.endswith(".bpf.o") for file in resources.files("zeek_agent.bpf").iterdir())
+
+
 def _why_not_permitted(objects: Sequence[str], held: set[Capability]) -> str | None:
     if Capability.SYS_ADMIN in held:
         return None
