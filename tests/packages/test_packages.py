@@ -8,13 +8,10 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from debian_root import KEPT, DebianRoot, debian_root
-from places import ROOT
+from debian_root import DebianRoot, build
 from waiting import until_sync
 
 pytestmark = [pytest.mark.packages, pytest.mark.root, pytest.mark.timeout(3600)]
@@ -38,38 +35,6 @@ with store:
 """Copies the last event, with a number as its pid."""
 
 
-@pytest.fixture(scope="module", params=["bookworm", "trixie"])
-def release(request: pytest.FixtureRequest) -> str:
-    if shutil.which("debootstrap") is None:
-        pytest.skip("needs debootstrap")
-    return str(request.param)
-
-
-def build(release: str, output: Path, *options: str) -> dict[str, Path]:
-    """The packages by kind."""
-    command = [sys.executable, ROOT / "packaging" / "packages.py", "--release", release, "--output", output, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return {path.suffix[1:]: path for path in output.iterdir()}
-
-
-@pytest.fixture(scope="module")
-def packages(release: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return build(release, tmp_path_factory.mktemp("packages"))
-
-
-@pytest.fixture
-def root(release: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[DebianRoot]:
-    transcript = KEPT / "transcripts" / f"{request.node.originalname}-{release}.txt"
-    with debian_root(release, tmp_path, transcript) as made:
-        yield made
-
-
-def install(root: DebianRoot, package: Path) -> None:
-    shutil.copy(package, root / "root")
-    root.run(f"apt-get install -y -o Dpkg::Options::=--force-confold ./{package.name}")
-
-
 def agent_answers(root: DebianRoot) -> bool:
     return (
         subprocess.run(
@@ -90,10 +55,6 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     assert process.wait(60) == 0
 
 
-def rows(root: DebianRoot, sql: str) -> str:
-    return root.run(f'zeek-agent query --format csv "{sql}"')
-
-
 def logged(root: DebianRoot) -> str:
     """The log of processes, which may have been rotated at the full hour."""
     return "".join(path.read_text() for path in (root / "var/log/zeek-agent").glob("zeek-agent-process-events*.log"))
@@ -107,7 +68,7 @@ def test_the_same_tree_makes_the_same_packages(release: str, packages: dict[str,
 
 
 def test_one_command_installs_and_an_event_arrives(root: DebianRoot, packages: dict[str, Path]) -> None:
-    install(root, packages["deb"])
+    root.install(packages["deb"])
     assert root.run("command -v cc gcc clang make; true") == "", "no build tools"
     assert "enabled" in root.run("systemctl is-enabled zeek-agent.service")
     assert root.run("getent passwd _zeek-agent").startswith("_zeek-agent:")
@@ -122,18 +83,21 @@ def test_one_command_installs_and_an_event_arrives(root: DebianRoot, packages: d
     until_sync(
         lambda: (
             "/bin/true the-event"
-            in rows(root, "SELECT exe, cmdline FROM processes_events WHERE cmdline LIKE '%the-event'")
+            in root.query("SELECT exe, cmdline FROM processes_events WHERE cmdline LIKE '%the-event'")
         ),
         60,
         "no event",
     )
-    assert "ebpf" in rows(root, "SELECT source, backend FROM zeek_agent_sources WHERE active AND source = 'processes'")
-    until_sync(lambda: "/bin/true the-event" in logged(root), 60, "no log")
-    rows(root, "SELECT class, uid, capabilities, missing FROM zeek_agent_workers WHERE uid IS NOT NULL")
+    assert "ebpf" in root.query("SELECT source, backend FROM zeek_agent_sources WHERE active AND source = 'processes'")
+    connected = "SELECT state FROM zeek_agent_connections"
+    until_sync(lambda: "connected" in root.query(connected).split(), 60, "the collector is not connected")
+    until_sync(lambda: "SELECT time, name, pid" in root.query("SELECT sql FROM zeek_agent_queries"), 60, "no queries")
+    root.run("/bin/true a-logged-event")
+    until_sync(lambda: "/bin/true a-logged-event" in logged(root), 60, "no log")
+    root.query("SELECT class, uid, capabilities, missing FROM zeek_agent_workers WHERE uid IS NOT NULL")
     uid = root.run("id -u _zeek-agent").strip()
-    assert f"\nsnapshots,{uid}" in rows(
-        root, "SELECT class, uid FROM zeek_agent_workers WHERE uid IS NOT NULL"
-    ).replace("\r", "")
+    workers = root.query("SELECT class, uid FROM zeek_agent_workers WHERE uid IS NOT NULL")
+    assert f"snapshots,{uid}" in workers.split()
     stop(agent)
     assert root.run("dpkg --verify zeek-agent") == "", "the agent changes nothing of its package"
 
@@ -142,25 +106,25 @@ def test_an_upgrade_keeps_events_identity_and_configuration_and_purge_removes_al
     release: str, root: DebianRoot, packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     before = build(release, tmp_path_factory.mktemp("before"), "--commit", PREVIOUS, "--version", "2.99.0")
-    install(root, before["deb"])
+    root.install(before["deb"])
     configuration = root / "etc/zeek-agent/zeek-agent.toml"
     configuration.write_text("# ours\n[events]\nretention_age = 172800.0\n")
     agent = run_agent(root)
     root.run("/bin/true a-row")
-    until_sync(lambda: "a-row" in rows(root, "SELECT cmdline FROM processes_events"), 60, "no event")
+    until_sync(lambda: "a-row" in root.query("SELECT cmdline FROM processes_events"), 60, "no event")
     stop(agent)
     fill(root)
     agent = run_agent(root)
     counting = "SELECT count(*), count(DISTINCT pid), min(pid), max(pid) FROM processes_events WHERE name = 'upgraded'"
     expected = f"{EVENTS},{EVENTS},0,{EVENTS - 1}"
-    assert expected in rows(root, counting)
-    identity = rows(root, "SELECT id FROM zeek_agent")
-    install(root, packages["deb"])
+    assert expected in root.query(counting)
+    identity = root.query("SELECT id FROM zeek_agent")
+    root.install(packages["deb"])
     assert agent.poll() is None, "the version before records until it is restarted"
     stop(agent)
     agent = run_agent(root)
-    assert expected in rows(root, counting)
-    assert rows(root, "SELECT id FROM zeek_agent") == identity
+    assert expected in root.query(counting)
+    assert root.query("SELECT id FROM zeek_agent") == identity
     assert configuration.read_text().startswith("# ours\n")
     stop(agent)
     root.run("apt-get remove -y zeek-agent")

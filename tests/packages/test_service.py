@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from debian_root import DebianRoot
-from test_packages import install, packages, release, root, rows  # noqa: F401
 from waiting import until_sync
 
 pytestmark = [
@@ -23,17 +22,17 @@ def shown(root: DebianRoot, name: str) -> str:
     return root.run(f"systemctl show zeek-agent --property={name} --value").strip()
 
 
-def test_the_unit_runs_is_watched_and_restarted_by_an_upgrade(root: DebianRoot, packages: dict[str, Path]) -> None:  # noqa: F811
+def test_the_unit_runs_is_watched_and_restarted_by_an_upgrade(root: DebianRoot, packages: dict[str, Path]) -> None:
     root.boot()
-    install(root, packages["deb"])
+    root.install(packages["deb"])
     assert shown(root, "ActiveState") == "active", root.run("journalctl --unit zeek-agent --no-pager")
     assert shown(root, "StatusText").startswith("recording processes by ebpf, ")
     assert "sockets by ebpf" in shown(root, "StatusText")
     root.run("systemctl status --no-pager --lines=0 zeek-agent")
     root.run("/bin/true the-event")
     sql = "SELECT cmdline FROM processes_events WHERE exe LIKE '%/true' AND cmdline LIKE '%the-event'"
-    until_sync(lambda: "/bin/true the-event" in rows(root, sql), 60, "no event")
-    missing = rows(root, "SELECT class, missing FROM zeek_agent_workers WHERE uid IS NOT NULL AND missing <> '[]'")
+    until_sync(lambda: "/bin/true the-event" in root.query(sql), 60, "no event")
+    missing = root.query("SELECT class, missing FROM zeek_agent_workers WHERE uid IS NOT NULL AND missing <> '[]'")
     assert missing.strip() == "class,missing"
     assert "2" in root.run("grep Seccomp: /proc/$(systemctl show zeek-agent -p MainPID --value)/status")
     score = root.run("systemd-analyze security zeek-agent.service --no-pager | tail -n 1")
@@ -44,13 +43,13 @@ def test_the_unit_runs_is_watched_and_restarted_by_an_upgrade(root: DebianRoot, 
     assert shown(root, "MainPID") != before
     assert shown(root, "ActiveState") == "active"
     assert shown(root, "NRestarts") == "0", "the restart was in order"
-    until_sync(lambda: "/bin/true the-event" in rows(root, sql), 60, "the event is lost")
+    until_sync(lambda: "/bin/true the-event" in root.query(sql), 60, "the event is lost")
 
     root.run("kill -STOP $(systemctl show zeek-agent --property=MainPID --value)")
     until_sync(lambda: shown(root, "NRestarts") == "1", 180, "the watchdog did not restart a hung agent")
     until_sync(lambda: shown(root, "ActiveState") == "active", 60, "not active again")
     assert "Watchdog timeout" in root.run("journalctl --unit zeek-agent --no-pager | grep Watchdog")
-    assert "/bin/true the-event" in rows(root, sql)
+    assert "/bin/true the-event" in root.query(sql)
 
     (root / "etc/zeek-agent/zeek-agent.toml").write_text("[limits]\ntime = -1\n")
     root.run("systemctl restart zeek-agent", fails=True)

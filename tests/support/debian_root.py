@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,15 @@ class DebianRoot:
         )
         assert (done.returncode != 0) == fails, f"{command}: exit code {done.returncode}\n{done.stdout[-4000:]}"
         return done.stdout
+
+    def install(self, package: Path) -> None:
+        """Install or upgrade to a package, with one command; a changed configuration is kept without a question."""
+        shutil.copy(package, self.path / "root")
+        self.run(f"apt-get install -y -o Dpkg::Options::=--force-confold ./{package.name}")
+
+    def query(self, sql: str) -> str:
+        """The rows of a statement, as CSV."""
+        return self.run(f'zeek-agent query --format csv "{sql}"')
 
     def start(self, command: str) -> subprocess.Popen[bytes]:
         """Start a command in the root, which ends with the test at the latest."""
@@ -90,7 +100,7 @@ class DebianRoot:
         """The prefix of a command in the root."""
         if self.container is None:
             return ["chroot", str(self.path)]
-        return ["nsenter", "--target", str(self._init()), *"--mount --uts --ipc --net --pid --cgroup".split()]
+        return ["nsenter", "--target", str(self._init()), "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
 
     def shut_down(self) -> None:
         """End the container in order: systemd-nspawn passes the signal on as a shutdown."""
@@ -104,6 +114,14 @@ class DebianRoot:
 
     def _environment(self) -> dict[str, str]:
         return {"PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "TERM": "dumb"}
+
+
+def build(release: str, output: Path, *options: str) -> dict[str, Path]:
+    """The packages of this tree for a release, by kind."""
+    command = [sys.executable, ROOT / "packaging" / "packages.py", "--release", release, "--output", output, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {path.suffix[1:]: path for path in output.iterdir()}
 
 
 @contextmanager
