@@ -239,6 +239,8 @@ def files() -> Iterator[tuple[str, Entry]]:
     for directory in ("vendor-completions", "site-functions"):
         yield f"usr/share/zsh/{directory}/_zeek-agent", Entry((completions / "_zeek-agent").read_bytes())
     yield "usr/share/fish/vendor_completions.d/zeek-agent.fish", Entry((completions / "zeek-agent.fish").read_bytes())
+    for path in sorted((here / "prometheus").iterdir()):
+        yield f"usr/share/zeek-agent/prometheus/{path.name}", Entry(path.read_bytes())
     yield "usr/share/doc/zeek-agent/changelog.gz", Entry(_compressed((ROOT / "CHANGELOG.md").read_bytes()))
 
 

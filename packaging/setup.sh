@@ -86,7 +86,7 @@ consequence() {
 
 # Compiles the eBPF programs. Objects that are older than their sources, and cannot be compiled here, are removed.
 compile_programs() {
-    local object source
+    local object source removed=()
     if [[ ! " ${missing[*]} " =~ \ (clang|libbpf-dev)\  ]]; then
         "$venv/bin/python" hatch_build.py >>"$log" 2>&1 || fail "cannot compile the eBPF programs: $(tail -n 1 "$log") (see $log)"
         return
@@ -95,10 +95,11 @@ compile_programs() {
         for source in src/zeek_agent/bpf/*.[ch]; do
             if [[ -e $object && $source -nt $object ]]; then
                 rm -f "$object"
-                say "$object was older than its source and is removed"
+                removed+=("${object##*/}")
             fi
         done
     done
+    [[ ${#removed[@]} -eq 0 ]] || say "removed, because older than their sources: ${removed[*]}"
 }
 
 install_python_packages() {

@@ -197,6 +197,44 @@ def test_sql_can_be_read_from_standard_input(state: Path) -> None:
     assert run("query", "-", "--format", "csv", "--state-dir", str(state), stdin="SELECT 7 AS n\n").stdout == "n\n7\n"
 
 
+@pytest.mark.parametrize("given", ["argument", "input", "shell"])
+def test_bytes_of_a_statement_that_are_not_utf8_are_those_of_the_host(state: Path, given: str) -> None:
+    sql = b"SELECT unicode('\xff') AS code"
+    command = [*PROGRAM, "shell" if given == "shell" else "query", "--state-dir", str(state), "-f", "csv"]
+    arguments = {"argument": [sql], "input": ["-"], "shell": []}[given]
+    done = subprocess.run(
+        [*command, *arguments], input=sql, capture_output=True, env=environment(), timeout=60, check=False
+    )
+    assert (done.stdout, done.returncode) == (f"code\n{0xEFFF}\n".encode(), 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments"),
+    [("0", ["shell"]), ("0", ["query", "-"]), ("1", ["query", "SELECT 1"]), ("1", ["tables"]), ("2", ["query", "x"])],
+)
+def test_closed_standard_streams_cause_no_traceback(state: Path, closed: str, arguments: Sequence[str]) -> None:
+    close = f"import os, sys; os.close({closed}); os.execv(sys.executable, sys.argv[1:])"
+    command = [sys.executable, "-c", close, *PROGRAM, *arguments, "--state-dir", str(state)]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment(), timeout=60, check=False
+    )
+    assert done.returncode == ("x" in arguments or "-" in arguments)
+    assert "Traceback" not in done.stderr
+
+
+def test_any_character_can_be_written_with_any_locale(state: Path) -> None:
+    command = [*PROGRAM, "query", "SELECT char(233, 8364) AS name", "-f", "json", "--state-dir", str(state)]
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={**environment(), "PYTHONIOENCODING": "ascii"},
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout.decode(), done.returncode) == ('[{"name":"é€"}]\n', 0), done.stderr
+
+
 def test_an_sql_error_is_one_line_and_exit_code_1(state: Path) -> None:
     assert "no such table" in complaint(run("query", "SELECT * FROM nonsense", "--state-dir", str(state)), 1)
     assert "syntax error" in complaint(run("query", "SELEC 1", "--state-dir", str(state)), 1)
@@ -372,6 +410,38 @@ def test_config_check_reports_all_errors_and_warnings(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "the configuration is valid" in done.stdout
     assert "no such table: rpms" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["paths_allow", "paths_deny", "files_allow"])
+def test_rules_on_paths_that_can_match_none_are_errors(name: str) -> None:
+    done = run("config", "check", "--set", f'access.{name}=["/etc/a", "**/b", "!/c", "etc/d", "!~/e", "", "*.f"]')
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        f"zeek-agent: access.{name}: 'etc/d' matches no path; it has to begin with / or **",
+        f"zeek-agent: access.{name}: '!~/e' matches no path; ~ is not expanded: write the directory",
+        f"zeek-agent: access.{name}: '' matches no path; it has to begin with / or **",
+        f"zeek-agent: access.{name}: '*.f' matches no path; it has to begin with / or **",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "cause"),
+    [("/etc/{a,b}", "braces"), ("/$HOME/x", "variables"), ("/a/x ", "blank"), ("/a\\\\*", "backslash")],
+)
+def test_rules_on_paths_that_mean_something_else_are_warnings(rule: str, cause: str) -> None:
+    done = run("config", "check", "--set", f'access.paths_deny=["{rule}"]')
+    assert done.returncode == 0
+    assert cause in done.stderr
+
+
+def test_a_table_is_suggested_for_a_rule_only_if_it_is_similar() -> None:
+    rules = ['access.tables_deny=["nosuchthing", "procesess"]', "osquery.socket=off"]
+    done = run("config", "check", "--set", rules[0], "--set", rules[1])
+    assert done.stderr.splitlines() == [
+        "zeek-agent: access.tables_deny: there is no table 'nosuchthing'; `zeek-agent tables` lists the tables",
+        "zeek-agent: access.tables_deny: there is no table 'procesess'; did you mean 'processes'?; `zeek-agent tables` "
+        "lists the tables",
+    ]
 
 
 WITH_FORMER_NAME = [sys.executable, "-c", """

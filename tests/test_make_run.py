@@ -147,7 +147,7 @@ def test_without_clang_an_ordinary_user_has_no_ebpf(clone: Clone) -> None:
     assert missing.startswith("setup: not installed, because only root can: clang")
     assert missing.endswith("; without clang events are found by polling instead of eBPF")
     assert installing == "setup: installing Python packages"
-    assert removed == "setup: src/zeek_agent/bpf/tcp.bpf.o was older than its source and is removed"
+    assert removed == "setup: removed, because older than their sources: tcp.bpf.o"
     assert sorted(path.name for path in objects.glob("*.o")) == ["udp.bpf.o"]
 
 

@@ -33,10 +33,11 @@ from zeek_agent.events.store import EventStore
 from zeek_agent.host.hostname import hostname
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.recording.supervisor import Supervisor
+from zeek_agent.reload import Changes, Loaded, compare
 from zeek_agent.results.snapshots import take_snapshots
 from zeek_agent.results.state import ResultStateError
 from zeek_agent.results.store import ResultStore
-from zeek_agent.signals import stop_signals
+from zeek_agent.signals import on_hangup, stop_signals
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
 from zeek_agent.text import escaped
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from zeek_agent.destination import Destination
     from zeek_agent.identity import Identity
     from zeek_agent.logbook import RecentLines
+    from zeek_agent.metrics.server import MetricsServer
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
     from zeek_agent.queries.installed import QueryStatus
@@ -63,16 +65,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def run_agent(config: Config, origins: Mapping[str, str], warnings: Sequence[str] = ()) -> int:
+async def run_agent(load: Callable[[], Loaded]) -> int:
     """Run until SIGTERM or SIGINT. Raises ZeekAgentError if the agent cannot start.
 
-    `warnings` about the configuration are logged.
+    `load` reads and checks the configuration, and does so again for SIGHUP and `zeek-agent reload`.
     """
+    loaded = load()
+    config, origins = loaded.config, loaded.origins
     shows_summary = not config.zeek.destinations and sys.stdout.isatty()
     heap.share()
     manager = service_manager.ServiceManager()
     quiet = shows_summary and origins.get("log.level", "default") == "default"
-    ring = logbook.set_up(config.log, quiet=quiet, warnings=warnings)
+    ring = logbook.set_up(config.log, quiet=quiet, warnings=loaded.warnings)
     places = paths.locate(config)
     dropped = _drop_privileges(config, places)
     with identity.only_one(places.lock):
@@ -81,11 +85,13 @@ async def run_agent(config: Config, origins: Mapping[str, str], warnings: Sequen
         if dropped.directory is not None:
             kept = " and ".join(agent_capabilities.FOR_OTHERS_DIRECTORIES)
             log.info("kept %s, because %s belongs to another user", kept, dropped.directory)
-        agent = Agent(config, origins, places, who, ring, quiet=quiet)
+        agent = Agent(config, origins, places, who, ring, quiet=quiet, load=load)
         with stop_signals() as stopped:
-            async with agent, service_manager.informed(manager, agent.summary, agent.problem):
-                heap.trim()
-                log.info("%s: stopping", await stopped)
+            async with agent:
+                with on_hangup(agent.reload_or_log):
+                    async with service_manager.informed(manager, agent.summary, agent.problem):
+                        heap.trim()
+                        log.info("%s: stopping", await stopped)
     return 0
 
 
@@ -115,8 +121,9 @@ class Agent:
         ring: RecentLines,
         *,
         quiet: bool = False,
+        load: Callable[[], Loaded] | None = None,
     ) -> None:
-        """`quiet` keeps messages about normal operation off standard error."""
+        """`quiet` keeps messages about normal operation off standard error. `load` reads the configuration again."""
         self.id = who.agent
         self.instance = who.instance
         self._config = config
@@ -125,12 +132,19 @@ class Agent:
         self._identity = who
         self._ring = ring
         self._quiet = quiet
+        self._load = load
+        self._reloading = asyncio.Lock()
         self._started = time.monotonic()
         self._connections: list[ZeekConnection] = []
+        self._running: dict[ZeekConnection, asyncio.Task[None]] = {}
+        self._metrics: MetricsServer | None = None
         self._collector: EmbeddedCollector | None = None
+        self._summary: asyncio.Task[None] | None = None
         self._bridge: Bridge | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         access = AccessPolicy(config.access, paths.protected(config, places))
+        self._masker = access.masker
+        """The sources hold it, so it is changed and never replaced."""
         tables = [*builtin_tables(), *plugin_tables()]
         self.store = EventStore(
             places.store,
@@ -191,14 +205,16 @@ class Agent:
         await asyncio.to_thread(self.supervisor.start)
         parts.push_async_callback(self.runner.close)
         self._bridge = self._start_bridge()
+        parts.push_async_callback(self._stop_collector)
         if not self._config.zeek.destinations:
             self._prepare_collector()
         elif self._config.log.file is not None and sys.stdout.isatty():
             self._announce(f"connecting to {', '.join(self._config.zeek.destinations)}")
         await self._start_control()
         await self._start_metrics()
-        for url in self._config.zeek.destinations or (EMBEDDED,):
-            self._connect(url)
+        parts.push_async_callback(self._stop_metrics)
+        parts.push_async_callback(self._disconnect)
+        self._connect_all()
 
     def _take_snapshots(self) -> None:
         """Take over what an earlier release kept in the event store; without it, queries start over."""
@@ -219,22 +235,40 @@ class Agent:
 
     def _prepare_collector(self) -> None:
         """Make the embedded collector; its process starts when it is dialled. Raises UsageError for a bad pack."""
-        from zeek_agent.collector import pack
-        from zeek_agent.collector.embedded import EmbeddedCollector
-        from zeek_agent.collector.summary import show
-
-        settings = self._config.collector
         if self._origins.get("collector.listen", "default") != "default":
             log.warning(
                 "collector.listen (%s) has no effect on the embedded collector, which only this agent can reach; "
                 "to collect from other agents run `zeek-agent collector`",
                 self._origins["collector.listen"],
             )
+        collector = self._new_collector(self._config)
+        self._announce(f"logs in {collector.logs}")
+        self._start_collector(collector)
+
+    def _new_collector(self, config: Config) -> EmbeddedCollector:
+        """An embedded collector that is not started. Raises UsageError for a bad pack."""
+        from zeek_agent.collector import pack
+        from zeek_agent.collector.embedded import EmbeddedCollector
+
+        settings = config.collector
         queries = pack.load(Path(settings.pack) if settings.pack else None, schedule=settings.schedule)
-        self._collector = EmbeddedCollector(settings, queries, self.database.pool.start_collector)
-        self._parts.push_async_callback(self._collector.stop)
-        self._announce(f"logs in {self._collector.logs}")
-        self._background(show(self._collector), "summary")
+        return EmbeddedCollector(settings, queries, self.database.pool.start_collector)
+
+    def _start_collector(self, collector: EmbeddedCollector) -> None:
+        """Show its summary; its process starts when it is dialled."""
+        from zeek_agent.collector.summary import show
+
+        self._collector = collector
+        self._summary = asyncio.create_task(show(collector), name="summary")
+        self._summary.add_done_callback(_report_failure)
+
+    async def _stop_collector(self) -> None:
+        collector, self._collector = self._collector, None
+        summary, self._summary = self._summary, None
+        if summary is not None:
+            await _cancelled(summary)
+        if collector is not None:
+            await collector.stop()
 
     def _announce(self, what: str) -> None:
         """Write to standard output what this agent does, if the log does not say so there."""
@@ -254,7 +288,7 @@ class Agent:
 
     async def _start_control(self) -> None:
         """Listen for commands. Continue without if the socket cannot be created, as in a read-only state directory."""
-        answer = answering(self.database, lambda: self.runner, self.status, self.metrics)
+        answer = answering(self.database, lambda: self.runner, self.status, self)
         control = ControlServer(self._places.socket, self._config.control.group, answer)
         try:
             await control.start()
@@ -275,7 +309,16 @@ class Agent:
         except ZeekAgentError as error:
             log.error("%s; metrics are not served", error)
         else:
-            self._parts.push_async_callback(server.stop)
+            self._metrics = server
+
+    async def _stop_metrics(self) -> None:
+        server, self._metrics = self._metrics, None
+        if server is not None:
+            await server.stop()
+
+    def _connect_all(self) -> None:
+        for url in self._config.zeek.destinations or (EMBEDDED,):
+            self._connect(url)
 
     def _connect(self, destination: str | Destination) -> None:
         connection = ZeekConnection(
@@ -287,8 +330,15 @@ class Agent:
             dial=self._dial_collector if destination is EMBEDDED else None,
         )
         self._connections.append(connection)
-        self._background(connection.run(), f"zeek {destination}")
-        self._parts.push_async_callback(connection.shutdown)
+        task = self._running[connection] = asyncio.create_task(connection.run(), name=f"zeek {destination}")
+        task.add_done_callback(_report_failure)
+
+    async def _disconnect(self) -> None:
+        """Say goodbye to all destinations and end the connections to them."""
+        running, self._running = self._running, {}
+        self._connections.clear()
+        await asyncio.gather(*(connection.shutdown() for connection in running), return_exceptions=True)
+        await asyncio.gather(*map(_cancelled, running.values()))
 
     def _background(self, work: Any, name: str) -> None:
         """Run a part's coroutine until the end of the agent; should it fail before, that is logged."""
@@ -403,6 +453,68 @@ class Agent:
             "collector_pid": None if self._collector is None else self._collector.pid,
             "collector_lost": None if self._collector is None else self._collector.lost,
         }
+
+    async def reload_or_log(self) -> None:
+        """Apply the configuration as it is now; an invalid one is logged and changes nothing."""
+        try:
+            await self.reload()
+        except ZeekAgentError as error:
+            log.error("the configuration is not reloaded: %s", error)
+
+    async def reload(self) -> str:
+        """Read the configuration again and apply the changed settings that need no restart; says which they are.
+
+        Raises ZeekAgentError for an invalid configuration, of which nothing is applied.
+        """
+        if self._load is None:
+            raise ZeekAgentError("this agent was not started with a configuration that can be read again")
+        async with self._reloading:
+            loaded = await asyncio.to_thread(self._load)
+            changes = compare(self._config, self._origins, loaded)
+            apply = await asyncio.to_thread(self._prepare, changes)
+            for warning in loaded.warnings:
+                log.warning("%s", warning)
+            self._config, self._origins = changes.config, changes.origins
+            await apply()
+            log.info("%s", changes.summary())
+            return changes.summary()
+
+    def _prepare(self, changes: Changes) -> Callable[[], Awaitable[None]]:
+        """Make what can fail before anything is changed. Raises ZeekAgentError. Returns what applies the changes."""
+        config = changes.config
+        access = AccessPolicy(config.access, paths.protected(config, self._places))
+        setup = needs.worker_setup(config, self._places, self, self._started)
+        collector: EmbeddedCollector | None = None
+        if changes.concern("collector.", "zeek.destinations") and not config.zeek.destinations:
+            collector = self._new_collector(config)
+
+        async def apply() -> None:
+            if changes.concern("log."):
+                logbook.set_level(config.log.level)
+            if changes.concern("access.", "limits."):
+                self._masker.adopt(access.masker)
+                access.masker = self._masker
+                self.database.reconfigure(TableContext(self, access), config.limits, setup)
+                self.results.set_limit(config.limits.state_bytes)
+            if changes.concern("events.", "limits."):
+                self.store.reconfigure(config.events, config.limits.state_bytes)
+            if changes.concern("metrics."):
+                await self._stop_metrics()
+                await self._start_metrics()
+            if changes.concern("zeek.") or collector is not None:
+                await self._reconnect(collector, goes=bool(config.zeek.destinations))
+
+        return apply
+
+    async def _reconnect(self, collector: EmbeddedCollector | None, *, goes: bool) -> None:
+        """Connect with the settings as they are now, to another embedded collector if one is given; `goes` if the
+        present one is not needed any more."""
+        await self._disconnect()
+        if collector is not None or goes:
+            await self._stop_collector()
+        if collector is not None:
+            self._start_collector(collector)
+        self._connect_all()
 
     def metrics(self) -> str:
         """The agent's metrics, in Prometheus' exposition format."""

@@ -1,7 +1,8 @@
-"""The command line: parse, call, print. Exit codes: 0 success, 1 failure, 2 usage error."""
+"""The command line: parse, call, print. Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted."""
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ import click
 
 from zeek_agent import __version__
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.text import escaped
+from zeek_agent.text import visible
 
 if TYPE_CHECKING:
     from zeek_agent.collector.server import Collector
@@ -29,7 +30,26 @@ MODES: Final = ("table", "json", "csv", "line")
 
 def main() -> None:
     """The program `zeek-agent`."""
+    _prepare_streams()
     sys.exit(run_command(sys.argv[1:]))
+
+
+def _prepare_streams() -> None:
+    """Make the standard streams usable: closed ones lead to /dev/null, and any byte or character can pass.
+
+    Output to a terminal is in its encoding, with other characters escaped, and all other output in UTF-8.
+    """
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:  # else a file opened later would be a standard stream
+        os.set_inheritable(null, True)
+    os.close(null)
+    sys.stdin = sys.stdin or open(0, errors="surrogateescape", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -70,7 +90,7 @@ def _explain(error: BaseException) -> int:
 
 
 def _warn(message: str) -> None:
-    sys.stderr.write(f"{NAME}: {escaped(message)}\n")
+    sys.stderr.write(f"{NAME}: {visible(message)}\n")
 
 
 def _fail(message: str, code: int) -> int:
@@ -179,15 +199,19 @@ def run(
         "osquery.socket": osquery_socket,
         "log.level": log_level,
     }
-    warnings: list[str] = []
-    config, origins = given.load(flags, warnings.append)
     import asyncio
 
     from zeek_agent.agent import run_agent
+    from zeek_agent.reload import Loaded
     from zeek_agent.terminal import config_check
 
-    config_check.check_files_and_groups(config)
-    return asyncio.run(run_agent(config, origins, warnings))
+    def load() -> Loaded:
+        warnings: list[str] = []
+        config, origins = given.load(flags, warnings.append)
+        config_check.check_files_and_groups(config)
+        return Loaded(config, origins, warnings)
+
+    return asyncio.run(run_agent(load))
 
 
 class StatementCommand(click.Command):
@@ -318,6 +342,61 @@ def status(given: Given, *, form: str) -> None:
 
 
 @commands.command()
+@_settings
+def reload(given: Given) -> None:
+    """Have the running agent read its configuration again, as SIGHUP does, and print what was applied.
+
+    An invalid configuration is an error, and nothing of it is applied. Settings that need a restart are listed. The
+    agent reads the file that it was started with; options of this command only say which agent is meant.
+    """
+    from zeek_agent.terminal import responders
+
+    config, _ = given.load()
+    responder = responders.connect(config)
+    try:
+        click.echo(responders.reload(responder))
+    finally:
+        responder.close()
+
+
+@commands.command()
+@click.option("--since", metavar="AGO", help="Begin with recorded events: `10min`, `1h30m`, or a time in UTC.")
+@click.option(
+    "--process", "processes", multiple=True, metavar="NAME", help="A process id, a name, or the path of an executable."
+)
+@click.option("--user", "users", multiple=True, metavar="USER", help="A user name or id.")
+@click.option("--address", "addresses", multiple=True, metavar="ADDRESS", help="An address or block of an endpoint.")
+@click.option("--port", "ports", multiple=True, type=click.IntRange(0, 65535), help="A port of an endpoint.")
+@click.option("--container", "containers", multiple=True, metavar="ID", help="The beginning of a container id.")
+@click.option("--format", "-f", "form", type=click.Choice(["text", "json"]), default="text", help="Output format.")
+@_settings
+def watch(
+    given: Given,
+    *,
+    since: str | None,
+    processes: Sequence[str],
+    users: Sequence[str],
+    addresses: Sequence[str],
+    ports: Sequence[int],
+    containers: Sequence[str],
+    form: str,
+) -> None:
+    """Print events of processes and connections as the running agent records them, one line each.
+
+    An option can be repeated: events that match any of its values are shown. Of different options, all must match.
+    `*` and `?` are wildcards in NAME. Addresses and ports select connections. Exit code 1 if no agent is running; if it
+    ends later, the command waits for it and continues where it was.
+    """
+    from zeek_agent.terminal import responders, watch
+    from zeek_agent.terminal.watch_query import Filters
+
+    config, _ = given.load()
+    filters = Filters(processes, users, addresses, ports, containers)
+    start = None if since is None else watch.start_time(since)
+    watch.run(lambda: responders.connect(config), filters, sys.stdout, _warn, json=form == "json", since=start)
+
+
+@commands.command()
 @click.option("--format", "-f", "form", type=click.Choice(["text", "json"]), default="text", help="Output format.")
 @click.option("--zeek", "-z", multiple=True, metavar="URL", help="Zeek to test, instead of the configured ones.")
 @_settings
@@ -358,7 +437,7 @@ def config_check(given: Given) -> int:
     click.echo(f"the configuration is valid ({file or 'no file'})")
     for name, value, origin, default in config.rows(loaded, origins):
         if origin != "default":
-            click.echo(escaped(f"{name} = {value}    from {origin}, default {'unset' if default is None else default}"))
+            click.echo(visible(f"{name} = {value}    from {origin}, default {'unset' if default is None else default}"))
     return 0
 
 

@@ -486,7 +486,7 @@ def load(
             f"{origins['access.redact']}: an empty access.redact no longer shows command lines in full: set "
             "access.mask = false for that, or true to silence this warning"
         )
-    return cast("Config", _build(Config, "", values)), origins
+    return with_values(values), origins
 
 
 def config_file(path: Path | None, environment: Mapping[str, str]) -> Path | None:
@@ -520,6 +520,11 @@ def get(config: Config, name: str) -> object:
     for part in name.split("."):
         value = getattr(value, part)
     return value
+
+
+def with_values(values: Mapping[str, object]) -> Config:
+    """The configuration with these values of all settings, by their dotted names."""
+    return cast("Config", _build(Config, "", values))
 
 
 def literal(value: object) -> str:

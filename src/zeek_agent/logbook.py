@@ -191,8 +191,7 @@ def set_up(settings: LogSettings, *, quiet: bool = False, warnings: Iterable[str
         root.removeHandler(old)
     root.addHandler(handler)
     root.addHandler(ring)
-    root.setLevel(settings.level.upper())
-    logging.getLogger("websockets").setLevel(max(root.level, logging.WARNING))
+    set_level(settings.level)
     logging.captureWarnings(True)
     for warning in warnings:
         logging.getLogger("zeek_agent.config").warning("%s", warning)
@@ -211,3 +210,10 @@ class _MessageFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         start = "zeek-agent: "
         return start + cut(_message(record), LINE_BYTES - len(start) - 1, escaped)
+
+
+def set_level(level: str) -> None:
+    """Log records of this level and above (`log.level`)."""
+    root = logging.getLogger()
+    root.setLevel(level.upper())
+    logging.getLogger("websockets").setLevel(max(root.level, logging.WARNING))

@@ -27,6 +27,7 @@ from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
 from zeek_agent.database.time_columns import TIME_AGGREGATES
 from zeek_agent.masking.programs import PROGRAMS, Program
 from zeek_agent.metrics import agent_metrics, collector_metrics
+from zeek_agent.reload import LIVE
 from zeek_agent.schema import Column
 from zeek_agent.service.example import example_configuration, section_summary
 from zeek_agent.table import Table
@@ -110,7 +111,7 @@ def with_lists(security: str) -> str:
 
 
 def _is_only_plain(program: Program) -> bool:
-    return not (program.secrets or program.positional or program.follows or program.last_with)
+    return not (program.secrets or program.positional or program.follows or program.last_with or program.settings)
 
 
 def with_logs(collector: str) -> str:
@@ -235,8 +236,9 @@ def sql_page() -> str:
         "`2026-11-28T03:20:00.000000Z`, but such a text does not compare with a time: write "
         "`time > timestamp('2026-11-28')` or `time > ago('10 minutes')`.",
         "Comparing a column of type `time` or `interval` with a text literal other than a number, or with `date()`, "
-        "`datetime()` or `time()`, is an error, unless the statement gives the column's name to something else. Other "
-        "text, such as that of another column, is not recognized.",
+        "`datetime()` or `time()`, is an error, also under an alias (`max(time) AS last … HAVING last > '2026'`), "
+        "unless the statement gives the column's name or the alias to something else. Other text, such as that of "
+        "another column or of an expression, is not recognized.",
         "`query` and `shell` print an expression as a time (interval) if it is one of these functions of a column of "
         "that type, named directly, in a statement with neither `*` nor `UNION`: "
         + ", ".join(f"`{name}`" for name in TIME_AGGREGATES)
@@ -276,12 +278,13 @@ def cli_page() -> str:
     parts = [
         GENERATED,
         "# Command line",
-        "Exit codes: 0 success, 1 failure, 2 usage error. Errors are one line on standard error.",
-        "`query`, `shell`, `tables`, `status` and `doctor` connect to a running agent through its control socket. "
-        "Without one, all but `status` read the host themselves, with the events stored by an agent; statements of "
-        "root's commands run in worker processes, as in a running agent. `query` and `shell` then write a line to "
-        "standard error (an interactive shell to the terminal) with the age of the newest stored event. In a clone in "
-        "which `make run` was used, [its agent](configuration.md#locations) comes first.",
+        "Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted by Ctrl-C. Errors are one line on standard "
+        "error.",
+        "`query`, `shell`, `tables`, `watch`, `status` and `doctor` connect to a running agent through its control "
+        "socket. Without one, all but `watch` and `status` read the host themselves, with the events stored by an "
+        "agent; statements of root's commands run in worker processes, as in a running agent. `query` and `shell` then "
+        "write a line to standard error (an interactive shell to the terminal) with the age of the newest stored event."
+        " In a clone in which `make run` was used, [its agent](configuration.md#locations) comes first.",
         *(_command_section(command, f"zeek-agent {path}") for path, command in _commands(commands)),
         "## Shell commands",
         "Anything that is not a command is SQL. A statement ends with `;`, typed, pasted or piped in, and can span "
@@ -351,6 +354,15 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         "`--set`. A warning, which `zeek-agent config check` also prints, gives the new name. If one source contains "
         "both names, the new one takes precedence.",
         *_renamed_section(renamed),
+        "## Changes at run time",
+        "`zeek-agent reload`, or SIGHUP, has the running agent read its file and environment again. An invalid "
+        "configuration is an error, and nothing of it is applied. Otherwise these settings are applied: "
+        f"{', '.join(f'`{name}*`' if name.endswith('.') else f'`{name}`' for name in LIVE)}. Others keep their value "
+        "until a restart; the answer lists them.",
+        "New access rules and limits hold for statements that begin afterwards, and new masking for what is recorded "
+        "afterwards, except for processes whose command line is already known. A change in `zeek` reconnects to all "
+        "destinations, and one in `collector` restarts the embedded collector; no event is lost by that, but the "
+        "embedded collector may log some twice, with the same `seq`.",
         "## Locations",
         _markdown_table(
             ("", "root", "other users"),

@@ -1,10 +1,10 @@
-"""Graceful shutdown on SIGTERM and SIGINT."""
+"""Graceful shutdown on SIGTERM and SIGINT, and what SIGHUP does."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -28,6 +28,27 @@ def stop_signals() -> Iterator[asyncio.Future[str]]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def on_hangup(work: Callable[[], Coroutine[object, object, object]]) -> Iterator[None]:
+    """Within this context, SIGHUP starts the work in the event loop; once more if it comes while the work goes on."""
+    loop = asyncio.get_running_loop()
+    wanted = asyncio.Event()
+
+    async def serve() -> None:
+        while True:
+            await wanted.wait()
+            wanted.clear()
+            await work()
+
+    serving = loop.create_task(serve())
+    loop.add_signal_handler(signal.SIGHUP, wanted.set)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        serving.cancel()
 
 
 def run_until_done(loop: asyncio.AbstractEventLoop, work: Awaitable[_T]) -> _T:

@@ -24,6 +24,7 @@ _RAW = 0xEF00
 _GENUINE = re.compile("[\uef80-\uefff]")
 _SURROGATE = re.compile("[\udc80-\udcff]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_DECEPTIVE = re.compile("[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _UNSAFE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\\\\uef80-\uefff\ud800-\udfff]")
 
 
@@ -58,6 +59,15 @@ def escaped(text: str) -> str:
     if _UNSAFE.search(text) is None:
         return text
     return _UNSAFE.sub(_escape, text)
+
+
+def visible(text: str) -> str:
+    """`escaped` for people: also characters that change the direction of the text or break its line, as `\\xNN`.
+
+    They are valid UTF-8, but can make a name look like another one.
+    """
+    shown = escaped(text)
+    return shown if shown.isascii() else _DECEPTIVE.sub(_escape, shown)
 
 
 def clipped(text: str, characters: int = SHOWN) -> str:

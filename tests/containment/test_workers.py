@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,22 @@ async def test_a_large_result_is_complete_and_in_order(tmp_path: Path, rows: int
         result = await database.query(sql)
     assert [row[0] for row in result.rows] == list(range(1, rows + 1))
     assert str(result.columns[1].type) == "text"
+
+
+@pytest.mark.root
+async def test_statements_are_answered_while_the_disk_is_full(tmp_path: Path) -> None:
+    """The events that wait in memory for room on the disk can be queried and sent."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=True)
+    try:
+        with suppress(OSError), Path(tmp_path, "ballast").open("wb", buffering=0) as ballast:
+            while ballast.write(bytes(4096)):
+                pass
+        assert os.statvfs(tmp_path).f_bavail == 0
+        async with contained(tmp_path) as database:
+            result = await database.query(MANY_ROWS.format(rows=20_000, columns="i"))
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
+    assert len(result.rows) == 20_000
 
 
 async def test_a_statement_that_does_not_look_at_the_clock_is_killed_and_others_go_on(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import apsw
@@ -18,6 +18,7 @@ from places import SUPPORT
 from waiting import until_sync
 
 from zeek_agent.config import EventSettings
+from zeek_agent.events.event_file import EventFile
 from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Table
@@ -559,6 +560,40 @@ def test_rows_that_do_not_fit_on_the_disk_when_it_is_used_again_are_a_gap(
 
 
 @pytest.mark.root
+def test_a_return_to_the_disk_that_fails_halfway_leaves_no_gap(
+    small_disk: Path, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The room may be just enough for the gap, and not for the numbers of the next rows."""
+    store, ballast = with_rows_in_memory(small_disk, 500)
+    ballast.unlink()
+    attempts = []
+    adopt = EventFile.adopt
+
+    def without_rows(new: EventFile, uri: str, last: Mapping[str, int], rows_max: int) -> None:
+        if rows_max:
+            raise apsw.FullError
+        adopt(new, uri, last, rows_max)
+
+    def no_room(*_: object) -> None:
+        attempts.append(store)
+        raise apsw.FullError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EventFile, "adopt", without_rows)
+        patched.setattr("zeek_agent.events.event_file.set_sequence", no_room)
+        store._retry_due = 0.0
+        for _ in range(2):  # the second one is written after the attempt
+            store.record_gap("nothing", NOW, NOW, "to wake the writer")
+            store.flush()
+    assert attempts
+    store.close()
+    again = EventStore(small_disk / "events.db", [THINGS])
+    assert read(again, "SELECT count(*), min(seq), max(seq) FROM store.things_events") == [(600, 1, 600)]
+    assert {gap.source for gap in again.gaps()} == {"agent", "nothing"}
+    again.close()
+
+
+@pytest.mark.root
 def test_an_orderly_end_while_the_disk_is_full_is_no_crash(
     small_disk: Path, read: Read, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -591,6 +626,7 @@ import sys, time
 from pathlib import Path
 sys.path[:0] = sys.argv[2].split(":")
 from test_events import THINGS, thing
+from zeek_agent.events.event_file import EventFile
 from zeek_agent.events.store import EventStore
 store = EventStore(Path(sys.argv[1]), [THINGS])
 number = 0

@@ -121,6 +121,14 @@ async def test_command_lines_are_masked_before_they_are_kept(osquery: Osqueryd) 
         assert await bridged.rows("SELECT cmdline FROM process_events_history") == [("login --token=***",), (None,)]
 
 
+async def test_environments_of_processes_are_not_kept(osquery: Osqueryd) -> None:
+    rows = [(T0, "PGPASSWORD=hunter2 A=b"), (T0, "")]
+    osquery.tables["process_events"] = FakeTable({"time": "BIGINT", "env": "TEXT"}, rows)
+    async with recording(osquery, patterns=("process_events",)) as bridged:
+        await look(bridged)
+        assert await bridged.rows("SELECT env FROM process_events_history") == [("***",), ("",)]
+
+
 async def test_events_without_a_number_are_distinguished_by_their_cells(osquery: Osqueryd) -> None:
     rows = [(T0, "/a"), (T0, "/b")]
     osquery.tables["other_events"] = FakeTable({"time": "BIGINT", "target_path": "TEXT"}, rows)

@@ -329,6 +329,24 @@ async def test_command_lines_are_masked_and_not_searched_for_there(osquery: Osqu
         assert await bridged.rows("SELECT 1 FROM crontab WHERE command LIKE '%secret%'") == []
 
 
+async def test_arguments_in_json_and_steps_of_images_are_masked(osquery: Osqueryd) -> None:
+    lists = ['["mysql","-phunter2","a \\"b\\""]', "[]", "mysql -phunter2"]
+    osquery.tables["bpf_process_list"] = FakeTable({"json_cmdline": "TEXT"}, [(line,) for line in lists])
+    steps = [("/bin/sh -c TOKEN=hunter2 make",), ('CMD ["nginx"]',)]
+    osquery.tables["docker_image_history"] = FakeTable({"created_by": "TEXT"}, steps)
+    async with Bridged(osquery, []) as bridged:
+        assert await bridged.rows("SELECT json_cmdline FROM bpf_process_list") == [
+            ('["mysql","-p***","a \\"b\\""]',),
+            ("[]",),
+            ("mysql -p***",),
+        ]
+        masked = [("/bin/sh -c TOKEN=*** make",), ('CMD ["nginx"]',)]
+        assert await bridged.rows("SELECT created_by FROM docker_image_history") == masked
+        sql = "SELECT 1 FROM bpf_process_list WHERE json_cmdline LIKE '%hunter2%'"
+        assert await bridged.rows(sql) == []
+        assert not any("hunter2" in statement for statement in await bridged.asks(sql))
+
+
 async def test_environments_of_containers_are_neither_returned_nor_searchable(osquery: Osqueryd) -> None:
     rows = [("web", "PASSWORD_FILE=x, KEY=a"), ("db", "")]
     osquery.tables["docker_containers"] = FakeTable({"name": "TEXT", "env_variables": "TEXT"}, rows)

@@ -40,7 +40,9 @@ def host(tmp_path: Path) -> Service:
 def test_the_unit_runs_this_program_and_is_valid(host: Service, program: Path) -> None:
     lines = list(host.install(program, start=True))
     assert lines[0] == f"wrote {host.unit}"
-    assert f"\nExecStart={program} run\n" in host.unit.read_text()
+    text = host.unit.read_text()
+    assert f"\nExecStart={program} run\n" in text
+    assert f"\nExecReload={program} reload\n" in text
     verified = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", host.unit], capture_output=True, text=True, check=False
     )

@@ -1,11 +1,12 @@
 """Flows to servers whose processes share a socket, and the truth of who acted.
 
-    python prefork_load.py KIND MODE FLOWS
+    python prefork_load.py KIND MODE FLOWS [4 | 6]
 
 KIND: tcp, udp or mptcp. MODE is how the WORKERS processes get the socket that they accept from or read: `fork` (from a
 parent that bound it), `reuseport` (each its own at the same port), `scm` (passed over a Unix socket), `late` (forked,
 and serving only when all flows have waited longer than the agent waits) or, for UDP, `recv` (one process, which does
-not ask for the sender). Runs at 10.99.0.1 of its network namespace; MPTCP opens a second subflow from 10.99.0.2.
+not ask for the sender). Runs at 10.99.0.1 or fd99::1 of its network namespace; MPTCP opens a second subflow from
+10.99.0.2 or fd99::2.
 
 Prints a line of JSON for each side of a flow: side, client's port, pid, and the token of an MPTCP connection.
 """
@@ -26,7 +27,8 @@ from typing import Final, NoReturn
 
 from children import exit_code, fork
 
-ADDRESS: Final = "10.99.0.1"
+FAMILY: Final = socket.AF_INET6 if sys.argv[4:] == ["6"] else socket.AF_INET
+ADDRESS: Final = "fd99::1" if FAMILY == socket.AF_INET6 else "10.99.0.1"
 PORT: Final = 7000
 FIRST_CLIENT_PORT: Final = 10_000
 WORKERS: Final = 4
@@ -40,8 +42,8 @@ TOKEN_OFFSET: Final = 12  # in struct mptcp_info (include/uapi/linux/mptcp.h)
 
 def new_socket(kind: str) -> socket.socket:
     if kind == "udp":
-        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    return socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP if kind == "mptcp" else socket.IPPROTO_TCP)
+        return socket.socket(FAMILY, socket.SOCK_DGRAM)
+    return socket.socket(FAMILY, socket.SOCK_STREAM, IPPROTO_MPTCP if kind == "mptcp" else socket.IPPROTO_TCP)
 
 
 def bound(kind: str) -> socket.socket:
@@ -67,7 +69,7 @@ def note(side: str, port: int, connection: socket.socket) -> None:
 def serve(kind: str, mode: str, server: socket.socket) -> NoReturn:
     while True:
         if kind != "udp":
-            connection, (_, port) = server.accept()
+            connection, (_, port, *_) = server.accept()
             note("inbound", port, connection)
             with connection:
                 connection.send(connection.recv(16))

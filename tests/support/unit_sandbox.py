@@ -20,7 +20,16 @@ from unit import unit_settings
 from zeek_agent.containment import agent_capabilities, kernel
 
 ELSEWHERE = {
-    *("Type", "WatchdogSec", "ExecStart", "Restart", "RestartSec", "RestartPreventExitStatus", "TimeoutStartSec"),
+    *(
+        "Type",
+        "WatchdogSec",
+        "ExecStart",
+        "ExecReload",
+        "Restart",
+        "RestartSec",
+        "RestartPreventExitStatus",
+        "TimeoutStartSec",
+    ),
     *("TimeoutStopSec", "KillMode", "OOMPolicy", "MemoryMax", "TasksMax", "CPUWeight", "StateDirectory", "UMask"),
     *("StateDirectoryMode", "RuntimeDirectory", "RuntimeDirectoryMode", "LogsDirectory", "WorkingDirectory"),
     "ConfigurationDirectory",

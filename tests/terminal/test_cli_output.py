@@ -156,3 +156,27 @@ def test_any_number_can_be_a_time(number: float) -> None:
 def test_no_text_gets_control_characters_through(text: str, mode: Mode) -> None:
     out = printed(mode, [(text,)], [(text, ZeekType("text"))])
     assert not any((ord(character) < 32 and character != "\n") or 127 <= ord(character) < 160 for character in out)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_characters_that_reorder_text_are_escaped(mode: Mode) -> None:
+    shown = printed(mode, [("sshd\u202ecod.exe\u2066\u2028é",)], [("name", ZeekType("text"))])
+    assert r"sshd\xe2\x80\xaecod.exe\xe2\x81\xa6\xe2\x80\xa8é" in shown.replace("\\\\", "\\")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(-62135596800.0, "0001-01-01T00:00:00.000000Z"), (253402300799.5, "9999-12-31T23:59:59.500000Z")],
+)
+def test_years_have_four_digits(seconds: float, shown: str) -> None:
+    assert iso_time(seconds) == shown
+
+
+@pytest.mark.parametrize("environment", [{}, {"TERM": "dumb"}, {"TERM": "xterm", "NO_COLOR": "1"}])
+def test_only_a_terminal_that_has_colours_gets_them(environment: dict[str, str]) -> None:
+    class Console(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    assert Printer.for_stream(Console(), Mode.TABLE, {"TERM": "xterm"}).color
+    assert not Printer.for_stream(Console(), Mode.TABLE, environment).color

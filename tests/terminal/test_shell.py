@@ -34,6 +34,15 @@ TABLES = [
 ]
 
 
+ERRORS = {
+    "bad": "no such thing\x1b[2J",
+    "SELECT u.nme FROM users u": "no such column: u.nme",
+    "SELECT coutn(*) FROM users": "no such function: coutn",
+    "SELEC 1": 'near "SELEC": syntax error',
+    "show tables": 'near "show": syntax error',
+}
+
+
 class Answers:
     """A session that says what it was asked."""
 
@@ -50,12 +59,10 @@ class Answers:
                 yield Declarations(declare(TABLES))
             case messages.StatusRequest():
                 yield Facts({"running": True, "uptime": 1.26, "store": {"users_events": 3}, "store_notice": None})
-            case messages.QueryRequest(sql="bad"):
-                raise SqlError("no such thing\x1b[2J")
+            case messages.QueryRequest(sql=sql) if sql in ERRORS:
+                raise SqlError(ERRORS[sql])
             case messages.QueryRequest(sql="SELECT * FROM usres") | messages.SubscribeRequest(sql="usres"):
                 raise UnknownTableError("no such table: usres")
-            case messages.QueryRequest(sql="SELECT u.nme FROM users u"):
-                raise SqlError("no such column: u.nme")
             case messages.QueryRequest(sql="SELECT * FROM qqqqq"):
                 raise UnknownTableError("no such table: qqqqq")
             case messages.QueryRequest(sql=sql):
@@ -158,6 +165,44 @@ def test_unknown_names_are_answered_with_the_nearest(answers: Answers) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("statement", "error"),
+    [
+        ("SELECT coutn(*) FROM users", "no such function: coutn; did you mean count?"),
+        ("SELEC 1", 'near "SELEC": syntax error; did you mean SELECT?'),
+        ("show tables", 'near "show": syntax error; `.tables` or `zeek-agent tables` lists the tables'),
+    ],
+)
+def test_unknown_functions_and_keywords_are_answered_with_the_nearest(
+    answers: Answers, statement: str, error: str
+) -> None:
+    _, errors = run(answers, f"{statement};")
+    assert errors == f"error: {error}\n"
+
+
+@pytest.mark.parametrize("line", [".schema users;", ".schema\tusers", ".schema   users ; "])
+def test_commands_can_end_with_a_semicolon_and_be_separated_by_any_blank(answers: Answers, line: str) -> None:
+    out, errors = run(answers, line)
+    assert (out.partition(":")[0], errors) == ("users", "")
+
+
+@pytest.mark.parametrize("line", [".quit;", ".exit ;", "quit;"])
+def test_commands_without_arguments_can_end_with_a_semicolon(answers: Answers, line: str) -> None:
+    assert run(answers, line, ".status") == ("", "")
+
+
+def test_bytes_that_are_not_utf8_are_those_of_the_host(answers: Answers) -> None:
+    run(answers, "SELECT '\udcff';", ".diffs 1 SELECT '\udcff'")
+    assert [one.sql for one in answers.asked if not isinstance(one, messages.TablesRequest)] == ["SELECT '\uefff'"] * 2
+
+
+def test_a_pager_that_cannot_be_used_is_an_error(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGER", "no-such-pager")
+    out, errors = run(answers, ".pager on", ".pager")
+    assert out == "pager: off\n"
+    assert errors == "error: no pager: PAGER is 'no-such-pager', which is not the command line of an installed pager\n"
+
+
 def test_a_script_gets_a_note_that_no_agent_is_running() -> None:
     out, errors = run(Answers("no agent is running: \x1b"), "SELECT 1;")
     assert errors == "note: no agent is running: \\x1b\n"
@@ -234,6 +279,14 @@ def test_repeated_queries_subscribe(answers: Answers, command: str, subscription
     out, _ = run(answers, f"{command} 0.5 SELECT 1;", mode=Mode.TABLE)
     assert answers.asked == [messages.SubscribeRequest("SELECT 1", subscription, 0.5)]  # type: ignore[arg-type]
     assert ("- SELECT 1\n+ SELECT 1\n" in out) == (subscription != "Snapshots")
+
+
+@pytest.mark.parametrize(
+    ("argument", "error"), [("-1 SELECT 1", "more than 0"), ("0 SELECT 1", "more than 0"), ("5", "missing query")]
+)
+def test_a_schedule_without_a_positive_number_or_a_query_is_an_error(argument: str, error: str) -> None:
+    with pytest.raises(UsageError, match=error):
+        split_schedule(argument)
 
 
 def test_a_schedule_is_two_seconds_unless_given() -> None:

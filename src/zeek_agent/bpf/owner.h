@@ -9,6 +9,7 @@ const volatile struct {
 	__u32 own_pid; /* 0: not left out */
 	__u32 ignore_loopback;
 	__u32 ignored_uids; /* how many are in the map */
+	__u32 sees_reads;   /* UDP: the kernel has the tracepoint at the end of each read */
 } settings;
 
 struct {
@@ -42,7 +43,8 @@ struct owner {
 	__u32 reader; /* UDP: the process that reads without asking for the sender */
 	__u32 unread; /* UDP: flows of which no datagram was read yet */
 	__u8 shared; /* UDP: several processes read like that */
-	__u8 reserved[3];
+	__u8 reserved;
+	__u16 socket_port; /* UDP: the socket's when its flows began; a transparent proxy's flows have others */
 };
 
 static __always_inline struct task_struct *current_task(void)

@@ -65,8 +65,8 @@ static __always_inline bool take_mptcp_owner(struct owner *owner)
 {
 	struct mptcp_owner *kept = bpf_map_lookup_elem(&mptcp_owners, &owner->socket);
 
-	if (!kept || kept->token != owner->token)
-		return false;
+	if (!kept || !owner->token || kept->token != owner->token)
+		return false; /* a connection that fell back to TCP has no token */
 	owner->started = kept->started;
 	owner->acted = kept->acted;
 	owner->pid = kept->pid;
@@ -187,16 +187,27 @@ static __always_inline int changed(struct sock *sk, int before, int now)
 	if (now != TCP_ESTABLISHED && now != TCP_SYN_SENT && now != TCP_LISTEN && now != TCP_CLOSE)
 		return 0;
 	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!owner || owner->state == now)
+	if (!owner) { /* no memory */
+		count_lost(kind_of(before, now, before == TCP_SYN_SENT));
 		return 0;
+	}
+	if (owner->state == now)
+		return 0;
+	bool was_seen = owner->state == TCP_ESTABLISHED || owner->outbound;
 	owner->state = now;
 	if (now == TCP_SYN_SENT || now == TCP_LISTEN) {
 		owner->outbound = now == TCP_SYN_SENT;
 		own(sk, owner);
+	} else if (before == TCP_SYN_SENT && !owner->outbound) {
+		owner->outbound = 1; /* it began to connect before this program was attached */
+		if (join(sk, owner))
+			take_mptcp_owner(owner);
 	}
 	__u16 kind = kind_of(before, now, owner->outbound), flags = 0;
 	if (kind == RECORD_PASSIVE && join(sk, owner) && take_mptcp_owner(owner))
 		flags = SOCKET_OWNED;
+	if (kind == RECORD_CLOSED && !was_seen)
+		join(sk, owner); /* its accept may be waiting for it */
 	if (kind && !owner->ignored)
 		report(sk, owner, kind, flags);
 	return 0;

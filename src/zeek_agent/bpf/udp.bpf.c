@@ -25,7 +25,7 @@ LAYOUT(socket_event);
 #define IPPROTO_HIP 139
 #define IPPROTO_SHIM6 140
 #define EXTENSION_HEADERS 16 /* that are walked at most */
-#define DESCRIPTORS 256	     /* among which a sender's socket is looked for */
+#define DESCRIPTORS 1024     /* among which a sender's socket is looked for */
 #define MSG_PEEK 2
 #define ICMP_ECHO 8
 #define ICMPV6_ECHO 128
@@ -36,6 +36,7 @@ LAYOUT(socket_event);
 #define SOCK_DGRAM 2
 #define SOCK_RAW 3
 #define FLOWS 32768
+#define READERS 4096 /* threads that read at the same time; more are not asked whether they peek */
 #define FLOW_IDLE 60000000000ULL /* ns after which a flow is a new one, as for Zeek */
 
 struct {
@@ -66,6 +67,20 @@ struct {
 	__type(value, struct flow_state);
 	__uint(max_entries, FLOWS);
 } flows SEC(".maps");
+
+/* The first datagram of a flow, which a thread is reading, and perhaps only peeks at. */
+struct reading {
+	struct flow flow;
+	__u32 family;
+	__u32 reserved;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u32); /* the thread */
+	__type(value, struct reading);
+	__uint(max_entries, READERS);
+} readings SEC(".maps");
 
 struct packet {
 	__u8 local[16];
@@ -274,9 +289,11 @@ static __always_inline bool is_peer(const struct owner *owner, const __u8 *remot
 	return owner->remote_port == remote_port && is_same_address(owner->remote, remote);
 }
 
-static __always_inline void remember(struct owner *owner, const struct packet *packet, bool outbound)
+static __always_inline void remember(struct owner *owner, const struct packet *packet, __u16 socket_port,
+				     bool outbound)
 {
 	if (owner->peers == 0) {
+		owner->socket_port = socket_port;
 		__builtin_memcpy(owner->local, packet->local, 16);
 		__builtin_memcpy(owner->remote, packet->remote, 16);
 		owner->local_port = packet->local_port;
@@ -419,18 +436,20 @@ static __always_inline int datagram(struct __sk_buff *skb, bool outbound)
 	if (!is_new(&flow, is_datagram && !outbound))
 		return 1;
 	struct owner *owner = owner_of(sk, outbound);
+	if (!owner) /* no memory */
+		count_lost(outbound ? RECORD_SENT : RECORD_RECEIVED);
 	if (!owner || owner->ignored)
 		return 1;
 	if (owner->state == SCTP_ESTABLISHED) /* accepted, whoever sends first */
 		outbound = false;
 	if (is_datagram) {
-		if (owner->peers && owner->local_port != packet.local_port)
+		if (owner->peers && owner->socket_port != sk->src_port)
 			end_flow(owner, flow.cookie, netns_at(owner, sk));
 		if (!outbound)
 			__sync_fetch_and_add(&owner->unread, 1);
 	}
 	if (!packet.is_cut)
-		remember(owner, &packet, outbound);
+		remember(owner, &packet, sk->src_port, outbound);
 	report_packet(sk, owner, &packet, flow.cookie, outbound, is_datagram && !outbound);
 	return 1;
 }
@@ -497,7 +516,7 @@ static __always_inline int connects(struct bpf_sock_addr *context, bool is_ipv6)
 		__u8 remote[16] = {};
 		__u16 remote_port;
 		read_peer(context, is_ipv6, remote, &remote_port);
-		bool has_moved = owner->peers && owner->local_port != sk->src_port;
+		bool has_moved = owner->peers && owner->socket_port != sk->src_port;
 		if (has_moved || (owner->peers == 1 && !is_peer(owner, remote, remote_port)))
 			end_flow(owner, bpf_get_socket_cookie(context), netns_at(owner, sk));
 		owner->addressed = 0;
@@ -556,11 +575,28 @@ static __always_inline void report_read(struct owner *owner, const struct flow *
 	bpf_ringbuf_submit(event, wakeup());
 }
 
-/* A process that asks for the sender has read a datagram. */
+/* A process has read a datagram of this flow, perhaps the first one. */
+static __always_inline void was_read(struct owner *owner, const struct flow *flow, __u8 family)
+{
+	struct flow_state *state = bpf_map_lookup_elem(&flows, flow);
+
+	if (!state || !state->unread)
+		return;
+	state->unread = 0;
+	report_read(owner, flow, family, 0);
+}
+
+static __always_inline __u32 current_thread(void)
+{
+	return BPF_CORE_READ(current_task(), pid);
+}
+
+/* A process that asks for the sender reads a datagram; whether it only peeks at it is known at the end of the call. */
 static __always_inline int reads(struct bpf_sock_addr *context, bool is_ipv6)
 {
 	struct bpf_sock *sk = context->sk;
-	struct flow flow = {};
+	struct reading reading = {.family = is_ipv6 ? 6 : 4};
+	struct flow *flow = &reading.flow;
 
 	if (!sk || !is_udp(context->protocol))
 		return 1;
@@ -570,15 +606,16 @@ static __always_inline int reads(struct bpf_sock_addr *context, bool is_ipv6)
 	owner->addressed = 1;
 	if (!owner->unread)
 		return 1;
-	flow.cookie = bpf_get_socket_cookie(context);
-	flow.local_port = sk->src_port;
-	flow.protocol = context->protocol;
-	read_peer(context, is_ipv6, flow.remote, &flow.remote_port);
-	struct flow_state *state = bpf_map_lookup_elem(&flows, &flow);
+	flow->cookie = bpf_get_socket_cookie(context);
+	flow->local_port = sk->src_port;
+	flow->protocol = context->protocol;
+	read_peer(context, is_ipv6, flow->remote, &flow->remote_port);
+	struct flow_state *state = bpf_map_lookup_elem(&flows, flow);
 	if (!state || !state->unread)
 		return 1;
-	state->unread = 0;
-	report_read(owner, &flow, is_ipv6 ? 6 : 4, 0);
+	__u32 thread = current_thread();
+	if (!settings.sees_reads || bpf_map_update_elem(&readings, &thread, &reading, BPF_ANY))
+		was_read(owner, flow, reading.family);
 	return 1;
 }
 
@@ -594,18 +631,26 @@ int on_recvmsg6(struct bpf_sock_addr *context)
 	return reads(context, true);
 }
 
-/* A process that does not ask for the sender, which passes no hook of control groups, has read a datagram (Linux 6.3).
- * Of which flow is not known: of the one that waits longest, if always the same process reads.
+/* The end of each read (Linux 6.3). A process that does not ask for the sender passes no hook of control groups. Of which
+ * flow it has read is not known: of the one that waits longest, if always the same process reads.
  */
 SEC("tp_btf/sock_recv_length")
 int BPF_PROG(on_received, struct sock *sk, int result, int flags)
 {
 	struct flow flow = {};
+	__u32 thread = current_thread();
 
-	if (result < 0 || flags & MSG_PEEK || !is_udp(sk->sk_protocol))
+	if (!is_udp(sk->sk_protocol))
 		return 0;
 	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, 0);
-	if (!owner || owner->addressed || owner->ignored)
+	struct reading *reading = bpf_map_lookup_elem(&readings, &thread);
+	if (reading) {
+		if (owner && result >= 0 && !(flags & MSG_PEEK) && reading->flow.cookie == bpf_get_socket_cookie(sk))
+			was_read(owner, &reading->flow, reading->family);
+		bpf_map_delete_elem(&readings, &thread);
+		return 0;
+	}
+	if (!owner || owner->addressed || owner->ignored || result < 0 || flags & MSG_PEEK)
 		return 0;
 	__u32 pid = current_pid();
 	if (!owner->reader)
@@ -620,16 +665,11 @@ int BPF_PROG(on_received, struct sock *sk, int result, int flags)
 	return 0;
 }
 
-/* An SCTP socket that was bound to a port waits for peers there. */
-static __always_inline void listens(struct sock *sk, struct owner *owner)
+/* The address and port that the socket is bound to. */
+static __always_inline void put_bound_end(struct owner *owner, struct sock *sk)
 {
-	__u64 cookie = bpf_get_socket_cookie(sk);
-
 	owner->local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
-	if (!owner->local_port || owner->bound)
-		return;
-	owner->bound = 1;
-	owner->protocol = IPPROTO_SCTP;
+	__builtin_memset(owner->local, 0, 16);
 	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET) {
 		owner->family = 4;
 		BPF_CORE_READ_INTO((__u32 *)owner->local, sk, __sk_common.skc_rcv_saddr);
@@ -637,6 +677,18 @@ static __always_inline void listens(struct sock *sk, struct owner *owner)
 		owner->family = 6;
 		BPF_CORE_READ_INTO((struct in6_addr *)owner->local, sk, __sk_common.skc_v6_rcv_saddr);
 	}
+}
+
+/* An SCTP socket that was bound to a port waits for peers there. */
+static __always_inline void listens(struct sock *sk, struct owner *owner)
+{
+	__u64 cookie = bpf_get_socket_cookie(sk);
+
+	if (owner->bound || !BPF_CORE_READ((struct inet_sock *)sk, inet_sport))
+		return;
+	owner->bound = 1;
+	owner->protocol = IPPROTO_SCTP;
+	put_bound_end(owner, sk);
 	if (!owner->ignored)
 		report_socket(owner, RECORD_LISTEN, 0, cookie, BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum));
 }
@@ -670,6 +722,8 @@ static __always_inline int bound(struct bpf_sock *sk, __u8 family)
 	struct owner *owner = used(sk);
 	if (!owner)
 		return 1;
+	if (owner->peers) /* of before it was dissolved, which made it lose its port */
+		end_flow(owner, bpf_get_socket_cookie(sk), netns_at(owner, sk));
 	owner->bound = 1;
 	owner->family = family;
 	owner->protocol = sk->protocol;
@@ -705,8 +759,11 @@ int on_release(struct bpf_sock *sk)
 {
 	struct owner *owner = bpf_sk_storage_get(&owners, sk, 0, 0);
 
-	if (owner && !owner->ignored && (owner->bound || owner->peers))
-		report_socket(owner, owner->peers == 1 ? RECORD_CLOSED : RECORD_UNLISTEN, 0,
-			      bpf_get_socket_cookie(sk), netns_at(owner, sk));
+	if (!owner || owner->ignored || (!owner->bound && !owner->peers))
+		return 1;
+	if (owner->bound && owner->peers > 1)
+		put_bound_end(owner, kernel_socket(owner, sk));
+	report_socket(owner, owner->peers == 1 ? RECORD_CLOSED : RECORD_UNLISTEN, 0, bpf_get_socket_cookie(sk),
+		      netns_at(owner, sk));
 	return 1;
 }

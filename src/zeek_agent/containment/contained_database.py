@@ -76,6 +76,16 @@ class ContainedDatabase(SqlDatabase):
 
     compares_results = True
 
+    def reconfigure(self, context: TableContext, limits: LimitSettings, setup: Setup | None = None) -> None:
+        """Use other access rules and limits for the statements that follow; `setup` has them for new workers.
+
+        Statements that run now end by the old ones.
+        """
+        if setup is not None:
+            self.pool.reconfigure(setup, limits)
+        self._compiled.clear()
+        super().reconfigure(context, limits)
+
     async def prepare(
         self, sql: str, *, profile: Profile = Profile.FULL, lane: Lane = Lane.SNAPSHOTS, origin: str = "local"
     ) -> Statement:

@@ -78,7 +78,7 @@ class WorkerStatus(NamedTuple):
 
 
 class SpawnSettings(NamedTuple):
-    """What a worker is bound to; one that was started with others is retired."""
+    """What a worker is bound to, besides its zygote; one that was started with others is retired."""
 
     store_uri: str | None
     generation: int
@@ -112,6 +112,10 @@ class WorkerPool:
         self._directory = directory
         self._helpers = HelperPool(self._start_helper, self._check_abandoned, grant, directory)
         self._zygote: Zygote | None = None
+        self._former: set[Zygote] = set()
+        """Zygotes with an earlier setup; each ends with the last of its processes."""
+        self._parents: dict[int, Zygote] = {}
+        """The zygotes of processes by number, from when they are asked for until they have ended."""
         self._workers: dict[int, WorkerProcess] = {}
         self._bound_to: dict[int, SpawnSettings] = {}
         self._unaccounted: dict[int, WorkerProcess] = {}
@@ -130,7 +134,7 @@ class WorkerPool:
         self._restart_pause = RESTART_SECONDS[0]
         self._empty_since: float | None = None
         self._closed = False
-        self._ending: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self.killed: Counter[str] = Counter()
         """Workers that were killed or lost, by cause, since the agent started."""
         self.abandoned = 0
@@ -179,12 +183,27 @@ class WorkerPool:
         self._collectors[number] = on_exit
         try:
             async with asyncio.timeout(START_SECONDS):
-                zygote = self._running_zygote()
+                zygote = self._parents[number] = self._running_zygote()
                 return await zygote.start(Spawn(number, WorkerClass.COLLECTOR, None, 0, False, Imports()))
         except (WorkerLostError, TimeoutError) as error:
             self._collectors.pop(number, None)
+            self._forget_parent(number)
             reason = str(error) or f"the zygote does not answer within {START_SECONDS:g} s"
             raise SqlError(f"cannot start a worker process: {reason}") from error
+
+    def reconfigure(self, setup: Setup, limits: LimitSettings) -> None:
+        """Start processes with another setup and other limits. Statements that run now end in their processes."""
+        self._setup, self._limits = setup, limits
+        self._shares.clear()
+        if self._zygote is not None:
+            self._former.add(self._zygote)
+            self._zygote = None
+        for worker in self.processes:
+            worker.is_spent = True
+            if worker.state is WorkerState.IDLE:
+                self._retire(worker)
+        self._end_former()
+        self._wake()
 
     def status(self) -> Iterable[WorkerStatus]:
         """One per process."""
@@ -245,11 +264,12 @@ class WorkerPool:
         deadline = time.monotonic() + SHUTDOWN_SECONDS
         while time.monotonic() < deadline and any(worker.is_alive for worker in self._workers.values()):
             await asyncio.sleep(0.005)
-        if self._zygote is not None:
-            self._zygote.close()
-            await self._zygote.wait(SHUTDOWN_SECONDS)
-        if self._ending is not None:
-            await self._ending
+        zygotes = [*self._former, *([self._zygote] if self._zygote is not None else [])]
+        for zygote in zygotes:
+            zygote.close()
+        for zygote in zygotes:
+            await zygote.wait(SHUTDOWN_SECONDS)
+        await asyncio.gather(*self._ending)
         for worker in self.processes:
             if worker.is_alive:
                 log.warning("worker %d is left behind: it was killed and does not end", worker.pid)
@@ -286,7 +306,8 @@ class WorkerPool:
     def _let_rest(self, worker: WorkerProcess) -> None:
         """Called when a worker ended during its statement."""
         cause = worker.cause
-        if cause not in _STATEMENTS_FAULT or self._zygote is None or not self._zygote.is_running():
+        zygote = self._parents.get(worker.number)
+        if cause not in _STATEMENTS_FAULT or zygote is None or not zygote.is_running():
             return
         assert cause is not None
         key: StatementKey = worker.statement  # type: ignore[assignment]
@@ -444,11 +465,16 @@ class WorkerPool:
     async def _spawn(self, recipient: str, kind: WorkerClass, grant: Grant | None) -> WorkerProcess:
         zygote = self._running_zygote()
         bound, number = self._bound(), self._next_number()
+        self._parents[number] = zygote
         if grant is None:
             spawn = Spawn(number, kind, bound.store_uri, bound.generation, bound.iterators, bound.imports)
         else:
             spawn = Spawn(number, kind, None, 0, False, Imports(), grant.privileges, grant.group_sockets)
-        started = await zygote.start(spawn)
+        try:
+            started = await zygote.start(spawn)
+        except BaseException:
+            self._forget_parent(number)
+            raise
 
         async def give(need: Need) -> tuple[bytes, Sequence[int]]:
             return await self._give(worker, need)
@@ -462,6 +488,7 @@ class WorkerPool:
             on_free=self._freed,
             on_fault=self._let_rest,
         )
+        worker.is_spent = zygote is not self._zygote  # the setup has changed meanwhile
         self._workers[worker.number], self._bound_to[worker.number] = worker, bound
         if self._closed:
             worker.kill(KillCause.CLOSED)
@@ -479,9 +506,27 @@ class WorkerPool:
     def _running_zygote(self) -> Zygote:
         """Raises WorkerLostError."""
         if self._zygote is None:
-            self._zygote = Zygote(self._setup, self._exited, self._zygote_lost)
+            zygote = Zygote(self._setup, self._exited, lambda: self._zygote_lost(zygote))
+            self._zygote = zygote
             self.zygote_starts += 1
         return self._zygote
+
+    def _forget_parent(self, number: int) -> None:
+        """A process has ended, or does not start."""
+        self._parents.pop(number, None)
+        self._end_former()
+
+    def _end_former(self) -> None:
+        """End zygotes with an earlier setup that have no process any more."""
+        for zygote in self._former.difference(self._parents.values()):
+            self._former.remove(zygote)
+            self._end(zygote)
+
+    def _end(self, zygote: Zygote) -> None:
+        zygote.close()
+        task = asyncio.get_running_loop().create_task(zygote.wait(START_SECONDS))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     def _next_number(self) -> int:
         self._number += 1
@@ -495,11 +540,7 @@ class WorkerPool:
         self._charge(worker)
         self._count_end(worker)
         if worker.state is WorkerState.DEAD:
-            del self._workers[worker.number], self._bound_to[worker.number]
-            if not worker.is_accounted and self._zygote is not None:
-                self._unaccounted[worker.number] = worker
-            if worker.cause not in (None, KillCause.CLOSED, KillCause.CANCELLED):
-                log.warning("worker %d of %s ended: %s", worker.pid, worker.recipient, worker.cause)
+            self._remove(worker)
         elif worker.kind is WorkerClass.HELPER:
             self._helpers.freed(worker)
         elif worker.state is WorkerState.IDLE:
@@ -513,6 +554,16 @@ class WorkerPool:
                 if place in self._waiting:
                     self._waiting[place] = self._waiting.pop(place)
         self._wake()
+
+    def _remove(self, worker: WorkerProcess) -> None:
+        """Forget a worker that has ended; its processor time may still have to be reported."""
+        del self._workers[worker.number], self._bound_to[worker.number]
+        if worker.is_accounted:
+            self._forget_parent(worker.number)
+        elif worker.number in self._parents:
+            self._unaccounted[worker.number] = worker
+        if worker.cause not in (None, KillCause.CLOSED, KillCause.CANCELLED):
+            log.warning("worker %d of %s ended: %s", worker.pid, worker.recipient, worker.cause)
 
     def _count_end(self, worker: WorkerProcess) -> None:
         """Count a worker that was killed or lost: one that does not die when it is abandoned."""
@@ -534,21 +585,28 @@ class WorkerPool:
         if (on_exit := self._collectors.pop(exited.worker, None)) is not None:
             on_exit(exited)
         worker = self._workers.get(exited.worker) or self._unaccounted.pop(exited.worker, None)
+        if exited.worker not in self._workers:
+            self._forget_parent(exited.worker)
         if worker is not None:
             worker.is_accounted = True
             worker.cpu, worker.peak = exited.cpu, exited.peak
             self._charge(worker)
 
-    def _zygote_lost(self) -> None:
+    def _zygote_lost(self, zygote: Zygote) -> None:
         """Workers die with the zygote; a new one is started after a pause."""
         if self._closed:
             return
+        lost = {number for number, parent in self._parents.items() if parent is zygote}
+        for numbers in (self._collectors, self._unaccounted, self._parents):
+            for number in lost & numbers.keys():
+                del numbers[number]
+        self._end(zygote)
+        if zygote in self._former:
+            self._former.remove(zygote)
+            log.error("a zygote of worker processes that was about to end has ended too early")
+            return
+        self._zygote = None
         log.error("the zygote of worker processes has ended; the next is started in %g s", self._restart_pause)
-        zygote, self._zygote = self._zygote, None
-        self._collectors.clear()
-        self._unaccounted.clear()
-        if zygote is not None:
-            self._ending = asyncio.get_running_loop().create_task(zygote.wait(START_SECONDS))
         self._restart_after = time.monotonic() + self._restart_pause
         self._restart_pause = min(self._restart_pause * 2, RESTART_SECONDS[1])
 
@@ -572,9 +630,8 @@ class WorkerPool:
             self._empty_since = now
         elif now - self._empty_since > ZYGOTE_IDLE_SECONDS and self._zygote is not None:
             zygote, self._zygote = self._zygote, None
-            zygote.close()
             self._empty_since = None
-            self._ending = asyncio.get_running_loop().create_task(zygote.wait(START_SECONDS))
+            self._end(zygote)
             return
         self._schedule_expiry()
 

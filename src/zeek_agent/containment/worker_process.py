@@ -330,7 +330,7 @@ class WorkerProcess:
                 self._free()
             case StatementFailed() if message.id == self._id and (self._request or self._result) is not None:
                 self._reject(_KINDS.get(message.kind, SqlError)(clipped(message.text, ERROR_CHARACTERS)))
-                self.is_spent = message.spent
+                self.is_spent |= message.spent
                 self._free()
             case _:
                 raise ChannelError(f"{type(message).__name__} was not expected")

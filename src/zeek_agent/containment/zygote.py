@@ -124,6 +124,8 @@ class Zygote:
         try:
             while (received := channel.receive(self._control)) is not None:
                 self._handle(*received)
+                if self._control.fileno() < 0:  # it was closed for what it said: its last process has ended
+                    return
         except BlockingIOError:
             return
         except (ChannelError, OSError, ValueError) as error:

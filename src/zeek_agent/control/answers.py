@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zeek_agent.control import messages
 from zeek_agent.control.messages import (
@@ -24,6 +24,7 @@ from zeek_agent.control.messages import (
 from zeek_agent.database.database import Lane, Profile, Result, SqlDatabase
 from zeek_agent.database.encodings import ControlEncoding
 from zeek_agent.database.time_columns import with_time_types
+from zeek_agent.errors import ZeekAgentError
 from zeek_agent.table_declarations import declare
 
 if TYPE_CHECKING:
@@ -37,10 +38,10 @@ def answering(
     database: SqlDatabase,
     runner: Callable[[], QueryRunner],
     status: Callable[[], Mapping[str, Any]],
-    metrics: Callable[[], str] = str,
+    agent: Controls | None = None,
 ) -> AnswerFunction:
-    """A function that answers requests, given a database, a runner of repeated queries, the agent's status and its
-    metrics, of which there are none without a running agent."""
+    """A function that answers requests, given a database, a runner of repeated queries, the agent's status and, if it
+    is running, the agent."""
 
     async def answer(request: Request, origin: str) -> AsyncGenerator[Frame | EncodedLines, None]:
         match request:
@@ -54,11 +55,31 @@ def answering(
             case messages.StatusRequest():
                 yield Facts(dict(status()))
             case messages.MetricsRequest():
-                yield Text(metrics())
+                yield Text(_running(agent).metrics())
+            case messages.ReloadRequest():
+                yield Text(await _running(agent).reload())
             case messages.TablesRequest():
                 yield Declarations(declare(database.tables.values()))
 
     return answer
+
+
+class Controls(Protocol):
+    """What only a running agent answers."""
+
+    def metrics(self) -> str:
+        """Its metrics, in Prometheus' exposition format."""
+        ...
+
+    async def reload(self) -> str:
+        """Apply the configuration as it is now; says what was applied. Raises UsageError for an invalid one."""
+        ...
+
+
+def _running(agent: Controls | None) -> Controls:
+    if agent is None:
+        raise ZeekAgentError("no agent is running")
+    return agent
 
 
 async def _query(

@@ -69,11 +69,15 @@ class MetricsRequest(Struct, frozen=True, tag_field="request", tag="metrics", fo
     """Get the metrics of the running agent."""
 
 
+class ReloadRequest(Struct, frozen=True, tag_field="request", tag="reload", forbid_unknown_fields=True):
+    """Read the configuration again and apply what can be applied."""
+
+
 class TablesRequest(Struct, frozen=True, tag_field="request", tag="tables", forbid_unknown_fields=True):
     """Get the declarations of all tables."""
 
 
-Request: TypeAlias = QueryRequest | SubscribeRequest | StatusRequest | MetricsRequest | TablesRequest
+Request: TypeAlias = QueryRequest | SubscribeRequest | StatusRequest | MetricsRequest | ReloadRequest | TablesRequest
 
 
 class Columns(Struct, frozen=True, tag_field="frame", tag="columns"):
@@ -106,7 +110,7 @@ class Facts(Struct, frozen=True, tag_field="frame", tag="facts"):
 
 
 class Text(Struct, frozen=True, tag_field="frame", tag="text"):
-    """The answer to `metrics`: text in Prometheus' exposition format."""
+    """The answer to `metrics`, in Prometheus' exposition format, and to `reload`, a sentence for people."""
 
     text: str
 

@@ -119,6 +119,11 @@ class SqlDatabase(ABC):
         reasons = {**self._catalog.gone, **dict.fromkeys(gone, why or "")}
         self._change(tables, {name: reason for name, reason in reasons.items() if reason and name not in tables})
 
+    def reconfigure(self, context: TableContext, limits: LimitSettings) -> None:
+        """Use other access rules and limits for the statements that follow."""
+        self.context, self.limits = context, limits
+        self._change(self._catalog.tables)
+
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each change of the tables, in the thread that made it."""
         self._listeners.append(listener)

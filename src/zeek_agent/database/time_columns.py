@@ -48,10 +48,8 @@ _COMPARISONS: Final = frozenset({"=", "==", "<>", "!=", "<", "<=", ">", ">=", "i
 _OPERAND_BEGINS: Final = frozenset(
     {"(", ",", "where", "and", "or", "not", "on", "when", "then", "else", "case", "select", "having", "distinct"}
 )
-_OPERAND_ENDS: Final = frozenset(
-    {")", ",", ";", "and", "or", "then", "else", "end", "when", "group", "order", "limit", "union", "except", "as"}
-    | {"intersect", "having", "window", "from", "where", "left", "right", "full", "inner", "cross", "join", "natural"}
-)
+_BINDS_TIGHTER: Final = frozenset({"||", "->", "->>", "*", "/", "%", "+", "-", "<<", ">>", "&", "|"})
+"""Operators that bind tighter than comparisons, so that what stands before them is only part of an operand."""
 _TEXT_TIMES: Final = frozenset({"date", "datetime", "time"})
 """SQLite's functions that return a time as text."""
 _CURRENT: Final = frozenset({"current_date", "current_time", "current_timestamp"})
@@ -85,6 +83,11 @@ class Token(NamedTuple):
 _END: Final = Token(Kind.OTHER, ";")
 
 
+def _is_foreign(token: Token) -> bool:
+    """Whether it names a table of SQLite's, with columns that are not known here."""
+    return token.is_name and token.text.startswith(("json_each", "json_tree", "pragma_", "sqlite_"))
+
+
 def _tokens(sql: str) -> tuple[Token, ...]:
     return tuple(_token(found) for found in _TOKEN.finditer(sql) if found.lastgroup != "space")
 
@@ -109,16 +112,20 @@ class Operand(NamedTuple):
     kind: str
     end: int
     is_column: bool = True
+    begin: int = -1
 
 
 class StatementText:
     """The tokens of a statement, and the meaning of names in it. `tables` has all names under which one can be read."""
 
-    def __init__(self, sql: str, tables: Mapping[str, Table]) -> None:
+    def __init__(self, sql: str, tables: Mapping[str, Table], *, follow_aliases: bool = False) -> None:
+        """With `follow_aliases`, an alias of a column of type time or interval, or of an aggregate, counts as one."""
         self.tokens = _tokens(sql)
         self._closing = _closing(self.tokens)
         self._opening = {end: start for start, end in self._closing.items()}
-        self._aliases = self._names_given()
+        given = self._names_given()
+        self._aliases = frozenset(name for name, _ in given)
+        self._aliased: dict[str, Operand] = {}
         self._types: dict[str, set[str]] = {}
         mentioned = {token.text for token in self.tokens if token.is_name}
         read = {name.lower(): table for name, table in tables.items() if name.lower() in mentioned}
@@ -126,6 +133,8 @@ class StatementText:
             for name, kind in _columns(table):
                 self._types.setdefault(name, set()).add(kind)
         self._sources = self._find_sources(read)
+        if follow_aliases and not any(token.mark in _COMPOUND or _is_foreign(token) for token in self.tokens):
+            self._aliased = self._operands_named(given)
 
     def at(self, index: int) -> Token:
         return self.tokens[index] if 0 <= index < len(self.tokens) else _END
@@ -142,6 +151,9 @@ class StatementText:
             index += 1
         if not names or self.at(index).mark == "(" or self.at(start - 1).mark == ".":
             return None
+        aliased = self._aliased.get(names[-1])
+        if aliased is not None and (len(names) == 1 or names[-2] not in self._sources):
+            return aliased._replace(end=index)
         kind = self._type(names)
         return Operand(names[-1], kind, index) if kind is not None else None
 
@@ -158,16 +170,90 @@ class StatementText:
         return Operand(found.name, found.kind, self._closing.get(start + 1, len(self.tokens)) + 1, is_column=False)
 
     def operand_before(self, end: int) -> Operand | None:
-        """The column, or the aggregate of one, that is the whole operand before a token."""
+        """The column, or the aggregate of one, that is the whole operand before a token, also in parentheses."""
         start = end - 1
         if self.at(start).mark == ")":
-            start = self._opening.get(start, 0) - 1
+            opening = self._opening.get(start, 0)
+            if self.begins_operand(opening):
+                inner = self.operand_before(start)
+                if inner is None or inner.begin != opening + 1:
+                    return None
+                return inner._replace(end=end, begin=opening)
+            start = opening - 1
         while self.at(start - 1).mark == "." and start >= 2:
             start -= 2
         found = self.operand_at(start)
-        if found is None or found.end != end or self.at(start - 1).mark not in _OPERAND_BEGINS:
+        if found is None or found.end != end:
             return None
+        if self.at(start - 1).mark == "+":  # an expression, which has no affinity
+            start, found = start - 1, found._replace(is_column=False)
+        return found._replace(begin=start) if self.begins_operand(start) else None
+
+    def begins_operand(self, start: int) -> bool:
+        """Whether the token is the first one of an operand of a comparison."""
+        return self.at(start - 1).mark in _OPERAND_BEGINS
+
+    def whole_operand(self, start: int) -> tuple[int, int] | None:
+        """The single token that is the operand at `start`, without parentheses, and the index after these.
+
+        None if the operand is anything longer.
+        """
+        if self.at(start).mark == "(":
+            inner = self.whole_operand(start + 1)
+            return None if inner is None or self._closing.get(start) != inner[1] else (inner[0], inner[1] + 1)
+        return None if self.at(start + 1).mark in _BINDS_TIGHTER else (start, start + 1)
+
+    def text_time_at(self, start: int) -> str | None:
+        """What returns a time as text, if the operand at `start` begins with it: `datetime(…)`, `current_date`."""
+        token = self.at(start)
+        if token.mark in _CURRENT:
+            return token.text
+        called = token.kind is Kind.WORD and token.text in _TEXT_TIMES and self.at(start + 1).mark == "("
+        return f"{token.text}(…)" if called else None
+
+    def text_time_before(self, end: int) -> str | None:
+        """The same for the whole operand that ends before a token."""
+        start = end - 1
+        if self.at(start).mark == ")":
+            start = self._opening.get(start, 0) - 1
+        return self.text_time_at(start) if self.begins_operand(start) else None
+
+    def rows(self, index: int) -> list[tuple[int, int]]:
+        """The operands of a comparison of rows, `(a, b) = (c, d)`: ends of the left ones, begins of the right ones.
+
+        Empty for any other comparison.
+        """
+        opening = self._opening.get(index - 1)
+        if opening is None or not self.begins_operand(opening) or self.at(index + 1).mark != "(":
+            return []
+        left, right = self.group(opening), self.group(index + 1)
+        if len(left) < 2 or len(left) != len(right):
+            return []
+        return [(end, start) for (_, end), (start, _) in zip(left, right, strict=True)]
+
+    def choices(self) -> dict[int, list[int]]:
+        """Where the values of each CASE begin, by the index of the CASE."""
+        found: dict[int, list[int]] = {}
+        inside: list[int] = []
+        for at, token in enumerate(self.tokens):
+            if token.mark == "case":
+                found[at] = []
+                inside.append(at)
+            elif token.mark == "when" and inside:
+                found[inside[-1]].append(at + 1)
+            elif token.mark == "end" and inside:
+                inside.pop()
         return found
+
+    def listed(self, opening: int) -> list[int]:
+        """Where the values of an IN begin: `(1, 2)`, `(VALUES (1), (2))`, `(SELECT 1)`."""
+        first = self.at(opening + 1).mark
+        if first == "select":
+            return [opening + 2]
+        if first != "values":
+            return [start for start, _ in self.group(opening)]
+        parts = self._parts(opening + 2, self._closing.get(opening, len(self.tokens)))
+        return [start + 1 for start, _ in parts if self.at(start).mark == "("]
 
     def text_at(self, index: int, operand: Operand) -> str | None:
         """The text literal at a token, also in double quotes; None for anything else.
@@ -220,20 +306,32 @@ class StatementText:
             kinds = {kind for column, kind in _columns(table) if column == name}
         return next(iter(kinds)) if len(kinds) == 1 and kinds <= {"time", "interval"} else None
 
-    def _names_given(self) -> frozenset[str]:
-        """Names that the statement gives to expressions, or to columns of a WITH."""
-        given: set[str] = set()
+    def _operands_named(self, given: Iterable[tuple[str, int]]) -> dict[str, Operand]:
+        """Columns of type time or interval, and aggregates of them, by their aliases, if these mean nothing else."""
+        named: dict[str, Operand | None] = {}
+        for name, end in given:
+            found = self.operand_before(end)
+            known = self._types.get(name, set())
+            kinds = {found.kind} if found is not None else set()
+            other = named.get(name, found)
+            fits = found is not None and known <= kinds and other is not None and other[1:4:2] == found[1:4:2]
+            named[name] = found._replace(name=name) if found is not None and fits else None
+        return {name: found for name, found in named.items() if found is not None}
+
+    def _names_given(self) -> list[tuple[str, int]]:
+        """Names that the statement gives to expressions, or to columns of a WITH, with the end of the expression."""
+        given: list[tuple[str, int]] = []
         for index, token in enumerate(self.tokens):
             before = self.at(index - 1)
             if token.kind in {Kind.WORD, Kind.QUOTED, Kind.TEXT} and index > 0:
                 ends_expression = before.kind in {Kind.WORD, Kind.QUOTED, Kind.TEXT} or before.mark in _BEFORE_ALIAS
                 is_number = before.kind is Kind.OTHER and before.text[-1:].isalnum()
                 if before.mark == "as" or ends_expression or is_number:
-                    given.add(token.text.lower())
+                    given.append((token.text.lower(), index - (before.mark == "as")))
             if token.mark == "as" and before.mark == ")" and self.at(index + 1).mark in {"(", "not", "materialized"}:
                 for start, _ in self.group(self._opening.get(index - 1, index)):
-                    given.add(self.at(start).text)
-        return frozenset(given)
+                    given.append((self.at(start).text, start))
+        return given
 
     def _find_sources(self, tables: Mapping[str, Table]) -> dict[str, Table | None]:
         """Tables by the names that qualify their columns; None for a name of several."""
@@ -262,7 +360,12 @@ def check_comparisons(sql: str, tables: Mapping[str, Table]) -> None:
 
     Text that is a number is compared as one, and is no error.
     """
-    statement = StatementText(sql, tables)
+    statement = StatementText(sql, tables, follow_aliases=True)
+    for index, starts in statement.choices().items():
+        operand = statement.operand_at(index + 1)
+        if operand is not None and statement.at(operand.end).mark == "when":
+            for start in starts:
+                _check_value(statement, operand, start)
     for index, token in enumerate(statement.tokens):
         if token.mark in _COMPARISONS:
             _check_comparison(statement, index)
@@ -276,16 +379,24 @@ def _check_comparison(statement: StatementText, index: int) -> None:
     right = index + 1
     if statement.at(index).mark == "is":
         right += statement.at(right).mark == "not"
+        if statement.at(right).mark == "distinct":  # IS [NOT] DISTINCT FROM
+            right += 2
+    for end, start in statement.rows(index):
+        if (column := statement.operand_before(end)) is not None:
+            _check_value(statement, column, start)
     operand = statement.operand_before(index)
     if operand is not None:
         _check_value(statement, operand, right)
         return
     operand = statement.operand_at(right)
-    if operand is None or statement.at(operand.end).mark not in _OPERAND_ENDS:
+    if operand is None or statement.at(operand.end).mark in _BINDS_TIGHTER:
         return
     literal = statement.text_at(index - 1, operand)
-    if literal is not None and statement.at(index - 2).mark in _OPERAND_BEGINS:
+    if literal is not None and statement.begins_operand(index - 1):
         raise _never_equal(operand, literal)
+    shown = statement.text_time_before(index)
+    if shown is not None:
+        raise _is_text(operand, shown)
 
 
 def _check_list(statement: StatementText, index: int) -> None:
@@ -298,10 +409,8 @@ def _check_list(statement: StatementText, index: int) -> None:
         if statement.at(index + 2).mark == "and":
             _check_value(statement, operand, index + 3)
     elif statement.at(index + 1).mark == "(":
-        for start, end in statement.group(index + 1):
-            literal = statement.text_at(start, operand)
-            if literal is not None and end == start + 1:
-                raise _never_equal(operand, literal)
+        for start in statement.listed(index + 1):
+            _check_value(statement, operand, start)
 
 
 def _check_pattern(statement: StatementText, index: int) -> None:
@@ -315,18 +424,22 @@ def _check_pattern(statement: StatementText, index: int) -> None:
 
 def _check_value(statement: StatementText, operand: Operand, at: int) -> None:
     """The operand to the right of a comparison."""
-    token = statement.at(at)
-    literal = statement.text_at(at, operand)
-    if literal is not None and statement.at(at + 1).mark in _OPERAND_ENDS:
-        raise _never_equal(operand, literal)
-    called = token.kind is Kind.WORD and token.text in _TEXT_TIMES and statement.at(at + 1).mark == "("
-    if called or token.mark in _CURRENT:
-        shown = f"{token.text}(…)" if called else token.text
-        if operand.kind == "time":
-            what, advice = "a time", f"timestamp({shown}) or ago('10 minutes')"
-        else:
-            what, advice = "an interval", "a number of seconds; timestamp('…') and ago('…') are for times"
-        raise SqlError(f"column {operand.name} is {what} in seconds, but {shown} is text: write {advice}")
+    whole = statement.whole_operand(at)
+    if whole is not None and statement.at(whole[1]).mark not in _BINDS_TIGHTER:
+        literal = statement.text_at(whole[0], operand)
+        if literal is not None:
+            raise _never_equal(operand, literal)
+    shown = statement.text_time_at(at)
+    if shown is not None:
+        raise _is_text(operand, shown)
+
+
+def _is_text(operand: Operand, shown: str) -> SqlError:
+    if operand.kind == "time":
+        what, advice = "a time", f"timestamp({shown}) or ago('10 minutes')"
+    else:
+        what, advice = "an interval", "a number of seconds; timestamp('…') and ago('…') are for times"
+    return SqlError(f"column {operand.name} is {what} in seconds, but {shown} is text: write {advice}")
 
 
 def _never_equal(operand: Operand, literal: str) -> SqlError:
@@ -378,11 +491,11 @@ def _with_time_type(statement: StatementText, part: tuple[int, int], column: Res
 
 
 def _is_number(content: str) -> bool:
-    try:
-        float(content)
-    except ValueError:
-        return False
-    return True
+    """Whether SQLite converts a text that is compared with a number: neither `inf` nor `1_0`, which Python reads."""
+    return _NUMERIC.fullmatch(content) is not None
+
+
+_NUMERIC: Final = re.compile(r"[ \t\n\v\f\r]*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?[ \t\n\v\f\r]*", re.ASCII)
 
 
 def _closing(tokens: Sequence[Token]) -> dict[int, int]:

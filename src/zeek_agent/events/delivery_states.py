@@ -50,6 +50,10 @@ class DeliveryStates:
         self._bytes_max = bytes_max
         self.recount()
 
+    def set_limit(self, bytes_max: int) -> None:
+        """Use another limit for what is saved from now on."""
+        self._bytes_max = bytes_max
+
     def recount(self) -> None:
         """Count what is in the file, after changes that did not go through `save` or were rolled back."""
         self._counts: Counter[str] = Counter()

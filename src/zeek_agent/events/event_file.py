@@ -124,8 +124,7 @@ class EventFile:
         self.conversions: list[Conversion] = []
         """Columns whose stored values were converted; the owner reports and clears them."""
         self._wal_pages = max(16, min(2_000, bytes_max // 8 // _PAGE_BYTES))
-        self._rows_bytes_max = bytes_max - 2 * self._wal_pages * _PAGE_BYTES
-        self._wal_bytes_max = max(bytes_max // 4, 4 * self._wal_pages * _PAGE_BYTES)
+        self._limit_rows(bytes_max)
         self._tables = {table.name: table for table in tables}
         self._inserts: dict[str, RowInsert] = {}
         self._converters: dict[str, Callable[[Row], Row] | None] = {}
@@ -162,6 +161,16 @@ class EventFile:
         if self.path is not None:
             _unsaved(self.path).unlink(missing_ok=True)
         self.uri: Final = f"{disk_uri(path)}&store={self.id}&opened={next(_opened)}"
+
+    def set_limits(self, bytes_max: int, state_bytes: int) -> None:
+        """Use other limits from now on; `evict` brings the rows within them."""
+        self._limit_rows(bytes_max)
+        self._state_bytes = state_bytes
+        self._states.set_limit(state_bytes)
+
+    def _limit_rows(self, bytes_max: int) -> None:
+        self._rows_bytes_max = bytes_max - 2 * self._wal_pages * _PAGE_BYTES
+        self._wal_bytes_max = max(bytes_max // 4, 4 * self._wal_pages * _PAGE_BYTES)
 
     def _open(self, now: float, resumed: bool, migrations: Sequence[Migration]) -> None:
         connection = self._connection
@@ -260,14 +269,19 @@ class EventFile:
     def continue_from(self, last: Mapping[str, int]) -> None:
         """Number new rows after these, so that cursors of a store that this one replaces stay valid."""
         with self._connection:
-            for table in self._tables.keys() & last.keys():
-                set_sequence(self._connection, table, max(last[table], self.last_seq[table]))
-                self._read_seq_bounds(table)
+            self._set_sequences(last)
+        for table in self._tables:
+            self._read_seq_bounds(table)
+
+    def _set_sequences(self, last: Mapping[str, int]) -> None:
+        for table in self._tables.keys() & last.keys():
+            set_sequence(self._connection, table, max(last[table], last_sequence(self._connection, table)))
 
     def adopt(self, uri: str, last: Mapping[str, int], rows_max: int) -> None:
         """Take over from the store at `uri`, which this one replaces: delivery state, gaps, the newest rows by `last`.
 
-        All or nothing: raises apsw.Error when something cannot be read or there is no room.
+        New rows are numbered after `last`. All or nothing: raises apsw.Error when something cannot be read or there is
+        no room.
         """
         self._connection.execute("ATTACH ? AS other", (uri,))
         try:
@@ -294,6 +308,7 @@ class EventFile:
                     f'INSERT INTO main.{_GAPS} SELECT source, "from", until, cause FROM other._gaps '
                     'EXCEPT SELECT source, "from", until, cause FROM main._gaps'
                 )
+                self._set_sequences(last)
         except BaseException:
             self._states.recount()
             self._texts.forget()

@@ -114,6 +114,7 @@ class EventStore:
         """Delivery states that were not stored, or without their snapshot, because of their limits."""
         self._states_refused_logged = -math.inf
         self._settings = settings or EventSettings()
+        self._are_limits_new = False
         self._tables = [table for table in tables if table.kind == "events"]
         self._clock = clock
         if boot_time is None:
@@ -268,6 +269,12 @@ class EventStore:
         except apsw.Error as error:
             log.error("event store: cannot read the delivery state (%s): rows are sent again", error)
             return None
+
+    def reconfigure(self, settings: EventSettings, state_bytes: int) -> None:
+        """Use other limits from now on; the file is brought within them at the next retention."""
+        with self._changed:
+            self._settings, self._state_bytes = settings, state_bytes
+            self._are_limits_new = True
 
     def disk_bytes(self) -> int:
         """The size of the file and its write-ahead log; 0 in memory."""
@@ -471,6 +478,9 @@ class EventStore:
     def _enforce_retention(self) -> None:
         """Enforce the limits on age and size."""
         self._return_to_disk()
+        if self._are_limits_new:
+            self._are_limits_new = False
+            self._file.set_limits(*self._limits(in_memory=self._file.path is None))
         try:
             for table, number in self._file.evict(self._clock(), self._settings.retention_age).items():
                 self._counters_of(table).evicted += number
@@ -517,17 +527,21 @@ class EventStore:
         return self._open_in_memory()
 
     def _open_file(self, path: Path, *, resumed: bool = False) -> EventFile:
-        limit, now = self._settings.retention_bytes, self._clock()
+        limit, state_bytes = self._limits(in_memory=False)
         return EventFile(
-            *(path, self._tables, limit, now),
-            state_bytes=self._state_bytes,
+            *(path, self._tables, limit, self._clock()),
+            state_bytes=state_bytes,
             age_clock=self._age_clock,
             resumed=resumed,
         )
 
+    def _limits(self, *, in_memory: bool) -> tuple[int, int]:
+        """Bytes of rows and of delivery states, at most."""
+        limits = self._settings.retention_bytes, self._state_bytes
+        return (min(limits[0], _MEMORY_STORE_BYTES), min(limits[1], _MEMORY_STORE_BYTES)) if in_memory else limits
+
     def _open_in_memory(self, copy_of: EventFile | None = None) -> EventFile:
-        limit = min(self._settings.retention_bytes, _MEMORY_STORE_BYTES)
-        state_bytes = min(self._state_bytes, _MEMORY_STORE_BYTES)
+        limit, state_bytes = self._limits(in_memory=True)
         return EventFile(
             None,
             self._tables,
@@ -607,7 +621,7 @@ class EventStore:
             new.adopt(uri, old.last_seq, _ROWS_CARRIED_OVER)
         except apsw.Error as error:
             log.error("event store: undelivered rows are lost, others are sent again: %s", error)
-        new.continue_from(old.last_seq)
+            new.continue_from(old.last_seq)
         self._file = new
 
     def _close_file(self, file: EventFile) -> None:
@@ -639,7 +653,6 @@ def _carry_over(old: EventFile, new: EventFile) -> int:
     while True:
         try:
             new.adopt(old.uri, old.last_seq, rows)
-            new.continue_from(old.last_seq)
         except apsw.FullError:
             if rows == 0:
                 raise

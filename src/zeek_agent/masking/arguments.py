@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from zeek_agent.masking.forms import SUFFIXES, is_reference, masked_value
+from zeek_agent.masking.forms import SUFFIXES, guessed_form, is_reference, masked_value
 from zeek_agent.masking.hints import hinted
-from zeek_agent.masking.names import is_secret
+from zeek_agent.masking.names import is_key, is_secret, is_secret_setting
 from zeek_agent.masking.programs import (
     ALSO_NAMES,
     INTERPRETERS,
     MESSENGERS,
+    NAMERS,
     PASSWORD_READERS,
     PROGRAMS,
     SCRIPT_READERS,
@@ -20,8 +21,17 @@ from zeek_agent.masking.programs import (
     WRAPPERS,
     Program,
 )
-from zeek_agent.masking.shell_text import Word, commands, is_assignment, is_variable, quoted
-from zeek_agent.masking.text_rules import MASK, Kind, masked_text
+from zeek_agent.masking.shell_text import (
+    RESERVED,
+    Command,
+    Word,
+    commands,
+    feeding,
+    is_assignment,
+    is_variable,
+    quoted,
+)
+from zeek_agent.masking.text_rules import MASK, Kind, is_file, masked_text
 
 _DEPTH_MAX: Final = 4
 """Commands inside commands: `sudo sh -c "ssh host 'mysql -pX'"`."""
@@ -30,8 +40,25 @@ _PLAIN: Final = "plain"
 """The form of a value that is not secret."""
 _GUESSED: Final = "?"
 """The form of a value of an option that only its name shows to be secret."""
+_GUESSED_KEY: Final = "?key"
+"""The same of a key, of which the value can be a file's name."""
+_VERBATIM: Final = "^"
+"""The form of a value that is not secret, whatever it looks like."""
+_COMMAND: Final = "$"
+"""The form of a value that is a shell's command."""
+_COMMAND_SETTING: Final = re.compile(r"[\w.]*command(?:=|\s+)", re.IGNORECASE)
+"""Settings of which the value is a command, such as ssh's `ProxyCommand`."""
+_TWO: Final = "*"
+"""The form of an option with two secrets."""
+_INTERPRETER_WITHIN: Final = 16
+"""Arguments in which an interpreter is looked for, behind `sudo` and the like."""
+_ABBREVIATED: Final = 4
+"""Letters that an abbreviation of a long option may lack."""
+_DASHED_SECRET: Final = re.compile(r"-(?=[^-]*[0-9])(?=[^-]*[A-Za-z])[^-=\s]{6,}")
+_LITERAL: Final = re.compile(r"'((?:[^'\\\n]|\\.)*)'|\"((?:[^\"\\\n]|\\.)*)\"")
+_SECRET_FILES: Final = (".pgpass", ".netrc", ".git-credentials", ".smbcredentials", ".my.cnf")
 _SUDO_STDIN: Final = re.compile(r"-[A-Za-z]*S")
-_STDIN_OPTION: Final = re.compile(r"^-.*stdin$|^--passphrase-fd|^stdin$")
+_STDIN_OPTION: Final = re.compile(r"^-.*stdin$|^--passphrase-fd|^--with-token$|^stdin$")
 _BLANK: Final = re.compile(r"\s")
 
 
@@ -89,6 +116,7 @@ class _Command:
         self._name = ""
         self._wrapped = False
         self._texts_are_scripts = False
+        self._has_code = any(program_name(argument) in INTERPRETERS for argument in arguments[:_INTERPRETER_WITHIN])
         self._kind = Kind.DATA
         self._entries: list[_Entry] = []
         self._active: list[_Entry] = []
@@ -129,6 +157,8 @@ class _Command:
             "-"
         ):  # of an option that takes a value in some of the programs only
             pending = None
+        if pending == _TWO:
+            self._pending = ""
         if pending is not None:
             return self._value(argument, pending, separate=True)
         if index == 0:
@@ -143,6 +173,8 @@ class _Command:
     def _is_program(self, argument: str) -> bool:
         """Whether it is the name of a program that this one runs, rather than a subcommand of that name."""
         if not self._wrapped or argument.startswith("-") or program_name(argument) not in _NESTED:
+            return False
+        if any(entry.program.settings for entry in self._active) and is_secret_setting(argument):
             return False
         return not any(entry.begins(argument) for entry in self._entries)
 
@@ -159,7 +191,9 @@ class _Command:
             if entry.program.last_with and index == len(self._arguments) - 1 and self._has_letter(entry):
                 form = ""
             if argument in entry.follows or argument.rpartition(":")[2] in entry.follows:
-                self._pending = ""
+                self._pending = entry.program.follows_form
+            elif entry.program.settings and is_secret_setting(argument):
+                self._pending = _GUESSED
         for entry in self._entries:
             if entry.after and id(entry) not in self._counts and entry.begins(argument):
                 self._counts[id(entry)] = 0
@@ -179,15 +213,17 @@ class _Command:
         if form is None and argument[0] == "-":
             if (cluster := self._cluster(argument)) is not None:
                 return cluster
-            if not _BLANK.search(name) and is_secret(name.lstrip("-")):
-                form = _GUESSED
+            if not _BLANK.search(name) and (is_secret(name.lstrip("-")) or (separator and is_secret_setting(name))):
+                form = _GUESSED_KEY if is_key(name) else _GUESSED
+            elif separator and (guess := guessed_form(name, value)) is not None:
+                return name + separator + masked_value(value, guess)
+            elif not separator and (following := self._following()) is not None:
+                self._pending = guessed_form(name, following)
         if form is None:
             return name + separator + self._text(value) if separator else self._text(argument)
         if separator:
             return name + separator + self._value(value, form)
-        if form == _GUESSED:
-            self._pending = _GUESSED
-        elif form != "!":
+        if form != "!":
             self._pending = form
         return argument
 
@@ -196,7 +232,16 @@ class _Command:
         for entry in reversed(self._active):
             if name in entry.options:
                 return entry.options[name]
+        if name.startswith("--") and len(name) > 4:  # an abbreviation, as getopt_long(3) takes it
+            for entry in reversed(self._active):
+                for option, form in entry.options.items():
+                    if form != _PLAIN and option.startswith(name) and len(option) <= len(name) + _ABBREVIATED:
+                        return form
         return None
+
+    def _following(self) -> str | None:
+        """The next argument."""
+        return self._arguments[self._index + 1] if self._index + 1 < len(self._arguments) else None
 
     def _cluster(self, argument: str) -> str | None:
         """Options of one letter, of which the last can have its value attached: `-pX`, `-sSu user:pw`."""
@@ -228,20 +273,28 @@ class _Command:
         """The value of an option or argument whose form is known, masked."""
         if form == _PLAIN:
             return self._text(value)
-        if not value or value == MASK or (self._shell and is_variable(value)):
+        if value in {"", "-", MASK} or (self._shell and is_variable(value)):
             return value
-        if form == _GUESSED:
-            if separate and (value.startswith("-") or (value.isdigit() and len(value) == 1)):
-                self._pending = None
-                return self._option(value) if value.startswith("-") and len(value) > 1 else value
-            return value if value.lower() in _FLAG_VALUES or is_reference(value) else MASK
-        return masked_value(value, form)
+        if form not in {_GUESSED, _GUESSED_KEY}:
+            if form == _COMMAND:
+                return masked_script(value, self._depth + 1) if self._depth < _DEPTH_MAX else MASK
+            masked = masked_value(value, form)
+            return self._text(value) if masked == value and form != _VERBATIM else masked
+        if separate and value[0] == "-" and _DASHED_SECRET.fullmatch(value) is None:
+            self._pending = None
+            return self._option(value)
+        is_flag = value.lower() in _FLAG_VALUES or (separate and value.isdigit() and len(value) == 1)
+        return value if is_flag or is_reference(value) or (form == _GUESSED_KEY and is_file(value)) else MASK
 
     def _text(self, argument: str) -> str:
         """An argument of no known form, masked by what it looks like."""
         cut = self._cut and self._index == len(self._arguments) - 1
         if self._index not in self._hinted and not cut:
             return argument
+        if (setting := _COMMAND_SETTING.match(argument)) is not None and self._depth < _DEPTH_MAX:
+            return setting[0] + masked_script(argument[setting.end() :], self._depth + 1)
+        if self._has_code and self._depth < _DEPTH_MAX:
+            argument = _masked_literals(argument, self._depth + 1)
         is_script = self._texts_are_scripts and " " in argument
         if is_script and is_assignment(argument) and self._name not in SCRIPT_READERS:
             is_script = False
@@ -251,7 +304,9 @@ class _Command:
 
 
 def kind_of(program: str) -> Kind:
-    return Kind.PATTERN if program in SEARCHERS else Kind.PROSE if program in MESSENGERS else Kind.DATA
+    if program in SEARCHERS:
+        return Kind.PATTERN
+    return Kind.PROSE if program in MESSENGERS else Kind.NAMES if program in NAMERS else Kind.DATA
 
 
 def program_name(argument: str) -> str:
@@ -272,34 +327,131 @@ def masked_script(script: str, depth: int) -> str:
     parts: list[str] = []
     position = 0
     found = list(commands(script))
-    for number, (words, piped) in enumerate(found):
+    written = _written_secrets(found)
+    document_end: str | None = None
+    for number, (words, _) in enumerate(found):
         before = [word.value for word in words]
-        first = next((index for index, word in enumerate(before) if not is_assignment(word)), len(before))
-        after = [masked_text(word, shell=True) for word in before[:first]]
-        after += masked_command(before[first:], depth, shell=True)
-        if piped and number + 1 < len(found) and _reads_password(found[number + 1].words):
-            after = _masked_output(after)
+        if document_end is not None:
+            after = before if before[0] == document_end else [MASK] * len(before)
+            document_end = None if before[0] == document_end else document_end
+        else:
+            after = _masked_simple(before, depth)
+            if number in written:
+                after = _masked_output(after)
+            if _reads_password(before):
+                after, document_end = _masked_here(after)
         for word, value, masked in zip(words, before, after, strict=True):
             if masked != value:
-                parts += [script[position : word.start], quoted(masked)]
+                parts += [script[position : word.start], _requoted(masked, script[word.start : word.end])]
                 position = word.end
     return "".join([*parts, script[position:]])
 
 
-def _reads_password(words: list[Word]) -> bool:
+def _masked_simple(words: list[str], depth: int) -> list[str]:
+    """One command of a script: reserved words, assignments, then a program and its arguments."""
+    first = next(
+        (index for index, word in enumerate(words) if word not in RESERVED and not is_assignment(word)), len(words)
+    )
+    masked = [masked_text(word, shell=True) for word in words[:first]]
+    masked += masked_command(words[first:], depth, shell=True)
+    if depth >= _DEPTH_MAX:
+        return masked
+    return [masked_script(word, depth + 1) if _has_command(word) else word for word in masked]
+
+
+def _has_command(word: str) -> bool:
+    """Whether a word contains a command that the shell replaces by its output."""
+    return ("$(" in word or "`" in word) and _BLANK.search(word) is not None
+
+
+def _requoted(word: str, written: str) -> str:
+    """A masked word, in double quotes if it was and can be."""
+    if '"' in written and '"' not in word and "\\" not in word and _BLANK.search(word) is not None:
+        return f'"{word}"'
+    return quoted(word)
+
+
+def _written_secrets(found: Sequence[Command]) -> frozenset[int]:
+    """The commands whose output is a password for another one, or is written to a file of passwords."""
+    written: set[int] = set()
+    for number in range(len(found) - 1, -1, -1):
+        command = found[number]
+        if _writes_secrets(command.words):
+            written.add(number)
+        if command.reads_pipe and _reads_password([word.value for word in command.words]):
+            for index in feeding(found, number):
+                if index in written:  # and so is what feeds it
+                    break
+                written.add(index)
+    return frozenset(written)
+
+
+def _writes_secrets(words: Sequence[Word]) -> bool:
+    return any(word.value.endswith(_SECRET_FILES) for word in words[1:]) and any(
+        word.value[:1] == ">" or word.value == "tee" for word in words
+    )
+
+
+def _reads_password(values: Sequence[str]) -> bool:
     """Whether a command reads a password from standard input."""
-    values = [word.value for word in words]
     if any(program_name(value) in PASSWORD_READERS for value in values):
         return True
-    return any(_STDIN_OPTION.search(value) for value in values) or (
+    if any(_STDIN_OPTION.search(value) for value in values) or ("login" in values and values[-1] == "-"):
+        return True
+    return any(value.endswith(_SECRET_FILES) for value in values[1:]) or (
         "sudo" in values and any(map(_SUDO_STDIN.match, values))
     )
+
+
+def _masked_here(words: list[str]) -> tuple[list[str], str | None]:
+    """A command that reads a password, with its here string masked; and the word that ends its here document."""
+    masked = list(words)
+    for index, word in enumerate(words):
+        if word.startswith("<<<"):
+            if len(word) > 3:
+                masked[index] = f"<<<{MASK}"
+            elif index + 1 < len(words):
+                masked[index + 1] = MASK
+        elif word.startswith("<<"):
+            end = word[2:].lstrip("-") or (words[index + 1] if index + 1 < len(words) else "")
+            return masked, end or None
+    return masked, None
 
 
 def _masked_output(words: list[str]) -> list[str]:
     """A command whose output can be a password: the words that `echo` or `printf` writes, masked."""
     for index, word in enumerate(words):
-        if program_name(word) in {"echo", "printf"}:
+        if program_name(word) in {"echo", "printf", "yes"}:
             kept = index + 1
-            return [*words[:kept], *(w if w[:1] in {"-", "%", "$"} else MASK for w in words[kept:])]
+            end = next((at for at in range(kept, len(words)) if words[at][:1] in {">", "<"}), len(words))
+            shown = (w if w[:1] in {"-", "%", "$"} else MASK for w in words[kept:end])
+            return [*words[:kept], *shown, *words[end:]]
     return words
+
+
+def _masked_literals(code: str, depth: int) -> str:
+    """Code of another language, with secrets masked in the commands that it has as strings or lists of strings."""
+    parts: list[str] = []
+    position = 0
+    run: list[re.Match[str]] = []
+    for match in [*_LITERAL.finditer(code), None]:
+        if run and (match is None or code[run[-1].end() : match.start()].strip() != ","):
+            values = [found[1] if found[1] is not None else found[2] for found in run]
+            masked = _masked_strings(values, depth)
+            for found, value, shown in zip(run, values, masked, strict=True):
+                if shown != value:
+                    parts += [code[position : found.start() + 1], shown]
+                    position = found.end() - 1
+            run = []
+        if match is not None:
+            run.append(match)
+    return "".join([*parts, code[position:]])
+
+
+def _masked_strings(values: list[str], depth: int) -> list[str]:
+    if len(values) > 1 and program_name(values[0]) in _NESTED:
+        return masked_command(values, depth)
+    return [
+        masked_script(value, depth) if program_name(value.partition(" ")[0]) in _NESTED and " " in value else value
+        for value in values
+    ]

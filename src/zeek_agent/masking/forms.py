@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
@@ -9,13 +10,29 @@ from typing import Final
 from zeek_agent.masking.names import is_secret
 from zeek_agent.masking.text_rules import MASK, masked_text
 
-SUFFIXES: Final = "!:%,@=/&;"
+SUFFIXES: Final = "!:%,@=/&;~^*>$"
 _REFERENCES: Final = ("env:", "file:", "fd:")
+_ORACLE_LOGIN: Final = re.compile(
+    r"((?:(?:conn|connect)\s+|(?:userid|target|catalog|auxiliary)\s*=\s*)?[^/@\s=:]+/)(\"[^\"]*\"(?:@\S*)?|\S+)",
+    re.IGNORECASE,
+)
+_PORT: Final = re.compile(r"[0-9]{1,5}/")
+_PLAIN_USER: Final = re.compile(r"[\w.%+@-]+")
+_GUESSED_FORMS: Final[Mapping[str, str]] = {
+    "auth": ":",
+    "creds": ":",
+    "credentials": ":",
+    "userpass": ":",
+    "cookie": "=",
+    "cookies": "=",
+    "dsn": "&",
+    "proxy": "&",
+}
 _SOURCES: Final = frozenset({"pass", "key", "hexkey", "hexpass"})
 
 
 def masked_value(value: str, form: str) -> str:
-    """The value with its secret part masked."""
+    """The value with its secret part masked; the value as it is if it does not have that form."""
     return _FORMS[form](value) if form in _FORMS else MASK
 
 
@@ -36,18 +53,43 @@ def _source(value: str) -> str:
     return f"{kind}:{MASK}" if kind in _SOURCES and secret else MASK
 
 
+def _known_source(value: str) -> str:
+    return _source(value) if value.partition(":")[0] in _SOURCES else value
+
+
 def _database_user(value: str) -> str:
-    user, _, rest = value.partition("/")
-    if not user or not rest or "@" in user:
+    match = _ORACLE_LOGIN.match(value)
+    if match is None:
         return value
-    _, at, database = rest.rpartition("@")
-    return f"{user}/{MASK}{at}{database}"
+    secret, at, database = match[2].rpartition("@")
+    return (
+        f"{match[1]}{MASK}{at}{database}"
+        if at
+        else f"{match[1]}{MASK}{value[match.end() :]}"
+        if secret or database
+        else value
+    )
+
+
+def _percona_name(value: str) -> str:
+    members = (member.partition("=") for member in value.split(","))
+    return ",".join(f"p={MASK}" if name == "p" and secret else f"{name}{at}{secret}" for name, at, secret in members)
+
+
+def _database_setting(value: str) -> str:
+    return _database_user(value) if "=" in value.partition("/")[0] else value
+
+
+def _redis_rule(value: str) -> str:
+    return value[0] + MASK if value[:1] in {">", "<", "#", "!"} and len(value) > 1 else value
 
 
 def _login_at_host(value: str) -> str:
     login, at, host = value.rpartition("@")
     user, _, secret = login.partition(":")
-    return f"{user}:{MASK}@{host}" if at and secret and "://" not in value else masked_text(value)
+    if not at or not secret or "://" in value or user == "mailto" or _PORT.match(secret) is not None:
+        return value
+    return f"{user}:{MASK}@{host}"
 
 
 def _list(value: str) -> str:
@@ -56,13 +98,29 @@ def _list(value: str) -> str:
 
 def _member(member: str) -> str:
     name, _, secret = member.partition("=")
+    if name in {"user", "username"} and (separator := "%" if "%" in secret else ":") in secret:
+        return _behind(separator, member)
     return f"{name}={MASK}" if secret and (is_secret(name) or name == "data") else masked_text(member)
+
+
+def guessed_form(option: str, value: str) -> str | None:
+    """The form of a value that only the option's name shows to hold a secret; None if it holds none."""
+    form = _GUESSED_FORMS.get(option.lstrip("-").rpartition("-")[2].rpartition(".")[2].lower())
+    if form is None or value.startswith(("-", "/")) or is_reference(value) or "://" in value:
+        return None
+    user, separator, secret = value.partition("=" if form == "=" else ":")
+    return form if separator and secret and _PLAIN_USER.fullmatch(user) is not None else None
 
 
 _FORMS: Final[Mapping[str, Callable[[str], str]]] = {
     **{separator: partial(_behind, separator) for separator in ":%,="},
     "@": _source,
     "/": _database_user,
+    "p=": _percona_name,
+    "/=": _database_setting,
     "&": _login_at_host,
     ";": _list,
+    "~": _known_source,
+    "^": str,
+    ">": _redis_rule,
 }

@@ -27,6 +27,10 @@ class Masker:
         self._patterns = patterns
         self._enabled = enabled
 
+    def adopt(self, other: Masker) -> None:
+        """Mask by the rules of another one from now on."""
+        self._patterns, self._enabled = other._patterns, other._enabled
+
     def command_line(self, raw: bytes, *, cut: bool = False) -> CommandLine:
         """Arguments, each with its NUL, masked. `cut`: there are more, and the last one is incomplete."""
         raw = raw.removesuffix(b"\0")
@@ -51,6 +55,8 @@ def _masked(arguments: list[str], cut: bool) -> list[str]:
     rest = arguments[count:]
     if rest and might_hold_secret("\0".join([*rest, ""]).encode()):
         rest = [MASK] * len(rest)
+    if " " in arguments[0] and count:  # a title, by which a program replaced its arguments
+        arguments = [_masked_line(text.to_bytes(arguments[0])), *arguments[1:]]
     return masked_command(arguments[:count], cut=cut and not rest) + rest
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 _TOKEN: Final = re.compile(
@@ -21,6 +21,8 @@ _ESCAPES: Final = re.compile(r'\\([\\"$`\n])')
 _QUOTED: Final = re.compile(r"[^\w@%+=:,./*-]")
 
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_]\w*\+?=")
+RESERVED: Final = frozenset({"if", "then", "else", "elif", "while", "until", "do", "!", "{", "time", "coproc"})
+"""Words in front of a command."""
 _VARIABLE: Final = re.compile(r"\$(?:\w+|\{\w+\}|$)")
 
 
@@ -33,16 +35,22 @@ class Word(NamedTuple):
 
 
 class Command(NamedTuple):
-    """The words of a command, and whether its output is another one's input."""
+    """The words of a command, and what is between it and the previous one: `|`, `;`, `$(`, …"""
 
     words: list[Word]
-    piped: bool
+    before: str
+
+    @property
+    def reads_pipe(self) -> bool:
+        """Whether the previous command's output is its input."""
+        return "|" in self.before and "||" not in self.before
 
 
 def commands(text: str) -> Iterator[Command]:
     """The commands. An unbalanced quote reaches to the end of the text."""
     command: list[Word] = []
     parts: list[str] = []
+    before: list[str] = []
     start = 0
     for match in _TOKEN.finditer(text):
         kind = match.lastgroup
@@ -51,8 +59,10 @@ def commands(text: str) -> Iterator[Command]:
                 command.append(Word("".join(parts), start, match.start()))
                 parts = []
             if kind == "end" and command:
-                yield Command(command, match[0] in {"|", "|&"})
-                command = []
+                yield Command(command, "".join(before))
+                command, before = [], []
+            if kind == "end":
+                before.append(match[0])
             continue
         if not parts:
             start = match.start()
@@ -61,7 +71,30 @@ def commands(text: str) -> Iterator[Command]:
     if parts:
         command.append(Word("".join(parts), start, len(text)))
     if command:
-        yield Command(command, piped=False)
+        yield Command(command, "".join(before))
+
+
+def feeding(found: Sequence[Command], number: int) -> Iterator[int]:
+    """The commands whose output is the input of a command: through pipes, and all of a group `(a; b) | c`."""
+    if not found[number].reads_pipe:
+        return
+    depth = _closed(found, number)
+    for index in range(number - 1, -1, -1):
+        if not (is_end := found[index].words[0].value in {"}", "fi", "done"}):
+            yield index
+        opened = found[index].before.count("(") + (found[index].words[0].value in {"{", "if", "for", "while"})
+        depth = max(depth - opened, 0)
+        if depth or (is_end and not opened):
+            depth += found[index].before.count(")")
+        elif not found[index].reads_pipe:
+            return
+        else:
+            depth = _closed(found, index)
+
+
+def _closed(found: Sequence[Command], number: int) -> int:
+    """How many groups end in front of a command."""
+    return found[number].before.count(")") + (number > 0 and found[number - 1].words[0].value in {"}", "fi", "done"})
 
 
 def quoted(value: str) -> str:

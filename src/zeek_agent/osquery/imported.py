@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Final
+
+import msgspec
 
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.masking.masker import Masker
@@ -16,6 +19,7 @@ from zeek_agent.osquery.lookups import ImportedTable
 from zeek_agent.osquery.wire import ConnectionLostError, OsqueryRefusedError, OsqueryRow, UnreachableError
 from zeek_agent.schema import Column
 from zeek_agent.table import Constraints, Table
+from zeek_agent.text import to_bytes
 
 PREFIX: Final = "osquery_"
 OFFERED: Final = (
@@ -24,9 +28,11 @@ OFFERED: Final = (
 SUBSCRIBERS: Final = "SELECT name FROM osquery_events WHERE type = 'subscriber'"
 DECODED_ROWS: Final = 1_000
 """Rows decoded together column by column, few enough to stay in the processor's cache."""
-COMMAND_LINES: Final = frozenset({"cmdline", "command"})
-"""Columns whose text is masked."""
-ENVIRONMENTS: Final = frozenset({"env_variables"})
+COMMAND_LINES: Final = frozenset({"args", "cmdline", "command", "created_by"})
+"""Columns whose text is masked: of processes, crontabs, startup items, containers and steps of their images."""
+ARGUMENTS: Final = frozenset({"json_cmdline"})
+"""Columns with arguments as a list in JSON, each of which is masked."""
+ENVIRONMENTS: Final = frozenset({"env", "env_variables", "environment"})
 """Columns whose values are withheld, because the environment of a process is never shown."""
 
 REQUIRED: Final[Mapping[str, frozenset[str]]] = {
@@ -166,7 +172,7 @@ def tables(found: Iterable[OsqueryTable], taken: Collection[str], reader: Osquer
 def _table(name: str, one: OsqueryTable, reader: OsqueryReader, *, alias: bool) -> Table:
     names = {column.name for column in one.columns}
     decisive = {"uid"} & names if one.name in OF_A_USER else set()
-    opaque = (COMMAND_LINES | ENVIRONMENTS) & names
+    opaque = frozenset(_MASKS.keys() & names)
     needed = reader.rules.required.get(one.name, frozenset()) & names
     table = ImportedTable(
         name,
@@ -246,9 +252,7 @@ class OsqueryReader:
 def _masked(rows: list[tuple[Any, ...]], columns: Sequence[Column], masker: Masker) -> list[tuple[Any, ...]]:
     """The rows with command lines and environments masked."""
     masks = {
-        index: masker.line if column.name in COMMAND_LINES else _withheld
-        for index, column in enumerate(columns)
-        if column.name in COMMAND_LINES | ENVIRONMENTS
+        index: partial(_MASKS[column.name], masker) for index, column in enumerate(columns) if column.name in _MASKS
     }
     if not masks:
         return rows
@@ -260,5 +264,25 @@ def _masked(rows: list[tuple[Any, ...]], columns: Sequence[Column], masker: Mask
     ]
 
 
-def _withheld(cell: str) -> str:
+def _masked_arguments(masker: Masker, cell: str) -> str:
+    """A list of arguments in JSON, masked; text that is not such a list is masked as a line."""
+    try:
+        arguments = _decode_arguments(cell)
+    except msgspec.MsgspecError:
+        return masker.line(cell)
+    if not arguments:
+        return cell
+    raw = b"".join(to_bytes(argument).replace(b"\0", b" ") + b"\0" for argument in arguments)
+    return msgspec.json.encode(masker.command_line(raw).arguments.split("\0")).decode()
+
+
+def _withheld(_: Masker, cell: str) -> str:
     return MASK if cell else cell
+
+
+_decode_arguments: Final = msgspec.json.Decoder(list[str]).decode
+_MASKS: Final[Mapping[str, Callable[[Masker, str], str]]] = {
+    **dict.fromkeys(COMMAND_LINES, Masker.line),
+    **dict.fromkeys(ARGUMENTS, _masked_arguments),
+    **dict.fromkeys(ENVIRONMENTS, _withheld),
+}

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceContext:
-    """The objects that all sources of an agent share: the settings and the process cache."""
+    """The objects that all sources of an agent share: the settings, the process cache and the masker."""
 
     settings: SourceSettings
     cache: ProcessCache
+    masker: Masker
 
     @cached_property
     def monitor(self) -> BpfMonitor:
@@ -76,7 +77,7 @@ def _system_logs(shared: SourceContext) -> list[Source]:
     from zeek_agent.recording.system_log.journal import Journal
     from zeek_agent.recording.system_log.syslog import Syslog
 
-    return [Journal(shared.settings), Syslog(shared.settings)]
+    return [Journal(shared.settings, masker=shared.masker), Syslog(shared.settings, masker=shared.masker)]
 
 
 BackendFactory: TypeAlias = Callable[[SourceContext], "list[Source]"]
@@ -98,8 +99,9 @@ def candidates(settings: SourceSettings, masker: Masker | None = None) -> dict[s
     """
     if not sys.platform.startswith("linux"):
         return {kind: [] for kind in KINDS}
+    masker = masker or Masker()
     cache = ProcessCache(settings.process_cache, settings.process_grace, masker=masker)
-    shared = SourceContext(settings, cache)
+    shared = SourceContext(settings, cache, masker)
     return {kind: _chosen(backends(shared), getattr(settings, kind)) for kind, backends in KINDS.items()}
 
 

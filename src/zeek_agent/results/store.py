@@ -126,6 +126,10 @@ class ResultStore:
         with self._figures:
             return Basis(self._file.uri, self._file.hash_key, self._states.get(key), self._left(key))
 
+    def set_limit(self, bytes_max: int) -> None:
+        """Change the limit on all stored results. What exceeds it goes as soon as a query needs room."""
+        self._bytes_max = min(bytes_max, _MEMORY_BYTES) if self.in_memory else bytes_max
+
     def usage(self) -> Usage:
         with self._figures:
             states = dict(self._states)

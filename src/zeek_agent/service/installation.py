@@ -22,7 +22,8 @@ ACCOUNT: Final = "_zeek-agent"
 _MARK: Final = (
     "# Written by `zeek-agent service install`, which replaces it; use `systemctl edit zeek-agent` for changes."
 )
-_EXEC_START: Final = "ExecStart=/usr/bin/zeek-agent run"
+_PROGRAM: Final = "=/usr/bin/zeek-agent "
+"""In the settings that execute the program."""
 _OF_PACKAGES: Final = ("usr/lib/systemd/system", "lib/systemd/system")
 
 
@@ -110,9 +111,7 @@ def unit_text(program: Path) -> str:
     """The unit, with this program."""
     text = resources.files(__package__).joinpath(UNIT).read_text()
     quoted = str(program).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return f"{_MARK}\n" + text.replace(
-        _EXEC_START, f'ExecStart="{quoted}" run' if " " in quoted else f"ExecStart={quoted} run"
-    )
+    return f"{_MARK}\n" + text.replace(_PROGRAM, f'="{quoted}" ' if " " in quoted else f"={quoted} ")
 
 
 def installed_program() -> Path:

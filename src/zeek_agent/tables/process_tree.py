@@ -231,23 +231,28 @@ class _Descent:
                 self.children.setdefault(parent, set()).add(child)
         self._admit(root)
 
-    def begin_pass(self) -> None:
-        """The events come again, from the first on."""
+    def begin_pass(self) -> Callable[[str, str | None], bool]:
+        """The events come again, from the first on. Returns `is_wanted`, which is called with each of them in turn.
+
+        It returns whether the event is one of a member, or of an ancestor. A member's child becomes a member.
+        """
         self.is_complete = True
         self._passed.clear()
+        members, ancestors, passed = self.members, self._ancestors, self._passed.add
 
-    def is_wanted(self, entity: str, parent: str | None) -> bool:
-        """Whether the next event is one of a member, or of an ancestor. A member's child becomes a member."""
-        if entity in self.members:
-            return True
-        if parent in self.members:
-            if self._parents.setdefault(entity, parent) == parent:
-                self.children.setdefault(parent, set()).add(entity)
-                self._admit(entity)
+        def is_wanted(entity: str, parent: str | None) -> bool:
+            if entity in members:
                 return True
-        else:
-            self._passed.add(hash(entity if parent is None else parent))
-        return entity in self._ancestors
+            if parent in members:
+                if self._parents.setdefault(entity, parent) == parent:
+                    self.children.setdefault(parent, set()).add(entity)
+                    self._admit(entity)
+                    return True
+            else:
+                passed(hash(entity if parent is None else parent))
+            return entity in ancestors
+
+        return is_wanted
 
     def _admit(self, entity: str) -> None:
         """Add a process with its known descendants."""
@@ -270,9 +275,8 @@ def _recorded_facts(descent: _Descent, recorded: RecordedRows) -> dict[str, Memb
     """
     while True:
         facts: dict[str, Member] = {}
-        descent.begin_pass()
         row: Any
-        for row in recorded(_EVENTS, functions={"is_wanted": descent.is_wanted}):
+        for row in recorded(_EVENTS, functions={"is_wanted": descent.begin_pass()}):
             before = facts.get(row[0])
             facts[row[0]] = Member._make((*row, False)) if before is None else _merged(before, row)
         if descent.is_complete:

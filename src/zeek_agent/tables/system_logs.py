@@ -20,7 +20,11 @@ system_logs_events = Table(
         Column("time", "time", "when the entry was logged"),
         Column("process", "text", "short name of the process; if unknown, its executable or identifier"),
         Column("level", "text", "severity as in syslog, from `0` (emergency) to `7` (debug)"),
-        Column("message", "text", "the message, truncated to 65,536 bytes"),
+        Column(
+            "message",
+            "text",
+            "the message, truncated to 65,536 bytes; secrets in command lines that it quotes are masked",
+        ),
         Column("eventid", "text", "kind of event on Windows; null elsewhere"),
         Column("pid", "count", "process that logged it", added=True),
         Column("uid", "count", "user id of that process", added=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NEAR: Final = 0.6
+"""Similarity from which a name is worth suggesting."""
 _SIMILAR: Final = 0.8
 """Similarity (difflib's ratio) from which a name is a misspelt one."""
 _PLATFORMS: Final = ("linux", "darwin", "win32")
@@ -44,7 +47,7 @@ def _table_rules(config: Config) -> Iterator[UsageError]:
     for kind, rule in rules:
         if any(fnmatch.fnmatchcase(name, rule) for name in known) or (imports and rule.startswith(_OSQUERY_PREFIX)):
             continue
-        near = get_close_matches(rule, known, n=1, cutoff=0.5)
+        near = get_close_matches(rule, known, n=1, cutoff=_NEAR)
         similar = get_close_matches(rule, known, n=1, cutoff=_SIMILAR)
         message = f"access.tables_{kind}: there is no table {rule!r}{f'; did you mean {near[0]!r}?' if near else ''}"
         advice = "`zeek-agent tables` lists the tables"
@@ -106,6 +109,7 @@ def _pack_file(config: Config) -> Path | None:
 def _problems(config: Config) -> Iterator[UsageError]:
     yield from _access(config.access)
     yield from _table_rules(config)
+    yield from _path_rules(config.access)
     tls = config.zeek.tls
     for name, file in (("ca_file", tls.ca_file), ("certificate", tls.certificate), ("key", tls.key)):
         if file is not None and not os.access(file, os.R_OK):
@@ -128,6 +132,32 @@ def _access(settings: AccessSettings) -> Iterator[UsageError]:
         if value != getattr(default, name):
             for one in [(item,) for item in value] if isinstance(value, tuple) else [value]:
                 yield from _refused(partial(AccessPolicy, structs.replace(default, **{name: one})))
+
+
+def _path_rules(settings: AccessSettings) -> Iterator[UsageError]:
+    """Rules on paths that can match none. One that probably means something else is only logged."""
+    default = AccessSettings()
+    for name in _PATH_RULES:
+        for rule in () if getattr(settings, name) == getattr(default, name) else getattr(settings, name):
+            path = rule.removeprefix("!")
+            if not path.startswith(("/", "**")):
+                advice = (
+                    "~ is not expanded: write the directory" if path.startswith("~") else "it has to begin with / or **"
+                )
+                yield UsageError(f"access.{name}: {rule!r} matches no path; {advice}")
+            for regex, cause in _MISUNDERSTOOD:
+                if regex.search(path) is not None:
+                    log.warning("access.%s: %r: %s", name, rule, cause)
+
+
+_PATH_RULES: Final = ("paths_allow", "paths_deny", "files_allow")
+_MISUNDERSTOOD: Final = (
+    (re.compile(r"\{[^{}]*,[^{}]*\}"), "braces are not expanded: write a rule for each"),
+    (re.compile(r"\$[A-Z_a-z{]"), "variables are not expanded: write the path"),
+    (re.compile(r"\\[*?\[]"), "a backslash does not quote a wildcard: write [*], [?] or [[]"),
+    (re.compile(r"^\s|\s$"), "begins or ends with a blank"),
+)
+"""What other programs understand differently."""
 
 
 def _refused(check: Callable[[], object]) -> Iterator[UsageError]:

@@ -1,8 +1,9 @@
 """Results on a terminal or in a pipe: as a table, line by line, as JSON or as CSV.
 
 Text from the host is written as in Zeek's logs, in all modes: control characters and bytes that are not UTF-8 as
-`\\xNN`, with backslashes doubled. So text from the host cannot control the terminal, and nothing is lost. Times are in
-ISO 8601 format in UTC, intervals in seconds.
+`\\xNN`, with backslashes doubled. Characters that change the direction of the text or break its line (U+202E, U+2028)
+are written like that, too. So text from the host cannot control the terminal, and nothing is lost. Times are in
+ISO 8601 format in UTC, intervals in seconds. Output is in UTF-8, except to a terminal with another encoding.
 
 | | table, line | JSON | CSV |
 |---|---|---|---|
@@ -26,7 +27,7 @@ from typing import Any, Final, TextIO
 import msgspec
 
 from zeek_agent.schema import ZeekType
-from zeek_agent.text import escaped, from_bytes
+from zeek_agent.text import from_bytes, visible
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBERS: Final = frozenset({"count", "int", "interval", "real"})
@@ -58,9 +59,9 @@ class Printer:
 
     @classmethod
     def for_stream(cls, out: TextIO, mode: Mode, environment: Mapping[str, str]) -> Printer:
-        """A printer with the terminal's width and colour; respects `NO_COLOR` and `TERM=dumb`."""
+        """A printer with the terminal's width, and colour unless `NO_COLOR` is set, or `TERM` is not, or is `dumb`."""
         terminal = out.isatty()
-        color = terminal and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+        color = terminal and not environment.get("NO_COLOR") and environment.get("TERM", "dumb") != "dumb"
         return cls(out, mode, width=shutil.get_terminal_size().columns if terminal else None, color=color)
 
     def write(
@@ -91,7 +92,7 @@ class Printer:
             return
         kinds = [kind for _, kind in columns]
         body = [[display(kind, value) for kind, value in zip(kinds, row, strict=True)] for row in rows]
-        head = [escaped(name) for name, _ in columns]
+        head = [visible(name) for name, _ in columns]
         widths = [max(map(display_width, cells)) for cells in zip(head, *body, strict=True)]
         if self.width is not None:
             margin = 2 if changes is not None else 0
@@ -118,7 +119,7 @@ class Printer:
         rows: Sequence[Sequence[Any]],
         changes: Sequence[str | None] | None,
     ) -> None:
-        names = [escaped(name) for name, _ in columns]
+        names = [visible(name) for name, _ in columns]
         pad = max(map(display_width, names), default=0)
         for index, row in enumerate(rows):
             sign, color = _SIGNS[changes[index]] if changes is not None else ("", "")
@@ -135,7 +136,7 @@ class Printer:
         changes: Sequence[str | None] | None,
     ) -> None:
         """An array of objects, one per line; reports of a repeated query are lines of objects without an array."""
-        names = _unique([escaped(name) for name, _ in columns])
+        names = _unique([visible(name) for name, _ in columns])
         kinds = [kind for _, kind in columns]
         lines = []
         for index, row in enumerate(rows):
@@ -156,7 +157,7 @@ class Printer:
         changes: Sequence[str | None] | None,
     ) -> None:
         """RFC 4180, with LF; a column `change` comes first in reports of a repeated query."""
-        head = [_csv_text(escaped(name)) for name, _ in columns]
+        head = [_csv_text(visible(name)) for name, _ in columns]
         self.out.write(",".join(head if changes is None else ["change", *head]) + "\n")
         for index, row in enumerate(rows):
             cells = [_csv_cell(kind, value) for (_, kind), value in zip(columns, row, strict=True)]
@@ -184,7 +185,7 @@ def _text(kind: ZeekType, value: Any) -> str:
     if kind.name == "interval":
         return f"{value:.6f}".rstrip("0").rstrip(".") if math.isfinite(value) else str(value)
     if kind.name == "port":
-        return f"{value[0]}/{escaped(value[1])}"
+        return f"{value[0]}/{visible(value[1])}"
     if kind.name in _BRACKETS:
         opening, closing = _BRACKETS[kind.name]
         parts = _pairs(value) if kind.name == "record" else value
@@ -194,15 +195,15 @@ def _text(kind: ZeekType, value: Any) -> str:
 
 def _part(kind: ZeekType, part: Any) -> str:
     if kind.name == "record":
-        return f"{escaped(part[0])}: {_any(part[1])}"
+        return f"{visible(part[0])}: {_any(part[1])}"
     return _any(part) if kind.element is None else display(kind.element, part)
 
 
 def _any(value: Any) -> str:
     if isinstance(value, str):
-        return escaped(value)
+        return visible(value)
     if isinstance(value, bytes):
-        return escaped(from_bytes(value))
+        return visible(from_bytes(value))
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (tuple, list)):
@@ -218,11 +219,11 @@ def plain(kind: ZeekType, value: Any) -> Any:
         case "time":
             return iso_time(value)
         case "port":
-            return f"{value[0]}/{escaped(value[1])}"
+            return f"{value[0]}/{visible(value[1])}"
         case "set" | "vector":
             return [plain(kind.element, part) if kind.element else _plain(part) for part in value]
         case "record":
-            return {escaped(name): _plain(part) for name, part in _pairs(value)}
+            return {visible(name): _plain(part) for name, part in _pairs(value)}
     return _plain(value)
 
 
@@ -257,7 +258,8 @@ def _csv_text(text: str) -> str:
 def iso_time(seconds: float) -> str:
     """`2026-01-01T12:00:00.250000Z`; a number outside the range of dates stays a number."""
     try:
-        return (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        moment = (_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=None)
+        return f"{moment.isoformat(timespec='microseconds')}Z"
     except (OverflowError, ValueError):
         return str(seconds)
 
@@ -308,11 +310,12 @@ def _join(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) ->
 def _pad(cell: str, width: int, right: bool) -> str:
     taken = display_width(cell)
     if taken > width:
-        cell, taken = _cut(cell, width)
+        cell, taken = cut(cell, width)
     return " " * (width - taken) + cell if right else cell + " " * (width - taken)
 
 
-def _cut(cell: str, width: int) -> tuple[str, int]:
+def cut(cell: str, width: int) -> tuple[str, int]:
+    """The beginning of a text with `…`, so that it takes at most `width` terminal cells; and how many it takes."""
     kept, taken = [], 0
     for character in cell:
         more = display_width(character)

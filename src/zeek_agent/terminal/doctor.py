@@ -29,7 +29,7 @@ from zeek_agent.host.linux import capabilities
 from zeek_agent.host.linux.capabilities import Capability
 from zeek_agent.terminal import config_check, console, responders, worker_checks
 from zeek_agent.terminal.check import Check, kernel_setting
-from zeek_agent.text import clipped, escaped
+from zeek_agent.text import clipped, visible
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config, OsquerySettings, SourceSettings, ZeekSettings
@@ -79,9 +79,9 @@ def as_text(checks: list[Check], color: bool) -> str:
     for check in checks:
         verdict = f"{check.verdict:4}"
         verdict = f"{colors[check.verdict]}{verdict}{console.PLAIN}" if color else verdict
-        lines.append(f"{verdict}  {check.name:{width}}  {escaped(check.found)}")
+        lines.append(f"{verdict}  {check.name:{width}}  {visible(check.found)}")
         if check.advice:
-            lines.append(f"      {'':{width}}  → {escaped(check.advice)}")
+            lines.append(f"      {'':{width}}  → {visible(check.advice)}")
     return "\n".join(lines) + "\n"
 
 

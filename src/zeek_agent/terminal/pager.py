@@ -32,20 +32,30 @@ class Pager:
             return None
         return cls(command)
 
-    def show(self, text: str, out: TextIO) -> None:
-        """Show a text on the terminal `out`."""
-        if text.count("\n") < shutil.get_terminal_size().lines or not self._run(text):
+    def show(self, text: str, out: TextIO) -> int:
+        """Show a text on the terminal `out`. Returns the pager's exit code; 0 if it did not run."""
+        code = None if text.count("\n") < shutil.get_terminal_size().lines else self._run(text)
+        if code is None:
             out.write(text)
             out.flush()
+        return code or 0
 
-    def _run(self, text: str) -> bool:
-        """Whether the pager could be started. Ctrl-C is for the pager while it runs."""
+    def _run(self, text: str) -> int | None:
+        """Run the pager and return its exit code; None if it cannot be started. Ctrl-C is for the pager meanwhile."""
         environment = {**os.environ, "LESS": os.environ.get("LESS", LESS)}
         before = signal.signal(signal.SIGINT, lambda *_: None)
         try:
-            subprocess.run(self.command, input=text, text=True, env=environment, check=False)
+            encoded = text.encode(errors="surrogateescape")
+            return subprocess.run(self.command, input=encoded, env=environment, check=False).returncode
         except OSError:
-            return False
+            return None
         finally:
             signal.signal(signal.SIGINT, before)
-        return True
+
+
+def unusable(environment: Mapping[str, str]) -> str:
+    """Why the environment names no pager."""
+    named = environment.get("PAGER")
+    if named is None:
+        return f"{DEFAULT} is not installed; set PAGER to another program"
+    return f"PAGER is {named!r}, which is not the command line of an installed pager"

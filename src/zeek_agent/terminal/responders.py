@@ -26,6 +26,7 @@ from zeek_agent.schema import Row, ZeekType
 from zeek_agent.table import Table
 from zeek_agent.table_declarations import declared
 from zeek_agent.terminal.suggestions import with_suggestion
+from zeek_agent.text import from_os
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config
@@ -118,7 +119,7 @@ def query(responder: Responder, sql: str) -> tuple[list[tuple[str, ZeekType]], l
     columns: list[tuple[str, ZeekType]] = []
     rows: list[Row] = []
     notes: list[Note] = []
-    for frame in explained(responder, messages.QueryRequest(sql)):
+    for frame in explained(responder, messages.QueryRequest(from_os(sql))):
         match frame:
             case Columns():
                 columns = typed_columns(frame)
@@ -159,6 +160,11 @@ def status(responder: Responder) -> dict[str, Any]:
 def metrics(responder: Responder) -> str:
     """The metrics of the agent, in Prometheus' exposition format."""
     return _only(responder.responses(messages.MetricsRequest()), Text).text
+
+
+def reload(responder: Responder) -> str:
+    """Have the agent apply its configuration; what it says of it. Raises UsageError for an invalid configuration."""
+    return _only(responder.responses(messages.ReloadRequest()), Text).text
 
 
 def _only(frames: Iterator[Frame], kind: type[_F]) -> _F:

@@ -19,11 +19,11 @@ from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.terminal import responders
 from zeek_agent.terminal.console import Mode, Printer
 from zeek_agent.terminal.line_editing import line_editing
-from zeek_agent.terminal.pager import Pager
+from zeek_agent.terminal.pager import Pager, unusable
 from zeek_agent.terminal.status_report import facts_text
-from zeek_agent.terminal.suggestions import columns_of, named_in, nearest
+from zeek_agent.terminal.suggestions import KEYWORDS, columns_of, named_in, nearest
 from zeek_agent.terminal.table_text import describe_table, list_tables
-from zeek_agent.text import escaped
+from zeek_agent.text import from_os, visible
 
 if TYPE_CHECKING:
     from zeek_agent.schema import Row, ZeekType
@@ -32,11 +32,6 @@ if TYPE_CHECKING:
 
 DEFAULT_SCHEDULE_SECONDS: Final = 2.0
 """Interval of repeated queries without a number: people can follow it."""
-KEYWORDS: Final = tuple(
-    """SELECT FROM WHERE AND OR NOT IN LIKE GLOB REGEXP BETWEEN IS NULL AS JOIN LEFT INNER CROSS ON USING GROUP ORDER BY
-    HAVING LIMIT OFFSET UNION ALL EXCEPT INTERSECT DISTINCT WITH CASE WHEN THEN ELSE END CAST EXISTS ASC DESC
-    VALUES""".split()  # noqa: SIM905
-)
 _FINAL: Final = frozenset({"NULL", "ALL", "END", "ASC", "DESC", "EXISTS", "VALUES", "CAST"})
 _UNFINISHED: Final = frozenset(KEYWORDS) - _FINAL
 """Words that cannot end a statement."""
@@ -119,8 +114,8 @@ class Shell:
         self._hint()
 
     def _feed_line(self, line: str) -> None:
-        word = line.strip().rstrip(";").rstrip().lower()
-        is_command = line.lstrip().startswith(".") and word.split()[0] in COMMANDS
+        word = line.strip().rstrip("; \t").lower()
+        is_command = line.lstrip().startswith(".") and word.partition(" ")[0] in COMMANDS
         if not self._buffer and (line.lstrip().startswith(".") or word in WORDS):
             self._guarded(lambda: self._command(WORDS.get(word, line.strip())))
             return
@@ -155,13 +150,13 @@ class Shell:
 
     def _complain(self, message: str, kind: str = "error") -> None:
         self._terminal.out.flush()
-        self._errors.write(f"{kind}: {escaped(message)}\n")
+        self._errors.write(f"{kind}: {visible(message)}\n")
         self._errors.flush()
 
     def _give_notice(self) -> None:
         notice = self._responder.notice
         if notice is not None and self._interactive:
-            self._say(escaped(notice[:1].upper() + notice[1:] + "."))
+            self._say(visible(notice[:1].upper() + notice[1:] + "."))
         elif notice is not None:
             self._complain(notice, "note")
 
@@ -181,7 +176,7 @@ class Shell:
         count = f"({len(rows):,} {'row' if len(rows) == 1 else 'rows'})"
         if self._printer is not self._terminal:
             self._write_file(lambda: self._printer.write(columns, rows))
-            self._say(f"{count[:-1]} to {escaped(self._printer.out.name)})")
+            self._say(f"{count[:-1]} to {visible(self._printer.out.name)})")
             return
         if not self._interactive:
             self._printer.write(columns, rows)
@@ -194,7 +189,9 @@ class Shell:
         else:
             text = io.StringIO()
             Printer(text, self._printer.mode, width=self._printer.width, color=self._printer.color).write(columns, rows)
-            self._pager.show(text.getvalue() + end, self._terminal.out)
+            code = self._pager.show(text.getvalue() + end, self._terminal.out)
+            if code:
+                self._complain(f"{self._pager.command[0]}: exit code {code}; .pager off turns the pager off")
 
     def _put(self, text: str) -> None:
         """Write the output of a command."""
@@ -213,12 +210,12 @@ class Shell:
     # Commands
 
     def _command(self, line: str) -> None:
-        name, _, argument = line.partition(" ")
+        name, argument = re.fullmatch(r"(\S*?)(?:\s+(.*?))?[\s;]*", line, re.DOTALL).groups("")  # type: ignore[union-attr]
         command = COMMANDS.get(name)
         if command is None:
             near = nearest(name, COMMANDS, cutoff=0.75)
             raise UsageError(f"no command {name}; " + (f"did you mean {near}?" if near else ".help lists them"))
-        command.run(self, argument.strip().rstrip(";").rstrip())
+        command.run(self, argument)
 
     def help(self, _: str) -> None:
         width = max(len(command.usage) for command in COMMANDS.values())
@@ -258,7 +255,9 @@ class Shell:
             raise UsageError(".pager takes on or off; the environment variable PAGER names the program")
         if argument:
             self._pager = Pager.from_environment(os.environ) if argument == "on" else None
-        self._say(f"pager: {'off' if self._pager is None else escaped(' '.join(self._pager.command))}")
+        if argument == "on" and self._pager is None:
+            raise UsageError(f"no pager: {unusable(os.environ)}")
+        self._say(f"pager: {'off' if self._pager is None else visible(' '.join(self._pager.command))}")
 
     def status(self, _: str) -> None:
         self._put(facts_text(responders.status(self._responder)))
@@ -274,7 +273,8 @@ class Shell:
         columns: list[tuple[str, ZeekType]] = []
         rows: list[Row] = []
         changes: list[str | None] = []
-        with closing(responders.explained(self._responder, SubscribeRequest(sql, subscription, schedule))) as frames:
+        request = SubscribeRequest(from_os(sql), subscription, schedule)
+        with closing(responders.explained(self._responder, request)) as frames:
             for frame in frames:
                 match frame:
                     case Columns():
@@ -378,8 +378,8 @@ def find_table(tables: Iterable[Table], name: str) -> Table:
 
 def split_schedule(argument: str) -> tuple[float, str]:
     """Split `5 SELECT …` into seconds, two by default, and statement. Raises UsageError."""
-    match = re.match(r"(\d+(?:\.\d*)?|\.\d+)s?\s+(.*)", argument, re.DOTALL)
-    schedule, sql = (float(match[1]), match[2]) if match else (DEFAULT_SCHEDULE_SECONDS, argument)
+    match = re.match(r"(-?(?:\d+(?:\.\d*)?|\.\d+))s?(?:\s+(.*)|$)", argument, re.DOTALL)
+    schedule, sql = (float(match[1]), match[2] or "") if match else (DEFAULT_SCHEDULE_SECONDS, argument)
     if not sql:
         raise UsageError("missing query; example: .diffs 2 SELECT name FROM users")
     if schedule <= 0:

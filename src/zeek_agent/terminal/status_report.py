@@ -11,7 +11,7 @@ import msgspec
 
 from zeek_agent.terminal import responders
 from zeek_agent.terminal.console import Printer, plain
-from zeek_agent.text import escaped
+from zeek_agent.text import visible
 
 if TYPE_CHECKING:
     from zeek_agent.schema import Row, ZeekType
@@ -79,7 +79,7 @@ def _fact(value: object) -> str:
         return ", ".join(f"{name} {_fact(part)}" for name, part in value.items()) or "-"
     if isinstance(value, float):
         return f"{value:.1f}"
-    return "-" if value is None else escaped(str(value))
+    return "-" if value is None else visible(str(value))
 
 
 def _without_empty(

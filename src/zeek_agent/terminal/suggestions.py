@@ -1,4 +1,4 @@
-"""The nearest names for a table, column or function that a statement names and that does not exist."""
+"""The nearest names for a table, column, function or keyword that a statement names and that does not exist."""
 
 from __future__ import annotations
 
@@ -10,16 +10,28 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from zeek_agent.table import Table
 
-_UNKNOWN: Final = re.compile(r"no such (?P<kind>table|column): (?P<name>[\w$.]+)$")
+KEYWORDS: Final = tuple(
+    """SELECT FROM WHERE AND OR NOT IN LIKE GLOB REGEXP BETWEEN IS NULL AS JOIN LEFT INNER CROSS ON USING GROUP ORDER BY
+    HAVING LIMIT OFFSET UNION ALL EXCEPT INTERSECT DISTINCT WITH CASE WHEN THEN ELSE END CAST EXISTS ASC DESC
+    VALUES""".split()  # noqa: SIM905
+)
+_UNKNOWN: Final = re.compile(r"no such (?P<kind>table|column|function): (?P<name>[\w$.]+)$")
+_SYNTAX: Final = re.compile(r'near "(?P<word>[^"]+)": syntax error$')
+_TABLES_LISTED: Final = "`.tables` or `zeek-agent tables` lists"
 _CUTOFF: Final = 0.6
 """How similar names must be, as for `difflib.get_close_matches`."""
 
 
 def with_suggestion(message: str, sql: str, tables: Callable[[], Iterable[Table]]) -> str:
     """SQLite's message about a statement, with the nearest name if one is unknown. `tables` are requested if needed."""
+    if (syntax := _SYNTAX.search(message)) is not None:
+        return message + _syntax_hint(syntax["word"], sql)
     match = _UNKNOWN.search(message)
     if match is None:
         return message
+    if match["kind"] == "function":
+        near = nearest(match["name"], _functions())
+        return message + (f"; did you mean {near}?" if near else "")
     declared = list(tables())
     qualifier, _, name = match["name"].rpartition(".")
     if match["kind"] == "table":
@@ -28,13 +40,27 @@ def with_suggestion(message: str, sql: str, tables: Callable[[], Iterable[Table]
         known = columns_of(named_in(declared, sql))
     near = nearest(name, known)
     if near is None:
-        return f"{message}; `.tables` or `zeek-agent tables` lists all" if match["kind"] == "table" else message
+        return f"{message}; {_TABLES_LISTED} all" if match["kind"] == "table" else message
     return f"{message}; did you mean {f'{qualifier}.' if qualifier else ''}{near}?"
 
 
-def nearest(name: str, known: Collection[str], cutoff: float = _CUTOFF) -> str | None:
-    """The known name that is most similar, if one is."""
-    near = get_close_matches(name.lower(), known, n=1, cutoff=cutoff)
+def _syntax_hint(word: str, sql: str) -> str:
+    """What a word may be a misspelling of; for the first word of a statement also how to find tables."""
+    near = None if word.upper() in KEYWORDS else nearest(word.upper(), KEYWORDS, cutoff=0.75, lower=False)
+    if near is not None:
+        return f"; did you mean {near}?"
+    return f"; {_TABLES_LISTED} the tables" if sql.lstrip().startswith(word) else ""
+
+
+def _functions() -> set[str]:
+    from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
+
+    return {function.name for function in FUNCTIONS} | BUILT_IN
+
+
+def nearest(name: str, known: Collection[str], cutoff: float = _CUTOFF, *, lower: bool = True) -> str | None:
+    """The known name that is most similar, if one is; names are in lower case, unless `lower` is unset."""
+    near = get_close_matches(name.lower() if lower else name, known, n=1, cutoff=cutoff)
     return near[0] if near else None
 
 

@@ -178,7 +178,7 @@ def test_a_long_recursion_is_ended_by_its_check(tree: Path) -> None:
         ("~/.ssh/authorized_keys", "~ is not expanded: write the directory"),
         ("$HOME/x", "variables are not expanded"),
         ("/home/${USER}/x", "variables are not expanded"),
-        ("/etc/%.conf_", "% is no wildcard here: use \\*, or \\*\\*"),
+        ("/etc/%.conf_", "% is not a wildcard here: use \\*, or \\*\\*"),
         ("/etc/[a-z", "stands for itself"),
         ("/etc/x[a/b]", "a class does not contain /"),
         (" /etc/hosts", "begins or ends with a blank"),

@@ -85,6 +85,9 @@ APP = "70eb4ce5-a065-4401-6990-88ed"
         (f"/docker/{ID}/machine.slice/machine-arch.scope/supervisor", ID),
         (f"/docker/{ID}/machine.slice/libpod-conmon-{OTHER}.scope", ID),
         (f"/../docker-{ID}.scope", ID),
+        (f"/system.slice/docker-{ID}.scope (deleted)", ID),
+        (f"/garden/{APP} (deleted)", APP),
+        ("/lxc.payload.web (deleted)", "web"),
     ],
 )
 def test_the_runtimes_id_is_found(path: str, expected: str) -> None:
@@ -111,6 +114,7 @@ def test_the_runtimes_id_is_found(path: str, expected: str) -> None:
         "/system.slice/garden.service",
         "/system.slice/garden.service/garden/good",
         "/garden/init",
+        "/system.slice/garden-center.service/worker",
         f"/kubepods/burstable/pod{UUID}",
         f"/firecracker/{UUID}",
         f"/user.slice/user-1000.slice/{UUID}.scope",

@@ -92,6 +92,30 @@ def test_the_end_of_a_flow_whose_other_records_were_lost(
     assert named(rows) == [("closed", LISTENER, not outbound)]
 
 
+@pytest.mark.parametrize("cookie", [0, 9])
+def test_the_end_of_a_connection_that_was_accepted_just_now_and_not_seen_to_come_in(
+    tracker: ConnectionTracker, cookie: int
+) -> None:
+    """It came in before recording started."""
+    rows = rows_of(
+        tracker,
+        record(RecordKind.ACCEPTED, ACCEPTOR, cookie=cookie),
+        record(RecordKind.CLOSED, cookie=9, started=0),
+        later=True,
+    )
+    assert named(rows) == [("established", ACCEPTOR, False), ("closed", ACCEPTOR, False)]
+    assert [(row["cookie"], row["direction"]) for row in rows] == 2 * [(9, "inbound")]
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_which_process_of_a_connection_from_before_acted_is_unknown_if_several_have_it_open(
+    tracker: ConnectionTracker, is_shared: bool
+) -> None:
+    tracker.remember(9, Process(LISTENER, 0, 0, 0, "E", "parent"), "inbound", is_shared=is_shared)
+    rows = rows_of(tracker, record(RecordKind.CLOSED, cookie=9, started=0))
+    assert named(rows) == [("closed", LISTENER, is_shared)]
+
+
 def test_an_accept_is_not_taken_for_that_of_a_later_socket_at_the_same_address(tracker: ConnectionTracker) -> None:
     rows = rows_of(
         tracker,

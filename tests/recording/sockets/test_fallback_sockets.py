@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import communityid
@@ -27,7 +28,7 @@ from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.snapshots import ProcessSnapshots, SocketSnapshots
 from zeek_agent.recording.sockets import socket_polling
 from zeek_agent.recording.sockets.socket_event import SocketEvent
-from zeek_agent.recording.sockets.socket_owners import SocketOwners
+from zeek_agent.recording.sockets.socket_owners import SocketOwners, living_owners
 from zeek_agent.recording.sockets.socket_polling import SocketPolling
 from zeek_agent.recording.source import Source
 from zeek_agent.schema import Row
@@ -559,3 +560,36 @@ def test_a_socket_under_several_descriptors_has_one_owner() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, server.dup():
         inode = os.fstat(server.fileno()).st_ino
         assert SocketOwners().find([inode]) == {inode: os.getpid()}
+
+
+@pytest.mark.parametrize("age_seconds", [0, 10])
+def test_the_owner_is_the_program_that_runs_before_the_cache_knows_of_its_exec(age_seconds: int) -> None:
+    """The cache has the process as its fork left it: with its parent's program."""
+    cache = ProcessCache()
+    parent = cache.read(os.getpid())
+    assert parent is not None
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        inode = os.fstat(server.fileno()).st_ino
+        process = subprocess.Popen(["/bin/sleep", "100"], pass_fds=[server.fileno()])
+    try:
+        place = Path(f"/proc/{process.pid}")
+        until_sync(lambda: (place / "comm").read_text() == "sleep\n" and b"100" in (place / "cmdline").read_bytes())
+        shown = cache.read(process.pid)
+        assert shown is not None
+        since = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - age_seconds * 1_000_000_000
+        forked = replace(
+            parent,
+            pid=process.pid,
+            start_ticks=shown.start_ticks,
+            since=since,
+            parent_entity_id="a",
+            parent_name="made it",
+        )
+        cache.begin(forked)
+        owner = living_owners(SocketOwners(), cache, {inode}, fed=True)[inode]
+        assert owner.command_line is not None
+        assert (owner.name, owner.command_line.argv) == ("sleep", ["/bin/sleep", "100"])
+        assert (owner.parent_entity_id, owner.parent_name) == ("a", "made it")
+    finally:
+        process.kill()
+        process.wait()

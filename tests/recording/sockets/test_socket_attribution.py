@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from places import ROOT
 from recording import Event, Recording
 from test_ebpf_sockets import TABLE, sources
 from waiting import until_sync
+
+from zeek_agent.bpf.tracepoints import has_tracepoint
 
 pytestmark = pytest.mark.root
 LOAD = ROOT / "tests" / "support" / "prefork_load.py"
@@ -35,7 +39,7 @@ def recording() -> Iterator[Recording]:
 
 @pytest.fixture
 def network() -> Iterator[str]:
-    """The name of a network namespace with two addresses, where MPTCP opens a second subflow from the second one."""
+    """The name of a network namespace with two addresses of each family."""
     name = f"zeek-agent-{os.getpid()}-mptcp"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
@@ -43,6 +47,8 @@ def network() -> Iterator[str]:
             "ip link set lo up",
             "ip address add 10.99.0.1/32 dev lo",
             "ip address add 10.99.0.2/32 dev lo",
+            "ip address add fd99::1/128 dev lo nodad",
+            "ip address add fd99::2/128 dev lo nodad",
         ):
             subprocess.run(["ip", "netns", "exec", name, *command.split()], check=True)
         yield name
@@ -50,20 +56,20 @@ def network() -> Iterator[str]:
         subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
-def use_mptcp(network: str) -> None:
+def use_mptcp(network: str, second: str = "10.99.0.2") -> None:
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262).close()
     except OSError:
         pytest.skip("the kernel has no MPTCP")
-    for command in ("limits set subflow 2 add_addr_accepted 2", "endpoint add 10.99.0.2 dev lo subflow"):
+    for command in ("limits set subflow 2 add_addr_accepted 2", f"endpoint add {second} dev lo subflow"):
         subprocess.run(["ip", "-n", network, "mptcp", *command.split()], check=True)
 
 
 class Outcome:
     """The rows of a load, compared with the truth."""
 
-    def __init__(self, recording: Recording, network: str, kind: str, mode: str, flows: int) -> None:
-        command = ["ip", "netns", "exec", network, sys.executable, str(LOAD), kind, mode, str(flows)]
+    def __init__(self, recording: Recording, network: str, kind: str, mode: str, flows: int, family: str = "4") -> None:
+        command = ["ip", "netns", "exec", network, sys.executable, str(LOAD), kind, mode, str(flows), family]
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
         truth = [json.loads(line) for line in done.stdout.splitlines()]
         self.pids = {(line["side"], line["port"]): line["pid"] for line in truth}
@@ -111,14 +117,21 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("flows", [30, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("flows", "family"),
+    [
+        (30, "4"),
+        pytest.param(1000, "4", marks=pytest.mark.soak),
+        pytest.param(1000, "6", marks=pytest.mark.soak),
+    ],
+)
 @pytest.mark.parametrize(("kind", "mode"), CASES)
-def test_every_row_names_the_process_that_acted(network: str, kind: str, mode: str, flows: int) -> None:
+def test_every_row_names_the_process_that_acted(network: str, kind: str, mode: str, flows: int, family: str) -> None:
     """None is wrong. Up to 2 of 100 may be missing: a sandbox's kernel hides what interrupts its own daemon."""
     if kind == "mptcp":
-        use_mptcp(network)
+        use_mptcp(network, "fd99::2" if family == "6" else "10.99.0.2")
     with Recording(sources()) as recording:
-        outcome = Outcome(recording, network, kind, mode, flows)
+        outcome = Outcome(recording, network, kind, mode, flows, family)
         lost = recording.sources[1].counters.lost["overrun"]
     assert outcome.wrong() == []
     assert len(outcome.attributed() & outcome.pids.keys()) >= 2 * flows * 98 // 100
@@ -198,6 +211,24 @@ def test_the_first_datagram_belongs_to_the_child_that_reads_it_not_to_the_parent
     assert (received["pid"], received["listener_stands_in"], received["correction"]) == (reader, False, False)
     assert bound["pid"] == os.getpid()
     assert (closed["pid"], closed["listener_stands_in"]) == (reader, False)
+
+
+@pytest.mark.parametrize(
+    "peek", [lambda server: server.recvfrom(9, socket.MSG_PEEK), lambda server: server.recv(9, socket.MSG_PEEK)]
+)
+def test_a_process_that_only_looks_at_the_first_datagram_is_not_its_reader(
+    recording: Recording, peek: Callable[[socket.socket], object]
+) -> None:
+    """Linux 6.3 tells them apart."""
+    if not has_tracepoint("sock_recv_length"):
+        pytest.skip("the kernel has no tracepoint at the end of reads")
+    with bound_socket() as server:
+        port = send_to(server)
+        peek(server)
+        reader = fork(lambda: server.recvfrom(9) and None)
+        assert exit_code(reader) == 0
+        (received,) = recording.expect(TABLE, direction="inbound", remote_port=port, state="established")
+    assert (received["pid"], received["listener_stands_in"]) == (reader, False)
 
 
 def test_each_of_several_readers_has_the_flows_that_it_read(recording: Recording) -> None:
@@ -282,6 +313,22 @@ def test_a_child_that_sends_from_its_parents_connected_socket_is_the_sender(reco
     assert (sent["pid"], closed["pid"]) == (sender, sender)
 
 
+def test_a_sender_is_found_among_many_descriptors(recording: Recording) -> None:
+    def send_from(descriptor: int) -> None:
+        os.dup2(client.fileno(), descriptor)
+        client.close()
+        os.write(descriptor, b"x")
+
+    with bound_socket() as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(server.getsockname())
+        sender = fork(lambda: send_from(900))
+        assert exit_code(sender) == 0
+        (sent,) = recording.expect(
+            TABLE, direction="outbound", local_port=client.getsockname()[1], remote_port=server.getsockname()[1]
+        )
+    assert sent["pid"] == sender
+
+
 def test_a_late_accept_is_a_marked_correction_and_the_end_agrees(recording: Recording) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         port = client.getsockname()[1]
@@ -357,6 +404,65 @@ def test_a_dissolved_socket_that_is_used_again_is_two_flows_each_with_its_end(re
     assert ports[0][0] != ports[1][0]
 
 
+def test_a_dissolved_socket_that_is_bound_has_ended_its_flow(recording: Recording) -> None:
+    with bound_socket() as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(server.getsockname())
+        client.send(b"x")
+        ports = [client.getsockname()[1]]
+        dissolve(client)
+        client.bind(("127.0.0.1", 0))
+        ports.append(client.getsockname()[1])
+        cookie = int.from_bytes(client.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
+        peer = server.getsockname()[1]
+    recording.expect(TABLE, 2, state="closed", cookie=cookie)
+    assert [
+        (row["state"], row["local_port"], row["remote_port"]) for row in recording.events(TABLE, cookie=cookie)
+    ] == [
+        ("established", ports[0], peer),
+        ("closed", ports[0], peer),
+        ("listen", ports[1], None),
+        ("closed", ports[1], None),
+    ]
+
+
+def test_a_connection_that_waited_for_its_accept_when_recording_began_has_its_acceptor_to_the_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        port = client.getsockname()[1]
+        with Recording(sources()) as recorder:
+            acceptor = fork(lambda: accept_and_close(server))
+            assert exit_code(acceptor) == 0
+            client.close()
+            recorder.expect(TABLE, remote_port=port, state="closed")
+            rows = recorder.events(TABLE, remote_port=port, local_port=server.getsockname()[1])
+    assert [(row["state"], row["direction"], row["pid"], row["listener_stands_in"]) for row in rows] == [
+        ("established", "inbound", acceptor, False),
+        ("closed", "inbound", acceptor, False),
+    ]
+
+
+@pytest.mark.parametrize("outcome", ["established", "failed"])
+def test_a_connection_that_began_before_recording_is_outbound(outcome: str) -> None:
+    """Its server's queue is full, so that the kernel repeats the first packet."""
+    with socket.socket() as server, socket.socket() as client, ExitStack() as queued:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for connection in (queued.enter_context(socket.socket()) for _ in range(2)):
+            connection.setblocking(False)
+            connection.connect_ex(server.getsockname())
+        client.setblocking(False)
+        assert client.connect_ex(server.getsockname()) == errno.EINPROGRESS
+        port = client.getsockname()[1]
+        with Recording(sources()) as recorder:
+            if outcome == "established":
+                server.accept()[0].close()
+            else:
+                server.close()
+            (row,) = recorder.expect(TABLE, local_port=port, state=outcome, seconds=10)
+            others = recorder.events(TABLE, local_port=port)
+    assert (row["direction"], row["pid"], row["listener_stands_in"]) == ("outbound", os.getpid(), False)
+    assert others == [row]
+
+
 def test_a_socket_that_connects_to_another_peer_is_two_flows_each_with_its_end(recording: Recording) -> None:
     with bound_socket() as first, bound_socket() as second:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
@@ -370,6 +476,60 @@ def test_a_socket_that_connects_to_another_peer_is_two_flows_each_with_its_end(r
     assert [(row["state"], row["remote_port"]) for row in rows] == [
         (state, peer) for peer in peers for state in ("established", "closed")
     ]
+
+
+PROXY = """
+import socket
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.setsockopt(socket.IPPROTO_IP, 19, 1)  # IP_TRANSPARENT
+server.bind(("0.0.0.0", 5353))
+server.settimeout(5)
+for _ in range(2):
+    for port in (1000, 1001):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind(("10.99.0.1", port + 1000))
+            client.sendto(b"x", ("10.99.0.1", port))
+            server.recvfrom(9)
+"""
+TRANSPARENT = (
+    "nft add table ip proxy",
+    "nft add chain ip proxy pre { type filter hook prerouting priority mangle; }",
+    "nft add rule ip proxy pre udp dport 1000-1001 tproxy to 127.0.0.1:5353 meta mark set 1 accept",
+    "ip rule add fwmark 1 lookup 100",
+    "ip route add local 0.0.0.0/0 dev lo table 100",
+)
+
+
+def test_flows_of_a_transparent_proxy_do_not_end_each_other(network: str, recording: Recording) -> None:
+    """Its flows have other local ports than its socket."""
+    if shutil.which("nft") is None:
+        pytest.skip("needs nft")
+    for command in TRANSPARENT:
+        if subprocess.run(["ip", "netns", "exec", network, *command.split()], check=False).returncode:
+            pytest.skip("the kernel has no transparent proxies")
+    subprocess.run(["ip", "netns", "exec", network, sys.executable, "-c", PROXY], check=True)
+    netns = Path(f"/run/netns/{network}").stat().st_ino
+    (bound,) = recording.expect(TABLE, state="listen", netns=netns, local_port=5353)
+    recording.expect(TABLE, 2, state="established", cookie=bound["cookie"])
+    recording.expect(TABLE, state="closed", cookie=bound["cookie"])
+    rows = [(row["state"], row["local_port"]) for row in recording.events(TABLE, cookie=bound["cookie"])]
+    assert sorted(rows) == [("closed", 5353), ("established", 1000), ("established", 1001), ("listen", 5353)]
+
+
+def test_the_end_of_a_server_has_the_address_that_it_was_bound_to(recording: Recording) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("0.0.0.0", 0))
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+        ):
+            for client in (one, other):
+                client.sendto(b"x", ("127.0.0.1", server.getsockname()[1]))
+                server.recvfrom(9)
+        (bound,) = recording.expect(TABLE, state="listen", local_port=server.getsockname()[1], protocol=17)
+    (closed,) = recording.expect(TABLE, state="closed", cookie=bound["cookie"])
+    assert closed["direction"] is None
+    assert (closed["local_addr"], closed["local_port"]) == (bound["local_addr"], bound["local_port"])
 
 
 PADDING = b"\x01\x04\0\0\0\0"  # an option of padding that fills a header of 8 bytes

@@ -81,6 +81,14 @@ def test_an_entry_is_a_row_with_the_journals_trusted_fields(journal: PrivateJour
 
 
 @root
+def test_secrets_in_command_lines_that_a_message_quotes_are_masked(
+    journal: PrivateJournal, recording: Recording
+) -> None:
+    journal.write(MESSAGE="alice : USER=root ; COMMAND=/usr/bin/mysql -phunter2 shop", SYSLOG_IDENTIFIER="sudo")
+    assert logged(recording, "alice : USER=root ; COMMAND=/usr/bin/mysql -p*** shop")["identifier"] == "sudo"
+
+
+@root
 def test_entries_from_before_the_first_start_are_not_replayed(journal: PrivateJournal, recording: Recording) -> None:
     journal.write(MESSAGE="the first one")
     logged(recording, "the first one")

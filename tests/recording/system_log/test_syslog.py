@@ -244,6 +244,19 @@ def source(*files: Path) -> Syslog:
     return Syslog(SourceSettings(syslog_files=tuple(map(str, files))))
 
 
+def test_secrets_in_command_lines_that_a_message_quotes_are_masked(tmp_path: Path) -> None:
+    log = tmp_path / "auth.log"
+    log.touch()
+    run = Run(tmp_path / "events.db", source(log))
+    append(log, line("alice : TTY=pts/0 ; PWD=/ ; USER=root ; COMMAND=/usr/bin/mysql -phunter2 shop"))
+    append(log, line("a password: as it was written"))
+    assert run.messages() == [
+        "alice : TTY=pts/0 ; PWD=/ ; USER=root ; COMMAND=/usr/bin/mysql -p*** shop",
+        "a password: as it was written",
+    ]
+    run.end()
+
+
 class Run:
     """One run of the agent on a store: this source only, drained when asked."""
 

@@ -148,7 +148,7 @@ _MISUNDERSTOOD: Final = (
     (re.compile(r"(?<!\\)\{[^{}]*,[^{}]*\}"), "braces are not expanded: use _pattern IN ('…', '…')"),
     (re.compile(r"^~"), "~ is not expanded: write the directory, such as /home/*"),
     (re.compile(r"\$[A-Z_a-z{]"), "variables are not expanded: write the path"),
-    (re.compile(r"%"), "% is no wildcard here: use *, or ** for any number of directories"),
+    (re.compile(r"%"), "% is not a wildcard here: use *, or ** for any number of directories"),
     (re.compile(r"\[[^]/]*(?:/|$)"), "[ without ] stands for itself; a class does not contain /"),
     (re.compile(r"^\s|\s$"), "begins or ends with a blank"),
 )

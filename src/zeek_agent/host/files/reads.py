@@ -149,7 +149,8 @@ class FileReads:
         self._counts[omission] += 1
         key = f"{omission.value}: {cause}"
         if key not in self._causes and len(self._causes) < CAUSES_KEPT:
-            self._causes[key] = f"{escaped(from_os(path))} {omission.value} ({cause})"
+            shown = escaped(from_os(path)) or "''"
+            self._causes[key] = f"{shown} {omission.value} ({cause})"
         if omission is not Omission.REPORTED:
             self._note_unread(path)
         _log_once(omission, path, cause)

@@ -35,7 +35,7 @@ _ID = re.compile(
     | /buildkit/(?P<buildkit>[0-9a-z]{25})(?=/|$)
     | /(?:docker|buildkit)-(?P<build>[0-9a-z]{25})\.scope(?=/|$)
     | /(?P<buildah>buildah-buildah[0-9]+)(?:-[0-9]+\.scope)?(?=/|$)
-    | /garden(?:-[^/]+)?/(?:(?:good|bad)/)?(?!(?:good|bad|init)(?:/|$))(?P<garden>[^/]+)
+    | /garden(?:-[^/.]+)?/(?:(?:good|bad)/)?(?!(?:good|bad|init)(?:/|$))(?P<garden>[^/]+)
     | (?:^|/\.\.|/mesos|\.service)/(?P<uuid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-(?:[0-9a-f]{12}|[0-9a-f]{4}))(?=/|$)
     | /lxc\.payload[./](?P<lxc>[^/]+)
     | /lxc/(?P<old_lxc>[^/]+)
@@ -45,6 +45,8 @@ _ID = re.compile(
     """,
     re.VERBOSE,
 )
+_DELETED = " (deleted)"
+"""What the kernel appends for a zombie whose control group is gone (cgroups(7))."""
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
 
 
@@ -56,6 +58,6 @@ def container_id(cgroup_path: str) -> str | None:
     (`conmon`, the supervisor of systemd-nspawn) and a virtual machine.
     """
     found: str | None = None
-    for match in _ID.finditer(cgroup_path):
+    for match in _ID.finditer(cgroup_path.removesuffix(_DELETED)):
         found = next(group for group in match.groups() if group is not None)
     return found and _ESCAPE.sub(lambda match: chr(int(match[1], 16)), found)

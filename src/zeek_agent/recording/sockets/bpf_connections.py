@@ -77,9 +77,14 @@ class ConnectionTracker:
         self._holders: dict[int, tuple[int, Process | None]] = {}
         self.undecoded = 0
 
-    def remember(self, cookie: int, process: Process | None, direction: Direction | None) -> None:
-        """Remember the process and direction of a socket that was already open."""
-        self._remember(cookie, _Open(process, direction, process))
+    def remember(
+        self, cookie: int, process: Process | None, direction: Direction | None, *, is_shared: bool = False
+    ) -> None:
+        """Remember the process and direction of a socket that was already open.
+
+        Of a connection that several processes have open (`is_shared`), which of them acted is not known.
+        """
+        self._remember(cookie, _Open(process, direction, process, is_shared and direction is not None))
 
     def rows(self, batch: Iterable[bytes], boot_time: float) -> list[SocketEvent]:
         """Rows for these records, in the kernel's order; times are ns since the boot at `boot_time`."""
@@ -252,6 +257,8 @@ class ConnectionTracker:
         for pending in () if record.outbound and record.protocol == TCP else self._pending_of(record):
             holder = None if _is_gone(pending.holder, pending.at) else pending.holder
             self._begin(pending, holder, boot_time, rows, stands_in=True)
+        if cookie not in self._open and record.kind == RecordKind.CLOSED and not record.outbound:
+            self._begin_accepted(record, boot_time, rows)
         opened = self._open.pop(cookie, _NOT_KNOWN)
         if record.flags & _FLOW_ENDED and opened.listener is not None:
             self._open[cookie] = _Open(None, None, opened.listener)
@@ -271,6 +278,15 @@ class ConnectionTracker:
             substituted = self._substituted.get(*_identity(record))
             if substituted is not None:
                 substituted.append(row)
+
+    def _begin_accepted(self, ended: SocketRecord, boot_time: float, rows: list[SocketEvent]) -> None:
+        """The row of a connection that was accepted, and is over, although it was not seen to come in."""
+        accept = self._accepts.get(ended.socket)
+        if accept is None or accept.matched or not _is_accept_of(accept.record, ended):
+            return
+        del self._accepts[ended.socket]
+        record = accept.record._replace(cookie=ended.cookie)
+        self._change(record, _flow(record), accept.process, boot_time, rows)
 
     def _pending_of(self, record: SocketRecord) -> list[PendingFlow]:
         """Remove the pending flows that end with this record."""

@@ -76,8 +76,8 @@ class EbpfSockets(Source):
             self.counters.last_error = "; ".join(missing)
             log.warning("socket events: %s", self.counters.last_error)
         # the programs are attached and the ring is not read yet, so no socket is missed between snapshot and events
-        for cookie, process, direction in open_sockets(self._monitor.cache):
-            self._tracker.remember(cookie, process, direction)
+        for cookie, process, direction, is_shared in open_sockets(self._monitor.cache):
+            self._tracker.remember(cookie, process, direction, is_shared=is_shared)
         for stream in self._streams:
             self._monitor.add(stream)
 
@@ -95,12 +95,13 @@ class EbpfSockets(Source):
     def stop(self) -> None:
         if self._sink is None:
             return
-        self.drain()
-        self._emit(self._tracker.remaining(boot_time()))
         for stream in self._streams:
             self._monitor.remove(stream)
-        self._streams.clear()
-        self._sink = None
+        with self._monitor.lock:
+            self._emit(self._tracker.remaining(boot_time()))
+            self._count()
+            self._streams.clear()
+            self._sink = None
         self._monitor.close()
 
     def drain(self) -> None:
@@ -118,7 +119,7 @@ class EbpfSockets(Source):
             loaded.leave_out_missing()
             loaded.resize("records", size)
             loaded.resize("ignored_uids", len(settings.ignore_uids) or 1)
-            loaded.configure(struct.pack("=3I", *filters))
+            loaded.configure(struct.pack("=4I", *filters, "on_received" in loaded.programs))
             loaded.load()
             for uid in settings.ignore_uids:
                 loaded.update_element("ignored_uids", struct.pack("=I", uid), bytes(4))
@@ -149,8 +150,10 @@ class EbpfSockets(Source):
         self.counters.lost["overrun"] = sum(sum(stream.lost()) for stream in self._streams)
 
 
-def open_sockets(cache: ProcessCache, proc: str = "/proc") -> Iterator[tuple[int, Process | None, Direction | None]]:
-    """Open sockets: cookie, owner and direction, as far as these can be determined afterwards.
+def open_sockets(
+    cache: ProcessCache, proc: str = "/proc"
+) -> Iterator[tuple[int, Process | None, Direction | None, bool]]:
+    """Open sockets: cookie, owner, direction, and whether several processes have it open, as far as can be determined.
 
     A connection on a listening port is inbound.
     """
@@ -164,7 +167,7 @@ def open_sockets(cache: ProcessCache, proc: str = "/proc") -> Iterator[tuple[int
             direction: Direction | None = None
             if each.protocol == TCP and each.state != TcpState.LISTEN:
                 direction = "inbound" if each.local_port in listening else "outbound"
-            yield each.cookie, cache.find(holding[0][0]), direction
+            yield each.cookie, cache.find(holding[0][0]), direction, len(holding) > 1
 
 
 def _attach_all(loaded: BpfObject) -> None:

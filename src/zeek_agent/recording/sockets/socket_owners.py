@@ -5,14 +5,17 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.host.linux.procfs import living_directory
+from zeek_agent.text import from_bytes
 
 if TYPE_CHECKING:
     from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 
+_YOUNG_NS: Final = 1_000_000_000
 _RECENT_OWNERS: Final = 64
 """Processes that are searched first: a few of them open most of a host's connections."""
 
@@ -86,13 +89,34 @@ class SocketOwners:
             return 0
 
 
+def _may_have_executed(process: Process) -> bool:
+    """Whether an exec can have happened that the cache is about to be told: shortly after the fork, or by the name."""
+    if time.clock_gettime_ns(time.CLOCK_BOOTTIME) - process.since < _YOUNG_NS:
+        return True
+    try:
+        with open(f"/proc/{process.pid}/comm", "rb", buffering=0) as file:
+            return from_bytes(file.read().removesuffix(b"\n")) != process.name
+    except OSError:
+        return False
+
+
+def _current(cache: ProcessCache, pid: int, known: Process | None) -> Process | None:
+    """The process as /proc has it now, or else as it is known."""
+    shown = cache.read(pid)
+    if shown is None:
+        return known
+    if known is not None and known.start_ticks == shown.start_ticks:
+        shown.keep_parent(known)
+    return shown
+
+
 def living_owners(owners: SocketOwners, cache: ProcessCache, inodes: set[int], fed: bool) -> dict[int, Process]:
     """The current owners of these sockets; from /proc unless the cache is `fed` with process events."""
     found: dict[int, Process] = {}
     for inode, pid in owners.find(inodes).items():
         process = cache.find(pid) if fed else None
-        if process is None or process.exited:
-            process = cache.read(pid) or process
+        if process is None or process.exited or _may_have_executed(process):
+            process = _current(cache, pid, process)
         if process is not None:
             found[inode] = process
     return found

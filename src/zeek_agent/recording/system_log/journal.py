@@ -18,6 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, Final
 
+from msgspec.structs import replace
+
+from zeek_agent.masking.log_messages import masked_message
+from zeek_agent.masking.masker import Masker
 from zeek_agent.recording.source import Source
 from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SYSTEM_LOGS_EVENTS, SystemLogEntry, bounded
 from zeek_agent.text import from_bytes
@@ -59,8 +63,11 @@ class Journal(Source):
         command: Sequence[str] = ("journalctl",),
         directories: Sequence[Path] = DIRECTORIES,
         machine_id: Path = MACHINE_ID,
+        masker: Masker | None = None,
     ) -> None:
+        """`masker` masks secrets in command lines that messages quote."""
         super().__init__()
+        self._masker = masker or Masker()
         self._command = command
         self._directories = directories
         self._machine_id = machine_id
@@ -170,6 +177,8 @@ class Journal(Source):
         if _place(before) == _place(self._cursor) or (self._own is not None and fields.get("_PID") == self._own):
             return
         self.counters.received += 1
+        if entry.message is not None:
+            entry = replace(entry, message=masked_message(entry.message, self._masker))
         self._sink(SYSTEM_LOGS_EVENTS, [entry])
 
 

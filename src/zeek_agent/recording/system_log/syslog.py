@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
+from zeek_agent.masking.log_messages import masked_message
+from zeek_agent.masking.masker import Masker
 from zeek_agent.recording.periodic import Periodic
 from zeek_agent.recording.source import Source
 from zeek_agent.recording.system_log.file_tail import BEGINNING, FilePosition, FileTail, regular_file_status
@@ -53,8 +55,12 @@ class Syslog(Source):
     kind = "system_logs"
     backend = "syslog"
 
-    def __init__(self, settings: SourceSettings, files: Sequence[Sequence[str]] = FILES) -> None:
+    def __init__(
+        self, settings: SourceSettings, files: Sequence[Sequence[str]] = FILES, masker: Masker | None = None
+    ) -> None:
+        """`masker` masks secrets in command lines that messages quote."""
         super().__init__()
+        self._masker = masker or Masker()
         self._choices = [(name,) for name in settings.syslog_files] or files
         self._own = os.getpid() if settings.ignore_self else None
         self._tails: list[FileTail] = []
@@ -132,7 +138,8 @@ class Syslog(Source):
             for line in tail.lines():
                 entry = log_entry(line, now)
                 if entry.time > since and (self._own is None or entry.pid != self._own):
-                    rows.append(replace(entry, cursor=self._cursor()))
+                    message = masked_message(entry.message or "", self._masker)
+                    rows.append(replace(entry, cursor=self._cursor(), message=message))
                 if len(rows) >= _BATCH_ROWS:
                     self._hand_over(rows)
                     rows = []

@@ -1,0 +1,56 @@
+"""A new configuration for a running agent: which changed settings can be applied, and which need a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from zeek_agent import config as configuration
+
+if TYPE_CHECKING:
+    from zeek_agent.config import Config
+
+LIVE: Final = ("access.", "collector.", "events.", "limits.", "metrics.", "zeek.", "log.level")
+"""Beginnings of the names of settings that a running agent can change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration that was read and checked: the settings, their origins, and warnings about them."""
+
+    config: Config
+    origins: Mapping[str, str]
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a new configuration changes. `config` and `origins` are in force afterwards: new values of the settings in
+    `applied`, old ones of those in `needs_restart`."""
+
+    config: Config
+    origins: Mapping[str, str]
+    applied: tuple[str, ...]
+    needs_restart: tuple[str, ...]
+
+    def concern(self, *beginnings: str) -> bool:
+        """Whether a setting is applied whose name begins with one of these."""
+        return any(name.startswith(beginnings) for name in self.applied)
+
+    def summary(self) -> str:
+        """For the log and the command line."""
+        applied = f"applied: {', '.join(self.applied)}" if self.applied else "nothing to apply"
+        rest = f"; needs a restart: {', '.join(self.needs_restart)}" if self.needs_restart else ""
+        return f"configuration reloaded, {applied}{rest}"
+
+
+def compare(config: Config, origins: Mapping[str, str], new: Loaded) -> Changes:
+    """The changes from the configuration in force to a new one."""
+    names = configuration.settings()
+    changed = [name for name in names if configuration.get(config, name) != configuration.get(new.config, name)]
+    applied = tuple(name for name in changed if name.startswith(LIVE))
+    kept = tuple(name for name in changed if not name.startswith(LIVE))
+    values = {name: configuration.get(config if name in kept else new.config, name) for name in names}
+    sources = {name: (origins if name in kept else new.origins).get(name, "default") for name in names}
+    return Changes(configuration.with_values(values), sources, applied, kept)
