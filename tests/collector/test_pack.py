@@ -57,14 +57,18 @@ def test_the_default_pack_has_the_logs_of_the_zeek_package() -> None:
 
 
 @pytest.mark.parametrize("name", ["zeek-agent-files", "zeek-agent-processes", "zeek-agent-sockets"])
-def test_headers_are_those_that_zeek_wrote(name: str) -> None:
+def test_headers_begin_as_those_that_zeek_wrote(name: str) -> None:
+    """With the stock package, whose logs have fewer fields."""
     log = next(log for log in pack.load().logs.values() if log.path == name)
 
-    def without_times(content: bytes) -> list[bytes]:
-        return [line for line in content.split(b"\n") if line.startswith(b"#") and line[1:5] not in (b"open", b"clos")]
+    def header(content: bytes) -> dict[bytes, list[bytes]]:
+        lines = [line.split(b"\t") for line in content.split(b"\n") if line.startswith(b"#")]
+        return {line[0]: line[1:] for line in lines if line[0] not in (b"#open", b"#close")}
 
-    written = (CAPTURED / f"{name}.log").read_bytes()
-    assert without_times(TsvFormat(log.path, log.fields).header(0.0)) == without_times(written)
+    stock = header((CAPTURED / f"{name}.log").read_bytes())
+    number = len(stock[b"#fields"])
+    ours = header(TsvFormat(log.path, log.fields).header(0.0))
+    assert {key: cells[:number] for key, cells in ours.items()} == stock
 
 
 def test_snapshot_queries_report_differences_each_30_seconds() -> None:
@@ -77,10 +81,10 @@ def test_snapshot_queries_report_differences_each_30_seconds() -> None:
 
 def test_event_queries_run_often_and_only_where_there_are_events() -> None:
     for log, table in (("process", "processes_events"), ("socket", "sockets_events")):
-        [entry] = query_of(f"zeek-agent-{log}-events", pack.load())
-        assert entry.query.schedule == 0.5
-        assert entry.query.subscription is Subscription.EVENTS
-        assert entry.query.requires_tables == {table}
+        for entry in query_of(f"zeek-agent-{log}-events", pack.load()):
+            assert entry.query.schedule == 0.5
+            assert entry.query.subscription is Subscription.EVENTS
+            assert table in entry.query.requires_tables
 
 
 def test_schedules_that_are_too_short_are_raised_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -102,22 +106,60 @@ def test_a_schedule_replaces_that_of_snapshots_but_not_of_events() -> None:
 def test_every_query_of_the_default_pack_selects_its_logs_fields(entry: pack.PackQuery) -> None:
     columns = list(pack_file.columns_of(pack.load().logs[entry.query.event].columns))
     headings = Statements().compile(entry.query.sql, Profile.STOCK).headings
-    assert len(headings) == len(columns)
-    for (record, fields), heading in zip(columns, headings, strict=True):
-        if heading.type is None:
-            assert f"NULL AS {heading.name}" in entry.query.sql
-        else:
-            assert heading.type.script == ("any" if record else fields[0].type), heading.name
+    is_for_version_2 = pack_file.BATCHES_TABLE in entry.query.if_missing_tables
+    assert len(headings) < len(columns) if is_for_version_2 else len(headings) == len(columns)
+    for (record, fields), heading in zip(columns, headings, strict=False):
+        assert heading.type is not None
+        assert heading.type.script == ("any" if record else fields[0].type), heading.name
 
 
 def test_events_are_numbered_also_where_version_2_has_the_table() -> None:
-    for log in ("process", "socket"):
-        [entry] = query_of(f"zeek-agent-{log}-events", pack.load())
-        assert ", seq FROM " in entry.query.sql
-    ours, stock = query_of("zeek-agent-system-logs", pack.load())
-    assert ", seq FROM " in ours.query.sql
-    assert ", NULL AS seq FROM " in stock.query.sql
-    assert ours.query.requires_tables - stock.query.requires_tables == stock.query.if_missing_tables
+    for log in ("process-events", "socket-events", "system-logs"):
+        ours, stock = query_of(f"zeek-agent-{log}", pack.load())
+        assert ", seq, " in ours.query.sql
+        assert "seq" not in stock.query.sql
+        assert ours.query.requires_tables - stock.query.requires_tables == stock.query.if_missing_tables
+
+
+SPLIT = """
+[logs.things]
+fields = [{ name = "name", type = "string" }, { name = "uid", type = "string" }, { name = "shell", type = "string" }]
+
+[[queries]]
+log = "things"
+sql = "SELECT name, uid FROM users"
+batch_sql = "SELECT name, uid, shell FROM users"
+requires_tables = ["users"]
+"""
+
+
+def test_agents_with_batches_get_the_statement_for_them_and_others_the_basic_one() -> None:
+    ours, others = parse(SPLIT).queries
+    assert (ours.query.sql, others.query.sql) == ("SELECT name, uid, shell FROM users", "SELECT name, uid FROM users")
+    assert ours.query.requires_tables == {"users", "zeek_agent_tables"}
+    assert others.query.requires_tables == {"users"}
+    assert others.query.if_missing_tables == {"zeek_agent_tables"}
+    derived = parse(re.sub(r"fields = .*", "", SPLIT))
+    assert [field.name for field in derived.logs["Collector::things"].columns] == ["name", "uid", "shell"]
+
+
+def test_a_log_with_fields_for_zeek_alone_has_the_columns_of_the_basic_statement() -> None:
+    given = parse(SPLIT.replace('"shell", type = "string"', '"shell", type = "string", only = "zeek"'))
+    assert [query.query.sql for query in given.queries] == ["SELECT name, uid FROM users"]
+    assert [field.name for field in given.logs["Collector::things"].columns] == ["name", "uid"]
+
+
+def test_both_statements_of_a_query_are_checked(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(SPLIT)
+    assert list(pack_check.problems(file)) == []
+    file.write_text(
+        SPLIT.replace("SELECT name, uid FROM", "SELECT name, gid FROM").replace("uid, shell FROM", "uid FROM")
+    )
+    assert [problem.text.removeprefix(f"{file}: ") for problem in pack_check.problems(file)] == [
+        "queries[0]: log things has fields for 3 columns, but the query selects 2: name, uid",
+        "queries[0]: field uid of log things is of type string, but gid is count",
+    ]
 
 
 def test_a_custom_pack() -> None:

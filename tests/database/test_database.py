@@ -249,6 +249,20 @@ async def test_events_keep_their_types(recorded: Database, profile: Profile) -> 
 
 
 @pytest.mark.parametrize("profile", list(Profile))
+async def test_a_statement_reads_the_id_of_the_event_store(
+    recorded: Database, store: EventStore, profile: Profile
+) -> None:
+    sql = 'SELECT event_store() AS "store:text", seq FROM processes_events WHERE seq < 3'
+    result = await recorded.query(sql, profile=profile, lane=Lane.EVENTS, window={"processes_events": (0, 9)})
+    assert result.rows == [(store.id, 1), (store.id, 2)]
+    joined = 'SELECT DISTINCT event_store() AS "store:text" FROM processes_events JOIN processes'
+    assert (await recorded.query(joined, profile=profile)).rows == [(store.id,)]
+    db = database(PROCESS_EVENTS)
+    assert (await db.query('SELECT event_store() AS "store:text"', profile=profile)).rows == [(None,)]
+    await db.aclose()
+
+
+@pytest.mark.parametrize("profile", list(Profile))
 async def test_without_a_store_event_tables_are_empty(profile: Profile) -> None:
     db = database(PROCESS_EVENTS)
     result = await db.query("SELECT * FROM processes_events, process_events", profile=profile)

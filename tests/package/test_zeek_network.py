@@ -59,6 +59,37 @@ with socket.socket(socket.AF_INET, kind) as server:
             connection.sendall(connection.recv(64))
             connection.recv(64)
 """
+PORT_KEEPING = """
+table ip nat {
+    chain postrouting {
+        type nat hook postrouting priority srcnat
+        oifname "out" masquerade
+    }
+}
+"""
+SERVER_FOR_TWO = """
+import socket
+with socket.create_server(("10.92.0.2", 7003)) as server:
+    print("ready", flush=True)
+    peers = {}
+    for _ in range(2):
+        connection, (_, port) = server.accept()
+        peers[connection.recv(64).decode()] = connection, port
+    print(peers["first"][1], peers["second"][1], flush=True)
+    for connection, _ in peers.values():
+        connection.sendall(b"done")
+        connection.recv(64)
+"""
+CLIENT_OF_PORT = """
+import os, socket, sys
+with socket.socket() as client:
+    client.bind(("0.0.0.0", 5003))
+    client.settimeout(20)
+    client.connect(("10.92.0.2", 7003))
+    client.send(sys.argv[1].encode())
+    print("connected", flush=True)
+    client.recv(64)
+"""
 CLIENT = """
 import socket, sys, time
 with socket.socket(socket.AF_INET, int(sys.argv[4])) as client:
@@ -163,3 +194,42 @@ async def test_connections_through_address_translation_name_the_process_inside(t
         assert 40000 <= line["id.orig_p"] <= 40100 != own
         assert owner(line, "orig") == (AGENT_ID, pid)
     assert owner(lines[8081], "resp") == (AGENT_ID, server)
+
+
+@pytest.mark.parametrize("first", ["inside", "host"])
+async def test_a_host_and_its_container_with_one_source_port_are_told_apart(
+    tmp_path: Path, host: Host, first: str
+) -> None:
+    """Of the two connections to one server, the kernel gives the second one another port."""
+    if shutil.which("nft") is None:
+        pytest.skip("needs nft")
+    host.run("host", "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    host.run("host", "nft", "-f", "-", stdin=PORT_KEEPING)
+    second = "host" if first == "inside" else "inside"
+    logs = tmp_path / "zeek"
+    with zeek(logs, "-i", "out", "-f", "tcp", prefix=host.at("host")) as url:
+        async with running(tmp_path, f"--zeek={url}", prefix=host.at("host")):
+            await joined(logs)
+            pids, ports = clash(host, first, second)
+            await conn_log(logs, 2)
+    owners = {line["id.orig_p"]: owner(line, "orig") for line in records(logs / "conn.log")}
+    assert ports["first"] == 5003 != ports["second"]
+    assert owners == {ports[name]: (AGENT_ID, pids[name]) for name in ports}
+
+
+def clash(host: Host, first: str, second: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Two connections from port 5003: pids of the clients, and the ports that the server sees."""
+    python = (sys.executable, "-c")
+    pipes = {"stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*host.at("outside"), *python, SERVER_FOR_TWO], **pipes) as server:  # type: ignore[call-overload]
+        assert server.stdout.readline() == "ready\n"
+        clients = {}
+        for name, place in (("first", first), ("second", second)):
+            clients[name] = subprocess.Popen([*host.at(place), *python, CLIENT_OF_PORT, name], **pipes)  # type: ignore[call-overload]
+            assert clients[name].stdout.readline() == "connected\n"
+        seen = server.stdout.readline().split()
+        for client in clients.values():
+            client.communicate(timeout=20)
+            assert client.returncode == 0
+        server.communicate(timeout=20)
+    return {name: client.pid for name, client in clients.items()}, dict(zip(clients, map(int, seen), strict=True))

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 from running_agent import AGENT_ID, running
+from scripted_agent import collecting
 from waiting import until
 from zeek_program import PACKAGE, needs_zeek, records, zeek
+
+from zeek_agent.collector import agents, pack
+from zeek_agent.queries.subscriptions import Subscription
 
 PACK = """
 schedule = 1
@@ -106,7 +115,7 @@ def pack_zeek(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def content(record: dict[str, Any]) -> dict[str, Any]:
     """What a line holds besides who sent it and when."""
-    sets = {name: set(value) for name, value in record.items() if name in ("names", "addresses")}
+    sets = {name: set(value) for name, value in record.items() if name in ("names", "addresses", "groups")}
     return {name: value for name, value in {**record, **sets}.items() if name not in ("t", "hid", "host", "change")}
 
 
@@ -153,3 +162,87 @@ def test_the_script_of_the_default_pack_loads_with_the_framework_alone(tmp_path:
     assert pack_zeek("--output", str(tmp_path / "default.zeek")).returncode == 0
     done = subprocess.run(["zeek", "-a", "default.zeek"], cwd=tmp_path, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def header(file: Path) -> list[tuple[str, str]]:
+    """Names and types of a log's fields."""
+    lines = (line.split("\t") for line in file.read_text().splitlines())
+    head = {line[0]: line[1:] for line in lines if line[0] in ("#fields", "#types")}
+    return list(zip(head["#fields"], head["#types"], strict=True))
+
+
+def test_the_collector_and_the_package_declare_the_same_fields_for_every_log() -> None:
+    """Against the logs of the package's own test suite, which compares them with what Zeek writes."""
+    written = ROOT / "zeek" / "testing" / "Baseline" / "tables.logs"
+    ours = {log.path: log.fields for log in pack.load().logs.values()} | {agents.LOG: agents.LOG_FIELDS}
+    assert set(ours) == {file.stem for file in written.glob("*.log")}
+    for path, fields in ours.items():
+        assert [(field.name, field.type) for field in fields] == header(written / f"{path}.log"), path
+
+
+SNAPSHOTS = "\n".join(
+    f"redef ZeekAgent_{module}::subscription = ZeekAgent::Snapshots;\nredef ZeekAgent_{module}::query_interval = 1sec;"
+    for module in ("Processes", "Sockets", "Users", "ListeningPorts")
+)
+
+
+@needs_zeek
+@pytest.mark.root
+async def test_an_agent_gives_the_collector_and_zeek_the_same_lines(tmp_path: Path) -> None:
+    given = pack.load(schedule=1.0)
+    queries = [
+        one
+        if one.query.subscription is Subscription.EVENTS
+        else replace(one, query=replace(one.query, subscription=Subscription.SNAPSHOTS))
+        for one in given.queries
+    ]
+    both = tmp_path / "zeek", tmp_path / "collector"
+    events = {"zeek-agent-process-events": "pid", "zeek-agent-socket-events": "remote_port"}
+    async with collecting(both[1], given=replace(given, queries=tuple(queries))) as collector:
+        other = "--zeek=ws://{}:{}".format(*collector.address)
+        with zeek(both[0], site=SNAPSHOTS) as url, socket.create_server(("127.7.7.12", 0)) as server:
+            snapshots = {
+                "zeek-agent-processes": ("pid", os.getpid()),
+                "zeek-agent-users": ("name", "root"),
+                "zeek-agent-listening-ports": ("port", server.getsockname()[1]),
+            }
+            async with running(tmp_path, f"--zeek={url}", other):
+                for directory in both:
+                    for path, (key, value) in snapshots.items():
+
+                        def is_logged(
+                            file: Path = directory / f"{path}.log", key: str = key, value: Any = value
+                        ) -> bool:
+                            return any(line[key] == value for line in records(file))
+
+                        await until(is_logged, 30, f"no {key} {value} in {directory}/{path}.log")
+                child = subprocess.Popen(["true"])
+                child.wait()
+                with socket.create_connection(server.getsockname()):
+                    pass
+                made = {"zeek-agent-process-events": child.pid, "zeek-agent-socket-events": server.getsockname()[1]}
+
+                def lines(directory: Path, path: str) -> dict[tuple[str, int], Mapping[str, Any]]:
+                    return {
+                        (line["store"], line["seq"]): line
+                        for line in records(directory / f"{path}.log")
+                        if line[events[path]] == made[path]
+                    }
+
+                for path in events:
+                    await until(lambda path=path: all(lines(one, path) for one in both), 30, f"no {path}")
+                    await until(lambda path=path: lines(both[0], path).keys() == lines(both[1], path).keys(), 30, path)
+    for path in (agents.LOG, *snapshots, *events, "zeek-agent-sockets"):
+        assert header(both[0] / f"{path}.log") == header(both[1] / f"{path}.log"), path
+    for path in events:
+        zeeks, ours = (lines(one, path) for one in both)
+        for key, line in zeeks.items():
+            times = {name: pytest.approx(line[name], abs=2e-6) for name in ("t", "time_")}  # Zeek rounds another way
+            assert content(ours[key]) == {name: times.get(name, value) for name, value in content(line).items()}
+            assert all(key)
+            assert line["entity_id"]
+            assert line["exe"]
+    for path, (key, value) in snapshots.items():
+        zeeks, ours = (next(line for line in records(one / f"{path}.log") if line[key] == value) for one in both)
+        assert content(zeeks) == content(ours), path
+        assert not {"exe", "entity_id", "groups"}.intersection(name for name, cell in zeeks.items() if cell is None)

@@ -30,7 +30,7 @@ from places import SUPPORT
 from running_agent import AGENT_ID, RunningAgent, running
 from waiting import until
 from zeek_cluster import cluster, search_path
-from zeek_program import PACKAGE, ROOT, Zeek, joined, needs_zeek, records, tool, zeek
+from zeek_program import PACKAGE, ROOT, ZEROMQ_PORTS, Zeek, free_port, joined, needs_zeek, records, tool, zeek
 
 from zeek_agent import __version__
 from zeek_agent.collector import pack_file
@@ -238,7 +238,8 @@ def test_a_new_log_is_an_entry_in_the_default_pack_and_all_else_is_generated(tmp
         "zeek/scripts/table/group-members.zeek",
     }
     script = tmp_path / "paths.zeek"
-    script.write_text(SHOW_PATH.format(package=tree / "zeek" / "scripts"))
+    ports = ZEROMQ_PORTS.format(xpub=free_port(), xsub=free_port())
+    script.write_text(SHOW_PATH.format(package=tree / "zeek" / "scripts") + ports)
     assert run("zeek", str(script), "ZeekAgent::listen=F", cwd=tmp_path) == "zeek-agent-group-members\n"
     default.write_bytes(before["src/zeek_agent/collector/default.toml"])
     for generator in generators:
@@ -251,12 +252,8 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-@needs_zeek
-def test_zkg_installs_the_package_from_a_clone(tmp_path: Path) -> None:
-    tool("zkg")
-    clone = tmp_path / "zeek-endpoints"
-    run("git", "clone", "--quiet", str(ROOT), str(clone))
-    state = tmp_path / "zkg"
+def zkg_configuration(directory: Path, state: Path) -> str:
+    """A configuration of zkg with everything below the state's directory."""
     lines = [
         "[sources]",
         "[paths]",
@@ -264,9 +261,46 @@ def test_zkg_installs_the_package_from_a_clone(tmp_path: Path) -> None:
         f"script_dir = {state}/site",
         f"plugin_dir = {state}/plugins",
     ]
-    configuration = tmp_path / "config"
+    configuration = directory / "config"
     configuration.write_text("\n".join([*lines, f"bin_dir = {state}/bin", "zeek_dist ="]))
-    run("zkg", "--configfile", str(configuration), "install", "--force", "--skiptests", str(clone))
+    return str(configuration)
+
+
+@needs_zeek
+def test_the_package_takes_the_place_of_that_of_version_2(tmp_path: Path) -> None:
+    """As docs/zeek.md says: zkg refuses it until the other one is removed; `@load zeek-agent-v2` then loads it."""
+    tool("zkg")
+    clone, old = tmp_path / "zeek-endpoints", tmp_path / "zeek-agent-v2"
+    run("git", "clone", "--quiet", str(ROOT), str(clone))
+    (old / "scripts").mkdir(parents=True)
+    (old / "zkg.meta").write_text("[package]\nscript_dir = scripts\n")
+    (old / "scripts" / "__load__.zeek").write_text(
+        "module ZeekAgent;\nexport { type Context: record { a: count; }; }\n"
+    )
+    who = ("-c", "user.name=a", "-c", "user.email=a@localhost")
+    for command in (("init", "--quiet"), ("add", "."), (*who, "commit", "--quiet", "--message=a")):
+        run("git", *command, cwd=old)
+    state = tmp_path / "zkg"
+    zkg = ("zkg", "--configfile", zkg_configuration(tmp_path, state))
+    run(*zkg, "install", "--force", "--skiptests", str(old))
+    install = (*zkg, "install", "--force", "--skiptests", str(clone))
+    refused = subprocess.run(install, check=False, capture_output=True, text=True)
+    assert "conflicts with name of installed package" in refused.stdout + refused.stderr
+    run(*zkg, "remove", "--force", "zeek-agent-v2")
+    run(*install)
+    script = tmp_path / "site.zeek"
+    script.write_text('@load packages\n@load zeek-agent-v2\nredef ZeekAgent_Files::paths_to_watch += { "/etc/x" };\n')
+    run("zeek", "-a", str(script), ZEEKPATH=f"{state}/site:{search_path()}")
+
+
+@needs_zeek
+def test_zkg_installs_the_package_from_a_clone(tmp_path: Path) -> None:
+    tool("zkg")
+    clone = tmp_path / "zeek-endpoints"
+    run("git", "clone", "--quiet", str(ROOT), str(clone))
+    state = tmp_path / "zkg"
+    configuration = zkg_configuration(tmp_path, state)
+    run("zkg", "--configfile", configuration, "install", "--force", "--skiptests", str(clone))
     for name in ("packages", "zeek-agent", "zeek-agent-v2"):
         run("zeek", "-a", name, ZEEKPATH=f"{state}/site:{search_path()}")
     assert (state / "site" / "packages" / clone.name / "version.dat").read_text() == f"{__version__}\n"
@@ -470,6 +504,60 @@ async def test_a_program_that_was_downloaded_is_noticed_when_it_is_executed(tmp_
     assert notice["note"] == "DownloadThenExecute::Executed_Download"
     assert notice["sub"] == hashlib.sha256(content).hexdigest()
     assert f"{program} was executed" in notice["msg"]
+
+
+LISTEN_ELSEWHERE = """
+import socket, sys
+server = socket.create_server(("0.0.0.0", int(sys.argv[1])))
+sys.stdout.write("listening\\n")
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+@needs_zeek
+@pytest.mark.root
+async def test_known_services_name_the_listener_of_the_hosts_own_namespace(tmp_path: Path) -> None:
+    """And not the one at the same port in another namespace, as in a container, which ends first."""
+    logs = tmp_path / "zeek"
+    server = ThreadingHTTPServer(("127.7.7.13", 0), partial(SilentHandler, directory=str(tmp_path)))
+    command = ("unshare", "--net", sys.executable, "-c", LISTEN_ELSEWHERE, str(server.server_port))
+    site = f"@load {PACKAGE}/attribution/known-services.zeek\nredef Known::service_tracking = ALL_HOSTS;\n{LOCAL}"
+    pipe = asyncio.subprocess.PIPE
+    other = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    assert other.stdin is not None
+    assert other.stdout is not None
+    try:
+        assert await other.stdout.readline() == b"listening\n"
+        with zeek(logs, "-i", "lo", "-f", "host 127.7.7.13", site=site) as url, serving(server):
+            async with running(tmp_path, f"--zeek={url}") as agent:
+                await joined(logs)
+                once = "SELECT id FROM zeek_agent_queries WHERE sql LIKE '%own_netns%' AND schedule IS NULL"
+                runs = "SELECT runs FROM zeek_agent_queries WHERE sql LIKE '%own_netns%' AND schedule > 0"
+
+                async def were_listed() -> bool:
+                    return not await agent.ask(once)
+
+                async def are_listed_again() -> bool:
+                    return (await agent.ask(runs))[0]["runs"] > before
+
+                await until(were_listed, 30, "the listening ports are not asked for")
+                before = (await agent.ask(runs))[0]["runs"]
+                other.stdin.close()
+                await other.wait()
+                await until(are_listed_again, 30, "the listening ports are not asked for again")
+                await claimed(agent)
+                with socket.create_connection(("127.7.7.13", server.server_port)) as client:
+                    client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                    assert client.recv(65536)
+                services = await until(lambda: records(logs / "known_services.log"), 30, "no service is logged")
+    finally:
+        if other.returncode is None:
+            other.kill()
+            await other.wait()
+    (service,) = services
+    assert (service["host"], service["port_num"]) == ("127.7.7.13", server.server_port)
+    assert (service["hid"], service["pid"]) == (AGENT_ID, os.getpid())
 
 
 class SilentHandler(SimpleHTTPRequestHandler):

@@ -243,6 +243,10 @@ def test_sockets_of_other_network_namespaces_are_seen() -> None:
             assert set(found) >= {(UDP, 4242), (TCP, 4243), (255, 99)}
             assert {row["netns"] for row in found.values() if row["local_port"] in {4242, 4243}} == {namespace}
         assert Path("/proc/thread-self/ns/net").stat().st_ino != namespace
+        with socket.create_server(("127.0.0.1", 0)) as here:
+            serving = {(row["pid"], row["port"]): row["own_netns"] for row in ask(listening_ports)}
+            assert serving[pid, 4243] is False
+            assert serving[os.getpid(), here.getsockname()[1]] is True
 
 
 @pytest.mark.root

@@ -11,11 +11,14 @@ export {
 		Unexpected_Client,
 	};
 
-	## The names of the processes that use a service, by its port.
-	option clients: table[port] of set[string] = {
+	## The names of the processes that use a service, by its port; connections to other ports raise no notice.
+	const clients: table[port] of set[string] = {
 		[22/tcp] = set("ssh", "scp", "sftp", "git"),
 		[25/tcp] = set("postfix", "smtp", "sendmail", "exim4"),
-	};
+	} &redef;
+
+	## Further ones, each as ``22/tcp rsync``. Unlike a table, a file of the configuration framework can set this.
+	option more_clients: set[string] = {};
 }
 
 event ZeekAgent::connection_attributed(c: connection, is_orig: bool,
@@ -24,7 +27,8 @@ event ZeekAgent::connection_attributed(c: connection, is_orig: bool,
 	if ( ! is_orig || c$id$resp_p !in clients || ! process?$process )
 		return;
 
-	if ( process$process in clients[c$id$resp_p] )
+	if ( process$process in clients[c$id$resp_p]
+	    || fmt("%s %s", c$id$resp_p, process$process) in more_clients )
 		return;
 
 	NOTICE(Notice::Info($note=Unexpected_Client, $conn=c, $msg=fmt(

@@ -32,6 +32,8 @@ LOG_FIELDS: Final = (
     Field("uptime", "interval"),
     Field("platform", "string"),
     Field("os_name", "string"),
+    Field("instance", "string"),
+    Field("features", "set[string]"),
 )
 HELLO_BYTES: Final = 16_384
 """Maximum of a hello; with interfaces in the hundreds it has a few KB."""
@@ -52,6 +54,8 @@ class KnownAgent:
     uptime: float | None = None
     platform: str | None = None
     os_name: str | None = None
+    instance: str | None = None
+    features: tuple[str, ...] | None = None
     state: AgentState = "join"
     last_seen: float = 0.0
 
@@ -72,6 +76,8 @@ class KnownAgent:
             self.uptime,
             self.platform,
             self.os_name,
+            self.instance,
+            self.features,
         )
 
 
@@ -144,6 +150,8 @@ def _agent(event: AgentHello) -> KnownAgent:
         uptime=_checked(hello, "uptime", float),
         platform=_checked(hello, "platform", str),
         os_name=_checked(hello, "os_name", str),
+        instance=_checked(hello, "instance_id", str),
+        features=tuple(sorted(event.features)) or None,
     )
 
 

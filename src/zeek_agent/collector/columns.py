@@ -62,8 +62,14 @@ class PackColumns:
         if not queries:
             raise ValueError(f"logs.{path}: no query writes to it, so its fields are unknown")
         place, query = queries[0]
-        batches = audience == "zeek"
-        return _typed(path, None if entry.fields is None else fields, self.selected(place, query, batches=batches))
+        selected = self.selected(place, query, batches=True) if audience == "zeek" else self.collected(place, query)
+        return _typed(path, None if entry.fields is None else fields, selected)
+
+    def collected(self, place: str, query: QueryEntry) -> list[Selected]:
+        """The columns of the query for the collector, with all that any agent has. Raises ValueError as `selected`."""
+        if query.batch_sql is not None and self._file.uses_batch_sql(query):
+            return self.compiled(f"{place}.batch_sql", query.batch_sql, Profile.STOCK)
+        return self.selected(place, query, batches=False)
 
     def selected(self, place: str, query: QueryEntry, *, batches: bool) -> list[Selected]:
         """The columns of the query, for any agent or for one with batches. Raises ValueError that names `place`."""

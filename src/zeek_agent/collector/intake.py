@@ -73,7 +73,11 @@ class Intake:
         self._clock = clock
         self._monotonic = monotonic
         self._results: dict[str, tuple[Log, RowReader, LogFile]] = {
-            event: (zeek_log, row_reader(zeek_log.columns), directory.add(zeek_log.path, zeek_log.fields))
+            event: (
+                zeek_log,
+                row_reader(zeek_log.columns, may_end_early=zeek_log.may_end_early),
+                directory.add(zeek_log.path, zeek_log.fields),
+            )
             for event, zeek_log in pack.logs.items()
         }
         self._life_cycle = directory.add(agents.LOG, agents.LOG_FIELDS)

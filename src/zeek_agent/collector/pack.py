@@ -29,6 +29,8 @@ class Log:
     event: str
     columns: tuple[FieldEntry, ...]
     change: bool
+    may_end_early: bool = False
+    """Whether agents that do not support batches send only the first columns."""
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -87,21 +89,28 @@ def _pack(file: PackFile, origin: str, schedule: float | None) -> Pack:
     for path, entry in file.logs.items():
         if file.queries_for("zeek", path) and not file.queries_for("collector", path):
             continue
-        zeek_log = _log(path, entry, columns.fields(path, "collector"))
+        fields = columns.fields(path, "collector")
+        is_split = any(file.uses_batch_sql(query) for _, query in file.queries_for("collector", path))
+        zeek_log = _log(path, entry, fields, may_end_early=is_split)
         if zeek_log.event in logs:
             raise ValueError(f"logs {logs[zeek_log.event].path} and {path} use the same event {zeek_log.event}")
         logs[zeek_log.event] = zeek_log
     by_path = {zeek_log.path: zeek_log for zeek_log in logs.values()}
-    wanted = [(_query(file, entry, by_path[entry.log], schedule), entry) for _, entry in file.queries_for("collector")]
-    enabled = [query for query, entry in wanted if entry.enabled]
+    enabled = [
+        query
+        for _, entry in file.queries_for("collector")
+        if entry.enabled
+        for query in _queries(file, entry, by_path[entry.log], schedule)
+    ]
     if too_frequent := sum(one.query.is_too_frequent for one in enabled):
         notice = "%s: queries with a schedule below %g s will run every %g s: %d"
         log.warning(notice, origin, SCHEDULE_MIN_SECONDS, SCHEDULE_MIN_SECONDS, too_frequent)
     return Pack(logs, tuple(replace(one, query=one.query.with_minimum_schedule()) for one in enabled))
 
 
-def _log(path: str, entry: LogEntry, fields: tuple[FieldEntry, ...]) -> Log:
-    zeek_log = Log(path, entry.event or f"Collector::{path.replace('-', '_')}", fields, entry.change)
+def _log(path: str, entry: LogEntry, fields: tuple[FieldEntry, ...], *, may_end_early: bool) -> Log:
+    event = entry.event or f"Collector::{path.replace('-', '_')}"
+    zeek_log = Log(path, event, fields, entry.change, may_end_early)
     names = [field.name for field in fields]
     try:
         given_twice = {field.name for field in zeek_log.fields[: -len(names) or None]}.intersection(names)
@@ -110,6 +119,18 @@ def _log(path: str, entry: LogEntry, fields: tuple[FieldEntry, ...]) -> Log:
     if given_twice:
         raise ValueError(f"logs.{path}: field {min(given_twice)}: every log already has a field of that name")
     return zeek_log
+
+
+def _queries(file: PackFile, entry: QueryEntry, zeek_log: Log, schedule: float | None) -> list[PackQuery]:
+    """The query as installed: one for all agents, or one for ours and one for those without batches."""
+    basic = _query(file, entry, zeek_log, schedule)
+    if entry.batch_sql is None or not file.uses_batch_sql(entry):
+        return [basic]
+    ours = replace(
+        basic.query, sql=entry.batch_sql, requires_tables=basic.query.requires_tables | {pack_file.BATCHES_TABLE}
+    )
+    others = replace(basic.query, if_missing_tables=basic.query.if_missing_tables | {pack_file.BATCHES_TABLE})
+    return [replace(basic, query=ours), replace(basic, query=others)]
 
 
 def _query(file: PackFile, entry: QueryEntry, zeek_log: Log, schedule: float | None) -> PackQuery:

@@ -52,7 +52,7 @@ def _problems(document: dict[str, Any]) -> Iterator[PackProblem]:
     columns = PackColumns(file)
     for place, query in zip(places, file.queries, strict=True):
         if query.only in (None, "collector"):
-            found += _statement(place, query, columns)
+            found += _statements(file, place, query, columns)
     yield from found
     if all(problem.is_warning for problem in found):
         # What remains are names of events and fields that collide.
@@ -108,10 +108,21 @@ def _refused(check: Callable[[], None]) -> Iterator[PackProblem]:
         yield PackProblem(str(error))
 
 
-def _statement(place: str, query: QueryEntry, columns: PackColumns) -> Iterator[PackProblem]:
-    """Compile the query's statement, and compare what it selects with the log's fields."""
+def _statements(file: PackFile, place: str, query: QueryEntry, columns: PackColumns) -> Iterator[PackProblem]:
+    """Check the statements that the collector sends for the query."""
+    if query.batch_sql is None or not file.uses_batch_sql(query):
+        yield from _statement(place, "sql", query, query.sql, columns)
+        return
+    yield from _statement(place, "batch_sql", query, query.batch_sql, columns)
+    yield from _statement(place, "sql", query, query.sql, columns, may_end_early=True)
+
+
+def _statement(
+    place: str, key: str, query: QueryEntry, sql: str, columns: PackColumns, *, may_end_early: bool = False
+) -> Iterator[PackProblem]:
+    """Compile a statement of the query, and compare what it selects with the log's fields."""
     try:
-        selected = columns.headings(f"{place}.sql", query.sql, Profile.STOCK)
+        selected = columns.headings(f"{place}.{key}", sql, Profile.STOCK)
     except UndeclaredTableError as error:
         if error.table.lower() not in {table.lower() for table in query.requires_tables}:
             yield _unknown_table(error)
@@ -125,7 +136,7 @@ def _statement(place: str, query: QueryEntry, columns: PackColumns) -> Iterator[
         yield PackProblem(str(error))
         return
     wanted = list(pack_file.columns_of(fields))
-    if len(wanted) != len(selected):
+    if len(wanted) != len(selected) and not (may_end_early and len(selected) < len(wanted)):
         names = ", ".join(name for name, _ in selected)
         text = f"{place}: log {query.log} has fields for {len(wanted)} columns, but the query selects {len(selected)}"
         yield PackProblem(f"{text}: {names}", is_warning=len(selected) > len(wanted))

@@ -24,6 +24,9 @@ DEFAULT: Final = "the default pack"
 RESERVED: Final = frozenset({"zeek-agent", "reporter"})
 """Logs that the collector writes itself."""
 
+BATCHES_TABLE: Final = "zeek_agent_tables"
+"""A table of every agent that supports batches, and of no other."""
+
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 """At most some 30 years: what Zeek can hold as an interval has an end."""
 SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]
@@ -69,7 +72,7 @@ class LogEntry(Struct, frozen=True, forbid_unknown_fields=True):
 class QueryEntry(Struct, frozen=True, forbid_unknown_fields=True):
     """A statement; missing keys have the pack's defaults. `hosts` are agent ids, for a query of only these.
 
-    `batch_sql` is the statement for agents that support batches.
+    `batch_sql` is the statement for agents that support batches; other agents send the first of its columns.
     """
 
     sql: str
@@ -100,6 +103,13 @@ class PackFile(Struct, frozen=True, forbid_unknown_fields=True):
             for number, entry in enumerate(self.queries)
             if entry.only in (None, audience) and log in (None, entry.log)
         ]
+
+    def uses_batch_sql(self, query: QueryEntry) -> bool:
+        """Whether the collector sends `batch_sql` to the agents that support batches, as Zeek does.
+
+        A log with fields that only Zeek has takes the columns of `sql` alone.
+        """
+        return query.batch_sql is not None and not any(f.only == "zeek" for f in self.logs[query.log].fields or ())
 
 
 def load(path: Path | None = None) -> tuple[PackFile, str]:

@@ -1,12 +1,14 @@
 """Converts received rows to the values of a log's fields.
 
 As strict as Zeek's conversion of a received vector to a record: each value must have the field's type (a count is not
-an integer), too few values are an error, surplus ones are ignored.
+an integer), too few values are an error, surplus ones are ignored. Agents that lack the columns of a query's
+`batch_sql` omit them at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from typing import Any, Final, TypeAlias
 
 from zeek_agent.collector.log_formats import Field
@@ -32,14 +34,28 @@ _KINDS: Final[dict[str, type[Any]]] = {
 }
 
 
-def row_reader(columns: Sequence[FieldEntry]) -> RowReader:
-    """A function that reads rows of these columns. It raises ProtocolError that names the column."""
+def row_reader(columns: Sequence[FieldEntry], *, may_end_early: bool = False) -> RowReader:
+    """A function that reads rows of these columns. It raises ProtocolError that names the column.
+
+    If a row `may_end_early`, optional columns at the end can be missing from it, and are unset.
+    """
     readers = tuple(_columns(columns))
+    omissible = _optional_at_the_end(columns) if may_end_early else 0
 
     def read_row(row: broker_json.Vector) -> list[Any]:
+        missing = len(readers) - len(row.data)
+        if 0 < missing <= omissible:
+            values = _read(readers[:-missing], row, "row")
+            return values + [None] * (len(columns) - len(values))
         return _read(readers, row, "row")
 
     return read_row
+
+
+def _optional_at_the_end(columns: Sequence[FieldEntry]) -> int:
+    """The number of columns after the last one that must have a value, or after the first if none must."""
+    optional = [all(field.optional for field in members) for _, members in columns_of(tuple(columns))]
+    return len(list(takewhile(bool, reversed(optional[1:]))))
 
 
 def _columns(columns: Sequence[FieldEntry]) -> Iterator[_Column]:

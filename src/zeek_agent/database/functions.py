@@ -40,6 +40,8 @@ class Function:
     """Whether it replaces SQLite's function of that name, with the same meaning."""
     reads_clock: bool = False
     """Whether the first argument of `call` is a function that returns the time at which the statement began."""
+    reads_store: bool = False
+    """Whether the first argument of `call` is the event store's id, or None without one."""
 
 
 def regexp(pattern: Any, value: Any) -> int | None:
@@ -187,6 +189,12 @@ def _strip(value: Any, characters: Any, *, left: bool, right: bool) -> str | Non
     return content[start:end]
 
 
+def event_store(store: str | None) -> str | None:
+    """The event store's id, which restarts do not change. With an event's `seq` it identifies the event permanently.
+    NULL if there is no store."""
+    return store
+
+
 def _text(value: Any) -> str:
     """The value as SQLite casts it to text."""
     if isinstance(value, str):
@@ -213,9 +221,10 @@ def _function(
     *,
     replaces: bool = False,
     reads_clock: bool = False,
+    reads_store: bool = False,
 ) -> Function:
     summary = " ".join((call.__doc__ or "").split())
-    return Function(call.__name__, signature, summary, call, arguments, replaces, reads_clock)
+    return Function(call.__name__, signature, summary, call, arguments, replaces, reads_clock, reads_store)
 
 
 FUNCTIONS: Final = (
@@ -230,6 +239,7 @@ FUNCTIONS: Final = (
         "community_id_v1(source, destination, source_port, destination_port, protocol [, seed])",
         (5, 6),
     ),
+    _function(event_store, "event_store()", (0,), reads_store=True),
     _function(instr, "instr(value, wanted)", (2,), replaces=True),
     _function(replace, "replace(value, old, new)", (3,), replaces=True),
     _function(trim, "trim(value [, characters])", (1, 2), replaces=True),

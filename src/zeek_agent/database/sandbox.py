@@ -99,10 +99,10 @@ class Run:
         return False
 
 
-def confine(connection: apsw.Connection, limits: LimitSettings, now: Callable[[], float]) -> None:
+def confine(connection: apsw.Connection, limits: LimitSettings, now: Callable[[], float], store: str | None) -> None:
     """Set the connection's limits, disable everything that could reach outside it, and add the agent's functions.
 
-    `now` returns the time at which the statement began.
+    `now` returns the time at which the statement began; `store` is the event store's id, if there is one.
     """
     connection.limit(apsw.SQLITE_LIMIT_SQL_LENGTH, limits.statement_bytes)
     connection.limit(apsw.SQLITE_LIMIT_LENGTH, limits.value_bytes)
@@ -113,7 +113,11 @@ def confine(connection: apsw.Connection, limits: LimitSettings, now: Callable[[]
     connection.config(apsw.SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 0)
     connection.config(apsw.SQLITE_DBCONFIG_DQS_DML, 1)
     for function in FUNCTIONS:
-        call = partial(function.call, now) if function.reads_clock else function.call
+        call = function.call
+        if function.reads_clock:
+            call = partial(call, now)
+        elif function.reads_store:
+            call = partial(call, store)
         for count in function.arguments:
             connection.create_scalar_function(function.name, call, count, deterministic=True)
 

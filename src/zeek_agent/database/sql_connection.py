@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -138,6 +139,12 @@ class StreamedStatement(NamedTuple):
     headings: tuple[Heading, ...]
     size: int
     files: Omissions
+
+
+def _store_id(uri: str | None) -> str | None:
+    """The id of the event store that its URI contains, for SQLite to ignore."""
+    found = re.search(r"[?&]store=([^&]+)", uri or "")
+    return found and found[1]
 
 
 class SqlConnection:
@@ -386,7 +393,7 @@ class SqlConnection:
         else:
             self._add_event_views([layout.table for layout in events])
         self._add_tripwires(stored)
-        confine(connection, self._limits, lambda: self.run.began)
+        confine(connection, self._limits, lambda: self.run.began, _store_id(self._store_uri))
         connection.authorizer = self._authorizer
         connection.set_progress_handler(self._progress, STEPS_BETWEEN_CHECKS)
         self._authorizer.trusted = False

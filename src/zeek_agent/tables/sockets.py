@@ -21,7 +21,7 @@ from zeek_agent.host.linux.internet_sockets import (
     address_text,
     state_mask,
 )
-from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, socket_holders
+from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, network_namespace, socket_holders
 from zeek_agent.recording.sockets.conntrack import list_translations
 from zeek_agent.recording.sockets.socket_event import UNTRANSLATED, Ends, Translation
 from zeek_agent.schema import Column, Row
@@ -89,6 +89,12 @@ listening_ports = Table(
         *process_columns("exe", "cmdline", "netns", "container_id", "entity_id"),
         *process_columns("argv", hidden=True),
         *process_columns(*EXECUTABLE, added=True),
+        Column(
+            "own_netns",
+            "bool",
+            "whether its network namespace is the agent's own, which has the addresses in `zeek_agent`",
+            hidden=True,
+        ),
     ],
     examples=["SELECT protocol, port, address, process, exe FROM listening_ports ORDER BY protocol, port"],
 )
@@ -173,6 +179,7 @@ def open_sockets(wanted: Constraints) -> Iterator[Row]:
 
 @listening_ports.snapshot
 def listeners(wanted: Constraints) -> Iterator[Row]:
+    own = network_namespace(Procfs(wanted.context.proc).root, "self")
     for found, netns, pid, _, owner in _held(wanted, (TCP, UDP, UDPLITE), _BOUND_STATES):
         if found.local_port and (found.state == TcpState.LISTEN or found.protocol != TCP):
             yield (
@@ -190,6 +197,7 @@ def listeners(wanted: Constraints) -> Iterator[Row]:
                 owner.entity_id,
                 owner.argv,
                 *owner.executable,
+                netns == own,
             )
 
 

@@ -53,11 +53,12 @@ class StoredEvents:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.uri = f"file:{quote(str(path.absolute()))}?mode=ro"
-        self._connection = apsw.Connection(self.uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+        self._connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         self._connection.set_busy_timeout(2_000)
         refuse_newer(self._connection, path)
         self.id = str(self._connection.execute("SELECT id FROM _store").get)
+        self.uri = f"{uri}&store={self.id}"
 
     @classmethod
     def at(cls, path: Path) -> StoredEvents | None:

@@ -224,18 +224,20 @@ class AgentHello:
     @property
     def features(self) -> frozenset[str]:
         """Features of the agent beyond version 1 of the API."""
-        match self.columns.data[len(HELLO_FIELDS) :]:
+        match self.columns.data[len(HELLO_FIELDS_BROKER if self._has_broker else HELLO_FIELDS) :]:
             case [broker_json.Set(data=members), *_]:
                 return frozenset(member.data for member in members if isinstance(member, broker_json.String))
         return frozenset()
 
     def named(self) -> dict[str, Value]:
         """The fields that the agent sent, as cells by name."""
+        names = HELLO_FIELDS_BROKER if self._has_broker else HELLO_FIELDS
+        return dict(zip(names, broker_json.cells(self.columns), strict=False))
+
+    @property
+    def _has_broker(self) -> bool:
         fields = self.columns.data
-        has_broker = len(fields) > BROKER_INDEX and isinstance(fields[BROKER_INDEX], broker_json.String)
-        return dict(
-            zip(HELLO_FIELDS_BROKER if has_broker else HELLO_FIELDS, broker_json.cells(self.columns), strict=False)
-        )
+        return len(fields) > BROKER_INDEX and isinstance(fields[BROKER_INDEX], broker_json.String)
 
 
 @dataclass(frozen=True, slots=True)

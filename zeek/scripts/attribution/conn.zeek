@@ -54,6 +54,35 @@ redef record Conn::Info += {
 	resp_entity_id: string &log &optional;
 };
 
+# Whether each of the fields is logged.
+global conn_has_hid = F;
+global conn_has_pid = F;
+global conn_has_process = F;
+global conn_has_exe = F;
+global conn_has_cmdline = F;
+global conn_has_user = F;
+global conn_has_container = F;
+global conn_has_entity_id = F;
+
+function select_fields(option_: string, fields: set[string]): set[string]
+	{
+	conn_has_hid = "hid" in fields;
+	conn_has_pid = "pid" in fields;
+	conn_has_process = "process" in fields;
+	conn_has_exe = "exe" in fields;
+	conn_has_cmdline = "cmdline" in fields;
+	conn_has_user = "user" in fields;
+	conn_has_container = "container" in fields;
+	conn_has_entity_id = "entity_id" in fields;
+	return fields;
+	}
+
+event zeek_init()
+	{
+	select_fields("ZeekAgent::conn_fields", conn_fields);
+	Option::set_change_handler("ZeekAgent::conn_fields", select_fields, -100);
+	}
+
 function user_label(process: Process): string
 	{
 	return process?$user ? process$user : fmt("%d", process$uid);
@@ -61,55 +90,55 @@ function user_label(process: Process): string
 
 function log_orig(info: Conn::Info, process: Process)
 	{
-	if ( "hid" in conn_fields )
+	if ( conn_has_hid )
 		info$orig_hid = process$hid;
 
-	if ( "pid" in conn_fields && process?$pid )
+	if ( conn_has_pid && process?$pid )
 		info$orig_pid = process$pid;
 
-	if ( "process" in conn_fields && process?$process )
+	if ( conn_has_process && process?$process )
 		info$orig_process = process$process;
 
-	if ( "exe" in conn_fields && process?$exe )
+	if ( conn_has_exe && process?$exe )
 		info$orig_exe = process$exe;
 
-	if ( "cmdline" in conn_fields && process?$cmdline )
+	if ( conn_has_cmdline && process?$cmdline )
 		info$orig_cmdline = process$cmdline;
 
-	if ( "user" in conn_fields && process?$uid )
+	if ( conn_has_user && process?$uid )
 		info$orig_user = user_label(process);
 
-	if ( "container" in conn_fields && process?$container )
+	if ( conn_has_container && process?$container )
 		info$orig_container = process$container;
 
-	if ( "entity_id" in conn_fields && process?$entity_id )
+	if ( conn_has_entity_id && process?$entity_id )
 		info$orig_entity_id = process$entity_id;
 	}
 
 function log_resp(info: Conn::Info, process: Process)
 	{
-	if ( "hid" in conn_fields )
+	if ( conn_has_hid )
 		info$resp_hid = process$hid;
 
-	if ( "pid" in conn_fields && process?$pid )
+	if ( conn_has_pid && process?$pid )
 		info$resp_pid = process$pid;
 
-	if ( "process" in conn_fields && process?$process )
+	if ( conn_has_process && process?$process )
 		info$resp_process = process$process;
 
-	if ( "exe" in conn_fields && process?$exe )
+	if ( conn_has_exe && process?$exe )
 		info$resp_exe = process$exe;
 
-	if ( "cmdline" in conn_fields && process?$cmdline )
+	if ( conn_has_cmdline && process?$cmdline )
 		info$resp_cmdline = process$cmdline;
 
-	if ( "user" in conn_fields && process?$uid )
+	if ( conn_has_user && process?$uid )
 		info$resp_user = user_label(process);
 
-	if ( "container" in conn_fields && process?$container )
+	if ( conn_has_container && process?$container )
 		info$resp_container = process$container;
 
-	if ( "entity_id" in conn_fields && process?$entity_id )
+	if ( conn_has_entity_id && process?$entity_id )
 		info$resp_entity_id = process$entity_id;
 	}
 
@@ -118,18 +147,11 @@ event connection_state_remove(c: connection)
 	if ( ! attribute_connections )
 		return;
 
-	attribute(c, T);
-	attribute(c, F);
+	finish_connection(c);
 
-	# All that was told of these ends by now decides, not what was told first.
-	local orig = process_of(c, T);
-	local resp = process_of(c, F);
+	if ( c?$orig_process )
+		log_orig(c$conn, c$orig_process);
 
-	if ( orig?$hid )
-		log_orig(c$conn, orig);
-
-	if ( resp?$hid )
-		log_resp(c$conn, resp);
-
-	note_end(c);
+	if ( c?$resp_process )
+		log_resp(c$conn, c$resp_process);
 	}

@@ -22,21 +22,13 @@ export {
 
 	## Forwards user names to the workers, as JSON.
 	global user_rows: event(agent_id: string, is_gone: bool, rows: string);
-
-	## Raised when a connection is attributed to a process, and again if the agent corrects the process: that of a
-	## connection that was accepted late.
-	##
-	## c: the connection.
-	##
-	## is_orig: whether the process is the originator's.
-	##
-	## process: the process.
-	global connection_attributed: event(c: connection, is_orig: bool,
-	    process: Process);
 }
 
-# What an agent tells of a flow's end.
+# What an agent reports of a flow's endpoint: its beginning, its end, or both. Both are unset where the flow was only listed; then the
+# state and the time, if there is one, are used.
 type ClaimRow: record {
+	began: time &optional;
+	ended: time &optional;
 	time_: time &optional;
 	pid: count &optional;
 	process: string &optional;
@@ -57,6 +49,7 @@ type ClaimRow: record {
 	translated_local_port: count &optional;
 	translated_remote_addr: addr &optional;
 	translated_remote_port: count &optional;
+	is_event: bool &default=T;
 };
 
 type ClaimRows: vector of ClaimRow;
@@ -67,6 +60,11 @@ type UserRow: record {
 };
 
 type UserRows: vector of UserRow;
+
+type UserKey: record {
+	hid: string;
+	uid: count;
+};
 
 # A socket as agents without events tell of it.
 type SocketRow: record {
@@ -79,19 +77,35 @@ type SocketRow: record {
 	remote_port: count &optional;
 };
 
-const flow_columns = "pid, process, uid, protocol, local_addr, local_port, remote_addr, remote_port, exe, cmdline, "
-    + "cookie, container_id, entity_id, "
-    + "translated_local_addr, translated_local_port, translated_remote_addr, translated_remote_port";
-const flow_events = "SELECT time AS time_, state, direction, " + flow_columns +
-    " FROM sockets_events WHERE remote_addr IS NOT NULL AND pid IS NOT NULL";
+const flow_columns = "pid, process, uid, protocol, local_addr, local_port, remote_addr, remote_port, exe, cookie, "
+    + "container_id, entity_id";
+
+# One row for a flow that begins and ends between two reports. Nearly all others that end were reported before, with their
+# command line.
+const flow_end =
+    "max(CASE WHEN state IN ('closed', 'failed', 'expired') THEN time END)";
+const flow_events = "SELECT min(CASE WHEN state = 'established' THEN time END) AS \"began:time\", "
+    + flow_end + " AS \"ended:time\", direction, " + flow_columns +
+    ", max(CASE WHEN state <> 'closed' THEN cmdline END) AS cmdline, " +
+    "max(translated_local_addr) AS \"translated_local_addr:address\", " +
+    "max(translated_local_port) AS \"translated_local_port:count\", " +
+    "max(translated_remote_addr) AS \"translated_remote_addr:address\", " +
+    "max(translated_remote_port) AS \"translated_remote_port:count\" " + "FROM sockets_events WHERE remote_addr IS NOT NULL AND pid IS NOT NULL%s GROUP BY direction, "
+    + flow_columns + "%s ORDER BY min(seq)";
+# Zeek may still have their connections.
+const recent_flows = fmt(flow_events, " AND time > unixepoch() - 120",
+    " HAVING coalesce(" + flow_end + ", unixepoch()) > unixepoch() - 70");
+
+global claims_taken = 0;
 const ended_states = set("closed", "failed", "expired");
 
 function to_transport_port(number: count, protocol: count): port
 	{
+	if ( protocol == 6 )
+		return count_to_port(number, tcp);
+
 	switch ( protocol )
 		{
-		case 6:
-			return count_to_port(number, tcp);
 		case 17:
 			return count_to_port(number, udp);
 		case 1, 58:
@@ -101,68 +115,15 @@ function to_transport_port(number: count, protocol: count): port
 		}
 	}
 
-function process_in(row: ClaimRow, agent_id: string): Process
-	{
-	local process = Process($hid=agent_id, $host=hostname_of(agent_id),
-	    $pid=row$pid);
-
-	if ( row?$process )
-		process$process = row$process;
-
-	if ( row?$exe )
-		process$exe = row$exe;
-
-	if ( row?$cmdline )
-		process$cmdline = row$cmdline;
-
-	if ( row?$uid )
-		process$uid = row$uid;
-
-	if ( row?$container_id )
-		process$container = row$container_id;
-
-	if ( row?$entity_id )
-		process$entity_id = row$entity_id;
-
-	return process;
-	}
-
-function is_complete(row: ClaimRow): bool
-	{
-	return row?$pid
-	    && row?$protocol
-	    && row?$local_port
-	    && row?$remote_addr
-	    && row?$remote_port;
-	}
-
-function is_same_process(one: Process, other: Process): bool
-	{
-	if ( one?$entity_id && other?$entity_id )
-		return one$entity_id == other$entity_id;
-
-	return one?$pid && other?$pid && one$pid == other$pid;
-	}
-
-# Attributes an end of a connection that is there now, if it was not yet, or was to a process that is corrected.
-function attribute(c: connection, is_orig: bool)
-	{
-	local process = process_of(c, is_orig);
-
-	if ( ! process?$hid )
-		return;
-
-	if ( is_orig ? c?$orig_process && is_same_process(c$orig_process, process) :
-	    c?$resp_process && is_same_process(c$resp_process, process) )
-		return;
-
-	if ( is_orig )
-		c$orig_process = process;
-	else
-		c$resp_process = process;
-
-	event connection_attributed(c, is_orig, process);
-	}
+# What the rows of a batch have in common.
+type ClaimSource: record {
+	agent_id: string;
+	host: string;
+	is_local: bool;
+	## The address looked up last, and whether claims for it count.
+	address: addr &default=0.0.0.0;
+	is_counted: bool &default=F;
+};
 
 function is_translated(row: ClaimRow): bool
 	{
@@ -172,49 +133,308 @@ function is_translated(row: ClaimRow): bool
 	    && row?$translated_remote_port;
 	}
 
-# Takes a claim for the ends that a connection has on the wire, and attributes the connection if it is there.
-function enter_claim(local_h: addr, local_p: port, remote_h: addr,
-    remote_p: port, protocol: count, claim: Claim)
+function is_row_of(owner: Owner, row: ClaimRow, is_end: bool): bool
 	{
-	add_claim(local_h, local_p, remote_h, remote_p, claim);
+	return owner$pid == row$pid
+	    && ( row?$process ? owner?$process && owner$process == row$process : ! owner?$process )
+	    && ( row?$exe ? owner?$exe && owner$exe == row$exe : ! owner?$exe )
+	    && ( row?$cmdline ? owner?$cmdline && owner$cmdline == row$cmdline : ! owner?$cmdline || is_end )
+	    && ( row?$uid ? owner?$uid && owner$uid == row$uid : ! owner?$uid )
+	    && ( row?$container_id ? owner?$container && owner$container == row$container_id : ! owner?$container );
+	}
+
+# The process in a row. Those of flows before it are the same record, unless the process has changed. Agents report the
+# command line with the beginning of a flow.
+function owner_in(row: ClaimRow, source: ClaimSource): Owner
+	{
+	local id = row?$entity_id ? row$entity_id : cat(row$pid);
+
+	if ( [source$agent_id, id] in owners )
+		{
+		local known = owners[source$agent_id, id];
+
+		if ( is_row_of(known, row, ! row?$began) )
+			return known;
+		}
+
+	local owner = Owner($hid=source$agent_id, $host=source$host, $pid=row$pid);
+
+	if ( row?$process )
+		owner$process = row$process;
+
+	if ( row?$exe )
+		owner$exe = row$exe;
+
+	if ( row?$cmdline )
+		owner$cmdline = row$cmdline;
+
+	if ( row?$uid )
+		owner$uid = row$uid;
+
+	if ( row?$container_id )
+		owner$container = row$container_id;
+
+	if ( row?$entity_id )
+		owner$entity_id = row$entity_id;
+
+	if ( |owners| >= max_owners )
+		clear_table(owners);
+
+	owners[source$agent_id, id] = owner;
+	return owner;
+	}
+
+function claim_in(row: ClaimRow, source: ClaimSource): Claim
+	{
+	local claim = Claim($owner=owner_in(row, source), $is_event=row$is_event);
+
+	if ( row?$cookie )
+		claim$cookie = row$cookie;
+
+	if ( row?$began )
+		claim$since = row$began;
+
+	if ( row?$ended )
+		claim$until = row$ended;
+
+	if ( row?$direction && row$direction == "inbound" )
+		claim$is_inbound = T;
+
+	return claim;
+	}
+
+# Whether a row is about the flow of a claim.
+function is_of_claim(row: ClaimRow, source: ClaimSource, claim: Claim): bool
+	{
+	return same_flow(claim, source$agent_id, row?$cookie ? row$cookie : 0, row$pid,
+	    ! row?$began);
+	}
+
+# An agent corrects the process of a flow that was accepted or read late. Says whether it did so.
+function correct(claim: Claim, row: ClaimRow, source: ClaimSource): bool
+	{
+	if ( ! row?$cookie || row$cookie != claim$cookie || ! row$is_event )
+		return F;
+
+	local owner = claim$owner;
+
+	if ( owner$pid == row$pid
+	    && ( ! row?$entity_id || ! owner?$entity_id || row$entity_id == owner$entity_id ) )
+		return F;
+
+	claim$owner = owner_in(row, source);
+	return T;
+	}
+
+# Looks for a row's flow in the table, and brings what is there up to date. Says whether it was found. A new socket at the
+# same ends means that the one before has gone.
+function update_waiting(row: ClaimRow, source: ClaimSource, local_h: addr,
+    local_p: port, remote_h: addr, remote_p: port): bool
+	{
+	for ( _, known in waiting_claims(local_h, local_p, remote_h, remote_p) )
+		{
+		if ( is_of_claim(row, source, known) )
+			{
+			correct(known, row, source);
+
+			if ( row?$began && ! known?$since )
+				known$since = row$began;
+
+			if ( row?$ended )
+				end_waiting(local_h, local_p, remote_h, remote_p, known, row$ended);
+
+			return T;
+			}
+
+		if ( row?$began && ! known?$until && known$owner$hid == source$agent_id )
+			end_waiting(local_h, local_p, remote_h, remote_p, known, row$began);
+		}
+
+	return F;
+	}
+
+# Whether a claim's own address can be on the wire. Most rows of a batch have the same one.
+function counts_here(a: addr, source: ClaimSource): bool
+	{
+	if ( source$is_local )
+		return T;
+
+	if ( a != source$address )
+		{
+		source$address = a;
+		source$is_counted = is_outer_address(source$agent_id, a);
+		}
+
+	return source$is_counted;
+	}
+
+# Takes a row that waits for a connection. Says whether there was room.
+function take_waiting(row: ClaimRow, source: ClaimSource, local_h: addr,
+    local_p: port, remote_h: addr, remote_p: port): bool
+	{
+	if ( [local_h, local_p, remote_h, remote_p] in claims
+	    && update_waiting(row, source, local_h, local_p, remote_h, remote_p) )
+		return T;
+
+	local claim = claim_in(row, source);
+
+	if ( ! add_waiting(local_h, local_p, remote_h, remote_p, claim) )
+		return F;
+
+	++claims_taken;
+
+	if ( ! is_translated(row)
+	    && ( is_unspecified(local_h) || ! counts_here(local_h, source) ) )
+		add_translated(local_p, remote_h, remote_p, claim);
+
+	return T;
+	}
+
+# Whether a flow that began before a connection can only be that connection, as there was none before.
+function is_first(c: connection, began: time): bool
+	{
+	local id = c$id;
+	return began + claim_slack >= c$start_time
+	    && [id$orig_h, id$orig_p, id$resp_h, id$resp_p] !in recent_ends;
+	}
+
+# Takes a row for the ends that a connection has on the wire, and attributes the connection if it is there. Nearly all rows
+# are the first one about an endpoint of a connection, or the one about its end.
+function take_row(row: ClaimRow, source: ClaimSource, local_h: addr,
+    local_p: port, remote_h: addr, remote_p: port)
+	{
+	local id = conn_id($orig_h=local_h, $orig_p=local_p, $resp_h=remote_h,
+	    $resp_p=remote_p, $proto=row$protocol);
+
+	if ( ! counts_here(local_h, source) || ! connection_exists(id) )
+		{
+		# What an agent reports late may be over for Zeek.
+		if ( ! row?$ended
+		    || row$ended + linger_time(local_p) > network_time()
+		    || row$ended + claim_lifetime > network_time()
+		    || [local_h, local_p, remote_h, remote_p] in claims )
+			take_waiting(row, source, local_h, local_p, remote_h, remote_p);
+		return;
+		}
+
+	local c = lookup_connection(id);
+	local is_orig = c$id$orig_p == local_p && c$id$orig_h == local_h;
+
+	if ( is_orig ? c?$orig_claim : c?$resp_claim )
+		{
+		local known = is_orig ? c$orig_claim : c$resp_claim;
+
+		if ( is_of_claim(row, source, known) )
+			{
+			if ( row?$ended )
+				known$until = row$ended;
+
+			if ( row?$began && ! known?$since )
+				known$since = row$began;
+
+			if ( row$pid != known$owner$pid && correct(known, row, source) )
+				attribute(c, is_orig, known);
+
+			return;
+			}
+
+		if ( row?$began && ! known?$until && known$owner$hid == source$agent_id )
+			known$until = row$began;
+		}
+	else if ( row?$began
+	    && row$began <= c$start_time + c$duration + claim_slack
+	    && ( row$began >= c$start_time || is_first(c, row$began) )
+	    && [local_h, local_p, remote_h, remote_p] !in claims )
+		{
+		++claims_taken;
+		attribute(c, is_orig, claim_in(row, source));
+		return;
+		}
+
+	if ( take_waiting(row, source, local_h, local_p, remote_h, remote_p) )
+		{
+		decide(c, is_orig, local_h, local_p, remote_h, remote_p);
+		return;
+		}
+
+	# Connections have room.
+	if ( is_orig ? ! c?$orig_claim : ! c?$resp_claim )
+		{
+		local claim = claim_in(row, source);
+
+		if ( overlaps(claim, span_of(c)) )
+			{
+			--claim_counts["refused"];
+			++claims_taken;
+			attribute(c, is_orig, claim);
+			}
+		}
+	}
+
+function is_same_socket(row: ClaimRow, source: ClaimSource, claim: Claim): bool
+	{
+	return same_flow(claim, source$agent_id, row?$cookie ? row$cookie : 0, row$pid, T);
+	}
+
+# Removes the claim of a flow for ends that are now known not to be on the wire.
+function withdraw(row: ClaimRow, source: ClaimSource, local_h: addr,
+    local_p: port, remote_h: addr, remote_p: port)
+	{
+	for ( _, claim in waiting_claims(local_h, local_p, remote_h, remote_p) )
+		if ( is_same_socket(row, source, claim) )
+			remove_waiting(local_h, local_p, remote_h, remote_p, claim);
 
 	local id = conn_id($orig_h=local_h, $orig_p=local_p, $resp_h=remote_h,
-	    $resp_p=remote_p, $proto=protocol);
+	    $resp_p=remote_p, $proto=row$protocol);
 
 	if ( ! connection_exists(id) )
 		return;
 
 	local c = lookup_connection(id);
-	attribute(c, c$id$orig_h == local_h && c$id$orig_p == local_p);
+	local is_orig = c$id$orig_p == local_p && c$id$orig_h == local_h;
+
+	if ( is_orig ? c?$orig_claim && is_same_socket(row, source, c$orig_claim) :
+	    c?$resp_claim && is_same_socket(row, source, c$resp_claim) )
+		detach(c, is_orig);
 	}
 
-function take_claim(row: ClaimRow, agent_id: string, at: time, offset: interval)
+# Takes a row with the addresses on the far side of a translation. Another flow may have the near ones on the wire: when a
+# container and its host use the same port, one of them gets another one. On the inside, they are those of this flow.
+function take_translated(row: ClaimRow, source: ClaimSource, local_h: addr,
+    local_p: port, remote_h: addr, remote_p: port)
 	{
-	local when_ = ( row?$time_ ? row$time_ : at ) + offset;
-	local claim = Claim($process=process_in(row, agent_id),
-	    $is_far_side_known=is_translated(row));
+	take_row(row, source, row$translated_local_addr, to_transport_port(
+	    row$translated_local_port, row$protocol),
+	    row$translated_remote_addr, to_transport_port(
+	    row$translated_remote_port, row$protocol));
 
-	if ( row?$state && row$state in ended_states )
-		claim$until = when_;
+	if ( source$is_local )
+		take_row(row, source, local_h, local_p, remote_h, remote_p);
 	else
-		claim$since = when_;
+		withdraw(row, source, local_h, local_p, remote_h, remote_p);
+	}
 
-	if ( row?$direction && row$direction == "inbound" )
-		claim$is_inbound = T;
+# Completes the times of a row, by Zeek's clock.
+function set_times(row: ClaimRow, at: time, offset: interval)
+	{
+	if ( ! row?$began && ! row?$ended )
+		{
+		row$is_event = row?$time_;
 
-	if ( row?$cookie )
-		claim$cookie = row$cookie;
+		if ( row?$state && row$state in ended_states )
+			row$ended = row?$time_ ? row$time_ : at;
+		else
+			row$began = row?$time_ ? row$time_ : at;
+		}
 
-	enter_claim(row?$local_addr ? row$local_addr : 0.0.0.0, to_transport_port(
-	    row$local_port, row$protocol), row$remote_addr, to_transport_port(
-	    row$remote_port, row$protocol), row$protocol, claim);
+	if ( offset == 0sec )
+		return;
 
-	if ( claim$is_far_side_known )
-		enter_claim(row$translated_local_addr, to_transport_port(
-		    row$translated_local_port, row$protocol),
-		    row$translated_remote_addr, to_transport_port(
-		    row$translated_remote_port, row$protocol), row$protocol,
-		    claim);
+	if ( row?$began )
+		row$began = row$began + offset;
+
+	if ( row?$ended )
+		row$ended = row$ended + offset;
 	}
 
 function take_claims(agent_id: string, at: time, rows: string)
@@ -227,11 +447,33 @@ function take_claims(agent_id: string, at: time, rows: string)
 		return;
 		}
 
+	local source = ClaimSource($agent_id=agent_id, $host=hostname_of(agent_id),
+	    $is_local=is_local_agent(agent_id));
 	local offset = agent_id in agents ? agents[agent_id]$clock_offset : 0sec;
 
 	for ( _, row in parsed$v as ClaimRows )
-		if ( is_complete(row) )
-			take_claim(row, agent_id, at, offset);
+		{
+		if ( ! row?$pid
+		    || ! row?$protocol
+		    || ! row?$local_port
+		    || ! row?$remote_addr
+		    || ! row?$remote_port )
+			next;
+
+		set_times(row, at, offset);
+
+		local local_h = row?$local_addr ? row$local_addr : 0.0.0.0;
+		local local_p = to_transport_port(row$local_port, row$protocol);
+		local remote_p = to_transport_port(row$remote_port, row$protocol);
+
+		if ( row?$translated_local_addr && is_translated(row) )
+			take_translated(row, source, local_h, local_p, row$remote_addr, remote_p);
+		else
+			take_row(row, source, local_h, local_p, row$remote_addr, remote_p);
+		}
+
+	claim_counts["taken"] += claims_taken;
+	claims_taken = 0;
 	}
 
 function take_users(agent_id: string, is_gone: bool, rows: string)
@@ -269,10 +511,16 @@ event user_rows(agent_id: string, is_gone: bool, rows: string)
 
 # Agents' answers, at the node that asks.
 
+# Where claims of an agent are matched. All workers: any of them may see its connections.
+function claim_topic(agent_id: string): string
+	{
+	return Cluster::worker_topic;
+	}
+
 function hand_on_flows(ctx: Context, batch: ZeekAgentAPI::Batch, rows: any)
 	{
 	if ( Cluster::is_enabled() )
-		Cluster::publish(Cluster::worker_topic, claim_rows, ctx$agent_id,
+		Cluster::publish(claim_topic(ctx$agent_id), claim_rows, ctx$agent_id,
 		    ctx$host_time, rows as string);
 	else
 		take_claims(ctx$agent_id, ctx$host_time, rows as string);
@@ -310,14 +558,12 @@ function ask_for_present(agent_id: string)
 	if ( ! has_feature(agent_id, "batches") )
 		return;
 
-	local sockets = fmt(
-	    "SELECT %s FROM sockets WHERE remote_port > 0 AND pid IS NOT NULL",
+	local sockets = fmt("SELECT %s, cmdline, translated_local_addr, translated_local_port, translated_remote_addr, translated_remote_port FROM sockets WHERE remote_port > 0 AND pid IS NOT NULL",
 	    flow_columns);
 	query(Query($sql_stmt=sockets, $on_rows=hand_on_flows), Host, agent_id);
 
-	local past = flow_events + " AND time > unixepoch() - 120";
-	query(Query($sql_stmt=past, $on_rows=hand_on_flows, $requires_tables=set(
-	    "sockets_events")), Host, agent_id);
+	query(Query($sql_stmt=recent_flows, $on_rows=hand_on_flows,
+	    $requires_tables=set("sockets_events")), Host, agent_id);
 
 	query(Query($sql_stmt="SELECT uid, name FROM users", $on_rows=hand_on_users),
 	    Host, agent_id);
@@ -357,7 +603,7 @@ event zeek_init()
 	if ( ! attribute_connections )
 		return;
 
-	query(Query($sql_stmt=flow_events, $on_rows=hand_on_flows,
+	query(Query($sql_stmt=fmt(flow_events, "", ""), $on_rows=hand_on_flows,
 	    $schedule_=claim_interval, $subscription=Events,
 	    $requires_tables=set("sockets_events")));
 
@@ -368,4 +614,33 @@ event zeek_init()
 	    $event_=socket_row, $schedule_=socket_poll_interval,
 	    $subscription=Differences, $if_missing_tables=set(
 	    "sockets_events")));
+	}
+
+# User names last as long as the claims that they belong to.
+global are_users_stale = F;
+
+event forget_users()
+	{
+	# A Zeek that ends does at once what is scheduled, before it logs the last connections.
+	if ( zeek_is_terminating() )
+		return;
+
+	are_users_stale = F;
+	local gone: vector of UserKey;
+
+	for ( [agent_id, uid] in user_names )
+		if ( agent_id !in agents )
+			gone += UserKey($hid=agent_id, $uid=uid);
+
+	for ( _, key in gone )
+		delete user_names[key$hid, key$uid];
+	}
+
+hook agent_removed(agent_id: string)
+	{
+	if ( are_users_stale )
+		return;
+
+	are_users_stale = T;
+	schedule claim_lifetime { forget_users() };
 	}

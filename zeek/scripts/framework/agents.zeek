@@ -106,6 +106,9 @@ export {
 	global zeek_instance: string = "";
 }
 
+# Called on every node when an agent is gone, so that what is kept about it ends.
+global agent_removed: hook(agent_id: string);
+
 # Raised after a hello of an agent that has no queries of ours.
 global agent_connected: event(agent_id: string);
 
@@ -199,6 +202,7 @@ function tell_nodes(agent_id: string, agent: Agent)
 function forget_agent(agent_id: string, agent: Agent, reason: string)
 	{
 	unindex_addresses(agent_id, agent);
+	hook agent_removed(agent_id);
 
 	if ( ! is_owner() )
 		return;
@@ -382,6 +386,7 @@ event agent_gone(agent_id: string)
 
 	unindex_addresses(agent_id, agents[agent_id]);
 	delete agents[agent_id];
+	hook agent_removed(agent_id);
 	}
 
 # An agent's first hello gets lost when it comes before this node's subscriptions are known everywhere, as it does where

@@ -41,7 +41,26 @@ export {
 	global create_log: function(id: Log::ID, info: any, columns: any, path: string,
 	    policy: Log::PolicyHook, names: table[string] of string
 	    &default=table());
+
+	## A filter that names fields as the log shows them, for ``Log::add_filter``. Zeek itself knows a field that is shown
+	## as ``cmdline`` only as ``columns.cmdline``, and ignores other names:
+	##
+	## .. code:: zeek
+	##
+	##    Log::add_filter(ZeekAgent_Processes::LOG, ZeekAgent::log_filter(ZeekAgent_Processes::LOG,
+	##        Log::Filter($name="default", $exclude=set("cmdline"))));
+	##
+	## id: the log, which must have been created.
+	##
+	## filter: the filter; ``include``, ``exclude`` and ``field_name_map`` can contain either names, or the name of
+	##         a record for all its fields. Zeek does not start if the log has no such field.
+	##
+	## Returns: the filter as Zeek takes it, which shows fields by the names that they have in the log.
+	global log_filter: function(id: Log::ID, filter: Log::Filter): Log::Filter;
 }
+
+# What Zeek calls the fields of each log, by the names that the log shows.
+global fields_by_shown_name: table[Log::ID] of table[string] of string;
 
 function log_column_map(rec: any, strip_prefix: string): table[string] of string
 	{
@@ -53,6 +72,25 @@ function log_column_map(rec: any, strip_prefix: string): table[string] of string
 	return names;
 	}
 
+# Adds the fields that a record logs, those of nested records one by one, by the names that the log shows.
+function add_shown_names(fields: table[string] of string, rec: any,
+    prefix: string, field_names: table[string] of string)
+	{
+	for ( field, description in record_fields(rec) )
+		{
+		if ( ! description$log )
+			next;
+
+		local name = prefix + field;
+
+		if ( starts_with(description$type_name, "record ") )
+			add_shown_names(fields, sub(description$type_name, /^record /, ""), name +
+			    ".", field_names);
+		else
+			fields[name in field_names ? field_names[name] : name] = name;
+		}
+	}
+
 function create_stream(id: Log::ID, stream: Log::Stream, columns: any,
     names: table[string] of string)
 	{
@@ -60,6 +98,10 @@ function create_stream(id: Log::ID, stream: Log::Stream, columns: any,
 
 	for ( field, name in names )
 		field_names["columns." + field] = name;
+
+	local fields: table[string] of string;
+	add_shown_names(fields, stream$columns, "", field_names);
+	fields_by_shown_name[id] = fields;
 
 	Log::create_stream(id, stream);
 	Log::remove_default_filter(id);
@@ -72,4 +114,103 @@ function create_log(id: Log::ID, info: any, columns: any, path: string,
 	{
 	create_stream(id, Log::Stream($columns=info, $path=path, $policy=policy),
 	    columns, names);
+	}
+
+# The fields that Zeek knows by names that may be shown ones.
+function known_fields(id: Log::ID, names: set[string]): set[string]
+	{
+	local shown = fields_by_shown_name[id];
+	local known: set[string] = set();
+
+	for ( name in names )
+		{
+		if ( name in shown )
+			{
+			add known[shown[name]];
+			next;
+			}
+
+		local is_known = F;
+
+		# Zeek's own name, or that of a record, whose fields it knows one by one.
+		for ( _, field in shown )
+			if ( field == name || starts_with(field, name + ".") )
+				{
+				is_known = T;
+				add known[field];
+				}
+
+		if ( ! is_known )
+			Reporter::error(fmt("Zeek Agent: log_filter: %s has no field %s", id, name));
+		}
+
+	return known;
+	}
+
+function log_filter(id: Log::ID, filter: Log::Filter): Log::Filter
+	{
+	if ( id !in fields_by_shown_name )
+		{
+		Reporter::error(fmt("Zeek Agent: log_filter: %s is not a log of this package that has been created",
+		    id));
+		return filter;
+		}
+
+	local ours = copy(filter);
+
+	if ( filter?$include )
+		ours$include = known_fields(id, filter$include);
+
+	if ( filter?$exclude )
+		ours$exclude = known_fields(id, filter$exclude);
+
+	ours$field_name_map = table();
+
+	for ( name, field in fields_by_shown_name[id] )
+		if ( name != field )
+			ours$field_name_map[field] = name;
+
+	for ( given, new_name in filter$field_name_map )
+		for ( known in known_fields(id, set(given)) )
+			ours$field_name_map[known] = new_name;
+
+	return ours;
+	}
+
+# The same names, with Zeek's own in place of those that only the log shows.
+function translated(id: Log::ID, names: set[string]): set[string]
+	{
+	local shown = fields_by_shown_name[id];
+	local all: set[string] = set();
+
+	for ( name in names )
+		add all[name in shown ? shown[name] : name];
+
+	return all;
+	}
+
+# Makes filters that scripts have added with the names that the log shows work, too.
+event zeek_init() &priority=-1000
+	{
+	for ( id in fields_by_shown_name )
+		for ( name in Log::get_filter_names(id) )
+			{
+			local filter = copy(Log::get_filter(id, name));
+			local is_changed = F;
+
+			if ( filter?$include && translated(id, filter$include) != filter$include )
+				{
+				filter$include = translated(id, filter$include);
+				is_changed = T;
+				}
+
+			if ( filter?$exclude && translated(id, filter$exclude) != filter$exclude )
+				{
+				filter$exclude = translated(id, filter$exclude);
+				is_changed = T;
+				}
+
+			if ( is_changed )
+				Log::add_filter(id, filter);
+			}
 	}

@@ -33,6 +33,10 @@ export {
 	## sent to that agent.
 	option allowed_tables: set[string] = {};
 
+	## How long it is known which one-time queries an agent that is gone has received. When it returns later, it receives
+	## those to its groups again.
+	const one_time_memory = 1day &redef;
+
 	## Decides whether an agent may be queried; break to refuse.
 	global may_query: hook(agent_id: string, q: Query);
 
@@ -54,6 +58,20 @@ type QueryState: record {
 };
 
 global queries: table[string] of QueryState;
+
+# Agents that are gone, until what they have received is forgotten.
+global forget_asked: function(t: set[string], agent_id: string): interval;
+global departed: set[string] &create_expire=one_time_memory
+    &expire_func=forget_asked;
+
+function forget_asked(t: set[string], agent_id: string): interval
+	{
+	for ( _, state in queries )
+		delete state$asked[agent_id];
+
+	return 0sec;
+	}
+
 global is_starting = T;
 
 function sql_text(value: string): string
@@ -148,7 +166,8 @@ function send_query(state: QueryState, agent_id: string)
 	if ( |topics| == 0 || ! is_allowed(agent_id, state$query) )
 		return;
 
-	add state$asked[agent_id];
+	if ( runs_once(state$query) )
+		add state$asked[agent_id];
 
 	for ( _, topic in topics )
 		Cluster::publish(topic, ZeekAgentAPI::install_query_v1, zeek_instance,
@@ -226,12 +245,17 @@ event agent_connected(agent_id: string)
 	if ( agent_id !in agents )
 		return;
 
+	delete departed[agent_id];
+
 	for ( _, state in queries )
 		send_query(state, agent_id);
 	}
 
 event agent_left(agent_id: string, reason: string)
 	{
+	if ( agent_id !in agents )
+		add departed[agent_id];
+
 	local unanswered: vector of string;
 
 	for ( query_id, state in queries )

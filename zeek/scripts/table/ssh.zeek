@@ -10,14 +10,14 @@ export {
 	const enabled = T &redef;
 
 	## Patterns of the servers' configuration files.
-	option config_paths_to_watch = set("/etc/ssh/sshd_config",
-	    "/etc/ssh/sshd_config.d/*");
+	const config_paths_to_watch = set("/etc/ssh/sshd_config",
+	    "/etc/ssh/sshd_config.d/*") &redef;
 
 	## Patterns of the files with keys, by platform.
-	option key_paths_to_watch: table[string] of set[string] = {
+	const key_paths_to_watch: table[string] of set[string] = {
 		["linux"] = set("/home/*/.ssh/authorized_keys", "/root/.ssh/authorized_keys"),
 		["darwin"] = set("/Users/*/.ssh/authorized_keys"),
-	};
+	} &redef;
 
 	## Interval between runs of the query.
 	option query_interval = 30sec;
