@@ -92,6 +92,7 @@ def test_uninstall_removes_the_unit_and_purge_the_rest(host: Service, program: P
     assert list(host.uninstall(purge=False)) == [f"removed {host.unit}"]
     assert (state / "events.db").exists()
     assert host.configuration.exists()
+    assert next(host.uninstall(purge=True)) == f"there is no {host.unit}"
     list(host.uninstall(purge=True))
     assert not state.exists()
     assert not host.configuration.exists()

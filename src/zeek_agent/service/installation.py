@@ -79,6 +79,8 @@ class Service:
             yield f"removed {self.unit}"
             if self._is_booted():
                 _systemctl("daemon-reload")
+        else:
+            yield f"there is no {self.unit}"
         if purge:
             for path in ("var/lib/zeek-agent", "var/log/zeek-agent", "etc/zeek-agent"):
                 place = self.root / path
