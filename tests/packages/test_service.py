@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from debian_root import DebianRoot
+from debian_root import KEPT, DebianRoot
+from places import ROOT
 from waiting import until_sync
 
 pytestmark = [
@@ -61,3 +64,29 @@ def test_the_unit_runs_is_watched_and_restarted_by_an_upgrade(root: DebianRoot, 
     root.run("systemctl status zeek-agent", fails=True)
     left = root.run("find / -xdev -path '*zeek*agent*' -not -path '/root/*' -not -path '/var/cache/*'")
     assert left == ""
+
+
+def test_a_wheel_installs_its_service(root: DebianRoot, release: str, tmp_path: Path) -> None:
+    """In an environment of root's, as `pipx install --global` makes one."""
+    if release == "trixie":
+        pytest.skip("once is enough")
+    (tmp_path / "wheel").mkdir()
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path / "wheel")]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "wheel").iterdir()
+    shutil.copy(wheel, root / "root")
+    root.run("apt-get install -y python3-venv libbpf1 && python3 -m venv /opt/tools/zeek-agent")
+    wheels = max((KEPT / "wheels").glob(f"{release}-*"), key=lambda path: path.stat().st_mtime)
+    shutil.copytree(wheels, root / "root/wheels")
+    root.run(f"/opt/tools/zeek-agent/bin/pip install --no-index --find-links /root/wheels ./{wheel.name}")
+    root.boot()
+    root.run("/opt/tools/zeek-agent/bin/zeek-agent service install")
+    assert shown(root, "ActiveState") == "active", root.run("journalctl --unit zeek-agent --no-pager")
+    assert shown(root, "StatusText").startswith("recording processes by ebpf, ")
+    assert root.run("getent passwd _zeek-agent")
+    root.run("systemctl reload zeek-agent")
+    root.run("/opt/tools/zeek-agent/bin/zeek-agent service install")
+    assert shown(root, "NRestarts") == "0"
+    root.run("/opt/tools/zeek-agent/bin/zeek-agent service uninstall --purge")
+    root.run("systemctl status zeek-agent", fails=True)
+    assert not (root / "var/lib/zeek-agent").exists()
