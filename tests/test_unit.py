@@ -11,6 +11,7 @@ from places import ROOT
 from unit import UNIT, unit_settings
 
 from zeek_agent.containment import agent_capabilities, kernel, lockdown, pool
+from zeek_agent.recording.periodic import URGENT_NICENESS
 from zeek_agent.recording.required_capabilities import REQUIRED
 from zeek_agent.terminal import doctor
 from zeek_agent.zeek import connection
@@ -67,6 +68,10 @@ def test_the_watchdog_waits_longer_than_a_busy_host_takes() -> None:
     (seconds,) = map(int, SETTINGS["WatchdogSec"])
     assert 30 <= seconds <= 120
     assert SETTINGS["Restart"] == ["on-failure"], "includes the watchdog"
+
+
+def test_readers_of_kernel_events_may_raise_their_priority() -> None:
+    assert SETTINGS["LimitNICE"] == [str(URGENT_NICENESS)]
 
 
 def test_an_invalid_configuration_does_not_restart_the_agent_again_and_again() -> None:

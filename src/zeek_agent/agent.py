@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import apsw
 from zeek_agent import __version__, heap, identity, logbook, paths, service_manager
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
-from zeek_agent.bpf import iterators, probe, tracepoints
+from zeek_agent.bpf import iterators, probe
 from zeek_agent.containment import agent_capabilities, needs
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.usage import memory, recipient_of
@@ -32,6 +33,7 @@ from zeek_agent.events import reading
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.hostname import hostname
 from zeek_agent.queries.runner import QueryRunner
+from zeek_agent.recording.registry import candidates
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.reload import Changes, Loaded, compare
 from zeek_agent.results.snapshots import take_snapshots
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
     from zeek_agent.queries.installed import QueryStatus
+    from zeek_agent.recording.bpf_objects import EarlyObjects
     from zeek_agent.recording.status import SourceStatus
     from zeek_agent.schema import Row
     from zeek_agent.table import Table
@@ -65,10 +68,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def run_agent(load: Callable[[], Loaded]) -> int:
+async def run_agent(
+    load: Callable[[], Loaded], early: EarlyObjects | None = None, dropped: Dropped | None = None
+) -> int:
     """Run until SIGTERM or SIGINT. Raises ZeekAgentError if the agent cannot start.
 
-    `load` reads and checks the configuration, and does so again for SIGHUP and `zeek-agent reload`.
+    `load` reads and checks the configuration, and does so again for SIGHUP and `zeek-agent reload`. `early` has BPF
+    objects that are being attached. `dropped` are the capabilities that were dropped before.
     """
     loaded = load()
     config, origins = loaded.config, loaded.origins
@@ -78,14 +84,12 @@ async def run_agent(load: Callable[[], Loaded]) -> int:
     quiet = shows_summary and origins.get("log.level", "default") == "default"
     ring = logbook.set_up(config.log, quiet=quiet, warnings=loaded.warnings)
     places = paths.locate(config)
-    dropped = _drop_privileges(config, places)
     with identity.only_one(places.lock):
         who = identity.establish(places.identity, config.agent.id)
-        log.debug("dropped capabilities: %s", " ".join(dropped.names) or "none")
-        if dropped.directory is not None:
+        if dropped is not None and dropped.directory is not None:
             kept = " and ".join(agent_capabilities.FOR_OTHERS_DIRECTORIES)
             log.info("kept %s, because %s belongs to another user", kept, dropped.directory)
-        agent = Agent(config, origins, places, who, ring, quiet=quiet, load=load)
+        agent = Agent(config, origins, places, who, ring, quiet=quiet, load=load, early=early)
         with stop_signals() as stopped:
             async with agent:
                 with on_hangup(agent.reload_or_log):
@@ -93,20 +97,6 @@ async def run_agent(load: Callable[[], Loaded]) -> int:
                         heap.trim()
                         log.info("%s: stopping", await stopped)
     return 0
-
-
-def _drop_privileges(config: Config, places: Paths) -> Dropped:
-    """Drop the capabilities that the agent does not need. Raises OSError."""
-    try:
-        tracepoints.keep_tracefs()
-    except OSError as error:
-        log.debug("tracefs cannot be opened, eBPF sources will report why: %s", error)
-    written = [places.state, places.socket.parent]
-    if config.log.file is not None:
-        written.append(Path(config.log.file).parent)
-    if not config.zeek.destinations:
-        written.append(Path(config.collector.logs))
-    return agent_capabilities.drop(written)
 
 
 class Agent:
@@ -122,8 +112,12 @@ class Agent:
         *,
         quiet: bool = False,
         load: Callable[[], Loaded] | None = None,
+        early: EarlyObjects | None = None,
     ) -> None:
-        """`quiet` keeps messages about normal operation off standard error. `load` reads the configuration again."""
+        """`quiet` keeps messages about normal operation off standard error. `load` reads the configuration again.
+
+        `early` is as for `run_agent`.
+        """
         self.id = who.agent
         self.instance = who.instance
         self._config = config
@@ -139,6 +133,9 @@ class Agent:
         self._running: dict[ZeekConnection, asyncio.Task[None]] = {}
         self._metrics: MetricsServer | None = None
         self._collector: EmbeddedCollector | None = None
+        self._collector_instances: tuple[str, ...] = ()
+        self._early = early
+        self._records: Supervisor | None = None
         self._summary: asyncio.Task[None] | None = None
         self._bridge: Bridge | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -152,6 +149,7 @@ class Agent:
             config.events,
             state_bytes=config.limits.state_bytes,
             on_blocked_reader=self._end_readers,
+            recorded_until=self._recorded_until,
         )
         self.database = ContainedDatabase(
             tables,
@@ -164,7 +162,9 @@ class Agent:
             osquery=self._describe_osquery,
             iterators=lambda: iterators.loaded_iterators() is not None,
         )
-        self.supervisor = Supervisor(config.sources, self.store, masker=access.masker)
+        choose = partial(candidates, early=early)
+        self.supervisor = Supervisor(config.sources, self.store, choose=choose, masker=access.masker)
+        self._records = self.supervisor
         self.results = ResultStore(places.results, config.limits.state_bytes, clock=self.store.age_clock)
         self.runner = QueryRunner(
             self.database,
@@ -203,6 +203,8 @@ class Agent:
         parts.push_async_callback(self.database.aclose)
         parts.push_async_callback(asyncio.to_thread, self.supervisor.stop)
         await asyncio.to_thread(self.supervisor.start)
+        if self._early is not None:
+            await asyncio.to_thread(self._early.close)
         parts.push_async_callback(self.runner.close)
         self._bridge = self._start_bridge()
         parts.push_async_callback(self._stop_collector)
@@ -263,12 +265,15 @@ class Agent:
         self._summary.add_done_callback(_report_failure)
 
     async def _stop_collector(self) -> None:
+        """Stop it after its connection was shut down, and note that it has lost nothing if it ended in order."""
         collector, self._collector = self._collector, None
         summary, self._summary = self._summary, None
         if summary is not None:
             await _cancelled(summary)
-        if collector is not None:
-            await collector.stop()
+        instances, self._collector_instances = self._collector_instances, ()
+        if collector is not None and await collector.stop():
+            for instance in instances:
+                self.runner.ended_in_order(str(EMBEDDED), instance)
 
     def _announce(self, what: str) -> None:
         """Write to standard output what this agent does, if the log does not say so there."""
@@ -337,7 +342,10 @@ class Agent:
         """Say goodbye to all destinations and end the connections to them."""
         running, self._running = self._running, {}
         self._connections.clear()
-        await asyncio.gather(*(connection.shutdown() for connection in running), return_exceptions=True)
+        ended = await asyncio.gather(*(connection.shutdown() for connection in running), return_exceptions=True)
+        for connection, instances in zip(running, ended, strict=True):
+            if connection.destination is EMBEDDED and not isinstance(instances, BaseException):
+                self._collector_instances = instances
         await asyncio.gather(*map(_cancelled, running.values()))
 
     def _background(self, work: Any, name: str) -> None:
@@ -345,6 +353,10 @@ class Agent:
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(_report_failure)
         self._parts.push_async_callback(_cancelled, task)
+
+    def _recorded_until(self) -> float | None:
+        """Until when all events were appended to the store; called in its writer thread."""
+        return None if self._records is None else self._records.recorded_until()
 
     def _end_readers(self, blocked_seconds: float) -> None:
         """Called in the store's writer thread while a reader keeps its write-ahead log from being reused."""

@@ -199,19 +199,32 @@ def run(
         "osquery.socket": osquery_socket,
         "log.level": log_level,
     }
-    import asyncio
 
-    from zeek_agent.agent import run_agent
-    from zeek_agent.reload import Loaded
-    from zeek_agent.terminal import config_check
-
-    def load() -> Loaded:
+    def read() -> tuple[Config, Mapping[str, str], list[str]]:
         warnings: list[str] = []
-        config, origins = given.load(flags, warnings.append)
-        config_check.check_files_and_groups(config)
-        return Loaded(config, origins, warnings)
+        return *given.load(flags, warnings.append), warnings
 
-    return asyncio.run(run_agent(load))
+    from zeek_agent.containment import agent_capabilities
+    from zeek_agent.recording import bpf_objects
+
+    first = [read()]
+    dropped = agent_capabilities.drop_for(first[0][0])
+    early = bpf_objects.EarlyObjects(first[0][0].sources)
+    try:
+        import asyncio
+
+        from zeek_agent.agent import run_agent
+        from zeek_agent.reload import Loaded
+        from zeek_agent.terminal import config_check
+
+        def load() -> Loaded:
+            config, origins, warnings = first.pop() if first else read()
+            config_check.check_files_and_groups(config)
+            return Loaded(config, origins, warnings)
+
+        return asyncio.run(run_agent(load, early, dropped))
+    finally:
+        early.close()
 
 
 class StatementCommand(click.Command):

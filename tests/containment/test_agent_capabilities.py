@@ -8,13 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from running_agent import started
+from running_agent import running, started
 from waiting import until
 
 from zeek_agent.containment import agent_capabilities, kernel
+from zeek_agent.recording.periodic import URGENT_NICENESS
 
 pytestmark = pytest.mark.root
-KEPT = kernel.capability_mask(tuple(agent_capabilities.PURPOSES)) & kernel.bounding_set()
+CAN_RAISE_LIMITS = kernel.bounding_set() & kernel.capability_mask(("CAP_SYS_RESOURCE",))
+KEPT = (
+    kernel.capability_mask(
+        (*agent_capabilities.PURPOSES, *(() if CAN_RAISE_LIMITS else agent_capabilities.FOR_PRIORITY))
+    )
+    & kernel.bounding_set()
+)
 FOR_OTHERS = kernel.capability_mask(agent_capabilities.FOR_OTHERS_DIRECTORIES) & kernel.bounding_set()
 NOBODY = 65534
 SETTINGS = {"sources.processes": "snapshots", "sources.sockets": "snapshots", "sources.snapshot_interval": 60}
@@ -35,6 +42,13 @@ async def test_root_keeps_the_units_capabilities_and_no_program_regains_others(t
             status = (task / "status").read_text()
             assert masks(status) == {"CapInh": 0, "CapPrm": KEPT, "CapEff": KEPT, "CapBnd": KEPT, "CapAmb": 0}
             assert "NoNewPrivs:\t1" in status
+
+
+async def test_readers_of_kernel_events_still_raise_their_priority(tmp_path: Path) -> None:
+    async with running(tmp_path, settings={"sources.processes": "proc_connector"}) as agent:
+        tasks = Path(f"/proc/{agent.pid}/task")
+        niceness = [int((task / "stat").read_text().rpartition(")")[2].split()[16]) for task in tasks.iterdir()]
+        assert URGENT_NICENESS in niceness
 
 
 def test_another_users_directory_keeps_the_capability_to_write_there(tmp_path: Path) -> None:

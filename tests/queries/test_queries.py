@@ -344,7 +344,7 @@ async def test_events_that_retention_removed_before_they_were_delivered_are_coun
     await settle(here, 1)
     (installed,) = here.runner.installed
     installed.seen["happenings"] = 2
-    strategy = EventStrategy(Delivery(here.database, None), retained, None, frozenset)  # type: ignore[arg-type]
+    strategy = EventStrategy(Delivery(here.database, None), retained, None)  # type: ignore[arg-type]
     assert strategy.window(installed) == window
     assert installed.lost == lost
 

@@ -143,6 +143,9 @@ def _privileges(settings: dict[str, list[str]]) -> None:
     kept = kernel.capability_mask(tuple(settings.pop("CapabilityBoundingSet")))
     limit = int(settings.pop("LimitNOFILE")[0])
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    nice = 20 - int(settings.pop("LimitNICE")[0])
+    if kernel.capability_sets()[0] & kernel.capability_mask(("CAP_SYS_RESOURCE",)):
+        resource.setrlimit(resource.RLIMIT_NICE, (nice, nice))
     for number in range(64):
         if (kernel.bounding_set() & ~kept) >> number & 1:
             kernel.prctl(kernel.PR_CAPBSET_DROP, number)

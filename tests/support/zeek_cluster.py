@@ -1,4 +1,4 @@
-"""A Zeek cluster over ZeroMQ: manager, logger, proxy and two workers, each in a directory of its own."""
+"""A Zeek cluster over ZeroMQ or Broker: manager, logger, proxy and two workers, each in a directory of its own."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from zeek_program import PACKAGE, ZEROMQ, ZEROMQ_PORTS, free_port
+from zeek_program import BROKER, PACKAGE, ZEROMQ, ZEROMQ_PORTS, free_port
 
 NODES: Final = ("manager", "logger", "proxy", "worker-1", "worker-2")
 _LAYOUT: Final = """
 redef Cluster::manager_is_logger = F;
 redef Cluster::nodes = {{
-    ["manager"] = [$node_type=Cluster::MANAGER, $ip=127.0.0.1],
+    ["manager"] = [$node_type=Cluster::MANAGER, $ip=127.0.0.1{manager}],
     ["logger"] = [$node_type=Cluster::LOGGER, $ip=127.0.0.1, $p={log}/tcp],
-    ["proxy"] = [$node_type=Cluster::PROXY, $ip=127.0.0.1, $manager="manager"],
+    ["proxy"] = [$node_type=Cluster::PROXY, $ip=127.0.0.1, $manager="manager"{proxy}],
     ["worker-1"] = [$node_type=Cluster::WORKER, $ip=127.0.0.1, $manager="manager"],
     ["worker-2"] = [$node_type=Cluster::WORKER, $ip=127.0.0.1, $manager="manager"],
 }};
@@ -43,16 +43,20 @@ def search_path() -> str:
 class Cluster:
     """Nodes by name. Workers see what their filter lets through, so that no packet is seen twice."""
 
-    def __init__(self, directory: Path, site: str, filters: dict[str, str]) -> None:
+    def __init__(self, directory: Path, site: str, filters: dict[str, str], backend: str) -> None:
         self.directory = directory
         self.filters = filters
+        self.backend = backend
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         ports = {name: free_port() for name in ("log", "xpub", "xsub", "port")}
         self.url = f"ws://127.0.0.1:{ports['port']}"
         directory.mkdir(exist_ok=True)
-        (directory / "cluster-layout.zeek").write_text(_LAYOUT.format(**ports))
+        # Over Broker, nodes connect to each other: all but the workers listen.
+        listens = {name: f", $p={free_port()}/tcp" if backend == "broker" else "" for name in ("manager", "proxy")}
+        (directory / "cluster-layout.zeek").write_text(_LAYOUT.format(**ports, **listens))
+        loaded = BROKER if backend == "broker" else ZEROMQ
         (directory / "site.zeek").write_text(
-            ZEROMQ + _SITE.format(package=PACKAGE, **ports) + ZEROMQ_PORTS.format(**ports) + site
+            loaded + _SITE.format(package=PACKAGE, **ports) + ZEROMQ_PORTS.format(**ports) + site
         )
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("ZEEK_WEBSOCKET")},
@@ -66,7 +70,8 @@ class Cluster:
     def start(self, name: str) -> None:
         here = self.directory / name
         here.mkdir(exist_ok=True)
-        more = ["Cluster::Backend::ZeroMQ::run_proxy_thread=T"] if name == "manager" else []
+        is_relay = name == "manager" and self.backend == "zeromq"
+        more = ["Cluster::Backend::ZeroMQ::run_proxy_thread=T"] if is_relay else []
         if name.startswith("worker"):
             more = ["-C", "-i", "lo", "-f", self.filters[name]]
         with (here / "output").open("ab") as output:
@@ -90,9 +95,9 @@ class Cluster:
 
 
 @contextmanager
-def cluster(directory: Path, site: str, filters: dict[str, str]) -> Iterator[Cluster]:
+def cluster(directory: Path, site: str, filters: dict[str, str], backend: str = "zeromq") -> Iterator[Cluster]:
     """A running cluster; workers end first and the logger last, so that it has all they say."""
-    nodes = Cluster(directory, site, filters)
+    nodes = Cluster(directory, site, filters, backend)
     started: list[str] = []
     try:
         for name in NODES:

@@ -31,6 +31,14 @@ ZEROMQ = """
 """
 """Makes ZeroMQ the backend: until 8.1 that takes a script of its own."""
 
+BROKER = """
+@load base/misc/version
+@if ( Version::number >= 80100 )
+@load frameworks/cluster/backend/broker
+@endif
+"""
+"""Makes Broker the backend, which it is by default until 8.1."""
+
 ZEROMQ_PORTS = """
 @ifdef ( Cluster::Backend::ZeroMQ::listen_xpub_endpoint )
 redef Cluster::Backend::ZeroMQ::listen_xpub_endpoint = "tcp://127.0.0.1:{xpub}";

@@ -24,9 +24,9 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, EventSettings, LimitSettings, LogSettings
 from zeek_agent.database.database import Database
 from zeek_agent.errors import LimitError, SqlError, UsageError
+from zeek_agent.events import delivery_states
 from zeek_agent.events.store import EventStore
 from zeek_agent.logbook import RecentLines
-from zeek_agent.queries import event_strategy
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.schema import Row
@@ -317,7 +317,7 @@ async def test_doctor_truncates_text_from_a_zeek(answer: str) -> None:
 async def test_installing_new_event_queries_again_and_again_does_not_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_strategy, "REMEMBERED_QUERIES_MAX", 10)
+    monkeypatch.setattr(delivery_states, "STATES_MAX", 10)
     async with connected(tmp_path) as (agent, client):
         for number in range(30):
             wanted = query(
@@ -327,7 +327,8 @@ async def test_installing_new_event_queries_again_and_again_does_not_fill_the_me
             await until(lambda: bool(agent.runner.installed) and agent.runner.installed[0].runs > 0)
             await client.cancel(f"q{number}")
             await until(lambda: not agent.runner.installed)
-        assert len(agent.runner._events._progress) == 10  # type: ignore[union-attr]
+        assert agent.runner._store is not None
+        assert agent.runner._store.delivery_states()["queries"] == 10
 
 
 def test_an_error_truncates_the_text_that_caused_it() -> None:

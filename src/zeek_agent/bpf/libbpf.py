@@ -77,6 +77,20 @@ def load_library() -> ctypes.CDLL:
     return lib
 
 
+@contextmanager
+def without_log() -> Iterator[None]:
+    """Load objects without libbpf's log in this block, which no other thread may enter; errors have no reason then.
+
+    Each of some thousand messages calls Python and waits for its lock, which takes long while another thread is busy.
+    """
+    library = load_library()
+    library.libbpf_set_print(_PRINT(0))
+    try:
+        yield
+    finally:
+        library.libbpf_set_print(_callback)
+
+
 def _capture(level: int, form: bytes, arguments: int) -> int:
     if level >= _DEBUG:
         return 0

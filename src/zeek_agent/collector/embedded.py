@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -101,14 +102,17 @@ class EmbeddedCollector:
                 raise ZeekAgentError(f"its process {process.pid} does not answer: {error.strerror}") from error
         return client
 
-    async def stop(self) -> None:
-        """Have it send the shutdown message to the agent and close the logs; killed if that takes too long."""
+    async def stop(self) -> bool:
+        """Have it send the shutdown message to the agent and close the logs; killed if that takes too long.
+
+        Returns whether its logs have all that it received.
+        """
         process, self._process = self._process, None
-        if process is not None:
-            await process.stop()
+        in_order = process is not None and await process.stop()
         for report in self._reports:
             report.cancel()
         await asyncio.gather(*self._reports, return_exceptions=True)
+        return in_order
 
     async def _launch(self) -> CollectorProcess:
         """Start a process and wait until it is confined. Raises ZeekAgentError, and shows the reason in `stats`."""
@@ -243,12 +247,12 @@ class CollectorProcess:
         self.kill()
         self._disconnect()
 
-    async def stop(self) -> None:
-        """Have it end, within `STOP_SECONDS`, or kill it."""
+    async def stop(self) -> bool:
+        """Have it end, within `STOP_SECONDS`, or kill it. Returns whether it ended in order."""
         self._lost = _ignore
         if self._connection.fileno() < 0:
             await self._end()
-            return
+            return False
         try:
             self.send(Stop())
             async with asyncio.timeout(STOP_SECONDS):
@@ -257,6 +261,11 @@ class CollectorProcess:
             reason = error.strerror or f"after {STOP_SECONDS:g} s"
             log.warning("the embedded collector does not end (%s): killed, its last lines may be missing", reason)
             await self._end()
+            return False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(EXIT_STATUS_SECONDS):
+                return await asyncio.shield(self.exit_status) == 0
+        return False
 
     async def _end(self) -> None:
         self.kill()

@@ -229,13 +229,21 @@ def _query(log: ScriptLog, statement: ScriptStatement, timing: int, suffix: str)
         yield f"add {query}$requires_tables[{_text(table)}];"
     for table in statement.if_missing_tables:
         yield f"add {query}$if_missing_tables[{_text(table)}];"
+    options = [_text(f"{log.module}::{option}") for option in (interval, subscription)]
+    for target in _targets(statement):
+        call = f"ZeekAgent::query({query}{target}),"
+        yield _filled("ZeekAgent::follow_options(", [call, f"{options[0]},", f"{options[1]});"])
+
+
+def _targets(statement: ScriptStatement) -> Iterator[str]:
+    """Arguments that follow the query itself, for each group or agent."""
     if statement.groups == ("all",):
-        yield f"ZeekAgent::query({query});"
+        yield ""
         return
     for group in statement.groups:
-        yield f"ZeekAgent::query({query}, ZeekAgent::Group, {_text(group)});"
+        yield f", ZeekAgent::Group, {_text(group)}"
     for host in statement.hosts:
-        yield f"ZeekAgent::query({query}, ZeekAgent::Host, {_text(host)});"
+        yield f", ZeekAgent::Host, {_text(host)}"
 
 
 def _block(lines: Iterable[str]) -> str:

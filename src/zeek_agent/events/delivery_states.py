@@ -4,23 +4,45 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apsw
 
-_TABLE: Final = "_delivered (key, seqs, snapshot, under_way, time, owner)"
-_PAYLOAD: Final = "octet_length(key) + octet_length(seqs) + ifnull(octet_length(snapshot), 0) + octet_length(under_way)"
+from zeek_agent.text import byte_length
+
+_COLUMNS: Final = "key, seqs, snapshot, under_way, time, owner, incarnation, steps"
+_PAYLOAD: Final = (
+    "octet_length(key) + octet_length(seqs) + ifnull(octet_length(snapshot), 0) + octet_length(under_way)"
+    " + octet_length(incarnation) + octet_length(steps)"
+)
 _KEPT_SECONDS: Final = 30 * 86_400.0
 """Delivery state of a query that was not installed for a month is of no use: its rows have expired."""
 STATES_MAX: Final = 20_000
 """Queries whose state is kept: many times what a Zeek installs, and some MB on disk."""
 _PAGE_BYTES: Final = 4_096
+_RECORD_BYTES: Final = 20
+"""The time, and the lengths of the columns."""
 _OVERFLOW_BYTES: Final = _PAGE_BYTES - 4
 _LOCAL_BYTES_MIN: Final = (_PAGE_BYTES - 12) * 32 // 255 - 23
 _LOCAL_BYTES_MAX: Final = (_PAGE_BYTES - 12) * 64 // 255 - 23
+
+
+class Step(NamedTuple):
+    """What a recipient had acknowledged `at` that time of the store's age clock: the last `seq` by table."""
+
+    at: float
+    seqs: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RecentProgress:
+    """The last seconds of a query's progress with one incarnation of its recipient, oldest step first, never empty."""
+
+    incarnation: str
+    steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +57,32 @@ class Delivered:
     under_way: Mapping[str, int] = field(default_factory=dict)
     owner: str = field(default="", compare=False)
     """The recipient, whose share of the limits the state counts towards."""
+    recent: RecentProgress | None = None
+    """None if there is nothing that the recipient could lose by being killed."""
+
+
+class EndedIncarnation(NamedTuple):
+    """An incarnation of a recipient that ended in order, and so lost nothing that it had acknowledged."""
+
+    owner: str
+    incarnation: str
+
+    def had(self, state: Delivered) -> bool:
+        """Whether this is the incarnation that the state was delivered to."""
+        return state.recent is not None and state.owner == self.owner and state.recent.incarnation == self.incarnation
+
+
+def packed_steps(recent: RecentProgress | None) -> tuple[str, str]:
+    """The incarnation and its steps, as they are stored."""
+    if recent is None:
+        return "", "[]"
+    return recent.incarnation, json.dumps([[round(at, 3), dict(seqs)] for at, seqs in recent.steps])
+
+
+def unpacked_steps(incarnation: str, steps: str) -> RecentProgress | None:
+    """The reverse of `packed_steps`."""
+    found = tuple(Step(at, seqs) for at, seqs in json.loads(steps))
+    return RecentProgress(incarnation, found) if found else None
 
 
 class DeliveryStates:
@@ -77,21 +125,35 @@ class DeliveryStates:
             self._sum()
             raise
 
+    def save_all(self, states: Mapping[str, Delivered], ended: Sequence[EndedIncarnation], now: float) -> list[str]:
+        """Replace states, within a transaction, and forget what `ended` ones could have lost.
+
+        Returns the keys of states that were not stored, or without their snapshot.
+        """
+        refused = [key for key, state in states.items() if not self.save(key, state, now)]
+        if ended:
+            self._connection.executemany(
+                "UPDATE _delivered SET incarnation = '', steps = '[]' WHERE owner = ? AND incarnation = ?", ended
+            )
+            self.recount()
+        return refused
+
     def save(self, key: str, state: Delivered, now: float) -> bool:
         """Replace the state of a query, within a transaction. Returns whether it was stored completely."""
         seqs, under_way = json.dumps(dict(state.seqs)), json.dumps(dict(state.under_way))
+        incarnation, steps = packed_steps(state.recent)
         held = self._select(f"SELECT owner, {_PAYLOAD} FROM _delivered WHERE key = ?", key)
         for owner, size in held:
             self._add(owner, -1, -_disk_bytes(size))
         if not held and self.count >= STATES_MAX and not self._drop_state(state.owner):
             return False
-        snapshot, fixed = state.snapshot, len(key) + len(seqs) + len(under_way)
+        snapshot, fixed = state.snapshot, sum(map(byte_length, (key, seqs, under_way, incarnation, steps)))
         complete = snapshot is None or self._has_room(key, state.owner, _disk_bytes(fixed + len(snapshot)))
         if not complete:
             snapshot = None
         self._connection.execute(
-            f"INSERT OR REPLACE INTO {_TABLE} VALUES (?, ?, ?, ?, ?, ?)",
-            (key, seqs, snapshot, under_way, now, state.owner),
+            f"INSERT OR REPLACE INTO _delivered ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (key, seqs, snapshot, under_way, now, state.owner, incarnation, steps),
         )
         self._add(state.owner, 1, _disk_bytes(fixed + len(snapshot or b"")))
         return complete
@@ -140,8 +202,8 @@ class DeliveryStates:
         states = self._select(f"SELECT key, {_PAYLOAD} AS payload FROM other._delivered ORDER BY payload")
         keys = [key for key, payload in states[:STATES_MAX] if (left := left - _disk_bytes(payload)) >= 0]
         self._connection.executemany(
-            f"INSERT OR REPLACE INTO main.{_TABLE} "
-            "SELECT key, seqs, snapshot, under_way, time, owner FROM other._delivered WHERE key = ?",
+            f"INSERT OR REPLACE INTO main._delivered ({_COLUMNS}) "
+            f"SELECT {_COLUMNS} FROM other._delivered WHERE key = ?",
             ((key,) for key in keys),
         )
         self.recount()
@@ -162,6 +224,7 @@ def _disk_bytes(payload: int) -> int:
 
     SQLite's file format, 1.6, has the distribution of long rows of an index.
     """
+    payload += _RECORD_BYTES
     local = payload
     if payload > _LOCAL_BYTES_MAX:
         local = _LOCAL_BYTES_MIN + (payload - _LOCAL_BYTES_MIN) % _OVERFLOW_BYTES

@@ -24,7 +24,7 @@ from msgspec.structs import astuple
 from zeek_agent import __version__
 from zeek_agent.events import replacement
 from zeek_agent.events.ages import AgeClock, Ages
-from zeek_agent.events.delivery_states import Delivered, DeliveryStates
+from zeek_agent.events.delivery_states import Delivered, DeliveryStates, EndedIncarnation
 from zeek_agent.events.layout import Conversion, columns, declare, last_sequence, quoted, set_sequence
 from zeek_agent.events.migrations import MIGRATIONS, Migration, migrate, refuse_newer
 from zeek_agent.events.reading import BUSY_MILLISECONDS
@@ -91,7 +91,12 @@ class WriteBatch:
 
     rows: dict[str, list[EventRow]] = field(default_factory=dict)
     delivered: dict[str, Delivered] = field(default_factory=dict)
+    ended: list[EndedIncarnation] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
+    gap_ends: list[tuple[Gap, float]] = field(default_factory=list)
+    """Gaps that are there already, with their ends, which are known now."""
+    recorded_until: float | None = None
+    """Until when all events are stored with this batch; None: until now, minus infinity: not known."""
     tables: list[Table] = field(default_factory=list)
     """Tables to create, or to change to these columns, before rows are written."""
 
@@ -102,7 +107,8 @@ class EventFile:
     `first_seq` and `last_seq` are the committed bounds of `seq` by table; `last_seq` never decreases, even when
     retention has emptied the table. Rows take at most about `bytes_max` on disk, including the write-ahead log, unless
     a reader holds a transaction open; delivery states take at most about `state_bytes` more. The time since the last
-    run is recorded as a gap unless the file is `resumed` within one run. Ages are measured on `age_clock`, which this
+    run is recorded as a gap unless the file is `resumed` within one run; unless this `is_recording` already, its end
+    follows (`gap_ends` of a batch). Ages are measured on `age_clock`, which this
     starts if it is the first store that uses it, or else on the clock of the `now` that methods are given. Opening
     raises apsw.Error or OSError when the file cannot be used, NewerStoreError when a later agent wrote it.
     """
@@ -117,6 +123,7 @@ class EventFile:
         state_bytes: int = 2**28,
         age_clock: AgeClock | None = None,
         resumed: bool = False,
+        is_recording: bool = True,
         copy_of: EventFile | None = None,
         migrations: Sequence[Migration] = MIGRATIONS,
     ) -> None:
@@ -131,6 +138,9 @@ class EventFile:
         self._sharers: dict[str, Callable[[list[Any]], list[Any]] | None] = {}
         self._state_bytes = state_bytes
         self._age_clock = age_clock
+        self._is_recording = is_recording
+        self.restart_gap: Gap | None = None
+        """The time between the last run and this one, whose end may not be known yet."""
         self.states_refused: list[str] = []
         """Keys of the last batch whose delivery state was not stored, or without its snapshot."""
         self._eviction_logged = -math.inf
@@ -190,10 +200,12 @@ class EventFile:
         for table in self._tables.values():
             with connection:
                 self._declare(table)
+        connection.execute("PRAGMA synchronous=FULL")  # a power failure must not make this run's rows look unwritten
         with connection:
-            self._start_age_clock(now)
-            self.id = self._begin_run(now, resumed)
+            is_other_boot = self._start_age_clock(now)
+            self.id = self._begin_run(now, resumed, is_other_boot=is_other_boot)
             self.gaps = self._read_gaps()
+        connection.execute("PRAGMA synchronous=NORMAL")
         names = self._select(
             "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT GLOB '_*' AND name NOT GLOB 'sqlite_*'"
         )
@@ -220,29 +232,43 @@ class EventFile:
             return any(column.name == "time" for column in declared.recorded)
         return "time" in columns(self._connection, table)
 
-    def _start_age_clock(self, now: float) -> None:
-        if self._age_clock is not None:
-            latest = max(now, self._scalar("SELECT alive FROM _store") or now)
-            stored = self._ages.stored_clock()
-            self._age_clock.resume(stored, latest)
-            if stored is None:
-                self._ages.save_clock(self._age_clock, now)
+    def _start_age_clock(self, now: float) -> bool:
+        """Start or continue the clock. Returns whether the last run was in another boot."""
+        if self._age_clock is None:
+            return False
+        latest = max(now, self._scalar("SELECT alive FROM _store") or now)
+        stored = self._ages.stored_clock()
+        self._age_clock.resume(stored, latest)
+        if stored is None:
+            self._ages.save_clock(self._age_clock, now)
+        return stored is not None and stored.boot_id != self._age_clock.stored(now).boot_id
 
     def _age_now(self, now: float) -> float:
         return now if self._age_clock is None else self._age_clock()
 
-    def _begin_run(self, now: float, resumed: bool) -> str:
-        """Mark the store as in use and record the time since its last use as a gap. Returns its id."""
+    def _begin_run(self, now: float, resumed: bool, *, is_other_boot: bool) -> str:
+        """Mark the store as in use and record the time since its last use as a gap. Returns its id.
+
+        After a power failure rows may be missing that were delivered, and `seq` continues before them: it is another
+        series then, so that a recipient does not take new rows for those.
+        """
         execute = self._connection.execute
         for store_id, alive, clean in self._select("SELECT id, alive, clean FROM _store"):
-            if alive != now and not resumed:
+            if not resumed and (alive != now or not self._is_recording):
                 cause = "stopped" if clean else "crashed"
                 if not clean and self._had_unsaved_rows():
                     cause = "stopped; the disk was full or failed"
                 if alive > now:
                     cause += "; the clock was set back"
-                execute(f"INSERT INTO {_GAPS} VALUES ('agent', ?, ?, ?)", (min(alive, now), now, cause))
-            execute("UPDATE _store SET alive = ?, clean = 0, written_by = ?", (now, __version__))
+                self.restart_gap = Gap("agent", min(alive, now), now, cause)
+                execute("DELETE FROM _gaps WHERE source = 'agent' AND \"from\" = ?", (self.restart_gap.begin,))
+                execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", self.restart_gap)
+            if is_other_boot and not clean:
+                log.warning("event store: the host ended without a shutdown; its last events may be missing")
+                store_id = secrets.token_hex(8)
+            if self._is_recording and not resumed:
+                execute("UPDATE _store SET alive = ?", (now,))
+            execute("UPDATE _store SET id = ?, clean = 0, written_by = ?", (store_id, __version__))
             return str(store_id)
         store_id = secrets.token_hex(8)
         execute("INSERT INTO _store (id, alive, clean, written_by) VALUES (?, ?, 0, ?)", (store_id, now, __version__))
@@ -345,12 +371,11 @@ class EventFile:
                 self._texts.recount(self._stored)
             for table, rows in batch.rows.items():
                 misfits[table] = self._insert(table, rows)
-            for key, delivered in batch.delivered.items():
-                if not self._states.save(key, delivered, self._age_now(now)):
-                    self.states_refused.append(key)
+            self.states_refused += self._states.save_all(batch.delivered, batch.ended, self._age_now(now))
             for gap in batch.gaps:
                 execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", gap)
-            execute("UPDATE _store SET alive = ?", (now,))
+            self._move_gap_ends(batch.gap_ends)
+            self._note_recorded_until(now if batch.recorded_until is None else batch.recorded_until)
         for new in batch.tables:
             self._read_seq_bounds(new.name)
         for table in batch.rows:
@@ -359,6 +384,19 @@ class EventFile:
                 self._read_seq_bounds(table)
         self.gaps += batch.gaps
         return misfits
+
+    def _move_gap_ends(self, ends: Iterable[tuple[Gap, float]]) -> None:
+        """Replace the ends of gaps, within a transaction."""
+        for (source, begin, _, cause), end in ends:
+            self._connection.execute(
+                'UPDATE _gaps SET until = ? WHERE source = ? AND "from" = ? AND cause = ?',
+                (max(begin, end), source, begin, cause),
+            )
+            self.gaps = self._read_gaps()
+
+    def _note_recorded_until(self, until: float) -> None:
+        if until != -math.inf:
+            self._connection.execute("UPDATE _store SET alive = ?", (until,))
 
     def _insert(self, table: str, rows: Sequence[EventRow]) -> int:
         """Insert the rows that fit; returns how many did not."""
@@ -572,10 +610,12 @@ class EventFile:
         return self._holes.get(table, 0) > after
 
     def close(self, now: float, *, clean: bool) -> None:
-        """Close the file; `clean` marks an orderly end of the run."""
+        """Close the file; `clean` marks an orderly end of the run, in which events were recorded until `now`."""
         try:
             if clean:
-                self._connection.execute("UPDATE _store SET alive = ?, clean = 1", (now,))
+                with self._connection:
+                    self._note_recorded_until(now)
+                    self._connection.execute("UPDATE _store SET clean = 1")
         finally:
             self._connection.close()
             self._remove_scratch()

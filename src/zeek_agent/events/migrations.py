@@ -132,6 +132,12 @@ def _measure_ages(connection: apsw.Connection) -> None:
     )
 
 
+def _record_recent_progress(connection: apsw.Connection) -> None:
+    """Add the last seconds of progress, which a killed recipient may have lost; of present states they are unknown."""
+    connection.execute("ALTER TABLE _delivered ADD COLUMN incarnation TEXT NOT NULL DEFAULT ''")
+    connection.execute("ALTER TABLE _delivered ADD COLUMN steps TEXT NOT NULL DEFAULT '[]'")
+
+
 MIGRATIONS: Final[Sequence[Migration]] = (
     Migration("store version and column types are recorded", _number_the_store),
     Migration("disk usage is recorded by table, producer and minute", _account_for_rows),
@@ -139,6 +145,7 @@ MIGRATIONS: Final[Sequence[Migration]] = (
     Migration("rows are accounted for when the store fills up", _count_rows_later),
     Migration("delivery states have the recipient whose share they count towards", _record_owners),
     Migration("the age of rows is measured on a clock that nobody sets", _measure_ages),
+    Migration("delivery states have the last seconds of progress", _record_recent_progress),
 )
 VERSION: Final = len(MIGRATIONS)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import apsw
 
-from zeek_agent.events.delivery_states import Delivered
+from zeek_agent.events.delivery_states import Delivered, unpacked_steps
 from zeek_agent.events.layout import columns, quoted
 from zeek_agent.events.references import shared_columns, value_of
 
@@ -20,9 +20,9 @@ _STEPS_BETWEEN_CHECKS: Final = 100_000
 
 def read_delivery_state(uri: str, key: str) -> Delivered | None:
     """The committed delivery state of a key, read over a separate connection."""
-    sql = "SELECT seqs, snapshot, under_way, owner FROM _delivered WHERE key = ?"
-    for seqs, snapshot, under_way, owner in read_rows(uri, sql, (key,)):
-        return Delivered(json.loads(seqs), snapshot, json.loads(under_way), owner)
+    sql = "SELECT seqs, snapshot, under_way, owner, incarnation, steps FROM _delivered WHERE key = ?"
+    for seqs, snapshot, under_way, owner, incarnation, steps in read_rows(uri, sql, (key,)):
+        return Delivered(json.loads(seqs), snapshot, json.loads(under_way), owner, unpacked_steps(incarnation, steps))
     return None
 
 

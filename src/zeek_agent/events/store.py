@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -21,7 +21,7 @@ import apsw
 from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.events import replacement
 from zeek_agent.events.ages import STEP_SECONDS, AgeClock, BootTime, system_boot_time
-from zeek_agent.events.delivery_states import STATES_MAX, Delivered
+from zeek_agent.events.delivery_states import STATES_MAX, Delivered, EndedIncarnation, RecentProgress
 from zeek_agent.events.event_file import EventFile, Gap, WriteBatch, disk_uri, note_unsaved
 from zeek_agent.events.migrations import NewerStoreError
 from zeek_agent.events.reading import count_rows, read_delivery_state, read_rows
@@ -47,6 +47,8 @@ _MEMORY_STORE_BYTES: Final = 32 << 20
 """Maximum size of a store in memory: any host that runs an agent can spare it."""
 _ROWS_CARRIED_OVER: Final = 20_000
 """Newest rows of each table that are copied to another file: those most likely to be undelivered yet."""
+_NEWEST_ENTITIES: Final = 50_000
+"""Rows that are searched for processes that were recorded shortly before a gap."""
 _REFUSED_STATES_LOG_SECONDS: Final = 60.0
 _BLOCKED_CHECK_SECONDS: Final = 1.0
 """Interval at which a reader that blocks the write-ahead log is looked for and reported."""
@@ -74,6 +76,11 @@ class _QueuedRows(NamedTuple):
     rows: Sequence[EventRow]
 
 
+class _GapEnd(NamedTuple):
+    gap: Gap
+    end: float
+
+
 class EventStore:
     """Event tables in an SQLite file at `path`; in memory when `path` is None or the file cannot be used.
 
@@ -85,9 +92,9 @@ class EventStore:
     `on_blocked_reader` is called, about once a second and in the writer's thread, while a reader keeps the write-ahead
     log from being reused, with the seconds since that was noticed. If the log is full and the reader does not end
     within `blocked_seconds`, the store continues in a copy of the file. Ages are measured by `boot_time`, so that
-    setting the clock removes nothing; a `clock` other than the system's also measures ages unless `boot_time` is given.
-    Raises NewerStoreError, and leaves the file as
-    it is, when a later agent wrote it.
+    setting the clock removes nothing; `recorded_until` returns until when all events were appended, None while that is
+    not known, and is called with a lock held. A `clock` other than the system's also measures ages unless `boot_time`
+    is given. Raises NewerStoreError, and leaves the file as it is, when a later agent wrote it.
     """
 
     def __init__(
@@ -102,7 +109,9 @@ class EventStore:
         on_blocked_reader: Callable[[float], None] | None = None,
         blocked_seconds: float = 5.0,
         boot_time: BootTime | None = None,
+        recorded_until: Callable[[], float | None] | None = None,
     ) -> None:
+        self._recorded_until = recorded_until
         self._on_blocked_reader = on_blocked_reader
         self._blocked_seconds = blocked_seconds
         self._blocked_since: float | None = None
@@ -124,7 +133,7 @@ class EventStore:
         self.counters = {table.name: TableCounters() for table in self._tables}
         self.notice: str | None = None
         self._changed = threading.Condition()
-        self._queue: deque[_QueuedRows | Gap | Table | str] = deque()
+        self._queue: deque[_QueuedRows | Gap | Table | EndedIncarnation | _GapEnd | str] = deque()
         self._queued_rows = 0
         self._unsaved: dict[str, Delivered] = {}
         self._writing = WriteBatch()
@@ -140,6 +149,7 @@ class EventStore:
         """The highest `seq` of each table in the file that is to be used again."""
         self._was_damaged = False
         self._file = self._open(path)
+        self._restart_gap = self._file.restart_gap
         self.age_clock: Callable[[], float] = self._age_clock
         """A clock in seconds that is not set, and that goes on across restarts."""
         self._progressed = time.monotonic()
@@ -176,6 +186,20 @@ class EventStore:
             log.error("event store: cannot count the rows of %s that are missing: %s", table, error)
             return 0
 
+    @property
+    def last_recorded(self) -> float | None:
+        """Until when the last run recorded, in seconds since the epoch; None if there was none."""
+        return None if self._restart_gap is None else self._restart_gap.begin
+
+    def end_restart_gap(self, end: float) -> None:
+        """Note that events have been recorded since this time, which ends the gap since the last run."""
+        if self._restart_gap is None:
+            return
+        with self._changed:
+            self._queue.append(_GapEnd(self._restart_gap, end))
+            self._submitted += 1
+            self._changed.notify_all()
+
     def gaps(self) -> list[Gap]:
         return list(self._file.gaps)
 
@@ -198,6 +222,17 @@ class EventStore:
                 return RecordingPosition(cursor, min(time_, now))
         ended = [gap.begin - 2 * _HEARTBEAT_SECONDS for gap in self._file.gaps if gap.source == "agent"]
         return RecordingPosition(until=min(max(*ended, oldest), now)) if ended else RecordingPosition()
+
+    def entities_since(self, table: str, begin: float) -> frozenset[str]:
+        """The `entity_id` of the last events since about this time, of a table that has that column."""
+        self.flush()
+        newest = f'SELECT entity_id, time FROM "{table}" ORDER BY seq DESC LIMIT {_NEWEST_ENTITIES}'
+        try:
+            rows = read_rows(self.uri, f"SELECT DISTINCT entity_id FROM ({newest}) WHERE time >= ?", (begin - 1.0,))
+        except apsw.Error as error:
+            log.error("event store: cannot read the last events of %s: %s", table, error)
+            return frozenset()
+        return frozenset(entity for (entity,) in rows if entity is not None)
 
     def append(self, table: str, rows: Sequence[EventRow]) -> None:
         """Queue rows with one value per column; never blocks. KeyError for a table that the store does not have."""
@@ -248,7 +283,9 @@ class EventStore:
         seqs: Mapping[str, int],
         snapshot: bytes | None,
         under_way: Mapping[str, int] | None = None,
+        *,
         owner: str = "",
+        recent: RecentProgress | None = None,
     ) -> None:
         """Replace the delivery state of the query `key` of a recipient; it is on disk with the next commit."""
         with self._changed:
@@ -256,19 +293,29 @@ class EventStore:
                 self._queue.append(key)
                 self._submitted += 1
                 self._changed.notify_all()
-            self._unsaved[key] = Delivered(dict(seqs), snapshot, dict(under_way or {}), owner)
+            self._unsaved[key] = Delivered(dict(seqs), snapshot, dict(under_way or {}), owner, recent)
+
+    def end_incarnation(self, owner: str, incarnation: str) -> None:
+        """Note that a recipient's incarnation ended in order: it lost nothing of what it had acknowledged."""
+        with self._changed:
+            self._queue.append(EndedIncarnation(owner, incarnation))
+            self._submitted += 1
+            self._changed.notify_all()
 
     def delivered(self, key: str) -> Delivered | None:
         """The delivery state of the query `key`, also from before the last start."""
         with self._changed:
-            for unsaved in (self._unsaved, self._writing.delivered):
-                if key in unsaved:
-                    return unsaved[key]
-        try:
-            return read_delivery_state(self.uri, key)
-        except apsw.Error as error:
-            log.error("event store: cannot read the delivery state (%s): rows are sent again", error)
-            return None
+            queued = [entry for entry in self._queue if isinstance(entry, EndedIncarnation)]
+            ended = [*self._writing.ended, *queued]
+            state = self._unsaved.get(key) or self._writing.delivered.get(key)
+        if state is None:
+            try:
+                state = read_delivery_state(self.uri, key)
+            except apsw.Error as error:
+                log.error("event store: cannot read the delivery state (%s): rows are sent again", error)
+        if state is not None and any(one.had(state) for one in ended):
+            return replace(state, recent=None)
+        return state
 
     def reconfigure(self, settings: EventSettings, state_bytes: int) -> None:
         """Use other limits from now on; the file is brought within them at the next retention."""
@@ -337,7 +384,8 @@ class EventStore:
                 log.error("event store: %s still cannot be written: the last %d events are lost", path, lost)
                 note_unsaved(path)
         try:
-            self._file.close(self._clock(), clean=True)
+            until = self._all_recorded_until()
+            self._file.close(self._clock() if until is None else until, clean=True)
         except apsw.Error as error:
             log.error("event store: cannot close %s in order: %s", self._file.path, error)
 
@@ -347,7 +395,7 @@ class EventStore:
             self._changed.wait_for(lambda: self._queue or self._closed, min(_HEARTBEAT_SECONDS, self._retry_seconds))
             if self._queue:
                 self._changed.wait_for(self._is_due, self._settings.commit_interval)
-            batch, operations, rows = WriteBatch(), 0, 0
+            batch, operations, rows = WriteBatch(recorded_until=self._all_recorded_until()), 0, 0
             while self._queue and rows < _COMMIT_ROWS_MAX:
                 if isinstance(first := self._queue[0], Table) and first.name in batch.rows:
                     break  # rows queued before it have the columns of the previous declaration
@@ -359,12 +407,25 @@ class EventStore:
                         batch.gaps.append(gap)
                     case Table() as table:
                         batch.tables.append(table)
+                    case EndedIncarnation() as ended:
+                        batch.ended.append(ended)
+                    case _GapEnd(gap, end):
+                        batch.gap_ends.append((gap, end))
                     case key:
                         batch.delivered[key] = self._unsaved.pop(key)
                 operations += 1
+            if self._queue:
+                batch.recorded_until = -math.inf
             self._queued_rows -= rows
             self._writing = batch
             return batch, operations, self._closed and not self._queue
+
+    def _all_recorded_until(self) -> float | None:
+        """Until when all events are in the queue or the file, for `WriteBatch.recorded_until`."""
+        if self._recorded_until is None:
+            return None
+        until = self._recorded_until()
+        return -math.inf if until is None else until
 
     def _is_due(self) -> bool:
         return self._commit_requested or self._closed or self._queued_rows >= _COMMIT_ROWS
@@ -533,6 +594,7 @@ class EventStore:
             state_bytes=state_bytes,
             age_clock=self._age_clock,
             resumed=resumed,
+            is_recording=self._recorded_until is None,
         )
 
     def _limits(self, *, in_memory: bool) -> tuple[int, int]:

@@ -129,7 +129,14 @@ class Delivery:
         if packed is not None and len(packed) > SNAPSHOT_BYTES_MAX:
             log.warning("query %s: its snapshot of %d bytes is too large to store", installed.query_id, len(packed))
             packed = None
-        self._store.acknowledge(installed.key, installed.seen, packed, installed.under_way, owner=installed.owner)
+        self._store.acknowledge(
+            installed.key,
+            installed.seen,
+            packed,
+            installed.under_way,
+            owner=installed.owner,
+            recent=installed.recent,
+        )
 
     async def report_error(self, installed: Installed, message: str) -> None:
         installed.errors += 1

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from zeek_agent.events.delivery_states import EndedIncarnation, RecentProgress, Step
 from zeek_agent.queries.subscriptions import Change
 
 if TYPE_CHECKING:
@@ -22,48 +20,34 @@ log = logging.getLogger(__name__)
 
 EVENT_SLICE_ROWS = 10_000
 """Maximum events per run of a query, to bound the memory of its result; a backlog is delivered slice by slice."""
-REMEMBERED_QUERIES_MAX = 2_000
-"""Event queries, installed or not, whose progress in the last seconds is remembered; bounds the memory of old ones."""
 PROGRESS_STEP_SECONDS: Final = 1.0
-"""Interval of the remembered steps, and so how much more than necessary is replayed."""
+"""Interval of the recorded steps, and so how much more than necessary is replayed."""
 REPLAY_SECONDS: Final = 10.0
 """Rows that a Zeek acknowledged this shortly before it was killed are sent again to its successor, because Zeek buffers
 its logs and may not have written them."""
+STEPS_MAX: Final = 50
+"""More than there are unless the clock jumped; bounds their size on disk."""
+INCARNATIONS_MAX: Final = 1_000
+"""Incarnations of recipients whose end in order is noted; bounds the memory of recipients that restart often."""
 
 
-@dataclass(slots=True)
-class Progress:
-    """Progress of an event query in the last seconds of one incarnation of its recipient."""
-
-    incarnation: str
-    steps: deque[tuple[float, dict[str, int]]] = field(default_factory=deque)
-
-    def add_step(self, now: float, seen: Mapping[str, int]) -> None:
-        """Remember a step; of those older than `REPLAY_SECONDS` only the last is kept."""
-        if self.steps and now - self.steps[-1][0] < PROGRESS_STEP_SECONDS:
-            return
-        self.steps.append((now, dict(seen)))
-        while len(self.steps) > 1 and self.steps[1][0] <= now - REPLAY_SECONDS:
-            self.steps.popleft()
+def with_step(recent: RecentProgress, now: float, seen: Mapping[str, int]) -> RecentProgress:
+    """The progress with one more step; of steps older than `REPLAY_SECONDS` only the last is kept."""
+    if recent.steps[-1].at <= now < recent.steps[-1].at + PROGRESS_STEP_SECONDS:
+        return recent
+    steps = [*recent.steps, Step(now, dict(seen))]
+    first = max((index for index, step in enumerate(steps) if step.at <= now - REPLAY_SECONDS), default=0)
+    return RecentProgress(recent.incarnation, tuple(steps[first:][-STEPS_MAX:]))
 
 
 class EventStrategy:
-    """Runs event queries. `drain` brings the store up to date with the kernel; `keys_in_use` are installed queries'."""
+    """Runs event queries. `drain` brings the store up to date with the kernel."""
 
-    def __init__(
-        self,
-        delivery: Delivery,
-        store: EventStore,
-        drain: Callable[[], Awaitable[None]] | None,
-        keys_in_use: Callable[[], Set[str]],
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, delivery: Delivery, store: EventStore, drain: Callable[[], Awaitable[None]] | None) -> None:
         self._delivery = delivery
         self._store = store
         self._drain = drain
-        self._keys_in_use = keys_in_use
-        self._monotonic = monotonic
-        self._progress: dict[str, Progress] = {}
+        self._incarnations: dict[EndedIncarnation, None] = {}
 
     def restore(self, installed: Installed, delivered: Delivered | None) -> None:
         """Continue after the last row delivered to an earlier incarnation; a new query starts with the next event."""
@@ -72,18 +56,32 @@ class EventStrategy:
             installed.seen[table] = (
                 delivered.seqs.get(table, store.last_seq(table)) if delivered else store.last_seq(table)
             )
-        if delivered is None:
-            self._delivery.save_state(installed)
-        progress = self._progress.get(installed.key)
-        if progress and progress.incarnation != installed.recipient.incarnation and installed.durable:
-            installed.seen.update(progress.steps[0][1])
+        recent = delivered.recent if delivered else None
+        incarnation = installed.recipient.incarnation
+        if recent is not None and recent.incarnation != incarnation and installed.durable:
+            earliest = recent.steps[0].seqs
+            installed.seen = {table: min(seen, earliest.get(table, seen)) for table, seen in installed.seen.items()}
+            recent = None
         elif delivered and delivered.under_way.keys() == installed.event_tables:
             installed.under_way = dict(delivered.under_way)
-        self.note_progress(installed)
+        if installed.durable:
+            first = Step(store.age_clock(), dict(installed.seen))
+            installed.recent = recent or RecentProgress(incarnation, (first,))
+            self._note_incarnation(EndedIncarnation(installed.owner, incarnation))
+        if delivered is None:
+            self._delivery.save_state(installed)
 
-    def discard_progress(self, key: str) -> None:
-        """Replay nothing for the query with this key: its recipient ended in order."""
-        self._progress.pop(key, None)
+    def end_incarnation(self, owner: str, incarnation: str) -> None:
+        """Replay nothing that this incarnation of a recipient has acknowledged: it ended in order."""
+        one = EndedIncarnation(owner, incarnation)
+        if one in self._incarnations:
+            del self._incarnations[one]
+            self._store.end_incarnation(*one)
+
+    def _note_incarnation(self, one: EndedIncarnation) -> None:
+        self._incarnations[one] = None
+        if len(self._incarnations) > INCARNATIONS_MAX:
+            del self._incarnations[next(iter(self._incarnations))]
 
     async def run(self, installed: Installed) -> None:
         """Deliver the events recorded since the last delivery, slice by slice."""
@@ -102,37 +100,17 @@ class EventStrategy:
             installed.lost += missing
             installed.seen.update(installed.under_way)
             installed.under_way = {}
+            self._note_progress(installed)
             self._delivery.save_state(installed)
-            self.note_progress(installed)
 
     async def _missing_rows(self, window: Mapping[str, tuple[int, int]]) -> int:
         """How many rows of the window retention had removed when the statement ran, or while it did."""
         holes = [(table, low, high) for table, (low, high) in window.items() if self._store.has_holes(table, low)]
         return sum([await asyncio.to_thread(self._store.missing, *hole) for hole in holes])
 
-    def note_progress(self, installed: Installed) -> None:
-        if not installed.durable:
-            return
-        progress = self._progress.get(installed.key)
-        if progress is None or progress.incarnation != installed.recipient.incarnation:
-            self._progress.pop(installed.key, None)
-            progress = self._progress[installed.key] = Progress(installed.recipient.incarnation)
-            self._discard_oldest_progress()
-        progress.add_step(self._monotonic(), installed.seen)
-
-    def _discard_oldest_progress(self) -> None:
-        """Bound the memory, even if new queries are installed again and again."""
-        if len(self._progress) <= REMEMBERED_QUERIES_MAX:
-            return
-        in_use = self._keys_in_use()
-        for key in list(self._progress):
-            if key not in in_use:
-                del self._progress[key]
-                log.info(
-                    "more than %d event queries: if Zeek is killed, the oldest ones are not replayed",
-                    REMEMBERED_QUERIES_MAX,
-                )
-                return
+    def _note_progress(self, installed: Installed) -> None:
+        if installed.recent is not None:
+            installed.recent = with_step(installed.recent, self._store.age_clock(), installed.seen)
 
     def window(self, installed: Installed) -> dict[str, tuple[int, int]] | None:
         """The sequence numbers to read, by table: `low < seq <= high`. None if there are no new rows."""

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from zeek_agent.containment.usage import StatementUsage, recipient_of
+from zeek_agent.events.delivery_states import RecentProgress
 from zeek_agent.host.files.reads import Omissions
 from zeek_agent.queries.differences import ResultSnapshot
 from zeek_agent.queries.result_backlog import Backlog
@@ -43,6 +44,8 @@ class Installed:
     """Last delivered sequence number, by event table."""
     under_way: dict[str, int] = field(default_factory=dict)
     """End of a report that was sent but not acknowledged, maybe to an earlier incarnation, by event table."""
+    recent: RecentProgress | None = None
+    """Progress of an event query in the last seconds, if its delivery state is saved."""
     backlog: Backlog = field(default_factory=Backlog)
     snapshot: ResultSnapshot | None = None
     reported: bool = False

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+from zeek_agent.containment.usage import recipient_of
 from zeek_agent.errors import SqlError
 from zeek_agent.queries.delivery import Delivery
 from zeek_agent.queries.difference_strategy import DifferenceStrategy
@@ -65,9 +66,7 @@ class QueryRunner:
         self._snapshots: SnapshotStrategy | DifferenceStrategy = SnapshotStrategy(self._delivery)
         if results is not None and database.compares_results:
             self._snapshots = DifferenceStrategy(self._delivery, results, self._known_as)
-        self._events = (
-            None if store is None else EventStrategy(self._delivery, store, drain, self._installed_keys, monotonic)
-        )
+        self._events = None if store is None else EventStrategy(self._delivery, store, drain)
         database.on_change(self._on_tables_changed)
 
     @property
@@ -104,8 +103,13 @@ class QueryRunner:
         for installed in self.installed:
             if installed.recipient is recipient:
                 self.cancel(installed.query_id)
-                if in_order and self._events is not None:
-                    self._events.discard_progress(installed.key)
+        if in_order:
+            self.ended_in_order(recipient.identity, recipient.incarnation)
+
+    def ended_in_order(self, identity: str, incarnation: str) -> None:
+        """Note that a recipient whose queries were dropped ended in order, and so lost nothing."""
+        if self._events is not None:
+            self._events.end_incarnation(recipient_of(identity), incarnation)
 
     async def close(self) -> None:
         """Cancel all queries."""
@@ -125,9 +129,6 @@ class QueryRunner:
             discard.add_done_callback(self._discards.discard)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("query %s ended: %s", query_id, error, exc_info=error)
-
-    def _installed_keys(self) -> set[str]:
-        return {installed.key for installed in self._installed.values()}
 
     def _on_tables_changed(self) -> None:
         """Called in the event loop's thread when tables were added or removed."""

@@ -7,8 +7,6 @@ connection is always known.
 from __future__ import annotations
 
 import logging
-import mmap
-import os
 import threading
 import time
 from collections import Counter
@@ -20,7 +18,8 @@ from zeek_agent.bpf import iterators
 from zeek_agent.bpf.libbpf import BpfObject
 from zeek_agent.bpf.records import RECORD_KINDS, RecordKind
 from zeek_agent.bpf.ring import Ring
-from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.recording.bpf_objects import AttachedObject, EarlyObjects, attach_processes
+from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 from zeek_agent.recording.processes.process_changes import ProcessChange
 from zeek_agent.recording.processes.process_tracker import ProcessTracker
 
@@ -34,14 +33,8 @@ _INCOMPLETE_PAUSE_SECONDS: Final = 0.0001
 """A program takes microseconds to complete a record."""
 _INCOMPLETE_TIMEOUT_SECONDS: Final = 0.05
 """Bounds the wait for a writer whose CPU was taken away in the middle of a record."""
-_MIB: Final = 1 << 20
-
-
-def ring_size(configured: int, default: int) -> int:
-    """The size of a ring in bytes: as configured, or `default` per CPU; a power of two of whole pages."""
-    cpus = max(os.cpu_count() or 1, 2)
-    wanted = max(configured or min(default * cpus, 32 * _MIB), mmap.PAGESIZE)
-    return 1 << (wanted - 1).bit_length()
+_RECORDING_NS: Final = 50_000_000
+"""A program takes microseconds from reading the clock to the record's place in the ring; its CPU may be taken away."""
 
 
 @dataclass(slots=True)
@@ -51,8 +44,20 @@ class RecordStream:
     object: BpfObject
     ring: Ring
     handle: Callable[[list[bytes]], None]
+    attached: int
+    """Since when its programs record: boot time in ns."""
     received: int = 0
     _finally_lost: list[int] | None = None
+
+    @classmethod
+    def of(cls, attached: AttachedObject, handle: Callable[[list[bytes]], None]) -> RecordStream:
+        """A stream of an attached object. Raises OSError, and closes the object."""
+        try:
+            ring = Ring(attached.object.map_fd("records"), attached.ring_bytes)
+        except OSError:
+            attached.object.close()
+            raise
+        return cls(attached.object, ring, handle, attached.attached)
 
     def lost(self) -> list[int]:
         """Records dropped because the ring buffer was full, by kind."""
@@ -69,9 +74,13 @@ class RecordStream:
 class BpfMonitor:
     """Loads the process object while there are users; other objects join with `add`."""
 
-    def __init__(self, cache: ProcessCache, ring_bytes: int = 0) -> None:
+    def __init__(self, cache: ProcessCache, ring_bytes: int = 0, early: EarlyObjects | None = None) -> None:
+        """`early` has objects that are attached already."""
         self.cache = cache
         self.ring_bytes = ring_bytes
+        self._early = early
+        self.on_drained: list[Callable[[int], None]] = []
+        """Called with the boot time (ns) until which all records were passed on."""
         self.on_change: Callable[[list[ProcessChange]], None] | None = None
         self.on_tick: list[Callable[[], None]] = []
         self.on_failure: list[Callable[[str], None]] = []
@@ -129,6 +138,7 @@ class BpfMonitor:
         with self.lock:
             if self._processes is None or self._failed:
                 return
+            begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             marks = [(stream, stream.ring.end()) for stream in self._others]
             self._note_losses()  # before the records that follow them, and again after reading
             caught_up = self._catch_up(self._processes)
@@ -137,6 +147,9 @@ class BpfMonitor:
                 for stream, end in marks:
                     self._consume(stream, end)
             self._tick()
+            if caught_up:
+                for callback in self.on_drained:
+                    callback(begun - _RECORDING_NS)
 
     def received(self) -> int:
         """Number of process records so far."""
@@ -155,19 +168,30 @@ class BpfMonitor:
                 {kind: count for kind, count in zip(RecordKind, self._processes.lost()[1:], strict=False) if count}
             )
 
+    def take_early(self, name: str) -> AttachedObject | None:
+        """An object that is attached already, once."""
+        return None if self._early is None else self._early.take(name)
+
+    @property
+    def attached(self) -> int:
+        """Since when processes are followed: boot time in ns."""
+        return 0 if self._processes is None else self._processes.attached
+
+    def oldest_fork(self) -> int | None:
+        """The boot time (ns) of the oldest fork that is not reported yet."""
+        return self._tracker.oldest_fork()
+
+    def remaining_forks(self) -> list[ProcessChange]:
+        """Starts of all forked processes that are not reported yet, when recording stops; none after a failure."""
+        return [] if self._failed else self._tracker.settled(None)
+
+    def has_pending(self, process: Process) -> bool:
+        """Whether the fork of this process is not reported yet."""
+        return self._tracker.has_pending(process)
+
     def _start(self) -> None:
-        loaded = BpfObject("processes")
-        try:
-            size = ring_size(self.ring_bytes, 2 * _MIB)
-            loaded.resize("records", size)
-            loaded.configure(mmap.PAGESIZE.to_bytes(4, "little"))
-            loaded.load()
-            for program in loaded.programs:
-                loaded.attach(program)
-        except OSError:
-            loaded.close()
-            raise
-        self._processes = RecordStream(loaded, Ring(loaded.map_fd("records"), size), self._processes_changed)
+        attached = self.take_early("processes") or attach_processes(self.ring_bytes)
+        self._processes = RecordStream.of(attached, self._processes_changed)
         self.cache.forget_executables()
         self.cache.seed()
         self._missed = 0

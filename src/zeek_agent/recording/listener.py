@@ -49,6 +49,9 @@ class Listener:
         self._tick_seconds = tick_seconds
         self._urgent = urgent
         self._lock = threading.Lock()
+        self._emptied: int | None = None
+        self.settled_until: int | None = None
+        """The boot time (ns) until which all datagrams were received, and settled."""
         self._wake, self._stopping = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="netlink-listener", daemon=True)
 
@@ -60,7 +63,7 @@ class Listener:
         with self._lock:
             while self._receive_pending():
                 pass
-            self._settle()
+            self._settle_all()
 
     def stop(self) -> None:
         """End the thread and close the socket."""
@@ -87,18 +90,26 @@ class Listener:
                         self._receive_pending()
                         due = min(due, time.monotonic() + self._batch_seconds)
                     if time.monotonic() >= due:
-                        self._settle()
+                        if not ready:
+                            self._receive_pending()
+                        self._settle_all()
                         due = time.monotonic() + self._tick_seconds
         except Exception as error:  # noqa: BLE001 - whatever it is, the source has ended and must be replaced
             self._failed(f"{type(error).__name__}: {error}")
+
+    def _settle_all(self) -> None:
+        self._settle()
+        self.settled_until = self._emptied
 
     def _receive_pending(self) -> bool:
         """Handle up to `_DATAGRAMS_PER_TURN` datagrams. Returns False if no more are pending."""
         receive, recv = self._receive, self._channel.recv
         for _ in range(_DATAGRAMS_PER_TURN):
+            begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             try:
                 datagram = recv(_DATAGRAM_BYTES_MAX)
             except BlockingIOError:
+                self._emptied = begun
                 return False
             except OSError as error:
                 if error.errno != errno.ENOBUFS:

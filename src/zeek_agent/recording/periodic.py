@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-_URGENT_NICENESS: Final = -19
+URGENT_NICENESS: Final = -19
 
 
 class Periodic:
@@ -34,6 +35,7 @@ class Periodic:
         self._share = share
         self._urgent = urgent
         self._lock = threading.Lock()
+        self._rounds: deque[float] = deque(maxlen=2)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="periodic-source", daemon=True)
 
@@ -43,7 +45,14 @@ class Periodic:
     def now(self) -> None:
         """Call `work` now, in the caller's thread."""
         with self._lock:
+            begun = time.time()
             self._work()
+            self._rounds.append(begun)
+
+    def before_last(self) -> float | None:
+        """When the round before the last one began (seconds since the epoch); None until there were two."""
+        rounds = self._rounds
+        return rounds[0] if len(rounds) == 2 else None
 
     def stop(self) -> None:
         """End the thread."""
@@ -66,4 +75,4 @@ class Periodic:
 def raise_priority() -> None:
     """Raise the priority of the calling thread, if permitted."""
     with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _URGENT_NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), URGENT_NICENESS)

@@ -18,6 +18,7 @@ from zeek_agent.recording.processes.process_cache import ProcessCache
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
     from zeek_agent.recording.bpf_monitor import BpfMonitor
+    from zeek_agent.recording.bpf_objects import EarlyObjects
     from zeek_agent.recording.source import Source
 
 
@@ -28,13 +29,14 @@ class SourceContext:
     settings: SourceSettings
     cache: ProcessCache
     masker: Masker
+    early: EarlyObjects | None = None
 
     @cached_property
     def monitor(self) -> BpfMonitor:
         """The reader of BPF rings, which keeps process and socket events in order."""
         from zeek_agent.recording.bpf_monitor import BpfMonitor
 
-        return BpfMonitor(self.cache, self.settings.ring_bytes)
+        return BpfMonitor(self.cache, self.settings.ring_bytes, self.early)
 
 
 def _processes(shared: SourceContext) -> list[Source]:
@@ -92,16 +94,19 @@ KINDS: Final[Mapping[str, BackendFactory]] = {
 """The kinds of event, in the order in which their sources are started."""
 
 
-def candidates(settings: SourceSettings, masker: Masker | None = None) -> dict[str, list[Source]]:
+def candidates(
+    settings: SourceSettings, masker: Masker | None = None, *, early: EarlyObjects | None = None
+) -> dict[str, list[Source]]:
     """Sources by kind, in order of preference; unless the setting is `auto`, only the one that it names.
 
-    `masker` masks secrets in command lines before they are stored anywhere.
+    `masker` masks secrets in command lines before they are stored anywhere. `early` has objects that are attached
+    already.
     """
     if not sys.platform.startswith("linux"):
         return {kind: [] for kind in KINDS}
     masker = masker or Masker()
     cache = ProcessCache(settings.process_cache, settings.process_grace, masker=masker)
-    shared = SourceContext(settings, cache, masker)
+    shared = SourceContext(settings, cache, masker, early)
     return {kind: _chosen(backends(shared), getattr(settings, kind)) for kind, backends in KINDS.items()}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.host.linux import inet_diag, procfs
@@ -42,12 +43,14 @@ class Snapshots(Source):
         self._settings = settings
         self._exclusions = Exclusions(settings)
         self._periodic: Periodic | None = None
+        self._begun = 0.0
 
     def start(self, sink: Sink) -> None:
         self._sink = sink
         self._procfs = procfs.Procfs(_PROC)
+        self._begun = time.time()
         self._begin()
-        self._periodic = Periodic(self._compare, self._settings.snapshot_interval, self.failed)
+        self._periodic = self._rounds = Periodic(self._compare, self._settings.snapshot_interval, self.failed)
         self._periodic.start()
 
     def stop(self) -> None:
@@ -55,6 +58,13 @@ class Snapshots(Source):
             periodic, self._periodic = self._periodic, None
             periodic.stop()
             periodic.now()
+
+    def recording_since(self) -> float | None:
+        return self._begun
+
+    def recorded_until(self) -> float | None:
+        """What the last comparison found may have happened since the one before."""
+        return max(self._begun, self._rounds.before_last() or 0.0)
 
     def drain(self) -> None:
         """Compare now instead of waiting for the interval."""
@@ -87,10 +97,15 @@ class ProcessSnapshots(Snapshots):
         self._life = ProcessLifecycle(self._cache, self._exclusions, _PROC)
         self._cache.seed()
         self._known = self._present()
+        self._life.find_missed(self.missed, self._begun)
 
     def _present(self) -> dict[int, tuple[int, str | None]]:
         """Start (in ticks) and executable of each process."""
-        return {process.pid: (process.start_ticks, process.exe) for process in self._procfs.processes()}
+        present: dict[int, tuple[int, str | None]] = {}
+        for process in self._procfs.processes():
+            with suppress(ProcessLookupError):  # it has ended
+                present[process.pid] = process.start_ticks, process.exe
+        return present
 
     def _compare(self) -> None:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -30,6 +30,17 @@ class Counters:
     last_error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class MissedTime:
+    """The time since which nobody may have recorded, in seconds since the epoch.
+
+    `entities_since` gives the processes in the rows of an event table from about that time on.
+    """
+
+    since: float
+    entities_since: Callable[[str, float], frozenset[str]]
+
+
 class Source(ABC):
     """A recorder of events, which is probed, started with a sink, and stopped.
 
@@ -46,6 +57,9 @@ class Source(ABC):
 
     def __init__(self) -> None:
         self.counters = Counters()
+        self.missed: MissedTime | None = None
+        """The time in which nobody recorded its kind, set before each start: what began then can be found at the start.
+        None if that is not known."""
         self.failure: str | None = None
         """Why the source ended by itself; None while it works."""
 
@@ -70,6 +84,20 @@ class Source(ABC):
 
     def resume(self, recorded: PositionReader) -> None:  # noqa: B027
         """Called before each start, for a source that can continue where others or an earlier run stopped."""
+
+    def recording_since(self) -> float | None:
+        """Since when it records (seconds since the epoch); None if that is when `start` returned."""
+        return None
+
+    def recorded_until(self) -> float | None:
+        """Until when (seconds since the epoch) all events were passed to the sink; the last value after `stop`.
+
+        None if no event can be missing, as with a source that resumes. Takes no lock, from any thread.
+        """
+        return None
+
+    def update_counters(self) -> None:  # noqa: B027
+        """Bring `counters` up to date with the kernel."""
 
     def drain(self) -> None:  # noqa: B027
         """Pass on events pending in the kernel, so that a subsequent query sees them."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.recording.registry import candidates
-from zeek_agent.recording.source import Source
+from zeek_agent.recording.source import MissedTime, Source
 from zeek_agent.recording.status import SourceStatus
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class _KindState:
     kind: str
     sources: Sequence[Source]
     active: Source | None = None
+    recorded_by: Source | None = None
+    """The source that recorded last, even if it has ended."""
     reasons: dict[str, str] = field(default_factory=dict)
     tables: set[str] = field(default_factory=set)
     unrecorded_since: float | None = None
@@ -68,6 +70,7 @@ class Supervisor:
         self._clock = clock
         self._interval_seconds = interval_seconds
         self._recorders = [_KindState(kind, sources) for kind, sources in choose(settings, masker).items()]
+        self._is_recording = False
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._checked = time.monotonic()
@@ -75,13 +78,36 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the sources. Never raises: `rows` shows why a source could not be started."""
+        missed_since = self._store.last_recorded
         with self._lock:
             for recorder in self._recorders:
                 for source in recorder.sources:
                     source.clean_up()
-                self._activate(recorder, recorder.sources)
+                self._activate(recorder, recorder.sources, missed_since)
+            begun = max(
+                (one.checked for one in self._recorders if one.active and one.active.recorded_until() is not None),
+                default=self._clock(),
+            )
+            for recorder in self._recorders:
+                if recorder.sources and recorder.active is None:
+                    recorder.unrecorded_since = begun
+        self._store.end_restart_gap(begun)
+        self._is_recording = True
         self._checked = time.monotonic()
         self._watcher.start()
+
+    def recorded_until(self) -> float | None:
+        """Until when (seconds since the epoch) all events were passed to the store; None before `start` has returned.
+
+        Takes no lock, because the store calls it.
+        """
+        if not self._is_recording:
+            return None
+        times = []
+        for recorder in self._recorders:
+            if (source := recorder.recorded_by) is not None:
+                times += [source.recorded_until(), recorder.unrecorded_since, recorder.losing_since]
+        return min((at for at in times if at is not None), default=self._clock())
 
     def drain(self) -> None:
         """Pass the events pending in the kernel to the store."""
@@ -104,6 +130,8 @@ class Supervisor:
                     self._note_losses(recorder, recorder.active, at_end=True)
                     self._stop(recorder.active)
                     recorder.active = None
+                elif recorder.recorded_by is not None:
+                    self._end_unrecorded(recorder)
 
     def problem(self, now: float | None = None) -> str | None:
         """Why a failed source would not be replaced, by the monotonic clock; None if the sources are monitored."""
@@ -133,14 +161,20 @@ class Supervisor:
             last_error=counters.last_error,
         )
 
-    def _activate(self, recorder: _KindState, sources: Sequence[Source]) -> None:
-        """Start the first of these sources that works."""
+    def _activate(self, recorder: _KindState, sources: Sequence[Source], missed_since: float | None) -> None:
+        """Start the first of these sources that works. Nobody recorded the kind since `missed_since`."""
         for source in sources:
+            source.missed = None if missed_since is None else MissedTime(missed_since, self._store.entities_since)
+            lost_before = source.counters.lost["overrun"]
             reason = self._try(recorder, source)
             if reason is None:
-                recorder.active = source
+                since = source.recording_since()
+                recorder.checked = self._clock() if since is None else since
+                recorder.active = recorder.recorded_by = source
                 recorder.reasons.pop(source.backend, None)
-                recorder.lost = source.counters.lost["overrun"]
+                source.update_counters()
+                # it may have lost events since it was attached; a count that has become lower began again
+                recorder.lost = lost_before if source.counters.lost["overrun"] >= lost_before else 0
                 recorder.warned = False
                 log.info("%s events are recorded by %s", recorder.kind, source.backend)
                 return
@@ -197,11 +231,19 @@ class Supervisor:
         elif source is not None:
             self._note_losses(recorder, source)
         elif recorder.sources and time.monotonic() >= recorder.try_again:
-            self._activate(recorder, recorder.sources)
-        if recorder.active is not None and recorder.unrecorded_since is not None:
-            self._store.record_gap(recorder.kind, recorder.unrecorded_since, self._clock(), "no source was active")
-            recorder.unrecorded_since = None
-        recorder.checked = now
+            self._activate(recorder, recorder.sources, recorder.unrecorded_since)
+        if recorder.active is not source:
+            self._end_unrecorded(recorder)
+        else:
+            recorder.checked = now
+
+    def _end_unrecorded(self, recorder: _KindState) -> None:
+        """Record the time without a source as a gap, when there is one again, or at the end."""
+        if recorder.unrecorded_since is None or (recorder.active is None and not self._ended.is_set()):
+            return
+        until = self._clock() if recorder.active is None else recorder.checked
+        self._store.record_gap(recorder.kind, recorder.unrecorded_since, until, "no source was active")
+        recorder.unrecorded_since = None
 
     def _replace(self, recorder: _KindState, failed: Source, failure: str) -> None:
         """Replace a failed source with the next best."""
@@ -209,15 +251,18 @@ class Supervisor:
         self._note_losses(recorder, failed, at_end=True)
         self._stop(failed)
         failed.counters.last_error = failure
-        recorder.active, recorder.unrecorded_since = None, recorder.checked or self._clock()
+        recorded_until = failed.recorded_until()
+        since = recorder.checked if recorded_until is None else recorded_until
+        recorder.active, recorder.unrecorded_since = None, since
         recorder.reasons[failed.backend] = failure
-        self._activate(recorder, recorder.sources[recorder.sources.index(failed) + 1 :])
+        self._activate(recorder, recorder.sources[recorder.sources.index(failed) + 1 :], since)
 
     def _note_losses(self, recorder: _KindState, source: Source, *, at_end: bool = False) -> None:
         """Record a period of overruns of the kernel's buffer as a gap, when it is over or has lasted long."""
+        source.update_counters()
         now, lost = self._clock(), source.counters.lost["overrun"]
         if lost > recorder.lost:
-            recorder.losing_since = recorder.losing_since or recorder.checked or now
+            recorder.losing_since = recorder.losing_since or recorder.checked
             recorder.losing_until = now
         recorder.lost = lost
         if recorder.losing_since is None:

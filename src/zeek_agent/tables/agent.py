@@ -162,8 +162,9 @@ zeek_agent_gaps = Table(
     "zeek_agent_gaps",
     "periods with missing events",
     description=(
-        "One row per known gap in the event tables: the agent was down, a source failed or lost events, or the store "
-        "was full. In the last case the cause begins with `retention` and names the producer of the removed events, "
+        "One row per known gap in the event tables: the agent was down (`source` is `agent`), a source failed or lost "
+        "events, or the store was full. A gap covers everything that can be missing, so some events of the period may "
+        "be there. In the last case the cause begins with `retention` and names the producer of the removed events, "
         "and other events of the period are still there."
     ),
     columns=[

@@ -13,7 +13,8 @@ processes_events = Table(
         "One row when a process starts (by executing a program, or by a fork without exec) and one when it stops, from "
         "the event store. Values that a source cannot provide are null; `zeek_agent_sources` shows the active backend "
         "and its losses. `exe_device`, `exe_inode` and `exe_mntns` identify the executable at the moment of the exec, "
-        "by eBPF only: other sources learn of it later, when the process may already execute something else."
+        "by eBPF only: other sources learn of it later, when the process may already execute something else. Processes "
+        "that began while the agent did not record, and still run when it does, have a row with `found_running`."
     ),
     columns=[
         Column("time", "time", "when it happened"),
@@ -41,6 +42,13 @@ processes_events = Table(
         Column("parent_exe", "text", "path of the parent's executable", added=True),
         *process_columns("argv", added=True),
         *process_columns(*EXECUTABLE, added=True),
+        Column(
+            "found_running",
+            "bool",
+            "the start was not observed: the process began while the agent was not recording and was found running "
+            "afterwards; the columns show it as it was then",
+            added=True,
+        ),
     ],
     examples=[
         "SELECT time, exe, cmdline, uid FROM processes_events WHERE state = 'started'",

@@ -175,13 +175,19 @@ class ZeekConnection:
             await asyncio.gather(self._work, return_exceptions=True)
             self._enter(ConnectionState.STOPPED)
 
-    async def shutdown(self) -> None:
-        """Send the shutdown message, close the connection and end `run` within a few seconds."""
+    async def shutdown(self) -> tuple[str, ...]:
+        """Send the shutdown message, close the connection and end `run` within a few seconds.
+
+        Returns the ids of the Zeek instances that were connected.
+        """
         self._stopping = True
+        instances: tuple[str, ...] = ()
         if self._session is not None:
+            instances = tuple(self._session.instances)
             await self._session.send_shutdown(SHUTDOWN_TIMEOUT_SECONDS)
         if self._work is not None:
             self._work.cancel()
+        return instances
 
     def status(self) -> ConnectionStatus:
         session = self._session

@@ -62,6 +62,11 @@ def fill(path: Path) -> None:
     store.acknowledge("events of all tables", dict.fromkeys(names, 4), None)
     if "under_way" in inspect.signature(store.acknowledge).parameters:
         store.acknowledge("events with a report under way", {names[0]: 3}, None, {names[0]: 5})
+    if "recent" in inspect.signature(store.acknowledge).parameters:
+        from zeek_agent.events.delivery_states import RecentProgress, Step
+
+        recent = RecentProgress("zeek_1", (Step(NOW - 10, {names[0]: 3}), Step(NOW - 1, {names[0]: 4})))
+        store.acknowledge("events with recent progress", {names[0]: 5}, None, owner="ws://zeek:1", recent=recent)
     store.acknowledge("differences", {}, b"\x00a packed snapshot\xff")
     store.close()
     connection = apsw.Connection(str(path))

@@ -18,8 +18,8 @@ from test_ebpf_sockets import TABLE, datagrams, listener, other_namespace, sourc
 
 from zeek_agent.bpf import libbpf
 from zeek_agent.bpf.records import RecordKind
+from zeek_agent.recording import bpf_objects
 from zeek_agent.recording.bpf_monitor import RecordStream
-from zeek_agent.recording.sockets import ebpf_sockets
 from zeek_agent.recording.sockets.ebpf_sockets import EbpfSockets
 
 pytestmark = pytest.mark.root
@@ -138,7 +138,7 @@ def test_the_agents_own_can_be_left_out() -> None:
 
 def test_those_that_the_ring_has_no_room_for_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = 40  # the kernel takes some 10 ms to close one
-    monkeypatch.setattr(ebpf_sockets, "_PACKET_RING_BYTES", 4096)
+    monkeypatch.setattr(bpf_objects, "_PACKET_RING_BYTES", 4096)
     with Recording(recorded := sources()) as recording:
         with recorded[1]._monitor.lock:
             for _ in range(opened):

@@ -56,7 +56,7 @@ global listeners: table[string] of table[port] of Listeners;
 global listener_numbers: table[string] of count;
 
 # Agents whose listeners were refused, of which the log has a warning.
-global crowded_agents: set[string];
+global agents_over_listeners: set[string];
 
 # The processes that accepted connections, by address and port: of services for which no agent reports a listener at that
 # address, such as those in containers.
@@ -92,11 +92,11 @@ function take_listener(agent_id: string, is_gone: bool, row: Listener)
 		{
 		if ( number >= max_listeners )
 			{
-			if ( agent_id !in crowded_agents )
+			if ( agent_id !in agents_over_listeners )
 				Reporter::warning(fmt("Zeek Agent: agent %s reports more than %d listening ports: others are ignored",
 				    agent_id, max_listeners));
 
-			add crowded_agents[agent_id];
+			add agents_over_listeners[agent_id];
 			return;
 			}
 
@@ -349,7 +349,7 @@ hook agent_removed(agent_id: string)
 	{
 	delete listeners[agent_id];
 	delete listener_numbers[agent_id];
-	delete crowded_agents[agent_id];
+	delete agents_over_listeners[agent_id];
 
 	local gone: vector of AddressPort;
 
@@ -363,7 +363,8 @@ hook agent_removed(agent_id: string)
 
 event zeek_init()
 	{
-	query(Query($sql_stmt=listener_sql, $on_rows=hand_on_listeners,
+	follow_options(query(Query($sql_stmt=listener_sql, $on_rows=hand_on_listeners,
 	    $schedule_=listener_interval, $subscription=Differences,
-	    $requires_tables=set("listening_ports")));
+	    $requires_tables=set("listening_ports"))),
+	    "ZeekAgent::listener_interval");
 	}

@@ -603,20 +603,23 @@ event zeek_init()
 	if ( ! attribute_connections )
 		return;
 
-	query(Query($sql_stmt=fmt(flow_events, "", ""), $on_rows=hand_on_flows,
-	    $schedule_=claim_interval, $subscription=Events,
-	    $requires_tables=set("sockets_events")));
+	follow_options(query(Query($sql_stmt=fmt(flow_events, "", ""),
+	    $on_rows=hand_on_flows, $schedule_=claim_interval,
+	    $subscription=Events, $requires_tables=set("sockets_events"))),
+	    "ZeekAgent::claim_interval");
 
-	query(Query($sql_stmt="SELECT uid, name FROM users", $on_rows=hand_on_users,
-	    $schedule_=user_interval, $subscription=Differences));
+	follow_options(query(Query($sql_stmt="SELECT uid, name FROM users",
+	    $on_rows=hand_on_users, $schedule_=user_interval,
+	    $subscription=Differences)), "ZeekAgent::user_interval");
 
-	query(Query($sql_stmt="SELECT pid, process, protocol, local_addr, local_port, remote_addr, remote_port FROM sockets",
+	follow_options(query(Query($sql_stmt="SELECT pid, process, protocol, local_addr, local_port, remote_addr, remote_port FROM sockets",
 	    $event_=socket_row, $schedule_=socket_poll_interval,
 	    $subscription=Differences, $if_missing_tables=set(
-	    "sockets_events")));
+	    "sockets_events"))), "ZeekAgent::socket_poll_interval");
 	}
 
-# User names last as long as the claims that they belong to.
+# How long the user names of an agent that left are kept, for connections that are logged later.
+const departed_user_lifetime = 5min;
 global are_users_stale = F;
 
 event forget_users()
@@ -642,5 +645,5 @@ hook agent_removed(agent_id: string)
 		return;
 
 	are_users_stale = T;
-	schedule claim_lifetime { forget_users() };
+	schedule departed_user_lifetime { forget_users() };
 	}

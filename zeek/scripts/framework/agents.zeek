@@ -54,10 +54,16 @@ export {
 		hello_id: string;
 		## Offset of Zeek's clock from the agent's.
 		clock_offset: interval &default=0sec;
+		## Whether Zeek knows its connection, and so notices when that ends.
+		is_connection_known: bool &default=F;
 	};
 
 	## How long an agent may be silent before it counts as offline. Longer than the agents' hello interval.
 	option agent_timeout = 10min;
+
+	## How long an agent whose connection has ended may take to reconnect before it counts as offline. Messages that
+	## it sent just before the end, such as that it shuts down, arrive within this time as well.
+	option reconnect_time = 1sec;
 
 	## How often Zeek sends a hello to agents.
 	option hello_interval = 60sec;
@@ -102,6 +108,13 @@ export {
 	## Informs workers and proxies that an agent is gone.
 	global agent_gone: event(agent_id: string);
 
+	## Informs the manager of a connection at another node, and of the agents whose queries it gets.
+	global client_added: event(node: string, endpoint_id: string, agent_ids: set[
+	    string]);
+
+	## Informs the manager that such a connection has ended.
+	global client_lost: event(endpoint_id: string);
+
 	## Id of this run of Zeek towards agents.
 	global zeek_instance: string = "";
 }
@@ -117,6 +130,16 @@ global agent_expired: function(t: table[string] of Agent, agent_id: string)
 global agents: table[string] of Agent &write_expire=agent_timeout
     &expire_func=agent_expired;
 global ids_by_address: table[addr] of set[string];
+
+# Connections by the ids that Zeek gave them, and by the agents whose queries they get. This says nothing about who is at the
+# other end, and a client may subscribe to another agent's queries: an agent is offline when the last one of them ends.
+type Client: record {
+	node: string;
+	agent_ids: set[string];
+};
+
+global clients: table[string] of Client;
+global clients_by_agent: table[string] of set[string];
 
 # Written when the package is installed.
 const version_file = @DIR + "/../version.dat";
@@ -339,6 +362,8 @@ event ZeekAgentAPI::agent_hello_v1(ctx: Context, columns: any)
 	if ( offset > clock_tolerance || offset < -clock_tolerance )
 		agent$clock_offset = offset;
 
+	agent$is_connection_known = ctx$agent_id in clients_by_agent;
+
 	local is_known = ctx$agent_id in agents;
 	local is_same_connection = is_known
 	    && agents[ctx$agent_id]$hello_id == agent$hello_id;
@@ -368,12 +393,6 @@ event ZeekAgentAPI::agent_shutdown_v1(ctx: Context)
 	delete agents[ctx$agent_id];
 	}
 
-event ZeekAgentAPI::agent_error_v1(ctx: Context, msg: string)
-	{
-	Reporter::error(fmt("Zeek Agent: agent %s (%s) reports: %s", ctx$agent_id,
-	    hostname(ctx), msg));
-	}
-
 event agent_update(agent_id: string, agent: Agent)
 	{
 	keep_agent(agent_id, agent);
@@ -397,16 +416,102 @@ event greet(agent_id: string, connected: time)
 		say_hello(fmt("/zeek-agent/query/host/%s", agent_id));
 	}
 
-event Cluster::websocket_client_added(endpoint: Cluster::EndpointInfo,
-    subscriptions: string_vec)
+event client_added(node: string, endpoint_id: string, agent_ids: set[string])
 	{
 	if ( ! is_owner() )
 		return;
 
+	clients[endpoint_id] = Client($node=node, $agent_ids=agent_ids);
+
+	for ( agent_id in agent_ids )
+		{
+		if ( agent_id !in clients_by_agent )
+			clients_by_agent[agent_id] = set();
+
+		add clients_by_agent[agent_id][endpoint_id];
+		schedule 2sec { greet(agent_id, current_time()) };
+		}
+	}
+
+# Raised some time after an agent's last connection has ended.
+event check_connection(agent_id: string)
+	{
+	# A Zeek that ends closes its connections itself.
+	if ( zeek_is_terminating()
+	    || agent_id in clients_by_agent
+	    || agent_id !in agents
+	    || ! agents[agent_id]$is_connection_known )
+		return;
+
+	forget_agent(agent_id, agents[agent_id], "offline");
+	delete agents[agent_id];
+	}
+
+function forget_client(endpoint_id: string)
+	{
+	if ( endpoint_id !in clients )
+		return;
+
+	for ( agent_id in clients[endpoint_id]$agent_ids )
+		{
+		delete clients_by_agent[agent_id][endpoint_id];
+
+		if ( |clients_by_agent[agent_id]| > 0 )
+			next;
+
+		delete clients_by_agent[agent_id];
+		schedule reconnect_time { check_connection(agent_id) };
+		}
+
+	delete clients[endpoint_id];
+	}
+
+event client_lost(endpoint_id: string)
+	{
+	if ( is_owner() )
+		forget_client(endpoint_id);
+	}
+
+event Cluster::websocket_client_added(endpoint: Cluster::EndpointInfo,
+    subscriptions: string_vec)
+	{
+	local agent_ids: set[string] = set();
+
 	for ( _, topic in subscriptions )
 		if ( starts_with(topic, "/zeek-agent/query/host/") )
-			schedule 2sec { greet(sub(topic, /^\/zeek-agent\/query\/host\//, ""),
-			    current_time()) };
+			add agent_ids[sub(topic, /^\/zeek-agent\/query\/host\//, "")];
+
+	if ( |agent_ids| == 0 )
+		return;
+
+	if ( is_owner() )
+		event client_added(Cluster::node, endpoint$id, agent_ids);
+	else
+		Cluster::publish(Cluster::manager_topic, client_added, Cluster::node,
+		    endpoint$id, agent_ids);
+	}
+
+@ifdef ( Cluster::websocket_client_lost )
+event Cluster::websocket_client_lost(endpoint: Cluster::EndpointInfo,
+    code: count, reason: string)
+	{
+	if ( is_owner() )
+		forget_client(endpoint$id);
+	else
+		Cluster::publish(Cluster::manager_topic, client_lost, endpoint$id);
+	}
+@endif
+
+event Cluster::node_down(name: string, id: string)
+	{
+	local lost: vector of string;
+
+	for ( endpoint_id, client in clients )
+		if ( client$node == name )
+			lost += endpoint_id;
+
+	for ( _, lost_id in lost )
+		forget_client(lost_id);
 	}
 
 event say_hello_to_all()
@@ -450,7 +555,7 @@ event zeek_init() &priority=100
 
 event zeek_init() &priority=-10
 	{
-	if ( ! is_owner() )
+	if ( ! is_owner() || reading_traces() )
 		return;
 
 	Cluster::subscribe("/zeek-agent/response/all");
@@ -461,7 +566,7 @@ event zeek_init() &priority=-10
 event zeek_done()
 	{
 	# Agents forget a Zeek that falls silent, should this get lost.
-	if ( is_owner() )
+	if ( is_owner() && ! reading_traces() )
 		Cluster::publish("/zeek-agent/query/group/all",
 		    ZeekAgentAPI::zeek_shutdown_v1, zeek_instance);
 	}

@@ -114,7 +114,9 @@ event ZeekAgentAPI::rows_v1(ctx: Context, batch: ZeekAgentAPI::Batch,
 	if ( ! ctx?$query_id )
 		return;
 
-	if ( ctx$query_id !in queries )
+	# Also rows that were under way when their query was forbidden.
+	if ( ctx$query_id !in queries
+	    || ctx$agent_id in queries[ctx$query_id]$refused )
 		{
 		send_cancel(ctx$query_id, ctx$agent_id);
 		return;

@@ -55,6 +55,32 @@ function announce_group(net: subnet, group: string)
 					}
 	}
 
+# Raised after the option has changed.
+event subnet_groups_changed(before: table[subnet] of set[string])
+	{
+	for ( net, groups in before )
+		for ( group in groups )
+			if ( net !in subnet_groups || group !in subnet_groups[net] )
+				announce_group(net, group);
+
+	for ( now_net, now_groups in subnet_groups )
+		for ( now_group in now_groups )
+			if ( now_net !in before || now_group !in before[now_net] )
+				announce_group(now_net, now_group);
+	}
+
+function on_subnet_groups(id: string, groups: table[subnet] of set[string])
+    : table[subnet] of set[string]
+	{
+	event subnet_groups_changed(copy(subnet_groups));
+	return groups;
+	}
+
+event zeek_init()
+	{
+	Option::set_change_handler("ZeekAgent::subnet_groups", on_subnet_groups);
+	}
+
 function join_group(net: subnet, group: string)
 	{
 	runtime_groups[net, group] = T;

@@ -9,9 +9,90 @@
 
 module ZeekAgent;
 
+# What follows is decided while scripts are parsed, before reading_traces() knows. So this reads the arguments as Zeek does:
+# an option's value may follow it as the next argument, short options may be joined, long ones abbreviated.
+const short_options_with_value = /[BceEfGHiInOo0prsTtUwX]/;
+const long_options_with_value = vector("capture-unprocessed", "debug",
+    "event-trace", "exec", "filter", "iface", "load-seeds", "no-optimize-files",
+    "no-optimize-funcs", "optimize", "optimize-files", "optimize-funcs",
+    "prefix", "print-id", "re-level", "readfile", "rulefile", "save-seeds",
+    "status-file", "tracefile", "writefile", "zeekygen");
+
+# The short options of one argument up to the first that takes a value, and whether that value is the next argument.
+type Option_: record {
+	name: string &default="";
+	is_value_next: bool &default=F;
+};
+
+function parse_short_options(letters: string): Option_ &is_used
+	{
+	local position = 0;
+
+	for ( letter in letters )
+		{
+		++position;
+
+		if ( letter == short_options_with_value )
+			return Option_($name=letter, $is_value_next=position == |letters|);
+
+		# Its value is optional and never the next argument.
+		if ( letter == "j" )
+			break;
+		}
+
+	return Option_();
+	}
+
+function parse_long_option(text: string): Option_ &is_used
+	{
+	local name = split_string1(text, /=/)[0];
+
+	for ( _, known in long_options_with_value )
+		if ( starts_with(known, name) )
+			return Option_($name=known, $is_value_next=name == text);
+
+	return Option_();
+	}
+
+# Whether command line arguments make Zeek read a trace.
+function has_trace_argument(arguments: vector of string): bool &is_used
+	{
+	local is_value = F;
+
+	for ( _, argument in arguments )
+		{
+		if ( is_value )
+			{
+			is_value = F;
+			next;
+			}
+
+		if ( argument == "--" )
+			return F;
+
+		if ( argument == "-" || ! starts_with(argument, "-") )
+			next;
+
+		local parsed = starts_with(argument, "--") ? parse_long_option(argument[2:]) :
+		    parse_short_options(argument[1:]);
+
+		if ( parsed$name == "r" || parsed$name == "readfile" )
+			return T;
+
+		is_value = parsed$is_value_next;
+		}
+
+	return F;
+	}
+
 # A Zeek that reads a trace is alone: agents cannot come, and its ports may be those of one that runs.
-const reads_trace = /(^| )(-[A-Za-z]*r|--readfile)/ in join_string_vec(
-    zeek_args(), " ");
+const reads_trace = has_trace_argument(zeek_args());
+
+# Whether this package chose the backend of a Zeek that runs alone, and where it relays events then: sockets in the working
+# directory, which only the user that runs Zeek can connect to. ZeroMQ's own defaults are TCP ports that any local user,
+# and no second Zeek, could use.
+const has_chosen_backend = F &redef;
+const event_socket = fmt(".zeek-agent-%d-%s", getpid(), unique_id(""));
 
 @if ( ! reads_trace && ! Cluster::is_enabled() )
 
@@ -20,6 +101,15 @@ const reads_trace = /(^| )(-[A-Za-z]*r|--readfile)/ in join_string_vec(
 @if ( Cluster::backend == Cluster::CLUSTER_BACKEND_NONE )
 @load frameworks/cluster/backend/zeromq
 redef Cluster::Backend::ZeroMQ::run_proxy_thread = T;
+redef Cluster::Backend::ZeroMQ::listen_xpub_endpoint = fmt("ipc://%s.xpub",
+    event_socket);
+redef Cluster::Backend::ZeroMQ::connect_xsub_endpoint = fmt("ipc://%s.xpub",
+    event_socket);
+redef Cluster::Backend::ZeroMQ::listen_xsub_endpoint = fmt("ipc://%s.xsub",
+    event_socket);
+redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = fmt("ipc://%s.xsub",
+    event_socket);
+redef has_chosen_backend = T;
 @endif
 @endif
 
@@ -113,7 +203,7 @@ function open_port()
 	if ( Cluster::listen_websocket(options) )
 		Reporter::info(fmt("Zeek Agent: listening for agents at %s", url));
 	else
-		Reporter::error(fmt("Zeek Agent: cannot listen for agents at %s: is another process using the address?",
+		Reporter::error(fmt("Zeek Agent: cannot listen for agents at %s: is another process using the address? Set ZeekAgent::listen_port or ZEEK_WEBSOCKET_LISTEN_PORT to another port, or ZeekAgent::listen = F",
 		    url));
 	}
 
@@ -122,9 +212,17 @@ event open_port_soon()
 	open_port();
 	}
 
+# Should the arguments have been misread after all: a backend would keep Zeek from ending with its trace, and this is how
+# its script is told not to start.
+event zeek_init() &priority=20
+	{
+	if ( has_chosen_backend && reading_traces() )
+		setenv("ZEEKCTL_DISABLE_LISTEN", "1");
+	}
+
 event zeek_init() &priority=-90
 	{
-	if ( ! listen || reads_trace || ! is_owner() )
+	if ( ! listen || reading_traces() || ! is_owner() )
 		return;
 
 	# ZeekControl checks and prints configurations with these.
@@ -144,4 +242,13 @@ event zeek_init() &priority=-90
 
 	# An agent that came before this node's subscriptions have reached the cluster would not be heard.
 	schedule 1sec { open_port_soon() };
+	}
+
+event zeek_done()
+	{
+	# ZeroMQ leaves them.
+	if ( has_chosen_backend && ! reading_traces() )
+		for ( _, end in vector("xpub", "xsub") )
+			if ( file_size(fmt("%s.%s", event_socket, end)) >= 0 )
+				unlink(fmt("%s.%s", event_socket, end));
 	}

@@ -33,6 +33,17 @@ export {
 	## sent to that agent.
 	option allowed_tables: set[string] = {};
 
+	## Has a query follow options at run time: when one of them changes, agents get the query with the new value. Events in
+	## between are not lost.
+	##
+	## query_id: the query, which gets another id at each change.
+	##
+	## interval_option: full name of the option with its schedule.
+	##
+	## subscription_option: full name of the option with its subscription, if there is one.
+	global follow_options: function(query_id: string, interval_option: string,
+	    subscription_option: string &default="");
+
 	## How long it is known which one-time queries an agent that is gone has received. When it returns later, it receives
 	## those to its groups again.
 	const one_time_memory = 1day &redef;
@@ -55,7 +66,12 @@ type QueryState: record {
 	target: string;
 	## Agents that have received a one-time query, which is not sent to them again.
 	asked: set[string] &default=set();
+	## Connected agents that may not run it.
+	refused: set[string] &default=set();
 };
+
+# Raised when a query that an agent had is cancelled there because it is no longer allowed.
+global query_refused: event(query_id: string, agent_id: string);
 
 global queries: table[string] of QueryState;
 
@@ -163,8 +179,16 @@ function send_query(state: QueryState, agent_id: string)
 
 	local topics = topics_for(state, agent_id);
 
-	if ( |topics| == 0 || ! is_allowed(agent_id, state$query) )
+	if ( |topics| == 0 )
 		return;
+
+	if ( ! is_allowed(agent_id, state$query) )
+		{
+		add state$refused[agent_id];
+		return;
+		}
+
+	delete state$refused[agent_id];
 
 	if ( runs_once(state$query) )
 		add state$asked[agent_id];
@@ -258,6 +282,9 @@ event agent_left(agent_id: string, reason: string)
 
 	local unanswered: vector of string;
 
+	for ( _, each in queries )
+		delete each$refused[agent_id];
+
 	for ( query_id, state in queries )
 		if ( state$scope == Host
 		    && state$target == agent_id
@@ -280,6 +307,148 @@ event group_changed(agent_id: string, group: string)
 
 		send_query(state, agent_id);
 		}
+	}
+
+# Cancels a query at an agent that may no longer run it, and sends it to one that now may.
+function recheck_query(state: QueryState, agent_id: string)
+	{
+	if ( agent_id in state$refused )
+		{
+		send_query(state, agent_id);
+		return;
+		}
+
+	if ( |topics_for(state, agent_id)| == 0 || is_allowed(agent_id, state$query) )
+		return;
+
+	add state$refused[agent_id];
+	send_cancel(state$query_id, agent_id);
+	event query_refused(state$query_id, agent_id);
+	}
+
+# Raised after the option has changed.
+event allowed_tables_changed()
+	{
+	if ( ! is_owner() )
+		return;
+
+	for ( _, state in queries )
+		for ( agent_id in agents )
+			recheck_query(state, agent_id);
+	}
+
+function on_allowed_tables(id: string, tables: set[string]): set[string]
+	{
+	event allowed_tables_changed();
+	return tables;
+	}
+
+# Queries by the options that they follow.
+global interval_followers: table[string] of set[string];
+global subscription_followers: table[string] of set[string];
+
+# Installs a changed query in place of the one before. Under its new id it continues where that stopped.
+function replace_query(old_id: string): string
+	{
+	local state = queries[old_id];
+	local new_id = unique_id("za_");
+	cancel(old_id);
+	add_query(new_id, state$query, state$scope, state$target);
+	return new_id;
+	}
+
+function replace_in(followers: table[string] of set[string], old_id: string,
+    new_id: string)
+	{
+	for ( _, ids in followers )
+		if ( old_id in ids )
+			{
+			delete ids[old_id];
+			add ids[new_id];
+			}
+	}
+
+function replace_follower(old_id: string)
+	{
+	local new_id = replace_query(old_id);
+	replace_in(interval_followers, old_id, new_id);
+	replace_in(subscription_followers, old_id, new_id);
+	}
+
+event interval_changed(option_name: string, value: interval)
+	{
+	for ( query_id in copy(interval_followers[option_name]) )
+		{
+		if ( query_id !in queries )
+			next;
+
+		queries[query_id]$query$schedule_ = value;
+		replace_follower(query_id);
+		}
+	}
+
+event subscription_changed(option_name: string, value: SubscriptionType)
+	{
+	for ( query_id in copy(subscription_followers[option_name]) )
+		{
+		if ( query_id !in queries )
+			next;
+
+		queries[query_id]$query$subscription = value;
+		replace_follower(query_id);
+		}
+	}
+
+function on_interval(option_name: string, value: interval): interval
+	{
+	# Without a schedule it would run once and never again.
+	if ( value <= 0sec )
+		{
+		Reporter::error(fmt("Zeek Agent: %s must be more than 0 seconds, and keeps its value",
+		    option_name));
+		return lookup_ID(option_name) as interval;
+		}
+
+	event interval_changed(option_name, value);
+	return value;
+	}
+
+function on_subscription(option_name: string, value: SubscriptionType)
+    : SubscriptionType
+	{
+	event subscription_changed(option_name, value);
+	return value;
+	}
+
+function follow_options(query_id: string, interval_option: string,
+    subscription_option: string)
+	{
+	if ( query_id !in queries )
+		return;
+
+	if ( interval_option !in interval_followers )
+		{
+		interval_followers[interval_option] = set();
+		Option::set_change_handler(interval_option, on_interval);
+		}
+
+	add interval_followers[interval_option][query_id];
+
+	if ( subscription_option == "" )
+		return;
+
+	if ( subscription_option !in subscription_followers )
+		{
+		subscription_followers[subscription_option] = set();
+		Option::set_change_handler(subscription_option, on_subscription);
+		}
+
+	add subscription_followers[subscription_option][query_id];
+	}
+
+event zeek_init()
+	{
+	Option::set_change_handler("ZeekAgent::allowed_tables", on_allowed_tables);
 	}
 
 event zeek_init() &priority=-1000

@@ -96,8 +96,10 @@ event zeek_init()
 		local sql = fmt("SELECT path, type AS type_, uid, gid, mode, mtime, size FROM files_list(%s)",
 		    ZeekAgent::sql_text(path));
 
-		ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $event_=query_result,
-		    $row_type=Rows, $on_rows=log_rows,
-		    $schedule_=query_interval, $subscription=subscription));
+		ZeekAgent::follow_options(ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql,
+		    $event_=query_result, $row_type=Rows, $on_rows=log_rows,
+		    $schedule_=query_interval, $subscription=subscription)),
+		    "ZeekAgent_Files::query_interval",
+		    "ZeekAgent_Files::subscription");
 		}
 	}

@@ -115,5 +115,7 @@ event zeek_init()
 	    $row_type=Rows, $on_rows=write_rows, $schedule_=query_interval,
 	    $subscription=subscription);
 	add query$requires_tables["listening_ports"];
-	ZeekAgent::query(query);
+	ZeekAgent::follow_options(ZeekAgent::query(query),
+	    "ZeekAgent_ListeningPorts::query_interval",
+	    "ZeekAgent_ListeningPorts::subscription");
 	}

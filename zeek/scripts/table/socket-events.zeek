@@ -164,5 +164,7 @@ event zeek_init()
 	    $event_=query_result, $row_type=Rows, $on_rows=write_rows,
 	    $schedule_=query_interval, $subscription=subscription);
 	add query$requires_tables["sockets_events"];
-	ZeekAgent::query(query);
+	ZeekAgent::follow_options(ZeekAgent::query(query),
+	    "ZeekAgent_SocketEvents::query_interval",
+	    "ZeekAgent_SocketEvents::subscription");
 	}

@@ -9,15 +9,15 @@ export {
 	## Whether to query agents.
 	const enabled = T &redef;
 
-	## Patterns of the servers' configuration files.
-	const config_paths_to_watch = set("/etc/ssh/sshd_config",
-	    "/etc/ssh/sshd_config.d/*") &redef;
+	## Patterns of the servers' configuration files. A change while Zeek runs takes effect at once.
+	option config_paths_to_watch = set("/etc/ssh/sshd_config",
+	    "/etc/ssh/sshd_config.d/*");
 
-	## Patterns of the files with keys, by platform.
-	const key_paths_to_watch: table[string] of set[string] = {
+	## Patterns of the files with keys, by platform. A change while Zeek runs takes effect at once.
+	option key_paths_to_watch: table[string] of set[string] = {
 		["linux"] = set("/home/*/.ssh/authorized_keys", "/root/.ssh/authorized_keys"),
 		["darwin"] = set("/Users/*/.ssh/authorized_keys"),
-	} &redef;
+	};
 
 	## Interval between runs of the query.
 	option query_interval = 30sec;
@@ -176,6 +176,18 @@ event ZeekAgent_SSH::query_result_keys(ctx: ZeekAgent::Context,
 	log_key(ctx, columns);
 	}
 
+# The queries for each kind of file.
+global config_queries: vector of string;
+global key_queries: vector of string;
+
+# Has a query follow its options. Returns the id that it is cancelled by.
+function followed(query_id: string): string
+	{
+	ZeekAgent::follow_options(query_id, "ZeekAgent_SSH::query_interval",
+	    "ZeekAgent_SSH::subscription");
+	return query_id;
+	}
+
 function ask_configs(path: string)
 	{
 	local from_files = fmt("FROM files_columns(%s, '$1:text,$2:text')",
@@ -184,10 +196,10 @@ function ask_configs(path: string)
 	local batch_sql = "SELECT path, number, columns ->> 'c1' AS \"key:text\", columns ->> 'c2' AS \"value:text\" "
 	    + from_files;
 
-	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
-	    $event_=query_result_configs, $row_type=ConfigRows,
-	    $on_rows=log_config_rows, $schedule_=query_interval,
-	    $subscription=subscription));
+	config_queries += followed(ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql,
+	    $batch_stmt=batch_sql, $event_=query_result_configs,
+	    $row_type=ConfigRows, $on_rows=log_config_rows,
+	    $schedule_=query_interval, $subscription=subscription)));
 	}
 
 function ask_keys(path: string, platform: string)
@@ -195,9 +207,62 @@ function ask_keys(path: string, platform: string)
 	local sql = fmt("SELECT path, number, content FROM files_lines(%s)",
 	    ZeekAgent::sql_text(path));
 
-	ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql, $event_=query_result_keys,
-	    $row_type=KeyRows, $on_rows=log_key_rows, $schedule_=query_interval,
-	    $subscription=subscription), ZeekAgent::Group, platform);
+	key_queries += followed(ZeekAgent::query(ZeekAgent::Query($sql_stmt=sql,
+	    $event_=query_result_keys, $row_type=KeyRows, $on_rows=log_key_rows,
+	    $schedule_=query_interval, $subscription=subscription),
+	    ZeekAgent::Group, platform));
+	}
+
+function ask_all_configs()
+	{
+	for ( path in config_paths_to_watch )
+		ask_configs(path);
+	}
+
+function ask_all_keys()
+	{
+	for ( platform, paths in key_paths_to_watch )
+		for ( key_path in paths )
+			ask_keys(key_path, platform);
+	}
+
+# Cancels queries, which at nodes other than the manager exist in name only.
+function cancel_all(query_ids: vector of string)
+	{
+	if ( ! ZeekAgent::is_owner() )
+		return;
+
+	for ( _, query_id in query_ids )
+		ZeekAgent::cancel(query_id);
+	}
+
+# Raised after the options have changed.
+
+event config_paths_changed()
+	{
+	cancel_all(config_queries);
+	config_queries = vector();
+	ask_all_configs();
+	}
+
+event key_paths_changed()
+	{
+	cancel_all(key_queries);
+	key_queries = vector();
+	ask_all_keys();
+	}
+
+function on_config_paths(id: string, paths: set[string]): set[string]
+	{
+	event config_paths_changed();
+	return paths;
+	}
+
+function on_key_paths(id: string, paths: table[string] of set[string]): table[
+    string] of set[string]
+	{
+	event key_paths_changed();
+	return paths;
 	}
 
 event zeek_init()
@@ -212,10 +277,9 @@ event zeek_init()
 	if ( ! enabled )
 		return;
 
-	for ( path in config_paths_to_watch )
-		ask_configs(path);
-
-	for ( platform, paths in key_paths_to_watch )
-		for ( key_path in paths )
-			ask_keys(key_path, platform);
+	ask_all_configs();
+	ask_all_keys();
+	Option::set_change_handler("ZeekAgent_SSH::config_paths_to_watch",
+	    on_config_paths);
+	Option::set_change_handler("ZeekAgent_SSH::key_paths_to_watch", on_key_paths);
 	}

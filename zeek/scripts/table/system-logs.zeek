@@ -125,5 +125,7 @@ event zeek_init()
 	    $event_=query_result, $row_type=Rows, $on_rows=write_rows,
 	    $schedule_=query_interval, $subscription=subscription);
 	add query$requires_tables["system_logs_events"];
-	ZeekAgent::query(query);
+	ZeekAgent::follow_options(ZeekAgent::query(query),
+	    "ZeekAgent_SystemLogs::query_interval",
+	    "ZeekAgent_SystemLogs::subscription");
 	}

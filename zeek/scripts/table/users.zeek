@@ -137,5 +137,6 @@ event zeek_init()
 	local query = ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
 	    $event_=query_result, $row_type=Rows, $on_rows=write_rows,
 	    $schedule_=query_interval, $subscription=subscription);
-	ZeekAgent::query(query);
+	ZeekAgent::follow_options(ZeekAgent::query(query),
+	    "ZeekAgent_Users::query_interval", "ZeekAgent_Users::subscription");
 	}

@@ -69,6 +69,6 @@ event Test::begin()
 			schedule 45sec { left(fmt("H%d", m)) };
 
 	schedule 55sec { shown("one remains") };
-	schedule 420sec { shown("after claim_lifetime") };
+	schedule 420sec { shown("after five minutes") };
 	schedule 99000sec { shown("after a day") };
 	}

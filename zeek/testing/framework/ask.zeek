@@ -9,9 +9,11 @@
 # @TEST-EXEC: ${SCRIPTS}/talk scenario.py %INPUT
 # @TEST-EXEC: btest-diff zeek.out
 # @TEST-EXEC: btest-diff agents.out
-# @TEST-EXEC: grep -c 'no such table' zeek.err
+# @TEST-EXEC: ! grep 'no such table\|too late' zeek.err
+# @TEST-EXEC: grep 'reports: of another query' zeek.err
 
 redef ZeekAgent::attribute_connections = F;
+redef ZeekAgent::allowed_tables = { "users" };
 
 type User: record {
 	name: string &optional;
@@ -49,9 +51,20 @@ event ZeekAgent::agent_joined(agent_id: string, hello: ZeekAgentAPI::AgentHelloV
 		show("wrong", wrong);
 		}
 
-	when ( local unknown = ZeekAgent::ask("H-unknown", "SELECT all", Users) )
+	# What is known at once does not wait.
+	when ( local unknown = ZeekAgent::ask("H-unknown", "SELECT all", Users, 1hr) )
 		{
 		show("unknown", unknown);
+		}
+
+	when [agent_id] ( local forbidden = ZeekAgent::ask(agent_id, "SELECT name FROM processes", Users, 1hr) )
+		{
+		show("forbidden", forbidden);
+		}
+
+	when [agent_id] ( local unfit = ZeekAgent::ask(agent_id, "SELECT unfit", Users) )
+		{
+		print "unfit", sub(unfit$error, /:.*/, "");
 		}
 	}
 
@@ -69,8 +82,8 @@ from agents import agent, string
 async def main() -> None:
     async with agent() as one:
         await one.hello()
-        names = ("all", "nobody", "late", "wrong")
-        everyone, nobody, late, wrong = [await one.query(f"SELECT {name}") for name in names]
+        names = ("all", "nobody", "late", "wrong", "unfit")
+        everyone, nobody, late, wrong, unfit = [await one.query(f"SELECT {name}") for name in names]
         await one.publish("ZeekAgentAPI::agent_error_v1", one.context(wrong), string("no such table"))
         await one.expect("cancel_query_v1")
         await one.batch(everyone, [{"name": "ann"}, {"name": "bob, [x]"}], last=False)
@@ -78,6 +91,9 @@ async def main() -> None:
         await one.settled()
         await one.batch(nobody, [])
         print("ended:", (await one.expect("cancel_query_v1"))[1] == late)
+        await one.publish("ZeekAgentAPI::agent_error_v1", one.context(late), string("too late"))
+        await one.publish("ZeekAgentAPI::agent_error_v1", one.context("q"), string("of another query"))
+        await one.batch(unfit, [{"name": ["x"]}])
         await one.settled()
 
 

@@ -54,6 +54,8 @@ _CHECK_SECONDS: Final = 1.0
 """Interval of comparing the kernel's counter of lost records."""
 _COMPARE_SECONDS: Final = 0.5
 """Interval of scans of /proc for processes that audit does not report: starts without exec, ends by a signal."""
+LAG_SECONDS: Final = 4.0
+"""Two scans of /proc, or a record that waits for the others of its call, and a second for the kernel's queue."""
 _CONNECTING_SECONDS_MAX: Final = 60.0
 """How long a pending connect is followed; by default the kernel retries for about two minutes."""
 
@@ -78,6 +80,8 @@ class AuditSource(Source):
         self._settings = settings
         self._exclusions = Exclusions(settings)
         self._listener: Listener | None = None
+        self._since = 0.0
+        self._until: float | None = None
 
     @abstractmethod
     def rules(self) -> Sequence[AuditRule]:
@@ -139,10 +143,12 @@ class AuditSource(Source):
         if self._settings.audit_rules:
             self._control.set_up()
             self._rules = self._control.add(self.rules())
+        self._since = time.time()
 
     def stop(self) -> None:
         if self._listener is None:
             return
+        self._until = self.recorded_until()
         listener, self._listener = self._listener, None
         try:
             self._control.remove(self._rules)
@@ -150,6 +156,17 @@ class AuditSource(Source):
         finally:
             listener.stop()
             self._control.__exit__()
+
+    def recording_since(self) -> float | None:
+        return self._since
+
+    def recorded_until(self) -> float | None:
+        """Records and scans of /proc are up to `LAG_SECONDS` late."""
+        listener = self._listener
+        if listener is None:
+            return self._until
+        until = listener.settled_until
+        return self._since if until is None else max(self._since, boot_time() + until / 1e9 - LAG_SECONDS)
 
     def drain(self) -> None:
         if self._listener is not None:
@@ -204,6 +221,7 @@ class AuditProcesses(AuditSource):
         self._life = ProcessLifecycle(self._cache, self._exclusions)
         self._cache.seed()
         self._compared = time.monotonic()
+        self._life.find_missed(self.missed, time.time())
         super().start(sink)
 
     def rules(self) -> Sequence[AuditRule]:

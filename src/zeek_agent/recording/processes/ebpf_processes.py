@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from zeek_agent.bpf.probe import why_not
 from zeek_agent.config import SourceSettings
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.exclusions import Exclusions
+from zeek_agent.recording.processes.process_cache import Process
 from zeek_agent.recording.processes.process_changes import ProcessChange
-from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS, process_event
+from zeek_agent.recording.processes.process_event import (
+    PROCESSES_EVENTS,
+    ProcessEvent,
+    found_process_event,
+    process_event,
+)
 from zeek_agent.recording.source import Sink, Source
 
 
@@ -23,27 +31,73 @@ class EbpfProcesses(Source):
         self._monitor = monitor
         self._exclusions = Exclusions(settings)
         self._sink: Sink | None = None
+        self._attached = 0
+        self._complete_until = 0
+        self._found: dict[tuple[int, int], Process] = {}
         monitor.on_tick.append(self._count)
+        monitor.on_drained.append(self._note_complete)
         monitor.on_failure.append(self.failed)
 
     def probe(self) -> str | None:
         return why_not(("processes",))
 
     def start(self, sink: Sink) -> None:
-        self._sink = sink
-        self._monitor.on_change = self._record
-        try:
-            self._monitor.open()
-        except OSError:
-            self._monitor.on_change = self._sink = None
-            raise
+        with self._monitor.lock:
+            self._sink = sink
+            self._monitor.on_change = self._record
+            try:
+                self._monitor.open()
+            except OSError:
+                self._monitor.on_change = self._sink = None
+                raise
+            self._attached = self._complete_until = self._monitor.attached
+            self._report_found()
 
     def stop(self) -> None:
         if self._sink is None:
             return
-        self.drain()
-        self._monitor.on_change = self._sink = None
+        with self._monitor.lock:
+            self._monitor.drain()
+            self._record(self._monitor.remaining_forks())
+            self._monitor.drain()
+            self._count()
+            self._monitor.on_change = self._sink = None
         self._monitor.close()
+
+    def recording_since(self) -> float | None:
+        return boot_time() + self._attached / 1e9
+
+    def recorded_until(self) -> float | None:
+        return boot_time() + self._complete_until / 1e9
+
+    def update_counters(self) -> None:
+        with self._monitor.lock:
+            self._count()
+
+    def _report_found(self) -> None:
+        """Report running processes that began while nobody recorded.
+
+        The kernel's records up to now, read after the cache was filled, tell which of them began since then.
+        """
+        if self.missed is None:
+            return
+        begin = round((self.missed.since - boot_time()) * 1e9)
+        started = self._monitor.cache.started_between(begin, self._monitor.attached)
+        recorded = self.missed.entities_since(PROCESSES_EVENTS, self.missed.since) if started else frozenset()
+        self._found = {
+            (process.pid, process.start_ticks): process for process in started if process.entity_id not in recorded
+        }
+        self._monitor.drain()
+        self._emit_found(process for process in self._found.values() if not self._monitor.has_pending(process))
+        self._found.clear()
+
+    def _emit_found(self, processes: Iterable[Process]) -> None:
+        offset = boot_time()
+        self._emit([found_process_event(process, offset) for process in processes])
+
+    def _note_complete(self, until: int) -> None:
+        if self._sink is not None:
+            self._complete_until = max(self._attached, min(until, self._monitor.oldest_fork() or until))
 
     def drain(self) -> None:
         with self._monitor.lock:
@@ -58,9 +112,14 @@ class EbpfProcesses(Source):
         self.counters.lost["overrun"] = sum(self._monitor.lost().values())
 
     def _record(self, changes: list[ProcessChange]) -> None:
-        if self._sink is None:
-            return
         offset = boot_time()
-        events = self._exclusions.without([process_event(process, at, offset, ended) for process, at, ended in changes])
-        if events:
+        for process, _, ended in changes if self._found else ():
+            found = self._found.pop((process.pid, process.start_ticks), None)
+            if found is not None and ended is not None:
+                self._emit_found((found,))
+        self._emit([process_event(process, at, offset, ended) for process, at, ended in changes])
+
+    def _emit(self, events: list[ProcessEvent]) -> None:
+        events = self._exclusions.without(events)
+        if events and self._sink is not None:
             self._sink(PROCESSES_EVENTS, events)

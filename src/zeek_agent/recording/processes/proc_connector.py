@@ -30,6 +30,8 @@ _NLMSG_DONE: Final = 3
 _PROCESSES: Final = 1  # CN_IDX_PROC and CN_VAL_PROC: the connector's name, and its multicast group
 _LISTEN: Final = 1
 _IGNORE: Final = 2
+_SENDING_NS: Final = 50_000_000
+"""The kernel takes microseconds from reading the clock to the message in the queue; its CPU may be taken away."""
 _BUFFER_BYTES: Final = 16 << 20
 """Receive buffer for bursts of forks."""
 
@@ -74,6 +76,8 @@ class ProcConnector(Source):
         self._cache = cache
         self._exclusions = Exclusions(settings)
         self._listener: Listener | None = None
+        self._complete_until: int | None = None
+        self._since = 0.0
 
     def probe(self) -> str | None:
         try:
@@ -92,6 +96,7 @@ class ProcConnector(Source):
         self._missed = False
         self._events: list[_Event] = []
         self._channel = _subscribed()
+        self._since = time.time()
         _trigger_numbering()
         self._listener = Listener(
             self._channel,
@@ -102,16 +107,32 @@ class ProcConnector(Source):
             urgent=True,
         )
         self._cache.seed()
+        self._life.find_missed(self.missed, self._since)
         self._listener.start()
 
     def stop(self) -> None:
         if self._listener is not None:
             listener, self._listener = self._listener, None
             try:
+                listener.drain()
+                self._complete_until = self._until(listener)
                 _send_operation(self._channel, _IGNORE)
                 listener.drain()
             finally:
                 listener.stop()
+            self._hand_over(at_end=True)
+
+    def recording_since(self) -> float | None:
+        return self._since
+
+    def recorded_until(self) -> float | None:
+        listener = self._listener
+        until = self._complete_until if listener is None else self._until(listener)
+        return self._since if until is None else boot_time() + until / 1e9
+
+    def _until(self, listener: Listener) -> int | None:
+        until = listener.settled_until
+        return None if until is None else min(until - _SENDING_NS, self._life.oldest_fork() or until)
 
     def drain(self) -> None:
         if self._listener is not None:
@@ -185,7 +206,11 @@ class ProcConnector(Source):
         if self._missed:
             self._missed = not self._life.reconcile(now)
             _trigger_numbering()
-        if rows := self._life.collect(now, boot_time()):
+        self._hand_over()
+
+    def _hand_over(self, *, at_end: bool = False) -> None:
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if rows := self._life.collect(now, boot_time(), at_end=at_end):
             self._sink(PROCESSES_EVENTS, rows)
 
 

@@ -114,6 +114,15 @@ class ProcessCache:
         for process in shown:  # a parent's pid may be the higher one
             self._note_parent(process)
 
+    def started_between(self, begin: int, end: int) -> list[Process]:
+        """Living processes that started in this period (boot time in ns), in the order of their starts.
+
+        The start is known to a tick of /proc, so the first and last ones may have started shortly outside of it.
+        """
+        tick = 1_000_000_000 // TICKS
+        living = [process for process in self if process.until is None and begin - tick <= process.started <= end]
+        return sorted(living, key=lambda process: process.started)
+
     def begin(self, process: Process) -> None:
         """Record the fork of `process`, unless the cache has it already (from /proc)."""
         living = self._living(process.pid)

@@ -38,10 +38,18 @@ class PendingForks:
         """The fork of this pid, which executed a program or ended; None if it was not pending."""
         return self._processes.pop(pid, None)
 
-    def overdue(self, now: int) -> Iterator[Process]:
-        """Remove those that were forked `FORK_TIMEOUT_NS` before `now` (boot time in ns)."""
+    def get(self, pid: int) -> Process | None:
+        """The pending fork of this pid."""
+        return self._processes.get(pid)
+
+    def oldest(self) -> int | None:
+        """The boot time (ns) of the oldest pending fork."""
+        return next((process.since for process in self._processes.values()), None)
+
+    def overdue(self, now: int | None) -> Iterator[Process]:
+        """Remove those that were forked `FORK_TIMEOUT_NS` before `now` (boot time in ns); without it, all."""
         for pid, process in list(self._processes.items()):
-            if process.since > now - FORK_TIMEOUT_NS:
+            if now is not None and process.since > now - FORK_TIMEOUT_NS:
                 return
             del self._processes[pid]
             yield process

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 if TYPE_CHECKING:
     from zeek_agent.recording.processes.process_cache import Process
@@ -48,6 +48,7 @@ class ProcessEvent(Struct, frozen=True, gc=False):  # its values are scalars, so
     exe_device: int | None = None
     exe_inode: int | None = None
     exe_mntns: int | None = None
+    found_running: bool = False
 
 
 class Exit(NamedTuple):
@@ -100,6 +101,11 @@ def process_event(process: Process, at: int, boot_time: float, ended: Exit | Non
         process.exe_inode,
         process.exe_mntns,
     )
+
+
+def found_process_event(process: Process, boot_time: float) -> ProcessEvent:
+    """The start of a process that nobody recorded, with what /proc shows of it now."""
+    return structs.replace(process_event(process, process.started, boot_time, None), found_running=True)
 
 
 def exit_code(status: int | None) -> int | None:

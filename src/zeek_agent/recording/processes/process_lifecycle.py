@@ -10,14 +10,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from zeek_agent.host.entity_id import entity_id
-from zeek_agent.host.linux import procfs
+from zeek_agent.host.linux import boot_clock, procfs
 from zeek_agent.host.linux.stamps import TICKS, boot_id, start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 from zeek_agent.recording.processes.process_changes import FORK_TIMEOUT_NS, PendingForks, ProcessChange
-from zeek_agent.recording.processes.process_event import Exit, ProcessEvent, process_event
+from zeek_agent.recording.processes.process_event import (
+    PROCESSES_EVENTS,
+    Exit,
+    ProcessEvent,
+    found_process_event,
+    process_event,
+)
 
 if TYPE_CHECKING:
     from zeek_agent.recording.exclusions import Exclusions
+    from zeek_agent.recording.source import MissedTime
 
 
 class ProcessLifecycle:
@@ -30,6 +37,23 @@ class ProcessLifecycle:
         self._forks = PendingForks()
         self._gone: set[int] = set()
         self._changes: list[ProcessChange] = []
+        self._found: list[Process] = []
+
+    def find_missed(self, missed: MissedTime | None, end: float) -> None:
+        """Report running processes that began while nobody recorded, which ended at `end` (seconds since the epoch).
+
+        Those of the last tick of /proc's clock are left out: they may have been recorded.
+        """
+        if missed is None:
+            return
+        first, last = (round((at - boot_clock.boot_time()) * 1e9) for at in (missed.since, end))
+        started = self.cache.started_between(first, last - 1_000_000_000 // TICKS)
+        recorded = missed.entities_since(PROCESSES_EVENTS, missed.since) if started else frozenset()
+        self._found = [process for process in started if process.entity_id not in recorded]
+
+    def oldest_fork(self) -> int | None:
+        """The boot time (ns) of the oldest fork that is not reported yet."""
+        return self._forks.oldest()
 
     def fork(self, pid: int, parent_pid: int, at: int) -> None:
         """`pid` began as a copy of its parent. Its start is read from /proc, or `at` if it has already ended.
@@ -131,13 +155,15 @@ class ProcessLifecycle:
             self._discover(pid)
         return not self._gone
 
-    def collect(self, now: int, boot_time: float) -> list[ProcessEvent]:
-        """The rows since the last call; expires old entries."""
-        for process in self._forks.overdue(now):
+    def collect(self, now: int, boot_time: float, *, at_end: bool = False) -> list[ProcessEvent]:
+        """The rows since the last call; expires old entries. `at_end` includes all forks."""
+        for process in self._forks.overdue(None if at_end else now):
             self._changes.append(ProcessChange(process, process.since, None))
         changes, self._changes = self._changes, []
+        found, self._found = self._found, []
         self.cache.expire(now)
-        events = [process_event(process, at, boot_time, ended) for process, at, ended in changes]
+        events = [found_process_event(process, boot_time) for process in found]
+        events += [process_event(process, at, boot_time, ended) for process, at, ended in changes]
         return self._exclusions.without(events)
 
     def _discover(self, pid: int) -> None:

@@ -46,8 +46,17 @@ class ProcessTracker:
                 log.exception("a process record cannot be read: %s", record.hex())
         return changes
 
-    def settled(self, now: int) -> list[ProcessChange]:
-        """Starts of processes that were forked a while ago and have not executed a program."""
+    def oldest_fork(self) -> int | None:
+        """The boot time (ns) of the oldest fork that is not reported yet."""
+        return self._forks.oldest()
+
+    def has_pending(self, process: Process) -> bool:
+        """Whether the fork of this process is not reported yet."""
+        pending = self._forks.get(process.pid)
+        return pending is not None and pending.start_ticks == process.start_ticks
+
+    def settled(self, now: int | None) -> list[ProcessChange]:
+        """Starts of processes that were forked a while ago and have not executed a program; without `now`, of all."""
         changes = []
         for process in self._forks.overdue(now):
             current = self._refreshed(process) if process.since <= self.cache.execs_lost_until else process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import struct
 from collections.abc import Callable, Hashable, Iterable
@@ -118,6 +119,12 @@ class ConnectionTracker:
             if not accept.matched:
                 self._change(accept.record, _flow(accept.record), accept.process, boot_time, rows)
         return rows
+
+    def oldest_pending(self) -> int | None:
+        """The time (ns since boot) of the oldest record without a row yet."""
+        pending = [next(iter(flows)).at for flows in (self._unaccepted, self._unread) if len(flows)]
+        pending += [accept.record.time for accept in itertools.islice(self._accepts.values(), 1)]
+        return min(pending, default=None)
 
     def remaining(self, boot_time: float) -> list[SocketEvent]:
         """Rows for all inbound flows that still wait, when recording stops."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
-import struct
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from zeek_agent.bpf.libbpf import BpfObject
-from zeek_agent.bpf.probe import cgroup2, why_no_cgroup2, why_no_tracepoints, why_not
-from zeek_agent.bpf.ring import Ring
+from zeek_agent.bpf.probe import why_no_tracepoints, why_not
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.host.linux.host_sockets import sockets_by_namespace
 from zeek_agent.host.linux.internet_sockets import TCP, UDP, UDPLITE, TcpState
 from zeek_agent.host.linux.procfs import Procfs, socket_holders
-from zeek_agent.recording.bpf_monitor import BpfMonitor, RecordStream, ring_size
+from zeek_agent.recording.bpf_monitor import BpfMonitor, RecordStream
+from zeek_agent.recording.bpf_objects import attach_sockets
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.sockets.bpf_connections import ConnectionTracker
 from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction, SocketEvent
@@ -29,10 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_RING_BYTES_PER_CPU: Final = 512 << 10
-"""Holds several thousand connections per CPU while the reader is busy."""
-_PACKET_RING_BYTES: Final = 64 << 10  # for occasional sniffers; a multiple of any page size
-
 
 class EbpfSockets(Source):
     """TCP connections and listeners, first datagrams of flows and opened packet sockets, with the acting process."""
@@ -44,6 +37,10 @@ class EbpfSockets(Source):
         super().__init__()
         self._monitor = monitor
         self._settings = settings
+        self._is_recording = False
+        self._attached = 0
+        self._drained_until = 0
+        self._complete_until = 0
         self._exclusions = Exclusions(settings)
         owners = SocketOwners()
         self._tracker = ConnectionTracker(
@@ -52,6 +49,7 @@ class EbpfSockets(Source):
         self._streams: list[RecordStream] = []
         self._sink: Sink | None = None
         monitor.on_tick.append(self._tick)
+        monitor.on_drained.append(self._note_complete)
         monitor.on_failure.append(self.failed)
 
     def probe(self) -> str | None:
@@ -61,15 +59,14 @@ class EbpfSockets(Source):
         """TCP must work; failures of datagram or packet sockets are only recorded in `counters.last_error`."""
         self._monitor.open()
         self._sink = sink
-        size = ring_size(self._settings.ring_bytes, _RING_BYTES_PER_CPU)
         try:
-            self._streams.append(self._stream("tcp", size, _attach_all))
+            self._streams.append(self._stream("tcp"))
         except OSError:
             self.stop()
             raise
         obstacles = {
-            "datagrams": self._add("udp", size, _attach_to_cgroups),
-            "packet sockets": self._add("packet", _PACKET_RING_BYTES, _attach_all),
+            "datagrams": self._add("udp"),
+            "packet sockets": self._add("packet"),
         }
         missing = [f"{what} are not recorded: {why}" for what, why in obstacles.items() if why is not None]
         if missing:
@@ -80,14 +77,16 @@ class EbpfSockets(Source):
             self._tracker.remember(cookie, process, direction, is_shared=is_shared)
         for stream in self._streams:
             self._monitor.add(stream)
+        self._attached = self._complete_until = self._drained_until = max(stream.attached for stream in self._streams)
+        self._is_recording = True
 
-    def _add(self, name: str, size: int, attach: Callable[[BpfObject], None]) -> str | None:
+    def _add(self, name: str) -> str | None:
         """Add an object. Returns None, or the reason if it could not be added."""
         failure = why_not((name,))
         if failure is not None:
             return failure
         try:
-            self._streams.append(self._stream(name, size, attach))
+            self._streams.append(self._stream(name))
         except OSError as error:
             return error.strerror or str(error)
         return None
@@ -95,40 +94,43 @@ class EbpfSockets(Source):
     def stop(self) -> None:
         if self._sink is None:
             return
+        with self._monitor.lock:
+            self._monitor.drain()
+            self._is_recording = False
         for stream in self._streams:
             self._monitor.remove(stream)
         with self._monitor.lock:
             self._emit(self._tracker.remaining(boot_time()))
+            self._complete_until = min(self._drained_until, self._tracker.oldest_pending() or self._drained_until)
             self._count()
             self._streams.clear()
             self._sink = None
         self._monitor.close()
+
+    def recording_since(self) -> float | None:
+        return boot_time() + self._attached / 1e9
+
+    def recorded_until(self) -> float | None:
+        return boot_time() + self._complete_until / 1e9
+
+    def _note_complete(self, until: int) -> None:
+        if self._is_recording:
+            self._drained_until = max(self._attached, until)
+            self._complete_until = max(self._attached, min(until, self._tracker.oldest_pending() or until))
+
+    def update_counters(self) -> None:
+        with self._monitor.lock:
+            self._count()
 
     def drain(self) -> None:
         with self._monitor.lock:
             self._monitor.drain()
             self._count()
 
-    def _stream(self, name: str, size: int, attach: Callable[[BpfObject], None]) -> RecordStream:
-        """Load, configure and attach an object; returns it with its ring of `size` bytes."""
-        settings = self._settings
-        own_pid = os.getpid() if settings.ignore_self else 0
-        filters = (own_pid, settings.ignore_loopback, len(settings.ignore_uids))
-        loaded = BpfObject(name)
-        try:
-            loaded.leave_out_missing()
-            loaded.resize("records", size)
-            loaded.resize("ignored_uids", len(settings.ignore_uids) or 1)
-            loaded.configure(struct.pack("=4I", *filters, "on_received" in loaded.programs))
-            loaded.load()
-            for uid in settings.ignore_uids:
-                loaded.update_element("ignored_uids", struct.pack("=I", uid), bytes(4))
-            stream = RecordStream(loaded, Ring(loaded.map_fd("records"), size), self._record)
-            attach(loaded)
-        except OSError:
-            loaded.close()
-            raise
-        return stream
+    def _stream(self, name: str) -> RecordStream:
+        """The stream of an object, which is attached unless that was done early."""
+        attached = self._monitor.take_early(name) or attach_sockets(name, self._settings)
+        return RecordStream.of(attached, self._record)
 
     def _record(self, batch: list[bytes]) -> None:
         self._emit(self._tracker.rows(batch, boot_time()))
@@ -168,21 +170,3 @@ def open_sockets(
             if each.protocol == TCP and each.state != TcpState.LISTEN:
                 direction = "inbound" if each.local_port in listening else "outbound"
             yield each.cookie, cache.find(holding[0][0]), direction, len(holding) > 1
-
-
-def _attach_all(loaded: BpfObject) -> None:
-    for program in loaded.programs:
-        loaded.attach(program)
-
-
-def _attach_to_cgroups(loaded: BpfObject) -> None:
-    """Attach the control-group programs at the root group, which contains every process."""
-    failure, mounted = why_no_cgroup2(), cgroup2()
-    if failure is not None or mounted is None:
-        raise OSError(failure)
-    directory = os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for program in loaded.programs:
-            loaded.attach(program, directory if loaded.section_name(program).startswith("cgroup") else None)
-    finally:
-        os.close(directory)

@@ -76,6 +76,7 @@ class SocketPolling(Source):
         self._exclusions = Exclusions(settings)
         self._owners = SocketOwners()
         self._periodic: Periodic | None = None
+        self._since = 0.0
 
     def probe(self) -> str | None:
         try:
@@ -102,7 +103,8 @@ class SocketPolling(Source):
         now = time.time()
         for namespace in self._namespaces.values():
             self._changes.seed(namespace.inode, _listed(namespace), now)
-        self._periodic = Periodic(self._round, _ROUND, self.failed, share=_SHARE, urgent=True)
+        self._since = now
+        self._periodic = self._rounds = Periodic(self._round, _ROUND, self.failed, share=_SHARE, urgent=True)
         self._periodic.start()
 
     def stop(self) -> None:
@@ -116,6 +118,13 @@ class SocketPolling(Source):
         finally:
             for namespace in self._namespaces.values():
                 namespace.close()
+
+    def recording_since(self) -> float | None:
+        return self._since
+
+    def recorded_until(self) -> float | None:
+        """Connections wait for their process or their outcome."""
+        return max(self._since, (self._rounds.before_last() or 0.0) - _OUTCOME_TIMEOUT - _NAMESPACES)
 
     def drain(self) -> None:
         if self._periodic is not None:

@@ -1,0 +1,137 @@
+"""Processes that began while nobody recorded are found when a source starts, each once."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from waiting import until_sync
+
+from zeek_agent.config import SourceSettings
+from zeek_agent.host.entity_id import entity_id
+from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
+from zeek_agent.host.linux.stamps import boot_id
+from zeek_agent.recording.bpf_monitor import BpfMonitor
+from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
+from zeek_agent.recording.processes.proc_connector import ProcConnector
+from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.recording.processes.process_event import ProcessEvent
+from zeek_agent.recording.snapshots import ProcessSnapshots
+from zeek_agent.recording.source import MissedTime, Source
+
+pytestmark = pytest.mark.root
+SETTINGS = SourceSettings(snapshot_interval=0.1)
+SOURCES: dict[str, Callable[[], Source]] = {
+    "ebpf": lambda: EbpfProcesses(BpfMonitor(ProcessCache()), SETTINGS),
+    "proc_connector": lambda: ProcConnector(ProcessCache(), SETTINGS),
+    "snapshots": lambda: ProcessSnapshots(ProcessCache(), SETTINGS),
+}
+
+
+@pytest.fixture(params=SOURCES)
+def source(request: pytest.FixtureRequest) -> Iterator[Source]:
+    source = SOURCES[request.param]()
+    assert source.probe() is None
+    yield source
+    source.stop()
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def entity(pid: int) -> str:
+    with ProcfsProcess(Procfs("/proc"), pid) as process:
+        return entity_id(boot_id(), pid, process.start_ticks)
+
+
+def started(source: Source, missed: MissedTime | None) -> list[ProcessEvent]:
+    """The source's rows; it has started, and everything from before was passed on."""
+    rows: list[Any] = []
+
+    def sink(_: str, events: Sequence[Any]) -> None:
+        rows.extend(events)
+
+    source.missed = missed
+    source.start(sink)
+    source.drain()
+    return rows
+
+
+def of(rows: list[ProcessEvent], pid: int) -> list[tuple[str, bool]]:
+    return [(row.state, row.found_running) for row in rows if row.pid == pid]
+
+
+def test_a_process_that_began_in_the_gap_has_one_row(source: Source, sleeper: subprocess.Popen[bytes]) -> None:
+    begun = time.time()
+    time.sleep(0.05)  # two ticks of the clock by which /proc tells when a process began
+    asked: list[tuple[str, float]] = []
+
+    def entities_since(table: str, since: float) -> frozenset[str]:
+        asked.append((table, since))
+        return frozenset()
+
+    rows = started(source, MissedTime(begun - 0.5, entities_since))
+    until_sync(lambda: bool(of(rows, sleeper.pid)))
+    assert of(rows, sleeper.pid) == [("started", True)]
+    (row,) = [row for row in rows if row.pid == sleeper.pid]
+    assert (row.exe, row.cmdline) == ("/usr/bin/sleep", "/bin/sleep 60")
+    assert row.entity_id == entity(sleeper.pid)
+    assert begun - 0.5 < row.time <= begun
+    assert not of(rows, 1)
+    assert asked == [("processes_events", begun - 0.5)]
+    sleeper.kill()
+    sleeper.wait()
+    until_sync(lambda: source.drain() or len(of(rows, sleeper.pid)) > 1)
+    assert of(rows, sleeper.pid) == [("started", True), ("stopped", False)]
+
+
+def test_a_process_that_was_recorded_before_the_gap_is_not_found(
+    source: Source, sleeper: subprocess.Popen[bytes]
+) -> None:
+    recorded = frozenset({entity(sleeper.pid)})
+    time.sleep(0.05)
+    rows = started(source, MissedTime(time.time() - 5.0, lambda *_: recorded))
+    time.sleep(0.3)
+    source.drain()
+    assert not of(rows, sleeper.pid)
+
+
+def test_without_an_earlier_run_nothing_is_found(source: Source, sleeper: subprocess.Popen[bytes]) -> None:
+    time.sleep(0.05)
+    rows = started(source, None)
+    time.sleep(0.3)
+    source.drain()
+    assert not of(rows, sleeper.pid)
+
+
+def test_what_begins_during_the_start_is_there_once(source: Source) -> None:
+    """Some is in /proc and in the kernel's records; whichever comes first."""
+    with subprocess.Popen(
+        [
+            "/bin/sh",
+            "-c",
+            "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do /bin/sleep 20 & sleep 0.02; done; wait",
+        ]
+    ) as shell:
+        try:
+            time.sleep(0.1)
+            rows = started(source, MissedTime(time.time() - 5.0, lambda *_: frozenset()))
+            time.sleep(1.5)
+            source.drain()
+        finally:
+            shell.kill()
+            shell.wait()
+    pids = {row.pid for row in rows if row.cmdline == "/bin/sleep 20" and row.state == "started"}
+    subprocess.run(["kill", *map(str, pids)], check=False, capture_output=True)
+    for pid in pids:
+        executed = [row for row in rows if row.pid == pid and row.state == "started" and row.cmdline == "/bin/sleep 20"]
+        assert len(executed) == 1, executed
+    if source.backend == "ebpf":
+        assert len(pids) == 20
