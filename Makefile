@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup run test soak test-kernels lint docs bench lock clean
+.PHONY: help setup run test soak test-kernels test-packages packages lint docs bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,12 @@ soak: setup ## Run the soaks: long runs, floods and rates (a selection: ARGS="-k
 
 test-kernels: setup ## Load the BPF objects in Debian's kernels under QEMU (others: ARGS="linux-image-…")
 	@$(BIN)/python tests/kernels/run.py $(ARGS)
+
+packages: setup ## Build a .deb per release of Debian and an .rpm, in dist/ (as root; one release: ARGS="--release bookworm")
+	@$(BIN)/python packaging/packages.py $(ARGS)
+
+test-packages: setup ## Build packages; install, upgrade and purge them in fresh roots of Debian (as root)
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -m packages $(ARGS)
 
 lint: setup ## Check style, types, generated documentation and scripts, and NOTICE
 	@$(BIN)/ruff check .

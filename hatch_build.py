@@ -1,11 +1,15 @@
 """Compiles the BPF programs: `python hatch_build.py`, and by itself whenever a wheel or an editable install is built.
 
 Needs clang and libbpf's headers (Debian: `apt install clang libbpf-dev`). Without them the package is built without
-eBPF, and says so.
+eBPF, and says so; with ZEEK_AGENT_BPF=require in the environment that is an error.
+
+A wheel with programs is for this machine's architecture. They depend on no C library, so it is for every Linux that
+Python packages support; a wheel without programs is for any platform.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -18,6 +22,13 @@ try:
 except ImportError:  # run as a command, without the build system
     BuildHookInterface = object  # type: ignore[assignment,misc]
 
+WITHOUT_EBPF = """
+**********************************************************************
+zeek-agent is built WITHOUT eBPF: {error}.
+Process and socket events then come from other sources, which miss
+short-lived processes and connections. Install clang and libbpf-dev and
+build again, or use a wheel that has the programs.
+**********************************************************************"""
 SOURCES = Path(__file__).parent / "src" / "zeek_agent" / "bpf"
 
 
@@ -34,13 +45,23 @@ class BpfBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         try:
             compile_all()
         except BpfError as error:
-            self.app.display_warning(f"built without eBPF, process and socket events come from other sources: {error}")
+            if os.environ.get("ZEEK_AGENT_BPF") == "require":
+                raise
+            self.app.display_warning(WITHOUT_EBPF.format(error=error))
+        else:
+            build_data["tag"] = f"py3-none-{platform_tag()}"
+
+
+def platform_tag() -> str:
+    """The platform of a wheel with programs, as pip names it."""
+    machine = platform.machine()
+    return f"manylinux_2_17_{machine}" if platform.libc_ver()[0] == "glibc" else f"linux_{machine}"
 
 
 def compile_all(sources: Path = SOURCES) -> list[Path]:
     """Compile each `*.bpf.c` to a `*.bpf.o` beside it; those newer than all sources stay. Raises BpfError."""
     programs = sorted(sources.glob("*.bpf.c"))
-    changed = max(path.stat().st_mtime for path in [*sources.glob("*.h"), *programs])
+    changed = max(path.stat().st_mtime for path in [*sources.glob("*.h"), *programs, Path(__file__)])
     return [_compile(program) for program in programs if _older(program.with_suffix(".o"), changed)]
 
 
@@ -55,9 +76,11 @@ def _compile(program: Path) -> Path:
     target = program.with_suffix(".o")
     partial = target.with_suffix(".tmp")
     arguments = ["-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Werror", *_system_headers()]
+    arguments.append("-fdebug-compilation-dir=.")  # the same bytes wherever they are built
     result = subprocess.run(
-        [clang, *arguments, "-c", str(program), "-o", str(partial)], capture_output=True, text=True, check=False
-    )
+        [clang, *arguments, "-c", program.name, "-o", str(partial.absolute())],
+        capture_output=True, text=True, check=False, cwd=program.parent,
+    )  # fmt: skip
     if result.returncode:
         partial.unlink(missing_ok=True)
         raise BpfError(f"clang refused {program.name}: {result.stderr.strip()}")

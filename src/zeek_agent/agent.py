@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from zeek_agent import __version__, heap, identity, logbook, paths
+from zeek_agent import __version__, heap, identity, logbook, paths, service_manager
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
-from zeek_agent.bpf import iterators
-from zeek_agent.containment import needs
+from zeek_agent.bpf import iterators, probe
+from zeek_agent.containment import agent_capabilities, needs
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.usage import memory, recipient_of
 from zeek_agent.containment.worker_process import KillCause
@@ -49,6 +49,7 @@ from zeek_agent.zeek.connection_errors import UnusableError
 if TYPE_CHECKING:
     from zeek_agent.collector.embedded import EmbeddedCollector
     from zeek_agent.config import Config
+    from zeek_agent.containment.agent_capabilities import Dropped
     from zeek_agent.containment.messages import Need
     from zeek_agent.containment.pool import WorkerStatus
     from zeek_agent.destination import Destination
@@ -67,27 +68,34 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def run_agent(load: Callable[[], Loaded], early: EarlyObjects | None = None) -> int:
+async def run_agent(
+    load: Callable[[], Loaded], early: EarlyObjects | None = None, dropped: Dropped | None = None
+) -> int:
     """Run until SIGTERM or SIGINT. Raises ZeekAgentError if the agent cannot start.
 
     `load` reads and checks the configuration, and does so again for SIGHUP and `zeek-agent reload`. `early` has BPF
-    objects that are being attached.
+    objects that are being attached. `dropped` are the capabilities that were dropped before.
     """
     loaded = load()
     config, origins = loaded.config, loaded.origins
     shows_summary = not config.zeek.destinations and sys.stdout.isatty()
     heap.share()
+    manager = service_manager.ServiceManager()
     quiet = shows_summary and origins.get("log.level", "default") == "default"
     ring = logbook.set_up(config.log, quiet=quiet, warnings=loaded.warnings)
     places = paths.locate(config)
     with identity.only_one(places.lock):
         who = identity.establish(places.identity, config.agent.id)
+        if dropped is not None and dropped.directory is not None:
+            kept = " and ".join(agent_capabilities.FOR_OTHERS_DIRECTORIES)
+            log.info("kept %s, because %s belongs to another user", kept, dropped.directory)
         agent = Agent(config, origins, places, who, ring, quiet=quiet, load=load, early=early)
         with stop_signals() as stopped:
             async with agent:
                 with on_hangup(agent.reload_or_log):
-                    heap.trim()
-                    log.info("%s: stopping", await stopped)
+                    async with service_manager.informed(manager, agent.summary, agent.problem):
+                        heap.trim()
+                        log.info("%s: stopping", await stopped)
     return 0
 
 
@@ -183,6 +191,11 @@ class Agent:
         """Start the parts, each after those that it needs; they end in the reverse order."""
         self._loop = asyncio.get_running_loop()
         log.info("zeek-agent %s, agent %s, state in %s", __version__, self.id, self._places.state)
+        if sys.platform == "linux" and not probe.is_built():
+            log.warning(
+                "this installation has no eBPF programs: short-lived processes and connections are missed. Install a "
+                "package or wheel that has them, or build with clang and libbpf-dev"
+            )
         parts = self._parts
         parts.push_async_callback(asyncio.to_thread, self.store.close)
         parts.push_async_callback(asyncio.to_thread, self.results.close)
@@ -365,6 +378,18 @@ class Agent:
     def _drain_blocking(self) -> None:
         self.supervisor.drain()
         self.store.flush()
+
+    # For the service manager
+
+    def summary(self) -> str:
+        """What the agent does now, in one line."""
+        states = [connection.status() for connection in self._connections]
+        connected = sum(state.state == "connected" for state in states)
+        return f"recording {_recorded(self.supervisor.status())}; connected to {connected} of {len(states)}"
+
+    def problem(self) -> str | None:
+        """Why the agent is not healthy, so that a restart may help; None if it is."""
+        return self.store.problem() or self.supervisor.problem()
 
     # Data of the agent's own tables
 

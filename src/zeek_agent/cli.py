@@ -204,9 +204,11 @@ def run(
         warnings: list[str] = []
         return *given.load(flags, warnings.append), warnings
 
+    from zeek_agent.containment import agent_capabilities
     from zeek_agent.recording import bpf_objects
 
     first = [read()]
+    dropped = agent_capabilities.drop_for(first[0][0])
     early = bpf_objects.EarlyObjects(first[0][0].sources)
     try:
         import asyncio
@@ -220,7 +222,7 @@ def run(
             config_check.check_files_and_groups(config)
             return Loaded(config, origins, warnings)
 
-        return asyncio.run(run_agent(load, early))
+        return asyncio.run(run_agent(load, early, dropped))
     finally:
         early.close()
 
@@ -538,6 +540,34 @@ def pack_zeek(*, file: Path | None, output: Path | None) -> None:
         output.write_text(script, "utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}") from None
+
+
+@commands.group("service")
+def service_group() -> None:
+    """Install the agent as a systemd service, after an installation with pipx or uv."""
+
+
+@service_group.command("install")
+@click.option("--no-start", is_flag=True, help="Do not enable and start the service.")
+def service_install(*, no_start: bool) -> None:
+    """Write the systemd unit for this program, and a configuration if there is none; enable and start the service.
+
+    Run it again after an upgrade. Distribution packages contain the unit and do not need this.
+    """
+    from zeek_agent.service import installation
+
+    for line in installation.Service().install(installation.installed_program(), start=not no_start):
+        click.echo(line)
+
+
+@service_group.command("uninstall")
+@click.option("--purge", is_flag=True, help="Remove recorded events, logs and the configuration, too.")
+def service_uninstall(*, purge: bool) -> None:
+    """Stop the service and remove the unit that `service install` wrote."""
+    from zeek_agent.service import installation
+
+    for line in installation.Service().uninstall(purge=purge):
+        click.echo(line)
 
 
 def _printer(mode: str) -> Printer:

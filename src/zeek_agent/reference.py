@@ -18,7 +18,7 @@ from typing import Final, get_args
 
 import click
 
-from zeek_agent import config, directories, paths
+from zeek_agent import config, directories, manual, paths
 from zeek_agent.access_defaults import CONTENTS_PRIVATE, CONTENTS_PUBLIC, LOCAL_FILE_SYSTEMS, PATHS_DENY
 from zeek_agent.collector import pack_file
 from zeek_agent.collector.agents import AgentState
@@ -29,6 +29,7 @@ from zeek_agent.masking.programs import PROGRAMS, Program
 from zeek_agent.metrics import agent_metrics, collector_metrics
 from zeek_agent.reload import LIVE
 from zeek_agent.schema import Column
+from zeek_agent.service.example import example_configuration, section_summary
 from zeek_agent.table import Table
 from zeek_agent.tables import builtin_tables
 from zeek_agent.terminal.table_text import parameter_summary, privileges_summary, zeek_record
@@ -158,6 +159,7 @@ def pages() -> dict[str, str]:
         "docs/cli.md": cli_page(),
         "docs/configuration.md": configuration_page(),
         "packaging/zeek-agent.toml": example_configuration(),
+        **{f"packaging/{name}": text for name, text in manual.pages().items()},
     }
 
 
@@ -379,7 +381,7 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
     by_section = itertools.groupby(config.settings().values(), lambda one: one.name.rpartition(".")[0])
     for section, settings in by_section:
         parts.append(f"## {f'[{section}]' if section else 'Top level'}")
-        if summary := _section_summary(section):
+        if summary := section_summary(section):
             parts.append(summary)
         rows = [
             (
@@ -404,32 +406,6 @@ def _renamed_section(renamed: Mapping[str, str]) -> Iterator[str]:
     if renamed:
         yield "## Renamed settings"
         yield _markdown_table(("Old name", "Name"), [(f"`{old}`", f"`{new}`") for old, new in renamed.items()])
-
-
-def example_configuration() -> str:
-    """packaging/zeek-agent.toml: every setting, commented out, with its default."""
-    lines = [
-        "# Configuration of the Zeek Agent, with every setting and its default. Remove the # to change one.",
-        "# `zeek-agent config check` validates the file.",
-    ]
-    by_section = itertools.groupby(config.settings().values(), lambda one: one.name.rpartition(".")[0])
-    for section, settings in by_section:
-        lines.append("")
-        if section:
-            lines += [f"# {_section_summary(section)}", f"[{section}]"]
-        for one in settings:
-            lines += textwrap.wrap(f"# {one.summary}", 118, subsequent_indent="# ")
-            value = config.literal(one.default) if one.default is not None else '"…"'
-            lines.append(f"#{one.name.rpartition('.')[2]} = {value}")
-    return "\n".join(lines) + "\n"
-
-
-def _section_summary(section: str) -> str:
-    """The first line of the section's declaration."""
-    value: object = config.Config()
-    for part in filter(None, section.split(".")):
-        value = getattr(value, part)
-    return "" if not section else (type(value).__doc__ or "").strip().partition("\n")[0]
 
 
 def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from places import ROOT
+from unit import unit_settings
 
 from zeek_agent.bpf import libbpf, probe
 
@@ -62,9 +61,7 @@ def test_missing_permission_is_named() -> None:
 
 
 def granted_by_the_unit() -> list[str]:
-    unit = (ROOT / "packaging" / "zeek-agent.service").read_text()
-    granted = " ".join(re.findall(r"^CapabilityBoundingSet=(.*)", unit, re.MULTILINE))
-    return [name.removeprefix("CAP_").lower() for name in granted.split()]
+    return [name.removeprefix("CAP_").lower() for name in unit_settings()["CapabilityBoundingSet"]]
 
 
 def as_root_with(*capabilities: str) -> list[str]:

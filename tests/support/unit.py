@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from places import ROOT
+from pathlib import Path
 
-UNIT = ROOT / "packaging" / "zeek-agent.service"
+import zeek_agent
+
+UNIT = Path(zeek_agent.__file__).parent / "service" / "zeek-agent.service"
 
 
 def unit_settings() -> dict[str, list[str]]:

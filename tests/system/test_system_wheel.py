@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -44,6 +46,42 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         assert f"zeek_agent/{needed}" in names
     sources = {str(path.relative_to(PROJECT / "src")) for path in (PROJECT / "src").rglob("*.py")}
     assert sources <= set(names)
+
+
+def test_a_wheel_with_programs_is_for_this_architecture(wheel: Path) -> None:
+    if shutil.which("clang") is None:
+        pytest.skip("needs clang")
+    assert wheel.name == f"zeek_agent-{__version__}-py3-none-manylinux_2_17_{platform.machine()}.whl"
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"zeek_agent/bpf/{name}.bpf.o" for name in ("processes", "tcp", "udp", "packet", "iterators")} <= set(names)
+    assert "zeek_agent/service/zeek-agent.service" in names
+
+
+def test_a_wheel_without_programs_is_for_any_platform_and_says_so_loudly(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    ignored = shutil.ignore_patterns("*.bpf.o", ".venv", ".build", ".git", "tests", "__pycache__")
+    shutil.copytree(PROJECT, tree, ignore=ignored)
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
+    environment = {"PATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tree, check=True, env=environment)
+    assert "WITHOUT eBPF: clang is not installed" in done.stdout + done.stderr
+    (built,) = (tree / "dist").glob("*.whl")
+    assert built.name == f"zeek_agent-{__version__}-py3-none-any.whl"
+    required = {**environment, "ZEEK_AGENT_BPF": "require"}
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=tree, check=False, env=required)
+    assert refused.returncode != 0
+
+
+def test_the_same_tree_makes_the_same_wheel_elsewhere(wheel: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(PROJECT, tree, ignore=shutil.ignore_patterns("*.bpf.o", ".venv", ".build", ".git", "__pycache__"))
+    run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", cwd=tree)
+    (again,) = (tree / "dist").glob("*.whl")
+    first, second = zipfile.ZipFile(wheel), zipfile.ZipFile(again)
+    assert again.name == wheel.name
+    different = [name for name in first.namelist() if first.read(name) != second.read(name)]
+    assert different == []
+    assert again.read_bytes() == wheel.read_bytes()
 
 
 def test_wheel_and_source_distribution_carry_license_and_notice(wheel: Path, tmp_path: Path) -> None:

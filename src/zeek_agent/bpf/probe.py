@@ -10,8 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
+from zeek_agent.bpf import tracepoints
 from zeek_agent.bpf.libbpf import LibbpfMissingError, load_library
-from zeek_agent.bpf.tracepoints import tracefs
 from zeek_agent.host.linux import capabilities
 from zeek_agent.host.linux.capabilities import Capability
 from zeek_agent.host.linux.mounts import mounts
@@ -39,6 +39,11 @@ def why_not(objects: Sequence[str], *, release: str | None = None, btf: str = "/
     return _why_not_permitted(objects, capabilities.effective())
 
 
+def is_built() -> bool:
+    """Whether this installation has eBPF programs."""
+    return any(file.name.endswith(".bpf.o") for file in resources.files("zeek_agent.bpf").iterdir())
+
+
 def _why_not_permitted(objects: Sequence[str], held: set[Capability]) -> str | None:
     if Capability.SYS_ADMIN in held:
         return None
@@ -54,7 +59,7 @@ def _why_not_permitted(objects: Sequence[str], held: set[Capability]) -> str | N
 
 def why_no_tracepoints() -> str | None:
     """Why the numbers of tracepoints cannot be looked up; None if they can."""
-    if tracefs() is not None or Capability.SYS_ADMIN in capabilities.effective():
+    if tracepoints.can_be_opened():
         return None
     return "tracefs is not mounted, or not accessible to this user: mount -t tracefs none /sys/kernel/tracing, as root"
 

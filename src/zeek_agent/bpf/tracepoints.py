@@ -10,6 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from zeek_agent.host.linux import capabilities
+from zeek_agent.host.linux.capabilities import Capability
+
 _MOUNTED: Final = ("/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events")
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # the same on every machine
 _FSCONFIG_CMD_CREATE: Final = 6
@@ -36,6 +39,21 @@ def open_tracepoint(category: str, name: str) -> int:
     return _syscall("perf_event_open", number, buffer, -1, 0, -1, ctypes.c_ulong(_PERF_FLAG_FD_CLOEXEC))
 
 
+_kept: list[int] = []
+"""The descriptor of a tracefs without a mount point, if one is kept."""
+
+
+def keep_tracefs() -> None:
+    """Open tracefs for later, where it is not mounted, before this process drops CAP_SYS_ADMIN. Raises OSError."""
+    if tracefs() is None and not _kept and Capability.SYS_ADMIN in capabilities.effective():
+        _kept.append(_detached_tracefs())
+
+
+def can_be_opened() -> bool:
+    """Whether the numbers of tracepoints can be looked up."""
+    return tracefs() is not None or bool(_kept) or Capability.SYS_ADMIN in capabilities.effective()
+
+
 def tracefs() -> str | None:
     """The directory of tracepoints; None if tracefs is not mounted or not accessible."""
     return next((directory for directory in _MOUNTED if os.access(directory, os.X_OK, effective_ids=True)), None)
@@ -45,7 +63,7 @@ def _tracepoint_id(category: str, name: str) -> int:
     mounted = tracefs()
     if mounted is not None:
         return int(Path(mounted, category, name, "id").read_text())
-    detached = _detached_tracefs()
+    detached = os.dup(_kept[0]) if _kept else _detached_tracefs()
     try:
         file = os.open(f"events/{category}/{name}/id", os.O_RDONLY | os.O_CLOEXEC, dir_fd=detached)
         try:

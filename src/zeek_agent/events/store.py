@@ -39,6 +39,8 @@ _COMMIT_ROWS_MAX: Final = 5_000
 """Rows per transaction, so that one commit of a long queue does not grow the write-ahead log beyond its bound."""
 _HEARTBEAT_SECONDS: Final = 5.0
 """Interval of retention and of the store's time stamp, so that a gap after a crash starts at most that much early."""
+_STALL_SECONDS: Final = 300.0
+"""Time without progress after which the writer counts as hung; a copy of a large file on a slow disk takes less."""
 _BUSY_WAIT_SECONDS: Final = 0.1
 """Pause while readers block the write-ahead log, so that waiting for them costs next to no CPU time."""
 _MEMORY_STORE_BYTES: Final = 32 << 20
@@ -150,6 +152,7 @@ class EventStore:
         self._restart_gap = self._file.restart_gap
         self.age_clock: Callable[[], float] = self._age_clock
         """A clock in seconds that is not set, and that goes on across restarts."""
+        self._progressed = time.monotonic()
         self._writer = threading.Thread(target=self._run, name="event-store", daemon=True)
         self._writer.start()
 
@@ -335,6 +338,13 @@ class EventStore:
         """Figures of the stored delivery states, and how often one was refused since the start."""
         return {"queries": self._file.states, "bytes": self._file.states_bytes, "refused": self.states_refused}
 
+    def problem(self, now: float | None = None) -> str | None:
+        """Why events are no longer written, by the monotonic clock; None if the writer works."""
+        if not self._writer.is_alive():
+            return "the event store's writer has ended"
+        stalled = (time.monotonic() if now is None else now) - self._progressed
+        return f"the event store's writer has hung for {stalled:.0f} s" if stalled > _STALL_SECONDS else None
+
     def flush(self, timeout_seconds: float = 10.0) -> bool:
         """Wait until everything appended so far is committed. Returns False on timeout."""
         with self._changed:
@@ -353,6 +363,7 @@ class EventStore:
     def _run(self) -> None:
         last = False
         while not last:
+            self._progressed = time.monotonic()
             self._enforce_retention()
             batch, operations, last = self._next_batch()
             self._commit(batch)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-_URGENT_NICENESS: Final = -19
+URGENT_NICENESS: Final = -19
 
 
 class Periodic:
@@ -75,4 +75,4 @@ class Periodic:
 def raise_priority() -> None:
     """Raise the priority of the calling thread, if permitted."""
     with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _URGENT_NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), URGENT_NICENESS)

@@ -27,6 +27,8 @@ _RETRY_SECONDS: Final = 60.0
 """Interval at which a kind without a working backend is tried again; a probe costs little."""
 _QUIET_CHECKS: Final = 3
 """Checks without further losses after which a gap ends."""
+_STALL_SECONDS: Final = 300.0
+"""Time without a check after which the monitoring thread counts as hung. Starting a source takes seconds."""
 _GAP_SECONDS_MAX: Final = 60.0
 """Continuing losses are recorded as a gap after this time; further losses are the next gap."""
 
@@ -71,6 +73,7 @@ class Supervisor:
         self._is_recording = False
         self._lock = threading.RLock()
         self._ended = threading.Event()
+        self._checked = time.monotonic()
         self._watcher = threading.Thread(target=self._watch, name="sources", daemon=True)
 
     def start(self) -> None:
@@ -90,6 +93,7 @@ class Supervisor:
                     recorder.unrecorded_since = begun
         self._store.end_restart_gap(begun)
         self._is_recording = True
+        self._checked = time.monotonic()
         self._watcher.start()
 
     def recorded_until(self) -> float | None:
@@ -128,6 +132,13 @@ class Supervisor:
                     recorder.active = None
                 elif recorder.recorded_by is not None:
                     self._end_unrecorded(recorder)
+
+    def problem(self, now: float | None = None) -> str | None:
+        """Why a failed source would not be replaced, by the monotonic clock; None if the sources are monitored."""
+        if not self._watcher.is_alive():
+            return "the thread that monitors event sources has ended"
+        stalled = (time.monotonic() if now is None else now) - self._checked
+        return f"an event source has hung for {stalled:.0f} s" if stalled > _STALL_SECONDS else None
 
     def status(self) -> list[SourceStatus]:
         return [self._status(recorder, source) for recorder in self._recorders for source in recorder.sources]
@@ -207,6 +218,7 @@ class Supervisor:
 
     def _watch(self) -> None:
         while not self._ended.wait(self._interval_seconds):
+            self._checked = time.monotonic()
             with self._lock:
                 for recorder in self._recorders:
                     self._check(recorder)

@@ -17,6 +17,7 @@ class Capability(IntEnum):
     NET_ADMIN = 12
     SYS_PTRACE = 19
     SYS_ADMIN = 21
+    AUDIT_CONTROL = 30
     AUDIT_READ = 37
     PERFMON = 38
     BPF = 39

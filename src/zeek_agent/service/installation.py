@@ -1,0 +1,158 @@
+"""Installs the agent as a systemd service, where no package of the distribution does: from a wheel by pipx or uv."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+import zeek_agent
+from zeek_agent import directories, ownership
+from zeek_agent.errors import ZeekAgentError
+from zeek_agent.service.example import example_configuration
+
+UNIT: Final = "zeek-agent.service"
+ACCOUNT: Final = "_zeek-agent"
+_MARK: Final = (
+    "# Written by `zeek-agent service install`, which replaces it; use `systemctl edit zeek-agent` for changes."
+)
+_PROGRAM: Final = "=/usr/bin/zeek-agent "
+"""In the settings that execute the program."""
+_OF_PACKAGES: Final = ("usr/lib/systemd/system", "lib/systemd/system")
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The service on a host whose file system is at `root`. Methods yield lines about what they did."""
+
+    root: Path = Path("/")
+
+    @property
+    def unit(self) -> Path:
+        return self.root / "etc/systemd/system" / UNIT
+
+    @property
+    def configuration(self) -> Path:
+        return self.root / directories.SYSTEM_CONFIG.relative_to("/")
+
+    def install(self, program: Path, *, start: bool) -> Iterator[str]:
+        """Write the unit and, if there is none, a configuration; start the service. Raises ZeekAgentError."""
+        _require_root("install")
+        _require_systemctl()
+        self._require_no_package()
+        for path in (program, Path(sys.executable), Path(zeek_agent.__file__)):
+            _require_trusted(path)
+        _write(self.unit, unit_text(program), 0o644)
+        yield f"wrote {self.unit}"
+        if not self.configuration.exists():
+            _write(self.configuration, example_configuration(), 0o644)
+            yield f"wrote {self.configuration}"
+        yield self._create_account()
+        if not self._is_booted():
+            yield f"not started: systemd does not run here; `systemctl enable {UNIT}` starts it with the system"
+            return
+        _systemctl("daemon-reload")
+        if start:
+            _systemctl("enable", UNIT)
+            _systemctl("restart", UNIT)
+            yield f"started {UNIT}"
+
+    def uninstall(self, *, purge: bool) -> Iterator[str]:
+        """Stop the service and remove the unit; with `purge` also state, logs and configuration.
+
+        Raises ZeekAgentError.
+        """
+        _require_root("uninstall")
+        _require_systemctl()
+        if self.unit.exists():
+            if _MARK not in self.unit.read_text():
+                raise ZeekAgentError(f"{self.unit} was not written by `zeek-agent service install`: remove it yourself")
+            if self._is_booted():
+                _systemctl("disable", "--now", UNIT)
+            self.unit.unlink()
+            yield f"removed {self.unit}"
+            if self._is_booted():
+                _systemctl("daemon-reload")
+        else:
+            yield f"there is no {self.unit}"
+        if purge:
+            for path in ("var/lib/zeek-agent", "var/log/zeek-agent", "etc/zeek-agent"):
+                place = self.root / path
+                if place.exists():
+                    shutil.rmtree(place)
+                    yield f"removed {place}"
+
+    def _require_no_package(self) -> None:
+        for directory in _OF_PACKAGES:
+            if (found := self.root / directory / UNIT).exists():
+                raise ZeekAgentError(f"a package has installed the service ({found}): remove it first, or use it")
+
+    def _create_account(self) -> str:
+        program = shutil.which("systemd-sysusers")
+        if program is None:
+            return f"no account {ACCOUNT}, for which systemd-sysusers is missing: worker processes use an unnamed uid"
+        text = resources.files(__package__).joinpath("zeek-agent.sysusers").read_text()
+        command = [program, f"--root={self.root}", "-"]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return f"no account {ACCOUNT} ({done.stderr.strip()}): worker processes use an unnamed uid"
+        return f"worker processes run as {ACCOUNT}"
+
+    def _is_booted(self) -> bool:
+        """sd_booted(3)"""
+        return self.root == Path("/") and Path("/run/systemd/system").is_dir()
+
+
+def unit_text(program: Path) -> str:
+    """The unit, with this program."""
+    text = resources.files(__package__).joinpath(UNIT).read_text()
+    quoted = str(program).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f"{_MARK}\n" + text.replace(_PROGRAM, f'="{quoted}" ' if " " in quoted else f"={quoted} ")
+
+
+def installed_program() -> Path:
+    """The program of this installation. Raises ZeekAgentError if there is none, as in a source tree without a venv."""
+    program = Path(sys.executable).with_name("zeek-agent")
+    if not os.access(program, os.X_OK):
+        raise ZeekAgentError(f"there is no {program}: install the agent first, with pipx or uv")
+    return program
+
+
+def _require_root(what: str) -> None:
+    if not directories.is_root():
+        raise ZeekAgentError(f"only root can {what} the service: sudo {installed_program()} service {what}")
+
+
+def _require_systemctl() -> None:
+    if shutil.which("systemctl") is None:
+        raise ZeekAgentError("there is no systemctl on this host: run `zeek-agent run` by the service manager in use")
+
+
+def _require_trusted(path: Path) -> None:
+    """Root must not run, at every boot, what somebody else can change."""
+    reason = ownership.distrusted(path)
+    if reason is not None:
+        raise ZeekAgentError(
+            f"root must not run {path}, which others can change: {reason}. Install for root, "
+            "`sudo pipx install --global zeek-agent`, and use that program"
+        )
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.new")
+    partial.write_text(text)
+    partial.chmod(mode)
+    partial.replace(path)
+
+
+def _systemctl(*arguments: str) -> None:
+    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ZeekAgentError(f"systemctl {' '.join(arguments)} failed: {done.stderr.strip()}")

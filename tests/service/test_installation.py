@@ -1,0 +1,125 @@
+"""`zeek-agent service install` and `uninstall`, in a directory that stands for the host's file system."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zeek_agent import config
+from zeek_agent.errors import ZeekAgentError
+from zeek_agent.service import installation
+from zeek_agent.service.installation import Service
+
+NOBODY = 65534
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(shutil.which("systemctl") is None, reason="needs systemctl"),
+]
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    place = tmp_path / "bin" / "zeek-agent"
+    place.parent.mkdir()
+    place.write_text("#!/bin/sh\n")
+    place.chmod(0o755)
+    return place
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Service:
+    (tmp_path / "host").mkdir()
+    return Service(tmp_path / "host")
+
+
+def test_the_unit_runs_this_program_and_is_valid(host: Service, program: Path) -> None:
+    lines = list(host.install(program, start=True))
+    assert lines[0] == f"wrote {host.unit}"
+    text = host.unit.read_text()
+    assert f"\nExecStart={program} run\n" in text
+    assert f"\nExecReload={program} reload\n" in text
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", host.unit], capture_output=True, text=True, check=False
+    )
+    assert verified.stderr == ""
+    loaded, _ = config.load(host.configuration)
+    assert loaded == config.Config()
+
+
+def test_blanks_and_percent_signs_in_the_path_are_kept() -> None:
+    text = installation.unit_text(Path("/opt/my %agent/zeek-agent"))
+    assert 'ExecStart="/opt/my %%agent/zeek-agent" run' in text
+
+
+def test_a_configuration_is_kept_and_a_second_run_replaces_the_unit(host: Service, program: Path) -> None:
+    list(host.install(program, start=False))
+    host.configuration.write_text("[limits]\n")
+    host.unit.write_text(host.unit.read_text() + "# changed")
+    list(host.install(program, start=False))
+    assert host.configuration.read_text() == "[limits]\n"
+    assert "# changed" not in host.unit.read_text()
+
+
+def test_a_program_that_others_can_change_is_refused(host: Service, program: Path) -> None:
+    os.chown(program, NOBODY, NOBODY)
+    with pytest.raises(ZeekAgentError, match=r"root must not run .*: it belongs to uid 65534"):
+        list(host.install(program, start=False))
+    assert not host.unit.exists()
+    os.chown(program, 0, 0)
+    program.parent.chmod(0o777)
+    with pytest.raises(ZeekAgentError, match="writable by others"):
+        list(host.install(program, start=False))
+
+
+def test_the_unit_of_a_package_is_not_replaced(host: Service, program: Path) -> None:
+    packaged = host.root / "usr/lib/systemd/system/zeek-agent.service"
+    packaged.parent.mkdir(parents=True)
+    packaged.touch()
+    with pytest.raises(ZeekAgentError, match="a package has installed the service"):
+        list(host.install(program, start=False))
+
+
+def test_uninstall_removes_the_unit_and_purge_the_rest(host: Service, program: Path) -> None:
+    list(host.install(program, start=False))
+    state = host.root / "var/lib/zeek-agent"
+    state.mkdir(parents=True)
+    (state / "events.db").touch()
+    assert list(host.uninstall(purge=False)) == [f"removed {host.unit}"]
+    assert (state / "events.db").exists()
+    assert host.configuration.exists()
+    assert next(host.uninstall(purge=True)) == f"there is no {host.unit}"
+    list(host.uninstall(purge=True))
+    assert not state.exists()
+    assert not host.configuration.exists()
+
+
+def test_a_unit_of_somebody_else_is_not_removed(host: Service) -> None:
+    host.unit.parent.mkdir(parents=True)
+    host.unit.write_text("[Service]\n")
+    with pytest.raises(ZeekAgentError, match="was not written by"):
+        list(host.uninstall(purge=False))
+    assert host.unit.exists()
+
+
+def test_an_ordinary_user_gets_the_command_with_sudo() -> None:
+    command = [
+        "setpriv",
+        f"--reuid={NOBODY}",
+        "--clear-groups",
+        "--inh-caps=+dac_read_search",
+        "--ambient-caps=+dac_read_search",
+    ]
+    done = subprocess.run(
+        [*command, sys.executable, "-m", "zeek_agent", "service", "install"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("zeek-agent: only root can install the service: sudo ")
