@@ -151,7 +151,7 @@ async def test_whatever_a_restart_misses_is_within_a_declared_gap(
     assert len(restart_gaps) == restarts
     ((alive,),) = rows(tmp_path, "SELECT alive FROM _store")
     first = {
-        "processes": min(one.begun for one in made if one.pid in there["started"]),
+        "processes": min(one.begun for one in made if one.pid in there["started"] & there["stopped"]),
         "sockets": min(one.ended for one in made if one.number in there["established"]),
     }
     missing: list[tuple[str, float, float]] = []
