@@ -114,6 +114,12 @@ event ZeekAgentAPI::rows_v1(ctx: Context, batch: ZeekAgentAPI::Batch,
 	if ( ! ctx?$query_id )
 		return;
 
+	if ( is_allowed_tables_pending )
+		{
+		event ZeekAgentAPI::rows_v1(ctx, batch, rows);
+		return;
+		}
+
 	# Also rows that were under way when their query was forbidden.
 	if ( ctx$query_id !in queries
 	    || ctx$agent_id in queries[ctx$query_id]$refused )

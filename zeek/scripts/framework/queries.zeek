@@ -326,9 +326,13 @@ function recheck_query(state: QueryState, agent_id: string)
 	event query_refused(state$query_id, agent_id);
 	}
 
+# Whether a new value is about to hold: rows that come meanwhile wait for it.
+global is_allowed_tables_pending = F;
+
 # Raised after the option has changed.
 event allowed_tables_changed()
 	{
+	is_allowed_tables_pending = F;
 	if ( ! is_owner() )
 		return;
 
@@ -339,6 +343,7 @@ event allowed_tables_changed()
 
 function on_allowed_tables(id: string, tables: set[string]): set[string]
 	{
+	is_allowed_tables_pending = T;
 	event allowed_tables_changed();
 	return tables;
 	}
