@@ -44,7 +44,7 @@ class Contents(Enum):
 
 
 class AccessPolicy:
-    """The configured rules, compiled. Immutable after construction, and thread-safe.
+    """The configured rules, compiled. Thread-safe. After a reload there is another one, with the `masker` of the first.
 
     `protected` are absolute paths of the agent's own files and directories. In file patterns, `*` and `?` do not match
     `/`, `**` crosses directories, `/**/` also matches `/`, `[…]` is a class. A pattern that starts with `!` excludes

@@ -339,7 +339,7 @@ class EventStore:
         return {"queries": self._file.states, "bytes": self._file.states_bytes, "refused": self.states_refused}
 
     def problem(self, now: float | None = None) -> str | None:
-        """Why events are no longer written, by the monotonic clock; None if the writer works."""
+        """Why the writer no longer writes events, given a time on the monotonic clock; None if it does."""
         if not self._writer.is_alive():
             return "the event store's writer has ended"
         stalled = (time.monotonic() if now is None else now) - self._progressed

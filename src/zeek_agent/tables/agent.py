@@ -108,8 +108,8 @@ zeek_agent_queries = Table(
 zeek_agent_workers = Table(
     "zeek_agent_workers",
     "worker processes, in which statements and the embedded collector run",
-    description="One row per worker process, with the protections that hold in it. An idle worker ends after a minute. "
-    "The embedded collector is always busy.",
+    description="One row per worker process, with the protections that hold in it. An idle worker ends after 20 "
+    "seconds. The embedded collector is always busy.",
     columns=[
         Column("recipient", "text", "destination or local user whose statements it runs"),
         Column("class", "text", "`events`, `snapshots`, `collector` or `helper`"),
