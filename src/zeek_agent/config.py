@@ -259,6 +259,14 @@ class SourceSettings(Section, frozen=True):
     snapshot_interval: Annotated[
         Positive, Meta(description="seconds between snapshots, for the `snapshots` backend")
     ] = 1.0
+    traffic_interval: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="seconds after which a connection that is still open has a row in `sockets_events` with "
+            "what it has carried so far, and then another one each time; 0: none. Only with eBPF",
+        ),
+    ] = 300.0
     ring_bytes: Annotated[
         int, Meta(ge=0, description="size of each kernel ring buffer in bytes; 0: by the number of CPUs")
     ] = 0

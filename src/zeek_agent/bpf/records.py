@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from zeek_agent import text
 
-RECORD_KINDS: Final = 16
+RECORD_KINDS: Final = 20
 """Number of an object's loss counters: one per kind of record."""
 
 PROCESS: Final = Struct("<HHIQQQIIIIIIIIi16s4x")
@@ -21,6 +21,8 @@ EXEC: Final = Struct("<QQIIHHHHH2xI")
 TASK: Final = Struct("<IIQQQQQQQQIIIIIIIIIIiII16sIQII")
 HOLDER: Final = Struct("<IIQ")
 SOCKET: Final = Struct("<HBBIQQQQQIIIi16s16sHHIHH16s4x")
+COUNTS: Final = Struct("<QQQQQQ")
+"""What follows SOCKET in `struct flow_event`."""
 
 EXEC_PATHS: Final = PROCESS.size + EXEC.size
 EXEC_ARGUMENTS: Final = EXEC_PATHS + 1024 + 256
@@ -45,6 +47,8 @@ class RecordKind(IntEnum):
     UNLISTEN = 13
     PACKET = 14
     READ = 15
+    EXPIRED = 16
+    ACTIVE = 17
 
 
 class Flags(IntFlag):
@@ -69,6 +73,7 @@ class SocketFlags(IntFlag):
     SHARED = 8
     FLOW_ENDED = 16
     CUT = 32
+    COUNTED = 64
 
 
 class SocketRecord(NamedTuple):
@@ -95,6 +100,17 @@ class SocketRecord(NamedTuple):
     outbound: int
     flags: int
     name: bytes
+
+
+class FlowCounts(NamedTuple):
+    """The counts of `struct flow_event`."""
+
+    began: int
+    bytes_sent: int
+    bytes_received: int
+    packets_sent: int
+    packets_received: int
+    drops: int
 
 
 def device(number: int) -> int:

@@ -29,6 +29,8 @@ _MIB: Final = 1 << 20
 _PROCESS_RING_BYTES_PER_CPU: Final = 2 * _MIB
 _SOCKET_RING_BYTES_PER_CPU: Final = 512 << 10
 """Holds several thousand connections per CPU while the reader is busy."""
+RUN_ON_DEMAND: Final = "syscall"
+"""The section of programs that are attached to nothing."""
 _PACKET_RING_BYTES: Final = 64 << 10  # for occasional sniffers; a multiple of any page size
 
 
@@ -103,7 +105,9 @@ def _attach_to_cgroups(loaded: BpfObject) -> None:
     directory = os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for program in loaded.programs:
-            loaded.attach(program, directory if loaded.section_name(program).startswith("cgroup") else None)
+            section = loaded.section_name(program)
+            if section != RUN_ON_DEMAND:
+                loaded.attach(program, directory if section.startswith("cgroup") else None)
     finally:
         os.close(directory)
 

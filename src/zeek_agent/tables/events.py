@@ -5,6 +5,7 @@ from __future__ import annotations
 from zeek_agent.schema import Column
 from zeek_agent.table import Table
 from zeek_agent.tables._process_columns import EXECUTABLE, process_columns
+from zeek_agent.tables._traffic_columns import traffic_columns
 
 processes_events = Table(
     "processes_events",
@@ -85,7 +86,7 @@ sockets_events = Table(
         Column("local_port", "count", "local port; the type of an echo request"),
         Column("remote_addr", "address", "peer's address"),
         Column("remote_port", "count", "peer's port"),
-        Column("state", "text", "`established`, `closed`, `failed`, `listen` or `expired`"),
+        Column("state", "text", "`established`, `active`, `closed`, `expired`, `failed` or `listen`"),
         Column("direction", "text", "`outbound` or `inbound`, by the side that opened the connection", added=True),
         *process_columns("exe", "cmdline", "loginuid", added=True),
         Column("cookie", "count", "the kernel's socket cookie (SO_COOKIE), unique until reboot", added=True),
@@ -116,6 +117,14 @@ sockets_events = Table(
             added=True,
         ),
         *process_columns(*EXECUTABLE, added=True),
+        *traffic_columns(added=True),
+        Column(
+            "receive_drops",
+            "count",
+            "UDP: datagrams for the socket that were dropped because its receive buffer was full; on rows with "
+            "`closed`",
+            added=True,
+        ),
     ],
     examples=[
         "SELECT time, process, remote_addr, remote_port FROM sockets_events WHERE direction = 'outbound'",

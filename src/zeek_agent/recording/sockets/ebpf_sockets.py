@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import struct
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zeek_agent.bpf.probe import why_no_tracepoints, why_not
 from zeek_agent.host.linux.boot_clock import boot_time
@@ -16,6 +17,7 @@ from zeek_agent.recording.bpf_monitor import BpfMonitor, RecordStream
 from zeek_agent.recording.bpf_objects import attach_sockets
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.sockets.bpf_connections import ConnectionTracker
+from zeek_agent.recording.sockets.long_connections import LongConnections
 from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction, SocketEvent
 from zeek_agent.recording.sockets.socket_owners import SocketOwners, living_owners
 from zeek_agent.recording.source import Sink, Source
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 
 log = logging.getLogger(__name__)
+
+_SWEEP_NS: Final = 5_000_000_000
+_SWEEP: Final = struct.Struct("=QQ")
+"""`struct sweep`."""
 
 
 class EbpfSockets(Source):
@@ -46,6 +52,8 @@ class EbpfSockets(Source):
         self._tracker = ConnectionTracker(
             monitor.cache, lambda inodes: living_owners(owners, monitor.cache, inodes, fed=True)
         )
+        self._long_connections = LongConnections(self._tracker.open_socket, settings.traffic_interval)
+        self._next_sweep = 0
         self._streams: list[RecordStream] = []
         self._sink: Sink | None = None
         monitor.on_tick.append(self._tick)
@@ -143,8 +151,20 @@ class EbpfSockets(Source):
     def _tick(self) -> None:
         if self._sink is None:
             return
-        self._emit(self._tracker.overdue(time.clock_gettime_ns(time.CLOCK_BOOTTIME), boot_time()))
+        now, booted = time.clock_gettime_ns(time.CLOCK_BOOTTIME), boot_time()
+        self._emit(self._tracker.overdue(now, booted))
+        self._emit(self._long_connections.rows(now, booted))
+        self._sweep(now)
         self._count()
+
+    def _sweep(self, now: int) -> None:
+        """Let the kernel report the datagram flows that are over because they were idle, and those that go on."""
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + _SWEEP_NS
+        for stream in self._streams:
+            if stream.object.name == "udp":
+                stream.object.run("sweep_flows", _SWEEP.pack(now, int(self._settings.traffic_interval * 1e9)))
 
     def _count(self) -> None:
         self.counters.received = sum(stream.received for stream in self._streams)

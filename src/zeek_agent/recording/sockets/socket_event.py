@@ -17,7 +17,7 @@ SOCKETS_EVENTS: Final = "sockets_events"
 ECHOES: Final = {1: (8, 0), 58: (128, 129)}
 """The "ports" of an echo request by protocol, as in Zeek's conn.log: its type, and the reply's."""
 
-SocketState = Literal["established", "closed", "failed", "listen", "expired"]
+SocketState = Literal["established", "active", "closed", "failed", "listen", "expired"]
 Direction = Literal["outbound", "inbound"]
 
 Ends: TypeAlias = "tuple[int | None, str | None, int | None, str | None, int | None]"
@@ -61,6 +61,12 @@ class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so 
     exe_device: int | None = None
     exe_inode: int | None = None
     exe_mntns: int | None = None
+    duration: float | None = None
+    bytes_sent: int | None = None
+    bytes_received: int | None = None
+    packets_sent: int | None = None
+    packets_received: int | None = None
+    receive_drops: int | None = None
 
     @property
     def ends(self) -> Ends:
@@ -96,6 +102,18 @@ class Flow(NamedTuple):
     mptcp_token: int | None = None
 
 
+class Traffic(NamedTuple):
+    """What a flow carried in `duration` seconds since it began: bytes of payload, and packets. None means unknown."""
+
+    duration: float | None = None
+    bytes_sent: int | None = None
+    bytes_received: int | None = None
+    packets_sent: int | None = None
+    packets_received: int | None = None
+    receive_drops: int | None = None
+
+
+NO_TRAFFIC: Final = Traffic()
 _NO_FLOW: Final = Flow(None, None, None, None, None)
 _PROCESS_COLUMNS: Final = (
     *("pid", "process", "uid", "gid", "exe", "cmdline", "argv", "loginuid"),
@@ -126,6 +144,7 @@ def socket_event(
     uid: int | None = None,
     stands_in: bool = False,
     family: str | None = None,
+    traffic: Traffic = NO_TRAFFIC,
 ) -> SocketEvent:
     """The event of a flow at `time` (seconds since the epoch), by `process`; `uid` is used if that is unknown.
 
@@ -165,6 +184,12 @@ def socket_event(
         exe_device=process.exe_device if process else None,
         exe_inode=process.exe_inode if process else None,
         exe_mntns=process.exe_mntns if process else None,
+        duration=traffic.duration,
+        bytes_sent=traffic.bytes_sent,
+        bytes_received=traffic.bytes_received,
+        packets_sent=traffic.packets_sent,
+        packets_received=traffic.packets_received,
+        receive_drops=traffic.receive_drops,
     )
 
 
