@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import struct
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.bpf.probe import why_no_tracepoints, why_not
-from zeek_agent.host.linux.boot_clock import boot_time
+from zeek_agent.host.linux.boot_clock import boot_time, time_since_boot
 from zeek_agent.host.linux.host_sockets import sockets_by_namespace
 from zeek_agent.host.linux.internet_sockets import TCP, UDP, UDPLITE, TcpState
 from zeek_agent.host.linux.procfs import Procfs, socket_holders
@@ -151,7 +150,7 @@ class EbpfSockets(Source):
     def _tick(self) -> None:
         if self._sink is None:
             return
-        now, booted = time.clock_gettime_ns(time.CLOCK_BOOTTIME), boot_time()
+        now, booted = time_since_boot(), boot_time()
         self._emit(self._tracker.overdue(now, booted))
         self._emit(self._long_connections.rows(now, booted))
         self._sweep(now)
