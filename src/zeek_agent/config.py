@@ -252,6 +252,14 @@ class SourceSettings(Section, frozen=True):
             description="backend for the system log; `auto` selects the journal, or else the files of a syslog daemon"
         ),
     ] = "auto"
+    dns: Annotated[
+        Literal["auto", "ebpf", "off"],
+        Meta(description="backend for name lookups; `auto` selects the best available"),
+    ] = "auto"
+    dns_ports: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=65535)], ...],
+        Meta(max_length=63, description="ports of DNS servers besides 53, whose messages `dns_events` shows"),
+    ] = ()
     syslog_files: Annotated[
         tuple[str, ...],
         Meta(description="syslog files to follow; default: `syslog` or `messages`, `auth.log` or `secure` in /var/log"),

@@ -7,6 +7,7 @@
 #define PATHS 1024     /* all path components of an exec together */
 #define COMPONENT 256  /* one component, with its NUL */
 #define ARGUMENTS 4096 /* of a command line */
+#define MESSAGE 4096   /* of a DNS message or segment */
 
 #define KINDS 20
 
@@ -28,6 +29,7 @@ enum record_kind {
 	RECORD_READ = 15,   /* this process read the first datagram of a flow that the other side began */
 	RECORD_EXPIRED = 16, /* no datagram of this flow for FLOW_IDLE */
 	RECORD_ACTIVE = 17,  /* what a flow has carried so far */
+	RECORD_MESSAGE = 18, /* of DNS, or a part of a stream of messages */
 };
 
 enum socket_flags {
@@ -148,6 +150,14 @@ struct flow_event {
 	__u64 packets_sent;
 	__u64 packets_received;
 	__u64 drops;
+};
+
+/* What a datagram or segment holds of DNS messages: `length` bytes, of which the record has the first ones. */
+struct dns_event {
+	struct socket_event socket;
+	__u32 sequence; /* of the segment's first byte */
+	__u32 length;
+	__u8 message[MESSAGE];
 };
 
 /* One task. Of a thread that is not a process only the first five fields count, unless it describes its process, whose

@@ -23,6 +23,8 @@ HOLDER: Final = Struct("<IIQ")
 SOCKET: Final = Struct("<HBBIQQQQQIIIi16s16sHHIHH16s4x")
 COUNTS: Final = Struct("<QQQQQQ")
 """What follows SOCKET in `struct flow_event`."""
+MESSAGE: Final = Struct("<II")
+"""What follows SOCKET in `struct dns_event`, before the bytes: sequence number and length."""
 
 EXEC_PATHS: Final = PROCESS.size + EXEC.size
 EXEC_ARGUMENTS: Final = EXEC_PATHS + 1024 + 256
@@ -49,6 +51,7 @@ class RecordKind(IntEnum):
     READ = 15
     EXPIRED = 16
     ACTIVE = 17
+    MESSAGE = 18
 
 
 class Flags(IntFlag):

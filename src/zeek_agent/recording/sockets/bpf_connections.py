@@ -8,13 +8,11 @@ import struct
 from collections.abc import Callable, Hashable, Iterable
 from typing import Final, NamedTuple, TypeAlias
 
-from zeek_agent.bpf import records
 from zeek_agent.bpf.records import COUNTS, SOCKET, FlowCounts, RecordKind, SocketFlags, SocketRecord
-from zeek_agent.host.entity_id import entity_id
-from zeek_agent.host.linux.internet_sockets import TCP, on_the_wire
-from zeek_agent.host.linux.stamps import boot_id, start_ticks
+from zeek_agent.host.linux.internet_sockets import TCP
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 from zeek_agent.recording.sockets.pending_flows import FlowMap, PendingFlow, PendingFlows
+from zeek_agent.recording.sockets.record_process import process_of_record, record_flow
 from zeek_agent.recording.sockets.socket_event import (
     NO_TRAFFIC,
     Direction,
@@ -130,7 +128,7 @@ class ConnectionTracker:
                 break
             del self._accepts[socket]
             if not accept.matched:
-                self._change(accept.record, _flow(accept.record), accept.process, boot_time, rows)
+                self._change(accept.record, record_flow(accept.record), accept.process, boot_time, rows)
         return rows
 
     def oldest_pending(self) -> int | None:
@@ -151,7 +149,7 @@ class ConnectionTracker:
         self, record: SocketRecord, counts: FlowCounts | None, boot_time: float, rows: list[SocketEvent]
     ) -> None:
         kind = record.kind
-        flow = _flow(record)
+        flow = record_flow(record)
         if kind in _ENDS:
             self._end(record, flow, _traffic(record, counts), boot_time, rows)
             return
@@ -343,7 +341,7 @@ class ConnectionTracker:
             return
         del self._accepts[ended.socket]
         record = accept.record._replace(cookie=ended.cookie)
-        self._change(record, _flow(record), accept.process, boot_time, rows)
+        self._change(record, record_flow(record), accept.process, boot_time, rows)
 
     def _pending_of(self, record: SocketRecord) -> list[PendingFlow]:
         """Remove the pending flows that end with this record."""
@@ -382,19 +380,7 @@ class ConnectionTracker:
         if record.started == 0:  # open before the programs were attached
             opened = self._open.get(record.cookie)
             return None if opened is None else opened.process or opened.listener
-        ticks = start_ticks(record.started)
-        process = self._cache.find(record.pid, record.acted, ticks)
-        if process is not None and self._cache.doubts(process, records.comm(record.name)):
-            process = self._cache.read(record.pid)
-            if process is not None and process.start_ticks == ticks:
-                process.since = record.acted
-                self._cache.exec(process)
-            else:
-                process = None
-        if process is None:
-            return _unknown_process(record, ticks)
-        process.uid, process.gid = record.uid, record.gid
-        return process
+        return process_of_record(self._cache, record)
 
 
 # As plain numbers, whose bits are tested several times as fast.
@@ -403,7 +389,6 @@ _UNREAD: Final = SocketFlags.UNREAD.value
 _ANY_FLOW: Final = SocketFlags.ANY_FLOW.value
 _SHARED: Final = SocketFlags.SHARED.value
 _FLOW_ENDED: Final = SocketFlags.FLOW_ENDED.value
-_CUT: Final = SocketFlags.CUT.value
 _COUNTED: Final = SocketFlags.COUNTED.value
 
 _PASSAGES: Final = frozenset({RecordKind.EXPIRED, RecordKind.ACTIVE})
@@ -455,38 +440,4 @@ def _traffic(record: SocketRecord, counts: FlowCounts | None) -> Traffic:
         counts.packets_sent,
         counts.packets_received,
         drops,
-    )
-
-
-def _flow(record: SocketRecord) -> Flow:
-    local, remote = record.local, record.remote
-    if record.flags & _CUT:
-        return Flow(None, local, None, remote, None, record.cookie or None, record.netns or None)
-    if record.family == 4:
-        local, remote = local[:4], remote[:4]
-    else:
-        local, remote = on_the_wire(local, remote)
-    return Flow(
-        record.protocol,
-        local,
-        record.local_port,
-        remote,
-        record.remote_port,
-        record.cookie or None,
-        record.netns or None,
-        record.token or None,
-    )
-
-
-def _unknown_process(record: SocketRecord, ticks: int) -> Process:
-    """A process that is known only from the socket record."""
-    return Process(
-        pid=record.pid,
-        start_ticks=ticks,
-        since=record.started,
-        started=record.started,
-        entity_id=entity_id(boot_id(), record.pid, ticks),
-        name=records.comm(record.name),
-        uid=record.uid,
-        gid=record.gid,
     )

@@ -7,6 +7,8 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from zeek_agent.bpf.probe import why_no_tracepoints, why_not
 from zeek_agent.host.linux.boot_clock import boot_time, time_since_boot
 from zeek_agent.host.linux.host_sockets import sockets_by_namespace
@@ -23,6 +25,7 @@ from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
+    from zeek_agent.recording.dns.remote_names import RemoteNames
     from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 
 log = logging.getLogger(__name__)
@@ -38,8 +41,10 @@ class EbpfSockets(Source):
     kind = "sockets"
     backend = "ebpf"
 
-    def __init__(self, monitor: BpfMonitor, settings: SourceSettings) -> None:
+    def __init__(self, monitor: BpfMonitor, settings: SourceSettings, names: RemoteNames | None = None) -> None:
+        """`names` are those that processes looked up, for the column `remote_name`."""
         super().__init__()
+        self._names = names
         self._monitor = monitor
         self._settings = settings
         self._is_recording = False
@@ -144,6 +149,8 @@ class EbpfSockets(Source):
 
     def _emit(self, events: list[SocketEvent]) -> None:
         events = self._exclusions.without(events)
+        if self._names is not None:
+            events = [_named(event, self._names) for event in events]
         if events and self._sink is not None:
             self._sink(SOCKETS_EVENTS, events)
 
@@ -169,6 +176,11 @@ class EbpfSockets(Source):
         self.counters.received = sum(stream.received for stream in self._streams)
         self.counters.lost["decode"] = self._tracker.undecoded
         self.counters.lost["overrun"] = sum(sum(stream.lost()) for stream in self._streams)
+
+
+def _named(event: SocketEvent, names: RemoteNames) -> SocketEvent:
+    name = names.find(event.entity_id, event.remote_addr)
+    return event if name is None else replace(event, remote_name=name)
 
 
 def open_sockets(

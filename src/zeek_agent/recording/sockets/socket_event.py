@@ -67,6 +67,7 @@ class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so 
     packets_sent: int | None = None
     packets_received: int | None = None
     receive_drops: int | None = None
+    remote_name: str | None = None
 
     @property
     def ends(self) -> Ends:
