@@ -168,8 +168,8 @@ function hand_on_listeners(ctx: Context, batch: ZeekAgentAPI::Batch, rows: any)
 function ask_for_listeners(agent_id: string)
 	{
 	if ( has_feature(agent_id, "batches") )
-		query(Query($sql_stmt=listener_sql, $on_rows=hand_on_listeners), Host,
-		    agent_id);
+		query_anew("listeners", Query($sql_stmt=listener_sql,
+		    $on_rows=hand_on_listeners), agent_id);
 	}
 
 event agent_connected(agent_id: string) &priority=-5

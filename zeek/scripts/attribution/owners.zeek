@@ -560,13 +560,15 @@ function ask_for_present(agent_id: string)
 
 	local sockets = fmt("SELECT %s, cmdline, translated_local_addr, translated_local_port, translated_remote_addr, translated_remote_port FROM sockets WHERE remote_port > 0 AND pid IS NOT NULL",
 	    flow_columns);
-	query(Query($sql_stmt=sockets, $on_rows=hand_on_flows), Host, agent_id);
+	query_anew("sockets", Query($sql_stmt=sockets, $on_rows=hand_on_flows),
+	    agent_id);
 
-	query(Query($sql_stmt=recent_flows, $on_rows=hand_on_flows,
-	    $requires_tables=set("sockets_events")), Host, agent_id);
+	query_anew("recent flows", Query($sql_stmt=recent_flows,
+	    $on_rows=hand_on_flows, $requires_tables=set("sockets_events")),
+	    agent_id);
 
-	query(Query($sql_stmt="SELECT uid, name FROM users", $on_rows=hand_on_users),
-	    Host, agent_id);
+	query_anew("users", Query($sql_stmt="SELECT uid, name FROM users",
+	    $on_rows=hand_on_users), agent_id);
 	}
 
 event agent_connected(agent_id: string) &priority=-5

@@ -158,7 +158,7 @@ event batch_handled(ctx: Context, batch: ZeekAgentAPI::Batch)
 
 	if ( state$scope == Host )
 		{
-		delete queries[ctx$query_id];
+		drop_query(ctx$query_id);
 		delete streams[ctx$agent_id, ctx$query_id];
 		}
 	}

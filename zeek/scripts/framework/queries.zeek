@@ -68,12 +68,18 @@ type QueryState: record {
 	asked: set[string] &default=set();
 	## Connected agents that may not run it.
 	refused: set[string] &default=set();
+	## What a one-time query of one agent is for, if a later one with the same purpose takes its place.
+	purpose: string &optional;
 };
 
 # Raised when a query that an agent had is cancelled there because it is no longer allowed.
 global query_refused: event(query_id: string, agent_id: string);
 
 global queries: table[string] of QueryState;
+
+# Their ids: those to groups, and those to one agent by the agent. A Zeek that starts gets several for each of its agents.
+global group_queries: set[string];
+global host_queries: table[string] of set[string];
 
 # Agents that are gone, until what they have received is forgotten.
 global forget_asked: function(t: set[string], agent_id: string): interval;
@@ -82,8 +88,8 @@ global departed: set[string] &create_expire=one_time_memory
 
 function forget_asked(t: set[string], agent_id: string): interval
 	{
-	for ( _, state in queries )
-		delete state$asked[agent_id];
+	for ( query_id in group_queries )
+		delete queries[query_id]$asked[agent_id];
 
 	return 0sec;
 	}
@@ -210,8 +216,51 @@ function add_query(query_id: string, q: Query, scope: Scope, target: string)
 	    $target=target);
 	queries[query_id] = state;
 
+	if ( scope == Host )
+		{
+		if ( target !in host_queries )
+			host_queries[target] = set();
+
+		add host_queries[target][query_id];
+
+		if ( target in agents )
+			send_query(state, target);
+
+		return;
+		}
+
+	add group_queries[query_id];
+
 	for ( agent_id in agents )
 		send_query(state, agent_id);
+	}
+
+# Removes a query here. Its agents are not told.
+function drop_query(query_id: string)
+	{
+	local state = queries[query_id];
+	delete queries[query_id];
+	delete group_queries[query_id];
+
+	if ( state$scope != Host )
+		return;
+
+	delete host_queries[state$target][query_id];
+
+	if ( |host_queries[state$target]| == 0 )
+		delete host_queries[state$target];
+	}
+
+# The queries that may be for an agent.
+function queries_for(agent_id: string): set[string]
+	{
+	local ids = copy(group_queries);
+
+	if ( agent_id in host_queries )
+		for ( query_id in host_queries[agent_id] )
+			add ids[query_id];
+
+	return ids;
 	}
 
 function query(q: Query, scope: Scope, target: string): string
@@ -245,10 +294,26 @@ function cancel(query_id: string)
 	if ( query_id !in queries )
 		return;
 
-	delete queries[query_id];
+	local state = queries[query_id];
+	drop_query(query_id);
 
-	for ( agent_id in agents )
-		send_cancel(query_id, agent_id);
+	if ( state$scope == Host )
+		send_cancel(query_id, state$target);
+	else
+		for ( agent_id in agents )
+			send_cancel(query_id, agent_id);
+	}
+
+# Queries an agent once, in place of a query for the same purpose that it has not answered: one that connects again and
+# again never may.
+function query_anew(purpose: string, q: Query, agent_id: string)
+	{
+	if ( agent_id in host_queries )
+		for ( query_id in copy(host_queries[agent_id]) )
+			if ( queries[query_id]?$purpose && queries[query_id]$purpose == purpose )
+				cancel(query_id);
+
+	queries[query(q, Host, agent_id)]$purpose = purpose;
 	}
 
 event remote_query(query_id: string, q: ZeekAgentAPI::QueryV1, scope: Scope,
@@ -271,8 +336,8 @@ event agent_connected(agent_id: string)
 
 	delete departed[agent_id];
 
-	for ( _, state in queries )
-		send_query(state, agent_id);
+	for ( query_id in queries_for(agent_id) )
+		send_query(queries[query_id], agent_id);
 	}
 
 event agent_left(agent_id: string, reason: string)
@@ -280,19 +345,15 @@ event agent_left(agent_id: string, reason: string)
 	if ( agent_id !in agents )
 		add departed[agent_id];
 
-	local unanswered: vector of string;
+	for ( query_id in queries_for(agent_id) )
+		{
+		local state = queries[query_id];
+		delete state$refused[agent_id];
 
-	for ( _, each in queries )
-		delete each$refused[agent_id];
-
-	for ( query_id, state in queries )
-		if ( state$scope == Host
-		    && state$target == agent_id
-		    && runs_once(state$query) )
-			unanswered += query_id;
-
-	for ( _, id in unanswered )
-		delete queries[id];
+		# Nobody answers it any more.
+		if ( state$scope == Host && runs_once(state$query) )
+			drop_query(query_id);
+		}
 	}
 
 event group_changed(agent_id: string, group: string)
