@@ -93,7 +93,7 @@ function take_listener(agent_id: string, is_gone: bool, row: Listener)
 		if ( number >= max_listeners )
 			{
 			if ( agent_id !in agents_over_listeners )
-				Reporter::warning(fmt("Zeek Agent: agent %s reports more than %d listening ports: others are ignored",
+				Reporter::warning(fmt("Zeek Agent: agent %s reports more than %d listening ports (ZeekAgent::max_listeners): others are ignored",
 				    agent_id, max_listeners));
 
 			add agents_over_listeners[agent_id];
@@ -118,8 +118,8 @@ function take_listeners(agent_id: string, is_gone: bool, rows: string)
 
 	if ( ! parsed$valid )
 		{
-		Reporter::error(fmt("Zeek Agent: listening ports of agent %s are invalid",
-		    agent_id));
+		Reporter::error(fmt("Zeek Agent: listening ports of agent %s are invalid%s",
+		    agent_id, reason_of(parsed)));
 		return;
 		}
 

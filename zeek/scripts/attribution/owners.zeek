@@ -17,6 +17,9 @@ export {
 	## How often agents report changed accounts.
 	option user_interval = 60sec;
 
+	## Maximum number of users whose names are remembered per agent.
+	const max_users = 100000 &redef;
+
 	## Forwards claims to the workers: rows as JSON, and their time if the rows have none.
 	global claim_rows: event(agent_id: string, at: time, rows: string);
 
@@ -95,6 +98,10 @@ const flow_events = "SELECT min(CASE WHEN state = 'established' THEN time END) A
 # Zeek may still have their connections.
 const recent_flows = fmt(flow_events, " AND time > unixepoch() - 120",
     " HAVING coalesce(" + flow_end + ", unixepoch()) > unixepoch() - 70");
+
+# How many user names there are of each agent, and the agents of which it was reported that they have too many.
+global user_numbers: table[string] of count;
+global agents_over_users: set[string];
 
 global claims_taken = 0;
 const ended_states = set("closed", "failed", "expired");
@@ -443,7 +450,8 @@ function take_claims(agent_id: string, at: time, rows: string)
 
 	if ( ! parsed$valid )
 		{
-		Reporter::error(fmt("Zeek Agent: flows of agent %s are invalid", agent_id));
+		Reporter::error(fmt("Zeek Agent: flows of agent %s are invalid%s", agent_id,
+		    reason_of(parsed)));
 		return;
 		}
 
@@ -476,26 +484,60 @@ function take_claims(agent_id: string, at: time, rows: string)
 	claims_taken = 0;
 	}
 
+function add_user(agent_id: string, uid: count, name: string)
+	{
+	local number = agent_id in user_numbers ? user_numbers[agent_id] : 0;
+
+	if ( number < max_users )
+		{
+		user_names[agent_id, uid] = name;
+		user_numbers[agent_id] = number + 1;
+		return;
+		}
+
+	if ( agent_id !in agents_over_users )
+		Reporter::warning(fmt("Zeek Agent: agent %s (%s) reports more than %d users (ZeekAgent::max_users): others have no name",
+		    agent_id, hostname_of(agent_id), max_users));
+
+	add agents_over_users[agent_id];
+	}
+
+function remove_user(agent_id: string, uid: count)
+	{
+	delete user_names[agent_id, uid];
+
+	if ( --user_numbers[agent_id] == 0 )
+		delete user_numbers[agent_id];
+	}
+
 function take_users(agent_id: string, is_gone: bool, rows: string)
 	{
 	local parsed = from_json(rows, UserRows);
 
 	if ( ! parsed$valid )
+		{
+		Reporter::error(fmt("Zeek Agent: users of agent %s are invalid%s", agent_id,
+		    reason_of(parsed)));
+		return;
+		}
+
+	if ( agent_id !in agents )
 		return;
 
 	for ( _, row in parsed$v as UserRows )
 		{
-		if ( ! row?$uid || ! row?$name || row$uid != /[0-9]+/ )
+		# Ids have 32 bits.
+		if ( ! row?$uid || ! row?$name || row$uid != /[0-9]{1,10}/ )
 			next;
 
 		local uid = to_count(row$uid);
 
 		if ( ! is_gone && [agent_id, uid] !in user_names )
-			user_names[agent_id, uid] = row$name;
+			add_user(agent_id, uid, row$name);
 		else if ( is_gone
 		    && [agent_id, uid] in user_names
 		    && user_names[agent_id, uid] == row$name )
-			delete user_names[agent_id, uid];
+			remove_user(agent_id, uid);
 		}
 	}
 
@@ -638,11 +680,13 @@ event forget_users()
 			gone += UserKey($hid=agent_id, $uid=uid);
 
 	for ( _, key in gone )
-		delete user_names[key$hid, key$uid];
+		remove_user(key$hid, key$uid);
 	}
 
 hook agent_removed(agent_id: string)
 	{
+	delete agents_over_users[agent_id];
+
 	if ( are_users_stale )
 		return;
 

@@ -291,7 +291,7 @@ function change_type(ctx: Context): string
 function supported_tables(hid: string): set[string]
 	{
 	if ( hid in agents && agents[hid]$hello?$tables )
-		return agents[hid]$hello$tables;
+		return copy(agents[hid]$hello$tables);
 
 	return set();
 	}
@@ -569,8 +569,23 @@ event zeek_init() &priority=100
 		    $ev=version_read, $want_record=F));
 	}
 
+# For options that would have Zeek do nothing else, or nothing at all, with 0.
+function refuse_zero(option_name: string, value: interval): interval
+	{
+	if ( value > 0sec )
+		return value;
+
+	Reporter::error(fmt(
+	    "Zeek Agent: %s must be more than 0 seconds, and keeps its value",
+	    option_name));
+	return lookup_ID(option_name) as interval;
+	}
+
 event zeek_init() &priority=-10
 	{
+	Option::set_change_handler("ZeekAgent::hello_interval", refuse_zero);
+	Option::set_change_handler("ZeekAgent::agent_timeout", refuse_zero);
+
 	if ( ! is_owner() || reading_traces() )
 		return;
 

@@ -36,7 +36,7 @@ export {
 	## Has a query follow options at run time: when one of them changes, agents get the query with the new value. Events in
 	## between are not lost.
 	##
-	## query_id: the query, which gets another id at each change.
+	## query_id: the query. Its results have another id after each change; it can still be cancelled by this one.
 	##
 	## interval_option: full name of the option with its schedule.
 	##
@@ -50,6 +50,10 @@ export {
 
 	## Decides whether an agent may be queried; break to refuse.
 	global may_query: hook(agent_id: string, q: Query);
+
+	## Whether a row belongs to a query that its agent may no longer run. Rows that were under way when
+	## :zeek:see:`ZeekAgent::allowed_tables` changed still raise a query's event; batches of them are dropped.
+	global is_refused: function(ctx: Context): bool;
 
 	## Forwards a query of another node to the manager.
 	global remote_query: event(query_id: string, q: ZeekAgentAPI::QueryV1,
@@ -68,6 +72,8 @@ type QueryState: record {
 	asked: set[string] &default=set();
 	## Connected agents that may not run it.
 	refused: set[string] &default=set();
+	## The id that it had first, if options have changed since.
+	first_id: string &optional;
 	## What a one-time query of one agent is for, if a later one with the same purpose takes its place.
 	purpose: string &optional;
 };
@@ -80,6 +86,13 @@ global queries: table[string] of QueryState;
 # Their ids: those to groups, and those to one agent by the agent. A Zeek that starts gets several for each of its agents.
 global group_queries: set[string];
 global host_queries: table[string] of set[string];
+
+# The ids of queries that follow options, by the ids that they had first, once options have changed.
+global current_ids: table[string] of string;
+
+# Queries by the options that they follow.
+global interval_followers: table[string] of set[string];
+global subscription_followers: table[string] of set[string];
 
 # Agents that are gone, until what they have received is forgotten.
 global forget_asked: function(t: set[string], agent_id: string): interval;
@@ -136,8 +149,11 @@ function is_allowed(agent_id: string, q: Query): bool
 	{
 	if ( |allowed_tables| > 0 )
 		{
-		local has_tables = supported_tables(agent_id);
+		# What it would answer is not known.
+		if ( agent_id !in agents || ! agents[agent_id]$hello?$tables )
+			return F;
 
+		local has_tables = agents[agent_id]$hello$tables;
 		local sql = q$sql_stmt + ( q?$batch_stmt ? " " + q$batch_stmt : "" );
 
 		for ( word in find_all(to_lower(sql), /[a-z_0-9]+/) )
@@ -210,9 +226,37 @@ function send_cancel(query_id: string, agent_id: string)
 	    ZeekAgentAPI::cancel_query_v1, zeek_instance, query_id);
 	}
 
+# A record of its own, which the one who asked does not change afterwards. Functions stay the same.
+function own_query(q: Query): Query
+	{
+	local own = Query($sql_stmt=q$sql_stmt, $subscription=q$subscription,
+	    $requires_tables=copy(q$requires_tables), $if_missing_tables=copy(
+	    q$if_missing_tables));
+
+	if ( q?$batch_stmt )
+		own$batch_stmt = q$batch_stmt;
+
+	if ( q?$schedule_ )
+		own$schedule_ = q$schedule_;
+
+	if ( q?$event_ )
+		own$event_ = q$event_;
+
+	if ( q?$cookie )
+		own$cookie = q$cookie;
+
+	if ( q?$row_type )
+		own$row_type = q$row_type;
+
+	if ( q?$on_rows )
+		own$on_rows = q$on_rows;
+
+	return own;
+	}
+
 function add_query(query_id: string, q: Query, scope: Scope, target: string)
 	{
-	local state = QueryState($query_id=query_id, $query=q, $scope=scope,
+	local state = QueryState($query_id=query_id, $query=own_query(q), $scope=scope,
 	    $target=target);
 	queries[query_id] = state;
 
@@ -241,6 +285,15 @@ function drop_query(query_id: string)
 	local state = queries[query_id];
 	delete queries[query_id];
 	delete group_queries[query_id];
+
+	if ( state?$first_id )
+		delete current_ids[state$first_id];
+
+	for ( _, interval_ids in interval_followers )
+		delete interval_ids[query_id];
+
+	for ( _, subscription_ids in subscription_followers )
+		delete subscription_ids[query_id];
 
 	if ( state$scope != Host )
 		return;
@@ -283,6 +336,12 @@ function query(q: Query, scope: Scope, target: string): string
 	return query_id;
 	}
 
+# The id that a query has now.
+function current_id(query_id: string): string
+	{
+	return query_id in current_ids ? current_ids[query_id] : query_id;
+	}
+
 function cancel(query_id: string)
 	{
 	if ( ! is_owner() )
@@ -291,17 +350,19 @@ function cancel(query_id: string)
 		return;
 		}
 
-	if ( query_id !in queries )
+	local id = current_id(query_id);
+
+	if ( id !in queries )
 		return;
 
-	local state = queries[query_id];
-	drop_query(query_id);
+	local state = queries[id];
+	drop_query(id);
 
 	if ( state$scope == Host )
-		send_cancel(query_id, state$target);
+		send_cancel(id, state$target);
 	else
 		for ( agent_id in agents )
-			send_cancel(query_id, agent_id);
+			send_cancel(id, agent_id);
 	}
 
 # Queries an agent once, in place of a query for the same purpose that it has not answered: one that connects again and
@@ -402,6 +463,16 @@ event allowed_tables_changed()
 			recheck_query(state, agent_id);
 	}
 
+function is_refused(ctx: Context): bool
+	{
+	if ( ! ctx?$query_id || ctx$query_id !in queries )
+		return F;
+
+	local state = queries[ctx$query_id];
+	return ctx$agent_id in state$refused
+	    || ( is_allowed_tables_pending && ! is_allowed(ctx$agent_id, state$query) );
+	}
+
 function on_allowed_tables(id: string, tables: set[string]): set[string]
 	{
 	is_allowed_tables_pending = T;
@@ -409,36 +480,33 @@ function on_allowed_tables(id: string, tables: set[string]): set[string]
 	return tables;
 	}
 
-# Queries by the options that they follow.
-global interval_followers: table[string] of set[string];
-global subscription_followers: table[string] of set[string];
-
 # Installs a changed query in place of the one before. Under its new id it continues where that stopped.
-function replace_query(old_id: string): string
+function replace_query(old_id: string)
 	{
 	local state = queries[old_id];
+	local first_id = state?$first_id ? state$first_id : old_id;
 	local new_id = unique_id("za_");
+	local by_interval: set[string] = set();
+	local by_subscription: set[string] = set();
+
+	for ( interval_option, interval_ids in interval_followers )
+		if ( old_id in interval_ids )
+			add by_interval[interval_option];
+
+	for ( subscription_option, subscription_ids in subscription_followers )
+		if ( old_id in subscription_ids )
+			add by_subscription[subscription_option];
+
 	cancel(old_id);
 	add_query(new_id, state$query, state$scope, state$target);
-	return new_id;
-	}
+	queries[new_id]$first_id = first_id;
+	current_ids[first_id] = new_id;
 
-function replace_in(followers: table[string] of set[string], old_id: string,
-    new_id: string)
-	{
-	for ( _, ids in followers )
-		if ( old_id in ids )
-			{
-			delete ids[old_id];
-			add ids[new_id];
-			}
-	}
+	for ( followed_interval in by_interval )
+		add interval_followers[followed_interval][new_id];
 
-function replace_follower(old_id: string)
-	{
-	local new_id = replace_query(old_id);
-	replace_in(interval_followers, old_id, new_id);
-	replace_in(subscription_followers, old_id, new_id);
+	for ( followed_subscription in by_subscription )
+		add subscription_followers[followed_subscription][new_id];
 	}
 
 event interval_changed(option_name: string, value: interval)
@@ -449,7 +517,7 @@ event interval_changed(option_name: string, value: interval)
 			next;
 
 		queries[query_id]$query$schedule_ = value;
-		replace_follower(query_id);
+		replace_query(query_id);
 		}
 	}
 
@@ -461,22 +529,19 @@ event subscription_changed(option_name: string, value: SubscriptionType)
 			next;
 
 		queries[query_id]$query$subscription = value;
-		replace_follower(query_id);
+		replace_query(query_id);
 		}
 	}
 
 function on_interval(option_name: string, value: interval): interval
 	{
 	# Without a schedule it would run once and never again.
-	if ( value <= 0sec )
-		{
-		Reporter::error(fmt("Zeek Agent: %s must be more than 0 seconds, and keeps its value",
-		    option_name));
-		return lookup_ID(option_name) as interval;
-		}
+	local taken = refuse_zero(option_name, value);
 
-	event interval_changed(option_name, value);
-	return value;
+	if ( taken == value )
+		event interval_changed(option_name, value);
+
+	return taken;
 	}
 
 function on_subscription(option_name: string, value: SubscriptionType)
@@ -489,7 +554,9 @@ function on_subscription(option_name: string, value: SubscriptionType)
 function follow_options(query_id: string, interval_option: string,
     subscription_option: string)
 	{
-	if ( query_id !in queries )
+	local id = current_id(query_id);
+
+	if ( id !in queries )
 		return;
 
 	if ( interval_option !in interval_followers )
@@ -498,7 +565,7 @@ function follow_options(query_id: string, interval_option: string,
 		Option::set_change_handler(interval_option, on_interval);
 		}
 
-	add interval_followers[interval_option][query_id];
+	add interval_followers[interval_option][id];
 
 	if ( subscription_option == "" )
 		return;
@@ -509,7 +576,7 @@ function follow_options(query_id: string, interval_option: string,
 		Option::set_change_handler(subscription_option, on_subscription);
 		}
 
-	add subscription_followers[subscription_option][query_id];
+	add subscription_followers[subscription_option][id];
 	}
 
 event zeek_init()
