@@ -17,6 +17,9 @@ export {
 	## How often agents report changed accounts.
 	option user_interval = 60sec;
 
+	## Maximum length of a process's command line. A process has up to 2 MB, and Zeek keeps those of many flows.
+	const max_cmdline = 8192 &redef;
+
 	## Maximum number of users whose names are remembered per agent.
 	const max_users = 100000 &redef;
 
@@ -155,6 +158,9 @@ function is_row_of(owner: Owner, row: ClaimRow, is_end: bool): bool
 function owner_in(row: ClaimRow, source: ClaimSource): Owner
 	{
 	local id = row?$entity_id ? row$entity_id : cat(row$pid);
+
+	if ( row?$cmdline && |row$cmdline| > max_cmdline )
+		row$cmdline = row$cmdline[0:max_cmdline];
 
 	if ( [source$agent_id, id] in owners )
 		{

@@ -1,4 +1,4 @@
-# @TEST-DOC: Rows that cannot be parsed are reported with the reason; names of users are bounded, and taken only of agents that are there.
+# @TEST-DOC: Rows that cannot be parsed are reported with the reason; names of users and command lines are bounded, and the former taken only of agents that are there.
 #
 # @TEST-EXEC: ${SCRIPTS}/flows flows.pcap 'udp 10.0.0.9:1 10.0.0.9:2 0 40'
 # @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} ${PACKAGE}/attribution/known-services.zeek ${FILES}/claims.zeek %INPUT > zeek.out 2> zeek.err
@@ -9,10 +9,14 @@
 module ZeekAgent;
 
 redef max_users = 3;
+redef max_cmdline = 10;
 redef agent_timeout = 1day;
 
 event shown()
 	{
+	for ( _, owner in owners )
+		print owner$cmdline;
+
 	print |user_names|;
 	print [ "A", 1 ] in user_names, [ "A", 5 ] in user_names, [ "B", 1 ] in user_names, [ "unknown", 1 ] in user_names;
 	}
@@ -27,6 +31,7 @@ event Test::begin()
 	Test::join("A", set(10.0.0.1));
 	Test::join("B", set(10.0.0.2));
 	event claim_rows("A", network_time(), "[{\"pid\": -1}]");
+	event claim_rows("A", network_time(), "[{\"pid\": 7, \"protocol\": 6, \"local_addr\": \"10.0.0.1\", \"local_port\": 1, \"remote_addr\": \"10.0.0.2\", \"remote_port\": 80, \"cmdline\": \"0123456789abcdef\"}]");
 	event user_rows("A", F, "[{\"uid\": 1}]");
 	event listener_rows("A", F, "no JSON");
 
