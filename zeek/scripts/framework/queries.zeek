@@ -51,7 +51,7 @@ export {
 	## Decides whether an agent may be queried; break to refuse.
 	global may_query: hook(agent_id: string, q: Query);
 
-	## Whether a row belongs to a query that its agent may no longer run. Rows that were under way when
+	## Whether a row belongs to a query that its agent may no longer run. Rows that were in flight when
 	## :zeek:see:`ZeekAgent::allowed_tables` changed still raise a query's event; batches of them are dropped.
 	global is_refused: function(ctx: Context): bool;
 
