@@ -113,7 +113,7 @@ class Agent:
         *,
         has_broker: bool = False,
     ) -> None:
-        """`features` None is a hello of version 1 alone, `has_broker` one of agents before 2.4; `tables` can be unset."""
+        """`features` None is a hello of version 1 alone, `has_broker` one of agents before 2.4."""
         fields = [string(self.id), string("I1"), NONE if hostname is None else string(hostname)]
         fields += [set_of(*map(address, addresses)), string("Linux"), NONE, NONE, NONE, NONE, count(300000000)]
         fields += [string("n/a")] if has_broker else []
