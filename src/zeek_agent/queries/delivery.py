@@ -68,7 +68,7 @@ class Delivery:
         """
         from zeek_agent.database.database import Lane
 
-        draft = self._draft(installed, window[min(window)] if window else None)
+        draft = self._draft(installed, _span(window) if window else None)
         encoding = installed.recipient.encoding(draft)
         arguments: dict[str, Any] = {
             "profile": installed.recipient.profile,
@@ -164,3 +164,8 @@ class Delivery:
         log.warning("query %s of %s: %s", installed.query_id, installed.recipient.identity, files.summary())
         text = f"could not read all files (statement: {installed.query.sql} ({files.summary()}))"
         await installed.recipient.report_error(installed.query_id, installed.query, text)
+
+
+def _span(window: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    """A window as one pair of numbers, whose second grows with every new row of any table."""
+    return sum(low for low, _ in window.values()), sum(high for _, high in window.values())
