@@ -286,6 +286,7 @@ class EventStore:
         *,
         owner: str = "",
         recent: RecentProgress | None = None,
+        shape: str = "",
     ) -> None:
         """Replace the delivery state of the query `key` of a recipient; it is on disk with the next commit."""
         with self._changed:
@@ -293,7 +294,7 @@ class EventStore:
                 self._queue.append(key)
                 self._submitted += 1
                 self._changed.notify_all()
-            self._unsaved[key] = Delivered(dict(seqs), snapshot, dict(under_way or {}), owner, recent)
+            self._unsaved[key] = Delivered(dict(seqs), snapshot, dict(under_way or {}), owner, recent, shape)
 
     def end_incarnation(self, owner: str, incarnation: str) -> None:
         """Note that a recipient's incarnation ended in order: it lost nothing of what it had acknowledged."""
