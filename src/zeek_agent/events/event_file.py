@@ -67,6 +67,8 @@ _RETENTION_GAPS_KEPT: Final = 200
 """Gaps for rows that were evicted, so that many producers cannot push out the gaps with other causes."""
 _GAP_TOLERANCE_SECONDS: Final = 600.0
 """Evicted rows closer to each other than this share a gap."""
+_LOSS_TOLERANCE_SECONDS: Final = 3.0
+"""Rows that could not be stored and are closer to each other than this share a gap."""
 RETENTION: Final = "retention"
 """Begins the cause of gaps that retention left."""
 _GAPS: Final = '_gaps (source, "from", until, cause)'
@@ -93,6 +95,8 @@ class WriteBatch:
     delivered: dict[str, Delivered] = field(default_factory=dict)
     ended: list[EndedIncarnation] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
+    losses: list[Gap] = field(default_factory=list)
+    """Periods of rows that could not be stored; those that are close to each other become one gap."""
     gap_ends: list[tuple[Gap, float]] = field(default_factory=list)
     """Gaps that are there already, with their ends, which are known now."""
     recorded_until: float | None = None
@@ -374,6 +378,9 @@ class EventFile:
             self.states_refused += self._states.save_all(batch.delivered, batch.ended, self._age_now(now))
             for gap in batch.gaps:
                 execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", gap)
+            for source, begin, end, cause in batch.losses:
+                if not self._extend_gap(source, cause, begin, end, within_seconds=_LOSS_TOLERANCE_SECONDS):
+                    execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", (source, begin, end, cause))
             self._move_gap_ends(batch.gap_ends)
             self._note_recorded_until(now if batch.recorded_until is None else batch.recorded_until)
         for new in batch.tables:
@@ -382,7 +389,7 @@ class EventFile:
             self.last_seq[table] = last_sequence(self._connection, table)
             if self.first_seq[table] == 0:
                 self._read_seq_bounds(table)
-        self.gaps += batch.gaps
+        self.gaps = self._read_gaps() if batch.losses else [*self.gaps, *batch.gaps]
         return misfits
 
     def _move_gap_ends(self, ends: Iterable[tuple[Gap, float]]) -> None:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import apsw
+from msgspec import Struct
 
 from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.events import replacement
 from zeek_agent.events.ages import STEP_SECONDS, AgeClock, BootTime, system_boot_time
 from zeek_agent.events.delivery_states import STATES_MAX, Delivered, EndedIncarnation, RecentProgress
-from zeek_agent.events.event_file import EventFile, Gap, WriteBatch, disk_uri, note_unsaved
+from zeek_agent.events.event_file import EventFile, Gap, WriteBatch, disk_uri, gap_source, note_unsaved
 from zeek_agent.events.migrations import NewerStoreError
 from zeek_agent.events.reading import count_rows, read_delivery_state, read_rows
 from zeek_agent.events.recording_position import RecordingPosition
@@ -52,6 +53,8 @@ _NEWEST_ENTITIES: Final = 50_000
 _REFUSED_STATES_LOG_SECONDS: Final = 60.0
 _BLOCKED_CHECK_SECONDS: Final = 1.0
 """Interval at which a reader that blocks the write-ahead log is looked for and reported."""
+_NOT_STORED: Final = "the event store could not accept all rows"
+"""The cause of the gap that they leave."""
 _DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
 _UNUSABLE: Final = (apsw.Error, OSError, NewerStoreError)
 _TRANSIENT: Final = (apsw.BusyError, apsw.LockedError)
@@ -135,6 +138,8 @@ class EventStore:
         self._changed = threading.Condition()
         self._queue: deque[_QueuedRows | Gap | Table | EndedIncarnation | _GapEnd | str] = deque()
         self._queued_rows = 0
+        self._losses: dict[str, tuple[float, float]] = {}
+        """By source, the period of rows that could not be stored and that no gap contains yet."""
         self._unsaved: dict[str, Delivered] = {}
         self._writing = WriteBatch()
         self._submitted = 0
@@ -244,6 +249,7 @@ class EventStore:
             room = 0 if self._closed else self._settings.queue_rows - self._queued_rows
             if room < len(rows):
                 counters.lost["store"] += len(rows) - room
+                self._note_loss(table, rows[room:])
                 rows = rows[:room]
                 if not rows:
                     return
@@ -415,6 +421,8 @@ class EventStore:
                     case key:
                         batch.delivered[key] = self._unsaved.pop(key)
                 operations += 1
+            losses, self._losses = self._losses, {}
+            batch.losses += [Gap(source, *period, _NOT_STORED) for source, period in losses.items()]
             if self._queue:
                 batch.recorded_until = -math.inf
             self._queued_rows -= rows
@@ -534,8 +542,31 @@ class EventStore:
 
     def _discard(self, batch: WriteBatch, error: Exception) -> None:
         log.error("event store: rows are lost: %s", error)
-        for table, rows in batch.rows.items():
-            self.counters[table].lost["store"] += len(rows)
+        with self._changed:
+            for table, rows in batch.rows.items():
+                self.counters[table].lost["store"] += len(rows)
+                self._note_loss(table, rows)
+            for gap in (*batch.gaps, *batch.losses):
+                self._add_loss(gap.source, gap.begin, gap.end)
+
+    def _note_loss(self, table: str, rows: Sequence[EventRow]) -> None:
+        """Record, with the lock held, the period of rows that are not stored, for a gap."""
+        times = self._times(table, rows)
+        self._add_loss(gap_source(table), min(times), max(times))
+
+    def _add_loss(self, source: str, begin: float, end: float) -> None:
+        known = self._losses.get(source, (begin, end))
+        self._losses[source] = min(begin, known[0]), max(end, known[1])
+
+    def _times(self, table: str, rows: Sequence[EventRow]) -> list[float]:
+        """The rows' times; the present if they have none."""
+        declared = next((one for one in self._tables if one.name == table), None)
+        names = [column.name for column in declared.recorded] if declared is not None else []
+        if "time" not in names:
+            return [self._clock()]
+        at = names.index("time")
+        values = [row.time if isinstance(row, Struct) else row[at] for row in rows]  # type: ignore[attr-defined]
+        return [value for value in values if isinstance(value, int | float)] or [self._clock()]
 
     def _enforce_retention(self) -> None:
         """Enforce the limits on age and size."""
