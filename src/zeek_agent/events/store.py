@@ -155,6 +155,8 @@ class EventStore:
         self._was_damaged = False
         self._file = self._open(path)
         self._restart_gap = self._file.restart_gap
+        self.last_recorded: float | None = self._file.last_recorded
+        """Until when the last run recorded, by the time of day as it is now; None if there was none."""
         self.age_clock: Callable[[], float] = self._age_clock
         """A clock in seconds that is not set, and that goes on across restarts."""
         self._progressed = time.monotonic()
@@ -191,11 +193,6 @@ class EventStore:
             log.error("event store: cannot count the rows of %s that are missing: %s", table, error)
             return 0
 
-    @property
-    def last_recorded(self) -> float | None:
-        """Until when the last run recorded, in seconds since the epoch; None if there was none."""
-        return None if self._restart_gap is None else self._restart_gap.begin
-
     def end_restart_gap(self, end: float) -> None:
         """Note that events have been recorded since this time, which ends the gap since the last run."""
         if self._restart_gap is None:
@@ -231,6 +228,8 @@ class EventStore:
     def entities_since(self, table: str, begin: float) -> frozenset[str]:
         """The `entity_id` of the last events since about this time, of a table that has that column."""
         self.flush()
+        if self._restart_gap is not None:  # earlier, if the clock was set in between
+            begin = min(begin, self._restart_gap.begin)
         newest = f'SELECT entity_id, time FROM "{table}" ORDER BY seq DESC LIMIT {_NEWEST_ENTITIES}'
         try:
             rows = read_rows(self.uri, f"SELECT DISTINCT entity_id FROM ({newest}) WHERE time >= ?", (begin - 1.0,))
