@@ -227,6 +227,6 @@ async def test_what_began_in_a_gap_is_found_although_the_clock_was_set_meanwhile
     found = rows(tmp_path, "SELECT pid, time FROM processes_events WHERE found_running")
     times = {pid: at for pid, at in found if pid in {before, during}}
     assert times.keys() == {during}
-    gaps = rows(tmp_path, 'SELECT "from", until FROM _gaps WHERE source = \'agent\'')
+    gaps = rows(tmp_path, "SELECT \"from\", until FROM _gaps WHERE source = 'agent'")
     for at in (times[during], times[during] - step):
         assert any(begin <= at <= end for begin, end in gaps), (at, ended, gaps)

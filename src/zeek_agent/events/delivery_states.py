@@ -60,7 +60,7 @@ class Delivered:
     recent: RecentProgress | None = None
     """None if there is nothing that the recipient could lose by being killed."""
     shape: str = ""
-    """Of the report under way: `Report.shape`. Empty if there is none, or if it is not known."""
+    """Of the unacknowledged report: `Report.shape`. Empty if there is none, or if it is not known."""
 
 
 class EndedIncarnation(NamedTuple):

@@ -139,7 +139,7 @@ def _record_recent_progress(connection: apsw.Connection) -> None:
 
 
 def _record_shapes(connection: apsw.Connection) -> None:
-    """Add the shape of the report under way; that of present ones is unknown."""
+    """Add the shape of unacknowledged reports; that of present ones is unknown."""
     connection.execute("ALTER TABLE _delivered ADD COLUMN shape TEXT NOT NULL DEFAULT ''")
 
 
@@ -151,7 +151,7 @@ MIGRATIONS: Final[Sequence[Migration]] = (
     Migration("delivery states have the recipient whose share they count towards", _record_owners),
     Migration("the age of rows is measured on a clock that nobody sets", _measure_ages),
     Migration("delivery states have the last seconds of progress", _record_recent_progress),
-    Migration("delivery states have the shape of the report under way", _record_shapes),
+    Migration("delivery states have the shape of an unacknowledged report", _record_shapes),
 )
 VERSION: Final = len(MIGRATIONS)
 

@@ -124,7 +124,7 @@ class EventStrategy:
     def window(self, installed: Installed) -> dict[str, tuple[int, int]] | None:
         """The sequence numbers to read, by table: `low < seq <= high`. None if there are no new rows."""
         window = self._next_window(installed)
-        if installed.under_way and not _has_rows(window):  # retention has removed all that was under way
+        if installed.under_way and not _has_rows(window):  # retention has removed all of the report
             installed.under_way, installed.under_way_shape = {}, ""
             window = self._next_window(installed)
         return window if _has_rows(window) else None
