@@ -156,6 +156,11 @@ class EarlyObjects:
         while self._objects:
             self._objects.popitem()[1].object.close()
 
+    def _attached(self, name: str) -> AttachedObject:
+        if name == "processes":
+            return attach_processes(self._settings.ring_bytes)
+        return attach_dns(self._settings) if name == "dns" else attach_sockets(name, self._settings)
+
     def _attach(self) -> None:
         raise_priority()
         if not sys.platform.startswith("linux"):
@@ -171,10 +176,7 @@ class EarlyObjects:
         with without_log():
             for name in names:
                 try:
-                    if name == "processes":
-                        self._objects[name] = attach_processes(self._settings.ring_bytes)
-                    else:
-                        self._objects[name] = attach_sockets(name, self._settings)
+                    self._objects[name] = self._attached(name)
                 except OSError as error:
                     log.debug("%s: not attached early: %s", name, error)
                     return

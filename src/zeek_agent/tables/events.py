@@ -167,9 +167,7 @@ dns_events = Table(
         ),
         Column("latency", "interval", "time from the question to the answer"),
         Column("attempts", "count", "how often it was asked; null if no question was seen"),
-        Column(
-            "truncated", "bool", "whether the answer is incomplete: cut by the server (TC), or not read to its end"
-        ),
+        Column("truncated", "bool", "whether the answer is incomplete: cut by the server (TC), or not read to its end"),
         Column("protocol", "count", "IP protocol: 6 TCP, 17 UDP"),
         Column("local_addr", "address", "local address"),
         Column("local_port", "count", "local port"),

@@ -48,7 +48,7 @@ def test_a_message_that_was_not_captured_to_its_end_does_not_hide_the_next_ones(
     assert streams.lost == 0
 
 
-def test_a_stream_whose_messages_can_no_longer_be_found_is_given_up() -> None:
+def test_a_stream_is_abandoned_when_the_next_message_cannot_be_found() -> None:
     streams = DnsStreams()
     assert streams.add(KEY, 0, (10).to_bytes(2, "big") + b"12345", 5000) == [StreamMessage(b"12345", True)]
     assert streams.add(KEY, 5000, STREAM, len(STREAM)) == []

@@ -115,7 +115,7 @@ class Message(NamedTuple):
 
 
 class DnsError(ValueError):
-    """Bytes that are no DNS message, or too few of one."""
+    """The bytes are not a DNS message, or end within its header or question."""
 
 
 def type_name(number: int) -> str:

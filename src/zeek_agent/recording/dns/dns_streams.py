@@ -34,7 +34,7 @@ class _Stream:
 
 
 class DnsStreams:
-    """Follows streams by a key, in bounded memory. `lost` counts streams that were given up."""
+    """Follows streams by a key, in bounded memory. `lost` counts streams in which messages can no longer be found."""
 
     def __init__(self) -> None:
         self._streams: OrderedDict[tuple[int, int], _Stream] = OrderedDict()
