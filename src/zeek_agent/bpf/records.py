@@ -7,7 +7,7 @@ from enum import IntEnum, IntFlag
 from functools import lru_cache
 from struct import Struct
 from sys import intern
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from zeek_agent import text
 
@@ -22,7 +22,9 @@ TASK: Final = Struct("<IIQQQQQQQQIIIIIIIIIIiII16sIQII")
 HOLDER: Final = Struct("<IIQ")
 SOCKET: Final = Struct("<HBBIQQQQQIIIi16s16sHHIHH16s4x")
 COUNTS: Final = Struct("<QQQQQQ")
-"""What follows SOCKET in `struct flow_event`."""
+"""What follows SOCKET in `struct flow_event`, in the order of `FlowCounts`."""
+FlowCounts: TypeAlias = tuple[int, int, int, int, int, int]
+"""When the flow began, bytes sent and received, packets sent and received, drops: the counts of `struct flow_event`."""
 MESSAGE: Final = Struct("<II")
 """What follows SOCKET in `struct dns_event`, before the bytes: sequence number and length."""
 
@@ -103,17 +105,6 @@ class SocketRecord(NamedTuple):
     outbound: int
     flags: int
     name: bytes
-
-
-class FlowCounts(NamedTuple):
-    """The counts of `struct flow_event`."""
-
-    began: int
-    bytes_sent: int
-    bytes_received: int
-    packets_sent: int
-    packets_received: int
-    drops: int
 
 
 def device(number: int) -> int:

@@ -100,10 +100,11 @@ class ConnectionTracker:
         rows: list[SocketEvent] = []
         for record in batch:
             try:
-                counts = (
-                    FlowCounts._make(COUNTS.unpack_from(record, SOCKET.size)) if len(record) > SOCKET.size else None
-                )
-                self._apply(SocketRecord._make(SOCKET.unpack_from(record)), counts, boot_time, rows)
+                if len(record) == SOCKET.size:
+                    self._apply(SocketRecord._make(SOCKET.unpack(record)), None, boot_time, rows)
+                else:
+                    counts = COUNTS.unpack(record[SOCKET.size :])
+                    self._apply(SocketRecord._make(SOCKET.unpack_from(record)), counts, boot_time, rows)
             except (ValueError, LookupError, struct.error):
                 self.undecoded += 1
                 log.exception("a socket record cannot be read: %s", record.hex())
@@ -153,7 +154,7 @@ class ConnectionTracker:
         if kind in _ENDS:
             self._end(record, flow, _traffic(record, counts), boot_time, rows)
             return
-        if kind in _PASSAGES:
+        if counts is not None:
             self._pass(record, flow, _traffic(record, counts), boot_time, rows)
             return
         process = self._process(record)
@@ -391,7 +392,6 @@ _SHARED: Final = SocketFlags.SHARED.value
 _FLOW_ENDED: Final = SocketFlags.FLOW_ENDED.value
 _COUNTED: Final = SocketFlags.COUNTED.value
 
-_PASSAGES: Final = frozenset({RecordKind.EXPIRED, RecordKind.ACTIVE})
 _ENDS: Final = frozenset({RecordKind.CLOSED, RecordKind.UNLISTEN})
 _MEANING: Final[dict[int, tuple[SocketState, Direction | None]]] = {
     RecordKind.CONNECTED: ("established", "outbound"),
@@ -430,14 +430,9 @@ def _is_accept_of(accepted: SocketRecord, arrived: SocketRecord) -> bool:
 def _traffic(record: SocketRecord, counts: FlowCounts | None) -> Traffic:
     if counts is None:
         return NO_TRAFFIC
-    drops = None if record.protocol == TCP or record.kind != RecordKind.CLOSED else counts.drops
+    began, sent, received, packets_sent, packets_received, dropped = counts
+    drops = None if record.protocol == TCP or record.kind != RecordKind.CLOSED else dropped
     if not record.flags & _COUNTED:
-        return Traffic(receive_drops=drops)
-    return Traffic(
-        (record.time - counts.began) / 1e9 if counts.began else None,
-        counts.bytes_sent,
-        counts.bytes_received,
-        counts.packets_sent,
-        counts.packets_received,
-        drops,
-    )
+        return None, None, None, None, None, drops
+    duration = (record.time - began) / 1e9 if began else None
+    return duration, sent, received, packets_sent, packets_received, drops

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from zeek_agent.host.linux.host_sockets import sockets_by_namespace
 from zeek_agent.host.linux.internet_sockets import TCP, InternetSocket, TcpState, state_mask
 from zeek_agent.host.linux.procfs import Procfs
-from zeek_agent.recording.sockets.socket_event import Flow, SocketEvent, Traffic, socket_event
+from zeek_agent.recording.sockets.socket_event import Flow, SocketEvent, socket_event
 
 if TYPE_CHECKING:
     from zeek_agent.recording.sockets.bpf_connections import OpenSocket
@@ -76,7 +76,7 @@ class LongConnections:
                 opened.process,
                 time=boot_time + now / 1e9,
                 stands_in=opened.stands_in,
-                traffic=Traffic(None if opened.began is None else (now - opened.began) / 1e9, *traffic),
+                traffic=(None if opened.began is None else (now - opened.began) / 1e9, *traffic, None),
             )
         self._reported = reported
 

@@ -103,18 +103,11 @@ class Flow(NamedTuple):
     mptcp_token: int | None = None
 
 
-class Traffic(NamedTuple):
-    """What a flow carried in `duration` seconds since it began: bytes of payload, and packets. None means unknown."""
+Traffic: TypeAlias = "tuple[float | None, int | None, int | None, int | None, int | None, int | None]"
+"""What a flow carried since it began: the columns `duration`, `bytes_sent`, `bytes_received`, `packets_sent`,
+`packets_received` and `receive_drops`. None means unknown."""
 
-    duration: float | None = None
-    bytes_sent: int | None = None
-    bytes_received: int | None = None
-    packets_sent: int | None = None
-    packets_received: int | None = None
-    receive_drops: int | None = None
-
-
-NO_TRAFFIC: Final = Traffic()
+NO_TRAFFIC: Final[Traffic] = (None, None, None, None, None, None)
 _NO_FLOW: Final = Flow(None, None, None, None, None)
 _PROCESS_COLUMNS: Final = (
     *("pid", "process", "uid", "gid", "exe", "cmdline", "argv", "loginuid"),
@@ -153,6 +146,7 @@ def socket_event(
     address is known.
     """
     protocol, local, local_port, remote, remote_port, cookie, netns, mptcp_token = flow
+    duration, bytes_sent, bytes_received, packets_sent, packets_received, receive_drops = traffic
     some = local or remote
     command_line = process.command_line if process else None
     has_peer = remote is not None and (any(remote) or remote_port)
@@ -180,17 +174,22 @@ def socket_event(
         process.parent_entity_id or None if process else None,
         flow_id(flow) if has_peer else None,
         stands_in,
-        argv=command_line.stored_argv if command_line else None,
-        mptcp_token=mptcp_token,
-        exe_device=process.exe_device if process else None,
-        exe_inode=process.exe_inode if process else None,
-        exe_mntns=process.exe_mntns if process else None,
-        duration=traffic.duration,
-        bytes_sent=traffic.bytes_sent,
-        bytes_received=traffic.bytes_received,
-        packets_sent=traffic.packets_sent,
-        packets_received=traffic.packets_received,
-        receive_drops=traffic.receive_drops,
+        None,
+        None,
+        None,
+        None,
+        command_line.stored_argv if command_line else None,
+        mptcp_token,
+        False,
+        process.exe_device if process else None,
+        process.exe_inode if process else None,
+        process.exe_mntns if process else None,
+        duration,
+        bytes_sent,
+        bytes_received,
+        packets_sent,
+        packets_received,
+        receive_drops,
     )
 
 
