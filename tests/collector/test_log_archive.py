@@ -10,6 +10,7 @@ import random
 import re
 import signal
 import stat
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -250,6 +251,36 @@ def test_a_kill_at_any_moment_leaves_every_log_once(tmp_path: Path, monkeypatch:
     assert kills > 15
     assert {NAME, f"{NAME}.gz", other} in states or {NAME, f"{other}.gz", other} in states
     assert any(any(name.endswith(".part") for name in state) for state in states)
+
+
+@pytest.mark.root
+def test_the_owner_of_the_directory_tidies_what_root_opened() -> None:
+    """As the embedded collector: it opens with the agent's privileges and then becomes the directory's owner."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        for path in (
+            place,
+            rotated(place),
+            rotated(place, "test.2026-01-02-00-00-00.log", age=DAY),
+            rotated(place, f".{NAME}.gz.part"),
+        ):
+            os.chown(path, NOBODY, NOBODY)
+        directory = LogDirectory(place, retention=Retention(DAY / 2, 0))
+        directory.add("test", FIELDS)
+        directory.start()
+
+        def child() -> None:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            directory.flush()
+            until_sync(lambda: names(place) == {f"{NAME}.gz"}, 10, "the logs were not tidied")
+            directory.close()
+
+        assert exit_code(fork(child)) == 0
+        assert (place / f"{NAME}.gz").stat().st_uid == NOBODY
+        assert content_of(place / f"{NAME}.gz") == CONTENT
+        directory.close()
 
 
 def test_an_original_is_kept_beside_something_that_is_not_its_copy(

@@ -142,6 +142,7 @@ class LogArchive:
         self._logs: frozenset[str] = frozenset()
         self._files: dict[str, _RotatedLog] = {}
         self._by_log: Counter[str] = Counter()
+        self._rotated_bytes = 0
         self._partial_bytes = 0
         self._counts: Counter[str] = Counter()
         self._removed_bytes = 0
@@ -154,17 +155,17 @@ class LogArchive:
 
     @property
     def stats(self) -> ArchiveStats:
-        with self._lock:
-            return ArchiveStats(
-                files=len(self._files),
-                stored_bytes=self._total_bytes(),
-                limit_bytes=self._limit,
-                compressed=self._counts["compressed"],
-                compression_errors=self._counts["compression errors"],
-                removed_by_age=self._counts["age"],
-                removed_by_size=self._counts["size"],
-                removed_bytes=self._removed_bytes,
-            )
+        """The current figures. Takes no lock, which the thread holds while it waits for the disk."""
+        return ArchiveStats(
+            files=len(self._files),
+            stored_bytes=self._total_bytes(),
+            limit_bytes=self._limit,
+            compressed=self._counts["compressed"],
+            compression_errors=self._counts["compression errors"],
+            removed_by_age=self._counts["age"],
+            removed_by_size=self._counts["size"],
+            removed_bytes=self._removed_bytes,
+        )
 
     @property
     def logs(self) -> frozenset[str]:
@@ -186,10 +187,6 @@ class LogArchive:
             if self._retention.total_bytes is None:
                 system = os.fstatvfs(directory)
                 self._limit = min(system.f_blocks * system.f_frsize // DEFAULT_SHARE, DEFAULT_BYTES_MAX)
-            for name in os.listdir(directory):  # noqa: PTH208 - of an open directory
-                match = _PARTIAL.fullmatch(name)
-                if match and match[1] in self._logs and _own_status(directory, name):
-                    os.unlink(name, dir_fd=directory)
             self._scan(directory)
 
     def start(self) -> None:
@@ -229,6 +226,7 @@ class LogArchive:
     def maintain(self) -> None:
         """Remove what is too old or too much, and compress the rest. Raises OSError."""
         with self._opened() as directory:
+            self._remove_partial(directory)
             with self._lock:
                 self._scan(directory)
                 self._remove_old(directory)
@@ -283,21 +281,25 @@ class LogArchive:
             return
         known = self._files.get(name)
         if known is not None:
-            self._by_log[known.log] += status.st_size - known.size
+            self._count(known.log, status.st_size - known.size)
             known.size = status.st_size
             return
         closed = _closed_at(directory, name, status) if match[3] else status.st_mtime
         self._files[name] = _RotatedLog(name, match[1], status.st_size, closed, is_compressed=bool(match[3]))
-        self._by_log[match[1]] += status.st_size
+        self._count(match[1], status.st_size)
 
     def _forget(self, name: str) -> None:
         known = self._files.pop(name, None)
         if known is not None:
-            self._by_log[known.log] -= known.size
+            self._count(known.log, -known.size)
             self._notices.discard(name)
 
+    def _count(self, log_name: str, size: int) -> None:
+        self._by_log[log_name] += size
+        self._rotated_bytes += size
+
     def _total_bytes(self) -> int:
-        return self._by_log.total() + self._partial_bytes + self._current_bytes().total()
+        return self._rotated_bytes + self._partial_bytes + self._current_bytes().total()
 
     def _fits(self, adding: int) -> bool:
         return self._total_bytes() + adding + SLACK_BYTES <= self._limit
@@ -336,6 +338,13 @@ class LogArchive:
         self._unreported.logs[file.log] += 1
 
     # Compression; called by the thread, without the lock.
+
+    def _remove_partial(self, directory: int) -> None:
+        """Remove what compressions left that were killed. Not in `open`, which may run as another user."""
+        for name in os.listdir(directory):
+            match = _PARTIAL.fullmatch(name)
+            if match and match[1] in self._logs and _own_status(directory, name):
+                os.unlink(name, dir_fd=directory)
 
     def _finish_compressions(self, directory: int) -> None:
         """Remove originals whose compression was complete when the collector was killed."""
