@@ -295,7 +295,8 @@ def test_an_original_is_kept_beside_something_that_is_not_its_copy(
     assert caplog.messages == [f"{NAME}.gz is not the compressed form of {NAME}: left as they are"]
 
 
-def test_a_name_is_not_given_to_a_second_log(tmp_path: Path) -> None:
+def test_a_name_is_not_given_to_a_second_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_archive, "PASS_SECONDS", 0.02)
     clock = Clock()
     directory = LogDirectory(tmp_path, rotate_bytes=1, clock=clock, retention=Retention(0, 0))
     directory.add("test", FIELDS)
@@ -354,6 +355,7 @@ def test_compression_that_is_stopped_leaves_the_original(tmp_path: Path, monkeyp
 @pytest.fixture
 def _compressing_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_archive, "PAUSE_FACTOR", 3.0)
+    monkeypatch.setattr(log_archive, "PASS_SECONDS", 0.02)
 
 
 def flood(directory: Path, limit: int, total: int, *, rotate_bytes: int) -> tuple[LogDirectory, int]:
@@ -404,6 +406,19 @@ def test_the_total_size_holds_in_a_long_flood(tmp_path: Path) -> None:
     archived = logs.archive_stats
     assert archived is not None
     assert archived.removed_by_size > 100
+
+
+def test_removals_in_a_flood_are_reported_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(log_archive, "PASS_SECONDS", 1e6)  # one report at the first pass, one at the end
+    logs, _ = flood(tmp_path, 200_000, 1_000_000, rotate_bytes=0)
+    archived = logs.archive_stats
+    assert archived is not None
+    reports = [message for message in caplog.messages if message.startswith("removed ")]
+    assert 1 <= len(reports) <= 2
+    assert "because all logs together reached 200,000 bytes" in reports[-1]
+    assert sum(int(report.split()[1]) for report in reports) == archived.removed_by_size
 
 
 def test_without_a_limit_of_the_operators_a_tenth_of_the_file_system_is_used(tmp_path: Path) -> None:

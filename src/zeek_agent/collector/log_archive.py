@@ -60,6 +60,9 @@ _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DIRECTORY: Final = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
+SUPPORTED: Final = os.listdir in os.supports_fd and os.unlink in os.supports_dir_fd
+"""Whether this system can work on the files of an open directory. Where it cannot, rotated logs stay as they are."""
+
 RemovalCause = Literal["age", "size"]
 
 log = logging.getLogger("zeek_agent.collector")
@@ -113,7 +116,7 @@ class _Removals:
 
 
 class _AbandonedError(Exception):
-    """A compression that was given up: the log was removed meanwhile, or the collector stops."""
+    """A compression was abandoned: the log was removed meanwhile, or the collector stops."""
 
 
 class LogArchive:
@@ -151,7 +154,6 @@ class LogArchive:
         self._notices: set[str] = set()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
-        self._wakeup = threading.Event()
 
     @property
     def stats(self) -> ArchiveStats:
@@ -183,11 +185,17 @@ class LogArchive:
             known = _read_known_logs(directory)
             self._logs = known | frozenset(logs)
             if self._logs != known:
-                _write_known_logs(directory, self._logs)
+                self._save_known_logs(directory)
             if self._retention.total_bytes is None:
                 system = os.fstatvfs(directory)
                 self._limit = min(system.f_blocks * system.f_frsize // DEFAULT_SHARE, DEFAULT_BYTES_MAX)
             self._scan(directory)
+
+    def _save_known_logs(self, directory: int) -> None:
+        try:
+            _write_known_logs(directory, self._logs)
+        except OSError as error:  # a full disk, where rotated logs may still have to be removed
+            log.warning("cannot write %s in %s: %s", _KNOWN_LOGS, self._directory, error.strerror)
 
     def start(self) -> None:
         """Start the thread that compresses and removes, unless it runs."""
@@ -199,7 +207,6 @@ class LogArchive:
     def close(self) -> None:
         """Stop the thread. A log that is being compressed stays as it is."""
         self._stopping.set()
-        self._wakeup.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -209,7 +216,6 @@ class LogArchive:
         """Note that a log was rotated to this name. Raises OSError."""
         with self._opened() as directory, self._lock:
             self._note(directory, name)
-        self._wakeup.set()
 
     def make_room(self, adding: int) -> bool:
         """Remove rotated logs until `adding` bytes fit; False if they do not fit even so."""
@@ -237,7 +243,6 @@ class LogArchive:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._wakeup.clear()
             try:
                 self.maintain()
                 self._notices.discard("directory")
@@ -245,10 +250,8 @@ class LogArchive:
                 self._warn_once("directory", f"cannot tidy the logs in {self._directory}: {error.strerror or error}")
             except Exception:
                 log.exception("tidying the logs in %s has failed", self._directory)
-            if self._monotonic() - self._reported_at >= PASS_SECONDS:
-                self._report_removals()
-            if not self._stopping.is_set():
-                self._wakeup.wait(PASS_SECONDS)
+            self._report_removals_if_due()
+            self._stopping.wait(PASS_SECONDS)
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
@@ -379,6 +382,7 @@ class LogArchive:
                 if not file.is_compressed and not file.is_unreadable and file.closed <= settled
             ]
         for file in sorted(waiting, key=lambda file: file.closed, reverse=True):
+            self._report_removals_if_due()
             try:
                 self._compress(directory, file)
                 self._notices.discard("disk")
@@ -474,6 +478,10 @@ class LogArchive:
         if key not in self._notices:
             self._notices.add(key)
             log.warning("%s", text)
+
+    def _report_removals_if_due(self) -> None:
+        if self._monotonic() - self._reported_at >= PASS_SECONDS:
+            self._report_removals()
 
     def _report_removals(self) -> None:
         with self._lock:

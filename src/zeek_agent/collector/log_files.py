@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from zeek_agent import locks, ownership
+from zeek_agent.collector import log_archive
 from zeek_agent.collector.log_archive import ArchiveStats, LogArchive, Retention, free_name
 from zeek_agent.collector.log_formats import DATE_FORMAT, Field, Format, FormatName, make_format
 from zeek_agent.errors import UsageError
@@ -256,7 +257,7 @@ class LogDirectory:
         self._lock: FileLock | None = None
         self._ready = False
         self._archive: LogArchive | None = None
-        if retention is not None:
+        if retention is not None and log_archive.SUPPORTED:
             self._archive = LogArchive(directory, retention, current_bytes=self._current_bytes, clock=clock)
 
     def add(self, path: str, fields: Sequence[Field]) -> LogFile:
