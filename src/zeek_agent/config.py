@@ -308,7 +308,7 @@ class CollectorSettings(Section, frozen=True):
         NotNegativeInt | None,
         Meta(
             description="maximum size of all logs together, rotated ones included; rotated logs are removed to stay "
-            "below it. At least 16777216, or 0: no limit; unset: a tenth of the file system, at most 10 GiB",
+            "below it. At least 16777216, or 0: no limit; unset: a tenth of the file system, but from 64 MiB to 10 GiB",
         ),
     ] = None
     agent_timeout: Annotated[Positive, Meta(description="seconds of silence after which an agent is offline")] = 600.0

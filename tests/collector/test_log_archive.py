@@ -358,7 +358,9 @@ def _compressing_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_archive, "PASS_SECONDS", 0.02)
 
 
-def flood(directory: Path, limit: int, total: int, *, rotate_bytes: int) -> tuple[LogDirectory, int]:
+def flood(
+    directory: Path, limit: int, total: int, *, rotate_bytes: int, row_bytes: int = 500
+) -> tuple[LogDirectory, int]:
     """Write so many bytes to three logs, unevenly. Returns the closed directory and the largest size seen."""
     logs = LogDirectory(directory, rotate_bytes=rotate_bytes, retention=Retention(0, limit))
     shares = {"flood": 0.9, "busy": 0.09, "quiet": 0.01}
@@ -370,8 +372,8 @@ def flood(directory: Path, limit: int, total: int, *, rotate_bytes: int) -> tupl
     while written < total:
         for name, share in shares.items():
             for _ in range(max(1, int(share * 100))):
-                logs.files[name].write((number, randomness.randbytes(250).hex()))
-                written, number = written + 510, number + 1
+                logs.files[name].write((number, randomness.randbytes(row_bytes // 2).hex()))
+                written, number = written + row_bytes, number + 1
         logs.flush()
         largest = max(largest, size_of(directory))
     logs.close()
@@ -399,8 +401,8 @@ def test_the_total_size_holds_in_a_flood(tmp_path: Path, rotate_bytes: int) -> N
 @pytest.mark.soak
 @pytest.mark.usefixtures("_compressing_slowly")
 def test_the_total_size_holds_in_a_long_flood(tmp_path: Path) -> None:
-    limit = 64 << 20
-    logs, largest = flood(tmp_path, limit, 1 << 30, rotate_bytes=100 << 20)
+    limit = 16 << 20
+    logs, largest = flood(tmp_path, limit, 512 << 20, rotate_bytes=100 << 20, row_bytes=20_000)
     assert logs.errors == 0
     assert largest <= limit
     archived = logs.archive_stats
@@ -424,5 +426,5 @@ def test_removals_in_a_flood_are_reported_together(
 def test_without_a_limit_of_the_operators_a_tenth_of_the_file_system_is_used(tmp_path: Path) -> None:
     system = os.statvfs(tmp_path)
     made = archive(tmp_path, total_bytes=None)
-    assert made.stats.limit_bytes == min(system.f_blocks * system.f_frsize // 10, 10 << 30)
+    assert made.stats.limit_bytes == min(max(system.f_blocks * system.f_frsize // 10, 64 << 20), 10 << 30)
     assert archive(tmp_path, total_bytes=0).stats.limit_bytes == 0

@@ -31,8 +31,9 @@ from zeek_agent.collector.log_formats import local_time
 SUFFIX: Final = ".gz"
 DEFAULT_SHARE: Final = 10
 """Without a limit of the operator's, logs take at most a tenth of their file system."""
+DEFAULT_BYTES_MIN: Final = 64 << 20
 DEFAULT_BYTES_MAX: Final = 10 << 30
-"""The same for large file systems."""
+"""The same for very small and large file systems."""
 SETTLE_SECONDS: Final = 300.0
 """How long a rotated log stays uncompressed, for log shippers that have not read its end."""
 PASS_SECONDS: Final = 60.0
@@ -188,7 +189,8 @@ class LogArchive:
                 self._save_known_logs(directory)
             if self._retention.total_bytes is None:
                 system = os.fstatvfs(directory)
-                self._limit = min(system.f_blocks * system.f_frsize // DEFAULT_SHARE, DEFAULT_BYTES_MAX)
+                share = system.f_blocks * system.f_frsize // DEFAULT_SHARE
+                self._limit = min(max(share, DEFAULT_BYTES_MIN), DEFAULT_BYTES_MAX)
             self._scan(directory)
 
     def _save_known_logs(self, directory: int) -> None:
