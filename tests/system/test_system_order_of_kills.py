@@ -174,8 +174,9 @@ async def test_every_stored_event_is_in_zeeks_logs_whoever_ends_first_and_how(
     assert not missing
 
 
+@pytest.mark.parametrize("lives", [1, pytest.param(3, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("how", ENDS)
-async def test_the_embedded_collector_logs_every_stored_event(tmp_path: Path, how: str) -> None:
+async def test_the_embedded_collector_logs_every_stored_event(tmp_path: Path, how: str, lives: int) -> None:
     def logged(agent: RunningAgent) -> Counter[int]:
         files = agent.logs.glob("zeek-agent-process-events*.log")  # an end in order gives it its final name
         lines = (line for file in files for line in records(file))
@@ -196,7 +197,7 @@ async def test_the_embedded_collector_logs_every_stored_event(tmp_path: Path, ho
 
     stored = f"SELECT seq FROM processes_events WHERE cmdline LIKE '{MARK}%'"
     with load():
-        for _ in range(3):
+        for _ in range(lives):
             with started(tmp_path, settings=SETTINGS) as agent:
                 await agent.ready()
                 await more(agent)
