@@ -487,7 +487,7 @@ def running(
     """An agent, from when its control socket is there."""
     streams = {"stdout": subprocess.DEVNULL}
     with log.open("w") as out, started(*arguments, program=program, stderr=out, **streams) as process:
-        until_sync(lambda: (state / "zeek-agent.sock").exists() or process.poll() is not None, 30, log.read_text)
+        until_sync(lambda: (state / "zeek-agent.sock").exists() or process.poll() is not None, 60, log.read_text)
         assert process.poll() is None, log.read_text()
         yield process
 
