@@ -185,7 +185,7 @@ async def test_the_embedded_collector_logs_every_stored_event(tmp_path: Path, ho
     async def more(agent: RunningAgent) -> None:
         before = logged(agent).total()
         await until(
-            lambda: asyncio.to_thread(lambda: logged(agent).total() > before + 3 * RATE), 30, "nothing is logged"
+            lambda: asyncio.to_thread(lambda: logged(agent).total() > before + 3 * RATE), 60, "nothing is logged"
         )
 
     def selected(sql: str) -> set[Any]:
@@ -212,6 +212,6 @@ async def test_the_embedded_collector_logs_every_stored_event(tmp_path: Path, ho
             lambda: asyncio.to_thread(
                 lambda: {seq for seq in selected(stored) if seq >= first} <= logged(agent).keys()
             ),
-            20,
+            60,
             "not all are logged",
         )
