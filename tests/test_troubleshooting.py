@@ -168,10 +168,3 @@ def test_doctors_checks_are_described() -> None:
 def test_a_short_entry_stands_for_itself_alone(entry: str) -> None:
     assert pattern(entry).fullmatch(entry)
     assert not pattern(entry).fullmatch("table processes: on fire")
-
-
-def test_links_lead_to_headings() -> None:
-    headings = {
-        re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in re.findall(r"^#+ (.*)$", PAGE, re.MULTILINE)
-    }
-    assert not set(re.findall(r"\]\(#([^)]+)\)", PAGE)) - headings
