@@ -21,7 +21,7 @@ from waiting import until_sync
 pytestmark = [
     pytest.mark.packages,
     pytest.mark.root,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(shutil.which("systemd-nspawn") is None, reason="needs systemd-nspawn (systemd-container)"),
 ]
 PLAY = "- hosts: all\n  become: true\n  become_method: ansible.builtin.su\n  roles: [zeek_agent]\n"
