@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import make_certificates
 from debian_root import DebianRoot
 from places import ROOT
 from waiting import until_sync
@@ -153,3 +155,31 @@ def test_the_role_upgrades_and_goes_back_only_if_allowed(
     assert root.run(version).startswith("3."), "not replaced by an older one"
     assert controller.run(zeek_agent_package=f"/root/{older.name}", zeek_agent_allow_downgrade=True)["failed"] == 0
     assert root.run(version).startswith("2.99.0-1")
+
+
+def test_the_role_installs_certificates_and_restarts_the_agent_for_new_ones(
+    root: DebianRoot, packages: dict[str, Path], collector: str
+) -> None:
+    root.boot()
+    root.run("apt-get install -y --no-install-recommends ansible-core python3-apt")
+    (root / "root/certificates").mkdir()
+    made = make_certificates(root / "root/certificates")
+    controller = Controller(
+        root, packages["deb"], zeek_agent_destinations=[collector], zeek_agent_ca="/root/certificates/ca.pem",
+        zeek_agent_certificate="/root/certificates/agent.pem", zeek_agent_key="/root/certificates/agent.key",
+    )  # fmt: skip
+    assert controller.run("--diff")["failed"] == 0
+    assert Path(made.path("agent.key")).read_text() not in controller.output, "the key is in the log"
+    configured = tomllib.loads((root / CONFIGURATION).read_text())["zeek"]["tls"]
+    for name, source, mode in (
+        ("ca_file", "ca.pem", 0o644), ("certificate", "agent.pem", 0o644), ("key", "agent.key", 0o600)
+    ):  # fmt: skip
+        installed = root / configured[name].removeprefix("/")
+        assert installed.read_bytes() == (root / "root/certificates" / source).read_bytes()
+        assert stat.S_IMODE(installed.stat().st_mode) == mode
+    process = controller.shown("MainPID")
+    made.make("agent", "subjectAltName=DNS:agent.example", "basicConstraints=critical,CA:FALSE")
+    assert controller.run()["changed"] == 3, "certificate, key and restart"
+    assert controller.shown("MainPID") != process
+    controller.run(zeek_agent_certificate="", fails=True)
+    assert "a certificate for a key" in controller.output
