@@ -141,7 +141,7 @@ def test_the_role_upgrades_and_goes_back_only_if_allowed(
     shutil.copy(packages["deb"], root / "root")
     root.run(f"mkdir old && dpkg-deb -R {packages['deb'].name} old")
     root.run("sed -i 's/^Version:.*/Version: 2.99.0-1/' old/DEBIAN/control")
-    root.run(f"dpkg-deb -b old {older.name}")
+    root.run(f"dpkg-deb -Znone -b old {older.name}")
     controller = Controller(root, packages["deb"], zeek_agent_destinations=[collector])
     version = "dpkg-query --show --showformat '${Version}' zeek-agent"
     assert controller.run(zeek_agent_package=f"/root/{older.name}")["failed"] == 0
