@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +25,9 @@ from zeek_agent.errors import ZeekAgentError
 pytestmark = pytest.mark.root
 
 LOG: Final = "zeek-agent-process-events"
+OLD: Final = "zeek-agent-users.2026-01-01-00-00-00.log"
+RECENT: Final = "zeek-agent-users.2026-01-01-00-00-01.log"
+UNRELATED: Final = "conn.2026-01-01-00-00-00.log"
 
 
 def write(file: Path, text: str) -> None:
@@ -44,6 +49,11 @@ async def configured(directory: Path, text: str) -> AsyncIterator[tuple[RunningA
 def reload(agent: RunningAgent) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "zeek_agent", "reload", "--state-dir", str(agent.state)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def metrics(agent: RunningAgent) -> str:
+    command = [sys.executable, "-m", "zeek_agent", "status", "--state-dir", str(agent.state), "--format", "prometheus"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 async def reloaded(agent: RunningAgent) -> str:
@@ -205,3 +215,27 @@ def missing(agent: RunningAgent) -> list[int]:
 
 async def all_logged(agent: RunningAgent) -> bool:
     return not await asyncio.to_thread(missing, agent)
+
+
+async def test_rotated_logs_are_compressed_and_removed_as_the_new_settings_say(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for name, age in ((OLD, 2 * 86_400), (RECENT, 3_600), (UNRELATED, 90 * 86_400)):
+        (logs / name).write_text("a line\n")
+        os.utime(logs / name, (time.time() - age,) * 2)
+    off = "[collector]\ncompress = false\nretention_age = 0\n"
+    async with configured(tmp_path, off) as (agent, file):
+        await agent.logged(LOG, {"state": "started"})
+        assert {OLD, RECENT, UNRELATED} <= {path.name for path in logs.iterdir()}
+        write(file, "[collector]\nretention_age = 86400\n")
+        assert "collector.compress, collector.retention_age" in await reloaded(agent)
+        await until(lambda: (logs / f"{RECENT}.gz").exists() and not (logs / RECENT).exists(), 30, "not compressed")
+        assert gzip.decompress((logs / f"{RECENT}.gz").read_bytes()) == b"a line\n"
+        assert not (logs / OLD).exists()
+        assert (logs / UNRELATED).exists()
+        await until(lambda: "removed 1 rotated log of 7 bytes" in agent.output.read_text(), 30, "nothing reported")
+        counted = {
+            'zeek_agent_collector_removed_logs_total{cause="age"} 1',
+            "zeek_agent_collector_compressed_logs_total 1",
+        }
+        await until(lambda: counted <= set(metrics(agent).splitlines()), 30, "not counted")
