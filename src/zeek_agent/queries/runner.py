@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from zeek_agent.containment.usage import recipient_of
-from zeek_agent.errors import SqlError
+from zeek_agent.errors import RevokedError, SqlError
 from zeek_agent.queries.delivery import Delivery
 from zeek_agent.queries.difference_strategy import DifferenceStrategy
 from zeek_agent.queries.event_strategy import EventStrategy
@@ -228,7 +228,10 @@ class QueryRunner:
         try:
             await self._strategy_for(installed).run(installed)
         except SqlError as error:
-            await self._delivery.report_error(installed, str(error))
+            if isinstance(error, RevokedError) and not installed.query.runs_once:
+                log.info("query %s of %s is run again: %s", installed.query_id, installed.recipient.identity, error)
+            else:
+                await self._delivery.report_error(installed, str(error))
         else:
             installed.state = QueryState.RUNNING
         installed.runs += 1

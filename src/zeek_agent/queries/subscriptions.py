@@ -96,6 +96,11 @@ class Report:
     def row_count(self) -> int:
         return len(self.rows) if self.encoded is None else self.encoded.row_count
 
+    def check(self) -> None:
+        """Raises RevokedError if the rows may not be sent any more."""
+        if self.encoded is not None:
+            self.encoded.check()
+
 
 class Recipient(Protocol):
     """The installer of a query: a Zeek instance behind a connection, or a shell."""
