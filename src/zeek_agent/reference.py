@@ -366,9 +366,9 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         "afterwards, except for processes whose command line is already known.",
         "A change in `zeek` reconnects to all destinations, and one in `collector`, or in the file of the query pack, "
         "restarts the embedded collector; no event is lost by that, but the embedded collector may log some twice, "
-        "with the same `seq`. The delivery state of a removed destination is kept: if it is added again, it gets the events "
-        "since then that are still stored. An agent that was started on a terminal ends when that is closed, which is "
-        "also signalled by SIGHUP.",
+        "with the same `seq`. The delivery state of a removed destination is kept: if it is added again, it gets the "
+        "events since then that are still stored. An agent that was started on a terminal ends when that is closed, "
+        "which is also signalled by SIGHUP.",
         "## Locations",
         _markdown_table(
             ("", "root", "other users"),

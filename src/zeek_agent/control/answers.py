@@ -141,10 +141,15 @@ async def _subscribe(
     query_id = subscriber.identity
     query = Query(request.sql, "control", request.schedule, Subscription(request.subscription))
     await runner.install(subscriber, query_id, query)
+    installed = next((one for one in runner.installed if one.query_id == query_id), None)
     known: tuple[ResultColumn, ...] = ()
+    lost = 0
     try:
         while True:
             report = await subscriber.reports.get()
+            if installed is not None and installed.lost > lost:
+                yield Note(f"{installed.lost - lost} events were removed from the store before they could be sent")
+                lost = installed.lost
             if isinstance(report, str):
                 yield Note(report)
             else:
