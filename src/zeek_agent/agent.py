@@ -135,6 +135,7 @@ class Agent:
         self._reloads: set[asyncio.Task[str]] = set()
         self._stopping = False
         self._started = time.monotonic()
+        self._started_at = time.time()
         self._connections: list[ZeekConnection] = []
         self._running: dict[ZeekConnection, asyncio.Task[None]] = {}
         self._metrics: MetricsServer | None = None
@@ -583,19 +584,22 @@ class Agent:
         """The agent's metrics, in Prometheus' exposition format."""
         from zeek_agent.metrics import agent_metrics
 
-        pool, times = self.database.pool, os.times()
+        pool, times, connections = self.database.pool, os.times(), self.connections()
+        destinations = {one.destination for one in connections}
         return agent_metrics.agent_text(
             agent_metrics.AgentFigures(
                 version=__version__,
                 id=self.id,
                 hostname=self.hostname,
                 uptime=self.uptime(),
+                started=self._started_at,
                 cpu_seconds=times.user + times.system,
                 resident_bytes=memory(os.getpid()).resident,
                 sources=self.sources(),
                 gaps=self.store.gaps(),
-                connections=self.connections(),
-                queries=self.queries(),
+                connections=connections,
+                lost=self.runner.lost,
+                queries=[one for one in self.queries() if one.recipient in destinations],
                 workers=self.workers(),
                 workers_killed={cause.value: pool.killed[cause.value] for cause in KillCause},
                 workers_abandoned=pool.abandoned,

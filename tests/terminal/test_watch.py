@@ -158,23 +158,6 @@ def process_numbers(watch: Watching) -> list[int]:
     return [event["seq"] for event in watch.events() if event["kind"] == PROCESSES]
 
 
-async def test_events_before_a_restart_are_shown_even_if_none_was_before(tmp_path: Path) -> None:
-    name, output = program(tmp_path), tmp_path / "watch"
-    async with running(tmp_path) as agent:
-        with watching(agent.state, output, "--process", name, "--format", "json") as watch:
-            await watched(agent)
-            watch.process.send_signal(signal.SIGSTOP)
-            await asyncio.to_thread(subprocess.run, [tmp_path / name], check=True)
-            sql = f"SELECT 1 FROM processes_events_history WHERE name = '{name}' AND state = 'stopped'"
-            await until(lambda: agent.ask(sql))
-            await asyncio.to_thread(agent.kill)
-            watch.process.send_signal(signal.SIGCONT)
-            async with running(tmp_path):
-                await until(lambda: len(watch.events()) >= 2, 20, output.read_text)
-            states = [event["state"] for event in watch.events()]
-    assert states == ["started", "stopped"]
-
-
 async def test_since_shows_more_events_than_one_result_may_have(tmp_path: Path) -> None:
     name = program(tmp_path)
     async with running(tmp_path, settings={"limits.rows": 25}) as agent:
@@ -191,7 +174,7 @@ async def test_since_shows_more_events_than_one_result_may_have(tmp_path: Path) 
 
 
 class ScriptedResponder:
-    """An agent whose store has only the events from 18 on, or those of a new store."""
+    """An agent with no users, whose store has events of processes with numbers in a range; it ends subscriptions."""
 
     notice = None
     place = "a test"
@@ -202,12 +185,30 @@ class ScriptedResponder:
 
     def responses(self, request: Any) -> Generator[messages.Frame, None, None]:
         self.statements.append(request.sql)
-        if "seq) FROM" in request.sql:
-            yield messages.Columns([("seq", "int")])
-            yield messages.Rows([[self.newest if "max" in request.sql else self.oldest]])
+        answers: dict[str, Any] = {
+            "max(seq)": self.newest,
+            "min(seq)": self.oldest,
+            "FROM zeek_agent_tables": PROCESSES,
+            "SELECT runs": 1,
+        }
+        for part, answer in answers.items():
+            if part in request.sql:
+                yield messages.Columns([("value", "text")])
+                yield messages.Rows([[answer]])
 
     def close(self) -> None:
         pass
+
+
+def test_events_before_the_end_of_the_agent_are_shown_even_if_none_was_before() -> None:
+    responder, said = ScriptedResponder(newest=40, oldest=1), list[str]()
+    one = watch.Watch(lambda: responder, Filters(), lambda event: None, said.append)
+    one._follow(responder)
+    assert said == ["the agent ended the subscription; watching goes on when it is back"]
+    assert not [sql for sql in responder.statements if "LIMIT" in sql]
+    responder.newest = 50
+    one._follow(responder)
+    assert [sql for sql in responder.statements if "seq > 40 AND seq <= 50" in sql]
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,11 @@ class QueryRunner:
         """The queries that are installed now."""
         return tuple(self._installed.values())
 
+    @property
+    def lost(self) -> Mapping[str, int]:
+        """Events removed from the store before they were delivered, by destination, since the agent started."""
+        return {} if self._events is None else self._events.lost
+
     async def install(self, recipient: Recipient, query_id: str, query: Query) -> None:
         """Start a query, unless its id is already installed. Too short a schedule is raised to the minimum.
 
