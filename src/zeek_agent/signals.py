@@ -27,6 +27,8 @@ def stop_signals() -> Iterator[asyncio.Future[str]]:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number.name)
+    # A full pipe wakes the loop as well; Python would write a traceback for each further signal.
+    signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
     try:
         yield stopped
     finally:
