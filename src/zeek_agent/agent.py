@@ -548,7 +548,7 @@ class Agent:
         """Make what can fail before anything is changed. Raises ZeekAgentError. Returns what applies the changes."""
         config = changes.config
         access = AccessPolicy(config.access, paths.protected(config, self._places))
-        setup = needs.worker_setup(config, self._places, self, self._started)
+        setup = needs.worker_setup(config, self._places, self, self._started, self.database.pool.setup)
         protects_others = access.protected != self.database.context.access.protected
         concerns_rows = protects_others or changes.concern_others("access.", "access.tables_")
 

@@ -16,6 +16,8 @@ from zeek_agent import config as configuration
 from zeek_agent import identity, logbook, paths
 from zeek_agent.agent import Agent
 from zeek_agent.config import Config, settings
+from zeek_agent.containment import needs
+from zeek_agent.containment.protections import LockdownError
 from zeek_agent.reload import Loaded
 
 pytestmark = pytest.mark.root
@@ -140,3 +142,15 @@ async def test_every_setting_is_in_force_or_needs_a_restart(reloading: Reloading
         for name, value in changed.items():
             expected = reloading.base[name] if name in restarting else value
             assert reloading.in_force(name) == {expected}, name
+
+
+async def test_workers_keep_their_account(reloading: Reloading, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their own processes have it, so that it is not free any more."""
+
+    def taken() -> None:
+        raise LockdownError("workers cannot run as uid 1: process 2 has it")
+
+    account = reloading.agent.database.pool.setup.account
+    monkeypatch.setattr(needs, "worker_account", taken)
+    assert "limits.rows" in await reloading.reload(**{"limits.rows": 7})
+    assert reloading.agent.database.pool.setup.account == account
