@@ -41,10 +41,7 @@ def worker_setup(config: Config, places: Paths, agent: AgentView, started: float
     ZeekAgentError if no account is available for workers.
     """
     try:
-        if former is not None:
-            account = former.account
-        else:
-            account = worker_account() if os.geteuid() == 0 else None
+        account = former.account if former is not None else worker_account() if os.geteuid() == 0 else None
     except LockdownError as error:
         raise ZeekAgentError(str(error)) from error
     return Setup(
