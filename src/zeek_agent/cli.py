@@ -206,7 +206,9 @@ def run(
 
     from zeek_agent.containment import agent_capabilities
     from zeek_agent.recording import bpf_objects
+    from zeek_agent.signals import HangupSignal
 
+    hangup = HangupSignal()
     first = [read()]
     dropped = agent_capabilities.drop_for(first[0][0])
     early = bpf_objects.EarlyObjects(first[0][0].sources)
@@ -218,13 +220,17 @@ def run(
         from zeek_agent.terminal import config_check
 
         def load() -> Loaded:
-            config, origins, warnings = first.pop() if first else read()
+            is_reload = not first
+            config, origins, warnings = read() if is_reload else first.pop()
             config_check.check_files_and_groups(config)
+            if is_reload:
+                config_check.check_contents(config)
             return Loaded(config, origins, warnings)
 
-        return asyncio.run(run_agent(load, early, dropped))
+        return asyncio.run(run_agent(load, early, dropped, hangup))
     finally:
         early.close()
+        hangup.ignore()
 
 
 class StatementCommand(click.Command):

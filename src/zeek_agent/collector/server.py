@@ -29,6 +29,7 @@ from websockets.http11 import Request, Response
 
 from zeek_agent.collector.agents import Agents, KnownAgent
 from zeek_agent.collector.intake import Intake
+from zeek_agent.collector.log_archive import Retention
 from zeek_agent.collector.log_files import PENDING_BYTES, LogDirectory
 from zeek_agent.collector.pack import Pack, PackQuery
 from zeek_agent.collector.passed_connections import PassedConnections
@@ -131,6 +132,7 @@ class Collector:
             rotate_bytes=settings.rotate_bytes,
             clock=clock,
             holder=holder,
+            retention=Retention(settings.retention_age, settings.retention_bytes, settings.compress),
         )
         known = Agents(timeout_seconds=settings.agent_timeout, limit=self._limits.agents)
         self._intake = Intake(pack, self._logs, known, clock, monotonic)
@@ -273,6 +275,7 @@ class Collector:
             agent_errors=counters.agent_errors,
             disk_errors=self._logs.errors,
             disk_error=self._logs.last_error if self._logs.failing else None,
+            archive=self._logs.archive_stats,
             recent_errors=tuple(counters.recent),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zeek_agent.collector.agents import KnownAgent
+from zeek_agent.collector.log_archive import ArchiveStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,4 +36,6 @@ class CollectorStats:
     agent_errors: int = 0
     disk_errors: int = 0
     disk_error: str | None = None
+    archive: ArchiveStats | None = None
+    """The rotated logs."""
     recent_errors: tuple[tuple[float, str], ...] = ()
