@@ -557,6 +557,9 @@ def test_commands_reach_a_running_agent(agent: subprocess.Popen[str], state: Pat
     place = ("--state-dir", str(state))
     status = json.loads(run("status", "--format", "json", *place).stdout)
     assert status["pid"] == agent.pid
+    until_sync(lambda: run("hosts", *place).returncode == 0, 30)
+    [host] = json.loads(run("hosts", "--format", "json", *place).stdout)
+    assert (host["id"], host["state"]) == (status["id"], "connected"), "those of its embedded collector"
     sql = "SELECT id, instance FROM zeek_agent"
     (row,) = json.loads(run("query", sql, "--format", "json", *place).stdout)
     assert row == {"id": status["id"], "instance": status["instance"]}

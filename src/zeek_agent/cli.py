@@ -513,7 +513,8 @@ def hosts(
 
     They are read from the log directory, also while no collector runs; the state of hosts that were not offline is then
     `unknown`. Without `--logs` it is the directory of the running agent's embedded collector, or else the configured
-    one. If several options select hosts, all must match. Exit code 1 if there is no record of hosts.
+    one. If several options select hosts, all must match. A table has the main columns, the other formats have all. Exit
+    code 1 if there is no record of hosts.
     """
     from zeek_agent.terminal import host_list
 
@@ -521,8 +522,7 @@ def hosts(
     directory = host_list.directory(config, origins)
     known = host_list.read(directory)
     wanted = host_list.Filters(connected=connected, offline=offline, losses=losses, patterns=patterns)
-    _printer(mode).write(host_list.COLUMNS, host_list.rows(known, wanted))
-    sys.stdout.flush()
+    host_list.write(_printer(mode), known, wanted)
     for notice in known.notices:
         _warn(notice)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zeek_agent import logbook, reload
 from zeek_agent.collector import pack, summary, tls
-from zeek_agent.collector.server import Collector
+from zeek_agent.collector.server import Collector, CollectorLimits
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.signals import on_hangup, stop_signals
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from zeek_agent.config import CollectorSettings, MetricsSettings
     from zeek_agent.metrics.server import MetricsServer
     from zeek_agent.reload import Loaded
+
+FILES: Final = 256
+"""Open files other than connections: logs, and those of Python."""
 
 log = logging.getLogger("zeek_agent.collector")
 
@@ -29,6 +33,7 @@ async def run_collector(load: Callable[[], Loaded]) -> None:
     `load` reads and checks the configuration, and does so again for SIGHUP.
     """
     loaded = load()
+    _allow_connections()
     logbook.set_up(loaded.config.log, warnings=loaded.warnings)
     program = CollectorProgram(loaded, load)
     with stop_signals() as stopped:
@@ -45,7 +50,8 @@ class CollectorProgram:
     """The collector and its metrics, with the configuration in force."""
 
     def __init__(self, loaded: Loaded, load: Callable[[], Loaded]) -> None:
-        """Raises UsageError for a bad pack."""
+        """Raises UsageError for settings or a pack that cannot be used."""
+        tls.check(loaded.config.collector.tls)
         self._config, self._origins = loaded.config, loaded.origins
         self._load = load
         self._metrics: MetricsServer | None = None
@@ -80,6 +86,7 @@ class CollectorProgram:
             self._config, self._origins, loaded, live=reload.LIVE_IN_COLLECTOR, used=reload.OF_COLLECTOR
         )
         settings = changes.config.collector
+        tls.check(settings.tls)
         if (settings.tls.certificate is None) != (self._config.collector.tls.certificate is None):
             raise ZeekAgentError("collector.tls.certificate: TLS can only be switched on or off by a restart")
         queries = await asyncio.to_thread(_pack, settings)
@@ -113,6 +120,15 @@ class CollectorProgram:
         from zeek_agent.metrics.server import MetricsServer
 
         return MetricsServer(settings, lambda: collector_text(self.collector.stats))
+
+
+def _allow_connections() -> None:
+    """Raise the soft limit on open files, which is often 1,024, to what all permitted connections and the logs need."""
+    wanted = 2 * CollectorLimits().connections + FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _pack(settings: CollectorSettings) -> Pack:

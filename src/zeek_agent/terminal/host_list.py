@@ -14,10 +14,12 @@ from zeek_agent.collector.log_files import LOCK
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.schema import ZeekType
 from zeek_agent.terminal import responders
+from zeek_agent.terminal.console import Mode
 
 if TYPE_CHECKING:
     from zeek_agent.collector.hosts import Host
     from zeek_agent.config import Config
+    from zeek_agent.terminal.console import Printer
 
 COLUMNS: Final = [
     (name, ZeekType.parse(kind))
@@ -44,6 +46,8 @@ COLUMNS: Final = [
         ("certificate", "text"),
     )
 ]
+MAIN: Final = ("host", "state", "last_seen", "address", "version", "lost", "gaps", "errors", "conflicts", "id")
+"""The columns of a table, which is to fit on a terminal."""
 UNKNOWN: Final = "unknown"
 """State of a host that was not offline when the collector ended."""
 
@@ -123,9 +127,11 @@ def read(directory: Path) -> KnownHosts:
 _ADVICE: Final = "give the collector's log directory with --logs"
 
 
-def rows(known: KnownHosts, filters: Filters) -> list[Sequence[Any]]:
-    """Rows for the printer, by host name."""
-    return sorted(_rows(known, filters), key=lambda row: (row[0] or "", row[_ID]))
+def write(printer: Printer, known: KnownHosts, filters: Filters) -> None:
+    """Print the hosts by name: all columns, or the main ones in a table."""
+    rows = sorted(_rows(known, filters), key=lambda row: (row[0] or "", row[_ID]))
+    shown = [index for index, (name, _) in enumerate(COLUMNS) if printer.mode is not Mode.TABLE or name in MAIN]
+    printer.write([COLUMNS[index] for index in shown], [[row[index] for index in shown] for row in rows])
 
 
 _ID: Final = [name for name, _ in COLUMNS].index("id")
