@@ -7,11 +7,13 @@ the pong after it. A collector with another id gets what is not acknowledged, an
 from __future__ import annotations
 
 import asyncio
+import secrets
 import ssl
+import subprocess
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -19,6 +21,7 @@ from typing import Final
 import pytest
 from certificates import make_certificates
 from collector_program import LightAgent, collector
+from running_agent import started
 from waiting import until
 from websockets.exceptions import WebSocketException
 from zeek_log import parse_log
@@ -39,6 +42,17 @@ fields = [{ name = "store", type = "string" }, { name = "seq", type = "count" }]
 log = "events"
 sql = "SELECT store, seq FROM events"
 subscription = "Events"
+"""
+REAL_PACK: Final = """
+[logs.events]
+change = false
+fields = [{ name = "store", type = "string" }, { name = "seq", type = "count" }, { name = "name", type = "string" }]
+
+[[queries]]
+log = "events"
+sql = 'SELECT event_store() AS "store:text", seq, name FROM processes_events'
+subscription = "Events"
+schedule = 0.5
 """
 
 
@@ -187,3 +201,78 @@ async def test_a_collector_that_is_killed_loses_no_event_and_counts_no_host_twic
 
 def is_idle(fleet: Sequence[FleetAgent]) -> bool:
     return not any(agent.pending for agent in fleet)
+
+
+@pytest.mark.root
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+async def test_real_agents_over_tls_outlive_the_collector_and_a_clone_is_turned_away(
+    tmp_path: Path, record_property: Figures
+) -> None:
+    files = make_certificates(tmp_path)
+    (tmp_path / "pack.toml").write_text(REAL_PACK)
+    options = ["--pack", str(tmp_path / "pack.toml"), "--certificate", files.path("server.pem")]
+    options += ["--key", files.path("server.key"), "--client-ca", files.ca]
+    tls = {"ca_file": files.ca, "certificate": files.path("agent.pem"), "key": files.path("agent.key")}
+    settings = {f"zeek.tls.{name}": value for name, value in tls.items()} | {"zeek.reconnect_max": 2}
+    logs, port = tmp_path / "logs", 0
+    marks: list[str] = []
+
+    def cause(number: int) -> None:
+        for _ in range(number):
+            marks.append(f"za-{secrets.token_hex(4)}")  # the kernel keeps 15 characters
+            program = tmp_path / marks[-1]
+            program.symlink_to("/bin/true")
+            subprocess.run([str(program)], check=True)
+
+    def logged() -> list[tuple[str, str, int, str]]:
+        """Agent, store, number and name of the process events in all logs."""
+        found = []
+        for file in logs.glob("events*.log"):
+            content = file.read_bytes()
+            found += [(record[1], *record[3:]) for record in parse_log(content[: content.rfind(b"\n") + 1])]
+        return found
+
+    def are_logged() -> bool:
+        seen = {(agent, name) for agent, _, _, name in logged()}
+        return seen >= {(agent, mark) for agent in ("Hone", "Htwo") for mark in marks}
+
+    with ExitStack() as parts:
+        for restart in range(3):
+            with collector(tmp_path, *options, port=port) as program:
+                if not port:
+                    port = program.port
+                    for name in ("one", "two"):
+                        (tmp_path / name).mkdir()
+                        url = ("--zeek", f"wss://127.0.0.1:{port}")
+                        own = {**settings, "agent.id": f"H{name}"}
+                        agent = parts.enter_context(started(tmp_path / name, *url, settings=own))
+                        await agent.ready()
+                await until(partial(connected, logs, 2, restart + 1), 60)
+                await asyncio.to_thread(cause, 20)
+                if restart < 2:
+                    program.kill()
+                    await asyncio.to_thread(cause, 20)
+                    continue
+                await until(are_logged, 60)
+                (tmp_path / "clone").mkdir()
+                own = {**settings, "agent.id": "Hone"}
+                clone = parts.enter_context(started(tmp_path / "clone", *url, settings=own))
+                await clone.ready()
+                await until(partial(says, clone.output, "another connection with this agent id"), 60)
+                assert len(hosts_file.read(logs).hosts) == 2
+    events = Counter((agent, store, seq) for agent, store, seq, _ in logged())
+    record_property("events", len(events))
+    record_property("events logged again", events.total() - len(events))
+    cloned = hosts_file.read(logs).hosts["Hone"]
+    assert cloned.conflicts >= 1
+    assert cloned.errors == 0
+
+
+def connected(logs: Path, number: int, connects: int) -> bool:
+    hosts = hosts_file.read(logs).hosts.values()
+    return sum(host.state == "connected" and host.connects >= connects for host in hosts) == number
+
+
+def says(output: Path, text: str) -> bool:
+    return text in output.read_text()
