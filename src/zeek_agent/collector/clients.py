@@ -11,7 +11,6 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.protocol import State
 
