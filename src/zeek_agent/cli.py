@@ -514,7 +514,7 @@ def hosts(
     They are read from the log directory, also while no collector runs; the state of hosts that were not offline is then
     `unknown`. Without `--logs` it is the directory of the running agent's embedded collector, or else the configured
     one. If several options select hosts, all must match. A table has the main columns, the other formats have all. Exit
-    code 1 if there is no record of hosts.
+    code 1 if no hosts have been recorded.
     """
     from zeek_agent.terminal import host_list
 

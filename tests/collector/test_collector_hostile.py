@@ -379,7 +379,7 @@ async def test_messages_that_wait_to_be_read_count_too(tmp_path: Path) -> None:
     async with collecting(tmp_path, limits=CollectorLimits(unread_bytes=2**20)) as collector:
         written = asyncio.Event()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(collector, "_wait_for_disk", written.wait)
+            patch.setattr(collector, "_wait_for_disk", lambda client: written.wait())
             writer = await opened_raw(collector, raw_frame(0x81, b"nonsense"), *[raw_frame(0x81, bytes(2**20))] * 3)
             try:
                 await until(lambda: writer.transport.is_closing() or not collector._memory.connections)
