@@ -36,13 +36,12 @@ async def run_collector(load: Callable[[], Loaded]) -> None:
     _allow_connections()
     logbook.set_up(loaded.config.log, warnings=loaded.warnings)
     program = CollectorProgram(loaded, load)
-    with stop_signals() as stopped:
+    with stop_signals() as stopped, on_hangup(program.reload_or_log):
         await program.start()
-        with on_hangup(program.reload_or_log):
-            shown = asyncio.create_task(summary.show(program.collector))
-            await stopped
-            shown.cancel()
-            await asyncio.wait([shown])
+        shown = asyncio.create_task(summary.show(program.collector))
+        await stopped
+        shown.cancel()
+        await asyncio.wait([shown])
         await program.stop()
 
 
@@ -55,6 +54,7 @@ class CollectorProgram:
         self._config, self._origins = loaded.config, loaded.origins
         self._load = load
         self._metrics: MetricsServer | None = None
+        self._started = asyncio.Event()
         self.collector = Collector(loaded.config.collector, _pack(loaded.config.collector))
 
     async def start(self) -> None:
@@ -63,6 +63,7 @@ class CollectorProgram:
         self._metrics = self._metrics_server(self._config.metrics)
         if self._metrics is not None:
             await self._metrics.start()
+        self._started.set()
 
     async def stop(self) -> None:
         if self._metrics is not None:
@@ -71,6 +72,7 @@ class CollectorProgram:
 
     async def reload_or_log(self) -> None:
         """Apply the configuration as it is now; an invalid one is logged and changes nothing."""
+        await self._started.wait()
         try:
             log.info("%s", await self.reload())
         except ZeekAgentError as error:

@@ -229,6 +229,25 @@ def test_made_up_ids_push_out_one_another_and_are_counted() -> None:
     assert len(some.due(0.0, everything=True)) == 100, "nothing is kept of evicted hosts"
 
 
+@pytest.mark.parametrize("count", [2**64 - 1, 2**63, 0])
+def test_figures_that_a_host_makes_up_can_be_stored(tmp_path: Path, count: int) -> None:
+    some = Hosts(limit=10)
+    some.hello(KnownAgent("HAbc", "hello", version=count), Peer(), 1.0)
+    [host] = some
+    for number in range(200):
+        hosts.count_losses(host, {"source": f"s{number}", "lost_store": count}, Change.ADD)
+        hosts.count_gap(host, {"source": "s", "from": float(number), "until": float("inf")}, Change.ADD)
+        hosts.count_gap(host, {"source": "s", "from": float("nan"), "until": 1.0}, Change.ADD)
+    file = HostsFile(tmp_path)
+    file.load()
+    file.replace(some, 0)
+    content = hosts_file.read(tmp_path)
+    assert content.damaged == 0
+    assert content.hosts["HAbc"].lost == (2**53 if count else 0)
+    assert content.hosts["HAbc"].gaps == 200
+    assert content.bytes < 10_000
+
+
 def test_connected_hosts_are_never_evicted() -> None:
     some = Hosts(limit=10)
     for number in range(15):

@@ -131,7 +131,7 @@ class FleetAgent(LightAgent):
 @pytest.mark.parametrize(
     ("number", "kills", "per_second", "seconds"),
     [
-        pytest.param(40, 1, 2.0, 3.0, id="short"),
+        pytest.param(30, 1, 2.0, 1.0, id="short"),
         pytest.param(200, 3, 5.0, 25.0, id="long", marks=pytest.mark.soak),
     ],
 )

@@ -7,9 +7,10 @@ shortest time go first, so that a client that makes up ids evicts its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeGuard
 
 from msgspec import Struct
 
@@ -37,6 +38,8 @@ GAPS_REMEMBERED: Final = 50
 """The newest gaps of a host, so that one that is reported again is not counted again."""
 LOSSES_REMEMBERED: Final = 64
 """Counters of a host's event sources; an agent has about ten."""
+COUNT_MAX: Final = 2**53
+"""Maximum of a number that a host reports, so that sums of them can be stored."""
 ADDRESSES_MAX: Final = 16
 TEXT_CHARACTERS: Final = 255
 """Maximum of a text, which is what a host name can have. Longer ones are cut."""
@@ -167,7 +170,7 @@ class Hosts:
         host.hostname = _cut(agent.hostname)
         host.addresses = tuple(sorted(map(str, agent.addresses or ())))[:ADDRESSES_MAX]
         host.peer, host.certificate = peer.address, _cut(peer.certificate)
-        host.version = agent.version
+        host.version = agent.version if agent.version is None or 0 <= agent.version <= COUNT_MAX else None
         host.platform, host.os_name = _cut(agent.platform), _cut(agent.os_name)
         if is_new or agent.state != "update":
             host.connects += 1
@@ -249,10 +252,10 @@ class Hosts:
 def count_gap(host: Host, row: Mapping[str, Any], change: Change | None) -> None:
     """Count a row of `zeek_agent_gaps`, unless it is about a gap that was counted before or has gone."""
     start = row.get("from", row.get("start"))
-    if change is Change.DELETE or not isinstance(start, (int, float)):
+    if change is Change.DELETE or not _is_time(start):
         return
     end = row.get("until", row.get("end"))
-    if isinstance(end, (int, float)):
+    if _is_time(end):
         host.last_gap = max(end, host.last_gap or end)
     gap = (float(start), str(row.get("source") or "")[:32])
     recent = host.recent_gaps
@@ -274,9 +277,13 @@ def count_losses(host: Host, row: Mapping[str, Any], change: Change | None) -> N
         key = f"{str(row.get('source') or '')[:32]} {str(row.get('backend') or '')[:32]} {name}"
         if key not in host.counters and len(host.counters) >= LOSSES_REMEMBERED:
             continue
-        before = host.counters.get(key, 0)
-        host.lost += max(value - before, 0)
+        value, before = min(value, COUNT_MAX), host.counters.get(key, 0)
+        host.lost = min(host.lost + max(value - before, 0), COUNT_MAX)
         host.counters = {**host.counters, key: max(value, before)}
+
+
+def _is_time(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _cut(text: str | None) -> str | None:

@@ -100,6 +100,7 @@ class Intake:
         self._directory = directory
         self._clock = clock
         self._monotonic = monotonic
+        self._current: dict[str, _LogTarget] = {}
         self._results: dict[str, _LogTarget] = {}
         self.use(pack)
         self._life_cycle = directory.add(agents.LOG, agents.LOG_FIELDS)
@@ -113,7 +114,7 @@ class Intake:
         Returns the log files that are no longer written, because their fields have changed.
         """
         files, replaced = self._directory.files, []
-        before = {target.log.path: target for target in self._results.values()}
+        before = {target.log.path: target for target in self._results.values()}  # of earlier packs and this one
         targets = {}
         for event, zeek_log in pack.logs.items():
             known = before.get(zeek_log.path)
@@ -125,7 +126,8 @@ class Intake:
                 file = self._directory.add(zeek_log.path, zeek_log.fields)
             read = row_reader(zeek_log.columns, may_end_early=zeek_log.may_end_early)
             targets[event] = _LogTarget(zeek_log, read, file, _COUNTED.get(zeek_log.path))
-        earlier = {event: target for event, target in self._results.items() if target.file not in replaced}
+        earlier = {event: target for event, target in self._current.items() if target.file not in replaced}
+        self._current = targets
         self._results = earlier | targets
         return replaced
 

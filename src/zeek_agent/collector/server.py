@@ -27,6 +27,7 @@ from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 
 from zeek_agent.collector.agents import Agents, KnownAgent
 from zeek_agent.collector.clients import Claim, CollectorClient, IdHolders, IdInUseError, disconnect
@@ -457,7 +458,7 @@ class Collector:
     def _end_replaced(self, agent: KnownAgent, lost: Claim, client: CollectorClient) -> None:
         """End the connection that has lost its agent to another one."""
         claim = Claim(client, agent.instance, client.origin.certificate)
-        if claim.is_same_agent(lost):
+        if claim.is_same_agent(lost) or lost.client.connection.state is not State.OPEN:
             notice = "agent %s has connected again from %s; its connection from %s ends"
             log.info(notice, agent.id, client.peer, lost.client.peer)
         else:
