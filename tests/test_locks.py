@@ -392,11 +392,11 @@ def test_whether_a_lock_is_held_is_seen_without_taking_it_by_any_user(place: Pat
     assert not locks.is_held(path), "there is no file yet"
     lock = locks.acquire_lock(path)
     assert locks.is_held(path)
-    with acting_as(NOBODY):
+    with acting_as(NOBODY, NOBODY):
         assert locks.is_held(path), "who cannot open the file sees it, too"
     lock.close()
     assert not locks.is_held(path)
-    with acting_as(NOBODY):
+    with acting_as(NOBODY, NOBODY):
         assert not locks.is_held(path)
     again = locks.acquire_lock(path)
     again.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 from zeek_agent.collector import hosts_file, tls
-from zeek_agent.collector.server import Collector
+from zeek_agent.collector.server import Collector, CollectorLimits
 from zeek_agent.config import CollectorSettings, CollectorTlsSettings, TlsSettings
 from zeek_agent.destination import PATH
 from zeek_agent.errors import UsageError
@@ -209,11 +210,39 @@ def test_the_subject_names_the_agent() -> None:
     assert tls.subject({"subject": (), "subjectAltName": (("DNS", "agent.example"),)}) == "DNS:agent.example"
 
 
-async def test_clients_that_say_nothing_do_not_keep_agents_out(tmp_path: Path, files: Files) -> None:
-    async with collecting(tmp_path, settings=settings(files)) as collector:
-        silent = [await asyncio.open_connection(*collector.address) for _ in range(200)]
+async def test_clients_of_one_address_that_say_nothing_do_not_keep_agents_out(tmp_path: Path, files: Files) -> None:
+    limits = CollectorLimits(connections=4)
+    async with collecting(tmp_path, settings=settings(files), limits=limits) as collector:
+        elsewhere = ("127.0.0.2", 0)
+        silent = [await asyncio.open_connection(*collector.address, local_addr=elsewhere) for _ in range(20)]
+        await until(lambda: collector.stats.refused == 16)
         async with secure_agent_of(collector, agents_context(files)) as agent:
             await agent.join()
         assert collector.stats.messages == 1
         for _, writer in silent:
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+        await until(partial(is_served, collector.address, elsewhere, agents_context(files)))
+    assert {line["message"] for line in read(tmp_path, "reporter")} == {"more than 4 connections from 127.0.0.2"}
+
+
+async def is_served(address: tuple[str, int], source: tuple[str, int], tls: ssl.SSLContext) -> bool:
+    """Whether the handshake is completed for a client at that address."""
+    try:
+        _, writer = await asyncio.open_connection(*address, ssl=tls, local_addr=source)
+    except OSError:
+        return False
+    writer.transport.abort()
+    return True
+
+
+async def test_connections_in_the_handshake_are_limited(tmp_path: Path, files: Files) -> None:
+    limits = CollectorLimits(connections=2)
+    async with collecting(tmp_path, settings=settings(files), limits=limits) as collector:
+        sources = [f"127.0.0.{number}" for number in range(2, 12)]
+        silent = [await asyncio.open_connection(*collector.address, local_addr=(source, 0)) for source in sources]
+        await until(lambda: collector.stats.refused == 6)
+        for _, writer in silent:
+            writer.close()
+    assert {line["message"] for line in read(tmp_path, "reporter")} == {"more than 4 connections"}

@@ -30,6 +30,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 
 from zeek_agent.collector.agents import Agents, KnownAgent
+from zeek_agent.collector.bounded_listener import AcceptedSockets, open_listeners
 from zeek_agent.collector.clients import Claim, CollectorClient, IdHolders, IdInUseError, disconnect
 from zeek_agent.collector.host_records import HostRecords
 from zeek_agent.collector.hosts import Hosts
@@ -136,7 +137,7 @@ class Collector:
         )
         self._connections = 0
         self._numbers = count()
-        self._server: Server | None = None
+        self._servers: list[Server] = []
         self._listener: PassedConnections | None = None
         self._flush_task: asyncio.Task[None]
         self._hello_task: asyncio.Task[None]
@@ -150,22 +151,23 @@ class Collector:
     async def start(self) -> tuple[str, int]:
         """Start listening. Returns address and port. Raises UsageError if that is not possible."""
         host, port = parse_listen(self._settings.listen)
-        tls: dict[str, Any] = {}
         if self._settings.tls.certificate is not None:
             self._tls = await asyncio.to_thread(ServerTls, self._settings.tls)
-            tls = {"ssl": self._tls, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
             if exposure := exposed_key(self._settings.tls):
                 log.warning("%s", exposure)
         await asyncio.to_thread(self._logs.start)
         try:
-            self._server = await self._serve(host=host, port=port, **tls)
+            if self._tls is None:
+                self._servers = [await self._serve(host=host, port=port)]
+            else:
+                self._servers = await self._serve_tls(host, port, self._tls)
         except OSError as error:
             self._logs.close()
             reason = error.strerror or error
             raise UsageError(
                 f"cannot listen on {self._settings.listen}: {reason}; choose another address with collector.listen"
             ) from None
-        self._warn_if_reachable({listener.getsockname()[0] for listener in self._server.sockets})
+        self._warn_if_reachable({listener.getsockname()[0] for server in self._servers for listener in server.sockets})
         await self._begin()
         log.info("listening on %s port %d, logs in %s", *self.address, self._logs.directory)
         if self._logs.failing:
@@ -185,11 +187,11 @@ class Collector:
 
     async def start_embedded(self) -> None:
         """Serve only connections that `serve_connection` is given. Raises ZeekAgentError as `prepare`."""
-        if self._server is not None:
+        if self._servers:
             return
         await asyncio.to_thread(self.prepare)
         self._listener = PassedConnections()
-        self._server = await self._serve(sock=self._listener)
+        self._servers = [await self._serve(sock=self._listener)]
         await self._begin()
         log.info("embedded, logs in %s", self._logs.directory)
 
@@ -199,6 +201,14 @@ class Collector:
             connection.close()
             raise ConnectionRefusedError("the embedded collector is not running")
         self._listener.add(connection)
+
+    async def _serve_tls(self, host: str, port: int, tls: ServerTls) -> list[Server]:
+        most = self._limits.connections
+        counted = AcceptedSockets(limit=2 * most, per_address=most, refuse=self._intake.refuse)
+        return [
+            await self._serve(sock=listener, ssl=tls, ssl_handshake_timeout=HANDSHAKE_SECONDS)
+            for listener in await open_listeners(host, port, counted)
+        ]
 
     async def _serve(self, **where: Any) -> Server:
         return await serve(
@@ -227,16 +237,18 @@ class Collector:
 
     async def stop(self) -> None:
         """Send the shutdown message to the agents and close the logs."""
-        if self._server is None:
+        if not self._servers:
             return
         self._stopping = True
         self._flush_wanted.set()
         self._hello_task.cancel()
         await asyncio.wait([self._hello_task, self._flush_task])
         self._broadcast_shutdown()
-        self._server.close(reason="Terminating")
-        await self._server.wait_closed()
-        self._server = self._listener = None
+        for server in self._servers:
+            server.close(reason="Terminating")
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers, self._listener = [], None
         await self._records.write(everything=True)
         await asyncio.to_thread(self._logs.close)
 
@@ -286,9 +298,9 @@ class Collector:
     @property
     def address(self) -> tuple[str, int]:
         """The listening address and port. Raises LookupError if there are none."""
-        if self._server is None or self._listener is not None:
+        if not self._servers or self._listener is not None:
             raise LookupError("the collector does not listen")
-        host, port, *_ = next(iter(self._server.sockets)).getsockname()
+        host, port, *_ = next(iter(self._servers[0].sockets)).getsockname()
         return host, port
 
     @property
