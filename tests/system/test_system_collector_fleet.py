@@ -149,6 +149,9 @@ async def test_a_collector_that_is_killed_loses_no_event_and_counts_no_host_twic
     took = []
 
     def is_connected(times: int) -> bool:
+        for task in running:
+            if task.done():
+                task.result()  # why an agent has ended
         return all(agent.connects >= times and agent.zeek is not None for agent in fleet)
 
     for kill in range(kills + 1):

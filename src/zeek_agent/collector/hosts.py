@@ -147,6 +147,10 @@ class Hosts:
             present.first_seen = min(present.first_seen, host.first_seen)
             for name in ("connects", "rows", "errors", "lost", "gaps", "conflicts"):
                 setattr(present, name, getattr(present, name) + getattr(host, name))
+            if not present.recent_gaps:
+                present.recent_gaps = host.recent_gaps
+            if not present.counters and present.instance == host.counters_instance:
+                present.counters, present.counters_instance = host.counters, host.counters_instance
             self._urgent[host.id] = None
         self._evict()
         return returned

@@ -156,6 +156,7 @@ class Collector:
             if exposure := exposed_key(self._settings.tls):
                 log.warning("%s", exposure)
         await asyncio.to_thread(self._logs.start)
+        await self._records.write()  # reads the hosts of an earlier run
         try:
             if self._tls is None:
                 self._servers = [await self._serve(host=host, port=port)]
@@ -168,7 +169,7 @@ class Collector:
                 f"cannot listen on {self._settings.listen}: {reason}; choose another address with collector.listen"
             ) from None
         self._warn_if_reachable({listener.getsockname()[0] for server in self._servers for listener in server.sockets})
-        await self._begin()
+        self._begin()
         log.info("listening on %s port %d, logs in %s", *self.address, self._logs.directory)
         if self._logs.failing:
             self._log_disk_state()
@@ -191,8 +192,9 @@ class Collector:
             return
         await asyncio.to_thread(self.prepare)
         self._listener = PassedConnections()
+        await self._records.write()  # reads the hosts of an earlier run
         self._servers = [await self._serve(sock=self._listener)]
-        await self._begin()
+        self._begin()
         log.info("embedded, logs in %s", self._logs.directory)
 
     def serve_connection(self, connection: socket.socket) -> None:
@@ -226,9 +228,8 @@ class Collector:
             logger=_websocket_logger(),
         )
 
-    async def _begin(self) -> None:
-        """Read the hosts of an earlier run, and start the background tasks."""
-        await self._records.write()
+    def _begin(self) -> None:
+        """Start the background tasks."""
         self._started = self._monotonic()
         self._flush_task = asyncio.create_task(self._flush_logs())
         self._hello_task = asyncio.create_task(self._send_hellos())
