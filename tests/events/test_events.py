@@ -20,7 +20,7 @@ from waiting import until_sync
 from zeek_agent.config import EventSettings
 from zeek_agent.events.event_file import EventFile
 from zeek_agent.events.store import EventStore
-from zeek_agent.schema import Column, Row
+from zeek_agent.schema import Column, EventRow, Row
 from zeek_agent.table import Table
 
 
@@ -231,6 +231,39 @@ def test_rows_beyond_the_queue_are_counted_and_append_does_not_block(path: Path)
     assert counters.received == 250
     assert counters.lost["store"] > 0
     assert counters.stored + counters.lost["store"] == 250
+    store.close()
+
+
+@pytest.mark.parametrize("kind", ["tuples", "records"])
+def test_rows_that_the_queue_has_no_room_for_are_within_a_gap(path: Path, kind: str) -> None:
+    store = EventStore(path, [THINGS], EventSettings(queue_rows=10, commit_interval=3600.0))
+    now = time.time()
+
+    def at(seconds: float) -> EventRow:
+        return thing(1, time_=now + seconds) if kind == "tuples" else Thing(now + seconds, 1, "")
+
+    store.append("things_events", [at(0.1 * number) for number in range(15)])
+    store.append("things_events", [at(2.0), at(1.2)])
+    assert store.flush()
+    assert store.gaps() == [("things", now + 1.0, now + 2.0, "the event store could not accept all rows")]
+    store.append("things_events", [at(3.0)] * 11)
+    assert store.flush()
+    store.append("things_events", [at(60.0)] * 11)
+    assert store.flush()
+    assert [gap[1:3] for gap in store.gaps()] == [(now + 1.0, now + 3.0), (now + 60.0, now + 60.0)]
+    store.close()
+    assert store.counters["things_events"].lost == {"store": 9}
+
+
+def test_rows_without_a_time_that_are_lost_leave_a_gap_at_that_moment(path: Path) -> None:
+    table = declared(("number", "count"))
+    store = EventStore(path, [table], EventSettings(queue_rows=1, commit_interval=3600.0))
+    before = time.time()
+    store.append("things_events", [(1,), (2,)])
+    assert store.flush()
+    ((source, begin, end, _),) = store.gaps()
+    assert source == "things"
+    assert before <= begin == end <= time.time()
     store.close()
 
 

@@ -252,14 +252,43 @@ def test_rows_that_move_to_another_file_keep_their_age(store: Store, tmp_path: P
     assert store.numbers == []
 
 
-def test_a_clock_that_was_set_back_leaves_a_gap_at_the_next_start(store: Store) -> None:
+@pytest.mark.parametrize(("down", "step"), [(0, 10 * YEAR), (30, DAY), (300, 100)])
+def test_a_clock_that_was_set_back_leaves_gaps_in_its_old_and_its_new_time(
+    store: Store, down: float, step: float
+) -> None:
+    store.run(3_600)
     store.record()
     ended = store.host.wall
     store.file.close(ended, clean=True)
-    store.host.wall -= 10 * YEAR
+    store.host.pass_time(down)
+    store.host.wall -= step
+    store.open()
+    now, cause = store.host.wall, "stopped; the clock was set back"
+    assert sorted(store.file.gaps) == [Gap("agent", now - down, now, cause), Gap("agent", ended, ended + down, cause)]
+    assert store.file.last_recorded == now - down
+
+
+def test_a_clock_that_was_set_forward_makes_the_gap_longer_and_not_the_time_without_recording(store: Store) -> None:
+    store.run(3_600)
+    ended = store.host.wall
+    store.file.close(ended, clean=True)
+    store.host.pass_time(30)
+    store.host.wall += DAY
+    store.open()
+    assert store.file.gaps == [Gap("agent", ended, store.host.wall, "stopped")]
+    assert store.file.last_recorded == store.host.wall - 30
+
+
+def test_after_a_boot_with_an_earlier_time_the_gap_begins_with_the_boot(store: Store) -> None:
+    store.run(3_600)
+    store.file.close(store.host.wall, clean=True)
+    store.host.reboot()
+    store.host.wall -= YEAR
     store.open()
     (gap,) = store.file.gaps
-    assert gap == Gap("agent", store.host.wall, store.host.wall, "stopped; the clock was set back")
+    now = store.host.wall
+    assert gap == Gap("agent", now - 10.0, now, "stopped; the clock was set back")
+    assert store.file.last_recorded == now - 10.0
 
 
 def test_what_is_known_of_ages_stays_small(store: Store) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from running_agent import running
 from waiting import until
-from zeek_cluster import cluster
+from zeek_cluster import NODES, cluster
 from zeek_program import needs_zeek, records
 
 ASK_ABOUT_PROCESS = """
@@ -55,6 +55,22 @@ event ZeekAgent::connection_attributed(c: connection, is_orig: bool, process: Ze
     when ( local unknown = ZeekAgent::ask("nobody", "SELECT name FROM users", Rows, 1hr) )
         { log_answer("unknown", unknown); }
     }
+global ask_here: event(id: string);
+event ask_here(id: string)
+    {
+    when [id] ( local here = ZeekAgent::ask(id, "SELECT 'here' AS name", Rows, 1hr) )
+        { log_answer("everywhere", here); }
+    }
+event ask_everywhere(id: string)
+    {
+    event ask_here(id);
+    for ( _, topic in vector(Cluster::worker_topic, Cluster::proxy_topic, Cluster::logger_topic) )
+        Cluster::publish(topic, ask_here, id);
+    }
+event ZeekAgent::agent_joined(agent_id: string, hello: ZeekAgentAPI::AgentHelloV1)
+    {
+    schedule 3sec { ask_everywhere(agent_id) };
+    }
 event zeek_init() { Log::create_stream(LOG, Log::Stream($columns=Info, $path="ask")); }
 """
 
@@ -85,11 +101,13 @@ async def test_a_worker_asks_an_agent_about_a_connections_process(tmp_path: Path
 
             async def answered() -> bool:
                 await asyncio.sleep(1)
-                return len(answers()) >= 5
+                return len(answers()) >= 5 + len(NODES)
 
             await until(answered, 60, lambda: f"not all questions are answered: {records(nodes.log('ask'))}")
             (own,) = await agent.ask("SELECT name FROM processes WHERE pid = " + str(os.getpid()))
-    lines = records(nodes.log("ask"))
+    everywhere = [line for line in records(nodes.log("ask")) if line["question"] == "everywhere"]
+    assert {line["node"]: line["answer"] for line in everywhere} == dict.fromkeys(NODES, "here")
+    lines = [line for line in records(nodes.log("ask")) if line["question"] != "everywhere"]
     found = {line["question"]: line["answer"] for line in lines}
     assert {line["node"] for line in lines} == {"worker-1"}
     assert found["process"] == own["name"]

@@ -44,6 +44,7 @@ class Scripted(Source):
         self.sink: Sink | None = None
         self.drained = 0
         self.probed = 0
+        self.searched: list[float] = []
 
     def probe(self) -> str | None:
         self.probed += 1
@@ -59,6 +60,10 @@ class Scripted(Source):
 
     def drain(self) -> None:
         self.drained += 1
+
+    def find_lost(self, since: float) -> None:
+        assert self.sink is not None
+        self.searched.append(since)
 
     def emit(self, *rows: Row) -> None:
         assert self.sink is not None
@@ -177,9 +182,37 @@ def test_a_time_of_losses_is_one_gap(store: EventStore) -> None:
         source.counters.lost["overrun"] += 10
         time.sleep(0.03)
     until_sync(lambda: store.flush() and bool(store.gaps()))
-    ((name, _, _, cause),) = store.gaps()
+    ((name, begin, _, cause),) = store.gaps()
     assert (name, cause) == ("processes", "overrun")
+    until_sync(lambda: source.searched == [begin])
     assert chosen.status()[0].lost_overrun == 50
+    chosen.stop()
+    store.close()
+
+
+def test_what_was_lost_until_the_end_is_searched_for_before_it(store: EventStore) -> None:
+    source = Scripted("lossy")
+    chosen = supervisor(store, [source])
+    chosen.start()
+    source.counters.lost["overrun"] += 10
+    chosen.stop()
+    assert store.flush()
+    assert source.searched == [gap.begin for gap in store.gaps()]
+    assert len(source.searched) == 1
+    store.close()
+
+
+def test_what_a_failed_source_lost_is_left_to_the_next_one(store: EventStore) -> None:
+    lossy, next_best = Scripted("lossy"), Scripted("next best")
+    chosen = supervisor(store, [lossy, next_best])
+    chosen.start()
+    lossy.counters.lost["overrun"] += 10
+    lossy.failed("the file was closed")
+    until_sync(lambda: next_best.sink is not None and store.flush() and bool(store.gaps()))
+    begin = min(gap.begin for gap in store.gaps())
+    assert not lossy.searched
+    assert next_best.missed is not None
+    assert next_best.missed.since <= begin
     chosen.stop()
     store.close()
 

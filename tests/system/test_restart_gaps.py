@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import pytest
 from running_agent import RunningAgent, started
+from stepped_clock import SteppedClock
 
 pytestmark = pytest.mark.root
 
@@ -199,3 +200,33 @@ async def test_processes_that_began_while_nobody_recorded_and_still_run_are_foun
         assert entity_id
         assert is_covered("started", one.begun, one.spawned, gaps)
     assert len(found) < len(expected)
+
+
+@pytest.mark.parametrize("step", [-3_600, pytest.param(3_600, marks=pytest.mark.soak)])
+async def test_what_began_in_a_gap_is_found_although_the_clock_was_set_meanwhile(tmp_path: Path, step: int) -> None:
+    clock = SteppedClock(tmp_path)
+
+    async def run() -> None:
+        with started(tmp_path, "--zeek=ws://127.0.0.1:9", settings=SETTINGS, environment=clock.environment) as agent:
+            await agent.ready()
+
+    with ExitStack() as sleepers:
+
+        def sleeper() -> int:
+            process = sleepers.enter_context(subprocess.Popen(["/bin/sleep", "60"]))
+            sleepers.callback(process.kill)
+            return process.pid
+
+        before = sleeper()
+        await run()
+        ended = time.time()
+        during = sleeper()
+        await asyncio.sleep(0.1)
+        clock.set_ahead(step)
+        await run()
+    found = rows(tmp_path, "SELECT pid, time FROM processes_events WHERE found_running")
+    times = {pid: at for pid, at in found if pid in {before, during}}
+    assert times.keys() == {during}
+    gaps = rows(tmp_path, "SELECT \"from\", until FROM _gaps WHERE source = 'agent'")
+    for at in (times[during], times[during] - step):
+        assert any(begin <= at <= end for begin, end in gaps), (at, ended, gaps)

@@ -173,6 +173,7 @@ def _write_rows(log: ScriptLog) -> str:
 def _write_row(log: ScriptLog) -> str:
     arguments = ["ctx: ZeekAgent::Context,", f"columns: {log.name('Columns')})"]
     lines = [_filled(f"function {log.name('write_row')}(", arguments, tabs=0), "{"]
+    lines += ["if ( ZeekAgent::is_refused(ctx) )", "\treturn;", ""]
     if log.required:
         lines += [f"if ( ! {log.name('is_complete')}(ctx, columns) )", "\treturn;", ""]
     arguments = ["$t=network_time(),", "$hid=ctx$agent_id,", "$host=ZeekAgent::hostname(ctx),", "$columns=columns);"]

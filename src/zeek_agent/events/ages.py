@@ -61,6 +61,10 @@ class AgeClock:
         assert self._base is not None
         return self._base + self._boot.seconds()
 
+    def since_boot(self) -> float:
+        """Seconds since boot."""
+        return self._boot.seconds()
+
     def resume(self, stored: StoredClock | None, latest: float) -> None:
         """Continue the clock of a store or, if it has none, start from `latest`. A running clock goes on as it is."""
         if self._base is not None:
@@ -74,6 +78,14 @@ class AgeClock:
             self._base = stored.at
         else:
             self._base = stored.at - since_boot
+
+    def step_since(self, stored: StoredClock, now: float) -> float:
+        """By how many seconds the time of day, which is `now`, was set since this; 0 if it was not, or if unknown."""
+        present = self.stored(now)
+        if (stored.boot_id, stored.base) != (present.boot_id, present.base):
+            return 0.0
+        step = present.ahead - stored.ahead
+        return step if abs(step) > STEP_SECONDS else 0.0
 
     def stored(self, now: float) -> StoredClock:
         """What a store keeps of the clock, at the time of day `now`."""

@@ -13,10 +13,10 @@ import apsw
 
 from zeek_agent.text import byte_length
 
-_COLUMNS: Final = "key, seqs, snapshot, under_way, time, owner, incarnation, steps"
+_COLUMNS: Final = "key, seqs, snapshot, under_way, time, owner, incarnation, steps, shape"
 _PAYLOAD: Final = (
     "octet_length(key) + octet_length(seqs) + ifnull(octet_length(snapshot), 0) + octet_length(under_way)"
-    " + octet_length(incarnation) + octet_length(steps)"
+    " + octet_length(incarnation) + octet_length(steps) + octet_length(shape)"
 )
 _KEPT_SECONDS: Final = 30 * 86_400.0
 """Delivery state of a query that was not installed for a month is of no use: its rows have expired."""
@@ -59,6 +59,8 @@ class Delivered:
     """The recipient, whose share of the limits the state counts towards."""
     recent: RecentProgress | None = None
     """None if there is nothing that the recipient could lose by being killed."""
+    shape: str = ""
+    """Of the unacknowledged report: `Report.shape`. Empty if there is none, or if it is not known."""
 
 
 class EndedIncarnation(NamedTuple):
@@ -147,13 +149,13 @@ class DeliveryStates:
             self._add(owner, -1, -_disk_bytes(size))
         if not held and self.count >= STATES_MAX and not self._drop_state(state.owner):
             return False
-        snapshot, fixed = state.snapshot, sum(map(byte_length, (key, seqs, under_way, incarnation, steps)))
+        snapshot, fixed = state.snapshot, sum(map(byte_length, (key, seqs, under_way, incarnation, steps, state.shape)))
         complete = snapshot is None or self._has_room(key, state.owner, _disk_bytes(fixed + len(snapshot)))
         if not complete:
             snapshot = None
         self._connection.execute(
-            f"INSERT OR REPLACE INTO _delivered ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (key, seqs, snapshot, under_way, now, state.owner, incarnation, steps),
+            f"INSERT OR REPLACE INTO _delivered ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (key, seqs, snapshot, under_way, now, state.owner, incarnation, steps, state.shape),
         )
         self._add(state.owner, 1, _disk_bytes(fixed + len(snapshot or b"")))
         return complete

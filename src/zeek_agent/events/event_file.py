@@ -67,6 +67,8 @@ _RETENTION_GAPS_KEPT: Final = 200
 """Gaps for rows that were evicted, so that many producers cannot push out the gaps with other causes."""
 _GAP_TOLERANCE_SECONDS: Final = 600.0
 """Evicted rows closer to each other than this share a gap."""
+_LOSS_TOLERANCE_SECONDS: Final = 3.0
+"""Rows that could not be stored and are closer to each other than this share a gap."""
 RETENTION: Final = "retention"
 """Begins the cause of gaps that retention left."""
 _GAPS: Final = '_gaps (source, "from", until, cause)'
@@ -93,6 +95,8 @@ class WriteBatch:
     delivered: dict[str, Delivered] = field(default_factory=dict)
     ended: list[EndedIncarnation] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
+    losses: list[Gap] = field(default_factory=list)
+    """Periods of rows that could not be stored; those that are close to each other become one gap."""
     gap_ends: list[tuple[Gap, float]] = field(default_factory=list)
     """Gaps that are there already, with their ends, which are known now."""
     recorded_until: float | None = None
@@ -141,6 +145,8 @@ class EventFile:
         self._is_recording = is_recording
         self.restart_gap: Gap | None = None
         """The time between the last run and this one, whose end may not be known yet."""
+        self.last_recorded: float | None = None
+        """Until when the last run recorded, by the time of day as it is now."""
         self.states_refused: list[str] = []
         """Keys of the last batch whose delivery state was not stored, or without its snapshot."""
         self._eviction_logged = -math.inf
@@ -258,11 +264,20 @@ class EventFile:
                 cause = "stopped" if clean else "crashed"
                 if not clean and self._had_unsaved_rows():
                     cause = "stopped; the disk was full or failed"
-                if alive > now:
+                step = self._clock_step(now)
+                recorded = alive + step
+                if is_other_boot and self._age_clock is not None:
+                    recorded = min(alive, now - self._age_clock.since_boot())
+                self.last_recorded = min(recorded, now)
+                if alive > now or step < 0:
                     cause += "; the clock was set back"
-                self.restart_gap = Gap("agent", min(alive, now), now, cause)
-                execute("DELETE FROM _gaps WHERE source = 'agent' AND \"from\" = ?", (self.restart_gap.begin,))
-                execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", self.restart_gap)
+                self.restart_gap = Gap("agent", min(alive, self.last_recorded), now, cause)
+                gaps = [self.restart_gap]
+                if step < 0:  # what happened before that has times of the former clock
+                    gaps.append(Gap("agent", alive, now - step, cause))
+                for gap in gaps:
+                    execute("DELETE FROM _gaps WHERE source = 'agent' AND \"from\" = ?", (gap.begin,))
+                    execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", gap)
             if is_other_boot and not clean:
                 log.warning("event store: the host ended without a shutdown; its last events may be missing")
                 store_id = secrets.token_hex(8)
@@ -273,6 +288,11 @@ class EventFile:
         store_id = secrets.token_hex(8)
         execute("INSERT INTO _store (id, alive, clean, written_by) VALUES (?, ?, 0, ?)", (store_id, now, __version__))
         return store_id
+
+    def _clock_step(self, now: float) -> float:
+        """By how many seconds the time of day was set since the last run; 0 if it was not, or if unknown."""
+        stored = self._ages.stored_clock()
+        return 0.0 if self._age_clock is None or stored is None else self._age_clock.step_since(stored, now)
 
     def _had_unsaved_rows(self) -> bool:
         """Whether the last run ended in order but could not write to the file."""
@@ -374,6 +394,9 @@ class EventFile:
             self.states_refused += self._states.save_all(batch.delivered, batch.ended, self._age_now(now))
             for gap in batch.gaps:
                 execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", gap)
+            for source, begin, end, cause in batch.losses:
+                if not self._extend_gap(source, cause, begin, end, within_seconds=_LOSS_TOLERANCE_SECONDS):
+                    execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", (source, begin, end, cause))
             self._move_gap_ends(batch.gap_ends)
             self._note_recorded_until(now if batch.recorded_until is None else batch.recorded_until)
         for new in batch.tables:
@@ -382,7 +405,7 @@ class EventFile:
             self.last_seq[table] = last_sequence(self._connection, table)
             if self.first_seq[table] == 0:
                 self._read_seq_bounds(table)
-        self.gaps += batch.gaps
+        self.gaps = self._read_gaps() if batch.losses else [*self.gaps, *batch.gaps]
         return misfits
 
     def _move_gap_ends(self, ends: Iterable[tuple[Gap, float]]) -> None:

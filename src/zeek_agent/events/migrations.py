@@ -138,6 +138,11 @@ def _record_recent_progress(connection: apsw.Connection) -> None:
     connection.execute("ALTER TABLE _delivered ADD COLUMN steps TEXT NOT NULL DEFAULT '[]'")
 
 
+def _record_shapes(connection: apsw.Connection) -> None:
+    """Add the shape of unacknowledged reports; that of present ones is unknown."""
+    connection.execute("ALTER TABLE _delivered ADD COLUMN shape TEXT NOT NULL DEFAULT ''")
+
+
 MIGRATIONS: Final[Sequence[Migration]] = (
     Migration("store version and column types are recorded", _number_the_store),
     Migration("disk usage is recorded by table, producer and minute", _account_for_rows),
@@ -146,6 +151,7 @@ MIGRATIONS: Final[Sequence[Migration]] = (
     Migration("delivery states have the recipient whose share they count towards", _record_owners),
     Migration("the age of rows is measured on a clock that nobody sets", _measure_ages),
     Migration("delivery states have the last seconds of progress", _record_recent_progress),
+    Migration("delivery states have the shape of an unacknowledged report", _record_shapes),
 )
 VERSION: Final = len(MIGRATIONS)
 

@@ -20,9 +20,10 @@ _STEPS_BETWEEN_CHECKS: Final = 100_000
 
 def read_delivery_state(uri: str, key: str) -> Delivered | None:
     """The committed delivery state of a key, read over a separate connection."""
-    sql = "SELECT seqs, snapshot, under_way, owner, incarnation, steps FROM _delivered WHERE key = ?"
-    for seqs, snapshot, under_way, owner, incarnation, steps in read_rows(uri, sql, (key,)):
-        return Delivered(json.loads(seqs), snapshot, json.loads(under_way), owner, unpacked_steps(incarnation, steps))
+    sql = "SELECT seqs, snapshot, under_way, owner, incarnation, steps, shape FROM _delivered WHERE key = ?"
+    for seqs, snapshot, under_way, owner, incarnation, steps, shape in read_rows(uri, sql, (key,)):
+        recent = unpacked_steps(incarnation, steps)
+        return Delivered(json.loads(seqs), snapshot, json.loads(under_way), owner, recent, shape)
     return None
 
 

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import apsw
+from msgspec import Struct
 
 from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.events import replacement
 from zeek_agent.events.ages import STEP_SECONDS, AgeClock, BootTime, system_boot_time
 from zeek_agent.events.delivery_states import STATES_MAX, Delivered, EndedIncarnation, RecentProgress
-from zeek_agent.events.event_file import EventFile, Gap, WriteBatch, disk_uri, note_unsaved
+from zeek_agent.events.event_file import EventFile, Gap, WriteBatch, disk_uri, gap_source, note_unsaved
 from zeek_agent.events.migrations import NewerStoreError
 from zeek_agent.events.reading import count_rows, read_delivery_state, read_rows
 from zeek_agent.events.recording_position import RecordingPosition
@@ -52,6 +53,8 @@ _NEWEST_ENTITIES: Final = 50_000
 _REFUSED_STATES_LOG_SECONDS: Final = 60.0
 _BLOCKED_CHECK_SECONDS: Final = 1.0
 """Interval at which a reader that blocks the write-ahead log is looked for and reported."""
+_NOT_STORED: Final = "the event store could not accept all rows"
+"""The cause of the gap that they leave."""
 _DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError)
 _UNUSABLE: Final = (apsw.Error, OSError, NewerStoreError)
 _TRANSIENT: Final = (apsw.BusyError, apsw.LockedError)
@@ -135,6 +138,8 @@ class EventStore:
         self._changed = threading.Condition()
         self._queue: deque[_QueuedRows | Gap | Table | EndedIncarnation | _GapEnd | str] = deque()
         self._queued_rows = 0
+        self._losses: dict[str, tuple[float, float]] = {}
+        """By source, the period of rows that could not be stored and that no gap contains yet."""
         self._unsaved: dict[str, Delivered] = {}
         self._writing = WriteBatch()
         self._submitted = 0
@@ -150,6 +155,8 @@ class EventStore:
         self._was_damaged = False
         self._file = self._open(path)
         self._restart_gap = self._file.restart_gap
+        self.last_recorded: float | None = self._file.last_recorded
+        """Until when the last run recorded, by the time of day as it is now; None if there was none."""
         self.age_clock: Callable[[], float] = self._age_clock
         """A clock in seconds that is not set, and that goes on across restarts."""
         self._progressed = time.monotonic()
@@ -186,11 +193,6 @@ class EventStore:
             log.error("event store: cannot count the rows of %s that are missing: %s", table, error)
             return 0
 
-    @property
-    def last_recorded(self) -> float | None:
-        """Until when the last run recorded, in seconds since the epoch; None if there was none."""
-        return None if self._restart_gap is None else self._restart_gap.begin
-
     def end_restart_gap(self, end: float) -> None:
         """Note that events have been recorded since this time, which ends the gap since the last run."""
         if self._restart_gap is None:
@@ -226,6 +228,8 @@ class EventStore:
     def entities_since(self, table: str, begin: float) -> frozenset[str]:
         """The `entity_id` of the last events since about this time, of a table that has that column."""
         self.flush()
+        if self._restart_gap is not None:  # earlier, if the clock was set in between
+            begin = min(begin, self._restart_gap.begin)
         newest = f'SELECT entity_id, time FROM "{table}" ORDER BY seq DESC LIMIT {_NEWEST_ENTITIES}'
         try:
             rows = read_rows(self.uri, f"SELECT DISTINCT entity_id FROM ({newest}) WHERE time >= ?", (begin - 1.0,))
@@ -244,6 +248,7 @@ class EventStore:
             room = 0 if self._closed else self._settings.queue_rows - self._queued_rows
             if room < len(rows):
                 counters.lost["store"] += len(rows) - room
+                self._note_loss(table, rows[room:])
                 rows = rows[:room]
                 if not rows:
                     return
@@ -286,6 +291,7 @@ class EventStore:
         *,
         owner: str = "",
         recent: RecentProgress | None = None,
+        shape: str = "",
     ) -> None:
         """Replace the delivery state of the query `key` of a recipient; it is on disk with the next commit."""
         with self._changed:
@@ -293,7 +299,7 @@ class EventStore:
                 self._queue.append(key)
                 self._submitted += 1
                 self._changed.notify_all()
-            self._unsaved[key] = Delivered(dict(seqs), snapshot, dict(under_way or {}), owner, recent)
+            self._unsaved[key] = Delivered(dict(seqs), snapshot, dict(under_way or {}), owner, recent, shape)
 
     def end_incarnation(self, owner: str, incarnation: str) -> None:
         """Note that a recipient's incarnation ended in order: it lost nothing of what it had acknowledged."""
@@ -414,6 +420,8 @@ class EventStore:
                     case key:
                         batch.delivered[key] = self._unsaved.pop(key)
                 operations += 1
+            losses, self._losses = self._losses, {}
+            batch.losses += [Gap(source, *period, _NOT_STORED) for source, period in losses.items()]
             if self._queue:
                 batch.recorded_until = -math.inf
             self._queued_rows -= rows
@@ -533,8 +541,31 @@ class EventStore:
 
     def _discard(self, batch: WriteBatch, error: Exception) -> None:
         log.error("event store: rows are lost: %s", error)
-        for table, rows in batch.rows.items():
-            self.counters[table].lost["store"] += len(rows)
+        with self._changed:
+            for table, rows in batch.rows.items():
+                self.counters[table].lost["store"] += len(rows)
+                self._note_loss(table, rows)
+            for gap in (*batch.gaps, *batch.losses):
+                self._add_loss(gap.source, gap.begin, gap.end)
+
+    def _note_loss(self, table: str, rows: Sequence[EventRow]) -> None:
+        """Record, with the lock held, the period of rows that are not stored, for a gap."""
+        times = self._times(table, rows)
+        self._add_loss(gap_source(table), min(times), max(times))
+
+    def _add_loss(self, source: str, begin: float, end: float) -> None:
+        known = self._losses.get(source, (begin, end))
+        self._losses[source] = min(begin, known[0]), max(end, known[1])
+
+    def _times(self, table: str, rows: Sequence[EventRow]) -> list[float]:
+        """The rows' times; the present if they have none."""
+        declared = next((one for one in self._tables if one.name == table), None)
+        names = [column.name for column in declared.recorded] if declared is not None else []
+        if "time" not in names:
+            return [self._clock()]
+        at = names.index("time")
+        values = [row.time if isinstance(row, Struct) else row[at] for row in rows]  # type: ignore[attr-defined]
+        return [value for value in values if isinstance(value, int | float)] or [self._clock()]
 
     def _enforce_retention(self) -> None:
         """Enforce the limits on age and size."""

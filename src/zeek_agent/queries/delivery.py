@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from zeek_agent.database.encodings import ControlEncoding
+from zeek_agent import __version__
+from zeek_agent.database.encodings import BatchesEncoding, ControlEncoding
 from zeek_agent.database.results import Result
 from zeek_agent.queries.installed import Installed, QueryState, clipped_statement
 from zeek_agent.queries.subscriptions import Change, Report
 
 if TYPE_CHECKING:
     from zeek_agent.database.database import ResultColumn, SqlDatabase
+    from zeek_agent.database.encodings import Encoding
     from zeek_agent.database.results import EncodedRows
     from zeek_agent.events.store import EventStore
     from zeek_agent.host.files.reads import Omissions
@@ -68,7 +70,7 @@ class Delivery:
         """
         from zeek_agent.database.database import Lane
 
-        draft = self._draft(installed, window[min(window)] if window else None)
+        draft = self._draft(installed, _span(window) if window else None)
         encoding = installed.recipient.encoding(draft)
         arguments: dict[str, Any] = {
             "profile": installed.recipient.profile,
@@ -86,11 +88,11 @@ class Delivery:
                 installed.query.sql, encoding, change=None if change is None else change.value, **arguments
             )
         await self._report_omissions(installed, result)
+        shape = _shape(result, encoding)
+        draft = replace(draft, columns=result.columns, size_bytes=result.size_bytes, shape=shape)
         if isinstance(result, Result):
-            return replace(
-                draft, columns=result.columns, rows=[(change, row) for row in result.rows], size_bytes=result.size_bytes
-            )
-        return replace(draft, columns=result.columns, encoded=result, size_bytes=result.size_bytes)
+            return replace(draft, rows=[(change, row) for row in result.rows])
+        return replace(draft, encoded=result)
 
     async def _report_omissions(self, installed: Installed, result: Result | EncodedRows) -> None:
         if result.errors:
@@ -118,8 +120,7 @@ class Delivery:
                 await installed.recipient.deliver(report)
                 installed.rows += report.row_count
         finally:
-            if report.encoded is not None:
-                report.encoded.close()
+            report.close()
 
     def save_state(self, installed: Installed) -> None:
         """Save the delivery state to disk, so that changes during the recipient's absence are reported later."""
@@ -136,6 +137,7 @@ class Delivery:
             installed.under_way,
             owner=installed.owner,
             recent=installed.recent,
+            shape=installed.under_way_shape,
         )
 
     async def report_error(self, installed: Installed, message: str) -> None:
@@ -164,3 +166,14 @@ class Delivery:
         log.warning("query %s of %s: %s", installed.query_id, installed.recipient.identity, files.summary())
         text = f"could not read all files (statement: {installed.query.sql} ({files.summary()}))"
         await installed.recipient.report_error(installed.query_id, installed.query, text)
+
+
+def _span(window: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    """A window as one pair of numbers, whose second grows with every new row of any table."""
+    return sum(low for low, _ in window.values()), sum(high for _, high in window.values())
+
+
+def _shape(result: Result | EncodedRows, encoding: Encoding | None) -> str:
+    """What decides how the rows are split into batches, except for their contents."""
+    limits = (encoding.batch_rows, encoding.batch_bytes) if isinstance(encoding, BatchesEncoding) else ()
+    return " ".join(map(str, (result.row_count, result.size_bytes, *limits, __version__)))

@@ -27,6 +27,8 @@ REPLAY_SECONDS: Final = 10.0
 its logs and may not have written them."""
 STEPS_MAX: Final = 50
 """More than there are unless the clock jumped; bounds their size on disk."""
+UNKNOWN_SHAPE: Final = "unknown"
+"""Shape of a report that an agent sent that did not record it."""
 INCARNATIONS_MAX: Final = 1_000
 """Incarnations of recipients whose end in order is noted; bounds the memory of recipients that restart often."""
 
@@ -64,6 +66,7 @@ class EventStrategy:
             recent = None
         elif delivered and delivered.under_way.keys() == installed.event_tables:
             installed.under_way = dict(delivered.under_way)
+            installed.under_way_shape = delivered.shape or UNKNOWN_SHAPE
         if installed.durable:
             first = Step(store.age_clock(), dict(installed.seen))
             installed.recent = recent or RecentProgress(incarnation, (first,))
@@ -92,6 +95,12 @@ class EventStrategy:
             async with installed.backlog.slot() as slot:
                 report = await self._delivery.report(installed, Change.ADD, window)
                 missing = await self._missing_rows(window)
+                if installed.under_way_shape not in {"", report.shape} and (ends := other_ends(window)):
+                    # the recipient may have handled batches, and would skip as many of these
+                    report.close()
+                    installed.under_way, installed.under_way_shape = ends, ""
+                    continue
+                installed.under_way_shape = report.shape
                 slot.hold_result(report.size_bytes)
                 if report.row_count and installed.recipient.recognizes_replays:
                     self._delivery.save_state(installed)
@@ -99,7 +108,7 @@ class EventStrategy:
                 await self._delivery.deliver(installed, report)
             installed.lost += missing
             installed.seen.update(installed.under_way)
-            installed.under_way = {}
+            installed.under_way, installed.under_way_shape = {}, ""
             self._note_progress(installed)
             self._delivery.save_state(installed)
 
@@ -114,6 +123,13 @@ class EventStrategy:
 
     def window(self, installed: Installed) -> dict[str, tuple[int, int]] | None:
         """The sequence numbers to read, by table: `low < seq <= high`. None if there are no new rows."""
+        window = self._next_window(installed)
+        if installed.under_way and not _has_rows(window):  # retention has removed all of the report
+            installed.under_way, installed.under_way_shape = {}, ""
+            window = self._next_window(installed)
+        return window if _has_rows(window) else None
+
+    def _next_window(self, installed: Installed) -> dict[str, tuple[int, int]]:
         store, window = self._store, dict[str, tuple[int, int]]()
         for table, seen in installed.seen.items():
             last = installed.under_way.get(table, store.last_seq(table))
@@ -125,4 +141,16 @@ class EventStrategy:
             window[table] = (seen, max(seen, last))
         if len(window) == 1:
             window = {table: (low, min(high, low + EVENT_SLICE_ROWS)) for table, (low, high) in window.items()}
-        return window if any(high > low for low, high in window.values()) else None
+        return window
+
+
+def _has_rows(window: Mapping[str, tuple[int, int]]) -> bool:
+    return any(high > low for low, high in window.values())
+
+
+def other_ends(window: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """The ends of a window with one `seq` less, by which a recipient tells it from this one; empty if there is none."""
+    ends = {table: high for table, (_, high) in window.items()}
+    widest = max(window, key=lambda table: window[table][1] - window[table][0])
+    ends[widest] -= 1
+    return ends if any(ends[table] > low for table, (low, _) in window.items()) else {}

@@ -44,6 +44,8 @@ class Installed:
     """Last delivered sequence number, by event table."""
     under_way: dict[str, int] = field(default_factory=dict)
     """End of a report that was sent but not acknowledged, maybe to an earlier incarnation, by event table."""
+    under_way_shape: str = ""
+    """Its `Report.shape`; empty before it is known."""
     recent: RecentProgress | None = None
     """Progress of an event query in the last seconds, if its delivery state is saved."""
     backlog: Backlog = field(default_factory=Backlog)

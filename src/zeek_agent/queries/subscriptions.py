@@ -86,8 +86,10 @@ class Report:
     """Key of the query, independent of its id and stable across restarts of both sides."""
     store: str = ""
     window: tuple[int, int] = (0, 0)
-    """For an event query: sequence numbers after the first and up to the second, of the first table if there are
-    several. For others: the numbers of the last report and this one; `store` then differs in each run."""
+    """For an event query: sequence numbers after the first and up to the second, added up if there are several
+    tables. For others: the numbers of the last report and this one; `store` then differs in each run."""
+    shape: str = ""
+    """Differs if the same window now has other rows, or is split into other batches."""
     encoded: EncodedRows | None = None
     size_bytes: int = 0
     """Size of the packed rows."""
@@ -95,6 +97,11 @@ class Report:
     @property
     def row_count(self) -> int:
         return len(self.rows) if self.encoded is None else self.encoded.row_count
+
+    def close(self) -> None:
+        """Release the encoded rows, which are not read any more."""
+        if self.encoded is not None:
+            self.encoded.close()
 
 
 class Recipient(Protocol):

@@ -99,6 +99,9 @@ class Source(ABC):
     def update_counters(self) -> None:  # noqa: B027
         """Bring `counters` up to date with the kernel."""
 
+    def find_lost(self, since: float) -> None:  # noqa: B027
+        """Report what began since then (seconds since the epoch), when events were lost, and is still there."""
+
     def drain(self) -> None:  # noqa: B027
         """Pass on events pending in the kernel, so that a subsequent query sees them."""
 

@@ -248,6 +248,7 @@ class Supervisor:
     def _replace(self, recorder: _KindState, failed: Source, failure: str) -> None:
         """Replace a failed source with the next best."""
         log.error("%s events: source %s has failed: %s", recorder.kind, failed.backend, failure)
+        losing_since = recorder.losing_since
         self._note_losses(recorder, failed, at_end=True)
         self._stop(failed)
         failed.counters.last_error = failure
@@ -255,7 +256,8 @@ class Supervisor:
         since = recorder.checked if recorded_until is None else recorded_until
         recorder.active, recorder.unrecorded_since = None, since
         recorder.reasons[failed.backend] = failure
-        self._activate(recorder, recorder.sources[recorder.sources.index(failed) + 1 :], since)
+        missed_since = since if losing_since is None else min(since, losing_since)
+        self._activate(recorder, recorder.sources[recorder.sources.index(failed) + 1 :], missed_since)
 
     def _note_losses(self, recorder: _KindState, source: Source, *, at_end: bool = False) -> None:
         """Record a period of overruns of the kernel's buffer as a gap, when it is over or has lasted long."""
@@ -274,4 +276,6 @@ class Supervisor:
         if over or now >= recorder.losing_since + _GAP_SECONDS_MAX:
             self._store.record_gap(recorder.kind, recorder.losing_since, recorder.losing_until, "overrun")
             log.warning("%s events were lost: the kernel's buffer was full", recorder.kind)
-            recorder.losing_since = None
+            since, recorder.losing_since = recorder.losing_since, None
+            if source.failure is None:
+                source.find_lost(since)

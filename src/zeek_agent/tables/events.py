@@ -14,7 +14,8 @@ processes_events = Table(
         "the event store. Values that a source cannot provide are null; `zeek_agent_sources` shows the active backend "
         "and its losses. `exe_device`, `exe_inode` and `exe_mntns` identify the executable at the moment of the exec, "
         "by eBPF only: other sources learn of it later, when the process may already execute something else. Processes "
-        "that began while the agent did not record, and still run when it does, have a row with `found_running`."
+        "that began while the agent did not record, or whose start was lost, and that still run afterwards, have a row "
+        "with `found_running`."
     ),
     columns=[
         Column("time", "time", "when it happened"),
@@ -45,8 +46,8 @@ processes_events = Table(
         Column(
             "found_running",
             "bool",
-            "the start was not observed: the process began while the agent was not recording and was found running "
-            "afterwards; the columns show it as it was then",
+            "the start was not observed: the process began while the agent was not recording, or while the kernel's "
+            "buffer was full, and was found running afterwards; the columns show it as it was then",
             added=True,
         ),
     ],

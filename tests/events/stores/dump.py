@@ -62,6 +62,8 @@ def fill(path: Path) -> None:
     store.acknowledge("events of all tables", dict.fromkeys(names, 4), None)
     if "under_way" in inspect.signature(store.acknowledge).parameters:
         store.acknowledge("events with a report under way", {names[0]: 3}, None, {names[0]: 5})
+    if "shape" in inspect.signature(store.acknowledge).parameters:
+        store.acknowledge("events with a report of known shape", {names[0]: 3}, None, {names[0]: 5}, shape="2 300 100")
     if "recent" in inspect.signature(store.acknowledge).parameters:
         from zeek_agent.events.delivery_states import RecentProgress, Step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -135,3 +136,43 @@ def test_what_begins_during_the_start_is_there_once(source: Source) -> None:
         assert len(executed) == 1, executed
     if source.backend == "ebpf":
         assert len(pids) == 20
+
+
+def test_processes_that_began_while_the_ring_was_full_are_found_once() -> None:
+    monitor = BpfMonitor(ProcessCache(), ring_bytes=16_384)
+    source = EbpfProcesses(monitor, SETTINGS)
+    rows = started(source, None)
+    with subprocess.Popen(["/bin/sleep", "60"]) as recorded:
+        until_sync(lambda: source.drain() or bool(of(rows, recorded.pid)))
+        since = time.time()
+        with monitor.lock:
+            for _ in range(50):
+                subprocess.run(["/bin/true"], check=True)
+            lost = subprocess.Popen(["/bin/sleep", "60"])
+            time.sleep(0.05)
+        source.drain()
+        overrun = source.counters.lost["overrun"]
+        assert overrun > 0
+        assert not of(rows, lost.pid)
+        with monitor.lock:
+            after = subprocess.Popen(["/bin/sleep", "60"])  # its records wait in the ring
+            copy = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            copy.start()
+            source.find_lost(since)
+            source.find_lost(since)
+        until_sync(lambda: source.drain() or all(of(rows, one.pid or 0) for one in (after, copy)))
+        source.find_lost(since)
+        copy.kill()
+        copy.join()
+        for process in (recorded, lost, after):
+            process.kill()
+            process.wait()
+        until_sync(lambda: source.drain() or all(len(of(rows, one.pid)) > 1 for one in (recorded, lost, after)))
+    source.stop()
+    assert of(rows, recorded.pid) == [("started", False), ("stopped", False)]
+    assert of(rows, lost.pid) == [("started", True), ("stopped", False)]
+    for process in (after, copy):
+        assert [state for state, _ in of(rows, process.pid or 0)] == ["started", "stopped"]
+        assert source.counters.lost["overrun"] > overrun or not any(found for _, found in of(rows, process.pid or 0))
+    (row,) = [row for row in rows if row.pid == lost.pid and row.state == "started"]
+    assert (row.exe, row.entity_id is not None, since <= row.time + 0.02) == ("/usr/bin/sleep", True, True)

@@ -257,19 +257,31 @@ function linger_time(local_p: port): interval
 		}
 	}
 
+# A time that an agent reports, which is not in the future, whatever the agent's clock says.
+function past(at: time): time
+	{
+	if ( at <= network_time() )
+		return at;
+
+	# Zeek has no time before the first packet.
+	local now = current_time();
+	return at <= now ? at : network_time() > now ? network_time() : now;
+	}
+
 # Until when to keep a claim that has no connection.
 function keep_time(claim: Claim, local_p: port): time
 	{
 	if ( claim?$until )
 		{
 		local linger = linger_time(local_p);
-		return claim$until + ( linger > claim_lifetime ? linger : claim_lifetime );
+		return past(claim$until) + ( linger > claim_lifetime ? linger : claim_lifetime );
 		}
 
 	if ( claim$is_event && get_port_transport_proto(local_p) != tcp )
 		return network_time() + linger_time(local_p);
 
-	return ( claim?$since ? claim$since : network_time() ) + open_claim_lifetime;
+	return ( claim?$since ? past(claim$since) : network_time() ) +
+	    open_claim_lifetime;
 	}
 
 # How long a claim is still kept.

@@ -64,8 +64,20 @@ global conn_has_user = F;
 global conn_has_container = F;
 global conn_has_entity_id = F;
 
+const known_conn_fields = vector("hid", "pid", "process", "exe", "cmdline",
+    "user", "container", "entity_id");
+
 function select_fields(option_: string, fields: set[string]): set[string]
 	{
+	local unknown = copy(fields);
+
+	for ( _, name in known_conn_fields )
+		delete unknown[name];
+
+	for ( field in unknown )
+		Reporter::warning(fmt("Zeek Agent: ZeekAgent::conn_fields: there is no field %s: it can contain %s",
+		    field, join_string_vec(known_conn_fields, ", ")));
+
 	conn_has_hid = "hid" in fields;
 	conn_has_pid = "pid" in fields;
 	conn_has_process = "process" in fields;

@@ -93,7 +93,7 @@ function take_listener(agent_id: string, is_gone: bool, row: Listener)
 		if ( number >= max_listeners )
 			{
 			if ( agent_id !in agents_over_listeners )
-				Reporter::warning(fmt("Zeek Agent: agent %s reports more than %d listening ports: others are ignored",
+				Reporter::warning(fmt("Zeek Agent: agent %s reports more than %d listening ports (ZeekAgent::max_listeners): others are ignored",
 				    agent_id, max_listeners));
 
 			add agents_over_listeners[agent_id];
@@ -118,8 +118,8 @@ function take_listeners(agent_id: string, is_gone: bool, rows: string)
 
 	if ( ! parsed$valid )
 		{
-		Reporter::error(fmt("Zeek Agent: listening ports of agent %s are invalid",
-		    agent_id));
+		Reporter::error(fmt("Zeek Agent: listening ports of agent %s are invalid%s",
+		    agent_id, reason_of(parsed)));
 		return;
 		}
 
@@ -168,8 +168,8 @@ function hand_on_listeners(ctx: Context, batch: ZeekAgentAPI::Batch, rows: any)
 function ask_for_listeners(agent_id: string)
 	{
 	if ( has_feature(agent_id, "batches") )
-		query(Query($sql_stmt=listener_sql, $on_rows=hand_on_listeners), Host,
-		    agent_id);
+		query_anew("listeners", Query($sql_stmt=listener_sql,
+		    $on_rows=hand_on_listeners), agent_id);
 	}
 
 event agent_connected(agent_id: string) &priority=-5

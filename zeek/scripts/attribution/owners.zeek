@@ -17,6 +17,12 @@ export {
 	## How often agents report changed accounts.
 	option user_interval = 60sec;
 
+	## Maximum length of a process's command line. A process has up to 2 MB, and Zeek keeps those of many flows.
+	const max_cmdline = 8192 &redef;
+
+	## Maximum number of users whose names are remembered per agent.
+	const max_users = 100000 &redef;
+
 	## Forwards claims to the workers: rows as JSON, and their time if the rows have none.
 	global claim_rows: event(agent_id: string, at: time, rows: string);
 
@@ -96,6 +102,10 @@ const flow_events = "SELECT min(CASE WHEN state = 'established' THEN time END) A
 const recent_flows = fmt(flow_events, " AND time > unixepoch() - 120",
     " HAVING coalesce(" + flow_end + ", unixepoch()) > unixepoch() - 70");
 
+# How many user names there are of each agent, and the agents of which it was reported that they have too many.
+global user_numbers: table[string] of count;
+global agents_over_users: set[string];
+
 global claims_taken = 0;
 const ended_states = set("closed", "failed", "expired");
 
@@ -148,6 +158,9 @@ function is_row_of(owner: Owner, row: ClaimRow, is_end: bool): bool
 function owner_in(row: ClaimRow, source: ClaimSource): Owner
 	{
 	local id = row?$entity_id ? row$entity_id : cat(row$pid);
+
+	if ( row?$cmdline && |row$cmdline| > max_cmdline )
+		row$cmdline = row$cmdline[0:max_cmdline];
 
 	if ( [source$agent_id, id] in owners )
 		{
@@ -443,7 +456,8 @@ function take_claims(agent_id: string, at: time, rows: string)
 
 	if ( ! parsed$valid )
 		{
-		Reporter::error(fmt("Zeek Agent: flows of agent %s are invalid", agent_id));
+		Reporter::error(fmt("Zeek Agent: flows of agent %s are invalid%s", agent_id,
+		    reason_of(parsed)));
 		return;
 		}
 
@@ -476,26 +490,60 @@ function take_claims(agent_id: string, at: time, rows: string)
 	claims_taken = 0;
 	}
 
+function add_user(agent_id: string, uid: count, name: string)
+	{
+	local number = agent_id in user_numbers ? user_numbers[agent_id] : 0;
+
+	if ( number < max_users )
+		{
+		user_names[agent_id, uid] = name;
+		user_numbers[agent_id] = number + 1;
+		return;
+		}
+
+	if ( agent_id !in agents_over_users )
+		Reporter::warning(fmt("Zeek Agent: agent %s (%s) reports more than %d users (ZeekAgent::max_users): others have no name",
+		    agent_id, hostname_of(agent_id), max_users));
+
+	add agents_over_users[agent_id];
+	}
+
+function remove_user(agent_id: string, uid: count)
+	{
+	delete user_names[agent_id, uid];
+
+	if ( --user_numbers[agent_id] == 0 )
+		delete user_numbers[agent_id];
+	}
+
 function take_users(agent_id: string, is_gone: bool, rows: string)
 	{
 	local parsed = from_json(rows, UserRows);
 
 	if ( ! parsed$valid )
+		{
+		Reporter::error(fmt("Zeek Agent: users of agent %s are invalid%s", agent_id,
+		    reason_of(parsed)));
+		return;
+		}
+
+	if ( agent_id !in agents )
 		return;
 
 	for ( _, row in parsed$v as UserRows )
 		{
-		if ( ! row?$uid || ! row?$name || row$uid != /[0-9]+/ )
+		# Ids have 32 bits.
+		if ( ! row?$uid || ! row?$name || row$uid != /[0-9]{1,10}/ )
 			next;
 
 		local uid = to_count(row$uid);
 
 		if ( ! is_gone && [agent_id, uid] !in user_names )
-			user_names[agent_id, uid] = row$name;
+			add_user(agent_id, uid, row$name);
 		else if ( is_gone
 		    && [agent_id, uid] in user_names
 		    && user_names[agent_id, uid] == row$name )
-			delete user_names[agent_id, uid];
+			remove_user(agent_id, uid);
 		}
 	}
 
@@ -560,13 +608,15 @@ function ask_for_present(agent_id: string)
 
 	local sockets = fmt("SELECT %s, cmdline, translated_local_addr, translated_local_port, translated_remote_addr, translated_remote_port FROM sockets WHERE remote_port > 0 AND pid IS NOT NULL",
 	    flow_columns);
-	query(Query($sql_stmt=sockets, $on_rows=hand_on_flows), Host, agent_id);
+	query_anew("sockets", Query($sql_stmt=sockets, $on_rows=hand_on_flows),
+	    agent_id);
 
-	query(Query($sql_stmt=recent_flows, $on_rows=hand_on_flows,
-	    $requires_tables=set("sockets_events")), Host, agent_id);
+	query_anew("recent flows", Query($sql_stmt=recent_flows,
+	    $on_rows=hand_on_flows, $requires_tables=set("sockets_events")),
+	    agent_id);
 
-	query(Query($sql_stmt="SELECT uid, name FROM users", $on_rows=hand_on_users),
-	    Host, agent_id);
+	query_anew("users", Query($sql_stmt="SELECT uid, name FROM users",
+	    $on_rows=hand_on_users), agent_id);
 	}
 
 event agent_connected(agent_id: string) &priority=-5
@@ -636,11 +686,13 @@ event forget_users()
 			gone += UserKey($hid=agent_id, $uid=uid);
 
 	for ( _, key in gone )
-		delete user_names[key$hid, key$uid];
+		remove_user(key$hid, key$uid);
 	}
 
 hook agent_removed(agent_id: string)
 	{
+	delete agents_over_users[agent_id];
+
 	if ( are_users_stale )
 		return;
 

@@ -71,6 +71,9 @@ export {
 	## Clocks that differ by less are considered equal.
 	option clock_tolerance = 0.5sec;
 
+	## Maximum number of agents. Others are not taken in, which is reported.
+	const max_agents = 20000 &redef;
+
 	## Raised when an agent appears: a new one, or one that was offline or shut down.
 	global agent_joined: event(agent_id: string,
 	    hello: ZeekAgentAPI::AgentHelloV1);
@@ -140,6 +143,9 @@ type Client: record {
 
 global clients: table[string] of Client;
 global clients_by_agent: table[string] of set[string];
+
+# Whether it was reported that there are too many agents.
+global was_crowd_reported = F;
 
 # Written when the package is installed.
 const version_file = @DIR + "/../version.dat";
@@ -285,7 +291,7 @@ function change_type(ctx: Context): string
 function supported_tables(hid: string): set[string]
 	{
 	if ( hid in agents && agents[hid]$hello?$tables )
-		return agents[hid]$hello$tables;
+		return copy(agents[hid]$hello$tables);
 
 	return set();
 	}
@@ -345,6 +351,16 @@ function read_hello(columns: any, agent: Agent): bool
 
 event ZeekAgentAPI::agent_hello_v1(ctx: Context, columns: any)
 	{
+	if ( ctx$agent_id !in agents && |agents| >= max_agents )
+		{
+		if ( ! was_crowd_reported )
+			Reporter::warning(fmt("Zeek Agent: agent %s is not taken in: there are %d already (ZeekAgent::max_agents)",
+			    ctx$agent_id, max_agents));
+
+		was_crowd_reported = T;
+		return;
+		}
+
 	local agent = Agent($last_seen=network_time(), $last_heard=current_time(),
 	    $hello=ZeekAgentAPI::AgentHelloV1($agent_id="", $instance_id=""),
 	    $hello_id=ctx?$query_id ? ctx$query_id : "");
@@ -553,8 +569,23 @@ event zeek_init() &priority=100
 		    $ev=version_read, $want_record=F));
 	}
 
+# For options that would have Zeek do nothing else, or nothing at all, with 0.
+function refuse_zero(option_name: string, value: interval): interval
+	{
+	if ( value > 0sec )
+		return value;
+
+	Reporter::error(fmt(
+	    "Zeek Agent: %s must be more than 0 seconds, and keeps its value",
+	    option_name));
+	return lookup_ID(option_name) as interval;
+	}
+
 event zeek_init() &priority=-10
 	{
+	Option::set_change_handler("ZeekAgent::hello_interval", refuse_zero);
+	Option::set_change_handler("ZeekAgent::agent_timeout", refuse_zero);
+
 	if ( ! is_owner() || reading_traces() )
 		return;
 

@@ -48,7 +48,8 @@ export {
 # What came so far for each question, and whether that is all. Questions have the ids of their queries.
 type Reply: record {
 	agent_id: string;
-	rows: string &default="";
+	## The rows of each batch, as members of a JSON array.
+	batches: vector of string &default=vector();
 	is_complete: bool &default=F;
 	error: string &optional;
 };
@@ -75,10 +76,9 @@ function take_reply(ctx: Context, batch: ZeekAgentAPI::Batch, rows: any)
 	local reply = replies[ctx$query_id];
 	local members = strip(( rows as string )[1 : -1]);
 
-	if ( reply$rows != "" && members != "" )
-		reply$rows += ",";
+	if ( members != "" )
+		reply$batches += members;
 
-	reply$rows += members;
 	reply$is_complete = batch$last;
 	}
 
@@ -179,12 +179,17 @@ function abandon_ask(question_id: string)
 		cancel(question_id);
 	}
 
+function all_rows(reply: Reply): string
+	{
+	return join_string_vec(reply$batches, ",");
+	}
+
 function answer(reply: Reply, row_type: any): Answer
 	{
 	if ( reply?$error )
 		return Answer($error=reply$error);
 
-	local parsed = from_json(fmt("[%s]", reply$rows), row_type);
+	local parsed = from_json(fmt("[%s]", all_rows(reply)), row_type);
 
 	if ( ! parsed$valid )
 		return Answer($error=fmt("the rows do not fit the type%s", parsed?$err ? ": " +
@@ -223,8 +228,8 @@ event remote_ask(node: string, question_id: string, agent_id: string,
 	    && replies[asked]$is_complete )
 		{
 		local reply = end_ask(asked);
-		Cluster::publish(topic, remote_answer, question_id, reply$rows, reply?$error ?
-		    reply$error : "");
+		Cluster::publish(topic, remote_answer, question_id, all_rows(reply),
+		    reply?$error ? reply$error : "");
 		}
 	timeout time_limit
 		{
@@ -243,6 +248,6 @@ event remote_answer(question_id: string, rows: string, error: string)
 		return;
 		}
 
-	replies[question_id]$rows = rows;
+	replies[question_id]$batches = vector(rows);
 	replies[question_id]$is_complete = T;
 	}

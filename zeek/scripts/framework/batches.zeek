@@ -83,6 +83,12 @@ function judge(agent_id: string, query_id: string, batch: ZeekAgentAPI::Batch)
 	return HANDLE;
 	}
 
+# Why rows could not be parsed, to follow a message.
+function reason_of(parsed: from_json_result): string
+	{
+	return parsed?$err ? fmt(" (%s)", parsed$err) : "";
+	}
+
 function call_with_rows(q: Query, ctx: Context, batch: ZeekAgentAPI::Batch,
     rows: string)
 	{
@@ -97,8 +103,8 @@ function call_with_rows(q: Query, ctx: Context, batch: ZeekAgentAPI::Batch,
 	if ( parsed$valid )
 		q$on_rows(ctx, batch, parsed$v);
 	else
-		Reporter::error(fmt("Zeek Agent: rows of agent %s do not match the query's row type: %s",
-		    ctx$agent_id, q$sql_stmt));
+		Reporter::error(fmt("Zeek Agent: rows of agent %s do not match the query's row type%s: %s",
+		    ctx$agent_id, reason_of(parsed), q$sql_stmt));
 	}
 
 function acknowledge(ctx: Context, batch: ZeekAgentAPI::Batch)
@@ -158,7 +164,7 @@ event batch_handled(ctx: Context, batch: ZeekAgentAPI::Batch)
 
 	if ( state$scope == Host )
 		{
-		delete queries[ctx$query_id];
+		drop_query(ctx$query_id);
 		delete streams[ctx$agent_id, ctx$query_id];
 		}
 	}

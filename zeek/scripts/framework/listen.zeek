@@ -183,17 +183,48 @@ function lacks_proxy(): bool
 	return F;
 	}
 
+# Whether a variable has a port, with or without its protocol.
+function is_port(text: string): bool
+	{
+	if ( text != /[0-9]{1,5}(\/tcp)?/ )
+		return F;
+
+	local number = to_count(sub(text, /\/tcp/, ""));
+	return number > 0 && number <= 65535;
+	}
+
 function open_port()
 	{
 	local address = listen_address;
-	local address_text = getenv("ZEEK_WEBSOCKET_LISTEN_ADDRESS");
-	if ( address_text != "" )
-		address = to_addr(gsub(address_text, /[\[\]]/, ""));
-
+	local address_text = gsub(getenv("ZEEK_WEBSOCKET_LISTEN_ADDRESS"), /[\[\]]/,
+	    "");
 	local listen_at = listen_port;
 	local port_text = getenv("ZEEK_WEBSOCKET_LISTEN_PORT");
+
+	# Zeek would take anything else for all addresses, and for any port.
+	if ( address_text != "" )
+		{
+		if ( ! is_valid_ip(address_text) )
+			{
+			Reporter::error(fmt("Zeek Agent: not listening for agents: ZEEK_WEBSOCKET_LISTEN_ADDRESS is no IP address: %s",
+			    address_text));
+			return;
+			}
+
+		address = to_addr(address_text);
+		}
+
 	if ( port_text != "" )
+		{
+		if ( ! is_port(port_text) )
+			{
+			Reporter::error(fmt("Zeek Agent: not listening for agents: ZEEK_WEBSOCKET_LISTEN_PORT is no port: %s",
+			    port_text));
+			return;
+			}
+
 		listen_at = count_to_port(extract_count(port_text), tcp);
+		}
 
 	local options = Cluster::WebSocketServerOptions($listen_addr=address,
 	    $listen_port=listen_at, $tls_options=listen_tls);
@@ -203,7 +234,7 @@ function open_port()
 	if ( Cluster::listen_websocket(options) )
 		Reporter::info(fmt("Zeek Agent: listening for agents at %s", url));
 	else
-		Reporter::error(fmt("Zeek Agent: cannot listen for agents at %s: is another process using the address? Set ZeekAgent::listen_port or ZEEK_WEBSOCKET_LISTEN_PORT to another port, or ZeekAgent::listen = F",
+		Reporter::error(fmt("Zeek Agent: cannot listen for agents at %s: is another process using the address, or is ZeekAgent::listen_tls wrong? Set ZeekAgent::listen_port or ZEEK_WEBSOCKET_LISTEN_PORT to another port, or ZeekAgent::listen = F",
 		    url));
 	}
 

@@ -177,14 +177,25 @@ function log_filter(id: Log::ID, filter: Log::Filter): Log::Filter
 	return ours;
 	}
 
-# The same names, with Zeek's own in place of those that only the log shows.
-function translated(id: Log::ID, names: set[string]): set[string]
+# The same names, with Zeek's own in place of those that only the log shows. Zeek ignores a name that is neither.
+function translated(id: Log::ID, filter: string, names: set[string]): set[
+    string]
 	{
 	local shown = fields_by_shown_name[id];
+	local zeek_names: set[string] = set();
 	local all: set[string] = set();
 
+	for ( _, zeek_name in shown )
+		add zeek_names[zeek_name];
+
 	for ( name in names )
+		{
 		add all[name in shown ? shown[name] : name];
+
+		if ( name !in shown && name !in zeek_names )
+			Reporter::warning(fmt("Zeek Agent: filter %s of %s: the log has no field %s",
+			    filter, id, name));
+		}
 
 	return all;
 	}
@@ -198,16 +209,18 @@ event zeek_init() &priority=-1000
 			local filter = copy(Log::get_filter(id, name));
 			local is_changed = F;
 
-			if ( filter?$include && translated(id, filter$include) != filter$include )
+			if ( filter?$include )
 				{
-				filter$include = translated(id, filter$include);
-				is_changed = T;
+				local included = translated(id, name, filter$include);
+				is_changed = included != filter$include;
+				filter$include = included;
 				}
 
-			if ( filter?$exclude && translated(id, filter$exclude) != filter$exclude )
+			if ( filter?$exclude )
 				{
-				filter$exclude = translated(id, filter$exclude);
-				is_changed = T;
+				local excluded = translated(id, name, filter$exclude);
+				is_changed = is_changed || excluded != filter$exclude;
+				filter$exclude = excluded;
 				}
 
 			if ( is_changed )

@@ -36,7 +36,7 @@ export {
 	## Has a query follow options at run time: when one of them changes, agents get the query with the new value. Events in
 	## between are not lost.
 	##
-	## query_id: the query, which gets another id at each change.
+	## query_id: the query. Its results have another id after each change; it can still be cancelled by this one.
 	##
 	## interval_option: full name of the option with its schedule.
 	##
@@ -50,6 +50,10 @@ export {
 
 	## Decides whether an agent may be queried; break to refuse.
 	global may_query: hook(agent_id: string, q: Query);
+
+	## Whether a row belongs to a query that its agent may no longer run. Rows that were in flight when
+	## :zeek:see:`ZeekAgent::allowed_tables` changed still raise a query's event; batches of them are dropped.
+	global is_refused: function(ctx: Context): bool;
 
 	## Forwards a query of another node to the manager.
 	global remote_query: event(query_id: string, q: ZeekAgentAPI::QueryV1,
@@ -68,12 +72,27 @@ type QueryState: record {
 	asked: set[string] &default=set();
 	## Connected agents that may not run it.
 	refused: set[string] &default=set();
+	## The id that it had first, if options have changed since.
+	first_id: string &optional;
+	## What a one-time query of one agent is for, if a later one with the same purpose takes its place.
+	purpose: string &optional;
 };
 
 # Raised when a query that an agent had is cancelled there because it is no longer allowed.
 global query_refused: event(query_id: string, agent_id: string);
 
 global queries: table[string] of QueryState;
+
+# Their ids: those to groups, and those to one agent by the agent. A Zeek that starts gets several for each of its agents.
+global group_queries: set[string];
+global host_queries: table[string] of set[string];
+
+# The ids of queries that follow options, by the ids that they had first, once options have changed.
+global current_ids: table[string] of string;
+
+# Queries by the options that they follow.
+global interval_followers: table[string] of set[string];
+global subscription_followers: table[string] of set[string];
 
 # Agents that are gone, until what they have received is forgotten.
 global forget_asked: function(t: set[string], agent_id: string): interval;
@@ -82,8 +101,8 @@ global departed: set[string] &create_expire=one_time_memory
 
 function forget_asked(t: set[string], agent_id: string): interval
 	{
-	for ( _, state in queries )
-		delete state$asked[agent_id];
+	for ( query_id in group_queries )
+		delete queries[query_id]$asked[agent_id];
 
 	return 0sec;
 	}
@@ -130,8 +149,11 @@ function is_allowed(agent_id: string, q: Query): bool
 	{
 	if ( |allowed_tables| > 0 )
 		{
-		local has_tables = supported_tables(agent_id);
+		# What it would answer is not known.
+		if ( agent_id !in agents || ! agents[agent_id]$hello?$tables )
+			return F;
 
+		local has_tables = agents[agent_id]$hello$tables;
 		local sql = q$sql_stmt + ( q?$batch_stmt ? " " + q$batch_stmt : "" );
 
 		for ( word in find_all(to_lower(sql), /[a-z_0-9]+/) )
@@ -204,14 +226,94 @@ function send_cancel(query_id: string, agent_id: string)
 	    ZeekAgentAPI::cancel_query_v1, zeek_instance, query_id);
 	}
 
+# A record of its own, which the one who asked does not change afterwards. Functions stay the same.
+function own_query(q: Query): Query
+	{
+	local own = Query($sql_stmt=q$sql_stmt, $subscription=q$subscription,
+	    $requires_tables=copy(q$requires_tables), $if_missing_tables=copy(
+	    q$if_missing_tables));
+
+	if ( q?$batch_stmt )
+		own$batch_stmt = q$batch_stmt;
+
+	if ( q?$schedule_ )
+		own$schedule_ = q$schedule_;
+
+	if ( q?$event_ )
+		own$event_ = q$event_;
+
+	if ( q?$cookie )
+		own$cookie = q$cookie;
+
+	if ( q?$row_type )
+		own$row_type = q$row_type;
+
+	if ( q?$on_rows )
+		own$on_rows = q$on_rows;
+
+	return own;
+	}
+
 function add_query(query_id: string, q: Query, scope: Scope, target: string)
 	{
-	local state = QueryState($query_id=query_id, $query=q, $scope=scope,
+	local state = QueryState($query_id=query_id, $query=own_query(q), $scope=scope,
 	    $target=target);
 	queries[query_id] = state;
 
+	if ( scope == Host )
+		{
+		if ( target !in host_queries )
+			host_queries[target] = set();
+
+		add host_queries[target][query_id];
+
+		if ( target in agents )
+			send_query(state, target);
+
+		return;
+		}
+
+	add group_queries[query_id];
+
 	for ( agent_id in agents )
 		send_query(state, agent_id);
+	}
+
+# Removes a query here. Its agents are not told.
+function drop_query(query_id: string)
+	{
+	local state = queries[query_id];
+	delete queries[query_id];
+	delete group_queries[query_id];
+
+	if ( state?$first_id )
+		delete current_ids[state$first_id];
+
+	for ( _, interval_ids in interval_followers )
+		delete interval_ids[query_id];
+
+	for ( _, subscription_ids in subscription_followers )
+		delete subscription_ids[query_id];
+
+	if ( state$scope != Host )
+		return;
+
+	delete host_queries[state$target][query_id];
+
+	if ( |host_queries[state$target]| == 0 )
+		delete host_queries[state$target];
+	}
+
+# The queries that may be for an agent.
+function queries_for(agent_id: string): set[string]
+	{
+	local ids = copy(group_queries);
+
+	if ( agent_id in host_queries )
+		for ( query_id in host_queries[agent_id] )
+			add ids[query_id];
+
+	return ids;
 	}
 
 function query(q: Query, scope: Scope, target: string): string
@@ -234,6 +336,12 @@ function query(q: Query, scope: Scope, target: string): string
 	return query_id;
 	}
 
+# The id that a query has now.
+function current_id(query_id: string): string
+	{
+	return query_id in current_ids ? current_ids[query_id] : query_id;
+	}
+
 function cancel(query_id: string)
 	{
 	if ( ! is_owner() )
@@ -242,13 +350,31 @@ function cancel(query_id: string)
 		return;
 		}
 
-	if ( query_id !in queries )
+	local id = current_id(query_id);
+
+	if ( id !in queries )
 		return;
 
-	delete queries[query_id];
+	local state = queries[id];
+	drop_query(id);
 
-	for ( agent_id in agents )
-		send_cancel(query_id, agent_id);
+	if ( state$scope == Host )
+		send_cancel(id, state$target);
+	else
+		for ( agent_id in agents )
+			send_cancel(id, agent_id);
+	}
+
+# Queries an agent once, in place of a query for the same purpose that it has not answered: one that connects again and
+# again never may.
+function query_anew(purpose: string, q: Query, agent_id: string)
+	{
+	if ( agent_id in host_queries )
+		for ( query_id in copy(host_queries[agent_id]) )
+			if ( queries[query_id]?$purpose && queries[query_id]$purpose == purpose )
+				cancel(query_id);
+
+	queries[query(q, Host, agent_id)]$purpose = purpose;
 	}
 
 event remote_query(query_id: string, q: ZeekAgentAPI::QueryV1, scope: Scope,
@@ -271,8 +397,8 @@ event agent_connected(agent_id: string)
 
 	delete departed[agent_id];
 
-	for ( _, state in queries )
-		send_query(state, agent_id);
+	for ( query_id in queries_for(agent_id) )
+		send_query(queries[query_id], agent_id);
 	}
 
 event agent_left(agent_id: string, reason: string)
@@ -280,19 +406,15 @@ event agent_left(agent_id: string, reason: string)
 	if ( agent_id !in agents )
 		add departed[agent_id];
 
-	local unanswered: vector of string;
+	for ( query_id in queries_for(agent_id) )
+		{
+		local state = queries[query_id];
+		delete state$refused[agent_id];
 
-	for ( _, each in queries )
-		delete each$refused[agent_id];
-
-	for ( query_id, state in queries )
-		if ( state$scope == Host
-		    && state$target == agent_id
-		    && runs_once(state$query) )
-			unanswered += query_id;
-
-	for ( _, id in unanswered )
-		delete queries[id];
+		# Nobody answers it any more.
+		if ( state$scope == Host && runs_once(state$query) )
+			drop_query(query_id);
+		}
 	}
 
 event group_changed(agent_id: string, group: string)
@@ -341,6 +463,16 @@ event allowed_tables_changed()
 			recheck_query(state, agent_id);
 	}
 
+function is_refused(ctx: Context): bool
+	{
+	if ( ! ctx?$query_id || ctx$query_id !in queries )
+		return F;
+
+	local state = queries[ctx$query_id];
+	return ctx$agent_id in state$refused
+	    || ( is_allowed_tables_pending && ! is_allowed(ctx$agent_id, state$query) );
+	}
+
 function on_allowed_tables(id: string, tables: set[string]): set[string]
 	{
 	is_allowed_tables_pending = T;
@@ -348,36 +480,33 @@ function on_allowed_tables(id: string, tables: set[string]): set[string]
 	return tables;
 	}
 
-# Queries by the options that they follow.
-global interval_followers: table[string] of set[string];
-global subscription_followers: table[string] of set[string];
-
 # Installs a changed query in place of the one before. Under its new id it continues where that stopped.
-function replace_query(old_id: string): string
+function replace_query(old_id: string)
 	{
 	local state = queries[old_id];
+	local first_id = state?$first_id ? state$first_id : old_id;
 	local new_id = unique_id("za_");
+	local by_interval: set[string] = set();
+	local by_subscription: set[string] = set();
+
+	for ( interval_option, interval_ids in interval_followers )
+		if ( old_id in interval_ids )
+			add by_interval[interval_option];
+
+	for ( subscription_option, subscription_ids in subscription_followers )
+		if ( old_id in subscription_ids )
+			add by_subscription[subscription_option];
+
 	cancel(old_id);
 	add_query(new_id, state$query, state$scope, state$target);
-	return new_id;
-	}
+	queries[new_id]$first_id = first_id;
+	current_ids[first_id] = new_id;
 
-function replace_in(followers: table[string] of set[string], old_id: string,
-    new_id: string)
-	{
-	for ( _, ids in followers )
-		if ( old_id in ids )
-			{
-			delete ids[old_id];
-			add ids[new_id];
-			}
-	}
+	for ( followed_interval in by_interval )
+		add interval_followers[followed_interval][new_id];
 
-function replace_follower(old_id: string)
-	{
-	local new_id = replace_query(old_id);
-	replace_in(interval_followers, old_id, new_id);
-	replace_in(subscription_followers, old_id, new_id);
+	for ( followed_subscription in by_subscription )
+		add subscription_followers[followed_subscription][new_id];
 	}
 
 event interval_changed(option_name: string, value: interval)
@@ -388,7 +517,7 @@ event interval_changed(option_name: string, value: interval)
 			next;
 
 		queries[query_id]$query$schedule_ = value;
-		replace_follower(query_id);
+		replace_query(query_id);
 		}
 	}
 
@@ -400,22 +529,19 @@ event subscription_changed(option_name: string, value: SubscriptionType)
 			next;
 
 		queries[query_id]$query$subscription = value;
-		replace_follower(query_id);
+		replace_query(query_id);
 		}
 	}
 
 function on_interval(option_name: string, value: interval): interval
 	{
 	# Without a schedule it would run once and never again.
-	if ( value <= 0sec )
-		{
-		Reporter::error(fmt("Zeek Agent: %s must be more than 0 seconds, and keeps its value",
-		    option_name));
-		return lookup_ID(option_name) as interval;
-		}
+	local taken = refuse_zero(option_name, value);
 
-	event interval_changed(option_name, value);
-	return value;
+	if ( taken == value )
+		event interval_changed(option_name, value);
+
+	return taken;
 	}
 
 function on_subscription(option_name: string, value: SubscriptionType)
@@ -428,7 +554,9 @@ function on_subscription(option_name: string, value: SubscriptionType)
 function follow_options(query_id: string, interval_option: string,
     subscription_option: string)
 	{
-	if ( query_id !in queries )
+	local id = current_id(query_id);
+
+	if ( id !in queries )
 		return;
 
 	if ( interval_option !in interval_followers )
@@ -437,7 +565,7 @@ function follow_options(query_id: string, interval_option: string,
 		Option::set_change_handler(interval_option, on_interval);
 		}
 
-	add interval_followers[interval_option][query_id];
+	add interval_followers[interval_option][id];
 
 	if ( subscription_option == "" )
 		return;
@@ -448,7 +576,7 @@ function follow_options(query_id: string, interval_option: string,
 		Option::set_change_handler(subscription_option, on_subscription);
 		}
 
-	add subscription_followers[subscription_option][query_id];
+	add subscription_followers[subscription_option][id];
 	}
 
 event zeek_init()

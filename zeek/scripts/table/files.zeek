@@ -80,7 +80,8 @@ function log_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
 
 event ZeekAgent_Files::query_result(ctx: ZeekAgent::Context, columns: Columns)
 	{
-	log_row(ctx, columns);
+	if ( ! ZeekAgent::is_refused(ctx) )
+		log_row(ctx, columns);
 	}
 
 event zeek_init()

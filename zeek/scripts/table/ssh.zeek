@@ -167,13 +167,15 @@ function log_key_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
 event ZeekAgent_SSH::query_result_configs(ctx: ZeekAgent::Context,
     columns: ColumnsConfigs)
 	{
-	log_config(ctx, columns);
+	if ( ! ZeekAgent::is_refused(ctx) )
+		log_config(ctx, columns);
 	}
 
 event ZeekAgent_SSH::query_result_keys(ctx: ZeekAgent::Context,
     columns: ColumnsKeys)
 	{
-	log_key(ctx, columns);
+	if ( ! ZeekAgent::is_refused(ctx) )
+		log_key(ctx, columns);
 	}
 
 # The queries for each kind of file.

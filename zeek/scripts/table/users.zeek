@@ -107,6 +107,9 @@ function write_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch,
 
 function write_row(ctx: ZeekAgent::Context, columns: Columns)
 	{
+	if ( ZeekAgent::is_refused(ctx) )
+		return;
+
 	local info = Info($t=network_time(), $hid=ctx$agent_id,
 	    $host=ZeekAgent::hostname(ctx), $columns=columns);
 

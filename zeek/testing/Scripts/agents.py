@@ -108,7 +108,7 @@ class Agent:
         connection: str = "hello_1",
         hostname: str | None = None,
         addresses: tuple[str, ...] = (),
-        tables: tuple[str, ...] = SOCKET_TABLES,
+        tables: tuple[str, ...] | None = SOCKET_TABLES,
         features: tuple[str, ...] | None = ("batches",),
         *,
         has_broker: bool = False,
@@ -117,7 +117,7 @@ class Agent:
         fields = [string(self.id), string("I1"), NONE if hostname is None else string(hostname)]
         fields += [set_of(*map(address, addresses)), string("Linux"), NONE, NONE, NONE, NONE, count(300000000)]
         fields += [string("n/a")] if has_broker else []
-        fields += [timespan("5s"), set_of(*map(string, tables))]
+        fields += [timespan("5s"), NONE if tables is None else set_of(*map(string, tables))]
         if features is not None:
             fields.append(set_of(*map(string, features)))
         await self.publish("ZeekAgentAPI::agent_hello_v1", self.context(connection), vector(*fields), to="all")

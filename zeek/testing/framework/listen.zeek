@@ -1,4 +1,4 @@
-# @TEST-DOC: The port that ZeekControl opens is shared; layouts in which agents would never be answered are told.
+# @TEST-DOC: The port that ZeekControl opens is shared; layouts in which agents would never be answered, and addresses that are none, are told.
 #
 # @TEST-PORT: WS_PORT
 # @TEST-PORT: XPUB_PORT
@@ -9,6 +9,11 @@
 # @TEST-EXEC: ! grep -i 'error\|cannot' shared
 # @TEST-EXEC: ZEEK_WEBSOCKET_LISTEN_PORT=${WS_PORT%/*} python3 hold.py zeek ${PACKAGE} ${FILES}/test.zeek %INPUT 2> taken
 # @TEST-EXEC: grep -q 'cannot listen for agents at ws://127.0.0.1' taken
+# @TEST-EXEC: ZEEK_WEBSOCKET_LISTEN_ADDRESS=localhost ZEEK_WEBSOCKET_LISTEN_PORT=${WS_PORT%/*} zeek ${PACKAGE} ${FILES}/test.zeek %INPUT 2> wrong-address
+# @TEST-EXEC: grep -q 'not listening .* is no IP address: localhost' wrong-address
+# @TEST-EXEC: ZEEK_WEBSOCKET_LISTEN_PORT=99999 zeek ${PACKAGE} ${FILES}/test.zeek %INPUT 2> wrong-port
+# @TEST-EXEC: grep -q 'not listening .* is no port: 99999' wrong-port
+# @TEST-EXEC: ! grep 'listening for agents at' wrong-address wrong-port
 # @TEST-EXEC: zeek ${PACKAGE} ${FILES}/test.zeek %INPUT ZeekAgent::listen=F 2> off
 # @TEST-EXEC: ! grep -q listening off
 # @TEST-EXEC: ZEEKPATH=.:$(zeek --help 2>&1 | sed -n 's/.*ZEEKPATH.*(\(.*\))/\1/p') CLUSTER_NODE=manager zeek frameworks/cluster/backend/zeromq ${PACKAGE} ${FILES}/test.zeek %INPUT Cluster::Backend::ZeroMQ::run_proxy_thread=T 2> logger

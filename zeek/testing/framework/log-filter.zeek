@@ -1,7 +1,9 @@
 # @TEST-DOC: Filters know fields by the names that the log shows: plain ones at startup, and those from log_filter.
 #
 # @TEST-EXEC: ${SCRIPTS}/flows flows.pcap "tcp 10.0.0.1:1000 10.0.0.2:80 0 1"
-# @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} %INPUT
+# @TEST-EXEC: zeek -C -r flows.pcap ${PACKAGE} %INPUT 2> output
+# @TEST-EXEC: grep -o "Zeek Agent:.*" output > warnings
+# @TEST-EXEC: btest-diff warnings
 # @TEST-EXEC-FAIL: zeek -C -r flows.pcap ${PACKAGE} wrong.zeek 2> output
 # @TEST-EXEC: grep -o "Zeek Agent:.*" output | sort > errors
 # @TEST-EXEC: for log in zeek-agent-processes default-processes zeek-agent-listening-ports zeek-agent-ssh-configs zeek-agent-users zeek-agent-sockets zeek-agent-files renamed; do echo $log; grep -v '^#[socet]' $log.log | grep -v '#path'; done > logs
@@ -31,7 +33,7 @@ event zeek_init() &priority=-10
 
 	# A plain filter of startup.
 	Log::add_filter(ZeekAgent_Sockets::LOG, Log::Filter($name="default", $exclude=set("local_addr", "host")));
-	Log::add_filter(ZeekAgent_Files::LOG, Log::Filter($name="default", $include=set("path", "hid")));
+	Log::add_filter(ZeekAgent_Files::LOG, Log::Filter($name="default", $include=set("path", "hid", "columns.type")));
 	}
 
 event zeek_init() &priority=-2000

@@ -8,9 +8,11 @@
 #
 # @TEST-EXEC: ${SCRIPTS}/talk scenario.py %INPUT
 # @TEST-EXEC: btest-diff agents.out
-# @TEST-EXEC: grep 'must be more than 0 seconds' zeek.err
-# @TEST-EXEC: grep -o 'pending.*' zeek.out > pending
+# @TEST-EXEC: grep -o 'Zeek Agent: ZeekAgent.*' zeek.err | sort > errors
+# @TEST-EXEC: btest-diff errors
+# @TEST-EXEC: grep -o '^[pz]e[nr].*' zeek.out > pending
 # @TEST-EXEC: btest-diff pending
+# @TEST-EXEC: grep permitted zeek-agent-processes.log
 # @TEST-EXEC: ! grep 'under way' zeek-agent-processes.log
 
 redef ZeekAgent_Files::enabled = F;
@@ -31,6 +33,9 @@ event row(ctx: ZeekAgent::Context, columns: ZeekAgent_Users::Columns)
 			break;
 		case "zero":
 			Config::set_value("ZeekAgent_Users::query_interval", 0sec);
+			Config::set_value("ZeekAgent::hello_interval", 0sec);
+			Config::set_value("ZeekAgent::conn_fields", set("exe", "command"));
+			print "zero", ZeekAgent::hello_interval;
 			break;
 		case "subscription":
 			Config::set_value("ZeekAgent_Users::subscription", ZeekAgent::Snapshots);
@@ -38,6 +43,7 @@ event row(ctx: ZeekAgent::Context, columns: ZeekAgent_Users::Columns)
 		case "claims":
 			Config::set_value("ZeekAgent::claim_interval", 3sec);
 			Config::set_value("ZeekAgent::user_interval", 4sec);
+			Config::set_value("ZeekAgent_SSH::query_interval", 9sec);
 			break;
 		case "paths":
 			Config::set_value("ZeekAgent_SSH::config_paths_to_watch", set("/etc/other"));
@@ -79,7 +85,7 @@ event zeek_init()
 import asyncio
 import re
 
-from agents import NONE, Agent, agent, vector
+from agents import NONE, Agent, agent, count, string, vector
 
 
 async def say(of: Agent, cookie: str) -> None:
@@ -90,6 +96,11 @@ async def say(of: Agent, cookie: str) -> None:
 def show(label: str, of: Agent, text: str) -> None:
     found = sorted({(query[0][:12], str(query[1]), query[2]) for query in of.queries.values() if text in query[0]})
     print(label, found)
+
+
+async def row(of: Agent, query_id: str, process: str) -> None:
+    cells = (string(process), count(1), count(0), count(0), count(0), NONE, NONE)
+    await of.row(query_id, "ZeekAgent_Processes::query_result", *cells)
 
 
 one_tables = ("files_columns", "processes", "sockets", "sockets_events", "users")
@@ -111,12 +122,15 @@ async def main() -> None:
         for label in ("group", "ungroup"):
             await say(one, label)
             show(label, one, "SELECT lab")
-        forbidden = await one.query(lambda sql: "FROM processes" in sql)
+        forbidden = await one.query(lambda sql: sql.endswith("FROM processes"))
         for label in ("narrow", "widen"):
             if label == "narrow":
+                await row(one, forbidden, "permitted")
                 await one.publish("row", one.context(None, cookie=label), vector(*[NONE] * 10))
                 await one.batch(forbidden, [{"name": "under way", "pid": 1, "exe": "/bin/late"}])
+                await row(one, forbidden, "under way")
                 await one.settled(1.5)
+                await row(one, forbidden, "late under way")
             else:
                 await say(one, label)
             statements = " ".join(query[0] for query in one.queries.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from zeek_agent.bpf.probe import why_not
@@ -17,7 +18,7 @@ from zeek_agent.recording.processes.process_event import (
     found_process_event,
     process_event,
 )
-from zeek_agent.recording.source import Sink, Source
+from zeek_agent.recording.source import MissedTime, Sink, Source
 
 
 class EbpfProcesses(Source):
@@ -51,7 +52,8 @@ class EbpfProcesses(Source):
                 self._monitor.on_change = self._sink = None
                 raise
             self._attached = self._complete_until = self._monitor.attached
-            self._report_found()
+            if self.missed is not None:
+                self._report_missed(self.missed)
 
     def stop(self) -> None:
         if self._sink is None:
@@ -74,26 +76,40 @@ class EbpfProcesses(Source):
         with self._monitor.lock:
             self._count()
 
-    def _report_found(self) -> None:
-        """Report running processes that began while nobody recorded.
+    def find_lost(self, since: float) -> None:
+        with self._monitor.lock:
+            if self._sink is None:
+                return
+            self._monitor.cache.seed()
+            begin, now = round((since - boot_time()) * 1e9), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            started = self._monitor.cache.started_between(max(begin, self._attached), now)
+            self._report_found(process for process in started if not process.is_reported)
 
-        The kernel's records up to now, read after the cache was filled, tell which of them began since then.
-        """
-        if self.missed is None:
-            return
-        begin = round((self.missed.since - boot_time()) * 1e9)
+    def _report_missed(self, missed: MissedTime) -> None:
+        """Report running processes that began while nobody recorded."""
+        begin = round((missed.since - boot_time()) * 1e9)
         started = self._monitor.cache.started_between(begin, self._monitor.attached)
-        recorded = self.missed.entities_since(PROCESSES_EVENTS, self.missed.since) if started else frozenset()
-        self._found = {
-            (process.pid, process.start_ticks): process for process in started if process.entity_id not in recorded
-        }
+        recorded = missed.entities_since(PROCESSES_EVENTS, missed.since) if started else frozenset()
+        for process in started:
+            process.is_reported = process.entity_id in recorded
+        self._report_found(process for process in started if not process.is_reported)
+
+    def _report_found(self, processes: Iterable[Process]) -> None:
+        """Report running processes, except those of which records up to now have the start.
+
+        These are read after the cache was filled.
+        """
+        self._found = {(process.pid, process.start_ticks): process for process in processes}
         self._monitor.drain()
         self._emit_found(process for process in self._found.values() if not self._monitor.has_pending(process))
         self._found.clear()
 
     def _emit_found(self, processes: Iterable[Process]) -> None:
         offset = boot_time()
-        self._emit([found_process_event(process, offset) for process in processes])
+        found = list(processes)
+        for process in found:
+            process.is_reported = True
+        self._emit([found_process_event(process, offset) for process in found])
 
     def _note_complete(self, until: int) -> None:
         if self._sink is not None:
@@ -117,6 +133,9 @@ class EbpfProcesses(Source):
             found = self._found.pop((process.pid, process.start_ticks), None)
             if found is not None and ended is not None:
                 self._emit_found((found,))
+        for process, _, ended in changes:
+            if ended is None and (cached := self._monitor.cache.lookup(process.pid, ticks=process.start_ticks)):
+                cached.is_reported = True
         self._emit([process_event(process, at, offset, ended) for process, at, ended in changes])
 
     def _emit(self, events: list[ProcessEvent]) -> None:

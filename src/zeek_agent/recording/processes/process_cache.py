@@ -63,6 +63,8 @@ class Process:
     exe_device: int | None = None
     exe_inode: int | None = None
     exe_mntns: int | None = None
+    is_reported: bool = False
+    """Whether its start was passed on, by sources that note it."""
 
     def forget_executable(self) -> None:
         """Note that the process may execute something else than was recorded."""
