@@ -101,7 +101,9 @@ class HostsFile:
         try:
             size = os.fstat(descriptor).st_size
             try:
-                _write(descriptor, data)
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
             except OSError:
                 with suppress(OSError):  # the error of the write shows the cause
                     os.ftruncate(descriptor, size)
@@ -116,13 +118,12 @@ class HostsFile:
         new.unlink(missing_ok=True)
         descriptor = ownership.create_log(new)
         try:
-            try:
-                size = _write(descriptor, _encode(Line(format=FORMAT, evicted=evicted)) + b"\n")
+            with os.fdopen(descriptor, "wb") as out:
+                size = out.write(_encode(Line(format=FORMAT, evicted=evicted)) + b"\n")
                 for host in hosts:
-                    size += _write(descriptor, _line(host))
+                    size += out.write(_line(host))
+                out.flush()
                 os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
             new.replace(self._path)
         except OSError:
             with suppress(OSError):
@@ -169,10 +170,3 @@ def _add(content: Content, raw: bytes, directory: Path) -> None:
 
 def _line(host: Host) -> bytes:
     return _encode(Line(host=host)) + b"\n"
-
-
-def _write(descriptor: int, data: bytes) -> int:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-    return len(data)
