@@ -599,4 +599,4 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 def _report_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("%s ended: %s", task.get_name(), error, exc_info=error)
+        log.error("task %s of the agent has failed: %s", task.get_name(), error, exc_info=error)

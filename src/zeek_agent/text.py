@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from typing import Final
 
 SHOWN: Final = 200
@@ -83,7 +84,11 @@ def byte_length(text: str) -> int:
 
 
 def _escape(match: re.Match[str]) -> str:
-    character = match[0]
+    return _escaped(match[0])
+
+
+@cache  # of the few thousand characters that are escaped; a text may consist of millions of them
+def _escaped(character: str) -> str:
     if character == "\\":
         return "\\\\"
     code = ord(character)

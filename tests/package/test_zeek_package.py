@@ -129,7 +129,9 @@ def test_the_packages_own_suite_passes() -> None:
     tool("btest")
     tool("zeek-cut")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    run("btest", "-c", "btest.cfg", "-j", "2", cwd=ROOT / "zeek" / "testing", PATH=path)
+    # Each run of btest takes its ports from the same range: as root, it gets a network of its own.
+    alone = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh") if os.geteuid() == 0 else ()
+    run(*alone, "btest", "-c", "btest.cfg", "-j", "2", cwd=ROOT / "zeek" / "testing", PATH=path)
 
 
 @needs_zeek
