@@ -54,6 +54,7 @@ def made():
 LETTERS_MIN: Final = 12
 
 RELAYED: Final = {
+    "terminal/config_check.py: found.text",
     "access.py: reason.decode(errors='replace') if isinstance(reason, bytes) else str(reason)",  # of RE2
     "agent.py: warning",  # of config.py and config_check.py
     "collector/clients.py: held",  # for collector/server.py, which reports it

@@ -204,7 +204,9 @@ def run(
 
     from zeek_agent.containment import agent_capabilities
     from zeek_agent.recording import bpf_objects
+    from zeek_agent.signals import HangupSignal
 
+    hangup = HangupSignal()
     first = [read()]
     dropped = agent_capabilities.drop_for(first[0][0])
     early = bpf_objects.EarlyObjects(first[0][0].sources)
@@ -216,13 +218,17 @@ def run(
         from zeek_agent.terminal import config_check
 
         def load() -> Loaded:
-            config, origins, warnings = first.pop() if first else read()
+            is_reload = not first
+            config, origins, warnings = read() if is_reload else first.pop()
             config_check.check_files_and_groups(config)
+            if is_reload:
+                config_check.check_contents(config)
             return Loaded(config, origins, warnings)
 
-        return asyncio.run(run_agent(load, early, dropped))
+        return asyncio.run(run_agent(load, early, dropped, hangup))
     finally:
         early.close()
+        hangup.ignore()
 
 
 class StatementCommand(click.Command):
@@ -485,6 +491,9 @@ def collector(
         "collector.tls.key": key,
         "collector.tls.client_ca": client_ca,
     }
+    from zeek_agent.signals import HangupSignal
+
+    hangup = HangupSignal()
     import asyncio
 
     from zeek_agent.reload import Loaded
@@ -495,7 +504,10 @@ def collector(
         config, origins = given.load(flags, warnings.append)
         return Loaded(config, origins, warnings)
 
-    asyncio.run(run_collector(load))
+    try:
+        asyncio.run(run_collector(load, hangup))
+    finally:
+        hangup.ignore()
 
 
 @commands.command()

@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 
 Positive = Annotated[float, Meta(gt=0)]
 PositiveInt = Annotated[int, Meta(gt=0)]
+NotNegativeInt = Annotated[int, Meta(ge=0)]
+
+RETENTION_BYTES_MIN: Final = 16 << 20
+"""Less would not hold what agents send in a second."""
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -309,6 +313,17 @@ class CollectorSettings(Section, frozen=True):
     ] = None
     rotate_interval: Annotated[float, Meta(ge=0, description="seconds after which logs are rotated; 0: never")] = 3600.0
     rotate_bytes: Annotated[int, Meta(ge=0, description="bytes after which a log is rotated; 0: never")] = 104_857_600
+    compress: Annotated[bool, Meta(description="compress rotated logs with gzip")] = True
+    retention_age: Annotated[
+        float, Meta(ge=0, description="seconds after which rotated logs are removed; 0: never")
+    ] = 2_592_000.0
+    retention_bytes: Annotated[
+        NotNegativeInt | None,
+        Meta(
+            description="maximum size of all logs together, rotated ones included; rotated logs are removed to stay "
+            "below it. At least 16777216, or 0: no limit; unset: a tenth of the file system, but from 64 MiB to 10 GiB",
+        ),
+    ] = None
     agent_timeout: Annotated[
         Positive,
         Meta(
@@ -738,6 +753,10 @@ def _check(values: dict[str, object], origins: dict[str, str], refuse: Callable[
         values["zeek.destinations"] = tuple(dict.fromkeys(urls))
     for name, problem in _listen_problems(values):
         reject(f"{origins[name]}: {name}: {problem}", name)
+    retained = cast("int | None", values["collector.retention_bytes"])
+    if retained is not None and 0 < retained < RETENTION_BYTES_MIN:
+        name = "collector.retention_bytes"
+        reject(f"{origins[name]}: {name} ({retained}) is less than {RETENTION_BYTES_MIN}; 0 stands for no limit", name)
     for low, high in (("zeek.reconnect_min", "zeek.reconnect_max"), ("zeek.window_bytes", "zeek.window_bytes_max")):
         if cast("float", values[low]) > cast("float", values[high]):
             origin = origins[high] if origins[high] != "default" else origins[low]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent import config as configuration
@@ -50,6 +50,14 @@ class Changes:
     def concern(self, *beginnings: str) -> bool:
         """Whether a setting is applied whose name begins with one of these."""
         return any(name.startswith(beginnings) for name in self.applied)
+
+    def concern_others(self, beginning: str, than: str) -> bool:
+        """The same for names that do not begin with `than`."""
+        return any(name.startswith(beginning) and not name.startswith(than) for name in self.applied)
+
+    def with_applied(self, *names: str) -> Changes:
+        """The same with settings whose values have not changed, but the files that they name."""
+        return replace(self, applied=tuple(dict.fromkeys((*self.applied, *names))))
 
     def summary(self) -> str:
         """For the log and the command line."""

@@ -13,7 +13,7 @@ from zeek_agent import logbook, reload
 from zeek_agent.collector import pack, summary, tls
 from zeek_agent.collector.server import Collector, CollectorLimits
 from zeek_agent.errors import ZeekAgentError
-from zeek_agent.signals import on_hangup, stop_signals
+from zeek_agent.signals import HangupSignal, on_hangup, stop_signals
 
 if TYPE_CHECKING:
     from zeek_agent.collector.pack import Pack
@@ -27,16 +27,17 @@ FILES: Final = 256
 log = logging.getLogger("zeek_agent.collector")
 
 
-async def run_collector(load: Callable[[], Loaded]) -> None:
+async def run_collector(load: Callable[[], Loaded], hangup: HangupSignal | None = None) -> None:
     """Run until SIGTERM or SIGINT. Raises ZeekAgentError if the collector cannot start.
 
-    `load` reads and checks the configuration, and does so again for SIGHUP.
+    `load` reads and checks the configuration, and does so again for SIGHUP. `hangup` handles that signal from the start
+    of the program.
     """
     loaded = load()
     _allow_connections()
     logbook.set_up(loaded.config.log, warnings=loaded.warnings)
     program = CollectorProgram(loaded, load)
-    with stop_signals() as stopped, on_hangup(program.reload_or_log):
+    with stop_signals() as stopped, on_hangup(program.reload_or_log, hangup):
         await program.start()
         shown = asyncio.create_task(summary.show(program.collector))
         await stopped

@@ -71,12 +71,36 @@ def test_headers_begin_as_those_that_zeek_wrote(name: str) -> None:
     assert {key: cells[:number] for key, cells in ours.items()} == stock
 
 
+INVENTORIES = {
+    "zeek-agent-processes": Subscription.DIFFERENCES,
+    "zeek-agent-sockets": Subscription.DIFFERENCES,
+    "zeek-agent-users": Subscription.SNAPSHOT_PLUS_DIFFERENCES,
+    "zeek-agent-files": Subscription.SNAPSHOT_PLUS_DIFFERENCES,
+}
+STOCK_TABLES = {"files_columns", "files_lines", "files_list", "processes", "sockets", "system_logs_events", "users"}
+
+
 def test_snapshot_queries_report_differences_each_30_seconds() -> None:
-    for log in ("zeek-agent-processes", "zeek-agent-sockets", "zeek-agent-users", "zeek-agent-files"):
+    for log, subscription in INVENTORIES.items():
         for entry in query_of(log, pack.load()):
             assert entry.query.schedule == 30.0
-            assert entry.query.subscription is Subscription.DIFFERENCES
+            assert entry.query.subscription is subscription
             assert entry.groups == ("all",)
+
+
+def test_searches_for_setuid_files_run_rarely() -> None:
+    schedules = {
+        "'/tmp/" in entry.query.sql: entry.query.schedule for entry in query_of("zeek-agent-setuid-files", pack.load())
+    }
+    assert schedules == {True: 60.0, False: 600.0}
+
+
+def test_agents_of_version_2_are_not_asked_for_tables_that_they_lack() -> None:
+    compiler = Statements()
+    for entry in pack.load().queries:
+        tables = compiler.compile(entry.query.sql, Profile.STOCK).tables
+        assert tables <= STOCK_TABLES | entry.query.requires_tables, entry.query.sql
+    compiler.close()
 
 
 def test_event_queries_run_often_and_only_where_there_are_events() -> None:

@@ -35,6 +35,7 @@ from zeek_agent.collector.clients import Claim, CollectorClient, IdHolders, IdIn
 from zeek_agent.collector.host_records import HostRecords
 from zeek_agent.collector.hosts import Hosts
 from zeek_agent.collector.intake import Intake
+from zeek_agent.collector.log_archive import Retention
 from zeek_agent.collector.log_files import PENDING_BYTES, LogDirectory, LogFile
 from zeek_agent.collector.pack import Pack, PackQuery
 from zeek_agent.collector.passed_connections import PassedConnections
@@ -120,6 +121,7 @@ class Collector:
             rotate_bytes=settings.rotate_bytes,
             clock=clock,
             holder=holder,
+            retention=Retention(settings.retention_age, settings.retention_bytes, settings.compress),
         )
         known = Agents(timeout_seconds=settings.agent_timeout, limit=self._limits.agents)
         hosts = Hosts(limit=settings.hosts_max)
@@ -337,6 +339,7 @@ class Collector:
             agent_errors=counters.agent_errors,
             disk_errors=self._logs.errors,
             disk_error=self._logs.last_error if self._logs.failing else None,
+            archive=self._logs.archive_stats,
             recent_errors=tuple(counters.recent),
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from zeek_agent.collector.agents import KnownAgent
+from zeek_agent.collector.log_archive import ArchiveStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,4 +45,6 @@ class CollectorStats:
     agent_errors: int = 0
     disk_errors: int = 0
     disk_error: str | None = None
+    archive: ArchiveStats | None = None
+    """The rotated logs."""
     recent_errors: tuple[tuple[float, str], ...] = ()

@@ -40,6 +40,17 @@ _LOG_ROWS = FAMILIES.counter("zeek_agent_collector_log_rows_total", "rows writte
 _LOG_DROPPED = FAMILIES.counter(
     "zeek_agent_collector_log_dropped_total", "rows lost as the log was not writable", ("log",)
 )
+_STORED = FAMILIES.gauge("zeek_agent_collector_stored_bytes", "size of all logs, rotated ones included")
+_STORED_LIMIT = FAMILIES.gauge("zeek_agent_collector_stored_limit_bytes", "their limit; 0: none")
+_ROTATED = FAMILIES.gauge("zeek_agent_collector_rotated_logs", "rotated logs")
+_COMPRESSED = FAMILIES.counter("zeek_agent_collector_compressed_logs_total", "rotated logs compressed")
+_COMPRESSION_ERRORS = FAMILIES.counter(
+    "zeek_agent_collector_compression_errors_total", "failed attempts to compress a rotated log"
+)
+_REMOVED = FAMILIES.counter(
+    "zeek_agent_collector_removed_logs_total", "rotated logs removed, by cause: `age` or total `size`", ("cause",)
+)
+_REMOVED_BYTES = FAMILIES.counter("zeek_agent_collector_removed_logs_bytes_total", "size of the removed logs")
 
 
 def collector_text(stats: CollectorStats) -> str:
@@ -71,3 +82,12 @@ def add_collector(exposition: Exposition, stats: CollectorStats) -> None:
     for log in stats.logs:
         exposition.add(_LOG_ROWS, log.rows, log.path)
         exposition.add(_LOG_DROPPED, log.dropped, log.path)
+    if archive := stats.archive:
+        exposition.add(_STORED, archive.stored_bytes)
+        exposition.add(_STORED_LIMIT, archive.limit_bytes)
+        exposition.add(_ROTATED, archive.files)
+        exposition.add(_COMPRESSED, archive.compressed)
+        exposition.add(_COMPRESSION_ERRORS, archive.compression_errors)
+        exposition.add(_REMOVED, archive.removed_by_age, "age")
+        exposition.add(_REMOVED, archive.removed_by_size, "size")
+        exposition.add(_REMOVED_BYTES, archive.removed_bytes)
