@@ -573,6 +573,8 @@ def test_commands_reach_a_running_agent(agent: Shared) -> None:
     place = ("--state-dir", str(agent.state))
     status = json.loads(run("status", "--format", "json", *place).stdout)
     assert status["pid"] == agent.process.pid
+    [host] = until_sync(lambda: json.loads(run("hosts", "--format", "json", *place).stdout or "[]"), 30)
+    assert (host["id"], host["state"]) == (status["id"], "connected"), "those of its embedded collector"
     sql = "SELECT id, instance FROM zeek_agent"
     (row,) = json.loads(run("query", sql, "--format", "json", *place).stdout)
     assert row == {"id": status["id"], "instance": status["instance"]}

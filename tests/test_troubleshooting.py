@@ -57,10 +57,12 @@ RELAYED: Final = {
     "terminal/config_check.py: found.text",
     "access.py: reason.decode(errors='replace') if isinstance(reason, bytes) else str(reason)",  # of RE2
     "agent.py: warning",  # of config.py and config_check.py
+    "collector/clients.py: held",  # for collector/server.py, which reports it
     "collector/embedded.py: message.text",  # of the collector's process
     "collector/intake.py: text",  # of a ProtocolError
     "collector/receive_memory.py: self.protocol.close_rcvd",
     "collector/server.py: str(self._logs.last_error)",  # of log_files.py
+    "collector/server.py: exposure",  # of collector/tls.py
     "collector/server.py: self.warning",
     "collector/zeek_logs.py: f'{place}: {misfit(path, len(columns), list(selected))}'",  # of columns.py
     "containment/worker_process.py: clipped(line.text, LINE_CHARACTERS)",  # log lines of a worker
@@ -83,6 +85,7 @@ RELAYED: Final = {
     "recording/source.py: reason",
     "recording/supervisor.py: failure",
     "results/result_file.py: str(found)",  # of SQLite
+    "standalone.py: warning",  # of config.py
     "terminal/config_check.py: f'{message}; {advice}'",
     "zeek/protocol.py: envelope.code",  # of Zeek
     "zeek/session.py: f' ({times} times)' * (times > 1)",

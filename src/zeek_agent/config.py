@@ -297,6 +297,19 @@ class SourceSettings(Section, frozen=True):
     process_grace: Annotated[Positive, Meta(description="seconds that exited processes stay in the cache")] = 60.0
 
 
+class CollectorTlsSettings(Section, frozen=True):
+    """TLS of `zeek-agent collector`, version 1.2 or later. Without a certificate it accepts unencrypted connections."""
+
+    certificate: Annotated[
+        str | None, Meta(description="PEM file of the collector's certificate, followed by intermediate ones")
+    ] = None
+    key: Annotated[str | None, Meta(description="PEM file of its private key; default: in `certificate`")] = None
+    client_ca: Annotated[
+        str | None,
+        Meta(description="PEM file of CA certificates; agents then need a client certificate signed by one of these"),
+    ] = None
+
+
 class CollectorSettings(Section, frozen=True):
     """The embedded collector, or `zeek-agent collector`."""
 
@@ -327,7 +340,18 @@ class CollectorSettings(Section, frozen=True):
             "below it. At least 16777216, or 0: no limit; unset: a tenth of the file system, but from 64 MiB to 10 GiB",
         ),
     ] = None
-    agent_timeout: Annotated[Positive, Meta(description="seconds of silence after which an agent is offline")] = 600.0
+    agent_timeout: Annotated[
+        Positive,
+        Meta(
+            description="seconds of silence after which an agent is offline; at least three times the longest "
+            "`zeek.hello_interval` of the agents"
+        ),
+    ] = 180.0
+    hosts_max: Annotated[
+        PositiveInt,
+        Meta(description="maximum number of hosts to remember; of those not connected, the least known one is removed"),
+    ] = 20_000
+    tls: CollectorTlsSettings = CollectorTlsSettings()
 
 
 class OsquerySettings(Section, frozen=True):

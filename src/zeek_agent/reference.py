@@ -122,7 +122,9 @@ def with_logs(collector: str) -> str:
         if queries := file.queries_for("collector", path):
             subscription = queries[0][1].subscription or file.subscription
             rows.append((f"`{path}.log`", log.summary, LINES[subscription]))
-    rows.append(("`reporter.log`", "Errors", "errors reported by agents, and invalid messages"))
+    rows.append(
+        ("`reporter.log`", "Errors", "errors reported by agents, invalid messages, and agent ids that are used twice")
+    )
     return _replaced(collector, LOGS_BEGIN, LOGS_END, _markdown_table(("Log", "Content", "Lines"), rows))
 
 

@@ -204,6 +204,9 @@ FIRING: Final = {
     "ZeekAgentWorkersKilled": {'zeek_agent_workers_killed_total{cause="time"}': "0x120 6x60"},
     "ZeekAgentRestarting": {"zeek_agent_start_timestamp_seconds": "0x150 1x5 2x5 3x5 4x5"},
     "ZeekAgentCollectorLosesRows": {"zeek_agent_collector_disk_failing": "1x180"},
+    "ZeekAgentHostsOffline": {'zeek_agent_collector_hosts{state="offline"}': "0x170 5x10"},
+    "ZeekAgentIdInUse": {"zeek_agent_collector_conflicts_total": "0x170 5x10"},
+    "ZeekAgentCollectorRemovesLogsEarly": {'zeek_agent_collector_removed_logs_total{cause="size"}': "0x170 5x10"},
 }
 """By alert: series, one sample a minute, at whose end it fires. Counters begin with 0, as they do here."""
 
@@ -242,4 +245,4 @@ def test_each_alert_fires(tmp_path: Path) -> None:
 def test_prometheus_accepts_the_alert_rules() -> None:
     checked = subprocess.run([promtool(), "check", "rules", str(ALERTS)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "10 rules found" in checked.stdout
+    assert "13 rules found" in checked.stdout
