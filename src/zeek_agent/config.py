@@ -256,6 +256,14 @@ class SourceSettings(Section, frozen=True):
             description="backend for the system log; `auto` selects the journal, or else the files of a syslog daemon"
         ),
     ] = "auto"
+    dns: Annotated[
+        Literal["auto", "ebpf", "off"],
+        Meta(description="backend for name lookups; `auto` selects the best available"),
+    ] = "auto"
+    dns_ports: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=65535)], ...],
+        Meta(max_length=63, description="ports of DNS servers besides 53, whose messages `dns_events` shows"),
+    ] = ()
     syslog_files: Annotated[
         tuple[str, ...],
         Meta(description="syslog files to follow; default: `syslog` or `messages`, `auth.log` or `secure` in /var/log"),
@@ -263,6 +271,14 @@ class SourceSettings(Section, frozen=True):
     snapshot_interval: Annotated[
         Positive, Meta(description="seconds between snapshots, for the `snapshots` backend")
     ] = 1.0
+    traffic_interval: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="seconds after which a connection that is still open has a row in `sockets_events` with "
+            "what it has carried so far, and then another one each time; 0: none. Only with eBPF",
+        ),
+    ] = 300.0
     ring_bytes: Annotated[
         int, Meta(ge=0, description="size of each kernel ring buffer in bytes; 0: by the number of CPUs")
     ] = 0

@@ -96,7 +96,7 @@ const flow_events = "SELECT min(CASE WHEN state = 'established' THEN time END) A
     "max(translated_local_addr) AS \"translated_local_addr:address\", " +
     "max(translated_local_port) AS \"translated_local_port:count\", " +
     "max(translated_remote_addr) AS \"translated_remote_addr:address\", " +
-    "max(translated_remote_port) AS \"translated_remote_port:count\" " + "FROM sockets_events WHERE remote_addr IS NOT NULL AND pid IS NOT NULL%s GROUP BY direction, "
+    "max(translated_remote_port) AS \"translated_remote_port:count\" " + "FROM sockets_events WHERE remote_addr IS NOT NULL AND pid IS NOT NULL AND state <> 'active'%s GROUP BY direction, "
     + flow_columns + "%s ORDER BY min(seq)";
 # Zeek may still have their connections.
 const recent_flows = fmt(flow_events, " AND time > unixepoch() - 120",

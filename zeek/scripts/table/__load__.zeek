@@ -1,5 +1,6 @@
 # Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
 
+@load ./dns
 @load ./files
 @load ./gaps
 @load ./listening-ports
