@@ -96,6 +96,8 @@ class CollectorProgram:
         certificates = None if settings.tls.certificate is None else await asyncio.to_thread(tls.load, settings.tls)
         for warning in loaded.warnings:
             log.warning("%s", warning)
+        if certificates is not None:
+            await asyncio.to_thread(tls.log_doubts, settings.tls)
         self._config, self._origins = changes.config, changes.origins
         if changes.concern("log."):
             logbook.set_level(changes.config.log.level)

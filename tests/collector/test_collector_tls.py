@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -179,14 +180,50 @@ def test_files_that_cannot_be_used_are_named_with_the_reason(files: Files, tmp_p
     empty.touch()
     assert refusal(missing) == f"collector.tls.certificate: cannot read {missing}: No such file or directory"
     assert refusal(server, missing) == f"collector.tls.key: cannot read {missing}: No such file or directory"
-    assert refusal(server, str(tmp_path)).startswith("collector.tls: cannot use the certificate in ")
+    assert refusal(server, str(tmp_path)) == f"collector.tls.key: cannot use {tmp_path}: it is not a regular file"
+    os.mkfifo(tmp_path / "pipe")
+    for special in ("/dev/zero", str(tmp_path / "pipe")):
+        assert refusal(server, key, special).endswith(f"cannot use {special}: it is not a regular file")
     mismatch = refusal(server, files.path("agent.key"))
     assert mismatch.endswith("the key is not that of the certificate")
     assert files.path("agent.key") in mismatch
     assert str(empty) in refusal(str(empty), key)
-    assert refusal(server).endswith("in PEM format") or server in refusal(server), "no key in the certificate's file"
+    assert refusal(server) == (
+        f"collector.tls: cannot use the certificate in {server}: there is no such certificate and key in PEM format"
+    ), "no key in the certificate's file"
     assert refusal(server, key, missing).startswith("collector.tls.client_ca: cannot read")
     assert refusal(server, key, str(empty)).startswith(f"collector.tls.client_ca: cannot use {empty}: ")
+    assert refusal(server, key, key).endswith(f"cannot use {key}: it contains no certificate in PEM format")
+
+
+def test_certificates_that_agents_refuse_are_reported(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    files.make("for-clients", "extendedKeyUsage=clientAuth")
+    for name in ("expired", "expired-ca"):
+        files.make(name, signer=None)
+        files.openssl("x509", "-in", f"{name}.pem", "-signkey", f"{name}.key", "-days", "-1", "-out", f"{name}.pem")
+
+    def found(name: str, client_ca: str | None = None) -> list[str]:
+        caplog.clear()
+        tls.log_doubts(CollectorTlsSettings(files.path(f"{name}.pem"), files.path(f"{name}.key"), client_ca))
+        return caplog.messages
+
+    assert found("server", files.ca) == []
+    refused = f"agents will refuse the certificate in {files.directory}"
+    assert found("expired") == [f"{refused}/expired.pem: certificate has expired"]
+    [purpose] = found("for-clients")
+    assert purpose.startswith(f"{refused}/for-clients.pem: ")
+    assert "purpose" in purpose
+    no_ca, old = files.path("agent.pem"), files.path("expired-ca.pem")
+    assert found("server", no_ca) == [f"no certificate in {no_ca} is that of a CA: no agent can connect"]
+    assert found("server", old) == [f"every CA in {old} has expired: no agent can connect"]
+
+
+async def test_a_reported_certificate_does_not_stop_the_collector(
+    tmp_path: Path, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = CollectorTlsSettings(files.path("server.pem"), files.path("server.key"), files.path("agent.pem"))
+    async with collecting(tmp_path, settings=replace(SETTINGS, tls=own)):
+        assert any("is that of a CA: no agent can connect" in message for message in caplog.messages)
 
 
 def test_a_key_with_a_passphrase_is_refused_without_asking_for_it(files: Files) -> None:

@@ -41,7 +41,7 @@ from zeek_agent.collector.pack import Pack, PackQuery
 from zeek_agent.collector.passed_connections import PassedConnections
 from zeek_agent.collector.receive_memory import POOL_BYTES, BoundedConnection, ReceiveMemory, bounded_by
 from zeek_agent.collector.stats import CollectorStats, LogStats
-from zeek_agent.collector.tls import HANDSHAKE_SECONDS, ServerTls, exposed_key
+from zeek_agent.collector.tls import HANDSHAKE_SECONDS, ServerTls, log_doubts
 from zeek_agent.config import CollectorSettings
 from zeek_agent.destination import PATH, parse_listen
 from zeek_agent.errors import UsageError, ZeekAgentError
@@ -155,8 +155,7 @@ class Collector:
         host, port = parse_listen(self._settings.listen)
         if self._settings.tls.certificate is not None:
             self._tls = await asyncio.to_thread(ServerTls, self._settings.tls)
-            if exposure := exposed_key(self._settings.tls):
-                log.warning("%s", exposure)
+            await asyncio.to_thread(log_doubts, self._settings.tls)
         await asyncio.to_thread(self._logs.start)
         await self._records.write()  # reads the hosts of an earlier run
         try:
