@@ -145,6 +145,6 @@ class IdHolders:
             claim.client.agent_ids.discard(agent_id)
 
 
-def disconnect(client: CollectorClient, reason: str) -> None:
-    """End a connection whose agent has another one."""
-    client.connection.disconnect(CloseCode.GOING_AWAY, reason)
+def disconnect(client: CollectorClient, reason: str, code: CloseCode = CloseCode.GOING_AWAY) -> None:
+    """End a connection, by default one whose agent has another one."""
+    client.connection.disconnect(code, reason)

@@ -443,6 +443,8 @@ class Collector:
             return
         if lost is not None:
             self._end_replaced(agent, lost, client)
+        if self._intake.agents.lacks_room(agent.id):
+            self._make_room(client)
         try:
             known = self._intake.hello(agent, client.origin)
         except ProtocolError as error:
@@ -451,6 +453,23 @@ class Collector:
             return
         if known.state != "update" or lost is not None:
             await self._publish(client, self._opening_frames(known.id))
+
+    def _make_room(self, newcomer: CollectorClient) -> None:
+        """Make room for another agent at the cost of those that are away, or else of the connection with most agents.
+
+        Otherwise a few connections that make up ids would keep all other agents out.
+        """
+        self._intake.make_room()
+        if not self._intake.agents.is_full:
+            return
+        most = max(self._clients, key=lambda client: len(client.agent_ids))
+        if most is newcomer or len(most.agent_ids) <= len(newcomer.agent_ids):
+            return
+        self._intake.refuse(f"closed the connection to {most.peer}: {len(most.agent_ids):,} of too many agents")
+        for agent_id in self._holders.release(most):
+            self._intake.left(agent_id)
+        disconnect(most, "too many agents", CloseCode.TRY_AGAIN_LATER)
+        self._intake.make_room()
 
     def _refused_hello(self, client: CollectorClient, agent: KnownAgent, why: str) -> ProtocolError:
         self._intake.refuse(f"message from {client.peer}: hello from {agent.id}: {why}")
