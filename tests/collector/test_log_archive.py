@@ -428,3 +428,56 @@ def test_without_a_limit_of_the_operators_a_tenth_of_the_file_system_is_used(tmp
     made = archive(tmp_path, total_bytes=None)
     assert made.stats.limit_bytes == min(max(system.f_blocks * system.f_frsize // 10, 64 << 20), 10 << 30)
     assert archive(tmp_path, total_bytes=0).stats.limit_bytes == 0
+
+
+def test_a_clock_that_is_set_far_ahead_costs_no_logs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock, uptime = Clock(time.time()), Clock(1000.0)
+    made = LogArchive(tmp_path, Retention(30 * DAY, 0), clock=clock, monotonic=uptime)
+    made.open(["test"])
+    rotated(tmp_path)
+    made.maintain()
+    clock.now += 3650 * DAY
+    made.maintain()
+    assert names(tmp_path) == {f"{NAME}.gz"}
+    assert caplog.messages == [
+        "the clock was set forward by 315360000 s: rotated logs are not removed by age for 3600 s"
+    ]
+    clock.now -= 3650 * DAY  # corrected
+    uptime.now += 7200
+    clock.now += 7200
+    made.maintain()
+    assert names(tmp_path) == {f"{NAME}.gz"}
+    clock.now += 31 * DAY
+    made.maintain()
+    assert names(tmp_path) == {f"{NAME}.gz"}
+    uptime.now += 3601
+    clock.now += 3601
+    made.maintain()
+    assert names(tmp_path) == set(), "a clock that stays like that is right"
+
+
+@pytest.mark.parametrize("stuck", [f".{NAME}.gz.part", NAME])
+def test_a_file_that_cannot_be_removed_does_not_stop_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stuck: str
+) -> None:
+    other = "test.2026-01-02-03-04-06.log"
+    rotated(tmp_path)
+    (tmp_path / f"{NAME}.gz").write_bytes(gzip.compress(CONTENT))
+    rotated(tmp_path, f".{NAME}.gz.part")
+    rotated(tmp_path, other)
+    unlink = os.unlink
+
+    def protected(path: str, *, dir_fd: int | None = None) -> None:
+        if path == stuck:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        unlink(path, dir_fd=dir_fd)
+
+    made = archive(tmp_path)
+    monkeypatch.setattr(os, "unlink", protected)
+    made.maintain()
+    made.maintain()
+    assert stuck in names(tmp_path)
+    assert (tmp_path / f"{other}.gz").exists()
+    assert not (tmp_path / other).exists()
+    assert len(caplog.messages) == 1
+    assert stuck in caplog.messages[0]
