@@ -19,6 +19,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 from zeek_agent.collector import hosts_file, tls
+from zeek_agent.collector.bounded_listener import AcceptedSockets
 from zeek_agent.collector.server import Collector, CollectorLimits
 from zeek_agent.config import CollectorSettings, CollectorTlsSettings, TlsSettings
 from zeek_agent.destination import PATH
@@ -126,6 +127,19 @@ async def test_another_certificate_is_another_agent_even_with_the_same_instance(
     line, *_ = read(tmp_path, "reporter")
     assert "with the certificate CN=agent answers" in line["message"]
     assert "with the certificate CN=second-agent" in line["message"]
+
+
+async def test_a_certificate_with_the_same_subject_is_another_one(tmp_path: Path, files: Files) -> None:
+    files.make("twin", "basicConstraints=critical,CA:FALSE", subject="agent")
+    async with (
+        collecting(tmp_path, settings=settings(files)) as collector,
+        secure_agent_of(collector, agents_context(files)) as first,
+        secure_agent_of(collector, agents_context(files, "twin")) as second,
+    ):
+        await first.join()
+        await second.subscribe()
+        await second.hello()
+        assert (await second.error()).code == "agent_id_in_use"
 
 
 async def test_new_certificates_are_used_for_new_connections_and_open_ones_go_on(tmp_path: Path, files: Files) -> None:
@@ -283,3 +297,15 @@ async def test_connections_in_the_handshake_are_limited(tmp_path: Path, files: F
         for _, writer in silent:
             writer.close()
     assert {line["message"] for line in read(tmp_path, "reporter")} == {"more than 4 connections"}
+
+
+def test_the_addresses_of_one_ipv6_host_are_counted_together() -> None:
+    refused: list[str] = []
+    counted = AcceptedSockets(limit=100, per_address=2, refuse=refused.append)
+    assert [counted.admit(f"2001:db8:0:1::{number:x}") for number in range(4)] == [True, True, False, False]
+    assert refused == ["more than 2 connections from 2001:db8:0:1::/64"] * 2
+    assert counted.admit("2001:db8:0:2::1")
+    assert counted.admit("fe80::1%eth0")
+    assert [counted.admit(f"192.0.2.{number}") for number in range(4)] == [True] * 4
+    counted.end("2001:db8:0:1::ffff")
+    assert counted.admit("2001:db8:0:1::7")

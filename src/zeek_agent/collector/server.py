@@ -477,7 +477,7 @@ class Collector:
 
     async def _turn_away(self, client: CollectorClient, agent: KnownAgent, holder: Claim) -> None:
         """Refuse an agent whose id another one uses, and close its connection unless that has other agents."""
-        second = Claim(client, agent.instance, client.origin.certificate)
+        second = client.claim(agent)
         self._intake.conflict(
             agent.id,
             f"agent {agent.id} is connected twice: {holder} answers, so {second} ({agent.name}) is refused. "
@@ -491,7 +491,7 @@ class Collector:
 
     def _end_replaced(self, agent: KnownAgent, lost: Claim, client: CollectorClient) -> None:
         """End the connection that has lost its agent to another one."""
-        claim = Claim(client, agent.instance, client.origin.certificate)
+        claim = client.claim(agent)
         if claim.is_same_agent(lost) or lost.client.connection.state is not State.OPEN:
             notice = "agent %s has connected again from %s; its connection from %s ends"
             log.info(notice, agent.id, client.peer, lost.client.peer)
