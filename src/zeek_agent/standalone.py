@@ -98,6 +98,7 @@ class CollectorProgram:
             log.warning("%s", warning)
         if certificates is not None:
             await asyncio.to_thread(tls.log_doubts, settings.tls)
+            log.info("certificates read again, for new connections")
         self._config, self._origins = changes.config, changes.origins
         if changes.concern("log."):
             logbook.set_level(changes.config.log.level)

@@ -213,8 +213,7 @@ def test_files_that_cannot_be_used_are_named_with_the_reason(files: Files, tmp_p
 def test_certificates_that_agents_refuse_are_reported(files: Files, caplog: pytest.LogCaptureFixture) -> None:
     files.make("for-clients", "extendedKeyUsage=clientAuth")
     for name in ("expired", "expired-ca"):
-        files.make(name, signer=None)
-        files.openssl("x509", "-in", f"{name}.pem", "-signkey", f"{name}.key", "-days", "-1", "-out", f"{name}.pem")
+        files.make_expired(name)
 
     def found(name: str, client_ca: str | None = None) -> list[str]:
         caplog.clear()

@@ -31,6 +31,11 @@ class Files:
             arguments += ["-addext", extension]
         self.openssl(*arguments, *(["-CA", f"{signer}.pem", "-CAkey", f"{signer}.key"] if signer else []))
 
+    def make_expired(self, name: str) -> None:
+        """A certificate that has expired, signed by itself; `req` makes none in some versions of openssl."""
+        self.make(name, signer=None)
+        self.openssl("x509", "-in", f"{name}.pem", "-signkey", f"{name}.key", "-days", "-1", "-out", f"{name}.pem")
+
 
 def make_certificates(directory: Path) -> Files:
     """An authority, and what it signed: the server at 127.0.0.1, another server, and an agent."""
