@@ -283,6 +283,33 @@ def test_the_owner_of_the_directory_tidies_what_root_opened() -> None:
         directory.close()
 
 
+@pytest.mark.root
+def test_a_log_that_root_left_does_not_keep_the_directorys_owner_from_writing() -> None:
+    """As after a first try of `zeek-agent collector` as root, in the log directory of a service with its own user."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        os.chown(place, NOBODY, NOBODY)
+        (place / "test.log").write_bytes(CONTENT)
+        (place / "test.log").chmod(0o600)
+
+        def child() -> None:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            directory = LogDirectory(place, retention=Retention(0, 0))
+            directory.add("test", FIELDS)
+            directory.start()
+            directory.files["test"].write((1, "a"))
+            directory.flush()
+            assert not directory.failing, directory.last_error
+            directory.close()
+
+        assert exit_code(fork(child)) == 0
+        assert list(parse_log((place / "test.log").read_bytes())) == [(1, "a")]
+        [moved] = [file for file in place.glob("test.*.log*") if file.name != "test.log"]
+        assert content_of(moved) == CONTENT
+
+
 def test_an_original_is_kept_beside_something_that_is_not_its_copy(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
