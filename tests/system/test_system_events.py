@@ -174,10 +174,8 @@ async def test_each_backend_can_be_chosen_and_records_a_process_and_its_connecti
     settings = {**QUIET, "sources.processes": processes, "sources.sockets": sockets, **more}
     exe = str(Path(sys.executable).resolve())
     async with running(tmp_path, settings=settings) as agent:
-        assert {kind: row["backend"] for kind, row in counted(agent).items()} == {
-            "processes": processes,
-            "sockets": sockets,
-        }
+        backends = {kind: row["backend"] for kind, row in counted(agent).items()}
+        assert (backends["processes"], backends["sockets"]) == (processes, sockets)
         with (
             socket.create_server(("127.0.0.1", 0)) as server,
             subprocess.Popen(
