@@ -252,6 +252,13 @@ class SourceSettings(Section, frozen=True):
             description="backend for the system log; `auto` selects the journal, or else the files of a syslog daemon"
         ),
     ] = "auto"
+    logins: Annotated[
+        Literal["auto", "combined", "journal", "syslog", "audit", "wtmp", "kernel", "off"],
+        Meta(
+            description="backend for logins; `auto` and `combined` merge what all of them know, any other is one of "
+            "them alone"
+        ),
+    ] = "auto"
     syslog_files: Annotated[
         tuple[str, ...],
         Meta(description="syslog files to follow; default: `syslog` or `messages`, `auth.log` or `secure` in /var/log"),

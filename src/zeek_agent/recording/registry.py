@@ -82,6 +82,12 @@ def _system_logs(shared: SourceContext) -> list[Source]:
     return [Journal(shared.settings, masker=shared.masker), Syslog(shared.settings, masker=shared.masker)]
 
 
+def _logins(shared: SourceContext) -> list[Source]:
+    from zeek_agent.recording.logins.logins import BACKENDS, Logins
+
+    return [Logins(backend, shared.cache, shared.settings, shared.masker) for backend in BACKENDS]
+
+
 BackendFactory: TypeAlias = Callable[[SourceContext], "list[Source]"]
 """Creates the sources of one kind, in order of preference."""
 
@@ -90,6 +96,7 @@ KINDS: Final[Mapping[str, BackendFactory]] = {
     "translations": _translations,
     "sockets": _sockets,
     "system_logs": _system_logs,
+    "logins": _logins,
 }
 """The kinds of event, in the order in which their sources are started."""
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from zeek_agent.events.recording_position import RecordingPosition
 
@@ -17,8 +17,10 @@ Sink: TypeAlias = "Callable[[str, Sequence[EventRow]], None]"
 """Accepts rows of the named event table; never blocks, may be called from any thread."""
 
 
-PositionReader: TypeAlias = Callable[[str], RecordingPosition]
-"""The recording position of an event table with a column `cursor`."""
+class PositionReader(Protocol):
+    """The recording position of an event table with a column `cursor`, with the cursors of its last `rows` rows."""
+
+    def __call__(self, table: str, rows: int = 1, /) -> RecordingPosition: ...
 
 
 @dataclass(slots=True)
