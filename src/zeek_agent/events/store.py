@@ -208,8 +208,8 @@ class EventStore:
     def recording_position(self, table: str, rows: int = 1) -> RecordingPosition:
         """The recording position of a table with the columns `time` and `cursor`, including queued rows.
 
-        It has the cursors of up to that many rows. If none of its rows is left, it was recorded until shortly before the last run ended; no event of that time
-        can be recorded twice.
+        It has the cursors of up to that many rows. If none of its rows is left, it was recorded until shortly before
+        the last run ended; no event of that time can be recorded twice.
         """
         self.flush()
         now = self._clock()

@@ -107,6 +107,10 @@ class Source(ABC):
     def drain(self) -> None:  # noqa: B027
         """Pass on events pending in the kernel, so that a subsequent query sees them."""
 
+    def replaces(self, other: Source) -> str:
+        """Why the other source of its kind is not active while this one is, for `zeek_agent_sources`."""
+        return "a better one is active"
+
     def complete(self, table: str, rows: Sequence[EventRow]) -> Sequence[EventRow]:
         """Add this source's information to rows of another one; never raises, may be called from any thread."""
         return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -14,19 +15,19 @@ from zeek_agent.recording.system_log.file_tail import regular_file_status
 
 _RECORDS_PER_TURN: Final = 10_000
 _SSH_LINES: Final = ("ssh", "ssh:notty")
-_BTMP_REPEATS_MAX: Final = 1
+_CONNECTIONS_MAX: Final = 1_000
 
 
 class RecordFile:
     """New records of wtmp or btmp, also of a file that rotation has renamed to `.1`. `position` is `inode:offset`."""
 
     def __init__(self, name: str, path: Path, knows: Callable[[str], bool]) -> None:
-        """`knows` tells whether a user exists: sshd writes two records about one that does not."""
+        """`knows` tells whether a user exists: sshd writes a record more about one that does not, before the first."""
         self.name = name
         self.path = path
         self._knows = knows
         self._inode, self._offset = 0, 0
-        self._last: tuple[int, str, str] | None = None
+        self._unknown: OrderedDict[tuple[int, str], None] = OrderedDict()
         self._open_lines: dict[str, accounting.AccountingRecord] = {}
 
     def probe(self) -> str | None:
@@ -110,22 +111,25 @@ class RecordFile:
         if record.kind not in {accounting.LOGIN_PROCESS, accounting.USER_PROCESS}:
             return None
         known = self._knows(record.user)
-        same = (record.pid, record.user, record.line)
-        if not known and same == self._last:
-            self._last = None
-            return None
-        self._last = same
+        connection = (record.pid, record.user)
+        is_ssh = record.line.startswith(_SSH_LINES)
+        announced = is_ssh and not known and connection not in self._unknown
+        if announced:
+            self._unknown[connection] = None
+            if len(self._unknown) > _CONNECTIONS_MAX:
+                self._unknown.popitem(last=False)
         return Observation(
             record.time,
             self.name,
-            "refused",
+            "invalid" if announced else "refused",
             "failed",
             succeeded=False,
             user=record.user or None,
-            tty=None if record.line.startswith(_SSH_LINES) else terminal(record.line),
+            tty=None if is_ssh else terminal(record.line),
             remote_addr=record.remote_addr or address(record.host),
             pid=record.pid or None,
             reason=None if known else "unknown user",
+            repeats=announced,
             merges_by_user=True,
         )
 

@@ -325,7 +325,7 @@ class Logins(Source):
         self.backend = backend
         self.shortcoming = _SHORTCOMINGS.get(backend)
         self._clock = clock
-        parts = _Parts(cache, masker)
+        parts = self._parts = _Parts(cache, masker)
         readers = readers or {
             "journal": Journal(settings, masker=masker, matches=_JOURNAL_MATCHES),
             "syslog": Syslog(settings, files=SYSLOG_FILES, masker=masker),
@@ -345,7 +345,9 @@ class Logins(Source):
             "wtmp": [FileInput(file) for file in files],
             "kernel": [self._kernel],
         }
-        self._inputs = [one for group in inputs.values() for one in group] if backend == COMBINED else inputs[backend]
+        everything = [one for group in inputs.values() for one in group]
+        self._inputs = self.own_inputs = everything if backend == COMBINED else inputs[backend]
+        self._reasons: dict[str, str] = {}
         self._active: list[Input] = []
         self._merger = LoginMerger()
         self._lock = threading.Lock()
@@ -367,9 +369,15 @@ class Logins(Source):
             return None
         return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
 
-    def inputs(self) -> Mapping[str, bool]:
-        """Which sources it can read, and whether it does."""
-        return {one.name: one in self._active for one in self._inputs}
+    def replaces(self, other: Source) -> str:
+        """Whether this source reads what the other one would, or why it cannot."""
+        if not isinstance(other, Logins):
+            return super().replaces(other)
+        names = [one.name for one in other.own_inputs]
+        used = [one.name for one in self._active if one.name in names]
+        if used:
+            return f"{self.backend} reads {', '.join(used)}"
+        return "; ".join(f"{name}: {self._reasons[name]}" for name in names if name in self._reasons)
 
     def resume(self, recorded: PositionReader) -> None:
         past = recorded(LOGINS_EVENTS, _RESUMED_ROWS)
@@ -379,7 +387,7 @@ class Logins(Source):
 
     def start(self, sink: Sink) -> None:
         self._sink = sink
-        self._begun = self._clock()
+        self._begun = self._parts.senders.since = self._clock()
         self._kernel.missed_since = None if self.missed is None else self.missed.since
         self._start_inputs()
         if not self._active:
@@ -426,9 +434,11 @@ class Logins(Source):
         """Start the inputs that work and are not active; syslog only where there is no journal."""
         self._retry_at = time.monotonic() + _RETRY_SECONDS
         for one in self._inputs:
-            if one in self._active or (one.name in {"syslog", "lastlog2"} and self._is_redundant(one)):
+            if one in self._active:
                 continue
-            if one.probe() is not None:
+            reason = "others tell the same" if self._is_redundant(one) else one.probe()
+            if reason is not None:
+                self._reasons[one.name] = reason
                 continue
             try:
                 one.start(self._observer(one.name), self._positions.get(one.name), self._until)
@@ -438,9 +448,10 @@ class Logins(Source):
             self._active.append(one)
 
     def _is_redundant(self, one: Input) -> bool:
+        """syslog has what the journal has, and lastlog2 less than any log or file."""
         if one.name == "syslog":
             return self._has_log()
-        return any(isinstance(other, LogInput | FileInput) for other in self._active)
+        return one.name == "lastlog2" and any(isinstance(other, LogInput | FileInput) for other in self._active)
 
     def _observer(self, name: str) -> Observe:
         def observe(statements: Sequence[Observation], position: str | None) -> None:

@@ -29,6 +29,10 @@ REMEMBERED_MAX: Final = 4_000
 """Bounds events that are not complete, and those that are remembered."""
 _WITHIN_SECONDS: Final = 5.0
 """Distance of statements about one event: files have whole seconds, and PAM delays a refusal by two or three."""
+_ANNOUNCEMENTS: Final = frozenset({"invalid", "tried"})
+_ANNOUNCED_SECONDS: Final = 30.0
+"""Time to wait for the attempt, in which a person types a password."""
+_CONNECTION_SECONDS: Final = 600.0
 _CONNECTIONS_MAX: Final = 10_000
 """Connections with a refusal, whose end is none, and open sessions, whose end has the facts of their beginning."""
 _FILLED: Final = (
@@ -51,8 +55,15 @@ class _Event:
     said: set[tuple[str, str]] = field(default_factory=set)
     digests: set[str] = field(default_factory=set)
     pids: set[int] = field(default_factory=set)
-    before: dict[str, str | None] = field(default_factory=dict)
-    """By source: the position before the first statement about it."""
+    beginning: Observation | None = None
+    """For the end of a session: what is known of its beginning."""
+    before: dict[str, tuple[int, str | None]] = field(default_factory=dict)
+    """By source: the number of the first statement about it, and the position before that."""
+
+    def is_complete(self, now: float) -> bool:
+        """Whether all sources have spoken. A name that does not exist is reported before the attempt itself."""
+        announced = all(statement in _ANNOUNCEMENTS for _, statement in self.said)
+        return not 0 <= now - self.begun < (_ANNOUNCED_SECONDS if announced else SETTLE_SECONDS)
 
 
 class LoginMerger:
@@ -67,6 +78,7 @@ class LoginMerger:
         """Events whose process is not known for certain."""
         self._positions: dict[str, str | None] = {}
         self._known: set[str] = set()
+        self._observed = 0
         self._refused: OrderedDict[int, float] = OrderedDict()
         self._sessions: OrderedDict[int, Observation] = OrderedDict()
 
@@ -83,14 +95,15 @@ class LoginMerger:
             return
         event = self._matching(statement)
         if event is not None:
-            self._join(event, statement)
-        elif statement.repeats and statement.statement == "left" and statement.pid in self._refused:
+            self._join(event, statement, now)
+        elif statement.statement == "left" and self._was_refused(statement):
             return
         else:
             event = self._begin(statement, now)
         if digest is not None:
             event.digests.add(digest)
-            event.before.setdefault(statement.source, before)
+            self._observed += 1
+            event.before.setdefault(statement.source, (self._observed, before))
 
     def passed(self, source: str, position: str) -> None:
         """Note that a source was read up to there."""
@@ -102,12 +115,12 @@ class LoginMerger:
 
     def settled(self, now: float, *, at_end: bool = False) -> list[LoginEvent]:
         """Rows of events that are complete, or of all `at_end`, in the order in which they began."""
-        count = len(self._pending) if at_end else 0
-        while count < len(self._pending) and (
-            not 0 <= now - self._pending[count].begun < SETTLE_SECONDS or len(self._pending) - count > REMEMBERED_MAX
-        ):
-            count += 1
-        done, self._pending = self._pending[:count], self._pending[count:]
+        early = max(len(self._pending) - REMEMBERED_MAX, 0)
+        done = [
+            event for number, event in enumerate(self._pending) if at_end or number < early or event.is_complete(now)
+        ]
+        finished = set(map(id, done))
+        self._pending = [event for event in self._pending if id(event) not in finished]
         positions = self._low_positions(done)
         rows = [self._row(event, at) for event, at in zip(done, positions, strict=True)]
         self._forget(now)
@@ -139,13 +152,21 @@ class LoginMerger:
                 return event
         return None
 
+    def _was_refused(self, statement: Observation) -> bool:
+        """Whether an attempt in the connection that ends now was reported already."""
+        refused = self._refused.get(statement.pid or 0)
+        return refused is not None and statement.time - refused < _CONNECTION_SECONDS
+
     def _fits(self, event: _Event, statement: Observation) -> bool:
         facts = event.facts
+        if _is_refused_su(facts, statement) or _is_refused_su(statement, facts):
+            return (statement.source, statement.statement) not in event.said
         if facts.succeeded != statement.succeeded or facts.ends != statement.ends:
             return False
         if not statement.ends and statement.action is not None and facts.family != statement.family:
             return False
-        if abs(facts.time - statement.time) > _WITHIN_SECONDS:
+        waits = facts.pid is not None and facts.pid == statement.pid and not event.said - _announced(event)
+        if abs(facts.time - statement.time) > (_CONNECTION_SECONDS if waits else _WITHIN_SECONDS):
             return False
         if (statement.source, statement.statement) in event.said and not statement.repeats:
             return False
@@ -154,8 +175,13 @@ class LoginMerger:
             for name in _COMPARED
         )
 
-    def _join(self, event: _Event, statement: Observation) -> None:
+    def _join(self, event: _Event, statement: Observation, now: float) -> None:
         facts = event.facts
+        if event.said == _announced(event) and statement.statement not in _ANNOUNCEMENTS:
+            event.begun = now  # others will speak of the attempt only now
+        if _is_refused_su(statement, facts):
+            facts.action, facts.user, facts.uid = statement.action, statement.user, statement.uid
+            facts.target_user = statement.target_user
         if facts.merges_by_user and not statement.merges_by_user and statement.pid is not None:
             facts.pid, facts.process, facts.entity_id = statement.pid, statement.process, statement.entity_id
             facts.merges_by_user = False
@@ -173,16 +199,27 @@ class LoginMerger:
         self._pending.append(event)
         self._remember(event)
         if statement.ends and statement.pid is not None:
-            self._complete_end(statement, self._sessions.pop(statement.pid, None))
+            event.beginning = self._sessions.pop(statement.pid, None)
         return event
 
-    def _complete_end(self, end: Observation, begin: Observation | None) -> None:
+    def _complete_end(self, event: _Event) -> None:
         """Give the end of a session the facts of its beginning, if it is that of the same process and user."""
-        if begin is None or begin.user != end.user:
+        end, begin = event.facts, event.beginning
+        if begin is None or end.user not in {None, begin.user}:
             return
         if begin.entity_id != end.entity_id and None not in (begin.entity_id, end.entity_id):
             return
-        for name in ("uid", "target_user", "tty", "remote_addr", "remote_port", "session", "entity_id", "process"):
+        for name in (
+            "user",
+            "uid",
+            "target_user",
+            "tty",
+            "remote_addr",
+            "remote_port",
+            "session",
+            "entity_id",
+            "process",
+        ):
             if getattr(end, name) is None:
                 setattr(end, name, getattr(begin, name))
 
@@ -231,17 +268,24 @@ class LoginMerger:
 
     def _low_positions(self, done: Sequence[_Event]) -> list[dict[str, str]]:
         """For each of these events, from where on the logs have to be read again once its row is stored."""
-        low: dict[str, str | None] = dict(self._positions)
-        for event in reversed(self._pending):
-            low.update(event.before)
+        low = {source: (self._observed + 1, at) for source, at in self._positions.items()}
+
+        def lower(event: _Event) -> None:
+            for source, before in event.before.items():
+                if source not in low or before[0] < low[source][0]:
+                    low[source] = before
+
+        for event in self._pending:
+            lower(event)
         found: list[dict[str, str]] = []
         for event in reversed(done):
-            found.append({source: at for source, at in low.items() if at is not None})
-            low.update(event.before)
+            found.append({source: at for source, (_, at) in low.items() if at is not None})
+            lower(event)
         found.reverse()
         return found
 
     def _row(self, event: _Event, positions: Mapping[str, str]) -> LoginEvent:
+        self._complete_end(event)
         facts = event.facts
         self._known |= event.digests
         return LoginEvent(
@@ -306,6 +350,18 @@ def _loaded(cursor: str | None) -> _StoredEvent | None:
 def _digest(source: str, position: str, statement: str) -> str:
     """Identifies a statement of a log among those of some seconds."""
     return hashlib.blake2b(f"{source} {position} {statement}".encode(), digest_size=8).hexdigest()
+
+
+def _announced(event: _Event) -> set[tuple[str, str]]:
+    """What was said about an attempt before it was made."""
+    return {(source, statement) for source, statement in event.said if statement in _ANNOUNCEMENTS}
+
+
+def _is_refused_su(su: Observation, refusal: Observation) -> bool:
+    """Whether btmp reports that `su` failed, with the name of the user to become."""
+    if su.action != "su" or su.succeeded or refusal.succeeded or refusal.source != "btmp":
+        return False
+    return su.pid == refusal.pid and su.target_user == refusal.user and abs(su.time - refusal.time) < _WITHIN_SECONDS
 
 
 def _remove(index: dict[_Key, list[_Event]], key: _Key, event: _Event) -> None:

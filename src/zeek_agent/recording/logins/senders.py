@@ -7,13 +7,14 @@ program, and other sources have to confirm what the message says.
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
 from zeek_agent.host.accounts.local_accounts import LocalAccounts
 from zeek_agent.host.linux.boot_clock import boot_time
-from zeek_agent.recording.logins.auth_messages import AuthMessage
+from zeek_agent.recording.logins.auth_messages import SSH_PROGRAMS, AuthMessage
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 from zeek_agent.recording.system_log.log_entry import SystemLogEntry
 
@@ -31,6 +32,10 @@ _SYSTEM_DIRECTORIES: Final = frozenset(
         "/usr/lib/cargo/bin",
     }
 )
+_WITHOUT_PID: Final = frozenset({"su", "sudo", "runuser"})
+"""Programs that do not write their pid, or not always."""
+_NAMED_PROGRAMS: Final = frozenset({*SSH_PROGRAMS, "su", "sudo", "login"})
+"""Programs whose tag is the name of their executable."""
 _CLOCK_SECONDS: Final = 1.0
 """Times in files are whole seconds."""
 _READ_AGE_SECONDS: Final = 10.0
@@ -48,6 +53,8 @@ class Senders:
     """Looks senders up in the process cache and in /proc."""
 
     def __init__(self, cache: ProcessCache, accounts: LocalAccounts) -> None:
+        self.since = math.inf
+        """Since when (seconds since the epoch) all processes are in the cache."""
         self._cache = cache
         self._accounts = accounts
 
@@ -63,14 +70,21 @@ class Senders:
         by_name = None if message.user is None else self._accounts.uid(message.user)
         if message.user is not None and by_name is not None and by_name != entry.uid:
             return None
-        return Sender(by_name is not None or message.user_uid is not None, process)
+        claims_nobody = message.user is None and message.user_uid is None
+        return Sender(claims_nobody or by_name is not None or message.user_uid is not None, process)
 
     def of_file(self, entry: SystemLogEntry, message: AuthMessage) -> Sender | None:
-        """The sender of a line of a log file; None if the kernel knows the process as another program."""
+        """The sender of a line of a log file; None if its process is another program, or never existed."""
+        tag = (entry.identifier or "").lower()
+        if entry.pid is None:
+            return Sender(False, None) if tag in _WITHOUT_PID else None
         process = self.process(entry.pid, entry.time)
         if process is None:
-            return Sender(False, None)
+            is_recorded = entry.time > self.since and time.time() - entry.time < _READ_AGE_SECONDS
+            return None if is_recorded and len(self._cache) else Sender(False, None)
         name = program_of(process.exe) if process.exe is not None else process.name
+        if tag in _NAMED_PROGRAMS and name is not None and name.partition("-")[0] != tag.partition("-")[0]:
+            return None
         if process.uid not in (0, None) and name not in _SETUID_PROGRAMS:
             return None
         return None if process.name == "logger" else Sender(False, process)
