@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -49,11 +49,15 @@ install -m 664 /dev/null /var/log/wtmp
 install -m 660 /dev/null /var/log/btmp
 test "$2" != syslog || touch /var/log/auth.log
 ip link set lo up
-useradd --create-home --shell /bin/sh --uid 61234 zalice
+useradd --system --uid 61235 _zeek-agent || true
+groupadd --gid 61234 zalice
+useradd --create-home --shell /bin/sh --uid 61234 --gid 61234 zalice
 echo 'zalice:correct-horse' | chpasswd
 printf 'Defaults !lecture\\nzalice ALL=(root) /usr/bin/id\\n' > /etc/sudoers.d/test
 chmod 440 /etc/sudoers.d/test
-shift 2
+test "$3" = delays || sed -i 's/pam_unix.so/& nodelay/' /etc/pam.d/common-auth
+touch /run/ready
+shift 3
 exec "$@"
 """
 SYSLOG_DAEMON = """
@@ -97,6 +101,10 @@ class SshHost:
     def run(self, *command: str, input: str | None = None) -> subprocess.CompletedProcess[str]:  # noqa: A002
         return subprocess.run([*self.prefix, *command], check=False, capture_output=True, text=True, input=input or "")
 
+    def run_as_user(self, *command: str, input: str | None = None) -> None:  # noqa: A002
+        """Run a command as `USER` who has not logged in."""
+        self.run("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", *command, input=input)
+
     def start_sshd(self, more: str = "") -> None:
         """Start sshd, and make a key that may log in as `USER`, and one that may not."""
         for name in ("host_key", "key", "other_key"):
@@ -117,6 +125,16 @@ class SshHost:
         self, *command: str, user: str = USER, key: str | None = None, password: str | None = None, attempts: int = 1
     ) -> subprocess.CompletedProcess[str]:
         """Log in with that key, or that password: `right` or `wrong`."""
+        return self.run(*self._ssh(command, user, key, password, attempts))
+
+    def start_ssh(self, *command: str, user: str = USER, key: str) -> subprocess.Popen[bytes]:
+        """The same without waiting for its end."""
+        arguments = (*self.prefix, *self._ssh(command, user, key, None, 1))
+        return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def _ssh(
+        self, command: Sequence[str], user: str, key: str | None, password: str | None, attempts: int
+    ) -> list[str]:
         options: Mapping[str, object] = {
             "StrictHostKeyChecking": "no",
             "UserKnownHostsFile": "/dev/null",
@@ -128,9 +146,8 @@ class SshHost:
         }
         arguments = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
         environment = [f"SSH_ASKPASS={self.directory / (password or 'wrong')}", "SSH_ASKPASS_REQUIRE=force"]
-        return self.run(
-            *("env", *environment, "ssh", *arguments, "-p", str(PORT), "-l", user, "127.0.0.1", *(command or ("true",)))
-        )
+        end = ("-p", str(PORT), "-l", user, "127.0.0.1", *(command or ("true",)))
+        return ["env", *environment, "ssh", *arguments, *end]
 
     def stop(self) -> None:
         for server in self._servers:
@@ -139,8 +156,8 @@ class SshHost:
 
 
 @contextmanager
-def ssh_host(directory: Path, log: LogKind) -> Iterator[SshHost]:
-    """Start the host; the test is skipped by name where that is not possible."""
+def ssh_host(directory: Path, log: LogKind, *, delays: bool = False) -> Iterator[SshHost]:
+    """Start the host; the test is skipped by name where that is not possible. `delays`: PAM waits after a refusal."""
     for program in ("unshare", "nsenter", "ip", "/usr/sbin/sshd", "ssh", "useradd", "chpasswd", "sudo"):
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}")
@@ -153,7 +170,7 @@ def ssh_host(directory: Path, log: LogKind) -> Iterator[SshHost]:
     for parent in directory.parents[:3]:
         if parent.owner() == "root" and parent != Path("/tmp"):  # sshd reads keys, and ssh passwords, as other users
             parent.chmod(parent.stat().st_mode | 0o011)
-    start = ["unshare", "--mount", "--net", "sh", "-c", SETUP, "sh", str(scratch), log]
+    start = ["unshare", "--mount", "--net", "sh", "-c", SETUP, "sh", str(scratch), log, "delays" if delays else "-"]
     tried = subprocess.run([*start, "true"], check=False, capture_output=True, text=True)
     if tried.returncode:
         pytest.skip(f"needs to mount file systems: {tried.stderr.strip()}")
@@ -167,18 +184,8 @@ def ssh_host(directory: Path, log: LogKind) -> Iterator[SshHost]:
     with subprocess.Popen([*start, *daemon], stdout=output, stderr=output) as holder:
         host = SshHost(holder, directory)
         try:
-            until_sync(lambda: bool(list(host.root.glob(ready))) and UID_LINE in _passwd(host))
+            until_sync(lambda: bool(list(host.root.glob(ready))) and (host.root / "run/ready").exists())
             yield host
         finally:
             host.stop()
             holder.terminate()
-
-
-UID_LINE = f"{USER}:x:{UID}:"
-
-
-def _passwd(host: SshHost) -> str:
-    try:
-        return (host.root / "etc/passwd").read_text()
-    except OSError:
-        return ""

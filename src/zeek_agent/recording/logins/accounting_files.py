@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ class RecordFile:
         self.path = path
         self._knows = knows
         self._inode, self._offset = 0, 0
+        self._younger = -math.inf
         self._unknown: OrderedDict[tuple[int, str], None] = OrderedDict()
         self._open_lines: dict[str, accounting.AccountingRecord] = {}
 
@@ -35,11 +37,15 @@ class RecordFile:
             return f"{self.path} does not exist"
         return None if os.access(self.path, os.R_OK) else f"{self.path} is not readable; it requires root"
 
-    def resume(self, position: str | None) -> None:
-        """Continue there, or else at the end of the file."""
+    def resume(self, position: str | None, until: float | None = None) -> None:
+        """Continue there, or with records younger than `until`, or else at the end of the file."""
         inode, _, offset = (position or "").partition(":")
+        self._younger = -math.inf
         if inode.isdigit() and offset.isdigit():
             self._inode, self._offset = int(inode), int(offset)
+            return
+        if until is not None:
+            self._younger, self._inode, self._offset = until, 0, 0
             return
         found = regular_file_status(self.path)
         self._inode, self._offset = (found.st_ino, found.st_size) if found else (0, 0)
@@ -77,7 +83,7 @@ class RecordFile:
                     return
                 self._offset += accounting.RECORD_BYTES
                 statement = self._statement(accounting.parse_record(raw))
-                if statement is not None:
+                if statement is not None and statement.time > self._younger:
                     yield statement
 
     def _statement(self, record: accounting.AccountingRecord) -> Observation | None:
@@ -147,12 +153,14 @@ class WtmpDatabase:
     def probe(self) -> str | None:
         return _probe_database(self.path)
 
-    def resume(self, position: str | None) -> None:
+    def resume(self, position: str | None, until: float | None = None) -> None:
         number, _, ended = (position or "").partition(":")
         if number.isdigit() and ended.replace(".", "", 1).isdigit():
             self._id, self._ended = int(number), float(ended)
             return
         for row in accounting.wtmpdb_logins(self.path, -1, 0.0) if self.path.exists() else ():
+            if until is not None and row.login > until:
+                continue
             self._id, self._ended = max(self._id, row.id), max(self._ended, row.logout or 0.0)
 
     @property
@@ -187,9 +195,12 @@ class LastLogins:
     def probe(self) -> str | None:
         return _probe_database(self.path)
 
-    def resume(self, position: str | None) -> None:
+    def resume(self, position: str | None, until: float | None = None) -> None:
         if position and position.replace(".", "", 1).isdigit():
             self._until = float(position)
+            return
+        if until is not None:
+            self._until = until
             return
         rows = accounting.lastlog2_logins(self.path, 0.0) if self.path.exists() else []
         self._until = max((row.login for row in rows), default=0.0)

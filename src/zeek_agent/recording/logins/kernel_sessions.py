@@ -83,11 +83,14 @@ class KernelSessions:
         name = row.name if row is not None else process.name if process is not None else None
         ppid = row.ppid if row is not None else process.ppid if process is not None else None
         leader = self._leader(session, ppid)
-        other = None
+        other: int | None = None
         if leader is not None:
             other, pid, entity, name = pid, leader.pid, leader.entity_id, leader.name
         elif row is not None and row.ppid not in {None, 0, 1} and _opens_sessions(row.parent_name):
             other, pid, entity, name = pid, row.ppid or 0, row.parent_entity_id, row.parent_name
+        is_certain = leader is not None or other is not None or row is None or row.parent_name is not None
+        if row is not None and not is_certain:
+            other = row.ppid
         action: Action = "login" if (name or "").startswith(_LOGIN_PROGRAMS) else "session_opened"
         statement = Observation(
             at,
@@ -101,6 +104,7 @@ class KernelSessions:
             process=name,
             session=session,
             entity_id=entity or None,
+            merges_by_user=not is_certain,
         )
         self._leaders[pid, entity] = statement
         if len(self._leaders) > _SESSIONS_MAX:

@@ -244,10 +244,10 @@ class FileInput:
     def probe(self) -> str | None:
         return self._file.probe()
 
-    def start(self, observe: Observe, position: str | None, _until: float | None) -> None:
+    def start(self, observe: Observe, position: str | None, until: float | None) -> None:
         self.failure = None
         self._observe = observe
-        self._file.resume(position)
+        self._file.resume(position, until)
         self._observe([], self._file.position)
 
     def stop(self) -> None: ...
@@ -407,6 +407,7 @@ class Logins(Source):
         self._hand_over(at_end=True)
         self._positions = self._merger.positions()
         self._until = self._clock()
+        self._merger = LoginMerger()
 
     def recorded_until(self) -> float | None:
         """Logs and files are read on after a restart; the kernel's sessions are then found in /proc."""

@@ -60,6 +60,9 @@ class _Event:
     before: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     """By source: the number of the first statement about it, and the position before that."""
 
+    def is_readable_again(self) -> bool:
+        return all(source in self.before for source, _ in self.said)
+
     def is_complete(self, now: float) -> bool:
         """Whether all sources have spoken. A name that does not exist is reported before the attempt itself."""
         announced = all(statement in _ANNOUNCEMENTS for _, statement in self.said)
@@ -110,14 +113,19 @@ class LoginMerger:
         self._positions[source] = position
 
     def positions(self) -> dict[str, str]:
-        """Positions up to which all events have been returned by `settled`, or will be by its next call at the end."""
-        return {source: at for source, at in self._positions.items() if at is not None}
+        """From where on the logs have to be read again."""
+        return self._low_positions([None])[0]
 
     def settled(self, now: float, *, at_end: bool = False) -> list[LoginEvent]:
-        """Rows of events that are complete, or of all `at_end`, in the order in which they began."""
+        """Rows of events that are complete, in the order in which they began; also others `at_end`.
+
+        Then those are left of which all that was said can be read again after a restart, maybe with more.
+        """
         early = max(len(self._pending) - REMEMBERED_MAX, 0)
         done = [
-            event for number, event in enumerate(self._pending) if at_end or number < early or event.is_complete(now)
+            event
+            for number, event in enumerate(self._pending)
+            if number < early or event.is_complete(now) or (at_end and not event.is_readable_again())
         ]
         finished = set(map(id, done))
         self._pending = [event for event in self._pending if id(event) not in finished]
@@ -173,26 +181,35 @@ class LoginMerger:
         return all(
             getattr(facts, name) in (None, getattr(statement, name)) or getattr(statement, name) is None
             for name in _COMPARED
+            if name != "entity_id" or facts.pid == statement.pid
         )
 
     def _join(self, event: _Event, statement: Observation, now: float) -> None:
         facts = event.facts
         if event.said == _announced(event) and statement.statement not in _ANNOUNCEMENTS:
             event.begun = now  # others will speak of the attempt only now
+        named = facts.user
         if _is_refused_su(statement, facts):
             facts.action, facts.user, facts.uid = statement.action, statement.user, statement.uid
             facts.target_user = statement.target_user
         if facts.merges_by_user and not statement.merges_by_user and statement.pid is not None:
             facts.pid, facts.process, facts.entity_id = statement.pid, statement.process, statement.entity_id
             facts.merges_by_user = False
+        left_out = set() if facts.pid in {None, statement.pid} else {"entity_id", "process"}
+        if statement.statement == "left":
+            left_out.add("reason")  # the connection ended because the attempts had failed
         for name in _FILLED:
-            if getattr(facts, name) is None:
+            if getattr(facts, name) is None and name not in left_out:
                 setattr(facts, name, getattr(statement, name))
         if statement.action in {"login", "logout"}:
             facts.action = statement.action
         facts.verified = facts.verified or statement.verified
         event.said.add((statement.source, statement.statement))
         self._add_pids(event, statement)
+        if facts.user != named:
+            _remove(self._by_user, named or "", event)
+            _remove(self._loose, named or "", event)
+            self._add_user(event)
 
     def _begin(self, statement: Observation, now: float) -> _Event:
         event = _Event(statement, now, {(statement.source, statement.statement)})
@@ -230,10 +247,7 @@ class LoginMerger:
         for pid in event.pids:
             self._by_pid.setdefault(pid, []).append(event)
         self._add_pids(event, facts)
-        if facts.user:
-            self._by_user.setdefault(facts.user, []).append(event)
-            if not event.pids or facts.merges_by_user:
-                self._loose.setdefault(facts.user, []).append(event)
+        self._add_user(event)
         if facts.pid is not None and not facts.succeeded:
             self._refused[facts.pid] = facts.time
             self._refused.move_to_end(facts.pid)
@@ -244,6 +258,13 @@ class LoginMerger:
             self._sessions.move_to_end(facts.pid)
             if len(self._sessions) > _CONNECTIONS_MAX:
                 self._sessions.popitem(last=False)
+
+    def _add_user(self, event: _Event) -> None:
+        user = event.facts.user
+        if user:
+            self._by_user.setdefault(user, []).append(event)
+            if not event.pids or event.facts.merges_by_user:
+                self._loose.setdefault(user, []).append(event)
 
     def _add_pids(self, event: _Event, statement: Observation) -> None:
         for pid in (statement.pid, statement.other_pid):
@@ -266,7 +287,7 @@ class LoginMerger:
             _remove(self._by_user, event.facts.user or "", event)
             _remove(self._loose, event.facts.user or "", event)
 
-    def _low_positions(self, done: Sequence[_Event]) -> list[dict[str, str]]:
+    def _low_positions(self, done: Sequence[_Event | None]) -> list[dict[str, str]]:
         """For each of these events, from where on the logs have to be read again once its row is stored."""
         low = {source: (self._observed + 1, at) for source, at in self._positions.items()}
 
@@ -280,7 +301,8 @@ class LoginMerger:
         found: list[dict[str, str]] = []
         for event in reversed(done):
             found.append({source: at for source, (_, at) in low.items() if at is not None})
-            lower(event)
+            if event is not None:
+                lower(event)
         found.reverse()
         return found
 
