@@ -2,6 +2,7 @@
 
 @load ./files
 @load ./listening-ports
+@load ./logins
 @load ./process-events
 @load ./processes
 @load ./socket-events
