@@ -20,6 +20,7 @@ from zeek_agent.recording.system_log.log_entry import SystemLogEntry
 
 _SETUID_PROGRAMS: Final = frozenset({"su", "sudo"})
 """Programs that log on behalf of the user who runs them."""
+_SETUID_ACTIONS: Final = frozenset({"su", "sudo", "session_closed"})
 _SYSTEM_DIRECTORIES: Final = frozenset(
     {
         "/bin",
@@ -63,7 +64,10 @@ class Senders:
         process = self.process(entry.pid, entry.time)
         if entry.uid == 0:
             return Sender(True, process)
-        if entry.uid is None or program_of(entry.exe) not in _SETUID_PROGRAMS:
+        exe = entry.exe or (process.exe if process is not None else None)
+        if entry.uid is None or (exe is not None and program_of(exe) not in _SETUID_PROGRAMS):
+            return None
+        if entry.identifier not in _SETUID_PROGRAMS or message.action not in _SETUID_ACTIONS:
             return None
         if message.user_uid is not None and message.user_uid != entry.uid:
             return None
@@ -71,7 +75,8 @@ class Senders:
         if message.user is not None and by_name is not None and by_name != entry.uid:
             return None
         claims_nobody = message.user is None and message.user_uid is None
-        return Sender(claims_nobody or by_name is not None or message.user_uid is not None, process)
+        is_own = claims_nobody or by_name is not None or message.user_uid is not None
+        return Sender(is_own and exe is not None, process)
 
     def of_file(self, entry: SystemLogEntry, message: AuthMessage) -> Sender | None:
         """The sender of a line of a log file; None if its process is another program, or never existed."""
