@@ -18,6 +18,7 @@ from zeek_agent.recording.logins.observation import Observation
 from zeek_agent.recording.processes.process_cache import ProcessCache
 
 AT = 1_700_000_000.5
+NOBODY = "pid=41 uid=0 auid=4294967295 ses=4294967295"
 HEAD = "pid=41 uid=0 auid=1000 ses=3 subj=unconfined"
 
 
@@ -55,14 +56,12 @@ SSH = 'exe="/usr/sbin/sshd" hostname=192.0.2.7 addr=192.0.2.7 terminal=ssh'
         ),
         (
             1100,
-            f'pid=41 uid=0 auid=4294967295 ses=4294967295 msg=\'op=PAM:authentication grantors=? acct="alice" {SSH} '
-            "res=failed'",
+            f"{NOBODY} msg='op=PAM:authentication grantors=? acct=\"alice\" {SSH} res=failed'",
             {"action": "failed", "succeeded": False, "account": "alice", "session": None, "loginuid": None},
         ),
         (
             1112,
-            f"pid=41 uid=0 auid=4294967295 ses=4294967295 msg='op=login acct=28696E76616C6964207573657229 {SSH} "
-            "res=failed'",
+            f"{NOBODY} msg='op=login acct=28696E76616C6964207573657229 {SSH} res=failed'",
             {"action": "failed", "account": None, "unknown_user": True},
         ),
         (
@@ -78,7 +77,8 @@ SSH = 'exe="/usr/sbin/sshd" hostname=192.0.2.7 addr=192.0.2.7 terminal=ssh'
         ),
         (
             1123,
-            f'{HEAD} msg=\'cwd="/root" cmd=2F7573722F62696E2F6964202D75 exe="/usr/bin/sudo" terminal=pts/0 res=success\'',
+            f'{HEAD} msg=\'cwd="/root" cmd=2F7573722F62696E2F6964202D75 exe="/usr/bin/sudo" terminal=pts/0 '
+            "res=success'",
             {"action": "sudo", "command": "/usr/bin/id -u", "tty": "pts/0", "succeeded": True},
         ),
         (
@@ -96,15 +96,15 @@ def test_records(kind: int, body: str, wanted: dict[str, Any]) -> None:
 
 def test_a_name_in_hexadecimal_cannot_pass_for_a_field() -> None:
     name = "root res=success addr=198.51.100.9'"
-    body = f"pid=41 uid=0 auid=4294967295 ses=4294967295 msg='op=PAM:authentication acct={name.encode().hex()} {SSH} res=failed'"
+    body = f"{NOBODY} msg='op=PAM:authentication acct={name.encode().hex()} {SSH} res=failed'"
     found = message(1100, body)
     assert found is not None
     assert (found.account, found.succeeded, found.remote_addr) == (name, False, "192.0.2.7")
 
 
 def test_helpers_and_refused_sessions_are_no_events() -> None:
-    chkpwd = f'{HEAD} msg=\'op=PAM:unix_chkpwd acct="alice" exe="/usr/sbin/unix_chkpwd" hostname=? addr=? terminal=? res=failed\''
-    assert message(1100, chkpwd) is None
+    checked = 'op=PAM:unix_chkpwd acct="alice" exe="/usr/sbin/unix_chkpwd" hostname=? addr=? terminal=? res=failed'
+    assert message(1100, f"{HEAD} msg='{checked}'") is None
     assert message(1105, f"{HEAD} msg='op=PAM:session_open acct=\"alice\" {SSH} res=failed'") is None
     assert message(1100, f"{HEAD} msg='op=PAM:authentication acct=\"alice\" {SSH} res=success'") is None
 
@@ -125,12 +125,8 @@ def test_a_login_and_its_records_are_one_event() -> None:
 
 
 def test_an_unknown_user_is_one_failure_however_often_it_is_reported() -> None:
-    unknown = record(
-        1112, f"pid=41 uid=0 auid=4294967295 ses=4294967295 msg='op=login acct=\"(invalid user)\" {SSH} res=failed'"
-    )
-    tried = record(
-        1100, f"pid=41 uid=0 auid=4294967295 ses=4294967295 msg='op=PAM:authentication acct=\"bob\" {SSH} res=failed'"
-    )
+    unknown = record(1112, f"{NOBODY} msg='op=login acct=\"(invalid user)\" {SSH} res=failed'")
+    tried = record(1100, f"{NOBODY} msg='op=PAM:authentication acct=\"bob\" {SSH} res=failed'")
     merger = LoginMerger()
     for one in observations(unknown, tried, unknown, unknown):
         merger.observe(one, AT)
@@ -141,7 +137,8 @@ def test_an_unknown_user_is_one_failure_however_often_it_is_reported() -> None:
 def test_refusals_by_sudo_are_left_to_the_log_where_it_counts_them() -> None:
     refused = record(
         1100,
-        f'{HEAD} msg=\'op=PAM:authentication acct="alice" exe="/usr/bin/sudo" hostname=? addr=? terminal=pts/0 res=failed\'',
+        f'{HEAD} msg=\'op=PAM:authentication acct="alice" exe="/usr/bin/sudo" hostname=? addr=? terminal=pts/0 '
+        "res=failed'",
     )
     assert [one.action for one in observations(refused)] == ["sudo"]
     assert observations(refused, beside_log=True) == []

@@ -138,7 +138,7 @@ def test_over_restarts_and_crashes_no_event_of_a_log_is_lost_or_repeated(
                 merger = LoginMerger()
                 positions = merger.resume([row.cursor for row in reversed(stored)], now)
                 position = int(positions["journal"]) + 1 if "journal" in positions else 0
-        stored += merger.settled(now, at_end=True)
+        stored += merger.settled(now + 1_000)
         return sorted((row.time, row.action, row.pid) for row in stored)
 
     assert run(stops) == run([])

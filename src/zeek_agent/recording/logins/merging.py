@@ -296,8 +296,8 @@ class LoginMerger:
                 if source not in low or before[0] < low[source][0]:
                     low[source] = before
 
-        for event in self._pending:
-            lower(event)
+        for waiting in self._pending:
+            lower(waiting)
         found: list[dict[str, str]] = []
         for event in reversed(done):
             found.append({source: at for source, (_, at) in low.items() if at is not None})
