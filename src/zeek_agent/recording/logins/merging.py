@@ -187,7 +187,7 @@ class LoginMerger:
     def _join(self, event: _Event, statement: Observation, now: float) -> None:
         facts = event.facts
         if event.said == _announced(event) and statement.statement not in _ANNOUNCEMENTS:
-            event.begun = now  # others will speak of the attempt only now
+            event.begun = now  # other sources report the attempt only now
         named = facts.user
         if _is_refused_su(statement, facts):
             facts.action, facts.user, facts.uid = statement.action, statement.user, statement.uid
