@@ -1,6 +1,9 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
+# Programs under test start faster from compiled modules, and so does the agent.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup run test soak test-kernels test-packages packages lint docs bench lock clean
 
 help: ## Show this list
@@ -13,7 +16,7 @@ run: setup ## Run the agent with its embedded collector: Zeek logs in ./logs, st
 	@./packaging/run.sh $(ARGS)
 
 test: setup ## Run all tests except the soaks (a selection: ARGS="-k sockets")
-	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 soak: setup ## Run the soaks: long runs, floods and rates (a selection: ARGS="-k outage")
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -m soak $(ARGS)

@@ -34,29 +34,76 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(without_root)
         if item.get_closest_marker("zeek") and shutil.which("zeek") is None:
             item.add_marker(without_zeek)
-    items.sort(key=lambda item: folder(item.nodeid) not in ALONE)  # what takes longest comes first
+    items.sort(key=lambda item: turn(item.nodeid))
 
 
-ALONE = {"system": "machine", "recording": "machine", "bpf": "machine", "host": "machine", "package": "zeek"}
-"""Folders of tests of which only one runs at a time: they audit the machine, fill its buffers, or capture packets.
+ALONE = {
+    **dict.fromkeys(
+        (
+            "bpf",
+            "recording/audit",
+            "recording/processes",
+            "recording/sockets/test_fallback_sockets.py",
+            "recording/test_early_objects.py",
+            "recording/test_exclusions.py",
+            "recording/test_required_capabilities.py",
+            "system/test_restart_gaps.py",
+            "system/test_system_events.py",
+            "system/test_system_statements.py::test_a_hung_mount_that_is_allowed_stops_only_the_statements_that_enter_it",
+            "system/test_system_statements.py::test_the_daemon_of_a_hung_mount_that_ends_gives_the_places_back",
+            "host/linux/test_executables.py",
+            "host/files/test_path_gate.py",
+            "host/files/test_path_gate_matrix.py",
+            "host/files/test_path_gate_roots.py",
+        ),
+        "machine",
+    ),
+    "package": "zeek",
+}
+"""Tests of which only one runs at a time: they audit the machine, fill its buffers, hang mounts, or capture packets.
 
-While an audit rule is set, the kernel asks a FUSE file system at each look-up of a path, and tests of the path gate let
-FUSE hang.
+While an audit rule is set, the kernel asks a FUSE file system at each look-up of a path, and some tests let FUSE hang.
 """
 
+LONG = (
+    "test_cli.py",
+    "recording",
+    "system",
+    "containment",
+    "recipes",
+    "terminal",
+    "queries",
+    "events",
+    "zeek",
+    "database",
+)
+"""What comes next because it takes long: at the end, no process has much left to do when others have nothing."""
 
-def folder(nodeid: str) -> str:
-    return Path(nodeid.partition("::")[0]).parts[1]
+
+def turn(nodeid: str) -> int:
+    """When a test runs; tests of the same turn run as they were collected."""
+    if group(nodeid) is not None:
+        return 0
+    name = Path(nodeid.partition("::")[0]).parts[1]
+    return 1 + LONG.index(name) if name in LONG else 1 + len(LONG)
+
+
+def group(nodeid: str) -> str | None:
+    """The tests among which this one runs alone, if any."""
+    file, _, name = nodeid.partition("::")
+    _, *path = file.split("/")
+    places = ["/".join(path[:length]) for length in range(1, len(path) + 1)]
+    return next((ALONE[place] for place in (*places, f"{places[-1]}::{name}") if place in ALONE), None)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n` a worker gets a file at a time, or all files of the folders that run alone."""
+    """With `-n` a worker gets a file at a time, or all tests of a group."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return ALONE.get(folder(nodeid), nodeid.partition("::")[0])
+            return group(nodeid) or nodeid.partition("::")[0]
 
     return ByFile(config, log)
 

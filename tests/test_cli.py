@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -486,7 +487,7 @@ def running(
     """An agent, from when its control socket is there."""
     streams = {"stdout": subprocess.DEVNULL}
     with log.open("w") as out, started(*arguments, program=program, stderr=out, **streams) as process:
-        until_sync(lambda: (state / "zeek-agent.sock").exists() or process.poll() is not None, 30, log.read_text)
+        until_sync(lambda: (state / "zeek-agent.sock").exists() or process.poll() is not None, 60, log.read_text)
         assert process.poll() is None, log.read_text()
         yield process
 
@@ -545,32 +546,49 @@ def test_errors_in_the_pack_are_reported_before_anything_starts(state: Path) -> 
     )
 
 
-@pytest.fixture
-def agent(tmp_path: Path, state: Path) -> Iterator[subprocess.Popen[str]]:
+@contextmanager
+def running_in(directory: Path) -> Iterator[subprocess.Popen[str]]:
     """A running agent with its embedded collector."""
-    place = ("--state-dir", str(state), "--logs", str(tmp_path / "logs"))
-    with running("run", *place, log=tmp_path / "agent.log", state=state) as process:
+    state = directory / "state"
+    place = ("--state-dir", str(state), "--logs", str(directory / "logs"))
+    with running("run", *place, log=directory / "agent.log", state=state) as process:
         yield process
 
 
-def test_commands_reach_a_running_agent(agent: subprocess.Popen[str], state: Path) -> None:
-    place = ("--state-dir", str(state))
+@dataclass(frozen=True)
+class Shared:
+    process: subprocess.Popen[str]
+    state: Path
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """An agent for all tests that leave it as it is."""
+    directory = tmp_path_factory.mktemp("shared")
+    with running_in(directory) as process:
+        yield Shared(process, directory / "state")
+
+
+def test_commands_reach_a_running_agent(agent: Shared) -> None:
+    place = ("--state-dir", str(agent.state))
     status = json.loads(run("status", "--format", "json", *place).stdout)
-    assert status["pid"] == agent.pid
+    assert status["pid"] == agent.process.pid
+    [host] = until_sync(lambda: json.loads(run("hosts", "--format", "json", *place).stdout or "[]"), 30)
+    assert (host["id"], host["state"]) == (status["id"], "connected"), "those of its embedded collector"
     sql = "SELECT id, instance FROM zeek_agent"
     (row,) = json.loads(run("query", sql, "--format", "json", *place).stdout)
     assert row == {"id": status["id"], "instance": status["instance"]}
-    assert f"pid {agent.pid}" in run("doctor", *place).stdout
+    assert f"pid {agent.process.pid}" in run("doctor", *place).stdout
     assert "connections" in run("status", *place).stdout
     assert "processes" in run("tables", *place).stdout
     assert "no such table" in complaint(run("query", "SELECT * FROM nonsense", *place), 1)
 
 
-def test_the_shell_shows_differences_from_a_running_agent(agent: subprocess.Popen[str], state: Path) -> None:
-    watched = state.parent / "watched"
+def test_the_shell_shows_differences_from_a_running_agent(agent: Shared, tmp_path: Path) -> None:
+    watched = tmp_path / "watched"
     watched.mkdir()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with started("shell", "--state-dir", str(state), **pipes) as process:
+    with started("shell", "--state-dir", str(agent.state), **pipes) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(f".diffs 0.1 SELECT path FROM files_list('{watched}/*')\n")
@@ -586,7 +604,7 @@ def test_the_shell_shows_differences_from_a_running_agent(agent: subprocess.Pope
         assert process.stdout.readline().startswith(f"+ {watched}/")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
-    assert agent.poll() is None
+    assert agent.process.poll() is None
 
 
 @pytest.mark.root
@@ -614,17 +632,16 @@ def ask_agent(state: Path) -> str:
         return str(error)
 
 
-def test_a_second_agent_is_refused_with_the_holders_name(agent: subprocess.Popen[str], state: Path) -> None:
-    refused = run("run", "--state-dir", str(state))
-    assert f"another agent (pid {agent.pid}, since " in complaint(refused, 1)
+def test_a_second_agent_is_refused_with_the_holders_name(agent: Shared) -> None:
+    refused = run("run", "--state-dir", str(agent.state))
+    assert f"another agent (pid {agent.process.pid}, since " in complaint(refused, 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_shuts_the_agent_down_in_order(
-    agent: subprocess.Popen[str], state: Path, number: signal.Signals
-) -> None:
-    assert ending(agent, number) == 0
+def test_a_signal_shuts_the_agent_down_in_order(tmp_path: Path, state: Path, number: signal.Signals) -> None:
+    with running_in(tmp_path) as process:
+        assert ending(process, number) == 0
     assert not (state / "zeek-agent.sock").exists()
-    assert "Traceback" not in (state.parent / "agent.log").read_text()
+    assert "Traceback" not in (tmp_path / "agent.log").read_text()
     kept = run("query", "SELECT count(*) AS n FROM processes_events", "--format", "csv", "--state-dir", str(state))
     assert kept.stdout.startswith("n\n"), kept

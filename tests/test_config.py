@@ -208,6 +208,7 @@ def test_inconsistent_values_are_refused(file: Path) -> None:
     file.write_text("[zeek]\nreconnect_min = 100\n")
     assert "zeek.reconnect_max (60.0) is less than zeek.reconnect_min (100.0)" in complaint(file)
     assert "expected HOST:PORT" in complaint(collector__listen="27759")
+    assert "collector.retention_bytes (1000) is less than 16777216" in complaint(collector__retention_bytes=1000)
     assert "zeek.destinations" in complaint(zeek__destinations=["http://zeek"])
 
 

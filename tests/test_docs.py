@@ -132,3 +132,24 @@ def test_the_limits_of_worker_processes_are_described_with_the_rest() -> None:
     for name in ("processes", "workers", "worker_bytes", "time", "cpu", "memory_bytes", "state_bytes"):
         assert f"limits.{name}" in config.settings()
         assert f"`limits.{name}`" in limits
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", one) for one in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in plain}
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))], ids=lambda one: one.name
+)
+def test_links_of_a_page_lead_to_files_and_headings(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    broken = []
+    for link in re.findall(r"\]\(((?!https?:|mailto:)[^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in headings(target)):
+            broken.append(link)
+    assert not broken

@@ -384,3 +384,19 @@ def test_scratch_directories_of_other_users_are_left_alone(tmp_path: Path, monke
     monkeypatch.setattr(scratch, "_IN_MEMORY", tmp_path)
     scratch.ScratchDirectory().close()
     assert theirs.exists()
+
+
+@pytest.mark.root
+def test_whether_a_lock_is_held_is_seen_without_taking_it_by_any_user(place: Path) -> None:
+    path = place / LOCK
+    assert not locks.is_held(path), "there is no file yet"
+    lock = locks.acquire_lock(path)
+    assert locks.is_held(path)
+    with acting_as(NOBODY, NOBODY):
+        assert locks.is_held(path), "who cannot open the file sees it, too"
+    lock.close()
+    assert not locks.is_held(path)
+    with acting_as(NOBODY, NOBODY):
+        assert not locks.is_held(path)
+    again = locks.acquire_lock(path)
+    again.close()

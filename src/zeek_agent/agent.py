@@ -39,7 +39,7 @@ from zeek_agent.reload import Changes, Loaded, compare
 from zeek_agent.results.snapshots import take_snapshots
 from zeek_agent.results.state import ResultStateError
 from zeek_agent.results.store import ResultStore
-from zeek_agent.signals import on_hangup, stop_signals
+from zeek_agent.signals import HangupSignal, on_hangup, stop_signals
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables, plugin_tables
 from zeek_agent.text import escaped
@@ -48,7 +48,7 @@ from zeek_agent.zeek.connection_errors import UnusableError
 
 if TYPE_CHECKING:
     from zeek_agent.collector.embedded import EmbeddedCollector
-    from zeek_agent.config import Config
+    from zeek_agent.config import Config, MetricsSettings
     from zeek_agent.containment.agent_capabilities import Dropped
     from zeek_agent.containment.messages import Need
     from zeek_agent.containment.pool import WorkerStatus
@@ -69,12 +69,16 @@ log = logging.getLogger(__name__)
 
 
 async def run_agent(
-    load: Callable[[], Loaded], early: EarlyObjects | None = None, dropped: Dropped | None = None
+    load: Callable[[], Loaded],
+    early: EarlyObjects | None = None,
+    dropped: Dropped | None = None,
+    hangup: HangupSignal | None = None,
 ) -> int:
     """Run until SIGTERM or SIGINT. Raises ZeekAgentError if the agent cannot start.
 
     `load` reads and checks the configuration, and does so again for SIGHUP and `zeek-agent reload`. `early` has BPF
-    objects that are being attached. `dropped` are the capabilities that were dropped before.
+    objects that are being attached. `dropped` are the capabilities that were dropped before. `hangup` handles SIGHUP
+    already, so that none before this call ends the program.
     """
     loaded = load()
     config, origins = loaded.config, loaded.origins
@@ -92,7 +96,7 @@ async def run_agent(
         agent = Agent(config, origins, places, who, ring, quiet=quiet, load=load, early=early)
         with stop_signals() as stopped:
             async with agent:
-                with on_hangup(agent.reload_or_log):
+                with on_hangup(agent.reload_or_log, hangup):
                     async with service_manager.informed(manager, agent.summary, agent.problem):
                         heap.trim()
                         log.info("%s: stopping", await stopped)
@@ -128,7 +132,10 @@ class Agent:
         self._quiet = quiet
         self._load = load
         self._reloading = asyncio.Lock()
+        self._reloads: set[asyncio.Task[str]] = set()
+        self._stopping = False
         self._started = time.monotonic()
+        self._started_at = time.time()
         self._connections: list[ZeekConnection] = []
         self._running: dict[ZeekConnection, asyncio.Task[None]] = {}
         self._metrics: MetricsServer | None = None
@@ -184,7 +191,9 @@ class Agent:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._parts.aclose()
+        self._stopping = True
+        async with self._reloading:  # a reload that has begun is completed: it changes the parts that end now
+            await self._parts.aclose()
         log.info("stopped")
 
     async def _start(self) -> None:
@@ -237,12 +246,7 @@ class Agent:
 
     def _prepare_collector(self) -> None:
         """Make the embedded collector; its process starts when it is dialled. Raises UsageError for a bad pack."""
-        if self._origins.get("collector.listen", "default") != "default":
-            log.warning(
-                "collector.listen (%s) has no effect on the embedded collector, which only this agent can reach; "
-                "to collect from other agents run `zeek-agent collector`",
-                self._origins["collector.listen"],
-            )
+        _warn_about_listening(self._origins)
         collector = self._new_collector(self._config)
         self._announce(f"logs in {collector.logs}")
         self._start_collector(collector)
@@ -304,17 +308,34 @@ class Agent:
 
     async def _start_metrics(self) -> None:
         """Serve metrics, if the configuration says where. Continue without if that is not possible."""
-        if self._config.metrics.listen is None:
-            return
-        from zeek_agent.metrics.server import MetricsServer
-
-        server = MetricsServer(self._config.metrics, self.metrics)
         try:
-            await server.start()
+            self._metrics = await self._serve_metrics(self._config.metrics)
         except ZeekAgentError as error:
             log.error("%s; metrics are not served", error)
-        else:
+
+    async def _serve_metrics(self, settings: MetricsSettings) -> MetricsServer | None:
+        """A server of metrics, if the settings say where. Raises ZeekAgentError."""
+        if settings.listen is None:
+            return None
+        from zeek_agent.metrics.server import MetricsServer
+
+        server = MetricsServer(settings, self.metrics)
+        await server.start()
+        return server
+
+    async def _change_metrics(self, settings: MetricsSettings) -> None:
+        """Serve metrics elsewhere, or for others. Raises ZeekAgentError, with the metrics served as before."""
+        if settings.listen != self._config.metrics.listen:
+            server = await self._serve_metrics(settings)
+            await self._stop_metrics()
             self._metrics = server
+            return
+        await self._stop_metrics()
+        try:
+            self._metrics = await self._serve_metrics(settings)
+        except ZeekAgentError:
+            await self._start_metrics()
+            raise
 
     async def _stop_metrics(self) -> None:
         server, self._metrics = self._metrics, None
@@ -476,14 +497,28 @@ class Agent:
     async def reload(self) -> str:
         """Read the configuration again and apply the changed settings that need no restart; says which they are.
 
-        Raises ZeekAgentError for an invalid configuration, of which nothing is applied.
+        Once begun, it is completed, also if the caller is cancelled. Raises ZeekAgentError for an invalid
+        configuration, of which nothing is applied.
         """
+        task = asyncio.create_task(self._reload(), name="reload")
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+        return await asyncio.shield(task)
+
+    async def _reload(self) -> str:
         if self._load is None:
             raise ZeekAgentError("this agent was not started with a configuration that can be read again")
         async with self._reloading:
+            if self._stopping:
+                raise ZeekAgentError("the agent is stopping")
             loaded = await asyncio.to_thread(self._load)
             changes = compare(self._config, self._origins, loaded)
-            apply = await asyncio.to_thread(self._prepare, changes)
+            collector = await asyncio.to_thread(self._changed_collector, changes)
+            if collector is not None:
+                changes = changes.with_applied(*self._changed_files(collector))
+            apply = await asyncio.to_thread(self._prepare, changes, collector)
+            if changes.concern("metrics."):
+                await self._change_metrics(changes.config.metrics)
             for warning in loaded.warnings:
                 log.warning("%s", warning)
             self._config, self._origins = changes.config, changes.origins
@@ -491,28 +526,44 @@ class Agent:
             log.info("%s", changes.summary())
             return changes.summary()
 
-    def _prepare(self, changes: Changes) -> Callable[[], Awaitable[None]]:
+    def _changed_collector(self, changes: Changes) -> EmbeddedCollector | None:
+        """The embedded collector for a changed configuration or pack; None if the present one, if any, stays.
+
+        Raises UsageError for a bad pack.
+        """
+        if changes.config.zeek.destinations:
+            return None
+        collector = self._new_collector(changes.config)
+        is_changed = changes.concern("collector.", "zeek.destinations")
+        if is_changed or self._collector is None or collector.pack != self._collector.pack:
+            return collector
+        return None
+
+    def _changed_files(self, collector: EmbeddedCollector) -> Sequence[str]:
+        """What has changed although the settings have not: the file of the query pack."""
+        now = self._collector
+        return () if now is None or now.pack == collector.pack else ("collector.pack",)
+
+    def _prepare(self, changes: Changes, collector: EmbeddedCollector | None) -> Callable[[], Awaitable[None]]:
         """Make what can fail before anything is changed. Raises ZeekAgentError. Returns what applies the changes."""
         config = changes.config
         access = AccessPolicy(config.access, paths.protected(config, self._places))
-        setup = needs.worker_setup(config, self._places, self, self._started)
-        collector: EmbeddedCollector | None = None
-        if changes.concern("collector.", "zeek.destinations") and not config.zeek.destinations:
-            collector = self._new_collector(config)
+        setup = needs.worker_setup(config, self._places, self, self._started, self.database.pool.setup)
+        protects_others = access.protected != self.database.context.access.protected
+        concerns_rows = protects_others or changes.concern_others("access.", "access.tables_")
 
         async def apply() -> None:
             if changes.concern("log."):
                 logbook.set_level(config.log.level)
-            if changes.concern("access.", "limits."):
+                if self._collector is not None:
+                    self._collector.set_log_level()
+            if protects_others or changes.concern("access.", "limits."):
                 self._masker.adopt(access.masker)
                 access.masker = self._masker
-                self.database.reconfigure(TableContext(self, access), config.limits, setup)
+                self.database.reconfigure(TableContext(self, access), config.limits, setup, concerns_rows=concerns_rows)
                 self.results.set_limit(config.limits.state_bytes)
             if changes.concern("events.", "limits."):
                 self.store.reconfigure(config.events, config.limits.state_bytes)
-            if changes.concern("metrics."):
-                await self._stop_metrics()
-                await self._start_metrics()
             if changes.concern("zeek.") or collector is not None:
                 await self._reconnect(collector, goes=bool(config.zeek.destinations))
 
@@ -525,6 +576,7 @@ class Agent:
         if collector is not None or goes:
             await self._stop_collector()
         if collector is not None:
+            _warn_about_listening(self._origins)
             self._start_collector(collector)
         self._connect_all()
 
@@ -532,19 +584,22 @@ class Agent:
         """The agent's metrics, in Prometheus' exposition format."""
         from zeek_agent.metrics import agent_metrics
 
-        pool, times = self.database.pool, os.times()
+        pool, times, connections = self.database.pool, os.times(), self.connections()
+        destinations = {one.destination for one in connections}
         return agent_metrics.agent_text(
             agent_metrics.AgentFigures(
                 version=__version__,
                 id=self.id,
                 hostname=self.hostname,
                 uptime=self.uptime(),
+                started=self._started_at,
                 cpu_seconds=times.user + times.system,
                 resident_bytes=memory(os.getpid()).resident,
                 sources=self.sources(),
                 gaps=self.store.gaps(),
-                connections=self.connections(),
-                queries=self.queries(),
+                connections=connections,
+                lost=self.runner.lost,
+                queries=[one for one in self.queries() if one.recipient in destinations],
                 workers=self.workers(),
                 workers_killed={cause.value: pool.killed[cause.value] for cause in KillCause},
                 workers_abandoned=pool.abandoned,
@@ -560,6 +615,16 @@ class Agent:
                 collector_restarts=0 if self._collector is None else self._collector.lost,
                 now=time.time(),
             )
+        )
+
+
+def _warn_about_listening(origins: Mapping[str, str]) -> None:
+    """Say that the embedded collector does not listen, if the configuration says where it should."""
+    if origins.get("collector.listen", "default") != "default":
+        log.warning(
+            "collector.listen (%s) has no effect on the embedded collector, which only this agent can reach; "
+            "to collect from other agents run `zeek-agent collector`",
+            origins["collector.listen"],
         )
 
 
@@ -599,4 +664,4 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 def _report_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("%s ended: %s", task.get_name(), error, exc_info=error)
+        log.error("task %s of the agent has failed: %s", task.get_name(), error, exc_info=error)

@@ -19,9 +19,7 @@ from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import visible
 
 if TYPE_CHECKING:
-    from zeek_agent.collector.server import Collector
-    from zeek_agent.config import CollectorSettings, Config, MetricsSettings
-    from zeek_agent.metrics.server import MetricsServer
+    from zeek_agent.config import Config
     from zeek_agent.terminal.console import Printer
 
 NAME: Final = "zeek-agent"
@@ -206,7 +204,9 @@ def run(
 
     from zeek_agent.containment import agent_capabilities
     from zeek_agent.recording import bpf_objects
+    from zeek_agent.signals import HangupSignal
 
+    hangup = HangupSignal()
     first = [read()]
     dropped = agent_capabilities.drop_for(first[0][0])
     early = bpf_objects.EarlyObjects(first[0][0].sources)
@@ -218,13 +218,17 @@ def run(
         from zeek_agent.terminal import config_check
 
         def load() -> Loaded:
-            config, origins, warnings = first.pop() if first else read()
+            is_reload = not first
+            config, origins, warnings = read() if is_reload else first.pop()
             config_check.check_files_and_groups(config)
+            if is_reload:
+                config_check.check_contents(config)
             return Loaded(config, origins, warnings)
 
-        return asyncio.run(run_agent(load, early, dropped))
+        return asyncio.run(run_agent(load, early, dropped, hangup))
     finally:
         early.close()
+        hangup.ignore()
 
 
 class StatementCommand(click.Command):
@@ -459,6 +463,9 @@ def config_check(given: Given) -> int:
 @click.option("--logs", metavar="DIR", help="Log directory (./logs).")
 @click.option("--pack", metavar="FILE", help="Query pack instead of the default one.")
 @click.option("--log-format", type=click.Choice(["tsv", "json"]), help="Format of the logs (tsv).")
+@click.option("--certificate", metavar="FILE", help="Certificate of the collector (PEM): agents connect to wss://.")
+@click.option("--key", metavar="FILE", help="Private key of the certificate, if it is in another file.")
+@click.option("--client-ca", metavar="FILE", help="CA certificates that sign those of agents, which then need one.")
 @_settings
 def collector(
     given: Given,
@@ -467,55 +474,69 @@ def collector(
     logs: str | None,
     pack: str | None,
     log_format: str | None,
+    certificate: str | None,
+    key: str | None,
+    client_ca: str | None,
 ) -> None:
-    """Run a collector in place of Zeek: query agents with a pack and write Zeek logs, until SIGTERM or SIGINT."""
+    """Run a collector in place of Zeek: query agents with a pack and write Zeek logs, until SIGTERM or SIGINT.
+
+    SIGHUP reads the configuration, the pack and the certificates again. If one of them is invalid, nothing changes.
+    """
     flags = {
         "collector.listen": listen,
         "collector.logs": logs,
         "collector.pack": pack,
         "collector.format": log_format,
+        "collector.tls.certificate": certificate,
+        "collector.tls.key": key,
+        "collector.tls.client_ca": client_ca,
     }
-    warnings: list[str] = []
-    config, _ = given.load(flags, warnings.append)
+    from zeek_agent.signals import HangupSignal
+
+    hangup = HangupSignal()
     import asyncio
 
-    from zeek_agent import logbook
+    from zeek_agent.reload import Loaded
+    from zeek_agent.standalone import run_collector
 
-    logbook.set_up(config.log, warnings=warnings)
-    asyncio.run(_collect(config.collector, config.metrics))
+    def load() -> Loaded:
+        warnings: list[str] = []
+        config, origins = given.load(flags, warnings.append)
+        return Loaded(config, origins, warnings)
 
-
-async def _collect(settings: CollectorSettings, metrics: MetricsSettings) -> None:
-    import asyncio
-
-    from zeek_agent.collector import pack, summary
-    from zeek_agent.collector.server import Collector
-    from zeek_agent.signals import stop_signals
-
-    queries = pack.load(Path(settings.pack) if settings.pack else None, schedule=settings.schedule)
-    collector = Collector(settings, queries)
-    with stop_signals() as stopped:
-        await collector.start()
-        server = await _serve_metrics(metrics, collector)
-        shown = asyncio.create_task(summary.show(collector))
-        await stopped
-        shown.cancel()
-        await asyncio.wait([shown])
-        if server is not None:
-            await server.stop()
-        await collector.stop()
+    try:
+        asyncio.run(run_collector(load, hangup))
+    finally:
+        hangup.ignore()
 
 
-async def _serve_metrics(settings: MetricsSettings, collector: Collector) -> MetricsServer | None:
-    """Serve the collector's metrics, if the configuration says where."""
-    if settings.listen is None:
-        return None
-    from zeek_agent.metrics.collector_metrics import collector_text
-    from zeek_agent.metrics.server import MetricsServer
+@commands.command()
+@click.option("--connected", is_flag=True, help="Only hosts that are connected.")
+@click.option("--offline", is_flag=True, help="Only hosts that are offline.")
+@click.option("--losses", is_flag=True, help="Only hosts with losses, gaps, errors or a conflict about their id.")
+@click.option("--host", "patterns", multiple=True, metavar="NAME", help="A host name, agent id or address; * and ?.")
+@click.option("--logs", metavar="DIR", help="Log directory of the collector, if not the configured one.")
+@click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="Output format of rows.")
+@_settings
+def hosts(
+    given: Given, *, connected: bool, offline: bool, losses: bool, patterns: Sequence[str], logs: str | None, mode: str
+) -> None:
+    """Print the hosts that a collector knows: identity, state, when it was first and last seen, losses and errors.
 
-    server = MetricsServer(settings, lambda: collector_text(collector.stats))
-    await server.start()
-    return server
+    They are read from the log directory, also while no collector runs; the state of hosts that were not offline is then
+    `unknown`. Without `--logs` it is the directory of the running agent's embedded collector, or else the configured
+    one. If several options select hosts, all must match. A table has the main columns, the other formats have all. Exit
+    code 1 if no hosts have been recorded.
+    """
+    from zeek_agent.terminal import host_list
+
+    config, origins = given.load({"collector.logs": logs})
+    directory = host_list.directory(config, origins)
+    known = host_list.read(directory)
+    wanted = host_list.Filters(connected=connected, offline=offline, losses=losses, patterns=patterns)
+    host_list.write(_printer(mode), known, wanted)
+    for notice in known.notices:
+        _warn(notice)
 
 
 @commands.group("pack")

@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 
 Positive = Annotated[float, Meta(gt=0)]
 PositiveInt = Annotated[int, Meta(gt=0)]
+NotNegativeInt = Annotated[int, Meta(ge=0)]
+
+RETENTION_BYTES_MIN: Final = 16 << 20
+"""Less would not hold what agents send in a second."""
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -252,6 +256,14 @@ class SourceSettings(Section, frozen=True):
             description="backend for the system log; `auto` selects the journal, or else the files of a syslog daemon"
         ),
     ] = "auto"
+    dns: Annotated[
+        Literal["auto", "ebpf", "off"],
+        Meta(description="backend for name lookups; `auto` selects the best available"),
+    ] = "auto"
+    dns_ports: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=65535)], ...],
+        Meta(max_length=63, description="ports of DNS servers besides 53, whose messages `dns_events` shows"),
+    ] = ()
     logins: Annotated[
         Literal["auto", "combined", "journal", "syslog", "audit", "wtmp", "kernel", "off"],
         Meta(
@@ -266,6 +278,14 @@ class SourceSettings(Section, frozen=True):
     snapshot_interval: Annotated[
         Positive, Meta(description="seconds between snapshots, for the `snapshots` backend")
     ] = 1.0
+    traffic_interval: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="seconds after which a connection that is still open has a row in `sockets_events` with "
+            "what it has carried so far, and then another one each time; 0: none. Only with eBPF",
+        ),
+    ] = 300.0
     ring_bytes: Annotated[
         int, Meta(ge=0, description="size of each kernel ring buffer in bytes; 0: by the number of CPUs")
     ] = 0
@@ -282,6 +302,19 @@ class SourceSettings(Section, frozen=True):
     ignore_uids: Annotated[tuple[int, ...], Meta(description="ignore processes of these users")] = ()
     process_cache: Annotated[PositiveInt, Meta(description="exited processes to keep in the cache")] = 20_000
     process_grace: Annotated[Positive, Meta(description="seconds that exited processes stay in the cache")] = 60.0
+
+
+class CollectorTlsSettings(Section, frozen=True):
+    """TLS of `zeek-agent collector`, version 1.2 or later. Without a certificate it accepts unencrypted connections."""
+
+    certificate: Annotated[
+        str | None, Meta(description="PEM file of the collector's certificate, followed by intermediate ones")
+    ] = None
+    key: Annotated[str | None, Meta(description="PEM file of its private key; default: in `certificate`")] = None
+    client_ca: Annotated[
+        str | None,
+        Meta(description="PEM file of CA certificates; agents then need a client certificate signed by one of these"),
+    ] = None
 
 
 class CollectorSettings(Section, frozen=True):
@@ -303,7 +336,29 @@ class CollectorSettings(Section, frozen=True):
     ] = None
     rotate_interval: Annotated[float, Meta(ge=0, description="seconds after which logs are rotated; 0: never")] = 3600.0
     rotate_bytes: Annotated[int, Meta(ge=0, description="bytes after which a log is rotated; 0: never")] = 104_857_600
-    agent_timeout: Annotated[Positive, Meta(description="seconds of silence after which an agent is offline")] = 600.0
+    compress: Annotated[bool, Meta(description="compress rotated logs with gzip")] = True
+    retention_age: Annotated[
+        float, Meta(ge=0, description="seconds after which rotated logs are removed; 0: never")
+    ] = 2_592_000.0
+    retention_bytes: Annotated[
+        NotNegativeInt | None,
+        Meta(
+            description="maximum size of all logs together, rotated ones included; rotated logs are removed to stay "
+            "below it. At least 16777216, or 0: no limit; unset: a tenth of the file system, but from 64 MiB to 10 GiB",
+        ),
+    ] = None
+    agent_timeout: Annotated[
+        Positive,
+        Meta(
+            description="seconds of silence after which an agent is offline; at least three times the longest "
+            "`zeek.hello_interval` of the agents"
+        ),
+    ] = 180.0
+    hosts_max: Annotated[
+        PositiveInt,
+        Meta(description="maximum number of hosts to remember; of those not connected, the least known one is removed"),
+    ] = 20_000
+    tls: CollectorTlsSettings = CollectorTlsSettings()
 
 
 class OsquerySettings(Section, frozen=True):
@@ -721,6 +776,10 @@ def _check(values: dict[str, object], origins: dict[str, str], refuse: Callable[
         values["zeek.destinations"] = tuple(dict.fromkeys(urls))
     for name, problem in _listen_problems(values):
         reject(f"{origins[name]}: {name}: {problem}", name)
+    retained = cast("int | None", values["collector.retention_bytes"])
+    if retained is not None and 0 < retained < RETENTION_BYTES_MIN:
+        name = "collector.retention_bytes"
+        reject(f"{origins[name]}: {name} ({retained}) is less than {RETENTION_BYTES_MIN}; 0 stands for no limit", name)
     for low, high in (("zeek.reconnect_min", "zeek.reconnect_max"), ("zeek.window_bytes", "zeek.window_bytes_max")):
         if cast("float", values[low]) > cast("float", values[high]):
             origin = origins[high] if origins[high] != "default" else origins[low]

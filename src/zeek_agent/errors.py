@@ -42,5 +42,12 @@ class AccessDeniedError(SqlError):
     """A statement uses a forbidden table, file, function or pragma."""
 
 
+class RevokedError(SqlError):
+    """The access rules changed before all rows of a result were sent."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or "the access rules were changed before all rows were sent: run the statement again")
+
+
 class LimitError(SqlError):
     """A statement exceeded a limit on time, rows or size."""

@@ -84,6 +84,23 @@ def acquire_lock(path: Path, legacy_directory: Path | None = None, holder: int |
     return lock
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock of the file at `path`, without taking it and without permission to open it.
+
+    Processes of other PID namespaces are not seen. Raises OSError, but not if there is no file.
+    """
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        name = _lock_name(descriptor)
+    finally:
+        os.close(descriptor)
+    locks = Path("/proc/locks").read_text().splitlines()
+    return any(" FLOCK " in line and f" {name} " in line for line in locks)
+
+
 def lock_directory(directory: Path) -> FileLock:
     """Lock a private directory itself: no other user can hold its lock, because no other user can open it.
 

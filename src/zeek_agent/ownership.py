@@ -99,6 +99,13 @@ def open_log(path: Path) -> int:
             return _create(place)
 
 
+def open_directory(path: Path) -> int:
+    """A descriptor of a directory, for its files. Raises UntrustedError for another user's link to it, and OSError."""
+    with _place(path / "_", follow_last=False) as place:
+        flags = os.O_RDONLY | _flags("DIRECTORY", "CLOEXEC")
+        return os.open(path if place.descriptor is None else ".", flags, dir_fd=place.descriptor)
+
+
 def read_log(path: Path) -> int:
     """A descriptor that reads an existing regular file. Raises OSError."""
     return os.open(path, os.O_RDONLY | _flags("CLOEXEC") | _UNAMBIGUOUS)

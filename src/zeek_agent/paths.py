@@ -105,7 +105,8 @@ def protected(config: Config, places: Paths) -> tuple[str, ...]:
 
     These are the state directory, the agent's log, the embedded collector's logs, and the files of its TLS keys.
     """
-    files = [config.log.file, config.zeek.tls.key, config.zeek.tls.certificate]
+    tls, own_tls = config.zeek.tls, config.collector.tls
+    files = [config.log.file, tls.key, tls.certificate, own_tls.key, own_tls.certificate]
     if not config.zeek.destinations:
         files.append(config.collector.logs)
     own = [str(Path(file).expanduser().absolute()) for file in files if file is not None]

@@ -122,7 +122,9 @@ def with_logs(collector: str) -> str:
         if queries := file.queries_for("collector", path):
             subscription = queries[0][1].subscription or file.subscription
             rows.append((f"`{path}.log`", log.summary, LINES[subscription]))
-    rows.append(("`reporter.log`", "Errors", "errors reported by agents, and invalid messages"))
+    rows.append(
+        ("`reporter.log`", "Errors", "errors reported by agents, invalid messages, and agent ids that are used twice")
+    )
     return _replaced(collector, LOGS_BEGIN, LOGS_END, _markdown_table(("Log", "Content", "Lines"), rows))
 
 
@@ -356,13 +358,19 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         *_renamed_section(renamed),
         "## Changes at run time",
         "`zeek-agent reload`, or SIGHUP, has the running agent read its file and environment again. An invalid "
-        "configuration is an error, and nothing of it is applied. Otherwise these settings are applied: "
+        "configuration, a query pack whose statements do not compile, or a place where metrics cannot be served is an "
+        "error, and nothing is applied. Otherwise these settings are applied: "
         f"{', '.join(f'`{name}*`' if name.endswith('.') else f'`{name}`' for name in LIVE)}. Others keep their value "
         "until a restart; the answer lists them.",
-        "New access rules and limits hold for statements that begin afterwards, and new masking for what is recorded "
-        "afterwards, except for processes whose command line is already known. A change in `zeek` reconnects to all "
-        "destinations, and one in `collector` restarts the embedded collector; no event is lost by that, but the "
-        "embedded collector may log some twice, with the same `seq`.",
+        "New access rules hold at once: once the command has returned, no row that they forbid is sent any more. A "
+        "statement that runs at that moment and may be affected is run again; a result of which a part is sent ends "
+        "with an error. New limits hold for statements that begin afterwards, and new masking for what is recorded "
+        "afterwards, except for processes whose command line is already known.",
+        "A change in `zeek` reconnects to all destinations, and one in `collector`, or in the file of the query pack, "
+        "restarts the embedded collector; no event is lost by that, but the embedded collector may log some twice, "
+        "with the same `seq`. The delivery state of a removed destination is kept: if it is added again, it gets the "
+        "events since then that are still stored. An agent that was started on a terminal ends when that is closed, "
+        "which is also signalled by SIGHUP.",
         "## Locations",
         _markdown_table(
             ("", "root", "other users"),

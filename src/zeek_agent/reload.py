@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent import config as configuration
@@ -13,6 +13,19 @@ if TYPE_CHECKING:
 
 LIVE: Final = ("access.", "collector.", "events.", "limits.", "metrics.", "zeek.", "log.level")
 """Beginnings of the names of settings that a running agent can change."""
+
+OF_COLLECTOR: Final = ("collector.", "metrics.", "log.")
+"""Beginnings of the names of settings that `zeek-agent collector` uses."""
+LIVE_IN_COLLECTOR: Final = (
+    "collector.agent_timeout",
+    "collector.hosts_max",
+    "collector.pack",
+    "collector.schedule",
+    "collector.tls.",
+    "metrics.",
+    "log.level",
+)
+"""Those of them that it can change while it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +51,14 @@ class Changes:
         """Whether a setting is applied whose name begins with one of these."""
         return any(name.startswith(beginnings) for name in self.applied)
 
+    def concern_others(self, beginning: str, than: str) -> bool:
+        """The same for names that do not begin with `than`."""
+        return any(name.startswith(beginning) and not name.startswith(than) for name in self.applied)
+
+    def with_applied(self, *names: str) -> Changes:
+        """The same with settings whose values have not changed, but the files that they name."""
+        return replace(self, applied=tuple(dict.fromkeys((*self.applied, *names))))
+
     def summary(self) -> str:
         """For the log and the command line."""
         applied = f"applied: {', '.join(self.applied)}" if self.applied else "nothing to apply"
@@ -45,12 +66,23 @@ class Changes:
         return f"configuration reloaded, {applied}{rest}"
 
 
-def compare(config: Config, origins: Mapping[str, str], new: Loaded) -> Changes:
-    """The changes from the configuration in force to a new one."""
+def compare(
+    config: Config,
+    origins: Mapping[str, str],
+    new: Loaded,
+    *,
+    live: tuple[str, ...] = LIVE,
+    used: tuple[str, ...] = ("",),
+) -> Changes:
+    """The changes from the configuration in force to a new one, in settings whose names begin with one of `used`."""
     names = configuration.settings()
-    changed = [name for name in names if configuration.get(config, name) != configuration.get(new.config, name)]
-    applied = tuple(name for name in changed if name.startswith(LIVE))
-    kept = tuple(name for name in changed if not name.startswith(LIVE))
+    changed = [
+        name
+        for name in names
+        if name.startswith(used) and configuration.get(config, name) != configuration.get(new.config, name)
+    ]
+    applied = tuple(name for name in changed if name.startswith(live))
+    kept = tuple(name for name in changed if not name.startswith(live))
     values = {name: configuration.get(config if name in kept else new.config, name) for name in names}
     sources = {name: (origins if name in kept else new.origins).get(name, "default") for name in names}
     return Changes(configuration.with_values(values), sources, applied, kept)

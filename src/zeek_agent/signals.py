@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -23,6 +27,8 @@ def stop_signals() -> Iterator[asyncio.Future[str]]:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number.name)
+    # A full pipe wakes the loop as well; Python would write a traceback for each further signal.
+    signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
     try:
         yield stopped
     finally:
@@ -30,25 +36,78 @@ def stop_signals() -> Iterator[asyncio.Future[str]]:
             loop.remove_signal_handler(number)
 
 
+class HangupSignal:
+    """SIGHUP for the whole life of a program: an early one is kept until it can be served, a late one is ignored.
+
+    If the program's terminal was closed, it stops, as by SIGTERM, unless it was started with SIGHUP ignored, as by
+    nohup(1).
+    """
+
+    def __init__(self) -> None:
+        self._has_come = False
+        self._serve: Callable[[], None] | None = None
+        self._had_terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
+        signal.signal(signal.SIGHUP, self._receive)
+
+    def _receive(self, *_: object) -> None:
+        if self._had_terminal and not _has_terminal():
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif self._serve is None:
+            self._has_come = True
+        else:
+            self._serve()
+
+    def ignore(self) -> None:
+        """Ignore it from now on, when the program ends: Python restores the default, which would kill it."""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def serve_by(self, serve: Callable[[], None] | None) -> None:
+        """Call the function in the main thread for each SIGHUP, also for one that has come already."""
+        self._serve = serve
+        if serve is not None and self._has_come:
+            serve()
+
+
 @contextmanager
-def on_hangup(work: Callable[[], Coroutine[object, object, object]]) -> Iterator[None]:
-    """Within this context, SIGHUP starts the work in the event loop; once more if it comes while the work goes on."""
+def on_hangup(
+    work: Callable[[], Coroutine[object, object, object]], hangup: HangupSignal | None = None
+) -> Iterator[None]:
+    """Within this context, SIGHUP starts the work in the event loop; once more if it comes while the work goes on.
+
+    An error of the work is logged. `hangup` is given by programs that handle the signal before the context, too.
+    """
     loop = asyncio.get_running_loop()
     wanted = asyncio.Event()
+    hangup = hangup or HangupSignal()
 
     async def serve() -> None:
         while True:
             await wanted.wait()
             wanted.clear()
-            await work()
+            try:
+                await work()
+            except Exception:
+                log.exception("SIGHUP was not handled")
 
-    serving = loop.create_task(serve())
-    loop.add_signal_handler(signal.SIGHUP, wanted.set)
+    def wake() -> None:
+        loop.call_soon_threadsafe(wanted.set)
+
+    serving = loop.create_task(serve(), name="SIGHUP")
+    hangup.serve_by(wake)
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGHUP)
+        hangup.serve_by(None)
         serving.cancel()
+
+
+def _has_terminal() -> bool:
+    """Whether the process has a controlling terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def run_until_done(loop: asyncio.AbstractEventLoop, work: Awaitable[_T]) -> _T:

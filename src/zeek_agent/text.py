@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from typing import Final
 
 SHOWN: Final = 200
@@ -24,7 +25,11 @@ _RAW = 0xEF00
 _GENUINE = re.compile("[\uef80-\uefff]")
 _SURROGATE = re.compile("[\udc80-\udcff]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_DECEPTIVE = re.compile("[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_DECEPTIVE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Characters that change the direction of the text, break its line or cannot be seen (Default_Ignorable_Code_Point)."""
 _UNSAFE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\\\\uef80-\uefff\ud800-\udfff]")
 
 
@@ -62,9 +67,9 @@ def escaped(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """`escaped` for people: also characters that change the direction of the text or break its line, as `\\xNN`.
+    """`escaped` for people: also characters that change the direction of the text, break its line or cannot be seen.
 
-    They are valid UTF-8, but can make a name look like another one.
+    They are written as `\\xNN`. They are valid UTF-8, but can make a name look like another one.
     """
     shown = escaped(text)
     return shown if shown.isascii() else _DECEPTIVE.sub(_escape, shown)
@@ -83,7 +88,11 @@ def byte_length(text: str) -> int:
 
 
 def _escape(match: re.Match[str]) -> str:
-    character = match[0]
+    return _escaped(match[0])
+
+
+@cache  # of the few thousand characters that are escaped; a text may consist of millions of them
+def _escaped(character: str) -> str:
     if character == "\\":
         return "\\\\"
     code = ord(character)

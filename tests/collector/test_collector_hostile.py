@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import struct
-import time
 import tracemalloc
 import weakref
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from zeek_log import Clock, parse_log
 
 from zeek_agent.collector import intake, server
 from zeek_agent.collector.agents import Agents
+from zeek_agent.collector.hosts import Hosts, Peer
 from zeek_agent.collector.intake import Intake
 from zeek_agent.collector.log_files import LogDirectory
 from zeek_agent.collector.server import Collector, CollectorLimits
@@ -313,10 +313,12 @@ def test_any_message_is_logged_completely_or_refused(event: str, arguments: list
 
 def say_and_read(place: Path, event: str, arguments: list[str]) -> None:
     directory = LogDirectory(place)
-    taker = Intake(PACK, directory, Agents(timeout_seconds=1, limit=10), time.time)
+    taker = Intake(PACK, directory, Agents(timeout_seconds=1, limit=10), Hosts(limit=10))
     frame = protocol.event_message("/x", event, *arguments)
     with suppress(ProtocolError):
-        taker.handle(protocol.agent_event(protocol.read_message(frame)))
+        agent = taker.handle(protocol.agent_event(protocol.read_message(frame)))
+        if agent is not None:
+            taker.hello(agent, Peer())
     directory.close()
     for file in directory.files.values():
         written = place / f"{file.path}.log"
@@ -377,7 +379,7 @@ async def test_messages_that_wait_to_be_read_count_too(tmp_path: Path) -> None:
     async with collecting(tmp_path, limits=CollectorLimits(unread_bytes=2**20)) as collector:
         written = asyncio.Event()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(collector, "_wait_for_disk", written.wait)
+            patch.setattr(collector, "_wait_for_disk", lambda client: written.wait())
             writer = await opened_raw(collector, raw_frame(0x81, b"nonsense"), *[raw_frame(0x81, bytes(2**20))] * 3)
             try:
                 await until(lambda: writer.transport.is_closing() or not collector._memory.connections)

@@ -25,7 +25,7 @@ from websockets.asyncio.client import connect
 
 from zeek_agent.collector import process, process_messages
 from zeek_agent.collector.embedded import EmbeddedCollector
-from zeek_agent.collector.process_messages import Begin, StartFailed, State
+from zeek_agent.collector.process_messages import Begin, StartFailed, State, Stop
 from zeek_agent.collector.server import Collector
 from zeek_agent.collector.stats import CollectorStats
 from zeek_agent.containment import channel, landlock
@@ -83,7 +83,7 @@ async def embedded(logs: Path, work: Callable[[socket.socket, int], None]) -> As
 
 
 def sends(*messages: Any, then: Callable[[socket.socket], None] = lambda _: None) -> Callable[..., None]:
-    """A process that reads the first message, sends these, and waits for the end of its socket."""
+    """A process that reads the first message, sends these, and waits for the message that ends it."""
 
     def work(connection: socket.socket, _: int) -> None:
         channel.receive(connection)
@@ -91,8 +91,9 @@ def sends(*messages: Any, then: Callable[[socket.socket], None] = lambda _: None
             body = message if isinstance(message, bytes) else process_messages.encode(message)
             channel.send(connection, body)
         then(connection)
-        while channel.receive(connection) is not None:
-            pass
+        while (received := channel.receive(connection)) is not None:
+            if isinstance(process_messages.decode_to_collector(received[0]), Stop):
+                return
 
     return work
 

@@ -9,6 +9,7 @@ import os
 import pty
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from waiting import until
 
 from zeek_agent import logbook
 from zeek_agent.collector import summary
+from zeek_agent.collector.log_archive import ArchiveStats
 from zeek_agent.collector.server import Collector
 from zeek_agent.collector.summary import SummaryView, printable
 from zeek_agent.zeek import broker_json, protocol
@@ -59,6 +61,18 @@ async def test_the_screen_shows_agents_logs_and_errors(tmp_path: Path) -> None:
     [log] = [line.split() for line in text.splitlines() if line.startswith("things-events")]
     assert log == ["things-events", "5", "2.5", "0"]
     assert "error from Zeek Agent: " in text
+
+
+async def test_removed_logs_are_shown(tmp_path: Path) -> None:
+    async with collecting(tmp_path) as collector:
+        archive = ArchiveStats(
+            stored_bytes=1_500_000, limit_bytes=2_000_000_000, removed_by_age=1, removed_by_size=1200
+        )
+        view = SummaryView.after(None, replace(collector.stats, archive=archive), 100.0)
+        assert summary.line(view).endswith("logs 1.5 MB (removed 1 by age, 1,200 by total size)")
+        assert "logs 1.5 MB of 2.0 GB (removed 1 by age, 1,200 by total size)" in rendered(
+            summary.screen(collector, view)
+        )
 
 
 async def test_hostile_names_reach_no_terminal(tmp_path: Path) -> None:

@@ -71,12 +71,36 @@ def test_headers_begin_as_those_that_zeek_wrote(name: str) -> None:
     assert {key: cells[:number] for key, cells in ours.items()} == stock
 
 
+INVENTORIES = {
+    "zeek-agent-processes": Subscription.DIFFERENCES,
+    "zeek-agent-sockets": Subscription.DIFFERENCES,
+    "zeek-agent-users": Subscription.SNAPSHOT_PLUS_DIFFERENCES,
+    "zeek-agent-files": Subscription.SNAPSHOT_PLUS_DIFFERENCES,
+}
+STOCK_TABLES = {"files_columns", "files_lines", "files_list", "processes", "sockets", "system_logs_events", "users"}
+
+
 def test_snapshot_queries_report_differences_each_30_seconds() -> None:
-    for log in ("zeek-agent-processes", "zeek-agent-sockets", "zeek-agent-users", "zeek-agent-files"):
+    for log, subscription in INVENTORIES.items():
         for entry in query_of(log, pack.load()):
             assert entry.query.schedule == 30.0
-            assert entry.query.subscription is Subscription.DIFFERENCES
+            assert entry.query.subscription is subscription
             assert entry.groups == ("all",)
+
+
+def test_searches_for_setuid_files_run_rarely() -> None:
+    schedules = {
+        "'/tmp/" in entry.query.sql: entry.query.schedule for entry in query_of("zeek-agent-setuid-files", pack.load())
+    }
+    assert schedules == {True: 60.0, False: 600.0}
+
+
+def test_agents_of_version_2_are_not_asked_for_tables_that_they_lack() -> None:
+    compiler = Statements()
+    for entry in pack.load().queries:
+        tables = compiler.compile(entry.query.sql, Profile.STOCK).tables
+        assert tables <= STOCK_TABLES | entry.query.requires_tables, entry.query.sql
+    compiler.close()
 
 
 def test_event_queries_run_often_and_only_where_there_are_events() -> None:
@@ -110,15 +134,18 @@ def test_every_query_of_the_default_pack_selects_its_logs_fields(entry: pack.Pac
     assert len(headings) < len(columns) if is_for_version_2 else len(headings) == len(columns)
     for (record, fields), heading in zip(columns, headings, strict=False):
         assert heading.type is not None
-        assert heading.type.script == ("any" if record else fields[0].type), heading.name
+        expected = "any" if record else re.sub(r"^vector\[(.*)\]$", r"vector of \1", fields[0].type)
+        assert heading.type.script == expected, heading.name
 
 
 def test_events_are_numbered_also_where_version_2_has_the_table() -> None:
     for log in ("process-events", "socket-events", "system-logs"):
-        ours, stock = query_of(f"zeek-agent-{log}", pack.load())
-        assert ", seq, " in ours.query.sql
-        assert "seq" not in stock.query.sql
-        assert ours.query.requires_tables - stock.query.requires_tables == stock.query.if_missing_tables
+        queries = query_of(f"zeek-agent-{log}", pack.load())
+        for ours, stock in zip(queries[::2], queries[1::2], strict=True):
+            assert ", seq, " in ours.query.sql
+            assert "seq" not in stock.query.sql
+            required = ours.query.requires_tables - stock.query.requires_tables
+            assert required == stock.query.if_missing_tables - ours.query.if_missing_tables != set()
 
 
 SPLIT = """

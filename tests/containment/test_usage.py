@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from waiting import until
-from workers import contained, resident
+from workers import contained, quick_kills, resident
 
 from zeek_agent.config import LimitSettings
 from zeek_agent.containment import usage
@@ -71,7 +71,7 @@ async def test_an_abandoned_worker_is_counted_once_and_shown_until_it_is_gone(
     monkeypatch.setattr("zeek_agent.containment.worker_process.ABANDON_SECONDS", 0.01)
     async with contained(tmp_path, limits=LimitSettings(time=1.0)) as database:
         pool = database.pool
-        with pytest.raises(LimitError, match="killed"):
+        with quick_kills(), pytest.raises(LimitError, match="killed"):
             await database.query(SLOW, origin=ZEEK)
         (shown,) = pool.status()
         assert shown.state == "abandoned"

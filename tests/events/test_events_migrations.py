@@ -7,7 +7,6 @@ import importlib
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,9 +15,9 @@ from typing import Any
 
 import apsw
 import pytest
+from children import exit_code, fork
 from hypothesis import given
 from hypothesis import strategies as st
-from places import SUPPORT
 from recipients import NobodysAgent, Recorder
 from stores import dump
 
@@ -337,24 +336,20 @@ CHANGED = [
 ]  # fmt: skip
 """The built-in tables with columns that went and that changed their type."""
 
-OPEN_UNTIL_KILLED = """
-import os, signal, sys
-from pathlib import Path
-import apsw
-sys.path[:0] = sys.argv[1].split(":")
-import test_events_migrations as tests
 
-left = int(sys.argv[3])
-def count() -> bool:
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return False
+def open_until_killed(path: Path, steps: int) -> None:
+    """Upgrade in a process that kills itself after so many steps of SQLite's."""
+    left = steps
 
-apsw.connection_hooks.append(lambda connection: connection.set_progress_handler(count, 20))
-tests.opened(Path(sys.argv[2]), tests.CHANGED).close(0.0, clean=True)
-"""
+    def count() -> bool:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    apsw.connection_hooks.append(lambda connection: connection.set_progress_handler(count, 20))
+    opened(path, CHANGED).close(0.0, clean=True)
 
 
 def test_kill_9_at_any_moment_of_an_upgrade_leaves_every_row(path: Path) -> None:
@@ -365,8 +360,7 @@ def test_kill_9_at_any_moment_of_an_upgrade_leaves_every_row(path: Path) -> None
     connection.close()
     steps, kills = 1, 0
     while True:
-        command = [sys.executable, "-c", OPEN_UNTIL_KILLED, f"{Path(__file__).parent}:{SUPPORT}", path, str(steps)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        code = exit_code(fork(lambda steps=steps: open_until_killed(path, steps)))  # type: ignore[misc]
         connection = reading(path)
         assert connection.execute("PRAGMA integrity_check").get == "ok"
         rows = content(connection, ["processes_events"])["processes_events"]
@@ -374,9 +368,9 @@ def test_kill_9_at_any_moment_of_an_upgrade_leaves_every_row(path: Path) -> None
         assert connection.execute("SELECT count(*) FROM _delivered").get == 2
         assert connection.execute("SELECT id FROM _store").get == dump.STORE_ID
         connection.close()
-        if done.returncode == 0:
+        if code == 0:
             break
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert code == -signal.SIGKILL
         kills += 1
         steps += max(steps // 2, 1)
     assert kills > 10

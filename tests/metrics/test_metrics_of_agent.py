@@ -18,8 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from running_agent import RunningAgent, running
 from waiting import until
 
+from zeek_agent.control import messages
 from zeek_agent.metrics import agent_metrics, collector_metrics
-from zeek_agent.metrics.exposition import Family
+from zeek_agent.metrics.exposition import Exposition, Family
+from zeek_agent.queries.installed import QueryStatus
 
 ROOT: Final = Path(__file__).parents[2]
 ALERTS: Final = ROOT / "packaging/prometheus/alerts.yml"
@@ -70,7 +72,11 @@ async def with_collected_rows(path: Path) -> dict[str, Metric] | None:
 async def test_an_agents_metrics_say_what_its_tables_say(tmp_path: Path) -> None:
     path = tmp_path / "metrics.sock"
     async with running(tmp_path, settings={"metrics.listen": f"unix:{path}"}) as agent:
+        shell = messages.ControlClient(agent.state / "zeek-agent.sock")
+        reports = shell.responses(messages.SubscribeRequest("SELECT name FROM users", "Snapshots", 60))
+        await asyncio.to_thread(next, reports)
         metrics = await until(lambda: with_collected_rows(path))
+        shell.close()
         printed = await asyncio.to_thread(status_in_prometheus_format, agent)
         (connection,) = await agent.ask("SELECT * FROM zeek_agent_connections")
         queries = await agent.ask("SELECT * FROM zeek_agent_queries WHERE recipient = 'embedded'")
@@ -99,6 +105,19 @@ async def test_an_agents_metrics_say_what_its_tables_say(tmp_path: Path) -> None
 def status_in_prometheus_format(agent: RunningAgent) -> dict[str, Metric]:
     command = [sys.executable, "-m", "zeek_agent", "status", "--state-dir", str(agent.state), "--format", "prometheus"]
     return parsed(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+
+
+def test_the_number_of_series_is_bounded() -> None:
+    """A hostile Zeek can install a hundred thousand queries."""
+    one = QueryStatus(*[None] * len(QueryStatus._fields))._replace(  # type: ignore[arg-type]
+        recipient="z", event="e", state="running", runs=1, rows=1, lost=0, errors=0, killed=0, cpu=0.5, peak_bytes=1
+    )
+    exposition = Exposition(agent_metrics.FAMILIES)
+    queries = [one._replace(id=str(number)) for number in range(agent_metrics.QUERIES_MAX + 7)]
+    agent_metrics._add_queries(exposition, queries, now=0.0)
+    families = {family.name: family for family in text_string_to_metric_families(exposition.text())}
+    assert value(families, "zeek_agent_queries_omitted") == 7
+    assert len(families["zeek_agent_query_runs"].samples) == agent_metrics.QUERIES_MAX
 
 
 async def test_a_gap_is_counted(tmp_path: Path) -> None:
@@ -169,10 +188,61 @@ def test_alerts_name_labels_that_their_expression_keeps() -> None:
         assert set(re.findall(r"\$labels\.(\w+)", text)) <= kept | FROM_PROMETHEUS
 
 
-def test_prometheus_accepts_the_alert_rules() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
+FIRING: Final = {
+    "ZeekAgentNotConnected": {'zeek_agent_connection_up{destination="z"}': "0x180"},
+    "ZeekAgentNotRecording": {
+        'zeek_agent_source_active{source="sockets",backend="ebpf"}': "0x180",
+        'zeek_agent_source_active{source="sockets",backend="inet_diag"}': "0x180",
+    },
+    "ZeekAgentEventsLost": {
+        'zeek_agent_source_lost_total{source="sockets",backend="ebpf",cause="overrun"}': "0x170 5x10"
+    },
+    "ZeekAgentEventsEvicted": {'zeek_agent_store_evicted_total{table="sockets_events"}': "0x170 5x10"},
+    "ZeekAgentEventsNotDelivered": {'zeek_agent_connection_lost_events_total{destination="z"}': "0x170 5x10"},
+    "ZeekAgentStoreDegraded": {"zeek_agent_store_degraded": "1x180"},
+    "ZeekAgentQueryFailing": {'zeek_agent_query_state{recipient="z",event="e",query="q",state="failing"}': "1x180"},
+    "ZeekAgentWorkersKilled": {'zeek_agent_workers_killed_total{cause="time"}': "0x120 6x60"},
+    "ZeekAgentRestarting": {"zeek_agent_start_timestamp_seconds": "0x150 1x5 2x5 3x5 4x5"},
+    "ZeekAgentCollectorLosesRows": {"zeek_agent_collector_disk_failing": "1x180"},
+    "ZeekAgentHostsOffline": {'zeek_agent_collector_hosts{state="offline"}': "0x170 5x10"},
+    "ZeekAgentIdInUse": {"zeek_agent_collector_conflicts_total": "0x170 5x10"},
+    "ZeekAgentCollectorRemovesLogsEarly": {'zeek_agent_collector_removed_logs_total{cause="size"}': "0x170 5x10"},
+}
+"""By alert: series, one sample a minute, at whose end it fires. Counters begin with 0, as they do here."""
+
+
+def promtool() -> str:
+    """The program, or the test is skipped."""
+    found = shutil.which("promtool")
+    if found is None:
         pytest.skip("needs promtool (Debian package prometheus) on PATH")
-    checked = subprocess.run([promtool, "check", "rules", str(ALERTS)], capture_output=True, text=True, check=False)
+    return found
+
+
+def test_each_alert_fires(tmp_path: Path) -> None:
+    declared = re.findall(r"alert: (\w+)", ALERTS.read_text())
+    assert declared == list(FIRING)
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": series, "values": values} for series, values in FIRING[alert].items()],
+            "promql_expr_test": [
+                {
+                    "expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})',
+                    "eval_time": "175m",
+                    "exp_samples": [{"labels": "{}", "value": 1}],
+                }
+            ],
+        }
+        for alert in declared
+    ]
+    file = tmp_path / "tests.yml"
+    file.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": tests}))
+    done = subprocess.run([promtool(), "test", "rules", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_accepts_the_alert_rules() -> None:
+    checked = subprocess.run([promtool(), "check", "rules", str(ALERTS)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "10 rules found" in checked.stdout
+    assert "13 rules found" in checked.stdout

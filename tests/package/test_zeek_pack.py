@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -182,13 +183,22 @@ def test_the_collector_and_the_package_declare_the_same_fields_for_every_log() -
 
 SNAPSHOTS = "\n".join(
     f"redef ZeekAgent_{module}::subscription = ZeekAgent::Snapshots;\nredef ZeekAgent_{module}::query_interval = 1sec;"
-    for module in ("Processes", "Sockets", "Users", "ListeningPorts")
+    for module in ("Processes", "Sockets", "Users", "ListeningPorts", "Sources", "SetuidFiles")
 )
+SNAPSHOTS += "\nredef ZeekAgent_SetuidFiles::subscription_2 = ZeekAgent::Snapshots;"
+SNAPSHOTS += "\nredef ZeekAgent_SetuidFiles::query_interval_2 = 1sec;"
 
 
 @needs_zeek
 @pytest.mark.root
 async def test_an_agent_gives_the_collector_and_zeek_the_same_lines(tmp_path: Path) -> None:
+    with tempfile.NamedTemporaryFile(dir="/tmp") as program:
+        os.utime(program.name, (1_600_000_000, 1_600_000_000))
+        os.fchmod(program.fileno(), 0o4755)
+        await compare_lines(tmp_path, program.name)
+
+
+async def compare_lines(tmp_path: Path, program: str) -> None:
     given = pack.load(schedule=1.0)
     queries = [
         one
@@ -205,6 +215,8 @@ async def test_an_agent_gives_the_collector_and_zeek_the_same_lines(tmp_path: Pa
                 "zeek-agent-processes": ("pid", os.getpid()),
                 "zeek-agent-users": ("name", "root"),
                 "zeek-agent-listening-ports": ("port", server.getsockname()[1]),
+                "zeek-agent-sources": ("source", "processes"),
+                "zeek-agent-setuid-files": ("path", program),
             }
             async with running(tmp_path, f"--zeek={url}", other):
                 for directory in both:

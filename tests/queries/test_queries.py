@@ -315,6 +315,18 @@ async def test_a_large_backlog_is_delivered_slice_by_slice_in_order(
     assert max(sizes) <= 10
 
 
+async def test_a_backlog_of_more_events_than_a_result_may_have_is_delivered(here: World) -> None:
+    here.database.limits = LimitSettings(rows=10)
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query("SELECT what FROM happenings", Subscription.EVENTS))
+    await settle(here, 1)
+    here.happen(*((float(n), str(n)) for n in range(35)))
+    got: list[object] = []
+    while len(got) < 35:
+        got += [row[0] for _, row in await zeek.next()]
+    assert got == [str(n) for n in range(35)]
+
+
 class Retained:
     """A store of which retention has left these sequence numbers."""
 
@@ -346,7 +358,7 @@ async def test_events_that_retention_removed_before_they_were_delivered_are_coun
     installed.seen["happenings"] = 2
     strategy = EventStrategy(Delivery(here.database, None), retained, None)  # type: ignore[arg-type]
     assert strategy.window(installed) == window
-    assert installed.lost == lost
+    assert installed.lost == strategy.lost[installed.owner] == lost
 
 
 async def test_a_run_time_error_is_reported_once_and_the_query_continues(here: World) -> None:

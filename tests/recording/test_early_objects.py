@@ -19,7 +19,7 @@ from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.tables.events import TABLES
 
 pytestmark = pytest.mark.root
-SETTINGS = SourceSettings(system_logs="off", translations="off")
+SETTINGS = SourceSettings(system_logs="off", translations="off", dns="off")
 
 
 @pytest.fixture
@@ -47,8 +47,9 @@ def test_events_before_the_sources_start_are_recorded(store: EventStore) -> None
     early.close()
     backends = {row.source: row.backend for row in chosen.status() if row.active}
     assert backends["processes"] == backends["sockets"] == "ebpf"
-    assert chosen._recorders[0].checked < begun
-    assert chosen._recorders[2].checked < begun
+    attached = {one.kind: one.checked for one in chosen._recorders}
+    assert attached["processes"] < begun
+    assert attached["sockets"] < begun
     chosen.drain()
     assert store.flush()
     rows = [row for row in recorded(store) if row[0] == f"{load_generator()} early"]
@@ -76,17 +77,18 @@ def test_what_no_source_takes_is_detached() -> None:
 
 
 @pytest.mark.parametrize(
-    ("processes", "sockets", "names"),
+    ("processes", "sockets", "lookups", "names"),
     [
-        ("ebpf", "snapshots", ["processes"]),
-        ("audit", "auto", ["processes", "tcp", "udp", "packet"]),
-        ("proc_connector", "off", []),
+        ("ebpf", "snapshots", "off", ["processes"]),
+        ("audit", "auto", "auto", ["processes", "tcp", "udp", "packet", "dns"]),
+        ("audit", "off", "ebpf", ["processes", "dns"]),
+        ("proc_connector", "off", "off", []),
     ],
 )
 def test_only_objects_that_the_configuration_may_use_are_attached(
-    processes: str, sockets: str, names: list[str]
+    processes: str, sockets: str, lookups: str, names: list[str]
 ) -> None:
-    early = EarlyObjects(SourceSettings(processes=processes, sockets=sockets))  # type: ignore[arg-type]
+    early = EarlyObjects(SourceSettings(processes=processes, sockets=sockets, dns=lookups))  # type: ignore[arg-type]
     early._thread.join()
     assert list(early._objects) == names
     early.close()

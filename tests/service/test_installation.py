@@ -41,8 +41,8 @@ def test_the_unit_runs_this_program_and_is_valid(host: Service, program: Path) -
     lines = list(host.install(program, start=True))
     assert lines[0] == f"wrote {host.unit}"
     text = host.unit.read_text()
-    assert f"\nExecStart={program} run\n" in text
-    assert f"\nExecReload={program} reload\n" in text
+    assert f'\nExecStart="{program}" run\n' in text
+    assert f'\nExecReload="{program}" reload\n' in text
     verified = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", host.unit], capture_output=True, text=True, check=False
     )
@@ -51,9 +51,31 @@ def test_the_unit_runs_this_program_and_is_valid(host: Service, program: Path) -
     assert loaded == config.Config()
 
 
-def test_blanks_and_percent_signs_in_the_path_are_kept() -> None:
-    text = installation.unit_text(Path("/opt/my %agent/zeek-agent"))
-    assert 'ExecStart="/opt/my %%agent/zeek-agent" run' in text
+@pytest.mark.parametrize("name", ["my agent", "50%", "%n", "a$HOME", "${x}", "a;b", "#a", "ünï"])
+def test_unusual_characters_in_the_path_are_kept(name: str, host: Service, tmp_path: Path) -> None:
+    program = tmp_path / name / "zeek-agent"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    list(host.install(program, start=False))
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", host.unit], capture_output=True, text=True, check=False
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["it's", 'a"b', "a\\b", "a\tb", "a\nExecStartPre=b"])
+def test_a_path_that_systemd_does_not_execute_is_refused(name: str) -> None:
+    with pytest.raises(ZeekAgentError, match="systemd does not execute"):
+        installation.unit_text(Path("/opt") / name / "zeek-agent")
+
+
+def test_a_unit_of_the_operator_is_not_replaced(host: Service, program: Path) -> None:
+    host.unit.parent.mkdir(parents=True)
+    host.unit.write_text("[Service]\nExecStart=/opt/mine run\n")
+    with pytest.raises(ZeekAgentError, match="was not written by"):
+        list(host.install(program, start=False))
+    assert host.unit.read_text() == "[Service]\nExecStart=/opt/mine run\n"
 
 
 def test_a_configuration_is_kept_and_a_second_run_replaces_the_unit(host: Service, program: Path) -> None:

@@ -23,9 +23,9 @@ from zeek_agent.errors import ZeekAgentError
 
 T = TypeVar("T")
 
-WAIT = 30.0
-START = 30.0
-STOP = 15.0
+WAIT = 60.0
+START = 60.0
+STOP = 30.0
 LAST_WORDS = 4_000
 """Characters of an agent's output that a failed test shows."""
 AGENT_ID = "H6sCElvPqe0P8W73ADijZGY"

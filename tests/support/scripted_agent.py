@@ -154,7 +154,9 @@ async def collecting(
 @asynccontextmanager
 async def agent_of(collector: Collector, agent_id: str = "HAbc", path: str = PATH, **headers: str) -> Any:
     host, port = collector.address
-    async with connect(f"ws://{host}:{port}{path}", additional_headers=headers, compression=None) as connection:
+    url = f"ws://{host}:{port}{path}"
+    # Without a limit of messages that wait to be received, which would keep the close frame out.
+    async with connect(url, additional_headers=headers, compression=None, max_queue=None) as connection:
         yield Agent(connection, collector, agent_id)
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 Complaint = str | Callable[[], str]
 
-SECONDS = 10.0
+SECONDS = 30.0
 """How long to wait by default: far longer than it takes, so that a busy machine fails no test."""
 _SHORTEST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.1

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from recipients import NobodysAgent
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, Config, LimitSettings
+from zeek_agent.containment import worker_process
 from zeek_agent.containment.accounts import worker_account
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.messages import Need, Setup
@@ -59,6 +61,14 @@ async def contained(
         yield database
     finally:
         await database.aclose()
+
+
+@contextmanager
+def quick_kills() -> Iterator[None]:
+    """Statements that begin here and exceed their time are killed without the usual grace. Not for honest ones."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(worker_process, "GRACE_SECONDS", 0.05)
+        yield
 
 
 def resident(pid: int, field: str = "VmRSS") -> int:

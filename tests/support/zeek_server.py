@@ -31,7 +31,7 @@ E = TypeVar("E")
 
 CLUSTER_ACK = protocol.Ack("zeromq__host_1234_x-websocket-0", "9.1.0-dev")
 BROKER_ACK = protocol.Ack("d8a7d6a2-0f0e-4a2e-9a4e-0f6f5ad1c001", "2.8.0")
-WAIT = 30.0
+WAIT = 60.0
 
 
 @dataclass(eq=False)

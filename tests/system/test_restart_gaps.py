@@ -126,13 +126,13 @@ async def one_life(path: Path, seconds: float, how: signal.Signals) -> float:
     return answered
 
 
-@pytest.mark.parametrize("restarts", [2, pytest.param(10, marks=[pytest.mark.soak, pytest.mark.timeout(300)])])
+@pytest.mark.parametrize("restarts", [1, pytest.param(10, marks=[pytest.mark.soak, pytest.mark.timeout(300)])])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 async def test_whatever_a_restart_misses_is_within_a_declared_gap(
     tmp_path: Path, how: signal.Signals, restarts: int
 ) -> None:
     with load(200) as made:
-        first, *_ = [await one_life(tmp_path, 1.0, how) for _ in range(restarts + 1)]
+        first, *_, last = [await one_life(tmp_path, 1.0, how) for _ in range(restarts + 1)]
     started_rows = rows(
         tmp_path, f"SELECT pid FROM processes_events WHERE cmdline LIKE '{MARK}-%' AND state = 'started'"
     )
@@ -152,7 +152,7 @@ async def test_whatever_a_restart_misses_is_within_a_declared_gap(
     gaps = rows(tmp_path, 'SELECT "from", until, source FROM _gaps')
     restart_gaps = [gap for gap in gaps if gap[2] == "agent"]
     assert len(restart_gaps) == restarts
-    ((alive,),) = rows(tmp_path, "SELECT alive FROM _store")
+    # What came later is of no restart, and what is established waits a while in memory for its process.
     missing: list[tuple[str, float, float]] = []
     total = 0
     for one in made:
@@ -162,7 +162,7 @@ async def test_whatever_a_restart_misses_is_within_a_declared_gap(
             ("established", one.number, one.ended, one.connected),
         ]
         for what, key, begun, ended in events:
-            if first < begun < alive:
+            if first < begun < last:
                 total += 1
                 if key not in there[what]:
                     missing.append((what, begun, ended))
@@ -172,12 +172,13 @@ async def test_whatever_a_restart_misses_is_within_a_declared_gap(
     assert not uncovered, f"{len(uncovered)} of {len(missing)} missing events are in no gap: {uncovered[:5]} {gaps}"
 
 
+@pytest.mark.parametrize("restarts", [1, pytest.param(2, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 async def test_processes_that_began_while_nobody_recorded_and_still_run_are_found(
-    tmp_path: Path, how: signal.Signals
+    tmp_path: Path, how: signal.Signals, restarts: int
 ) -> None:
     with load(100, runs_on=60) as made:
-        for _ in range(3):
+        for _ in range(restarts + 1):
             await one_life(tmp_path, 1.0, how)
     running = [one for one in made if one.number % 10 == 0]
     for one in running:

@@ -210,13 +210,15 @@ def sockets_of(pid: int) -> set[str]:
 def tcp_sockets_of(pid: int) -> list[str]:
     """The lines of /proc/net that are TCP sockets of a process."""
     lines = [line for name in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]]
-    return [line for line in lines if line.split()[9] in sockets_of(pid)]
+    sockets = sockets_of(pid)
+    return [line for line in lines if line.split()[9] in sockets]
 
 
 def listening_unix_sockets_of(pid: int) -> list[str]:
     """Paths at which a process listens; an empty one is a socket without an address."""
     lines = [[*line.split(), ""] for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]]
-    return [line[7] for line in lines if int(line[3], 16) & 0x10000 and line[6] in sockets_of(pid)]
+    sockets = sockets_of(pid)
+    return [line[7] for line in lines if int(line[3], 16) & 0x10000 and line[6] in sockets]
 
 
 async def test_the_embedded_collector_is_not_called_a_zeek(tmp_path: Path) -> None:

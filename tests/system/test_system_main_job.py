@@ -29,14 +29,14 @@ async def compared_once(agent: RunningAgent) -> None:
     """
     sql = (
         "SELECT count(*) AS n, min(runs) AS runs FROM zeek_agent_queries "
-        "WHERE subscription = 'Differences' AND state <> 'waiting'"
+        "WHERE subscription <> 'Events' AND state <> 'waiting'"
     )
 
     async def ran() -> bool:
         (row,) = await agent.ask(sql)
-        return bool(row["n"] >= 9 and row["runs"] >= 1)
+        return bool(row["n"] >= 25 and row["runs"] >= 1)
 
-    await until(ran, 15, "the pack's queries do not run")
+    await until(ran, 30, "the pack's queries do not run")
 
 
 @contextmanager

@@ -174,8 +174,9 @@ async def test_every_stored_event_is_in_zeeks_logs_whoever_ends_first_and_how(
     assert not missing
 
 
+@pytest.mark.parametrize("lives", [1, pytest.param(3, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("how", ENDS)
-async def test_the_embedded_collector_logs_every_stored_event(tmp_path: Path, how: str) -> None:
+async def test_the_embedded_collector_logs_every_stored_event(tmp_path: Path, how: str, lives: int) -> None:
     def logged(agent: RunningAgent) -> Counter[int]:
         files = agent.logs.glob("zeek-agent-process-events*.log")  # an end in order gives it its final name
         lines = (line for file in files for line in records(file))
@@ -184,7 +185,7 @@ async def test_the_embedded_collector_logs_every_stored_event(tmp_path: Path, ho
     async def more(agent: RunningAgent) -> None:
         before = logged(agent).total()
         await until(
-            lambda: asyncio.to_thread(lambda: logged(agent).total() > before + 3 * RATE), 30, "nothing is logged"
+            lambda: asyncio.to_thread(lambda: logged(agent).total() > before + 3 * RATE), 60, "nothing is logged"
         )
 
     def selected(sql: str) -> set[Any]:
@@ -196,7 +197,7 @@ async def test_the_embedded_collector_logs_every_stored_event(tmp_path: Path, ho
 
     stored = f"SELECT seq FROM processes_events WHERE cmdline LIKE '{MARK}%'"
     with load():
-        for _ in range(3):
+        for _ in range(lives):
             with started(tmp_path, settings=SETTINGS) as agent:
                 await agent.ready()
                 await more(agent)
@@ -211,6 +212,6 @@ async def test_the_embedded_collector_logs_every_stored_event(tmp_path: Path, ho
             lambda: asyncio.to_thread(
                 lambda: {seq for seq in selected(stored) if seq >= first} <= logged(agent).keys()
             ),
-            20,
+            60,
             "not all are logged",
         )

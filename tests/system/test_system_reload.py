@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gzip
 import os
+import pty
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
-from running_agent import RunningAgent, running
+from running_agent import RunningAgent, running, started
 from waiting import until
 
-from zeek_agent.errors import ZeekAgentError
+from zeek_agent.control import messages
+from zeek_agent.errors import RevokedError, ZeekAgentError
 
 pytestmark = pytest.mark.root
 
 LOG: Final = "zeek-agent-process-events"
+OLD: Final = "zeek-agent-users.2026-01-01-00-00-00.log"
+RECENT: Final = "zeek-agent-users.2026-01-01-00-00-01.log"
+UNRELATED: Final = "conn.2026-01-01-00-00-00.log"
 
 
 def write(file: Path, text: str) -> None:
@@ -44,6 +52,11 @@ async def configured(directory: Path, text: str) -> AsyncIterator[tuple[RunningA
 def reload(agent: RunningAgent) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "zeek_agent", "reload", "--state-dir", str(agent.state)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def metrics(agent: RunningAgent) -> str:
+    command = [sys.executable, "-m", "zeek_agent", "status", "--state-dir", str(agent.state), "--format", "prometheus"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 async def reloaded(agent: RunningAgent) -> str:
@@ -156,6 +169,119 @@ async def test_metrics_are_served_where_the_configuration_says(tmp_path: Path) -
         assert not path.exists()
 
 
+NUMBERS: Final = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {})"
+
+
+async def test_rows_that_the_new_rules_forbid_are_not_sent_any_more(tmp_path: Path) -> None:
+    async with configured(tmp_path, "") as (agent, file):
+        client = messages.ControlClient(agent.state / "zeek-agent.sock")
+        numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)"
+        sql = f"{numbers} SELECT printf('%200s', i), name FROM n, users LIMIT 50000"
+        frames = client.responses(messages.QueryRequest(sql))
+        begun = [await asyncio.to_thread(next, frames) for _ in range(2)]
+        assert isinstance(begun[1], messages.Rows)
+        write(file, "[access]\ntables_deny = ['users']\n")
+        await reloaded(agent)
+        with pytest.raises(RevokedError, match="run the statement again"):
+            await asyncio.to_thread(list, frames)
+        client.close()
+
+
+async def test_the_key_of_a_new_certificate_cannot_be_read(tmp_path: Path) -> None:
+    """The agent's own files are protected as soon as the configuration names them."""
+    key = tmp_path / "key"
+    key.write_text("told\n")
+    text = f"[access]\nfiles_allow = ['{tmp_path}/**']\n"
+    async with configured(tmp_path, text) as (agent, file):
+        sql = f"SELECT content FROM files_lines('{key}')"
+        assert await agent.ask(sql) == [{"content": b"told"}]
+        write(file, f"{text}[zeek.tls]\nkey = '{key}'\n")
+        assert "zeek.tls.key" in await reloaded(agent)
+        assert await agent.ask(sql) == []
+
+
+async def test_a_reload_is_completed_if_its_command_is_interrupted(tmp_path: Path) -> None:
+    async with configured(tmp_path, "") as (agent, file):
+        await until(lambda: agent.ask("SELECT 1 FROM zeek_agent_connections WHERE state = 'connected'"))
+        write(file, "[zeek]\ndestinations = ['ws://127.0.0.1:1']\n")
+        with socket.socket(socket.AF_UNIX) as control:
+            control.connect(str(agent.state / "zeek-agent.sock"))
+            control.sendall(b'{"request":"reload"}\n')
+        sql = "SELECT 1 FROM zeek_agent_connections WHERE destination GLOB 'ws://127.0.0.1:1/*'"
+        await until(lambda: agent.ask(sql), 15, "no connection to the new destination")
+
+
+async def test_a_changed_query_pack_is_applied_and_an_invalid_one_refused(tmp_path: Path) -> None:
+    pack, log = tmp_path / "pack.toml", "zz_users"
+    text = """
+        [logs.{log}]
+        [[queries]]
+        log = "{log}"
+        sql = "SELECT {columns} FROM users"
+        schedule = 0.5
+        subscription = "Snapshots"
+    """
+    write(pack, text.format(log="zz_first", columns="name"))
+    async with configured(tmp_path, f"[collector]\npack = '{pack}'\n") as (agent, _):
+        await agent.logged("zz_first", {"name": "root"})
+        write(pack, text.format(log=log, columns="name, uit"))
+        done = await asyncio.to_thread(reload, agent)
+        assert done.returncode == 2
+        assert "uit" in done.stderr
+        write(pack, text.format(log=log, columns="name, uid"))
+        assert await reloaded(agent) == "configuration reloaded, applied: collector.pack"
+        await agent.logged(log, {"name": "root"})
+        assert await reloaded(agent) == "configuration reloaded, nothing to apply"
+
+
+async def test_a_place_where_metrics_cannot_be_served_is_refused(tmp_path: Path) -> None:
+    path, taken = tmp_path / "metrics.sock", tmp_path / "taken"
+    taken.write_text("")
+    async with configured(tmp_path, f"[metrics]\nlisten = 'unix:{path}'\n") as (agent, file):
+        write(file, f"[metrics]\nlisten = 'unix:{taken}'\n[limits]\nrows = 3\n")
+        done = await asyncio.to_thread(reload, agent)
+        assert done.returncode == 1
+        assert f"{taken} exists and is not a socket" in done.stderr
+        assert path.is_socket()
+        rows = await agent.ask("SELECT value FROM zeek_agent_config WHERE name IN ('metrics.listen', 'limits.rows')")
+        assert rows == [{"value": "1000000"}, {"value": f"unix:{path}"}]
+
+
+async def test_hangup_signals_end_the_agent_neither_at_its_start_nor_at_its_end(tmp_path: Path) -> None:
+    with started(tmp_path) as agent:
+        await until(lambda: "state in" in agent.output.read_text())
+        agent.process.send_signal(signal.SIGHUP)
+        await agent.ready()
+        await until(lambda: "configuration reloaded" in agent.output.read_text())
+        agent.process.send_signal(signal.SIGTERM)
+        while agent.process.poll() is None:
+            agent.process.send_signal(signal.SIGHUP)
+            await asyncio.sleep(0.001)
+        assert agent.process.returncode == 0
+
+
+async def test_an_agent_ends_in_order_when_its_terminal_is_closed(tmp_path: Path) -> None:
+    """Otherwise it would go on unseen, since SIGHUP also means that the configuration has changed."""
+    ours, theirs = pty.openpty()
+    state = tmp_path / "state"
+    command = [sys.executable, "-m", "zeek_agent", "run", "--state-dir", str(state), "--logs", str(tmp_path / "logs")]
+    process = subprocess.Popen(["setsid", "--ctty", "--wait", *command], stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    reading = asyncio.create_task(asyncio.to_thread(_read_all, ours))
+    agent = RunningAgent(process, state, tmp_path / "logs", tmp_path / "output")
+    agent.output.write_text("")
+    await agent.ready()
+    reading.cancel()
+    os.close(ours)
+    assert await asyncio.to_thread(process.wait, 20) == 0
+
+
+def _read_all(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(descriptor, 4096):
+            pass
+
+
 @pytest.mark.timeout(300)
 async def test_reloading_under_load_loses_no_event(tmp_path: Path) -> None:
     """Access rules, limits, the connection and the collector change while processes start and end all the time."""
@@ -205,3 +331,27 @@ def missing(agent: RunningAgent) -> list[int]:
 
 async def all_logged(agent: RunningAgent) -> bool:
     return not await asyncio.to_thread(missing, agent)
+
+
+async def test_rotated_logs_are_compressed_and_removed_as_the_new_settings_say(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for name, age in ((OLD, 2 * 86_400), (RECENT, 3_600), (UNRELATED, 90 * 86_400)):
+        (logs / name).write_text("a line\n")
+        os.utime(logs / name, (time.time() - age,) * 2)
+    off = "[collector]\ncompress = false\nretention_age = 0\n"
+    async with configured(tmp_path, off) as (agent, file):
+        await agent.logged(LOG, {"state": "started"})
+        assert {OLD, RECENT, UNRELATED} <= {path.name for path in logs.iterdir()}
+        write(file, "[collector]\nretention_age = 86400\n")
+        assert "collector.compress, collector.retention_age" in await reloaded(agent)
+        await until(lambda: (logs / f"{RECENT}.gz").exists() and not (logs / RECENT).exists(), 30, "not compressed")
+        assert gzip.decompress((logs / f"{RECENT}.gz").read_bytes()) == b"a line\n"
+        assert not (logs / OLD).exists()
+        assert (logs / UNRELATED).exists()
+        await until(lambda: "removed 1 rotated log of 7 bytes" in agent.output.read_text(), 30, "nothing reported")
+        counted = {
+            'zeek_agent_collector_removed_logs_total{cause="age"} 1',
+            "zeek_agent_collector_compressed_logs_total 1",
+        }
+        await until(lambda: counted <= set(metrics(agent).splitlines()), 30, "not counted")

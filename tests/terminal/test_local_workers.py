@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from waiting import until_sync
-from workers import resident
+from workers import quick_kills, resident
 
 from zeek_agent import config as configuration
 from zeek_agent.config import Config
@@ -101,7 +101,7 @@ def test_the_shell_goes_on_after_a_statement_that_had_to_be_killed(tmp_path: Pat
 def test_a_killed_statement_leaves_a_responder_that_answers(tmp_path: Path) -> None:
     opened = LocalResponder(*settings(tmp_path, time=1.0))
     try:
-        with pytest.raises(LimitError, match="its process was killed"):
+        with quick_kills(), pytest.raises(LimitError, match="its process was killed"):
             rows(opened, SLOW)
         assert rows(opened, "SELECT 7") == [(7,)]
     finally:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pytest
 from running_agent import RunningAgent, running
 from waiting import until
 
+from zeek_agent.control import messages
 from zeek_agent.errors import UsageError
 from zeek_agent.terminal import watch
 from zeek_agent.terminal.watch_query import PROCESSES, SOCKETS, Filters, conditions, literal
@@ -144,11 +145,89 @@ async def test_it_waits_for_an_agent_that_is_started_again_and_goes_on_where_it_
             async with running(tmp_path) as agent:
                 await asyncio.to_thread(subprocess.run, [tmp_path / names[1]], check=True)
                 await until(lambda: names[1] in output.read_text())
-                events = watch.events()
-                stored = await agent.ask("SELECT seq FROM processes_events_history")
-    numbers = [event["seq"] for event in events if event["kind"] == PROCESSES]
+                stored = {row["seq"] for row in await agent.ask("SELECT seq FROM processes_events_history")}
+                first = min(process_numbers(watch))
+                expected = {number for number in stored if number >= first}
+                await until(lambda: expected <= set(process_numbers(watch)), 20)
+                numbers = process_numbers(watch)
     assert len(numbers) == len(set(numbers))
-    assert {row["seq"] for row in stored if min(numbers) <= row["seq"] <= max(numbers)} == set(numbers)
+
+
+def process_numbers(watch: Watching) -> list[int]:
+    """The numbers of the events of processes that were shown."""
+    return [event["seq"] for event in watch.events() if event["kind"] == PROCESSES]
+
+
+async def test_since_shows_more_events_than_one_result_may_have(tmp_path: Path) -> None:
+    name = program(tmp_path)
+    async with running(tmp_path, settings={"limits.rows": 25}) as agent:
+        for _ in range(15):
+            await asyncio.to_thread(subprocess.run, [tmp_path / name], check=True)
+        sql = f"SELECT count(*) AS n FROM processes_events_history WHERE name = '{name}' HAVING count(*) = 30"
+        await until(lambda: agent.ask(sql))
+        arguments = ("--since", "1h", "--process", name, "--format", "json")
+        with watching(agent.state, tmp_path / "watch", *arguments) as watch:
+            await until(lambda: len(watch.events()) >= 30, 20, (tmp_path / "watch").read_text)
+            events = watch.events()
+    assert len({event["seq"] for event in events}) == len(events) == 30
+    assert [event["time"] for event in events] == sorted(event["time"] for event in events)
+
+
+class ScriptedResponder:
+    """An agent with no users, whose store has events of processes with numbers in a range; it ends subscriptions."""
+
+    notice = None
+    place = "a test"
+
+    def __init__(self, *, newest: int, oldest: int) -> None:
+        self.newest, self.oldest = newest, oldest
+        self.statements: list[str] = []
+
+    def responses(self, request: Any) -> Generator[messages.Frame, None, None]:
+        self.statements.append(request.sql)
+        answers: dict[str, Any] = {
+            "max(seq)": self.newest,
+            "min(seq)": self.oldest,
+            "FROM zeek_agent_tables": PROCESSES,
+            "SELECT runs": 1,
+        }
+        for part, answer in answers.items():
+            if part in request.sql:
+                yield messages.Columns([("value", "text")])
+                yield messages.Rows([[answer]])
+
+    def close(self) -> None:
+        pass
+
+
+def test_events_before_the_end_of_the_agent_are_shown_even_if_none_was_before() -> None:
+    responder, said = ScriptedResponder(newest=40, oldest=1), list[str]()
+    one = watch.Watch(lambda: responder, Filters(), lambda event: None, said.append)
+    one._follow(responder)
+    assert said == ["the agent ended the subscription; watching goes on when it is back"]
+    assert not [sql for sql in responder.statements if "LIMIT" in sql]
+    responder.newest = 50
+    one._follow(responder)
+    assert [sql for sql in responder.statements if "seq > 40 AND seq <= 50" in sql]
+
+
+@pytest.mark.parametrize(
+    ("newest", "oldest", "warnings", "bounds"),
+    [
+        (40, 18, ["7 events of processes_events were removed before they could be shown"], "seq > 10 AND seq <= 40"),
+        (40, 11, [], "seq > 10 AND seq <= 40"),
+        (3, 1, [], "seq > 0 AND seq <= 3"),
+    ],
+)
+def test_removed_events_are_reported_and_another_store_is_read_from_its_start(
+    newest: int, oldest: int, warnings: list[str], bounds: str
+) -> None:
+    responder, said = ScriptedResponder(newest=newest, oldest=oldest), list[str]()
+    one = watch.Watch(lambda: responder, Filters(), lambda event: None, said.append)
+    one._seen = {PROCESSES: 10}
+    one._write_past(responder, {PROCESSES: "1"}, {PROCESSES: newest})
+    assert said == warnings
+    assert bounds in responder.statements[-1]
 
 
 def test_without_an_agent_it_says_so(tmp_path: Path) -> None:
@@ -167,6 +246,7 @@ def test_without_an_agent_it_says_so(tmp_path: Path) -> None:
         (Filters(addresses=("10.0.0.0/99",)), "--address: expected an address"),
         (Filters(containers=("x' OR '1",)), "--container: expected a container id"),
         (Filters(processes=("a\0b",)), "NUL"),
+        (Filters(processes=("",)), "--process: expected a process id"),
     ],
 )
 def test_invalid_filters_are_errors(filters: Filters, message: str) -> None:
@@ -174,12 +254,14 @@ def test_invalid_filters_are_errors(filters: Filters, message: str) -> None:
         conditions(filters, {}.get)
 
 
-@pytest.mark.parametrize("name", ["it's", "{name}", "{", "a]b[c", '"', "\\", "--", "ünï"])
-async def test_any_name_can_be_watched(name: str, tmp_path: Path) -> None:
+async def test_any_name_can_be_watched(tmp_path: Path) -> None:
+    rows = {}
     async with running(tmp_path) as agent:
-        condition = conditions(Filters(processes=(name,)), {}.get)[PROCESSES]
-        rows = await agent.ask(f"SELECT {literal(name)} AS name WHERE {condition}")
-    assert rows == ([] if "[" in name else [{"name": name}])
+        for name in ("it's", "{name}", "{", "a]b[c", '"', "\\", "--", "ünï"):
+            condition = conditions(Filters(processes=(name,)), {}.get)[PROCESSES]
+            rows[name] = await agent.ask(f"SELECT {literal(name)} AS name WHERE {condition}")
+    assert rows == {name: [] if "[" in name else [{"name": name}] for name in rows}
+    assert len(rows) == 8
 
 
 def test_start_times() -> None:

@@ -122,3 +122,11 @@ def test_lines_fit_the_terminal_and_have_colours_only_there() -> None:
     assert display_width(cut.removeprefix("\x1b[32m").removesuffix("\x1b[0m")) <= 60
     assert "\x1b" not in line(wide)
     assert line(wide).endswith("漢字 (from bash[3])")
+
+
+@pytest.mark.parametrize("hidden", ["\u200b", "\u00ad", "\u2060", "\ufeff", "\U000e0041", "\ufe0f", "\u3164", "\u202e"])
+def test_characters_that_cannot_be_seen_are_escaped(hidden: str) -> None:
+    """A name with one looks like another name."""
+    shown = line(process(name=f"ss{hidden}hd"))
+    assert hidden not in shown
+    assert "".join(f"\\x{byte:02x}" for byte in hidden.encode()) in shown

@@ -36,6 +36,8 @@ from zeek_agent.zeek import broker_json, message_limits, protocol
 from zeek_agent.zeek.connection import ZeekConnection
 from zeek_agent.zeek.protocol import AgentError, AgentHello, ResultRow
 
+PATIENT = msgspec.structs.replace(FAST, connect_timeout=60.0, ack_timeout=60.0, pong_timeout=600.0)
+"""A busy machine takes long for messages of megabytes, the more while allocations are traced."""
 TIMES = 100
 LONG = "x" * 3_900_000
 HALF = "x" * 1_900_000
@@ -80,7 +82,7 @@ async def connected(path: Path, **settings: object) -> AsyncIterator[tuple[Agent
     store = EventStore(path / "events.db", tables, EventSettings())
     database = Database(tables, TableContext(HelloAgent(), policy), LimitSettings(), store)  # type: ignore[arg-type]
     runner = QueryRunner(database, store)
-    chosen = msgspec.structs.replace(FAST, **settings)
+    chosen = msgspec.structs.replace(PATIENT, **settings)
     # The log as in an agent, to a file, and without the handlers of pytest, which keep all that they get.
     ring = logbook.set_up(LogSettings(file=str(path / "agent.log"), level="debug"))
     async with zeek_server() as zeek:
@@ -115,6 +117,10 @@ class Retained:
         gc.collect()
         return tracemalloc.get_traced_memory()[0] - self._start
 
+    async def less_than(self, limit: int) -> None:
+        """Wait until the messages under way are freed, too: the answer to a later one can overtake that."""
+        await until(lambda: self.bytes < limit, 30, lambda: f"{self.bytes} bytes are kept, {limit} may be")
+
 
 def query(sql: str = "SELECT n FROM t", event: str = "Test::row", **more: object) -> Query:
     return Query(sql, event, **more)  # type: ignore[arg-type]
@@ -135,7 +141,7 @@ async def test_hundreds_of_refused_statements_of_megabytes_take_no_memory(tmp_pa
                 del sql
                 await client.expect(AgentError, number=number + 1)
             await still_serves(client)
-            assert retained.bytes < MOST
+            await retained.less_than(MOST)
         assert agent.connection.status().reconnects == 0
         errors = client.of(AgentError)
         assert {error.context.query_id for error in errors} == {f"q{number}" for number in range(TIMES)}
@@ -168,8 +174,8 @@ TOO_LONG: dict[str, tuple[dict[str, object], str]] = {
         "a name in if_missing_tables is longer than 1,024 bytes: xxx",
     ),
     "many required tables": (
-        {"requires_tables": frozenset(map(str, range(50_000)))},
-        "requires_tables has 50,000 members, more than 1,000",
+        {"requires_tables": frozenset(map(str, range(20_000)))},
+        "requires_tables has 20,000 members, more than 1,000",
     ),
 }
 
@@ -184,7 +190,7 @@ async def test_a_query_with_a_field_that_is_too_long_is_refused_briefly(tmp_path
                 await client.send(frame)
             await client.expect(AgentError, number=20)
             await still_serves(client)
-            assert retained.bytes < 3_900_000
+            await retained.less_than(3_900_000)
         await until(lambda: not agent.runner.installed)
         error = client.of(AgentError)[0]
     assert error.message.startswith(f"could not install query ({told}")
@@ -216,7 +222,7 @@ async def test_ids_that_are_too_long_are_not_kept_nor_repeated(tmp_path: Path) -
             for frame in frames:
                 await client.send(frame)
             await still_serves(client)
-            assert retained.bytes < 3_900_000
+            await retained.less_than(3_900_000)
         session = agent.connection.session
         assert session is not None
         assert set(session.instances) == {"zeek_1", "zeek_ordinary"}
@@ -272,7 +278,7 @@ async def test_denied_statements_are_audited_in_one_line_each(tmp_path: Path) ->
             for number in range(100):
                 await client.install(f"q{number}", query(f"SELECT {number} FROM secret -- {'x' * 90_000}"))
             await client.expect(AgentError, number=100)
-            assert retained.bytes < 3_900_000
+            await retained.less_than(3_900_000)
         audited = [message for _, _, name, message in agent.ring.rows() if name == "zeek_agent.audit"]
         refused = [message for message in audited if message.startswith("refused")]
         asked = [message for message in audited if ": SELECT 5 FROM secret" in message]
@@ -286,7 +292,7 @@ async def test_denied_statements_are_audited_in_one_line_each(tmp_path: Path) ->
 async def test_a_zeek_with_a_name_of_megabytes_is_not_stored(tmp_path: Path) -> None:
     async with zeek_server(protocol.Ack(HALF, HALF)) as zeek:
         database = Database([HELLO.table], TableContext(HelloAgent(), AccessPolicy()))  # type: ignore[arg-type]
-        connection = ZeekConnection(zeek.url(), FAST, IDENTITY, database, QueryRunner(database))
+        connection = ZeekConnection(zeek.url(), PATIENT, IDENTITY, database, QueryRunner(database))
         task = asyncio.create_task(connection.run())
         await until(lambda: connection.status().reconnects > 0)
         status = connection.status()
@@ -310,7 +316,7 @@ async def test_doctor_truncates_text_from_a_zeek(answer: str) -> None:
 
     async with serve(answer_once, "127.0.0.1", 0, compression=None) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        (check,) = await asyncio.to_thread(lambda: list(doctor._zeek(f"127.0.0.1:{port}", FAST)))
+        (check,) = await asyncio.to_thread(lambda: list(doctor._zeek(f"127.0.0.1:{port}", PATIENT)))
     assert len(check.found) < 400
 
 

@@ -10,6 +10,7 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.protocol import State
 
 from zeek_agent.config import ZeekSettings
+from zeek_agent.errors import RevokedError
 from zeek_agent.zeek.back_pressure import QUICK_PONGS_TO_REOPEN, Sender, Window
 
 SETTINGS = ZeekSettings(window_bytes=1000, window_bytes_max=3000, slow_pong=0.2)
@@ -128,6 +129,24 @@ async def test_senders_take_turns() -> None:
         wire.pongs[number].set_result(0.0)
     await asyncio.gather(*tasks)
     assert [frame[:1] for frame in wire.sent] == [b"a", b"b", b"a", b"b", b"a", b"b"]
+
+
+async def test_rows_that_were_revoked_while_they_waited_are_not_sent() -> None:
+    wire = Wire()
+    one = sender(wire)
+
+    def refuse() -> None:
+        raise RevokedError
+
+    tasks = [asyncio.create_task(one.send([b"first" * 120]))]
+    tasks.append(asyncio.create_task(one.send([b"forbidden" * 60], refuse)))
+    tasks.append(asyncio.create_task(one.send([b"third"])))
+    await settle()
+    wire.pongs[0].set_result(0.0)
+    await settle()
+    assert wire.sent == [b"first" * 120, b"third"]
+    with pytest.raises(RevokedError):
+        await tasks[1]
 
 
 async def test_a_lost_connection_releases_waiting_senders() -> None:

@@ -264,15 +264,23 @@ struct sock_common {
 	__u16 skc_num;
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
+	unsigned long skc_flags;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 	atomic64_t skc_cookie;
 };
 
+struct numa_drop_counters { /* since 6.18 */
+	atomic_t drops0;
+	atomic_t drops1;
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	int sk_err;
+	atomic_t sk_drops;
+	struct numa_drop_counters *sk_drop_counters; /* since 6.18: datagram sockets count here */
 	__u16 sk_protocol;
 	__u16 sk_type;
 	struct socket *sk_socket;
@@ -295,6 +303,11 @@ struct inet_connection_sock {
 
 struct tcp_sock {
 	bool is_mptcp;
+	__u32 segs_in;
+	__u32 segs_out;
+	__u64 bytes_sent;
+	__u64 bytes_retrans;
+	__u64 bytes_received;
 };
 
 struct mptcp_subflow_context {
@@ -312,4 +325,5 @@ struct mptcp_sock {
 #define AF_INET6 10
 #define AF_PACKET 17
 #define SIGNAL_GROUP_EXIT 0x4
+#define SOCK_DONE 1 /* a bit of skc_flags: the other side's FIN has come */
 #define PF_KTHREAD 0x00200000

@@ -52,10 +52,33 @@ _SIGNATURES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "bpf_iter_create": (c_int, [c_int]),
     "bpf_map_lookup_elem": (c_int, [c_int, c_char_p, c_char_p]),
     "bpf_map_update_elem": (c_int, [c_int, c_char_p, c_char_p, c_uint64]),
+    "bpf_prog_test_run_opts": (c_int, [c_int, c_void_p]),
 }
 
 _log: deque[str] = deque(maxlen=4)
 _loading = threading.Lock()
+
+
+class _RunOptions(ctypes.Structure):
+    """`struct bpf_test_run_opts`."""
+
+    _fields_ = (
+        ("size", c_size_t),
+        ("data_in", c_void_p),
+        ("data_out", c_void_p),
+        ("data_size_in", c_uint32),
+        ("data_size_out", c_uint32),
+        ("context_in", c_void_p),
+        ("context_out", c_void_p),
+        ("context_size_in", c_uint32),
+        ("context_size_out", c_uint32),
+        ("result", c_uint32),
+        ("repeat", c_int),
+        ("duration", c_uint32),
+        ("flags", c_uint32),
+        ("cpu", c_uint32),
+        ("batch_size", c_uint32),
+    )
 
 
 class LibbpfMissingError(OSError):
@@ -187,6 +210,17 @@ class BpfObject:
         """The descriptor of a loaded program."""
         fd: int = self._library.bpf_program__fd(self.programs[program])
         return fd
+
+    def run(self, program: str, context: bytes) -> None:
+        """Run a program of the section `syscall` now, with this context."""
+        buffer = ctypes.create_string_buffer(context, len(context))
+        options = _RunOptions(
+            size=ctypes.sizeof(_RunOptions),
+            context_in=ctypes.cast(buffer, c_void_p),
+            context_size_in=len(context),
+        )
+        result = self._library.bpf_prog_test_run_opts(self.program_fd(program), ctypes.byref(options))
+        self._check(result, f"run {program}")
 
     def update_element(self, map_name: str, key: bytes, value: bytes) -> None:
         """Set an element of a map."""

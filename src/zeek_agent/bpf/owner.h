@@ -22,6 +22,7 @@ struct {
 struct owner {
 	__u64 started;
 	__u64 acted;
+	__u64 began;  /* TCP: when the connection did; 0 if that was not seen */
 	__u64 socket; /* the kernel's address of the socket; of the MPTCP socket above a subflow */
 	__u32 pid;
 	__u32 uid;

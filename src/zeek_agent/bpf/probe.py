@@ -19,7 +19,7 @@ from zeek_agent.host.linux.mounts import mounts
 OLDEST_KERNEL: Final = (5, 15)
 _NEEDED: Final = (Capability.BPF, Capability.PERFMON)
 """Capabilities that every object needs. CAP_SYS_ADMIN covers them and those of single objects."""
-_NEEDED_FOR: Final = {"udp": (Capability.NET_ADMIN,)}
+_NEEDED_FOR: Final = {"udp": (Capability.NET_ADMIN,), "dns": (Capability.NET_ADMIN,)}
 
 
 def why_not(objects: Sequence[str], *, release: str | None = None, btf: str = "/sys/kernel/btf/vmlinux") -> str | None:

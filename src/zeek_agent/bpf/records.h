@@ -7,8 +7,9 @@
 #define PATHS 1024     /* all path components of an exec together */
 #define COMPONENT 256  /* one component, with its NUL */
 #define ARGUMENTS 4096 /* of a command line */
+#define MESSAGE 4096   /* of a DNS message or segment */
 
-#define KINDS 16
+#define KINDS 20
 
 enum record_kind {
 	RECORD_EXEC = 1,
@@ -26,6 +27,9 @@ enum record_kind {
 	RECORD_UNLISTEN = 13,
 	RECORD_PACKET = 14, /* a packet socket was opened */
 	RECORD_READ = 15,   /* this process read the first datagram of a flow that the other side began */
+	RECORD_EXPIRED = 16, /* no datagram of this flow for FLOW_IDLE */
+	RECORD_ACTIVE = 17,  /* what a flow has carried so far */
+	RECORD_MESSAGE = 18, /* of DNS, or a part of a stream of messages */
 };
 
 enum socket_flags {
@@ -35,6 +39,7 @@ enum socket_flags {
 	SOCKET_SHARED = 1 << 3,     /* READ: and several processes read this socket like that */
 	SOCKET_FLOW_ENDED = 1 << 4, /* CLOSED, UNLISTEN: the flow ended, the socket is still open */
 	SOCKET_CUT = 1 << 5,        /* SENT, RECEIVED: too many extension headers to find protocol and ports */
+	SOCKET_COUNTED = 1 << 6,    /* CLOSED: what the flow carried is known */
 };
 
 enum exec_flags {
@@ -132,6 +137,27 @@ struct socket_event {
 	__u16 outbound;
 	__u16 flags;
 	char name[COMM];
+};
+
+/* CLOSED, EXPIRED and ACTIVE: what a flow has carried since it began: bytes of payload, without what was sent again, and
+ * packets. `drops` counts datagrams that found the socket's receive buffer full, of all its flows.
+ */
+struct flow_event {
+	struct socket_event socket;
+	__u64 began; /* 0: not known, because it was open before recording */
+	__u64 bytes_sent;
+	__u64 bytes_received;
+	__u64 packets_sent;
+	__u64 packets_received;
+	__u64 drops;
+};
+
+/* What a datagram or segment holds of DNS messages: `length` bytes, of which the record has the first ones. */
+struct dns_event {
+	struct socket_event socket;
+	__u32 sequence; /* of the segment's first byte */
+	__u32 length;
+	__u8 message[MESSAGE];
 };
 
 /* One task. Of a thread that is not a process only the first five fields count, unless it describes its process, whose

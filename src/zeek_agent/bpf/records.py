@@ -7,11 +7,11 @@ from enum import IntEnum, IntFlag
 from functools import lru_cache
 from struct import Struct
 from sys import intern
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from zeek_agent import text
 
-RECORD_KINDS: Final = 16
+RECORD_KINDS: Final = 20
 """Number of an object's loss counters: one per kind of record."""
 
 PROCESS: Final = Struct("<HHIQQQIIIIIIIIi16s4x")
@@ -21,6 +21,12 @@ EXEC: Final = Struct("<QQIIHHHHH2xI")
 TASK: Final = Struct("<IIQQQQQQQQIIIIIIIIIIiII16sIQII")
 HOLDER: Final = Struct("<IIQ")
 SOCKET: Final = Struct("<HBBIQQQQQIIIi16s16sHHIHH16s4x")
+COUNTS: Final = Struct("<QQQQQQ")
+"""What follows SOCKET in `struct flow_event`, in the order of `FlowCounts`."""
+FlowCounts: TypeAlias = tuple[int, int, int, int, int, int]
+"""When the flow began, bytes sent and received, packets sent and received, drops: the counts of `struct flow_event`."""
+MESSAGE: Final = Struct("<II")
+"""What follows SOCKET in `struct dns_event`, before the bytes: sequence number and length."""
 
 EXEC_PATHS: Final = PROCESS.size + EXEC.size
 EXEC_ARGUMENTS: Final = EXEC_PATHS + 1024 + 256
@@ -45,6 +51,9 @@ class RecordKind(IntEnum):
     UNLISTEN = 13
     PACKET = 14
     READ = 15
+    EXPIRED = 16
+    ACTIVE = 17
+    MESSAGE = 18
 
 
 class Flags(IntFlag):
@@ -69,6 +78,7 @@ class SocketFlags(IntFlag):
     SHARED = 8
     FLOW_ENDED = 16
     CUT = 32
+    COUNTED = 64
 
 
 class SocketRecord(NamedTuple):

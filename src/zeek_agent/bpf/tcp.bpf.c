@@ -4,6 +4,7 @@
 #include "syscall.h"
 
 LAYOUT(socket_event);
+LAYOUT(flow_event);
 
 #define IPPROTO_TCP 6
 #define IPPROTO_MPTCP 262
@@ -130,6 +131,22 @@ static __always_inline __u16 kind_of(int before, int now, bool outbound)
 	return before == TCP_LISTEN ? RECORD_UNLISTEN : RECORD_CLOSED;
 }
 
+static __always_inline void put_change(struct socket_event *event, struct sock *sk, __u64 cookie,
+				       const struct owner *owner, __u16 kind, __u16 flags)
+{
+	put_socket(event, sk, kind);
+	event->cookie = cookie;
+	event->outbound = owner->outbound;
+	event->socket = owner->socket;
+	event->flags = flags;
+	put_owner(event, owner);
+}
+
+static __always_inline bool is_ignored(const struct socket_event *event)
+{
+	return settings.ignore_loopback && is_loopback(event->family, event->local, event->remote);
+}
+
 static __always_inline void report(struct sock *sk, const struct owner *owner, __u16 kind, __u16 flags)
 {
 	__u64 cookie = bpf_get_socket_cookie(sk);
@@ -139,18 +156,36 @@ static __always_inline void report(struct sock *sk, const struct owner *owner, _
 		count_lost(kind);
 		return;
 	}
-	put_socket(event, sk, kind);
-	event->cookie = cookie;
-	event->outbound = owner->outbound;
-	event->socket = owner->socket;
-	event->flags = flags;
-	put_owner(event, owner);
-	if (settings.ignore_loopback && kind != RECORD_LISTEN && kind != RECORD_UNLISTEN &&
-	    is_loopback(event->family, event->local, event->remote)) {
+	put_change(event, sk, cookie, owner, kind, flags);
+	if (kind != RECORD_LISTEN && kind != RECORD_UNLISTEN && is_ignored(event))
 		bpf_ringbuf_discard(event, 0);
+	else
+		bpf_ringbuf_submit(event, wakeup());
+}
+
+/* The kernel counts the other side's FIN as a byte. */
+static __always_inline void report_closed(struct sock *sk, const struct owner *owner)
+{
+	const struct tcp_sock *tcp = (const struct tcp_sock *)sk;
+	__u64 cookie = bpf_get_socket_cookie(sk);
+	struct flow_event *event = bpf_ringbuf_reserve(&records, sizeof(*event), 0);
+	if (!event) {
+		count_lost(RECORD_CLOSED);
 		return;
 	}
-	bpf_ringbuf_submit(event, wakeup());
+	put_change(&event->socket, sk, cookie, owner, RECORD_CLOSED, SOCKET_COUNTED);
+	event->began = owner->began;
+	event->bytes_sent = BPF_CORE_READ(tcp, bytes_sent) - BPF_CORE_READ(tcp, bytes_retrans);
+	event->bytes_received = BPF_CORE_READ(tcp, bytes_received);
+	if (event->bytes_received && BPF_CORE_READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1)
+		event->bytes_received--;
+	event->packets_sent = BPF_CORE_READ(tcp, segs_out);
+	event->packets_received = BPF_CORE_READ(tcp, segs_in);
+	event->drops = 0;
+	if (is_ignored(&event->socket))
+		bpf_ringbuf_discard(event, 0);
+	else
+		bpf_ringbuf_submit(event, wakeup());
 }
 
 /* Notes what a process has open: the MPTCP socket above, which it gives, or the socket itself. */
@@ -198,17 +233,24 @@ static __always_inline int changed(struct sock *sk, int before, int now)
 	if (now == TCP_SYN_SENT || now == TCP_LISTEN) {
 		owner->outbound = now == TCP_SYN_SENT;
 		own(sk, owner);
+		owner->began = now == TCP_SYN_SENT ? bpf_ktime_get_boot_ns() : 0;
 	} else if (before == TCP_SYN_SENT && !owner->outbound) {
 		owner->outbound = 1; /* it began to connect before this program was attached */
 		if (join(sk, owner))
 			take_mptcp_owner(owner);
 	}
 	__u16 kind = kind_of(before, now, owner->outbound), flags = 0;
+	if (kind == RECORD_PASSIVE)
+		owner->began = bpf_ktime_get_boot_ns();
 	if (kind == RECORD_PASSIVE && join(sk, owner) && take_mptcp_owner(owner))
 		flags = SOCKET_OWNED;
 	if (kind == RECORD_CLOSED && !was_seen)
 		join(sk, owner); /* its accept may be waiting for it */
-	if (kind && !owner->ignored)
+	if (!kind || owner->ignored)
+		return 0;
+	if (kind == RECORD_CLOSED)
+		report_closed(sk, owner);
+	else
 		report(sk, owner, kind, flags);
 	return 0;
 }

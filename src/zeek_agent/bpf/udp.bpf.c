@@ -4,27 +4,16 @@
  * from hooks in the process's own context, the addresses from the packet, which has both.
  */
 
+#include "ip_packet.h"
 #include "owner.h"
 
 LAYOUT(socket_event);
+LAYOUT(flow_event);
 
-#define ETH_P_IP 0x0800
-#define ETH_P_IPV6 0x86DD
 #define IPPROTO_ICMP 1
-#define IPPROTO_TCP 6
-#define IPPROTO_UDP 17
 #define IPPROTO_ICMPV6 58
-#define IPPROTO_HOPOPTS 0
-#define IPPROTO_ROUTING 43
-#define IPPROTO_FRAGMENT 44
-#define IPPROTO_AH 51
-#define IPPROTO_DSTOPTS 60
 #define IPPROTO_SCTP 132
-#define IPPROTO_MH 135
 #define IPPROTO_UDPLITE 136
-#define IPPROTO_HIP 139
-#define IPPROTO_SHIM6 140
-#define EXTENSION_HEADERS 16 /* that are walked at most */
 #define DESCRIPTORS 1024     /* among which a sender's socket is looked for */
 #define MSG_PEEK 2
 #define ICMP_ECHO 8
@@ -55,9 +44,20 @@ struct flow {
 };
 
 struct flow_state {
+	__u64 began;
 	__u64 seen;
+	__u64 told; /* when ACTIVE was reported */
+	__u64 bytes_sent;
+	__u64 bytes_received;
+	__u64 packets_sent;
+	__u64 packets_received;
+	__u8 local[16];
+	__u32 netns;
 	__u32 unread; /* the other side began it, and no process has read a datagram of it yet */
-	__u32 reserved;
+	__u8 family;
+	__u8 outbound;
+	__u8 counted; /* its payload; a flow that is ignored or of another protocol is not reported again */
+	__u8 reserved[5];
 };
 
 /* The oldest give way to new ones. */
@@ -81,108 +81,6 @@ struct {
 	__type(value, struct reading);
 	__uint(max_entries, READERS);
 } readings SEC(".maps");
-
-struct packet {
-	__u8 local[16];
-	__u8 remote[16];
-	__u16 local_port;
-	__u16 remote_port;
-	__u8 family;
-	__u8 protocol;
-	__u8 is_cut; /* the transport's header was not found */
-};
-
-struct ipv4 {
-	__u8 version_length;
-	__u8 service;
-	__be16 length;
-	__be16 id;
-	__be16 fragment;
-	__u8 ttl;
-	__u8 protocol;
-	__be16 checksum;
-	__u8 source[4];
-	__u8 destination[4];
-};
-
-struct ipv6 {
-	__be32 flow;
-	__be16 length;
-	__u8 protocol;
-	__u8 hops;
-	__u8 source[16];
-	__u8 destination[16];
-};
-
-struct extension {
-	__u8 next;
-	__u8 length;
-	__be16 fragment; /* of a fragment's header */
-};
-
-static __always_inline bool is_extension(__u32 protocol)
-{
-	return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING || protocol == IPPROTO_FRAGMENT ||
-	       protocol == IPPROTO_AH || protocol == IPPROTO_DSTOPTS || protocol == IPPROTO_MH ||
-	       protocol == IPPROTO_HIP || protocol == IPPROTO_SHIM6;
-}
-
-/* Walks IPv6's extension headers (RFC 8200) from the first one's protocol. Returns the protocol behind them, and in the
- * upper bits the offset of its header, which is 0 unless this is the first fragment. A function of its own, so that the verifier
- * checks it once.
- */
-__noinline __u32 skip_extensions(struct __sk_buff *skb, __u32 protocol)
-{
-	__u32 at = sizeof(struct ipv6);
-
-	for (int i = 0; i < EXTENSION_HEADERS && is_extension(protocol); i++) {
-		struct extension extension;
-		if (bpf_skb_load_bytes(skb, at, &extension, sizeof(extension)))
-			return 0;
-		if (protocol == IPPROTO_FRAGMENT) {
-			if (extension.fragment & bpf_htons(0xfff8))
-				return 0;
-			at += 8;
-		} else if (protocol == IPPROTO_AH) {
-			at += (extension.length + 2) * 4;
-		} else {
-			at += (extension.length + 1) * 8;
-		}
-		protocol = extension.next;
-	}
-	return at << 8 | (protocol & 0xff);
-}
-
-/* Fills in addresses; returns the offset of the transport header, 0 unless this is the first fragment. */
-static __always_inline __u32 read_addresses(struct __sk_buff *skb, struct packet *packet, bool outbound)
-{
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		struct ipv4 header;
-		if (bpf_skb_load_bytes(skb, 0, &header, sizeof(header)) || header.fragment & bpf_htons(0x1fff))
-			return 0;
-		packet->family = 4;
-		packet->protocol = header.protocol;
-		__builtin_memcpy(packet->local, outbound ? header.source : header.destination, 4);
-		__builtin_memcpy(packet->remote, outbound ? header.destination : header.source, 4);
-		return (header.version_length & 15) * 4;
-	}
-	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		struct ipv6 header;
-		if (bpf_skb_load_bytes(skb, 0, &header, sizeof(header)))
-			return 0;
-		packet->family = 6;
-		packet->protocol = header.protocol;
-		__builtin_memcpy(packet->local, outbound ? header.source : header.destination, 16);
-		__builtin_memcpy(packet->remote, outbound ? header.destination : header.source, 16);
-		if (!is_extension(header.protocol))
-			return sizeof(header);
-		__u32 found = skip_extensions(skb, header.protocol);
-		packet->protocol = found;
-		packet->is_cut = is_extension(packet->protocol);
-		return found >> 8;
-	}
-	return 0;
-}
 
 static __always_inline bool has_ports(__u8 protocol)
 {
@@ -338,15 +236,44 @@ static __always_inline void report_packet(struct bpf_sock *sk, struct owner *own
 	bpf_ringbuf_submit(event, wakeup());
 }
 
-static __always_inline void report_socket(const struct owner *owner, __u16 kind, __u16 flags, __u64 cookie,
-					  __u32 netns)
+static __always_inline void put_counts(struct flow_event *event, const struct flow_state *state)
 {
-	struct socket_event *event = bpf_ringbuf_reserve(&records, sizeof(*event), 0);
+	event->began = state->began;
+	event->bytes_sent = state->bytes_sent;
+	event->bytes_received = state->bytes_received;
+	event->packets_sent = state->packets_sent;
+	event->packets_received = state->packets_received;
+	event->drops = 0;
+}
 
-	if (!event) {
-		count_lost(kind);
-		return;
-	}
+/* A flow ended because it was idle, or goes on. False if the ring is full. */
+static __always_inline bool report_flow(const struct flow *flow, const struct flow_state *state, __u16 kind)
+{
+	struct flow_event *event = bpf_ringbuf_reserve(&records, sizeof(*event), 0);
+
+	if (!event)
+		return false;
+	__builtin_memset(&event->socket, 0, sizeof(event->socket));
+	event->socket.kind = kind;
+	event->socket.protocol = flow->protocol;
+	event->socket.family = state->family;
+	event->socket.time = kind == RECORD_EXPIRED ? state->seen : bpf_ktime_get_boot_ns();
+	event->socket.cookie = flow->cookie;
+	event->socket.netns = state->netns;
+	__builtin_memcpy(event->socket.local, state->local, 16);
+	__builtin_memcpy(event->socket.remote, flow->remote, 16);
+	event->socket.local_port = flow->local_port;
+	event->socket.remote_port = flow->remote_port;
+	event->socket.outbound = state->outbound;
+	event->socket.flags = SOCKET_COUNTED;
+	put_counts(event, state);
+	bpf_ringbuf_submit(event, wakeup());
+	return true;
+}
+
+static __always_inline void put_socket(struct socket_event *event, const struct owner *owner, __u16 kind, __u16 flags,
+				       __u64 cookie, __u32 netns)
+{
 	event->kind = kind;
 	event->protocol = owner->protocol;
 	event->family = owner->family;
@@ -367,26 +294,78 @@ static __always_inline void report_socket(const struct owner *owner, __u16 kind,
 	event->socket = 0;
 	put_owner(event, owner);
 	event->netns = netns;
+}
+
+static __always_inline void report_socket(const struct owner *owner, __u16 kind, __u16 flags, __u64 cookie,
+					  __u32 netns)
+{
+	struct socket_event *event = bpf_ringbuf_reserve(&records, sizeof(*event), 0);
+
+	if (!event) {
+		count_lost(kind);
+		return;
+	}
+	put_socket(event, owner, kind, flags, cookie, netns);
 	bpf_ringbuf_submit(event, wakeup());
 }
 
-/* The socket's only flow is over, or all are if the port is another one since: the socket was dissolved (connected to
- * AF_UNSPEC), which passes no hook, or connects to another peer.
- */
-static __always_inline void end_flow(struct owner *owner, __u64 cookie, __u32 netns)
+/* Datagrams that found the receive buffer full. */
+static __always_inline __u64 drops_of(const struct sock *sk)
 {
+	__u32 drops = BPF_CORE_READ(sk, sk_drops.counter);
+
+	if (bpf_core_field_exists(sk->sk_drop_counters)) {
+		struct numa_drop_counters *counters = BPF_CORE_READ(sk, sk_drop_counters);
+		if (counters)
+			drops += BPF_CORE_READ(counters, drops0.counter) + BPF_CORE_READ(counters, drops1.counter);
+	}
+	return drops;
+}
+
+/* The socket's only flow is over, and with it what was counted. */
+static __always_inline void report_closed(const struct owner *owner, __u16 flags, __u64 cookie, struct sock *sk)
+{
+	__u32 netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	__u64 drops = drops_of(sk);
 	struct flow flow = {
 		.cookie = cookie,
 		.remote_port = owner->remote_port,
 		.local_port = owner->local_port,
 		.protocol = owner->protocol,
 	};
+	struct flow_event *event;
 
 	__builtin_memcpy(flow.remote, owner->remote, 16);
-	if (!owner->ignored)
-		report_socket(owner, owner->peers == 1 ? RECORD_CLOSED : RECORD_UNLISTEN, SOCKET_FLOW_ENDED, cookie,
-			      netns);
+	if (!owner->ignored) {
+		event = bpf_ringbuf_reserve(&records, sizeof(*event), 0);
+		if (event) {
+			struct flow_state *state = bpf_map_lookup_elem(&flows, &flow);
+			if (state && state->counted) {
+				flags |= SOCKET_COUNTED;
+				put_counts(event, state);
+			} else {
+				__builtin_memset(&event->began, 0, sizeof(*event) - sizeof(event->socket));
+			}
+			put_socket(&event->socket, owner, RECORD_CLOSED, flags, cookie, netns);
+			event->drops = drops;
+			bpf_ringbuf_submit(event, wakeup());
+		} else {
+			count_lost(RECORD_CLOSED);
+		}
+	}
 	bpf_map_delete_elem(&flows, &flow);
+}
+
+/* The socket's only flow is over, or all are if the port is another one since: the socket was dissolved (connected to
+ * AF_UNSPEC), which passes no hook, or connects to another peer. The flows of several peers expire.
+ */
+static __always_inline void end_flow(struct owner *owner, __u64 cookie, struct sock *sk)
+{
+	if (owner->peers == 1)
+		report_closed(owner, SOCKET_FLOW_ENDED, cookie, sk);
+	else if (!owner->ignored)
+		report_socket(owner, RECORD_UNLISTEN, SOCKET_FLOW_ENDED, cookie,
+			      BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum));
 	owner->peers = 0;
 }
 
@@ -395,20 +374,41 @@ static __always_inline bool is_udp(__u32 protocol)
 	return protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE;
 }
 
-static __always_inline bool is_new(const struct flow *flow, bool is_unread)
+/* The state of a flow that begins now. NULL if there is no memory. */
+static __always_inline struct flow_state *begin_flow(const struct flow *flow, const struct packet *packet,
+						     bool outbound, __u64 now)
 {
-	struct flow_state *state = bpf_map_lookup_elem(&flows, flow);
-	struct flow_state begun = {.seen = bpf_ktime_get_boot_ns(), .unread = is_unread};
+	struct flow_state begun = {
+		.began = now,
+		.seen = now,
+		.family = packet->family,
+		.outbound = outbound,
+	};
 
-	if (!state) {
-		bpf_map_update_elem(&flows, flow, &begun, BPF_ANY);
-		return true;
+	__builtin_memcpy(begun.local, packet->local, 16);
+	bpf_map_update_elem(&flows, flow, &begun, BPF_ANY);
+	return bpf_map_lookup_elem(&flows, flow);
+}
+
+static __always_inline void restart(struct flow_state *state, bool outbound, __u64 now)
+{
+	state->began = now;
+	state->told = 0;
+	state->bytes_sent = state->bytes_received = 0;
+	state->packets_sent = state->packets_received = 0;
+	state->outbound = outbound;
+	state->counted = 0;
+}
+
+static __always_inline void count(struct flow_state *state, const struct packet *packet, bool outbound)
+{
+	if (outbound) {
+		__sync_fetch_and_add(&state->bytes_sent, packet->payload);
+		__sync_fetch_and_add(&state->packets_sent, packet->count);
+	} else {
+		__sync_fetch_and_add(&state->bytes_received, packet->payload);
+		__sync_fetch_and_add(&state->packets_received, packet->count);
 	}
-	bool idle = begun.seen - state->seen > FLOW_IDLE;
-	state->seen = begun.seen;
-	if (idle)
-		state->unread = is_unread;
-	return idle;
 }
 
 static __always_inline int datagram(struct __sk_buff *skb, bool outbound)
@@ -433,18 +433,41 @@ static __always_inline int datagram(struct __sk_buff *skb, bool outbound)
 	flow.local_port = packet.local_port;
 	flow.protocol = packet.protocol;
 	bool is_datagram = sk->type == SOCK_DGRAM && is_udp(packet.protocol);
-	if (!is_new(&flow, is_datagram && !outbound))
+	if (is_datagram) {
+		packet.payload = skb->len > transport + UDP_HEADER ? skb->len - transport - UDP_HEADER : 0;
+		packet.count = skb->gso_segs ?: 1;
+	}
+	__u64 now = bpf_ktime_get_boot_ns();
+	struct flow_state *state = bpf_map_lookup_elem(&flows, &flow);
+	bool is_new = !state || now - state->seen > FLOW_IDLE;
+	if (!state) {
+		state = begin_flow(&flow, &packet, outbound, now);
+		if (!state) {
+			count_lost(outbound ? RECORD_SENT : RECORD_RECEIVED);
+			return 1;
+		}
+	} else if (is_new) {
+		if (state->counted && !report_flow(&flow, state, RECORD_EXPIRED))
+			count_lost(RECORD_EXPIRED);
+		restart(state, outbound, now);
+	}
+	state->seen = now;
+	count(state, &packet, outbound);
+	if (!is_new)
 		return 1;
+	state->unread = is_datagram && !outbound;
 	struct owner *owner = owner_of(sk, outbound);
 	if (!owner) /* no memory */
 		count_lost(outbound ? RECORD_SENT : RECORD_RECEIVED);
 	if (!owner || owner->ignored)
 		return 1;
+	state->netns = netns_at(owner, sk);
+	state->counted = is_datagram;
 	if (owner->state == SCTP_ESTABLISHED) /* accepted, whoever sends first */
 		outbound = false;
 	if (is_datagram) {
 		if (owner->peers && owner->socket_port != sk->src_port)
-			end_flow(owner, flow.cookie, netns_at(owner, sk));
+			end_flow(owner, flow.cookie, kernel_socket(owner, sk));
 		if (!outbound)
 			__sync_fetch_and_add(&owner->unread, 1);
 	}
@@ -518,7 +541,7 @@ static __always_inline int connects(struct bpf_sock_addr *context, bool is_ipv6)
 		read_peer(context, is_ipv6, remote, &remote_port);
 		bool has_moved = owner->peers && owner->socket_port != sk->src_port;
 		if (has_moved || (owner->peers == 1 && !is_peer(owner, remote, remote_port)))
-			end_flow(owner, bpf_get_socket_cookie(context), netns_at(owner, sk));
+			end_flow(owner, bpf_get_socket_cookie(context), kernel_socket(owner, sk));
 		owner->addressed = 0;
 	}
 	used(sk);
@@ -723,7 +746,7 @@ static __always_inline int bound(struct bpf_sock *sk, __u8 family)
 	if (!owner)
 		return 1;
 	if (owner->peers) /* of before it was dissolved, which made it lose its port */
-		end_flow(owner, bpf_get_socket_cookie(sk), netns_at(owner, sk));
+		end_flow(owner, bpf_get_socket_cookie(sk), kernel_socket(owner, sk));
 	owner->bound = 1;
 	owner->family = family;
 	owner->protocol = sk->protocol;
@@ -763,7 +786,41 @@ int on_release(struct bpf_sock *sk)
 		return 1;
 	if (owner->bound && owner->peers > 1)
 		put_bound_end(owner, kernel_socket(owner, sk));
-	report_socket(owner, owner->peers == 1 ? RECORD_CLOSED : RECORD_UNLISTEN, 0, bpf_get_socket_cookie(sk),
-		      netns_at(owner, sk));
+	if (owner->peers == 1)
+		report_closed(owner, 0, bpf_get_socket_cookie(sk), kernel_socket(owner, sk));
+	else
+		report_socket(owner, RECORD_UNLISTEN, 0, bpf_get_socket_cookie(sk), netns_at(owner, sk));
 	return 1;
+}
+
+/* What user space wants to know of the flows: times in ns. */
+struct sweep {
+	__u64 now;
+	__u64 interval; /* after which a flow that goes on is reported, and again; 0: never */
+};
+
+static long sweep_flow(void *map, struct flow *flow, struct flow_state *state, struct sweep *wanted)
+{
+	__u64 seen = state->seen, since = state->told ?: state->began;
+
+	if (wanted->now > seen && wanted->now - seen > FLOW_IDLE) {
+		if (state->counted && !report_flow(flow, state, RECORD_EXPIRED))
+			return 1; /* the ring is full: next time */
+		bpf_map_delete_elem(map, flow);
+	} else if (wanted->interval && state->counted && seen > since && wanted->now > since + wanted->interval) {
+		if (!report_flow(flow, state, RECORD_ACTIVE))
+			return 1;
+		state->told = wanted->now;
+	}
+	return 0;
+}
+
+/* Run by user space from time to time. */
+SEC("syscall")
+int sweep_flows(struct sweep *context)
+{
+	struct sweep wanted = *context;
+
+	bpf_for_each_map_elem(&flows, sweep_flow, &wanted, 0);
+	return 0;
 }

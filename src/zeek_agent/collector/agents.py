@@ -7,7 +7,7 @@ offline after a period of silence.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
@@ -88,6 +88,7 @@ class Agents:
         self._timeout_seconds = timeout_seconds
         self._limit = limit
         self._agents: dict[str, KnownAgent] = {}
+        self._expected: dict[str, KnownAgent] = {}
 
     def __iter__(self) -> Iterator[KnownAgent]:
         return iter(self._agents.values())
@@ -98,21 +99,26 @@ class Agents:
     def get(self, agent_id: str) -> KnownAgent | None:
         return self._agents.get(agent_id)
 
-    def hello(self, event: AgentHello, now: float) -> KnownAgent:
-        """Record a hello; the agent's state tells its meaning. Raises ProtocolError for an unusable one."""
-        agent = replace(_agent(event), last_seen=now)
-        try:
-            line = _LINE.line(agent.log_values(0.0))
-        except ValueError as error:
-            raise ProtocolError(f"hello from {agent.id}: {error}") from None
-        if len(line) + len(agent.hello_id) > HELLO_BYTES:
-            raise ProtocolError(f"hello from {agent.id}: more than {HELLO_BYTES} bytes")
+    def set_timeout(self, seconds: float) -> None:
+        self._timeout_seconds = seconds
+
+    def expect(self, agents: Iterable[KnownAgent]) -> None:
+        """Agents of an earlier run, which are offline if they do not send a hello until their timeout."""
+        self._expected.update((agent.id, agent) for agent in agents if agent.id not in self._agents)
+
+    def hello(self, agent: KnownAgent, now: float) -> KnownAgent:
+        """Record a hello as `read_hello` returns it; the agent's state tells its meaning.
+
+        Raises ProtocolError if there are too many agents.
+        """
+        agent = replace(agent, last_seen=now)
         known = self._agents.get(agent.id)
         if known is None and len(self._agents) >= self._limit:
             raise ProtocolError(f"the limit of {self._limit} agents is reached")
         if known is not None:
             agent = replace(agent, state="update" if known.hello_id == agent.hello_id else "reconnect")
         self._agents[agent.id] = agent
+        self._expected.pop(agent.id, None)
         return agent
 
     def mark_seen(self, agent_id: str, now: float) -> KnownAgent | None:
@@ -131,10 +137,25 @@ class Agents:
 
     def expired(self, now: float) -> list[KnownAgent]:
         """Remove and return the agents that have timed out."""
-        silent = [agent for agent in self._agents.values() if now - agent.last_seen >= self._timeout_seconds]
-        for agent in silent:
-            del self._agents[agent.id]
+        silent = []
+        for agents in (self._agents, self._expected):
+            late = [agent for agent in agents.values() if now - agent.last_seen >= self._timeout_seconds]
+            for agent in late:
+                del agents[agent.id]
+            silent += late
         return [replace(agent, state="offline") for agent in silent]
+
+
+def read_hello(event: AgentHello) -> KnownAgent:
+    """The agent that a hello describes. Raises ProtocolError for one that cannot be used, or logged."""
+    agent = _agent(event)
+    try:
+        line = _LINE.line(agent.log_values(0.0))
+    except ValueError as error:
+        raise ProtocolError(f"hello from {agent.id}: {error}") from None
+    if len(line) + len(agent.hello_id) > HELLO_BYTES:
+        raise ProtocolError(f"hello from {agent.id}: more than {HELLO_BYTES} bytes")
+    return agent
 
 
 def _agent(event: AgentHello) -> KnownAgent:

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import structs
 
 from zeek_agent.collector import process_messages as messages
-from zeek_agent.collector.process_messages import MESSAGES_PER_SECOND, Begin, Serve, StartFailed, State, Stop
+from zeek_agent.collector.process_messages import (
+    MESSAGES_PER_SECOND,
+    Begin,
+    Serve,
+    SetLogLevel,
+    StartFailed,
+    State,
+    Stop,
+)
 from zeek_agent.collector.stats import CollectorStats
 from zeek_agent.containment import channel
 from zeek_agent.containment.channel import ChannelError
@@ -69,8 +77,8 @@ class EmbeddedCollector:
         self.stats = CollectorStats()
         self.lost = 0
         """Processes that ended without having been told to."""
+        self.pack = pack
         self._settings = structs.replace(settings, logs=str(self.logs))
-        self._pack = pack
         self._start = start
         self._process: CollectorProcess | None = None
         self._reports: set[asyncio.Task[None]] = set()
@@ -114,6 +122,15 @@ class EmbeddedCollector:
         await asyncio.gather(*self._reports, return_exceptions=True)
         return in_order
 
+    def set_log_level(self) -> None:
+        """Have the process send log lines of the agent's level."""
+        if self._process is None:
+            return
+        try:
+            self._process.send(SetLogLevel(_log_level()))
+        except OSError as error:
+            log.warning("process %d of the embedded collector keeps its log level: %s", self._process.pid, error)
+
     async def _launch(self) -> CollectorProcess:
         """Start a process and wait until it is confined. Raises ZeekAgentError, and shows the reason in `stats`."""
         try:
@@ -124,9 +141,8 @@ class EmbeddedCollector:
 
     async def _launched(self) -> CollectorProcess:
         process = self._process = await CollectorProcess.start(self._start, self._note, self._note_loss)
-        level = logging.getLogger("zeek_agent").getEffectiveLevel()
         try:
-            process.send(Begin(self._settings, self._pack, os.getpid(), level))
+            process.send(Begin(self._settings, self.pack, os.getpid(), _log_level()))
             async with asyncio.timeout(READY_SECONDS):
                 await asyncio.shield(process.ready)
         except BaseException as reason:
@@ -352,6 +368,10 @@ class CollectorProcess:
         if self._connection.fileno() >= 0:
             self._loop.remove_reader(self._connection)
             self._connection.close()
+
+
+def _log_level() -> int:
+    return logging.getLogger("zeek_agent").getEffectiveLevel()
 
 
 def _described(status: int) -> str:

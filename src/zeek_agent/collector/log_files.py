@@ -13,13 +13,16 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from zeek_agent import locks, ownership
-from zeek_agent.collector.log_formats import DATE_FORMAT, Field, Format, FormatName, local_time, make_format
+from zeek_agent.collector import log_archive
+from zeek_agent.collector.log_archive import ArchiveStats, LogArchive, Retention, free_name
+from zeek_agent.collector.log_formats import DATE_FORMAT, Field, Format, FormatName, make_format
 from zeek_agent.errors import UsageError
 from zeek_agent.locks import FileLock
 
@@ -36,6 +39,23 @@ _OPENED = re.compile(rb"^#open\t(\d{4}(?:-\d{2}){5})$", re.MULTILINE)
 log = logging.getLogger("zeek_agent.collector")
 
 
+class WriteLimits(Protocol):
+    """The limit of all logs together, as one log sees it."""
+
+    @property
+    def rotate_bytes(self) -> int:
+        """Maximum of a log and of what is written at once; 0: none."""
+        ...
+
+    def make_room(self, adding: int) -> None:
+        """Called before bytes are written. May rotate the log. Raises OSError."""
+        ...
+
+    def rotated(self, file: Path) -> None:
+        """Called after the log was renamed to this. Raises OSError."""
+        ...
+
+
 class LogFile:
     """One log: `<path>.log`, opened when its first line is written."""
 
@@ -48,6 +68,7 @@ class LogFile:
         rotate_interval_seconds: float = 0.0,
         rotate_bytes: int = 0,
         clock: Callable[[], float] = time.time,
+        limits: WriteLimits | None = None,
     ) -> None:
         self.path = path
         self.rows = 0
@@ -58,6 +79,7 @@ class LogFile:
         self._rotate_interval_seconds = rotate_interval_seconds
         self._rotate_bytes = rotate_bytes
         self._clock = clock
+        self._limits = limits
         self._lock = threading.Lock()
         self._pending: list[bytes] = []
         self._pending_bytes = 0
@@ -71,6 +93,11 @@ class LogFile:
     def pending_bytes(self) -> int:
         """Bytes waiting for a flush."""
         return self._pending_bytes
+
+    @property
+    def open_bytes(self) -> int:
+        """Size of the file that is being written; 0 if there is none."""
+        return 0 if self._fd is None else self._size
 
     def write(self, values: Sequence[Any]) -> None:
         """Add a line. Raises ValueError, and adds nothing, if a value does not fit its field."""
@@ -89,19 +116,31 @@ class LogFile:
         """Write pending lines, then rotate if due. Raises OSError; the lines are kept for the next flush."""
         with self._lock:
             lines, self._pending = self._pending, []
-            taken, self._pending_bytes = self._pending_bytes, 0
+            self._pending_bytes = 0
             since = self._waiting_since
+        written = 0
         try:
-            if lines:
+            for piece in _pieces(lines, self._limits.rotate_bytes if self._limits else 0):
+                content = b"".join(piece)
+                if self._limits is not None:
+                    self._limits.make_room(len(content))
                 self._open(since)
-                self._append(b"".join(lines))
+                self._append(content)
+                written += len(piece)
+                if self._is_full():
+                    self.rotate()
         except OSError:
             with self._lock:
-                self._pending[:0], self._waiting_since = lines, since
-                self._pending_bytes += taken
+                rest = lines[written:]
+                self._pending[:0], self._waiting_since = rest, since
+                self._pending_bytes += sum(map(len, rest))
             raise
-        if self._fd is not None and (self._is_due() or 0 < self._rotate_bytes <= self._size):
+        if self._fd is not None and (self._is_due() or self._is_full()):
             self.rotate()
+
+    def _is_full(self) -> bool:
+        maxima = (self._rotate_bytes, self._limits.rotate_bytes if self._limits else 0)
+        return any(0 < maximum <= self._size for maximum in maxima)
 
     def _is_due(self) -> bool:
         """Whether the interval has passed, or the clock was set back by more than that."""
@@ -115,7 +154,13 @@ class LogFile:
         opened = self._opened
         self.close()
         if self._file.exists():
-            self._file.rename(_free_name(self._directory, self.path, opened))
+            target = free_name(self._directory, self.path, opened)
+            self._file.rename(target)
+            self._note_rotated(target)
+
+    def _note_rotated(self, target: Path) -> None:
+        if self._limits is not None:
+            self._limits.rotated(target)
 
     def close(self) -> None:
         """End the file with its last line. Raises OSError."""
@@ -136,8 +181,8 @@ class LogFile:
 
     def move_leftover(self) -> None:
         """Rename the file of an earlier run to its final name. Raises OSError."""
-        if self._fd is None and os.path.lexists(self._file):
-            self._file.rename(_free_name(self._directory, self.path, _opened_at(self._file)))
+        if self._fd is None and (target := _move_leftover(self._directory, self.path)):
+            self._note_rotated(target)
 
     def _open(self, since: float) -> None:
         """Open the file unless it is open; a new one counts as opened when its first line was added."""
@@ -185,7 +230,7 @@ class LogFile:
 class LogDirectory:
     """All logs of a collector, in a directory that no other collector writes to.
 
-    `holder` is the process that the lock names, if not this one.
+    `holder` is the process that the lock names, if not this one. Without `retention`, rotated logs stay as they are.
     """
 
     def __init__(
@@ -197,6 +242,7 @@ class LogDirectory:
         rotate_bytes: int = 0,
         clock: Callable[[], float] = time.time,
         holder: int | None = None,
+        retention: Retention | None = None,
     ) -> None:
         self.directory = directory
         self.files: dict[str, LogFile] = {}
@@ -210,6 +256,9 @@ class LogDirectory:
         self._holder = holder
         self._lock: FileLock | None = None
         self._ready = False
+        self._archive: LogArchive | None = None
+        if retention is not None and log_archive.SUPPORTED:
+            self._archive = LogArchive(directory, retention, current_bytes=self._current_bytes, clock=clock)
 
     def add(self, path: str, fields: Sequence[Field]) -> LogFile:
         """Declare a log; `path` is its name without `.log`."""
@@ -220,6 +269,7 @@ class LogDirectory:
             rotate_interval_seconds=self._rotate_interval_seconds,
             rotate_bytes=self._rotate_bytes,
             clock=self._clock,
+            limits=None if self._archive is None else self,
         )
         return file
 
@@ -244,6 +294,8 @@ class LogDirectory:
         errors = self.errors
         try:
             self._prepare()
+            if self._archive is not None:
+                self._archive.start()
             for file in list(self.files.values()):
                 self._flush(file)
         except (OSError, UsageError) as error:
@@ -259,6 +311,8 @@ class LogDirectory:
                 file.close()
             except OSError as error:
                 self._failed(error)
+        if self._archive is not None:
+            self._archive.close()
         self.release()
 
     def release(self) -> None:
@@ -271,6 +325,31 @@ class LogDirectory:
     @property
     def pending_bytes(self) -> int:
         return sum(file.pending_bytes for file in self.files.values())
+
+    @property
+    def archive_stats(self) -> ArchiveStats | None:
+        """The rotated logs; None if they are kept for ever."""
+        return None if self._archive is None else self._archive.stats
+
+    @property
+    def rotate_bytes(self) -> int:
+        return 0 if self._archive is None else self._archive.rotate_bytes
+
+    def make_room(self, adding: int) -> None:
+        """Remove rotated logs until the bytes fit, if necessary also the largest of those that are being written."""
+        assert self._archive is not None
+        while not self._archive.make_room(adding):
+            largest = max(self.files.values(), key=lambda file: file.open_bytes)
+            if not largest.open_bytes:  # a single line is larger than the limit
+                return
+            largest.rotate()
+
+    def rotated(self, file: Path) -> None:
+        assert self._archive is not None
+        self._archive.add(file.name)
+
+    def _current_bytes(self) -> Counter[str]:
+        return Counter({path: file.open_bytes for path, file in list(self.files.items())})
 
     def _flush(self, file: LogFile) -> None:
         try:
@@ -291,6 +370,11 @@ class LogDirectory:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock_directory()
+        if self._archive is not None:
+            self._archive.open(self.files)
+            for former in self._archive.logs - self.files.keys():  # of an earlier pack
+                if moved := _move_leftover(self.directory, former):
+                    self._archive.add(moved.name)
         for file in self.files.values():
             file.move_leftover()
         self._ready = True
@@ -309,10 +393,27 @@ class LogDirectory:
             log.warning("other users can replace the logs: %s", reason)
 
 
-def _free_name(directory: Path, path: str, opened: float) -> Path:
-    """`<path>.<time of opening>.log`, or the first later second whose name is free."""
-    while os.path.lexists(target := directory / f"{path}.{local_time(opened)}.log"):
-        opened += 1
+def _pieces(lines: list[bytes], size: int) -> Iterator[list[bytes]]:
+    """The lines in pieces of about that size; 0: in one."""
+    piece: list[bytes] = []
+    piece_bytes = 0
+    for line in lines:
+        if piece and 0 < size < piece_bytes + len(line):
+            yield piece
+            piece, piece_bytes = [], 0
+        piece.append(line)
+        piece_bytes += len(line)
+    if piece:
+        yield piece
+
+
+def _move_leftover(directory: Path, path: str) -> Path | None:
+    """Rename a log of an earlier run. Returns its final name, or None if there is none. Raises OSError."""
+    file = directory / f"{path}.log"
+    if not os.path.lexists(file):
+        return None
+    target = free_name(directory, path, _opened_at(file))
+    file.rename(target)
     return target
 
 

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Final
 
 from zeek_agent import heap
 from zeek_agent.collector import process_messages as messages
-from zeek_agent.collector.process_messages import LOG_LINES_PER_SECOND, Begin, Serve, StartFailed, State, Stop
+from zeek_agent.collector.process_messages import (
+    LOG_LINES_PER_SECOND,
+    Begin,
+    Serve,
+    SetLogLevel,
+    StartFailed,
+    State,
+    Stop,
+)
 from zeek_agent.collector.server import Collector, CollectorLimits
 from zeek_agent.containment import channel
 from zeek_agent.containment.accounts import directory_owner
@@ -115,7 +123,11 @@ def _log_to(agent: AgentChannel, level: int) -> None:
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(AgentLog(agent.send, LOG_LINES_PER_SECOND))
-    root.setLevel(level)
+    _set_log_level(level)
+
+
+def _set_log_level(level: int) -> None:
+    logging.getLogger().setLevel(level)
     logging.getLogger("websockets").setLevel(max(level, logging.WARNING))
 
 
@@ -167,6 +179,8 @@ async def _serve(
                         served = socket.socket(fileno=descriptor)
                         served.setblocking(False)
                         collector.serve_connection(served)
+                    case SetLogLevel(level=level):
+                        _set_log_level(level)
                     case Stop():
                         break
         except BlockingIOError:

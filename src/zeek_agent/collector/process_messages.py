@@ -38,6 +38,12 @@ class Serve(Struct, frozen=True, tag="serve"):
     """Serve the connection whose descriptor comes with it."""
 
 
+class SetLogLevel(Struct, frozen=True, tag="log_level"):
+    """Send log lines of this level and above from now on."""
+
+    level: int
+
+
 class Stop(Struct, frozen=True, tag="stop"):
     """Send the shutdown message to the agent, close the logs and end."""
 
@@ -57,7 +63,7 @@ class State(Struct, frozen=True, tag="state"):
     stats: CollectorStats
 
 
-ToCollector: TypeAlias = Begin | Serve | Stop
+ToCollector: TypeAlias = Begin | Serve | SetLogLevel | Stop
 FromCollector: TypeAlias = Ready | StartFailed | State | LogLine
 
 encode = msgspec.msgpack.Encoder().encode

@@ -1,7 +1,7 @@
 """The collector: a substitute for Zeek that agents connect to, over TCP or, embedded in an agent, over passed sockets.
 
 Like Zeek, it implements the server side of the agents' protocol on a WebSocket. It acts as one Zeek instance that
-installs the queries of a pack, and writes the results as Zeek logs. Like Zeek's server, it has no authentication.
+installs the queries of a pack, and writes the results as Zeek logs. Agents can be authenticated by TLS certificates.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import logging
 import re
 import secrets
 import socket
+import ssl
 import string
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import count
 from pathlib import Path
@@ -26,21 +27,28 @@ from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 
 from zeek_agent.collector.agents import Agents, KnownAgent
+from zeek_agent.collector.bounded_listener import AcceptedSockets, open_listeners
+from zeek_agent.collector.clients import Claim, CollectorClient, IdHolders, IdInUseError, disconnect
+from zeek_agent.collector.host_records import HostRecords
+from zeek_agent.collector.hosts import Hosts
 from zeek_agent.collector.intake import Intake
-from zeek_agent.collector.log_files import PENDING_BYTES, LogDirectory
+from zeek_agent.collector.log_archive import Retention
+from zeek_agent.collector.log_files import PENDING_BYTES, LogDirectory, LogFile
 from zeek_agent.collector.pack import Pack, PackQuery
 from zeek_agent.collector.passed_connections import PassedConnections
 from zeek_agent.collector.receive_memory import POOL_BYTES, BoundedConnection, ReceiveMemory, bounded_by
 from zeek_agent.collector.stats import CollectorStats, LogStats
+from zeek_agent.collector.tls import HANDSHAKE_SECONDS, ServerTls, exposed_key
 from zeek_agent.config import CollectorSettings
 from zeek_agent.destination import PATH, parse_listen
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import byte_length, clipped
 from zeek_agent.zeek import message_limits, protocol
 from zeek_agent.zeek.broker_json import ProtocolError
-from zeek_agent.zeek.protocol import Message, ZeekHello
+from zeek_agent.zeek.protocol import AgentHello, Message, ZeekHello
 
 ZEEK_VERSION: Final = "9.0.0"
 ZEEK_VERSION_NUMBER: Final = 90_000
@@ -63,6 +71,9 @@ BACKLOG_BYTES: Final = PENDING_BYTES // 2
 SEND_BYTES: Final = 1024 * 1024
 """If more than this waits for a client that does not read, the client misses broadcasts."""
 
+ID_IN_USE: Final = "another connection with this agent id answers (a cloned host? remove its identity.json)"
+"""The reason in a close frame has at most 123 bytes."""
+
 _APPLICATION_NAME = re.compile(r"[A-Za-z0-9/_.:=*@-]+")
 _ALPHABET: Final = string.digits + string.ascii_letters
 
@@ -81,27 +92,6 @@ class CollectorLimits:
     """Received but unread, of all connections together, beyond the allowance of each."""
     per_connection: int = 1000
     """Subscriptions of one connection, and agents behind it."""
-
-
-@dataclass(slots=True, eq=False)
-class CollectorClient:
-    """A connection, its subscriptions, and the agents that have sent a hello on it."""
-
-    connection: BoundedConnection
-    topics: tuple[str, ...] = ()
-    agent_ids: set[str] = field(default_factory=set)
-
-    @property
-    def peer(self) -> str:
-        """Address and port, for messages."""
-        address = self.connection.remote_address
-        if not address or isinstance(address, str):
-            return address or "unknown"
-        return f"{address[0]}:{address[1]}"
-
-    def subscribes_to(self, topic: str) -> bool:
-        """Whether one of its subscriptions is a prefix of the topic."""
-        return topic.startswith(self.topics)
 
 
 class Collector:
@@ -131,11 +121,16 @@ class Collector:
             rotate_bytes=settings.rotate_bytes,
             clock=clock,
             holder=holder,
+            retention=Retention(settings.retention_age, settings.retention_bytes, settings.compress),
         )
         known = Agents(timeout_seconds=settings.agent_timeout, limit=self._limits.agents)
-        self._intake = Intake(pack, self._logs, known, clock, monotonic)
+        hosts = Hosts(limit=settings.hosts_max)
+        self._intake = Intake(pack, self._logs, known, hosts, clock=clock, monotonic=monotonic)
+        self._records = HostRecords(self._logs.directory, self._intake, monotonic)
         self._queries = {f"za_{_unique()}": query for query in pack.queries}
         self._clients: set[CollectorClient] = set()
+        self._holders = IdHolders()
+        self._tls: ServerTls | None = None
         self._memory = ReceiveMemory(
             # Includes those in their opening handshake; others are refused with an answer.
             connections=2 * self._limits.connections,
@@ -144,28 +139,38 @@ class Collector:
         )
         self._connections = 0
         self._numbers = count()
-        self._server: Server | None = None
+        self._servers: list[Server] = []
         self._listener: PassedConnections | None = None
         self._flush_task: asyncio.Task[None]
         self._hello_task: asyncio.Task[None]
         self._stopping = False
         self._flush_wanted = asyncio.Event()
         self._flushed = asyncio.Condition()
+        self._disk = asyncio.Lock()
+        """Held while log files are written or replaced."""
         self._started = 0.0
 
     async def start(self) -> tuple[str, int]:
         """Start listening. Returns address and port. Raises UsageError if that is not possible."""
         host, port = parse_listen(self._settings.listen)
-        self._logs.start()
+        if self._settings.tls.certificate is not None:
+            self._tls = await asyncio.to_thread(ServerTls, self._settings.tls)
+            if exposure := exposed_key(self._settings.tls):
+                log.warning("%s", exposure)
+        await asyncio.to_thread(self._logs.start)
+        await self._records.write()  # reads the hosts of an earlier run
         try:
-            self._server = await self._serve(host=host, port=port)
+            if self._tls is None:
+                self._servers = [await self._serve(host=host, port=port)]
+            else:
+                self._servers = await self._serve_tls(host, port, self._tls)
         except OSError as error:
             self._logs.close()
             reason = error.strerror or error
             raise UsageError(
                 f"cannot listen on {self._settings.listen}: {reason}; choose another address with collector.listen"
             ) from None
-        self._warn_if_reachable({listener.getsockname()[0] for listener in self._server.sockets})
+        self._warn_if_reachable({listener.getsockname()[0] for server in self._servers for listener in server.sockets})
         self._begin()
         log.info("listening on %s port %d, logs in %s", *self.address, self._logs.directory)
         if self._logs.failing:
@@ -185,11 +190,12 @@ class Collector:
 
     async def start_embedded(self) -> None:
         """Serve only connections that `serve_connection` is given. Raises ZeekAgentError as `prepare`."""
-        if self._server is not None:
+        if self._servers:
             return
         await asyncio.to_thread(self.prepare)
         self._listener = PassedConnections()
-        self._server = await self._serve(sock=self._listener)
+        await self._records.write()  # reads the hosts of an earlier run
+        self._servers = [await self._serve(sock=self._listener)]
         self._begin()
         log.info("embedded, logs in %s", self._logs.directory)
 
@@ -199,6 +205,14 @@ class Collector:
             connection.close()
             raise ConnectionRefusedError("the embedded collector is not running")
         self._listener.add(connection)
+
+    async def _serve_tls(self, host: str, port: int, tls: ServerTls) -> list[Server]:
+        most = self._limits.connections
+        counted = AcceptedSockets(limit=2 * most, per_address=most, refuse=self._intake.refuse)
+        return [
+            await self._serve(sock=listener, ssl=tls, ssl_handshake_timeout=HANDSHAKE_SECONDS)
+            for listener in await open_listeners(host, port, counted)
+        ]
 
     async def _serve(self, **where: Any) -> Server:
         return await serve(
@@ -226,24 +240,70 @@ class Collector:
 
     async def stop(self) -> None:
         """Send the shutdown message to the agents and close the logs."""
-        if self._server is None:
+        if not self._servers:
             return
         self._stopping = True
         self._flush_wanted.set()
         self._hello_task.cancel()
         await asyncio.wait([self._hello_task, self._flush_task])
         self._broadcast_shutdown()
-        self._server.close(reason="Terminating")
-        await self._server.wait_closed()
-        self._server = self._listener = None
+        for server in self._servers:
+            server.close(reason="Terminating")
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers, self._listener = [], None
+        await self._records.write(everything=True)
         await asyncio.to_thread(self._logs.close)
+
+    async def reconfigure(self, settings: CollectorSettings, pack: Pack, certificates: ssl.SSLContext | None) -> None:
+        """Apply settings that need no restart, other queries, and certificates for new connections."""
+        self._settings = settings
+        self._intake.agents.set_timeout(settings.agent_timeout)
+        self._intake.hosts.set_limit(settings.hosts_max)
+        if self._tls is not None and certificates is not None:
+            self._tls.use(certificates)
+        await self._replace_queries(pack)
+
+    async def _replace_queries(self, pack: Pack) -> None:
+        """Cancel queries that the pack does not have, install those that are new, and leave the others alone."""
+        wanted = list(pack.queries)
+        kept, cancelled = {}, {}
+        for query_id, query in self._queries.items():
+            if query in wanted:
+                wanted.remove(query)
+                kept[query_id] = query
+            else:
+                cancelled[query_id] = query
+        new = {f"za_{_unique()}": query for query in wanted}
+        async with self._disk:
+            replaced = self._intake.use(pack)
+            self._queries = kept | new
+            await asyncio.to_thread(_end_logs, replaced)
+        for client in list(self._clients):
+            for frame in self._query_changes(client, cancelled, new):
+                if client.connection.transport.get_write_buffer_size() > SEND_BYTES:
+                    disconnect(client, "did not read; it gets the other queries when it connects again")
+                    break
+                broadcast([client.connection], frame)
+
+    def _query_changes(
+        self, client: CollectorClient, cancelled: Mapping[str, PackQuery], new: Mapping[str, PackQuery]
+    ) -> Iterator[str]:
+        """The frames that cancel and install queries for the agents of a connection."""
+        for agent_id in client.agent_ids:
+            for query_id, query in cancelled.items():
+                for topic in filter(client.subscribes_to, _topics(query, agent_id)):
+                    yield protocol.cancel_query(topic, self.instance, query_id)
+            for query_id, query in new.items():
+                for topic in filter(client.subscribes_to, _topics(query, agent_id)):
+                    yield protocol.install_query(topic, self.instance, query_id, query.query)
 
     @property
     def address(self) -> tuple[str, int]:
         """The listening address and port. Raises LookupError if there are none."""
-        if self._server is None or self._listener is not None:
+        if not self._servers or self._listener is not None:
             raise LookupError("the collector does not listen")
-        host, port, *_ = next(iter(self._server.sockets)).getsockname()
+        host, port, *_ = next(iter(self._servers[0].sockets)).getsockname()
         return host, port
 
     @property
@@ -265,6 +325,12 @@ class Collector:
             unread_bytes=self._memory.pool_used_bytes,
             agents=tuple(self._intake.agents),
             connected=frozenset().union(*(client.agent_ids for client in self._clients)),
+            hosts=self._intake.hosts.counts(),
+            hosts_evicted=self._intake.hosts.evicted,
+            hosts_unremembered=self._intake.hosts.unremembered,
+            hosts_error=self._records.error,
+            hosts_errors=self._records.errors,
+            conflicts=counters.conflicts,
             logs=tuple(LogStats(file.path, file.rows, file.dropped) for file in self._logs.files.values()),
             messages=counters.messages,
             rows=counters.rows,
@@ -273,6 +339,7 @@ class Collector:
             agent_errors=counters.agent_errors,
             disk_errors=self._logs.errors,
             disk_error=self._logs.last_error if self._logs.failing else None,
+            archive=self._logs.archive_stats,
             recent_errors=tuple(counters.recent),
         )
 
@@ -290,13 +357,15 @@ class Collector:
                 self._clients.add(client)
                 while True:
                     await self._answer(client, self._handle_message(client, await connection.receive()))
-                    await self._wait_for_disk()
+                    await self._wait_for_disk(client)
         except ConnectionClosed as error:
             if error.sent and not error.rcvd_then_sent and error.sent.code != CloseCode.GOING_AWAY:
                 self._intake.refuse(f"closed the connection to {client.peer}: {error.sent.code} {error.sent.reason}")
         finally:
             self._connections -= 1
             self._clients.discard(client)
+            for agent_id in self._holders.release(client):
+                self._intake.left(agent_id)
 
     async def _open(self, client: CollectorClient) -> bool:
         """Check path and name, read and acknowledge the subscription. Returns False if the client was refused."""
@@ -336,7 +405,7 @@ class Collector:
         return tuple(topics)
 
     def _handle_message(self, client: CollectorClient, raw: bytes) -> KnownAgent | ProtocolError | None:
-        """Handle a message. Returns the agent after a hello, or the error.
+        """Handle a message. Returns the agent of a hello, which is not admitted yet, or the error.
 
         The message itself is not kept: a client that does not read its answer would keep it in memory.
         """
@@ -347,19 +416,73 @@ class Collector:
             if not message.topic.startswith(self._topics):
                 self._intake.counters.ignored += 1
                 return None
-            return self._intake.handle(protocol.agent_event(message))
+            event = protocol.agent_event(message)
+            agent_id = event.context.agent_id
+            if not isinstance(event, AgentHello) and self._holders.holder(agent_id) not in (None, client):
+                raise ProtocolError(f"agent {clipped(agent_id)} has another connection")
+            return self._intake.handle(event)
         except ProtocolError as error:
-            self._intake.refuse(f"message from {client.peer}: {error}")
+            only = next(iter(client.agent_ids)) if len(client.agent_ids) == 1 else None
+            self._intake.refuse(f"message from {client.peer}: {error}", only)
             return ProtocolError(str(error))
 
     async def _answer(self, client: CollectorClient, outcome: KnownAgent | ProtocolError | None) -> None:
         if isinstance(outcome, ProtocolError):
             await client.connection.send(protocol.error("deserialization_failed", "failed to create Zeek event"))
         elif outcome is not None:
-            if len(client.agent_ids) < self._limits.per_connection:
-                client.agent_ids.add(outcome.id)
-            if outcome.state != "update":
-                await self._publish(client, self._opening_frames(outcome.id))
+            await self._welcome(client, outcome)
+
+    async def _welcome(self, client: CollectorClient, agent: KnownAgent) -> None:
+        """Admit the agent of a hello, and send it what it needs if it has joined or reconnected."""
+        if agent.id not in client.agent_ids and len(client.agent_ids) >= self._limits.per_connection:
+            await self._answer(client, self._refused_hello(client, agent, "too many agents on one connection"))
+            return
+        try:
+            lost = await self._holders.claim(agent, client)
+        except IdInUseError as refused:
+            await self._turn_away(client, agent, refused.holder)
+            return
+        if lost is not None:
+            self._end_replaced(agent, lost, client)
+        try:
+            known = self._intake.hello(agent, client.origin)
+        except ProtocolError as error:
+            self._holders.drop(agent.id)
+            await self._answer(client, self._refused_hello(client, agent, str(error)))
+            return
+        if known.state != "update" or lost is not None:
+            await self._publish(client, self._opening_frames(known.id))
+
+    def _refused_hello(self, client: CollectorClient, agent: KnownAgent, why: str) -> ProtocolError:
+        self._intake.refuse(f"message from {client.peer}: hello from {agent.id}: {why}")
+        return ProtocolError(why)
+
+    async def _turn_away(self, client: CollectorClient, agent: KnownAgent, holder: Claim) -> None:
+        """Refuse an agent whose id another one uses, and close its connection unless that has other agents."""
+        second = Claim(client, agent.instance, client.origin.certificate)
+        self._intake.conflict(
+            agent.id,
+            f"agent {agent.id} is connected twice: {holder} answers, so {second} ({agent.name}) is refused. "
+            "One of them is a cloned host, or uses an id that is not its own",
+            "ERROR",
+        )
+        if client.agent_ids:
+            await client.connection.send(protocol.error("agent_id_in_use", f"{agent.id}: {ID_IN_USE}"))
+        else:
+            await _refuse(client, "agent_id_in_use", ID_IN_USE)
+
+    def _end_replaced(self, agent: KnownAgent, lost: Claim, client: CollectorClient) -> None:
+        """End the connection that has lost its agent to another one."""
+        claim = Claim(client, agent.instance, client.origin.certificate)
+        if claim.is_same_agent(lost) or lost.client.connection.state is not State.OPEN:
+            notice = "agent %s has connected again from %s; its connection from %s ends"
+            log.info(notice, agent.id, client.peer, lost.client.peer)
+        else:
+            self._intake.conflict(
+                agent.id, f"agent {agent.id}: {lost} does not answer and is replaced by {claim} ({agent.name})"
+            )
+        if not lost.client.agent_ids:
+            disconnect(lost.client, "replaced by another connection")
 
     def _opening_frames(self, agent_id: str) -> Iterable[tuple[str, str]]:
         """Topic and frame of a hello and of all queries, for an agent that has joined or reconnected."""
@@ -407,19 +530,25 @@ class Collector:
             self._flush_wanted.clear()
             self._intake.expire()
             failing = self._logs.failing
-            await asyncio.to_thread(self._logs.flush)
+            async with self._disk:
+                await asyncio.to_thread(self._logs.flush)
             if self._logs.failing != failing:
                 self._log_disk_state()
             async with self._flushed:
                 self._flushed.notify_all()
+            await self._records.write()
 
-    async def _wait_for_disk(self) -> None:
+    async def _wait_for_disk(self, client: CollectorClient) -> None:
         """Pause reading from an agent while too much waits for a slow disk, but not while the disk fails."""
         if self._logs.pending_bytes < BACKLOG_BYTES or self._logs.failing or self._stopping:
             return
         self._flush_wanted.set()
-        async with self._flushed:
-            await self._flushed.wait()
+        client.waits_for_disk = True
+        try:
+            async with self._flushed:
+                await self._flushed.wait()
+        finally:
+            client.waits_for_disk = False
 
     def _log_disk_state(self) -> None:
         if self._logs.failing:
@@ -429,10 +558,11 @@ class Collector:
 
     def _warn_if_reachable(self, addresses: Iterable[str]) -> None:
         reachable = [text for text in addresses if not ipaddress.ip_address(text.partition("%")[0]).is_loopback]
-        if reachable:
+        if reachable and self._settings.tls.client_ca is None:
             self.warning = (
                 f"listening on {', '.join(reachable)}, which is not loopback: "
-                "anyone who can reach the port can write to these logs"
+                "anyone who can reach the port can write to these logs; collector.tls.client_ca restricts that to "
+                "agents with a certificate"
             )
             log.warning("%s", self.warning)
 
@@ -442,6 +572,16 @@ async def _refuse(client: CollectorClient, code: str, context: str) -> bool:
     await client.connection.send(protocol.error(code, context))
     await client.connection.close(CloseCode.POLICY_VIOLATION, context)
     return False
+
+
+def _end_logs(files: Iterable[LogFile]) -> None:
+    """Write what these logs have left, and move them away for others of the same name."""
+    for file in files:
+        try:
+            file.flush()
+            file.rotate()
+        except OSError as error:
+            log.error("cannot end the log %s: %s", file.path, error.strerror)
 
 
 def _report_failure(task: asyncio.Task[None]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from zeek_agent.collector.agents import KnownAgent
+from zeek_agent.collector.log_archive import ArchiveStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,14 @@ class CollectorStats:
     """Unread bytes of connections, beyond the allowance of each."""
     agents: tuple[KnownAgent, ...] = ()
     connected: frozenset[str] = frozenset()
+    hosts: Mapping[str, int] = field(default_factory=dict)
+    """Remembered hosts by state."""
+    hosts_evicted: int = 0
+    hosts_unremembered: int = 0
+    hosts_error: str | None = None
+    """Why hosts cannot be read or written now."""
+    hosts_errors: int = 0
+    conflicts: int = 0
     logs: tuple[LogStats, ...] = ()
     messages: int = 0
     rows: int = 0
@@ -35,4 +45,6 @@ class CollectorStats:
     agent_errors: int = 0
     disk_errors: int = 0
     disk_error: str | None = None
+    archive: ArchiveStats | None = None
+    """The rotated logs."""
     recent_errors: tuple[tuple[float, str], ...] = ()

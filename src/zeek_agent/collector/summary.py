@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from zeek_agent.collector.agents import KnownAgent
+    from zeek_agent.collector.log_archive import ArchiveStats
     from zeek_agent.collector.stats import CollectorStats
 
 log = logging.getLogger(__name__)
@@ -112,6 +113,8 @@ def line(view: SummaryView) -> str:
         f"rows {stats.rows:,}" + (f" ({busiest})" if busiest else ""),
         f"errors {errors:,}",
     ]
+    if stats.archive and (removed := _removed(stats.archive)):
+        parts.append(f"logs {_size(stats.archive.stored_bytes)}{removed}")
     if stats.disk_error:
         parts.append(printable(stats.disk_error))
     elif errors and stats.recent_errors:
@@ -130,6 +133,9 @@ def screen(collector: Summarized, view: SummaryView) -> RenderableType:
         f"collector {collector.place} {since}: "
         f"{_counted(stats.connections, 'connection')}, {_counted(stats.messages, 'message')}"
     )
+    if archive := stats.archive:
+        limit = f" of {_size(archive.limit_bytes)}" if archive.limit_bytes else ""
+        head += f", logs {_size(archive.stored_bytes)}{limit}{_removed(archive)}"
     warnings = [Text(printable(text), style="bold red") for text in (collector.warning, stats.disk_error) if text]
     errors = [
         Text(f"{time.strftime('%H:%M:%S', time.localtime(moment))} {printable(text)}", style="red")
@@ -181,6 +187,24 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _removed(archive: ArchiveStats) -> str:
+    """Rotated logs that are gone, by cause."""
+    causes = []
+    if archive.removed_by_age:
+        causes.append(f"{archive.removed_by_age:,} by age")
+    if archive.removed_by_size:
+        causes.append(f"{archive.removed_by_size:,} by total size")
+    return f" (removed {', '.join(causes)})" if causes else ""
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.1f} GB"
 
 
 def _counted(number: int, noun: str) -> str:

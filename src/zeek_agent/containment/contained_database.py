@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -72,19 +74,46 @@ class ContainedDatabase(SqlDatabase):
         self._iterators = iterators
         self._imports = (0, Imports())
         self._compiled: OrderedDict[tuple[bytes, Profile, int], Statement] = OrderedDict()
+        self._running: dict[asyncio.Task[EncodedResult], Statement] = {}
+        self._results: WeakKeyDictionary[EncodedResult, Statement] = WeakKeyDictionary()
         self.pool = WorkerPool(setup, self.limits, self._bound, need, directory, grant=self._grant)
 
     compares_results = True
 
-    def reconfigure(self, context: TableContext, limits: LimitSettings, setup: Setup | None = None) -> None:
-        """Use other access rules and limits for the statements that follow; `setup` has them for new workers.
+    def reconfigure(
+        self,
+        context: TableContext,
+        limits: LimitSettings,
+        setup: Setup | None = None,
+        *,
+        concerns_rows: bool = True,
+    ) -> None:
+        """Use other access rules and limits from now on; `setup` has them for new workers.
 
-        Statements that run now end by the old ones.
+        What the new rules may forbid is not sent any more: a statement that runs now is run again, and a result is
+        revoked, if a table that it reads is denied. If the change `concerns_rows`, by rules on files or masking, the
+        same happens to everything that does not only read events, which are stored as they were masked.
         """
         if setup is not None:
             self.pool.reconfigure(setup, limits)
         self._compiled.clear()
         super().reconfigure(context, limits)
+        for run, statement in list(self._running.items()):
+            if not self._is_unaffected(statement, concerns_rows):
+                del self._running[run]
+                run.cancel()
+        for result, statement in list(self._results.items()):
+            if not self._is_unaffected(statement, concerns_rows):
+                result.revoke()
+
+    def _is_unaffected(self, statement: Statement, concerns_rows: bool) -> bool:
+        """Whether the rules in force permit what the statement's rows contain."""
+        if concerns_rows and not self._reads_only_events(statement):
+            return False
+        names: dict[str, list[str]] = {}
+        for name, table in self._catalog.readable().items():
+            names.setdefault(table, []).append(name)
+        return all(self.context.access.may_query(table, *names.get(table, ())) for table in statement.tables)
 
     async def prepare(
         self, sql: str, *, profile: Profile = Profile.FULL, lane: Lane = Lane.SNAPSHOTS, origin: str = "local"
@@ -124,17 +153,40 @@ class ContainedDatabase(SqlDatabase):
         self.check_length(sql, origin)
         self._log_statement(sql, origin)
         asked_at = time.monotonic()
-        statement = await self._compile(sql, profile, origin)
-        is_contained = comparison is None and self._reads_only_events(statement)
-        kind = WorkerClass.EVENTS if is_contained else WorkerClass.SNAPSHOTS
         since = asked_at if lane is Lane.LOCAL else asked_at - SHARED_SECONDS
         bounds = dict(window) if window else None
         run = RunStatement(0, sql, profile.value, encoding, change, bounds, since, comparison)  # type: ignore[arg-type]
+        while True:
+            statement = await self._compile(sql, profile, origin)
+            try:
+                result = await self._run(run, statement, recipient_of(origin))
+            except AccessDeniedError as error:
+                audit_refusal(sql, origin, error)
+                raise
+            if result is not None:
+                return result
+
+    async def _run(self, run: RunStatement, statement: Statement, recipient: str) -> EncodedResult | None:
+        """The result, or None if the statement has to be run again, by other access rules."""
+        is_contained = run.comparison is None and self._reads_only_events(statement)
+        kind = WorkerClass.EVENTS if is_contained else WorkerClass.SNAPSHOTS
+        opens_files = self._opens_files(statement)
+        task = asyncio.ensure_future(self.pool.run(recipient, kind, run, opens_files=opens_files))
+        self._running[task] = statement
         try:
-            return await self.pool.run(recipient_of(origin), kind, run, opens_files=self._opens_files(statement))
-        except AccessDeniedError as error:
-            audit_refusal(sql, origin, error)
-            raise
+            result = await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if task in self._running or current is None or current.cancelling():
+                raise
+            return None
+        finally:
+            is_valid = self._running.pop(task, None) is not None
+        if not is_valid:
+            result.close()
+            return None
+        self._results[result] = statement
+        return result
 
     async def aclose(self) -> None:
         await self.pool.close()

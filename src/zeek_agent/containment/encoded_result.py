@@ -17,7 +17,7 @@ from zeek_agent.containment.channel import ChannelError
 from zeek_agent.containment.messages import Head, SpoolBatch
 from zeek_agent.database.encodings import FRAME_BYTES_MAX, OMISSIONS_BYTES_MAX, FrameBatch
 from zeek_agent.database.results import ResultColumn
-from zeek_agent.errors import SqlError
+from zeek_agent.errors import RevokedError, SqlError
 from zeek_agent.host.files.reads import Omissions
 from zeek_agent.schema import ZeekType
 
@@ -79,16 +79,19 @@ class EncodedResult:
         self._end = 0
         self._complete = False
         self._error: SqlError | None = None
+        self._is_revoked = False
         self._changed = asyncio.Event()
 
     async def batches(self) -> AsyncIterator[FrameBatch]:
         """All frames in order, from the first on; those that are not written yet as they come.
 
-        Raises SqlError if the worker ended before it had written all, or the result has been closed.
+        Raises SqlError if the worker ended before it had written all, or the result has been closed or revoked.
         """
         index = frame = 0
         while True:
+            self.check()
             while index < len(self._offsets):
+                self.check()
                 after = frame + self._counts[index]
                 yield self._read(self._offsets[index], self._lengths[frame:after], self._rows[index])
                 index, frame = index + 1, after
@@ -98,6 +101,16 @@ class EncodedResult:
                 return
             self._changed.clear()
             await self._changed.wait()
+
+    def check(self) -> None:
+        """Raises RevokedError once the result is revoked, also for rows that were read and not sent."""
+        if self._is_revoked:
+            raise RevokedError
+
+    def revoke(self) -> None:
+        """The rows may not be sent any more."""
+        self._is_revoked = True
+        self._changed.set()
 
     def close(self) -> None:
         """Close the spool; the result cannot be read any more."""

@@ -34,13 +34,14 @@ PROGRAMS: Final = frozenset({"tasks", "socket_holders"})
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
-def worker_setup(config: Config, places: Paths, agent: AgentView, started: float) -> Setup:
+def worker_setup(config: Config, places: Paths, agent: AgentView, started: float, former: Setup | None = None) -> Setup:
     """The first message to the zygote. `started` is the agent's start on the monotonic clock, in seconds.
 
-    Raises ZeekAgentError if no account is available for workers.
+    The account is that of the `former` setup if there is one: its workers have it and would be in the way. Raises
+    ZeekAgentError if no account is available for workers.
     """
     try:
-        account = worker_account() if os.geteuid() == 0 else None
+        account = former.account if former is not None else worker_account() if os.geteuid() == 0 else None
     except LockdownError as error:
         raise ZeekAgentError(str(error)) from error
     return Setup(

@@ -205,6 +205,11 @@ class WorkerPool:
         self._end_former()
         self._wake()
 
+    @property
+    def setup(self) -> Setup:
+        """What new processes are started with."""
+        return self._setup
+
     def status(self) -> Iterable[WorkerStatus]:
         """One per process."""
         return [_status_of(worker) for worker in self.processes]

@@ -254,7 +254,7 @@ class WorkerProcess:
         files: Sequence[int] = (),
         *,
         passed: Sequence[int] = (),
-        grace: float = GRACE_SECONDS,
+        grace: float | None = None,
     ) -> Any:
         """The answer. The files are the request's from now on; those `passed` stay the caller's."""
         assert self._request is None
@@ -263,6 +263,7 @@ class WorkerProcess:
         self.statements += 1
         request = self._request = _Request(self._loop.create_future(), files, answer)
         self._deadline = self._loop.time() + seconds
+        grace = GRACE_SECONDS if grace is None else grace
         deadline = self._loop.call_later(seconds + grace, self.kill, KillCause.TIME)
         self._timers = [deadline]
         try:

@@ -24,7 +24,7 @@ from zeek_agent.control.messages import (
 from zeek_agent.database.database import Lane, Profile, Result, SqlDatabase
 from zeek_agent.database.encodings import ControlEncoding
 from zeek_agent.database.time_columns import with_time_types
-from zeek_agent.errors import ZeekAgentError
+from zeek_agent.errors import RevokedError, ZeekAgentError
 from zeek_agent.table_declarations import declare
 
 if TYPE_CHECKING:
@@ -116,10 +116,15 @@ class _Subscriber:
     def __init__(self, origin: str) -> None:
         self.identity = self.incarnation = f"{origin} {secrets.token_hex(8)}"
         self.reports: asyncio.Queue[Report | str] = asyncio.Queue(1)
+        self.revoked: RevokedError | None = None
+        """Why the report that was passed on last was not sent in full."""
 
     async def deliver(self, report: Report) -> None:
         await self.reports.put(report)
         await self.reports.join()
+        revoked, self.revoked = self.revoked, None
+        if revoked is not None:
+            raise revoked
 
     async def report_error(self, query_id: str, query: Query, message: str) -> None:
         await self.reports.put(message)
@@ -136,21 +141,30 @@ async def _subscribe(
     query_id = subscriber.identity
     query = Query(request.sql, "control", request.schedule, Subscription(request.subscription))
     await runner.install(subscriber, query_id, query)
+    installed = next((one for one in runner.installed if one.query_id == query_id), None)
     known: tuple[ResultColumn, ...] = ()
+    lost = 0
     try:
         while True:
             report = await subscriber.reports.get()
+            if installed is not None and installed.lost > lost:
+                yield Note(f"{installed.lost - lost} events were removed from the store before they could be sent")
+                lost = installed.lost
             if isinstance(report, str):
                 yield Note(report)
             else:
                 if report.columns != known:
                     known = report.columns
                     yield _columns(with_time_types(request.sql, database.readable_tables, known))
-                if report.encoded is None:
-                    yield Rows([row for _, row in report.rows], [_CHANGES[change] for change, _ in report.rows])
-                else:
-                    async for lines in _lines(report.encoded):
-                        yield lines
+                try:
+                    if report.encoded is None:
+                        yield Rows([row for _, row in report.rows], [_CHANGES[change] for change, _ in report.rows])
+                    else:
+                        async for lines in _lines(report.encoded):
+                            yield lines
+                except RevokedError as error:
+                    subscriber.revoked = error
+                    yield Note(str(error), warning=True)
                 yield Pause()
             subscriber.reports.task_done()
     finally:
@@ -160,7 +174,9 @@ async def _subscribe(
 async def _lines(rows: EncodedRows) -> AsyncIterator[EncodedLines]:
     try:
         async for batch in rows.batches():
-            yield EncodedLines(batch.frames)
+            for frame in batch.frames:
+                rows.check()
+                yield EncodedLines([frame])
     finally:
         rows.close()
 

@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from zeek_agent.control import messages, unix_listener
+from zeek_agent.control import messages
+from zeek_agent.control.connection_server import ConnectionServer
 from zeek_agent.control.messages import Done, EncodedLines, Failed, Frame, Request
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import clipped
@@ -26,7 +27,7 @@ AnswerFunction: TypeAlias = Callable[[Request, str], AsyncGenerator[Frame | Enco
 """Yields the frames of the answer to a client's request, without the last one; closed if the client disconnects."""
 
 
-class ControlServer:
+class ControlServer(ConnectionServer):
     """Listens on a Unix socket and answers requests. Its owner and, if given, a group may use the socket."""
 
     def __init__(
@@ -37,12 +38,11 @@ class ControlServer:
         *,
         send_timeout_seconds: float = SEND_TIMEOUT_SECONDS,
     ) -> None:
+        super().__init__(connections_max=CONNECTIONS_MAX, stream_bytes=messages.REQUEST_BYTES_MAX)
         self.path = path
         self._group = group
         self._answer = answer
         self._send_timeout_seconds = send_timeout_seconds
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Start listening.
@@ -50,41 +50,22 @@ class ControlServer:
         Raises UsageError for an invalid path or group, SocketNotCreatedError if the system refuses, ZeekAgentError if
         something else is at the path.
         """
-        listener = unix_listener.listening(self.path, self._group, "control", CONNECTIONS_MAX)
-        self._server = await asyncio.start_unix_server(
-            self._connected, sock=listener, limit=messages.REQUEST_BYTES_MAX, backlog=CONNECTIONS_MAX
-        )
+        await self.listen_on_path(self.path, self._group, "control")
 
-    async def stop(self) -> None:
-        """Close all connections and remove the socket."""
-        if self._server is None:
-            return
-        self._server.close()
-        self._server = None
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if len(self._connections) > CONNECTIONS_MAX:
                 await self._send(writer, Failed("ZeekAgentError", "too many connections to the control socket"))
             else:
-                await self._serve(reader, writer)
+                await self._answer_requests(reader, writer)
         except (ConnectionError, TimeoutError) as error:
             log.info("control connection ended: %s", error or "the client does not read the reply")
         except asyncio.CancelledError:
             log.debug("control connection closed: the agent is stopping")
         finally:
-            self._connections.discard(task)
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer_requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer requests one after the other. A client that closes its connection ends the current answer."""
         origin = _peer(writer)
         line = await _read_line(reader)

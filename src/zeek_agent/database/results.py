@@ -86,6 +86,9 @@ class EncodedRows(Protocol):
         """All frames in order, from the first on, each time. Raises SqlError if they end early."""
         ...
 
+    def check(self) -> None:
+        """Raises RevokedError if the rows may not be sent any more."""
+
     def close(self) -> None:
         """The result is not read any more."""
 

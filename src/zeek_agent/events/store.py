@@ -588,7 +588,7 @@ class EventStore:
             if self._file.path is not None:
                 self._replace_file(error)
             else:
-                log.error("event store: %s", error)
+                log.error("event store: cannot remove old events from memory: %s", error)
 
     def _note_clock_step(self) -> None:
         ahead, before = self._clock() - self._age_clock(), self._clock_ahead

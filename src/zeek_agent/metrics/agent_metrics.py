@@ -23,6 +23,7 @@ FAMILIES: Final = Families()
 
 _INFO = FAMILIES.gauge("zeek_agent_info", "always 1; the labels describe the agent", ("version", "id", "hostname"))
 _UPTIME = FAMILIES.gauge("zeek_agent_uptime_seconds", "time since the agent started")
+_START = FAMILIES.gauge("zeek_agent_start_timestamp_seconds", "when the agent started")
 _CPU = FAMILIES.counter("zeek_agent_cpu_seconds_total", "processor time of the main process")
 _RESIDENT = FAMILIES.gauge("zeek_agent_resident_bytes", "resident memory of the main process")
 
@@ -56,8 +57,18 @@ _WINDOW = FAMILIES.gauge("zeek_agent_connection_window_bytes", "limit on unackno
 _SENT_ROWS = FAMILIES.counter("zeek_agent_connection_sent_rows_total", "rows sent", ("destination",))
 _SENT_BYTES = FAMILIES.counter("zeek_agent_connection_sent_bytes_total", "bytes sent", ("destination",))
 _DROPPED_ROWS = FAMILIES.counter("zeek_agent_connection_dropped_rows_total", "rows discarded", ("destination",))
+_NOT_DELIVERED = FAMILIES.counter(
+    "zeek_agent_connection_lost_events_total",
+    "events removed from the store before they were delivered to a query of the destination",
+    ("destination",),
+)
 _RECONNECTS = FAMILIES.counter("zeek_agent_connection_reconnects_total", "attempts to reconnect", ("destination",))
 
+QUERIES_MAX: Final = 1_000
+"""Queries with metrics of their own; bounds the answer's size, and what it costs Prometheus."""
+_QUERIES_OMITTED = FAMILIES.gauge(
+    "zeek_agent_queries_omitted", f"queries without metrics of their own: those beyond the first {QUERIES_MAX:,}"
+)
 _QUERY: Final = ("recipient", "event", "query")
 _QUERY_STATE = FAMILIES.gauge("zeek_agent_query_state", "1 for the state that the query is in", (*_QUERY, "state"))
 _QUERY_RUNS = FAMILIES.counter("zeek_agent_query_runs_total", "runs", _QUERY)
@@ -130,12 +141,17 @@ class AgentFigures:
     id: str
     hostname: str
     uptime: float
+    started: float
+    """In seconds since the epoch."""
     cpu_seconds: float
     resident_bytes: int
     sources: Sequence[SourceStatus]
     gaps: Sequence[Gap]
     connections: Sequence[ConnectionStatus]
+    lost: Mapping[str, int]
+    """Events removed from the store before they were delivered, by destination."""
     queries: Sequence[QueryStatus]
+    """Those of destinations."""
     workers: Sequence[WorkerStatus]
     workers_killed: Mapping[str, int]
     workers_abandoned: int
@@ -159,11 +175,12 @@ def agent_text(figures: AgentFigures) -> str:
     exposition = Exposition([*FAMILIES, *collector_metrics.FAMILIES])
     exposition.add(_INFO, 1, figures.version, figures.id, figures.hostname)
     exposition.add(_UPTIME, figures.uptime)
+    exposition.add(_START, figures.started)
     exposition.add(_CPU, figures.cpu_seconds)
     exposition.add(_RESIDENT, figures.resident_bytes)
     _add_sources(exposition, figures.sources)
     _add_gaps(exposition, figures.gaps)
-    _add_connections(exposition, figures.connections)
+    _add_connections(exposition, figures.connections, figures.lost)
     _add_queries(exposition, figures.queries, figures.now)
     _add_workers(exposition, figures)
     _add_store(exposition, figures)
@@ -193,7 +210,7 @@ def _add_gaps(exposition: Exposition, gaps: Iterable[Gap]) -> None:
         exposition.add(_GAP_END, end, source)
 
 
-def _add_connections(exposition: Exposition, connections: Iterable[ConnectionStatus]) -> None:
+def _add_connections(exposition: Exposition, connections: Iterable[ConnectionStatus], lost: Mapping[str, int]) -> None:
     for one in connections:
         label = one.destination
         exposition.add(_CONNECTION_UP, one.state == "connected", label)
@@ -207,10 +224,12 @@ def _add_connections(exposition: Exposition, connections: Iterable[ConnectionSta
         exposition.add(_SENT_BYTES, one.sent_bytes, label)
         exposition.add(_DROPPED_ROWS, one.dropped_rows, label)
         exposition.add(_RECONNECTS, one.reconnects, label)
+        exposition.add(_NOT_DELIVERED, lost.get(label, 0), label)
 
 
-def _add_queries(exposition: Exposition, queries: Iterable[QueryStatus], now: float) -> None:
-    for one in queries:
+def _add_queries(exposition: Exposition, queries: Sequence[QueryStatus], now: float) -> None:
+    exposition.add(_QUERIES_OMITTED, max(len(queries) - QUERIES_MAX, 0))
+    for one in queries[:QUERIES_MAX]:
         labels = one.recipient, one.event, one.id
         for state in _QUERY_STATES:
             exposition.add(_QUERY_STATE, one.state == state, *labels, state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent import destination
-from zeek_agent.control import unix_listener
+from zeek_agent.control.connection_server import ConnectionServer
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.metrics.exposition import CONTENT_TYPE
 
@@ -32,31 +31,28 @@ _REQUEST_LINE: Final = re.compile(rb"([A-Z]+) (\S+) HTTP/1\.[01]\r?\n")
 _HOST: Final = re.compile(rb"^host:[ \t]*(\S*?)(?::\d+)?[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 
 
-class MetricsServer:
-    """Answers `GET /metrics` with the text that `text` returns at that moment; one request per connection."""
+class MetricsServer(ConnectionServer):
+    """Answers `GET /metrics` with the text that `text` returns at that moment; one request per connection.
+
+    If there are too many connections, the oldest is closed: clients that say nothing keep nobody out.
+    """
 
     def __init__(self, settings: MetricsSettings, text: Callable[[], str]) -> None:
         """Takes `settings.listen`, which must be set and valid."""
         assert settings.listen is not None
+        super().__init__(connections_max=CONNECTIONS_MAX, stream_bytes=REQUEST_BYTES_MAX)
         self._place = destination.parse_local_listen(settings.listen)
         self._group = settings.group
         self._text = text
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Start listening. Raises ZeekAgentError if that is not possible, UsageError for an unknown group."""
         if isinstance(self._place, Path):
-            listener = unix_listener.listening(self._place, self._group, "metrics", CONNECTIONS_MAX)
-            self._server = await asyncio.start_unix_server(
-                self._connected, sock=listener, limit=REQUEST_BYTES_MAX, backlog=CONNECTIONS_MAX
-            )
+            await self.listen_on_path(self._place, self._group, "metrics")
             return
         host, port = self._place
         try:
-            self._server = await asyncio.start_server(
-                self._connected, host, port, limit=REQUEST_BYTES_MAX, backlog=CONNECTIONS_MAX
-            )
+            await self.listen_on_port(host, port)
         except OSError as error:
             raise ZeekAgentError(f"cannot serve metrics on {host} port {port}: {error.strerror or error}") from None
 
@@ -68,26 +64,10 @@ class MetricsServer:
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
-    async def stop(self) -> None:
-        """Close all connections, and remove the socket."""
-        if self._server is None:
-            return
-        self._server.close()
-        self._server = None
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-        if isinstance(self._place, Path):
-            with contextlib.suppress(FileNotFoundError):
-                self._place.unlink()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) > CONNECTIONS_MAX:
+            next(iter(self._connections)).cancel()
         try:
-            if len(self._connections) > CONNECTIONS_MAX:
-                return
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 writer.write(self._answer(await reader.readuntil(b"\n\r\n")))
                 await writer.drain()
@@ -96,9 +76,8 @@ class MetricsServer:
         except (ConnectionError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
             log.debug("connection for metrics ended: %s", error or type(error).__name__)
         except asyncio.CancelledError:
-            log.debug("connection for metrics closed: the program is stopping")
+            log.debug("connection for metrics closed: there are newer ones, or the program is stopping")
         finally:
-            self._connections.discard(task)
             writer.transport.abort()
 
     def _answer(self, request: bytes) -> bytes:

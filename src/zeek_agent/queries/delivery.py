@@ -44,6 +44,11 @@ class Delivery:
         self._run = secrets.token_hex(4)
         self._reports = 0
 
+    @property
+    def rows_max(self) -> int:
+        """How many rows a result may have."""
+        return self._database.limits.rows
+
     async def run_statement(self, installed: Installed) -> Result:
         """The result as rows."""
         from zeek_agent.database.database import Lane

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -50,6 +51,8 @@ class EventStrategy:
         self._store = store
         self._drain = drain
         self._incarnations: dict[EndedIncarnation, None] = {}
+        self.lost: Counter[str] = Counter()
+        """Events removed before they were delivered, by destination, since the agent started."""
 
     def restore(self, installed: Installed, delivered: Delivered | None) -> None:
         """Continue after the last row delivered to an earlier incarnation; a new query starts with the next event."""
@@ -106,7 +109,7 @@ class EventStrategy:
                     self._delivery.save_state(installed)
                     await asyncio.to_thread(self._store.flush)
                 await self._delivery.deliver(installed, report)
-            installed.lost += missing
+            self._count_lost(installed, missing)
             installed.seen.update(installed.under_way)
             installed.under_way, installed.under_way_shape = {}, ""
             self._note_progress(installed)
@@ -116,6 +119,12 @@ class EventStrategy:
         """How many rows of the window retention had removed when the statement ran, or while it did."""
         holes = [(table, low, high) for table, (low, high) in window.items() if self._store.has_holes(table, low)]
         return sum([await asyncio.to_thread(self._store.missing, *hole) for hole in holes])
+
+    def _count_lost(self, installed: Installed, number: int) -> None:
+        """Count events that were removed before they were delivered."""
+        installed.lost += number
+        if number and installed.durable:
+            self.lost[installed.owner] += number
 
     def _note_progress(self, installed: Installed) -> None:
         if installed.recent is not None:
@@ -135,12 +144,13 @@ class EventStrategy:
             last = installed.under_way.get(table, store.last_seq(table))
             first = store.first_seq(table) or store.last_seq(table) + 1
             if first > seen + 1:
-                installed.lost += first - seen - 1
+                self._count_lost(installed, first - seen - 1)
                 log.warning("query %s: %d rows of %s expired undelivered", installed.query_id, first - seen - 1, table)
                 seen = installed.seen[table] = first - 1
             window[table] = (seen, max(seen, last))
         if len(window) == 1:
-            window = {table: (low, min(high, low + EVENT_SLICE_ROWS)) for table, (low, high) in window.items()}
+            rows_max = min(EVENT_SLICE_ROWS, self._delivery.rows_max)
+            window = {table: (low, min(high, low + rows_max)) for table, (low, high) in window.items()}
         return window
 
 

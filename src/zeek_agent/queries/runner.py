@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from zeek_agent.containment.usage import recipient_of
-from zeek_agent.errors import SqlError
+from zeek_agent.errors import RevokedError, SqlError
 from zeek_agent.queries.delivery import Delivery
 from zeek_agent.queries.difference_strategy import DifferenceStrategy
 from zeek_agent.queries.event_strategy import EventStrategy
@@ -73,6 +73,11 @@ class QueryRunner:
     def installed(self) -> Sequence[Installed]:
         """The queries that are installed now."""
         return tuple(self._installed.values())
+
+    @property
+    def lost(self) -> Mapping[str, int]:
+        """Events removed from the store before they were delivered, by destination, since the agent started."""
+        return {} if self._events is None else self._events.lost
 
     async def install(self, recipient: Recipient, query_id: str, query: Query) -> None:
         """Start a query, unless its id is already installed. Too short a schedule is raised to the minimum.
@@ -228,7 +233,10 @@ class QueryRunner:
         try:
             await self._strategy_for(installed).run(installed)
         except SqlError as error:
-            await self._delivery.report_error(installed, str(error))
+            if isinstance(error, RevokedError) and not installed.query.runs_once:
+                log.info("query %s of %s is run again: %s", installed.query_id, installed.recipient.identity, error)
+            else:
+                await self._delivery.report_error(installed, str(error))
         else:
             installed.state = QueryState.RUNNING
         installed.runs += 1

@@ -98,6 +98,11 @@ class Report:
     def row_count(self) -> int:
         return len(self.rows) if self.encoded is None else self.encoded.row_count
 
+    def check(self) -> None:
+        """Raises RevokedError if the rows may not be sent any more."""
+        if self.encoded is not None:
+            self.encoded.check()
+
     def close(self) -> None:
         """Release the encoded rows, which are not read any more."""
         if self.encoded is not None:

@@ -120,10 +120,10 @@ class BpfMonitor:
             self._processes = None
             self.cache.forget_executables()
 
-    def add(self, stream: RecordStream) -> None:
-        """Read this ring buffer too; the reading thread calls the handler."""
+    def add(self, stream: RecordStream, *, first: bool = False) -> None:
+        """Read this ring buffer too, before all others if it is `first`; the reading thread calls the handler."""
         with self.lock:
-            self._others.append(stream)
+            self._others.insert(0 if first else len(self._others), stream)
 
     def remove(self, stream: RecordStream) -> None:
         """Handle the records left in the ring buffer, and close it."""
@@ -139,12 +139,13 @@ class BpfMonitor:
             if self._processes is None or self._failed:
                 return
             begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            marks = [(stream, stream.ring.end()) for stream in self._others]
+            # the last mark is that of the ring that is read first, so what others refer to was read before
+            marks = [(stream, stream.ring.end()) for stream in reversed(self._others)]
             self._note_losses()  # before the records that follow them, and again after reading
             caught_up = self._catch_up(self._processes)
             self._note_losses()
             if caught_up:
-                for stream, end in marks:
+                for stream, end in reversed(marks):
                     self._consume(stream, end)
             self._tick()
             if caught_up:

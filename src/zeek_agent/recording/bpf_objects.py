@@ -29,6 +29,9 @@ _MIB: Final = 1 << 20
 _PROCESS_RING_BYTES_PER_CPU: Final = 2 * _MIB
 _SOCKET_RING_BYTES_PER_CPU: Final = 512 << 10
 """Holds several thousand connections per CPU while the reader is busy."""
+_DNS_PORT: Final = 53
+RUN_ON_DEMAND: Final = "syscall"
+"""The section of programs that are attached to nothing."""
 _PACKET_RING_BYTES: Final = 64 << 10  # for occasional sniffers; a multiple of any page size
 
 
@@ -80,6 +83,26 @@ def attach_sockets(name: str, settings: SourceSettings) -> AttachedObject:
     return _attached(name, size, load)
 
 
+def attach_dns(settings: SourceSettings) -> AttachedObject:
+    """The object `dns`. Raises OSError."""
+    size = ring_size(settings.ring_bytes, _SOCKET_RING_BYTES_PER_CPU)
+    ports = {_DNS_PORT, *settings.dns_ports}
+
+    def load(loaded: BpfObject) -> None:
+        loaded.resize("records", size)
+        loaded.resize("ignored_uids", len(settings.ignore_uids) or 1)
+        own_pid = os.getpid() if settings.ignore_self else 0
+        loaded.configure(struct.pack("=4I", own_pid, 0, len(settings.ignore_uids), 0))
+        loaded.load()
+        for uid in settings.ignore_uids:
+            loaded.update_element("ignored_uids", struct.pack("=I", uid), bytes(4))
+        for port in ports:
+            loaded.update_element("ports", struct.pack("=I", port), bytes(4))
+        _attach_to_cgroups(loaded)
+
+    return _attached("dns", size, load)
+
+
 def _attached(name: str, size: int, load: Callable[[BpfObject], None]) -> AttachedObject:
     loaded = BpfObject(name)
     try:
@@ -103,7 +126,9 @@ def _attach_to_cgroups(loaded: BpfObject) -> None:
     directory = os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for program in loaded.programs:
-            loaded.attach(program, directory if loaded.section_name(program).startswith("cgroup") else None)
+            section = loaded.section_name(program)
+            if section != RUN_ON_DEMAND:
+                loaded.attach(program, directory if section.startswith("cgroup") else None)
     finally:
         os.close(directory)
 
@@ -131,23 +156,27 @@ class EarlyObjects:
         while self._objects:
             self._objects.popitem()[1].object.close()
 
+    def _attached(self, name: str) -> AttachedObject:
+        if name == "processes":
+            return attach_processes(self._settings.ring_bytes)
+        return attach_dns(self._settings) if name == "dns" else attach_sockets(name, self._settings)
+
     def _attach(self) -> None:
         raise_priority()
         if not sys.platform.startswith("linux"):
             return
-        wanted = {kind for kind in ("processes", "sockets") if getattr(self._settings, kind) in {"auto", "ebpf"}}
+        wanted = {kind for kind in ("processes", "sockets", "dns") if getattr(self._settings, kind) in {"auto", "ebpf"}}
         names = ["processes"] if wanted else []
         if "sockets" in wanted and why_no_tracepoints() is None:
             names += ["tcp", "udp", "packet"]
+        if "dns" in wanted:
+            names.append("dns")
         if not names or why_not(names) is not None:
             return
         with without_log():
             for name in names:
                 try:
-                    if name == "processes":
-                        self._objects[name] = attach_processes(self._settings.ring_bytes)
-                    else:
-                        self._objects[name] = attach_sockets(name, self._settings)
+                    self._objects[name] = self._attached(name)
                 except OSError as error:
                     log.debug("%s: not attached early: %s", name, error)
                     return

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
     from zeek_agent.recording.bpf_monitor import BpfMonitor
     from zeek_agent.recording.bpf_objects import EarlyObjects
+    from zeek_agent.recording.dns.remote_names import RemoteNames
     from zeek_agent.recording.source import Source
 
 
@@ -30,6 +31,13 @@ class SourceContext:
     cache: ProcessCache
     masker: Masker
     early: EarlyObjects | None = None
+
+    @cached_property
+    def names(self) -> RemoteNames:
+        """The names that processes looked up."""
+        from zeek_agent.recording.dns.remote_names import RemoteNames
+
+        return RemoteNames()
 
     @cached_property
     def monitor(self) -> BpfMonitor:
@@ -60,6 +68,12 @@ def _translations(_: SourceContext) -> list[Source]:
     return [Conntrack()]
 
 
+def _dns(shared: SourceContext) -> list[Source]:
+    from zeek_agent.recording.dns.ebpf_dns import EbpfDns
+
+    return [EbpfDns(shared.monitor, shared.settings, shared.names)]
+
+
 def _sockets(shared: SourceContext) -> list[Source]:
     from zeek_agent.recording.audit.audit import AuditSockets
     from zeek_agent.recording.snapshots import SocketSnapshots
@@ -68,7 +82,7 @@ def _sockets(shared: SourceContext) -> list[Source]:
 
     cache, settings = shared.cache, shared.settings
     return [
-        EbpfSockets(shared.monitor, settings),
+        EbpfSockets(shared.monitor, settings, shared.names),
         SocketPolling(cache, settings),
         AuditSockets(cache, settings),
         SocketSnapshots(cache, settings),
@@ -94,6 +108,7 @@ BackendFactory: TypeAlias = Callable[[SourceContext], "list[Source]"]
 KINDS: Final[Mapping[str, BackendFactory]] = {
     "processes": _processes,
     "translations": _translations,
+    "dns": _dns,
     "sockets": _sockets,
     "system_logs": _system_logs,
     "logins": _logins,

@@ -18,6 +18,7 @@ REQUIRED: Final[Mapping[tuple[str, str], tuple[Capability, ...]]] = {
     ("processes", "audit"): (*_AUDIT, Capability.SYS_PTRACE),
     ("processes", "snapshots"): (Capability.SYS_PTRACE,),
     ("sockets", "ebpf"): (*_EBPF, Capability.NET_ADMIN, *_OWNERS),
+    ("dns", "ebpf"): (*_EBPF, Capability.NET_ADMIN),
     ("sockets", "inet_diag"): (Capability.NET_ADMIN, *_OWNERS),
     ("sockets", "audit"): _AUDIT,
     ("sockets", "snapshots"): _OWNERS,

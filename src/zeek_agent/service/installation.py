@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ _MARK: Final = (
 )
 _PROGRAM: Final = "=/usr/bin/zeek-agent "
 """In the settings that execute the program."""
+_NOT_EXECUTED: Final = re.compile(r"[\"'\\\x00-\x1f\x7f]")
+"""Characters that systemd.service(5) refuses in the path of a program. It expands no variables there."""
 _OF_PACKAGES: Final = ("usr/lib/systemd/system", "lib/systemd/system")
 
 
@@ -48,6 +51,11 @@ class Service:
         self._require_no_package()
         for path in (program, Path(sys.executable), Path(zeek_agent.__file__)):
             _require_trusted(path)
+        if self.unit.exists() and not self._is_ours():
+            raise ZeekAgentError(
+                f"{self.unit} was not written by `zeek-agent service install`: move it away, and put what you have "
+                "changed into `systemctl edit zeek-agent`"
+            )
         _write(self.unit, unit_text(program), 0o644)
         yield f"wrote {self.unit}"
         if not self.configuration.exists():
@@ -71,7 +79,7 @@ class Service:
         _require_root("uninstall")
         _require_systemctl()
         if self.unit.exists():
-            if _MARK not in self.unit.read_text():
+            if not self._is_ours():
                 raise ZeekAgentError(f"{self.unit} was not written by `zeek-agent service install`: remove it yourself")
             if self._is_booted():
                 _systemctl("disable", "--now", UNIT)
@@ -87,6 +95,9 @@ class Service:
                 if place.exists():
                     shutil.rmtree(place)
                     yield f"removed {place}"
+
+    def _is_ours(self) -> bool:
+        return _MARK in self.unit.read_text(errors="replace")
 
     def _require_no_package(self) -> None:
         for directory in _OF_PACKAGES:
@@ -110,10 +121,16 @@ class Service:
 
 
 def unit_text(program: Path) -> str:
-    """The unit, with this program."""
+    """The unit, with this program. Raises ZeekAgentError if systemd does not execute a program of that name."""
+    name = str(program)
+    if _NOT_EXECUTED.search(name) is not None:
+        raise ZeekAgentError(
+            f"systemd does not execute {name!r}: its name has a quote, a backslash or a control character; "
+            "install it elsewhere"
+        )
+    quoted = name.replace("%", "%%")
     text = resources.files(__package__).joinpath(UNIT).read_text()
-    quoted = str(program).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return f"{_MARK}\n" + text.replace(_PROGRAM, f'="{quoted}" ' if " " in quoted else f"={quoted} ")
+    return f"{_MARK}\n" + text.replace(_PROGRAM, f'="{quoted}" ')
 
 
 def installed_program() -> Path:

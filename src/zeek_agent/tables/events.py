@@ -5,6 +5,7 @@ from __future__ import annotations
 from zeek_agent.schema import Column
 from zeek_agent.table import Table
 from zeek_agent.tables._process_columns import EXECUTABLE, process_columns
+from zeek_agent.tables._traffic_columns import traffic_columns
 
 processes_events = Table(
     "processes_events",
@@ -86,7 +87,7 @@ sockets_events = Table(
         Column("local_port", "count", "local port; the type of an echo request"),
         Column("remote_addr", "address", "peer's address"),
         Column("remote_port", "count", "peer's port"),
-        Column("state", "text", "`established`, `closed`, `failed`, `listen` or `expired`"),
+        Column("state", "text", "`established`, `active`, `closed`, `expired`, `failed` or `listen`"),
         Column("direction", "text", "`outbound` or `inbound`, by the side that opened the connection", added=True),
         *process_columns("exe", "cmdline", "loginuid", added=True),
         Column("cookie", "count", "the kernel's socket cookie (SO_COOKIE), unique until reboot", added=True),
@@ -117,6 +118,15 @@ sockets_events = Table(
             added=True,
         ),
         *process_columns(*EXECUTABLE, added=True),
+        *traffic_columns(added=True),
+        Column(
+            "receive_drops",
+            "count",
+            "UDP: datagrams for the socket that were dropped because its receive buffer was full; on rows with "
+            "`closed`",
+            added=True,
+        ),
+        Column("remote_name", "text", "name for which the process had looked up `remote_addr`", added=True),
     ],
     examples=[
         "SELECT time, process, remote_addr, remote_port FROM sockets_events WHERE direction = 'outbound'",
@@ -131,4 +141,51 @@ sockets_events = Table(
     kind="events",
 )
 
-TABLES = (processes_events, sockets_events)
+dns_events = Table(
+    "dns_events",
+    "names that processes looked up, with the answers",
+    description=(
+        "One row for each question that a process of this host asked a DNS server, when the answer has arrived, or "
+        "after 15 seconds without one; from the event store. Servers are recognized by port 53 and those of "
+        "`sources.dns_ports`, over UDP and TCP. Only eBPF records them. A process that leaves lookups to a service has "
+        "no row of its own unless it asks the service over DNS, as it does with systemd-resolved's stub at 127.0.0.53: "
+        "then the service has a row with `via`. Questions within an encrypted connection (DNS over TLS or HTTPS) are "
+        "not visible. The first 4,096 bytes of a message are read."
+    ),
+    columns=[
+        Column("time", "time", "when it was asked"),
+        Column("pid", "count", "process that asked"),
+        Column("process", "text", "short name of that process"),
+        Column("uid", "count", "effective user id of that process"),
+        Column("query", "text", "name that was asked for, in lower case, without the final dot"),
+        Column("type", "text", "type of the question: `A`, `AAAA`, `PTR`, …; `TYPE65280` if it has no name"),
+        Column("rcode", "text", "response code: `NOERROR`, `NXDOMAIN`, `SERVFAIL`, …; null without an answer"),
+        Column(
+            "answers",
+            "vector[text]",
+            "data of the answer's records in presentation format, at most 100; null without an answer",
+        ),
+        Column("latency", "interval", "time from the question to the answer"),
+        Column("attempts", "count", "how often it was asked; null if no question was seen"),
+        Column("truncated", "bool", "whether the answer is incomplete: cut by the server (TC), or not read to its end"),
+        Column("protocol", "count", "IP protocol: 6 TCP, 17 UDP"),
+        Column("local_addr", "address", "local address"),
+        Column("local_port", "count", "local port"),
+        Column("server_addr", "address", "the server's address"),
+        Column("server_port", "count", "the server's port"),
+        Column("via", "text", "name of the process, if it is a service that asks for others, which are not known"),
+        *process_columns("exe", "cmdline", "loginuid", "netns", "container_id", "entity_id", "parent_entity_id"),
+        Column("community_id", "text", "Community ID (version 1) of the flow, as Zeek logs it"),
+        Column("cookie", "count", "the kernel's socket cookie (SO_COOKIE), unique until reboot"),
+        *process_columns("argv"),
+        *process_columns(*EXECUTABLE),
+    ],
+    examples=[
+        "SELECT time, process, query, type, answers FROM dns_events",
+        "SELECT process, query, count(*) AS \"failures:count\" FROM dns_events WHERE rcode = 'NXDOMAIN' "
+        "GROUP BY process, query",
+    ],
+    kind="events",
+)
+
+TABLES = (processes_events, sockets_events, dns_events)

@@ -86,6 +86,23 @@ def check_files_and_groups(config: Config) -> None:
         pack.load(_pack_file(config), schedule=config.collector.schedule)
 
 
+def check_contents(config: Config) -> None:
+    """Raises UsageError if the statements of the query pack or the files for TLS are invalid.
+
+    An agent that starts reports these where they are used, and tries again. One that runs keeps what it has.
+    """
+    if _uses_pack(config) and config.collector.pack is not None:
+        from zeek_agent.collector import pack_check
+
+        for found in pack_check.problems(_pack_file(config)):
+            if not found.is_warning:
+                raise UsageError(found.text)
+    if any(url.startswith("wss:") for url in config.zeek.destinations):
+        from zeek_agent.zeek import tls
+
+        tls.client_context(config.zeek.tls)
+
+
 def all_problems(config: Config) -> tuple[list[str], list[str]]:
     """All errors and all warnings; the statements of the query pack are compiled, too."""
     errors = [str(problem) for problem in _problems(config)]

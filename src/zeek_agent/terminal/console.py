@@ -1,9 +1,10 @@
 """Results on a terminal or in a pipe: as a table, line by line, as JSON or as CSV.
 
 Text from the host is written as in Zeek's logs, in all modes: control characters and bytes that are not UTF-8 as
-`\\xNN`, with backslashes doubled. Characters that change the direction of the text or break its line (U+202E, U+2028)
-are written like that, too. So text from the host cannot control the terminal, and nothing is lost. Times are in
-ISO 8601 format in UTC, intervals in seconds. Output is in UTF-8, except to a terminal with another encoding.
+`\\xNN`, with backslashes doubled. Characters that change the direction of the text, break its line or cannot be seen
+(U+202E, U+2028, U+200B) are written like that, too. So text from the host cannot control the terminal, and nothing is
+lost. Times are in ISO 8601 format in UTC, intervals in seconds. Output is in UTF-8, except to a terminal with another
+encoding.
 
 | | table, line | JSON | CSV |
 |---|---|---|---|

@@ -17,12 +17,12 @@ import msgspec
 
 from zeek_agent.control.messages import Frame, NoAgentError, Note, Rows, SubscribeRequest
 from zeek_agent.database.times import ago, timestamp
-from zeek_agent.errors import SqlError, UsageError, ZeekAgentError
+from zeek_agent.errors import AccessDeniedError, LimitError, SqlError, UsageError, ZeekAgentError
 from zeek_agent.schema import ZeekType
 from zeek_agent.terminal import responders, watch_query
 from zeek_agent.terminal.console import Mode, Printer, plain
 from zeek_agent.terminal.watch_lines import WatchLines
-from zeek_agent.terminal.watch_query import COLUMNS
+from zeek_agent.terminal.watch_query import COLUMNS, Position
 from zeek_agent.text import from_os
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ FRAMES_MAX: Final = 64
 RECONNECT_SECONDS: Final = 1.0
 READY_SECONDS: Final = 10.0
 """How long the agent may take for the first run of the query."""
+PAGE_ROWS: Final = 20_000
+"""Stored events that are read at once; fewer if `limits` of the agent permit no more."""
 _TIME: Final = ZeekType.parse("time")
 _ANY: Final = ZeekType.parse("text")
 
@@ -100,8 +102,9 @@ class Watch:
         self._write = write
         self._warn = warn
         self._since = since
-        self._last: dict[str, int] = {}
-        """The number of the last event written, by table."""
+        self._seen: dict[str, int] = {}
+        """The number of the last event that needs not be written any more, by table; empty before the first connection.
+        """
         self.users: dict[int, str] = {}
         """Names by uid, as of the last connection to the agent."""
 
@@ -114,27 +117,36 @@ class Watch:
                 self._follow(self._connect())
 
     def _follow(self, responder: Responder) -> None:
-        """Write events until the agent ends the connection, which is a warning. Raises UsageError and SqlError."""
+        """Write events until the agent ends the connection, which is a warning. Raises UsageError and SqlError.
+
+        Before the first events were awaited, any other ZeekAgentError is raised, too.
+        """
         try:
             with closing(responder):
                 self._write_events(responder)
-        except AgentGoneError as error:
+        except (UsageError, AccessDeniedError):
+            raise
+        except ZeekAgentError as error:
+            if not self._seen:
+                raise
             self._warn(f"{error}; watching goes on when it is back")
 
     def _write_events(self, responder: Responder) -> None:
         uids = _users(responder)
         self.users.update({uid: name for name, uid in uids.items()})
         wanted = self._recorded(responder, watch_query.conditions(self._filters, uids.get))
+        newest = self._newest(responder, wanted)
         marked = from_os(f"/* watch {secrets.token_hex(8)} */ {watch_query.statement(wanted)}")
         frames = _subscribed(self._connect(), SubscribeRequest(marked, "Events", SCHEDULE_SECONDS))
-        if self._since is not None or self._last:
+        if self._since is not None or self._seen:
             self._wait_for_first_run(responder, marked)
-            self._write_rows(responders.query(responder, self._past(responder, wanted))[1], {})
-        written = dict(self._last)
+            newest = self._newest(responder, wanted)
+            self._write_past(responder, wanted, newest)
+        self._seen, self._since = dict(newest), None
         for frame in frames:
             match frame:
                 case Rows():
-                    self._write_rows(frame.rows, written)
+                    self._write_rows(frame.rows, newest)
                 case Note(message=message):
                     self._warn(message)
 
@@ -146,6 +158,13 @@ class Watch:
             raise UsageError(f"the agent has no table {' or '.join(wanted)}, see `zeek-agent doctor`")
         return kept
 
+    def _newest(self, responder: Responder, tables: Iterable[str]) -> dict[str, int]:
+        """The number of the newest stored event by table; 0 if there is none."""
+        return {
+            table: _number(responders.query(responder, f"SELECT max(seq) FROM {table}_history")[1]) or 0
+            for table in tables
+        }
+
     def _wait_for_first_run(self, responder: Responder, sql: str) -> None:
         """Events after it are reported; those before it are in the history."""
         asked = f"SELECT runs FROM zeek_agent_queries WHERE sql = {watch_query.literal(sql)} AND runs > 0"
@@ -155,15 +174,39 @@ class Watch:
                 raise ZeekAgentError(f"the agent has not run the query within {READY_SECONDS:.0f} s")
             time.sleep(0.05)
 
-    def _past(self, responder: Responder, wanted: Mapping[str, str]) -> str:
-        """A statement for the events before the first run that have not been written."""
-        after = dict(self._last)
-        for table in wanted:
-            newest = _number(responders.query(responder, f"SELECT max(seq) FROM {table}_history")[1])
-            if newest is not None and newest < after.get(table, 0):  # another event store, which counts from 1
-                after[table] = self._last[table] = 0
-        since = None if self._last else self._since
-        return watch_query.statement(wanted, history=True, after=after, since=since)
+    def _write_past(self, responder: Responder, wanted: Mapping[str, str], newest: Mapping[str, int]) -> None:
+        """Write the stored events up to the newest ones that have not been written, page by page."""
+        seen = {
+            table: number if number <= newest[table] else 0  # another event store, which counts from 1
+            for table, number in self._seen.items()
+            if table in wanted
+        }
+        bounds = {table: (seen.get(table, 0), newest[table]) for table in wanted}
+        for table, low in seen.items():
+            self._report_removed(responder, table, low)
+        position: Position | None = None
+        rows_max = PAGE_ROWS
+        while True:
+            page = watch_query.past_statement(wanted, bounds, self._since, position, rows_max)
+            try:
+                rows = responders.query(responder, page)[1]
+            except LimitError:
+                if rows_max == 1:
+                    raise
+                rows_max = max(rows_max // 4, 1)
+                continue
+            for row in rows:
+                event: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
+                position = Position(event["time"], event["kind"], event["seq"])
+                self._write(event)
+            if len(rows) < rows_max:
+                return
+
+    def _report_removed(self, responder: Responder, table: str, low: int) -> None:
+        """Warn if the store no longer has the next events after those that were written."""
+        oldest = _number(responders.query(responder, f"SELECT min(seq) FROM {table}_history WHERE seq > {low}")[1])
+        if oldest is not None and oldest > low + 1:
+            self._warn(f"{oldest - low - 1} events of {table} were removed before they could be shown")
 
     def _write_rows(self, rows: Iterable[Sequence[Any]], written: Mapping[str, int]) -> None:
         """Write events, which are in the order of time, except those up to a number by table."""
@@ -171,8 +214,8 @@ class Watch:
             event = dict(zip(COLUMNS, row, strict=True))
             table, number = event["kind"], event["seq"]
             if number > written.get(table, 0):
-                self._last[table] = max(number, self._last.get(table, 0))
                 self._write(event)
+                self._seen[table] = max(number, self._seen.get(table, 0))
 
 
 def _users(responder: Responder) -> dict[str, int]:

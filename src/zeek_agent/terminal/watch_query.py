@@ -80,27 +80,44 @@ def conditions(filters: Filters, uid_of: Callable[[str], int | None]) -> Mapping
     return found
 
 
-def statement(
-    wanted: Mapping[str, str],
-    *,
-    history: bool = False,
-    after: Mapping[str, int] | None = None,
-    since: float | None = None,
-) -> str:
-    """A statement with the columns COLUMNS for conditions by table, in the order of time.
+@dataclass(frozen=True, slots=True)
+class Position:
+    """An event's place in the history, which is in the order of time."""
 
-    With `history` it reads all stored events, of a table only those after a `seq`, or since a time.
-    """
+    time: float
+    kind: str
+    seq: int
+
+
+def statement(wanted: Mapping[str, str]) -> str:
+    """A statement with the columns COLUMNS for conditions by table, in the order of time."""
+    return f"{_union(wanted, '')} ORDER BY time, kind, seq"
+
+
+def past_statement(
+    wanted: Mapping[str, str],
+    bounds: Mapping[str, tuple[int, int]],
+    since: float | None,
+    after: Position | None,
+    rows_max: int,
+) -> str:
+    """The same for stored events, of each table those with low < seq <= high, since a time and after a position."""
+    limited = {
+        table: f"{condition} AND seq > {bounds[table][0]} AND seq <= {bounds[table][1]}"
+        + (f" AND time >= {since if after is None else after.time!r}" if since is not None or after is not None else "")
+        for table, condition in wanted.items()
+    }
+    rest = "" if after is None else f" WHERE (time, kind, seq) > ({after.time!r}, {literal(after.kind)}, {after.seq})"
+    union = _union(limited, "_history")
+    return f"SELECT * FROM ({union}){rest} ORDER BY time, kind, seq LIMIT {rows_max}"
+
+
+def _union(wanted: Mapping[str, str], suffix: str) -> str:
     parts = []
     for table, condition in wanted.items():
-        limits = [condition]
-        if history and since is not None:
-            limits.append(f"time >= {since!r}")
-        if history and after is not None:
-            limits.append(f"seq > {after.get(table, 0)}")
         names = ", ".join(f"{_SOURCES[table].get(column, column)} AS {column}" for column in COLUMNS)
-        parts.append(f"SELECT {names} FROM {table}{'_history' * history} WHERE {' AND '.join(limits)}")
-    return f"{' UNION ALL '.join(parts)} ORDER BY time, seq"
+        parts.append(f"SELECT {names} FROM {table}{suffix} WHERE {condition}")
+    return " UNION ALL ".join(parts)
 
 
 def literal(text: str) -> str:
@@ -111,6 +128,8 @@ def literal(text: str) -> str:
 
 
 def _process(given: str) -> str:
+    if not given:
+        raise UsageError("--process: expected a process id, a name, or the path of an executable")
     if given.isascii() and given.isdigit():
         return f"pid = {given}"
     column = "exe" if "/" in given else "{name}"

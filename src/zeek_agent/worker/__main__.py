@@ -48,7 +48,7 @@ class Zygote:
         try:
             warm_up(self._shared, AgentProxy(setup, _ask_nobody, self._shared.catalog.tables.values, None))
         except (ZeekAgentError, OSError):
-            log.exception("workers will start more slowly")
+            log.exception("cannot load what worker processes share in advance; each will start more slowly")
         heap.trim()
         self._workers: dict[int, int] = {}
         self._helpers: set[int] = set()

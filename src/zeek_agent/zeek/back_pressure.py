@@ -104,10 +104,11 @@ class Sender:
         """Send time of the oldest batch without a pong, or None."""
         return self._in_flight[0].sent_at if self._in_flight else None
 
-    async def send(self, frames: Sequence[bytes]) -> asyncio.Future[float]:
+    async def send(self, frames: Sequence[bytes], check: Callable[[], None] = lambda: None) -> asyncio.Future[float]:
         """Send text frames and a ping. The future ends with the ping's pong, or with ConnectionClosed.
 
-        It may be shared: await it through `asyncio.shield`.
+        It may be shared: await it through `asyncio.shield`. `check` is called when it is their turn, and raises an
+        error if they may not be sent any more.
         """
         frames = [frame.ljust(self._frame_bytes_min) for frame in frames]
         size_bytes = sum(map(len, frames))
@@ -115,6 +116,7 @@ class Sender:
             while self.is_open and not self.window.has_room(size_bytes):
                 self._freed.clear()
                 await self._freed.wait()
+            check()
             return await self._send(frames, size_bytes)
 
     async def _send(self, frames: Sequence[bytes], size_bytes: int) -> asyncio.Future[float]:

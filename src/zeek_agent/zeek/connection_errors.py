@@ -57,7 +57,9 @@ def _explained(error: BaseException, destination: Destination) -> str:
 
 
 def _no_answer(_: BaseException, destination: Destination) -> str:
-    return _NO_ANSWER + ("no TLS (ws://)" if destination.is_tls else "TLS (wss://)")
+    return _NO_ANSWER + (
+        "no TLS (ws://), or a client certificate (zeek.tls.certificate)" if destination.is_tls else "TLS (wss://)"
+    )
 
 
 def _closed(error: ConnectionClosed, _: Destination) -> str:

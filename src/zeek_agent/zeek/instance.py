@@ -123,7 +123,7 @@ class Instance:
                 await self._deliver_batches(report, delivery)
             else:
                 async for batch in self.frames(report):
-                    delivery.sent(batch.rows, await self.sender.send(batch.frames))
+                    delivery.sent(batch.rows, await self.sender.send(batch.frames, report.check))
                     await asyncio.sleep(0)
             await delivery.acknowledged()
         except ConnectionClosed as error:
@@ -142,7 +142,7 @@ class Instance:
                 async for batch in self.frames(report):
                     last += 1
                     if last > acknowledged:
-                        pong = await self.sender.send(batch.frames)
+                        pong = await self.sender.send(batch.frames, report.check)
                         delivery.sent(batch.rows if last > highest else 0, pong)
                         highest = max(highest, last)
                         await asyncio.sleep(0)

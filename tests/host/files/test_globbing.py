@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from mounting import in_mount_namespace, mount
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.errors import LimitError
@@ -154,12 +155,23 @@ def test_a_tree_that_is_too_deep_is_counted(tmp_path: Path) -> None:
     assert "directories deep" in reads.omissions().summary()
 
 
-def test_recursion_enters_the_kernels_file_systems_only_if_it_begins_there() -> None:
-    reads = FileReads()
-    found = [match.path for match in globbing.matching(Gate(AccessPolicy(), reads), "/**/self/comm")]
-    assert not [path for path in found if path.startswith("/proc/")]
-    assert "does not enter: begin the pattern there" in reads.omissions().summary()
-    assert "/proc" in reads.omissions().unread
+@pytest.mark.root
+def test_recursion_enters_the_kernels_file_systems_only_if_it_begins_there(tmp_path: Path) -> None:
+    for name in ("proc", "self"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "self" / "comm").touch()
+
+    def scene() -> tuple[list[str], str, bool]:
+        mount("proc", tmp_path / "proc", "proc")
+        reads = FileReads()
+        found = [match.path for match in globbing.matching(Gate(AccessPolicy(), reads), f"{tmp_path}/**/self/comm")]
+        omissions = reads.omissions()
+        return found, omissions.summary(), f"{tmp_path}/proc" in omissions.unread
+
+    found, summary, is_unread = in_mount_namespace(scene)
+    assert found == [f"{tmp_path}/self/comm"]
+    assert "does not enter: begin the pattern there" in summary
+    assert is_unread
     assert "/proc/self/comm" in set(matching("/proc/self/**/comm"))
 
 

@@ -39,7 +39,53 @@ FILES: Final = {
     "home/bob/.ssh/authorized_keys": (f"{KEY} bob\n", 0o600, 1000),
     "home/zoe/.ssh/authorized_keys": (f"{KEY} zoe\n", 0o600, 1001),
     "root/.ssh/authorized_keys": (f"{KEY} root\n", 0o600, 0),
+    "home/bob/.ssh/authorized_keys2": (f"{KEY} bob\n", 0o600, 1000),
+    "root/.ssh/authorized_keys2": (f"{KEY} root\n", 0o600, 0),
+    "var/lib/git/.ssh/authorized_keys": (f"{KEY} git\n", 0o600, 0),
+    "root/.ssh/id_rsa": ("secret\n", 0o600, 0),
+    "etc/cron.d/job": ("* * * * * root secret\n", 0o644, 0),
+    "var/spool/cron/crontabs/bob": ("* * * * * secret\n", 0o600, 1000),
+    "etc/systemd/system/a.service": ("[Unit]\n", 0o644, 0),
+    "etc/systemd/system/a.service.d/b.conf": ("[Unit]\n", 0o644, 0),
+    "usr/lib/systemd/system/a.service": ("[Unit]\n", 0o644, 0),
+    "usr/local/lib/systemd/system/a.service": ("[Unit]\n", 0o644, 0),
+    "run/systemd/system/a.service": ("[Unit]\n", 0o644, 0),
+    "root/.config/systemd/user/a.service": ("[Unit]\n", 0o600, 0),
+    "home/bob/.config/systemd/user/a.service": ("[Unit]\n", 0o600, 1000),
+    "usr/bin/su": ("", 0o4755, 0),
+    "usr/bin/ls": ("", 0o755, 0),
+    "usr/lib/openssh/ssh-keysign": ("", 0o6755, 0),
+    "home/bob/shell": ("", 0o2755, 1000),
+    "tmp/.shell": ("", 0o4711, 0),
+    "tmp/sticky": ("", 0o1777, 0),
 }
+LISTED: Final = {
+    "/etc/*": {f"/{path}" for path in FILES if path.count("/") == 1 and path.startswith("etc/")}
+    | {f"/etc/{name}" for name in ("cron.d", "empty", "link", "ssh", "systemd")},
+    "/etc/*/*": {"/etc/cron.d/job", "/etc/ssh/sshd_config", "/etc/ssh/sshd_config.d", "/etc/systemd/system"},
+    "/etc/systemd/*/**/*": {f"/etc/systemd/system/a.service{end}" for end in ("", ".d", ".d/b.conf")},
+    "/usr/lib/systemd/*/**/*": {"/usr/lib/systemd/system/a.service"},
+    "/usr/local/lib/systemd/*/**/*": {"/usr/local/lib/systemd/system/a.service"},
+    "/run/systemd/system/**/*": {"/run/systemd/system/a.service"},
+    "/root/.config/systemd/user/**/*": {"/root/.config/systemd/user/a.service"},
+    "/home/*/.config/systemd/user/**/*": {"/home/bob/.config/systemd/user/a.service"},
+    "/var/spool/cron/**/*": {"/var/spool/cron/crontabs", "/var/spool/cron/crontabs/bob"},
+    "/root/.ssh/*": {f"/root/.ssh/{name}" for name in ("authorized_keys", "authorized_keys2", "id_rsa")},
+    "/home/*/.ssh/*": {f"/{path}" for path in FILES if path.startswith("home/") and "/.ssh/" in path},
+    # The files with setuid or setgid.
+    "/usr/bin/*": {"/usr/bin/su", "/usr/lib/openssh/ssh-keysign"},
+    "/root/*": {"/home/bob/shell"},
+    "/tmp/*": {"/tmp/.shell"},
+}
+"""The rows of statements on lists of files, by their first pattern."""
+HOLDERS: Final = {
+    "/home/*/.ssh/authorized_keys": ["bob", "zoe"],
+    "/home/*/.ssh/authorized_keys2": ["bob"],
+    "/root/.ssh/authorized_keys": ["root"],
+    "/root/.ssh/authorized_keys2": ["root"],
+    "/var/lib/*/.ssh/authorized_keys": ["git"],
+}
+"""Whose keys the statements on lines return."""
 NAMES: Final = re.compile(r'"(/[^"]*)"')
 
 
@@ -54,7 +100,9 @@ def statements() -> list[tuple[Profile, str]]:
     start, keys = declared.index("config_paths_to_watch"), declared.index("key_paths_to_watch")
     configurations = NAMES.findall(declared[start:keys])
     keys_of_users = NAMES.findall(declared[keys : declared.index("darwin")])
-    assert len(listed) == len(configurations) == len(keys_of_users) == 2
+    assert listed == [path for path in LISTED if path not in ("/usr/bin/*", "/root/*", "/tmp/*")]
+    assert sorted(keys_of_users) == sorted(HOLDERS)
+    assert len(configurations) == 2
     ours = "SELECT path, number, columns ->> 'c1' AS \"key:text\", columns ->> 'c2' AS \"value:text\" FROM "
     for path in listed:
         found.append(
@@ -91,8 +139,8 @@ def fill(root: Path) -> None:
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
-        file.chmod(mode)
         os.chown(file, owner, owner)
+        file.chmod(mode)
     for user, owner in (("bob", 1000), ("zoe", 1001)):
         for directory in (root / "home" / user, root / "home" / user / ".ssh"):
             os.chown(directory, owner, owner)
@@ -178,16 +226,13 @@ def test_queries_of_packages_and_packs_return_their_rows(
 
     found = in_mount_namespace(scene)
     assert len(found) == len(set(asked)) > 15
-    names = {path.split("/")[1] for path in FILES if path.startswith("etc/")} | {"empty", "link"}
     for question, rows in found.items():
-        paths = {row[0] for row in rows}
-        if "files_list" in question and "/*/*" in question:
-            assert paths == {"/etc/ssh/sshd_config", "/etc/ssh/sshd_config.d"}, question
-        elif "files_list" in question:
-            assert paths == {f"/etc/{name}" for name in names}, question
+        pattern = re.split("['\"]", question, maxsplit=2)[1]
+        if "files_list" in question:
+            assert {row[0] for row in rows} == LISTED[pattern], question
+            assert not any("secret" in str(row) for row in rows), question
         elif "files_columns" in question:
             line = "PasswordAuthentication no" if "config.d" in question else "PermitRootLogin no"
             assert [value in str(row) for row in rows for value in line.split()] == [True, True], question
         else:
-            users = ["root"] if "/root/" in question else ["bob", "zoe"]
-            assert [row[2] for row in rows] == [f"{KEY} {user}".encode() for user in users], question
+            assert [row[2] for row in rows] == [f"{KEY} {user}".encode() for user in HOLDERS[pattern]], question

@@ -8,14 +8,19 @@ export {
 	## Whether to query agents.
 	const enabled = T &redef;
 
-	## Patterns of the paths to list, as in a shell.
-	const paths_to_watch = set("/etc/*", "/etc/*/*") &redef;
+	## Patterns of the paths to list, as in a shell; ``**`` is any number of directories. By default: what starts programs
+	## (cron in /etc and its spool, units of systemd), other configuration, and directories of SSH keys.
+	const paths_to_watch = set("/etc/*", "/etc/*/*", "/etc/systemd/*/**/*",
+	    "/usr/lib/systemd/*/**/*", "/usr/local/lib/systemd/*/**/*",
+	    "/run/systemd/system/**/*", "/root/.config/systemd/user/**/*",
+	    "/home/*/.config/systemd/user/**/*", "/var/spool/cron/**/*",
+	    "/root/.ssh/*", "/home/*/.ssh/*") &redef;
 
 	## Interval between runs of the query.
 	option query_interval = 30sec;
 
 	## How results are reported.
-	option subscription = ZeekAgent::Differences;
+	option subscription = ZeekAgent::SnapshotPlusDifferences;
 
 	redef enum Log::ID += { LOG };
 

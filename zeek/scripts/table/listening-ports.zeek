@@ -14,7 +14,7 @@ export {
 	option query_interval = 10sec;
 
 	## How results are reported.
-	option subscription = ZeekAgent::Differences;
+	option subscription = ZeekAgent::SnapshotPlusDifferences;
 
 	redef enum Log::ID += { LOG };
 

@@ -43,7 +43,7 @@ export {
 		remote_addr: addr &log &optional;
 		## Peer's port.
 		remote_port: count &log &optional;
-		## ``established``, ``closed``, ``failed``, ``listen`` or ``expired``.
+		## ``established``, ``active``, ``closed``, ``expired``, ``failed`` or ``listen``.
 		state: string &log &optional;
 	};
 
@@ -72,7 +72,7 @@ export {
 		remote_addr: addr &log &optional;
 		## Peer's port.
 		remote_port: count &log &optional;
-		## ``established``, ``closed``, ``failed``, ``listen`` or ``expired``.
+		## ``established``, ``active``, ``closed``, ``expired``, ``failed`` or ``listen``.
 		state: string &log &optional;
 		## ``outbound`` or ``inbound``: who opened the connection.
 		direction: string &log &optional;
@@ -90,6 +90,18 @@ export {
 		community_id: string &log &optional;
 		## Sequence number of the event in the agent's store.
 		seq: count &log &optional;
+		## Time since the flow began; for ``closed``, ``expired`` and ``active``, as the counts.
+		duration: interval &log &optional;
+		## Bytes of payload that the host sent, without retransmissions.
+		bytes_sent: count &log &optional;
+		## Bytes of payload that the host received.
+		bytes_received: count &log &optional;
+		## Packets that the host sent.
+		packets_sent: count &log &optional;
+		## Packets that the host received.
+		packets_received: count &log &optional;
+		## Name for which the process had looked up the peer's address.
+		remote_name: string &log &optional;
 	};
 
 	## The columns of ``zeek-agent-socket-events.log``.
@@ -162,12 +174,30 @@ event zeek_init()
 	    + "remote_addr, remote_port, state FROM sockets_events";
 	local batch_sql = "SELECT time AS time_, pid, process, uid, gid, family, protocol, local_addr, local_port, "
 	    + "remote_addr, remote_port, state, direction, exe, cmdline, loginuid, container_id, "
-	    + "entity_id, community_id, seq FROM sockets_events";
+	    + "entity_id, community_id, seq, duration, bytes_sent, bytes_received, packets_sent, "
+	    + "packets_received, remote_name FROM sockets_events";
 	local query = ZeekAgent::Query($sql_stmt=sql, $batch_stmt=batch_sql,
 	    $event_=query_result, $row_type=Rows, $on_rows=write_rows,
 	    $schedule_=query_interval, $subscription=subscription);
 	add query$requires_tables["sockets_events"];
+	add query$requires_tables["connections"];
 	ZeekAgent::follow_options(ZeekAgent::query(query),
+	    "ZeekAgent_SocketEvents::query_interval",
+	    "ZeekAgent_SocketEvents::subscription");
+
+	local sql_2 = "SELECT time AS time_, pid, process, uid, gid, family, protocol, local_addr, local_port, "
+	    + "remote_addr, remote_port, state FROM sockets_events";
+	local batch_sql_2 = "SELECT time AS time_, pid, process, uid, gid, family, protocol, local_addr, local_port, "
+	    + "remote_addr, remote_port, state, direction, exe, cmdline, loginuid, container_id, "
+	    + "entity_id, community_id, seq, NULL AS \"duration:interval\", NULL AS \"bytes_sent:count\", "
+	    + "NULL AS \"bytes_received:count\", NULL AS \"packets_sent:count\", NULL AS "
+	    + "\"packets_received:count\", NULL AS \"remote_name:text\" FROM sockets_events";
+	local query_2 = ZeekAgent::Query($sql_stmt=sql_2, $batch_stmt=batch_sql_2,
+	    $event_=query_result, $row_type=Rows, $on_rows=write_rows,
+	    $schedule_=query_interval, $subscription=subscription);
+	add query_2$requires_tables["sockets_events"];
+	add query_2$if_missing_tables["connections"];
+	ZeekAgent::follow_options(ZeekAgent::query(query_2),
 	    "ZeekAgent_SocketEvents::query_interval",
 	    "ZeekAgent_SocketEvents::subscription");
 	}

@@ -15,15 +15,19 @@ export {
 
 	## Patterns of the files with keys, by platform. A change while Zeek runs takes effect at once.
 	option key_paths_to_watch: table[string] of set[string] = {
-		["linux"] = set("/home/*/.ssh/authorized_keys", "/root/.ssh/authorized_keys"),
-		["darwin"] = set("/Users/*/.ssh/authorized_keys"),
+		["linux"] = set("/home/*/.ssh/authorized_keys",
+		    "/home/*/.ssh/authorized_keys2",
+		    "/root/.ssh/authorized_keys", "/root/.ssh/authorized_keys2",
+		    "/var/lib/*/.ssh/authorized_keys"),
+		["darwin"] = set("/Users/*/.ssh/authorized_keys",
+		    "/var/root/.ssh/authorized_keys"),
 	};
 
 	## Interval between runs of the query.
 	option query_interval = 30sec;
 
 	## How results are reported.
-	option subscription = ZeekAgent::Differences;
+	option subscription = ZeekAgent::SnapshotPlusDifferences;
 
 	redef enum Log::ID += {
 		LOG_CONFIGS,

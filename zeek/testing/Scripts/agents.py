@@ -224,7 +224,8 @@ async def agent(
     while True:
         try:
             options = {"ssl": tls, "server_hostname": "localhost"} if tls else {}
-            websocket = await connect(url("wss" if tls else "ws"), ping_interval=None, **options)
+            # What an agent has not read must not keep it from closing its connection.
+            websocket = await connect(url("wss" if tls else "ws"), ping_interval=None, max_queue=None, **options)
             break
         except OSError:
             if time.monotonic() > deadline:

@@ -48,3 +48,8 @@ _clock = BootClock(lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
 def boot_time() -> float:
     """The time of the boot according to this system's clocks."""
     return _clock.boot_time()
+
+
+def time_since_boot() -> int:
+    """The time since boot in ns, as in the kernel's timestamps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -32,16 +32,18 @@ def sockets_by_namespace(
     protocols: Collection[int],
     states: int = ALL_STATES,
     check: Callable[[], None] = lambda: None,
+    *,
+    with_traffic: bool = False,
 ) -> Iterator[tuple[int | None, list[InternetSocket]]]:
     """Sockets of the agent's own namespace and of those of these processes, each with the namespace's inode number.
 
     Only the given protocols and states (a mask by number). Reading another namespace requires CAP_SYS_ADMIN, or a
-    process there that the agent may inspect; otherwise its sockets are omitted.
+    process there that the agent may inspect; otherwise its sockets are omitted. `with_traffic` as for `list_sockets`.
     """
     own = network_namespace(root, "self")
-    yield own, list(inet_diag.list_sockets(protocols, states, check))
+    yield own, list(inet_diag.list_sockets(protocols, states, check, with_traffic=with_traffic))
     for namespace, inside in _others(root, pids, own).items():
-        yield namespace, _foreign(root, inside, protocols, states, check)
+        yield namespace, _foreign(root, inside, protocols, states, check, with_traffic=with_traffic)
 
 
 def packet_sockets_by_namespace(root: str, pids: Iterable[int]) -> Iterator[tuple[int | None, list[PacketSocket]]]:
@@ -69,7 +71,13 @@ def _others(root: str, pids: Iterable[int], own: int | None) -> dict[int, list[i
 
 
 def _foreign(
-    root: str, inside: Sequence[int], protocols: Collection[int], states: int, check: Callable[[], None]
+    root: str,
+    inside: Sequence[int],
+    protocols: Collection[int],
+    states: int,
+    check: Callable[[], None],
+    *,
+    with_traffic: bool,
 ) -> list[InternetSocket]:
     """The sockets of the namespace of these processes, through the first one that still exists."""
     failure: OSError | None = None
@@ -78,9 +86,12 @@ def _foreign(
         try:
             if _open_channel is not None:
                 with _open_channel(pid) as channel:
-                    return inet_diag.sockets_on(channel, protocols, states, f"{directory}/net", check)
+                    return inet_diag.sockets_on(
+                        channel, protocols, states, f"{directory}/net", check, with_traffic=with_traffic
+                    )
             return in_network_namespace(
-                f"{directory}/ns/net", lambda: list(inet_diag.list_sockets(protocols, states, check))
+                f"{directory}/ns/net",
+                lambda: list(inet_diag.list_sockets(protocols, states, check, with_traffic=with_traffic)),
             )
         except FileNotFoundError:
             continue

@@ -67,12 +67,21 @@ _NONE_V6: Final = bytes(16)
 _NONE_V4: Final = bytes(4)
 
 
+class TcpTraffic(NamedTuple):
+    """What a TCP connection has carried: bytes of payload, without retransmissions, and segments."""
+
+    bytes_sent: int
+    bytes_received: int
+    segments_sent: int
+    segments_received: int
+
+
 class InternetSocket(NamedTuple):
     """A socket of one network namespace. Addresses are in network form, both of 4 or both of 16 bytes.
 
     An IPv6 socket that is used for IPv4 has IPv4 addresses, as its packets do. `inode` is 0 for sockets that no process
     can have open: connections in TIME_WAIT, and those that a listener has not accepted yet. `cookie` identifies the
-    socket until the system is rebooted.
+    socket until the system is rebooted. `traffic` is there if it was asked for and the kernel tells it.
     """
 
     protocol: int
@@ -84,6 +93,7 @@ class InternetSocket(NamedTuple):
     inode: int
     uid: int | None
     cookie: int | None
+    traffic: TcpTraffic | None = None
 
     @property
     def connected(self) -> bool:

@@ -8,18 +8,18 @@ import struct
 from collections.abc import Callable, Hashable, Iterable
 from typing import Final, NamedTuple, TypeAlias
 
-from zeek_agent.bpf import records
-from zeek_agent.bpf.records import SOCKET, RecordKind, SocketFlags, SocketRecord
-from zeek_agent.host.entity_id import entity_id
-from zeek_agent.host.linux.internet_sockets import TCP, on_the_wire
-from zeek_agent.host.linux.stamps import boot_id, start_ticks
+from zeek_agent.bpf.records import COUNTS, SOCKET, FlowCounts, RecordKind, SocketFlags, SocketRecord
+from zeek_agent.host.linux.internet_sockets import TCP
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 from zeek_agent.recording.sockets.pending_flows import FlowMap, PendingFlow, PendingFlows
+from zeek_agent.recording.sockets.record_process import process_of_record, record_flow
 from zeek_agent.recording.sockets.socket_event import (
+    NO_TRAFFIC,
     Direction,
     Flow,
     SocketEvent,
     SocketState,
+    Traffic,
     packet_event,
     socket_event,
 )
@@ -35,6 +35,8 @@ PENDING_FLOWS_MAX: Final = 20_000
 """Inbound connections, and as many datagram flows, that wait for their process; more, as in a flood, wait less."""
 SUBSTITUTED_FLOWS_MAX: Final = 10_000
 """Flows whose rows can be corrected when the process is known at last."""
+DATAGRAM_FLOWS_MAX: Final = 32_768
+"""Datagram flows whose process is remembered for their end: as many as the kernel counts."""
 _HOLDER_AGE_MAX_NS: Final = 10_000_000_000
 """How long a found holder of a socket is used, so that datagrams that nobody reads cost few searches."""
 
@@ -42,16 +44,17 @@ FlowKey: TypeAlias = tuple[int, bytes, int, int]
 """What distinguishes the flows of a datagram socket: protocol, remote address and port, local port."""
 
 
-class _Open(NamedTuple):
-    """An open socket: the process and direction of its last flow, and the process that bound it."""
+class OpenSocket(NamedTuple):
+    """An open socket: process, direction and begin (ns since boot) of its last flow, and the process that bound it."""
 
     process: Process | None
     direction: Direction | None
     listener: Process | None = None
     stands_in: bool = False
+    began: int | None = None
 
 
-_NOT_KNOWN: Final = _Open(None, None)
+_NOT_KNOWN: Final = OpenSocket(None, None)
 
 
 class _Accept(NamedTuple):
@@ -73,7 +76,8 @@ class ConnectionTracker:
         self._unaccepted = PendingFlows()
         self._unread = PendingFlows()
         self._accepts: dict[int, _Accept] = {}
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, OpenSocket] = {}
+        self._datagrams: FlowMap[OpenSocket] = FlowMap()
         self._substituted: FlowMap[list[SocketEvent]] = FlowMap()
         self._holders: dict[int, tuple[int, Process | None]] = {}
         self.undecoded = 0
@@ -85,14 +89,22 @@ class ConnectionTracker:
 
         Of a connection that several processes have open (`is_shared`), which of them acted is not known.
         """
-        self._remember(cookie, _Open(process, direction, process, is_shared and direction is not None))
+        self._remember(cookie, OpenSocket(process, direction, process, is_shared and direction is not None))
+
+    def open_socket(self, cookie: int) -> OpenSocket | None:
+        """What is known of an open socket."""
+        return self._open.get(cookie)
 
     def rows(self, batch: Iterable[bytes], boot_time: float) -> list[SocketEvent]:
         """Rows for these records, in the kernel's order; times are ns since the boot at `boot_time`."""
         rows: list[SocketEvent] = []
         for record in batch:
             try:
-                self._apply(SocketRecord._make(SOCKET.unpack(record)), boot_time, rows)
+                if len(record) == SOCKET.size:
+                    self._apply(SocketRecord._make(SOCKET.unpack(record)), None, boot_time, rows)
+                else:
+                    counts = COUNTS.unpack(record[SOCKET.size :])
+                    self._apply(SocketRecord._make(SOCKET.unpack_from(record)), counts, boot_time, rows)
             except (ValueError, LookupError, struct.error):
                 self.undecoded += 1
                 log.exception("a socket record cannot be read: %s", record.hex())
@@ -117,7 +129,7 @@ class ConnectionTracker:
                 break
             del self._accepts[socket]
             if not accept.matched:
-                self._change(accept.record, _flow(accept.record), accept.process, boot_time, rows)
+                self._change(accept.record, record_flow(accept.record), accept.process, boot_time, rows)
         return rows
 
     def oldest_pending(self) -> int | None:
@@ -134,11 +146,16 @@ class ConnectionTracker:
                 self._begin(pending, pending.holder, boot_time, rows, stands_in=True)
         return rows
 
-    def _apply(self, record: SocketRecord, boot_time: float, rows: list[SocketEvent]) -> None:
+    def _apply(
+        self, record: SocketRecord, counts: FlowCounts | None, boot_time: float, rows: list[SocketEvent]
+    ) -> None:
         kind = record.kind
-        flow = _flow(record)
+        flow = record_flow(record)
         if kind in _ENDS:
-            self._end(record, flow, boot_time, rows)
+            self._end(record, flow, _traffic(record, counts), boot_time, rows)
+            return
+        if counts is not None:
+            self._pass(record, flow, _traffic(record, counts), boot_time, rows)
             return
         process = self._process(record)
         if kind == RecordKind.PACKET:
@@ -165,7 +182,10 @@ class ConnectionTracker:
         if record.kind == RecordKind.FAILED:
             return
         listener = process if state == "listen" else None if record.protocol == TCP else self._listener(record.cookie)
-        self._remember(record.cookie, _Open(process, direction, listener))
+        opened = OpenSocket(process, direction, listener, began=record.acted)
+        self._remember(record.cookie, opened)
+        if record.protocol != TCP and state == "established":
+            self._remember_flow(record.cookie, _key(record), opened)
 
     def _arrive(
         self, record: SocketRecord, flow: Flow, process: Process | None, boot_time: float, rows: list[SocketEvent]
@@ -244,7 +264,10 @@ class ConnectionTracker:
         if flow.cookie is None:
             return
         listener = None if flow.protocol == TCP else self._listener(flow.cookie)
-        self._remember(flow.cookie, _Open(process, "inbound", listener, stands_in))
+        opened = OpenSocket(process, "inbound", listener, stands_in, pending.at)
+        self._remember(flow.cookie, opened)
+        if flow.protocol != TCP:
+            self._remember_flow(flow.cookie, pending.key, opened)
         if stands_in:
             self._substituted.add(pending.socket, pending.key, [row])
             if len(self._substituted) > SUBSTITUTED_FLOWS_MAX:
@@ -258,8 +281,32 @@ class ConnectionTracker:
             opened = self._open.get(row.cookie) if row.cookie is not None else None
             if row.cookie is not None and opened is not None and opened.stands_in:
                 self._open[row.cookie] = opened._replace(process=process, stands_in=False)
+        flow = self._datagrams.get(socket, key)
+        if flow is not None and flow.stands_in:
+            self._datagrams.add(socket, key, flow._replace(process=process, stands_in=False))
 
-    def _end(self, record: SocketRecord, flow: Flow, boot_time: float, rows: list[SocketEvent]) -> None:
+    def _pass(
+        self, record: SocketRecord, flow: Flow, traffic: Traffic, boot_time: float, rows: list[SocketEvent]
+    ) -> None:
+        """A datagram flow goes on, or is over because it was idle."""
+        is_over = record.kind == RecordKind.EXPIRED
+        find = self._datagrams.pop if is_over else self._datagrams.get
+        opened = find(*_identity(record)) or self._open.get(record.cookie, _NOT_KNOWN)
+        rows.append(
+            socket_event(
+                flow,
+                "expired" if is_over else "active",
+                "outbound" if record.outbound else "inbound",
+                opened.process,
+                time=boot_time + record.time / 1e9,
+                stands_in=opened.stands_in,
+                traffic=traffic,
+            )
+        )
+
+    def _end(
+        self, record: SocketRecord, flow: Flow, traffic: Traffic, boot_time: float, rows: list[SocketEvent]
+    ) -> None:
         cookie = record.cookie
         for pending in () if record.outbound and record.protocol == TCP else self._pending_of(record):
             holder = None if _is_gone(pending.holder, pending.at) else pending.holder
@@ -267,8 +314,10 @@ class ConnectionTracker:
         if cookie not in self._open and record.kind == RecordKind.CLOSED and not record.outbound:
             self._begin_accepted(record, boot_time, rows)
         opened = self._open.pop(cookie, _NOT_KNOWN)
+        if record.protocol != TCP and record.kind == RecordKind.CLOSED:
+            self._datagrams.pop(*_identity(record))
         if record.flags & _FLOW_ENDED and opened.listener is not None:
-            self._open[cookie] = _Open(None, None, opened.listener)
+            self._open[cookie] = OpenSocket(None, None, opened.listener)
         if record.kind == RecordKind.UNLISTEN:
             process, direction, stands_in = opened.listener or opened.process, None, False
         else:
@@ -279,7 +328,7 @@ class ConnectionTracker:
         if direction is None and process is not None and record.kind != RecordKind.UNLISTEN:
             direction = "outbound" if record.outbound else "inbound"
         when = boot_time + record.time / 1e9
-        row = socket_event(flow, "closed", direction, process, time=when, stands_in=stands_in)
+        row = socket_event(flow, "closed", direction, process, time=when, stands_in=stands_in, traffic=traffic)
         rows.append(row)
         if stands_in:
             substituted = self._substituted.get(*_identity(record))
@@ -293,7 +342,7 @@ class ConnectionTracker:
             return
         del self._accepts[ended.socket]
         record = accept.record._replace(cookie=ended.cookie)
-        self._change(record, _flow(record), accept.process, boot_time, rows)
+        self._change(record, record_flow(record), accept.process, boot_time, rows)
 
     def _pending_of(self, record: SocketRecord) -> list[PendingFlow]:
         """Remove the pending flows that end with this record."""
@@ -302,10 +351,15 @@ class ConnectionTracker:
         pending = (self._unaccepted if record.protocol == TCP else self._unread).pop(*_identity(record))
         return [] if pending is None else [pending]
 
-    def _remember(self, cookie: int, opened: _Open) -> None:
+    def _remember(self, cookie: int, opened: OpenSocket) -> None:
         self._open[cookie] = opened
         if len(self._open) > REMEMBERED_SOCKETS_MAX:
             del self._open[next(iter(self._open))]
+
+    def _remember_flow(self, cookie: int, key: Hashable, opened: OpenSocket) -> None:
+        self._datagrams.add(cookie, key, opened)
+        if len(self._datagrams) > DATAGRAM_FLOWS_MAX:
+            self._datagrams.pop_oldest()
 
     def _listener(self, cookie: int) -> Process | None:
         """The process that bound an open socket."""
@@ -327,19 +381,7 @@ class ConnectionTracker:
         if record.started == 0:  # open before the programs were attached
             opened = self._open.get(record.cookie)
             return None if opened is None else opened.process or opened.listener
-        ticks = start_ticks(record.started)
-        process = self._cache.find(record.pid, record.acted, ticks)
-        if process is not None and self._cache.doubts(process, records.comm(record.name)):
-            process = self._cache.read(record.pid)
-            if process is not None and process.start_ticks == ticks:
-                process.since = record.acted
-                self._cache.exec(process)
-            else:
-                process = None
-        if process is None:
-            return _unknown_process(record, ticks)
-        process.uid, process.gid = record.uid, record.gid
-        return process
+        return process_of_record(self._cache, record)
 
 
 # As plain numbers, whose bits are tested several times as fast.
@@ -348,7 +390,7 @@ _UNREAD: Final = SocketFlags.UNREAD.value
 _ANY_FLOW: Final = SocketFlags.ANY_FLOW.value
 _SHARED: Final = SocketFlags.SHARED.value
 _FLOW_ENDED: Final = SocketFlags.FLOW_ENDED.value
-_CUT: Final = SocketFlags.CUT.value
+_COUNTED: Final = SocketFlags.COUNTED.value
 
 _ENDS: Final = frozenset({RecordKind.CLOSED, RecordKind.UNLISTEN})
 _MEANING: Final[dict[int, tuple[SocketState, Direction | None]]] = {
@@ -385,35 +427,12 @@ def _is_accept_of(accepted: SocketRecord, arrived: SocketRecord) -> bool:
     return _key(accepted) == _key(arrived) and accepted.local == arrived.local
 
 
-def _flow(record: SocketRecord) -> Flow:
-    local, remote = record.local, record.remote
-    if record.flags & _CUT:
-        return Flow(None, local, None, remote, None, record.cookie or None, record.netns or None)
-    if record.family == 4:
-        local, remote = local[:4], remote[:4]
-    else:
-        local, remote = on_the_wire(local, remote)
-    return Flow(
-        record.protocol,
-        local,
-        record.local_port,
-        remote,
-        record.remote_port,
-        record.cookie or None,
-        record.netns or None,
-        record.token or None,
-    )
-
-
-def _unknown_process(record: SocketRecord, ticks: int) -> Process:
-    """A process that is known only from the socket record."""
-    return Process(
-        pid=record.pid,
-        start_ticks=ticks,
-        since=record.started,
-        started=record.started,
-        entity_id=entity_id(boot_id(), record.pid, ticks),
-        name=records.comm(record.name),
-        uid=record.uid,
-        gid=record.gid,
-    )
+def _traffic(record: SocketRecord, counts: FlowCounts | None) -> Traffic:
+    if counts is None:
+        return NO_TRAFFIC
+    began, sent, received, packets_sent, packets_received, dropped = counts
+    drops = None if record.protocol == TCP or record.kind != RecordKind.CLOSED else dropped
+    if not record.flags & _COUNTED:
+        return None, None, None, None, None, drops
+    duration = (record.time - began) / 1e9 if began else None
+    return duration, sent, received, packets_sent, packets_received, drops

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
+import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from zeek_agent.bpf.probe import why_no_tracepoints, why_not
-from zeek_agent.host.linux.boot_clock import boot_time
+from zeek_agent.host.linux.boot_clock import boot_time, time_since_boot
 from zeek_agent.host.linux.host_sockets import sockets_by_namespace
 from zeek_agent.host.linux.internet_sockets import TCP, UDP, UDPLITE, TcpState
 from zeek_agent.host.linux.procfs import Procfs, socket_holders
@@ -16,15 +18,21 @@ from zeek_agent.recording.bpf_monitor import BpfMonitor, RecordStream
 from zeek_agent.recording.bpf_objects import attach_sockets
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.sockets.bpf_connections import ConnectionTracker
+from zeek_agent.recording.sockets.long_connections import LongConnections
 from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction, SocketEvent
 from zeek_agent.recording.sockets.socket_owners import SocketOwners, living_owners
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
+    from zeek_agent.recording.dns.remote_names import RemoteNames
     from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 
 log = logging.getLogger(__name__)
+
+_SWEEP_NS: Final = 5_000_000_000
+_SWEEP: Final = struct.Struct("=QQ")
+"""`struct sweep`."""
 
 
 class EbpfSockets(Source):
@@ -33,8 +41,10 @@ class EbpfSockets(Source):
     kind = "sockets"
     backend = "ebpf"
 
-    def __init__(self, monitor: BpfMonitor, settings: SourceSettings) -> None:
+    def __init__(self, monitor: BpfMonitor, settings: SourceSettings, names: RemoteNames | None = None) -> None:
+        """`names` are those that processes looked up, for the column `remote_name`."""
         super().__init__()
+        self._names = names
         self._monitor = monitor
         self._settings = settings
         self._is_recording = False
@@ -46,6 +56,8 @@ class EbpfSockets(Source):
         self._tracker = ConnectionTracker(
             monitor.cache, lambda inodes: living_owners(owners, monitor.cache, inodes, fed=True)
         )
+        self._long_connections = LongConnections(self._tracker.open_socket, settings.traffic_interval)
+        self._next_sweep = 0
         self._streams: list[RecordStream] = []
         self._sink: Sink | None = None
         monitor.on_tick.append(self._tick)
@@ -137,19 +149,38 @@ class EbpfSockets(Source):
 
     def _emit(self, events: list[SocketEvent]) -> None:
         events = self._exclusions.without(events)
+        if self._names is not None:
+            events = [_named(event, self._names) for event in events]
         if events and self._sink is not None:
             self._sink(SOCKETS_EVENTS, events)
 
     def _tick(self) -> None:
         if self._sink is None:
             return
-        self._emit(self._tracker.overdue(time.clock_gettime_ns(time.CLOCK_BOOTTIME), boot_time()))
+        now, booted = time_since_boot(), boot_time()
+        self._emit(self._tracker.overdue(now, booted))
+        self._emit(self._long_connections.rows(now, booted))
+        self._sweep(now)
         self._count()
+
+    def _sweep(self, now: int) -> None:
+        """Let the kernel report the datagram flows that are over because they were idle, and those that go on."""
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + _SWEEP_NS
+        for stream in self._streams:
+            if stream.object.name == "udp":
+                stream.object.run("sweep_flows", _SWEEP.pack(now, int(self._settings.traffic_interval * 1e9)))
 
     def _count(self) -> None:
         self.counters.received = sum(stream.received for stream in self._streams)
         self.counters.lost["decode"] = self._tracker.undecoded
         self.counters.lost["overrun"] = sum(sum(stream.lost()) for stream in self._streams)
+
+
+def _named(event: SocketEvent, names: RemoteNames) -> SocketEvent:
+    name = names.find(event.entity_id, event.remote_addr)
+    return event if name is None else replace(event, remote_name=name)
 
 
 def open_sockets(

@@ -17,7 +17,7 @@ SOCKETS_EVENTS: Final = "sockets_events"
 ECHOES: Final = {1: (8, 0), 58: (128, 129)}
 """The "ports" of an echo request by protocol, as in Zeek's conn.log: its type, and the reply's."""
 
-SocketState = Literal["established", "closed", "failed", "listen", "expired"]
+SocketState = Literal["established", "active", "closed", "failed", "listen", "expired"]
 Direction = Literal["outbound", "inbound"]
 
 Ends: TypeAlias = "tuple[int | None, str | None, int | None, str | None, int | None]"
@@ -61,6 +61,13 @@ class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so 
     exe_device: int | None = None
     exe_inode: int | None = None
     exe_mntns: int | None = None
+    duration: float | None = None
+    bytes_sent: int | None = None
+    bytes_received: int | None = None
+    packets_sent: int | None = None
+    packets_received: int | None = None
+    receive_drops: int | None = None
+    remote_name: str | None = None
 
     @property
     def ends(self) -> Ends:
@@ -96,6 +103,11 @@ class Flow(NamedTuple):
     mptcp_token: int | None = None
 
 
+Traffic: TypeAlias = "tuple[float | None, int | None, int | None, int | None, int | None, int | None]"
+"""What a flow carried since it began: the columns `duration`, `bytes_sent`, `bytes_received`, `packets_sent`,
+`packets_received` and `receive_drops`. None means unknown."""
+
+NO_TRAFFIC: Final[Traffic] = (None, None, None, None, None, None)
 _NO_FLOW: Final = Flow(None, None, None, None, None)
 _PROCESS_COLUMNS: Final = (
     *("pid", "process", "uid", "gid", "exe", "cmdline", "argv", "loginuid"),
@@ -126,6 +138,7 @@ def socket_event(
     uid: int | None = None,
     stands_in: bool = False,
     family: str | None = None,
+    traffic: Traffic = NO_TRAFFIC,
 ) -> SocketEvent:
     """The event of a flow at `time` (seconds since the epoch), by `process`; `uid` is used if that is unknown.
 
@@ -133,6 +146,7 @@ def socket_event(
     address is known.
     """
     protocol, local, local_port, remote, remote_port, cookie, netns, mptcp_token = flow
+    duration, bytes_sent, bytes_received, packets_sent, packets_received, receive_drops = traffic
     some = local or remote
     command_line = process.command_line if process else None
     has_peer = remote is not None and (any(remote) or remote_port)
@@ -160,11 +174,22 @@ def socket_event(
         process.parent_entity_id or None if process else None,
         flow_id(flow) if has_peer else None,
         stands_in,
-        argv=command_line.stored_argv if command_line else None,
-        mptcp_token=mptcp_token,
-        exe_device=process.exe_device if process else None,
-        exe_inode=process.exe_inode if process else None,
-        exe_mntns=process.exe_mntns if process else None,
+        None,
+        None,
+        None,
+        None,
+        command_line.stored_argv if command_line else None,
+        mptcp_token,
+        False,
+        process.exe_device if process else None,
+        process.exe_inode if process else None,
+        process.exe_mntns if process else None,
+        duration,
+        bytes_sent,
+        bytes_received,
+        packets_sent,
+        packets_received,
+        receive_drops,
     )
 
 

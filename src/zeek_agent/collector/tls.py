@@ -1,0 +1,115 @@
+"""TLS of a collector that listens: its certificate, the authorities of agents' certificates, and their replacement.
+
+Who may connect is decided here alone: by the signature of a client's certificate. Enrolment, which would bind agent ids
+to keys, belongs between this and `clients.IdHolders`.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from zeek_agent.config import CollectorTlsSettings
+from zeek_agent.errors import UsageError
+
+HANDSHAKE_SECONDS: Final = 10.0
+"""How long a client may take for the TLS handshake."""
+_CRYPTIC: Final = {
+    "KEY_VALUES_MISMATCH": "the key is not that of the certificate",
+    "NO_START_LINE": "it is not in PEM format",
+    "PEM": "it is not a valid PEM file",
+}
+
+
+class ServerTls(ssl.SSLContext):
+    """The TLS context of a listening server. New connections use the certificates that were loaded last."""
+
+    _current: ssl.SSLContext
+
+    def __new__(cls, settings: CollectorTlsSettings) -> ServerTls:
+        made = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+        made._current = load(settings)
+        return made
+
+    def use(self, loaded: ssl.SSLContext) -> None:
+        """Replace the certificates, with a context from `load`. Open connections continue."""
+        self._current = loaded
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        """Called for each new connection."""
+        return self._current.wrap_bio(*arguments, **options)
+
+
+def load(settings: CollectorTlsSettings) -> ssl.SSLContext:
+    """A context with the certificates as they are on disk. Raises UsageError that names the file and the problem."""
+    certificate, key = settings.certificate, settings.key or settings.certificate
+    if certificate is None or key is None:
+        raise UsageError("collector.tls.certificate is not set")
+    for name, file in (("certificate", certificate), ("key", key), ("client_ca", settings.client_ca)):
+        if file is not None:
+            _check_readable(name, file)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    try:
+        context.load_cert_chain(certificate, key, password=_refuse_passphrase)
+    except (OSError, ValueError) as error:
+        with_key = f" with the key in {key}" if key != certificate else ""
+        raise UsageError(
+            f"collector.tls: cannot use the certificate in {certificate}{with_key}: {_why(error)}"
+        ) from None
+    if settings.client_ca is not None:
+        try:
+            context.load_verify_locations(settings.client_ca)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"collector.tls.client_ca: cannot use {settings.client_ca}: {_why(error)}") from None
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def check(settings: CollectorTlsSettings) -> None:
+    """Raises UsageError for settings that do not go together, without opening the files."""
+    if settings.certificate is None:
+        for name in ("key", "client_ca"):
+            if getattr(settings, name) is not None:
+                raise UsageError(f"collector.tls.{name} needs a collector.tls.certificate")
+
+
+def exposed_key(settings: CollectorTlsSettings) -> str | None:
+    """Why others can read the private key, if they can."""
+    file = settings.key or settings.certificate
+    if file is not None and (mode := stat.S_IMODE(Path(file).stat().st_mode)) & stat.S_IROTH:
+        return f"every user can read the private key in {file} (mode {mode:04o}): chmod o-r it"
+    return None
+
+
+def subject(certificate: Mapping[str, Any] | None) -> str | None:
+    """The subject of a peer's certificate, such as `O=Example, CN=agent`, or else its first alternative name."""
+    if not certificate:
+        return None
+    names = [f"{_SHORT.get(name, name)}={value}" for part in certificate.get("subject", ()) for name, value in part]
+    names = names or [f"{kind}:{value}" for kind, value in certificate.get("subjectAltName", ())[:1]]
+    return ", ".join(names) or None
+
+
+_SHORT: Final = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
+
+
+def _check_readable(name: str, file: str) -> None:
+    try:
+        os.close(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise UsageError(f"collector.tls.{name}: cannot read {file}: {error.strerror}") from None
+
+
+def _why(error: Exception) -> str:
+    reason = getattr(error, "reason", None)
+    return _CRYPTIC.get(reason or "", None) or getattr(error, "strerror", None) or str(error)
+
+
+def _refuse_passphrase() -> str:
+    raise ValueError("the key is protected by a passphrase; use one without")

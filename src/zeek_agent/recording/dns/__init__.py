@@ -1,0 +1,1 @@
+"""Name lookups: DNS messages, matching of answers with questions, and the names of addresses."""
