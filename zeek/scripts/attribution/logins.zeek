@@ -2,6 +2,7 @@
 
 @load base/protocols/conn
 @load ../table/logins
+@load ./conn
 @load ./owners
 
 module ZeekAgent;
@@ -17,13 +18,6 @@ export {
 	global connection_login: event(agent_id: string, remote_h: addr,
 	    remote_p: count, user: string, pid: count);
 }
-
-redef record Conn::Info += {
-	## User who logged in over the connection, as with SSH.
-	login_user: string &log &optional;
-	## Process on the responder's host that handles the login. The process of the socket is the one that listens.
-	login_pid: count &log &optional;
-};
 
 type LoginKey: record {
 	hid: string;
