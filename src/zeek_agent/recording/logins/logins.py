@@ -82,7 +82,10 @@ class LogInput:
         self._reader.stop()
 
     def poll(self) -> None:
-        self._reader.drain()
+        try:
+            self._reader.drain()
+        except OSError as error:
+            self._reader.failed(str(error))
 
     @property
     def failure(self) -> str | None:
