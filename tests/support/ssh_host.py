@@ -19,6 +19,7 @@ from waiting import until_sync
 LogKind = Literal["journal", "syslog", "none"]
 USER, UID, PASSWORD = "zalice", 61_234, "correct-horse"
 PORT = 2222
+DIRECTORY = "/run/test"
 JOURNALD = Path("/lib/systemd/systemd-journald")
 
 SETUP = """
@@ -56,6 +57,7 @@ echo 'zalice:correct-horse' | chpasswd
 printf 'Defaults !lecture\\nzalice ALL=(root) /usr/bin/id\\n' > /etc/sudoers.d/test
 chmod 440 /etc/sudoers.d/test
 test "$3" = delays || sed -i 's/pam_unix.so/& nodelay/' /etc/pam.d/common-auth
+mkdir --mode=755 /run/test
 touch /run/ready
 shift 3
 exec "$@"
@@ -92,10 +94,11 @@ PrintMotd no
 class SshHost:
     """The running host. `prefix` before a command runs it in there."""
 
-    def __init__(self, holder: subprocess.Popen[bytes], directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, holder: subprocess.Popen[bytes]) -> None:
         self.root = Path(f"/proc/{holder.pid}/root")
         self.prefix = ("nsenter", f"--target={holder.pid}", "--mount", "--net")
+        self.directory = self.root / "run/test"
+        """Keys and configuration, which are `DIRECTORY` in there, and readable by all users."""
         self._servers: list[subprocess.Popen[bytes]] = []
 
     def run(self, *command: str, input: str | None = None) -> subprocess.CompletedProcess[str]:  # noqa: A002
@@ -112,12 +115,12 @@ class SshHost:
         shutil.copy(self.directory / "key.pub", self.directory / "authorized_keys")
         (self.directory / "authorized_keys").chmod(0o644)
         config = self.directory / "sshd_config"
-        config.write_text(CONFIG.format(port=PORT, directory=self.directory, more=more))
+        config.write_text(CONFIG.format(port=PORT, directory=DIRECTORY, more=more))
         for name, word in (("right", PASSWORD), ("wrong", "nonsense")):
             script = self.directory / name
             script.write_text(f"#!/bin/sh\necho {word}\n")
             script.chmod(0o755)
-        server = subprocess.Popen([*self.prefix, "/usr/sbin/sshd", "-D", "-f", str(config)])
+        server = subprocess.Popen([*self.prefix, "/usr/sbin/sshd", "-D", "-f", f"{DIRECTORY}/sshd_config"])
         self._servers.append(server)
         until_sync((self.directory / "sshd.pid").exists)
 
@@ -142,10 +145,10 @@ class SshHost:
             "NumberOfPasswordPrompts": attempts,
             "PreferredAuthentications": "publickey" if key else "password",
             "IdentitiesOnly": "yes",
-            "IdentityFile": self.directory / key if key else "none",
+            "IdentityFile": f"{DIRECTORY}/{key}" if key else "none",
         }
         arguments = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
-        environment = [f"SSH_ASKPASS={self.directory / (password or 'wrong')}", "SSH_ASKPASS_REQUIRE=force"]
+        environment = [f"SSH_ASKPASS={DIRECTORY}/{password or 'wrong'}", "SSH_ASKPASS_REQUIRE=force"]
         end = ("-p", str(PORT), "-l", user, "127.0.0.1", *(command or ("true",)))
         return ["env", *environment, "ssh", *arguments, *end]
 
@@ -166,10 +169,6 @@ def ssh_host(directory: Path, log: LogKind, *, delays: bool = False) -> Iterator
     directory.mkdir(exist_ok=True)
     scratch = directory / "scratch"
     scratch.mkdir(exist_ok=True)
-    directory.chmod(0o755)
-    for parent in directory.parents[:3]:
-        if parent.owner() == "root" and parent != Path("/tmp"):  # sshd reads keys, and ssh passwords, as other users
-            parent.chmod(parent.stat().st_mode | 0o011)
     start = ["unshare", "--mount", "--net", "sh", "-c", SETUP, "sh", str(scratch), log, "delays" if delays else "-"]
     tried = subprocess.run([*start, "true"], check=False, capture_output=True, text=True)
     if tried.returncode:
@@ -182,7 +181,7 @@ def ssh_host(directory: Path, log: LogKind, *, delays: bool = False) -> Iterator
     ready = {"journal": "run/log/journal/*/system.journal", "syslog": "dev/log", "none": "var/log/btmp"}[log]
     output = subprocess.DEVNULL
     with subprocess.Popen([*start, *daemon], stdout=output, stderr=output) as holder:
-        host = SshHost(holder, directory)
+        host = SshHost(holder)
         try:
             until_sync(lambda: bool(list(host.root.glob(ready))) and (host.root / "run/ready").exists())
             yield host

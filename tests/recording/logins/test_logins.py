@@ -85,7 +85,9 @@ def expect(agent: RunningAgent, wanted: list[Summary]) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("crash", [False, True], ids=["stopped", "killed"])
+@pytest.mark.parametrize(
+    "crash", [pytest.param(False, id="stopped"), pytest.param(True, id="killed", marks=pytest.mark.soak)]
+)
 def test_each_event_is_recorded_once_from_the_journal_and_everything_else_over_a_restart(
     crash: bool, tmp_path: Path
 ) -> None:
@@ -150,6 +152,7 @@ def test_each_event_is_recorded_once_with_the_delays_of_pam(log: Any, backend: s
             expect(agent, wanted)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("log", ["journal", "syslog"])
 def test_a_user_cannot_forge_a_login(log: Any, tmp_path: Path) -> None:
     """What logger(1) can write in the name of sshd is refused, or not verified where the log has no other proof."""
@@ -172,6 +175,7 @@ def test_a_user_cannot_forge_a_login(log: Any, tmp_path: Path) -> None:
             assert "were not from the program that they name" in source["last_error"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("backend", "wanted"),
     [("wtmp", [LOGIN, FAILED, FAILED, UNKNOWN, UNKNOWN]), ("kernel", [LOGIN, LOGOUT])],
@@ -195,6 +199,7 @@ def test_a_source_alone_has_what_it_can_know(backend: str, wanted: list[Summary]
             assert all(row["source"] in {"wtmp", "btmp", "kernel"} for row in found)
 
 
+@pytest.mark.soak
 def test_the_sessions_that_exist_now(tmp_path: Path) -> None:
     directory = tmp_path / "agent"
     directory.mkdir()

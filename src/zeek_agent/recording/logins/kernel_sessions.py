@@ -88,9 +88,9 @@ class KernelSessions:
             other, pid, entity, name = pid, leader.pid, leader.entity_id, leader.name
         elif row is not None and row.ppid not in {None, 0, 1} and _opens_sessions(row.parent_name):
             other, pid, entity, name = pid, row.ppid or 0, row.parent_entity_id, row.parent_name
-        is_certain = leader is not None or other is not None or row is None or row.parent_name is not None
-        if row is not None and not is_certain:
-            other = row.ppid
+        is_certain = leader is not None or other is not None
+        if not is_certain and ppid not in {None, 0, 1}:
+            other = ppid
         action: Action = "login" if (name or "").startswith(_LOGIN_PROGRAMS) else "session_opened"
         statement = Observation(
             at,
