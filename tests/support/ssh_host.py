@@ -5,6 +5,7 @@ Accounts, keys, logs and /dev/log exist only in there, so nothing is left on the
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -17,13 +18,16 @@ import pytest
 from waiting import until_sync
 
 LogKind = Literal["journal", "syslog", "none"]
-USER, UID, PASSWORD = "zalice", 61_234, "correct-horse"
+USER, PASSWORD = "zalice", "correct-horse"
+UID = 61_500 + os.getpid() % 3_000
+"""One for each test run: the kernel shows the sessions of all of them."""
 PORT = 2222
 DIRECTORY = "/run/test"
 JOURNALD = Path("/lib/systemd/systemd-journald")
 
 SETUP = """
 set -e
+uid=$4
 mount --make-rprivate /
 mount -t tmpfs scratch "$1"
 for place in etc home root; do
@@ -51,15 +55,15 @@ install -m 660 /dev/null /var/log/btmp
 test "$2" != syslog || touch /var/log/auth.log
 ip link set lo up
 useradd --system --uid 61235 _zeek-agent || true
-groupadd --gid 61234 zalice
-useradd --create-home --shell /bin/sh --uid 61234 --gid 61234 zalice
+groupadd --gid "$uid" zalice
+useradd --create-home --shell /bin/sh --uid "$uid" --gid "$uid" zalice
 echo 'zalice:correct-horse' | chpasswd
 printf 'Defaults !lecture\\nzalice ALL=(root) /usr/bin/id\\n' > /etc/sudoers.d/test
 chmod 440 /etc/sudoers.d/test
 test "$3" = delays || sed -i 's/pam_unix.so/& nodelay/' /etc/pam.d/common-auth
 mkdir --mode=755 /run/test
 touch /run/ready
-shift 3
+shift 4
 exec "$@"
 """
 SYSLOG_DAEMON = """
@@ -169,7 +173,19 @@ def ssh_host(directory: Path, log: LogKind, *, delays: bool = False) -> Iterator
     directory.mkdir(exist_ok=True)
     scratch = directory / "scratch"
     scratch.mkdir(exist_ok=True)
-    start = ["unshare", "--mount", "--net", "sh", "-c", SETUP, "sh", str(scratch), log, "delays" if delays else "-"]
+    start = [
+        "unshare",
+        "--mount",
+        "--net",
+        "sh",
+        "-c",
+        SETUP,
+        "sh",
+        str(scratch),
+        log,
+        "delays" if delays else "-",
+        str(UID),
+    ]
     tried = subprocess.run([*start, "true"], check=False, capture_output=True, text=True)
     if tried.returncode:
         pytest.skip(f"needs to mount file systems: {tried.stderr.strip()}")
