@@ -54,6 +54,8 @@ class Source(ABC):
     backend: str
     essential: bool = True
     """Whether to warn when no source of the kind works."""
+    retry_seconds: float | None = None
+    """Time after which it is tried again, if no source of its kind works; None: the same for all sources."""
     shortcoming: str | None = None
     """What it misses compared with the best backend of its kind, for `doctor`; see docs/sources.md for details."""
 

@@ -184,7 +184,8 @@ class Supervisor:
                 log.info("%s events: %s cannot be used: %s", recorder.kind, source.backend, reason)
             recorder.reasons[source.backend] = reason
         if recorder.sources:
-            recorder.try_again = time.monotonic() + _RETRY_SECONDS
+            retries = [source.retry_seconds for source in recorder.sources]
+            recorder.try_again = time.monotonic() + min(_RETRY_SECONDS if each is None else each for each in retries)
             if not recorder.warned:
                 recorder.warned = True
                 reasons = "; ".join(f"{backend}: {reason}" for backend, reason in recorder.reasons.items())

@@ -1,6 +1,7 @@
 # Written by `make docs` from src/zeek_agent/collector/default.toml: edit that.
 
 @load ./dns
+@load ./file-events
 @load ./files
 @load ./gaps
 @load ./listening-ports

@@ -10,6 +10,7 @@ CREATE TABLE _text_uses (id INTEGER PRIMARY KEY, refs INTEGER NOT NULL) STRICT;
 CREATE TABLE _texts (id INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL) STRICT;
 CREATE TABLE _usage ("table" TEXT, producer TEXT, minute INTEGER, rows INTEGER NOT NULL, bytes INTEGER NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL, PRIMARY KEY ("table", producer, minute)) STRICT, WITHOUT ROWID;
 CREATE TABLE "dns_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "pid" INTEGER, "process" TEXT, "uid" INTEGER, "query" TEXT, "type" TEXT, "rcode" TEXT, "answers" TEXT, "latency" REAL, "attempts" INTEGER, "truncated" INTEGER, "protocol" INTEGER, "local_addr" TEXT, "local_port" INTEGER, "server_addr" TEXT, "server_port" INTEGER, "via" TEXT, "exe" TEXT, "cmdline" TEXT, "loginuid" INTEGER, "netns" INTEGER, "container_id" TEXT, "entity_id" TEXT, "parent_entity_id" TEXT, "community_id" TEXT, "cookie" INTEGER, "argv" TEXT, "exe_device" INTEGER, "exe_inode" INTEGER, "exe_mntns" INTEGER) STRICT;
+CREATE TABLE "files_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "action" TEXT, "path" TEXT, "old_path" TEXT, "type" TEXT, "count" INTEGER, "pid" INTEGER, "process" TEXT, "uid" INTEGER, "gid" INTEGER, "device" INTEGER, "inode" INTEGER, "size" INTEGER, "permissions" TEXT, "sha256" TEXT, "found" INTEGER, "exe" TEXT, "cmdline" TEXT, "loginuid" INTEGER, "session" INTEGER, "container_id" TEXT, "entity_id" TEXT, "parent_entity_id" TEXT, "argv" TEXT, "exe_device" INTEGER, "exe_inode" INTEGER, "exe_mntns" INTEGER) STRICT;
 CREATE TABLE "logins_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "action" TEXT, "user" TEXT, "uid" INTEGER, "target_user" TEXT, "tty" TEXT, "remote_addr" TEXT, "remote_port" INTEGER, "pid" INTEGER, "process" TEXT, "session" INTEGER, "entity_id" TEXT, "method" TEXT, "command" TEXT, "outcome" TEXT, "reason" TEXT, "source" TEXT, "verified" INTEGER, "cursor" TEXT) STRICT;
 CREATE TABLE "processes_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "name" TEXT, "pid" INTEGER, "ppid" INTEGER, "uid" INTEGER, "gid" INTEGER, "ruid" INTEGER, "rgid" INTEGER, "priority" TEXT, "duration" REAL, "vsize" INTEGER, "rsize" INTEGER, "utime" REAL, "stime" REAL, "state" TEXT, "exe" TEXT, "cmdline" TEXT, "cwd" TEXT, "exit_code" INTEGER, "loginuid" INTEGER, "session" INTEGER, "cgroup" TEXT, "container_id" TEXT, "netns" INTEGER, "entity_id" TEXT, "parent_entity_id" TEXT, "parent_name" TEXT, "parent_exe" TEXT, "argv" TEXT, "exe_device" INTEGER, "exe_inode" INTEGER, "exe_mntns" INTEGER, "found_running" INTEGER) STRICT;
 CREATE TABLE "sockets_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time" REAL, "pid" INTEGER, "process" TEXT, "uid" INTEGER, "gid" INTEGER, "family" TEXT, "protocol" INTEGER, "local_addr" TEXT, "local_port" INTEGER, "remote_addr" TEXT, "remote_port" INTEGER, "state" TEXT, "direction" TEXT, "exe" TEXT, "cmdline" TEXT, "loginuid" INTEGER, "cookie" INTEGER, "netns" INTEGER, "container_id" TEXT, "entity_id" TEXT, "parent_entity_id" TEXT, "community_id" TEXT, "listener_stands_in" INTEGER, "translated_local_addr" TEXT, "translated_local_port" INTEGER, "translated_remote_addr" TEXT, "translated_remote_port" INTEGER, "argv" TEXT, "mptcp_token" INTEGER, "correction" INTEGER, "exe_device" INTEGER, "exe_inode" INTEGER, "exe_mntns" INTEGER, "duration" REAL, "bytes_sent" INTEGER, "bytes_received" INTEGER, "packets_sent" INTEGER, "packets_received" INTEGER, "receive_drops" INTEGER, "remote_name" TEXT) STRICT;
@@ -17,6 +18,9 @@ CREATE TABLE "system_logs_events" (seq INTEGER PRIMARY KEY AUTOINCREMENT, "time"
 INSERT INTO "_accounts" VALUES ('dns_events', 'CASE WHEN loginuid < 4294967295 THEN ''loginuid '' || loginuid WHEN container_id <> '''' THEN ''container '' || substr(container_id, 1, 200) WHEN uid < 65536 THEN ''uid '' || uid WHEN uid >= 65536 THEN ''uids from '' || (uid / 65536 * 65536) ELSE ''unknown'' END
 CAST(ifnull(time, 0) / 60 AS INTEGER)
 108 + ifnull(octet_length("query"), 0) + ifnull(octet_length("type"), 0) + ifnull(octet_length("rcode"), 0) + ifnull(octet_length("answers"), 0) + ifnull(octet_length("server_addr"), 0) + ifnull(octet_length("via"), 0) + CASE WHEN "exe" >= ''􏿿'' THEN CAST(substr("exe", instr("exe", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("exe"), 0) END + CASE WHEN "cmdline" >= ''􏿿'' THEN CAST(substr("cmdline", instr("cmdline", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("cmdline"), 0) END + CASE WHEN "argv" >= ''􏿿'' THEN CAST(substr("argv", instr("argv", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("argv"), 0) END', 0, 0);
+INSERT INTO "_accounts" VALUES ('files_events', 'CASE WHEN loginuid < 4294967295 THEN ''loginuid '' || loginuid WHEN container_id <> '''' THEN ''container '' || substr(container_id, 1, 200) WHEN uid < 65536 THEN ''uid '' || uid WHEN uid >= 65536 THEN ''uids from '' || (uid / 65536 * 65536) ELSE ''unknown'' END
+CAST(ifnull(time, 0) / 60 AS INTEGER)
+96 + ifnull(octet_length("action"), 0) + ifnull(octet_length("path"), 0) + ifnull(octet_length("old_path"), 0) + ifnull(octet_length("type"), 0) + ifnull(octet_length("permissions"), 0) + ifnull(octet_length("sha256"), 0) + CASE WHEN "exe" >= ''􏿿'' THEN CAST(substr("exe", instr("exe", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("exe"), 0) END + CASE WHEN "cmdline" >= ''􏿿'' THEN CAST(substr("cmdline", instr("cmdline", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("cmdline"), 0) END + CASE WHEN "argv" >= ''􏿿'' THEN CAST(substr("argv", instr("argv", '':'') + 1) AS INTEGER) ELSE ifnull(octet_length("argv"), 0) END', 0, 0);
 INSERT INTO "_accounts" VALUES ('logins_events', 'CASE WHEN uid < 65536 THEN ''uid '' || uid WHEN uid >= 65536 THEN ''uids from '' || (uid / 65536 * 65536) ELSE ''unknown'' END
 CAST(ifnull(time, 0) / 60 AS INTEGER)
 60 + ifnull(octet_length("action"), 0) + ifnull(octet_length("user"), 0) + ifnull(octet_length("target_user"), 0) + ifnull(octet_length("tty"), 0) + ifnull(octet_length("method"), 0) + ifnull(octet_length("command"), 0) + ifnull(octet_length("outcome"), 0) + ifnull(octet_length("reason"), 0) + ifnull(octet_length("source"), 0) + ifnull(octet_length("cursor"), 0)', 0, 0);
@@ -60,6 +64,33 @@ INSERT INTO "_columns" VALUES ('dns_events', 'truncated', 'bool');
 INSERT INTO "_columns" VALUES ('dns_events', 'type', 'text');
 INSERT INTO "_columns" VALUES ('dns_events', 'uid', 'count');
 INSERT INTO "_columns" VALUES ('dns_events', 'via', 'text');
+INSERT INTO "_columns" VALUES ('files_events', 'action', 'text');
+INSERT INTO "_columns" VALUES ('files_events', 'argv', 'vector[text]');
+INSERT INTO "_columns" VALUES ('files_events', 'cmdline', 'text');
+INSERT INTO "_columns" VALUES ('files_events', 'container_id', 'text');
+INSERT INTO "_columns" VALUES ('files_events', 'count', 'count');
+INSERT INTO "_columns" VALUES ('files_events', 'device', 'count');
+INSERT INTO "_columns" VALUES ('files_events', 'entity_id', 'text');
+INSERT INTO "_columns" VALUES ('files_events', 'exe', 'text');
+INSERT INTO "_columns" VALUES ('files_events', 'exe_device', 'count');
+INSERT INTO "_columns" VALUES ('files_events', 'exe_inode', 'count');
+INSERT INTO "_columns" VALUES ('files_events', 'exe_mntns', 'count');
+INSERT INTO "_columns" VALUES ('files_events', 'found', 'bool');
+INSERT INTO "_columns" VALUES ('files_events', 'gid', 'count');
+INSERT INTO "_columns" VALUES ('files_events', 'inode', 'count');
+INSERT INTO "_columns" VALUES ('files_events', 'loginuid', 'count');
+INSERT INTO "_columns" VALUES ('files_events', 'old_path', 'text');
+INSERT INTO "_columns" VALUES ('files_events', 'parent_entity_id', 'text');
+INSERT INTO "_columns" VALUES ('files_events', 'path', 'text');
+INSERT INTO "_columns" VALUES ('files_events', 'permissions', 'text');
+INSERT INTO "_columns" VALUES ('files_events', 'pid', 'count');
+INSERT INTO "_columns" VALUES ('files_events', 'process', 'text');
+INSERT INTO "_columns" VALUES ('files_events', 'session', 'count');
+INSERT INTO "_columns" VALUES ('files_events', 'sha256', 'text');
+INSERT INTO "_columns" VALUES ('files_events', 'size', 'count');
+INSERT INTO "_columns" VALUES ('files_events', 'time', 'time');
+INSERT INTO "_columns" VALUES ('files_events', 'type', 'text');
+INSERT INTO "_columns" VALUES ('files_events', 'uid', 'count');
 INSERT INTO "_columns" VALUES ('logins_events', 'action', 'text');
 INSERT INTO "_columns" VALUES ('logins_events', 'command', 'text');
 INSERT INTO "_columns" VALUES ('logins_events', 'cursor', 'text');
@@ -165,7 +196,7 @@ INSERT INTO "_columns" VALUES ('system_logs_events', 'time', 'time');
 INSERT INTO "_columns" VALUES ('system_logs_events', 'uid', 'count');
 INSERT INTO "_columns" VALUES ('system_logs_events', 'unit', 'text');
 INSERT INTO "_delivered" VALUES ('differences', '{}', X'0061207061636B656420736E617073686F74FF', '{}', 1790000000.0, '', '', '[]', '');
-INSERT INTO "_delivered" VALUES ('events of all tables', '{"processes_events": 4, "sockets_events": 4, "dns_events": 4, "logins_events": 4, "system_logs_events": 4}', NULL, '{}', 1790000000.0, '', '', '[]', '');
+INSERT INTO "_delivered" VALUES ('events of all tables', '{"processes_events": 4, "sockets_events": 4, "dns_events": 4, "files_events": 4, "logins_events": 4, "system_logs_events": 4}', NULL, '{}', 1790000000.0, '', '', '[]', '');
 INSERT INTO "_delivered" VALUES ('events with a report of known shape', '{"processes_events": 3}', NULL, '{"processes_events": 5}', 1790000000.0, '', '', '[]', '2 300 100');
 INSERT INTO "_delivered" VALUES ('events with a report under way', '{"processes_events": 3}', NULL, '{"processes_events": 5}', 1790000000.0, '', '', '[]', '');
 INSERT INTO "_delivered" VALUES ('events with recent progress', '{"processes_events": 5}', NULL, '{}', 1790000000.0, 'ws://zeek:1', 'zeek_1', '[[1789999990.0, {"processes_events": 3}], [1789999999.0, {"processes_events": 4}]]', '');
@@ -179,6 +210,18 @@ line', 0, 'Grüße, 世界', NULL, '/usr/bin/true', '["/bin/sh","-c","a b"]', 86
 line', '/usr/bin/true', NULL, '["/usr/bin/true"]', 0, 4294967295, NULL);
 INSERT INTO "dns_events" VALUES (5, 1789999904.0, 9223372036854775807, '/usr/bin/true', 4294967295, NULL, '/usr/bin/true', 'Grüße, 世界', '["/usr/bin/true"]', NULL, 4294967295, 1, 0, NULL, 9223372036854775807, '192.0.2.1', 4294967295, NULL, '/usr/bin/true', 'Grüße, 世界', 9223372036854775807, NULL, 'Grüße, 世界', 'raw , quote '', new
 line', '/usr/bin/true', NULL, 9223372036854775807, '', 4294967295, NULL, 0);
+INSERT INTO "files_events" VALUES (3, 1789999902.0, '/usr/bin/true', NULL, 'raw , quote '', new
+line', '/usr/bin/true', 4294967295, NULL, '/usr/bin/true', 4294967295, 9223372036854775807, NULL, 4294967295, 9223372036854775807, '/usr/bin/true', NULL, 1, '/usr/bin/true', 'Grüße, 世界', NULL, 0, 'Grüße, 世界', 'raw , quote '', new
+line', NULL, '["/bin/sh","-c","a b"]', 9223372036854775807, 0, NULL);
+INSERT INTO "files_events" VALUES (4, 1789999903.0, NULL, 'raw , quote '', new
+line', '/usr/bin/true', 'Grüße, 世界', NULL, 0, 'Grüße, 世界', 9223372036854775807, NULL, 4294967295, 9223372036854775807, 0, NULL, 'raw , quote '', new
+line', 1, 'Grüße, 世界', NULL, 0, 4294967295, 'raw , quote '', new
+line', NULL, 'Grüße, 世界', '["/usr/bin/true"]', 0, NULL, 9223372036854775807);
+INSERT INTO "files_events" VALUES (5, 1789999904.0, 'raw , quote '', new
+line', '/usr/bin/true', 'Grüße, 世界', NULL, 0, 4294967295, 'raw , quote '', new
+line', NULL, 4294967295, 9223372036854775807, 0, NULL, 'raw , quote '', new
+line', '/usr/bin/true', 0, NULL, '/usr/bin/true', 4294967295, 9223372036854775807, NULL, 'Grüße, 世界', 'raw , quote '', new
+line', '', NULL, 9223372036854775807, 0);
 INSERT INTO "logins_events" VALUES (3, 1789999902.0, '/usr/bin/true', NULL, 9223372036854775807, '/usr/bin/true', 'Grüße, 世界', NULL, 0, 4294967295, 'raw , quote '', new
 line', NULL, 'Grüße, 世界', 'raw , quote '', new
 line', '/usr/bin/true', NULL, 'raw , quote '', new
@@ -227,6 +270,7 @@ line', '/usr/bin/true', 'Grüße, 世界', NULL, 0, 4294967295, 'raw , quo
 line', NULL, 'Grüße, 世界', 9223372036854775807, '/usr/bin/true');
 DELETE FROM sqlite_sequence;
 INSERT INTO "sqlite_sequence" VALUES ('dns_events', 5);
+INSERT INTO "sqlite_sequence" VALUES ('files_events', 5);
 INSERT INTO "sqlite_sequence" VALUES ('logins_events', 5);
 INSERT INTO "sqlite_sequence" VALUES ('processes_events', 5);
 INSERT INTO "sqlite_sequence" VALUES ('sockets_events', 5);
