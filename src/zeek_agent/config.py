@@ -301,6 +301,13 @@ class SourceSettings(Section, frozen=True):
             description="maximum size in bytes of new executables whose SHA-256 `files_events` has; 0: no hashes",
         ),
     ] = 67_108_864
+    logins: Annotated[
+        Literal["auto", "combined", "journal", "syslog", "audit", "wtmp", "kernel", "off"],
+        Meta(
+            description="backend for logins; `auto` and `combined` merge what all of them know, any other is one of "
+            "them alone"
+        ),
+    ] = "auto"
     syslog_files: Annotated[
         tuple[str, ...],
         Meta(description="syslog files to follow; default: `syslog` or `messages`, `auth.log` or `secure` in /var/log"),

@@ -30,7 +30,7 @@ settings = msgspec.structs.replace(SourceSettings(), snapshot_interval=0.1, audi
 reason = source.probe()
 rows = []
 if reason is None:
-    source.resume(lambda table: RecordingPosition())
+    source.resume(lambda table, rows=1: RecordingPosition())
     try:
         source.start(lambda table, new: rows.extend(new))
     except OSError as error:

@@ -15,6 +15,7 @@ from zeek_agent.logbook import LogLine
 from zeek_agent.queries.installed import QueryStatus
 from zeek_agent.recording.dns.dns_event import DnsEvent
 from zeek_agent.recording.files.file_event import FileEvent
+from zeek_agent.recording.logins.login_event import LoginEvent
 from zeek_agent.recording.processes.process_event import ProcessEvent
 from zeek_agent.recording.sockets.socket_event import SocketEvent
 from zeek_agent.recording.status import SourceStatus
@@ -29,6 +30,7 @@ RECORDS = {
     "sockets_events": SocketEvent,
     "dns_events": DnsEvent,
     "files_events": FileEvent,
+    "logins_events": LoginEvent,
     "system_logs_events": SystemLogEntry,
     "zeek_agent_sources": SourceStatus,
     "zeek_agent_queries": QueryStatus,

@@ -110,6 +110,12 @@ def _files(shared: SourceContext) -> list[Source]:
     return [FanotifyFiles(shared.monitor, shared.settings, shared.watchers or Activated(), shared.denies)]
 
 
+def _logins(shared: SourceContext) -> list[Source]:
+    from zeek_agent.recording.logins.logins import BACKENDS, Logins
+
+    return [Logins(backend, shared.cache, shared.settings, shared.masker) for backend in BACKENDS]
+
+
 BackendFactory: TypeAlias = Callable[[SourceContext], "list[Source]"]
 """Creates the sources of one kind, in order of preference."""
 
@@ -120,6 +126,7 @@ KINDS: Final[Mapping[str, BackendFactory]] = {
     "sockets": _sockets,
     "system_logs": _system_logs,
     "files": _files,
+    "logins": _logins,
 }
 """The kinds of event, in the order in which their sources are started."""
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from zeek_agent.events.recording_position import RecordingPosition
 
@@ -17,8 +17,10 @@ Sink: TypeAlias = "Callable[[str, Sequence[EventRow]], None]"
 """Accepts rows of the named event table; never blocks, may be called from any thread."""
 
 
-PositionReader: TypeAlias = Callable[[str], RecordingPosition]
-"""The recording position of an event table with a column `cursor`."""
+class PositionReader(Protocol):
+    """The recording position of an event table with a column `cursor`, with the cursors of its last `rows` rows."""
+
+    def __call__(self, table: str, rows: int = 1, /) -> RecordingPosition: ...
 
 
 @dataclass(slots=True)
@@ -106,6 +108,10 @@ class Source(ABC):
 
     def drain(self) -> None:  # noqa: B027
         """Pass on events pending in the kernel, so that a subsequent query sees them."""
+
+    def replaces(self, other: Source) -> str:
+        """Why the other source of its kind is not active while this one is, for `zeek_agent_sources`."""
+        return "a better one is active"
 
     def complete(self, table: str, rows: Sequence[EventRow]) -> Sequence[EventRow]:
         """Add this source's information to rows of another one; never raises, may be called from any thread."""

@@ -147,7 +147,9 @@ class Supervisor:
         counters, active = source.counters, source is recorder.active
         tables = [self._store.counters[table] for table in recorder.tables] if active else []
         stored = [table.lost for table in tables]
-        reason = None if active else recorder.reasons.get(source.backend, "a better one is active")
+        best = recorder.active
+        standby = "a better one is active" if best is None else best.replaces(source)
+        reason = None if active else recorder.reasons.get(source.backend, standby)
         return SourceStatus(
             source=recorder.kind,
             backend=source.backend,

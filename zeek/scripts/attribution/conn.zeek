@@ -63,6 +63,10 @@ redef record Conn::Info += {
 	resp_host_sent: count &log &optional;
 	## Bytes of payload that it counted as received.
 	resp_host_received: count &log &optional;
+	## User who logged in over the connection, as with SSH.
+	login_user: string &log &optional;
+	## Process on the responder's host that handles the login. The process of the socket is the one that listens.
+	login_pid: count &log &optional;
 };
 
 # Whether each of the fields is logged.

@@ -5,6 +5,7 @@
 @load ./files
 @load ./gaps
 @load ./listening-ports
+@load ./logins
 @load ./process-events
 @load ./processes
 @load ./setuid-files
