@@ -465,10 +465,10 @@ class Collector:
         most = max(self._clients, key=lambda client: len(client.agent_ids))
         if most is newcomer or len(most.agent_ids) <= len(newcomer.agent_ids):
             return
-        self._intake.refuse(f"closed the connection to {most.peer}: {len(most.agent_ids):,} of too many agents")
+        reason = f"too many agents, of which this connection has {len(most.agent_ids):,}"
         for agent_id in self._holders.release(most):
             self._intake.left(agent_id)
-        disconnect(most, "too many agents", CloseCode.TRY_AGAIN_LATER)
+        disconnect(most, reason, CloseCode.TRY_AGAIN_LATER)
         self._intake.make_room()
 
     def _refused_hello(self, client: CollectorClient, agent: KnownAgent, why: str) -> ProtocolError:
