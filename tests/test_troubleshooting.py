@@ -62,8 +62,8 @@ RELAYED: Final = {
     "collector/intake.py: text",  # of a ProtocolError
     "collector/receive_memory.py: self.protocol.close_rcvd",
     "collector/server.py: str(self._logs.last_error)",  # of log_files.py
-    "collector/server.py: exposure",  # of collector/tls.py
     "collector/server.py: self.warning",
+    "collector/tls.py: exposure",
     "collector/zeek_logs.py: f'{place}: {misfit(path, len(columns), list(selected))}'",  # of columns.py
     "containment/worker_process.py: clipped(line.text, LINE_CHARACTERS)",  # log lines of a worker
     "containment/worker_process.py: clipped(message.reason, ERROR_CHARACTERS)",  # of an error in a worker

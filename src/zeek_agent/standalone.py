@@ -95,6 +95,9 @@ class CollectorProgram:
         certificates = None if settings.tls.certificate is None else await asyncio.to_thread(tls.load, settings.tls)
         for warning in loaded.warnings:
             log.warning("%s", warning)
+        if certificates is not None:
+            await asyncio.to_thread(tls.log_doubts, settings.tls)
+            log.info("certificates read again, for new connections")
         self._config, self._origins = changes.config, changes.origins
         if changes.concern("log."):
             logbook.set_level(changes.config.log.level)

@@ -6,6 +6,7 @@ import asyncio
 import struct
 import tracemalloc
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -517,3 +518,39 @@ def test_a_very_long_message_is_not_repaired(monkeypatch: pytest.MonkeyPatch) ->
         protocol.read_message(loose.format("x" * 800))
     with pytest.raises(ProtocolError, match=r"cannot read message of 1,\d\d\d bytes"):
         protocol.read_message(loose.format("x" * 1_000))
+
+
+async def test_made_up_ids_of_ended_connections_do_not_keep_agents_out(tmp_path: Path) -> None:
+    limits = CollectorLimits(agents=4)
+    async with collecting(tmp_path, limits=limits) as collector:
+        async with agent_of(collector, "HOld") as old:
+            await old.join()
+            for number in range(8):
+                async with agent_of(collector, f"HMade{number}") as made_up:
+                    await made_up.join()
+                await until(lambda number=number: collector.stats.connected == {"HOld"})
+            async with agent_of(collector, "HNew") as agent:
+                await agent.join()
+                assert collector.stats.connected == {"HOld", "HNew"}
+        assert len(collector.stats.agents) == 4
+    states = Counter(line["type_"] for line in read(tmp_path, "zeek-agent") if line["hid"].startswith("HMade"))
+    assert states == {"join": 8, "offline": 6}
+
+
+async def test_a_connection_that_makes_up_ids_does_not_keep_agents_out(tmp_path: Path) -> None:
+    limits = CollectorLimits(agents=4)
+    async with collecting(tmp_path, limits=limits) as collector, agent_of(collector, "HOld") as old:
+        await old.join()
+        async with agent_of(collector, "HFlood0") as flood:
+            await flood.join()
+            for number in range(1, 3):
+                flood.id = f"HFlood{number}"
+                await flood.hello()
+            await until(lambda: len(collector.stats.agents) == 4)
+            async with agent_of(collector, "HNew") as agent:
+                await agent.join()
+                await until(lambda: collector.stats.connected == {"HOld", "HNew"})
+                await flood.connection.wait_closed()
+        assert flood.connection.close_code == 1013
+    [line] = read(tmp_path, "reporter")
+    assert line["message"].endswith(": 1013 too many agents, of which this connection has 3")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 import stat
 import time
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from zeek_agent.collector.agents import KnownAgent
 from zeek_agent.collector.hosts import Host, Hosts, Peer
 from zeek_agent.collector.hosts_file import HostsError, HostsFile
 from zeek_agent.queries.subscriptions import Change
+from zeek_agent.terminal import host_list
 from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.protocol import Context
 
@@ -307,7 +310,7 @@ def test_a_line_that_was_not_completed_costs_only_itself(tmp_path: Path) -> None
     file.append([host("HOne", rows=5), host("HTwo")], 4)
     path = tmp_path / hosts_file.NAME
     whole = path.read_bytes()
-    for length in range(len(whole)):
+    for length in range(whole.index(b"\n") + 1, len(whole)):
         path.write_bytes(whole[:length])
         content = hosts_file.read(tmp_path)
         complete = whole[:length].count(b"\n")
@@ -347,8 +350,56 @@ async def test_a_collector_runs_without_the_hosts_of_a_newer_version(tmp_path: P
 def test_the_file_is_not_read_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes(b'{"format":1}\n')
     (tmp_path / hosts_file.NAME).symlink_to("elsewhere")
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(HostsError, match=r"hosts\.jsonl was not written by a collector: move it away"):
         hosts_file.read(tmp_path)
+
+
+def a_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
+FOREIGN: list[Callable[[Path], object]] = [
+    lambda path: path.write_bytes(b'{"name": "db-1"}\n'),
+    lambda path: path.write_bytes(b"# my hosts\ndb-1\n"),
+    lambda path: path.write_bytes(b'{"host":{"id":"HOne"}}'),
+    lambda path: path.write_bytes(os.urandom(100_000)),
+    lambda path: path.symlink_to("/etc/passwd"),
+    os.mkfifo,
+    a_directory,
+    a_socket,
+]
+
+
+@pytest.mark.parametrize("make", FOREIGN)
+def test_a_file_of_somebody_else_is_named_and_left_alone(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / hosts_file.NAME)
+    for use in (HostsFile(tmp_path).load, lambda: host_list.read(tmp_path)):
+        with pytest.raises(HostsError) as refused:
+            use()
+        assert str(refused.value) == f"{tmp_path / hosts_file.NAME} was not written by a collector: move it away"
+
+
+async def test_a_collector_does_not_write_over_a_file_of_somebody_else(tmp_path: Path) -> None:
+    (tmp_path / hosts_file.NAME).write_bytes(b"# my hosts\ndb-1\n")
+    async with collecting(tmp_path) as collector, agent_of(collector) as agent:
+        await agent.join()
+        await until(lambda: collector.stats.hosts_errors > 0)
+    assert (tmp_path / hosts_file.NAME).read_bytes() == b"# my hosts\ndb-1\n"
+
+
+def test_a_pipe_that_replaces_the_file_does_not_hold_up_the_collector(tmp_path: Path) -> None:
+    file = HostsFile(tmp_path)
+    file.load()
+    file.replace([host("HOne")], 0)
+    (tmp_path / hosts_file.NAME).unlink()
+    os.mkfifo(tmp_path / hosts_file.NAME)
+    with pytest.raises(OSError, match="No such device"):
+        file.append([host("HOne")], 0)
 
 
 def test_the_file_is_written_again_when_it_has_grown(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ sql = "SELECT name, size FROM things"
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     made = make_certificates(tmp_path_factory.mktemp("certificates"))
     made.make("renewed", "subjectAltName=IP:127.0.0.1", "basicConstraints=critical,CA:FALSE")
+    made.make_expired("expired")
     return made
 
 
@@ -179,7 +180,13 @@ async def test_a_hangup_loads_renewed_certificates_from_the_same_files(tmp_path:
         assert await shown() == "server"
         program.hang_up()
         await asyncio.to_thread(program.wait_for, "configuration reloaded")
+        assert "certificates read again, for new connections" in program.text
+        assert "agents will refuse" not in program.text
         assert await shown() == "renewed"
+        put("expired")
+        program.hang_up()
+        await asyncio.to_thread(program.wait_for, "configuration reloaded", 2)
+        assert f"agents will refuse the certificate in {certificate}: certificate has expired" in program.text
 
 
 async def test_hosts_are_printed_while_a_collector_runs_and_while_none_does(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +19,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 from zeek_agent.collector import hosts_file, tls
+from zeek_agent.collector.bounded_listener import AcceptedSockets
 from zeek_agent.collector.server import Collector, CollectorLimits
 from zeek_agent.config import CollectorSettings, CollectorTlsSettings, TlsSettings
 from zeek_agent.destination import PATH
@@ -127,6 +129,19 @@ async def test_another_certificate_is_another_agent_even_with_the_same_instance(
     assert "with the certificate CN=second-agent" in line["message"]
 
 
+async def test_a_certificate_with_the_same_subject_is_another_one(tmp_path: Path, files: Files) -> None:
+    files.make("twin", "basicConstraints=critical,CA:FALSE", subject="agent")
+    async with (
+        collecting(tmp_path, settings=settings(files)) as collector,
+        secure_agent_of(collector, agents_context(files)) as first,
+        secure_agent_of(collector, agents_context(files, "twin")) as second,
+    ):
+        await first.join()
+        await second.subscribe()
+        await second.hello()
+        assert (await second.error()).code == "agent_id_in_use"
+
+
 async def test_new_certificates_are_used_for_new_connections_and_open_ones_go_on(tmp_path: Path, files: Files) -> None:
     renewed = settings(files, "renewed")
     other = replace(renewed, tls=replace(renewed.tls, client_ca=files.path("other-ca.pem")))
@@ -179,14 +194,49 @@ def test_files_that_cannot_be_used_are_named_with_the_reason(files: Files, tmp_p
     empty.touch()
     assert refusal(missing) == f"collector.tls.certificate: cannot read {missing}: No such file or directory"
     assert refusal(server, missing) == f"collector.tls.key: cannot read {missing}: No such file or directory"
-    assert refusal(server, str(tmp_path)).startswith("collector.tls: cannot use the certificate in ")
+    assert refusal(server, str(tmp_path)) == f"collector.tls.key: cannot use {tmp_path}: it is not a regular file"
+    os.mkfifo(tmp_path / "pipe")
+    for special in ("/dev/zero", str(tmp_path / "pipe")):
+        assert refusal(server, key, special).endswith(f"cannot use {special}: it is not a regular file")
     mismatch = refusal(server, files.path("agent.key"))
     assert mismatch.endswith("the key is not that of the certificate")
     assert files.path("agent.key") in mismatch
     assert str(empty) in refusal(str(empty), key)
-    assert refusal(server).endswith("in PEM format") or server in refusal(server), "no key in the certificate's file"
+    assert refusal(server) == (
+        f"collector.tls: cannot use the certificate in {server}: there is no such certificate and key in PEM format"
+    ), "no key in the certificate's file"
     assert refusal(server, key, missing).startswith("collector.tls.client_ca: cannot read")
     assert refusal(server, key, str(empty)).startswith(f"collector.tls.client_ca: cannot use {empty}: ")
+    assert refusal(server, key, key).endswith(f"cannot use {key}: it contains no certificate in PEM format")
+
+
+def test_certificates_that_agents_refuse_are_reported(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    files.make("for-clients", "extendedKeyUsage=clientAuth")
+    for name in ("expired", "expired-ca"):
+        files.make_expired(name)
+
+    def found(name: str, client_ca: str | None = None) -> list[str]:
+        caplog.clear()
+        tls.log_doubts(CollectorTlsSettings(files.path(f"{name}.pem"), files.path(f"{name}.key"), client_ca))
+        return caplog.messages
+
+    assert found("server", files.ca) == []
+    refused = f"agents will refuse the certificate in {files.directory}"
+    assert found("expired") == [f"{refused}/expired.pem: certificate has expired"]
+    [purpose] = found("for-clients")
+    assert purpose.startswith(f"{refused}/for-clients.pem: ")
+    assert "purpose" in purpose
+    no_ca, old = files.path("agent.pem"), files.path("expired-ca.pem")
+    assert found("server", no_ca) == [f"no certificate in {no_ca} is that of a CA: no agent can connect"]
+    assert found("server", old) == [f"every CA in {old} has expired: no agent can connect"]
+
+
+async def test_a_reported_certificate_does_not_stop_the_collector(
+    tmp_path: Path, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = CollectorTlsSettings(files.path("server.pem"), files.path("server.key"), files.path("agent.pem"))
+    async with collecting(tmp_path, settings=replace(SETTINGS, tls=own)):
+        assert any("is that of a CA: no agent can connect" in message for message in caplog.messages)
 
 
 def test_a_key_with_a_passphrase_is_refused_without_asking_for_it(files: Files) -> None:
@@ -246,3 +296,15 @@ async def test_connections_in_the_handshake_are_limited(tmp_path: Path, files: F
         for _, writer in silent:
             writer.close()
     assert {line["message"] for line in read(tmp_path, "reporter")} == {"more than 4 connections"}
+
+
+def test_the_addresses_of_one_ipv6_host_are_counted_together() -> None:
+    refused: list[str] = []
+    counted = AcceptedSockets(limit=100, per_address=2, refuse=refused.append)
+    assert [counted.admit(f"2001:db8:0:1::{number:x}") for number in range(4)] == [True, True, False, False]
+    assert refused == ["more than 2 connections from 2001:db8:0:1::/64"] * 2
+    assert counted.admit("2001:db8:0:2::1")
+    assert counted.admit("fe80::1%eth0")
+    assert [counted.admit(f"192.0.2.{number}") for number in range(4)] == [True] * 4
+    counted.end("2001:db8:0:1::ffff")
+    assert counted.admit("2001:db8:0:1::7")

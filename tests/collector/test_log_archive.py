@@ -283,6 +283,33 @@ def test_the_owner_of_the_directory_tidies_what_root_opened() -> None:
         directory.close()
 
 
+@pytest.mark.root
+def test_a_log_that_root_left_does_not_keep_the_directorys_owner_from_writing() -> None:
+    """As after a first try of `zeek-agent collector` as root, in the log directory of a service with its own user."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        os.chown(place, NOBODY, NOBODY)
+        (place / "test.log").write_bytes(CONTENT)
+        (place / "test.log").chmod(0o600)
+
+        def child() -> None:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            directory = LogDirectory(place, retention=Retention(0, 0))
+            directory.add("test", FIELDS)
+            directory.start()
+            directory.files["test"].write((1, "a"))
+            directory.flush()
+            assert not directory.failing, directory.last_error
+            directory.close()
+
+        assert exit_code(fork(child)) == 0
+        assert list(parse_log((place / "test.log").read_bytes())) == [(1, "a")]
+        [moved] = [file for file in place.glob("test.*.log*") if file.name != "test.log"]
+        assert content_of(moved) == CONTENT
+
+
 def test_an_original_is_kept_beside_something_that_is_not_its_copy(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -428,3 +455,56 @@ def test_without_a_limit_of_the_operators_a_tenth_of_the_file_system_is_used(tmp
     made = archive(tmp_path, total_bytes=None)
     assert made.stats.limit_bytes == min(max(system.f_blocks * system.f_frsize // 10, 64 << 20), 10 << 30)
     assert archive(tmp_path, total_bytes=0).stats.limit_bytes == 0
+
+
+def test_a_clock_that_is_set_far_ahead_costs_no_logs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock, uptime = Clock(time.time()), Clock(1000.0)
+    made = LogArchive(tmp_path, Retention(30 * DAY, 0), clock=clock, monotonic=uptime)
+    made.open(["test"])
+    rotated(tmp_path)
+    made.maintain()
+    clock.now += 3650 * DAY
+    made.maintain()
+    assert names(tmp_path) == {f"{NAME}.gz"}
+    assert caplog.messages == [
+        "the clock was set forward by 315360000 s: rotated logs are not removed by age for 3600 s"
+    ]
+    clock.now -= 3650 * DAY  # corrected
+    uptime.now += 7200
+    clock.now += 7200
+    made.maintain()
+    assert names(tmp_path) == {f"{NAME}.gz"}
+    clock.now += 31 * DAY
+    made.maintain()
+    assert names(tmp_path) == {f"{NAME}.gz"}
+    uptime.now += 3601
+    clock.now += 3601
+    made.maintain()
+    assert names(tmp_path) == set(), "a clock that stays like that is right"
+
+
+@pytest.mark.parametrize("stuck", [f".{NAME}.gz.part", NAME])
+def test_a_file_that_cannot_be_removed_does_not_stop_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stuck: str
+) -> None:
+    other = "test.2026-01-02-03-04-06.log"
+    rotated(tmp_path)
+    (tmp_path / f"{NAME}.gz").write_bytes(gzip.compress(CONTENT))
+    rotated(tmp_path, f".{NAME}.gz.part")
+    rotated(tmp_path, other)
+    unlink = os.unlink
+
+    def protected(path: str, *, dir_fd: int | None = None) -> None:
+        if path == stuck:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        unlink(path, dir_fd=dir_fd)
+
+    made = archive(tmp_path)
+    monkeypatch.setattr(os, "unlink", protected)
+    made.maintain()
+    made.maintain()
+    assert stuck in names(tmp_path)
+    assert (tmp_path / f"{other}.gz").exists()
+    assert not (tmp_path / other).exists()
+    assert len(caplog.messages) == 1
+    assert stuck in caplog.messages[0]

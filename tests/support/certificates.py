@@ -23,13 +23,18 @@ class Files:
     def openssl(self, *arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=self.directory, check=True, capture_output=True)
 
-    def make(self, name: str, *extensions: str, signer: str | None = "ca") -> None:
+    def make(self, name: str, *extensions: str, signer: str | None = "ca", subject: str | None = None) -> None:
         """A certificate and its key, signed by the authority, or by itself."""
         arguments = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-        arguments += ["-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}"]
+        arguments += ["-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={subject or name}"]
         for extension in extensions:
             arguments += ["-addext", extension]
         self.openssl(*arguments, *(["-CA", f"{signer}.pem", "-CAkey", f"{signer}.key"] if signer else []))
+
+    def make_expired(self, name: str) -> None:
+        """A certificate that has expired, signed by itself; `req` makes none in some versions of openssl."""
+        self.make(name, signer=None)
+        self.openssl("x509", "-in", f"{name}.pem", "-signkey", f"{name}.key", "-days", "-1", "-out", f"{name}.pem")
 
 
 def make_certificates(directory: Path) -> Files:

@@ -35,6 +35,8 @@ LOG_FIELDS: Final = (
     Field("instance", "string"),
     Field("features", "set[string]"),
 )
+REMOVED_SHARE: Final = 100
+"""The part of all agents that is removed at once when there are too many."""
 HELLO_BYTES: Final = 16_384
 """Maximum of a hello; with interfaces in the hundreds it has a few KB."""
 
@@ -57,7 +59,11 @@ class KnownAgent:
     instance: str | None = None
     features: tuple[str, ...] | None = None
     state: AgentState = "join"
+    first_seen: float = 0.0
+    """On the monotonic clock."""
     last_seen: float = 0.0
+    is_away: bool = False
+    """Whether its connection has ended."""
 
     @property
     def name(self) -> str:
@@ -109,17 +115,43 @@ class Agents:
     def hello(self, agent: KnownAgent, now: float) -> KnownAgent:
         """Record a hello as `read_hello` returns it; the agent's state tells its meaning.
 
-        Raises ProtocolError if there are too many agents.
+        Raises ProtocolError if there are too many agents; `make_room` may help.
         """
-        agent = replace(agent, last_seen=now)
+        agent = replace(agent, first_seen=now, last_seen=now)
         known = self._agents.get(agent.id)
-        if known is None and len(self._agents) >= self._limit:
+        if known is None and self.is_full:
             raise ProtocolError(f"the limit of {self._limit} agents is reached")
         if known is not None:
-            agent = replace(agent, state="update" if known.hello_id == agent.hello_id else "reconnect")
+            state: AgentState = "update" if known.hello_id == agent.hello_id else "reconnect"
+            agent = replace(agent, state=state, first_seen=known.first_seen)
         self._agents[agent.id] = agent
         self._expected.pop(agent.id, None)
         return agent
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._agents) >= self._limit
+
+    def lacks_room(self, agent_id: str) -> bool:
+        """Whether there is no room for the hello of an agent."""
+        return self.is_full and agent_id not in self._agents
+
+    def left(self, agent_id: str) -> None:
+        """Record the end of an agent's connection. It stays known until its timeout, if there is room."""
+        if (agent := self._agents.get(agent_id)) is not None:
+            self._agents[agent_id] = replace(agent, is_away=True)
+
+    def make_room(self) -> list[KnownAgent]:
+        """Remove and return agents without a connection, as `offline`: first those known for the shortest time.
+
+        A client that makes up ids thereby pushes out its own. It is a share of them, so that the search is rare.
+        """
+        away = [agent for agent in self._agents.values() if agent.is_away]
+        away.sort(key=lambda agent: (agent.last_seen - agent.first_seen, agent.last_seen))
+        removed = away[: max(1, self._limit // REMOVED_SHARE)]
+        for agent in removed:
+            del self._agents[agent.id]
+        return [replace(agent, state="offline") for agent in removed]
 
     def mark_seen(self, agent_id: str, now: float) -> KnownAgent | None:
         """Update the time of an agent's last message. Returns the agent, if known. Raises ProtocolError if invalid."""

@@ -1,12 +1,14 @@
 """Listening sockets that bound the connections of TLS clients from their first byte, also during the handshake.
 
 A client without a certificate gets no further than the handshake, so the bound per address keeps those of one address
-from taking the places of agents elsewhere.
+from taking the places of agents elsewhere. For IPv6 the bound is for a /64 network, all addresses of which one host
+can use.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import socket
 from collections import Counter
@@ -25,6 +27,7 @@ class AcceptedSockets:
 
     def admit(self, address: str) -> bool:
         """Count a connection that was accepted, unless there are too many."""
+        address = bounded_source(address)
         if self._by_address.total() >= self._limit:
             self._refuse(f"more than {self._limit:,} connections")
             return False
@@ -35,9 +38,18 @@ class AcceptedSockets:
         return True
 
     def end(self, address: str) -> None:
+        address = bounded_source(address)
         self._by_address[address] -= 1
         if not self._by_address[address]:
             del self._by_address[address]
+
+
+def bounded_source(address: str) -> str:
+    """The address, or the /64 network of an IPv6 address."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if parsed.version == 4:
+        return address
+    return str(ipaddress.ip_network((int(parsed), 64), strict=False))
 
 
 class AcceptedSocket(socket.socket):

@@ -8,6 +8,7 @@ host, an agent that was restarted, or somebody who uses its id. Then the first c
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -48,6 +49,17 @@ class CollectorClient:
         named = subject(self.connection.transport.get_extra_info("peercert"))
         return Peer(None if not address or isinstance(address, str) else str(address[0]), named)
 
+    @property
+    def certificate_digest(self) -> bytes | None:
+        """The digest of its certificate, if it has one."""
+        encrypted = self.connection.transport.get_extra_info("ssl_object")
+        certificate = None if encrypted is None else encrypted.getpeercert(binary_form=True)
+        return None if certificate is None else hashlib.sha256(certificate).digest()
+
+    def claim(self, agent: KnownAgent) -> Claim:
+        """Its claim of the agent's id."""
+        return Claim(self, agent.instance, self.origin.certificate, self.certificate_digest)
+
     def subscribes_to(self, topic: str) -> bool:
         """Whether one of its subscriptions is a prefix of the topic."""
         return topic.startswith(self.topics)
@@ -78,10 +90,14 @@ class Claim(NamedTuple):
     client: CollectorClient
     instance: str | None
     certificate: str | None
+    """Its subject, for messages."""
+    certificate_digest: bytes | None = None
+    """Two certificates can have the same subject, as where all hosts have one name in it."""
 
     def is_same_agent(self, other: Claim) -> bool:
         """Whether both are connections of one running agent. One that does not name its instance is never the same."""
-        return self.instance is not None and self[1:] == other[1:]
+        mine, theirs = (self.instance, self.certificate_digest), (other.instance, other.certificate_digest)
+        return self.instance is not None and mine == theirs
 
     def __str__(self) -> str:
         named = f" with the certificate {self.certificate}" if self.certificate else ""
@@ -113,7 +129,7 @@ class IdHolders:
         Raises IdInUseError if another agent's connection holds the id and answers, and ConnectionClosed if the claiming
         connection has ended meanwhile.
         """
-        claim = Claim(client, agent.instance, client.origin.certificate)
+        claim = client.claim(agent)
         while (held := self._by_id.get(agent.id)) is not None and held.client is not client:
             if claim.is_same_agent(held):
                 break
@@ -145,6 +161,6 @@ class IdHolders:
             claim.client.agent_ids.discard(agent_id)
 
 
-def disconnect(client: CollectorClient, reason: str) -> None:
-    """End a connection whose agent has another one."""
-    client.connection.disconnect(CloseCode.GOING_AWAY, reason)
+def disconnect(client: CollectorClient, reason: str, code: CloseCode = CloseCode.GOING_AWAY) -> None:
+    """End a connection, by default one whose agent has another one."""
+    client.connection.disconnect(code, reason)

@@ -7,6 +7,7 @@ no recovery before it can be read, and reading it runs nothing that a compromise
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -31,6 +32,14 @@ LINE_BYTES: Final = 65_536
 """Maximum of a line. A host has a few hundred bytes, at most some thousand."""
 FILE_BYTES: Final = 256 * 1024 * 1024
 """Maximum of a file; anything larger was not written by a collector."""
+
+_APPEND: Final = (
+    os.O_WRONLY
+    | os.O_APPEND
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)  # do not wait for the reader of a pipe: log lines wait for this thread
+    | getattr(os, "O_CLOEXEC", 0)
+)
 
 log = logging.getLogger("zeek_agent.collector")
 
@@ -92,14 +101,16 @@ class HostsFile:
     def append(self, hosts: Iterable[Host], evicted: int) -> None:
         """Add lines: all or nothing."""
         data = b"".join((*map(_line, hosts), _encode(Line(evicted=evicted)) + b"\n"))
-        flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
         try:
-            descriptor = os.open(self._path, flags)
+            descriptor = os.open(self._path, _APPEND)
         except FileNotFoundError:
             self._compact_bytes = -1
             raise
         try:
-            size = os.fstat(descriptor).st_size
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", str(self._path))
+            size = status.st_size
             try:
                 rest = memoryview(data)
                 while rest:
@@ -133,23 +144,49 @@ class HostsFile:
 
 
 def read(directory: Path) -> Content:
-    """The hosts in a log directory; empty if there is no file. Raises OSError, and HostsError for another format."""
+    """The hosts in a log directory; empty if there is no file.
+
+    Raises OSError, and HostsError for another format, or a file that no collector has written.
+    """
     content = Content({})
+    path = directory / NAME
     try:
-        descriptor = ownership.read_log(directory / NAME)
+        descriptor = ownership.read_log(path)
     except FileNotFoundError:
         directory.stat()  # raises if there is no directory, which may come back with its file
         return content
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link, which is not followed, or a socket
+            raise _foreign(path) from None
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_BYTES:
+        os.close(descriptor)
+        raise _foreign(path)
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_BYTES:
-            raise HostsError(f"{directory / NAME} was not written by a collector: move it away")
         while raw := file.readline(LINE_BYTES):
+            if not content.bytes and not _begins_file(raw):
+                raise _foreign(path)
             content.bytes += len(raw)
             content.ends_in_line = not raw.endswith(b"\n")
             if not content.ends_in_line:
                 _add(content, raw, directory)
     return content
+
+
+def _foreign(path: Path) -> HostsError:
+    return HostsError(f"{path} was not written by a collector: move it away")
+
+
+def _begins_file(raw: bytes) -> bool:
+    """Whether this is the first line of a collector's file. Anything else is somebody's file, not to be written over.
+
+    Files are written under another name first, so a collector's first line is always complete.
+    """
+    try:
+        return _decode(raw).format is not None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
 
 
 def _add(content: Content, raw: bytes, directory: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -168,6 +168,7 @@ class Intake:
 
     def left(self, agent_id: str) -> None:
         """Record the end of an agent's connection."""
+        self.agents.left(agent_id)
         self.hosts.enter(agent_id, "away", self._clock())
 
     def conflict(self, agent_id: str, text: str, level: Level = "WARNING") -> None:
@@ -202,9 +203,16 @@ class Intake:
             for host in self.hosts.restore(stored.values(), evicted)
         )
 
+    def make_room(self) -> None:
+        """Remove agents that are away, before there are too many."""
+        self._offline(self.agents.make_room())
+
     def expire(self) -> None:
         """Log agents that have timed out."""
-        for agent in self.agents.expired(self._monotonic()):
+        self._offline(self.agents.expired(self._monotonic()))
+
+    def _offline(self, gone: Iterable[KnownAgent]) -> None:
+        for agent in gone:
             now = self._clock()
             self.hosts.enter(agent.id, "offline", now)
             self._life_cycle_line(agent, now)

@@ -38,6 +38,9 @@ SETTLE_SECONDS: Final = 300.0
 """How long a rotated log stays uncompressed, for log shippers that have not read its end."""
 PASS_SECONDS: Final = 60.0
 """Time between two looks at the directory, and between two reports of what was removed."""
+CLOCK_STEP_SECONDS: Final = 3600.0
+CLOCK_DOUBT_SECONDS: Final = 3600.0
+"""When the clock was set forward by so much, nothing is removed by age for that time, in which it can be corrected."""
 CHUNK_BYTES: Final = 256 * 1024
 PAUSE_FACTOR: Final = 3.0
 """Pause after each chunk, as a multiple of the time that it took: compression takes a quarter of one core at most.
@@ -153,6 +156,9 @@ class LogArchive:
         self._unreported = _Removals()
         self._reported_at = float("-inf")
         self._notices: set[str] = set()
+        self._clock_offset: float | None = None
+        """Of the clock to the monotonic one, at the last pass."""
+        self._trust_clock_after = float("-inf")
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
 
@@ -316,11 +322,27 @@ class LogArchive:
         return min(candidates, key=lambda file: (-sizes[file.log], file.closed, file.name), default=None)
 
     def _remove_old(self, directory: int) -> None:
-        if self._retention.age_seconds <= 0:
+        if self._retention.age_seconds <= 0 or self._is_clock_doubtful():
             return
         oldest = self._clock() - self._retention.age_seconds
         for file in [file for file in self._files.values() if file.closed < oldest and not file.is_stuck]:
             self._remove(directory, file, "age")
+
+    def _is_clock_doubtful(self) -> bool:
+        """Whether the clock was set forward lately: one wrong time must not cost all logs at once."""
+        now = self._monotonic()
+        offset = self._clock() - now
+        if self._clock_offset is not None and offset - self._clock_offset > CLOCK_STEP_SECONDS:
+            self._trust_clock_after = now + CLOCK_DOUBT_SECONDS
+            log.warning(
+                "the clock was set forward by %.0f s: rotated logs are not removed by age for %.0f s",
+                offset - self._clock_offset,
+                CLOCK_DOUBT_SECONDS,
+            )
+        elif self._clock_offset is not None and self._clock_offset - offset > CLOCK_STEP_SECONDS:
+            self._trust_clock_after = now  # set back, as after a mistake
+        self._clock_offset = offset
+        return now < self._trust_clock_after
 
     def _remove(self, directory: int, file: _RotatedLog, cause: RemovalCause) -> None:
         if _own_status(directory, file.name) is None:  # somebody replaced it
@@ -349,7 +371,12 @@ class LogArchive:
         for name in os.listdir(directory):
             match = _PARTIAL.fullmatch(name)
             if match and match[1] in self._logs and _own_status(directory, name):
-                os.unlink(name, dir_fd=directory)
+                try:
+                    os.unlink(name, dir_fd=directory)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:  # such as chattr +a; the other files still have to be tidied
+                    self._warn_once(name, f"cannot remove the incomplete compressed log {name}: {error.strerror}")
 
     def _finish_compressions(self, directory: int) -> None:
         """Remove originals whose compression was complete when the collector was killed."""
@@ -360,16 +387,16 @@ class LogArchive:
                 continue
             try:
                 same = _is_compressed_form(directory, original.name)
+                if same:
+                    with self._lock:
+                        os.unlink(original.name, dir_fd=directory)
+                        self._forget(original.name)
             except FileNotFoundError:  # removed meanwhile
                 continue
             except OSError as error:
                 self._leave(original, error)
                 continue
-            if same:
-                with self._lock:
-                    os.unlink(original.name, dir_fd=directory)
-                    self._forget(original.name)
-            else:
+            if not same:
                 original.is_unreadable = True
                 text = f"{original.name}{SUFFIX} is not the compressed form of {original.name}: left as they are"
                 self._warn_once(original.name, text)

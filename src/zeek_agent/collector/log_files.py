@@ -422,7 +422,10 @@ def _opened_at(file: Path) -> float:
     status = file.lstat()
     if not stat.S_ISREG(status.st_mode):
         return status.st_mtime
-    descriptor = ownership.read_log(file)
+    try:
+        descriptor = ownership.read_log(file)
+    except PermissionError:  # another user's, such as root's; renaming it needs only the directory
+        return status.st_mtime
     with os.fdopen(descriptor, "rb") as content:
         with suppress(PermissionError):  # another user's, which only that user can narrow
             ownership.narrow_log(descriptor)

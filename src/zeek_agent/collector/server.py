@@ -41,7 +41,7 @@ from zeek_agent.collector.pack import Pack, PackQuery
 from zeek_agent.collector.passed_connections import PassedConnections
 from zeek_agent.collector.receive_memory import POOL_BYTES, BoundedConnection, ReceiveMemory, bounded_by
 from zeek_agent.collector.stats import CollectorStats, LogStats
-from zeek_agent.collector.tls import HANDSHAKE_SECONDS, ServerTls, exposed_key
+from zeek_agent.collector.tls import HANDSHAKE_SECONDS, ServerTls, log_doubts
 from zeek_agent.config import CollectorSettings
 from zeek_agent.destination import PATH, parse_listen
 from zeek_agent.errors import UsageError, ZeekAgentError
@@ -155,8 +155,7 @@ class Collector:
         host, port = parse_listen(self._settings.listen)
         if self._settings.tls.certificate is not None:
             self._tls = await asyncio.to_thread(ServerTls, self._settings.tls)
-            if exposure := exposed_key(self._settings.tls):
-                log.warning("%s", exposure)
+            await asyncio.to_thread(log_doubts, self._settings.tls)
         await asyncio.to_thread(self._logs.start)
         await self._records.write()  # reads the hosts of an earlier run
         try:
@@ -444,6 +443,8 @@ class Collector:
             return
         if lost is not None:
             self._end_replaced(agent, lost, client)
+        if self._intake.agents.lacks_room(agent.id):
+            self._make_room(client)
         try:
             known = self._intake.hello(agent, client.origin)
         except ProtocolError as error:
@@ -453,13 +454,30 @@ class Collector:
         if known.state != "update" or lost is not None:
             await self._publish(client, self._opening_frames(known.id))
 
+    def _make_room(self, newcomer: CollectorClient) -> None:
+        """Make room for another agent at the cost of those that are away, or else of the connection with most agents.
+
+        Otherwise a few connections that make up ids would keep all other agents out.
+        """
+        self._intake.make_room()
+        if not self._intake.agents.is_full:
+            return
+        most = max(self._clients, key=lambda client: len(client.agent_ids))
+        if most is newcomer or len(most.agent_ids) <= len(newcomer.agent_ids):
+            return
+        reason = f"too many agents, of which this connection has {len(most.agent_ids):,}"
+        for agent_id in self._holders.release(most):
+            self._intake.left(agent_id)
+        disconnect(most, reason, CloseCode.TRY_AGAIN_LATER)
+        self._intake.make_room()
+
     def _refused_hello(self, client: CollectorClient, agent: KnownAgent, why: str) -> ProtocolError:
         self._intake.refuse(f"message from {client.peer}: hello from {agent.id}: {why}")
         return ProtocolError(why)
 
     async def _turn_away(self, client: CollectorClient, agent: KnownAgent, holder: Claim) -> None:
         """Refuse an agent whose id another one uses, and close its connection unless that has other agents."""
-        second = Claim(client, agent.instance, client.origin.certificate)
+        second = client.claim(agent)
         self._intake.conflict(
             agent.id,
             f"agent {agent.id} is connected twice: {holder} answers, so {second} ({agent.name}) is refused. "
@@ -473,7 +491,7 @@ class Collector:
 
     def _end_replaced(self, agent: KnownAgent, lost: Claim, client: CollectorClient) -> None:
         """End the connection that has lost its agent to another one."""
-        claim = Claim(client, agent.instance, client.origin.certificate)
+        claim = client.claim(agent)
         if claim.is_same_agent(lost) or lost.client.connection.state is not State.OPEN:
             notice = "agent %s has connected again from %s; its connection from %s ends"
             log.info(notice, agent.id, client.peer, lost.client.peer)

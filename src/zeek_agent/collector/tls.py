@@ -6,9 +6,11 @@ to keys, belongs between this and `clients.IdHolders`.
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +24,11 @@ _CRYPTIC: Final = {
     "KEY_VALUES_MISMATCH": "the key is not that of the certificate",
     "NO_START_LINE": "it is not in PEM format",
     "PEM": "it is not a valid PEM file",
+    "NO_CERTIFICATE_OR_CRL_FOUND": "it contains no certificate in PEM format",
 }
+
+
+log = logging.getLogger("zeek_agent.collector")
 
 
 class ServerTls(ssl.SSLContext):
@@ -71,6 +77,42 @@ def load(settings: CollectorTlsSettings) -> ssl.SSLContext:
     return context
 
 
+def log_doubts(settings: CollectorTlsSettings) -> None:
+    """Warn about files that `load` accepts, but with which agents cannot connect, or that others can read."""
+    loaded = load(settings)
+    if exposure := exposed_key(settings):
+        log.warning("%s", exposure)
+    if reason := _refusal_of_server(settings):
+        log.warning("agents will refuse the certificate in %s: %s", settings.certificate, reason)
+    if settings.client_ca is not None:
+        authorities = loaded.get_ca_certs()
+        now = time.time()
+        if not authorities:
+            log.warning("no certificate in %s is that of a CA: no agent can connect", settings.client_ca)
+        elif all(ssl.cert_time_to_seconds(str(authority["notAfter"])) < now for authority in authorities):
+            log.warning("every CA in %s has expired: no agent can connect", settings.client_ca)
+
+
+def _refusal_of_server(settings: CollectorTlsSettings) -> str | None:
+    """Why a client that trusts just this certificate refuses it; OpenSSL judges, in a handshake in memory."""
+    server_context = load(CollectorTlsSettings(settings.certificate, settings.key))
+    client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client_context.check_hostname = False
+    client_context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    client_context.load_verify_locations(settings.certificate)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context.wrap_bio(to_client, to_server)
+    server = server_context.wrap_bio(to_server, to_client, server_side=True)
+    for side in (client, server, client):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as error:
+            return error.verify_message
+    return None
+
+
 def check(settings: CollectorTlsSettings) -> None:
     """Raises UsageError for settings that do not go together, without opening the files."""
     if settings.certificate is None:
@@ -101,13 +143,20 @@ _SHORT: Final = {"commonName": "CN", "organizationName": "O", "organizationalUni
 
 def _check_readable(name: str, file: str) -> None:
     try:
-        os.close(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise UsageError(f"collector.tls.{name}: cannot read {file}: {error.strerror}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # OpenSSL would wait for a pipe, or read a device for ever
+            raise UsageError(f"collector.tls.{name}: cannot use {file}: it is not a regular file")
+    finally:
+        os.close(descriptor)
 
 
 def _why(error: Exception) -> str:
     reason = getattr(error, "reason", None)
+    if reason is None and isinstance(error, ssl.SSLError) and "PEM lib" in str(error):
+        return "there is no such certificate and key in PEM format"
     return _CRYPTIC.get(reason or "", None) or getattr(error, "strerror", None) or str(error)
 
 
