@@ -169,3 +169,40 @@ def test_connections_have_the_name_that_their_process_looked_up(server: tuple[in
             assert row["remote_name"] == "looked-up.example"
             (row,) = recording.expect("sockets_events", pid=other, state=state, remote_port=local)
             assert row["remote_name"] is None
+
+
+def test_a_process_that_inherits_a_connected_socket_has_its_own_lookups(server: tuple[int, int, Recording]) -> None:
+    family, port, recording = server
+    with socket.socket(family, socket.SOCK_DGRAM) as shared:
+        shared.settimeout(10)
+        shared.connect((LOOPBACK[family], port))
+
+        def ask_there(name: str) -> bytes:
+            shared.send(dns.message.make_query(name, "A").to_wire())
+            return shared.recv(1 << 16)
+
+        ask_there("parent.example")
+        child = in_child(lambda: ask_there("child.example"))
+        ask_there("parent-again.example")
+    for name, pid in (("parent.example", os.getpid()), ("child.example", child), ("parent-again.example", os.getpid())):
+        (row,) = recording.expect(TABLE, query=name)
+        assert (row["pid"], row["attempts"]) == (pid, 1)
+
+
+def test_a_program_that_gets_a_connected_socket_by_exec_has_its_lookups(server: tuple[int, int, Recording]) -> None:
+    family, port, recording = server
+    send = "import os, sys; os.write(int(sys.argv[1]), bytes.fromhex(sys.argv[2]))"
+
+    def connect_and_exec() -> bool:
+        client = socket.socket(family, socket.SOCK_DGRAM)
+        client.connect((LOOPBACK[family], port))
+        os.write(client.fileno(), dns.message.make_query("before.example", "A").to_wire())
+        client.set_inheritable(True)
+        query = dns.message.make_query("after.example", "A").to_wire().hex()
+        os.execv("/usr/bin/python3", ["renamed", "-c", send, str(client.fileno()), query])
+
+    pid = in_child(connect_and_exec)
+    (row,) = recording.expect(TABLE, query="after.example")
+    assert (row["pid"], row["cmdline"].split()[0]) == (pid, "renamed")
+    (row,) = recording.expect(TABLE, query="before.example")
+    assert row["cmdline"].split()[0] != "renamed"
