@@ -66,7 +66,7 @@ def test_an_earlier_connection_of_the_same_socket_has_its_own_row(store: EventSt
 
 @pytest.mark.parametrize("within", [0.0, 60.0, 3600.0, 86_400.0])
 @pytest.mark.parametrize("state", ["established", "active"])
-def test_a_datagram_flow_is_open_however_little_time_is_asked_for(
+def test_an_open_datagram_flow_is_shown_whatever_the_interval(
     store: EventStore, state: SocketState, within: float
 ) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as client:

@@ -81,7 +81,7 @@ _CONNECTED: Final = state_mask(
 )
 _DATAGRAM_STATES: Final = state_mask({TcpState.ESTABLISHED, TcpState.CLOSE})
 _OPEN_FLOW_SECONDS: Final = 3600.0
-"""How far back the last row of an open datagram flow is looked for, even if less is asked for: it has one every
+"""How far back the last row of an open datagram flow is sought, even if the query wants less: it has one every
 `sources.traffic_interval`."""
 _MEANWHILE_SECONDS: Final = 1.0
 """A connection that was open, and is recorded as closed so shortly before that or later, is one and the same."""
