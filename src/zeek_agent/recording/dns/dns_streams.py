@@ -11,7 +11,7 @@ _LENGTH_BYTES: Final = 2
 STREAMS_MAX: Final = 1_000
 """Directions of connections that are followed at a time; the one that was idle longest gives way."""
 BYTES_MAX: Final = 4 << 20
-"""What all streams together keep of incomplete messages and of segments that wait; beyond, the idlest streams are dropped."""
+"""What all streams keep of incomplete messages and of segments that wait; beyond, the idlest streams are dropped."""
 WAITING_MAX: Final = 64
 """Segments of one stream that wait for an earlier one."""
 _SEQUENCES: Final = 1 << 32
