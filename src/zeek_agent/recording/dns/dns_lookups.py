@@ -82,9 +82,9 @@ class DnsLookups:
         sequence, length = MESSAGE.unpack_from(raw, SOCKET.size)
         captured = raw[SOCKET.size + MESSAGE.size :]
         if record.protocol == TCP:
-            # not by cookie alone: a socket can connect again
-            ends = record.local_port, record.remote, record.remote_port
-            messages = self._streams.add((record.cookie, record.outbound, *ends), sequence, captured, length)
+            # with the time of connect(2), because a socket can connect again, even between the same ends
+            key = record.cookie, record.outbound, record.acted
+            messages = self._streams.add(key, sequence, captured, length)
         else:
             messages = [StreamMessage(captured, len(captured) < length)]
         for message in messages:
