@@ -80,9 +80,9 @@ RELAYED: Final = {
     "osquery/lookups.py: self.module.requirement",
     "osquery/lookups.py: self.requirement",
     "recording/bpf_objects.py: failure",  # of libbpf.py
+    "recording/files/fanotify_files.py: self.failure",
     "recording/sockets/conntrack.py: failure",
     "recording/sockets/ebpf_sockets.py: '; '.join(missing)",
-    "recording/source.py: reason",
     "recording/supervisor.py: failure",
     "results/result_file.py: str(found)",  # of SQLite
     "standalone.py: warning",  # of config.py

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from zeek_agent.paths import Paths
     from zeek_agent.queries.installed import QueryStatus
     from zeek_agent.recording.bpf_objects import EarlyObjects
+    from zeek_agent.recording.files.file_watcher_link import FileWatchers
     from zeek_agent.recording.status import SourceStatus
     from zeek_agent.schema import Row
     from zeek_agent.table import Table
@@ -73,12 +74,14 @@ async def run_agent(
     early: EarlyObjects | None = None,
     dropped: Dropped | None = None,
     hangup: HangupSignal | None = None,
+    watchers: FileWatchers | None = None,
 ) -> int:
     """Run until SIGTERM or SIGINT. Raises ZeekAgentError if the agent cannot start.
 
     `load` reads and checks the configuration, and does so again for SIGHUP and `zeek-agent reload`. `early` has BPF
     objects that are being attached. `dropped` are the capabilities that were dropped before. `hangup` handles SIGHUP
-    already, so that none before this call ends the program.
+    already, so that none before this call ends the program. `watchers` starts processes that watch files, which need
+    one of these.
     """
     loaded = load()
     config, origins = loaded.config, loaded.origins
@@ -93,7 +96,7 @@ async def run_agent(
         if dropped is not None and dropped.directory is not None:
             kept = " and ".join(agent_capabilities.FOR_OTHERS_DIRECTORIES)
             log.info("kept %s, because %s belongs to another user", kept, dropped.directory)
-        agent = Agent(config, origins, places, who, ring, quiet=quiet, load=load, early=early)
+        agent = Agent(config, origins, places, who, ring, quiet=quiet, load=load, early=early, watchers=watchers)
         with stop_signals() as stopped:
             async with agent:
                 with on_hangup(agent.reload_or_log, hangup):
@@ -117,10 +120,11 @@ class Agent:
         quiet: bool = False,
         load: Callable[[], Loaded] | None = None,
         early: EarlyObjects | None = None,
+        watchers: FileWatchers | None = None,
     ) -> None:
         """`quiet` keeps messages about normal operation off standard error. `load` reads the configuration again.
 
-        `early` is as for `run_agent`.
+        `early` and `watchers` are as for `run_agent`.
         """
         self.id = who.agent
         self.instance = who.instance
@@ -147,6 +151,7 @@ class Agent:
         self._bridge: Bridge | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         access = AccessPolicy(config.access, paths.protected(config, places))
+        self._access = access
         self._masker = access.masker
         """The sources hold it, so it is changed and never replaced."""
         tables = [*builtin_tables(), *plugin_tables()]
@@ -169,7 +174,7 @@ class Agent:
             osquery=self._describe_osquery,
             iterators=lambda: iterators.loaded_iterators() is not None,
         )
-        choose = partial(candidates, early=early)
+        choose = partial(candidates, early=early, watchers=watchers, denies=self._denies)
         self.supervisor = Supervisor(config.sources, self.store, choose=choose, masker=access.masker)
         self._records = self.supervisor
         self.results = ResultStore(places.results, config.limits.state_bytes, clock=self.store.age_clock)
@@ -181,6 +186,10 @@ class Agent:
             formerly={str(EMBEDDED): formerly_embedded(config.collector.listen)},
         )
         self._parts = AsyncExitStack()
+
+    def _denies(self, path: str) -> bool:
+        """Whether the access rules, as they are now, deny a file's hash."""
+        return self._access.denies(path)
 
     async def __aenter__(self) -> Agent:
         try:
@@ -560,6 +569,7 @@ class Agent:
             if protects_others or changes.concern("access.", "limits."):
                 self._masker.adopt(access.masker)
                 access.masker = self._masker
+                self._access = access
                 self.database.reconfigure(TableContext(self, access), config.limits, setup, concerns_rows=concerns_rows)
                 self.results.set_limit(config.limits.state_bytes)
             if changes.concern("events.", "limits."):

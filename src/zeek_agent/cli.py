@@ -202,12 +202,13 @@ def run(
         warnings: list[str] = []
         return *given.load(flags, warnings.append), warnings
 
-    from zeek_agent.containment import agent_capabilities
+    from zeek_agent.containment import agent_capabilities, file_watchers
     from zeek_agent.recording import bpf_objects
     from zeek_agent.signals import HangupSignal
 
     hangup = HangupSignal()
     first = [read()]
+    watchers = file_watchers.launched(first[0][0].sources)
     dropped = agent_capabilities.drop_for(first[0][0])
     early = bpf_objects.EarlyObjects(first[0][0].sources)
     try:
@@ -225,9 +226,11 @@ def run(
                 config_check.check_contents(config)
             return Loaded(config, origins, warnings)
 
-        return asyncio.run(run_agent(load, early, dropped, hangup))
+        return asyncio.run(run_agent(load, early, dropped, hangup, watchers))
     finally:
         early.close()
+        if watchers is not None:
+            watchers.close()
         hangup.ignore()
 
 
@@ -589,6 +592,15 @@ def service_uninstall(*, purge: bool) -> None:
 
     for line in installation.Service().uninstall(purge=purge):
         click.echo(line)
+
+
+@commands.command("files-helper", hidden=True)
+def files_helper() -> None:
+    """Watch files for the connection that is standard input; zeek-agent-files.socket starts it."""
+    from zeek_agent.containment import own_code
+
+    command = own_code.command("zeek_agent.files_helper.__main__")
+    os.execv(command[0], command)
 
 
 def _printer(mode: str) -> Printer:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, cast, 
 import msgspec
 from msgspec import Meta, Struct
 
-from zeek_agent import access_defaults, directories, setting_types
+from zeek_agent import access_defaults, directories, files_defaults, setting_types
 from zeek_agent.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -264,6 +264,50 @@ class SourceSettings(Section, frozen=True):
         tuple[Annotated[int, Meta(ge=1, le=65535)], ...],
         Meta(max_length=63, description="ports of DNS servers besides 53, whose messages `dns_events` shows"),
     ] = ()
+    files: Annotated[
+        Literal["auto", "fanotify", "off"],
+        Meta(description="backend for file events, in the directories of `files_watch`"),
+    ] = "auto"
+    files_watch: Annotated[
+        tuple[Annotated[str, Meta(pattern="^!?/")], ...],
+        Meta(
+            description="directories whose files `files_events` shows, with all directories below them (globs; a "
+            "leading `!` leaves directories out)"
+        ),
+    ] = files_defaults.FILES_WATCH
+    files_filesystems: Annotated[
+        tuple[Annotated[str, Meta(pattern="^/")], ...],
+        Meta(
+            description="mount points of file systems whose files `files_events` shows, all of them; every process "
+            "that changes a file there takes somewhat longer"
+        ),
+    ] = ()
+    files_window: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=3600,
+            description="seconds in which repeated changes of a file by a process are one row of `files_events`",
+        ),
+    ] = 1.0
+    files_directories: Annotated[
+        int, Meta(gt=0, le=200_000, description="maximum number of directories to watch for file events")
+    ] = 20_000
+    files_hash_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 30,
+            description="maximum size in bytes of new executables whose SHA-256 `files_events` has; 0: no hashes",
+        ),
+    ] = 67_108_864
+    logins: Annotated[
+        Literal["auto", "combined", "journal", "syslog", "audit", "wtmp", "kernel", "off"],
+        Meta(
+            description="backend for logins; `auto` and `combined` merge what all of them know, any other is one of "
+            "them alone"
+        ),
+    ] = "auto"
     syslog_files: Annotated[
         tuple[str, ...],
         Meta(description="syslog files to follow; default: `syslog` or `messages`, `auth.log` or `secure` in /var/log"),

@@ -113,6 +113,8 @@ def _title(name: str, section: int) -> str:
 
 def _commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
     for name, command in sorted(group.commands.items()):
+        if command.hidden:
+            continue
         if isinstance(command, click.Group):
             yield from _commands(command, f"{prefix}{name} ")
         else:

@@ -313,6 +313,8 @@ def _printed_forms() -> str:
 def _commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
     """Every command with its path; groups have only their members."""
     for name, command in sorted(group.commands.items()):
+        if command.hidden:
+            continue
         if isinstance(command, click.Group):
             yield from _commands(command, f"{prefix}{name} ")
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -127,6 +126,8 @@ class CollectorProgram:
 
 def _allow_connections() -> None:
     """Raise the soft limit on open files, which is often 1,024, to what all permitted connections and the logs need."""
+    import resource
+
     wanted = 2 * CollectorLimits().connections + FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

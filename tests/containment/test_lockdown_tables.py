@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(MACHINE is None, reason="no seccomp filter for t
 
 ACCOUNT = WorkerAccount(NUMBERS[0], NUMBERS[0]) if ROOT else None
 TABLES = [table for table in builtin_tables() if table.kind == "snapshot"]
-OF_OTHER_PROGRAMS = {"processes", "process_tree", "sockets", "listening_ports", "packet_sockets"}
+OF_OTHER_PROGRAMS = {"processes", "process_tree", "sockets", "connections", "listening_ports", "packet_sockets"}
 """Tables whose rows come and go."""
 CLONE_NEWNET = 0x4000_0000
 

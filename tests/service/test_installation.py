@@ -12,8 +12,9 @@ import pytest
 
 from zeek_agent import config
 from zeek_agent.errors import ZeekAgentError
+from zeek_agent.recording.files import file_watcher_link
 from zeek_agent.service import installation
-from zeek_agent.service.installation import Service
+from zeek_agent.service.installation import FILES_UNITS, Service
 
 NOBODY = 65534
 pytestmark = [
@@ -111,13 +112,28 @@ def test_uninstall_removes_the_unit_and_purge_the_rest(host: Service, program: P
     state = host.root / "var/lib/zeek-agent"
     state.mkdir(parents=True)
     (state / "events.db").touch()
-    assert list(host.uninstall(purge=False)) == [f"removed {host.unit}"]
+    units = [host.unit, *(host.unit.with_name(name) for name in FILES_UNITS)]
+    assert all(unit.exists() for unit in units)
+    assert list(host.uninstall(purge=False)) == [f"removed {unit}" for unit in units]
+    assert not any(unit.exists() for unit in units)
     assert (state / "events.db").exists()
     assert host.configuration.exists()
     assert next(host.uninstall(purge=True)) == f"there is no {host.unit}"
     list(host.uninstall(purge=True))
     assert not state.exists()
     assert not host.configuration.exists()
+
+
+def test_the_units_of_the_process_that_watches_files_run_this_program(host: Service, program: Path) -> None:
+    list(host.install(program, start=False))
+    socket, service = (host.unit.with_name(name) for name in FILES_UNITS)
+    assert f'ExecStart="{program}" files-helper' in service.read_text()
+    assert f"ListenSequentialPacket={file_watcher_link.SOCKET}" in socket.read_text()
+    assert socket.name in host.unit.read_text()
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", socket], capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
 
 
 def test_a_unit_of_somebody_else_is_not_removed(host: Service) -> None:

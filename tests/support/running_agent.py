@@ -34,8 +34,10 @@ QUICK: Mapping[str, object] = {
     "zeek.reconnect_min": 0.2,
     "zeek.reconnect_max": 1.0,
     "collector.rotate_interval": 0,
+    "sources.files": "off",
 }
-"""Settings of every agent here: known by name, back soon, and with all records in one file also at the full hour."""
+"""Settings of every agent here: known by name, back soon, with all records in one file also at the full hour, and
+without marking the thousands of directories that are watched by default."""
 
 PRIVATE_FILES = """
 set -e

@@ -79,8 +79,9 @@ async def test_events_beyond_the_buffers_are_counted_and_the_agent_still_answers
         await until(all_are_there_or_counted, 20, "events are neither there nor counted as lost")
         assert answers > 1
         assert all((await missing()).values())
+        # a gap ends after three seconds without a loss, which other load can delay, and after a minute
         gaps = "SELECT * FROM zeek_agent_gaps WHERE source = 'processes' AND cause = 'overrun'"
-        await until(lambda: agent.ask(gaps), 15, "the time of losses is no gap")
+        await until(lambda: agent.ask(gaps), 75, "the time of losses is no gap")
 
 
 @contextmanager
@@ -174,10 +175,8 @@ async def test_each_backend_can_be_chosen_and_records_a_process_and_its_connecti
     settings = {**QUIET, "sources.processes": processes, "sources.sockets": sockets, **more}
     exe = str(Path(sys.executable).resolve())
     async with running(tmp_path, settings=settings) as agent:
-        assert {kind: row["backend"] for kind, row in counted(agent).items()} == {
-            "processes": processes,
-            "sockets": sockets,
-        }
+        backends = {kind: row["backend"] for kind, row in counted(agent).items()}
+        assert (backends["processes"], backends["sockets"]) == (processes, sockets)
         with (
             socket.create_server(("127.0.0.1", 0)) as server,
             subprocess.Popen(

@@ -14,6 +14,8 @@ from zeek_agent.events.event_file import Gap
 from zeek_agent.logbook import LogLine
 from zeek_agent.queries.installed import QueryStatus
 from zeek_agent.recording.dns.dns_event import DnsEvent
+from zeek_agent.recording.files.file_event import FileEvent
+from zeek_agent.recording.logins.login_event import LoginEvent
 from zeek_agent.recording.processes.process_event import ProcessEvent
 from zeek_agent.recording.sockets.socket_event import SocketEvent
 from zeek_agent.recording.status import SourceStatus
@@ -27,6 +29,8 @@ RECORDS = {
     "processes_events": ProcessEvent,
     "sockets_events": SocketEvent,
     "dns_events": DnsEvent,
+    "files_events": FileEvent,
+    "logins_events": LoginEvent,
     "system_logs_events": SystemLogEntry,
     "zeek_agent_sources": SourceStatus,
     "zeek_agent_queries": QueryStatus,

@@ -25,6 +25,9 @@ from what useradd(8), FreeIPA and sssd assign.
 WORKER_NAME: Final = "zeek-worker"
 """The short name of workers, as in ps(1)."""
 
+WATCHER_NAME: Final = "zeek-files"
+"""The short name of the process that watches files, which has the same user."""
+
 CHECKS: Final = 20
 """How often processes are checked: a worker of another agent has the number for a moment before it is confined."""
 CHECK_PAUSE_SECONDS: Final = 0.1
@@ -148,7 +151,7 @@ def _processes_of(number: int, proc: str) -> Iterator[tuple[int, str]]:
         confined = status.get(b"Seccomp", b"").strip() == b"2" and status.get(b"NoNewPrivs", b"").strip() == b"1"
         if number not in ids or status[b"State"][:1] in b"ZX":
             continue
-        if confined and name == WORKER_NAME:
+        if confined and name in (WORKER_NAME, WATCHER_NAME):
             workers.add(int(entry))
         else:
             found[int(entry)] = name, int(status.get(b"NSpgid", b"0").split()[0]) if confined else 0

@@ -95,6 +95,7 @@ class EncodedResult:
                 after = frame + self._counts[index]
                 yield self._read(self._offsets[index], self._lengths[frame:after], self._rows[index])
                 index, frame = index + 1, after
+            self.check()
             if self._error is not None:
                 raise self._error
             if self._complete:

@@ -12,8 +12,7 @@ import os
 import stat
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from zeek_agent.containment import kernel
 
@@ -50,8 +49,7 @@ _SIGNALS: Final = 1 << 1
 _SCOPE_VERSION: Final = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """Rights over a file, or over a directory and everything below it."""
 
     path: str

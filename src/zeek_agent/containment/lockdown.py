@@ -95,7 +95,7 @@ def lock_down(
         else:
             report.by_design.append("Landlock: it would confine CAP_SYS_PTRACE to the worker itself")
     if filter_code is not None:
-        seccomp.install(filter_code, seccomp.architecture())
+        seccomp.install(filter_code)
         report.filtered = True
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     die_with(parent)

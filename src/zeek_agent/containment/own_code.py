@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-_ROOT: Final = str(Path(__file__).parent.parent.parent)
+ROOT: Final = str(Path(__file__).parent.parent.parent)
+"""The directory that the package is in."""
 _RUN: Final = (
     "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
@@ -18,4 +19,4 @@ def command(module: str, *arguments: str) -> list[str]:
 
     The code is that of this process, also when it was found by PYTHONPATH, which an isolated interpreter ignores.
     """
-    return [sys.executable, "-I", "-c", _RUN, _ROOT, module, *arguments]
+    return [sys.executable, "-I", "-c", _RUN, ROOT, module, *arguments]

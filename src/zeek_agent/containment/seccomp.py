@@ -9,7 +9,6 @@ looks at the lower 32 bits, as the kernel does.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
@@ -17,14 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from zeek_agent.containment import kernel
+from zeek_agent.containment import kernel, seccomp_filter
 from zeek_agent.containment.protections import WorkerClass
+from zeek_agent.containment.seccomp_filter import INSTRUCTION
 from zeek_agent.containment.syscalls import ARCHITECTURES, NEWEST, Architecture
 from zeek_agent.privileges import NO_PRIVILEGES, Privileges
 
-_SET_MODE_FILTER: Final = 1
 _GET_ACTION_AVAIL: Final = 2
-_FLAG_TSYNC: Final = 1
 _KILL_PROCESS: Final = 0x8000_0000
 _ERRNO: Final = 0x0005_0000
 _ALLOW: Final = 0x7FFF_0000
@@ -34,7 +32,6 @@ _AND: Final = 0x54
 _JUMP_EQUAL: Final = 0x15
 _JUMP_AT_LEAST: Final = 0x35
 _RETURN: Final = 0x06
-_INSTRUCTION: Final = struct.Struct("=HBBI")
 _INSTRUCTIONS_MAX: Final = 4096
 
 _NUMBER_AT: Final = 0
@@ -222,6 +219,21 @@ def rules(worker_class: WorkerClass, privileges: Privileges = NO_PRIVILEGES, pid
     return [*special, *(Rule(name, ((),)) for name in named.split()), *always]
 
 
+_OF_FILE_WATCHER: Final = _LOOKUPS + " fanotify_mark open_by_handle_at name_to_handle_at openat2 fstatfs statfs "
+
+
+def file_watcher_rules() -> list[Rule]:
+    """What the process that watches files may call.
+
+    The flags of openat2(2) and open_by_handle_at(2) are left to Landlock, which permits no writing.
+    """
+    read_by_handle = Rule("open_by_handle_at", ((has_none_of(2, _WRITING),),))
+    named = [Rule(name, ((),)) for name in (_BASE + _OF_FILE_WATCHER).split() if name != "open_by_handle_at"]
+    no_clone3 = Rule("clone3", (), errno.ENOSYS)
+    always = [*_MEMORY, *_DESCRIPTORS, _PRCTL, _READ_LIMITS, no_clone3]
+    return [read_by_handle, *_OPENED_TO_READ, _THREADS, *named, *always]
+
+
 class Unavailable(Exception):  # noqa: N818 - a state of the host, not a fault
     """This kernel has no seccomp filters, or there is none for its architecture."""
 
@@ -258,14 +270,14 @@ def compiled(permitted: Iterable[Rule], machine: Architecture) -> list[Instructi
     return code
 
 
-def install(code: Sequence[Instruction], machine: Architecture) -> None:
+def packed(code: Sequence[Instruction]) -> bytes:
+    """A filter as `seccomp_filter.install` needs it."""
+    return b"".join(INSTRUCTION.pack(*instruction) for instruction in code)
+
+
+def install(code: Sequence[Instruction]) -> None:
     """Put all threads of this process under the filter. Requires no_new_privs. Raises OSError."""
-    instructions = b"".join(_INSTRUCTION.pack(*instruction) for instruction in code)
-    buffer = ctypes.create_string_buffer(instructions, len(instructions))
-    program = ctypes.create_string_buffer(struct.pack("@HP", len(code), ctypes.addressof(buffer)))
-    thread = kernel.syscall(machine.seccomp, _SET_MODE_FILTER, _FLAG_TSYNC, program)
-    if thread != 0:
-        raise OSError(errno.EBUSY, f"thread {thread} has another seccomp filter")
+    seccomp_filter.install(packed(code))
 
 
 def require(machine: Architecture) -> None:

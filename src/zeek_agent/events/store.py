@@ -205,23 +205,24 @@ class EventStore:
     def gaps(self) -> list[Gap]:
         return list(self._file.gaps)
 
-    def recording_position(self, table: str) -> RecordingPosition:
+    def recording_position(self, table: str, rows: int = 1) -> RecordingPosition:
         """The recording position of a table with the columns `time` and `cursor`, including queued rows.
 
-        If none of its rows is left, it was recorded until shortly before the last run ended; no event of that time
-        can be recorded twice.
+        It has the cursors of up to that many rows. If none of its rows is left, it was recorded until shortly before
+        the last run ended; no event of that time can be recorded twice.
         """
         self.flush()
         now = self._clock()
         oldest = now - self._settings.retention_age
         try:
-            newest = read_rows(self.uri, f'SELECT cursor, time FROM "{table}" ORDER BY seq DESC LIMIT 1')
+            sql = f'SELECT cursor, time FROM "{table}" ORDER BY seq DESC LIMIT ?'
+            newest = read_rows(self.uri, sql, (rows,))
         except apsw.Error as error:
             log.error("event store: cannot read the recording position of %s: %s", table, error)
             return RecordingPosition()
-        for cursor, time_ in newest:
+        for cursor, time_ in newest[:1]:
             if time_ >= oldest:
-                return RecordingPosition(cursor, min(time_, now))
+                return RecordingPosition(cursor, min(time_, now), [one for one, _ in newest])
         ended = [gap.begin - 2 * _HEARTBEAT_SECONDS for gap in self._file.gaps if gap.source == "agent"]
         return RecordingPosition(until=min(max(*ended, oldest), now)) if ended else RecordingPosition()
 

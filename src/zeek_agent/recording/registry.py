@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from zeek_agent.recording.bpf_monitor import BpfMonitor
     from zeek_agent.recording.bpf_objects import EarlyObjects
     from zeek_agent.recording.dns.remote_names import RemoteNames
+    from zeek_agent.recording.files.file_watcher_link import FileWatchers
     from zeek_agent.recording.source import Source
+
+
+def _denies_nothing(_: str) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class SourceContext:
     cache: ProcessCache
     masker: Masker
     early: EarlyObjects | None = None
+    watchers: FileWatchers | None = None
+    denies: Callable[[str], bool] = _denies_nothing
 
     @cached_property
     def names(self) -> RemoteNames:
@@ -96,6 +103,19 @@ def _system_logs(shared: SourceContext) -> list[Source]:
     return [Journal(shared.settings, masker=shared.masker), Syslog(shared.settings, masker=shared.masker)]
 
 
+def _files(shared: SourceContext) -> list[Source]:
+    from zeek_agent.recording.files.fanotify_files import FanotifyFiles
+    from zeek_agent.recording.files.file_watcher_link import Activated
+
+    return [FanotifyFiles(shared.monitor, shared.settings, shared.watchers or Activated(), shared.denies)]
+
+
+def _logins(shared: SourceContext) -> list[Source]:
+    from zeek_agent.recording.logins.logins import BACKENDS, Logins
+
+    return [Logins(backend, shared.cache, shared.settings, shared.masker) for backend in BACKENDS]
+
+
 BackendFactory: TypeAlias = Callable[[SourceContext], "list[Source]"]
 """Creates the sources of one kind, in order of preference."""
 
@@ -105,23 +125,31 @@ KINDS: Final[Mapping[str, BackendFactory]] = {
     "dns": _dns,
     "sockets": _sockets,
     "system_logs": _system_logs,
+    "files": _files,
+    "logins": _logins,
 }
 """The kinds of event, in the order in which their sources are started."""
 
 
 def candidates(
-    settings: SourceSettings, masker: Masker | None = None, *, early: EarlyObjects | None = None
+    settings: SourceSettings,
+    masker: Masker | None = None,
+    *,
+    early: EarlyObjects | None = None,
+    watchers: FileWatchers | None = None,
+    denies: Callable[[str], bool] = _denies_nothing,
 ) -> dict[str, list[Source]]:
     """Sources by kind, in order of preference; unless the setting is `auto`, only the one that it names.
 
     `masker` masks secrets in command lines before they are stored anywhere. `early` has objects that are attached
-    already.
+    already. `watchers` starts processes that watch files; the default connects to systemd's unit. `denies` says of a
+    path whether access rules deny its contents.
     """
     if not sys.platform.startswith("linux"):
         return {kind: [] for kind in KINDS}
     masker = masker or Masker()
     cache = ProcessCache(settings.process_cache, settings.process_grace, masker=masker)
-    shared = SourceContext(settings, cache, masker, early)
+    shared = SourceContext(settings, cache, masker, early, watchers, denies)
     return {kind: _chosen(backends(shared), getattr(settings, kind)) for kind, backends in KINDS.items()}
 
 

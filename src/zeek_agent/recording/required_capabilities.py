@@ -25,7 +25,16 @@ REQUIRED: Final[Mapping[tuple[str, str], tuple[Capability, ...]]] = {
     ("translations", "conntrack"): (Capability.NET_ADMIN,),
     ("system_logs", "journal"): (),
     ("system_logs", "syslog"): (Capability.DAC_READ_SEARCH,),
+    ("files", "fanotify"): (),
+    ("logins", "combined"): (),
+    ("logins", "journal"): (),
+    ("logins", "syslog"): (Capability.DAC_READ_SEARCH,),
+    ("logins", "audit"): _AUDIT,
+    ("logins", "wtmp"): (),
+    ("logins", "kernel"): (),
 }
 """By kind and backend. CAP_SYS_PTRACE: executables and sockets of other users' processes that the kernel's events do
 not name, such as those that were running before. CAP_DAC_READ_SEARCH: log files that belong to a syslog daemon's user.
-CAP_AUDIT_CONTROL: rules of its own. CAP_NET_ADMIN for the process connector: before Linux 6.6."""
+CAP_AUDIT_CONTROL: rules of its own. CAP_NET_ADMIN for the process connector: before Linux 6.6.
+File events come from a process of its own, which has CAP_SYS_ADMIN. `combined` reads what the other
+backends of its kind read, as far as they can."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from zeek_agent.events.recording_position import RecordingPosition
 
@@ -17,8 +17,10 @@ Sink: TypeAlias = "Callable[[str, Sequence[EventRow]], None]"
 """Accepts rows of the named event table; never blocks, may be called from any thread."""
 
 
-PositionReader: TypeAlias = Callable[[str], RecordingPosition]
-"""The recording position of an event table with a column `cursor`."""
+class PositionReader(Protocol):
+    """The recording position of an event table with a column `cursor`, with the cursors of its last `rows` rows."""
+
+    def __call__(self, table: str, rows: int = 1, /) -> RecordingPosition: ...
 
 
 @dataclass(slots=True)
@@ -52,6 +54,8 @@ class Source(ABC):
     backend: str
     essential: bool = True
     """Whether to warn when no source of the kind works."""
+    retry_seconds: float | None = None
+    """Time after which it is tried again, if no source of its kind works; None: the same for all sources."""
     shortcoming: str | None = None
     """What it misses compared with the best backend of its kind, for `doctor`; see docs/sources.md for details."""
 
@@ -104,6 +108,10 @@ class Source(ABC):
 
     def drain(self) -> None:  # noqa: B027
         """Pass on events pending in the kernel, so that a subsequent query sees them."""
+
+    def replaces(self, other: Source) -> str:
+        """Why the other source of its kind is not active while this one is, for `zeek_agent_sources`."""
+        return "a better one is active"
 
     def complete(self, table: str, rows: Sequence[EventRow]) -> Sequence[EventRow]:
         """Add this source's information to rows of another one; never raises, may be called from any thread."""

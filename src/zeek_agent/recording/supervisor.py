@@ -147,7 +147,9 @@ class Supervisor:
         counters, active = source.counters, source is recorder.active
         tables = [self._store.counters[table] for table in recorder.tables] if active else []
         stored = [table.lost for table in tables]
-        reason = None if active else recorder.reasons.get(source.backend, "a better one is active")
+        best = recorder.active
+        standby = "a better one is active" if best is None else best.replaces(source)
+        reason = None if active else recorder.reasons.get(source.backend, standby)
         return SourceStatus(
             source=recorder.kind,
             backend=source.backend,
@@ -182,7 +184,8 @@ class Supervisor:
                 log.info("%s events: %s cannot be used: %s", recorder.kind, source.backend, reason)
             recorder.reasons[source.backend] = reason
         if recorder.sources:
-            recorder.try_again = time.monotonic() + _RETRY_SECONDS
+            retries = [source.retry_seconds for source in recorder.sources]
+            recorder.try_again = time.monotonic() + min(_RETRY_SECONDS if each is None else each for each in retries)
             if not recorder.warned:
                 recorder.warned = True
                 reasons = "; ".join(f"{backend}: {reason}" for backend, reason in recorder.reasons.items())

@@ -19,6 +19,8 @@ from zeek_agent.errors import ZeekAgentError
 from zeek_agent.service.example import example_configuration
 
 UNIT: Final = "zeek-agent.service"
+FILES_UNITS: Final = ("zeek-agent-files.socket", "zeek-agent-files@.service")
+"""The units of the process that watches files, which the other one wants."""
 ACCOUNT: Final = "_zeek-agent"
 _MARK: Final = (
     "# Written by `zeek-agent service install`, which replaces it; use `systemctl edit zeek-agent` for changes."
@@ -56,8 +58,10 @@ class Service:
                 f"{self.unit} was not written by `zeek-agent service install`: move it away, and put what you have "
                 "changed into `systemctl edit zeek-agent`"
             )
-        _write(self.unit, unit_text(program), 0o644)
-        yield f"wrote {self.unit}"
+        for unit in (UNIT, *FILES_UNITS):
+            path = self.unit.with_name(unit)
+            _write(path, unit_text(program, unit), 0o644)
+            yield f"wrote {path}"
         if not self.configuration.exists():
             _write(self.configuration, example_configuration(), 0o644)
             yield f"wrote {self.configuration}"
@@ -81,10 +85,13 @@ class Service:
         if self.unit.exists():
             if not self._is_ours():
                 raise ZeekAgentError(f"{self.unit} was not written by `zeek-agent service install`: remove it yourself")
+            units = [unit for name in (UNIT, *FILES_UNITS) if (unit := self.unit.with_name(name)).exists()]
             if self._is_booted():
                 _systemctl("disable", "--now", UNIT)
-            self.unit.unlink()
-            yield f"removed {self.unit}"
+                _systemctl("stop", UNIT, *(unit.name for unit in units if unit.suffix == ".socket"))
+            for unit in units:
+                unit.unlink()
+                yield f"removed {unit}"
             if self._is_booted():
                 _systemctl("daemon-reload")
         else:
@@ -120,8 +127,8 @@ class Service:
         return self.root == Path("/") and Path("/run/systemd/system").is_dir()
 
 
-def unit_text(program: Path) -> str:
-    """The unit, with this program. Raises ZeekAgentError if systemd does not execute a program of that name."""
+def unit_text(program: Path, unit: str = UNIT) -> str:
+    """A unit, with this program. Raises ZeekAgentError if systemd does not execute a program of that name."""
     name = str(program)
     if _NOT_EXECUTED.search(name) is not None:
         raise ZeekAgentError(
@@ -129,7 +136,7 @@ def unit_text(program: Path) -> str:
             "install it elsewhere"
         )
     quoted = name.replace("%", "%%")
-    text = resources.files(__package__).joinpath(UNIT).read_text()
+    text = resources.files(__package__).joinpath(unit).read_text()
     return f"{_MARK}\n" + text.replace(_PROGRAM, f'="{quoted}" ')
 
 

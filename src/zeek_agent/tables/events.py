@@ -188,4 +188,54 @@ dns_events = Table(
     kind="events",
 )
 
-TABLES = (processes_events, sockets_events, dns_events)
+files_events = Table(
+    "files_events",
+    "files that processes created, changed, deleted, renamed or executed",
+    description=(
+        "One row for what a process did to a file or directory in the directories of `sources.files_watch`, from the "
+        "event store. The same action of a process on the same path within `sources.files_window`, one second by "
+        "default, is one row, which appears at the end of that time: `time` is that of the first, `count` their "
+        "number. Columns about the file (`type` to `sha256`) are as at that end, and null if it was gone. Rows of a "
+        "process are in the order of their first events; where the kernel merges events, `created` comes before "
+        "`written`, and `deleted` comes last. A file that is renamed over another one replaces it without a row of its "
+        "own. In what overlay file systems (containers) write, paths are those of their layers. See "
+        "[sources](sources.md#file-events)."
+    ),
+    columns=[
+        Column("time", "time", "when it happened"),
+        Column("action", "text", "`created`, `written`, `deleted`, `renamed`, `attributes` or `executed`"),
+        Column("path", "text", "full path; null if it is unknown, or the file was renamed to where nothing is watched"),
+        Column("old_path", "text", "of `renamed`: the path before; null if nothing was watched there"),
+        Column("type", "text", "`file`, `dir`, `link`, `block`, `char`, `fifo` or `socket`"),
+        Column("count", "count", "number of events in this row"),
+        Column("pid", "count", "process that did it"),
+        Column("process", "text", "short name of that process"),
+        Column("uid", "count", "effective user id of that process"),
+        Column("gid", "count", "effective group id of that process"),
+        Column("device", "count", "device number of the file's file system, as makedev(3) encodes it"),
+        Column("inode", "count", "inode number of the file"),
+        Column("size", "count", "size in bytes"),
+        Column("permissions", "text", "permissions, in octal"),
+        Column(
+            "sha256",
+            "text",
+            "SHA-256 of a new or changed executable of up to `sources.files_hash_bytes`; null if access rules deny it",
+        ),
+        Column(
+            "found",
+            "bool",
+            "the event was lost, or happened before the watch began; the change was found by comparing directories, "
+            "so its process is unknown, and `time` is that of the comparison",
+        ),
+        *process_columns("exe", "cmdline", "loginuid", "session", "container_id", "entity_id", "parent_entity_id"),
+        *process_columns("argv"),
+        *process_columns(*EXECUTABLE),
+    ],
+    examples=[
+        "SELECT time, action, path, old_path, process, uid FROM files_events",
+        "SELECT time, path, sha256, exe, cmdline FROM files_events WHERE sha256 IS NOT NULL AND action <> 'attributes'",
+    ],
+    kind="events",
+)
+
+TABLES = (processes_events, sockets_events, dns_events, files_events)

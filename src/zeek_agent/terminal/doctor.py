@@ -245,9 +245,11 @@ def _shortcomings() -> dict[tuple[str, str], str]:
 
 def _sources(settings: SourceSettings) -> Iterator[Check]:
     """The source of each kind of event that will be used, why better ones cannot, and the fallbacks."""
+    from zeek_agent.recording.files.file_watcher_link import Startable
     from zeek_agent.recording.registry import candidates
 
-    for kind, sources in candidates(settings).items():
+    watchers = Startable() if Capability.SYS_ADMIN in capabilities.effective() else None
+    for kind, sources in candidates(settings, watchers=watchers).items():
         essential = any(source.essential for source in sources)
         best: str | None = None
         for number, source in enumerate(sources):

@@ -2,3 +2,4 @@
 @load ./owners
 @load ./conn
 @load ./notice
+@load ./logins

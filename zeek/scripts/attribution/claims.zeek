@@ -140,6 +140,12 @@ redef record connection += {
 	## The claims that these come from.
 	orig_claim: Claim &optional;
 	resp_claim: Claim &optional;
+	## Bytes of payload that the originator's host counted, if it reported the end before this connection was removed.
+	orig_host_sent: count &optional;
+	orig_host_received: count &optional;
+	## The same for the responder's host.
+	resp_host_sent: count &optional;
+	resp_host_received: count &optional;
 };
 
 # Claims without a connection, by local and remote end. Few ends have several claims. How long they are kept is decided when

@@ -6,8 +6,9 @@
 module ZeekAgent;
 
 export {
-	## Fields to log about a process: any of ``hid``, ``pid``, ``process``, ``exe``, ``cmdline``, ``user``, ``container``
-	## and ``entity_id``.
+	## Fields to log about an endpoint: any of ``hid``, ``pid``, ``process``, ``exe``, ``cmdline``, ``user``,
+	## ``container`` and ``entity_id`` of its process, and the bytes that its host counted, ``host_sent`` and
+	## ``host_received``.
 	option conn_fields: set[string] = {
 		"hid",
 		"pid",
@@ -15,7 +16,9 @@ export {
 		"exe",
 		"user",
 		"container",
-		"entity_id"
+		"entity_id",
+		"host_sent",
+		"host_received"
 	};
 }
 
@@ -36,6 +39,10 @@ redef record Conn::Info += {
 	orig_container: string &log &optional;
 	## Unique process id, never reused.
 	orig_entity_id: string &log &optional;
+	## Bytes of payload that the originator's host counted as sent, without retransmissions.
+	orig_host_sent: count &log &optional;
+	## Bytes of payload that it counted as received.
+	orig_host_received: count &log &optional;
 	## Id of the agent on the responder's host.
 	resp_hid: string &log &optional;
 	## Process id of the responder.
@@ -52,6 +59,14 @@ redef record Conn::Info += {
 	resp_container: string &log &optional;
 	## Unique process id, never reused.
 	resp_entity_id: string &log &optional;
+	## Bytes of payload that the responder's host counted as sent, without retransmissions.
+	resp_host_sent: count &log &optional;
+	## Bytes of payload that it counted as received.
+	resp_host_received: count &log &optional;
+	## User who logged in over the connection, as with SSH.
+	login_user: string &log &optional;
+	## Process on the responder's host that handles the login. The process of the socket is the one that listens.
+	login_pid: count &log &optional;
 };
 
 # Whether each of the fields is logged.
@@ -63,9 +78,11 @@ global conn_has_cmdline = F;
 global conn_has_user = F;
 global conn_has_container = F;
 global conn_has_entity_id = F;
+global conn_has_host_sent = F;
+global conn_has_host_received = F;
 
 const known_conn_fields = vector("hid", "pid", "process", "exe", "cmdline",
-    "user", "container", "entity_id");
+    "user", "container", "entity_id", "host_sent", "host_received");
 
 function select_fields(option_: string, fields: set[string]): set[string]
 	{
@@ -86,6 +103,8 @@ function select_fields(option_: string, fields: set[string]): set[string]
 	conn_has_user = "user" in fields;
 	conn_has_container = "container" in fields;
 	conn_has_entity_id = "entity_id" in fields;
+	conn_has_host_sent = "host_sent" in fields;
+	conn_has_host_received = "host_received" in fields;
 	return fields;
 	}
 
@@ -164,6 +183,18 @@ event connection_state_remove(c: connection)
 	if ( c?$orig_process )
 		log_orig(c$conn, c$orig_process);
 
+	if ( conn_has_host_sent && c?$orig_host_sent )
+		c$conn$orig_host_sent = c$orig_host_sent;
+
+	if ( conn_has_host_received && c?$orig_host_received )
+		c$conn$orig_host_received = c$orig_host_received;
+
 	if ( c?$resp_process )
 		log_resp(c$conn, c$resp_process);
+
+	if ( conn_has_host_sent && c?$resp_host_sent )
+		c$conn$resp_host_sent = c$resp_host_sent;
+
+	if ( conn_has_host_received && c?$resp_host_received )
+		c$conn$resp_host_received = c$resp_host_received;
 	}

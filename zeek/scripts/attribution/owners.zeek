@@ -55,6 +55,8 @@ type ClaimRow: record {
 	translated_local_port: count &optional;
 	translated_remote_addr: addr &optional;
 	translated_remote_port: count &optional;
+	bytes_sent: count &optional;
+	bytes_received: count &optional;
 	is_event: bool &default=T;
 };
 
@@ -96,10 +98,13 @@ const flow_events = "SELECT min(CASE WHEN state = 'established' THEN time END) A
     "max(translated_local_addr) AS \"translated_local_addr:address\", " +
     "max(translated_local_port) AS \"translated_local_port:count\", " +
     "max(translated_remote_addr) AS \"translated_remote_addr:address\", " +
-    "max(translated_remote_port) AS \"translated_remote_port:count\" " + "FROM sockets_events WHERE remote_addr IS NOT NULL AND pid IS NOT NULL AND state <> 'active'%s GROUP BY direction, "
+    "max(translated_remote_port) AS \"translated_remote_port:count\"%s " + "FROM sockets_events WHERE remote_addr IS NOT NULL AND pid IS NOT NULL AND state <> 'active'%s GROUP BY direction, "
     + flow_columns + "%s ORDER BY min(seq)";
+# What agents that count bytes tell of a flow that is over, and the table by which they are known.
+const flow_bytes = ", max(bytes_sent) AS \"bytes_sent:count\", max(bytes_received) AS \"bytes_received:count\"";
+const counting_agents = set("connections");
 # Zeek may still have their connections.
-const recent_flows = fmt(flow_events, " AND time > unixepoch() - 120",
+const recent_flows = fmt(flow_events, "", " AND time > unixepoch() - 120",
     " HAVING coalesce(" + flow_end + ", unixepoch()) > unixepoch() - 70");
 
 # How many user names there are of each agent, and the agents of which it was reported that they have too many.
@@ -311,6 +316,26 @@ function is_first(c: connection, began: time): bool
 	    && [id$orig_h, id$orig_p, id$resp_h, id$resp_p] !in recent_ends;
 	}
 
+# Notes how many bytes the host of an endpoint counted, when the flow is over there.
+function note_bytes(c: connection, is_orig: bool, row: ClaimRow)
+	{
+	if ( row?$bytes_sent )
+		{
+		if ( is_orig )
+			c$orig_host_sent = row$bytes_sent;
+		else
+			c$resp_host_sent = row$bytes_sent;
+		}
+
+	if ( row?$bytes_received )
+		{
+		if ( is_orig )
+			c$orig_host_received = row$bytes_received;
+		else
+			c$resp_host_received = row$bytes_received;
+		}
+	}
+
 # Takes a row for the ends that a connection has on the wire, and attributes the connection if it is there. Nearly all rows
 # are the first one about an endpoint of a connection, or the one about its end.
 function take_row(row: ClaimRow, source: ClaimSource, local_h: addr,
@@ -340,7 +365,10 @@ function take_row(row: ClaimRow, source: ClaimSource, local_h: addr,
 		if ( is_of_claim(row, source, known) )
 			{
 			if ( row?$ended )
+				{
 				known$until = row$ended;
+				note_bytes(c, is_orig, row);
+				}
 
 			if ( row?$began && ! known?$since )
 				known$since = row$began;
@@ -361,12 +389,21 @@ function take_row(row: ClaimRow, source: ClaimSource, local_h: addr,
 		{
 		++claims_taken;
 		attribute(c, is_orig, claim_in(row, source));
+
+		if ( row?$ended )
+			note_bytes(c, is_orig, row);
+
 		return;
 		}
 
 	if ( take_waiting(row, source, local_h, local_p, remote_h, remote_p) )
 		{
 		decide(c, is_orig, local_h, local_p, remote_h, remote_p);
+
+		if ( row?$ended
+		    && ( is_orig ? c?$orig_claim && is_of_claim(row, source, c$orig_claim) : c?$resp_claim && is_of_claim(row, source, c$resp_claim) ) )
+			note_bytes(c, is_orig, row);
+
 		return;
 		}
 
@@ -653,10 +690,15 @@ event zeek_init()
 	if ( ! attribute_connections )
 		return;
 
-	follow_options(query(Query($sql_stmt=fmt(flow_events, "", ""),
+	follow_options(query(Query($sql_stmt=fmt(flow_events, flow_bytes, "", ""),
 	    $on_rows=hand_on_flows, $schedule_=claim_interval,
-	    $subscription=Events, $requires_tables=set("sockets_events"))),
-	    "ZeekAgent::claim_interval");
+	    $subscription=Events, $requires_tables=set(
+	    "sockets_events") | counting_agents)), "ZeekAgent::claim_interval");
+
+	follow_options(query(Query($sql_stmt=fmt(flow_events, "", "", ""),
+	    $on_rows=hand_on_flows, $schedule_=claim_interval,
+	    $subscription=Events, $requires_tables=set("sockets_events"),
+	    $if_missing_tables=counting_agents)), "ZeekAgent::claim_interval");
 
 	follow_options(query(Query($sql_stmt="SELECT uid, name FROM users",
 	    $on_rows=hand_on_users, $schedule_=user_interval,

@@ -108,7 +108,7 @@ class AuditSource(Source):
 
     def probe(self) -> str | None:
         try:
-            _subscribed().close()
+            subscribed().close()
             with AuditControl() as control:
                 status = control.status()
                 if self._settings.audit_rules:
@@ -131,7 +131,7 @@ class AuditSource(Source):
         self._lost = self._control.status().lost
         self._checked = time.monotonic()
         self._listener = Listener(
-            _subscribed(),
+            subscribed(),
             self._receive,
             settle=self._settle,
             overrun=self._overrun,
@@ -342,7 +342,7 @@ class AuditSockets(AuditSource):
             self._sink(SOCKETS_EVENTS, rows)
 
 
-def _subscribed() -> socket.socket:
+def subscribed() -> socket.socket:
     """A socket that receives all audit records."""
     channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_AUDIT)
     try:

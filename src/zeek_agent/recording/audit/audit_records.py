@@ -109,10 +109,10 @@ class Assembler:
         return None
 
 
-def parse_record(datagram: bytes) -> AuditRecord | None:
+def parse_record(datagram: bytes, kinds: Collection[int] = _KINDS) -> AuditRecord | None:
     """The record in a netlink message; None for other kinds. Raises ValueError if it is malformed."""
     kind = _HEADER.unpack_from(datagram)[1]
-    if kind not in _KINDS:
+    if kind not in kinds:
         return None
     match = _STAMP.match(datagram, _HEADER.size)
     if match is None:

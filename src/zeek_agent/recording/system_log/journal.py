@@ -64,13 +64,16 @@ class Journal(Source):
         directories: Sequence[Path] = DIRECTORIES,
         machine_id: Path = MACHINE_ID,
         masker: Masker | None = None,
+        *,
+        matches: Sequence[str] = (),
     ) -> None:
-        """`masker` masks secrets in command lines that messages quote."""
+        """`masker` masks secrets in command lines that messages quote. `matches` selects entries as for journalctl."""
         super().__init__()
         self._masker = masker or Masker()
         self._command = command
         self._directories = directories
         self._machine_id = machine_id
+        self._matches = matches
         self._own = str(os.getpid()).encode() if settings.ignore_self else None
         self._cursor: str | None = None
         self._since: float | None = None
@@ -123,7 +126,7 @@ class Journal(Source):
         begin = f"--since=@{self._since:.6f}" if self._cursor is None else f"--cursor={self._cursor}"
         arguments = ("--follow", "--no-tail", "--quiet", "--output=export", f"--output-fields={','.join(_FIELDS)}")
         return subprocess.Popen(
-            [*self._command, *arguments, begin],
+            [*self._command, *arguments, begin, *self._matches],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

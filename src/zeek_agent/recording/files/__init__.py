@@ -1,0 +1,1 @@
+"""File events: created, written, deleted, renamed and executed files, from a helper process that uses fanotify."""

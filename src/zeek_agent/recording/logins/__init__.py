@@ -1,0 +1,1 @@
+"""Login events: who logged in, failed to, changed the user, and logged out."""

@@ -1,0 +1,91 @@
+"""For tests of file events: real sources with a real process that watches, started as by root's `zeek-agent run`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from recording import Event, Recording
+
+from zeek_agent.config import SourceSettings
+from zeek_agent.containment.file_watchers import launched
+from zeek_agent.recording.bpf_monitor import BpfMonitor
+from zeek_agent.recording.files.fanotify_files import FanotifyFiles
+from zeek_agent.recording.files.file_watcher_link import Launcher
+from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
+from zeek_agent.recording.processes.process_cache import ProcessCache
+
+TABLE = "files_events"
+WINDOW_SECONDS = 0.1
+
+
+class Watching(Recording):
+    """The recording of processes and of files below a directory."""
+
+    def files(self, **wanted: object) -> list[Event]:
+        """The rows so far, as for `events`."""
+        return self.events(TABLE, **wanted)
+
+    def expect_file(self, action: str, path: Path | bytes, count: int = 1, **wanted: object) -> Event:
+        """The one row with this action and path, when it is there."""
+        found = self.expect(TABLE, count, action=action, path=shown(path), **wanted)
+        assert len(found) == count, found
+        return found[0]
+
+
+def shown(path: Path | bytes) -> str:
+    """A path as rows have it."""
+    from zeek_agent.text import from_bytes
+
+    return from_bytes(os.fsencode(path))
+
+
+def launcher(settings: SourceSettings) -> Launcher:
+    started = launched(settings)
+    if started is None:
+        pytest.skip("needs CAP_SYS_ADMIN")
+    return started
+
+
+@contextmanager
+def watching(
+    *paths: Path | str,
+    filesystems: Sequence[Path] = (),
+    denies: Callable[[str], bool] = lambda _: False,
+    directories: int = 20_000,
+) -> Iterator[Watching]:
+    """Record what happens to the files in these directories."""
+    settings = SourceSettings(
+        ignore_self=False,
+        files_watch=tuple(map(str, paths)),
+        files_filesystems=tuple(map(str, filesystems)),
+        files_window=WINDOW_SECONDS,
+        files_directories=directories,
+    )
+    with_watchers = launcher(settings)
+    monitor = BpfMonitor(ProcessCache())
+    files = FanotifyFiles(monitor, settings, with_watchers, denies)
+    try:
+        with Watching([EbpfProcesses(monitor, settings), files]) as recording:
+            yield recording
+    finally:
+        with_watchers.close()
+
+
+def watching_processes() -> list[int]:
+    """The pids of the processes that watch files for this one, and of their launcher first."""
+    launchers = [pid for pid in children(os.getpid()) if b"files_helper" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [*launchers, *(child for pid in launchers for child in children(pid))]
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def status_of(pid: int) -> dict[str, str]:
+    """The fields of /proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
