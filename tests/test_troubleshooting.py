@@ -81,6 +81,8 @@ RELAYED: Final = {
     "osquery/lookups.py: self.requirement",
     "recording/bpf_objects.py: failure",  # of libbpf.py
     "recording/files/fanotify_files.py: self.failure",
+    "recording/logins/logins.py: '; '.join((f'{name}: {reason}' for name, reason in reasons.items()))",
+    "recording/logins/logins.py: f'{one.name}: {one.failure}'",
     "recording/sockets/conntrack.py: failure",
     "recording/sockets/ebpf_sockets.py: '; '.join(missing)",
     "recording/supervisor.py: failure",
