@@ -192,12 +192,13 @@ def test_a_process_that_inherits_a_connected_socket_has_its_own_lookups(server: 
 
 def test_a_program_that_gets_a_connected_socket_by_exec_has_its_lookups(server: tuple[int, int, Recording]) -> None:
     family, port, recording = server
-    send = "import os, sys; os.write(int(sys.argv[1]), bytes.fromhex(sys.argv[2]))"
+    send = "import os, sys; to = int(sys.argv[1]); os.write(to, bytes.fromhex(sys.argv[2])); os.read(to, 9999)"
 
     def connect_and_exec() -> bool:
         client = socket.socket(family, socket.SOCK_DGRAM)
         client.connect((LOOPBACK[family], port))
         os.write(client.fileno(), dns.message.make_query("before.example", "A").to_wire())
+        os.read(client.fileno(), 9999)
         client.set_inheritable(True)
         query = dns.message.make_query("after.example", "A").to_wire().hex()
         os.execv("/usr/bin/python3", ["renamed", "-c", send, str(client.fileno()), query])
