@@ -1,6 +1,6 @@
 """The first and only program of a virtual machine: loads every BPF object, sees one scenario each for exec, packet
-sockets, TCP, UDP and, where its modules came along, SCTP through our sources, tells the results on the console, and
-powers off. `run.py` starts it.
+sockets, TCP, UDP, a name lookup and, where its modules came along, SCTP through our sources, tells the results on the
+console, and powers off. `run.py` starts it.
 
 A result is a line `RESULT` with a JSON object: name, seconds, error (null when all is well); the last line is `END`.
 """
@@ -33,6 +33,7 @@ from zeek_agent.bpf.libbpf import BpfObject
 from zeek_agent.bpf.probe import cgroup2
 from zeek_agent.config import SourceSettings
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, socket_holders
+from zeek_agent.recording.bpf_objects import RUN_ON_DEMAND
 from zeek_agent.recording.registry import candidates
 from zeek_agent.recording.source import Source
 from zeek_agent.schema import EventRow
@@ -87,9 +88,9 @@ class Events:
 
 def sources() -> list[Source]:
     """The eBPF sources, as the agent makes them."""
-    settings = SourceSettings(ignore_self=False, ignore_loopback=False, processes="ebpf", sockets="ebpf")
+    settings = SourceSettings(ignore_self=False, ignore_loopback=False, processes="ebpf", sockets="ebpf", dns="ebpf")
     by_kind = candidates(settings)
-    return [*by_kind["processes"], *by_kind["sockets"]]
+    return [*by_kind["processes"], *by_kind["dns"], *by_kind["sockets"]]
 
 
 def objects() -> list[str]:
@@ -109,7 +110,9 @@ def load(name: str) -> None:
         loaded.leave_out_missing()
         loaded.load()
         for program in loaded.programs:
-            loaded.attach(program, directory if loaded.section_name(program).startswith("cgroup") else None)
+            section = loaded.section_name(program)
+            if section != RUN_ON_DEMAND:
+                loaded.attach(program, directory if section.startswith("cgroup") else None)
     finally:
         os.close(directory)
         loaded.close()
@@ -166,7 +169,8 @@ def connects(recorded: Events, family: socket.AddressFamily, address: str, proto
     for state in ("listen", "closed"):
         same(recorded.expect("sockets_events", state=state, **waiting), entity_id=me(), remote_port=None)
     talked(recorded, pid, protocol, address, port, peer)
-    recorded.expect("sockets_events", pid=pid, protocol=protocol, state="closed", local_port=peer, remote_port=port)
+    ended = {"protocol": protocol, "state": "closed", "local_port": peer, "remote_port": port}
+    carried(recorded.expect("sockets_events", pid=pid, **ended), 1 if protocol == TCP else None)
 
 
 def sends(recorded: Events, family: socket.AddressFamily, address: str) -> None:
@@ -177,6 +181,28 @@ def sends(recorded: Events, family: socket.AddressFamily, address: str) -> None:
             datagram, (_, peer, *_) = server.recvfrom(1)
             server.sendto(datagram, (address, peer))
     talked(recorded, pid, UDP, address, port, peer)
+    ended = {"protocol": UDP, "state": "closed", "local_port": peer, "remote_port": port}
+    carried(recorded.expect("sockets_events", pid=pid, **ended), 1)
+
+
+def carried(ended: dict[str, Any], size: int | None) -> None:
+    """The client of a flow sent and received that many bytes."""
+    same(ended, bytes_sent=size, bytes_received=size)
+
+
+def looks_up(recorded: Events) -> None:
+    """A question and its answer, as a stub resolver and a server exchange them."""
+    header, asked = struct.Struct(">HHHHHH"), b"\4name\7example\0" + struct.pack(">HH", 1, 1)
+    answer = b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 60, 4) + bytes((192, 0, 2, 1))
+    with socket.socket(type=socket.SOCK_DGRAM) as server, socket.socket(type=socket.SOCK_DGRAM) as asking:
+        server.bind(("127.0.0.1", 53))
+        asking.connect(("127.0.0.1", 53))
+        asking.send(header.pack(7, 0x100, 1, 0, 0, 0) + asked)
+        _, peer = server.recvfrom(512)
+        server.sendto(header.pack(7, 0x8180, 1, 1, 0, 0) + asked + answer, peer)
+        asking.recv(512)
+    row = recorded.expect("dns_events", pid=os.getpid(), query="name.example")
+    same(row, type="A", rcode="NOERROR", answers='["192.0.2.1"]', attempts=1, server_port=53)
 
 
 def talked(recorded: Events, pid: int, protocol: int, address: str, port: int, peer: int) -> None:
@@ -263,6 +289,7 @@ def scenarios() -> None:
         report(f"UDP {address}", sends, recorded, family, address)
         if any(MODULES.glob("*-sctp.ko")):
             report(f"SCTP {address}", connects, recorded, family, address, SCTP)
+    report("name lookup", looks_up, recorded)
     for source in reversed(used):
         lost, error = dict(+source.counters.lost), source.counters.last_error
         report(f"stop {source.kind}", stop, source, lost, error)

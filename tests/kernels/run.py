@@ -76,7 +76,7 @@ def needed() -> tuple[list[Path], Path, set[Path]]:
     standard = Path(sysconfig.get_path("stdlib"))
     files = [Path(str(sys.modules[name].__file__)) for name in tops if getattr(sys.modules[name], "__file__", None)]
     packages = [
-        path.parent if path.name == "__init__.py" else path
+        path.parent if path.name.startswith("__init__.") else path
         for path in files
         if "site-packages" in path.parts or not path.is_relative_to(standard)
     ]

@@ -4,25 +4,18 @@
  * mark it with its owner. All other packets cost a look at their socket.
  */
 
+#include "holder.h"
 #include "ip_packet.h"
-#include "owner.h"
-#include "task.h"
 
 LAYOUT(dns_event);
 
 #define PORTS 64
 
-struct client {
-	struct owner owner;
-	__u32 netns;
-	__u32 reserved;
-};
-
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct client);
+	__type(value, struct owner);
 } clients SEC(".maps");
 
 /* The servers' ports, in host order. */
@@ -61,13 +54,11 @@ static __always_inline int used(struct bpf_sock_addr *context)
 		return 1;
 	if (context->protocol != IPPROTO_UDP && context->protocol != IPPROTO_TCP)
 		return 1;
-	struct client *client = bpf_sk_storage_get(&clients, context->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!client) { /* no memory */
+	struct owner *client = bpf_sk_storage_get(&clients, context->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (client)
+		take(client); /* also if it is the same process: another program may run in it since */
+	else /* no memory */
 		count_lost(RECORD_MESSAGE);
-	} else if (client->owner.pid != current_pid()) {
-		take(&client->owner);
-		client->netns = netns_of(current_task());
-	}
 	return 1;
 }
 
@@ -96,7 +87,7 @@ int on_sendmsg6(struct bpf_sock_addr *context)
 }
 
 /* The message in a datagram, or what a segment holds of a stream of messages. */
-static __always_inline void report(struct __sk_buff *skb, const struct client *client, bool outbound)
+static __always_inline void report(struct __sk_buff *skb, struct bpf_sock *sk, struct owner *client, bool outbound)
 {
 	struct packet packet = {};
 	__u32 only = 0, at = read_addresses(skb, &packet, outbound), sequence = 0;
@@ -136,15 +127,27 @@ static __always_inline void report(struct __sk_buff *skb, const struct client *c
 	event->socket.local_port = local_port;
 	event->socket.remote_port = remote_port;
 	event->socket.outbound = outbound;
-	put_owner(&event->socket, &client->owner);
-	event->socket.netns = client->netns;
+	put_owner(&event->socket, client);
+	event->socket.netns = netns_at(client, sk);
 	event->sequence = sequence;
 	event->length = length;
+	/* 1 to MESSAGE, as it is already: compared, it would be its copy less one whose bounds verifiers before 6.11 know */
 	barrier_var(captured);
-	if (!captured || captured > MESSAGE || bpf_skb_load_bytes(skb, at, event->message, captured))
+	captured = ((captured - 1) & (MESSAGE - 1)) + 1;
+	if (bpf_skb_load_bytes(skb, at, event->message, captured))
 		return;
 	if (bpf_ringbuf_output(&records, event, offsetof(struct dns_event, message) + captured, wakeup()))
 		count_lost(RECORD_MESSAGE);
+}
+
+/* A datagram leaves in its sender's own context. On a connected socket, that may be another process than the one that
+ * connected it, or another program in it. */
+static __always_inline void note_sender(struct bpf_sock *sk, struct owner *client)
+{
+	struct file *file = BPF_CORE_READ(kernel_socket(client, sk), sk_socket, file);
+
+	if (file && holds((__u64)file))
+		take(client);
 }
 
 static __always_inline int passes(struct __sk_buff *skb, bool outbound)
@@ -156,9 +159,13 @@ static __always_inline int passes(struct __sk_buff *skb, bool outbound)
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return 1;
-	struct client *client = bpf_sk_storage_get(&clients, sk, 0, 0);
-	if (client && !client->owner.ignored)
-		report(skb, client, outbound);
+	struct owner *client = bpf_sk_storage_get(&clients, sk, 0, 0);
+	if (!client)
+		return 1;
+	if (outbound && sk->protocol == IPPROTO_UDP)
+		note_sender(sk, client);
+	if (!client->ignored)
+		report(skb, sk, client, outbound);
 	return 1;
 }
 

@@ -4,8 +4,8 @@
  * from hooks in the process's own context, the addresses from the packet, which has both.
  */
 
+#include "holder.h"
 #include "ip_packet.h"
-#include "owner.h"
 
 LAYOUT(socket_event);
 LAYOUT(flow_event);
@@ -14,7 +14,6 @@ LAYOUT(flow_event);
 #define IPPROTO_ICMPV6 58
 #define IPPROTO_SCTP 132
 #define IPPROTO_UDPLITE 136
-#define DESCRIPTORS 1024     /* among which a sender's socket is looked for */
 #define MSG_PEEK 2
 #define ICMP_ECHO 8
 #define ICMPV6_ECHO 128
@@ -118,37 +117,6 @@ static __always_inline bool is_ours(struct bpf_sock *sk, bool outbound)
 	if (sk->protocol == IPPROTO_SCTP) /* of one that listens for connections, the accepted sockets tell */
 		return sk->type != SOCK_STREAM || sk->state != SCTP_LISTENING;
 	return sk->type == SOCK_DGRAM;
-}
-
-/* The socket's address as a number: through memory, because the verifier forbids to calculate with the pointer. */
-static __always_inline struct sock *kernel_socket(struct owner *owner, struct bpf_sock *sk)
-{
-	*(volatile __u64 *)&owner->socket = (__u64)sk;
-	barrier();
-	return (struct sock *)*(volatile __u64 *)&owner->socket;
-}
-
-static __always_inline __u32 netns_at(struct owner *owner, struct bpf_sock *sk)
-{
-	return BPF_CORE_READ(kernel_socket(owner, sk), __sk_common.skc_net.net, ns.inum);
-}
-
-/* Whether the current task has the file open at one of its first descriptors. It has not when it only lets a queue of
- * netfilter go on, or was interrupted. A function of its own, verified once.
- */
-__noinline bool holds(__u64 file)
-{
-	struct fdtable *table = BPF_CORE_READ(current_task(), files, fdt);
-	struct file **files = BPF_CORE_READ(table, fd);
-	__u32 size = BPF_CORE_READ(table, max_fds);
-
-	for (__u32 i = 0; i < DESCRIPTORS && i < size; i++) {
-		__u64 each = 0;
-		bpf_probe_read_kernel(&each, sizeof(each), files + i);
-		if (each == file)
-			return true;
-	}
-	return false;
 }
 
 /* The owner, who is the current task when a socket sends that nobody was seen to use, or that the task has from another

@@ -32,8 +32,10 @@ connections = Table(
         "`connections(86400)` shows a day, as far as the event store retains it. A TCP connection that is open has the "
         "kernel's counts of this moment. A UDP flow is one socket's exchange with one peer. It is open until its "
         "socket is closed or it was idle for a minute, and its counts are those of its last row in `sockets_events`, "
-        "null until it has one. Connections that ended have no counts unless eBPF recorded them. To add up the "
-        "traffic of processes, use this table rather than `sockets_events`, whose rows with `active` count bytes again."
+        "null until it has one; flows that go on for more than an hour are missing if "
+        "`sources.traffic_interval` is 0. Connections that ended have no counts unless eBPF recorded them. To add up "
+        "the traffic of processes, use this table rather than `sockets_events`, whose rows with `active` count bytes "
+        "again."
     ),
     columns=[
         Column("state", "text", "`open`, `closed`, `expired` (a UDP flow that was idle) or `failed` (never connected)"),
@@ -78,6 +80,11 @@ _CONNECTED: Final = state_mask(
     }
 )
 _DATAGRAM_STATES: Final = state_mask({TcpState.ESTABLISHED, TcpState.CLOSE})
+_OPEN_FLOW_SECONDS: Final = 3600.0
+"""How far back the last row of an open datagram flow is sought, even if the query wants less: it has one every
+`sources.traffic_interval`."""
+_MEANWHILE_SECONDS: Final = 1.0
+"""A connection that was open, and is recorded as closed so shortly before that or later, is one and the same."""
 _PAGE_ROWS: Final = 5_000
 """Rows of the event store that are read in one transaction."""
 
@@ -117,6 +124,14 @@ class Recorded(NamedTuple):
     def flow(self) -> tuple[int | None, int | None, int | None, str | None, int | None]:
         return self.cookie, self.protocol, self.local_port, self.remote_addr, self.remote_port
 
+    def with_counts_of(self, other: Recorded) -> Recorded:
+        return self._replace(
+            bytes_sent=other.bytes_sent,
+            bytes_received=other.bytes_received,
+            packets_sent=other.packets_sent,
+            packets_received=other.packets_received,
+        )
+
     @property
     def began(self) -> float | None:
         if self.state == "established":
@@ -133,10 +148,11 @@ _SELECTED: Final = (
     "cmdline, loginuid, netns, container_id, entity_id, community_id, cookie FROM sockets_events "
 )
 _ENDS: Final = (
-    f"{_SELECTED} WHERE seq > ? AND time > ? AND remote_addr IS NOT NULL AND (state IN ('closed', 'expired', 'failed') "
-    f"OR protocol <> {TCP} AND state IN ('established', 'active')) ORDER BY seq LIMIT {_PAGE_ROWS}"
+    f"{_SELECTED} WHERE seq > ? AND time > ? AND remote_addr IS NOT NULL AND ("
+    f"protocol <> {TCP} AND state IN ('established', 'active', 'closed', 'expired') "
+    f"OR state IN ('closed', 'expired', 'failed') AND time > ?) ORDER BY seq LIMIT {_PAGE_ROWS}"
 )
-"""Connections that ended, and datagram flows that may be open."""
+"""Connections that ended since the second time, and all of datagram flows since the first one."""
 _CORRECTIONS: Final = (
     "SELECT cookie, time, state FROM sockets_events "
     "WHERE correction AND time > ? AND state IN ('closed', 'expired') AND cookie IS NOT NULL"
@@ -158,7 +174,7 @@ def open_and_recent(wanted: Constraints) -> Iterator[Row]:
     since = now - (float(within) if isinstance(within, int | float) else 0.0)
     streams, datagrams = _open_sockets(wanted)
     yield from _open_streams(wanted, streams, now)
-    yield from _from_the_store(wanted, since, datagrams, now)
+    yield from _from_the_store(wanted, since, {_flow(each) for _, each in streams}, datagrams, now)
 
 
 def _open_sockets(wanted: Constraints) -> tuple[list[_Found], set[int]]:
@@ -247,18 +263,28 @@ def _unrecorded(
         return described
 
 
-def _from_the_store(wanted: Constraints, since: float, datagrams: set[int], now: float) -> Iterator[Row]:
-    """Connections that ended after `since`, and datagram flows of sockets that are still open."""
+def _from_the_store(
+    wanted: Constraints, since: float, streams: set[tuple[object, ...]], datagrams: set[int], now: float
+) -> Iterator[Row]:
+    """Connections that ended after `since`, and datagram flows of sockets that are still open.
+
+    `streams` are TCP connections that were open at `now`: they have their rows, also those that ended meanwhile.
+    """
     corrected = set(_recorded(wanted, _CORRECTIONS, since))
     is_open: dict[tuple[object, ...], tuple[Recorded, float | None]] = {}
-    for found in _pages(wanted, since):
+    for found in _pages(wanted, min(since, now - _OPEN_FLOW_SECONDS), since):
         if found.stands_in and (found.cookie, found.time, found.state) in corrected:
             continue
         if found.state in {"established", "active"}:
-            before = is_open.pop(found.flow, None)
-            is_open[found.flow] = found, found.began if before is None else before[1]
-        else:
-            is_open.pop(found.flow, None)
+            before, began = is_open.pop(found.flow, (None, found.began))
+            if before is not None and found.state == "established" and found.began == began:
+                found = found.with_counts_of(before)  # this row only corrects the process
+            is_open[found.flow] = found, began
+            continue
+        is_open.pop(found.flow, None)
+        if found.time is None or found.time <= since:
+            continue
+        if found.flow not in streams or found.time < now - _MEANWHILE_SECONDS:
             yield found.row(found.state, found.began, found.time)
     for found, began in is_open.values():
         if found.cookie in datagrams:
@@ -266,16 +292,21 @@ def _from_the_store(wanted: Constraints, since: float, datagrams: set[int], now:
             yield found._replace(duration=duration).row("open", began, None)
 
 
+def _flow(stream: InternetSocket) -> tuple[object, ...]:
+    """As `Recorded.flow`."""
+    return stream.cookie, stream.protocol, stream.local_port, address_text(stream.remote), stream.remote_port
+
+
 def _recorded(wanted: Constraints, sql: str, *bindings: float | str | None) -> Iterator[tuple[Any, ...]]:
     for row in wanted.context.agent.recorded(sql, bindings, wanted.check):
         yield tuple(row)
 
 
-def _pages(wanted: Constraints, since: float) -> Iterator[Recorded]:
+def _pages(wanted: Constraints, flows_since: float, ends_since: float) -> Iterator[Recorded]:
     """The rows of `_ENDS`, without a transaction that stays open while others read them."""
     last: int | None = 0
     while True:
-        page = [Recorded(*row) for row in _recorded(wanted, _ENDS, last, since)]
+        page = [Recorded(*row) for row in _recorded(wanted, _ENDS, last, flows_since, ends_since)]
         yield from page
         if len(page) < _PAGE_ROWS:
             return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+from contextlib import suppress
+
 import dns.edns
 import dns.flags
 import dns.message
@@ -14,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zeek_agent.recording.dns import dns_message
 from zeek_agent.recording.dns.dns_message import ANSWERS_MAX, DnsError, Message, code_name, parse, type_name
 
 LABELS = st.binary(min_size=1, max_size=63)
@@ -128,3 +132,43 @@ def test_response_codes_with_upper_bits(code: dns.rcode.Rcode) -> None:
     response = dns.message.make_response(dns.message.make_query("example", "A", use_edns=0))
     response.set_rcode(code)
     assert code_name(parse(response.to_wire()).code) == dns.rcode.to_text(code)
+
+
+def chained(records: int, questions: int) -> bytes:
+    """A message whose last names begin at the last of 8,000 pointers, each to the one before it."""
+    before = struct.pack(">HHHHHH", 1, 0x8000, 1 + questions, 1, records, 0) + b"\1a\0" + struct.pack(">HH", 1, 1)
+    if records:
+        before += b"\0" + struct.pack(">HHIH", 10, 1, 0, 16_000)
+    pointers = [12, *(len(before) + 2 * number for number in range(8_000))]
+    chain = b"".join((0xC000 | at).to_bytes(2, "big") for at in pointers[:-1])
+    last = (0xC000 | pointers[-1]).to_bytes(2, "big")
+    entries = (last + struct.pack(">HHIH", 2, 1, 0, 0)) * records + (last + struct.pack(">HH", 1, 1)) * questions
+    return before + chain + entries
+
+
+@pytest.mark.parametrize(("records", "questions"), [(3_000, 0), (0, 8_000)])
+def test_a_message_does_not_cost_more_than_its_size(
+    records: int, questions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server could keep the reader busy for half a minute with one message, while the ring runs over."""
+    steps = 0
+    read = dns_message._byte
+
+    def counted(raw: bytes, at: int) -> int:
+        nonlocal steps
+        steps += 1
+        if steps > 100_000:
+            pytest.fail("more steps than bytes")
+        return read(raw, at)
+
+    monkeypatch.setattr(dns_message, "_byte", counted)
+    raw = chained(records, questions)
+    with suppress(DnsError):
+        parse(raw)
+    assert 0 < steps <= len(raw)
+
+
+def test_a_name_of_many_pointers_is_refused() -> None:
+    raw = chained(1, 0)
+    with pytest.raises(DnsError, match="pointers"):
+        dns_message._name(raw, len(raw) - 12)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from zeek_agent.recording.dns.dns_streams import STREAMS_MAX, WAITING_MAX, DnsStreams, StreamMessage
+from zeek_agent.recording.dns.dns_streams import BYTES_MAX, STREAMS_MAX, WAITING_MAX, DnsStreams, StreamMessage
 
 KEY = (1, 0)
 START = (1 << 32) - 50  # the sequence numbers wrap around
@@ -63,3 +63,26 @@ def test_streams_and_segments_that_wait_are_bounded() -> None:
     for number in range(WAITING_MAX + 2):
         streams.add((0, 1), 0 if number == 0 else number * 10, b"\0", 1)
     assert streams.lost == 12
+
+
+def test_connections_that_are_over_are_not_lost_messages() -> None:
+    streams = DnsStreams()
+    for number in range(STREAMS_MAX + 10):
+        assert len(streams.add((number, 0), 0, STREAM, len(STREAM))) == len(MESSAGES)
+    assert streams.lost == 0
+
+
+def test_what_streams_keep_is_bounded_in_all() -> None:
+    """As much as a process makes them keep: messages of 64 KB that do not come to their end, and late segments."""
+    streams, segment = DnsStreams(), bytes(4096)
+    fed = 0
+    for number in range(STREAMS_MAX):
+        streams.add((number, 0), 0, b"\xff\xff", 2)
+        for at in range(WAITING_MAX - 1):
+            streams.add((number, 0), 10_000 + at * 4096, segment, 4096)
+            fed += 4096
+    kept = sum(
+        len(stream.data) + sum(len(data) for data, _ in stream.waiting.values()) for stream in streams._streams.values()
+    )
+    assert 0 < kept <= BYTES_MAX < fed
+    assert streams.lost == STREAMS_MAX - len(streams._streams)

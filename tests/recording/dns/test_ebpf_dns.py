@@ -55,7 +55,7 @@ def sources(port: int) -> list[EbpfProcesses | EbpfDns | EbpfSockets]:
     return [EbpfProcesses(monitor, settings), EbpfDns(monitor, settings, names), EbpfSockets(monitor, settings, names)]
 
 
-@pytest.fixture(params=[socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+@pytest.fixture(scope="module", params=[socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
 def server(request: pytest.FixtureRequest) -> Iterator[tuple[int, int, Recording]]:
     """The family and port of a server, and the recording of what it is asked."""
     with dns_server(answer, request.param) as port, Recording(sources(port)) as recording:
@@ -91,9 +91,10 @@ def test_each_of_many_short_lived_processes_has_its_lookup(server: tuple[int, in
     asked = {}
     for n in range(number):
         over = socket.SOCK_STREAM if n % 2 else socket.SOCK_DGRAM
-        name = f"host-{n}.example"
+        name = f"host-{n}-of-{number}.example"
         asked[in_child(lambda name=name, over=over: ask(family, port, name, over=over))] = name, 6 if n % 2 else 17
-    rows = recording.expect(TABLE, number, server_port=port)
+    recording.expect(TABLE, query=f"host-{number - 1}-of-{number}.example")
+    rows = [row for row in recording.events(TABLE, server_port=port) if row["query"].endswith(f"-of-{number}.example")]
     assert {row["pid"]: (row["query"], row["protocol"]) for row in rows} == asked
     assert len(rows) == number
     for row in rows:
@@ -169,3 +170,41 @@ def test_connections_have_the_name_that_their_process_looked_up(server: tuple[in
             assert row["remote_name"] == "looked-up.example"
             (row,) = recording.expect("sockets_events", pid=other, state=state, remote_port=local)
             assert row["remote_name"] is None
+
+
+def test_a_process_that_inherits_a_connected_socket_has_its_own_lookups(server: tuple[int, int, Recording]) -> None:
+    family, port, recording = server
+    with socket.socket(family, socket.SOCK_DGRAM) as shared:
+        shared.settimeout(10)
+        shared.connect((LOOPBACK[family], port))
+
+        def ask_there(name: str) -> bytes:
+            shared.send(dns.message.make_query(name, "A").to_wire())
+            return shared.recv(1 << 16)
+
+        ask_there("parent.example")
+        child = in_child(lambda: ask_there("child.example"))
+        ask_there("parent-again.example")
+    for name, pid in (("parent.example", os.getpid()), ("child.example", child), ("parent-again.example", os.getpid())):
+        (row,) = recording.expect(TABLE, query=name)
+        assert (row["pid"], row["attempts"]) == (pid, 1)
+
+
+def test_a_program_that_gets_a_connected_socket_by_exec_has_its_lookups(server: tuple[int, int, Recording]) -> None:
+    family, port, recording = server
+    send = "import os, sys; to = int(sys.argv[1]); os.write(to, bytes.fromhex(sys.argv[2])); os.read(to, 9999)"
+
+    def connect_and_exec() -> bool:
+        client = socket.socket(family, socket.SOCK_DGRAM)
+        client.connect((LOOPBACK[family], port))
+        os.write(client.fileno(), dns.message.make_query("before.example", "A").to_wire())
+        os.read(client.fileno(), 9999)
+        client.set_inheritable(True)
+        query = dns.message.make_query("after.example", "A").to_wire().hex()
+        os.execv("/usr/bin/python3", ["renamed", "-c", send, str(client.fileno()), query])
+
+    pid = in_child(connect_and_exec)
+    (row,) = recording.expect(TABLE, query="after.example")
+    assert (row["pid"], row["cmdline"].split()[0]) == (pid, "renamed")
+    (row,) = recording.expect(TABLE, query="before.example")
+    assert row["cmdline"].split()[0] != "renamed"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 from recording import COLUMNS, Event
 
-from zeek_agent.bpf.records import SOCKET, RecordKind, SocketFlags, SocketRecord
+from zeek_agent.bpf.records import COUNTS, SOCKET, RecordKind, SocketFlags, SocketRecord
 from zeek_agent.host.linux.stamps import start_ticks
 from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 from zeek_agent.recording.sockets import bpf_connections
@@ -214,3 +214,16 @@ def test_a_holder_that_has_ended_is_replaced_by_one_that_is_found_once(tracker: 
         rows = rows_of(tracker, record(RecordKind.RECEIVED, LISTENER, **{"socket": 4711, **arrived}), later=True)
         assert named(rows) == [("established", os.getpid(), True)]
     assert searched == [{4711}]
+
+
+def test_the_process_of_a_flow_that_expired_unread_is_corrected(tracker: ConnectionTracker) -> None:
+    flow = {"cookie": 9, "protocol": 17}
+    assert named(
+        rows_of(tracker, record(RecordKind.RECEIVED, LISTENER, flags=SocketFlags.UNREAD, **flow), later=True)
+    ) == [("established", LISTENER, True)]
+    expired = record(RecordKind.EXPIRED, flags=SocketFlags.COUNTED, **flow) + COUNTS.pack(BEGUN, 0, 10, 0, 1, 0)
+    assert named(rows_of(tracker, expired)) == [("expired", LISTENER, True)]
+    assert named(rows_of(tracker, record(RecordKind.READ, ACCEPTOR, **flow))) == [
+        ("established", ACCEPTOR, False),
+        ("expired", ACCEPTOR, False),
+    ]

@@ -82,7 +82,9 @@ class DnsLookups:
         sequence, length = MESSAGE.unpack_from(raw, SOCKET.size)
         captured = raw[SOCKET.size + MESSAGE.size :]
         if record.protocol == TCP:
-            messages = self._streams.add((record.cookie, record.outbound), sequence, captured, length)
+            # with the time of connect(2), because a socket can connect again, even between the same ends
+            key = record.cookie, record.outbound, record.acted
+            messages = self._streams.add(key, sequence, captured, length)
         else:
             messages = [StreamMessage(captured, len(captured) < length)]
         for message in messages:
@@ -108,7 +110,9 @@ class DnsLookups:
         self._pending[key] = record.time, self._lookup(record, question, boot_time)
 
     def _answer(self, record: SocketRecord, answer: Message, boot_time: float, rows: list[DnsEvent]) -> None:
-        """An answer without its question, which was asked before recording or never, has a row of its own."""
+        """An answer without its question, which was asked before recording or never, has a row of its own, and names no
+        address: everybody can send it.
+        """
         if record.outbound:
             return
         pending = self._pending.pop(_key(record, answer), None)
@@ -117,7 +121,7 @@ class DnsLookups:
         else:
             asked, lookup = pending
             latency = (record.time - asked) / 1e9
-        self._names.learn(lookup, answer)
+            self._names.learn(lookup, answer)
         rows.append(dns_event(lookup, answer, latency))
 
     def _lookup(self, record: SocketRecord, message: Message, boot_time: float) -> Lookup:

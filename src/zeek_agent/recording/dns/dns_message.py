@@ -24,6 +24,8 @@ _TRUNCATED: Final = 0x0200
 _POINTER: Final = 0xC0
 _NAME_BYTES_MAX: Final = 255
 _OPT: Final = 41
+_POINTERS_MAX: Final = 127
+"""Pointers that one name may follow: as many as it can have labels. More only cost the reader its time."""
 ANSWERS_MAX: Final = 100
 """Answers of one message that are kept."""
 TEXT_MAX: Final = 1_024
@@ -134,12 +136,14 @@ def parse(raw: bytes, *, is_cut: bool = False) -> Message:
         identity, flags, questions, answers, authorities, additional = _HEADER.unpack_from(raw)
         name = kind = None
         at = _HEADER.size
-        for number in range(questions):
-            found, at = _name(raw, at)
-            found_type, _ = _QUESTION.unpack_from(raw, at)
+        if questions:
+            name, at = _name(raw, at)
+            kind, _ = _QUESTION.unpack_from(raw, at)
             at += _QUESTION.size
-            if number == 0:
-                name, kind = found, found_type
+        for _ in range(questions - 1):
+            at = _skip_name(raw, at) + _QUESTION.size
+        if at > len(raw):
+            raise DnsError("the message ends within its questions")
     except struct.error as error:
         raise DnsError("the message ends within its header or question") from error
     is_response, code = bool(flags & _RESPONSE), flags & 0xF
@@ -163,18 +167,28 @@ def _upper_bits(raw: bytes, at: int, authorities: int, additional: int) -> int:
     for _ in range(authorities):
         at = _skip(raw, at)
     for _ in range(additional):
-        _, data = _name(raw, at)
-        kind, _, extended, _ = _RECORD.unpack_from(raw, data)
+        kind, _, extended, size = _RECORD.unpack_from(raw, at := _skip_name(raw, at))
         if kind == _OPT:
             return int(extended) >> 24
-        at = _skip(raw, at)
+        at += _RECORD.size + int(size)
     return 0
 
 
 def _skip(raw: bytes, at: int) -> int:
-    _, at = _name(raw, at)
+    at = _skip_name(raw, at)
     *_, size = _RECORD.unpack_from(raw, at)
     return at + _RECORD.size + int(size)
+
+
+def _skip_name(raw: bytes, at: int) -> int:
+    """The offset behind a name that nobody wants to know: no pointer is followed, so this costs what it passes."""
+    while length := _byte(raw, at):
+        if length & _POINTER == _POINTER:
+            return at + 2
+        if length & _POINTER:
+            raise DnsError("a label of an unknown kind")
+        at += 1 + length
+    return at + 1
 
 
 def _answer(raw: bytes, at: int) -> tuple[Answer, int]:
@@ -195,10 +209,13 @@ def _answer(raw: bytes, at: int) -> tuple[Answer, int]:
 def _name(raw: bytes, at: int, limit: int | None = None) -> tuple[str, int]:
     """The name at an offset, `.` for the root, and the offset behind it, which must not be beyond `limit`."""
     labels: list[str] = []
-    size, after, before = 1, None, at
+    size, after, before, pointers = 1, None, at, 0
     while True:
         length = _byte(raw, at)
         if length & _POINTER:
+            pointers += 1
+            if pointers > _POINTERS_MAX:
+                raise DnsError("a name of too many pointers")
             after = at + 2 if after is None else after
             at = before = _target(raw, at, before)
             continue

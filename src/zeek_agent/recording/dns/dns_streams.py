@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 _LENGTH_BYTES: Final = 2
 STREAMS_MAX: Final = 1_000
 """Directions of connections that are followed at a time; the one that was idle longest gives way."""
+BYTES_MAX: Final = 4 << 20
+"""What all streams keep of incomplete messages and of segments that wait; beyond, the idlest streams are dropped."""
 WAITING_MAX: Final = 64
 """Segments of one stream that wait for an earlier one."""
 _SEQUENCES: Final = 1 << 32
@@ -31,35 +34,51 @@ class _Stream:
     skip: int = 0
     """Bytes of a message whose end was not captured, which are still to come."""
     is_broken: bool = False
+    kept: int = 0
+    """Bytes in `data` and `waiting`."""
 
 
 class DnsStreams:
-    """Follows streams by a key, in bounded memory. `lost` counts streams in which messages can no longer be found."""
+    """Follows streams by a key, in bounded memory. `lost` counts streams in which messages can no longer be found.
+
+    A stream that is forgotten between two messages is not lost: what comes next begins a message.
+    """
 
     def __init__(self) -> None:
-        self._streams: OrderedDict[tuple[int, int], _Stream] = OrderedDict()
+        self._streams: OrderedDict[Hashable, _Stream] = OrderedDict()
+        self._kept = 0
         self.lost = 0
 
-    def add(self, key: tuple[int, int], sequence: int, captured: bytes, length: int) -> list[StreamMessage]:
+    def add(self, key: Hashable, sequence: int, captured: bytes, length: int) -> list[StreamMessage]:
         """The messages that are complete with this segment of `length` bytes, of which the first ones are captured."""
         stream = self._streams.get(key)
         if stream is None:
             stream = self._streams[key] = _Stream(sequence)
             if len(self._streams) > STREAMS_MAX:
-                self._streams.popitem(last=False)
-                self.lost += 1
+                self._forget_oldest()
         self._streams.move_to_end(key)
         if stream.is_broken:
             return []
         if len(stream.waiting) >= WAITING_MAX:
-            del self._streams[key]
-            self.lost += 1
+            self._streams.move_to_end(key, last=False)
+            self._forget_oldest()
             return []
         stream.waiting[sequence] = captured, length
         messages: list[StreamMessage] = []
         while (ready := self._take(stream)) is not None:
             self._extend(stream, *ready, messages)
+        kept = len(stream.data) + sum(len(segment) for segment, _ in stream.waiting.values())
+        self._kept += kept - stream.kept
+        stream.kept = kept
+        while self._kept > BYTES_MAX:
+            self._forget_oldest()
         return messages
+
+    def _forget_oldest(self) -> None:
+        _, stream = self._streams.popitem(last=False)
+        self._kept -= stream.kept
+        if stream.kept or stream.skip:
+            self.lost += 1
 
     @staticmethod
     def _take(stream: _Stream) -> tuple[bytes, int] | None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 NAMES_MAX: Final = 20_000
 """Addresses of all processes that are remembered; beyond, those that were looked up longest ago are forgotten."""
+_ALIAS: Final = 5
 _ADDRESS_TYPES: Final = frozenset({1, 28})
 
 
@@ -21,11 +22,19 @@ class RemoteNames:
         self._names: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def learn(self, lookup: Lookup, answer: Message) -> None:
-        """Remember the addresses in an answer as those of the name that was asked for."""
+        """Remember the addresses in an answer as those of the name that was asked for, or of its alias.
+
+        A server can add those of other names, which resolvers ignore.
+        """
         if lookup.process is None or lookup.name is None:
             return
+        aliases = {each.name: each.text for each in answer.answers if each.type == _ALIAS}
+        names, name = {lookup.name}, aliases.get(lookup.name)
+        while name is not None and name not in names:
+            names.add(name)
+            name = aliases.get(name)
         for each in answer.answers:
-            if each.type in _ADDRESS_TYPES:
+            if each.type in _ADDRESS_TYPES and each.name in names:
                 key = lookup.process.entity_id, each.text
                 self._names[key] = lookup.name
                 self._names.move_to_end(key)

@@ -292,17 +292,18 @@ class ConnectionTracker:
         is_over = record.kind == RecordKind.EXPIRED
         find = self._datagrams.pop if is_over else self._datagrams.get
         opened = find(*_identity(record)) or self._open.get(record.cookie, _NOT_KNOWN)
-        rows.append(
-            socket_event(
-                flow,
-                "expired" if is_over else "active",
-                "outbound" if record.outbound else "inbound",
-                opened.process,
-                time=boot_time + record.time / 1e9,
-                stands_in=opened.stands_in,
-                traffic=traffic,
-            )
+        row = socket_event(
+            flow,
+            "expired" if is_over else "active",
+            "outbound" if record.outbound else "inbound",
+            opened.process,
+            time=boot_time + record.time / 1e9,
+            stands_in=opened.stands_in,
+            traffic=traffic,
         )
+        rows.append(row)
+        if is_over and opened.stands_in and (substituted := self._substituted.get(*_identity(record))) is not None:
+            substituted.append(row)
 
     def _end(
         self, record: SocketRecord, flow: Flow, traffic: Traffic, boot_time: float, rows: list[SocketEvent]
