@@ -43,7 +43,7 @@ def test_at_the_first_start_there_is_no_position(path: Path) -> None:
 
 def test_the_position_is_that_of_the_last_row(path: Path) -> None:
     record(path, END - 20, END - 5)
-    assert position(path, END + 60) == RecordingPosition(f"at {END - 5}", END - 5)
+    assert position(path, END + 60) == RecordingPosition(f"at {END - 5}", END - 5, [f"at {END - 5}"])
 
 
 def test_a_last_row_that_is_too_old_does_not_count(path: Path) -> None:

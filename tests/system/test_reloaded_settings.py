@@ -32,6 +32,7 @@ OTHER: Final[Mapping[str, object]] = {
     "access.privileges_allow": ("users",),
     "access.redact": ("hunter[0-9]",),
     "collector.listen": "127.0.0.1:1",
+    "collector.retention_bytes": 1 << 30,
     "metrics.group": "root",
 }
 """Other valid values than the default, of settings for which not everything is valid."""

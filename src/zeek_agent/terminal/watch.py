@@ -152,7 +152,9 @@ class Watch:
 
     def _recorded(self, responder: Responder, wanted: Mapping[str, str]) -> dict[str, str]:
         """Without tables that the agent does not have or does not permit. Raises UsageError if none is left."""
-        names = {name for (name,) in responders.query(responder, "SELECT name FROM zeek_agent_tables")[1]}
+        asked = ", ".join(map(watch_query.literal, wanted))
+        listed = responders.query(responder, f"SELECT name FROM zeek_agent_tables WHERE name IN ({asked})")[1]
+        names = {name for (name,) in listed}
         kept = {table: condition for table, condition in wanted.items() if table in names}
         if not kept:
             raise UsageError(f"the agent has no table {' or '.join(wanted)}, see `zeek-agent doctor`")

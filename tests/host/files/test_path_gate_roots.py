@@ -93,7 +93,7 @@ def statements() -> list[tuple[Profile, str]]:
     """The statements on files, with the profile of who asks."""
     default = tomllib.loads(Path(pack.__file__).with_name("default.toml").read_text())["queries"]
     here = [query["sql"] for query in default if "darwin" not in query.get("groups", ())]
-    found = [(Profile.FULL, sql) for sql in here if "files_" in sql]
+    found = [(Profile.FULL, sql) for sql in here if re.search(r"\bfiles_(?!events)", sql)]
     declared = (SCRIPTS / "files.zeek").read_text()
     listed = NAMES.findall(declared[declared.index("paths_to_watch") : declared.index("query_interval")])
     declared = (SCRIPTS / "ssh.zeek").read_text()
