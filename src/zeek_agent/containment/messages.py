@@ -156,6 +156,7 @@ class TableRead(Struct, frozen=True, tag="table_read"):
     errors: list[str]
     cpu: float
     peak: int
+    spent: bool = False
 
 
 class CompiledStatement(Struct, frozen=True, tag="compiled"):
