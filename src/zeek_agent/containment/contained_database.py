@@ -80,6 +80,12 @@ class ContainedDatabase(SqlDatabase):
 
     compares_results = True
 
+    def replace_own_tables(self, gone: Iterable[str], new: Iterable[Table], why: str) -> None:
+        """Replace tables that workers have from the start, by their setup."""
+        names, tables = frozenset(gone), list(new)
+        self._own = self._own - names | {table.name for table in tables}
+        self.replace_tables(names, tables, why)
+
     def reconfigure(
         self,
         context: TableContext,
@@ -220,9 +226,7 @@ class ContainedDatabase(SqlDatabase):
     def _opens_files(self, statement: Statement) -> bool:
         """Whether it reads a table that opens files by paths, or one that has just gone."""
         tables = self._catalog.readable()
-        return any(
-            name not in tables or self._catalog.tables[tables[name]].opens_files for name in statement.tables
-        )
+        return any(name not in tables or self._catalog.tables[tables[name]].opens_files for name in statement.tables)
 
     def _grant(self, name: str) -> Grant:
         """What a helper that reads the table gets. Raises SqlError."""

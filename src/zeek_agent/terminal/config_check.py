@@ -6,7 +6,7 @@ import fnmatch
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,9 +17,11 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
 from zeek_agent.control.unix_listener import group_id
 from zeek_agent.errors import UsageError
+from zeek_agent.host_tables import own_tables
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config
+    from zeek_agent.own_tables.declarations import OwnTable
 
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,11 @@ def _table_rules(config: Config) -> Iterator[UsageError]:
     rules += [("deny", rule) for rule in config.access.tables_deny]
     if not rules:
         return
-    known = _table_names()
+    try:
+        own = own_tables(config)
+    except UsageError:
+        own = ()  # that is reported by itself
+    known = _table_names(own)
     imports = config.osquery.socket != "off"
     for kind, rule in rules:
         if any(fnmatch.fnmatchcase(name, rule) for name in known) or (imports and rule.startswith(_OSQUERY_PREFIX)):
@@ -62,13 +68,15 @@ def _table_rules(config: Config) -> Iterator[UsageError]:
 _OSQUERY_PREFIX: Final = "osquery_"
 
 
-def _table_names() -> list[str]:
+def _table_names(own: Sequence[OwnTable]) -> list[str]:
     """All names of tables that rules may mean, on any platform."""
     from zeek_agent.database.database import ALIASES
     from zeek_agent.osquery.table_names import OSQUERY_TABLES
     from zeek_agent.tables import builtin_tables, plugin_tables
 
     names = set(OSQUERY_TABLES)
+    for one in own:
+        names |= {one.name, f"{one.name}_history"} if hasattr(one, "follow") else {one.name}
     for platform in _PLATFORMS:
         for table in (*builtin_tables(platform), *plugin_tables(platform)):
             names |= {table.name, f"{table.name}_history"} if table.kind == "events" else {table.name}
@@ -125,6 +133,7 @@ def _pack_file(config: Config) -> Path | None:
 
 def _problems(config: Config) -> Iterator[UsageError]:
     yield from _access(config.access)
+    yield from _refused(partial(own_tables, config))
     yield from _table_rules(config)
     yield from _path_rules(config.access)
     tls = config.zeek.tls
