@@ -224,9 +224,6 @@ class Notes:
             for cause, count in self._counts.items()
         ]
 
-    def __bool__(self) -> bool:
-        return bool(self._counts)
-
 
 class Cells:
     """Makes rows of one table's columns from the values of each."""

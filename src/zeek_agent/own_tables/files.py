@@ -155,7 +155,9 @@ def _explained(message: str) -> str:
     where = f" (at {place[1]})" if place and place[1] else ""
     if unknown:
         return f"unknown key {clipped(unknown[1])!r}{where}"
-    message = re.sub(r" - at `[^`]*`", "", message).replace("Object", "it").replace("required field", "the key")
+    if missing := re.search(r"missing required field `([^`]*)`", message):
+        return f"the key {missing[1]} is missing{where}"
+    message = re.sub(r" - at `[^`]*`", "", message)
     return f"{clipped(message)}{where}"
 
 
