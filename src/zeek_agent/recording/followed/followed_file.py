@@ -33,12 +33,17 @@ SETTLE_SECONDS: Final = 2.0
 """A renamed file is read until nothing was added to it for so long: its writer may have it open."""
 FAMILY_MAX: Final = 200
 """Rotated files that are compared with a position."""
+_CLOCK_TICK_SECONDS: Final = 0.02
+"""The kernel takes the times of files from a clock that lags behind by up to a tick."""
 _ROTATED: Final = r"[.-]\d[\dT_.-]*"
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Position(Struct, frozen=True, array_like=True):
-    """A position between two lines. `mark` is empty at a file's beginning; `time` is when it was last current."""
+    """A position between two lines. `mark` is empty at a file's beginning; `time` is when it was last current.
+
+    An `inode` of 0 means that there was no file at that time.
+    """
 
     inode: int
     offset: int
@@ -98,7 +103,7 @@ class FollowedFile:
         self._settle_seconds = settle_seconds
         stem, extension = re.escape(path.stem), re.escape(path.suffix)
         self._rotated = re.compile(rf"{stem}(?:{extension}{_ROTATED}|{_ROTATED}{extension})")
-        self._resumed = position
+        self._resumed = position or Position(0, 0, "", clock(), str(path))
         self._file: int | None = None
         self._inode = 0
         self._offset = 0
@@ -115,7 +120,7 @@ class FollowedFile:
     def position(self) -> Position:
         """After the last line that was returned."""
         if self._file is None:
-            return self._resumed or Position(0, 0, "", self._clock(), str(self._path))
+            return self._resumed
         return Position(self._inode, self._offset, _mark(self._before), self._clock(), str(self._path))
 
     def begin(self, *, at_end: bool) -> None:
@@ -123,10 +128,11 @@ class FollowedFile:
 
         Raises OSError.
         """
+        self._resumed = Position(0, 0, "", self._clock(), str(self._path))
         with self._directory() as directory:
-            self._open_current(directory)
-        if self._file is not None and at_end:
-            self._seek(_last_line_end(self._file))
+            opened = _opened(directory, self._path.name)
+        if opened is not None:
+            self._use(*opened, _last_line_end(opened[0]) if at_end else 0)
 
     def lines(self) -> Iterator[bytes]:
         """New complete lines, without their ends; `position` is always after the last one. Raises OSError.
@@ -229,27 +235,19 @@ class FollowedFile:
             self._missed(f"{self._path.name} was emptied, and there is no copy of its former content")
             self._seek(0)
 
-    def _open_current(self, directory: int) -> bool:
-        opened = _opened(directory, self._path.name)
-        if opened is not None:
-            self._use(*opened)
-        return opened is not None
-
     def _resume(self, directory: int) -> bool:
         """Open the file of the position, wherever rotation has moved it, or else what was written since."""
         position = self._resumed
-        if position is None or position.inode == 0:
-            return self._open_current(directory)
         family = self._family(directory)
-        if self._open_matching(directory, position, family):
+        if position.inode and self._open_matching(directory, position, family):
             return True
-        later = [one for one in family if one.is_current or one.status.st_mtime > position.time]
-        if not later:
-            return False
-        opened = _opened(directory, later[0].name)
+        since = position.time - _CLOCK_TICK_SECONDS
+        later = [one for one in family if one.is_current or one.status.st_mtime > since]
+        opened = _opened(directory, later[0].name if later else self._path.name)
         if opened is None:
             return False
-        self._missed(f"{self._path.name} has been rotated, and the file that was read last is gone")
+        if position.inode:
+            self._missed(f"{self._path.name} has been rotated, and the file that was read last is gone")
         self._use(*opened)
         return True
 
