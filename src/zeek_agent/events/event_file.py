@@ -416,7 +416,8 @@ class EventFile:
             self.last_seq[table] = last_sequence(self._connection, table)
             if self.first_seq[table] == 0:
                 self._read_seq_bounds(table)
-        self.gaps = self._read_gaps() if batch.losses else [*self.gaps, *batch.gaps]
+        is_changed = batch.losses or batch.gap_ends
+        self.gaps = self._read_gaps() if is_changed else [*self.gaps, *batch.gaps]
         return misfits
 
     def _move_gap_ends(self, ends: Iterable[tuple[Gap, float]]) -> None:
@@ -426,7 +427,6 @@ class EventFile:
                 'UPDATE _gaps SET until = ? WHERE source = ? AND "from" = ? AND cause = ?',
                 (max(begin, end), source, begin, cause),
             )
-            self.gaps = self._read_gaps()
 
     def _note_recorded_until(self, until: float) -> None:
         if until != -math.inf:
