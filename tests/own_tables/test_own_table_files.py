@@ -124,7 +124,7 @@ def test_what_is_wrong_is_named_and_the_whole_file_refused(text: str, reason: st
     assert reason in message
 
 
-def test_bytes_that_are_no_text_are_refused(place: Path) -> None:
+def test_bytes_that_are_not_text_are_refused(place: Path) -> None:
     path = place / "tables.toml"
     path.write_bytes(b"[tables.disks]\nsummary = '\xff'\n")
     assert "not valid TOML" in refusal(str(path))

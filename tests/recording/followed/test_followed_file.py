@@ -195,7 +195,7 @@ def test_a_file_that_is_emptied_without_a_copy_leaves_a_gap(path: Path) -> None:
     path.write_bytes(b"")
     append(path, b"3")
     assert followed.read() == [b"3"]
-    assert followed.missed == ["jobs.jsonl was emptied, and there is no copy of its former content"]
+    assert followed.missed == ["jobs.jsonl was emptied, and its former content was not copied"]
 
 
 def test_another_file_with_the_inode_of_a_deleted_one_is_read_whole(path: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_backlog_larger_than_the_stores_queue_is_recorded_whole(path: Path, tm
         assert agent.store.counters["jobs_events"].lost.total() == 0
 
 
-def test_another_declared_file_begins_anew_without_a_gap(path: Path, tmp_path: Path) -> None:
+def test_another_declared_file_is_followed_without_a_gap(path: Path, tmp_path: Path) -> None:
     append(path, {"job": "a"})
     with following(tmp_path, jobs(path, from_beginning=True)) as agent:
         assert agent.rows("job") == [("a",)]

@@ -232,7 +232,7 @@ class FollowedFile:
         """Go on in the copy that rotation has made before it emptied the file; without one, at the file's beginning."""
         position = self.position
         if not self._open_matching(directory, position, self._family(directory)):
-            self._missed(f"{self._path.name} was emptied, and there is no copy of its former content")
+            self._missed(f"{self._path.name} was emptied, and its former content was not copied")
             self._seek(0)
 
     def _resume(self, directory: int) -> bool:
