@@ -6,7 +6,7 @@ import fnmatch
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,11 +17,10 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
 from zeek_agent.control.unix_listener import group_id
 from zeek_agent.errors import UsageError
-from zeek_agent.host_tables import own_tables
+from zeek_agent.host_tables import host_tables, own_tables
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config
-    from zeek_agent.own_tables.declarations import OwnTable
 
 
 log = logging.getLogger(__name__)
@@ -44,11 +43,7 @@ def _table_rules(config: Config) -> Iterator[UsageError]:
     rules += [("deny", rule) for rule in config.access.tables_deny]
     if not rules:
         return
-    try:
-        own = own_tables(config)
-    except UsageError:
-        own = ()  # that is reported by itself
-    known = _table_names(own)
+    known = sorted(_tables(config))
     imports = config.osquery.socket != "off"
     for kind, rule in rules:
         if any(fnmatch.fnmatchcase(name, rule) for name in known) or (imports and rule.startswith(_OSQUERY_PREFIX)):
@@ -65,23 +60,45 @@ def _table_rules(config: Config) -> Iterator[UsageError]:
             log.warning("%s; %s", message, advice)
 
 
+def _column_rules(config: Config) -> Iterator[UsageError]:
+    """Rules on columns that match none. osquery's columns are not known."""
+    if not config.access.columns_deny:
+        return
+    tables = _tables(config)
+    known = [f"{table}.{column}" for table, columns in tables.items() for column in columns]
+    osquery = {name for name, columns in tables.items() if not columns}
+    for rule in config.access.columns_deny:
+        table, dot, _ = rule.rpartition(".")
+        if not dot:
+            yield UsageError(f"access.columns_deny: expected `table.column`, got {rule!r}")
+        elif not any(fnmatch.fnmatchcase(name, rule) for name in known) and not (
+            config.osquery.socket != "off"
+            and (table.startswith(_OSQUERY_PREFIX) or any(fnmatch.fnmatchcase(name, table) for name in osquery))
+        ):
+            advice = "`zeek-agent tables NAME` lists a table's columns"
+            yield UsageError(f"access.columns_deny: there is no column {rule!r}; {advice}")
+
+
 _OSQUERY_PREFIX: Final = "osquery_"
 
 
-def _table_names(own: Sequence[OwnTable]) -> list[str]:
-    """All names of tables that rules may mean, on any platform."""
+def _tables(config: Config) -> dict[str, frozenset[str]]:
+    """The columns of all tables that rules may mean, on any platform, by each name; none are known of osquery's."""
     from zeek_agent.database.database import ALIASES
     from zeek_agent.osquery.table_names import OSQUERY_TABLES
     from zeek_agent.tables import builtin_tables, plugin_tables
 
-    names = set(OSQUERY_TABLES)
-    for one in own:
-        names |= {one.name, f"{one.name}_history"} if hasattr(one, "follow") else {one.name}
+    tables: dict[str, frozenset[str]] = dict.fromkeys(OSQUERY_TABLES, frozenset())
+    try:
+        own = host_tables(config).tables
+    except UsageError:
+        own = []  # that is reported by itself
     for platform in _PLATFORMS:
-        for table in (*builtin_tables(platform), *plugin_tables(platform)):
-            names |= {table.name, f"{table.name}_history"} if table.kind == "events" else {table.name}
-    names |= {alias for alias, name in ALIASES.items() if name in names}
-    return sorted(names)
+        for table in (*builtin_tables(platform), *plugin_tables(platform), *own):
+            for name in (table.name, f"{table.name}_history") if table.kind == "events" else (table.name,):
+                tables[name] = tables.get(name, frozenset()).union(column.name for column in table.columns)
+    tables |= {alias: tables[name] for alias, name in ALIASES.items() if name in tables}
+    return tables
 
 
 def check_files_and_groups(config: Config) -> None:
@@ -135,6 +152,7 @@ def _problems(config: Config) -> Iterator[UsageError]:
     yield from _access(config.access)
     yield from _refused(partial(own_tables, config))
     yield from _table_rules(config)
+    yield from _column_rules(config)
     yield from _path_rules(config.access)
     tls = config.zeek.tls
     for name, file in (("ca_file", tls.ca_file), ("certificate", tls.certificate), ("key", tls.key)):
