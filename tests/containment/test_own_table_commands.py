@@ -18,9 +18,11 @@ from workers import contained, descendants, is_running
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.containment.contained_database import ContainedDatabase
+from zeek_agent.containment.usage import ended_children_cpu_seconds
 from zeek_agent.database.database import Lane
 from zeek_agent.database.privileged_tables import granted_privileges
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
+from zeek_agent.host.programs import PROCESSES_MAX
 from zeek_agent.own_tables import files
 from zeek_agent.own_tables.declarations import CommandTable, OwnTable
 from zeek_agent.own_tables.snapshots import table
@@ -60,7 +62,7 @@ async def rows(tmp_path: Path, own: Sequence[OwnTable], sql: str = "SELECT * FRO
         return (await db.query(sql)).rows
 
 
-def helpers(db: ContainedDatabase) -> list[Any]:
+def helper_processes(db: ContainedDatabase) -> list[Any]:
     return [worker for worker in db.pool.processes if worker.kind.value == "helper"]
 
 
@@ -154,7 +156,7 @@ async def test_a_command_that_fails_is_the_statements_error(
     async with database(tmp_path, command(place, text, options), time=3.0) as db:
         with pytest.raises(SqlError, match=error):
             await db.query("SELECT * FROM made")
-        await until(lambda: not [one for one in helpers(db) if one.state == "busy"], 10)
+        await until(lambda: not [one for one in helper_processes(db) if one.state == "busy"], 10)
         assert (await db.query("SELECT 1 AS one")).rows == [(1,)]
 
 
@@ -170,7 +172,7 @@ echo '{"name": "a", "size": '$!'}'
             ((name, pid),) = (await db.query("SELECT * FROM made")).rows
             assert name == "a"
             await until(lambda pid=pid: not is_running(pid), 10)
-        await until(lambda: not helpers(db), 10)
+        await until(lambda: not helper_processes(db), 10)
         assert db.pool.killed.total() == 0
         zygote = db.pool.zygote_pid
         assert zygote is not None
@@ -357,3 +359,43 @@ def test_a_table_with_privileges_of_its_own_needs_no_further_permission(place: P
     made = table(one)
     assert AccessPolicy().refused_privilege("made", made.privileges) is not None
     assert granted_privileges(made, AccessPolicy()) == made.privileges
+
+
+async def test_processor_time_of_commands_is_charged_to_their_statements(tmp_path: Path, place: Path) -> None:
+    text = 'n=0; while [ $n -lt 300000 ]; do n=$((n+1)); done; echo \'{"name": "a"}\''
+    sql = "SELECT name FROM made"
+    async with database(tmp_path, command(place, text)) as db:
+        await db.query("SELECT 1", origin="ws://zeek")
+        await db.query(sql, origin="ws://zeek")
+        idle, busy = (db.pool.usage("ws://zeek", one).cpu for one in ("SELECT 1", sql))
+        (helper,) = helper_processes(db)
+        assert ended_children_cpu_seconds(helper.pid) > 0
+        assert busy > ended_children_cpu_seconds(helper.pid)
+        assert busy > idle
+
+
+async def test_a_command_cannot_start_ever_more_processes(tmp_path: Path, place: Path) -> None:
+    program = place / "command"
+    program.write_text(
+        "#!/usr/bin/python3 -IS\nimport os, time\nnumber = 0\ntry:\n    while number < 5000:\n"
+        "        if os.fork() == 0:\n            time.sleep(60)\n            os._exit(0)\n        number += 1\n"
+        "except BlockingIOError:\n    pass\n"
+        "print('{\"size\": %d}' % number)\n"
+    )
+    program.chmod(0o755)
+    own = files.load([declared(place, f'[tables.made]\nsummary = "made"\ncommand = ["{program}"]\n{COLUMNS}')])
+    async with database(tmp_path, own) as db:
+        ((number,),) = (await db.query("SELECT size FROM made")).rows
+        assert 10 < number <= PROCESSES_MAX
+        zygote = db.pool.zygote_pid
+        assert zygote is not None
+        await until(lambda: all(b"command" not in _command_line(pid) for pid in descendants(zygote)), 10)
+        assert (await db.query("SELECT 1 AS one")).rows == [(1,)]
+
+
+async def test_notes_show_no_value_of_a_table_with_denied_columns(tmp_path: Path, place: Path) -> None:
+    own = command(place, 'echo \'[{"name": "a", "size": "secret"}, "secret"]\'')
+    async with database(tmp_path, own, AccessSettings(columns_deny=("made.size",))) as db:
+        result = await db.query("SELECT * FROM made")
+    assert result.rows == [("a", None)]
+    assert result.errors == ("table made: rows left out that are not JSON objects: 1",)

@@ -20,6 +20,8 @@ OUTPUT_BYTES_MAX: Final = 16 << 20
 """Most that a program may write to its standard output."""
 ERRORS_BYTES_MAX: Final = 4096
 """The beginning of its standard error, which an error message quotes; the rest is discarded."""
+PROCESSES_MAX: Final = 256
+"""Processes of the user of all workers, programs included, with which a program can start another one."""
 CHECK_SECONDS: Final = 0.1
 """How often a table's time is checked while its program writes nothing."""
 
@@ -113,6 +115,15 @@ def adopt_orphans() -> None:
     """Become the parent of what this process's programs leave behind (prctl(2), PR_SET_CHILD_SUBREAPER)."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def limit_processes() -> None:
+    """Bound the number of processes of the user that this process becomes, so that no program starts ever more."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    most = PROCESSES_MAX if hard == resource.RLIM_INFINITY else min(PROCESSES_MAX, hard)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
 def has_orphans() -> bool:

@@ -72,8 +72,7 @@ def _described(declared: OwnTable) -> str:
 def command_rows(declared: CommandTable, wanted: Constraints) -> Iterator[Row]:
     """The rows in the output of the command, which runs when the first one is requested. Raises SqlError."""
     program, *arguments = declared.command
-    notes = Notes()
-    cells = Cells(declared.columns, notes, wanted.columns)
+    cells, notes = _cells(declared, wanted)
     try:
         output = run_program(
             program,
@@ -88,6 +87,13 @@ def command_rows(declared: CommandTable, wanted: Constraints) -> Iterator[Row]:
     except OSError as error:
         raise SqlError(f"table {declared.name}: cannot execute {program}: {error.strerror or error}") from error
     _report(declared.name, notes, wanted)
+
+
+def _cells(declared: OwnTable, wanted: Constraints) -> tuple[Cells, Notes]:
+    """What makes rows and notes. Notes have no examples if the configuration denies a column of the table."""
+    withheld = wanted.context.access.withheld([column.name for column in declared.columns], declared.name)
+    notes = Notes(examples=not withheld)
+    return Cells(declared.columns, notes, wanted.columns - withheld), notes
 
 
 def _timed(program: str, seconds: float | None, check: Callable[[], None]) -> Callable[[], None]:
@@ -114,8 +120,8 @@ def _of_object(found: dict[str, Any], *, separated: bool) -> Callable[[int, OwnC
 
 def file_rows(declared: FileTable, wanted: Constraints) -> Iterator[Row]:
     """The rows of the lines of files that the access rules permit to be read. Raises SqlError."""
-    reads, notes = wanted.context.reads, Notes()
-    cells = Cells(declared.columns, notes, wanted.columns)
+    reads = wanted.context.reads
+    cells, notes = _cells(declared, wanted)
     separator = to_bytes(declared.separator) or None
     is_ignored = ignoring(declared.ignore)
     gate = open_gate(wanted.context.access, reads, wanted.check)

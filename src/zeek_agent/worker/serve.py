@@ -45,7 +45,7 @@ from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError, ZeekAgentError
 from zeek_agent.host.linux import host_sockets
-from zeek_agent.host.programs import adopt_orphans, has_orphans
+from zeek_agent.host.programs import adopt_orphans, has_orphans, limit_processes
 from zeek_agent.osquery import imported_tables
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.recording.sockets import conntrack
@@ -160,6 +160,8 @@ class Worker:
             os.setpgid(0, 0)  # what its programs start ends with it
             if self._spawn.privileges.programs:
                 adopt_orphans()
+                if self._shared.setup.account is not None:
+                    limit_processes()
         let_go_of_standard_streams()
         limits = self._limits
         try:

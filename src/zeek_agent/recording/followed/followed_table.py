@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from zeek_agent.own_tables.declarations import TIME, FollowedTable, OwnColumn, O
 from zeek_agent.own_tables.documents import DocumentError, decode_json, source_of, value_at
 from zeek_agent.recording.followed.followed_file import LINE_BYTES_MAX, FollowedFile, position_from
 from zeek_agent.recording.source import Sink, Source
+from zeek_agent.text import from_os
 
 if TYPE_CHECKING:
     from zeek_agent.schema import Row
@@ -67,7 +69,7 @@ class FollowedTableSource(Source):
         self._interval_seconds = interval_seconds
         self._clock = clock
         self._options = options
-        self._notes = Notes()
+        self._notes = Notes(examples=False)  # who may read `zeek_agent_sources` may not read every table
         self._lost_lines: Counter[str] = Counter()
         self._cells = Cells(declared.columns, self._notes)
         names = [column.name for column in declared.columns]
@@ -81,8 +83,9 @@ class FollowedTableSource(Source):
         self._read_until: float | None = None
 
     def probe(self) -> str | None:
-        if self._denies(self._declared.follow):
-            return f"the access rules deny {self._declared.follow}"
+        path = self._declared.follow
+        if self._denies(path) or self._denies(from_os(os.path.realpath(path))):
+            return f"the access rules deny {path}"
         return None
 
     def start(self, sink: Sink) -> None:
