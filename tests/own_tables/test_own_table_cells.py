@@ -10,11 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeek_agent.database.cells import decode, encode
-from zeek_agent.own_tables.cells import Cells, MisfitError, Notes, converter
+from zeek_agent.own_tables.cells import NESTING_MAX, Cells, MisfitError, Notes, converter
 from zeek_agent.own_tables.declarations import OwnColumn
 from zeek_agent.schema import SCALAR_TYPES, ZeekType
 
 TYPES = [*sorted(SCALAR_TYPES), "set[count]", "set[address]", "vector[text]", "vector[port]", "set[time]"]
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": value}
+    return value
 
 
 def column(kind: str, **options: Any) -> OwnColumn:
@@ -46,6 +53,7 @@ def column(kind: str, **options: Any) -> OwnColumn:
         ("interval", "2.5", 2.5),
         ("record", {"a": [1]}, {"a": [1]}),
         ("record", '{"a": 1}', {"a": 1}),
+        ("record", nested(NESTING_MAX - 1), nested(NESTING_MAX - 1)),
         ("set[count]", [3, "3", 1], [3, 1]),
         ("vector[text]", '["a", 2]', ["a", "2"]),
     ],
@@ -87,6 +95,8 @@ def test_a_value_that_fits_keeps_its_meaning(kind: str, value: Any, cell: Any) -
         ("time", -1),
         ("time", 1e18),
         ("record", []),
+        ("record", nested(NESTING_MAX)),
+        ("vector[record]", [nested(NESTING_MAX)]),
         ("record", "{" * 100_000),
         ("set[count]", [1, "x"]),
         ("set[count]", 1),

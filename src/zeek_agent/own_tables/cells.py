@@ -26,6 +26,8 @@ INTEGER_MIN: Final = -(2**63)
 INTEGER_MAX: Final = 2**63 - 1
 TIME_MAX: Final = 253_402_300_800.0
 """The year 10000: neither Zeek nor Python can write later dates."""
+NESTING_MAX: Final = 64
+"""Levels of a record."""
 SHOWN: Final = 60
 """Characters of a value in a note."""
 _DIVISORS: Final = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -184,9 +186,24 @@ def _record(value: Any) -> Mapping[str, Value]:
             value = msgspec.json.decode(value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise MisfitError from None
-    if isinstance(value, dict):
+    if isinstance(value, dict) and not _is_nested_too_deeply(value):
         return value
     raise MisfitError
+
+
+def _is_nested_too_deeply(value: Any) -> bool:
+    """Whether the value has more levels than what reads it on its way may recurse into."""
+    level = [value]
+    for _ in range(NESTING_MAX):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
 
 
 _SCALARS: Final[Mapping[str, Converter]] = {

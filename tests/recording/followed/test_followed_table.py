@@ -17,6 +17,7 @@ from zeek_agent.events.reading import read_rows
 from zeek_agent.events.store import EventStore
 from zeek_agent.own_tables.declarations import FollowedTable, OwnColumn
 from zeek_agent.own_tables.snapshots import table
+from zeek_agent.recording.followed.followed_file import FollowedFile
 from zeek_agent.recording.followed.followed_table import FollowedTableSource
 from zeek_agent.recording.status import SourceStatus
 from zeek_agent.recording.supervisor import Supervisor
@@ -210,11 +211,43 @@ def test_a_file_system_that_hangs_keeps_queries_waiting_once(path: Path, tmp_pat
         agent.rows()
         (source,) = agent.supervisor._recorders[0].sources
         assert isinstance(source, FollowedTableSource)
-        waits = []
-        source._changed.wait_for = lambda condition, seconds: waits.append(seconds)  # type: ignore[method-assign]
-        source._requested = source._served
-        with source._changed:
+        waits: list[float] = []
+        with pytest.MonkeyPatch.context() as patched, source._changed:  # whose lock the reading thread needs
+            patched.setattr(source._changed, "wait_for", lambda condition, seconds: waits.append(seconds))
             source.drain()
             source.drain()
         assert waits == [1.0]
-        del source._changed.wait_for
+
+
+def test_rows_before_an_error_are_kept_with_their_position(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(path, *({"job": f"{number}"} for number in range(10)))
+    failures = 0
+    appended = FollowedFile._appended
+
+    def failing(self: FollowedFile) -> Iterator[bytes]:
+        nonlocal failures
+        for number, line in enumerate(appended(self)):
+            yield line
+            if number == 4 and not failures:
+                failures += 1
+                raise OSError(5, "the disk failed")
+
+    monkeypatch.setattr(FollowedFile, "_appended", failing)
+    with following(tmp_path, jobs(path, from_beginning=True)) as agent:
+        until_sync(lambda: len(agent.rows("job")) == 10)
+        assert agent.rows("job") == [(f"{number}",) for number in range(10)]
+        assert failures == 1
+
+
+def test_a_file_that_is_denied_under_another_name_is_not_followed(path: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    append(secret / "jobs.jsonl", {"job": "a"})
+    link = tmp_path / "link"
+    link.symlink_to(secret)
+    declared = jobs(link / "jobs.jsonl", from_beginning=True)
+    with following(tmp_path, declared, denies=lambda name: name.startswith(str(secret))) as agent:
+        assert agent.rows() == []
+        assert f"the access rules deny {link}" in (agent.status.last_error or "")

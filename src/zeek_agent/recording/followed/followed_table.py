@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -27,9 +28,12 @@ INTERVAL_SECONDS: Final = 1.0
 """Interval of reading new lines, which queries also trigger."""
 BATCH_ROWS: Final = 2_000
 """Rows that are passed on together. The store commits them before more are read: the file itself is the queue."""
+BATCH_BYTES: Final = 1 << 20
+PAUSE_SHARE: Final = 3.0
+"""The pause between two readings is at least so many times as long as a reading, such as of a very large directory."""
 DRAIN_SECONDS: Final = 1.0
 """How long a query waits for new lines to be read: a file system may hang, and a backlog may be long."""
-STOP_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 2.0
 _TOO_LONG: Final = f"lines of more than {LINE_BYTES_MAX} bytes"
 _NOT_JSON: Final = "lines that are not JSON objects"
 
@@ -78,15 +82,16 @@ class FollowedTableSource(Source):
         self._changed = threading.Condition()
         self._requested = 0
         self._served = 0
+        self._is_late = False
         self._ends = False
         self._thread: threading.Thread | None = None
         self._read_until: float | None = None
 
     def probe(self) -> str | None:
-        path = self._declared.follow
-        if self._denies(path) or self._denies(from_os(os.path.realpath(path))):
-            return f"the access rules deny {path}"
-        return None
+        return self._denied() if self._denies(self._declared.follow) else None
+
+    def _denied(self) -> str:
+        return f"the access rules deny {self._declared.follow}"
 
     def start(self, sink: Sink) -> None:
         self._sink = sink
@@ -126,12 +131,13 @@ class FollowedTableSource(Source):
         if self._thread is None or not self._thread.is_alive():
             return
         with self._changed:
-            if self._requested > self._served:
-                return  # the last request was not served in time
+            if self._is_late and self._requested > self._served:
+                return  # a request was not served in time, and still is not
             self._requested += 1
             wanted = self._requested
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._served >= wanted or self._ends, DRAIN_SECONDS)
+            in_time = self._changed.wait_for(lambda: self._served >= wanted or self._ends, DRAIN_SECONDS)
+            self._is_late = not in_time
 
     def _run(self) -> None:
         last, pause = False, 0.0
@@ -140,8 +146,9 @@ class FollowedTableSource(Source):
                 with self._changed:
                     self._changed.wait_for(lambda: self._ends or self._requested > self._served, pause)
                     last, wanted = self._ends, self._requested
-                pause = self._interval_seconds
+                begun = time.monotonic()
                 self._read()
+                pause = max(self._interval_seconds, PAUSE_SHARE * (time.monotonic() - begun))
                 with self._changed:
                     self._served = wanted
                     self._changed.notify_all()
@@ -156,6 +163,8 @@ class FollowedTableSource(Source):
         file = self._file
         assert file is not None
         try:
+            if self._denies(from_os(os.path.realpath(self._declared.follow))):
+                raise PermissionError(errno.EPERM, self._denied())
             if self._begins:
                 file.begin(at_end=not self._declared.from_beginning)
                 self._begins = False
@@ -179,18 +188,22 @@ class FollowedTableSource(Source):
     def _record(self, file: FollowedFile) -> None:
         before = file.position
         batch: list[Row] = []
-        for line in file.lines():
-            if (row := self._row(line)) is not None:
-                batch.append(row)
-            if len(batch) >= BATCH_ROWS:
+        bytes_read = 0
+        try:
+            for line in file.lines():
+                bytes_read += len(line)
+                if (row := self._row(line)) is not None:
+                    batch.append(row)
+                if len(batch) >= BATCH_ROWS or bytes_read >= BATCH_BYTES:
+                    self._pass_on(batch, file)
+                    batch, bytes_read = [], 0
+                    if not self._wait_for_store():
+                        file.close()
+                        return
+        finally:  # also if the rest cannot be read: the position is after these rows
+            after = file.position
+            if batch or (after.inode, after.offset) != (before.inode, before.offset):
                 self._pass_on(batch, file)
-                batch = []
-                if not self._wait_for_store():
-                    file.close()
-                    return
-        after = file.position
-        if batch or (after.inode, after.offset) != (before.inode, before.offset):
-            self._pass_on(batch, file)
 
     def _pass_on(self, rows: Sequence[Row], file: FollowedFile) -> None:
         self.counters.received += len(rows)
