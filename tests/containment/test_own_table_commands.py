@@ -19,13 +19,16 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.usage import ended_children_cpu_seconds
-from zeek_agent.database.database import Lane
+from zeek_agent.contract import NoAgent
+from zeek_agent.database.database import Database, Lane
 from zeek_agent.database.privileged_tables import granted_privileges
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.host.programs import PROCESSES_MAX
 from zeek_agent.own_tables import files
 from zeek_agent.own_tables.declarations import CommandTable, OwnTable
 from zeek_agent.own_tables.snapshots import table
+from zeek_agent.own_tables.snapshots import tables as own_tables
+from zeek_agent.table import TableContext
 
 pytestmark = pytest.mark.root
 
@@ -282,6 +285,18 @@ async def test_the_network_is_only_there_for_a_command_that_declares_it(tmp_path
     async with server, database(tmp_path, own) as db:
         assert (await db.query("SELECT name FROM made")).rows == [("Operation not permitted",)]
         assert (await db.query("SELECT name FROM dialled")).rows == [("connected",)]
+
+
+async def test_without_worker_processes_a_command_runs_in_this_one(place: Path) -> None:
+    """As for commands of an ordinary user, who has no privileges to drop."""
+    own = command(place, 'echo \'[{"name": "a"}, 3]\'')
+    opened = Database(own_tables(own), TableContext(NoAgent()), LimitSettings(time=10.0))
+    try:
+        result = await opened.query("SELECT name FROM made")
+    finally:
+        await opened.aclose()
+    assert result.rows == [("a",)]
+    assert result.errors == ("table made: rows left out that are not JSON objects: 1, such as 3",)
 
 
 # Files
