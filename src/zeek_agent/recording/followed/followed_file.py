@@ -36,7 +36,6 @@ FAMILY_MAX: Final = 200
 _CLOCK_TICK_SECONDS: Final = 0.02
 """The kernel takes the times of files from a clock that lags behind by up to a tick."""
 _ROTATED: Final = r"[.-]\d[\dT_.-]*"
-_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Position(Struct, frozen=True, array_like=True):
@@ -306,7 +305,7 @@ def _status(directory: int, name: str) -> os.stat_result | None:
 def _opened(directory: int, name: str) -> tuple[int, os.stat_result] | None:
     """A descriptor of the regular file, and its status; None if it does not exist. Raises OSError."""
     try:
-        file = os.open(name, _OPEN, dir_fd=directory)
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     except FileNotFoundError:
         return None
     except OSError as error:
