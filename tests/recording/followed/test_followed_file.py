@@ -123,6 +123,24 @@ def test_an_endless_line_takes_no_memory_and_is_read_once(path: Path, monkeypatc
     assert len(followed.reader._partial) <= LINE_BYTES_MAX + 1
 
 
+def test_a_hole_of_terabytes_is_read_in_parts(path: Path) -> None:
+    followed = Followed(path)
+    append(path, b"a")
+    os.truncate(path, 1 << 42)
+    assert list(followed.reader.lines(1 << 20)) == [b"a"]
+    assert list(followed.reader.lines(1 << 20)) == []
+    assert followed.reader._read_to == 2 << 20
+    assert followed.reader.position.offset == 2
+
+
+def test_a_backlog_is_read_in_parts(path: Path) -> None:
+    followed = Followed(path)
+    append(path, *(b"x" * 1_000 for _ in range(2_000)))
+    parts = [len(list(followed.reader.lines(500_000))) for _ in range(6)]
+    assert sum(parts) == 2_000
+    assert len([part for part in parts if part]) > 3
+
+
 def test_rotation_by_rename_loses_and_repeats_nothing(path: Path) -> None:
     followed = Followed(path)
     append(path, b"1", b"2")
@@ -241,6 +259,25 @@ def test_another_users_link_to_the_directory_is_not_followed(tmp_path: Path) -> 
     os.chown(link, 1, 1, follow_symlinks=False)
     with pytest.raises(OSError, match="may be another user's"):
         Followed(link / "jobs.jsonl")
+
+
+@pytest.mark.root
+def test_another_users_file_is_not_read_by_a_hard_link(tmp_path: Path) -> None:
+    secret, place = tmp_path / "secret", tmp_path / "place"
+    append(secret, b"secret")
+    place.mkdir()
+    path = place / "jobs.jsonl"
+    path.hardlink_to(secret)
+    assert Followed(path).read() == [b"secret"]
+    place.chmod(0o1777)
+    with pytest.raises(OSError, match="has another hard link"):
+        Followed(path)
+    place.chmod(0o755)
+    os.chown(place, 1, 1)
+    with pytest.raises(OSError, match="has another hard link"):
+        Followed(path)
+    os.chown(secret, 1, 1)
+    assert Followed(path).read() == [b"secret"]
 
 
 @pytest.mark.parametrize("stored", ["", "x", "[]", '["a", 1]', "[" * 10_000, "{}"])

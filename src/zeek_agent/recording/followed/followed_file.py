@@ -27,6 +27,7 @@ from zeek_agent import ownership
 LINE_BYTES_MAX: Final = 65_536
 """Longer lines are not recorded, but counted."""
 CHUNK_BYTES: Final = 262_144
+READ_BYTES: Final = 32 << 20
 MARKED_BYTES: Final = 256
 """The digest of a position is of so many bytes before it: at least a time stamp."""
 SETTLE_SECONDS: Final = 2.0
@@ -112,6 +113,8 @@ class FollowedFile:
         self._read_to = 0
         self._recent = b""
         """The last bytes before `_read_to`."""
+        self._left = 0
+        """Bytes that may still be read by this call."""
         self._partial = b""
         """The beginning of the line at `_offset`, as far as it was read and is not too long."""
 
@@ -133,11 +136,13 @@ class FollowedFile:
         if opened is not None:
             self._use(*opened, _last_line_end(opened[0]) if at_end else 0)
 
-    def lines(self) -> Iterator[bytes]:
+    def lines(self, bytes_max: int = READ_BYTES) -> Iterator[bytes]:
         """New complete lines, without their ends; `position` is always after the last one. Raises OSError.
 
-        Call `close` if not all are taken.
+        About so many bytes are read, and the next call continues: a line, or a hole in the file, can be endless. Call
+        `close` if not all lines are taken.
         """
+        self._left = bytes_max
         with self._directory() as directory:
             if self._file is None and not self._resume(directory):
                 return
@@ -145,6 +150,8 @@ class FollowedFile:
                 if self._was_rewritten():
                     self._continue_in_copy(directory)
                 yield from self._appended()
+                if self._left <= 0:
+                    return
                 following = self._following(directory)
                 if following is None:
                     return
@@ -188,7 +195,8 @@ class FollowedFile:
     def _appended(self) -> Iterator[bytes]:
         """The complete lines of the open file after `_offset`."""
         assert self._file is not None
-        while chunk := os.pread(self._file, CHUNK_BYTES, self._read_to):
+        while self._left > 0 and (chunk := os.pread(self._file, CHUNK_BYTES, self._read_to)):
+            self._left -= len(chunk)
             begin = 0
             while (end := chunk.find(b"\n", begin)) >= 0:
                 length = self._read_to + end - self._offset
@@ -313,10 +321,21 @@ def _opened(directory: int, name: str) -> tuple[int, os.stat_result] | None:
             raise OSError(error.errno, f"{name} is a symbolic link, which is not followed") from None
         raise
     status = os.fstat(file)
-    if not stat.S_ISREG(status.st_mode):
+    try:
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, f"{name} is not a regular file")
+        if status.st_nlink > 1 and _may_be_others(status, os.fstat(directory)):
+            raise OSError(errno.EPERM, f"{name} has another hard link, which its directory's users could have made")
+    except OSError:
         os.close(file)
-        raise OSError(errno.EINVAL, f"{name} is not a regular file")
+        raise
     return file, status
+
+
+def _may_be_others(file: os.stat_result, directory: os.stat_result) -> bool:
+    """Whether somebody who may write to the directory could have linked another user's file there."""
+    is_writable = bool(directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    return is_writable or directory.st_uid not in (0, file.st_uid)
 
 
 def _bytes_before(file: int, offset: int) -> bytes:

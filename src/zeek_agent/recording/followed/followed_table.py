@@ -30,7 +30,7 @@ BATCH_ROWS: Final = 2_000
 """Rows that are passed on together. The store commits them before more are read: the file itself is the queue."""
 BATCH_BYTES: Final = 1 << 20
 PAUSE_SHARE: Final = 3.0
-"""The pause between two readings is at least so many times as long as a reading, such as of a very large directory."""
+"""The pause between two readings is at least so many times as long as a reading."""
 DRAIN_SECONDS: Final = 1.0
 """How long a query waits for new lines to be read: a file system may hang, and a backlog may be long."""
 STOP_SECONDS: Final = 2.0
