@@ -86,7 +86,7 @@ columns = [
             delivered = "SELECT 1 FROM zeek_agent_queries WHERE sql GLOB '*block_devices*' AND rows > 0"
             await until(lambda: agent.ask(delivered))
     output = (tmp_path / "zeek/output").read_text()
-    assert re.search(r"ZeekAgent::Add, \[name=sda, size=5\]", output), output
+    assert re.search(r", new, \[name=sda, size=5\]", output), output
 
 
 async def test_values_of_each_type_reach_zeek(tmp_path: Path, place: Path) -> None:
@@ -106,7 +106,14 @@ async def test_values_of_each_type_reach_zeek(tmp_path: Path, place: Path) -> No
     found = re.search(r"^row \[(.*)\]$", output, re.MULTILINE)
     assert found is not None, output
     for text in (
-        *("a_count=9223372036854775807", "an_int=-7", "a_real=2.5", "a_bool=T", "a_text=Grüße", "an_enum=red"),
+        *(
+            "a_count=9223372036854775807",
+            "an_int=-7",
+            "a_real=2.5",
+            "a_bool=T",
+            r"a_text=Gr\xc3\xbc\xc3\x9fe",
+            "an_enum=red",
+        ),
         *("a_blob=bytes", "an_address=2001:db8::1", "a_port=443/tcp", "a_time=1790000000.0", "an_interval=1.0 min"),
         *("a_vector=[x, y]", "unset=<uninitialized>"),
     ):
