@@ -32,7 +32,7 @@ ELSEWHERE = {
     ),
     *("TimeoutStopSec", "KillMode", "OOMPolicy", "MemoryMax", "TasksMax", "CPUWeight", "StateDirectory", "UMask"),
     *("StateDirectoryMode", "RuntimeDirectory", "RuntimeDirectoryMode", "LogsDirectory", "WorkingDirectory"),
-    *("ConfigurationDirectory", "StandardInput", "StandardOutput", "StandardError", "IPAddressDeny"),
+    *("ConfigurationDirectory", "StandardInput", "StandardOutput", "StandardError"),
 }
 """The life of the service, its control group and its directories."""
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWNET = 0x20000, 0x4000000, 0x40000000
@@ -112,6 +112,15 @@ def _read_only(path: str, *, recursive: bool = True, allowed: bool = False) -> N
         raise OSError(ctypes.get_errno(), f"mount_setattr {path}")
 
 
+def _devices() -> None:
+    nodes = {name: Path(f"/dev/{name}").stat().st_rdev for name in DEVICES}
+    _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/dev")
+    for name, device in nodes.items():
+        os.mknod(f"/dev/{name}", 0o20666, device)
+        Path(f"/dev/{name}").chmod(0o666)
+    Path("/dev/shm").mkdir(0o1777)
+
+
 def _mounts(settings: dict[str, list[str]], writable: Iterable[str]) -> None:
     network = CLONE_NEWNET if _is_on(settings, "PrivateNetwork") else 0
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS | CLONE_NEWUTS | network):
@@ -120,12 +129,7 @@ def _mounts(settings: dict[str, list[str]], writable: Iterable[str]) -> None:
     if not Path("/sys/kernel/tracing/events").exists():
         _mount("-t", "tracefs", "tracefs", "/sys/kernel/tracing")  # systemd mounts it at boot
     if _is_on(settings, "PrivateDevices"):
-        nodes = {name: Path(f"/dev/{name}").stat().st_rdev for name in DEVICES}
-        _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/dev")
-        for name, device in nodes.items():
-            os.mknod(f"/dev/{name}", 0o20666, device)
-            Path(f"/dev/{name}").chmod(0o666)
-        Path("/dev/shm").mkdir(0o1777)
+        _devices()
     for path in writable:
         _mount("--bind", path, path)
     assert settings.pop("ProtectSystem") == ["strict"]
