@@ -61,7 +61,9 @@ def test_the_collector_of_the_page_takes_agents_with_a_certificate_and_no_others
     user = f"stat -c %U /proc/$(systemctl show {UNIT} --property=MainPID --value)"
     assert root.run(user).strip() == "zeek-collector"
 
-    refused = root.run("zeek-agent doctor --zeek wss://127.0.0.1:27759 --set zeek.tls.ca_file=certificates/ca.pem", fails=True)
+    refused = root.run(
+        "zeek-agent doctor --zeek wss://127.0.0.1:27759 --set zeek.tls.ca_file=certificates/ca.pem", fails=True
+    )
     assert re.search(r"^fail .*zeek .*certificate", refused, re.MULTILINE), refused
 
     root.run("install -m 0600 certificates/ca.pem certificates/agent.pem certificates/agent.key /etc/zeek-agent")
