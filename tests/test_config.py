@@ -271,6 +271,24 @@ def test_an_unknown_table_in_access_rules_is_an_error_that_names_the_nearest(
             config_check.check_files_and_groups(settings)
 
 
+@pytest.mark.parametrize("rule", ["processes", "processes.cmdlin", "procesess.cmdline", "", "."])
+@pytest.mark.parametrize("socket", ["off", "auto"])
+def test_a_rule_for_a_column_that_does_not_exist_is_an_error(rule: str, socket: str) -> None:
+    settings = loaded_with(access__columns_deny=["processes.cmdline", rule], osquery__socket=socket)
+    with pytest.raises(UsageError, match=f"access.columns_deny: .*{re.escape(repr(rule))}"):
+        config_check.check_files_and_groups(settings)
+
+
+def test_rules_for_columns_may_name_those_of_events_and_of_osquery(caplog: pytest.LogCaptureFixture) -> None:
+    rules = ["logins_events.command", "logins_events_history.*", "*.cmdline", "process_events.cmdline"]
+    config_check.check_files_and_groups(loaded_with(access__columns_deny=rules, osquery__socket="off"))
+    rules = ["osquery_users.description", "shell_history.command"]
+    config_check.check_files_and_groups(loaded_with(access__columns_deny=rules, osquery__socket="auto"))
+    assert caplog.messages == []
+    with pytest.raises(UsageError, match=r"there is no column 'shell_history\.command'"):
+        config_check.check_files_and_groups(loaded_with(access__columns_deny=rules[1:], osquery__socket="off"))
+
+
 def test_rules_may_name_any_table_of_any_platform_and_of_osquery(caplog: pytest.LogCaptureFixture) -> None:
     rules = ["users", "files_*", "*_events", "process_events", "processes_events_history", "deb_packages", "osquery_x"]
     config_check.check_files_and_groups(loaded_with(access__tables_allow=rules, access__tables_deny=["zeek_agent_*"]))

@@ -19,6 +19,7 @@ from zeek_agent.config import AccessSettings
 from zeek_agent.errors import UsageError
 from zeek_agent.masking.masker import Masker
 from zeek_agent.privileges import Privileges
+from zeek_agent.schema import SEQUENCE
 from zeek_agent.text import from_os, to_bytes
 
 VERDICTS_KEPT: Final = 1024
@@ -67,6 +68,7 @@ class AccessPolicy:
         self._privileges_allow = frozenset(settings.privileges_allow)
         self._tables_allow = settings.tables_allow
         self._tables_deny = settings.tables_deny
+        self._columns_deny = settings.columns_deny
         self._paths_allow = _PathRules(settings.paths_allow)
         self._paths_deny = _PathRules(settings.paths_deny)
         self._files_allow = _PathRules(settings.files_allow)
@@ -86,6 +88,19 @@ class AccessPolicy:
             return False
         return not self._tables_allow or any(
             fnmatch.fnmatchcase(name, glob) for name in names for glob in self._tables_allow
+        )
+
+    def withheld(self, columns: Iterable[str], table: str, *aliases: str) -> frozenset[str]:
+        """The columns of a table that stay unset. A rule for any of its names holds for the table.
+
+        The sequence number of events is not among them: deliveries are counted by it.
+        """
+        names = (table, *aliases)
+        return frozenset(
+            column
+            for column in columns
+            if column != SEQUENCE.name
+            and any(fnmatch.fnmatchcase(f"{name}.{column}", glob) for name in names for glob in self._columns_deny)
         )
 
     def refused_privilege(self, table: str, privileges: Privileges) -> str | None:

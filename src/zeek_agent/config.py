@@ -163,6 +163,13 @@ class AccessSettings(Section, frozen=True):
         tuple[str, ...], Meta(description="if not empty: permit only these tables (globs); unknown ones are errors")
     ] = ()
     tables_deny: Annotated[tuple[str, ...], Meta(description="deny these tables (globs); unknown ones are errors")] = ()
+    columns_deny: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="leave these columns unset (globs `table.column`, such as `logins_events.command` or "
+            "`*.cmdline`), except `seq`; unknown ones are errors"
+        ),
+    ] = ()
     paths_allow: Annotated[
         tuple[str, ...],
         Meta(description="if not empty: only contents and hashes of these files (globs); implies `files_allow`"),

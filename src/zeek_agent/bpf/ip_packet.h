@@ -26,7 +26,7 @@ struct packet {
 	__u8 family;
 	__u8 protocol;
 	__u8 is_cut; /* the transport's header was not found */
-	__u32 payload; /* bytes behind a UDP header */
+	__u32 payload; /* bytes behind the header of UDP or ICMP, or of IP */
 	__u32 count;   /* packets that this is sent as or was made of (GSO, GRO) */
 };
 

@@ -39,7 +39,8 @@ enum socket_flags {
 	SOCKET_SHARED = 1 << 3,     /* READ: and several processes read this socket like that */
 	SOCKET_FLOW_ENDED = 1 << 4, /* CLOSED, UNLISTEN: the flow ended, the socket is still open */
 	SOCKET_CUT = 1 << 5,        /* SENT, RECEIVED: too many extension headers to find protocol and ports */
-	SOCKET_COUNTED = 1 << 6,    /* CLOSED: what the flow carried is known */
+	SOCKET_COUNTED = 1 << 6,    /* CLOSED, EXPIRED, ACTIVE: what the flow carried is known */
+	SOCKET_SENT_ONLY = 1 << 7,  /* and of it only what the socket sent */
 };
 
 enum exec_flags {

@@ -79,6 +79,7 @@ class SocketFlags(IntFlag):
     FLOW_ENDED = 16
     CUT = 32
     COUNTED = 64
+    SENT_ONLY = 128
 
 
 class SocketRecord(NamedTuple):

@@ -16,6 +16,7 @@ LAYOUT(flow_event);
 #define IPPROTO_UDPLITE 136
 #define MSG_PEEK 2
 #define ICMP_ECHO 8
+#define ICMP_HEADER 8
 #define ICMPV6_ECHO 128
 #define ICMPV6_REPLY 129
 #define SCTP_ESTABLISHED 1
@@ -55,7 +56,7 @@ struct flow_state {
 	__u32 unread; /* the other side began it, and no process has read a datagram of it yet */
 	__u8 family;
 	__u8 outbound;
-	__u8 counted; /* its payload; a flow that is ignored or of another protocol is not reported again */
+	__u8 counted; /* SOCKET_COUNTED, SOCKET_SENT_ONLY; without them, it is not reported again */
 	__u8 reserved[5];
 };
 
@@ -107,6 +108,21 @@ static __always_inline bool read_ports(struct __sk_buff *skb, struct packet *pac
 		return type == (packet->protocol == IPPROTO_ICMP ? ICMP_ECHO : ICMPV6_ECHO);
 	}
 	return true;
+}
+
+static __always_inline __u32 header_length(const struct packet *packet)
+{
+	if (packet->protocol == IPPROTO_UDP || packet->protocol == IPPROTO_UDPLITE)
+		return UDP_HEADER;
+	return packet->protocol == IPPROTO_ICMP || packet->protocol == IPPROTO_ICMPV6 ? ICMP_HEADER : 0;
+}
+
+/* What is counted of a flow that is not one of datagrams. Raw sockets receive what is meant for others, too; the payload
+ * of SCTP is in chunks.
+ */
+static __always_inline __u8 what_is_sent(const struct packet *packet, bool outbound)
+{
+	return outbound && !packet->is_cut && packet->protocol != IPPROTO_SCTP ? SOCKET_COUNTED | SOCKET_SENT_ONLY : 0;
 }
 
 /* Whether this socket's packets are ours to report: TCP has its own object, raw sockets also get what others receive. */
@@ -233,7 +249,7 @@ static __always_inline bool report_flow(const struct flow *flow, const struct fl
 	event->socket.local_port = flow->local_port;
 	event->socket.remote_port = flow->remote_port;
 	event->socket.outbound = state->outbound;
-	event->socket.flags = SOCKET_COUNTED;
+	event->socket.flags = state->counted;
 	put_counts(event, state);
 	bpf_ringbuf_submit(event, wakeup());
 	return true;
@@ -309,7 +325,7 @@ static __always_inline void report_closed(const struct owner *owner, __u16 flags
 		if (event) {
 			struct flow_state *state = bpf_map_lookup_elem(&flows, &flow);
 			if (state && state->counted) {
-				flags |= SOCKET_COUNTED;
+				flags |= state->counted;
 				put_counts(event, state);
 			} else {
 				__builtin_memset(&event->began, 0, sizeof(*event) - sizeof(event->socket));
@@ -401,10 +417,9 @@ static __always_inline int datagram(struct __sk_buff *skb, bool outbound)
 	flow.local_port = packet.local_port;
 	flow.protocol = packet.protocol;
 	bool is_datagram = sk->type == SOCK_DGRAM && is_udp(packet.protocol);
-	if (is_datagram) {
-		packet.payload = skb->len > transport + UDP_HEADER ? skb->len - transport - UDP_HEADER : 0;
-		packet.count = skb->gso_segs ?: 1;
-	}
+	transport += header_length(&packet);
+	packet.payload = skb->len > transport ? skb->len - transport : 0;
+	packet.count = skb->gso_segs ?: 1;
 	__u64 now = bpf_ktime_get_boot_ns();
 	struct flow_state *state = bpf_map_lookup_elem(&flows, &flow);
 	bool is_new = !state || now - state->seen > FLOW_IDLE;
@@ -430,7 +445,7 @@ static __always_inline int datagram(struct __sk_buff *skb, bool outbound)
 	if (!owner || owner->ignored)
 		return 1;
 	state->netns = netns_at(owner, sk);
-	state->counted = is_datagram;
+	state->counted = is_datagram ? SOCKET_COUNTED : what_is_sent(&packet, outbound);
 	if (owner->state == SCTP_ESTABLISHED) /* accepted, whoever sends first */
 		outbound = false;
 	if (is_datagram) {

@@ -167,11 +167,15 @@ class EventCopies:
     """The recorded events that a statement reads, and what they may take. One statement at a time.
 
     All tables of a statement are read as of the same moment, except for rows that retention removes meanwhile.
+    `withheld` has the columns that stay unset by table.
     """
 
-    def __init__(self, uri: str, tables: Iterable[Table], bytes_max: int) -> None:
+    def __init__(
+        self, uri: str, tables: Iterable[Table], bytes_max: int, withheld: Mapping[str, frozenset[str]]
+    ) -> None:
         self._uri = uri
         self._bytes_max = bytes_max
+        self._withheld = withheld
         self._tables = list(tables)
         self._window: Mapping[str, tuple[int, int]] = {}
         self._run: Run | None = None
@@ -249,7 +253,7 @@ class EventCopies:
             connection.execute(_page_limit(self._bytes_left))
             connection.execute(f"CREATE TABLE copy({', '.join(('seq INTEGER PRIMARY KEY', *declared))})")
             names = ", ".join(("seq", *(quoted(column.name) for column in copied)))
-            stored = stored_table(connection, "store", table)
+            stored = stored_table(connection, "store", table, self._withheld[table.name])
             where = " AND ".join(("seq > ? AND seq <= ?", *(term.sql for term in terms)))
             insert = f"INSERT INTO copy({names}) SELECT {names} FROM {stored} WHERE {where}"
             values = [term.value for term in terms]
@@ -436,10 +440,10 @@ def stored_names(connection: apsw.Connection, schema: str) -> list[str]:
     return [str(name) for (name,) in stored.fetchall()]
 
 
-def stored_table(connection: apsw.Connection, schema: str, table: Table) -> str:
+def stored_table(connection: apsw.Connection, schema: str, table: Table, withheld: frozenset[str]) -> str:
     """A table of an attached store with the texts that its rows refer to.
 
-    Columns missing from a store that an earlier agent wrote last are null.
+    Columns that are withheld, and those missing from a store that an earlier agent wrote last, are null.
     """
     stored = f"{schema}.{quoted(table.name)}"
     held = {
@@ -448,10 +452,13 @@ def stored_table(connection: apsw.Connection, schema: str, table: Table) -> str:
     }
     has_texts = "_texts" in stored_names(connection, schema)  # earlier agents stored each text in its rows
     shared = shared_columns(held) if has_texts else []
-    if not shared and ARGV not in held and all(column.name.lower() in held for column in table.columns):
+    is_plain = not shared and not withheld and ARGV not in held
+    if is_plain and all(column.name.lower() in held for column in table.columns):
         return stored
     columns = [
-        f"{_value(column.name, held, schema, texts=has_texts)} AS {quoted(column.name)}" for column in table.columns
+        f"{_value(column.name, held, schema, texts=has_texts) if column.name not in withheld else 'NULL'}"
+        f" AS {quoted(column.name)}"
+        for column in table.columns
     ]
     return f"(SELECT {', '.join(columns)} {f'FROM {stored}' if held else 'WHERE 0'})"
 

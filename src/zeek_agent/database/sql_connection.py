@@ -179,8 +179,6 @@ class SqlConnection:
         self._store_uri = store.uri if store else None
         self._copies = copies and store is not None
         self._views = profile is Profile.FULL and store is not None and not copies
-        events = [table for table in catalog.tables.values() if table.kind == "events"]
-        self.event_copies = EventCopies(self._store_uri or "", events, limits.memory_bytes // MEMORY_SHARE)
         self._headings: list[Heading] = []
         self._text = ""
         self._explains = False
@@ -188,6 +186,10 @@ class SqlConnection:
         self._encode = msgspec.msgpack.Encoder().encode
         readable = catalog.readable()
         self._names = {name: catalog.tables[table] for name, table in readable.items()}
+        self._withheld = self._withheld_columns(readable)
+        events = [table for table in catalog.tables.values() if table.kind == "events"]
+        copies_max = limits.memory_bytes // MEMORY_SHARE
+        self.event_copies = EventCopies(self._store_uri or "", events, copies_max, self._withheld)
         self._hidden = HiddenNames()
         self._authorizer = Authorizer(context.access, readable, self._hidden)
         self._connection = apsw.Connection(
@@ -367,19 +369,31 @@ class SqlConnection:
         why = self.catalog.gone.get(table)
         return UnknownTableError(f"{message} any more: {why}" if why else message, table)
 
+    def _withheld_columns(self, readable: Mapping[str, str]) -> dict[str, frozenset[str]]:
+        """The columns that stay unset, by table. `readable` maps each readable name to the name of its table."""
+        names: dict[str, list[str]] = {}
+        for name, of in readable.items():
+            names.setdefault(of, []).append(name)
+        withheld = {}
+        for table in self.catalog.tables.values():
+            others = table.also_known_as if isinstance(table, ModuleTable) else ()
+            columns = (column.name for column in table.columns)
+            withheld[table.name] = self.context.access.withheld(columns, *names[table.name], *others)
+        return withheld
+
     def _prepare(self, profile: Profile, store: AttachedStore | None) -> None:
         """Set up everything that the connection needs before it accepts statements."""
         connection = self._connection
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.set_busy_timeout(BUSY_MILLISECONDS)
         connection.drop_modules(TABLE_FUNCTIONS)
-        layouts = self.catalog.layouts[profile]
-        for layout in layouts.values():
+        layouts = [layout.withholding(self._withheld[name]) for name, layout in self.catalog.layouts[profile].items()]
+        for layout in layouts:
             if isinstance(layout.table, ModuleTable):
                 self._add_module_table(layout.table, layout)
             elif layout.table.kind == "snapshot":
                 self._add_table(layout.table.name, TableModule(self, layout))
-        events = [layout for layout in layouts.values() if layout.table.kind == "events"]
+        events = [layout for layout in layouts if layout.table.kind == "events"]
         stored: list[str] = []
         if self._copies and events:
             stored = self.event_copies.stored_names()
@@ -474,7 +488,7 @@ class SqlConnection:
 
         Columns missing from a store that an earlier agent wrote last are null.
         """
-        return stored_table(self._connection, self._hidden.store, table)
+        return stored_table(self._connection, self._hidden.store, table, self._withheld[table.name])
 
     def _set_window(self, window: Mapping[str, tuple[int, int]]) -> None:
         """Limit the event tables to rows with low < seq <= high."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple, Protocol
@@ -57,6 +58,8 @@ class VirtualColumn:
     position: int
     parameter: bool = False
     hidden: bool = False
+    withheld: bool = False
+    """Whether it is unset in all rows (`access.columns_deny`), and no value of it may affect which rows there are."""
 
     @property
     def declaration(self) -> str:
@@ -88,6 +91,19 @@ class Layout:
         )
         self.rearranged = [field.position for field in self.fields] != list(range(len(columns)))
         self.encoders = [CellEncoder(field.type) for field in self.fields]
+        self.withheld: tuple[int, ...] = ()
+        """The numbers of the fields that are withheld."""
+
+    def withholding(self, names: frozenset[str]) -> Layout:
+        """The same layout with these columns withheld."""
+        if not names:
+            return self
+        layout = copy(self)
+        layout.fields = tuple(
+            replace(field, withheld=field.name in names and not field.parameter) for field in self.fields
+        )
+        layout.withheld = tuple(number for number, field in enumerate(layout.fields) if field.withheld)
+        return layout
 
     @property
     def sql(self) -> str:
@@ -139,7 +155,12 @@ class ListLost(Exception):  # noqa: N818 - likewise
 
 
 class ModuleTable(Table, ABC):
-    """A snapshot table that is not read by `TableModule` but by a virtual-table module of its own."""
+    """A snapshot table that is not read by `TableModule` but by a virtual-table module of its own.
+
+    Access rules for the names `also_known_as` hold for it, too.
+    """
+
+    also_known_as: tuple[str, ...] = ()
 
     @abstractmethod
     def module(self, statement: StatementContext, layout: Layout) -> Any:
@@ -218,9 +239,11 @@ class VirtualTable:
         return True
 
     def _pushes_down(self, info: apsw.IndexInfo, which: int) -> bool:
-        kind = self.module.layout.fields[info.get_aConstraint_iColumn(which)].type
+        column = self.module.layout.fields[info.get_aConstraint_iColumn(which)]
+        kind = column.type
         return (
-            info.get_aConstraint_collation(which) == "BINARY"
+            not column.withheld
+            and info.get_aConstraint_collation(which) == "BINARY"
             and kind.name in PUSHED_DOWN
             and (self.module.statement.run.lists_at_once or not is_misread_list(info, which, kind))
         )
@@ -376,7 +399,7 @@ class TableReader:
                 parameter.name: value for parameter, value in zip(table.parameters, self._parameters, strict=True)
             },
             equalities={fields[number].name: values for number, values in equal.items()},
-            columns=frozenset(fields[number].name for number in used),
+            columns=frozenset(fields[number].name for number in used if not fields[number].withheld),
             check=self._run.check,
             bounds=bounds,
             limit=limit,
@@ -417,15 +440,18 @@ class TableReader:
         width = len(layout.table.columns)
         if set(map(len, chunk)) != {width}:
             raise ValueError(f"a row has {len(chunk[0])} cells instead of {width}")
-        if not used:
+        if not used and not layout.withheld:
             return chunk
         columns: list[Sequence[Any]] = list(zip(*chunk, strict=True))
         changed = layout.rearranged
         if changed:
             columns += [[value] * len(chunk) for value in self._parameters]
             columns = [columns[field.position] for field in layout.fields]
+        for number in layout.withheld:
+            columns[number] = (None,) * len(chunk)
+            changed = True
         for number in used:
-            if layout.fields[number].parameter:
+            if layout.fields[number].parameter or layout.fields[number].withheld:
                 continue
             encoded = self._encode(number, columns[number])
             changed = changed or encoded is not columns[number]

@@ -180,6 +180,7 @@ def _table(name: str, one: OsqueryTable, reader: OsqueryReader, *, alias: bool) 
         description=f"The table {one.name} of the osquery running on the host.",
         columns=one.columns,
         alias=alias,
+        also_known_as=(one.name, f"{PREFIX}{one.name}"),
         required=needed,
         decisive=frozenset(decisive),
         opaque=opaque,

@@ -117,11 +117,13 @@ class ImportedTable(ModuleTable):
         description: str,
         columns: Iterable[Column],
         alias: bool,
+        also_known_as: tuple[str, ...] = (),
         required: frozenset[str] = frozenset(),
         decisive: frozenset[str] = frozenset(),
         opaque: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(name, summary, description=description, columns=columns, alias=alias)
+        self.also_known_as = also_known_as
         self.required = required
         self.decisive = decisive
         self.opaque = opaque
@@ -216,7 +218,8 @@ class LookupTable:
         if operator is None or number < 0 or not info.get_aConstraint_usable(which):
             return None
         column = self.module.layout.fields[number]
-        if operator not in _UNDERSTOOD.get(column.type.name, ()) or column.name in self.module.opaque:
+        passed_on = not column.withheld and column.name not in self.module.opaque
+        if not passed_on or operator not in _UNDERSTOOD.get(column.type.name, ()):
             return None
         if operator not in _PATTERNS and info.get_aConstraint_collation(which) != "BINARY":
             return None

@@ -38,7 +38,11 @@ connections = Table(
         "again."
     ),
     columns=[
-        Column("state", "text", "`open`, `closed`, `expired` (a UDP flow that was idle) or `failed` (never connected)"),
+        Column(
+            "state",
+            "text",
+            "`open`, `closed`, `expired` (idle, and not of TCP) or `failed` (never connected)",
+        ),
         Column("pid", "count", "process that opened or accepted the connection"),
         Column("process", "text", "short name of that process"),
         Column("uid", "count", "effective user id of that process"),

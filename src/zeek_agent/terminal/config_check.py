@@ -59,21 +59,45 @@ def _table_rules(config: Config) -> Iterator[UsageError]:
             log.warning("%s; %s", message, advice)
 
 
+def _column_rules(config: Config) -> Iterator[UsageError]:
+    """Rules on columns that match none. osquery's columns are not known."""
+    if not config.access.columns_deny:
+        return
+    known = [f"{table}.{column}" for table, columns in _tables().items() for column in columns]
+    osquery = {name for name, columns in _tables().items() if not columns}
+    for rule in config.access.columns_deny:
+        table, dot, _ = rule.rpartition(".")
+        if not dot:
+            yield UsageError(f"access.columns_deny: expected `table.column`, got {rule!r}")
+        elif not any(fnmatch.fnmatchcase(name, rule) for name in known) and not (
+            config.osquery.socket != "off"
+            and (table.startswith(_OSQUERY_PREFIX) or any(fnmatch.fnmatchcase(name, table) for name in osquery))
+        ):
+            advice = "`zeek-agent tables NAME` lists a table's columns"
+            yield UsageError(f"access.columns_deny: there is no column {rule!r}; {advice}")
+
+
 _OSQUERY_PREFIX: Final = "osquery_"
 
 
 def _table_names() -> list[str]:
     """All names of tables that rules may mean, on any platform."""
+    return sorted(_tables())
+
+
+def _tables() -> dict[str, frozenset[str]]:
+    """The columns of all tables that rules may mean, on any platform, by each name; none are known of osquery's."""
     from zeek_agent.database.database import ALIASES
     from zeek_agent.osquery.table_names import OSQUERY_TABLES
     from zeek_agent.tables import builtin_tables, plugin_tables
 
-    names = set(OSQUERY_TABLES)
+    tables: dict[str, frozenset[str]] = dict.fromkeys(OSQUERY_TABLES, frozenset())
     for platform in _PLATFORMS:
         for table in (*builtin_tables(platform), *plugin_tables(platform)):
-            names |= {table.name, f"{table.name}_history"} if table.kind == "events" else {table.name}
-    names |= {alias for alias, name in ALIASES.items() if name in names}
-    return sorted(names)
+            for name in (table.name, f"{table.name}_history") if table.kind == "events" else (table.name,):
+                tables[name] = tables.get(name, frozenset()).union(column.name for column in table.columns)
+    tables |= {alias: tables[name] for alias, name in ALIASES.items() if name in tables}
+    return tables
 
 
 def check_files_and_groups(config: Config) -> None:
@@ -126,6 +150,7 @@ def _pack_file(config: Config) -> Path | None:
 def _problems(config: Config) -> Iterator[UsageError]:
     yield from _access(config.access)
     yield from _table_rules(config)
+    yield from _column_rules(config)
     yield from _path_rules(config.access)
     tls = config.zeek.tls
     for name, file in (("ca_file", tls.ca_file), ("certificate", tls.certificate), ("key", tls.key)):

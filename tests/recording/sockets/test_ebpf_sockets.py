@@ -338,6 +338,31 @@ def test_an_echo_request_has_the_ports_that_zeek_gives_it(recording: Recording, 
     assert event["community_id"] == COMMUNITY_ID.calc(flow)
 
 
+@pytest.mark.usefixtures("ping_sockets")
+@pytest.mark.parametrize("kind", [socket.SOCK_RAW, socket.SOCK_DGRAM], ids=["raw", "ping"])
+@pytest.mark.parametrize("protocol", [1, 58], ids=["v4", "v6"])
+def test_what_echo_requests_carried_is_counted(recording: Recording, kind: int, protocol: int) -> None:
+    family, request = (socket.AF_INET, 8) if protocol == 1 else (socket.AF_INET6, 128)
+    with socket.socket(family, kind, protocol) as ping:
+        for size in (0, 1_000, 30_000):  # the last one in fragments, where the path's limit is lower
+            ping.sendto(bytes([request, *bytes(7 + size)]), (LOOPBACK[family], 0))
+        cookie = int.from_bytes(ping.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
+    (closed,) = recording.expect(TABLE, protocol=protocol, state="closed", cookie=cookie)
+    assert (closed["bytes_sent"], closed["packets_sent"]) == (31_000, 3)
+    assert (closed["bytes_received"], closed["packets_received"]) == (None, None)
+    assert closed["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+def test_what_a_raw_socket_sent_by_a_protocol_of_its_own_is_counted(recording: Recording, family: int) -> None:
+    with socket.socket(family, socket.SOCK_RAW, 253) as raw:
+        for _ in range(5):
+            raw.sendto(bytes(700), (LOOPBACK[family], 0))
+        cookie = int.from_bytes(raw.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
+    (closed,) = recording.expect(TABLE, protocol=253, state="closed", cookie=cookie)
+    assert (closed["bytes_sent"], closed["packets_sent"], closed["bytes_received"]) == (3_500, 5, None)
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
 def test_an_sctp_packet_has_its_ports(recording: Recording, family: int) -> None:
     init = struct.pack("!HHII", 40_000, 38_412, 0, 0) + b"\x01\x00\x00\x14" + bytes(16)

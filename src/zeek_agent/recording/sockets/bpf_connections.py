@@ -392,6 +392,7 @@ _ANY_FLOW: Final = SocketFlags.ANY_FLOW.value
 _SHARED: Final = SocketFlags.SHARED.value
 _FLOW_ENDED: Final = SocketFlags.FLOW_ENDED.value
 _COUNTED: Final = SocketFlags.COUNTED.value
+_SENT_ONLY: Final = SocketFlags.SENT_ONLY.value
 
 _ENDS: Final = frozenset({RecordKind.CLOSED, RecordKind.UNLISTEN})
 _MEANING: Final[dict[int, tuple[SocketState, Direction | None]]] = {
@@ -436,4 +437,6 @@ def _traffic(record: SocketRecord, counts: FlowCounts | None) -> Traffic:
     if not record.flags & _COUNTED:
         return None, None, None, None, None, drops
     duration = (record.time - began) / 1e9 if began else None
+    if record.flags & _SENT_ONLY:
+        return duration, sent, None, packets_sent, None, drops
     return duration, sent, received, packets_sent, packets_received, drops
