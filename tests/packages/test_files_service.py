@@ -66,11 +66,19 @@ def capabilities(root: DebianRoot, pid: str, which: str) -> int:
     return int(root.run(f"grep {which}: /proc/{pid}/status").split()[1], 16)
 
 
-def expect_row_of_touch(root: DebianRoot, path: str) -> None:
-    """Create a file; its row has the pid. The process has no name, as eBPF has the pids of the host outside."""
-    pid = root.run(f"echo $$; exec touch {path}").strip()
-    sql = f"SELECT action, pid FROM files_events WHERE path = '{path}'"
-    until_sync(lambda: f"created,{pid}" in root.query(sql).split(), 60, lambda: root.query(sql))
+def expect_row_of_touch(root: DebianRoot, name: str) -> None:
+    """Create files in /etc until one has a row with the pid: all directories are marked then.
+
+    The process has no name, as eBPF reports the pids of the host outside.
+    """
+    pids: list[str] = []
+
+    def arrived() -> bool:
+        pids.append(root.run(f"echo $$; exec touch /etc/{name}-{len(pids)}").strip())
+        rows = root.query(f"SELECT action, pid FROM files_events WHERE path GLOB '/etc/{name}-*'")
+        return any(f"created,{pid}" in rows.split() for pid in pids)
+
+    until_sync(arrived, 90, lambda: root.query("SELECT * FROM zeek_agent_sources WHERE source = 'files'"))
 
 
 def test_systemd_starts_the_process_on_demand_and_a_change_in_etc_arrives(booted: DebianRoot) -> None:
@@ -85,7 +93,7 @@ def test_systemd_starts_the_process_on_demand_and_a_change_in_etc_arrives(booted
     assert booted.run(f"grep Seccomp: /proc/{helper}/status").split()[1] == "2"
     until_sync(lambda: "files by fanotify" in shown(booted, "zeek-agent", "StatusText"), 60, "not in the status")
 
-    expect_row_of_touch(booted, "/etc/arrives.conf")
+    expect_row_of_touch(booted, "arrives")
     log = booted / "var/log/zeek-agent/logs/zeek-agent-file-events.log"
 
     def logged() -> bool:
@@ -98,7 +106,7 @@ def test_systemd_starts_the_process_on_demand_and_a_change_in_etc_arrives(booted
     until_sync(lambda: is_gone(booted, unit), 60, "the unit of the helper that was killed is left")
     the_helper(booted)
     until_sync(lambda: "files by fanotify" in shown(booted, "zeek-agent", "StatusText"), 60, "not recording again")
-    expect_row_of_touch(booted, "/etc/replaced.conf")
+    expect_row_of_touch(booted, "replaced")
     assert shown(booted, "zeek-agent", "MainPID") == main
 
 
@@ -111,7 +119,7 @@ def test_a_restart_leaves_no_helper_behind_and_a_purge_nothing(booted: DebianRoo
         unit, helper = the_helper(booted)
     assert booted.run("systemctl --failed --plain --no-legend").find("zeek") < 0
     until_sync(lambda: "files by fanotify" in shown(booted, "zeek-agent", "StatusText"), 60, "not recording again")
-    expect_row_of_touch(booted, "/etc/after.conf")
+    expect_row_of_touch(booted, "after")
 
     booted.run("systemctl stop zeek-agent")
     until_sync(lambda: not helpers(booted), 60, "a helper is left without an agent")
@@ -157,7 +165,7 @@ def test_an_upgrade_from_the_package_without_these_units_starts_them_and_loses_n
     assert (empty.query("SELECT id FROM zeek_agent"), empty.query(sequence)) == (identity, last)
     the_helper(empty)
     until_sync(lambda: "files by fanotify" in shown(empty, "zeek-agent", "StatusText"), 60, "not recording files")
-    expect_row_of_touch(empty, "/etc/upgraded.conf")
+    expect_row_of_touch(empty, "upgraded")
     gap = "SELECT source, cause FROM zeek_agent_gaps WHERE source = 'processes'"
     assert "processes,stopped" in empty.query(gap).split()
 
