@@ -70,7 +70,7 @@ def test_the_collector_of_the_page_takes_agents_with_a_certificate_and_no_others
     (root / "etc/zeek-agent/zeek-agent.toml").write_text(AGENT)
     root.run("systemctl restart zeek-agent")
     until_sync(lambda: "connected" in connections(root).split(), 60, lambda: connections(root))
-    log = root / "var/log/zeek-collector/zeek-agent-processes.log"
+    log = root / "var/log/zeek-collector/zeek-agent-users.log"
     until_sync(log.exists, 120, "no log")
     listed = "zeek-agent hosts --config /etc/zeek-agent/collector.toml --connected --format json"
     (host,) = json.loads(root.run(listed))
