@@ -74,6 +74,7 @@ RELAYED: Final = {
     "events/conversions.py: 'negative'",  # a part of others
     "host/files/gate.py: cause",  # of hazards.py
     "host/files/reads.py: omission.value",
+    "host/programs.py: ctypes.get_errno()",
     "host/programs.py: f\"{program} {how}{(': ' if said else '')}{said}\"",
     "logbook.py: warning",  # of config.py
     "osquery/lookups.py: self._module.requirement",
@@ -81,6 +82,7 @@ RELAYED: Final = {
     "osquery/lookups.py: self.requirement",
     "recording/bpf_objects.py: failure",  # of libbpf.py
     "recording/files/fanotify_files.py: self.failure",
+    "recording/followed/followed_table.py: '; '.join([*lost, *self._notes.texts()]) or None",
     "recording/logins/logins.py: '; '.join((f'{name}: {reason}' for name, reason in reasons.items()))",
     "recording/logins/logins.py: f'{one.name}: {one.failure}'",
     "recording/sockets/conntrack.py: failure",

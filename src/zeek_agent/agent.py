@@ -28,10 +28,11 @@ from zeek_agent.control.answers import answering
 from zeek_agent.control.server import ControlServer
 from zeek_agent.control.unix_listener import SocketNotCreatedError
 from zeek_agent.destination import EMBEDDED, formerly_embedded
-from zeek_agent.errors import ZeekAgentError
+from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events import reading
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.hostname import hostname
+from zeek_agent.host_tables import HostTables, host_tables
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.recording.registry import candidates
 from zeek_agent.recording.supervisor import Supervisor
@@ -41,26 +42,28 @@ from zeek_agent.results.state import ResultStateError
 from zeek_agent.results.store import ResultStore
 from zeek_agent.signals import HangupSignal, on_hangup, stop_signals
 from zeek_agent.table import TableContext
-from zeek_agent.tables import builtin_tables, plugin_tables
 from zeek_agent.text import escaped
 from zeek_agent.zeek.connection import ZeekConnection
 from zeek_agent.zeek.connection_errors import UnusableError
 
 if TYPE_CHECKING:
     from zeek_agent.collector.embedded import EmbeddedCollector
-    from zeek_agent.config import Config, MetricsSettings
+    from zeek_agent.config import Config, MetricsSettings, SourceSettings
     from zeek_agent.containment.agent_capabilities import Dropped
     from zeek_agent.containment.messages import Need
     from zeek_agent.containment.pool import WorkerStatus
     from zeek_agent.destination import Destination
     from zeek_agent.identity import Identity
     from zeek_agent.logbook import RecentLines
+    from zeek_agent.masking.masker import Masker
     from zeek_agent.metrics.server import MetricsServer
     from zeek_agent.osquery.bridge import Bridge
+    from zeek_agent.own_tables.declarations import OwnTable
     from zeek_agent.paths import Paths
     from zeek_agent.queries.installed import QueryStatus
     from zeek_agent.recording.bpf_objects import EarlyObjects
     from zeek_agent.recording.files.file_watcher_link import FileWatchers
+    from zeek_agent.recording.source import Source
     from zeek_agent.recording.status import SourceStatus
     from zeek_agent.schema import Row
     from zeek_agent.table import Table
@@ -154,7 +157,7 @@ class Agent:
         self._access = access
         self._masker = access.masker
         """The sources hold it, so it is changed and never replaced."""
-        tables = [*builtin_tables(), *plugin_tables()]
+        tables, self._own_tables = host_tables(config)
         self.store = EventStore(
             places.store,
             tables,
@@ -168,14 +171,18 @@ class Agent:
             TableContext(self, access),
             config.limits,
             self.store,
-            setup=needs.worker_setup(config, places, self, self._started),
+            setup=needs.worker_setup(config, places, self, self._started, own=self._own_tables),
             need=self._answer_need,
             directory=places.state,
             osquery=self._describe_osquery,
             iterators=lambda: iterators.loaded_iterators() is not None,
         )
         choose = partial(candidates, early=early, watchers=watchers, denies=self._denies)
-        self.supervisor = Supervisor(config.sources, self.store, choose=choose, masker=access.masker)
+
+        def sources(settings: SourceSettings, masker: Masker | None) -> Mapping[str, Sequence[Source]]:
+            return {**choose(settings, masker), **self._followed(self._own_tables)}
+
+        self.supervisor = Supervisor(config.sources, self.store, choose=sources, masker=access.masker)
         self._records = self.supervisor
         self.results = ResultStore(places.results, config.limits.state_bytes, clock=self.store.age_clock)
         self.runner = QueryRunner(
@@ -190,6 +197,14 @@ class Agent:
     def _denies(self, path: str) -> bool:
         """Whether the access rules, as they are now, deny a file's hash."""
         return self._access.denies(path)
+
+    def _followed(self, own: Sequence[OwnTable]) -> Mapping[str, Sequence[Source]]:
+        """The sources of those tables that follow files."""
+        if not own:
+            return {}
+        from zeek_agent.recording.followed.followed_table import followed_sources
+
+        return followed_sources(own, self.store, self._denies)
 
     async def __aenter__(self) -> Agent:
         try:
@@ -522,18 +537,57 @@ class Agent:
                 raise ZeekAgentError("the agent is stopping")
             loaded = await asyncio.to_thread(self._load)
             changes = compare(self._config, self._origins, loaded)
+            changed_tables = await asyncio.to_thread(self._changed_tables, changes)
+            if changed_tables is not None:
+                changes = changes.with_applied("tables.files")
             collector = await asyncio.to_thread(self._changed_collector, changes)
             if collector is not None:
                 changes = changes.with_applied(*self._changed_files(collector))
-            apply = await asyncio.to_thread(self._prepare, changes, collector)
+            own = self._own_tables if changed_tables is None else changed_tables.own
+            apply = await asyncio.to_thread(self._prepare, changes, collector, own)
             if changes.concern("metrics."):
                 await self._change_metrics(changes.config.metrics)
             for warning in loaded.warnings:
                 log.warning("%s", warning)
             self._config, self._origins = changes.config, changes.origins
             await apply()
+            if changed_tables is not None:
+                await self._use_own_tables(changed_tables)
             log.info("%s", changes.summary())
             return changes.summary()
+
+    def _changed_tables(self, changes: Changes) -> HostTables | None:
+        """The tables if what the operator declares has changed, else None. Raises UsageError for an invalid file."""
+        found = host_tables(changes.config)
+        if found.own == self._own_tables:
+            return None
+        known = {one.name for one in self._own_tables}
+        for one in found.own:
+            if one.name not in known and one.name in self.database.readable_names:
+                raise UsageError(f"table {one.name}: osquery has a table of that name; restart the agent to replace it")
+        return found
+
+    async def _use_own_tables(self, changed: HostTables) -> None:
+        """Replace those of the operator's tables that have changed; workers with the new ones are started by now."""
+        before = {one.name: one for one in self._own_tables}
+        after = {one.name: one for one in changed.own}
+        gone = [one for name, one in before.items() if after.get(name) != one]
+        new = [one for name, one in after.items() if before.get(name) != one]
+        names = {one.name for one in new}
+        tables = [table for table in changed.tables if table.name in names]
+        self._own_tables = changed.own
+
+        def record() -> None:
+            self.supervisor.change(self._followed(gone), {})
+            for table in tables:
+                if table.kind == "events" and not self.store.declare(table):
+                    log.error("the event store does not answer; events of %s may be lost", table.name)
+            self.supervisor.change((), self._followed(new))
+
+        await asyncio.to_thread(record)
+        if self._bridge is not None:
+            self._bridge.reserve(names)
+        self.database.replace_own_tables([one.name for one in gone], tables, "it is not declared any more")
 
     def _changed_collector(self, changes: Changes) -> EmbeddedCollector | None:
         """The embedded collector for a changed configuration or pack; None if the present one, if any, stays.
@@ -553,11 +607,13 @@ class Agent:
         now = self._collector
         return () if now is None or now.pack == collector.pack else ("collector.pack",)
 
-    def _prepare(self, changes: Changes, collector: EmbeddedCollector | None) -> Callable[[], Awaitable[None]]:
+    def _prepare(
+        self, changes: Changes, collector: EmbeddedCollector | None, own: Sequence[OwnTable]
+    ) -> Callable[[], Awaitable[None]]:
         """Make what can fail before anything is changed. Raises ZeekAgentError. Returns what applies the changes."""
         config = changes.config
         access = AccessPolicy(config.access, paths.protected(config, self._places))
-        setup = needs.worker_setup(config, self._places, self, self._started, self.database.pool.setup)
+        setup = needs.worker_setup(config, self._places, self, self._started, self.database.pool.setup, own=own)
         protects_others = access.protected != self.database.context.access.protected
         concerns_rows = protects_others or changes.concern_others("access.", "access.tables_")
 
@@ -566,7 +622,7 @@ class Agent:
                 logbook.set_level(config.log.level)
                 if self._collector is not None:
                     self._collector.set_log_level()
-            if protects_others or changes.concern("access.", "limits."):
+            if protects_others or changes.concern("access.", "limits.", "tables."):
                 self._masker.adopt(access.masker)
                 access.masker = self._masker
                 self._access = access

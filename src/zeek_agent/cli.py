@@ -315,9 +315,23 @@ def shell(given: Given, *, mode: str) -> int:
 @commands.command()
 @click.argument("name", required=False)
 @click.option("--zeek", is_flag=True, help="Print record types for Zeek scripts.")
+@click.option(
+    "--new-plugin",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Create a Python package that adds tables, named like DIR, with a table and tests to begin from.",
+)
 @_settings
-def tables(given: Given, *, name: str | None, zeek: bool) -> None:
-    """List the tables, or describe one."""
+def tables(given: Given, *, name: str | None, zeek: bool, new_plugin: Path | None) -> None:
+    """List the tables, own ones and those of plug-ins included, or describe one."""
+    if new_plugin is not None:
+        from zeek_agent.terminal import new_plugin as package
+
+        if name is not None or zeek:
+            raise UsageError("--new-plugin takes no name of a table and no --zeek")
+        for file in package.create(new_plugin):
+            click.echo(str(file))
+        return
     from zeek_agent.terminal import responders, table_text
     from zeek_agent.terminal.shell import find_table
 

@@ -348,6 +348,18 @@ class SourceSettings(Section, frozen=True):
     process_grace: Annotated[Positive, Meta(description="seconds that exited processes stay in the cache")] = 60.0
 
 
+class TablesSettings(Section, frozen=True):
+    """[Own tables](own-tables.md), without code."""
+
+    files: Annotated[
+        tuple[Annotated[str, Meta(pattern="^/")], ...],
+        Meta(
+            description="TOML files that declare tables from commands, file columns and followed files; they and the "
+            "directories above them must belong to root, and nobody else may have write permission"
+        ),
+    ] = ()
+
+
 class CollectorTlsSettings(Section, frozen=True):
     """TLS of `zeek-agent collector`, version 1.2 or later. Without a certificate it accepts unencrypted connections."""
 
@@ -485,6 +497,7 @@ class Config(Section, frozen=True):
     access: AccessSettings = AccessSettings()
     events: EventSettings = EventSettings()
     sources: SourceSettings = SourceSettings()
+    tables: TablesSettings = TablesSettings()
     collector: CollectorSettings = CollectorSettings()
     osquery: OsquerySettings = OsquerySettings()
     log: LogSettings = LogSettings()

@@ -363,7 +363,8 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         "configuration, a query pack whose statements do not compile, or a place where metrics cannot be served is an "
         "error, and nothing is applied. Otherwise these settings are applied: "
         f"{', '.join(f'`{name}*`' if name.endswith('.') else f'`{name}`' for name in LIVE)}. Others keep their value "
-        "until a restart; the answer lists them.",
+        "until a restart; the answer lists them. The files of `tables.files` are read again, too, and a changed one is "
+        "applied even if the setting is the same.",
         "New access rules hold at once: once the command has returned, no row that they forbid is sent any more. A "
         "statement that runs at that moment and may be affected is run again; a result of which a part is sent ends "
         "with an error. New limits hold for statements that begin afterwards, and new masking for what is recorded "

@@ -101,6 +101,8 @@ class Constraints:
     """Only for tables with a virtual-table module of their own, as is `limit`."""
     limit: int | None = None
     """This many rows that satisfy all constraints are enough."""
+    report: Callable[[str], None] = lambda _: None
+    """Adds an error about an omitted row or value to the statement's result, which keeps its rows."""
 
     def equal(self, column: str) -> frozenset[Value] | None:
         """The values that `column` may have, or None when any value will do."""
@@ -144,6 +146,8 @@ class Table:
         kind: TableKind = "snapshot",
         alias: bool = False,
         privileges: Privileges = NO_PRIVILEGES,
+        is_operators: bool = False,
+        opens_files: bool = False,
     ) -> None:
         self.name = name
         self.summary = summary
@@ -160,6 +164,10 @@ class Table:
         """Whether it is another table under a second name, which lists of tables leave out."""
         self.privileges = privileges
         """What its function may use; see "Tables with privileges" in docs/security.md."""
+        self.is_operators = is_operators
+        """Whether the operator of this host has declared it, so that its privileges need no further permission."""
+        self.opens_files = opens_files or any(parameter.name == "pattern" for parameter in self.parameters)
+        """Whether its function opens files whose paths are configured or asked for, which could hang."""
         if not isinstance(privileges, Privileges):
             raise TypeError(f"table {name}: privileges must be an object of the class Privileges, not {privileges!r}")
         if privileges != NO_PRIVILEGES and kind == "events":

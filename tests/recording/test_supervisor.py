@@ -104,6 +104,29 @@ def test_the_first_working_source_is_used_and_the_others_have_a_reason(store: Ev
     store.close()
 
 
+def test_kinds_are_added_and_removed_while_others_are_recorded(store: EventStore) -> None:
+    kept, first, second = Scripted("kept"), Scripted("first"), Scripted("second", "not yet")
+    chosen = supervisor(store, [kept])
+    chosen.start()
+    chosen.change((), {"jobs": [first], "backups": [second]})
+    assert [(one.source, one.backend, one.active) for one in chosen.status()] == [
+        ("processes", "kept", True),
+        ("jobs", "first", True),
+        ("backups", "second", False),
+    ]
+    chosen.drain()
+    assert (kept.drained, first.drained, second.drained) == (1, 1, 0)
+    chosen.change(["jobs", "backups", "unknown"], {})
+    assert first.sink is None
+    assert [one.source for one in chosen.status()] == ["processes"]
+    kept.emit((1.0, 1))
+    store.flush()
+    assert store.last_seq("processes_events") == 1
+    assert store.gaps() == []
+    chosen.stop()
+    store.close()
+
+
 def test_a_source_that_fails_is_replaced_which_is_logged_and_a_gap(
     store: EventStore, caplog: pytest.LogCaptureFixture
 ) -> None:

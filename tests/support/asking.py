@@ -7,29 +7,20 @@ from typing import Any
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
+from zeek_agent.contract import NoAgent
 from zeek_agent.events import reading
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.files.reads import FileReads
 from zeek_agent.schema import Row
 from zeek_agent.table import Constraints, Table, TableContext
-from zeek_agent.tables import builtin_tables
 
 
-class Agent:
-    """An agent that has just started, for the tables that show it."""
-
-    id = "H6sCElvPqe0P8W73ADijZGY"
-    instance = "I5sCElvPqe0P8W73ADijZGY"
-    hostname = "host.example"
+class Agent(NoAgent):
+    """An agent that has just started, with recorded events if it has a store."""
 
     def __init__(self, store: EventStore | None = None) -> None:
+        super().__init__()
         self.store = store
-
-    def uptime(self) -> float:
-        return 1.5
-
-    def tables(self) -> Iterable[Table]:
-        return builtin_tables()
 
     def recorded(
         self,
@@ -39,27 +30,6 @@ class Agent:
         functions: Mapping[str, Callable[..., Any]] | None = None,
     ) -> Iterable[Row]:
         return reading.iterate_events(self.store.uri, sql, bindings, check, functions) if self.store else ()
-
-    def connections(self) -> Iterable[Row]:
-        return ()
-
-    def queries(self) -> Iterable[Row]:
-        return ()
-
-    def workers(self) -> Iterable[Row]:
-        return ()
-
-    def sources(self) -> Iterable[Row]:
-        return ()
-
-    def gaps(self) -> Iterable[Row]:
-        return ()
-
-    def log(self) -> Iterable[Row]:
-        return ()
-
-    def config(self) -> Iterable[Row]:
-        return ()
 
 
 READS_ALL = AccessPolicy(AccessSettings(files_allow=("/**",)))

@@ -20,6 +20,7 @@ from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.messages import Need, Setup
 from zeek_agent.errors import SqlError
 from zeek_agent.events.store import EventStore
+from zeek_agent.own_tables.snapshots import tables as own_tables
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables
 
@@ -36,7 +37,8 @@ async def contained(
     access: AccessSettings | None = None,
     **arguments: Any,
 ) -> AsyncIterator[ContainedDatabase]:
-    """The built-in tables, as root in locked-down workers."""
+    """The built-in tables, and own ones, as root in locked-down workers."""
+    own = arguments.pop("own", ())
     config = Config(limits=limits or LimitSettings(), access=access or AccessSettings())
     setup = Setup(
         config=msgspec.msgpack.encode(config),
@@ -46,9 +48,10 @@ async def contained(
         hostname="here",
         started=0.0,
         account=worker_account() if os.geteuid() == 0 else None,
+        own_tables=msgspec.msgpack.encode(own) if own else b"",
     )
     database = ContainedDatabase(
-        [*builtin_tables(), *arguments.pop("plugins", ())],
+        [*builtin_tables(), *own_tables(own), *arguments.pop("plugins", ())],
         TableContext(NobodysAgent(), AccessPolicy(config.access, setup.protected)),
         config.limits,
         store,

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from own_table_files import declared, roots_directory, script
 from places import ROOT
 from running_agent import running
 from waiting import until
@@ -74,6 +75,28 @@ async def test_the_agent_records_and_answers_in_the_units_sandbox(tmp_path: Path
         assert [row["content"] for row in lines] in (["Linux"], [b"Linux"])
         assert await agent.ask("SELECT name FROM users WHERE uid = 0")
         assert await asyncio.to_thread(agent.stop) == 0
+
+
+async def test_own_tables_work_in_the_units_sandbox(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "jobs.jsonl").touch()
+    with roots_directory() as place:
+        program = script(place, "command", 'echo \'{"value": "a"}\'')
+        column = 'columns = [{name = "value", type = "text", summary = "a value"}]\n'
+        path = declared(
+            place,
+            f'[tables.made]\nsummary = "made"\ncommand = ["{program}"]\n{column}'
+            f'[tables.lines]\nsummary = "lines"\nfiles = "/etc/nsswitch.conf"\n{column}'
+            f'[tables.jobs_events]\nsummary = "jobs"\nfollow = "{tmp_path}/jobs.jsonl"\n{column}',
+        )
+        prefix = [*SANDBOX, "--writable", str(tmp_path)]
+        async with running(tmp_path, prefix=prefix, settings={"tables.files": path}) as agent:
+            assert await agent.ask("SELECT value FROM made") == [{"value": "a"}]
+            assert await agent.ask("SELECT value FROM lines")
+            sql = "SELECT active FROM zeek_agent_sources WHERE source = 'jobs'"
+            assert await agent.ask(sql) == [{"active": True}]
+            (tmp_path / "jobs.jsonl").write_text('{"value": "b"}\n')
+            assert await until(lambda: agent.ask("SELECT value FROM jobs_events")) == [{"value": "b"}]
 
 
 async def running_backends(directory: Path) -> dict[str, str]:

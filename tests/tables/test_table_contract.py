@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
-import math
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,9 @@ import pytest
 from asking import Agent, ask
 
 from zeek_agent.config import LimitSettings
+from zeek_agent.contract import fits, undocumented
 from zeek_agent.database.database import Database, Lane, Profile
-from zeek_agent.schema import ZeekType
+from zeek_agent.schema import Column
 from zeek_agent.table import Table, TableContext
 from zeek_agent.tables import builtin_tables
 
@@ -61,37 +60,11 @@ async def database() -> AsyncIterator[Database]:
     await opened.aclose()
 
 
-def is_text(cell: Any) -> bool:
-    """Text that SQLite and Zeek can hold: no lone surrogates."""
-    return isinstance(cell, str) and cell.encode().decode() == cell
-
-
-def is_time(cell: Any) -> bool:
-    return isinstance(cell, float) and 0 <= cell < time.time() + 400 * 86_400
-
-
-FITS: dict[str, Callable[[Any], bool]] = {
-    "address": lambda cell: str(ipaddress.ip_address(cell)) == cell,
-    "blob": lambda cell: isinstance(cell, bytes),
-    "bool": lambda cell: isinstance(cell, bool),
-    "count": lambda cell: type(cell) is int and 0 <= cell < 2**63,
-    "enum": is_text,
-    "int": lambda cell: type(cell) is int and -(2**63) <= cell < 2**63,
-    "interval": lambda cell: isinstance(cell, float) and math.isfinite(cell) and cell >= 0,
-    "real": lambda cell: isinstance(cell, float) and math.isfinite(cell),
-    "record": lambda cell: isinstance(cell, dict) and all(map(is_text, cell)),
-    "text": is_text,
-    "time": is_time,
-}
-
-
-def fits(zeek_type: ZeekType, cell: Any) -> bool:
-    """Whether a cell is one of its column's type, as a table yields it."""
-    if zeek_type.element is None:
-        return FITS[zeek_type.name](cell)
-    element = zeek_type.element
-    unique = zeek_type.name == "vector" or len(set(cell)) == len(cell)
-    return unique and all(fits(element, member) for member in cell)
+def is_plausible(column: Column, cell: Any) -> bool:
+    """Whether a time or a duration of this host can be meant."""
+    if column.type == "time":
+        return bool(cell < time.time() + 400 * 86_400)
+    return column.type != "interval" or cell >= 0
 
 
 @pytest.mark.parametrize("table", SNAPSHOTS, ids=lambda table: table.name)
@@ -104,6 +77,7 @@ def test_every_row_obeys_its_columns(table: Table) -> None:
                 assert column.name not in NEVER_NULL.get(table.name, ()) or _has_ended(row), row
             else:
                 assert fits(column.zeek_type, cell), (column, cell)
+                assert is_plausible(column, cell), (column, cell)
 
 
 def _has_ended(row: dict[str, Any]) -> bool:
@@ -145,14 +119,7 @@ async def test_sql_shows_what_the_table_declares(table: Table, database: Databas
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
 def test_every_table_is_documented(table: Table) -> None:
-    assert table.summary
-    assert table.summary[0].islower()
-    assert table.description.endswith(".")
-    for column in table.columns:
-        assert column.summary, column.name
-        assert not column.summary.endswith("."), column.name
-    for parameter in table.parameters:
-        assert parameter.summary, parameter.name
+    assert list(undocumented(table)) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="not all tables are elsewhere")

@@ -80,6 +80,12 @@ class ContainedDatabase(SqlDatabase):
 
     compares_results = True
 
+    def replace_own_tables(self, gone: Iterable[str], new: Iterable[Table], why: str) -> None:
+        """Replace tables that workers have from the start, by their setup."""
+        names, tables = frozenset(gone), list(new)
+        self._own = self._own - names | {table.name for table in tables}
+        self.replace_tables(names, tables, why)
+
     def reconfigure(
         self,
         context: TableContext,
@@ -218,13 +224,9 @@ class ContainedDatabase(SqlDatabase):
         )
 
     def _opens_files(self, statement: Statement) -> bool:
-        """Whether it reads a table that is given patterns of paths, or one that has just gone."""
+        """Whether it reads a table that opens files by paths, or one that has just gone."""
         tables = self._catalog.readable()
-        return any(
-            name not in tables
-            or any(parameter.name == "pattern" for parameter in self._catalog.tables[tables[name]].parameters)
-            for name in statement.tables
-        )
+        return any(name not in tables or self._catalog.tables[tables[name]].opens_files for name in statement.tables)
 
     def _grant(self, name: str) -> Grant:
         """What a helper that reads the table gets. Raises SqlError."""
@@ -232,7 +234,9 @@ class ContainedDatabase(SqlDatabase):
         access = self.context.access
         if table is None or table.privileges == NO_PRIVILEGES or not access.may_query(name):
             raise AccessDeniedError(f"table {name} is not for helper processes")
-        return Grant(granted_privileges(table, access), access.group_sockets(name, table.privileges))
+        privileges = granted_privileges(table, access)
+        sockets = privileges.unix_sockets if table.is_operators else access.group_sockets(name, privileges)
+        return Grant(privileges, sockets)
 
     def _bound(self) -> SpawnSettings:
         uri = f"{self._store.uri}&readonly_shm=1" if self._store else None

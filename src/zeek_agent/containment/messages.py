@@ -37,6 +37,8 @@ class Setup(Struct, frozen=True, tag="setup"):
     """Monotonic clock, in seconds."""
     account: WorkerAccount | None
     """The account under which workers run; None if the agent is not root."""
+    own_tables: bytes = b""
+    """The operator's tables, as msgpack for `own_tables.declarations.decode`; empty for none."""
 
 
 class Imports(Struct, frozen=True):
@@ -156,6 +158,7 @@ class TableRead(Struct, frozen=True, tag="table_read"):
     errors: list[str]
     cpu: float
     peak: int
+    spent: bool = False
 
 
 class CompiledStatement(Struct, frozen=True, tag="compiled"):

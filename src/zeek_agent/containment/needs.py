@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from zeek_agent.config import Config
     from zeek_agent.containment.messages import Need
+    from zeek_agent.own_tables.declarations import OwnTable
     from zeek_agent.paths import Paths
     from zeek_agent.table import AgentView
 
@@ -34,8 +35,18 @@ PROGRAMS: Final = frozenset({"tasks", "socket_holders"})
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
-def worker_setup(config: Config, places: Paths, agent: AgentView, started: float, former: Setup | None = None) -> Setup:
+def worker_setup(
+    config: Config,
+    places: Paths,
+    agent: AgentView,
+    started: float,
+    former: Setup | None = None,
+    *,
+    own: Sequence[OwnTable] = (),
+) -> Setup:
     """The first message to the zygote. `started` is the agent's start on the monotonic clock, in seconds.
+
+    `own` are the operator's tables.
 
     The account is that of the `former` setup if there is one: its workers have it and would be in the way. Raises
     ZeekAgentError if no account is available for workers.
@@ -52,6 +63,7 @@ def worker_setup(config: Config, places: Paths, agent: AgentView, started: float
         hostname=config.agent.hostname,
         started=started,
         account=account,
+        own_tables=_encode(own) if own else b"",
     )
 
 

@@ -23,7 +23,15 @@ from zeek_agent.containment.helper_pool import Grant, HelperPool
 from zeek_agent.containment.messages import Exited, Imports, RunStatement, Setup, Spawn
 from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.rests import RestingStatements
-from zeek_agent.containment.usage import Accounts, StatementKey, StatementUsage, cpu_seconds, memory, statement_key
+from zeek_agent.containment.usage import (
+    Accounts,
+    StatementKey,
+    StatementUsage,
+    cpu_seconds,
+    ended_children_cpu_seconds,
+    memory,
+    statement_key,
+)
 from zeek_agent.containment.worker_process import KillCause, NeedHandler, WorkerProcess, WorkerState
 from zeek_agent.containment.zygote import Started, WorkerLostError, Zygote
 from zeek_agent.errors import SqlError
@@ -300,6 +308,8 @@ class WorkerPool:
         """Count the processor time that the worker has used since this was last called, and its memory."""
         if worker.state is not WorkerState.DEAD and not worker.is_accounted:
             worker.cpu = cpu_seconds(worker.pid) or worker.cpu
+            if worker.kind is WorkerClass.HELPER:
+                worker.cpu += ended_children_cpu_seconds(worker.pid)
             if not worker.succeeded:
                 worker.peak = max(worker.peak, memory(worker.pid).peak)
         seconds = max(0.0, worker.take_uncharged_cpu())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -42,6 +43,16 @@ def cpu_seconds(pid: int) -> float | None:
         return time.clock_gettime(~pid << 3 | _PROCESS_CLOCK)
     except OSError:
         return None
+
+
+def ended_children_cpu_seconds(pid: int) -> float:
+    """Processor time of children that have ended and been waited for (proc_pid_stat(5)); 0 if the process is gone."""
+    try:
+        stat = Path(f"{living_directory('/proc', pid)}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    fields = stat.rpartition(b")")[2].split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
 
 class Memory(NamedTuple):

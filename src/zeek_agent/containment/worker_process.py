@@ -317,6 +317,7 @@ class WorkerProcess:
             case CompiledStatement() | TableRead() if self._answers(message):
                 if isinstance(message, TableRead):
                     self._note_usage(message)
+                    self.is_spent |= message.spent
                 self._resolve(message)
                 self._free()
             case Head() if self._answers(message) and self._request is not None:

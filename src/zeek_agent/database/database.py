@@ -23,7 +23,7 @@ import apsw
 from zeek_agent.config import LimitSettings
 from zeek_agent.database.cells import decode, encode
 from zeek_agent.database.results import Result, ResultColumn, Statement
-from zeek_agent.database.sandbox import Run
+from zeek_agent.database.sandbox import TABLE_FUNCTIONS, Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import ALIASES, AttachedStore, Catalog, Profile, SqlConnection
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from zeek_agent.database.results import EncodedRows
     from zeek_agent.results.comparison import Comparison
 
-__all__ = ["ALIASES", "Database", "Lane", "Profile", "Result", "ResultColumn", "Statement"]
+__all__ = ["ALIASES", "Database", "Lane", "Profile", "Result", "ResultColumn", "Statement", "reserved_names"]
 
 AUDITED_STATEMENTS_KEPT: Final = 1_000
 """Statements that the audit log remembers, so that a repeated one is not logged each time."""
@@ -55,6 +55,11 @@ class Lane(StrEnum):
     EVENTS = "events"
     SNAPSHOTS = "snapshots"
     LOCAL = "local"
+
+
+def reserved_names(tables: Iterable[Table]) -> frozenset[str]:
+    """Every name that a statement can read in a database with these tables, and the functions of SQLite's that are."""
+    return frozenset(Catalog.of(0, tables).readable()) | ALIASES.keys() | TABLE_FUNCTIONS
 
 
 class SqlDatabase(ABC):

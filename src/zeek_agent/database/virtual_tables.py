@@ -403,6 +403,7 @@ class TableReader:
             check=self._run.check,
             bounds=bounds,
             limit=limit,
+            report=self._run.errors.add,
         )
 
         def scan() -> Iterator[Row]:

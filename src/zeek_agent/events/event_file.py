@@ -92,6 +92,8 @@ class WriteBatch:
     """The contents of one transaction."""
 
     rows: dict[str, list[EventRow]] = field(default_factory=dict)
+    positions: dict[str, str] = field(default_factory=dict)
+    """By table, where its source continues after these rows."""
     delivered: dict[str, Delivered] = field(default_factory=dict)
     ended: list[EndedIncarnation] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
@@ -103,6 +105,13 @@ class WriteBatch:
     """Until when all events are stored with this batch; None: until now, minus infinity: not known."""
     tables: list[Table] = field(default_factory=list)
     """Tables to create, or to change to these columns, before rows are written."""
+
+    def add_rows(self, table: str, rows: Sequence[EventRow], position: str | None) -> None:
+        """Add rows of a table and, if it has one, the position of its source after them."""
+        if rows:
+            self.rows.setdefault(table, []).extend(rows)
+        if position is not None:
+            self.positions[table] = position
 
 
 class EventFile:
@@ -350,6 +359,7 @@ class EventFile:
                 if left := self._states.adopt():
                     log.error("event store: the delivery states of %d queries are too large for %s", left, self._file)
                 self._ages.adopt()
+                self._connection.execute("INSERT OR REPLACE INTO main._positions SELECT * FROM other._positions")
                 self._connection.execute(
                     f'INSERT INTO main.{_GAPS} SELECT source, "from", until, cause FROM other._gaps '
                     'EXCEPT SELECT source, "from", until, cause FROM main._gaps'
@@ -391,6 +401,7 @@ class EventFile:
                 self._texts.recount(self._stored)
             for table, rows in batch.rows.items():
                 misfits[table] = self._insert(table, rows)
+            self._connection.executemany("INSERT OR REPLACE INTO _positions VALUES (?, ?)", batch.positions.items())
             self.states_refused += self._states.save_all(batch.delivered, batch.ended, self._age_now(now))
             for gap in batch.gaps:
                 execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", gap)
@@ -405,7 +416,8 @@ class EventFile:
             self.last_seq[table] = last_sequence(self._connection, table)
             if self.first_seq[table] == 0:
                 self._read_seq_bounds(table)
-        self.gaps = self._read_gaps() if batch.losses else [*self.gaps, *batch.gaps]
+        is_changed = batch.losses or batch.gap_ends
+        self.gaps = self._read_gaps() if is_changed else [*self.gaps, *batch.gaps]
         return misfits
 
     def _move_gap_ends(self, ends: Iterable[tuple[Gap, float]]) -> None:
@@ -415,7 +427,6 @@ class EventFile:
                 'UPDATE _gaps SET until = ? WHERE source = ? AND "from" = ? AND cause = ?',
                 (max(begin, end), source, begin, cause),
             )
-            self.gaps = self._read_gaps()
 
     def _note_recorded_until(self, until: float) -> None:
         if until != -math.inf:

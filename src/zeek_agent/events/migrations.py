@@ -143,6 +143,13 @@ def _record_shapes(connection: apsw.Connection) -> None:
     connection.execute("ALTER TABLE _delivered ADD COLUMN shape TEXT NOT NULL DEFAULT ''")
 
 
+def _record_positions(connection: apsw.Connection) -> None:
+    """Add the positions up to which followed files are recorded."""
+    connection.execute(
+        'CREATE TABLE _positions ("table" TEXT PRIMARY KEY, position TEXT NOT NULL) STRICT, WITHOUT ROWID'
+    )
+
+
 MIGRATIONS: Final[Sequence[Migration]] = (
     Migration("store version and column types are recorded", _number_the_store),
     Migration("disk usage is recorded by table, producer and minute", _account_for_rows),
@@ -152,6 +159,7 @@ MIGRATIONS: Final[Sequence[Migration]] = (
     Migration("the age of rows is measured on a clock that nobody sets", _measure_ages),
     Migration("delivery states have the last seconds of progress", _record_recent_progress),
     Migration("delivery states have the shape of an unacknowledged report", _record_shapes),
+    Migration("positions in followed files are stored together with their rows", _record_positions),
 )
 VERSION: Final = len(MIGRATIONS)
 

@@ -77,6 +77,7 @@ class TableCounters:
 class _QueuedRows(NamedTuple):
     table: str
     rows: Sequence[EventRow]
+    position: str | None = None
 
 
 class _GapEnd(NamedTuple):
@@ -226,6 +227,15 @@ class EventStore:
         ended = [gap.begin - 2 * _HEARTBEAT_SECONDS for gap in self._file.gaps if gap.source == "agent"]
         return RecordingPosition(until=min(max(*ended, oldest), now)) if ended else RecordingPosition()
 
+    def position(self, table: str) -> str | None:
+        """Where the source of the table's rows continues; None if it has never stored a position, or in a new file.
+
+        Raises apsw.Error if the store cannot be read.
+        """
+        self.flush()
+        found = read_rows(self.uri, 'SELECT position FROM _positions WHERE "table" = ?', (table,))
+        return str(found[0][0]) if found else None
+
     def entities_since(self, table: str, begin: float) -> frozenset[str]:
         """The `entity_id` of the last events since about this time, of a table that has that column."""
         self.flush()
@@ -239,10 +249,13 @@ class EventStore:
             return frozenset()
         return frozenset(entity for (entity,) in rows if entity is not None)
 
-    def append(self, table: str, rows: Sequence[EventRow]) -> None:
-        """Queue rows with one value per column; never blocks. KeyError for a table that the store does not have."""
+    def append(self, table: str, rows: Sequence[EventRow], position: str | None = None) -> None:
+        """Queue rows with one value per column; never blocks. KeyError for a table that the store does not have.
+
+        `position` is where the source continues after these rows; it is stored in the same transaction.
+        """
         counters = self.counters[table]
-        if not rows:
+        if not rows and position is None:
             return
         with self._changed:
             counters.received += len(rows)
@@ -251,9 +264,9 @@ class EventStore:
                 counters.lost["store"] += len(rows) - room
                 self._note_loss(table, rows[room:])
                 rows = rows[:room]
-                if not rows:
+                if not rows and position is None:
                     return
-            self._queue.append(_QueuedRows(table, rows))
+            self._queue.append(_QueuedRows(table, rows, position))
             self._submitted += 1
             was_empty = self._queued_rows == 0
             self._queued_rows += len(rows)
@@ -407,8 +420,8 @@ class EventStore:
                 if isinstance(first := self._queue[0], Table) and first.name in batch.rows:
                     break  # rows queued before it have the columns of the previous declaration
                 match self._queue.popleft():
-                    case _QueuedRows(table, added):
-                        batch.rows.setdefault(table, []).extend(added)
+                    case _QueuedRows(table, added, position):
+                        batch.add_rows(table, added, position)
                         rows += len(added)
                     case Gap() as gap:
                         batch.gaps.append(gap)

@@ -1,16 +1,18 @@
-"""The files of a program that a table declares: checked by object, so that a changed name leads nowhere else.
+"""Files that only root can have put where they are: checked by object, so that a changed name leads nowhere else.
 
-A program is opened once, component by component, and everything on the way has to belong to root and be writable by
-nobody else.
+Such a file, as the program of a table, is opened once, component by component, and everything on the way has to belong
+to root and be writable by nobody else.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from zeek_agent.errors import ZeekAgentError
@@ -21,10 +23,17 @@ _ELF64: Final = struct.Struct("<32xQ14xHH")
 """Of the header: offset, size and number of program headers."""
 _PROGRAM_HEADER: Final = struct.Struct("<IIQQQQ")
 _PT_INTERP: Final = 3
+_PLACE: Final = getattr(os, "O_PATH", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_LINKS_MAX: Final = 40
+"""Symbolic links on the path to a file, as many as Linux follows."""
 
 
 class ProgramError(ZeekAgentError):
     """A program may not be executed, or failed."""
+
+
+class UntrustedFileError(ZeekAgentError):
+    """Somebody other than root could write or replace a file; the message names the file or directory."""
 
 
 def open_program(program: str) -> int:
@@ -32,23 +41,93 @@ def open_program(program: str) -> int:
 
     Raises ProgramError, and OSError if there is no such file.
     """
-    path = os.path.realpath(program)
+    try:
+        return open_roots_file(program)
+    except UntrustedFileError as error:
+        raise ProgramError(f"{error}, so somebody other than root could replace the program") from error
+
+
+def open_roots_file(path: str) -> int:
+    """An O_PATH descriptor of a regular file that root owns and nobody else can write or replace.
+
+    The same holds for each directory on the way, that of each symbolic link included, and a link must be root's.
+    Raises UntrustedFileError with the first that is not so, and OSError if there is no such file.
+    """
+    if not path.startswith("/") or "\0" in path:
+        raise UntrustedFileError(f"{path!r} is not an absolute path")
+    walk = _Walk(_root())
+    try:
+        walk.follow(path)
+        if not stat.S_ISREG(os.fstat(walk.descriptor).st_mode):
+            raise UntrustedFileError(f"{walk.at} is not a regular file")
+    except OSError as error:
+        walk.close()
+        error.filename = path
+        raise
+    except BaseException:
+        walk.close()
+        raise
+    return walk.descriptor
+
+
+@dataclass(slots=True)
+class _Walk:
+    """A walk from the root directory, of which every step is checked."""
+
+    descriptor: int
+    at: str = "/"
+
+    def follow(self, path: str) -> None:
+        left, links = _names(path), 0
+        while left:
+            target = self._step(left.pop())
+            if target is None:
+                continue
+            links += 1
+            if links > _LINKS_MAX:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            if target.startswith("/"):
+                self._stand(_root(), "/")
+            left += _names(target)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def _step(self, name: str) -> str | None:
+        """Go on to that name; the target if it is a symbolic link, which is not followed yet."""
+        inner = os.open(name, _PLACE, dir_fd=self.descriptor)
+        at = (self.at.rpartition("/")[0] or "/") if name == ".." else f"{self.at.rstrip('/')}/{name}"
+        try:
+            status = os.fstat(inner)
+            _require_roots(at, status)
+            target = os.readlink("", dir_fd=inner) if stat.S_ISLNK(status.st_mode) else None
+        except BaseException:
+            os.close(inner)
+            raise
+        if target is None:
+            self._stand(inner, at)
+        else:
+            os.close(inner)
+        return target
+
+    def _stand(self, descriptor: int, at: str) -> None:
+        os.close(self.descriptor)
+        self.descriptor, self.at = descriptor, at
+
+
+def _root() -> int:
     descriptor = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _require_roots("/", descriptor)
-        at = ""
-        for name in path.split("/")[1:]:
-            at = f"{at}/{name}"
-            inner = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
-            os.close(descriptor)
-            descriptor = inner
-            _require_roots(at, descriptor)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ProgramError(f"{path} is not a regular file")
+        _require_roots("/", os.fstat(descriptor))
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _names(path: str) -> list[str]:
+    """The components of a path, the last one first."""
+    return [name for name in reversed(path.split("/")) if name not in ("", ".")]
 
 
 @contextmanager
@@ -71,15 +150,10 @@ def executables(program: str) -> Iterator[dict[str, int]]:
         yield found
 
 
-def _require_roots(path: str, descriptor: int) -> None:
-    status = os.fstat(descriptor)
-    if stat.S_ISLNK(status.st_mode):
-        raise ProgramError(f"{path} was replaced by a symbolic link")
-    if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ProgramError(
-            f"{path} belongs to uid {status.st_uid} with mode {status.st_mode & 0o7777:04o}, so "
-            "somebody other than root could replace the program"
-        )
+def _require_roots(path: str, status: os.stat_result) -> None:
+    writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not stat.S_ISLNK(status.st_mode)
+    if status.st_uid != 0 or writable:
+        raise UntrustedFileError(f"{path} belongs to uid {status.st_uid} with mode {status.st_mode & 0o7777:04o}")
 
 
 def _interpreter(path: str, descriptor: int) -> str | None:

@@ -20,11 +20,14 @@ OUTPUT_BYTES_MAX: Final = 16 << 20
 """Most that a program may write to its standard output."""
 ERRORS_BYTES_MAX: Final = 4096
 """The beginning of its standard error, which an error message quotes; the rest is discarded."""
+PROCESSES_MAX: Final = 256
+"""Processes of the user of all workers, programs included, with which a program can start another one."""
 CHECK_SECONDS: Final = 0.1
 """How often a table's time is checked while its program writes nothing."""
 
 _ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/", "TZ": "UTC"}
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def run_program(
@@ -82,7 +85,10 @@ def _outputs(
     left = {process.stdout.fileno(): output, process.stderr.fileno(): errors}
     while left:
         check()
-        readable, _, _ = select.select(list(left), [], [], CHECK_SECONDS)
+        has_ended = process.poll() is not None
+        readable, _, _ = select.select(list(left), [], [], 0 if has_ended else CHECK_SECONDS)
+        if has_ended and not readable:
+            break  # what it has started and left behind holds the pipes open
         for pipe in readable:
             content = os.read(pipe, 65_536)
             if not content:
@@ -103,6 +109,31 @@ def _abandon(process: subprocess.Popen[bytes]) -> None:
     except PermissionError:
         return
     process.wait()
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what this process's programs leave behind (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def limit_processes() -> None:
+    """Bound the number of processes of the user that this process becomes, so that no program starts ever more."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    most = PROCESSES_MAX if hard == resource.RLIM_INFINITY else min(PROCESSES_MAX, hard)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+
+
+def has_orphans() -> bool:
+    """Whether a process that a program has left behind still runs. Reaps those that have ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _die_with_parent(parent: int) -> Callable[[], None]:

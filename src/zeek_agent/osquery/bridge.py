@@ -100,6 +100,10 @@ class Bridge:
         self._extension = export.Extension(tables, self._ask_database, settings.rows)
         self._export = export.Export(self._extension, tables) if tables else None
 
+    def reserve(self, names: Iterable[str]) -> None:
+        """Leave these names to tables that were added; osquery's tables of such names are imported under others."""
+        self._taken |= frozenset(names)
+
     async def run(self) -> None:
         """Run until cancelled, whatever osquery does."""
         self._loop = asyncio.get_running_loop()

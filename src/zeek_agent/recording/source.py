@@ -6,15 +6,21 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 from zeek_agent.events.recording_position import RecordingPosition
 
 if TYPE_CHECKING:
     from zeek_agent.schema import EventRow
 
-Sink: TypeAlias = "Callable[[str, Sequence[EventRow]], None]"
-"""Accepts rows of the named event table; never blocks, may be called from any thread."""
+
+class Sink(Protocol):
+    """Accepts rows of the named event table; never blocks, may be called from any thread.
+
+    `position` is where the source continues after these rows; it is stored together with them.
+    """
+
+    def __call__(self, table: str, rows: Sequence[EventRow], position: str | None = None, /) -> None: ...
 
 
 class PositionReader(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -126,12 +126,29 @@ class Supervisor:
             self._watcher.join()
         with self._lock:
             for recorder in reversed(self._recorders):
-                if recorder.active is not None:
-                    self._note_losses(recorder, recorder.active, at_end=True)
-                    self._stop(recorder.active)
-                    recorder.active = None
-                elif recorder.recorded_by is not None:
-                    self._end_unrecorded(recorder)
+                self._end(recorder)
+
+    def _end(self, recorder: _KindState) -> None:
+        if recorder.active is not None:
+            self._note_losses(recorder, recorder.active, at_end=True)
+            self._stop(recorder.active)
+            recorder.active = None
+        elif recorder.recorded_by is not None:
+            self._end_unrecorded(recorder)
+
+    def change(self, gone: Collection[str], new: Mapping[str, Sequence[Source]]) -> None:
+        """Stop recording these kinds of events, and record others. Blocks. To be called after `start`."""
+        with self._lock:
+            left = [recorder for recorder in self._recorders if recorder.kind in gone]
+            self._recorders = [recorder for recorder in self._recorders if recorder.kind not in gone]
+            for recorder in left:
+                self._end(recorder)
+            added = [_KindState(kind, sources) for kind, sources in new.items()]
+            self._recorders = [*self._recorders, *added]
+            for recorder in added:
+                self._activate(recorder, recorder.sources, None)
+                if recorder.active is None:
+                    recorder.unrecorded_since = self._clock()
 
     def problem(self, now: float | None = None) -> str | None:
         """Why a failed source would not be replaced, by the monotonic clock; None if the sources are monitored."""
@@ -195,12 +212,12 @@ class Supervisor:
     def _try(self, recorder: _KindState, source: Source) -> str | None:
         """Start the source. Returns None, or the reason if it could not be started."""
 
-        def sink(table: str, rows: Sequence[EventRow]) -> None:
+        def sink(table: str, rows: Sequence[EventRow], position: str | None = None, /) -> None:
             recorder.tables.add(table)
             for other in self._recorders:
                 if other.active is not None:
                     rows = other.active.complete(table, rows)
-            self._store.append(table, rows)
+            self._store.append(table, rows, position)
 
         source.failure = None
         try:

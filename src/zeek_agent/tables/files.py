@@ -8,13 +8,14 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 from zeek_agent.errors import SqlError
 from zeek_agent.host.files.contents import lines
 from zeek_agent.host.files.file_rules import RefusedError
 from zeek_agent.host.files.gate import Gate
 from zeek_agent.host.files.globbing import Match, listing, matching, open_gate
+from zeek_agent.host.files.ignored_lines import ignoring
 from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import Omission
 from zeek_agent.host.files.statx import FileStatus
@@ -247,20 +248,12 @@ def _extractor(columns: str, separator: str) -> Callable[[bytes], dict[str, Valu
     return extract
 
 
-@lru_cache(maxsize=64)
 def _ignorer(pattern: str) -> Callable[[bytes], bool]:
     """A predicate for lines to omit. Raises SqlError if the pattern is not a regular expression."""
-    import re2
-
-    options = re2.Options()
-    options.posix_syntax = options.perl_classes = options.word_boundary = True
-    options.encoding = re2.Options.Encoding.LATIN1
-    options.log_errors = False
     try:
-        regex: Any = re2.compile(to_bytes(pattern), options)
-    except re2.error as error:
-        raise SqlError(f"files_columns: {pattern!r} is not a valid regular expression: {error}") from error
-    return lambda line: regex.search(line) is not None
+        return ignoring(pattern)
+    except ValueError as error:
+        raise SqlError(f"files_columns: {error}") from error
 
 
 TABLES = (files_list, files_lines, files_columns)

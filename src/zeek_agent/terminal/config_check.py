@@ -17,6 +17,7 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
 from zeek_agent.control.unix_listener import group_id
 from zeek_agent.errors import UsageError
+from zeek_agent.host_tables import host_tables, own_tables
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config
@@ -42,7 +43,7 @@ def _table_rules(config: Config) -> Iterator[UsageError]:
     rules += [("deny", rule) for rule in config.access.tables_deny]
     if not rules:
         return
-    known = _table_names()
+    known = sorted(_tables(config))
     imports = config.osquery.socket != "off"
     for kind, rule in rules:
         if any(fnmatch.fnmatchcase(name, rule) for name in known) or (imports and rule.startswith(_OSQUERY_PREFIX)):
@@ -63,8 +64,9 @@ def _column_rules(config: Config) -> Iterator[UsageError]:
     """Rules on columns that match none. osquery's columns are not known."""
     if not config.access.columns_deny:
         return
-    known = [f"{table}.{column}" for table, columns in _tables().items() for column in columns]
-    osquery = {name for name, columns in _tables().items() if not columns}
+    tables = _tables(config)
+    known = [f"{table}.{column}" for table, columns in tables.items() for column in columns]
+    osquery = {name for name, columns in tables.items() if not columns}
     for rule in config.access.columns_deny:
         table, dot, _ = rule.rpartition(".")
         if not dot:
@@ -80,20 +82,19 @@ def _column_rules(config: Config) -> Iterator[UsageError]:
 _OSQUERY_PREFIX: Final = "osquery_"
 
 
-def _table_names() -> list[str]:
-    """All names of tables that rules may mean, on any platform."""
-    return sorted(_tables())
-
-
-def _tables() -> dict[str, frozenset[str]]:
+def _tables(config: Config) -> dict[str, frozenset[str]]:
     """The columns of all tables that rules may mean, on any platform, by each name; none are known of osquery's."""
     from zeek_agent.database.database import ALIASES
     from zeek_agent.osquery.table_names import OSQUERY_TABLES
     from zeek_agent.tables import builtin_tables, plugin_tables
 
     tables: dict[str, frozenset[str]] = dict.fromkeys(OSQUERY_TABLES, frozenset())
+    try:
+        own = host_tables(config).tables
+    except UsageError:
+        own = []  # that is reported by itself
     for platform in _PLATFORMS:
-        for table in (*builtin_tables(platform), *plugin_tables(platform)):
+        for table in (*builtin_tables(platform), *plugin_tables(platform), *own):
             for name in (table.name, f"{table.name}_history") if table.kind == "events" else (table.name,):
                 tables[name] = tables.get(name, frozenset()).union(column.name for column in table.columns)
     tables |= {alias: tables[name] for alias, name in ALIASES.items() if name in tables}
@@ -149,6 +150,7 @@ def _pack_file(config: Config) -> Path | None:
 
 def _problems(config: Config) -> Iterator[UsageError]:
     yield from _access(config.access)
+    yield from _refused(partial(own_tables, config))
     yield from _table_rules(config)
     yield from _column_rules(config)
     yield from _path_rules(config.access)

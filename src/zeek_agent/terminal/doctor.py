@@ -60,6 +60,10 @@ def run_checks(config: Config, origins: Mapping[str, str]) -> list[Check]:
     places = paths.locate(config)
     checks = [*_python(), *_configuration(config), *_state(places.state, config.events.retention_bytes)]
     checks += _files(config)
+    if config.tables.files:
+        from zeek_agent.terminal import own_table_checks
+
+        checks += own_table_checks.checks(config)
     checks += _store(places.store)
     checks += _agent(config)
     if sys.platform == "linux":

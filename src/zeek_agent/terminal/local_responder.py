@@ -29,9 +29,9 @@ from zeek_agent.events import reading
 from zeek_agent.events.migrations import refuse_newer
 from zeek_agent.events.store import NewerStoreError
 from zeek_agent.host.hostname import hostname
+from zeek_agent.host_tables import host_tables
 from zeek_agent.signals import run_until_done
 from zeek_agent.table import TableContext
-from zeek_agent.tables import builtin_tables, plugin_tables
 from zeek_agent.terminal.console import age, iso_time
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def open_agent(config: Config, origins: Mapping[str, str], osquery: OsqueryTable
     places = paths.locate_for_commands(config)
     store = StoredEvents.at(places.store)
     agent = LocalAgent(config, origins, places, store)
-    tables = [*builtin_tables(), *plugin_tables()]
+    tables, own = host_tables(config)
     protected = tuple(
         dict.fromkeys(
             (
@@ -218,13 +218,14 @@ def open_agent(config: Config, origins: Mapping[str, str], osquery: OsqueryTable
     async def record_nothing() -> None:
         """The store has all events that there are."""
 
+    setup = needs.worker_setup(config, places, agent, agent.started, own=own)
     nobody_waits = msgspec.structs.replace(config.limits, cpu=float(os.cpu_count() or 1))
     database = ContainedDatabase(
         tables,
         context,
         nobody_waits,
         store,
-        setup=msgspec.structs.replace(needs.worker_setup(config, places, agent, agent.started), protected=protected),
+        setup=msgspec.structs.replace(setup, protected=protected),
         need=lambda need: needs.answer(need, agent, record_nothing, osquery.connect),
         osquery=osquery.describe,
     )

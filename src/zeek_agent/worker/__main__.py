@@ -25,6 +25,7 @@ from zeek_agent.containment.messages import Exited, Setup, Spawn, Spawned
 from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.database.sql_connection import Catalog
 from zeek_agent.errors import SqlError, ZeekAgentError
+from zeek_agent.table import Table
 from zeek_agent.tables import builtin_tables, plugin_tables
 from zeek_agent.worker.agent_proxy import AgentProxy
 from zeek_agent.worker.serve import Shared, Worker
@@ -37,6 +38,15 @@ def _ask_nobody(what: str, name: str) -> tuple[bytes, list[int]]:
     raise SqlError(f"no agent answers while the zygote starts ({what} {name})")
 
 
+def _own_tables(declared: bytes) -> list[Table]:
+    """The operator's tables; what they need is only imported if there are any."""
+    if not declared:
+        return []
+    from zeek_agent.own_tables import declarations, snapshots
+
+    return snapshots.tables(declarations.decode(declared))
+
+
 class Zygote:
     """Forks workers. `control` is the socket to the agent."""
 
@@ -44,7 +54,8 @@ class Zygote:
         self._control = control
         config = msgspec.msgpack.decode(setup.config, type=Config)
         access = AccessPolicy(config.access, setup.protected)
-        self._shared = Shared(setup, config, access, Catalog.of(0, [*builtin_tables(), *plugin_tables()]))
+        own = _own_tables(setup.own_tables)
+        self._shared = Shared(setup, config, access, Catalog.of(0, [*builtin_tables(), *plugin_tables(), *own]))
         try:
             warm_up(self._shared, AgentProxy(setup, _ask_nobody, self._shared.catalog.tables.values, None))
         except (ZeekAgentError, OSError):

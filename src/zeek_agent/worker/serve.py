@@ -45,6 +45,7 @@ from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError, ZeekAgentError
 from zeek_agent.host.linux import host_sockets
+from zeek_agent.host.programs import adopt_orphans, has_orphans, limit_processes
 from zeek_agent.osquery import imported_tables
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.recording.sockets import conntrack
@@ -157,6 +158,10 @@ class Worker:
             os.nice(NICENESS)
         if self._kind is WorkerClass.HELPER:
             os.setpgid(0, 0)  # what its programs start ends with it
+            if self._spawn.privileges.programs:
+                adopt_orphans()
+                if self._shared.setup.account is not None:
+                    limit_processes()
         let_go_of_standard_streams()
         limits = self._limits
         try:
@@ -293,7 +298,9 @@ class Worker:
         import resource
 
         used = resource.getrusage(resource.RUSAGE_SELF)
-        self._send(TableRead(message.id, size_bytes, errors, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024))
+        is_spent = bool(self._spawn.privileges.programs) and has_orphans()  # nobody else could end these
+        cpu = used.ru_utime + used.ru_stime
+        self._send(TableRead(message.id, size_bytes, errors, cpu, used.ru_maxrss * 1024, is_spent))
 
     def _send_rows(self, finished: FinishedStatement, encoding: Encoding, change: Change | None) -> None:
         """Send all rows: frames of a small result as they are encoded, those of a large one at the end."""

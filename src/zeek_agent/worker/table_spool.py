@@ -63,14 +63,15 @@ def write_rows(
             raise LimitError(f"the statement took longer than {limits.time:g} s (limits.time), in table {table.name}")
 
     reads = FileReads(limits)
+    errors = RowErrors()
     wanted = Constraints(
         context=TableContext(context.agent, context.access, reads),
         parameters=arguments.parameters,
         equalities={name: frozenset(values) for name, values in arguments.equalities.items()},
         columns=frozenset(arguments.columns),
         check=check,
+        report=errors.add,
     )
-    errors = RowErrors()
     try:
         size_bytes = _write(spool, table, wanted, limits, errors)
     except (SqlError, MemoryError):

@@ -57,6 +57,8 @@ def fill(path: Path) -> None:
     store = EventStore(path, tables, settings, clock=lambda: NOW)
     for table in tables:
         store.append(table.name, rows(table))
+    if "position" in inspect.signature(store.append).parameters:
+        store.append(tables[0].name, [], "a position in a followed file")
     store.record_gap("processes", NOW - 50, NOW - 40, "overrun")
     names = [table.name for table in tables]
     store.acknowledge("events of all tables", dict.fromkeys(names, 4), None)

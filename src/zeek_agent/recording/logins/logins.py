@@ -91,7 +91,7 @@ class LogInput:
     def failure(self) -> str | None:
         return self._reader.failure
 
-    def _received(self, _: str, entries: Sequence[EventRow]) -> None:
+    def _received(self, _table: str, entries: Sequence[EventRow], _position: str | None = None, /) -> None:
         for entry in entries:
             assert isinstance(entry, SystemLogEntry)
             self._observe(self._statements(entry), entry.cursor)

@@ -1,0 +1,1 @@
+"""Tables that the operator declares in a TOML file: from a command's output, file columns, or a followed file."""

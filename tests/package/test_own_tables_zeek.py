@@ -1,0 +1,120 @@
+"""Own tables in a real Zeek: the script of the documentation, and every type."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from own_table_files import declared, roots_directory, script
+from places import ROOT
+from running_agent import running
+from waiting import until
+from zeek_program import joined, needs_zeek, zeek
+
+from zeek_agent.own_tables import files
+from zeek_agent.own_tables.snapshots import tables
+from zeek_agent.terminal.table_text import zeek_record
+
+pytestmark = [pytest.mark.root, needs_zeek]
+
+PAGE = (ROOT / "docs/own-tables.md").read_text()
+(SCRIPT,) = re.findall(r"^```zeek\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+VALUES = {
+    "a_count": ("count", 2**63 - 1),
+    "an_int": ("int", -7),
+    "a_real": ("real", 2.5),
+    "a_bool": ("bool", True),
+    "a_text": ("text", "Grüße"),
+    "an_enum": ("enum", "red"),
+    "a_blob": ("blob", "bytes"),
+    "an_address": ("address", "2001:db8::1"),
+    "a_port": ("port", "443/tcp"),
+    "a_time": ("time", 1_790_000_000),
+    "an_interval": ("interval", 90),
+    "a_set": ("set[count]", [3]),
+    "a_vector": ("vector[text]", ["x", "y"]),
+    "unset": ("count", "many"),
+}
+QUERY = """
+type Mades: vector of Made;
+function on_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch, rows: any)
+    {
+    for ( _, row in rows as Mades )
+        print fmt("row %s", row);
+    }
+event zeek_init()
+    {
+    ZeekAgent::query(ZeekAgent::Query($sql_stmt="SELECT * FROM made", $row_type=Mades, $on_rows=on_rows,
+                                      $schedule_=1sec, $subscription=ZeekAgent::Snapshots,
+                                      $requires_tables=set("made")));
+    }
+"""
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with roots_directory() as directory:
+        yield directory
+
+
+async def test_the_script_of_the_documentation_gets_rows(tmp_path: Path, place: Path) -> None:
+    devices = place / "devices.json"
+    program = script(place, "command", f"exec /usr/bin/cat {devices}")
+    path = declared(
+        place,
+        f"""[tables.block_devices]
+summary = "devices"
+command = ["{program}"]
+programs = ["/usr/bin/cat"]
+columns = [
+    {{name = "name", type = "text", summary = "the name"}},
+    {{name = "size", type = "count", summary = "the size"}},
+]
+""",
+    )
+    devices.write_text("[]")
+    site = SCRIPT.replace("5min", "1sec")
+    with zeek(tmp_path / "zeek", site=site) as url:
+        async with running(tmp_path, f"--zeek={url}", "--set", f"tables.files={path}") as agent:
+            await joined(tmp_path / "zeek")
+            sql = "SELECT runs FROM zeek_agent_queries WHERE sql GLOB '*block_devices*' AND runs > {runs}"
+            await until(lambda: agent.ask(sql.format(runs=1)))
+            devices.write_text('[{"name": "sda", "size": 5}]')
+            delivered = "SELECT 1 FROM zeek_agent_queries WHERE sql GLOB '*block_devices*' AND rows > 0"
+            await until(lambda: agent.ask(delivered))
+    output = (tmp_path / "zeek/output").read_text()
+    assert re.search(r", new, \[name=sda, size=5\]", output), output
+
+
+async def test_values_of_each_type_reach_zeek(tmp_path: Path, place: Path) -> None:
+    row = json.dumps({name: value for name, (_, value) in VALUES.items()}, ensure_ascii=False)
+    columns = "".join(
+        f'{{name = "{name}", type = "{kind}", summary = "a value"}},\n' for name, (kind, _) in VALUES.items()
+    )
+    program = script(place, "command", f"echo '{row}'")
+    path = declared(place, f'[tables.made]\nsummary = "made"\ncommand = ["{program}"]\ncolumns = [\n{columns}]\n')
+    (table,) = tables(files.load([path]))
+    with zeek(tmp_path / "zeek", site=zeek_record(table) + QUERY) as url:
+        async with running(tmp_path, f"--zeek={url}", "--set", f"tables.files={path}") as agent:
+            await joined(tmp_path / "zeek")
+            delivered = "SELECT 1 FROM zeek_agent_queries WHERE sql = 'SELECT * FROM made' AND rows > 1"
+            await until(lambda: agent.ask(delivered))
+    output = (tmp_path / "zeek/output").read_text()
+    found = re.search(r"^row \[(.*)\]$", output, re.MULTILINE)
+    assert found is not None, output
+    for text in (
+        *(
+            "a_count=9223372036854775807",
+            "an_int=-7",
+            "a_real=2.5",
+            "a_bool=T",
+            r"a_text=Gr\xc3\xbc\xc3\x9fe",
+            "an_enum=red",
+        ),
+        *("a_blob=bytes", "an_address=2001:db8::1", "a_port=443/tcp", "a_time=1790000000.0", "an_interval=1.0 min"),
+        *("a_vector=[x, y]", "unset=<uninitialized>"),
+    ):
+        assert text in found[1], output
