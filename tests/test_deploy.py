@@ -64,7 +64,11 @@ def test_alerts_of_the_page_exist() -> None:
 
 def test_files_of_the_role_that_the_page_shows_are_valid() -> None:
     (toml,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
-    assert tomllib.loads(toml)["collector"]["listen"].endswith(":27759")
+    collector = tomllib.loads(toml)["collector"]
+    assert collector["listen"].endswith(":27759")
+    assert collector["tls"].keys() == {
+        name.rpartition(".")[2] for name in config.settings() if name.startswith("collector.tls.")
+    }
     assert "serial" in PAGE
     assert 'serial: [2, "5%", "25%", "100%"]' in (ANSIBLE / "deploy.yml").read_text()
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from places import ROOT
-from unit import UNIT, unit_settings
+from unit import FILES_UNIT, UNIT, unit_settings
 
 from zeek_agent.containment import agent_capabilities, kernel, lockdown, pool
 from zeek_agent.recording.periodic import URGENT_NICENESS
@@ -79,17 +80,18 @@ def test_an_invalid_configuration_does_not_restart_the_agent_again_and_again() -
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_systemd_rates_the_exposure_and_every_finding_is_explained() -> None:
-    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNIT)]
+@pytest.mark.parametrize(("unit", "first"), [(UNIT, "rates the unit"), (FILES_UNIT, "`zeek-agent-files@.service`, [")])
+def test_systemd_rates_the_exposure_and_every_finding_is_explained(unit: Path, first: str) -> None:
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)]
     output = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "ignoring" not in output.stderr, output.stderr
-    (score,) = re.findall(r"Overall exposure level for zeek-agent.service: ([\d.]+)", output.stdout)
+    (score,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", output.stdout)
     assert float(score) <= 4.2
     findings = re.findall(r"^✗ (\S+)", output.stdout, re.MULTILINE)
-    section = (
-        (ROOT / "docs" / "security.md").read_text().split("### What systemd-analyze reports", 1)[1].split("\n## ")[0]
-    )
-    explained = {name.replace("\\|", "|") for name in re.findall(r"`([^`]+)`", section)}
+    page = (ROOT / "docs" / "security.md").read_text()
+    section = page.split("### What systemd-analyze reports", 1)[1].split("\n## ")[0]
+    table = section.split(first, 1)[1].split("\n|", 1)[1].split("\n\n")[0]
+    explained = {name.replace("\\|", "|") for name in re.findall(r"`([^`]+)`", table)}
     missing = [finding for finding in findings if not _is_explained(finding, explained)]
     assert missing == [], f"docs/security.md does not explain {missing}"
 
@@ -114,3 +116,13 @@ def test_the_agent_has_time_to_stop_and_an_unkillable_process_delays_nothing_for
 def test_the_unit_has_no_setting_on_a_commented_line() -> None:
     for line in UNIT.read_text().splitlines():
         assert line.startswith(("#", "[")) or not line or "=" in line
+
+
+def test_the_process_that_watches_files_has_what_it_needs() -> None:
+    settings = unit_settings(FILES_UNIT)
+    assert set(settings["CapabilityBoundingSet"]) == {
+        *("CAP_SYS_ADMIN", "CAP_DAC_READ_SEARCH", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
+    }
+    assert "RestrictSUIDSGID" not in settings, "it refuses openat2(2)"
+    hiding = {"ProtectHome", "PrivateTmp", "PrivateDevices", "ProtectKernelModules", "ProtectKernelTunables"}
+    assert settings.keys().isdisjoint(hiding), "files below these mounts could not be watched"

@@ -574,9 +574,9 @@ def service_group() -> None:
 @service_group.command("install")
 @click.option("--no-start", is_flag=True, help="Do not enable and start the service.")
 def service_install(*, no_start: bool) -> None:
-    """Write the systemd unit for this program, and a configuration if there is none; enable and start the service.
+    """Write the systemd units for this program, and a configuration if there is none; enable and start the service.
 
-    Run it again after an upgrade. Distribution packages contain the unit and do not need this.
+    Run it again after an upgrade. Distribution packages contain the units and do not need this.
     """
     from zeek_agent.service import installation
 
@@ -587,7 +587,7 @@ def service_install(*, no_start: bool) -> None:
 @service_group.command("uninstall")
 @click.option("--purge", is_flag=True, help="Remove recorded events, logs and the configuration, too.")
 def service_uninstall(*, purge: bool) -> None:
-    """Stop the service and remove the unit that `service install` wrote."""
+    """Stop the service and remove the units that `service install` wrote."""
     from zeek_agent.service import installation
 
     for line in installation.Service().uninstall(purge=purge):

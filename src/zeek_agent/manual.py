@@ -26,7 +26,7 @@ _FILES: Final = (
     (str(directories.SYSTEM_CONFIG), "configuration of root's agent"),
     (str(paths.SYSTEM_STATE), "identity, recorded events and delivery states"),
     (str(paths.SYSTEM_SOCKET), "control socket of root's agent"),
-    ("/var/log/zeek-agent", "logs of the embedded collector, if the agent is a service"),
+    ("/var/log/zeek-agent/logs", "logs of the embedded collector, if the agent is a service"),
 )
 
 

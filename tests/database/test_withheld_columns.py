@@ -91,7 +91,7 @@ def ask(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ask]:
         ("SELECT cmdline FROM processes a RIGHT JOIN processes b USING (cmdline)", [(None,), (None,)]),
     ],
 )
-def test_a_denied_column_is_unset_however_it_is_asked_for(ask: Ask, sql: str, rows: list[tuple[object, ...]]) -> None:
+def test_a_denied_column_is_unset_in_every_statement(ask: Ask, sql: str, rows: list[tuple[object, ...]]) -> None:
     found = ask(sql, "logins_events.command", "*.cmdline")
     assert found.rows == rows
     assert found.errors == ()

@@ -12,27 +12,12 @@ from pathlib import Path
 
 import pytest
 from debian_root import DebianRoot, build
+from filled_store import EVENTS, fill_store
 from waiting import until_sync
 
 pytestmark = [pytest.mark.packages, pytest.mark.root, pytest.mark.timeout(3600)]
 PREVIOUS = "0be552a3cc"
 """A commit with an older layout of the event store."""
-EVENTS = 100_000
-FILL = f"""
-import apsw
-store = apsw.Connection("/var/lib/zeek-agent/events.db")
-columns = [row[1] for row in store.execute("PRAGMA table_info(processes_events)") if row[1] != "seq"]
-values = {{"name": "'upgraded'", "pid": "number"}}
-selected = ", ".join(values.get(name, name) for name in columns)
-with store:
-    store.execute(
-        "WITH RECURSIVE numbers(number) AS "
-        "(SELECT 0 UNION ALL SELECT number + 1 FROM numbers WHERE number < {EVENTS - 1}), "
-        "last AS (SELECT * FROM processes_events ORDER BY seq DESC LIMIT 1) "
-        f"INSERT INTO processes_events ({{', '.join(columns)}}) SELECT {{selected}} FROM numbers, last"
-    )
-"""
-"""Copies the last event, with a number as its pid."""
 
 
 def agent_answers(root: DebianRoot) -> bool:
@@ -113,7 +98,7 @@ def test_an_upgrade_keeps_events_identity_and_configuration_and_purge_removes_al
     root.run("/bin/true a-row")
     until_sync(lambda: "a-row" in root.query("SELECT cmdline FROM processes_events"), 60, "no event")
     stop(agent)
-    fill(root)
+    fill_store(root)
     agent = run_agent(root)
     counting = "SELECT count(*), count(DISTINCT pid), min(pid), max(pid) FROM processes_events WHERE name = 'upgraded'"
     expected = f"{EVENTS},{EVENTS},0,{EVENTS - 1}"
@@ -136,12 +121,6 @@ def test_an_upgrade_keeps_events_identity_and_configuration_and_purge_removes_al
     )
     assert left == ""
     root.run("getent passwd _zeek-agent", fails=True)
-
-
-def fill(root: DebianRoot) -> None:
-    """Store events without an agent."""
-    (root / "root/fill.py").write_text(FILL)
-    root.run("/opt/zeek-agent/bin/python3 -I /root/fill.py")
 
 
 def test_the_rpm_is_installed_verified_and_erased(packages: dict[str, Path], tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from debian_root import KEPT, DebianRoot
 from places import ROOT
 from waiting import until_sync
 
+from zeek_agent.service.installation import FILES_UNITS, UNIT
+
 pytestmark = [
     pytest.mark.packages,
     pytest.mark.root,
@@ -62,7 +64,7 @@ def test_the_unit_runs_is_watched_and_restarted_by_an_upgrade(root: DebianRoot, 
 
     root.run("apt-get purge -y zeek-agent")
     root.run("systemctl status zeek-agent", fails=True)
-    left = root.run("find / -xdev -path '*zeek*agent*' -not -path '/root/*' -not -path '/var/cache/*'")
+    left = root.run("find / /run -xdev -path '*zeek*agent*' -not -path '/root/*' -not -path '/var/cache/*'")
     assert left == ""
 
 
@@ -84,9 +86,17 @@ def test_a_wheel_installs_its_service(root: DebianRoot, release: str, tmp_path: 
     assert shown(root, "ActiveState") == "active", root.run("journalctl --unit zeek-agent --no-pager")
     assert shown(root, "StatusText").startswith("recording processes by ebpf, ")
     assert root.run("getent passwd _zeek-agent")
+    watching = "pgrep -x zeek-files || true"  # as the process that watches files names itself
+    (first,) = until_sync(lambda: root.run(watching).split(), 60, "no process watches files")
+    assert "/opt/tools/zeek-agent/" in root.run(f"cat /proc/{first}/cmdline")
     root.run("systemctl reload zeek-agent")
     root.run("/opt/tools/zeek-agent/bin/zeek-agent service install")
     assert shown(root, "NRestarts") == "0"
+    until_sync(lambda: root.run(watching).split() not in ([], [first]), 60, "not started again")
+    assert len(root.run(watching).split()) == 1
     root.run("/opt/tools/zeek-agent/bin/zeek-agent service uninstall --purge")
-    root.run("systemctl status zeek-agent", fails=True)
-    assert not (root / "var/lib/zeek-agent").exists()
+    for unit in (UNIT, *FILES_UNITS):
+        root.run(f"systemctl cat {unit}", fails=True)
+    assert root.run(watching) == ""
+    left = root.run("find / /run -xdev -path '*zeek*agent*' -not -path '/root/*' -not -path '/opt/tools/*'")
+    assert left == ""

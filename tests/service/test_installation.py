@@ -71,12 +71,23 @@ def test_a_path_that_systemd_does_not_execute_is_refused(name: str) -> None:
         installation.unit_text(Path("/opt") / name / "zeek-agent")
 
 
-def test_a_unit_of_the_operator_is_not_replaced(host: Service, program: Path) -> None:
-    host.unit.parent.mkdir(parents=True)
-    host.unit.write_text("[Service]\nExecStart=/opt/mine run\n")
+@pytest.mark.parametrize("name", [installation.UNIT, *FILES_UNITS])
+def test_a_unit_of_the_operator_is_not_replaced(name: str, host: Service, program: Path) -> None:
+    unit = host.unit.with_name(name)
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]\nExecStart=/opt/mine run\n")
     with pytest.raises(ZeekAgentError, match="was not written by"):
         list(host.install(program, start=False))
-    assert host.unit.read_text() == "[Service]\nExecStart=/opt/mine run\n"
+    assert list(unit.parent.iterdir()) == [unit], "another one was written"
+    assert unit.read_text() == "[Service]\nExecStart=/opt/mine run\n"
+
+
+def test_a_unit_of_the_operator_is_not_removed(host: Service, program: Path) -> None:
+    list(host.install(program, start=False))
+    unit = host.unit.with_name(FILES_UNITS[0])
+    unit.write_text("[Socket]\n")
+    list(host.uninstall(purge=True))
+    assert list(unit.parent.iterdir()) == [unit]
 
 
 def test_a_configuration_is_kept_and_a_second_run_replaces_the_unit(host: Service, program: Path) -> None:

@@ -74,7 +74,8 @@ class DebianRoot:
         """
         for name in ("proc", "sys", "dev"):
             _run("umount", "--recursive", str(self.path / name))
-        calls = "bpf perf_event_open seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self"
+        calls = "bpf perf_event_open seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self "
+        calls += "fanotify_init fanotify_mark name_to_handle_at open_by_handle_at"
         command = ["systemd-nspawn", "--register=no", "--keep-unit", f"--directory={self.path}", "--boot"]
         command += ["--capability=all", f"--system-call-filter={calls}", "--console=pipe"]
         console = self.transcript.with_suffix(".console").open("wb")
@@ -116,26 +117,25 @@ class DebianRoot:
         return {"PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "TERM": "dumb"}
 
 
-def build(release: str, output: Path, *options: str) -> dict[str, Path]:
-    """The packages of this tree for a release, by kind."""
-    command = [sys.executable, ROOT / "packaging" / "packages.py", "--release", release, "--output", output, *options]
+def build(release: str, output: Path, *options: str, source: Path = ROOT) -> dict[str, Path]:
+    """The packages of a tree for a release, by kind."""
+    command = [sys.executable, source / "packaging" / "packages.py", "--release", release, "--output", output, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {path.suffix[1:]: path for path in output.iterdir()}
 
 
 @contextmanager
-def debian_root(release: str, directory: Path, transcript: Path) -> Iterator[DebianRoot]:
-    """A fresh root as debootstrap leaves it, with apt's lists; its changes are gone afterwards."""
-    base = _base(release)
-    places = {name: directory / name for name in ("upper", "work", "root")}
-    for place in places.values():
-        place.mkdir()
+def debian_root(release: str, directory: Path, transcript: Path, *, copied: bool = False) -> Iterator[DebianRoot]:
+    """A fresh root as debootstrap leaves it, with apt's lists; its changes are gone afterwards.
+
+    It is an overlay, or a copy (400 MB), as fanotify reports no events of overlays.
+    """
+    root = DebianRoot(directory / "root", release, transcript)
+    root.path.mkdir()
     transcript.parent.mkdir(parents=True, exist_ok=True)
     transcript.write_text("")
-    options = f"lowerdir={base},upperdir={places['upper']},workdir={places['work']}"
-    root = DebianRoot(places["root"], release, transcript)
-    _run("mount", "-t", "overlay", "overlay", "-o", options, str(root.path))
+    _mount_copy(_base(release), root.path) if copied else _mount_overlay(_base(release), root.path)
     try:
         _run("mount", "-t", "proc", "proc", str(root / "proc"))
         _run("mount", "-t", "sysfs", "sysfs", str(root / "sys"))
@@ -149,6 +149,21 @@ def debian_root(release: str, directory: Path, transcript: Path) -> Iterator[Deb
                 process.kill()
                 process.wait()
         _run("umount", "--recursive", str(root.path))
+        if copied:
+            shutil.rmtree(root.path)
+
+
+def _mount_overlay(base: Path, path: Path) -> None:
+    upper, work = path.with_name("upper"), path.with_name("work")
+    upper.mkdir()
+    work.mkdir()
+    options = f"lowerdir={base},upperdir={upper},workdir={work}"
+    _run("mount", "-t", "overlay", "overlay", "-o", options, str(path))
+
+
+def _mount_copy(base: Path, path: Path) -> None:
+    _run("cp", "--archive", "--no-target-directory", str(base), str(path))
+    _run("mount", "--bind", str(path), str(path))
 
 
 def _base(release: str) -> Path:

@@ -1,4 +1,4 @@
-"""The systemd unit in `packaging/`, read as systemd.syntax(7) has it, and a program's privileges as it sets them."""
+"""The systemd units, read as systemd.syntax(7) has it, and a program's privileges as the agent's sets them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 import zeek_agent
 
 UNIT = Path(zeek_agent.__file__).parent / "service" / "zeek-agent.service"
+FILES_UNIT = UNIT.with_name("zeek-agent-files@.service")
 
 
-def unit_settings() -> dict[str, list[str]]:
+def unit_settings(unit: Path = UNIT) -> dict[str, list[str]]:
     """The words of each setting of the section Service; those of a setting that is repeated add up."""
     settings: dict[str, list[str]] = {}
     section = ""
-    for line in UNIT.read_text().splitlines():
+    for line in unit.read_text().splitlines():
         if line.startswith("["):
             section = line
         elif section == "[Service]" and "=" in line and not line.startswith("#"):

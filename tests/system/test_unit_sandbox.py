@@ -9,6 +9,7 @@ import asyncio
 import ctypes.util
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ import pytest
 from places import ROOT
 from running_agent import running
 from waiting import until
+
+from zeek_agent.access_defaults import LOCAL_FILE_SYSTEMS
+from zeek_agent.recording.files import watch_messages
 
 SANDBOX = [sys.executable, str(ROOT / "tests" / "support" / "unit_sandbox.py")]
 pytestmark = [
@@ -77,3 +81,27 @@ async def running_backends(directory: Path) -> dict[str, str]:
     async with running(directory) as agent:
         sources = await agent.ask("SELECT source, backend FROM zeek_agent_sources WHERE active")
         return {row["source"]: row["backend"] for row in sources}
+
+
+def test_the_process_that_watches_files_watches_in_its_units_sandbox(tmp_path: Path) -> None:
+    """As systemd starts it, with the connection as its standard input."""
+    kinds = [kind.encode() for kind in LOCAL_FILE_SYSTEMS]
+    watch = watch_messages.Watch([bytes(tmp_path)], [], [], kinds, 0.1, 100, 0, 0)
+    own, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    own.settimeout(60)
+    own.send(watch_messages.encode_watch(watch))
+    command = [*SANDBOX, "--files-unit", sys.executable, "-m", "zeek_agent.files_helper.__main__"]
+    process = subprocess.Popen(command, stdin=theirs, stderr=subprocess.PIPE, text=True)
+    theirs.close()
+    with own:
+        while isinstance(message := watch_messages.decode(own.recv(watch_messages.PACKET_BYTES_MAX)), list) or (
+            not message.ready
+        ):
+            pass
+        assert (message.directories, message.unwatched, message.message) == (1, 0, "")
+        (tmp_path / "created").touch()
+        while not isinstance(changes := watch_messages.decode(own.recv(watch_messages.PACKET_BYTES_MAX)), list):
+            pass
+    assert changes[0].path == bytes(tmp_path / "created")
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")

@@ -27,7 +27,11 @@ def main() -> int:
         code = seccomp.packed(seccomp.compiled(seccomp.file_watcher_rules(), machine))
     except seccomp.Unavailable:
         code = b""  # the unit has a filter of its own
-    serve(channel, None if account is None else (account.uid, account.gid), code)
+    try:
+        serve(channel, None if account is None else (account.uid, account.gid), code)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"cannot watch files: {error}\n")
+        return 1
     return 0
 
 

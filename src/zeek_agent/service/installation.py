@@ -53,15 +53,15 @@ class Service:
         self._require_no_package()
         for path in (program, Path(sys.executable), Path(zeek_agent.__file__)):
             _require_trusted(path)
-        if self.unit.exists() and not self._is_ours():
-            raise ZeekAgentError(
-                f"{self.unit} was not written by `zeek-agent service install`: move it away, and put what you have "
-                "changed into `systemctl edit zeek-agent`"
-            )
-        for unit in (UNIT, *FILES_UNITS):
-            path = self.unit.with_name(unit)
-            _write(path, unit_text(program, unit), 0o644)
-            yield f"wrote {path}"
+        for unit in self._units():
+            if unit.exists() and not _is_ours(unit):
+                raise ZeekAgentError(
+                    f"{unit} was not written by `zeek-agent service install`: move it away, and put what you have "
+                    f"changed into `systemctl edit {unit.stem}`"
+                )
+        for unit in self._units():
+            _write(unit, unit_text(program, unit.name), 0o644)
+            yield f"wrote {unit}"
         if not self.configuration.exists():
             _write(self.configuration, example_configuration(), 0o644)
             yield f"wrote {self.configuration}"
@@ -83,9 +83,9 @@ class Service:
         _require_root("uninstall")
         _require_systemctl()
         if self.unit.exists():
-            if not self._is_ours():
+            if not _is_ours(self.unit):
                 raise ZeekAgentError(f"{self.unit} was not written by `zeek-agent service install`: remove it yourself")
-            units = [unit for name in (UNIT, *FILES_UNITS) if (unit := self.unit.with_name(name)).exists()]
+            units = [unit for unit in self._units() if unit.exists() and _is_ours(unit)]
             if self._is_booted():
                 _systemctl("disable", "--now", UNIT)
                 _systemctl("stop", UNIT, *(unit.name for unit in units if unit.suffix == ".socket"))
@@ -103,8 +103,8 @@ class Service:
                     shutil.rmtree(place)
                     yield f"removed {place}"
 
-    def _is_ours(self) -> bool:
-        return _MARK in self.unit.read_text(errors="replace")
+    def _units(self) -> list[Path]:
+        return [self.unit.with_name(name) for name in (UNIT, *FILES_UNITS)]
 
     def _require_no_package(self) -> None:
         for directory in _OF_PACKAGES:
@@ -146,6 +146,10 @@ def installed_program() -> Path:
     if not os.access(program, os.X_OK):
         raise ZeekAgentError(f"there is no {program}: install the agent first, with pipx or uv")
     return program
+
+
+def _is_ours(unit: Path) -> bool:
+    return _MARK in unit.read_text(errors="replace")
 
 
 def _require_root(what: str) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.access_defaults import LOCAL_FILE_SYSTEMS
@@ -41,6 +42,8 @@ _STEADY_SECONDS: Final = 300.0
 """A run of this length ends the series of failures."""
 _EXIT_SLACK_NS: Final = 2_000_000_000
 """An event is read within milliseconds, but the end of its process may have been recorded before that."""
+_INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
+"""The inode of the host's pid namespace, PROC_PID_INIT_INO of <linux/proc_ns.h>."""
 
 
 class FanotifyFiles(Source):
@@ -62,6 +65,7 @@ class FanotifyFiles(Source):
         self._watchers = watchers
         self._denies = denies
         self._exclusions = Exclusions(settings)
+        self._has_host_pids = Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
         self._channel: socket.socket | None = None
         self._thread: threading.Thread | None = None
         self._sink: Sink | None = None
@@ -208,8 +212,11 @@ class FanotifyFiles(Source):
             self._sink(FILES_EVENTS, events)
 
     def _process(self, pid: int, at: int) -> Process | None:
-        """The latest process with that id that began before the event was read; None if that is not certain."""
-        process = self._cache.lookup(pid, at)
+        """The latest process with that id that began before the event was read; None if that is not certain.
+
+        The cache has the host's pids, from eBPF. fanotify and /proc have those of the agent's pid namespace.
+        """
+        process = self._cache.lookup(pid, at) if self._has_host_pids else None
         if process is None:
             process = self._cache.read(pid)
             return process if process is not None and process.started <= at else None
