@@ -30,7 +30,7 @@ class Recorder:
         self.log = log
         self.log.touch()
         self.cache = ProcessCache()
-        self.cache.begin(process(os.getpid(), "python"))
+        self.cache.has_all_starts = True
         settings = SourceSettings()
         readers = {name: Syslog(settings, [[str(log)]]) for name in ("journal", "syslog")}
         self.clock = time.time()
@@ -97,6 +97,19 @@ def test_a_program_whose_exec_was_not_read_yet_is_not_taken_for_another_one(tmp_
         assert one.settled() == []
         one.cache.exec(process(ended, "sshd"))
         assert [row.pid for row in one.settled()] == [ended]
+
+
+@pytest.mark.parametrize("seen_as", [None, "sh"])
+def test_where_short_processes_are_not_seen_nobody_is_taken_for_a_forger(
+    tmp_path: Path, ended: int, seen_as: str | None
+) -> None:
+    with recorder(tmp_path / "auth.log") as one:
+        one.cache.has_all_starts = False
+        if seen_as is not None:
+            one.cache.begin(process(ended, seen_as))
+        one.write(f"sshd[{ended}]: {FAILED}")
+        (row,) = one.settled()
+        assert (row.user, row.verified, row.entity_id) == ("root", False, None)
 
 
 def test_a_line_of_a_process_that_never_was_is_refused_in_the_end(tmp_path: Path, ended: int) -> None:

@@ -86,16 +86,15 @@ class Senders:
             return Sender(False, None) if tag in _WITHOUT_PID else None
         if process is None:
             return None if self.is_recorded(entry.time) else Sender(False, None)
-        name = program_of(process.exe) if process.exe is not None else process.name
-        if tag in _NAMED_PROGRAMS and name is not None and name.partition("-")[0] != tag.partition("-")[0]:
-            return None
-        if process.uid not in (0, None) and name not in _SETUID_PROGRAMS:
-            return None
-        return None if process.name == "logger" else Sender(False, process)
+        if not _is_other(process, tag):
+            return Sender(False, process)
+        if not self._cache.has_all_starts and self._cache.read(process.pid) is None:
+            return Sender(False, None)  # it may have executed another program before it ended
+        return None
 
     def is_recorded(self, at: float) -> bool:
         """Whether all processes that ran then are in the cache, or in /proc, once their events have been read."""
-        if not (at > self.since and 0 <= time.time() - at < _READ_AGE_SECONDS and len(self._cache)):
+        if not (self._cache.has_all_starts and at > self.since and 0 <= time.time() - at < _READ_AGE_SECONDS):
             return False
         return (at - boot_time()) * 1e9 > self._cache.execs_lost_until
 
@@ -118,6 +117,14 @@ class Senders:
         if process is None or process.started > boot_ns:
             return None
         return process
+
+
+def _is_other(process: Process, tag: str) -> bool:
+    """Whether the process is not the program that a message names, or may not write it."""
+    name = program_of(process.exe) if process.exe is not None else process.name
+    if tag in _NAMED_PROGRAMS and name is not None and name.partition("-")[0] != tag.partition("-")[0]:
+        return True
+    return process.name == "logger" or (process.uid not in (0, None) and name not in _SETUID_PROGRAMS)
 
 
 @lru_cache(maxsize=256)
