@@ -100,7 +100,7 @@ def test_a_program_whose_exec_was_not_read_yet_is_not_taken_for_another_one(tmp_
 
 
 @pytest.mark.parametrize("seen_as", [None, "sh"])
-def test_where_short_processes_are_not_seen_nobody_is_taken_for_a_forger(
+def test_a_short_process_is_not_taken_for_a_forger_if_the_backend_misses_such_processes(
     tmp_path: Path, ended: int, seen_as: str | None
 ) -> None:
     with recorder(tmp_path / "auth.log") as one:
