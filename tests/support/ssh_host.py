@@ -39,6 +39,7 @@ mount -t tmpfs tmpfs /var/log
 mount -t tmpfs tmpfs /var/lib/sudo
 mkdir -p /run/sshd /run/lock /run/sudo /run/systemd/journal /run/systemd/journald.conf.d /run/log/journal
 printf '[Journal]\\nReadKMsg=no\\nRateLimitBurst=0\\nMaxLevelSyslog=emerg\\n' > /run/systemd/journald.conf.d/test.conf
+echo 'Audit=' >> /run/systemd/journald.conf.d/test.conf
 mkdir "$1/dev"
 for device in null zero full random urandom tty; do
     touch "$1/dev/$device"
@@ -79,6 +80,7 @@ with open("/var/log/auth.log", "ab", buffering=0) as file:
         file.write(time.strftime("%b %e %H:%M:%S").encode() + b" host " + text + b"\\n")
 """
 CONFIG = """
+{more}
 Port {port}
 ListenAddress 127.0.0.1
 HostKey {directory}/host_key
@@ -91,7 +93,6 @@ KbdInteractiveAuthentication no
 StrictModes no
 MaxAuthTries 6
 PrintMotd no
-{more}
 """
 
 
@@ -129,25 +130,31 @@ class SshHost:
         until_sync((self.directory / "sshd.pid").exists)
 
     def ssh(
-        self, *command: str, user: str = USER, key: str | None = None, password: str | None = None, attempts: int = 1
+        self,
+        *command: str,
+        user: str = USER,
+        key: str | None = None,
+        password: str | None = None,
+        attempts: int = 1,
+        method: str = "password",
     ) -> subprocess.CompletedProcess[str]:
-        """Log in with that key, or that password: `right` or `wrong`."""
-        return self.run(*self._ssh(command, user, key, password, attempts))
+        """Log in with that key, or by that method with that password: `right` or `wrong`."""
+        return self.run(*self._ssh(command, user, key, password, attempts, method))
 
     def start_ssh(self, *command: str, user: str = USER, key: str) -> subprocess.Popen[bytes]:
         """The same without waiting for its end."""
-        arguments = (*self.prefix, *self._ssh(command, user, key, None, 1))
+        arguments = (*self.prefix, *self._ssh(command, user, key, None, 1, "password"))
         return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     def _ssh(
-        self, command: Sequence[str], user: str, key: str | None, password: str | None, attempts: int
+        self, command: Sequence[str], user: str, key: str | None, password: str | None, attempts: int, method: str
     ) -> list[str]:
         options: Mapping[str, object] = {
             "StrictHostKeyChecking": "no",
             "UserKnownHostsFile": "/dev/null",
             "LogLevel": "ERROR",
             "NumberOfPasswordPrompts": attempts,
-            "PreferredAuthentications": "publickey" if key else "password",
+            "PreferredAuthentications": "publickey" if key else method,
             "IdentitiesOnly": "yes",
             "IdentityFile": f"{DIRECTORY}/{key}" if key else "none",
         }
@@ -160,6 +167,21 @@ class SshHost:
         for server in self._servers:
             server.terminate()
             server.wait()
+
+
+@contextmanager
+def audit_enabled() -> Iterator[None]:
+    """Have the kernel pass on audit records; its state is restored. Skips the test where that is not possible."""
+    if shutil.which("auditctl") is None:
+        pytest.skip("needs auditctl")
+    state = subprocess.run(["auditctl", "-s"], check=False, capture_output=True, text=True).stdout
+    if "enabled" not in state or "enabled 2" in state:
+        pytest.skip("needs audit whose state may be changed")
+    subprocess.run(["auditctl", "-e", "1"], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["auditctl", "-e", "1" if "enabled 1" in state else "0"], check=True, capture_output=True)
 
 
 @contextmanager

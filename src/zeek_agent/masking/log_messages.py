@@ -12,6 +12,9 @@ _UNIT_VERBS: Final = ("Starting ", "Started ", "Stopping ", "Stopped ", "Finishe
 _EXECVE: Final = "audit: type=1309 "
 _PROCTITLE: Final = "audit: type=1327 "
 """How the kernel's log begins a record that no daemon reads."""
+_CONTINUED: Final = " : (command continued) "
+"""Begins the rest of a command of sudo that is too long for a message, after the user."""
+_NAME_CHARACTERS_MAX: Final = 300
 _ARGUMENT: Final = re.compile(r'\ba[0-9]+(?:\[[0-9]+\])?=(?:"([^"]*)"|([0-9A-F]+)\b)')
 _TITLE: Final = re.compile(r'\bproctitle=(?:"([^"]*)"|([0-9A-F]+)\b)')
 
@@ -35,6 +38,8 @@ def _command(message: str) -> tuple[int, int] | None:
     at = message.find("COMMAND=")
     if at >= 0 and message[max(at - 1, 0) : at] in {"", " ", ";", "["}:
         return at + len("COMMAND="), end - message.endswith("]")
+    if (at := message.find(_CONTINUED, 0, _NAME_CHARACTERS_MAX)) >= 0:
+        return at + len(_CONTINUED), end
     if message.startswith("(") and (at := message.find(") CMD")) >= 0:
         start = message.find("(", at)
         return None if start < 0 else (start + 1, end - message.endswith(")"))

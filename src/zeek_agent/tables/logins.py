@@ -14,7 +14,8 @@ logins = Table(
     description=(
         "One row per session, from the session ids of processes, from systemd-logind's state files, and from "
         "`/run/utmp` where there is one. A session without a terminal, such as that of `ssh host command`, is in it "
-        "too, and so are those of cron jobs and service managers of users. Names are those of local accounts. Without "
+        "too, and so are those of cron jobs and service managers of users. A session exists as long as one of its "
+        "processes does, such as that of tmux, also after the logout. Names are those of local accounts. Without "
         "root, the sessions of other users' processes are missing."
     ),
     columns=[
@@ -92,7 +93,7 @@ logins_events = Table(
         Column("session", "count", "the kernel's session id, as in `processes` and `logins`"),
         Column("entity_id", "text", "unique id of that process, never reused"),
         Column("method", "text", "`password`, `publickey`, `keyboard-interactive/pam`, …; otherwise the PAM service"),
-        Column("command", "text", "sudo: the command; secrets in it are masked"),
+        Column("command", "text", "sudo: the command, up to 4,096 characters; secrets in it are masked"),
         Column("outcome", "text", "`success` or `failure`"),
         Column("reason", "text", "why it failed: `unknown user`, `authentication failure`, sudo's own words, …"),
         Column(

@@ -64,6 +64,30 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert list(file.read()) == []
 
 
+def test_btmp_that_is_rotated_by_date_is_read_to_its_end_however_long_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "btmp"
+    path.write_bytes(b"")
+    file = RecordFile("btmp", path, lambda _: True)
+    file.resume(None)
+    path.write_bytes(b"".join(record(6, n, "ssh:notty", f"u{n}", "", 10) for n in range(10_500)))
+    path.rename(tmp_path / "btmp-20260101")
+    path.write_bytes(record(6, 1, "ssh:notty", "between", "", 20))
+    path.rename(tmp_path / "btmp-20260201")
+    path.write_bytes(record(6, 1, "ssh:notty", "now", "", 30))
+    os.utime(tmp_path / "btmp-20260101", (1, 1))
+    users = [one.user for _ in range(4) for one in file.read()]
+    assert users == [*(f"u{n}" for n in range(10_500)), "between", "now"]
+
+
+def test_btmp_that_is_truncated_is_read_from_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "btmp"
+    path.write_bytes(record(6, 1, "ssh:notty", "old", "", 10) * 3)
+    file = RecordFile("btmp", path, lambda _: True)
+    file.resume(None)
+    path.write_bytes(record(6, 1, "ssh:notty", "new", "", 10))
+    assert [one.user for one in file.read()] == ["new"]
+
+
 def touch(path: Path, nanoseconds: int) -> None:
     """Give a changed database another time, because two changes may be within the clock's accuracy."""
     os.utime(path, ns=(nanoseconds, nanoseconds))
@@ -97,6 +121,81 @@ def test_wtmpdb_has_beginnings_and_ends(tmp_path: Path) -> None:
         resumed.resume(source.position)
         (ended,) = resumed.read()
         assert (ended.action, ended.user, ended.time) == ("logout", "alice", 9.0)
+
+
+WTMPDB = (
+    "CREATE TABLE wtmp(ID INTEGER PRIMARY KEY, Type INTEGER, User TEXT NOT NULL, Login INTEGER, Logout INTEGER, "
+    "TTY TEXT, RemoteHost TEXT, Service TEXT)"
+)
+
+
+def test_rows_of_wtmpdb_are_new_though_rotation_makes_their_ids_free_again(tmp_path: Path) -> None:
+    path = tmp_path / "wtmp.db"
+    with sqlite3.connect(path) as database:
+        database.execute(WTMPDB)
+        database.execute("INSERT INTO wtmp VALUES (57, 3, 'old', 1000000, 2000000, 'tty1', NULL, 'login')")
+        database.commit()
+        source = WtmpDatabase(path)
+        source.resume(None)
+        database.execute("DELETE FROM wtmp")
+        database.execute("INSERT INTO wtmp VALUES (1, 3, 'alice', 3000000, NULL, 'pts/0', NULL, 'sshd')")
+        database.commit()
+        assert [one.user for one in source.read()] == ["alice"]
+        database.execute("INSERT INTO wtmp VALUES (2, 3, 'bob', 3000000, NULL, 'pts/0', NULL, 'sshd')")
+        database.commit()
+        resumed = WtmpDatabase(path)
+        resumed.resume(source.position)
+        assert [one.user for one in resumed.read()] == ["bob"]
+
+
+def test_a_change_within_the_accuracy_of_the_clock_is_not_missed(tmp_path: Path) -> None:
+    path = tmp_path / "wtmp.db"
+    with sqlite3.connect(path) as database:
+        database.execute(WTMPDB)
+        database.commit()
+        source = WtmpDatabase(path)
+        source.resume(None)
+        now = path.stat().st_mtime_ns
+        users = []
+        for number in (1, 2):
+            database.execute("INSERT INTO wtmp VALUES (?, 3, ?, ?, NULL, '', NULL, '')", (number, f"u{number}", number))
+            database.commit()
+            touch(path, now)
+            users += [one.user for one in source.read()]
+    assert users == ["u1", "u2"]
+
+
+def test_a_large_wtmpdb_is_not_replayed_and_is_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "wtmp.db"
+    with sqlite3.connect(path) as database:
+        database.execute(WTMPDB)
+        rows = [(n, 3, "old", n, None, "", None, "") for n in range(1, 10_101)]
+        database.executemany("INSERT INTO wtmp VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        database.commit()
+        source = WtmpDatabase(path)
+        source.resume(None)
+        assert list(source.read()) == []
+        rows = [(n, 3, "new", n, None, "", None, "") for n in range(10_101, 20_301)]
+        database.executemany("INSERT INTO wtmp VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        database.commit()
+        assert len(list(source.read())) == len(rows)
+
+
+def test_users_of_lastlog2_within_the_same_second_are_all_seen(tmp_path: Path) -> None:
+    path = tmp_path / "lastlog2.db"
+    with sqlite3.connect(path) as database:
+        database.execute(
+            "CREATE TABLE Lastlog2(Name TEXT PRIMARY KEY, Time INTEGER, TTY TEXT, RemoteHost TEXT, Service TEXT)"
+        )
+        database.commit()
+        source = LastLogins(path)
+        source.resume(None)
+        users = []
+        for name in ("alice", "bob"):
+            database.execute("INSERT INTO Lastlog2 VALUES (?, 7, '', '', 'sshd')", (name,))
+            database.commit()
+            users += [one.user for one in source.read()]
+    assert users == ["alice", "bob"]
 
 
 def test_lastlog2_has_new_last_logins(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""Audit records about logins. Audit is disabled where these tests run: the records have the documented form
-(user messages of audit-documentation's message dictionary), as PAM, OpenSSH, sudo and the kernel write them.
-"""
+"""Audit records about logins, as PAM, OpenSSH, sudo and the kernel write them."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from zeek_agent.recording.logins import audit_messages
 from zeek_agent.recording.logins.logins import AuditInput, _Parts
 from zeek_agent.recording.logins.merging import SETTLE_SECONDS, LoginMerger
 from zeek_agent.recording.logins.observation import Observation
-from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.recording.processes.process_cache import Process, ProcessCache
 
 AT = 1_700_000_000.5
 NOBODY = "pid=41 uid=0 auid=4294967295 ses=4294967295"
@@ -33,9 +32,12 @@ def message(kind: int, body: str) -> audit_messages.AuditMessage | None:
     return audit_messages.parse(parsed)
 
 
-def observations(*records: bytes, beside_log: bool = False) -> list[Observation]:
+def observations(*records: bytes, beside_log: bool = False, known: Sequence[Process] = ()) -> list[Observation]:
     found: list[Observation] = []
-    source = AuditInput(_Parts(ProcessCache(10, 10.0), Masker()), lambda: beside_log)
+    cache = ProcessCache(10, 10.0)
+    for process in known:
+        cache.begin(process)
+    source = AuditInput(_Parts(cache, Masker()), lambda: beside_log)
     source._observe = lambda statements, _: found.extend(statements)
     for one in records:
         source.receive(one)
@@ -134,14 +136,16 @@ def test_an_unknown_user_is_one_failure_however_often_it_is_reported() -> None:
     assert (row.action, row.user, row.reason) == ("failed", "bob", "unknown user")
 
 
-def test_refusals_by_sudo_are_left_to_the_log_where_it_counts_them() -> None:
+def test_a_wrong_password_for_sudo_is_reported_by_the_command_that_it_refuses() -> None:
     refused = record(
         1100,
         f'{HEAD} msg=\'op=PAM:authentication acct="alice" exe="/usr/bin/sudo" hostname=? addr=? terminal=pts/0 '
         "res=failed'",
     )
-    assert [one.action for one in observations(refused)] == ["sudo"]
-    assert observations(refused, beside_log=True) == []
+    assert observations(refused) == []
+    command = record(1123, f'{HEAD} msg=\'cwd="/" cmd="id" exe="/usr/bin/sudo" terminal=pts/0 res=failed\'')
+    (found,) = observations(refused, refused, command)
+    assert (found.action, found.succeeded, found.command, found.target_user) == ("sudo", False, "id", None)
 
 
 def test_secrets_in_the_command_of_sudo_are_masked() -> None:
@@ -150,3 +154,35 @@ def test_secrets_in_the_command_of_sudo_are_masked() -> None:
         record(1123, f'{HEAD} msg=\'cwd="/" cmd={command.encode().hex()} exe="/usr/bin/sudo" terminal=? res=success\'')
     )
     assert found.command == "/usr/bin/mysql --password=***"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "wanted"), [("sshd", None), ("ssh", None), ("/dev/pts/3", "pts/3"), ("tty1", "tty1"), ("cron", None)]
+)
+def test_names_of_services_are_not_terminals(terminal: str, wanted: str | None) -> None:
+    found = message(1112, f'{NOBODY} msg=\'op=login acct="a" exe="/usr/sbin/sshd" terminal={terminal} res=failed\'')
+    assert found is not None
+    assert found.tty == wanted
+
+
+def child(pid: int, ppid: int, name: str) -> Process:
+    long_ago = -(10**18)
+    return Process(pid, pid, long_ago, long_ago, f"e{pid}", name, ppid=ppid)
+
+
+def test_a_process_whose_exec_was_not_read_yet_has_the_name_of_the_program_that_reports() -> None:
+    body = f'{HEAD} msg=\'cwd="/" cmd="id" exe="/usr/bin/sudo" terminal=? res=success\''
+    (found,) = observations(record(1123, body), known=[child(41, 1, "python")])
+    assert (found.process, found.entity_id) == ("sudo", "e41")
+
+
+def test_a_child_of_sshd_that_runs_pam_is_not_another_login() -> None:
+    """keyboard-interactive: the child reports the refusal by PAM, and its parent that of the login."""
+    family = [child(7, 1, "sshd"), child(40, 7, "sshd"), child(41, 40, "sshd")]
+    by_child = record(1100, f"{NOBODY} msg='op=PAM:authentication acct=\"alice\" {SSH} res=failed'")
+    by_parent = record(1112, f"{NOBODY} msg='op=login acct=\"alice\" {SSH} res=failed'".replace("pid=41", "pid=40"))
+    merger = LoginMerger()
+    for one in observations(by_child, by_parent, known=family):
+        merger.observe(one, AT)
+    (row,) = merger.settled(AT + SETTLE_SECONDS)
+    assert (row.pid, row.entity_id, row.user) == (40, "e40", "alice")

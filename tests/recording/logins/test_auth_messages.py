@@ -141,20 +141,29 @@ names = st.one_of(
 )
 
 
+def encoded(name: str) -> str:
+    """Backslashes as sshd writes them; it also encodes other characters, which then cannot be mistaken."""
+    return name.replace("\\", "\\\\")
+
+
 @given(name=names)
 def test_a_user_name_cannot_pass_for_the_address(name: str) -> None:
+    once, twice = encoded(name), encoded(encoded(name))
     for message in (
-        f"Failed password for invalid user {name} from 192.0.2.7 port 4711 ssh2",
-        f"Failed none for invalid user {name} from 192.0.2.7 port 4711 ssh2",
-        f"Failed publickey for invalid user {name} from 192.0.2.7 port 4711 ssh2: {KEY}",
-        f"Invalid user {name} from 192.0.2.7 port 4711",
-        f"Connection closed by invalid user {name} 192.0.2.7 port 4711 [preauth]",
-        f"Disconnecting invalid user {name} 192.0.2.7 port 4711: Too many authentication failures [preauth]",
+        f"Failed password for invalid user {once} from 192.0.2.7 port 4711 ssh2",
+        f"Failed none for invalid user {once} from 192.0.2.7 port 4711 ssh2",
+        f"Failed publickey for invalid user {once} from 192.0.2.7 port 4711 ssh2: {KEY}",
+        f"Invalid user {once} from 192.0.2.7 port 4711",
+        f"error: PAM: Authentication failure for illegal user {once} from 192.0.2.7",
+        f"Connection closed by invalid user {twice} 192.0.2.7 port 4711 [preauth]",
+        f"Disconnecting invalid user {twice} 192.0.2.7 port 4711: Too many authentication failures [preauth]",
     ):
         found = parse("sshd", message)
         assert found is not None, message
         assert (found.action, found.succeeded, found.user) == ("failed", False, name), message
-        assert (found.remote_addr, found.remote_port) == ("192.0.2.7", 4711), message
+        assert (found.remote_addr, found.remote_port) == ("192.0.2.7", None if message.startswith("error") else 4711), (
+            message
+        )
 
 
 @given(name=names, identity=names)
@@ -162,7 +171,7 @@ def test_a_certificate_whose_text_looks_like_an_address_leaves_the_address_unkno
     name: str, identity: str
 ) -> None:
     message = (
-        f"Failed publickey for invalid user {name} from 192.0.2.7 port 4711 ssh2: "
+        f"Failed publickey for invalid user {encoded(name)} from 192.0.2.7 port 4711 ssh2: "
         f"RSA-CERT ID {identity} (serial 7) CA RSA SHA256:{'b' * 43}"
     )
     found = parse("sshd", message)
@@ -183,3 +192,76 @@ def test_a_directory_cannot_pass_for_the_command_of_sudo(directory: str, command
 @given(program=st.sampled_from(["sshd", "su", "sudo", "login", "CRON", "x"]), message=names)
 def test_any_text_is_read_without_an_error(program: str, message: str) -> None:
     parse(program, message)
+
+
+@pytest.mark.parametrize(
+    ("logged", "sent"),
+    [
+        (r"\303\274n\303\257", "ünï"),
+        (r"a\\b", r"a\b"),
+        (r"a\nroot\t\s\000\033[2J", "a\nroot\t \0\x1b[2J"),
+        ("a\\q", "a\\q"),
+    ],
+)
+def test_a_name_is_the_one_that_the_client_sent(logged: str, sent: str) -> None:
+    """sshd encodes its messages by vis(3), and those of the process before authentication twice."""
+    found = parse("sshd", f"Invalid user {logged} from 192.0.2.7 port 9")
+    assert found is not None
+    assert found.user == sent
+    twice = logged.replace("\\", "\\\\")
+    found = parse("sshd", f"Connection closed by invalid user {twice} 192.0.2.7 port 9 [preauth]")
+    assert found is not None
+    assert found.user == sent
+
+
+@pytest.mark.parametrize(
+    ("message", "user", "reason"),
+    [
+        ("error: PAM: Authentication failure for alice from 192.0.2.7", "alice", None),
+        ("error: PAM: Have exhausted maximum number of retries for service for a from 192.0.2.7", "a", None),
+        (
+            "error: PAM: User not known to the underlying authentication module for illegal user x from 198.51.100.9 "
+            "from 192.0.2.7",
+            "x from 198.51.100.9",
+            "unknown user",
+        ),
+    ],
+)
+def test_a_refusal_of_keyboard_interactive_is_a_failed_login(message: str, user: str, reason: str | None) -> None:
+    found = parse("sshd", message)
+    assert found is not None
+    assert (found.action, found.succeeded, found.user, found.reason) == ("failed", False, user, reason)
+    assert (found.remote_addr, found.remote_port, found.method) == ("192.0.2.7", None, "keyboard-interactive/pam")
+
+
+def test_a_long_message_in_the_name_of_sudo_is_read_at_once() -> None:
+    """Any user can write it; a pattern with several texts of unknown length would take hours."""
+    fields = "TTY=x ; CHROOT=a ; PWD=b ; USER=c ; ENV=d ; "
+    assert parse("sudo", "a : " + fields * 1_400) is None
+    found = parse("sudo", "a : " + fields * 1_400 + "COMMAND=/bin/id")
+    assert found is not None
+    assert (found.reason, found.command, found.target_user) == ("ambiguous message", None, None)
+    assert parse("x", "pam_unix(a:session): session opened for user x" + " by" * 2_600) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [
+        (
+            "alice : HOST=h ; TTY=pts/1 ; CHROOT=/c ; PWD=/a ; b ; USER=bob ; GROUP=g ; TSID=000001 ; ENV=A=1 ; "
+            "COMMAND=/bin/id ; x",
+            {"target_user": "bob", "tty": "pts/1", "command": "/bin/id ; x", "succeeded": True},
+        ),
+        ("alice : 3 incorrect password attempts ; PWD=/ ; USER=root ; COMMAND=list", {"succeeded": False}),
+        ("alice : (command continued) -x --y", {"statement": "continued", "command": "-x --y"}),
+    ],
+)
+def test_messages_of_sudo(message: str, wanted: dict[str, object]) -> None:
+    found = parse("sudo", message)
+    assert found is not None
+    assert {name: getattr(found, name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("rest", ["hello", "PWD=/", "problem with defaults ; PWD=/ ;", "WHAT=x ; COMMAND=id"])
+def test_other_messages_of_sudo_are_not_events(rest: str) -> None:
+    assert parse("sudo", f"alice : {rest}") is None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from running_agent import RunningAgent, started
-from ssh_host import PASSWORD, UID, USER, SshHost, ssh_host
+from ssh_host import PASSWORD, UID, USER, SshHost, audit_enabled, ssh_host
 from waiting import until_sync
 
 from zeek_agent.errors import ZeekAgentError
@@ -68,8 +68,8 @@ def answers(agent: RunningAgent) -> bool:
 def rows(agent: RunningAgent) -> list[dict[str, Any]]:
     """What concerns the test's users; other logins of the machine are none of its business."""
     return agent.query(
-        f"SELECT * FROM logins_events WHERE '{USER}' IN (user, target_user) OR user = 'nobodyhere' "
-        "OR (user IS NULL AND process = 'sudo') ORDER BY time, seq"
+        f"SELECT * FROM logins_events WHERE ('{USER}' IN (user, target_user) OR user = 'nobodyhere' "
+        f"OR (user IS NULL AND process = 'sudo')) AND (uid IS NULL OR uid IN (0, {UID})) ORDER BY time, seq"
     )
 
 
@@ -197,6 +197,69 @@ def test_a_source_alone_has_what_it_can_know(backend: str, wanted: list[Summary]
             assert all(row[name] is not None for row in found for name in known)
             assert all(row[name] is None for row in found for name in unknown)
             assert all(row["source"] in {"wtmp", "btmp", "kernel"} for row in found)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("backend", ["auto", "audit"])
+def test_each_event_is_recorded_once_by_audit(backend: str, tmp_path: Path) -> None:
+    directory = tmp_path / "agent"
+    directory.mkdir()
+    with ssh_host(tmp_path / "host", "journal", delays=True) as host, audit_enabled():
+        host.start_sshd()
+        # Audit sends its records to the first network namespace only.
+        with started(directory, prefix=host.prefix[:3], settings={"sources.logins": backend}) as agent:
+            until_sync(lambda: answers(agent), 60)
+            for part in (before, meanwhile, after):
+                part(host)
+            wanted = EVENTS_BEFORE + EVENTS_MEANWHILE + EVENTS_AFTER
+            if backend == "audit":  # its records do not name the user that a refused sudo was to become
+                wanted = [("sudo", "failure", USER, None) if one == SUDO_FAILED else one for one in wanted]
+            found = expect(agent, wanted)
+            assert {row["tty"] for row in found} == {None, found[0]["tty"]}
+            assert {row["process"] for row in found} == {"sshd", "su", "sudo"}
+            assert all("audit" in row["source"] or row["action"] == "su" for row in found)
+            failed = [row for row in found if row["action"] == "failed"]
+            if backend == "auto":
+                assert all(row["remote_port"] for row in failed)
+                assert [row["method"] for row in failed].count("password") == 4
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("log", ["journal", "syslog"])
+def test_a_failed_login_is_one_event_whatever_the_name(log: Any, tmp_path: Path) -> None:
+    """sshd encodes names, and btmp and audit cut them off."""
+    names = ["ünï", r"a\\b", "u" * 80, "Accepted password for root from 198.51.100.9 port 22 ssh2", " x "]
+    directory = tmp_path / "agent"
+    directory.mkdir()
+    with ssh_host(tmp_path / "host", log) as host, audit_enabled():
+        host.start_sshd()
+        with started(directory, prefix=host.prefix[:3]) as agent:
+            until_sync(lambda: answers(agent), 60)
+            for name in names:
+                host.ssh(user=name, password="wrong")
+            host.ssh(key="key")
+            expect(agent, [LOGIN, LOGOUT])
+            found = agent.query("SELECT * FROM logins_events WHERE action = 'failed' ORDER BY time")
+            assert [row["user"] for row in found] == names
+            assert {(row["method"], row["remote_addr"], row["verified"]) for row in found} == {
+                ("password", "127.0.0.1", True)
+            }
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("backend", ["auto", "journal", "audit"])
+def test_each_refusal_of_keyboard_interactive_is_an_event(backend: str, tmp_path: Path) -> None:
+    directory = tmp_path / "agent"
+    directory.mkdir()
+    with ssh_host(tmp_path / "host", "journal", delays=True) as host, audit_enabled():
+        host.start_sshd("KbdInteractiveAuthentication yes")
+        with started(directory, prefix=host.prefix[:3], settings={"sources.logins": backend}) as agent:
+            until_sync(lambda: answers(agent), 60)
+            host.ssh(password="right", method="keyboard-interactive")
+            host.ssh(password="wrong", method="keyboard-interactive", attempts=2)
+            found = expect(agent, [LOGIN, LOGOUT, FAILED, FAILED])
+            if backend != "audit":
+                assert {row["method"] for row in found if row["action"] != "logout"} == {"keyboard-interactive/pam"}
 
 
 @pytest.mark.soak

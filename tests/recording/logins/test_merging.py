@@ -151,3 +151,93 @@ def test_a_session_whose_first_process_is_not_known_joins_the_log_without_naming
     child = replace(KERNEL, pid=8, other_pid=7, entity_id="e8", process="sshd", merges_by_user=True)
     (row,) = merged(*([child, ACCEPTED] if kernel_first else [ACCEPTED, child]))
     assert (row.pid, row.entity_id, row.session) == (7, None, 3)
+
+
+def test_a_name_that_a_source_cuts_off_is_the_same_name() -> None:
+    name = "x" * 80
+    failed = statement("journal", "failed", action="failed", succeeded=False, user=name, pid=7)
+    btmp = replace(failed, source="btmp", statement="refused", user=name[:32], merges_by_user=True)
+    for order in ((failed, btmp), (btmp, failed)):
+        (row,) = merged(*order)
+        assert (row.user, row.source) == (name, "btmp,journal")
+    assert len(merged(failed, replace(btmp, user=name[:31]))) == 2
+
+
+def test_the_time_is_that_of_the_source_with_fractions_of_seconds() -> None:
+    closed = statement("syslog", "closed", action="logout", user="alice", pid=7, time=AT)
+    ended = replace(closed, source="kernel", statement="ended", time=AT + 0.31)
+    for order in ((closed, ended), (ended, closed)):
+        (row,) = merged(*order)
+        assert row.time == AT + 0.31
+
+
+def test_a_refused_su_has_the_user_who_ran_it_though_btmp_names_the_other_one() -> None:
+    su = statement("journal", "su", action="su", succeeded=False, user="bob", uid=9, target_user="root", pid=7)
+    btmp = statement("btmp", "refused", action="failed", succeeded=False, user="root", pid=7, merges_by_user=True)
+    for order in ((su, btmp), (btmp, su)):
+        (row,) = merged(*order)
+        assert (row.action, row.user, row.target_user) == ("su", "bob", "root")
+
+
+def test_a_refusal_that_audit_reports_waits_for_the_log() -> None:
+    """PAM waits for two seconds after it reported the refusal to audit, and before sshd logs it."""
+    audit = statement("audit", "1100", action="failed", succeeded=False, user="alice", pid=7, awaits_log=True)
+    btmp = replace(audit, source="btmp", statement="refused", merges_by_user=True, awaits_log=False)
+    log = replace(audit, source="journal", statement="failed", method="password", time=AT + 2.2, awaits_log=False)
+    merger = LoginMerger()
+    merger.observe(audit, AT)
+    merger.observe(btmp, AT + 2)
+    assert merger.settled(AT + 2.1) == []
+    merger.observe(log, AT + 2.2)
+    (row,) = merger.settled(AT + 2.2)
+    assert (row.method, row.source) == ("password", "audit,btmp,journal")
+
+
+COMMAND = statement("journal", "command", action="sudo", user="alice", pid=7, command="/bin/echo")
+
+
+def test_the_parts_of_a_long_command_are_one_command_with_its_secrets_masked() -> None:
+    word = "w" * (958 - len("alice"))
+    merger = LoginMerger(lambda line: line.replace("--password hunter2", "--password ***"))
+    for part in (None, f"{word}", "w --password", "hunter2"):
+        one = COMMAND if part is None else replace(COMMAND, statement="continued", command=part, repeats=True)
+        merger.observe(one.copy(), AT)
+    (row,) = merger.settled(AT + SETTLE_SECONDS)
+    assert row.command == f"/bin/echo {word}w --password ***"
+
+
+def test_the_command_is_that_of_the_log_unless_it_is_ambiguous() -> None:
+    audit = replace(COMMAND, source="audit", statement="1123", command="echo")
+    ambiguous = replace(COMMAND, command=None, reason="ambiguous message")
+    for order in ((audit, COMMAND), (COMMAND, audit)):
+        (row,) = merged(*order)
+        assert (row.command, row.reason) == ("/bin/echo", None)
+    for order in ((audit, ambiguous), (ambiguous, audit)):
+        (row,) = merged(*order)
+        assert (row.command, row.reason) == ("echo", None)
+
+
+def test_a_command_that_sudo_repeats_with_its_exit_status_is_not_another_one() -> None:
+    closed = replace(COMMAND, statement="closed", action="session_closed", command=None, time=AT + 1)
+    repeated = replace(COMMAND, command="/bin/echo ; EXIT=1", time=AT + 1)
+    assert [row.command for row in merged(COMMAND, closed, repeated)] == ["/bin/echo", None]
+
+
+def test_the_end_of_a_connection_is_not_taken_for_that_of_an_earlier_one_with_its_process_id() -> None:
+    failed = statement("journal", "failed", action="failed", succeeded=False, user="alice", pid=7, remote_port=1)
+    left = replace(failed, statement="left", repeats=True, user="bob")
+    assert [row.user for row in merged(failed, left)] == ["alice"]
+    assert [row.user for row in merged(failed, replace(left, remote_port=2))] == ["alice", "bob"]
+
+
+def test_a_statement_that_came_after_its_row_was_written_is_known_after_a_restart() -> None:
+    session = replace(ACCEPTED, statement="session")
+    first, second = LoginMerger(), LoginMerger()
+    first.observe(ACCEPTED.copy(), AT, "1")
+    rows = first.settled(AT + SETTLE_SECONDS)
+    first.observe(session.copy(), AT + 3, "2")
+    first.observe(replace(ACCEPTED, user="bob", uid=1001, pid=9), AT + 3, "3")
+    rows += first.settled(AT + 9)
+    assert second.resume([row.cursor for row in reversed(rows)], AT + 10) == {"journal": "3"}
+    second.observe(session.copy(), AT + 10, "4")
+    assert [row.user for row in second.settled(AT + 20)] == ["alice"]

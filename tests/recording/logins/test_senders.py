@@ -26,12 +26,14 @@ def senders(tmp_path: Path) -> Senders:
     return Senders(ProcessCache(10, 10.0), LocalAccounts(passwd))
 
 
-def of_journal(senders: Senders, tag: str, message: str, uid: int | None, exe: str | None) -> bool | None:
+def of_journal(
+    senders: Senders, tag: str, message: str, uid: int | None, exe: str | None, name: str | None = None
+) -> bool | None:
     """Whether the message is verified; None if it is refused."""
-    entry = SystemLogEntry(1e9, tag, None, message, pid=NO_SUCH_PID, uid=uid, exe=exe, identifier=tag)
+    entry = SystemLogEntry(1e9, name or tag, None, message, pid=NO_SUCH_PID, uid=uid, exe=exe, identifier=tag)
     parsed = auth_messages.parse(tag, message)
     assert parsed is not None
-    sender = senders.of_journal(entry, parsed)
+    sender = senders.of_journal(entry, parsed, senders.process(entry.pid, entry.time))
     return None if sender is None else sender.verified
 
 
@@ -60,10 +62,16 @@ def test_the_journal_names_the_sender(
     assert of_journal(senders, tag, message, uid, exe) is verified
 
 
+def test_a_sender_that_ended_before_its_executable_was_read_still_has_a_name(senders: Senders) -> None:
+    assert of_journal(senders, "sudo", OWN_SUDO, 1000, None, "sudo") is False
+    assert of_journal(senders, "sudo", OWN_SUDO, 1000, None, "logger") is None
+
+
 def of_file(senders: Senders, tag: str, message: str, pid: int | None) -> Sender | None:
     parsed = auth_messages.parse(tag, message)
     assert parsed is not None
-    return senders.of_file(SystemLogEntry(1e9, tag, None, message, pid=pid, identifier=tag), parsed)
+    entry = SystemLogEntry(1e9, tag, None, message, pid=pid, identifier=tag)
+    return senders.of_file(entry, parsed, senders.process(pid, entry.time))
 
 
 def test_a_line_of_a_file_is_not_verified(senders: Senders) -> None:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,28 @@ def test_time_stamps_of_rfc_3339(stamp: str, seconds: float) -> None:
 )
 def test_a_time_without_a_year_is_the_last_one_that_is_past(stamp: str, year: int) -> None:
     assert time.localtime(log_entry(f"{stamp} host a: b".encode(), NOW).time).tm_year == year
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("berlin")
+@pytest.mark.parametrize(("minutes_later", "is_second"), [(10, False), (70, True)])
+def test_an_hour_that_clocks_repeat_is_the_second_one_once_that_has_begun(minutes_later: int, is_second: bool) -> None:
+    begun = datetime(2026, 10, 25, 1, tzinfo=UTC).timestamp()  # this is 02:00 there, for the second time
+    now = begun - 3600 + minutes_later * 60
+    for stamp in ("Oct 25 02:05:00", "2026-10-25T02:05:00"):
+        assert log_entry(f"{stamp} host a: b".encode(), now).time == begun + 300 - (not is_second) * 3600
+
+
+def test_a_leap_day_is_in_the_last_leap_year() -> None:
+    assert time.localtime(log_entry(b"Feb 29 12:00:00 host a: b", NOW).time)[:3] == (2024, 2, 29)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +226,33 @@ def test_a_file_that_is_cut_is_read_from_its_beginning(log: Path, follow: Follow
     assert new(tail) == ["two"]
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_of_a_file_that_was_copied_and_truncated_nothing_is_lost_though_it_has_grown_longer(
+    log: Path, follow: Follow, restarted: bool
+) -> None:
+    tail = follow(log)
+    append(log, "one")
+    assert new(tail) == ["one"]
+    append(log, "unread")
+    shutil.copy(log, log.with_name("syslog.1"))
+    os.truncate(log, 0)
+    append(log, "x" * 1_000, "two")
+    if restarted:
+        tail.close()
+        tail = follow(log, tail.position)
+    assert new(tail) == ["unread", "x" * 1_000, "two"]
+    append(log, "three")
+    assert new(tail) == ["three"]
+
+
+def test_a_line_that_is_being_written_at_the_start_is_read_from_its_beginning(log: Path, follow: Follow) -> None:
+    with log.open("a") as stream:
+        stream.write("be")
+    tail = follow(log)
+    append(log, "gun")
+    assert new(tail) == ["begun"]
+
+
 def test_a_file_whose_predecessor_was_deleted_is_read_from_its_beginning(log: Path, follow: Follow) -> None:
     tail = follow(log)
     append(log, "one")
@@ -249,9 +299,11 @@ def test_secrets_in_command_lines_that_a_message_quotes_are_masked(tmp_path: Pat
     log.touch()
     run = Run(tmp_path / "events.db", source(log))
     append(log, line("alice : TTY=pts/0 ; PWD=/ ; USER=root ; COMMAND=/usr/bin/mysql -phunter2 shop"))
+    append(log, line("   alice : (command continued) --password=hunter2 x"))
     append(log, line("a password: as it was written"))
     assert run.messages() == [
         "alice : TTY=pts/0 ; PWD=/ ; USER=root ; COMMAND=/usr/bin/mysql -p*** shop",
+        "   alice : (command continued) --password=*** x",
         "a password: as it was written",
     ]
     run.end()

@@ -14,8 +14,8 @@ export {
 	## How long a login is remembered if Zeek does not see the end of its connection.
 	const login_timeout = 7day &redef;
 
-	## Forwards a login to the workers.
-	global connection_login: event(agent_id: string, remote_h: addr,
+	## Forwards a login, with its time by Zeek's clock, to the workers.
+	global connection_login: event(agent_id: string, at: time, remote_h: addr,
 	    remote_p: count, user: string, pid: count);
 }
 
@@ -26,18 +26,20 @@ type LoginKey: record {
 };
 
 type Login: record {
+	at: time;
 	user: string;
 	pid: count;
 };
 
 global logins: table[LoginKey] of Login &create_expire=login_timeout;
 
-event ZeekAgent::connection_login(agent_id: string, remote_h: addr,
+event ZeekAgent::connection_login(agent_id: string, at: time, remote_h: addr,
     remote_p: count, user: string, pid: count)
 	{
-	if ( |logins| < max_logins )
-		logins[LoginKey($hid=agent_id, $remote_h=remote_h, $remote_p=remote_p)] =
-		    Login($user=user, $pid=pid);
+	local key = LoginKey($hid=agent_id, $remote_h=remote_h, $remote_p=remote_p);
+
+	if ( key in logins || |logins| < max_logins )
+		logins[key] = Login($at=at, $user=user, $pid=pid);
 	}
 
 event ZeekAgent_Logins::log_logins(rec: ZeekAgent_Logins::Info)
@@ -46,6 +48,7 @@ event ZeekAgent_Logins::log_logins(rec: ZeekAgent_Logins::Info)
 
 	if ( ! row?$action
 	    || row$action != "login"
+	    || ! row?$time_
 	    || ! row?$remote_addr
 	    || ! row?$remote_port
 	    || ! row?$user )
@@ -56,11 +59,13 @@ event ZeekAgent_Logins::log_logins(rec: ZeekAgent_Logins::Info)
 		return;
 
 	local pid = row?$pid ? row$pid : 0;
-	event ZeekAgent::connection_login(rec$hid, row$remote_addr, row$remote_port,
-	    row$user, pid);
+	local offset = rec$hid in agents ? agents[rec$hid]$clock_offset : 0sec;
+	local at = row$time_ + offset;
+	event ZeekAgent::connection_login(rec$hid, at, row$remote_addr,
+	    row$remote_port, row$user, pid);
 
 	if ( Cluster::is_enabled() )
-		Cluster::publish(Cluster::worker_topic, connection_login, rec$hid,
+		Cluster::publish(Cluster::worker_topic, connection_login, rec$hid, at,
 		    row$remote_addr, row$remote_port, row$user, pid);
 	}
 
@@ -75,10 +80,20 @@ event connection_state_remove(c: connection) &priority=-1
 	if ( key !in logins )
 		return;
 
-	c$conn$login_user = logins[key]$user;
+	local login = logins[key];
 
-	if ( logins[key]$pid != 0 )
-		c$conn$login_pid = logins[key]$pid;
+	# A login over a later connection of the same ports.
+	if ( login$at > c$start_time + c$duration + claim_slack )
+		return;
 
 	delete logins[key];
+
+	# A login over an earlier connection, which was reported after that had been logged.
+	if ( login$at < c$start_time - claim_slack )
+		return;
+
+	c$conn$login_user = login$user;
+
+	if ( login$pid != 0 )
+		c$conn$login_pid = login$pid;
 	}

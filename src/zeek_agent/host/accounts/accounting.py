@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import apsw
 
@@ -24,6 +25,10 @@ DEAD_PROCESS: Final = 8
 
 _RECORD: Final = struct.Struct("=hxxi32s4s32s256shhiii16s20x")
 RECORD_BYTES: Final = _RECORD.size
+_ROWS: Final = 10_000
+"""Rows of a database that are read at a time."""
+_BUSY_MS: Final = 200
+"""Time to wait for a program that writes to a database."""
 _RECORDS_MAX: Final = 100_000
 """Records of utmp; there is one for each terminal."""
 
@@ -90,36 +95,60 @@ class StoredLogin(NamedTuple):
     service: str | None
 
 
-def wtmpdb_logins(file: Path, after: int, changed_after: float) -> list[StoredLogin]:
-    """Logins of wtmpdb with a higher id, or that ended after that time. Raises OSError if it cannot be read."""
+def wtmpdb_end(file: Path, until: float | None = None) -> tuple[int, float, float]:
+    """The last id, logout and login, those up to a time if it is given. Raises OSError if it cannot be read."""
+    sql = "SELECT max(ID), max(Logout) / 1e6, max(Login) / 1e6 FROM wtmp WHERE Type = 3 AND Login <= ?"
+    (last, logout, login), *_ = _selected(file, sql, (2**62 if until is None else round(until * 1e6),))
+    if last is None:
+        return -1, until or 0.0, until or 0.0
+    return (last, logout or 0.0, login) if until is None else (last, until, until)
+
+
+def wtmpdb_logins(file: Path, after: int, begun_after: float, ended_after: float) -> Iterator[StoredLogin]:
+    """Logins of wtmpdb with a higher id, or that began or ended after these times. Raises OSError."""
     sql = (
         "SELECT ID, CAST(User AS BLOB), Login / 1e6, Logout / 1e6, CAST(TTY AS BLOB), CAST(RemoteHost AS BLOB), "
-        "CAST(Service AS BLOB) FROM wtmp WHERE Type = 3 AND (ID > ? OR Logout > ?) ORDER BY ID LIMIT 10000"
+        f"CAST(Service AS BLOB) FROM wtmp WHERE Type = 3 AND ID > ? AND (ID > ? OR Login > ? OR Logout > ?) "
+        f"ORDER BY ID LIMIT {_ROWS}"
     )
-    return _logins(file, sql, (after, int(changed_after * 1e6)))
+    last = -1
+    while True:
+        rows = _logins(file, sql, (last, after, round(begun_after * 1e6), round(ended_after * 1e6)))
+        yield from rows
+        if len(rows) < _ROWS:
+            return
+        last = rows[-1].id
 
 
-def lastlog2_logins(file: Path, after: float) -> list[StoredLogin]:
+def lastlog2_logins(file: Path, since: float) -> list[StoredLogin]:
     """Last logins of lastlog2 since then. Raises OSError if it cannot be read."""
     sql = (
         "SELECT Time, CAST(Name AS BLOB), Time, NULL, CAST(TTY AS BLOB), CAST(RemoteHost AS BLOB), "
-        "CAST(Service AS BLOB) FROM Lastlog2 WHERE Time > ? ORDER BY Time LIMIT 10000"
+        "CAST(Service AS BLOB) FROM Lastlog2 WHERE Time >= ? ORDER BY Time"
     )
-    return _logins(file, sql, (int(after),))
+    return _logins(file, sql, (math.ceil(since),))
 
 
 def _logins(file: Path, sql: str, bindings: Sequence[int]) -> list[StoredLogin]:
+    return [
+        StoredLogin(
+            number,
+            from_bytes(user or b""),
+            float(login),
+            logout,
+            *(from_bytes(text) if text else None for text in texts),
+        )
+        for number, user, login, logout, *texts in _selected(file, sql, bindings)
+    ]
+
+
+def _selected(file: Path, sql: str, bindings: Sequence[int]) -> list[tuple[Any, ...]]:
     try:
         database = apsw.Connection(str(file), flags=apsw.SQLITE_OPEN_READONLY)
         try:
-            return list(_rows(database, sql, bindings))
+            database.set_busy_timeout(_BUSY_MS)
+            return database.execute(sql, bindings).fetchall()
         finally:
             database.close()
     except apsw.Error as error:
         raise OSError(f"{file} cannot be read: {error}") from None
-
-
-def _rows(database: apsw.Connection, sql: str, bindings: Sequence[int]) -> Iterator[StoredLogin]:
-    for number, user, login, logout, *texts in database.execute(sql, bindings):
-        tty, host, service = (from_bytes(value) if value else None for value in texts)
-        yield StoredLogin(number, from_bytes(user or b""), float(login), logout, tty, host, service)

@@ -95,9 +95,9 @@ def _action(kind: int, program: str | None, succeeded: bool) -> Action | None:
         return service_action(service, ends=False) if succeeded else None
     if kind == USER_LOGIN:
         return "login" if succeeded else "failed"
-    if succeeded:
-        return None
-    return "su" if service == "su" else "sudo" if service == "sudo" else "failed"
+    if succeeded or service == "sudo":
+        return None  # sudo reports the command that it refuses, once for all passwords
+    return "su" if service == "su" else "failed"
 
 
 def _service(program: str | None) -> str:

@@ -14,6 +14,7 @@ from typing import Final, TypedDict
 
 from zeek_agent.host.accounts.accounting import address
 from zeek_agent.recording.logins.observation import Action, service_action, terminal
+from zeek_agent.text import from_bytes, to_bytes
 
 SSH_PROGRAMS: Final = frozenset({"sshd", "sshd-session", "sshd-auth"})
 _MESSAGE_CHARACTERS_MAX: Final = 8_192
@@ -34,6 +35,12 @@ _FAILED_CERTIFICATE: Final = re.compile(
     r" ssh2: \S+ ID .*",
     re.DOTALL,
 )
+_REFUSED_BY_PAM: Final = re.compile(
+    r"error: PAM: (?:Have exhausted maximum number of retries for service|[A-Z][\w ,.;'-]{0,100}?) for "
+    r"(?P<invalid>illegal user )?(?P<user>.*) from (?P<addr>\S+)",
+    re.DOTALL,
+)
+"""Each refusal of keyboard-interactive/pam; `Failed` follows for the later ones only (auth_log() of OpenSSH)."""
 _ENDS: Final = re.compile(r" from \S+ port \d{1,5} ssh2")
 _INVALID: Final = re.compile(rf"Invalid user (?P<user>.*) from (?P<addr>\S+?)(?:{_END})?", re.DOTALL)
 _LEFT: Final = re.compile(
@@ -57,7 +64,7 @@ _ROOT_REFUSED: Final = re.compile(rf"ROOT LOGIN REFUSED FROM (?P<addr>\S+){_END}
 
 _SESSION: Final = re.compile(
     r"pam_unix\((?P<service>[^\s:()]+):session\): session (?P<change>opened|closed) for user "
-    r"(?P<user>[^()]*?)(?:\(uid=(?P<uid>\d+)\))?(?: by (?P<by>[^()]*)\(uid=(?P<by_uid>\d+)\))?"
+    r"(?P<user>[^()]{0,256}?)(?:\(uid=(?P<uid>\d+)\))?(?: by (?P<by>[^()]{0,256})\(uid=(?P<by_uid>\d+)\))?"
 )
 _REFUSED: Final = re.compile(
     r"pam_unix\((?P<service>[^\s:()]+):auth\): authentication failure; logname=\S* uid=\d+ euid=\d+ tty=(?P<tty>\S*) "
@@ -65,13 +72,11 @@ _REFUSED: Final = re.compile(
     re.DOTALL,
 )
 
-_SUDO: Final = re.compile(
-    r" *(?P<user>\S+) : (?:(?P<reason>(?!TTY=|PWD=|HOST=|USER=|CHROOT=|GROUP=|TSID=|ENV=|COMMAND=)[^;=]+) ; )?"
-    r"(?:HOST=\S+ ; )?(?:TTY=(?P<tty>\S+) ; )?(?:CHROOT=.*? ; )?(?:PWD=.*? ; )?"
-    r"(?:USER=(?P<target>\S+) ; )?(?:GROUP=\S+ ; )?(?:TSID=\S+ ; )?(?:ENV=.*? ; )?COMMAND=(?P<command>.*)",
-    re.DOTALL,
-)
-_SUDO_FIELD: Final = re.compile(r" (TTY|PWD|USER|COMMAND)=")
+_SUDO: Final = re.compile(r" *(?P<user>\S+) : (?P<rest>.*)", re.DOTALL)
+_SUDO_FIELDS: Final = frozenset({"HOST", "TTY", "CHROOT", "PWD", "USER", "GROUP", "TSID", "ENV"})
+"""Fields before the command."""
+_SUDO_AMBIGUOUS: Final = re.compile(r" (TTY|PWD|USER|COMMAND)=")
+_SUDO_CONTINUED: Final = "(command continued) "
 _SU: Final = re.compile(r"(?P<failed>FAILED SU )?\(to (?P<target>.*)\) (?P<user>\S+) on (?P<tty>\S+)", re.DOTALL)
 _SHADOW_SU: Final = re.compile(r"(?P<result>Successful|FAILED) su for (?P<target>\S+) by (?P<user>\S+)")
 
@@ -85,6 +90,12 @@ _REPEATED: Final = re.compile(r"message repeated (\d+) times: \[ (.*)\]", re.DOT
 
 _OWN_MESSAGES: Final = frozenset({"sshd", "su", "sudo", "login"})
 """Services whose programs log each refusal themselves, so that PAM's line about it says nothing more."""
+
+AMBIGUOUS: Final = "ambiguous message"
+_PREAUTH: Final = " [preauth]"
+"""Ends messages of the process before authentication, which the monitor encodes a second time."""
+_VIS: Final = re.compile(rb"\\(?:([0-3][0-7]{2})|([0\\abfnrstv]))")
+_VIS_CHARACTERS: Final = dict(zip(b"0\\abfnrstv", b"\0\\\a\b\f\n\r \t\v", strict=True))
 
 
 @dataclass(slots=True)
@@ -114,7 +125,7 @@ def parse(program: str, message: str) -> AuthMessage | None:
 
 def _readings(program: str, message: str) -> Iterator[AuthMessage]:
     if program == "sudo" and (match := _SUDO.fullmatch(message)):
-        yield _sudo(match)
+        yield from _sudo(match)
         return
     if len(message) > _MESSAGE_CHARACTERS_MAX:
         return
@@ -127,8 +138,15 @@ def _readings(program: str, message: str) -> Iterator[AuthMessage]:
         yield _session(match)
     elif match := _REFUSED.fullmatch(message):
         yield from _refused_by_pam(match)
-    elif program in SSH_PROGRAMS:
-        yield from _ssh(message)
+    else:
+        yield from _of_program(program, message)
+
+
+def _of_program(program: str, message: str) -> Iterator[AuthMessage]:
+    if program in SSH_PROGRAMS:
+        for found in _ssh(message):
+            found.user = _decoded(found.user, twice=message.endswith(_PREAUTH))
+            yield found
     elif program in {"su", "runuser"}:
         yield from _su(message)
     elif program == "login":
@@ -144,6 +162,7 @@ def _refused_by_pam(match: re.Match[str]) -> Iterator[AuthMessage]:
 
 
 def _ssh(message: str) -> Iterator[AuthMessage]:
+    """What sshd logs about an attempt, or else about a connection."""
     if match := _ACCEPTED.fullmatch(message):
         yield AuthMessage("accepted", "login", user=match["user"], method=match["method"], **_remote(match))
     elif message.startswith("Failed "):
@@ -155,8 +174,18 @@ def _ssh(message: str) -> Iterator[AuthMessage]:
             reason = "unknown user" if match["invalid"] else None
             yield _refused(match, "tried" if tried else "failed", reason, tried)
         elif (ambiguous := re.match(r"Failed (publickey|hostbased) for ", message)) and _ENDS.search(message):
-            yield AuthMessage("failed", "failed", False, method=ambiguous[1], reason="ambiguous message")
-    elif match := _INVALID.fullmatch(message):
+            yield AuthMessage("failed", "failed", False, method=ambiguous[1], reason=AMBIGUOUS)
+    elif match := _REFUSED_BY_PAM.fullmatch(message):
+        yield AuthMessage(
+            "refused by PAM", "failed", False, match["user"], remote_addr=address(match["addr"]),
+            method="keyboard-interactive/pam", reason="unknown user" if match["invalid"] else None,
+        )  # fmt: skip
+    else:
+        yield from _ssh_connection(message)
+
+
+def _ssh_connection(message: str) -> Iterator[AuthMessage]:
+    if match := _INVALID.fullmatch(message):
         yield _refused(match, "invalid", "unknown user", True)
     elif match := _LEFT.fullmatch(message) or _TOO_MANY.fullmatch(message):
         unknown = match["state"] == "invalid"
@@ -167,6 +196,16 @@ def _ssh(message: str) -> Iterator[AuthMessage]:
         yield AuthMessage(
             "not allowed", "failed", False, "root", reason="root login refused", repeats=True, **_remote(match)
         )
+
+
+def _decoded(name: str | None, *, twice: bool) -> str | None:
+    """A user name as the client sent it: sshd encodes its messages by vis(3) (VIS_CSTYLE | VIS_OCTAL)."""
+    if name is None or "\\" not in name:
+        return name
+    raw = to_bytes(name)
+    for _ in range(1 + twice):
+        raw = _VIS.sub(lambda match: bytes([int(match[1], 8) if match[1] else _VIS_CHARACTERS[match[2][0]]]), raw)
+    return from_bytes(raw)
 
 
 def _refused(match: re.Match[str], statement: str, reason: str | None, repeats: bool) -> AuthMessage:
@@ -204,20 +243,43 @@ def _session(match: re.Match[str]) -> AuthMessage:
     return AuthMessage("closed" if ends else "session", action, user=match["user"], user_uid=uid)
 
 
-def _sudo(match: re.Match[str]) -> AuthMessage:
-    """Directory, environment and command are the user's, and may look like the fields after them."""
-    reason = match["reason"]
-    fields = _SUDO_FIELD.findall(match.string)
-    if len(fields) != len(set(fields)):
-        return AuthMessage("command", "sudo", reason is None, match["user"], reason=reason or "ambiguous message")
-    return AuthMessage(
+def _sudo(match: re.Match[str]) -> Iterator[AuthMessage]:
+    """Directory, environment and command are the user's, and may look like the fields after them.
+
+    Splits rather than matches: any user can write long messages in the name of sudo, and patterns with several texts of
+    unknown length take cubic time.
+    """
+    user, rest = match["user"], match["rest"]
+    if rest.startswith(_SUDO_CONTINUED):
+        yield AuthMessage("continued", "sudo", user=user, command=rest.removeprefix(_SUDO_CONTINUED), repeats=True)
+        return
+    before, is_command, command = f" {rest}".partition(" COMMAND=")
+    parts = before.split(" ;")
+    if not is_command or parts.pop():
+        return
+    names = [part.lstrip().partition("=")[0] for part in parts]
+    reason = parts.pop(0).strip() if parts and "=" not in parts[0] else None
+    fields = {}
+    if reason is not None:
+        names.pop(0)
+    for name, part in zip(names, parts, strict=True):
+        if name in _SUDO_FIELDS:
+            fields[name] = part.lstrip().removeprefix(f"{name}=")
+        elif not fields.keys() & {"CHROOT", "PWD", "ENV"}:
+            return
+    found = _SUDO_AMBIGUOUS.findall(match.string)
+    if len(found) != len(set(found)):
+        yield AuthMessage("command", "sudo", reason is None, user, reason=reason or AMBIGUOUS)
+        return
+    target, tty = fields.get("USER"), fields.get("TTY")
+    yield AuthMessage(
         "command",
         "sudo",
         reason is None,
-        match["user"],
-        target_user=match["target"],
-        tty=terminal(match["tty"]),
-        command=match["command"],
+        user,
+        target_user=target if target and " " not in target else None,
+        tty=terminal(tty),
+        command=command,
         reason=reason,
     )
 

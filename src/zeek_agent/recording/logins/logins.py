@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.host.accounts import accounting
@@ -18,7 +19,7 @@ from zeek_agent.recording.listener import Listener
 from zeek_agent.recording.logins import audit_messages, auth_messages
 from zeek_agent.recording.logins.accounting_files import LastLogins, RecordFile, WtmpDatabase
 from zeek_agent.recording.logins.kernel_sessions import KernelSessions
-from zeek_agent.recording.logins.login_event import LOGINS_EVENTS
+from zeek_agent.recording.logins.login_event import LOGINS_EVENTS, LoginEvent
 from zeek_agent.recording.logins.merging import REMEMBERED_SECONDS, SETTLE_SECONDS, LoginMerger
 from zeek_agent.recording.logins.observation import Observation
 from zeek_agent.recording.logins.senders import Sender, Senders
@@ -47,12 +48,26 @@ _JOURNAL_MATCHES: Final = ("SYSLOG_FACILITY=4", "SYSLOG_FACILITY=10")
 """auth and authpriv, to which all programs log that are read here."""
 
 _INTERVAL_SECONDS: Final = 0.5
+_NAME_CHARACTERS: Final = 15
+"""Of a process, in the kernel."""
 _RETRY_SECONDS: Final = 60.0
 _RESUMED_ROWS: Final = 2_000
 """Rows whose statements are known again after a restart: those of some seconds, even under attack."""
 
+_PROCESS_EVENTS_SECONDS: Final = 1.0
+"""Time in which the events of processes are certainly read. A program may log and end before that."""
+_HELD_ENTRIES_MAX: Final = 2_000
+
 Observe: TypeAlias = Callable[[Sequence[Observation], "str | None"], None]
-"""Takes the statements of an entry, and the position after it."""
+"""Takes the statements of an entry, which then belong to the receiver, and the position after it."""
+
+
+class _HeldEntry(NamedTuple):
+    """An entry with the time at which it was read (time.monotonic), and what it says about a login."""
+
+    received: float
+    entry: SystemLogEntry
+    message: auth_messages.AuthMessage | None
 
 
 class LogInput:
@@ -67,6 +82,8 @@ class LogInput:
         self._accounts = parts.accounts
         self._senders = parts.senders
         self._is_trusted = parts.senders.of_journal if name == "journal" else parts.senders.of_file
+        self._lock = threading.Lock()
+        self._held: deque[_HeldEntry] = deque()
 
     def probe(self) -> str | None:
         return self._reader.probe()
@@ -80,31 +97,59 @@ class LogInput:
 
     def stop(self) -> None:
         self._reader.stop()
+        self._release(at_once=True)
 
     def poll(self) -> None:
         try:
             self._reader.drain()
         except OSError as error:
             self._reader.failed(str(error))
+        self._release()
 
     @property
     def failure(self) -> str | None:
         return self._reader.failure
 
     def _received(self, _table: str, entries: Sequence[EventRow], _position: str | None = None, /) -> None:
+        now = time.monotonic()
         for entry in entries:
             assert isinstance(entry, SystemLogEntry)
-            self._observe(self._statements(entry), entry.cursor)
+            message = auth_messages.parse(entry.identifier or entry.process or "", entry.message or "")
+            self._held.append(_HeldEntry(now, entry, message))
+            if len(self._held) >= _HELD_ENTRIES_MAX:
+                self._release(at_once=True)
+        self._release()
 
-    def _statements(self, entry: SystemLogEntry) -> list[Observation]:
-        message = auth_messages.parse(entry.identifier or entry.process or "", entry.message or "")
+    def _release(self, *, at_once: bool = False) -> None:
+        """Pass on entries in their order; one whose process may become known waits, unless `at_once`."""
+        with self._lock:
+            while self._held:
+                statements = self._statements(self._held[0], at_once)
+                if statements is None:
+                    return
+                self._observe(statements, self._held.popleft().entry.cursor)
+
+    def _statements(self, held: _HeldEntry, at_once: bool) -> list[Observation] | None:
+        """What an entry says; None as long as the start of its process may not have been read yet."""
+        entry, message = held.entry, held.message
         if message is None:
             return []
-        sender = self._is_trusted(entry, message)
+        process = self._senders.process(entry.pid, entry.time)
+        sender = self._is_trusted(entry, message, process)
+        is_unclear = process is None or (sender is None and entry.exe is None)
+        if is_unclear and entry.pid is not None and self._may_be_late(held):
+            if not at_once:
+                return None
+            sender = Sender(False, None) if self.name == "syslog" else sender
         if sender is None:
             self.refused += 1
             return []
-        return [self._statement(entry, message, sender)] * message.count
+        return [self._statement(entry, message, sender) for _ in range(message.count)]
+
+    def _may_be_late(self, held: _HeldEntry) -> bool:
+        """Whether the start of the process, or its exec, may not have been read yet."""
+        waited = time.monotonic() - held.received
+        return waited < _PROCESS_EVENTS_SECONDS and self._senders.is_recorded(held.entry.time)
 
     def _statement(self, entry: SystemLogEntry, message: auth_messages.AuthMessage, sender: Sender) -> Observation:
         user = message.user
@@ -141,7 +186,7 @@ class AuditInput:
     name = "audit"
 
     def __init__(self, parts: _Parts, beside_log: Callable[[], bool]) -> None:
-        """`beside_log`: whether a log is read too, in which su and sudo report several refusals at once."""
+        """`beside_log`: whether a log is read too, in which su reports its refusals after a delay."""
         self.failure: str | None = None
         self.lost = 0
         self.undecoded = 0
@@ -194,7 +239,7 @@ class AuditInput:
             return
         if record is None or message is None:
             return
-        if message.action in {"su", "sudo"} and message.statement == "1100" and self._beside_log():
+        if message.action == "su" and message.statement == "1100" and self._beside_log():
             return
         self._observe([self._statement(record.time, message)], None)
 
@@ -211,8 +256,12 @@ class AuditInput:
             user = self._accounts.name(uid)
         if uid is None and user is not None:
             uid = self._accounts.uid(user)
-        name = process.name if process is not None else message.program
-        action = message.action
+        name = process.name if process is not None else None
+        if message.program is not None and name != message.program:  # its exec may not have been read yet
+            name = message.program[:_NAME_CHARACTERS]
+        action, pid = message.action, message.pid
+        if action == "failed" and process is not None and (above := self._senders.connection(process)) is not None:
+            process, pid = above, above.pid
         if action is None:
             action = "login" if (name or "").startswith(("sshd", "login")) else "session_opened"
         return Observation(
@@ -226,13 +275,15 @@ class AuditInput:
             target_user=target,
             tty=message.tty,
             remote_addr=message.remote_addr,
-            pid=message.pid,
+            pid=pid,
+            other_pid=message.pid if pid != message.pid else None,
             process=name,
             session=message.session,
             entity_id=(process.entity_id or None) if process is not None else None,
             command=None if message.command is None else self._masker.line(message.command),
             reason="unknown user" if message.unknown_user else None,
             repeats=message.unknown_user,
+            awaits_log=message.action == "failed" and self._beside_log(),
         )
 
 
@@ -279,7 +330,7 @@ class KernelInput:
 
     def start(self, observe: Observe, _position: str | None, _until: float | None) -> None:
         for statement in self.sessions.start(self.missed_since):
-            observe([statement], None)
+            observe([statement.copy()], None)
         self._observe = observe
 
     def stop(self) -> None:
@@ -290,7 +341,7 @@ class KernelInput:
     def changed(self, rows: Sequence[ProcessEvent]) -> None:
         if self._observe is not None:
             for statement in self.sessions.changed(rows):
-                self._observe([statement], None)
+                self._observe([statement.copy()], None)
 
 
 Input: TypeAlias = LogInput | AuditInput | FileInput | KernelInput
@@ -352,7 +403,7 @@ class Logins(Source):
         self._inputs = self.own_inputs = everything if backend == COMBINED else inputs[backend]
         self._reasons: dict[str, str] = {}
         self._active: list[Input] = []
-        self._merger = LoginMerger()
+        self._merger = LoginMerger(masker.line)
         self._lock = threading.Lock()
         self._positions: Mapping[str, str] = {}
         self._until: float | None = None
@@ -410,7 +461,7 @@ class Logins(Source):
         self._hand_over(at_end=True)
         self._positions = self._merger.positions()
         self._until = self._clock()
-        self._merger = LoginMerger()
+        self._merger = LoginMerger(self._parts.masker.line)
 
     def recorded_until(self) -> float | None:
         """Logs and files are read on after a restart; the kernel's sessions are then found in /proc."""
@@ -462,9 +513,11 @@ class Logins(Source):
             now = self._clock()
             with self._lock:
                 for part, statement in enumerate(statements):
-                    self._merger.observe(statement.copy(), now, position, part)
+                    self._merger.observe(statement, now, position, part)
                 if position is not None:
                     self._merger.passed(name, position)
+                if self._merger.is_full:
+                    self._pass_on(self._merger.settled(now))
             self.counters.received += len(statements)
 
         return observe
@@ -491,7 +544,9 @@ class Logins(Source):
 
     def _hand_over(self, *, at_end: bool = False) -> None:
         with self._lock:
-            rows = self._merger.settled(self._clock(), at_end=at_end)
+            self._pass_on(self._merger.settled(self._clock(), at_end=at_end))
+
+    def _pass_on(self, rows: Sequence[LoginEvent]) -> None:
         if rows:
             self._sink(LOGINS_EVENTS, rows)
 

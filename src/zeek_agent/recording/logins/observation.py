@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
@@ -10,6 +11,9 @@ Action: TypeAlias = Literal["login", "logout", "failed", "su", "sudo", "session_
 LOGIN_SERVICES: Final = frozenset({"sshd", "login", "remote", "lightdm", "sddm", "xdm", "kdm", "lxdm", "cockpit"})
 """PAM services by which a person logs in, besides those that begin like `LOGIN_PREFIXES`."""
 LOGIN_PREFIXES: Final = ("gdm-", "sshd-", "xrdp", "vsftpd", "cockpit-", "proftpd")
+
+
+_TERMINAL: Final = re.compile(r"tty[A-Za-z]*\d|pts/\d|pty|console$|hvc\d|vc/\d|xvc\d|lxc/|sclp|3270/|:\d")
 
 
 @dataclass(slots=True)
@@ -42,6 +46,8 @@ class Observation:
     """False if any local user could have written it."""
     repeats: bool = False
     """It describes an event that others usually describe too, and never a second one."""
+    awaits_log: bool = False
+    """A log reports the same event, maybe seconds later."""
     merges_by_user: bool = False
     """The process that it names may not be the one that others name."""
 
@@ -70,6 +76,10 @@ def service_action(service: str, *, ends: bool) -> Action:
 
 
 def terminal(name: str | None) -> str | None:
-    """A terminal's name below /dev; None for the words that programs write when there is none."""
-    name = (name or "").removeprefix("/dev/")
-    return None if name in {"", "?", "ssh", "unknown", "notty", "none", "(none)", "cron", ":"} else name
+    """A terminal's name below /dev, or an X display; None for the words that programs write when there is none.
+
+    PAM services name themselves, such as `ssh`, `sshd`, `cron`, `ftp` or `dovecot`.
+    """
+    name = name or ""
+    below = name.removeprefix("/dev/")
+    return below if below and (below != name or _TERMINAL.match(name)) else None

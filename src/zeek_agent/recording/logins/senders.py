@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
@@ -59,13 +60,13 @@ class Senders:
         self._cache = cache
         self._accounts = accounts
 
-    def of_journal(self, entry: SystemLogEntry, message: AuthMessage) -> Sender | None:
-        """The sender of a journal entry; None if it is not permitted to say that."""
-        process = self.process(entry.pid, entry.time)
+    def of_journal(self, entry: SystemLogEntry, message: AuthMessage, process: Process | None) -> Sender | None:
+        """The sender of a journal entry, with its process; None if it is not permitted to say that."""
         if entry.uid == 0:
             return Sender(True, process)
         exe = entry.exe or (process.exe if process is not None else None)
-        if entry.uid is None or (exe is not None and program_of(exe) not in _SETUID_PROGRAMS):
+        name = program_of(exe) if exe is not None else entry.process
+        if entry.uid is None or (name not in _SETUID_PROGRAMS and (exe is not None or name is not None)):
             return None
         if entry.identifier not in _SETUID_PROGRAMS or message.action not in _SETUID_ACTIONS:
             return None
@@ -78,21 +79,30 @@ class Senders:
         is_own = claims_nobody or by_name is not None or message.user_uid is not None
         return Sender(is_own and exe is not None, process)
 
-    def of_file(self, entry: SystemLogEntry, message: AuthMessage) -> Sender | None:
+    def of_file(self, entry: SystemLogEntry, message: AuthMessage, process: Process | None) -> Sender | None:
         """The sender of a line of a log file; None if its process is another program, or never existed."""
         tag = (entry.identifier or "").lower()
         if entry.pid is None:
             return Sender(False, None) if tag in _WITHOUT_PID else None
-        process = self.process(entry.pid, entry.time)
         if process is None:
-            is_recorded = entry.time > self.since and time.time() - entry.time < _READ_AGE_SECONDS
-            return None if is_recorded and len(self._cache) else Sender(False, None)
-        name = program_of(process.exe) if process.exe is not None else process.name
-        if tag in _NAMED_PROGRAMS and name is not None and name.partition("-")[0] != tag.partition("-")[0]:
-            return None
-        if process.uid not in (0, None) and name not in _SETUID_PROGRAMS:
-            return None
-        return None if process.name == "logger" else Sender(False, process)
+            return None if self.is_recorded(entry.time) else Sender(False, None)
+        if not _is_other(process, tag):
+            return Sender(False, process)
+        if not self._cache.has_all_starts and self._cache.read(process.pid) is None:
+            return Sender(False, None)  # it may have executed another program before it ended
+        return None
+
+    def is_recorded(self, at: float) -> bool:
+        """Whether all processes that ran then are in the cache, or in /proc, once their events have been read."""
+        if not (self._cache.has_all_starts and at > self.since and 0 <= time.time() - at < _READ_AGE_SECONDS):
+            return False
+        return (at - boot_time()) * 1e9 > self._cache.execs_lost_until
+
+    def connection(self, process: Process) -> Process | None:
+        """The process of sshd that handles the connection, if `process` is its child that runs PAM."""
+        parent = self._cache.find(process.ppid) if process.name.startswith("sshd") else None
+        above = self._cache.find(parent.ppid) if parent is not None and parent.name.startswith("sshd") else None
+        return parent if above is not None and above.name.startswith("sshd") else None
 
     def process(self, pid: int | None, at: float) -> Process | None:
         """The process that had this pid then."""
@@ -109,6 +119,15 @@ class Senders:
         return process
 
 
+def _is_other(process: Process, tag: str) -> bool:
+    """Whether the process is not the program that a message names, or may not write it."""
+    name = program_of(process.exe) if process.exe is not None else process.name
+    if tag in _NAMED_PROGRAMS and name is not None and name.partition("-")[0] != tag.partition("-")[0]:
+        return True
+    return process.name == "logger" or (process.uid not in (0, None) and name not in _SETUID_PROGRAMS)
+
+
+@lru_cache(maxsize=256)
 def program_of(exe: str | None) -> str | None:
     """The name of a program of the system; None for one elsewhere."""
     path = PurePosixPath(exe or "")

@@ -45,6 +45,7 @@ class EbpfProcesses(Source):
     def start(self, sink: Sink) -> None:
         with self._monitor.lock:
             self._sink = sink
+            self._monitor.cache.has_all_starts = True
             self._monitor.on_change = self._record
             try:
                 self._monitor.open()
@@ -58,6 +59,7 @@ class EbpfProcesses(Source):
     def stop(self) -> None:
         if self._sink is None:
             return
+        self._monitor.cache.has_all_starts = False
         with self._monitor.lock:
             self._monitor.drain()
             self._record(self._monitor.remaining_forks())

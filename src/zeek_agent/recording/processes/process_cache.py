@@ -96,6 +96,8 @@ class ProcessCache:
         self._masker = masker or Masker()
         self._versions: dict[int, list[Process]] = {}
         self._ended: deque[Process] = deque()
+        self.has_all_starts = False
+        """Whether a source adds each process and its programs, however short it lives, except up to the time below."""
         self.execs_lost_until = 0
         """Boot time until which execs may be missing."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from calendar import isleap
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +38,9 @@ _BATCH_ROWS: Final = 1_000
 """Rows passed on at a time, so that a large backlog takes little memory."""
 _DAY_SECONDS: Final = 86_400.0
 _CURSOR: Final = re.compile(r"\d+:\d+(,\d+:\d+)*")
+_AHEAD_SECONDS: Final = 1.0
+"""A time that is so little in the future was rounded."""
+_LEAP_DAY: Final = (2, 29)
 _MONTHS: Final = {
     name: number for number, name in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)
 }
@@ -176,17 +180,26 @@ def log_entry(line: bytes, now: float) -> SystemLogEntry:
 def _time(header: re.Match[bytes], now: float) -> float:
     """Seconds since the epoch, at most `now`, because retention depends on it; `now` for a nonexistent day.
 
-    A time without a zone is local. Without a year, it is the latest such time that is not in the future.
+    A time without a zone is local. Without a year, it is the latest such time that is not in the future. An hour that
+    clocks repeat at the end of summer time is the second one as soon as that has begun.
     """
     try:
         if header["iso"]:
-            return min(max(datetime.fromisoformat(header["iso"].decode()).timestamp(), 0.0), now)
+            return min(max(_latest(datetime.fromisoformat(header["iso"].decode()), now), 0.0), now)
         year = datetime.fromtimestamp(now).year
         month = _MONTHS[header["month"]]
         day, hour, minute, second = (int(header[name]) for name in ("day", "hour", "minute", "second"))
-        written = datetime(year, month, day, hour, minute, second).timestamp()
+        if (month, day) == _LEAP_DAY:
+            year -= next(years for years in range(8) if isleap(year - years))
+        written = _latest(datetime(year, month, day, hour, minute, second), now)
         if written > now + _DAY_SECONDS:
             written = datetime(year - 1, month, day, hour, minute, second).timestamp()
         return min(written, now)
     except (KeyError, ValueError, OverflowError):
         return now
+
+
+def _latest(written: datetime, now: float) -> float:
+    """A local time in seconds since the epoch; of two with this time, the latest that is not in the future."""
+    first, second = written.timestamp(), written.replace(fold=1).timestamp()
+    return second if first < second <= now + _AHEAD_SECONDS else first
