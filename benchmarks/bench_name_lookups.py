@@ -10,7 +10,6 @@ a process of its own, with a CNAME and two addresses.
 from __future__ import annotations
 
 import argparse
-import socket
 import statistics
 import subprocess
 import sys
