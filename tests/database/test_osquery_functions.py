@@ -98,6 +98,7 @@ OWN = [
     ("from_base64('Q1BVMA')", "CPU0"),
     ("from_base64('Q1BV' || char(10) || 'MA==')", "CPU0"),
     ("from_base64('Q')", ""),
+    ("from_base64('Q1BV!!!!')", ""),
     ("from_base64('Q1=VMA==')", ""),
     ("from_base64(NULL)", None),
     ("hex(from_base64('YQBi'))", "610062"),
