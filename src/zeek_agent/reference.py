@@ -25,6 +25,7 @@ from zeek_agent.collector.agents import AgentState
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
 from zeek_agent.database.time_columns import TIME_AGGREGATES
+from zeek_agent.database.versions import COLLATIONS
 from zeek_agent.masking.programs import PROGRAMS, Program
 from zeek_agent.metrics import agent_metrics, collector_metrics
 from zeek_agent.reload import LIVE
@@ -223,7 +224,8 @@ def _mark(column: Column) -> str:
 
 def sql_page() -> str:
     """docs/sql.md"""
-    own = [(f"`{one.signature}`", one.summary) for one in FUNCTIONS if not one.replaces]
+    own = [(f"`{one.signature}`", one.summary) for one in FUNCTIONS if not one.replaces and not one.osquery]
+    osquery = [(f"`{one.signature}`", one.summary) for one in FUNCTIONS if one.osquery]
     parts = [
         GENERATED,
         "# SQL",
@@ -233,6 +235,16 @@ def sql_page() -> str:
         "## Agent functions",
         _markdown_table(("Function", "Result"), own),
         "Patterns use RE2, whose run time is linear in the length of the text.",
+        "## Functions of osquery",
+        "osquery's functions that read only their arguments. The result is NULL if an argument is, unless noted. Those "
+        "above and SQLite's that osquery has under the same name can differ: see "
+        "[osquery](osquery.md#functions-and-collations).",
+        _markdown_table(("Function", "Result"), osquery),
+        "Collations for version numbers: "
+        + ", ".join(f"`{name}`" for name in COLLATIONS)
+        + ". They order texts as `version_compare` does with the flavor of that name: "
+        "`ORDER BY version COLLATE version`. They have osquery's results, which are not those of the package managers "
+        "in all cases: `version_rhel` has 1.9 after 1.10.",
         "## Times",
         "Times are seconds since the epoch, and intervals are seconds, both as real numbers. Commands print times as "
         "`2026-11-28T03:20:00.000000Z`, but such a text does not compare with a time: write "

@@ -14,7 +14,21 @@ from typing import Any, Final
 
 from zeek_agent.access import compile_regex
 from zeek_agent.community_id import community_id
+from zeek_agent.database.osquery_functions import (
+    StandardDeviation,
+    conditional_to_base64,
+    cot,
+    from_base64,
+    inet_aton,
+    md5,
+    parent_directory,
+    sha1,
+    sha256,
+    to_base64,
+)
+from zeek_agent.database.sql_values import as_number, as_text
 from zeek_agent.database.times import ago, timestamp
+from zeek_agent.database.versions import version_compare
 from zeek_agent.errors import LimitError, SqlError
 
 REGEX_CHARACTERS_MAX: Final = 2_000
@@ -25,6 +39,8 @@ REGEX_STEPS_MAX: Final = 100_000_000
 """Bound of program size times text length: RE2's worst case takes about 20 ns a step."""
 REPLACE_CHARACTERS_MAX: Final = 1 << 26
 """Characters; the limit on values is usually lower, but is checked only once the value exists."""
+
+_UTF8_CONTINUATION: Final = 0x80
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +58,12 @@ class Function:
     """Whether the first argument of `call` is a function that returns the time at which the statement began."""
     reads_store: bool = False
     """Whether the first argument of `call` is the event store's id, or None without one."""
+    checks_limits: bool = False
+    """Whether the first argument of `call` is a function that raises LimitError when the statement must end."""
+    aggregate: bool = False
+    """Whether `call` makes an object with `step`, called for each row, and `final`."""
+    osquery: bool = False
+    """Whether it is a function of osquery; docs/osquery.md lists what differs."""
 
 
 def regexp(pattern: Any, value: Any) -> int | None:
@@ -59,18 +81,51 @@ def regex_match(value: Any, pattern: Any, group: Any) -> str | None:
     if match is None:
         return None
     try:
-        matched: bytes | None = match.group(_number(group))
+        matched: bytes | None = match.group(as_number(group))
     except IndexError:
         raise SqlError(f"regex_match: the pattern has no group {group}") from None
     return None if matched is None else matched.decode(errors="replace")
 
 
 def _search(pattern: Any, value: Any) -> Any:
-    regex = _regex(_text(pattern))
-    raw = _text(value).encode()
+    regex = _regex(as_text(pattern))
+    raw = as_text(value).encode()
+    _check_steps(regex, raw)
+    return regex.search(raw)
+
+
+def regex_split(check: Callable[[], None], value: Any, pattern: Any, index: Any) -> str | None:
+    """Part number `index` (from 0) of the value, split at each match of the pattern (RE2). Parts can be empty, but
+    there is none after a match at the end. NULL if there is no such part."""
+    if value is None or pattern is None or index is None:
+        return None
+    if not as_text(pattern):
+        raise SqlError("regex_split: the pattern is empty")
+    wanted, regex = as_number(index), _regex(as_text(pattern))
+    raw = as_text(value).encode()
+    _check_steps(regex, raw)
+    if wanted < 0:
+        return None
+    start, search_from, found = 0, 0, False
+    while search_from <= len(raw) and (match := regex.search(raw, search_from)) is not None:
+        check()
+        found = True
+        begin, end = match.span()
+        search_from = end
+        if begin == end:
+            search_from += 1
+            while search_from < len(raw) and raw[search_from] & 0xC0 == _UTF8_CONTINUATION:
+                search_from += 1
+        if wanted == 0:
+            return raw[start:begin].decode(errors="replace")
+        wanted -= 1
+        start = end
+    return raw[start:].decode(errors="replace") if wanted == 0 and (start < len(raw) or not found) else None
+
+
+def _check_steps(regex: Any, raw: bytes) -> None:
     if regex.programsize * len(raw) > REGEX_STEPS_MAX:
         raise LimitError(f"a regular expression of this size takes too long on a text of {len(raw)} bytes")
-    return regex.search(raw)
 
 
 @lru_cache(maxsize=128)
@@ -87,14 +142,14 @@ def split(value: Any, separators: Any, index: Any) -> str | None:
     """Part number `index` (from 0) of the value, split at any of the separator characters and without empty parts."""
     if value is None or separators is None or index is None:
         return None
-    content, cuts = _text(value), set(_text(separators))
+    content, cuts = as_text(value), set(as_text(separators))
     if len(cuts) > 64:
         raise LimitError("split: more than 64 separator characters")
     first, *others = cuts or {""}
     for other in others:
         content = content.replace(other, first)
     parts = [part for part in (content.split(first) if first else [content]) if part]
-    position = _number(index)
+    position = as_number(index)
     return parts[position] if 0 <= position < len(parts) else None
 
 
@@ -103,11 +158,11 @@ def in_cidr_block(block: Any, address: Any) -> int | None:
     if block is None or address is None:
         return None
     try:
-        network = _network(_text(block))
+        network = _network(as_text(block))
     except ValueError as error:
         raise SqlError(f"in_cidr_block: {error}") from error
     try:
-        return int(ipaddress.ip_address(_text(address)) in network)
+        return int(ipaddress.ip_address(as_text(address)) in network)
     except ValueError:
         return None
 
@@ -129,16 +184,37 @@ def community_id_v1(  # noqa: PLR0917 - called by position, from SQL
     if None in (source, destination, source_port, destination_port, protocol, seed):
         return None
     try:
-        return community_id(
-            _number(protocol),
-            _text(source),
-            _number(source_port),
-            _text(destination),
-            _number(destination_port),
-            seed=_number(seed),
-        )
+        return _community_id(source, destination, source_port, destination_port, protocol, seed)
     except (ValueError, OverflowError):
         return None
+
+
+def community_id_v1_strict(  # noqa: PLR0917 - called by position, from SQL
+    source: Any,
+    destination: Any,
+    source_port: Any,
+    destination_port: Any,
+    protocol: Any,
+    seed: Any = 0,
+) -> str:
+    """The same, but an error if the connection has none."""
+    try:
+        return _community_id(source, destination, source_port, destination_port, protocol, seed)
+    except (ValueError, OverflowError, TypeError) as error:
+        raise SqlError(f"community_id_v1_strict: {error}") from error
+
+
+def _community_id(  # noqa: PLR0917 - as above
+    source: Any, destination: Any, source_port: Any, destination_port: Any, protocol: Any, seed: Any
+) -> str:
+    return community_id(
+        as_number(protocol),
+        as_text(source),
+        as_number(source_port),
+        as_text(destination),
+        as_number(destination_port),
+        seed=as_number(seed),
+    )
 
 
 def instr(value: Any, wanted: Any) -> int | None:
@@ -147,14 +223,14 @@ def instr(value: Any, wanted: Any) -> int | None:
         return None
     if isinstance(value, bytes) and isinstance(wanted, bytes):
         return value.find(wanted) + 1
-    return _text(value).find(_text(wanted)) + 1
+    return as_text(value).find(as_text(wanted)) + 1
 
 
 def replace(value: Any, old: Any, new: Any) -> Any:
     """The value with each occurrence of `old` replaced by `new`."""
     if value is None or old is None or new is None:
         return None
-    content, old, new = _text(value), _text(old), _text(new)
+    content, old, new = as_text(value), as_text(old), as_text(new)
     if not old:
         return content
     if len(content) + content.count(old) * (len(new) - len(old)) > REPLACE_CHARACTERS_MAX:
@@ -180,7 +256,7 @@ def rtrim(value: Any, characters: Any = " ") -> str | None:
 def _strip(value: Any, characters: Any, *, left: bool, right: bool) -> str | None:
     if value is None or characters is None:
         return None
-    content, cut = _text(value), set(_text(characters))
+    content, cut = as_text(value), set(as_text(characters))
     start, end = 0, len(content)
     while left and start < end and content[start] in cut:
         start += 1
@@ -195,36 +271,9 @@ def event_store(store: str | None) -> str | None:
     return store
 
 
-def _text(value: Any) -> str:
-    """The value as SQLite casts it to text."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if isinstance(value, float):
-        shown = f"{value:.15g}"
-        return shown if any(character in shown for character in ".einf") else shown + ".0"
-    return str(value)
-
-
-def _number(value: Any) -> int:
-    try:
-        return int(value)
-    except (ValueError, OverflowError) as error:
-        raise SqlError(f"{value!r} is not a number") from error
-
-
-def _function(
-    call: Callable[..., Any],
-    signature: str,
-    arguments: tuple[int, ...],
-    *,
-    replaces: bool = False,
-    reads_clock: bool = False,
-    reads_store: bool = False,
-) -> Function:
+def _function(call: Callable[..., Any], signature: str, arguments: tuple[int, ...], **flags: bool) -> Function:
     summary = " ".join((call.__doc__ or "").split())
-    return Function(call.__name__, signature, summary, call, arguments, replaces, reads_clock, reads_store)
+    return Function(call.__name__, signature, summary, call, arguments, **flags)
 
 
 FUNCTIONS: Final = (
@@ -240,6 +289,31 @@ FUNCTIONS: Final = (
         (5, 6),
     ),
     _function(event_store, "event_store()", (0,), reads_store=True),
+    _function(regex_split, "regex_split(value, pattern, index)", (3,), checks_limits=True, osquery=True),
+    _function(version_compare, "version_compare(left, right [, flavor])", (2, 3), osquery=True),
+    _function(inet_aton, "inet_aton(address)", (1,), osquery=True),
+    _function(parent_directory, "parent_directory(path)", (1,), osquery=True),
+    _function(to_base64, "to_base64(value)", (1,), osquery=True),
+    _function(from_base64, "from_base64(text)", (1,), osquery=True),
+    _function(conditional_to_base64, "conditional_to_base64(value)", (1,), osquery=True),
+    _function(md5, "md5(value)", (1,), osquery=True),
+    _function(sha1, "sha1(value)", (1,), osquery=True),
+    _function(sha256, "sha256(value)", (1,), osquery=True),
+    _function(cot, "cot(angle)", (1,), osquery=True),
+    _function(
+        community_id_v1_strict,
+        "community_id_v1_strict(source, destination, source_port, destination_port, protocol [, seed])",
+        (5, 6),
+        osquery=True,
+    ),
+    Function(
+        "stdev",
+        "stdev(value)",
+        " ".join((StandardDeviation.__doc__ or "").split()),
+        StandardDeviation,
+        (1,),
+        aggregate=True,
+    ),
     _function(instr, "instr(value, wanted)", (2,), replaces=True),
     _function(replace, "replace(value, old, new)", (3,), replaces=True),
     _function(trim, "trim(value [, characters])", (1, 2), replaces=True),

@@ -19,6 +19,7 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import LimitSettings
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.results import RowErrors
+from zeek_agent.database.versions import COLLATIONS, Flavor, compare_versions
 from zeek_agent.errors import AccessDeniedError, LimitError
 
 STEPS_BETWEEN_CHECKS: Final = 200
@@ -99,10 +100,17 @@ class Run:
         return False
 
 
-def confine(connection: apsw.Connection, limits: LimitSettings, now: Callable[[], float], store: str | None) -> None:
+def confine(
+    connection: apsw.Connection,
+    limits: LimitSettings,
+    now: Callable[[], float],
+    store: str | None,
+    check: Callable[[], None],
+) -> None:
     """Set the connection's limits, disable everything that could reach outside it, and add the agent's functions.
 
-    `now` returns the time at which the statement began; `store` is the event store's id, if there is one.
+    `now` returns the time at which the statement began; `store` is the event store's id, if there is one; `check`
+    raises LimitError when the statement must end.
     """
     connection.limit(apsw.SQLITE_LIMIT_SQL_LENGTH, limits.statement_bytes)
     connection.limit(apsw.SQLITE_LIMIT_LENGTH, limits.value_bytes)
@@ -118,8 +126,25 @@ def confine(connection: apsw.Connection, limits: LimitSettings, now: Callable[[]
             call = partial(call, now)
         elif function.reads_store:
             call = partial(call, store)
+        elif function.checks_limits:
+            call = partial(call, check)
         for count in function.arguments:
-            connection.create_scalar_function(function.name, call, count, deterministic=True)
+            if function.aggregate:
+                connection.create_aggregate_function(function.name, call, count)
+            else:
+                connection.create_scalar_function(function.name, call, count, deterministic=True)
+    for name, flavor in COLLATIONS.items():
+        connection.create_collation(name, _collation(flavor, check))
+
+
+def _collation(flavor: Flavor, check: Callable[[], None]) -> Callable[[str, str], int]:
+    """A collation that ends with the statement: SQLite sorts all rows in a single step, between its own checks."""
+
+    def collate(left: str, right: str) -> int:
+        check()
+        return compare_versions(left, right, flavor)
+
+    return collate
 
 
 def value_limit(limits: LimitSettings, columns: int) -> int:

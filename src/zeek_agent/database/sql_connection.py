@@ -407,13 +407,16 @@ class SqlConnection:
         else:
             self._add_event_views([layout.table for layout in events])
         self._add_tripwires(stored)
-        confine(connection, self._limits, lambda: self.run.began, _store_id(self._store_uri))
+        confine(connection, self._limits, lambda: self.run.began, _store_id(self._store_uri), self._check)
         connection.authorizer = self._authorizer
         connection.set_progress_handler(self._progress, STEPS_BETWEEN_CHECKS)
         self._authorizer.trusted = False
 
     def _progress(self) -> bool:
         return self.run.progress()
+
+    def _check(self) -> None:
+        self.run.check()
 
     def _add_table(self, name: str, module: TableModule | EventModule) -> None:
         self._connection.create_module(name, module, use_bestindex_object=True, read_only=True)  # type: ignore[arg-type]
