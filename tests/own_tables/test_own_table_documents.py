@@ -63,7 +63,7 @@ def test_other_output_is_an_error_with_its_reason(output: bytes, reason: str) ->
 
 def test_of_json_lines_only_the_bad_ones_are_left_out() -> None:
     notes = Notes()
-    output = b'{"a": 1}\r\n\nnot\n[' + b"[" * 100_000 + b'\n3\n{"a": 2}'
+    output = b'\xef\xbb\xbf{"a": 1}\r\n\nnot\n[' + b"[" * 100_000 + b'\n3\n{"a": 2}'
     assert found(output, "json_lines", notes=notes) == [{"a": 1}, {"a": 2}]
     texts = notes.texts()
     assert texts[0].startswith("lines left out that are not JSON: 2, such as not (")

@@ -16,7 +16,7 @@ from zeek_agent.text import clipped, from_bytes
 FIELD_CHARACTERS_MAX: Final = 1 << 20
 """Longest field of CSV."""
 ROWS_BETWEEN_CHECKS: Final = 500
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class DocumentError(ValueError):
@@ -73,7 +73,7 @@ def _of_document(output: bytes, rows: Sequence[str | int], notes: Notes) -> Iter
     if not output.strip():
         return
     try:
-        document = decode_json(output.removeprefix(_BYTE_ORDER_MARK))
+        document = decode_json(output.removeprefix(BYTE_ORDER_MARK))
     except DocumentError as error:
         raise DocumentError(f"the output is not JSON: {error}") from None
     if rows:
@@ -90,7 +90,7 @@ def _of_document(output: bytes, rows: Sequence[str | int], notes: Notes) -> Iter
 
 
 def _of_lines(output: bytes, notes: Notes) -> Iterator[Any]:
-    for line in output.splitlines():
+    for line in output.removeprefix(BYTE_ORDER_MARK).splitlines():
         if not line.strip():
             continue
         try:
@@ -101,7 +101,7 @@ def _of_lines(output: bytes, notes: Notes) -> Iterator[Any]:
 
 def _of_separated(output: bytes, separator: str, notes: Notes) -> Iterator[Any]:
     csv.field_size_limit(FIELD_CHARACTERS_MAX)
-    text = from_bytes(output.removeprefix(_BYTE_ORDER_MARK))
+    text = from_bytes(output.removeprefix(BYTE_ORDER_MARK))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         header = next(reader, None)
