@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from zeek_agent.recording.followed.followed_file import (
+    CHUNK_BYTES,
     LINE_BYTES_MAX,
     FollowedFile,
     Position,
@@ -204,6 +205,28 @@ def test_a_copied_and_emptied_file_loses_and_repeats_nothing(path: Path, restart
         followed.restart()
     assert followed.read() == LINES[3 : 6 + after]
     assert followed.missed == []
+
+
+@pytest.mark.parametrize("is_copied", [True, False])
+def test_a_file_that_is_emptied_and_filled_while_it_is_read_is_read_from_its_beginning(
+    path: Path, is_copied: bool
+) -> None:
+    old = [f"old {number:06}".encode() for number in range(2 * CHUNK_BYTES // 11)]
+    new = [f"new {number:06}".encode() for number in range(4 * CHUNK_BYTES // 11)]
+    append(path, *old)
+    followed = Followed(path)
+    lines = followed.reader.lines()
+    read = [next(lines)]
+    copytruncate(path, "jobs.jsonl.1" if is_copied else "unrelated")
+    append(path, *new)
+    read += lines
+    if is_copied:
+        assert read + followed.read() == old + new
+        assert followed.missed == []
+    else:
+        assert len(read) < len(old)
+        assert followed.read() == new
+        assert followed.missed == ["jobs.jsonl was emptied, and its former content was not copied"]
 
 
 def test_a_file_that_is_emptied_without_a_copy_leaves_a_gap(path: Path) -> None:

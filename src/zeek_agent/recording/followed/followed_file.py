@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -149,8 +149,7 @@ class FollowedFile:
             while True:
                 if self._was_rewritten():
                     self._continue_in_copy(directory)
-                yield from self._appended()
-                if self._left <= 0:
+                if not (yield from self._appended()) or self._left <= 0:
                     return
                 following = self._following(directory)
                 if following is None:
@@ -192,10 +191,19 @@ class FollowedFile:
         self._before = self._recent = _bytes_before(self._file, offset)
         self._partial = b""
 
-    def _appended(self) -> Iterator[bytes]:
-        """The complete lines of the open file after `_offset`."""
+    def _appended(self) -> Generator[bytes, None, bool]:
+        """The complete lines of the open file after `_offset`. False if it was rewritten meanwhile.
+
+        What was read last is read again with each chunk, because the file can be emptied and filled between two.
+        """
         assert self._file is not None
-        while self._left > 0 and (chunk := os.pread(self._file, CHUNK_BYTES, self._read_to)):
+        while self._left > 0:
+            before = len(self._recent)
+            read = os.pread(self._file, before + CHUNK_BYTES, self._read_to - before)
+            if not read.startswith(self._recent):
+                return False
+            if not (chunk := read[before:]):
+                break
             self._left -= len(chunk)
             begin = 0
             while (end := chunk.find(b"\n", begin)) >= 0:
@@ -211,6 +219,7 @@ class FollowedFile:
             self._partial = (self._partial + chunk[begin:])[: LINE_BYTES_MAX + 1]
             self._recent = (self._recent + chunk[-MARKED_BYTES:])[-MARKED_BYTES:]
             self._read_to += len(chunk)
+        return True
 
     def _incomplete(self) -> Iterator[bytes]:
         """The last line of a file that does not grow any more, without an end."""
