@@ -268,6 +268,25 @@ def test_what_follows_a_file_that_is_gone_is_read_with_a_gap(path: Path) -> None
     assert len(followed.missed) == 1
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("restarts", [False, True])
+def test_others_cannot_add_rotated_files_where_anybody_can_make_files(path: Path, restarts: bool) -> None:
+    path.parent.chmod(0o1777)
+    append(path, b"1")
+    followed = Followed(path)
+    assert followed.read() == [b"1"]
+    append(path, b"2")
+    path.rename(path.with_name("jobs.jsonl.1"))
+    forged = path.with_name("jobs.jsonl-20991231")
+    append(forged, b"forged")
+    os.chown(forged, 4711, 4711)
+    append(path, b"3")
+    if restarts:
+        followed.restart()
+    assert followed.read() + followed.read() == [b"2", b"3"]
+    assert followed.missed == []
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), os.mkdir])
 def test_only_regular_files_are_read(path: Path, make: Callable[[Path], None]) -> None:
     make(path)

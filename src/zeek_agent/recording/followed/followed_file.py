@@ -36,6 +36,7 @@ FAMILY_MAX: Final = 200
 """Rotated files that are compared with a position."""
 _CLOCK_TICK_SECONDS: Final = 0.02
 """The kernel takes the times of files from a clock that lags behind by up to a tick."""
+_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 _ROTATED: Final = r"[.-]\d[\dT_.-]*"
 
 
@@ -302,12 +303,22 @@ class FollowedFile:
     def _family(self, directory: int) -> list[_Member]:
         """The file and its rotated predecessors, in the order in which they were written; the newest ones."""
         found = []
+        owners = self._owners(directory)
         for name in os.listdir(directory):
             if name == self._path.name or self._rotated.fullmatch(name):
                 status = _status(directory, name)
-                if status is not None:
-                    found.append(_Member(name, status, name == self._path.name))
+                is_current = name == self._path.name
+                if status is not None and (is_current or owners is None or status.st_uid in owners):
+                    found.append(_Member(name, status, is_current))
         return sorted(found, key=lambda one: one.order)[-FAMILY_MAX:]
+
+    def _owners(self, directory: int) -> frozenset[int] | None:
+        """Whose files with names of rotated ones are that; None if nobody else can make some in the directory."""
+        place = os.fstat(directory)
+        if not place.st_mode & _WRITABLE_BY_OTHERS:
+            return None
+        file = _status(directory, self._path.name) if self._file is None else os.fstat(self._file)
+        return frozenset({0, place.st_uid} if file is None else {0, place.st_uid, file.st_uid})
 
 
 def _status(directory: int, name: str) -> os.stat_result | None:
@@ -343,8 +354,7 @@ def _opened(directory: int, name: str) -> tuple[int, os.stat_result] | None:
 
 def _may_be_others(file: os.stat_result, directory: os.stat_result) -> bool:
     """Whether somebody who may write to the directory could have linked another user's file there."""
-    is_writable = bool(directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
-    return is_writable or directory.st_uid not in (0, file.st_uid)
+    return bool(directory.st_mode & _WRITABLE_BY_OTHERS) or directory.st_uid not in (0, file.st_uid)
 
 
 def _bytes_before(file: int, offset: int) -> bytes:
