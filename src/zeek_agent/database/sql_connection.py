@@ -139,6 +139,8 @@ class StreamedStatement(NamedTuple):
     headings: tuple[Heading, ...]
     size: int
     files: Omissions
+    withheld: frozenset[str]
+    """The columns, as `table.column`, that stay unset in the tables that the statement reads."""
 
 
 def _store_id(uri: str | None) -> str | None:
@@ -182,7 +184,8 @@ class SqlConnection:
         self._headings: list[Heading] = []
         self._text = ""
         self._explains = False
-        self._cacheable: dict[str, None] = {}
+        self._cacheable: dict[str, frozenset[str]] = {}
+        """The tables that each statement reads: SQLite names them only to the authorizer, when it compiles."""
         self._encode = msgspec.msgpack.Encoder().encode
         readable = catalog.readable()
         self._names = {name: catalog.tables[table] for name, table in readable.items()}
@@ -288,7 +291,12 @@ class SqlConnection:
                     raise LimitError(f"the result has more than {limits.rows} rows (limits.rows)")
                 add(row, packed)
         files = self.context.reads.omissions()
-        return StreamedStatement(tuple(self._headings), limits.result_bytes - left, files)
+        withheld = (f"{table}.{column}" for table in self._tables_of(sql) for column in self._withheld[table])
+        return StreamedStatement(tuple(self._headings), limits.result_bytes - left, files, frozenset(withheld))
+
+    def _tables_of(self, sql: str) -> frozenset[str]:
+        """The tables that the statement that ran last reads."""
+        return frozenset(self._authorizer.tables) | self._cacheable.get(sql, frozenset())
 
     def _rows(self, cursor: apsw.Cursor) -> Iterable[tuple[Any, ...]]:
         if self._explains:
@@ -324,7 +332,7 @@ class SqlConnection:
 
     def _note_cacheable(self, sql: str) -> None:
         if len(sql) <= CACHED_CHARACTERS_MAX:
-            self._cacheable[sql] = None
+            self._cacheable[sql] = self._tables_of(sql)
             if len(self._cacheable) > CACHED_STATEMENTS_MAX:
                 del self._cacheable[next(iter(self._cacheable))]
 
