@@ -320,6 +320,8 @@ class SqlConnection:
                 raise SqlError("there is no statement")
             self._note_cacheable(sql)
             yield cursor
+        except UnknownTableError as error:
+            raise self._unknown_table(str(error), error.table) from error
         except (apsw.Error, ValueError, OverflowError, MemoryError, RecursionError) as error:
             if isinstance(error, apsw.ExecTraceAbort):
                 raise
@@ -373,8 +375,10 @@ class SqlConnection:
         _, missing, name = message.rpartition("no such table: ")
         if not missing:
             return SqlError(message)
-        table = name.rpartition(".")[2]
-        why = self.catalog.gone.get(table)
+        return self._unknown_table(message, name.rpartition(".")[2])
+
+    def _unknown_table(self, message: str, table: str) -> UnknownTableError:
+        why = self.catalog.gone.get(table) or self.catalog.gone.get(table.removesuffix("_history"))
         return UnknownTableError(f"{message} any more: {why}" if why else message, table)
 
     def _withheld_columns(self, readable: Mapping[str, str]) -> dict[str, frozenset[str]]:
