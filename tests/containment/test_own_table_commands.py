@@ -424,3 +424,11 @@ async def test_notes_show_no_value_of_a_table_with_denied_columns(tmp_path: Path
         result = await db.query("SELECT * FROM made")
     assert result.rows == [("a", None)]
     assert result.errors == ("table made: rows left out that are not JSON objects: 1",)
+
+
+async def test_standard_error_is_not_shown_for_a_table_with_denied_columns(tmp_path: Path, place: Path) -> None:
+    own = command(place, "echo 'secret is too large' >&2; exit 3")
+    for denied, ending in ((), ": secret is too large"), (("made.size",), ""):
+        async with database(tmp_path, own, AccessSettings(columns_deny=denied)) as db:
+            with pytest.raises(SqlError, match=f"/command failed with exit code 3{ending}$"):
+                await db.query("SELECT name FROM made")

@@ -72,8 +72,7 @@ def run_program(
                 pipe.close()
     if status != 0:
         how = f"was ended by signal {-status}" if status < 0 else f"failed with exit code {status}"
-        said = errors.decode(errors="replace").strip()
-        raise ProgramError(f"{program} {how}{': ' if said else ''}{said}")
+        raise ProgramError(f"{program} {how}", errors.decode(errors="replace").strip())
     return bytes(output)
 
 

@@ -230,12 +230,12 @@ class Notes:
     """What had to be left out of rows: counted by cause, with an example of each unless that is not for the reader."""
 
     def __init__(self, *, examples: bool = True) -> None:
-        self._shows_examples = examples
+        self.shows_examples = examples
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
 
     def add(self, cause: str, example: str = "") -> None:
-        if self._shows_examples and cause not in self._counts and example:
+        if self.shows_examples and cause not in self._counts and example:
             self._examples[cause] = visible(clipped(example, SHOWN))
         self._counts[cause] += 1
 
