@@ -77,6 +77,22 @@ def test_separated_values_have_a_header() -> None:
     assert notes.texts() == ["lines left out that do not have 2 fields: 2, such as d"]
     assert found(b"name\tsize\na b\t2\n", "tsv") == [{"name": "a b", "size": "2"}]
     assert found(b"", "csv") == []
+    assert found(b"\n\nname\na\n", "csv") == [{"name": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "form"), [(b"\n", "json_lines"), (b"x\n", "json_lines"), (b"\n", "csv"), (b"1\n", "csv"), (b"\n", "tsv")]
+)
+def test_the_time_of_a_statement_is_checked_also_while_all_lines_are_left_out(line: bytes, form: Any) -> None:
+    def check() -> None:
+        nonlocal checks
+        checks += 1
+        if checks > 3:
+            raise TimeoutError
+
+    checks = 0
+    with pytest.raises(TimeoutError):
+        list(objects(b"a,b\n" * (form != "json_lines") + line * 10_000, form, (), Notes(), check))
 
 
 @pytest.mark.parametrize(
