@@ -196,12 +196,25 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest_one(file: Path) -> No
         ("zeek = 5", "zeek: expected a section ([zeek]), got 5"),
         ("limits.rows.most = 5", "limits.rows: expected a whole number > 0, got a section"),
         ("zeek.tls.insecure = 1", "zeek.tls.insecure: expected true or false, got 1"),
+        ('sources.files_watch = ["etc"]', "sources.files_watch: expected a list, each an absolute path, in which"),
+        ('sources.files_watch = ["/a/**/b"]', "sources.files_watch: expected a list, each an absolute path, in which"),
+        (
+            r'sources.files_watch = ["/a\u0000"]',
+            "sources.files_watch: expected a list, each an absolute path, in which",
+        ),
+        ("sources.files_window = 60", "sources.files_window: expected a number >= 0.1 <= 30, got 60"),
         ("collector.schedule = -1", "collector.schedule: expected a number > 0, got -1"),
     ],
 )
 def test_a_wrong_type_names_key_and_expectation(file: Path, text: str, expected: str) -> None:
     file.write_text(text)
     assert complaint(file).startswith(f"{file}: {expected}")
+
+
+def test_all_of_a_directory_can_be_watched_with_or_without_stars(file: Path) -> None:
+    file.write_text('sources.files_watch = ["/srv/**", "/srv", "!/home/*/.cache/**", "/**"]')
+    loaded, _ = config.load(file, {})
+    assert loaded.sources.files_watch == ("/srv/**", "/srv", "!/home/*/.cache/**", "/**")
 
 
 def test_inconsistent_values_are_refused(file: Path) -> None:

@@ -177,7 +177,7 @@ class Agent:
             osquery=self._describe_osquery,
             iterators=lambda: iterators.loaded_iterators() is not None,
         )
-        choose = partial(candidates, early=early, watchers=watchers, denies=self._denies)
+        choose = partial(candidates, early=early, watchers=watchers, may_read=self._may_read)
 
         def sources(settings: SourceSettings, masker: Masker | None) -> Mapping[str, Sequence[Source]]:
             return {**choose(settings, masker), **self._followed(self._own_tables)}
@@ -194,8 +194,12 @@ class Agent:
         )
         self._parts = AsyncExitStack()
 
+    def _may_read(self, path: str) -> bool:
+        """Whether the access rules, as they are now, permit a file's hash."""
+        return self._access.may_read(path)
+
     def _denies(self, path: str) -> bool:
-        """Whether the access rules, as they are now, deny a file's hash."""
+        """Whether the access rules, as they are now, deny a file's contents."""
         return self._access.denies(path)
 
     def _followed(self, own: Sequence[OwnTable]) -> Mapping[str, Sequence[Source]]:

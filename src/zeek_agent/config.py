@@ -28,6 +28,9 @@ Positive = Annotated[float, Meta(gt=0)]
 PositiveInt = Annotated[int, Meta(gt=0)]
 NotNegativeInt = Annotated[int, Meta(ge=0)]
 
+_WATCH_TITLE: Final = "an absolute path, in which ** can only be the end"
+_WATCH_PATTERN: Final = r"^!?(?=/)((?!\*\*)[^\0])*?(/\*\*)?$"
+
 RETENTION_BYTES_MIN: Final = 16 << 20
 """Less would not hold what agents send in a second."""
 
@@ -276,14 +279,14 @@ class SourceSettings(Section, frozen=True):
         Meta(description="backend for file events, in the directories of `files_watch`"),
     ] = "auto"
     files_watch: Annotated[
-        tuple[Annotated[str, Meta(pattern="^!?/")], ...],
+        tuple[Annotated[str, Meta(title=_WATCH_TITLE, pattern=_WATCH_PATTERN)], ...],
         Meta(
-            description="directories whose files `files_events` shows, with all directories below them (globs; a "
-            "leading `!` leaves directories out)"
+            description="directories whose files `files_events` shows, with all directories below them (globs, in "
+            "which `*` does not match `/`, and `**` can only be the end; a leading `!` leaves directories out)"
         ),
     ] = files_defaults.FILES_WATCH
     files_filesystems: Annotated[
-        tuple[Annotated[str, Meta(pattern="^/")], ...],
+        tuple[Annotated[str, Meta(title="an absolute path", pattern=r"^/[^\0]*$")], ...],
         Meta(
             description="mount points of file systems whose files `files_events` shows, all of them; every process "
             "that changes a file there takes somewhat longer"
@@ -293,7 +296,7 @@ class SourceSettings(Section, frozen=True):
         float,
         Meta(
             ge=0.1,
-            le=3600,
+            le=30,  # the process has to be in the cache when it ends
             description="seconds in which repeated changes of a file by a process are one row of `files_events`",
         ),
     ] = 1.0

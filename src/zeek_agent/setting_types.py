@@ -51,7 +51,8 @@ def _expected(kind: inspect.Type) -> str:
         case inspect.LiteralType(values=choices):
             return "one of " + ", ".join(str(choice) for choice in choices)
         case inspect.VarTupleType(item_type=item):
-            return "a list, each " + _expected(_plain_type(item))
+            named = (item.extra_json_schema or {}).get("title") if isinstance(item, inspect.Metadata) else None
+            return "a list, each " + str(named or _expected(_plain_type(item)))
     return "a string"
 
 

@@ -38,6 +38,7 @@ MS_RDONLY: Final = 0x1
 MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 0x40000
+MS_SHARED: Final = 0x100000
 MNT_DETACH: Final = 2
 RENAME_EXCHANGE: Final = 2
 _AT_FDCWD: Final = -100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,10 @@ from zeek_agent.config import SourceSettings
 from zeek_agent.containment.file_watchers import launched
 from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.files.fanotify_files import FanotifyFiles
-from zeek_agent.recording.files.file_watcher_link import Launcher
+from zeek_agent.recording.files.file_watcher_link import FileWatchers, Launcher
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.process_cache import ProcessCache
+from zeek_agent.recording.source import MissedTime
 
 TABLE = "files_events"
 WINDOW_SECONDS = 0.1
@@ -24,6 +26,17 @@ WINDOW_SECONDS = 0.1
 
 class Watching(Recording):
     """The recording of processes and of files below a directory."""
+
+    @property
+    def source(self) -> FanotifyFiles:
+        source = self.sources[1]
+        assert isinstance(source, FanotifyFiles)
+        return source
+
+    @property
+    def watcher(self) -> int:
+        """The process that watches."""
+        return watching_processes()[1]
 
     def files(self, **wanted: object) -> list[Event]:
         """The rows so far, as for `events`."""
@@ -54,25 +67,66 @@ def launcher(settings: SourceSettings) -> Launcher:
 def watching(
     *paths: Path | str,
     filesystems: Sequence[Path] = (),
-    denies: Callable[[str], bool] = lambda _: False,
+    may_read: Callable[[str], bool] = lambda _: True,
     directories: int = 20_000,
+    since: float | None = None,
+    window: float = WINDOW_SECONDS,
+    watchers: FileWatchers | None = None,
 ) -> Iterator[Watching]:
-    """Record what happens to the files in these directories."""
+    """Record what happens to the files in these directories; find what changed since a time, as after a restart."""
     settings = SourceSettings(
         ignore_self=False,
         files_watch=tuple(map(str, paths)),
         files_filesystems=tuple(map(str, filesystems)),
-        files_window=WINDOW_SECONDS,
+        files_window=window,
         files_directories=directories,
     )
-    with_watchers = launcher(settings)
+    own = launcher(settings) if watchers is None else None
     monitor = BpfMonitor(ProcessCache())
-    files = FanotifyFiles(monitor, settings, with_watchers, denies)
+    files = FanotifyFiles(monitor, settings, watchers or own, may_read)
+    if since is not None:
+        files.missed = MissedTime(since, lambda *_: frozenset())
     try:
         with Watching([EbpfProcesses(monitor, settings), files]) as recording:
             yield recording
     finally:
-        with_watchers.close()
+        if own is not None:
+            own.close()
+
+
+def directories_of(recording: Watching) -> int:
+    """The number of directories that are watched, as last reported."""
+    status = recording.source._status
+    return -1 if status is None else status.directories
+
+
+def problem_of(recording: Watching) -> str:
+    """The last problem that was reported."""
+    recording.source.update_counters()
+    return recording.source.counters.last_error or ""
+
+
+@contextmanager
+def stopped_watcher() -> Iterator[None]:
+    """The process that watches is stopped meanwhile."""
+    pid = watching_processes()[1]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def short_queue(events: int = 200) -> Iterator[None]:
+    """Groups that are opened meanwhile have a queue of this length."""
+    setting = Path("/proc/sys/fs/fanotify/max_queued_events")
+    before = setting.read_text()
+    setting.write_text(str(events))
+    try:
+        yield
+    finally:
+        setting.write_text(before)
 
 
 def watching_processes() -> list[int]:
@@ -89,3 +143,9 @@ def status_of(pid: int) -> dict[str, str]:
     """The fields of /proc/PID/status."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def proportional_kb(pid: int) -> int:
+    """The proportional set size of a process."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("Pss:")).split()[1])

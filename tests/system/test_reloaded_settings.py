@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
 
 import msgspec
 import pytest
+from own_table_files import declared, roots_directory
 
 import zeek_agent
 from zeek_agent import config as configuration
@@ -22,6 +23,13 @@ from zeek_agent.reload import Loaded
 
 pytestmark = pytest.mark.root
 
+OWN_TABLE: Final = """
+[tables.name_services]
+summary = "where this host looks up names"
+files = "/etc/nsswitch.conf"
+separator = ":"
+columns = [{ name = "kind", type = "text", summary = "`hosts`, …" }]
+"""
 PACK: Final = Path(zeek_agent.__file__).parent / "collector/default.toml"
 NEEDS_RESTART: Final = ("state_dir", "agent.", "sources.", "osquery.", "log.file", "log.entries", "control.")
 OTHER: Final[Mapping[str, object]] = {
@@ -128,13 +136,21 @@ async def reloading(tmp_path: Path) -> AsyncIterator[Reloading]:
     logging.getLogger().setLevel(level)
 
 
-async def test_every_setting_is_in_force_or_needs_a_restart(reloading: Reloading) -> None:
+@pytest.fixture
+def own_tables() -> Iterator[str]:
+    with roots_directory() as place:
+        yield declared(place, OWN_TABLE)
+
+
+async def test_every_setting_is_in_force_or_needs_a_restart(reloading: Reloading, own_tables: str) -> None:
     sections: dict[str, list[str]] = {}
     for name in settings():
         sections.setdefault(name.rpartition(".")[0], []).append(name)
     for names in sections.values():
         await reloading.reload()
         changed = {name: other(name, reloading.directory) for name in names}
+        if "tables.files" in changed:
+            changed["tables.files"] = (own_tables,)
         told = await reloading.reload(**changed)
         applied, _, kept = told.partition("; needs a restart: ")
         restarting = {name for name in names if name.startswith(NEEDS_RESTART)}

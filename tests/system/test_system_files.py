@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from watching import children, status_of
 
 pytestmark = pytest.mark.root
 SYS_ADMIN = 1 << 21
+GAPS = """SELECT "from" AS since, until FROM zeek_agent_gaps WHERE source IN ('agent', 'files')"""
 
 
 def launchers(pid: int) -> list[int]:
@@ -58,3 +62,50 @@ async def test_no_helper_runs_where_files_are_switched_off(tmp_path: Path) -> No
         assert launchers(agent.pid) == []
         sources = await agent.ask("SELECT source, active FROM zeek_agent_sources")
         assert not [each for each in sources if each["source"] == "files" and each["active"]]
+
+
+async def test_nothing_is_recorded_twice_or_left_out_of_gaps_when_the_agent_is_killed(tmp_path: Path) -> None:
+    place = tmp_path / "watched"
+    place.mkdir()
+    settings = {"sources.files": "auto", "sources.files_watch": f'["{place}"]', "sources.files_window": 0.2}
+    made: dict[str, float] = {}
+    ended = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not ended.is_set():
+            path = place / f"{number}"
+            made[str(path)] = time.time()
+            path.write_text("x")
+            number += 1
+            time.sleep(0.01)
+
+    writer = threading.Thread(target=write)
+    try:
+        async with running(tmp_path, settings=settings) as agent:
+            writer.start()
+            (launcher,) = launchers(agent.pid)
+            await until(lambda: agent.ask("SELECT * FROM files_events LIMIT 1"))
+            os.kill(agent.pid, signal.SIGKILL)
+            agent.process.wait()
+            await until(lambda: not Path(f"/proc/{launcher}").exists())
+        async with running(tmp_path, settings=settings) as agent:
+            begun = time.time()
+            await until(lambda: agent.ask(f"SELECT * FROM files_events WHERE time > {begun} AND NOT found LIMIT 1"))
+            ended.set()
+            await asyncio.to_thread(writer.join)
+            last = list(made)[-1]
+            await until(lambda: agent.ask(f"SELECT * FROM files_events WHERE path = '{last}' AND action = 'written'"))
+            rows = await agent.ask("SELECT path, found FROM files_events WHERE action = 'written'")
+            gaps = await agent.ask(GAPS)
+    finally:
+        ended.set()
+        writer.join()
+    events = [row["path"] for row in rows if not row["found"]]
+    assert len(events) == len(set(events))
+    missing = {path: at for path, at in made.items() if path not in events}
+    assert missing
+    outside = [at for at in missing.values() if not any(gap["since"] <= at <= gap["until"] for gap in gaps)]
+    assert outside == [], gaps
+    found = {row["path"] for row in rows if row["found"]}
+    assert missing.keys() <= found

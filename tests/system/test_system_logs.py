@@ -103,6 +103,8 @@ async def test_the_captured_query_gets_entries_of_the_journal(tmp_path: Path) ->
 async def test_the_collector_writes_the_journal_as_a_log(tmp_path: Path) -> None:
     with private_journal() as journal:
         async with beside(journal, tmp_path) as agent:
+            sql = "SELECT backend FROM zeek_agent_sources WHERE source = 'system_logs' AND active"
+            await until(lambda: agent.ask(sql), 60, "log messages are not recorded")
             journal.write(MESSAGE="into the log", PRIORITY=3)
             record = await agent.logged("zeek-agent-system-logs", {"message": "into the log"})
             assert list(record)[:3] == ["t", "hid", "host"]

@@ -9,7 +9,8 @@ from typing import Final
 
 from zeek_agent.containment import kernel
 from zeek_agent.files_helper import confinement
-from zeek_agent.recording.files import fanotify, watch_messages
+from zeek_agent.recording.files import watch_messages
+from zeek_agent.recording.files.fanotify_groups import FanotifyGroups
 from zeek_agent.recording.files.file_watcher import FileWatcher
 
 _ORDERS_BYTES_MAX: Final = 131_072
@@ -26,9 +27,9 @@ def serve(channel: socket.socket, account: tuple[int, int] | None, seccomp_filte
         return
     try:
         watch = watch_messages.decode_watch(packet)
-        group, joins_renames = fanotify.open_group()
+        groups = FanotifyGroups.opened()
         mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        watcher = FileWatcher(channel, watch, group, joins_renames=joins_renames, mountinfo=mountinfo)
+        watcher = FileWatcher(channel, watch, groups, mountinfo)
         watcher.start_threads()
         confinement.confine(account, seccomp_filter, keeps_admin=bool(watch.file_systems))
         watcher.run()

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from zeek_agent.recording.source import Source
 
 
-def _denies_nothing(_: str) -> bool:
-    return False
+def _may_read_all(_: str) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SourceContext:
     masker: Masker
     early: EarlyObjects | None = None
     watchers: FileWatchers | None = None
-    denies: Callable[[str], bool] = _denies_nothing
+    may_read: Callable[[str], bool] = _may_read_all
 
     @cached_property
     def names(self) -> RemoteNames:
@@ -107,7 +107,7 @@ def _files(shared: SourceContext) -> list[Source]:
     from zeek_agent.recording.files.fanotify_files import FanotifyFiles
     from zeek_agent.recording.files.file_watcher_link import Activated
 
-    return [FanotifyFiles(shared.monitor, shared.settings, shared.watchers or Activated(), shared.denies)]
+    return [FanotifyFiles(shared.monitor, shared.settings, shared.watchers or Activated(), shared.may_read)]
 
 
 def _logins(shared: SourceContext) -> list[Source]:
@@ -137,19 +137,19 @@ def candidates(
     *,
     early: EarlyObjects | None = None,
     watchers: FileWatchers | None = None,
-    denies: Callable[[str], bool] = _denies_nothing,
+    may_read: Callable[[str], bool] = _may_read_all,
 ) -> dict[str, list[Source]]:
     """Sources by kind, in order of preference; unless the setting is `auto`, only the one that it names.
 
     `masker` masks secrets in command lines before they are stored anywhere. `early` has objects that are attached
-    already. `watchers` starts processes that watch files; the default connects to systemd's unit. `denies` says of a
-    path whether access rules deny its contents.
+    already. `watchers` starts processes that watch files; the default connects to systemd's unit. `may_read` says of a
+    path whether access rules permit its contents.
     """
     if not sys.platform.startswith("linux"):
         return {kind: [] for kind in KINDS}
     masker = masker or Masker()
     cache = ProcessCache(settings.process_cache, settings.process_grace, masker=masker)
-    shared = SourceContext(settings, cache, masker, early, watchers, denies)
+    shared = SourceContext(settings, cache, masker, early, watchers, may_read)
     return {kind: _chosen(backends(shared), getattr(settings, kind)) for kind, backends in KINDS.items()}
 
 

@@ -109,6 +109,13 @@ class Source(ABC):
     def update_counters(self) -> None:  # noqa: B027
         """Bring `counters` up to date with the kernel."""
 
+    def losses_since(self) -> float | None:
+        """Since when (seconds since the epoch) events are missing that were counted as lost since the last call.
+
+        None if they were lost since the counters were last brought up to date.
+        """
+        return None
+
     def find_lost(self, since: float) -> None:  # noqa: B027
         """Report what began since then (seconds since the epoch), when events were lost, and is still there."""
 

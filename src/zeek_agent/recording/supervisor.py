@@ -284,7 +284,9 @@ class Supervisor:
         source.update_counters()
         now, lost = self._clock(), source.counters.lost["overrun"]
         if lost > recorder.lost:
-            recorder.losing_since = recorder.losing_since or recorder.checked
+            since = source.losses_since()
+            begun = recorder.checked if since is None else min(since, recorder.checked)
+            recorder.losing_since = begun if recorder.losing_since is None else min(begun, recorder.losing_since)
             recorder.losing_until = now
         recorder.lost = lost
         if recorder.losing_since is None:

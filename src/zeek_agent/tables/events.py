@@ -196,10 +196,10 @@ files_events = Table(
         "event store. The same action of a process on the same path within `sources.files_window`, one second by "
         "default, is one row, which appears at the end of that time: `time` is that of the first, `count` their "
         "number. Columns about the file (`type` to `sha256`) are as at that end, and null if it was gone. Rows of a "
-        "process are in the order of their first events; where the kernel merges events, `created` comes before "
-        "`written`, and `deleted` comes last. A file that is renamed over another one replaces it without a row of its "
-        "own. In what overlay file systems (containers) write, paths are those of their layers. See "
-        "[sources](sources.md#file-events)."
+        "process are in the order of their first events, except that those with a hash come later; where the kernel "
+        "merges events, `created` comes before `written`, and `deleted` comes last. A file that is renamed over "
+        "another one replaces it without a row of its own. In what overlay file systems (containers) write, paths are "
+        "those of their layers. See [sources](sources.md#file-events)."
     ),
     columns=[
         Column("time", "time", "when it happened"),

@@ -224,7 +224,7 @@ def test_names_are_kept_byte_by_byte(recording: Watching, place: Path) -> None:
 
 def test_new_executables_have_their_hash_unless_rules_deny_it(place: Path) -> None:
     program = Path("/bin/true").read_bytes()
-    with watching(place, denies=lambda path: path.endswith("denied")) as recording:
+    with watching(place, may_read=lambda path: not path.endswith("denied")) as recording:
         for name in ("program", "denied"):
             (place / name).write_bytes(program)
             (place / name).chmod(0o755)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 from waiting import until_sync
 
-from zeek_agent.recording.files import fanotify, watch_messages
+from zeek_agent.recording.files import watch_messages
+from zeek_agent.recording.files.fanotify_groups import FanotifyGroups
 from zeek_agent.recording.files.file_watcher import FileWatcher
-from zeek_agent.recording.files.watch_messages import Action, Change, Watch
+from zeek_agent.recording.files.watch_messages import Action, Change, Status, Watch
 
 pytestmark = pytest.mark.root
 
@@ -24,9 +26,10 @@ def watched(place: Path, *, joins_renames: bool) -> Iterator[list[Change]]:
     """The changes that a watcher sends."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     watch = Watch([os.fsencode(place)], [], [], [b"ext4", b"tmpfs", b"xfs", b"btrfs", b"overlay"], 0.1, 100, 0, 0.0)
-    group, _ = fanotify.open_group()
+    groups = FanotifyGroups.opened()
+    groups.joins_renames = joins_renames
     mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY)
-    watcher = FileWatcher(theirs, watch, group, joins_renames=joins_renames, mountinfo=mountinfo)
+    watcher = FileWatcher(theirs, watch, groups, mountinfo)
     changes: list[Change] = []
     ready = threading.Event()
 
@@ -35,7 +38,7 @@ def watched(place: Path, *, joins_renames: bool) -> Iterator[list[Change]]:
             message = watch_messages.decode(packet)
             if isinstance(message, list):
                 changes.extend(message)
-            else:
+            elif message.ready:
                 ready.set()
 
     threads = [threading.Thread(target=watcher.run), threading.Thread(target=receive)]
@@ -45,14 +48,14 @@ def watched(place: Path, *, joins_renames: bool) -> Iterator[list[Change]]:
         assert ready.wait(10)
         yield changes
     finally:
-        ours.shutdown(socket.SHUT_RDWR)
-        for thread in threads:
-            thread.join(10)
+        ours.shutdown(socket.SHUT_WR)
+        threads[0].join(10)
+        theirs.close()
+        threads[1].join(10)
         assert not any(thread.is_alive() for thread in threads)
-        for end in (ours, theirs):
-            end.close()
-        for descriptor in (group, mountinfo):
-            os.close(descriptor)
+        ours.close()
+        groups.close()
+        os.close(mountinfo)
 
 
 def test_before_linux_5_17_a_rename_is_two_rows_that_have_the_old_path(tmp_path: Path) -> None:
@@ -84,3 +87,33 @@ def test_files_in_a_renamed_directory_have_their_new_path(tmp_path: Path, joins_
         (second / "below" / "file").touch()
         wanted = os.fsencode(second / "below" / "file")
         until_sync(lambda: [each for each in changes if (each.action, each.path) == (Action.CREATED, wanted)])
+
+
+def test_the_process_reports_while_it_marks_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(30):
+        (tmp_path / str(number)).mkdir()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    groups = FanotifyGroups.opened()
+    mark = groups.mark
+
+    def slowly(flags: int, mask: int, directory: int, file_system: bytes) -> None:
+        time.sleep(0.02)  # 0.6 s for all
+        mark(flags, mask, directory, file_system)
+
+    monkeypatch.setattr(groups, "mark", slowly)
+    mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY)
+    watch = Watch([os.fsencode(tmp_path)], [], [], [b"ext4", b"tmpfs", b"xfs", b"btrfs"], 0.1, 100, 0, 0.0)
+    thread = threading.Thread(target=FileWatcher(theirs, watch, groups, mountinfo).run)
+    thread.start()
+    statuses = []
+    while not statuses or not statuses[-1].ready:
+        message = watch_messages.decode(ours.recv(watch_messages.PACKET_BYTES_MAX))
+        assert isinstance(message, Status)
+        statuses.append(message)
+    ours.shutdown(socket.SHUT_WR)
+    thread.join(10)
+    for descriptor in (ours, theirs):
+        descriptor.close()
+    groups.close()
+    os.close(mountinfo)
+    assert [status.ready for status in statuses][:2] == [False, False]

@@ -261,7 +261,7 @@ class Network:
     def __init__(self, name: str) -> None:
         self.name = name
         self.store = EventStore(None, events.TABLES)
-        settings = SourceSettings(ignore_self=False, system_logs="off")
+        settings = SourceSettings(ignore_self=False, system_logs="off", logins="off", files="off")
         self.supervisor = Supervisor(settings, self.store)
 
     def on_host(self, function: Callable[[], Any]) -> Any:

@@ -58,6 +58,7 @@ _OPENAT2: Final = 437
 _OPEN_HOW: Final = struct.Struct("=QQQ")
 _NO_XDEV: Final = 0x01
 _NO_SYMLINKS: Final = 0x04
+_O_PATH: Final = getattr(os, "O_PATH", 0)
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.fanotify_mark.argtypes = (
@@ -105,12 +106,21 @@ def mark(group: int, flags: int, mask: int, directory: int) -> None:
 
 def directory_key(directory: int) -> bytes:
     """The key of an open directory. Raises OSError."""
+    return file_system(directory) + _handle(directory)[0]
+
+
+def mount_id(opened: int) -> int:
+    """The id that the mount of an open file has in mountinfo; the file system is not asked. Raises OSError."""
+    return _handle(opened)[1]
+
+
+def _handle(opened: int) -> tuple[bytes, int]:
     handle = ctypes.create_string_buffer(_HANDLE_SIZE.pack(_HANDLE_MAX), _HANDLE_BYTES + _HANDLE_MAX)
     mount = ctypes.c_int()
-    if _libc.name_to_handle_at(directory, b"", handle, ctypes.byref(mount), _AT_EMPTY_PATH) != 0:
+    if _libc.name_to_handle_at(opened, b"", handle, ctypes.byref(mount), _AT_EMPTY_PATH) != 0:
         raise _error("name_to_handle_at")
     (size,) = _HANDLE_SIZE.unpack_from(handle.raw)
-    return file_system(directory) + handle.raw[: _HANDLE_BYTES + size]
+    return handle.raw[: _HANDLE_BYTES + size], mount.value
 
 
 def file_system(descriptor: int) -> bytes:
@@ -138,6 +148,18 @@ def open_below(directory: int, name: bytes, flags: int) -> int:
     if opened < 0:
         raise _error("openat2")
     return int(opened)
+
+
+def status_below(directory: int, name: bytes) -> os.stat_result:
+    """The attributes of an entry of a directory, or of a link itself. Raises OSError: EXDEV if it is a mount point.
+
+    Unlike stat(2) it never asks a file system that is mounted over the entry, which may hang.
+    """
+    opened = open_below(directory, name, _O_PATH)
+    try:
+        return os.fstat(opened)
+    finally:
+        os.close(opened)
 
 
 def events(records: bytes) -> Iterator[Event]:

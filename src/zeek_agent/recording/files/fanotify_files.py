@@ -32,8 +32,11 @@ log = logging.getLogger(__name__)
 
 _PSEUDO: Final = frozenset({"proc", "sysfs", "overlay", "ecryptfs", "cgroup", "cgroup2", "debugfs", "tracefs", "nsfs"})
 """Types of file systems that are local, but report no events."""
-_START_TIMEOUT_SECONDS: Final = 60.0
+_START_TIMEOUT_SECONDS: Final = 240.0
+"""For marking all directories; tens of thousands on a disk that seeks."""
 _STOP_TIMEOUT_SECONDS: Final = 5.0
+_LAST_SECONDS: Final = 2.5
+"""For the last changes, after which no more are waited for."""
 _POLL_MS: Final = 500
 _SILENCE_SECONDS: Final = 60.0
 """The watching process reports every quarter of a second; it may be stopped or starved for a while."""
@@ -54,16 +57,16 @@ class FanotifyFiles(Source):
     essential = False
 
     def __init__(
-        self, monitor: BpfMonitor, settings: SourceSettings, watchers: FileWatchers, denies: Callable[[str], bool]
+        self, monitor: BpfMonitor, settings: SourceSettings, watchers: FileWatchers, may_read: Callable[[str], bool]
     ) -> None:
-        """`monitor` keeps the cache of processes, where there is eBPF. `denies` says of a path whether access rules
-        deny the file's hash."""
+        """`monitor` keeps the cache of processes, where there is eBPF. `may_read` says of a path whether access rules
+        permit the file's hash."""
         super().__init__()
         self._monitor = monitor
         self._cache = monitor.cache
         self._settings = settings
         self._watchers = watchers
-        self._denies = denies
+        self._may_read = may_read
         self._exclusions = Exclusions(settings)
         self._has_host_pids = Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
         self._channel: socket.socket | None = None
@@ -74,7 +77,11 @@ class FanotifyFiles(Source):
         self._status: Status | None = None
         self._begun = 0
         self._complete_until = 0
+        self._lost_since: int | None = None
+        """The boot time (ns) since which events may be missing, of losses that were not counted yet."""
         self._received = 0
+        self._heard = 0.0
+        """When the watching process reported last, by the monotonic clock."""
         self._overflows = 0
         self._failures = 0
         self._message = ""
@@ -92,16 +99,18 @@ class FanotifyFiles(Source):
         self._ready.clear()
         self._status = None
         channel = self._channel = self._watchers.connect()
-        self._begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._complete_until = 0
         try:
             channel.send(watch_messages.encode_watch(self._watch()))
         except ValueError as error:
             raise OSError(f"sources.files_watch: {error}") from error
+        self._heard = time.monotonic()
         self._thread = threading.Thread(target=self._run, args=(channel,), name="files", daemon=True)
         self._thread.start()
-        if not self._ready.wait(_START_TIMEOUT_SECONDS):
-            raise OSError(f"the process that watches files has not started within {_START_TIMEOUT_SECONDS:.0f} s")
+        begun = self._heard
+        while not self._ready.wait(_POLL_MS / 1_000):
+            if time.monotonic() > min(self._heard + _SILENCE_SECONDS, begun + _START_TIMEOUT_SECONDS):
+                seconds = time.monotonic() - begun
+                raise OSError(f"the process that watches files has not started within {seconds:.0f} s")
         if self.failure is not None:
             raise OSError(self.failure)
 
@@ -109,7 +118,7 @@ class FanotifyFiles(Source):
         self._ended.set()
         if self._channel is not None:
             with suppress(OSError):  # the other side may have ended
-                self._channel.shutdown(socket.SHUT_RDWR)
+                self._channel.shutdown(socket.SHUT_WR)  # it sends what it has, and ends
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_STOP_TIMEOUT_SECONDS)
             self._thread = None
@@ -126,6 +135,10 @@ class FanotifyFiles(Source):
     def recorded_until(self) -> float | None:
         return boot_time() + max(self._begun, self._complete_until) / 1e9
 
+    def losses_since(self) -> float | None:
+        since, self._lost_since = self._lost_since, None
+        return None if since is None else boot_time() + since / 1e9
+
     def update_counters(self) -> None:
         status = self._status
         if status is not None:
@@ -141,7 +154,7 @@ class FanotifyFiles(Source):
         kinds = sorted(LOCAL_FILE_SYSTEMS - _PSEUDO)
         missed = self.missed
         return Watch(
-            paths=[to_bytes(path) for path in settings.files_watch],
+            paths=[to_bytes(path.removesuffix("/**") or "/") for path in settings.files_watch],
             unexecuted=[to_bytes(path) for path in FILES_UNEXECUTED],
             file_systems=[to_bytes(path) for path in settings.files_filesystems],
             kinds=[kind.encode() for kind in kinds],
@@ -167,15 +180,19 @@ class FanotifyFiles(Source):
         """Handle messages until the source is stopped (None), or the other side ended (the reason)."""
         poll = select.poll()
         poll.register(channel, select.POLLIN)
-        heard = begun = time.monotonic()
-        while not self._ended.is_set():
+        begun = time.monotonic()
+        while True:
             if not poll.poll(_POLL_MS):
-                if self._ready.is_set() and time.monotonic() - heard > _SILENCE_SECONDS:
+                if self._ended.is_set() and time.monotonic() - self._heard > _LAST_SECONDS:
+                    return None
+                if self._ready.is_set() and time.monotonic() - self._heard > _SILENCE_SECONDS:
                     return f"the process that watches files has not reported for {_SILENCE_SECONDS:.0f} s"
                 continue
-            heard = time.monotonic()
+            self._heard = time.monotonic()
             packet, _, flags, _ = channel.recvmsg(watch_messages.PACKET_BYTES_MAX)
             if not packet:
+                if self._ended.is_set():
+                    return None
                 status = self._status
                 return (status.message if status else "") or "the process that watches files has ended"
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
@@ -185,16 +202,19 @@ class FanotifyFiles(Source):
                 self._note(message)
             else:
                 self._record(message)
-            if heard - begun > _STEADY_SECONDS:
+            if self._heard - begun > _STEADY_SECONDS:
                 self._failures = 0
-        return None
 
     def _note(self, status: Status) -> None:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._complete_until = max(self._complete_until, min(status.complete_until, now))
+        if status.overflows > (self._status.overflows if self._status else 0) and self._lost_since is None:
+            self._lost_since = max(self._begun, self._complete_until)
         self._status = status
-        if status.ready:
+        if status.ready and not self._ready.is_set():
+            self._begun, self._complete_until = now, 0  # all directories have been marked by now
             self._ready.set()
+        if status.ready:
+            self._complete_until = max(self._complete_until, min(status.complete_until, now))
 
     def _record(self, changes: list[Change]) -> None:
         self._monitor.drain()  # what is known of processes now includes those of these changes
@@ -205,7 +225,8 @@ class FanotifyFiles(Source):
             process = None if change.pid is None else self._process(change.pid, change.at)
             if self._exclusions.process(process):
                 continue
-            may_hash = change.path is None or not self._denies(from_bytes(change.path))
+            paths = [from_bytes(path) for path in (change.path, change.old_path) if path is not None]
+            may_hash = change.sha256 is not None and change.path is not None and all(map(self._may_read, paths))
             events.append(file_event(change, process, since_epoch, may_hash=may_hash))
         events = self._exclusions.without(events)
         if events and self._sink is not None:

@@ -6,55 +6,62 @@ reading, too, so that the kernel's bounded queue is the only one that can overfl
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import socket
 import stat
 import time
 from collections import deque
-from contextlib import suppress
-from typing import Final
+from typing import Final, TypeAlias
 
 from zeek_agent.recording.files import fanotify, watch_messages
 from zeek_agent.recording.files.change_window import ChangeWindow
+from zeek_agent.recording.files.comparison import Comparison
 from zeek_agent.recording.files.executable_hashes import ExecutableHashes
+from zeek_agent.recording.files.fanotify_groups import FanotifyGroups
+from zeek_agent.recording.files.mount_table import MountTable
 from zeek_agent.recording.files.watch_messages import Action, Change, FileStatus, Status, Watch
 from zeek_agent.recording.files.watched_directories import (
     FoundEntry,
     MountDescriptors,
     WatchedDirectories,
     is_whiteout,
+    shown,
 )
 
 _READS_PER_TURN: Final = 32
 _STATUS_NS: Final = 250_000_000
+_SENDING_NS: Final = 100_000_000
+"""Between two sendings of changes, each of which costs the agent about as much as some changes."""
 _BACKLOG_PACKETS_MAX: Final = 32
+_FOUND_MAX: Final = 16_384
+"""Entries that a scan found and that wait for events about them; more are lost, like those of a full queue."""
 _CLOCK_SLACK_SECONDS: Final = 0.02
 """Of the times in inodes, which are those of the last timer tick."""
-_HASHED: Final = frozenset({Action.CREATED, Action.WRITTEN, Action.RENAMED, Action.ATTRIBUTES})
+_COMPARING_NS: Final = 20_000_000
+"""For so long directories are compared before events are read again."""
+_FLUSH_SECONDS: Final = 2.0
+"""For the last changes, when the agent has closed its end."""
 
 
 class FileWatcher:
-    """Watches as `watch` says, until the other end of `channel` is closed."""
+    """Watches as `watch` says, until the other end of `channel` is closed for writing."""
 
-    def __init__(
-        self, channel: socket.socket, watch: Watch, group: int, *, joins_renames: bool, mountinfo: int
-    ) -> None:
+    def __init__(self, channel: socket.socket, watch: Watch, groups: FanotifyGroups, mountinfo: int) -> None:
         """`mountinfo` is an open /proc/self/mountinfo, which reports changes."""
         self._channel = channel
         self._watch = watch
-        self._group = group
+        self._groups = groups
         self._mountinfo = mountinfo
         self._message = ""
         self.directories = WatchedDirectories(
-            group,
-            joins_renames=joins_renames,
+            groups,
             patterns=watch.paths,
             unexecuted=watch.unexecuted,
-            kinds=watch.kinds,
             directories_max=watch.directories_max,
+            mounts=MountTable(frozenset(watch.kinds)),
             report=self._report,
+            progress=self._progress,
         )
         self._window = ChangeWindow(int(watch.window_seconds * 1e9))
         self._hashes = ExecutableHashes(watch.hash_bytes_max)
@@ -68,12 +75,14 @@ class FileWatcher:
         self._overflows = 0
         self._emptied = _boot_time()
         self._emptied_wall = time.time()
-        self._status_due = 0
+        self._status_due = self._sent = 0
         self._ready = False
         self._expands = False
         self._expands_new = False
         """Whether directories that patterns match may have appeared, and been created."""
-        self._lost_since: float | None = None
+        self._lost_since: tuple[int, float] | None = None
+        """Since when events are missing that were not looked for yet, by the boot time (ns) and the time of day."""
+        self._comparison: Comparison | None = None
 
     def start_threads(self) -> None:
         """Before the process is confined."""
@@ -85,54 +94,73 @@ class FileWatcher:
         self.directories.read_mounts()
         self.directories.mark_file_systems(self._watch.file_systems)
         self.directories.mark_all()
-        self._mark_mounts()
+        self.directories.mark_mounts()
         self._ready = True
         if self._watch.since:
-            self._compare(self._watch.since)
+            self._lost_since = self._emptied, self._watch.since
         poll = select.poll()
         poll.register(self._mountinfo, select.POLLERR | select.POLLPRI)
-        poll.register(self._hashes.finished, select.POLLIN)
         while True:
             is_behind = len(self._packets) > _BACKLOG_PACKETS_MAX
             poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._packets else 0))
-            if is_behind:
-                self._unregister(poll)
-            else:
-                poll.register(self._group, select.POLLIN)
-            for descriptor, state in poll.poll(self._timeout_ms()):
+            for group in self._groups.in_use:
+                poll.register(group, 0 if is_behind else select.POLLIN)
+            for descriptor, state in poll.poll(0 if self._comparison and not is_behind else self._timeout_ms()):
                 if descriptor == self._channel.fileno() and state & (select.POLLIN | select.POLLHUP | select.POLLERR):
-                    return  # the agent says nothing after its orders
+                    self._finish()  # the agent says nothing after its orders
+                    return
                 if descriptor == self._mountinfo:
                     self._remount()
             if not is_behind:
                 self._read()
-            self._send_due()
+            if self._packets:
+                self._flush()
+            if self._is_due(_boot_time()):
+                self._send_due()
 
-    def _unregister(self, poll: select.poll) -> None:
-        try:
-            poll.unregister(self._group)
-        except KeyError:
-            return
+    def _finish(self) -> None:
+        """Send what is known, in little time."""
+        self._read()
+        self._send_due(everything=True)
+        self._packets.append(watch_messages.encode_status(self._status()))
+        deadline = time.monotonic() + _FLUSH_SECONDS
+        while self._packets and (left := deadline - time.monotonic()) > 0:
+            select.select([], [self._channel], [], left)
+            self._flush()
 
-    def _timeout_ms(self) -> int:
-        now = _boot_time()
-        due = self._status_due
+    def _is_due(self, now: int) -> bool:
+        return now >= self._due() or self._window.is_full()
+
+    def _due(self) -> int:
+        """The boot time (ns) when something is to be sent. What is due within a tenth of a second goes together."""
+        due = 0 if self._hashes.is_busy() else self._status_due
         oldest = self._window.oldest()
         if oldest is not None:
             due = min(due, oldest + int(self._watch.window_seconds * 1e9))
-        return max(1, min(1_000, (due - now) // 1_000_000 + 1))
+        return max(due, self._sent + _SENDING_NS)
+
+    def _timeout_ms(self) -> int:
+        return max(1, min(1_000, (self._due() - _boot_time()) // 1_000_000 + 1))
 
     def _read(self) -> None:
         """Handle pending events, and what has to wait until there are none."""
+        begun, begun_wall = _boot_time(), time.time()
+        is_empty = [self._read_group(group) for group in self._groups.in_use]
+        if all(is_empty):
+            self._emptied, self._emptied_wall = begun, begun_wall
+            self._settle()
+
+    def _read_group(self, group: int) -> bool:
+        """Whether all pending events were read."""
         for _ in range(_READS_PER_TURN):
-            begun, begun_wall = _boot_time(), time.time()
             try:
-                records = os.read(self._group, fanotify.READ_BYTES)
+                records = os.read(group, fanotify.READ_BYTES)
             except BlockingIOError:
-                self._emptied, self._emptied_wall = begun, begun_wall
-                self._settle()
-                return
+                return True
             self._handle(list(fanotify.events(records)), _boot_time())
+            if self._window.is_full():
+                break
+        return False
 
     def _settle(self) -> None:
         """Do what has to wait until all events were read."""
@@ -140,15 +168,27 @@ class FileWatcher:
         for change in self._found.values():
             self._window.add(change)
         self._found.clear()
-        if self._expands:
-            is_new = self._expands_new
-            self._expands = self._expands_new = False
-            for place in self.directories.mark_all(self._note_found if is_new else None):
-                if is_new:
-                    self._note_found(FoundEntry(place, True))
-        if self._lost_since is not None:
-            since, self._lost_since = self._lost_since, None
-            self._compare(since)
+        if self._expands or self.directories.is_incomplete:
+            self._expand()
+        if self.directories.has_new_mounts:
+            self.directories.mark_mounts(self._note_changed)
+        if self._comparison is None and self._lost_since is not None:
+            self._comparison = Comparison(self.directories, self._lost_since, self._note_entry, self._report)
+            self._lost_since = None
+        if self._comparison is not None and self._comparison.advance(
+            _boot_time() + _COMPARING_NS, self._has_found_many
+        ):
+            self._comparison = None
+
+    def _has_found_many(self) -> bool:
+        return len(self._found) >= _FOUND_MAX // 4
+
+    def _expand(self) -> None:
+        is_new = self._expands_new
+        self._expands = self._expands_new = False
+        for place in self.directories.mark_all(self._note_found if is_new else self._note_changed):
+            if is_new:
+                self._note_found(FoundEntry(place, True, None))
 
     def _handle(self, events: list[fanotify.Event], now: int) -> None:
         self._learn_removed(events)
@@ -157,17 +197,30 @@ class FileWatcher:
             if self._leaving is not None and not (event.mask & fanotify.MOVED_TO and event.target == self._leaving[1]):
                 self._leave()
             if event.mask & fanotify.Q_OVERFLOW:
-                self._overflows += 1
-                if self._lost_since is None:
-                    self._lost_since = self._emptied_wall
+                self._overflowed()
             elif event.mask & fanotify.RENAME:
                 self._renamed(event, now)
             elif event.directory is not None and event.name:
                 if self.directories.is_watched(event.directory):
                     self._changed(event, event.directory, event.name, now)
-                elif event.mask & fanotify.ONDIR:  # a directory that a pattern may match
-                    self._expands = True
-                    self._expands_new |= bool(event.mask & fanotify.CREATE)
+                self._note_way(event)
+
+    def _overflowed(self) -> None:
+        self._overflows += 1
+        if self._lost_since is None:
+            self._lost_since = self._emptied, self._emptied_wall
+
+    def _note_way(self, event: fanotify.Event) -> None:
+        """See whether the directories that patterns match are others now."""
+        assert event.directory is not None
+        assert event.name is not None
+        path = self.directories.leads_to_watched(event.directory, event.name)
+        if path is None or not event.mask & (fanotify.CREATE | fanotify.MOVED_TO | fanotify.MOVED_FROM):
+            return
+        self._expands = True
+        self._expands_new |= bool(event.mask & fanotify.CREATE and event.mask & fanotify.ONDIR)
+        if event.mask & fanotify.MOVED_FROM and event.mask & fanotify.ONDIR:
+            self.directories.left(path)
 
     def _leave(self) -> None:
         """Forget a directory that was moved to where nothing is watched."""
@@ -216,12 +269,15 @@ class FileWatcher:
         vanishes = mask & (fanotify.DELETE | fanotify.MOVED_FROM)
         if appears:
             directories.names.add(directory, name)
-        if vanishes and not (appears and self._exists(path)):  # their order is unknown
+        if vanishes and not (appears and directories.has_entry(directory, name)):  # their order is unknown
             directories.names.discard(directory, name)
         if not mask & fanotify.ONDIR:
             return
-        if mask & fanotify.DELETE and event.target is not None:
-            directories.removed(event.target)
+        if mask & fanotify.DELETE:
+            if event.target is not None and directories.is_marked(event.target):
+                directories.removed(event.target)
+            else:  # a btrfs subvolume has another key in its own file system
+                directories.moved(path, None)
         if mask & fanotify.MOVED_FROM and not appears:
             self._leaving = path, event.target
         if appears:
@@ -230,22 +286,10 @@ class FileWatcher:
                 self._leaving = None
             self._appeared(directory, path, event.target, is_new=bool(mask & fanotify.CREATE))
 
-    @staticmethod
-    def _exists(path: bytes) -> bool:
-        try:
-            os.lstat(path)
-        except OSError:
-            return False
-        return True
-
     def _renamed(self, event: fanotify.Event, now: int) -> None:
         directories = self.directories
         old = self._path_of(event.directory, event.name)
         new = self._path_of(event.new_directory, event.new_name)
-        if old is None and new is None:
-            if event.mask & fanotify.ONDIR:
-                self._expands = True
-            return
         if all(path is None or directories.is_excluded(path) for path in (old, new)):
             return
         is_directory = bool(event.mask & fanotify.ONDIR)
@@ -275,100 +319,54 @@ class FileWatcher:
             self.directories.mark_below(path, self._note_found if is_new else self._note_changed)
 
     def _note_found(self, entry: FoundEntry) -> None:
-        change = Change(Action.CREATED, None, _boot_time(), entry.path, is_directory=entry.is_directory, is_found=True)
-        self._found.setdefault(entry.path, change)
+        self._note_entry(Action.CREATED, entry)
 
     def _note_changed(self, entry: FoundEntry) -> None:
         """The same for a directory that came from elsewhere: its files are older, unless they changed since then."""
         since = self._emptied_wall - _CLOCK_SLACK_SECONDS
-        if not entry.is_directory and not self.directories.is_refused(entry.path):
-            with suppress(FileNotFoundError):
-                status = os.lstat(entry.path)
-                if status.st_ctime >= since:
-                    action = Action.WRITTEN if status.st_mtime >= since else Action.ATTRIBUTES
-                    change = Change(action, None, _boot_time(), entry.path, is_found=True, status=_status(status))
-                    self._found.setdefault(entry.path, change)
+        status = entry.status
+        if not entry.is_directory and status is not None and status.st_ctime >= since:
+            self._note_entry(Action.WRITTEN if status.st_mtime >= since else Action.ATTRIBUTES, entry)
+
+    def _note_entry(self, action: Action, entry: FoundEntry) -> None:
+        """Report a change that was found, unless an event turns out to be about it."""
+        if len(self._found) >= _FOUND_MAX and entry.path not in self._found:
+            self._report(f"more than {_FOUND_MAX} files were found at once, {shown(entry.path)} is left out")
+            self._overflowed()
+            return
+        change = Change(action, None, _boot_time(), entry.path, is_directory=entry.is_directory, is_found=True)
+        if entry.status is not None:
+            change.status = _status(entry.status)
+        self._found.setdefault(entry.path, change)
 
     def _add(self, change: Change) -> None:
-        if change.path is not None and self._found:
-            self._found.pop(change.path, None)
+        found = self._found.get(change.path) if change.path is not None and self._found else None
+        if found is not None and (found.action is not Action.DELETED or change.action is Action.DELETED):
+            del self._found[found.path or b""]
         self._window.add(change)
 
-    def _compare(self, since: float) -> None:
-        """Report what changed in watched directories since then (seconds since the epoch), because events were lost."""
-        since -= _CLOCK_SLACK_SECONDS
-        for key, path in self.directories.marked():
-            try:
-                with MountDescriptors(self.directories) as mounts:
-                    opened = self.directories.opened(key, os.O_RDONLY | os.O_DIRECTORY, mounts)
-            except OSError as error:
-                if error.errno in (errno.ESTALE, errno.ENOENT):
-                    self.directories.removed(key)
-                    self._report_found(Action.DELETED, path, None, is_directory=True)
-                continue
-            try:
-                self._compare_directory(key, opened, since)
-            except OSError as error:
-                self._report(f"{os.fsdecode(path)} cannot be compared: {error.strerror}")
-            finally:
-                os.close(opened)
-
-    def _compare_directory(self, key: bytes, opened: int, since: float) -> None:
-        directories = self.directories
-        path = os.readlink(b"/proc/self/fd/%d" % opened)  # noqa: PTH115
-        if path.endswith(b" (deleted)"):
-            directories.removed(key)
-            self._report_found(Action.DELETED, path.removesuffix(b" (deleted)"), None, is_directory=True)
-            return
-        directories.update_path(key, path)
-        former = directories.names.get(key)
-        present = set()
-        for entry in os.scandir(opened):
-            name = os.fsencode(entry.name)
-            present.add(name)
-            place = _joined(path, name)
-            if directories.is_refused(place):
-                continue
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            is_directory = stat.S_ISDIR(status.st_mode)
-            if former is not None and name not in former:
-                self._report_found(Action.CREATED, place, status, is_directory=is_directory)
-                if is_directory:
-                    directories.mark_below(place, self._note_found)
-            elif not is_directory and status.st_ctime >= since:
-                action = Action.WRITTEN if status.st_mtime >= since else Action.ATTRIBUTES
-                self._report_found(action, place, status, is_directory=False)
-        for name in (former or frozenset()) - present:
-            self._report_found(Action.DELETED, _joined(path, name), None, is_directory=False)
-        directories.names.replace(key, present)
-
-    def _report_found(self, action: Action, path: bytes, status: os.stat_result | None, *, is_directory: bool) -> None:
-        found = Change(action, None, _boot_time(), path, is_directory=is_directory, is_found=True)
-        if status is not None:
-            found.status = _status(status)
-        self._window.add(found)
-
     def _remount(self) -> None:
-        self.directories.read_mounts()
-        self.directories.mark_all()
-        self._mark_mounts()
+        directories = self.directories
+        places = directories.read_mounts()
+        directories.mark_file_systems(self._watch.file_systems)
+        directories.mark_all(self._note_changed)
+        directories.mark_uncovered(places, self._note_changed)
+        directories.mark_mounts(self._note_changed)
 
-    def _mark_mounts(self) -> None:
-        while places := self.directories.mount_points_below():
-            added = [each for place in places for each in self.directories.mark_below(place)]
-            if not added:
-                return
-
-    def _send_due(self) -> None:
-        now = _boot_time()
-        ready = self._hashes.results()
+    def _send_due(self, *, everything: bool = False) -> None:
+        now = self._sent = _boot_time()
+        ready = self._hashes.results(everything=everything)
+        seen: dict[bytes, _Seen | None] = {}  # most files that change do so in several ways
         with MountDescriptors(self.directories) as mounts:
-            for change in self._window.due(now):
-                if change.target is None or change.status is not None or not self._look(change, mounts):
+            for change in self._window.due(now, everything=everything):
+                if change.target is not None and change.status is None:
+                    if change.target not in seen:
+                        seen[change.target] = self._look(change.target, mounts)
+                    _add_status(change, seen[change.target])
+                if everything or not self._wants_hash(change) or not self._hashes.add(change):
                     ready.append(change)
+            while (change_to_hash := self._hashes.next_to_open()) is not None:
+                self._open_to_hash(change_to_hash, mounts)
         for change in ready:
             _shorten(change)
         self._packets.extend(watch_messages.encode_changes(ready))
@@ -377,38 +375,44 @@ class FileWatcher:
             self._packets.append(watch_messages.encode_status(self._status()))
         self._flush()
 
-    def _look(self, change: Change, mounts: MountDescriptors) -> bool:
-        """Add the attributes of the file itself, whatever has its name now. Returns whether it is being hashed."""
-        assert change.target is not None
+    def _look(self, target: bytes, mounts: MountDescriptors) -> _Seen | None:
+        """The attributes of a file itself, whatever has its name now; None if it is gone."""
         try:
-            opened = self.directories.opened(change.target, os.O_PATH, mounts)
+            opened = self.directories.opened(target, os.O_PATH, mounts)
         except OSError:
-            return False  # it is gone
+            return None
         try:
             status = os.fstat(opened)
+            return _status(status), is_whiteout(status)
         finally:
             os.close(opened)
-        change.status = _status(status)
-        if change.action is Action.RENAMED and is_whiteout(status):
-            change.action, change.old_path = Action.DELETED, None
-        is_executable = stat.S_ISREG(status.st_mode) and status.st_mode & 0o111
-        if change.action not in _HASHED or not is_executable or not self._hashes.wants(status.st_size):
-            return False
+
+    @staticmethod
+    def _wants_hash(change: Change) -> bool:
+        status = change.status
+        return (
+            status is not None
+            and change.action in _HASHED
+            and change.target is not None
+            and stat.S_ISREG(status.mode)
+            and status.mode & 0o111 != 0
+        )
+
+    def _open_to_hash(self, change: Change, mounts: MountDescriptors) -> None:
+        assert change.target is not None
         try:
             opened = self.directories.opened(change.target, os.O_RDONLY | os.O_NONBLOCK, mounts)
         except OSError:
-            return False
-        self._hashes.add(change, opened)
-        return True
+            self._hashes.skip(change)  # it is gone
+        else:
+            self._hashes.start_hash(change, opened)
 
     def _status(self) -> Status:
-        pending = [self._emptied]
-        if (oldest := self._window.oldest()) is not None:
-            pending.append(oldest)
-        if (oldest := self._hashes.oldest()) is not None:
-            pending.append(oldest)
+        pending = [self._emptied, self._window.oldest(), self._hashes.oldest()]
+        pending.append(None if self._lost_since is None else self._lost_since[0])
+        pending.append(None if self._comparison is None else self._comparison.since)
         return Status(
-            min(pending),
+            min(each for each in pending if each is not None),
             self._received,
             self._overflows,
             len(self.directories),
@@ -416,6 +420,14 @@ class FileWatcher:
             self._ready,
             self._message,
         )
+
+    def _progress(self) -> None:
+        """Report during work that takes long, so that the agent does not take this process for hung."""
+        now = _boot_time()
+        if now >= self._status_due and not self._packets:
+            self._status_due = now + _STATUS_NS
+            self._packets.append(watch_messages.encode_status(self._status()))
+            self._flush()
 
     def _flush(self) -> None:
         while self._packets:
@@ -438,6 +450,9 @@ _ACTIONS: Final = (
     (fanotify.MOVED_FROM, Action.RENAMED),
     (fanotify.DELETE, Action.DELETED),
 )
+_Seen: TypeAlias = tuple[FileStatus, bool]
+"""The attributes of a file, and whether it is a whiteout."""
+_HASHED: Final = frozenset({Action.CREATED, Action.WRITTEN, Action.RENAMED, Action.ATTRIBUTES})
 
 
 def _joined(directory: bytes, name: bytes) -> bytes:
@@ -446,6 +461,14 @@ def _joined(directory: bytes, name: bytes) -> bytes:
 
 def _status(status: os.stat_result) -> FileStatus:
     return FileStatus(status.st_dev, status.st_ino, status.st_size, status.st_mode)
+
+
+def _add_status(change: Change, seen: _Seen | None) -> None:
+    if seen is None:
+        return
+    change.status, stands_for_deleted = seen
+    if change.action is Action.RENAMED and stands_for_deleted:
+        change.action, change.old_path = Action.DELETED, None
 
 
 def _shorten(change: Change) -> None:
