@@ -226,7 +226,7 @@ class Authorizer:
         if function == TRIPWIRE and within is not None:
             if within.startswith("_"):
                 raise _unreadable(within)
-            raise UnknownTableError(f"no such table: {within}", within)  # what a former table has recorded
+            raise UnknownTableError(f"no such table: {within}", table=within)  # what a former table has recorded
         if function not in _FUNCTION_NAMES:
             raise AccessDeniedError(f"function {function} may not be used")
 
