@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -205,3 +206,19 @@ async def test_values_of_a_column_that_is_denied_later_are_not_reported_as_gone(
             await installed(runner, results)
             await after(runner)
     assert recorder.taken == [[(None,)]]
+
+
+async def test_values_that_are_masked_later_are_not_reported_as_gone(state: Path) -> None:
+    recorder = EncodedRecorder()
+    with subprocess.Popen(["sleep", "0600.25"]) as process:
+        sql = f"SELECT cmdline FROM processes WHERE pid = {process.pid}"
+        async with running(state) as (runner, results):
+            await runner.install(recorder, "q1", Query(sql, "rows", SCHEDULE, Subscription.DIFFERENCES))
+            await until(lambda: results.usage().queries)
+            reconfigure(runner, AccessSettings(redact=("0600",)))
+            runs = runner.installed[0].runs
+            await until(lambda: runner.installed[0].runs > runs + 3)
+            process.kill()
+            process.wait()
+            await until(lambda: recorder.taken)
+    assert recorder.taken == [[("sleep ***.25",)]]

@@ -139,8 +139,9 @@ class StreamedStatement(NamedTuple):
     headings: tuple[Heading, ...]
     size: int
     files: Omissions
-    withheld: frozenset[str]
-    """The columns, as `table.column`, that stay unset in the tables that the statement reads."""
+    rules: frozenset[str]
+    """The access rules that change values of the rows: columns that stay unset, as `table.column`, and masking unless
+    the statement reads only events, which were masked when they were recorded."""
 
 
 def _store_id(uri: str | None) -> str | None:
@@ -291,8 +292,13 @@ class SqlConnection:
                     raise LimitError(f"the result has more than {limits.rows} rows (limits.rows)")
                 add(row, packed)
         files = self.context.reads.omissions()
-        withheld = (f"{table}.{column}" for table in self._tables_of(sql) for column in self._withheld[table])
-        return StreamedStatement(tuple(self._headings), limits.result_bytes - left, files, frozenset(withheld))
+        return StreamedStatement(tuple(self._headings), limits.result_bytes - left, files, self._rules_of(sql))
+
+    def _rules_of(self, sql: str) -> frozenset[str]:
+        tables = self._tables_of(sql)
+        withheld = frozenset(f"{table}.{column}" for table in tables for column in self._withheld[table])
+        reads_host = any(self.catalog.tables[table].kind != "events" for table in tables)
+        return withheld | self.context.access.masking if reads_host else withheld
 
     def _tables_of(self, sql: str) -> frozenset[str]:
         """The tables that the statement that ran last reads."""

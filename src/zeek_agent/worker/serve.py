@@ -324,7 +324,7 @@ class Worker:
         with ExitStack() as stack:
             difference = compare(
                 comparison.basis,
-                _stored_columns(columns, finished.streamed.withheld),
+                _stored_columns(columns, finished.streamed.rules),
                 (row for _, row in rows.rows(None)),  # type: ignore[misc]
                 delta,
                 reporting=comparison.reporting,
@@ -409,15 +409,15 @@ def _write(statement: int, rows: ResultWriter, batches: Iterator[FrameBatch]) ->
             offset += sum(part)
 
 
-def _stored_columns(columns: Sequence[ResultColumn], withheld: frozenset[str]) -> ColumnTypes:
-    """The columns of a result that is to be stored. The type of the first one identifies the columns of tables that
-    access rules leave unset: a result under other rules starts over, because its rows would be reported as gone.
+def _stored_columns(columns: Sequence[ResultColumn], rules: frozenset[str]) -> ColumnTypes:
+    """The columns of a result that is to be stored. The type of the first one identifies the access rules that change
+    values: a result under other rules starts over, because its rows would be reported as gone.
     """
     stored = [(column.name, str(column.type)) for column in columns]
-    if withheld:
+    if rules:
         (name, kind), *others = stored
-        rules = blake2b(msgspec.json.encode(sorted(withheld)), digest_size=8).hexdigest()
-        stored = [(name, f"{kind} without {rules}"), *others]
+        under = blake2b(msgspec.json.encode(sorted(rules)), digest_size=8).hexdigest()
+        stored = [(name, f"{kind} under {under}"), *others]
     return tuple(stored)
 
 
