@@ -75,7 +75,7 @@ RELAYED: Final = {
     "host/files/gate.py: cause",  # of hazards.py
     "host/files/reads.py: omission.value",
     "host/programs.py: ctypes.get_errno()",
-    "host/programs.py: f\"{program} {how}{(': ' if said else '')}{said}\"",
+    "host/programs.py: f'{program} {how}'",
     "logbook.py: warning",  # of config.py
     "osquery/lookups.py: self._module.requirement",
     "osquery/lookups.py: self.module.requirement",

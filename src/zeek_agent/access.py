@@ -76,6 +76,10 @@ class AccessPolicy:
         self._private = _PathRules(access_defaults.CONTENTS_PRIVATE)
         self.masker = Masker(_compile_redaction(settings.redact), enabled=settings.mask)
         """Masks command lines before they are stored or returned."""
+        self.masking = frozenset(
+            {*(f"redact {rule}" for rule in settings.redact), *(() if settings.mask else ("off",))}
+        )
+        """How masking differs from the default."""
         self._executables_deny = _PathRules([rule for rule in settings.paths_deny if rule not in _DEFAULT_DENY])
         self._paths_deny_caseless = _PathRules(settings.paths_deny, caseless=True)
         self._denied = lru_cache(VERDICTS_KEPT)(self._judge)

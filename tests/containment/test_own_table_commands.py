@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -148,10 +149,11 @@ exit 0
         ("while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxx; done", "", r"wrote more than 4194304 bytes"),
         ("while :; do echo xxxxxxxxxxxxxx >&2; done", "timeout = 0.5", r"took longer than 0\.5 s \(timeout\)"),
         ("read x < /dev/tty; while :; do :; done", "timeout = 0.5", r"took longer than 0\.5 s \(timeout\)"),
+        ("exec >&- 2>&-; while :; do :; done", "timeout = 0.5", r"took longer than 0\.5 s \(timeout\)"),
         ("while :; do :; done", "", r"limits\.time"),
         ("x=x; while :; do x=$x$x$x$x; done", "", r"failed with exit code|was ended by signal"),
     ],
-    ids=["status", "format", "endless", "endless, default", "errors", "time", "limit", "memory"],
+    ids=["status", "format", "endless", "endless, default", "errors", "time", "closed", "limit", "memory"],
 )  # fmt: skip
 async def test_a_command_that_fails_is_the_statements_error(
     text: str, options: str, error: str, tmp_path: Path, place: Path
@@ -187,6 +189,14 @@ def _command_line(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except FileNotFoundError:
         return b""
+
+
+async def test_a_command_cannot_leave_the_process_group_that_ends_with_its_helper(tmp_path: Path, place: Path) -> None:
+    setsid = shutil.which("setsid")
+    assert setsid is not None
+    text = f'echo "{{\\"name\\": \\"$({setsid} --fork {setsid} 2>&1)\\"}}"'
+    ((said, _),) = await rows(tmp_path, command(place, text, f'programs = ["{setsid}"]'))
+    assert said == "setsid: setsid failed: Operation not permitted"
 
 
 async def test_a_fork_bomb_ends_with_the_statement(tmp_path: Path, place: Path) -> None:
@@ -414,3 +424,11 @@ async def test_notes_show_no_value_of_a_table_with_denied_columns(tmp_path: Path
         result = await db.query("SELECT * FROM made")
     assert result.rows == [("a", None)]
     assert result.errors == ("table made: rows left out that are not JSON objects: 1",)
+
+
+async def test_standard_error_is_not_shown_for_a_table_with_denied_columns(tmp_path: Path, place: Path) -> None:
+    own = command(place, "echo 'secret is too large' >&2; exit 3")
+    for denied, ending in ((), ": secret is too large"), (("made.size",), ""):
+        async with database(tmp_path, own, AccessSettings(columns_deny=denied)) as db:
+            with pytest.raises(SqlError, match=f"/command failed with exit code 3{ending}$"):
+                await db.query("SELECT name FROM made")

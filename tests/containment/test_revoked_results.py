@@ -18,6 +18,7 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, Config, EventSettings, LimitSettings
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.encoded_result import EncodedResult
+from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.worker_process import WorkerState
 from zeek_agent.database.encodings import ControlEncoding
 from zeek_agent.errors import AccessDeniedError, RevokedError
@@ -115,6 +116,46 @@ async def test_permitted_rows_are_still_read(database: ContainedDatabase) -> Non
     assert await read(users) > 0
     change(database, concerns_rows=True)
     assert await read(events) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "sql"),
+    [
+        ("processes_events.pid", "SELECT count(*), max(pid) FROM processes_events"),
+        ("processes_events.pid", "SELECT count(*), max(pid) FROM processes_events_history"),
+        ("processes_events_history.p*", "SELECT count(*), max(pid) FROM processes_events"),
+    ],
+)
+async def test_events_whose_columns_are_denied_now_are_not_read_any_more(
+    database: ContainedDatabase, rule: str, sql: str
+) -> None:
+    result = await encoded(database, sql)
+    unconcerned = await encoded(database, "SELECT count(*) FROM sockets_events")
+    change(database, concerns_rows=True, columns_deny=(rule,))
+    with pytest.raises(RevokedError):
+        await read(result)
+    assert await read(unconcerned) == 1
+    under_the_rule = await encoded(database, sql)
+    change(database, concerns_rows=True)
+    assert await read(under_the_rule) == 1
+
+
+async def test_a_running_statement_on_events_is_run_again_without_a_denied_column(
+    database: ContainedDatabase,
+) -> None:
+    def reading() -> list[int]:
+        workers = database.pool.processes
+        return [one.pid for one in workers if one.kind is WorkerClass.EVENTS and one.state is WorkerState.BUSY]
+
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*), {} FROM n"
+    sql = endless.format("(SELECT max(pid) FROM processes_events)")
+    running = asyncio.create_task(encoded(database, sql))
+    before = await until(reading)
+    change(database, concerns_rows=True, columns_deny=("processes_events.pid",))
+    await until(lambda: reading() and reading() != before)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
 
 async def test_statements_give_their_whole_result_or_a_reason_while_rules_change(database: ContainedDatabase) -> None:

@@ -63,7 +63,7 @@ def test_other_output_is_an_error_with_its_reason(output: bytes, reason: str) ->
 
 def test_of_json_lines_only_the_bad_ones_are_left_out() -> None:
     notes = Notes()
-    output = b'{"a": 1}\r\n\nnot\n[' + b"[" * 100_000 + b'\n3\n{"a": 2}'
+    output = b'\xef\xbb\xbf{"a": 1}\r\n\nnot\n[' + b"[" * 100_000 + b'\n3\n{"a": 2}'
     assert found(output, "json_lines", notes=notes) == [{"a": 1}, {"a": 2}]
     texts = notes.texts()
     assert texts[0].startswith("lines left out that are not JSON: 2, such as not (")
@@ -77,6 +77,22 @@ def test_separated_values_have_a_header() -> None:
     assert notes.texts() == ["lines left out that do not have 2 fields: 2, such as d"]
     assert found(b"name\tsize\na b\t2\n", "tsv") == [{"name": "a b", "size": "2"}]
     assert found(b"", "csv") == []
+    assert found(b"\n\nname\na\n", "csv") == [{"name": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "form"), [(b"\n", "json_lines"), (b"x\n", "json_lines"), (b"\n", "csv"), (b"1\n", "csv"), (b"\n", "tsv")]
+)
+def test_the_time_of_a_statement_is_checked_also_while_all_lines_are_left_out(line: bytes, form: Any) -> None:
+    def check() -> None:
+        nonlocal checks
+        checks += 1
+        if checks > 3:
+            raise TimeoutError
+
+    checks = 0
+    with pytest.raises(TimeoutError):
+        list(objects(b"a,b\n" * (form != "json_lines") + line * 10_000, form, (), Notes(), check))
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def test_the_three_kinds_of_tables_are_declared_by_their_keys(place: Path) -> No
         (ALL.replace("/var/log/jobs.jsonl", "/var/log/"), "follow: expected the path of a file"),
         (ALL.replace('"seconds"', '"seq"'), "event tables have a column of that name already"),
         (ALL.replace('"seconds"', '"time"'), "the column time is of type time"),
+        (ALL.replace('"seconds"', '"argv"'), "the column argv is a vector or a set"),
         (ALL + ALL.replace("[tables.disks]", "[tables.other]").split("[tables.fstab]")[0].replace("other", "disks"),
          "not valid TOML"),
         (f"[tables.a]\nx = {'[' * 5000}{']' * 5000}\n", "nested too deeply"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 from own_table_files import declared, roots_directory, script
 from places import ROOT
-from running_agent import running
+from running_agent import RunningAgent, running
 from waiting import until
 from zeek_program import joined, needs_zeek, zeek
 
+from zeek_agent.control.messages import ControlClient, ReloadRequest
 from zeek_agent.own_tables import files
 from zeek_agent.own_tables.snapshots import tables
 from zeek_agent.terminal.table_text import zeek_record
@@ -118,3 +120,69 @@ async def test_values_of_each_type_reach_zeek(tmp_path: Path, place: Path) -> No
         *("a_vector=[x, y]", "unset=<uninitialized>"),
     ):
         assert text in found[1], output
+
+
+FOLLOWED = """[tables.jobs_events]
+summary = "jobs"
+follow = "{path}"
+columns = [{{name = "job", type = "count", summary = "a number"}}]
+"""
+EVENTS_QUERY = """
+type Job: record { job: count &optional; };
+type Jobs: vector of Job;
+function on_rows(ctx: ZeekAgent::Context, batch: ZeekAgentAPI::Batch, rows: any)
+    {
+    for ( _, row in rows as Jobs )
+        print fmt("job %d", row$job);
+    }
+event zeek_init()
+    {
+    ZeekAgent::query(ZeekAgent::Query($sql_stmt="SELECT job FROM jobs_events", $row_type=Jobs, $on_rows=on_rows,
+                                      $schedule_=1sec, $subscription=ZeekAgent::Events REQUIRES));
+    }
+"""
+
+
+@pytest.mark.parametrize("requires", ["", ', $requires_tables=set("jobs_events")'])
+async def test_a_subscription_goes_on_after_its_table_was_gone_for_a_while(
+    requires: str, tmp_path: Path, place: Path
+) -> None:
+    log = place / "jobs.jsonl"
+    log.touch()
+    text = FOLLOWED.format(path=log)
+    path = declared(place, text)
+
+    def record(number: int) -> None:
+        with log.open("a") as file:
+            file.write(json.dumps({"job": number}) + "\n")
+
+    with zeek(tmp_path / "zeek", site=EVENTS_QUERY.replace(" REQUIRES", requires)) as url:
+        async with running(tmp_path, f"--zeek={url}", "--set", f"tables.files={path}") as agent:
+
+            async def shown(condition: str) -> None:
+                sql = f"SELECT 1 FROM zeek_agent_queries WHERE sql GLOB '*jobs_events*' AND {condition}"
+                await until(lambda: agent.ask(sql))
+
+            await joined(tmp_path / "zeek")
+            await shown("runs > 0")
+            record(1)
+            await shown("rows = 1")
+            declared(place, text.replace("jobs_events", "other_events"))
+            await asyncio.to_thread(reload, agent)
+            record(2)
+            if requires:
+                await shown("state = 'waiting'")
+            declared(place, text)
+            await asyncio.to_thread(reload, agent)
+            record(3)
+            await shown("rows = 3")
+    found = re.findall(r"^job (\d+)$", (tmp_path / "zeek/output").read_text(), re.MULTILINE)
+    assert found == ["1", "2", "3"]
+
+
+def reload(agent: RunningAgent) -> None:
+    client = ControlClient(agent.state / "zeek-agent.sock")
+    try:
+        assert "tables.files" in " ".join(map(str, client.responses(ReloadRequest())))
+    finally:
+        client.close()

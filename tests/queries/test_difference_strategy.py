@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import Any
 
 import msgspec
 import pytest
-from recipients import Recorder
+from recipients import NobodysAgent, Recorder
 from waiting import until
 from workers import contained
 
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.access import AccessPolicy
+from zeek_agent.config import AccessSettings, Config, LimitSettings
+from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.database.encodings import RowsEncoding
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Query, Report, Subscription
 from zeek_agent.results.store import ResultStore
+from zeek_agent.table import TableContext
 
 SCHEDULE = 0.05
 
@@ -52,9 +56,13 @@ def state(tmp_path: Path) -> Path:
     return directory
 
 
+ACCESS = AccessSettings(files_allow=("/**",))
+
+
 @asynccontextmanager
-async def running(state: Path, **limits: Any) -> AsyncIterator[tuple[QueryRunner, ResultStore]]:
-    access = AccessSettings(files_allow=("/**",))
+async def running(
+    state: Path, access: AccessSettings = ACCESS, **limits: Any
+) -> AsyncIterator[tuple[QueryRunner, ResultStore]]:
     async with contained(state, limits=LimitSettings(**limits), access=access) as database:
         results = ResultStore(state / "results.db", database.limits.state_bytes)
         runner = QueryRunner(database, None, results=results)
@@ -63,6 +71,16 @@ async def running(state: Path, **limits: Any) -> AsyncIterator[tuple[QueryRunner
         finally:
             await runner.close()
             await asyncio.to_thread(results.close)
+
+
+def reconfigure(runner: QueryRunner, access: AccessSettings) -> None:
+    """What a reload does with other access rules."""
+    database = runner._database
+    assert isinstance(database, ContainedDatabase)
+    config = Config(access=access, limits=database.limits)
+    setup = msgspec.structs.replace(database.pool.setup, config=msgspec.msgpack.encode(config))
+    context = TableContext(NobodysAgent(), AccessPolicy(access, setup.protected))
+    database.reconfigure(context, config.limits, setup)
 
 
 def lines_of(path: Path, subscription: Subscription = Subscription.DIFFERENCES) -> Query:
@@ -151,3 +169,56 @@ async def test_a_second_identical_query_has_a_result_of_its_own_that_ends_with_i
         runner.cancel("q2")
         await until(lambda: len(results.usage().queries) == 1)
     assert first.taken == second.taken == [[(b"one",), (b"two",)]]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_values_of_a_column_that_is_denied_later_are_not_reported_as_gone(
+    tmp_path: Path, state: Path, restarts: bool
+) -> None:
+    """The first result of Differences is not reported, so that its values would be new to the recipient."""
+    watched = tmp_path / "hosts"
+    watched.write_text("one\ntwo\n")
+    query, other = lines_of(watched), Query("SELECT name FROM users", "rows", SCHEDULE, Subscription.DIFFERENCES)
+    recorder = EncodedRecorder()
+
+    async def installed(runner: QueryRunner, results: ResultStore) -> None:
+        await runner.install(recorder, "q1", query)
+        await runner.install(recorder, "q2", other)
+        await until(lambda: len(results.usage().queries) == 2)
+        await until(lambda: all(one.runs > 2 for one in runner.installed))
+
+    async def after(runner: QueryRunner) -> None:
+        runs = {one.query_id: one.runs for one in runner.installed}
+        await until(lambda: all(one.runs > runs[one.query_id] + 2 for one in runner.installed), 20)
+        watched.write_text("one\ntwo\nthree\n")
+        await until(lambda: recorder.taken)
+
+    denying = AccessSettings(files_allow=("/**",), columns_deny=("files_lines.content",))
+    async with running(state) as (runner, results):
+        await installed(runner, results)
+        rows_of_others = {key: one for key, one in results.usage().queries.items() if one.rows != 2}
+        if not restarts:
+            reconfigure(runner, denying)
+            await after(runner)
+            assert results.usage().queries.items() >= rows_of_others.items()
+    if restarts:
+        async with running(state, access=denying) as (runner, results):
+            await installed(runner, results)
+            await after(runner)
+    assert recorder.taken == [[(None,)]]
+
+
+async def test_values_that_are_masked_later_are_not_reported_as_gone(state: Path) -> None:
+    recorder = EncodedRecorder()
+    with subprocess.Popen(["sleep", "0600.25"]) as process:
+        sql = f"SELECT cmdline FROM processes WHERE pid = {process.pid}"
+        async with running(state) as (runner, results):
+            await runner.install(recorder, "q1", Query(sql, "rows", SCHEDULE, Subscription.DIFFERENCES))
+            await until(lambda: results.usage().queries)
+            reconfigure(runner, AccessSettings(redact=("0600",)))
+            runs = runner.installed[0].runs
+            await until(lambda: runner.installed[0].runs > runs + 3)
+            process.kill()
+            process.wait()
+            await until(lambda: recorder.taken)
+    assert recorder.taken == [[("sleep ***.25",)]]

@@ -32,6 +32,7 @@ from zeek_agent.text import byte_length
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from zeek_agent.access import AccessPolicy
     from zeek_agent.config import LimitSettings
     from zeek_agent.containment.encoded_result import EncodedResult
     from zeek_agent.containment.messages import Setup
@@ -97,29 +98,39 @@ class ContainedDatabase(SqlDatabase):
         """Use other access rules and limits from now on; `setup` has them for new workers.
 
         What the new rules may forbid is not sent any more: a statement that runs now is run again, and a result is
-        revoked, if a table that it reads is denied. If the change `concerns_rows`, by rules on files or masking, the
-        same happens to everything that does not only read events, which are stored as they were masked.
+        revoked, if a table that it reads, or a column of one, is denied now. If the change `concerns_rows`, by rules on
+        files or masking, the same happens to everything that does not only read events, which are stored as they were
+        masked.
         """
         if setup is not None:
             self.pool.reconfigure(setup, limits)
         self._compiled.clear()
+        before = self.context.access
         super().reconfigure(context, limits)
         for run, statement in list(self._running.items()):
-            if not self._is_unaffected(statement, concerns_rows):
+            if not self._is_unaffected(statement, before, concerns_rows):
                 del self._running[run]
                 run.cancel()
         for result, statement in list(self._results.items()):
-            if not self._is_unaffected(statement, concerns_rows):
+            if not self._is_unaffected(statement, before, concerns_rows):
                 result.revoke()
 
-    def _is_unaffected(self, statement: Statement, concerns_rows: bool) -> bool:
-        """Whether the rules in force permit what the statement's rows contain."""
+    def _is_unaffected(self, statement: Statement, before: AccessPolicy, concerns_rows: bool) -> bool:
+        """Whether the rules in force permit what the statement's rows contain, by the rules `before`."""
         if concerns_rows and not self._reads_only_events(statement):
             return False
+        access, known = self.context.access, self._catalog.tables
         names: dict[str, list[str]] = {}
         for name, table in self._catalog.readable().items():
             names.setdefault(table, []).append(name)
-        return all(self.context.access.may_query(table, *names.get(table, ())) for table in statement.tables)
+        for table in statement.tables:
+            if not access.may_query(table, *names.get(table, ())):
+                return False
+            columns = [column.name for column in known[table].columns] if table in known else []
+            of = (columns, table, *names.get(table, ()))
+            if not access.withheld(*of) <= before.withheld(*of):
+                return False
+        return True
 
     async def prepare(
         self, sql: str, *, profile: Profile = Profile.FULL, lane: Lane = Lane.SNAPSHOTS, origin: str = "local"

@@ -20,7 +20,7 @@ from zeek_agent.config import LimitSettings
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.results import RowErrors
 from zeek_agent.database.versions import COLLATIONS, Flavor, compare_versions
-from zeek_agent.errors import AccessDeniedError, LimitError
+from zeek_agent.errors import AccessDeniedError, LimitError, UnknownTableError
 
 STEPS_BETWEEN_CHECKS: Final = 200
 """Steps of SQLite's virtual machine between checks; a step may be a slow function call, so there are not many."""
@@ -249,7 +249,9 @@ class Authorizer:
 
     def _call(self, function: str, within: str | None) -> None:
         if function == TRIPWIRE and within is not None:
-            raise _unreadable(within)
+            if within.startswith("_"):
+                raise _unreadable(within)
+            raise UnknownTableError(f"no such table: {within}", table=within)  # what a former table has recorded
         if function not in _FUNCTION_NAMES:
             raise AccessDeniedError(f"function {function} may not be used")
 

@@ -139,6 +139,9 @@ class StreamedStatement(NamedTuple):
     headings: tuple[Heading, ...]
     size: int
     files: Omissions
+    rules: frozenset[str]
+    """The access rules that change values of the rows: columns that stay unset, as `table.column`, and masking unless
+    the statement reads only events, which were masked when they were recorded."""
 
 
 def _store_id(uri: str | None) -> str | None:
@@ -182,7 +185,8 @@ class SqlConnection:
         self._headings: list[Heading] = []
         self._text = ""
         self._explains = False
-        self._cacheable: dict[str, None] = {}
+        self._cacheable: dict[str, frozenset[str]] = {}
+        """The tables that each statement reads: SQLite names them only to the authorizer, when it compiles."""
         self._encode = msgspec.msgpack.Encoder().encode
         readable = catalog.readable()
         self._names = {name: catalog.tables[table] for name, table in readable.items()}
@@ -288,7 +292,17 @@ class SqlConnection:
                     raise LimitError(f"the result has more than {limits.rows} rows (limits.rows)")
                 add(row, packed)
         files = self.context.reads.omissions()
-        return StreamedStatement(tuple(self._headings), limits.result_bytes - left, files)
+        return StreamedStatement(tuple(self._headings), limits.result_bytes - left, files, self._rules_of(sql))
+
+    def _rules_of(self, sql: str) -> frozenset[str]:
+        tables = self._tables_of(sql)
+        withheld = frozenset(f"{table}.{column}" for table in tables for column in self._withheld[table])
+        reads_host = any(self.catalog.tables[table].kind != "events" for table in tables)
+        return withheld | self.context.access.masking if reads_host else withheld
+
+    def _tables_of(self, sql: str) -> frozenset[str]:
+        """The tables that the statement that ran last reads."""
+        return frozenset(self._authorizer.tables) | self._cacheable.get(sql, frozenset())
 
     def _rows(self, cursor: apsw.Cursor) -> Iterable[tuple[Any, ...]]:
         if self._explains:
@@ -312,6 +326,8 @@ class SqlConnection:
                 raise SqlError("there is no statement")
             self._note_cacheable(sql)
             yield cursor
+        except UnknownTableError as error:
+            raise self._unknown_table(str(error), error.table) from error
         except (apsw.Error, ValueError, OverflowError, MemoryError, RecursionError) as error:
             if isinstance(error, apsw.ExecTraceAbort):
                 raise
@@ -324,7 +340,7 @@ class SqlConnection:
 
     def _note_cacheable(self, sql: str) -> None:
         if len(sql) <= CACHED_CHARACTERS_MAX:
-            self._cacheable[sql] = None
+            self._cacheable[sql] = self._tables_of(sql)
             if len(self._cacheable) > CACHED_STATEMENTS_MAX:
                 del self._cacheable[next(iter(self._cacheable))]
 
@@ -365,8 +381,10 @@ class SqlConnection:
         _, missing, name = message.rpartition("no such table: ")
         if not missing:
             return SqlError(message)
-        table = name.rpartition(".")[2]
-        why = self.catalog.gone.get(table)
+        return self._unknown_table(message, name.rpartition(".")[2])
+
+    def _unknown_table(self, message: str, table: str) -> UnknownTableError:
+        why = self.catalog.gone.get(table) or self.catalog.gone.get(table.removesuffix("_history"))
         return UnknownTableError(f"{message} any more: {why}" if why else message, table)
 
     def _withheld_columns(self, readable: Mapping[str, str]) -> dict[str, frozenset[str]]:

@@ -29,7 +29,11 @@ _LINKS_MAX: Final = 40
 
 
 class ProgramError(ZeekAgentError):
-    """A program may not be executed, or failed."""
+    """A program may not be executed, or failed; `said` is what it wrote to its standard error, `outcome` the rest."""
+
+    def __init__(self, outcome: str, said: str = "") -> None:
+        super().__init__(f"{outcome}: {said}" if said else outcome)
+        self.outcome = outcome
 
 
 class UntrustedFileError(ZeekAgentError):

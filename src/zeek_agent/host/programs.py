@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from zeek_agent.host.program_files import ProgramError, open_program
@@ -61,7 +62,7 @@ def run_program(
         assert process.stdin is not None
         process.stdin.close()
         output, errors = _outputs(process, program, check, output_bytes_max)
-        status = process.wait()
+        status = _ended(process, check)
     except BaseException:
         _abandon(process)
         raise
@@ -71,8 +72,7 @@ def run_program(
                 pipe.close()
     if status != 0:
         how = f"was ended by signal {-status}" if status < 0 else f"failed with exit code {status}"
-        said = errors.decode(errors="replace").strip()
-        raise ProgramError(f"{program} {how}{': ' if said else ''}{said}")
+        raise ProgramError(f"{program} {how}", errors.decode(errors="replace").strip())
     return bytes(output)
 
 
@@ -100,6 +100,14 @@ def _outputs(
         if len(output) > output_bytes_max:
             raise ProgramError(f"{program} wrote more than {output_bytes_max} bytes")
     return output, errors
+
+
+def _ended(process: subprocess.Popen[bytes], check: Callable[[], None]) -> int:
+    """The exit status. A program can close its output long before it ends."""
+    while True:
+        check()
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(CHECK_SECONDS)
 
 
 def _abandon(process: subprocess.Popen[bytes]) -> None:

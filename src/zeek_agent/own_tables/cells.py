@@ -28,6 +28,8 @@ TIME_MAX: Final = 253_402_300_800.0
 """The year 10000: neither Zeek nor Python can write later dates."""
 NESTING_MAX: Final = 64
 """Levels of a record."""
+UNSIGNED_MAX: Final = 2**64 - 1
+"""The largest integer of a record that MessagePack, and so a worker process, can pass on."""
 SHOWN: Final = 60
 """Characters of a value in a note."""
 _DIVISORS: Final = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -186,13 +188,13 @@ def _record(value: Any) -> Mapping[str, Value]:
             value = msgspec.json.decode(value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise MisfitError from None
-    if isinstance(value, dict) and not _is_nested_too_deeply(value):
+    if isinstance(value, dict) and _can_be_passed_on(value):
         return value
     raise MisfitError
 
 
-def _is_nested_too_deeply(value: Any) -> bool:
-    """Whether the value has more levels than what reads it on its way may recurse into."""
+def _can_be_passed_on(value: Any) -> bool:
+    """Whether what reads the value on its way can recurse into its levels, and represent its integers."""
     level = [value]
     for _ in range(NESTING_MAX):
         level = [
@@ -201,9 +203,11 @@ def _is_nested_too_deeply(value: Any) -> bool:
             if isinstance(outer, dict | list)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
-        if not level:
+        if any(isinstance(one, int) and not INTEGER_MIN <= one <= UNSIGNED_MAX for one in level):
             return False
-    return True
+        if not level:
+            return True
+    return False
 
 
 _SCALARS: Final[Mapping[str, Converter]] = {
@@ -226,12 +230,12 @@ class Notes:
     """What had to be left out of rows: counted by cause, with an example of each unless that is not for the reader."""
 
     def __init__(self, *, examples: bool = True) -> None:
-        self._shows_examples = examples
+        self.shows_examples = examples
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
 
     def add(self, cause: str, example: str = "") -> None:
-        if self._shows_examples and cause not in self._counts and example:
+        if self.shows_examples and cause not in self._counts and example:
             self._examples[cause] = visible(clipped(example, SHOWN))
         self._counts[cause] += 1
 

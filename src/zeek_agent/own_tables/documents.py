@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -13,10 +13,12 @@ from zeek_agent.own_tables.cells import Notes
 from zeek_agent.own_tables.declarations import Format, OwnColumn, Source
 from zeek_agent.text import clipped, from_bytes
 
+_T = TypeVar("_T")
+
 FIELD_CHARACTERS_MAX: Final = 1 << 20
 """Longest field of CSV."""
 ROWS_BETWEEN_CHECKS: Final = 500
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class DocumentError(ValueError):
@@ -55,25 +57,31 @@ def objects(
 ) -> Iterator[dict[str, Any]]:
     """The objects of a command's output. `rows` is the path of their array. Raises DocumentError."""
     if form == "json":
-        found: Iterator[Any] = _of_document(output, rows, notes)
+        found: Iterator[Any] = _checked(_of_document(output, rows, notes), check)
     elif form == "json_lines":
-        found = _of_lines(output, notes)
+        found = _of_lines(output, notes, check)
     else:
-        found = _of_separated(output, "," if form == "csv" else "\t", notes)
-    for number, value in enumerate(found):
-        if number % ROWS_BETWEEN_CHECKS == 0:
-            check()
+        found = _of_separated(output, "," if form == "csv" else "\t", notes, check)
+    for value in found:
         if isinstance(value, dict):
             yield value
         else:
             notes.add("rows left out that are not JSON objects", clipped(repr(value)[:200]))
 
 
+def _checked(items: Iterable[_T], check: Callable[[], None]) -> Iterator[_T]:
+    """The items, also those that are left out later, with a check before the first one and every few of them."""
+    for number, item in enumerate(items):
+        if number % ROWS_BETWEEN_CHECKS == 0:
+            check()
+        yield item
+
+
 def _of_document(output: bytes, rows: Sequence[str | int], notes: Notes) -> Iterator[Any]:
     if not output.strip():
         return
     try:
-        document = decode_json(output.removeprefix(_BYTE_ORDER_MARK))
+        document = decode_json(output.removeprefix(BYTE_ORDER_MARK))
     except DocumentError as error:
         raise DocumentError(f"the output is not JSON: {error}") from None
     if rows:
@@ -89,8 +97,8 @@ def _of_document(output: bytes, rows: Sequence[str | int], notes: Notes) -> Iter
         raise DocumentError("the output is neither a JSON object nor an array of them")
 
 
-def _of_lines(output: bytes, notes: Notes) -> Iterator[Any]:
-    for line in output.splitlines():
+def _of_lines(output: bytes, notes: Notes, check: Callable[[], None]) -> Iterator[Any]:
+    for line in _checked(output.removeprefix(BYTE_ORDER_MARK).splitlines(), check):
         if not line.strip():
             continue
         try:
@@ -99,18 +107,19 @@ def _of_lines(output: bytes, notes: Notes) -> Iterator[Any]:
             notes.add("lines left out that are not JSON", f"{clipped(from_bytes(line), 40)} ({error})")
 
 
-def _of_separated(output: bytes, separator: str, notes: Notes) -> Iterator[Any]:
+def _of_separated(output: bytes, separator: str, notes: Notes, check: Callable[[], None]) -> Iterator[Any]:
     csv.field_size_limit(FIELD_CHARACTERS_MAX)
-    text = from_bytes(output.removeprefix(_BYTE_ORDER_MARK))
+    text = from_bytes(output.removeprefix(BYTE_ORDER_MARK))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
-        header = next(reader, None)
+        lines = _checked(reader, check)
+        header = next(filter(None, lines), None)
         if header is None:
             return
         names = [name.strip() for name in header]
         if len(set(names)) < len(names):
             raise DocumentError("a name is in the header twice")
-        for fields in reader:
+        for fields in lines:
             if not fields:
                 continue
             if len(fields) != len(names):

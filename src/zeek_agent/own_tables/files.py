@@ -12,6 +12,7 @@ import apsw
 import msgspec
 
 from zeek_agent.errors import UsageError
+from zeek_agent.events.references import ARGV
 from zeek_agent.host.files.ignored_lines import ignoring
 from zeek_agent.host.program_files import UntrustedFileError, open_roots_file
 from zeek_agent.own_tables.declarations import (
@@ -223,6 +224,8 @@ def _check_column(declared: OwnTable, column: OwnColumn) -> None:
             raise ValueError("event tables have a column of that name already")
         if column.name == "time" and column.type != "time":
             raise ValueError("in an event table, the column time is of type time")
+        if column.name == ARGV and ZeekType.parse(column.type).element is None:
+            raise ValueError(f"in an event table, the column {ARGV} is a vector or a set")
 
 
 def _check_command(declared: CommandTable) -> None:

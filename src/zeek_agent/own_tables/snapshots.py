@@ -82,7 +82,9 @@ def command_rows(declared: CommandTable, wanted: Constraints) -> Iterator[Row]:
         )
         for found in objects(output, declared.format, declared.rows, notes, wanted.check):
             yield cells.row(_of_object(found, separated=declared.format in ("csv", "tsv")))
-    except (ProgramError, DocumentError) as error:
+    except ProgramError as error:
+        raise SqlError(f"table {declared.name}: {error if notes.shows_examples else error.outcome}") from error
+    except DocumentError as error:
         raise SqlError(f"table {declared.name}: {error}") from error
     except OSError as error:
         raise SqlError(f"table {declared.name}: cannot execute {program}: {error.strerror or error}") from error

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
@@ -51,6 +52,7 @@ from zeek_agent.queries.subscriptions import Change
 from zeek_agent.recording.sockets import conntrack
 from zeek_agent.results.comparison import Comparison, RowChange, compare
 from zeek_agent.results.reader import ResultReader
+from zeek_agent.results.state import ColumnTypes
 from zeek_agent.table import TableContext
 from zeek_agent.table_declarations import declared
 from zeek_agent.text import clipped
@@ -322,7 +324,7 @@ class Worker:
         with ExitStack() as stack:
             difference = compare(
                 comparison.basis,
-                tuple((column.name, str(column.type)) for column in columns),
+                _stored_columns(columns, finished.streamed.rules),
                 (row for _, row in rows.rows(None)),  # type: ignore[misc]
                 delta,
                 reporting=comparison.reporting,
@@ -405,6 +407,18 @@ def _write(statement: int, rows: ResultWriter, batches: Iterator[FrameBatch]) ->
             count = batch.rows if len(lengths) <= FRAMES_PER_MESSAGE else len(part)
             yield SpoolBatch(statement, offset, part.tobytes(), count)
             offset += sum(part)
+
+
+def _stored_columns(columns: Sequence[ResultColumn], rules: frozenset[str]) -> ColumnTypes:
+    """The columns of a result that is to be stored. The type of the first one identifies the access rules that change
+    values: a result under other rules starts over, because its rows would be reported as gone.
+    """
+    stored = [(column.name, str(column.type)) for column in columns]
+    if rules:
+        (name, kind), *others = stored
+        under = blake2b(msgspec.json.encode(sorted(rules)), digest_size=8).hexdigest()
+        stored = [(name, f"{kind} under {under}"), *others]
+    return tuple(stored)
 
 
 def _write_files(rows: ResultWriter, files: Omissions) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from zeek_agent.recording.followed.followed_file import (
+    CHUNK_BYTES,
     LINE_BYTES_MAX,
     FollowedFile,
     Position,
@@ -206,6 +207,28 @@ def test_a_copied_and_emptied_file_loses_and_repeats_nothing(path: Path, restart
     assert followed.missed == []
 
 
+@pytest.mark.parametrize("is_copied", [True, False])
+def test_a_file_that_is_emptied_and_filled_while_it_is_read_is_read_from_its_beginning(
+    path: Path, is_copied: bool
+) -> None:
+    old = [f"old {number:06}".encode() for number in range(2 * CHUNK_BYTES // 11)]
+    new = [f"new {number:06}".encode() for number in range(4 * CHUNK_BYTES // 11)]
+    append(path, *old)
+    followed = Followed(path)
+    lines = followed.reader.lines()
+    read = [next(lines)]
+    copytruncate(path, "jobs.jsonl.1" if is_copied else "unrelated")
+    append(path, *new)
+    read += lines
+    if is_copied:
+        assert read + followed.read() == old + new
+        assert followed.missed == []
+    else:
+        assert len(read) < len(old)
+        assert followed.read() == new
+        assert followed.missed == ["jobs.jsonl was emptied, and its former content was not copied"]
+
+
 def test_a_file_that_is_emptied_without_a_copy_leaves_a_gap(path: Path) -> None:
     followed = Followed(path)
     append(path, b"1", b"2")
@@ -243,6 +266,25 @@ def test_what_follows_a_file_that_is_gone_is_read_with_a_gap(path: Path) -> None
     followed.restart()
     assert followed.read() == [b"2", b"3"]
     assert len(followed.missed) == 1
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("restarts", [False, True])
+def test_others_cannot_add_rotated_files_where_anybody_can_make_files(path: Path, restarts: bool) -> None:
+    path.parent.chmod(0o1777)
+    append(path, b"1")
+    followed = Followed(path)
+    assert followed.read() == [b"1"]
+    append(path, b"2")
+    path.rename(path.with_name("jobs.jsonl.1"))
+    forged = path.with_name("jobs.jsonl-20991231")
+    append(forged, b"forged")
+    os.chown(forged, 4711, 4711)
+    append(path, b"3")
+    if restarts:
+        followed.restart()
+    assert followed.read() + followed.read() == [b"2", b"3"]
+    assert followed.missed == []
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), os.mkdir])

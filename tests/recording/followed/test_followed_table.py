@@ -116,6 +116,23 @@ def test_what_is_not_recorded_is_counted_by_cause(path: Path, tmp_path: Path) ->
         )
 
 
+def test_a_line_that_nothing_could_pass_on_does_not_keep_the_next_ones_from_being_recorded(
+    path: Path, tmp_path: Path
+) -> None:
+    columns = (OwnColumn("found", "set[record]", "what was found"),)
+    append(path, '{"found": [{"a": 1%s}]}' % ("0" * 100), {"found": [{"a": 1}]})
+    with following(tmp_path, jobs(path, columns, from_beginning=True)) as agent:
+        assert agent.rows("found") == [(None,), ('[{"a":1}]',)]
+        assert agent.status.last_error == "values of column found that are not set[record] and are unset: 1"
+
+
+def test_a_byte_order_mark_is_not_part_of_a_line(path: Path, tmp_path: Path) -> None:
+    path.write_bytes(b'\xef\xbb\xbf{"job": "a"}\r\n{"job": "b"}\r\n')
+    with following(tmp_path, jobs(path, from_beginning=True)) as agent:
+        assert agent.rows("job") == [("a",), ("b",)]
+        assert agent.status.lost_decode == 0
+
+
 def test_nothing_is_lost_or_repeated_by_restarts(path: Path, tmp_path: Path) -> None:
     append(path, {"job": "0"})
     with following(tmp_path, jobs(path, from_beginning=True)) as agent:

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -36,6 +36,7 @@ FAMILY_MAX: Final = 200
 """Rotated files that are compared with a position."""
 _CLOCK_TICK_SECONDS: Final = 0.02
 """The kernel takes the times of files from a clock that lags behind by up to a tick."""
+_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 _ROTATED: Final = r"[.-]\d[\dT_.-]*"
 
 
@@ -149,8 +150,7 @@ class FollowedFile:
             while True:
                 if self._was_rewritten():
                     self._continue_in_copy(directory)
-                yield from self._appended()
-                if self._left <= 0:
+                if not (yield from self._appended()) or self._left <= 0:
                     return
                 following = self._following(directory)
                 if following is None:
@@ -192,10 +192,19 @@ class FollowedFile:
         self._before = self._recent = _bytes_before(self._file, offset)
         self._partial = b""
 
-    def _appended(self) -> Iterator[bytes]:
-        """The complete lines of the open file after `_offset`."""
+    def _appended(self) -> Generator[bytes, None, bool]:
+        """The complete lines of the open file after `_offset`. False if it was rewritten meanwhile.
+
+        What was read last is read again with each chunk, because the file can be emptied and filled between two.
+        """
         assert self._file is not None
-        while self._left > 0 and (chunk := os.pread(self._file, CHUNK_BYTES, self._read_to)):
+        while self._left > 0:
+            before = len(self._recent)
+            read = os.pread(self._file, before + CHUNK_BYTES, self._read_to - before)
+            if not read.startswith(self._recent):
+                return False
+            if not (chunk := read[before:]):
+                break
             self._left -= len(chunk)
             begin = 0
             while (end := chunk.find(b"\n", begin)) >= 0:
@@ -211,6 +220,7 @@ class FollowedFile:
             self._partial = (self._partial + chunk[begin:])[: LINE_BYTES_MAX + 1]
             self._recent = (self._recent + chunk[-MARKED_BYTES:])[-MARKED_BYTES:]
             self._read_to += len(chunk)
+        return True
 
     def _incomplete(self) -> Iterator[bytes]:
         """The last line of a file that does not grow any more, without an end."""
@@ -293,12 +303,22 @@ class FollowedFile:
     def _family(self, directory: int) -> list[_Member]:
         """The file and its rotated predecessors, in the order in which they were written; the newest ones."""
         found = []
+        owners = self._owners(directory)
         for name in os.listdir(directory):
             if name == self._path.name or self._rotated.fullmatch(name):
                 status = _status(directory, name)
-                if status is not None:
-                    found.append(_Member(name, status, name == self._path.name))
+                is_current = name == self._path.name
+                if status is not None and (is_current or owners is None or status.st_uid in owners):
+                    found.append(_Member(name, status, is_current))
         return sorted(found, key=lambda one: one.order)[-FAMILY_MAX:]
+
+    def _owners(self, directory: int) -> frozenset[int] | None:
+        """Whose files with names of rotated ones are that; None if nobody else can make some in the directory."""
+        place = os.fstat(directory)
+        if not place.st_mode & _WRITABLE_BY_OTHERS:
+            return None
+        file = _status(directory, self._path.name) if self._file is None else os.fstat(self._file)
+        return frozenset({0, place.st_uid} if file is None else {0, place.st_uid, file.st_uid})
 
 
 def _status(directory: int, name: str) -> os.stat_result | None:
@@ -334,8 +354,7 @@ def _opened(directory: int, name: str) -> tuple[int, os.stat_result] | None:
 
 def _may_be_others(file: os.stat_result, directory: os.stat_result) -> bool:
     """Whether somebody who may write to the directory could have linked another user's file there."""
-    is_writable = bool(directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
-    return is_writable or directory.st_uid not in (0, file.st_uid)
+    return bool(directory.st_mode & _WRITABLE_BY_OTHERS) or directory.st_uid not in (0, file.st_uid)
 
 
 def _bytes_before(file: int, offset: int) -> bytes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from zeek_agent.own_tables.cells import Cells, Notes
 from zeek_agent.own_tables.declarations import TIME, FollowedTable, OwnColumn, OwnTable
-from zeek_agent.own_tables.documents import DocumentError, decode_json, source_of, value_at
+from zeek_agent.own_tables.documents import BYTE_ORDER_MARK, DocumentError, decode_json, source_of, value_at
 from zeek_agent.recording.followed.followed_file import LINE_BYTES_MAX, FollowedFile, position_from
 from zeek_agent.recording.source import Sink, Source
 from zeek_agent.text import from_os
@@ -218,6 +218,7 @@ class FollowedTableSource(Source):
 
     def _row(self, line: bytes) -> Row | None:
         """The row of a line; None, counted, if it is not a JSON object."""
+        line = line.removeprefix(BYTE_ORDER_MARK)
         if not line.strip():
             return None
         try:
