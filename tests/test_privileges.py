@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
@@ -16,6 +19,7 @@ from sql import database
 from zeek_agent import reference, tables
 from zeek_agent.config import AccessSettings
 from zeek_agent.errors import AccessDeniedError
+from zeek_agent.host import programs
 from zeek_agent.host.programs import ProgramError, run_program
 from zeek_agent.privileges import NO_PRIVILEGES, Privileges
 from zeek_agent.schema import Column, Row
@@ -138,3 +142,25 @@ def test_a_program_ends_when_the_tables_time_is_up() -> None:
     with pytest.raises(TimeoutError):
         run_program("/bin/sleep", ["3600"], check=check)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("refusals", [2, 1_000])
+def test_a_program_waits_for_the_processes_of_others_to_end(refusals: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, tried = subprocess.Popen, 0
+
+    def starting(*arguments: Any, **options: Any) -> Any:
+        nonlocal tried
+        tried += 1
+        if tried <= refusals:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(programs, "CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(programs, "START_SECONDS", 0.05 if refusals == 1_000 else 60.0)
+    monkeypatch.setattr(subprocess, "Popen", starting)
+    if refusals == 1_000:
+        with pytest.raises(BlockingIOError):
+            run_program("/bin/true")
+    else:
+        assert run_program("/bin/true") == b""
+        assert tried == refusals + 1

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
@@ -23,6 +24,8 @@ ERRORS_BYTES_MAX: Final = 4096
 """The beginning of its standard error, which an error message quotes; the rest is discarded."""
 PROCESSES_MAX: Final = 256
 """Processes of the user of all workers, programs included, with which a program can start another one."""
+START_SECONDS: Final = 2.0
+"""How long to wait for processes of other programs to end if there are too many."""
 CHECK_SECONDS: Final = 0.1
 """How often a table's time is checked while its program writes nothing."""
 
@@ -45,17 +48,7 @@ def run_program(
     """
     descriptor = open_program(program)
     try:
-        process = subprocess.Popen(
-            [program, *arguments],
-            executable=f"/proc/self/fd/{descriptor}",
-            pass_fds=[descriptor],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=_ENVIRONMENT,
-            # only in a process with a single thread, as helpers are: elsewhere a lock could be held by another
-            preexec_fn=_die_with_parent(os.getpid()) if threading.active_count() == 1 else None,  # noqa: PLW1509
-        )
+        process = _started(program, arguments, descriptor, check)
     finally:
         os.close(descriptor)
     try:
@@ -74,6 +67,31 @@ def run_program(
         how = f"was ended by signal {-status}" if status < 0 else f"failed with exit code {status}"
         raise ProgramError(f"{program} {how}", errors.decode(errors="replace").strip())
     return bytes(output)
+
+
+def _started(
+    program: str, arguments: Sequence[str], descriptor: int, check: Callable[[], None]
+) -> subprocess.Popen[bytes]:
+    """The process. The processes of other programs may use up the limit for a moment, until those are ended."""
+    give_up_at = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return subprocess.Popen(
+                [program, *arguments],
+                executable=f"/proc/self/fd/{descriptor}",
+                pass_fds=[descriptor],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=_ENVIRONMENT,
+                # only in a process with a single thread, as helpers are: elsewhere a lock could be held by another
+                preexec_fn=_die_with_parent(os.getpid()) if threading.active_count() == 1 else None,  # noqa: PLW1509
+            )
+        except BlockingIOError:
+            check()
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(CHECK_SECONDS)
 
 
 def _outputs(
