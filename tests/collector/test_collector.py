@@ -424,6 +424,33 @@ async def test_stopping_does_not_wait_for_agents_that_are_held_back(
     assert len(read(tmp_path, "things")) == collector.stats.rows
 
 
+async def test_stopping_does_not_wait_for_an_agent_that_is_held_back_after_the_last_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task that flushes writes the records of hosts last, and an agent can begin to wait meanwhile."""
+    monkeypatch.setattr(server, "BACKLOG_BYTES", 0)
+    is_writing, may_end = asyncio.Event(), asyncio.Event()
+
+    async def write(*, everything: bool = False) -> None:
+        is_writing.set()
+        if not everything:
+            await may_end.wait()
+
+    async with collecting(tmp_path) as collector, agent_of(collector) as agent:
+        monkeypatch.setattr(collector._records, "write", write)
+        await agent.join()
+        for _ in range(50):
+            await agent.result(*THING)
+        await is_writing.wait()
+        await until(lambda: any(client.waits_for_disk for client in collector._clients))
+        async with asyncio.timeout(5):
+            stopping = asyncio.create_task(collector.stop())
+            await asyncio.sleep(0)
+            may_end.set()
+            await stopping
+    assert len(read(tmp_path, "things")) == collector.stats.rows
+
+
 async def test_a_client_without_websocket_causes_no_traceback(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with collecting(tmp_path) as collector:
         reader, writer = await asyncio.open_connection(*collector.address)

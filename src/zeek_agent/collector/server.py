@@ -245,6 +245,8 @@ class Collector:
         self._flush_wanted.set()
         self._hello_task.cancel()
         await asyncio.wait([self._hello_task, self._flush_task])
+        async with self._flushed:  # agents that began to wait after the last flush
+            self._flushed.notify_all()
         self._broadcast_shutdown()
         for server in self._servers:
             server.close(reason="Terminating")
@@ -564,7 +566,8 @@ class Collector:
         client.waits_for_disk = True
         try:
             async with self._flushed:
-                await self._flushed.wait()
+                if not self._stopping:
+                    await self._flushed.wait()
         finally:
             client.waits_for_disk = False
 
