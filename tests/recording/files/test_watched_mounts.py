@@ -232,6 +232,7 @@ def test_a_file_system_that_hangs_is_neither_entered_nor_asked(tmp_path: Path) -
 
 
 @needs_fuse
+@pytest.mark.soak  # a silent file system has made other tests on the host wait
 def test_what_is_mounted_since_the_mounts_were_read_is_not_asked(tmp_path: Path) -> None:
     fuse = SilentFuse()
     (tmp_path / "entry").mkdir()
