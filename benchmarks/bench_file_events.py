@@ -4,7 +4,7 @@ alongside auditd with a watch rule on the same directory, and inotifywait.
     python benchmarks/bench_file_events.py [--pairs 10] [--files 20000] [--execs 2000] [--seconds 20] [--rounds 3]
 
 The first table is from interleaved pairs: an agent without file events, and one that watches the default directories
-and another one. The numbers are CPU time (user and system) of the processes that work, per file created, written,
+and one more. The figures are CPU time (user and system) of the processes that do the work, per file created, written,
 changed, renamed and removed, or per program run. In the second table a process does that with 200 files per second,
 which is 1,000 events, and each program is measured alone. "lost" is what it should have shown and did not.
 
