@@ -242,6 +242,8 @@ class BpfObject:
         if self._handle:
             self._library.bpf_object__close(self._handle)
             self._handle = None
+        self._maps.clear()  # what they refer to is freed
+        self.programs.clear()
 
     def _by_name(self, following: str, name_of: str) -> dict[str, int]:
         named: dict[str, int] = {}

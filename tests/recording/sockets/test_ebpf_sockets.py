@@ -18,6 +18,7 @@ from children import exit_code, fork
 from recording import Event, Recording, generate, load_generator
 from waiting import until_sync
 
+from zeek_agent.bpf.libbpf import BpfObject
 from zeek_agent.config import SourceSettings
 from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
@@ -48,6 +49,17 @@ def sources(**settings: object) -> list[EbpfProcesses | EbpfSockets]:
 def recording() -> Iterator[Recording]:
     with Recording(sources()) as recording:
         yield recording
+
+
+def test_no_flow_is_swept_while_objects_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zeek_agent.recording.bpf_monitor._HOUSEKEEPING_SECONDS", 0)
+    monkeypatch.setattr("zeek_agent.recording.sockets.ebpf_sockets._SWEEP_NS", 0)
+    swept: list[str] = []
+    run = BpfObject.run
+    monkeypatch.setattr(BpfObject, "run", lambda self, *what: (run(self, *what), swept.append(self.name)))
+    with Recording(sources()):
+        until_sync(lambda: len(swept) > 1)
+    assert set(swept) == {"udp"}
 
 
 @contextmanager

@@ -155,7 +155,7 @@ class EbpfSockets(Source):
             self._sink(SOCKETS_EVENTS, events)
 
     def _tick(self) -> None:
-        if self._sink is None:
+        if not self._is_recording:  # its objects are not there yet, or are being closed
             return
         now, booted = time_since_boot(), boot_time()
         self._emit(self._tracker.overdue(now, booted))
