@@ -43,6 +43,10 @@ class Client:
     instance: str = "zeek_1"
     events: list[AgentEvent] = field(default_factory=list)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
+    _reading: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._reading.set()
 
     @property
     def state(self) -> str:
@@ -90,14 +94,17 @@ class Client:
 
     def pause(self) -> None:
         """Stop reading: data stays in the kernel's buffers and then with the agent."""
+        self._reading.clear()
         self.websocket.transport.pause_reading()
 
     def resume(self) -> None:
+        self._reading.set()
         self.websocket.transport.resume_reading()
 
     def abort(self) -> None:
         """Break the connection without a word."""
         self.websocket.transport.abort()
+        self._reading.set()
 
     def of(self, kind: type[E], where: Callable[[E], bool] = lambda _: True) -> list[E]:
         """The events of a kind that came so far."""
@@ -116,9 +123,13 @@ class Client:
         return found[number - 1]
 
     async def serve(self) -> None:
+        ended = asyncio.ensure_future(self.websocket.wait_closed())
+        ended.add_done_callback(lambda _: self._reading.set())
         with suppress(ConnectionClosed):
-            while True:
+            while await self._reading.wait():
                 message = protocol.read_message(await self.websocket.recv(decode=False))
+                if not self._reading.is_set():  # the library resumes when its own queue has become short
+                    self.websocket.transport.pause_reading()
                 assert isinstance(message, protocol.Message)
                 self.events.append(protocol.agent_event(message))
         self.closed.set()
