@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,9 +14,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import collector_program
 import pytest
 from children import exit_code, fork
-from lockdown import MACHINE, outcome
+from lockdown import MACHINE
 from msgspec.structs import replace
 from scripted_agent import PACK, SETTINGS, THING, Agent, read
 from waiting import until
@@ -37,6 +37,7 @@ from zeek_agent.destination import PATH
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.zeek.protocol import ZeekHello
 
+PROGRAM = collector_program.__file__
 URL = f"ws://localhost{PATH}"
 READY = Ready(Protections(WorkerClass.COLLECTOR, 1, 1, (), (), (), no_new_privileges=True, seccomp=2, landlock_abi=7))
 
@@ -50,13 +51,7 @@ class Starter:
 
     async def __call__(self, on_exit: Callable[[Exited], None]) -> Started:
         own, theirs = channel.pair()
-        parent = os.getpid()
-
-        def become() -> None:
-            own.close()
-            self.work(theirs, parent)
-
-        pid = fork(become)
+        pid = self.start(own, theirs)
         theirs.close()
         own.setblocking(False)
         self.pids.append(pid)
@@ -64,18 +59,47 @@ class Starter:
         task.add_done_callback(lambda done: done.exception())
         return Started(pid, os.pidfd_open(pid), own)
 
+    def start(self, own: socket.socket, theirs: socket.socket) -> int:
+        parent = os.getpid()
+
+        def become() -> None:
+            own.close()
+            self.work(theirs, parent)
+
+        return fork(become)
+
     async def _reap(self, pid: int, on_exit: Callable[[Exited], None]) -> None:
         while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
             await asyncio.sleep(0.02)
         on_exit(Exited(1, ended[1], 0.0, 0))
 
 
+class Program(Starter):
+    """Starts processes of the collector, in one of the variants of `collector_program`."""
+
+    def __init__(self, traces: Path, *arguments: str) -> None:
+        super().__init__(lambda *_: None)
+        self.arguments = (str(traces), *arguments)
+        self.traces = traces
+
+    def start(self, own: socket.socket, theirs: socket.socket) -> int:
+        command = [sys.executable, PROGRAM, str(theirs.fileno()), str(os.getpid()), *self.arguments]
+        theirs.set_inheritable(True)
+        return os.posix_spawn(sys.executable, command, os.environ)
+
+
 @asynccontextmanager
-async def embedded(logs: Path, work: Callable[[socket.socket, int], None]) -> AsyncIterator[EmbeddedCollector]:
-    starter = Starter(work)
+async def embedded(
+    logs: Path, work: Callable[[socket.socket, int], None] | Program
+) -> AsyncIterator[EmbeddedCollector]:
+    starter = work if isinstance(work, Program) else Starter(work)
     collector = EmbeddedCollector(replace(SETTINGS, logs=str(logs)), PACK, starter)
     try:
         yield collector
+    except ZeekAgentError as error:
+        if isinstance(starter, Program) and starter.traces.exists():
+            error.add_note(starter.traces.read_text())
+        raise
     finally:
         await collector.stop()
         for pid in starter.pids:
@@ -100,7 +124,7 @@ def sends(*messages: Any, then: Callable[[socket.socket], None] = lambda _: None
 
 @pytest.mark.skipif(MACHINE is None, reason="no seccomp filter for this architecture")
 async def test_rows_arrive_in_the_logs_and_figures_at_the_agent(tmp_path: Path) -> None:
-    async with embedded(tmp_path / "logs", process.run) as collector:
+    async with embedded(tmp_path / "logs", Program(tmp_path / "traces", "run")) as collector:
         async with connect(URL, sock=await collector.dial(), compression=None) as connection:
             agent = Agent(connection, Collector(SETTINGS, PACK), "HAbc")
             hello, *_ = await agent.join()
@@ -117,40 +141,14 @@ async def test_rows_arrive_in_the_logs_and_figures_at_the_agent(tmp_path: Path) 
 
 
 @pytest.mark.skipif(MACHINE is None, reason="no seccomp filter for this architecture")
-async def test_it_can_write_logs_and_nothing_else(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_it_can_write_logs_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What code in the process itself can do, once it is ready for connections."""
     logs, outside = tmp_path / "logs", tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("content")
     for path in (tmp_path, outside):
         path.chmod(0o777)
-    attempts: dict[str, Callable[[], object]] = {
-        "log": lambda: (logs / "new.log").write_text("line"),
-        "rotate": lambda: (logs / "new.log").rename(logs / "old.log"),
-        "read outside": (outside / "file").read_text,
-        "write outside": lambda: (outside / "file").write_text("changed"),
-        "create outside": (outside / "new").touch,
-        "move outside": lambda: (logs / "old.log").rename(outside / "old.log"),
-        "link": lambda: (logs / "link").symlink_to("/etc/shadow"),
-        "read the accounts": lambda: Path("/etc/passwd").read_text(),
-        "run a program": lambda: os.execv("/bin/true", ["true"]),
-        "start a process": lambda: os.posix_spawn("/bin/true", ["true"], {}),
-        "connect": lambda: socket.create_connection(("127.0.0.1", 1), 1),
-        "kill": lambda: os.kill(os.getppid(), 0),
-        "become root": lambda: os.setresuid(0, 0, 0),
-        "run a program in a process": lambda: subprocess.run(["/bin/true"], check=True),
-    }
-
-    async def attempt(self: Collector) -> None:
-        found = {name: outcome(work) for name, work in attempts.items()}
-        logging.getLogger("zeek_agent.collector").warning("outcomes: %s", json.dumps(found))
-        await real(self)
-
-    real = Collector.start_embedded
-    monkeypatch.setattr(Collector, "start_embedded", attempt)
-    async with embedded(logs, process.run) as collector:
+    async with embedded(logs, Program(tmp_path / "traces", "attempt", str(logs), str(outside))) as collector:
         (await collector.dial()).close()
         (line,) = [line for line in caplog.messages if line.startswith("outcomes: ")]
     found = json.loads(line.removeprefix("outcomes: "))
@@ -170,25 +168,10 @@ def _has_landlock() -> bool:
 
 
 @pytest.mark.skipif(MACHINE is None, reason="no seccomp filter for this architecture")
-async def test_a_process_loads_no_code_after_its_lockdown(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_process_loads_no_code_after_its_lockdown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its user may not be able to read Python's files."""
-    before: set[str] = set()
-    lock_down, stop = process.lock_down, Collector.stop
-
-    def note(*arguments: Any, **options: Any) -> Protections:
-        protections = lock_down(*arguments, **options)
-        before.update(sys.modules)
-        return protections
-
-    async def report(self: Collector) -> None:
-        await stop(self)
-        logging.getLogger("zeek_agent.collector").warning("loaded: %s", sorted(set(sys.modules) - before))
-
-    monkeypatch.setattr(process, "lock_down", note)
-    monkeypatch.setattr(Collector, "stop", report)
-    async with embedded(tmp_path / "logs", process.run) as collector:  # noqa: SIM117 - the process ends last
+    program = Program(tmp_path / "traces", "loaded")
+    async with embedded(tmp_path / "logs", program) as collector:  # noqa: SIM117 - the process ends last
         async with connect(URL, sock=await collector.dial(), compression=None) as connection:
             agent = Agent(connection, Collector(SETTINGS, PACK), "HAbc")
             await agent.join()
@@ -200,7 +183,7 @@ async def test_a_process_loads_no_code_after_its_lockdown(
 async def test_the_reason_why_it_cannot_start_is_shown_and_it_is_tried_again(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.write_text("in the way")
-    async with embedded(logs, process.run) as collector:
+    async with embedded(logs, Program(tmp_path / "traces", "run")) as collector:
         for attempt in (1, 2):
             with pytest.raises(ZeekAgentError, match=f"cannot write {logs}: "):
                 await collector.dial()
