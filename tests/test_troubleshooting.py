@@ -77,9 +77,9 @@ RELAYED: Final = {
     "host/programs.py: ctypes.get_errno()",
     "host/programs.py: f'{program} {how}'",
     "logbook.py: warning",  # of config.py
-    "osquery/lookups.py: self._module.requirement",
-    "osquery/lookups.py: self.module.requirement",
-    "osquery/lookups.py: self.requirement",
+    "database/lookups.py: self._module.requirement",
+    "database/lookups.py: self.module.requirement",
+    "database/lookups.py: self.requirement",
     "recording/bpf_objects.py: failure",  # of libbpf.py
     "recording/files/fanotify_files.py: self.failure",
     "recording/followed/followed_table.py: '; '.join([*lost, *self._notes.texts()]) or None",

@@ -18,7 +18,7 @@ from zeek_agent.database.database import Database, Lane, Profile
 from zeek_agent.errors import SqlError
 from zeek_agent.host.files.reads import FileReads
 from zeek_agent.schema import Row, Value, ZeekType
-from zeek_agent.table import Constraints, Table, TableContext
+from zeek_agent.table import Constraints, LookupTable, Table, TableContext
 from zeek_agent.tables import builtin_tables
 
 TIME_MAX: Final = 253_402_300_800.0
@@ -75,13 +75,15 @@ class NoAgent:
 def rows(table: Table, *arguments: Value) -> list[dict[str, Value]]:
     """The rows that a snapshot table yields now, by column. `arguments` are those of its parameters, in order.
 
-    Its function runs in this process, with the privileges of the test and without the limits of an agent.
+    Its function runs in this process, with the privileges of the test and without the limits of an agent. A column that
+    requires a value has that of the table's first example.
     """
     given = {parameter.name: parameter.default for parameter in table.parameters}
     given.update(zip(given, arguments, strict=False))  # type: ignore[arg-type]
     names = [column.name for column in table.columns]
     context = TableContext(NoAgent([table]), _access(table), FileReads())
-    wanted = Constraints(context, given, columns=frozenset(names))
+    equal = {name: frozenset([value]) for name, value in _exemplary(table).items()}
+    wanted = Constraints(context, given, equal, columns=frozenset(names))
     return [dict(zip(names, row, strict=True)) for row in table.rows(wanted)]
 
 
@@ -108,6 +110,8 @@ def undocumented(table: Table) -> Iterator[str]:
         yield "the description has to end with a full stop"
     if not table.examples:
         yield "there is no example"
+    elif isinstance(table, LookupTable) and table.required and not _exemplary(table):
+        yield "the first example has to give a required column a value by ="
     for example in table.examples:
         if re.search(rf"\b{re.escape(table.name)}\b", example) is None:
             yield f"an example is about another table: {example}"
@@ -146,8 +150,9 @@ async def _sql_problems(table: Table, arguments: Sequence[Value]) -> list[str]:
 
 async def _sql_checks(database: Database, table: Table, arguments: Sequence[Value]) -> Any:
     call = f"{table.name}({', '.join(map(_literal, arguments))})" if arguments else table.name
-    for profile in Profile:
-        shown = [one for one in table.columns if not one.hidden and (profile is Profile.FULL or not one.added)]
+    call += "".join(f" WHERE {name} = {_literal(value)}" for name, value in _exemplary(table).items())
+    for profile in Profile if isinstance(table, LookupTable) else (Profile.FULL, Profile.STOCK):
+        shown = [one for one in table.columns if not one.hidden and (profile is not Profile.STOCK or not one.added)]
         try:
             result = await database.query(f"SELECT * FROM {call}", profile=profile, lane=Lane.LOCAL)
         except SqlError as error:
@@ -165,6 +170,17 @@ async def _sql_checks(database: Database, table: Table, arguments: Sequence[Valu
         else:
             for text in result.errors:
                 yield f"the example {example!r}: {text}"
+
+
+def _exemplary(table: Table) -> dict[str, int | str]:
+    """A required column and its value in the first example, if the table has one."""
+    if not isinstance(table, LookupTable) or not table.examples:
+        return {}
+    for column in sorted(table.required):
+        found = re.search(rf"\b{re.escape(column)} = (?:'([^']*)'|(\d+))", table.examples[0])
+        if found:
+            return {column: int(found[2]) if found[1] is None else found[1]}
+    return {}
 
 
 def _literal(value: Value) -> str:

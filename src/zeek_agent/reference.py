@@ -31,8 +31,9 @@ from zeek_agent.metrics import agent_metrics, collector_metrics
 from zeek_agent.reload import LIVE
 from zeek_agent.schema import Column
 from zeek_agent.service.example import example_configuration, section_summary
-from zeek_agent.table import Table
+from zeek_agent.table import LookupTable, Table
 from zeek_agent.tables import builtin_tables
+from zeek_agent.tables.osquery._declaration import ALWAYS_NULL
 from zeek_agent.terminal.table_text import parameter_summary, privileges_summary, zeek_record
 
 PLATFORMS: Final = {"linux": "Linux", "darwin": "macOS", "win32": "Windows"}
@@ -157,7 +158,10 @@ def _replaced(page: str, begin: str, end: str, text: str) -> str:
 def pages() -> dict[str, str]:
     """Text of each generated file, by its path."""
     return {
-        "docs/tables.md": tables_page(all_tables()),
+        "docs/tables.md": tables_page(table for table in all_tables() if not isinstance(table, LookupTable)),
+        "docs/osquery-tables.md": osquery_tables_page(
+            table for table in all_tables() if isinstance(table, LookupTable)
+        ),
         "docs/sql.md": sql_page(),
         "docs/cli.md": cli_page(),
         "docs/configuration.md": configuration_page(),
@@ -195,6 +199,44 @@ def tables_page(tables: Iterable[Table]) -> str:
     ]
     parts += [_table_section(table) for table in tables]
     return "\n\n".join(parts) + "\n"
+
+
+def osquery_tables_page(tables: Iterable[LookupTable]) -> str:
+    """docs/osquery-tables.md"""
+    tables = sorted(tables, key=lambda table: str(table.osquery_name))
+    overview = [(f"[{table.osquery_name}](#{table.osquery_name})", table.summary) for table in tables]
+    parts = [
+        GENERATED,
+        "# osquery's tables",
+        "Tables of osquery that the agent has itself, with osquery's columns and values, on Linux. "
+        "[osquery](osquery.md) tells how to reach them and what differs. Times are whole seconds since the epoch. "
+        "Columns marked ⁻ are not part of `SELECT *`; one of those marked * must have a value.",
+        _markdown_table(("Table", "Rows"), overview),
+    ]
+    parts += [_osquery_section(table) for table in tables]
+    return "\n\n".join(parts) + "\n"
+
+
+def _osquery_section(table: LookupTable) -> str:
+    columns = [
+        (f"`{column.name}`{'*' if column.name in table.required else ''}{_mark(column)}", column.type, column.summary)
+        for column in table.columns
+        if column.summary != ALWAYS_NULL
+    ]
+    foreign = [f"`{column.name}`" for column in table.columns if column.summary == ALWAYS_NULL]
+    name = f" Outside osquery's dialect: `{table.name}`." if table.name != table.osquery_name else ""
+    privileges = (
+        f"[Privileges](security.md#tables-with-privileges): {used}." if (used := privileges_summary(table)) else ""
+    )
+    parts = [
+        f"## {table.osquery_name}",
+        f"{_sentence(table.summary)} {table.description}{name}",
+        _markdown_table(("Column", "Type", "Meaning"), columns),
+        f"Always null on Linux: {', '.join(foreign)}." if foreign else "",
+        "```sql\n" + "\n".join(f"{example};" for example in table.examples) + "\n```",
+        privileges,
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _table_section(table: Table) -> str:

@@ -197,3 +197,34 @@ class Table:
 
     def __repr__(self) -> str:
         return f"<Table {self.name}>"
+
+
+class LookupTable(Table):
+    """A snapshot table that is asked with the statement's constraints, as osquery's tables are.
+
+    `Constraints` then also has `bounds` and `limit`. One of the columns `required` must have a value. The values of the
+    columns `decisive` determine which rows the table has at all. Constraints on the columns `opaque`, which the table
+    compares otherwise than SQLite, are not passed on. `osquery_name` is that of the table of osquery that it is.
+    `remote` if each question is a round trip to another program.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        summary: str,
+        *,
+        osquery_name: str | None = None,
+        required: Iterable[str] = (),
+        decisive: Iterable[str] = (),
+        opaque: Iterable[str] = (),
+        remote: bool = False,
+        **declaration: Any,
+    ) -> None:
+        super().__init__(name, summary, **declaration)
+        self.osquery_name = osquery_name
+        self.required = frozenset(required)
+        self.decisive = frozenset(decisive)
+        self.opaque = frozenset(opaque)
+        self.remote = remote
+        for column in self.required | self.decisive | self.opaque:
+            self.column(column)

@@ -219,7 +219,7 @@ def test_columns_have_the_types_that_they_have_in_the_store(connect: Open) -> No
             for copies in (True, False)
         ]
         assert kinds[0] == kinds[1]
-        assert len(kinds[0]) == (9 if profile is Profile.FULL else 7)
+        assert len(kinds[0]) == (7 if profile is Profile.STOCK else 9)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from sql import Recorder
 
 from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.database.database import Lane
+from zeek_agent.database.lookups import KEYS_PER_LOOKUP
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.osquery.imported import REQUIRED
-from zeek_agent.osquery.lookups import KEYS_PER_LOOKUP
 from zeek_agent.schema import Row
 from zeek_agent.table import Constraints
 

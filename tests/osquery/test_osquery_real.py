@@ -14,7 +14,7 @@ from osqueryd import Bridged, Osqueryd
 from waiting import until_sync
 
 from zeek_agent.errors import SqlError
-from zeek_agent.osquery.lookups import ImportedTable
+from zeek_agent.table import LookupTable
 from zeek_agent.tables import builtin_tables
 
 pytestmark = pytest.mark.skipif(shutil.which("osqueryd") is None, reason="needs osqueryd on PATH")
@@ -47,7 +47,7 @@ async def bridged(path: Path) -> AsyncIterator[Bridged]:
 
 
 async def test_its_tables_are_there(bridged: Bridged) -> None:
-    imported = [table for table in bridged.db.tables.values() if isinstance(table, ImportedTable)]
+    imported = [table for table in bridged.db.tables.values() if isinstance(table, LookupTable) and table.remote]
     assert len([table for table in imported if not table.alias]) > 100
     ((version,),) = await bridged.rows("SELECT version FROM osquery_info")
     assert str(version)[0].isdigit()

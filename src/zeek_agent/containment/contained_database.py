@@ -120,9 +120,7 @@ class ContainedDatabase(SqlDatabase):
         if concerns_rows and not self._reads_only_events(statement):
             return False
         access, known = self.context.access, self._catalog.tables
-        names: dict[str, list[str]] = {}
-        for name, table in self._catalog.readable().items():
-            names.setdefault(table, []).append(name)
+        names = self._catalog.names()
         for table in statement.tables:
             if not access.may_query(table, *names.get(table, ())):
                 return False
@@ -243,7 +241,11 @@ class ContainedDatabase(SqlDatabase):
         """What a helper that reads the table gets. Raises SqlError."""
         table = self._catalog.tables.get(name)
         access = self.context.access
-        if table is None or table.privileges == NO_PRIVILEGES or not access.may_query(name):
+        if (
+            table is None
+            or table.privileges == NO_PRIVILEGES
+            or not access.may_query(name, *self._catalog.names()[name])
+        ):
             raise AccessDeniedError(f"table {name} is not for helper processes")
         privileges = granted_privileges(table, access)
         sockets = privileges.unix_sockets if table.is_operators else access.group_sockets(name, privileges)

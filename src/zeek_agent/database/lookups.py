@@ -1,11 +1,13 @@
-"""osquery's tables as SQLite virtual tables, with few round trips per statement.
+"""Tables that are asked as SQLite virtual tables (`LookupTable`), with few questions per statement.
 
 Constraints with known values are part of the question. In a join, the values come from rows of other tables: they are
 collected while the statement runs, then fetched together, and the statement runs again (`StatementContext.defer`). A
-table that osquery answers only by value (`ImportedTable.required`), or for its own user without one (`decisive`), is
-asked in batches of values; any other one for a few values, or for all its rows when there are many.
+table that answers only by value (`LookupTable.required`), or in part without one (`decisive`), is asked in batches of
+values; any other one for a few values, or for all its rows when there are many.
 
-The question also names the columns that are read, and has a LIMIT if nothing else restricts the rows.
+The question also names the columns that are read, and has a LIMIT if nothing else restricts the rows. A question to a
+`remote` table is a round trip, so its rows are kept for the statement; those of a local one are read as SQLite wants
+them, until it asks the same again.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from zeek_agent.database.scans import IndexedScan
 from zeek_agent.database.virtual_tables import (
     ASSUMED_SCAN_ROWS,
     Layout,
-    ModuleTable,
     RowCursor,
     RunAgain,
     StatementContext,
@@ -38,8 +39,7 @@ from zeek_agent.database.virtual_tables import (
     number_from,
 )
 from zeek_agent.errors import SqlError
-from zeek_agent.schema import Column
-from zeek_agent.table import Bound
+from zeek_agent.table import Bound, LookupTable
 
 KEYS_PER_LOOKUP: Final = 100
 """Values in one question, to bound the length of its statement."""
@@ -66,8 +66,8 @@ _UNDERSTOOD: Final = {
     "int": frozenset({*_EQUALITIES, "<", "<=", ">", ">="}),
     "count": _EQUALITIES,
 }
-"""By column type, the operators that osquery evaluates as SQLite does here. There, an unsigned number beyond 2⁶³ has
-another sign, reals are rounded in transit, and blobs are texts.
+"""By column type, the operators that osquery, too, evaluates as SQLite does here. There, an unsigned number beyond 2⁶³
+has another sign, reals are rounded in transit, and blobs are texts.
 """
 
 
@@ -101,44 +101,14 @@ def _parse_plan(plan: str) -> LookupPlan:
     return msgspec.json.decode(plan, type=LookupPlan)
 
 
-class ImportedTable(ModuleTable):
-    """A table of osquery, where each scan is a round trip.
-
-    One of the columns `required` must have a value. The values of the columns `decisive` determine which rows the table
-    has at all. The columns `opaque` differ here from those that osquery compares, so that constraints on them are not
-    passed on.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        summary: str,
-        *,
-        description: str,
-        columns: Iterable[Column],
-        alias: bool,
-        also_known_as: tuple[str, ...] = (),
-        required: frozenset[str] = frozenset(),
-        decisive: frozenset[str] = frozenset(),
-        opaque: frozenset[str] = frozenset(),
-    ) -> None:
-        super().__init__(name, summary, description=description, columns=columns, alias=alias)
-        self.also_known_as = also_known_as
-        self.required = required
-        self.decisive = decisive
-        self.opaque = opaque
-
-    def module(self, statement: StatementContext, layout: Layout) -> LookupModule:
-        return LookupModule(statement, layout, self)
-
-
 class LookupModule:
-    """Module that creates the virtual table of an imported table in one connection."""
+    """Module that creates the virtual table of such a table in one connection."""
 
-    def __init__(self, statement: StatementContext, layout: Layout, table: ImportedTable) -> None:
+    def __init__(self, statement: StatementContext, layout: Layout, table: LookupTable) -> None:
         self.statement = statement
         self.layout = layout
-        self.reading = TableModule(statement, layout, table.rows)
+        self.remote = table.remote
+        self.reading = TableModule(statement, layout, table.rows if table.remote else None)
         self.opaque = table.opaque
         self.required = {number for number, column in enumerate(layout.fields) if column.name in table.required}
         self.decisive = {number for number, column in enumerate(layout.fields) if column.name in table.decisive}
@@ -147,8 +117,8 @@ class LookupModule:
 
     def Create(  # noqa: N802 - apsw's name
         self, connection: apsw.Connection, module: str, database: str, name: str, *arguments: Any
-    ) -> tuple[str, LookupTable]:
-        return self.layout.sql, LookupTable(self)
+    ) -> tuple[str, LookupVirtualTable]:
+        return self.layout.sql, LookupVirtualTable(self)
 
     Connect = Create
 
@@ -175,14 +145,14 @@ class LookupModule:
         return KeyedLookup(self, plan, known, equal[0], optional=True) if equal else ScanLookup(self, plan, known)
 
 
-class LookupTable:
+class LookupVirtualTable:
     """One virtual table of a connection."""
 
     def __init__(self, module: LookupModule) -> None:
         self.module = module
 
     def BestIndexObject(self, info: apsw.IndexInfo) -> bool:  # noqa: N802
-        """Push down what osquery can evaluate, and LIMIT if nothing else restricts the rows."""
+        """Push down what the table can evaluate, and LIMIT if nothing else restricts the rows."""
         self.module.statement.check_table(self.module.layout.table)
         terms: list[Term] = []
         limits: list[int] = []
@@ -252,7 +222,7 @@ class LookupTable:
 
 
 class LookupCursor(RowCursor):
-    """One use of an imported table in a running statement."""
+    """One use of such a table in a running statement."""
 
     __slots__ = ("_module",)
 
@@ -328,6 +298,9 @@ class Lookup(ABC):
         return rows
 
     def _fetch(self, values: Values, *, limited: bool) -> list[Sequence[Any]]:
+        return list(self._read(values, limited=limited))
+
+    def _read(self, values: Values, *, limited: bool) -> Iterator[Sequence[Any]]:
         """The rows with the known values and these; `limited` if SQLite's LIMIT applies to exactly them."""
         fields = self._module.layout.fields
         equal: dict[int, frozenset[Any]] = {}
@@ -345,8 +318,8 @@ class Lookup(ABC):
                 bounds.append(Bound(fields[number].name, operator, value))  # type: ignore[arg-type]
         limit = limits["limit"] + max(limits.get("offset", 0), 0) if exact and limits.get("limit", -1) >= 0 else None
         if not all(equal.values()):
-            return []
-        return list(TableReader(self._module.reading, ()).rows(self._plan.used, equal, bounds, limit))
+            return iter(())
+        return TableReader(self._module.reading, ()).rows(self._plan.used, equal, bounds, limit)
 
 
 class ScanLookup(Lookup):
@@ -355,8 +328,12 @@ class ScanLookup(Lookup):
     def __init__(self, module: LookupModule, plan: LookupPlan, known: Values) -> None:
         super().__init__(module, plan, known)
         self._all: list[Sequence[Any]] | None = None
+        self._is_read = False
 
     def _find(self, values: Values) -> Iterator[Sequence[Any]]:
+        if not self._module.remote and not self._is_read:
+            self._is_read = True
+            return self._read(values, limited=True)
         if self._exact is None:
             return iter(self._fetch_exactly(values))
         if self._all is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final
 
@@ -170,8 +170,9 @@ class Authorizer:
     """SQLite's authorizer: called for each action of a statement while it is compiled.
 
     Only listed objects may be read: the agent's tables, `TABLE_FUNCTIONS` and `SCHEMA_TABLES`; anything else that
-    SQLite has, or will have, is refused. `readable` maps each readable name to the name of its table. `tables` collects
-    the tables that are read, from `start_statement` on. Raises AccessDeniedError, which ends the compilation.
+    SQLite has, or will have, is refused. `readable` maps each readable name to the name of its table; `all_names` has
+    the names of each table by which rules may deny it. `tables` collects the tables that are read, from
+    `start_statement` on. Raises AccessDeniedError, which ends the compilation.
 
     For a table of which no column is read, SQLite passes the name as written in the statement, and a WITH may have
     given that name to its own rows. What such a name refers to is found elsewhere: the agent's tables call
@@ -179,10 +180,16 @@ class Authorizer:
     they run, and rows of a WITH are compiled within their name, which `check_compiled` requires of any other name.
     """
 
-    def __init__(self, policy: AccessPolicy, readable: Mapping[str, str], names: HiddenNames) -> None:
+    def __init__(
+        self,
+        policy: AccessPolicy,
+        readable: Mapping[str, str],
+        all_names: Mapping[str, Iterable[str]],
+        names: HiddenNames,
+    ) -> None:
         self._policy = policy
         self._readable = {name.lower(): table for name, table in readable.items()}
-        self._names = {table: [name for name, of in readable.items() if of == table] for table in readable.values()}
+        self._names = all_names
         self._schemas = {"main", "temp", names.store}
         self._window = names.window
         self._texts = ("_texts", names.store)

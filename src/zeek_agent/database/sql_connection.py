@@ -22,6 +22,7 @@ from zeek_agent.database.event_copies import (
     stored_names,
     stored_table,
 )
+from zeek_agent.database.lookups import LookupModule
 from zeek_agent.database.results import Heading, Result, RowErrors, Statement, convert_rows, headings
 from zeek_agent.database.sandbox import (
     STEPS_BETWEEN_CHECKS,
@@ -38,7 +39,6 @@ from zeek_agent.database.time_columns import check_comparisons
 from zeek_agent.database.virtual_tables import (
     Layout,
     ListLost,
-    ModuleTable,
     NumbersNeeded,
     RunAgain,
     TableModule,
@@ -47,10 +47,12 @@ from zeek_agent.database.virtual_tables import (
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError, UnknownTableError
 from zeek_agent.host.files.reads import FileReads, Omissions
 from zeek_agent.schema import Row, Value
-from zeek_agent.table import Constraints, Table, TableContext
+from zeek_agent.table import Constraints, LookupTable, Table, TableContext
 
 ALIASES: Final = {"process_events": "processes_events", "socket_events": "sockets_events"}
 """Table names of the agent's version 1."""
+OSQUERY_PREFIX: Final = "osquery_"
+"""Before its name, this always means the table with osquery's columns."""
 
 BUSY_MILLISECONDS: Final = 2_000
 """Maximum wait for the event store's writer, as between its own connections."""
@@ -70,10 +72,12 @@ RERUNS_MAX: Final = 6
 
 
 class Profile(StrEnum):
-    """The kind of client. For a stock Zeek package, `*` omits columns that version 2 did not have."""
+    """How a client sees the tables. For a stock Zeek package, `*` omits columns that version 2 did not have. In
+    osquery's dialect, the name of one of its tables means the table with osquery's columns."""
 
     FULL = "full"
     STOCK = "stock"
+    OSQUERY = "osquery"
 
 
 class AttachedStore(Protocol):
@@ -104,14 +108,33 @@ class Catalog:
         }
         return cls(generation, by_name, layouts, gone or {})
 
-    def readable(self) -> dict[str, str]:
+    def readable(self, profile: Profile = Profile.FULL) -> dict[str, str]:
         """Every readable name, and the name of its table."""
         names = {name: name for name in self.tables}
         for name, table in self.tables.items():
             if table.kind == "events":
                 names[f"{name}_history"] = name
         names.update({alias: name for alias, name in ALIASES.items() if name in self.tables})
+        for table in self.tables.values():
+            if isinstance(table, LookupTable) and table.osquery_name is not None:
+                names.setdefault(OSQUERY_PREFIX + table.osquery_name, table.name)
+                names.setdefault(table.osquery_name, table.name)
+                if profile is Profile.OSQUERY and not table.alias:
+                    names[table.osquery_name] = table.name
         return names
+
+    def names(self) -> dict[str, frozenset[str]]:
+        """By table, all its names, whatever the profile: a rule for any of them holds for it.
+
+        A table that osquery has, too, is denied by osquery's name in either form.
+        """
+        names = {name: {name} for name in self.tables}
+        for name, of in self.readable().items():
+            names[of].add(name)
+        for name, table in self.tables.items():
+            if isinstance(table, LookupTable) and table.osquery_name is not None:
+                names[name] |= {table.osquery_name, OSQUERY_PREFIX + table.osquery_name}
+        return {name: frozenset(found) for name, found in names.items()}
 
 
 class RowSink(Protocol):
@@ -181,21 +204,25 @@ class SqlConnection:
         self._window: dict[str, tuple[int, int]] = {}
         self._store_uri = store.uri if store else None
         self._copies = copies and store is not None
-        self._views = profile is Profile.FULL and store is not None and not copies
+        self._views = profile is not Profile.STOCK and store is not None and not copies
         self._headings: list[Heading] = []
         self._text = ""
         self._explains = False
         self._cacheable: dict[str, frozenset[str]] = {}
         """The tables that each statement reads: SQLite names them only to the authorizer, when it compiles."""
         self._encode = msgspec.msgpack.Encoder().encode
-        readable = catalog.readable()
-        self._names = {name: catalog.tables[table] for name, table in readable.items()}
-        self._withheld = self._withheld_columns(readable)
+        self._readable = catalog.readable(profile)
+        self._names = {name: catalog.tables[table] for name, table in self._readable.items()}
+        names = catalog.names()
+        self._withheld = {
+            name: context.access.withheld((column.name for column in table.columns), *names[name])
+            for name, table in catalog.tables.items()
+        }
         events = [table for table in catalog.tables.values() if table.kind == "events"]
         copies_max = limits.memory_bytes // MEMORY_SHARE
         self.event_copies = EventCopies(self._store_uri or "", events, copies_max, self._withheld)
         self._hidden = HiddenNames()
-        self._authorizer = Authorizer(context.access, readable, self._hidden)
+        self._authorizer = Authorizer(context.access, self._readable, names, self._hidden)
         self._connection = apsw.Connection(
             ":memory:", apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
         )
@@ -387,18 +414,6 @@ class SqlConnection:
         why = self.catalog.gone.get(table) or self.catalog.gone.get(table.removesuffix("_history"))
         return UnknownTableError(f"{message} any more: {why}" if why else message, table)
 
-    def _withheld_columns(self, readable: Mapping[str, str]) -> dict[str, frozenset[str]]:
-        """The columns that stay unset, by table. `readable` maps each readable name to the name of its table."""
-        names: dict[str, list[str]] = {}
-        for name, of in readable.items():
-            names.setdefault(of, []).append(name)
-        withheld = {}
-        for table in self.catalog.tables.values():
-            others = table.also_known_as if isinstance(table, ModuleTable) else ()
-            columns = (column.name for column in table.columns)
-            withheld[table.name] = self.context.access.withheld(columns, *names[table.name], *others)
-        return withheld
-
     def _prepare(self, profile: Profile, store: AttachedStore | None) -> None:
         """Set up everything that the connection needs before it accepts statements."""
         connection = self._connection
@@ -407,9 +422,10 @@ class SqlConnection:
         connection.drop_modules(TABLE_FUNCTIONS)
         layouts = [layout.withholding(self._withheld[name]) for name, layout in self.catalog.layouts[profile].items()]
         for layout in layouts:
-            if isinstance(layout.table, ModuleTable):
-                self._add_module_table(layout.table, layout)
-            elif layout.table.kind == "snapshot":
+            names = [name for name, of in self._readable.items() if of == layout.table.name]
+            if isinstance(layout.table, LookupTable):
+                self._add_lookup_table(names, LookupModule(self, layout, layout.table))
+            elif layout.table.kind == "snapshot" and names:
                 self._add_table(layout.table.name, TableModule(self, layout))
         events = [layout for layout in layouts if layout.table.kind == "events"]
         stored: list[str] = []
@@ -440,16 +456,17 @@ class SqlConnection:
         self._connection.create_module(name, module, use_bestindex_object=True, read_only=True)  # type: ignore[arg-type]
         self._connection.execute(f"CREATE VIRTUAL TABLE main.{quoted(name)} USING {quoted(name)}")
 
-    def _add_module_table(self, table: ModuleTable, layout: Layout) -> None:
+    def _add_lookup_table(self, names: Iterable[str], module: LookupModule) -> None:
         """Add an eponymous virtual table, created only when a statement names it, because there may be hundreds."""
-        self._connection.create_module(
-            table.name,
-            table.module(self, layout),
-            use_bestindex_object=True,
-            eponymous=True,
-            eponymous_only=True,
-            read_only=True,
-        )
+        for name in names:
+            self._connection.create_module(
+                name,
+                module,  # type: ignore[arg-type]
+                use_bestindex_object=True,
+                eponymous=True,
+                eponymous_only=True,
+                read_only=True,
+            )
 
     def _add_event_views(self, tables: Iterable[Table]) -> None:
         """Add event tables as views of the store, bounded by the window."""
@@ -463,7 +480,7 @@ class SqlConnection:
             windowed = f"{select} WHERE seq > {bound.format('low')} AND seq <= {bound.format('high')}"
             connection.execute(f"CREATE TEMP VIEW {quoted(table.name)} AS {windowed}")
             connection.execute(f"CREATE TEMP VIEW {quoted(table.name + '_history')} AS {select}")
-            for alias in _aliases(table):
+            for alias in self._aliases(table):
                 connection.execute(f"CREATE TEMP VIEW {quoted(alias)} AS {windowed}")
 
     def _add_tripwires(self, stored: Iterable[str]) -> None:
@@ -477,14 +494,14 @@ class SqlConnection:
         """Add event tables as virtual tables, which, unlike views, can have hidden columns."""
         for layout in layouts:
             name = layout.table.name
-            for alias in (name, f"{name}_history", *_aliases(layout.table)):
+            for alias in (name, f"{name}_history", *self._aliases(layout.table)):
                 rows = self._stored_rows(layout, windowed=not alias.endswith("_history")) if stored else _no_rows
                 self._add_table(alias, TableModule(self, layout, rows, stored=True))
 
     def _add_copied_event_tables(self, layouts: Iterable[Layout]) -> None:
         for layout in layouts:
             name = layout.table.name
-            for alias in (name, f"{name}_history", *_aliases(layout.table)):
+            for alias in (name, f"{name}_history", *self._aliases(layout.table)):
                 self._add_table(alias, EventModule(self, layout, windowed=not alias.endswith("_history")))
 
     def _stored_rows(self, layout: Layout, *, windowed: bool) -> Callable[[Constraints], Iterable[Row]]:
@@ -532,12 +549,11 @@ class SqlConnection:
         finally:
             self._authorizer.trusted = False
 
+    def _aliases(self, table: Table) -> list[str]:
+        return [alias for alias, name in ALIASES.items() if name == table.name == self._readable.get(alias)]
+
     def _hide_names(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(self._hidden.redact(cell) if isinstance(cell, str) else cell for cell in row)
-
-
-def _aliases(table: Table) -> list[str]:
-    return [alias for alias, name in ALIASES.items() if name == table.name]
 
 
 def _no_rows(wanted: Constraints) -> Iterable[Row]:

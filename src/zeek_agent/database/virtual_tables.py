@@ -154,19 +154,6 @@ class ListLost(Exception):  # noqa: N818 - likewise
     """
 
 
-class ModuleTable(Table, ABC):
-    """A snapshot table that is not read by `TableModule` but by a virtual-table module of its own.
-
-    Access rules for the names `also_known_as` hold for it, too.
-    """
-
-    also_known_as: tuple[str, ...] = ()
-
-    @abstractmethod
-    def module(self, statement: StatementContext, layout: Layout) -> Any:
-        """The module, as apsw's `create_module` takes it, for one connection."""
-
-
 class TableModule:
     """Module that creates one table's virtual table in one connection. `rows` replaces the table's own function;
     `stored` if its cells are already in SQLite's form.
@@ -409,7 +396,7 @@ class TableReader:
         def scan() -> Iterator[Row]:
             return iter(self._module.scan(wanted))
 
-        if equal or table.parameters or not self._module.shared:
+        if equal or bounds or limit is not None or table.parameters or not self._module.shared:
             return self._guarded(scan)
         share, run = statement.scans, self._run
         return self._guarded(lambda: share.rows(table, wanted.columns, run.scans_since, scan, run.check))

@@ -15,10 +15,9 @@ from zeek_agent.masking.masker import Masker
 from zeek_agent.masking.text_rules import MASK
 from zeek_agent.osquery import osquery_sql
 from zeek_agent.osquery.client import OsqueryClient
-from zeek_agent.osquery.lookups import ImportedTable
 from zeek_agent.osquery.wire import ConnectionLostError, OsqueryRefusedError, OsqueryRow, UnreachableError
 from zeek_agent.schema import Column
-from zeek_agent.table import Constraints, Table
+from zeek_agent.table import Constraints, LookupTable, Table
 from zeek_agent.text import to_bytes
 
 PREFIX: Final = "osquery_"
@@ -174,16 +173,17 @@ def _table(name: str, one: OsqueryTable, reader: OsqueryReader, *, alias: bool) 
     decisive = {"uid"} & names if one.name in OF_A_USER else set()
     opaque = frozenset(_MASKS.keys() & names)
     needed = reader.rules.required.get(one.name, frozenset()) & names
-    table = ImportedTable(
+    table = LookupTable(
         name,
         f"osquery's table {one.name}",
         description=f"The table {one.name} of the osquery running on the host.",
         columns=one.columns,
         alias=alias,
-        also_known_as=(one.name, f"{PREFIX}{one.name}"),
+        osquery_name=one.name,
         required=needed,
-        decisive=frozenset(decisive),
+        decisive=decisive,
         opaque=opaque,
+        remote=True,
     )
     table.snapshot(lambda wanted: reader.rows(name, one, wanted))
     return table

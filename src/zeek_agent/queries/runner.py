@@ -163,7 +163,7 @@ class QueryRunner:
         recipient, query = installed.recipient, installed.query
         notice = f"runs every {query.schedule:g} s, the shortest possible schedule, instead of every {wanted:g} s"
         log.warning("query %s of %s %s: %s", installed.query_id, recipient.identity, notice, clipped_statement(query))
-        if recipient.profile is Profile.FULL:
+        if recipient.profile is not Profile.STOCK:
             await recipient.report_error(
                 installed.query_id, query, f"query {notice} (statement: {clipped_statement(query)})"
             )
