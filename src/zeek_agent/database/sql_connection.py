@@ -47,7 +47,7 @@ from zeek_agent.database.virtual_tables import (
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError, UnknownTableError
 from zeek_agent.host.files.reads import FileReads, Omissions
 from zeek_agent.schema import Row, Value
-from zeek_agent.table import Constraints, LookupTable, Table, TableContext
+from zeek_agent.table import Constraints, EventView, LookupTable, Table, TableContext
 
 ALIASES: Final = {"process_events": "processes_events", "socket_events": "sockets_events"}
 """Table names of the agent's version 1."""
@@ -116,7 +116,7 @@ class Catalog:
                 names[f"{name}_history"] = name
         names.update({alias: name for alias, name in ALIASES.items() if name in self.tables})
         for table in self.tables.values():
-            if isinstance(table, LookupTable) and table.osquery_name is not None:
+            if table.osquery_name is not None:
                 names.setdefault(OSQUERY_PREFIX + table.osquery_name, table.name)
                 names.setdefault(table.osquery_name, table.name)
                 if profile is Profile.OSQUERY and not table.alias:
@@ -132,7 +132,7 @@ class Catalog:
         for name, of in self.readable().items():
             names[of].add(name)
         for name, table in self.tables.items():
-            if isinstance(table, LookupTable) and table.osquery_name is not None:
+            if table.osquery_name is not None:
                 names[name] |= {table.osquery_name, OSQUERY_PREFIX + table.osquery_name}
         return {name: frozenset(found) for name, found in names.items()}
 
@@ -222,7 +222,8 @@ class SqlConnection:
         copies_max = limits.memory_bytes // MEMORY_SHARE
         self.event_copies = EventCopies(self._store_uri or "", events, copies_max, self._withheld)
         self._hidden = HiddenNames()
-        self._authorizer = Authorizer(context.access, self._readable, names, self._hidden)
+        views = [name for name, table in catalog.tables.items() if table.kind == "view"]
+        self._authorizer = Authorizer(context.access, self._readable, names, views, self._hidden)
         self._connection = apsw.Connection(
             ":memory:", apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
         )
@@ -440,6 +441,9 @@ class SqlConnection:
             self._add_event_tables(events, stored=store is not None)
         else:
             self._add_event_views([layout.table for layout in events])
+        for table in self.catalog.tables.values():
+            if isinstance(table, EventView) and table.of in self.catalog.tables:
+                self._add_view(table)
         self._add_tripwires(stored)
         confine(connection, self._limits, lambda: self.run.began, _store_id(self._store_uri), self._check)
         connection.authorizer = self._authorizer
@@ -482,6 +486,17 @@ class SqlConnection:
             connection.execute(f"CREATE TEMP VIEW {quoted(table.name + '_history')} AS {select}")
             for alias in self._aliases(table):
                 connection.execute(f"CREATE TEMP VIEW {quoted(alias)} AS {windowed}")
+
+    def _add_view(self, table: EventView) -> None:
+        """Add a view of recorded events; where it may not be queried, one that refuses to be.
+
+        SQLite does not tell the authorizer about a view of which no column is read.
+        """
+        refused = not self._authorizer.permits(table.name)
+        select = f"SELECT {TRIPWIRE}()" if refused else table.select(self._withheld[table.name])
+        for name, of in self._readable.items():
+            if of == table.name:
+                self._connection.execute(f"CREATE TEMP VIEW {quoted(name)} AS {select}")
 
     def _add_tripwires(self, stored: Iterable[str]) -> None:
         """Refuse the store's own tables, which SQLite would find under their plain names, by views of these names."""
@@ -550,7 +565,8 @@ class SqlConnection:
             self._authorizer.trusted = False
 
     def _aliases(self, table: Table) -> list[str]:
-        return [alias for alias, name in ALIASES.items() if name == table.name == self._readable.get(alias)]
+        own = {table.name, f"{table.name}_history"}
+        return [name for name, of in self._readable.items() if of == table.name and name not in own]
 
     def _hide_names(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(self._hidden.redact(cell) if isinstance(cell, str) else cell for cell in row)
