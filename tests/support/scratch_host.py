@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,6 +67,13 @@ def select_with_errors(sql: str, **access: Any) -> tuple[Rows, Sequence[str]]:
         return rows, [*result.errors, *([result.files.summary()] if result.files else [])]
 
     return asyncio.run(run())
+
+
+def select_in_worker(sql: str) -> Rows:
+    """The rows of a statement as the program shows them, which runs it in a worker process."""
+    program = (sys.executable, "-m", "zeek_agent", "query", "--state-dir", "/run/zeek-agent", "--format", "json", sql)
+    rows: Rows = json.loads(output(*program))
+    return rows
 
 
 def output(*command: str, standard_input: str | None = None) -> str:

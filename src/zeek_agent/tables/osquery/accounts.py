@@ -12,11 +12,8 @@ from zeek_agent.host.accounts.passwords import password_states
 from zeek_agent.privileges import Privileges
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints
-from zeek_agent.tables.osquery._declaration import osquery_table
+from zeek_agent.tables.osquery._declaration import WITHOUT_NAMESPACES, osquery_table
 
-NO_NAMESPACES: Final = Column(
-    "pid_with_namespace", "int", "always null: the agent does not enter containers", hidden=True
-)
 _SIGN: Final = 1 << 31
 _NOT_GIVEN: Final = -1
 """The C library's value for an empty field of shadow(5)."""
@@ -45,7 +42,7 @@ users = osquery_table(
         Column("directory", "text", "home directory"),
         Column("shell", "text", "login shell"),
         Column("uuid", "text", "always empty on Linux"),
-        NO_NAMESPACES,
+        WITHOUT_NAMESPACES,
         Column("include_remote", "int", "set to 1 in a query: include accounts of directory services", hidden=True),
     ],
     foreign="type is_hidden:int",
@@ -66,7 +63,7 @@ groups = osquery_table(
         Column("gid", "int", "group id"),
         Column("gid_signed", "int", "group id as a signed number of 32 bits"),
         Column("groupname", "text", "name; if several groups have the id, that of the first one"),
-        NO_NAMESPACES,
+        WITHOUT_NAMESPACES,
     ],
     foreign="group_sid comment is_hidden:int",
     privileges=Privileges(user_database=True),
