@@ -62,7 +62,9 @@ async def test_constraints_are_passed_on_and_checked_again(files: Files, databas
 
 
 async def test_rows_are_read_as_they_are_wanted(files: Files, database: Database) -> None:
-    assert (await database.query("SELECT path FROM files WHERE size >= 0 AND length(path) = 3 LIMIT 1")).rows == [("/10",)]
+    assert (await database.query("SELECT path FROM files WHERE size >= 0 AND length(path) = 3 LIMIT 1")).rows == [
+        ("/10",)
+    ]
     assert files.read < 100
 
 
