@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -60,6 +61,13 @@ class PathQuery:
     """Last components of paths."""
     path_patterns: tuple[SqlPattern, ...] = field(default=())
     directory_patterns: tuple[SqlPattern, ...] = field(default=())
+
+
+def may_be_hashed(gate: Gate, file: NamedFile) -> bool:
+    """Whether it is a regular file, or the executable of a process in proc(5)."""
+    if isinstance(file.found, RefusedError):
+        return False
+    return stat.S_ISREG(file.found.mode) or (file.entry == "exe" and gate.is_process(file.parent))
 
 
 def named_files(gate: Gate, query: PathQuery, check: Callable[[], None]) -> Iterator[NamedFile]:

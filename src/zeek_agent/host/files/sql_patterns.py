@@ -26,6 +26,7 @@ CHARACTERS_MAX: Final = 8_192
 PARTS_MAX: Final = 200
 DEPTH_MAX: Final = 64
 """Directories below the first matches of `%%`, as in osquery."""
+_TOO_MANY: Final = f"more than {RECURSED_DIRECTORIES_MAX} directories below a pattern's %%"
 _SEPARATORS: Final = re.compile(r"(/+)")
 _GLOB_WILDCARDS: Final = re.compile(r"[*?\[]")
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
@@ -146,6 +147,7 @@ class _Search:
         self._check = check
         self._entered: set[int] = set()
         self._left = RECURSED_DIRECTORIES_MAX
+        self._is_truncated = False
 
     def below(self, directory: PathHandle, path: str, number: int) -> Iterator[Entries]:
         """The matches of the pattern's parts from `number` on."""
@@ -191,11 +193,11 @@ class _Search:
             return
         names = sorted((*below, *linked)) if depth == 0 else [*sorted(below), *sorted(linked)]
         if len(names) > self._left:
-            self._gate.reads.leave_out(
-                Omission.TRUNCATED, path, f"more than {RECURSED_DIRECTORIES_MAX} directories below a pattern's %%"
-            )
+            if not self._is_truncated:
+                self._is_truncated = True
+                self._gate.reads.leave_out(Omission.TRUNCATED, path, _TOO_MANY)
             del names[self._left :]
-        self._left -= len(below)
+        self._left -= len(names)
         for name in names:
             self._check()
             deeper = self._opened(directory, path, name)

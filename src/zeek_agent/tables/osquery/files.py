@@ -9,8 +9,10 @@ from functools import lru_cache
 from typing import Final
 
 from zeek_agent.host.files.file_rules import RefusedError
-from zeek_agent.host.files.gate import Gate
-from zeek_agent.host.files.path_lookup import NamedFile
+from zeek_agent.host.files.gate import Purpose
+from zeek_agent.host.files.hashing import ALGORITHMS, hashes_of
+from zeek_agent.host.files.path_lookup import NamedFile, may_be_hashed
+from zeek_agent.host.files.sql_patterns import leave_out
 from zeek_agent.host.files.statx import FileStatus
 from zeek_agent.schema import Column, Row, Value
 from zeek_agent.table import Constraints
@@ -23,9 +25,9 @@ file = osquery_table(
     "attributes of files",
     description=(
         "One row per existing path that the statement names, by `path` or, for the entries of a directory, by "
-        f"`directory`. {PATTERNS} The path of a directory that matches a pattern has a slash at its end. Attributes are "
-        "those of what a symbolic link leads to; those of a broken link, and of the magic links of proc(5), are its "
-        "own. For a file system that could hang, only the mount point is listed, without attributes."
+        f"`directory`. {PATTERNS} The path of a directory that matches a pattern has a slash at its end. Attributes "
+        "are those of what a symbolic link leads to; those of a broken link, and of the magic links of proc(5), are "
+        "its own. For a file system that could hang, only the mount point is listed, without attributes."
     ),
     columns=[
         Column("path", "text", "path as the statement gives it"),
@@ -119,4 +121,52 @@ def _permissions(mode: int) -> str:
     return f"{stat.S_IMODE(mode):04o}"
 
 
-TABLES = (file,)
+hashes = osquery_table(
+    "hash",
+    "hashes of files",
+    description=(
+        "One row per existing regular file that the statement names, by `path` or, for the files of a directory, by "
+        f"`directory`. {PATTERNS} Symbolic links are followed. Files that are unreadable or denied are omitted and "
+        "counted in `zeek_agent_queries`; the access rules are those of `file_hashes`. Files larger than 256 MB have "
+        "no hashes, nor have files reached after the statement has used up `limits.files_time`."
+    ),
+    columns=[
+        Column("path", "text", "path as the statement gives it"),
+        Column("directory", "text", "the path without its last component"),
+        Column("md5", "text", "MD5 in hexadecimal"),
+        Column("sha1", "text", "SHA-1 in hexadecimal"),
+        Column("sha256", "text", "SHA-256 in hexadecimal"),
+        *NAMESPACE_COLUMNS,
+    ],
+    required=("path", "directory"),
+    examples=[
+        "SELECT sha256 FROM hash WHERE path = '/bin/sh'",
+        "SELECT path, md5 FROM hash WHERE directory = '/etc/cron.daily'",
+        "SELECT DISTINCT h.path, h.sha256 FROM processes p JOIN hash h ON h.path = p.exe",
+    ],
+    opens_files=True,
+)
+
+
+@hashes.snapshot
+def hashed(wanted: Constraints) -> Iterator[Row]:
+    algorithms = tuple(name for name in ALGORITHMS if wanted.needs(name))
+    reads = wanted.context.reads
+    gate = open_gate(wanted)
+    for each in wanted_files(wanted, gate):
+        if not may_be_hashed(gate, each):
+            continue
+        try:
+            opened = each.open(gate, Purpose.HASH)
+            if opened is None:
+                continue
+            with opened.file as contents:
+                found = hashes_of(contents, each.path, algorithms, reads, wanted.check)
+        except (RefusedError, OSError) as error:
+            leave_out(gate, each.path, error)
+        else:
+            digests = (found.get(name) for name in ALGORITHMS)
+            yield from_os(each.path), from_os(each.directory), *digests, None, None
+
+
+TABLES = (file, hashes)
