@@ -8,6 +8,7 @@ from typing import Final
 from zeek_agent.text import from_bytes
 
 PASSWD: Final = Path("/etc/passwd")
+GROUP: Final = Path("/etc/group")
 
 
 class LocalAccounts:
@@ -44,3 +45,17 @@ class LocalAccounts:
                 name, uid = from_bytes(fields[0]), int(fields[2])
                 if self._uids.setdefault(name, uid) == uid:
                     self._names[uid] = name if self._names.get(uid, name) == name else None
+
+
+def names_by_id(file: Path) -> dict[int, str]:
+    """The first name of each id in /etc/passwd or /etc/group; empty if the file is missing."""
+    try:
+        lines = file.read_bytes().splitlines()
+    except FileNotFoundError:
+        return {}
+    names: dict[int, str] = {}
+    for line in lines:
+        fields = line.split(b":")
+        if len(fields) >= 3 and fields[2].isdigit() and not fields[0].startswith((b"+", b"-")):
+            names.setdefault(int(fields[2]), from_bytes(fields[0]))
+    return names
