@@ -13,7 +13,7 @@ import os
 import struct
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
@@ -282,7 +282,7 @@ def _tasks(raw: bytes) -> list[Task]:
             )
     if describing:
         found = [_described(record, paths, describing) for record, paths in found]
-    return [_task(record, of_threads.get(record.pid, _NOTHING), *paths) for record, paths in found]
+    return [_task(record, of_threads.get(record.pid, _NOTHING), paths) for record, paths in found]
 
 
 def _described(
@@ -304,9 +304,8 @@ def _path(raw: bytes, at: int) -> tuple[str | None, int]:
     return records.path(raw[at:end], raw[end + 1]), end + 2
 
 
-def _task(
-    record: _Record, of_threads: _Usage, exe: str | None, cwd: str | None, root: str | None, cgroup: str | None
-) -> Task:
+def _task(record: _Record, of_threads: _Usage, paths: Sequence[str | None]) -> Task:
+    exe, cwd, root, cgroup = paths
     ticks = start_ticks(record.started)
     utime, stime = records.processor_time(
         record.utime + of_threads[0],

@@ -1,6 +1,6 @@
 """What processes have open, mapped and set, from proc(5): descriptors, memory maps, environment, namespaces."""
 
-# ruff: noqa: PTH123, PTH208
+# ruff: noqa: PTH115, PTH123, PTH208
 # A query makes thousands of short reads, for which pathlib costs more than the kernel.
 
 from __future__ import annotations
