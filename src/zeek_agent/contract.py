@@ -191,8 +191,8 @@ def _literal(value: Value) -> str:
 
 
 def _access(table: Table) -> AccessPolicy:
-    """Rules under which the table may use what it declares, and read all files but the denied ones."""
-    return AccessPolicy(AccessSettings(files_allow=("/**",), privileges_allow=(table.name,)))
+    """Rules under which the table may use what it declares, show secrets, and read all files but the denied ones."""
+    return AccessPolicy(AccessSettings(secrets_deny=(), files_allow=("/**",), privileges_allow=(table.name,)))
 
 
 def _is_text(cell: Any) -> bool:
