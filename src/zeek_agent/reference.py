@@ -171,7 +171,7 @@ def pages() -> dict[str, str]:
 def agent_tables() -> list[Table]:
     """The built-in tables of all platforms, by name, without those of osquery."""
     found = {table.name: table for platform in PLATFORMS for table in builtin_tables(platform)}
-    return [found[name] for name in sorted(found) if not isinstance(found[name], LookupTable)]
+    return [found[name] for name in sorted(found) if found[name].osquery_name is None]
 
 
 def tables_page(tables: Iterable[Table]) -> str:
@@ -199,7 +199,7 @@ def tables_page(tables: Iterable[Table]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def osquery_tables_page(tables: Iterable[LookupTable]) -> str:
+def osquery_tables_page(tables: Iterable[Table]) -> str:
     """docs/osquery-tables.md"""
     tables = sorted(tables, key=lambda table: str(table.osquery_name))
     overview = [(f"[{table.osquery_name}](#{table.osquery_name})", table.summary) for table in tables]
@@ -215,9 +215,10 @@ def osquery_tables_page(tables: Iterable[LookupTable]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _osquery_section(table: LookupTable) -> str:
+def _osquery_section(table: Table) -> str:
+    required = table.required if isinstance(table, LookupTable) else ()
     columns = [
-        (f"`{column.name}`{'*' if column.name in table.required else ''}{_mark(column)}", column.type, column.summary)
+        (f"`{column.name}`{'*' if column.name in required else ''}{_mark(column)}", column.type, column.summary)
         for column in table.columns
         if column.summary != ALWAYS_NULL
     ]

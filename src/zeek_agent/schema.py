@@ -25,7 +25,7 @@ SqliteValue: TypeAlias = "int | float | str | bytes | None"
 Row: TypeAlias = Sequence[Value]
 EventRow: TypeAlias = "Row | Struct"
 """A row to be recorded: its values, or a record with a field for each recorded column, in order."""
-TableKind = Literal["snapshot", "events"]
+TableKind = Literal["snapshot", "events", "view"]
 
 SCALAR_TYPES: Final = frozenset(
     {"address", "blob", "bool", "count", "enum", "int", "interval", "port", "real", "record", "text", "time"}

@@ -31,6 +31,7 @@ def declare(tables: Iterable[Table]) -> list[dict[str, Any]]:
             "kind": table.kind,
             "alias": table.alias,
             "privileges": asdict(table.privileges),
+            "osquery_name": table.osquery_name,
         }
         for table in tables
     ]
@@ -50,6 +51,7 @@ def declared(data: Iterable[dict[str, Any]]) -> list[Table]:
             kind=one["kind"],
             alias=one["alias"],
             privileges=_privileges(**one.get("privileges", {})),
+            osquery_name=one.get("osquery_name"),
         )
         for one in data
     ]

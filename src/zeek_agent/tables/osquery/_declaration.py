@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from zeek_agent.schema import Column, Row
-from zeek_agent.table import Constraints, LookupTable
+from zeek_agent.table import Constraints, EventView, LookupTable
 
 OWN_NAMES: Final = frozenset({"listening_ports", "process_events", "processes", "socket_events", "users"})
 """Names that mean other tables of this agent outside osquery's dialect."""
@@ -32,6 +32,26 @@ def osquery_table(
         osquery_name=name,
         columns=[*columns, *always_null],
         foreign=len(always_null),
+        **declaration,
+    )
+
+
+def osquery_events(
+    name: str, summary: str, *, of: str, where: str, columns: Iterable[tuple[Column, str]], **declaration: Any
+) -> EventView:
+    """The event table of osquery called `name`, made of the agent's event table `of`.
+
+    `columns` are osquery's columns with SQL expressions of the columns of `of`, or NULL. `where` chooses the rows.
+    """
+    declared = list(columns)
+    return EventView(
+        f"osquery_{name}" if name in OWN_NAMES else name,
+        summary,
+        osquery_name=name,
+        of=of,
+        cells=[expression for _, expression in declared],
+        where=where,
+        columns=[column for column, _ in declared],
         **declaration,
     )
 
