@@ -12,7 +12,8 @@ from pathlib import Path
 from waiting import until_sync
 
 SYSTEMD = Path("/lib/systemd/systemd")
-AVAILABLE = os.geteuid() == 0 and SYSTEMD.exists() and None not in map(shutil.which, ("busctl", "dbus-daemon", "nsenter", "unshare"))
+_PROGRAMS = ("busctl", "dbus-daemon", "nsenter", "unshare")
+AVAILABLE = os.geteuid() == 0 and SYSTEMD.exists() and None not in map(shutil.which, _PROGRAMS)
 _BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>

@@ -18,19 +18,20 @@ def decoded(signature: str, content: bytes) -> tuple[object, ...]:
 @given(st.binary(max_size=80), st.text("ybnqiuxtdsogva(){}", max_size=8))
 def test_any_body_is_values_or_an_error(content: bytes, signature: str) -> None:
     try:
-        assert isinstance(decoded(signature, content), tuple)
-    except DbusError as error:
-        assert str(error)
+        values = decoded(signature, content)
+    except DbusError:
+        return
+    assert isinstance(values, tuple)
 
 
 @given(st.binary(max_size=200))
 def test_any_message_is_one_or_an_error(rest: bytes) -> None:
     message = b"l\2\0\1" + struct.pack("<III", 0, 1, len(rest)) + rest + bytes(-len(rest) % 8)
     try:
-        assert message_bytes(message) == len(message)
-        parse(message)
-    except DbusError as error:
-        assert str(error)
+        found = parse(message)
+    except DbusError:
+        return
+    assert message_bytes(message) == len(message) >= len(found.content)
 
 
 def test_values_are_aligned_and_nested() -> None:
@@ -45,6 +46,6 @@ def test_nesting_is_limited() -> None:
 
 
 def test_a_call_is_read_back() -> None:
-    call = method_call(5, "org.example", "/a", "org.example.I", "Do", "one", "zwei – drei")
+    call = method_call(5, "org.example", "/a", "org.example.I", "Do", "one", "zwei für drei")
     assert message_bytes(call) == len(call)
-    assert parse(call).body() == ("one", "zwei – drei")
+    assert parse(call).body() == ("one", "zwei für drei")

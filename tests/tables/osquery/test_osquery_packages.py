@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,13 @@ def debian_package(place: Path, name: str, version: str, **fields: str) -> Path:
 
 
 @pytest.fixture
-def admindir(tmp_path: Path) -> Iterator[Path]:
+def admindir(tmp_path: Path) -> Path:
     """An empty database of dpkg."""
     place = tmp_path / "dpkg [of a test]"
     for name in ("info", "updates", "triggers"):
         (place / name).mkdir(parents=True)
     (place / "status").touch()
-    yield place
+    return place
 
 
 def dpkg(admindir: Path, *arguments: str) -> None:

@@ -46,7 +46,6 @@ class Bus:
         try:
             self._socket.settimeout(_SECONDS_BETWEEN_CHECKS)
             self._socket.connect(path)
-            self._authenticate()
             self._introduce()
         except BaseException:
             self._socket.close()
@@ -111,6 +110,7 @@ class Bus:
 
     def _introduce(self) -> None:
         try:
+            self._authenticate()
             self.call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello")
         except ConnectionClosedError as error:
             raise DbusError(

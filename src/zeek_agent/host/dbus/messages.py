@@ -23,11 +23,22 @@ _HEADER_BYTES_MAX: Final = 4_096
 _NUMBERS: Final[Mapping[str, struct.Struct]] = {
     kind: struct.Struct(f"<{code}")
     for kind, code in {
-        **{"y": "B", "n": "h", "q": "H", "i": "i", "u": "I", "x": "q", "t": "Q", "d": "d", "h": "I"},
+        "y": "B",
+        "n": "h",
+        "q": "H",
+        "i": "i",
+        "u": "I",
+        "x": "q",
+        "t": "Q",
+        "d": "d",
+        "h": "I",
         "b": "I",
     }.items()
 }
-_ALIGNMENTS: Final = {**{kind: number.size for kind, number in _NUMBERS.items()}, "s": 4, "o": 4, "a": 4, "(": 8, "{": 8}
+_ALIGNMENTS: Final = {kind: number.size for kind, number in _NUMBERS.items()} | {
+    **dict.fromkeys("soa", 4),
+    **dict.fromkeys("({", 8),
+}
 """Types that are not listed are not aligned."""
 _PREFIX: Final = struct.Struct("<BBBBII")
 _LENGTH: Final = struct.Struct("<I")
@@ -88,7 +99,7 @@ def method_call(serial: int, destination: str, path: str, interface: str, member
     return bytes(header.content + body.content)
 
 
-def message_bytes(prefix: bytes) -> int:
+def message_bytes(prefix: bytes | bytearray) -> int:
     """The length of the message that begins with these `PREFIX_BYTES`. Raises DbusError."""
     endian, _, _, version, body, _ = _PREFIX.unpack_from(prefix)
     if endian != _LITTLE or version != 1:

@@ -53,7 +53,7 @@ def units(
             answers = iter(bus.calls(calls))
             for unit in some:
                 values = {name: _text(answer) for name, answer in zip(properties, answers, strict=False)}
-                yield Unit(*unit, values)
+                yield Unit._make((*unit, values))
 
 
 def _is_unit(unit: object) -> bool:

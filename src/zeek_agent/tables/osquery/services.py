@@ -77,7 +77,7 @@ def loaded(wanted: Constraints) -> Iterator[Row]:
     except OSError as error:
         if not Path(BOOTED).exists():
             return  # another init
-        raise SqlError(f"table systemd_units: the message bus {SYSTEM_BUS} does not answer: {error.strerror}") from error
+        raise SqlError(f"table systemd_units: {SYSTEM_BUS} does not answer: {error.strerror}") from error
 
 
 TABLES = (systemd_units,)
