@@ -181,6 +181,8 @@ class Table:
             raise TypeError(f"table {name}: privileges must be an object of the class Privileges, not {privileges!r}")
         if privileges != NO_PRIVILEGES and kind != "snapshot":
             raise ValueError(f"table {name}: only a snapshot table may declare privileges")
+        if kind == "events" and any(column.collation for column in self.columns):
+            raise ValueError(f"table {name}: only a column of a snapshot table may have a collation")
         self._snapshot: Snapshot | None = None
         names = [column.name for column in self.columns] + [parameter.column for parameter in self.parameters]
         if len(set(names)) != len(names):
