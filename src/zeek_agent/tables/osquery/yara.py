@@ -49,7 +49,7 @@ yara_file = osquery_table(
     examples=[
         "SELECT path, matches, strings FROM yara_file WHERE path = '/etc/hosts' "
         "AND sigrule = 'rule here { strings: $a = \"localhost\" condition: $a }'",
-        "SELECT path, matches FROM yara_file WHERE path LIKE '/etc/host%' AND sigrule = 'rule every { condition: true }'",
+        "SELECT path, count FROM yara_file WHERE path LIKE '/etc/host%' AND sigrule = 'rule every { condition: true }'",
     ],
     opens_files=True,
 )
