@@ -68,7 +68,8 @@ class AccessPolicy:
         self._privileges_allow = frozenset(settings.privileges_allow)
         self._tables_allow = settings.tables_allow
         self._tables_deny = settings.tables_deny
-        self._columns_deny = settings.columns_deny
+        self._secrets_deny = tuple(rule for rule in settings.secrets_deny if "." not in rule)
+        self._columns_deny = settings.columns_deny + tuple(rule for rule in settings.secrets_deny if "." in rule)
         self._paths_allow = _PathRules(settings.paths_allow)
         self._paths_deny = _PathRules(settings.paths_deny)
         self._files_allow = _PathRules(settings.files_allow)
@@ -87,12 +88,18 @@ class AccessPolicy:
 
     def may_query(self, table: str, *aliases: str) -> bool:
         """Whether statements may read the table. A rule for any of its names holds for the table."""
+        return self.denied_by(table, *aliases) is None
+
+    def denied_by(self, table: str, *aliases: str) -> str | None:
+        """The settings by which statements may not read the table; None if they may."""
         names = (table, *aliases)
-        if any(fnmatch.fnmatchcase(name, glob) for name in names for glob in self._tables_deny):
-            return False
-        return not self._tables_allow or any(
-            fnmatch.fnmatchcase(name, glob) for name in names for glob in self._tables_allow
-        )
+        if _any_matches(names, self._secrets_deny):
+            return "access.secrets_deny"
+        if _any_matches(names, self._tables_deny) or (
+            self._tables_allow and not _any_matches(names, self._tables_allow)
+        ):
+            return "access.tables_deny, access.tables_allow"
+        return None
 
     def withheld(self, columns: Iterable[str], table: str, *aliases: str) -> frozenset[str]:
         """The columns of a table that stay unset. A rule for any of its names holds for the table.
@@ -180,6 +187,10 @@ class AccessPolicy:
         if self._private.match(path):
             return Contents.PRIVATE
         return Contents.PUBLIC if self._public.match(path) else Contents.UNLISTED
+
+
+def _any_matches(names: Iterable[str], globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in globs)
 
 
 def normal(path: str) -> str:

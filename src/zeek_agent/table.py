@@ -150,6 +150,7 @@ class Table:
         is_operators: bool = False,
         opens_files: bool = False,
         osquery_name: str | None = None,
+        osquery_aliases: Iterable[str] = (),
     ) -> None:
         self.name = name
         self.summary = summary
@@ -172,12 +173,16 @@ class Table:
         """Whether the operator of this host has declared it, so that its privileges need no further permission."""
         self.osquery_name = osquery_name
         """The name in osquery, if it is a table of osquery, with osquery's columns."""
+        self.osquery_names = () if osquery_name is None else (osquery_name, *osquery_aliases)
+        """This name and others that osquery has for it."""
         self.opens_files = opens_files or any(parameter.name == "pattern" for parameter in self.parameters)
         """Whether its function opens files whose paths are configured or asked for, which could hang."""
         if not isinstance(privileges, Privileges):
             raise TypeError(f"table {name}: privileges must be an object of the class Privileges, not {privileges!r}")
         if privileges != NO_PRIVILEGES and kind != "snapshot":
             raise ValueError(f"table {name}: only a snapshot table may declare privileges")
+        if kind == "events" and any(column.collation for column in self.columns):
+            raise ValueError(f"table {name}: only a column of a snapshot table may have a collation")
         self._snapshot: Snapshot | None = None
         names = [column.name for column in self.columns] + [parameter.column for parameter in self.parameters]
         if len(set(names)) != len(names):

@@ -95,18 +95,22 @@ class Catalog:
 
     generation: int
     tables: Mapping[str, Table]
-    layouts: Mapping[Profile, Mapping[str, Layout]]
     gone: Mapping[str, str]
     """Why tables were removed, by name."""
+    _layouts: dict[bool, dict[str, Layout]]
 
     @classmethod
     def of(cls, generation: int, tables: Iterable[Table], gone: Mapping[str, str] | None = None) -> Catalog:
-        by_name = {table.name: table for table in tables}
-        layouts = {
-            profile: {name: Layout(table, hide_added=profile is Profile.STOCK) for name, table in by_name.items()}
-            for profile in Profile
-        }
-        return cls(generation, by_name, layouts, gone or {})
+        return cls(generation, {table.name: table for table in tables}, gone or {}, {})
+
+    def layouts(self, profile: Profile) -> Mapping[str, Layout]:
+        """The layouts of all tables, made when they are first needed: main runs no statements."""
+        hide_added = profile is Profile.STOCK
+        if hide_added not in self._layouts:
+            self._layouts[hide_added] = {
+                name: Layout(table, hide_added=hide_added) for name, table in self.tables.items()
+            }
+        return self._layouts[hide_added]
 
     def readable(self, profile: Profile = Profile.FULL) -> dict[str, str]:
         """Every readable name, and the name of its table."""
@@ -116,11 +120,11 @@ class Catalog:
                 names[f"{name}_history"] = name
         names.update({alias: name for alias, name in ALIASES.items() if name in self.tables})
         for table in self.tables.values():
-            if table.osquery_name is not None:
-                names.setdefault(OSQUERY_PREFIX + table.osquery_name, table.name)
-                names.setdefault(table.osquery_name, table.name)
+            for name in table.osquery_names:
+                names.setdefault(OSQUERY_PREFIX + name, table.name)
+                names.setdefault(name, table.name)
                 if profile is Profile.OSQUERY and not table.alias:
-                    names[table.osquery_name] = table.name
+                    names[name] = table.name
         return names
 
     def names(self) -> dict[str, frozenset[str]]:
@@ -132,8 +136,8 @@ class Catalog:
         for name, of in self.readable().items():
             names[of].add(name)
         for name, table in self.tables.items():
-            if table.osquery_name is not None:
-                names[name] |= {table.osquery_name, OSQUERY_PREFIX + table.osquery_name}
+            for other in table.osquery_names:
+                names[name] |= {other, OSQUERY_PREFIX + other}
         return {name: frozenset(found) for name, found in names.items()}
 
 
@@ -421,7 +425,7 @@ class SqlConnection:
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.set_busy_timeout(BUSY_MILLISECONDS)
         connection.drop_modules(TABLE_FUNCTIONS)
-        layouts = [layout.withholding(self._withheld[name]) for name, layout in self.catalog.layouts[profile].items()]
+        layouts = [layout.withholding(self._withheld[name]) for name, layout in self.catalog.layouts(profile).items()]
         for layout in layouts:
             names = [name for name, of in self._readable.items() if of == layout.table.name]
             if isinstance(layout.table, LookupTable):

@@ -11,6 +11,7 @@ from zeek_agent.host.files.system_files import system_lines
 from zeek_agent.text import from_bytes
 
 PASSWD: Final = Path("/etc/passwd")
+GROUP: Final = Path("/etc/group")
 _ID_MAX: Final = 0xFFFF_FFFF
 _DIGITS: Final = 10
 """Digits of the highest id; int() of a longer text could take long."""
@@ -72,3 +73,17 @@ class LocalAccounts:
                 name, uid = from_bytes(fields[0]), int(fields[2])
                 if self._uids.setdefault(name, uid) == uid:
                     self._names[uid] = name if self._names.get(uid, name) == name else None
+
+
+def names_by_id(file: Path) -> dict[int, str]:
+    """The first name of each id in /etc/passwd or /etc/group; empty if the file is missing."""
+    try:
+        lines = file.read_bytes().splitlines()
+    except FileNotFoundError:
+        return {}
+    names: dict[int, str] = {}
+    for line in lines:
+        fields = line.split(b":")
+        if len(fields) >= 3 and fields[2].isdigit() and not fields[0].startswith((b"+", b"-")):
+            names.setdefault(int(fields[2]), from_bytes(fields[0]))
+    return names

@@ -156,7 +156,7 @@ class Gate:
             if links > LINKS_MAX:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), entered.path)
             self._check()
-            text = self._link_text(handle, name, entered.descriptor)
+            text = self.link_text(handle, name, entered.descriptor)
             if text.startswith("/"):
                 handle = self.root
             pending += text.split("/")[::-1]
@@ -210,7 +210,7 @@ class Gate:
     def _target_status(self, directory: PathHandle, name: str) -> FileStatus:
         """Attributes of the target of a link. Raises RefusedError and OSError."""
         for _ in range(_CACHED_CHAIN_LINKS):
-            text = self._link_text(directory, name)
+            text = self.link_text(directory, name)
             way, _, name = text.rstrip("/").rpartition("/")
             directory = self._walk_cached(self.root if text[:1] == "/" else directory, way)
             if name in _SPECIAL_NAMES:
@@ -326,7 +326,7 @@ class Gate:
         """The directory to which paths are relative. Raises RefusedError and OSError."""
         return self.walk(self.root, str(Path.cwd()))
 
-    def _link_text(self, directory: PathHandle, name: str, descriptor: int | None = None) -> str:
+    def link_text(self, directory: PathHandle, name: str, descriptor: int | None = None) -> str:
         """The text of a symbolic link, by its descriptor if it is open.
 
         Raises RefusedError for a magic link, whose text is not its target, and OSError.
