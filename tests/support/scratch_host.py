@@ -69,10 +69,14 @@ def select_with_errors(sql: str, **access: Any) -> tuple[Rows, Sequence[str]]:
     return asyncio.run(run())
 
 
-def select_in_worker(sql: str) -> Rows:
-    """The rows of a statement as the program shows them, which runs it in a worker process."""
-    program = (sys.executable, "-m", "zeek_agent", "query", "--state-dir", "/run/zeek-agent", "--format", "json", sql)
-    rows: Rows = json.loads(output(*program))
+def select_in_worker(sql: str, *settings: str) -> Rows:
+    """The rows of a statement as the program shows them, which runs it in a worker process.
+
+    `settings` have the form `access.mask=false`.
+    """
+    options = [part for setting in settings for part in ("--set", setting)]
+    program = (sys.executable, "-m", "zeek_agent", "query", "--state-dir", "/run/zeek-agent", "--format", "json")
+    rows: Rows = json.loads(output(*program, *options, sql))
     return rows
 
 

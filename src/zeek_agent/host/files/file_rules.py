@@ -74,8 +74,9 @@ class Walker(Protocol):
 class FileRules:
     """The rules for the files of one statement. Contents that are only reported are counted in `reads`.
 
-    `private` are patterns of further files whose contents may be read, see `AccessPolicy.contents`. The walker is an
-    argument, because a reference to it would be a cycle that keeps its descriptors open.
+    `private` are patterns of further files whose contents may be read, see `AccessPolicy.contents`, also if a default
+    pattern denies them. The walker is an argument, because a reference to it would be a cycle that keeps its
+    descriptors open.
     """
 
     def __init__(self, access: AccessPolicy, reads: FileReads, private: tuple[str, ...] = ()) -> None:
@@ -84,20 +85,24 @@ class FileRules:
         self._private = private
         self._denied_objects: frozenset[tuple[int, int]] | None = None
 
-    def demand_readable(self, walker: Walker, handle: PathHandle, written: str, *, derived: bool = False) -> None:
-        """Raises RefusedError when a file may not even be hashed, or, with `derived`, nothing be derived from it."""
+    def demand_readable(self, walker: Walker, handle: PathHandle, written: str, *, added_only: bool = False) -> None:
+        """Raises RefusedError when a file may not even be hashed.
+
+        With `added_only`, the default patterns of `paths_deny` do not apply; neither do they to `private` files.
+        """
         mount, status = handle.mount, handle.status
         inside = handle.path_in_file_system()
-        self.demand_allowed(walker, mount, written, handle.path, inside, derived=derived)
+        added_only = added_only or self._access.is_among(from_os(handle.path), self._private)
+        self.demand_allowed(walker, mount, written, handle.path, inside, added_only=added_only)
         if status.links != 1:
             self.demand_no_denied_object(walker, status, mount)
 
     def demand_allowed(
-        self, walker: Walker, mount: Mount, written: str, path: str, inside: str, *, derived: bool = False
+        self, walker: Walker, mount: Mount, written: str, path: str, inside: str, *, added_only: bool = False
     ) -> None:
         access = self._access
-        denies = access.denies_derived if derived else access.denies
-        if mount.kind in _CASELESS and not derived:
+        denies = access.denies_by_added_rule if added_only else access.denies
+        if mount.kind in _CASELESS and not added_only:
             denies = access.denies_in_any_case
         if any(denies(name) for name in self._all_names(walker, mount, written, path, inside)):
             raise RefusedError("denied by access.paths_deny, or one of the agent's own files")

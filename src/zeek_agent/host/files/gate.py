@@ -97,7 +97,7 @@ class Gate:
     """Walks and opens paths for one statement, in one thread. Omissions are counted in `reads`.
 
     `check` is called at each link, because users choose the length of their chains of links. `private` are patterns of
-    further files whose contents may be read, see `AccessPolicy.contents`.
+    further files whose contents may be read, also if a default pattern denies them.
     """
 
     def __init__(
@@ -352,7 +352,7 @@ class Gate:
         """
         if not stat.S_ISREG(handle.status.mode):
             return None
-        self._rules.demand_readable(self, handle, written, derived=purpose is Purpose.PROPERTIES)
+        self._rules.demand_readable(self, handle, written, added_only=purpose is Purpose.PROPERTIES)
         masks_keys = True
         if purpose is Purpose.CONTENTS:
             masks_keys = self._rules.demand_contents(handle, written)
@@ -378,7 +378,7 @@ class Gate:
                 return None
             path = str(Path(f"/proc/self/fd/{descriptor}").readlink()).removesuffix(" (deleted)")
             inside = mount.root.rstrip("/") + path.removeprefix(mount.mount_point.rstrip("/"))
-            self._rules.demand_allowed(self, mount, path, path, inside, derived=True)
+            self._rules.demand_allowed(self, mount, path, path, inside, added_only=True)
             self._rules.demand_no_denied_object(self, status, mount)
             return OpenedFile(_reopened(descriptor, status, mount), masks_keys=True)
         finally:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
-from typing import Final
 
 from zeek_agent.host.accounts.local_accounts import local_accounts
 from zeek_agent.host.accounts.name_service import Account
 from zeek_agent.host.files.globbing import Match, matching, open_gate
+from zeek_agent.host.files.whole import literal
 from zeek_agent.table import Constraints
 from zeek_agent.text import to_bytes
-
-_WILDCARD: Final = re.compile(r"[*?\[\\]")
 
 
 def user_files(wanted: Constraints, *patterns: str, private: tuple[str, ...] = ()) -> Iterator[tuple[Account, Match]]:
@@ -33,8 +30,3 @@ def user_files(wanted: Constraints, *patterns: str, private: tuple[str, ...] = (
         for pattern in patterns:
             for match in matching(gate, f"{literal(home)}/{pattern}", wanted.check, explain=False):
                 yield account, match
-
-
-def literal(path: str) -> str:
-    """The pattern that matches only this path."""
-    return _WILDCARD.sub(r"\\\g<0>", path)
