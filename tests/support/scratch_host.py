@@ -82,7 +82,7 @@ def select_in_worker(sql: str, *settings: str) -> Rows:
 
 def output(*command: str, standard_input: str | None = None) -> str:
     """What a program writes."""
-    done = subprocess.run(
-        command, input=standard_input, capture_output=True, check=True, text=True, env={**os.environ, "LC_ALL": "C"}
-    )
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(command, input=standard_input, capture_output=True, check=False, text=True, env=environment)
+    assert done.returncode == 0, f"{command[0]}: {done.stderr}"
     return done.stdout
