@@ -7,6 +7,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
 from itertools import groupby
@@ -42,6 +43,22 @@ class Contents(Enum):
     """It is on the list of files whose contents may be read although not every local user may read them."""
     UNLISTED = auto()
     """None: it may only be listed and hashed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownFiles:
+    """The one kind of file that a table shows: their contents may be read although not every local user may read them.
+
+    With `permitted`, the default patterns of `access.paths_deny` do not apply to them, because the operator has
+    permitted the table, which shows secrets.
+    """
+
+    patterns: tuple[str, ...]
+    permitted: bool = False
+
+    def __contains__(self, path: str) -> bool:
+        """Whether the file at this absolute path is of this kind."""
+        return _compiled_rules(self.patterns).match(normal(path))
 
 
 class AccessPolicy:
@@ -163,17 +180,10 @@ class AccessPolicy:
         """Whether `access.paths_allow`, where there is one, has this absolute path."""
         return not self._paths_allow or self._paths_allow.match(normal(path))
 
-    def contents(self, path: str, private: tuple[str, ...] = ()) -> Contents:
-        """Which rule lets the contents of the file at this absolute path be read.
-
-        `private` are patterns of further private files, for a table that shows one kind of file.
-        """
+    def contents(self, path: str, shown: ShownFiles | None = None) -> Contents:
+        """Which rule lets the contents of the file at this absolute path be read; `shown` are those of its table."""
         found = self._listed(path)
-        return Contents.PRIVATE if found is not Contents.CONFIGURED and self.is_among(path, private) else found
-
-    def is_among(self, path: str, patterns: tuple[str, ...]) -> bool:
-        """Whether one of the patterns matches this absolute path."""
-        return bool(patterns) and _compiled_rules(patterns).match(normal(path))
+        return Contents.PRIVATE if found is not Contents.CONFIGURED and shown is not None and path in shown else found
 
     def _judge(self, path: str) -> bool:
         path = normal(path)

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 _GROUP: Final = b"[Desktop Entry]"
 _FALSE: Final = b"false"
 _TRUE: Final = b"true"
+_KEYS: Final = frozenset({b"Exec", b"Hidden", b"Name", b"X-GNOME-Autostart-enabled"})
 
 
 class DesktopEntry(NamedTuple):
@@ -26,9 +27,10 @@ def desktop_entry(lines: Iterable[bytes]) -> DesktopEntry:
         line = raw.strip()
         if line.startswith(b"["):
             in_group = line == _GROUP
-        elif in_group and not line.startswith(b"#"):
+        elif in_group:
             key, _, value = line.partition(b"=")
-            values.setdefault(key.rstrip(), value.lstrip())
+            if (key := key.rstrip()) in _KEYS:
+                values.setdefault(key, value.lstrip())
     is_hidden = values.get(b"Hidden", b"").lower() == _TRUE
     is_off = values.get(b"X-GNOME-Autostart-enabled", b"").lower() == _FALSE
     return DesktopEntry(values.get(b"Name", b""), values.get(b"Exec", b""), not (is_hidden or is_off))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from zeek_agent.access import ShownFiles
 from zeek_agent.host.accounts.shell_histories import HISTORY_FILES, shell_commands
 from zeek_agent.host.files.contents import lines
 from zeek_agent.schema import Column, Row
@@ -13,7 +14,7 @@ from zeek_agent.tables.osquery._declaration import osquery_table
 from zeek_agent.tables.osquery._user_files import user_files
 from zeek_agent.text import from_bytes, from_os
 
-_PRIVATE: Final = tuple(f"/**/{name}" for name in HISTORY_FILES)
+_SHOWN: Final = ShownFiles(tuple(f"/**/{name}" for name in HISTORY_FILES), permitted=True)
 
 shell_history = osquery_table(
     "shell_history",
@@ -37,7 +38,7 @@ shell_history = osquery_table(
 @shell_history.snapshot
 def commands(wanted: Constraints) -> Iterator[Row]:
     mask = wanted.context.access.masker.line
-    for account, match in user_files(wanted, *HISTORY_FILES, private=_PRIVATE):
+    for account, match in user_files(wanted, *HISTORY_FILES, shown=_SHOWN):
         file = from_os(match.path)
         for time, command in shell_commands(lines(match, wanted.context.reads, wanted.check)):
             yield account.uid, time, mask(from_bytes(command)), file

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
+from zeek_agent.access import ShownFiles
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.host.accounts.local_accounts import local_accounts
 from zeek_agent.host.files.contents import lines
@@ -20,12 +21,13 @@ from zeek_agent.host.linux.desktop_entries import DesktopEntry, desktop_entry
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints
 from zeek_agent.tables.osquery._declaration import osquery_table
+from zeek_agent.tables.osquery._user_files import limited
 from zeek_agent.tables.osquery.services import systemd_units
 from zeek_agent.text import from_bytes, from_os, to_bytes
 
 _ITEM: Final = "Startup Item"
 _UNIT: Final = "systemd unit"
-_PRIVATE: Final = ("/**/.config/autostart/*",)
+_SHOWN: Final = ShownFiles(("/**/.config/autostart/*",))
 _UNIT_COLUMNS: Final = {
     "name": "id",
     "path": "fragment_path",
@@ -61,7 +63,7 @@ startup_items = osquery_table(
 def items(wanted: Constraints) -> Iterator[Row]:
     kinds = wanted.equal("type")
     if kinds is None or _ITEM in kinds:
-        gate = open_gate(wanted.context.access, wanted.context.reads, wanted.check, _PRIVATE)
+        gate = open_gate(wanted.context.access, wanted.context.reads, wanted.check, _SHOWN)
         for home, user in _homes(wanted).items():
             yield from _entries(wanted, gate, f"{home}/.config/autostart/", user)
             yield from _scripts(wanted, gate, f"{home}/.config/autostart-scripts/", user)
@@ -84,7 +86,8 @@ def _files(wanted: Constraints, gate: Gate | PortableGate, directory: str) -> It
     """The paths of the regular files in a directory, in the form of `os.fsdecode`."""
     place = literal(_as_path(directory))
     for pattern in ("*", ".*"):
-        for path, found in listing(gate, place + pattern, wanted.check):
+        listed = listing(gate, place + pattern, wanted.check)
+        for path, found in limited(listed, place, wanted.context.reads):
             if isinstance(found, FileStatus) and stat.S_ISREG(found.mode):
                 yield path
 
