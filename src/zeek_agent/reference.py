@@ -224,6 +224,7 @@ def _osquery_section(table: Table) -> str:
     ]
     foreign = [f"`{column.name}`" for column in table.columns if column.summary == ALWAYS_NULL]
     name = f" Outside osquery's dialect: `{table.name}`." if table.name != table.osquery_name else ""
+    name += "".join(f" Also called `{alias}`." for alias in table.osquery_names[1:])
     privileges = (
         f"[Privileges](security.md#tables-with-privileges): {used}." if (used := privileges_summary(table)) else ""
     )

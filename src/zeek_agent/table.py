@@ -146,9 +146,11 @@ class Table:
         kind: TableKind = "snapshot",
         alias: bool = False,
         privileges: Privileges = NO_PRIVILEGES,
+        is_privileged: Callable[[Constraints], bool] = lambda _: True,
         is_operators: bool = False,
         opens_files: bool = False,
         osquery_name: str | None = None,
+        osquery_aliases: Iterable[str] = (),
     ) -> None:
         self.name = name
         self.summary = summary
@@ -165,10 +167,14 @@ class Table:
         """Whether it is another table under a second name, which lists of tables leave out."""
         self.privileges = privileges
         """What its function may use; see "Tables with privileges" in docs/security.md."""
+        self.is_privileged = is_privileged
+        """Whether its function uses these privileges for a question; if not, it runs in the statement's process."""
         self.is_operators = is_operators
         """Whether the operator of this host has declared it, so that its privileges need no further permission."""
         self.osquery_name = osquery_name
         """The name in osquery, if it is a table of osquery, with osquery's columns."""
+        self.osquery_names = () if osquery_name is None else (osquery_name, *osquery_aliases)
+        """This name and others that osquery has for it."""
         self.opens_files = opens_files or any(parameter.name == "pattern" for parameter in self.parameters)
         """Whether its function opens files whose paths are configured or asked for, which could hang."""
         if not isinstance(privileges, Privileges):

@@ -120,11 +120,11 @@ class Catalog:
                 names[f"{name}_history"] = name
         names.update({alias: name for alias, name in ALIASES.items() if name in self.tables})
         for table in self.tables.values():
-            if table.osquery_name is not None:
-                names.setdefault(OSQUERY_PREFIX + table.osquery_name, table.name)
-                names.setdefault(table.osquery_name, table.name)
+            for name in table.osquery_names:
+                names.setdefault(OSQUERY_PREFIX + name, table.name)
+                names.setdefault(name, table.name)
                 if profile is Profile.OSQUERY and not table.alias:
-                    names[table.osquery_name] = table.name
+                    names[name] = table.name
         return names
 
     def names(self) -> dict[str, frozenset[str]]:
@@ -136,8 +136,8 @@ class Catalog:
         for name, of in self.readable().items():
             names[of].add(name)
         for name, table in self.tables.items():
-            if table.osquery_name is not None:
-                names[name] |= {table.osquery_name, OSQUERY_PREFIX + table.osquery_name}
+            for other in table.osquery_names:
+                names[name] |= {other, OSQUERY_PREFIX + other}
         return {name: frozenset(found) for name, found in names.items()}
 
 

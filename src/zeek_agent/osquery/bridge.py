@@ -64,7 +64,11 @@ class Discovery:
 
 def _names_of(tables: Iterable[Table]) -> frozenset[str]:
     """Their names, and the same with the prefix."""
-    return frozenset(name for table in tables for name in (table.name, f"{imported.PREFIX}{table.osquery_name}"))
+    return frozenset(
+        name
+        for table in tables
+        for name in (table.name, *(f"{imported.PREFIX}{one}" for one in table.osquery_names), *table.osquery_names[1:])
+    )
 
 
 class Bridge:

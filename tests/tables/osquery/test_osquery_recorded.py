@@ -134,8 +134,9 @@ async def test_changes_are_file_events(database: ContainedDatabase) -> None:
     ]
 
 
-async def test_log_entries_are_syslog_events(database: ContainedDatabase) -> None:
-    sql = "SELECT time, datetime, host, severity, facility, tag, message FROM syslog_events"
+@pytest.mark.parametrize("name", ["syslog_events", "syslog", "osquery_syslog"])
+async def test_log_entries_are_syslog_events(database: ContainedDatabase, name: str) -> None:
+    sql = f"SELECT time, datetime, host, severity, facility, tag, message FROM {name}"
     assert (await database.query(sql)).rows == [
         (1_700_000_000, "2023-11-14T22:13:20+00:00", "", 6, "authpriv", "CRON", "hello")
     ]

@@ -132,6 +132,7 @@ syslog_events = osquery_events(
     "syslog_events",
     "entries of the system log",
     description="The rows of `system_logs_events`.",
+    osquery_aliases=("syslog",),
     of="system_logs_events",
     where="true",
     columns=[
