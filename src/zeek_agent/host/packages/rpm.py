@@ -83,9 +83,7 @@ def rpm_packages(
         raise RpmError(f"{database}: {error}") from error
 
 
-def _headers(
-    database: str, names: Iterable[str] | None, check: Callable[[], None]
-) -> Iterator[tuple[int, bytes]]:
+def _headers(database: str, names: Iterable[str] | None, check: Callable[[], None]) -> Iterator[tuple[int, bytes]]:
     connection = _opened(database)
     try:
         connection.set_progress_handler(lambda: check() is not None, _STEPS_BETWEEN_CHECKS)

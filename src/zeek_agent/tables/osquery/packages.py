@@ -10,11 +10,11 @@ from zeek_agent.errors import SqlError
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints
 from zeek_agent.tables.osquery._declaration import osquery_table
+from zeek_agent.tables.osquery._paths import NAMESPACE_COLUMNS
 from zeek_agent.text import to_bytes
 
 DPKG_DIRECTORY: Final = "/var/lib/dpkg"
 RPM_DIRECTORIES: Final = ("/usr/lib/sysimage/rpm", "/var/lib/rpm")
-_NO_NAMESPACE: Final = "always null: the agent does not enter containers"
 
 deb_packages = osquery_table(
     "deb_packages",
@@ -35,8 +35,7 @@ deb_packages = osquery_table(
         Column("section", "text", "section, such as `net`"),
         Column("priority", "text", "priority, such as `required`"),
         Column("admindir", "text", f"dpkg's directory, `{DPKG_DIRECTORY}` unless the statement names another one"),
-        Column("pid_with_namespace", "int", _NO_NAMESPACE, hidden=True),
-        Column("mount_namespace_id", "text", _NO_NAMESPACE, hidden=True),
+        *NAMESPACE_COLUMNS,
     ],
     decisive=["admindir"],
     opens_files=True,
@@ -96,8 +95,7 @@ rpm_packages = osquery_table(
         Column("install_time", "int", "when it was installed, in seconds since 1970"),
         Column("vendor", "text", "distributor"),
         Column("package_group", "text", "group, such as `Applications/Internet`"),
-        Column("pid_with_namespace", "int", _NO_NAMESPACE, hidden=True),
-        Column("mount_namespace_id", "text", _NO_NAMESPACE, hidden=True),
+        *NAMESPACE_COLUMNS,
     ],
     examples=["SELECT name, version, release FROM rpm_packages WHERE name = 'openssl'"],
 )
