@@ -198,11 +198,11 @@ async def test_global_packages_are_those_of_npm(db: Database) -> None:
     assert len(await rows(db, "SELECT * FROM npm_packages WHERE path LIKE '/usr/lib/node_modules/%'")) == len(found)
     for row in found:
         known = json.loads(Path(row["path"]).read_text())
-        author, license = known.get("author"), known.get("license")
+        author, terms = known.get("author"), known.get("license")
         assert row["description"] == known.get("description")
         assert row["homepage"] == known.get("homepage")
         assert row["author"] == (author.get("name") if isinstance(author, dict) else author)
-        assert row["license"] == (license.get("url") if isinstance(license, dict) else license)
+        assert row["license"] == (terms.get("url") if isinstance(terms, dict) else terms)
         assert row["depth"] == row["path"].count("/node_modules/") - 1
 
 

@@ -323,7 +323,7 @@ async def test_hostile_headers_cost_one_package_each(db: Database, rpmdb: Path, 
     assert result.rows == [("one",)]
     assert len(result.errors) == len(hostile)
     path.write_bytes(path.read_bytes()[:50_000])
-    with pytest.raises(SqlError, match="rpm_packages: .*malformed"):
+    with pytest.raises(SqlError, match="malformed"):
         await db.query("SELECT count(sha1) FROM rpm_packages")
 
 

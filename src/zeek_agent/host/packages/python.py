@@ -38,8 +38,8 @@ def python_packages(
 ) -> Iterator[PythonPackage]:
     """The packages in a directory.
 
-    `site` is in the form of `os.fsdecode`, `where` a pattern of directories below it, with a final slash, or empty; `**`
-    does not match hidden directories. Where metadata may not be read, which the gate's `reads` count, name and
+    `site` is in the form of `os.fsdecode`, `where` a pattern of directories below it, with a final slash, or empty;
+    `**` does not match hidden directories. Where metadata may not be read, which the gate's `reads` count, name and
     version are those in the name of its directory.
     """
     for path, status in listing(gate, f"{literal(site.rstrip('/'))}/{where}*-info", check):

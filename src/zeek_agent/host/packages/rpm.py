@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote
@@ -86,7 +87,7 @@ def rpm_packages(
 def _headers(database: str, names: Iterable[str] | None, check: Callable[[], None]) -> Iterator[tuple[int, bytes]]:
     connection = _opened(database)
     try:
-        connection.set_progress_handler(lambda: check() is not None, _STEPS_BETWEEN_CHECKS)
+        connection.set_progress_handler(partial(_goes_on, check), _STEPS_BETWEEN_CHECKS)
         if names is None:
             yield from connection.execute("SELECT hnum, blob FROM Packages")
             return
@@ -95,6 +96,11 @@ def _headers(database: str, names: Iterable[str] | None, check: Callable[[], Non
             yield from connection.execute(sql, (to_bytes(name),))
     finally:
         connection.close()
+
+
+def _goes_on(check: Callable[[], None]) -> bool:
+    check()
+    return False
 
 
 def _opened(database: str) -> apsw.Connection:

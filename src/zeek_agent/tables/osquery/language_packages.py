@@ -46,7 +46,7 @@ _NODE_MANIFESTS: Final = ("/**/node_modules/**/package.json",)
 
 python_packages = osquery_table(
     "python_packages",
-    "Python packages",
+    "packages of Python",
     description=(
         "Packages of the system's interpreters, which have uid 0, and in the home directories of the accounts in "
         "`/etc/passwd`, or of those that `uid` names. Where the metadata may not be read, only name and version are "
@@ -115,7 +115,7 @@ def _python_sites(gate: Gate | PortableGate, wanted: Constraints) -> Iterator[tu
 
 npm_packages = osquery_table(
     "npm_packages",
-    "Node packages",
+    "packages of Node.js",
     description=(
         "Packages that are installed globally, by the system or by users in `/home`, with the packages inside of them. "
         "Where a `package.json` may not be read, only the name is shown, as it is in the name of its directory."
