@@ -242,13 +242,15 @@ async def test_hostile_manifests_cost_values_only(db: Database, tmp_path: Path) 
         "empty": "",
     }.items():
         manifest(modules / name, content)
+    (modules / "bytes").mkdir()
+    (modules / "bytes/package.json").write_bytes(b'{"name": "\xff"}')
     (modules / "directory/package.json").mkdir(parents=True)
     (modules / "huge").mkdir()
     with (modules / "huge/package.json").open("wb") as file:
         file.truncate(1 << 30)
     result = await db.query(f"SELECT name, version, author FROM npm_packages WHERE directory = '{tmp_path}'")
     assert set(result.rows) == {
-        *((name, None, None) for name in ("list", "cut", "deep", "empty", "huge", "directory")),
+        *((name, None, None) for name in ("bytes", "cut", "deep", "directory", "empty", "huge", "list")),
         ("", "", None),
     }
     assert "larger than" in result.files.summary()

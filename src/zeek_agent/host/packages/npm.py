@@ -70,7 +70,7 @@ def _identity(gate: Gate | PortableGate, directory: str) -> tuple[int, int] | No
 def _package(content: bytes | None, name: str, path: str, depth: int) -> NodePackage:
     try:
         manifest = msgspec.json.decode(content) if content is not None else None
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         manifest = None
     if not isinstance(manifest, dict):
         return NodePackage(from_os(name), *(None,) * 5, from_os(path), depth)
