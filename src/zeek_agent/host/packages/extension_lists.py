@@ -50,7 +50,7 @@ class ExtensionListError(Exception):
 def editor_extensions(content: bytes) -> Iterator[EditorExtension]:
     """The extensions in an `extensions.json` of Visual Studio Code and its relatives. Raises ExtensionListError."""
     for entry in _objects(_decoded(content)):
-        parts = [entry.get(name) for name in ("identifier", "metadata", "location")]
+        parts: list[Any] = [entry.get(name) for name in ("identifier", "metadata", "location")]
         if not all(isinstance(part, dict) for part in parts):
             continue
         identifier, metadata, location = parts
