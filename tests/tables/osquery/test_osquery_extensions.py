@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -176,3 +178,110 @@ async def test_links_to_secrets_and_denied_lists_are_not_read(home: Path) -> Non
         secret.unlink()
     assert result.rows == []
     assert result.files.refused == 2
+
+
+# chrome_extensions
+
+KEY = base64.b64encode(b"the public key of an extension").decode()
+STORE = "a" * 32
+MANIFEST: dict[str, Any] = {
+    "manifest_version": 2,
+    "name": "__MSG_appName__",
+    "description": "__MSG_missing__",
+    "default_locale": "de",
+    "version": "1.10.0",
+    "author": "Somebody",
+    "update_url": "https://clients2.google.com/service/update2/crx",
+    "background": {"persistent": True, "scripts": ["b.js"]},
+    "permissions": ["storage", "<all_urls>"],
+    "optional_permissions": ["tabs"],
+    "key": KEY,
+}
+
+
+def profile(place: Path, name: str, **settings: Any) -> None:
+    write(place / "Preferences", {"profile": {"name": name}})
+    write(place / "Secure Preferences", {"extensions": {"settings": settings}})
+
+
+async def test_extensions_of_chrome_are_those_of_profiles(db: Database, home: Path) -> None:
+    place = home / ".config/google-chrome/Profile 1"
+    directory = place / f"Extensions/{STORE}/1.10.0_0"
+    unpacked = home / "work/unpacked"
+    stored = {"path": f"{STORE}/1.10.0_0", "state": 1, "from_webstore": True, "install_time": "13370000000000000"}
+    profile(place, "Me", **{STORE: stored, "b" * 32: {"path": str(unpacked), "state": 0, "from_webstore": False}})
+    write(directory / "manifest.json", MANIFEST)
+    write(directory / "_locales/de/messages.json", {"appname": {"message": "Blocker für alle"}})
+    write(unpacked / "manifest.json", {"name": "Mine", "version": "0.1", "manifest_version": 3})
+    write(place / "Extensions/cccc/2/manifest.json", {"name": "Left behind", "version": "2"})
+    found = {row["name"]: row for row in await rows(db, "SELECT * FROM chrome_extensions")}
+    assert set(found) == {"Blocker für alle", "Mine", "Left behind"}
+    digest = hashlib.sha256(base64.b64decode(KEY)).digest()[:16]
+    assert found["Blocker für alle"] == {
+        "browser_type": "chrome",
+        "uid": UID,
+        "name": "Blocker für alle",
+        "profile": "Me",
+        "profile_path": str(place),
+        "referenced_identifier": STORE,
+        "identifier": "".join(chr(ord("a") + nibble) for byte in digest for nibble in divmod(byte, 16)),
+        "version": "1.10.0",
+        "description": "__MSG_missing__",
+        "default_locale": "de",
+        "current_locale": "",
+        "update_url": MANIFEST["update_url"],
+        "author": "Somebody",
+        "persistent": 1,
+        "path": str(directory),
+        "permissions": "storage, <all_urls>",
+        "optional_permissions": "tabs",
+        "manifest_hash": hashlib.sha256((directory / "manifest.json").read_bytes()).hexdigest(),
+        "referenced": 1,
+        "from_webstore": "true",
+        "state": "1",
+        "install_time": "13370000000000000",
+        "install_timestamp": 13_370_000_000 - 11_644_473_600,
+    }
+    mine, left = found["Mine"], found["Left behind"]
+    assert (mine["path"], mine["state"], mine["from_webstore"], mine["referenced"]) == (str(unpacked), "0", "false", 1)
+    assert (mine["identifier"], mine["persistent"], mine["permissions"], mine["install_timestamp"]) == ("", 0, "", 0)
+    assert (left["referenced"], left["state"], left["referenced_identifier"]) == (0, "", "")
+    hidden = "permissions_json, optional_permissions_json, manifest_json, key"
+    (row,) = await rows(db, f"SELECT {hidden} FROM chrome_extensions WHERE referenced_identifier = '{STORE}'")
+    assert json.loads(row["manifest_json"]) == MANIFEST
+    assert row["permissions_json"] == '["storage","<all_urls>"]'
+    assert (row["optional_permissions_json"], row["key"]) == ('["tabs"]', KEY)
+    (row,) = await rows(db, f"SELECT {hidden} FROM chrome_extensions WHERE name = 'Mine'")
+    assert (row["permissions_json"], row["optional_permissions_json"], row["key"]) == ("{}", "{}", None)
+    assert len(await rows(db, f"SELECT * FROM chrome_extensions WHERE uid = {UID} AND version < '1.9'")) == 1
+
+
+async def test_browsers_are_told_by_their_directories(db: Database, home: Path) -> None:
+    profile(home / ".config/chromium/Default", "Person 1")
+    write(home / ".config/chromium/Default/Extensions/a/1/manifest.json", {"name": "x", "version": "1"})
+    write(home / ".config/opera/Preferences", {})  # its directory is its profile
+    write(home / ".config/opera/Extensions/b/1/manifest.json", {"name": "y", "version": "1"})
+    found = await rows(db, "SELECT browser_type, name, profile FROM chrome_extensions ORDER BY name")
+    assert [tuple(row.values()) for row in found] == [("chromium", "x", "Person 1"), ("opera", "y", "")]
+
+
+async def test_hostile_profiles_cost_values_and_rows(db: Database, home: Path) -> None:
+    place = home / ".config/chromium/Default"
+    settings: dict[str, Any] = {str(number): one for number, one in enumerate((7, None, {}, {"path": 7}, {"path": ""}))}
+    settings["up"] = {"path": "../../../../../../../../etc", "state": {}}
+    settings["zero"] = {"path": "a\0b"}
+    profile(place, "x", **settings)
+    write(place / "Extensions/broken/1/manifest.json", b"{")
+    write(place / "Extensions/list/1/manifest.json", [])
+    odd = {"name": ["x"], "version": None, "key": "not base64", "permissions": [{"a": 1}, 7, None], "background": 3}
+    write(place / "Extensions/odd/1/manifest.json", {**odd, "default_locale": "../../x", "description": "__MSG_x__"})
+    write(place / "Extensions/short/1/manifest.json", {"name": "__MSG_", "version": "1"})
+    write(home / ".config/chromium/Second/Preferences", b"\xff{")
+    write(home / ".config/chromium/Second/Extensions/a/1/manifest.json", {"name": "second", "version": "1"})
+    result = await db.query("SELECT name, version, identifier, permissions, persistent FROM chrome_extensions")
+    assert sorted(result.rows) == [
+        ("", "null", "", ", 7, null", 0),
+        ("__MSG_", "1", "", "", 0),
+        ("second", "1", "", "", 0),
+    ]
+    assert result.files.skipped == 2

@@ -24,7 +24,7 @@ from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
 from zeek_agent.host.accounts.name_service import Account
 from zeek_agent.table import TableContext
-from zeek_agent.tables.osquery import language_packages
+from zeek_agent.tables.osquery import _user_files, language_packages
 
 SITE = Path("/usr/lib/python3/dist-packages")
 NODE = Path("/usr/lib/node_modules")
@@ -112,7 +112,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place = tmp_path / "home [of] a user"
     place.mkdir()
     account = Account("me", 4_711, 4_711, "", str(place), "/bin/sh")
-    monkeypatch.setattr(language_packages, "local_accounts", lambda _: [account])
+    monkeypatch.setattr(_user_files, "local_accounts", lambda _: [account])
     return place
 
 

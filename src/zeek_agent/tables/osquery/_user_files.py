@@ -24,15 +24,19 @@ def user_files(wanted: Constraints, *patterns: str, private: tuple[str, ...] = (
     """
     context = wanted.context
     gate = open_gate(context.access, context.reads, wanted.check, private)
-    uids = wanted.integers("uid")
-    for account in local_accounts(wanted.report):
-        wanted.check()
-        home = os.fsdecode(to_bytes(account.home)).rstrip("/")
-        if (uids is not None and account.uid not in uids) or not account.home.startswith("/"):
-            continue
+    for account, home in wanted_homes(wanted):
         for pattern in patterns:
             for match in matching(gate, f"{literal(home)}/{pattern}", wanted.check, explain=False):
                 yield account, match
+
+
+def wanted_homes(wanted: Constraints) -> Iterator[tuple[Account, str]]:
+    """The accounts with the uids that are asked for, and their home directories, in the form of `os.fsdecode`."""
+    uids = wanted.integers("uid")
+    for account in local_accounts(wanted.report):
+        wanted.check()
+        if account.home.startswith("/") and (uids is None or account.uid in uids):
+            yield account, os.fsdecode(to_bytes(account.home)).rstrip("/")
 
 
 def literal(path: str) -> str:

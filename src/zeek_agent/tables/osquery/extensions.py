@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from zeek_agent.host.accounts.name_service import Account
-from zeek_agent.host.files.globbing import Match
+from zeek_agent.host.files.globbing import Match, open_gate
 from zeek_agent.host.files.reads import Omission
 from zeek_agent.host.files.whole import read_whole
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints
 from zeek_agent.tables.osquery._declaration import osquery_table
-from zeek_agent.tables.osquery._user_files import user_files
+from zeek_agent.tables.osquery._user_files import user_files, wanted_homes
 
 _OF_ALL_USERS: Final = "of all accounts in `/etc/passwd`, or of those that `uid` names"
 _EDITORS: Final = {
@@ -118,4 +118,117 @@ def _listed(
             reads.leave_out(Omission.SKIPPED, match.path, str(error))
 
 
-TABLES = (vscode_extensions, firefox_addons)
+_BROWSERS: Final = {
+    ".config/google-chrome": "chrome",
+    ".config/google-chrome-beta": "chrome_beta",
+    ".config/google-chrome-unstable": "chrome_dev",
+    ".config/BraveSoftware/Brave-Browser": "brave",
+    ".var/app/com.brave.Browser/config/BraveSoftware/Brave-Browser": "brave",
+    ".config/BraveSoftware/Brave-Browser-Beta": "brave_beta",
+    ".var/app/com.brave.Browser/config/BraveSoftware/Brave-Browser-Beta": "brave_beta",
+    ".config/BraveSoftware/Brave-Browser-Nightly": "brave_nightly",
+    ".var/app/com.brave.Browser/config/BraveSoftware/Brave-Browser-Nightly": "brave_nightly",
+    ".config/chromium": "chromium",
+    "snap/chromium/common/chromium": "chromium",
+    ".var/app/org.chromium.Chromium/config/chromium": "chromium",
+    ".config/yandex-browser-beta": "yandex",
+    ".config/microsoft-edge": "edge",
+    ".config/microsoft-edge-beta": "edge_beta",
+    ".config/microsoft-edge-dev": "edge_dev",
+    ".config/opera": "opera",
+    ".config/vivaldi": "vivaldi",
+    ".var/app/com.vivaldi.Vivaldi/config/vivaldi": "vivaldi",
+}
+"""Directories in homes, and osquery's names of the browsers."""
+_BROWSER_FILES: Final = (
+    *("/**/Preferences", "/**/Secure Preferences", "/**/manifest.json"),
+    "/**/_locales/*/messages.json",
+)
+
+chrome_extensions = osquery_table(
+    "chrome_extensions",
+    "extensions of Chrome and browsers made of it",
+    description=(
+        f"One row per extension of each profile {_OF_ALL_USERS}: those that are installed in the profile, and those "
+        "elsewhere that its preferences refer to."
+    ),
+    columns=[
+        Column("browser_type", "text", "the browser: `chrome`, `chrome_beta`, `chromium`, `brave`, `edge`, `opera`, …"),
+        Column("uid", "int", "user in whose home the profile is"),
+        Column("name", "text", "name, in the extension's default language"),
+        Column("profile", "text", "name of the profile"),
+        Column("profile_path", "text", "directory of the profile"),
+        Column("referenced_identifier", "text", "id in the preferences; empty if they do not refer to it"),
+        Column("identifier", "text", "id that follows from the public key in the manifest; empty without one"),
+        Column("version", "text", "version", collation="version"),
+        Column("description", "text", "description; empty without one"),
+        Column("default_locale", "text", "its default language; empty without one"),
+        Column("current_locale", "text", "its current language; mostly empty"),
+        Column("update_url", "text", "URL of updates; empty without one"),
+        Column("author", "text", "author; empty without one"),
+        Column("persistent", "int", "1 if its background page always runs"),
+        Column("path", "text", "directory of the extension"),
+        Column("permissions", "text", "permissions, joined by a comma and a blank"),
+        Column("permissions_json", "text", "permissions as JSON; `{}` without any", hidden=True),
+        Column("optional_permissions", "text", "permissions for which it may ask later"),
+        Column("optional_permissions_json", "text", "the same as JSON; `{}` without any", hidden=True),
+        Column("manifest_hash", "text", "SHA-256 of `manifest.json`", collation="nocase"),
+        Column("referenced", "int", "1 if the preferences refer to it"),
+        Column("from_webstore", "text", "`true` if it was installed from the store; empty if that is unknown"),
+        Column("state", "text", "`1` if it is enabled; empty if that is unknown"),
+        Column("install_time", "text", "when it was installed, in microseconds since 1601; empty if that is unknown"),
+        Column("install_timestamp", "int", "the same in seconds since 1970; 0 if it is unknown"),
+        Column("manifest_json", "text", "the manifest as JSON without blanks", hidden=True),
+        Column("key", "text", "public key in the manifest, in base64; null without one", hidden=True),
+    ],
+    decisive=["uid"],
+    opens_files=True,
+    examples=[
+        "SELECT uid, browser_type, name, version, permissions FROM chrome_extensions WHERE from_webstore != 'true'",
+        "SELECT uid, profile, name FROM chrome_extensions WHERE identifier = 'cjpalhdlnbpafiamejdnhcphjbkeiagm'",
+    ],
+)
+
+
+@chrome_extensions.snapshot
+def of_chrome(wanted: Constraints) -> Iterator[Row]:
+    from zeek_agent.host.packages.chrome import Setting
+    from zeek_agent.host.packages.chrome import chrome_extensions as extensions_in
+
+    gate = open_gate(wanted.context.access, wanted.context.reads, wanted.check, _BROWSER_FILES)
+    for account, home in wanted_homes(wanted):
+        for directory, browser in _BROWSERS.items():
+            for found in extensions_in(gate, f"{home}/{directory}", wanted.check):
+                texts, setting = found.texts, found.setting or Setting()
+                yield (
+                    browser,
+                    account.uid,
+                    texts["name"],
+                    found.profile,
+                    found.profile_path,
+                    setting.identifier,
+                    found.identifier,
+                    texts["version"],
+                    texts["description"],
+                    texts["default_locale"],
+                    texts["current_locale"],
+                    texts["update_url"],
+                    texts["author"],
+                    int(found.persistent),
+                    found.path,
+                    found.permissions,
+                    found.permissions_json,
+                    found.optional_permissions,
+                    found.optional_permissions_json,
+                    found.manifest_hash,
+                    int(found.setting is not None),
+                    setting.from_webstore,
+                    setting.state,
+                    setting.install_time,
+                    setting.installed_at,
+                    found.manifest_json,
+                    texts["key"] or None,
+                )
+
+
+TABLES = (vscode_extensions, firefox_addons, chrome_extensions)

@@ -6,12 +6,11 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from zeek_agent.host.accounts.local_accounts import local_accounts
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints
 from zeek_agent.tables.osquery._declaration import WITHOUT_NAMESPACES, osquery_table
 from zeek_agent.tables.osquery._paths import NAMESPACE_COLUMNS
-from zeek_agent.tables.osquery._user_files import literal
+from zeek_agent.tables.osquery._user_files import literal, wanted_homes
 from zeek_agent.text import from_os, to_bytes
 
 if TYPE_CHECKING:
@@ -106,10 +105,11 @@ def _python_sites(gate: Gate | PortableGate, wanted: Constraints) -> Iterator[tu
     uids = wanted.integers("uid")
     if uids is None or 0 in uids:
         yield from ((0, directory, "") for directory in _directories(gate, PYTHON_SITES, wanted))
-    for uid, home in _homes(uids, wanted):
-        environments = [f"{home}/{place}/*/lib/python*/site-packages" for place in _PYTHON_VERSIONS]
+    for account, home in wanted_homes(wanted):
+        uid, place = account.uid, literal(home)
+        environments = [f"{place}/{name}/*/lib/python*/site-packages" for name in _PYTHON_VERSIONS]
         yield from ((uid, directory, "") for directory in _directories(gate, environments, wanted))
-        libraries = [f"{home}/{place}" for place in _PYTHON_LIBRARIES]
+        libraries = [f"{place}/{name}" for name in _PYTHON_LIBRARIES]
         yield from ((uid, directory, "*/") for directory in _directories(gate, libraries, wanted))
 
 
@@ -176,14 +176,6 @@ def _directories(gate: Gate | PortableGate, patterns: Iterable[str], wanted: Con
         for path, status in listing(gate, pattern, wanted.check):
             if isinstance(status, FileStatus) and status.is_directory:
                 yield f"{path}/"
-
-
-def _homes(uids: list[int] | None, wanted: Constraints) -> Iterator[tuple[int, str]]:
-    """The uids that are asked for, and their home directories as patterns."""
-    for account in local_accounts(wanted.report):
-        wanted.check()
-        if account.home.startswith("/") and (uids is None or account.uid in uids):
-            yield account.uid, literal(os.fsdecode(to_bytes(account.home)).rstrip("/"))
 
 
 TABLES = (python_packages, npm_packages)
