@@ -186,10 +186,10 @@ def _member(value: Any, name: str) -> Any:
 
 def _text(value: Any, name: str) -> str:
     """A member as text; empty for a member that there is not, or that is an array or an object."""
-    return _scalar(_member(value, name)) if isinstance(value, dict) and name in value else ""
+    return _as_text(_member(value, name)) if isinstance(value, dict) and name in value else ""
 
 
-def _scalar(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
@@ -198,7 +198,7 @@ def _scalar(value: Any) -> str:
 
 
 def _joined(values: Any) -> str:
-    return ", ".join(map(_scalar, values)) if isinstance(values, list) else ""
+    return ", ".join(map(_as_text, values)) if isinstance(values, list) else ""
 
 
 def _identifier(key: str) -> str:
