@@ -256,7 +256,7 @@ async def test_extensions_of_chrome_are_those_of_profiles(db: Database, home: Pa
     assert len(await rows(db, f"SELECT * FROM chrome_extensions WHERE uid = {UID} AND version < '1.9'")) == 1
 
 
-async def test_browsers_are_told_by_their_directories(db: Database, home: Path) -> None:
+async def test_each_browser_has_its_directories(db: Database, home: Path) -> None:
     profile(home / ".config/chromium/Default", "Person 1")
     write(home / ".config/chromium/Default/Extensions/a/1/manifest.json", {"name": "x", "version": "1"})
     write(home / ".config/opera/Preferences", {})  # its directory is its profile

@@ -139,7 +139,7 @@ def test_the_bus_address_is_that_of_sysfs() -> None:
         assert slot in {part for part in str(device.resolve()).split("/") if part}
 
 
-def test_names_and_lines_that_make_no_sense_are_no_entries(tmp_path: Path) -> None:
+def test_invalid_names_and_lines_have_no_entries(tmp_path: Path) -> None:
     (tmp_path / "thread-self/net").mkdir(parents=True)
     line = "10.0.0.1         0x1         0x2         02:00:00:00:00:01     *        eth0\n"
     (tmp_path / "thread-self/net/arp").write_text(f"header\n{line}10.0.0.2 0x1\n\n")
