@@ -256,6 +256,21 @@ async def test_extensions_of_chrome_are_those_of_profiles(db: Database, home: Pa
     assert len(await rows(db, f"SELECT * FROM chrome_extensions WHERE uid = {UID} AND version < '1.9'")) == 1
 
 
+async def test_settings_of_newer_browsers_are_understood(db: Database, home: Path) -> None:
+    place = home / ".config/chromium/Default"
+    newer = {"from_webstore": False, "first_install_time": "13440420535344027"}  # as Chromium 156 writes them
+    one = {"path": "a/1", "disable_reasons": [], **newer}
+    profile(place, "x", a=one, b={"path": "b/1", "disable_reasons": [1], **newer})
+    for name in "ab":
+        write(place / f"Extensions/{name}/1/manifest.json", {"name": name, "version": "1"})
+    sql = "SELECT name, state, install_time, install_timestamp FROM chrome_extensions ORDER BY name"
+    seconds = 13_440_420_535 - 11_644_473_600
+    assert [tuple(row.values()) for row in await rows(db, sql)] == [
+        ("a", "1", "13440420535344027", seconds),
+        ("b", "0", "13440420535344027", seconds),
+    ]
+
+
 async def test_each_browser_has_its_directories(db: Database, home: Path) -> None:
     profile(home / ".config/chromium/Default", "Person 1")
     write(home / ".config/chromium/Default/Extensions/a/1/manifest.json", {"name": "x", "version": "1"})

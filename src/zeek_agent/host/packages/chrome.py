@@ -122,8 +122,8 @@ class _Profile:
             path = _member(one, "path")
             if isinstance(path, str) and path and "\0" not in path:
                 place = posixpath.normpath(posixpath.join(self._path, "Extensions", path))
-                values = (_text(one, name) for name in ("state", "from_webstore", "install_time"))
-                yield place, Setting(identifier, *values)
+                installed = _text(one, "install_time") or _text(one, "first_install_time")
+                yield place, Setting(identifier, _state(one), _text(one, "from_webstore"), installed)
 
     def _extension(self, place: str) -> ChromeExtension | None:
         content = self._content(f"{place}/manifest.json", _MANIFEST_BYTES_MAX)
@@ -178,6 +178,14 @@ class _Profile:
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             self._gate.reads.leave_out(Omission.SKIPPED, path, "not JSON")
             return None
+
+
+def _state(setting: Any) -> str:
+    """1 if the extension is enabled. Newer browsers only keep the reasons for which it is not."""
+    reasons = _member(setting, "disable_reasons")
+    if isinstance(reasons, list) and "state" not in setting:
+        return "0" if reasons else "1"
+    return _text(setting, "state")
 
 
 def _member(value: Any, name: str) -> Any:
