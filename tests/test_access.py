@@ -219,6 +219,20 @@ def test_a_rule_for_any_name_of_a_table_holds() -> None:
     assert not policy.may_query("processes_events", "process_events")
 
 
+def test_secrets_are_denied_whatever_other_rules_there_are() -> None:
+    policy = AccessPolicy(AccessSettings(tables_deny=("users",), tables_allow=("process_*",), columns_deny=("a.b",)))
+    assert not policy.may_query("process_envs", "osquery_process_envs")
+    assert policy.denied_by("process_envs") == "access.secrets_deny"
+    assert policy.denied_by("users") == "access.tables_deny, access.tables_allow"
+    assert policy.denied_by("process_open_files") is None
+    assert policy.withheld(("start", "path"), "process_memory_map") == {"start"}
+    assert policy.withheld(("b",), "a") == {"b"}
+    permitted = AccessPolicy(AccessSettings(secrets_deny=("shell_history",)))
+    assert permitted.may_query("process_envs")
+    assert not permitted.may_query("shell_history")
+    assert permitted.withheld(("start", "path"), "process_memory_map") == frozenset()
+
+
 def test_secrets_in_command_lines_are_hidden() -> None:
     masker = AccessPolicy().masker
     assert masker.line("mysql --user=a --password=hunter2 db") == "mysql --user=a --password=*** db"

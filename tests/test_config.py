@@ -292,6 +292,14 @@ def test_a_rule_for_a_column_that_does_not_exist_is_an_error(rule: str, socket: 
         config_check.check_files_and_groups(settings)
 
 
+@pytest.mark.parametrize("rule", ["procesess", "processes.cmdlin"])
+def test_a_rule_for_secrets_that_do_not_exist_is_an_error(rule: str) -> None:
+    settings = loaded_with(access__secrets_deny=["shell_history", rule], osquery__socket="off")
+    with pytest.raises(UsageError, match=f"access.secrets_deny: there is no .*{re.escape(repr(rule))}"):
+        config_check.check_files_and_groups(settings)
+    config_check.check_files_and_groups(loaded_with(access__secrets_deny=["users", "logins_events.command"]))
+
+
 def test_rules_for_columns_may_name_those_of_events_and_of_osquery(caplog: pytest.LogCaptureFixture) -> None:
     rules = ["logins_events.command", "logins_events_history.*", "*.cmdline", "process_events.cmdline"]
     config_check.check_files_and_groups(loaded_with(access__columns_deny=rules, osquery__socket="off"))

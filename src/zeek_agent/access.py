@@ -68,7 +68,8 @@ class AccessPolicy:
         self._privileges_allow = frozenset(settings.privileges_allow)
         self._tables_allow = settings.tables_allow
         self._tables_deny = settings.tables_deny
-        self._columns_deny = settings.columns_deny
+        self._secrets_deny = tuple(rule for rule in settings.secrets_deny if "." not in rule)
+        self._columns_deny = settings.columns_deny + tuple(rule for rule in settings.secrets_deny if "." in rule)
         self._paths_allow = _PathRules(settings.paths_allow)
         self._paths_deny = _PathRules(settings.paths_deny)
         self._files_allow = _PathRules(settings.files_allow)
@@ -80,19 +81,25 @@ class AccessPolicy:
             {*(f"redact {rule}" for rule in settings.redact), *(() if settings.mask else ("off",))}
         )
         """How masking differs from the default."""
-        self._executables_deny = _PathRules([rule for rule in settings.paths_deny if rule not in _DEFAULT_DENY])
+        self._derived_deny = _PathRules([rule for rule in settings.paths_deny if rule not in _DEFAULT_DENY])
         self._paths_deny_caseless = _PathRules(settings.paths_deny, caseless=True)
         self._denied = lru_cache(VERDICTS_KEPT)(self._judge)
         self._listed = lru_cache(VERDICTS_KEPT)(self._list)
 
     def may_query(self, table: str, *aliases: str) -> bool:
         """Whether statements may read the table. A rule for any of its names holds for the table."""
+        return self.denied_by(table, *aliases) is None
+
+    def denied_by(self, table: str, *aliases: str) -> str | None:
+        """The settings by which statements may not read the table; None if they may."""
         names = (table, *aliases)
-        if any(fnmatch.fnmatchcase(name, glob) for name in names for glob in self._tables_deny):
-            return False
-        return not self._tables_allow or any(
-            fnmatch.fnmatchcase(name, glob) for name in names for glob in self._tables_allow
-        )
+        if _any_matches(names, self._secrets_deny):
+            return "access.secrets_deny"
+        if _any_matches(names, self._tables_deny) or (
+            self._tables_allow and not _any_matches(names, self._tables_allow)
+        ):
+            return "access.tables_deny, access.tables_allow"
+        return None
 
     def withheld(self, columns: Iterable[str], table: str, *aliases: str) -> frozenset[str]:
         """The columns of a table that stay unset. A rule for any of its names holds for the table.
@@ -139,13 +146,15 @@ class AccessPolicy:
         """Whether a rule, or what is the agent's own, denies this absolute path."""
         return self._denied(path)
 
-    def denies_executable(self, path: str) -> bool:
-        """Whether the executable of a process, which has this absolute path, may not be hashed.
+    def denies_derived(self, path: str) -> bool:
+        """Whether nothing may be derived from the file at this absolute path: the hash of a process's executable, or
+        properties of a private key.
 
-        The default patterns name secrets, which are not programs; malware that has such a name must not hide its hash.
+        The default patterns name secrets, which such values do not reveal: malware that has a secret's name must not
+        hide its hash, and a private key without a passphrase must not hide that it has none.
         """
         path = normal(path)
-        return self._executables_deny.match(path) or self._is_protected(path)
+        return self._derived_deny.match(path) or self._is_protected(path)
 
     def denies_in_any_case(self, path: str) -> bool:
         """`denies` for a file that answers to its name in capitals and small letters."""
@@ -155,9 +164,14 @@ class AccessPolicy:
         """Whether `access.paths_allow`, where there is one, has this absolute path."""
         return not self._paths_allow or self._paths_allow.match(normal(path))
 
-    def contents(self, path: str) -> Contents:
-        """Which rule lets the contents of the file at this absolute path be read."""
-        return self._listed(path)
+    def contents(self, path: str, private: tuple[str, ...] = ()) -> Contents:
+        """Which rule lets the contents of the file at this absolute path be read.
+
+        `private` are patterns of further private files, for a table that shows one kind of file.
+        """
+        found = self._listed(path)
+        is_further = found is not Contents.CONFIGURED and private and _compiled_rules(private).match(normal(path))
+        return Contents.PRIVATE if is_further else found
 
     def _judge(self, path: str) -> bool:
         path = normal(path)
@@ -173,6 +187,10 @@ class AccessPolicy:
         if self._private.match(path):
             return Contents.PRIVATE
         return Contents.PUBLIC if self._public.match(path) else Contents.UNLISTED
+
+
+def _any_matches(names: Iterable[str], globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in globs)
 
 
 def normal(path: str) -> str:
@@ -227,6 +245,11 @@ class _PathRules:
             if regex.fullmatch(path):
                 return verdict
         return False
+
+
+@lru_cache(maxsize=64)
+def _compiled_rules(patterns: tuple[str, ...]) -> _PathRules:
+    return _PathRules(patterns)
 
 
 def glob_regex(pattern: str) -> str:

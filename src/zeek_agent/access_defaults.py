@@ -436,6 +436,15 @@ CONTENTS_PRIVATE: Final = (
 )
 """Files whose contents may be read although not every local user may read them."""
 
+SECRETS_DENY: Final = (
+    "docker_container_envs",
+    "process_envs",
+    "shell_history",
+    "process_memory_map.start",
+    "process_memory_map.end",
+)
+"""Tables and columns with secrets, as the contents of files of PATHS_DENY are."""
+
 LOCAL_FILE_SYSTEMS: Final = frozenset(
     {
         "aufs",

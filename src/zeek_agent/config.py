@@ -173,6 +173,14 @@ class AccessSettings(Section, frozen=True):
             "`*.cmdline`), except `seq`; unknown ones are errors"
         ),
     ] = ()
+    secrets_deny: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="tables and columns that hold secrets: denied as by `tables_deny` and left unset as by "
+            "`columns_deny` (globs `table` and `table.column`), in addition to these; "
+            "[tables with secrets](security.md#tables-with-secrets)"
+        ),
+    ] = access_defaults.SECRETS_DENY
     paths_allow: Annotated[
         tuple[str, ...],
         Meta(description="if not empty: only contents and hashes of these files (globs); implies `files_allow`"),

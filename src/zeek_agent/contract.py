@@ -75,8 +75,8 @@ class NoAgent:
 def rows(table: Table, *arguments: Value) -> list[dict[str, Value]]:
     """The rows that a snapshot table yields now, by column. `arguments` are those of its parameters, in order.
 
-    Its function runs in this process, with the privileges of the test and without the limits of an agent. A column that
-    requires a value has that of the table's first example.
+    Its function runs in this process, with the privileges of the test and without the limits of an agent. If columns
+    require a value, the constraints are those of the table's first example.
     """
     given = {parameter.name: parameter.default for parameter in table.parameters}
     given.update(zip(given, arguments, strict=False))  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def undocumented(table: Table) -> Iterator[str]:
         yield "the description has to end with a full stop"
     if not table.examples:
         yield "there is no example"
-    elif isinstance(table, LookupTable) and table.required and not _exemplary(table):
+    elif isinstance(table, LookupTable) and table.required and not table.required & _exemplary(table).keys():
         yield "the first example has to give a required column a value by ="
     for example in table.examples:
         if re.search(rf"\b{re.escape(table.name)}\b", example) is None:
@@ -150,7 +150,10 @@ async def _sql_problems(table: Table, arguments: Sequence[Value]) -> list[str]:
 
 async def _sql_checks(database: Database, table: Table, arguments: Sequence[Value]) -> Any:
     call = f"{table.name}({', '.join(map(_literal, arguments))})" if arguments else table.name
-    call += "".join(f" WHERE {name} = {_literal(value)}" for name, value in _exemplary(table).items())
+    call += "".join(
+        f" {'AND' if number else 'WHERE'} {name} = {_literal(value)}"
+        for number, (name, value) in enumerate(_exemplary(table).items())
+    )
     for profile in Profile if table.osquery_name is not None else (Profile.FULL, Profile.STOCK):
         shown = [one for one in table.columns if not one.hidden and (profile is not Profile.STOCK or not one.added)]
         try:
@@ -176,14 +179,12 @@ async def _sql_checks(database: Database, table: Table, arguments: Sequence[Valu
 
 
 def _exemplary(table: Table) -> dict[str, int | str]:
-    """A required column and its value in the first example, if the table has one."""
-    if not isinstance(table, LookupTable) or not table.examples:
+    """The values that columns have in the first example, if the table has required columns."""
+    if not isinstance(table, LookupTable) or not table.examples or not table.required:
         return {}
-    for column in sorted(table.required):
-        found = re.search(rf"\b{re.escape(column)} = (?:'([^']*)'|(\d+))", table.examples[0])
-        if found:
-            return {column: int(found[2]) if found[1] is None else found[1]}
-    return {}
+    found = re.findall(r"\b(\w+) = (?:'([^']*)'|(\d+))", table.examples[0])
+    names = {column.name for column in table.columns}
+    return {name: int(number) if number else text for name, text, number in found if name in names}
 
 
 def _literal(value: Value) -> str:
@@ -191,8 +192,8 @@ def _literal(value: Value) -> str:
 
 
 def _access(table: Table) -> AccessPolicy:
-    """Rules under which the table may use what it declares, and read all files but the denied ones."""
-    return AccessPolicy(AccessSettings(files_allow=("/**",), privileges_allow=(table.name,)))
+    """Rules under which the table may use what it declares, show secrets, and read all files but the denied ones."""
+    return AccessPolicy(AccessSettings(secrets_deny=(), files_allow=("/**",), privileges_allow=(table.name,)))
 
 
 def _is_text(cell: Any) -> bool:

@@ -146,6 +146,7 @@ class Table:
         kind: TableKind = "snapshot",
         alias: bool = False,
         privileges: Privileges = NO_PRIVILEGES,
+        is_privileged: Callable[[Constraints], bool] = lambda _: True,
         is_operators: bool = False,
         opens_files: bool = False,
         osquery_name: str | None = None,
@@ -166,6 +167,8 @@ class Table:
         """Whether it is another table under a second name, which lists of tables leave out."""
         self.privileges = privileges
         """What its function may use; see "Tables with privileges" in docs/security.md."""
+        self.is_privileged = is_privileged
+        """Whether its function uses these privileges for a question; if not, it runs in the statement's process."""
         self.is_operators = is_operators
         """Whether the operator of this host has declared it, so that its privileges need no further permission."""
         self.osquery_name = osquery_name
@@ -178,6 +181,8 @@ class Table:
             raise TypeError(f"table {name}: privileges must be an object of the class Privileges, not {privileges!r}")
         if privileges != NO_PRIVILEGES and kind != "snapshot":
             raise ValueError(f"table {name}: only a snapshot table may declare privileges")
+        if kind == "events" and any(column.collation for column in self.columns):
+            raise ValueError(f"table {name}: only a column of a snapshot table may have a collation")
         self._snapshot: Snapshot | None = None
         names = [column.name for column in self.columns] + [parameter.column for parameter in self.parameters]
         if len(set(names)) != len(names):

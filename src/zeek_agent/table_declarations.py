@@ -19,7 +19,8 @@ def declare(tables: Iterable[Table]) -> list[dict[str, Any]]:
             "summary": table.summary,
             "description": table.description,
             "columns": [
-                [column.name, column.type, column.summary, column.added, column.hidden] for column in table.columns
+                [column.name, column.type, column.summary, column.added, column.hidden, column.collation]
+                for column in table.columns
             ],
             "parameters": [
                 [parameter.name, parameter.type, parameter.summary, parameter.default, parameter.required]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from btf import Btf
+from children import child
 from test_ebpf_layouts import DIRECTORY, fields
 
 from zeek_agent.bpf import records
@@ -20,7 +21,7 @@ from zeek_agent.bpf.iterators import Iterators, Task, why_no_iterators
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, socket_holders
 
 pytestmark = pytest.mark.root
-CHANGING = {"utime", "stime", "rsize", "vsize", "state", "threads", "name"}
+CHANGING = {"utime", "stime", "disk_read", "disk_written", "rsize", "vsize", "state", "threads", "name"}
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,37 @@ def test_a_sleeping_process_has_the_same_sizes_and_times(iterators: Iterators) -
     assert found.cwd == "/usr"
     with pytest.raises(ProcessLookupError):
         _ = found.arguments
+
+
+def test_what_threads_write_to_disk_is_the_processs(iterators: Iterators, tmp_path: Path) -> None:
+    def write(name: str) -> None:
+        with (tmp_path / name).open("wb") as file:
+            file.write(bytes(1 << 20))
+            os.fsync(file.fileno())
+
+    def work() -> None:
+        write("of the main thread")
+        ended = threading.Thread(target=write, args=("of a thread that has ended",))
+        ended.start()
+        ended.join()
+        written = threading.Event()
+        threading.Thread(target=lambda: (write("of another thread"), written.set(), time.sleep(600))).start()
+        written.wait()
+        (tmp_path / "of the main thread").unlink()  # does not change what has been written
+
+    with child(work) as pid:
+        found = task(iterators, pid)
+        with ProcfsProcess(Procfs(), pid) as shown:
+            assert (found.disk_read, found.disk_written) == (shown.disk_read, shown.disk_written)
+    assert found.disk_written is not None
+    assert found.disk_written >= 3 << 20
+
+
+def test_another_root_directory_is_shown(iterators: Iterators, tmp_path: Path) -> None:
+    with child(lambda: os.chroot(tmp_path)) as pid:
+        found = task(iterators, pid)
+        with ProcfsProcess(Procfs(), pid) as shown:
+            assert found.root == shown.root == str(tmp_path)
 
 
 def test_threads_count_and_their_time_is_the_processs(iterators: Iterators) -> None:

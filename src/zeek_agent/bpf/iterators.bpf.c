@@ -128,6 +128,13 @@ static __always_inline __u32 terminal(struct signal_struct *signal)
 	return (minor & 0xff) | tty->driver->major << 8 | (minor & ~0xff) << 12;
 }
 
+/* Of one task, or of those that are gone; without CONFIG_TASK_IO_ACCOUNTING the structure is empty. */
+static __always_inline void add_disk_bytes(struct task_record *record, const struct task_io_accounting *counted)
+{
+	record->disk_read += counted->read_bytes;
+	record->disk_written += counted->write_bytes - counted->cancelled_write_bytes;
+}
+
 /* Whether paths follow. Functions of their own, because one has not enough stack for the record and a path. */
 static __noinline bool write_record(struct seq_file *seq, struct task_struct *task)
 {
@@ -141,6 +148,13 @@ static __noinline bool write_record(struct seq_file *seq, struct task_struct *ta
 	record.utime = task->utime;
 	record.stime = task->stime;
 	record.runtime = task->se.sum_exec_runtime;
+	if (bpf_core_field_exists(task->ioac.read_bytes)) {
+		add_disk_bytes(&record, &task->ioac);
+		if (is_process)
+			add_disk_bytes(&record, &signal->ioac);
+	} else {
+		record.disk_read = record.disk_written = UNCOUNTED;
+	}
 	record.describes = !is_process && mm && !leader->mm;
 	if (!is_process && !record.describes) {
 		bpf_seq_write(seq, &record, sizeof(record));
@@ -158,10 +172,13 @@ static __noinline bool write_record(struct seq_file *seq, struct task_struct *ta
 	}
 	record.started = leader->start_boottime;
 	record.parent = leader->real_parent->tgid;
+	record.group = BPF_CORE_READ(signal, pids[PIDTYPE_PGID], numbers[0].nr);
 	record.uid = cred->euid.val;
 	record.gid = cred->egid.val;
 	record.ruid = cred->uid.val;
 	record.rgid = cred->gid.val;
+	record.suid = cred->suid.val;
+	record.sgid = cred->sgid.val;
 	record.loginuid = -1;
 	record.session = -1;
 	if (bpf_core_field_exists(task->loginuid)) {
@@ -172,6 +189,7 @@ static __noinline bool write_record(struct seq_file *seq, struct task_struct *ta
 	record.terminal = terminal(signal);
 	record.threads = signal->nr_threads;
 	record.priority = task->prio - 100;
+	record.nice = task->static_prio - 120;
 	record.state = task->exit_state ? task->exit_state : task->__state;
 	record.kernel = !!(task->flags & PF_KTHREAD);
 	if (mm) {
@@ -192,6 +210,7 @@ static __noinline int write_paths(struct seq_file *seq, struct task_struct *task
 
 	write_path(seq, BPF_CORE_READ(exe, f_path.mnt), BPF_CORE_READ(exe, f_path.dentry));
 	write_path(seq, BPF_CORE_READ(task, fs, pwd.mnt), BPF_CORE_READ(task, fs, pwd.dentry));
+	write_path(seq, BPF_CORE_READ(task, fs, root.mnt), BPF_CORE_READ(task, fs, root.dentry));
 	return 0;
 }
 

@@ -13,9 +13,9 @@ import os
 import struct
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from zeek_agent import text
 from zeek_agent.bpf import records
@@ -54,17 +54,24 @@ class Task:
     name: str
     pid: int
     ppid: int
+    pgid: int
     uid: int
     gid: int
     ruid: int
     rgid: int
+    suid: int
+    sgid: int
     priority: str
+    nice: int
     vsize: int
     rsize: int
     utime: float
     stime: float
+    disk_read: int | None
+    disk_written: int | None
     exe: str | None
     cwd: str | None
+    root: str | None
     state: str
     threads: int
     start_ticks: int
@@ -210,22 +217,28 @@ class _Record(NamedTuple):
     utime: int
     stime: int
     runtime: int
+    disk_read: int
+    disk_written: int
     reported_utime: int
     reported_stime: int
     started: int
     vsize: int
     rsize: int
     parent: int
+    group: int
     uid: int
     gid: int
     ruid: int
     rgid: int
+    suid: int
+    sgid: int
     loginuid: int
     session: int
     netns: int
     terminal: int
     threads: int
     priority: int
+    nice: int
     state: int
     kernel: int
     name: bytes
@@ -235,9 +248,14 @@ class _Record(NamedTuple):
     exe_mntns: int
 
 
+_Usage: TypeAlias = tuple[int, int, int, int, int]
+"""Of threads: `utime`, `stime`, `runtime`, `disk_read`, `disk_written`."""
+_NOTHING: Final[_Usage] = (0, 0, 0, 0, 0)
+
+
 def _tasks(raw: bytes) -> list[Task]:
     found: list[tuple[_Record, list[str | None]]] = []
-    of_threads: dict[int, tuple[int, int, int]] = {}
+    of_threads: dict[int, _Usage] = {}
     describing: dict[int, tuple[_Record, list[str | None]]] = {}
     at = 0
     while at < len(raw):
@@ -246,7 +264,7 @@ def _tasks(raw: bytes) -> list[Task]:
         is_process = record.pid == record.tgid
         if is_process or record.describes:
             paths = []
-            for _ in range(3):
+            for _ in range(4):
                 path, at = _path(raw, at)
                 paths.append(path)
             if is_process:
@@ -254,11 +272,17 @@ def _tasks(raw: bytes) -> list[Task]:
             else:
                 describing.setdefault(record.tgid, (record, paths))
         if not is_process:
-            utime, stime, runtime = of_threads.get(record.tgid, (0, 0, 0))
-            of_threads[record.tgid] = (utime + record.utime, stime + record.stime, runtime + record.runtime)
+            utime, stime, runtime, read, written = of_threads.get(record.tgid, _NOTHING)
+            of_threads[record.tgid] = (
+                utime + record.utime,
+                stime + record.stime,
+                runtime + record.runtime,
+                read + record.disk_read,
+                written + record.disk_written,
+            )
     if describing:
         found = [_described(record, paths, describing) for record, paths in found]
-    return [_task(record, of_threads.get(record.pid, (0, 0, 0)), *paths) for record, paths in found]
+    return [_task(record, of_threads.get(record.pid, _NOTHING), paths) for record, paths in found]
 
 
 def _described(
@@ -268,7 +292,7 @@ def _described(
     if ended.vsize or ended.pid not in describing:
         return ended, paths
     thread, paths = describing[ended.pid]
-    whole = ("pid", "utime", "stime", "runtime", "reported_utime", "reported_stime")
+    whole = ("pid", "utime", "stime", "runtime", "disk_read", "disk_written", "reported_utime", "reported_stime")
     return thread._replace(**{name: getattr(ended, name) for name in whole}), paths
 
 
@@ -280,9 +304,8 @@ def _path(raw: bytes, at: int) -> tuple[str | None, int]:
     return records.path(raw[at:end], raw[end + 1]), end + 2
 
 
-def _task(
-    record: _Record, of_threads: tuple[int, int, int], exe: str | None, cwd: str | None, cgroup: str | None
-) -> Task:
+def _task(record: _Record, of_threads: _Usage, paths: Sequence[str | None]) -> Task:
+    exe, cwd, root, cgroup = paths
     ticks = start_ticks(record.started)
     utime, stime = records.processor_time(
         record.utime + of_threads[0],
@@ -295,17 +318,24 @@ def _task(
         name=_kernel_name(record) if record.kernel else records.comm(record.name),
         pid=record.pid,
         ppid=record.parent,
+        pgid=record.group,
         uid=record.uid,
         gid=record.gid,
         ruid=record.ruid,
         rgid=record.rgid,
+        suid=record.suid,
+        sgid=record.sgid,
         priority=str(record.priority),
+        nice=record.nice,
         vsize=record.vsize,
         rsize=record.rsize,
         utime=utime,
         stime=stime,
+        disk_read=None if record.disk_read < 0 else record.disk_read + of_threads[3],
+        disk_written=None if record.disk_read < 0 else record.disk_written + of_threads[4],
         exe=exe,
         cwd=cwd,
+        root=root,
         state=_state(record.state),
         threads=record.threads,
         start_ticks=ticks,

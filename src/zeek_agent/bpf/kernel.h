@@ -85,6 +85,7 @@ struct files_struct {
 };
 
 struct fs_struct {
+	struct path root;
 	struct path pwd;
 };
 
@@ -167,8 +168,31 @@ struct nsproxy {
 struct cred {
 	kuid_t uid;
 	kgid_t gid;
+	kuid_t suid;
+	kgid_t sgid;
 	kuid_t euid;
 	kgid_t egid;
+};
+
+enum pid_type { /* since 4.19 */
+	PIDTYPE_PID,
+	PIDTYPE_TGID,
+	PIDTYPE_PGID,
+	PIDTYPE_SID,
+};
+
+struct upid {
+	int nr;
+};
+
+struct pid {
+	struct upid numbers[1]; /* in the initial namespace, then in those below */
+};
+
+struct task_io_accounting {
+	__u64 read_bytes;
+	__u64 write_bytes;
+	__u64 cancelled_write_bytes;
 };
 
 struct pacct_struct {
@@ -201,6 +225,8 @@ struct signal_struct {
 	struct prev_cputime prev_cputime; /* what was told before, which may not shrink */
 	unsigned long long sum_sched_runtime;
 	struct pacct_struct pacct;
+	struct pid *pids[4]; /* by enum pid_type */
+	struct task_io_accounting ioac; /* of threads that are gone */
 };
 
 struct sched_entity {
@@ -212,6 +238,7 @@ struct task_struct {
 	unsigned int flags;
 	int exit_state;
 	int prio;
+	int static_prio;
 	struct sched_entity se;
 	struct mm_struct *mm;
 	int exit_code;
@@ -230,6 +257,7 @@ struct task_struct {
 	struct signal_struct *signal;
 	kuid_t loginuid;
 	unsigned int sessionid;
+	struct task_io_accounting ioac;
 	struct css_set *cgroups;
 };
 

@@ -161,31 +161,39 @@ struct dns_event {
 	__u8 message[MESSAGE];
 };
 
-/* One task. Of a thread that is not a process only the first five fields count, unless it describes its process, whose
- * main thread has ended. Behind the record of a process, or of such a thread, stand its executable, working directory
- * and control group: components as in exec_event, then a NUL and a byte of flags. */
+#define UNCOUNTED -1
+
+/* One task. Of a thread that is not a process only the first seven fields count, unless it describes its process, whose
+ * main thread has ended. Behind the record of a process, or of such a thread, stand its executable, its working and root
+ * directories and its control group: components as in exec_event, then a NUL and a byte of flags. */
 struct task_record {
 	__u32 pid;
 	__u32 tgid;
 	__u64 utime; /* ns */
 	__u64 stime;
 	__u64 runtime;
+	__s64 disk_read; /* bytes; UNCOUNTED if this kernel does not count them */
+	__s64 disk_written; /* without what was thrown away before it was written */
 	__u64 told_utime; /* by /proc or wait(2), to somebody before */
 	__u64 told_stime;
 	__u64 started;
 	__u64 vsize; /* bytes */
 	__u64 rsize;
 	__u32 parent;
+	__u32 group; /* process group */
 	__u32 uid;
 	__u32 gid;
 	__u32 ruid;
 	__u32 rgid;
+	__u32 suid;
+	__u32 sgid;
 	__u32 loginuid;
 	__u32 session;
 	__u32 netns;
 	__u32 terminal;
 	__u32 threads;
 	__s32 priority;
+	__s32 nice;
 	__u32 state;
 	__u32 kernel; /* a kernel thread */
 	char name[COMM];

@@ -220,8 +220,9 @@ class Authorizer:
 
     def check_table(self, table: str) -> None:
         """Record that a statement reads one of the agent's tables. Raises AccessDeniedError if it may not."""
-        if not self.permits(table):
-            raise AccessDeniedError(f"table {table} may not be queried (access.tables_deny, access.tables_allow)")
+        denied_by = self._policy.denied_by(*self._names[table])
+        if denied_by is not None:
+            raise AccessDeniedError(f"table {table} may not be queried ({denied_by})")
         if table not in self._views:
             self.tables.add(table)
 

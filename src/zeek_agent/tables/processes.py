@@ -62,7 +62,7 @@ processes = Table(
 @processes.snapshot
 def running(wanted: Constraints) -> Iterator[Row]:
     read = [_reader(column.name, wanted) for column in processes.columns]
-    for process in _processes(wanted):
+    for process in listed_processes(wanted):
         wanted.check()
         try:
             row = [value(process) for value in read]
@@ -71,7 +71,7 @@ def running(wanted: Constraints) -> Iterator[Row]:
         yield row
 
 
-def _processes(wanted: Constraints) -> Iterable[ProcfsProcess | Task]:
+def listed_processes(wanted: Constraints) -> Iterable[ProcfsProcess | Task]:
     """All processes, or the requested ones: a few from /proc, all from the kernel's iterator if that is loaded."""
     pids = wanted.integers("pid")
     if pids is None and wanted.context.proc == "/proc" and (iterators := loaded_iterators()) is not None:

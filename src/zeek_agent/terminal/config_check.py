@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import structs
 
 from zeek_agent.access import AccessPolicy
+from zeek_agent.access_defaults import SECRETS_DENY
 from zeek_agent.config import AccessSettings
 from zeek_agent.control.unix_listener import group_id
 from zeek_agent.errors import UsageError
@@ -39,18 +40,19 @@ def _table_rules(config: Config) -> Iterator[UsageError]:
     """
     from difflib import get_close_matches
 
-    rules = [("allow", rule) for rule in config.access.tables_allow]
-    rules += [("deny", rule) for rule in config.access.tables_deny]
+    rules = [("tables_allow", rule) for rule in config.access.tables_allow]
+    rules += [("tables_deny", rule) for rule in config.access.tables_deny]
+    rules += [("secrets_deny", rule) for rule in _secrets(config) if "." not in rule]
     if not rules:
         return
     known = sorted(_tables(config))
     imports = config.osquery.socket != "off"
-    for kind, rule in rules:
+    for setting, rule in rules:
         if any(fnmatch.fnmatchcase(name, rule) for name in known) or (imports and rule.startswith(_OSQUERY_PREFIX)):
             continue
         near = get_close_matches(rule, known, n=1, cutoff=_NEAR)
         similar = get_close_matches(rule, known, n=1, cutoff=_SIMILAR)
-        message = f"access.tables_{kind}: there is no table {rule!r}{f'; did you mean {near[0]!r}?' if near else ''}"
+        message = f"access.{setting}: there is no table {rule!r}{f'; did you mean {near[0]!r}?' if near else ''}"
         advice = "`zeek-agent tables` lists the tables"
         if imports:
             advice += f"; for one of osquery's, write {_OSQUERY_PREFIX}{rule}"
@@ -62,21 +64,28 @@ def _table_rules(config: Config) -> Iterator[UsageError]:
 
 def _column_rules(config: Config) -> Iterator[UsageError]:
     """Rules on columns that match none. osquery's columns are not known."""
-    if not config.access.columns_deny:
+    rules = [("columns_deny", rule) for rule in config.access.columns_deny]
+    rules += [("secrets_deny", rule) for rule in _secrets(config) if "." in rule]
+    if not rules:
         return
     tables = _tables(config)
     known = [f"{table}.{column}" for table, columns in tables.items() for column in columns]
     osquery = {name for name, columns in tables.items() if not columns}
-    for rule in config.access.columns_deny:
+    for setting, rule in rules:
         table, dot, _ = rule.rpartition(".")
         if not dot:
-            yield UsageError(f"access.columns_deny: expected `table.column`, got {rule!r}")
+            yield UsageError(f"access.{setting}: expected `table.column`, got {rule!r}")
         elif not any(fnmatch.fnmatchcase(name, rule) for name in known) and not (
             config.osquery.socket != "off"
             and (table.startswith(_OSQUERY_PREFIX) or any(fnmatch.fnmatchcase(name, table) for name in osquery))
         ):
             advice = "`zeek-agent tables NAME` lists a table's columns"
-            yield UsageError(f"access.columns_deny: there is no column {rule!r}; {advice}")
+            yield UsageError(f"access.{setting}: there is no column {rule!r}; {advice}")
+
+
+def _secrets(config: Config) -> list[str]:
+    """The rules of `access.secrets_deny` that are not default ones, whose tables need not be there."""
+    return [rule for rule in config.access.secrets_deny if rule not in SECRETS_DENY]
 
 
 _OSQUERY_PREFIX: Final = "osquery_"

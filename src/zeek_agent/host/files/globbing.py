@@ -90,9 +90,17 @@ class _Group(NamedTuple):
     """The names that are likely to be links."""
 
 
-def open_gate(access: AccessPolicy, reads: FileReads, check: Callable[[], None] = lambda: None) -> Gate | PortableGate:
-    """The path gate of this system, for one statement. `check` is called regularly."""
-    return Gate(access, reads, check) if hasattr(os, "O_PATH") else PortableGate(access, reads)
+def open_gate(
+    access: AccessPolicy,
+    reads: FileReads,
+    check: Callable[[], None] = lambda: None,
+    private: tuple[str, ...] = (),
+) -> Gate | PortableGate:
+    """The path gate of this system, for one statement. `check` is called regularly.
+
+    `private` are patterns of further files whose contents may be read, see `AccessPolicy.contents`.
+    """
+    return Gate(access, reads, check, private) if hasattr(os, "O_PATH") else PortableGate(access, reads, private)
 
 
 def matching(

@@ -43,7 +43,7 @@ STATES: Final = {
 }
 
 # Positions of fields in /proc/PID/stat after the name, as in `_stat_fields`.
-_STATE, _PPID, _TTY, _FLAGS, _UTIME, _STIME, _PRIORITY, _THREADS = 0, 1, 4, 6, 11, 12, 15, 17
+_STATE, _PPID, _PGID, _TTY, _FLAGS, _UTIME, _STIME, _PRIORITY, _NICE, _THREADS = 0, 1, 2, 4, 6, 11, 12, 15, 16, 17
 _START, _VSIZE, _RSS, _STACK = 19, 20, 21, 25
 _PF_KTHREAD: Final = 0x0020_0000
 
@@ -172,6 +172,11 @@ class ProcfsProcess:
         return int(self._stat[1][_PPID])
 
     @property
+    def pgid(self) -> int:
+        """Process group."""
+        return int(self._stat[1][_PGID])
+
+    @property
     def uid(self) -> int:
         """Effective user."""
         return int(self._ids[0][1])
@@ -190,8 +195,20 @@ class ProcfsProcess:
         return int(self._ids[1][0])
 
     @property
+    def suid(self) -> int:
+        return int(self._ids[0][2])
+
+    @property
+    def sgid(self) -> int:
+        return int(self._ids[1][2])
+
+    @property
     def priority(self) -> str:
         return self._acting[_PRIORITY].decode()
+
+    @property
+    def nice(self) -> int:
+        return int(self._acting[_NICE])
 
     @property
     def vsize(self) -> int:
@@ -212,6 +229,24 @@ class ProcfsProcess:
     def stime(self) -> float:
         """Seconds of processor time in the kernel."""
         return int(self._stat[1][_STIME]) / self._procfs.ticks
+
+    @property
+    def disk_read(self) -> int | None:
+        """Bytes that it had the disk read."""
+        return self._disk_bytes[0]
+
+    @property
+    def disk_written(self) -> int | None:
+        """Bytes that it had the disk write, without those that were thrown away before."""
+        return self._disk_bytes[1]
+
+    @cached_property
+    def _disk_bytes(self) -> tuple[int | None, int | None]:
+        raw = self._read("io")
+        if not raw:
+            return None, None
+        counted = {name: int(count) for name, _, count in (line.partition(b": ") for line in raw.splitlines())}
+        return counted[b"read_bytes"], counted[b"write_bytes"] - counted[b"cancelled_write_bytes"]
 
     @property
     def state(self) -> str:
@@ -294,6 +329,11 @@ class ProcfsProcess:
     @cached_property
     def cwd(self) -> str | None:
         return self._living_link("cwd")
+
+    @cached_property
+    def root(self) -> str | None:
+        """Root directory: of chroot(2); `/` in a container."""
+        return self._living_link("root")
 
     @cached_property
     def arguments(self) -> bytes | None:

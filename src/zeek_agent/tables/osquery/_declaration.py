@@ -14,6 +14,10 @@ OWN_NAMES: Final = frozenset({"listening_ports", "process_events", "processes", 
 ALWAYS_NULL: Final = "always null on Linux"
 """The summary of columns that only have values on other systems."""
 
+WITHOUT_NAMESPACES: Final = Column(
+    "pid_with_namespace", "int", "always null: the agent does not enter containers", hidden=True
+)
+
 
 def osquery_table(
     name: str,
