@@ -65,7 +65,7 @@ def query(statement: str) -> list[dict[str, Any]]:
 def summary(table: Table) -> list[tuple[int, list[str]]]:
     """For each example the number of rows, and the columns that have a value in any."""
     found = [query(example) for example in table.examples]
-    if not table.parameters:
+    if not table.parameters and not getattr(table, "required", None):
         found.append(query(f"SELECT * FROM {table.name}"))
     return [(len(rows), sorted({name for row in rows for name in row if row[name] != "None"})) for rows in found]
 
