@@ -26,7 +26,7 @@ devices = osquery_table(
         Column("serial", "text", "serial number of the disk"),
         Column("size", "int", "size in sectors of 512 bytes"),
         Column("block_size", "int", "logical block size of a disk in bytes; null for a partition"),
-        Column("uuid", "text", "UUID of the contents"),
+        Column("uuid", "text", "UUID of the contents", collation="nocase"),
         Column("type", "text", "type of the contents, such as `ext4`, `swap` or `crypto_LUKS`"),
         Column("label", "text", "label of the contents"),
     ],
@@ -43,7 +43,7 @@ disk_encryption = osquery_table(
     ),
     columns=[
         Column("name", "text", "path of the device in `/dev`"),
-        Column("uuid", "text", "UUID of the contents"),
+        Column("uuid", "text", "UUID of the contents", collation="nocase"),
         Column("encrypted", "int", "1 if the device is encrypted, otherwise 0"),
         Column("type", "text", "format and cipher, such as `LUKS2-aes-xts-plain64`; empty if not encrypted"),
         Column("encryption_status", "text", "`encrypted` or `not encrypted`"),

@@ -133,9 +133,9 @@ hashes = osquery_table(
     columns=[
         Column("path", "text", "path as the statement gives it"),
         Column("directory", "text", "the path without its last component"),
-        Column("md5", "text", "MD5 in hexadecimal"),
-        Column("sha1", "text", "SHA-1 in hexadecimal"),
-        Column("sha256", "text", "SHA-256 in hexadecimal"),
+        Column("md5", "text", "MD5 in hexadecimal", collation="nocase"),
+        Column("sha1", "text", "SHA-1 in hexadecimal", collation="nocase"),
+        Column("sha256", "text", "SHA-256 in hexadecimal", collation="nocase"),
         *NAMESPACE_COLUMNS,
     ],
     required=("path", "directory"),
