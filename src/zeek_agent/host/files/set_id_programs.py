@@ -54,7 +54,8 @@ class _Search:
             for name, found in self._gate.statuses(directory, entries.names, entries.links):
                 if isinstance(found, FileStatus):
                     if found.is_directory:
-                        subdirectories.append(name)
+                        if len(subdirectories) <= self._left:
+                            subdirectories.append(name)
                     elif found.mode & _SET_ID and stat.S_ISREG(found.mode):
                         yield SetIdProgram(f"{path}/{name}", found)
                 else:

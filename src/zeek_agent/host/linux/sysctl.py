@@ -51,12 +51,18 @@ def parameter(root: Path, name: str) -> KernelParameter | None:
     parts = os.fsdecode(to_bytes(name)).split(".")
     if "\0" in name or any(part in ("", "..") or "/" in part for part in parts):
         return None
-    place = root.joinpath(*parts)
+    place = root
     try:
-        mode = place.lstat().st_mode
+        status = place.lstat()
+        device = status.st_dev
+        for part in parts:
+            place /= part
+            status = place.lstat()
+            if status.st_dev != device:
+                return None  # another mount, such as the automounter's, is not entered
     except OSError:  # perhaps a dot is part of a component, as in the names of VLANs
         return next((found for found in parameters(root, from_os(parts[0])) if found.name == name), None)
-    return KernelParameter(name, _value(place, mode)) if stat.S_ISREG(mode) else None
+    return KernelParameter(name, _value(place, status.st_mode)) if stat.S_ISREG(status.st_mode) else None
 
 
 class _Entry(NamedTuple):
