@@ -44,7 +44,7 @@ def test_the_check_names_stale_pages(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_every_table_and_column_is_described() -> None:
     page = (ROOT / "docs/tables.md").read_text()
-    for table in reference.all_tables():
+    for table in reference.agent_tables():
         assert f"\n## {table.name}\n" in page
         assert table.summary
         assert table.description
@@ -106,7 +106,7 @@ def test_the_example_configuration_holds_the_defaults(tmp_path: Path) -> None:
 
 
 def test_zeek_records_avoid_the_languages_own_words() -> None:
-    for table in reference.all_tables():
+    for table in reference.agent_tables():
         record = zeek_record(table)
         for column in table.columns:
             field = f"\t{zeek_field(column.name)}: {column.zeek_type.script} &optional;\n"

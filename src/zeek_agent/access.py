@@ -81,7 +81,7 @@ class AccessPolicy:
             {*(f"redact {rule}" for rule in settings.redact), *(() if settings.mask else ("off",))}
         )
         """How masking differs from the default."""
-        self._executables_deny = _PathRules([rule for rule in settings.paths_deny if rule not in _DEFAULT_DENY])
+        self._derived_deny = _PathRules([rule for rule in settings.paths_deny if rule not in _DEFAULT_DENY])
         self._paths_deny_caseless = _PathRules(settings.paths_deny, caseless=True)
         self._denied = lru_cache(VERDICTS_KEPT)(self._judge)
         self._listed = lru_cache(VERDICTS_KEPT)(self._list)
@@ -146,13 +146,15 @@ class AccessPolicy:
         """Whether a rule, or what is the agent's own, denies this absolute path."""
         return self._denied(path)
 
-    def denies_executable(self, path: str) -> bool:
-        """Whether the executable of a process, which has this absolute path, may not be hashed.
+    def denies_derived(self, path: str) -> bool:
+        """Whether nothing may be derived from the file at this absolute path: the hash of a process's executable, or
+        properties of a private key.
 
-        The default patterns name secrets, which are not programs; malware that has such a name must not hide its hash.
+        The default patterns name secrets, which such values do not reveal: malware that has a secret's name must not
+        hide its hash, and a private key without a passphrase must not hide that it has none.
         """
         path = normal(path)
-        return self._executables_deny.match(path) or self._is_protected(path)
+        return self._derived_deny.match(path) or self._is_protected(path)
 
     def denies_in_any_case(self, path: str) -> bool:
         """`denies` for a file that answers to its name in capitals and small letters."""
@@ -162,9 +164,14 @@ class AccessPolicy:
         """Whether `access.paths_allow`, where there is one, has this absolute path."""
         return not self._paths_allow or self._paths_allow.match(normal(path))
 
-    def contents(self, path: str) -> Contents:
-        """Which rule lets the contents of the file at this absolute path be read."""
-        return self._listed(path)
+    def contents(self, path: str, private: tuple[str, ...] = ()) -> Contents:
+        """Which rule lets the contents of the file at this absolute path be read.
+
+        `private` are patterns of further private files, for a table that shows one kind of file.
+        """
+        found = self._listed(path)
+        is_further = found is not Contents.CONFIGURED and private and _compiled_rules(private).match(normal(path))
+        return Contents.PRIVATE if is_further else found
 
     def _judge(self, path: str) -> bool:
         path = normal(path)
@@ -238,6 +245,11 @@ class _PathRules:
             if regex.fullmatch(path):
                 return verdict
         return False
+
+
+@lru_cache(maxsize=64)
+def _compiled_rules(patterns: tuple[str, ...]) -> _PathRules:
+    return _PathRules(patterns)
 
 
 def glob_regex(pattern: str) -> str:

@@ -452,6 +452,10 @@ class OsquerySettings(Section, frozen=True):
         "yara",
         "yara_*",
     )
+    prefer: Annotated[
+        tuple[str, ...],
+        Meta(description="tables of osquery that the agent has, too, to be read from osquery while it runs (globs)"),
+    ] = ()
     event_tables: Annotated[tuple[str, ...], Meta(description="event tables to record (globs)")] = ()
     required_columns: Annotated[
         tuple[str, ...],

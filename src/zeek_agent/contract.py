@@ -75,8 +75,8 @@ class NoAgent:
 def rows(table: Table, *arguments: Value) -> list[dict[str, Value]]:
     """The rows that a snapshot table yields now, by column. `arguments` are those of its parameters, in order.
 
-    Its function runs in this process, with the privileges of the test and without the limits of an agent. A column that
-    requires a value has that of the table's first example.
+    Its function runs in this process, with the privileges of the test and without the limits of an agent. If columns
+    require a value, the constraints are those of the table's first example.
     """
     given = {parameter.name: parameter.default for parameter in table.parameters}
     given.update(zip(given, arguments, strict=False))  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def undocumented(table: Table) -> Iterator[str]:
         yield "the description has to end with a full stop"
     if not table.examples:
         yield "there is no example"
-    elif isinstance(table, LookupTable) and table.required and not _exemplary(table):
+    elif isinstance(table, LookupTable) and table.required and not table.required & _exemplary(table).keys():
         yield "the first example has to give a required column a value by ="
     for example in table.examples:
         if re.search(rf"\b{re.escape(table.name)}\b", example) is None:
@@ -150,15 +150,21 @@ async def _sql_problems(table: Table, arguments: Sequence[Value]) -> list[str]:
 
 async def _sql_checks(database: Database, table: Table, arguments: Sequence[Value]) -> Any:
     call = f"{table.name}({', '.join(map(_literal, arguments))})" if arguments else table.name
-    call += "".join(f" WHERE {name} = {_literal(value)}" for name, value in _exemplary(table).items())
-    for profile in Profile if isinstance(table, LookupTable) else (Profile.FULL, Profile.STOCK):
+    call += "".join(
+        f" {'AND' if number else 'WHERE'} {name} = {_literal(value)}"
+        for number, (name, value) in enumerate(_exemplary(table).items())
+    )
+    for profile in Profile if table.osquery_name is not None else (Profile.FULL, Profile.STOCK):
         shown = [one for one in table.columns if not one.hidden and (profile is not Profile.STOCK or not one.added)]
         try:
             result = await database.query(f"SELECT * FROM {call}", profile=profile, lane=Lane.LOCAL)
         except SqlError as error:
             yield f"SELECT * FROM {call}: {error}"
             continue
-        if [(one.name, one.type) for one in result.columns] != [(one.name, one.zeek_type) for one in shown]:
+        is_typed = table.kind != "view"  # whose columns have types of the columns or expressions that they stand for
+        if [(one.name, is_typed and one.type) for one in result.columns] != [
+            (one.name, is_typed and one.zeek_type) for one in shown
+        ]:
             yield f"SQL shows other columns than those declared: {', '.join(one.name for one in result.columns)}"
         for text in result.errors:
             yield text
@@ -173,14 +179,12 @@ async def _sql_checks(database: Database, table: Table, arguments: Sequence[Valu
 
 
 def _exemplary(table: Table) -> dict[str, int | str]:
-    """A required column and its value in the first example, if the table has one."""
-    if not isinstance(table, LookupTable) or not table.examples:
+    """The values that columns have in the first example, if the table has required columns."""
+    if not isinstance(table, LookupTable) or not table.examples or not table.required:
         return {}
-    for column in sorted(table.required):
-        found = re.search(rf"\b{re.escape(column)} = (?:'([^']*)'|(\d+))", table.examples[0])
-        if found:
-            return {column: int(found[2]) if found[1] is None else found[1]}
-    return {}
+    found = re.findall(r"\b(\w+) = (?:'([^']*)'|(\d+))", table.examples[0])
+    names = {column.name for column in table.columns}
+    return {name: int(number) if number else text for name, text, number in found if name in names}
 
 
 def _literal(value: Value) -> str:

@@ -32,7 +32,7 @@ from zeek_agent.reload import LIVE
 from zeek_agent.schema import Column
 from zeek_agent.service.example import example_configuration, section_summary
 from zeek_agent.table import LookupTable, Table
-from zeek_agent.tables import builtin_tables
+from zeek_agent.tables import builtin_tables, osquery
 from zeek_agent.tables.osquery._declaration import ALWAYS_NULL
 from zeek_agent.terminal.table_text import parameter_summary, privileges_summary, zeek_record
 
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def with_tables(readme: str) -> str:
     """The README with the current list of tables."""
-    rows = [(f"[{table.name}](docs/tables.md#{table.name})", table.summary) for table in all_tables()]
+    rows = [(f"[{table.name}](docs/tables.md#{table.name})", table.summary) for table in agent_tables()]
     return _replaced(readme, README_BEGIN, README_END, _markdown_table(("Table", "Rows"), rows))
 
 
@@ -158,10 +158,8 @@ def _replaced(page: str, begin: str, end: str, text: str) -> str:
 def pages() -> dict[str, str]:
     """Text of each generated file, by its path."""
     return {
-        "docs/tables.md": tables_page(table for table in all_tables() if not isinstance(table, LookupTable)),
-        "docs/osquery-tables.md": osquery_tables_page(
-            table for table in all_tables() if isinstance(table, LookupTable)
-        ),
+        "docs/tables.md": tables_page(agent_tables()),
+        "docs/osquery-tables.md": osquery_tables_page(osquery.TABLES),
         "docs/sql.md": sql_page(),
         "docs/cli.md": cli_page(),
         "docs/configuration.md": configuration_page(),
@@ -170,10 +168,10 @@ def pages() -> dict[str, str]:
     }
 
 
-def all_tables() -> list[Table]:
-    """The built-in tables of all platforms, by name."""
+def agent_tables() -> list[Table]:
+    """The built-in tables of all platforms, by name, without those of osquery."""
     found = {table.name: table for platform in PLATFORMS for table in builtin_tables(platform)}
-    return [found[name] for name in sorted(found)]
+    return [found[name] for name in sorted(found) if found[name].osquery_name is None]
 
 
 def tables_page(tables: Iterable[Table]) -> str:
@@ -201,7 +199,7 @@ def tables_page(tables: Iterable[Table]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def osquery_tables_page(tables: Iterable[LookupTable]) -> str:
+def osquery_tables_page(tables: Iterable[Table]) -> str:
     """docs/osquery-tables.md"""
     tables = sorted(tables, key=lambda table: str(table.osquery_name))
     overview = [(f"[{table.osquery_name}](#{table.osquery_name})", table.summary) for table in tables]
@@ -217,14 +215,16 @@ def osquery_tables_page(tables: Iterable[LookupTable]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _osquery_section(table: LookupTable) -> str:
+def _osquery_section(table: Table) -> str:
+    required = table.required if isinstance(table, LookupTable) else ()
     columns = [
-        (f"`{column.name}`{'*' if column.name in table.required else ''}{_mark(column)}", column.type, column.summary)
+        (f"`{column.name}`{'*' if column.name in required else ''}{_mark(column)}", column.type, column.summary)
         for column in table.columns
         if column.summary != ALWAYS_NULL
     ]
     foreign = [f"`{column.name}`" for column in table.columns if column.summary == ALWAYS_NULL]
     name = f" Outside osquery's dialect: `{table.name}`." if table.name != table.osquery_name else ""
+    name += "".join(f" Also called `{alias}`." for alias in table.osquery_names[1:])
     privileges = (
         f"[Privileges](security.md#tables-with-privileges): {used}." if (used := privileges_summary(table)) else ""
     )
@@ -267,7 +267,7 @@ def _mark(column: Column) -> str:
 def sql_page() -> str:
     """docs/sql.md"""
     own = [(f"`{one.signature}`", one.summary) for one in FUNCTIONS if not one.replaces and not one.osquery]
-    osquery = [(f"`{one.signature}`", one.summary) for one in FUNCTIONS if one.osquery]
+    of_osquery = [(f"`{one.signature}`", one.summary) for one in FUNCTIONS if one.osquery]
     parts = [
         GENERATED,
         "# SQL",
@@ -281,7 +281,7 @@ def sql_page() -> str:
         "osquery's functions that read only their arguments. The result is NULL if an argument is, unless noted. Those "
         "above and SQLite's that osquery has under the same name can differ: see "
         "[osquery](osquery.md#functions-and-collations).",
-        _markdown_table(("Function", "Result"), osquery),
+        _markdown_table(("Function", "Result"), of_osquery),
         "Collations for version numbers: "
         + ", ".join(f"`{name}`" for name in COLLATIONS)
         + ". They order texts as `version_compare` does with the flavor of that name: "

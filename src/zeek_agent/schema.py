@@ -25,7 +25,7 @@ SqliteValue: TypeAlias = "int | float | str | bytes | None"
 Row: TypeAlias = Sequence[Value]
 EventRow: TypeAlias = "Row | Struct"
 """A row to be recorded: its values, or a record with a field for each recorded column, in order."""
-TableKind = Literal["snapshot", "events"]
+TableKind = Literal["snapshot", "events", "view"]
 
 SCALAR_TYPES: Final = frozenset(
     {"address", "blob", "bool", "count", "enum", "int", "interval", "port", "real", "record", "text", "time"}
@@ -97,16 +97,22 @@ def _parse_type(text: str) -> ZeekType:
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column; `added` if version 2 of the agent did not have it (it is then hidden from a stock package's `*`),
-    `hidden` if it is in no `*`; an event table, which can be an SQL view, cannot have such columns."""
+    `hidden` if it is in no `*`; an event table, which can be an SQL view, cannot have such columns.
+
+    `collation` is the name of the collation by which SQL compares the column where a statement names none. Only
+    snapshot tables have such columns.
+    """
 
     name: str
     type: str
     summary: str
     added: bool = False
     hidden: bool = False
+    collation: str = ""
 
     def __post_init__(self) -> None:
-        ZeekType.parse(self.type)
+        if ZeekType.parse(self.type).sqlite != "TEXT" and self.collation:
+            raise ValueError(f"column {self.name}: only text has a collation")
 
     @property
     def zeek_type(self) -> ZeekType:

@@ -146,8 +146,11 @@ class Table:
         kind: TableKind = "snapshot",
         alias: bool = False,
         privileges: Privileges = NO_PRIVILEGES,
+        is_privileged: Callable[[Constraints], bool] = lambda _: True,
         is_operators: bool = False,
         opens_files: bool = False,
+        osquery_name: str | None = None,
+        osquery_aliases: Iterable[str] = (),
     ) -> None:
         self.name = name
         self.summary = summary
@@ -164,14 +167,22 @@ class Table:
         """Whether it is another table under a second name, which lists of tables leave out."""
         self.privileges = privileges
         """What its function may use; see "Tables with privileges" in docs/security.md."""
+        self.is_privileged = is_privileged
+        """Whether its function uses these privileges for a question; if not, it runs in the statement's process."""
         self.is_operators = is_operators
         """Whether the operator of this host has declared it, so that its privileges need no further permission."""
+        self.osquery_name = osquery_name
+        """The name in osquery, if it is a table of osquery, with osquery's columns."""
+        self.osquery_names = () if osquery_name is None else (osquery_name, *osquery_aliases)
+        """This name and others that osquery has for it."""
         self.opens_files = opens_files or any(parameter.name == "pattern" for parameter in self.parameters)
         """Whether its function opens files whose paths are configured or asked for, which could hang."""
         if not isinstance(privileges, Privileges):
             raise TypeError(f"table {name}: privileges must be an object of the class Privileges, not {privileges!r}")
-        if privileges != NO_PRIVILEGES and kind == "events":
+        if privileges != NO_PRIVILEGES and kind != "snapshot":
             raise ValueError(f"table {name}: only a snapshot table may declare privileges")
+        if kind == "events" and any(column.collation for column in self.columns):
+            raise ValueError(f"table {name}: only a column of a snapshot table may have a collation")
         self._snapshot: Snapshot | None = None
         names = [column.name for column in self.columns] + [parameter.column for parameter in self.parameters]
         if len(set(names)) != len(names):
@@ -204,8 +215,7 @@ class LookupTable(Table):
 
     `Constraints` then also has `bounds` and `limit`. One of the columns `required` must have a value. The values of the
     columns `decisive` determine which rows the table has at all. Constraints on the columns `opaque`, which the table
-    compares otherwise than SQLite, are not passed on. `osquery_name` is that of the table of osquery that it is.
-    `remote` if each question is a round trip to another program.
+    compares otherwise than SQLite, are not passed on. `remote` if each question is a round trip to another program.
     """
 
     def __init__(
@@ -213,7 +223,6 @@ class LookupTable(Table):
         name: str,
         summary: str,
         *,
-        osquery_name: str | None = None,
         required: Iterable[str] = (),
         decisive: Iterable[str] = (),
         opaque: Iterable[str] = (),
@@ -221,10 +230,33 @@ class LookupTable(Table):
         **declaration: Any,
     ) -> None:
         super().__init__(name, summary, **declaration)
-        self.osquery_name = osquery_name
         self.required = frozenset(required)
         self.decisive = frozenset(decisive)
         self.opaque = frozenset(opaque)
         self.remote = remote
         for column in self.required | self.decisive | self.opaque:
             self.column(column)
+
+
+class EventView(Table):
+    """A table whose rows are made of those of the event table `of`.
+
+    `cells` has an SQL expression for each column, and `where` chooses the rows. The view shows the events that the
+    event table shows, also where a query only gets those since its last run.
+    """
+
+    def __init__(
+        self, name: str, summary: str, *, of: str, cells: Sequence[str], where: str, **declaration: Any
+    ) -> None:
+        super().__init__(name, summary, kind="view", **declaration)
+        self.of = of
+        self._cells = cells
+        self._where = where
+
+    def select(self, withheld: frozenset[str]) -> str:
+        """The statement of its rows, with these columns unset."""
+        cells = (
+            f'{"NULL" if column.name in withheld else cell} AS "{column.name}"'
+            for column, cell in zip(self.columns, self._cells, strict=True)
+        )
+        return f"SELECT {', '.join(cells)} FROM {self.of} WHERE {self._where}"

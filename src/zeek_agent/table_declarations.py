@@ -19,7 +19,8 @@ def declare(tables: Iterable[Table]) -> list[dict[str, Any]]:
             "summary": table.summary,
             "description": table.description,
             "columns": [
-                [column.name, column.type, column.summary, column.added, column.hidden] for column in table.columns
+                [column.name, column.type, column.summary, column.added, column.hidden, column.collation]
+                for column in table.columns
             ],
             "parameters": [
                 [parameter.name, parameter.type, parameter.summary, parameter.default, parameter.required]
@@ -30,6 +31,7 @@ def declare(tables: Iterable[Table]) -> list[dict[str, Any]]:
             "kind": table.kind,
             "alias": table.alias,
             "privileges": asdict(table.privileges),
+            "osquery_name": table.osquery_name,
         }
         for table in tables
     ]
@@ -49,6 +51,7 @@ def declared(data: Iterable[dict[str, Any]]) -> list[Table]:
             kind=one["kind"],
             alias=one["alias"],
             privileges=_privileges(**one.get("privileges", {})),
+            osquery_name=one.get("osquery_name"),
         )
         for one in data
     ]

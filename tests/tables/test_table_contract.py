@@ -16,10 +16,10 @@ from zeek_agent.config import LimitSettings
 from zeek_agent.contract import fits, undocumented
 from zeek_agent.database.database import Database, Lane, Profile
 from zeek_agent.schema import Column
-from zeek_agent.table import LookupTable, Table, TableContext
+from zeek_agent.table import Table, TableContext
 from zeek_agent.tables import builtin_tables
 
-TABLES = [table for table in builtin_tables() if not isinstance(table, LookupTable)]
+TABLES = [table for table in builtin_tables() if table.osquery_name is None]
 SNAPSHOTS = [table for table in TABLES if table.kind == "snapshot"]
 ARGUMENTS: dict[str, Sequence[str]] = {
     "files_list": ["/etc/*"],

@@ -15,21 +15,22 @@ from asking import ask
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
 from zeek_agent.errors import LimitError
+from zeek_agent.host.files import hashing
+from zeek_agent.host.files.hashing import ALGORITHMS, HASHED_BYTES_MAX, SETTLED_SECONDS
 from zeek_agent.host.files.reads import FileReads
-from zeek_agent.tables import file_hashes as module
-from zeek_agent.tables.file_hashes import ALGORITHMS, HASHED_BYTES_MAX, SETTLED_SECONDS, file_hashes
+from zeek_agent.tables.file_hashes import file_hashes
 
 
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """What is computed from now on, by the names of the hashes."""
     computed: list[tuple[str, ...]] = []
-    real = module._hashes
+    real = hashing._hashes
 
     def counted(*arguments: object) -> tuple[int, dict[str, str]]:
         computed.append(arguments[1])  # type: ignore[arg-type]
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_hashes", counted)
+    monkeypatch.setattr(hashing, "_hashes", counted)
     return computed
 
 

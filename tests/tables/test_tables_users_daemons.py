@@ -94,7 +94,11 @@ def daemon() -> Iterator[tuple[Path, UserDatabase]]:
 
 def users(run: Path, state: Path, condition: str, **environment: str) -> list[tuple[Any, ...]]:
     """What the program shows of an account where the daemon is."""
-    sql = f"SELECT name, full_name, groups FROM users WHERE {condition}"
+    return selected(run, state, f"SELECT name, full_name, groups FROM users WHERE {condition}", **environment)
+
+
+def selected(run: Path, state: Path, sql: str, **environment: str) -> list[tuple[Any, ...]]:
+    """The rows that the program shows where the daemon is."""
     program = [sys.executable, "-m", "zeek_agent", "query", "--state-dir", str(state), "--format", "json", sql]
     namespace = ["unshare", "--mount", "--propagation", "private", "sh", "-c", IN_NAMESPACE, "-", str(run)]
     result = subprocess.run(
@@ -126,6 +130,22 @@ def test_without_permission_only_local_accounts_are_listed(daemon: tuple[Path, U
     assert users(run, tmp_path, "name = 'ada'", **local_only) == []
     assert [name for name, _, _ in users(run, tmp_path, "uid = '0'", **local_only)] == ["root"]
     assert not any(database.peers)
+
+
+@pytest.mark.root
+@needs_nss_systemd
+def test_tables_of_osquery_ask_a_daemon_when_they_would_in_osquery(
+    daemon: tuple[Path, UserDatabase], tmp_path: Path
+) -> None:
+    run, database = daemon
+    both = "SELECT username FROM osquery_users WHERE username IN ('ada', 'root')"
+    assert selected(run, tmp_path, both) == [("root",)]
+    assert not any(database.peers)
+    for condition in ("uid = 74100", "username = 'ada'"):
+        sql = f"SELECT description, gid, directory, shell FROM osquery_users WHERE include_remote = 1 AND {condition}"
+        assert selected(run, tmp_path, sql) == [("Ada Lovelace", 74_100, "/home/ada", "/bin/zsh")]
+    assert selected(run, tmp_path, "SELECT gid FROM user_groups WHERE uid = 74100") == [(74_100,)]
+    assert any(database.peers), "only root's processes asked"
 
 
 @pytest.mark.parametrize(

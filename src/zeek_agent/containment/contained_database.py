@@ -26,6 +26,7 @@ from zeek_agent.errors import AccessDeniedError
 from zeek_agent.privileges import NO_PRIVILEGES
 from zeek_agent.results.comparison import Comparison
 from zeek_agent.schema import ZeekType
+from zeek_agent.table import EventView
 from zeek_agent.table_declarations import declare
 from zeek_agent.text import byte_length
 
@@ -70,7 +71,7 @@ class ContainedDatabase(SqlDatabase):
         iterators: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(tables, context, limits, store)
-        self._own = frozenset(self.tables)
+        self._own = dict(self.tables)
         self._osquery = osquery
         self._iterators = iterators
         self._imports = (0, Imports())
@@ -84,7 +85,8 @@ class ContainedDatabase(SqlDatabase):
     def replace_own_tables(self, gone: Iterable[str], new: Iterable[Table], why: str) -> None:
         """Replace tables that workers have from the start, by their setup."""
         names, tables = frozenset(gone), list(new)
-        self._own = self._own - names | {table.name for table in tables}
+        self._own = {name: table for name, table in self._own.items() if name not in names}
+        self._own |= {table.name: table for table in tables}
         self.replace_tables(names, tables, why)
 
     def reconfigure(
@@ -121,7 +123,8 @@ class ContainedDatabase(SqlDatabase):
             return False
         access, known = self.context.access, self._catalog.tables
         names = self._catalog.names()
-        for table in statement.tables:
+        views = {name for name, table in known.items() if isinstance(table, EventView) and table.of in statement.tables}
+        for table in statement.tables | views:
             if not access.may_query(table, *names.get(table, ())):
                 return False
             columns = [column.name for column in known[table].columns] if table in known else []
@@ -255,7 +258,7 @@ class ContainedDatabase(SqlDatabase):
         uri = f"{self._store.uri}&readonly_shm=1" if self._store else None
         catalog = self._catalog
         if self._imports[0] != catalog.generation:
-            added = [table for name, table in catalog.tables.items() if name not in self._own]
+            added = [table for name, table in catalog.tables.items() if self._own.get(name) is not table]
             events = declare(table for table in added if table.kind == "events")
             osquery = self._osquery() if len(events) < len(added) else b""
             self._imports = catalog.generation, Imports(events, osquery, dict(catalog.gone))

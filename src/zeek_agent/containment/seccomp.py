@@ -97,6 +97,9 @@ _LOOKUPS: Final = """
     newfstatat statx readlink readlinkat getdents64 stat lstat access faccessat faccessat2
 """
 
+# Attributes of open files, which only tables read.
+_ATTRIBUTES: Final = " fstatfs fgetxattr flistxattr "
+
 _CREATIONS: Final = """
     fsync fdatasync flock fchmod rename renameat renameat2 unlink unlinkat mkdir mkdirat rmdir
 """
@@ -202,10 +205,10 @@ def rules(worker_class: WorkerClass, privileges: Privileges = NO_PRIVILEGES, pid
         named += _LOOKUPS + _CREATIONS
         special = [*_OPENED, _THREADS, Rule("socketpair", (_UNIX,))]
     elif worker_class is WorkerClass.SNAPSHOTS:
-        named += _LOOKUPS
+        named += _LOOKUPS + _ATTRIBUTES
         special = [*_OPENED_TO_READ, _THREADS, Rule("socket", (_NETLINK,))]
     else:
-        named += _LOOKUPS
+        named += _LOOKUPS + _ATTRIBUTES
         sockets = [_NETLINK]
         sockets += [_UNIX] if privileges.any_unix_socket else []
         sockets += [_INTERNET] if privileges.network else []

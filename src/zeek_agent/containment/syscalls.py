@@ -42,6 +42,8 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "fchmod": (91, 52),
     "fcntl": (72, 25),
     "fdatasync": (75, 83),
+    "fgetxattr": (193, 10),
+    "flistxattr": (196, 13),
     "flock": (73, 32),
     "fork": (57, None),
     "fstat": (5, 80),

@@ -140,6 +140,8 @@ class LookupModule:
             key = next((term for term in equal if term.number in needed), None)
             if key is not None:
                 return KeyedLookup(self, plan, known, key, optional=False)
+            if any(term.number in needed and term.operator in _PATTERNS for term in plan.terms):
+                return PatternLookup(self, plan, known)
             if self.required:
                 raise SqlError(self.requirement)
         return KeyedLookup(self, plan, known, equal[0], optional=True) if equal else ScanLookup(self, plan, known)
@@ -205,7 +207,10 @@ class LookupVirtualTable:
         """Whether one of the required columns is given a value."""
         required = self.module.required
         if not required or any(
-            term.number in required and (term.operator in _EQUALITIES or (term.operator in _PATTERNS and term.known))
+            term.number in required
+            and (
+                term.operator in _EQUALITIES or (term.operator in _PATTERNS and (term.known or not self.module.remote))
+            )
             for term in terms
         ):
             return True
@@ -339,6 +344,17 @@ class ScanLookup(Lookup):
         if self._all is None:
             self._all = self._fetch((), limited=False)
         return iter(self._all)
+
+
+class PatternLookup(Lookup):
+    """A lookup in a local table by patterns that come from other tables, such as `path LIKE directory || '/%'`."""
+
+    def _find(self, values: Values) -> Iterator[Sequence[Any]]:
+        given = any(
+            term.number in self._module.required and term.operator in _PATTERNS and value is not None
+            for term, value in values
+        )
+        return self._read(values, limited=False) if given else iter(())
 
 
 class KeyedLookup(Lookup):

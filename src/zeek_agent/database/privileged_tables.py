@@ -14,11 +14,11 @@ from zeek_agent.table import Constraints, Table
 
 
 def read_table(table: Table, wanted: Constraints) -> Iterable[Row]:
-    """The table's rows: from a helper process if it needs privileges that this process does not have.
+    """The table's rows: from a helper process if this question needs privileges that this process does not have.
 
     Raises AccessDeniedError if the configuration does not permit them, and what the table and the helper raise.
     """
-    if table.privileges == NO_PRIVILEGES:
+    if table.privileges == NO_PRIVILEGES or not table.is_privileged(wanted):
         return table.rows(wanted)
     context = wanted.context
     granted = granted_privileges(table, context.access)

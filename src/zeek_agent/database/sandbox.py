@@ -172,7 +172,8 @@ class Authorizer:
     Only listed objects may be read: the agent's tables, `TABLE_FUNCTIONS` and `SCHEMA_TABLES`; anything else that
     SQLite has, or will have, is refused. `readable` maps each readable name to the name of its table; `all_names` has
     the names of each table by which rules may deny it. `tables` collects the tables that are read, from
-    `start_statement` on. Raises AccessDeniedError, which ends the compilation.
+    `start_statement` on; `views` are not among them, but what they read. Raises AccessDeniedError, which ends the
+    compilation.
 
     For a table of which no column is read, SQLite passes the name as written in the statement, and a WITH may have
     given that name to its own rows. What such a name refers to is found elsewhere: the agent's tables call
@@ -185,11 +186,13 @@ class Authorizer:
         policy: AccessPolicy,
         readable: Mapping[str, str],
         all_names: Mapping[str, Iterable[str]],
+        views: Iterable[str],
         names: HiddenNames,
     ) -> None:
         self._policy = policy
         self._readable = {name.lower(): table for name, table in readable.items()}
         self._names = all_names
+        self._views = frozenset(views)
         self._schemas = {"main", "temp", names.store}
         self._window = names.window
         self._texts = ("_texts", names.store)
@@ -211,12 +214,17 @@ class Authorizer:
         for name in self._unsettled - self._within:
             raise _unreadable(name)
 
+    def permits(self, table: str) -> bool:
+        """Whether statements may read one of the agent's tables."""
+        return self._policy.may_query(*self._names[table])
+
     def check_table(self, table: str) -> None:
         """Record that a statement reads one of the agent's tables. Raises AccessDeniedError if it may not."""
         denied_by = self._policy.denied_by(*self._names[table])
         if denied_by is not None:
             raise AccessDeniedError(f"table {table} may not be queried ({denied_by})")
-        self.tables.add(table)
+        if table not in self._views:
+            self.tables.add(table)
 
     def __call__(
         self, action: int, first: str | None, second: str | None, schema: str | None, within: str | None
@@ -257,6 +265,8 @@ class Authorizer:
 
     def _call(self, function: str, within: str | None) -> None:
         if function == TRIPWIRE and within is not None:
+            if within.lower() in self._readable:
+                self.check_table(self._readable[within.lower()])
             if within.startswith("_"):
                 raise _unreadable(within)
             raise UnknownTableError(f"no such table: {within}", table=within)  # what a former table has recorded

@@ -47,7 +47,7 @@ from zeek_agent.database.virtual_tables import (
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError, UnknownTableError
 from zeek_agent.host.files.reads import FileReads, Omissions
 from zeek_agent.schema import Row, Value
-from zeek_agent.table import Constraints, LookupTable, Table, TableContext
+from zeek_agent.table import Constraints, EventView, LookupTable, Table, TableContext
 
 ALIASES: Final = {"process_events": "processes_events", "socket_events": "sockets_events"}
 """Table names of the agent's version 1."""
@@ -95,18 +95,22 @@ class Catalog:
 
     generation: int
     tables: Mapping[str, Table]
-    layouts: Mapping[Profile, Mapping[str, Layout]]
     gone: Mapping[str, str]
     """Why tables were removed, by name."""
+    _layouts: dict[bool, dict[str, Layout]]
 
     @classmethod
     def of(cls, generation: int, tables: Iterable[Table], gone: Mapping[str, str] | None = None) -> Catalog:
-        by_name = {table.name: table for table in tables}
-        layouts = {
-            profile: {name: Layout(table, hide_added=profile is Profile.STOCK) for name, table in by_name.items()}
-            for profile in Profile
-        }
-        return cls(generation, by_name, layouts, gone or {})
+        return cls(generation, {table.name: table for table in tables}, gone or {}, {})
+
+    def layouts(self, profile: Profile) -> Mapping[str, Layout]:
+        """The layouts of all tables, made when they are first needed: main runs no statements."""
+        hide_added = profile is Profile.STOCK
+        if hide_added not in self._layouts:
+            self._layouts[hide_added] = {
+                name: Layout(table, hide_added=hide_added) for name, table in self.tables.items()
+            }
+        return self._layouts[hide_added]
 
     def readable(self, profile: Profile = Profile.FULL) -> dict[str, str]:
         """Every readable name, and the name of its table."""
@@ -116,11 +120,11 @@ class Catalog:
                 names[f"{name}_history"] = name
         names.update({alias: name for alias, name in ALIASES.items() if name in self.tables})
         for table in self.tables.values():
-            if isinstance(table, LookupTable) and table.osquery_name is not None:
-                names.setdefault(OSQUERY_PREFIX + table.osquery_name, table.name)
-                names.setdefault(table.osquery_name, table.name)
+            for name in table.osquery_names:
+                names.setdefault(OSQUERY_PREFIX + name, table.name)
+                names.setdefault(name, table.name)
                 if profile is Profile.OSQUERY and not table.alias:
-                    names[table.osquery_name] = table.name
+                    names[name] = table.name
         return names
 
     def names(self) -> dict[str, frozenset[str]]:
@@ -132,8 +136,8 @@ class Catalog:
         for name, of in self.readable().items():
             names[of].add(name)
         for name, table in self.tables.items():
-            if isinstance(table, LookupTable) and table.osquery_name is not None:
-                names[name] |= {table.osquery_name, OSQUERY_PREFIX + table.osquery_name}
+            for other in table.osquery_names:
+                names[name] |= {other, OSQUERY_PREFIX + other}
         return {name: frozenset(found) for name, found in names.items()}
 
 
@@ -222,7 +226,8 @@ class SqlConnection:
         copies_max = limits.memory_bytes // MEMORY_SHARE
         self.event_copies = EventCopies(self._store_uri or "", events, copies_max, self._withheld)
         self._hidden = HiddenNames()
-        self._authorizer = Authorizer(context.access, self._readable, names, self._hidden)
+        views = [name for name, table in catalog.tables.items() if table.kind == "view"]
+        self._authorizer = Authorizer(context.access, self._readable, names, views, self._hidden)
         self._connection = apsw.Connection(
             ":memory:", apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
         )
@@ -420,7 +425,7 @@ class SqlConnection:
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.set_busy_timeout(BUSY_MILLISECONDS)
         connection.drop_modules(TABLE_FUNCTIONS)
-        layouts = [layout.withholding(self._withheld[name]) for name, layout in self.catalog.layouts[profile].items()]
+        layouts = [layout.withholding(self._withheld[name]) for name, layout in self.catalog.layouts(profile).items()]
         for layout in layouts:
             names = [name for name, of in self._readable.items() if of == layout.table.name]
             if isinstance(layout.table, LookupTable):
@@ -440,6 +445,9 @@ class SqlConnection:
             self._add_event_tables(events, stored=store is not None)
         else:
             self._add_event_views([layout.table for layout in events])
+        for table in self.catalog.tables.values():
+            if isinstance(table, EventView) and table.of in self.catalog.tables:
+                self._add_view(table)
         self._add_tripwires(stored)
         confine(connection, self._limits, lambda: self.run.began, _store_id(self._store_uri), self._check)
         connection.authorizer = self._authorizer
@@ -482,6 +490,17 @@ class SqlConnection:
             connection.execute(f"CREATE TEMP VIEW {quoted(table.name + '_history')} AS {select}")
             for alias in self._aliases(table):
                 connection.execute(f"CREATE TEMP VIEW {quoted(alias)} AS {windowed}")
+
+    def _add_view(self, table: EventView) -> None:
+        """Add a view of recorded events; where it may not be queried, one that refuses to be.
+
+        SQLite does not tell the authorizer about a view of which no column is read.
+        """
+        refused = not self._authorizer.permits(table.name)
+        select = f"SELECT {TRIPWIRE}()" if refused else table.select(self._withheld[table.name])
+        for name, of in self._readable.items():
+            if of == table.name:
+                self._connection.execute(f"CREATE TEMP VIEW {quoted(name)} AS {select}")
 
     def _add_tripwires(self, stored: Iterable[str]) -> None:
         """Refuse the store's own tables, which SQLite would find under their plain names, by views of these names."""
@@ -550,7 +569,8 @@ class SqlConnection:
             self._authorizer.trusted = False
 
     def _aliases(self, table: Table) -> list[str]:
-        return [alias for alias, name in ALIASES.items() if name == table.name == self._readable.get(alias)]
+        own = {table.name, f"{table.name}_history"}
+        return [name for name, of in self._readable.items() if of == table.name and name not in own]
 
     def _hide_names(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(self._hidden.redact(cell) if isinstance(cell, str) else cell for cell in row)

@@ -60,11 +60,13 @@ class VirtualColumn:
     hidden: bool = False
     withheld: bool = False
     """Whether it is unset in all rows (`access.columns_deny`), and no value of it may affect which rows there are."""
+    collation: str = ""
 
     @property
     def declaration(self) -> str:
         hidden = " HIDDEN" if self.hidden or self.parameter else ""
-        return f"{quoted(self.name)} {'TEXT' if self.type.name == 'blob' else self.type.sqlite}{hidden}"
+        collation = f" COLLATE {quoted(self.collation)}" if self.collation else ""
+        return f"{quoted(self.name)} {'TEXT' if self.type.name == 'blob' else self.type.sqlite}{hidden}{collation}"
 
 
 class Layout:
@@ -76,7 +78,11 @@ class Layout:
         self.table = table
         columns = [
             VirtualColumn(
-                column.name, column.zeek_type, position, hidden=column.hidden or (hide_added and column.added)
+                column.name,
+                column.zeek_type,
+                position,
+                hidden=column.hidden or (hide_added and column.added),
+                collation=column.collation,
             )
             for position, column in enumerate(table.columns)
         ]

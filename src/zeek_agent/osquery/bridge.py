@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from zeek_agent.database.database import SqlDatabase
     from zeek_agent.database.results import Result
     from zeek_agent.schema import Row
+    from zeek_agent.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,15 @@ class Discovery:
     """Whether the process at the socket may be another user's."""
 
 
+def _names_of(tables: Iterable[Table]) -> frozenset[str]:
+    """Their names, and the same with the prefix."""
+    return frozenset(
+        name
+        for table in tables
+        for name in (table.name, *(f"{imported.PREFIX}{one}" for one in table.osquery_names), *table.osquery_names[1:])
+    )
+
+
 class Bridge:
     """Provides osquery's tables in the database as long as osquery has them, and ours in osquery if configured.
 
@@ -78,7 +88,6 @@ class Bridge:
         self._database = database
         self._store = store
         self._recorded = recorded
-        self._taken = frozenset(database.readable_names)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lost = asyncio.Event()
         self.client = OsqueryClient(lambda: find_socket(settings.socket), settings.time, on_loss=self._notice_loss)
@@ -86,8 +95,13 @@ class Bridge:
             settings.rows,
             settings.tables_exclude,
             settings.event_tables if store is not None else (),
+            settings.prefer,
             imported.required(settings.required_columns),
         )
+        own = [one for one in database.tables.values() if one.osquery_name and rules.replaces(one.osquery_name)]
+        self._replaced = {str(one.osquery_name): one for one in own}
+        """The agent's own tables of osquery that osquery's replace while it has them."""
+        self._taken = frozenset(database.readable_names) - _names_of(own)
         self._reader = OsqueryReader(self.client, rules, database.context.access.masker)
         self._discovery = Discovery("not checked yet")
         self._logged_reason: str | None = ""
@@ -234,7 +248,11 @@ class Bridge:
         events = [one.table for one in self._recorders.values() if known.get(one.table.name) is not one.table]
         if imports != self._imports or events:
             new = list(imported.tables(imports.values(), self._taken, self._reader))
-            self._database.replace_tables(self._names, [*new, *events], seen.reason or "osquery no longer has it")
+            named = {table.osquery_name for table in (*new, *events)}
+            back = [table for name, table in self._replaced.items() if name not in named | self._recorders.keys()]
+            self._database.replace_tables(
+                self._names, [*back, *new, *events], seen.reason or "osquery no longer has it"
+            )
             self._imports, self._names = imports, frozenset(table.name for table in new)
         if seen.reason != self._logged_reason:
             self._logged_reason = seen.reason

@@ -94,10 +94,15 @@ class ImportRules:
     rows_max: int
     exclude: Sequence[str] = ()
     event_tables: Sequence[str] = ()
+    prefer: Sequence[str] = ()
     required: Mapping[str, frozenset[str]] = field(default_factory=lambda: REQUIRED)
 
     def wants(self, table: str) -> bool:
         return not any(fnmatchcase(table, pattern) for pattern in self.exclude)
+
+    def replaces(self, table: str) -> bool:
+        """Whether this table is used rather than the agent's with the same columns."""
+        return self.records(table) or any(fnmatchcase(table, pattern) for pattern in self.prefer)
 
     def records(self, table: str) -> bool:
         """Whether the rows of this event table are recorded."""

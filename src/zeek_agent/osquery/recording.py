@@ -47,6 +47,7 @@ def event_table(name: str, one: OsqueryTable) -> Table:
         description=f"Events from the table {one.name} of the osquery running on the host.",
         columns=[*columns, EID],
         kind="events",
+        osquery_name=one.name,
     )
 
 

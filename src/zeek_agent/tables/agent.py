@@ -46,7 +46,7 @@ zeek_agent_tables = Table(
     description="One row per table, including tables of plug-ins and bridges.",
     columns=[
         Column("name", "text", "name of the table"),
-        Column("kind", "text", "`snapshot`: current state; `events`: recorded events"),
+        Column("kind", "text", "`snapshot`: current state; `events`: recorded events; `view`: made of recorded events"),
         Column("summary", "text", "meaning of a row"),
         Column("columns", "vector[text]", "columns in order, as `name:type`"),
         Column("parameters", "vector[text]", "arguments in order, as `name:type`, with `=default` when optional"),

@@ -19,7 +19,7 @@ WIDTH: Final = 100
 def list_tables(tables: Iterable[Table]) -> str:
     """One line per table: its name, its kind unless it is a snapshot, and its summary. Aliases are omitted."""
     listed = [table for table in tables if not table.alias]
-    rows = [(table.name, table.summary, "events: " if table.kind == "events" else "") for table in listed]
+    rows = [(table.name, table.summary, "" if table.kind == "snapshot" else "events: ") for table in listed]
     width = max((len(name) for name, _, _ in rows), default=0)
     return "".join(f"{name:{width}}  {kind}{summary}\n" for name, summary, kind in rows)
 

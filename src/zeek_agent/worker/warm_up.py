@@ -15,9 +15,10 @@ from zeek_agent.database.encodings import BatchesEncoding, ControlEncoding, Enco
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Profile, SqlConnection
-from zeek_agent.host import programs  # noqa: F401
+from zeek_agent.host import docker, programs  # noqa: F401  for tables in helpers
 from zeek_agent.host.files import mount_rules
 from zeek_agent.host.files.statx import memory_mount
+from zeek_agent.host.linux import systemd_units  # noqa: F401
 from zeek_agent.table import TableContext
 from zeek_agent.worker.result_writer import ResultWriter, frames
 

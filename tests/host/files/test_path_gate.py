@@ -818,13 +818,13 @@ def test_links_on_the_way_of_a_link_count_too(tmp: Path, monkeypatch: pytest.Mon
         (tmp / f"way{number}").symlink_to(f"way{number - 1}")
         (tmp / f"link{number}").symlink_to(f"{'./' * number}way{number - 1}/link{number - 1}")
     followed = Counter()
-    link_text = gate_module.Gate._link_text
+    link_text = gate_module.Gate.link_text
 
     def counted(*arguments: Any) -> str:
         followed.add()
         return link_text(*arguments)
 
-    monkeypatch.setattr(gate_module.Gate, "_link_text", counted)
+    monkeypatch.setattr(gate_module.Gate, "link_text", counted)
     assert listed(f"{tmp}/link2")[f"{tmp}/link2"]["type"] == "file"
     assert listed(f"{tmp}/link38")[f"{tmp}/link38"]["type"] == "other"
     assert followed.value < 4 * gate_module.LINKS_MAX

@@ -6,6 +6,7 @@ import ipaddress
 import math
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -64,10 +65,15 @@ def parse_record(raw: bytes) -> AccountingRecord:
 
 def read_utmp(file: Path = UTMP) -> list[AccountingRecord]:
     """The terminals with a session now. Raises FileNotFoundError where the system has no utmp."""
-    with file.open("rb") as stream:
-        raw = stream.read(RECORD_BYTES * _RECORDS_MAX)
-    records = (parse_record(raw[at : at + RECORD_BYTES]) for at in range(0, len(raw) - RECORD_BYTES + 1, RECORD_BYTES))
+    records = islice(accounting_records(file), _RECORDS_MAX)
     return [record for record in records if record.kind == USER_PROCESS and record.user]
+
+
+def accounting_records(file: Path) -> Iterator[AccountingRecord]:
+    """All records of utmp, wtmp or btmp, in the order of the file. Raises OSError."""
+    with file.open("rb") as stream:
+        while len(raw := stream.read(RECORD_BYTES)) == RECORD_BYTES:
+            yield parse_record(raw)
 
 
 def address(text: str | None) -> str | None:

@@ -1,13 +1,42 @@
-"""Names and ids of the accounts in /etc/passwd, which can be read at any time without waiting for a service."""
+"""The accounts in /etc/passwd, which can be read at any time without waiting for a service."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from zeek_agent.host.accounts.name_service import Account
+from zeek_agent.host.files.system_files import system_lines
 from zeek_agent.text import from_bytes
 
 PASSWD: Final = Path("/etc/passwd")
+GROUP: Final = Path("/etc/group")
+_ID_MAX: Final = 0xFFFF_FFFF
+_DIGITS: Final = 10
+"""Digits of the highest id; int() of a longer text could take long."""
+
+
+def local_accounts(report: Callable[[str], None], file: Path = PASSWD) -> Iterator[Account]:
+    """The accounts in the order of the file, with all entries of a name or uid that occurs several times.
+
+    Lines that are not entries of passwd(5), or that include or exclude accounts of NIS, are left out, as in the C
+    library. `report` is called with a sentence if the file cannot be read.
+    """
+    for line in system_lines(file, report):
+        fields = line.lstrip().split(b":", 6)
+        if len(fields) < 4 or not fields[0] or fields[0].startswith((b"#", b"+", b"-")):
+            continue
+        uid, gid = _id(fields[2]), _id(fields[3])
+        if uid is not None and gid is not None:
+            fields += [b""] * (7 - len(fields))
+            gecos, home, shell = map(from_bytes, fields[4:])
+            yield Account(from_bytes(fields[0]), uid, gid, gecos, home, shell)
+
+
+def _id(field: bytes) -> int | None:
+    number = int(field) if field.isdigit() and len(field) <= _DIGITS else _ID_MAX + 1
+    return number if number <= _ID_MAX else None
 
 
 class LocalAccounts:
@@ -44,3 +73,17 @@ class LocalAccounts:
                 name, uid = from_bytes(fields[0]), int(fields[2])
                 if self._uids.setdefault(name, uid) == uid:
                     self._names[uid] = name if self._names.get(uid, name) == name else None
+
+
+def names_by_id(file: Path) -> dict[int, str]:
+    """The first name of each id in /etc/passwd or /etc/group; empty if the file is missing."""
+    try:
+        lines = file.read_bytes().splitlines()
+    except FileNotFoundError:
+        return {}
+    names: dict[int, str] = {}
+    for line in lines:
+        fields = line.split(b":")
+        if len(fields) >= 3 and fields[2].isdigit() and not fields[0].startswith((b"+", b"-")):
+            names.setdefault(int(fields[2]), from_bytes(fields[0]))
+    return names

@@ -94,9 +94,50 @@ def accounts_named(names: Iterable[str]) -> Iterator[Account]:
             yield _account(pwd.getpwnam(os.fsdecode(to_bytes(name))))
 
 
+def accounts_with_ids(uids: Iterable[int]) -> Iterator[Account]:
+    """For each of these uids the account that the name service returns for it, if there is one."""
+    import pwd
+
+    for uid in uids:
+        with suppress(KeyError, OverflowError):
+            yield _account(pwd.getpwuid(uid))
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """An entry of group(5), without its members."""
+
+    name: str
+    gid: int
+
+
+def groups() -> Iterator[Group]:
+    """All groups that the name service enumerates; directory services may omit theirs."""
+    import grp
+
+    for entry in grp.getgrall():
+        if not entry.gr_name.startswith(("+", "-")) or _is_group(entry.gr_name):
+            yield Group(from_os(entry.gr_name), entry.gr_gid & _ID_MASK)
+
+
+def groups_with_ids(gids: Iterable[int]) -> Iterator[Group]:
+    """For each of these gids the group that the name service returns for it, if there is one."""
+    import grp
+
+    for gid in gids:
+        with suppress(KeyError, OverflowError):
+            entry = grp.getgrgid(gid)
+            yield Group(from_os(entry.gr_name), entry.gr_gid & _ID_MASK)
+
+
 def groups_of(account: Account) -> list[str]:
     """Names of all groups that a login of this account belongs to; a nameless group is given by its number."""
-    return [_group_name(gid) for gid in _group_ids(to_bytes(account.name), account.gid)]
+    return [_group_name(gid) for gid in group_ids(account)]
+
+
+def group_ids(account: Account) -> list[int]:
+    """Ids of all groups that a login of this account belongs to, the primary one first."""
+    return _group_ids(to_bytes(account.name), account.gid)
 
 
 def is_admin(uid: int, groups: Iterable[str]) -> bool:
@@ -132,6 +173,17 @@ def _is_inclusion(entry: struct_passwd) -> bool:
         return pwd.getpwnam(entry.pw_name).pw_uid != entry.pw_uid
     except KeyError:
         return True
+
+
+def _is_group(name: str) -> bool:
+    """Whether an entry is a group, and not a line that includes or excludes groups of NIS."""
+    import grp
+
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 def _group_ids(name: bytes, primary: int) -> list[int]:

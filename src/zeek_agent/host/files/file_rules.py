@@ -74,28 +74,30 @@ class Walker(Protocol):
 class FileRules:
     """The rules for the files of one statement. Contents that are only reported are counted in `reads`.
 
-    The walker is an argument, because a reference to it would be a cycle that keeps its descriptors open.
+    `private` are patterns of further files whose contents may be read, see `AccessPolicy.contents`. The walker is an
+    argument, because a reference to it would be a cycle that keeps its descriptors open.
     """
 
-    def __init__(self, access: AccessPolicy, reads: FileReads) -> None:
+    def __init__(self, access: AccessPolicy, reads: FileReads, private: tuple[str, ...] = ()) -> None:
         self._access = access
         self._reads = reads
+        self._private = private
         self._denied_objects: frozenset[tuple[int, int]] | None = None
 
-    def demand_readable(self, walker: Walker, handle: PathHandle, written: str) -> None:
-        """Raises RefusedError when a file may not even be hashed."""
+    def demand_readable(self, walker: Walker, handle: PathHandle, written: str, *, derived: bool = False) -> None:
+        """Raises RefusedError when a file may not even be hashed, or, with `derived`, nothing be derived from it."""
         mount, status = handle.mount, handle.status
         inside = handle.path_in_file_system()
-        self.demand_allowed(walker, mount, written, handle.path, inside)
+        self.demand_allowed(walker, mount, written, handle.path, inside, derived=derived)
         if status.links != 1:
             self.demand_no_denied_object(walker, status, mount)
 
     def demand_allowed(
-        self, walker: Walker, mount: Mount, written: str, path: str, inside: str, *, executable: bool = False
+        self, walker: Walker, mount: Mount, written: str, path: str, inside: str, *, derived: bool = False
     ) -> None:
         access = self._access
-        denies = access.denies_executable if executable else access.denies
-        if mount.kind in _CASELESS and not executable:
+        denies = access.denies_derived if derived else access.denies
+        if mount.kind in _CASELESS and not derived:
             denies = access.denies_in_any_case
         if any(denies(name) for name in self._all_names(walker, mount, written, path, inside)):
             raise RefusedError("denied by access.paths_deny, or one of the agent's own files")
@@ -185,7 +187,7 @@ class FileRules:
         """Raises RefusedError when the contents may not be read. Returns whether private keys in it are masked."""
         usual = _USUAL_MOUNT_POINTS.get(handle.mount.kind)
         name = from_os(usual + handle.path_in_file_system() if usual is not None else handle.path)
-        listed = self._access.contents(name)
+        listed = self._access.contents(name, self._private)
         if listed is Contents.CONFIGURED:
             return False
         cause = content_refusal(listed, readable_by_all=readable_by_all(handle), belongs_there=belongs_there(handle))

@@ -79,6 +79,8 @@ class Purpose(Enum):
 
     CONTENTS = auto()
     HASH = auto()
+    PROPERTIES = auto()
+    """Of a private key, which do not reveal it."""
 
 
 class OpenedFile(NamedTuple):
@@ -94,17 +96,24 @@ class OpenedFile(NamedTuple):
 class Gate:
     """Walks and opens paths for one statement, in one thread. Omissions are counted in `reads`.
 
-    `check` is called at each link, because users choose the length of their chains of links.
+    `check` is called at each link, because users choose the length of their chains of links. `private` are patterns of
+    further files whose contents may be read, see `AccessPolicy.contents`.
     """
 
-    def __init__(self, access: AccessPolicy, reads: FileReads, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        access: AccessPolicy,
+        reads: FileReads,
+        check: Callable[[], None] = lambda: None,
+        private: tuple[str, ...] = (),
+    ) -> None:
         self._access = access
         self._check = check
         self.reads = reads
         self._table = own_mounts()
         self.mounts = self._table.current()
         self._hazards = hazards_among(self.mounts, access.filesystems_allow)
-        self._rules = FileRules(access, reads)
+        self._rules = FileRules(access, reads, private)
         self._directories: dict[str, PathHandle] = {}
         self._walked: dict[tuple[PathHandle, str], PathHandle] = {}
         self._descriptors_kept = 0
@@ -147,7 +156,7 @@ class Gate:
             if links > LINKS_MAX:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), entered.path)
             self._check()
-            text = self._link_text(handle, name, entered.descriptor)
+            text = self.link_text(handle, name, entered.descriptor)
             if text.startswith("/"):
                 handle = self.root
             pending += text.split("/")[::-1]
@@ -201,7 +210,7 @@ class Gate:
     def _target_status(self, directory: PathHandle, name: str) -> FileStatus:
         """Attributes of the target of a link. Raises RefusedError and OSError."""
         for _ in range(_CACHED_CHAIN_LINKS):
-            text = self._link_text(directory, name)
+            text = self.link_text(directory, name)
             way, _, name = text.rstrip("/").rpartition("/")
             directory = self._walk_cached(self.root if text[:1] == "/" else directory, way)
             if name in _SPECIAL_NAMES:
@@ -317,7 +326,7 @@ class Gate:
         """The directory to which paths are relative. Raises RefusedError and OSError."""
         return self.walk(self.root, str(Path.cwd()))
 
-    def _link_text(self, directory: PathHandle, name: str, descriptor: int | None = None) -> str:
+    def link_text(self, directory: PathHandle, name: str, descriptor: int | None = None) -> str:
         """The text of a symbolic link, by its descriptor if it is open.
 
         Raises RefusedError for a magic link, whose text is not its target, and OSError.
@@ -343,7 +352,7 @@ class Gate:
         """
         if not stat.S_ISREG(handle.status.mode):
             return None
-        self._rules.demand_readable(self, handle, written)
+        self._rules.demand_readable(self, handle, written, derived=purpose is Purpose.PROPERTIES)
         masks_keys = True
         if purpose is Purpose.CONTENTS:
             masks_keys = self._rules.demand_contents(handle, written)
@@ -369,7 +378,7 @@ class Gate:
                 return None
             path = str(Path(f"/proc/self/fd/{descriptor}").readlink()).removesuffix(" (deleted)")
             inside = mount.root.rstrip("/") + path.removeprefix(mount.mount_point.rstrip("/"))
-            self._rules.demand_allowed(self, mount, path, path, inside, executable=True)
+            self._rules.demand_allowed(self, mount, path, path, inside, derived=True)
             self._rules.demand_no_denied_object(self, status, mount)
             return OpenedFile(_reopened(descriptor, status, mount), masks_keys=True)
         finally:

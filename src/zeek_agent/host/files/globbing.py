@@ -90,9 +90,17 @@ class _Group(NamedTuple):
     """The names that are likely to be links."""
 
 
-def open_gate(access: AccessPolicy, reads: FileReads, check: Callable[[], None] = lambda: None) -> Gate | PortableGate:
-    """The path gate of this system, for one statement. `check` is called regularly."""
-    return Gate(access, reads, check) if hasattr(os, "O_PATH") else PortableGate(access, reads)
+def open_gate(
+    access: AccessPolicy,
+    reads: FileReads,
+    check: Callable[[], None] = lambda: None,
+    private: tuple[str, ...] = (),
+) -> Gate | PortableGate:
+    """The path gate of this system, for one statement. `check` is called regularly.
+
+    `private` are patterns of further files whose contents may be read, see `AccessPolicy.contents`.
+    """
+    return Gate(access, reads, check, private) if hasattr(os, "O_PATH") else PortableGate(access, reads, private)
 
 
 def matching(
@@ -209,7 +217,7 @@ class _Walk:
 
     def _wildcard(self, directory: PathHandle, path: str, part: str, rest: list[str]) -> Iterator[_Group]:
         """The matches of a part with wildcards and the parts after it."""
-        for entries in self._entries(directory, path, _name_filter(part)):
+        for entries in self._entries(directory, path, name_filter(part)):
             if not rest and not self._directories_only:
                 links = {name for name, is_link, _ in entries if is_link}
                 yield _Group(directory, path, [name for name, _, _ in entries], links)
@@ -266,7 +274,7 @@ class _Walk:
             return
         if self._directories_only and steps.ends_at(name):
             yield _Group(deeper, f"{path}{name}/", ["."])
-        if not explicit and _is_kernels(deeper) and not _is_kernels(directory):
+        if not explicit and is_kernels(deeper) and not is_kernels(directory):
             cause = "a file system of the kernel, which ** does not enter: begin the pattern there"
             self._gate.reads.leave_out(Omission.SKIPPED, path + name, cause)
         elif states:
@@ -374,12 +382,13 @@ def _unescaped(part: str) -> str:
     return re.sub(r"\\(.)", r"\1", part) if "\\" in part else part
 
 
-def _is_kernels(directory: PathHandle) -> bool:
+def is_kernels(directory: PathHandle) -> bool:
+    """Whether a directory is in a file system of the kernel, without files on a disk."""
     return directory.mount.kind in _KERNEL_FILE_SYSTEMS
 
 
 @lru_cache(maxsize=256)
-def _name_filter(part: str) -> NameFilter:
+def name_filter(part: str) -> NameFilter:
     """Whether a name matches one part of a pattern other than `**`. Hidden names match only parts with the dot."""
     if _SPECIAL.search(part) is None:
         return _unescaped(part).__eq__
@@ -400,7 +409,7 @@ class _Steps:
                 state += 1
                 reached.add(state)
         self._implied = frozenset(state for state in reached if parts[state] == RECURSIVE)
-        self._explicit = [(state, _name_filter(parts[state])) for state in sorted(reached - self._implied)]
+        self._explicit = [(state, name_filter(parts[state])) for state in sorted(reached - self._implied)]
         self._end = len(parts) - 1
 
     def lead_on(self, name: str) -> bool:

@@ -33,8 +33,9 @@ _OWNED: Final = hasattr(os, "getuid")
 class PortableGate:
     """Walks and opens paths for one statement, as `gate.Gate` does on Linux."""
 
-    def __init__(self, access: AccessPolicy, reads: FileReads) -> None:
+    def __init__(self, access: AccessPolicy, reads: FileReads, private: tuple[str, ...] = ()) -> None:
         self._access = access
+        self._private = private
         self.reads = reads
         self.root = self._handle_at("/", None)
 
@@ -79,7 +80,7 @@ class PortableGate:
         names = (from_os(written), from_os(resolved))
         if not all(map(self._access.may_read, names)):
             raise RefusedError("denied by access.paths_deny or not in access.paths_allow")
-        listed = self._access.contents(names[1])
+        listed = self._access.contents(names[1], self._private)
         if purpose is Purpose.CONTENTS and listed is not Contents.CONFIGURED:
             public = bool(handle.status.mode & stat.S_IROTH)
             cause = content_refusal(listed, readable_by_all=public, belongs_there=True)
@@ -109,14 +110,19 @@ def _status(found: os.stat_result) -> FileStatus:
     seconds, nanoseconds = divmod(found.st_mtime_ns, 10**9)
     return FileStatus(
         mask=0,
+        block_size=0,
         links=found.st_nlink,
         uid=found.st_uid if _OWNED else None,
         gid=found.st_gid if _OWNED else None,
         mode=found.st_mode,
         inode=found.st_ino,
         size=found.st_size,
+        atime_seconds=int(found.st_atime),
+        ctime_seconds=int(found.st_ctime),
         mtime_seconds=seconds,
         mtime_nanoseconds=nanoseconds,
+        special_major=0,
+        special_minor=0,
         device_major=0,
         device_minor=0,
         mount=0,

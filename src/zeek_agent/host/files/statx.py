@@ -27,24 +27,33 @@ _BASIC_STATS: Final = 0x7FF
 _MNT_ID: Final = 0x1000
 _WANTED: Final = _BASIC_STATS | _MNT_ID
 
-_LAYOUT: Final = struct.Struct("<I12xIIIHxxQQ64xqI4x8xIIQ")
-"""`struct statx` of <linux/stat.h> up to `stx_mnt_id`: mask, nlink, uid, gid, mode, ino, size, mtime, dev, mnt_id."""
+_LAYOUT: Final = struct.Struct("<II8xIIIHxxQQ16xq24xq8xqI4xIIIIQ")
+"""`struct statx` of <linux/stat.h> up to `stx_mnt_id`: mask, blksize, nlink, uid, gid, mode, ino, size, atime, ctime,
+mtime, rdev, dev, mnt_id."""
 _BUFFER_BYTES: Final = 256
 """Size of `struct statx`."""
 
 
 class FileStatus(NamedTuple):
-    """Attributes of a file. `mount` is the mount's id in /proc/self/mountinfo; times are seconds and nanoseconds."""
+    """Attributes of a file. `mount` is the mount's id in /proc/self/mountinfo; times are seconds and nanoseconds.
+
+    `special_major` and `special_minor` are the numbers of the device that a device file stands for.
+    """
 
     mask: int
+    block_size: int
     links: int
     uid: int | None
     gid: int | None
     mode: int
     inode: int
     size: int
+    atime_seconds: int
+    ctime_seconds: int
     mtime_seconds: int
     mtime_nanoseconds: int
+    special_major: int
+    special_minor: int
     device_major: int
     device_minor: int
     mount: int

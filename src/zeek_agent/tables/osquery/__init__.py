@@ -11,10 +11,10 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Final
 
-from zeek_agent.table import LookupTable
+from zeek_agent.table import Table
 
 _MODULES: Final = (module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
 
-TABLES: Final[tuple[LookupTable, ...]] = tuple(
+TABLES: Final[tuple[Table, ...]] = tuple(
     table for name in _MODULES for table in import_module(f"{__name__}.{name}").TABLES
 )

@@ -1,0 +1,93 @@
+"""Tables of this host that are asked with a statement's constraints."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from zeek_agent.contract import NoAgent
+from zeek_agent.database.database import Database
+from zeek_agent.errors import SqlError
+from zeek_agent.schema import Column, Row
+from zeek_agent.table import Constraints, LookupTable, TableContext
+
+COLUMNS = [Column("path", "text", "-"), Column("directory", "text", "-"), Column("size", "int", "-")]
+
+
+class Files:
+    """A table of `/0` … `/99` with sizes, and what was asked of it."""
+
+    def __init__(self, *required: str) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.read = 0
+        self.table = LookupTable("files", "-", description="-", columns=COLUMNS, required=required)
+        self.table.snapshot(self.rows)
+
+    def rows(self, wanted: Constraints) -> Iterator[Row]:
+        bounds = {f"{bound.column} {bound.operator}": bound.value for bound in wanted.bounds}
+        equal = {name: set(values) for name, values in wanted.equalities.items()}
+        self.asked.append(equal | bounds)
+        for number in range(100):
+            path = f"/{number}"
+            if path in wanted.equalities.get("path", {path}):
+                self.read += 1
+                yield path, "/", number
+
+
+@pytest.fixture
+def files() -> Files:
+    return Files()
+
+
+@pytest.fixture
+async def database(files: Files) -> AsyncIterator[Database]:
+    async for opened in over(files):
+        yield opened
+
+
+async def over(files: Files) -> AsyncIterator[Database]:
+    places = LookupTable("places", "-", description="-", columns=[Column("pattern", "text", "-")])
+    places.snapshot(lambda wanted: [("/1%",), (None,), ("/99",)])
+    opened = Database([files.table, places], TableContext(NoAgent()))
+    yield opened
+    await opened.aclose()
+
+
+async def test_constraints_are_passed_on_and_checked_again(files: Files, database: Database) -> None:
+    sql = "SELECT path FROM files WHERE size > 97 AND path LIKE '/9%' AND directory = '/'"
+    assert (await database.query(sql)).rows == [("/98",), ("/99",)]
+    assert files.asked == [{"size >": 97, "path LIKE": "/9%", "directory": {"/"}}]
+
+
+async def test_rows_are_read_as_they_are_wanted(files: Files, database: Database) -> None:
+    assert (await database.query("SELECT path FROM files WHERE size >= 0 AND length(path) = 3 LIMIT 1")).rows == [
+        ("/10",)
+    ]
+    assert files.read < 100
+
+
+async def test_bounded_scans_are_not_shared_with_others(files: Files, database: Database) -> None:
+    for sql in ("SELECT size FROM files WHERE size < 2", "SELECT size FROM files", "SELECT size FROM files"):
+        await database.query(sql)
+    assert files.asked == [{"size <": 2}, {}], "the third statement uses the rows of the second"
+
+
+async def test_values_of_a_join_are_asked_together(files: Files, database: Database) -> None:
+    sql = "WITH want(p) AS (VALUES ('/3'), ('/4'), ('/3')) SELECT size FROM want CROSS JOIN files ON path = p"
+    assert (await database.query(sql)).rows == [(3,), (4,), (3,)]
+    assert files.asked == [{"path": {"/3", "/4"}}]
+
+
+async def test_a_required_column_takes_patterns_of_other_tables() -> None:
+    files = Files("path", "directory")
+    async for database in over(files):
+        result = await database.query("SELECT count(*) FROM places CROSS JOIN files ON path LIKE pattern")
+        assert result.rows == [(12,)]
+        assert files.asked == [{"path LIKE": "/1%"}, {"path LIKE": "/99"}]
+        result = await database.query("SELECT size FROM files WHERE path LIKE '/' || 7")
+        assert result.rows == [(7,)]
+        for sql in ("SELECT * FROM files", "SELECT * FROM files WHERE size = 1"):
+            with pytest.raises(SqlError, match="a value for directory or path is required"):
+                await database.query(sql)
