@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -233,3 +234,27 @@ def test_a_zombie_has_nothing_open() -> None:
     until_sync(lambda: b") Z " in Path(f"/proc/{pid}/stat").read_bytes())
     assert [ask(table, pid=pid) for table in (process_open_files, process_memory_map, process_envs)] == [[], [], []]
     os.waitpid(pid, 0)
+
+
+def test_a_process_with_very_many_descriptors_does_not_outlast_the_statement() -> None:
+    class OverError(Exception):
+        """The statement's time is up."""
+
+    checks = 0
+
+    def check() -> None:
+        nonlocal checks
+        checks += 1
+        if checks > 4:
+            raise OverError
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    more = [os.dup(0) for _ in range(min(6_000, limit[0] - 100))]
+    try:
+        for table in (process_open_files, process_open_pipes):
+            checks = 0
+            with pytest.raises(OverError):
+                ask(table, pid=os.getpid(), check=check)
+    finally:
+        for descriptor in more:
+            os.close(descriptor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -58,6 +57,8 @@ def host_uuid(agent_id: str, root: str = "/") -> str:
 
     Empty if there is no such id either.
     """
+    import uuid
+
     hardware = (dmi("product_uuid", root) or "").strip()
     if hardware and hardware.lower() not in _PLACEHOLDERS:
         return hardware
