@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
+from zeek_agent.access import ShownFiles
 from zeek_agent.host.accounts.name_service import Account
 from zeek_agent.host.files.globbing import Match, open_gate
 from zeek_agent.host.files.reads import Omission
@@ -109,7 +110,9 @@ def _listed(
     from zeek_agent.host.packages.extension_lists import LIST_BYTES_MAX, ExtensionListError
 
     reads = wanted.context.reads
-    for account, match in user_files(wanted, *patterns, private=tuple(f"/**/{pattern}" for pattern in patterns)):
+    for account, match in user_files(
+        wanted, *patterns, shown=ShownFiles(tuple(f"/**/{pattern}" for pattern in patterns))
+    ):
         content = read_whole(match, reads, LIST_BYTES_MAX, wanted.check)
         try:
             for entry in entries(content) if content is not None else ():
@@ -140,9 +143,8 @@ _BROWSERS: Final = {
     ".var/app/com.vivaldi.Vivaldi/config/vivaldi": "vivaldi",
 }
 """Directories in homes, and osquery's names of the browsers."""
-_BROWSER_FILES: Final = (
-    *("/**/Preferences", "/**/Secure Preferences", "/**/manifest.json"),
-    "/**/_locales/*/messages.json",
+_BROWSER_FILES: Final = ShownFiles(
+    ("/**/Preferences", "/**/Secure Preferences", "/**/manifest.json", "/**/_locales/*/messages.json")
 )
 
 chrome_extensions = osquery_table(

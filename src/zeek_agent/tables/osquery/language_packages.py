@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
+from zeek_agent.access import ShownFiles
+from zeek_agent.host.files.whole import literal
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints
 from zeek_agent.tables.osquery._declaration import WITHOUT_NAMESPACES, osquery_table
 from zeek_agent.tables.osquery._paths import NAMESPACE_COLUMNS
-from zeek_agent.tables.osquery._user_files import literal, wanted_homes
+from zeek_agent.tables.osquery._user_files import wanted_homes
 from zeek_agent.text import from_os, to_bytes
 
 if TYPE_CHECKING:
@@ -40,8 +42,8 @@ NODE_SITES: Final = (
     *("/home/*/.local/share/mise/installs/node/*/lib", "/home/*/.volta/tools/image/node/*/lib"),
 )
 NODE_DEPTH_MAX: Final = 100
-_PYTHON_METADATA: Final = ("/**/*.dist-info/METADATA", "/**/*.egg-info/PKG-INFO")
-_NODE_MANIFESTS: Final = ("/**/node_modules/**/package.json",)
+_PYTHON_METADATA: Final = ShownFiles(("/**/*.dist-info/METADATA", "/**/*.egg-info/PKG-INFO"))
+_NODE_MANIFESTS: Final = ShownFiles(("/**/node_modules/**/package.json",))
 
 python_packages = osquery_table(
     "python_packages",
