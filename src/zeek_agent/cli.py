@@ -259,11 +259,19 @@ def _is_comment(argument: str, options: Container[str]) -> bool:
     return argument.startswith("--")
 
 
+_DIALECT: Final = click.option(
+    "--dialect",
+    type=click.Choice(["osquery"]),
+    help="Dialect of statements: names of osquery's tables mean the tables with osquery's columns.",
+)
+
+
 @commands.command(cls=StatementCommand)
 @click.argument("sql")
 @click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="Output format of rows.")
+@_DIALECT
 @_settings
-def query(given: Given, *, sql: str, mode: str) -> int:
+def query(given: Given, *, sql: str, mode: str, dialect: str | None) -> int:
     """Run one SQL statement and print its rows; SQL `-` is read from standard input.
 
     The statement is sent to a running agent. Without one, it runs in a worker process if root runs the command, or else
@@ -274,7 +282,8 @@ def query(given: Given, *, sql: str, mode: str) -> int:
     config, origins = given.load()
     responder = responders.open_responder(config, origins)
     try:
-        columns, rows, notes = responders.query(responder, sys.stdin.read() if sql == "-" else sql)
+        text = sys.stdin.read() if sql == "-" else sql
+        columns, rows, notes = responders.query(responder, text, "full" if dialect is None else "osquery")
         notice = responder.notice
     finally:
         responder.close()
@@ -289,8 +298,9 @@ def query(given: Given, *, sql: str, mode: str) -> int:
 
 @commands.command()
 @click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="Output format of rows.")
+@_DIALECT
 @_settings
-def shell(given: Given, *, mode: str) -> int:
+def shell(given: Given, *, mode: str, dialect: str | None) -> int:
     """Run SQL interactively; `.help` lists commands. Statements can also be piped in."""
     from zeek_agent import paths
     from zeek_agent.terminal import responders
@@ -302,7 +312,7 @@ def shell(given: Given, *, mode: str) -> int:
     try:
         interactive = sys.stdin.isatty()
         pager = Pager.from_environment(os.environ) if interactive and sys.stdout.isatty() else None
-        shell = Shell(responder, _printer(mode), sys.stderr, pager)
+        shell = Shell(responder, _printer(mode), sys.stderr, pager, dialect=None if dialect is None else "osquery")
         if interactive:
             shell.run_interactive(paths.locate(config).history)
             return 0
