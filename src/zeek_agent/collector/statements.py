@@ -45,6 +45,10 @@ class Statements:
             raise SqlError("only one statement at a time")
         return statement
 
+    def is_events(self, table: str) -> bool:
+        """Whether it is an event table."""
+        return self._catalog.tables[table].kind == "events"
+
     def close(self) -> None:
         for connection in self._connections.values():
             connection.close()
